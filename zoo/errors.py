@@ -1,0 +1,39 @@
+"""What may go wrong, by who has to act: the user's input (exit code 2) or the work itself (exit code 1)."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ZooError(Exception):
+    """The work failed."""
+
+    exit_code = 1
+
+
+class ConfigError(ZooError):
+    """The user's input is wrong. Holds every fault found, one line each: `path: what is wrong, what was found (what
+    would do)`."""
+
+    exit_code = 2
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = list(faults)
+
+
+class KernelError(ConfigError):
+    """A kernel was forced that cannot do what the architecture asks."""
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint is missing, broken, or of another architecture."""
+
+
+class FitError(ConfigError):
+    """The model does not fit where it was to go."""
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the closest option, or nothing when none is close."""
+    close = difflib.get_close_matches(word, list(options), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -1,0 +1,109 @@
+# B batch, T new tokens, S keys
+"""What a model keeps of earlier tokens while generating. Allocated from each component's own `cache()` table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from zoo.errors import ConfigError
+from zoo.lazy import torch
+from zoo.spec import Spec, components
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the next tokens go in the caches of one kind of layer, and which columns are then visible."""
+
+    start: int  # first slot to write
+    stop: int  # one past the last, in the same stretch
+    held: int  # slots that hold a token before the new ones come
+    rolls: bool  # whether a chunk passes the end of the ring: old and new are joined, then the newest kept
+    columns: Any  # column (index in the row, pads included) of every key, LongTensor [S]
+
+
+class LayerCache:
+    """One layer's tensors [B, capacity, …]. A window of W tokens is a ring of W slots: what left the window is
+    overwritten."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor], columns: torch.Tensor) -> None:
+        self.tensors = tensors
+        self.columns = columns
+
+    def append(self, plan: Plan, new: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Stores the new tokens; gives every visible key, the new ones included, in the order of `plan.columns`."""
+        return tuple(self._append(plan, self.tensors[name], tensor) for name, tensor in new.items())
+
+    def _append(self, plan: Plan, buffer: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        if not plan.rolls:
+            buffer[:, plan.start : plan.stop] = new
+            return buffer[:, : max(plan.held, plan.stop)]
+        joined = torch.cat((buffer[:, : plan.held], new.to(buffer.dtype)), 1)
+        newest = plan.columns.argsort()[-buffer.shape[1] :]
+        slots = plan.columns[newest] % buffer.shape[1]
+        buffer[:, slots] = joined[:, newest]
+        return joined
+
+
+class Cache:
+    """All layers' caches. `length` is the number of columns held; each forward with this cache appends to it."""
+
+    def __init__(self, spec: Any, layers: list[LayerCache], capacities: dict[str, int], capacity: int) -> None:
+        self.spec = spec
+        self.layers = layers
+        self.capacities = capacities
+        self.capacity = capacity
+        self.length = 0
+
+    @classmethod
+    def allocate(cls, model: Any, batch: int, capacity: int, *, dtype: Any = None, device: Any = None) -> Cache:
+        """Room for `capacity` tokens in `batch` rows, of the model's own dtype and device unless given."""
+        spec = model if isinstance(model, Spec) else model.spec
+        if dtype is None or device is None:
+            weight = next(model.parameters())
+            dtype, device = dtype or weight.dtype, device or weight.device
+        capacities = {kind: min(capacity, _window(block) or capacity) for kind, block in spec.blocks.items()}
+        columns = torch.arange(capacity, device=device)
+        layers = []
+        for kind in spec.pattern:
+            shapes = _shapes(spec.blocks[kind], spec.d_model)
+            size = (batch, capacities[kind])
+            tensors = {name: torch.zeros(*size, *shape, dtype=dtype, device=device) for name, shape in shapes.items()}
+            layers.append(LayerCache(tensors, columns))
+        return cls(spec, layers, capacities, capacity)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer.tensors.values())
+
+    def plan(self, kind: str, new: int) -> Plan:
+        """Where `new` tokens go in layers of this kind. Raises ConfigError when they do not fit."""
+        if self.length + new > self.capacity:
+            found = f"holds {self.length} of at most {self.capacity} tokens, {new} more came"
+            raise ConfigError(f"cache: {found} (allocate a larger capacity)")
+        size, columns = self.capacities[kind], self.layers[self.spec.pattern.index(kind)].columns
+        start, held = self.length % size, min(self.length, size)
+        if start + new <= size and (self.length + new <= size or new == 1):
+            end = self.length + new
+            visible = columns[:end] if end <= size else _ring(columns, end, size)
+            return Plan(start, start + new, held, False, visible)
+        old = _ring(columns, self.length, size) if self.length > size else columns[:held]
+        return Plan(start, start, held, True, torch.cat((old, columns[self.length : self.length + new])))
+
+
+def _ring(columns: torch.Tensor, end: int, size: int) -> torch.Tensor:
+    """The column in each slot of a full ring when `end` columns have come: the newest one that is ≡ slot (mod size)."""
+    slots = columns[:size]
+    return end - 1 - (end - 1 - slots) % size
+
+
+def _window(block: Spec) -> int | None:
+    return block.attention.visible_window  # type: ignore[attr-defined]
+
+
+def _shapes(block: Spec, d_model: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for _, component, _ in components(block, d_model):
+        shapes |= component.cache()
+    return shapes

@@ -1,0 +1,266 @@
+"""From a model's YAML node to its Spec: interpolations resolved, layer kinds expanded, every fault found at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from zoo.errors import ConfigError, did_you_mean
+from zoo.model import Decoder, Topology
+from zoo.spec import Spec
+
+AXES = ("attention", "position", "norm", "block", "ffn", "router", "activation")
+"""Axes that a model states at its top level; other nodes reach them by interpolation."""
+
+STRUCTURE = ("about", "kind", "n_layers", "layers", "pattern")
+"""Top-level keys that are read here and are no field of a Spec."""
+
+OWN = {field.name for field in fields(Decoder)} - {"blocks"}  # type: ignore[arg-type]
+
+_reads: set[str] = set()
+"""Names that interpolations asked for while a node resolved (see `to_spec`)."""
+
+
+def register_resolvers() -> None:
+    """`${up:a,b}`: the nearest enclosing `a`, else `b`. `${or:a,literal}`: the nearest enclosing `a`, else the
+    literal."""
+    OmegaConf.register_new_resolver("up", _up, replace=True, use_cache=False)
+    OmegaConf.register_new_resolver("or", _or, replace=True, use_cache=False)
+
+
+def _up(*names: str, _parent_: Any) -> Any:
+    for name in names:
+        found, value = _nearest(name, _parent_)
+        if found:
+            return value
+    raise ConfigError(f"{names[0]}: is missing; {_place(_parent_)} needs it (state it at the model's top level)")
+
+
+def _or(name: str, literal: Any, *, _parent_: Any) -> Any:
+    found, value = _nearest(name, _parent_)
+    return value if found else literal
+
+
+def _nearest(name: str, node: Any) -> tuple[bool, Any]:
+    """Looks for a key outwards, from the node that holds the asking component."""
+    _reads.add(name)
+    scope = node._get_parent()
+    while scope is not None:
+        if isinstance(scope, DictConfig) and name in scope:
+            return True, scope[name]
+        scope = scope._get_parent()
+    return False, None
+
+
+def _place(node: Any) -> str:
+    return node._get_full_key(None) or "the model"
+
+
+def to_spec(node: DictConfig, touched: Iterable[str] = ()) -> Any:
+    """The Spec that a model node describes. Raises ConfigError with every fault and its YAML path.
+
+    `touched` are the keys the user overrode: one that nothing reads is refused, so that no wish is dropped silently.
+    """
+    register_resolvers()
+    _reads.clear()
+    root = OmegaConf.create(OmegaConf.to_container(node, resolve=False))
+    assert isinstance(root, DictConfig)
+    missing = _unresolvable(root)
+    if missing:
+        raise ConfigError(*missing)
+    names, problems = _pattern(root)
+    scopes = {name: _scope(root, name, problems) for name in dict.fromkeys(names)}
+    tree = _tree(root, scopes, names)
+    problems += _strangers(root, scopes)
+    problems += [f"{key}: nothing in this model reads it (leave it out)" for key in _idle(root, touched)]
+    try:
+        spec = Topology.parse(tree)
+    except ValidationError as error:
+        problems += _placed(error, root, scopes)
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    return spec
+
+
+def _unresolvable(root: DictConfig) -> list[str]:
+    """Interpolations that lead nowhere, one line each."""
+    found: dict[str, None] = {}
+    for node in _leaves(root):
+        try:
+            node._dereference_node()
+        except OmegaConfBaseException as error:
+            found[_reason(error) or f"{_place(node)}: {str(error).splitlines()[0]}"] = None
+    return list(found)
+
+
+def _reason(error: BaseException) -> str | None:
+    """What a resolver of ours said, if one did; OmegaConf wraps it in errors of its own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ConfigError):
+        cause = cause.__cause__ or cause.__context__
+    return None if cause is None else cause.faults[0]
+
+
+def _leaves(node: Any) -> Iterable[Any]:
+    """Every node that is a value or an interpolation, named layer kinds apart (they resolve in their own scope)."""
+    for key in list(node):
+        child = node._get_node(key)
+        if child is None or key == "layers":
+            continue
+        if child._is_interpolation() or child._is_none() or not OmegaConf.is_config(child):
+            yield child
+        elif isinstance(child, DictConfig):
+            yield from _leaves(child)
+
+
+def _pattern(root: DictConfig) -> tuple[list[str], list[str]]:
+    """The kind of each layer, first to last, and what is wrong with it. `name*3` stands for three; the list repeats
+    to n_layers."""
+    n_layers, kinds = root.get("n_layers"), list(root.get("layers") or {})
+    if not isinstance(n_layers, int) or n_layers < 1:
+        return ["layer"], [f"n_layers: must be a whole number above 0, found {n_layers!r}"]
+    pattern = root.get("pattern") or ["layer"]
+    if isinstance(pattern, str):
+        pattern = [pattern]
+    names: list[str] = []
+    problems: list[str] = []
+    for item in pattern:
+        match = re.fullmatch(r"\s*([\w.-]+)\s*(?:\*\s*(\d+))?\s*", str(item))
+        if match is None:
+            problems.append(f"pattern: cannot read {item!r} (a layer's name, or name*3)")
+        elif match[1] not in (*kinds, "layer"):
+            hint = did_you_mean(match[1], kinds) or f" (layers has: {', '.join(kinds) or 'none'})"
+            problems.append(f"pattern: no layer is named {match[1]!r}{hint}")
+        else:
+            names += [match[1]] * int(match[2] or 1)
+    if not names:
+        return ["layer"], problems or ["pattern: is empty (name at least one layer)"]
+    return [names[index % len(names)] for index in range(n_layers)], problems
+
+
+def _scope(root: DictConfig, name: str, problems: list[str]) -> DictConfig:
+    """The model as layers of this kind see it: its own keys, with the kind's patch laid over them."""
+    patch = (root.get("layers") or {}).get(name)
+    if patch is None:
+        return root
+    raw = OmegaConf.to_container(root, resolve=False)
+    assert isinstance(raw, dict)
+    return OmegaConf.create(_patched(raw, OmegaConf.to_container(patch, resolve=False), f"layers.{name}", problems))
+
+
+def _patched(base: Mapping[Any, Any], patch: Any, path: str, problems: list[str]) -> dict[Any, Any]:
+    """`patch` laid over `base`; a node that names another kind takes the place of the old one whole."""
+    if not isinstance(patch, Mapping):
+        problems.append(f"{path}: is {patch!r}, not a mapping of the model's keys")
+        return dict(base)
+    merged = dict(base)
+    for key, value in patch.items():
+        old = merged.get(key)
+        same = isinstance(value, Mapping) and isinstance(old, Mapping) and value.get("kind") in (None, old.get("kind"))
+        merged[key] = _patched(old, value, f"{path}.{key}", problems) if same else value  # type: ignore[arg-type]
+    return merged
+
+
+def _tree(root: DictConfig, scopes: dict[str, DictConfig], names: list[str]) -> dict[str, Any]:
+    """The node that `Topology.parse` takes: the model's own fields, and a block for each kind of layer."""
+    tree = {str(key): _plain(root, str(key)) for key in root if key in OWN or key == "kind"}
+    for part in ("embedding", "head"):
+        inner = tree.setdefault(part, {})
+        if isinstance(inner, dict):
+            inner.setdefault("vocab_size", tree.get("vocab_size"))
+    tree["blocks"] = {name: _plain(scope, "block") for name, scope in scopes.items()}
+    tree["pattern"] = tuple(names)
+    return tree
+
+
+def _plain(scope: DictConfig, key: str) -> Any:
+    value = scope.get(key)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _strangers(root: DictConfig, scopes: Mapping[str, DictConfig]) -> list[str]:
+    """Top-level keys that are no field, no axis, and that no interpolation ever asks for."""
+    known = OWN | set(AXES) | set(STRUCTURE) | _reads | DIMS
+    keys = [(str(key), str(key)) for key in root]
+    keys += [
+        (f"layers.{name}.{key}", str(key)) for name in scopes for key in (root.get("layers") or {}).get(name) or {}
+    ]
+    return [f"{path}: no such key{did_you_mean(key, known)}" for path, key in keys if key not in known]
+
+
+DIMS = {
+    *("n_heads", "n_kv_heads", "head_dim", "d_ff", "window", "bias", "norm_eps", "norm_bias"),
+    *("rope_theta", "rotary_dim", "original_max_seq_len", "n_experts", "top_k", "balance_coef", "z_coef"),
+}
+"""Dimensions that a model may state whether or not its present choices read them, so that axes can be swapped."""
+
+
+def _idle(root: DictConfig, touched: Iterable[str]) -> list[str]:
+    """Overridden dimensions that no choice in this model asks for."""
+    read = OWN | set(AXES) | set(STRUCTURE) | _reads
+    return [key for key in touched if key in root and key not in read]
+
+
+def _placed(error: ValidationError, root: DictConfig, scopes: Mapping[str, DictConfig]) -> list[str]:
+    """Each fault at the key where the user can mend it."""
+    lines = []
+    for item in error.errors(include_url=False):
+        path = [str(step) for step in item["loc"]]
+        where = ".".join(path) or "model"
+        if path[:1] == ["blocks"] and len(path) > 1:
+            where = _origin(scopes[path[1]], ["block", *path[2:]])
+            patch = (root.get("layers") or {}).get(path[1])
+            if patch is not None and OmegaConf.select(patch, where) is not None:
+                where = f"layers.{path[1]}.{where}"
+        elif path:
+            where = _origin(root, path)
+        lines.append(f"{where}: {item['msg']}")
+    return lines
+
+
+def _origin(scope: DictConfig, path: list[str]) -> str:
+    """Follows interpolations from a path to the key that the value was stated at."""
+    node: Any = scope
+    for index, step in enumerate(path):
+        raw = node._get_node(step) if isinstance(node, DictConfig) and step in node else None
+        if raw is None:
+            break
+        name = re.fullmatch(r"\$\{(?:up|or):\s*([\w]+).*\}", str(raw._value())) if raw._is_interpolation() else None
+        if name is not None:
+            names = re.findall(r"\w+", str(raw._value()))[1:]
+            source = next((each for each in names if each in scope), None)
+            if source is None:
+                break
+            return _origin(scope, [source, *path[index + 1 :]])
+        node = raw
+    return ".".join(path)
+
+
+# ---------------------------------------------------------------- Specs as plain data
+
+
+def to_dict(spec: Any) -> Any:
+    """A Spec as plain YAML data, every kind and every field stated; `from_dict` gives the same Spec back."""
+    if isinstance(spec, Spec):
+        assert is_dataclass(spec)
+        return {"kind": spec.kind, **{field.name: to_dict(getattr(spec, field.name)) for field in fields(spec)}}
+    if isinstance(spec, Mapping):
+        return {key: to_dict(value) for key, value in spec.items()}
+    if isinstance(spec, tuple | list):
+        return [to_dict(value) for value in spec]
+    return spec
+
+
+def from_dict(node: Mapping[str, Any]) -> Any:
+    """The Spec that `to_dict` wrote. Raises ConfigError with every fault."""
+    try:
+        return Topology.parse({**node, "pattern": tuple(node.get("pattern", ()))})
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)]
+        raise ConfigError(*lines) from error

@@ -1,0 +1,43 @@
+"""The values a fresh model starts from, read from its parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import PositiveFloat
+
+from zoo.spec import Embedding, Experts, Linear, Part, Spec, Weight, tensors
+
+
+class Init(Spec, axis="init", default="normal"):
+    """How matrices and tables are drawn. Biases start at 0 and other weights at the value their part states."""
+
+    def deviation(self, part: Part, n_layers: int) -> float:
+        raise NotImplementedError
+
+
+class Normal(Init, kind="normal"):
+    """Normal with one `std`; what writes to the residual stream by 1/√(2·n_layers) less (Radford et al., 2019,
+    GPT-2)."""
+
+    std: PositiveFloat = 0.02
+    residual_scaled: bool = True
+
+    def deviation(self, part: Part, n_layers: int) -> float:
+        linear = part.of if isinstance(part, Experts) else part
+        scaled = self.residual_scaled and isinstance(linear, Linear) and linear.residual
+        return self.std * ((2 * n_layers) ** -0.5 if scaled else 1.0)
+
+
+def initialise(model: Any, generator: Any) -> None:
+    """Fills every tensor of a built model in place, in the table's order, from one generator."""
+    parameters = dict(model.named_parameters())
+    for name, part, leaf in tensors(model.spec, model.d_model):
+        parameter = parameters[name].detach()
+        if isinstance(part, Weight):
+            parameter.fill_(part.init)
+        elif leaf == "bias":
+            parameter.zero_()
+        else:
+            assert isinstance(part, Linear | Embedding | Experts)
+            parameter.normal_(0.0, model.spec.init.deviation(part, model.spec.n_layers), generator=generator)

@@ -1,0 +1,36 @@
+"""torch on first use, so that counting an architecture never imports it.
+
+A component file says `from zoo.lazy import torch` and uses it inside `forward`. The first attribute asked for loads the
+module and copies its names here, so that later look-ups cost what an ordinary module's cost and torch.compile meets
+plain attributes. Python 3.15's `lazy import` (PEP 810) will replace this file.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+
+class _Lazy:
+    def __init__(self, module: str) -> None:
+        self.__dict__["_module"] = module
+
+    def _fill(self) -> Any:
+        module = importlib.import_module(self._module)
+        self.__dict__.update(vars(module))
+        return module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fill(), name)
+
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+else:
+    torch = _Lazy("torch")
+    F = _Lazy("torch.nn.functional")
+
+
+def load() -> None:
+    """Loads both now: what torch.compile traces must not import."""
+    for module in (torch, F):
+        _Lazy._fill(module)  # type: ignore[arg-type]
