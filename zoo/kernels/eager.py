@@ -1,0 +1,69 @@
+# B batch, T queries, S keys, H heads, K kv heads, G = H/K query heads to a kv head, C head width
+"""Attention in plain torch: the meaning that every other kernel is tested against."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zoo.kernels.base import Ask, Kernel
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.mask import Mask
+
+
+class Eager(Kernel):
+    """softmax(mask(softcap(scale·QKᵀ) + bias))·V with every score held in memory.
+
+    Products are in the inputs' dtype, all between them in float32 (float64 stays). They are the two batched products
+    that torch's FlopCounterMode sees: 2·T·S·H·(C + Cv) a row.
+    """
+
+    name = "eager"
+    about = "plain torch, the reference: every feature, any device and dtype; holds all scores in memory"
+
+    def refuses(self, ask: Ask) -> str | None:
+        return None
+
+    def prepare(self, mask: Mask, device: torch.device, dtype: torch.dtype, bias: Tensor | None) -> None:
+        if not mask.sees_all:
+            mask.dense(device)
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Mask,
+        *,
+        scale: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
+        n_kv_heads = k.shape[2]
+        queries = q.unflatten(2, (n_kv_heads, q.shape[2] // n_kv_heads))  # B T K G C
+        scores = torch.einsum("btkgc,bskc->bkgts", queries, k).flatten(1, 2)  # B H T S
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        if bias is not None:
+            scores = scores + bias
+        seen = None if mask.sees_all else mask.dense(q.device)
+        chances = _softmax(scores, seen, sinks).to(v.dtype).unflatten(1, queries.shape[2:4])  # B K G T S
+        return torch.einsum("bkgts,bskc->btkgc", chances, v).flatten(2, 3)  # B T H Cv
+
+
+def _softmax(scores: Tensor, seen: Tensor | None, sinks: Tensor | None) -> Tensor:
+    """Softmax over the keys seen [B, H, T, S]; `sinks` [H] is one more column that takes its share and is dropped."""
+    if seen is not None:
+        # The lowest finite score, not -inf: a row with nothing to see stays free of NaN, backward too.
+        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    if sinks is None:
+        chances = scores.softmax(-1)
+    else:
+        column = sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)  # B H T 1
+        chances = torch.cat((scores, column), -1).softmax(-1)[..., :-1]
+    return chances if seen is None else chances.masked_fill(~seen, 0)

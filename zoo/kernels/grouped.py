@@ -1,0 +1,148 @@
+# N rows sorted by expert, E experts
+"""The experts' matrix products, batched: every row of x times the weight of its own expert.
+
+Imported where models are built, not where they are counted: registering an operator loads torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch  # noqa: TID253  (operators are registered as this file loads)
+from torch import Tensor  # noqa: TID253
+from torch.nn import functional as F  # noqa: TID253
+from torch.utils.flop_counter import register_flop_formula  # noqa: TID253
+
+from zoo.errors import KernelError, did_you_mean
+
+METHODS = ("auto", "grouped_mm", "loop")
+
+
+def grouped_linear(
+    x: Tensor,
+    weight: Tensor,
+    offsets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    expert_of_row: Tensor | None = None,
+    method: str = "auto",
+) -> Tensor:
+    """x [N, d_in] → [N, d_out]: row n times `weight[e]` [d_out, d_in], with e its expert (an expert may have no row).
+
+    Rows come sorted by expert; `offsets` [E] int32 says where each expert's end, the last at N. `expert_of_row` [N] is
+    the same in other words: with it a `bias` [E, d_out] costs no search. `grouped_mm` is torch's own kernel, `loop` a
+    product for each expert. Under autocast both operands are cast. FlopCounterMode sees 2·N·d_in·d_out either way.
+
+    On 2 CPU threads grouped_mm is never slower: N 4096, E 8, 256 → 512, forward and backward 9.1 against 10.7 ms for a
+    loop of F.linear in float32, 4.0 against 4.9 (1 thread) in bfloat16 (torch 2.13, November 2026).
+    """
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):  # torch knows no autocast for meta
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+    y = torch.ops.zoo.grouped_linear(x, weight, offsets, _native(x, weight, method))
+    if bias is None:
+        return y
+    if expert_of_row is None:
+        rows = torch.arange(x.shape[0], device=x.device, dtype=offsets.dtype)
+        expert_of_row = torch.searchsorted(offsets, rows, right=True)
+    return y + bias.to(y.dtype)[expert_of_row]
+
+
+def refuses(device: str, dtype: str, d_in: int, d_out: int) -> str | None:
+    """Why torch's grouped_mm cannot do this product, or None."""
+    if device != "cpu" and dtype != "bfloat16":
+        return f"grouped_mm takes bfloat16 on {device}, not {dtype}"
+    size = {"bfloat16": 2, "float16": 2, "float32": 4}.get(dtype)
+    if size is None:
+        return f"grouped_mm takes float32, bfloat16 and float16, not {dtype}"
+    for name, width in (("d_in", d_in), ("d_out", d_out)):
+        if width * size % 16:
+            return f"grouped_mm wants rows in multiples of 16 bytes, {name}={width} in {dtype} is {width * size}"
+    return None
+
+
+def _native(x: Tensor, weight: Tensor, method: str) -> bool:
+    """Whether torch's kernel does it. Raises KernelError when it was asked for and cannot."""
+    if method not in METHODS:
+        raise KernelError(
+            f"grouped: there is no {method!r}{did_you_mean(method, METHODS)} (there are {', '.join(METHODS)})"
+        )
+    if method == "loop":
+        return False
+    _, d_out, d_in = weight.shape
+    reason = refuses(x.device.type, str(x.dtype).removeprefix("torch."), d_in, d_out)
+    if reason is not None and method == "grouped_mm":
+        raise KernelError(f"grouped: grouped_mm was asked for, but {reason} (method=loop or method=auto would do)")
+    return reason is None
+
+
+# One operator around both ways. grouped_mm alone cannot be compiled in float32 (its meta function demands bfloat16),
+# fails on an expanded gradient (that of a sum) and counts as no FLOPs. A loop alone reads offsets, which breaks a
+# compiled graph.
+torch.library.define("zoo::grouped_linear", "(Tensor x, Tensor weight, Tensor offsets, bool native) -> Tensor")
+torch.library.define(
+    "zoo::grouped_linear_backward",
+    "(Tensor grad, Tensor x, Tensor weight, Tensor offsets, bool native) -> (Tensor, Tensor)",
+)
+
+
+@torch.library.impl("zoo::grouped_linear", "CompositeExplicitAutograd")
+def _forward(x: Tensor, weight: Tensor, offsets: Tensor, native: bool) -> Tensor:
+    if native:
+        return F.grouped_mm(x.contiguous(), weight.contiguous().transpose(1, 2), offs=offsets)
+    y = x.new_empty(x.shape[0], weight.shape[1])
+    for expert, rows in _groups(offsets):
+        torch.mm(x[rows], weight[expert].t(), out=y[rows])
+    return y
+
+
+@torch.library.impl("zoo::grouped_linear_backward", "CompositeExplicitAutograd")
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, offsets: Tensor, native: bool) -> tuple[Tensor, Tensor]:
+    grad, x = grad.contiguous(), x.contiguous()
+    if native:
+        of_x = F.grouped_mm(grad, weight.contiguous(), offs=offsets)
+        return of_x, F.grouped_mm(grad.t(), x, offs=offsets)
+    of_x, of_weight = torch.empty_like(x), torch.zeros_like(weight)
+    for expert, rows in _groups(offsets):
+        torch.mm(grad[rows], weight[expert], out=of_x[rows])
+        torch.mm(grad[rows].t(), x[rows], out=of_weight[expert])
+    return of_x, of_weight
+
+
+def _groups(offsets: Tensor) -> list[tuple[int, slice]]:
+    """Each expert that has rows, and which."""
+    ends = offsets.tolist()
+    return [(expert, slice(a, b)) for expert, (a, b) in enumerate(zip([0, *ends], ends, strict=False)) if a < b]
+
+
+@torch.library.register_fake("zoo::grouped_linear")
+def _(x: Tensor, weight: Tensor, offsets: Tensor, native: bool) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1])
+
+
+@torch.library.register_fake("zoo::grouped_linear_backward")
+def _(grad: Tensor, x: Tensor, weight: Tensor, offsets: Tensor, native: bool) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, offsets, native = inputs
+    ctx.save_for_backward(x, weight, offsets)
+    ctx.native = native
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    return *torch.ops.zoo.grouped_linear_backward(grad, *ctx.saved_tensors, ctx.native), None, None
+
+
+torch.library.register_autograd("zoo::grouped_linear", _differentiate, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.zoo.grouped_linear)
+def _(x: tuple[int, ...], weight: tuple[int, ...], *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return 2 * x[0] * weight[1] * weight[2]
+
+
+@register_flop_formula(torch.ops.zoo.grouped_linear_backward)
+def _(grad: Any, x: tuple[int, ...], weight: tuple[int, ...], *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return 4 * x[0] * weight[1] * weight[2]

@@ -1,0 +1,92 @@
+# B batch, T queries, S keys, H heads, K kv heads, G = H/K query heads to a kv head, C head width
+"""torch's scaled_dot_product_attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zoo.kernels.base import Ask, Kernel
+from zoo.lazy import F, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.mask import Mask
+
+
+class SDPA(Kernel):
+    """Fused attention from torch itself, on any device."""
+
+    name = "sdpa"
+    about = "torch's scaled_dot_product_attention: fused; no softcap, no sinks"
+
+    def refuses(self, ask: Ask) -> str | None:
+        if ask.softcap:
+            return "scaled_dot_product_attention has no softcap"
+        if ask.sinks:
+            return "scaled_dot_product_attention has no attention sinks"
+        return None
+
+    def prepare(self, mask: Mask, device: torch.device, dtype: torch.dtype, bias: Tensor | None) -> None:
+        _scores(mask, device, dtype, bias)
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Mask,
+        *,
+        scale: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
+        added = _scores(mask, q.device, q.dtype, bias)
+        if q.shape[1] == 1 and q.shape[2] != k.shape[2]:
+            return _one_query(q, k, v, added, scale)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # B H T C, B K S C
+        # is_causal is aligned at the upper left: right only where there are as many queries as keys.
+        causal = added is None and not mask.sees_all
+        shared = q.shape[1] != k.shape[1]
+        if shared and _must_repeat(q, v, added):
+            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+            shared = False
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=added, is_causal=causal, scale=scale, enable_gqa=shared)
+        return y.transpose(1, 2)  # B T H Cv
+
+
+def _scores(mask: Mask, device: torch.device, dtype: torch.dtype, bias: Tensor | None) -> Tensor | None:
+    """What is added to the scores [B|1, H|1, T, S]; None where torch needs no more than is_causal."""
+    if bias is None:
+        return None if mask.sees_all or mask.plain_causal else mask.additive(device, dtype)
+    # In bfloat16 a bias of -1000 is rounded to a multiple of 4. The CPU's kernel adds a float32 one as it is, 5% slower
+    # in all; CUDA's want the dtype of q.
+    wide = torch.promote_types(dtype, torch.float32) if device.type == "cpu" else dtype
+    return mask.additive(device, wide, bias)
+
+
+def _must_repeat(q: Tensor, v: Tensor, added: Tensor | None) -> bool:
+    """Whether heads that share keys are given copies of them.
+
+    Never on the CPU, measured (torch 2.13, November 2026; B 4, T 512, H 12, K 4, C 64, causal, 2 threads, forward and
+    backward): enable_gqa 49 ms against 57 with copies in float32, 28 against 33 in bfloat16. On CUDA only the flash
+    kernel shares keys (torch's documentation), which takes neither a mask nor float32 nor a V of its own width:
+    elsewhere enable_gqa would end in unfused products.
+    """
+    return q.is_cuda and (added is not None or q.dtype == torch.float32 or v.shape[3] != q.shape[3])
+
+
+def _one_query(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float) -> Tensor:
+    """Heads that share keys become queries of one head: K and V are read once, neither copied nor reread.
+
+    With 2 CPU threads, H 12, K 4, C 64, S 1024: 42 µs against 79 with enable_gqa in float32, 56 against 67 in bfloat16.
+    """
+    batch, _, n_heads, width = q.shape
+    n_kv_heads = k.shape[2]
+    group = n_heads // n_kv_heads
+    if added is not None and added.shape[1] == n_heads:
+        added = added.reshape(added.shape[0], n_kv_heads, group, added.shape[3])  # B|1 K G S
+    q = q.reshape(batch, n_kv_heads, group, width)
+    y = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=added, scale=scale)
+    return y.reshape(batch, 1, n_heads, v.shape[3])
