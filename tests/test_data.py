@@ -1,0 +1,403 @@
+"""Corpora, their split, the cache and the settings, against slow and obvious ways to say the same."""
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import zoo.data
+from zoo.config import conf_dir
+from zoo.data import DataSettings, prepare
+from zoo.data.corpus import Corpus, Document, digest, joined, paragraphs, split, stdlib_corpus, text_corpus
+from zoo.data.tokenizer import byte_tokenizer, train_bpe
+from zoo.data.tokens import cache_folder, cached, remove_stale_drafts
+from zoo.errors import ConfigError, ZooError
+
+POEM = [f"Line {n} of a poem that says {n * n}, naïvely: 漢字 🦓.\n" for n in range(400)]
+FAST = settings(max_examples=60, deadline=None)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of the test's own."""
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Forty small documents in a folder, and one of them twice."""
+    root = tmp_path / "corpus"
+    (root / "deep").mkdir(parents=True)
+    for n in range(40):
+        (root / ("deep" if n % 2 else ".") / f"{n:02}.md").write_text("".join(POEM[n * 10 : n * 10 + 10]), "utf-8")
+    (root / "copy.txt").write_text("".join(POEM[:10]), "utf-8")
+    return root
+
+
+def faults_of(call) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        call()
+    assert not any("\n" in fault for fault in caught.value.faults)
+    return caught.value.faults
+
+
+def documents(*texts: str) -> list[Document]:
+    return [Document(f"{number}.txt", 0, text) for number, text in enumerate(texts)]
+
+
+# Corpora
+
+
+def test_stdlib_is_the_library_without_its_tests_and_packages():
+    corpus = stdlib_corpus()
+    names = [file.relative_to(corpus.root).as_posix() for file in corpus.files]
+    assert {"argparse.py", "json/decoder.py", "unittest/case.py"} <= set(names)
+    assert not [name for name in names if {"site-packages", "test", "tests"} & set(Path(name).parts)]
+    assert names == sorted(names)
+    assert 2_000_000 < corpus.n_bytes < 40_000_000
+
+
+def test_a_folder_gives_its_text_files_in_order_and_passes_over_what_is_not_text(folder):
+    (folder / ".hidden").write_text("secret", "utf-8")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "config.txt").write_text("secret", "utf-8")
+    (folder / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    (folder / "blank.txt").write_text(" \n\n", "utf-8")
+    paths = [document.path for document in text_corpus(folder)]
+    assert len(set(paths)) == 41
+    assert paths == sorted(paths)
+    assert not [path for path in paths if path.startswith(".") or path in ("picture.png", "blank.txt")]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo")
+    assert [document.text for document in text_corpus(tmp_path / "a.txt")] == ["one\r\ntwo"]
+
+
+def test_a_missing_or_empty_text_is_one_line(tmp_path):
+    assert "no such file or folder, found" in faults_of(lambda: text_corpus(tmp_path / "none"))[0]
+    (tmp_path / "blank.txt").write_text("\n \n", "utf-8")
+    (tmp_path / "empty").mkdir()
+    for name in ("blank.txt", "empty"):
+        (fault,) = faults_of(lambda name=name: text_corpus(tmp_path / name))
+        assert fault.startswith("data.path: no text to read") and name in fault
+
+
+def test_files_that_are_not_utf8_are_all_named_with_the_place(tmp_path):
+    (tmp_path / "latin.txt").write_bytes("déjà".encode("latin-1"))
+    (tmp_path / "wide.txt").write_bytes("wide".encode("utf-16"))
+    (tmp_path / "zero.md").write_bytes(b"ab\0")
+    (tmp_path / "fine.txt").write_text("fine", "utf-8")
+    faults = faults_of(lambda: list(text_corpus(tmp_path)))
+    assert len(faults) == 3
+    assert "latin.txt is not UTF-8, found byte 0xe9 at 1 (convert it, or move it away)" in faults[0]
+    assert "zero.md is not UTF-8, found byte 0x00 at 2" in faults[2]
+
+
+def test_a_long_list_of_faulty_files_is_cut_short(tmp_path):
+    for n in range(25):
+        (tmp_path / f"{n}.txt").write_bytes(b"\xff")
+    faults = faults_of(lambda: text_corpus(tmp_path))
+    assert len(faults) == 11 and faults[-1] == "data.path: and 15 more such files"
+
+
+@FAST
+@given(st.text(alphabet=st.sampled_from("ab \n\r\u2028é")), st.integers(1, 9))
+def test_pieces_joined_are_the_text_and_of_bounded_size(text, size):
+    pieces = paragraphs(text, size)
+    assert "".join(pieces) == text
+    assert all(size <= len(piece) <= 2 * size for piece in pieces[:-1])
+    assert all(0 < len(piece) <= 2 * size for piece in pieces[-1:])
+
+
+def test_pieces_end_after_a_blank_line_where_one_comes():
+    assert paragraphs("one\none\n\ntwo\ntwo\n\nthree\n", 6) == ["one\none\n\n", "two\ntwo\n\n", "three\n"]
+
+
+def test_one_file_gives_both_parts_and_every_paragraph_stands_in_one(tmp_path):
+    text = "\n".join(line * 3 for line in POEM)
+    (tmp_path / "book.txt").write_text(text, "utf-8")
+    corpus = text_corpus(tmp_path / "book.txt")
+    parts = split(corpus, 0.1)
+    texts = list(joined(corpus, parts))
+    assert "".join(piece for _, piece in texts) == text
+    assert {part for part, _ in texts} == {"train", "validation"}
+    assert all(one != other for (one, _), (other, _) in pairwise(texts))  # runs are joined
+    validation = "".join(piece for part, piece in texts if part == "validation")
+    assert 0.03 < len(validation) / len(text) < 0.25
+    train = "".join(piece for part, piece in texts if part == "train")
+    assert not [line for line in POEM if line in train and line in validation]
+
+
+def test_a_gap_in_a_file_ends_a_document():
+    pieces = [Document("a", 0, "A"), Document("a", 1, "B"), Document("a", 3, "D"), Document("b", 4, "E")]
+    assert list(joined(pieces, ["train"] * 4)) == [("train", "AB"), ("train", "D"), ("train", "E")]
+    assert list(joined(pieces[:2], ["train", None])) == [("train", "A")]
+
+
+# The split
+
+
+@FAST
+@given(st.lists(st.text(min_size=1), min_size=2, max_size=40), st.randoms(), st.floats(0.01, 0.99))
+def test_no_text_stands_in_both_parts_and_order_and_names_change_nothing(texts, rng, fraction):
+    texts = [*texts, *rng.sample(texts, 2), "one", "other"]
+    parts = split(documents(*texts), fraction)
+    where = {digest(text): part for text, part in zip(texts, parts, strict=True) if part}
+    assert len(where) == len([part for part in parts if part]) == len({" ".join(text.split()) for text in texts})
+    assert set(where.values()) == {"train", "validation"}
+    shuffled = rng.sample(texts, len(texts))
+    again = split(documents(*shuffled), fraction)
+    assert where == {digest(text): part for text, part in zip(shuffled, again, strict=True) if part}
+
+
+def test_a_growing_corpus_moves_no_document():
+    texts = [f"text {n}" for n in range(3000)]
+    parts = split(documents(*texts), 0.05)
+    assert split(documents(*texts[:1000]), 0.05) == parts[:1000]
+    assert 0.03 < parts.count("validation") / len(parts) < 0.07
+
+
+def test_copies_that_differ_in_white_space_count_once():
+    parts = split(documents("a b\n", "c", "a  b\r\n", "c"), 0.5)
+    assert parts[2:] == [None, None] and None not in parts[:2]
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
+def test_neither_part_is_ever_empty(fraction):
+    assert set(split(documents("a", "b", "c"), fraction)) == {"train", "validation"}
+
+
+def test_a_corpus_that_cannot_be_split_is_one_line():
+    assert "found 1 (a longer text)" in faults_of(lambda: split(documents("a", "a "), 0.5))[0]
+    assert "data.max_bytes than 3" in faults_of(lambda: split(documents("aaaa", "bbbb"), 0.5, 3))[0]
+
+
+def test_max_bytes_takes_an_even_sample_whatever_the_order():
+    texts = [f"{n:09}\n" for n in range(500)]
+    parts = split(documents(*texts), 0.2, 2005)
+    taken = {text: part for text, part in zip(texts, parts, strict=True) if part}
+    assert len(taken) == 200  # of ten bytes each
+    assert 0.1 < sum(part == "validation" for part in taken.values()) / 200 < 0.3
+    assert 60 < len([text for text in taken if int(text) < 250]) < 140
+    backwards = split(documents(*reversed(texts)), 0.2, 2005)
+    assert taken == {text: part for text, part in zip(reversed(texts), backwards, strict=True) if part}
+    assert all(part == taken.get(text, part) for text, part in zip(texts, split(documents(*texts), 0.2), strict=True))
+
+
+# The cache
+
+
+def test_the_cache_is_where_the_platform_wants_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("ZOO_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if os.name == "posix":
+        assert cache_folder() == tmp_path / "zoo"
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        assert cache_folder() == Path.home() / ".cache" / "zoo"
+    monkeypatch.setenv("ZOO_CACHE", "~/elsewhere")
+    assert cache_folder() == Path.home() / "elsewhere"
+
+
+def test_a_broken_off_build_leaves_nothing_that_is_used(cache):
+    def breaks_off(folder):
+        (folder / "half").write_text("half", "utf-8")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached("it", breaks_off)
+    assert list((cache / "data").iterdir()) == []
+    found = cached("it", lambda folder: (folder / "whole").write_text("whole", "utf-8"))
+    assert [file.name for file in found.iterdir()] == ["whole"]
+    assert cached("it", breaks_off) == found
+
+
+def test_builders_at_once_agree_on_one_folder(cache):
+    together = threading.Barrier(4)
+
+    def build(folder):
+        (folder / "file").write_text(folder.name, "utf-8")
+        together.wait(20)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: cached("it", build), range(4)))
+    assert set(found) == {cache / "data" / "it"}
+    assert [path.name for path in (cache / "data").iterdir()] == ["it"]
+    assert [path.name for path in found[0].iterdir()] == ["file"]
+
+
+def test_drafts_of_killed_runs_go_after_a_day(tmp_path):
+    for name, age in ((".draft-old", 100_000), (".draft-new", 0), ("whole", 100_000)):
+        (tmp_path / name).mkdir()
+        seconds = (tmp_path / name).stat().st_mtime - age
+        os.utime(tmp_path / name, (seconds, seconds))
+    remove_stale_drafts(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".draft-new", "whole"]
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("", "utf-8")
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "file"))
+    (fault,) = faults_of(lambda: cached("it", lambda folder: None))
+    assert fault.startswith("ZOO_CACHE: cannot write to") and fault.endswith("(set ZOO_CACHE to a folder of yours)")
+
+
+# Everything together
+
+
+def test_preparing_gives_both_parts_and_the_second_time_only_reads(cache, folder, monkeypatch):
+    node = {"kind": "text", "path": str(folder), "tokenizer": {"vocab_size": 300}, "validation_fraction": 0.2}
+    told = []
+    first = prepare(DataSettings.read(node), lambda *what: told.append(what))
+    assert {what for what, _, _ in told} == {"reading", "learning the vocabulary", "encoding"}
+    assert all(0 <= done <= total for _, done, total in told)
+    assert first.tokenizer.vocab_size == 300
+    texts = [first.tokenizer.decode(part.ids) for part in (first.train, first.validation)]
+    assert sorted(POEM) == sorted(line for text in texts for line in text.splitlines(keepends=True))
+    assert first.train.n_documents + first.validation.n_documents == 40
+    monkeypatch.setattr(zoo.data, "fill", None)
+    again = prepare(DataSettings.read(node))
+    assert (again.key, again.train, again.validation) == (first.key, first.train, first.validation)
+    assert again.tokenizer.encode("naïvely 12") == first.tokenizer.encode("naïvely 12")
+
+
+def test_the_vocabulary_is_learnt_from_the_training_part_alone(cache, folder):
+    for n in range(40):
+        (folder / f"{n}.txt").write_text(f"{'qxzj' * 9} {n}" if n % 2 else f"{'vwky' * 9} {n}", "utf-8")
+    settings = DataSettings.read({"kind": "text", "path": str(folder), "tokenizer": {"vocab_size": 300}})
+    learnt = prepare(settings)
+    corpus = text_corpus(folder)
+    parts = split(corpus, settings.validation_fraction)
+    train = [text for part, text in joined(corpus, parts) if part == "train"]
+    assert learnt.tokenizer.backend.to_str() == train_bpe(train, 300).backend.to_str()
+
+
+def test_the_key_follows_what_the_tokens_depend_on_and_nothing_else(cache, folder, tmp_path):
+    own = tmp_path / "own"
+    byte_tokenizer().save(own)
+    base = {"kind": "text", "path": str(folder), "tokenizer": {"kind": "byte"}}
+
+    def key(**changes) -> str:
+        return prepare(DataSettings.read({**base, **changes})).key
+
+    first = key()
+    assert key(documents=True) == first
+    file = {"kind": "file", "path": str(own)}
+    others = [
+        key(validation_fraction=0.3),
+        key(max_bytes=5000),
+        key(tokenizer={"kind": "bpe", "vocab_size": 300}),
+        key(tokenizer=file),
+    ]
+    (own / "tokenizer_config.json").write_text('{"eos_token": "a"}', "utf-8")
+    others.append(key(tokenizer=file))
+    moved = folder.rename(tmp_path / "moved")
+    assert key(path=str(moved)) == first
+    (moved / "new.txt").write_text("new", "utf-8")
+    others.append(key(path=str(moved)))
+    assert len({first, *others}) == len(others) + 1
+
+
+def test_a_corpus_that_changes_meanwhile_is_not_cached(cache, folder, monkeypatch):
+    unchanged = Corpus.fingerprint
+    seen = []
+
+    def grows(corpus):
+        seen.append(unchanged(corpus))
+        (folder / f"{len(seen)}.txt").write_text(f"more {len(seen)}", "utf-8")
+        (folder / "00.md").write_text(f"other {len(seen)}", "utf-8")
+        return seen[-1]
+
+    monkeypatch.setattr(Corpus, "fingerprint", grows)
+    with pytest.raises(ZooError, match="changed while it was read"):
+        prepare(DataSettings(kind="text", path=str(folder)))
+    assert list((cache / "data").iterdir()) == []
+    with pytest.raises(ZooError, match="changed while it was read"):
+        list(joined(documents("a"), ["train", "train"]))
+
+
+def test_the_standard_library_is_prepared_within_its_limit(cache):
+    ready = prepare(DataSettings.read({"max_bytes": 200_000, "tokenizer": {"kind": "byte"}}))
+    assert 100_000 < ready.train.n_bytes + ready.validation.n_bytes <= 200_000
+    assert len(ready.train) == ready.train.n_bytes + ready.train.n_documents + 1
+    assert "import" in ready.tokenizer.decode(ready.train.ids)
+
+
+# Settings
+
+
+def test_every_fault_of_the_settings_is_a_line_with_its_path():
+    faults = faults_of(
+        lambda: DataSettings.read(
+            {
+                "kind": "stdlb",
+                "tokenizer": {"kind": "byte", "vocab_size": 500, "path": "x", "eso": 1},
+                "validation_fraction": 1.5,
+                "max_byte": 3,
+                "documents": "perhaps",
+            }
+        )
+    )
+    assert sorted(faults) == [
+        "data.documents: input should be a valid boolean, unable to interpret input, found 'perhaps'",
+        "data.kind: input should be 'stdlib' or 'text', found 'stdlb' (did you mean 'stdlib'?)",
+        "data.max_byte: no such setting (did you mean 'max_bytes'?)",
+        "data.tokenizer.eso: no such setting (did you mean 'eos'?)",
+        "data.tokenizer.path: a byte tokenizer is read from no file, found 'x' (null, or kind: file)",
+        "data.tokenizer.vocab_size: a byte tokenizer has the size it has, found 500 (null, or kind: bpe)",
+        "data.validation_fraction: input should be less than 1, found 1.5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("node", "fault"),
+    [
+        ({"kind": "text"}, "path: data=text needs a text, found none (data.path=FILE_OR_FOLDER)"),
+        ({"path": "a"}, "path: data=stdlib reads Python's own source, found 'a' (data=text data.path=a)"),
+        (
+            {"tokenizer": {"kind": "file"}},
+            "tokenizer.path: kind: file needs a tokenizer.json, found none (a file, or a folder that has one)",
+        ),
+        (
+            {"tokenizer": {"vocab_size": 256}},
+            "tokenizer.vocab_size: input should be greater than or equal to 257, found 256",
+        ),
+        (
+            {"tokenizer": {"eos": "</s>"}},
+            "tokenizer.eos: only kind: file has an end of text of its own, found '</s>' (null)",
+        ),
+        ({"max_bytes": 0}, "max_bytes: input should be greater than 0, found 0"),
+    ],
+)
+def test_a_field_that_its_kind_lacks_or_needs_is_named(node, fault):
+    assert faults_of(lambda: DataSettings.read(node, "train.data")) == [f"train.data.{fault}"]
+
+
+@pytest.mark.parametrize("name", [file.stem for file in sorted((conf_dir() / "data").glob("*.yaml"))])
+def test_packaged_data_configs_state_every_setting_at_its_default(name):
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        node = OmegaConf.to_container(compose(f"data/{name}").data)
+    assert isinstance(node, dict)
+    if name == "text":
+        assert node["path"] is None
+        node["path"] = "a.txt"
+    read = DataSettings.read(node)
+    assert read == DataSettings(kind=read.kind, path=read.path)
+    assert set(DataSettings.model_fields) - set(node) <= {"path"}
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    heavy = "{'torch', 'numpy', 'tokenizers', 'hydra', 'omegaconf'}"
+    code = f"import sys, zoo.data; sys.exit(str({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,199 @@
+"""Text to train on: a corpus, its split, its tokenizer and its tokens, prepared once and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from zoo.data.corpus import Corpus, joined, split, stdlib_corpus, text_corpus
+from zoo.data.tokenizer import Tokenizer, byte_tokenizer, tokenizer_file, train_bpe
+from zoo.data.tokens import (
+    Batch,
+    Batches,
+    Progress,
+    Tokens,
+    cached,
+    evaluation_batches,
+    open_tokens,
+    write_tokens,
+)
+from zoo.errors import ConfigError, ZooError, did_you_mean
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "DataSettings",
+    "Prepared",
+    "Tokenizer",
+    "TokenizerSettings",
+    "Tokens",
+    "evaluation_batches",
+    "prepare",
+]
+
+LAYOUT = 1  # of a cached folder; another number makes the older ones unused
+BPE_SIZE = 4096
+BPE_SAMPLE = 16 << 20  # bytes of text a BPE is trained on, evenly spread: more of the same changes few merges
+
+
+class TokenizerSettings(BaseModel):
+    """`data.tokenizer`. A field that the kind does not read must stay null."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["bpe", "byte", "file"] = "bpe"
+    vocab_size: int | None = Field(default=None, ge=257, validate_default=True)
+    path: str | None = Field(default=None, validate_default=True)
+    eos: str | None = None
+
+    @field_validator("vocab_size")
+    @classmethod
+    def only_bpe_has_a_size(cls, value: int | None, info: ValidationInfo) -> int | None:
+        kind = info.data.get("kind", "bpe")
+        if kind != "bpe" and value is not None:
+            raise ValueError(f"a {kind} tokenizer has the size it has, found {value} (null, or kind: bpe)")
+        return value
+
+    @field_validator("path")
+    @classmethod
+    def only_a_file_has_a_path(cls, value: str | None, info: ValidationInfo) -> str | None:
+        kind = info.data.get("kind")
+        if kind == "file" and not value:
+            raise ValueError("kind: file needs a tokenizer.json, found none (a file, or a folder that has one)")
+        if kind in ("bpe", "byte") and value is not None:
+            raise ValueError(f"a {kind} tokenizer is read from no file, found {value!r} (null, or kind: file)")
+        return value
+
+    @field_validator("eos")
+    @classmethod
+    def only_a_file_names_its_eos(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("kind") in ("bpe", "byte"):
+            raise ValueError(f"only kind: file has an end of text of its own, found {value!r} (null)")
+        return value
+
+
+class DataSettings(BaseModel):
+    """The `data` node of a training config."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["stdlib", "text"] = "stdlib"
+    path: str | None = Field(default=None, validate_default=True)
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    validation_fraction: float = Field(default=0.05, gt=0, lt=1)
+    max_bytes: int | None = Field(default=None, gt=0)
+    documents: bool = False
+
+    @field_validator("path")
+    @classmethod
+    def only_text_has_a_path(cls, value: str | None, info: ValidationInfo) -> str | None:
+        kind = info.data.get("kind")
+        if kind == "text" and not value:
+            raise ValueError("data=text needs a text, found none (data.path=FILE_OR_FOLDER)")
+        if kind == "stdlib" and value is not None:
+            raise ValueError(f"data=stdlib reads Python's own source, found {value!r} (data=text data.path={value})")
+        return value
+
+    @classmethod
+    def read(cls, node: Mapping[Any, Any], where: str = "data") -> DataSettings:
+        """Checks a resolved node that stands at `where`. Raises ConfigError with every fault in it."""
+        try:
+            return cls.model_validate(dict(node))
+        except ValidationError as error:
+            raise ConfigError(*(fault(found, where) for found in error.errors())) from error
+
+
+def fault(found: Any, where: str) -> str:
+    """One line for one of pydantic's errors."""
+    path = ".".join([where, *map(str, found["loc"])])
+    if found["type"] == "extra_forbidden":
+        settings = TokenizerSettings if found["loc"][0] == "tokenizer" else DataSettings
+        return f"{path}: no such setting{did_you_mean(str(found['loc'][-1]), settings.model_fields)}"
+    if found["type"] == "value_error":
+        return f"{path}: {found['ctx']['error']}"
+    options = re.findall(r"'([^']+)'", str(found.get("ctx", {}).get("expected", "")))
+    hint = did_you_mean(str(found["input"]), options)
+    return f"{path}: {found['msg'][0].lower()}{found['msg'][1:]}, found {found['input']!r}{hint}"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Both parts of a corpus as tokens. `key` is equal for equal tokens: a run that goes on must find its own again."""
+
+    tokenizer: Tokenizer
+    train: Tokens
+    validation: Tokens
+    key: str
+    folder: Path
+
+
+def prepare(settings: DataSettings, progress: Progress | None = None) -> Prepared:
+    """Reads, splits, trains a tokenizer and encodes, or finds all that in the cache. Raises ConfigError.
+
+    `progress(what, done, total)` is told bytes of text.
+    """
+    progress = progress or (lambda what, done, total: None)
+    corpus = text_corpus(settings.path) if settings.path else stdlib_corpus()
+    progress("reading", 0, corpus.n_bytes)
+    fingerprint = corpus.fingerprint()
+    progress("reading", corpus.n_bytes, corpus.n_bytes)
+    key = cache_key(settings, fingerprint)
+
+    def build(folder: Path) -> None:
+        fill(folder, corpus, settings, progress)
+        if corpus.fingerprint() != fingerprint:
+            raise ZooError("data: the corpus changed while it was read (start again)")
+
+    folder = cached(f"{settings.kind}-{key}", build)
+    tokens = open_tokens(folder)
+    return Prepared(Tokenizer.load(folder), tokens["train"], tokens["validation"], key, folder)
+
+
+def cache_key(settings: DataSettings, fingerprint: str) -> str:
+    """Of all that the tokens depend on; `documents` is about batches."""
+    import tokenizers
+
+    on = settings.model_dump(include={"validation_fraction", "max_bytes"})
+    on |= {"layout": LAYOUT, "corpus": fingerprint, "tokenizers": tokenizers.__version__}
+    on["tokenizer"] = settings.tokenizer.model_dump(exclude={"path"})
+    if settings.tokenizer.path is not None:
+        file = tokenizer_file(settings.tokenizer.path, "data.tokenizer")
+        beside = file.with_name("tokenizer_config.json")
+        on["files"] = [hashlib.blake2b(f.read_bytes()).hexdigest() for f in (file, beside) if f.is_file()]
+    return hashlib.blake2b(json.dumps(on, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def fill(folder: Path, corpus: Corpus, settings: DataSettings, progress: Progress) -> None:
+    """Everything that `prepare` keeps, into an empty folder."""
+    total = min(corpus.n_bytes, settings.max_bytes or corpus.n_bytes)
+    parts = split(corpus, settings.validation_fraction, settings.max_bytes)
+
+    def texts_to_learn() -> Iterator[str]:
+        every = -(-total // BPE_SAMPLE)
+        done = 0
+        for number, text in enumerate(text for part, text in joined(corpus, parts) if part == "train"):
+            if number % every == 0:
+                yield text
+            done += len(text.encode())
+            progress("learning the vocabulary", min(done, total), total)
+
+    tokenizer = make_tokenizer(settings.tokenizer, texts_to_learn())
+    tokenizer.save(folder)
+    write_tokens(folder, joined(corpus, parts), tokenizer, lambda done: progress("encoding", min(done, total), total))
+    progress("encoding", total, total)
+
+
+def make_tokenizer(settings: TokenizerSettings, texts: Iterator[str]) -> Tokenizer:
+    """As the settings say; only a BPE looks at the texts."""
+    if settings.kind == "byte":
+        return byte_tokenizer()
+    if settings.path is not None:
+        return Tokenizer.load(settings.path, settings.eos, where="data.tokenizer")
+    return train_bpe(texts, settings.vocab_size or BPE_SIZE)

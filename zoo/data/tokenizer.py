@@ -1,0 +1,182 @@
+"""Text to token ids and back, over Hugging Face `tokenizers`: bytes, byte-level BPE, or any tokenizer.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    import tokenizers
+
+EOS = "<|endoftext|>"
+# How published tokenizers spell the end of a text, where no file beside them says it.
+KNOWN_EOS = (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
+LONGEST_CHARACTER = 4  # bytes of UTF-8, so at most as many tokens
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` and the token that ends a text."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, eos: str = EOS) -> None:
+        eos_id = backend.token_to_id(eos)
+        if eos_id is None:
+            hint = did_you_mean(eos, backend.get_vocab()) or " (a token of the vocabulary)"
+            raise ConfigError(f"data.tokenizer.eos: the vocabulary has no such token, found {eos!r}{hint}")
+        self.backend = backend
+        self.eos = eos
+        self.eos_id: int = eos_id
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Rows that an embedding needs: the largest id and one, since some vocabularies have gaps."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of plain text: `<|endoftext|>` within it is thirteen characters, so that no text can end a document.
+
+        `special` reads such tokens where the text spells them, and adds those that the tokenizer's file asks for (a
+        start token, say), as Hugging Face does by default.
+        """
+        self.backend.encode_special_tokens = not special
+        return self.backend.encode(text, add_special_tokens=special).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode`, on all cores."""
+        self.backend.encode_special_tokens = True
+        return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
+        """Text of the ids; bytes that are not UTF-8 show as U+FFFD, special tokens only when asked for."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
+
+    def stream(self, ids: Iterable[int], *, special: bool = False) -> Iterator[str]:
+        """The pieces of `decode(ids)` as soon as they are certain: never a part of a character.
+
+        `tokenizers.decoders.DecodeStream` would hold back all text from a stray byte on until a character follows it,
+        and drop what it still holds at the end.
+        """
+        window: list[int] = []  # the last tokens: enough of them to decode the next as in the full text
+        shown = 0  # characters of the window's text that are out
+        text = ""
+        for token in ids:
+            window.append(int(token))
+            text = self.decode(window, special=special)
+            certain = len(text) - trailing_replacements(text)
+            if certain > shown:
+                yield text[shown:certain]
+                shown = certain
+            if certain == len(text) and len(window) > 4 * LONGEST_CHARACTER:
+                window = window[-2 * LONGEST_CHARACTER :]
+                text = self.decode(window, special=special)
+                shown = len(text)
+        if text[shown:]:
+            yield text[shown:]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes tokenizer.json and what `transformers.AutoTokenizer` needs beside it."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos}
+        settings |= {"clean_up_tokenization_spaces": False}
+        (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path, eos: str | None = None, *, where: str = "tokenizer") -> Tokenizer:
+        """Reads a tokenizer.json, or a folder that holds one; `where` names the setting in messages.
+
+        The end of a text is `eos`, or as tokenizer_config.json beside it says, or the first common spelling of it that
+        the vocabulary has. Raises ConfigError.
+        """
+        import tokenizers
+
+        file = tokenizer_file(path, where)
+        read_json(file, where, needs="model")  # for its message: `tokenizers` raises a bare Exception
+        backend = tokenizers.Tokenizer.from_file(str(file))
+        backend.no_truncation()  # some files ask for both, which would cut documents short
+        backend.no_padding()
+        if eos is None:
+            eos = stated_eos(file.with_name("tokenizer_config.json"), where)
+        if eos is None:
+            eos = next((known for known in KNOWN_EOS if backend.token_to_id(known) is not None), None)
+        if eos is None:
+            raise ConfigError(f"{where}.eos: which token ends a text is not known, found none in {file} (name it)")
+        return cls(backend, eos)
+
+
+def trailing_replacements(text: str) -> int:
+    """U+FFFD at the end that may yet become a character: the next tokens can complete at most three bytes."""
+    tail = text[-LONGEST_CHARACTER + 1 :]
+    return len(tail) - len(tail.rstrip("\ufffd"))
+
+
+def tokenizer_file(path: str | Path, where: str) -> Path:
+    """The file itself, for a file or the folder it is in."""
+    path = Path(path).expanduser()
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError(f"{where}.path: no such file, found {file} (a tokenizer.json, or a folder that has one)")
+    return file
+
+
+def read_json(file: Path, where: str, needs: str | None = None) -> dict[str, Any]:
+    """A JSON object, one that has the key it `needs`. Raises ConfigError."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where}.path: cannot read {file}, found {error} (a tokenizer.json)") from error
+    if not isinstance(found, dict) or (needs is not None and needs not in found):
+        raise ConfigError(f"{where}.path: {file} is not a tokenizer, found no '{needs}' in it (a tokenizer.json)")
+    return found
+
+
+def stated_eos(file: Path, where: str) -> str | None:
+    """The `eos_token` of a tokenizer_config.json: a string, or an object with its `content`."""
+    stated = read_json(file, where).get("eos_token") if file.is_file() else None
+    return stated.get("content") if isinstance(stated, dict) else stated
+
+
+def byte_tokenizer() -> Tokenizer:
+    """A token is a byte and its id is the byte's value; 256 ends a text."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+
+    backend = Backend(models.BPE(vocab={spelled: byte for byte, spelled in enumerate(byte_spellings())}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # pyright: ignore
+    backend.decoder = decoders.ByteLevel()  # pyright: ignore
+    backend.add_special_tokens([EOS])
+    return Tokenizer(backend)
+
+
+def byte_spellings() -> list[str]:
+    """What stands for each byte in a vocabulary (GPT-2, 2019): its character if that prints, else one from 256 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    spare = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE with GPT-2's word pattern; `vocab_size` counts the 256 bytes and the end of a text.
+
+    A short corpus gives fewer tokens: only pairs seen twice are merged. The result depends on the texts alone.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
+    backend.decoder = decoders.ByteLevel()  # pyright: ignore
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[EOS],
+        initial_alphabet=byte_spellings(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend)
