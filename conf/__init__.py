@@ -1,0 +1,1 @@
+"""The configuration tree: Hydra reads the YAML files beside this one."""

@@ -1,0 +1,76 @@
+"""The verbs: their names and one line each, so that `zoo --help` imports none of them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from zoo.errors import did_you_mean
+
+VERBS = {
+    "list": "Every packaged model, one line each.",
+    "stats": "What a model costs: parameters, FLOPs, KV cache and memory, without building it.",
+    "build": "Build a model on a device, hold it against its count and show its tree.",
+    "train": "Train a model, resume a run, or sweep over many (-m).",
+    "generate": "Write text with the last run, or with a checkpoint.",
+    "bench": "Time training, decoding or prefill beside other implementations.",
+    "doctor": "Versions, devices, and which kernels this machine can run.",
+}
+
+SETTINGS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
+"""Plain help costs half of what rich's does; our own errors are one line each, and a bug's trace is Python's own."""
+
+
+class Verbs(TyperGroup):
+    """Imports a verb's file when it is called. A file either has an `app` (a Typer) or a function `run`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in VERBS:
+            return None
+        if cmd_name not in self.commands:
+            module = importlib.import_module(f"zoo.cli.{cmd_name}")
+            self.commands[cmd_name] = typer.main.get_command(getattr(module, "app", None) or _single(module.run))
+        return self.commands[cmd_name]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in VERBS:
+            hint = did_you_mean(args[0], VERBS) or f" (one of: {', '.join(VERBS)})"
+            raise typer.BadParameter(f"no such command{hint}", ctx=ctx, param_hint=repr(args[0]))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+def _single(function: Any) -> typer.Typer:
+    app = typer.Typer(add_completion=False, **SETTINGS)
+    app.command()(function)
+    return app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import zoo
+
+        typer.echo(f"zoo {zoo.__version__}")
+        raise typer.Exit
+
+
+def command() -> Any:
+    """The whole command line, as click understands it."""
+    app = typer.Typer(cls=Verbs, **SETTINGS)
+
+    @app.callback(epilog="Any verb takes --debug, which shows the trace of an error.")
+    def zoo(
+        version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    ) -> None:
+        """One YAML grammar for transformers: priced before anything is built, then built, trained and run."""
+
+    return typer.main.get_command(app)

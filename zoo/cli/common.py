@@ -1,0 +1,51 @@
+"""What several verbs share: their arguments, and composing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zoo.cli.completing import complete_override, complete_target
+
+if TYPE_CHECKING:
+    from zoo.config.compose import Composed
+
+
+class Which(StrEnum):
+    """The part of a composed config that `--cfg` shows."""
+
+    job = "job"
+
+
+Target = Annotated[
+    str,
+    typer.Argument(help="A packaged model (`zoo list`) or the path of a YAML file.", autocompletion=complete_target),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Hydra overrides: key=value, +key=value, ~key.", autocompletion=complete_override),
+]
+Cfg = Annotated[Which | None, typer.Option("--cfg", help="Print the composed YAML instead.")]
+Resolve = Annotated[bool, typer.Option("--resolve", help="Print the composed YAML, its interpolations resolved.")]
+
+
+def composed(target: str, overrides: Sequence[str] | None) -> Composed:
+    """The composed model; what is doubtful but no fault is said on stderr."""
+    from zoo.config.model import compose_model
+
+    found = compose_model(target, overrides or ())
+    for note in found.notes:
+        print("zoo: note:", note, file=sys.stderr)
+    return found
+
+
+def show_config(config: Composed, resolve: bool) -> None:
+    """Prints a composed config as YAML. Raises ConfigError for faulty overrides, and when it cannot be resolved."""
+    from zoo.config import model
+
+    config.refuse_faults()
+    print(model.to_yaml(config.cfg, resolve=resolve), end="")

@@ -1,0 +1,58 @@
+"""Tab completion, as Typer asks for it.
+
+bash splits words at `=` and `@`, so that `attention=m` arrives as three of them, and wants an answer to the last alone;
+zsh hands over whole words.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+
+def complete_target(ctx: Any, incomplete: str) -> list[str]:
+    """The packaged models."""
+    from zoo.config import completion
+
+    return completion.targets(incomplete)
+
+
+def complete_override(ctx: Any, incomplete: str) -> list[str]:
+    """Overrides of the model named before."""
+    return _overrides(ctx.params.get("target") or "", incomplete)
+
+
+def complete_training(ctx: Any, incomplete: str) -> list[str]:
+    """Overrides of a training config."""
+    return _overrides(None, incomplete)
+
+
+def _overrides(target: str | None, incomplete: str) -> list[str]:
+    from zoo.config import completion
+
+    words, word, sent = _line(incomplete)
+    typed = [each for each in words if "=" in each and not each.startswith("-")]
+    return [each[len(word) - len(sent) :] for each in completion.overrides(target, typed, word)]
+
+
+def _line(incomplete: str) -> tuple[list[str], str, str]:
+    """The whole words before, the whole word being typed, and the end of it that the shell wants completed."""
+    if "COMP_WORDS" not in os.environ:
+        return os.environ.get("_TYPER_COMPLETE_ARGS", "").split(), incomplete, incomplete
+    pieces = os.environ["COMP_WORDS"].split("\n")[: int(os.environ["COMP_CWORD"]) + 1]
+    *words, word = joined(pieces) or [""]
+    sent = pieces[-1] if pieces and pieces[-1] not in ("=", "@") else ""
+    return words, word, sent
+
+
+def joined(pieces: Sequence[str]) -> list[str]:
+    """bash's pieces as whole words again."""
+    words: list[str] = []
+    for index, piece in enumerate(pieces):
+        glued = index > 1 and (piece in ("=", "@") or pieces[index - 1] in ("=", "@"))
+        if glued and words:
+            words[-1] += piece
+        else:
+            words.append(piece)
+    return words

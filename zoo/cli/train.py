@@ -1,0 +1,130 @@
+"""`zoo train`: one run, a resumed one, or a sweep, on Hydra's own engine."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zoo.cli.completing import complete_training
+
+if TYPE_CHECKING:
+    from zoo.config.train import Plan
+
+
+class Which(StrEnum):
+    """The part of the composed config to print."""
+
+    job = "job"
+    hydra = "hydra"
+    all = "all"
+
+
+class Info(StrEnum):
+    """What Hydra can tell about itself and the config."""
+
+    all = "all"
+    config = "config"
+    defaults = "defaults"
+    defaults_tree = "defaults-tree"
+    plugins = "plugins"
+    searchpath = "searchpath"
+
+
+def run(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Hydra overrides: key=value.", autocompletion=complete_training)
+    ] = None,
+    multirun: Annotated[
+        bool, typer.Option("--multirun", "-m", help="A job for each combination of key=a,b,c.")
+    ] = False,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file to start from.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run of this folder.")] = None,
+    cfg: Annotated[Which | None, typer.Option("--cfg", help="Print the composed YAML instead.")] = None,
+    resolve: Annotated[bool, typer.Option("--resolve", help="Print it with its interpolations resolved.")] = False,
+    info: Annotated[Info | None, typer.Option("--info", help="Print what Hydra knows instead.")] = None,
+) -> None:
+    """Train a model, resume a run, or sweep over many (-m).
+
+    The usual overrides: model=llama-tiny (a packaged model or a file), attention=mqa (an axis), model.n_layers=4
+    (a key of the model), data=text data.path=FOLDER, steps=1000, batch_size=16, seq_len=256, optim.lr=1e-3,
+    schedule=wsd, precision=bf16, device=cuda, hydra/launcher=joblib (with -m).
+
+    Each run has a folder below runs/, each sweep one below sweeps/ with one for each of its jobs.
+    """
+    from zoo.config import train
+    from zoo.errors import ConfigError
+
+    overrides = overrides or []
+    if resume is not None:
+        if multirun or config or cfg or info or resolve:
+            raise ConfigError("resume: takes overrides of what may change, and no other option (leave them out)")
+        return _resume(resume, overrides)
+    if cfg or resolve or info:
+        with train.planned(overrides, config=config, sweeps=multirun, check=False) as plan:
+            return _show(plan, cfg, resolve, info)
+    with train.planned(overrides, config=config, sweeps=multirun) as plan:
+        if plan.sweeps:
+            _sweep(plan)
+        else:
+            plan.run()
+
+
+def _resume(folder: Path, overrides: list[str]) -> None:
+    from zoo.config.record import remember
+    from zoo.training import task
+
+    try:
+        task.resume(folder, overrides)
+    finally:
+        remember(folder)
+
+
+def _show(plan: Plan, cfg: Which | None, resolve: bool, info: Info | None) -> None:
+    """Hydra's own report of the config; of a sweep, that of its first job."""
+    from zoo.grammar import register_resolvers
+
+    register_resolvers()
+    if info is not None:
+        plan.hydra.show_info(info.value, plan.config_name, plan.jobs[0].overrides)
+    else:
+        part = cfg or Which.job
+        plan.hydra.show_cfg(plan.config_name, plan.jobs[0].overrides, part.value, None, resolve)
+
+
+def _sweep(plan: Plan) -> None:
+    """Runs every job, and closes with one table of them all. Exits with 1 when one failed."""
+    from zoo import report
+    from zoo.config import train
+    from zoo.config.record import results
+
+    folder = plan.folder()
+    try:
+        plan.sweep(folder)
+    finally:
+        found = results(folder, len(plan.jobs))
+        header = ("#", "overrides", "val loss", "params", "seconds", "status")
+        rows = [_row(i, *each) for i, each in enumerate(zip(train.swept(plan.jobs), found, strict=True))]
+        report.show(report.rich_table(str(folder), header, rows, right=(0, 2, 3, 4)))
+        for number, result in enumerate(found):
+            if "error" in result:
+                print(f"{number}: {result['error']}", file=sys.stderr)
+    if any(result["status"] != "done" for result in found):
+        raise typer.Exit(1)
+
+
+def _row(number: int, overrides: str, result: dict[str, Any]) -> list[str]:
+    from zoo import report
+
+    loss, params, seconds = result.get("val_loss"), result.get("params"), result.get("seconds")
+    return [
+        str(number),
+        overrides,
+        "" if loss is None else f"{loss:.4f}",
+        "" if params is None else report.params(params),
+        "" if seconds is None else f"{seconds:.1f}",
+        result["status"],
+    ]

@@ -1,0 +1,42 @@
+"""From what the user names (a packaged model, a YAML file, a mapping) and overrides to a Spec. No torch.
+
+Hydra's own engine composes; `zoo.config.engine` holds every name of Hydra that we touch. Nothing is imported until it
+is called, so `import zoo.config` costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from zoo.model import Decoder
+
+
+def conf_dir() -> Path:
+    """The configuration tree: `zoo/conf` of an installed wheel, else the `conf` beside the package of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def load(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Decoder:
+    """The Spec of a packaged model, a YAML file or a mapping, with Hydra overrides that need no `model.` prefix.
+
+    Raises ConfigError that holds every fault of the target and of the overrides.
+    """
+    from zoo.config.model import compose_model, to_spec
+
+    return to_spec(compose_model(target, overrides))
+
+
+def compose(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> DictConfig:
+    """The composed but unresolved YAML of a model. Raises ConfigError for faulty overrides; values are not checked."""
+    from zoo.config.model import compose_model
+
+    composed = compose_model(target, overrides)
+    composed.refuse_faults()
+    return composed.cfg

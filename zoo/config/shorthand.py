@@ -1,0 +1,79 @@
+"""The shorthand of users' files: `attention: gqa` in the body stands for `- /attention: gqa` in the defaults list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+Body = dict[str, Any]
+"""A YAML file as plain data, interpolations as their text."""
+
+
+def choices(body: Body, is_group: Callable[[str], bool]) -> dict[str, tuple[str, str]]:
+    """The choices written in a body, those of named layer kinds (`layers.local.attention: sliding`) among them: the key
+    that each has in a defaults list, with its group and option."""
+    found = {key: (key, value) for key, value in body.items() if _is_choice(key, value, is_group)}
+    layers = body.get("layers")
+    for name, patch in layers.items() if isinstance(layers, dict) else ():
+        for key, value in patch.items() if isinstance(patch, dict) else ():
+            if _is_choice(key, value, is_group):
+                found[f"{key}@layers.{name}.{key}"] = (key, value)
+    return found
+
+
+def _is_choice(key: Any, value: Any, is_group: Callable[[str], bool]) -> bool:
+    plain = isinstance(value, str) and "${" not in value and value != "???"
+    return plain and key != "defaults" and is_group(str(key))
+
+
+def explicit(body: Body, is_group: Callable[[str], bool], known: Collection[str] = (), base: str | None = None) -> Body:
+    """The body with its choices moved into its defaults list, in front of its own keys.
+
+    A choice that the file's own defaults list already brings (`known`) is overridden instead. `base` is what a body
+    without a defaults list starts from.
+    """
+    entries = entries_of(body, base)
+    chosen = choices(body, is_group)
+    new = [{f"/{key}": option} for key, (_, option) in chosen.items() if key not in known]
+    old = [{f"override /{key}": option} for key, (_, option) in chosen.items() if key in known]
+    at = entries.index("_self_")
+    return without_choices(body, is_group) | {"defaults": entries[:at] + new + entries[at:] + old}
+
+
+def entries_of(body: Body, base: str | None = None) -> list[Any]:
+    """The body's defaults list, in which `_self_` stands last, but before overrides, where the file does not say."""
+    entries = list(body.get("defaults", [base] if base else []))
+    if "_self_" not in entries:
+        overrides = (
+            i for i, e in enumerate(entries) if isinstance(e, dict) and str(next(iter(e), "")).startswith("override ")
+        )
+        entries.insert(next(overrides, len(entries)), "_self_")
+    return entries
+
+
+def without_choices(body: Body, is_group: Callable[[str], bool]) -> Body:
+    """The body's own keys, its defaults list and its choices left out."""
+    rest = {key: value for key, value in body.items() if key != "defaults" and not _is_choice(key, value, is_group)}
+    if isinstance(rest.get("layers"), dict):
+        rest["layers"] = {
+            name: {k: v for k, v in patch.items() if not _is_choice(k, v, is_group)}
+            if isinstance(patch, dict)
+            else patch
+            for name, patch in rest["layers"].items()
+        }
+    return rest
+
+
+def absolute(body: Body) -> Body:
+    """The body with its defaults list counted from the tree's root, for a file that is read as an option of a group."""
+
+    def entry(each: Any) -> Any:
+        if isinstance(each, str):
+            return each if each.startswith(("/", "_self_")) else f"/{each}" + ("" if "@" in each else "@_here_")
+        if isinstance(each, dict) and each:
+            key, value = next(iter(each.items()))
+            *words, group = str(key).split(" ")
+            return {" ".join([*words, group if group.startswith("/") else f"/{group}"]): value}
+        return each
+
+    return body | {"defaults": [entry(each) for each in body.get("defaults", [])]}
