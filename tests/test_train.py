@@ -1,0 +1,429 @@
+"""Training: each part against a formula or torch's own way of computing it, and runs against one another."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch.nn import functional as F
+
+from tiny import model_of, spec_of
+from zoo.build import build
+from zoo.checkpoint import store
+from zoo.config import conf_dir
+from zoo.config.train import planned, task_config
+from zoo.data import Batch, DataSettings, prepare
+from zoo.errors import ConfigError, ZooError
+from zoo.training import loop, objective, speed
+from zoo.training.log import smooth
+from zoo.training.objective import IGNORED, NextToken
+from zoo.training.optim import AdamW
+from zoo.training.schedule import Schedule
+from zoo.training.task import check, resume, task
+
+TINY = [
+    *("model.n_layers=2", "model.d_model=32", "model.n_heads=4", "model.n_kv_heads=2", "model.head_dim=8"),
+    *("model.d_ff=48", "model.vocab_size=257", "model.max_seq_len=32", "data=text", "data.tokenizer.kind=byte"),
+    *("steps=6", "batch_size=4", "seq_len=16", "eval_every=3", "eval_batches=2", "save_every=3", "sample.tokens=4"),
+]
+MEASURED = ("tokens_per_second", "mfu")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Many short texts of few words: what a tiny model learns in a few steps."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for number in range(40):
+        lines = [f"the {noun} {number} is {number * step}\n" for step, noun in enumerate(("cat", "dog", "cow", "hen"))]
+        (folder / f"{number}.txt").write_text("".join(lines * 2))
+    return folder
+
+
+@pytest.fixture
+def config(corpus):
+    """Composes the packaged training config with TINY and a test's own overrides laid over it."""
+
+    def compose(*overrides):
+        with planned([*TINY, f"data.path={corpus}", *overrides], check=False) as plan:
+            return task_config(plan.jobs[0])
+
+    return compose
+
+
+def lines_of(run: Path) -> list[dict]:
+    """The metrics of a run without those that a clock gave."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
+
+
+def batch_of(rows: int, length: int, vocab_size: int, ignored: int = 0) -> Batch:
+    ids = torch.randint(0, vocab_size, (rows, length + 1))
+    targets = ids[:, 1:].clone()
+    targets.view(-1)[torch.randperm(rows * length)[:ignored]] = IGNORED
+    return Batch(ids[:, :-1].contiguous(), targets, None)
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    return found
+
+
+def by_autograd(model, batch, z_loss=0.0) -> tuple[float, dict[str, torch.Tensor]]:
+    """The mean loss and its gradient as torch computes them from full logits."""
+    out = model(batch.input_ids, documents=batch.documents)
+    logits, targets = out.logits.flatten(0, 1).float(), batch.targets.flatten()
+    loss = F.cross_entropy(logits, targets, ignore_index=IGNORED)
+    z = z_loss * (logits.logsumexp(-1).square() * (targets != IGNORED)).sum() / (targets != IGNORED).sum()
+    (loss + z + sum(out.losses.values())).backward()
+    return float(loss.detach()), gradients(model)
+
+
+def assert_equal_gradients(found, expected, tolerance=1e-5):
+    for name, gradient in expected.items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(found[name], gradient, atol=tolerance * scale + 1e-9, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# ---------------------------------------------------------------- schedules
+
+
+SCHEDULES = {
+    "constant": ({"warmup": 4}, {0: 1 / 4, 3: 1.0, 50: 1.0, 99: 1.0}),
+    "linear": ({"warmup": 0, "min_ratio": 0.2}, {0: 1.0, 50: 0.6, 75: 0.4, 99: 1 - 0.8 * 0.99}),
+    "cosine": ({"warmup": 0.2, "min_ratio": 0.1}, {9: 0.5, 19: 1.0, 20: 1.0, 60: 0.55, 40: 0.1 + 0.9 * (1 + 2**-0.5) / 2}),
+    "wsd": ({"warmup": 10, "decay": 0.2, "shape": "sqrt"}, {4: 0.5, 10: 1.0, 79: 1.0, 80: 1.0, 85: 0.5, 99: 1 - 0.95**0.5}),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_a_schedule_has_the_values_of_its_closed_form(kind):
+    fields, expected = SCHEDULES[kind]
+    schedule = Schedule.parse({"kind": kind, **fields})
+    assert {step: schedule.factor(step, 100) for step in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shape, middle", [("linear", 0.55), ("cosine", 0.55), ("sqrt", 1 - 0.9 * 0.5**0.5)])
+def test_the_decay_of_wsd_has_the_shape_it_names(shape, middle):
+    schedule = Schedule.parse({"kind": "wsd", "decay": 10, "shape": shape, "min_ratio": 0.1})
+    assert schedule.factor(95, 100) == pytest.approx(middle)
+
+
+@pytest.mark.parametrize("kind", sorted(path.stem for path in (conf_dir() / "schedule").glob("*.yaml")))
+@pytest.mark.parametrize("steps", [1, 2, 7, 1000])
+def test_a_packaged_schedule_is_positive_and_reaches_its_peak_in_runs_of_any_length(config, kind, steps):
+    schedule = check(config(f"schedule={kind}")).settings.schedule
+    factors = [schedule.factor(step, steps) for step in range(steps)]
+    assert max(factors) == pytest.approx(1.0)
+    assert min(factors) > 0
+
+
+# ---------------------------------------------------------------- the objective and its gradient
+
+
+HEADS = {
+    "tied": [],
+    "untied": ["head={kind:lm,tied:false,bias:true}"],
+    "softcap": ["head={kind:lm,tied:true,softcap:2.0,scale:0.5}"],
+    "mixture": ["ffn=moe"],
+}
+
+
+@pytest.mark.parametrize("overrides", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_the_chunked_loss_has_the_gradient_that_autograd_finds_through_full_logits(overrides, z_loss, monkeypatch):
+    monkeypatch.setitem(objective.BLOCK, "cpu", 5 * 67 * 4)
+    monkeypatch.setattr(NextToken, "_chunks", lambda self, hidden, vocab_size: objective.slices(len(hidden), 17))
+    model = model_of(overrides).train()
+    batch = batch_of(4, 12, 67, ignored=9)
+    expected_loss, expected = by_autograd(model, batch, z_loss)
+    terms = NextToken(z_loss=z_loss).backward(model, batch, 1 / 39, 1.0, loop.nullcontext)
+    assert float(terms["loss"]) == pytest.approx(expected_loss, rel=1e-5)
+    assert_equal_gradients(gradients(model), expected)
+
+
+def test_under_autocast_the_gradient_is_that_of_autograd_under_autocast():
+    model = model_of()
+    batch = batch_of(4, 12, 67)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected_loss, expected = by_autograd(model, batch)
+    terms = NextToken().backward(model, batch, 1 / 48, 1.0, loop.autocast(torch.device("cpu"), "bf16"))
+    assert float(terms["loss"]) == pytest.approx(expected_loss, rel=1e-3)
+    assert_equal_gradients(gradients(model), expected, tolerance=0.02)
+
+
+def test_what_is_measured_is_the_sum_over_targets_alone():
+    model, batch = model_of(), batch_of(3, 10, 67, ignored=7)
+    logits = model(batch.input_ids).logits.flatten(0, 1)
+    expected = F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    torch.testing.assert_close(NextToken().measure(model, batch, loop.nullcontext), expected.detach())
+
+
+def test_microbatches_give_the_gradient_of_the_whole_batch_however_their_targets_are_spread():
+    model = model_of()
+    batch = batch_of(8, 12, 67)
+    batch.targets[:2] = IGNORED  # a part without any target
+    batch.targets[3, :7] = IGNORED
+    whole = loop.accumulate(model, NextToken(), batch, 1, loop.nullcontext)
+    expected = gradients(model)
+    parts = loop.accumulate(model, NextToken(), batch, 4, loop.nullcontext)
+    assert float(parts["loss"]) == pytest.approx(float(whole["loss"]), rel=1e-6)
+    assert_equal_gradients(gradients(model), expected)
+
+
+def test_packed_documents_weigh_as_if_each_stood_alone():
+    model, batch = model_of(), batch_of(1, 12, 67)
+    packed = batch._replace(documents=torch.tensor([[0] * 5 + [1] * 7]))
+    loop.accumulate(model, NextToken(), packed, 1, loop.nullcontext)
+    found = gradients(model)
+    for part in (slice(0, 5), slice(5, 12)):
+        alone = Batch(batch.input_ids[:, part], batch.targets[:, part], None)
+        NextToken().backward(model, alone, 1 / 12, 1.0, loop.nullcontext)
+    assert_equal_gradients(found, gradients(model))
+
+
+def test_clipping_scales_the_gradient_to_the_norm_and_leaves_a_smaller_one():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([3.0, 4.0])
+    assert float(loop.clip([weight], 10.0)) == float(loop.clip([weight], None)) == pytest.approx(5.0)
+    assert weight.grad.tolist() == [3.0, 4.0]
+    assert float(loop.clip([weight], 1.0)) == pytest.approx(5.0)
+    assert weight.grad.tolist() == pytest.approx([0.6, 0.8], rel=1e-4)
+
+
+# ---------------------------------------------------------------- the optimizer
+
+
+@pytest.mark.parametrize("overrides", [[], ["norm=layernorm", "bias=true", "ffn=moe"]], ids=["llama", "biases"])
+def test_matrices_decay_and_vectors_do_not(overrides):
+    model = build(spec_of(overrides), device="cpu")
+    optimizer = AdamW(weight_decay=0.3).build(model)
+    groups = {id(each): group["weight_decay"] for group in optimizer.param_groups for each in group["params"]}
+    assert len(groups) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        vector = parameter.ndim == 1 or name.endswith(".bias")
+        assert groups[id(parameter)] == (0.0 if vector else 0.3), name
+
+
+def test_an_update_is_the_published_formula_of_adamw():
+    model = build(spec_of(), device="cpu")
+    optimizer = AdamW(lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.5).build(model)
+    weight = model.head.out.weight
+    before, mean, square = weight.detach().clone(), 0.0, 0.0
+    for step in (1, 2):
+        gradient = torch.randn_like(weight)
+        mean, square = 0.8 * mean + 0.2 * gradient, 0.9 * square + 0.1 * gradient**2
+        direction = (mean / (1 - 0.8**step)) / ((square / (1 - 0.9**step)).sqrt() + 1e-6)
+        before = before - 0.01 * (direction + 0.5 * before)
+        for parameter in model.parameters():
+            parameter.grad = gradient if parameter is weight else torch.zeros_like(parameter)
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), before)
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+def test_a_run_learns_and_leaves_behind_what_it_says(config, tmp_path):
+    cfg = config("steps=40", "optim.lr=0.01", "eval_every=20", "eval_batches=null", "accumulate=2")
+    result = task(cfg, tmp_path)
+    lines = lines_of(tmp_path)
+    training = [line["loss"] for line in lines if "loss" in line]
+    assert training[0] == pytest.approx(math.log(257), abs=0.3)
+    assert result["val_loss"] < 3.0 < training[0]
+    assert [line["step"] for line in lines if "val_loss" in line] == [20, 40]
+    assert [line["lr"] for line in lines if "loss" in line][:3] == pytest.approx([0.005, 0.01, 0.01])
+    with open(tmp_path / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["loss"]) for row in rows if row["loss"]] == training
+    assert float(rows[-1]["val_loss"]) == lines[-1]["val_loss"]
+    assert (tmp_path / "samples.txt").read_text().count("──── step") == 2
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert (tmp_path / "config.yaml").exists() and (tmp_path / "model.yaml").exists()
+
+
+def test_the_validation_loss_is_the_mean_over_the_split_of_the_saved_model(config, tmp_path):
+    cfg = config("eval_batches=null")
+    result = task(cfg, tmp_path)
+    tokens = prepare(DataSettings.read({"kind": "text", "path": cfg.data.path, "tokenizer": {"kind": "byte"}})).validation
+    ids = torch.tensor(tokens.ids[:].astype("int64"))
+    model, total = store.load(tmp_path), 0.0
+    for start in range(0, len(ids) - 1, 16):
+        row = ids[start : start + 17]
+        if start + 17 <= len(ids):
+            total += float(F.cross_entropy(model(row[None, :-1]).logits[0], row[1:], reduction="sum").detach())
+    rest = (len(ids) - 1) % 16
+    if rest:
+        row = ids[len(ids) - 1 - rest :]
+        total += float(F.cross_entropy(model(row[None, :-1]).logits[0], row[1:], reduction="sum").detach())
+    assert result["val_loss"] == pytest.approx(total / (len(ids) - 1), rel=1e-5)
+    assert result["bits_per_byte"] == pytest.approx(total / math.log(2) / tokens.n_bytes, rel=1e-5)
+
+
+@pytest.mark.parametrize("extra", [[], ["ffn=moe", "schedule=wsd", "accumulate=2", "data.documents=true"]], ids=["dense", "moe"])
+def test_a_run_that_was_stopped_goes_on_to_the_last_bit(config, tmp_path, monkeypatch, extra):
+    task(config(*extra), tmp_path / "whole")
+    backward = NextToken.backward
+    calls = iter(range(100))
+
+    def stop_in_the_fourth_update(*args):
+        if next(calls) == (6 if extra else 3):
+            os.kill(os.getpid(), signal.SIGINT)
+        return backward(*args)
+
+    monkeypatch.setattr(NextToken, "backward", stop_in_the_fourth_update)
+    with pytest.raises(KeyboardInterrupt):
+        task(config("save_every=2", *extra), tmp_path / "parts")
+    assert store.find(tmp_path / "parts").name == "step-000004"
+    assert json.loads((tmp_path / "parts/result.json").read_text())["status"] == "stopped"
+    resume(tmp_path / "parts", ["save_every=3"])
+    assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
+    for name in ("samples.txt", "checkpoints/latest"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    for name in (store.WEIGHTS, store.STATES):
+        file = Path("checkpoints/step-000006") / name
+        assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_a_run_that_was_killed_after_its_checkpoint_repeats_what_was_lost_once(config, tmp_path):
+    task(config(), tmp_path)
+    whole = lines_of(tmp_path)
+    (tmp_path / "checkpoints/latest").write_text("step-000003\n")
+    resume(tmp_path)
+    assert lines_of(tmp_path) == whole
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == len(whole) + 1
+
+
+def test_a_finished_run_says_so_and_goes_on_when_it_is_given_more_steps(config, tmp_path):
+    task(config(), tmp_path)
+    with pytest.raises(ConfigError, match=r"is finished, found a checkpoint of step 6 \(steps=12"):
+        resume(tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        resume(tmp_path, ["seq_len=8", "stpes=12", "steps"])
+    assert [fault.split(":")[0] for fault in refused.value.faults] == ["seq_len", "stpes", "steps"]
+    assert "did you mean 'steps'?" in refused.value.faults[1]
+    assert resume(tmp_path, ["steps=7"])["steps"] == 7
+    assert [line["step"] for line in lines_of(tmp_path) if "loss" in line] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_run_does_not_write_over_another(config, tmp_path):
+    task(config("steps=1"), tmp_path)
+    with pytest.raises(ConfigError, match="--resume"):
+        task(config("steps=1"), tmp_path)
+
+
+def test_a_run_does_not_go_on_with_other_data(config, tmp_path, corpus):
+    task(config("steps=3"), tmp_path)
+    added = corpus / "added.txt"
+    added.write_text("something else\n")
+    try:
+        with pytest.raises(ConfigError, match="its data is not what it was"):
+            resume(tmp_path, ["steps=4"])
+    finally:
+        added.unlink()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_one_line_and_keeps_the_checkpoint(config, tmp_path):
+    with pytest.raises(ZooError) as failed:
+        task(config("optim.lr=1e30", "clip=null", "save_every=1"), tmp_path)
+    assert failed.value.exit_code == 1
+    assert str(failed.value).startswith("step 2: the ") and "\n" not in str(failed.value)
+    assert store.find(tmp_path).name == "step-000001"
+
+
+def test_every_fault_of_a_config_is_listed_at_once(config):
+    cfg = config()
+    for key, value in {
+        "steps": 0,
+        "accumulate": 3,
+        "precision": "fp8",
+        "schedule.warmup": 1.5,
+        "optim.betas": [0.9, 1.0],
+        "data.tokenizer.kind": "bytes",
+        "model.d_model": 0,
+    }.items():
+        OmegaConf.update(cfg, key, value)
+    with pytest.raises(ConfigError) as refused:
+        check(cfg)
+    found = [fault.split(":")[0] for fault in refused.value.faults]
+    assert sorted(found) == sorted(
+        ["steps", "accumulate", "precision", "schedule.warmup", "optim.betas.1", "data.tokenizer.kind", "model.d_model"]
+    )
+
+
+def test_what_does_not_go_together_is_said_with_what_would_do(config):
+    with pytest.raises(ConfigError) as refused:
+        check(config("seq_len=64", "kernel=spda", "data.tokenizer.kind=bpe"))
+    assert refused.value.faults == [
+        "kernel: there is no 'spda' (did you mean 'sdpa'?) (there are auto, sdpa, eager)",
+        "seq_len: is 64, more than model.max_seq_len=32 (seq_len=32, or model.max_seq_len=64)",
+        "model.vocab_size: is 257, fewer than the tokenizer's 4096 "
+        "(model.vocab_size=4096, or data.tokenizer.vocab_size=257)",
+    ]
+
+
+def test_a_vocabulary_that_is_too_small_is_found_before_anything_is_written(config, tmp_path):
+    with pytest.raises(ConfigError, match=r"model.vocab_size: is 256, fewer than the tokenizer's 257 \(model.vocab_size=257"):
+        task(config("model.vocab_size=256"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_checking_a_config_imports_no_torch():
+    code = "import sys, zoo.training.task; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=conf_dir().parent)
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_to_the_same_losses(config, tmp_path):
+    task(config(), tmp_path / "eager")
+    task(config("compile=true"), tmp_path / "compiled")
+    for eager, compiled in zip(lines_of(tmp_path / "eager"), lines_of(tmp_path / "compiled"), strict=True):
+        assert compiled == pytest.approx(eager, rel=1e-4)
+
+
+def test_in_bf16_the_weights_stay_in_float32_and_the_loss_close(config, tmp_path):
+    full, half = task(config(), tmp_path / "fp32"), task(config("precision=bf16"), tmp_path / "bf16")
+    assert half["val_loss"] == pytest.approx(full["val_loss"], abs=0.02)
+    assert {each.dtype for each in store.load(tmp_path / "bf16").parameters()} == {torch.float32}
+
+
+# ---------------------------------------------------------------- what is measured and shown
+
+
+def test_held_out_rows_are_spread_over_the_whole_split(corpus):
+    data = prepare(DataSettings.read({"kind": "text", "path": str(corpus), "tokenizer": {"kind": "byte"}}))
+    rows = (len(data.validation) - 1) // 4
+    batches = loop.held_out(data, 3, 4, wanted=rows // 2, documents=False)
+    found = torch.cat([batch.input_ids for batch in batches])
+    expected = torch.tensor(data.validation.ids[: rows * 4].astype("int64")).view(rows, 4)
+    assert len(found) == rows // 2
+    assert [len(batch.input_ids) for batch in batches[:-1]] == [3] * (len(batches) - 1)
+    at = [int((expected == row).all(1).nonzero()[0]) for row in found]
+    assert at[0] < rows // 8 and at[-1] > rows * 3 // 4
+
+
+def test_the_measured_peak_is_a_plausible_rate():
+    assert 1e9 < speed.measured(torch.device("cpu"), "fp32") < 1e14
+
+
+def test_a_clock_leaves_pauses_out():
+    clock = speed.Clock()
+    clock.start(0)
+    with clock.pause():
+        time.sleep(0.2)
+    clock.lap(100)
+    assert clock.seconds < 0.1
+
+
+def test_the_moving_average_starts_at_the_first_value_and_keeps_a_constant():
+    assert smooth([2.0] * 200) == pytest.approx([2.0] * 200)
+    assert smooth([8.0, 1.0])[0] == 8.0

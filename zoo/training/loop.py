@@ -1,0 +1,309 @@
+"""The training loop, the only one: updates, evaluations, checkpoints, and what happens when it is stopped."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.checkpoint.store import CHECKPOINTS, Resumable, save_run
+from zoo.costs import price
+from zoo.data import Batch, Batches, Prepared
+from zoo.data.tokens import evaluation_batches, to_batch
+from zoo.errors import ZooError
+from zoo.generation.sample import Sampling
+from zoo.generation.text import complete
+from zoo.lazy import torch
+from zoo.training.log import PICTURE, Records, draw
+from zoo.training.objective import Objective
+from zoo.training.settings import TextSample, Training
+from zoo.training.show import Show
+from zoo.training.speed import Clock, Peak
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch import device as Device
+    from torch.optim import Optimizer
+
+    from zoo.training.objective import Autocast
+
+
+@dataclass
+class Run:
+    """A run at work: what it trains, on what, and how far it is."""
+
+    name: str
+    folder: Path
+    settings: Training
+    data: Prepared
+    batches: Batches
+    model: Any
+    optimizer: Optimizer
+    records: Records
+    show: Show
+    peak: Peak
+    clock: Clock = field(default_factory=Clock)
+    step: int = 0
+    tokens: int = 0
+    saved: int = 0  # the step of the newest checkpoint
+    last: dict[str, float] = field(default_factory=dict)  # what was measured last, by metric
+    stopped: bool = False
+
+    @cached_property
+    def device(self) -> Device:
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def validation(self) -> list[Batch]:
+        settings, data = self.settings, self.data
+        rows = (settings.batch_size // settings.accumulate, settings.seq_len)
+        wanted = None if settings.eval_batches is None else settings.eval_batches * settings.batch_size
+        return held_out(data, *rows, wanted=wanted, documents=self.batches.documents)
+
+    @cached_property
+    def flops_per_token(self) -> int:
+        return price(self.model.spec, context=self.settings.seq_len)["flops"]["train"]
+
+    @property
+    def autocast(self) -> Autocast:
+        return autocast(self.device, self.settings.precision)
+
+    def due(self, every: int | None) -> bool:
+        """Whether something that happens so often, and at the end, happens after this step."""
+        return self.step == self.settings.steps or (every is not None and self.step % every == 0)
+
+
+def fit(run: Run) -> dict[str, Any]:
+    """Trains to the last step and gives what came of it. Raises ZooError when the loss is not finite, KeyboardInterrupt when it
+    was asked to stop; either way the newest checkpoint is whole."""
+    run.model.train()
+    if run.settings.compile:
+        compile_blocks(run.model)
+    with run.show, stopping(run):
+        run.clock.start(run.tokens)
+        while run.step < run.settings.steps:
+            terms = update(run)
+            if run.step == 1 or run.due(run.settings.log_every) or run.due(run.settings.eval_every):
+                record(run, terms)
+            with run.clock.pause():
+                after(run, terms)
+    return outcome(run)
+
+
+def after(run: Run, terms: dict[str, Any]) -> None:
+    """What may follow an update."""
+    if run.due(run.settings.eval_every):
+        evaluate(run)
+    if run.stopped or run.due(run.settings.save_every):
+        refuse_nonfinite(run, terms)
+        save(run)
+    if run.stopped and run.step < run.settings.steps:
+        run.show.say(f"stopped after step {run.step}; `zoo train --resume {run.folder}` goes on from there")
+        raise KeyboardInterrupt
+
+
+# ---------------------------------------------------------------- one update
+
+
+def update(run: Run) -> dict[str, Any]:
+    """One step of the optimizer; gives the terms of its loss and the gradient's norm, still on the device."""
+    settings = run.settings
+    lr = settings.optim.lr * settings.schedule.factor(run.step, settings.steps)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    batch = next(run.batches)
+    terms = accumulate(run.model, settings.objective, batch, settings.accumulate, run.autocast)
+    terms["grad_norm"] = clip(list(run.model.parameters()), settings.clip)
+    run.step += 1
+    run.tokens += batch.input_ids.numel()
+    if run.device.type == "cpu":  # elsewhere it would wait for the device at each step: `record` looks
+        refuse_nonfinite(run, terms)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return {**terms, "lr": lr}
+
+
+def accumulate(model: Any, objective: Objective, batch: Batch, parts: int, autocast: Autocast) -> dict[str, Any]:
+    """Adds the gradient of the mean over all of a batch's targets, a part of its rows at a time; gives the loss's terms.
+
+    Each part's sum is divided by the targets of the whole, so that parts with fewer targets weigh less; a model's own
+    losses, which are means, are weighted by the part's share.
+    """
+    device = next(model.parameters()).device
+    total = max(objective.targets(batch), 1)
+    terms: dict[str, Tensor] = {}
+    for part in split(batch, parts):
+        share = objective.targets(part) / total
+        found = objective.backward(model, to(part, device), 1 / total, share, autocast)
+        terms = {name: terms[name] + value if name in terms else value for name, value in found.items()}
+    return terms
+
+
+def split(batch: Batch, parts: int) -> Iterator[Batch]:
+    """The batch's rows in equal parts."""
+    columns = [[None] * parts if each is None else each.chunk(parts) for each in batch]
+    return (Batch(*each) for each in zip(*columns, strict=True))
+
+
+def to(batch: Batch, device: Device) -> Batch:
+    """The batch on a device, without waiting for the copy."""
+    if device.type == "cuda":
+        return Batch(*(None if each is None else each.pin_memory().to(device, non_blocking=True) for each in batch))
+    return Batch(*(None if each is None else each.to(device) for each in batch))
+
+
+def clip(parameters: list[Any], most: float | None) -> Tensor:
+    """The gradient's norm; where it is above `most` the gradient is scaled down to that."""
+    norm = torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+    if most is not None and (norm.device.type != "cpu" or norm > most):  # on a CPU, looking costs less than a product with 1
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return norm
+
+
+def autocast(device: Device, precision: str) -> Callable[[], AbstractContextManager[Any]]:
+    """What forward passes run under."""
+    if precision == "fp32":
+        return nullcontext
+    return partial(torch.autocast, device.type, torch.bfloat16)
+
+
+def compile_blocks(model: Any) -> None:
+    """Compiles each layer by itself: equal layers share one compilation, so its time does not grow with depth."""
+    for block in model.blocks:
+        block.compile(dynamic=False)
+
+
+def refuse_nonfinite(run: Run, terms: dict[str, Any]) -> None:
+    """Raises ZooError when the loss or the gradient is no number any more."""
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(value := float(terms[name])):
+            kept = f"{run.folder / CHECKPOINTS} has that of step {run.saved}" if run.saved else "no checkpoint was written"
+            what = "loss" if name == "loss" else "norm of the gradient"
+            raise ZooError(f"step {run.step}: the {what} is {value}; {kept} (a lower optim.lr, or a longer schedule.warmup)")
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def record(run: Run, terms: dict[str, Any]) -> None:
+    """A line of metrics for the step just done. Waits for the device."""
+    refuse_nonfinite(run, terms)
+    values = {name: float(value) for name, value in terms.items()}
+    speed = run.clock.lap(run.tokens)
+    mfu = speed * run.flops_per_token / run.peak.flops
+    run.records.write(step=run.step, tokens=run.tokens, **values, tokens_per_second=round(speed, 1), mfu=round(mfu, 4))
+    run.last |= values
+    left = (run.settings.steps - run.step) * run.tokens / run.step
+    run.show.step(run.step, values["loss"], speed, mfu, left / run.clock.pace)
+
+
+def evaluate(run: Run) -> None:
+    """Validation loss, a sample of text and the picture."""
+    loss = validation_loss(run)
+    bits = loss / math.log(2) * (len(run.data.validation) - 1) / run.data.validation.n_bytes
+    run.records.write(step=run.step, tokens=run.tokens, val_loss=loss, bits_per_byte=bits)
+    run.last |= {"val_loss": loss, "bits_per_byte": bits}
+    text = None
+    if isinstance(sample := run.settings.sample, TextSample):
+        text = sample.prompt + write(run, sample)
+        run.records.sample(run.step, text)
+    run.show.evaluation(run.step, loss, bits, text)
+    draw(run.records.lines, run.name, run.folder / PICTURE)
+
+
+def validation_loss(run: Run) -> float:
+    """Mean cross-entropy over the held-out batches, in nats, in eval mode."""
+    objective, targets = run.settings.objective, 0
+    total = torch.zeros((), dtype=torch.float64, device=run.device)
+    run.model.eval()
+    for batch in run.validation:
+        total += objective.measure(run.model, to(batch, run.device), run.autocast)
+        targets += objective.targets(batch)
+    run.model.train()
+    return float(total) / targets
+
+
+def held_out(data: Prepared, batch_size: int, seq_len: int, *, wanted: int | None, documents: bool) -> list[Batch]:
+    """The validation split, or `wanted` rows spread evenly over all of it: its first rows would be a few documents."""
+    tokens = data.validation
+    there = (len(tokens) - 1) // seq_len
+    if wanted is None or wanted >= there:
+        return list(evaluation_batches(tokens, batch_size, seq_len, documents=documents))
+    starts = [row * there // wanted * seq_len for row in range(wanted)]
+    groups = [starts[first : first + batch_size] for first in range(0, wanted, batch_size)]
+    return [to_batch(tokens.rows(group, seq_len + 1), tokens.eos_id, documents) for group in groups]
+
+
+def write(run: Run, sample: TextSample) -> str:
+    """What the model adds to the prompt: the same draws at each evaluation, and none of the training's random numbers."""
+    sampling = Sampling(temperature=sample.temperature, seed=run.settings.seed)
+    with torch.compiler.set_stance("force_eager"):  # lengths grow with each token: nothing worth compiling
+        pieces = complete(run.model, run.data.tokenizer, sample.prompt, max_new_tokens=sample.tokens, sampling=sampling)
+        return "".join(pieces)
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def save(run: Run) -> None:
+    """A checkpoint of this step, unless there is one."""
+    if run.saved == run.step:
+        return
+    counters = {
+        "step": run.step,
+        "tokens": run.tokens,
+        "seconds": run.clock.seconds,
+        "last": run.last,
+        "data": {**run.batches.state(), "key": run.data.key},
+        "lengths": run.records.lengths(),
+    }
+    state = Resumable(run.model, run.optimizer, counters)
+    save_run(run.folder, run.step, state, run.data.tokenizer, run.settings.keep)
+    run.saved = run.step
+
+
+@contextmanager
+def stopping(run: Run) -> Iterator[None]:
+    """Lets Ctrl-C and a scheduler's SIGTERM end the run after the present step; a second one ends it at once."""
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+        yield
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if run.stopped:
+            raise KeyboardInterrupt
+        run.stopped = True
+        run.show.say("stopping after this step (once more: at once, without a checkpoint)")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def outcome(run: Run) -> dict[str, Any]:
+    """What came of a run, as plain data."""
+    return {
+        "status": "done",
+        "model": run.name,
+        "run": str(run.folder),
+        "checkpoint": str(run.folder / CHECKPOINTS / f"step-{run.step:06}"),
+        "params": sum(each.numel() for each in run.model.parameters()),
+        "steps": run.step,
+        "tokens": run.tokens,
+        "train_loss": run.last["loss"],
+        "val_loss": run.last["val_loss"],
+        "bits_per_byte": run.last["bits_per_byte"],
+        "seconds": round(run.clock.seconds, 3),
+        "tokens_per_second": round(run.tokens / run.clock.seconds, 1),
+        "mfu": round(run.tokens / run.clock.seconds * run.flops_per_token / run.peak.flops, 4),
+        "peak": str(run.peak),
+    }

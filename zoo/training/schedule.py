@@ -1,0 +1,95 @@
+"""The learning rate over a run, as a factor of its peak: pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from zoo.spec import Spec
+
+
+def _whole_from_one_on(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise ValueError(f"is {value:g}, neither below 1 (a part of the run) nor a whole number of steps")
+    return value
+
+
+Span = Annotated[float, Field(ge=0), AfterValidator(_whole_from_one_on)]
+"""Below 1 a part of the run, from 1 on a number of steps."""
+
+Ratio = Annotated[float, Field(ge=0, le=1)]
+
+
+def span(value: float, steps: int) -> int:
+    """A Span in steps, for a run of so many."""
+    return round(value * steps) if value < 1 else int(value)
+
+
+class Schedule(Spec, axis="schedule"):
+    """A straight line up to the peak, which the last step of `warmup` reaches; from there on what the kind says."""
+
+    warmup: Span = 0.05
+
+    def factor(self, step: int, steps: int) -> float:
+        """Factor of the peak learning rate for update `step` of `steps`, counted from 0."""
+        warmup = span(self.warmup, steps)
+        if step < warmup:
+            return (step + 1) / warmup
+        return self.after_warmup(step - warmup, max(steps - warmup, 1))
+
+    def after_warmup(self, step: int, steps: int) -> float:
+        """The same, counted from the end of the warm-up."""
+        raise NotImplementedError
+
+
+class Constant(Schedule, kind="constant"):
+    """The peak, to the end."""
+
+    def after_warmup(self, step: int, steps: int) -> float:
+        return 1.0
+
+
+class Linear(Schedule, kind="linear"):
+    """A straight line from the peak to `min_ratio` of it."""
+
+    min_ratio: Ratio = 0.0
+
+    def after_warmup(self, step: int, steps: int) -> float:
+        return fall("linear", step / steps, self.min_ratio)
+
+
+class Cosine(Schedule, kind="cosine"):
+    """Half a cosine from the peak to `min_ratio` of it (Loshchilov and Hutter, 2016, without restarts)."""
+
+    min_ratio: Ratio = 0.1
+
+    def after_warmup(self, step: int, steps: int) -> float:
+        return fall("cosine", step / steps, self.min_ratio)
+
+
+class WSD(Schedule, kind="wsd"):
+    """Warm-up, stable, decay (Hu et al., 2024): the peak until the last `decay` of the run, then down to `min_ratio`.
+
+    `shape` sqrt is 1 − √p at part p of the decay, the best of those that Hägele et al. (2024) compared.
+    """
+
+    decay: Span = 0.2
+    shape: Literal["linear", "cosine", "sqrt"] = "sqrt"
+    min_ratio: Ratio = 0.0
+
+    def factor(self, step: int, steps: int) -> float:
+        decay = span(self.decay, steps)
+        if step < steps - decay:
+            return super().factor(step, steps)
+        return fall(self.shape, (step - steps + decay) / decay, self.min_ratio)
+
+    def after_warmup(self, step: int, steps: int) -> float:
+        return 1.0
+
+
+def fall(shape: str, part: float, low: float) -> float:
+    """From 1 at part 0 to `low` at part 1."""
+    high = {"linear": 1 - part, "cosine": (1 + math.cos(math.pi * part)) / 2, "sqrt": 1 - math.sqrt(part)}[shape]
+    return low + (1 - low) * high

@@ -1,0 +1,76 @@
+"""The training config apart from its model and its data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, field_validator
+
+from zoo.errors import ConfigError
+from zoo.spec import Spec
+from zoo.training.objective import Objective
+from zoo.training.optim import Optim
+from zoo.training.schedule import Schedule
+
+
+class Sample(Spec, axis="sample", default="text"):
+    """What the model is asked to write at each evaluation."""
+
+
+class TextSample(Sample, kind="text"):
+    """At most `tokens` tokens that continue `prompt`; temperature 0 takes the likeliest each time."""
+
+    prompt: str = ""
+    tokens: PositiveInt = 64
+    temperature: NonNegativeFloat = 0.8
+
+
+class Training(Spec, axis="command", kind="train", default="train"):
+    """How long to train, in what steps, and what to leave behind. `…_every` counts steps; null is only at the end."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt  # rows of one update
+    accumulate: PositiveInt = 1  # microbatches that an update's rows are split into
+    seq_len: PositiveInt
+    seed: NonNegativeInt = 0
+    clip: PositiveFloat | None = 1.0  # the gradient's largest norm; null: as it is
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the products; weights and optimizer are float32
+    compile: bool = False
+    device: str = "auto"
+    kernel: str = "auto"
+    log_every: PositiveInt = 1
+    eval_every: PositiveInt | None = None
+    eval_batches: PositiveInt | None = None  # of batch_size rows, spread over the validation split; null: all of it
+    save_every: PositiveInt | None = None
+    keep: PositiveInt = 2  # newest checkpoints that stay
+    sample: Sample | None = None
+    objective: Objective
+    optim: Optim
+    schedule: Schedule
+
+    @field_validator("accumulate")
+    @classmethod
+    def splits_the_batch(cls, value: int, info: Any) -> int:
+        rows = info.data.get("batch_size", value)
+        if rows % value:
+            even = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
+            raise ValueError(f"is {value}, which does not divide batch_size={rows} (one of: {even})")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def can_be_trained_on(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError(f"is {value!r}, which trains nothing (one of: auto, cpu, cuda, cuda:N)")
+        return value
+
+
+def read(node: Mapping[str, Any]) -> Training:
+    """Checks a resolved node. Raises ConfigError with every fault in it."""
+    try:
+        return Training.parse(node)
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+        raise ConfigError(*(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in faults)) from error

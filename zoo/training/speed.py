@@ -1,0 +1,111 @@
+"""How fast a run is, and against what."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import device as Device
+
+# Dense products without sparsity, FLOP/s, from the makers' data sheets: bf16, fp32 without TF32. The first name that the
+# device's own contains counts.
+DATA_SHEETS = {
+    "B200": (2250e12, 75e12),
+    "H200": (989e12, 67e12),
+    "H100 PCIe": (756e12, 51e12),
+    "H100 NVL": (835e12, 60e12),
+    "H100": (989e12, 67e12),
+    "A100": (312e12, 19.5e12),
+    "A10": (125e12, 31.2e12),
+    "L40S": (362e12, 91.6e12),
+    "L4": (121e12, 30.3e12),
+    "RTX 4090": (165e12, 82.6e12),
+    "RTX 3090": (71e12, 35.6e12),
+    "V100": (0, 15.7e12),
+    "T4": (0, 8.1e12),
+}
+
+MEASURED_FOR = 0.2  # seconds at most
+SIDE = {"cpu": 1024}  # of the square products measured: the largest rate comes from about this size on
+LARGE_SIDE = 8192
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most FLOP/s that matrix products reach, and where that figure is from."""
+
+    flops: float
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.flops / 1e12:,.2f} TFLOP/s ({self.source})"
+
+
+def peak(device: Device, precision: str) -> Peak:
+    """From the data sheet of a GPU that is in the table; else measured here."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        sheet = next((figures for part, figures in DATA_SHEETS.items() if part in name), None)
+        if sheet and (flops := sheet[0 if precision == "bf16" else 1]):
+            return Peak(flops, f"{precision} data sheet, {name}")
+    return Peak(measured(device, precision), f"{precision} products, measured")
+
+
+def measured(device: Device, precision: str) -> float:
+    """The best rate of a few square products on this device with the threads that torch has."""
+    side = SIDE.get(device.type, LARGE_SIDE)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+    out = torch.mm(a, b)  # also what the first call alone costs
+    best, until = float("inf"), time.perf_counter() + MEASURED_FOR
+    while time.perf_counter() < until:
+        _finish(device)
+        start = time.perf_counter()
+        torch.mm(a, b, out=out)
+        _finish(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def _finish(device: Device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass
+class Clock:
+    """Time spent on training steps alone, pauses left out."""
+
+    seconds: float = 0.0
+    pace: float = 0.0  # tokens a second of late
+    _tokens: int = 0
+    _since: float = 0.0
+
+    def start(self, tokens: int) -> None:
+        """Training begins, or goes on, with so many tokens seen."""
+        self._tokens, self._since = tokens, time.perf_counter()
+
+    def lap(self, tokens: int) -> float:
+        """Tokens a second since the last lap. Must follow something that waits for the device."""
+        now = time.perf_counter()
+        passed, done = now - self._since, tokens - self._tokens
+        self._since, self._tokens = now, tokens
+        self.seconds += passed
+        speed = done / passed
+        self.pace = speed if not self.pace else 0.9 * self.pace + 0.1 * speed
+        return speed
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens inside is no training."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - start
