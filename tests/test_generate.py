@@ -1,0 +1,304 @@
+"""Sampling against transformers' processors, cached decoding against full forwards, batches against rows alone."""
+
+import math
+
+import pytest
+import torch
+from transformers.generation import logits_process as theirs
+
+import zoo
+from zoo.config import conf_dir, load
+from zoo.errors import ConfigError
+from zoo.generation.cache import Cache
+from zoo.generation.engine import generate, stream
+from zoo.generation.sample import Sampling, adjust, draw, sample
+
+# ---------------------------------------------------------------- sampling
+
+OPTIONS = [
+    {"temperature": 1.0},
+    {"temperature": 0.7},
+    {"temperature": 1.5, "top_k": 5},
+    {"temperature": 1.0, "top_k": 1},
+    {"temperature": 1.0, "top_k": 1000},
+    {"temperature": 1.0, "top_p": 0.9},
+    {"temperature": 1.0, "top_p": 1e-6},
+    {"temperature": 1.0, "top_p": 1.0},
+    {"temperature": 1.0, "min_p": 0.1},
+    {"temperature": 1.0, "min_p": 1.0},
+    {"temperature": 1.0, "repetition_penalty": 1.3},
+    {"temperature": 2.0, "repetition_penalty": 0.8, "top_k": 40, "top_p": 0.8, "min_p": 0.02},
+    {"temperature": 0.5, "repetition_penalty": 1.2, "top_p": 0.95, "min_p": 0.05},
+]
+
+
+def reference(logits, seen, temperature=1.0, top_k=None, top_p=None, min_p=None, repetition_penalty=1.0):
+    """transformers' processors in the order its `generate` builds them."""
+    chain = theirs.LogitsProcessorList([theirs.RepetitionPenaltyLogitsProcessor(repetition_penalty)])
+    chain.append(theirs.TemperatureLogitsWarper(temperature))
+    if top_k is not None:
+        chain.append(theirs.TopKLogitsWarper(top_k))
+    if top_p is not None and top_p < 1:
+        chain.append(theirs.TopPLogitsWarper(top_p))
+    if min_p is not None:
+        chain.append(theirs.MinPLogitsWarper(min_p))
+    return chain(seen, logits)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("spread", [0.5, 3.0, 30.0])
+def test_logits_are_adjusted_as_transformers_does_it(options, spread):
+    torch.manual_seed(0)
+    logits = spread * torch.randn(4, 700)  # more words than the head that top-p looks at first
+    seen = torch.randint(700, (4, 60))
+    ours = adjust(logits, Sampling(**options), seen)
+    torch.testing.assert_close(ours, reference(logits, seen, **options))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_ties_leave_the_values_that_transformers_leaves(options):
+    torch.manual_seed(0)
+    logits = torch.randint(
+        -3, 4, (6, 40)
+    ).float()  # which of two equal words goes is the sort's choice, so compare values
+    seen = torch.randint(40, (6, 5))
+    ours = adjust(logits, Sampling(**options), seen)
+    torch.testing.assert_close(ours.sort().values, reference(logits, seen, **options).sort().values)
+
+
+def test_half_precision_logits_are_adjusted_in_float32():
+    logits = torch.randn(2, 50, dtype=torch.bfloat16)
+    sampling = Sampling(temperature=0.7, repetition_penalty=1.1)
+    seen = torch.randint(50, (2, 5))
+    torch.testing.assert_close(adjust(logits, sampling, seen), adjust(logits.float(), sampling, seen), rtol=0, atol=0)
+
+
+def test_greedy_takes_the_likeliest_word_and_minds_the_penalty():
+    logits = torch.tensor([[1.0, 3.0, 2.9], [-1.0, -3.0, -1.1]])
+    assert sample(logits, Sampling()).tolist() == [1, 0]
+    seen = torch.tensor([[1], [0]])
+    assert sample(logits, Sampling(repetition_penalty=1.2), seen=seen).tolist() == [2, 2]
+
+
+def test_words_are_drawn_as_often_as_their_probability_says():
+    logits = torch.tensor([[0.0, 1.0, -math.inf, 2.0, -1.0]])
+    generator = torch.Generator().manual_seed(0)
+    drawn = draw(logits.expand(40_000, -1), generator).bincount(minlength=5)
+    expected = 40_000 * logits[0].softmax(0)
+    assert drawn[2] == 0
+    kept = expected > 0
+    assert (
+        (drawn - expected)[kept] ** 2 / expected[kept]
+    ).sum() < 16.3  # chi-squared, 3 degrees: 0.1% of honest draws exceed it
+
+
+def test_a_word_of_no_share_is_not_drawn_even_at_the_ends():
+    logits = torch.full((1000, 4), -math.inf)
+    logits[:, 1] = 0
+    assert draw(logits).eq(1).all()
+
+
+def test_a_seed_fixes_the_draws():
+    logits = torch.randn(3, 100)
+    draws = [sample(logits, s := Sampling(temperature=1.0, seed=seed), s.generator("cpu")) for seed in (7, 7, 8)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_every_option_that_will_not_do_is_named_at_once():
+    with pytest.raises(ConfigError) as caught:
+        Sampling.checked(temperature=-1, top_k=0, top_p=0, min_p=1.5, repetition_penalty=-0.5, seed=-1)
+    names = [fault.split(":")[0] for fault in caught.value.faults]
+    assert names == ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"]
+    assert "top_p: is 0.0, not above 0 and at most 1" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": math.nan}, {"temperature": 1e-9}, {"top_p": math.nan}, {"top_k": 2.5}]
+)
+def test_numbers_that_would_overflow_or_mean_nothing_are_refused(options):
+    with pytest.raises(ConfigError):
+        Sampling.checked(**options)
+
+
+# ---------------------------------------------------------------- cached decoding
+
+AXES = ("attention", "block", "norm", "position", "ffn", "activation", "router")
+CHOICES = {axis: sorted(path.stem for path in (conf_dir() / axis).glob("*.yaml")) for axis in AXES}
+EVERY = [f"{axis}={choice}" for axis, choices in CHOICES.items() for choice in choices]
+SWAPS = {
+    "attention=sliding": ["window=5"],
+    **{f"position={name}": ["original_max_seq_len=8"] for name in ("rope_dynamic", "rope_llama3", "rope_yarn")},
+    "router=softmax_topk": ["ffn=moe"],
+}
+MORE = [
+    ["pattern=[local*2,layer]", "+layers={local:{attention:{window:3},position:{theta:100.0}}}", "n_layers=3"],
+    ["pattern=[local,layer]", "+layers={local:{attention:{window:4}}}", "position=alibi"],
+    ["attention=sliding", "window=1"],
+    ["attention=sliding", "window=5", "position=learned", "block=post", "norm=layernorm", "ffn=mlp"],
+    ["attention=sliding", "window=6", "position=alibi", "n_heads=3", "n_kv_heads=1"],
+    ["+attention.qk_norm={kind:rmsnorm}", "+attention.softcap=5.0", "+head.softcap=8.0", "bias=true"],
+    ["+position.interleaved=true", "rotary_dim=4", "+head.tied=true", "+embedding.scale=sqrt_d_model"],
+]
+COMBINATIONS = [*([swap, *SWAPS.get(swap, [])] for swap in EVERY), *MORE]
+TINY = {
+    **{"attention": "gqa", "position": "rope", "norm": "rmsnorm", "block": "pre", "ffn": "gated", "activation": "silu"},
+    **{
+        "router": "softmax_topk",
+        "vocab_size": 61,
+        "d_model": 24,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "head_dim": 8,
+    },
+    **{"d_ff": 32, "max_seq_len": 64, "n_experts": 4, "head": {"kind": "lm"}, "embedding": {"kind": "tokens"}},
+}
+
+
+def tiny(*overrides):
+    """A model whose weights are so loud that a key too many, too few or misplaced shows in the logits."""
+    model = zoo.build(load(TINY, overrides), device="cpu").eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter += 0.2 * noise
+            else:
+                parameter.copy_(noise * (1.0 if parameter.shape[0] in (61, 64) else 2 * parameter.shape[-1] ** -0.5))
+    return model
+
+
+def prompt(batch=2, length=9):
+    return torch.randint(61, (batch, length), generator=torch.Generator().manual_seed(2))
+
+
+@torch.no_grad()
+def recomputed(model, ids, new):
+    """Greedy generation without a cache: the whole sequence anew for each token."""
+    for _ in range(new):
+        ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
+    return ids
+
+
+@pytest.mark.parametrize("overrides", COMBINATIONS, ids=" ".join)
+def test_greedy_generation_equals_the_full_forward_for_every_choice(overrides):
+    model = tiny(*overrides)
+    assert torch.equal(generate(model, prompt(), 16), recomputed(model, prompt(), 16))
+
+
+@pytest.mark.parametrize(
+    "overrides", [each for each in COMBINATIONS if "position=rope_dynamic" not in each], ids=" ".join
+)
+def test_a_prompt_in_chunks_gives_the_logits_of_one_forward(overrides):
+    model, ids = tiny(*overrides), prompt(2, 30)
+    for chunks in ([30], [1] * 30, [12, 1, 1, 9, 3, 4], [4, 1, 7, 2, 16], [1, 29]):
+        cache = Cache.allocate(model, 2, 30)
+        with torch.inference_mode():
+            whole = model(ids).logits
+            got = torch.cat([model(part, cache=cache).logits for part in ids.split(chunks, 1)], 1)
+        torch.testing.assert_close(got, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("overrides", COMBINATIONS, ids=" ".join)
+def test_rows_padded_on_the_left_get_what_they_get_alone(overrides):
+    model, lengths = tiny(*overrides), (9, 1, 4)
+    ids, mask = torch.full((3, 9), 7), torch.zeros(3, 9, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        ids[row, 9 - length :] = prompt(3)[row, :length]
+        mask[row, 9 - length :] = 1
+    together = generate(model, ids, 14, attention_mask=mask)
+    for row, length in enumerate(lengths):
+        alone = generate(model, prompt(3)[row : row + 1, :length], 14)
+        assert torch.equal(together[row, 9 - length :], alone[0])
+
+
+# ---------------------------------------------------------------- the engine's own rules
+
+
+def test_a_repetition_penalty_counts_no_padding():
+    model, ids = tiny(), prompt(1, 5)
+    padded, mask = torch.cat([torch.arange(61)[None], ids], 1)[:, 1:], torch.ones(1, 65, dtype=torch.bool)
+    mask[:, :60] = False  # were padding counted, every word would be penalised, as good as none
+    alone = generate(model, ids, 8, repetition_penalty=1.5)
+    assert torch.equal(generate(model, padded, 8, repetition_penalty=1.5, attention_mask=mask)[:, 60:], alone)
+    assert not torch.equal(generate(model, ids, 8), alone)
+
+
+def test_a_row_that_stopped_repeats_its_stop_token_and_the_rest_goes_on():
+    model = tiny()
+    free = generate(model, prompt(), 16)[:, 9:]
+    stops = [int(free[0, 3]), int(free[1, 8])]
+    ends = [min(row.tolist().index(stop) for stop in stops if stop in row.tolist()) for row in free]
+    got = generate(model, prompt(), 16, stop_ids=stops)[:, 9:]
+    assert got.shape[1] == max(ends) + 1
+    for row, end in enumerate(ends):
+        assert torch.equal(got[row, : end + 1], free[row, : end + 1])
+        assert got[row, end:].eq(free[row, end]).all()
+
+
+def test_a_stop_token_in_the_prompt_stops_nothing():
+    model, ids = tiny(), prompt(1)
+    assert torch.equal(generate(model, ids, 4, stop_ids=[int(ids[0, -1])])[:, :10], generate(model, ids, 1))
+
+
+def test_no_new_tokens_are_the_prompt():
+    assert torch.equal(generate(tiny(), prompt(), 0), prompt())
+
+
+def test_a_seed_fixes_what_is_generated():
+    model = tiny()
+    first, again, other = (generate(model, prompt(), 12, temperature=1.0, top_p=0.95, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_stream_gives_each_step_as_generate_does():
+    model = tiny()
+    sampling = Sampling(temperature=0.8, top_k=20, repetition_penalty=1.2, seed=5)
+    steps = list(stream(model, prompt(), 6, sampling))
+    whole = generate(model, prompt(), 6, temperature=0.8, top_k=20, repetition_penalty=1.2, seed=5)
+    assert torch.equal(torch.stack(steps, 1), whole[:, 9:])
+
+
+def test_a_stream_leaves_the_model_and_the_caller_as_they_were():
+    model = tiny().train()
+    model.blocks[1].eval()  # frozen by its owner
+    before = {name: module.training for name, module in model.named_modules()}
+    steps = stream(model, prompt(), 6, kernel="eager")
+    first = next(steps)
+    assert not torch.is_inference_mode_enabled()
+    assert not first.is_inference()
+    assert (model.training, model.kernel) == (False, "eager")
+    steps.close()
+    assert model.kernel == "auto"
+    assert {name: module.training for name, module in model.named_modules()} == before
+    model(generate(model, prompt(), 2)).logits.sum().backward()  # generated ids are ordinary tensors
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"ids": torch.zeros(3, dtype=torch.long)}, "ids: shape [3]"),
+        ({"ids": torch.zeros(1, 0, dtype=torch.long)}, "ids: shape [1, 0]"),
+        ({"ids": torch.tensor([[3, 61]])}, "ids: tokens from 3 to 61, the model's vocabulary is 0 to 60"),
+        ({"max_new_tokens": -1}, "max_new_tokens: is -1"),
+        ({"temperature": -1.0}, "temperature: is -1.0"),
+        ({"attention_mask": torch.ones(1, 4)}, "attention_mask: shape [1, 4]"),
+        ({"attention_mask": torch.tensor([[1] * 8 + [0]] * 2)}, "attention_mask: a zero stands after a one"),
+        ({"attention_mask": torch.tensor([[1, 0] + [1] * 7] * 2)}, "attention_mask: a zero stands after a one"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused_in_one_line(change, fault):
+    with pytest.raises(ConfigError) as caught:
+        generate(tiny(), **{"ids": prompt(), "max_new_tokens": 2} | change)
+    assert str(caught.value).startswith(fault)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_learned_positions_end():
+    with pytest.raises(ConfigError, match=r"positions end at 64 \(at most 55 would do\)"):
+        stream(tiny("position=learned"), prompt(), 56)
+    assert generate(tiny("position=learned"), prompt(), 55).shape == (2, 64)
+    assert generate(tiny(), prompt(), 70).shape == (2, 79)

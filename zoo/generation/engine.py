@@ -1,0 +1,170 @@
+# B batch, P prompt, T tokens, V vocabulary
+"""Prefill, then one token at a time with a cache: ids in, ids out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ConfigError
+from zoo.generation.cache import Cache
+from zoo.generation.sample import Sampling, sample
+from zoo.lazy import torch
+from zoo.position import Position
+from zoo.spec import components
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def generate(
+    model: Any,
+    ids: Tensor,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    stop_ids: Sequence[int] = (),
+    *,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    attention_mask: Tensor | None = None,
+    kernel: str | None = None,
+) -> Tensor:
+    """The prompts with what the model adds to them, [B, length], on the model's device.
+
+    Ends after `max_new_tokens`, or as soon as every row has met one of `stop_ids`; a row that met it before the others
+    repeats it up to the end. Prompts of unequal length are padded on the left, with zeros in `attention_mask` [B, P]
+    for the padding: each row then gets what it would get alone. The other options are those of `Sampling`.
+
+    Raises ConfigError for options that will not do, and for a length that the model has no positions for.
+    """
+    options = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
+    sampling = Sampling.checked(temperature=temperature, seed=seed, **options)
+    tokens = stream(model, ids, max_new_tokens, sampling, stop_ids, attention_mask=attention_mask, kernel=kernel)
+    added = [token[:, None] for token in tokens]
+    return torch.cat([ids.to(_device(model)), *added], 1)
+
+
+def stream(
+    model: Any,
+    ids: Tensor,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    stop_ids: Sequence[int] = (),
+    *,
+    attention_mask: Tensor | None = None,
+    kernel: str | None = None,
+) -> Iterator[Tensor]:
+    """What `generate` adds, one step [B] at a time, as soon as it is known. Stops and options as there.
+
+    The model is in eval mode, and under `kernel`, while the iterator is at work, and as it was before once it ends or
+    is closed. Raises what `generate` does, at the call rather than at the first step.
+    """
+    device = _device(model)
+    ids, mask = _prompt(model, ids.to(device), attention_mask)
+    if max_new_tokens < 0:
+        raise ConfigError(f"max_new_tokens: is {max_new_tokens}, not 0 or more")
+    check_length(model.spec, ids.shape[1], max_new_tokens)
+    stop = torch.tensor(list(stop_ids), dtype=ids.dtype, device=device) if len(stop_ids) else None
+    return _steps(model, ids, mask, max_new_tokens, sampling or Sampling(), stop, kernel)
+
+
+def check_length(spec: Any, prompt: int, new: int) -> None:
+    """Raises ConfigError when a position scheme ends before `prompt + new` tokens: a learned table. Others go on."""
+    limits = [part.limit for _, part, _ in components(spec, spec.d_model) if isinstance(part, Position)]
+    limit = min((limit for limit in limits if limit is not None), default=None)
+    if limit is not None and prompt + new > limit:
+        would = f"at most {limit - prompt}" if limit > prompt else "a shorter prompt"
+        found = f"{new} more after a prompt of {prompt} tokens, the model's learned positions end at {limit}"
+        raise ConfigError(f"max_new_tokens: {found} ({would} would do)")
+
+
+def _device(model: Any) -> Any:
+    return next(model.parameters()).device
+
+
+def _prompt(model: Any, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The prompt checked, and its mask, or None when nothing is padded."""
+    if ids.ndim != 2 or not ids.numel():
+        raise ConfigError(f"ids: shape {list(ids.shape)}, not [batch, length] with a token at least (start from BOS)")
+    if not 0 <= int(ids.min()) <= int(ids.max()) < model.spec.vocab_size:
+        found = f"tokens from {int(ids.min())} to {int(ids.max())}"
+        raise ConfigError(f"ids: {found}, the model's vocabulary is 0 to {model.spec.vocab_size - 1}")
+    if mask is None:
+        return ids, None
+    real = mask.to(ids.device) != 0
+    if real.shape != ids.shape:
+        raise ConfigError(f"attention_mask: shape {list(mask.shape)}, not that of ids, {list(ids.shape)}")
+    if not bool(real[:, -1].all()) or bool((real[:, :-1] & ~real[:, 1:]).any()):
+        raise ConfigError("attention_mask: a zero stands after a one (pad on the left: zeros, then ones, in every row)")
+    return ids, None if bool(real.all()) else real
+
+
+@contextmanager
+def _serving(model: Any, kernel: str | None) -> Iterator[None]:
+    """The model in eval mode and under a kernel; each module as it was afterwards."""
+    training = [module for module in model.modules() if module.training]
+    before = model.kernel
+    model.eval()
+    if kernel is not None:
+        model.kernel = kernel
+    try:
+        yield
+    finally:
+        model.kernel = before
+        for module in training:
+            module.training = True
+
+
+def _steps(
+    model: Any,
+    ids: Tensor,
+    mask: Tensor | None,
+    budget: int,
+    sampling: Sampling,
+    stop: Tensor | None,
+    kernel: str | None,
+) -> Iterator[Tensor]:
+    """Inference mode is entered for each step anew: held across a yield, it would be the caller's mode too."""
+    (batch, known), generator = ids.shape, sampling.generator(ids.device)
+    whole = ids.new_empty(batch, known + budget)
+    whole[:, :known] = (
+        ids if mask is None else torch.where(mask, ids, ids[:, -1:])
+    )  # so that a penalty counts no padding
+    if mask is not None:
+        mask = torch.cat([mask, mask.new_ones(batch, budget)], 1)
+    with _serving(model, kernel):
+        cache = _cache(model, batch, known, known + budget)
+        for _ in range(budget):
+            with torch.inference_mode():
+                logits = _next_logits(model, whole[:, :known], mask, cache)
+                token = sample(logits, sampling, generator, whole[:, :known])
+                if stop is not None and known > ids.shape[1]:
+                    last = whole[:, known - 1]
+                    token = torch.where(torch.isin(last, stop), last, token)
+                whole[:, known] = token
+            yield whole[:, known].clone()
+            if stop is not None and bool(torch.isin(token, stop).all()):
+                return
+            known += 1
+
+
+def _cache(model: Any, batch: int, prompt: int, length: int) -> Cache | None:
+    """Room for as many tokens as can be cached, or None when not even the prompt can."""
+    until = model.spec.cacheable_until
+    if until is not None and prompt > until:
+        return None
+    with torch.inference_mode():
+        return Cache.allocate(model, batch, length if until is None else min(length, until))
+
+
+def _next_logits(model: Any, held: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    """Logits [B, V] after all the tokens held [B, T]; past what can be cached (dynamic rope), from all of them anew."""
+    known = held.shape[1]
+    padding = None if mask is None else mask[:, :known]
+    if cache is None or known > cache.capacity:
+        return model(held, padding, logits_to_keep=1).logits[:, -1]
+    return model(held[:, cache.length :], padding, cache=cache, logits_to_keep=1).logits[:, -1]
