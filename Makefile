@@ -1,0 +1,74 @@
+# Zoo: everything from a bare checkout. `make demo` needs Python 3.11 or newer with pip, and nothing else.
+#   make demo PYTHON=python3.12      with another Python
+#   make test TESTS="-k window"      a part of the tests
+
+SHELL := bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TESTS ?=
+WORKERS ?= 2
+
+# The main job: its length is set for 2 CPU cores; README states the loss it must reach.
+DEMO_MODEL ?= llama-tiny
+DEMO_TRAIN ?=
+DEMO_RUN ?= runs/demo
+
+.PHONY: help demo test test-slow check fmt bench gpu-check clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+demo: $(VENV)/installed ## set up, then price, build and train a small Llama, plot its loss and let it write
+	$(BIN)/zoo stats llama3-8b
+	$(BIN)/zoo stats $(DEMO_MODEL)
+	$(BIN)/zoo build $(DEMO_MODEL)
+	rm -rf $(DEMO_RUN)
+	$(BIN)/zoo train model=$(DEMO_MODEL) $(DEMO_TRAIN) hydra.run.dir=$(DEMO_RUN)
+	$(BIN)/python tests/check_demo.py $(DEMO_RUN)
+	$(BIN)/zoo generate --checkpoint $(DEMO_RUN) --prompt "def main("
+
+test: $(VENV)/installed-dev ## set up, then the tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) $(TESTS)
+
+test-slow: $(VENV)/installed-dev ## the tests that take minutes
+	$(BIN)/pytest -m slow $(TESTS)
+
+check: $(VENV)/installed-dev ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+fmt: $(VENV)/installed-dev ## put the code in order
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/installed-dev ## time training and decoding against transformers
+	$(BIN)/zoo bench train --against hf
+	$(BIN)/zoo bench decode --against hf
+
+gpu-check: $(VENV)/installed-dev ## the tests that need a CUDA device
+	$(BIN)/pytest -m gpu $(TESTS)
+
+clean: ## everything the targets above made, the runs in runs/ and sweeps/ excepted
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Done again when what it reads has changed. Of pip's many lines those are let through that show how much is still to come.
+define install
+	@$(PYTHON) -c 'import sys; sys.exit("zoo needs Python 3.11 or newer, and $(PYTHON) is %d.%d (make demo PYTHON=...)" \
+		% sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing $(1) into $(VENV); torch is the large one"
+	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '$(1)' \
+		| { grep --line-buffered -E '^ *(Downloading|Using cached|Installing)' || true; }
+	@touch $@
+endef
+
+$(VENV)/installed: pyproject.toml setup.py
+	$(call install,.)
+
+$(VENV)/installed-dev: pyproject.toml setup.py
+	$(call install,.[dev])
+	@touch $(VENV)/installed

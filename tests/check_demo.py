@@ -1,0 +1,34 @@
+"""Whether a run ended where README says that `make demo` ends: `python tests/check_demo.py RUN`.
+
+README states the bound, once, in the words "a validation loss of at most N"; it is read from there.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def stated(text: str) -> float:
+    (bound,) = re.findall(r"validation loss of at most[\s*]+(\d+\.\d+)", text)
+    return float(bound)
+
+
+def reached(run: Path) -> float:
+    """The last validation loss that a run measured, in nats per token."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line["val_loss"] for line in lines if "val_loss" in line][-1]
+
+
+def main(run: Path) -> int:
+    bound, loss = stated(README.read_text(encoding="utf-8")), reached(run)
+    within = loss <= bound
+    print(f"validation loss {loss:.3f}, {'within' if within else 'ABOVE'} the {bound} that README states")
+    print(f"the curve is {run / 'loss.png'}")
+    return 0 if within else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,44 @@
+"""What every test stands on: one seed, a thread a worker, no Hydra state left over, a cache and a screen of its own."""
+
+import os
+import random
+import sys
+
+import pytest
+import torch
+
+# Two workers with two threads each would fight over two cores. Child processes read the variable.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def surroundings(tmp_path_factory):
+    """Nothing is read from or left in the home folder, and tables are as wide on every machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("COLUMNS", "160")
+        patch.setenv("NO_COLOR", "1")
+        patch.setenv("MPLBACKEND", "agg")
+        patch.delenv("FORCE_COLOR", raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    """The same random numbers for a test wherever it runs, and no Hydra session from the one before."""
+    random.seed(0)
+    torch.manual_seed(0)
+    yield
+    hydra = sys.modules.get("hydra.core.global_hydra")
+    if hydra is not None:
+        hydra.GlobalHydra.instance().clear()
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

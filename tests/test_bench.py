@@ -1,0 +1,138 @@
+"""`zoo bench`: what it counts, what it refuses, and one small race of each kind."""
+
+import math
+import sys
+
+import pytest
+
+from zoo.bench.compare import bound_share, race, report, require_equal, run_worker
+from zoo.bench.plan import Race, interpreters, peers_named, plan_race
+from zoo.bench.shape import Shape, shape_from
+from zoo.cli import run
+from zoo.errors import ConfigError, ZooError
+
+TINY = ["d_model=32", "n_layers=2", "n_heads=4", "n_kv_heads=2", "head_dim=8", "d_ff=48", "vocab_size=256"]
+# A 2-core machine's limits, and what was reached on it (docs/performance.md).
+MACHINE = {"gemm_fp32_tflops": 0.33, "gemm_bf16_tflops": 2.2, "read_gb_s": 28.0}
+
+
+def answer(rate, **more):
+    return {"rate": rate, "version": "1", "torch": "2", "peak_bytes": 10, "busy": 1.0, "first": [0.5]} | more
+
+
+def test_matrix_parameters_are_those_of_the_linear_layers_of_transformers():
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = Shape()
+    config = LlamaConfig(
+        hidden_size=shape.d_model,
+        num_hidden_layers=shape.n_layers,
+        num_attention_heads=shape.n_heads,
+        num_key_value_heads=shape.n_kv_heads,
+        intermediate_size=shape.d_ff,
+        vocab_size=shape.vocab_size,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    linears = [module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    assert shape.matrix_params == sum(linears) == 100_073_472
+
+
+@pytest.mark.parametrize(
+    ("plan", "rate", "share"),
+    [
+        (Race(workload="decode"), 44.6, 0.64),
+        (Race(workload="decode", dtype="bf16", batch=8), 299, 0.27),
+        (Race(workload="train", batch=4, length=512), 365, 0.66),
+        (Race(workload="prefill", dtype="bf16", length=1024), 1024 / 0.307, 0.23),
+    ],
+    ids=lambda value: value.workload if isinstance(value, Race) else "",
+)
+def test_shares_of_the_limit_match_those_worked_out_by_hand(plan, rate, share):
+    assert bound_share(plan, rate, MACHINE) == pytest.approx(share, abs=0.006)
+
+
+def test_a_ratio_is_the_median_of_pairs_of_the_same_round():
+    ours = [answer(10), answer(30), answer(20)]
+    theirs = [
+        answer(5),
+        answer(10),
+        answer(40),
+    ]  # pairs 2, 3 and 0.5; the ratio of medians would be 2 as well, of means 0.9
+    machine = [MACHINE, MACHINE | {"read_gb_s": 30.0}, MACHINE | {"read_gb_s": 20.0}]
+    found = report(Race(workload="decode"), {"zoo": ours, "hf": theirs}, machine)
+    assert found["contenders"]["hf"]["ratios"] == [2, 3, 0.5]
+    assert found["contenders"]["hf"]["ratio"] == 2
+    assert found["contenders"]["zoo"]["ratio"] == 1
+    assert found["machine"]["read_gb_s"] == 28.0
+
+
+@pytest.mark.parametrize("theirs", [[1.0, 2.1], [1.0, math.nan]], ids=["other values", "not a number"])
+def test_contenders_that_compute_another_function_are_not_compared(theirs):
+    with pytest.raises(ZooError, match="hf: its fp32 logits differ from ours"):
+        require_equal("fp32 logits", {"zoo": [1.0, 2.0], "hf": theirs}, 1e-3)
+
+
+def test_rounding_is_let_through():
+    assert require_equal("logits", {"zoo": [1.0, 2.0], "hf": [1.0, 2.0002]}, 1e-3)["hf"] == pytest.approx(
+        1e-4, rel=0.01
+    )
+
+
+def test_all_faults_of_a_shape_are_listed_at_once():
+    with pytest.raises(ConfigError) as error:
+        shape_from(["n_layer=2", "d_ff=wide", "d_model=-8", "n_kv_heads=5"])
+    assert len(error.value.faults) == 4
+    assert "did you mean 'n_layers'?" in error.value.faults[0]
+
+
+def test_a_python_can_be_named_for_one_peer_or_for_all():
+    assert interpreters(["hf", "litgpt"], ["litgpt=/env/python"]) == {
+        "zoo": sys.executable,
+        "hf": sys.executable,
+        "litgpt": "/env/python",
+    }
+    assert interpreters(["hf"], ["/env/python"])["hf"] == "/env/python"
+    with pytest.raises(ConfigError, match="'litgpt' is not raced"):
+        interpreters(["hf"], ["litgpt=/env/python"])
+
+
+def test_a_misspelt_peer_is_one_line_and_exit_code_2(capsys):
+    assert run(["bench", "decode", "--against", "litgp"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "zoo: error: --against litgp: no such peer (did you mean 'litgpt'?) (one of: hf, litgpt)"
+    ]
+
+
+def test_a_prompt_beyond_the_models_length_is_refused():
+    with pytest.raises(ConfigError, match="2048 tokens and 128 new, max_seq_len is 2048"):
+        plan_race("decode", {"batch": None, "length": 2048, "new_tokens": None}, [])
+
+
+def test_peers_are_named_once():
+    assert peers_named("hf, litgpt,hf") == ["hf", "litgpt"]
+
+
+def test_a_missing_peer_is_said_with_how_to_install_it(tmp_path):
+    python = tmp_path / "python"
+    # An interpreter that finds the standard library alone.
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
+    python.chmod(0o755)
+    with pytest.raises(ConfigError, match=r"--against hf: .*No module named 'transformers' \(pip install transformers"):
+        run_worker("hf", str(python), Race(workload="check").job("unused"))
+    with pytest.raises(ConfigError, match="No such file"):
+        run_worker("hf", str(tmp_path / "none"), Race(workload="check").job("unused"))
+
+
+@pytest.mark.parametrize("workload", ["decode", "train"])
+def test_a_small_race_finds_zoo_and_transformers_equal_and_reports_both(workload):
+    given = {"batch": 2, "length": 16, "new_tokens": 6 if workload == "decode" else None}
+    plan = plan_race(workload, given, TINY, rounds=1, threads=1)
+    found = race(plan, interpreters(["hf"], []))
+    assert found["differences"]["fp32 logits"]["hf"] < 1e-5
+    assert list(found["contenders"]) == ["zoo", "hf"]
+    for row in found["contenders"].values():
+        assert row["rate"] > 0
+        assert row["peak_bytes"] > 50e6  # torch alone takes more
+    assert found["machine"]["gemm_fp32_tflops"] > 0

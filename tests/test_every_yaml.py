@@ -1,0 +1,95 @@
+"""What must hold for every packaged choice of every axis; a new YAML in conf/ is covered unasked."""
+
+import pytest
+import torch
+from tiny import every_choice, model_of, name, spec_of
+from torch.utils.flop_counter import FlopCounterMode
+
+from zoo.build import build
+from zoo.costs import price
+from zoo.costs.flops import core_flops, product_flops
+from zoo.grammar import from_dict, to_dict
+from zoo.spec import table
+
+EVERY = pytest.mark.parametrize("choice", list(every_choice()), ids=name)
+
+
+@EVERY
+def test_the_built_model_holds_exactly_the_tensors_that_were_counted(choice):
+    spec = spec_of(choice)
+    model = build(spec, device="cpu")
+    assert {name: tuple(t.shape) for name, t in model.state_dict().items()} == table(spec, spec.d_model)
+    assert sum(p.numel() for p in model.parameters()) == price(spec)["params"]["total"]
+
+
+@EVERY
+def test_counted_flops_equal_torchs_counter_under_the_eager_kernel(choice):
+    model, tokens = model_of(choice), 16
+    model.kernel = "eager"  # torch's counter gives sdpa on the CPU 0
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.randint(0, 67, (1, tokens)))
+    square = core_flops(model.spec, lambda window: tokens * tokens)  # eager computes hidden pairs too
+    assert counter.get_total_flops() == product_flops(model.spec) * tokens + square > 0
+
+
+@EVERY
+def test_no_token_sees_a_later_one(choice):
+    model = model_of(choice)
+    ids = torch.randint(0, 67, (2, 12))
+    changed = ids.clone()
+    changed[:, 8:] = (changed[:, 8:] + 1) % 67
+    with torch.no_grad():
+        before, after = model(ids).logits, model(changed).logits
+    torch.testing.assert_close(before[:, :8], after[:, :8], atol=1e-5, rtol=0)
+    assert (before[:, 8] - after[:, 8]).abs().max() > 1e-3
+
+
+@EVERY
+def test_padded_rows_equal_the_rows_alone(choice):
+    model = model_of(choice)
+    ids, mask = torch.randint(0, 67, (3, 14)), torch.ones(3, 14, dtype=torch.long)
+    mask[0, :5], mask[1, 9:] = 0, 0
+    with torch.no_grad():
+        padded = model(ids, mask).logits
+        left, right, whole = model(ids[:1, 5:]).logits, model(ids[1:2, :9]).logits, model(ids[2:]).logits
+    torch.testing.assert_close(padded[:1, 5:], left, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(padded[1:2, :9], right, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(padded[2:], whole, atol=2e-5, rtol=1e-5)
+
+
+@EVERY
+def test_packed_documents_equal_separate_ones(choice):
+    model = model_of(choice)
+    ids = torch.randint(0, 67, (2, 15))
+    documents = torch.tensor([0] * 6 + [1] * 9).expand(2, -1)
+    with torch.no_grad():
+        packed = model(ids, documents=documents).logits
+        first, second = model(ids[:, :6]).logits, model(ids[:, 6:]).logits
+    torch.testing.assert_close(packed, torch.cat((first, second), 1), atol=2e-5, rtol=1e-5)
+
+
+@EVERY
+def test_a_gradient_reaches_every_parameter(choice):
+    model = model_of(choice).train()
+    output = model(torch.randint(0, 67, (4, 16)))
+    loss = output.logits.float().logsumexp(-1).mean() + sum(output.losses.values())
+    loss.backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    # A key's bias moves every score of a query alike, which softmax does not see, unless positions turn it.
+    assert silent == []
+
+
+@EVERY
+def test_the_model_compiles_whole_without_a_graph_break(choice):
+    torch.compiler.reset()
+    model = model_of(choice)
+    ids = torch.randint(0, 67, (2, 12))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@EVERY
+def test_a_spec_written_as_plain_data_reads_back_equal(choice):
+    spec = spec_of(choice)
+    assert from_dict(to_dict(spec)) == spec
