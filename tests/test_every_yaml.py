@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from tiny import every_choice, model_of, name, spec_of
+from tiny import choices, every_choice, model_of, name, spec_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.build import build
+from zoo.config import load
 from zoo.costs import price
 from zoo.costs.flops import core_flops, product_flops
-from zoo.grammar import from_dict, to_dict
+from zoo.grammar import AXES, from_dict, to_dict
 from zoo.spec import table
 
 EVERY = pytest.mark.parametrize("choice", list(every_choice()), ids=name)
@@ -93,3 +94,13 @@ def test_the_model_compiles_whole_without_a_graph_break(choice):
 def test_a_spec_written_as_plain_data_reads_back_equal(choice):
     spec = spec_of(choice)
     assert from_dict(to_dict(spec)) == spec
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama3.1-405b", "llama3.2-1b", "mistral-7b-v0.1", "mixtral-8x7b", "mpt-7b"])
+def test_every_axis_of_a_packaged_model_can_be_swapped(model):
+    needs = {"attention=sliding": ["window=1024"], "router": ["ffn=moe"]}
+    for axis in AXES:
+        for choice in choices(axis):
+            swap = f"{axis}={choice}"
+            spec = load(model, [swap, *needs.get(swap, []), *needs.get(axis, [])])
+            assert spec.vocab_size > 0, swap

@@ -20,7 +20,7 @@ import zoo.costs
 MODELS = Path(__file__).parents[1] / "conf" / "model"
 NAMES = sorted(path.stem for path in MODELS.glob("*.yaml"))
 
-# Totals as the released weights hold them (a tied table once), read off the checkpoints and not off our YAML.
+# Totals as published with the released weights (a tied table once), typed here and not read off our YAML.
 PUBLISHED = {
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
