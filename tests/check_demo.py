@@ -12,8 +12,10 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def stated(text: str) -> float:
-    (bound,) = re.findall(r"validation loss of at most[\s*]+(\d+\.\d+)", text)
-    return float(bound)
+    bounds = re.findall(r"validation\s+loss\s+of\s+at\s+most[\s*]+(\d+\.\d+)", text)
+    if len(bounds) != 1:
+        sys.exit(f"README must say once 'a validation loss of at most N', and says it {len(bounds)} times")
+    return float(bounds[0])
 
 
 def reached(run: Path) -> float:

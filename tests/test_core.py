@@ -11,7 +11,7 @@ from tiny import MIXED, model_of, spec_of
 from torch._dynamo.testing import CompileCounter
 
 from zoo.attention.gqa import GQA
-from zoo.build import build, check_fit
+from zoo.builder import build, check_fit
 from zoo.errors import ConfigError, FitError
 from zoo.ffn import FFN, MLP
 from zoo.norm import Norm
@@ -155,7 +155,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others():
 
 
 def test_a_model_that_does_not_fit_is_refused_with_what_would_do(monkeypatch):
-    monkeypatch.setattr("zoo.build.free_memory", lambda device: 100_000)
+    monkeypatch.setattr("zoo.builder.free_memory", lambda device: 100_000)
     with pytest.raises(FitError, match=r"parameters need .* GB in float32, cpu has 0\.0 GB free .*meta needs none"):
         check_fit(spec_of(), torch.device("cpu"), torch.float32)
 

@@ -112,14 +112,14 @@ def test_a_long_list_of_faulty_files_is_cut_short(tmp_path):
 @FAST
 @given(st.text(alphabet=st.sampled_from("ab \n\r\u2028é")), st.integers(1, 9))
 def test_pieces_joined_are_the_text_and_of_bounded_size(text, size):
-    pieces = paragraphs(text, size)
+    pieces = list(paragraphs(text, size))
     assert "".join(pieces) == text
     assert all(size <= len(piece) <= 2 * size for piece in pieces[:-1])
     assert all(0 < len(piece) <= 2 * size for piece in pieces[-1:])
 
 
 def test_pieces_end_after_a_blank_line_where_one_comes():
-    assert paragraphs("one\none\n\ntwo\ntwo\n\nthree\n", 6) == ["one\none\n\n", "two\ntwo\n\n", "three\n"]
+    assert list(paragraphs("one\none\n\ntwo\ntwo\n\nthree\n", 6)) == ["one\none\n\n", "two\ntwo\n\n", "three\n"]
 
 
 def test_one_file_gives_both_parts_and_every_paragraph_stands_in_one(tmp_path):

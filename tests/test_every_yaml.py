@@ -5,7 +5,7 @@ import torch
 from tiny import choices, every_choice, model_of, name, spec_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo.build import build
+from zoo.builder import build
 from zoo.config import load
 from zoo.costs import price
 from zoo.costs.flops import core_flops, product_flops

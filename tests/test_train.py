@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 from tiny import model_of, spec_of
-from zoo.build import build
+from zoo.builder import build
 from zoo.checkpoint import store
 from zoo.config import conf_dir
 from zoo.config.train import planned, task_config

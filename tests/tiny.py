@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from zoo.build import build
+from zoo.builder import build
 from zoo.config import conf_dir, load
 from zoo.grammar import AXES
 

@@ -16,7 +16,7 @@ def stats(
     dtype: str = "bf16",
 ) -> dict[str, Any]:
     """What `zoo stats --json` prints, for a packaged name, a YAML path or a Spec. Imports no torch."""
-    from zoo.build import as_spec
+    from zoo.builder import as_spec
     from zoo.costs import price
 
     return price(as_spec(config, list(overrides)), context=context, batch=batch, dtype=dtype)

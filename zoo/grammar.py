@@ -196,7 +196,7 @@ def _strangers(root: DictConfig, scopes: Mapping[str, DictConfig]) -> list[str]:
 
 DIMS = {
     *("n_heads", "n_kv_heads", "head_dim", "d_ff", "window", "bias", "norm_eps", "norm_bias"),
-    *("rope_theta", "rotary_dim", "original_max_seq_len", "n_experts", "top_k", "balance_coef", "z_coef"),
+    *("rope_theta", "rope_factor", "rotary_dim", "original_max_seq_len", "n_experts", "top_k", "balance_coef", "z_coef"),
 }
 """Dimensions that a model may state whether or not its present choices read them, so that axes can be swapped."""
 

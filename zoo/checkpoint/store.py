@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from zoo.build import build, pick_device, torch_dtype
+from zoo.builder import build, pick_device, torch_dtype
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.grammar import from_dict, to_dict
 from zoo.lazy import torch

@@ -34,7 +34,10 @@ class Verbs(TyperGroup):
         if cmd_name not in VERBS:
             return None
         if cmd_name not in self.commands:
-            module = importlib.import_module(f"zoo.cli.{cmd_name}")
+            name = (
+                "listing" if cmd_name == "list" else cmd_name
+            )  # a module `list` would hide the builtin from its package
+            module = importlib.import_module(f"zoo.cli.{name}")
             self.commands[cmd_name] = typer.main.get_command(getattr(module, "app", None) or _single(module.run))
         return self.commands[cmd_name]
 

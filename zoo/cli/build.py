@@ -37,17 +37,17 @@ def run(
 
     A model that does not fit is refused before anything is allocated.
     """
-    from zoo import build as builder
     from zoo import report
+    from zoo.builder import build, pick_device, torch_dtype
     from zoo.config.model import to_spec
     from zoo.errors import ConfigError
 
     spec = to_spec(composed(target, overrides))
-    place = builder.pick_device(device)
+    place = pick_device(device)
     if out is not None and place.type == "meta":
         raise ConfigError("out: a model on meta has no weights to write (use --device cpu)")
-    kernels = kernel_lines(spec, place, builder.torch_dtype(dtype.value), kernel)
-    model = builder.build(spec, device=device, dtype=dtype.value, kernel=kernel)
+    kernels = kernel_lines(spec, place, torch_dtype(dtype.value), kernel)
+    model = build(spec, device=device, dtype=dtype.value, kernel=kernel)
     print(report.columns([("module", "kind", "shape", "parameters"), *report.module_rows(target, model)], right=(3,)))
     print()
     print("\n".join([*kernels, *memory_lines(model, spec, dtype.value)]))

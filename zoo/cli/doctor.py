@@ -60,7 +60,7 @@ def _cuda(torch: Any, index: int) -> str:
 
 def _memory() -> str:
     from zoo import report
-    from zoo.build import free_memory
+    from zoo.builder import free_memory
     from zoo.lazy import torch
 
     free = free_memory(torch.device("cpu"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex", ".html", ".csv", ".json", ".jsonl", ".yaml", ".xml"}
 # A file of more than 1/20 of a corpus could be a whole part of it, so it is cut into pieces of about 1/200.
 LARGE, PIECES, SMALLEST_PIECE, LARGEST_PIECE = 20, 200, 256, 16384
+BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 FAULTS_SHOWN = 10
 
 
@@ -136,34 +138,32 @@ def decode(data: bytes, suffix: str, *, alone: bool) -> str:
 
 def cut(path: str, text: str, total: int) -> Iterator[Document]:
     """The text as one document, or as pieces when it is a large part of a corpus of `total` bytes."""
-    pieces = [text]
+    pieces: Iterable[str] = [text]
     if len(text) * LARGE > total:
         pieces = paragraphs(text, min(max(total // PIECES, SMALLEST_PIECE), LARGEST_PIECE))
     for number, piece in enumerate(pieces):
-        if piece.strip():
+        if piece and not piece.isspace():
             yield Document(path, number, piece)
 
 
-def paragraphs(text: str, size: int) -> list[str]:
+def paragraphs(text: str, size: int) -> Iterator[str]:
     """Pieces that joined are the text, of `size` to 2 × `size` characters (the last may be shorter).
 
     They end after a blank line; where none comes in time, at a line's end; where that does not either, anywhere.
     """
-    pieces: list[str] = []
-    piece = ""
-    after_blank = False
-    for line in text.splitlines(keepends=True):
-        if len(piece) >= size and (after_blank or len(piece) + len(line) > 2 * size):
-            pieces.append(piece)
-            piece = ""
-        *full, piece = chunks(piece + line, 2 * size)
-        pieces += full
-        after_blank = not line.strip()
-    return [*pieces, piece] if piece else pieces
-
-
-def chunks(text: str, size: int) -> list[str]:
-    return [text[start : start + size] for start in range(0, len(text), size)]
+    start = 0
+    while len(text) - start > size:
+        limit = start + 2 * size
+        if blank := BLANK_LINE.search(text, max(start, start + size - 2), limit):
+            end = blank.end()
+        elif limit >= len(text):
+            break
+        else:
+            end = text.rfind("\n", start + size - 1, limit) + 1 or limit
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
 
 
 def digest(text: str) -> bytes:

@@ -124,6 +124,6 @@ def descend_(logits: Tensor, targets: Tensor, weight: float, z_loss: float) -> T
         if z_loss:
             p.mul_(1 + 2 * z_loss * log_z)
         p.scatter_add_(1, column, torch.full_like(kept, -1.0))
-        block.copy_(p.mul_(kept * weight))
+        torch.mul(p, kept * weight, out=block)
         sums += torch.stack([nll.sum(), z_loss * (log_z.square() * kept).sum()])
     return sums

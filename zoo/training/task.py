@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo import grammar
-from zoo.build import build, pick_device
+from zoo.builder import build, pick_device
 from zoo.checkpoint import store
 from zoo.data import BPE_SIZE, Batches, DataSettings, Prepared, prepare
 from zoo.errors import CheckpointError, ConfigError, ZooError, did_you_mean
@@ -25,7 +25,7 @@ from zoo.training import settings as S
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
 from zoo.training.loop import Run, fit
 from zoo.training.show import Show
-from zoo.training.speed import peak
+from zoo.training.speed import keep_memory, peak
 
 CONFIG, MODEL, RESULT = "config.yaml", "model.yaml", "result.json"
 
@@ -187,6 +187,8 @@ def begin(
     settings = planned.settings
     batches = Batches(data.train, settings.batch_size, settings.seq_len, settings.seed, planned.data.documents)
     torch.manual_seed(settings.seed)
+    if device.type == "cpu":
+        keep_memory()
     model = build(planned.spec, device=str(device), kernel=settings.kernel, seed=settings.seed)
     return Run(
         name=planned.name,

@@ -1,0 +1,433 @@
+"""The command line as its users meet it: what it prints, what it leaves behind, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import zoo
+from zoo.cli import app, completing, run
+from zoo.config import conf_dir
+
+ROOT = Path(__file__).parents[1]
+TINY = (
+    *("data=text", "data.path=text.txt", "data.tokenizer.kind=byte", "model.n_layers=1", "model.vocab_size=300"),
+    *("steps=2", "batch_size=2", "seq_len=16", "eval_batches=1", "eval_every=null", "save_every=null", "sample=null"),
+)
+
+
+def zoo_process(*args: str, **options) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    command = [sys.executable, "-m", "zoo", *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **options)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder with a text in it, and the logging that Hydra sets up put back."""
+    words = " ".join(f"word{i % 17} {'x' * (i % 5)}" for i in range(400))
+    (tmp_path / "text.txt").write_text("\n\n".join([words] * 20))
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield tmp_path
+    for handler in [h for h in root.handlers if h not in before]:
+        root.removeHandler(handler)
+        handler.close()
+    root.handlers[:] = before
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]):
+    """Runs a command that must end with 2 and say nothing but its faults; gives them."""
+
+    def refuse(*args: str) -> list[str]:
+        assert run(args) == 2
+        out, err = capsys.readouterr()
+        lines = err.splitlines()
+        assert out == ""
+        assert all(line.startswith("zoo: error: ") for line in lines)
+        return [line.removeprefix("zoo: error: ") for line in lines]
+
+    return refuse
+
+
+# ---------------------------------------------------------------- what it costs to ask
+
+
+def test_help_imports_neither_hydra_nor_torch_and_names_every_verb() -> None:
+    heavy = "('torch', 'hydra', 'omegaconf', 'rich', 'pydantic')"
+    code = f"import sys; from zoo.cli import run; run(['--help']); print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert out.splitlines()[-1] in ("[]", "['pydantic']")
+    for verb, line in app.VERBS.items():
+        assert re.search(rf"^  {verb} +{re.escape(line[:30])}", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("verb", app.VERBS)
+def test_every_verb_has_help_of_its_own(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"Usage: zoo {verb}" in out
+    assert "--help" in out
+
+
+@pytest.mark.parametrize("args", [("list",), ("stats", "mixtral-8x7b", "attention=mqa", "--json")])
+def test_list_and_stats_import_no_torch(args: tuple[str, ...]) -> None:
+    code = f"import sys; from zoo.cli import run; assert run({args!r}) == 0; sys.exit('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, cwd=ROOT, check=False).returncode == 0
+    )
+
+
+def test_stats_take_a_third_of_what_importing_torch_takes() -> None:
+    def seconds(*command: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL, check=True, cwd=ROOT)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    def least(*command: str) -> float:
+        return min(seconds(*command) for _ in range(3))
+
+    torch = least("-c", "import torch")
+    assert least("-m", "zoo", "stats", "llama3-8b", "attention=mqa", "n_layers=4") <= 0.35 * torch
+    assert least("-m", "zoo", "--help") <= 0.35 / 3 * torch
+
+
+# ---------------------------------------------------------------- list and stats
+
+
+def test_list_has_a_line_for_every_packaged_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["list"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["name", "kind", "params", "what", "is", "special"]
+    assert {line.split()[0] for line in lines} == {path.stem for path in (conf_dir() / "model").glob("*.yaml")}
+    assert any(re.match(r"llama3-8b +decoder +8\.03 B +GQA", line) for line in lines)
+    assert any(re.match(r"llama +decoder +8\.03 B +another name for llama3-8b", line) for line in lines)
+
+
+def test_stats_json_is_what_python_gives(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        run(["stats", "llama3-8b", "attention=mqa", "--context", "100", "--batch", "3", "--dtype", "fp32", "--json"])
+        == 0
+    )
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == zoo.stats("llama3-8b", ["attention=mqa"], context=100, batch=3, dtype="fp32")
+
+
+@pytest.mark.parametrize("name", ["llama3.1-405b", "mixtral-8x22b", "gpt-tiny"])
+def test_the_table_of_stats_fits_eighty_columns_and_shows_the_exact_count(name: str, capsys) -> None:
+    assert run(["stats", name, "--batch", "128"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert f"{zoo.stats(name)['params']['total']:,}" in out
+    assert re.search(r"a token +[\d,]+ B +[\d.]+ [KM]?B \([\d.]+ [KM]iB\)", out)
+
+
+def test_cfg_and_resolve_print_yaml_instead(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["stats", "llama3-8b", "attention=mqa", "--cfg", "job"]) == 0
+    raw = yaml.safe_load(capsys.readouterr().out)
+    assert (raw["attention"]["n_heads"], raw["attention"]["n_kv_heads"]) == ("${up:n_heads}", 1)
+    assert run(["stats", "llama3-8b", "--resolve"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["attention"]["n_heads"] == 32
+
+
+# ---------------------------------------------------------------- faults
+
+
+@pytest.mark.parametrize(
+    ("args", "fault"),
+    [
+        (["stat"], "'stat': no such command (did you mean 'stats'?)"),
+        (["stats"], "Missing argument 'target'."),
+        (["stats", "gpt2", "--jsn"], "No such option: --jsn (Possible options: --json)"),
+        (["stats", "gpt2", "--batch", "0"], "Invalid value for '--batch':"),
+        (["stats", "lama"], "lama: no packaged model of that name (did you mean 'llama'?)"),
+        (["stats", "no/such.yaml"], "no/such.yaml: no such file"),
+        (["stats", "gpt2", "n_layer=3"], "n_layer: unknown key (did you mean 'n_layers'?)"),
+        (["build", "gpt2", "n_layers=x"], "n_layers: must be a whole number above 0, found 'x'"),
+        (["build", "llama3.1-405b", "--device", "cpu"], "memory: 405,853,388,800 parameters need 1,623.4 GB"),
+        (["build", "gpt-tiny", "--kernel", "flsh"], "kernel: there is no 'flsh'"),
+        (["build", "gpt-tiny", "--device", "meta", "--out", "x"], "out: a model on meta has no weights to write"),
+        (["train", "stepss=3"], "stepss: unknown key (did you mean 'steps'?)"),
+        (["train", "model=lama-tiny"], "model: no option 'lama-tiny' (did you mean 'llama-tiny'?)"),
+        (["train", "model=nope.yaml"], "nope.yaml: no such file"),
+        (["train", "-c", "nope.yaml"], "nope.yaml: no such file"),
+        (["train", "steps=1,2"], "steps=1,2: several values are a sweep, for `zoo train -m`"),
+        (["train", "--resume", "nope"], "nope: is no run"),
+        (["train", "--resume", "nope", "-m"], "resume: takes overrides of what may change, and no other option"),
+        (["train", "-m", "attention=mqa,mla"], "attention: no option 'mla'"),
+        (["train", "hydra/launcher=nope", "-m"], "hydra/launcher: no option 'nope'"),
+        (["generate"], "checkpoint: there is no runs/last here"),
+        (["generate", "--top-p", "3"], "top_p: is 3.0"),
+    ],
+)
+def test_a_users_fault_is_one_line_ends_with_two_and_writes_nothing(here, refused, args: list[str], fault: str) -> None:
+    (line,) = refused(*args)
+    assert fault in line
+    assert [path.name for path in here.iterdir()] == ["text.txt"]
+
+
+def test_every_fault_of_a_training_config_is_told_at_once(here: Path, refused) -> None:
+    found = refused(
+        "train", "data=text", "stepss=3", "n_layers=2", "optim.lr=fast", "model.attention.foo=1", "steps=-1"
+    )
+    assert {line.split(":")[0] for line in found} == {
+        *("stepss", "n_layers", "optim.lr", "model.attention.foo", "steps", "data.path"),
+    }
+
+
+def test_a_fault_of_one_job_says_which_and_stops_the_sweep_before_it_starts(here: Path, refused) -> None:
+    (line,) = refused("train", "-m", *TINY, "model=llama-tiny,gpt-tiny", "model.head_dim=32,x")
+    assert line.startswith("model.head_dim: ")
+    assert line.endswith("[model=llama-tiny model.head_dim=x]")
+    assert not (here / "sweeps").exists()
+
+
+def test_debug_shows_the_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["stats", "lama", "--debug"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in err
+    assert err.splitlines()[-1].startswith("zoo: error: lama: ")
+
+
+def test_a_bug_is_not_passed_off_as_the_users_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo.costs.price", lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(["stats", "gpt2"])
+
+
+def test_an_interrupt_ends_quietly_with_130(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zoo.config.catalogue.models", interrupted)
+    assert run(["list"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    line = f"{sys.executable} -m zoo list --json | true"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_doubtful_override_is_noted_and_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["stats", "gpt2", "n_layers=1", "n_layers=2", "--json"]) == 0
+    assert capsys.readouterr().err == "zoo: note: n_layers is given 2 times, n_layers=2 counts\n"
+
+
+# ---------------------------------------------------------------- build and doctor
+
+
+def test_build_shows_the_tree_the_kernel_and_the_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["build", "mixtral-tiny", "n_layers=3"]) == 0
+    out = capsys.readouterr().out
+    total = zoo.stats("mixtral-tiny", ["n_layers=3"])["params"]["total"]
+    assert f"built {total:,} parameters on cpu, as counted" in out
+    assert re.search(r"^    0-2 +pre +3 × [\d,]+$", out, re.MULTILINE)
+    assert re.search(r"^        q +Linear +192×192 +36,864$", out, re.MULTILINE)
+    assert "kernel: sdpa on cpu" in out
+    assert f"weights: {4 * total / 1e6:#.3g}".rstrip(".") in out
+
+
+def test_build_says_why_a_kernel_was_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["build", "llama-tiny", "attention.softcap=30", "--device", "meta"]) == 0
+    out = capsys.readouterr().out
+    assert "kernel: eager on cpu" in out or "kernel: eager on cuda" in out
+    assert re.search(r"^  not sdpa: .*softcap", out, re.MULTILINE)
+
+
+def test_build_writes_a_checkpoint_that_loads(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["build", "gpt-tiny", "n_layers=1", "--out", "made", "--dtype", "bf16"]) == 0
+    assert sorted(path.name for path in (here / "made").iterdir()) == ["model.safetensors", "zoo.yaml"]
+    assert zoo.load(here / "made").spec == zoo.build("gpt-tiny", ["n_layers=1"], device="meta").spec
+
+
+def test_a_file_from_anywhere_builds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "mine.yaml").write_text("defaults: [/model/gpt-tiny@_here_]\nn_layers: 1\nattention: mqa\n")
+    assert run(["build", "mine.yaml", "attention.bias=false"]) == 0
+    assert run(["build", str(here / "mine.yaml"), "--device", "meta"]) == 0
+
+
+def test_doctor_names_versions_devices_and_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^  torch +\d+\.\d+", out, re.MULTILINE)
+    assert re.search(r"^  eager +yes +", out, re.MULTILINE)
+
+
+# ---------------------------------------------------------------- train and generate
+
+
+def test_a_run_leaves_its_record_and_is_what_generate_goes_on_from(here: Path, capsys) -> None:
+    assert run(["train", *TINY, "attention=mqa", "model=gpt-tiny"]) == 0
+    last = (here / "runs" / "last").read_text().strip()
+    assert re.fullmatch(r"runs/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-gpt-tiny", last)
+    assert "attention@model.attention=mqa" in yaml.safe_load((here / last / ".hydra" / "overrides.yaml").read_text())
+    result = json.loads((here / last / "result.json").read_text())
+    assert (result["status"], result["steps"]) == ("done", 2)
+    capsys.readouterr()
+    assert run(["generate", "--prompt", "word", "--max-new-tokens", "5", "--seed", "1"]) == 0
+    first = capsys.readouterr().out
+    assert run(["generate", "--prompt", "word", "--max-new-tokens", "5", "--seed", "1", "--checkpoint", last]) == 0
+    assert capsys.readouterr().out == first
+    assert run(["train", "--resume", last, "steps=3"]) == 0
+    assert json.loads((here / last / "result.json").read_text())["steps"] == 3
+
+
+def test_generate_reads_standard_input(here: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    assert run(["train", *TINY]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("word1 "))
+    assert run(["generate", "--prompt", "-", "--max-new-tokens", "3", "--temperature", "0"]) == 0
+    piped = capsys.readouterr().out
+    assert run(["generate", "--prompt", "word1 ", "--max-new-tokens", "3", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == piped
+
+
+def test_a_users_own_model_trains_and_the_run_has_its_name(here: Path) -> None:
+    (here / "mine.yaml").write_text("defaults: [/model/llama-tiny@_here_]\nposition: alibi\nd_ff: 64\n")
+    assert run(["train", *TINY, "model=mine.yaml", "attention=mqa"]) == 0
+    (folder,) = (here / "runs").glob("*/*-mine")
+    composed = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())["model"]
+    assert (composed["position"]["kind"], composed["attention"]["n_kv_heads"], composed["d_ff"]) == ("alibi", 1, 64)
+
+
+def test_two_runs_that_start_in_the_same_second_do_not_share_a_folder(here: Path) -> None:
+    (here / "exp.yaml").write_text("hydra: {run: {dir: out/run}}\nseed: 3\n")
+    assert run(["train", "-c", "exp.yaml", *TINY]) == 0
+    assert run(["train", "-c", "exp.yaml", *TINY]) == 0
+    assert sorted(path.name for path in (here / "out").iterdir()) == ["run", "run-2"]
+    assert yaml.safe_load((here / "out" / "run" / "config.yaml").read_text())["seed"] == 3
+
+
+def test_a_folder_that_has_a_run_is_refused(here: Path, refused, capsys) -> None:
+    assert run(["train", *TINY, "hydra.run.dir=mine"]) == 0
+    capsys.readouterr()
+    (line,) = refused("train", *TINY, "hydra.run.dir=mine")
+    assert line.startswith("mine: has a run in it")
+
+
+def test_input_that_training_refuses_leaves_no_folder(here: Path, capsys) -> None:
+    assert run(["train", *TINY, "data.path=nope.txt"]) == 2
+    assert "data.path: no such file or folder" in capsys.readouterr().err
+    assert list((here / "runs").glob("*/*")) == []
+
+
+def test_a_failed_job_does_not_lose_the_others(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = ["model=gpt-tiny,llama-tiny", "optim.lr=1e-3,1e30"]
+    assert run(["train", "-m", *TINY, *jobs, "steps=3"]) == 1
+    (sweep,) = (here / "sweeps").glob("*/*")
+    results = [json.loads((sweep / str(number) / "result.json").read_text()) for number in range(4)]
+    assert [result["status"] for result in results] == ["done", "failed", "done", "failed"]
+    assert [len(result["overrides"]) for result in results] == [len(TINY) + 2] * 4
+    out, err = capsys.readouterr()
+    assert re.search(r"0 +model=gpt-tiny optim\.lr=0\.001 +\d\.\d{4} +[\d.]+ K +[\d.]+ +done", out)
+    assert re.search(r"3 +model=llama-tiny optim\.lr=1e\+30 +[\d.]+ +failed", out)
+    assert "1: ZooError: step" in err
+    assert "Traceback" not in err
+
+
+def test_joblib_runs_the_jobs_of_a_sweep_that_the_config_asks_for(here: Path, capsys) -> None:
+    (here / "sweep.yaml").write_text(
+        "defaults: [/config, override /model: mixtral-tiny]\n"
+        "hydra: {sweeper: {params: {ffn: 'moe,gated', model.n_experts: '2', optim.lr: '1e-3,1e30'}}}\n"
+    )
+    options = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "optim.lr=2e-3"]
+    assert run(["train", "-m", "-c", "sweep.yaml", *TINY, *options]) == 0
+    (sweep,) = (here / "sweeps").glob("*/*")
+    params = [json.loads((sweep / str(number) / "result.json").read_text())["params"] for number in range(2)]
+    assert params[0] > params[1]
+    assert not (sweep / "2").exists()
+
+
+def test_a_sweep_may_set_what_the_default_model_has_not(here: Path) -> None:
+    (here / "bare.yaml").write_text(
+        "defaults: [/model/llama-tiny@_here_]\nlayers: {local: {window: 4}}\npattern: [local]\n"
+    )
+    args = ["model=bare.yaml", "layers.local.window=3,5", "--cfg", "job"]
+    assert run(["train", "-m", *TINY, *[arg.replace("layers.", "model.layers.") for arg in args]]) == 0
+
+
+@pytest.mark.parametrize("info", ["defaults-tree", "searchpath"])
+def test_hydra_tells_what_it_knows(info: str, capsys: pytest.CaptureFixture[str]) -> None:
+    done = zoo_process("train", "attention=mqa", "--info", info)
+    assert done.returncode == 0
+    assert ("attention@model.attention: mqa" if info == "defaults-tree" else str(conf_dir())) in done.stdout
+
+
+def test_training_from_python_gives_the_result(here: Path) -> None:
+    result = zoo.train("gpt-tiny", TINY)
+    assert result["steps"] == 2
+    assert (here / "runs" / "last").exists()
+
+
+# ---------------------------------------------------------------- completion
+
+COMPLETE = """
+eval "$(zoo --show-completion bash)"
+COMP_WORDS=({words}); COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 )); COMPREPLY=()
+_zoo_completion zoo
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+
+
+@pytest.fixture(scope="module")
+def path_with_zoo(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("bin")
+    (folder / "zoo").write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m zoo "$@"\n')
+    (folder / "zoo").chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("words", "answers"),
+    [
+        ("zoo st", ["stats"]),
+        ("zoo build llama-", ["llama-tiny"]),
+        ("zoo stats llama3-8b attention = m", ["mha", "mqa"]),
+        ("zoo stats llama3-8b attention =", ["gqa", "mha", "mqa", "sliding"]),
+        ("zoo stats llama3-8b position = alibi n_la", ["n_layers=", "n_layers=32"]),
+        ("zoo train model = mixtral-t", ["mixtral-tiny"]),
+        ("zoo train optim.l", ["optim.lr=", "optim.lr=0.001"]),
+        ("zoo stats --js", ["--json"]),
+    ],
+)
+def test_bash_completes_although_it_splits_words_at_equals(words: str, answers: list[str], path_with_zoo: str) -> None:
+    script = COMPLETE.format(words=words)
+    environment = {**os.environ, "PATH": path_with_zoo}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == answers
+
+
+@pytest.mark.parametrize(
+    ("line", "answers"),
+    [
+        ("zoo stats llama3-8b attention=m", ["attention=mha", "attention=mqa"]),
+        ("zoo train model=llama-t", ["model=llama-tiny"]),
+        ("zoo train optim.l", ["optim.lr=", "optim.lr=0.001"]),
+    ],
+)
+def test_zsh_is_given_whole_words(line: str, answers: list[str]) -> None:
+    done = zoo_process(env={"_ZOO_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": line})
+    assert re.findall(r'"([^"]*)"', done.stdout) == answers
+
+
+def test_bashs_pieces_are_joined_to_words() -> None:
+    pieces = ["zoo", "train", "model", "=", "a,b", "attention", "@", "model.attention", "=", "m", "x"]
+    assert completing.joined(pieces) == ["zoo", "train", "model=a,b", "attention@model.attention=m", "x"]
