@@ -1,11 +1,13 @@
 """`zoo bench`: what it counts, what it refuses, and one small race of each kind."""
 
+import json
 import math
 import sys
 
 import pytest
 
-from zoo.bench.compare import bound_share, race, report, require_equal, run_worker
+from zoo.bench import show
+from zoo.bench.compare import WORKERS, bound_share, report, require_equal, run_worker
 from zoo.bench.plan import Race, interpreters, peers_named, plan_race
 from zoo.bench.shape import Shape, shape_from
 from zoo.cli import run
@@ -125,14 +127,58 @@ def test_a_missing_peer_is_said_with_how_to_install_it(tmp_path):
         run_worker("hf", str(tmp_path / "none"), Race(workload="check").job("unused"))
 
 
-@pytest.mark.parametrize("workload", ["decode", "train"])
-def test_a_small_race_finds_zoo_and_transformers_equal_and_reports_both(workload):
-    given = {"batch": 2, "length": 16, "new_tokens": 6 if workload == "decode" else None}
-    plan = plan_race(workload, given, TINY, rounds=1, threads=1)
-    found = race(plan, interpreters(["hf"], []))
+@pytest.fixture
+def workers(monkeypatch, tmp_path):
+    """The workers of zoo and transformers, imported here rather than run, and a job with weights for both."""
+    monkeypatch.syspath_prepend(WORKERS)
+    import run_hf
+    import run_zoo
+
+    job = plan_race("train", {"batch": 2, "length": 16}, TINY).job(str(tmp_path / "weights.safetensors"))
+    run_zoo.export(job)
+    return run_zoo.CONTENDER, run_hf.CONTENDER, job
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_three_steps_of_training_give_the_losses_of_transformers(workers, dtype):
+    ours, theirs, job = workers
+    import harness
+
+    found = [harness.time_train(contender, job | {"dtype": dtype})["losses"] for contender in (ours, theirs)]
+    assert found[0] == pytest.approx(found[1], rel=1e-5 if dtype == "fp32" else 2e-3)
+    assert found[0][2] < found[0][0]
+
+
+def test_generated_tokens_are_those_of_transformers(workers):
+    ours, theirs, job = workers
+    import harness
+    import torch
+
+    ids = harness.token_ids(2, 16, 256)
+    found = [each.generate(each.load(job, torch.float32).eval(), ids, 6) for each in (ours, theirs)]
+    assert found[0].tolist() == found[1].tolist()
+
+
+def test_a_weight_that_no_one_fills_is_an_error(workers, tmp_path):
+    import harness
+    import torch
+    from safetensors.torch import save_file
+
+    file = str(tmp_path / "part.safetensors")
+    save_file({"weight": torch.ones(2, 3)}, file)
+    with pytest.raises(ValueError, match="does not fill bias"):
+        harness.fill(torch.nn.Linear(3, 2), file, lambda name: (name, 0))
+
+
+def test_a_small_race_finds_zoo_and_transformers_equal_and_reports_both(capsys):
+    sizes = ["--rounds", "1", "--threads", "1", "--new-tokens", "6", "--shape", ",".join(TINY)]
+    assert run(["bench", "decode", "--against", "hf", "--json", *sizes]) == 0
+    found = json.loads(capsys.readouterr().out)
     assert found["differences"]["fp32 logits"]["hf"] < 1e-5
     assert list(found["contenders"]) == ["zoo", "hf"]
     for row in found["contenders"].values():
         assert row["rate"] > 0
         assert row["peak_bytes"] > 50e6  # torch alone takes more
     assert found["machine"]["gemm_fp32_tflops"] > 0
+    assert list(show.notes(found))[1].startswith("share: N x weight bytes")
+    assert show.table(found).row_count == 2

@@ -251,6 +251,7 @@ def test_all_unknown_choices_of_a_file_are_told_at_once(folder: Path) -> None:
         ("- a\n", "mine.yaml: holds a ListConfig, not a mapping of keys to values"),
         ("defaults: gpt2\n", "mine.yaml: defaults: must be a list, found 'gpt2'"),
         ("defaults: [nope]\n", "mine.yaml: In 'mine.yaml': Could not load 'nope'."),
+        ("defaults: [mine]\n", "mine.yaml: defaults: leads back to where it starts (a file cannot include itself)"),
         (b"\xff\xfe\x00", "mine.yaml: cannot be read, it is not UTF-8 text"),
     ],
 )
