@@ -145,7 +145,9 @@ def test_three_steps_of_training_give_the_losses_of_transformers(workers, dtype)
     import harness
 
     found = [harness.time_train(contender, job | {"dtype": dtype})["losses"] for contender in (ours, theirs)]
-    assert found[0] == pytest.approx(found[1], rel=1e-5 if dtype == "fp32" else 2e-3)
+    # Later losses are a little apart: ours leaves the norms' weights out of the decay.
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6 if dtype == "fp32" else 2e-3)
+    assert found[0] == pytest.approx(found[1], rel=1e-4 if dtype == "fp32" else 2e-3)
     assert found[0][2] < found[0][0]
 
 

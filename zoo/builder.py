@@ -57,7 +57,7 @@ def as_spec(config: Any, overrides: Sequence[str] = ()) -> Any:
         return config
     from zoo.config import load
 
-    return load(str(config), overrides)
+    return load(config, overrides)
 
 
 def torch_dtype(dtype: Any) -> torch.dtype:

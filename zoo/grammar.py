@@ -75,10 +75,12 @@ def to_spec(node: DictConfig, touched: Iterable[str] = ()) -> Any:
     if missing:
         raise ConfigError(*missing)
     names, problems = _pattern(root)
+    asked = set(_reads)
+    _reads.clear()
     scopes = {name: _scope(root, name, problems) for name in dict.fromkeys(names)}
     tree = _tree(root, scopes, names)
-    problems += _strangers(root, scopes)
-    problems += [f"{key}: nothing in this model reads it (leave it out)" for key in _idle(root, touched)]
+    problems += _strangers(root, scopes, asked)
+    problems += [f"{key}: nothing in this model reads it (leave it out)" for key in touched if _idle(key, asked)]
     try:
         spec = Topology.parse(tree)
     except ValidationError as error:
@@ -184,9 +186,9 @@ def _plain(scope: DictConfig, key: str) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _strangers(root: DictConfig, scopes: Mapping[str, DictConfig]) -> list[str]:
+def _strangers(root: DictConfig, scopes: Mapping[str, DictConfig], asked: set[str]) -> list[str]:
     """Top-level keys that are no field, no axis, and that no interpolation ever asks for."""
-    known = OWN | set(AXES) | set(STRUCTURE) | _reads | DIMS
+    known = OWN | set(AXES) | set(STRUCTURE) | asked | _reads | DIMS
     keys = [(str(key), str(key)) for key in root]
     keys += [
         (f"layers.{name}.{key}", str(key)) for name in scopes for key in (root.get("layers") or {}).get(name) or {}
@@ -196,15 +198,23 @@ def _strangers(root: DictConfig, scopes: Mapping[str, DictConfig]) -> list[str]:
 
 DIMS = {
     *("n_heads", "n_kv_heads", "head_dim", "d_ff", "window", "bias", "norm_eps", "norm_bias"),
-    *("rope_theta", "rope_factor", "rotary_dim", "original_max_seq_len", "n_experts", "top_k", "balance_coef", "z_coef"),
+    *(
+        "rope_theta",
+        "rope_factor",
+        "rotary_dim",
+        "original_max_seq_len",
+        "n_experts",
+        "top_k",
+        "balance_coef",
+        "z_coef",
+    ),
 }
 """Dimensions that a model may state whether or not its present choices read them, so that axes can be swapped."""
 
 
-def _idle(root: DictConfig, touched: Iterable[str]) -> list[str]:
-    """Overridden dimensions that no choice in this model asks for."""
-    read = OWN | set(AXES) | set(STRUCTURE) | _reads
-    return [key for key in touched if key in root and key not in read]
+def _idle(key: str, asked: set[str]) -> bool:
+    """Whether a dimension is one that no component at work in this model has read."""
+    return key in DIMS | asked and key not in OWN | set(AXES) | set(STRUCTURE) | _reads
 
 
 def _placed(error: ValidationError, root: DictConfig, scopes: Mapping[str, DictConfig]) -> list[str]:

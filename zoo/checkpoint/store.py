@@ -48,7 +48,7 @@ def save_model(model: Any, folder: str | Path, tokenizer: Any = None) -> Path:
     """
     folder = Path(folder)
     if folder.exists() and not (folder / ARCHITECTURE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: holds something that is no checkpoint of ours (an empty or a new folder would do)")
+        raise CheckpointError(f"{folder}: holds something that is no checkpoint of ours (a new folder would do)")
     with whole(folder) as draft:
         write_model(model, draft, tokenizer)
     return folder
@@ -61,7 +61,8 @@ def write_model(model: Any, folder: Path, tokenizer: Any = None) -> None:
     node = {"format": FORMAT, "model": to_dict(model.spec)}
     text = yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120)
     (folder / ARCHITECTURE).write_text(text, encoding="utf-8")
-    save_file({name: each.contiguous() for name, each in model.state_dict().items()}, folder / WEIGHTS, {"format": "pt"})
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     if tokenizer is not None:
         tokenizer.save(folder)
 
@@ -100,16 +101,21 @@ def read_spec(folder: Path) -> Any:
         raise CheckpointError(f"{folder}: no checkpoint, it has no {ARCHITECTURE} (a folder that zoo wrote)") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
         raise CheckpointError(f"{file}: cannot be read, found {_short(error)} (a file that zoo wrote)") from error
-    if stated != FORMAT:
-        raise CheckpointError(f"{file}: is of format {stated}, this zoo reads {FORMAT} (the version that wrote it)")
+    check_format(file, stated)
     try:
         return from_dict(model)
     except ConfigError as error:
         raise CheckpointError(*(f"{file}: model.{fault}" for fault in error.faults)) from error
 
 
+def check_format(file: Path, stated: Any) -> None:
+    """Raises CheckpointError when a later or an earlier zoo laid the file out otherwise."""
+    if stated != FORMAT:
+        raise CheckpointError(f"{file}: is of format {stated}, this zoo reads {FORMAT} (the version that wrote it)")
+
+
 def check_tensors(file: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Holds the names and shapes in a file's header against those expected. Raises CheckpointError, a line a difference."""
+    """Holds names and shapes in a file's header against those expected. Raises CheckpointError, a line a difference."""
     found = read_shapes(file)
     unexpected = [name for name in found if name not in expected]
     faults = [
@@ -152,7 +158,7 @@ def find(path: str | Path) -> Path:
         return path
     root = path if (path / LATEST).is_file() else path / CHECKPOINTS
     if not (root / LATEST).is_file():
-        raise CheckpointError(f"{path}: no checkpoint in it (a folder with {ARCHITECTURE}, or one of a run that saved one)")
+        raise CheckpointError(f"{path}: no checkpoint in it (a folder with {ARCHITECTURE}, or that of a run)")
     folder = root / (root / LATEST).read_text(encoding="utf-8").strip()
     if not folder.is_dir():
         there = ", ".join(each.name for each in steps(root)) or "none"
@@ -225,16 +231,15 @@ def read_counters(folder: Path) -> dict[str, Any]:
     try:
         counters = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder}: a model alone, no training can go on from it (a checkpoint of a run)") from None
+        raise CheckpointError(f"{folder}: a model alone, no run goes on from it (a checkpoint of a run)") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be read, found {_short(error)} (a file that zoo wrote)") from error
-    if counters.get("format") != FORMAT:
-        raise CheckpointError(f"{file}: is of format {counters.get('format')}, this zoo reads {FORMAT} (the version that wrote it)")
+    check_format(file, counters.get("format"))
     return counters
 
 
 def restore_optimizer(optimizer: Optimizer, parameter: Tensor, key: str, value: Tensor) -> None:
-    """One tensor of a parameter's state. Step counters stay where a fresh optimizer has them: beside the weights when fused."""
+    """One tensor of a parameter's state. Step counters are beside the weights when fused, else on the CPU."""
     own = optimizer.state[parameter]
     beside = value.ndim > 0 or any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     own[key] = value.to(parameter.device) if beside else value
@@ -258,7 +263,7 @@ def restore_random(device: str, state: Tensor) -> None:
 
 @contextmanager
 def whole(folder: Path) -> Iterator[Path]:
-    """A draft folder that becomes `folder` when the block ends, and goes when it raises. Older drafts of a killed run go too."""
+    """A draft that becomes `folder` when the block ends, or goes when it raises; those of a killed run go too."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{folder.name}.*"):
         shutil.rmtree(left)
@@ -283,7 +288,9 @@ def whole(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A draft that becomes `file` when the block ends."""
+    """The same for a file."""
+    for left in file.parent.glob(f".{file.name}.*"):
+        left.unlink()
     draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         yield draft

@@ -25,7 +25,7 @@ def run(
     device: Annotated[
         str, typer.Option(help="auto (CUDA where there is one), cuda, cpu, or meta (shapes only).")
     ] = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.fp32,
+    dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.bf16,
     kernel: Annotated[
         str, typer.Option(help="The attention kernel; auto takes the first that can (`zoo doctor`).")
     ] = "auto",

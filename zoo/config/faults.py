@@ -13,12 +13,14 @@ from omegaconf.errors import OmegaConfBaseException
 from zoo.config.engine import HydraException
 from zoo.errors import did_you_mean
 
-FAULTS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError)
+FAULTS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError)
 """What Hydra raises while it composes files that are at fault."""
 
 
 def one_line(error: BaseException, names: dict[str, str] | None = None) -> str:
     """Hydra's and OmegaConf's message on one line, without search path and links. `names` puts right made-up names."""
+    if isinstance(error, RecursionError):
+        return "defaults: leads back to where it starts (a file cannot include itself)"
     text = str(error) or str(error.__cause__ or type(error).__name__)
     if error.__cause__ is not None and str(error.__cause__) not in text:
         text = f"{text}: {error.__cause__}"

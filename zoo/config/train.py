@@ -46,6 +46,8 @@ class Plan:
     overrides: list[str]
     jobs: list[Composed]
     sweeps: bool
+    made: list[Path] = dataclasses.field(default_factory=list)
+    """The folders that were not there before, inner ones first."""
 
     def folder(self) -> Path:
         """A folder of its own for this run or sweep, made here: two that start in the same second get two."""
@@ -53,6 +55,7 @@ class Plan:
         cfg = self.hydra.compose_config(self.config_name, self.overrides, mode)
         HydraConfig.instance().set_config(cfg)
         wanted = Path(str(cfg.hydra.sweep.dir if self.sweeps else cfg.hydra.run.dir))
+        self.made = [path for path in (wanted, *wanted.parents) if not path.exists()]
         if any(o.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in self.overrides):
             return _unused(wanted)
         wanted.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +73,7 @@ class Plan:
         folder = self.folder()
         result = self._start(self.hydra.run, "run", folder).return_value
         if isinstance(result, ConfigError):
-            _discard(folder)
+            self._discard(folder)
         if isinstance(result, BaseException):
             raise result
         return result
@@ -78,6 +81,14 @@ class Plan:
     def sweep(self, folder: Path) -> None:
         """Runs every job. Each that ends, well or not, leaves a `result.json` in its folder below."""
         self._start(self.hydra.multirun, "sweep", folder)
+
+    def _discard(self, folder: Path) -> None:
+        """Removes the folder of a run that refused its input before it had done anything, and those made to hold it."""
+        if {path.name for path in folder.iterdir()} <= {".hydra", "train.log", RESULT}:
+            shutil.rmtree(folder)
+            for path in self.made:
+                if path.exists() and not any(path.iterdir()):
+                    path.rmdir()
 
     def _start(self, start: Any, kind: str, folder: Path) -> Any:
         place = QuotedString(str(folder), Quote.single).with_quotes()
@@ -88,14 +99,6 @@ class Plan:
         ]
         given = [o for o in self.overrides if not o.startswith((f"hydra.{kind}.dir=", "hydra.mode="))]
         return start(self.config_name, job, given + extra)
-
-
-def _discard(folder: Path) -> None:
-    """Removes the folder of a run that refused its input before it had done anything, and the day's if that was all."""
-    if {path.name for path in folder.iterdir()} <= {".hydra", "train.log", RESULT}:
-        shutil.rmtree(folder)
-        if not any(folder.parent.iterdir()):
-            folder.parent.rmdir()
 
 
 def _unused(folder: Path) -> Path:

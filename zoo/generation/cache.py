@@ -58,7 +58,7 @@ class Cache:
     @classmethod
     def allocate(cls, model: Any, batch: int, capacity: int, *, dtype: Any = None, device: Any = None) -> Cache:
         """Room for `capacity` tokens in `batch` rows, of the model's own dtype and device unless given."""
-        spec = model if isinstance(model, Spec) else model.spec
+        spec = getattr(model, "spec", model)
         if dtype is None or device is None:
             weight = next(model.parameters())
             dtype, device = dtype or weight.dtype, device or weight.device

@@ -29,7 +29,7 @@ class Records:
         if lengths:
             self.lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
         mode = "a" if lengths else "w"
-        self._files = {name: open(folder / name, mode, encoding="utf-8", newline="\n") for name in APPENDED}
+        self._files = {name: (folder / name).open(mode, encoding="utf-8", newline="\n") for name in APPENDED}
 
     def write(self, **line: Any) -> None:
         """A line of metrics. The first one names the columns that training has."""

@@ -80,8 +80,10 @@ class Run:
 
 
 def fit(run: Run) -> dict[str, Any]:
-    """Trains to the last step and gives what came of it. Raises ZooError when the loss is not finite, KeyboardInterrupt when it
-    was asked to stop; either way the newest checkpoint is whole."""
+    """Trains to the last step and gives what came of it.
+
+    Raises ZooError when the loss is no number any more, and KeyboardInterrupt, after a checkpoint, when asked to stop.
+    """
     run.model.train()
     if run.settings.compile:
         compile_blocks(run.model)
@@ -130,7 +132,7 @@ def update(run: Run) -> dict[str, Any]:
 
 
 def accumulate(model: Any, objective: Objective, batch: Batch, parts: int, autocast: Autocast) -> dict[str, Any]:
-    """Adds the gradient of the mean over all of a batch's targets, a part of its rows at a time; gives the loss's terms.
+    """Adds the gradient of the mean over a batch's targets, a part of its rows at a time; gives the terms of the loss.
 
     Each part's sum is divided by the targets of the whole, so that parts with fewer targets weigh less; a model's own
     losses, which are means, are weighted by the part's share.
@@ -147,21 +149,28 @@ def accumulate(model: Any, objective: Objective, batch: Batch, parts: int, autoc
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:
     """The batch's rows in equal parts."""
-    columns = [[None] * parts if each is None else each.chunk(parts) for each in batch]
-    return (Batch(*each) for each in zip(*columns, strict=True))
+    size = len(batch.input_ids) // parts
+    return (each_of(batch, lambda rows, part=part: rows[part * size : (part + 1) * size]) for part in range(parts))
 
 
 def to(batch: Batch, device: Device) -> Batch:
     """The batch on a device, without waiting for the copy."""
     if device.type == "cuda":
-        return Batch(*(None if each is None else each.pin_memory().to(device, non_blocking=True) for each in batch))
-    return Batch(*(None if each is None else each.to(device) for each in batch))
+        return each_of(batch, lambda rows: rows.pin_memory().to(device, non_blocking=True))
+    return each_of(batch, lambda rows: rows.to(device))
+
+
+def each_of(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with every tensor of it changed."""
+    documents = None if batch.documents is None else change(batch.documents)
+    return Batch(change(batch.input_ids), change(batch.targets), documents)
 
 
 def clip(parameters: list[Any], most: float | None) -> Tensor:
     """The gradient's norm; where it is above `most` the gradient is scaled down to that."""
     norm = torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
-    if most is not None and (norm.device.type != "cpu" or norm > most):  # on a CPU, looking costs less than a product with 1
+    looks = norm.device.type == "cpu"  # where that costs less than a product with 1, as it waits for no device
+    if most is not None and not (looks and norm <= most):
         torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
     return norm
 
@@ -183,9 +192,10 @@ def refuse_nonfinite(run: Run, terms: dict[str, Any]) -> None:
     """Raises ZooError when the loss or the gradient is no number any more."""
     for name in ("loss", "grad_norm"):
         if not math.isfinite(value := float(terms[name])):
-            kept = f"{run.folder / CHECKPOINTS} has that of step {run.saved}" if run.saved else "no checkpoint was written"
-            what = "loss" if name == "loss" else "norm of the gradient"
-            raise ZooError(f"step {run.step}: the {what} is {value}; {kept} (a lower optim.lr, or a longer schedule.warmup)")
+            kept = f"the checkpoint of step {run.saved} is whole" if run.saved else "no checkpoint was written"
+            what = "loss" if name == "loss" else "gradient's norm"
+            would = "a lower optim.lr, or a longer schedule.warmup"
+            raise ZooError(f"step {run.step}: the {what} is {value}; {kept} ({would})")
 
 
 # ---------------------------------------------------------------- what is measured
@@ -241,7 +251,7 @@ def held_out(data: Prepared, batch_size: int, seq_len: int, *, wanted: int | Non
 
 
 def write(run: Run, sample: TextSample) -> str:
-    """What the model adds to the prompt: the same draws at each evaluation, and none of the training's random numbers."""
+    """What the model adds to the prompt: with the same draws each time, and none of the training's random numbers."""
     sampling = Sampling(temperature=sample.temperature, seed=run.settings.seed)
     with torch.compiler.set_stance("force_eager"):  # lengths grow with each token: nothing worth compiling
         pieces = complete(run.model, run.data.tokenizer, sample.prompt, max_new_tokens=sample.tokens, sampling=sampling)

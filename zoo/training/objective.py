@@ -1,5 +1,5 @@
 # B rows, T tokens, N = B·T, D model width, V vocabulary
-"""What is minimised, and its gradient. Losses are sums in float32 over targets; the caller says what one target weighs."""
+"""What is minimised, and its gradient. Losses are float32 sums over targets; the caller says what a target weighs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ IGNORED = -100
 """A target that is no target, torch's own convention."""
 
 BLOCK = {"cpu": 4 << 20}
-"""Bytes of float32 that the softmax works on at once: on a CPU what stays in a core's cache; elsewhere enough to fill it."""
+"""Bytes of float32 that the softmax works on at once: on a CPU what stays in its cache."""
 
-LARGE_BLOCK = 256 << 20
+LARGE_BLOCK = 256 << 20  # elsewhere: enough to keep the device busy
 
 
 class Objective(Spec, axis="objective"):
@@ -37,8 +37,10 @@ class Objective(Spec, axis="objective"):
         return int((batch.targets != IGNORED).sum())
 
     def backward(self, model: Any, batch: Batch, weight: float, share: float, autocast: Autocast) -> dict[str, Tensor]:
-        """Adds the gradient of `weight` × (sum over the batch's targets) + `share` × (the model's own losses), and gives the
-        terms by name, so weighted; `loss` is the cross-entropy alone."""
+        """Adds the gradient of `weight` × (sum over targets) + `share` × (the model's own losses).
+
+        Gives the terms by name, so weighted; `loss` is the cross-entropy alone.
+        """
         raise NotImplementedError
 
     def measure(self, model: Any, batch: Batch, autocast: Autocast) -> Tensor:
@@ -105,8 +107,10 @@ def blocks(logits: Tensor) -> Iterator[slice]:
 
 
 def surprise(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each row, in float32: −log p(target), 0 where ignored [N, 1]; log p [N, V]; the target's column [N, 1]; 1, or 0 where
-    ignored [N, 1]."""
+    """−log p(target), 0 where ignored [N, 1]; log p [N, V]; the target's column [N, 1]; 0 where ignored, else 1 [N, 1].
+
+    All in float32.
+    """
     kept = (targets != IGNORED)[:, None].float()
     column = targets.clamp_min(0)[:, None]
     log_p = torch.log_softmax(logits, -1, dtype=torch.float32)
@@ -114,7 +118,7 @@ def surprise(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def descend_(logits: Tensor, targets: Tensor, weight: float, z_loss: float) -> Tensor:
-    """Replaces logits [N, V] by the gradient of `weight` × Σ (−log p(target) + z_loss · log²Z); gives both sums, unweighted."""
+    """Replaces logits [N, V] by the gradient of `weight` × Σ (−log p(target) + z_loss · log²Z); gives both sums."""
     sums = torch.zeros(2, device=logits.device)
     for rows in blocks(logits):
         block = logits[rows]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 LINE_EVERY = 10.0  # seconds between plain lines
+EXCERPT = 160  # characters of a sample that are shown
 
 
 def duration(seconds: float) -> str:
@@ -25,19 +25,20 @@ class Show:
     def __init__(self, steps: int, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self.steps = steps
-        self.val_loss: float | None = None
         self._shown = 0.0
+        self._preparing = ""
         self._bar: Progress | None = None
 
     def __enter__(self) -> Show:
         if self.console.is_terminal:
-            columns = [TextColumn("step"), MofNCompleteColumn(), BarColumn(None), TextColumn("{task.fields[state]}")]
+            columns = [TextColumn("step"), MofNCompleteColumn(), BarColumn(None)]
+            columns += [TextColumn(f"{{task.fields[{name}]}}") for name in ("training", "validation", "speed")]
             self._bar = Progress(*columns, console=self.console, expand=True)
-            self._bar.add_task("", total=self.steps, state="")
+            self._bar.add_task("", total=self.steps, training="", validation="", speed="")
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -46,27 +47,29 @@ class Show:
 
     def step(self, step: int, loss: float, tokens_per_second: float, mfu: float, seconds_left: float) -> None:
         """How a training step went."""
-        validation = "" if self.val_loss is None else f"  val {self.val_loss:.3f}"
+        training = f"loss {loss:.3f}"
         speed = f"{tokens_per_second:,.0f} tok/s  MFU {mfu:.1%}  ETA {duration(seconds_left)}"
-        state = f"loss {loss:.3f}{validation}  {speed}"
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, state=state)
-        elif step == self.steps or time.monotonic() - self._shown >= LINE_EVERY:
+            self._bar.update(self._bar.task_ids[0], completed=step, training=training, speed=speed)
+        elif step in (1, self.steps) or time.monotonic() - self._shown >= LINE_EVERY:
             self._shown = time.monotonic()
-            self.say(f"step {step}/{self.steps}  {state}")
+            self.say(f"step {step}/{self.steps}  {training}  {speed}")
 
     def evaluation(self, step: int, val_loss: float, bits_per_byte: float, text: str | None) -> None:
-        """How an evaluation went, and the first line of what the model wrote."""
-        self.val_loss = val_loss
-        self.say(f"step {step}/{self.steps}  validation loss {val_loss:.4f}, {bits_per_byte:.4f} bits per byte", style="bold")
+        """How an evaluation went, and the beginning of what the model wrote."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], validation=f"val {val_loss:.3f}")
+        found = f"validation loss {val_loss:.4f}, {bits_per_byte:.4f} bits per byte"
+        self.say(f"step {step}/{self.steps}  {found}", style="bold")
         if text is not None:
             flat = " ".join(text.split())
-            self.say(f"  {flat[:160]}{'…' if len(flat) > 160 else ''}", style="dim")
+            self.say(f"  {flat[:EXCERPT]}{'…' if len(flat) > EXCERPT else ''}", style="dim")
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """How far the data is (see `zoo.data.prepare`)."""
-        now = time.monotonic()
-        if now - self._shown >= (0.1 if self.console.is_terminal else LINE_EVERY):
-            self._shown = now
+        if self.console.is_terminal:
             share = f" {done / total:.0%}" if total else ""
-            self.say(f"data: {what}{share}", style="dim", end="\r" if self.console.is_terminal else "\n")
+            self.say(f"data: {what}{share}".ljust(40), style="dim", end="\r")
+        elif what != self._preparing:
+            self.say(f"data: {what}")
+        self._preparing = what

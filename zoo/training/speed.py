@@ -15,8 +15,8 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import device as Device
 
-# Dense products without sparsity, FLOP/s, from the makers' data sheets: bf16, fp32 without TF32. The first name that the
-# device's own contains counts.
+# Dense products, FLOP/s, from the makers' data sheets: bf16, fp32 without TF32. The first name counts that is a part of
+# the device's own.
 DATA_SHEETS = {
     "B200": (2250e12, 75e12),
     "H200": (989e12, 67e12),
@@ -83,8 +83,8 @@ def _finish(device: Device) -> None:
 def keep_memory() -> None:
     """Lets this process keep the memory that it frees, for the rest of its life.
 
-    By default glibc gives each large tensor back to the system when it is freed, and the next one is zeroed page by page:
-    7 to 14% of a training step on a CPU. The same sizes are wanted again at each step, so the peak stays what it was.
+    By default glibc gives each large tensor back to the system when it is freed, and the next one is zeroed page by
+    page: 6 to 17% of a training step on a CPU. Each step wants the same sizes again, so the peak stays what it was.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -1,4 +1,4 @@
-"""A training run from its composed config: everything checked, then prepared, built and trained; and runs that go on."""
+"""A training run from its composed config: checked, prepared, built and trained; and runs that go on."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class Plan:
 
 
 def task(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, Any]:
-    """Runs a composed training config in Hydra's output folder, or in another one; gives the result, which result.json has too.
+    """Runs a composed training config in Hydra's output folder or in another one; gives what result.json says.
 
     Raises ConfigError, before anything is written, with every fault found; ZooError when the training fails.
     """
     planned = check(cfg, touched())
     where = Path(folder) if folder is not None else output_folder()
     if (where / store.CHECKPOINTS / store.LATEST).exists():
-        raise ConfigError(f"{where}: has a run in it (zoo train --resume {where} goes on with it; or name another folder)")
+        raise ConfigError(f"{where}: has a run in it (`zoo train --resume {where}` goes on with it, or name another)")
     show = Show(planned.settings.steps)
     device, data = prepared(planned, show)
     where.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def task(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, Any]:
 
 
 def resume(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Goes on with the run of a folder from its newest checkpoint, to what it would have been: on a CPU, to the last bit.
+    """Goes on from a run's newest checkpoint to what would have come of it unstopped: on a CPU, to the last bit.
 
     Raises ConfigError when there is nothing left to do, or when its data is not what it was.
     """
@@ -125,7 +125,7 @@ def attempt(faults: list[str], read: Callable[[], Any], prefix: str = "") -> Any
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """The config as plain data, all but the model's node resolved. Raises ConfigError."""
     try:
-        rest = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "model"])
+        rest = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "model"])
         config = OmegaConf.to_container(rest, resolve=True, throw_on_missing=True)
         model = OmegaConf.to_container(cfg.model, resolve=False)
     except OmegaConfBaseException as error:
@@ -134,7 +134,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     for node in (config.get("data"), (config.get("data") or {}).get("tokenizer")):
         if isinstance(node, dict) and isinstance(path := node.get("path"), str):
             node["path"] = str(Path(path).expanduser().absolute())  # a run may go on from another folder
-    return {"model": model, **config}
+    return {"model": model, **{str(key): value for key, value in config.items()}}
 
 
 def mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list[str]:
