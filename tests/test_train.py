@@ -21,7 +21,7 @@ from zoo.checkpoint import store
 from zoo.config import conf_dir
 from zoo.config.train import planned, task_config
 from zoo.data import Batch, DataSettings, prepare
-from zoo.errors import ConfigError, ZooError
+from zoo.errors import CheckpointError, ConfigError, ZooError
 from zoo.training import loop, objective, speed
 from zoo.training.log import smooth
 from zoo.training.objective import IGNORED, NextToken
@@ -327,6 +327,13 @@ def test_a_finished_run_says_so_and_goes_on_when_it_is_given_more_steps(config, 
     assert [line["step"] for line in lines_of(tmp_path) if "loss" in line] == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_a_run_whose_metrics_were_cut_off_does_not_go_on(config, tmp_path):
+    task(config("steps=3"), tmp_path)
+    (tmp_path / "metrics.csv").write_text("step\n")
+    with pytest.raises(CheckpointError, match=r"metrics.csv: has lost lines, found 5 bytes of"):
+        resume(tmp_path, ["steps=4"])
+
+
 def test_a_run_does_not_write_over_another(config, tmp_path):
     task(config("steps=1"), tmp_path)
     with pytest.raises(ConfigError, match="--resume"):
@@ -360,6 +367,7 @@ def test_every_fault_of_a_config_is_listed_at_once(config):
         "precision": "fp8",
         "schedule.warmup": 1.5,
         "optim.betas": [0.9, 1.0],
+        "sample.temperature": 1e-9,
         "data.tokenizer.kind": "bytes",
         "model.d_model": 0,
     }.items():
@@ -368,7 +376,10 @@ def test_every_fault_of_a_config_is_listed_at_once(config):
         check(cfg)
     found = [fault.split(":")[0] for fault in refused.value.faults]
     assert sorted(found) == sorted(
-        ["steps", "accumulate", "precision", "schedule.warmup", "optim.betas.1", "data.tokenizer.kind", "model.d_model"]
+        [
+            *("steps", "accumulate", "precision", "schedule.warmup", "optim.betas.1", "sample.temperature"),
+            *("data.tokenizer.kind", "model.d_model"),
+        ]
     )
 
 
@@ -424,8 +435,12 @@ def test_held_out_rows_are_spread_over_the_whole_split(corpus):
     assert at[0] < rows // 8 and at[-1] > rows * 3 // 4
 
 
-def test_the_measured_peak_is_a_plausible_rate():
-    assert 1e9 < speed.measured(torch.device("cpu"), "fp32") < 1e14
+def test_the_measured_peak_is_a_plausible_rate_and_only_ever_grows():
+    peak = speed.peak(torch.device("cpu"), "fp32")
+    assert 1e9 < peak.flops < 1e14 and "measured" in str(peak)
+    higher, stated = speed.Peak(1e15, "", measured=True), speed.Peak(1.0, "data sheet")
+    assert higher.again(torch.device("cpu"), "fp32") == higher
+    assert stated.again(torch.device("cpu"), "fp32") == stated
 
 
 def test_a_clock_leaves_pauses_out():
@@ -437,6 +452,9 @@ def test_a_clock_leaves_pauses_out():
     assert clock.seconds < 0.1
 
 
-def test_the_moving_average_starts_at_the_first_value_and_keeps_a_constant():
-    assert smooth([2.0] * 200) == pytest.approx([2.0] * 200)
-    assert smooth([8.0, 1.0])[0] == 8.0
+def test_the_moving_average_does_not_lag_and_evens_out_noise():
+    line = [9.0 - step / 50 for step in range(200)]
+    assert smooth(line)[:-10] == pytest.approx(line[:-10])
+    assert smooth(line)[-10:] == pytest.approx(line[-10:], abs=0.1)
+    noisy = [value + (-1) ** step for step, value in enumerate(line)]
+    assert max(abs(a - b) for a, b in zip(smooth(noisy)[10:], line[10:], strict=True)) < 0.3

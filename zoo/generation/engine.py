@@ -131,9 +131,8 @@ def _steps(
     """Inference mode is entered for each step anew: held across a yield, it would be the caller's mode too."""
     (batch, known), generator = ids.shape, sampling.generator(ids.device)
     whole = ids.new_empty(batch, known + budget)
-    whole[:, :known] = (
-        ids if mask is None else torch.where(mask, ids, ids[:, -1:])
-    )  # so that a penalty counts no padding
+    # Padding is masked, whatever stands there: a token that the row has anyway, so that a penalty counts nothing more.
+    whole[:, :known] = ids if mask is None else torch.where(mask, ids, ids[:, -1:])
     if mask is not None:
         mask = torch.cat([mask, mask.new_ones(batch, budget)], 1)
     with _serving(model, kernel):

@@ -6,13 +6,16 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+from zoo.errors import CheckpointError
 
 METRICS, TABLE, SAMPLES, PICTURE = "metrics.jsonl", "metrics.csv", "samples.txt", "loss.png"
 APPENDED = (METRICS, TABLE, SAMPLES)
 EVALUATION = ("val_loss", "bits_per_byte")
-SMOOTHED_OVER = 0.03  # of the run: the span of the training curve's moving average
+SMOOTHED_OVER = 0.04  # of the run: the span of the training curve's moving average
 
 
 class Records:
@@ -24,7 +27,7 @@ class Records:
     def __init__(self, folder: Path, lengths: Mapping[str, int] | None = None) -> None:
         self.folder = folder
         for name, length in (lengths or {}).items():
-            os.truncate(folder / name, length)
+            cut(folder / name, length)
         self.lines: list[dict[str, Any]] = []
         if lengths:
             self.lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
@@ -64,6 +67,14 @@ class Records:
         self._files[name].flush()
 
 
+def cut(file: Path, length: int) -> None:
+    """Cuts a file to a length that it once had. Raises CheckpointError when it is shorter now."""
+    found = file.stat().st_size if file.is_file() else 0
+    if found < length:
+        raise CheckpointError(f"{file}: has lost lines, found {found} bytes of {length} (as the run left it)")
+    os.truncate(file, length)
+
+
 def curve(lines: Iterable[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
     """Tokens seen and the values of a metric, where it was measured."""
     points = [(line["tokens"], line[name]) for line in lines if name in line]
@@ -71,13 +82,10 @@ def curve(lines: Iterable[Mapping[str, Any]], name: str) -> tuple[list[int], lis
 
 
 def smooth(values: list[float]) -> list[float]:
-    """An exponential moving average over about SMOOTHED_OVER of the values, without the pull of its start."""
-    keep = 1 - 1 / max(1.0, SMOOTHED_OVER * len(values))
-    total, weight, smoothed = 0.0, 0.0, []
-    for value in values:
-        total, weight = keep * total + value, keep * weight + 1
-        smoothed.append(total / weight)
-    return smoothed
+    """The mean of the values around each; at the start as few after it as before, since there the loss falls fast."""
+    half, sums = int(SMOOTHED_OVER * len(values) / 2), [0.0, *accumulate(values)]
+    edges = [(max(at - half, 0), min(at + min(half, at) + 1, len(values))) for at in range(len(values))]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in edges]
 
 
 def draw(lines: list[dict[str, Any]], title: str, file: Path) -> None:

@@ -215,6 +215,7 @@ def record(run: Run, terms: dict[str, Any]) -> None:
 
 def evaluate(run: Run) -> None:
     """Validation loss, a sample of text and the picture."""
+    run.peak = run.peak.again(run.device, run.settings.precision)
     loss = validation_loss(run)
     bits = loss / math.log(2) * (len(run.data.validation) - 1) / run.data.validation.n_bytes
     run.records.write(step=run.step, tokens=run.tokens, val_loss=loss, bits_per_byte=bits)
@@ -253,7 +254,8 @@ def held_out(data: Prepared, batch_size: int, seq_len: int, *, wanted: int | Non
 def write(run: Run, sample: TextSample) -> str:
     """What the model adds to the prompt: with the same draws each time, and none of the training's random numbers."""
     sampling = Sampling(temperature=sample.temperature, seed=run.settings.seed)
-    with torch.compiler.set_stance("force_eager"):  # lengths grow with each token: nothing worth compiling
+    eager = torch.compiler.set_stance("force_eager") if run.settings.compile else nullcontext()
+    with eager:  # lengths grow with each token: each would compile anew
         pieces = complete(run.model, run.data.tokenizer, sample.prompt, max_new_tokens=sample.tokens, sampling=sampling)
         return "".join(pieces)
 

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, field_validator
 
 from zoo.errors import ConfigError
+from zoo.generation.sample import Sampling
 from zoo.spec import Spec
 from zoo.training.objective import Objective
 from zoo.training.optim import Optim
@@ -24,7 +25,16 @@ class TextSample(Sample, kind="text"):
 
     prompt: str = ""
     tokens: PositiveInt = 64
-    temperature: NonNegativeFloat = 0.8
+    temperature: float = 0.8
+
+    @field_validator("temperature")
+    @classmethod
+    def can_be_drawn_at(cls, value: float) -> float:
+        try:
+            Sampling.checked(temperature=value)
+        except ConfigError as error:
+            raise ValueError(error.faults[0].removeprefix("temperature: ")) from None
+        return value
 
 
 class Training(Spec, axis="command", kind="train", default="train"):

@@ -240,7 +240,10 @@ def replan(folder: Path, overrides: Sequence[str]) -> Plan:
     """The plan of a run that is there, with what the user wants otherwise. Raises ConfigError."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: is no run, it has no {CONFIG} (the folder that zoo train wrote to)")
-    cfg = OmegaConf.load(folder / CONFIG)
+    try:
+        cfg = OmegaConf.load(folder / CONFIG)
+    except (OSError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: cannot be read, found {type(error).__name__}") from error
     assert isinstance(cfg, DictConfig)
     changes, faults = OmegaConf.create(), []
     for override in overrides:

@@ -1,0 +1,153 @@
+"""Races contenders on equal terms: the same weights and threads, fresh processes in turn, medians and paired ratios.
+
+A machine's speed drifts, so only figures taken side by side compare: each round runs every contender once, and a ratio
+is the median over rounds of two rates of the same round. No ratio is given before the contenders' float32 logits, and
+then what the timed runs themselves computed (logits, losses), were found equal.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo.bench.plan import INSTALL, OURS, Race
+from zoo.errors import ConfigError, ZooError
+
+WORKERS = Path(__file__).parent / "workers"
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
+"""Largest difference between contenders, as a share of the largest value: rounding, not another function."""
+BYTES = {"fp32": 4, "bf16": 2}
+ACCOUNTING = {
+    "train": "share: 6 N tok/s over the matrix rate; N = {n:,} weights in a product, attention's own not counted",
+    "decode": "share: N x weight bytes x steps/s over the read rate; N = {n:,}, cache and activations not counted",
+    "prefill": "share: 2 N tok/s over the matrix rate; N = {n:,}, of which the head, {head:,}, at the last token only",
+}
+
+
+def run_worker(name: str, python: str, job: Mapping[str, Any]) -> dict[str, Any]:
+    """What one fresh process printed last, as JSON. Raises ConfigError for a missing peer, ZooError when it fails."""
+    command = [python, str(WORKERS / f"run_{name}.py"), json.dumps(job)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=_environment(name, job), check=False)
+    except (FileNotFoundError, PermissionError) as error:
+        raise ConfigError(f"--peer-python {name}={python}: {error.strerror} (a Python that has {name})") from error
+    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    if last.startswith("missing: "):
+        found = f"{python} says: {last.removeprefix('missing: ')}"
+        cure = f"{INSTALL[name]}; or --peer-python {name}=PATH, the Python of an environment that has it"
+        raise ConfigError(f"--against {name}: {found} ({cure})")
+    if done.returncode < 0:
+        raise ZooError(f"{name} {job['workload']}: ended by signal {-done.returncode} (9 is often a lack of memory)")
+    if done.returncode:
+        raise ZooError(f"{name} {job['workload']}: {last}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _environment(name: str, job: Mapping[str, Any]) -> dict[str, str]:
+    threads = str(job["threads"])
+    env = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    if name == OURS:
+        # A script run by path finds only its own folder: this is how it finds a checkout that is not installed.
+        paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    return env
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Largest absolute difference, as a share of the largest value; infinite where a value is NaN."""
+    gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+    return math.inf if any(map(math.isnan, gaps)) else max(gaps) / max(map(abs, theirs))
+
+
+def require_equal(what: str, values: Mapping[str, Sequence[float]], tolerance: float) -> dict[str, float]:
+    """Each peer's difference from ours. Raises ZooError above `tolerance`: a ratio would compare two functions."""
+    gaps = {name: difference(values[OURS], theirs) for name, theirs in values.items() if name != OURS}
+    for name, gap in gaps.items():
+        if gap > tolerance:
+            found = f"differ from ours by {gap:.2g} of the largest"
+            raise ZooError(f"{name}: its {what} {found}, at most {tolerance:g} is rounding; nothing is compared")
+    return gaps
+
+
+def race(plan: Race, pythons: Mapping[str, str], tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """The whole comparison, as plain numbers. `tell` gets a line of progress now and then."""
+    with tempfile.TemporaryDirectory(prefix="zoo-bench-") as folder:
+        weights = str(Path(folder) / "weights.safetensors")
+        run_worker(OURS, pythons[OURS], plan.job(weights, workload="export"))
+        check = plan.job(weights, workload="check")
+        checks = {name: run_worker(name, python, check) for name, python in pythons.items()}
+        gaps = {"fp32 logits": require_equal("fp32 logits", _values(checks, "logits"), TOLERANCE["fp32"])}
+        if len(pythons) > 1:
+            tell(
+                "same function: fp32 logits differ by "
+                + ", ".join(f"{n} {g:.1g}" for n, g in gaps["fp32 logits"].items())
+            )
+        runs, machine = _rounds(plan, pythons, weights, tell)
+    computed = "losses" if plan.workload == "train" else "logits"
+    first = _values({name: answers[0] for name, answers in runs.items()}, computed)
+    gaps[f"{plan.dtype} {computed}"] = require_equal(f"{plan.dtype} {computed}", first, TOLERANCE[plan.dtype])
+    return report(plan, runs, machine) | {"differences": gaps}
+
+
+def _values(answers: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
+    return {name: answer[key] for name, answer in answers.items()}
+
+
+def _rounds(
+    plan: Race, pythons: Mapping[str, str], weights: str, tell: Callable[[str], None]
+) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, float]]]:
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in pythons}
+    machine = []
+    for number in range(1, plan.rounds + 1):
+        machine.append(run_worker("machine", pythons[OURS], plan.job(weights, workload="machine")))
+        for name, python in pythons.items():
+            runs[name].append(run_worker(name, python, plan.job(weights)))
+        rates = ", ".join(f"{name} {answers[-1]['rate']:,.1f}" for name, answers in runs.items())
+        tell(f"round {number} of {plan.rounds}: {rates} tok/s")
+    return runs, machine
+
+
+def bound_share(plan: Race, rate: float, machine: Mapping[str, float]) -> float:
+    """How much of the machine's own limit a rate in tokens per second takes up; ACCOUNTING says what is counted."""
+    n, head = plan.shape.matrix_params, plan.shape.head_params
+    peak = machine[f"gemm_{plan.dtype}_tflops"] * 1e12
+    if plan.workload == "train":
+        return 6 * n * rate / peak
+    if plan.workload == "prefill":
+        return 2 * (n - head + head / plan.length) * rate / peak
+    return n * BYTES[plan.dtype] * rate / plan.batch / (machine["read_gb_s"] * 1e9)
+
+
+def report(plan: Race, runs: Mapping[str, list[dict[str, Any]]], rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians, ratios (our rate over theirs, so above 1 we are faster), shares of the limit and peak memory."""
+    machine = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+    accounting = ACCOUNTING[plan.workload].format(n=plan.shape.matrix_params, head=plan.shape.head_params)
+    contenders = {name: _row(plan, answers, runs[OURS], machine) for name, answers in runs.items()}
+    return {"race": dataclasses.asdict(plan), "machine": machine, "accounting": accounting, "contenders": contenders}
+
+
+def _row(
+    plan: Race, answers: list[dict[str, Any]], ours: list[dict[str, Any]], machine: Mapping[str, float]
+) -> dict[str, Any]:
+    rates = [answer["rate"] for answer in answers]
+    ratios = [mine["rate"] / theirs for mine, theirs in zip(ours, rates, strict=True)]
+    row = {
+        "version": answers[0]["version"],
+        "torch": answers[0]["torch"],
+        "rate": statistics.median(rates),
+        "rates": rates,
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "share": bound_share(plan, statistics.median(rates), machine),
+        "peak_bytes": max(answer["peak_bytes"] for answer in answers),
+        "busy": statistics.median(answer["busy"] for answer in answers),
+    }
+    if plan.workload != "train":
+        row["first_token_seconds"] = statistics.median(time for answer in answers for time in answer["first"])
+    return row

@@ -1,0 +1,78 @@
+"""What is raced: the workload and its sizes, the peers, and the interpreter each of them lives in."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zoo.bench.shape import Shape, shape_from
+from zoo.errors import ConfigError, did_you_mean
+
+OURS = "zoo"
+INSTALL = {
+    "hf": "pip install transformers",
+    "litgpt": "pip install litgpt requests",  # litgpt imports requests without asking for it
+}
+PEERS = tuple(INSTALL)
+WORKLOADS: dict[str, dict[str, int]] = {
+    "train": {"batch": 4, "length": 512, "repeats": 2},
+    "decode": {"batch": 1, "length": 32, "new_tokens": 128, "repeats": 2},
+    "prefill": {"batch": 1, "length": 1024, "repeats": 3},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Race:
+    """`length` counts the tokens of a prompt or of a training row; `repeats` the measurements within one process."""
+
+    workload: str
+    dtype: str = "fp32"
+    batch: int = 1
+    length: int = 32
+    new_tokens: int = 1
+    rounds: int = 5
+    threads: int = 2
+    repeats: int = 2
+    seed: int = 0
+    shape: Shape = dataclasses.field(default_factory=Shape)
+
+    def job(self, weights: str, **changes: Any) -> dict[str, Any]:
+        """What a worker is told, ready for JSON."""
+        return dataclasses.asdict(self) | {"weights": weights} | changes
+
+
+def plan_race(workload: str, given: Mapping[str, int | None], shape: Sequence[str], **options: Any) -> Race:
+    """A workload's usual sizes, changed by what is `given` (None: not given). Raises ConfigError."""
+    sizes = WORKLOADS[workload] | {name: value for name, value in given.items() if value is not None}
+    if "new_tokens" in sizes and workload != "decode":
+        raise ConfigError(f"--new-tokens: {workload} has none (decode has)")
+    race = Race(workload=workload, shape=shape_from(shape), **sizes, **options)
+    longest = race.shape.max_seq_len
+    if race.length + race.new_tokens > longest:
+        found = f"{race.length} tokens and {race.new_tokens} new"
+        raise ConfigError(f"--length: {found}, max_seq_len is {longest} (--shape max_seq_len=N for more)")
+    return race
+
+
+def peers_named(text: str) -> list[str]:
+    """`"hf,litgpt"` -> its names. Raises ConfigError, a fault for each that is no peer."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    options = f"one of: {', '.join(PEERS)}"
+    faults = [f"--against {n}: no such peer{did_you_mean(n, PEERS)} ({options})" for n in names if n not in PEERS]
+    if faults:
+        raise ConfigError(*faults)
+    return list(dict.fromkeys(names))
+
+
+def interpreters(peers: Sequence[str], given: Sequence[str]) -> dict[str, str]:
+    """The Python of zoo and each peer. `given` holds `NAME=PATH`, or a bare PATH for all peers; this one otherwise."""
+    pythons = {name: sys.executable for name in (OURS, *peers)}
+    for text in given:
+        name, named, path = text.partition("=")
+        if not named:
+            pythons |= dict.fromkeys(peers, text)
+        elif name in peers:
+            pythons[name] = path
+        else:
+            raise ConfigError(f"--peer-python {text}: '{name}' is not raced (--against {','.join((*peers, name))})")
+    return pythons

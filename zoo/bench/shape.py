@@ -1,0 +1,61 @@
+"""The model that is raced: one Llama-like shape, small enough for two cores, the same for every contender."""
+
+import dataclasses
+from collections.abc import Iterable
+
+from zoo.errors import ConfigError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Pre-norm, RoPE, RMSNorm, SwiGLU, grouped-query attention, untied head: 124,668,672 parameters."""
+
+    d_model: int = 768
+    n_layers: int = 12
+    n_heads: int = 12
+    n_kv_heads: int = 4
+    head_dim: int = 64
+    d_ff: int = 2048
+    vocab_size: int = 32000
+    max_seq_len: int = 2048
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+
+    @property
+    def head_params(self) -> int:
+        return self.d_model * self.vocab_size
+
+    @property
+    def matrix_params(self) -> int:
+        """N: the weights that take part in a matrix product for every token (the input embedding does not)."""
+        attention = self.d_model * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
+        return self.n_layers * (attention + 3 * self.d_model * self.d_ff) + self.head_params
+
+    def overrides(self) -> list[str]:
+        return [f"{name}={value}" for name, value in dataclasses.asdict(self).items()]
+
+
+def shape_from(pairs: Iterable[str]) -> Shape:
+    """`["n_layers=2", "d_model=64"]` over the default shape; raises ConfigError listing every pair that does not do."""
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(Shape)}
+    values, faults = {}, []
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        if name not in kinds:
+            faults.append(f"--shape {pair}: no dimension '{name}'{did_you_mean(name, kinds)}")
+            continue
+        try:
+            values[name] = kinds[name](text)
+        except ValueError:
+            faults.append(f"--shape {pair}: '{text}' is not a number (a positive {kinds[name].__name__} would do)")
+            continue
+        if values[name] <= 0:
+            faults.append(f"--shape {pair}: {text} is not positive")
+    shape = Shape(**values)
+    if shape.n_heads % shape.n_kv_heads:
+        faults.append(f"--shape: n_heads={shape.n_heads} is no multiple of n_kv_heads={shape.n_kv_heads}")
+    if shape.head_dim % 2:
+        faults.append(f"--shape: head_dim={shape.head_dim} is odd (RoPE turns pairs of channels)")
+    if faults:
+        raise ConfigError(*faults)
+    return shape

@@ -1,0 +1,52 @@
+"""The bench's report as a table: rates, paired ratios, shares of the machine's limit, peak memory."""
+
+import statistics
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from zoo.bench.plan import OURS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+CROWDED = 0.97  # below this share of a core for the measuring thread, something else was running
+
+
+def table(report: Mapping[str, Any]) -> "Table":
+    """One row a contender; a ratio above 1 means that zoo is faster."""
+    from rich.table import Table
+
+    race = report["race"]
+    what = f"{race['batch']} x {race['length']}" + (f" + {race['new_tokens']}" if race["new_tokens"] > 1 else "")
+    terms = f"{race['threads']} threads, medians of {race['rounds']} rounds"
+    title = f"{race['workload']} {race['dtype']}, {what} tokens, {terms}"
+    grid = Table(title=title, title_justify="left")
+    grid.add_column("")
+    timed = "first_token_seconds" in report["contenders"][OURS]
+    for name in ("tok/s", "zoo is", "of the limit", *(["first token"] if timed else []), "peak memory"):
+        grid.add_column(name, justify="right")
+    for name, row in report["contenders"].items():
+        cells = [name, f"{row['rate']:,.1f}", "" if name == OURS else _ratio(row["ratios"]), f"{row['share']:.0%}"]
+        if timed:
+            cells.append(f"{row['first_token_seconds'] * 1e3:,.0f} ms")
+        grid.add_row(*cells, f"{row['peak_bytes'] / 2**30:.2f} GiB")
+    return grid
+
+
+def _ratio(ratios: list[float]) -> str:
+    spread = f" ({min(ratios):.2f}-{max(ratios):.2f})" if len(ratios) > 1 else ""
+    return f"{statistics.median(ratios):.2f}x{spread}"
+
+
+def notes(report: Mapping[str, Any]) -> Iterator[str]:
+    """The lines below the table: the machine's limits, what a share counts, and whether the machine was quiet."""
+    machine = report["machine"]
+    yield (
+        f"machine: matrix rate {machine['gemm_fp32_tflops']:.2f} TFLOP/s fp32, {machine['gemm_bf16_tflops']:.2f} bf16; "
+        f"reads {machine['read_gb_s']:.1f} GB/s"
+    )
+    yield report["accounting"]
+    yield "; ".join(f"{name} {row['version']} on torch {row['torch']}" for name, row in report["contenders"].items())
+    crowded = [f"{name} {row['busy']:.0%}" for name, row in report["contenders"].items() if row["busy"] < CROWDED]
+    if crowded:
+        yield f"not a quiet machine: share of a core that the measuring threads had: {', '.join(crowded)}"

@@ -1,0 +1,93 @@
+"""LitGPT's GPT, used as its own scripts use it: `generate_fn`, and the chunked cross-entropy of its pretraining."""
+
+import sys
+from importlib.metadata import version
+from typing import Any
+
+try:
+    from litgpt.config import Config
+    from litgpt.generate.base import batched_generate_fn, generate_fn
+    from litgpt.model import GPT
+    from litgpt.utils import chunked_cross_entropy
+except ImportError as error:
+    sys.exit(f"missing: {error}")
+import harness
+import torch
+
+PARTS = {
+    "self_attn.o_proj": "attn.proj",
+    "mlp.gate_proj": "mlp.fc_1",
+    "mlp.up_proj": "mlp.fc_2",
+    "mlp.down_proj": "mlp.proj",
+    "input_layernorm": "norm_1",
+    "post_attention_layernorm": "norm_2",
+}
+OUTSIDE = {
+    "model.embed_tokens.weight": "transformer.wte.weight",
+    "model.norm.weight": "transformer.ln_f.weight",
+    "lm_head.weight": "lm_head.weight",
+}
+
+
+def config(shape: dict[str, Any]) -> Config:
+    return Config(
+        name="bench",
+        n_embd=shape["d_model"],
+        n_layer=shape["n_layers"],
+        n_head=shape["n_heads"],
+        n_query_groups=shape["n_kv_heads"],
+        head_size=shape["head_dim"],
+        intermediate_size=shape["d_ff"],
+        vocab_size=shape["vocab_size"],
+        padded_vocab_size=shape["vocab_size"],
+        block_size=shape["max_seq_len"],
+        rope_base=shape["rope_theta"],
+        norm_eps=shape["norm_eps"],
+        norm_class_name="RMSNorm",
+        mlp_class_name="LLaMAMLP",
+        rotary_percentage=1.0,
+        parallel_residual=False,
+        bias=False,
+    )
+
+
+def renamed(name: str, shape: dict[str, Any]) -> tuple[str, int]:
+    """A Hugging Face Llama name -> LitGPT's, with the first row: q, k and v lie one under another in one matrix."""
+    if name in OUTSIDE:
+        return OUTSIDE[name], 0
+    _, _, layer, *part, leaf = name.split(".")
+    part = ".".join(part)
+    q, kv = shape["n_heads"] * shape["head_dim"], shape["n_kv_heads"] * shape["head_dim"]
+    rows = {"self_attn.q_proj": 0, "self_attn.k_proj": q, "self_attn.v_proj": q + kv}
+    return f"transformer.h.{layer}.{PARTS.get(part, 'attn.qkv')}.{leaf}", rows.get(part, 0)
+
+
+def load(job: dict[str, Any], dtype: torch.dtype) -> GPT:
+    model = harness.built_as(dtype, lambda: GPT(config(job["shape"])))
+    return harness.fill(model, job["weights"], lambda name: renamed(name, job["shape"]))
+
+
+def generate(model: GPT, ids: torch.Tensor, new: int) -> torch.Tensor:
+    length = ids.shape[1] + new
+    model.clear_kv_cache()
+    model.max_seq_length = length
+    model.set_kv_cache(batch_size=len(ids), dtype=model.lm_head.weight.dtype)
+    if len(ids) == 1:
+        made = generate_fn(model, ids[0], length, temperature=0, include_prompt=False, include_eos=True)
+        return torch.cat(list(made)).view(1, -1)
+    greedy = {"temperature": 0}
+    made = batched_generate_fn(model, ids, length, sample_args=greedy, include_prompt=False, include_eos=True)
+    return torch.stack([torch.cat(row) for row in made], dim=1)
+
+
+CONTENDER = harness.Contender(
+    version=version("litgpt"),
+    load=load,
+    logits=lambda model, ids: model(ids),
+    generate=generate,
+    backward=harness.backward_of(lambda model, ids, targets: chunked_cross_entropy(model(ids), targets)),
+    optimizer=harness.adamw,
+)
+
+if __name__ == "__main__":
+    harness.report(CONTENDER)

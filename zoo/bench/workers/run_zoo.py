@@ -1,0 +1,87 @@
+"""This project, used through its public names. Also writes the weights that every contender starts from."""
+
+import json
+import sys
+from typing import Any
+
+import harness
+import torch
+from safetensors.torch import save_file
+
+import zoo
+from zoo.data import Batch
+from zoo.training.loop import accumulate
+from zoo.training.objective import NextToken
+from zoo.training.optim import AdamW
+from zoo.training.speed import keep_memory
+
+# Our names -> those of Hugging Face's Llama, the format that every peer has a reader for.
+PARTS = {
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.o": "self_attn.o_proj",
+    "ffn.gate": "mlp.gate_proj",
+    "ffn.up": "mlp.up_proj",
+    "ffn.down": "mlp.down_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+OUTSIDE = {
+    "embedding.tokens.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "head.out.weight": "lm_head.weight",
+}
+
+
+def theirs(name: str) -> str:
+    """Hugging Face's name for one of our Llama's tensors."""
+    if name in OUTSIDE:
+        return OUTSIDE[name]
+    _, layer, *part, leaf = name.split(".")
+    return f"model.layers.{layer}.{PARTS['.'.join(part)]}.{leaf}"
+
+
+def build(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+    overrides = [f"{name}={value}" for name, value in job["shape"].items()]
+    return zoo.build("llama3-8b", overrides, device="cpu", dtype=dtype, seed=job["seed"])
+
+
+def load(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+    model = build(job, dtype)
+    ours = {theirs(name): name for name in model.state_dict()}
+    return harness.fill(model, job["weights"], lambda name: (ours[name], 0))
+
+
+def export(job: dict[str, Any]) -> dict[str, Any]:
+    """Writes the seeded weights, under Hugging Face's names, where the job says."""
+    state = build(job, torch.float32).state_dict()
+    save_file({theirs(name): tensor.contiguous() for name, tensor in state.items()}, job["weights"])
+    return {"written": len(state)}
+
+
+def generate(model: torch.nn.Module, ids: torch.Tensor, new: int) -> torch.Tensor:
+    return zoo.generate(model, ids, max_new_tokens=new, temperature=0)[:, ids.shape[1] :]
+
+
+def backward(model: torch.nn.Module, ids: torch.Tensor, targets: torch.Tensor, autocast: harness.Autocast) -> float:
+    return float(accumulate(model, NextToken(), Batch(ids, targets, None), 1, autocast)["loss"])
+
+
+CONTENDER = harness.Contender(
+    version=zoo.__version__,
+    load=load,
+    logits=lambda model, ids: model(ids).logits,
+    generate=generate,
+    backward=backward,
+    optimizer=AdamW(**harness.ADAMW).build,
+)
+
+if __name__ == "__main__":
+    job = json.loads(sys.argv[1])
+    if job["workload"] == "export":
+        print(json.dumps(export(job)))
+    else:
+        if job["workload"] == "train":
+            keep_memory()  # as `zoo train` does
+        harness.report(CONTENDER)
