@@ -65,35 +65,6 @@ def test_any_text_survives_the_round_trip_and_never_ends_a_document(tokenizer, t
     assert all(0 <= i < tokenizer.vocab_size for i in ids)
 
 
-@FAST
-@given(text=TEXTS)
-def test_a_stream_gives_whole_characters_only(tokenizer, text):
-    pieces = list(tokenizer.stream(iter(tokenizer.encode(text))))
-    assert "".join(pieces) == text
-    assert all(pieces)
-    if "\ufffd" not in text:
-        assert not [piece for piece in pieces if "\ufffd" in piece]
-
-
-@FAST
-@given(
-    ids=st.lists(st.one_of(st.sampled_from([0xC3, 0xA9, 0xE2, 0x82, 0xAC, 0xF0, 0x9F, 65, 256]), st.integers(0, 256)))
-)
-def test_a_stream_of_broken_bytes_is_what_decoding_them_gives(ids):
-    tokenizer = byte_tokenizer()
-    expected = bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
-    assert tokenizer.decode(ids) == "".join(tokenizer.stream(ids)) == expected
-
-
-def test_a_stream_holds_back_no_more_than_an_unfinished_character():
-    tokenizer = byte_tokenizer()
-    stream = tokenizer.stream(fed := iter([97, 0xC3, 0xA9, 0xE6, 0xBC]))
-    assert next(stream) == "a" and len(list(fed)) == 4
-    assert list(tokenizer.stream([0xE6, 0xBC, 0xA2, 98])) == ["漢", "b"]
-    assert list(tokenizer.stream([97, 0xE6, 0xBC])) == ["a", "\ufffd"]
-    assert list(tokenizer.stream([98, 256, 98], special=True)) == ["b", EOS, "b"]
-
-
 def test_a_byte_is_its_own_id():
     tokenizer = byte_tokenizer()
     assert tokenizer.encode("né🦓") == list("né🦓".encode())

@@ -62,7 +62,7 @@ def kernel_lines(spec: Any, device: Any, dtype: Any, kernel: str) -> list[str]:
     """The kernel that each kind of layer gets, and why others were refused. Raises KernelError for one that cannot."""
     import torch
 
-    from zoo.kernels import explain
+    from zoo.kernels import explain, report
 
     where = device.type if device.type != "meta" else "cuda" if torch.cuda.is_available() else "cpu"
     lines = []
@@ -74,7 +74,8 @@ def kernel_lines(spec: Any, device: Any, dtype: Any, kernel: str) -> list[str]:
         layer = "" if len(spec.blocks) == 1 else f" of '{name}' layers"
         lines.append(f"kernel{layer}: {chosen} on {where}")
         lines += [f"  not {other}: {reason}" for other, reason in refused.items()]
-    return lines
+    absent = [(name, reason) for name, usable, reason in report() if not usable]
+    return [*lines, *(f"  not {name}: {reason}" for name, reason in absent)]
 
 
 def memory_lines(model: Any, spec: Any, dtype: str) -> list[str]:

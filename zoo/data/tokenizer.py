@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 EOS = "<|endoftext|>"
 # How published tokenizers spell the end of a text, where no file beside them says it.
 KNOWN_EOS = (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
-LONGEST_CHARACTER = 4  # bytes of UTF-8, so at most as many tokens
 
 
 class Tokenizer:
@@ -54,29 +53,6 @@ class Tokenizer:
         """Text of the ids; bytes that are not UTF-8 show as U+FFFD, special tokens only when asked for."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
 
-    def stream(self, ids: Iterable[int], *, special: bool = False) -> Iterator[str]:
-        """The pieces of `decode(ids)` as soon as they are certain: never a part of a character.
-
-        `tokenizers.decoders.DecodeStream` would hold back all text from a stray byte on until a character follows it,
-        and drop what it still holds at the end.
-        """
-        window: list[int] = []  # the last tokens: enough of them to decode the next as in the full text
-        shown = 0  # characters of the window's text that are out
-        text = ""
-        for token in ids:
-            window.append(int(token))
-            text = self.decode(window, special=special)
-            certain = len(text) - trailing_replacements(text)
-            if certain > shown:
-                yield text[shown:certain]
-                shown = certain
-            if certain == len(text) and len(window) > 4 * LONGEST_CHARACTER:
-                window = window[-2 * LONGEST_CHARACTER :]
-                text = self.decode(window, special=special)
-                shown = len(text)
-        if text[shown:]:
-            yield text[shown:]
-
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json and what `transformers.AutoTokenizer` needs beside it."""
         folder = Path(folder)
@@ -107,12 +83,6 @@ class Tokenizer:
         if eos is None:
             raise ConfigError(f"{where}.eos: which token ends a text is not known, found none in {file} (name it)")
         return cls(backend, eos)
-
-
-def trailing_replacements(text: str) -> int:
-    """U+FFFD at the end that may yet become a character: the next tokens can complete at most three bytes."""
-    tail = text[-LONGEST_CHARACTER + 1 :]
-    return len(tail) - len(tail.rstrip("\ufffd"))
 
 
 def tokenizer_file(path: str | Path, where: str) -> Path:
