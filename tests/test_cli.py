@@ -404,7 +404,7 @@ def path_with_zoo(tmp_path_factory) -> str:
         ("zoo stats llama3-8b attention =", ["gqa", "mha", "mqa", "sliding"]),
         ("zoo stats llama3-8b position = alibi n_la", ["n_layers=", "n_layers=32"]),
         ("zoo train model = mixtral-t", ["mixtral-tiny"]),
-        ("zoo train optim.l", ["optim.lr=", "optim.lr=0.001"]),
+        ("zoo train optim.l", ["optim.lr=", "optim.lr=0.002"]),
         ("zoo stats --js", ["--json"]),
     ],
 )
@@ -420,7 +420,7 @@ def test_bash_completes_although_it_splits_words_at_equals(words: str, answers: 
     [
         ("zoo stats llama3-8b attention=m", ["attention=mha", "attention=mqa"]),
         ("zoo train model=llama-t", ["model=llama-tiny"]),
-        ("zoo train optim.l", ["optim.lr=", "optim.lr=0.001"]),
+        ("zoo train optim.l", ["optim.lr=", "optim.lr=0.002"]),
     ],
 )
 def test_zsh_is_given_whole_words(line: str, answers: list[str]) -> None:

@@ -319,7 +319,7 @@ def test_a_models_key_without_its_prefix_is_told_where_it_is() -> None:
         ("llama3-8b", ["position=alibi"], "position.", ["position.kind=", "position.kind=alibi"]),
         ("llama3-8b", [], "+bia", ["+bias="]),
         ("nope", [], "att", []),
-        (None, [], "optim.l", ["optim.lr=", "optim.lr=0.001"]),
+        (None, [], "optim.l", ["optim.lr=", "optim.lr=0.002"]),
         (None, [], "compile=", ["compile=false", "compile=true"]),
         (None, [], "model.attention=m", ["model.attention=mha", "model.attention=mqa"]),
         (

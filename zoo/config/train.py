@@ -135,18 +135,24 @@ def planned(
         sweeps = sweeps or master.cfg.hydra.mode == RunMode.MULTIRUN
         parsed += _swept_by_config(master.cfg, parsed) if sweeps else []
         lines = itertools.product(*map(alternatives, parsed)) if sweeps else [[text(each) for each in parsed]]
-        jobs = [_checked(one(line)) if check else one(line) for line in lines]
+        varied = {each.get_key_element().removeprefix(f"{ROOT}.") for each in parsed if each.is_sweep_override()}
+        jobs = [_checked(one(line), varied if sweeps else None) if check else one(line) for line in lines]
         if faults := [*dict.fromkeys([*faults, *_faults(jobs)])]:
             raise ConfigError(*faults)
         yield Plan(hydra, name, _for_hydra(parsed, jobs, master) if sweeps else jobs[0].overrides, jobs, sweeps)
 
 
-def _checked(composed: Composed) -> Composed:
-    """The job with the faults that training itself would find."""
+def _checked(composed: Composed, varied: set[str] | None) -> Composed:
+    """The job with the faults that training itself would find.
+
+    A key that nothing reads is one: in a sweep only where its value is `varied`, as some jobs may read what others
+    do not.
+    """
     from zoo.training.task import check
 
+    touched = [key for key in composed.touched if varied is None or key in varied]
     try:
-        check(task_config(composed), composed.touched)
+        check(task_config(composed), touched)
     except ConfigError as error:
         composed.faults += error.faults
     return composed

@@ -53,7 +53,7 @@ def task(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, Any]:
 
     Raises ConfigError, before anything is written, with every fault found; ZooError when the training fails.
     """
-    planned = check(cfg, touched())
+    planned = check(cfg)
     where = Path(folder) if folder is not None else output_folder()
     if (where / store.CHECKPOINTS / store.LATEST).exists():
         raise ConfigError(f"{where}: has a run in it (`zoo train --resume {where}` goes on with it, or name another)")
@@ -269,16 +269,6 @@ def output_folder() -> Path:
     if HydraConfig.initialized():
         return Path(HydraConfig.get().runtime.output_dir)
     return Path("outputs") / time.strftime("%Y-%m-%d_%H-%M-%S")
-
-
-def touched() -> list[str]:
-    """Keys of the model that the user set on the command line, as Hydra tells."""
-    from hydra.core.hydra_config import HydraConfig
-
-    if not HydraConfig.initialized():
-        return []
-    keys = [override.partition("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
-    return [key.removeprefix("model.") for key in keys if key.startswith("model.")]
 
 
 def write_yaml(file: Path, node: Any) -> None:
