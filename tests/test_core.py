@@ -75,6 +75,16 @@ def test_one_parameter_is_held_once_and_loads_back_strictly():
     torch.testing.assert_close(twin(ids).logits, model(ids).logits)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 32, 33])
+def test_a_few_rows_in_bfloat16_give_what_torchs_linear_gives(rows):
+    linear = model_of(dtype="bf16").blocks[0].ffn.up
+    x = torch.randn(1, rows, 32, dtype=torch.bfloat16)
+    with torch.no_grad():
+        expected = torch.nn.functional.linear(x.float(), linear.weight.float())
+        assert linear(x).is_contiguous()
+        torch.testing.assert_close(linear(x).float(), expected, atol=0.03, rtol=0.01)
+
+
 def test_equal_layers_are_one_spec():
     spec = spec_of(["n_layers=6"])
     copies = {path: count for path, component, count in components(spec, spec.d_model) if component.axis == "block"}

@@ -45,6 +45,33 @@ class Layer(nn.Module):
         return f"{self.spec.axis}={self.spec.kind}"
 
 
+FEW_ROWS = 32
+"""Rows up to which a bfloat16 product on a CPU is faster with the weight on the left: 25% at 2 to 16, 7% at 32."""
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x·weightᵀ + bias; a decoding step's few rows in bfloat16 on a CPU by the call that reads weights fastest.
+
+    There a matrix-vector product takes 25% less time than `F.linear` of one row. Weights of another class than
+    Parameter (quantised, sharded) answer to `F.linear` alone.
+    """
+    few = x.dtype is weight.dtype is torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled()
+    if few and bias is None and type(weight) is nn.Parameter:
+        rows = x.numel() // x.shape[-1]
+        if rows == 1:
+            return torch.mv(weight, x.reshape(-1)).view(*x.shape[:-1], -1)
+        if rows <= FEW_ROWS:
+            return torch.mm(weight, x.reshape(rows, -1).t()).t().contiguous().view(*x.shape[:-1], -1)
+    return F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """torch's own, by `product`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return product(x, self.weight, self.bias)
+
+
 class StackedLinear(nn.Module):
     """The same Linear of every expert: weight [E, d_out, d_in], as the experts' own weights stacked."""
 
@@ -76,14 +103,14 @@ class TiedLinear(nn.Module):
         return self._owner[0].weight  # type: ignore[return-value]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return product(x, self.weight, self.bias)
 
 
 def module_of(part: Any, d_model: int) -> nn.Module:
     """The module that stores a part; tensors are not initialised."""
     match part:
         case S.Linear():
-            return nn.utils.skip_init(nn.Linear, part.d_in, part.d_out, bias=part.bias, device=_device())
+            return nn.utils.skip_init(Linear, part.d_in, part.d_out, bias=part.bias, device=_device())
         case S.Embedding():
             return nn.utils.skip_init(nn.Embedding, part.count, part.width, device=_device())
         case S.Experts():
