@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -59,9 +58,6 @@ def run(
     from zoo.config import train
     from zoo.errors import ConfigError
 
-    # Read when torch loads. By default an OpenMP thread that waits spins for milliseconds: beside another busy program
-    # a step of 0.8 s took 3.9 s (2 threads on 2 cores, November 2026).
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     overrides = overrides or []
     if resume is not None:
         if multirun or config or cfg or info or resolve:
