@@ -176,7 +176,9 @@ def test_layer_kinds_choose_by_name_too(folder: Path) -> None:
         "defaults: [bare]\nlayers: {local: {attention: sliding, window: 16}}\npattern: [local, layer]\n"
     )
     assert load("mine.yaml").blocks["local"].attention.window == 16
-    swapped = load("mine.yaml", ["layers.local.attention=mqa"])
+    with pytest.raises(ConfigError, match=r"^layers\.local\.window: nothing in these layers reads it"):
+        load("mine.yaml", ["layers.local.attention=mqa"])
+    swapped = load("mine.yaml", ["layers.local.attention=mqa", "~layers.local.window"])
     assert [swapped.blocks[kind].attention.n_kv_heads for kind in swapped.pattern] == [1, 2]
 
 

@@ -14,6 +14,7 @@ from zoo.attention.gqa import GQA
 from zoo.builder import build, check_fit
 from zoo.errors import ConfigError, FitError
 from zoo.ffn import FFN, MLP
+from zoo.grammar import from_dict, to_dict
 from zoo.norm import Norm
 from zoo.spec import Spec, Weight, components
 
@@ -116,6 +117,36 @@ def test_an_impossible_combination_is_refused_before_any_tensor():
         spec_of(["head_dim=7"])
     with pytest.raises(ConfigError, match="no layer is named 'nera'"):
         spec_of(["pattern=[nera]", "layers={near:{window:4}}"])
+
+
+NEAR = "pattern=[near,layer]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (["kind=encoder"], r"^model: kind 'encoder' is not a choice of topology"),
+        (["layers=[1]"], r"^layers: is \[1\], not a mapping"),
+        (["layers={near:3}", NEAR], r"^layers\.near: is 3, not a mapping"),
+        (["layers={near:{window:4}}", NEAR], r"^layers\.near\.window: nothing in these layers reads it"),
+        (["layers={near:{windw:4}}", NEAR], r"^layers\.near\.windw: no such key"),
+        (["layers={near:{attention:{window:4}}}"], r"^layers\.near: no layer is of this kind"),
+        (["layers={near:{attention:{n_heads:'${up:nope}'}}}", NEAR], r"^layers\.near: nope: is missing"),
+        (["pattern=3"], r"^pattern: no layer is named '3'"),
+        (["embedding.scale=sqrt"], r"^embedding\.scale: must be a number or sqrt_d_model, found 'sqrt'$"),
+        (["vocab_size=many"], r"^vocab_size: [^\n]*found 'many'$"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(overrides, fault):
+    with pytest.raises(ConfigError, match=fault) as caught:
+        spec_of(overrides)
+    assert len(caught.value.faults) == 1
+
+
+def test_a_pattern_of_unknown_kinds_is_refused_in_plain_data_too():
+    node = to_dict(spec_of()) | {"pattern": ["layer", "other"]}
+    with pytest.raises(ConfigError, match=r"^model: pattern names 'other', the kinds of layer are: layer"):
+        from_dict(node)
 
 
 def test_a_spec_is_frozen_and_compares_by_value():

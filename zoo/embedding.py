@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import PositiveInt
+from pydantic import AfterValidator, PositiveInt
 
 from zoo.norm import Norm
 from zoo.spec import Embedding as Table
@@ -17,11 +17,20 @@ class Embedding(Spec, axis="embedding", default="tokens"):
     vocab_size: PositiveInt
 
 
+ROOT = "sqrt_d_model"
+
+
+def _number_or_root(scale: Any) -> Any:
+    if isinstance(scale, str) and scale != ROOT:
+        raise ValueError(f"must be a number or {ROOT}, found {scale!r}")
+    return scale
+
+
 class Tokens(Embedding, kind="tokens"):
     """A vector for each token; `scale` multiplies it (√d_model in the first transformer and in Gemma), `norm`
     follows (BLOOM)."""
 
-    scale: float | Literal["sqrt_d_model"] | None = None
+    scale: Annotated[float | str | None, AfterValidator(_number_or_root)] = None
     norm: Norm | None = None
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -30,6 +39,6 @@ class Tokens(Embedding, kind="tokens"):
     def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
         x = m.tokens(x)
         if self.scale is not None:
-            scale = x.shape[-1] ** 0.5 if self.scale == "sqrt_d_model" else self.scale
+            scale = x.shape[-1] ** 0.5 if self.scale == ROOT else self.scale
             x = x * x.new_tensor(scale)  # rounded to the weight's dtype, as the published models were trained
         return m.norm(x) if self.norm else x

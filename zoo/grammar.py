@@ -75,11 +75,15 @@ def to_spec(node: DictConfig, touched: Iterable[str] = ()) -> Any:
     if missing:
         raise ConfigError(*missing)
     names, problems = _pattern(root)
+    scopes = {name: _scope(root, name, problems) for name in dict.fromkeys(names)}
+    lost = [fault for name in scopes if name in _kinds(root) for fault in _lost(name, scopes[name])]
+    if lost:
+        raise ConfigError(*problems, *lost)
     asked = set(_reads)
     _reads.clear()
-    scopes = {name: _scope(root, name, problems) for name in dict.fromkeys(names)}
-    tree = _tree(root, scopes, names)
-    problems += _strangers(root, scopes, asked)
+    tree, read = _tree(root, scopes, names)
+    problems += _strangers(root, asked)
+    problems += _unread(root, read, asked)
     problems += [f"{key}: nothing in this model reads it (leave it out)" for key in touched if _idle(key, asked)]
     try:
         spec = Topology.parse(tree)
@@ -99,6 +103,17 @@ def _unresolvable(root: DictConfig) -> list[str]:
         except OmegaConfBaseException as error:
             found[_reason(error) or f"{_place(node)}: {str(error).splitlines()[0]}"] = None
     return list(found)
+
+
+def _lost(name: str, scope: DictConfig) -> list[str]:
+    """The same for what a kind of layer changes."""
+    return [f"layers.{name}: {fault}" for fault in _unresolvable(scope)]
+
+
+def _kinds(root: DictConfig) -> DictConfig:
+    """The named kinds of layer; none where `layers` is no mapping, which `_pattern` reports."""
+    layers = root.get("layers")
+    return layers if isinstance(layers, DictConfig) else OmegaConf.create({})
 
 
 def _reason(error: BaseException) -> str | None:
@@ -124,11 +139,14 @@ def _leaves(node: Any) -> Iterable[Any]:
 def _pattern(root: DictConfig) -> tuple[list[str], list[str]]:
     """The kind of each layer, first to last, and what is wrong with it. `name*3` stands for three; the list repeats
     to n_layers."""
-    n_layers, kinds = root.get("n_layers"), list(root.get("layers") or {})
+    n_layers, kinds = root.get("n_layers"), [str(name) for name in _kinds(root)]
+    layers = root.get("layers")
+    if layers is not None and not isinstance(layers, DictConfig):
+        return ["layer"], [f"layers: is {layers!r}, not a mapping of names to patches of the model's keys"]
     if not isinstance(n_layers, int) or n_layers < 1:
         return ["layer"], [f"n_layers: must be a whole number above 0, found {n_layers!r}"]
     pattern = root.get("pattern") or ["layer"]
-    if isinstance(pattern, str):
+    if not OmegaConf.is_list(pattern) and not isinstance(pattern, list):
         pattern = [pattern]
     names: list[str] = []
     problems: list[str] = []
@@ -143,17 +161,21 @@ def _pattern(root: DictConfig) -> tuple[list[str], list[str]]:
             names += [match[1]] * int(match[2] or 1)
     if not names:
         return ["layer"], problems or ["pattern: is empty (name at least one layer)"]
-    return [names[index % len(names)] for index in range(n_layers)], problems
+    laid = [names[index % len(names)] for index in range(n_layers)]
+    idle = [kind for kind in kinds if kind not in laid]
+    problems += [f"layers.{kind}: no layer is of this kind (name it in pattern, or leave it out)" for kind in idle]
+    return laid, problems
 
 
 def _scope(root: DictConfig, name: str, problems: list[str]) -> DictConfig:
     """The model as layers of this kind see it: its own keys, with the kind's patch laid over them."""
-    patch = (root.get("layers") or {}).get(name)
+    patch = _kinds(root).get(name)
     if patch is None:
         return root
     raw = OmegaConf.to_container(root, resolve=False)
     assert isinstance(raw, dict)
-    return OmegaConf.create(_patched(raw, OmegaConf.to_container(patch, resolve=False), f"layers.{name}", problems))
+    laid = OmegaConf.to_container(patch, resolve=False) if OmegaConf.is_config(patch) else patch
+    return OmegaConf.create(_patched(raw, laid, f"layers.{name}", problems))
 
 
 def _patched(base: Mapping[Any, Any], patch: Any, path: str, problems: list[str]) -> dict[Any, Any]:
@@ -169,16 +191,24 @@ def _patched(base: Mapping[Any, Any], patch: Any, path: str, problems: list[str]
     return merged
 
 
-def _tree(root: DictConfig, scopes: dict[str, DictConfig], names: list[str]) -> dict[str, Any]:
-    """The node that `Topology.parse` takes: the model's own fields, and a block for each kind of layer."""
+def _tree(
+    root: DictConfig, scopes: dict[str, DictConfig], names: list[str]
+) -> tuple[dict[str, Any], dict[str, set[str]]]:
+    """The node that `Topology.parse` takes: the model's own fields, and a block for each kind of layer; and the names
+    that each kind's block read."""
     tree = {str(key): _plain(root, str(key)) for key in root if key in OWN or key == "kind"}
     for part in ("embedding", "head"):
         inner = tree.setdefault(part, {})
         if isinstance(inner, dict):
-            inner.setdefault("vocab_size", tree.get("vocab_size"))
-    tree["blocks"] = {name: _plain(scope, "block") for name, scope in scopes.items()}
-    tree["pattern"] = tuple(names)
-    return tree
+            stated = tree.get("vocab_size")  # at fault it is reported once, as the model's own
+            inner.setdefault("vocab_size", stated if isinstance(stated, int) and stated > 0 else 1)
+    own, blocks, read = set(_reads), {}, {}
+    for name, scope in scopes.items():
+        _reads.clear()
+        blocks[name] = _plain(scope, "block")
+        read[name] = set(_reads)
+    _reads.update(own, *read.values())
+    return {**tree, "blocks": blocks, "pattern": tuple(names)}, read
 
 
 def _plain(scope: DictConfig, key: str) -> Any:
@@ -186,28 +216,30 @@ def _plain(scope: DictConfig, key: str) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _strangers(root: DictConfig, scopes: Mapping[str, DictConfig], asked: set[str]) -> list[str]:
+def _strangers(root: DictConfig, asked: set[str]) -> list[str]:
     """Top-level keys that are no field, no axis, and that no interpolation ever asks for."""
     known = OWN | set(AXES) | set(STRUCTURE) | asked | _reads | DIMS
-    keys = [(str(key), str(key)) for key in root]
-    keys += [
-        (f"layers.{name}.{key}", str(key)) for name in scopes for key in (root.get("layers") or {}).get(name) or {}
-    ]
-    return [f"{path}: no such key{did_you_mean(key, known)}" for path, key in keys if key not in known]
+    return [f"{key}: no such key{did_you_mean(str(key), known)}" for key in root if key not in known]
+
+
+def _unread(root: DictConfig, read: Mapping[str, set[str]], asked: set[str]) -> list[str]:
+    """Keys of a layer kind's patch that its layers do not read: laid over the model they would change nothing."""
+    faults = []
+    for name, used in read.items():
+        patch = _kinds(root).get(name)
+        for key in patch if isinstance(patch, DictConfig) else ():
+            if key in used or key == "block":
+                continue
+            known = key in OWN | set(AXES) | set(STRUCTURE) | DIMS | asked
+            why = "nothing in these layers reads it (leave it out, or choose what does)"
+            faults.append(f"layers.{name}.{key}: {why if known else 'no such key' + did_you_mean(str(key), used)}")
+    return faults
 
 
 DIMS = {
     *("n_heads", "n_kv_heads", "head_dim", "d_ff", "window", "bias", "norm_eps", "norm_bias"),
-    *(
-        "rope_theta",
-        "rope_factor",
-        "rotary_dim",
-        "original_max_seq_len",
-        "n_experts",
-        "top_k",
-        "balance_coef",
-        "z_coef",
-    ),
+    *("rope_theta", "rope_factor", "rotary_dim", "original_max_seq_len"),
+    *("n_experts", "top_k", "balance_coef", "z_coef"),
 }
 """Dimensions that a model may state whether or not its present choices read them, so that axes can be swapped."""
 
@@ -225,8 +257,8 @@ def _placed(error: ValidationError, root: DictConfig, scopes: Mapping[str, DictC
         where = ".".join(path) or "model"
         if path[:1] == ["blocks"] and len(path) > 1:
             where = _origin(scopes[path[1]], ["block", *path[2:]])
-            patch = (root.get("layers") or {}).get(path[1])
-            if patch is not None and OmegaConf.select(patch, where) is not None:
+            patch = _kinds(root).get(path[1])
+            if isinstance(patch, DictConfig) and OmegaConf.select(patch, where) is not None:
                 where = f"layers.{path[1]}.{where}"
         elif path:
             where = _origin(root, path)
@@ -268,9 +300,10 @@ def to_dict(spec: Any) -> Any:
 
 
 def from_dict(node: Mapping[str, Any]) -> Any:
-    """The Spec that `to_dict` wrote. Raises ConfigError with every fault."""
+    """The Spec that `to_dict` wrote. Raises ConfigError with every fault, its path counted from `model`."""
     try:
         return Topology.parse({**node, "pattern": tuple(node.get("pattern", ()))})
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)]
+        items = error.errors(include_url=False)
+        lines = [f"{'.'.join(map(str, ('model', *item['loc'])))}: {item['msg']}" for item in items]
         raise ConfigError(*lines) from error

@@ -47,6 +47,12 @@ class Decoder(Topology, kind="decoder"):
     final_norm: bool | None = None
     init: Init = Normal()
 
+    def __post_init__(self) -> None:
+        unknown = [name for name in dict.fromkeys(self.pattern) if name not in self.blocks]
+        if unknown or not self.pattern:
+            found = ", ".join(map(repr, unknown)) or "nothing"
+            raise ValueError(f"pattern names {found}, the kinds of layer are: {', '.join(self.blocks) or 'none'}")
+
     @property
     def n_layers(self) -> int:
         return len(self.pattern)

@@ -185,11 +185,11 @@ class Spec:
         if isinstance(node, cls):
             return node
         if not isinstance(node, Mapping):
-            raise _fault("is {found}, not a mapping with a 'kind'", found=repr(node))
+            raise _refusal(cls, _not_a_node(cls, node))
         fields = dict(node)
         choice = cls.kinds.get(fields.pop("kind", cls.default))
         if choice is None:
-            raise _no_such_kind(cls, node.get("kind"))
+            raise _refusal(cls, _no_such_kind(cls, node.get("kind")))
         names = {field.name for field in dataclasses.fields(choice)}  # type: ignore[arg-type]
         details = [_unknown_field(choice, name, names) for name in fields if name not in names]
         try:
@@ -233,6 +233,18 @@ class Spec:
 
 def _fault(template: str, /, **values: Any) -> PydanticCustomError:
     return PydanticCustomError("zoo", template, values)  # type: ignore[arg-type]
+
+
+def _refusal(axis: type[Spec], fault: PydanticCustomError) -> ValidationError:
+    """A fault of a node as a whole. Within another node's validation it takes its place among that one's."""
+    return ValidationError.from_exception_data(axis.axis, [{"type": fault, "loc": (), "input": None}])
+
+
+def _not_a_node(axis: type[Spec], node: Any) -> PydanticCustomError:
+    options = ", ".join(sorted(axis.kinds))
+    if node is None:
+        return _fault("is missing (one of: {options})", options=options)
+    return _fault("is {found}, not a mapping with a 'kind' (one of: {options})", found=repr(node), options=options)
 
 
 def _no_such_kind(axis: type[Spec], kind: Any) -> PydanticCustomError:

@@ -105,7 +105,7 @@ def read_spec(folder: Path) -> Any:
     try:
         return from_dict(model)
     except ConfigError as error:
-        raise CheckpointError(*(f"{file}: model.{fault}" for fault in error.faults)) from error
+        raise CheckpointError(*(f"{file}: {fault}" for fault in error.faults)) from error
 
 
 def check_format(file: Path, stated: Any) -> None:
