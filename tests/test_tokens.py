@@ -94,6 +94,14 @@ def test_a_saved_tokenizer_is_loaded_as_it_was(tmp_path, tokenizer):
         assert again.encode(EOS) == tokenizer.encode(EOS)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": "1.0"}', '{"model": 3}', '{"model": {"type": "BPE"}}'])
+def test_a_broken_tokenizer_is_refused_in_one_line(tmp_path, text):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"^data\.tokenizer\.path: .*tokenizer\.json") as caught:
+        Tokenizer.load(tmp_path, where="data.tokenizer")
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_transformers_reads_a_saved_tokenizer(tmp_path, tokenizer):
     transformers = pytest.importorskip("transformers")
     tokenizer.save(tmp_path)

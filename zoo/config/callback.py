@@ -15,8 +15,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from zoo.config.record import RESULT, write
+from zoo.config.record import write
 from zoo.errors import ZooError
+from zoo.training.log import RESULT
 
 
 class Record(Callback):

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
+from zoo.training.log import RESULT
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 LAST = Path("runs", "last")
-RESULT = "result.json"
 
 
 def job(cfg: DictConfig) -> Any:

@@ -30,9 +30,10 @@ from zoo.config.engine import (
 )
 from zoo.config.model import Target, find, is_file, names, read, with_defaults
 from zoo.config.overrides import alternatives, parse, text, values
-from zoo.config.record import RESULT, job
+from zoo.config.record import job
 from zoo.config.shorthand import absolute
 from zoo.errors import ConfigError
+from zoo.training.log import RESULT
 
 ROOT = "model"
 

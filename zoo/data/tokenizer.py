@@ -72,8 +72,13 @@ class Tokenizer:
         import tokenizers
 
         file = tokenizer_file(path, where)
-        read_json(file, where, needs="model")  # for its message: `tokenizers` raises a bare Exception
-        backend = tokenizers.Tokenizer.from_file(str(file))
+        read_json(file, where, needs="model")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:
+            if type(error) is not Exception:  # `tokenizers` raises the bare class, which cannot be named more closely
+                raise
+            raise ConfigError(f"{where}.path: cannot read {file}, found {error} (a tokenizer.json)") from error
         backend.no_truncation()  # some files ask for both, which would cut documents short
         backend.no_padding()
         if eos is None:

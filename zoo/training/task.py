@@ -22,12 +22,12 @@ from zoo.generation.engine import check_length
 from zoo.kernels import KERNELS
 from zoo.lazy import torch
 from zoo.training import settings as S
-from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
+from zoo.training.log import METRICS, PICTURE, RESULT, SAMPLES, Records
 from zoo.training.loop import Run, fit
 from zoo.training.show import Show
 from zoo.training.speed import keep_memory, peak
 
-CONFIG, MODEL, RESULT = "config.yaml", "model.yaml", "result.json"
+CONFIG, MODEL = "config.yaml", "model.yaml"
 
 MAY_CHANGE = (
     *("steps", "log_every", "eval_every", "eval_batches", "save_every", "keep", "sample"),
