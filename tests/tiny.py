@@ -23,12 +23,30 @@ def choices(axis: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / axis).glob("*.yaml"))
 
 
+NEEDS = {
+    "attention=disentangled": ["kind=encoder", "position=relative_buckets", "position_buckets=8"],
+    "attention=disentangled_v1": ["kind=encoder", "position=relative"],
+    "attention=longformer": ["kind=encoder"],
+    "position=relative": ["kind=encoder", "attention=disentangled_v1"],
+    "position=relative_buckets": ["kind=encoder", "attention=disentangled", "position_buckets=8"],
+    "block=post_conv": ["kind=encoder"],
+    "router=expert_choice": ["kind=encoder", "ffn=moe"],
+}
+"""What a choice is only of use with."""
+
+
+def needs(choice: str) -> list[str]:
+    """The overrides that a choice is only of use with, itself left out."""
+    return NEEDS.get(choice, ["ffn=moe"] if choice.startswith("router=") else [])
+
+
 def every_choice() -> Iterator[list[str]]:
     """Overrides that swap one axis at a time to each of its packaged choices, and a mixed pattern of layers."""
     for axis in AXES:
-        for choice in choices(axis):
-            yield [f"{axis}={choice}", *(["ffn=moe"] if axis == "router" else [])]
+        for choice in choices(axis) if axis != "cross" else ():  # which only an encoder-decoder has
+            yield [f"{axis}={choice}", *needs(f"{axis}={choice}")]
     yield MIXED
+    yield ["kind=encoder", "head={kind: mlm, activation: {kind: gelu}, norm: {kind: layernorm}}", "embedding.n_types=2"]
 
 
 def spec_of(overrides: list[str] | tuple[str, ...] = ()):
@@ -40,9 +58,13 @@ def _readable(overrides: list[str]) -> list[str]:
     asked = {override.split("=")[0] for override in overrides}
     size = [override for override in SIZE if override.split("=")[0] not in asked]
     text = " ".join(overrides)
+    attention = next((each.split("=")[1] for each in overrides if each.startswith("attention=")), "gqa")
     wanted = {
-        "window": "attention=sliding" in text,
-        "n_kv_heads": not ("attention=mha" in text or "attention=mqa" in text),
+        "window": attention in ("sliding", "longformer"),
+        "d_ff": "block=mixer" not in text,
+        "n_heads": attention != "mamba",
+        "head_dim": attention not in ("mamba", "mla"),
+        "n_kv_heads": attention in ("gqa", "sliding"),
         "n_experts": "ffn=moe" in text,
         "original_max_seq_len": any(kind in text for kind in ("rope_dynamic", "rope_yarn", "rope_llama3")),
     }
@@ -62,4 +84,4 @@ def model_of(overrides: list[str] | tuple[str, ...] = (), *, seed: int = 0, dtyp
 
 def name(overrides: list[str]) -> str:
     """A test's label."""
-    return ",".join(overrides) if len(",".join(overrides)) < 40 else "mixed-pattern"
+    return "mixed-pattern" if overrides == MIXED else ",".join(overrides[:2]).split("={")[0]

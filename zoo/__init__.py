@@ -1,7 +1,7 @@
 """One YAML grammar for transformer architectures: priced before anything is built, then built, trained and run.
 
-`zoo.stats(config, overrides)`, `zoo.build(config, overrides)`, `zoo.train(config, overrides)`, `zoo.load(path)` and
-`zoo.generate(model, ids)`. Importing this imports neither torch nor hydra; a name is looked up when it is first used.
+`zoo.stats(config, overrides)`, `zoo.build(config, overrides)`, `zoo.train(config, overrides)`, `zoo.load(path)`,
+`zoo.generate(model, ids)` and `zoo.export(model, path)`. Importing this imports neither torch nor hydra; a name is looked up when it is first used.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from zoo.api import export as export
     from zoo.api import stats as stats
     from zoo.api import train as train
     from zoo.builder import build as build
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from zoo.generation.engine import generate as generate
 
 _HOMES = {
+    "export": "zoo.api",
     "stats": "zoo.api",
     "train": "zoo.api",
     "build": "zoo.builder",
@@ -40,6 +42,7 @@ __all__ = [
     "ZooError",
     "__version__",
     "build",
+    "export",
     "generate",
     "load",
     "stats",

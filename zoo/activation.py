@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, ClassVar
 
-from zoo.lazy import F
-from zoo.spec import Spec
+from pydantic import NonNegativeFloat, PositiveFloat
+
+from zoo.lazy import F, torch
+from zoo.spec import Spec, Weight
 
 
 class Activation(Spec, axis="activation"):
-    """An elementwise function."""
+    """An elementwise function: `apply`, or where it is `learned` a component with parameters and a `forward`."""
+
+    learned: ClassVar[bool] = False
 
     def apply(self, x: Any) -> Any:
         raise NotImplementedError
@@ -20,6 +25,22 @@ class ReLU(Activation, kind="relu"):
 
     def apply(self, x: Any) -> Any:
         return F.relu(x)
+
+
+class LeakyReLU(Activation, kind="leaky_relu"):
+    """x above 0, slope·x below (Maas et al., 2013)."""
+
+    slope: NonNegativeFloat = 0.01
+
+    def apply(self, x: Any) -> Any:
+        return F.leaky_relu(x, self.slope)
+
+
+class ReLU6(Activation, kind="relu6"):
+    """min(max(0, x), 6) (Krizhevsky, 2010; Howard et al., 2017, MobileNet)."""
+
+    def apply(self, x: Any) -> Any:
+        return F.relu6(x)
 
 
 class SquaredReLU(Activation, kind="relu2"):
@@ -43,11 +64,48 @@ class GELUTanh(Activation, kind="gelu_tanh"):
         return F.gelu(x, approximate="tanh")
 
 
+class GELUClipped(Activation, kind="gelu_clipped"):
+    """Exact GELU held within ±`limit`, for quantisation (Wu et al., 2020)."""
+
+    limit: PositiveFloat = 10.0
+
+    def apply(self, x: Any) -> Any:
+        return F.gelu(x).clamp(-self.limit, self.limit)
+
+
+class QuickGELU(Activation, kind="quick_gelu"):
+    """GELU by a sigmoid, x·σ(1.702·x) (Hendrycks and Gimpel, 2016; CLIP, Whisper)."""
+
+    def apply(self, x: Any) -> Any:
+        return x * F.sigmoid(1.702 * x)
+
+
 class SiLU(Activation, kind="silu"):
     """x·σ(x) (Elfwing et al., 2017; Ramachandran et al., 2017, Swish). The gate of SwiGLU."""
 
     def apply(self, x: Any) -> Any:
         return F.silu(x)
+
+
+class HardSwish(Activation, kind="hardswish"):
+    """x·min(max(0, x + 3), 6)/6 (Howard et al., 2019, MobileNetV3)."""
+
+    def apply(self, x: Any) -> Any:
+        return F.hardswish(x)
+
+
+class Mish(Activation, kind="mish"):
+    """x·tanh(ln(1 + eˣ)) (Misra, 2019)."""
+
+    def apply(self, x: Any) -> Any:
+        return F.mish(x)
+
+
+class Tanh(Activation, kind="tanh"):
+    """tanh(x)."""
+
+    def apply(self, x: Any) -> Any:
+        return torch.tanh(x)
 
 
 class Sigmoid(Activation, kind="sigmoid"):
@@ -62,3 +120,30 @@ class Identity(Activation, kind="identity"):
 
     def apply(self, x: Any) -> Any:
         return x
+
+
+class XIELU(Activation, kind="xielu"):
+    """aₚ·x² + beta·x above 0 and aₙ·(e^min(x, eps) − 1 − x) + beta·x at or below (Huang and Schlag, 2024; Apertus).
+
+    Two parameters are learned, aₚ = softplus(alpha_p) and aₙ = beta + softplus(alpha_n), both starting at 0.8 where
+    `beta` is less. Computed in float32, since the parameters are few and small.
+    """
+
+    learned: ClassVar[bool] = True
+
+    beta: PositiveFloat = 0.5
+    eps: float = -1e-6
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        start = 0.8
+        rest = max(start - self.beta, 1e-3)
+        return {
+            "alpha_p": Weight((1,), init=math.log(math.expm1(start))),
+            "alpha_n": Weight((1,), init=math.log(math.expm1(rest))),
+        }
+
+    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+        wide = x.float()
+        above = F.softplus(m.alpha_p.float()) * wide.square()
+        below = (self.beta + F.softplus(m.alpha_n.float())) * (torch.expm1(wide.clamp(max=self.eps)) - wide)
+        return (torch.where(wide > 0, above, below) + self.beta * wide).to(x.dtype)

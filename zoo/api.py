@@ -37,3 +37,20 @@ def train(
         if plan.sweeps:
             raise ConfigError("hydra.mode: a sweep is for `zoo train -m` (one value each)")
         return plan.run()
+
+
+def export(model: Any, path: str | Path, *, verify: bool = True, shard: int | None = None) -> Path:
+    """Writes a model as a Hugging Face folder that transformers loads; gives the folder.
+
+    With `verify` it is done only when transformers, in a fresh process, gives the model's own logits for it. Raises
+    ConfigError for an architecture that no family is, with the fields that stand in the way, and CheckpointError when
+    the two differ. `shard` is how many bytes a file of weights holds at most.
+    """
+    from zoo.checkpoint import hf
+    from zoo.checkpoint.verify import verify as compared
+
+    folder = Path(path)
+    hf.save(model, folder, shard=shard or hf.SHARD)
+    if verify:
+        compared(model, folder)
+    return folder

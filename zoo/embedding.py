@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, PositiveInt
 
+from zoo.errors import ConfigError
 from zoo.norm import Norm
 from zoo.spec import Embedding as Table
-from zoo.spec import Spec
+from zoo.spec import Linear, Sized, Spec, Tied
 
 
 class Embedding(Spec, axis="embedding", default="tokens"):
@@ -27,18 +28,54 @@ def _number_or_root(scale: Any) -> Any:
 
 
 class Tokens(Embedding, kind="tokens"):
-    """A vector for each token; `scale` multiplies it (√d_model in the first transformer and in Gemma), `norm`
-    follows (BLOOM)."""
+    """A vector for each token; `scale` multiplies it (√d_model in the first transformer and in Gemma).
+
+    `n_types` kinds of token have a vector of their own, added (BERT's segments), as are positions; then `norm` follows
+    (BERT, BLOOM). A table of another `width` is projected to d_model (Lan et al., 2019, ALBERT): after the norm, or
+    with `project_first` before positions are added (OPT-350m). `masked` makes padding 0 (DeBERTa). `tied` names another
+    model's table to read in place of an own one: a decoder its encoder's.
+    """
 
     scale: Annotated[float | str | None, AfterValidator(_number_or_root)] = None
     norm: Norm | None = None
+    n_types: PositiveInt | None = None
+    width: PositiveInt | None = None
+    project_bias: bool = False
+    project_first: bool = False
+    masked: bool = False
+    tied: str | None = None
+
+    def position_width(self, d_model: int) -> int:
+        """How wide a learned table of positions is."""
+        return d_model if self.width is None or self.project_first else self.width
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        return {"tokens": Table(self.vocab_size, d_model), **({"norm": self.norm} if self.norm else {})}
+        width = self.width or d_model
+        tokens = Table(self.vocab_size, width)
+        return {
+            "tokens": Tied(self.tied, tokens) if self.tied else tokens,
+            **({"types": Table(self.n_types, self.position_width(d_model))} if self.n_types else {}),
+            **({"norm": Sized(self.norm, self.position_width(d_model))} if self.norm else {}),
+            **({"project": Linear(self.width, d_model, self.project_bias)} if self.width else {}),
+        }
 
-    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
-        x = m.tokens(x)
+    def lookup(self, m: Any, ids: Any, types: Any = None) -> Any:
+        """The vectors of token ids [B, T], before positions are added: [B, T, E]."""
+        if types is not None and not self.n_types:
+            raise ConfigError("token_type_ids: the embedding has no token types (embedding.n_types would give it some)")
+        x = m.tokens(ids)
         if self.scale is not None:
             scale = x.shape[-1] ** 0.5 if self.scale == ROOT else self.scale
             x = x * x.new_tensor(scale)  # rounded to the weight's dtype, as the published models were trained
-        return m.norm(x) if self.norm else x
+        if self.width and self.project_first:
+            x = m.project(x)
+        if self.n_types:
+            x = x + (m.types.weight[0] if types is None else m.types(types))
+        return x
+
+    def finish(self, m: Any, x: Any, real: Any = None) -> Any:
+        """What follows once positions are added: [B, T, D]. `real` [B, T] is False for padding."""
+        x = m.norm(x) if self.norm else x
+        if self.masked and real is not None:
+            x = x * real[..., None].to(x.dtype)
+        return m.project(x) if self.width and not self.project_first else x

@@ -12,16 +12,26 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from zoo.errors import ConfigError, did_you_mean
-from zoo.model import Decoder, Topology
+from zoo.model import Decoder, EncoderDecoder, Topology
 from zoo.spec import Spec
 
-AXES = ("attention", "position", "norm", "block", "ffn", "router", "activation")
+AXES = ("attention", "position", "norm", "block", "ffn", "router", "activation", "cross")
 """Axes that a model states at its top level; other nodes reach them by interpolation."""
 
 STRUCTURE = ("about", "kind", "n_layers", "layers", "pattern")
 """Top-level keys that are read here and are no field of a Spec."""
 
+TOWERS = ("encoder", "decoder")
+"""Keys of an encoder-decoder that are patches of the model's own keys, for one of its two towers."""
+
 OWN = {field.name for field in fields(Decoder)} - {"blocks"}  # type: ignore[arg-type]
+BOTH = {field.name for field in fields(EncoderDecoder)} - set(TOWERS)  # type: ignore[arg-type]
+
+APART: dict[str, dict[str, Any]] = {
+    "encoder": {"kind": "encoder", "head": {"kind": "none"}, "cross": None, "prefix_lm": None},
+    "decoder": {"kind": "decoder", "embedding": {"tied": "encoder.embedding.tokens"}, "pooler": None},
+}
+"""What an encoder-decoder's towers are unless their patches say otherwise: one table of tokens, a head on the decoder."""
 
 _reads: set[str] = set()
 """Names that interpolations asked for while a node resolved (see `to_spec`)."""
@@ -67,6 +77,34 @@ def to_spec(node: DictConfig, touched: Iterable[str] = ()) -> Any:
 
     `touched` are the keys the user overrode: one that nothing reads is refused, so that no wish is dropped silently.
     """
+    root = _root(node)
+    problems: list[str] = []
+    towers = [_Tower(name, scope, problems) for name, scope in _towers(root, problems).items()]
+    asked = set(_reads)
+    _reads.clear()
+    trees = {tower.name: tower.tree(problems, asked) for tower in towers}
+    problems += _strangers(root, asked, towers)
+    problems += [f"{key}: nothing in this model reads it (leave it out)" for key in touched if _idle(key, asked)]
+    tree = trees.get("") or {**{str(key): _plain(root, str(key)) for key in root if key in BOTH | {"kind"}}, **trees}
+    try:
+        spec = Topology.parse(tree)
+    except ValidationError as error:
+        problems += _placed(error, {tower.name: tower for tower in towers})
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    return spec
+
+
+def to_tree(node: DictConfig) -> dict[str, Any]:
+    """The plain data that `to_spec` makes a Spec of, values unread: what stands in the model's file stands here, at
+    every place that asks for it."""
+    root = _root(node)
+    trees = {name: _Tower(name, scope, []).tree([], set()) for name, scope in _towers(root, []).items()}
+    return trees.get("") or {**{str(key): _plain(root, str(key)) for key in root if key in BOTH | {"kind"}}, **trees}
+
+
+def _root(node: DictConfig) -> DictConfig:
+    """The node as a root of its own. Raises ConfigError where an interpolation leads nowhere."""
     register_resolvers()
     _reads.clear()
     root = OmegaConf.create(OmegaConf.to_container(node, resolve=False))
@@ -74,24 +112,42 @@ def to_spec(node: DictConfig, touched: Iterable[str] = ()) -> Any:
     missing = _unresolvable(root)
     if missing:
         raise ConfigError(*missing)
-    names, problems = _pattern(root)
-    scopes = {name: _scope(root, name, problems) for name in dict.fromkeys(names)}
-    lost = [fault for name in scopes if name in _kinds(root) for fault in _lost(name, scopes[name])]
-    if lost:
-        raise ConfigError(*problems, *lost)
-    asked = set(_reads)
-    _reads.clear()
-    tree, read = _tree(root, scopes, names)
-    problems += _strangers(root, asked)
-    problems += _unread(root, read, asked)
-    problems += [f"{key}: nothing in this model reads it (leave it out)" for key in touched if _idle(key, asked)]
-    try:
-        spec = Topology.parse(tree)
-    except ValidationError as error:
-        problems += _placed(error, root, scopes)
-    if problems:
-        raise ConfigError(*dict.fromkeys(problems))
-    return spec
+    return root
+
+
+def _towers(root: DictConfig, problems: list[str]) -> dict[str, DictConfig]:
+    """The model's keys as each of its towers sees them; the model itself, under "", where it is one."""
+    if root.get("kind") != EncoderDecoder.kind:
+        return {"": root}
+    raw = OmegaConf.to_container(root, resolve=False)
+    assert isinstance(raw, dict)
+    patches = {name: raw.pop(name, None) or {} for name in TOWERS}
+    found = {}
+    for name, patch in patches.items():
+        laid = _patched(_patched(raw, APART[name], name, problems), patch, name, problems)
+        found[name] = OmegaConf.create({key: value for key, value in laid.items() if value is not None})
+    return found
+
+
+class _Tower:
+    """A stack of layers as the YAML describes it: its keys, the pattern of its layers, and what each kind of them
+    sees."""
+
+    def __init__(self, name: str, root: DictConfig, problems: list[str]) -> None:
+        self.name, self.root = name, root
+        self.prefix = f"{name}." if name else ""
+        self.names, found = _pattern(root)
+        self.scopes = {kind: _scope(root, kind, found) for kind in dict.fromkeys(self.names)}
+        lost = [fault for kind in self.scopes if kind in _kinds(root) for fault in _lost(kind, self.scopes[kind])]
+        problems += [self.prefix + fault for fault in found]
+        if lost:
+            raise ConfigError(*problems, *(self.prefix + fault for fault in lost))
+
+    def tree(self, problems: list[str], asked: set[str]) -> dict[str, Any]:
+        """The node of this tower. What nothing in it reads is added to `problems`."""
+        tree, read = _tree(self.root, self.scopes, self.names)
+        problems += [self.prefix + fault for fault in _unread(self.root, read, asked)]
+        return tree
 
 
 def _unresolvable(root: DictConfig) -> list[str]:
@@ -202,7 +258,7 @@ def _tree(
         if isinstance(inner, dict):
             stated = tree.get("vocab_size")  # at fault it is reported once, as the model's own
             inner.setdefault("vocab_size", stated if isinstance(stated, int) and stated > 0 else 1)
-    own, blocks, read = set(_reads), {}, {}
+    own, blocks, read = set(_reads), {}, {}  # `own` holds what another tower read before, too
     for name, scope in scopes.items():
         _reads.clear()
         blocks[name] = _plain(scope, "block")
@@ -216,10 +272,16 @@ def _plain(scope: DictConfig, key: str) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _strangers(root: DictConfig, asked: set[str]) -> list[str]:
-    """Top-level keys that are no field, no axis, and that no interpolation ever asks for."""
+def _strangers(root: DictConfig, asked: set[str], towers: Iterable[_Tower]) -> list[str]:
+    """Keys that are no field, no axis, and that no interpolation ever asks for."""
     known = OWN | set(AXES) | set(STRUCTURE) | asked | _reads | DIMS
-    return [f"{key}: no such key{did_you_mean(str(key), known)}" for key in root if key not in known]
+    whole = known | BOTH | set(TOWERS) if root.get("kind") == EncoderDecoder.kind else known
+    faults = [f"{key}: no such key{did_you_mean(str(key), whole)}" for key in root if key not in whole]
+    for tower in towers:
+        patch = root.get(tower.name) if tower.name else None
+        strange = [str(key) for key in patch if key not in known] if isinstance(patch, DictConfig) else []
+        faults += [f"{tower.name}.{key}: no such key{did_you_mean(key, known)}" for key in strange]
+    return faults
 
 
 def _unread(root: DictConfig, read: Mapping[str, set[str]], asked: set[str]) -> list[str]:
@@ -236,11 +298,17 @@ def _unread(root: DictConfig, read: Mapping[str, set[str]], asked: set[str]) -> 
     return faults
 
 
-DIMS = {
-    *("n_heads", "n_kv_heads", "head_dim", "d_ff", "window", "bias", "norm_eps", "norm_bias"),
-    *("rope_theta", "rope_factor", "rotary_dim", "original_max_seq_len"),
-    *("n_experts", "top_k", "balance_coef", "z_coef"),
-}
+DIMS = frozenset(
+    """
+    n_heads n_kv_heads head_dim d_ff window bias norm_eps norm_bias
+    rope_theta rope_factor rotary_dim original_max_seq_len n_buckets max_distance max_relative_positions position_buckets
+    n_experts top_k balance_coef z_coef normalize_top_k router_bias router_scale router_jitter n_groups top_k_groups
+    expert_capacity selection_bias shared_expert shared_gate scale_input swiglu_alpha swiglu_limit
+    q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim
+    d_state d_conv expand dt_rank ssm_heads ssm_head_dim ssm_groups n_k_heads n_v_heads head_k_dim head_v_dim
+    conv_width conv_groups
+    """.split()
+)
 """Dimensions that a model may state whether or not its present choices read them, so that axes can be swapped."""
 
 
@@ -249,12 +317,17 @@ def _idle(key: str, asked: set[str]) -> bool:
     return key in DIMS | asked and key not in OWN | set(AXES) | set(STRUCTURE) | _reads
 
 
-def _placed(error: ValidationError, root: DictConfig, scopes: Mapping[str, DictConfig]) -> list[str]:
+def _placed(error: ValidationError, towers: Mapping[str, _Tower]) -> list[str]:
     """Each fault at the key where the user can mend it."""
     lines = []
     for item in error.errors(include_url=False):
         path = [str(step) for step in item["loc"]]
-        where = ".".join(path) or "model"
+        tower = towers.get("") or towers.get(path.pop(0) if path[:1] and path[0] in towers else "")
+        where = ".".join(path) or (f"{tower.name}" if tower else "model")
+        if tower is None:
+            lines.append(f"{where or 'model'}: {item['msg']}")
+            continue
+        root, scopes = tower.root, tower.scopes
         if path[:1] == ["blocks"] and len(path) > 1:
             where = _origin(scopes[path[1]], ["block", *path[2:]])
             patch = _kinds(root).get(path[1])
@@ -262,7 +335,7 @@ def _placed(error: ValidationError, root: DictConfig, scopes: Mapping[str, DictC
                 where = f"layers.{path[1]}.{where}"
         elif path:
             where = _origin(root, path)
-        lines.append(f"{where}: {item['msg']}")
+        lines.append(f"{where or 'model'}: {item['msg']}")
     return lines
 
 
@@ -302,8 +375,15 @@ def to_dict(spec: Any) -> Any:
 def from_dict(node: Mapping[str, Any]) -> Any:
     """The Spec that `to_dict` wrote. Raises ConfigError with every fault, its path counted from `model`."""
     try:
-        return Topology.parse({**node, "pattern": tuple(node.get("pattern", ()))})
+        return Topology.parse(_tupled(node))
     except ValidationError as error:
         items = error.errors(include_url=False)
         lines = [f"{'.'.join(map(str, ('model', *item['loc'])))}: {item['msg']}" for item in items]
         raise ConfigError(*lines) from error
+
+
+def _tupled(node: Any) -> Any:
+    """Lists as the tuples that Specs hold."""
+    if isinstance(node, Mapping):
+        return {key: _tupled(value) for key, value in node.items()}
+    return tuple(_tupled(value) for value in node) if isinstance(node, list | tuple) else node

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import PositiveFloat
 
-from zoo.spec import Embedding, Experts, Linear, Part, Spec, Weight, tensors
+from zoo.spec import Buffer, Conv, Experts, Linear, Part, Spec, Weight, tensors
 
 
 class Init(Spec, axis="init", default="normal"):
@@ -24,6 +24,8 @@ class Normal(Init, kind="normal"):
     residual_scaled: bool = True
 
     def deviation(self, part: Part, n_layers: int) -> float:
+        if isinstance(part, Conv):  # as wide as torch's own: a depthwise one drawn like a matrix begins all but silent
+            return (3 * part.width * part.d_in / part.groups) ** -0.5
         linear = part.of if isinstance(part, Experts) else part
         scaled = self.residual_scaled and isinstance(linear, Linear) and linear.residual
         return self.std * ((2 * n_layers) ** -0.5 if scaled else 1.0)
@@ -31,13 +33,12 @@ class Normal(Init, kind="normal"):
 
 def initialise(model: Any, generator: Any) -> None:
     """Fills every tensor of a built model in place, in the table's order, from one generator."""
-    parameters = dict(model.named_parameters())
+    held = model.state_dict()
     for name, part, leaf in tensors(model.spec, model.d_model):
-        parameter = parameters[name].detach()
-        if isinstance(part, Weight):
-            parameter.fill_(part.init)
+        parameter = held[name]
+        if isinstance(part, Weight | Buffer):
+            part.init(parameter) if callable(part.init) else parameter.fill_(part.init)
         elif leaf == "bias":
             parameter.zero_()
         else:
-            assert isinstance(part, Linear | Embedding | Experts)
             parameter.normal_(0.0, model.spec.init.deviation(part, model.spec.n_layers), generator=generator)

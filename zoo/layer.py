@@ -24,6 +24,8 @@ class Layer(nn.Module):
     under one code object shared by all of them, and a traceback goes straight to the component's file.
     """
 
+    kernel = "auto"  # what attention is computed by; read where a model begins
+
     def __init__(self, spec: S.Spec, d_model: int) -> None:
         super().__init__()
         self.spec = spec
@@ -34,6 +36,8 @@ class Layer(nn.Module):
     def _store(self, name: str, part: Any, d_model: int) -> None:
         if isinstance(part, S.Weight):
             self.register_parameter(name, nn.Parameter(torch.empty(part.shape)))
+        elif isinstance(part, S.Buffer):
+            self.register_buffer(name, torch.empty(part.shape, dtype=torch.float32))
         else:
             self.add_module(name, module_of(part, d_model))
 
@@ -86,24 +90,54 @@ class StackedLinear(nn.Module):
         return grouped_linear(x, self.weight, offsets, bias=self.bias, expert_of_row=expert_of_row)
 
 
-class TiedLinear(nn.Module):
-    """A product with a weight that another module owns (the token embedding's, as a head)."""
+class Borrowed(nn.Module):
+    """A module at work with a weight that another module owns."""
 
     def __init__(self, part: S.Tied) -> None:
         super().__init__()
         self.source = part.to
-        self.bias = nn.Parameter(torch.empty(part.of.d_out)) if part.of.bias else None
         self._owner: tuple[nn.Module, ...] = ()  # in a tuple, so that torch does not register the weight twice
 
-    def tie(self, root: nn.Module) -> None:
-        self._owner = (root.get_submodule(self.source),)
+    def borrow(self, owner: nn.Module) -> None:
+        self._owner = (owner,)
 
     @property
     def weight(self) -> torch.Tensor:
         return self._owner[0].weight  # type: ignore[return-value]
 
+
+class TiedLinear(Borrowed):
+    """A product with the token embedding's weight, as a head."""
+
+    def __init__(self, part: S.Tied) -> None:
+        super().__init__(part)
+        assert isinstance(part.of, S.Linear)
+        self.bias = nn.Parameter(torch.empty(part.of.d_out)) if part.of.bias else None
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return product(x, self.weight, self.bias)
+
+
+class TiedEmbedding(Borrowed):
+    """A look-up in another embedding's table, such as a decoder's in its encoder's."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return F.embedding(ids, self.weight)
+
+
+class Conv(nn.Module):
+    """A convolution along the tokens: x [B, T, d_in], already padded by what each output reads beside its own token, to
+    [B, T − width + 1, d_out]."""
+
+    def __init__(self, part: S.Conv) -> None:
+        super().__init__()
+        shapes = part.shapes()
+        self.groups = part.groups
+        self.weight = nn.Parameter(torch.empty(shapes["weight"]))
+        self.bias = nn.Parameter(torch.empty(shapes["bias"])) if part.bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv1d(x.transpose(1, 2), self.weight, self.bias, groups=self.groups).transpose(1, 2)
 
 
 def module_of(part: Any, d_model: int) -> nn.Module:
@@ -115,12 +149,14 @@ def module_of(part: Any, d_model: int) -> nn.Module:
             return nn.utils.skip_init(nn.Embedding, part.count, part.width, device=_device())
         case S.Experts():
             return StackedLinear(part)
+        case S.Conv():
+            return Conv(part)
         case S.Tied():
-            return TiedLinear(part)
+            return TiedLinear(part) if isinstance(part.of, S.Linear) else TiedEmbedding(part)
         case S.Sized():
             return Layer(part.spec, part.d_model)
         case S.Stack():
-            return nn.ModuleList(Layer(part.kinds[kind], d_model) for kind in part.pattern)
+            return nn.ModuleList(Layer(part.kinds[kind], d_model) for kind in part.stored())
         case S.Group():
             return nn.ModuleDict({name: module_of(inner, d_model) for name, inner in part.parts.items()})
         case S.Spec():
@@ -132,19 +168,46 @@ def _device() -> torch.device:
     return torch.empty(0).device  # that of the surrounding `with torch.device(...)`
 
 
+def _owner(modules: Mapping[str, nn.Module], borrower: str, source: str) -> nn.Module:
+    """The module at `source`, counted from the nearest model around the borrower that has one there."""
+    steps = borrower.split(".")
+    for depth in range(len(steps) - 1, -1, -1):
+        path = ".".join([*steps[:depth], source])
+        if path != borrower and path in modules:
+            return modules[path]
+    raise AssertionError(f"{borrower} borrows the weight of {source}, which no model around it has")
+
+
 class Model(Layer):
     """A whole model: a Layer with what only the outermost one needs."""
 
     def __init__(self, spec: Any) -> None:
         super().__init__(spec, spec.d_model)
-        self.kernel = "auto"
+        modules = dict(self.named_modules())
+        for name, module in modules.items():
+            if isinstance(module, Borrowed):
+                module.borrow(_owner(modules, name, module.source))
+
+    @property
+    def kernel(self) -> str:  # type: ignore[override]
+        """What attention is computed by in all of its towers; auto takes the first kernel that can."""
+        return self.__dict__.get("_kernel", "auto")
+
+    @kernel.setter
+    def kernel(self, name: str) -> None:
+        self.__dict__["_kernel"] = name
         for module in self.modules():
-            if isinstance(module, TiedLinear):
-                module.tie(self)
+            if module is not self and isinstance(module, Layer) and module.spec.axis == "topology":
+                module.kernel = name
 
     def head_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [..., V] of hidden states [..., D] after the final norm."""
-        return self.get_submodule("head")(hidden)
+        path = next(name for name, tower in self.towers() if tower.head.kind != "none")
+        return self.get_submodule(f"{path}.head" if path else "head")(hidden)
+
+    def towers(self) -> list[tuple[str, Any]]:
+        """The stacks of layers: where each one's module is, and its Spec."""
+        return list(self.spec.towers().items())  # type: ignore[attr-defined]
 
     def decay_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Parameters that weight decay pulls (matrices and tables) and those it must leave (norm scales, biases)."""

@@ -18,8 +18,9 @@ class Mask:
     Without `key_columns` the keys are columns 0 … S-1; without `query_columns` the queries are the last T of them, so
     that a causal mask on a rectangle is aligned at its bottom right. `causal` shows keys at or before the query. A
     `window` W shows a causal query the W newest of those, itself included; one that sees both sides, all |i-j| <= W.
-    `padding` [B, S] is True where a key is a real token. `documents` (of the queries [B, T], of the keys [B, S]) keeps
-    packed documents apart.
+    Two things show more than place does: the keys before column `prefix` [B] are seen by all (Raffel et al., 2020,
+    prefix-LM), and `also` [B|1, T, S] names pairs one by one. Two hide: `padding` [B, S] is True where a key is a real
+    token, and `documents` (of the queries [B, T], of the keys [B, S]) keeps packed documents apart.
 
     What is drawn is kept on the object, which serves one forward pass. Draw before the layers (`kernels.prepare`): they
     then only read the mask, so that equal layers compile once and a checkpointed layer recomputes what it did. A
@@ -35,6 +36,8 @@ class Mask:
         window: int | None = None,
         padding: Tensor | None = None,
         documents: tuple[Tensor, Tensor] | None = None,
+        prefix: Tensor | None = None,
+        also: Tensor | None = None,
         query_columns: Tensor | None = None,
         key_columns: Tensor | None = None,
     ) -> None:
@@ -44,6 +47,8 @@ class Mask:
         self.window = window
         self.padding = padding
         self.documents = documents
+        self.prefix = prefix
+        self.also = also
         self.query_columns = query_columns
         self.key_columns = key_columns
         self._dense: Tensor | None = None
@@ -67,9 +72,8 @@ class Mask:
     @property
     def _in_order(self) -> bool:
         """Nothing but the place of a token in its row decides."""
-        return (
-            self.padding is None and self.documents is None and self.query_columns is None and self.key_columns is None
-        )
+        others = (self.padding, self.documents, self.prefix, self.also, self.query_columns, self.key_columns)
+        return all(each is None for each in others)
 
     @property
     def _window_bites(self) -> bool:
@@ -99,6 +103,11 @@ class Mask:
 
     def _draw(self, device: torch.device) -> Tensor:
         seen = self._by_place(device)[None, None]  # 1 1 T S
+        if self.prefix is not None:
+            early = self._keys(device) < self.prefix.to(device)[:, None]  # B S
+            seen = seen | early[:, None, None, :]
+        if self.also is not None:
+            seen = seen | self.also.to(device)[:, None]
         if self.padding is not None:
             seen = seen & self.padding.to(device)[:, None, None, :]
         if self.documents is not None:
@@ -108,7 +117,7 @@ class Mask:
 
     def _by_place(self, device: torch.device) -> Tensor:
         """Who sees whom by column alone: [T, S]."""
-        keys = torch.arange(self.n_keys, device=device) if self.key_columns is None else self.key_columns.to(device)
+        keys = self._keys(device)
         if self.query_columns is not None:
             queries = self.query_columns.to(device)
         else:
@@ -119,3 +128,9 @@ class Mask:
         if self.window is None:
             return torch.ones_like(distance, dtype=torch.bool)
         return distance.abs() <= self.window
+
+    def _keys(self, device: torch.device) -> Tensor:
+        """The column of each key [S]."""
+        if self.key_columns is None:
+            return torch.arange(self.n_keys, device=device)
+        return self.key_columns.to(device)

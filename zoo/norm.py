@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import PositiveInt
+
 from zoo.lazy import F, torch
 from zoo.spec import Spec, Weight
 
@@ -14,12 +16,16 @@ class Norm(Spec, axis="norm"):
 
 
 class RMSNorm(Norm, kind="rmsnorm"):
-    """x / √(mean(x²) + eps) · weight (Zhang and Sennrich, 2019). With `unit_offset` the scale is 1 + weight (Gemma)."""
+    """x / √(mean(x²) + eps) · weight (Zhang and Sennrich, 2019). With `unit_offset` the scale is 1 + weight (Gemma).
+
+    `heads` gives each of so many vectors [heads, D] a weight of its own (Cohere's queries and keys).
+    """
 
     eps: float = 1e-6
     weight: bool = True
     bias: bool = False
     unit_offset: bool = False
+    heads: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         _check(self)
@@ -28,19 +34,21 @@ class RMSNorm(Norm, kind="rmsnorm"):
         return _scale_and_shift(self, d_model)
 
     def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
-        y = F.rms_norm(x.float(), x.shape[-1:], _scale(self, m), self.eps)
-        if self.bias:
-            y = y + m.bias.float()
-        return y.to(x.dtype)
+        scale, shift = _scale(self, m), m.bias.float() if self.bias else None
+        y = F.rms_norm(x.float(), x.shape[-1:], None if self.heads else scale, self.eps)
+        if self.heads and scale is not None:
+            y = y * scale
+        return (y if shift is None else y + shift).to(x.dtype)
 
 
 class LayerNorm(Norm, kind="layernorm"):
-    """(x − mean) / √(var + eps) · weight + bias (Ba, Kiros and Hinton, 2016)."""
+    """(x − mean) / √(var + eps) · weight + bias (Ba, Kiros and Hinton, 2016). The rest as for RMSNorm."""
 
     eps: float = 1e-5
     weight: bool = True
     bias: bool = True
     unit_offset: bool = False
+    heads: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         _check(self)
@@ -49,8 +57,12 @@ class LayerNorm(Norm, kind="layernorm"):
         return _scale_and_shift(self, d_model)
 
     def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
-        shift = m.bias.float() if self.bias else None
-        return F.layer_norm(x.float(), x.shape[-1:], _scale(self, m), shift, self.eps).to(x.dtype)
+        scale, shift = _scale(self, m), m.bias.float() if self.bias else None
+        if self.heads is None:
+            return F.layer_norm(x.float(), x.shape[-1:], scale, shift, self.eps).to(x.dtype)
+        y = F.layer_norm(x.float(), x.shape[-1:], None, None, self.eps)
+        y = y if scale is None else y * scale
+        return (y if shift is None else y + shift).to(x.dtype)
 
 
 def _check(norm: RMSNorm | LayerNorm) -> None:
@@ -61,8 +73,9 @@ def _check(norm: RMSNorm | LayerNorm) -> None:
 
 
 def _scale_and_shift(norm: RMSNorm | LayerNorm, d_model: int) -> dict[str, Any]:
-    weight = {"weight": Weight((d_model,), init=0.0 if norm.unit_offset else 1.0)} if norm.weight else {}
-    return weight | ({"bias": Weight((d_model,))} if norm.bias else {})
+    shape = (norm.heads, d_model) if norm.heads else (d_model,)
+    weight = {"weight": Weight(shape, init=0.0 if norm.unit_offset else 1.0)} if norm.weight else {}
+    return weight | ({"bias": Weight(shape)} if norm.bias else {})
 
 
 def _scale(norm: RMSNorm | LayerNorm, m: Any) -> torch.Tensor | None:

@@ -1,62 +1,331 @@
-# N tokens, E experts, K chosen experts a token
-"""Which experts a token goes to, and with what weight."""
+# B batch, T tokens, D model width, E experts, K chosen experts a token, N = B·T tokens, M rows for the experts
+"""Which experts a token goes to, and with what weight. Scores, chances and weights in float32."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from zoo.lazy import torch
-from zoo.spec import Linear, Spec
+from zoo.lazy import F, torch
+from zoo.spec import Buffer, Linear, Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Routes:
+    """A router's decision: rows for the experts, sorted by expert, each one token with the weight its output gets."""
+
+    tokens: Tensor  # M, which of the N tokens a row is
+    experts: Tensor  # M, ascending
+    ends: Tensor  # E int32, where each expert's rows end
+    weights: Tensor  # M float32; 0 for a row that is dropped
+    back: Tensor | None = None  # N K, the rows of each token, where all have as many
+
+    def gather(self, y: Tensor, n_tokens: int) -> Tensor:
+        """Each token's rows of y [M, D] added up: [N, D]."""
+        if self.back is not None:
+            return y[self.back].sum(1)  # no scatter: the same sum on every run
+        return y.new_zeros(n_tokens, y.shape[-1]).index_add(0, self.tokens, y)
 
 
 class Router(Spec, axis="router"):
-    """Chooses experts for each token. Scores in float32."""
+    """Chooses experts for each token of x [B, T, D] by a linear score, with a `bias` or not; what comes of the experts
+    is weighted by the router's chances, times `scale`. `top_k` is how many experts a token goes through."""
 
     n_experts: PositiveInt
     top_k: PositiveInt
+    bias: bool = False
+    scale: PositiveFloat = 1.0
+
+    @property
+    def drops(self) -> bool:
+        """Whether a token may be turned away from an expert it was to go through."""
+        return False
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {"gate": Linear(d_model, self.n_experts, self.bias)}
+
+    def forward(self, m: Any, x: Tensor, step: Any) -> Routes:
+        raise NotImplementedError
 
 
 class SoftmaxTopK(Router, kind="softmax_topk"):
-    """Softmax over all experts, the top_k of it (Shazeer et al., 2017); `normalize` makes their weights sum to 1
-    (Mixtral).
+    """Softmax over all experts, the top_k of it (Shazeer et al., 2017). `normalize` makes their weights sum to 1
+    (Mixtral), which equals a softmax over the chosen scores alone (gpt-oss, Granite).
 
-    Two losses keep it healthy in training: `balance_coef` times E·Σ fᵢ·Pᵢ, with fᵢ the share of choices that expert
-    i got
-    and Pᵢ its mean probability, 1 when balanced (Fedus et al., 2021); `z_coef` times mean(logsumexp²) (Zoph et al.,
-    2022).
+    `n_groups` of experts, of which only the `top_k_groups` with the likeliest expert each are open to a token, keep its
+    experts on few machines (DeepSeek-V2, 2024). `capacity` is the tokens that an expert takes from a row or document,
+    first come, first served: those beyond pass by it with nothing added (Fedus et al., 2021, Switch, where top_k is 1
+    and nothing is normalised).
+
+    Two losses keep it healthy in training: `balance_coef` times E·Σ fᵢ·Pᵢ, with fᵢ the share of choices that expert i
+    got and Pᵢ its mean chance, 1 when balanced (Fedus et al., 2021); `z_coef` times mean(logsumexp²) (Zoph et al.,
+    2022). Both are over real tokens.
     """
 
     normalize: bool = True
+    n_groups: PositiveInt = 1
+    top_k_groups: PositiveInt = 1
+    capacity: PositiveInt | None = None
     balance_coef: NonNegativeFloat = 0.01
     z_coef: NonNegativeFloat = 0.0
 
     def __post_init__(self) -> None:
-        if self.top_k > self.n_experts:
-            raise ValueError(f"top_k={self.top_k} is more than n_experts={self.n_experts}")
+        _check_groups(self, smallest=1)
 
-    def parts(self, d_model: int) -> dict[str, Any]:
-        return {"gate": Linear(d_model, self.n_experts)}
+    @property
+    def drops(self) -> bool:
+        return self.capacity is not None
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
-        """x [N, D] → the chosen experts [N, K] and their weights [N, K] in float32."""
-        scores = m.gate(x).float()  # N E
+    def state(self) -> dict[str, tuple[int, ...]]:
+        return {} if self.capacity is None else {"routed": (self.n_experts,)}
+
+    def forward(self, m: Any, x: Tensor, step: Any) -> Routes:
+        scores = m.gate(x).float()  # B T E
         chances = scores.softmax(-1)
-        weights, chosen = chances.topk(self.top_k, -1)  # N K
+        weights, chosen = _of_best_groups(chances, self, best=1).topk(self.top_k, -1)  # B T K
         if m.training:
-            step.losses += self._losses(scores, chances, chosen)
+            step.losses += _losses(self, scores, chances, chosen, step.real)
         if self.normalize:
             weights = weights / weights.sum(-1, keepdim=True)
-        return chosen, weights
+        return _routes(self, chosen, weights * self.scale, self.capacity, step)
 
-    def _losses(self, scores: Any, chances: Any, chosen: Any) -> list[tuple[str, Any]]:
-        losses = []
-        if self.balance_coef:
-            experts = torch.arange(self.n_experts, device=chosen.device)
-            share = (chosen[..., None] == experts).float().mean((0, 1))
-            balance = self.n_experts * (share * chances.mean(0)).sum()
-            losses.append(("balance", self.balance_coef * balance))
-        if self.z_coef:
-            losses.append(("z", self.z_coef * scores.logsumexp(-1).square().mean()))
-        return losses
+
+class SigmoidTopK(Router, kind="sigmoid_topk"):
+    """Each expert scored by a sigmoid of its own, the top_k of them (DeepSeek-V3, 2024; Llama 4, which does not
+    normalise).
+
+    `selection_bias` adds a bias to the scores for the choice alone, not for the weights; no gradient moves it, what
+    trains the model may, to even out the load (Wang et al., 2024). `n_groups`, `top_k_groups`: only the groups with the
+    largest sum of two experts are open. `normalize` makes the weights sum to 1, `scale` times that in the end.
+    `capacity` and the two losses are those of softmax_topk, a chance being a score's share of all.
+    """
+
+    normalize: bool = True
+    selection_bias: bool = True
+    n_groups: PositiveInt = 1
+    top_k_groups: PositiveInt = 1
+    capacity: PositiveInt | None = None
+    balance_coef: NonNegativeFloat = 0.0001
+    z_coef: NonNegativeFloat = 0.0
+
+    def __post_init__(self) -> None:
+        _check_groups(self, smallest=2)
+
+    @property
+    def drops(self) -> bool:
+        return self.capacity is not None
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        return {} if self.capacity is None else {"routed": (self.n_experts,)}
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        gate = {"gate": Linear(d_model, self.n_experts, self.bias)}
+        return gate | ({"selection_bias": Buffer((self.n_experts,))} if self.selection_bias else {})
+
+    def forward(self, m: Any, x: Tensor, step: Any) -> Routes:
+        logits = m.gate(x).float()  # B T E
+        scores = logits.sigmoid()
+        rank = logits if self.n_groups == 1 else scores  # the same order, and large logits do not all become 1
+        if self.selection_bias:
+            rank = scores + m.selection_bias.float()
+        chosen = _of_best_groups(rank, self, best=2).topk(self.top_k, -1).indices  # B T K
+        weights = scores.gather(-1, chosen)
+        if m.training:
+            shares = scores / (scores.sum(-1, keepdim=True) + 1e-20)
+            step.losses += _losses(self, logits, shares, chosen, step.real)
+        if self.normalize:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return _routes(self, chosen, weights * self.scale, self.capacity, step)
+
+
+class SparseMixer(Router, kind="sparsemixer"):
+    """Two experts drawn one after the other, with a gradient for the draw (Liu et al., 2023; GRIN, 2024; Phi-3.5-MoE).
+
+    Each is drawn among those whose score is within 2·`jitter` of the best, relative to the larger of the best and the
+    score's own size, and weighted by its softmax among them, so that weights need not sum to 1; the second among all
+    but the first. Training draws by chance, and scales three weights in four of an expert that is not the best by 1/3
+    (Heun's third-order estimate) without a say in the gradient. Otherwise the best is taken. Losses as in softmax_topk.
+    """
+
+    top_k: PositiveInt = 2
+    jitter: NonNegativeFloat = 0.01
+    balance_coef: NonNegativeFloat = 0.001
+    z_coef: NonNegativeFloat = 0.0
+
+    def __post_init__(self) -> None:
+        if self.top_k != 2:
+            raise ValueError(f"top_k={self.top_k}: sparsemixer draws exactly two (softmax_topk takes any number)")
+        _check_count(self)
+
+    def forward(self, m: Any, x: Tensor, step: Any) -> Routes:
+        scores = m.gate(x).float()  # B T E
+        first, weight = self._draw(scores, scores, m.training)
+        others = scores.scatter(-1, first, -math.inf)
+        second, second_weight = self._draw(others, scores, m.training)
+        chosen = torch.cat((first, second), -1)  # B T 2
+        if m.training:
+            step.losses += _losses(self, scores, scores.softmax(-1), chosen, step.real)
+        return _routes(self, chosen, torch.cat((weight, second_weight), -1) * self.scale, None, step)
+
+    def _draw(self, open_scores: Tensor, scores: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        """An expert among those open [B, T, 1], and its weight."""
+        with torch.no_grad():
+            best, chosen = open_scores.max(-1, keepdim=True)
+            far = (best - scores) / scores.abs().maximum(best) > 2 * self.jitter
+        near = open_scores.masked_fill(far, -math.inf)
+        chances = near.softmax(-1)
+        if not training:
+            return chosen, chances.gather(-1, chosen)
+        drawn = (near - torch.empty_like(near).exponential_().log()).argmax(-1, keepdim=True)  # Gumbel's trick
+        weight = chances.gather(-1, drawn)
+        whole = (drawn == chosen) | (torch.rand_like(weight) > 0.75)
+        return drawn, weight - (weight * torch.where(whole, 0.0, 2 / 3)).detach()
+
+
+class ExpertChoice(Router, kind="expert_choice"):
+    """Experts choose tokens instead (Zhou et al., 2022): each takes the T·top_k/E tokens of a row, rounded down, that
+    give it the largest chance, so that all have the same load and a token goes through top_k of them on average.
+
+    A token's experts depend on the tokens after it: not for causal models. Padding is never chosen nor counted, and
+    packed documents choose apart, each by its own length; one of fewer than E/top_k tokens goes through no expert.
+    """
+
+    causal: ClassVar[bool | None] = False
+
+    def __post_init__(self) -> None:
+        _check_count(self)
+
+    @property
+    def drops(self) -> bool:
+        return True
+
+    def forward(self, m: Any, x: Tensor, step: Any) -> Routes:
+        batch, length, _ = x.shape
+        chances = m.gate(x).float().softmax(-1).transpose(1, 2)  # B E T
+        taken = length * self.top_k // self.n_experts
+        if step.documents is not None or step.real is not None or not taken:
+            chances = self._limited(chances, step)
+            taken = max(taken, 1)  # the experts' products want a row
+        weights, columns = chances.topk(taken, -1)  # B E C
+        starts = length * torch.arange(batch, device=x.device)
+        tokens = (columns + starts[:, None, None]).transpose(0, 1).flatten()  # E·B·C
+        experts = torch.arange(self.n_experts, device=x.device)
+        ends = (experts + 1) * (batch * taken)
+        weights = weights.clamp(min=0).transpose(0, 1).flatten() * self.scale
+        return Routes(tokens, experts.repeat_interleave(batch * taken), ends.to(torch.int32), weights)
+
+    def _limited(self, chances: Tensor, step: Any) -> Tensor:
+        """chances [B, E, T], -1 for tokens that their document's share of an expert does not reach to."""
+        batch, _, length = chances.shape
+        real = chances.new_ones(batch, length, dtype=torch.bool) if step.real is None else step.real
+        documents = torch.zeros_like(real, dtype=torch.long) if step.documents is None else step.documents
+        same = documents[:, :, None] == documents[:, None, :]  # B T T
+        share = (same & real[:, None]).sum(-1) * self.top_k // self.n_experts  # B T, of the token's own document
+        chances = chances.masked_fill(~real[:, None], -1.0)
+        order = chances.argsort(dim=-1, descending=True, stable=True)  # B E T
+        numbers = documents[:, None].expand_as(order).gather(-1, order)
+        by_document = numbers.argsort(dim=-1, stable=True)  # within a document still from the best to the worst
+        order, numbers = order.gather(-1, by_document), numbers.gather(-1, by_document)
+        places = torch.arange(length, device=order.device).expand_as(order)
+        rank = places - _first_of_run(numbers)
+        rank = torch.zeros_like(order).scatter(-1, order, rank)
+        return chances.masked_fill(rank >= share[:, None], -1.0)
+
+
+# ---------------------------------------------------------------- what routers share
+
+
+def _check_count(router: Router) -> None:
+    if router.top_k > router.n_experts:
+        raise ValueError(f"top_k={router.top_k} is more than n_experts={router.n_experts}")
+
+
+def _check_groups(router: SoftmaxTopK | SigmoidTopK, smallest: int) -> None:
+    """`smallest` is how many of its experts a group is judged by."""
+    _check_count(router)
+    if router.n_experts % router.n_groups:
+        raise ValueError(f"n_experts={router.n_experts} is not a multiple of n_groups={router.n_groups}")
+    if router.top_k_groups > router.n_groups:
+        raise ValueError(f"top_k_groups={router.top_k_groups} is more than n_groups={router.n_groups}")
+    size = router.n_experts // router.n_groups
+    if router.n_groups > 1 and size < smallest:
+        raise ValueError(f"n_groups={router.n_groups} leaves {size} experts in each, which are judged by {smallest}")
+    if router.top_k > router.top_k_groups * size:
+        open_ = f"{router.top_k_groups} groups of {size} experts"
+        raise ValueError(f"top_k={router.top_k} is more than there are in {open_} (raise top_k_groups)")
+
+
+def _of_best_groups(rank: Tensor, router: SoftmaxTopK | SigmoidTopK, best: int) -> Tensor:
+    """rank [B, T, E], −∞ outside the groups whose `best` experts have the largest sum."""
+    if router.n_groups == router.top_k_groups:
+        return rank
+    groups = rank.unflatten(-1, (router.n_groups, -1))
+    totals = groups.topk(best, -1).values.sum(-1)
+    kept = torch.zeros_like(totals, dtype=torch.bool).scatter(-1, totals.topk(router.top_k_groups, -1).indices, True)
+    return groups.masked_fill(~kept[..., None], -math.inf).flatten(-2)
+
+
+def _routes(router: Router, chosen: Tensor, weights: Tensor, capacity: int | None, step: Any) -> Routes:
+    """The rows of tokens that chose experts [B, T, K] with these weights."""
+    if capacity is not None:
+        weights = weights * _admitted(router, chosen, capacity, step)
+    choices = chosen.flatten()  # N·K
+    order = choices.argsort(stable=True)
+    experts = choices[order]
+    every = torch.arange(router.n_experts, device=chosen.device)
+    ends = torch.searchsorted(experts, every, right=True).to(torch.int32)
+    back = order.argsort().unflatten(0, (-1, router.top_k))  # N K
+    return Routes(order // router.top_k, experts, ends, weights.flatten()[order], back)
+
+
+def _admitted(router: Router, chosen: Tensor, capacity: int, step: Any) -> Tensor:
+    """Whether each choice [B, T, K] found room with its expert: places go to the tokens of a row or document in order,
+    so that no token's depends on a later one."""
+    taken = (chosen[..., None] == torch.arange(router.n_experts, device=chosen.device)).any(-2)  # B T E
+    if step.real is not None:
+        taken = taken & step.real[..., None]
+    taken = taken.long()
+    count = taken.cumsum(1)
+    if step.documents is not None:
+        first = _first_of_run(step.documents)[..., None].expand_as(count)
+        count = count - (count - taken).gather(1, first)
+    earlier = step.state("routed")
+    if earlier is not None:
+        count = count + earlier.long()[:, None]
+    step.hold(routed=count[:, -1])
+    return count.gather(-1, chosen) <= capacity
+
+
+def _first_of_run(numbers: Tensor) -> Tensor:
+    """For each place of the last dimension, the first place of the run of equal numbers it is in."""
+    places = torch.arange(numbers.shape[-1], device=numbers.device).expand_as(numbers)
+    starts = F.pad(numbers[..., 1:] != numbers[..., :-1], (1, 0), value=True)
+    return torch.where(starts, places, 0).cummax(-1).values
+
+
+def _losses(
+    router: SoftmaxTopK | SigmoidTopK | SparseMixer,
+    scores: Tensor,
+    chances: Tensor,
+    chosen: Tensor,
+    real: Tensor | None,
+) -> list[tuple[str, Tensor]]:
+    """The balance and z losses (see SoftmaxTopK), means over real tokens."""
+    losses = []
+    weight = torch.ones_like(scores[..., 0]) if real is None else real.to(scores.dtype)  # B T
+    weight = (weight / weight.sum())[..., None]
+    if router.balance_coef:
+        experts = torch.arange(router.n_experts, device=chosen.device)
+        choices = (chosen[..., None] == experts).float().mean(-2)  # B T E
+        share, chance = (choices * weight).sum((0, 1)), (chances * weight).sum((0, 1))
+        losses.append(("balance", router.balance_coef * router.n_experts * (share * chance).sum()))
+    if router.z_coef:
+        square = scores.logsumexp(-1, keepdim=True).square()
+        losses.append(("z", router.z_coef * (square * weight).sum()))
+    return losses

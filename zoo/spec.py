@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, dataclass_transform
 
 from pydantic import ConfigDict, ValidationError
@@ -50,13 +50,28 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Weight(Part):
-    """A bare tensor, such as a norm's scale. `init` is the value it starts from."""
+    """A bare tensor, such as a norm's scale. It starts from `init`: a value, or what fills a tensor in place."""
+
+    shape: tuple[int, ...]
+    init: float | Callable[[Any], Any] = 0.0
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"": self.shape}
+
+
+@dataclasses.dataclass(frozen=True)
+class Buffer(Part):
+    """A tensor that is saved and never trained, so that it is no parameter. It starts from `init`."""
 
     shape: tuple[int, ...]
     init: float = 0.0
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"": self.shape}
+
+    @property
+    def params(self) -> int:
+        return 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +91,26 @@ class Linear(Part):
     @property
     def flops(self) -> int:
         return 2 * self.d_in * self.d_out
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv(Part):
+    """A convolution along the tokens, `width` of them: weight [d_out, d_in / groups, width]. `groups` = d_in = d_out is a
+    depthwise one."""
+
+    d_in: int
+    d_out: int
+    width: int
+    groups: int = 1
+    bias: bool = False
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        bias = {"bias": (self.d_out,)} if self.bias else {}
+        return {"weight": (self.d_out, self.d_in // self.groups, self.width), **bias}
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.d_out * (self.d_in // self.groups) * self.width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +146,17 @@ class Experts(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Tied(Part):
-    """A matrix product with another part's weight: no parameters of its own, all of the FLOPs."""
+    """A matrix product or a look-up with another part's weight: no parameters of its own, all of the FLOPs.
+
+    `to` is that part's path from the nearest enclosing model that has it: a decoder inside an encoder-decoder finds its
+    own `embedding.tokens` first.
+    """
 
     to: str
-    of: Linear
+    of: Linear | Embedding
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"bias": (self.of.d_out,)} if self.of.bias else {}
+        return {"bias": (self.of.d_out,)} if isinstance(self.of, Linear) and self.of.bias else {}
 
     @property
     def flops(self) -> int:
@@ -141,10 +180,22 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Layers in order, by name of their kind. Equal layers are one object, and are counted once."""
+    """Layers in order, by name of their kind. Equal layers are one object, and are counted once.
+
+    In a `shared` one all layers of a kind have the same weights too (ALBERT).
+    """
 
     kinds: Mapping[str, Spec]
     pattern: tuple[str, ...]
+    shared: bool = False
+
+    def stored(self) -> tuple[str, ...]:
+        """The kind of each layer that has weights of its own."""
+        return tuple(dict.fromkeys(self.pattern)) if self.shared else self.pattern
+
+    def index(self, layer: int) -> int:
+        """Where the weights of a layer are among those stored."""
+        return self.stored().index(self.pattern[layer]) if self.shared else layer
 
 
 # ---------------------------------------------------------------- Spec
@@ -163,6 +214,7 @@ class Spec:
     default: ClassVar[str] = ""  # the kind of a node that names none
     kind: ClassVar[str] = ""
     kinds: ClassVar[dict[str, type[Spec]]] = {}
+    causal: ClassVar[bool | None] = None  # the only way it can look: back (True), both ways (False); None for either
 
     def __init_subclass__(cls, *, axis: str = "", kind: str = "", default: str = "") -> None:
         if axis:
@@ -208,16 +260,29 @@ class Spec:
         """What this component keeps of each token while generating: tensors by name, and each one's shape."""
         return {}
 
+    def state(self) -> dict[str, tuple[int, ...]]:
+        """What it keeps of all earlier tokens together while generating, however many: tensors by name, and shapes."""
+        return {}
+
     def core_flops(self, pairs: int) -> int:
         """Forward FLOPs that no weight explains, for `pairs` visible (query, key) pairs."""
+        return 0
+
+    def state_flops(self) -> int:
+        """Forward FLOPs of a token that neither a weight nor a pair explains: moving and reading a state."""
+        return 0
+
+    def pass_flops(self, d_model: int, new: int, held: int) -> int:
+        """Forward FLOPs of `new` tokens after `held` that are neither a token's nor a pair's: work on a shared table."""
         return 0
 
     def forward(self, m: Any, x: Any, step: Any) -> Any:
         """The maths: `self` is numbers, `m` is weights, `step` is the moment."""
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
-    def children(self, d_model: int) -> Iterator[tuple[str, Part | Sized, int]]:
-        """Everything `parts` lists, flattened one level: name, part or sized sub-component, and how often it occurs."""
+    def children(self, d_model: int, used: bool = False) -> Iterator[tuple[str, Part | Sized, int]]:
+        """Everything `parts` lists, flattened one level: name, part or sized sub-component, and how often it is stored
+        (or `used` in one pass: shared layers are stored once)."""
         for name, part in self.parts(d_model).items():
             if isinstance(part, Spec):
                 yield name, Sized(part, d_model), 1
@@ -225,8 +290,9 @@ class Spec:
                 for inner, leaf in part.parts.items():
                     yield f"{name}.{inner}", leaf, 1
             elif isinstance(part, Stack):
+                pattern = part.pattern if used else part.stored()
                 for kind, spec in part.kinds.items():
-                    yield f"{name}.{kind}", Sized(spec, d_model), part.pattern.count(kind)
+                    yield f"{name}.{kind}", Sized(spec, d_model), pattern.count(kind)
             else:
                 yield name, part, 1
 
@@ -276,21 +342,23 @@ def _message(choice: type[Spec], item: Any) -> str:
     return f"{item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}"
 
 
-def walk(spec: Spec, d_model: int, path: str = "", copies: int = 1) -> Iterator[tuple[str, Spec, Part, int]]:
-    """Every part below `spec`: its path (a layer goes by its kind), the component that owns it, and how often it
-    occurs."""
-    for name, child, times in spec.children(d_model):
+def walk(
+    spec: Spec, d_model: int, path: str = "", copies: int = 1, *, used: bool = False
+) -> Iterator[tuple[str, Spec, Part, int]]:
+    """Every part below `spec`: its path (a layer goes by its kind), the component that owns it, and how often it is
+    stored (or `used` in one pass)."""
+    for name, child, times in spec.children(d_model, used):
         inner = f"{path}.{name}" if path else name
         if isinstance(child, Sized):
-            yield from walk(child.spec, child.d_model, inner, copies * times)
+            yield from walk(child.spec, child.d_model, inner, copies * times, used=used)
         else:
             yield inner, spec, child, copies * times
 
 
 def components(spec: Spec, d_model: int, path: str = "", copies: int = 1) -> Iterator[tuple[str, Spec, int]]:
-    """Every component from `spec` down, with its path and how often it occurs."""
+    """Every component from `spec` down, with its path and how often one pass goes through it."""
     yield path, spec, copies
-    for name, child, times in spec.children(d_model):
+    for name, child, times in spec.children(d_model, used=True):
         if isinstance(child, Sized):
             inner = f"{path}.{name}" if path else name
             yield from components(child.spec, child.d_model, inner, copies * times)
@@ -302,7 +370,7 @@ def tensors(spec: Spec, d_model: int, prefix: str = "") -> Iterator[tuple[str, P
     for name, part in spec.parts(d_model).items():
         path = prefix + name
         if isinstance(part, Stack):
-            for index, kind in enumerate(part.pattern):
+            for index, kind in enumerate(part.stored()):
                 yield from tensors(part.kinds[kind], d_model, f"{path}.{index}.")
         elif isinstance(part, Group):
             for inner, leaf in part.parts.items():

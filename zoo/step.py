@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from zoo.generation.cache import LayerCache, Plan
@@ -19,15 +21,26 @@ class Step:
 
     mask: Mask
     kernel: str = "auto"
+    positions: Tensor | None = None  # B|1 T, of the queries
+    columns: tuple[Tensor, Tensor] | None = None  # [T] of the queries, [S] of the keys: places in the row, pads included
     tables: Any = None  # what the position scheme rotates queries and new keys with
     bias: Tensor | None = None  # B|1 H T S, added to the scores
+    real: Tensor | None = None  # B T, True for a token that is no padding; None when all are real
+    documents: Tensor | None = None  # B T, the number of the packed document that a token is of
+    first: bool = True  # whether nothing came before these tokens
     plan: Plan | None = None  # where new tokens go in this kind's caches
     cache: LayerCache | None = None
+    memory: Tensor | None = None  # B S D, what cross-attention reads in place of the tokens themselves
+    cross: Step | None = None  # the step of this layer's cross-attention
+    extra: dict[str, Any] = field(default_factory=dict)  # what a kind of attention made once for its layers
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # what a router adds to the objective
 
     def for_layer(self, cache: LayerCache | None) -> Step:
         """This step for one layer, with a list of losses of its own so that equal layers compile once."""
-        return replace(self, cache=cache, losses=[])
+        cross = self.cross
+        if cross is not None:
+            cross = replace(cross, cache=None if cache is None else cache.cross)
+        return replace(self, cache=cache, cross=cross, losses=[])
 
     def remember(self, **new: Tensor) -> tuple[Tensor, ...]:
         """Each new tensor [B, T, …] joined with what the cache holds of earlier tokens: [B, S, …], in the order
@@ -37,12 +50,31 @@ class Step:
         assert self.plan is not None
         return self.cache.append(self.plan, new)
 
+    def recall(self, compute: Callable[[Tensor], tuple[Tensor, ...]], *names: str) -> tuple[Tensor, ...]:
+        """What `compute` makes of the memory: made once, then read from the cache."""
+        assert self.memory is not None
+        if self.cache is None:
+            return compute(self.memory)
+        return self.cache.recall(lambda: compute(self.memory), names)
+
+    def state(self, name: str) -> Tensor | None:
+        """What a recurrent mixer holds of all earlier tokens [B, …]; None where nothing came before."""
+        return None if self.cache is None or self.first else self.cache.states[name]
+
+    def hold(self, **states: Tensor) -> None:
+        """Keeps a recurrent mixer's states for the next tokens, where there is a cache."""
+        if self.cache is not None:
+            for name, value in states.items():
+                self.cache.states[name].copy_(value)
+
 
 @dataclass
 class Output:
-    """What a forward gives: `hidden` [B, T, D] after the final norm, `logits` [B, T, V], and a router's weighted
-    `losses`."""
+    """What a forward gives: `hidden` [B, T, D] after the final norm, `logits` [B, T, V], a router's weighted `losses`,
+    `pooled` [B, D] where the model has a pooler, and the encoder's `memory` [B, S, D] where there is one."""
 
     hidden: Tensor
     logits: Tensor | None
     losses: dict[str, Tensor] = field(default_factory=dict)
+    pooled: Tensor | None = None
+    memory: Tensor | None = None

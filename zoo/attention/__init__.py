@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from zoo.kernels.base import Ask
 from zoo.position import Position
@@ -12,9 +12,16 @@ from zoo.spec import Spec
 class Attention(Spec, axis="attention"):
     """How a token reads the others."""
 
+    takes_global: ClassVar[bool] = False  # whether some tokens can be global: `step.extra["global"]` [B, T]
+
     @property
     def visible_window(self) -> int | None:
-        """How many keys a query sees, itself included; None for all before it."""
+        """How many keys a causal query sees, itself included, or how far one that sees both ways; None for all."""
+        return None
+
+    @property
+    def visible_chunk(self) -> int | None:
+        """The stretch of positions within which tokens see each other, where only those do."""
         return None
 
     @property
@@ -27,9 +34,18 @@ class Attention(Spec, axis="attention"):
         """The position scheme at work inside, if any."""
         return None
 
+    @property
+    def rotary_width(self) -> int:
+        """Channels of a head that a position scheme may rotate."""
+        return 0
+
+    def prepare(self, m: Any, step: Any) -> None:
+        """Puts into `step.extra` what all layers of this kind share in one forward. `m` is the model's position scheme
+        with its weights."""
+
     def ask(self, device: str, dtype: str, **features: Any) -> Ask | None:
         """What this attention asks of a kernel there, or None when it uses none. `features` are Ask's own fields."""
         return None
 
 
-from zoo.attention import gqa  # noqa: E402, F401  (registers its kinds)
+from zoo.attention import delta, disentangled, gqa, longformer, mamba, mla  # noqa: E402, F401  (registers its kinds)

@@ -68,11 +68,15 @@ def write_model(model: Any, folder: Path, tokenizer: Any = None) -> None:
 
 
 def load(path: str | Path, dtype: Any = None, device: str = "cpu") -> nn.Module:
-    """The model of a checkpoint, or of a run folder's newest one, in eval mode. `dtype` is the file's unless given.
+    """The model of a checkpoint, of a run folder's newest one, or of a Hugging Face folder, in eval mode.
 
-    Raises CheckpointError with a line for each thing that is wrong, before any weight is read.
+    `dtype` is the file's unless given. Raises CheckpointError with a line for each thing that is wrong, before any
+    weight is read.
     """
-    return load_model(find(path), dtype, device)
+    from zoo.checkpoint import hf
+
+    folder = find(path)
+    return load_model(folder, dtype, device) if (folder / ARCHITECTURE).is_file() else hf.load(folder, dtype, device)
 
 
 def load_model(folder: str | Path, dtype: Any = None, device: str = "cpu") -> nn.Module:
@@ -154,11 +158,11 @@ def find(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if not path.exists():
         raise CheckpointError(f"{path}: no such folder (a checkpoint, or the folder of a run)")
-    if (path / ARCHITECTURE).is_file():
+    if (path / ARCHITECTURE).is_file() or (path / "config.json").is_file():
         return path
     root = path if (path / LATEST).is_file() else path / CHECKPOINTS
     if not (root / LATEST).is_file():
-        raise CheckpointError(f"{path}: no checkpoint in it (a folder with {ARCHITECTURE}, or that of a run)")
+        raise CheckpointError(f"{path}: no checkpoint in it (a folder with {ARCHITECTURE} or config.json, or that of a run)")
     folder = root / (root / LATEST).read_text(encoding="utf-8").strip()
     if not folder.is_dir():
         there = ", ".join(each.name for each in steps(root)) or "none"

@@ -4,25 +4,28 @@
 import math
 from typing import Any
 
-from zoo.spec import components, walk
+from zoo.spec import walk
+
+
+STATE_BYTES = 4
+"""Of a value of a recurrent state, which is float32 whatever the model's dtype."""
 
 
 def kv_cache(spec: Any, context: int, batch: int, bytes_per_value: float, dtype: str) -> dict[str, Any]:
     """Bytes that generation keeps for `batch` sequences of `context` tokens; a window layer keeps at most its window.
 
-    `bytes_per_token` is what one more token costs while every layer still keeps all of them.
+    `bytes_per_token` is what one more token costs while every layer still keeps all of them. `bytes` also holds what
+    cross-attention made of an encoder's `context` tokens, and the states of recurrent layers, which no token adds to.
     """
     per_token, held = 0.0, 0.0
-    for name, block in spec.blocks.items():
-        window = block.attention.visible_window
-        values = sum(
-            math.prod(shape) * copies
-            for _, component, copies in components(block, spec.d_model)
-            for shape in component.cache().values()
-        )
-        layers = spec.pattern.count(name)
-        per_token += values * layers * bytes_per_value
-        held += values * layers * bytes_per_value * min(context, window or context)
+    for tower in spec.towers().values():
+        for name, block in tower.blocks.items() if tower.causal else ():
+            layers, window = tower.pattern.count(name), block.attention.visible_window
+            values = _values(block.attention.cache()) * bytes_per_value
+            crossed = _values(block.cross.cache()) * bytes_per_value if block.cross else 0
+            states = _values(block.state()) * STATE_BYTES
+            per_token += values * layers
+            held += (values * min(context, window or context) + crossed * context + states) * layers
     return {
         "bytes_per_token": round(per_token),
         "bytes": round(held * batch),
@@ -30,6 +33,10 @@ def kv_cache(spec: Any, context: int, batch: int, bytes_per_value: float, dtype:
         "batch": batch,
         "dtype": dtype,
     }
+
+
+def _values(shapes: dict[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def memory(spec: Any, total: int, cache_bytes: int, context: int, batch: int, bytes_per_value: float) -> dict[str, Any]:
@@ -55,8 +62,9 @@ def widest(spec: Any) -> int:
     products."""
     sums: dict[str, int] = {}
     for path, _, part, _ in walk(spec, spec.d_model):
-        if part.flops and path.startswith("blocks."):
-            slot = ".".join(path.split(".")[:3])
+        steps = path.split(".")
+        if part.flops and "blocks" in steps[:2]:
+            slot = ".".join(steps[: steps.index("blocks") + 3])
             width = getattr(part, "d_out", 0) or part.of.d_out * part.active_count  # type: ignore[attr-defined]
             sums[slot] = sums.get(slot, 0) + width
     return max(sums.values(), default=0)

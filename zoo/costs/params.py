@@ -26,10 +26,16 @@ def count(spec: Any) -> dict[str, Any]:
     }
 
 
+TOWERS = ("encoder", "decoder")
+"""Of an encoder-decoder; what both hold of a component is counted together."""
+
+
 def component(path: str, owner: Spec) -> str:
     """The component a part is counted under: inside a layer its attention, its feed-forward's experts, router and so
     on."""
     steps = path.split(".")
+    if steps[0] in TOWERS:
+        return component(".".join(steps[1:]), owner)
     if steps[0] != "blocks":
         return "norm" if owner.axis == "norm" and steps[0] != "embedding" else steps[0]
     slot = steps[2]

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from zoo.errors import ConfigError
 from zoo.lazy import torch
-from zoo.spec import Spec, components
+from zoo.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,36 @@ class LayerCache:
     """One layer's tensors [B, capacity, …]. A window of W tokens is a ring of W slots: what left the window is
     overwritten."""
 
-    def __init__(self, tensors: dict[str, torch.Tensor], columns: torch.Tensor) -> None:
+    def __init__(
+        self,
+        tensors: dict[str, torch.Tensor],
+        columns: torch.Tensor,
+        states: dict[str, torch.Tensor] | None = None,
+        cross: LayerCache | None = None,
+    ) -> None:
         self.tensors = tensors
         self.columns = columns
+        self.states = states or {}  # what a recurrent mixer holds [B, …], whatever the length
+        self.cross = cross
+        self.filled = False  # whether a memory was written whole (see `recall`)
 
     def append(self, plan: Plan, new: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Stores the new tokens; gives every visible key, the new ones included, in the order of `plan.columns`."""
         return tuple(self._append(plan, self.tensors[name], tensor) for name, tensor in new.items())
+
+    def held(self) -> Iterator[torch.Tensor]:
+        """Every tensor it keeps."""
+        yield from self.tensors.values()
+        yield from self.states.values()
+        if self.cross is not None:
+            yield from self.cross.held()
+
+    def recall(self, compute: Callable[[], tuple[torch.Tensor, ...]], names: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
+        """What was made of an encoder's output [B, S, …] by name: computed and kept the first time."""
+        if not self.filled:
+            self.tensors = dict(zip(names, compute(), strict=True))
+            self.filled = True
+        return tuple(self.tensors[name] for name in names)
 
     def _append(self, plan: Plan, buffer: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         if not plan.rolls:
@@ -58,7 +82,7 @@ class Cache:
     @classmethod
     def allocate(cls, model: Any, batch: int, capacity: int, *, dtype: Any = None, device: Any = None) -> Cache:
         """Room for `capacity` tokens in `batch` rows, of the model's own dtype and device unless given."""
-        spec = getattr(model, "spec", model)
+        spec = next(tower for tower in getattr(model, "spec", model).towers().values() if tower.causal)
         if dtype is None or device is None:
             weight = next(model.parameters())
             dtype, device = dtype or weight.dtype, device or weight.device
@@ -66,16 +90,22 @@ class Cache:
         columns = torch.arange(capacity, device=device)
         layers = []
         for kind in spec.pattern:
-            shapes = _shapes(spec.blocks[kind], spec.d_model)
+            block = spec.blocks[kind]
+            shapes = block.attention.cache()
             size = (batch, capacities[kind])
             tensors = {name: _room(*size, shape, dtype, device) for name, shape in shapes.items()}
-            layers.append(LayerCache(tensors, columns))
+            states = {
+                name: torch.zeros(batch, *shape, dtype=torch.float32, device=device)
+                for name, shape in block.state().items()
+            }
+            cross = LayerCache({}, columns) if block.cross else None
+            layers.append(LayerCache(tensors, columns, states, cross))
         return cls(spec, layers, capacities, capacity)
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return sum(tensor.nbytes for layer in self.layers for tensor in layer.tensors.values())
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer.held())
 
     def plan(self, kind: str, new: int) -> Plan:
         """Where `new` tokens go in layers of this kind. Raises ConfigError when they do not fit."""
@@ -108,10 +138,3 @@ def _ring(columns: torch.Tensor, end: int, size: int) -> torch.Tensor:
 
 def _window(block: Spec) -> int | None:
     return block.attention.visible_window  # type: ignore[attr-defined]
-
-
-def _shapes(block: Spec, d_model: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for _, component, _ in components(block, d_model):
-        shapes |= component.cache()
-    return shapes

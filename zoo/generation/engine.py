@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
@@ -33,7 +34,8 @@ def generate(
     attention_mask: Tensor | None = None,
     kernel: str | None = None,
 ) -> Tensor:
-    """The prompts with what the model adds to them, [B, length], on the model's device.
+    """The prompts with what the model adds to them, [B, length], on the model's device. Of an encoder-decoder: what the
+    decoder writes after reading the prompts, its start token first.
 
     Ends after `max_new_tokens`, or as soon as every row has met one of `stop_ids`; a row that met it before the others
     repeats it up to the end. Prompts of unequal length are padded on the left, with zeros in `attention_mask` [B, P]
@@ -45,7 +47,8 @@ def generate(
     sampling = Sampling.checked(temperature=temperature, seed=seed, **options)
     tokens = stream(model, ids, max_new_tokens, sampling, stop_ids, attention_mask=attention_mask, kernel=kernel)
     added = [token[:, None] for token in tokens]
-    return torch.cat([ids.to(_device(model)), *added], 1)
+    first = begin(model.spec, ids.to(_device(model)))
+    return torch.cat([first, *added], 1)
 
 
 def stream(
@@ -67,9 +70,36 @@ def stream(
     ids, mask = _prompt(model, ids.to(device), attention_mask)
     if max_new_tokens < 0:
         raise ConfigError(f"max_new_tokens: is {max_new_tokens}, not 0 or more")
-    check_length(model.spec, ids.shape[1], max_new_tokens)
+    first = begin(model.spec, ids)
+    check_length(writer(model.spec), first.shape[1], max_new_tokens)
     stop = torch.tensor(list(stop_ids), dtype=ids.dtype, device=device) if len(stop_ids) else None
     return _steps(model, ids, mask, max_new_tokens, sampling or Sampling(), stop, kernel)
+
+
+def writer(spec: Any) -> Any:
+    """The tower that writes: the model itself, or its decoder. Raises ConfigError for a model that writes nothing."""
+    towers = [tower for tower in spec.towers().values() if tower.causal]
+    if not towers:
+        raise ConfigError(f"generate: an {spec.kind} writes no text (a decoder or an encoder_decoder does)")
+    if towers[0].head.kind == "none":
+        raise ConfigError("generate: the model has no head, so there is nothing to choose a token from (head: lm)")
+    return towers[0]
+
+
+def begin(spec: Any, ids: Tensor) -> Tensor:
+    """What the tokens written come after [B, P]: the prompts, or an encoder-decoder's start token."""
+    return ids if writer(spec) is spec else torch.full_like(ids[:, :1], spec.start_id)
+
+
+def _ask(model: Any, ids: Tensor, mask: Tensor | None) -> Callable[..., Any]:
+    """What gives logits for the tokens to be written, once the prompts are read where reading is apart from writing."""
+    spec = writer(model.spec)
+    if spec is not model.spec:
+        memory = model.get_submodule("encoder")(ids, mask).hidden
+        return partial(model.get_submodule("decoder"), memory=memory, memory_mask=mask)
+    if spec.prefix_lm:
+        return partial(model, prefix=torch.full_like(ids[:, 0], ids.shape[1]))
+    return model
 
 
 def check_length(spec: Any, prompt: int, new: int) -> None:
@@ -129,19 +159,23 @@ def _steps(
     kernel: str | None,
 ) -> Iterator[Tensor]:
     """Inference mode is entered for each step anew: held across a yield, it would be the caller's mode too."""
-    (batch, known), generator = ids.shape, sampling.generator(ids.device)
-    whole = ids.new_empty(batch, known + budget)
+    first, generator = begin(model.spec, ids), sampling.generator(ids.device)
+    padding = mask if first is ids else None
+    (batch, prompt), known = first.shape, first.shape[1]
+    whole = ids.new_empty(batch, prompt + budget)
     # Padding is masked, whatever stands there: a token that the row has anyway, so that a penalty counts nothing more.
-    whole[:, :known] = ids if mask is None else torch.where(mask, ids, ids[:, -1:])
-    if mask is not None:
-        mask = torch.cat([mask, mask.new_ones(batch, budget)], 1)
+    whole[:, :prompt] = first if padding is None else torch.where(padding, first, first[:, -1:])
+    if padding is not None:
+        padding = torch.cat([padding, padding.new_ones(batch, budget)], 1)
     with _serving(model, kernel):
-        cache = _cache(model, batch, known, known + budget)
+        with torch.inference_mode():
+            ask = _ask(model, ids, mask)
+        cache = _cache(model, batch, prompt, prompt + budget)
         for _ in range(budget):
             with torch.inference_mode():
-                logits = _next_logits(model, whole[:, :known], mask, cache)
+                logits = _next_logits(ask, whole[:, :known], padding, cache)
                 token = sample(logits, sampling, generator, whole[:, :known])
-                if stop is not None and known > ids.shape[1]:
+                if stop is not None and known > prompt:
                     last = whole[:, known - 1]
                     token = torch.where(torch.isin(last, stop), last, token)
                 whole[:, known] = token
@@ -160,10 +194,10 @@ def _cache(model: Any, batch: int, prompt: int, length: int) -> Cache | None:
         return Cache.allocate(model, batch, length if until is None else min(length, until))
 
 
-def _next_logits(model: Any, held: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+def _next_logits(ask: Callable[..., Any], held: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
     """Logits [B, V] after all the tokens held [B, T]; past what can be cached (dynamic rope), from all of them anew."""
     known = held.shape[1]
     padding = None if mask is None else mask[:, :known]
     if cache is None or known > cache.capacity:
-        return model(held, padding, logits_to_keep=1).logits[:, -1]
-    return model(held[:, cache.length :], padding, cache=cache, logits_to_keep=1).logits[:, -1]
+        return ask(held, padding, logits_to_keep=1).logits[:, -1]
+    return ask(held[:, cache.length :], padding, cache=cache, logits_to_keep=1).logits[:, -1]

@@ -1,0 +1,5 @@
+"""Encoder-decoders."""
+
+from families import Case
+
+CASES: list[Case] = []

@@ -1,0 +1,95 @@
+"""Tiny random reference models of published families, and what must hold for each: the harness of test_families.py."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import zoo
+
+# Correct float32 kernels differ by 2e-6 to 2e-5; exact and tanh GELU by 1e-3, which a looser bound would let pass.
+CLOSE = {"atol": 5e-5, "rtol": 0.0}
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One reference model: a config class and what is set on it, and the class of the model.
+
+    `layers` is where its layers are, for their hidden states; `beyond` says that its cached generation is not its own full
+    forward, so that only logits are compared.
+    """
+
+    name: str
+    config: str
+    model: str
+    sizes: Mapping[str, Any]
+    layers: str = ""
+    tokens: int = 24
+    writes: bool = True
+    inputs: Callable[[torch.Tensor], dict[str, Any]] = field(default=lambda ids: {})
+    unbind: tuple[str, ...] = ()
+
+    def reference(self) -> Any:
+        """The reference model in eval mode, every parameter and saved buffer random."""
+        config = getattr(transformers, self.config)(**self.sizes)
+        config._attn_implementation = "eager"
+        torch.manual_seed(0)
+        model = getattr(transformers, self.model)(config).eval()
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                if not tensor.is_floating_point() or any(part in name for part in self.unbind):
+                    continue
+                drawn = torch.randn(tensor.shape, generator=generator) * 0.15
+                tensor.copy_(drawn + 1 if tensor.ndim == 1 and name.endswith("weight") else drawn)
+        return model
+
+
+@dataclass
+class Pair:
+    """A reference model, the folder it was saved to, and what zoo made of that."""
+
+    case: Case
+    reference: Any
+    folder: Path
+    ours: Any
+
+    @property
+    def decoder(self) -> bool:
+        return self.ours.spec.kind == "decoder"
+
+    def ids(self, rows: int = 2, length: int | None = None, seed: int = 0) -> torch.Tensor:
+        """Token ids, none of them special."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(5, self.ours.spec.vocab_size, (rows, length or self.case.tokens), generator=generator)
+
+
+@functools.cache
+def pair(case: Case) -> Pair:
+    """The two models of a case, made once."""
+    folder = Path(tempfile.mkdtemp(prefix="zoo-family-"))
+    reference = case.reference()
+    reference.save_pretrained(folder)
+    return Pair(case, reference, folder, zoo.load(folder))
+
+
+def both(pair: Pair, ids: torch.Tensor, mask: torch.Tensor | None = None, **more: Any) -> tuple[Any, Any]:
+    """What the two models give for the same inputs, hidden states included."""
+    extra = {**pair.case.inputs(ids), **more}
+    with torch.no_grad():
+        theirs = pair.reference(input_ids=ids, attention_mask=mask, output_hidden_states=True, **extra)
+        ours = pair.ours(ids, mask, **extra)
+    return ours, theirs
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor in a folder's safetensors."""
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}

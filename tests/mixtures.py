@@ -1,0 +1,39 @@
+"""Small mixtures of experts with every weight random, for the tests."""
+
+import itertools
+
+import torch
+
+from zoo.ffn import FFN
+from zoo.layer import Layer
+from zoo.mask import Mask
+from zoo.step import Step
+
+D, F, E = 24, 16, 8
+TIGHT = {"atol": 5e-5, "rtol": 1e-5}
+
+
+def filled(module, seed):
+    """The module in eval mode, every parameter and buffer random."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in itertools.chain(module.parameters(), module.buffers()):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.4)
+    return module.eval()
+
+
+def layer(spec, seed=0):
+    return filled(Layer(spec, D), seed)
+
+
+def moe(router, **fields):
+    expert = {"kind": "gated", "d_ff": F, "activation": {"kind": "silu"}}
+    return FFN.parse({"kind": "moe", "expert": expert, "router": router, **fields})
+
+
+def step(length, **fields):
+    return Step(mask=Mask(length, length), **fields)
+
+
+def tokens(seed, batch=3, length=11):
+    return torch.randn(batch, length, D, generator=torch.Generator().manual_seed(100 + seed))

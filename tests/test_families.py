@@ -1,0 +1,192 @@
+"""Every family equals its reference: logits, layers, padding, cached generation, and the way back to its own files."""
+
+from __future__ import annotations
+
+import json
+
+import cases_encoders
+import cases_experts
+import cases_gpt
+import cases_llama
+import cases_seq2seq
+import pytest
+import torch
+import transformers
+from families import CLOSE, Case, both, pair, tensors
+
+import zoo
+from zoo.checkpoint import hf
+from zoo.checkpoint.inverse import attempt
+
+CASES: list[Case] = [
+    *cases_gpt.CASES,
+    *cases_llama.CASES,
+    *cases_experts.CASES,
+    *cases_encoders.CASES,
+    *cases_seq2seq.CASES,
+]
+EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+WRITERS = pytest.mark.parametrize("case", [case for case in CASES if case.writes], ids=lambda case: case.name)
+
+
+@EVERY
+def test_logits_and_hidden_states_equal_the_reference(case):
+    two = pair(case)
+    ids = two.ids()
+    ours, theirs = both(two, ids)
+    if ours.logits is not None:
+        torch.testing.assert_close(ours.logits, theirs.logits, **CLOSE)
+    if getattr(theirs, "pooler_output", None) is not None:
+        torch.testing.assert_close(ours.pooled, theirs.pooler_output, **CLOSE)
+    last = theirs.decoder_hidden_states if "decoder_hidden_states" in theirs else theirs.hidden_states
+    torch.testing.assert_close(ours.hidden, last[-1], **CLOSE)
+
+
+@EVERY
+def test_each_layers_output_equals_the_references(case):
+    two = pair(case)
+    ids, seen = two.ids(), []
+    towers = [two.ours.get_submodule(name) if name else two.ours for name, _ in two.ours.towers()]
+    hooks = [
+        block.register_forward_hook(lambda module, args, output: seen.append(output))
+        for tower in towers
+        for block in tower.blocks
+    ]
+    _, theirs = both(two, ids)
+    for hook in hooks:
+        hook.remove()
+    names = [name for name in ("encoder_hidden_states", "decoder_hidden_states", "hidden_states") if theirs.get(name)]
+    expected = [states for name in names for states in theirs[name][1:-1]]
+    inner = [each for tower, count in zip(towers, _layer_counts(towers), strict=True) for each in _take(seen, count)[:-1]]
+    assert len(inner) == len(expected)
+    for mine, other in zip(inner, expected, strict=True):
+        torch.testing.assert_close(mine, other, **CLOSE)
+
+
+def _layer_counts(towers):
+    return [tower.spec.n_layers for tower in towers]
+
+
+def _take(items, count):
+    taken = items[:count]
+    del items[:count]
+    return taken
+
+
+@EVERY
+def test_padded_rows_equal_the_rows_alone_on_either_side(case):
+    two = pair(case)
+    ids, length = two.ids(3), two.case.tokens
+    pad = two.reference.config.pad_token_id or 0
+    mask = torch.ones_like(ids)
+    mask[0, length - 7 :], mask[1, :5] = 0, 0
+    ids = torch.where(mask.bool(), ids, torch.full_like(ids, pad))
+    extra = case.inputs(ids)
+    with torch.no_grad():
+        whole = two.ours(ids, mask, **extra)
+        for row in range(3):
+            real = mask[row].bool()
+            part = {name: value[row : row + 1][:, real] if _by_column(name) else value[row : row + 1] for name, value in extra.items()}
+            alone = two.ours(ids[row : row + 1, real], **part)
+            if two.ours.spec.kind == "encoder_decoder":
+                torch.testing.assert_close(whole.logits[row], alone.logits[0], **CLOSE)
+                reference = two.reference(input_ids=ids[row : row + 1], attention_mask=mask[row : row + 1], **part)
+                if row != 1:  # the reference counts positions from the padding on the left
+                    torch.testing.assert_close(whole.logits[row], reference.logits[0], **CLOSE)
+            else:
+                torch.testing.assert_close(whole.hidden[row][real], alone.hidden[0], **CLOSE)
+
+
+def _by_column(name):
+    return not name.startswith("decoder")
+
+
+@WRITERS
+def test_greedy_continuation_with_a_cache_equals_the_references(case):
+    two = pair(case)
+    ids = two.ids(2, 10)
+    options = {"max_new_tokens": 14, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with torch.no_grad():
+        theirs = two.reference.generate(ids, attention_mask=torch.ones_like(ids), **options)
+    ours = zoo.generate(two.ours, ids, 14)
+    assert ours.tolist() == theirs.tolist()
+
+
+@EVERY
+def test_export_gives_back_every_tensor_bit_for_bit_and_loads(case, tmp_path):
+    two = pair(case)
+    zoo.export(two.ours, tmp_path / "out", verify=False)
+    before, after = tensors(two.folder), tensors(tmp_path / "out")
+    assert sorted(before) == sorted(after)
+    assert [name for name, tensor in before.items() if not torch.equal(tensor, after[name])] == []
+    assert {name: t.dtype for name, t in before.items()} == {name: t.dtype for name, t in after.items()}
+    again = getattr(transformers, case.model).from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+    ids = two.ids(seed=3)
+    with torch.no_grad():
+        extra = case.inputs(ids)
+        mine, other = again(input_ids=ids, **extra), two.reference(input_ids=ids, **extra)
+    torch.testing.assert_close(mine[0], other[0], atol=1e-5, rtol=0)
+
+
+@EVERY
+def test_the_spec_alone_says_the_config(case):
+    two = pair(case)
+    source = two.ours.source
+    _, body, faults = attempt(source.family, source.body.architecture, two.ours.spec)
+    assert faults == [] and body is not None
+
+
+@EVERY
+def test_the_hub_style_of_a_config_says_the_same(case):
+    two = pair(case)
+    config = json.loads((two.folder / "config.json").read_text())
+    old = hub_style(config)
+    if old == config:
+        pytest.skip("the two styles are one for it")
+    file = two.folder / "hub-config.json"
+    file.write_text(json.dumps(old))
+    assert hf.spec_of(hf.read_body(file)[1]) == hf.spec_of(hf.read_body(two.folder)[1])
+
+
+def hub_style(config):
+    """The config as files on the hub have it: rotary parameters at the top level."""
+    old, stated = dict(config), config.get("rope_parameters")
+    if not isinstance(stated, dict) or any(isinstance(value, dict) for value in stated.values()):
+        return config
+    scaling = {name: value for name, value in stated.items() if name not in ("rope_theta", "partial_rotary_factor")}
+    del old["rope_parameters"]
+    old["rope_theta"] = stated["rope_theta"]
+    if "partial_rotary_factor" in stated:
+        old["partial_rotary_factor"] = stated["partial_rotary_factor"]
+    if scaling.get("rope_type", "default") != "default":
+        old["rope_scaling"] = scaling
+    return old
+
+
+@EVERY
+def test_an_unknown_tensor_and_a_missing_one_are_named(case, tmp_path):
+    two = pair(case)
+    source, found = hf.open_folder(two.folder)
+    spec = hf.spec_of(source.body)
+    laid = hf.entries(spec, source.family.keys, source.body.prefix, source.body.fields, source.body.kinds)
+    lost = sorted(found)[0]
+    faults = hf.differences(laid, {**{k: v for k, v in found.items() if k != lost}, "stranger.weight": found[lost]}, source)
+    assert any(lost in fault and "missing" in fault for fault in faults)
+    assert any("stranger.weight" in fault and "no row" in fault for fault in faults)
+
+
+@pytest.mark.parametrize("name", sorted({case.name.split("-")[0] for case in CASES}))
+def test_defaults_are_the_references(name):
+    """What a family's YAML says of fields that are left out is what transformers' config class says."""
+    from zoo.checkpoint import family
+
+    first = next(case for case in CASES if case.name.split("-")[0] == name)
+    mine = pair(first).ours.source.family
+    stated = getattr(transformers, first.config)()
+    theirs = {**stated.to_dict(), **{k: getattr(stated, k) for k in mine.defaults if hasattr(stated, k)}}
+    wrong = {
+        key: (value, theirs[key])
+        for key, value in mine.defaults.items()
+        if key in theirs and value is not None and theirs[key] not in (value, None)
+    }
+    assert wrong == {} and family.names()

@@ -1,0 +1,334 @@
+"""Routers, experts and activations against the reference implementations' own modules."""
+
+import pytest
+import torch
+from mixtures import TIGHT, D, E, F, filled, layer, moe, step, tokens
+from transformers.activations import ACT2FN
+from transformers.models.deepseek_v2 import modeling_deepseek_v2 as deepseek_v2
+from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek_v3
+from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
+from transformers.models.granitemoe import modeling_granitemoe as granitemoe
+from transformers.models.llama4 import modeling_llama4 as llama4
+from transformers.models.phimoe import modeling_phimoe as phimoe
+from transformers.models.qwen2_moe import modeling_qwen2_moe as qwen2_moe
+from transformers.models.switch_transformers import modeling_switch_transformers as switch
+
+from zoo.activation import Activation
+from zoo.layer import Layer
+from zoo.router import SparseMixer
+
+SEEDS = pytest.mark.parametrize("seed", range(4))
+
+
+def load(module, tensors):
+    """Fills exactly the tensors there are."""
+    module.load_state_dict(tensors, strict=True)
+    return module
+
+
+def halves(fused):
+    """gate_up_proj [E, 2F, D] as gate and up."""
+    gate, up = fused.chunk(2, 1)
+    return {"experts.gate.weight": gate, "experts.up.weight": up}
+
+
+def gated(prefix, mlp):
+    pairs = {"gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj}
+    return {f"{prefix}.{name}.weight": linear.weight for name, linear in pairs.items()}
+
+
+def same(ours, x, reference):
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x, step(x.shape[1])), reference, **TIGHT)
+
+
+@SEEDS
+@pytest.mark.parametrize("groups", [(1, 1), (4, 2), (2, 1)])
+def test_softmax_routing_by_groups_equals_deepseek_v2(groups, seed):
+    config = deepseek_v2.DeepseekV2Config(
+        **{
+            "hidden_size": D,
+            "num_attention_heads": 4,
+            "moe_intermediate_size": F,
+            "n_routed_experts": E,
+            "num_experts_per_tok": 3,
+        },
+        **{"n_shared_experts": 2, "routed_scaling_factor": 1.7, "n_group": groups[0], "topk_group": groups[1]},
+        topk_method="greedy" if groups[0] == 1 else "group_limited_greedy",
+    )
+    reference = filled(deepseek_v2.DeepseekV2Moe(config), seed)
+    router = {"kind": "softmax_topk", "n_experts": E, "top_k": 3, "normalize": False, "scale": 1.7}
+    router |= {"n_groups": groups[0], "top_k_groups": groups[1]}
+    shared = {"kind": "gated", "d_ff": 2 * F, "activation": {"kind": "silu"}}
+    ours = load(
+        layer(moe(router, shared=shared)),
+        {
+            "router.gate.weight": reference.gate.weight,
+            **halves(reference.experts.gate_up_proj),
+            "experts.down.weight": reference.experts.down_proj,
+            **gated("shared", reference.shared_experts),
+        },
+    )
+    x = tokens(seed)
+    same(ours, x, reference(x))
+
+
+@SEEDS
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("groups", [(1, 1), (4, 2), (2, 1)])
+def test_sigmoid_routing_with_a_selection_bias_equals_deepseek_v3(groups, normalize, seed):
+    config = deepseek_v3.DeepseekV3Config(
+        **{
+            "hidden_size": D,
+            "num_attention_heads": 4,
+            "moe_intermediate_size": F,
+            "n_routed_experts": E,
+            "num_experts_per_tok": 3,
+        },
+        **{"n_shared_experts": 1, "routed_scaling_factor": 2.5, "n_group": groups[0], "topk_group": groups[1]},
+        norm_topk_prob=normalize,
+    )
+    reference = filled(deepseek_v3.DeepseekV3MoE(config), seed)
+    router = {"kind": "sigmoid_topk", "n_experts": E, "top_k": 3, "normalize": normalize, "scale": 2.5}
+    router |= {"n_groups": groups[0], "top_k_groups": groups[1]}
+    shared = {"kind": "gated", "d_ff": F, "activation": {"kind": "silu"}}
+    ours = load(
+        layer(moe(router, shared=shared)),
+        {
+            "router.gate.weight": reference.gate.weight,
+            "router.selection_bias": reference.gate.e_score_correction_bias,
+            **halves(reference.experts.gate_up_proj),
+            "experts.down.weight": reference.experts.down_proj,
+            **gated("shared", reference.shared_experts),
+        },
+    )
+    x = tokens(seed)
+    same(ours, x, reference(x))
+
+
+@SEEDS
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_gated_shared_expert_equals_qwen2_moe(normalize, seed):
+    config = qwen2_moe.Qwen2MoeConfig(
+        **{
+            "hidden_size": D,
+            "num_attention_heads": 4,
+            "moe_intermediate_size": F,
+            "num_experts": E,
+            "num_experts_per_tok": 3,
+        },
+        **{"shared_expert_intermediate_size": 20, "norm_topk_prob": normalize},
+    )
+    reference = filled(qwen2_moe.Qwen2MoeSparseMoeBlock(config), seed)
+    router = {"kind": "softmax_topk", "n_experts": E, "top_k": 3, "normalize": normalize}
+    shared = {"kind": "gated", "d_ff": 20, "activation": {"kind": "silu"}}
+    ours = load(
+        layer(moe(router, shared=shared, shared_gate=True)),
+        {
+            "router.gate.weight": reference.gate.weight,
+            **halves(reference.experts.gate_up_proj),
+            "experts.down.weight": reference.experts.down_proj,
+            **gated("shared", reference.shared_expert),
+            "shared_gate.weight": reference.shared_expert_gate.weight,
+        },
+    )
+    x = tokens(seed)
+    same(ours, x, reference(x))
+
+
+@SEEDS
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_scores_on_the_experts_input_equal_llama4(top_k, seed):
+    config = llama4.Llama4TextConfig(
+        **{
+            "hidden_size": D,
+            "num_attention_heads": 4,
+            "intermediate_size": F,
+            "num_local_experts": E,
+            "num_experts_per_tok": top_k,
+        }
+    )
+    reference = filled(llama4.Llama4TextMoe(config), seed)
+    router = {"kind": "sigmoid_topk", "n_experts": E, "top_k": top_k, "normalize": False, "selection_bias": False}
+    shared = {"kind": "gated", "d_ff": F, "activation": {"kind": "silu"}}
+    ours = load(
+        layer(moe(router, shared=shared, scale_input=True)),
+        {
+            "router.gate.weight": reference.router.weight,
+            **halves(reference.experts.gate_up_proj.transpose(1, 2)),
+            "experts.down.weight": reference.experts.down_proj.transpose(1, 2),
+            **gated("shared", reference.shared_expert),
+        },
+    )
+    x = tokens(seed)
+    same(ours, x, reference(x)[0].view_as(x))
+
+
+@SEEDS
+def test_clamped_experts_and_a_router_bias_equal_gpt_oss(seed):
+    config = gpt_oss.GptOssConfig(
+        **{
+            "hidden_size": D,
+            "num_attention_heads": 4,
+            "intermediate_size": F,
+            "num_local_experts": E,
+            "num_experts_per_tok": 3,
+        }
+    )
+    reference = filled(gpt_oss.GptOssMLP(config), seed)
+    router = {"kind": "softmax_topk", "n_experts": E, "top_k": 3, "bias": True}
+    experts = reference.experts
+    ours = load(
+        layer(moe(router, expert={"kind": "gated_clamped", "d_ff": F, "alpha": 1.702, "limit": 7.0})),
+        {
+            "router.gate.weight": reference.router.weight,
+            "router.gate.bias": reference.router.bias,
+            "experts.gate.weight": experts.gate_up_proj[..., ::2].transpose(1, 2),
+            "experts.up.weight": experts.gate_up_proj[..., 1::2].transpose(1, 2),
+            "experts.down.weight": experts.down_proj.transpose(1, 2),
+            "experts.gate.bias": experts.gate_up_proj_bias[:, ::2],
+            "experts.up.bias": experts.gate_up_proj_bias[:, 1::2],
+            "experts.down.bias": experts.down_proj_bias,
+        },
+    )
+    x = tokens(seed) * 6  # so that the bounds bite
+    with torch.no_grad():
+        gate = x.flatten(0, 1) @ experts.gate_up_proj[0][:, ::2]
+    assert gate.max() > 7 and gate.min() < -7
+    same(ours, x, reference(x)[0])
+
+
+@SEEDS
+def test_softmax_over_the_chosen_alone_equals_granitemoe(seed):
+    config = granitemoe.GraniteMoeConfig(
+        **{
+            "hidden_size": D,
+            "num_attention_heads": 4,
+            "intermediate_size": F,
+            "num_local_experts": E,
+            "num_experts_per_tok": 3,
+        }
+    )
+    reference = filled(granitemoe.GraniteMoeMoE(config), seed)
+    ours = load(
+        layer(moe({"kind": "softmax_topk", "n_experts": E, "top_k": 3, "normalize": True})),
+        {
+            "router.gate.weight": reference.router.weight,
+            **halves(reference.experts.gate_up_proj),
+            "experts.down.weight": reference.experts.down_proj,
+        },
+    )
+    x = tokens(seed)
+    same(ours, x, reference(x))
+
+
+def switch_pair(seed, capacity, bias):
+    config = switch.SwitchTransformersConfig(
+        **{"d_model": D, "d_ff": F, "num_experts": E, "expert_capacity": capacity, "router_bias": bias},
+        **{"dense_act_fn": "relu", "router_jitter_noise": 0.0, "dropout_rate": 0.0},
+    )
+    reference = filled(switch.SwitchTransformersSparseMLP(config), seed)
+    router = {"kind": "softmax_topk", "n_experts": E, "top_k": 1, "normalize": False, "bias": bias}
+    expert = {"kind": "mlp", "d_ff": F, "activation": {"kind": "relu"}}
+    ours = layer(moe(router | {"capacity": capacity, "z_coef": 1.0, "balance_coef": 1.0}, expert=expert))
+    classifier = {f"router.gate.{name}": value for name, value in reference.router.classifier.state_dict().items()}
+    experts = [reference.experts[f"expert_{index}"] for index in range(E)]
+    stacked = {
+        "experts.up.weight": torch.stack([expert.wi.weight for expert in experts]),
+        "experts.down.weight": torch.stack([expert.wo.weight for expert in experts]),
+    }
+    return load(ours, classifier | stacked), reference
+
+
+@SEEDS
+@pytest.mark.parametrize("capacity", [1, 2, 64])
+def test_tokens_beyond_an_experts_capacity_are_dropped_as_in_switch(capacity, seed):
+    ours, reference = switch_pair(seed, capacity, bias=bool(seed % 2))
+    x = tokens(seed, batch=3, length=20)
+    expected = reference(x)
+    dropped = (expected == 0).all(-1)
+    assert dropped.any() == (capacity < 64)
+    same(ours, x, expected)
+
+
+@SEEDS
+def test_router_losses_equal_switchs(seed):
+    ours, reference = switch_pair(seed, 64, bias=False)
+    x = tokens(seed, batch=1, length=20)  # the reference averages rows, ours takes all tokens at once
+    now = step(20)
+    ours.train()(x, now)
+    logits = reference.router(x)[2]
+    chances = logits.softmax(-1)
+    losses = dict(now.losses)
+    torch.testing.assert_close(losses["z"], switch.router_z_loss_func(logits), **TIGHT)
+    torch.testing.assert_close(losses["balance"], switch.load_balancing_loss_func(chances, chances.argmax(-1)), **TIGHT)
+
+
+@SEEDS
+@pytest.mark.parametrize("jitter", [0.01, 0.2])
+def test_sparsemixer_equals_phimoe(jitter, seed):
+    config = phimoe.PhimoeConfig(
+        **{
+            "hidden_size": D,
+            "num_attention_heads": 4,
+            "intermediate_size": F,
+            "num_local_experts": E,
+            "router_jitter_noise": jitter,
+        }
+    )
+    reference = filled(phimoe.PhimoeSparseMoeBlock(config), seed)
+    ours = load(
+        layer(moe({"kind": "sparsemixer", "n_experts": E, "jitter": jitter})),
+        {
+            "router.gate.weight": reference.router.weight,
+            **halves(reference.experts.gate_up_proj),
+            "experts.down.weight": reference.experts.down_proj,
+        },
+    )
+    x = tokens(seed)
+    same(ours, x, reference(x))
+
+
+@SEEDS
+def test_sparsemixer_draws_and_differentiates_as_phimoe_in_training(seed):
+    router = layer(SparseMixer(n_experts=E, jitter=0.3, balance_coef=0.0), seed).train()
+    x = tokens(seed, batch=1, length=40)
+    scores = router.gate(x).detach()[0].requires_grad_()
+    torch.manual_seed(seed)
+    weights, chosen = phimoe.sparsemixer(scores, jitter_eps=0.3, training=True)
+    pull = torch.randn(weights.shape[0])
+    (weights[:, 0] * pull).sum().backward()
+    own = scores.detach()[None].clone().requires_grad_()
+    torch.manual_seed(seed)
+    first, weight = router.spec._draw(own, own, True)
+    (weight[0, :, 0] * pull).sum().backward()
+    assert torch.equal(first[0, :, 0], chosen[:, 0])
+    assert (first != own.argmax(-1, keepdim=True)).any()
+    torch.testing.assert_close(weight[0, :, 0], weights[:, 0], atol=1e-4, rtol=0)  # the reference writes 1/3 as 0.3333
+    torch.testing.assert_close(own.grad[0], scores.grad, **TIGHT)
+
+
+@pytest.mark.parametrize(
+    ("reference", "kind"),
+    [
+        *[(name, name) for name in ("quick_gelu", "mish", "tanh", "leaky_relu", "relu6", "sigmoid", "relu2", "silu")],
+        *[("gelu_new", "gelu_tanh"), ("gelu_fast", "gelu_tanh"), ("gelu_accurate", "gelu_tanh"), ("gelu", "gelu")],
+        *[("gelu_10", "gelu_clipped"), ("linear", "identity"), ("hardswish", "hardswish")],
+    ],
+)
+def test_activations_equal_the_reference(reference, kind):
+    x = torch.linspace(-14, 14, 401)
+    torch.testing.assert_close(Activation.parse({"kind": kind}).apply(x), ACT2FN[reference](x), atol=1e-6, rtol=1e-5)
+
+
+@SEEDS
+def test_xielu_and_its_learned_parameters_equal_the_reference(seed):
+    reference = ACT2FN["xielu"].float()
+    ours = Layer(Activation.parse({"kind": "xielu"}), D)
+    for name, parameter in ours.named_parameters():
+        start = getattr(reference, name)  # rounded to bfloat16
+        torch.testing.assert_close(torch.full_like(start, ours.spec.parts(D)[name].init), start, atol=1e-2, rtol=0)
+        with torch.no_grad():
+            parameter.copy_(start.copy_(torch.randn(1)))
+    x = torch.linspace(-9, 9, 301)
+    torch.testing.assert_close(ours(x), reference(x), **TIGHT)

@@ -1,0 +1,190 @@
+"""What each router promises: weighted sums, padding, documents, causality, capacity, and what it refuses."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from mixtures import TIGHT, D, E, F, layer, moe, step, tokens
+
+from zoo.moe import MoE
+from zoo.router import ExpertChoice, Router, SigmoidTopK, SoftmaxTopK, SparseMixer
+
+EVERY = {
+    "softmax": SoftmaxTopK(n_experts=E, top_k=3, n_groups=4, top_k_groups=2, scale=1.5),
+    "capacity": SoftmaxTopK(n_experts=E, top_k=2, capacity=2),
+    "sigmoid": SigmoidTopK(n_experts=E, top_k=3, n_groups=2, top_k_groups=1, bias=True, capacity=3),
+    "sparsemixer": SparseMixer(n_experts=E, jitter=0.1),
+    "expert_choice": ExpertChoice(n_experts=E, top_k=2, scale=0.5),
+}
+ROUTERS = pytest.mark.parametrize("router", EVERY.values(), ids=EVERY.keys())
+
+
+def by_hand(ours, x, now):
+    """Every expert over every token, added up with the weights that the routes say."""
+    routes = ours.router(x, now)
+    flat = x.flatten(0, 1)
+    y = torch.zeros_like(flat)
+    for token, expert, weight in zip(routes.tokens, routes.experts, routes.weights, strict=True):
+        gate, up, down = (ours.experts[name].weight[expert] for name in ("gate", "up", "down"))
+        y[token] += weight * (torch.nn.functional.silu(flat[token] @ gate.T) * (flat[token] @ up.T)) @ down.T
+    return y.view_as(x)
+
+
+@ROUTERS
+def test_a_mixture_is_the_weighted_sum_of_its_experts(router):
+    ours, x = layer(moe(router)), tokens(0)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x, step(11)), by_hand(ours, x, step(11)), **TIGHT)
+
+
+@ROUTERS
+def test_rows_with_padding_are_routed_as_the_rows_alone(router):
+    ours, x = layer(moe(router)), tokens(1)
+    real = torch.ones(3, 11, dtype=torch.bool)
+    real[0, :4], real[1, 7:] = False, False
+    with torch.no_grad():
+        padded = ours(x, step(11, real=real))
+        for row in range(3):
+            alone = ours(x[row : row + 1, real[row]], step(int(real[row].sum())))
+            torch.testing.assert_close(padded[row, real[row]], alone[0], **TIGHT)
+
+
+@ROUTERS
+@pytest.mark.parametrize("numbers", [(0, 1, 2), (5, 3, 4)])
+def test_packed_documents_are_routed_as_separate_ones(router, numbers):
+    ours, x = layer(moe(router)), tokens(2, length=24)
+    sizes = (9, 2, 13)
+    documents = torch.tensor(numbers).repeat_interleave(torch.tensor(sizes)).expand(3, -1)
+    with torch.no_grad():
+        packed = ours(x, step(24, documents=documents))
+        apart = [ours(part, step(part.shape[1])) for part in x.split(sizes, 1)]
+    torch.testing.assert_close(packed, torch.cat(apart, 1), **TIGHT)
+
+
+@pytest.mark.parametrize("name", ["softmax", "capacity", "sigmoid", "sparsemixer"])
+def test_a_tokens_experts_do_not_depend_on_later_tokens(name):
+    ours, x = layer(moe(EVERY[name])), tokens(3)
+    changed = x.clone()
+    changed[:, 6:] += 1
+    with torch.no_grad():
+        before, after = ours(x, step(11)), ours(changed, step(11))
+    torch.testing.assert_close(before[:, :6], after[:, :6], **TIGHT)
+    assert EVERY[name].causal is None
+
+
+class Held:
+    """As much of a layer's cache as a router asks for."""
+
+    def __init__(self, spec, batch):
+        self.states = {name: torch.zeros(batch, *shape) for name, shape in spec.state().items()}
+
+
+@pytest.mark.parametrize("name", ["capacity", "sigmoid"])
+def test_capacity_is_counted_on_while_decoding(name):
+    ours, x = layer(moe(EVERY[name])), tokens(4, length=16)
+    assert ours.spec.state() == {"routed": (E,)}
+    cache, parts = Held(ours.spec, 3), []
+    with torch.no_grad():
+        whole = ours(x, step(16))
+        for index, part in enumerate(x.split((7, 1, 1, 4, 3), 1)):
+            parts.append(ours(part, step(part.shape[1], cache=cache, first=index == 0)))
+    torch.testing.assert_close(torch.cat(parts, 1), whole, **TIGHT)
+
+
+def test_experts_that_choose_have_the_same_load_and_take_their_likeliest_tokens():
+    router, x = layer(EVERY["expert_choice"]), tokens(5, length=16)
+    routes = router(x, step(16))
+    assert (routes.experts.bincount() == 3 * 16 * 2 // E).all()
+    chances = (router.gate(x)).softmax(-1)
+    for row, expert in itertools.product(range(3), range(E)):
+        mine = (routes.experts == expert) & (routes.tokens // 16 == row)
+        best = chances[row, :, expert].topk(4)
+        assert set((routes.tokens[mine] % 16).tolist()) == set(best.indices.tolist())
+        torch.testing.assert_close(routes.weights[mine].sort().values, 0.5 * best.values.sort().values)
+    assert ExpertChoice.causal is False
+
+
+def test_a_row_too_short_for_experts_to_choose_from_passes_by():
+    ours = layer(moe(EVERY["expert_choice"]))
+    with torch.no_grad():
+        assert ours(tokens(6, length=3), step(3)).abs().max() == 0
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid", "sparsemixer"])
+def test_losses_leave_padding_out(name):
+    # sparsemixer draws by chance: with no jitter only the best is near enough
+    router = SparseMixer(n_experts=E, jitter=0.0, z_coef=0.1) if name == "sparsemixer" else EVERY[name]
+    ours, x = layer(router).train(), tokens(7, batch=1)
+    real = torch.ones(1, 11, dtype=torch.bool)
+    real[:, :5] = False
+    padded, alone = step(11, real=real), step(6)
+    ours(x, padded), ours(x[:, 5:], alone)
+    assert padded.losses and len(padded.losses) == len(alone.losses)
+    for (_, one), (_, other) in zip(padded.losses, alone.losses, strict=True):
+        torch.testing.assert_close(one, other, **TIGHT)
+
+
+@ROUTERS
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_mixture_compiles_whole_and_its_router_learns(router, shared):
+    torch.compiler.reset()
+    fields = {"shared": {"kind": "gated", "d_ff": 6, "activation": {"kind": "silu"}}, "shared_gate": True}
+    expert = {"kind": "mlp", "d_ff": F, "activation": {"kind": "xielu"}, "bias": True}
+    ours, x = layer(moe(router, expert=expert, **(fields if shared else {}))), tokens(8)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x, step(11)), ours(x, step(11)), **TIGHT)
+    now = step(11)
+    ours.train()(x, now).square().sum().backward()
+    silent = [name for name, p in ours.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert silent == []
+
+
+def test_a_learned_activation_is_shared_by_the_experts():
+    expert = {"kind": "gated", "d_ff": F, "activation": {"kind": "xielu"}}
+    ours = layer(moe({"kind": "softmax_topk", "n_experts": E, "top_k": 2}, expert=expert))
+    assert [name for name, _ in ours.named_parameters() if "alpha" in name] == [
+        "activation.alpha_p",
+        "activation.alpha_n",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("router", "fault"),
+    [
+        ({"kind": "softmax_topk", "n_experts": 4, "top_k": 5}, "top_k=5 is more than n_experts=4"),
+        ({"kind": "expert_choice", "n_experts": 4, "top_k": 5}, "top_k=5 is more than n_experts=4"),
+        ({"kind": "softmax_topk", "n_experts": 8, "top_k": 1, "n_groups": 3}, "not a multiple of n_groups=3"),
+        ({"kind": "sigmoid_topk", "n_experts": 8, "top_k": 1, "n_groups": 8}, "leaves 1 experts in each"),
+        ({"kind": "softmax_topk", "n_experts": 8, "top_k": 3, "n_groups": 4}, "more than there are in 1 groups of 2"),
+        ({"kind": "softmax_topk", "n_experts": 8, "top_k": 1, "top_k_groups": 2}, "more than n_groups=1"),
+        ({"kind": "sparsemixer", "n_experts": 8, "top_k": 1}, "draws exactly two"),
+    ],
+)
+def test_impossible_routing_is_refused(router, fault):
+    with pytest.raises(ValueError, match=fault):
+        Router.parse(router)
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"shared_gate": True}, "there is none"),
+        ({"scale_input": True, "router": EVERY["expert_choice"]}, "drops tokens"),
+        ({"scale_input": True, "router": EVERY["capacity"]}, "drops tokens"),
+        ({"shared": moe(EVERY["softmax"])}, "cannot itself be a mixture"),
+    ],
+)
+def test_impossible_mixtures_are_refused(fields, fault):
+    with pytest.raises(ValueError, match=fault):
+        moe(**{"router": EVERY["softmax"]} | fields)
+
+
+def test_parameters_and_flops_of_a_mixture_follow_top_k():
+    spec = moe(EVERY["softmax"])
+    assert isinstance(spec, MoE)
+    parts = spec.parts(D)["experts"].parts
+    assert {part.active_count for part in parts.values()} == {3}
+    assert sum(part.params for part in parts.values()) == E * 3 * D * F
+    assert sum(part.flops for part in parts.values()) == math.prod((2, 3, 3, D, F))

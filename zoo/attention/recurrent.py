@@ -1,0 +1,150 @@
+# B batch, T tokens, W convolution width, C channels, N chunks, L chunk length, H heads
+"""What recurrent mixers share: a causal convolution with a state, chunks with their decays, where rates start.
+
+A recurrent mixer reads earlier tokens through a state of fixed size. Padding changes no state, and a packed document
+starts from an empty one.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+from zoo.errors import ConfigError
+from zoo.lazy import F, torch
+
+
+def check_causal(step: Any) -> None:
+    """Raises ConfigError where tokens should see later ones: a state holds earlier tokens alone."""
+    mask = step.mask
+    if mask is not None and (not mask.causal or mask.prefix is not None):
+        found = "a mask that shows tokens on both sides" if not mask.causal else "a prefix that is seen whole"
+        raise ConfigError(f"attention: a recurrent mixer reads earlier tokens only, found {found} (use gqa there)")
+
+
+def exactly(x: Any) -> Any:
+    """A context in which autocast leaves float32 alone: what a state adds up over thousands of tokens."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def starts(documents: Any) -> Any:
+    """Where a packed document begins [B, T], but for a row's first token: what came before is of the first document."""
+    new = documents[:, 1:] != documents[:, :-1]
+    return F.pad(new, (1, 0))  # B T
+
+
+# ---------------------------------------------------------------- the short convolution
+
+
+def convolve(conv: Any, x: Any, step: Any) -> Any:
+    """Depthwise causal convolution of x [B, T, C] after the W − 1 inputs that the state "conv" holds; renews the state.
+
+    Padding is left out, wherever in a row it stands: each real token meets the W − 1 real ones before it. (Those of
+    padding are of no use.) In packed documents it meets those of its own.
+    """
+    before = conv.weight.shape[-1] - 1
+    held = step.state("conv")
+    held = x.new_zeros(x.shape[0], before, x.shape[-1]) if held is None else held.to(x.dtype)  # B W-1 C
+    segments = None if step.documents is None else starts(step.documents).cumsum(1)  # B T
+    if step.real is None:
+        joined = torch.cat((held, x), 1)  # B W-1+T C
+        step.hold(conv=joined[:, x.shape[1] :])
+        return _taps(conv, joined, segments)
+    order = step.real.logical_not().int().argsort(dim=1, stable=True)  # B T: real tokens first, as they come
+    joined = torch.cat((held, _take(x, order)), 1)
+    last = step.real.sum(1, keepdim=True) + torch.arange(before, device=x.device)  # B W-1
+    step.hold(conv=_take(joined, last))
+    y = _taps(conv, joined, None if segments is None else segments.gather(1, order))
+    return _take(y, order.argsort(1))
+
+
+def _take(x: Any, index: Any) -> Any:
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def _taps(conv: Any, joined: Any, segments: Any) -> Any:
+    """The convolution of [B, W − 1 + T, C], to [B, T, C]; with `segments` [B, T] those of another one count as 0."""
+    if segments is None:
+        return conv(joined)
+    tokens, width = segments.shape[1], conv.weight.shape[-1]
+    around = F.pad(segments, (width - 1, 0))  # B W-1+T: what is held is of the first
+    y = 0
+    for tap in range(width):
+        same = around[:, tap : tap + tokens] == segments
+        y = y + joined[:, tap : tap + tokens] * same[..., None] * conv.weight[:, 0, tap].to(joined.dtype)
+    return y if conv.bias is None else y + conv.bias.to(joined.dtype)
+
+
+# ---------------------------------------------------------------- chunks
+
+
+def chunked(x: Any, length: int) -> Any:
+    """[B, T, …] as chunks [B, N, L, …], zeros after the last token: a decay's logarithm and an input that change
+    nothing."""
+    short = -x.shape[1] % length
+    if short:
+        x = torch.cat((x, x.new_zeros(x.shape[0], short, *x.shape[2:])), 1)
+    return x.unflatten(1, (-1, length))
+
+
+class Decays:
+    """What is left, within chunks, of what one token wrote when another reads: `log` [B, N, L, H], ≤ 0, is each token's
+    own decay.
+
+    `pairs` [B, N, H, L, L] is from a token to a later one (row) and 0 to earlier ones; `entering` [B, N, H, L] from
+    before the chunk; `leaving` [B, N, H, L] to the chunk's end. `fresh` [B, N, L] marks tokens that nothing before
+    reaches.
+
+    Sums over each span of its own, rather than differences of one running sum: those would lose a span's small decay
+    next to the large ones of the tokens before it. For the same reason documents are parted by a mask.
+    """
+
+    def __init__(self, log: Any, fresh: Any) -> None:
+        log = log.transpose(2, 3)  # B N H L
+        length = log.shape[-1]
+        later = torch.ones(length, length, dtype=torch.bool, device=log.device).tril(-1)  # L L: row after column
+        spans = log[..., None].expand(*log.shape, length).masked_fill(~later, 0.0).cumsum(-2)  # B N H L L
+        shown = later | torch.eye(length, dtype=torch.bool, device=log.device)
+        self.entering = log.cumsum(-1).exp()
+        if fresh is not None:
+            segments = fresh.cumsum(-1)  # B N L
+            same = segments[..., :, None] == segments[..., None, :]
+            shown = shown & same[:, :, None]
+            self.entering = self.entering * (segments == 0)[:, :, None]
+        self.pairs = spans.masked_fill(~shown, -math.inf).exp()
+        self.leaving = self.pairs[..., -1, :]
+
+    @property
+    def across(self) -> Any:
+        """From before a chunk to its end [B, N, H, 1, 1]."""
+        return self.entering[..., -1, None, None]
+
+
+# ---------------------------------------------------------------- where rates start
+
+
+def spread_rates(tensor: Any, low: float, high: float) -> None:
+    """Fills A_log with the logarithms of rates spread evenly over (low, high).
+
+    The papers draw them; an even spread has the same distribution and needs no generator.
+    """
+    places = (torch.arange(tensor.shape[0], device=tensor.device) + 0.5) / tensor.shape[0]
+    tensor.copy_((low + (high - low) * places).log())
+
+
+def count_rates(tensor: Any) -> None:
+    """Fills A_log [C, n] with log(1 … n) in every channel: S4D-Real (Gu et al., 2022)."""
+    tensor.copy_(torch.arange(1, tensor.shape[-1] + 1, device=tensor.device).log().expand(tensor.shape))
+
+
+def spread_steps(tensor: Any, low: float = 1e-3, high: float = 0.1) -> None:
+    """Fills dt_bias so that softplus(dt_bias) is spread log-evenly over (low, high) (Gu and Dao, 2023).
+
+    In the order of multiples of the golden ratio modulo 1, not of size: else steps and rates, whose heads are ordered,
+    would grow together.
+    """
+    places = ((torch.arange(tensor.shape[0], device=tensor.device) + 0.5) * 0.6180339887).frac()
+    step = (math.log(low) + (math.log(high) - math.log(low)) * places).exp()
+    tensor.copy_(step + (-torch.expm1(-step)).log())  # the inverse of softplus

@@ -1,0 +1,263 @@
+"""The little language in which a family's YAML says what a config.json means, read forwards and backwards.
+
+`=num_key_value_heads or num_attention_heads` is worked out over the fields of a config (import), and turned round to
+say which fields a value of it would take (export). Names, numbers, arithmetic, comparisons, `a if b else c`, `x[layer]`
+and a few functions: a syntax tree is walked, nothing is executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from zoo.errors import ConfigError
+
+OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+}
+
+UNDO: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.sub,
+    ast.Sub: operator.add,
+    ast.Mult: lambda value, factor: value // factor if isinstance(value, int) and value % factor == 0 else value / factor,
+    ast.Div: operator.mul,
+    ast.FloorDiv: operator.mul,
+}
+"""What gives the left side back, from the value and the right side."""
+
+Bindings = dict[str, Any]
+"""What fields of a config.json must be: by name, `a.b` within another, or `a[3]` in a list."""
+
+
+class Codec:
+    """A function of the language: how it is worked out, and which fields a value of it would take."""
+
+    def value(self, env: Mapping[str, Any], *args: Any) -> Any:
+        raise NotImplementedError
+
+    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
+        """Fields by which it would give `value`; `args` are the unread arguments."""
+        return {}
+
+
+class Plain(Codec):
+    """A function of its arguments alone, which is not turned round."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def value(self, env: Mapping[str, Any], *args: Any) -> Any:
+        return self.function(*args)
+
+
+FUNCTIONS: dict[str, Codec] = {
+    "sqrt": Plain(math.sqrt),
+    "len": Plain(len),
+    "int": Plain(int),
+    "max": Plain(max),
+    "min": Plain(min),
+    "range": Plain(lambda *ends: list(range(*ends))),
+}
+
+
+class Expression:
+    """One expression. `where` names it in messages."""
+
+    def __init__(self, text: str, where: str = "") -> None:
+        self.text, self.where = text.strip(), where
+        self.tree = ast.parse(self.text, mode="eval").body
+
+    def names(self) -> set[str]:
+        """The fields it reads; a function is none."""
+        functions = {node.func.id for node in ast.walk(self.tree) if isinstance(node, ast.Call)}  # type: ignore[attr-defined]
+        return {node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name)} - functions
+
+    def value(self, env: Mapping[str, Any]) -> Any:
+        """Its value over the fields in `env`. Raises ConfigError for a field that is not there."""
+        return evaluate(self.tree, env)
+
+    def bind(self, value: Any, env: Mapping[str, Any]) -> Bindings:
+        """The fields by which it would be `value`, as far as it can be turned round; the caller holds them against it."""
+        return bind(self.tree, value, env)
+
+
+def evaluate(node: ast.expr, env: Mapping[str, Any]) -> Any:
+    """The value of a tree over the fields in `env`."""
+    match node:
+        case ast.Constant():
+            return node.value
+        case ast.Name():
+            return _field(env, node.id)
+        case ast.Attribute():
+            return _field(evaluate(node.value, env), node.attr)
+        case ast.Subscript():
+            return _item(evaluate(node.value, env), evaluate(node.slice, env), ast.unparse(node))
+        case ast.List():
+            return [evaluate(item, env) for item in node.elts]
+        case ast.BinOp():
+            return OPERATORS[type(node.op)](evaluate(node.left, env), evaluate(node.right, env))
+        case ast.UnaryOp():
+            value = evaluate(node.operand, env)
+            return not value if isinstance(node.op, ast.Not) else -value
+        case ast.BoolOp():
+            return _either(node, env)
+        case ast.Compare():
+            return OPERATORS[type(node.ops[0])](evaluate(node.left, env), evaluate(node.comparators[0], env))
+        case ast.IfExp():
+            return evaluate(node.body if evaluate(node.test, env) else node.orelse, env)
+        case ast.Call(func=ast.Name()):
+            return FUNCTIONS[node.func.id].value(env, *(evaluate(arg, env) for arg in node.args))
+    raise TypeError(f"the language has no {type(node).__name__}: {ast.unparse(node)}")
+
+
+def _field(env: Mapping[str, Any], name: str) -> Any:
+    if name not in env:
+        raise ConfigError(f"{name}: is missing (a config.json of this kind states it)")
+    return env[name]
+
+
+def _item(items: Any, index: int, text: str) -> Any:
+    if isinstance(items, list) and not -len(items) <= index < len(items):
+        raise ConfigError(f"{text.partition('[')[0]}: has {len(items)} entries, and entry {index} is asked for")
+    return items[index]
+
+
+def _either(node: ast.BoolOp, env: Mapping[str, Any]) -> Any:
+    value = None
+    for item in node.values:
+        value = evaluate(item, env)
+        if bool(value) is isinstance(node.op, ast.Or):
+            return value
+    return value
+
+
+def known(node: ast.expr, env: Mapping[str, Any]) -> Iterator[Any]:
+    """The value of a tree, if the fields at hand give it one."""
+    try:
+        yield evaluate(node, env)
+    except (ConfigError, TypeError, KeyError, IndexError, ZeroDivisionError):
+        return
+
+
+def bind(node: ast.expr, value: Any, env: Mapping[str, Any]) -> Bindings:
+    """The fields by which a tree would be `value`. What cannot be turned round binds nothing."""
+    match node:
+        case ast.Name() | ast.Attribute():
+            return {ast.unparse(node): value}
+        case ast.Subscript():
+            return {f"{ast.unparse(node.value)}[{index}]": value for index in known(node.slice, env)}
+        case ast.BoolOp(op=ast.Or()):
+            return bind(node.values[0], value, env)
+        case ast.BoolOp() | ast.Compare() | ast.UnaryOp(op=ast.Not()):
+            return _bind_truth(node, bool(value), env)
+        case ast.BinOp():
+            return _bind_arithmetic(node, value, env)
+        case ast.IfExp():
+            return _bind_choice(node, value, env)
+        case ast.Call(func=ast.Name()):
+            return FUNCTIONS[node.func.id].bind(value, env, *node.args)
+    return {}
+
+
+def _bind_choice(node: ast.IfExp, value: Any, env: Mapping[str, Any]) -> Bindings:
+    """By the branch that is a constant and equals the value, if one does; otherwise by the one that is none."""
+    branches = ((node.body, True), (node.orelse, False))
+    for branch, truth in branches:
+        if isinstance(branch, ast.Constant) and branch.value == value and type(branch.value) is type(value):
+            return _bind_truth(node.test, truth, env)
+    branch, truth = next((each for each in branches if not isinstance(each[0], ast.Constant)), branches[0])
+    return {**bind(branch, value, env), **_bind_truth(node.test, truth, env)}
+
+
+def _bind_truth(node: ast.expr, truth: bool, env: Mapping[str, Any]) -> Bindings:
+    match node:
+        case ast.Name() | ast.Attribute():
+            return {ast.unparse(node): truth}
+        case ast.Subscript():
+            return bind(node, truth, env)
+        case ast.UnaryOp(op=ast.Not()):
+            return _bind_truth(node.operand, not truth, env)
+        case ast.BoolOp(op=ast.And()) if truth:
+            return {key: found for item in node.values for key, found in _bind_truth(item, True, env).items()}
+        case ast.BoolOp(op=ast.Or()) if not truth:
+            return {key: found for item in node.values for key, found in _bind_truth(item, False, env).items()}
+        case ast.Compare(ops=[ast.Eq()]) if truth:
+            return {k: v for right in known(node.comparators[0], env) for k, v in bind(node.left, right, env).items()}
+    return {}
+
+
+def _bind_arithmetic(node: ast.BinOp, value: Any, env: Mapping[str, Any]) -> Bindings:
+    """One side is known, the other takes what is left."""
+    if value is None or isinstance(value, bool | str):
+        return {}
+    for right in known(node.right, env):
+        back = UNDO.get(type(node.op))
+        if back is not None and isinstance(right, int | float) and right:
+            return bind(node.left, back(value, right), env)
+    for left in known(node.left, env):
+        if isinstance(node.op, ast.Div) and value:
+            return bind(node.right, left / value, env)
+        if isinstance(node.op, ast.Mult) and left:
+            return bind(node.right, value / left, env)
+    return {}
+
+
+# ---------------------------------------------------------------- trees of expressions
+
+
+def is_expression(value: Any) -> bool:
+    """Whether a YAML value is an expression rather than itself."""
+    return isinstance(value, str) and value.startswith("=")
+
+
+def resolved(node: Any, env: Mapping[str, Any]) -> Any:
+    """A YAML tree with each expression in it worked out."""
+    if is_expression(node):
+        return Expression(node[1:]).value(env)
+    if isinstance(node, Mapping):
+        return {key: resolved(value, env) for key, value in node.items()}
+    return [resolved(value, env) for value in node] if isinstance(node, list | tuple) else node
+
+
+def read_names(node: Any) -> set[str]:
+    """Every field that the expressions in a YAML tree read."""
+    if is_expression(node):
+        return Expression(node[1:]).names()
+    children = node.values() if isinstance(node, Mapping) else node if isinstance(node, list | tuple) else ()
+    return set().union(*(read_names(child) for child in children))
+
+
+def assembled(bindings: Bindings) -> dict[str, Any]:
+    """Bindings as fields: `a.b` into a mapping, `a[3]` into a list."""
+    fields: dict[str, Any] = {}
+    for name, value in bindings.items():
+        if name.endswith("]"):
+            base, _, index = name[:-1].partition("[")
+            items = fields.setdefault(base, [])
+            items.extend([None] * (int(index) + 1 - len(items)))
+            items[int(index)] = value
+        elif "." in name:
+            outer, _, inner = name.partition(".")
+            fields.setdefault(outer, {})[inner] = value
+        else:
+            fields[name] = value
+    return fields

@@ -1,0 +1,23 @@
+"""What transformers gives for a folder: run by itself (`python reference.py FOLDER PLACE`), it imports nothing of zoo."""
+
+import json
+import sys
+from pathlib import Path
+
+
+def main(folder: Path, place: Path) -> None:
+    """Reads the inputs at PLACE/asked.safetensors, writes logits or hidden states to PLACE/given.safetensors."""
+    import torch  # noqa: TID253
+    import transformers  # noqa: TID253
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model = getattr(transformers, config["architectures"][0]).from_pretrained(folder, dtype="auto").eval()
+    with torch.inference_mode():
+        given = model(**load_file(place / "asked.safetensors"))[0]
+    save_file({"given": given.float().contiguous()}, place / "given.safetensors")
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # the folder of this file, whose names would hide others
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
