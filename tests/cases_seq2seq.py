@@ -1,5 +1,113 @@
 """Encoder-decoders."""
 
+import transformers
 from families import Case
 
-CASES: list[Case] = []
+T5 = {
+    "vocab_size": 97,
+    "d_model": 32,
+    "d_kv": 6,
+    "d_ff": 44,
+    "num_layers": 3,
+    "num_decoder_layers": 2,  # no more than the encoder has: the reference's cache has room for as many
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 16,
+    "decoder_start_token_id": 0,
+}
+
+
+def decoding(ids):
+    """What the decoder reads: other tokens than the encoder, and fewer."""
+    return {"decoder_input_ids": ids.flip(1)[:, :9]}
+
+
+BART = {
+    "vocab_size": 97,
+    "d_model": 32,
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 44,
+    "decoder_ffn_dim": 52,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 8,
+    "max_position_embeddings": 64,
+    "pad_token_id": 1,
+    "forced_eos_token_id": None,
+}
+MARIAN = {**BART, "pad_token_id": 96, "decoder_start_token_id": 96}
+APART = {**MARIAN, "pad_token_id": 80, "decoder_start_token_id": 80, "share_encoder_decoder_embeddings": False}
+UNTIED = {"tie_word_embeddings": False}
+
+
+def cases(name: str, prefix: str, model: str, sizes, **more):
+    """A family of BART's kind: tied, with tables of their own, and without a head."""
+    scaled = not getattr(transformers, f"{prefix}Config")().scale_embedding
+    common = {"inputs": decoding, **more}
+    return [
+        Case(name, f"{prefix}Config", model, sizes, **common),
+        Case(f"{name}-scaled", f"{prefix}Config", model, {**sizes, "scale_embedding": scaled}, **common),
+        Case(f"{name}-untied", f"{prefix}Config", model, {**sizes, **UNTIED}, **common),
+        Case(f"{name}-deep", f"{prefix}Config", model, {**sizes, "decoder_layers": 4}, **common, writes=False),
+        Case(f"{name}-base", f"{prefix}Config", f"{prefix}Model", sizes, **common, writes=False),
+    ]
+
+
+CASES: list[Case] = [
+    Case("t5", "T5Config", "T5ForConditionalGeneration", T5, inputs=decoding),
+    Case(
+        "t5-1.1",
+        "T5Config",
+        "T5ForConditionalGeneration",
+        {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+        inputs=decoding,
+    ),
+    Case(
+        "t5-silu", "T5Config", "T5ForConditionalGeneration", {**T5, "feed_forward_proj": "gated-silu"}, inputs=decoding
+    ),
+    Case("t5-base", "T5Config", "T5Model", {**T5, "num_decoder_layers": None}, inputs=decoding, writes=False),
+    Case("t5-encoder", "T5Config", "T5EncoderModel", T5, writes=False),
+    Case("mt5", "MT5Config", "MT5ForConditionalGeneration", T5, inputs=decoding),
+    Case("mt5-encoder", "MT5Config", "MT5EncoderModel", {**T5, "feed_forward_proj": "gelu"}, writes=False),
+    Case("umt5", "UMT5Config", "UMT5ForConditionalGeneration", {**T5, "tie_word_embeddings": False}, inputs=decoding),
+    Case("umt5-base", "UMT5Config", "UMT5Model", {**T5, "feed_forward_proj": "relu"}, inputs=decoding, writes=False),
+    Case("umt5-encoder", "UMT5Config", "UMT5EncoderModel", T5, writes=False),
+    Case(
+        "t5-deep",
+        "T5Config",
+        "T5ForConditionalGeneration",
+        {**T5, "num_decoder_layers": 5},
+        inputs=decoding,
+        writes=False,
+    ),
+    *cases("bart", "Bart", "BartForConditionalGeneration", {**BART, "activation_function": "relu"}),
+    *cases("mbart", "MBart", "MBartForConditionalGeneration", BART),
+    *cases("plbart", "PLBart", "PLBartForConditionalGeneration", BART),
+    *cases("pegasus", "Pegasus", "PegasusForConditionalGeneration", {**BART, "activation_function": "relu"}),
+    # The table of positions is neither drawn nor written with a head.
+    *cases(
+        "marian", "Marian", "MarianMTModel", {**MARIAN, "activation_function": "swish"}, unbind=("embed_positions",)
+    ),
+    Case("marian-apart", "MarianConfig", "MarianMTModel", APART, inputs=decoding, unbind=("embed_positions",)),
+    Case(
+        "marian-apart-base",
+        "MarianConfig",
+        "MarianModel",
+        {**APART, "decoder_vocab_size": 91},
+        inputs=decoding,
+        writes=False,
+    ),
+    Case(
+        "marian-apart-untied",
+        "MarianConfig",
+        "MarianMTModel",
+        {**APART, **UNTIED, "decoder_vocab_size": 91},
+        inputs=decoding,
+        unbind=("embed_positions",),
+    ),
+    *cases(
+        "blenderbot", "Blenderbot", "BlenderbotForConditionalGeneration", {**BART, "activation_function": "gelu_new"}
+    ),
+    *cases("blenderbot_small", "BlenderbotSmall", "BlenderbotSmallForConditionalGeneration", BART),
+    *cases("m2m_100", "M2M100", "M2M100ForConditionalGeneration", BART),
+]

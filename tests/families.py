@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import tempfile
 from collections.abc import Callable, Mapping
@@ -23,8 +24,8 @@ CLOSE = {"atol": 5e-5, "rtol": 0.0}
 class Case:
     """One reference model: a config class and what is set on it, and the class of the model.
 
-    `layers` is where its layers are, for their hidden states; `beyond` says that its cached generation is not its own full
-    forward, so that only logits are compared.
+    `layers` is where its layers are, for their hidden states; `beyond` says that its cached generation is not its own
+    full forward, so that only logits are compared.
     """
 
     name: str
@@ -36,11 +37,14 @@ class Case:
     writes: bool = True
     inputs: Callable[[torch.Tensor], dict[str, Any]] = field(default=lambda ids: {})
     unbind: tuple[str, ...] = ()
+    attention: str = "eager"  # the reference's kernel: where its plain one is wrong, another
+    embedded: bool = True  # whether its hidden states begin with the embeddings (Mamba's do not)
 
     def reference(self) -> Any:
         """The reference model in eval mode, every parameter and saved buffer random."""
-        config = getattr(transformers, self.config)(**self.sizes)
-        config._attn_implementation = "eager"
+        sizes = copy.deepcopy(dict(self.sizes))  # a config changes the mappings that it is given
+        config = getattr(transformers, self.config)(**sizes)
+        config._attn_implementation = self.attention
         torch.manual_seed(0)
         model = getattr(transformers, self.model)(config).eval()
         generator = torch.Generator().manual_seed(1)

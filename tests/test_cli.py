@@ -167,7 +167,7 @@ def test_cfg_and_resolve_print_yaml_instead(capsys: pytest.CaptureFixture[str]) 
         (["train", "steps=1,2"], "steps=1,2: several values are a sweep, for `zoo train -m`"),
         (["train", "--resume", "nope"], "nope: is no run"),
         (["train", "--resume", "nope", "-m"], "resume: takes overrides of what may change, and no other option"),
-        (["train", "-m", "attention=mqa,mla"], "attention: no option 'mla'"),
+        (["train", "-m", "attention=mqa,mka"], "attention: no option 'mka'"),
         (["train", "hydra/launcher=nope", "-m"], "hydra/launcher: no option 'nope'"),
         (["generate"], "checkpoint: there is no runs/last here"),
         (["generate", "--top-p", "3"], "top_p: is 3.0"),
@@ -400,8 +400,8 @@ def path_with_zoo(tmp_path_factory) -> str:
     [
         ("zoo st", ["stats"]),
         ("zoo build llama-", ["llama-tiny"]),
-        ("zoo stats llama3-8b attention = m", ["mha", "mqa"]),
-        ("zoo stats llama3-8b attention =", ["gqa", "mha", "mqa", "sliding"]),
+        ("zoo stats llama3-8b attention = mq", ["mqa"]),
+        ("zoo stats llama3-8b position = ro", sorted(p.stem for p in (conf_dir() / "position").glob("ro*.yaml"))),
         ("zoo stats llama3-8b position = alibi n_la", ["n_layers=", "n_layers=32"]),
         ("zoo train model = mixtral-t", ["mixtral-tiny"]),
         ("zoo train optim.l", ["optim.lr=", "optim.lr=0.002"]),
@@ -418,7 +418,7 @@ def test_bash_completes_although_it_splits_words_at_equals(words: str, answers: 
 @pytest.mark.parametrize(
     ("line", "answers"),
     [
-        ("zoo stats llama3-8b attention=m", ["attention=mha", "attention=mqa"]),
+        ("zoo stats llama3-8b attention=mq", ["attention=mqa"]),
         ("zoo train model=llama-t", ["model=llama-tiny"]),
         ("zoo train optim.l", ["optim.lr=", "optim.lr=0.002"]),
     ],

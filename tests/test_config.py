@@ -208,8 +208,8 @@ def test_the_path_of_a_packaged_file_is_that_model(monkeypatch: pytest.MonkeyPat
             ["attention.n_kv_head=4"],
             "attention.n_kv_head: attention 'gqa' has no such field (did you mean 'n_kv_heads'?)",
         ),
-        (["attention=gqaa"], "attention: no option 'gqaa' (did you mean 'gqa'?) (there are: gqa, mha, mqa, sliding)"),
-        (["attention=4"], "attention: is chosen by name, found 4 (one of: gqa, mha, mqa, sliding)"),
+        (["attention=gqaa"], "attention: no option 'gqaa' (did you mean 'gqa'?) (there are: disentangled"),
+        (["attention=4"], "attention: is chosen by name, found 4 (one of: disentangled"),
         (["+attention=mqa"], "+attention=mqa: 'attention' is already chosen (leave out the +)"),
         (["model=gpt2"], "model=gpt2: 'model' is no part of a model (the model is the first argument)"),
         (["router=softmax_topk"], "router=softmax_topk: nothing in this model reads 'router' (leave it out)"),
@@ -224,7 +224,8 @@ def test_the_path_of_a_packaged_file_is_that_model(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_a_faulty_override_is_told_with_what_would_do(overrides: list[str], fault: str) -> None:
-    assert faults("llama3-8b", *overrides) == [fault]
+    (found,) = faults("llama3-8b", *overrides)
+    assert found.startswith(fault) if fault.endswith("disentangled") else found == fault
 
 
 def test_bad_syntax_is_told_in_one_line() -> None:
@@ -268,7 +269,7 @@ def test_a_missing_file_and_an_unknown_name_come_with_the_nearest(folder: Path) 
     assert faults("bare") == [
         "bare: no packaged model of that name (did you mean 'base'?); the file here is ./bare.yaml"
     ]
-    assert faults(str(folder)) == [f"{folder}: cannot be read, Is a directory"]
+    assert faults(str(folder)) == [f"{folder}: a folder without config.json (a YAML file, or a Hugging Face folder)"]
 
 
 def test_faulty_yaml_in_a_file_that_is_included_is_no_traceback(folder: Path) -> None:
@@ -316,14 +317,14 @@ def test_a_models_key_without_its_prefix_is_told_where_it_is() -> None:
 @pytest.mark.parametrize(
     ("target", "typed", "word", "answers"),
     [
-        ("llama3-8b", [], "attention=m", ["attention=mha", "attention=mqa"]),
+        ("llama3-8b", [], "attention=mq", ["attention=mqa"]),
         ("llama3-8b", [], "n_la", ["n_layers=", "n_layers=32"]),
         ("llama3-8b", ["position=alibi"], "position.", ["position.kind=", "position.kind=alibi"]),
         ("llama3-8b", [], "+bia", ["+bias="]),
         ("nope", [], "att", []),
         (None, [], "optim.l", ["optim.lr=", "optim.lr=0.002"]),
         (None, [], "compile=", ["compile=false", "compile=true"]),
-        (None, [], "model.attention=m", ["model.attention=mha", "model.attention=mqa"]),
+        (None, [], "model.attention=mq", ["model.attention=mqa"]),
         (
             None,
             [],

@@ -125,7 +125,15 @@ NEAR = "pattern=[near,layer]"
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [
-        (["kind=encoder"], r"^model: kind 'encoder' is not a choice of topology"),
+        (["kind=encode"], r"^model: kind 'encode' is not a choice of topology \(did you mean 'encoder'"),
+        (
+            ["kind=encoder", "attention=mamba"],
+            r"attention 'mamba' reads only what came before, and the model is of kind 'encoder'",
+        ),
+        (
+            ["attention=longformer", "window=4"],
+            r"attention 'longformer' lets a token see later ones, and the model is of kind 'decoder'",
+        ),
         (["layers=[1]"], r"^layers: is \[1\], not a mapping"),
         (["layers={near:3}", NEAR], r"^layers\.near: is 3, not a mapping"),
         (["layers={near:{window:4}}", NEAR], r"^layers\.near\.window: nothing in these layers reads it"),
@@ -211,4 +219,4 @@ def test_python_code_may_state_components_directly():
     spec = MLP(d_ff=8, activation={"kind": "relu"})
     assert isinstance(spec, FFN) and isinstance(spec, Spec)
     attention = GQA(n_heads=2, n_kv_heads=1, head_dim=4, position={"kind": "alibi"})
-    assert attention.position.slopes(4) == [2**-2, 2**-4, 2**-6, 2**-8]
+    assert attention.position.slopes_of(4) == [2**-2, 2**-4, 2**-6, 2**-8]

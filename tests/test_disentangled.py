@@ -20,7 +20,7 @@ from zoo.layer import Layer
 from zoo.mask import Mask
 from zoo.norm import LayerNorm
 from zoo.position import Learned, NoPosition, RoPE
-from zoo.relative import Relative
+from zoo.position.relative import Relative
 from zoo.step import Step
 
 TYPES = [(), ("c2p",), ("p2c",), ("c2p", "p2c")]

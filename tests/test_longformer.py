@@ -17,7 +17,7 @@ from zoo.layer import Layer
 from zoo.mask import Mask
 from zoo.norm import LayerNorm
 from zoo.position import ALiBi, NoPosition, RoPE
-from zoo.relative import Relative
+from zoo.position.relative import Relative
 from zoo.step import Step
 
 GLOBALS = ["none", "no-one", "some", "all"]

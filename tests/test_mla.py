@@ -182,7 +182,7 @@ def test_few_tokens_after_many_are_absorbed_and_others_expanded(start, length, a
     parts = {name: part for name, part in kind.parts(D).items() if hasattr(part, "flops")}
     pairs = length * (start + length)
     if absorbs:
-        expected = length * sum(part.flops for part in parts.values()) + kind.absorbed_flops(pairs)
+        expected = length * sum(part.flops for part in parts.values()) + kind.decode_flops(pairs)
     else:
         made = (start + length) * (parts.pop("k_b").flops + parts.pop("v_b").flops)
         expected = made + length * sum(part.flops for part in parts.values()) + kind.core_flops(pairs)

@@ -330,5 +330,7 @@ def test_xielu_and_its_learned_parameters_equal_the_reference(seed):
         torch.testing.assert_close(torch.full_like(start, ours.spec.parts(D)[name].init), start, atol=1e-2, rtol=0)
         with torch.no_grad():
             parameter.copy_(start.copy_(torch.randn(1)))
+    for name, buffer in ours.named_buffers():
+        buffer.copy_(getattr(reference, name))
     x = torch.linspace(-9, 9, 301)
     torch.testing.assert_close(ours(x), reference(x), **TIGHT)

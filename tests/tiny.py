@@ -24,6 +24,7 @@ def choices(axis: str) -> list[str]:
 
 
 NEEDS = {
+    **{f"attention={mixer}": ["position=none"] for mixer in ("mamba", "mamba2", "gated_delta")},
     "attention=disentangled": ["kind=encoder", "position=relative_buckets", "position_buckets=8"],
     "attention=disentangled_v1": ["kind=encoder", "position=relative"],
     "attention=longformer": ["kind=encoder"],

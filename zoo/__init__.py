@@ -1,7 +1,8 @@
 """One YAML grammar for transformer architectures: priced before anything is built, then built, trained and run.
 
 `zoo.stats(config, overrides)`, `zoo.build(config, overrides)`, `zoo.train(config, overrides)`, `zoo.load(path)`,
-`zoo.generate(model, ids)` and `zoo.export(model, path)`. Importing this imports neither torch nor hydra; a name is looked up when it is first used.
+`zoo.generate(model, ids)` and `zoo.export(model, path)`. Importing this imports neither torch nor hydra; a name is
+looked up when it is first used.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from zoo.errors import KernelError as KernelError
     from zoo.errors import ZooError as ZooError
     from zoo.generation.engine import generate as generate
+    from zoo.vectors import embed as embed
 
 _HOMES = {
     "export": "zoo.api",
@@ -31,6 +33,7 @@ _HOMES = {
     "build": "zoo.builder",
     "load": "zoo.checkpoint.store",
     "generate": "zoo.generation.engine",
+    "embed": "zoo.vectors",
     **dict.fromkeys(("ZooError", "ConfigError", "KernelError", "CheckpointError", "FitError"), "zoo.errors"),
 }
 
@@ -42,6 +45,7 @@ __all__ = [
     "ZooError",
     "__version__",
     "build",
+    "embed",
     "export",
     "generate",
     "load",

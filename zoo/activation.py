@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from zoo.lazy import F, torch
-from zoo.spec import Spec, Weight
+from zoo.spec import Buffer, Spec, Weight
 
 
 class Activation(Spec, axis="activation"):
@@ -126,7 +126,8 @@ class XIELU(Activation, kind="xielu"):
     """aₚ·x² + beta·x above 0 and aₙ·(e^min(x, eps) − 1 − x) + beta·x at or below (Huang and Schlag, 2024; Apertus).
 
     Two parameters are learned, aₚ = softplus(alpha_p) and aₙ = beta + softplus(alpha_n), both starting at 0.8 where
-    `beta` is less. Computed in float32, since the parameters are few and small.
+    `beta` is less. `beta` and `eps` are saved with them, and what is saved holds. Computed in float32, since these are
+    few and small.
     """
 
     learned: ClassVar[bool] = True
@@ -140,10 +141,12 @@ class XIELU(Activation, kind="xielu"):
         return {
             "alpha_p": Weight((1,), init=math.log(math.expm1(start))),
             "alpha_n": Weight((1,), init=math.log(math.expm1(rest))),
+            "beta": Buffer((), init=self.beta),
+            "eps": Buffer((), init=self.eps),
         }
 
     def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
-        wide = x.float()
+        wide, beta = x.float(), m.beta.float()
         above = F.softplus(m.alpha_p.float()) * wide.square()
-        below = (self.beta + F.softplus(m.alpha_n.float())) * (torch.expm1(wide.clamp(max=self.eps)) - wide)
-        return (torch.where(wide > 0, above, below) + self.beta * wide).to(x.dtype)
+        below = (beta + F.softplus(m.alpha_n.float())) * (torch.expm1(torch.minimum(wide, m.eps.float())) - wide)
+        return (torch.where(wide > 0, above, below) + beta * wide).to(x.dtype)

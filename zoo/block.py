@@ -20,7 +20,9 @@ class Block(Spec, axis="block"):
     multiplied by `residual_scale` before it joins the stream (Granite).
     """
 
-    normalises_output: ClassVar[bool] = False  # whether a norm stands last on the stream, so that no final one is needed
+    normalises_output: ClassVar[bool] = (
+        False  # whether a norm stands last on the stream, so that no final one is needed
+    )
     takes_cross: ClassVar[bool] = False
 
     attention: Attention

@@ -17,6 +17,18 @@ class Embedding(Spec, axis="embedding", default="tokens"):
 
     vocab_size: PositiveInt
 
+    def position_width(self, d_model: int) -> int:
+        """How wide a learned table of positions is."""
+        raise NotImplementedError
+
+    def lookup(self, m: Any, ids: Any, types: Any = None) -> Any:
+        """The vectors of token ids [B, T], before positions are added: [B, T, E]."""
+        raise NotImplementedError
+
+    def finish(self, m: Any, x: Any, real: Any = None) -> Any:
+        """What follows once positions are added: [B, T, D]. `real` [B, T] is False for padding."""
+        raise NotImplementedError
+
 
 ROOT = "sqrt_d_model"
 
@@ -32,12 +44,14 @@ class Tokens(Embedding, kind="tokens"):
 
     `n_types` kinds of token have a vector of their own, added (BERT's segments), as are positions; then `norm` follows
     (BERT, BLOOM). A table of another `width` is projected to d_model (Lan et al., 2019, ALBERT): after the norm, or
-    with `project_first` before positions are added (OPT-350m). `masked` makes padding 0 (DeBERTa). `tied` names another
-    model's table to read in place of an own one: a decoder its encoder's.
+    with `project_first` before positions are added (OPT-350m). With `norm_first` the norm comes before positions, too
+    (Blenderbot small's decoder). `masked` makes padding 0 (DeBERTa). `tied` names another model's table to read
+    in place of an own one: a decoder its encoder's.
     """
 
     scale: Annotated[float | str | None, AfterValidator(_number_or_root)] = None
     norm: Norm | None = None
+    norm_first: bool = False
     n_types: PositiveInt | None = None
     width: PositiveInt | None = None
     project_bias: bool = False
@@ -71,11 +85,11 @@ class Tokens(Embedding, kind="tokens"):
             x = m.project(x)
         if self.n_types:
             x = x + (m.types.weight[0] if types is None else m.types(types))
-        return x
+        return m.norm(x) if self.norm and self.norm_first else x
 
     def finish(self, m: Any, x: Any, real: Any = None) -> Any:
         """What follows once positions are added: [B, T, D]. `real` [B, T] is False for padding."""
-        x = m.norm(x) if self.norm else x
+        x = m.norm(x) if self.norm and not self.norm_first else x
         if self.masked and real is not None:
             x = x * real[..., None].to(x.dtype)
         return m.project(x) if self.width and not self.project_first else x

@@ -31,7 +31,8 @@ APART: dict[str, dict[str, Any]] = {
     "encoder": {"kind": "encoder", "head": {"kind": "none"}, "cross": None, "prefix_lm": None},
     "decoder": {"kind": "decoder", "embedding": {"tied": "encoder.embedding.tokens"}, "pooler": None},
 }
-"""What an encoder-decoder's towers are unless their patches say otherwise: one table of tokens, a head on the decoder."""
+"""What an encoder-decoder's towers are unless their patches say otherwise: one table of tokens, a head on the
+decoder."""
 
 _reads: set[str] = set()
 """Names that interpolations asked for while a node resolved (see `to_spec`)."""
@@ -298,17 +299,15 @@ def _unread(root: DictConfig, read: Mapping[str, set[str]], asked: set[str]) -> 
     return faults
 
 
-DIMS = frozenset(
-    """
-    n_heads n_kv_heads head_dim d_ff window bias norm_eps norm_bias
-    rope_theta rope_factor rotary_dim original_max_seq_len n_buckets max_distance max_relative_positions position_buckets
-    n_experts top_k balance_coef z_coef normalize_top_k router_bias router_scale router_jitter n_groups top_k_groups
-    expert_capacity selection_bias shared_expert shared_gate scale_input swiglu_alpha swiglu_limit
-    q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim
-    d_state d_conv expand dt_rank ssm_heads ssm_head_dim ssm_groups n_k_heads n_v_heads head_k_dim head_v_dim
-    conv_width conv_groups
-    """.split()
-)
+_DIMS = """
+n_heads n_kv_heads head_dim d_ff window bias norm_eps norm_bias rope_theta rope_factor rotary_dim original_max_seq_len
+n_buckets max_distance max_relative_positions position_buckets n_experts top_k balance_coef z_coef normalize_top_k
+router_bias router_scale router_jitter n_groups top_k_groups expert_capacity selection_bias shared_expert shared_gate
+scale_input swiglu_alpha swiglu_limit q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim d_state
+d_conv expand dt_rank ssm_heads ssm_head_dim ssm_groups n_k_heads n_v_heads head_k_dim head_v_dim conv_width
+conv_groups
+"""
+DIMS = frozenset(_DIMS.split())
 """Dimensions that a model may state whether or not its present choices read them, so that axes can be swapped."""
 
 

@@ -25,27 +25,25 @@ class Head(Spec, axis="head", default="lm"):
 class LMHead(Head, kind="lm"):
     """A logit for each token of the vocabulary; `tied` uses the token embedding's weight (Press and Wolf, 2016).
 
-    Logits are multiplied by `scale`, then bounded by `softcap` c to c·tanh(l/c) (Gemma 2). `width` projects the hidden
-    states first (OPT-350m). `offset` adds a constant to each logit, saved and not trained (BART's final_logits_bias).
+    Logits are multiplied by `scale`, then bounded by `softcap` c to c·tanh(l/c) (Gemma 2). `offset` adds a constant to
+    each logit, saved and not trained (BART's final_logits_bias).
     """
 
     tied: bool = False
     bias: bool = False
     scale: PositiveFloat = 1.0
     softcap: PositiveFloat | None = None
-    width: PositiveInt | None = None
     offset: bool = False
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        linear = Linear(self.width or d_model, self.vocab_size, self.bias)
+        linear = Linear(d_model, self.vocab_size, self.bias)
         return {
-            **({"project": Linear(d_model, self.width)} if self.width else {}),
             "out": Tied(TOKENS, linear) if self.tied else linear,
             **({"offset": Buffer((self.vocab_size,))} if self.offset else {}),
         }
 
     def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
-        logits = m.out(m.project(x) if self.width else x)
+        logits = m.out(x)
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.offset:

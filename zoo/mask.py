@@ -18,7 +18,7 @@ class Mask:
     Without `key_columns` the keys are columns 0 … S-1; without `query_columns` the queries are the last T of them, so
     that a causal mask on a rectangle is aligned at its bottom right. `causal` shows keys at or before the query. A
     `window` W shows a causal query the W newest of those, itself included; one that sees both sides, all |i-j| <= W.
-    Two things show more than place does: the keys before column `prefix` [B] are seen by all (Raffel et al., 2020,
+    Two things show more than place does: columns before `prefix` [B] all see one another (Raffel et al., 2020,
     prefix-LM), and `also` [B|1, T, S] names pairs one by one. Two hide: `padding` [B, S] is True where a key is a real
     token, and `documents` (of the queries [B, T], of the keys [B, S]) keeps packed documents apart.
 
@@ -104,8 +104,9 @@ class Mask:
     def _draw(self, device: torch.device) -> Tensor:
         seen = self._by_place(device)[None, None]  # 1 1 T S
         if self.prefix is not None:
-            early = self._keys(device) < self.prefix.to(device)[:, None]  # B S
-            seen = seen | early[:, None, None, :]
+            limit = self.prefix.to(device)[:, None]
+            queries, keys = self._queries(device) < limit, self._keys(device) < limit  # B T, B S
+            seen = seen | (queries[:, None, :, None] & keys[:, None, None, :])
         if self.also is not None:
             seen = seen | self.also.to(device)[:, None]
         if self.padding is not None:
@@ -117,17 +118,19 @@ class Mask:
 
     def _by_place(self, device: torch.device) -> Tensor:
         """Who sees whom by column alone: [T, S]."""
-        keys = self._keys(device)
-        if self.query_columns is not None:
-            queries = self.query_columns.to(device)
-        else:
-            queries = torch.arange(self.n_keys - self.n_queries, self.n_keys, device=device)
+        keys, queries = self._keys(device), self._queries(device)
         distance = queries[:, None] - keys[None, :]
         if self.causal:
             return distance >= 0 if self.window is None else (distance >= 0) & (distance < self.window)
         if self.window is None:
             return torch.ones_like(distance, dtype=torch.bool)
         return distance.abs() <= self.window
+
+    def _queries(self, device: torch.device) -> Tensor:
+        """The column of each query [T]."""
+        if self.query_columns is None:
+            return torch.arange(self.n_keys - self.n_queries, self.n_keys, device=device)
+        return self.query_columns.to(device)
 
     def _keys(self, device: torch.device) -> Tensor:
         """The column of each key [S]."""

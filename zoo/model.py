@@ -16,7 +16,7 @@ from zoo.lazy import torch
 from zoo.norm import Norm
 from zoo.position import Position
 from zoo.scene import Scene
-from zoo.spec import Sized, Spec, Stack, components
+from zoo.spec import Linear, Sized, Spec, Stack, components
 from zoo.step import Output
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class Tower(Topology):
     """A stack of layers between an embedding and a head. `blocks` are the kinds of layer by name; `pattern` names each
     layer's kind, first to last. With `shared_layers` the layers of a kind have one set of weights (ALBERT).
 
-    A final norm stands before the head unless the blocks end in one; `final_norm` says otherwise.
+    A final norm stands before the head unless the blocks end in one; `final_norm` says otherwise. What comes of it is
+    projected to `out_width`, if given, which the head reads (OPT-350m).
     """
 
     vocab_size: PositiveInt
@@ -48,6 +49,7 @@ class Tower(Topology):
     norm: Norm
     head: Head
     final_norm: bool | None = None
+    out_width: PositiveInt | None = None
     shared_layers: bool = False
     pooler: Pooler | None = None
     init: Init = Normal()
@@ -57,6 +59,9 @@ class Tower(Topology):
         if unknown or not self.pattern:
             found = ", ".join(map(repr, unknown)) or "nothing"
             raise ValueError(f"pattern names {found}, the kinds of layer are: {', '.join(self.blocks) or 'none'}")
+        if self.position.inside and all(block.attention.positioning is None for block in self.blocks.values()):
+            acts = f"position '{self.position.kind}' acts inside attention, and no attention here takes one"
+            raise ValueError(f"{acts} (position: none)")
         for name, block in self.blocks.items():
             self._check(name, block)
 
@@ -66,7 +71,8 @@ class Tower(Topology):
             if component.causal is not None and component.causal is not self.causal:
                 can = "reads only what came before" if component.causal else "lets a token see later ones"
                 would = f"kind: {'decoder' if component.causal else 'encoder'}"
-                raise ValueError(f"{place} {component.axis} '{component.kind}' {can}, in a {self.kind} ({would} would do)")
+                what = f"{place} {component.axis} '{component.kind}' {can}"
+                raise ValueError(f"{what}, and the model is of kind '{self.kind}' ({would} would do)")
         own = block.attention.positioning
         if own is not None and not own.per_layer and own.parts(self.d_model) and own != self.position:
             raise ValueError(
@@ -115,8 +121,9 @@ class Tower(Topology):
             **({"position": position} if self.has_position else {}),
             "blocks": self.stack,
             **({"norm": self.norm} if self.has_final_norm else {}),
+            **({"project": Linear(d_model, self.out_width)} if self.out_width else {}),
             **({"pooler": self.pooler} if self.pooler else {}),
-            "head": self.head,
+            "head": Sized(self.head, self.out_width or d_model),
         }
 
     def run(self, m: Any, ids: Tensor, types: Tensor | None, scene: Scene, keep: int | None) -> Output:
@@ -137,6 +144,7 @@ class Tower(Topology):
         if cache is not None:
             cache.length += ids.shape[1]
         hidden = m.norm(x) if self.has_final_norm else x
+        hidden = m.project(hidden) if self.out_width else hidden
         kept = hidden if keep is None else hidden[:, hidden.shape[1] - keep :]
         pooled = m.pooler(hidden) if self.pooler else None
         return Output(hidden, None if keep == 0 else m.head(kept), losses, pooled)
@@ -168,8 +176,9 @@ class Decoder(Tower, kind="decoder"):
 
         `attention_mask` [B, S], 1 for a real token, covers what the cache holds and the new tokens. `documents` [B, T]
         numbers the documents packed into a row: positions restart, attention stays inside. `prefix` [B] says how many
-        columns of a row all its tokens see. `memory` [B, M, D] is what cross-attention reads, where `memory_mask`
-        [B, M] is 1. `logits_to_keep` asks for the last so many positions only (0: none).
+        columns of a row all see one another; with a cache they come in its first pass. `memory` [B, M, D] is what
+        cross-attention reads, where `memory_mask` [B, M] is 1. `logits_to_keep` asks for the last so many positions
+        only (0: none).
         """
         if prefix is not None and not self.prefix_lm:
             raise ConfigError("prefix: this decoder sees only what came before (prefix_lm: true would do)")
@@ -236,7 +245,9 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
         if not self.decoder.reads_memory:
             raise ValueError("its decoder has no cross-attention (block.cross would give it one)")
         if self.encoder.reads_memory:
-            raise ValueError("its encoder has cross-attention, and nothing to read (only the decoder takes block.cross)")
+            raise ValueError(
+                "its encoder has cross-attention, and nothing to read (only the decoder takes block.cross)"
+            )
         if self.encoder.d_model != self.decoder.d_model:
             found = f"{self.encoder.d_model} and {self.decoder.d_model}"
             raise ValueError(f"its encoder and decoder are of widths {found} (the same d_model for both)")
@@ -287,7 +298,8 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
         cache: Any = None,
         logits_to_keep: int | None = None,
     ) -> Output:
-        """Logits for `decoder_input_ids` [B, T] (the start token alone unless given), after reading token ids [B, S]."""
+        """Logits for `decoder_input_ids` [B, T] (the start token alone unless given), after reading token ids [B,
+        S]."""
         if decoder_input_ids is None:
             decoder_input_ids = torch.full_like(input_ids[:, :1], self.start_id)
         memory = m.encoder(input_ids, attention_mask).hidden

@@ -75,19 +75,17 @@ def cost_rows(figures: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
     held += [(f"  {name}", f"{n:,}", share(n, total)) for name, n in counted["by_component"].items()]
     tokens = f"{cache['tokens']:,} tokens"
     sequences = f"{cache['batch']:,} × {tokens}" if cache.get("batch", 1) != 1 else tokens
+    kept = [
+        ("a token", f"{cache['bytes_per_token']:,} B", size(cache["bytes_per_token"])),
+        (sequences, f"{cache['bytes']:,} B", size(cache["bytes"])),
+    ]
     return [
         ("Parameters", held),
         (
             f"FLOPs (context {tokens})",
             [(label, "", si(flops[key], "FLOP")) for key, label in _FLOPS.items() if key in flops],
         ),
-        (
-            f"KV cache ({cache['dtype']})",
-            [
-                ("a token", f"{cache['bytes_per_token']:,} B", size(cache["bytes_per_token"])),
-                (sequences, f"{cache['bytes']:,} B", size(cache["bytes"])),
-            ],
-        ),
+        *([(f"KV cache ({cache['dtype']})", kept)] if "decode" in flops else []),
         (
             f"Memory ({cache['dtype']}, {sequences})",
             [(label, "", size(memory[key])) for key, label in _MEMORY.items() if key in memory],

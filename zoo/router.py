@@ -56,7 +56,8 @@ class Router(Spec, axis="router"):
 
 class SoftmaxTopK(Router, kind="softmax_topk"):
     """Softmax over all experts, the top_k of it (Shazeer et al., 2017). `normalize` makes their weights sum to 1
-    (Mixtral), which equals a softmax over the chosen scores alone (gpt-oss, Granite).
+    (Mixtral), which equals a softmax over the chosen scores alone (gpt-oss, Granite). `selection_bias` as for
+    sigmoid_topk (ERNIE 4.5).
 
     `n_groups` of experts, of which only the `top_k_groups` with the likeliest expert each are open to a token, keep its
     experts on few machines (DeepSeek-V2, 2024). `capacity` is the tokens that an expert takes from a row or document,
@@ -69,6 +70,7 @@ class SoftmaxTopK(Router, kind="softmax_topk"):
     """
 
     normalize: bool = True
+    selection_bias: bool = False
     n_groups: PositiveInt = 1
     top_k_groups: PositiveInt = 1
     capacity: PositiveInt | None = None
@@ -85,10 +87,15 @@ class SoftmaxTopK(Router, kind="softmax_topk"):
     def state(self) -> dict[str, tuple[int, ...]]:
         return {} if self.capacity is None else {"routed": (self.n_experts,)}
 
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return super().parts(d_model) | ({"selection_bias": Buffer((self.n_experts,))} if self.selection_bias else {})
+
     def forward(self, m: Any, x: Tensor, step: Any) -> Routes:
         scores = m.gate(x).float()  # B T E
         chances = scores.softmax(-1)
-        weights, chosen = _of_best_groups(chances, self, best=1).topk(self.top_k, -1)  # B T K
+        rank = chances + m.selection_bias.float() if self.selection_bias else chances
+        chosen = _of_best_groups(rank, self, best=1).topk(self.top_k, -1).indices  # B T K
+        weights = chances.gather(-1, chosen)
         if m.training:
             step.losses += _losses(self, scores, chances, chosen, step.real)
         if self.normalize:

@@ -56,10 +56,13 @@ class Scene:
 
     @property
     def table_positions(self) -> Tensor:
-        """Positions as a learned table counts them [B|1, T]: the tokens that are no padding id, if it says which one."""
+        """Positions as a learned table counts them [B|1, T]: the tokens that are no padding id, if it says which
+        one."""
         skipped = self.spec.position.padding_id
-        if skipped is None or self.cache is not None or self.documents is not None:
+        if skipped is None or self.documents is not None:
             return self.positions
+        if self.cache is not None:
+            return torch.where(self.ids != skipped, self.positions, -1)
         counted = self.ids != skipped
         if self.padding is not None:
             counted = counted & self.padding
@@ -79,6 +82,12 @@ class Scene:
         if self.padding is not None and self.padding.shape[1] != total:
             found = f"{self.padding.shape[1]} columns, the sequence has {total}"
             raise ConfigError(f"attention_mask: has {found} (what the cache holds and the new tokens)")
+        whole = self.prefix is None or self.cache is None or self.past or torch.compiler.is_compiling()
+        if not whole and int(self.prefix.max()) > self.new:  # type: ignore[union-attr]
+            found = f"reaches column {int(self.prefix.max())}, {self.new} tokens came"  # type: ignore[union-attr]
+            raise ConfigError(
+                f"prefix: {found} (a prefix sees itself, so with a cache it comes whole in the first pass)"
+            )
         if spec.reads_memory and self.memory is None:
             raise ConfigError("memory: the layers read an encoder's output, and none was given (pass it)")
 
@@ -100,12 +109,12 @@ class Scene:
         block = self.spec.blocks[kind]
         attention, dtype = block.attention, _compute_dtype(x)
         plan = None if self.cache is None else self.cache.plan(kind, self.new)
-        keys = self.columns if plan is None else plan.columns
+        columns = (self.columns[self.past :], self.columns if plan is None else plan.columns)
         step = Step(
             mask=self._mask(attention, plan),
             kernel=kernel,
             positions=self.positions,
-            columns=(self.columns[self.past :], keys),
+            columns=columns,
             real=self.real,
             documents=self.documents,
             first=self.past == 0,
@@ -117,7 +126,7 @@ class Scene:
         if position is not None:
             step.tables = position.tables(self.positions, attention.rotary_width, dtype, self.lengths)
             if not position.per_layer:
-                step.bias = position.bias(own, attention.score_heads, *step.columns, self.causal)
+                step.bias = position.bias(own, attention.score_heads, *columns, self.causal)
         attention.prepare(own, step)
         self._draw(step, attention, dtype)
         if block.cross is not None:

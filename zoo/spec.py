@@ -61,10 +61,10 @@ class Weight(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Buffer(Part):
-    """A tensor that is saved and never trained, so that it is no parameter. It starts from `init`."""
+    """A tensor that is saved and never trained, so that it is no parameter. It starts from `init`, as a Weight."""
 
     shape: tuple[int, ...]
-    init: float = 0.0
+    init: float | Callable[[Any], Any] = 0.0
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"": self.shape}
@@ -95,8 +95,8 @@ class Linear(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Conv(Part):
-    """A convolution along the tokens, `width` of them: weight [d_out, d_in / groups, width]. `groups` = d_in = d_out is a
-    depthwise one."""
+    """A convolution along the tokens, `width` of them: weight [d_out, d_in / groups, width]. `groups` = d_in = d_out
+    is a depthwise one."""
 
     d_in: int
     d_out: int
@@ -268,12 +268,17 @@ class Spec:
         """Forward FLOPs that no weight explains, for `pairs` visible (query, key) pairs."""
         return 0
 
+    def decode_flops(self, pairs: int) -> int:
+        """The same for a token that is decoded, where that takes another way."""
+        return self.core_flops(pairs)
+
     def state_flops(self) -> int:
         """Forward FLOPs of a token that neither a weight nor a pair explains: moving and reading a state."""
         return 0
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
-        """Forward FLOPs of `new` tokens after `held` that are neither a token's nor a pair's: work on a shared table."""
+        """Forward FLOPs of `new` tokens after `held` that are neither a token's nor a pair's: work on a shared
+        table."""
         return 0
 
     def forward(self, m: Any, x: Any, step: Any) -> Any:

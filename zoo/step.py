@@ -22,7 +22,9 @@ class Step:
     mask: Mask
     kernel: str = "auto"
     positions: Tensor | None = None  # B|1 T, of the queries
-    columns: tuple[Tensor, Tensor] | None = None  # [T] of the queries, [S] of the keys: places in the row, pads included
+    columns: tuple[Tensor, Tensor] | None = (
+        None  # [T] of the queries, [S] of the keys: places in the row, pads included
+    )
     tables: Any = None  # what the position scheme rotates queries and new keys with
     bias: Tensor | None = None  # B|1 H T S, added to the scores
     real: Tensor | None = None  # B T, True for a token that is no padding; None when all are real
@@ -53,9 +55,8 @@ class Step:
     def recall(self, compute: Callable[[Tensor], tuple[Tensor, ...]], *names: str) -> tuple[Tensor, ...]:
         """What `compute` makes of the memory: made once, then read from the cache."""
         assert self.memory is not None
-        if self.cache is None:
-            return compute(self.memory)
-        return self.cache.recall(lambda: compute(self.memory), names)
+        memory = self.memory
+        return compute(memory) if self.cache is None else self.cache.recall(lambda: compute(memory), names)
 
     def state(self, name: str) -> Tensor | None:
         """What a recurrent mixer holds of all earlier tokens [B, …]; None where nothing came before."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import PositiveInt
 
@@ -28,6 +28,8 @@ class GatedDelta(Attention, kind="gated_delta"):
 
     `norm` being over each value head. `chunk_size` changes speed alone. The recurrence is computed in float32.
     """
+
+    causal: ClassVar[bool | None] = True
 
     n_k_heads: PositiveInt
     n_v_heads: PositiveInt

@@ -13,7 +13,7 @@ from zoo.kernels import attend
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
 from zoo.position import Position
-from zoo.relative import Relative
+from zoo.position.relative import Relative
 from zoo.spec import Linear
 
 

@@ -20,15 +20,18 @@ from zoo.spec import Linear, Sized, Spec, Weight
 class Tempering(Spec, axis="tempering", default="log"):
     """Queries grow with their position."""
 
+    def factor(self, positions: Any) -> Any:
+        """What queries [B, T, H, C] at these positions [B, T] are multiplied by: [B, T, 1, 1]."""
+        raise NotImplementedError
+
 
 class LogTempering(Tempering, kind="log"):
     """q · (1 + scale·ln(1 + ⌊(position + 1) / floor⌋)) (Nakanishi, 2025; Llama 4)."""
 
-    floor: PositiveFloat = 8192.0
+    floor: PositiveInt = 8192
     scale: PositiveFloat = 0.1
 
     def factor(self, positions: Any) -> Any:
-        """[B, T, 1, 1] for positions [B, T]."""
         steps = ((positions.float() + 1) / self.floor).floor()
         return (1 + self.scale * torch.log1p(steps))[..., None, None]
 
@@ -41,8 +44,8 @@ class GQA(Attention, kind="gqa"):
     ways W to either side; `chunk` only those of its own stretch of so many positions (Llama 4). `scale` is what scores
     are multiplied by, 1/√head_dim unless given; `softcap` bounds them by c·tanh(s/c) (Gemma 2). `sinks` adds a learned
     score a head that no value stands behind (Xiao et al., 2023; gpt-oss). `clip` bounds queries, keys and values (OLMo,
-    MPT). `output_gate` multiplies each head's output by σ(x·W) (Qiu et al., 2025; Qwen3-Next). `bias` is for q, k and v;
-    `o_bias` follows it unless given.
+    MPT), before the norm of queries and keys or with `clip_normed` after it (OLMoE). `output_gate` multiplies each
+    head's output by σ(x·W) (Qiu et al., 2025; Qwen3-Next). `bias` is for q, k and v; `o_bias` follows it unless given.
 
     `qk_norm` normalises queries and keys (Dehghani et al., 2023), `qk_norm_over` says what at once: a "head" with one
     weight for all heads (Qwen3), each of the "heads" with its own (Cohere), or all heads' channels as a "whole"
@@ -64,6 +67,7 @@ class GQA(Attention, kind="gqa"):
     scale: PositiveFloat | None = None
     sinks: bool = False
     clip: PositiveFloat | None = None
+    clip_normed: bool = False
     output_gate: bool = False
     tempering: Tempering | None = None
 
@@ -74,6 +78,10 @@ class GQA(Attention, kind="gqa"):
             raise ValueError(f"window={self.window} and chunk={self.chunk} both limit what is seen (one of them)")
         if self.qk_norm_last and self.qk_norm_over == "whole":
             raise ValueError("qk_norm_last comes after heads are split, qk_norm_over 'whole' before (one of them)")
+        if self.clip_normed and (self.clip is None or self.qk_norm is None or self.qk_norm_last):
+            raise ValueError(
+                "clip_normed says that `clip` comes between `qk_norm` and the rotation (give both, or leave it out)"
+            )
         self.position.check(self.head_dim)
 
     @property
@@ -152,7 +160,8 @@ class GQA(Attention, kind="gqa"):
             k, v = step.recall(lambda memory: self._keys_values(m, memory, step), "k", "v")
         bias = step.bias
         if self.position.per_layer:
-            bias = self.position.bias(m.position, self.n_heads, *step.columns, step.mask.causal)
+            queries, keys = step.columns
+            bias = self.position.bias(m.position, self.n_heads, queries, keys, step.mask.causal)
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
         sinks = m.sinks if self.sinks else None
         y = attend(
@@ -167,12 +176,13 @@ class GQA(Attention, kind="gqa"):
 
     def _turned(self, x: Any, norm: Any, n_heads: int, step: Any) -> Any:
         """Queries or keys [B, T, heads·C], clipped, normalised and rotated: [B, T, heads, C]."""
-        x = self._clipped(x)
+        x = x if self.clip_normed else self._clipped(x)
         if norm is not None and self.qk_norm_over == "whole":
             x = norm(x)
         x = x.unflatten(-1, (n_heads, self.head_dim))
         if norm is not None and not self.qk_norm_last and self.qk_norm_over != "whole":
             x = norm(x)
+        x = self._clipped(x) if self.clip_normed else x
         x = self.position.rotate(x, step.tables)
         return norm(x) if norm is not None and self.qk_norm_last else x
 

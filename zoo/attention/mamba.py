@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -39,6 +39,8 @@ class Mamba(Attention, kind="mamba"):
     (Jamba; without a weight, Falcon Mamba). `d_model`, the residual stream's width, is stated because the state's size
     follows from it. The recurrence is computed in float32.
     """
+
+    causal: ClassVar[bool | None] = True
 
     d_model: PositiveInt
     expand: PositiveInt = 2
@@ -177,6 +179,8 @@ class Mamba2(Attention, kind="mamba2"):
     `norm_groups` equal parts of the channels, as many as `n_groups` unless given. `chunk_size` changes speed alone. The
     recurrence is computed in float32.
     """
+
+    causal: ClassVar[bool | None] = True
 
     n_heads: PositiveInt
     head_dim: PositiveInt

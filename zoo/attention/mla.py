@@ -86,8 +86,8 @@ class MLA(Attention, kind="mla"):
     def core_flops(self, pairs: int) -> int:
         return 2 * self.n_heads * (self.qk_head_dim + self.v_head_dim) * pairs  # QKᵀ and PV, expanded
 
-    def absorbed_flops(self, pairs: int) -> int:
-        """The same for absorbed queries. Each of them meets as many products with weights as an expanded token."""
+    def decode_flops(self, pairs: int) -> int:
+        """Absorbed. Such a query meets as many products with weights as an expanded token."""
         return 2 * self.n_heads * (2 * self.kv_lora_rank + self.qk_rope_head_dim) * pairs
 
     @property

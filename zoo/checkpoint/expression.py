@@ -1,8 +1,8 @@
 """The little language in which a family's YAML says what a config.json means, read forwards and backwards.
 
 `=num_key_value_heads or num_attention_heads` is worked out over the fields of a config (import), and turned round to
-say which fields a value of it would take (export). Names, numbers, arithmetic, comparisons, `a if b else c`, `x[layer]`
-and a few functions: a syntax tree is walked, nothing is executed.
+say which fields a value of it would take (export). Names, numbers, arithmetic, comparisons, `a if b else c`,
+`x[layer]`, nodes such as `{"kind": "alibi"}` and a few functions: a syntax tree is walked, nothing is executed.
 """
 
 from __future__ import annotations
@@ -38,18 +38,30 @@ OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
 UNDO: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.sub,
     ast.Sub: operator.add,
-    ast.Mult: lambda value, factor: value // factor if isinstance(value, int) and value % factor == 0 else value / factor,
+    ast.Mult: lambda value, factor: (
+        value // factor if isinstance(value, int) and value % factor == 0 else value / factor
+    ),
     ast.Div: operator.mul,
     ast.FloorDiv: operator.mul,
+    ast.Pow: lambda value, power: _whole(value ** (1 / power)),
 }
 """What gives the left side back, from the value and the right side."""
+
+
+def _whole(value: float) -> float | int:
+    """A number that is whole but for rounding, as such."""
+    return round(value) if abs(value - round(value)) <= 1e-12 * abs(value) else value
+
 
 Bindings = dict[str, Any]
 """What fields of a config.json must be: by name, `a.b` within another, or `a[3]` in a list."""
 
 
 class Codec:
-    """A function of the language: how it is worked out, and which fields a value of it would take."""
+    """A function of the language: how it is worked out, and which fields a value of it would take. A `lazy` one is
+    given its arguments unread."""
+
+    lazy = False
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         raise NotImplementedError
@@ -96,7 +108,8 @@ class Expression:
         return evaluate(self.tree, env)
 
     def bind(self, value: Any, env: Mapping[str, Any]) -> Bindings:
-        """The fields by which it would be `value`, as far as it can be turned round; the caller holds them against it."""
+        """The fields by which it would be `value`, as far as it can be turned round; the caller holds them against
+        it."""
         return bind(self.tree, value, env)
 
 
@@ -110,9 +123,11 @@ def evaluate(node: ast.expr, env: Mapping[str, Any]) -> Any:
         case ast.Attribute():
             return _field(evaluate(node.value, env), node.attr)
         case ast.Subscript():
-            return _item(evaluate(node.value, env), evaluate(node.slice, env), ast.unparse(node))
+            return item_of(evaluate(node.value, env), evaluate(node.slice, env), ast.unparse(node))
         case ast.List():
             return [evaluate(item, env) for item in node.elts]
+        case ast.Dict():
+            return {evaluate(key, env): evaluate(item, env) for key, item in _items(node)}
         case ast.BinOp():
             return OPERATORS[type(node.op)](evaluate(node.left, env), evaluate(node.right, env))
         case ast.UnaryOp():
@@ -124,8 +139,9 @@ def evaluate(node: ast.expr, env: Mapping[str, Any]) -> Any:
             return OPERATORS[type(node.ops[0])](evaluate(node.left, env), evaluate(node.comparators[0], env))
         case ast.IfExp():
             return evaluate(node.body if evaluate(node.test, env) else node.orelse, env)
-        case ast.Call(func=ast.Name()):
-            return FUNCTIONS[node.func.id].value(env, *(evaluate(arg, env) for arg in node.args))
+        case ast.Call(func=ast.Name(id=name)):
+            codec = FUNCTIONS[name]
+            return codec.value(env, *(node.args if codec.lazy else (evaluate(arg, env) for arg in node.args)))
     raise TypeError(f"the language has no {type(node).__name__}: {ast.unparse(node)}")
 
 
@@ -135,7 +151,7 @@ def _field(env: Mapping[str, Any], name: str) -> Any:
     return env[name]
 
 
-def _item(items: Any, index: int, text: str) -> Any:
+def item_of(items: Any, index: int, text: str) -> Any:
     if isinstance(items, list) and not -len(items) <= index < len(items):
         raise ConfigError(f"{text.partition('[')[0]}: has {len(items)} entries, and entry {index} is asked for")
     return items[index]
@@ -165,6 +181,9 @@ def bind(node: ast.expr, value: Any, env: Mapping[str, Any]) -> Bindings:
             return {ast.unparse(node): value}
         case ast.Subscript():
             return {f"{ast.unparse(node.value)}[{index}]": value for index in known(node.slice, env)}
+        case ast.Dict() if isinstance(value, Mapping):
+            pairs = [(evaluate(key, env), item) for key, item in _items(node)]
+            return {name: found for key, item in pairs for name, found in bind(item, value.get(key), env).items()}
         case ast.BoolOp(op=ast.Or()):
             return bind(node.values[0], value, env)
         case ast.BoolOp() | ast.Compare() | ast.UnaryOp(op=ast.Not()):
@@ -173,8 +192,8 @@ def bind(node: ast.expr, value: Any, env: Mapping[str, Any]) -> Bindings:
             return _bind_arithmetic(node, value, env)
         case ast.IfExp():
             return _bind_choice(node, value, env)
-        case ast.Call(func=ast.Name()):
-            return FUNCTIONS[node.func.id].bind(value, env, *node.args)
+        case ast.Call(func=ast.Name(id=name)):
+            return FUNCTIONS[name].bind(value, env, *node.args)
     return {}
 
 
@@ -184,8 +203,23 @@ def _bind_choice(node: ast.IfExp, value: Any, env: Mapping[str, Any]) -> Binding
     for branch, truth in branches:
         if isinstance(branch, ast.Constant) and branch.value == value and type(branch.value) is type(value):
             return _bind_truth(node.test, truth, env)
-    branch, truth = next((each for each in branches if not isinstance(each[0], ast.Constant)), branches[0])
+    open_ = [each for each in branches if not isinstance(each[0], ast.Constant)]
+    fitting = [each for each in open_ if _fits(each[0], value, env)]
+    branch, truth = next(iter([*fitting, *open_, branches[0]]))
     return {**bind(branch, value, env), **_bind_truth(node.test, truth, env)}
+
+
+def _items(node: ast.Dict) -> list[tuple[ast.expr, ast.expr]]:
+    return [(key, item) for key, item in zip(node.keys, node.values, strict=True) if key is not None]
+
+
+def _fits(node: ast.expr, value: Any, env: Mapping[str, Any]) -> bool:
+    """Whether a branch may give this value, as far as the kind of node that it makes tells."""
+    if isinstance(node, ast.Dict):
+        stated = {ast.unparse(key): item for key, item in _items(node)}.get("'kind'")
+        kind = stated.value if isinstance(stated, ast.Constant) else None
+        return isinstance(value, Mapping) and kind in (None, value.get("kind"))
+    return not isinstance(node, ast.Call) or not isinstance(value, Mapping) or bool(bind(node, value, env))
 
 
 def _bind_truth(node: ast.expr, truth: bool, env: Mapping[str, Any]) -> Bindings:
@@ -200,7 +234,7 @@ def _bind_truth(node: ast.expr, truth: bool, env: Mapping[str, Any]) -> Bindings
             return {key: found for item in node.values for key, found in _bind_truth(item, True, env).items()}
         case ast.BoolOp(op=ast.Or()) if not truth:
             return {key: found for item in node.values for key, found in _bind_truth(item, False, env).items()}
-        case ast.Compare(ops=[ast.Eq()]) if truth:
+        case ast.Compare(ops=[ast.Eq() | ast.NotEq() as test]) if truth is isinstance(test, ast.Eq):
             return {k: v for right in known(node.comparators[0], env) for k, v in bind(node.left, right, env).items()}
     return {}
 
@@ -209,9 +243,9 @@ def _bind_arithmetic(node: ast.BinOp, value: Any, env: Mapping[str, Any]) -> Bin
     """One side is known, the other takes what is left."""
     if value is None or isinstance(value, bool | str):
         return {}
-    for right in known(node.right, env):
-        back = UNDO.get(type(node.op))
-        if back is not None and isinstance(right, int | float) and right:
+    back = UNDO.get(type(node.op))
+    for right in known(node.right, env) if _has_fields(node.left) else ():
+        if back is not None and isinstance(right, int | float) and (right or isinstance(node.op, ast.Add | ast.Sub)):
             return bind(node.left, back(value, right), env)
     for left in known(node.left, env):
         if isinstance(node.op, ast.Div) and value:
@@ -219,6 +253,11 @@ def _bind_arithmetic(node: ast.BinOp, value: Any, env: Mapping[str, Any]) -> Bin
         if isinstance(node.op, ast.Mult) and left:
             return bind(node.right, value / left, env)
     return {}
+
+
+def _has_fields(node: ast.expr) -> bool:
+    """Whether a tree reads anything, so that there is something to bind in it."""
+    return any(isinstance(each, ast.Name) for each in ast.walk(node))
 
 
 # ---------------------------------------------------------------- trees of expressions

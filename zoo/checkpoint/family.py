@@ -1,9 +1,11 @@
 """A family of published models: what its config.json means, and where its tensors are. One YAML in conf/family/ each.
 
     model_type: llama                    # as config.json has it
-    architectures:                       # the classes, and what each changes of `model`; the first is written unless said
+    architectures:                       # the classes, and what each changes of `model`; the first is written unless
+    said
       LlamaForCausalLM: {prefix: model.}
       LlamaModel: {prefix: "", model: {head: {kind: none}}}
+      LLaMAForCausalLM: {as: LlamaForCausalLM}  # a name that files have of an older class
     defaults: {attention_bias: false}    # of fields that a config.json may leave out
     requires: {pretraining_tp: 1}        # fields that must be so: anything else is refused by name
     harmless: [use_cache]                # fields that change no number
@@ -11,42 +13,45 @@
       n_heads: =num_attention_heads
       layers: {moe: {ffn: …}}            # may read `layer`, the layer's index
       pattern: ="dense" if layer < first_k_dense_replace else "moe"
+    present: {a.tensor: {legacy: false}} # fields that a tensor in the file says, where config.json does not
     export: {n_layer: =n_layers}         # fields that turning `model` round does not give; reads `pattern` and `fields`
+    optional: [final_logits_bias]        # tensors that a file may lack: what a fresh model has stands there
+    unread: {~shared.weight: ~encoder.embed_tokens.weight}  # of no part of the model: back as it came, or a copy
     keys: {norm: ~norm}                  # ours: theirs (mapping.py); ~ is the prefix of the class
 
-Both directions are read from these. Importing works `model` out. Exporting holds `model`, its expressions unread, against
-a Spec, asks each expression which fields would give what stands there, and imports the result again: what does not come
-back equal stands in the way.
+Both directions are read from these. Importing works `model` out. Exporting holds `model`, its expressions unread,
+against a Spec, asks each expression which fields would give what stands there, and imports the result again: what does
+not come back equal stands in the way.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoint import codecs  # noqa: F401  (registers its functions)
-from zoo.checkpoint.expression import Expression, assembled, is_expression, read_names, resolved
+from zoo.checkpoint import codecs  # noqa: F401  (registers the functions of its language)
+from zoo.checkpoint.expression import Expression, read_names, resolved
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 
-HARMLESS = frozenset(
-    """
-    _attn_implementation _commit_hash _name_or_path add_cross_attention architectures attention_dropout attn_pdrop auto_map
-    bad_words_ids begin_suppress_tokens bos_token_id cache_implementation chunk_size_feed_forward classifier_dropout
-    cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dropout dropout_rate dtype early_stopping
-    embd_pdrop encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout hidden_dropout_prob id2label
-    initializer_factor initializer_range is_decoder is_encoder_decoder keys_to_ignore_at_inference label2id length_penalty
-    max_length min_length model_type no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
-    output_attentions output_hidden_states output_past output_router_logits output_scores pad_token_id prefix problem_type
-    pruned_heads quantization_config remove_invalid_values repetition_penalty resid_pdrop return_dict
-    return_dict_in_generate router_aux_loss_coef sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
-    tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript transformers_version
-    typical_p unk_token_id use_bfloat16 use_cache use_return_dict attention_probs_dropout_prob activation_dropout
-    """.split()
-)
+_HARMLESS = """
+_attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures
+attention_dropout attn_pdrop auto_map bad_words_ids begin_suppress_tokens bos_token_id cache_implementation
+chunk_size_feed_forward classifier_dropout cross_attention_hidden_size decoder_start_token_id diversity_penalty
+do_sample dropout dropout_rate dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
+exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
+hidden_dropout hidden_dropout_prob id2label initializer_factor initializer_range is_decoder is_encoder_decoder
+keys_to_ignore_at_inference label2id length_penalty max_length min_length model_type no_repeat_ngram_size
+num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past
+output_router_logits output_scores pad_token_id prefix problem_type pruned_heads quantization_config
+remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate router_aux_loss_coef
+sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings
+tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p unk_token_id use_bfloat16 use_cache
+use_return_dict attention_probs_dropout_prob activation_dropout
+"""
+HARMLESS = frozenset(_HARMLESS.split())
 """Fields of any config.json that change no number of a forward pass (or that a family reads by name)."""
 
 REFUSED = {"quantization_config": "its weights are quantised (the unquantised checkpoint)"}
@@ -70,16 +75,16 @@ class Family:
     ignore: tuple[str, ...] = ()
     dropped: Mapping[str, str] = field(default_factory=dict)
     same: Mapping[str, str] = field(default_factory=dict)
+    present: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
+    unread: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
-
-    # ------------------------------------------------------------ config.json → model
 
     def fields(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The config's fields with what it leaves out. Raises ConfigError, by name, for those that mean something that
         no model here is."""
         named = {self.aliases.get(name, name): value for name, value in config.items()}
-        full = {**self.defaults, **{name: value for name, value in named.items() if value is not None}}
-        full |= {name: None for name, value in named.items() if value is None and name not in full}
+        full = {**self.defaults, **named}  # a null that is stated stays one, as for transformers' config classes
         faults = [f"{where}: {name}: {why}" for name, why in REFUSED.items() if full.get(name)]
         for name, wanted in self.requires.items():
             options = wanted if isinstance(wanted, list) else [wanted]
@@ -100,7 +105,9 @@ class Family:
     def _strangers(self, full: Mapping[str, Any]) -> list[str]:
         """Fields that nothing reads. One that is false, null or empty asks for nothing."""
         known = self.reads | set(self.harmless) | set(self.defaults) | set(self.requires) | HARMLESS
-        unread = [name for name, value in full.items() if name not in known and value not in (None, False, 0, "", [], {})]
+        unread = [
+            name for name, value in full.items() if name not in known and value not in (None, False, 0, "", [], {})
+        ]
         return [
             f"{name}: is {full[name]!r}, a field that is not known of {self.name}{did_you_mean(name, known)}"
             for name in unread
@@ -109,7 +116,14 @@ class Family:
     @functools.cached_property
     def reads(self) -> set[str]:
         """Every field that the family reads."""
-        rope = {"rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor", "default_theta"}
+        rope = {
+            "rope_parameters",
+            "rope_scaling",
+            "rope_theta",
+            "partial_rotary_factor",
+            "default_theta",
+            "default_partial",
+        }
         rope |= {"original_max_position_embeddings", "max_position_embeddings"}
         trees = [self.model, self.derive, self.architectures]
         return set().union(*(read_names(tree) for tree in trees)) | rope | set(self.aliases)
@@ -121,18 +135,27 @@ class Family:
             raise CheckpointError(f"{where}: architectures: {architecture!r} is not read (one of: {known})")
         return self.architectures[architecture]
 
+    def template(self, architecture: str, where: str = "") -> Mapping[str, Any]:
+        """`model` as a class has it, expressions unread. A key that the class gives null is left out."""
+        patch = self.patch(architecture, where).get("model") or {}
+        changed = {key: laid(self.model.get(key), value) for key, value in patch.items()}
+        return {key: value for key, value in {**self.model, **changed}.items() if patch.get(key, 0) is not None}
+
     def body(self, config: Mapping[str, Any], where: str, changes: Mapping[str, Any] | None = None) -> Body:
-        """A model in our grammar, of what a config.json says. `changes` are laid over it last, such as a tied head that the
-        file does not have tied."""
+        """A model in our grammar, of what a config.json says. `changes` are laid over it last, such as a tied head
+        that the file does not have tied."""
         named = config.get("architectures") or [next(iter(self.architectures))]
+        named = [self.architectures.get(named[0], {}).get("as", named[0])]
         fields = self.fields(config, where)
-        template = laid(laid(self.model, self.patch(named[0], where).get("model") or {}), changes or {})
+        template = laid(self.template(named[0], where), changes or {})
         try:
             return self._body(template, fields, named[0])
         except ConfigError as error:
             raise CheckpointError(*(f"{where}: {fault}" for fault in error.faults)) from error
         except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
-            raise CheckpointError(f"{where}: cannot be read as {self.name}, found {type(error).__name__} {error}") from error
+            raise CheckpointError(
+                f"{where}: cannot be read as {self.name}, found {type(error).__name__} {error}"
+            ) from error
 
     def _body(self, template: Mapping[str, Any], fields: Mapping[str, Any], architecture: str) -> Body:
         body = {key: value for key, value in template.items() if key not in ("layers", "pattern", "encoder", "decoder")}
@@ -144,8 +167,6 @@ class Family:
                 made[tower] = {**resolved(inner, fields), **_layered({**template, **template[tower]}, fields)}
                 kinds[tower] = made[tower].pop("_kinds", [])
         return Body(self, architecture, made, kinds, dict(fields))
-
-    # ------------------------------------------------------------ the whole catalogue
 
 
 @dataclass(frozen=True)
@@ -182,7 +203,8 @@ def _layered(template: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str
         env = {**fields, "layer": index}
         kind = "layer" if pattern is None else resolved(pattern, env)
         kind = kind[index] if isinstance(kind, list) else kind
-        if kind not in kinds and kind != "layer":
+        kind = f"layer_{kind}" if isinstance(kind, int) else kind  # a number is a kind without a name, or a patch
+        if kinds and kind not in kinds and kind != "layer":
             raise ConfigError(f"layer {index}: is a {kind!r} one, which is none of ours (one of: {', '.join(kinds)})")
         patch = resolved(kinds.get(kind) or {}, env)
         names.append(_named(kind, patch, layers))
@@ -216,26 +238,32 @@ def read(name: str) -> Family:
     """The family of this name."""
     import yaml
 
-    node = yaml.load((folder() / f"{name}.yaml").read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    node: dict[str, Any] = yaml.load((folder() / f"{name}.yaml").read_text(encoding="utf-8"), loader)
     base = node.pop("like", None)
     if base is not None:
         node = _like(read(base), node)
     types = node.pop("model_type", name)
-    lists = {key: tuple(node.pop(key, ())) for key in ("harmless", "ignore")}
-    return Family(name=name, model_types=tuple(types if isinstance(types, list) else [types]), **node, **lists)
+    node |= {key: tuple(node.pop(key, ())) for key in ("harmless", "ignore", "optional")}
+    return Family(name=name, model_types=tuple(types if isinstance(types, list) else [types]), **node)
 
 
 def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
     """A family that says only how it differs from another. A key that it gives null is left out."""
     merged: dict[str, Any] = {"about": node.pop("about", {}), "architectures": node.pop("architectures")}
     merged["model_type"] = node.pop("model_type", None)
-    for name in ("harmless", "ignore"):
+    for name in ("harmless", "ignore", "optional"):
         merged[name] = [*getattr(base, name), *node.pop(name, ())]
-    for name in ("defaults", "requires", "aliases", "derive", "export", "dropped", "same", "keys"):
+    for name in ("defaults", "requires", "aliases", "derive", "export", "dropped", "same", "present", "unread", "keys"):
         both = {**getattr(base, name), **node.pop(name, {})}
-        merged[name] = {key: value for key, value in both.items() if value is not None or name in ("defaults", "requires")}
+        merged[name] = {
+            key: value for key, value in both.items() if value is not None or name in ("defaults", "requires")
+        }
     patch = node.pop("model", {})
-    merged["model"] = {key: value for key, value in laid(base.model, patch).items() if patch.get(key, 0) is not None}
+    kind = {"kind": patch.pop("kind")} if "kind" in patch else {}  # of the model, whose other keys stay
+    merged["model"] = {
+        key: value for key, value in laid(base.model, patch).items() if patch.get(key, 0) is not None
+    } | kind
     return {**merged, **node}
 
 

@@ -1,8 +1,10 @@
-"""The tensors of a folder, wherever they are: one safetensors file, several under an index, or torch's own .bin files."""
+"""The tensors of a folder, wherever they are: one safetensors file, several under an index, or torch's own .bin
+files."""
 
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -24,11 +26,12 @@ BIN_INDEX, BIN = "pytorch_model.bin.index.json", "pytorch_model.bin"
 
 @dataclass(frozen=True)
 class Header:
-    """A tensor as its file describes it."""
+    """A tensor as its file describes it; `name` is what the file calls it, where that is another name."""
 
     file: Path
     dtype: str
     shape: Shape
+    name: str | None = None
 
 
 def headers(folder: Path) -> dict[str, Header]:
@@ -53,7 +56,9 @@ def _indexed(folder: Path, index: Path) -> dict[str, Header]:
     shards = {file: read_header(folder / file) for file in dict.fromkeys(listed.values())}
     lost = [name for name, file in listed.items() if name not in shards[file]]
     if lost:
-        raise CheckpointError(*(f"{folder / listed[name]}: {name} is missing, {INDEX} says it is there" for name in lost))
+        raise CheckpointError(
+            *(f"{folder / listed[name]}: {name} is missing, {INDEX} says it is there" for name in lost)
+        )
     return {name: header for shard in shards.values() for name, header in shard.items()}
 
 
@@ -72,10 +77,29 @@ def read_header(file: Path) -> dict[str, Header]:
         raise CheckpointError(f"{file}: cannot be read, found {type(error).__name__} (a safetensors file)") from error
 
 
+FLOAT = "__float__"
+"""What transformers writes a float as that JSON has no word for: {"__float__": "Infinity"}."""
+
+
+def _float(node: dict[str, Any]) -> Any:
+    return float(node[FLOAT]) if set(node) == {FLOAT} else node
+
+
+def jsonable(node: Any) -> Any:
+    """Plain data with such floats written so."""
+    if isinstance(node, dict):
+        return {key: jsonable(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [jsonable(value) for value in node]
+    if isinstance(node, float) and not math.isfinite(node):
+        return {FLOAT: json.dumps(node)}
+    return node
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON file that holds an object. Raises CheckpointError."""
     try:
-        node = json.loads(file.read_text(encoding="utf-8"))
+        node = json.loads(file.read_text(encoding="utf-8"), object_hook=_float)
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file") from None
     except (OSError, ValueError) as error:
@@ -87,7 +111,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def _bin_tensors(folder: Path) -> dict[str, tuple[Path, Tensor]]:
     """The tensors of torch's own files, mapped into memory rather than read; nothing but tensors is unpickled."""
-    import torch  # noqa: TID253
+    import torch
 
     listed = read_json(folder / BIN_INDEX)["weight_map"] if (folder / BIN_INDEX).is_file() else {BIN: BIN}
     found: dict[str, tuple[Path, Tensor]] = {}
@@ -124,9 +148,9 @@ class Reader:
     def __getitem__(self, name: str) -> Tensor:
         from safetensors import SafetensorError, safe_open
 
+        file, name = self.found[name].file, self.found[name].name or name
         if self._bin is not None:
             return self._bin[name][1]
-        file = self.found[name].file
         try:
             if file not in self._open:
                 self._open[file] = self._stack.enter_context(safe_open(file, framework="pt"))

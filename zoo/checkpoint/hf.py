@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import family as families
+from zoo.checkpoint.expression import resolved
 from zoo.checkpoint.family import Body, Family
-from zoo.checkpoint.files import INDEX, SINGLE, Header, Reader, headers, read_json
-from zoo.checkpoint.mapping import Entry, entries, matches
+from zoo.checkpoint.files import INDEX, SINGLE, Header, Reader, headers, jsonable, read_json
+from zoo.checkpoint.mapping import Entry, entries, matches, worked_out
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.lazy import torch
+from zoo.spec import Buffer, tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,21 +58,74 @@ class Source:
         return self.body.family
 
 
-def read_body(path: Path, changes: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Body]:
-    """A config.json, or that of a folder, and the model it describes. No torch. Raises CheckpointError."""
+def read_body(
+    path: Path, changes: Mapping[str, Any] | None = None, stated: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], Body]:
+    """A config.json, or that of a folder, and the model it describes; `stated` are fields that are known better than it
+    says. No torch. Raises CheckpointError."""
     file = path / CONFIG if path.is_dir() else path
-    config = read_json(file)
+    config = {**read_json(file), **(stated or {})}
     return config, families.of(config, str(file)).body(config, str(file), changes)
 
 
 def open_folder(folder: Path) -> tuple[Source, dict[str, Header]]:
-    """A folder's model and the tensors in it, heads tied as the file has them."""
-    config, body = read_body(folder)
-    found = _named(headers(folder), body)
-    changes = _tying(body, found)
+    """A folder's model and the tensors in it: heads tied as the file has them, and of the class that the file is.
+
+    A file without the head that config.json's class has is read as the family's class without one.
+    """
+    file = folder / CONFIG
+    config = read_json(file)
+    family, listed = families.of(config, str(file)), headers(folder)
+    stated = {
+        k: v for name, fields in family.present.items() if name in listed for k, v in fields.items() if k not in config
+    }
+    opened = _opened(folder, listed, stated)
+    if _fits(*opened):
+        return opened
+    for architecture in family.architectures:
+        other = _opened(folder, listed, {**stated, "architectures": [architecture]})
+        if _fits(*other):
+            return other
+    return opened
+
+
+def _opened(folder: Path, listed: Mapping[str, Header], stated: Mapping[str, Any]) -> tuple[Source, dict[str, Header]]:
+    """A folder read as a model of one class."""
+    config, body = read_body(folder, stated=stated)
+    found = _named(listed, body)
+    changes = None if _has_copy(folder, body, found) else _tying(body, found)
     if changes is not None:
-        config, body = read_body(folder, changes)
-    return Source(folder, config, body), found
+        config, body = read_body(folder, changes, stated)
+    return Source(folder, config, body), {**_stand_ins(body, found), **found}
+
+
+def _fits(source: Source, found: Mapping[str, Header]) -> bool:
+    """Whether the tensors are those of the model, by name."""
+    body = source.body
+    laid = entries(spec_of(body), body.family.keys, body.prefix, body.fields, body.kinds)
+    return not any("has shape" not in fault for fault in differences(laid, found, source))
+
+
+def _has_copy(folder: Path, body: Body, found: Mapping[str, Header]) -> bool:
+    """Whether the file has a tied head's weight a second time, as old ones do; the family's `same` says of what."""
+    own = str(body.family.about.get("head"))
+    of = body.family.same.get(own, "").replace("~", body.prefix)
+    if own not in found or of not in found or found[own].shape != found[of].shape:
+        return False
+    with Reader(folder, found) as reader:
+        return torch.equal(reader[own], reader[of])
+
+
+def _stand_ins(body: Body, found: Mapping[str, Header]) -> dict[str, Header]:
+    """What a file has under the name of its copy alone."""
+    pairs = [
+        (copy.replace("~", body.prefix), name.replace("~", body.prefix)) for copy, name in body.family.same.items()
+    ]
+    return {
+        name: _known_as(found[copy], copy)
+        for copy, name in pairs
+        if copy in found and copy != body.family.about.get("head")
+    }
 
 
 def _named(found: Mapping[str, Header], body: Body) -> dict[str, Header]:
@@ -80,11 +136,17 @@ def _named(found: Mapping[str, Header], body: Body) -> dict[str, Header]:
     """
     family, prefix = body.family, body.prefix
     kept = {name: each for name, each in found.items() if not matches(name, family.ignore)}
-    kept = {_renamed(name): each for name, each in kept.items()}
+    kept = {_renamed(name): _known_as(each, name) for name, each in kept.items()}
     longest = max((each.get("prefix") or "" for each in family.architectures.values()), key=len)
     if longest and prefix == longest and not any(name.startswith(prefix) for name in kept):
         return {name if _apart(name, family) else prefix + name: each for name, each in kept.items()}
+    if longest and not prefix and any(name.startswith(longest) for name in kept):
+        return {name.removeprefix(longest): each for name, each in kept.items()}
     return kept
+
+
+def _known_as(header: Header, name: str) -> Header:
+    return dataclasses.replace(header, name=header.name or name)
 
 
 def _renamed(name: str) -> str:
@@ -94,7 +156,11 @@ def _renamed(name: str) -> str:
 
 def _apart(name: str, family: Family) -> bool:
     """Whether a tensor is of a head, which has no prefix."""
-    return any(not theirs.startswith("~") and name.startswith(theirs.split(" |")[0]) for theirs in family.keys.values() if theirs)
+    return any(
+        not theirs.startswith("~") and name.startswith(theirs.split(" |")[0])
+        for theirs in family.keys.values()
+        if theirs
+    )
 
 
 def _tying(body: Body, found: Mapping[str, Header]) -> dict[str, Any] | None:
@@ -132,6 +198,8 @@ def load(folder: Path, dtype: Any = None, device: str = "cpu") -> Any:
     with Reader(folder, found) as reader:
         for name, tensor in _ours(laid, reader, source):
             _place(model, name, tensor.to(where), kind)
+    for name, tensor in _fresh(spec, laid, found):
+        _place(model, name, tensor.to(where), kind)
     model.source = source
     return model.eval()
 
@@ -150,14 +218,21 @@ def differences(laid: Sequence[Entry], found: Mapping[str, Header], source: Sour
     """What a folder's tensors have that the model has not, and the other way round: a line each."""
     wanted = {name: shape for entry in laid for name, shape in _shapes(entry)}
     family, folder = source.family, source.folder
-    extra = {theirs.replace("~", source.body.prefix) for theirs in family.same}
-    strange = [n for n in found if n not in wanted and n not in extra and not matches(n, tuple(family.dropped))]
+    extra = {theirs.replace("~", source.body.prefix) for theirs in (*family.same, *family.unread)}
+    optional = [theirs.replace("~", source.body.prefix) for theirs in family.optional]
+    dropped = tuple(
+        worked_out(each.replace("~", source.body.prefix), (), source.body.fields) for each in family.dropped
+    )
+    strange = [n for n in found if n not in wanted and n not in extra and not matches(n, dropped)]
     faults = [
         f"{folder}: {name} is missing, of shape {list(shape)}{did_you_mean(name, strange)}"
         for name, shape in wanted.items()
-        if name not in found
+        if name not in found and not matches(name, optional)
     ]
-    faults += [f"{folder}: {name} has no row in the map of {family.name} (it belongs to no part of the model)" for name in strange]
+    faults += [
+        f"{folder}: {name} has no row in the map of {family.name} (it belongs to no part of the model)"
+        for name in strange
+    ]
     return faults + [
         f"{folder}: {name} has shape {list(found[name].shape)}, the model's is {list(shape)}"
         for name, shape in wanted.items()
@@ -172,12 +247,29 @@ def _shapes(entry: Entry) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _ours(laid: Sequence[Entry], reader: Reader, source: Source) -> Iterator[tuple[str, Tensor]]:
+    wanted = {name for entry in laid for name in entry.theirs}
     for theirs, canonical in source.family.same.items():
+        if theirs == source.family.about.get("head"):
+            continue  # seen to when the folder was opened
         theirs, canonical = (name.replace("~", source.body.prefix) for name in (theirs, canonical))
-        if theirs in reader.found and not torch.equal(reader[theirs], reader[canonical]):
-            raise CheckpointError(f"{source.folder}: {theirs} differs from {canonical}, which it is a copy of (equal ones)")
+        if theirs in reader.found and theirs not in wanted and not torch.equal(reader[theirs], reader[canonical]):
+            raise CheckpointError(
+                f"{source.folder}: {theirs} differs from {canonical}, which it is a copy of (equal ones)"
+            )
     for entry in laid:
-        yield from zip(entry.ours, entry.to_ours([reader[name] for name in entry.theirs]), strict=True)
+        if all(name in reader.found for name in entry.theirs):  # others may be left out
+            yield from zip(entry.ours, entry.to_ours([reader[name] for name in entry.theirs]), strict=True)
+
+
+def _fresh(spec: Any, laid: Sequence[Entry], found: Mapping[str, Header]) -> Iterator[tuple[str, Tensor]]:
+    """What a file may leave out and did, as a fresh model has it."""
+    lost = {name for entry in laid if not all(each in found for each in entry.theirs) for name in entry.ours}
+    for name, part, _ in tensors(spec, spec.d_model):
+        if name in lost:
+            assert isinstance(part, Buffer), f"{name} may be left out, and has no value of its own to start from"
+            tensor = torch.empty(part.shape)
+            part.init(tensor) if callable(part.init) else tensor.fill_(part.init)
+            yield name, tensor
 
 
 def _place(model: Any, name: str, tensor: Tensor, dtype: Any) -> None:
@@ -215,18 +307,38 @@ def save(model: Any, out: Path, *, beside: Path | None = None, shard: int = SHAR
     with whole(out) as draft:
         dtype = next(model.parameters()).dtype
         config = {**config, "dtype": str(dtype).removeprefix("torch.")}
-        (draft / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        _write(model, laid, draft, shard)
+        (draft / CONFIG).write_text(json.dumps(jsonable(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
         source = getattr(model, "source", None)
+        _write(model, laid, draft, shard, _unread(model, body, laid, source))
         for folder in (each for each in (beside, source.folder if source else None) if each is not None):
-            for name in BESIDE:
-                if (folder / name).is_file() and not (draft / name).exists():
-                    shutil.copyfile(folder / name, draft / name)
+            copy_beside(folder, draft)
     return config
 
 
-def _write(model: Any, laid: Sequence[Entry], folder: Path, shard: int) -> None:
-    """The tensors under their names, in files of at most `shard` bytes."""
+def copy_beside(folder: Path, out: Path) -> None:
+    """Copies what stands beside a model's weights, where it is not there yet."""
+    for name in BESIDE:
+        if (folder / name).is_file() and not (out / name).exists():
+            shutil.copyfile(folder / name, out / name)
+
+
+def _unread(model: Any, body: Body, laid: Sequence[Entry], source: Source | None) -> dict[str, Tensor]:
+    """Tensors of a family's files that are of no part of the model: those of the folder that it came from, or a copy of
+    the one that stands in for each, where one is named."""
+    holders = {name: entry for entry in laid for name in entry.theirs}
+    rows = {ours: theirs for ours, theirs in resolved(body.family.unread, body.fields).items() if theirs is not None}
+    named = {ours.replace("~", body.prefix): theirs.replace("~", body.prefix) for ours, theirs in rows.items()}
+    spare = {name: other for name, other in named.items() if name not in holders and (other in holders or not other)}
+    if spare and source is not None and is_folder(source.folder):
+        found = _named(headers(source.folder), body)
+        with Reader(source.folder, found) as reader:
+            return {name: reader[name].clone() for name in spare if name in found}
+    held = model.state_dict()
+    return {name: held[holders[other].ours[0]].clone() for name, other in spare.items() if other}
+
+
+def _write(model: Any, laid: Sequence[Entry], folder: Path, shard: int, spare: Mapping[str, Tensor]) -> None:
+    """The tensors under their names, in files of at most `shard` bytes; the last has those that are `spare` as well."""
     from safetensors.torch import save_file
 
     held = model.state_dict()
@@ -243,9 +355,16 @@ def _write(model: Any, laid: Sequence[Entry], folder: Path, shard: int) -> None:
     for number, group in enumerate(groups, 1):
         name = SINGLE if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
         made = [(entry, entry.to_theirs([held[each] for each in entry.ours])) for entry in group]
-        tensors = {key: each.contiguous() for entry, parts in made for key, each in zip(entry.theirs, parts, strict=True)}
-        save_file({key: each.clone() if _shared(each) else each for key, each in tensors.items()}, folder / name, {"format": "pt"})
-        listed |= dict.fromkeys(tensors, name)
+        written = {
+            key: each.contiguous() for entry, parts in made for key, each in zip(entry.theirs, parts, strict=True)
+        }
+        written |= spare if group is groups[-1] else {}
+        save_file(
+            {key: each.clone() if _shared(each) else each for key, each in written.items()},
+            folder / name,
+            {"format": "pt"},
+        )
+        listed |= dict.fromkeys(written, name)
     if len(groups) > 1:
         index = {"metadata": {"total_size": sum(sizes)}, "weight_map": listed}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -264,4 +383,26 @@ def check(folder: Path) -> tuple[Source, list[Entry], list[str]]:
     return source, laid, differences(laid, found, source)
 
 
-__all__ = ["ConfigError", "check", "is_config", "is_folder", "load", "open_folder", "read_body", "save", "spec_of", "target"]
+def end_ids(folder: Path) -> list[int]:
+    """The tokens that end a text, as a folder's generation_config.json or config.json says."""
+    for name in ("generation_config.json", CONFIG):
+        stated = read_json(folder / name).get("eos_token_id") if (folder / name).is_file() else None
+        if stated is not None:
+            return [int(each) for each in (stated if isinstance(stated, list) else [stated])]
+    return []
+
+
+__all__ = [
+    "ConfigError",
+    "check",
+    "copy_beside",
+    "end_ids",
+    "is_config",
+    "is_folder",
+    "load",
+    "open_folder",
+    "read_body",
+    "save",
+    "spec_of",
+    "target",
+]

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from zoo.checkpoint import family as families
 from zoo.checkpoint.expression import Bindings, Expression, assembled, is_expression, known, resolved
-from zoo.checkpoint.family import Body, Family, laid
+from zoo.checkpoint.family import Body, Family
+from zoo.config import conf_dir
 from zoo.errors import ConfigError
 from zoo.grammar import to_dict
-from zoo.spec import Spec
+from zoo.model import Tower
+from zoo.spec import Spec, components
 
-FIRST = ("llama", "gpt2", "mistral", "mixtral", "qwen2", "qwen3", "bert", "t5")
+FIRST = ("llama", "gpt2", "mistral", "mixtral", "qwen2", "qwen3", "bert", "t5", "gptj", "opt")
 """Families tried before the others: what several could say is written as the best known of them."""
+
+NEAR = 4
+"""How many families are held against a Spec that no likely one says, to name what stands in the way."""
 
 
 def config_of(spec: Any, source: Any = None, architecture: str | None = None) -> tuple[dict[str, Any], Body]:
@@ -24,53 +31,117 @@ def config_of(spec: Any, source: Any = None, architecture: str | None = None) ->
     A model that came from a folder goes back as what it was; another as the first family that says it whole. Raises
     ConfigError with the fields that stand in the way of the nearest one.
     """
-    nearest: tuple[int, str, list[str]] | None = None
-    for family, name in _candidates(spec, source, architecture):
+    if source is not None:
+        tried = [(0, source.family, architecture or source.body.architecture)]
+    else:
+        tried = sorted(_candidates(spec, architecture), key=lambda each: each[0])
+    likely = sum(1 for distance, _, _ in tried if distance == 0)
+    nearest: tuple[tuple[bool, int], str, list[str]] | None = None
+    for _, family, name in tried[: max(likely, NEAR)]:
         config, body, faults = attempt(family, name, spec, source)
         if body is not None and not faults:
             return config, body
-        if nearest is None or len(faults) < nearest[0]:
-            nearest = (len(faults), family.name, faults)
-    assert nearest is not None
+        rank = (body is None, len(faults))
+        if nearest is None or rank < nearest[0]:
+            nearest = (rank, family.name, faults)
+    if nearest is None:
+        raise ConfigError(
+            f"kind: no family has models of kind '{spec.kind}'" + (f" as {architecture}" if architecture else "")
+        )
     _, name, faults = nearest
     raise ConfigError(*(f"{fault}; {name}, the nearest family, cannot say so" for fault in faults[:8]))
 
 
-def _candidates(spec: Any, source: Any, architecture: str | None) -> Iterator[tuple[Family, str]]:
-    if source is not None:
-        yield source.family, architecture or source.body.architecture
-        return
+def _candidates(spec: Any, architecture: str | None) -> Iterator[tuple[int, Family, str]]:
+    """Every class of every family of the Spec's topology, the best known first, with how far it is by its choices."""
+    parts = [spec] if isinstance(spec, Tower) else [*spec.towers().values()]
+    used = {(each.axis, each.kind) for tower in parts for _, each, _ in components(tower, tower.d_model)}
     order = sorted(families.names(), key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     for name in order:
         family = families.read(name)
         for each in family.architectures:
-            template = laid(family.model, family.architectures[each].get("model") or {})
-            if template.get("kind", "decoder") == spec.kind and (architecture is None or each == architecture):
-                yield family, each
+            fits = "as" not in family.architectures[each] and architecture in (None, each)
+            template = family.template(each)
+            if fits and template.get("kind", "decoder") == spec.kind:
+                yield _distance(template, used), family, each
 
 
-def attempt(family: Family, architecture: str, spec: Any, source: Any = None) -> tuple[dict[str, Any], Body | None, list[str]]:
+def _distance(template: Mapping[str, Any], used: set[tuple[str, str]]) -> int:
+    """How many of a family's choices, where they are plain, the Spec has not."""
+    axes = ("attention", "block", "norm", "ffn")
+    entries = [entry for entry in template.get("defaults") or [] if isinstance(entry, Mapping)]
+    chosen = {axis.strip("/"): str(name) for entry in entries for axis, name in entry.items()}
+    head = template.get("head")
+    stated = {"head": head["kind"]} if isinstance(head, Mapping) and not is_expression(head.get("kind", "=")) else {}
+    laid_over = [template, *(patch or {} for patch in (template.get("layers") or {}).values())]
+    kept = (axis for axis in axes if axis in chosen and all(_plain(each.get(axis)) for each in laid_over))
+    stated |= {axis: _kind_of(axis, chosen[axis]) for axis in kept}
+    return sum((axis, kind) not in used for axis, kind in stated.items())
+
+
+def _plain(patch: Any) -> bool:
+    """Whether what is laid over a choice leaves its kind alone."""
+    return patch is None or (isinstance(patch, Mapping) and "kind" not in patch)
+
+
+@functools.cache
+def _kind_of(axis: str, choice: str) -> str:
+    """The kind that a packaged choice of an axis is."""
+    text = (conf_dir() / axis / f"{choice}.yaml").read_text(encoding="utf-8")
+    found = re.search(r"^kind: (\w+)", text, re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def attempt(
+    family: Family, architecture: str, spec: Any, source: Any = None
+) -> tuple[dict[str, Any], Body | None, list[str]]:
     """A config.json by which the family might say this Spec, what it says, and where the two differ."""
-    template = laid(family.model, family.architectures[architecture].get("model") or {})
+    template = family.template(architecture)
     start = dict(source.config) if source is not None else {}
     stated = {**family.defaults, **start}
+    if source is not None and source.body.architecture == architecture and _load(source.body) == spec:
+        return {**start, "architectures": [architecture]}, source.body, []  # still what it came from
     try:
         found, kinds = _bindings(template, spec, stated)
     except ConfigError as error:
         return {}, None, list(error.faults)
-    left_out = {k: v for k, v in family.defaults.items() if v is not None and k != "default_theta"}
+    left_out = {k: v for k, v in family.defaults.items() if v is not None and not k.startswith("default_")}
     config = {**left_out, **start, **assembled(found)}
     config |= {"architectures": [architecture], "model_type": config.get("model_type") or family.model_types[0]}
     required = {name: value[0] if isinstance(value, list) else value for name, value in family.requires.items()}
     config = {**required, **config}
-    for name, text in family.export.items():
-        config[name] = resolved(text, {**config, "pattern": kinds, "n_layers": spec.n_layers})
+    whole = {"pattern": kinds, "n_layers": spec.n_layers, "weights": _weights(spec)}
     try:
-        body = family.body(config, "config.json")
+        for name, text in family.export.items():
+            config[name] = resolved(text, {**family.defaults, **config, **whole})
+    except (ConfigError, TypeError, KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        return {}, None, [f"{name}: does not follow from the model, {error}"]
+    return config, *_read_again(family, template, config, spec)
+
+
+def _read_again(
+    family: Family, template: Mapping[str, Any], config: dict[str, Any], spec: Any
+) -> tuple[Body | None, list[str]]:
+    """What a config says, and where it differs from this Spec."""
+    try:
+        body = family.body(config, "config.json", _tying(family, template, spec))
         again = _load(body)
     except ConfigError as error:
-        return config, None, list(error.faults)
-    return config, body, list(dict.fromkeys(unlike(canonical(spec), canonical(again))))
+        return None, list(error.faults)
+    return body, list(dict.fromkeys(unlike(canonical(spec), canonical(again))))
+
+
+def _tying(family: Family, template: Mapping[str, Any], spec: Any) -> dict[str, Any] | None:
+    """What the file will say of the head, whatever the config does: whether there is a weight of its own in it."""
+    head = next((tower.head for tower in spec.towers().values() if tower.head.kind != "none"), None)
+    without = family.about.get("head") is None or (template.get("head") or {}).get("kind") == "none"
+    return None if head is None or without else {"head": {"tied": head.tied}}
+
+
+def _weights(spec: Any) -> list[int]:
+    """Which weights each layer has, counted from 0; no two the same unless the layers share them."""
+    return [spec.stack.index(layer) for layer in range(spec.n_layers)] if isinstance(spec, Tower) else []
 
 
 def _load(body: Body) -> Any:
@@ -79,12 +150,13 @@ def _load(body: Body) -> Any:
     return load(body.model)
 
 
-def _bindings(template: Mapping[str, Any], spec: Any, stated: dict[str, Any]) -> tuple[Bindings, list[str]]:
-    """Fields that would make the template this Spec, and the family's kind of each layer."""
+def _bindings(template: Mapping[str, Any], spec: Any, stated: dict[str, Any]) -> tuple[Bindings, Any]:
+    """Fields that would make the template this Spec, and the family's kind of each layer, by tower where there are
+    two."""
     from zoo import grammar
     from zoo.config.model import compose_model
 
-    every = ["layer", *(name for name in template.get("layers") or {} if name != "layer")]
+    every = _kinds(template)
     plain = {key: _boxed(value) for key, value in template.items() if key != "pattern"}
     tower_names = [name for name in ("encoder", "decoder") if spec.kind == "encoder_decoder"]
     plain |= {"pattern": every, "n_layers": len(every)}
@@ -98,12 +170,22 @@ def _bindings(template: Mapping[str, Any], spec: Any, stated: dict[str, Any]) ->
         kinds = _bind_tower(tree, spec, stated, found)
         found |= _bind_counts(template, spec, kinds, stated)
         return found, kinds
+    both: dict[str, list[str]] = {}
     for tower in tower_names:
-        kinds = _bind_tower(tree[tower], getattr(spec, tower), stated, found)
+        both[tower] = _bind_tower(tree[tower], getattr(spec, tower), stated, found)
         own = {**template, **(template.get(tower) or {})}
-        found |= _bind_counts(own, spec.towers()[tower], kinds, stated)
+        found |= _bind_counts(own, spec.towers()[tower], both[tower], stated)
     _bind_tree({k: v for k, v in tree.items() if k not in tower_names}, spec, stated, found)
-    return found, kinds
+    return found, both
+
+
+def _kinds(template: Mapping[str, Any]) -> list[str]:
+    """The kinds that a layer may be of: the model's own keys alone, "layer", where the pattern says so."""
+    named, pattern = [name for name in template.get("layers") or {} if name != "layer"], template.get("pattern")
+    text = pattern if isinstance(pattern, str) else repr(pattern)
+    return (
+        named if named and pattern is not None and re.search(r"""(["'])layer\1""", text) is None else ["layer", *named]
+    )
 
 
 BOX = "expression"
@@ -112,7 +194,7 @@ BOX = "expression"
 def _boxed(node: Any) -> Any:
     """A tree in which an expression that stands for a whole node cannot be taken for the name of a choice."""
     if is_expression(node):
-        return {BOX: node} if re.match(r"=\w+\(", node) else node
+        return {BOX: node} if re.match(r"=(\w+\(|\{)", node) else node
     if isinstance(node, Mapping):
         return {key: _boxed(value) for key, value in node.items()}
     return [_boxed(value) for value in node] if isinstance(node, list) else node
@@ -124,17 +206,21 @@ def _bind_counts(template: Mapping[str, Any], spec: Any, kinds: list[str], state
     if is_expression(template.get("n_layers")):
         found |= Expression(template["n_layers"][1:]).bind(spec.n_layers, stated)
     pattern = template.get("pattern")
-    if is_expression(pattern):
+    if isinstance(pattern, str) and is_expression(pattern):
         expression = Expression(pattern[1:])
         if "layer" not in expression.names():
-            return {**found, **expression.bind(kinds, stated)}
+            one = isinstance(expression.tree, ast.IfExp) and len(set(kinds)) == 1  # for all, rather than a list
+            return {**found, **expression.bind(kinds[0] if one else kinds, stated)}
         for index, kind in enumerate(kinds):
             found |= expression.bind(kind, {**stated, "layer": index})
     return found
 
 
 def _bind_tower(tree: Mapping[str, Any], tower: Any, stated: dict[str, Any], found: Bindings) -> list[str]:
-    _bind_tree({k: v for k, v in tree.items() if k not in ("blocks", "pattern")}, tower, stated, found)
+    first: Bindings = {}  # what one field says, another's expression may read, whichever comes first
+    _bind_tree({k: v for k, v in tree.items() if k not in ("blocks", "pattern")}, tower, stated, first)
+    stated = {**stated, **{k: v for k, v in first.items() if k.isidentifier() and not isinstance(v, Mapping)}}
+    _bind_tree({k: v for k, v in tree.items() if k not in ("blocks", "pattern", "position")}, tower, stated, found)
     kinds = []
     for index, name in enumerate(tower.pattern):
         env = {**stated, **{k: v for k, v in found.items() if k.isidentifier()}, "layer": index}
@@ -148,6 +234,7 @@ def _bind_tower(tree: Mapping[str, Any], tower: Any, stated: dict[str, Any], fou
         assert best is not None
         kinds.append(best[1])
         found |= {key: value for key, value in best[2].items() if found.get(key) is None or key not in found}
+    _bind_tree({k: v for k, v in tree.items() if k == "position"}, tower, stated, found)  # heads are known by now
     return kinds
 
 
@@ -158,6 +245,7 @@ def _bind_tree(node: Any, value: Any, env: Mapping[str, Any], found: Bindings) -
     if is_expression(node):
         expression = Expression(node[1:])
         value = to_dict(value)
+        env = {**env, **{name: each for name, each in found.items() if name.isidentifier()}}  # rather than a default
         bindings = expression.bind(value, env)
         if not bindings:
             return sum(1 for given in known(expression.tree, env) if not _equal(given, value))
@@ -184,8 +272,12 @@ def _bind_tree(node: Any, value: Any, env: Mapping[str, Any], found: Bindings) -
 def canonical(spec: Any) -> Any:
     """A Spec as plain data in which layers stand by themselves, whatever their kinds are called."""
     node = to_dict(spec)
-    for tower in [node] if "blocks" in node else [node["encoder"], node["decoder"]]:
+    for name, stack in spec.towers().items():
+        tower = node[name] if name else node
+        tower["final_norm"] = stack.has_final_norm  # left unsaid it follows from the blocks
         tower["layers"] = [tower["blocks"][name] for name in tower["pattern"]]
+        if tower.get("shared_layers"):
+            tower["weights"] = [tower["pattern"].index(name) for name in tower["pattern"]]
         del tower["blocks"], tower["pattern"]
     return node
 
@@ -208,10 +300,21 @@ def unlike(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
             yield from unlike(mine, other, path)
     elif not _equal(ours, theirs):
         yield f"{path}: is {_short(ours)}, would be {_short(theirs)}"
+        both = (
+            [key for key in ours if key in theirs] if isinstance(ours, Mapping) and isinstance(theirs, Mapping) else []
+        )
+        for key in both:  # of two kinds: what they have in common may differ too
+            if isinstance(ours[key], Mapping) and isinstance(theirs[key], Mapping):
+                yield from unlike(ours[key], theirs[key], f"{path}.{key}")
 
 
 def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, float | int) and isinstance(b, float | int) and not isinstance(a, bool) and not isinstance(b, bool):
+    if (
+        isinstance(a, float | int)
+        and isinstance(b, float | int)
+        and not isinstance(a, bool)
+        and not isinstance(b, bool)
+    ):
         return abs(a - b) <= 1e-12 * max(abs(a), abs(b))
     return a == b
 

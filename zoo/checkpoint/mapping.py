@@ -4,6 +4,9 @@
     blocks.#.attention.{q,k,v}: ~h.#.attn.c_attn | turn, rows  several of ours fused in one of theirs
     blocks.#.ffn.experts.gate: ~layers.#.experts.@.w1          one of ours stacked from several of theirs
     blocks.#(moe).ffn_norm: …                                  only in layers of the family's kind `moe`
+    embedding.tokens: ="~shared" if tied else "~embed_tokens"  as the config says; None where there is no such row
+    head.out.bias ?head.out.weight: …                          only where the model has that other tensor too
+    blocks.#.ffn.up: ~groups.{layer // 2}.up                   an index worked out of the layer's
 
 `#` is a layer's index and `@` an expert's (or a head's). What follows `|` makes ours of theirs, step by step; the other
 way round makes theirs of ours. A tensor on either side without a row is an error.
@@ -16,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.expression import Expression
+from zoo.checkpoint.expression import Expression, resolved
 from zoo.errors import CheckpointError
 from zoo.lazy import torch
 from zoo.spec import Experts, Spec, tensors
@@ -87,7 +90,8 @@ class Rows(Step):
 
 
 class Groups(Step):
-    """`groups(n)`: theirs has n groups of outputs, each with a share of every one of ours in turn (heads, most often)."""
+    """`groups(n)`: theirs has n groups of outputs, each with a share of every one of ours in turn (heads, most
+    often)."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         axis, count = entry.axis, self.number
@@ -140,6 +144,7 @@ class Rule:
     ours: tuple[str, ...]
     theirs: str
     steps: tuple[tuple[type[Step], Expression | None], ...]
+    needs: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, ours: str, theirs: str) -> Rule:
@@ -148,7 +153,10 @@ class Rule:
         for each in re.findall(r"\w+(?:\([^)]*\))?", tail):
             name, _, argument = each.partition("(")
             steps.append((STEPS[name], Expression(argument[:-1]) if argument else None))
-        return cls(tuple(_braces(ours)), head.strip(), tuple(steps))
+        words = ours.split()
+        names = " ".join(word for word in words if not word.startswith("?"))
+        needs = tuple(word[1:] for word in words if word.startswith("?"))
+        return cls(tuple(_braces(names)), head.strip(), tuple(steps), needs)
 
     @property
     def patterns(self) -> list[re.Pattern[str]]:
@@ -180,7 +188,8 @@ def entries(
 
     `kinds` names each layer's kind as the family does, by tower.
     """
-    rules = [Rule.parse(ours, theirs) for ours, theirs in rows.items() if theirs is not None]
+    laid = {ours: resolved(theirs, fields) for ours, theirs in rows.items()}
+    rules = [Rule.parse(ours, theirs) for ours, theirs in laid.items() if theirs is not None]
     table = {name: (part, part.shapes()[leaf]) for name, part, leaf in tensors(spec, spec.d_model)}  # type: ignore[attr-defined]
     found: dict[str, Entry] = {}
     lost = []
@@ -213,10 +222,10 @@ def _laid(
                 continue
             *index, leaf = match.groups()
             names = tuple(_filled(each, index) + leaf for each in rule.ours)
-            if not all(each in table for each in names):
+            if not all(each in table for each in (*names, *rule.needs)):
                 continue
             part, shape = table[names[0]]
-            theirs = _filled(rule.theirs.replace("~", prefix), index) + leaf
+            theirs = _filled(worked_out(rule.theirs, index, fields).replace("~", prefix), index) + leaf
             stacked = "@" in theirs
             whole = tuple(theirs.replace("@", str(number)) for number in range(shape[0])) if stacked else (theirs,)
             steps = tuple(step(0 if number is None else int(number.value(fields))) for step, number in rule.steps)
@@ -234,6 +243,12 @@ def _is_kind(ours: str, match: re.Match[str], kinds: Mapping[str, Sequence[str]]
     return layer < len(laid) and laid[layer] == wanted
 
 
+def worked_out(theirs: str, index: Sequence[str], fields: Mapping[str, Any]) -> str:
+    """The name with what stands in braces worked out for a layer."""
+    env = {**fields, "layer": int(index[0])} if index else fields
+    return re.sub(r"\{([^}]*)\}", lambda match: str(Expression(match[1]).value(env)), theirs)
+
+
 def _filled(text: str, index: Sequence[str]) -> str:
     text = re.sub(r"#\(\w+\)", "#", text)
     return text.replace("#", index[0]) if index else text
@@ -242,5 +257,3 @@ def _filled(text: str, index: Sequence[str]) -> str:
 def matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether a tensor's name is one of those that a family names with `*` for any part."""
     return any(re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), name) for pattern in patterns)
-
-

@@ -1,4 +1,5 @@
-"""What transformers gives for a folder: run by itself (`python reference.py FOLDER PLACE`), it imports nothing of zoo."""
+"""What transformers gives for a folder: run by itself (`python reference.py FOLDER PLACE`), it imports nothing of
+zoo."""
 
 import json
 import sys
@@ -7,8 +8,8 @@ from pathlib import Path
 
 def main(folder: Path, place: Path) -> None:
     """Reads the inputs at PLACE/asked.safetensors, writes logits or hidden states to PLACE/given.safetensors."""
-    import torch  # noqa: TID253
-    import transformers  # noqa: TID253
+    import torch
+    import transformers
     from safetensors.torch import load_file, save_file
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

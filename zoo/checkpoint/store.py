@@ -162,7 +162,9 @@ def find(path: str | Path) -> Path:
         return path
     root = path if (path / LATEST).is_file() else path / CHECKPOINTS
     if not (root / LATEST).is_file():
-        raise CheckpointError(f"{path}: no checkpoint in it (a folder with {ARCHITECTURE} or config.json, or that of a run)")
+        raise CheckpointError(
+            f"{path}: no checkpoint in it (a folder with {ARCHITECTURE} or config.json, or that of a run)"
+        )
     folder = root / (root / LATEST).read_text(encoding="utf-8").strip()
     if not folder.is_dir():
         there = ", ".join(each.name for each in steps(root)) or "none"

@@ -13,7 +13,8 @@ from zoo.errors import CheckpointError, ConfigError
 from zoo.lazy import torch
 
 CLOSE = {"float32": 5e-5, "float64": 5e-5, "float16": 5e-2, "bfloat16": 2e-1}
-"""Largest difference of two logits that rounding explains, by dtype, relative to the largest logit where that is above 1."""
+"""Largest difference of two logits that rounding explains, by dtype, relative to the largest logit where that is above
+1."""
 
 PROBE = 17
 """Tokens of the row that is compared: more than a window or a chunk of a tiny model holds, and odd."""

@@ -16,6 +16,9 @@ VERBS = {
     "build": "Build a model on a device, hold it against its count and show its tree.",
     "train": "Train a model, resume a run, or sweep over many (-m).",
     "generate": "Write text with the last run, or with a checkpoint.",
+    "embed": "Texts as vectors.",
+    "convert": "A checkpoint into a Hugging Face folder, or the other way round.",
+    "check": "Hold a checkpoint's tensors against its architecture without loading them.",
     "bench": "Time training, decoding or prefill beside other implementations.",
     "doctor": "Versions, devices, and which kernels this machine can run.",
 }

@@ -66,12 +66,15 @@ def kernel_lines(spec: Any, device: Any, dtype: Any, kernel: str) -> list[str]:
 
     where = device.type if device.type != "meta" else "cuda" if torch.cuda.is_available() else "cpu"
     lines = []
-    for name, block in spec.blocks.items():
+    towers = spec.towers()
+    layers = [(tower, name, block) for tower, each in towers.items() for name, block in each.blocks.items()]
+    for tower, name, block in layers:
         ask = block.attention.ask(where, str(dtype).removeprefix("torch."))
         if ask is None:
             continue
         chosen, refused = explain(ask, kernel)
-        layer = "" if len(spec.blocks) == 1 else f" of '{name}' layers"
+        named = f"'{name}' layers" if len(towers[tower].blocks) > 1 else "layers"
+        layer = " of " + " ".join(filter(None, (tower and f"the {tower}'s", named))) if len(layers) > 1 else ""
         lines.append(f"kernel{layer}: {chosen} on {where}")
         lines += [f"  not {other}: {reason}" for other, reason in refused.items()]
     absent = [(name, reason) for name, usable, reason in report() if not usable]
@@ -90,8 +93,9 @@ def memory_lines(model: Any, spec: Any, dtype: str) -> list[str]:
         f"built {held:,} parameters on {place}, as counted",
         f"weights: {report.size(weights)}" + (" (none allocated on meta)" if place.type == "meta" else ""),
         f"peak while building: {report.size(peak_memory(place))}",
-        f"peak generating {spec.max_seq_len:,} tokens, estimated: {report.size(memory['generate_peak'])}",
     ]
+    if "generate_peak" in memory:
+        lines.append(f"peak generating {spec.max_seq_len:,} tokens, estimated: {report.size(memory['generate_peak'])}")
     if "train_peak" in memory:
         lines.append(f"peak training {spec.max_seq_len:,} tokens, estimated: {report.size(memory['train_peak'])}")
     return lines

@@ -23,7 +23,10 @@ class Which(StrEnum):
 
 Target = Annotated[
     str,
-    typer.Argument(help="A packaged model (`zoo list`) or the path of a YAML file.", autocompletion=complete_target),
+    typer.Argument(
+        help="A packaged model (`zoo list`), a YAML file, or a Hugging Face config.json.",
+        autocompletion=complete_target,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -25,6 +25,13 @@ def _about(name: str, files: dict[str, Any]) -> dict[str, Any]:
     """A file that says nothing about itself is another name for the model that its defaults list starts from."""
     body = files[name]
     if "about" in body:
-        return {"name": name, "kind": body.get("kind", "decoder"), **body["about"]}
+        return {"name": name, "kind": _kind(body, files), **body["about"]}
     base = body["defaults"][0]
     return {**_about(base, files), "name": name, "note": f"another name for {base}"}
+
+
+def _kind(body: Any, files: dict[str, Any]) -> str:
+    """The topology that a file states, or the model that its defaults list starts from."""
+    base = next(iter(body.get("defaults", ())), None)
+    inherited = _kind(files[base], files) if isinstance(base, str) and base in files else "decoder"
+    return body.get("kind", inherited)

@@ -38,9 +38,9 @@ def names() -> list[str]:
 
 
 def is_file(target: str | Path) -> bool:
-    """Whether a target is meant as a file: it looks like a path, or ends as YAML does."""
+    """Whether a target is meant as a file: it looks like a path, or ends as YAML or JSON does."""
     text = os.fspath(target)
-    return isinstance(target, Path) or "/" in text or os.sep in text or text.endswith((".yaml", ".yml"))
+    return isinstance(target, Path) or "/" in text or os.sep in text or text.endswith((".yaml", ".yml", ".json"))
 
 
 def find(target: str | Path | Mapping[str, Any]) -> Target:
@@ -50,9 +50,20 @@ def find(target: str | Path | Mapping[str, Any]) -> Target:
     if not is_file(target):
         return Target(os.fspath(target), packaged(os.fspath(target)))
     path = Path(target)
+    if path.suffix == ".json" or path.is_dir():
+        return Target(str(target), published(path))
     if path.resolve().parent == (conf_dir() / "model").resolve() and path.is_file():
         return Target(str(target), packaged(path.resolve().stem))
     return Target(str(target), read(path), path.resolve().parent)
+
+
+def published(path: Path) -> Body:
+    """The body of the model that a Hugging Face config.json, or a folder with one, describes. Raises ConfigError."""
+    from zoo.checkpoint.hf import is_config, read_body
+
+    if not is_config(path):
+        raise ConfigError(f"{path}: a folder without config.json (a YAML file, or a Hugging Face folder)")
+    return dict(read_body(path)[1].model)
 
 
 def packaged(name: str) -> Body:

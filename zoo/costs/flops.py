@@ -61,12 +61,13 @@ def product_flops(spec: Any, *, head: bool = True) -> int:
 
 
 def core_flops(spec: Any, pairs: Callable[[Look], int], new: int, held: int = 0) -> int:
-    """Forward FLOPs of `new` tokens after `held` that no weight explains, with the pairs given as a function of how they
-    look."""
+    """Forward FLOPs of `new` tokens after `held` that no weight explains, with the pairs given as a function of how
+    they look."""
 
     def own(tower: Any, look: Look, attention: Spec) -> int:
         once = attention.pass_flops(tower.d_model, new, held)
-        return attention.core_flops(pairs(look)) + attention.state_flops() * new + once
+        core = attention.decode_flops if held and new == 1 else attention.core_flops
+        return core(pairs(look)) + attention.state_flops() * new + once
 
     return sum(
         own(tower, look, component) * copies
@@ -112,4 +113,3 @@ def memory_flops(tower: Any) -> int:
     """Forward FLOPs of making the keys and values of one token of an encoder's output, in all layers."""
     parts = walk(tower, tower.d_model, used=True)
     return sum(part.flops * copies for path, _, part, copies in parts if path.endswith((".cross.k", ".cross.v")))
-

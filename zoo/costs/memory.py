@@ -6,7 +6,6 @@ from typing import Any
 
 from zoo.spec import walk
 
-
 STATE_BYTES = 4
 """Of a value of a recurrent state, which is float32 whatever the model's dtype."""
 
@@ -43,18 +42,17 @@ def memory(spec: Any, total: int, cache_bytes: int, context: int, batch: int, by
     """Bytes of weights, and of what stands beside them when training with AdamW in float32 or generating.
 
     `generate_peak` is weights, cache, and a prefill's widest layer (an estimate: its input, norm, output and inner
-    values).
-    `loss_head` is the logits' share of a training step if they are not chunked: 12 bytes for each token and word.
+    values); a model that writes nothing has none. `loss_head` is the logits' share of a training step if they are not
+    chunked: 12 bytes for each token and word.
     """
     weights = round(total * bytes_per_value)
     prefill = round(batch * context * (3 * spec.d_model + widest(spec)) * bytes_per_value)
-    return {
-        "weights": weights,
-        "gradients": 4 * total,
-        "optimizer": 8 * total,
-        "loss_head": 12 * spec.vocab_size * batch * context,
-        "generate_peak": weights + cache_bytes + prefill,
-    }
+    figures = {"weights": weights, "gradients": 4 * total, "optimizer": 8 * total}
+    if any(tower.head.kind != "none" for tower in spec.towers().values()):
+        figures["loss_head"] = 12 * spec.vocab_size * batch * context
+    if any(tower.causal for tower in spec.towers().values()):
+        figures["generate_peak"] = weights + cache_bytes + prefill
+    return figures
 
 
 def widest(spec: Any) -> int:

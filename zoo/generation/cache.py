@@ -51,7 +51,9 @@ class LayerCache:
         if self.cross is not None:
             yield from self.cross.held()
 
-    def recall(self, compute: Callable[[], tuple[torch.Tensor, ...]], names: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
+    def recall(
+        self, compute: Callable[[], tuple[torch.Tensor, ...]], names: tuple[str, ...]
+    ) -> tuple[torch.Tensor, ...]:
         """What was made of an encoder's output [B, S, …] by name: computed and kept the first time."""
         if not self.filled:
             self.tensors = dict(zip(names, compute(), strict=True))

@@ -38,8 +38,9 @@ def generate(
     decoder writes after reading the prompts, its start token first.
 
     Ends after `max_new_tokens`, or as soon as every row has met one of `stop_ids`; a row that met it before the others
-    repeats it up to the end. Prompts of unequal length are padded on the left, with zeros in `attention_mask` [B, P]
-    for the padding: each row then gets what it would get alone. The other options are those of `Sampling`.
+    repeats it up to the end. Prompts of unequal length are padded on the left (those of an encoder-decoder anywhere),
+    with zeros in `attention_mask` [B, P] for the padding: each row then gets what it would get alone. The other options
+    are those of `Sampling`.
 
     Raises ConfigError for options that will not do, and for a length that the model has no positions for.
     """
@@ -86,6 +87,11 @@ def writer(spec: Any) -> Any:
     return towers[0]
 
 
+def reader(spec: Any) -> Any:
+    """The tower that reads the prompts: the model itself, or its encoder."""
+    return next(iter(spec.towers().values()))
+
+
 def begin(spec: Any, ids: Tensor) -> Tensor:
     """What the tokens written come after [B, P]: the prompts, or an encoder-decoder's start token."""
     return ids if writer(spec) is spec else torch.full_like(ids[:, :1], spec.start_id)
@@ -104,12 +110,17 @@ def _ask(model: Any, ids: Tensor, mask: Tensor | None) -> Callable[..., Any]:
 
 def check_length(spec: Any, prompt: int, new: int) -> None:
     """Raises ConfigError when a position scheme ends before `prompt + new` tokens: a learned table. Others go on."""
-    limits = [part.limit for _, part, _ in components(spec, spec.d_model) if isinstance(part, Position)]
-    limit = min((limit for limit in limits if limit is not None), default=None)
+    limit = _limit(spec)
     if limit is not None and prompt + new > limit:
         would = f"at most {limit - prompt}" if limit > prompt else "a shorter prompt"
         found = f"{new} more after a prompt of {prompt} tokens, the model's learned positions end at {limit}"
         raise ConfigError(f"max_new_tokens: {found} ({would} would do)")
+
+
+def _limit(spec: Any) -> int | None:
+    """The longest row that every position scheme of a tower has positions for; None for any."""
+    limits = [part.limit for _, part, _ in components(spec, spec.d_model) if isinstance(part, Position)]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _device(model: Any) -> Any:
@@ -120,15 +131,21 @@ def _prompt(model: Any, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tenso
     """The prompt checked, and its mask, or None when nothing is padded."""
     if ids.ndim != 2 or not ids.numel():
         raise ConfigError(f"ids: shape {list(ids.shape)}, not [batch, length] with a token at least (start from BOS)")
-    if not 0 <= int(ids.min()) <= int(ids.max()) < model.spec.vocab_size:
+    reads = reader(model.spec)
+    apart, limit = reads is not writer(model.spec), _limit(reads)
+    if not 0 <= int(ids.min()) <= int(ids.max()) < reads.vocab_size:
         found = f"tokens from {int(ids.min())} to {int(ids.max())}"
-        raise ConfigError(f"ids: {found}, the model's vocabulary is 0 to {model.spec.vocab_size - 1}")
+        raise ConfigError(f"ids: {found}, the model's vocabulary is 0 to {reads.vocab_size - 1}")
+    if apart and limit is not None and ids.shape[1] > limit:
+        raise ConfigError(f"ids: {ids.shape[1]} tokens, the encoder's positions end at {limit} (shorter prompts)")
     if mask is None:
         return ids, None
     real = mask.to(ids.device) != 0
     if real.shape != ids.shape:
         raise ConfigError(f"attention_mask: shape {list(mask.shape)}, not that of ids, {list(ids.shape)}")
-    if not bool(real[:, -1].all()) or bool((real[:, :-1] & ~real[:, 1:]).any()):
+    if apart and not bool(real.any(1).all()):
+        raise ConfigError("attention_mask: a row has no token (a one at least in every row)")
+    if not apart and (not bool(real[:, -1].all()) or bool((real[:, :-1] & ~real[:, 1:]).any())):
         raise ConfigError("attention_mask: a zero stands after a one (pad on the left: zeros, then ones, in every row)")
     return ids, None if bool(real.all()) else real
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +36,15 @@ def stream(
 
     Raises ConfigError, at the call, for everything that will not do.
     """
-    from zoo.checkpoint import store
+    from zoo.checkpoint import hf, store
     from zoo.config.record import last_run
     from zoo.data import tokenizer as tokenizers
 
     folder = store.find(last_run() if checkpoint is None else checkpoint)
     tokenizer = tokenizers.Tokenizer.load(folder)
-    model = store.load_model(folder, dtype, device)
-    options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop, "kernel": kernel}
+    model = store.load(folder, dtype, device)
+    ends = [] if (folder / store.ARCHITECTURE).is_file() else hf.end_ids(folder)
+    options = {"ends": ends, "max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop, "kernel": kernel}
     return complete(model, tokenizer, prompt, note=note, **options)
 
 
@@ -54,11 +56,12 @@ def complete(
     max_new_tokens: int,
     sampling: Sampling | None = None,
     stop: Sequence[str] = (),
+    ends: Sequence[int] = (),
     kernel: str | None = None,
     note: Callable[[str], object] | None = None,
 ) -> Iterator[str]:
-    """What the model writes after `prompt`, in pieces: up to the end-of-text token or the first stop string, neither
-    of them given.
+    """What the model writes after `prompt`, in pieces: up to the end-of-text token, one of `ends`, or the first stop
+    string, none of them given.
 
     The prompt is encoded as the tokenizer's own file asks: a start token, special tokens where the text spells them. An
     empty one starts from the end-of-text token, which stands before every text in training.
@@ -67,15 +70,17 @@ def complete(
         raise ConfigError("stop: an empty string would end every text at once (leave it out)")
     ids = tokenizer.encode(prompt, special=True) or [tokenizer.eos_id]
     trained, whole = model.spec.max_seq_len, len(ids) + max_new_tokens
-    tokens = engine.stream(model, torch.tensor([ids]), max_new_tokens, sampling, [tokenizer.eos_id], kernel=kernel)
+    last = {tokenizer.eos_id, *ends}
+    tokens = engine.stream(model, torch.tensor([ids]), max_new_tokens, sampling, sorted(last), kernel=kernel)
     if note is not None and whole > trained:
         note(f"{whole} tokens may come, the model is made for {trained}: what lies beyond may make less sense")
-    return _text(tokens, tokenizer, ids, stop)
+    before = ids if engine.writer(model.spec) is model.spec else []  # a decoder of its own begins a text of its own
+    return _text(tokens, tokenizer, before, last, stop)
 
 
-def _text(tokens: Any, tokenizer: Tokenizer, prompt: list[int], stop: Sequence[str]) -> Iterator[str]:
+def _text(tokens: Any, tokenizer: Tokenizer, prompt: list[int], last: set[int], stop: Sequence[str]) -> Iterator[str]:
     with closing(tokens):  # a stop string ends the text first; the model must then be as it was at once
-        numbers = iter(lambda: int(next(tokens, tokenizer.eos_id)), tokenizer.eos_id)
+        numbers = takewhile(lambda number: number not in last, map(int, tokens))
         yield from until(pieces(numbers, tokenizer.decode, prompt), stop)
 
 

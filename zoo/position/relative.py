@@ -40,6 +40,10 @@ class Relative(Position, kind="relative"):
             raise ValueError(f"absolute is '{self.absolute.kind}', which adds nothing to the embedding (learned does)")
 
     @property
+    def inside(self) -> bool:
+        return True
+
+    @property
     def span(self) -> int:
         """Rows of the table for keys before the query, and as many for the others."""
         return self.position_buckets or self.max_relative_positions

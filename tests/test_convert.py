@@ -1,0 +1,236 @@
+"""convert, check and stats on Hugging Face folders: what they say, what they refuse, and that nothing is
+half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import zoo
+import zoo.cli
+from zoo.errors import ConfigError
+
+SIZES = {
+    **{"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "max_position_embeddings": 64},
+}
+
+
+def folder(path: Path, config="LlamaConfig", model="LlamaForCausalLM", **changes) -> Path:
+    """A random reference model's folder."""
+    torch.manual_seed(0)
+    getattr(transformers, model)(getattr(transformers, config)(**{**SIZES, **changes})).save_pretrained(path)
+    return path
+
+
+def edit(path: Path, **changes) -> Path:
+    """Fields of a folder's config.json set, or taken out where they are None."""
+    file = path / "config.json"
+    config = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    code = zoo.cli.run([str(arg) for arg in args])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_a_converted_folder_is_verified_by_transformers_in_a_fresh_process(tmp_path, capsys):
+    made = folder(tmp_path / "there")
+    (made / "tokenizer.json").write_text("{}")
+    code, said, _ = run(capsys, "convert", made, tmp_path / "out")
+    assert code == 0 and "as LlamaForCausalLM" in said and "verified: transformers gives the same logits" in said
+    before, after = load_file(made / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert {name: tensor.tolist() for name, tensor in before.items()} == {n: t.tolist() for n, t in after.items()}
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_a_difference_is_found_and_said(tmp_path):
+    model = zoo.load(folder(tmp_path / "there"))
+    zoo.export(model, tmp_path / "out", verify=False)
+    file = tmp_path / "out" / "model.safetensors"
+    spoiled = load_file(file)
+    spoiled["model.norm.weight"] = spoiled["model.norm.weight"] + 0.1
+    save_file(spoiled, file, {"format": "pt"})
+    from zoo.checkpoint.verify import verify
+
+    with pytest.raises(zoo.CheckpointError, match="transformers' logits differ from the model's by"):
+        verify(model, tmp_path / "out")
+
+
+def test_there_and_back_through_our_own_checkpoint(tmp_path, capsys):
+    made = folder(tmp_path / "there", attention_bias=True)
+    assert run(capsys, "convert", made, tmp_path / "ours", "--to", "zoo")[0] == 0
+    assert run(capsys, "check", tmp_path / "ours")[0] == 0
+    code, said, _ = run(capsys, "convert", tmp_path / "ours", tmp_path / "again", "--no-verify")
+    assert code == 0 and "not verified" in said
+    ids = torch.randint(5, 97, (1, 9))
+    with torch.no_grad():
+        first, last = zoo.load(made)(ids).logits, zoo.load(tmp_path / "again")(ids).logits
+    assert torch.equal(first, last)
+
+
+def test_a_model_trained_here_is_written_as_the_best_known_family_that_says_it(tmp_path):
+    model = zoo.build("llama-tiny", ["n_layers=2", "d_model=48", "vocab_size=99"], device="cpu")
+    zoo.export(model, tmp_path / "out", verify=False)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    ids = torch.randint(99, (2, 20))
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(ids).logits, reference(ids).logits, atol=5e-5, rtol=0)
+
+
+def test_an_architecture_of_no_family_is_refused_with_the_fields_in_the_way(tmp_path):
+    model = zoo.build("llama-tiny", ["n_layers=2", "attention.softcap=7.0", "block=post_inside"], device="cpu")
+    with pytest.raises(ConfigError, match=r"softcap: is 7\.0, would be None") as caught:
+        zoo.export(model, tmp_path / "out", verify=False)
+    assert "the nearest family, cannot say so" in caught.value.faults[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_are_sharded_above_a_size_and_read_back(tmp_path):
+    made = folder(tmp_path / "there")
+    model = zoo.load(made)
+    zoo.export(model, tmp_path / "out", verify=False, shard=20_000)
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(load_file(made / "model.safetensors"))
+    again = zoo.load(tmp_path / "out")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(reference.lm_head.weight, model.state_dict()["head.out.weight"])
+
+
+def test_torchs_own_files_are_read_as_tensors_alone(tmp_path):
+    made = folder(tmp_path / "there")
+    expected = zoo.load(made).state_dict()
+    state = load_file(made / "model.safetensors")
+    (made / "model.safetensors").unlink()
+    torch.save(state, made / "pytorch_model.bin")
+    assert all(torch.equal(expected[name], tensor) for name, tensor in zoo.load(made).state_dict().items())
+    torch.save({**state, "evil": Path("here")}, made / "pytorch_model.bin")
+    with pytest.raises(zoo.CheckpointError, match=r"pytorch_model\.bin: cannot be read with weights_only"):
+        zoo.load(made)
+
+
+def test_a_head_is_tied_as_the_file_has_it_whatever_the_flag_says(tmp_path):
+    made = edit(folder(tmp_path / "untied"), tie_word_embeddings=True)
+    assert not zoo.load(made).spec.head.tied
+    made = edit(folder(tmp_path / "tied", tie_word_embeddings=True), tie_word_embeddings=False)
+    assert zoo.load(made).spec.head.tied
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"model_type": "lama"}, "model_type: 'lama' is no family here (did you mean 'llama'?)"),
+        ({"hidden_size": None}, "hidden_size: is missing (a config.json of this kind states it)"),
+        ({"hidden_act": "geluu"}, "activation: 'geluu' is none of ours (did you mean 'gelu'?)"),
+        ({"moon_phase": 3}, "moon_phase: is 3, a field that is not known of llama"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config: its weights are quantised"),
+        ({"architectures": ["LlamaForTokenClassification"]}, "'LlamaForTokenClassification' is not read (one of:"),
+        ({"rope_parameters": {"rope_type": "bent", "rope_theta": 1.0}}, "rope_type: 'bent' is none of ours"),
+        ({"intermediate_size": 64}, "mlp.gate_proj.weight has shape [48, 32], the model's is [64, 32]"),
+        ({"num_attention_heads": 3}, "n_heads"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_a_config_says_and_nothing_here_is_costs_one_line_and_exit_two(tmp_path, capsys, changes, fault):
+    made = edit(folder(tmp_path / "there"), **changes)
+    code, said, error = run(capsys, "convert", made, tmp_path / "out")
+    assert code == 2 and said == "" and fault in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_broken_folders_are_told_apart(tmp_path, capsys):
+    made = folder(tmp_path / "there")
+    weights = (made / "model.safetensors").read_bytes()
+    (made / "model.safetensors").write_bytes(weights[:4])
+    assert "cannot be read" in run(capsys, "check", made)[2]
+    (made / "model.safetensors").unlink()
+    assert "no weights (model.safetensors" in run(capsys, "check", made)[2]
+    (made / "config.json").write_text("{")
+    assert "config.json: cannot be read as JSON" in run(capsys, "check", made)[2]
+    assert "no checkpoint in it" in run(capsys, "check", tmp_path)[2]
+
+
+def test_check_lists_what_is_missing_and_what_is_strange(tmp_path, capsys):
+    made = folder(tmp_path / "there")
+    state = load_file(made / "model.safetensors")
+    state["model.layers.0.self_attn.q_norm.weight"] = state.pop("model.norm.weight")
+    save_file(state, made / "model.safetensors")
+    code, _, error = run(capsys, "check", made)
+    assert code == 2
+    assert "model.norm.weight is missing, of shape [32]" in error
+    assert "model.layers.0.self_attn.q_norm.weight has no row in the map of llama" in error
+
+
+def test_stats_of_a_config_needs_neither_torch_nor_transformers(tmp_path):
+    made = folder(tmp_path / "there")
+    code = (
+        "import sys, zoo; print(zoo.stats(sys.argv[1])['params']['total']);"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(made / "config.json")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    held = transformers.AutoModelForCausalLM.from_pretrained(made)
+    assert int(done.stdout) == sum(parameter.numel() for parameter in held.parameters())
+
+
+def test_axes_of_a_published_config_are_swapped_like_any_others(tmp_path, capsys):
+    made = folder(tmp_path / "there")
+    code, said, _ = run(capsys, "stats", made, "attention=mqa", "n_layers=1", "--json")
+    assert code == 0
+    swapped = json.loads(said)["params"]["by_component"]
+    assert swapped["attention"] == 32 * 32 * 2 + 2 * 32 * 8
+
+
+def test_a_folder_trains_on_from_its_config(tmp_path, capsys):
+    made = folder(tmp_path / "there")
+    assert run(capsys, "build", made / "config.json", "--device", "meta")[0] == 0
+
+
+def test_opening_a_large_folder_maps_it_into_memory(tmp_path):
+    """200 MB of weights cost next to nothing until they are used."""
+    made = folder(tmp_path / "there", hidden_size=1024, intermediate_size=8192, num_hidden_layers=2)
+    size = sum(file.stat().st_size for file in made.glob("*.safetensors"))
+    code = (
+        "import resource, sys, torch, zoo; import zoo.layer, safetensors.torch;"
+        "zoo.build('llama-tiny', ['n_layers=1', 'd_model=16'], device='cpu');"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "model = zoo.load(sys.argv[1]);"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(made)], capture_output=True, text=True, check=True)
+    assert size > 200e6
+    assert int(done.stdout) < 0.3 * size
+    assert resource.RUSAGE_SELF == 0 and os.name
+
+
+def test_a_file_without_the_head_of_its_class_is_read_as_the_class_without_one(tmp_path, capsys):
+    made = folder(tmp_path / "there")
+    state = load_file(made / "model.safetensors")
+    del state["lm_head.weight"]
+    save_file(state, made / "model.safetensors", {"format": "pt"})
+    code, said, _ = run(capsys, "check", edit(made, tie_word_embeddings=None))
+    assert code == 0 and "LlamaForCausalLM" in said  # a head that is not there is the tied one
+    made = edit(folder(tmp_path / "masked", "BertConfig", "BertForMaskedLM"), num_key_value_heads=None)
+    state = {name: t for name, t in load_file(made / "model.safetensors").items() if not name.startswith("cls.")}
+    state |= {
+        f"bert.pooler.dense.{leaf}": torch.randn(shape) for leaf, shape in (("weight", (32, 32)), ("bias", (32,)))
+    }
+    save_file(state, made / "model.safetensors", {"format": "pt"})
+    code, said, _ = run(capsys, "check", made)
+    assert code == 0 and "BertModel" in said
+    assert zoo.load(made)(torch.randint(5, 97, (1, 4))).logits is None

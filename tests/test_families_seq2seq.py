@@ -1,0 +1,168 @@
+"""Files of encoder-decoders as the hub has them: heads of their own, tensors left out, copies and leftovers."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from cases_seq2seq import BART, MARIAN, T5, decoding
+from families import CLOSE, Case, tensors
+from safetensors.torch import load_file, save_file
+
+import zoo
+from zoo.checkpoint.inverse import attempt
+from zoo.errors import CheckpointError
+
+
+def saved(folder, prefix, model, sizes):
+    """A random reference model and the folder that it was written to."""
+    reference = Case("", f"{prefix}Config", model, sizes).reference()
+    reference.save_pretrained(folder)
+    return reference
+
+
+def rewrite(folder, config=None, change=None):
+    """A folder's config.json with these fields (None: without), its tensors as `change` leaves them."""
+    stated = json.loads((folder / "config.json").read_text()) | (config or {})
+    kept = {key: value for key, value in stated.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(kept))
+    held = load_file(folder / "model.safetensors")
+    if change is not None:
+        change(held)
+        save_file(held, folder / "model.safetensors", {"format": "pt"})
+
+
+def same(folder, model, ids, expected):
+    """Whether what stands in a folder, read by transformers, gives these logits."""
+    again = getattr(transformers, model).from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=ids, **decoding(ids)).logits, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(("prefix", "kind"), [("T5", "t5"), ("MT5", "mt5"), ("UMT5", "umt5")])
+def test_a_t5_with_a_head_of_its_own_is_read_as_transformers_reads_it(prefix, kind, scaled, tmp_path):
+    """T5 1.1: `tie_word_embeddings: false` says nothing of the head, which is in the file, but to scale nothing."""
+    model, folder = f"{prefix}ForConditionalGeneration", tmp_path / "in"
+    saved(folder, prefix, model, {**T5, "feed_forward_proj": "gated-gelu"})
+    head = torch.randn(97, 32, generator=torch.Generator().manual_seed(3)) * 0.15
+    old = {"tie_word_embeddings": scaled, "scale_decoder_outputs": None, "dense_act_fn": None, "is_gated_act": None}
+    rewrite(folder, old, lambda held: held.update({"lm_head.weight": head}))
+    reference = getattr(transformers, model).from_pretrained(folder, attn_implementation="eager").eval()
+    assert not torch.equal(reference.lm_head.weight, reference.shared.weight)
+    ours, ids = zoo.load(folder), torch.randint(5, 97, (2, 12))
+    assert ours.spec.kind == "encoder_decoder" and not ours.spec.decoder.head.tied
+    with torch.no_grad():
+        logits = ours(ids, **decoding(ids)).logits
+        torch.testing.assert_close(logits, reference(input_ids=ids, **decoding(ids)).logits, **CLOSE)
+    zoo.export(ours, tmp_path / "out", verify=False)
+    before, after = tensors(folder), tensors(tmp_path / "out")
+    assert sorted(before) == sorted(after) and all(torch.equal(before[name], after[name]) for name in before)
+    same(tmp_path / "out", model, ids, logits)
+    ours.source = None  # as one that was trained here
+    zoo.export(ours, tmp_path / "fresh", verify=False)
+    config = json.loads((tmp_path / "fresh" / "config.json").read_text())
+    same(tmp_path / "fresh", config["architectures"][0], ids, logits)
+
+
+def test_copies_of_the_shared_table_are_read_and_must_be_copies(tmp_path):
+    saved(tmp_path, "T5", "T5ForConditionalGeneration", T5)
+    copy = {f"{tower}.embed_tokens.weight": "shared.weight" for tower in ("encoder", "decoder")}
+    rewrite(tmp_path, None, lambda held: held.update({name: held[other].clone() for name, other in copy.items()}))
+    zoo.load(tmp_path)
+    rewrite(tmp_path, None, lambda held: held["decoder.embed_tokens.weight"].add_(1))
+    with pytest.raises(CheckpointError, match=r"decoder\.embed_tokens\.weight differs from shared"):
+        zoo.load(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["Bart", "Pegasus"])
+def test_what_hub_files_leave_out_is_what_a_fresh_model_has(prefix, tmp_path):
+    model, folder = f"{prefix}ForConditionalGeneration", tmp_path / "in"
+    config = getattr(transformers, f"{prefix}Config")(**BART)
+    reference = getattr(transformers, model)(config).eval()  # its tables as they are made
+    reference.save_pretrained(folder)
+    gone = ["final_logits_bias"]
+    if prefix == "Pegasus":
+        gone += [f"model.{tower}.embed_positions.weight" for tower in ("encoder", "decoder")]
+    rewrite(folder, None, lambda held: [held.pop(name) for name in gone])
+    ours, ids = zoo.load(folder), torch.randint(5, 97, (2, 20))
+    with torch.no_grad():
+        expected = reference(input_ids=ids, **decoding(ids)).logits
+        torch.testing.assert_close(ours(ids, **decoding(ids)).logits, expected, **CLOSE)
+    zoo.export(ours, tmp_path / "out", verify=False)
+    same(tmp_path / "out", model, ids, expected)
+
+
+def test_a_table_that_nothing_reads_goes_back_as_it_came(tmp_path):
+    """Encoder and decoder with tables of their own: BART's `shared` is left over."""
+    saved(tmp_path / "in", "Bart", "BartForConditionalGeneration", {**BART, "tie_word_embeddings": False})
+    ours = zoo.load(tmp_path / "in")
+    zoo.export(ours, tmp_path / "out", verify=False)
+    name = "model.shared.weight"
+    assert torch.equal(tensors(tmp_path / "in")[name], tensors(tmp_path / "out")[name])
+    ours.source = None
+    zoo.export(ours, tmp_path / "fresh", verify=False)
+    fresh = tensors(tmp_path / "fresh")
+    assert torch.equal(fresh[name], fresh["model.encoder.embed_tokens.weight"])
+
+
+def test_marians_table_of_sines_may_be_in_the_file(tmp_path):
+    """Files of earlier versions have it."""
+    reference = saved(tmp_path, "Marian", "MarianMTModel", MARIAN)
+    table = reference.model.encoder.embed_positions.weight
+    rewrite(tmp_path, None, lambda held: held.update({"model.encoder.embed_positions.weight": table.detach().clone()}))
+    assert zoo.load(tmp_path).spec.encoder.position.rows is None
+
+
+HUB = {
+    "t5": {"n_positions": 512, "output_past": True, "task_specific_params": {"summarization": {"num_beams": 4}}},
+    "umt5": {"scalable_attention": True, "tokenizer_class": "T5Tokenizer", "output_past": True},
+    "bart": {
+        "_num_labels": 3,
+        "classif_dropout": 0.1,
+        "normalize_embedding": True,
+        "num_hidden_layers": 3,
+        "prefix": " ",
+    },
+    "mbart": {"add_final_layer_norm": True, "normalize_before": True, "replacing_rate": 0, "output_past": True},
+    "pegasus": {"extra_pos_embeddings": 1, "static_position_embeddings": True, "length_penalty": 0.8, "num_beams": 8},
+    "marian": {"bad_words_ids": [[96]], "static_position_embeddings": True, "max_length": 512},
+    "blenderbot": {"layernorm_variant": "prelayernorm", "do_blenderbot_90_layernorm": True, "save_step": 7},
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_fields_of_hub_configs_that_nothing_reads_are_let_through(name):
+    from zoo.checkpoint import family, hf
+
+    found = family.read(name)
+    base = {**(T5 if "t5" in name else BART), "model_type": name}
+    one, other = (hf.spec_of(found.body(config, "config.json")) for config in (base, {**base, **HUB[name]}))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"is_decoder": True}, "is_decoder: is True"),
+        ({"feed_forward_proj": "gated-swoosh"}, "swoosh"),
+        ({"d_mdel": 3}, "d_mdel"),
+    ],
+)
+def test_what_no_t5_is_is_refused_by_name(change, says):
+    from zoo.checkpoint import family
+
+    with pytest.raises(CheckpointError, match=says):
+        family.read("t5").body({**T5, "model_type": "t5", **change}, "config.json")
+
+
+def test_each_family_says_its_own_spec_and_not_anothers():
+    """A post-norm model with learned positions is BART's, however often it is asked of the others."""
+    from zoo.checkpoint import family, hf
+
+    body = family.read("bart").body({**BART, "model_type": "bart"}, "config.json")
+    spec = hf.spec_of(body)
+    for name, is_it in (("bart", True), ("mbart", False), ("pegasus", False), ("t5", False)):
+        found = family.read(name)
+        _, _, faults = attempt(found, next(iter(found.architectures)), spec)
+        assert (faults == []) is is_it, name

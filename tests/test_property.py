@@ -1,0 +1,198 @@
+"""Any legal combination of the axes holds what a transformer must; any other is refused before a tensor exists."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import HealthCheck, assume, event, given, settings
+from hypothesis import strategies as st
+
+import zoo
+from zoo.config import load
+from zoo.errors import ConfigError
+from zoo.generation.cache import Cache
+
+VOCAB, LENGTH = 61, 14
+CLOSE = {"atol": 5e-5, "rtol": 1e-4}
+
+SIZES = {
+    **{"vocab_size": VOCAB, "d_model": 24, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "d_ff": 20, "max_seq_len": 48},
+    **{"n_experts": 4, "top_k": 2, "window": 5, "original_max_seq_len": 32, "position_buckets": 8},
+    **{"q_lora_rank": 10, "kv_lora_rank": 8, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 5},
+    **{"d_state": 4, "max_relative_positions": 24},
+}
+
+NORM = st.sampled_from(["layernorm", "layernorm_plain", "rmsnorm", "rmsnorm_offset"])
+SOFTMAX = ("gqa", "mha", "mqa", "sliding")
+ATTENTION = st.sampled_from(
+    [*SOFTMAX, "mla", "longformer", "disentangled_v1", "disentangled", "mamba", "mamba2", "gated_delta"]
+)
+POSITION = st.sampled_from(
+    [
+        *("none", "learned", "sinusoidal", "sinusoidal_halves", "rope", "rope_interleaved", "rope_linear", "rope_yarn"),
+        *("rope_llama3", "alibi", "alibi_upper", "t5", "t5_layerwise", "relative", "relative_buckets"),
+    ]
+)
+ROUTER = st.sampled_from(["softmax_topk", "sigmoid_topk", "expert_choice", "sparsemixer"])
+QK_NORM = st.sampled_from(
+    [
+        {"qk_norm": {"kind": "rmsnorm"}},
+        {"qk_norm": {"kind": "layernorm"}, "qk_norm_over": "heads"},
+        {"qk_norm": {"kind": "rmsnorm", "unit_offset": True}, "qk_norm_over": "whole"},
+        {"qk_norm": {"kind": "rmsnorm", "weight": False}, "qk_norm_last": True},
+    ]
+)
+
+
+@st.composite
+def attentions(draw):
+    """Fields of softmax attention, a few at a time."""
+    fields = {}
+    if draw(st.booleans()):
+        fields |= draw(QK_NORM)
+    for name, value in (
+        *(("sinks", True), ("output_gate", True), ("clip", 0.7), ("softcap", 3.0), ("scale", 0.3), ("o_bias", True)),
+        *(("chunk", 6), ("tempering", {"kind": "log", "floor": 4.0})),
+    ):
+        if draw(st.integers(0, 5)) == 0:
+            fields[name] = value
+    return fields
+
+
+@st.composite
+def architectures(draw):
+    """A model's YAML, as data: legal or not."""
+    kind = draw(st.sampled_from(["decoder", "decoder", "encoder", "encoder_decoder"]))
+    attention = draw(ATTENTION)
+    body = {
+        **SIZES,
+        "kind": kind,
+        "attention": attention,
+        "position": draw(POSITION),
+        "norm": draw(NORM),
+        "block": draw(st.sampled_from(["pre", "post", "sandwich", "post_inside", "parallel", "mixer"])),
+        "activation": draw(st.sampled_from(["relu", "gelu", "gelu_tanh", "silu", "relu2", "quick_gelu", "xielu"])),
+        "bias": draw(st.booleans()),
+        "n_layers": 2,
+    }
+    if body["block"] != "mixer":
+        body["ffn"] = draw(st.sampled_from(["mlp", "gated", "gated_clamped", "moe"]))
+        if body["ffn"] == "moe":
+            body["router"] = draw(ROUTER)
+    if kind == "encoder_decoder":
+        body["cross"] = "mha"
+    defaults = [{f"/{axis}": body.pop(axis)} for axis in AXES if axis in body]
+    if attention in SOFTMAX:
+        body["attention"] = draw(attentions())
+    head = {"kind": "lm", "tied": draw(st.booleans()), "bias": draw(st.booleans())}
+    body |= {"head": head, "embedding": {"kind": "tokens"}, "shared_layers": draw(st.integers(0, 4)) == 0}
+    if draw(st.integers(0, 3)) == 0:
+        body["layers"] = {"near": {"attention": {"window": 4}} if attention in SOFTMAX else {"norm": {"eps": 1e-4}}}
+        body["pattern"] = ["near", "layer"]
+    return {"defaults": defaults, **body}
+
+
+AXES = ("attention", "position", "norm", "block", "ffn", "router", "activation", "cross")
+
+
+def made(body):
+    """The model with every parameter loud, or None where the grammar refuses the combination."""
+    try:
+        spec = load(body)
+    except ConfigError as error:
+        assert error.faults and all(len(fault.splitlines()) == 1 and ": " in fault for fault in error.faults)
+        return None
+    model = zoo.build(spec, device="cpu").eval()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def asked(model, ids, mask=None, **more):
+    """Hidden states, of an encoder-decoder for the same tokens on both sides."""
+    if "encoder" in model.spec.towers():
+        return model(ids, mask, decoder_input_ids=ids, decoder_attention_mask=mask, **more)
+    return model(ids, mask, **more)
+
+
+def steady(spec):
+    """Whether a router's choice is the same however rows are laid out: experts that choose tokens look at the row."""
+    return "expert_choice" not in repr(spec) and "ExpertChoice" not in repr(spec)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(architectures())
+@torch.no_grad()
+def test_every_legal_combination_holds(body):
+    model = made(body)
+    event("refused" if model is None else f"built: {model.spec.kind}")
+    assume(model is not None)
+    generator = torch.Generator().manual_seed(6)
+    ids = torch.randint(VOCAB, (2, LENGTH), generator=generator)
+    whole = asked(model, ids).logits
+    assert torch.isfinite(whole).all()
+    _looks_where_it_may(model, ids, whole)
+    _padded_rows_are_alone(model, ids)
+    _kernels_agree(model, ids, whole)
+    if model.spec.kind != "encoder_decoder":
+        _packed_documents_are_apart(model, ids)
+    if model.spec.kind != "encoder":
+        _cached_is_full(model, ids, whole)
+    _every_parameter_learns(model, ids)
+
+
+def _looks_where_it_may(model, ids, whole):
+    changed = ids.clone()
+    changed[:, 9:] = (changed[:, 9:] + 1) % VOCAB
+    seq2seq = "encoder" in model.spec.towers()
+    after = (model(ids, decoder_input_ids=changed) if seq2seq else model(changed)).logits
+    if model.spec.kind == "encoder":
+        assert (whole[:, 8] - after[:, 8]).abs().max() > 1e-6
+    else:
+        torch.testing.assert_close(whole[:, :9], after[:, :9], **CLOSE)
+
+
+def _padded_rows_are_alone(model, ids):
+    mask = torch.ones_like(ids)
+    mask[0, :4], mask[1, 10:] = 0, 0
+    padded = asked(model, ids, mask).logits
+    torch.testing.assert_close(padded[:1, 4:], asked(model, ids[:1, 4:]).logits, **CLOSE)
+    torch.testing.assert_close(padded[1:, :10], asked(model, ids[1:, :10]).logits, **CLOSE)
+
+
+def _packed_documents_are_apart(model, ids):
+    documents = torch.tensor([0] * 6 + [1] * (LENGTH - 6)).expand(2, -1)
+    apart = torch.cat((model(ids[:, :6]).logits, model(ids[:, 6:]).logits), 1)
+    torch.testing.assert_close(model(ids, documents=documents).logits, apart, **CLOSE)
+
+
+def _kernels_agree(model, ids, whole):
+    model.kernel = "eager"
+    torch.testing.assert_close(asked(model, ids).logits, whole, **CLOSE)
+    model.kernel = "auto"
+
+
+def _cached_is_full(model, ids, whole):
+    decoder, more = model, {}
+    if "encoder" in model.spec.towers():
+        decoder, more = model.get_submodule("decoder"), {"memory": model.get_submodule("encoder")(ids).hidden}
+    cache = Cache.allocate(model, 2, LENGTH)
+    with torch.inference_mode():
+        parts = [decoder(part, cache=cache, **more).logits for part in ids.split([5, 1, 1, 4, 1, 2], 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)
+
+
+def _every_parameter_learns(model, ids):
+    model.train()
+    with torch.enable_grad():
+        more = {"global_attention_mask": ids % 3 == 0} if "longformer" in repr(model.spec).lower() else {}
+        out = asked(model, ids.repeat(2, 1), **{name: mask.repeat(2, 1) for name, mask in more.items()})
+        (out.logits.float().square().mean() + sum(out.losses.values())).backward()
+    still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert [name for name in still if not silent(name)] == []
+
+
+def silent(name):
+    """A key's bias moves all scores of a query alike, which softmax does not see where nothing turns it."""
+    return name.endswith((".k.bias", ".k_global.bias", ".pos_q.bias", ".k_norm.bias", ".kv_a.bias"))

@@ -1,0 +1,267 @@
+"""Encoder-decoders and prefix-LMs: cached decoding against full forwards, padded rows against rows alone."""
+
+import pytest
+import torch
+
+import zoo
+from zoo.config import load
+from zoo.errors import ConfigError
+from zoo.generation.cache import Cache
+from zoo.generation.engine import generate
+
+CLOSE = {"atol": 2e-5, "rtol": 0.0}
+SIZE = {"vocab_size": 61, "d_model": 32, "n_heads": 4, "head_dim": 6, "d_ff": 40, "max_seq_len": 48, "start_id": 3}
+
+
+def axes(**choices):
+    """A defaults list."""
+    return [{f"/{axis}": choice} for axis, choice in choices.items()]
+
+
+T5 = {
+    "kind": "encoder_decoder",
+    "defaults": axes(attention="mha", cross="mha", norm="rmsnorm", block="pre", ffn="gated", position="t5"),
+    **SIZE,
+    "activation": {"kind": "gelu_tanh"},
+    "n_buckets": 8,
+    "max_distance": 16,
+    "attention": {"scale": 1.0},
+    "cross": {"scale": 1.0},
+    "encoder": {"n_layers": 2},
+    "decoder": {"n_layers": 3},
+    "head": {"tied": True, "scale": 0.3},
+}
+UMT5 = {**T5, "defaults": [*T5["defaults"][:-1], {"/position": "t5_layerwise"}]}
+BART = {
+    "kind": "encoder_decoder",
+    "defaults": axes(attention="mha", cross="mha", norm="layernorm", block="post", ffn="mlp", position="learned"),
+    **SIZE,
+    "activation": {"kind": "gelu"},
+    "bias": True,
+    "position": {"offset": 2},
+    "embedding": {"scale": "sqrt_d_model", "norm": "${norm}"},
+    "encoder": {"n_layers": 2},
+    "decoder": {"n_layers": 2, "n_heads": 2, "d_ff": 24},
+    "head": {"tied": True, "offset": True},
+}
+SINES = {
+    **BART,
+    "defaults": [*BART["defaults"][:-1], {"/position": "sinusoidal_halves"}],
+    "position": {"inclusive": True, "offset": 2, "skip_id": 1},
+}
+# Grouped keys, a window in half of the decoder's layers, and tables of their own.
+MODERN = {
+    **T5,
+    "defaults": [{"/attention": "gqa"}, *T5["defaults"][1:-1], {"/position": "rope"}],
+    "n_kv_heads": 2,
+    "attention": {},
+    "decoder": {
+        "n_layers": 3,
+        "layers": {"near": {"attention": {"window": 4}}},
+        "pattern": ["near", "layer"],
+        "embedding": {"tied": None},
+        "vocab_size": 53,
+    },
+    "head": {"tied": False},
+}
+for gone in ("n_buckets", "max_distance"):
+    del MODERN[gone]
+MODELS = {"t5": T5, "umt5": UMT5, "bart": BART, "sines": SINES, "modern": MODERN}
+EVERY = pytest.mark.parametrize("node", MODELS.values(), ids=MODELS)
+
+
+def random(node):
+    """A model of a YAML node, every tensor of it random."""
+    model = zoo.build(load(node), device="cpu").eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
+    return model
+
+
+def ids_of(model, rows, length, seed=0):
+    """Tokens that every table has."""
+    smallest = min(tower.vocab_size for _, tower in model.towers())
+    return torch.randint(5, smallest, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def padded(rows=3, length=11):
+    """A mask with padding on the right, on the left, and none."""
+    mask = torch.ones(rows, length, dtype=torch.long)
+    mask[0, length - 4 :], mask[1, :3] = 0, 0
+    return mask
+
+
+@EVERY
+@torch.no_grad()
+def test_cached_decoding_equals_the_full_forward_step_by_step(node):
+    model, mask = random(node), padded()
+    read, written = ids_of(model, 3, 11), ids_of(model, 3, 9, 1)
+    whole = model(read, mask, decoder_input_ids=written).logits
+    cache = Cache.allocate(model, 3, 9)
+    for step in range(9):
+        out = model(read, mask, decoder_input_ids=written[:, step : step + 1], cache=cache)
+        torch.testing.assert_close(out.logits[:, 0], whole[:, step], **CLOSE)
+    assert cache.length == 9
+
+
+@EVERY
+@pytest.mark.parametrize("chunks", [[9], [4, 5], [1, 6, 2]], ids=str)
+@torch.no_grad()
+def test_a_decoder_reads_its_prompt_in_chunks(node, chunks):
+    model = random(node)
+    read, written = ids_of(model, 2, 7), ids_of(model, 2, 9, 1)
+    whole = model(read, decoder_input_ids=written).logits
+    cache = Cache.allocate(model, 2, 9)
+    parts = [model(read, decoder_input_ids=part, cache=cache).logits for part in written.split(chunks, 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)
+
+
+@EVERY
+@torch.no_grad()
+def test_rows_padded_on_either_side_equal_the_rows_alone(node):
+    model, mask = random(node), padded()
+    read, written = ids_of(model, 3, 11), ids_of(model, 3, 5, 1)
+    whole = model(read, mask, decoder_input_ids=written)
+    other = model(torch.where(mask.bool(), read, 9), mask, decoder_input_ids=written)
+    torch.testing.assert_close(whole.logits, other.logits, **CLOSE)
+    for row in range(3):
+        alone = model(read[row : row + 1, mask[row].bool()], decoder_input_ids=written[row : row + 1])
+        torch.testing.assert_close(whole.logits[row], alone.logits[0], **CLOSE)
+
+
+@EVERY
+@torch.no_grad()
+def test_the_decoders_own_padding_is_left_out(node):
+    model, read = random(node), ids_of(random(node), 2, 7)
+    written, mask = ids_of(model, 2, 6, 1), torch.ones(2, 6, dtype=torch.long)
+    mask[0, :2] = 0
+    whole = model(read, decoder_input_ids=written, decoder_attention_mask=mask).logits
+    alone = model(read[:1], decoder_input_ids=written[:1, 2:]).logits
+    torch.testing.assert_close(whole[0, 2:], alone[0], **CLOSE)
+
+
+@EVERY
+@torch.no_grad()
+def test_generation_is_the_full_forwards_choice_for_each_row_of_a_padded_batch(node):
+    model, mask = random(node), padded()
+    read = ids_of(model, 3, 11)
+    got = generate(model, read, 8, attention_mask=mask)
+    assert got[:, 0].tolist() == [3] * 3
+    for row in range(3):
+        expected, alone = [3], read[row : row + 1, mask[row].bool()]
+        for _ in range(8):
+            written = torch.tensor([expected])
+            expected.append(int(model(alone, decoder_input_ids=written).logits[0, -1].argmax()))
+        assert got[row].tolist() == expected
+
+
+@torch.no_grad()
+def test_the_memory_is_projected_once_for_all_steps():
+    model = random(T5)
+    calls = []
+    model.decoder.blocks[0].cross.k.register_forward_hook(lambda *_: calls.append(1))
+    generate(model, ids_of(model, 2, 6), 5)
+    assert len(calls) == 1
+
+
+def test_prompts_that_an_encoder_cannot_read_are_refused():
+    model = random(BART)
+    with pytest.raises(ConfigError, match=r"ids: 49 tokens, the encoder's positions end at 48"):
+        generate(model, ids_of(model, 1, 49), 2)
+    with pytest.raises(ConfigError, match="a row has no token"):
+        generate(model, ids_of(model, 2, 4), 2, attention_mask=torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0]]))
+    with pytest.raises(ConfigError, match=r"the model's vocabulary is 0 to 60"):
+        generate(random(MODERN), torch.tensor([[61]]), 2)
+    generate(random(MODERN), torch.tensor([[60]]), 2)  # which the decoder's smaller table does not have
+
+
+# ---------------------------------------------------------------- prefix-LM
+
+PREFIX = {
+    "prefix_lm": True,
+    "defaults": [
+        {"/attention": "gqa"},
+        {"/norm": "rmsnorm"},
+        {"/block": "pre"},
+        {"/ffn": "gated"},
+        {"/position": "rope"},
+    ],
+    **{key: value for key, value in SIZE.items() if key != "start_id"},
+    "n_layers": 3,
+    "n_kv_heads": 2,
+    "activation": {"kind": "silu"},
+}
+BIASED = {**PREFIX, "defaults": [*PREFIX["defaults"][:-1], {"/position": "t5"}], "n_buckets": 8, "max_distance": 16}
+ALIBI = {**PREFIX, "defaults": [*PREFIX["defaults"][:-1], {"/position": "alibi"}]}
+NEAR = {**PREFIX, "attention": {"window": 3}, "n_layers": 1}
+PREFIXES = pytest.mark.parametrize("node", [PREFIX, ALIBI, BIASED], ids=["rope", "alibi", "t5"])
+WRITING = pytest.mark.parametrize("node", [PREFIX, ALIBI, BIASED, NEAR], ids=["rope", "alibi", "t5", "window"])
+
+
+@PREFIXES
+@torch.no_grad()
+def test_a_prefix_sees_itself_both_ways_and_nothing_later(node):
+    model, ids = random(node), ids_of(random(node), 2, 9)
+    prefix = torch.tensor([4, 6])
+    base = model(ids, prefix=prefix).logits
+    changed = ids.clone()
+    changed[:, 3] = (changed[:, 3] + 1 - 5) % 50 + 5
+    moved = (model(changed, prefix=prefix).logits - base).abs().amax(-1) > 1e-6
+    assert moved.all()  # inside the prefix: every token sees column 3, the first ones too
+    changed = ids.clone()
+    changed[:, 6] = (changed[:, 6] + 1 - 5) % 50 + 5
+    moved = (model(changed, prefix=prefix).logits - base).abs().amax(-1) > 1e-6
+    assert not moved[:, :6].any() and moved[:, 6:].all()  # beyond it: as in any decoder
+    plain = model(ids, prefix=torch.zeros(2, dtype=torch.long)).logits
+    torch.testing.assert_close(plain, model(ids).logits, **CLOSE)
+
+
+@WRITING
+@torch.no_grad()
+def test_what_follows_a_prefix_is_decoded_with_a_cache_as_by_the_full_forward(node):
+    model, ids = random(node), ids_of(random(node), 2, 12)
+    prefix = torch.tensor([5, 5])
+    whole = model(ids, prefix=prefix).logits
+    cache = Cache.allocate(model, 2, 12)
+    parts = [model(ids[:, :5], prefix=prefix, cache=cache).logits]
+    parts += [model(part, prefix=prefix, cache=cache).logits for part in ids[:, 5:].split([3, 1, 1, 2], 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)
+
+
+@WRITING
+@torch.no_grad()
+def test_generation_takes_the_prompt_as_the_prefix_padding_or_not(node):
+    model, ids = random(node), ids_of(random(node), 2, 7)
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    got = generate(model, ids, 6, attention_mask=mask)
+    for row in range(2):
+        held = ids[row : row + 1, mask[row].bool()]
+        prefix = torch.tensor([held.shape[1]])
+        for _ in range(6):
+            chosen = model(held, prefix=prefix).logits[:, -1].argmax(-1)
+            held = torch.cat([held, chosen[:, None]], 1)
+        assert got[row, -6:].tolist() == held[0, -6:].tolist()
+
+
+@torch.no_grad()
+def test_past_the_prefix_a_window_hides_it():
+    model, ids = random(NEAR), ids_of(random(NEAR), 1, 12)
+    changed = ids.clone()
+    changed[:, 0] = (changed[:, 0] + 1 - 5) % 50 + 5
+    moved = model(changed, prefix=torch.tensor([6])).logits - model(ids, prefix=torch.tensor([6])).logits
+    assert (moved.abs().amax(-1) > 1e-6).tolist() == [[True] * 6 + [False] * 6]
+
+
+def test_a_prefix_is_refused_where_it_means_nothing():
+    model = random({**PREFIX, "prefix_lm": False})
+    with pytest.raises(ConfigError, match="prefix_lm: true would do"):
+        model(ids_of(model, 1, 4), prefix=torch.tensor([2]))
+
+
+def test_a_prefix_that_does_not_come_whole_with_a_cache_is_refused():
+    model, ids = random(PREFIX), ids_of(random(PREFIX), 2, 9)
+    with pytest.raises(ConfigError, match="prefix: reaches column 7, 4 tokens came"):
+        model(ids[:, :4], prefix=torch.tensor([3, 7]), cache=Cache.allocate(model, 2, 9))

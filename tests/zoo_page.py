@@ -1,0 +1,164 @@
+"""Writes docs/zoo.md from conf/: every family with what it is made of and its measured distance from the reference, and
+every packaged model. `make docs` runs it; test_zoo_page.py holds the page against conf/."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from families import Case, both, pair
+
+from zoo.checkpoint import family as families
+from zoo.checkpoint import hf
+from zoo.config import load
+from zoo.config.catalogue import models
+from zoo.costs import price
+from zoo.spec import components
+
+PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
+AXES = ("attention", "position", "norm", "block", "ffn", "router")
+
+HEAD = """\
+# What is in the zoo
+
+Written by `make docs` from `conf/`; a test holds this page against it.
+
+## Families
+
+A family is one file in `conf/family/`: what its config.json means and where its tensors are, read forwards to import
+and backwards to export. "Difference" is the largest one between a logit (a hidden state, without a head) of a tiny
+model with every parameter random and the same model in transformers, over the cases of `tests/cases_*.py`, in
+float32{measured}.
+
+"""
+
+
+def cases() -> list[Case]:
+    import test_families
+
+    return test_families.CASES
+
+
+def config_of(case: Case) -> dict[str, Any]:
+    """The config.json of a case's reference model."""
+    config = getattr(transformers, case.config)(**case.sizes)
+    return {**json.loads(config.to_json_string()), "architectures": [case.model]}
+
+
+def by_family() -> dict[str, list[Case]]:
+    """The cases of each family."""
+    found: dict[str, list[Case]] = {}
+    for case in cases():
+        found.setdefault(families.of(config_of(case), case.name).name, []).append(case)
+    return found
+
+
+SHOWN = 4
+"""Cases of a family that are looked at for what it is made of."""
+
+
+def difference(case: Case) -> float:
+    """The largest difference from the reference, over logits and the last hidden states."""
+    two = pair(case)
+    ours, theirs = both(two, two.ids())
+    if ours.logits is not None:
+        return float((ours.logits - theirs.logits).abs().max())
+    return float((ours.hidden - theirs[0]).abs().max())
+
+
+def made_of(specs: list[Any]) -> str:
+    """The kinds of each axis that a family's cases have, in words."""
+    parts = []
+    for axis in AXES:
+        kinds: dict[str, None] = {}
+        for spec in specs:
+            for tower in spec.towers().values():
+                kinds |= {
+                    each.kind: None
+                    for path, each, _ in components(tower, tower.d_model)
+                    if each.axis == axis and not (axis == "norm" and ".attention" in path) and each.kind != "none"
+                }
+                kinds |= {tower.position.kind: None} if axis == "position" and tower.position.kind != "none" else {}
+                for block in tower.blocks.values() if axis == "position" else ():
+                    inside = block.attention.positioning
+                    kinds |= {inside.kind: None} if inside is not None and inside.kind != "none" else {}
+        if kinds:
+            parts.append(" ".join(sorted(kinds)))
+    return ", ".join(parts)
+
+
+def family_rows(measured: dict[str, str]) -> list[tuple[str, ...]]:
+    rows = []
+    for name, those in sorted(by_family().items()):
+        family = families.read(name)
+        specs = [hf.spec_of(family.body(config_of(case), case.name)) for case in those[:SHOWN]]
+        topology = " ".join(sorted({spec.kind for spec in specs}))
+        types = ", ".join(f"`{each}`" for each in family.model_types)
+        title = family.about.get("title", name)
+        rows.append((str(title), types, topology, made_of(specs), str(family.about.get("source", "")), measured[name]))
+    return rows
+
+
+def model_rows() -> list[tuple[str, ...]]:
+    """Every packaged model, as its own file and the counts say."""
+    rows = []
+    for model in models():
+        params = price(load(model["name"]))["params"]
+        active = "" if params["active"] == params["total"] else f"{params['active']:,}"
+        rows.append((f"`{model['name']}`", model["kind"], f"{params['total']:,}", active, model["note"]))
+    return rows
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def page(measured: dict[str, str], note: str) -> str:
+    """The whole page, with the differences given."""
+    families_head = ("family", "model_type", "topology", "made of", "source", "difference")
+    models_head = ("model", "topology", "parameters", "active", "what is special")
+    return (
+        HEAD.format(measured=note)
+        + table(families_head, family_rows(measured))
+        + f"\n## Packaged models\n\n{COUNTS}\n\n"
+        + table(models_head, model_rows())
+    )
+
+
+COUNTS = (
+    "Counts are exact, a shared table counted once; `zoo stats NAME` breaks them down. What is saved and never\n"
+    'trained are no parameters. "Active" is what one token meets, where that is less.'
+)
+
+
+def stated(text: str) -> dict[str, str]:
+    """The difference of each family as a page has it, by its first model_type."""
+    rows = [
+        line.strip("| ").split(" | ") for line in text.split("## Packaged")[0].splitlines() if line.startswith("| ")
+    ]
+    return {re.findall(r"`([^`]+)`", row[1])[0]: row[-1] for row in rows[2:]}
+
+
+def measure() -> dict[str, str]:
+    """The largest difference of each family, to one digit."""
+    return {name: f"{max(map(difference, those)):.0e}" for name, those in by_family().items()}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    versions = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}"
+    machine = f"{platform.machine()}, one thread, {versions}"
+    PAGE.write_text(page(measure(), f" ({date.today():%d %B %Y}, {machine})"), encoding="utf-8")
+    print(f"written: {PAGE.name}, {len(by_family())} families, {len(models())} models", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

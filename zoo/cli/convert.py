@@ -1,0 +1,51 @@
+"""`zoo convert`: a checkpoint of one kind into one of another."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Kind(StrEnum):
+    """Whose files are written."""
+
+    hf = "hf"
+    zoo = "zoo"
+
+
+def run(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, a run, or a Hugging Face folder.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; whole, or not there.")],
+    to: Annotated[Kind, typer.Option(help="hf (what transformers loads) or zoo (ours).")] = Kind.hf,
+    verify: Annotated[bool, typer.Option(help="Compare logits with transformers in a fresh process.")] = True,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; as in the checkpoint.")] = None,
+) -> None:
+    """Write a checkpoint as a Hugging Face folder, or read one into ours.
+
+    A folder for transformers is done only when transformers, in a fresh process, gives the same logits for it.
+    """
+    from zoo import report
+    from zoo.checkpoint import hf, store
+
+    folder = store.find(checkpoint)
+    model = store.load(folder, dtype)
+    held = sum(parameter.numel() for parameter in model.parameters())
+    if to is Kind.zoo:
+        store.save_model(model, out)
+        hf.copy_beside(folder, out)
+        print(f"written: {out}, {held:,} parameters")
+        return
+    config = hf.save(model, out, beside=folder)
+    files = sorted(out.iterdir())
+    size = report.size(sum(file.stat().st_size for file in files))
+    print(f"written: {out}, {held:,} parameters as {config['architectures'][0]}, {size} in {len(files)} files")
+    if verify:
+        from zoo.checkpoint.verify import verify as compared
+
+        largest = compared(model, out)
+        print(f"verified: transformers gives the same logits, largest difference {largest:.1e}")
+    else:
+        print("not verified: nothing has been compared with transformers")

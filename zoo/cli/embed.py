@@ -1,0 +1,105 @@
+"""`zoo embed`: texts as vectors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Pooling(StrEnum):
+    """What of a text's tokens its vector is."""
+
+    mean = "mean"
+    cls = "cls"
+    last = "last"
+
+
+def run(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, a run, or a Hugging Face folder.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="The texts.")] = None,
+    lines: Annotated[Path | None, typer.Option(help="A file with a text a line; - reads standard input.")] = None,
+    pooling: Annotated[Pooling | None, typer.Option(help="Of a text's tokens; as the folder says, else mean.")] = None,
+    normalize: Annotated[bool, typer.Option(help="Make every vector of length 1.")] = True,
+    similarity: Annotated[bool, typer.Option("--similarity", help="Print the cosine of each text with each.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Save the vectors to .npy, .safetensors or .jsonl.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+) -> None:
+    """Each text's vector: a line of JSON each, or saved with --out.
+
+    Any model that reads text does: an encoder's hidden states, pooled over the tokens that are no padding.
+    """
+    from zoo import report, vectors
+    from zoo.errors import ConfigError
+
+    if out is not None and out.suffix not in (".npy", ".safetensors", ".jsonl"):
+        raise ConfigError(f"out: cannot write {out.suffix or 'a file without suffix'} (.npy, .safetensors or .jsonl)")
+    given = [*(texts or []), *_lines(lines)]
+    if not given:
+        raise ConfigError("texts: there are none (give them as arguments, or --lines FILE)")
+    found = vectors.embed(
+        checkpoint,
+        given,
+        pooling=None if pooling is None else pooling.value,
+        normalize=normalize,
+        batch_size=batch_size,
+        device=device,
+        note=lambda line: print("zoo: note:", line, file=sys.stderr),
+    )
+    if similarity:
+        rows = [(f"{i}", *(f"{cosine:.3f}" for cosine in row)) for i, row in enumerate(vectors.cosines(found).tolist())]
+        head = ("", *(str(number) for number in range(len(given))))
+        print(report.columns([head, *rows], right=tuple(range(1, len(head)))))
+        print("\n".join(f"{number}  {text}" for number, text in enumerate(given)))
+    if out is not None:
+        _save(out, given, found)
+        print(f"written: {out}, {len(given)} vectors of {found.shape[1]}")
+    elif not similarity:
+        print(_jsonl(given, found), end="")
+
+
+def _lines(file: Path | None) -> list[str]:
+    from zoo.errors import ConfigError
+
+    if file is None:
+        return []
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"lines: cannot read {file}, found {type(error).__name__} (a UTF-8 file)") from error
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _jsonl(texts: list[str], vectors: Tensor) -> str:
+    rows = zip(texts, vectors.tolist(), strict=True)
+    return "".join(
+        json.dumps({"text": text, "embedding": [round(value, 7) for value in row]}, ensure_ascii=False) + "\n"
+        for text, row in rows
+    )
+
+
+def _save(out: Path, texts: list[str], vectors: Tensor) -> None:
+    """Whole or not at all."""
+    from safetensors.torch import save_file
+
+    from zoo.checkpoint.store import replacing
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as draft:
+        if out.suffix == ".npy":
+            import numpy
+
+            with draft.open("wb") as stream:
+                numpy.save(stream, vectors.numpy())
+        elif out.suffix == ".safetensors":
+            save_file({"embeddings": vectors.contiguous()}, draft)
+        else:
+            draft.write_text(_jsonl(texts, vectors), encoding="utf-8")
