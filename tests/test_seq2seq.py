@@ -265,3 +265,36 @@ def test_a_prefix_that_does_not_come_whole_with_a_cache_is_refused():
     model, ids = random(PREFIX), ids_of(random(PREFIX), 2, 9)
     with pytest.raises(ConfigError, match="prefix: reaches column 7, 4 tokens came"):
         model(ids[:, :4], prefix=torch.tensor([3, 7]), cache=Cache.allocate(model, 2, 9))
+
+
+@pytest.mark.parametrize(("model", "kind"), [("bert-base", "an encoder"), ("t5-small", "an encoder-decoder")])
+def test_the_next_token_is_learned_by_decoders_alone(model, kind):
+    with pytest.raises(ConfigError, match=f"objective: next_token is learned by a decoder, the model is {kind} "):
+        zoo.train(model, ["steps=1"])
+
+
+def test_a_tower_is_patched_like_a_kind_of_layer(tmp_path):
+    deeper = load("t5-small", ["encoder.n_layers=9", "+attention@encoder.attention=mqa"])
+    assert (deeper.encoder.n_layers, deeper.decoder.n_layers) == (9, 6)
+    assert deeper.encoder.blocks["layer"].attention.n_kv_heads == 1
+    assert deeper.decoder.blocks["layer"].attention.n_kv_heads == 8
+    file = tmp_path / "mine.yaml"
+    file.write_text("defaults: [/model/t5-small@_here_]\nencoder: {ffn: gated, n_layers: 2}\n")
+    mine = load(file)
+    assert mine.encoder.blocks["layer"].ffn.kind == "gated" and mine.decoder.blocks["layer"].ffn.kind == "mlp"
+
+
+@pytest.mark.parametrize(
+    ("model", "override", "fault"),
+    [
+        ("t5-small", "encoder.nlayers=3", r"encoder\.nlayers: no such key \(did you mean 'n_layers'"),
+        ("t5-small", "encoder.n_heads=x", r"encoder\.n_heads: .*x"),
+        ("t5-small", "~cross", r"cross: has no 'kind'"),
+        ("t5-small", "encoder.kind=decoder", "its encoder is of kind 'decoder'"),
+        ("llama3-8b", "encoder.n_layers=3", "encoder: no such key"),
+        ("llama3-8b", "start_id=3", "start_id: no such key"),
+    ],
+)
+def test_what_a_tower_cannot_be_is_told_at_its_key(model, override, fault):
+    with pytest.raises(ConfigError, match=fault):
+        load(model, [override])

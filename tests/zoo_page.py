@@ -3,10 +3,11 @@ every packaged model. `make docs` runs it; test_zoo_page.py holds the page again
 
 from __future__ import annotations
 
-import json
+import copy
 import platform
 import re
 import sys
+import tempfile
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from families import Case, both, pair
 
 from zoo.checkpoint import family as families
 from zoo.checkpoint import hf
+from zoo.checkpoint.files import read_json
 from zoo.config import load
 from zoo.config.catalogue import models
 from zoo.costs import price
@@ -48,8 +50,10 @@ def cases() -> list[Case]:
 
 def config_of(case: Case) -> dict[str, Any]:
     """The config.json of a case's reference model."""
-    config = getattr(transformers, case.config)(**case.sizes)
-    return {**json.loads(config.to_json_string()), "architectures": [case.model]}
+    config = getattr(transformers, case.config)(**copy.deepcopy(dict(case.sizes)))  # it changes what it is given
+    with tempfile.TemporaryDirectory() as place:
+        config.save_pretrained(place)
+        return {**read_json(Path(place) / "config.json"), "architectures": [case.model]}
 
 
 def by_family() -> dict[str, list[Case]]:

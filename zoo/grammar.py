@@ -80,7 +80,7 @@ def to_spec(node: DictConfig, touched: Iterable[str] = ()) -> Any:
     """
     root = _root(node)
     problems: list[str] = []
-    towers = [_Tower(name, scope, problems) for name, scope in _towers(root, problems).items()]
+    towers = [_Tower(name, scope, problems, root.get(name)) for name, scope in _towers(root, problems).items()]
     asked = set(_reads)
     _reads.clear()
     trees = {tower.name: tower.tree(problems, asked) for tower in towers}
@@ -134,8 +134,9 @@ class _Tower:
     """A stack of layers as the YAML describes it: its keys, the pattern of its layers, and what each kind of them
     sees."""
 
-    def __init__(self, name: str, root: DictConfig, problems: list[str]) -> None:
+    def __init__(self, name: str, root: DictConfig, problems: list[str], patch: Any = None) -> None:
         self.name, self.root = name, root
+        self.patch = patch if isinstance(patch, DictConfig) else OmegaConf.create({})
         self.prefix = f"{name}." if name else ""
         self.names, found = _pattern(root)
         self.scopes = {kind: _scope(root, kind, found) for kind in dict.fromkeys(self.names)}
@@ -334,7 +335,8 @@ def _placed(error: ValidationError, towers: Mapping[str, _Tower]) -> list[str]:
                 where = f"layers.{path[1]}.{where}"
         elif path:
             where = _origin(root, path)
-        lines.append(f"{where or 'model'}: {item['msg']}")
+        own = tower.name and where and OmegaConf.select(tower.patch, where) is not None
+        lines.append(f"{tower.prefix if own else ''}{where or 'model'}: {item['msg']}")
     return lines
 
 

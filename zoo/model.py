@@ -59,11 +59,11 @@ class Tower(Topology):
         if unknown or not self.pattern:
             found = ", ".join(map(repr, unknown)) or "nothing"
             raise ValueError(f"pattern names {found}, the kinds of layer are: {', '.join(self.blocks) or 'none'}")
+        for name, block in self.blocks.items():
+            self._check(name, block)
         if self.position.inside and all(block.attention.positioning is None for block in self.blocks.values()):
             acts = f"position '{self.position.kind}' acts inside attention, and no attention here takes one"
             raise ValueError(f"{acts} (position: none)")
-        for name, block in self.blocks.items():
-            self._check(name, block)
 
     def _check(self, name: str, block: Block) -> None:
         place = f"the '{name}' layers'" if len(self.blocks) > 1 else "the layers'"

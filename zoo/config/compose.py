@@ -154,7 +154,7 @@ def _strings(node: Any) -> Iterator[str]:
 
 def _stateable(root: str, reads: set[str]) -> list[str]:
     """The keys that a model may state: the grammar's own, and those that its components look up."""
-    names = reads | grammar.OWN | grammar.DIMS | {*grammar.AXES, *grammar.STRUCTURE}
+    names = reads | grammar.OWN | grammar.BOTH | grammar.DIMS | {*grammar.AXES, *grammar.STRUCTURE, *grammar.TOWERS}
     return [f"{root}.{name}" if root else name for name in sorted(names)]
 
 

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import copy
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
+
+from zoo.grammar import TOWERS
 
 Body = dict[str, Any]
 """A YAML file as plain data, interpolations as their text."""
 
 
 def choices(body: Body, is_group: Callable[[str], bool]) -> dict[str, tuple[str, str]]:
-    """The choices written in a body, those of named layer kinds (`layers.local.attention: sliding`) among them: the key
-    that each has in a defaults list, with its group and option."""
+    """The choices written in a body, those of its patches (`layers.local.attention: sliding`) among them: the key that
+    each has in a defaults list, with its group and option."""
     found = {key: (key, value) for key, value in body.items() if _is_choice(key, value, is_group)}
+    for path, patch in _patches(body):
+        for key, value in patch.items():
+            if _is_choice(key, value, is_group):
+                found[f"{key}@{path}.{key}"] = (key, value)
+    return found
+
+
+def _patches(body: Body) -> Iterator[tuple[str, Body]]:
+    """What is laid over the model's own keys, and where: for a kind of layer, for a tower, for a tower's kind of layer."""
     layers = body.get("layers")
     for name, patch in layers.items() if isinstance(layers, dict) else ():
-        for key, value in patch.items() if isinstance(patch, dict) else ():
-            if _is_choice(key, value, is_group):
-                found[f"{key}@layers.{name}.{key}"] = (key, value)
-    return found
+        if isinstance(patch, dict):
+            yield f"layers.{name}", patch
+    for tower in TOWERS:
+        patch = body.get(tower)
+        if isinstance(patch, dict):
+            yield tower, patch
+            yield from ((f"{tower}.{path}", inner) for path, inner in _patches({"layers": patch.get("layers")}))
 
 
 def _is_choice(key: Any, value: Any, is_group: Callable[[str], bool]) -> bool:
@@ -53,14 +68,12 @@ def entries_of(body: Body, base: str | None = None) -> list[Any]:
 
 def without_choices(body: Body, is_group: Callable[[str], bool]) -> Body:
     """The body's own keys, its defaults list and its choices left out."""
-    rest = {key: value for key, value in body.items() if key != "defaults" and not _is_choice(key, value, is_group)}
-    if isinstance(rest.get("layers"), dict):
-        rest["layers"] = {
-            name: {k: v for k, v in patch.items() if not _is_choice(k, v, is_group)}
-            if isinstance(patch, dict)
-            else patch
-            for name, patch in rest["layers"].items()
-        }
+    rest = copy.deepcopy(
+        {key: value for key, value in body.items() if key != "defaults" and not _is_choice(key, value, is_group)}
+    )
+    for _, patch in list(_patches(rest)):
+        for key in [key for key, value in patch.items() if _is_choice(key, value, is_group)]:
+            del patch[key]
     return rest
 
 

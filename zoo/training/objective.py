@@ -32,6 +32,10 @@ LARGE_BLOCK = 256 << 20  # elsewhere: enough to keep the device busy
 class Objective(Spec, axis="objective"):
     """A loss of a model on a batch."""
 
+    def refuses(self, spec: Any) -> str | None:
+        """Why a model cannot learn by this, or None."""
+        return None
+
     def targets(self, batch: Batch) -> int:
         """How many targets a batch on the CPU has: what its loss is divided by."""
         return int((batch.targets != IGNORED).sum())
@@ -58,6 +62,15 @@ class NextToken(Objective, kind="next_token"):
 
     z_loss: NonNegativeFloat = 0.0
     chunk_mib: PositiveInt = 256
+
+    def refuses(self, spec: Any) -> str | None:
+        if spec.kind != "decoder":
+            return f"next_token is learned by a decoder, the model is an {spec.kind.replace('_', '-')} (kind: decoder)"
+        if spec.reads_memory:
+            return "next_token gives no encoder's output to read, and the model's layers read one (no block.cross)"
+        if spec.head.kind == "none":
+            return "next_token needs a head, the model has none (head.kind: lm)"
+        return None
 
     def backward(self, model: Any, batch: Batch, weight: float, share: float, autocast: Autocast) -> dict[str, Tensor]:
         with autocast():

@@ -139,7 +139,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 def mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list[str]:
     """What does not go together, as far as the config alone tells."""
-    faults = []
+    refused = settings.objective.refuses(spec)
+    faults = [f"objective: {refused}"] if refused else []
     if settings.kernel not in (names := ("auto", *KERNELS)):
         hint = did_you_mean(settings.kernel, names)
         faults.append(f"kernel: there is no {settings.kernel!r}{hint} (there are {', '.join(names)})")
