@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import AfterValidator, PositiveFloat, PositiveInt
 
 from zoo.activation import Activation
 from zoo.lazy import torch
@@ -22,16 +22,25 @@ class Head(Spec, axis="head", default="lm"):
     vocab_size: PositiveInt
 
 
+ROOT = "rsqrt_d_model"
+
+
+def _number_or_root(scale: Any) -> Any:
+    if scale != ROOT and (isinstance(scale, str) or scale <= 0):
+        raise ValueError(f"must be a number above 0, or {ROOT}, found {scale!r}")
+    return scale
+
+
 class LMHead(Head, kind="lm"):
     """A logit for each token of the vocabulary; `tied` uses the token embedding's weight (Press and Wolf, 2016).
 
-    Logits are multiplied by `scale`, then bounded by `softcap` c to c·tanh(l/c) (Gemma 2). `offset` adds a constant to
-    each logit, saved and not trained (BART's final_logits_bias).
+    Logits are multiplied by `scale` (1/√d_model in T5), then bounded by `softcap` c to c·tanh(l/c) (Gemma 2). `offset`
+    adds a constant to each logit, saved and not trained (BART's final_logits_bias).
     """
 
     tied: bool = False
     bias: bool = False
-    scale: PositiveFloat = 1.0
+    scale: Annotated[float | str, AfterValidator(_number_or_root)] = 1.0
     softcap: PositiveFloat | None = None
     offset: bool = False
 
@@ -45,7 +54,7 @@ class LMHead(Head, kind="lm"):
     def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
         logits = m.out(x)
         if self.scale != 1.0:
-            logits = logits * self.scale
+            logits = logits * (x.shape[-1] ** -0.5 if self.scale == ROOT else self.scale)
         if self.offset:
             logits = logits + m.offset.to(logits.dtype)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)

@@ -24,7 +24,7 @@ def choices(body: Body, is_group: Callable[[str], bool]) -> dict[str, tuple[str,
 
 
 def _patches(body: Body) -> Iterator[tuple[str, Body]]:
-    """What is laid over the model's own keys, and where: for a kind of layer, for a tower, for a tower's kind of layer."""
+    """What is laid over the model's own keys, and where: for a kind of layer, a tower, or a tower's kind of layer."""
     layers = body.get("layers")
     for name, patch in layers.items() if isinstance(layers, dict) else ():
         if isinstance(patch, dict):
