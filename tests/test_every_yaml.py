@@ -9,7 +9,7 @@ from zoo.builder import build
 from zoo.config import load
 from zoo.costs import price
 from zoo.costs.flops import core_flops, product_flops
-from zoo.grammar import AXES, from_dict, to_dict
+from zoo.grammar import AXES, from_dict, to_body, to_dict
 from zoo.spec import table
 
 EVERY = pytest.mark.parametrize("choice", list(every_choice()), ids=name)
@@ -99,6 +99,7 @@ def test_the_model_compiles_whole_without_a_graph_break(choice):
 def test_a_spec_written_as_plain_data_reads_back_equal(choice):
     spec = spec_of(choice)
     assert from_dict(to_dict(spec)) == spec
+    assert load(to_body(spec)) == spec
 
 
 @pytest.mark.parametrize("model", ["gpt2", "llama3.1-405b", "llama3.2-1b", "mistral-7b-v0.1", "mixtral-8x7b", "mpt-7b"])

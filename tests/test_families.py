@@ -8,6 +8,7 @@ import cases_encoders
 import cases_experts
 import cases_gpt
 import cases_llama
+import cases_recurrent
 import cases_seq2seq
 import pytest
 import torch
@@ -23,6 +24,7 @@ CASES: list[Case] = [
     *cases_gpt.CASES,
     *cases_llama.CASES,
     *cases_experts.CASES,
+    *cases_recurrent.CASES,
     *cases_encoders.CASES,
     *cases_seq2seq.CASES,
 ]

@@ -373,6 +373,19 @@ def to_dict(spec: Any) -> Any:
     return spec
 
 
+def to_body(spec: Any) -> dict[str, Any]:
+    """A Spec as the text of a model's file, with each kind of layer spelled out; `to_spec` gives the same Spec back."""
+    return _body(to_dict(spec))
+
+
+def _body(node: Mapping[str, Any]) -> dict[str, Any]:
+    if towers := {name: _body(node[name]) for name in TOWERS if name in node}:
+        return {**node, **towers}
+    kinds = {name: {"block": block} for name, block in node["blocks"].items()}
+    rest = {key: value for key, value in node.items() if key != "blocks"}
+    return {**rest, "n_layers": len(node["pattern"]), "layers": kinds}
+
+
 def from_dict(node: Mapping[str, Any]) -> Any:
     """The Spec that `to_dict` wrote. Raises ConfigError with every fault, its path counted from `model`."""
     try:

@@ -16,6 +16,9 @@ from zoo.errors import did_you_mean
 FAULTS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError)
 """What Hydra raises while it composes files that are at fault."""
 
+MANY = 30
+"""Options above which a message does not list them."""
+
 
 def one_line(error: BaseException, names: dict[str, str] | None = None) -> str:
     """Hydra's and OmegaConf's message on one line, without search path and links. `names` puts right made-up names."""
@@ -34,9 +37,10 @@ def one_line(error: BaseException, names: dict[str, str] | None = None) -> str:
 
 
 def no_such_option(group: str, value: str, options: Iterable[str]) -> str:
-    """A choice that the group has not."""
+    """A choice that the group has not. Of many that there are the nearest is told, and how many."""
     options = sorted(options)
-    return f"{group}: no option '{value}'{did_you_mean(value, options)} (there are: {', '.join(options)})"
+    there = ", ".join(options) if len(options) <= MANY else f"{len(options)}; `zoo list` shows them"
+    return f"{group}: no option '{value}'{did_you_mean(value, options)} (there are: {there})"
 
 
 def descend(cfg: DictConfig, key: str) -> tuple[DictConfig | None, list[str]]:

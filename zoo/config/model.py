@@ -1,9 +1,10 @@
-"""Targets: a packaged name, a YAML file or a mapping, and the Spec that comes of it."""
+"""Targets: a packaged name, a YAML file, a config.json, a checkpoint or a mapping, and the Spec that comes of it."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What the user named: its name in messages, its body, and the folder whose groups it may use."""
+    """What the user named: its name in messages, its body, the folder whose groups it may use, and what it is called as
+    an option of the group `model`."""
 
     label: str
     body: Body
     folder: Path | None = None
+    option: str = ""
 
 
 def names() -> list[str]:
@@ -38,9 +41,12 @@ def names() -> list[str]:
 
 
 def is_file(target: str | Path) -> bool:
-    """Whether a target is meant as a file: it looks like a path, or ends as YAML or JSON does."""
+    """Whether a target is meant as a file or a folder: it looks like a path, ends as YAML or JSON does, or is a folder
+    here, and no packaged model has its name."""
     text = os.fspath(target)
-    return isinstance(target, Path) or "/" in text or os.sep in text or text.endswith((".yaml", ".yml", ".json"))
+    if isinstance(target, Path) or "/" in text or os.sep in text or text.endswith((".yaml", ".yml", ".json")):
+        return True
+    return os.path.isdir(text) and text not in names()
 
 
 def find(target: str | Path | Mapping[str, Any]) -> Target:
@@ -49,21 +55,30 @@ def find(target: str | Path | Mapping[str, Any]) -> Target:
         return Target("config", _plain(OmegaConf.create(dict(target)), "config"))
     if not is_file(target):
         return Target(os.fspath(target), packaged(os.fspath(target)))
-    path = Path(target)
-    if path.suffix == ".json" or path.is_dir():
-        return Target(str(target), published(path))
+    path, own = Path(target).expanduser(), names()
     if path.resolve().parent == (conf_dir() / "model").resolve() and path.is_file():
-        return Target(str(target), packaged(path.resolve().stem))
-    return Target(str(target), read(path), path.resolve().parent)
+        return Target(str(target), packaged(path.stem), option=path.stem)
+    named = path.parent.resolve().name if path.name == "config.json" else path.stem if path.is_file() else path.name
+    name = re.sub(r"[^\w.-]", "_", named) or "model"
+    option = f"{name}-file" if name in own else name
+    if path.suffix == ".json" or path.is_dir():
+        return Target(str(target), published(path), option=option)
+    return Target(str(target), read(path), path.resolve().parent, option)
 
 
 def published(path: Path) -> Body:
-    """The body of the model that a Hugging Face config.json, or a folder with one, describes. Raises ConfigError."""
-    from zoo.checkpoint.hf import is_config, read_body
+    """The body of the model that a config.json, a folder with one, or a checkpoint or run of ours is of.
 
-    if not is_config(path):
-        raise ConfigError(f"{path}: a folder without config.json (a YAML file, or a Hugging Face folder)")
-    return dict(read_body(path)[1].model)
+    A run's is as it was composed, for overrides to change. Raises ConfigError.
+    """
+    from zoo.checkpoint import hf, store
+    from zoo.grammar import to_body
+
+    folder = store.find(path) if path.is_dir() else path
+    if hf.is_config(folder):
+        return dict(hf.read_body(folder)[1].model)
+    run = path / "config.yaml"
+    return read(run)["model"] if run.is_file() else to_body(store.read_spec(folder))
 
 
 def packaged(name: str) -> Body:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -190,12 +189,9 @@ def _model_files(parsed: Sequence[Override]) -> list[str]:
 
 def _as_option(value: str, target: Target, repo: CachingConfigRepository) -> str:
     """The option of the group `model` that a user's file is made, for this process; the run folder has its name."""
-    stem = re.sub(r"[^\w.-]", "_", Path(value).stem)
-    if target.folder is None:
-        return stem  # a packaged model by its path
-    name = f"{stem}-file" if stem in names() else stem
-    store_model(name, absolute(with_defaults(target.body, repo, value)))
-    return name
+    if target.option not in names():
+        store_model(target.option, absolute(with_defaults(target.body, repo, value)))
+    return target.option
 
 
 def _with_options(override: Override, options: Mapping[str, str]) -> Override:

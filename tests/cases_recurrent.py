@@ -1,0 +1,162 @@
+"""Recurrent layers, alone and among attention."""
+
+from cases_experts import SHARED, SMALL, YARN, case
+
+STATE = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 6, "eos_token_id": None}
+HEADS = {**STATE, "num_heads": 8, "head_dim": 8, "n_groups": 2}
+
+
+def recurrent(name, config, model="ForCausalLM", /, base=STATE, **sizes):
+    return case(name, config, model, base=base, embedded=False, **sizes)
+
+
+RECURRENT = [
+    recurrent("mamba", "MambaConfig", base=STATE),
+    recurrent(
+        "mamba-flags",
+        "MambaConfig",
+        base=STATE,
+        use_bias=True,
+        use_conv_bias=False,
+        expand=3,
+        conv_kernel=3,
+        time_step_rank=5,
+        hidden_act="gelu",
+        tie_word_embeddings=False,
+        layer_norm_epsilon=1e-3,
+    ),
+    recurrent("mamba-wide", "MambaConfig", intermediate_size=96),
+    recurrent("mamba-base", "MambaConfig", "Model", base=STATE),
+    recurrent("falcon_mamba", "FalconMambaConfig", base=STATE, mixer_rms_eps=1e-2),
+    recurrent(
+        "falcon_mamba-flags",
+        "FalconMambaConfig",
+        base=STATE,
+        use_bias=True,
+        use_conv_bias=False,
+        expand=1,
+        conv_kernel=5,
+        time_step_rank=3,
+        tie_word_embeddings=False,
+    ),
+    recurrent("falcon_mamba-base", "FalconMambaConfig", "Model", base=STATE),
+    recurrent("mamba2", "Mamba2Config", base=HEADS),
+    recurrent(
+        "mamba2-flags",
+        "Mamba2Config",
+        base=HEADS,
+        use_bias=True,
+        use_conv_bias=False,
+        n_groups=1,
+        num_heads=6,
+        head_dim=16,
+        expand=3,
+        conv_kernel=3,
+        tie_word_embeddings=True,
+        layer_norm_epsilon=1e-3,
+        chunk_size=8,
+    ),
+    # The reference forgets the limit when it decodes token by token.
+    recurrent("mamba2-limit", "Mamba2Config", base=HEADS, n_groups=8, time_step_limit=(0.6, 0.8), writes=False),
+    recurrent("mamba2-base", "Mamba2Config", "Model", base=HEADS, num_heads=4, head_dim=16),
+]
+NEXT = {
+    **SHARED,
+    "head_dim": 16,
+    "linear_conv_kernel_dim": 3,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 10,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+NEXTS = [
+    case("qwen3_next", "Qwen3NextConfig", base=NEXT, num_hidden_layers=4),
+    case(
+        "qwen3_next-flags",
+        "Qwen3NextConfig",
+        base=NEXT,
+        num_hidden_layers=5,
+        decoder_sparse_step=2,
+        attention_bias=True,
+        norm_topk_prob=False,
+        tie_word_embeddings=True,
+        partial_rotary_factor=0.5,
+        linear_conv_kernel_dim=4,
+        layer_types=["full_attention", "linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    ),
+    case(
+        "qwen3_next-dense",
+        "Qwen3NextConfig",
+        base=NEXT,
+        mlp_only_layers=[0, 1, 2],
+        rope_parameters={**YARN, "partial_rotary_factor": 1.0},
+        full_attention_interval=2,
+        linear_num_value_heads=2,
+    ),
+    case(
+        "qwen3_next-base",
+        "Qwen3NextConfig",
+        "Model",
+        base=NEXT,
+        layer_types=["full_attention", "linear_attention", "full_attention"],
+        mlp_only_layers=[1],
+        num_key_value_heads=4,
+    ),
+]
+JAMBA = {
+    **SMALL,
+    "num_hidden_layers": 6,
+    "num_experts": 4,
+    "mamba_d_state": 6,
+    "attn_layer_period": 3,
+    "attn_layer_offset": 1,
+}
+BAMBA = {**SMALL, "mamba_n_heads": 4, "mamba_d_state": 6, "attn_layer_indices": [1]}
+HYBRIDS = [
+    case("jamba", "JambaConfig", base=JAMBA),
+    case(
+        "jamba-flags",
+        "JambaConfig",
+        base=JAMBA,
+        expert_layer_period=3,
+        expert_layer_offset=0,
+        mamba_proj_bias=True,
+        mamba_d_conv=3,
+        mamba_conv_bias=False,
+        mamba_dt_rank=5,
+        mamba_expand=1,
+        tie_word_embeddings=True,
+        num_experts_per_tok=3,
+    ),
+    case(
+        "jamba-dense",
+        "JambaConfig",
+        base=JAMBA,
+        num_experts=1,
+        num_experts_per_tok=1,
+        attn_layer_period=9,
+        attn_layer_offset=5,
+    ),
+    case("jamba-base", "JambaConfig", "Model", base=JAMBA, attn_layer_period=1, attn_layer_offset=0),
+    case("bamba", "BambaConfig", base=BAMBA),
+    case(
+        "bamba-flags",
+        "BambaConfig",
+        base=BAMBA,
+        mamba_n_groups=2,
+        mamba_d_head=12,
+        mamba_n_heads=8,
+        mamba_expand=3,
+        mamba_proj_bias=True,
+        mamba_conv_bias=False,
+        attention_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=True,
+        attn_layer_indices=[0, 2],
+        mamba_d_conv=3,
+    ),
+    case("bamba-limit", "BambaConfig", base=BAMBA, attn_layer_indices=[2], time_step_limit=(0.6, 0.8), writes=False),
+    case("bamba-base", "BambaConfig", "Model", base=BAMBA),
+]
+
+CASES = [*RECURRENT, *NEXTS, *HYBRIDS]
