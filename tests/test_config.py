@@ -269,7 +269,8 @@ def test_a_missing_file_and_an_unknown_name_come_with_the_nearest(folder: Path) 
     assert faults("bare") == [
         "bare: no packaged model of that name (did you mean 'base'?); the file here is ./bare.yaml"
     ]
-    assert faults(str(folder)) == [f"{folder}: a folder without config.json (a YAML file, or a Hugging Face folder)"]
+    nothing = "no checkpoint in it (a folder with zoo.yaml or config.json, or that of a run)"
+    assert faults(str(folder)) == [f"{folder}: {nothing}"]
 
 
 def test_faulty_yaml_in_a_file_that_is_included_is_no_traceback(folder: Path) -> None:

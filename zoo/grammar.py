@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -24,8 +23,8 @@ STRUCTURE = ("about", "kind", "n_layers", "layers", "pattern")
 TOWERS = ("encoder", "decoder")
 """Keys of an encoder-decoder that are patches of the model's own keys, for one of its two towers."""
 
-OWN = {field.name for field in fields(Decoder)} - {"blocks"}  # type: ignore[arg-type]
-BOTH = {field.name for field in fields(EncoderDecoder)} - set(TOWERS)  # type: ignore[arg-type]
+OWN = {field.name for field in Decoder.fields()} - {"blocks"}
+BOTH = {field.name for field in EncoderDecoder.fields()} - set(TOWERS)
 
 APART: dict[str, dict[str, Any]] = {
     "encoder": {"kind": "encoder", "head": {"kind": "none"}, "cross": None, "prefix_lm": None},
@@ -364,8 +363,7 @@ def _origin(scope: DictConfig, path: list[str]) -> str:
 def to_dict(spec: Any) -> Any:
     """A Spec as plain YAML data, every kind and every field stated; `from_dict` gives the same Spec back."""
     if isinstance(spec, Spec):
-        assert is_dataclass(spec)
-        return {"kind": spec.kind, **{field.name: to_dict(getattr(spec, field.name)) for field in fields(spec)}}
+        return {"kind": spec.kind, **{field.name: to_dict(getattr(spec, field.name)) for field in spec.fields()}}
     if isinstance(spec, Mapping):
         return {key: to_dict(value) for key, value in spec.items()}
     if isinstance(spec, tuple | list):

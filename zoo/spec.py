@@ -222,12 +222,32 @@ class Spec:
         if kind:
             cls.kind = kind
             cls.kinds[kind] = cls
-        config = ConfigDict(extra="forbid", defer_build=True)
-        pydantic_dataclass(cls, frozen=True, kw_only=True, config=config)
+
+    def __new__(cls, *_: Any, **__: Any) -> Spec:
+        cls.complete()  # before Python looks for the `__init__` that comes of it
+        return super().__new__(cls)
+
+    @classmethod
+    def complete(cls) -> None:
+        """Makes the class, and what it is based on, the dataclass that it is.
+
+        That takes most of a millisecond, and one model uses few of the kinds there are: it waits for the first use.
+        """
+        for each in reversed(cls.__mro__):
+            if issubclass(each, Spec) and each is not Spec and "__dataclass_fields__" not in each.__dict__:
+                config = ConfigDict(extra="forbid", defer_build=True)
+                pydantic_dataclass(each, frozen=True, kw_only=True, config=config)
+
+    @classmethod
+    def fields(cls) -> tuple[dataclasses.Field[Any], ...]:
+        """Its hyperparameters."""
+        cls.complete()
+        return dataclasses.fields(cls)  # type: ignore[arg-type]
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
         if cls.kind:
+            cls.complete()
             return handler(source)
         return core_schema.no_info_plain_validator_function(cls.parse)
 
@@ -242,7 +262,7 @@ class Spec:
         choice = cls.kinds.get(fields.pop("kind", cls.default))
         if choice is None:
             raise _refusal(cls, _no_such_kind(cls, node.get("kind")))
-        names = {field.name for field in dataclasses.fields(choice)}  # type: ignore[arg-type]
+        names = {field.name for field in choice.fields()}
         details = [_unknown_field(choice, name, names) for name in fields if name not in names]
         try:
             spec = choice(**{name: value for name, value in fields.items() if name in names})

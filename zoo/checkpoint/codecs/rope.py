@@ -217,7 +217,7 @@ def _complete(scaling: dict[str, Any] | None) -> dict[str, Any] | None:
     """A scaling node with every field stated: laid over that of other layers, it takes nothing from it."""
     if scaling is None:
         return None
-    own = dataclasses.fields(Scaling.kinds[scaling["kind"]])  # type: ignore[arg-type]
+    own = Scaling.kinds[scaling["kind"]].fields()
     return {**{each.name: each.default for each in own if each.default is not dataclasses.MISSING}, **scaling}
 
 
