@@ -1,5 +1,6 @@
 """What an architecture costs, from its Spec alone: parameters, FLOPs, KV cache and memory. Never imports torch."""
 
-from zoo.costs.price import DTYPES, price
+from zoo.costs.price import price
+from zoo.costs.setup import DTYPES, Setup
 
-__all__ = ["DTYPES", "price"]
+__all__ = ["DTYPES", "Setup", "price"]

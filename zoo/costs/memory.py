@@ -1,50 +1,20 @@
-# S tokens of a sequence, B sequences, W window
-"""Bytes: KV cache, weights, training states."""
+# S tokens of a sequence, B sequences
+"""Bytes of weights, and of what stands beside them when training or generating."""
 
-import math
 from typing import Any
 
+from zoo.costs.setup import DTYPES, Setup
 from zoo.spec import walk
 
-STATE_BYTES = 4
-"""Of a value of a recurrent state, which is float32 whatever the model's dtype."""
 
-
-def kv_cache(spec: Any, context: int, batch: int, bytes_per_value: float, dtype: str) -> dict[str, Any]:
-    """Bytes that generation keeps for `batch` sequences of `context` tokens; a window layer keeps at most its window.
-
-    `bytes_per_token` is what one more token costs while every layer still keeps all of them. `bytes` also holds what
-    cross-attention made of an encoder's `context` tokens, and the states of recurrent layers, which no token adds to.
-    """
-    per_token, held = 0.0, 0.0
-    for tower in spec.towers().values():
-        for name, block in tower.blocks.items() if tower.causal else ():
-            layers, window = tower.pattern.count(name), block.attention.visible_window
-            values = _values(block.attention.cache()) * bytes_per_value
-            crossed = _values(block.cross.cache()) * bytes_per_value if block.cross else 0
-            states = _values(block.state()) * STATE_BYTES
-            per_token += values * layers
-            held += (values * min(context, window or context) + crossed * context + states) * layers
-    return {
-        "bytes_per_token": round(per_token),
-        "bytes": round(held * batch),
-        "tokens": context,
-        "batch": batch,
-        "dtype": dtype,
-    }
-
-
-def _values(shapes: dict[str, tuple[int, ...]]) -> int:
-    return sum(math.prod(shape) for shape in shapes.values())
-
-
-def memory(spec: Any, total: int, cache_bytes: int, context: int, batch: int, bytes_per_value: float) -> dict[str, Any]:
+def memory(spec: Any, total: int, cache_bytes: int, setup: Setup) -> dict[str, Any]:
     """Bytes of weights, and of what stands beside them when training with AdamW in float32 or generating.
 
     `generate_peak` is weights, cache, and a prefill's widest layer (an estimate: its input, norm, output and inner
     values); a model that writes nothing has none. `loss_head` is the logits' share of a training step if they are not
     chunked: 12 bytes for each token and word.
     """
+    context, batch, bytes_per_value = setup.tokens(spec), setup.batch, DTYPES[setup.dtype]
     weights = round(total * bytes_per_value)
     prefill = round(batch * context * (3 * spec.d_model + widest(spec)) * bytes_per_value)
     figures = {"weights": weights, "gradients": 4 * total, "optimizer": 8 * total}

@@ -1,0 +1,95 @@
+"""What is run, how, and on what: everything about a price that is not the architecture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from zoo.errors import ConfigError, did_you_mean
+
+DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+"""Bytes a value, by the name users give a dtype."""
+
+CONVENTIONS = ("exact", "palm", "megatron", "kaplan", "hfu")
+ENGINES = ("ideal", "hf", "paged")
+OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "muon", "sgd")
+PRECISIONS = ("mixed", "fp32", "amp", "megatron", "pure")
+RECOMPUTE = ("none", "selective", "full")
+ZERO = (0, 1, 2, 3)
+
+CHOICES = {
+    "dtype": tuple(DTYPES),
+    "cache_dtype": tuple(DTYPES),
+    "convention": CONVENTIONS,
+    "engine": ENGINES,
+    "optimizer": OPTIMIZERS,
+    "precision": PRECISIONS,
+    "recompute": RECOMPUTE,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """One use of a model.
+
+    `batch` sequences of `context` tokens (the model's max_seq_len unless given) are on each data-parallel rank at once.
+    `precision` says what a training run keeps of a parameter (`zoo.costs.states`), `optimizer` what is kept for its
+    update, `recompute` which activations are computed a second time. `dp`, `tp`, `pp`, `ep` and `cp` are the ranks of
+    each kind of parallelism, `zero` the stage of ZeRO over the data-parallel ones (3 is FSDP). With `chunked_loss` the
+    logits are never whole. `gpu` is a file of conf/hardware/; `train_tokens` and `mfu` are for the time to train.
+    """
+
+    context: int | None = None
+    batch: int = 1
+    dtype: str = "bf16"
+    cache_dtype: str | None = None
+    convention: str = "exact"
+    engine: str = "ideal"
+    optimizer: str = "adamw"
+    precision: str = "mixed"
+    recompute: str = "none"
+    chunked_loss: bool = False
+    dp: int = 1
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    cp: int = 1
+    zero: int = 0
+    gpu: str | None = None
+    train_tokens: float | None = None
+    mfu: float = 0.4
+
+    def __post_init__(self) -> None:
+        if faults := list(_faults(self)):
+            raise ConfigError(*faults)
+
+    def tokens(self, spec: Any) -> int:
+        """Tokens of a sequence."""
+        return int(spec.max_seq_len if self.context is None else self.context)
+
+    @property
+    def ranks(self) -> int:
+        """GPUs in all; the ranks of expert parallelism are data-parallel ones."""
+        return self.dp * self.tp * self.pp * self.cp
+
+
+def _faults(setup: Setup) -> Any:
+    for name, known in CHOICES.items():
+        found = getattr(setup, name)
+        if found not in known and not (name == "cache_dtype" and found is None):
+            yield f"{name}: unknown {found!r}{did_you_mean(str(found), known)} (one of: {', '.join(known)})"
+    for name in ("context", "batch", "dp", "tp", "pp", "ep", "cp"):
+        found = getattr(setup, name)
+        if found is not None and found < 1:
+            yield f"{name}: must be 1 or more, found {found}"
+    if setup.zero not in ZERO:
+        yield f"zero: unknown stage {setup.zero} (one of: 0, 1, 2, 3)"
+    if not 0 < setup.mfu <= 1:
+        yield f"mfu: is a share of the peak, found {setup.mfu} (above 0, at most 1)"
+    if setup.train_tokens is not None and setup.train_tokens <= 0:
+        yield f"train_tokens: must be above 0, found {setup.train_tokens:g}"
+    if setup.dp * setup.cp % setup.ep:
+        yield f"ep: {setup.ep} does not divide the {setup.dp * setup.cp} data-parallel ranks (dp × cp)"
+
+
+NAMES = tuple(field.name for field in fields(Setup))
