@@ -194,6 +194,15 @@ def test_axes_of_a_published_config_are_swapped_like_any_others(tmp_path, capsys
     assert swapped["attention"] == 32 * 32 * 2 + 2 * 32 * 8
 
 
+def test_without_transformers_nothing_is_written_before_it_is_said(tmp_path, capsys, monkeypatch):
+    made = folder(tmp_path / "there")
+    monkeypatch.setattr("zoo.checkpoint.verify.find_spec", lambda name: None)
+    code, _, said = run(capsys, "convert", made, tmp_path / "out")
+    assert code == 2 and said.startswith("zoo: error: verify: transformers is not installed")
+    assert not (tmp_path / "out").exists()
+    assert run(capsys, "convert", made, tmp_path / "out", "--no-verify")[0] == 0
+
+
 def test_a_folder_here_needs_no_slash_and_its_shape_trains_like_any_other(tmp_path, capsys, monkeypatch):
     made = folder(tmp_path / "there", vocab_size=300)
     monkeypatch.chdir(tmp_path)

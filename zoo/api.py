@@ -47,10 +47,12 @@ def export(model: Any, path: str | Path, *, verify: bool = True, shard: int | No
     the two differ. `shard` is how many bytes a file of weights holds at most.
     """
     from zoo.checkpoint import hf
-    from zoo.checkpoint.verify import verify as compared
+    from zoo.checkpoint import verify as verification
 
+    if verify:
+        verification.require()
     folder = Path(path)
     hf.save(model, folder, shard=shard or hf.SHARD)
     if verify:
-        compared(model, folder)
+        verification.verify(model, folder)
     return folder

@@ -20,6 +20,12 @@ PROBE = 17
 """Tokens of the row that is compared: more than a window or a chunk of a tiny model holds, and odd."""
 
 
+def require() -> None:
+    """Raises ConfigError where transformers is not installed: to be asked before anything is written."""
+    if find_spec("transformers") is None:
+        raise ConfigError("verify: transformers is not installed (pip install 'transformer-zoo[hf]', or --no-verify)")
+
+
 def verify(model: Any, folder: Path) -> float:
     """The largest difference between the model's logits (hidden states, without a head) and transformers' for a folder.
 
@@ -27,8 +33,7 @@ def verify(model: Any, folder: Path) -> float:
     """
     from safetensors.torch import load_file, save_file
 
-    if find_spec("transformers") is None:
-        raise ConfigError("verify: transformers is not installed (pip install 'transformer-zoo[hf]', or --no-verify)")
+    require()
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, model.spec.vocab_size, (1, min(PROBE, model.spec.max_seq_len)), generator=generator)
     more = {"decoder_input_ids": ids.flip(1)[:, :7].contiguous()} if model.spec.kind == "encoder_decoder" else {}

@@ -29,7 +29,10 @@ def run(
     """
     from zoo import report
     from zoo.checkpoint import hf, store
+    from zoo.checkpoint import verify as verification
 
+    if verify and to is Kind.hf:
+        verification.require()
     folder = store.find(checkpoint)
     model = store.load(folder, dtype)
     held = sum(parameter.numel() for parameter in model.parameters())
@@ -43,9 +46,7 @@ def run(
     size = report.size(sum(file.stat().st_size for file in files))
     print(f"written: {out}, {held:,} parameters as {config['architectures'][0]}, {size} in {len(files)} files")
     if verify:
-        from zoo.checkpoint.verify import verify as compared
-
-        largest = compared(model, out)
+        largest = verification.verify(model, out)
         print(f"verified: transformers gives the same logits, largest difference {largest:.1e}")
     else:
         print("not verified: nothing has been compared with transformers")
