@@ -44,8 +44,9 @@ fmt: $(VENV)/installed-dev ## put the code in order
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/installed-dev ## write docs/zoo.md: every family measured against its reference, every model counted
+docs: $(VENV)/installed-dev ## write docs/zoo.md (every family measured, every model counted) and docs/stats.md
 	$(BIN)/python tests/zoo_page.py
+	$(BIN)/python tests/stats_page.py
 
 bench: $(VENV)/installed-dev ## time training and decoding against transformers
 	$(BIN)/zoo bench train --against hf
@@ -66,6 +67,7 @@ define install
 	@echo "Installing $(1) into $(VENV); torch is the large one"
 	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '$(1)' \
 		| { grep --line-buffered -E '^ *(Downloading|Using cached|Installing)' || true; }
+	@$(BIN)/python -m compileall -q zoo # pip does so for what it copies, not for what it links
 	@touch $@
 endef
 

@@ -194,6 +194,28 @@ def test_axes_of_a_published_config_are_swapped_like_any_others(tmp_path, capsys
     assert swapped["attention"] == 32 * 32 * 2 + 2 * 32 * 8
 
 
+def test_a_quantised_model_is_priced_as_it_was_before_and_not_loaded(tmp_path, capsys):
+    made = folder(tmp_path / "there")
+    total = zoo.stats(made)["params"]["total"]
+    edit(made, quantization_config={"quant_method": "fp8"})
+    code, said, error = run(capsys, "stats", made / "config.json", "--json")
+    assert code == 0 and json.loads(said)["params"]["total"] == total
+    assert "zoo: note: " in error and "its weights are quantised (fp8), which is not priced" in error
+    with pytest.raises(ConfigError, match="its weights are quantised"):
+        zoo.load(made)
+
+
+def test_of_a_model_of_text_and_images_the_text_model_is_priced(tmp_path, capsys):
+    file = tmp_path / "config.json"
+    text = {"model_type": "gemma3_text", **SIZES, "head_dim": 8}
+    file.write_text(json.dumps({"model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 8}}))
+    config = transformers.Gemma3TextConfig(**{**SIZES, "head_dim": 8})
+    alone = transformers.Gemma3ForCausalLM(config)
+    code, said, error = run(capsys, "stats", file, "--json")
+    assert code == 0 and json.loads(said)["params"]["total"] == sum(p.numel() for p in alone.parameters())
+    assert "gemma3: its text model alone (text_config), without vision_config" in error
+
+
 def test_without_transformers_nothing_is_written_before_it_is_said(tmp_path, capsys, monkeypatch):
     made = folder(tmp_path / "there")
     monkeypatch.setattr("zoo.checkpoint.verify.find_spec", lambda name: None)

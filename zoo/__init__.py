@@ -1,8 +1,8 @@
 """One YAML grammar for transformer architectures: priced before anything is built, then built, trained and run.
 
-`zoo.stats(config, overrides)`, `zoo.build(config, overrides)`, `zoo.train(config, overrides)`, `zoo.load(path)`,
-`zoo.generate(model, ids)` and `zoo.export(model, path)`. Importing this imports neither torch nor hydra; a name is
-looked up when it is first used.
+`zoo.stats(config, overrides)`, `zoo.diff(a, b)`, `zoo.build(config, overrides)`, `zoo.train(config, overrides)`,
+`zoo.load(path)`, `zoo.generate(model, ids)` and `zoo.export(model, path)`. Importing this imports neither torch nor
+hydra; a name is looked up when it is first used.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from zoo.api import diff as diff
     from zoo.api import export as export
     from zoo.api import stats as stats
     from zoo.api import train as train
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from zoo.vectors import embed as embed
 
 _HOMES = {
+    "diff": "zoo.api",
     "export": "zoo.api",
     "stats": "zoo.api",
     "train": "zoo.api",
@@ -45,6 +47,7 @@ __all__ = [
     "ZooError",
     "__version__",
     "build",
+    "diff",
     "embed",
     "export",
     "generate",

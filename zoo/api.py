@@ -7,19 +7,35 @@ from pathlib import Path
 from typing import Any
 
 
-def stats(
-    config: Any,
-    overrides: Iterable[str] = (),
-    *,
-    context: int | None = None,
-    batch: int = 1,
-    dtype: str = "bf16",
-) -> dict[str, Any]:
-    """What `zoo stats --json` prints, for a packaged name, a YAML path or a Spec. Imports no torch."""
+def stats(config: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[str, Any]:
+    """What `zoo stats --json` prints, for a packaged name, a YAML path or a Spec. Imports no torch.
+
+    `setup` are fields of `zoo.costs.Setup`: context, batch, dtype, optimizer, gpu and so on.
+    """
     from zoo.builder import as_spec
     from zoo.costs import price
 
-    return price(as_spec(config, list(overrides)), context=context, batch=batch, dtype=dtype)
+    return price(as_spec(config, list(overrides)), _setup(setup))
+
+
+def diff(a: Any, b: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[str, Any]:
+    """What `zoo diff --json` prints: `architecture`, the fields that differ by dotted path, and `figures`, each with
+    its value in `a` and in `b`, their `delta` and the `relative` difference."""
+    from zoo.builder import as_spec
+    from zoo.costs import compare, price
+
+    first, second = (as_spec(config, list(overrides)) for config in (a, b))
+    return compare.diff(first, second, [price(spec, _setup(setup)) for spec in (first, second)])
+
+
+def _setup(fields: Mapping[str, Any]) -> Any:
+    """The Setup of these fields. Raises ConfigError for one that it does not have, and for a set-up at fault."""
+    from zoo.costs.setup import NAMES, Setup
+    from zoo.errors import ConfigError, did_you_mean
+
+    if strange := [name for name in fields if name not in NAMES]:
+        raise ConfigError(*(f"{name}: no field of a set-up{did_you_mean(name, NAMES)}" for name in strange))
+    return Setup(**fields)
 
 
 def train(

@@ -34,6 +34,8 @@ class RMSNorm(Norm, kind="rmsnorm"):
         return _scale_and_shift(self, d_model)
 
     def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+        if not self.bias and _native(self, m, x):
+            return F.rms_norm(x, x.shape[-1:], m.weight if self.weight else None, self.eps)
         scale, shift = _scale(self, m), m.bias.float() if self.bias else None
         y = F.rms_norm(x.float(), x.shape[-1:], None if self.heads else scale, self.eps)
         if self.heads and scale is not None:
@@ -57,6 +59,9 @@ class LayerNorm(Norm, kind="layernorm"):
         return _scale_and_shift(self, d_model)
 
     def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+        if _native(self, m, x):
+            weight, bias = m.weight if self.weight else None, m.bias if self.bias else None
+            return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
         scale, shift = _scale(self, m), m.bias.float() if self.bias else None
         if self.heads is None:
             return F.layer_norm(x.float(), x.shape[-1:], scale, shift, self.eps).to(x.dtype)
@@ -76,6 +81,14 @@ def _scale_and_shift(norm: RMSNorm | LayerNorm, d_model: int) -> dict[str, Any]:
     shape = (norm.heads, d_model) if norm.heads else (d_model,)
     weight = {"weight": Weight(shape, init=0.0 if norm.unit_offset else 1.0)} if norm.weight else {}
     return weight | ({"bias": Weight(shape)} if norm.bias else {})
+
+
+def _native(norm: RMSNorm | LayerNorm, m: Any, x: torch.Tensor) -> bool:
+    """Whether a kernel takes x as it is: those of CUDA compute in float32 whatever the dtype, and so keep no wider copy
+    of x for the backward pass. A CPU's layer_norm would keep its statistics in bfloat16."""
+    if not x.is_cuda or norm.heads or norm.unit_offset:
+        return False
+    return all(getattr(m, name).dtype == x.dtype for name in ("weight", "bias") if getattr(norm, name))
 
 
 def _scale(norm: RMSNorm | LayerNorm, m: Any) -> torch.Tensor | None:

@@ -43,18 +43,20 @@ chunk_size_feed_forward classifier_dropout cross_attention_hidden_size decoder_s
 do_sample dropout dropout_rate dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
 exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
 hidden_dropout hidden_dropout_prob id2label initializer_factor initializer_range is_decoder is_encoder_decoder
-keys_to_ignore_at_inference label2id length_penalty max_length min_length model_type no_repeat_ngram_size
+keys_to_ignore_at_inference label2id length_penalty max_length max_sequence_length min_length model_max_length
+model_type neftune_noise_alpha no_repeat_ngram_size
 num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past
 output_router_logits output_scores pad_token_id prefix problem_type pruned_heads quantization_config
 remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate router_aux_loss_coef
 sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings
 tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p unk_token_id use_bfloat16 use_cache
-use_return_dict attention_probs_dropout_prob activation_dropout
+use_return_dict attention_probs_dropout_prob activation_dropout unsloth_fixed unsloth_version
 """
 HARMLESS = frozenset(_HARMLESS.split())
 """Fields of any config.json that change no number of a forward pass (or that a family reads by name)."""
 
-REFUSED = {"quantization_config": "its weights are quantised (the unquantised checkpoint)"}
+TEXT = ("text_config", "llm_config", "language_config")
+"""Where a model of text and more keeps the config of its text model."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Family:
         no model here is."""
         named = {self.aliases.get(name, name): value for name, value in config.items()}
         full = {**self.defaults, **named}  # a null that is stated stays one, as for transformers' config classes
-        faults = [f"{where}: {name}: {why}" for name, why in REFUSED.items() if full.get(name)]
+        faults = []
         for name, wanted in self.requires.items():
             options = wanted if isinstance(wanted, list) else [wanted]
             if name in full and full[name] is not None and full[name] not in options:
@@ -291,3 +293,17 @@ def of(config: Mapping[str, Any], where: str) -> Family:
         hint = did_you_mean(str(kind), known) or f" (one of: {', '.join(sorted(known))})"
         raise CheckpointError(f"{where}: model_type: {kind!r} is no family here{hint}")
     return read(known[kind])
+
+
+def text_of(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """The config of the text model inside a config that is of no family here, and what that leaves out; otherwise the
+    config as it is."""
+    kind = str(config.get("model_type"))
+    for name in TEXT:
+        inner = config.get(name)
+        if kind not in by_model_type() and isinstance(inner, Mapping) and inner.get("model_type") in by_model_type():
+            shared = {key: config[key] for key in ("tie_word_embeddings",) if key in config and key not in inner}
+            rest = ", ".join(key for key in config if key.endswith("_config") and key != name) or "what is beside it"
+            plain = {key: value for key, value in inner.items() if key != "architectures"}
+            return {**plain, **shared}, f"{kind}: its text model alone ({name}), without {rest}"
+    return config, ""

@@ -68,6 +68,19 @@ def read_body(
     return config, families.of(config, str(file)).body(config, str(file), changes)
 
 
+def described(path: Path) -> tuple[Body, list[str]]:
+    """The model that a config.json describes, for a price: what its weights are stored as is no part of it, and of a
+    model of text and more it is the text's. With what that leaves out, in words. Raises CheckpointError."""
+    file = path / CONFIG if path.is_dir() else path
+    stated = read_json(file)
+    config, note = families.text_of(stated)
+    method = (stated.get("quantization_config") or {}).get("quant_method", "a method that is not named")
+    notes = [f"{file}: {note}"] if note else []
+    if stated.get("quantization_config"):
+        notes.append(f"{file}: its weights are quantised ({method}), which is not priced (--dtype says what is)")
+    return families.of(config, str(file)).body(config, str(file)), notes
+
+
 def open_folder(folder: Path) -> tuple[Source, dict[str, Header]]:
     """A folder's model and the tensors in it: heads tied as the file has them, and of the class that the file is.
 
@@ -75,6 +88,9 @@ def open_folder(folder: Path) -> tuple[Source, dict[str, Header]]:
     """
     file = folder / CONFIG
     config = read_json(file)
+    if config.get("quantization_config"):
+        fault = "quantization_config: its weights are quantised (the unquantised checkpoint)"
+        raise CheckpointError(f"{file}: {fault}")
     family, listed = families.of(config, str(file)), headers(folder)
     stated = {
         k: v for name, fields in family.present.items() if name in listed for k, v in fields.items() if k not in config
@@ -396,6 +412,7 @@ __all__ = [
     "ConfigError",
     "check",
     "copy_beside",
+    "described",
     "end_ids",
     "is_config",
     "is_folder",

@@ -13,6 +13,8 @@ from zoo.errors import did_you_mean
 VERBS = {
     "list": "Every packaged model, one line each.",
     "stats": "What a model costs: parameters, FLOPs, KV cache and memory, without building it.",
+    "solve": "What fits a GPU or a budget: the largest batch or context, the fewest GPUs, a shape.",
+    "diff": "Two models side by side: the fields that differ, then the figures.",
     "build": "Build a model on a device, hold it against its count and show its tree.",
     "train": "Train a model, resume a run, or sweep over many (-m).",
     "generate": "Write text with the last run, or with a checkpoint.",

@@ -1,46 +1,88 @@
-"""`zoo stats`: what a model costs, from its Spec alone."""
+"""`zoo stats`: what models cost, from their Specs alone: one, several beside each other, or the points of a sweep."""
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from zoo.cli.common import Cfg, Overrides, Resolve, Target, composed, show_config
+from zoo.cli.setup import setup_options
+from zoo.cli.showing import Csv, Json, Markdown, Plot, Shown, one_format, targets_and_overrides
 
 
-class Dtype(StrEnum):
-    """Of weights and cache."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-    fp8 = "fp8"
-
-
+@setup_options
 def run(
     target: Target,
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Every figure, exactly.")] = False,
-    context: Annotated[int | None, typer.Option(min=1, help="Tokens of a sequence; the model's max_seq_len.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
-    dtype: Annotated[Dtype, typer.Option(help="Of weights and KV cache.")] = Dtype.bf16,
+    multirun: Annotated[
+        bool, typer.Option("--multirun", "-m", help="A row for each combination of key=a,b,c.")
+    ] = False,
+    columns: Annotated[
+        str | None, typer.Option(help="Of a sweep's table: params,active,flops,kv or dotted paths of --json.")
+    ] = None,
+    as_json: Json = False,
+    as_csv: Csv = False,
+    as_md: Markdown = False,
+    plot: Plot = None,
+    explain: Annotated[bool, typer.Option("--explain", help="The formula and the source of each figure.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Hold the figures against the built model.")] = False,
     cfg: Cfg = None,
     resolve: Resolve = False,
+    setup: Any = None,
 ) -> None:
     """What a model costs: parameters, FLOPs, KV cache and memory, without building it.
 
-    Overrides are Hydra's: an axis by name (attention=mqa), a key (n_layers=4), a field (attention.softcap=50).
+    Overrides are Hydra's: an axis by name (attention=mqa), a key (n_layers=4), a field (attention.softcap=50). Several
+    models make one table; with -m each combination of what the overrides sweep over (attention=mha,gqa,mqa) is a row.
     """
-    from zoo import costs, report
-    from zoo.config.model import to_spec
+    from zoo.errors import ConfigError
 
-    config = composed(target, overrides)
+    targets, overrides = targets_and_overrides([target, *(overrides or [])])
+    shown = one_format(as_json, as_csv, as_md)
+    if multirun:
+        if cfg or resolve or explain or verify:
+            raise ConfigError("multirun: takes no --cfg, --resolve, --explain or --verify (name one point without -m)")
+        from zoo.cli.sweeping import sweep
+
+        return sweep(targets, overrides, setup, columns, shown, plot)
+    if columns is not None:
+        raise ConfigError("columns: are those of a sweep's table (add -m)")
     if cfg or resolve:
-        return show_config(config, resolve)
-    figures = costs.price(to_spec(config), context=context, batch=batch, dtype=dtype.value)
-    if as_json:
-        print(report.as_json(figures))
-    else:
-        print(report.cost_table(figures, " ".join([target, *(overrides or [])])))
+        if len(targets) > 1:
+            raise ConfigError(f"cfg: shows one model, {len(targets)} were named (name one)")
+        return show_config(composed(targets[0], overrides), resolve)
+    _price(targets, overrides, setup, shown, plot, explain=explain, verify=verify)
+
+
+def _price(
+    targets: list[str],
+    overrides: list[str],
+    setup: Any,
+    shown: Shown,
+    plot: Path | None,
+    *,
+    explain: bool,
+    verify: bool,
+) -> None:
+    from zoo import costs
+    from zoo.cli import showing
+
+    if plot is not None:
+        from zoo.costs.plot import check
+
+        check(plot, len(targets))
+    specs = showing.specs(targets, overrides)
+    priced = [costs.price(spec, setup) for spec in specs]
+    if explain or verify:
+        from zoo.cli.proving import prove
+
+        return prove(targets, specs, priced, setup, shown, explain=explain, verify=verify)
+    showing.models([" ".join([target, *overrides]) for target in targets], targets, priced, shown)
+    if shown is Shown.text and not overrides:
+        showing.headers(targets)
+    if plot is not None:
+        from zoo.costs.plot import draw
+
+        draw(dict(zip(showing.distinct(targets), specs, strict=True)), setup, plot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,10 +15,12 @@ from zoo import grammar
 from zoo.config.engine import (
     CachingConfigRepository,
     ConfigLoaderImpl,
+    DefaultsList,
     HydraException,
     Override,
     OverrideType,
     primary,
+    primary_name,
 )
 from zoo.config.faults import FAULTS, descend, one_line, unknown_key
 from zoo.config.overrides import Choices, parse, refuse_sweeps, renamed, repeated, text
@@ -52,6 +55,42 @@ class Composed:
             raise ConfigError(*self.faults)
 
 
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """What the choices among the overrides make of a body, before any value is set in it."""
+
+    cfg: DictConfig
+    choices: dict[str, str | None]
+    groups: list[Override]
+    keys: dict[str, str]
+    rest: frozenset[str]
+    """The overrides that looked like choices and are values."""
+    reads: set[str]
+    faults: list[str]
+
+
+@dataclasses.dataclass
+class Memo:
+    """What composing a body again takes from before: its bases and defaults lists by their choices, and overrides as
+    they were read."""
+
+    name: str = dataclasses.field(default_factory=primary_name)
+    bases: dict[tuple[str, ...], Base] = dataclasses.field(default_factory=dict)
+    lists: dict[tuple[str, ...], DefaultsList] = dataclasses.field(default_factory=dict)
+    read: dict[str, tuple[list[Override], list[str]]] = dataclasses.field(default_factory=dict)
+
+    def parse(self, overrides: Sequence[str], faults: list[str]) -> list[Override]:
+        """Each override that Hydra's grammar can read, if it is no sweep; the others go to `faults`."""
+        parsed = []
+        for typed in overrides:
+            if typed not in self.read:
+                found: list[str] = []
+                self.read[typed] = refuse_sweeps(parse([typed], found), found), found
+            parsed += self.read[typed][0]
+            faults += self.read[typed][1]
+        return parsed
+
+
 def compose(
     repo: CachingConfigRepository,
     body: Mapping[str, Any],
@@ -60,18 +99,59 @@ def compose(
     label: str,
     root: str = "",
     with_hydra: bool = False,
+    memo: Memo | None = None,
 ) -> Composed:
     """`body` with its defaults list, under Hydra overrides.
 
     `label` names the body in messages, `root` is the model's place in it ("" for a model alone). Faulty overrides are
-    left out and listed; a faulty body raises ConfigError, as nothing can be composed from it.
+    left out and listed; a faulty body raises ConfigError, as nothing can be composed from it. A `memo` is of one repo
+    and body.
     """
+    memo = memo or Memo()
     faults: list[str] = []
-    parsed = refuse_sweeps(parse(overrides, faults), faults)
-    with primary(body) as name:
+    parsed = memo.parse(overrides, faults)
+    choosing = [override for override in parsed if _may_choose(override, repo)]
+    key = tuple(text(override) for override in choosing)
+    base = memo.bases.get(key)
+    if base is None:
+        base = memo.bases[key] = _base(repo, body, choosing, memo, label=label, root=root, with_hydra=with_hydra)
+    values = [each for each in parsed if each not in choosing or text(each) in base.rest]
+    cfg = copy.deepcopy(base.cfg)
+    faults += base.faults
+    applied = _apply(cfg, values, root, _stateable(root, base.reads), faults)
+    return Composed(
+        cfg=cfg,
+        faults=faults,
+        overrides=[text(o) for o in [*base.groups, *(new for _, new in applied)]],
+        touched=_inside([new for _, new in applied], root),
+        choices=base.choices,
+        keys=base.keys | {old.get_key_element(): new.get_key_element() for old, new in applied},
+        typed=list(overrides),
+        notes=repeated(parsed),
+    )
+
+
+def _may_choose(override: Override, repo: CachingConfigRepository) -> bool:
+    """Whether an override may be a choice from a group, under the group's name or under the key that holds it."""
+    return isinstance(override.value(), str) or repo.group_exists(override.key_or_group)
+
+
+def _base(
+    repo: CachingConfigRepository,
+    body: Mapping[str, Any],
+    choosing: Sequence[Override],
+    memo: Memo,
+    *,
+    label: str,
+    root: str,
+    with_hydra: bool,
+) -> Base:
+    """The body under the choices. Raises ConfigError when nothing can be composed of it."""
+    faults: list[str] = []
+    with primary(body, memo.name) as name:
         try:
-            choices = Choices(repo, name, root, with_hydra, faults)
-            found, groups, values = choices.settle(parsed)
+            choices = Choices(repo, name, root, with_hydra, faults, lists=memo.lists)
+            found, groups, values = choices.settle(choosing)
             loader = ConfigLoaderImpl.__new__(ConfigLoaderImpl)  # its compose step needs none of its state
             cfg = loader._compose_config_from_defaults_list(found.defaults, repo)
         except FAULTS as error:
@@ -79,17 +159,8 @@ def compose(
     OmegaConf.set_struct(cfg, True)
     reads = _reads(cfg, root)
     faults += _unread(groups, root, reads)
-    applied = _apply(cfg, values, root, _stateable(root, reads), faults)
-    return Composed(
-        cfg=cfg,
-        faults=faults,
-        overrides=[text(o) for o in [*groups, *(new for _, new in applied)]],
-        touched=_inside([new for _, new in applied], root),
-        choices=found.overrides.known_choices,
-        keys=choices.keys | {old.get_key_element(): new.get_key_element() for old, new in applied},
-        typed=list(overrides),
-        notes=repeated(parsed),
-    )
+    rest = frozenset(text(override) for override in values)
+    return Base(cfg, found.overrides.known_choices, groups, choices.keys, rest, reads, faults)
 
 
 def _apply(
@@ -171,7 +242,7 @@ def _unread(groups: Sequence[Override], root: str, reads: set[str]) -> list[str]
 def _shared(cfg: DictConfig, key: str) -> str | None:
     """The fault of setting something below an interpolation: it would be lost, or change every other reader of it."""
     parts = key.split(".")
-    node: Any = OmegaConf.to_container(cfg, resolve=False)
+    node: Any = OmegaConf.to_container(cfg, resolve=False) if len(parts) > 1 else None
     for depth, part in enumerate(parts[:-1]):
         node = node.get(part) if isinstance(node, dict) else None
         if isinstance(node, str) and "${" in node:

@@ -7,6 +7,7 @@ plugins; `zoo stats` composes with it in some 20 ms. `session` is the whole of i
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, _utils, base
+from omegaconf.grammar_parser import parse
 
 from zoo.config import conf_dir
 from zoo.config.shorthand import choices, explicit
@@ -54,12 +56,22 @@ __all__ = [
     "caching",
     "create_defaults_list",
     "primary",
+    "primary_name",
     "repository",
     "session",
     "store_model",
 ]
 
 _numbers = itertools.count()
+
+
+_parse_once = functools.lru_cache(4096)(parse)
+
+
+def remember_parses() -> None:
+    """OmegaConf reads `${up:n_heads}` with ANTLR each time that the node is looked at, which is half of what a Spec
+    takes; a tree once read is only ever looked at, so each text is read once."""
+    base.parse = _utils.parse = _parse_once  # type: ignore[attr-defined, assignment]
 
 
 class UserFolder(FileConfigSource):
@@ -84,6 +96,7 @@ class UserFolder(FileConfigSource):
 def repository(*folders: Path) -> CachingConfigRepository:
     """The groups and files of conf/, then of the user's folders: a packaged file wins over one of the same name."""
     version.setbase("1.3")
+    remember_parses()
     registry = SourcesRegistry.instance()
     for source in (FileConfigSource, StructuredConfigSource, UserFolder):
         registry.register(source)
@@ -92,7 +105,17 @@ def repository(*folders: Path) -> CachingConfigRepository:
     for folder in folders:
         path.append("user", f"zoo://{folder}")
     path.append("schema", "structured://")
-    return caching(ConfigRepository(path))
+    return Listed(ConfigRepository(path))
+
+
+class Listed(CachingConfigRepository):
+    """A repository that looks at each file and each folder once: for one that nothing is stored in later."""
+
+    def __init__(self, delegate: ConfigRepository) -> None:
+        self.delegate = delegate  # Hydra's own __init__ copies it
+        self.cache = {}
+        self.group_exists = functools.cache(delegate.group_exists)
+        self.get_group_options = functools.cache(delegate.get_group_options)
 
 
 def caching(repository: ConfigRepository) -> CachingConfigRepository:
@@ -118,13 +141,18 @@ def session(*folders: Path) -> Iterator[Hydra]:
         GlobalHydra.instance().clear()
 
 
-@contextmanager
-def primary(body: Any) -> Iterator[str]:
-    """The name under which Hydra finds `body` as a primary config.
+def primary_name() -> str:
+    """A name for a primary config.
 
-    A name of its own, not the file's: a user's `config.yaml` that says `defaults: [/config]` would include itself.
+    One of its own, not the file's: a user's `config.yaml` that says `defaults: [/config]` would include itself.
     """
-    name = f"_zoo_{next(_numbers)}"
+    return f"_zoo_{next(_numbers)}"
+
+
+@contextmanager
+def primary(body: Any, name: str | None = None) -> Iterator[str]:
+    """The name under which Hydra finds `body` as a primary config: a new one unless given."""
+    name = name or primary_name()
     store = ConfigStore.instance()
     store.store(name, node=OmegaConf.create(body))
     try:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.config import conf_dir
-from zoo.config.compose import Composed, compose
+from zoo.config.compose import Composed, Memo, compose
 from zoo.config.engine import CachingConfigRepository, create_defaults_list, primary, repository
 from zoo.config.faults import FAULTS, no_such_option, one_line
 from zoo.config.shorthand import Body, choices, entries_of, explicit, without_choices
@@ -33,6 +33,7 @@ class Target:
     body: Body
     folder: Path | None = None
     option: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def names() -> list[str]:
@@ -62,12 +63,14 @@ def find(target: str | Path | Mapping[str, Any]) -> Target:
     name = re.sub(r"[^\w.-]", "_", named) or "model"
     option = f"{name}-file" if name in own else name
     if path.suffix == ".json" or path.is_dir():
-        return Target(str(target), published(path), option=option)
+        body, notes = published(path)
+        return Target(str(target), body, option=option, notes=tuple(notes))
     return Target(str(target), read(path), path.resolve().parent, option)
 
 
-def published(path: Path) -> Body:
-    """The body of the model that a config.json, a folder with one, or a checkpoint or run of ours is of.
+def published(path: Path) -> tuple[Body, list[str]]:
+    """The body of the model that a config.json, a folder with one, or a checkpoint or run of ours is of, and what it
+    leaves out.
 
     A run's is as it was composed, for overrides to change. Raises ConfigError.
     """
@@ -76,9 +79,10 @@ def published(path: Path) -> Body:
 
     folder = store.find(path) if path.is_dir() else path
     if hf.is_config(folder):
-        return dict(hf.read_body(folder)[1].model)
+        described, notes = hf.described(folder)
+        return dict(described.model), notes
     run = path / "config.yaml"
-    return read(run)["model"] if run.is_file() else to_body(store.read_spec(folder))
+    return (read(run)["model"] if run.is_file() else to_body(store.read_spec(folder))), []
 
 
 def packaged(name: str) -> Body:
@@ -162,11 +166,25 @@ def without_swapped(body: Body, overrides: Iterable[str]) -> Body:
 
 def compose_model(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Composed:
     """The composed config of one model, its body at the root."""
-    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
-    found = find(target)
-    repo = repository(*([found.folder] if found.folder else []))
-    body = without_swapped(with_defaults(found.body, repo, found.label), overrides)
-    return compose(repo, body, overrides, label=found.label)
+    return Composer(target).compose([overrides] if isinstance(overrides, str) else list(overrides))
+
+
+class Composer:
+    """One model under as many sets of overrides as one likes: its files are read once, its choices composed once."""
+
+    def __init__(self, target: str | Path | Mapping[str, Any]) -> None:
+        self.found = find(target)
+        self.repo = repository(*([self.found.folder] if self.found.folder else []))
+        self.body = with_defaults(self.found.body, self.repo, self.found.label)
+        self.memos: dict[tuple[str, ...], Memo] = {}
+
+    def compose(self, overrides: list[str]) -> Composed:
+        """The composed config, the model's body at the root."""
+        body = without_swapped(self.body, overrides)
+        memo = self.memos.setdefault(tuple(body), Memo())  # which keys are left is all that overrides change in it
+        made = compose(self.repo, body, overrides, label=self.found.label, memo=memo)
+        made.notes += self.found.notes
+        return made
 
 
 def to_yaml(cfg: DictConfig, *, resolve: bool) -> str:

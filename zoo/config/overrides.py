@@ -103,6 +103,8 @@ class Choices:
     root: str
     with_hydra: bool
     faults: list[str]
+    lists: dict[tuple[str, ...], DefaultsList] = dataclasses.field(default_factory=dict)
+    """Those that were made of this config before, by the overrides in them."""
     known: dict[str, str | None] = dataclasses.field(default_factory=dict)
     keys: dict[str, str] = dataclasses.field(default_factory=dict)
     """What the defaults list calls each key that the user typed."""
@@ -135,13 +137,16 @@ class Choices:
         return found, settled, values
 
     def _read(self, groups: list[Override]) -> DefaultsList:
-        found = create_defaults_list(
-            repo=self.repo,
-            config_name=self.name,
-            overrides_list=groups,
-            prepend_hydra=self.with_hydra,
-            skip_missing=False,
-        )
+        key = tuple(text(override) for override in groups)
+        if key not in self.lists:
+            self.lists[key] = create_defaults_list(
+                repo=self.repo,
+                config_name=self.name,
+                overrides_list=groups,
+                prepend_hydra=self.with_hydra,
+                skip_missing=False,
+            )
+        found = self.lists[key]
         known = found.overrides.known_choices
         self.known = {k: v for k, v in known.items() if self.root or k.split("@")[0] != "model"}
         return found

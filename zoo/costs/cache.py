@@ -1,7 +1,23 @@
 # S tokens of a sequence, B sequences, W window
-"""What generation keeps of the tokens before: KV cache, cross-attention's, and recurrent states."""
+"""What generation keeps of the tokens before: KV cache, cross-attention's, and recurrent states.
+
+The same model keeps a different amount in each engine, so that a figure is always one engine's:
+
+- `ideal`: what attention can still see, and no more. Zoo's own cache is this one.
+- `hf`: transformers' DynamicCache, which `generate` takes unless told otherwise (read and measured at 5.24). A window,
+  or a chunk, of W tokens keeps W − 1, as the newest token's own is joined to them before it is seen; MLA keeps its
+  latent; a convolution keeps as many inputs as it is wide, one more than it needs. That a layer has a window is taken
+  from the model; a family whose config.json does not say so there keeps every token all the same (GPT-Neo).
+- `paged`: pages of BLOCK tokens, as vLLM reserves them for one sequence (Kwon et al., 2023; read at its `v1` engine). A
+  window must hold W − 1 tokens and the MAX_BATCHED_TOKENS that one step may add, and one page more, since it need not
+  begin where a page does; a chunk the same without that page. Layers of different reach have pages from one pool, in
+  groups of equally many layers, the last of which is filled up with layers that are not there.
+
+Values have the cache's dtype. The state of a recurrence is float32 in `ideal` and `hf`, in vLLM what the model is in.
+"""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from zoo.costs.setup import DTYPES, Setup
@@ -9,31 +25,105 @@ from zoo.costs.setup import DTYPES, Setup
 STATE_BYTES = 4
 """Of a value of a recurrent state, which is float32 whatever the model's dtype."""
 
+BLOCK = 16
+"""Tokens of a page: vLLM's default."""
+
+MAX_BATCHED_TOKENS = 2048
+"""Tokens that one step of a paged engine may add: vLLM's fallback. Its server takes more on large GPUs."""
+
 
 def kv_cache(spec: Any, setup: Setup) -> dict[str, Any]:
-    """Bytes that generation keeps for a set-up's sequences; a window layer keeps at most its window.
+    """Bytes that generation keeps for a set-up's sequences in its engine; a model that writes nothing keeps nothing.
 
-    `bytes_per_token` is what one more token costs while every layer still keeps all of them. `bytes` also holds what
-    cross-attention made of an encoder's `context` tokens, and the states of recurrent layers, which no token adds to.
+    `bytes_per_token` is what one more token costs while every layer still keeps all of them. `bytes` is everything:
+    in it are `cross_bytes`, what cross-attention made of an encoder's `context` tokens, and `state_bytes`, the states
+    of recurrent layers; no token adds to either.
     """
     context, dtype = setup.tokens(spec), setup.cache_dtype or setup.dtype
-    bytes_per_value = DTYPES[dtype]
-    per_token, held = 0.0, 0.0
-    for tower in spec.towers().values():
-        for name, block in tower.blocks.items() if tower.causal else ():
-            layers, window = tower.pattern.count(name), block.attention.visible_window
-            values = _values(block.attention.cache()) * bytes_per_value
-            crossed = _values(block.cross.cache()) * bytes_per_value if block.cross else 0
-            states = _values(block.state()) * STATE_BYTES
-            per_token += values * layers
-            held += (values * min(context, window or context) + crossed * context + states) * layers
+    per_token, tokens, crossed, states = 0.0, 0.0, 0.0, 0.0
+    for block, layers, stored in _layers(spec, setup.engine):
+        values = _values(block.attention.cache()) * DTYPES[dtype]
+        per_token += values * layers
+        tokens += values * held_tokens(block.attention, context, setup.engine) * stored
+        if block.cross is not None:
+            memory = _pages(context) * BLOCK if setup.engine == "paged" else context
+            crossed += _values(block.cross.cache()) * DTYPES[dtype] * memory * layers
+        states += _state_bytes(block, setup) * layers
     return {
         "bytes_per_token": round(per_token),
-        "bytes": round(held * setup.batch),
+        "bytes": round((tokens + crossed + states) * setup.batch),
         "tokens": context,
         "batch": setup.batch,
         "dtype": dtype,
+        "engine": setup.engine,
+        "cross_bytes": round(crossed * setup.batch),
+        "state_bytes": round(states * setup.batch),
+        **({"block_size": BLOCK, "max_batched_tokens": MAX_BATCHED_TOKENS} if setup.engine == "paged" else {}),
     }
+
+
+def held_tokens(attention: Any, context: int, engine: str) -> int:
+    """Tokens whose keys and values a layer keeps, or has pages for, when a sequence has `context`."""
+    window, chunk = attention.visible_window, attention.visible_chunk
+    reach = window or chunk
+    if engine == "ideal":
+        return min(context, window or context)
+    if engine == "hf":
+        # The newest W - 1 are `[-W + 1 :]` there, which for a window of one token is all.
+        return context if reach is None or reach == 1 else min(context, reach - 1)
+    if reach is None:
+        return _pages(context) * BLOCK
+    before = window - 1 if window else chunk
+    return (_pages(min(before + MAX_BATCHED_TOKENS, context)) + (1 if window else 0)) * BLOCK
+
+
+def _pages(tokens: int) -> int:
+    return -(-tokens // BLOCK)
+
+
+def _layers(spec: Any, engine: str) -> Iterator[tuple[Any, int, int]]:
+    """The kinds of layer that generate: a block, how many layers there are of it, and how many an engine keeps room
+    for."""
+    for tower in spec.towers().values():
+        if tower.causal:
+            counts = {kind: tower.pattern.count(kind) for kind in tower.blocks}
+            padded = _padded(tower.blocks, counts) if engine == "paged" else counts
+            yield from ((block, counts[kind], padded[kind]) for kind, block in tower.blocks.items())
+
+
+def _padded(blocks: dict[str, Any], counts: dict[str, int]) -> dict[str, int]:
+    """Layers of each kind once those of equal reach stand in groups of one size: that of the fewest, or of the most
+    where these are less than half as many again.
+
+    Where the layers' pages differ in bytes they have no common size, and nothing is added.
+    """
+    reaches: dict[tuple[Any, Any], list[str]] = {}
+    for kind, block in blocks.items():
+        if counts[kind] and block.attention.cache():
+            reach = block.attention.visible_window, block.attention.visible_chunk
+            reaches.setdefault(reach, []).append(kind)
+    widths = {_values(blocks[kind].attention.cache()) for kinds in reaches.values() for kind in kinds}
+    if len(reaches) < 2 or len(widths) > 1:
+        return counts
+    sizes = [sum(counts[kind] for kind in kinds) for kinds in reaches.values()]
+    group = max(sizes) if max(sizes) < 1.5 * min(sizes) else min(sizes)
+    missing = {kinds[0]: -size % group for kinds, size in zip(reaches.values(), sizes, strict=True)}
+    return {kind: layers + missing.get(kind, 0) for kind, layers in counts.items()}
+
+
+def _state_bytes(block: Any, setup: Setup) -> float:
+    """Of a layer's states. Only Zoo counts the tokens that a router with a capacity has sent to its experts."""
+    if setup.engine == "ideal":
+        return _values(block.state()) * STATE_BYTES
+    states, held = block.attention.state(), 0.0
+    for name, shape in states.items():
+        if setup.engine == "paged":
+            held += math.prod(shape) * DTYPES[setup.dtype]
+        elif name == "conv":
+            held += (shape[0] + 1) * math.prod(shape[1:]) * DTYPES[setup.dtype]
+        else:
+            held += math.prod(shape) * STATE_BYTES
+    return held
 
 
 def _values(shapes: dict[str, tuple[int, ...]]) -> int:

@@ -1,38 +1,216 @@
-# S tokens of a sequence, B sequences
+# S tokens of a sequence, B sequences, V vocabulary
 """Bytes of weights, and of what stands beside them when training or generating."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+from zoo.costs.activations import Pass, Section, sections
+from zoo.costs.advice import advice
+from zoo.costs.generating import generating
+from zoo.costs.parallel import activation_bytes
 from zoo.costs.setup import DTYPES, Setup
-from zoo.spec import walk
+from zoo.costs.shadow import UnknownOperation
+from zoo.costs.states import states
+from zoo.errors import ConfigError
+
+CHUNK = 256 << 20
+"""Bytes of logits that a chunked loss has at once, and of the float32 that their softmax is worked out in: the defaults
+of Zoo's training (`zoo.training.objective`)."""
 
 
-def memory(spec: Any, total: int, cache_bytes: int, setup: Setup) -> dict[str, Any]:
-    """Bytes of weights, and of what stands beside them when training with AdamW in float32 or generating.
+def memory(spec: Any, setup: Setup) -> dict[str, Any]:
+    """Bytes on one rank, the fullest: `training`'s with `advice`, and where the model writes `generate_peak`: see
+    `generating`.
 
-    `generate_peak` is weights, cache, and a prefill's widest layer (an estimate: its input, norm, output and inner
-    values); a model that writes nothing has none. `loss_head` is the logits' share of a training step if they are not
-    chunked: 12 bytes for each token and word.
+    Raises ConfigError for what the ranks do not divide.
     """
-    context, batch, bytes_per_value = setup.tokens(spec), setup.batch, DTYPES[setup.dtype]
-    weights = round(total * bytes_per_value)
-    prefill = round(batch * context * (3 * spec.d_model + widest(spec)) * bytes_per_value)
-    figures = {"weights": weights, "gradients": 4 * total, "optimizer": 8 * total}
-    if any(tower.head.kind != "none" for tower in spec.towers().values()):
-        figures["loss_head"] = 12 * spec.vocab_size * batch * context
+    figures, passes = _training(spec, setup, fused=True)
+    if setup.ranks > 1:
+        figures["on"] = f"each of {setup.ranks:,} ranks"
+    if passes is not None:
+        figures |= advice(setup, figures, lambda changed: _training(spec, changed, passes=passes)[0]["train_peak"])
     if any(tower.causal for tower in spec.towers().values()):
-        figures["generate_peak"] = weights + cache_bytes + prefill
+        figures["generate_peak"] = generating(spec, setup)["total"]
     return figures
 
 
-def widest(spec: Any) -> int:
-    """Most values that one token's pass through a single sub-layer holds at once: the outputs of its matrix
-    products."""
-    sums: dict[str, int] = {}
-    for path, _, part, _ in walk(spec, spec.d_model):
-        steps = path.split(".")
-        if part.flops and "blocks" in steps[:2]:
-            slot = ".".join(steps[: steps.index("blocks") + 3])
-            width = getattr(part, "d_out", 0) or part.of.d_out * part.active_count  # type: ignore[attr-defined]
-            sums[slot] = sums.get(slot, 0) + width
-    return max(sums.values(), default=0)
+KEPT = ("weights", "gradients", "optimizer", "master", "step")
+"""What needs no pass to be traced."""
+
+
+def without_passes(spec: Any, setup: Setup) -> dict[str, int]:
+    """The part of `training`'s figures that is of the parameters alone."""
+    held = states(spec, setup)
+    return {name: round(held[name]) for name in KEPT}
+
+
+def training(spec: Any, setup: Setup, *, fused: bool = True) -> dict[str, Any]:
+    """Bytes of a training step on one rank.
+
+    `weights`, `gradients`, `optimizer` (`master` among it): see `states`. `activations` are what the passes of `batch`
+    sequences keep for their backward passes, the loss left out; `activations_by_layer` those of one layer of each kind.
+    With recompute `full` a layer keeps its input alone (Chen et al., 2016), with `selective` all but attention's inside
+    (Korthikanti et al., 2022), which a fused kernel has made small already. `loss_head` is what the loss takes at most:
+    12 bytes a token and word, which are the logarithms of chances, their gradient and the logits', all in float32; or a
+    chunk. `step` is what the update takes besides.
+
+    `train_peak` is the most that stands at once, reached at `peak_at`: in the backward pass of the "loss", of a kind of
+    "layer" or of the "embedding", or in the "step". It is torch's own peak to 2 % (its MemTracker), without the
+    allocator's rounding and what CUDA and its libraries take.
+
+    `fused` is a CUDA device's kernels, otherwise a CPU's. Where a component calls something of torch's of which it is
+    not said what it keeps, or cannot read so many tokens, `activations_unknown` says so in place of the activations and
+    the peak.
+    """
+    return _training(spec, setup, fused=fused)[0]
+
+
+def _training(
+    spec: Any, setup: Setup, *, fused: bool = True, passes: Mapping[str, Section] | None = None
+) -> tuple[dict[str, Any], Mapping[str, Section] | None]:
+    """The figures, and the sections they are of, unless those are given."""
+    held = states(spec, setup)
+    figures: dict[str, Any] = {name: round(held[name]) for name in ("weights", "gradients", "optimizer", "master")}
+    try:
+        passes = _sections(spec, setup, fused) if passes is None else passes
+    except (UnknownOperation, ConfigError) as error:
+        return {**figures, "step": round(held["step"]), "activations_unknown": str(error)}, None
+    full = setup.recompute == "full"
+    layers = {place: section.input if full else section.bytes for place, section in _layers(spec, passes).items()}
+    first, last = _ends(passes, full)
+    loss = _loss_bytes(spec, setup)
+    activations = activation_bytes(spec, setup, layers, first, last)
+    figures["activations"] = round(activations)
+    figures["activations_by_layer"] = {
+        ".".join(each for each in place if each): round(size) for place, size in layers.items()
+    }
+    if loss is not None:
+        figures["loss_head"] = round(loss)
+    figures["step"] = round(held["step"])
+    peak = _single(spec, setup, passes) if setup.ranks == 1 else _many(spec, setup, passes, held, activations)
+    moments = {**peak, "step": figures["gradients"] + figures["step"]}
+    where = max(moments, key=lambda name: moments[name])
+    stays = held["weights"] + held["optimizer"] + held["cast"] + held["gathered"]
+    return {**figures, "train_peak": round(stays + moments[where]), "peak_at": where}, passes
+
+
+def _sections(spec: Any, setup: Setup, fused: bool) -> dict[str, Section]:
+    run = Pass(
+        context=setup.tokens(spec),
+        batch=setup.batch,
+        dtype="fp32" if setup.precision in ("fp32", "amp") else setup.dtype,
+        autocast=setup.dtype if setup.precision == "amp" else None,
+        fused=fused,
+        selective=setup.recompute == "selective",
+    )
+    return sections(spec, run)
+
+
+def _layers(spec: Any, passes: Mapping[str, Section]) -> dict[tuple[str, str], Section]:
+    """Of each stack's kinds of layer."""
+    return {
+        (name, kind): passes[f"{name}.layer:{kind}" if name else f"layer:{kind}"]
+        for name, tower in spec.towers().items()
+        for kind in dict.fromkeys(tower.pattern)
+    }
+
+
+def _ends(passes: Mapping[str, Section], full: bool) -> tuple[int, int]:
+    """What is kept before the layers, with what they share, and behind them. A layer that is to be run again needs all
+    that it reads."""
+    sums = {"embedding": 0, "shared": 0, "head": 0}
+    for name, section in passes.items():
+        piece = name.split(".")[-1]
+        if piece in sums:
+            sums[piece] += section.input if full and piece == "shared" else section.bytes
+    return sums["embedding"] + sums["shared"], sums["head"]
+
+
+def _loss_bytes(spec: Any, setup: Setup) -> float | None:
+    """What logits, their chances and gradients take at most; None where there are none."""
+    if all(tower.head.kind == "none" for tower in spec.towers().values()):
+        return None
+    values = spec.vocab_size * setup.batch * setup.tokens(spec) / (setup.tp * setup.cp)
+    if not setup.chunked_loss:
+        return 12 * values
+    width = 4 if setup.precision == "fp32" else DTYPES[setup.dtype]
+    return min(width * values, CHUNK) + min(4 * values, CHUNK)
+
+
+# ---------------------------------------------------------------- the peak
+
+
+class Piece(NamedTuple):
+    """A piece of a pass, in the order of the forward one: what it leaves kept, and what its backward pass makes."""
+
+    label: str
+    section: Section
+    kept: int
+    gradients: int
+
+
+def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section]) -> list[Piece]:
+    found, full = [], setup.recompute == "full"
+    for name, tower in spec.towers().items():
+        prefix, seen = f"{name}." if name else "", set()
+        embedding = passes[f"{prefix}embedding"]
+        found.append(Piece("embedding", embedding, embedding.bytes, embedding.gradients))
+        for kind in tower.pattern:
+            section = passes[f"{prefix}layer:{kind}"]
+            again = tower.shared_layers and kind in seen  # weights of which there is a gradient already
+            seen.add(kind)
+            kept = section.input if full else section.bytes
+            found.append(Piece("layer", section, kept, 0 if again else section.gradients))
+        last = passes[f"{prefix}head"]
+        if f"{prefix}loss" in passes and not setup.chunked_loss:
+            last = passes[f"{prefix}loss"]
+        found.append(Piece("loss" if f"{prefix}loss" in passes else "head", last, last.bytes, last.gradients))
+    return found
+
+
+def _single(spec: Any, setup: Setup, passes: Mapping[str, Section]) -> dict[str, float]:
+    """Most bytes of activations and gradients in the passes of each kind of piece, all on one rank: the pieces are
+    undone last to first, each beside what those before it keep and the gradients of those behind it."""
+    pieces, again = _pieces(spec, setup, passes), setup.recompute == "full"
+    shared = [section for name, section in passes.items() if name.split(".")[-1] == "shared"]
+    before = sum(each.input if again else each.bytes for each in shared) + sum(piece.kept for piece in pieces)
+    gradients = beside = 0
+    peaks: dict[str, float] = {}
+    for piece in reversed(pieces):
+        section = piece.section
+        before -= piece.kept
+        undone = section.peak
+        if again and piece.label == "layer":  # its forward pass a second time, beside the gradient of its result
+            undone = max(section.peak + (0 if section.keeps_input else section.input), section.forward + section.input)
+        if piece.label == "loss" and setup.chunked_loss:
+            peak = before + _chunked_peak(spec, setup, section)
+        else:
+            peak = before + max(gradients + beside + undone, section.forward)
+        peaks[piece.label] = max(peaks.get(piece.label, 0), peak)
+        gradients += piece.gradients
+        beside = 0 if piece.label == "embedding" else max(beside, section.beside)
+    return peaks
+
+
+def _chunked_peak(spec: Any, setup: Setup, head: Section) -> float:
+    """A chunk beside the hidden states, their gradient, and the gradients of the head's weights, once more where
+    another chunk's are to be added."""
+    loss, values = _loss_bytes(spec, setup), spec.vocab_size * setup.batch * setup.tokens(spec)
+    assert loss is not None
+    width = 4 if setup.precision == "fp32" else DTYPES[setup.dtype]
+    return head.bytes + head.input + head.gradients * (2 if values * width > CHUNK else 1) + loss
+
+
+def _many(
+    spec: Any, setup: Setup, passes: Mapping[str, Section], held: Mapping[str, Any], activations: float
+) -> dict[str, float]:
+    """The same where the model is shared out, as a bound: all gradients, all activations, and beside them the loss or
+    what one layer's backward pass takes."""
+    share = setup.tp * setup.cp
+    works = {"layer": max(each.peak - each.bytes - each.gradients for each in _layers(spec, passes).values()) / share}
+    loss = _loss_bytes(spec, setup)
+    if loss is not None:
+        works["loss"] = loss
+    if setup.recompute == "full":
+        works["layer"] += max(each.bytes - each.input for each in _layers(spec, passes).values()) / share
+    return {name: held["gradients"] + held["reducing"] + activations + work for name, work in works.items()}

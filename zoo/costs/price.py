@@ -1,24 +1,49 @@
 """One call for every figure of `zoo stats`."""
 
+from collections.abc import Collection
 from typing import Any
 
 from zoo.costs import flops, params
 from zoo.costs.cache import kv_cache
-from zoo.costs.memory import memory
 from zoo.costs.setup import Setup
 
 
-def price(spec: Any, setup: Setup | None = None, **changes: Any) -> dict[str, Any]:
+def price(
+    spec: Any, setup: Setup | None = None, parts: Collection[str] | None = None, **changes: Any
+) -> dict[str, Any]:
     """Every figure of a set-up, or of the one that `changes` are the fields of, as plain data.
 
-    Raises ConfigError for a set-up at fault.
+    `parts` are dotted paths of those that are wanted, if not all: most of the time goes to tracing a pass for its
+    activations. `roofline` is there where the set-up names a GPU. Raises ConfigError for a set-up at fault.
     """
     setup = Setup(**changes) if setup is None else setup
-    counted = params.count(spec)
-    cache = kv_cache(spec, setup)
+    asked = None if parts is None else {path.partition(".")[0] for path in parts}
+    if asked is None or asked & {"roofline", "rules_of_thumb"}:
+        return _whole(spec, setup)
+    figures = _counted(spec, setup)
+    if "memory" in asked:
+        from zoo.costs.memory import KEPT, memory, without_passes
+
+        cheap = all(path.removeprefix("memory.") in KEPT for path in parts or () if path.startswith("memory"))
+        figures["memory"] = without_passes(spec, setup) if cheap else memory(spec, setup)
+    return figures
+
+
+def _counted(spec: Any, setup: Setup) -> dict[str, Any]:
     return {
-        "params": counted,
-        "flops": flops.count(spec, setup.tokens(spec)),
-        "kv_cache": cache,
-        "memory": memory(spec, counted["total"], cache["bytes"], setup),
+        "params": params.count(spec),
+        "flops": flops.count(spec, setup.tokens(spec), setup.convention, setup.recompute),
+        "kv_cache": kv_cache(spec, setup),
     }
+
+
+def _whole(spec: Any, setup: Setup) -> dict[str, Any]:
+    from zoo.costs.memory import memory
+    from zoo.costs.rules import rules_of_thumb
+
+    figures = {**_counted(spec, setup), "memory": memory(spec, setup)}
+    if setup.gpu is not None:
+        from zoo.costs.roofline import roofline
+
+        figures["roofline"] = roofline(spec, setup, figures)
+    return {**figures, "rules_of_thumb": rules_of_thumb(spec, setup, figures)}

@@ -34,9 +34,10 @@ class Setup:
 
     `batch` sequences of `context` tokens (the model's max_seq_len unless given) are on each data-parallel rank at once.
     `precision` says what a training run keeps of a parameter (`zoo.costs.states`), `optimizer` what is kept for its
-    update, `recompute` which activations are computed a second time. `dp`, `tp`, `pp`, `ep` and `cp` are the ranks of
-    each kind of parallelism, `zero` the stage of ZeRO over the data-parallel ones (3 is FSDP). With `chunked_loss` the
-    logits are never whole. `gpu` is a file of conf/hardware/; `train_tokens` and `mfu` are for the time to train.
+    update; a `fused_optimizer` updates in place (torch's AdamW with fused=True). `recompute` says which activations are
+    computed a second time; with `chunked_loss` the logits are never whole. `dp`, `tp`, `pp`, `ep` and `cp` are the
+    ranks of each kind of parallelism, `zero` the stage of ZeRO over the data-parallel ones (3 is FSDP). `gpu` is a file
+    of conf/hardware/; `train_tokens` and `mfu` are for the time to train.
     """
 
     context: int | None = None
@@ -46,6 +47,7 @@ class Setup:
     convention: str = "exact"
     engine: str = "ideal"
     optimizer: str = "adamw"
+    fused_optimizer: bool = False
     precision: str = "mixed"
     recompute: str = "none"
     chunked_loss: bool = False

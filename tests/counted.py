@@ -1,0 +1,59 @@
+"""What a model really computes and keeps, counted as it runs: torch's counter, and the mask of every attention."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from zoo.kernels.eager import Eager
+
+
+class Counted:
+    """FLOPs of a stretch of work under the eager kernel.
+
+    `total` is what torch counts. Eager computes hidden pairs too; `visible` is the total with only those products left
+    that the masks, as they were drawn, let through.
+    """
+
+    def __init__(self) -> None:
+        self.total, self.hidden = 0, 0
+
+    @property
+    def visible(self) -> int:
+        return self.total - self.hidden
+
+
+@contextmanager
+def counted(model: Any) -> Any:
+    """Counts what the model does in this block."""
+    made, kernel, call = Counted(), model.kernel, Eager.__call__
+
+    def watched(self: Any, q: Any, k: Any, v: Any, mask: Any, **more: Any) -> Any:
+        pairs = q.shape[0] * q.shape[1] * k.shape[1]
+        seen = pairs if mask.sees_all else int(mask.dense(q.device).expand(q.shape[0], -1, -1, -1).sum())
+        made.hidden += 2 * q.shape[2] * (q.shape[3] + v.shape[3]) * (pairs - seen)
+        if k.shape[1] == 1:  # einsum makes no product of a sum over a single key, so that torch counts none
+            made.hidden -= 2 * q.shape[2] * v.shape[3] * pairs
+        return call(self, q, k, v, mask, **more)
+
+    model.requires_grad_(False)  # the counter cannot follow a weight that is an input
+    model.kernel = "eager"  # torch's counter gives sdpa on the CPU 0
+    with mock.patch.object(Eager, "__call__", watched), FlopCounterMode(display=False) as counter, torch.no_grad():
+        yield made
+    model.kernel = kernel
+    made.total = counter.get_total_flops()
+    assert made.total > 0
+
+
+def tokens_for(spec: Any, rows: int, length: int) -> torch.Tensor:
+    """Token ids, the same ones each time."""
+    return torch.randint(2, spec.vocab_size, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+def forwarded(model: Any, ids: torch.Tensor, **more: Any) -> Any:
+    """A forward pass, of an encoder-decoder with the same tokens on both sides."""
+    return model(ids, decoder_input_ids=ids, **more) if len(model.spec.towers()) > 1 else model(ids, **more)

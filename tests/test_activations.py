@@ -1,0 +1,215 @@
+"""What a training step keeps, told without torch, against what torch's autograd saves of the built model."""
+
+import random
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from saved import passes, saved_by, told
+from tiny import every_choice, name, spec_of
+from torch.utils.checkpoint import checkpoint
+
+from zoo.activation import Activation
+from zoo.builder import build
+from zoo.config import load
+from zoo.costs import price
+from zoo.costs.activations import Pass, _traced, kept, sections
+
+SHRUNK = {
+    "t5-small": ["n_layers=2", "head_dim=8", "d_ff=48"],
+    "bart-base": ["d_ff=48"],
+    "gemma2-2b": ["n_layers=4", "n_kv_heads=2", "head_dim=8", "d_ff=48"],
+    "gpt-oss-20b": ["n_layers=4", "n_kv_heads=2", "head_dim=8", "d_ff=48"],
+    "bloom-560m": ["n_layers=2", "d_ff=48"],
+    "opt-350m": ["n_layers=2", "d_ff=48"],
+    "deepseek-v3": ["n_layers=4", "d_ff=48"],
+    "bert-base": ["n_layers=2", "d_ff=48"],
+}
+"""Published models with what no choice of conf/ has: cross-attention, softcaps, sinks, a projected embedding."""
+
+
+def check(spec, *, batch=2, context=9, dtype="fp32", kernel="auto"):
+    model = build(spec, device="cpu", dtype=dtype, kernel=kernel).train()
+    found = sections(spec, Pass(batch=batch, context=context, dtype=dtype, kernel=kernel, fused=False))
+    assert told(spec, found) == saved_by(model, passes(model, spec, batch, context))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("overrides", list(every_choice()), ids=name)
+def test_every_choice_keeps_what_autograd_saves(overrides, dtype):
+    check(spec_of(overrides), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", SHRUNK)
+def test_published_shapes_keep_what_autograd_saves(model, dtype):
+    check(load(model, ["d_model=32", "n_heads=4", "vocab_size=67", *SHRUNK[model]]), dtype=dtype)
+
+
+def drawn(seed):
+    """Overrides of a random model."""
+    draw = random.Random(seed)
+    kv, group, width = draw.choice([1, 2, 3]), draw.choice([1, 2, 4]), draw.choice([4, 8, 10])
+    found = [f"n_kv_heads={kv}", f"n_heads={kv * group}", f"head_dim={width}", f"d_model={draw.choice([16, 24, 40])}"]
+    found += [f"d_ff={draw.choice([20, 48, 56])}", f"n_layers={draw.choice([1, 2, 3])}"]
+    found += [f"bias={draw.choice(['true', 'false'])}", f"norm={draw.choice(['rmsnorm', 'layernorm'])}"]
+    found += [f"block={draw.choice(['pre', 'post', 'sandwich', 'post_inside', 'parallel'])}"]
+    found += [f"position={draw.choice(['rope', 'alibi', 'none', 'learned', 'rope_interleaved', 't5'])}"]
+    extra = {
+        "window": ["attention.window=4"],
+        "softcap": ["attention.softcap=20"],
+        "sinks": ["attention.sinks=true"],
+        "clip": ["attention.clip=3"],
+        "gate": ["attention.output_gate=true"],
+        "qk": [
+            "attention.qk_norm={kind: rmsnorm}",
+            f"attention.qk_norm_over={draw.choice(['head', 'heads', 'whole'])}",
+        ],
+        "scaled": ["block.residual_scale=0.5", "embedding.scale=sqrt_d_model"],
+        "tied": ["head.tied=true", "head.softcap=30"],
+    }
+    for key in draw.sample(list(extra), 3):
+        found += extra[key]
+    if draw.random() < 0.5:
+        found += ["ffn=moe", f"n_experts={draw.choice([4, 6])}", f"top_k={draw.choice([1, 2, 3])}"]
+        if draw.random() < 0.5:
+            found += ["shared_expert={kind: gated, d_ff: 24, activation: {kind: silu}}", "shared_gate=true"]
+    return found, draw.choice([1, 2, 3]), draw.choice([2, 7, 16, 33])
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_models_keep_what_autograd_saves(seed):
+    overrides, batch, context = drawn(seed)
+    check(spec_of(overrides), batch=batch, context=context, dtype=random.Random(seed).choice(["fp32", "bf16"]))
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["position=alibi"], ["attention=mla"], ["attention=mamba2", "position=none"]]
+)
+def test_the_eager_kernel_keeps_its_scores(overrides):
+    check(spec_of(overrides), kernel="eager")
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["norm=layernorm", "ffn=mlp"], ["ffn=moe"], ["attention=mla"], ["position=t5"]]
+)
+def test_autocast_keeps_what_autograd_saves_and_a_copy_of_each_matrix(overrides):
+    spec = spec_of(overrides)
+    model = build(spec, device="cpu").train()
+    run = passes(model, spec, 2, 9)
+
+    def cast():
+        with torch.autocast("cpu", torch.bfloat16):
+            return run()
+
+    told_of = told(spec, sections(spec, Pass(batch=2, context=9, dtype="fp32", autocast="bf16", fused=False)))
+    tables = {id(each.weight) for each in model.modules() if isinstance(each, torch.nn.Embedding)}
+    matrices = [each for each in model.parameters() if each.dim() > 1 and id(each) not in tables]
+    assert spec.head.tied
+    matrices.append(model.embedding.tokens.weight)
+    assert saved_by(model, cast) == told_of + Counter(2 * each.numel() for each in matrices)
+
+
+@pytest.mark.parametrize("overrides", [[], ["attention.softcap=20"], ["attention=mla"]])
+def test_selective_recomputation_keeps_what_goes_into_attention_alone(overrides, monkeypatch):
+    from zoo.attention import gqa, mla
+    from zoo.kernels import attend
+
+    spec = spec_of(overrides)
+    model = build(spec, device="cpu").train()
+
+    def again(q, k, v, *rest, **options):
+        return checkpoint(lambda q, k, v: attend(q, k, v, *rest, **options), q, k, v, use_reentrant=False)
+
+    for module in (gqa, mla):
+        monkeypatch.setattr(module, "attend", again)
+    found = saved_by(model, passes(model, spec, 2, 9))
+    assert found == told(spec, sections(spec, Pass(batch=2, context=9, dtype="fp32", fused=False, selective=True)))
+
+
+# ---------------------------------------------------------------- known by hand
+
+
+def test_a_llama3_layer_keeps_the_published_bytes_on_a_gpu():
+    # 2·(4d + 2·H·C + 2·K·C + 4f) + 4H + 8: norms' inputs and outputs, q, k, v, attention's output, gate, up, silu and
+    # product, and in float32 the logarithms of sums and two deviations.
+    layer = sections(load("llama3-8b", []), Pass(context=4096))["layer:layer"]
+    assert layer.bytes == 4096 * (2 * (4 * 4096 + 2 * 4096 + 2 * 1024 + 4 * 14336) + 4 * 32 + 8) == 4096 * 168_072
+
+
+def test_a_gpt2_layer_keeps_the_published_bytes_on_a_gpu():
+    # 32·d is Korthikanti et al.'s 34 without the masks of two dropouts; then 4H, and mean and deviation of two norms.
+    layer = sections(load("gpt2", []), Pass(context=1024))["layer:layer"]
+    assert layer.bytes == 1024 * (32 * 768 + 4 * 12 + 16)
+
+
+def test_a_layer_by_name_says_what_it_keeps():
+    names = [each.name for each in kept(load("llama3-8b", []), context=16)["layer:layer"]]
+    for part in ("input", "attention_norm", "attention.v", "attention.core/sdpa", "ffn.gate", "ffn.up", "ffn/silu"):
+        assert part in names
+
+
+def test_depth_costs_nothing():
+    shallow, deep = (load("llama3-8b", [f"n_layers={layers}"]) for layers in (1, 2000))
+    run = Pass(context=512)
+    start = time.perf_counter()
+    assert sections(deep, run) == sections(shallow, run)
+    assert time.perf_counter() - start < 0.5
+
+
+@pytest.mark.parametrize("model", ["mamba-130m", "mamba2-130m", "qwen3-next-80b-a3b"])
+def test_long_sequences_through_a_loop_are_told_from_short_ones(model):
+    spec = load(model, [])
+    run = Pass(context=1777)
+    told_of, traced = sections(spec, run), _traced(spec, run)
+    assert {name: each.bytes for name, each in told_of.items()} == {name: each.bytes for name, each in traced.items()}
+    start = time.perf_counter()
+    sections(spec, Pass(context=1_000_000))
+    assert time.perf_counter() - start < 1
+
+
+# ---------------------------------------------------------------- in the price
+
+
+def test_full_recomputation_keeps_a_layer_s_input():
+    held = price(load("llama3-8b", []), context=2048, batch=3, recompute="full")["memory"]
+    assert held["activations_by_layer"] == {"layer": 3 * 2048 * 4096 * 2}
+
+
+def test_more_recomputation_keeps_less():
+    spec = load("gemma2-2b", [])
+    found = [
+        price(spec, context=2048, recompute=each)["memory"]["activations"] for each in ("none", "selective", "full")
+    ]
+    assert found == sorted(found, reverse=True) and len(set(found)) == 3
+
+
+class Odd(Activation, kind="odd"):
+    """Calls what zoo.costs.shadow does not know, by torch's own name."""
+
+    def apply(self, x):
+        return torch.nn.functional.prelu(x, x)
+
+
+class Bent(Activation, kind="bent"):
+    """A new variant, from outside of the package."""
+
+    def apply(self, x):
+        return torch.tanh(x) * torch.nn.functional.silu(x)
+
+
+def with_activation(made):
+    spec = spec_of()
+    block = spec.blocks["layer"]
+    return replace(spec, blocks={"layer": replace(block, ffn=replace(block.ffn, activation=made))})
+
+
+def test_a_new_component_is_priced_unasked():
+    check(with_activation(Bent()))
+
+
+def test_an_operation_that_is_not_known_is_named_and_leaves_the_other_figures():
+    held = price(with_activation(Odd()))["memory"]
+    assert "'prelu'" in held["activations_unknown"] and "activations" not in held and held["weights"] > 0

@@ -1,0 +1,246 @@
+"""Training states, against the states that real optimizers hold and the copies that autocast really makes."""
+
+import random
+import weakref
+
+import pytest
+import torch
+from tiny import spec_of
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from zoo.builder import build
+from zoo.config import load
+from zoo.costs import Setup, params
+from zoo.costs.parallel import fullest
+from zoo.costs.states import state_bytes, states
+from zoo.errors import ConfigError
+
+LLAMA = {"untied": ["head.tied=false"], "tied": ["head.tied=true"]}
+MIXTURE = ["ffn=moe", "n_experts=5"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Lion(torch.optim.Optimizer):
+    """Chen et al., 2023."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 1e-3})
+
+    @torch.no_grad()
+    def step(self):  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
+            parameter.sub_(average.mul(0.9).add(parameter.grad, alpha=0.1).sign_(), alpha=1e-3)
+            average.lerp_(parameter.grad, 0.01)
+
+
+def specs(rng):
+    """Tiny models of every family in the table, of random sizes."""
+    size = [f"d_model={8 * rng.randint(2, 9)}", f"d_ff={rng.randint(9, 99)}", f"vocab_size={rng.randint(40, 999)}"]
+    layers = f"n_layers={rng.randint(1, 4)}"
+    for tied in LLAMA.values():
+        yield spec_of([*size, layers, *tied])
+    yield load("gpt-tiny", [*size, layers, "n_heads=2"])
+    yield spec_of([*size, layers, *MIXTURE])
+    yield spec_of([*size, layers, "attention=mla", "position=rope"])
+    yield spec_of([*size, "attention=mamba", "position=none", "block=pre"])
+    yield load("t5-small", [size[2], "d_model=24", "d_ff=31", "n_heads=3", "head_dim=8", "n_layers=2"])
+
+
+def trained(spec, dtype, make):
+    """The bytes of a real optimizer's states after one step, its counters left out."""
+    model = build(spec, device="cpu", dtype=dtype)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) * 0.01
+    kept = 0
+    for optimizer in make(model):
+        optimizer.step()
+        values = (v for state in optimizer.state.values() for name, v in state.items() if name != "step")
+        kept += sum(value.nbytes for value in values if torch.is_tensor(value))
+    return kept
+
+
+def muon(model):
+    """Muon for the matrices inside layers, AdamW for all others, as torch's documentation has it."""
+    layers = [module for name, module in model.named_modules() if "blocks." in name and isinstance(module, nn.Linear)]
+    hidden = {id(layer.weight) for layer in layers}
+    mine = [parameter for parameter in model.parameters() if id(parameter) in hidden]
+    others = [parameter for parameter in model.parameters() if id(parameter) not in hidden]
+    return torch.optim.Muon(mine), torch.optim.AdamW(others)
+
+
+MAKE = {
+    "adamw": lambda model: [torch.optim.AdamW(model.parameters())],
+    "sgd": lambda model: [torch.optim.SGD(model.parameters(), momentum=0.9)],
+    "adafactor": lambda model: [torch.optim.Adafactor(model.parameters())],
+    "lion": lambda model: [Lion(model.parameters())],
+    "muon": muon,
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", MAKE)
+def test_states_are_those_that_a_real_optimizer_holds_after_a_step(optimizer, dtype):
+    rng = random.Random(f"{optimizer} {dtype}")
+    for spec in specs(rng):
+        counted = states(spec, Setup(optimizer=optimizer, precision="pure", dtype=dtype))
+        assert counted["optimizer"] == trained(spec, dtype, MAKE[optimizer])
+        assert counted["master"] == 0
+
+
+def test_eight_bit_states_are_those_that_bitsandbytes_holds():
+    """Of bitsandbytes 0.50.2, and of it as it is where it is installed."""
+    held = {(70, 70): 9_960, (64, 64): 8_320, (50, 70): 28_000, (4095,): 32_760, (5, 33, 44): 14_752}
+    for shape, size in held.items():
+        assert state_bytes("adamw8bit", shape, True, 4) == state_bytes("adamw8bit", shape, False, 2) == size
+
+
+def test_eight_bit_states_are_those_of_the_installed_bitsandbytes():
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    for shape in ((70, 70), (64, 64), (50, 70), (4095,), (5, 33, 44), (8193,)):
+        parameter = nn.Parameter(torch.randn(shape))
+        parameter.grad = torch.randn(shape)
+        optimizer = bitsandbytes.optim.AdamW8bit([parameter])
+        optimizer.step()
+        state = optimizer.state[parameter]
+        kept = sum(state[name].nbytes for name in state if name.startswith(("state", "absmax")))
+        assert state_bytes("adamw8bit", shape, True, 4) == kept
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    {
+        "mixed": (2, 2, 12, 4),  # the ZeRO paper's 2 + 2 + 12
+        "megatron": (2, 4, 12, 4),
+        "fp32": (4, 4, 8, 0),
+        "amp": (4, 4, 8, 0),
+        "pure": (2, 2, 4, 0),
+    }.items(),
+)
+def test_bytes_of_a_parameter_are_those_of_the_scheme(precision, expected):
+    spec = load("gpt2")
+    kept = states(spec, Setup(precision=precision))["bytes_per_param"]
+    assert tuple(kept[name] for name in ("weights", "gradients", "optimizer", "master")) == expected
+    assert kept["total"] == sum(expected[:3])
+
+
+def test_weights_in_fp32_have_no_master_copy():
+    kept = states(load("gpt2"), Setup(dtype="fp32"))["bytes_per_param"]
+    assert kept == {"weights": 4, "gradients": 4, "optimizer": 8, "master": 0, "total": 16}
+
+
+def test_parameters_are_those_of_the_model():
+    for spec in specs(random.Random(1)):
+        assert states(spec, Setup())["parameters"] == params.count(spec)["total"]
+
+
+def test_pure_states_in_eight_bits_are_refused():
+    with pytest.raises(ConfigError, match=r"precision: pure keeps states in fp8.*mixed would do"):
+        states(load("gpt2"), Setup(precision="pure", dtype="fp8"))
+
+
+class Casts(TorchDispatchMode):
+    """Adds up the copies in another dtype that are made of some tensors."""
+
+    def __init__(self, parameters):
+        super().__init__()
+        self.of = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].untyped_storage().data_ptr() in self.of:
+            self.bytes += out.nbytes
+        return out
+
+
+@pytest.mark.parametrize(
+    "overrides", [["head.tied=false"], ["head.tied=true"], ["bias=true", "ffn.bias=true"], MIXTURE]
+)
+def test_autocast_copies_what_enters_matrix_products(overrides):
+    spec = spec_of(["n_layers=2", *overrides])
+    model = build(spec, device="cpu", dtype="fp32").train()
+    casts = Casts(model.parameters())
+    with torch.autocast("cpu", torch.bfloat16), casts:
+        model(torch.arange(12)[None] % 60)
+    assert states(spec, Setup(precision="amp"))["cast"] == casts.bytes > 0
+
+
+class Peak(TorchDispatchMode):
+    """Bytes of the tensors that are made and live at once, at most."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.most = 0
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage is not None and storage._cdata not in inputs | self.seen:
+                self.live += storage.nbytes()
+                self.most = max(self.most, self.live)
+                self.seen.add(storage._cdata)
+                weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
+        return out
+
+    def freed(self, key, size):
+        self.live -= size
+        self.seen.discard(key)
+
+
+STEPS = {
+    "adamw": lambda model: [torch.optim.AdamW(model.parameters(), foreach=True)],
+    "adafactor": MAKE["adafactor"],
+    "lion": MAKE["lion"],
+    "sgd": MAKE["sgd"],
+    "muon": lambda model: [muon(model)[0]],
+}
+
+
+@pytest.mark.parametrize("optimizer", STEPS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_optimizers_step_takes_what_is_said(optimizer, dtype):
+    spec = spec_of(["d_model=128", "d_ff=256", "vocab_size=97", "n_layers=2"])
+    model = build(spec, device="cpu", dtype=dtype)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) * 0.01
+    (opt,) = STEPS[optimizer](model)
+    opt.step()
+    with Peak() as peak:
+        opt.step()
+    said = states(spec, Setup(optimizer=optimizer, precision="pure", dtype=dtype))["step"]
+    assert said == pytest.approx(peak.most, rel=0.03, abs=100)
+
+
+def test_a_fused_step_takes_nothing():
+    model = build(spec_of(["n_layers=1"]), device="cpu", dtype="fp32")
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    fused = torch.optim.AdamW(model.parameters(), fused=True)
+    fused.step()
+    with Peak() as peak:
+        fused.step()
+    assert peak.most < 100
+
+
+@pytest.mark.parametrize(("zero", "gigabytes"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)])
+def test_the_zero_papers_figures_come_out(zero, gigabytes):
+    """Rajbhandari et al., 2020, figure 1: 7.5 billion parameters on 64 ranks."""
+    per_param = states(load("llama2-7b"), Setup(dp=64, zero=zero))["bytes_per_param"]["total"]
+    assert round(7.5 * per_param, 1) == pytest.approx(gigabytes, abs=0.051)
+
+
+def test_a_step_is_shared_out_with_the_states():
+    spec = load("gpt2")
+    one, many = (states(spec, Setup(dp=dp, zero=1))["step"] for dp in (1, 8))
+    assert many == pytest.approx(one / 8, rel=1e-6)
+
+
+def test_as_many_tensors_are_looked_at_for_many_layers_as_for_few():
+    few, many = (fullest(load("gpt2", [f"n_layers={n}"]), Setup()) for n in (2, 400))
+    assert len(few.pieces) == len(many.pieces) and many.params > 30 * few.params

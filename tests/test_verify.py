@@ -1,0 +1,45 @@
+"""`zoo stats --verify`: the checks themselves, on models of every shape and at full size, and that they can fail."""
+
+import pytest
+
+import zoo.cli
+import zoo.verify
+from zoo.config import load
+from zoo.costs import Setup
+from zoo.verify import verify
+
+SMALL = ["gpt-tiny", "llama-tiny", "mixtral-tiny"]
+FULL = ["bert-base", "t5-small", "gemma2-2b", "deberta-v3-base"]
+
+
+@pytest.mark.parametrize("name", [*SMALL, *FULL])
+def test_every_check_of_a_packaged_model_is_equal(name):
+    rows = verify(load(name), Setup(context=96))
+    assert [row["name"] for row in rows if not row["equal"]] == []
+    assert all(row["found"] > 0 for row in rows)
+    writes = name not in ("bert-base", "deberta-v3-base")
+    assert len(rows) == (7 if writes else 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "qwen3-30b-a3b", "mamba2-130m", "deepseek-v2-lite", "gpt-oss-20b"])
+def test_every_check_of_a_large_model_is_equal(name):
+    assert [row["name"] for row in verify(load(name)) if not row["equal"]] == []
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "adafactor", "muon"])
+def test_the_set_up_decides_what_is_checked(optimizer, dtype):
+    rows = {row["name"]: row for row in verify(load("llama-tiny"), Setup(optimizer=optimizer, dtype=dtype, batch=3))}
+    held = {name: row["equal"] for name, row in rows.items()}
+    assert held.pop("optimizer states, bytes") is (None if optimizer == "adafactor" else True)
+    assert all(held.values())
+    assert optimizer in rows["optimizer states, bytes"]["note"]
+    assert "3 × 512 tokens" in rows["KV cache, bytes"]["note"]
+
+
+def test_a_wrong_count_is_told_and_exits_with_one(monkeypatch, capsys):
+    monkeypatch.setattr(zoo.verify, "product_flops", lambda *args, **options: 1)
+    assert zoo.cli.run(("stats", "llama-tiny", "--verify")) == 1
+    said = capsys.readouterr().out
+    assert "DIFFERS: FLOPs, forward" in said and "equal: parameters" in said

@@ -1,0 +1,46 @@
+"""Whether the tensors in a folder's files are those of its architecture, by their headers alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from zoo.checkpoint import hf, store
+from zoo.costs.params import count
+from zoo.errors import CheckpointError
+from zoo.spec import table
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a folder's headers say: whose files they are, how many tensors they and the model have, and what is wrong,
+    a line each."""
+
+    folder: Path
+    kind: str
+    theirs: int
+    ours: int
+    parameters: int
+    faults: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        tensors = f"{self.theirs} tensors in its files are the {self.ours} of the model"
+        return f"{self.folder}: whole ({self.kind}): {tensors}, {self.parameters:,} parameters"
+
+
+def held(path: Path) -> Held:
+    """The headers of a checkpoint, of a run's newest one or of a Hugging Face folder. No weight is read. Raises
+    CheckpointError for files that are broken or missing."""
+    folder = store.find(path)
+    if (folder / store.ARCHITECTURE).is_file():
+        spec = store.read_spec(folder)
+        names, faults = table(spec, spec.d_model), []
+        try:
+            store.check_tensors(folder / store.WEIGHTS, names)
+        except CheckpointError as error:
+            faults = error.faults
+        return Held(folder, "zoo", len(names), len(names), count(spec)["total"], tuple(faults))
+    source, laid, faults = hf.check(folder)
+    theirs, ours = sum(len(entry.theirs) for entry in laid), sum(len(entry.ours) for entry in laid)
+    total = count(hf.spec_of(source.body))["total"]
+    return Held(folder, f"{source.family.name}, {source.body.architecture}", theirs, ours, total, tuple(faults))

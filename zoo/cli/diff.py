@@ -1,0 +1,76 @@
+"""`zoo diff`: two models side by side: the fields of the architecture that differ, then the figures."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from zoo.cli.common import Overrides, Target
+from zoo.cli.setup import setup_options
+from zoo.cli.showing import Csv, Json, Markdown, Plot, Shown, distinct, one_format, specs, targets_and_overrides
+
+
+@setup_options
+def run(
+    first: Target,
+    second: Target,
+    overrides: Overrides = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also the figures that are equal.")] = False,
+    as_json: Json = False,
+    as_csv: Csv = False,
+    as_md: Markdown = False,
+    plot: Plot = None,
+    setup: Any = None,
+) -> None:
+    """Two models side by side: the fields that differ, then parameters, FLOPs, KV cache and memory by component.
+
+    Overrides are for both of them. Exits with 0 whether they differ or not.
+    """
+    from zoo import costs, report
+    from zoo.costs.compare import diff
+    from zoo.errors import ConfigError
+
+    targets, overrides = targets_and_overrides([first, second, *(overrides or [])])
+    if len(targets) != 2:
+        raise ConfigError(f"diff: compares two models, {len(targets)} were named (`zoo stats` takes any number)")
+    shown, labels = one_format(as_json, as_csv, as_md), distinct(targets)
+    if plot is not None:
+        from zoo.costs.plot import check
+
+        check(plot, 2)
+    both = specs(targets, overrides)
+    priced = [costs.price(spec, setup) for spec in both]
+    found = {"a": labels[0], "b": labels[1], **diff(both[0], both[1], priced)}
+    if shown is Shown.json:
+        print(report.as_json(found))
+    elif shown is Shown.text:
+        from zoo.report.models import diff_tables
+
+        tables = diff_tables(labels, found, priced, everything=everything)
+        report.show(*tables or ["the same in every field and figure"])
+    else:
+        _print(labels, found, priced, everything, shown)
+    if plot is not None:
+        from zoo.costs.plot import draw
+
+        draw(dict(zip(labels, both, strict=True)), setup, plot)
+
+
+def _print(labels: list[str], found: dict[str, Any], priced: list[Any], everything: bool, shown: Shown) -> None:
+    from zoo import report
+    from zoo.report.models import field_rows, model_rows
+
+    if shown is Shown.csv:
+        rows = [[f"architecture.{path}", row["a"], row["b"], "", ""] for path, row in found["architecture"].items()]
+        rows += [
+            [path, row["a"], row["b"], row.get("delta"), row.get("relative")]
+            for path, row in found["figures"].items()
+            if everything or row["a"] != row["b"]
+        ]
+        print(report.as_csv(["figure", *labels, "delta", "relative"], rows))
+        return
+    print(report.as_markdown(["architecture", *labels], field_rows(found)))
+    print()
+    header, rows = model_rows(labels, priced, differing=not everything)
+    print(report.as_markdown(header, rows, right=(1, 2, 3, 4)))

@@ -1,0 +1,112 @@
+"""`zoo stats --explain` and `--verify`: where the figures come from, and whether the built model has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+
+from zoo.cli.showing import Shown, distinct
+
+EXPLAINED = ("name", "formula", "values", "result", "unit", "source")
+VERIFIED = ("name", "counted", "found", "equal", "note")
+
+
+def prove(
+    targets: Sequence[str],
+    specs: Sequence[Any],
+    priced: Sequence[Mapping[str, Any]],
+    setup: Any,
+    shown: Shown,
+    *,
+    explain: bool,
+    verify: bool,
+) -> None:
+    """Prints what was asked for, of every model. Exits with 1 when the built model has not what was counted."""
+    from zoo import report
+
+    found = [_proved(spec, figures, setup, explain, verify) for spec, figures in zip(specs, priced, strict=True)]
+    labels = distinct(targets)
+    if shown is Shown.json:
+        many = [{"model": label, **each} for label, each in zip(labels, found, strict=True)]
+        print(report.as_json(found[0] if len(found) == 1 else many))
+    else:
+        for label, each in zip(labels, found, strict=True):
+            _print(label, each, shown)
+    lines = [line for each in found for line in each.get("verify", ())]
+    if any(line["equal"] is False for line in lines):
+        raise typer.Exit(1)
+
+
+def _proved(spec: Any, figures: Mapping[str, Any], setup: Any, explain: bool, verify: bool) -> dict[str, Any]:
+    proved: dict[str, Any] = dict(figures)
+    if explain:
+        from zoo.costs.explain import explain as explained
+
+        proved["explain"] = explained(spec, setup, figures)
+    if verify:
+        from zoo.verify import verify as verified
+
+        proved["verify"] = verified(spec, setup)
+    return proved
+
+
+def _print(label: str, proved: Mapping[str, Any], shown: Shown) -> None:
+    from zoo import report
+
+    for part, names in (("explain", EXPLAINED), ("verify", VERIFIED)):
+        if part not in proved:
+            continue
+        lines = proved[part]
+        header = [name for name in names if any(name in line for line in lines)]
+        rows = [["" if line.get(name) is None else line[name] for name in header] for line in lines]
+        if shown is Shown.csv:
+            print(report.as_csv(header, rows))
+        elif shown is Shown.md:
+            print(report.as_markdown(header, rows))
+        elif part == "explain":
+            print(report.bold(label))
+            print(_explained(lines))
+            print(_rules(proved["rules_of_thumb"]))
+        else:
+            print(report.bold(label))
+            for line in lines:
+                print(_verified(line))
+
+
+def _explained(lines: Sequence[Mapping[str, Any]]) -> str:
+    from zoo.costs.explain import explained
+
+    return explained(lines)
+
+
+def _rules(rules: Mapping[str, Mapping[str, Any]]) -> str:
+    """The textbook's approximations: what each gives, how far it is from the exact figure, and when it holds."""
+    from zoo import report
+
+    lines = ["", report.bold("Rules of thumb")]
+    for name, rule in rules.items():
+        unit = {"parameters": "params", "bytes": "B"}.get(str(rule["unit"]), str(rule["unit"]))
+        if rule["value"] is None:
+            told = f"does not apply, {rule['reason']}"
+        else:
+            told = report.readable(rule["value"], unit)
+            if rule["exact"] is not None:
+                told += f", {report.change(rule['error'])} of the exact {report.readable(rule['exact'], unit)}"
+        lines.append(report.wrapped(f"{name.replace('_', ' ')}: {rule['rule']} = {told}", 2, 6))
+        lines.append(report.wrapped(f"holds: {rule['holds']}", 6, 6))
+    return "\n".join(lines)
+
+
+def _verified(line: Mapping[str, Any]) -> str:
+    from zoo import report
+
+    mark = {True: "equal", False: "DIFFERS", None: "not held"}[line["equal"]]
+    told = [f"{name} {_number(line.get(name))}" for name in ("counted", "found") if line.get(name) is not None]
+    note = [str(line["note"])] if line.get("note") else []
+    return report.wrapped(f"{mark}: {line['name']}: {'; '.join([', '.join(told), *note])}", 2, 6)
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,97 @@
+"""The fields of a `Setup` as options, stated once for every verb that prices."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from zoo.costs.setup import CHOICES, Setup
+from zoo.errors import ConfigError
+
+HELP = {
+    "context": "Tokens of a sequence; the model's max_seq_len.",
+    "batch": "Sequences at once, on each data-parallel rank.",
+    "dtype": "Of weights, and of the cache unless it has its own.",
+    "cache_dtype": "Of the KV cache; as the weights.",
+    "convention": "How FLOPs are counted.",
+    "engine": "What a generating engine keeps of the tokens before.",
+    "optimizer": "Whose states training keeps.",
+    "fused_optimizer": "AdamW updates in place, without temporaries.",
+    "precision": "What training keeps of a parameter.",
+    "recompute": "The activations that training computes a second time.",
+    "chunked_loss": "The logits of a training step are never whole.",
+    "dp": "Data-parallel ranks.",
+    "tp": "Tensor-parallel ranks.",
+    "pp": "Pipeline stages.",
+    "ep": "Expert-parallel ranks.",
+    "cp": "Context-parallel ranks.",
+    "zero": "Stage of ZeRO over the data-parallel ranks; 3 is FSDP.",
+    "gpu": "A file of conf/hardware, for the roofline.",
+    "train_tokens": "Tokens to train on: 1e12, 300B, 15T.",
+    "mfu": "The share of the GPU's peak that training reaches.",
+}
+"""What each option is for."""
+
+SPELLED = {"train_tokens": "--tokens"}
+"""Options that are not called as their field is."""
+
+SHORT = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+
+
+def amount(text: str | float) -> float:
+    """`15T` or `1e12` as a number. Raises ConfigError."""
+    match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([KMBGT]?)", str(text).strip(), re.IGNORECASE)
+    if match is None:
+        raise ConfigError(f"tokens: cannot read {str(text)!r} as a number of tokens (1e12, 300B or 15T)")
+    return float(match[1]) * SHORT.get(match[2].upper(), 1)
+
+
+def setup_options(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A verb with an option for every field of Setup; it is called with the `setup` that they come to.
+
+    Raises ConfigError for a set-up at fault when the verb is called.
+    """
+    hints = get_type_hints(Setup)
+    options = [_option(field, hints[field.name]) for field in fields(Setup)]
+    names = [option.name for option in options]
+
+    @wraps(run)
+    def called(**given: Any) -> Any:
+        return run(setup=Setup(**{name: given.pop(name) for name in names}), **given)
+
+    signature = inspect.signature(run, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "setup"]
+    called.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    del called.__wrapped__  # type: ignore[attr-defined]  # Typer would look for annotations there
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *options]}
+    return called
+
+
+def _option(field: Any, hint: Any) -> inspect.Parameter:
+    """One field as Typer takes an option."""
+    name = field.name
+    flag = SPELLED.get(name, "--" + name.replace("_", "-"))
+    settings: dict[str, Any] = {"help": HELP.get(name, "")}
+    if name in CHOICES:  # Setup itself refuses others, with the nearest one
+        settings |= {"metavar": "|".join(CHOICES[name]), "autocompletion": _beginning(CHOICES[name])}
+    elif name == "train_tokens":
+        settings |= {"parser": amount, "metavar": "NUMBER"}
+    elif name == "zero":
+        settings |= {"min": 0, "max": 3}
+    elif int in (hint, *getattr(hint, "__args__", ())):
+        settings["min"] = 1
+    annotation = Annotated[hint, typer.Option(flag, show_default=field.default not in (None, False), **settings)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
+
+
+def _beginning(words: tuple[str, ...]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return complete

@@ -1,0 +1,141 @@
+"""What the verbs that price share: their output options, which arguments are models, and how figures are printed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoo.errors import ConfigError
+
+FEW = 3
+"""Differences between a folder's files and its architecture that a price tells."""
+
+
+class Shown(StrEnum):
+    """How figures are printed."""
+
+    text = "text"
+    json = "json"
+    csv = "csv"
+    md = "md"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Every figure, exactly.")]
+Csv = Annotated[bool, typer.Option("--csv", help="The same as comma-separated values.")]
+Markdown = Annotated[bool, typer.Option("--md", help="A table as GitHub reads it.")]
+Plot = Annotated[Path | None, typer.Option(help="Draw the figures into a .png or .svg file.")]
+
+
+def one_format(as_json: bool, as_csv: bool, as_md: bool) -> Shown:
+    """The format that was asked for. Raises ConfigError for two of them."""
+    asked = [shown for wanted, shown in ((as_json, Shown.json), (as_csv, Shown.csv), (as_md, Shown.md)) if wanted]
+    if len(asked) > 1:
+        raise ConfigError(f"output: {' and '.join(f'--{each}' for each in asked)} are two formats (leave one out)")
+    return asked[0] if asked else Shown.text
+
+
+def targets_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The models among the arguments, and the overrides: what has an `=`, or begins with `~` or `+`.
+
+    The path of a file that there is may hold an `=` too. Raises ConfigError when no model is named.
+    """
+    overrides = [word for word in words if _is_override(word)]
+    targets = [word for word in words if not _is_override(word)]
+    if not targets:
+        raise ConfigError("Missing argument 'target'.")
+    return targets, overrides
+
+
+def _is_override(word: str) -> bool:
+    path = os.sep in word.partition("=")[0] and os.path.exists(word)
+    return word.startswith(("~", "+")) or ("=" in word and not path)
+
+
+def specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
+    """The Spec of each model under the overrides. Raises ConfigError with the faults of all of them."""
+    from zoo.cli.common import composed
+    from zoo.config.model import to_spec
+
+    found, faults = [], []
+    for target in targets:
+        try:
+            found.append(to_spec(composed(target, overrides)))
+        except ConfigError as error:
+            alone = len(targets) == 1 or all(fault.startswith(target) for fault in error.faults)
+            faults += error.faults if alone else [f"{target}: {fault}" for fault in error.faults]
+    if faults:
+        raise ConfigError(*faults)
+    return found
+
+
+def distinct(labels: Sequence[str]) -> list[str]:
+    """Labels of which no two are the same: a path's last name where that is enough, a number for what comes twice."""
+    short = [Path(label).name if os.sep in label else label for label in labels]
+    short = [label if short.count(short[i]) > 1 and os.sep in label else short[i] for i, label in enumerate(labels)]
+    return [
+        f"{label} ({short[: i + 1].count(label)})" if short.count(label) > 1 else label for i, label in enumerate(short)
+    ]
+
+
+def models(titles: Sequence[str], targets: Sequence[str], priced: Sequence[Mapping[str, Any]], shown: Shown) -> None:
+    """Prints the figures of one model or of several."""
+    from zoo import report
+
+    labels = distinct(targets)
+    if shown is Shown.json:
+        many = [{"model": label, **figures} for label, figures in zip(labels, priced, strict=True)]
+        print(report.as_json(priced[0] if len(priced) == 1 else many))
+    elif shown is Shown.csv:
+        from zoo.costs.compare import flat
+
+        print(report.as_csv(["figure", *labels], report.exact_rows([flat(each) for each in priced])))
+    elif shown is Shown.md:
+        print(_markdown(labels, priced))
+    elif len(priced) == 1:
+        print(report.cost_table(priced[0], titles[0]))
+    else:
+        from zoo.report.models import model_tables
+
+        report.show(*model_tables(labels, priced))
+
+
+def _markdown(labels: Sequence[str], priced: Sequence[Mapping[str, Any]]) -> str:
+    from zoo import report
+    from zoo.report.models import model_rows
+
+    if len(priced) > 1:
+        header, rows = model_rows(labels, priced)
+        return report.as_markdown(header, rows, right=range(1, len(header)))
+    rows = []
+    for title, lines in report.cost_rows(priced[0]):
+        rows += [[f"**{title}**", "", ""], *([label.strip(), exact, short] for label, exact, short in lines)]
+    return report.as_markdown([labels[0], "exact", ""], rows, right=(1, 2))
+
+
+def headers(targets: Sequence[str]) -> None:
+    """Says of each folder with weights whether the tensors in its files are those that were priced."""
+    from zoo.config.model import is_file
+
+    for target in targets:
+        folder = Path(target)
+        if not is_file(target) or not folder.is_dir() or not any(folder.rglob("*.safetensors")):
+            continue
+        from zoo.checkpoint.held import held
+
+        try:
+            found = held(folder)
+            faults = list(found.faults)
+        except ConfigError as error:
+            found, faults = None, error.faults
+        if not faults:
+            print(f"\n{found}")
+        elif len(faults) > FEW:
+            faults = [*faults[:FEW], f"{len(faults) - FEW} more like these (`zoo check {target}` lists them)"]
+        for fault in faults:
+            print("zoo: note:", fault, file=sys.stderr)

@@ -1,0 +1,264 @@
+"""`zoo solve`: the price asked backwards, from a GPU or a budget to what fits it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from zoo.cli.app import SETTINGS
+from zoo.cli.common import Overrides, Target, composed
+from zoo.cli.setup import setup_options
+from zoo.errors import ConfigError, ZooError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, **SETTINGS)
+
+PREFIX = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+BINARY = {"KI": 2.0**10, "MI": 2.0**20, "GI": 2.0**30, "TI": 2.0**40}
+
+
+def number(text: str | float) -> float:
+    """`1.5B` or `1.5e9` as a number. Raises ConfigError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([KMBGT]?)", str(text).strip(), re.IGNORECASE)
+    if match is None:
+        raise ConfigError(f"budget: cannot read {str(text)!r} as a number (1e9, 350M or 1.5B)")
+    return float(match[1]) * PREFIX[match[2].upper()]
+
+
+def size(text: str | float) -> float:
+    """`24GB`, `22.5GiB` or `24e9` as bytes. Raises ConfigError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*((?:[KMGT]i?)?)B?", str(text).strip(), re.IGNORECASE)
+    if match is None:
+        raise ConfigError(f"memory: cannot read {str(text)!r} as bytes (24GB, 22.5GiB or 24e9)")
+    return float(match[1]) * {**PREFIX, **BINARY}[match[2].upper()]
+
+
+def pair(text: str) -> tuple[float, float]:
+    """`16:128` as two numbers. Raises ConfigError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", text.strip())
+    if match is None:
+        raise ConfigError(f"aspect: cannot read {text!r} (least:most, as 16:128)")
+    return float(match[1]), float(match[2])
+
+
+Train = Annotated[bool, typer.Option("--train", help="Fit a step of training rather than generating.")]
+CacheOnly = Annotated[
+    bool, typer.Option("--cache-only", help="Prompts are read in small pieces: weights and cache alone count.")
+]
+Memory = Annotated[
+    float | None, typer.Option(parser=size, metavar="BYTES", help="A GPU's memory, in place of --gpu: 24GB, 22.5GiB.")
+]
+Usable = Annotated[float, typer.Option(help="Share of the memory that is planned with.")]
+Runtime = Annotated[
+    float | None, typer.Option(parser=size, metavar="BYTES", help="What CUDA takes of it first. [default: 1.5GB]")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Look no further. [default: 16777216]")]
+AsJson = Annotated[bool, typer.Option("--json", help="Every figure, exactly.")]
+
+
+@app.callback()
+def solve() -> None:
+    """What fits, and what would: searched for on the exact price, without building anything."""
+
+
+@app.command(short_help="The most sequences at once.")
+@setup_options
+def batch(
+    target: Target,
+    overrides: Overrides = None,
+    *,
+    setup: Any = None,
+    train: Train = False,
+    cache_only: CacheOnly = False,
+    memory: Memory = None,
+    usable: Usable = 0.9,
+    runtime: Runtime = None,
+    limit: Limit = None,
+    as_json: AsJson = False,
+) -> None:
+    """The most sequences at once that fit on a GPU, when generating or (--train) training."""
+    from zoo.costs.solve import largest_batch
+
+    if setup.batch != 1:
+        raise ConfigError("batch: is what is solved for (leave it out)")
+    room = room_of(setup, memory, usable, runtime)
+    _most("batch", largest_batch, target, overrides, setup, room, train, cache_only, limit, as_json)
+
+
+@app.command(short_help="The longest sequences.")
+@setup_options
+def context(
+    target: Target,
+    overrides: Overrides = None,
+    *,
+    setup: Any = None,
+    train: Train = False,
+    cache_only: CacheOnly = False,
+    memory: Memory = None,
+    usable: Usable = 0.9,
+    runtime: Runtime = None,
+    limit: Limit = None,
+    as_json: AsJson = False,
+) -> None:
+    """The longest sequences that fit on a GPU, `--batch` of them at once."""
+    from zoo.costs.solve import largest_context
+
+    if setup.context is not None:
+        raise ConfigError("context: is what is solved for (leave it out)")
+    room = room_of(setup, memory, usable, runtime)
+    _most("context", largest_context, target, overrides, setup, room, train, cache_only, limit, as_json)
+
+
+@app.command(short_help="The fewest of each GPU.")
+@setup_options
+def gpu(
+    target: Target,
+    overrides: Overrides = None,
+    *,
+    setup: Any = None,
+    train: Train = False,
+    cache_only: CacheOnly = False,
+    usable: Usable = 0.9,
+    runtime: Runtime = None,
+    as_json: AsJson = False,
+) -> None:
+    """The fewest of each GPU that hold the model: --tp of them generating, ZeRO ranks training.
+
+    With --gpu of that one alone.
+    """
+    from zoo.config.model import to_spec
+    from zoo.costs.hardware import names
+    from zoo.costs.setup import Setup
+    from zoo.costs.solve import show, smallest_gpus
+    from zoo.report import as_json as dumped
+
+    for name in ("dp", "zero") if train else ("tp",):
+        if getattr(setup, name) != getattr(Setup, name):
+            raise ConfigError(f"{name}: is what is solved for (leave it out)")
+    rooms = [_room(name, usable, runtime) for name in ([setup.gpu] if setup.gpu else names())]
+    rows = smallest_gpus(to_spec(composed(target, overrides)), setup, rooms, train=train, prefill=not cache_only)
+    print(dumped(rows) if as_json else show.gpu_table(rows, " ".join([target, *(overrides or [])]), train))
+    if not any(row["fits"] for row in rows):
+        raise ZooError(f"{target}: fits on none of these, {show.short_of(rows[0])}")
+
+
+@app.command(short_help="What brings the KV cache to a budget.")
+@setup_options
+def cache(
+    target: Target,
+    overrides: Overrides = None,
+    *,
+    setup: Any = None,
+    most: Annotated[float, typer.Option("--bytes", parser=size, metavar="BYTES", help="The budget: 2GB, 512MiB.")],
+    as_json: AsJson = False,
+) -> None:
+    """Fewer key heads, or a window, that bring the KV cache of --batch sequences of --context tokens to a budget."""
+    from zoo import report
+    from zoo.costs.solve import show, smaller_caches
+
+    composed(target, overrides)
+    found = smaller_caches(target, overrides or (), most, setup)
+    print(report.as_json(found) if as_json else show.cache_table(found, target, most))
+    if not any(each["fits"] for each in found):
+        raise ZooError(f"{target}: neither fewer key heads nor a window brings its KV cache to {report.size(most)}")
+
+
+@app.command(short_help="Shapes that cost a budget.")
+@setup_options
+def shape(
+    overrides: Overrides = None,
+    *,
+    setup: Any = None,
+    model: Annotated[str, typer.Option(help="The recipe: a packaged model or a file.")] = "llama",
+    params: Annotated[float | None, typer.Option(parser=number, metavar="NUMBER", help="Parameters: 1.5B.")] = None,
+    active_params: Annotated[
+        float | None, typer.Option(parser=number, metavar="NUMBER", help="Parameters that a token meets.")
+    ] = None,
+    flops_per_token: Annotated[
+        float | None, typer.Option(parser=number, metavar="NUMBER", help="Forward FLOPs, mean over the context.")
+    ] = None,
+    kv_bytes_per_token: Annotated[
+        float | None, typer.Option(parser=size, metavar="BYTES", help="KV cache: 64KB. Fewer key heads meet it.")
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(parser=size, metavar="BYTES", help="At the peak of generating or --train: 24GB.")
+    ] = None,
+    usable: Usable = 0.9,
+    runtime: Runtime = None,
+    aspect: Annotated[str, typer.Option(metavar="LEAST:MOST", help="d_model / n_layers, least and most.")] = "16:128",
+    nearest: Annotated[bool, typer.Option("--nearest", help="Nearest to the budget, even if above it.")] = False,
+    count: Annotated[int, typer.Option(min=1, max=8, help="Shapes to show.")] = 6,
+    train: Train = False,
+    as_json: AsJson = False,
+) -> None:
+    """Width, depth, feed-forward and heads that cost a budget exactly; with --gpu, that fit on it.
+
+    An override fixes a dimension (d_model=2048) or changes the recipe (head.tied=true).
+    """
+    from zoo.costs.solve import Budget, shapes, show
+    from zoo.report import as_json as dumped
+
+    if setup.gpu and memory is None:
+        memory = _room(setup.gpu, usable, runtime).bytes
+    budget = Budget(
+        params=params,
+        active_params=active_params,
+        flops_per_token=flops_per_token,
+        kv_bytes_per_token=kv_bytes_per_token,
+        memory=memory,
+    )
+    found = shapes(
+        model, overrides or (), budget, setup, nearest=nearest, train=train, aspect=pair(aspect), count=count
+    )
+    print(dumped(found) if as_json else show.shape_table(found, model))
+
+
+def room_of(setup: Any, memory: float | None, usable: float, runtime: float | None) -> Any:
+    """The room of --gpu or of --memory. Raises ConfigError unless exactly one is given."""
+    from zoo.costs.solve import Room
+    from zoo.costs.solve.fit import RUNTIME
+
+    if (setup.gpu is None) == (memory is None):
+        found = "neither" if memory is None else "both"
+        raise ConfigError(f"gpu: one of --gpu and --memory says what it must fit on, found {found} (--gpu h100, say)")
+    if memory is not None:
+        return Room(memory=int(memory), usable=usable, runtime=RUNTIME if runtime is None else runtime)
+    return _room(setup.gpu, usable, runtime)
+
+
+def _room(name: str, usable: float, runtime: float | None) -> Any:
+    from zoo.costs.hardware import hardware
+    from zoo.costs.solve import Room
+    from zoo.costs.solve.fit import RUNTIME
+
+    found = hardware(name)
+    return Room(memory=found.memory, usable=usable, runtime=RUNTIME if runtime is None else runtime, gpu=found.name)
+
+
+def _most(
+    name: str,
+    solved: Callable[..., dict[str, Any]],
+    target: str,
+    overrides: list[str] | None,
+    setup: Any,
+    room: Any,
+    train: bool,
+    cache_only: bool,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    from zoo.config.model import to_spec
+    from zoo.costs.solve import show
+    from zoo.report import as_json as dumped
+
+    more = {} if limit is None else {"most": limit}
+    spec = to_spec(composed(target, overrides))
+    answer = solved(spec, setup, room, train=train, prefill=not cache_only, **more)
+    if as_json:
+        print(dumped(answer))
+    elif answer["fits"]:
+        print(show.most_table(answer, name, " ".join([target, *(overrides or [])])))
+    if not answer["fits"]:
+        raise ZooError(f"{target}: does not fit at {name} 1, {show.short_of(answer)}")

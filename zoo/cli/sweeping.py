@@ -1,0 +1,123 @@
+"""`zoo stats -m`: a row for each combination of the values that the overrides sweep over."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo.cli.showing import Shown, distinct
+from zoo.errors import ConfigError
+
+REFUSED = "refused"
+
+
+def sweep(
+    targets: Sequence[str],
+    overrides: Sequence[str],
+    setup: Any,
+    columns: str | None,
+    shown: Shown,
+    plot: Path | None,
+) -> None:
+    """Prices every point and prints one table. Raises ConfigError when not a single point makes sense."""
+    from zoo.costs.compare import chosen, flat
+
+    gc.enable()  # a thousand composed configs are worth collecting
+    names = [name.strip() for name in columns.split(",") if name.strip()] if columns else []
+    made = _points(targets, overrides)
+    whole = [figures for point in (made, made[::-1]) if (figures := _first(point, setup))]
+    if not whole:
+        raise ConfigError(*dict.fromkeys(fault for point in made for fault in point.faults))
+    asked = chosen(names, list(dict.fromkeys(path for figures in whole for path in flat(figures))))
+    parts = None if shown is Shown.json else {"params", *asked.values()}
+    points = [(point, _priced(point, setup, parts)) for point in made]
+    priced = [figures for _, figures in points if figures is not None]
+    if plot is not None:
+        from zoo.costs.plot import check
+
+        check(plot, len(priced))
+    if not names and all(each["params"]["active"] == each["params"]["total"] for each in priced):
+        del asked["active"]  # dense models, all of them
+    _print(points, asked, shown)
+    if plot is not None:
+        from zoo.costs.plot import draw
+
+        specs = {" ".join(_values(point)) or point.target: point.spec for point, _ in points if point.spec is not None}
+        draw(specs, setup, plot)
+
+
+def _points(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
+    """Every point of every model."""
+    from zoo.config.sweep import points
+
+    found = []
+    for target, label in zip(targets, distinct(targets), strict=True):
+        for point in points(target, overrides):
+            point.target = label
+            if len(targets) > 1:
+                point.swept = {"model": label, **point.swept}
+            found.append(point)
+    return found
+
+
+def _first(points: Sequence[Any], setup: Any) -> dict[str, Any] | None:
+    """All figures of the first point that has any."""
+    return next((figures for point in points if (figures := _priced(point, setup)) is not None), None)
+
+
+def _priced(point: Any, setup: Any, parts: Collection[str] | None = None) -> dict[str, Any] | None:
+    """A point's figures, or only those `parts` of them; a point without a Spec has none."""
+    from zoo.costs import price
+
+    try:
+        return None if point.spec is None else price(point.spec, setup, parts)
+    except ConfigError as error:  # a set-up that this architecture has no use for, such as too many ranks
+        point.faults = error.faults
+        return None
+
+
+def _values(point: Any) -> list[str]:
+    return [str(value) for value in point.swept.values()]
+
+
+def _print(points: Sequence[tuple[Any, Any]], columns: dict[str, str], shown: Shown) -> None:
+    from zoo import report
+    from zoo.costs.compare import flat
+    from zoo.report.figures import unit_of
+
+    if shown is Shown.json:
+        print(report.as_json([_as_data(point, figures) for point, figures in points]))
+        return
+    keys = list(points[0][0].swept)
+    rows, reasons = [], []
+    for point, figures in points:
+        flattened = flat(figures) if figures else {}
+        rows.append([*point.swept.values(), *(flattened.get(path) for path in columns.values())])
+        reasons.append("; ".join(point.faults) or None)
+    header, units = [*keys, *columns], [unit_of(path) for path in columns.values()]
+    if shown is Shown.csv:
+        header = [*keys, *columns.values(), REFUSED]
+        print(report.as_csv(header, [[*row, why] for row, why in zip(rows, reasons, strict=True)]))
+    elif shown is Shown.md:
+        told = [[*row[: len(keys)], *map(_short, row[len(keys) :], units)] for row in rows]
+        told = [[*row, why or ""] for row, why in zip(told, reasons, strict=True)] if any(reasons) else told
+        header = [*header, REFUSED] if any(reasons) else header
+        print(report.as_markdown(header, told, right=range(len(keys), len(keys) + len(columns))))
+    else:
+        from zoo.report.models import sweep_table
+
+        table, whys = sweep_table(header, len(keys), rows, units, reasons)
+        report.show(table, *whys)
+
+
+def _short(value: Any, unit: str) -> str:
+    from zoo import report
+
+    return report.readable(value, unit, short=True)
+
+
+def _as_data(point: Any, figures: Any) -> dict[str, Any]:
+    at = {"model": point.target, "overrides": point.overrides}
+    return {**at, "refused": point.faults} if figures is None else {**at, **figures}

@@ -1,0 +1,246 @@
+# B sequences, T tokens of one, D model width
+"""What a training step keeps of the forward pass for the backward one, in bytes, exactly.
+
+The model's own forward pass is run on shadows (`zoo.costs.shadow`), each kind of layer once, whatever the depth: what a
+component keeps is read from its `forward`, and stated nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from zoo.costs.shadow import DTYPES, INT64, Layer, Storage, Tape, cross_entropy, fresh, reached, shaded, taping
+from zoo.costs.shadow import kept as kept_by
+from zoo.costs.shadow.backward import undo
+
+NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
+"""The dtype that activations have, by the model's; those of an fp8 model are bf16."""
+
+
+INPUT = "input"
+"""The name of what goes into a layer."""
+
+
+class Kept(NamedTuple):
+    """Memory that is kept, counted once however many views of it are."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+
+
+class Section(NamedTuple):
+    """A piece of a pass: what it keeps and the `bytes` of that, those of its `input`, and the most that there are at
+    once: in the `forward` pass, and with all gradients at the `peak` of the backward one (`moving` without those of
+    weights). `gradients` are those of weights, which stay, `beside` those of what all layers read: a bias, an encoder's
+    output."""
+
+    kept: tuple[Kept, ...]
+    bytes: int
+    input: int = 0
+    forward: int = 0
+    peak: int = 0
+    gradients: int = 0
+    moving: int = 0
+    beside: int = 0
+
+    @property
+    def keeps_input(self) -> bool:
+        """Whether its input is among what it keeps."""
+        return any(each.name == INPUT for each in self.kept)
+
+
+class Pass(NamedTuple):
+    """A forward pass of `batch` sequences of `context` tokens.
+
+    `fused` is on a CUDA device, otherwise on a CPU. `dtype` is that of weights; with `autocast` products are in that
+    one. `selective` keeps nothing of attention's inside, to compute it a second time. `kernel` is attention's.
+    """
+
+    context: int
+    batch: int = 1
+    dtype: str = "bf16"
+    fused: bool = True
+    autocast: str | None = None
+    selective: bool = False
+    kernel: str = "auto"
+
+
+def kept(spec: Any, **fields: Any) -> dict[str, list[Kept]]:
+    """What is kept of a Pass with these fields, by `sections` of it, the loss left out."""
+    found = sections(spec, Pass(**fields))
+    return {name: list(section.kept) for name, section in found.items() if name.split(".")[-1] != "loss"}
+
+
+def sections(spec: Any, run: Pass) -> dict[str, Section]:
+    """The pieces of a pass: the "embedding", what is "shared" by all layers (rotary tables, masks, biases; its `input`
+    is all that they read of it, kept or not), one "layer:<kind>" of each kind, and the "head" with the final norm;
+    where there are logits also "loss", the head once more with cross-entropy in float32 behind it. Those of an
+    encoder-decoder begin with "encoder." or "decoder.".
+
+    Raises UnknownOperation for a pass that calls something of which it is not said what it keeps.
+    """
+    stride = _stride(spec)
+    if stride is None or run.context < 2 * FEW * stride:
+        return _traced(spec, run)
+    return _traced(spec, run, loops=False) | _extended(spec, run, stride)
+
+
+def _traced(spec: Any, run: Pass, *, loops: bool = True) -> dict[str, Section]:
+    """The sections of a pass as it is, or without the layers that go through a sequence in a loop."""
+    low = None if run.autocast in (None, run.dtype) else DTYPES[NAMES[run.autocast]]
+    with taping("cuda" if run.fused else "cpu", selective=run.selective, autocast=low) as tape:
+        found: dict[str, Section] = {}
+        memory = None
+        for name, tower in spec.towers().items():
+            layer = Layer(tower, tower.d_model, DTYPES[NAMES[run.dtype]], kernel=run.kernel)
+            trace = _Trace(tape, tower, f"{name}." if name else "", layer)
+            memory = trace.run(run.batch, run.context, memory, loops)
+            found |= trace.found
+        return found
+
+
+# ---------------------------------------------------------------- long sequences through loops
+
+
+def _stride(spec: Any) -> int | None:
+    """Tokens after which a recurrent mixer's loop over its chunks does the same again; None where nothing loops."""
+    blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
+    chunks = [getattr(block.attention, "chunk_size", SPAN) for block in blocks if block.attention.state()]
+    return math.lcm(SPAN, *chunks) if chunks else None
+
+
+SPAN, FEW = 64, 4
+"""Tokens of Mamba's spans (`zoo.attention.mamba`), and strides after which a layer's peak grows evenly, too."""
+
+
+def _extended(spec: Any, run: Pass, stride: int) -> dict[str, Section]:
+    """The looping layers of a long pass from those of two short ones, as all in them is linear in the length. The
+    loop's memory is put together by name, and the peak is a bound: that of what moves, and all of the weights'
+    gradients."""
+    near = run.context % stride + FEW * stride
+    a, b = (_traced(spec, run._replace(context=near + each * stride)) for each in range(2))
+    far = (run.context - near) // stride
+
+    def at(figure: Callable[[Section], int]) -> int:
+        first, second = (figure(each[name]) for each in (a, b))
+        return first + far * (second - first)
+
+    found = {}
+    for name in _looping(spec):
+        sums = {key: at(lambda each, key=key: _by_name(each.kept).get(key, 0)) for key in _by_name(b[name].kept)}
+        kept = tuple(Kept(key[0], (), key[1], size) for key, size in sums.items())
+        moving, left = at(attrgetter("moving")), b[name].gradients
+        size, given, forward = (at(attrgetter(field)) for field in ("bytes", "input", "forward"))
+        found[name] = Section(kept, size, given, forward, moving + left, left, moving, b[name].beside)
+    return found
+
+
+def _looping(spec: Any) -> list[str]:
+    """The sections of layers with a recurrent mixer."""
+    return [
+        f"{name}.layer:{kind}" if name else f"layer:{kind}"
+        for name, tower in spec.towers().items()
+        for kind, block in tower.blocks.items()
+        if block.attention.state()
+    ]
+
+
+def _by_name(kept: Iterable[Kept]) -> dict[tuple[str, str], int]:
+    sums: dict[tuple[str, str], int] = {}
+    for each in kept:
+        sums[each.name, each.dtype] = sums.get((each.name, each.dtype), 0) + each.bytes
+    return sums
+
+
+# ---------------------------------------------------------------- one pass
+
+
+class _Trace:
+    """A tower's pass, piece by piece."""
+
+    def __init__(self, tape: Tape, tower: Any, prefix: str, layer: Layer) -> None:
+        self.tape, self.tower, self.prefix, self.layer = tape, tower, prefix, layer
+        self.found: dict[str, Section] = {}
+
+    def run(self, batch: int, context: int, memory: Any, loops: bool) -> Any:
+        """Hidden states after the final norm."""
+        m, begun = self.layer, self.tape.begin()
+        ids = fresh((batch, context), INT64, "ids")
+        x, scene = self._begin(ids, memory)
+        self.file("embedding", begun, [x], ids)
+        begun = self.tape.begin()
+        steps = {name: scene.step(name, m.kernel, x, m) for name in self.tower.blocks}
+        shared = kept_by(reached((each for step in steps.values() for each in _shared(step)), begun[0]))
+        for name, block in self.tower.blocks.items():
+            if loops or not block.attention.state():
+                shared |= self._layer(name, block, steps[name].for_layer(None), x)
+        read = shared | {each.storage: None for step in steps.values() for each in _shared(step)}
+        self.found[f"{self.prefix}shared"] = Section(*_described(shared), input=sum(each.nbytes for each in read))
+        return self._end(x.shape, x.dtype)
+
+    def _layer(self, name: str, block: Any, step: Any, x: Any) -> dict[Storage, None]:
+        """Files a kind of layer; gives what it keeps of memory that all of them share."""
+        begun = self.tape.begin()
+        stream = fresh(x.shape, x.dtype, INPUT, grad=True)
+        y = Layer(block, self.tower.d_model, self.layer.dtype, "", self.layer.kernel)(stream, step)
+        shared = {each.storage for each in _shared(step)}
+        return self.file(f"layer:{name}", begun, [y, *(loss for _, loss in step.losses)], stream, shared)
+
+    def _begin(self, ids: Any, memory: Any) -> tuple[Any, Any]:
+        """What the layers are given, as `Tower.run` makes it: the stream and the scene."""
+        from zoo.scene import Scene
+
+        m, tower = self.layer, shaded(self.tower)
+        x = tower.embedding.lookup(m.embedding, ids, None)
+        scene = shaded(Scene)(tower, ids, None, causal=tower.causal, memory=memory)
+        if tower.has_position:
+            x = tower.position.embed(m.position, x, scene.table_positions)
+        return tower.embedding.finish(m.embedding, x, scene.real), scene
+
+    def _end(self, shape: Any, dtype: Any) -> Any:
+        m, tower, begun = self.layer, self.tower, self.tape.begin()
+        x = fresh(shape, dtype, INPUT, grad=True)
+        hidden = m.norm(x) if tower.has_final_norm else x
+        hidden = m.project(hidden) if tower.out_width else hidden
+        logits = m.head(hidden)
+        self.file("head", begun, [hidden if logits is None else logits], x)
+        if logits is not None:
+            targets = fresh((logits.shape[0] * logits.shape[1],), INT64, "targets")
+            loss = cross_entropy(logits.float().flatten(0, 1), targets)
+            self.file("loss", begun, [loss], x)
+        return hidden
+
+    def file(
+        self, name: str, begun: tuple[int, int], roots: list[Any], given: Any, shared: Collection[Storage] = ()
+    ) -> dict[Storage, None]:
+        """Files a piece that ends in `roots`, without what it keeps of memory that is `shared`, which is given back."""
+        operations, live = begun
+        nodes = reached(roots, operations)
+        storages = kept_by(nodes)
+        own = [each for each in storages if each not in shared]
+        forward = self.tape.most - live
+        self.found[self.prefix + name] = Section(*_described(own), given.nbytes, forward, *undo(nodes, roots))
+        return {each: None for each in storages if each in shared}
+
+
+def _shared(step: Any) -> list[Any]:
+    """What all layers of a kind share."""
+    found: list[Any] = []
+    for each in (step, step.cross):
+        if each is not None:
+            tables = each.tables if isinstance(each.tables, tuple) else ()
+            extra = [value if isinstance(value, tuple) else (value,) for value in each.extra.values()]
+            drawn = (each.mask._dense, each.mask._additive, each.bias, each.positions, each.memory)
+            found += [*drawn, *tables, *(item for items in extra for item in items)]
+    return [each for each in found if hasattr(each, "storage")]
+
+
+def _described(storages: Iterable[Storage]) -> tuple[tuple[Kept, ...], int]:
+    """Each piece of memory, and the bytes of all."""
+    found = tuple(Kept(each.name, each.shape, each.dtype.name, each.nbytes) for each in storages)
+    return found, sum(each.bytes for each in found)

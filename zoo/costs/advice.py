@@ -1,0 +1,41 @@
+"""What fills a GPU's memory in training, and what to change first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from zoo.costs.setup import Setup
+
+PARTS = ("weights", "gradients", "optimizer", "activations", "loss_head", "step")
+
+
+def advice(setup: Setup, figures: dict[str, Any], peak: Callable[[Setup], int]) -> dict[str, Any]:
+    """`bottleneck`: the largest part of what training takes. `change_first`: options of `zoo stats`,
+    each with the peak there would be (`peak` tells it) and the bytes that it saves, most first; those that save nothing
+    are left out. The figures of an architecture stay what they are: none of these changes the model or the batch."""
+    what = max((name for name in PARTS if name in figures), key=lambda name: figures[name])
+    found = []
+    for option, changed in _options(setup):
+        would = peak(changed)
+        if would < figures["train_peak"]:
+            found.append({"change": option, "train_peak": would, "saves": figures["train_peak"] - would})
+    found.sort(key=lambda each: -each["saves"])
+    return {"bottleneck": what, "change_first": found}
+
+
+def _options(setup: Setup) -> Iterator[tuple[str, Setup]]:
+    """One change at a time."""
+    if not setup.chunked_loss:
+        yield "--chunked-loss", replace(setup, chunked_loss=True)
+    if setup.recompute != "full":
+        yield "--recompute full", replace(setup, recompute="full")
+    if setup.optimizer == "adamw" and not setup.fused_optimizer:
+        yield "--fused-optimizer", replace(setup, fused_optimizer=True)
+    if setup.optimizer in ("adamw", "lion", "sgd", "muon"):
+        yield "--optimizer adamw8bit", replace(setup, optimizer="adamw8bit")
+    if setup.dp * setup.cp == 1:
+        yield "--dp 8 --zero 3", replace(setup, dp=8, zero=3)
+    elif setup.zero < 3:
+        yield "--zero 3", replace(setup, zero=3)

@@ -1,0 +1,167 @@
+"""Models beside each other: which figures differ, by how much, and which fields of the architecture do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from zoo.errors import ConfigError, did_you_mean
+
+TOWERS = ("encoder", "decoder")
+
+
+def flat(node: Any, path: str = "") -> dict[str, Any]:
+    """Nested plain data as one mapping of dotted paths; what is in a list goes by its number."""
+    if isinstance(node, Mapping):
+        items = [(str(key), value) for key, value in node.items()]
+    elif isinstance(node, list | tuple):
+        items = [(str(index), value) for index, value in enumerate(node)]
+    else:
+        return {path: node}
+    return {at: leaf for key, value in items for at, leaf in flat(value, f"{path}.{key}" if path else key).items()}
+
+
+def merged(orders: Iterable[Iterable[str]]) -> list[str]:
+    """The names of several lists in one order: each that is new stands after the one that it follows in its own
+    list, so that what only one model has comes among the others' of its kind."""
+    found: list[str] = []
+    for order in orders:
+        at = 0
+        for name in order:
+            if name in found:
+                at = found.index(name) + 1
+            else:
+                found.insert(at, name)
+                at += 1
+    return found
+
+
+def diff(first: Any, second: Any, priced: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What sets the second of two Specs apart from the first: the fields that differ, and the figures of both.
+
+    `priced` are their figures. `relative` is the difference as a share of the first figure, null where that is zero.
+    """
+    a, b = (flat(figures) for figures in priced)
+    rows = {path: _delta(a.get(path), b.get(path)) for path in merged([a, b])}
+    return {"architecture": architecture(first, second), "figures": rows}
+
+
+def _delta(a: Any, b: Any) -> dict[str, Any]:
+    """Two figures, and their difference where both are numbers; a component that one has not counts zero in it."""
+    numbers = [value for value in (a, b) if _is_number(value)]
+    if not numbers or len(numbers) + (a is None) + (b is None) < 2:
+        return {"a": a, "b": b}
+    change = (b or 0) - (a or 0)
+    return {"a": a, "b": b, "delta": change, "relative": change / a if a else None}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def architecture(first: Any, second: Any) -> dict[str, dict[str, Any]]:
+    """The fields by which two Specs differ, by dotted path: the value in each, null where one has no such field.
+
+    A kind of layer that only one of them has is held against the other's most frequent one, as `layer/local`; a model
+    of one tower is held against that tower of one with two.
+    """
+    from zoo.grammar import to_dict
+
+    one, other = to_dict(first), to_dict(second)
+    a, b = (flat(node) for node in _paired(_facing(one, other), _facing(other, one)))
+    paths = [path for path in merged([a, b]) if a.get(path) != b.get(path)]
+    return {path: {"a": a.get(path), "b": b.get(path)} for path in paths}
+
+
+def _facing(node: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A model of two towers as one of a single tower sees it: the tower of that kind, and how long the other is."""
+    if "blocks" in node or "blocks" not in other:
+        return node
+    own = other["kind"] if other["kind"] in TOWERS else "decoder"
+    rest = {key: value for key, value in node.items() if key not in TOWERS}
+    beside = {name: f"{len(node[name]['pattern'])} layers" for name in TOWERS if name != own}
+    return {**node[own], **rest, **beside}
+
+
+def _paired(a: Any, b: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The plain data of two Specs, their lists of layers as a model's file has them, their kinds of layer in pairs."""
+    found = []
+    for node in (a, b):
+        stated = {key: value for key, value in node.items() if key not in ("pattern", "blocks", *TOWERS)}
+        if "pattern" in node:
+            layers = {"n_layers": len(node["pattern"]), "pattern": pattern_text(node["pattern"])}
+            stated = {"kind": stated.pop("kind"), **layers, **stated}
+        found.append(stated)
+    for tower in TOWERS:
+        if isinstance(a.get(tower), Mapping) and isinstance(b.get(tower), Mapping):
+            found[0][tower], found[1][tower] = _paired(a[tower], b[tower])
+        else:
+            for node, given in zip(found, (a, b), strict=True):
+                node |= {tower: given[tower]} if tower in given else {}
+    for one, other in _kinds(a, b) if "blocks" in a and "blocks" in b else ():
+        name = one if one == other else f"{one}/{other}"
+        found[0].setdefault("blocks", {})[name] = a["blocks"][one]
+        found[1].setdefault("blocks", {})[name] = b["blocks"][other]
+    return found[0], found[1]
+
+
+def _kinds(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The kinds of layer of two towers to hold against each other."""
+    usual = [max(node["blocks"], key=node["pattern"].count) for node in (a, b)]
+    names = merged([a["blocks"], b["blocks"]])
+    pairs = [(k if k in a["blocks"] else usual[0], k if k in b["blocks"] else usual[1]) for k in names]
+    return list(dict.fromkeys(pairs))
+
+
+def pattern_text(names: Sequence[str]) -> str:
+    """The shortest stretch of layers that repeats, equal neighbours together: `near*5, layer`."""
+    length = next(n for n in range(1, len(names) + 1) if all(names[i] == names[i % n] for i in range(len(names))))
+    runs: list[list[Any]] = []
+    for name in names[:length]:
+        if runs and runs[-1][0] == name:
+            runs[-1][1] += 1
+        else:
+            runs.append([name, 1])
+    return ", ".join(name if count == 1 else f"{name}*{count}" for name, count in runs)
+
+
+# ---------------------------------------------------------------- the columns of a sweep
+
+COLUMNS = {
+    "params": "params.total",
+    "active": "params.active",
+    "train/token": "flops.train",
+    "KV/token": "kv_cache.bytes_per_token",
+    "weights": "memory.weights",
+}
+"""Of a sweep's table, unless others are asked for."""
+
+SHORT = {
+    **{name.lower(): path for name, path in COLUMNS.items()},
+    "flops": "flops.train",
+    "forward": "flops.forward",
+    "train": "flops.train",
+    "prefill": "flops.prefill",
+    "decode": "flops.decode",
+    "kv": "kv_cache.bytes",
+    "train_peak": "memory.train_peak",
+    "generate_peak": "memory.generate_peak",
+}
+"""Names of columns that are no dotted path."""
+
+
+def chosen(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """The columns of those names, each with the dotted path of its figure. Raises ConfigError for unknown ones."""
+    if not names:
+        return {name: path for name, path in COLUMNS.items() if path in known}
+    found, faults = {}, []
+    for name in names:
+        path = SHORT.get(name.lower(), name)
+        if path in known:
+            found[name] = path
+        else:
+            hint = did_you_mean(name, [*SHORT, *known]) or f" (one of: {', '.join(SHORT)}, or a dotted path of --json)"
+            faults.append(f"columns: no figure is called {name!r}{hint}")
+    if faults:
+        raise ConfigError(*faults)
+    return found

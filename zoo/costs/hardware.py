@@ -1,0 +1,192 @@
+"""What accelerators can do at most: conf/hardware/*.yaml, one file each, every figure with its source.
+
+A file gives what its maker's sheet does: TFLOP/s by dtype, of dense products summed in float32; GB and GB/s of memory;
+GB/s of the link to its neighbours in one direction. `checked: no` marks a figure that was seen neither at its source
+nor in a table that cites it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from zoo.config import conf_dir
+from zoo.errors import ConfigError, did_you_mean
+
+RATES = ("fp32", "tf32", "bf16", "fp16", "fp8", "fp4")
+"""Dtypes that a file may give a rate for. fp32 is without TF32, as torch multiplies unless told otherwise."""
+
+SIZES = ("memory_gb", "visible_mib", "bandwidth_gb_s", "link", "tdp_w")
+OPTIONAL = ("visible_mib", "link", "tdp_w")
+KEYS = ("title", "sources", "tflops", "sparse_factor", *SIZES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A number as its source gives it; `sparse_factor` is that of a rate, where it is not the accelerator's."""
+
+    value: float
+    source: str
+    checked: bool
+    name: str | None = None
+    sparse_factor: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """An accelerator. `tflops` and `sizes` are a file's figures by their keys."""
+
+    name: str
+    title: str
+    tflops: Mapping[str, Figure]
+    sizes: Mapping[str, Figure]
+    sparse_factor: float
+
+    def flops(self, dtype: str) -> float:
+        """Dense FLOP/s of products of a dtype, summed in float32. Raises ConfigError where there are none."""
+        if dtype not in self.tflops:
+            would = ", ".join(self.tflops)
+            raise ConfigError(f"dtype: {self.title} does not multiply {dtype} ({would} would do)")
+        return self.tflops[dtype].value * 1e12
+
+    def sparse_flops(self, dtype: str) -> float:
+        """FLOP/s with 2:4 structured sparsity, the figure that is often advertised: no model here reaches it."""
+        own = self.tflops[dtype].sparse_factor if dtype in self.tflops else None
+        return self.flops(dtype) * (self.sparse_factor if own is None else own)
+
+    def ridge(self, dtype: str) -> float:
+        """FLOPs a byte above which arithmetic takes longer than memory (Williams et al., 2009)."""
+        return self.flops(dtype) / self.bandwidth
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory: what the driver shows, where that is known, else what is sold."""
+        visible = self.sizes.get("visible_mib")
+        return self.sold_memory if visible is None else int(visible.value * 2**20)
+
+    @property
+    def sold_memory(self) -> int:
+        """Bytes of memory on the sheet. Some makers' GB are GiB; the smaller reading is taken."""
+        return int(self.sizes["memory_gb"].value * 1e9)
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second of memory."""
+        return self.sizes["bandwidth_gb_s"].value * 1e9
+
+    @property
+    def link(self) -> float | None:
+        """Bytes a second to neighbours, in one direction; None where it is not known."""
+        return self.sizes["link"].value * 1e9 if "link" in self.sizes else None
+
+    @property
+    def link_name(self) -> str | None:
+        return self.sizes["link"].name if "link" in self.sizes else None
+
+    def unchecked(self) -> list[str]:
+        """Keys of the figures that were not seen at their source."""
+        rates = [f"tflops.{dtype}" for dtype, figure in self.tflops.items() if not figure.checked]
+        return rates + [key for key, figure in self.sizes.items() if not figure.checked]
+
+
+def names() -> list[str]:
+    """The packaged accelerators."""
+    return sorted(path.stem for path in (conf_dir() / "hardware").glob("*.yaml"))
+
+
+def hardware(name: str) -> Hardware:
+    """A packaged accelerator by name, or one from a user's YAML file of the same form.
+
+    Raises ConfigError for a name or file that is not there, and for every fault of the file.
+    """
+    own = Path(name)
+    path = own if own.suffix in (".yaml", ".yml") else conf_dir() / "hardware" / f"{name}.yaml"
+    if not path.is_file():
+        if path is own:
+            raise ConfigError(f"gpu: no such file: {name}")
+        known = names()
+        raise ConfigError(f"gpu: unknown {name!r}{did_you_mean(name.lower(), known)} (one of: {', '.join(known)})")
+    return _load(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _load(path: Path, _: int) -> Hardware:
+    """The file as it is at that time."""
+    body = _read(path)
+    if faults := list(_faults(body)):
+        raise ConfigError(*(f"{path}: {fault}" for fault in faults))
+    return Hardware(
+        name=path.stem,
+        title=body["title"],
+        tflops={dtype: _figure(node, body) for dtype, node in body["tflops"].items()},
+        sizes={key: _figure(body[key], body) for key in SIZES if body.get(key) is not None},
+        sparse_factor=body["sparse_factor"],
+    )
+
+
+def _read(path: Path) -> Any:
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML was built with it: ten times as fast
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
+
+
+def _figure(node: Mapping[str, Any], body: Mapping[str, Any]) -> Figure:
+    return Figure(**{**node, "source": body["sources"][node["source"]]})
+
+
+def _faults(body: Any) -> Iterator[str]:
+    if not isinstance(body, Mapping):
+        yield f"is {body!r}, not a mapping (one with {', '.join(KEYS)})"
+        return
+    for key in body:
+        if key not in KEYS:
+            yield f"{key}: there is no such key{did_you_mean(str(key), KEYS)} (one of: {', '.join(KEYS)})"
+    if missing := [key for key in KEYS if key not in body and key not in OPTIONAL]:
+        yield f"is without {', '.join(missing)}"
+        return
+    if not isinstance(body["title"], str):
+        yield f"title: must be text, found {body['title']!r}"
+    if not _positive(body["sparse_factor"]):
+        yield f"sparse_factor: must be a number above 0, found {body['sparse_factor']!r} (1 without sparsity)"
+    if not isinstance(body["sources"], Mapping):
+        yield f"sources: must name each source, found {body['sources']!r} (a mapping from a short name to where it is)"
+    elif not isinstance(body["tflops"], Mapping) or not body["tflops"]:
+        yield f"tflops: must give a figure for each dtype, found {body['tflops']!r} (some of: {', '.join(RATES)})"
+    else:
+        yield from _figure_faults(body)
+
+
+def _figure_faults(body: Mapping[str, Any]) -> Iterator[str]:
+    for dtype, node in body["tflops"].items():
+        if dtype not in RATES:
+            yield f"tflops.{dtype}: unknown dtype{did_you_mean(str(dtype), RATES)} (one of: {', '.join(RATES)})"
+        yield from _fault(f"tflops.{dtype}", node, body["sources"], "sparse_factor")
+    for key in SIZES:
+        if body.get(key) is not None or key not in OPTIONAL:
+            yield from _fault(key, body.get(key), body["sources"], "name")
+
+
+def _fault(key: str, node: Any, sources: Mapping[str, Any], extra: str) -> Iterator[str]:
+    needed = {"value", "source", "checked"}
+    if not isinstance(node, Mapping) or not needed <= set(node) <= needed | {extra}:
+        yield f"{key}: must have value, source and checked, and may have {extra}, found {node!r}"
+        return
+    if not _positive(node["value"]):
+        yield f"{key}.value: must be a number above 0, found {node['value']!r}"
+    if not isinstance(node["checked"], bool):
+        yield f"{key}.checked: must be yes or no, found {node['checked']!r}"
+    if node["source"] not in sources:
+        yield f"{key}.source: {node['source']!r} is not among the sources ({', '.join(map(str, sources)) or 'none'})"
+    if extra == "sparse_factor" and extra in node and not _positive(node[extra]):
+        yield f"{key}.{extra}: must be a number above 0, found {node[extra]!r}"
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")

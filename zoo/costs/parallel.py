@@ -1,0 +1,233 @@
+# b sequences, s tokens, d model width, t = tp, p = pp
+"""What one rank holds when a model is spread over many, and what it sends in a step.
+
+Tensor and expert parallelism: `zoo.costs.shards`. Pipeline parallelism (Narayanan et al., 2021): consecutive layers on
+each stage, as many on each, one more on the earlier where they do not come out even; the embedding is on the first
+stage, the last norm and the head on the last, and a table that both read is on both. Context parallelism divides
+tokens and no weights. The ranks of dp × cp hold the same weights, which ZeRO shards among them (Rajbhandari et al.,
+2020); those of ep hold other experts, so that an expert is shared out among dp × cp / ep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from zoo.costs.setup import Setup
+from zoo.costs.shards import faults, numel, sliced_tower
+from zoo.errors import ConfigError
+from zoo.spec import Buffer, Conv, Experts, Linear, Part, Tied, walk
+
+FIRST, LAST = ("embedding", "position"), ("norm", "project", "pooler", "head")
+"""What stands before a stack's layers, and after them."""
+
+
+class Piece(NamedTuple):
+    """A tensor of a rank, before ZeRO."""
+
+    path: str
+    shape: tuple[int, ...]
+    copies: int
+    expert: bool  # one of those that expert parallelism spreads
+    hidden: bool  # the matrix of a product inside a layer
+    product: bool  # of a matrix product, so that autocast casts it
+
+    @property
+    def params(self) -> int:
+        return numel(self.shape) * self.copies
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a pipeline, on one rank of tensor parallelism: `held` its stacks of layers by name, as small as the
+    rank's part of them, and `ends` the names beside the layers that it has of each.
+
+    It answers to `towers()`, `max_seq_len`, `d_model` and `vocab_size` as a model does, so that what counts a model's
+    cache or activations counts a rank's.
+    """
+
+    index: int
+    of: int
+    held: Mapping[str, Any]
+    ends: Mapping[str, tuple[str, ...]]
+    pieces: tuple[Piece, ...]
+    spec: Any
+
+    def towers(self) -> Mapping[str, Any]:
+        return self.held
+
+    @property
+    def max_seq_len(self) -> int:
+        return self.spec.max_seq_len
+
+    @property
+    def d_model(self) -> int:
+        return self.spec.d_model
+
+    @property
+    def vocab_size(self) -> int:
+        return self.spec.vocab_size
+
+    @property
+    def params(self) -> int:
+        """Parameters on the rank, before ZeRO."""
+        return sum(piece.params for piece in self.pieces)
+
+    @property
+    def in_flight(self) -> int:
+        """Micro-batches whose activations it holds at most, of a step that has at least as many as stages: 1F1B fills
+        the stages behind it first (Narayanan et al., 2021, §2.2)."""
+        return self.of - self.index
+
+    def layers(self) -> Iterator[tuple[str, str, int]]:
+        """Stack, kind of layer, and how many of it."""
+        for name, tower in self.held.items():
+            yield from ((name, kind, tower.pattern.count(kind)) for kind in dict.fromkeys(tower.pattern))
+
+
+def check(spec: Any, setup: Setup) -> None:
+    """Raises ConfigError with a line for each dimension that the ranks do not divide."""
+    found = list(dict.fromkeys(faults(spec, setup.tp, setup.ep)))
+    layers = sum(len(tower.pattern) for tower in spec.towers().values())
+    if layers < setup.pp:
+        found.append(f"pp: {setup.pp} stages for {layers} layers (at most {layers} would do)")
+    if found:
+        raise ConfigError(*found)
+
+
+def stages(spec: Any, setup: Setup) -> tuple[Stage, ...]:
+    """Every stage of the pipeline. Raises ConfigError where `check` does."""
+    check(spec, setup)
+    whole = {name: sliced_tower(tower, setup.tp) for name, tower in spec.towers().items()}
+    tables = {path: part for path, _, part, _ in _walk(whole) if ".blocks." not in f".{path}"}
+    layers = [name for name, tower in whole.items() for _ in tower.pattern]
+    least, more = divmod(len(layers), setup.pp)
+    made: dict[Any, tuple[Piece, ...]] = {}
+    found, start = [], 0
+    for index in range(setup.pp):
+        end = start + least + (index < more)
+        held, ends = _cut(whole, start, end)
+        key = (tuple((name, tower.pattern) for name, tower in held.items()), tuple(ends.items()))
+        if key not in made:  # the stages in the middle mostly hold the same
+            made[key] = tuple(_pieces(held, ends, tables, setup.ep))
+        found.append(Stage(index, setup.pp, held, ends, made[key], spec))
+        start = end
+    return tuple(found)
+
+
+def fullest(spec: Any, setup: Setup) -> Stage:
+    """The stage with most parameters. Raises ConfigError where `check` does."""
+    return max(stages(spec, setup), key=lambda stage: stage.params)
+
+
+def _cut(whole: Mapping[str, Any], start: int, end: int) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
+    """Layers `start` to `end` of the stacks one after the other, and what stands beside them there."""
+    held, ends, before = {}, {}, 0
+    for name, tower in whole.items():
+        low, high = max(start - before, 0), min(end - before, len(tower.pattern))
+        if low < high:
+            held[name] = tower if high - low == len(tower.pattern) else replace(tower, pattern=tower.pattern[low:high])
+            inside = ("position",) if tower.position.inside and low else ()  # which each layer reads
+            last = LAST if high == len(tower.pattern) else ()
+            ends[name] = (*(FIRST if low == 0 else inside), *last)
+        before += len(tower.pattern)
+    return held, ends
+
+
+def _walk(towers: Mapping[str, Any]) -> Iterator[tuple[str, Any, Part, int]]:
+    for name, tower in towers.items():
+        yield from walk(tower, tower.d_model, name)
+
+
+def _pieces(held: Mapping[str, Any], ends: Mapping[str, Any], tables: Mapping[str, Part], ep: int) -> Iterator[Piece]:
+    borrowed: dict[str, bool] = {}  # tables that something here reads, and whether in a matrix product
+    own: list[Piece] = []
+    for name, tower in held.items():
+        for path, _, part, copies in walk(tower, tower.d_model, name):
+            top = path.split(".")[1 if name else 0]
+            if top != "blocks" and top not in ends[name]:
+                continue
+            own += _tensors(path, part, copies, ep)
+            if isinstance(part, Tied):
+                owner = _owner(path, part.to, tables)
+                borrowed[owner] = borrowed.get(owner, False) or isinstance(part.of, Linear)
+    here = {piece.path for piece in own}
+    for owner, product in borrowed.items():
+        if f"{owner}.weight" not in here:
+            own += _tensors(owner, tables[owner], 1, ep)
+        own = [piece._replace(product=product) if piece.path == f"{owner}.weight" else piece for piece in own]
+    yield from own
+
+
+def _tensors(path: str, part: Part, copies: int, ep: int) -> Iterator[Piece]:
+    if isinstance(part, Buffer):
+        return
+    expert = isinstance(part, Experts)
+    product = isinstance(part, Linear | Experts | Conv | Tied)
+    for leaf, shape in part.shapes().items():
+        local = (shape[0] // ep, *shape[1:]) if expert else shape
+        hidden = isinstance(part, Linear) and leaf == "weight" and ".blocks." in f".{path}"
+        yield Piece(f"{path}.{leaf}" if leaf else path, local, copies, expert, hidden, product)
+
+
+def _owner(borrower: str, to: str, tables: Mapping[str, Part]) -> str:
+    """The path of the table that a tied part at `borrower` reads in the end."""
+    steps = borrower.split(".")
+    for depth in range(len(steps) - 1, -1, -1):
+        path = ".".join([*steps[:depth], to])
+        part = tables.get(path)
+        if part is not None and path != borrower:
+            return _owner(path, part.to, tables) if isinstance(part, Tied) else path
+    raise AssertionError(f"{borrower} is tied to {to}, which is nowhere")
+
+
+def activation_bytes(
+    spec: Any, setup: Setup, layers: Mapping[tuple[str, str], float], first: float = 0.0, last: float = 0.0
+) -> float:
+    """Activations on the rank that has most of them, when one rank alone would keep `layers` bytes a layer, by stack
+    and kind, and `first` and `last` bytes beside them.
+
+    Tensor with sequence parallelism divides all of them by t (Korthikanti et al., 2022, eq. 4), context parallelism the
+    tokens; a stage holds those of its layers for each micro-batch in flight, which makes the first the fullest.
+    """
+
+    def kept(stage: Stage) -> float:
+        own = sum(layers[name, kind] * count for name, kind, count in stage.layers())
+        own += first if stage.index == 0 else 0.0
+        return own * stage.in_flight + (last if stage.index == setup.pp - 1 else 0.0)
+
+    return max(map(kept, stages(spec, setup))) / (setup.tp * setup.cp)
+
+
+def cache_bytes(spec: Any, setup: Setup, layers: Mapping[tuple[str, str], float]) -> float:
+    """Bytes of a cache on the rank that has most of it, when one rank alone would keep `layers` bytes a layer, by stack
+    and kind.
+
+    Heads are divided by tp as its weights are, keys and values of fewer heads than ranks are on several, and MLA's
+    latent is on all; context parallelism divides the tokens.
+    """
+    towers = spec.towers()
+
+    def kept(stage: Stage) -> float:
+        return sum(
+            layers[name, kind] * count * cache_share(towers[name].blocks[kind], stage.held[name].blocks[kind])
+            for name, kind, count in stage.layers()
+        )
+
+    return max(map(kept, stages(spec, setup))) / setup.cp
+
+
+def cache_share(whole: Any, local: Any) -> float:
+    """The part of a layer's cache that a rank with the `local` block has."""
+
+    def values(block: Any) -> int:
+        kept = (block.attention.cache(), block.cross.cache() if block.cross else {}, block.attention.state())
+        return sum(numel(shape) for each in kept for shape in each.values())
+
+    return values(local) / values(whole) if values(whole) else 0.0
+
+
+def rank_setup(spec: Any, setup: Setup) -> Setup:
+    """The set-up of a single rank's own tokens: those that context parallelism leaves it."""
+    return replace(setup, context=-(-setup.tokens(spec) // setup.cp), tp=1, pp=1, ep=1, cp=1, dp=1, zero=0)

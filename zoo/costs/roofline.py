@@ -1,0 +1,231 @@
+# B sequences, T tokens, S tokens of a sequence, t ranks of tensor parallelism
+"""The speed of light: how fast an accelerator could generate, read a prompt and train at most.
+
+A pass takes as long as its FLOPs at the peak rate or its bytes at the peak bandwidth, whichever is longer (Williams et
+al., 2009, Roofline). Each operator on its own is held to that too; the sum over them is the closer bound. Nothing else
+costs time here: launches, what operators hand on, waiting. Real code is slower than every figure of this page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from zoo.costs import flops
+from zoo.costs.hardware import Hardware, hardware, names
+from zoo.costs.operators import Chosen, Operator, Widths, absorbs, mixtures, operators, reductions
+from zoo.costs.setup import DTYPES, Setup
+from zoo.errors import ConfigError
+from zoo.spec import components
+
+BOUND = "upper bound: peak rate and bandwidth, nothing else taking time; real code is slower"
+
+USABLE, RUNTIME = 0.9, 1.5e9
+"""Share of a GPU's memory that a program should plan with, and bytes of it that CUDA's context and libraries take."""
+
+COMPUTE, BANDWIDTH = "compute", "bandwidth"
+
+MOST = 2**40
+"""Sequences beyond which no batch is looked for."""
+
+DAY = 24 * 3600
+
+
+def roofline(spec: Any, setup: Setup, figures: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Bounds for a set-up on its `gpu`, as plain data: seconds, FLOPs, bytes, tokens a second.
+
+    `decode` is one step of `batch` sequences that are `context` long, on `tp` GPUs, `dp` times over; `prefill` reads
+    their prompts; `train` is at the set-up's `mfu` on all ranks. `figures` are those of `zoo.costs.price`, of which the
+    memory says what `fits`. Raises ConfigError for a GPU that is not known or cannot multiply the dtype.
+    """
+    if setup.gpu is None:
+        raise ConfigError(f"gpu: is missing; a roofline needs it (one of: {', '.join(names())})")
+    device = hardware(setup.gpu)
+    peak = device.flops(setup.dtype)
+    found: dict[str, Any] = {
+        "gpu": device.name,
+        "title": device.title,
+        "bound": BOUND,
+        "dtype": setup.dtype,
+        "peak_flops_per_second": peak,
+        "bandwidth_bytes_per_second": device.bandwidth,
+        "ridge": peak / device.bandwidth,
+    }
+    if any(tower.causal for tower in spec.towers().values()):
+        found["decode"] = _decode(spec, setup, device)
+    found["prefill"] = _prefill(spec, setup, device)
+    found["train"] = _train(spec, setup, peak)
+    if fits := dict(_fits(device, (figures or {}).get("memory", {}))):
+        found["fits"] = fits
+    if unchecked := sorted({f"tflops.{setup.dtype}", "bandwidth_gb_s", "link"} & set(device.unchecked())):
+        found["unchecked"] = unchecked
+    if beside := [name for name in ("pp", "ep", "cp") if getattr(setup, name) > 1]:
+        found["left_out"] = f"{', '.join(beside)}: decode and prefill are those of tp and dp alone"
+    return found
+
+
+# ---------------------------------------------------------------- generating
+
+
+def widths_of(setup: Setup, *, expanded: bool = False) -> Widths:
+    return Widths(DTYPES[setup.dtype], DTYPES[setup.cache_dtype or setup.dtype], setup.tp, expanded)
+
+
+def _decode(spec: Any, setup: Setup, device: Hardware) -> dict[str, Any]:
+    context, batch = setup.tokens(spec), setup.batch
+    parts = operators(spec, context, widths_of(setup), decode=True)
+    found = {"batch": batch, "context": context, **_bound(parts, batch, setup, device)}
+    found["turnover_batch"] = turnover(parts, device.flops(setup.dtype), device.bandwidth)
+    if experts := {name: _met(router, batch) for name, router in mixtures(spec)}:
+        found["experts"] = experts
+    if _absorbs(spec):
+        other = operators(spec, context, widths_of(setup, expanded=True), decode=True)
+        found["expanded"] = _bound(other, batch, setup, device)
+        for each, ways in ((found, parts), (found["expanded"], other)):
+            each["core_flops"] = round(sum(op.flops for name, op in ways.items() if name.endswith("core")) * batch)
+    if setup.tp > 1:
+        found["all_reduce"] = _all_reduce(spec, setup, device, decode=True)
+    found["operators"] = _each(parts, batch, device, device.flops(setup.dtype))
+    return found
+
+
+def _prefill(spec: Any, setup: Setup, device: Hardware) -> dict[str, Any]:
+    context, batch = setup.tokens(spec), setup.batch
+    parts = operators(spec, context, widths_of(setup), decode=False)
+    found = {"batch": batch, "context": context, **_bound(parts, batch, setup, device, context)}
+    if setup.tp > 1:
+        found["all_reduce"] = _all_reduce(spec, setup, device, decode=False)
+    found["operators"] = _each(parts, batch, device, device.flops(setup.dtype))
+    return found
+
+
+def _bound(
+    parts: Mapping[str, Operator], batch: int, setup: Setup, device: Hardware, tokens: int = 1
+) -> dict[str, Any]:
+    """Of a pass over `tokens` of each of `batch` sequences, on one rank; tokens a second are of all replicas."""
+    peak, bandwidth = device.flops(setup.dtype), device.bandwidth
+    work = sum(part.flops for part in parts.values()) * batch
+    weights = sum(part.weight_bytes(batch) for part in parts.values())
+    own = sum(part.own for part in parts.values()) * batch
+    seconds = max(work / peak, (weights + own) / bandwidth)
+    closer = sum(max(part.flops * batch / peak, part.bytes(batch) / bandwidth) for part in parts.values())
+    return {
+        "seconds": seconds,
+        "tokens_per_second": tokens * batch * setup.dp / seconds,
+        "tokens_per_second_each": tokens / seconds,
+        "side": _side(work / peak, (weights + own) / bandwidth),
+        "flops": round(work),
+        "weight_bytes": round(weights),
+        "cache_bytes": round(own),
+        "bytes": round(weights) + round(own),
+        "intensity": work / (weights + own),
+        "sum_of_operators": {
+            "seconds": closer,
+            "tokens_per_second": tokens * batch * setup.dp / closer,
+            "tokens_per_second_each": tokens / closer,
+        },
+    }
+
+
+def _side(compute: float, bandwidth: float) -> str:
+    return COMPUTE if compute >= bandwidth else BANDWIDTH
+
+
+def _each(parts: Mapping[str, Operator], batch: int, device: Hardware, peak: float) -> dict[str, dict[str, Any]]:
+    """Every operator's own bound, in all layers of its kind together."""
+    rows = {}
+    for name, part in parts.items():
+        compute, bandwidth = part.flops * batch / peak, part.bytes(batch) / device.bandwidth
+        if compute or bandwidth:
+            rows[name] = {
+                "seconds": max(compute, bandwidth),
+                "side": _side(compute, bandwidth),
+                "flops": round(part.flops * batch),
+                "bytes": round(part.bytes(batch)),
+            }
+    return rows
+
+
+def turnover(parts: Mapping[str, Operator], peak: float, bandwidth: float) -> int | None:
+    """The smallest batch at which arithmetic takes as long as memory; None where the cache of one more sequence takes
+    longer to read than its FLOPs to compute, so that there is none.
+
+    Compute grows with the batch and bytes ever less, as experts repeat: below that batch memory binds, above it does
+    not.
+    """
+
+    def computes(batch: int) -> bool:
+        work = sum(part.flops for part in parts.values()) * batch
+        return work / peak >= sum(part.bytes(batch) for part in parts.values()) / bandwidth
+
+    high = 1
+    while not computes(high):
+        high *= 2
+        if high > MOST:
+            return None
+    low = high // 2  # does not, or is 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if computes(middle) else (middle, high)
+    return high
+
+
+def _met(router: Any, tokens: int) -> dict[str, Any]:
+    return {"experts": router.n_experts, "read": Chosen(0, router.n_experts, router.top_k).distinct(tokens)}
+
+
+def _absorbs(spec: Any) -> bool:
+    return any(
+        component.axis == "attention" and absorbs(component)
+        for tower in spec.towers().values()
+        if tower.causal
+        for _, component, _ in components(tower, tower.d_model)
+    )
+
+
+def _all_reduce(spec: Any, setup: Setup, device: Hardware, *, decode: bool) -> dict[str, Any]:
+    """Bytes that a GPU sends in a pass, 2·(t − 1)/t of each sum (a ring: Patarasuk and Yuan, 2009), and their time:
+    apart, since it may hide behind arithmetic."""
+    summed = reductions(spec, setup.tokens(spec), decode=decode) * setup.batch
+    sent = 2 * (setup.tp - 1) / setup.tp * summed * spec.d_model * DTYPES[setup.dtype]
+    found: dict[str, Any] = {"bytes": round(sent), "link": device.link_name}
+    if device.link:
+        found["seconds"] = sent / device.link
+    return found
+
+
+# ---------------------------------------------------------------- training, and what fits
+
+
+def _train(spec: Any, setup: Setup, peak: float) -> dict[str, Any]:
+    """A step of every data-parallel rank's batch, at the share `mfu` of all ranks' peak; recomputation is not counted,
+    as MFU has it (Chowdhery et al., 2022)."""
+    context = setup.tokens(spec)
+    tokens = context * setup.batch * setup.dp
+    work = flops.count(spec, context)["train"] * tokens
+    rate = peak * setup.mfu * setup.ranks
+    found = {
+        "gpus": setup.ranks,
+        "mfu": setup.mfu,
+        "tokens": tokens,
+        "flops": work,
+        "seconds": work / rate,
+        "tokens_per_second": tokens * rate / work,
+        "tokens_per_second_at_peak": tokens * rate / work / setup.mfu,
+    }
+    if setup.train_tokens is not None:
+        seconds = setup.train_tokens / found["tokens_per_second"]
+        found |= {"train_tokens": setup.train_tokens, "days": seconds / DAY, "gpu_hours": seconds / 3600 * setup.ranks}
+    return found
+
+
+def usable(device: Hardware) -> float:
+    """Bytes of a GPU's memory to plan with."""
+    return USABLE * device.memory - RUNTIME
+
+
+def _fits(device: Hardware, memory: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key in ("generate_peak", "train_peak"):
+        if key in memory:
+            free = usable(device) - memory[key]
+            yield key, {"bytes": memory[key], "usable_bytes": round(usable(device)), "fits": free >= 0}

@@ -1,0 +1,210 @@
+# L layers, d model width, V vocabulary, N parameters, D training tokens, S tokens of a sequence, B sequences
+"""The rules of thumb of the literature beside the exact figures: what each gives, how far off it is, when it holds.
+
+A rule that does not fit a model's kind has no value, and `reason` says why and what it would give. Where it fits in
+kind and is merely far off, the error says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zoo.costs import flops
+from zoo.costs.setup import DTYPES, Setup
+
+Rule = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the rules ask about a model and a set-up."""
+
+    spec: Any
+    setup: Setup
+    figures: Mapping[str, Any]
+
+    @property
+    def layers(self) -> int:
+        return sum(len(tower.pattern) for tower in self.spec.towers().values())
+
+    @property
+    def tokens(self) -> int:
+        """At once."""
+        return self.setup.tokens(self.spec) * self.setup.batch
+
+    @property
+    def cache_bytes(self) -> float:
+        return DTYPES[self.setup.cache_dtype or self.setup.dtype]
+
+    @property
+    def total(self) -> int:
+        return self.figures["params"]["total"]
+
+    @property
+    def active(self) -> int:
+        return self.figures["params"]["active"]
+
+    @property
+    def flops(self) -> Mapping[str, Any]:
+        """FLOPs as the exact convention counts them, whichever was asked for."""
+        if self.setup.convention == "exact":
+            return self.figures["flops"]
+        return flops.count(self.spec, self.setup.tokens(self.spec))
+
+    def two_towers(self) -> str:
+        """Why a rule for one stack of layers does not fit, if so."""
+        return "an encoder and a decoder that reads it, where the rule means one stack" if self.paired else ""
+
+    @property
+    def paired(self) -> bool:
+        return len(self.spec.towers()) > 1
+
+    def recurrent(self, least: int = 1) -> str:
+        """Why a rule for attention does not fit, if at least so many layers are recurrent."""
+        (tower, *_) = self.spec.towers().values()
+        found = sum(tower.pattern.count(kind) for kind, block in tower.blocks.items() if block.attention.state())
+        several = f"{found} of the {len(tower.pattern)} layers are" if found < len(tower.pattern) else "its layers are"
+        return f"{several} recurrent, where the rule means attention" if found >= least else ""
+
+    def shards(self) -> str:
+        """Why a rule for a whole model does not fit figures of one rank, if they are."""
+        return f"the exact figure is one rank's of {self.setup.ranks}" if self.setup.ranks > 1 else ""
+
+
+def rules_of_thumb(spec: Any, setup: Setup, figures: Mapping[str, Any]) -> dict[str, Rule]:
+    """Each rule by name: `rule` as it is written, its `value`, the `exact` figure, the relative `error` of the value,
+    the `unit`, and in a line when it `holds`.
+
+    Without a value there is a `reason`; without an exact figure the rule is advice, or needs one that is not priced.
+    """
+    case = Case(spec, setup, figures)
+    return _parameters(case) | _flops(case) | _cache(case) | _training(case) | _memory(case)
+
+
+def _entry(rule: str, value: float, exact: float | None, unit: str, holds: str, *against: str) -> Rule:
+    """A rule's entry; the first of `against` that says anything is why it has no value."""
+    reason = next(filter(None, against), "")
+    error = value / exact - 1 if exact and not reason else None
+    entry = {
+        "rule": rule,
+        "value": None if reason else value,
+        "exact": exact,
+        "error": error,
+        "unit": unit,
+        "holds": holds,
+    }
+    given = f" (it would give {value:,.4g})" if value else ""
+    return entry | ({"reason": reason + given} if reason else {})
+
+
+def _parameters(case: Case) -> dict[str, Rule]:
+    value = 12 * case.layers * case.spec.d_model**2  # q, k, v, o: 4d²; two matrices 4d wide: 8d²
+    against = case.two_towers(), case.recurrent()
+    holds = "GPT blocks: as many key heads as heads, n_heads·head_dim = d, d_ff = 4d, two matrices, no experts"
+    inner = case.figures["params"]["non_embedding"]
+    return {
+        "parameters": _entry(
+            "12·L·d²", value, case.total, "parameters", f"{holds}; and tables small beside it", *against
+        ),
+        "non_embedding": _entry("12·L·d²", value, inner, "parameters", holds, *against),
+    }
+
+
+def _flops(case: Case) -> dict[str, Rule]:
+    forward, train = case.flops["forward"], case.flops["train"]
+    dense = "no experts, a context short beside 12·d, and tables small or tied (Kaplan et al., 2020)"
+    met = "a context short beside 12·d, and tables small or tied; experts are counted as met"
+    return {
+        "flops_forward": _entry("2·N", 2 * case.total, forward, "FLOP a token", dense),
+        "flops_forward_active": _entry("2·N_active", 2 * case.active, forward, "FLOP a token", met),
+        "flops_train": _entry("6·N", 6 * case.total, train, "FLOP a token", dense),
+        "flops_train_active": _entry("6·N_active", 6 * case.active, train, "FLOP a token", met),
+    }
+
+
+def _cache(case: Case) -> dict[str, Rule]:
+    exact = case.figures["kv_cache"]["bytes"]
+    kept = case.tokens * case.cache_bytes
+    none = "" if any(tower.causal for tower in case.spec.towers().values()) else "it writes nothing"
+    against = none, case.two_towers(), case.recurrent(case.layers), case.shards()
+    width = 2 * case.layers * case.spec.d_model
+    heads, other = _heads(case)
+    return {
+        "kv_cache": _entry(
+            "2·L·d·S·B·bytes",
+            width * kept,
+            exact,
+            "bytes",
+            "as many key heads as heads, n_heads·head_dim = d, no windows, no latent; bytes of a value, not bits",
+            *against,
+        ),
+        "kv_cache_heads": _entry(
+            "2·L·n_kv_heads·head_dim·S·B·bytes",
+            2 * case.layers * heads * kept,
+            exact,
+            "bytes",
+            "one kind of grouped-query attention in all layers, no windows (Ainslie et al., 2023)",
+            *against[:2],
+            other,
+            against[3],
+        ),
+    }
+
+
+def _heads(case: Case) -> tuple[int, str]:
+    """n_kv_heads·head_dim of a layer, or n_heads·head_dim as far as there is such; and why there is no one such."""
+    blocks = [block for tower in case.spec.towers().values() for block in tower.blocks.values()]
+    found = {_kept(block.attention) for block in blocks}
+    if len(found) == 1 and None not in found:
+        return next(iter(found)) or 0, ""
+    kinds = ", ".join(dict.fromkeys(block.attention.kind for block in blocks))
+    most = max((width for width in found if width), default=0)
+    return most, f"its layers ({kinds}) do not all keep the same keys and values by head"
+
+
+def _kept(attention: Any) -> int | None:
+    cache = attention.cache()
+    return attention.n_kv_heads * attention.head_dim if set(cache) == {"k", "v"} and attention.kind == "gqa" else None
+
+
+def _training(case: Case) -> dict[str, Rule]:
+    optimal = 20 * case.total
+    tokens = case.setup.train_tokens or optimal
+    return {
+        "training_tokens": _entry(
+            "20·N", optimal, None, "tokens", "loss for a given compute alone, dense models (Hoffmann et al., 2022)"
+        ),
+        "training_flops": _entry(
+            "6·N·D" if case.setup.train_tokens else "6·N·D, D = 20·N",
+            6 * case.total * tokens,
+            case.flops["train"] * tokens,
+            "FLOP",
+            "as 6·N a token does (Kaplan et al., 2020)",
+        ),
+    }
+
+
+def _memory(case: Case) -> dict[str, Rule]:
+    held = case.figures["memory"]
+    states = sum(held[name] for name in ("weights", "gradients", "optimizer"))
+    stacks = case.two_towers(), case.recurrent(), case.shards()
+    return {
+        "adam_states": _entry(
+            "16·N",
+            16 * case.total,
+            states,
+            "bytes",
+            "AdamW in mixed precision on one rank (Rajbhandari et al., 2020, ZeRO); no activations",
+            case.shards(),
+        ),
+        "activations": _entry(
+            "34·L·S·B·d",
+            34 * case.layers * case.tokens * case.spec.d_model,
+            held.get("activations"),
+            "bytes",
+            "GPT blocks in 16 bits with dropout, no scores stored, nothing recomputed (Korthikanti et al., 2022)",
+            *stacks,
+        ),
+    }

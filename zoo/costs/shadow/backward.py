@@ -1,0 +1,131 @@
+"""The backward pass over what was kept: how much memory it holds at most, and the gradients that it leaves.
+
+As torch's engine: operations are undone last to first; an input's gradient is made before the result's is freed, and
+what the operation saved is freed after it; gradients that meet are added in place where nothing else reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from zoo.costs.shadow.tensor import Node, Source, Storage, kept, source_of
+
+PASSED_ON = ("add",)
+"""Operations whose inputs have the result's gradient itself."""
+
+
+SUMMED = ("mul", "div", "pow")
+"""Operations that make a broadcast input's gradient as large as the result before it is summed up."""
+
+
+SCRATCH = {"square": 2}
+"""Tensors as large as the result that an operation's backward pass takes and gives back: 2·x and x itself once more."""
+
+
+class Undone(NamedTuple):
+    """`peak`: most bytes of what was kept, of gradients on their way and of weights' gradients; `left`: those of
+    weights, which stay; `moving`: the peak without them; `beside`: gradients left for what other pieces made."""
+
+    peak: int
+    left: int
+    moving: int
+    beside: int
+
+
+class _Gradient:
+    """A gradient on its way, and how many read it."""
+
+    __slots__ = ("nbytes", "readers")
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes, self.readers = nbytes, 0
+
+
+class _Pass:
+    """A backward pass at work."""
+
+    def __init__(self, live: int) -> None:
+        self.live = live
+        self.peak = self.moving = self.left = 0
+        self.weights: set[Storage] = set()
+        self.waiting: dict[Any, _Gradient] = {}
+
+    def make(self, nbytes: int) -> _Gradient:
+        self.live += nbytes
+        self.mark()
+        return _Gradient(nbytes)
+
+    def mark(self, more: int = 0) -> None:
+        """Takes note of the moment, with `more` bytes that come and go."""
+        self.peak = max(self.peak, self.live + more)
+        self.moving = max(self.moving, self.live + more - self.left)
+
+    def drop(self, gradient: _Gradient) -> None:
+        gradient.readers -= 1
+        if gradient.readers == 0:
+            self.live -= gradient.nbytes
+
+    def deliver(self, source: Source, gradient: _Gradient) -> None:
+        """A gradient reaches what it is of."""
+        if source.leaf is not None and source.leaf.held:
+            if source.leaf in self.weights:
+                self.drop(gradient)
+            else:
+                self.weights.add(source.leaf)
+                self.left += gradient.nbytes
+            return
+        place = source.node or source.leaf
+        there = self.waiting.get(place)
+        if there is None:
+            self.waiting[place] = gradient
+        elif there.readers == 1:
+            self.drop(gradient)
+        else:
+            both = self.make(max(there.nbytes, gradient.nbytes))
+            both.readers = 1
+            self.waiting[place] = both
+            self.drop(there)
+            self.drop(gradient)
+
+
+def undo(nodes: Sequence[Node], seeds: Sequence[Any]) -> Undone:
+    """The backward pass over `nodes`, first to last as they came, from gradients of `seeds`."""
+    saved: dict[Storage, int] = {}
+    for node in nodes:
+        for storage in node.saves:
+            saved[storage] = saved.get(storage, 0) + 1
+    run = _Pass(sum(each.nbytes for each in kept(nodes)))
+    for seed in seeds:
+        run.deliver(source_of(seed), _one(run.make(seed.nbytes)))
+    for node in reversed(nodes):
+        if node in run.waiting:
+            _undo(node, run, saved)
+    beside = sum(gradient.nbytes for place, gradient in run.waiting.items() if isinstance(place, Node))
+    return Undone(run.peak, run.left, run.moving, beside)
+
+
+def _one(gradient: _Gradient) -> _Gradient:
+    gradient.readers = 1
+    return gradient
+
+
+def _undo(node: Node, run: _Pass, saved: dict[Storage, int]) -> None:
+    incoming = run.waiting.pop(node)
+    run.mark(node.work)
+    given = []
+    for source in node.sources:
+        same = node.name in PASSED_ON and source.nbytes == incoming.nbytes and not (source.leaf and source.leaf.held)
+        gradient = incoming if same else run.make(source.nbytes)
+        if node.name in SUMMED and source.nbytes < node.nbytes:
+            run.mark(node.nbytes)
+        gradient.readers += 1
+        given.append((source, gradient))
+    run.mark(SCRATCH.get(node.name, 0) * node.nbytes)
+    for storage in node.saves:
+        saved[storage] -= 1
+        if not saved[storage]:
+            run.live -= storage.nbytes
+    run.drop(incoming)
+    for source, gradient in given:
+        run.deliver(source, gradient)

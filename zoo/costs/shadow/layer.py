@@ -1,0 +1,122 @@
+# B batch, T tokens, S keys, D model width
+"""What a Layer is to a forward pass, as a shadow: a component's parts by name, each ready to be called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from zoo import spec as S
+from zoo.costs.shadow import operations as O
+from zoo.costs.shadow.replay import shaded
+from zoo.costs.shadow.tensor import FLOAT32, Dtype, fresh, tape
+
+
+class Weighted:
+    """A part with a weight, and a bias where it has one; called by its name."""
+
+    def __init__(self, name: str, part: Any, dtype: Dtype) -> None:
+        shapes = part.shapes()
+        self.name, self.part = name, part
+        self.weight = fresh(shapes["weight"], dtype, grad=True, held=True)
+        self.bias = fresh(shapes["bias"], dtype, grad=True, held=True) if "bias" in shapes else None
+
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        with tape().inside(self.name):
+            return _named(self.run(*given, **options))
+
+    def run(self, *given: Any, **options: Any) -> Any:
+        """What comes out."""
+        raise NotImplementedError
+
+
+class Product(Weighted):
+    """A matrix product."""
+
+    def run(self, x: Any) -> Any:
+        return O.linear(x, self.weight, self.bias)
+
+
+class Table(Weighted):
+    """A look-up."""
+
+    def run(self, ids: Any) -> Any:
+        return O.embedding(ids, self.weight)
+
+
+class Stacked(Weighted):
+    """The same product of every expert."""
+
+    def run(self, x: Any, offsets: Any, expert_of_row: Any) -> Any:
+        y = O.grouped_linear(x, self.weight, offsets)
+        return y if self.bias is None else y + self.bias.to(y.dtype)[expert_of_row]
+
+
+class Convolution(Weighted):
+    """A convolution along the tokens."""
+
+    def run(self, x: Any) -> Any:
+        return O.conv1d(x.transpose(1, 2), self.weight, self.bias, self.part.groups).transpose(1, 2)
+
+
+class Layer:
+    """A component with the shadows of its weights. Parts are made when they are asked for."""
+
+    training = True
+
+    def __init__(self, spec: Any, d_model: int, dtype: Dtype, name: str = "", kernel: str = "auto") -> None:
+        self.spec, self.d_model, self.dtype, self.name, self.kernel = spec, d_model, dtype, name, kernel
+        self._parts = dict(spec.parts(d_model))
+        self._shaded = shaded(spec)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name not in self._parts:
+            raise AttributeError(name)
+        made = part_of(name, self._parts[name], self.d_model, self.dtype)
+        setattr(self, name, made)
+        return made
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        with tape().inside(self.name):
+            return _named(self._shaded.forward(self, *args, **options))
+
+    def named_children(self) -> Iterator[tuple[str, Any]]:
+        """Its parts that are modules."""
+        return ((name, getattr(self, name)) for name, part in self._parts.items() if not _is_tensor(part))
+
+
+def part_of(name: str, part: Any, d_model: int, dtype: Dtype) -> Any:
+    """What stands for a part of a component in a forward pass."""
+    match part:
+        case S.Weight():
+            return fresh(part.shape, dtype, grad=True, held=True)
+        case S.Buffer():
+            return fresh(part.shape, FLOAT32, held=True)
+        case S.Tied():
+            return part_of(name, part.of, d_model, dtype)  # whose weight it is does not matter
+        case S.Linear():
+            return Product(name, part, dtype)
+        case S.Embedding():
+            return Table(name, part, dtype)
+        case S.Experts():
+            return Stacked(name, part, dtype)
+        case S.Conv():
+            return Convolution(name, part, dtype)
+        case S.Group():
+            return {inner: part_of(inner, each, d_model, dtype) for inner, each in part.parts.items()}
+        case S.Sized():
+            return Layer(part.spec, part.d_model, dtype, name)
+    return Layer(part, d_model, dtype, name)
+
+
+def _is_tensor(part: Any) -> bool:
+    return isinstance(part, (S.Weight, S.Buffer))
+
+
+def _named(made: Any) -> Any:
+    """What a part made, under the part's name, where it has memory of its own from within the part."""
+    storage = getattr(made, "storage", None)
+    here = ".".join(tape().path)
+    if storage is not None and not storage.held and storage.name.startswith(f"{here}/"):
+        storage.name = here
+    return made

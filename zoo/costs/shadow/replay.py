@@ -1,0 +1,151 @@
+"""The components' own code with shadows in torch's place: the same functions, with other globals.
+
+A forward pass says `torch.cat` and `F.silu`, names of its module. `shaded` gives a copy of a function whose globals are
+those of its module but for torch and what uses it, which are shaded in turn, on first use. Nothing is patched: the code
+at work elsewhere, in another thread, is untouched, and torch is never loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import FunctionType, ModuleType
+from typing import Any
+
+from zoo import lazy
+from zoo.costs.shadow import names
+from zoo.costs.shadow.tensor import is_shadow, kept, reached, tape, undone
+from zoo.kernels.base import Kernel
+from zoo.spec import Spec
+
+
+class _Globals(dict[str, Any]):
+    """A module's names, each shaded when it is first looked up."""
+
+    def __init__(self, module: dict[str, Any]) -> None:
+        self._module = module
+
+    def __missing__(self, name: str) -> Any:
+        value = self[name] = shaded(self._module[name])  # a KeyError sends Python on to the builtins
+        return value
+
+
+class _Module:
+    """A module of ours, its names shaded as they are asked for."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return shaded(getattr(self._module, name))
+
+
+_globals: dict[str, _Globals] = {}
+_shaded: dict[Any, Any] = {}
+
+
+def shaded(value: Any) -> Any:
+    """A name's value as a pass on shadows wants it; what has nothing to do with tensors as it is."""
+    if isinstance(value, ModuleType | _LAZY):
+        return _module(value)
+    if isinstance(value, FunctionType | type):
+        if not _ours(value):
+            return value
+        if value not in _shaded:
+            _shaded[value] = _function(value) if isinstance(value, FunctionType) else _class(value)
+        return _shaded[value]
+    if isinstance(value, Spec | Kernel):
+        return _instance(value)
+    if isinstance(value, Mapping):
+        return {name: shaded(each) for name, each in value.items()}
+    return value
+
+
+_LAZY = type(lazy.torch)
+
+
+def _module(module: Any) -> Any:
+    """torch as a pass on shadows finds it, under zoo's lazy name or its own; one of ours with its names shaded."""
+    if isinstance(module, _LAZY):
+        return names.torch if module is lazy.torch else names.F
+    theirs = {"torch": names.torch, "torch.nn.functional": names.F}
+    if module.__name__ in theirs:
+        return theirs[module.__name__]
+    return _Module(module) if module.__name__.startswith("zoo.") else module
+
+
+def _ours(value: Any) -> bool:
+    """Whether it is code of a component: zoo's own, or that of a module which adds a component."""
+    if isinstance(value, type) and issubclass(value, Spec):
+        _homes.add(value.__module__)
+    at = value.__module__
+    return at in _homes or (at.startswith("zoo.") and not at.startswith("zoo.costs"))
+
+
+_homes: set[str] = set()
+
+
+def _function(function: FunctionType) -> FunctionType:
+    module = function.__module__
+    if module not in _globals:
+        _globals[module] = _Globals(vars(sys.modules[module]))
+    made = FunctionType(
+        function.__code__, _globals[module], function.__name__, function.__defaults__, function.__closure__
+    )
+    made.__kwdefaults__ = function.__kwdefaults__
+    return _core(made) if (module, function.__name__) == CORE else made
+
+
+CORE = ("zoo.kernels", "attend")
+"""The function that is attention's inside, from queries, keys and values to their mixture."""
+
+
+def _core(attend: Any) -> Any:
+    """`attend` under a name of its own; where the pass is selective, as torch.utils.checkpoint would run it."""
+
+    def run(*given: Any, **options: Any) -> Any:
+        moment = tape()
+        with moment.inside("core"):
+            begun = moment.operations
+            result = attend(*given, **options)
+        if moment.selective and result.grad:
+            tensors = [each for each in (*given, *options.values()) if is_shadow(each)]
+            work = sum(each.nbytes for each in kept(reached([result], begun)))
+            undone(result, "core", [each for each in tensors if each.grad], tensors, work)
+        return result
+
+    return run
+
+
+def _class(cls: type) -> type:
+    """A class whose own methods, and those it inherits of ours, are shaded."""
+    if issubclass(cls, BaseException) or not any(_works(base) for base in cls.__mro__ if _ours(base)):
+        return cls
+    own: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if _ours(base):
+            own |= {name: _member(each) for name, each in vars(base).items() if _is_code(each)}
+    return type(cls.__name__, (cls,), own | {"__module__": cls.__module__})
+
+
+def _works(cls: type) -> bool:
+    """Whether a class's module works on tensors."""
+    return any(
+        isinstance(value, _LAZY) or (isinstance(value, ModuleType) and value.__name__ == "torch")
+        for value in vars(sys.modules[cls.__module__]).values()
+    )
+
+
+def _is_code(member: Any) -> bool:
+    return isinstance(member, property) or (isinstance(member, FunctionType) and _ours(member))
+
+
+def _member(member: Any) -> Any:
+    return property(shaded(member.fget)) if isinstance(member, property) else shaded(member)
+
+
+def _instance(value: Any) -> Any:
+    """A component or kernel of the same fields, and of the shaded class."""
+    made = object.__new__(shaded(type(value)))
+    vars(made).update({name: shaded(each) for name, each in vars(value).items()})
+    return made

@@ -1,0 +1,191 @@
+# shapes here are any
+"""The methods of a shadow, as torch's tensors have them: views, and those that pass an operation on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from zoo.costs.shadow import operations as O
+from zoo.costs.shadow.tensor import (
+    BOOL,
+    FLOAT32,
+    INT32,
+    INT64,
+    Core,
+    Dtype,
+    elementwise_strides,
+    fresh,
+    is_shadow,
+    operation,
+    sizes_of,
+    spread,
+    tape,
+    view_strides,
+)
+
+
+class Shadow(Core):
+    """A tensor without values."""
+
+    __slots__ = ()
+
+    # ------------------------------------------------------------ views
+
+    def view(self, *shape: Any) -> Any:
+        wanted = sizes_of(_flat(shape), self.numel())
+        strides = view_strides(self.shape, self.strides, wanted)
+        if strides is None:
+            raise ValueError(f"a view of {self.shape} with strides {self.strides} as {wanted} would copy")
+        return self.as_view(wanted, strides)
+
+    def reshape(self, *shape: Any) -> Any:
+        wanted = sizes_of(_flat(shape), self.numel())
+        strides = view_strides(self.shape, self.strides, wanted)
+        return operation("copy", [self], wanted, self.dtype) if strides is None else self.as_view(wanted, strides)
+
+    def flatten(self, start: int = 0, end: int = -1) -> Any:
+        start, end = self.at(start), self.at(end)
+        return self.reshape(*self.shape[:start], math.prod(self.shape[start : end + 1]), *self.shape[end + 1 :])
+
+    def unflatten(self, dim: int, sizes: Sequence[int]) -> Any:
+        dim = self.at(dim)
+        return self.view(*self.shape[:dim], *sizes_of(sizes, self.shape[dim]), *self.shape[dim + 1 :])
+
+    def permute(self, *dims: Any) -> Any:
+        order = [self.at(dim) for dim in _flat(dims)]
+        return self.as_view([self.shape[dim] for dim in order], [self.strides[dim] for dim in order])
+
+    def transpose(self, a: int, b: int) -> Any:
+        order = list(range(self.ndim))
+        order[a], order[b] = order[b], order[a]
+        return self.permute(*order)
+
+    def t(self) -> Any:
+        return self.transpose(0, 1)
+
+    @property
+    def mT(self) -> Any:  # torch's name
+        return self.transpose(-1, -2)
+
+    def expand(self, *shape: Any) -> Any:
+        asked = _flat(shape)
+        lead = len(asked) - self.ndim
+        wanted = tuple(self.shape[dim - lead] if size == -1 else size for dim, size in enumerate(asked))
+        return self.as_view(wanted, spread(self.strides, self.shape, wanted))
+
+    def expand_as(self, other: Any) -> Any:
+        return self.expand(*other.shape)
+
+    def unsqueeze(self, dim: int) -> Any:
+        dim %= self.ndim + 1
+        step = self.strides[dim] * self.shape[dim] if dim < self.ndim else 1
+        return self.as_view((*self.shape[:dim], 1, *self.shape[dim:]), (*self.strides[:dim], step, *self.strides[dim:]))
+
+    def squeeze(self, dim: int) -> Any:
+        return self.select(dim, 0) if self.shape[dim] == 1 else self
+
+    def select(self, dim: int, index: int) -> Any:
+        dim = self.at(dim)
+        return self.as_view(
+            (*self.shape[:dim], *self.shape[dim + 1 :]), (*self.strides[:dim], *self.strides[dim + 1 :])
+        )
+
+    def unbind(self, dim: int = 0) -> tuple[Any, ...]:
+        return tuple(self.select(dim, index) for index in range(self.shape[dim]))
+
+    def split(self, size: Any, dim: int = 0) -> tuple[Any, ...]:
+        dim, whole = self.at(dim), self.shape[dim]
+        sizes = size if isinstance(size, (tuple, list)) else [min(size, whole - at) for at in range(0, whole, size)]
+        return tuple(self.as_view((*self.shape[:dim], each, *self.shape[dim + 1 :]), self.strides) for each in sizes)
+
+    def chunk(self, count: int, dim: int = 0) -> tuple[Any, ...]:
+        return self.split(-(-self.shape[dim] // count), dim)
+
+    def unfold(self, dim: int, size: int, step: int) -> Any:
+        dim = self.at(dim)
+        count = (self.shape[dim] - size) // step + 1
+        strides = (*self.strides[:dim], self.strides[dim] * step, *self.strides[dim + 1 :], self.strides[dim])
+        return self.as_view((*self.shape[:dim], count, *self.shape[dim + 1 :], size), strides)
+
+    def detach(self) -> Any:
+        seen = self.as_view(self.shape, self.strides)
+        seen.grad = False
+        return seen
+
+    def contiguous(self) -> Any:
+        return self if self.is_contiguous() else operation("copy", [self], self.shape, self.dtype)
+
+    def __getitem__(self, index: Any) -> Any:
+        items = index if isinstance(index, tuple) else (index,)
+        at = next((place for place, item in enumerate(items) if item is ...), None)
+        if at is not None:
+            given = sum(item is not None and item is not ... for item in items)
+            items = (*items[:at], *[slice(None)] * (self.ndim - given), *items[at + 1 :])
+        seen, dim, picks = self, 0, []
+        for item in items:
+            if item is None:
+                seen, dim = seen.unsqueeze(dim), dim + 1
+            elif isinstance(item, int):
+                seen = seen.select(dim, item)
+            elif is_shadow(item):
+                picks.append((dim, item))
+                dim += 1
+            else:
+                seen, dim = seen._sliced(dim, item), dim + 1
+        return O.index(seen, picks) if picks else seen
+
+    def _sliced(self, dim: int, item: slice) -> Any:
+        start, stop, step = item.indices(self.shape[dim])
+        shape = (*self.shape[:dim], max(0, -(-(stop - start) // step)), *self.shape[dim + 1 :])
+        return self.as_view(shape, (*self.strides[:dim], self.strides[dim] * step, *self.strides[dim + 1 :]))
+
+    # ------------------------------------------------------------ dtypes
+
+    def to(self, target: Any) -> Any:
+        dtype = target if isinstance(target, Dtype) else target.dtype if is_shadow(target) else self.dtype
+        if dtype is self.dtype:
+            return self
+        strides = elementwise_strides(self.shape, [self])
+        return operation("cast", [self], self.shape, dtype, strides=strides)
+
+    def float(self) -> Any:
+        return self.to(FLOAT32)
+
+    def long(self) -> Any:
+        return self.to(INT64)
+
+    def int(self) -> Any:
+        return self.to(INT32)
+
+    def bool(self) -> Any:
+        return self.to(BOOL)
+
+    def new_zeros(self, *shape: Any, dtype: Dtype | None = None) -> Any:
+        return fresh(_flat(shape), dtype or self.dtype, tape().name("zeros"))
+
+    new_ones = new_empty = new_zeros
+
+    def new_tensor(self, value: Any) -> Any:
+        return fresh((), self.dtype, tape().name("constant"))
+
+
+def _flat(shape: tuple[Any, ...]) -> tuple[int, ...]:
+    return tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else tuple(shape)
+
+
+def _method(run: Callable[..., Any], swapped: bool = False) -> Callable[..., Any]:
+    if swapped:
+        return lambda self, other: run(other, self)
+    return lambda self, *args, **options: run(self, *args, **options)
+
+
+for _name, _run in O.METHODS.items():
+    setattr(Shadow, _name, _method(_run))
+for _name, _run in O.OPERATORS.items():
+    setattr(Shadow, f"__{_name}__", _method(_run))
+    setattr(Shadow, f"__r{_name}__", _method(_run, swapped=True))
+for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
+    setattr(Shadow, f"__{_name}__", _method(O.compared))
+Shadow.__hash__ = object.__hash__  # type: ignore[method-assign]

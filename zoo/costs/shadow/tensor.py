@@ -1,0 +1,387 @@
+# B batch, T tokens, S keys: shapes here are any
+"""Shadows: tensors of a shape and a dtype without values, which note what autograd keeps of what is done to them.
+
+`operation` is the one place where a result is made: it says which tensors torch saves for the backward pass of that
+operation (torch's derivatives.yaml), and the tape keeps their storages, each once, as torch's memory does. Views share
+a storage. Strides are followed, for it is they that say whether a reshape copies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from zoo.errors import ZooError
+
+Shape = tuple[int, ...]
+
+
+class UnknownOperation(ZooError):
+    """A forward pass calls something of torch's of which it is not said what it keeps."""
+
+    def __init__(self, name: str) -> None:
+        would = "a line in zoo/costs/shadow/operations.py would do"
+        super().__init__(f"memory: it is not said what torch's '{name}' keeps for a backward pass ({would})")
+
+
+class Dtype:
+    """A dtype of torch's: `rank` is 0 for bool, 1 for integers, 2 for floats (a higher one wins a promotion)."""
+
+    def __init__(self, name: str, itemsize: int, rank: int) -> None:
+        self.name, self.itemsize, self.rank = name, itemsize, rank
+
+    def __str__(self) -> str:
+        return f"torch.{self.name}"
+
+    @property
+    def is_floating_point(self) -> bool:
+        return self.rank == 2
+
+
+BOOL, INT32, INT64 = Dtype("bool", 1, 0), Dtype("int32", 4, 1), Dtype("int64", 8, 1)
+BFLOAT16, FLOAT16, FLOAT32 = Dtype("bfloat16", 2, 2), Dtype("float16", 2, 2), Dtype("float32", 4, 2)
+
+
+def promote(*dtypes: Dtype) -> Dtype:
+    """The dtype that holds values of all: the highest rank, there the widest; two halves of 16 bits meet in float32."""
+    rank = max(dtype.rank for dtype in dtypes)
+    top = [dtype for dtype in dtypes if dtype.rank == rank]
+    widest = max(top, key=lambda dtype: dtype.itemsize)
+    return FLOAT32 if {BFLOAT16, FLOAT16} <= set(top) and widest.itemsize == 2 else widest
+
+
+class Device:
+    """Where the pass would run: "cuda" has fused norms and attention, "cpu" composes some of them."""
+
+    def __init__(self, kind: str) -> None:
+        self.type = kind
+
+
+class Storage:
+    """The memory of a tensor and its views, of which the tape counts how much there is at once. `held` is what no pass
+    makes: a weight, a buffer."""
+
+    __slots__ = ("_tape", "dtype", "held", "name", "nbytes", "shape")
+
+    def __init__(self, name: str, shape: Shape, dtype: Dtype, *, held: bool = False) -> None:
+        self.name, self.shape, self.dtype, self.held = name, shape, dtype, held
+        self.nbytes = math.prod(shape) * dtype.itemsize
+        self._tape = tape()
+        self._tape.count(0 if held else self.nbytes)
+
+    def hold(self) -> None:
+        """Makes it none of the pass's."""
+        if not self.held:
+            self.held = True
+            self._tape.count(-self.nbytes)
+
+    def __del__(self) -> None:
+        self._tape.count(0 if self.held else -self.nbytes)
+
+
+class Source(NamedTuple):
+    """An input that a gradient is wanted for: the operation it came of, or a leaf's memory, and its bytes."""
+
+    node: Node | None
+    leaf: Storage | None
+    nbytes: int
+
+
+class Node:
+    """An operation that the backward pass will undo. It `saves` memory until then, and takes `work` bytes besides."""
+
+    __slots__ = ("index", "name", "nbytes", "saves", "sources", "work")
+
+    def __init__(
+        self, name: str, index: int, saves: list[Storage], sources: list[Source], nbytes: int, work: int
+    ) -> None:
+        self.name, self.index, self.saves, self.sources = name, index, saves, sources
+        self.nbytes, self.work = nbytes, work
+
+
+class Tape:
+    """One pass: how many operations there were, the `path` of the part that is at work, the bytes that are `live` and
+    the `most` that were. A `selective` one keeps nothing of attention's inside, to compute it a second time;
+    `autocast` is the dtype that products take, if any."""
+
+    def __init__(self, device: Device, selective: bool, autocast: Dtype | None) -> None:
+        self.device, self.selective, self.autocast = device, selective, autocast
+        self.recording = True
+        self.path: list[str] = []
+        self.operations = self.live = self.most = 0
+
+    def count(self, nbytes: int) -> None:
+        """So many bytes more are there, or fewer."""
+        self.live += nbytes
+        self.most = max(self.most, self.live)
+
+    def begin(self) -> tuple[int, int]:
+        """The operations so far, and the bytes that are live: `most` counts from here."""
+        self.most = self.live
+        return self.operations, self.live
+
+    def name(self, operation: str) -> str:
+        return f"{'.'.join(self.path)}/{operation}" if self.path else operation
+
+    @contextmanager
+    def set(self, **changes: Any) -> Iterator[None]:
+        """What happens inside is recorded otherwise."""
+        before = {name: getattr(self, name) for name in changes}
+        vars(self).update(changes)
+        try:
+            yield
+        finally:
+            vars(self).update(before)
+
+    @contextmanager
+    def inside(self, name: str) -> Iterator[None]:
+        """What happens inside is a part's of that name."""
+        if not name:
+            yield
+            return
+        self.path.append(name)
+        try:
+            yield
+        finally:
+            self.path.pop()
+
+
+_TAPE: ContextVar[Tape] = ContextVar("tape")
+
+
+def tape() -> Tape:
+    """The tape of the pass that runs."""
+    return _TAPE.get()
+
+
+@contextmanager
+def taping(device: str, *, selective: bool = False, autocast: Dtype | None = None) -> Iterator[Tape]:
+    """A pass on shadows, in this thread alone."""
+    token = _TAPE.set(Tape(Device(device), selective, autocast))
+    try:
+        yield _TAPE.get()
+    finally:
+        _TAPE.reset(token)
+
+
+def dense(shape: Sequence[int]) -> Shape:
+    """The strides of a contiguous tensor."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+class Core:
+    """A shadow's state, and the making of others. `grad` says that a gradient is wanted for it."""
+
+    __slots__ = ("dtype", "grad", "node", "shape", "storage", "strides")
+
+    def __init__(
+        self, shape: Shape, strides: Shape, dtype: Dtype, storage: Storage, grad: bool, node: Node | None = None
+    ) -> None:
+        self.shape, self.strides, self.dtype, self.storage = shape, strides, dtype, storage
+        self.grad, self.node = grad, node
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name in Core.__slots__:
+            raise AttributeError(name)
+        raise UnknownOperation(name)
+
+    @property
+    def device(self) -> Device:
+        return tape().device
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.grad
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel() * self.dtype.itemsize
+
+    def element_size(self) -> int:
+        return self.dtype.itemsize
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    def size(self, dim: int) -> int:
+        return self.shape[dim]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def is_contiguous(self) -> bool:
+        wanted = dense(self.shape)
+        return all(a == b or size == 1 for a, b, size in zip(self.strides, wanted, self.shape, strict=True))
+
+    def at(self, dim: int) -> int:
+        """A dimension counted from the front."""
+        return dim % len(self.shape)
+
+    def as_view(self, shape: Iterable[int], strides: Iterable[int]) -> Any:
+        """The same memory, seen otherwise."""
+        grad = self.grad and tape().recording
+        return type(self)(tuple(shape), tuple(strides), self.dtype, self.storage, grad, self.node if grad else None)
+
+
+# ---------------------------------------------------------------- making them
+
+
+def fresh(
+    shape: Sequence[int],
+    dtype: Dtype,
+    name: str = "",
+    *,
+    grad: bool = False,
+    strides: Shape | None = None,
+    held: bool = False,
+) -> Any:
+    """A tensor with memory of its own, or of a weight or a buffer that is `held` all along."""
+    from zoo.costs.shadow.shadow import Shadow
+
+    shape = tuple(shape)
+    storage = Storage(name, shape, dtype, held=held)
+    return Shadow(shape, dense(shape) if strides is None else strides, dtype, storage, grad)
+
+
+def operation(
+    name: str,
+    inputs: Iterable[Any],
+    shape: Sequence[int],
+    dtype: Dtype,
+    *,
+    saves: Iterable[Any] = (),
+    saves_result: bool = False,
+    strides: Shape | None = None,
+) -> Any:
+    """The result of an operation on `inputs`, of which autograd saves `saves` if a gradient is wanted for one."""
+    moment = tape()
+    moment.operations += 1
+    given = [each for each in inputs if is_shadow(each) and each.grad]
+    wanted = moment.recording and dtype.is_floating_point and bool(given)
+    result = fresh(shape, dtype, moment.name(name), grad=wanted, strides=strides)
+    if wanted:
+        undone(result, name, given, [*saves, *([result] if saves_result else ())])
+    return result
+
+
+def undone(result: Any, name: str, inputs: Iterable[Any], saves: Iterable[Any], work: int = 0) -> None:
+    """Notes how the backward pass gets from a result to what it was made of."""
+    saved = [each.storage for each in saves if not each.storage.held]
+    sources = [source_of(each) for each in inputs]
+    result.node = Node(name, tape().operations, saved, sources, result.nbytes, work)
+
+
+def source_of(tensor: Any) -> Source:
+    """A tensor as what a gradient goes to. Only a leaf's memory stays for it."""
+    return Source(tensor.node, None if tensor.node else tensor.storage, tensor.nbytes)
+
+
+def reached(roots: Iterable[Any], since: int = 0) -> list[Node]:
+    """The operations after the one numbered `since` that a backward pass from `roots` undoes, first to last.
+
+    What leads to none of the roots is not among them: torch frees it as soon as its result is gone.
+    """
+    waiting = [each.node for each in roots if is_shadow(each) and each.node]
+    found: dict[int, Node] = {}
+    while waiting:
+        node = waiting.pop()
+        if node.index > since and node.index not in found:
+            found[node.index] = node
+            waiting += [source.node for source in node.sources if source.node]
+    return [found[index] for index in sorted(found)]
+
+
+def kept(nodes: Iterable[Node]) -> dict[Storage, None]:
+    """The memory that operations save, each once, in their order."""
+    return {storage: None for node in nodes for storage in node.saves}
+
+
+def is_shadow(value: Any) -> bool:
+    return isinstance(value, Core)
+
+
+# ---------------------------------------------------------------- shapes
+
+
+def broadcast(*shapes: Shape) -> Shape:
+    """The shape that all of these take part in."""
+    width = max(map(len, shapes))
+    padded = [(1,) * (width - len(shape)) + tuple(shape) for shape in shapes]
+    return tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*padded, strict=True))
+
+
+def spread(strides: Shape, shape: Shape, wanted: Shape) -> Shape:
+    """The strides of a tensor of `shape` seen in the larger one it is broadcast to."""
+    lead = len(wanted) - len(shape)
+    own = [
+        0 if size == 1 and want != 1 else step for size, want, step in zip(shape, wanted[lead:], strides, strict=True)
+    ]
+    return (0,) * lead + tuple(own)
+
+
+def elementwise_strides(shape: Shape, operands: Sequence[Any]) -> Shape:
+    """The layout of an elementwise result: that of the first whole operand, if it fills its memory in some order."""
+    for each in operands:
+        if each.shape == shape:
+            order = sorted(range(len(shape)), key=lambda dim: (-each.strides[dim], dim))
+            strides, step = [0] * len(shape), 1
+            for dim in reversed(order):
+                strides[dim] = step
+                step *= shape[dim]
+            return tuple(strides) if 0 not in each.strides else dense(shape)
+    return dense(shape)
+
+
+def sizes_of(shape: Sequence[int], count: int) -> Shape:
+    """A shape with its -1 worked out for `count` values."""
+    if -1 not in shape:
+        return tuple(shape)
+    known = math.prod(size for size in shape if size != -1)
+    return tuple(count // max(known, 1) if size == -1 else size for size in shape)
+
+
+def view_strides(shape: Shape, strides: Shape, wanted: Shape) -> Shape | None:
+    """The strides that show memory of `shape` and `strides` as `wanted`; None where only a copy would.
+
+    As torch's computeStride: runs of dimensions that lie together may be split anew, no others.
+    """
+    if not math.prod(shape):
+        return dense(wanted)
+    found: list[int] = [0] * len(wanted)
+    at = len(wanted) - 1
+    last, run, asked = (strides[-1] if strides else 1), 1, 1
+    for dim in range(len(shape) - 1, -1, -1):
+        run *= shape[dim]
+        ends = dim == 0 or (shape[dim - 1] != 1 and strides[dim - 1] != run * last)
+        if not ends:
+            continue
+        while at >= 0 and (asked < run or wanted[at] == 1):
+            found[at] = asked * last
+            asked *= wanted[at]
+            at -= 1
+        if asked != run:
+            return None
+        if dim:
+            last, run, asked = strides[dim - 1], 1, 1
+    while at >= 0:
+        found[at] = last
+        at -= 1
+    return tuple(found)

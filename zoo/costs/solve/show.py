@@ -1,0 +1,111 @@
+"""The answers of `zoo solve` as text that fits 80 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zoo import report
+
+PARTS = {
+    "weights": "weights",
+    "kv_cache": "KV cache",
+    "prefill": "reading the prompt",
+    "gradients": "gradients",
+    "optimizer": "optimizer states",
+    "activations": "activations",
+    "loss_head": "logits and their loss",
+    "step": "the optimizer's step",
+}
+"""What takes memory, as it is called in a sentence."""
+
+FIGURES = {
+    "params": "params",
+    "active_params": "active",
+    "flops_per_token": "FLOPs/token",
+    "kv_bytes_per_token": "KV/token",
+    "memory": "memory",
+}
+"""Headings of what shapes are solved for."""
+
+
+def most_table(answer: Mapping[str, Any], name: str, title: str) -> str:
+    """The answer, what takes the memory, and what one more would."""
+    room, now, more = answer["room"], answer["needed"], answer.get("one_more")
+    other = f"{answer['context']:,} tokens" if name == "batch" else f"a batch of {answer['batch']:,}"
+    doing = "training" if answer["mode"] == "train" else "generating"
+    parts = [part for part in now if part != "total"]
+    adds = [report.size(more[part] - now[part]) if more else "" for part in ("total", *parts)]
+    rows = [
+        (f"{title}: {doing}, {other}, on {room['gpu'] or report.size(room['memory'])}", "", ""),
+        ("", "", ""),
+        (f"  largest {name}", f"{answer[name]:,}", "one more adds" if more else ""),
+        ("  memory, at the peak" + (" on each GPU" if answer["gpus"] > 1 else ""), report.size(now["total"]), adds[0]),
+        *((f"    {PARTS[part]}", report.size(now[part]), grown) for part, grown in zip(parts, adds[1:], strict=True)),
+        *([("  with one more", report.size(more["total"]), "")] if more else []),
+        (
+            f"  usable ({room['usable']:g} × {report.si(room['memory'], 'B')} − {report.si(room['runtime'], 'B')})",
+            report.size(room["bytes"]),
+            "",
+        ),
+        ("  what binds", PARTS[answer["binds"]], ""),
+    ]
+    notes = [textwrap.fill(note, 80, initial_indent="  note: ", subsequent_indent="    ") for note in answer["notes"]]
+    return "\n".join([report.columns(rows, right=(1, 2)), *notes])
+
+
+def short_of(answer: Mapping[str, Any]) -> str:
+    """What is short, by how much, and what would do."""
+    needed, room = answer["needed"], answer["room"]
+    most = max((part for part in needed if part != "total"), key=lambda part: needed[part])
+    return (
+        f"{report.size(answer['short'])} short: it takes {report.size(needed['total'])}, most of it {PARTS[most]}, "
+        f"and {report.size(room['bytes'])} is usable of {room['gpu'] or 'the memory given'} (`zoo solve gpu` shows "
+        "what would do)"
+    )
+
+
+def gpu_table(rows: Sequence[Mapping[str, Any]], title: str, train: bool) -> str:
+    """A GPU a row, the least memory in all first."""
+    how = "ZeRO stage" if train else "tensor parallel"
+    cells = [(title, "", "", "", "", ""), ("GPU", "GPUs", how, "in all", "on each", "of usable")]
+    for row in rows:
+        room, needed = row["room"], row["needed"]["total"]
+        split = str(row.get("zero", "")) if train else str(row["tp"])
+        cells.append(
+            (
+                room["gpu"],
+                f"{row['gpus']:,}" if row["fits"] else f"not on {row['gpus']:,}",
+                split if row["gpus"] > 1 else "",
+                report.si(row["memory_total"], "B"),
+                report.si(needed, "B"),
+                report.share(needed, room["bytes"]),
+            )
+        )
+    return report.columns(cells, right=(1, 2, 3, 4, 5))
+
+
+def cache_table(found: Sequence[Mapping[str, Any]], target: str, most: float) -> str:
+    """The model as it is, and each change that does."""
+    rows = [("KV cache", f"at most {report.size(most)}", "")]
+    for each in found:
+        rows.append(
+            (report.size(each["bytes"]), " ".join([target, *each["overrides"]]), "" if each["fits"] else "too large")
+        )
+    return report.columns(rows)
+
+
+def shape_table(found: Sequence[Mapping[str, Any]], model: str) -> str:
+    """A shape a row, nearest the budget first, and how to make the first."""
+    dims = [name for name in ("d_model", "n_layers", "d_ff") if name in found[0]]
+    figures = list(found[0]["figures"])
+    kv = "n_kv_heads" in found[0]
+    rows = [(*dims, "heads (kv)" if kv else "heads", "aspect", *(FIGURES[name] for name in figures), "share")]
+    for each in found:
+        heads = " ".join(filter(None, (str(each.get("n_heads", "")), f"({each['n_kv_heads']})" if kv else "")))
+        priced = (report.si(v, "B") if "bytes" in k or k == "memory" else f"{v:,}" for k, v in each["figures"].items())
+        stated = (str(each[name]) for name in dims)
+        rows.append((*stated, heads, f"{each['aspect']:.0f}", *priced, f"{100 * each['share']:.2f} %"))
+    make = " ".join(["zoo stats", model, *found[0]["overrides"]])
+    return f"{report.columns(rows, right=range(len(rows[0])))}\n\nThe first is made by:\n{make}"

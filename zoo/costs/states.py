@@ -1,0 +1,212 @@
+"""What training keeps of each parameter on one rank: weights, gradients, an optimizer's states, and a master copy.
+
+Bytes a parameter, with AdamW and a dtype of 2 bytes, before ZeRO:
+
+| precision | weights | gradients | states | master | as in |
+| --- | --- | --- | --- | --- | --- |
+| mixed | 2 | 2 | 8 | 4 | Rajbhandari et al., 2020 (ZeRO), §3.1 |
+| megatron | 2 | 4 | 8 | 4 | Megatron-LM, whose gradients are summed up in fp32 |
+| fp32 | 4 | 4 | 8 | 0 | |
+| amp | 4 | 4 | 8 | 0 | torch.autocast, which copies what enters matrix products |
+| pure | 2 | 2 | 4 | 0 | torch.optim, whose states take the parameter's dtype |
+
+Where the weights are fp32 already there is no master copy. Every parameter is trained. Counters of steps (a number a
+tensor) and the tables of 8-bit codes (2 KiB) are left out.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from zoo.costs.parallel import Piece, Stage, fullest
+from zoo.costs.setup import DTYPES, Setup
+from zoo.costs.shards import ceil_share, dim0_share, numel
+from zoo.errors import ConfigError
+
+BLOCK, SMALL = 256, 4096
+"""Of 8-bit states: values that share a scale, and elements below which a tensor's states are fp32."""
+
+VALUES = {"adamw": 2, "lion": 1, "sgd": 1}
+"""Values an optimizer keeps of each element: Loshchilov and Hutter, 2017; Chen et al., 2023; SGD with momentum."""
+
+
+def states(spec: Any, setup: Setup, stage: Stage | None = None) -> dict[str, Any]:
+    """Bytes of training states on one rank: one of `stage`, or of the stage with most parameters.
+
+    `weights`, `gradients`, `optimizer` (the master copy among it, and `master` once more apart) are what ZeRO leaves
+    there, `total` their sum. What comes and goes: `cast`, autocast's copies, kept for a step's passes; `step`, what the
+    update itself takes; with ZeRO 3 `gathered` and `reducing`, what is whole in between (`gathered_bytes`).
+    `bytes_per_param` is over the rank's `parameters` before ZeRO.
+
+    Raises ConfigError for dimensions that the ranks do not divide, and for `pure` in 8 bits.
+    """
+    stage = fullest(spec, setup) if stage is None else stage
+    pieces, (weight, gradient, _, master) = stage.pieces, widths(setup)
+    masters = held(pieces, setup, 1) * master
+    kept = {
+        "weights": held(pieces, setup, 3) * weight,
+        "gradients": held(pieces, setup, 2) * gradient,
+        "optimizer": optimizer_bytes(pieces, setup) + masters,
+        "master": masters,
+    }
+    kept["total"] = kept["weights"] + kept["gradients"] + kept["optimizer"]
+    gathered, reducing = gathered_bytes(stage, setup)
+    return {
+        **kept,
+        "cast": cast_bytes(pieces, setup),
+        "step": step_bytes(pieces, setup),
+        "gathered": gathered,
+        "reducing": reducing,
+        "parameters": stage.params,
+        "bytes_per_param": {name: size / stage.params for name, size in kept.items()},
+    }
+
+
+def widths(setup: Setup) -> tuple[int, int, int, int]:
+    """Bytes of a weight, of its gradient, of a value of the optimizer's states, and of its master copy.
+
+    Gradients have 16 bits or more, whatever the weights are kept in. Raises ConfigError for `pure` in 8 bits.
+    """
+    width = DTYPES[setup.dtype]
+    if setup.precision in ("fp32", "amp"):
+        return 4, 4, 4, 0
+    if setup.precision == "pure":
+        if width < 2:
+            raise ConfigError(f"precision: pure keeps states in {setup.dtype}, as no optimizer does (mixed would do)")
+        return width, width, width, 0
+    return width, 4 if setup.precision == "megatron" else max(width, 2), 4, 4 if width < 4 else 0
+
+
+def ways(setup: Setup, expert: bool) -> int:
+    """Ranks with the same weights, among which ZeRO shards them."""
+    return setup.dp * setup.cp // (setup.ep if expert else 1)
+
+
+def held(pieces: Iterable[Piece], setup: Setup, since: int) -> int:
+    """Elements on a rank of what ZeRO shards from the stage `since` on.
+
+    Stages 1 and 2 cut all parameters, one after the other, in equal parts (DeepSpeed, Megatron-LM); 3 cuts each tensor
+    (FSDP2), of which the first rank has the most.
+    """
+    if setup.zero == 3 or setup.zero < since:
+        return sum(numel(shape) * copies for shape, copies, _ in _optimized(pieces, setup))
+    sums = {True: 0, False: 0}
+    for piece in pieces:
+        sums[piece.expert] += piece.params
+    return sum(ceil_share(elements, ways(setup, expert)) for expert, elements in sums.items())
+
+
+def _optimized(pieces: Iterable[Piece], setup: Setup) -> list[tuple[tuple[int, ...], int, bool]]:
+    """Shape, copies and whether it is a hidden matrix, of each tensor as an optimizer meets it; FSDP2's are shards."""
+    cut = setup.zero == 3
+    return [
+        (
+            dim0_share(piece.shape, ways(setup, piece.expert), expert=piece.expert) if cut else piece.shape,
+            piece.copies,
+            piece.hidden,
+        )
+        for piece in pieces
+    ]
+
+
+def optimizer_bytes(pieces: Iterable[Piece], setup: Setup) -> int:
+    """Bytes of an optimizer's states on a rank, the master copy apart.
+
+    ZeRO 1 and 2 leave an equal part of what there would be without.
+    """
+    width = widths(setup)[2]
+    if setup.zero in (0, 3):
+        return sum(
+            state_bytes(setup.optimizer, shape, hidden, width) * copies
+            for shape, copies, hidden in _optimized(pieces, setup)
+        )
+    sums = {True: 0, False: 0}
+    for piece in pieces:
+        sums[piece.expert] += state_bytes(setup.optimizer, piece.shape, piece.hidden, width) * piece.copies
+    return sum(ceil_share(size, ways(setup, expert)) for expert, size in sums.items())
+
+
+def state_bytes(optimizer: str, shape: tuple[int, ...], hidden: bool, width: int) -> int:
+    """Bytes of an optimizer's states of one tensor, with values of `width` bytes.
+
+    adamw8bit (Dettmers et al., 2021): two codes of a byte and two fp32 scales for each 256 elements or part of them;
+    fp32 below 4096 elements (measured: bitsandbytes 0.50.2; torchao 0.18.0 keeps tensors that are no multiple of 256 in
+    the parameter's dtype). adafactor (Shazeer and Stern, 2018): a row's and a column's means of each matrix, of each in
+    a stack, and one value an element of a vector (torch.optim.Adafactor). muon (Jordan et al., 2024): one value for the
+    `hidden` matrices; AdamW for tables, heads, vectors, and stacked experts and convolutions, since torch.optim.Muon
+    takes nothing of three dimensions.
+    """
+    elements = numel(shape)
+    if optimizer == "adamw8bit":
+        return 8 * elements if elements < SMALL else 2 * elements + 8 * -(-elements // BLOCK)
+    if optimizer == "adafactor":
+        return width * (elements // shape[-1] + elements // shape[-2] if len(shape) > 1 else elements)
+    if optimizer == "muon":
+        return width * elements * (1 if hidden else VALUES["adamw"])
+    return width * elements * VALUES[optimizer]
+
+
+def step_bytes(pieces: Iterable[Piece], setup: Setup) -> int:
+    """Bytes that the update itself takes, of torch's implementations and by their defaults on a GPU (measured, torch
+    2.13).
+
+    adamw's `foreach` holds one value for every element at once; `fused=True` takes nothing. The others go tensor by
+    tensor: two values for each element of the largest (adafactor; lion), a matrix' update in the states' dtype and its
+    orthogonalisation in bf16 (muon); sgd and adamw8bit work in place.
+    """
+    width, pieces = widths(setup)[2], list(pieces)
+    tensors = _optimized(pieces, setup)
+    if setup.optimizer == "adamw":
+        return 0 if setup.fused_optimizer else held(pieces, setup, 1) * width
+    if setup.optimizer in ("adafactor", "lion"):
+        return 2 * width * max(numel(shape) for shape, _, _ in tensors)
+    if setup.optimizer == "muon":
+        others = held([piece for piece in pieces if not piece.hidden], setup, 1) * width
+        matrices = (piece.shape for piece in pieces if piece.hidden)  # whole: shards are put together to orthogonalise
+        return max(others, *(width * numel(s) + 2 * (2 * numel(s) + 2 * min(s) ** 2) for s in matrices))
+    return 0
+
+
+def cast_bytes(pieces: Iterable[Piece], setup: Setup) -> int:
+    """Bytes of the copies that autocast keeps of the weights and biases of matrix products; FSDP casts what it
+    gathers."""
+    if setup.precision != "amp" or setup.zero == 3 or DTYPES[setup.dtype] >= 4:
+        return 0
+    return sum(piece.params for piece in pieces if piece.product) * DTYPES[setup.dtype]
+
+
+def gathered_bytes(stage: Stage, setup: Setup) -> tuple[int, int]:
+    """Bytes of the weights that FSDP makes whole at once, two neighbouring units', of which the second is fetched
+    meanwhile; and of the largest unit's whole gradients, with the buffer that they are reduced from.
+
+    Layers are units, the embedding is one, and the last norm and the head are one, as torchtitan has them. That there
+    are two and two is what torch's FSDPMemTracker sees at the peak (2.13).
+    """
+    if setup.zero < 3:
+        return 0, 0
+    sizes: dict[tuple[str, str], int] = {}
+    for piece in stage.pieces:
+        unit = _unit(piece, stage)
+        sizes[unit] = sizes.get(unit, 0) + piece.params
+    layers = {(name, kind): count for name, kind, count in stage.layers()}
+    each = {key: size // _stored(stage, *key) for key, size in sizes.items() if key in layers}
+    largest = max(each.values())
+    beside = [size for key, size in sizes.items() if key not in layers]
+    if sum(layers.values()) > 1:
+        beside.append(largest)
+    computed = 4 if setup.precision == "fp32" else DTYPES[setup.dtype]
+    reducing = max(computed, 2) + widths(setup)[1]
+    return (largest + max(beside, default=0)) * computed, max(largest, *beside, 0) * reducing
+
+
+def _unit(piece: Piece, stage: Stage) -> tuple[str, str]:
+    """The stack and the kind of layer a piece belongs to, or the end of the stack."""
+    name = next((name for name in stage.held if name and piece.path.startswith(f"{name}.")), "")
+    steps = piece.path.removeprefix(f"{name}.").split(".")
+    if steps[0] == "blocks":
+        return name, steps[1]
+    return name, "first:" if steps[0] in ("embedding", "position") else "last:"
+
+
+def _stored(stage: Stage, name: str, kind: str) -> int:
+    """Layers of a kind with weights of their own."""
+    return stage.held[name].stack.stored().count(kind)

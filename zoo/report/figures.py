@@ -1,0 +1,259 @@
+"""The figures of `zoo.costs.price` as lines: labels, units and sections. What has no label of its own gets its key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from zoo.report.speed import speed_rows
+from zoo.report.text import bold, columns, wrapped
+from zoo.report.units import readable, share
+
+Row = tuple[str, ...]
+
+WIDTH = 80
+
+LABELS = {
+    "params.active": "active, a token",
+    "params.by_component": "",
+    "params.embedding": "embedding and head",
+    "params.by_layer_kind": "by kind of layer",
+    "flops.forward": "forward, a token",
+    "flops.train": "forward and backward, a token",
+    "flops.prefill": "prefill of the context",
+    "flops.decode": "decoding a token after the context",
+    "flops.decode_expanded": "decoding a token, latents expanded",
+    "flops.train_hardware": "training a token, recomputation included",
+    "kv_cache.bytes_per_token": "a token",
+    "memory.optimizer": "optimizer states",
+    "memory.master": "of them fp32 master weights",
+    "memory.step": "the optimizer step's temporaries",
+    "memory.activations": "activations, training",
+    "memory.activations_by_layer": "activations of one layer",
+    "memory.peak_at": "which is at the",
+    "memory.bottleneck": "most of it is",
+    "memory.loss_head": "logits, their gradients, training",
+    "memory.train_peak": "training, at its peak",
+    "memory.generate_peak": "generating, at its peak",
+}
+"""Of a figure by its dotted path; "" puts what is in it one level up."""
+
+SECTIONS = {
+    "params": "Parameters",
+    "flops": "FLOPs",
+    "kv_cache": "KV cache",
+    "memory": "Memory",
+    "roofline": "Roofline",
+    "rules_of_thumb": "Rules of thumb",
+}
+
+SAID = frozenset(
+    {
+        *("roofline.gpu", "roofline.title", "roofline.dtype"),
+        *("flops.convention", "flops.context", "memory.on", "params.embedding", "params.non_embedding"),
+        *("kv_cache.tokens", "kv_cache.batch", "kv_cache.dtype", "kv_cache.engine", "kv_cache.bytes"),
+    }
+)
+"""What a section's title or another line of it says, so that it is no line of its own."""
+
+UNITS = {"params": "params", "flops": "FLOP", "memory": "B"}
+HOLDING = (
+    ("flops_per_second", "FLOP/s"),
+    ("bytes_per_second", "B/s"),
+    ("tokens_per_second", "tok/s"),
+    ("intensity", "FLOP/B"),
+    ("ridge", "FLOP/B"),
+    ("seconds", "s"),
+    ("bytes", "B"),
+    ("error", "share"),
+    ("mfu", "share"),
+    ("flops", "FLOP"),
+)
+"""Units by what a figure's name holds, the first that does."""
+
+COUNTS = ("layers", "context", "batch", "tokens", "experts", "gpus", "ranks", "stored", "used", "ratio", "per_token")
+
+
+BRIEF = {
+    "params.active_without_input_table": "active, less the input table",
+    "flops.train": "train, a token",
+    "flops.train_hardware": "train with recomputation",
+    "flops.prefill": "prefill",
+    "flops.decode": "decode, a token",
+    "flops.decode_expanded": "decode, latents expanded",
+    "kv_cache.bytes": "all tokens",
+    "memory.activations": "activations",
+    "memory.step": "step's temporaries",
+    "memory.peak_at": "peak is at",
+    "memory.loss_head": "logits and gradients",
+    "memory.train_peak": "training peak",
+    "memory.generate_peak": "generating peak",
+}
+"""Labels that leave room for several models beside them."""
+
+
+class Figure(NamedTuple):
+    """One figure: its dotted path, what it is called, its value, its unit and how deep it stands in its section."""
+
+    path: str
+    label: str
+    value: Any
+    unit: str
+    depth: int
+
+
+def unit_of(path: str) -> str:
+    """The unit of a figure, from its dotted path."""
+    section, _, rest = path.partition(".")
+    leaf = rest.rpartition(".")[2]
+    if rest.startswith("by_component."):
+        return UNITS[section]
+    for part, unit in HOLDING:
+        if part in leaf:
+            return unit
+    if leaf.endswith(COUNTS) or section not in UNITS:
+        return ""
+    return UNITS[section]
+
+
+def figures(priced: Mapping[str, Any]) -> Iterator[Figure]:
+    """Every figure in its order; a mapping that is a figure's breakdown comes first as a line without a value."""
+    for section, node in priced.items():
+        if isinstance(node, Mapping):
+            yield from _below(section, node, 0)
+
+
+LEFT_OUT = frozenset({"operators", "sum_of_operators"})
+"""Breakdowns that would be tables of their own: they are in the JSON."""
+
+
+def idle(figure: Figure) -> bool:
+    """Whether a figure says nothing by being zero, or is one that another line has."""
+    return figure.path in SAID or (figure.value == 0 and figure.path in ZEROS)
+
+
+ZEROS = frozenset({"params.buffers", "kv_cache.cross_bytes", "kv_cache.state_bytes", "memory.master"})
+
+
+def _below(path: str, node: Mapping[str, Any], depth: int) -> Iterator[Figure]:
+    for key, value in node.items():
+        place = f"{path}.{key}"
+        label = LABELS.get(place, str(key).replace("_", " "))
+        if value is None or key in LEFT_OUT:
+            continue
+        if path == "params.by_layer_kind":
+            yield Figure(f"{place}.total", str(key), value["total"], "params", depth)
+            if value["active"] != value["total"]:
+                yield Figure(f"{place}.active", f"{key}, active", value["active"], "params", depth)
+        elif isinstance(value, Mapping):
+            if label:
+                yield Figure(place, label, None, "", depth)
+            yield from _below(place, value, depth + 1)
+        elif not isinstance(value, list | tuple):
+            yield Figure(place, label, value, unit_of(place), depth)
+
+
+def heading(section: str, priced: Mapping[str, Any]) -> str:
+    """A section's title, with what all of its figures are of."""
+    cache, flops = priced.get("kv_cache", {}), priced.get("flops", {})
+    engine = cache.get("engine", "ideal")
+    convention = str(flops.get("convention", "exact")).partition(":")[0]
+    said = {
+        "flops": [f"context {cache.get('tokens', 0):,} tokens", *([convention] if convention != "exact" else [])],
+        "kv_cache": [cache.get("dtype", ""), *([engine] if engine != "ideal" else [])],
+        "roofline": [str(priced.get("roofline", {}).get(name, "")) for name in ("title", "dtype")],
+        "memory": [cache.get("dtype", ""), _sequences(cache), *_listed(priced.get("memory", {}).get("on"))],
+    }
+    title = SECTIONS.get(section, section.replace("_", " ").capitalize())
+    return f"{title} ({', '.join(said[section])})" if section in said else title
+
+
+def _listed(text: str | None) -> list[str]:
+    return [text] if text else []
+
+
+def _sequences(cache: Mapping[str, Any]) -> str:
+    tokens = f"{cache.get('tokens', 0):,} tokens"
+    return f"{cache['batch']:,} × {tokens}" if cache.get("batch", 1) != 1 else tokens
+
+
+def cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
+    """The sections of `zoo stats`: a title, and rows of a name, an exact figure and a readable one."""
+    sections: list[tuple[str, list[Row]]] = []
+    for section, node in priced.items():
+        if section == "kv_cache" and not node["bytes"]:
+            continue  # what writes nothing keeps nothing
+        if section == "rules_of_thumb":
+            continue  # `--explain` shows them
+        if isinstance(node, Mapping) and (rows := _rows(section, priced)):
+            sections.append((heading(section, priced), rows))
+    return sections
+
+
+def _rows(section: str, priced: Mapping[str, Any]) -> list[Row]:
+    if section == "roofline":
+        return speed_rows(priced[section], WIDTH - 2)
+    rows: list[Row] = []
+    for figure in figures({section: priced[section]}):
+        if not idle(figure) and not twice(figure, priced):
+            rows += _figure_rows(figure, priced)
+        if figure.path == "memory.bottleneck":
+            rows += [_changed(each) for each in priced[section]["change_first"]]
+    if section == "kv_cache":
+        cache = priced[section]
+        rows.insert(1, (_sequences(cache), f"{cache['bytes']:,} B", readable(cache["bytes"], "B")))
+    return rows
+
+
+def _changed(found: Mapping[str, Any]) -> Row:
+    """What an option would save of training's peak."""
+    saved = readable(found["saves"], "B", short=True)
+    return (f"  with {found['change']}", f"{saved} less", readable(found["train_peak"], "B"))
+
+
+def twice(figure: Figure, priced: Mapping[str, Any]) -> bool:
+    """Whether a figure repeats another of this model: what is active in a dense one, what training really computes
+    where nothing is computed again, a breakdown by kind of layer where there is one kind."""
+    counted, flops = priced["params"], priced.get("flops", {})
+    if figure.path.startswith("params.active"):
+        return counted["active"] == counted["total"]
+    if figure.path.startswith("params.by_layer_kind"):
+        return len(counted["by_layer_kind"]) == 1
+    return figure.path == "flops.train_hardware" and figure.value == flops.get("train")
+
+
+def _figure_rows(figure: Figure, priced: Mapping[str, Any]) -> list[Row]:
+    label = "  " * figure.depth + figure.label
+    value, unit = figure.value, figure.unit
+    if isinstance(value, str) and len(value) > 24:
+        return _wrapped(f"{label}: {value}")
+    if figure.path.startswith("params.by_layer_kind.") and figure.path.endswith(".total"):
+        layers = priced["params"]["by_layer_kind"][figure.label]["layers"]
+        label += f", {layers} layers" if layers != 1 else ", 1 layer"
+    if figure.path.startswith("params.by_component.") and not isinstance(value, str):
+        return [(label, f"{value:,}", share(value, priced["params"]["total"]))]
+    if unit == "params" and value is not None:
+        return [(label, f"{value:,}", readable(value, unit))]
+    if figure.path.startswith("kv_cache.") and unit == "B" and value is not None:
+        return [(label, f"{value:,} B", readable(value, unit))]
+    return [(label, "", "" if value is None and not unit else readable(value, unit))]
+
+
+def _wrapped(text: str) -> list[Row]:
+    """A long text as lines of its own."""
+    return [(line, "", "") for line in wrapped(text, 0, 4, WIDTH - 2).splitlines()]
+
+
+def cost_table(priced: Mapping[str, Any], title: str) -> str:
+    """The figures of `zoo.costs.price` as text, in sections."""
+    rows: list[Row] = [(title, "", "")]
+    for name, lines in cost_rows(priced):
+        rows += [("", "", ""), (name, "", ""), *((f"  {label}", exact, short) for label, exact, short in lines)]
+    lines = columns(rows, right=(1, 2)).splitlines()
+    return "\n".join(line if line.startswith(" ") or not line else bold(line) for line in lines)
+
+
+def exact_rows(flats: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """A row for each dotted path that any model has: the path, and each model's value as it is in the JSON."""
+    paths = dict.fromkeys(path for flat in flats for path in flat)
+    return [[path, *(flat.get(path) for flat in flats)] for path in paths]

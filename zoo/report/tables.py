@@ -1,0 +1,51 @@
+"""Tables by rich, for what is wider than one model's figures; and the same as CSV and as GitHub's Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def rich_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> Any:
+    """A rich table; `right` are the columns to align right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for index, name in enumerate(header):
+        made.add_column(name, justify="right" if index in right else "left")
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def show(*things: Any) -> None:
+    """Prints rich things to stdout: at the terminal's width, or 80 columns into a pipe."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for thing in things:
+        console.print(thing, markup=False)
+
+
+def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Comma-separated values, exact; what there is not is empty."""
+    import csv
+    import io
+
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return out.getvalue().rstrip("\n")
+
+
+def as_markdown(header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """A table as GitHub reads it; `right` are the columns to align right."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    rule = ["---:" if index in right else "---" for index in range(len(header))]
+    return "\n".join([line(header), line(rule), *(line(row) for row in rows)])

@@ -1,0 +1,74 @@
+"""Numbers for people: SI prefixes, parameters in the letters of the literature, bytes in both powers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def si(value: float, unit: str = "") -> str:
+    """1234567 as `1.23 M`, in powers of 1000."""
+    for prefix in ("", "K", "M", "G", "T", "P", "E", "Z"):
+        if abs(value) < 999.5 or prefix == "Z":
+            return f"{_digits(value) if prefix else f'{value:.4g}'} {prefix}{unit}".rstrip()
+        value /= 1000
+    raise AssertionError(value)
+
+
+def _digits(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")
+
+
+def params(count: float) -> str:
+    """8030261248 as `8.03 B`: the letters of the literature, M, B and T."""
+    return si(count).replace("G", "B")
+
+
+def size(count: float) -> str:
+    """Bytes, in powers of 1000 and of 1024: `16.1 GB (15.0 GiB)`."""
+    binary = count
+    for prefix in ("", "Ki", "Mi", "Gi", "Ti", "Pi"):
+        if abs(binary) < 1023.5 or prefix == "Pi":
+            return f"{si(count, 'B')} ({_digits(binary)} {prefix}B)" if prefix else f"{count:.0f} B"
+        binary /= 1024
+    raise AssertionError(count)
+
+
+def share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else ""
+
+
+def seconds(value: float) -> str:
+    """0.0123 as `12.3 ms`, 7200 as `2.00 h`, beyond two days in days."""
+    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if abs(value) >= 2 * length:
+            return f"{value / length:,.0f} {unit}" if value >= 1000 * length else f"{_digits(value / length)} {unit}"
+    for unit, length in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if abs(value) >= length:
+            return f"{_digits(value / length)} {unit}"
+    return f"{value * 1e9:.3g} ns"
+
+
+def readable(value: Any, unit: str, *, short: bool = False) -> str:
+    """A figure in its unit; `short` has bytes in powers of 1000 alone."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    if unit == "params":
+        return params(value)
+    if unit == "B":
+        return si(value, "B") if short else size(value)
+    if unit == "s":
+        return seconds(value)
+    if unit == "share":
+        return f"{100 * value:.1f} %"
+    if unit:
+        return si(value, unit)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def change(value: float) -> str:
+    """A relative difference: `+12.3 %`, beyond tenfold `×25.0`."""
+    return f"×{1 + value:.1f}" if value >= 9 else f"{100 * value:+.1f} %"

@@ -1,0 +1,246 @@
+"""What was counted, held against the model itself: built, run and trained for one step in torch's fake mode.
+
+A fake tensor has a shape, a dtype and a device but no storage: the program is the real one, kernel by kernel, and a
+model of any size takes seconds and no memory. What is measured is what a CPU would do.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from zoo.builder import build, torch_dtype
+from zoo.costs.activations import Pass, sections
+from zoo.costs.cache import kv_cache
+from zoo.costs.flops import core_flops, memory_flops, product_flops, row_flops
+from zoo.costs.memory import training
+from zoo.costs.params import count
+from zoo.costs.setup import Setup
+from zoo.costs.states import states
+from zoo.generation.cache import Cache
+
+Row = dict[str, Any]
+
+PROBE = 64
+"""Tokens of the row that FLOPs are counted for: they are a sum over tokens and pairs, so that any length will do."""
+
+CLOSE = 0.02
+"""How far the peak may be from torch's: it is told from pieces of a pass, and rounded by neither."""
+
+
+def verify(spec: Any, setup: Setup | None = None) -> list[Row]:
+    """Each figure of `zoo stats` that a model can be asked for: `name`, what was `counted`, what was `found`, whether
+    the two are `equal` (None where it could not be asked), and a `note` on how it was measured. Imports torch."""
+    setup = setup or Setup()
+    rows = [_row("parameters", count(spec)["total"], _held(spec), "the built model's parameters")]
+    with _fake(spec, setup.dtype) as model:
+        rows += _flops(spec, model)
+        rows += _cached(spec, model, setup)
+        rows += _optimized(spec, model, setup)
+        rows += _kept(spec, model, setup)
+        rows += _peak(spec, model, setup)
+    return rows
+
+
+def _row(name: str, counted: float, found: float, note: str, within: float = 0.0) -> Row:
+    """One comparison; `within` is the relative difference that still counts as equal."""
+    equal = abs(counted - found) <= within * abs(found)
+    return {"name": name, "counted": counted, "found": found, "equal": equal, "note": note}
+
+
+def _held(spec: Any) -> int:
+    return sum(parameter.numel() for parameter in build(spec, device="meta").parameters())
+
+
+@contextmanager
+def _fake(spec: Any, dtype: str) -> Iterator[nn.Module]:
+    """The model of fake tensors on the CPU, in fake mode."""
+    kind = torch_dtype("bf16" if dtype == "fp8" else dtype)
+    model = build(spec, device="meta", dtype=kind).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():
+            for name, weight in module.named_parameters(recurse=False):
+                fake = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype, device="cpu"))
+                setattr(module, name, fake)
+            for name, held in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty(held.shape, dtype=held.dtype, device="cpu"))
+        yield model
+
+
+def _ids(spec: Any, batch: int, tokens: int) -> torch.Tensor:
+    return torch.zeros(batch, min(tokens, spec.max_seq_len), dtype=torch.long)
+
+
+def _inputs(spec: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a pass over as many tokens as are read takes."""
+    return {"decoder_input_ids": ids.clone()} if spec.kind == "encoder_decoder" else {}
+
+
+def _flops(spec: Any, model: Any) -> Iterator[Row]:
+    """torch's counter over the eager kernel, which computes hidden pairs too, and which alone it can follow."""
+    ids = _ids(spec, 1, PROBE)
+    tokens = ids.shape[1]
+    model.requires_grad_(False)
+    model.kernel = "eager"
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(ids, **_inputs(spec, ids))
+    square = core_flops(spec, lambda look: tokens * tokens, tokens) + row_flops(spec)
+    note = f"torch's FlopCounterMode, eager kernel, {tokens} tokens, the full square of pairs"
+    yield _row("FLOPs, forward", product_flops(spec) * tokens + square, counter.get_total_flops(), note)
+    decoder = next((tower for tower in spec.towers().values() if tower.causal), None)
+    if decoder is not None:
+        found = _decoding_flops(spec, model, ids)
+        seen = core_flops(decoder, lambda look: look.pairs(1, tokens - 1, tokens), 1, tokens - 1)
+        counted = product_flops(decoder) - memory_flops(decoder) + seen
+        yield _row("FLOPs, decoding", counted, found, f"the same, token {tokens} from a cache")
+    model.kernel = "auto"
+
+
+def _decoding_flops(spec: Any, model: Any, ids: torch.Tensor) -> int:
+    cache = Cache.allocate(model, 1, ids.shape[1])
+    with torch.no_grad():
+        if spec.kind == "encoder_decoder":
+            memory = model.encoder(ids).hidden
+            model.decoder(ids[:, :-1], memory=memory, cache=cache)
+            with FlopCounterMode(display=False) as counter:
+                model.decoder(ids[:, -1:], memory=memory, cache=cache)
+        else:
+            model(ids[:, :-1], cache=cache)
+            with FlopCounterMode(display=False) as counter:
+                model(ids[:, -1:], cache=cache)
+    return counter.get_total_flops()
+
+
+def _cached(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
+    """The bytes of the cache that generation fills; the tensors are there, whatever they would weigh."""
+    if not any(tower.causal for tower in spec.towers().values()) or setup.engine != "ideal":
+        return
+    tokens, dtype = setup.tokens(spec), setup.cache_dtype or setup.dtype
+    kind = torch.float8_e4m3fn if dtype == "fp8" else torch_dtype(dtype)
+    cache = Cache.allocate(model, setup.batch, tokens, dtype=kind, device="cpu")
+    found = cache.nbytes
+    if spec.kind == "encoder_decoder":
+        memory = torch.empty(setup.batch, tokens, spec.d_model, dtype=kind)
+        with torch.no_grad():
+            model.decoder(_ids(spec, setup.batch, 1), memory=memory, cache=cache)
+        found = cache.nbytes
+    counted = kv_cache(spec, setup)["bytes"]
+    yield _row("KV cache, bytes", counted, found, f"the cache allocated for {setup.batch} × {tokens:,} tokens")
+
+
+# ---------------------------------------------------------------- training
+
+
+def _optimized(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
+    """What a real optimizer holds after one step of the model in its dtype; its counters are left out."""
+    optimizers = _optimizers(model, setup.optimizer)
+    if not optimizers:
+        why = f"torch has no {setup.optimizer} that a fake step can be taken of"
+        yield {"name": "optimizer states, bytes", "counted": None, "found": None, "equal": None, "note": why}
+        return
+    model.requires_grad_(True)
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    found = 0
+    for optimizer in optimizers:
+        optimizer.step()
+        kept = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+        found += sum(value.nbytes for value in kept if torch.is_tensor(value))
+    model.zero_grad(set_to_none=True)
+    alone = Setup(dtype="bf16" if setup.dtype == "fp8" else setup.dtype, precision="pure", optimizer=setup.optimizer)
+    note = f"a step of torch.optim, {setup.optimizer}, states in the weights' dtype"
+    yield _row("optimizer states, bytes", states(spec, alone)["optimizer"], found, note)
+
+
+def _optimizers(model: Any, name: str) -> list[torch.optim.Optimizer]:
+    """torch's own optimizer of that name over the model; none where torch has none, or (Adafactor) one whose step
+    depends on what is in its tensors."""
+    every = list(model.parameters())
+    if name == "adamw":
+        return [torch.optim.AdamW(every)]
+    if name == "sgd":
+        return [torch.optim.SGD(every, momentum=0.9)]
+    if name == "muon":
+        inside = {id(m.weight) for n, m in model.named_modules() if "blocks." in n and isinstance(m, nn.Linear)}
+        others = [p for p in every if id(p) not in inside]
+        return [torch.optim.Muon([p for p in every if id(p) in inside]), torch.optim.AdamW(others)]
+    return []
+
+
+def _kept(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
+    """What autograd saves of a forward pass on a CPU: every storage once, weights and buffers left out."""
+    ids = _ids(spec, 1, PROBE)
+    model.train().requires_grad_(True)
+    known = {each.untyped_storage()._cdata for each in (*model.parameters(), *model.buffers())}
+    saved: weakref.WeakSet[_Saved] = weakref.WeakSet()
+
+    def pack(tensor: torch.Tensor) -> _Saved:
+        made = _Saved(tensor)
+        saved.add(made)
+        return made
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda made: made.tensor):
+        out = model(ids, **_inputs(spec, ids))
+    sizes = {each.tensor.untyped_storage()._cdata: each.tensor.untyped_storage().nbytes() for each in saved}
+    found = sum(size for storage, size in sizes.items() if storage not in known)
+    del out
+    counted = sections(spec, Pass(context=ids.shape[1], dtype=setup.dtype, fused=False))
+    note = f"torch's saved_tensors_hooks, {ids.shape[1]} tokens on a CPU"
+    yield _row("saved activations, bytes", _whole(spec, counted), found, note)
+
+
+class _Saved:
+    """What autograd holds in place of a tensor: gone when it lets go of it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+def _whole(spec: Any, pieces: dict[str, Any]) -> int:
+    """Bytes that the pieces of a pass keep, a layer's as often as there is one of its kind."""
+    total = 0
+    for name, tower in spec.towers().items():
+        prefix = f"{name}." if name else ""
+        total += sum(pieces[f"{prefix}{piece}"].bytes for piece in ("embedding", "shared", "head"))
+        total += sum(pieces[f"{prefix}layer:{kind}"].bytes for kind in tower.pattern)
+    return total
+
+
+def _peak(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
+    """The most memory of a second training step (AdamW, everything in the weights' dtype), as torch counts it."""
+    if all(tower.head.kind == "none" for tower in spec.towers().values()):
+        return
+    ids = _ids(spec, 1, PROBE)
+    model.train().requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer)
+    with tracker:
+        _step(spec, model, optimizer, ids)
+        tracker.reset_mod_stats()
+        _step(spec, model, optimizer, ids)
+    (peak,) = tracker.get_tracker_snapshot("peak").values()
+    alone = Setup(context=ids.shape[1], dtype=setup.dtype, precision="pure")
+    counted = training(spec, alone, fused=False)["train_peak"]
+    note = f"torch's MemTracker, {ids.shape[1]} tokens on a CPU, AdamW, no recomputation"
+    yield _row("training peak, bytes", counted, peak["Total"], note, within=CLOSE)
+
+
+def _step(spec: Any, model: Any, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> None:
+    """One update; no tensor of it outlives its use."""
+    out = model(ids, **_inputs(spec, ids))
+    loss = sum(out.losses.values(), F.cross_entropy(out.logits.float().flatten(0, 1), ids.flatten()))
+    del out
+    loss.backward()
+    del loss
+    optimizer.step()
+    optimizer.zero_grad()
