@@ -151,7 +151,7 @@ def test_cfg_and_resolve_print_yaml_instead(capsys: pytest.CaptureFixture[str]) 
     [
         (["stat"], "'stat': no such command (did you mean 'stats'?)"),
         (["stats"], "Missing argument 'target'."),
-        (["stats", "gpt2", "--jsn"], "No such option: --jsn (Possible options: --json)"),
+        (["stats", "gpt2", "--jsn"], "No such option: --jsn (Possible options: --csv, --json)"),
         (["stats", "gpt2", "--batch", "0"], "Invalid value for '--batch':"),
         (["stats", "lama"], "lama: no packaged model of that name (did you mean 'llama'?)"),
         (["stats", "no/such.yaml"], "no/such.yaml: no such file"),
@@ -164,7 +164,7 @@ def test_cfg_and_resolve_print_yaml_instead(capsys: pytest.CaptureFixture[str]) 
         (["train", "model=lama-tiny"], "model: no option 'lama-tiny' (did you mean 'llama-tiny'?)"),
         (["train", "model=nope.yaml"], "nope.yaml: no such file"),
         (["train", "-c", "nope.yaml"], "nope.yaml: no such file"),
-        (["train", "steps=1,2"], "steps=1,2: several values are a sweep, for `zoo train -m`"),
+        (["train", "steps=1,2"], "steps=1,2: several values are a sweep, for train -m or stats -m"),
         (["train", "--resume", "nope"], "nope: is no run"),
         (["train", "--resume", "nope", "-m"], "resume: takes overrides of what may change, and no other option"),
         (["train", "-m", "attention=mqa,mka"], "attention: no option 'mka'"),

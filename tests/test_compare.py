@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import zoo
-from zoo.config import conf_dir, load
+from zoo.config import conf_dir, load, sweep
 from zoo.costs import compare, price
 from zoo.errors import ConfigError
 
@@ -17,10 +17,7 @@ NAMES = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
 
 
 def points(target: str, overrides: list[str]) -> list[Any]:
-    """The points of a sweep. (Imported when called: `zoo.config.compose` is a function until a module of that name has
-    been imported.)"""
-    from zoo.config import sweep
-
+    """The points of a sweep."""
     return list(sweep.points(target, overrides))
 
 

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 
 import zoo
 from zoo.config import compose, conf_dir, load
-from zoo.config.compose import TRAINING
-from zoo.config.compose import compose as compose_body
+from zoo.config.composing import TRAINING
+from zoo.config.composing import compose as compose_body
 from zoo.config.engine import repository
 from zoo.costs import price
 from zoo.errors import ConfigError
@@ -215,7 +215,10 @@ def test_the_path_of_a_packaged_file_is_that_model(monkeypatch: pytest.MonkeyPat
         (["router=softmax_topk"], "router=softmax_topk: nothing in this model reads 'router' (leave it out)"),
         (["x@y=3"], "x@y=3: there is no group 'x' in the configuration tree"),
         (["n_layers"], "n_layers: not an override, there is no '=' (write key=value, or ~key to delete)"),
-        (["n_layers=2,4"], "n_layers=2,4: several values are a sweep, for `zoo train -m` (a list is n_layers=[a,b])"),
+        (
+            ["n_layers=2,4"],
+            "n_layers=2,4: several values are a sweep, for train -m or stats -m (a list is n_layers=[a,b])",
+        ),
         (
             ["attention.position.theta=3"],
             "attention.position.theta: 'attention.position' is ${up:position}, what the rest of the model has too"

@@ -133,6 +133,13 @@ SETUPS = {
 }
 
 
+@pytest.mark.parametrize("convention", ["exact", "hfu", "megatron", "kaplan"])
+@pytest.mark.parametrize("name", ["llama3-8b", "gemma2-2b", "mamba2-130m"])
+def test_packed_documents_are_explained(name, convention):
+    for document in (1, 700, 1024, 5000):
+        check(spec_of(name), Setup(context=3000, document=document, convention=convention))
+
+
 @pytest.mark.parametrize("name", ["llama3-8b", "gpt2", "gemma2-9b", "deepseek-v2-lite", "t5-small", "mamba2-130m"])
 def test_memory_is_explained_under_any_set_up(name):
     rng = random.Random(name)

@@ -102,6 +102,15 @@ def test_the_peak_with_recomputation_is_torch_s_to_a_percent_and_a_half(override
     assert found["train_peak"] == pytest.approx(tracked(spec, dtype, recompute=True), rel=0.015)
 
 
+@pytest.mark.parametrize("overrides", [["head.tied=true", "vocab_size=9500"], ["head.tied=false", "vocab_size=9000"]])
+def test_a_table_whose_two_gradients_meet_is_there_three_times(overrides):
+    """Tied, and most of the model: the peak is where its gradients are summed up."""
+    spec = spec_of([*overrides, "d_ff=64", *SIZES, "n_layers=1", "d_model=512"])
+    found = told(spec, "fp32")
+    assert found["train_peak"] == pytest.approx(tracked(spec, "fp32"), rel=0.005)
+    assert (found["peak_at"] == "embedding") == ("vocab_size=9500" in overrides)
+
+
 def test_the_loss_takes_twelve_bytes_a_token_and_word():
     held = price(load("llama3-8b", []), context=8192)["memory"]
     assert held["loss_head"] == 12 * 128_256 * 8192 and held["peak_at"] == "loss"

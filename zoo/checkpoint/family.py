@@ -43,14 +43,14 @@ chunk_size_feed_forward classifier_dropout cross_attention_hidden_size decoder_s
 do_sample dropout dropout_rate dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
 exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
 hidden_dropout hidden_dropout_prob id2label initializer_factor initializer_range is_decoder is_encoder_decoder
-keys_to_ignore_at_inference label2id length_penalty max_length max_sequence_length min_length model_max_length
-model_type neftune_noise_alpha no_repeat_ngram_size
-num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past
-output_router_logits output_scores pad_token_id prefix problem_type pruned_heads quantization_config
-remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate router_aux_loss_coef
-sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings
-tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p unk_token_id use_bfloat16 use_cache
-use_return_dict attention_probs_dropout_prob activation_dropout unsloth_fixed unsloth_version
+is_llama_config keys_to_ignore_at_inference label2id length_penalty max_length max_sequence_length min_length
+model_max_length model_type neftune_noise_alpha no_repeat_ngram_size num_beam_groups num_beams num_labels
+num_return_sequences output_attentions output_hidden_states output_past output_router_logits output_scores
+pad_token_id prefix problem_type pruned_heads quantization_config remove_invalid_values repetition_penalty resid_pdrop
+return_dict return_dict_in_generate router_aux_loss_coef sep_token_id suppress_tokens task_specific_params temperature
+tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript
+transformers.js_config transformers_version typical_p unk_token_id use_bfloat16 use_cache use_return_dict
+attention_probs_dropout_prob activation_dropout unsloth_fixed unsloth_version
 """
 HARMLESS = frozenset(_HARMLESS.split())
 """Fields of any config.json that change no number of a forward pass (or that a family reads by name)."""
@@ -105,10 +105,13 @@ class Family:
         return f"{' or '.join(map(repr, options))} would do"
 
     def _strangers(self, full: Mapping[str, Any]) -> list[str]:
-        """Fields that nothing reads. One that is false, null or empty asks for nothing."""
+        """Fields that nothing reads. One that is false, null or empty asks for nothing; one with a leading underscore is
+        its writer's own."""
         known = self.reads | set(self.harmless) | set(self.defaults) | set(self.requires) | HARMLESS
         unread = [
-            name for name, value in full.items() if name not in known and value not in (None, False, 0, "", [], {})
+            name
+            for name, value in full.items()
+            if name not in known and value not in (None, False, 0, "", [], {}) and not name.startswith("_")
         ]
         return [
             f"{name}: is {full[name]!r}, a field that is not known of {self.name}{did_you_mean(name, known)}"

@@ -69,16 +69,23 @@ def read_body(
 
 
 def described(path: Path) -> tuple[Body, list[str]]:
-    """The model that a config.json describes, for a price: what its weights are stored as is no part of it, and of a
-    model of text and more it is the text's. With what that leaves out, in words. Raises CheckpointError."""
+    """The model that a config.json describes, for a price: what its weights are stored as is no part of it, of a model
+    of text and more it is the text's, and of one with a head that no class here has it is the model below. With what
+    that leaves out, in words. Raises CheckpointError."""
     file = path / CONFIG if path.is_dir() else path
     stated = read_json(file)
     config, note = families.text_of(stated)
     method = (stated.get("quantization_config") or {}).get("quant_method", "a method that is not named")
     notes = [f"{file}: {note}"] if note else []
+    family = families.of(config, str(file))
+    wanted = (config.get("architectures") or [""])[0]
+    bare = next((name for name in family.architectures if name.endswith("Model")), None)
+    if wanted and wanted not in family.architectures and bare:
+        config = {**config, "architectures": [bare]}
+        notes.append(f"{file}: {wanted}: without its head, as {bare}")
     if stated.get("quantization_config"):
         notes.append(f"{file}: its weights are quantised ({method}), which is not priced (--dtype says what is)")
-    return families.of(config, str(file)).body(config, str(file)), notes
+    return family.body(config, str(file)), notes
 
 
 def open_folder(folder: Path) -> tuple[Source, dict[str, Header]]:

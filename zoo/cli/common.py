@@ -12,7 +12,7 @@ import typer
 from zoo.cli.completing import complete_override, complete_target
 
 if TYPE_CHECKING:
-    from zoo.config.compose import Composed
+    from zoo.config.composing import Composed
 
 
 class Which(StrEnum):

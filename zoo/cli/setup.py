@@ -17,6 +17,7 @@ from zoo.errors import ConfigError
 HELP = {
     "context": "Tokens of a sequence; the model's max_seq_len.",
     "batch": "Sequences at once, on each data-parallel rank.",
+    "document": "Tokens of each document that training packs into a sequence.",
     "dtype": "Of weights, and of the cache unless it has its own.",
     "cache_dtype": "Of the KV cache; as the weights.",
     "convention": "How FLOPs are counted.",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.config.compose import TRAINING, Composed, compose
+from zoo.config.composing import TRAINING, Composed, compose
 from zoo.config.engine import CachingConfigRepository, repository
 from zoo.config.faults import children
 from zoo.config.model import find, names, with_defaults

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.config import conf_dir
-from zoo.config.compose import Composed, Memo, compose
+from zoo.config.composing import Composed, Memo, compose
 from zoo.config.engine import CachingConfigRepository, create_defaults_list, primary, repository
 from zoo.config.faults import FAULTS, no_such_option, one_line
 from zoo.config.shorthand import Body, choices, entries_of, explicit, without_choices

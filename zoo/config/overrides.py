@@ -39,13 +39,13 @@ def parse(texts: Iterable[str], faults: list[str], loader: Any = None) -> list[O
 
 
 def refuse_sweeps(parsed: Iterable[Override], faults: list[str]) -> list[Override]:
-    """The overrides that hold one value each; a sweep is a fault outside of `zoo train -m`."""
+    """The overrides that hold one value each; a sweep is a fault without `-m`."""
     single = []
     for override in parsed:
         if override.is_sweep_override():
             key = override.key_or_group
             faults.append(
-                f"{override.input_line}: several values are a sweep, for `zoo train -m` (a list is {key}=[a,b])"
+                f"{override.input_line}: several values are a sweep, for train -m or stats -m (a list is {key}=[a,b])"
             )
         else:
             single.append(override)

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.config.callback import Record
-from zoo.config.compose import TRAINING, Composed, compose
+from zoo.config.composing import TRAINING, Composed, compose
 from zoo.config.engine import (
     CachingConfigRepository,
     Hydra,

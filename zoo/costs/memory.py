@@ -141,20 +141,23 @@ def _loss_bytes(spec: Any, setup: Setup) -> float | None:
 
 
 class Piece(NamedTuple):
-    """A piece of a pass, in the order of the forward one: what it leaves kept, and what its backward pass makes."""
+    """A piece of a pass, in the order of the forward one: what it leaves kept, what its backward pass leaves of
+    gradients, and the `sum` of a table's that meets one which is there already."""
 
     label: str
     section: Section
     kept: int
     gradients: int
+    sum: int = 0
 
 
 def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section]) -> list[Piece]:
     found, full = [], setup.recompute == "full"
     for name, tower in spec.towers().items():
         prefix, seen = f"{name}." if name else "", set()
-        embedding = passes[f"{prefix}embedding"]
-        found.append(Piece("embedding", embedding, embedding.bytes, embedding.gradients))
+        embedding, table = passes[f"{prefix}embedding"], _met_again(spec, name, tower, setup)
+        met = 0 if setup.chunked_loss else table  # a chunk's has been added to the weight's own by then, in place
+        found.append(Piece("embedding", embedding, embedding.bytes, embedding.gradients - table, met))
         for kind in tower.pattern:
             section = passes[f"{prefix}layer:{kind}"]
             again = tower.shared_layers and kind in seen  # weights of which there is a gradient already
@@ -166,6 +169,16 @@ def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section]) -> list[Piec
             last = passes[f"{prefix}loss"]
         found.append(Piece("loss" if f"{prefix}loss" in passes else "head", last, last.bytes, last.gradients))
     return found
+
+
+def _met_again(spec: Any, name: str, tower: Any, setup: Setup) -> int:
+    """Bytes of a token table's gradient where a head or another tower's embedding has given it one before; torch sums
+    the two up in a third."""
+    tied = tower.head.kind != "none" and tower.head.tied
+    if name == "encoder":
+        tied = tied or spec.towers()["decoder"].embedding.tied is not None
+    width = 4 if setup.precision in ("fp32", "amp") else max(DTYPES[setup.dtype], 2)
+    return tower.vocab_size * (tower.embedding.width or tower.d_model) * width if tied else 0
 
 
 def _single(spec: Any, setup: Setup, passes: Mapping[str, Section]) -> dict[str, float]:
@@ -185,7 +198,7 @@ def _single(spec: Any, setup: Setup, passes: Mapping[str, Section]) -> dict[str,
         if piece.label == "loss" and setup.chunked_loss:
             peak = before + _chunked_peak(spec, setup, section)
         else:
-            peak = before + max(gradients + beside + undone, section.forward)
+            peak = before + max(gradients + beside + undone + piece.sum, section.forward)
         peaks[piece.label] = max(peaks.get(piece.label, 0), peak)
         gradients += piece.gradients
         beside = 0 if piece.label == "embedding" else max(beside, section.beside)
@@ -213,4 +226,7 @@ def _many(
         works["loss"] = loss
     if setup.recompute == "full":
         works["layer"] += max(each.bytes - each.input for each in _layers(spec, passes).values()) / share
-    return {name: held["gradients"] + held["reducing"] + activations + work for name, work in works.items()}
+    made = held["gradients"] + held["reducing"]
+    peaks = {name: made + activations + work for name, work in works.items()}
+    table = max(_met_again(spec, name, tower, setup) for name, tower in spec.towers().items())
+    return {**peaks, "embedding": made + 2 * table / setup.tp}

@@ -32,7 +32,9 @@ def price(
 def _counted(spec: Any, setup: Setup) -> dict[str, Any]:
     return {
         "params": params.count(spec),
-        "flops": flops.count(spec, setup.tokens(spec), setup.convention, setup.recompute),
+        "flops": flops.count(
+            spec, setup.tokens(spec), setup.convention, setup.recompute, documents=setup.documents(spec)
+        ),
         "kv_cache": kv_cache(spec, setup),
     }
 

@@ -202,7 +202,7 @@ def _train(spec: Any, setup: Setup, peak: float) -> dict[str, Any]:
     as MFU has it (Chowdhery et al., 2022)."""
     context = setup.tokens(spec)
     tokens = context * setup.batch * setup.dp
-    work = flops.count(spec, context)["train"] * tokens
+    work = flops.count(spec, context, documents=setup.documents(spec))["train"] * tokens
     rate = peak * setup.mfu * setup.ranks
     found = {
         "gpus": setup.ranks,

@@ -32,7 +32,8 @@ CHOICES = {
 class Setup:
     """One use of a model.
 
-    `batch` sequences of `context` tokens (the model's max_seq_len unless given) are on each data-parallel rank at once.
+    `batch` sequences of `context` tokens (the model's max_seq_len unless given) are on each data-parallel rank at once;
+    training packs documents of `document` tokens into them, which see themselves alone.
     `precision` says what a training run keeps of a parameter (`zoo.costs.states`), `optimizer` what is kept for its
     update; a `fused_optimizer` updates in place (torch's AdamW with fused=True). `recompute` says which activations are
     computed a second time; with `chunked_loss` the logits are never whole. `dp`, `tp`, `pp`, `ep` and `cp` are the
@@ -42,6 +43,7 @@ class Setup:
 
     context: int | None = None
     batch: int = 1
+    document: int | None = None
     dtype: str = "bf16"
     cache_dtype: str | None = None
     convention: str = "exact"
@@ -69,6 +71,13 @@ class Setup:
         """Tokens of a sequence."""
         return int(spec.max_seq_len if self.context is None else self.context)
 
+    def documents(self, spec: Any) -> list[int] | None:
+        """Tokens of each document in a sequence, the last cut short; None where a sequence is one."""
+        if self.document is None:
+            return None
+        whole, rest = divmod(self.tokens(spec), self.document)
+        return [self.document] * whole + [rest] * (rest > 0)
+
     @property
     def ranks(self) -> int:
         """GPUs in all; the ranks of expert parallelism are data-parallel ones."""
@@ -80,7 +89,7 @@ def _faults(setup: Setup) -> Any:
         found = getattr(setup, name)
         if found not in known and not (name == "cache_dtype" and found is None):
             yield f"{name}: unknown {found!r}{did_you_mean(str(found), known)} (one of: {', '.join(known)})"
-    for name in ("context", "batch", "dp", "tp", "pp", "ep", "cp"):
+    for name in ("context", "batch", "document", "dp", "tp", "pp", "ep", "cp"):
         found = getattr(setup, name)
         if found is not None and found < 1:
             yield f"{name}: must be 1 or more, found {found}"

@@ -72,10 +72,10 @@ class Flops:
         steps = [made for made in (linear, pairs, other) if made.value]
         whole = self.sheet.sum("forward of a sequence", steps, SEQUENCE, source)
         self._per_token(whole, pairs)
-        if self.convention in ("exact", "hfu"):
+        if self.convention in ("exact", "hfu") and self.setup.document is None:
             self._prefill(pairs, other)
             self._decode()
-        elif self.convention == "kaplan" and len(self.model.towers()) == 1:
+        elif self.convention == "kaplan" and self.setup.document is None and len(self.model.towers()) == 1:
             each = self._sum(lambda piece: True) * 2
             self.sheet.add("prefill", each * term(self.context), SEQUENCE, source, "flops.prefill")
             if self.model.causal:
@@ -124,6 +124,12 @@ class Flops:
 
     def _seen(self, look: Look) -> tuple[Any, str]:
         """The pairs that are counted, and which they are."""
+        if self.convention in ("exact", "hfu") and self.setup.document is not None:
+            each = named("document", self.setup.document)
+            whole, rest = divmod(self.setup.tokens(self.model), self.setup.document)
+            made = look.pairs(each, 0, self.context) * named("documents", whole)
+            cut = look.pairs(named("the last", rest), 0, self.context) if rest else 0
+            return made + cut, f"{_seen(look)}, in its own document"
         if self.convention in ("exact", "hfu"):
             return look.pairs(self.context, 0, self.context), _seen(look)
         return self.context * self.context, "the whole square"

@@ -1,0 +1,27 @@
+"""config.json files as they are published, hub quirks and all: each is priced to the parameter."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import zoo
+from zoo.errors import CheckpointError
+
+PUBLISHED = json.loads((Path(__file__).parent / "published_configs.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_is_priced_to_the_parameter(name, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(PUBLISHED[name]["config"]))
+    priced = zoo.stats(file)
+    assert priced["params"]["total"] == PUBLISHED[name]["parameters"]
+    assert priced["flops"]["forward"] > 0 and "activations_unknown" not in priced["memory"]
+
+
+def test_one_unknown_field_that_asks_for_something_is_refused_by_name(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**PUBLISHED["llama-2-7b"]["config"], "n_future_heads": 4}))
+    with pytest.raises(CheckpointError, match="n_future_heads: is 4, a field that is not known of llama"):
+        zoo.stats(file)
