@@ -105,8 +105,8 @@ class Family:
         return f"{' or '.join(map(repr, options))} would do"
 
     def _strangers(self, full: Mapping[str, Any]) -> list[str]:
-        """Fields that nothing reads. One that is false, null or empty asks for nothing; one with a leading underscore is
-        its writer's own."""
+        """Fields that nothing reads. One that is false, null or empty asks for nothing; one with a leading underscore
+        is its writer's own."""
         known = self.reads | set(self.harmless) | set(self.defaults) | set(self.requires) | HARMLESS
         unread = [
             name
