@@ -67,7 +67,7 @@ def held_tokens(attention: Any, context: int, engine: str) -> int:
     window, chunk = attention.visible_window, attention.visible_chunk
     reach = window or chunk
     if engine == "ideal":
-        return min(context, window or context)
+        return min(context, reach or context)
     if engine == "hf":
         # The newest W - 1 are `[-W + 1 :]` there, which for a window of one token is all.
         return context if reach is None or reach == 1 else min(context, reach - 1)

@@ -24,7 +24,7 @@ class Plan:
 
 
 class LayerCache:
-    """One layer's tensors [B, capacity, …]. A window of W tokens is a ring of W slots: what left the window is
+    """One layer's tensors [B, capacity, …]. A window or chunk of W tokens is a ring of W slots: what left it is
     overwritten."""
 
     def __init__(
@@ -139,4 +139,5 @@ def _ring(columns: torch.Tensor, end: int, size: int) -> torch.Tensor:
 
 
 def _window(block: Spec) -> int | None:
-    return block.attention.visible_window  # type: ignore[attr-defined]
+    """The tokens of which a ring holds all that a layer may still see: its window, or its chunk."""
+    return block.attention.visible_window or block.attention.visible_chunk  # type: ignore[attr-defined]
