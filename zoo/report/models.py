@@ -144,12 +144,28 @@ def sweep_table(
     header: Sequence[str], keys: int, rows: Sequence[Sequence[Any]], units: Sequence[str], reasons: Sequence[str | None]
 ) -> tuple[Any, list[str]]:
     """A row a point: the first `keys` cells are its values, the others its figures. Gives the table and the reasons of
-    the points that were refused, each with the mark that stands in their rows."""
+    the points that were refused, each with the mark that stands in their rows.
+
+    Where the screen is too narrow, units stand in the header alone.
+    """
     marks = {reason: f"({number})" for number, reason in enumerate(dict.fromkeys(filter(None, reasons)), 1)}
     shown = []
     for row, reason in zip(rows, reasons, strict=True):
         told = [readable(value, unit, short=True) for value, unit in zip(row[keys:], units, strict=True)]
         refused = [f"refused {marks[reason]}", *([""] * (len(told) - 1))] if reason else told
         shown.append([*map(str, row[:keys]), *refused])
+    widths = [max(map(len, cells)) for cells in zip(header, *shown, strict=True)]
+    if sum(widths) + 2 * len(widths) > screen():
+        shown = [[*row[:keys], *map(_bare, row[keys:], units)] for row in shown]
+        header = [*header[:keys], *(_named(*each) for each in zip(header[keys:], units, strict=True))]
     table = rich_table("", header, shown, right=range(keys, len(header)))
     return table, [f"{mark} {reason}" for reason, mark in marks.items()]
+
+
+def _bare(cell: str, unit: str) -> str:
+    """A readable figure without its unit, which the header has: `4.81 G`."""
+    return cell.removesuffix(unit).rstrip() if unit else cell
+
+
+def _named(name: str, unit: str) -> str:
+    return name if unit in ("", "params") else f"{name} {unit}"

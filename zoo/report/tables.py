@@ -7,14 +7,14 @@ from typing import Any
 
 
 def rich_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> Any:
-    """A rich table; `right` are the columns to align right."""
+    """A rich table; `right` are the columns to align right. A cell that is too wide goes on in the next line."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     made = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for index, name in enumerate(header):
-        made.add_column(name, justify="right" if index in right else "left")
+        made.add_column(name, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
     return made
