@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 import zoo
+import zoo.verify
+from zoo.config import load
 from zoo.errors import CheckpointError
 
 PUBLISHED = json.loads((Path(__file__).parent / "published_configs.json").read_text(encoding="utf-8"))
@@ -18,6 +20,17 @@ def test_a_published_config_is_priced_to_the_parameter(name, tmp_path):
     priced = zoo.stats(file)
     assert priced["params"]["total"] == PUBLISHED[name]["parameters"]
     assert priced["flops"]["forward"] > 0 and "activations_unknown" not in priced["memory"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_model_has_what_was_counted(name, tmp_path, monkeypatch):
+    """At full size, in torch's fake mode; the peak is left to test_verify.py."""
+    monkeypatch.setattr(zoo.verify, "_peak", lambda *args: iter(()))
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(PUBLISHED[name]["config"]))
+    rows = zoo.verify.verify(load(file))
+    assert len(rows) >= 4 and [row["name"] for row in rows if not row["equal"]] == []
 
 
 def test_one_unknown_field_that_asks_for_something_is_refused_by_name(tmp_path):
