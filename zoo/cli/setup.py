@@ -45,11 +45,11 @@ SPELLED = {"train_tokens": "--tokens"}
 SHORT = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
 
-def amount(text: str | float) -> float:
+def amount(text: str | float, setting: str = "tokens", example: str = "1e12, 300B or 15T") -> float:
     """`15T` or `1e12` as a number. Raises ConfigError."""
     match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([KMBGT]?)", str(text).strip(), re.IGNORECASE)
     if match is None:
-        raise ConfigError(f"tokens: cannot read {str(text)!r} as a number of tokens (1e12, 300B or 15T)")
+        raise ConfigError(f"{setting}: cannot read {str(text)!r} as a number ({example})")
     return float(match[1]) * SHORT.get(match[2].upper(), 1)
 
 
@@ -82,13 +82,17 @@ def _option(field: Any, hint: Any) -> inspect.Parameter:
     if name in CHOICES:  # Setup itself refuses others, with the nearest one
         settings |= {"metavar": "|".join(CHOICES[name]), "autocompletion": _beginning(CHOICES[name])}
     elif name == "train_tokens":
-        settings |= {"parser": amount, "metavar": "NUMBER"}
+        settings |= {"parser": _tokens, "metavar": "NUMBER"}
     elif name == "zero":
         settings |= {"min": 0, "max": 3}
     elif int in (hint, *getattr(hint, "__args__", ())):
         settings["min"] = 1
     annotation = Annotated[hint, typer.Option(flag, show_default=field.default not in (None, False), **settings)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
+
+
+def _tokens(text: str) -> float:
+    return amount(text)
 
 
 def _beginning(words: tuple[str, ...]) -> Callable[[str], list[str]]:

@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from zoo.cli.app import SETTINGS
 from zoo.cli.common import Overrides, Target, composed
-from zoo.cli.setup import setup_options
+from zoo.cli.setup import amount, setup_options
 from zoo.errors import ConfigError, ZooError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, **SETTINGS)
 
-PREFIX = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
-BINARY = {"KI": 2.0**10, "MI": 2.0**20, "GI": 2.0**30, "TI": 2.0**40}
+BYTES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2.0**10, "MI": 2.0**20, "GI": 2.0**30, "TI": 2.0**40}
 
 
-def number(text: str | float) -> float:
+def number(text: str) -> float:
     """`1.5B` or `1.5e9` as a number. Raises ConfigError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([KMBGT]?)", str(text).strip(), re.IGNORECASE)
-    if match is None:
-        raise ConfigError(f"budget: cannot read {str(text)!r} as a number (1e9, 350M or 1.5B)")
-    return float(match[1]) * PREFIX[match[2].upper()]
+    return amount(text, "budget", "1e9, 350M or 1.5B")
 
 
-def size(text: str | float) -> float:
+def size(text: str) -> float:
     """`24GB`, `22.5GiB` or `24e9` as bytes. Raises ConfigError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*((?:[KMGT]i?)?)B?", str(text).strip(), re.IGNORECASE)
     if match is None:
         raise ConfigError(f"memory: cannot read {str(text)!r} as bytes (24GB, 22.5GiB or 24e9)")
-    return float(match[1]) * {**PREFIX, **BINARY}[match[2].upper()]
+    return float(match[1]) * BYTES[match[2].upper()]
 
 
 def pair(text: str) -> tuple[float, float]:
@@ -63,52 +58,55 @@ def solve() -> None:
     """What fits, and what would: searched for on the exact price, without building anything."""
 
 
-@app.command(short_help="The most sequences at once.")
-@setup_options
-def batch(
-    target: Target,
-    overrides: Overrides = None,
-    *,
-    setup: Any = None,
-    train: Train = False,
-    cache_only: CacheOnly = False,
-    memory: Memory = None,
-    usable: Usable = 0.9,
-    runtime: Runtime = None,
-    limit: Limit = None,
-    as_json: AsJson = False,
-) -> None:
-    """The most sequences at once that fit on a GPU, when generating or (--train) training."""
-    from zoo.costs.solve import largest_batch
+def _most(name: str, short: str, text: str) -> None:
+    """The command that finds the largest batch or context."""
 
-    if setup.batch != 1:
-        raise ConfigError("batch: is what is solved for (leave it out)")
-    room = room_of(setup, memory, usable, runtime)
-    _most("batch", largest_batch, target, overrides, setup, room, train, cache_only, limit, as_json)
+    @app.command(name, short_help=short, help=text)
+    @setup_options
+    def solved(
+        target: Target,
+        overrides: Overrides = None,
+        *,
+        setup: Any = None,
+        train: Train = False,
+        cache_only: CacheOnly = False,
+        memory: Memory = None,
+        usable: Usable = 0.9,
+        runtime: Runtime = None,
+        limit: Limit = None,
+        as_json: AsJson = False,
+    ) -> None:
+        from zoo.config.model import to_spec
+        from zoo.costs import solve
+        from zoo.costs.setup import Setup
+        from zoo.costs.solve import show
+        from zoo.report import as_json as dumped
+
+        if getattr(setup, name) != getattr(Setup, name):
+            raise ConfigError(f"{name}: is what is solved for (leave it out)")
+        room = room_of(setup, memory, usable, runtime)
+        largest = solve.largest_batch if name == "batch" else solve.largest_context
+        more = {} if limit is None else {"most": limit}
+        spec = to_spec(composed(target, overrides))
+        answer = largest(spec, setup, room, train=train, prefill=not cache_only, **more)
+        if as_json:
+            print(dumped(answer))
+        elif answer["fits"]:
+            print(show.most_table(answer, name, " ".join([target, *(overrides or [])])))
+        if not answer["fits"]:
+            raise ZooError(f"{target}: does not fit at {name} 1, {show.short_of(answer)}")
 
 
-@app.command(short_help="The longest sequences.")
-@setup_options
-def context(
-    target: Target,
-    overrides: Overrides = None,
-    *,
-    setup: Any = None,
-    train: Train = False,
-    cache_only: CacheOnly = False,
-    memory: Memory = None,
-    usable: Usable = 0.9,
-    runtime: Runtime = None,
-    limit: Limit = None,
-    as_json: AsJson = False,
-) -> None:
-    """The longest sequences that fit on a GPU, `--batch` of them at once."""
-    from zoo.costs.solve import largest_context
-
-    if setup.context is not None:
-        raise ConfigError("context: is what is solved for (leave it out)")
-    room = room_of(setup, memory, usable, runtime)
-    _most("context", largest_context, target, overrides, setup, room, train, cache_only, limit, as_json)
+_most(
+    "batch",
+    "The most sequences at once.",
+    "The most sequences at once that fit on a GPU, when generating or (--train) training.",
+)
+_most(
+    "context",
+    "The longest sequences.",
+    "The longest sequences that fit on a GPU, `--batch` of them at once.",
+)
 
 
 @app.command(short_help="The fewest of each GPU.")
@@ -235,30 +233,3 @@ def _room(name: str, usable: float, runtime: float | None) -> Any:
 
     found = hardware(name)
     return Room(memory=found.memory, usable=usable, runtime=RUNTIME if runtime is None else runtime, gpu=found.name)
-
-
-def _most(
-    name: str,
-    solved: Callable[..., dict[str, Any]],
-    target: str,
-    overrides: list[str] | None,
-    setup: Any,
-    room: Any,
-    train: bool,
-    cache_only: bool,
-    limit: int | None,
-    as_json: bool,
-) -> None:
-    from zoo.config.model import to_spec
-    from zoo.costs.solve import show
-    from zoo.report import as_json as dumped
-
-    more = {} if limit is None else {"most": limit}
-    spec = to_spec(composed(target, overrides))
-    answer = solved(spec, setup, room, train=train, prefill=not cache_only, **more)
-    if as_json:
-        print(dumped(answer))
-    elif answer["fits"]:
-        print(show.most_table(answer, name, " ".join([target, *(overrides or [])])))
-    if not answer["fits"]:
-        raise ZooError(f"{target}: does not fit at {name} 1, {show.short_of(answer)}")
