@@ -17,9 +17,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from zoo.builder import build
 from zoo.config import load
-from zoo.costs import Setup, params
+from zoo.costs import Setup, params, price
 from zoo.costs.cache import kv_cache
-from zoo.costs.parallel import activation_bytes, cache_bytes, fullest, rank_setup, stages
+from zoo.costs.parallel import activation_bytes, fullest, stages
 from zoo.costs.shards import dim0_share
 from zoo.costs.states import states
 from zoo.costs.traffic import traffic
@@ -266,19 +266,11 @@ def test_a_ranks_cache_is_that_of_its_heads_and_layers(model):
     for tp in CACHES[model]:
         for pp, cp in ((1, 1), (2, 1), (2, 4)):
             setup = Setup(tp=tp, pp=pp, cp=cp, context=4096)
-            mine = max(kv_cache(stage, rank_setup(spec, setup))["bytes"] for stage in stages(spec, setup))
+            mine = price(spec, setup)["memory"]["kv_cache"]
             whole = kv_cache(spec, Setup(context=4096 // cp))["bytes"]
             heads = {"llama3-8b": min(tp, 8), "gemma2-9b": min(tp, 8), "mamba-130m": tp, "deepseek-v3": 1}[model]
             layers = -(-spec.n_layers // pp) / spec.n_layers
             assert mine == pytest.approx(whole * layers / heads, rel=1e-9 if spec.n_layers % pp == 0 else 0.05)
-
-
-def test_a_cache_given_by_layer_is_shared_out_alike():
-    spec = load("llama3-8b")
-    layer = kv_cache(load("llama3-8b", ["n_layers=1"]), Setup(context=4096))["bytes"]
-    for tp, pp, cp in ((1, 1, 1), (4, 2, 1), (16, 1, 2)):
-        setup = Setup(tp=tp, pp=pp, cp=cp, context=4096)
-        assert cache_bytes(spec, setup, {("", "layer"): layer}) == layer * (32 // pp) / min(tp, 8) / cp
 
 
 def test_the_first_stage_keeps_activations_of_as_many_micro_batches_as_stages():
@@ -297,7 +289,8 @@ def test_traffic_is_that_of_the_papers():
     assert sent == {"tp": {"bytes": round((4 * 32 + 2) * 2 * 7 / 8 * stream), "collective": "all-reduce"}}
     by_zero = {zero: traffic(spec, Setup(dp=64, zero=zero))["dp"]["bytes"] / (2 * held) for zero in range(4)}
     assert by_zero == pytest.approx({0: 2 * 63 / 64, 1: 2 * 63 / 64, 2: 2 * 63 / 64, 3: 3 * 63 / 64}, rel=1e-6)
-    assert traffic(spec, Setup()) == {}
+    assert traffic(spec, Setup()) == {} and "traffic" not in price(spec, Setup(context=512))
+    assert price(spec, Setup(tp=8, batch=2, context=512))["traffic"] == sent
 
 
 def test_traffic_of_experts_is_two_exchanges_a_pass():

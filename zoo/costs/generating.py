@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from zoo.costs.cache import kv_cache
@@ -32,7 +33,7 @@ def _on(stage: Stage, setup: Setup) -> dict[str, int]:
     inner = max(widest(tower) for tower in stage.towers().values())
     parts = {
         "weights": round(stage.params * DTYPES[setup.dtype]),
-        "kv_cache": -(-kv_cache(stage, setup)["bytes"] // setup.cp),
+        "kv_cache": kv_cache(stage, replace(setup, context=-(-setup.tokens(stage) // setup.cp)))["bytes"],
         "prefill": round(tokens * (3 * stage.d_model + inner) * DTYPES[setup.dtype]),
     }
     return {**parts, "total": sum(parts.values())}

@@ -19,8 +19,8 @@ of Zoo's training (`zoo.training.objective`)."""
 
 
 def memory(spec: Any, setup: Setup) -> dict[str, Any]:
-    """Bytes on one rank, the fullest: `training`'s with `advice`, and where the model writes `generate_peak`: see
-    `generating`.
+    """Bytes on one rank, the fullest: `training`'s with `advice`, and where the model writes `kv_cache` and
+    `generate_peak`: see `generating`.
 
     Raises ConfigError for what the ranks do not divide.
     """
@@ -30,7 +30,8 @@ def memory(spec: Any, setup: Setup) -> dict[str, Any]:
     if passes is not None:
         figures |= advice(setup, figures, lambda changed: _training(spec, changed, passes=passes)[0]["train_peak"])
     if any(tower.causal for tower in spec.towers().values()):
-        figures["generate_peak"] = generating(spec, setup)["total"]
+        found = generating(spec, setup)
+        figures |= {"kv_cache": found["kv_cache"], "generate_peak": found["total"]}
     return figures
 
 

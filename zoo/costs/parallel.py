@@ -198,36 +198,3 @@ def activation_bytes(
         return own * stage.in_flight + (last if stage.index == setup.pp - 1 else 0.0)
 
     return max(map(kept, stages(spec, setup))) / (setup.tp * setup.cp)
-
-
-def cache_bytes(spec: Any, setup: Setup, layers: Mapping[tuple[str, str], float]) -> float:
-    """Bytes of a cache on the rank that has most of it, when one rank alone would keep `layers` bytes a layer, by stack
-    and kind.
-
-    Heads are divided by tp as its weights are, keys and values of fewer heads than ranks are on several, and MLA's
-    latent is on all; context parallelism divides the tokens.
-    """
-    towers = spec.towers()
-
-    def kept(stage: Stage) -> float:
-        return sum(
-            layers[name, kind] * count * cache_share(towers[name].blocks[kind], stage.held[name].blocks[kind])
-            for name, kind, count in stage.layers()
-        )
-
-    return max(map(kept, stages(spec, setup))) / setup.cp
-
-
-def cache_share(whole: Any, local: Any) -> float:
-    """The part of a layer's cache that a rank with the `local` block has."""
-
-    def values(block: Any) -> int:
-        kept = (block.attention.cache(), block.cross.cache() if block.cross else {}, block.attention.state())
-        return sum(numel(shape) for each in kept for shape in each.values())
-
-    return values(local) / values(whole) if values(whole) else 0.0
-
-
-def rank_setup(spec: Any, setup: Setup) -> Setup:
-    """The set-up of a single rank's own tokens: those that context parallelism leaves it."""
-    return replace(setup, context=-(-setup.tokens(spec) // setup.cp), tp=1, pp=1, ep=1, cp=1, dp=1, zero=0)

@@ -14,11 +14,12 @@ def price(
     """Every figure of a set-up, or of the one that `changes` are the fields of, as plain data.
 
     `parts` are dotted paths of those that are wanted, if not all: most of the time goes to tracing a pass for its
-    activations. `roofline` is there where the set-up names a GPU. Raises ConfigError for a set-up at fault.
+    activations. `traffic` is there for more than one rank, `roofline` where the set-up names a GPU. Raises ConfigError
+    for a set-up at fault.
     """
     setup = Setup(**changes) if setup is None else setup
     asked = None if parts is None else {path.partition(".")[0] for path in parts}
-    if asked is None or asked & {"roofline", "rules_of_thumb"}:
+    if asked is None or asked & {"traffic", "roofline", "rules_of_thumb"}:
         return _whole(spec, setup)
     figures = _counted(spec, setup)
     if "memory" in asked:
@@ -44,6 +45,10 @@ def _whole(spec: Any, setup: Setup) -> dict[str, Any]:
     from zoo.costs.rules import rules_of_thumb
 
     figures = {**_counted(spec, setup), "memory": memory(spec, setup)}
+    if setup.ranks > 1:
+        from zoo.costs.traffic import traffic
+
+        figures["traffic"] = traffic(spec, setup)
     if setup.gpu is not None:
         from zoo.costs.roofline import roofline
 

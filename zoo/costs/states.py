@@ -162,7 +162,7 @@ def step_bytes(pieces: Iterable[Piece], setup: Setup) -> int:
     if setup.optimizer == "muon":
         others = held([piece for piece in pieces if not piece.hidden], setup, 1) * width
         matrices = (piece.shape for piece in pieces if piece.hidden)  # whole: shards are put together to orthogonalise
-        return max(others, *(width * numel(s) + 2 * (2 * numel(s) + 2 * min(s) ** 2) for s in matrices))
+        return max([others, *(width * numel(s) + 2 * (2 * numel(s) + 2 * min(s) ** 2) for s in matrices)])
     return 0
 
 

@@ -34,6 +34,7 @@ LABELS = {
     "memory.bottleneck": "most of it is",
     "memory.loss_head": "logits, their gradients, training",
     "memory.train_peak": "training, at its peak",
+    "memory.kv_cache": "KV cache",
     "memory.generate_peak": "generating, at its peak",
 }
 """Of a figure by its dotted path; "" puts what is in it one level up."""
@@ -43,6 +44,7 @@ SECTIONS = {
     "flops": "FLOPs",
     "kv_cache": "KV cache",
     "memory": "Memory",
+    "traffic": "Traffic of a training step, from each rank",
     "roofline": "Roofline",
     "rules_of_thumb": "Rules of thumb",
 }
@@ -191,6 +193,9 @@ def cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
 
 
 def _rows(section: str, priced: Mapping[str, Any]) -> list[Row]:
+    if section == "traffic":
+        sent = priced[section].items()
+        return [(f"{name}: {each['collective']}", "", readable(each["bytes"], "B")) for name, each in sent]
     if section == "roofline":
         return speed_rows(priced[section], WIDTH - 2)
     rows: list[Row] = []
@@ -219,6 +224,8 @@ def twice(figure: Figure, priced: Mapping[str, Any]) -> bool:
         return counted["active"] == counted["total"]
     if figure.path.startswith("params.by_layer_kind"):
         return len(counted["by_layer_kind"]) == 1
+    if figure.path == "memory.kv_cache":
+        return figure.value == priced["kv_cache"]["bytes"]
     return figure.path == "flops.train_hardware" and figure.value == flops.get("train")
 
 

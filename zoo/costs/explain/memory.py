@@ -183,7 +183,8 @@ class Memory:
                 symbol("weights of the fullest rank", found["weights"]),
                 symbol("prefill", found["prefill"]),
             )
-        made = call("round", weights + symbol("KV cache", found["kv_cache"]) + prefill)
+        cache = self.sheet.add("KV cache", found["kv_cache"], BYTES, "of the fullest rank", "memory.kv_cache")
+        made = call("round", weights + cache + prefill)
         why = "weights, cache, a prompt's widest sub-layer (an estimate)"
         self.sheet.add("generate_peak", made, BYTES, why, "memory.generate_peak")
 
