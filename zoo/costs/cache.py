@@ -40,7 +40,7 @@ def kv_cache(spec: Any, setup: Setup) -> dict[str, Any]:
     of recurrent layers; no token adds to either.
     """
     context, dtype = setup.tokens(spec), setup.cache_dtype or setup.dtype
-    per_token, tokens, crossed, states = 0.0, 0.0, 0.0, 0.0
+    per_token = tokens = crossed = states = 0
     for block, layers, stored in _layers(spec, setup.engine):
         values = _values(block.attention.cache()) * DTYPES[dtype]
         per_token += values * layers
@@ -48,7 +48,7 @@ def kv_cache(spec: Any, setup: Setup) -> dict[str, Any]:
         if block.cross is not None:
             memory = _pages(context) * BLOCK if setup.engine == "paged" else context
             crossed += _values(block.cross.cache()) * DTYPES[dtype] * memory * layers
-        states += _state_bytes(block, setup) * layers
+        states += state_bytes(block, setup) * layers
     return {
         "bytes_per_token": round(per_token),
         "bytes": round((tokens + crossed + states) * setup.batch),
@@ -87,11 +87,11 @@ def _layers(spec: Any, engine: str) -> Iterator[tuple[Any, int, int]]:
     for tower in spec.towers().values():
         if tower.causal:
             counts = {kind: tower.pattern.count(kind) for kind in tower.blocks}
-            padded = _padded(tower.blocks, counts) if engine == "paged" else counts
+            padded = padded_counts(tower.blocks, counts) if engine == "paged" else counts
             yield from ((block, counts[kind], padded[kind]) for kind, block in tower.blocks.items())
 
 
-def _padded(blocks: dict[str, Any], counts: dict[str, int]) -> dict[str, int]:
+def padded_counts(blocks: dict[str, Any], counts: dict[str, int]) -> dict[str, int]:
     """Layers of each kind once those of equal reach stand in groups of one size: that of the fewest, or of the most
     where these are less than half as many again.
 
@@ -111,11 +111,11 @@ def _padded(blocks: dict[str, Any], counts: dict[str, int]) -> dict[str, int]:
     return {kind: layers + missing.get(kind, 0) for kind, layers in counts.items()}
 
 
-def _state_bytes(block: Any, setup: Setup) -> float:
-    """Of a layer's states. Only Zoo counts the tokens that a router with a capacity has sent to its experts."""
+def state_bytes(block: Any, setup: Setup) -> int:
+    """Bytes of a layer's states. Only Zoo counts the tokens that a router with a capacity has sent to its experts."""
     if setup.engine == "ideal":
         return _values(block.state()) * STATE_BYTES
-    states, held = block.attention.state(), 0.0
+    states, held = block.attention.state(), 0
     for name, shape in states.items():
         if setup.engine == "paged":
             held += math.prod(shape) * DTYPES[setup.dtype]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from zoo.costs.cache import BLOCK, _padded, _state_bytes, held_tokens
+from zoo.costs.cache import BLOCK, held_tokens, padded_counts, state_bytes
 from zoo.costs.explain.line import Line, Sheet, cited, layers, place, times
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.terms import Term, Traced, call, named, symbol, term, total
@@ -47,7 +47,7 @@ def kv_cache(model: Any, setup: Setup) -> list[Line]:
             each = _values(own.block.cross.cache()) * width
             kept = sheet.add(own.name("cross"), each, "bytes a token and layer", cited(own.block.cross))
             crossed.append(own.count * kept * _paged(context, setup.engine))
-        if (each := _state_bytes(own.block, setup)) != 0:
+        if (each := state_bytes(own.block, setup)) != 0:
             kept = sheet.add(own.name("states"), _integer(each), "bytes a layer", cited(own.block.attention))
             states.append(own.count * kept)
     if not sheet.lines:
@@ -67,7 +67,7 @@ def kv_cache(model: Any, setup: Setup) -> list[Line]:
 def _layers(model: Any, setup: Setup) -> Iterator[Layers]:
     for where, tower in model.towers().items():
         counts = {kind: tower.pattern.count(kind) for kind in tower.blocks}
-        stored = _padded(tower.blocks, counts) if setup.engine == "paged" else counts
+        stored = padded_counts(tower.blocks, counts) if setup.engine == "paged" else counts
         for kind, block in tower.blocks.items() if tower.causal else ():
             count = layers(tower, kind)
             room = count + (stored[kind] - counts[kind])

@@ -15,9 +15,8 @@ from zoo.costs.generating import generating, widest
 from zoo.costs.memory import CHUNK
 from zoo.costs.parallel import Stage, fullest, stages
 from zoo.costs.setup import DTYPES, Setup
-from zoo.costs.shadow import operations
 from zoo.costs.states import VALUES, held, states, widths
-from zoo.costs.terms import Number, Term, Traced, call, named, symbol, term, total
+from zoo.costs.terms import Number, Term, call, named, symbol, term, total
 
 PRECISIONS = {
     "mixed": "a master copy and states in fp32 (Rajbhandari et al., 2020, ZeRO)",
@@ -91,7 +90,6 @@ class Memory:
     def _passes(self) -> dict[str, Section]:
         """The pieces of a pass, their bytes traced; plain where layers loop over a sequence, as each turn would be a
         term."""
-        operations._NUMBERS.setdefault(Traced, operations._NUMBERS[int])  # a traced number is an int to them
         towers = self.spec.towers().values()
         loops = any(block.attention.state() for tower in towers for block in tower.blocks.values())
         run = Pass(

@@ -70,7 +70,7 @@ def _promoted(operands: Sequence[Any]) -> Dtype:
     levels = (
         [each.dtype for each in tensors if each.shape],
         [each.dtype for each in tensors if not each.shape],
-        [_NUMBERS[type(each)] for each in operands if not is_shadow(each)],
+        [_number(each) for each in operands if not is_shadow(each)],
     )
     found = None
     for dtypes in levels:
@@ -80,7 +80,11 @@ def _promoted(operands: Sequence[Any]) -> Dtype:
     return found
 
 
-_NUMBERS = {bool: BOOL, int: INT64, float: FLOAT32}
+def _number(value: Any) -> Dtype:
+    """The dtype that torch takes a number for."""
+    if isinstance(value, bool):
+        return BOOL
+    return INT64 if isinstance(value, int) else FLOAT32
 
 
 def _grad(x: Any) -> bool:
