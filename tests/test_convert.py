@@ -201,6 +201,8 @@ def test_a_quantised_model_is_priced_as_it_was_before_and_not_loaded(tmp_path, c
     code, said, error = run(capsys, "stats", made / "config.json", "--json")
     assert code == 0 and json.loads(said)["params"]["total"] == total
     assert "zoo: note: " in error and "its weights are quantised (fp8), which is not priced" in error
+    with pytest.warns(UserWarning, match="which is not priced"):
+        assert zoo.stats(made)["params"]["total"] == total
     with pytest.raises(ConfigError, match="its weights are quantised"):
         zoo.load(made)
 

@@ -10,6 +10,7 @@ import zoo.verify
 from zoo.config import load
 from zoo.errors import CheckpointError
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*(quantised|text model alone)")
 PUBLISHED = json.loads((Path(__file__).parent / "published_configs.json").read_text(encoding="utf-8"))
 
 

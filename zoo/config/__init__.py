@@ -6,6 +6,7 @@ is called, so `import zoo.config` costs nothing.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +27,15 @@ def conf_dir() -> Path:
 def load(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Decoder:
     """The Spec of a packaged model, a YAML file or a mapping, with Hydra overrides that need no `model.` prefix.
 
-    Raises ConfigError that holds every fault of the target and of the overrides.
+    What a config.json says and the Spec leaves out (`zoo.checkpoint.hf.described`) is a UserWarning. Raises ConfigError
+    that holds every fault of the target and of the overrides.
     """
-    from zoo.config.model import compose_model, to_spec
+    from zoo.config.model import Composer, to_spec
 
-    return to_spec(compose_model(target, overrides))
+    composer = Composer(target)
+    for note in composer.found.notes:
+        warnings.warn(note, stacklevel=2)
+    return to_spec(composer.compose([overrides] if isinstance(overrides, str) else list(overrides)))
 
 
 def compose(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> DictConfig:
