@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from zoo.bias import Given
 from zoo.mask import Mask
 
 CPU = torch.device("cpu")
@@ -100,10 +101,10 @@ def test_a_mask_that_holds_a_tensor_is_never_called_simple(tensors):
 def test_mask_is_drawn_once_and_its_scores_once_for_a_bias():
     mask = Mask(3, 3, window=2)
     bias = torch.randn(2, 3, 3)
-    scores = mask.additive(CPU, torch.float32, bias)
+    scores = mask.additive(CPU, torch.float32, Given(bias))
     assert mask.dense(CPU) is mask.dense(CPU)
-    assert mask.additive(CPU, torch.float32, bias) is scores
-    other = mask.additive(CPU, torch.float32, bias + 1)
+    assert mask.additive(CPU, torch.float32, Given(bias)) is scores
+    other = mask.additive(CPU, torch.float32, Given(bias + 1))
     seen = mask.dense(CPU)
     assert torch.equal(scores, (bias[None]).masked_fill(~seen, -torch.inf))
     assert torch.equal(other, (bias[None] + 1).masked_fill(~seen, -torch.inf))

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from zoo import lazy
+from zoo import kernels, lazy
 from zoo import spec as S
 from zoo.kernels.grouped import grouped_linear
 from zoo.step import Output
 
 lazy.load()
+kernels.look()
 torch.export.register_dataclass(Output)
 
 

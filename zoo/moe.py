@@ -57,7 +57,7 @@ class MoE(FFN, kind="moe"):
         if self.shared:
             parts["shared"] = self.shared
         if self.shared_gate:
-            parts["shared_gate"] = Linear(d_model, 1)
+            parts["shared_gate"] = Linear(d_model, 1, precise=True)
         return parts
 
     def forward(self, m: Any, x: Tensor, step: Any) -> Tensor:

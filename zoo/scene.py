@@ -133,13 +133,12 @@ class Scene:
             step.cross = self._cross(block.cross, kernel, dtype)
         return step
 
-    def _draw(self, step: Step, attention: Any, dtype: torch.dtype, *, padded: bool | None = None) -> None:
+    def _draw(self, step: Step, attention: Any, dtype: torch.dtype) -> None:
         """Draws the mask as this kind's kernel reads it, once for all of its layers."""
-        features = {
-            "padding": self.padding is not None if padded is None else padded,
-            "documents": step.mask.documents is not None,
-        }
-        ask = attention.ask(self.device.type, str(dtype).removeprefix("torch."), **features)
+        name = str(dtype).removeprefix("torch.")
+        features = {**step.mask.features, "needs_grad": torch.is_grad_enabled()}
+        later = self.past and step.memory is None
+        ask = attention.decode_ask(name, self.new, **features) if later else attention.ask(name, **features)
         if ask is not None:
             kernels.prepare(step.mask, ask, self.device, dtype, bias=step.bias, kernel=step.kernel)
 
@@ -148,13 +147,15 @@ class Scene:
         assert self.memory is not None
         mask = Mask(self.new, self.memory.shape[1], causal=False, padding=self.memory_mask)
         step = Step(mask=mask, kernel=kernel, memory=self.memory)
-        self._draw(step, attention, dtype, padded=self.memory_mask is not None)
+        self._draw(step, attention, dtype)
         return step
 
     def _mask(self, attention: Any, plan: Any) -> Mask:
         window, keys = attention.visible_window, self.columns if plan is None else plan.columns
         alone = plan is not None and self.new == 1 and self.padding is None  # a ring holds what one new token sees
-        in_order = plan is None or alone or keys.shape[0] == self.past + self.new
+        whole = plan is None or keys.shape[0] == self.past + self.new
+        biased = attention.positioning is not None and attention.positioning.biases
+        in_order = whole or (alone and not biased)  # a bias tells columns apart, even where nothing is hidden
         return Mask(
             self.new,
             keys.shape[0],

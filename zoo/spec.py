@@ -77,12 +77,15 @@ class Buffer(Part):
 @dataclasses.dataclass(frozen=True)
 class Linear(Part):
     """A matrix product. `residual` marks one that writes to the residual stream (its initial values are scaled by
-    depth)."""
+    depth), `precise` one that is never taken in float8, as what follows makes much of its rounding, and `bare` one
+    whose weight the forward also reads by itself, so that a quantised one would not do."""
 
     d_in: int
     d_out: int
     bias: bool = False
     residual: bool = False
+    precise: bool = False
+    bare: bool = False
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         bias = {"bias": (self.d_out,)} if self.bias else {}

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from zoo.bias import Bias
     from zoo.generation.cache import LayerCache, Plan
     from zoo.mask import Mask
 
@@ -26,7 +27,7 @@ class Step:
         None  # [T] of the queries, [S] of the keys: places in the row, pads included
     )
     tables: Any = None  # what the position scheme rotates queries and new keys with
-    bias: Tensor | None = None  # B|1 H T S, added to the scores
+    bias: Bias | None = None  # what is added to the scores
     real: Tensor | None = None  # B T, True for a token that is no padding; None when all are real
     documents: Tensor | None = None  # B T, the number of the packed document that a token is of
     first: bool = True  # whether nothing came before these tokens

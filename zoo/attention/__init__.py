@@ -43,9 +43,14 @@ class Attention(Spec, axis="attention"):
         """Puts into `step.extra` what all layers of this kind share in one forward. `m` is the model's position scheme
         with its weights."""
 
-    def ask(self, device: str, dtype: str, **features: Any) -> Ask | None:
-        """What this attention asks of a kernel there, or None when it uses none. `features` are Ask's own fields."""
+    def ask(self, dtype: str, **features: Any) -> Ask | None:
+        """What this attention asks of a kernel, or None when it uses none. `features` are those fields of Ask that the
+        moment decides: a Mask's, and whether there are gradients."""
         return None
+
+    def decode_ask(self, dtype: str, new: int, **features: Any) -> Ask | None:
+        """The same of `new` tokens that come after those in a cache."""
+        return self.ask(dtype, **features)
 
 
 from zoo.attention import delta, disentangled, gqa, longformer, mamba, mla  # noqa: E402, F401  (registers its kinds)

@@ -61,8 +61,8 @@ class GatedDelta(Attention, kind="gated_delta"):
             "k": Linear(d_model, key),
             "v": Linear(d_model, value),
             "z": Linear(d_model, value),
-            "b": Linear(d_model, heads),
-            "a": Linear(d_model, heads),
+            "b": Linear(d_model, heads, precise=True),
+            "a": Linear(d_model, heads, precise=True),
             "conv": Conv(mixed, mixed, self.d_conv, groups=mixed, bias=self.conv_bias),  # q, k, v
             "dt_bias": Weight((heads,), init=spread_steps),
             "A_log": Weight((heads,), init=partial(spread_rates, low=0.0, high=16.0)),

@@ -21,6 +21,8 @@ from zoo.spec import Linear
 class OfTable(Linear):
     """A matrix product with the position table: once in a pass, and nothing that a token meets."""
 
+    precise: bool = True
+
     @property
     def flops(self) -> int:
         return 0
@@ -72,10 +74,10 @@ class Disentangled(Attention, kind="disentangled"):
         return self.head_dim
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        width = self.n_heads * self.head_dim
+        width, both = self.n_heads * self.head_dim, self.share_att_key  # of content and of the table
         parts: dict[str, Any] = {
-            "q": Linear(d_model, width, True),
-            "k": Linear(d_model, width, self.key_bias),
+            "q": Linear(d_model, width, True, precise=both),
+            "k": Linear(d_model, width, self.key_bias, precise=both),
             "v": Linear(d_model, width, True),
             "o": Linear(width, d_model, True, residual=True),
         }
@@ -101,17 +103,14 @@ class Disentangled(Attention, kind="disentangled"):
         products = d_model * len(self.types) + compared
         return 2 * self.n_heads * self.head_dim * self.position.rows(held + new) * products
 
-    def ask(self, device: str, dtype: str, **features: Any) -> Ask:
-        learned = self.types or (self.position.biases and self.position.parts(1))
-        bias = "learned" if learned else "fixed" if self.position.biases else "none"
+    def ask(self, dtype: str, **features: Any) -> Ask:
         return Ask(
-            device=device,
             dtype=dtype,
             head_dim=self.head_dim,
             v_head_dim=self.head_dim,
             n_heads=self.n_heads,
             n_kv_heads=self.n_heads,
-            bias=bias,
+            bias="learned" if self.types else self.position.bias_kind,
             **features,
         )
 

@@ -133,19 +133,16 @@ class GQA(Attention, kind="gqa"):
     def core_flops(self, pairs: int) -> int:
         return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
 
-    def ask(self, device: str, dtype: str, **features: Any) -> Ask:
-        learned = bool(self.position.biases and self.position.parts(1))
+    def ask(self, dtype: str, **features: Any) -> Ask:
         return Ask(
-            device=device,
             dtype=dtype,
             head_dim=self.head_dim,
             v_head_dim=self.head_dim,
             n_heads=self.n_heads,
             n_kv_heads=self.n_kv_heads,
-            softcap=self.softcap is not None,
+            softcap=self.softcap,
             sinks=self.sinks,
-            bias="learned" if learned else "fixed" if self.position.biases else "none",
-            window=self.window is not None,
+            bias=self.position.bias_kind,
             **features,
         )
 

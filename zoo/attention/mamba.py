@@ -67,8 +67,8 @@ class Mamba(Attention, kind="mamba"):
         parts: dict[str, Any] = {
             "in_proj": Linear(d_model, 2 * inner, self.bias),  # u and z
             "conv": Conv(inner, inner, self.d_conv, groups=inner, bias=self.conv_bias),
-            "x_proj": Linear(inner, rank + 2 * state),  # Δ, B and C
-            "dt_proj": Linear(rank, inner),
+            "x_proj": Linear(inner, rank + 2 * state, precise=True),  # Δ, B and C
+            "dt_proj": Linear(rank, inner, precise=True),
             "dt_bias": Weight((inner,), init=spread_steps),
             "A_log": Weight((inner, state), init=count_rates),
             "D": Weight((inner,), init=1.0),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pydantic import PositiveFloat, PositiveInt
@@ -74,8 +75,8 @@ class MLA(Attention, kind="mla"):
         return queries | {
             "kv_a": Linear(d_model, rank + self.qk_rope_head_dim, self.bias),
             "kv_norm": Sized(self.norm, rank),
-            "k_b": Linear(rank, self.n_heads * self.qk_nope_head_dim),
-            "v_b": Linear(rank, self.n_heads * self.v_head_dim),
+            "k_b": Linear(rank, self.n_heads * self.qk_nope_head_dim, bare=True),
+            "v_b": Linear(rank, self.n_heads * self.v_head_dim, bare=True),
             "o": Linear(self.n_heads * self.v_head_dim, d_model, self.bias, residual=True),
             **({"position": self.position} if self.position.per_layer else {}),
         }
@@ -100,18 +101,23 @@ class MLA(Attention, kind="mla"):
         excess = 2 * self.kv_lora_rank - made
         return self.kv_lora_rank * made / excess if excess > 0 else float("inf")
 
-    def ask(self, device: str, dtype: str, **features: Any) -> Ask:
-        learned = bool(self.position.biases and self.position.parts(1))
+    def ask(self, dtype: str, **features: Any) -> Ask:
         return Ask(
-            device=device,
             dtype=dtype,
             head_dim=self.qk_head_dim,
             v_head_dim=self.v_head_dim,
             n_heads=self.n_heads,
             n_kv_heads=self.n_heads,
-            bias="learned" if learned else "fixed" if self.position.biases else "none",
+            bias=self.position.bias_kind,
             **features,
         )
+
+    def decode_ask(self, dtype: str, new: int, **features: Any) -> Ask:
+        ask = self.ask(dtype, **features)
+        if new > self.absorbs_until:
+            return ask
+        width = self.kv_lora_rank
+        return replace(ask, head_dim=width + self.qk_rope_head_dim, v_head_dim=width, n_kv_heads=1)
 
     def forward(self, m: Any, x: Any, step: Any) -> Any:
         q = m.q(x) if self.q_lora_rank is None else m.q_b(m.q_norm(m.q_a(x)))

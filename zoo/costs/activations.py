@@ -235,7 +235,8 @@ def _shared(step: Any) -> list[Any]:
         if each is not None:
             tables = each.tables if isinstance(each.tables, tuple) else ()
             extra = [value if isinstance(value, tuple) else (value,) for value in each.extra.values()]
-            drawn = (each.mask._dense, each.mask._additive, each.bias, each.positions, each.memory)
+            bias = None if each.bias is None else each.bias._dense
+            drawn = (each.mask._dense, each.mask._additive, bias, each.positions, each.memory)
             found += [*drawn, *tables, *(item for items in extra for item in items)]
     return [each for each in found if hasattr(each, "storage")]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoo.kernels.base import Ask, Kernel
+from zoo.kernels.base import Ask, Call, Kernel, Machine, gathered
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.bias import Bias
     from zoo.mask import Mask
 
 
@@ -24,12 +25,19 @@ class Eager(Kernel):
     name = "eager"
     about = "plain torch, the reference: every feature, any device and dtype; holds all scores in memory"
 
-    def refuses(self, ask: Ask) -> str | None:
+    fused = False
+
+    def refuses(self, ask: Ask, machine: Machine) -> str | None:
         return None
 
-    def prepare(self, mask: Mask, device: torch.device, dtype: torch.dtype, bias: Tensor | None) -> None:
+    def call(self, ask: Ask) -> Call:
+        return Call("softmax(QKᵀ)V")
+
+    def prepare(self, mask: Mask, ask: Ask, device: torch.device, dtype: torch.dtype, bias: Bias | None) -> None:
         if not mask.sees_all:
             mask.dense(device)
+        if bias is not None:
+            bias.dense()
 
     def __call__(
         self,
@@ -41,8 +49,11 @@ class Eager(Kernel):
         scale: float,
         softcap: float | None,
         sinks: Tensor | None,
-        bias: Tensor | None,
+        bias: Bias | None,
+        pages: Tensor | None = None,
     ) -> Tensor:
+        if pages is not None:
+            k, v = gathered(k, pages), gathered(v, pages)
         n_kv_heads = k.shape[2]
         queries = q.unflatten(2, (n_kv_heads, q.shape[2] // n_kv_heads))  # B T K G C
         scores = torch.einsum("btkgc,bskc->bkgts", queries, k).flatten(1, 2)  # B H T S
@@ -50,7 +61,7 @@ class Eager(Kernel):
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         if bias is not None:
-            scores = scores + bias
+            scores = scores + bias.dense()
         seen = None if mask.sees_all else mask.dense(q.device)
         chances = _softmax(scores, seen, sinks).to(v.dtype).unflatten(1, queries.shape[2:4])  # B K G T S
         return torch.einsum("bkgts,bskc->btkgc", chances, v).flatten(2, 3)  # B T H Cv

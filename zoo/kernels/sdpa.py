@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoo.kernels.base import Ask, Kernel
+from zoo.kernels.base import Ask, Call, Kernel, Machine, gathered
 from zoo.lazy import F, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.bias import Bias
     from zoo.mask import Mask
 
 
@@ -20,14 +21,19 @@ class SDPA(Kernel):
     name = "sdpa"
     about = "torch's scaled_dot_product_attention: fused; no softcap, no sinks"
 
-    def refuses(self, ask: Ask) -> str | None:
-        if ask.softcap:
+    def refuses(self, ask: Ask, machine: Machine) -> str | None:
+        if ask.softcap is not None:
             return "scaled_dot_product_attention has no softcap"
         if ask.sinks:
             return "scaled_dot_product_attention has no attention sinks"
         return None
 
-    def prepare(self, mask: Mask, device: torch.device, dtype: torch.dtype, bias: Tensor | None) -> None:
+    def call(self, ask: Ask) -> Call:
+        if not plain(ask):
+            return Call("scaled_dot_product_attention", {"attn_mask": "[B|1, H|1, T, S]"})
+        return Call("scaled_dot_product_attention", {"is_causal": ask.causal and not ask.fewer})
+
+    def prepare(self, mask: Mask, ask: Ask, device: torch.device, dtype: torch.dtype, bias: Bias | None) -> None:
         _scores(mask, device, dtype, bias)
 
     def __call__(
@@ -40,8 +46,11 @@ class SDPA(Kernel):
         scale: float,
         softcap: float | None,
         sinks: Tensor | None,
-        bias: Tensor | None,
+        bias: Bias | None,
+        pages: Tensor | None = None,
     ) -> Tensor:
+        if pages is not None:
+            k, v = gathered(k, pages), gathered(v, pages)
         added = _scores(mask, q.device, q.dtype, bias)
         if q.shape[1] == 1 and q.shape[2] != k.shape[2]:
             return _one_query(q, k, v, added, scale)
@@ -56,7 +65,13 @@ class SDPA(Kernel):
         return y.transpose(1, 2)  # B T H Cv
 
 
-def _scores(mask: Mask, device: torch.device, dtype: torch.dtype, bias: Tensor | None) -> Tensor | None:
+def plain(ask: Ask) -> bool:
+    """Whether torch needs no mask for it: all keys seen, or a causal square."""
+    hidden = ask.window or ask.padding or ask.documents or ask.pairs or ask.scattered or ask.lengths
+    return not hidden and ask.bias == "none" and not (ask.causal and ask.fewer)
+
+
+def _scores(mask: Mask, device: torch.device, dtype: torch.dtype, bias: Bias | None) -> Tensor | None:
     """What is added to the scores [B|1, H|1, T, S]; None where torch needs no more than is_causal."""
     if bias is None:
         return None if mask.sees_all or mask.plain_causal else mask.additive(device, dtype)

@@ -24,9 +24,14 @@ class Position(Spec, axis="position"):
         return None
 
     @property
+    def bias_kind(self) -> str:
+        """What `bias` gives, as `Ask.bias` names it."""
+        return "none"
+
+    @property
     def biases(self) -> bool:
         """Whether `bias` gives anything."""
-        return False
+        return self.bias_kind != "none"
 
     @property
     def inside(self) -> bool:
@@ -57,8 +62,8 @@ class Position(Spec, axis="position"):
         return x
 
     def bias(self, m: Any, n_heads: int, queries: Any, keys: Any, causal: bool) -> Any:
-        """What is added to the scores [B | 1, H, T, S], from the columns of queries [T] and keys [S]; or None. `m`
-        holds the scheme's weights."""
+        """What is added to the scores, a `zoo.bias.Bias` of the columns of queries [T] and keys [S]; or None. `m` holds
+        the scheme's weights."""
         return None
 
     def check(self, head_dim: int) -> None:

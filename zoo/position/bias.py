@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
+from zoo.bias import Placed
 from zoo.lazy import torch
 from zoo.position import Position
 from zoo.spec import Embedding
@@ -27,10 +28,6 @@ class ALiBi(Position, kind="alibi"):
     scale: PositiveFloat = 1.0
     rounded: bool = False
 
-    @property
-    def biases(self) -> bool:
-        return True
-
     def slopes_of(self, n_heads: int) -> list[float]:
         """The slope of each head."""
 
@@ -43,13 +40,40 @@ class ALiBi(Position, kind="alibi"):
         whole = 2 ** math.floor(math.log2(n_heads))
         return series(whole) + series(2 * whole)[::2][: n_heads - whole]
 
+    @property
+    def bias_kind(self) -> str:
+        return "fixed" if self.rounded else "alibi"
+
     def bias(self, m: Any, n_heads: int, queries: Any, keys: Any, causal: bool) -> Any:
-        slopes = torch.tensor(self.slopes_of(n_heads), device=keys.device, dtype=torch.float32)[:, None, None]
-        if self.rounded:  # by key: softmax does not see what a query's own place would add
-            low = torch.bfloat16
-            return (slopes.to(low) * keys.to(low)).float() * self.scale  # H 1 S
-        distance = (queries[:, None] - keys[None, :]).abs().float()
-        return -slopes * distance * self.scale  # H T S
+        slopes = torch.tensor(self.slopes_of(n_heads), device=keys.device, dtype=torch.float32)
+        if self.rounded:
+            return Rounded(queries, keys, slopes, self.scale)
+        return Sloped(queries, keys, slopes * self.scale)
+
+
+class Sloped(Placed):
+    """−slope·|i − j|."""
+
+    slopes: Any
+
+    def __init__(self, queries: Any, keys: Any, slopes: Any) -> None:
+        super().__init__(queries, keys, slopes.shape[0])
+        self.slopes = slopes
+
+    def of(self, head: Any, query: Any, key: Any) -> Any:
+        return -self.slopes[head] * (query - key).abs().float()
+
+
+class Rounded(Placed):
+    """scale·(slope·j) with the product in bfloat16: by key alone, as softmax does not see what a query's own place
+    would add."""
+
+    def __init__(self, queries: Any, keys: Any, slopes: Any, scale: float) -> None:
+        super().__init__(queries, keys, slopes.shape[0])
+        self.low, self.scale = slopes.to(torch.bfloat16), scale
+
+    def of(self, head: Any, query: Any, key: Any) -> Any:
+        return (self.low[head] * key.to(torch.bfloat16)).float() * self.scale
 
 
 class T5Buckets(Position, kind="t5"):
@@ -75,10 +99,6 @@ class T5Buckets(Position, kind="t5"):
         if self.n_buckets < 4 or self.n_buckets % 2 or self.max_distance <= self.n_buckets // 2:
             found = f"n_buckets={self.n_buckets}, max_distance={self.max_distance}"
             raise ValueError(f"{found} (an even number of buckets from 4 up, and max_distance more than half of it)")
-
-    @property
-    def biases(self) -> bool:
-        return True
 
     @property
     def per_layer(self) -> bool:
@@ -112,6 +132,25 @@ class T5Buckets(Position, kind="t5"):
         far = (distance.clamp(min=1).float() / exact).log() / math.log(self.max_distance / exact) * (count - exact)
         return later + torch.where(distance < exact, distance, (exact + far.long()).clamp(max=count - 1))
 
+    @property
+    def bias_kind(self) -> str:
+        return "learned"
+
     def bias(self, m: Any, n_heads: int, queries: Any, keys: Any, causal: bool) -> Any:
-        buckets = self.buckets(keys[None, :] - queries[:, None], causal)  # T S
-        return m.table(buckets).permute(2, 0, 1)[None]  # 1 H T S
+        return Bucketed(self, m.table, queries, keys, causal)
+
+
+class Bucketed(Placed):
+    """A table's number for a head and the bucket of the distance j − i."""
+
+    def __init__(self, scheme: T5Buckets, table: Any, queries: Any, keys: Any, causal: bool) -> None:
+        super().__init__(queries, keys, scheme.n_heads, learned=table.weight.requires_grad)
+        self.scheme, self.table, self.causal = scheme, table, causal
+
+    def of(self, head: Any, query: Any, key: Any) -> Any:
+        return self.table.weight[self.scheme.buckets(key - query, self.causal), head]
+
+    def draw(self) -> Any:
+        # A row of the table for each pair: one look-up, whose gradient is an embedding's, in place of one a head.
+        buckets = self.scheme.buckets(self.keys[None, :] - self.queries[:, None], self.causal)  # T S
+        return self.table(buckets).permute(2, 0, 1)[None]  # 1 H T S

@@ -391,6 +391,15 @@ def sdpa(q: Any, k: Any, v: Any, mask: Any) -> Any:
     return operation("sdpa", [q, k, v, mask], shape, q.dtype, saves=saves, saves_result=True, strides=strides)
 
 
+def fused_attention(q: Any, k: Any, v: Any) -> Any:
+    """q [B, T, H, C], k [B, S, K, C], v [B, S, K, Cv]: [B, T, H, Cv], as flash and flex kernels have it: those
+    are kept, the result, and the logarithm of each row's sum."""
+    batch, tokens, heads, _ = q.shape
+    sums = operation("attention_lse", [], (batch, heads, tokens), FLOAT32)
+    shape = (batch, tokens, heads, v.shape[3])
+    return operation("attention", [q, k, v], shape, q.dtype, saves=[q, k, v, sums], saves_result=True)
+
+
 def _plain_sdpa(q: Any, k: Any, v: Any, mask: Any) -> Any:
     """torch's way without a kernel: in float32, a square root of the scale on either side."""
     dtype = q.dtype

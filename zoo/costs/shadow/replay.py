@@ -14,8 +14,9 @@ from typing import Any
 
 from zoo import lazy
 from zoo.costs.shadow import names
+from zoo.costs.shadow.operations import fused_attention
 from zoo.costs.shadow.tensor import is_shadow, kept, reached, tape, undone
-from zoo.kernels.base import Kernel
+from zoo.kernels.base import Kernel, Machine
 from zoo.spec import Spec
 
 
@@ -54,6 +55,8 @@ def shaded(value: Any) -> Any:
         if value not in _shaded:
             _shaded[value] = _function(value) if isinstance(value, FunctionType) else _class(value)
         return _shaded[value]
+    if isinstance(value, Kernel) and value.fused and value.name != "sdpa":
+        return Fused(value)
     if isinstance(value, Spec | Kernel):
         return _instance(value)
     if isinstance(value, Mapping):
@@ -93,11 +96,11 @@ def _function(function: FunctionType) -> FunctionType:
         function.__code__, _globals[module], function.__name__, function.__defaults__, function.__closure__
     )
     made.__kwdefaults__ = function.__kwdefaults__
-    return _core(made) if (module, function.__name__) == CORE else made
+    return REPLACED.get((module, function.__name__), lambda made: made)(made)
 
 
-CORE = ("zoo.kernels", "attend")
-"""The function that is attention's inside, from queries, keys and values to their mixture."""
+def _machine_of(_: Any) -> Any:
+    return lambda device: Machine(device.type, (9, 0) if device.type == "cuda" else None, frozenset({"compiler"}))
 
 
 def _core(attend: Any) -> Any:
@@ -115,6 +118,24 @@ def _core(attend: Any) -> Any:
         return result
 
     return run
+
+
+REPLACED = {("zoo.kernels", "attend"): _core, ("zoo.kernels", "machine_of"): _machine_of}
+"""What is not merely copied: attention's inside, from queries, keys and values to their mixture; and the machine, which
+is one with torch alone."""
+
+
+class Fused:
+    """A kernel that holds no scores, for all that memory tells of it."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.name, self.refuses, self.call = kernel.name, kernel.refuses, kernel.call
+
+    def prepare(self, *_: Any) -> None:
+        """Draws nothing: what tells a whole row's keys apart are a few numbers."""
+
+    def __call__(self, q: Any, k: Any, v: Any, mask: Any, **_: Any) -> Any:
+        return fused_attention(q, k, v)
 
 
 def _class(cls: type) -> type:

@@ -1,0 +1,243 @@
+"""Which kernel is picked, over the whole grid of what can be asked and where, against rules in words of their own."""
+
+import itertools
+
+import pytest
+
+from zoo.errors import KernelError
+from zoo.kernels import KERNELS, Ask, Machine, pick
+from zoo.kernels.found import EVERYTHING
+
+ALL = EVERYTHING
+NVIDIA = {"T4": (7, 5), "A100": (8, 0), "L4": (8, 9), "H100": (9, 0), "B200": (10, 0), "RTX 5090": (12, 0)}
+MACHINES = {
+    "a CPU": Machine("cpu", None, ALL),
+    "a CPU without a compiler": Machine("cpu"),
+    "an AMD card": Machine("rocm", None, ALL),
+    **{name: Machine("cuda", capability, ALL) for name, capability in NVIDIA.items()},
+    "an H100 with torch alone": Machine("cuda", (9, 0), frozenset({"compiler"})),
+    "an H100 with flash-attn 2": Machine("cuda", (9, 0), frozenset({"compiler", "flash-attn"})),
+}
+
+WIDTHS = ((64, 64), (128, 128), (256, 256), (320, 320), (20, 20), (8, 8), (192, 128), (64, 128), (64, 512), (576, 512))
+SHAPES = (
+    {},
+    {"fewer": True},
+    {"padding": True},
+    {"padding": True, "fewer": True},
+    {"documents": True},
+    {"documents": True, "fewer": True},
+    {"pairs": True},
+    {"scattered": True, "fewer": True},
+    {"lengths": True, "fewer": True},
+    {"lengths": True, "fewer": True, "page": 16},
+    {"lengths": True, "fewer": True, "page": 256},
+)
+GRID = [
+    Ask(dtype, *widths, needs_grad=grad, causal=causal, window=window, softcap=softcap, sinks=sinks, bias=bias, **shape)
+    for dtype, widths, grad, causal, window, softcap, sinks, bias, shape in itertools.product(
+        ("float32", "float16", "bfloat16"),
+        WIDTHS,
+        (False, True),
+        (True, False),
+        (None, 64),
+        (None, 30.0),
+        (False, True),
+        ("none", "alibi", "fixed", "learned"),
+        SHAPES,
+    )
+]
+
+# What each lacks, as its documentation has it, by the names that `features` gives.
+FLASH = {"float32", "fixed", "learned", "pairs", "scattered", "odd width", "unequal"}
+LACKS = {
+    "flash2": FLASH | {"sinks", "over 256", "wider values", "small pages", "narrow cached values"},
+    "flash3": FLASH | {"sinks", "alibi"},
+    "flash4": FLASH | {"alibi"},
+    "flash_torch": FLASH | {"sinks", "softcap", "alibi", "lengths", "over 256", "wider values"},
+    "sdpa": {"softcap", "sinks"},
+    "eager": set(),
+}
+RUNS = {  # compute capabilities, and the package
+    "flash2": (lambda c: c >= (8, 0), "flash-attn"),
+    "flash3": (lambda c: c == (9, 0), "flash-attn-3"),
+    "flash4": (lambda c: c[0] in (9, 10, 11), "flash-attn-4"),
+    "flash_torch": (lambda c: c >= (8, 0), None),
+}
+
+
+def features(ask: Ask) -> set[str]:
+    """What an ask has, in words."""
+    length = ask.padding and (ask.window or ask.bias == "alibi" or (ask.causal and ask.fewer))
+    length = length or (ask.documents and ask.fewer) or (ask.lengths and ask.needs_grad)
+    decoding = ask.fewer and not ask.needs_grad and not (ask.padding or ask.documents)
+    has = {
+        "float32": ask.dtype == "float32",
+        "softcap": ask.softcap,
+        "sinks": ask.sinks,
+        "pairs": ask.pairs,
+        "scattered": ask.scattered,
+        "lengths": ask.lengths,
+        "unequal": length,
+        "odd width": ask.head_dim % 8 or ask.v_head_dim % 8,
+        "over 256": ask.head_dim > 256,
+        "wider values": ask.v_head_dim > ask.head_dim,
+        "narrow cached values": decoding and ask.v_head_dim != ask.head_dim,
+        "small pages": ask.page and ask.page % 256,
+    }
+    return {ask.bias, *(name for name, here in has.items() if here)}
+
+
+def fits(kernel: str, ask: Ask, machine: Machine) -> bool:
+    """Head widths of the kernels that take more than one."""
+    k, v = ask.head_dim, ask.v_head_dim
+    if kernel == "flash3":
+        own = (128 < k <= 192 and 96 < v <= 128) or (k <= 64 and v <= 512)  # of V, besides one as wide as K
+        return own or k == v <= 256 or (v < k <= 256 and "narrow cached values" not in features(ask))
+    if kernel == "flash4" and machine.capability[0] == 9:
+        return max(k, v) <= 256
+    if kernel == "flash4":
+        if (k, v) == (256, 256):
+            return not (ask.sinks and ask.needs_grad)
+        return max(k, v) <= 128 or (k, v) == (192, 128)
+    return True
+
+
+def can(name: str, ask: Ask, machine: Machine) -> bool:
+    """Whether the rules above let a kernel do it."""
+    kernel, hub = name.removesuffix("_hub"), name.endswith("_hub")
+    if kernel == "flex":
+        return flex_can(ask, machine)
+    if kernel in RUNS:
+        capable, package = RUNS[kernel]
+        package = "kernels" if hub else package
+        if machine.device != "cuda" or not capable(machine.capability):
+            return False
+        if package is not None and package not in machine.packages:
+            return False
+    return not LACKS[kernel] & features(ask) and fits(kernel, ask, machine)
+
+
+def flex_can(ask: Ask, machine: Machine) -> bool:
+    """flex_attention: all features; on a CPU no gradient, on CUDA heads of 16 to 256."""
+    if "compiler" not in machine.packages or machine.device not in ("cpu", "cuda"):
+        return False
+    if machine.device == "cpu":
+        return not ask.needs_grad and ask.bias != "learned"
+    if ask.dtype == "bfloat16" and machine.capability < (8, 0):
+        return False
+    return all(16 <= width <= 256 for width in (ask.head_dim, ask.v_head_dim))
+
+
+def shows_without_a_mask(ask: Ask) -> bool:
+    shape = ask.padding or ask.documents or ask.pairs or ask.scattered or ask.lengths
+    return not shape and not ask.window and ask.bias == "none" and not (ask.causal and ask.fewer)
+
+
+def wanted(ask: Ask, machine: Machine) -> str:
+    """What auto takes: the newest flash-attn that can; then torch's own, a mask read last; eager when nothing else."""
+    if machine.device != "cuda":
+        names = ["sdpa", "eager"]
+    elif shows_without_a_mask(ask):
+        names = ["flash3", "flash4", "flash2", "sdpa", "flash_torch", "flex", "eager"]
+    else:
+        names = ["flash3", "flash4", "flash2", "flash_torch", "sdpa", "flex", "eager"]
+    return next(name for name in names if can(name, ask, machine))
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+def test_auto_takes_what_the_rules_say_for_everything_that_can_be_asked(machine):
+    assert len(GRID) > 40_000
+    for ask in GRID:
+        choice = pick(ask, machine)
+        assert choice.kernel.name == wanted(ask, machine), ask
+        assert choice.call.function
+        assert all(choice.refusals.values())
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_refuses_exactly_what_it_lacks_and_with_a_reason(name):
+    for machine, ask in itertools.product(MACHINES.values(), GRID[::7]):
+        reason = KERNELS[name].refuses(ask, machine)
+        assert (reason is None) == can(name, ask, machine), (ask, machine, reason)
+        assert reason is None or (len(reason) > 10 and "None" not in reason)
+
+
+NOTABLE = {  # what a reader would want to know, on an H100 with every package
+    "plain causal": ({"causal": True}, "flash3"),
+    "with a softcap and a window": ({"softcap": 50.0, "window": 4096}, "flash3"),
+    "ALiBi": ({"bias": "alibi"}, "flash2"),
+    "learned sinks": ({"sinks": True, "window": 128}, "flash4"),
+    "T5's learned bias": ({"bias": "learned"}, "sdpa"),
+    "packed documents": ({"documents": True}, "flash3"),
+    "pages of 16 tokens": ({"lengths": True, "fewer": True, "page": 16, "needs_grad": False}, "flash3"),
+    "a prefix": ({"pairs": True}, "sdpa"),
+    "float32": ({"dtype": "float32"}, "sdpa"),
+    "MLA expanded": ({"head_dim": 192, "v_head_dim": 128}, "flash3"),
+    "MLA absorbed": ({"head_dim": 576, "v_head_dim": 512, "fewer": True, "needs_grad": False}, "sdpa"),
+    "a learned bias under a softcap": ({"bias": "learned", "softcap": 30.0}, "flex"),
+}
+
+
+@pytest.mark.parametrize("name", NOTABLE)
+def test_notable_asks_on_an_h100(name):
+    fields, kernel = NOTABLE[name]
+    ask = Ask(**{"dtype": "bfloat16", "head_dim": 128, "v_head_dim": 128, "needs_grad": True, **fields})
+    assert pick(ask, MACHINES["H100"]).kernel.name == kernel
+
+
+def test_the_call_says_how_each_version_spells_a_window():
+    ask = Ask("bfloat16", 128, 128, needs_grad=True, window=4096, softcap=50.0)
+    spelled = {name: KERNELS[name].call(ask) for name in ("flash2", "flash3", "flash4")}
+    assert str(spelled["flash2"]) == "flash_attn_func(causal=True, window_size=(4095, 0), softcap=50.0)"
+    assert spelled["flash3"] == spelled["flash2"] == spelled["flash4"]
+    for name, open_side in (("flash2", -1), ("flash3", -1), ("flash4", None)):
+        call = KERNELS[name].call(Ask("bfloat16", 128, 128))
+        assert call.arguments == {"causal": True, "window_size": (open_side, open_side)}
+    both = KERNELS["flash_torch"].call(Ask("bfloat16", 128, 128, causal=False, window=7))
+    assert both.arguments == {"is_causal": False, "window_size_left": 7, "window_size_right": 7}
+
+
+@pytest.mark.parametrize(
+    ("fields", "functions"),
+    [
+        ({"needs_grad": True}, ("flash_attn_func", "flash_attn_func", "flash_attn_func")),
+        ({"documents": True}, ("flash_attn_varlen_func",) * 3),
+        ({"padding": True}, ("flash_attn_varlen_func",) * 3),
+        ({"fewer": True}, ("flash_attn_with_kvcache", "flash_attn_with_kvcache", "flash_attn_func")),
+        (
+            {"fewer": True, "lengths": True, "page": 256},
+            ("flash_attn_with_kvcache", "flash_attn_with_kvcache", "flash_attn_varlen_func"),
+        ),
+    ],
+)
+def test_each_version_is_called_by_the_function_for_it(fields, functions):
+    ask = Ask("float16", 64, 64, **fields)
+    assert tuple(KERNELS[name].call(ask).function for name in ("flash2", "flash3", "flash4")) == functions
+
+
+MISUSES = {  # a kernel forced to do what it lacks, on the machine that it is for
+    "flash2": ({"sinks": True}, "flash-attn 2 has no attention sinks"),
+    "flash3": ({"bias": "alibi"}, "flash-attn 3 has no ALiBi"),
+    "flash4": ({"bias": "learned"}, "flash kernels have no learned bias"),
+    "flash_torch": ({"softcap": 30.0}, "torch's flash kernels have no softcap"),
+    "flash2_hub": ({"dtype": "float32"}, "flash kernels take float16 and bfloat16, not float32"),
+    "flash3_hub": ({"scattered": True}, "flash kernels take keys in order, not those of a ring that went round"),
+    "sdpa": ({"sinks": True}, "scaled_dot_product_attention has no attention sinks"),
+    "flex": (
+        {"head_dim": 8, "v_head_dim": 8},
+        "flex_attention on CUDA is for heads of 16 to 256 channels, not 8",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISUSES)
+def test_a_kernel_forced_to_do_what_it_lacks_says_so_and_what_would(name):
+    fields, reason = MISUSES[name]
+    ask = Ask(**{"dtype": "bfloat16", "head_dim": 64, "v_head_dim": 64, **fields})
+    with pytest.raises(KernelError) as refused:
+        pick(ask, MACHINES["H100"], name)
+    line = str(refused.value)
+    assert line.startswith(f"kernel: {name} was asked for, but {reason} (kernel=auto or kernel=")
+    assert line.endswith("kernel=eager would do)")
+    assert name not in line.split("(kernel=auto")[1]

@@ -1,0 +1,74 @@
+# B batch, T queries, S keys, H heads, K kv heads, C head width
+"""flash-attn 3, from its package or from the hub."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zoo.kernels import hub
+from zoo.kernels.base import Ask, Machine
+from zoo.kernels.flash import CACHED, DENSE, VARLEN, WIDEST, Flash, narrow_in_cache, too_wide
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HOPPER = (9, 0)
+
+
+def own_widths(head_dim: int, v_head_dim: int) -> bool:
+    """Whether the kernels take values of this width: as wide as keys, MLA's expanded, or wide ones of narrow keys."""
+    expanded = 128 < head_dim <= 192 and 96 < v_head_dim <= 128
+    return head_dim == v_head_dim or expanded or (head_dim <= 64 and v_head_dim <= 512)
+
+
+class Flash3(Flash):
+    """flash-attn 3 (Shah et al., 2024): Hopper; softcap and windows, forward and backward; pages of any size."""
+
+    name = "flash3"
+    about = "flash-attn 3: the fastest on Hopper; softcap, windows, paged caches; no ALiBi, no sinks"
+    package = "flash-attn-3"
+    functions: ClassVar = {
+        DENSE: "flash_attn_func",
+        VARLEN: "flash_attn_varlen_func",
+        CACHED: "flash_attn_with_kvcache",
+    }
+
+    def unfit(self, capability: tuple[int, int] | None) -> str | None:
+        if capability in (None, HOPPER):
+            return None
+        return f"flash-attn 3 is made for Hopper (compute capability 9.0), this is {capability[0]}.{capability[1]}"
+
+    def lacks(self, ask: Ask, machine: Machine) -> str | None:
+        if ask.bias == "alibi":
+            return "flash-attn 3 has no ALiBi"
+        if ask.sinks:
+            return "flash-attn 3 has no attention sinks"
+        if own_widths(ask.head_dim, ask.v_head_dim):
+            return None if ask.head_dim <= WIDEST else too_wide(ask)
+        return too_wide(ask) or narrow_in_cache(ask)
+
+    def module(self) -> Any:
+        return importlib.import_module("flash_attn_interface")
+
+    def values(self, q: Tensor, v: Tensor) -> Tensor:
+        return v if own_widths(q.shape[3], v.shape[3]) else super().values(q, v)
+
+    def cached(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, pages: Tensor | None, given: dict[str, Any]
+    ) -> Tensor:
+        held = {} if lengths is None else {"cache_seqlens": lengths.int()}
+        held |= {} if pages is None else {"page_table": pages}
+        return self.load().flash_attn_with_kvcache(q, k, v, **held, **given)
+
+
+class Flash3Hub(Flash3):
+    """The same, built for this torch and fetched by the `kernels` package."""
+
+    name = "flash3_hub"
+    about = "flash-attn 3 from the Hugging Face hub; fetched when it is first used, so only when named"
+    package = "kernels"
+    on_request = True
+
+    def module(self) -> Any:
+        return hub.fetch("kernels-community/flash-attn3", 1)

@@ -1,0 +1,74 @@
+# B batch, T queries, S keys, H heads, K kv heads, C head width
+"""flash-attn 4, written in CuTe's Python and compiled when it is first called."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zoo.kernels.base import Ask, Machine
+from zoo.kernels.flash import CACHED, DENSE, VARLEN, WIDEST, Flash, way
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.bias import Bias
+
+SERVED = {9: "Hopper", 10: "Blackwell", 11: "Blackwell"}  # compute capabilities by their major number
+
+
+class Flash4(Flash):
+    """flash-attn 4 (Zadouri et al., 2026): Hopper and Blackwell; windows, softcap and learned sinks, forward and
+    backward; keys and values of different widths. It has no function for a cache: keys are appended by us, and read by
+    the one for unequal lengths."""
+
+    name = "flash4"
+    about = "flash-attn 4: Hopper and Blackwell; softcap, windows, learned sinks, paged caches; no ALiBi"
+    package = "flash-attn-4"
+    functions: ClassVar = {DENSE: "flash_attn_func", VARLEN: "flash_attn_varlen_func", CACHED: "flash_attn_varlen_func"}
+
+    def unfit(self, capability: tuple[int, int] | None) -> str | None:
+        if capability is None or capability[0] in SERVED:
+            return None
+        found = f"{capability[0]}.{capability[1]}"
+        return f"flash-attn 4 is made for Hopper and Blackwell (compute capability 9, 10 or 11), this is {found}"
+
+    def lacks(self, ask: Ask, machine: Machine) -> str | None:
+        if ask.bias == "alibi":
+            return "flash-attn 4 has no ALiBi but as code of its own language"
+        widths = ask.head_dim, ask.v_head_dim
+        if machine.capability is not None and machine.capability[0] > 9:
+            return _on_blackwell(widths, ask)
+        return f"heads are at most {WIDEST} wide, found {max(widths)}" if max(widths) > WIDEST else None
+
+    def function(self, ask: Ask) -> str:
+        return super().function(ask) if ask.lengths or way(ask) != CACHED else self.functions[DENSE]
+
+    def module(self) -> Any:
+        return importlib.import_module("flash_attn.cute")
+
+    def options(self, causal: bool, window: int | None, softcap: float | None) -> dict[str, Any]:
+        sides = (None, None) if window is None else (window - 1, 0) if causal else (window, window)
+        return {"causal": causal, "window_size": sides, **({"softcap": softcap} if softcap else {})}
+
+    def extras(self, sinks: Tensor | None, bias: Bias | None) -> dict[str, Any]:
+        return {} if sinks is None else {"learnable_sink": sinks}
+
+    def values(self, q: Tensor, v: Tensor) -> Tensor:
+        return v
+
+    def cached(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, pages: Tensor | None, given: dict[str, Any]
+    ) -> Tensor:
+        if lengths is None:
+            return self.dense(q, k, v, given)
+        held = {"seqused_k": lengths.int(), **({} if pages is None else {"page_table": pages})}
+        return self.load().flash_attn_varlen_func(q, k, v, **held, **given)[0]
+
+
+def _on_blackwell(widths: tuple[int, int], ask: Ask) -> str | None:
+    if widths == (256, 256):
+        return "on Blackwell heads of 256 have no gradient with sinks" if ask.sinks and ask.needs_grad else None
+    if max(widths) > 128 and widths != (192, 128):
+        return f"on Blackwell heads are at most 128 wide, (192, 128) or (256, 256), found {widths}"
+    return None

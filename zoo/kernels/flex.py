@@ -1,0 +1,312 @@
+# B batch, T queries, S keys, H heads, K kv heads, C head width, M and N blocks of queries and of keys
+"""torch's flex_attention: a kernel compiled for what a mask shows and a bias adds."""
+
+from __future__ import annotations
+
+from copy import copy
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoo.bias import Bias, Given, Placed
+from zoo.kernels.base import Ask, Call, Kernel, Machine, gathered
+from zoo.lazy import F, load, torch
+from zoo.mask import Mask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+BLOCK = 128  # queries and keys of a block that is skipped when nothing in it is seen
+WHOLE = 1 << 30  # those of one that holds any row: torch's own number where there is no block mask
+AT_ONCE = 1 << 22  # pairs of a query and a key whose blocks are drawn at once
+OPTIONS = {
+    "automatic_dynamic_shapes": False,
+    "specialize_float": True,
+    "recompile_limit": 256,
+    "accumulated_recompile_limit": 4096,
+}
+"""How Dynamo traces it: what is not said to vary is a constant, and models of many kinds of layers have many codes."""
+
+
+class Flex(Kernel):
+    """FlexAttention (Dong et al., 2024). `mask.sees` and `bias.at` are traced into the kernel: what is hidden and what
+    is added have no second definition.
+
+    Lengths and the batch are variables of the code, so that one more token compiles nothing. Heads, their widths, the
+    window, the scale and the softcap are constants of it. Code is made at first use; Inductor keeps it on disk for the
+    next process. Rows of up to BLOCK queries are one block, so that decoding draws none.
+
+    Sinks rescale what the kernel gives by what it gives beside it, each query's logsumexp. On the CPU it gives none:
+    there a column before the keys has the sink for its score and a value of 0.
+    """
+
+    name = "flex"
+    about = "torch's flex_attention, compiled: every feature; on a CPU forward only"
+
+    def refuses(self, ask: Ask, machine: Machine) -> str | None:
+        if machine.device not in ("cpu", "cuda"):
+            return f"flex_attention is compiled for CPUs and CUDA, not for {machine.device}"
+        if "compiler" not in machine.packages:
+            return f"torch.compile finds no {'triton' if machine.device == 'cuda' else 'C++ compiler'}"
+        if ask.dtype not in ("float32", "bfloat16", "float16"):
+            return f"flex_attention takes float32, bfloat16 and float16, not {ask.dtype}"
+        if machine.device == "cuda":
+            return _refused_on_cuda(ask, machine.capability)
+        return "flex_attention has no gradient on a CPU" if ask.needs_grad or ask.bias == "learned" else None
+
+    def call(self, ask: Ask) -> Call:
+        added = {"softcap": ask.softcap is not None, ask.bias: ask.bias != "none"}
+        hides = ("causal", "window", "padding", "documents", "pairs", "lengths")
+        shown = {name: getattr(ask, name) for name in hides}
+        return Call(
+            "flex_attention",
+            {
+                "score_mod": "+".join(name for name, here in added.items() if here) or None,
+                "block_mask": "+".join(name for name, here in shown.items() if here) or None,
+                "enable_gqa": ask.n_heads != ask.n_kv_heads,
+            },
+        )
+
+    def prepare(self, mask: Mask, ask: Ask, device: torch.device, dtype: torch.dtype, bias: Bias | None) -> None:
+        _drawn(mask, ask.sinks and not _gives_sums(device), device)
+        _spacious(bias, mask)
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Mask,
+        *,
+        scale: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+        bias: Bias | None,
+        pages: Tensor | None = None,
+    ) -> Tensor:
+        if pages is not None:
+            k, v = gathered(k, pages), gathered(v, pages)
+        drawn = _drawn(mask, sinks is not None and not _gives_sums(q.device), q.device)
+        if torch.compiler.is_compiling():  # what is compiled around it takes it in, with the lengths as they are there
+            return _attend(q, k, v, mask, drawn, scale, softcap, sinks, bias)
+        bias = _spacious(bias, mask)
+        _vary(q, k, v, axes=(0, 1))
+        with torch.compiler.set_stance("default"), torch._dynamo.config.patch(OPTIONS):
+            return _compiled()(q, k, v, drawn.mask, drawn, scale, softcap, sinks, bias)
+
+
+def _refused_on_cuda(ask: Ask, capability: tuple[int, int] | None) -> str | None:
+    """Limits of triton, and of what torch makes for it."""
+    needed = (8, 0) if ask.dtype == "bfloat16" else (7, 0)
+    if capability is not None and capability < needed:
+        found = "{}.{}".format(*capability)
+        return f"triton takes {ask.dtype} from compute capability {needed[0]}.{needed[1]} on, found {found}"
+    widths = ask.head_dim, ask.v_head_dim
+    if min(widths) < 16 or max(widths) > 256:
+        found = f"{ask.head_dim} and {ask.v_head_dim}" if len(set(widths)) > 1 else f"{ask.head_dim}"
+        return f"flex_attention on CUDA is for heads of 16 to 256 channels, not {found}"
+    return None
+
+
+class Drawn(NamedTuple):
+    """What the layers that share a mask read of it: the mask with its lengths as tensors, and which blocks of `size`
+    queries and keys are not skipped, as BlockMask takes them [B|1, 1, M, N]."""
+
+    mask: Mask
+    blocks: tuple[Any, ...]
+    size: int
+
+
+def _drawn(mask: Mask, column: bool, device: torch.device) -> Drawn:
+    """Drawn once and kept on the mask. `column` says that one for sinks comes before the keys."""
+    kept = mask.kept.get(("flex", column))
+    if kept is not None and kept.blocks[0].device == device:
+        return kept
+    like = mask if torch.compiler.is_compiling() else _measured(mask, device)
+    if mask.n_queries <= BLOCK:
+        drawn = Drawn(like, _once(_whole, device), WHOLE)
+    elif mask.query_columns is mask.key_columns is None and next(_of_rows(mask), None) is None:
+        numbers = (mask.n_queries, mask.n_keys, mask.causal, mask.window)
+        drawn = Drawn(like, _once(_blocks_of_numbers, *numbers, column, device), BLOCK)
+    else:
+        drawn = Drawn(like, _blocks(mask, column, device), BLOCK)
+    _vary(*drawn.blocks)
+    mask.kept["flex", column] = drawn
+    return drawn
+
+
+def _measured(mask: Mask, device: torch.device) -> Mask:
+    """The mask as the code is to read it: its numbers as tensors, or they would be constants of the code; its tensors
+    longer than they are."""
+    like = copy(mask)
+    like.kept = {}
+    for name in ("n_queries", "n_keys"):
+        setattr(like, name, torch.full((), getattr(mask, name), device=device))
+    for name in ("padding", "query_columns", "key_columns"):
+        setattr(like, name, _roomy(getattr(mask, name), 1))
+    like.also = _roomy(mask.also, 2)
+    if mask.documents is not None:
+        queries, keys = mask.documents
+        like.documents = _roomy(queries, 1), _roomy(keys, 1)
+    return like
+
+
+def _spacious(bias: Bias | None, mask: Mask) -> Bias | None:
+    """The same of a bias, kept on the mask for the layers that share both."""
+    kept, like = mask.kept.get("flex bias", (None, None))
+    if bias is None or kept is bias:
+        return like if bias is not None else None
+    like = copy(bias)
+    if isinstance(like, Placed):
+        like.queries, like.keys = _roomy(like.queries, 1), _roomy(like.keys, 1)
+    elif isinstance(like, Given):
+        like.tensor = _roomy(like.tensor, 2)
+    mask.kept["flex bias"] = bias, like
+    return like
+
+
+def _roomy(tensor: Any, axes: int) -> Any:
+    """The tensor, or None, with room at the end of its last axes.
+
+    A length that code reads from a tensor by is a number of that code: as a variable of it, Inductor's CPU template
+    may take it for another (torch 2.13: it replaces the name ks3 in ks38 too). So lengths come in few sizes: those of
+    one axis in powers of 8, of two in powers of 2. What is added is never read.
+    """
+    if tensor is None:
+        return None
+    least, power = (1024, 3) if axes == 1 else (BLOCK, 1)
+    widths = []
+    for length in reversed(tensor.shape[-axes:]):
+        size = 1 if length == 1 else least
+        while size < length:
+            size <<= power
+        widths += [0, size - length]
+    return F.pad(tensor, widths) if any(widths) else tensor
+
+
+def _of_rows(mask: Mask) -> Iterator[Tensor]:
+    """What a mask holds of each row."""
+    parts = (mask.padding, *(mask.documents or ()), mask.prefix, mask.also, mask.lengths)
+    yield from (each for each in parts if each is not None)
+
+
+def _vary(*parts: Any, axes: tuple[int, ...] = ()) -> None:
+    """Says of the tensors among these that others will have other lengths: along these axes, or along all."""
+    if torch.compiler.is_compiling():
+        return
+    for part in parts:
+        if isinstance(part, torch.Tensor):
+            for axis in axes or range(part.ndim):
+                if part.shape[axis] > 1:
+                    torch._dynamo.maybe_mark_dynamic(part, axis)
+
+
+def _once(make: Any, *arguments: Any) -> tuple[Any, ...]:
+    """What `make` gives, kept for later passes. Those may want gradients, which a tensor of inference mode refuses."""
+    if torch.compiler.is_compiling():
+        return make.__wrapped__(*arguments)
+    with torch.inference_mode(False):
+        return make(*arguments)
+
+
+@lru_cache(maxsize=16)
+def _whole(device: torch.device) -> tuple[Any, ...]:
+    """One block, in which everything is looked at."""
+    count = torch.ones(1, 1, 1, dtype=torch.int32, device=device)
+    index = torch.zeros(1, 1, 1, 1, dtype=torch.int32, device=device)
+    return count, index, None, None, count, index, None, None
+
+
+@lru_cache(maxsize=64)
+def _blocks_of_numbers(
+    n_queries: int, n_keys: int, causal: bool, window: int | None, column: bool, device: torch.device
+) -> tuple[Any, ...]:
+    """Those of a mask that is no more than these numbers."""
+    return _blocks(Mask(n_queries, n_keys, causal=causal, window=window), column, device)
+
+
+def _blocks(mask: Mask, column: bool, device: torch.device) -> tuple[Any, ...]:
+    """Which blocks hold something seen, and which nothing hidden. create_block_mask gives the same, but from all pairs
+    of all rows at once, each an int64 several times over."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    shows, n_keys = _shows(mask, column), mask.n_keys + column
+    n_rows = max([1, *(each.shape[0] for each in _of_rows(mask))])
+    row, key = torch.arange(n_rows, device=device)[:, None, None], torch.arange(n_keys, device=device)
+    step = max(AT_ONCE // (n_rows * n_keys * BLOCK), 1) * BLOCK
+    counts = []
+    for first in range(0, mask.n_queries, step):
+        query = torch.arange(first, min(first + step, mask.n_queries), device=device)[:, None]
+        seen = shows(row, row, query, key).expand(n_rows, -1, -1)
+        seen = F.pad(seen, (0, -n_keys % BLOCK, 0, -query.shape[0] % BLOCK))
+        counts.append(seen.unflatten(2, (-1, BLOCK)).unflatten(1, (-1, BLOCK)).sum((2, 4)))
+    count = torch.cat(counts, 1)[:, None]  # B|1 1 M N
+    full = count == BLOCK * BLOCK
+    made = BlockMask.from_kv_blocks(*_listed((count > 0) & ~full), *_listed(full), BLOCK_SIZE=BLOCK)
+    keys = made.kv_num_blocks, made.kv_indices, made.full_kv_num_blocks, made.full_kv_indices
+    return *keys, made.q_num_blocks, made.q_indices, made.full_q_num_blocks, made.full_q_indices
+
+
+def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks of keys are chosen [B|1, 1, M] of those [B|1, 1, M, N], and which: their numbers first."""
+    order = chosen.int().argsort(dim=-1, descending=True, stable=True)
+    return chosen.sum(-1, dtype=torch.int32), order.to(torch.int32).contiguous()
+
+
+def _shows(mask: Mask, column: bool) -> Callable[..., Tensor]:
+    """The mask as flex_attention asks for it; all see the `column` before the keys."""
+
+    def shows(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key == 0) | mask.sees(row, query, (key - 1).clamp(min=0)) if column else mask.sees(row, query, key)
+
+    return shows
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    load()
+    # What a bias rounds to bfloat16 stays rounded: fused, it would not be.
+    return torch.compile(_attend, fullgraph=True, options={"emulate_precision_casts": True})
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Mask,
+    drawn: Drawn,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    bias: Bias | None,
+) -> Tensor:
+    """As `Flex.__call__`, of the mask and what is drawn of it."""
+    from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+
+    column = sinks is not None and not _gives_sums(q.device)
+    if column:
+        k, v = F.pad(k, (0, 0, 0, 0, 1, 0)), F.pad(v, (0, 0, 0, 0, 1, 0))
+
+    def scored(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        if softcap is not None:
+            score = softcap * torch.tanh(score / softcap)
+        if bias is not None:
+            score = score + bias.at(row, head, query, (key - 1).clamp(min=0) if column else key)
+        return torch.where(key == 0, sinks[head].float(), score) if column else score  # type: ignore[index]
+
+    lengths, size = (q.shape[1], k.shape[1]), (drawn.size, drawn.size)
+    block_mask = BlockMask(lengths, *drawn.blocks, BLOCK_SIZE=size, mask_mod=_shows(mask, column))
+    aux = AuxRequest(lse=True) if sinks is not None and not column else None
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # B H T C, B K S C
+    shared = q.shape[1] != k.shape[1]
+    y: Any = flex_attention(q, k, v, scored, block_mask, scale, shared, return_aux=aux)
+    if aux is not None:
+        y, sums = y
+        y = (y * torch.sigmoid(sums.lse - sinks.float()[:, None])[..., None]).to(y.dtype)  # type: ignore[union-attr]
+    return y.transpose(1, 2)  # B T H Cv
+
+
+def _gives_sums(device: torch.device) -> bool:
+    """Whether the kernel there gives each query's logsumexp."""
+    return device.type != "cpu"
