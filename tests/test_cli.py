@@ -265,7 +265,8 @@ def test_doctor_names_versions_devices_and_kernels(capsys: pytest.CaptureFixture
     assert run(["doctor"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^  torch +\d+\.\d+", out, re.MULTILINE)
-    assert re.search(r"^  eager +yes +", out, re.MULTILINE)
+    assert re.search(r"^  plain +\S", out, re.MULTILINE)
+    assert re.search(r"^  compiler +", out, re.MULTILINE)
 
 
 # ---------------------------------------------------------------- train and generate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,7 +39,7 @@ def run(
     A model that does not fit is refused before anything is allocated.
     """
     from zoo import report
-    from zoo.builder import build, pick_device, torch_dtype
+    from zoo.builder import build, pick_device
     from zoo.config.model import to_spec
     from zoo.errors import ConfigError
 
@@ -46,7 +47,7 @@ def run(
     place = pick_device(device)
     if out is not None and place.type == "meta":
         raise ConfigError("out: a model on meta has no weights to write (use --device cpu)")
-    kernels = kernel_lines(spec, place, torch_dtype(dtype.value), kernel)
+    kernels = kernel_lines(spec, place, dtype.value, kernel)
     model = build(spec, device=device, dtype=dtype.value, kernel=kernel)
     print(report.columns([("module", "kind", "shape", "parameters"), *report.module_rows(target, model)], right=(3,)))
     print()
@@ -58,27 +59,51 @@ def run(
         print(f"written: {out}")
 
 
-def kernel_lines(spec: Any, device: Any, dtype: Any, kernel: str) -> list[str]:
-    """The kernel that each kind of layer gets, and why others were refused. Raises KernelError for one that cannot."""
+def kernel_lines(spec: Any, device: Any, dtype: str, kernel: str) -> list[str]:
+    """The kernel by which each kind of layer reads tokens there, its call, and why those tried before it would not do.
+
+    Raises KernelError for a kernel that there is not, or that cannot.
+    """
     import torch
 
-    from zoo.kernels import explain, report
+    from zoo.costs.kernels import asks
+    from zoo.costs.setup import Setup
+    from zoo.errors import KernelError
+    from zoo.kernels import machine_of, pick
 
-    where = device.type if device.type != "meta" else "cuda" if torch.cuda.is_available() else "cpu"
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device.type == "meta" else device
     lines = []
+    for place, tower, kind in _places(spec):
+        use = "prefill" if tower.causal else "encode"
+        for part, ask in asks(tower, kind, use, Setup(dtype=dtype), tower.max_seq_len).items():
+            if ask is None:
+                continue
+            choice = pick(ask, machine_of(where), kernel)
+            way = str(choice.call)
+            layer = f"{place} (cross-attention)" if part == "cross" else place
+            lines += [f"kernel{layer}: {choice.kernel.name} on {where.type}, {way}", *_refused(choice.refusals)]
+    if not lines and kernel != "auto":
+        raise KernelError(f"kernel: {kernel} was asked for, but no layer has attention for it (kernel=auto would do)")
+    return lines
+
+
+def _refused(refusals: Mapping[str, str]) -> list[str]:
+    """A line for each reason, with the kernels that share it."""
+    shared: dict[str, list[str]] = {}
+    for name, reason in refusals.items():
+        shared.setdefault(reason, []).append(name)
+    return [f"  not {', '.join(names)}: {reason}" for reason, names in shared.items()]
+
+
+def _places(spec: Any) -> Iterator[tuple[str, Any, str]]:
+    """The kinds of layers: in words where there are several, the tower, the name."""
     towers = spec.towers()
-    layers = [(tower, name, block) for tower, each in towers.items() for name, block in each.blocks.items()]
-    for tower, name, block in layers:
-        ask = block.attention.ask(where, str(dtype).removeprefix("torch."))
-        if ask is None:
-            continue
-        chosen, refused = explain(ask, kernel)
-        named = f"'{name}' layers" if len(towers[tower].blocks) > 1 else "layers"
-        layer = " of " + " ".join(filter(None, (tower and f"the {tower}'s", named))) if len(layers) > 1 else ""
-        lines.append(f"kernel{layer}: {chosen} on {where}")
-        lines += [f"  not {other}: {reason}" for other, reason in refused.items()]
-    absent = [(name, reason) for name, usable, reason in report() if not usable]
-    return [*lines, *(f"  not {name}: {reason}" for name, reason in absent)]
+    several = sum(len(tower.blocks) for tower in towers.values()) > 1
+    for name, tower in towers.items():
+        for kind in tower.blocks:
+            layers = f"'{kind}' layers" if len(tower.blocks) > 1 else "layers"
+            place = f" of the {name}'s {layers}" if name else f" of {layers}"
+            yield place if several else "", tower, kind
 
 
 def memory_lines(model: Any, spec: Any, dtype: str) -> list[str]:

@@ -4,30 +4,114 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator, Sequence
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from zoo.cli.showing import Json
+
+if TYPE_CHECKING:
+    from zoo.kernels.base import Machine
+    from zoo.kernels.table import Row
 
 PACKAGES = (
     *("torch", "hydra-core", "omegaconf", "pydantic", "tokenizers", "safetensors", "numpy", "matplotlib"),
-    *("flash-attn", "transformers", "datasets", "hydra-joblib-launcher", "hydra-submitit-launcher"),
+    *("triton", "flash-attn", "flash-attn-4", "kernels", "torchao"),
+    *("transformers", "datasets", "hydra-joblib-launcher", "hydra-submitit-launcher"),
 )
 
+WIDTH = 120
 
-def run() -> None:
-    """Versions, devices, and which kernels this machine can run, with the reasons why not."""
+ABSENT = "not installed"
+
+TORCHAO = "torchao is not installed (pip install 'transformer-zoo[fp8]')"
+
+LEGEND = "f forward, b backward; (f b) not here, but on a machine that has what is missing; - on none"
+
+
+def run(as_json: Json = False) -> None:
+    """Versions, devices, and what each kernel can do on this machine, with the reasons why not."""
     import zoo
-    from zoo import kernels, report
+    from zoo import report
+    from zoo.kernels.table import as_data, here, table
 
+    machine = here()
     versions = [("zoo", zoo.__version__), ("python", platform.python_version()), *((n, _version(n)) for n in PACKAGES)]
-    print(report.columns([("Versions", ""), *_indented(versions)]))
-    print()
-    print(report.columns([("Devices", ""), *_indented(_devices())]))
-    print()
-    table = [(row.kernel, "yes" if row.usable else "no", row.reason) for row in kernels.report()]
-    print(report.columns([("Kernels", "", ""), *_indented(table)]))
+    devices, rows, others = _devices(), table(machine), list(_others(machine))
+    if as_json:
+        kernels = {row.kernel.name: as_data(row) for row in rows}
+        rest = {name: {"runs_here": usable, "about": about} for name, usable, about in others}
+        data = {"versions": dict(versions), "devices": dict(devices), "machine": _machine(machine)}
+        print(report.as_json({**data, "kernels": kernels, "others": rest}))
+        return
+    told = [f"{name:16} {'yes' if usable else 'no':4} {about}" for name, usable, about in others]
+    parts = [
+        report.columns([("Versions", ""), *_indented(versions)]),
+        report.columns([("Devices", ""), *_indented(devices)]),
+        "\n".join(_kernels(rows, machine)),
+        "\n".join(["Other kernels", *(report.wrapped(each, 2, 24, WIDTH) for each in told)]),
+    ]
+    print("\n\n".join(parts))
 
 
-def _indented(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+def _kernels(rows: Sequence[Row], machine: Machine) -> list[str]:
+    """The table, what is missing, and the reasons for each `-`."""
+    from zoo import report
+    from zoo.kernels.table import ELSEWHERE, NEVER, PLAIN, by_mask, reasons
+
+    names = [row.kernel.name for row in rows]
+    features = [(name, *(str(row.cells[name]) for row in rows)) for name in rows[0].cells]
+    capability = "" if machine.capability is None else " of compute capability {}.{}".format(*machine.capability)
+    lines = [f"Attention kernels on {machine.device}{capability}, in bfloat16"]
+    lines += [report.columns(_indented([("", *names), *features])), "", report.wrapped(LEGEND, 2, width=WIDTH)]
+    lines += [*_order(rows, by_mask(machine))]
+    against = [f"{row.kernel.name}: {row.against}" for row in rows if row.against is not None]
+    running = reasons([row for row in rows if row.against is None], ELSEWHERE)
+    against += [f"{kernels}: {each}" for kernels, told in running.items() for each in told]
+    if against:
+        lines += ["", "Not here", *(report.wrapped(each, 2, 6, WIDTH) for each in against)]
+    lines += ["", f"On no machine (heads are {PLAIN.head_dim} wide where nothing else is said)"]
+    for kernels, told in reasons(rows, NEVER).items():
+        lines += [f"  {kernels}", *(report.wrapped(each, 4, 8, WIDTH) for each in told)]
+    return lines
+
+
+def _order(rows: Sequence[Row], masked: list[str] | None) -> list[str]:
+    """In words, how `auto` goes through them."""
+    from zoo import report
+
+    named = [row.kernel.name for row in rows if row.kernel.on_request]
+    told = "auto takes the first that can, from the left"
+    told += "" if masked is None else f"; where a mask must be read: {', '.join(masked)}"
+    told += f"; {' and '.join(named)} only when named (kernel=…)" if named else ""
+    return [report.wrapped(told, 2, width=WIDTH)]
+
+
+def _others(machine: Machine) -> Iterator[tuple[str, bool, str]]:
+    """What is no attention kernel: its name, whether it can run here, and what there is to say."""
+    from zoo import fp8
+    from zoo.kernels.found import PACKAGES as SOURCES
+    from zoo.kernels.grouped import refuses
+
+    dtypes = ("bfloat16", "float16", "float32")
+    taken = [dtype for dtype in dtypes if refuses(machine.device, dtype, 64, 64) is None]
+    about = f"the experts' products in one call, in {', '.join(taken)}" if taken else f"takes none on {machine.device}"
+    yield "grouped_mm", bool(taken), about
+    torchao = _version("torchao")
+    for recipe in (*fp8.RECIPES, fp8.WEIGHT_ONLY):
+        lacks = [fp8.refuses(recipe, machine), *([TORCHAO] if torchao == ABSENT else [])]
+        reason = "; ".join(filter(None, lacks))
+        yield f"fp8 {recipe}", not reason, reason or f"by torchao {torchao}"
+    compiles = "compiler" in machine.packages
+    yield "compiler", compiles, "for torch.compile" if compiles else f"torch.compile needs it: {SOURCES['compiler']}"
+
+
+def _machine(machine: Machine) -> dict[str, Any]:
+    capability = None if machine.capability is None else list(machine.capability)
+    return {"device": machine.device, "capability": capability, "packages": sorted(machine.packages)}
+
+
+def _indented(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return [(f"  {first}", *rest) for first, *rest in rows]
 
 
@@ -35,14 +119,14 @@ def _version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "not installed"
+        return ABSENT
 
 
-def _devices() -> list[tuple[str, ...]]:
+def _devices() -> list[tuple[str, str]]:
     import torch
 
     cpu = f"{platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()} CPUs, {_memory()}"
-    rows: list[tuple[str, ...]] = [("cpu", cpu)]
+    rows = [("cpu", cpu)]
     if not torch.cuda.is_available():
         built = torch.version.cuda
         why = f"no device; torch is built for CUDA {built}" if built else "this torch is built without CUDA"

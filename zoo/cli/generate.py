@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class Fp8(StrEnum):
+    """What float8 is scaled by (`zoo.fp8`)."""
+
+    tensorwise = "tensorwise"
+    rowwise = "rowwise"
+    weight_only = "weight_only"
 
 
 def run(
@@ -23,6 +32,7 @@ def run(
     kernel: Annotated[str | None, typer.Option(help="The attention kernel (`zoo doctor`); the first that can.")] = None,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; as in the checkpoint.")] = None,
+    fp8: Annotated[Fp8 | None, typer.Option(help="Products in float8 (CUDA); weight_only saves memory.")] = None,
 ) -> None:
     """Write text with the last run, or with a checkpoint, as it comes.
 
@@ -48,6 +58,7 @@ def run(
         device=device,
         dtype=dtype,
         kernel=kernel,
+        fp8=fp8,
         note=lambda line: print("zoo: note:", line, file=sys.stderr),
     )
     for piece in pieces:

@@ -28,6 +28,9 @@ def run(
     plot: Plot = None,
     explain: Annotated[bool, typer.Option("--explain", help="The formula and the source of each figure.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Hold the figures against the built model.")] = False,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="The attention kernels on the --gpu, or on a CPU, and why not others.")
+    ] = False,
     cfg: Cfg = None,
     resolve: Resolve = False,
     setup: Any = None,
@@ -42,8 +45,9 @@ def run(
     targets, overrides = targets_and_overrides([target, *(overrides or [])])
     shown = one_format(as_json, as_csv, as_md)
     if multirun:
-        if cfg or resolve or explain or verify:
-            raise ConfigError("multirun: takes no --cfg, --resolve, --explain or --verify (name one point without -m)")
+        if cfg or resolve or explain or verify or kernels:
+            found = "--cfg, --resolve, --explain, --verify or --kernels"
+            raise ConfigError(f"multirun: takes no {found} (name one point without -m)")
         from zoo.cli.sweeping import sweep
 
         return sweep(targets, overrides, setup, columns, shown, plot)
@@ -53,6 +57,10 @@ def run(
         if len(targets) > 1:
             raise ConfigError(f"cfg: shows one model, {len(targets)} were named (name one)")
         return show_config(composed(targets[0], overrides), resolve)
+    if kernels:
+        if explain or verify or plot is not None or shown in (Shown.csv, Shown.md):
+            raise ConfigError("kernels: are text of their own or a part of --json (leave other options of output out)")
+        return _kernels(targets, overrides, setup, shown)
     _price(targets, overrides, setup, shown, plot, explain=explain, verify=verify)
 
 
@@ -86,3 +94,19 @@ def _price(
         from zoo.costs.plot import draw
 
         draw(dict(zip(showing.distinct(targets), specs, strict=True)), setup, plot)
+
+
+def _kernels(targets: list[str], overrides: list[str], setup: Any, shown: Shown) -> None:
+    """The attention kernels of each model; as JSON beside its figures."""
+    from zoo import costs
+    from zoo.cli import showing
+    from zoo.costs.kernels import kernels
+    from zoo.report.kernels import kernel_lines
+
+    specs = showing.specs(targets, overrides)
+    found = [kernels(spec, setup) for spec in specs]
+    if shown is Shown.json:
+        priced = [{**costs.price(spec, setup), "kernels": each} for spec, each in zip(specs, found, strict=True)]
+        return showing.models(targets, targets, priced, shown)
+    titles = [" ".join([target, *overrides]) for target in showing.distinct(targets)]
+    print("\n\n".join(kernel_lines(each, title) for title, each in zip(titles, found, strict=True)))

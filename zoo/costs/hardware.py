@@ -1,13 +1,13 @@
 """What accelerators can do at most: conf/hardware/*.yaml, one file each, every figure with its source.
 
 A file gives what its maker's sheet does: TFLOP/s by dtype, of dense products summed in float32; GB and GB/s of memory;
-GB/s of the link to its neighbours in one direction. `checked: no` marks a figure that was seen neither at its source
-nor in a table that cites it.
+GB/s of the link to its neighbours in one direction; and of a CUDA device its compute capability, which decides the
+kernels that it can run. `checked: no` marks a figure that was seen neither at its source nor in a table that cites it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,8 +20,8 @@ RATES = ("fp32", "tf32", "bf16", "fp16", "fp8", "fp4")
 """Dtypes that a file may give a rate for. fp32 is without TF32, as torch multiplies unless told otherwise."""
 
 SIZES = ("memory_gb", "visible_mib", "bandwidth_gb_s", "link", "tdp_w")
-OPTIONAL = ("visible_mib", "link", "tdp_w")
-KEYS = ("title", "sources", "tflops", "sparse_factor", *SIZES)
+OPTIONAL = ("visible_mib", "link", "tdp_w", "capability")
+KEYS = ("title", "sources", "tflops", "capability", "sparse_factor", *SIZES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +37,15 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """An accelerator. `tflops` and `sizes` are a file's figures by their keys."""
+    """An accelerator. `tflops` and `sizes` are a file's figures by their keys; `capability` is a CUDA device's (major,
+    minor), None for another maker's."""
 
     name: str
     title: str
     tflops: Mapping[str, Figure]
     sizes: Mapping[str, Figure]
     sparse_factor: float
+    capability: tuple[int, int] | None = None
 
     def flops(self, dtype: str) -> float:
         """Dense FLOP/s of products of a dtype, summed in float32. Raises ConfigError where there are none."""
@@ -124,6 +126,7 @@ def _load(path: Path, _: int) -> Hardware:
         tflops={dtype: _figure(node, body) for dtype, node in body["tflops"].items()},
         sizes={key: _figure(body[key], body) for key in SIZES if body.get(key) is not None},
         sparse_factor=body["sparse_factor"],
+        capability=tuple(body["capability"]["value"]) if body.get("capability") is not None else None,
     )
 
 
@@ -171,15 +174,24 @@ def _figure_faults(body: Mapping[str, Any]) -> Iterator[str]:
     for key in SIZES:
         if body.get(key) is not None or key not in OPTIONAL:
             yield from _fault(key, body.get(key), body["sources"], "name")
+    if body.get("capability") is not None:
+        yield from _fault("capability", body["capability"], body["sources"], "name", _version, "major and minor [9, 0]")
 
 
-def _fault(key: str, node: Any, sources: Mapping[str, Any], extra: str) -> Iterator[str]:
+def _fault(
+    key: str,
+    node: Any,
+    sources: Mapping[str, Any],
+    extra: str,
+    fits: Callable[[Any], bool] | None = None,
+    kind: str = "a number above 0",
+) -> Iterator[str]:
     needed = {"value", "source", "checked"}
     if not isinstance(node, Mapping) or not needed <= set(node) <= needed | {extra}:
         yield f"{key}: must have value, source and checked, and may have {extra}, found {node!r}"
         return
-    if not _positive(node["value"]):
-        yield f"{key}.value: must be a number above 0, found {node['value']!r}"
+    if not (fits or _positive)(node["value"]):
+        yield f"{key}.value: must be {kind}, found {node['value']!r}"
     if not isinstance(node["checked"], bool):
         yield f"{key}.checked: must be yes or no, found {node['checked']!r}"
     if node["source"] not in sources:
@@ -190,3 +202,8 @@ def _fault(key: str, node: Any, sources: Mapping[str, Any], extra: str) -> Itera
 
 def _positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def _version(value: Any) -> bool:
+    """Whether it is a compute capability: two whole numbers."""
+    return isinstance(value, list) and len(value) == 2 and all(type(each) is int and each >= 0 for each in value)

@@ -1,0 +1,131 @@
+# T new tokens, S keys, W window
+"""Which attention kernel `auto` takes for each kind of layer and each use of a model, on a GPU that need not be at
+hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+from zoo.costs.hardware import hardware
+from zoo.costs.setup import Setup
+from zoo.kernels import KERNELS, pick
+from zoo.kernels.base import Ask, Machine
+from zoo.kernels.found import EVERYTHING
+from zoo.mask import Mask
+
+COMPUTED = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
+"""What attention computes in, by the dtype of a set-up: products of weights may be in float8, scores are not."""
+
+GENERATING = ("train", "prefill", "decode")
+READING = ("train", "encode")
+"""The uses of a tower that is causal, and of one that sees both ways."""
+
+INSTALLED = {"torch": frozenset({"compiler"}), "everything": EVERYTHING}
+"""What may be on a machine besides torch: the compiler that comes with it, and all packages of kernels."""
+
+
+def kernels(spec: Any, setup: Setup | None = None) -> dict[str, Any]:
+    """The kernel of every kind of layer, as plain data: where, and `layers`, a line for each use of each.
+
+    A line has the layer's place, its `use`, what is asked of a kernel, and the kernel and its call: under "torch" with
+    what comes with torch alone, under "everything" with all packages. `refusals` are the reasons of those tried before,
+    whatever is installed. A mixer that is no softmax attention has a line without a use. Rows are taken to be of one
+    length; `without` names what else an input may bring. Raises ConfigError for a GPU that is unknown, or does not
+    multiply the set-up's dtype.
+    """
+    setup = Setup() if setup is None else setup
+    if setup.gpu is not None:
+        hardware(setup.gpu).flops(setup.dtype)  # which says so where there is none
+    machine, title = machine_for(setup.gpu)
+    return {
+        "gpu": setup.gpu,
+        "title": title,
+        "capability": None if machine.capability is None else list(machine.capability),
+        "dtype": setup.dtype,
+        "context": setup.tokens(spec),
+        "without": list(_without(spec)),
+        "layers": [line for name, tower in spec.towers().items() for line in _lines(name, tower, spec, setup, machine)],
+    }
+
+
+def machine_for(gpu: str | None) -> tuple[Machine, str]:
+    """A machine with this accelerator of conf/hardware and no packages, and what it is called; a CPU for None.
+
+    What no CUDA kernel runs on has its own name in the place of torch's type of device.
+    """
+    if gpu is None:
+        return Machine("cpu"), "a CPU"
+    device = hardware(gpu)
+    name = device.title if device.capability is None else "cuda"
+    return Machine(name, device.capability), device.title
+
+
+def asks(tower: Any, kind: str, use: str, setup: Setup, memory: int | None = None) -> dict[str, Ask | None]:
+    """What the attention of a kind of layer asks of a kernel in one use, and its cross-attention to `memory` tokens;
+    None for a mixer that uses none."""
+    block, tokens, train = tower.blocks[kind], setup.tokens(tower), use == "train"
+    new = 1 if use == "decode" else tokens
+    masks = {"attention": _mask(tower, block.attention, use, setup)}
+    if block.cross is not None:
+        masks["cross"] = Mask(new, tokens if memory is None else memory, causal=False)
+    dtype = "float32" if train and setup.precision == "fp32" else COMPUTED[setup.dtype]
+    return {
+        part: _ask(getattr(block, part), dtype, mask, train=train, few=use == "decode") for part, mask in masks.items()
+    }
+
+
+def _without(spec: Any) -> Iterator[str]:
+    """What an input may bring that other kernels are taken for."""
+    yield "padding"
+    towers = spec.towers().values()
+    if any(block.attention.takes_global for tower in towers for block in tower.blocks.values()):
+        yield "global tokens"
+    if any(getattr(tower, "prefix_lm", False) for tower in towers):
+        yield "a prefix"
+
+
+def _ask(attention: Any, dtype: str, mask: Mask, *, train: bool, few: bool) -> Ask | None:
+    features = {"needs_grad": train, **mask.features}
+    ask = attention.decode_ask(dtype, 1, **features) if few else attention.ask(dtype, **features)
+    if ask is None or train:
+        return ask
+    return replace(ask, bias="fixed") if ask.bias == "learned" else ask
+
+
+def _mask(tower: Any, attention: Any, use: str, setup: Setup) -> Mask:
+    """What queries see in one use, as `zoo.scene` lays it out for rows without padding."""
+    tokens, window, chunk = setup.tokens(tower), attention.visible_window, attention.visible_chunk
+    apart: Any = None if chunk is None and (use != "train" or setup.document is None) else ()  # only that there is one
+    if use != "decode":
+        return Mask(tokens, tokens, causal=tower.causal, window=window, documents=apart)
+    held = min(tokens + 1, window or chunk or tokens + 1)  # a ring of so many slots
+    biased = attention.positioning is not None and attention.positioning.biases
+    columns: Any = () if biased and held <= tokens else None  # a bias tells columns apart, and a ring's are in no order
+    return Mask(1, held, causal=True, documents=apart, query_columns=columns, key_columns=columns)
+
+
+def _lines(name: str, tower: Any, spec: Any, setup: Setup, machine: Machine) -> Iterator[dict[str, Any]]:
+    memory = setup.tokens(spec) if tower.reads_memory else None
+    for kind in tower.blocks:
+        place = {"tower": name, "kind": kind, "layers": tower.pattern.count(kind)}
+        for use in GENERATING if tower.causal else READING:
+            for part, ask in asks(tower, kind, use, setup, memory).items():
+                if ask is not None:
+                    yield {**place, "part": part, "use": use, "ask": asdict(ask), **_chosen(ask, machine)}
+                elif use == "train":
+                    yield {**place, "part": part, "use": None, "mixer": getattr(tower.blocks[kind], part).kind}
+
+
+def _chosen(ask: Ask, machine: Machine) -> dict[str, Any]:
+    """The choice of `auto` by what is installed, and why it passes over others."""
+    choices = {name: pick(ask, replace(machine, packages=packages)) for name, packages in INSTALLED.items()}
+    found: dict[str, Any] = {
+        name: {"kernel": choice.kernel.name, "call": choice.call.function, "arguments": dict(choice.call.arguments)}
+        for name, choice in choices.items()
+    }
+    tried = dict.fromkeys(name for choice in choices.values() for name in choice.refusals)
+    whole = replace(machine, packages=EVERYTHING)
+    reasons = {name: KERNELS[name].refuses(ask, whole) for name in tried}
+    return {**found, "refusals": {name: reason for name, reason in reasons.items() if reason is not None}}
