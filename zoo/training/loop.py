@@ -72,7 +72,7 @@ class Run:
 
     @property
     def autocast(self) -> Autocast:
-        return autocast(self.device, self.settings.precision)
+        return autocast(self.device, self.settings.arithmetic)
 
     def due(self, every: int | None) -> bool:
         """Whether something that happens so often, and at the end, happens after this step."""
@@ -215,7 +215,7 @@ def record(run: Run, terms: dict[str, Any]) -> None:
 
 def evaluate(run: Run) -> None:
     """Validation loss, a sample of text and the picture."""
-    run.peak = run.peak.again(run.device, run.settings.precision)
+    run.peak = run.peak.again(run.device, run.settings.arithmetic)
     loss = validation_loss(run)
     bits = loss / math.log(2) * (len(run.data.validation) - 1) / run.data.validation.n_bytes
     run.records.write(step=run.step, tokens=run.tokens, val_loss=loss, bits_per_byte=bits)

@@ -9,11 +9,14 @@ from typing import Any, Literal
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, field_validator
 
 from zoo.errors import ConfigError
+from zoo.fp8 import MULTIPLE
 from zoo.generation.sample import Sampling
 from zoo.spec import Spec
 from zoo.training.objective import Objective
 from zoo.training.optim import Optim
 from zoo.training.schedule import Schedule
+
+FP8 = "fp8_"  # and a recipe
 
 
 class Sample(Spec, axis="sample", default="text"):
@@ -46,7 +49,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
     seq_len: PositiveInt
     seed: NonNegativeInt = 0
     clip: PositiveFloat | None = 1.0  # the gradient's largest norm; null: as it is
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the products; weights and optimizer are float32
+    precision: Literal["fp32", "bf16", "fp8_tensorwise", "fp8_rowwise"] = "fp32"  # of products; weights are float32
     compile: bool = False
     device: str = "auto"
     kernel: str = "auto"
@@ -69,12 +72,33 @@ class Training(Spec, axis="command", kind="train", default="train"):
             raise ValueError(f"is {value}, which does not divide batch_size={rows} (one of: {even})")
         return value
 
+    @field_validator("precision")
+    @classmethod
+    def has_the_tokens_for_it(cls, value: str, info: Any) -> str:
+        batch, parts, length = (info.data.get(name) for name in ("batch_size", "accumulate", "seq_len"))
+        if value.startswith(FP8) and batch and parts and length and batch // parts * length % MULTIPLE:
+            found = f"found {batch // parts} rows of {length} at a time"
+            raise ValueError(
+                f"is {value}, which takes tokens by multiples of {MULTIPLE}, {found} (precision=bf16 would do)"
+            )
+        return value
+
     @field_validator("device")
     @classmethod
     def can_be_trained_on(cls, value: str) -> str:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
             raise ValueError(f"is {value!r}, which trains nothing (one of: auto, cpu, cuda, cuda:N)")
         return value
+
+    @property
+    def recipe(self) -> str | None:
+        """How products are taken in float8 (`zoo.fp8.RECIPES`), where they are."""
+        return self.precision.removeprefix(FP8) if self.precision.startswith(FP8) else None
+
+    @property
+    def arithmetic(self) -> str:
+        """Of products that are not taken in float8, and what the speed of all is measured against: fp32 or bf16."""
+        return "fp32" if self.precision == "fp32" else "bf16"
 
 
 def read(node: Mapping[str, Any]) -> Training:

@@ -13,13 +13,13 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from zoo import grammar
+from zoo import fp8, grammar
 from zoo.builder import build, pick_device
 from zoo.checkpoint import store
 from zoo.data import BPE_SIZE, Batches, DataSettings, Prepared, prepare
 from zoo.errors import CheckpointError, ConfigError, ZooError, did_you_mean
 from zoo.generation.engine import check_length
-from zoo.kernels import KERNELS
+from zoo.kernels import KERNELS, machine_of, select
 from zoo.lazy import torch
 from zoo.training import settings as S
 from zoo.training.log import METRICS, PICTURE, RESULT, SAMPLES, Records
@@ -147,6 +147,8 @@ def mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list[str]
     if settings.seq_len > spec.max_seq_len:
         would = f"seq_len={spec.max_seq_len}, or model.max_seq_len={settings.seq_len}"
         faults.append(f"seq_len: is {settings.seq_len}, more than model.max_seq_len={spec.max_seq_len} ({would})")
+    if settings.recipe and (idle := fp8.idle(spec)):
+        faults.append(f"precision: {settings.precision} {idle} (precision=bf16 would do)")
     if data.tokenizer.kind == "bpe" and (size := data.tokenizer.vocab_size or BPE_SIZE) > spec.vocab_size:
         faults.append(too_small(spec.vocab_size, size, f", or data.tokenizer.vocab_size={spec.vocab_size}"))
     return faults
@@ -160,6 +162,9 @@ def too_small(vocabulary: int, needed: int, or_else: str = "") -> str:
 def prepared(planned: Plan, show: Show) -> tuple[Any, Prepared]:
     """The device and the data, and whether the model goes with them. Raises ConfigError."""
     device = pick_device(planned.settings.device)
+    if recipe := planned.settings.recipe:
+        fp8.require(recipe, device, f"precision: {planned.settings.precision}", "precision=bf16")
+    check_kernel(planned, device)
     data = prepare(planned.data, show.preparing)
     faults = []
     if data.tokenizer.vocab_size > planned.spec.vocab_size:
@@ -170,6 +175,17 @@ def prepared(planned: Plan, show: Show) -> tuple[Any, Prepared]:
     if faults:
         raise ConfigError(*faults)
     return device, data
+
+
+def check_kernel(planned: Plan, device: Any) -> None:
+    """Raises KernelError when the kernel that the user named cannot train each kind of layer there."""
+    machine, dtype = machine_of(device), {"fp32": "float32", "bf16": "bfloat16"}[planned.settings.arithmetic]
+    for block in planned.spec.blocks.values():
+        packed = planned.data.documents or block.attention.visible_chunk is not None
+        seen = {"window": block.attention.visible_window, "documents": packed}
+        ask = block.attention.ask(dtype, needs_grad=True, **seen)
+        if ask is not None:
+            select(ask, machine, planned.settings.kernel)
 
 
 def title(node: Mapping[str, Any], spec: Any) -> str:
@@ -191,6 +207,10 @@ def begin(
     if device.type == "cpu":
         keep_memory()
     model = build(planned.spec, device=str(device), kernel=settings.kernel, seed=settings.seed)
+    if settings.recipe:
+        products = fp8.convert(model, settings.recipe)
+        slow = "" if settings.compile else "; nothing is gained without compile=true"
+        show.say(f"{settings.precision}: {fp8.summary(products)}{slow}")
     return Run(
         name=planned.name,
         folder=folder,
@@ -201,7 +221,7 @@ def begin(
         optimizer=settings.optim.build(model),
         records=Records(folder, lengths),
         show=show,
-        peak=peak(device, settings.precision),
+        peak=peak(device, settings.arithmetic),
     )
 
 
