@@ -44,16 +44,17 @@ fmt: $(VENV)/installed-dev ## put the code in order
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/installed-dev ## write docs/zoo.md (every family measured, every model counted) and docs/stats.md
+docs: $(VENV)/installed-dev ## write docs/zoo.md (every family measured, every model counted), stats.md and kernels.md
 	$(BIN)/python tests/zoo_page.py
 	$(BIN)/python tests/stats_page.py
+	$(BIN)/python tests/kernels_page.py
 
 bench: $(VENV)/installed-dev ## time training and decoding against transformers
 	$(BIN)/zoo bench train --against hf
 	$(BIN)/zoo bench decode --against hf
 
-gpu-check: $(VENV)/installed-dev ## the tests that need a CUDA device
-	$(BIN)/pytest -m gpu $(TESTS)
+gpu-check: $(VENV)/installed-dev ## check every kernel, training and decoding on a CUDA device; kept in docs/gpu
+	$(BIN)/zoo bench kernels --out docs/gpu
 
 clean: ## everything the targets above made, the runs in runs/ and sweeps/ excepted
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -12,7 +12,8 @@ ALL = EVERYTHING
 NVIDIA = {"T4": (7, 5), "A100": (8, 0), "L4": (8, 9), "H100": (9, 0), "B200": (10, 0), "RTX 5090": (12, 0)}
 MACHINES = {
     "a CPU": Machine("cpu", None, ALL),
-    "a CPU without a compiler": Machine("cpu"),
+    "a CPU without a compiler": Machine("cpu", None, frozenset({"avx2"})),
+    "a CPU without AVX2": Machine("cpu", None, frozenset({"compiler"})),
     "an AMD card": Machine("rocm", None, ALL),
     **{name: Machine("cuda", capability, ALL) for name, capability in NVIDIA.items()},
     "an H100 with torch alone": Machine("cuda", (9, 0), frozenset({"compiler"})),
@@ -123,7 +124,7 @@ def flex_can(ask: Ask, machine: Machine) -> bool:
     if "compiler" not in machine.packages or machine.device not in ("cpu", "cuda"):
         return False
     if machine.device == "cpu":
-        return not ask.needs_grad and ask.bias != "learned"
+        return "avx2" in machine.packages and not ask.needs_grad
     if ask.dtype == "bfloat16" and machine.capability < (8, 0):
         return False
     return all(16 <= width <= 256 for width in (ask.head_dim, ask.v_head_dim))

@@ -185,11 +185,9 @@ def test_expanded_latents_are_for_flash_attn_and_absorbed_ones_for_torch():
     assert [decode["ask"][each] for each in widths] == [576, 512, 128, 1]
 
 
-def test_alibi_takes_flash_attn_2_and_torchs_own_forward_alone():
+def test_alibi_takes_flash_attn_2_and_with_torch_alone_a_mask():
     assert set(taken("bloom-560m", "everything").values()) == {"flash2"}
-    alone = taken("bloom-560m", "torch")
-    assert alone["layer atten prefill"] == alone["layer atten decode"] == "flash_torch"
-    assert alone["layer atten train"] != "flash_torch"
+    assert set(taken("bloom-560m", "torch").values()) == {"sdpa"}
 
 
 def test_a_learned_bias_keeps_flash_attn_to_cross_attention():
@@ -292,7 +290,7 @@ def test_places_that_are_served_alike_stand_together_and_reasons_say_what_they_a
     passed = " ".join(out.split("Passed over, whatever is installed")[1].split())
     assert re.match(r"flash3, flash4, flash2, for decode: .*found 576", passed)
     out = " ".join(printed("stats", "t5-small", "--kernels", "--gpu", "h100").split())
-    assert "for encoder layer × 6 train; decoder layer × 6 train: flash kernels have no learned bias" in out
+    assert "flash kernels have no learned bias" in out
 
 
 @pytest.mark.parametrize(

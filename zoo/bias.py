@@ -34,7 +34,7 @@ class Bias:
         """As `Ask.bias` names it."""
         if self.slopes is not None:
             return "alibi"
-        return "learned" if self.learned and torch.is_grad_enabled() else "fixed"
+        return "learned" if self.learned else "fixed"
 
     def at(self, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """The number at these indices, tensors of any shapes that broadcast."""

@@ -110,9 +110,15 @@ class Disentangled(Attention, kind="disentangled"):
             v_head_dim=self.head_dim,
             n_heads=self.n_heads,
             n_kv_heads=self.n_heads,
-            bias="learned" if self.types else self.position.bias_kind,
+            bias=self._bias_kind(features.get("needs_grad", False)),
             **features,
         )
+
+    def _bias_kind(self, needs_grad: bool) -> str:
+        """As `Ask.bias` names it: with types it is made of queries and keys, and has their gradient."""
+        if not self.types:
+            return self.position.bias_kind
+        return "learned" if needs_grad else "fixed"
 
     def prepare(self, m: Any, step: Any) -> None:
         if self.types:

@@ -21,7 +21,7 @@ VERBS = {
     "embed": "Texts as vectors.",
     "convert": "A checkpoint into a Hugging Face folder, or the other way round.",
     "check": "Hold a checkpoint's tensors against its architecture without loading them.",
-    "bench": "Time training, decoding or prefill beside other implementations.",
+    "bench": "Time training, decoding or prefill beside other implementations; or check the kernels.",
     "doctor": "Versions, devices, and which kernels this machine can run.",
 }
 

@@ -88,10 +88,7 @@ def _without(spec: Any) -> Iterator[str]:
 
 def _ask(attention: Any, dtype: str, mask: Mask, *, train: bool, few: bool) -> Ask | None:
     features = {"needs_grad": train, **mask.features}
-    ask = attention.decode_ask(dtype, 1, **features) if few else attention.ask(dtype, **features)
-    if ask is None or train:
-        return ask
-    return replace(ask, bias="fixed") if ask.bias == "learned" else ask
+    return attention.decode_ask(dtype, 1, **features) if few else attention.ask(dtype, **features)
 
 
 def _mask(tower: Any, attention: Any, use: str, setup: Setup) -> Mask:

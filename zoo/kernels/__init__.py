@@ -168,7 +168,8 @@ def _ask(
     bias: Bias | None,
     pages: Tensor | None,
 ) -> Ask:
-    grad = torch.is_grad_enabled()
+    wanted = any(each is not None and each.requires_grad for each in (q, k, v, sinks))
+    wanted = wanted or (bias is not None and bias.learned)
     _, _, n_heads, width = q.shape
     return Ask(
         dtype=str(q.dtype).removeprefix("torch."),
@@ -176,7 +177,7 @@ def _ask(
         v_head_dim=v.shape[3],
         n_heads=n_heads,
         n_kv_heads=k.shape[2],
-        needs_grad=grad and any(each is not None and each.requires_grad for each in (q, k, v, sinks)),
+        needs_grad=wanted and torch.is_grad_enabled(),
         softcap=softcap,
         sinks=sinks is not None,
         bias="none" if bias is None else bias.kind,

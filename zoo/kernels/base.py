@@ -28,10 +28,10 @@ class Ask:
     """One attention as a kernel sees it before any tensor is touched.
 
     `dtype` is torch's name without the prefix. `bias` is "alibi" (slopes on distances, columns in order), "fixed",
-    "learned" (a gradient is wanted for it) or "none". `pairs` are shown beyond what place shows: a prefix, or pairs
-    named one by one. With `scattered` columns come in another order than that of the keys, as in a ring that went
-    round. `lengths` gives each row keys of its own number, `page` is a paged cache's page size in tokens. `fewer` says
-    that there are fewer queries than keys.
+    "learned" or "none". `pairs` are shown beyond what place shows: a prefix, or pairs named one by one. With
+    `scattered` columns come in another order than that of the keys, as in a ring that went round. `lengths` gives
+    each row keys of its own number, `page` is a paged cache's page size in tokens. `fewer` says that there are
+    fewer queries than keys.
     """
 
     dtype: str

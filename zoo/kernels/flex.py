@@ -33,9 +33,9 @@ class Flex(Kernel):
     """FlexAttention (Dong et al., 2024). `mask.sees` and `bias.at` are traced into the kernel: what is hidden and what
     is added have no second definition.
 
-    Lengths and the batch are variables of the code, so that one more token compiles nothing. Heads, their widths, the
-    window, the scale and the softcap are constants of it. Code is made at first use; Inductor keeps it on disk for the
-    next process. Rows of up to BLOCK queries are one block, so that decoding draws none.
+    Lengths are variables of the code, so that one more token compiles nothing; so is the batch, unless the mask tells
+    rows apart. Heads, their widths, the window, the scale and the softcap are constants of it. Code is made at first
+    use; Inductor keeps it on disk for the next process. Up to BLOCK queries are one block, so that decoding draws none.
 
     Sinks rescale what the kernel gives by what it gives beside it, each query's logsumexp. On the CPU it gives none:
     there a column before the keys has the sink for its score and a value of 0.
@@ -53,7 +53,9 @@ class Flex(Kernel):
             return f"flex_attention takes float32, bfloat16 and float16, not {ask.dtype}"
         if machine.device == "cuda":
             return _refused_on_cuda(ask, machine.capability)
-        return "flex_attention has no gradient on a CPU" if ask.needs_grad or ask.bias == "learned" else None
+        if "avx2" not in machine.packages:
+            return "flex_attention on a CPU is for x86-64 with AVX2, not on macOS"
+        return "flex_attention has no gradient on a CPU" if ask.needs_grad else None
 
     def call(self, ask: Ask) -> Call:
         added = {"softcap": ask.softcap is not None, ask.bias: ask.bias != "none"}
@@ -143,9 +145,8 @@ def _measured(mask: Mask, device: torch.device) -> Mask:
     like.kept = {}
     for name in ("n_queries", "n_keys"):
         setattr(like, name, torch.full((), getattr(mask, name), device=device))
-    for name in ("padding", "query_columns", "key_columns"):
-        setattr(like, name, _roomy(getattr(mask, name), 1))
-    like.also = _roomy(mask.also, 2)
+    for name, axes in {"padding": 1, "also": 2, "query_columns": 1, "key_columns": 1}.items():
+        setattr(like, name, _roomy(getattr(mask, name), axes))
     if mask.documents is not None:
         queries, keys = mask.documents
         like.documents = _roomy(queries, 1), _roomy(keys, 1)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from importlib import metadata
 from importlib.util import find_spec
 
 from zoo.kernels.base import Machine
+from zoo.lazy import torch
 
 PACKAGES: dict[str, str] = {
     "flash-attn": "pip install 'transformer-zoo[cuda]'",
@@ -15,6 +17,7 @@ PACKAGES: dict[str, str] = {
     "flash-attn-4": "pip install --pre flash-attn-4",
     "kernels": "pip install kernels",
     "compiler": "a C++ compiler for torch.compile on a CPU, triton on CUDA",
+    "avx2": "an x86-64 CPU with AVX2, which torch's attention for CPUs is compiled for; not macOS",
 }
 """What a kernel may need besides torch, and where it comes from."""
 
@@ -30,6 +33,7 @@ def packages(device: str) -> frozenset[str]:
         "flash-attn-4": bool(_version("flash-attn-4")),
         "kernels": bool(_version("kernels")),
         "compiler": _compiler() if device == "cpu" else find_spec("triton") is not None,
+        "avx2": platform.system() != "Darwin" and torch.cpu._is_avx2_supported(),
     }
     return frozenset(name for name, here in found.items() if here)
 
@@ -55,7 +59,5 @@ EVERYTHING = frozenset(PACKAGES)
 
 def machine(device: str) -> Machine:
     """This machine as kernels see it, for one of torch's device types. Asks torch for a CUDA device's capability."""
-    from zoo.lazy import torch
-
     known = device == "cuda" and torch.cuda.is_available()
     return Machine(device, torch.cuda.get_device_capability() if known else None, packages(device))

@@ -30,7 +30,7 @@ class SDPA(Kernel):
 
     def call(self, ask: Ask) -> Call:
         if not plain(ask):
-            return Call("scaled_dot_product_attention", {"attn_mask": "[B|1, H|1, T, S]"})
+            return Call("scaled_dot_product_attention", {"attn_mask": "[B, H, T, S]"})
         return Call("scaled_dot_product_attention", {"is_causal": ask.causal and not ask.fewer})
 
     def prepare(self, mask: Mask, ask: Ask, device: torch.device, dtype: torch.dtype, bias: Bias | None) -> None:

@@ -133,8 +133,6 @@ def _cell(kernel: Kernel, feature: Feature, machine: Machine) -> Cell:
 def _state(kernel: Kernel, ask: Ask, machine: Machine) -> tuple[str, str | None]:
     """Where it can do what is asked, and the reason if not here: of this machine, or if it never runs here of the one
     that suits it best."""
-    if not ask.needs_grad and ask.bias == "learned":
-        ask = replace(ask, bias="fixed")  # as attention asks without gradient
     reason = kernel.refuses(ask, machine)
     if reason is None:
         return HERE, None

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from zoo.bias import Placed
+from zoo.bias import Given, Placed
 from zoo.lazy import torch
 from zoo.position import Position
 from zoo.spec import Embedding
@@ -46,8 +46,9 @@ class ALiBi(Position, kind="alibi"):
 
     def bias(self, m: Any, n_heads: int, queries: Any, keys: Any, causal: bool) -> Any:
         slopes = torch.tensor(self.slopes_of(n_heads), device=keys.device, dtype=torch.float32)
-        if self.rounded:
-            return Rounded(queries, keys, slopes, self.scale)
+        if self.rounded:  # by key alone: softmax does not see what a query's own place would add
+            products = slopes.to(torch.bfloat16)[:, None] * keys.to(torch.bfloat16)
+            return Given((products.float() * self.scale)[None, :, None, :])  # 1 H 1 S
         return Sloped(queries, keys, slopes * self.scale)
 
 
@@ -62,18 +63,6 @@ class Sloped(Placed):
 
     def of(self, head: Any, query: Any, key: Any) -> Any:
         return -self.slopes[head] * (query - key).abs().float()
-
-
-class Rounded(Placed):
-    """scale·(slope·j) with the product in bfloat16: by key alone, as softmax does not see what a query's own place
-    would add."""
-
-    def __init__(self, queries: Any, keys: Any, slopes: Any, scale: float) -> None:
-        super().__init__(queries, keys, slopes.shape[0])
-        self.low, self.scale = slopes.to(torch.bfloat16), scale
-
-    def of(self, head: Any, query: Any, key: Any) -> Any:
-        return (self.low[head] * key.to(torch.bfloat16)).float() * self.scale
 
 
 class T5Buckets(Position, kind="t5"):

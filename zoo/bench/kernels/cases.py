@@ -1,0 +1,396 @@
+# B batch, T queries, S keys, H heads, K kv heads, C head width, P pages of a row, R buckets
+"""What attention kernels are held to: every feature as data, and the tensors of each drawn from a seed.
+
+Scores spread enough for every feature to change the answer: one that a kernel leaves out is seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoo.kernels import attend
+from zoo.kernels.base import Ask
+from zoo.lazy import torch
+from zoo.mask import Mask
+from zoo.position.bias import ALiBi, T5Buckets
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from zoo.bias import Bias
+
+SPREAD = 2.0
+"""Standard deviation of the scores."""
+
+BUCKETS = 32
+
+
+class Size(NamedTuple):
+    """How large cases are: rows, tokens of a row, heads and their width, keys that a window shows."""
+
+    batch: int
+    length: int
+    heads: int
+    head_dim: int
+    window: int
+
+
+SMALL = Size(2, 48, 4, 16, 11)
+LARGE = Size(2, 1024, 8, 128, 200)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One attention. Fields as `Ask` and `attend` have them; `hides` names what DRAWN makes for the mask."""
+
+    name: str
+    batch: int
+    queries: int
+    keys: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    v_head_dim: int
+    causal: bool = True
+    window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    bias: str = "none"  # or alibi, t5
+    hides: tuple[str, ...] = ()
+    page: int | None = None
+    trains: bool = True  # whether a gradient is ever wanted
+
+
+# ---------------------------------------------------------------- the grid
+
+
+def every_case(*, large: bool = False) -> list[Case]:
+    """All of them, small enough for a CPU or `large` enough for a GPU's blocks to matter; the commonest first."""
+    size = LARGE if large else SMALL
+    return [*_plain(size), *_scored(size), *_unequal(size), *_cached(size), *_wide(size)]
+
+
+def case(name: str, *, large: bool = False) -> Case:
+    """One of them by its name."""
+    return next(each for each in every_case(large=large) if each.name == name)
+
+
+def _case(size: Size, name: str, **changes: Any) -> Case:
+    batch, length, heads, width, _ = size
+    usual = {"queries": length, "keys": length, "heads": heads, "kv_heads": heads // 2, "head_dim": width}
+    fields = {"batch": batch, **usual, **changes}
+    return Case(name=name, **{"v_head_dim": fields["head_dim"], **fields})
+
+
+def _plain(size: Size) -> list[Case]:
+    """Shapes, and what is seen by place alone."""
+    n, window = size.length, size.window
+    return [
+        _case(size, "causal"),
+        _case(size, "all keys", causal=False),
+        _case(size, "window", window=window),
+        _case(size, "a head's own keys", kv_heads=size.heads),
+        _case(size, "one set of keys", kv_heads=1),
+        _case(size, "odd lengths", queries=n - 11, keys=n - 11),
+        _case(size, "fewer queries", queries=n // 3),
+        _case(size, "fewer queries, all keys", queries=n // 3, causal=False),
+        _case(size, "window, both sides", window=window, causal=False),
+        _case(size, "window, fewer queries", window=window, queries=n // 3),
+        _case(size, "window wider than the row", window=n + 5),
+        _case(size, "long rows", batch=1, queries=4 * n, keys=4 * n, heads=2, kv_heads=1),
+    ]
+
+
+def _scored(size: Size) -> list[Case]:
+    """What changes scores."""
+    n, window = size.length, size.window
+    return [
+        _case(size, "softcap", softcap=2.0),
+        _case(size, "softcap and window", softcap=2.0, window=window),
+        _case(size, "sinks", sinks=True),
+        _case(size, "sinks and window", sinks=True, window=window),
+        _case(size, "ALiBi", bias="alibi"),
+        _case(size, "ALiBi, both sides", bias="alibi", causal=False),
+        _case(size, "ALiBi, fewer queries", bias="alibi", queries=n // 3),
+        _case(size, "learned bias", bias="t5", causal=False),
+        _case(size, "learned bias, causal", bias="t5"),
+    ]
+
+
+def _unequal(size: Size) -> list[Case]:
+    """Rows that differ from each other."""
+    n, window = size.length, size.window
+    return [
+        _case(size, "documents", hides=("documents",)),
+        _case(size, "documents and window", hides=("documents",), window=window),
+        _case(size, "padding on the left", hides=("left",)),
+        _case(size, "padding on the right, all keys", hides=("right",), causal=False),
+        _case(size, "padding and window", hides=("left",), window=window),
+        _case(size, "another sequence's keys", queries=n // 3, hides=("memory",), causal=False),
+        _case(size, "prefix", hides=("prefix",)),
+        _case(size, "tokens that all see", hides=("global",), causal=False, window=window),
+    ]
+
+
+def _cached(size: Size) -> list[Case]:
+    """What decoding asks for."""
+    n, window, few = size.length, size.window, 5
+    cached = {"trains": False, "queries": 1}
+    return [
+        _case(size, "one query", **cached),
+        _case(size, "one query, padded cache", hides=("left",), **cached),
+        _case(size, "ring of a window, ALiBi", hides=("ring",), bias="alibi", window=window, keys=window, **cached),
+        _case(
+            size, "chunk over a ring", hides=("ring",), window=window, keys=window + few, **cached | {"queries": few}
+        ),
+        _case(size, "lengths by row", hides=("lengths",), **cached),
+        _case(size, "lengths by row, a chunk", hides=("lengths",), **cached | {"queries": few}),
+        _case(size, "lengths by row and window", hides=("lengths",), window=window, **cached),
+        _case(size, "pages of 256", hides=("lengths",), page=256, **cached | {"keys": 256 * -(-2 * n // 256)}),
+        _case(size, "pages of 16", hides=("lengths",), page=16, **cached),
+        _case(size, "pages of 256, a chunk", hides=("lengths",), page=256, **cached | {"queries": few, "keys": 512}),
+    ]
+
+
+def _wide(size: Size) -> list[Case]:
+    """Widths of heads, the same in both sizes; the last two of DeepSeek's latent attention, expanded and absorbed."""
+    n = size.length
+    absorbed = {"queries": 1, "kv_heads": 1, "head_dim": 576, "v_head_dim": 512, "trains": False}
+    return [
+        _case(size, "heads of 64", head_dim=64),
+        _case(size, "heads of 80", head_dim=80),
+        _case(size, "heads of 256", head_dim=256),
+        _case(size, "heads of 192, values of 128", head_dim=192, v_head_dim=128, kv_heads=size.heads),
+        _case(size, "heads of 192, a chunk", head_dim=192, v_head_dim=128, kv_heads=size.heads, queries=n // 3),
+        _case(size, "latents of 576", **absorbed),
+    ]
+
+
+# ---------------------------------------------------------------- what differs from row to row
+
+
+def _left(case: Case, generator: Generator) -> dict[str, Any]:
+    """Padding before each row's tokens but the first's."""
+    pads = torch.randint(1, case.keys // 2, (case.batch, 1), generator=generator)
+    pads[0] = 0
+    return {"padding": torch.arange(case.keys) >= pads}
+
+
+def _right(case: Case, generator: Generator) -> dict[str, Any]:
+    return {"padding": _left(case, generator)["padding"].flip(1)}
+
+
+def _memory(case: Case, generator: Generator) -> dict[str, Any]:
+    """An encoder's output with padding behind it, the last row's all of it."""
+    padding = _right(case, generator)["padding"]
+    padding[-1] = False
+    return {"padding": padding}
+
+
+def _documents(case: Case, generator: Generator) -> dict[str, Any]:
+    starts = torch.rand(case.batch, case.keys, generator=generator) < 4 / case.keys
+    numbers = starts.cumsum(1)
+    return {"documents": (numbers[:, case.keys - case.queries :], numbers)}
+
+
+def _prefix(case: Case, generator: Generator) -> dict[str, Any]:
+    return {"prefix": torch.randint(case.keys // 4, case.keys, (case.batch,), generator=generator)}
+
+
+def _global(case: Case, generator: Generator) -> dict[str, Any]:
+    """Tokens that see all and that all see (Longformer)."""
+    chosen = torch.rand(case.batch, case.keys, generator=generator) < 0.1
+    return {"also": chosen[:, :, None] | chosen[:, None, :]}
+
+
+def _ring(case: Case, generator: Generator) -> dict[str, Any]:
+    """Columns as they lie in a ring that went round, those of a chunk of queries behind the ring's."""
+    ring = case.window or case.keys
+    start, new = int(torch.randint(1, ring, (), generator=generator)), case.keys - ring
+    first = 3 * ring
+    held = torch.arange(first, first + ring).roll(start)
+    keys = torch.cat((held, torch.arange(first + ring, first + ring + new)))
+    end = first + ring + new
+    return {"key_columns": keys, "query_columns": torch.arange(end - case.queries, end)}
+
+
+def _lengths(case: Case, generator: Generator) -> dict[str, Any]:
+    lengths = torch.randint(case.queries, case.keys + 1, (case.batch,), generator=generator)
+    lengths[0] = case.keys - 1
+    return {"lengths": lengths}
+
+
+DRAWN: dict[str, Callable[[Case, Generator], dict[str, Any]]] = {
+    "left": _left,
+    "right": _right,
+    "memory": _memory,
+    "documents": _documents,
+    "prefix": _prefix,
+    "global": _global,
+    "ring": _ring,
+    "lengths": _lengths,
+}
+"""Fields of a Mask by what a case's `hides` names."""
+
+
+# ---------------------------------------------------------------- tensors
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one attention is given. `tensors` are those that a gradient may be wanted for: q [B, T, H, C], k and v
+    [B, S, K, …] (with `pages` [B, P] pools of pages [N, page, K, …]), sinks [H], table [R, H] of a learned bias.
+    `slope` is the gradient of the output [B, T, H, Cv]; `real` [B, T, 1, 1] is False for padding, whose answer is not
+    specified."""
+
+    case: Case
+    tensors: dict[str, Tensor]
+    slope: Tensor
+    hidden: dict[str, Any]
+    pages: Tensor | None
+    real: Tensor | None
+
+    def to(self, dtype: torch.dtype) -> Inputs:
+        """The same numbers in another dtype."""
+        return replace(
+            self, tensors={name: each.to(dtype) for name, each in self.tensors.items()}, slope=self.slope.to(dtype)
+        )
+
+    def mask(self) -> Mask:
+        """A fresh one, for which nothing is drawn yet."""
+        return _mask(self.case, self.hidden)
+
+    def forward(self, kernel: str) -> Tensor:
+        """Attention without gradients, 0 where it is not specified."""
+        with torch.no_grad():
+            return self._attended(self.tensors, kernel)
+
+    def backward(self, kernel: str) -> dict[str, Tensor]:
+        """Attention as "y", and the gradient of every tensor by its name."""
+        leaves = {name: each.detach().requires_grad_() for name, each in self.tensors.items()}
+        with torch.enable_grad():
+            y = self._attended(leaves, kernel)
+            gradients = torch.autograd.grad(y, list(leaves.values()), self.slope)
+        return {"y": y.detach(), **dict(zip(leaves, gradients, strict=True))}
+
+    def _attended(self, tensors: dict[str, Tensor], kernel: str) -> Tensor:
+        mask = self.mask()
+        y = attend(
+            tensors["q"],
+            tensors["k"],
+            tensors["v"],
+            mask,
+            scale=self.case.head_dim**-0.5,
+            softcap=self.case.softcap,
+            sinks=tensors.get("sinks"),
+            bias=self._bias(tensors, mask),
+            pages=self.pages,
+            kernel=kernel,
+        )
+        return y if self.real is None else y.where(self.real, 0)
+
+    def _bias(self, tensors: dict[str, Tensor], mask: Mask) -> Bias | None:
+        case, device = self.case, self.slope.device
+        queries, columns = mask.query_columns, mask.key_columns
+        if columns is None or queries is None:
+            columns = torch.arange(case.keys, device=device)
+            queries = columns[case.keys - case.queries :]
+        if case.bias == "alibi":
+            return ALiBi().bias(None, case.heads, queries, columns, case.causal)
+        if case.bias == "t5":
+            return T5Buckets(n_heads=case.heads, n_buckets=BUCKETS).bias(
+                Table(Lookup(tensors["table"])), case.heads, queries, columns, case.causal
+            )
+        return None
+
+
+class Lookup(NamedTuple):
+    """A table as an nn.Embedding gives it, of a tensor that need not be a parameter."""
+
+    weight: Tensor
+
+    def __call__(self, index: Tensor) -> Tensor:
+        return torch.nn.functional.embedding(index, self.weight)
+
+
+class Table(NamedTuple):
+    """The module that a learned bias reads its table from."""
+
+    table: Lookup
+
+
+def make(case: Case, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> Inputs:
+    """A case's tensors. The numbers depend on the seed alone, rounded to the dtype: neither on the device nor on what
+    the other cases are."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, times: float = 1.0, plus: float = 0.0) -> Tensor:
+        return (torch.randn(shape, generator=generator) * times + plus).to(device, dtype)
+
+    pages = None if case.page is None else torch.randperm(case.batch * case.keys // case.page, generator=generator)
+    rows = (case.batch, case.keys) if pages is None or case.page is None else (len(pages), case.page)
+    tensors = {
+        "q": draw(case.batch, case.queries, case.heads, case.head_dim, times=SPREAD),
+        "k": draw(*rows, case.kv_heads, case.head_dim),
+        "v": draw(*rows, case.kv_heads, case.v_head_dim),
+    }
+    if case.sinks:  # as heavy as all keys together: log Σ exp of that many scores
+        tensors["sinks"] = draw(case.heads, plus=math.log(case.window or case.keys) + SPREAD**2 / 2)
+    if case.bias == "t5":
+        tensors["table"] = draw(BUCKETS, case.heads)
+    slope = draw(case.batch, case.queries, case.heads, case.v_head_dim)
+    hidden = _hidden(case, generator, device)
+    real = _real(case, hidden)
+    return Inputs(
+        case,
+        tensors,
+        slope if real is None else slope.where(real, 0),
+        hidden,
+        None if pages is None else pages.view(case.batch, -1).int().to(device),
+        real,
+    )
+
+
+def ask(case: Case, dtype: torch.dtype, *, grad: bool) -> Ask:
+    """What a kernel is asked by `make`'s inputs. `grad` says whether gradients are wanted."""
+    hidden = _hidden(case, torch.Generator(), "cpu")
+    kinds = {"none": "none", "alibi": "alibi", "t5": "learned" if grad else "fixed"}
+    return Ask(
+        dtype=str(dtype).removeprefix("torch."),
+        head_dim=case.head_dim,
+        v_head_dim=case.v_head_dim,
+        n_heads=case.heads,
+        n_kv_heads=case.kv_heads,
+        needs_grad=grad,
+        softcap=case.softcap,
+        sinks=case.sinks,
+        bias=kinds[case.bias],
+        page=case.page,
+        **_mask(case, hidden).features,
+    )
+
+
+def _mask(case: Case, hidden: dict[str, Any]) -> Mask:
+    return Mask(case.queries, case.keys, causal=case.causal, window=case.window, **hidden)
+
+
+def _hidden(case: Case, generator: Generator, device: torch.device | str) -> dict[str, Any]:
+    """What a case's `hides` draw."""
+    drawn: dict[str, Any] = {}
+    for name in case.hides:
+        drawn |= {key: _on(each, device) for key, each in DRAWN[name](case, generator).items()}
+    return drawn
+
+
+def _on(drawn: Any, device: torch.device | str) -> Any:
+    return tuple(each.to(device) for each in drawn) if isinstance(drawn, tuple) else drawn.to(device)
+
+
+def _real(case: Case, hidden: dict[str, Any]) -> Tensor | None:
+    """Which queries are no padding: where keys are another sequence's, all."""
+    if "padding" not in hidden or "memory" in case.hides:
+        return None
+    return hidden["padding"][:, case.keys - case.queries :, None, None]

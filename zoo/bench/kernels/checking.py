@@ -1,0 +1,173 @@
+"""The whole check: every part in turn, in a set time, and what came of it as plain data."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+from zoo.bench.kernels import decoding, errors, pieces, speed, training
+from zoo.bench.kernels.parts import Job, Part, Row, Settings, together
+from zoo.bench.kernels.timing import Limits, identity, limits
+from zoo.errors import ConfigError
+from zoo.kernels import KERNELS
+from zoo.lazy import torch
+
+SECONDS = 580.0
+"""For all parts: what is not done by then is left out."""
+
+ORDER = ("eager", "sdpa", "flash_torch", "flash2", "flash3", "flash4", "flex")
+"""Kernels, those that compile last."""
+
+ON_REQUEST = "it is downloaded, so only when asked for (--hub)"
+
+KINDS = ("errors", "speed", "training", "decoding", "pieces")
+"""Of rows, and the first word of a part's name."""
+
+ALLOWED = {
+    **{"errors": 40.0, "errors flash4": 60.0, "errors flex": 120.0},
+    **{"speed": 25.0, "speed flash4": 40.0, "speed flex": 70.0},
+    **{"training": 120.0, "decoding": 90.0, "pieces": 100.0},
+}
+"""The most seconds for a part, or for each of a kind."""
+
+BESIDE = 6
+"""Processes that check a kernel at the same time where compiling takes most of it."""
+
+
+def check(
+    device: str = "cuda",
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    fetched: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Errors, speed, training, decoding and pieces on a device, as plain data.
+
+    `quick` has tiny sizes, for a CPU too; `fetched` adds the kernels that are downloaded from the hub. `tell` gets a
+    line when a part is done. Raises ConfigError where there is no such device.
+    """
+    require(device, quick)
+    begun, start = datetime.datetime.now(datetime.UTC), time.monotonic()
+    settings = Settings(device, quick, seed)
+    measured = _run([Part("device", about, 60)], settings, start)
+    if "limits" not in measured[0]:
+        raise ConfigError(f"device: {device} does not answer, found {measured[0]} (another one would do)")
+    settings = replace(settings, limits=Limits(**measured[0]["limits"]))
+    found: dict[str, list[Row]] = {kind: [] for kind in KINDS}
+    for group in parts(quick, fetched):
+        rows = _run(group, settings, start)
+        found[group[0].name.split()[0]] += rows
+        tell(f"{group[0].name}: {summary(rows)}, {time.monotonic() - start:.0f} s")
+    if not fetched:
+        found["errors"] += [{"name": f"{name}: all", "kernel": name, "left_out": ON_REQUEST} for name in requested()]
+    return {
+        "date": begun.isoformat(timespec="seconds"),
+        "seed": seed,
+        "quick": quick,
+        "seconds": round(time.monotonic() - start, 1),
+        "machine": measured[0]["machine"],
+        "limits": measured[0]["limits"],
+        "accounting": {
+            "errors": errors.RULE,
+            "slack": errors.SLACK,
+            "speed": speed.ACCOUNTING,
+            "training": training.ACCOUNTING,
+            "decoding": decoding.ACCOUNTING,
+            "pieces": pieces.ACCOUNTING,
+        },
+        **found,
+        "window": speed.gain(found["speed"]),
+    }
+
+
+def require(device: str, quick: bool) -> None:
+    """Raises ConfigError for a device that is not there, and for a CPU that is asked for all of it."""
+    if device not in ("cuda", "cpu"):
+        raise ConfigError(f"device: is {device!r} (one of: cuda, cpu)")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: there is no CUDA device that torch can use (--device cpu --quick runs it in small)")
+    if device == "cpu" and not quick:
+        raise ConfigError("device: cpu would take hours (--device cpu --quick runs it in small)")
+
+
+def parts(quick: bool = False, fetched: bool = False) -> Iterator[list[Part]]:
+    """All of them, those that run at the same time in a list; the rules first."""
+    kernels = (*ORDER, *(requested() if fetched else ()))
+    for kernel in kernels:
+        count = BESIDE if kernel in errors.COMPILED and not quick else 1
+        shares = [partial(errors.jobs, kernel=kernel, first=first, every=count) for first in range(count)]
+        yield [_part(f"errors {kernel}", jobs, beside=count > 1) for jobs in shares]
+    for kernel in kernels:
+        yield [_part(f"speed {kernel}", partial(speed.jobs, kernel=kernel))]
+    for kind, jobs in (("training", training.jobs), ("decoding", decoding.jobs), ("pieces", pieces.jobs)):
+        yield [_part(kind, jobs)]
+
+
+def requested() -> list[str]:
+    """Kernels that are downloaded, so that they run only when asked for."""
+    return [name for name, kernel in KERNELS.items() if kernel.on_request]
+
+
+def _part(name: str, jobs: Callable[[Settings], list[Job]], *, beside: bool = False) -> Part:
+    return Part(name, jobs, ALLOWED.get(name) or ALLOWED[name.split()[0]], beside)
+
+
+def about(settings: Settings) -> list[Job]:
+    """What the device is, and what it reaches."""
+    return [Job("device", partial(_about, settings))]
+
+
+def _about(settings: Settings) -> Row:
+    return {
+        "machine": identity(settings.device),
+        "limits": asdict(limits(settings.device, quick=settings.quick)),
+    }
+
+
+def _run(group: list[Part], settings: Settings, start: float) -> list[Row]:
+    return together(group, settings, min(time.monotonic() + group[0].seconds, start + SECONDS))
+
+
+def summary(rows: list[Row]) -> str:
+    """How many rows have figures, and what the others are."""
+    states: dict[str, int] = {}
+    for row in rows:
+        states[state(row)] = states.get(state(row), 0) + 1
+    return ", ".join(f"{count} {name}" for name, count in states.items()) or "nothing"
+
+
+def state(row: Mapping[str, Any]) -> str:
+    """passed, failed, refused, left out, raised, or measured where nothing is to pass."""
+    for key in ("refused", "left_out", "raised"):
+        if key in row:
+            return key.replace("_", " ")
+    return "measured" if "passed" not in row else "passed" if row["passed"] else "failed"
+
+
+def failures(report: Mapping[str, Any]) -> list[str]:
+    """What is against the rules: a line each. When quick, speed is nothing to judge."""
+    found = []
+    for kind in KINDS:
+        for row in report[kind]:
+            if "raised" in row:
+                found.append(f"{row['name']}: {row['raised']}")
+            elif row.get("passed") is False:
+                found.append(f"{row['name']}: {'; '.join(_too_far(row))}")
+    window = report["window"]
+    if not report["quick"] and (window is None or not window["passed"]):
+        found.append(f"window: gains less than {speed.LEAST_GAIN} over a masked SDPA, found {window}")
+    return found
+
+
+def _too_far(row: Row) -> Iterator[str]:
+    for way in ("forward", "backward"):
+        if row.get(way, {}).get("passed") is False:
+            worst = row[way]["worst"]
+            error = row[way]["tensors"][worst]
+            size = f"norm {error['norm']:.1e}, largest {error['largest']:.1e}"
+            yield f"{way}, {worst}: {row[way]['excess']:.1f} × what is allowed ({size})"

@@ -1,0 +1,74 @@
+"""How much of the device's bandwidth decoding one row takes up, by the engine that `zoo generate` runs."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+from zoo.bench.kernels.parts import Job, Row, Settings
+from zoo.bench.kernels.timing import finish
+from zoo.bench.kernels.training import TINY, kernel_of
+from zoo.builder import build
+from zoo.config import load
+from zoo.costs.operators import Widths, operators
+from zoo.generation.engine import stream
+from zoo.lazy import torch
+
+ACCOUNTING = (
+    "decoding: one row, random weights in bf16; bytes a token are those of all weights in a product and of the keys "
+    "and values held (zoo.costs), over the measured rate of a copy, what it reads and what it writes both counted"
+)
+WIDTH = 2  # bytes of a bfloat16
+
+
+class Model(NamedTuple):
+    """A model by its packaged name, and the share of the bandwidth that it is to reach."""
+
+    name: str
+    of: str
+    goal: float | None
+    overrides: tuple[str, ...] = ()
+
+
+MODELS = (Model("Llama 3.2 1B", "llama3.2-1b", 0.5), Model("Llama 3 8B", "llama3-8b", 0.7))
+
+
+def jobs(settings: Settings) -> list[Job]:
+    """One a model."""
+    models = (Model(TINY.name, TINY.of, None, TINY.overrides),) if settings.quick else MODELS
+    return [Job(f"decode {model.name}", partial(decode, model, settings)) for model in models]
+
+
+def decode(model: Model, settings: Settings) -> Row:
+    """Tokens a second of a greedy row, and the bytes that it reads for each over those that can be copied."""
+    prompt, warm, timed = (4, 2, 8) if settings.quick else (128, 16, 128)
+    spec = load(model.of, model.overrides)
+    built = build(spec, device=settings.device, dtype="bf16", seed=settings.seed)
+    ids = torch.randint(spec.vocab_size, (1, prompt), generator=torch.Generator().manual_seed(settings.seed))
+    tokens = stream(built, ids, warm + timed)
+    _spend(tokens, warm)
+    finish(settings.device)
+    start = time.perf_counter()
+    _spend(tokens, timed)
+    finish(settings.device)
+    taken = (time.perf_counter() - start) / timed
+    context = prompt + warm + timed // 2
+    read = sum(each.bytes(1) for each in operators(spec, context, Widths(WIDTH, WIDTH), decode=True).values())
+    return {
+        "model": model.name,
+        "prompt": prompt,
+        "context": context,
+        "kernel": kernel_of(spec, context, torch.device(settings.device), grad=False, fewer=True),
+        "tokens_per_second": 1 / taken,
+        "bytes_per_token": round(read),
+        "bytes_per_second": read / taken,
+        "share_of_copy": None if settings.limits is None else read / taken / settings.limits.copy,
+        "goal": model.goal,
+    }
+
+
+def _spend(tokens: Any, count: int) -> None:
+    for _ in itertools.islice(tokens, count):
+        pass

@@ -1,0 +1,267 @@
+# B batch, T tokens, N = B·T, D model width, F feed-forward width, V vocabulary, H heads, C head width, E experts
+"""What stands between the products: norms, rotation, the gate, cross-entropy. As they are here, compiled, and as
+libraries have them, so that a dependency is taken on for a measured gain or not at all. Then experts' products, and
+products in float8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from zoo import fp8
+from zoo.activation import SiLU
+from zoo.bench.kernels.parts import Job, Row, Settings
+from zoo.bench.kernels.timing import seconds, version
+from zoo.bench.kernels.training import stepper
+from zoo.builder import build
+from zoo.config import load
+from zoo.kernels import machine_of
+from zoo.kernels.grouped import grouped_linear
+from zoo.lazy import torch
+from zoo.norm import LayerNorm, Norm, RMSNorm
+from zoo.position.rotary import RoPE
+from zoo.training.objective import descend_
+
+ACCOUNTING = (
+    "pieces: activations in bf16, weights in float32; share is the least bytes (inputs and gradients read once, "
+    "outputs written once) over the measured rate of a copy"
+)
+LIBRARIES = {"liger": "liger-kernel", "quack": "quack-kernels"}
+
+
+class Sizes(NamedTuple):
+    """Tokens, widths and heads of the tensors that pieces work on, and experts."""
+
+    tokens: int = 8192
+    d_model: int = 4096
+    d_ff: int = 14336
+    vocab: int = 128256
+    heads: int = 32
+    head_dim: int = 128
+    experts: int = 64
+    expert_width: int = 1408
+
+
+SMALL = Sizes(32, 32, 64, 64, 2, 16, 4, 32)
+
+
+class Piece(NamedTuple):
+    """`inputs` are those that gradients are wanted for, of which the first are activations; `ways` compute the same by
+    name; `moved` are the least bytes forward and in both passes."""
+
+    inputs: list[Any]
+    ways: dict[str, Callable[..., Any]]
+    moved: tuple[int, int]
+
+
+def jobs(settings: Settings) -> list[Job]:
+    """One for every piece and way, forward and both passes in one row; then grouped products, then float8."""
+    sizes = SMALL if settings.quick else Sizes()
+    ways = {name: ("zoo", "compiled", *LIBRARIES) for name in PIECES}
+    ways |= {"layernorm": ("zoo", "compiled", "liger"), "rotary": ("zoo", "compiled", "liger")}
+    ways["swiglu"] = ("zoo", "compiled", "liger")
+    found = [
+        Job(f"{piece}: {way}", partial(time_piece, piece, way, sizes, settings))
+        for piece, names in ways.items()
+        for way in names
+    ]
+    found += [Job(f"grouped: {way}", partial(time_grouped, way, sizes, settings)) for way in ("grouped_mm", "loop")]
+    return found + [Job(f"layer: {way}", partial(time_layer, way, settings)) for way in ("bf16", *fp8.RECIPES)]
+
+
+def time_piece(name: str, way: str, sizes: Sizes, settings: Settings) -> Row:
+    """Seconds of a piece by one way, forward and with its backward pass, and the share of the bandwidth."""
+    row: Row = {"piece": name, "way": way}
+    if reason := _absent(way, settings):
+        return {**row, "left_out": reason}
+    if settings.quick and way == "compiled" and name != "rmsnorm":
+        return {**row, "left_out": "quick: it takes seconds to compile"}
+    piece = PIECES[name](sizes, settings.device, way)
+    run = piece.ways["zoo" if way == "compiled" else way]
+    run = torch.compile(run, dynamic=False) if way == "compiled" else run
+    for which, moved, call in zip(("forward", "both"), piece.moved, _passes(run, piece), strict=True):
+        if call is not None:
+            taken = seconds(call, settings.device, spend=0.01 if settings.quick else 0.1)
+            row[which] = {"seconds": taken, "share_of_copy": _share(moved / taken, settings)}
+    return row
+
+
+def _absent(way: str, settings: Settings) -> str | None:
+    """Why a library is not measured here."""
+    if way not in LIBRARIES:
+        return None
+    if settings.device != "cuda":
+        return f"{LIBRARIES[way]} is for CUDA"
+    return None if version(LIBRARIES[way]) else f"{LIBRARIES[way]} is not installed"
+
+
+def _share(rate: float, settings: Settings) -> float | None:
+    return None if settings.limits is None else rate / settings.limits.copy
+
+
+def _passes(run: Callable[..., Any], piece: Piece) -> Sequence[Callable[[], Any] | None]:
+    """A call of the forward pass, and one of both. What has no inputs that want gradients does both at once."""
+    if not piece.inputs:
+        return None, run
+    with torch.no_grad():
+        outputs = run(*piece.inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    slopes = [torch.randn_like(each) for each in outputs]
+    leaves = [each.requires_grad_() for each in piece.inputs]
+
+    def forward() -> None:
+        with torch.no_grad():
+            run(*leaves)
+
+    def both() -> None:
+        y = run(*leaves)
+        torch.autograd.grad(y if isinstance(y, tuple) else (y,), leaves, slopes)
+
+    return forward, both
+
+
+# ---------------------------------------------------------------- the pieces
+
+
+def _rmsnorm(sizes: Sizes, device: str, way: str) -> Piece:
+    spec = RMSNorm(eps=1e-5)
+    ways, inputs = _norm(spec, sizes, device)
+    if way == "liger":
+        from liger_kernel.transformers.functional import liger_rms_norm  # type: ignore[import-not-found]
+
+        ways[way] = lambda x, weight: liger_rms_norm(x, weight, spec.eps)
+    if way == "quack":
+        from quack import rmsnorm  # type: ignore[import-not-found]
+
+        ways[way] = lambda x, weight: rmsnorm(x, weight, eps=spec.eps)
+    return Piece(inputs, ways, (2 * inputs[0].nbytes, 5 * inputs[0].nbytes))
+
+
+def _layernorm(sizes: Sizes, device: str, way: str) -> Piece:
+    spec = LayerNorm()
+    ways, inputs = _norm(spec, sizes, device)
+    if way == "liger":
+        from liger_kernel.transformers.functional import liger_layer_norm  # type: ignore[import-not-found]
+
+        ways[way] = lambda x, weight, bias: liger_layer_norm(x, weight, bias, spec.eps)
+    return Piece(inputs, ways, (2 * inputs[0].nbytes, 5 * inputs[0].nbytes))
+
+
+def _norm(spec: Norm, sizes: Sizes, device: str) -> tuple[dict[str, Callable[..., Any]], list[Any]]:
+    """A norm as a model has it, and what gradients are wanted for."""
+    from zoo.layer import Layer
+
+    with torch.device(device):
+        layer = Layer(spec, sizes.d_model)
+    for weight in layer.parameters():
+        torch.nn.init.ones_(weight)
+    x = _drawn(device, sizes.tokens, sizes.d_model)
+    return {"zoo": lambda x, *weights: layer(x)}, [x, *layer.parameters()]
+
+
+def _rotary(sizes: Sizes, device: str, way: str) -> Piece:
+    """Queries and a quarter as many keys."""
+    spec, length = RoPE(), sizes.tokens
+    q, k = (_drawn(device, 1, length, heads, sizes.head_dim) for heads in (sizes.heads, max(sizes.heads // 4, 1)))
+    tables = spec.tables(torch.arange(length, device=device)[None], sizes.head_dim, q.dtype)
+    ways: dict[str, Callable[..., Any]] = {"zoo": lambda q, k: (spec.rotate(q, tables), spec.rotate(k, tables))}
+    if way == "liger":
+        from liger_kernel.transformers.functional import liger_rope  # type: ignore[import-not-found]
+
+        cos, sin = (torch.cat((each, each), -1)[:, :, 0] for each in tables)  # 1 T C, as Hugging Face has them
+        ways[way] = lambda q, k: liger_rope(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
+    size = q.nbytes + k.nbytes
+    return Piece([q, k], ways, (2 * size, 4 * size))
+
+
+def _swiglu(sizes: Sizes, device: str, way: str) -> Piece:
+    """silu(gate) · up, without the products on either side."""
+    gate, up = (_drawn(device, sizes.tokens, sizes.d_ff) for _ in range(2))
+    silu = SiLU()
+    ways: dict[str, Callable[..., Any]] = {"zoo": lambda gate, up: silu.apply(gate) * up}
+    if way == "liger":
+        from liger_kernel.transformers.functional import liger_swiglu  # type: ignore[import-not-found]
+
+        ways[way] = liger_swiglu
+    return Piece([gate, up], ways, (3 * gate.nbytes, 8 * gate.nbytes))
+
+
+def _cross_entropy(sizes: Sizes, device: str, way: str) -> Piece:
+    """The loss and the gradient of the logits, which ours and Liger's lay over them."""
+    logits = _drawn(device, sizes.tokens // 2, sizes.vocab)
+    targets = torch.randint(sizes.vocab, (len(logits),), device=device)
+    ways: dict[str, Callable[..., Any]] = {"zoo": lambda: descend_(logits, targets, 1 / len(logits), 0.0)}
+    if way == "liger":
+        from liger_kernel.transformers.functional import liger_cross_entropy  # type: ignore[import-not-found]
+
+        ways[way] = partial(_descended, lambda: liger_cross_entropy(logits, targets), logits)
+    if way == "quack":
+        from quack import cross_entropy  # type: ignore[import-not-found]
+
+        ways[way] = partial(_descended, lambda: cross_entropy(logits, targets), logits)
+    return Piece([], ways, (0, 2 * logits.nbytes))
+
+
+def _descended(loss: Callable[[], Any], logits: Any) -> None:
+    logits.requires_grad_()
+    torch.autograd.grad(loss().mean(), logits)
+
+
+PIECES: dict[str, Callable[[Sizes, str, str], Piece]] = {
+    "rmsnorm": _rmsnorm,
+    "layernorm": _layernorm,
+    "rotary": _rotary,
+    "swiglu": _swiglu,
+    "cross-entropy": _cross_entropy,
+}
+
+
+def _drawn(device: str, *shape: int) -> Any:
+    return torch.randn(shape, device=device, dtype=torch.bfloat16)
+
+
+# ---------------------------------------------------------------- products
+
+
+def time_grouped(way: str, sizes: Sizes, settings: Settings) -> Row:
+    """FLOP/s of the experts' products, forward and with the backward pass, tokens spread evenly at random."""
+    x = _drawn(settings.device, sizes.tokens, sizes.d_model).requires_grad_()
+    weight = _drawn(settings.device, sizes.experts, sizes.expert_width, sizes.d_model).requires_grad_()
+    counts = torch.randint(sizes.experts, (sizes.tokens,)).bincount(minlength=sizes.experts)
+    offsets = counts.cumsum(0).int().to(settings.device)
+    slope = _drawn(settings.device, sizes.tokens, sizes.expert_width)
+
+    def forward() -> None:
+        with torch.no_grad():
+            grouped_linear(x, weight, offsets, method=way)
+
+    def both() -> None:
+        torch.autograd.grad(grouped_linear(x, weight, offsets, method=way), (x, weight), slope)
+
+    row: Row = {"piece": "grouped", "way": way}
+    work = 2 * sizes.tokens * sizes.d_model * sizes.expert_width
+    for which, times, call in (("forward", 1, forward), ("both", 3, both)):
+        taken = seconds(call, settings.device, spend=0.01 if settings.quick else 0.1)
+        row[which] = {"seconds": taken, "flops_per_second": times * work / taken}
+    return row
+
+
+def time_layer(way: str, settings: Settings) -> Row:
+    """Seconds of a training step of one layer of Llama 3 8B with a small vocabulary, compiled, in bf16 or with its
+    products in float8 by a recipe."""
+    row: Row = {"piece": "layer", "way": way}
+    if way in fp8.RECIPES and not version("torchao"):
+        return {**row, "left_out": "torchao is not installed"}
+    machine = machine_of(torch.device(settings.device))
+    if way in fp8.RECIPES and not settings.quick and (reason := fp8.refuses(way, machine)):
+        return {**row, "refused": reason}
+    small = ("d_model=32", "n_heads=2", "n_kv_heads=1", "head_dim=16", "d_ff=32")
+    overrides = ("n_layers=1", "vocab_size=512", *(small if settings.quick else ()))
+    model = build(load("llama3-8b", overrides), device=settings.device, seed=settings.seed)
+    if way in fp8.RECIPES:
+        fp8.convert(model, way, emulate=settings.quick)
+    rows, length = (1, 16) if settings.quick else (4, 2048)
+    step = stepper(model, rows, length, compiled=not settings.quick)
+    taken = seconds(step, settings.device, spend=0.01 if settings.quick else 1.0)
+    return {**row, "both": {"seconds": taken, "tokens_per_second": rows * length / taken}}

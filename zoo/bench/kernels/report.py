@@ -1,0 +1,214 @@
+"""The check's figures as one short table, and as one file."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from zoo.bench.kernels.checking import KINDS, failures, state
+from zoo.errors import ConfigError
+from zoo.report import columns, share, si, wrapped
+
+Row = dict[str, Any]
+
+KEPT = ("docs", "gpu")
+"""The folder of results that are kept, which only a whole run on a GPU may add to."""
+
+MOST = 12
+"""Failures that the table names."""
+
+WIDTH = 120
+
+
+# ---------------------------------------------------------------- the file
+
+
+def place(out: str | None, device: str, quick: bool) -> Path | None:
+    """Where results are to go: a file, or a folder in which the date and the card name it. Raises ConfigError for a
+    quick run that would be kept."""
+    if out is None:
+        return None
+    path = Path(out).expanduser()
+    if not (path.is_dir() or path.parent.is_dir()):
+        raise ConfigError(f"--out {out}: there is no folder {path.parent} (one that is there)")
+    found = path.absolute().parts
+    if quick and KEPT in pairwise(found):
+        raise ConfigError(f"--out {out}: {_disclaimer(device)} ({'/'.join(KEPT)} holds whole runs on a GPU alone)")
+    return path
+
+
+def _disclaimer(device: str) -> str:
+    return f"{device}, quick: not a {'GPU result' if device == 'cpu' else 'result to keep'}"
+
+
+def write(report: Mapping[str, Any], path: Path) -> Path:
+    """Writes the report as JSON; gives the file. Raises ConfigError where it cannot be written."""
+    file = path / name_of(report) if path.is_dir() else path
+    try:
+        file.write_text(as_json(report) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out {file}: cannot be written, found {error.strerror} (another place)") from error
+    return file
+
+
+def name_of(report: Mapping[str, Any]) -> str:
+    """`2026-11-25-nvidia-h100-80gb-hbm3.json`."""
+    card = re.sub(r"[^a-z0-9]+", "-", report["machine"]["name"].lower()).strip("-")
+    return f"{report['date'][:10]}-{card}.json"
+
+
+def as_json(report: Mapping[str, Any]) -> str:
+    """The report as strict JSON: what is no number as its name."""
+    return json.dumps(_finite(report), indent=1, allow_nan=False)
+
+
+def _finite(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {str(key): _finite(each) for key, each in node.items()}
+    if isinstance(node, list | tuple):
+        return [_finite(each) for each in node]
+    return str(node) if isinstance(node, float) and not math.isfinite(node) else node
+
+
+# ---------------------------------------------------------------- the table
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """All of it on a page."""
+    parts = (_head, _errors, _speed, _models, _pieces, _left_out, _failures)
+    blocks = [list(part(report)) for part in parts]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def _head(report: Mapping[str, Any]) -> list[str]:
+    machine, limits, versions = report["machine"], report["limits"], report["machine"]["versions"]
+    title = ", ".join(
+        [
+            machine["name"],
+            *([f"driver {machine['driver']}"] if machine.get("driver") else []),
+            *(f"{name} {version}" for name, version in versions.items() if version),
+        ]
+    )
+    lines = [wrapped(f"{report['date'][:10]}, {report['seconds']:.0f} s: {title}", 0, 2, WIDTH)]
+    if report["quick"]:
+        lines += [_disclaimer(machine["device"])]
+    rates = ", ".join(f"{si(rate, 'FLOP/s')} in {dtype}" for dtype, rate in limits["flops"].items())
+    return [*lines, f"measured: products {rates}; copy {si(limits['copy'], 'B/s')}"]
+
+
+def _errors(report: Mapping[str, Any]) -> list[str]:
+    """A line a kernel: how many cases, and the worst error forward and backward over what is allowed."""
+    by_kernel: dict[str, list[Row]] = {}
+    for row in report["errors"]:
+        by_kernel.setdefault(row.get("kernel", row["name"].partition(":")[0].removeprefix("errors ")), []).append(row)
+    states = ("passed", "failed", "raised", "left out", "refused")
+    rows = [("errors", *states, "worst forward", "worst backward")]
+    for kernel, found in by_kernel.items():
+        counts = [sum(state(row) == each for row in found) for each in states]
+        reasons = {row.get("refused", "") for row in found}
+        told = (_worst(found, way) for way in WAYS) if len(reasons) > 1 or "" in reasons else (*reasons, "")
+        rows += [(kernel, *(f"{count or '-'}" for count in counts), *told)]
+    return columns(rows, right=range(1, 1 + len(states))).splitlines()
+
+
+WAYS = ("forward", "backward")
+
+
+def _worst(rows: list[Row], way: str) -> str:
+    """`0.71 q, bfloat16, long rows`: the share of what is allowed."""
+    found = [row for row in rows if "excess" in row.get(way, {})]
+    if not found:
+        return "-"
+    row = max(found, key=lambda row: row[way]["excess"])
+    return f"{row[way]['excess']:.2f} {row[way]['worst']}, {row['dtype']}, {row['case']}"
+
+
+def _speed(report: Mapping[str, Any]) -> list[str]:
+    """FLOP/s by length at the widest heads, forward and of both passes, and what a window gains."""
+    rates = [row for row in report["speed"] if "flops_per_second" in row.get("forward", {})]
+    if not rates:
+        return []
+    width = max(row["head_dim"] for row in rates)
+    lengths = sorted({row["length"] for row in rates})
+    rows = [(f"TFLOP/s, heads of {width}", *(f"{length:,}" for length in lengths))]
+    for kernel in dict.fromkeys(row["kernel"] for row in rates):
+        cells = {row["length"]: row for row in rates if row["kernel"] == kernel and row["head_dim"] == width}
+        rows += [(f"{kernel}", *(_rates(cells.get(length, {})) for length in lengths))]
+    return [*columns(rows, right=range(1, 1 + len(lengths))).splitlines(), *_window(report["window"])]
+
+
+def _rates(row: Row) -> str:
+    """`620 / 480`: forward, and forward and backward."""
+    found = [row[way]["flops_per_second"] / 1e12 for way in ("forward", "both") if way in row]
+    return " / ".join(f"{rate:.3g}" for rate in found) or "-"
+
+
+def _window(gain: Mapping[str, Any] | None) -> Iterator[str]:
+    if gain is None:
+        return
+    told = [f"{gain[way]['kernel']} {gain[way]['ratio']:.2f} × {name}" for way, name in PASSES.items() if way in gain]
+    what = f"window of {gain['window']:,} in {gain['length']:,} tokens, against SDPA with a mask"
+    yield f"{what}: {', '.join(told) or 'no other kernel'} (at least {gain['least']})"
+
+
+PASSES = {"forward": "forward", "both": "forward and backward"}
+
+
+def _models(report: Mapping[str, Any]) -> list[str]:
+    """A line a model that was trained or decoded."""
+    lines = []
+    for row in report["training"]:
+        if "mfu" in row:
+            mfu = [
+                f"{', '.join(f'{share(each, 1)} {name}' for name, each in found.items())} of {peak}"
+                for peak, found in row["mfu"].items()
+            ]
+            size = f"{row['rows']} × {row['length']:,} tokens, {row['kernel']}"
+            lines += [f"train {row['model']}, {size}: {row['tokens_per_second']:,.0f} tok/s; MFU {'; '.join(mfu)}"]
+    for row in report["decoding"]:
+        if "tokens_per_second" in row:
+            goal = "" if row["goal"] is None else f" (goal {share(row['goal'], 1)})"
+            read = f"{si(row['bytes_per_token'], 'B')} a token, {share(row['share_of_copy'], 1)} of copy{goal}"
+            lines += [f"decode {row['model']}, {row['kernel']}: {row['tokens_per_second']:,.1f} tok/s; {read}"]
+    return [wrapped(line, 0, 2, WIDTH) for line in lines]
+
+
+def _pieces(report: Mapping[str, Any]) -> list[str]:
+    """Microseconds of each piece by each way."""
+    found = [row for row in report["pieces"] if "both" in row]
+    if not found:
+        return []
+    names = list(dict.fromkeys(row["piece"] for row in found))
+    lines = []
+    for name in names:
+        told = [f"{row['way']} {_micro(row)}" for row in found if row["piece"] == name]
+        lines += [(f"  {name}", ", ".join(told))]
+    return ["µs, forward / forward and backward (share of copy)", *columns(lines).splitlines()]
+
+
+def _micro(row: Row) -> str:
+    times = " / ".join(f"{row[way]['seconds'] * 1e6:,.0f}" for way in ("forward", "both") if way in row)
+    part = row["both"].get("share_of_copy")
+    return times if part is None else f"{times} ({share(part, 1)})"
+
+
+def _left_out(report: Mapping[str, Any]) -> Iterator[str]:
+    """Why rows have no figures though nothing refused them, a line a reason."""
+    rows = [(kind, row) for kind in KINDS for row in report[kind] if "left_out" in row]
+    for reason in dict.fromkeys(row["left_out"] for _, row in rows):
+        names = [f"{kind} {row['name']}" for kind, row in rows if row["left_out"] == reason]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        yield wrapped(f"left out: {names[0]}{more}: {reason}", 0, 2, WIDTH)
+
+
+def _failures(report: Mapping[str, Any]) -> list[str]:
+    found = failures(report)
+    if not found:
+        return ["no failures"]
+    more = [f"and {len(found) - MOST} more"] if len(found) > MOST else []
+    return [f"{len(found)} failures", *(wrapped(line, 2, 6, WIDTH) for line in found[:MOST]), *more]

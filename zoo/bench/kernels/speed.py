@@ -1,0 +1,143 @@
+"""How fast kernels are: FLOP/s over the length of a row, and what a window saves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from zoo.bench.kernels.errors import TRACED
+from zoo.bench.kernels.parts import Job, Row, Settings
+from zoo.bench.kernels.timing import seconds
+from zoo.kernels import KERNELS, attend, machine_of
+from zoo.kernels.base import Ask
+from zoo.lazy import torch
+from zoo.mask import Mask
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ACCOUNTING = (
+    "causal attention in bfloat16, heads × width = 2048, rows × length = 16384: 4·T²·H·C / 2 FLOPs a row forward, the "
+    "backward pass 2.5 times as many (Dao, 2023)"
+)
+PASSES = {"forward": 1.0, "both": 3.5}
+"""The work of each over that of the forward pass."""
+
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+WIDTHS = (64, 128)
+CHANNELS, TOKENS = 2048, 16384
+
+WINDOW = (8192, 1024)
+"""Tokens of a row and keys that its window shows, where windows are raced."""
+
+LEAST_GAIN = 1.5
+"""What the best kernel must gain by a window over SDPA, which reads a mask."""
+
+QUICK = {"lengths": (32, 64), "widths": (16,), "channels": 64, "tokens": 128, "window": (128, 16)}
+
+SCORES = 3 * 4
+"""Bytes that a kernel which holds its scores takes for each, forward and backward: three of float32."""
+
+
+def jobs(settings: Settings, *, kernel: str) -> list[Job]:
+    """One for every length and width, and the window."""
+    quick = settings.quick
+    lengths, widths = (QUICK["lengths"], QUICK["widths"]) if quick else (LENGTHS, WIDTHS)
+    channels, tokens = (QUICK["channels"], QUICK["tokens"]) if quick else (CHANNELS, TOKENS)
+    shapes = [(tokens // length, length, channels // width, width) for width in widths for length in lengths]
+    rates = [
+        Job(
+            f"{kernel}: {length} tokens, heads of {width}",
+            partial(rate, kernel, (rows, length, heads, width), settings),
+        )
+        for rows, length, heads, width in shapes
+    ]
+    length, window = QUICK["window"] if quick else WINDOW
+    row = (1, length, channels // widths[-1], widths[-1])
+    return [Job(f"{kernel}: window", partial(windowed, kernel, row, window, settings)), *rates]
+
+
+def rate(kernel: str, shape: tuple[int, int, int, int], settings: Settings) -> Row:
+    """FLOP/s of causal attention, forward alone and with its backward pass."""
+    rows, length, heads, width = shape
+    row: Row = {"kernel": kernel, "rows": rows, "length": length, "heads": heads, "head_dim": width}
+    times = timed(kernel, shape, None, settings)
+    if reason := times.get("refused") or times.get("left_out"):
+        return {**row, next(iter(times)): reason}
+    work = 4 * rows * length**2 * heads * width / 2
+    for way, taken in times.items():
+        row[way] = {**taken, "flops_per_second": work * PASSES[way] / taken["seconds"]}
+    return row
+
+
+def windowed(kernel: str, shape: tuple[int, int, int, int], window: int, settings: Settings) -> Row:
+    """Seconds of causal attention with a window."""
+    rows, length, heads, width = shape
+    row: Row = {"kernel": kernel, "rows": rows, "length": length, "heads": heads, "head_dim": width, "window": window}
+    return {**row, **timed(kernel, shape, window, settings)}
+
+
+def timed(kernel: str, shape: tuple[int, int, int, int], window: int | None, settings: Settings) -> dict[str, Any]:
+    """Seconds `forward` and of `both` passes, or why there are none: one that holds scores which would not fit is left
+    out."""
+    rows, length, heads, width = shape
+    mask = Mask(length, length, window=window)
+    ask = Ask("bfloat16", width, width, heads, heads, **mask.features)
+    machine = machine_of(torch.device(settings.device))
+    if reason := KERNELS[kernel].refuses(ask, machine):
+        return {"refused": reason}
+    if settings.quick and kernel in TRACED:
+        return {"left_out": "quick: it takes seconds to compile"}
+    if not KERNELS[kernel].fused and (room := _room(settings.device)) < (need := SCORES * rows * heads * length**2):
+        return {"left_out": f"its scores take {need / 1e9:.1f} GB, of {room / 1e9:.1f} GB that they may"}
+    tensors = [torch.randn(rows, length, heads, width, device=settings.device).bfloat16() for _ in range(4)]
+    spend = 0.01 if settings.quick else 0.1
+    runs = {"forward": _forward(kernel, mask, tensors)}
+    if KERNELS[kernel].refuses(replace(ask, needs_grad=True), machine) is None:
+        runs["both"] = _both(kernel, mask, tensors)
+    return {way: {"seconds": seconds(run, settings.device, spend=spend)} for way, run in runs.items()}
+
+
+def _room(device: str) -> float:
+    """Bytes that scores may take: half of what is free."""
+    return torch.cuda.mem_get_info()[0] / 2 if device == "cuda" else 1e9
+
+
+def _forward(kernel: str, mask: Mask, tensors: list[Tensor]) -> Callable[[], Any]:
+    q, k, v, _ = tensors
+    scale = q.shape[3] ** -0.5
+
+    def run() -> None:
+        with torch.no_grad():
+            attend(q, k, v, mask, scale=scale, kernel=kernel)
+
+    return run
+
+
+def _both(kernel: str, mask: Mask, tensors: list[Tensor]) -> Callable[[], Any]:
+    q, k, v = (each.requires_grad_() for each in tensors[:3])
+    scale = q.shape[3] ** -0.5
+
+    def run() -> None:
+        y = attend(q, k, v, mask, scale=scale, kernel=kernel)
+        torch.autograd.grad(y, (q, k, v), tensors[3])
+
+    return run
+
+
+def gain(rows: list[Row]) -> dict[str, Any] | None:
+    """What the best kernel gains by a window over SDPA, which reads a mask: ratios `forward` and of `both` passes, with
+    the kernel that each is of. None where SDPA gave no time."""
+    found = {row["kernel"]: row for row in rows if "window" in row}
+    if (masked := found.get("sdpa")) is None or "forward" not in masked:
+        return None
+    ratios: dict[str, Any] = {"length": masked["length"], "window": masked["window"], "least": LEAST_GAIN}
+    for way in ("forward", "both"):
+        times = {name: row[way]["seconds"] for name, row in found.items() if way in row and name != "sdpa"}
+        if times and way in masked:
+            taken, best = min((taken, name) for name, taken in times.items())
+            ratios[way] = {"kernel": best, "ratio": masked[way]["seconds"] / taken}
+    ways = [ratios[way]["ratio"] for way in ("forward", "both") if way in ratios]
+    return {**ratios, "passed": len(ways) == 2 and min(ways) >= LEAST_GAIN}

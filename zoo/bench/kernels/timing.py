@@ -1,0 +1,169 @@
+"""How long something takes on a device, what the device does at best, and what it is called."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from zoo.costs.hardware import Hardware, hardware
+from zoo.lazy import torch
+
+PACKAGES = (
+    *("torch", "triton", "flash-attn", "flash-attn-3", "flash-attn-4", "kernels"),
+    *("liger-kernel", "quack-kernels", "torchao"),
+)
+
+CARDS = {
+    "GB200": "gb200",
+    "B300": "b300",
+    "B200": "b200",
+    "H200": "h200",
+    "H100 PCIe": "h100-pcie",
+    "H100 NVL": "h100-nvl",
+    "H100": "h100",
+    "H20": "h20",
+    "A100-SXM4-40GB": "a100-40g",
+    "A100-PCIE-40GB": "a100-40g",
+    "A100 80GB PCIe": "a100-80g-pcie",
+    "A100": "a100-80g",
+    "A10G": "a10g",
+    "A10": "a10",
+    "L40S": "l40s",
+    "L40": "l40",
+    "L4": "l4",
+    "RTX 5090": "rtx-5090",
+    "RTX 4090": "rtx-4090",
+    "RTX 3090": "rtx-3090",
+    "RTX A6000": "rtx-a6000",
+    "V100": "v100",
+    "T4": "t4",
+}
+"""Parts of a device's own name and the file of conf/hardware/ that has its sheet. The first that fits counts."""
+
+WARM = 3  # calls that are not timed
+LEAST, MOST = 5, 200  # calls that are
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a device reaches here: FLOP/s of square products by torch's dtype, bytes a second of a copy, what is read
+    and what is written both counted."""
+
+    flops: dict[str, float]
+    copy: float
+
+
+def seconds(run: Callable[[], Any], device: str, *, spend: float = 0.2) -> float:
+    """The median time of a call, of as many as take `spend` seconds in all. On CUDA between two events on the stream,
+    so that it is the device's time, launches included where those are slower."""
+    for _ in range(WARM):
+        run()
+    finish(device)
+    start = time.perf_counter()
+    run()
+    finish(device)
+    calls = min(max(int(spend / (time.perf_counter() - start)), LEAST), MOST)
+    if device == "cuda":
+        return statistics.median(_by_events(run, calls))
+    return statistics.median(_by_clock(run, calls))
+
+
+def _by_events(run: Callable[[], Any], calls: int) -> list[float]:
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        run()
+        mark.record()
+    marks[-1].synchronize()
+    return [before.elapsed_time(after) / 1000 for before, after in pairwise(marks)]
+
+
+def _by_clock(run: Callable[[], Any], calls: int) -> list[float]:
+    times = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def finish(device: str) -> None:
+    """Waits for all that was asked of the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def limits(device: str, *, quick: bool = False) -> Limits:
+    """Measured: square products of 8192 and a copy of 1 GiB; of 512 and 64 MiB when quick."""
+    side, size = (512, 64 << 20) if quick else (8192, 1 << 30)
+    flops = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        out = torch.empty_like(a)
+        flops[str(dtype).removeprefix("torch.")] = 2 * side**3 / seconds(lambda: torch.mm(a, b, out=out), device)  # noqa: B023
+    a = torch.ones(size, dtype=torch.uint8, device=device)
+    b = torch.empty_like(a)
+    return Limits(flops, 2 * size / seconds(lambda: b.copy_(a), device))
+
+
+def sheet(name: str) -> Hardware | None:
+    """The data sheet of a device by its own name, where there is one."""
+    file = next((file for part, file in CARDS.items() if part in name), None)
+    return None if file is None else hardware(file)
+
+
+# ---------------------------------------------------------------- names
+
+
+def identity(device: str) -> dict[str, Any]:
+    """What is measured and with what: device, versions, commit."""
+    import zoo
+
+    found: dict[str, Any] = {"device": device, "name": device_name(device)}
+    if device == "cuda":
+        about = torch.cuda.get_device_properties(0)
+        found |= {"capability": [about.major, about.minor], "memory": about.total_memory, "driver": _driver()}
+    versions = {"zoo": zoo.__version__, "python": platform.python_version(), "cuda": torch.version.cuda}
+    return found | {"versions": versions | {name: version(name) for name in PACKAGES}, "commit": _commit()}
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name(0) if device == "cuda" else f"{platform.machine()} CPU"
+
+
+def version(package: str) -> str | None:
+    """That of a package which is installed, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _driver() -> str | None:
+    return _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+
+
+def _commit() -> str | None:
+    """That of the checkout, with a + where files differ from it; None outside one."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    commit, changed = _said("git", "-C", str(root), "rev-parse", "HEAD"), _said("git", "-C", str(root), "status", "-s")
+    return commit and commit + ("+" if changed else "")
+
+
+def _said(*command: str) -> str | None:
+    """What a command says, or None where there is no such command or it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    except (FileNotFoundError, PermissionError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,150 @@
+"""How much of the device's matrix rate training takes up: `zoo train`'s own step on Llama shapes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from zoo.bench.kernels.parts import Job, Row, Settings
+from zoo.bench.kernels.timing import device_name, finish, sheet
+from zoo.bench.shape import Shape
+from zoo.builder import build, free_memory
+from zoo.config import load
+from zoo.costs import price
+from zoo.costs.flops import count
+from zoo.data import Batch
+from zoo.kernels import machine_of, select
+from zoo.kernels.base import Ask
+from zoo.lazy import torch
+from zoo.mask import Mask
+from zoo.training.loop import accumulate, autocast, clip, compile_blocks
+from zoo.training.objective import NextToken
+from zoo.training.optim import AdamW
+
+ACCOUNTING = (
+    "MFU: tok/s × FLOPs a token over the card's bf16 sheet; exact: products and visible pairs, backward 2 × forward; "
+    "palm: 6N + 12·L·H·Q·T, N without tables that are looked up; megatron: as exact with half of the square; nothing "
+    "recomputed. A step is forward, chunked cross-entropy, backward, clipping and fused AdamW; bf16 autocast over "
+    "float32 weights, each layer compiled"
+)
+CONVENTIONS = ("exact", "palm", "megatron")
+"""Of zoo.costs.flops."""
+
+MOST_ROWS = 32
+SHARE = 0.8
+"""Of the device's free memory that a batch may take by zoo.costs."""
+
+WARM, LEAST, SPEND = 3, 5, 5.0
+"""Steps that are not timed; of those that are, how many at least, and seconds for all."""
+
+
+class Model(NamedTuple):
+    """A model by a packaged name and overrides."""
+
+    name: str
+    of: str
+    overrides: tuple[str, ...] = ()
+    length: int = 2048
+
+
+MODELS = (
+    Model("Llama 124 M", "llama3-8b", tuple(Shape().overrides())),
+    Model("Llama 1.2 B", "llama3.2-1b"),
+)
+TINY = Model("Llama tiny", "llama-tiny", ("d_model=32", "n_layers=2", "d_ff=48", "vocab_size=256"), 64)
+
+
+def jobs(settings: Settings) -> list[Job]:
+    """One a model."""
+    models = (TINY,) if settings.quick else MODELS
+    return [Job(f"train {model.name}", partial(train, model, settings)) for model in models]
+
+
+def train(model: Model, settings: Settings) -> Row:
+    """Tokens a second, and what share of the device's rate that is by each convention."""
+    spec = load(model.of, model.overrides)
+    device = torch.device(settings.device)
+    rows = 2 if settings.quick else rows_that_fit(spec, model.length, free_memory(device))
+    built = build(spec, device=settings.device, seed=settings.seed)
+    step = stepper(built, rows, model.length, compiled=not settings.quick)
+    start = time.perf_counter()
+    for _ in range(WARM):
+        step()
+    finish(settings.device)
+    warm = time.perf_counter() - start
+    taken = paced(step, settings.device, LEAST, 0.2 if settings.quick else SPEND)
+    rate = rows * model.length / taken
+    return {
+        "model": model.name,
+        "params": sum(each.numel() for each in built.parameters()),
+        "rows": rows,
+        "length": model.length,
+        "kernel": kernel_of(spec, model.length, device),
+        "first_steps_seconds": warm,
+        "step_seconds": taken,
+        "tokens_per_second": rate,
+        "peak_bytes": torch.cuda.max_memory_allocated() if settings.device == "cuda" else None,
+        **shares(spec, model.length, rate, settings),
+    }
+
+
+def shares(spec: Any, length: int, rate: float, settings: Settings) -> dict[str, Any]:
+    """FLOPs a token and MFU by convention: of the sheet's rate, where there is a sheet, and of the measured one."""
+    flops = {name: count(spec, length, name)["train"] for name in CONVENTIONS}
+    card = sheet(device_name(settings.device))
+    peaks = {} if card is None else {"sheet": card.flops("bf16")}
+    if settings.limits is not None:
+        peaks["measured"] = settings.limits.flops["bfloat16"]
+    mfu = {peak: {name: each * rate / most for name, each in flops.items()} for peak, most in peaks.items()}
+    return {"flops_per_token": flops, "peak_flops_per_second": peaks, "mfu": mfu}
+
+
+def rows_that_fit(spec: Any, length: int, free: int | None) -> int:
+    """The largest power of two that zoo.costs has fit, and one at least."""
+    setup = {"context": length, "precision": "amp", "fused_optimizer": True, "chunked_loss": True}
+    rows = MOST_ROWS
+    while rows > 1 and price(spec, batch=rows, **setup)["memory"]["train_peak"] > SHARE * (free or 0):
+        rows //= 2
+    return rows
+
+
+def stepper(model: Any, rows: int, length: int, *, compiled: bool) -> Callable[[], None]:
+    """A training step on random tokens, as the training loop takes it."""
+    device = next(model.parameters()).device
+    ids = torch.randint(model.spec.vocab_size, (rows, length + 1), generator=torch.Generator().manual_seed(0))
+    batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), None)
+    objective, optimizer, under = NextToken(), AdamW(lr=1e-4).build(model), autocast(device, "bf16")
+    model.train()
+    if compiled:
+        compile_blocks(model)
+
+    def step() -> None:
+        accumulate(model, objective, batch, 1, under)
+        clip(list(model.parameters()), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def paced(step: Callable[[], Any], device: str, least: int, spend: float) -> float:
+    """Seconds a step, the mean of `least` or more steps in a row of `spend` seconds or more."""
+    steps, start = 0, time.perf_counter()
+    while True:
+        for _ in range(least):
+            step()
+        finish(device)
+        steps += least
+        passed = time.perf_counter() - start
+        if passed >= spend:
+            return passed / steps
+
+
+def kernel_of(spec: Any, length: int, device: Any, *, grad: bool = True, fewer: bool = False) -> str:
+    """The kernel that `auto` takes for the model's attention: of a causal square, or of one query after others."""
+    attention = next(iter(spec.blocks.values())).attention
+    mask = Mask(1 if fewer else length, length)
+    ask: Ask | None = attention.ask("bfloat16", **{**mask.features, "needs_grad": grad})
+    return "none" if ask is None else select(ask, machine_of(device)).name
