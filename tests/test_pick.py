@@ -94,14 +94,25 @@ def fits(kernel: str, ask: Ask, machine: Machine) -> bool:
     k, v = ask.head_dim, ask.v_head_dim
     if kernel == "flash3":
         own = (128 < k <= 192 and 96 < v <= 128) or (k <= 64 and v <= 512)  # of V, besides one as wide as K
+        if v > 256 and ask.needs_grad:
+            return False
         return own or k == v <= 256 or (v < k <= 256 and "narrow cached values" not in features(ask))
-    if kernel == "flash4" and machine.capability[0] == 9:
-        return max(k, v) <= 256
     if kernel == "flash4":
-        if (k, v) == (256, 256):
-            return not (ask.sinks and ask.needs_grad)
-        return max(k, v) <= 128 or (k, v) == (192, 128)
+        return fits_flash4(k, v, ask, machine.capability[0] == 9)
     return True
+
+
+def fits_flash4(k: int, v: int, ask: Ask, hopper: bool) -> bool:
+    """What its compiler makes of widths, with and without a gradient."""
+    if ask.page and (k % 16 or v % 16):
+        return False
+    if ask.needs_grad and k != v and ((k, v) not in ((192, 128), (128, 64), (64, 128)) or ask.n_heads > 1):
+        return False
+    if hopper:
+        return max(k, v) <= 256 and not (k < 128 and v > 192)
+    if (k, v) == (256, 256):
+        return not ((ask.sinks or ask.softcap) and ask.needs_grad)
+    return max(k, v) <= 128 or (k, v) == (192, 128)
 
 
 def can(name: str, ask: Ask, machine: Machine) -> bool:

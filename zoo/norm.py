@@ -86,9 +86,13 @@ def _scale_and_shift(norm: RMSNorm | LayerNorm, d_model: int) -> dict[str, Any]:
 def _native(norm: RMSNorm | LayerNorm, m: Any, x: torch.Tensor) -> bool:
     """Whether a kernel takes x as it is: those of CUDA compute in float32 whatever the dtype, and so keep no wider copy
     of x for the backward pass. A CPU's layer_norm would keep its statistics in bfloat16."""
-    if not x.is_cuda or norm.heads or norm.unit_offset:
+    if not _fuses(x.device) or norm.heads or norm.unit_offset:
         return False
     return all(getattr(m, name).dtype == x.dtype for name in ("weight", "bias") if getattr(norm, name))
+
+
+def _fuses(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _scale(norm: RMSNorm | LayerNorm, m: Any) -> torch.Tensor | None:

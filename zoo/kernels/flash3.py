@@ -44,6 +44,8 @@ class Flash3(Flash):
             return "flash-attn 3 has no ALiBi"
         if ask.sinks:
             return "flash-attn 3 has no attention sinks"
+        if ask.needs_grad and ask.v_head_dim > WIDEST:
+            return f"flash-attn 3 has a gradient for values of at most {WIDEST}, found {ask.v_head_dim}"
         if own_widths(ask.head_dim, ask.v_head_dim):
             return None if ask.head_dim <= WIDEST else too_wide(ask)
         return too_wide(ask) or narrow_in_cache(ask)

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 SERVED = {9: "Hopper", 10: "Blackwell", 11: "Blackwell"}  # compute capabilities by their major number
 
+PAGED = 16  # of which a head's width is a multiple where keys lie in pages
+UNLIKE = (192, 128), (128, 64), (64, 128)
+"""Widths of keys and values, where they differ, that have a gradient on both."""
+
 
 class Flash4(Flash):
     """flash-attn 4 (Zadouri et al., 2026): Hopper and Blackwell; windows, softcap and learned sinks, forward and
@@ -37,9 +41,11 @@ class Flash4(Flash):
         if ask.bias == "alibi":
             return "flash-attn 4 has no ALiBi but as code of its own language"
         widths = ask.head_dim, ask.v_head_dim
+        if ask.page and any(width % PAGED for width in widths):
+            return f"flash-attn 4 reads pages of heads in multiples of {PAGED}, found {widths}"
         if machine.capability is not None and machine.capability[0] > 9:
-            return _on_blackwell(widths, ask)
-        return f"heads are at most {WIDEST} wide, found {max(widths)}" if max(widths) > WIDEST else None
+            return _on_blackwell(widths, ask) or _unlike(widths, ask)
+        return _on_hopper(widths) or _unlike(widths, ask)
 
     def function(self, ask: Ask) -> str:
         return super().function(ask) if ask.lengths or way(ask) != CACHED else self.functions[DENSE]
@@ -66,9 +72,26 @@ class Flash4(Flash):
         return self.load().flash_attn_varlen_func(q, k, v, **held, **given)[0]
 
 
+def _on_hopper(widths: tuple[int, int]) -> str | None:
+    if max(widths) > WIDEST:
+        return f"heads are at most {WIDEST} wide, found {max(widths)}"
+    narrow = widths[0] < 128 and widths[1] > 192  # which its compiler has no registers for
+    return f"on Hopper values are at most 192 wide beside keys of less than 128, found {widths}" if narrow else None
+
+
 def _on_blackwell(widths: tuple[int, int], ask: Ask) -> str | None:
     if widths == (256, 256):
-        return "on Blackwell heads of 256 have no gradient with sinks" if ask.sinks and ask.needs_grad else None
+        scored = ask.needs_grad and (ask.sinks or ask.softcap is not None)
+        return "on Blackwell heads of 256 have no gradient with sinks or a softcap" if scored else None
     if max(widths) > 128 and widths != (192, 128):
         return f"on Blackwell heads are at most 128 wide, (192, 128) or (256, 256), found {widths}"
     return None
+
+
+def _unlike(widths: tuple[int, int], ask: Ask) -> str | None:
+    """Why keys and values of different widths have no gradient: which do was found by compiling them."""
+    if not ask.needs_grad or widths[0] == widths[1]:
+        return None
+    if ask.n_heads > ask.n_kv_heads:
+        return f"flash-attn 4 has a gradient for shared keys as wide as their values, not {widths}"
+    return None if widths in UNLIKE else f"flash-attn 4 has a gradient for widths of {UNLIKE}, not {widths}"
