@@ -2,6 +2,8 @@
 
 import math
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -318,3 +320,12 @@ def test_a_norm_by_torchs_own_kernel_is_the_norm_composed(kind, fields, monkeypa
         results.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
     for composed, native in zip(*results, strict=True):
         torch.testing.assert_close(native, composed, atol=2e-5, rtol=1e-5)
+
+
+def test_importing_what_builds_models_touches_no_device():
+    """A process that did could not fork any more and use CUDA in its children, as `make gpu-check` does."""
+    code = (
+        "import torch; torch.cuda.is_available = torch.cuda._lazy_init = lambda *_: 1 / 0; "
+        "import zoo.layer, zoo.bench.kernels.checking"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -14,7 +14,6 @@ from zoo.kernels.grouped import grouped_linear
 from zoo.step import Output
 
 lazy.load()
-kernels.look()
 torch.export.register_dataclass(Output)
 
 
@@ -188,6 +187,17 @@ class Model(Layer):
         for name, module in modules.items():
             if isinstance(module, Borrowed):
                 module.borrow(_owner(modules, name, module.source))
+        self._look()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        moved = super()._apply(fn, recurse)
+        self._look()
+        return moved
+
+    def _look(self) -> None:
+        """Sees what kernels there are where the model is now: what torch.compile traces must not search for packages,
+        nor must an import touch a device, as a process that then forks could use it no more."""
+        kernels.machine_of(next(self.parameters()).device)
 
     @property
     def kernel(self) -> str:  # type: ignore[override]

@@ -34,7 +34,7 @@ KERNELS: dict[str, Kernel] = {
 }
 
 MACHINES: dict[str, Machine] = {}
-"""This machine as kernels see it, by type of device: looked at once, before anything is traced."""
+"""This machine as kernels see it, by type of device: looked at once, as a model comes to be there."""
 
 
 class Choice(NamedTuple):
@@ -150,12 +150,6 @@ def machine_of(device: torch.device) -> Machine:
     if device.type not in MACHINES:
         MACHINES[device.type] = found.machine(device.type)
     return MACHINES[device.type]
-
-
-def look() -> None:
-    """Looks at this machine now: what torch.compile traces must not search for packages."""
-    for device in ("cpu", "meta", *(("cuda",) if torch.cuda.is_available() else ())):
-        machine_of(torch.device(device))
 
 
 def _ask(

@@ -67,6 +67,7 @@ class Flex(Kernel):
                 "score_mod": "+".join(name for name, here in added.items() if here) or None,
                 "block_mask": "+".join(name for name, here in shown.items() if here) or None,
                 "enable_gqa": ask.n_heads != ask.n_kv_heads,
+                **({"return_aux": "lse"} if ask.sinks else {}),
             },
         )
 
