@@ -73,7 +73,11 @@ def test_a_gradient_reaches_every_parameter(choice):
     assert silent == []
 
 
-@EVERY
+ALIKE = ("activation=", "norm=", "router=")  # whose choices are a few operations each, and compile like one another
+COMPILED = [pytest.param(each, marks=pytest.mark.slow if each[0].startswith(ALIKE) else ()) for each in every_choice()]
+
+
+@pytest.mark.parametrize("choice", COMPILED, ids=name)
 def test_the_model_compiles_whole_without_a_graph_break(choice):
     torch.compiler.reset()
     model = model_of(choice)

@@ -18,6 +18,8 @@ from zoo.lazy import load
 from zoo.mask import Mask
 from zoo.position.bias import ALiBi, T5Buckets
 
+pytestmark = pytest.mark.xdist_group("flex")  # which share compiled code
+
 CPU = torch.device("cpu")
 HERE = Machine("cpu", None, frozenset({"compiler", "avx2"}))
 CUDA = Machine("cuda", (9, 0), frozenset({"compiler"}))
@@ -144,22 +146,25 @@ def test_what_is_traced_equals_eager(name, bias, traced):
 
 COMPILED = [
     ("window", "none", [(2, 1, 33), (3, 1, 400)], {}),
-    ("window", "none", [(2, 7, 33), (3, 100, 100)], {}),
     ("window", "none", [(2, 150, 150), (2, 131, 700)], {}),
-    ("padded", "alibi", [(2, 9, 40), (2, 13, 13)], {"softcap": 3.0, "sinks": True}),
     ("padded window", "alibi", [(2, 150, 150), (2, 129, 301)], {"softcap": 3.0, "sinks": True}),
     ("documents", "t5", [(2, 300, 300)], {}),
-    ("prefix", "given", [(2, 30, 30), (2, 17, 101)], {"softcap": 3.0}),
     ("also", "none", [(2, 140, 140)], {"sinks": True}),
+    ("causal", "none", [(2, 257, 257), (2, 131, 131)], {"dtype": torch.bfloat16, "heads": (4, 1), "widths": (24, 5)}),
+]
+MORE = [
+    ("window", "none", [(2, 7, 33), (3, 100, 100)], {}),
+    ("padded", "alibi", [(2, 9, 40), (2, 13, 13)], {"softcap": 3.0, "sinks": True}),
+    ("prefix", "given", [(2, 30, 30), (2, 17, 101)], {"softcap": 3.0}),
     ("ring", "alibi", [(2, 1, 65)], {}),
     ("causal", "rounded alibi", [(2, 9, 700)], {}),
     ("lengths", "none", [(3, 5, 70)], {"sinks": True}),
     ("both ways", "none", [(2, 129, 129), (2, 257, 257)], {"dtype": torch.float16}),
-    ("causal", "none", [(2, 257, 257), (2, 131, 131)], {"dtype": torch.bfloat16, "heads": (4, 1), "widths": (24, 5)}),
 ]
+EACH = [*COMPILED, *(pytest.param(*each, marks=pytest.mark.slow) for each in MORE)]
 
 
-@pytest.mark.parametrize(("name", "bias", "shapes", "features"), COMPILED)
+@pytest.mark.parametrize(("name", "bias", "shapes", "features"), EACH)
 def test_compiled_code_equals_eager(name, bias, shapes, features):
     for shape in shapes:
         check(name, shape, bias, **features)

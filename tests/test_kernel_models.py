@@ -8,6 +8,8 @@ import zoo
 from zoo.errors import KernelError
 from zoo.kernels.found import packages
 
+pytestmark = pytest.mark.xdist_group("flex")  # which share compiled code
+
 TINY = ("llama-tiny", "mistral-tiny", "gpt-tiny", "mixtral-tiny")
 TRAINED = ("eager", "sdpa")
 WITHOUT_GRADIENT = ("flex",) if packages("cpu") >= {"compiler", "avx2"} else ()
@@ -42,7 +44,7 @@ def test_a_tiny_model_trains_to_the_same_losses_under_eager_and_sdpa(model, runs
         assert 3 < eager[name] < 10
 
 
-@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize("model", [*TINY[:2], *(pytest.param(each, marks=pytest.mark.slow) for each in TINY[2:])])
 def test_a_trained_tiny_model_measures_and_writes_the_same_under_every_kernel(model, runs):
     loaded = zoo.load(runs(model, "eager")["run"], device="cpu")
     ids = torch.randint(32, 122, (2, LENGTH))

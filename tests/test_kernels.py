@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo import lazy
+from zoo.bench.kernels import cases
 from zoo.bias import Given
 from zoo.errors import KernelError
 from zoo.kernels import Ask, Machine, attend, pick, prepare
@@ -116,6 +117,24 @@ def test_eager_gradients_are_right_in_float64_with_every_feature():
 
     assert run(q, k, v, sinks, bias).dtype == torch.float64
     assert torch.autograd.gradcheck(run, (q, k, v, sinks, bias))
+
+
+TINY = cases.Size(batch=2, length=6, heads=2, head_dim=2, window=3)
+SMALL_CASES = [*cases._plain(TINY), *cases._scored(TINY), *cases._unequal(TINY)]
+
+
+@pytest.mark.parametrize(
+    "case", [each for each in SMALL_CASES if each.name != "odd lengths"], ids=lambda case: case.name
+)
+def test_eager_gradients_are_right_in_float64_in_every_case(case):
+    """Of queries, keys, values, sinks and a learned table, against differences of the function itself."""
+    inputs = cases.make(case, CPU, torch.float64)
+    leaves = [each.requires_grad_() for each in inputs.tensors.values()]
+
+    def run(*given):
+        return inputs._attended(dict(zip(inputs.tensors, given, strict=True)), "eager")
+
+    assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
 
 
 def compare(kernel, q, k, v, make_mask, bias):

@@ -9,7 +9,7 @@ from zoo.costs import Setup
 from zoo.verify import verify
 
 SMALL = ["gpt-tiny", "llama-tiny", "mixtral-tiny"]
-FULL = ["bert-base", "t5-small", "longformer-base-4096"]
+FULL = [pytest.param(name, marks=pytest.mark.slow) for name in ("bert-base", "t5-small", "longformer-base-4096")]
 
 
 @pytest.mark.parametrize("name", [*SMALL, *FULL])

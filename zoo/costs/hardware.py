@@ -23,6 +23,33 @@ SIZES = ("memory_gb", "visible_mib", "bandwidth_gb_s", "link", "tdp_w")
 OPTIONAL = ("visible_mib", "link", "tdp_w", "capability")
 KEYS = ("title", "sources", "tflops", "capability", "sparse_factor", *SIZES)
 
+CARDS = {
+    "GB200": "gb200",
+    "B300": "b300",
+    "B200": "b200",
+    "H200": "h200",
+    "H100 PCIe": "h100-pcie",
+    "H100 NVL": "h100-nvl",
+    "H100": "h100",
+    "H20": "h20",
+    "A100-SXM4-40GB": "a100-40g",
+    "A100-PCIE-40GB": "a100-40g",
+    "A100 80GB PCIe": "a100-80g-pcie",
+    "A100": "a100-80g",
+    "A10G": "a10g",
+    "A10": "a10",
+    "L40S": "l40s",
+    "L40": "l40",
+    "L4": "l4",
+    "RTX 5090": "rtx-5090",
+    "RTX 4090": "rtx-4090",
+    "RTX 3090": "rtx-3090",
+    "RTX A6000": "rtx-a6000",
+    "V100": "v100",
+    "T4": "t4",
+}
+"""Parts of a device's own name and the file of conf/hardware/ that has its sheet. The first that fits counts."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
@@ -112,6 +139,12 @@ def hardware(name: str) -> Hardware:
         known = names()
         raise ConfigError(f"gpu: unknown {name!r}{did_you_mean(name.lower(), known)} (one of: {', '.join(known)})")
     return _load(path, path.stat().st_mtime_ns)
+
+
+def of_device(name: str) -> Hardware | None:
+    """The packaged accelerator that a device is, by the name that its driver gives it; None where it is not known."""
+    file = next((file for part, file in CARDS.items() if part in name), None)
+    return None if file is None else hardware(file)
 
 
 @cache

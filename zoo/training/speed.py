@@ -10,28 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from zoo.costs.hardware import of_device
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import device as Device
-
-# Dense products, FLOP/s, from the makers' data sheets: bf16, fp32 without TF32. The first name counts that is a part of
-# the device's own.
-DATA_SHEETS = {
-    "B200": (2250e12, 75e12),
-    "H200": (989e12, 67e12),
-    "H100 PCIe": (756e12, 51e12),
-    "H100 NVL": (835e12, 60e12),
-    "H100": (989e12, 67e12),
-    "A100": (312e12, 19.5e12),
-    "A10": (125e12, 31.2e12),
-    "L40S": (362e12, 91.6e12),
-    "L4": (121e12, 30.3e12),
-    "RTX 4090": (165e12, 82.6e12),
-    "RTX 3090": (71e12, 35.6e12),
-    "V100": (0, 15.7e12),
-    "T4": (0, 8.1e12),
-}
 
 MEASURED_FOR = 0.1  # seconds
 SIDE = {"cpu": 1024}  # of the square products measured: the largest rate comes from about this size on
@@ -57,12 +40,12 @@ class Peak:
 
 
 def peak(device: Device, precision: str) -> Peak:
-    """From the data sheet of a GPU that is in the table; else measured here."""
+    """From the data sheet of a GPU that conf/hardware has; else measured here."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        sheet = next((figures for part, figures in DATA_SHEETS.items() if part in name), None)
-        if sheet and (flops := sheet[0 if precision == "bf16" else 1]):
-            return Peak(flops, f"{precision} data sheet, {name}")
+        card = of_device(name)
+        if card is not None and precision in card.tflops:
+            return Peak(card.flops(precision), f"{precision} data sheet, {name}")
     return Peak(measured(device, precision), f"{precision} products, measured", measured=True)
 
 

@@ -13,40 +13,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from zoo.costs.hardware import Hardware, hardware
 from zoo.lazy import torch
 
 PACKAGES = (
     *("torch", "triton", "flash-attn", "flash-attn-3", "flash-attn-4", "kernels"),
     *("liger-kernel", "quack-kernels", "torchao"),
 )
-
-CARDS = {
-    "GB200": "gb200",
-    "B300": "b300",
-    "B200": "b200",
-    "H200": "h200",
-    "H100 PCIe": "h100-pcie",
-    "H100 NVL": "h100-nvl",
-    "H100": "h100",
-    "H20": "h20",
-    "A100-SXM4-40GB": "a100-40g",
-    "A100-PCIE-40GB": "a100-40g",
-    "A100 80GB PCIe": "a100-80g-pcie",
-    "A100": "a100-80g",
-    "A10G": "a10g",
-    "A10": "a10",
-    "L40S": "l40s",
-    "L40": "l40",
-    "L4": "l4",
-    "RTX 5090": "rtx-5090",
-    "RTX 4090": "rtx-4090",
-    "RTX 3090": "rtx-3090",
-    "RTX A6000": "rtx-a6000",
-    "V100": "v100",
-    "T4": "t4",
-}
-"""Parts of a device's own name and the file of conf/hardware/ that has its sheet. The first that fits counts."""
 
 WARM = 3  # calls that are not timed
 LEAST, MOST = 5, 200  # calls that are
@@ -112,12 +84,6 @@ def limits(device: str, *, quick: bool = False) -> Limits:
     a = torch.ones(size, dtype=torch.uint8, device=device)
     b = torch.empty_like(a)
     return Limits(flops, 2 * size / seconds(lambda: b.copy_(a), device))
-
-
-def sheet(name: str) -> Hardware | None:
-    """The data sheet of a device by its own name, where there is one."""
-    file = next((file for part, file in CARDS.items() if part in name), None)
-    return None if file is None else hardware(file)
 
 
 # ---------------------------------------------------------------- names

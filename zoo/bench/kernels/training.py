@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from zoo.bench.kernels.parts import Job, Row, Settings
-from zoo.bench.kernels.timing import device_name, finish, sheet
+from zoo.bench.kernels.timing import device_name, finish
 from zoo.bench.shape import Shape
 from zoo.builder import build, free_memory
 from zoo.config import load
 from zoo.costs import price
 from zoo.costs.flops import count
+from zoo.costs.hardware import of_device
 from zoo.data import Batch
 from zoo.kernels import machine_of, select
 from zoo.kernels.base import Ask
@@ -91,10 +92,10 @@ def train(model: Model, settings: Settings) -> Row:
 
 
 def shares(spec: Any, length: int, rate: float, settings: Settings) -> dict[str, Any]:
-    """FLOPs a token and MFU by convention: of the sheet's rate, where there is a sheet, and of the measured one."""
+    """FLOPs a token and MFU by convention: of the sheet's rate, where there is a and of the measured one."""
     flops = {name: count(spec, length, name)["train"] for name in CONVENTIONS}
-    card = sheet(device_name(settings.device))
-    peaks = {} if card is None else {"sheet": card.flops("bf16")}
+    card = of_device(device_name(settings.device))
+    peaks = {"sheet": card.flops("bf16")} if card is not None and "bf16" in card.tflops else {}
     if settings.limits is not None:
         peaks["measured"] = settings.limits.flops["bfloat16"]
     mfu = {peak: {name: each * rate / most for name, each in flops.items()} for peak, most in peaks.items()}
