@@ -33,6 +33,7 @@ class Flash(Kernel):
 
     package: str = ""  # of zoo.kernels.found.PACKAGES; "" where torch brings it
     functions: ClassVar[dict[str, str]]  # what each way to call is named
+    table: str = "page_table"  # what the function for caches calls the pages of each row
 
     def __init__(self) -> None:
         self.loaded: Any = None  # the module, once imported
@@ -140,7 +141,9 @@ class Flash(Kernel):
         self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, pages: Tensor | None, given: dict[str, Any]
     ) -> Tensor:
         """Queries after keys in a cache that holds the new ones already, or in pages of one."""
-        raise NotImplementedError
+        held = {} if lengths is None else {"cache_seqlens": lengths.int()}
+        held |= {} if pages is None else {self.table: pages}
+        return getattr(self.load(), self.functions[CACHED])(q, k, v, **held, **given)
 
 
 def way(ask: Ask) -> str:

@@ -29,6 +29,7 @@ class Flash2(Flash):
         VARLEN: "flash_attn_varlen_func",
         CACHED: "flash_attn_with_kvcache",
     }
+    table = "block_table"
 
     def unfit(self, capability: tuple[int, int] | None) -> str | None:
         if capability is None or capability >= (8, 0):
@@ -47,13 +48,6 @@ class Flash2(Flash):
 
     def extras(self, sinks: Tensor | None, bias: Bias | None) -> dict[str, Any]:
         return {} if bias is None else {"alibi_slopes": bias.slopes}
-
-    def cached(
-        self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, pages: Tensor | None, given: dict[str, Any]
-    ) -> Tensor:
-        held = {} if lengths is None else {"cache_seqlens": lengths.int()}
-        held |= {} if pages is None else {"block_table": pages}
-        return self.load().flash_attn_with_kvcache(q, k, v, **held, **given)
 
 
 class Flash2Hub(Flash2):

@@ -26,7 +26,7 @@ class Flash3(Flash):
     """flash-attn 3 (Shah et al., 2024): Hopper; softcap and windows, forward and backward; pages of any size."""
 
     name = "flash3"
-    about = "flash-attn 3: the fastest on Hopper; softcap, windows, paged caches; no ALiBi, no sinks"
+    about = "flash-attn 3: made for Hopper; softcap, windows, paged caches; no ALiBi, no sinks"
     package = "flash-attn-3"
     functions: ClassVar = {
         DENSE: "flash_attn_func",
@@ -55,13 +55,6 @@ class Flash3(Flash):
 
     def values(self, q: Tensor, v: Tensor) -> Tensor:
         return v if own_widths(q.shape[3], v.shape[3]) else super().values(q, v)
-
-    def cached(
-        self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, pages: Tensor | None, given: dict[str, Any]
-    ) -> Tensor:
-        held = {} if lengths is None else {"cache_seqlens": lengths.int()}
-        held |= {} if pages is None else {"page_table": pages}
-        return self.load().flash_attn_with_kvcache(q, k, v, **held, **given)
 
 
 class Flash3Hub(Flash3):
