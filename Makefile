@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ORACLE ?= .venv-oracle
+OLDEST ?= .venv-oldest
 TESTS ?=
 WORKERS ?= 2
 
@@ -15,7 +16,7 @@ DEMO_MODEL ?= llama-tiny
 DEMO_TRAIN ?=
 DEMO_RUN ?= runs/demo
 
-.PHONY: help demo test test-slow check fmt docs bench gpu-check kernels-oracle clean
+.PHONY: help demo test test-oldest test-slow check fmt docs bench gpu-check kernels-oracle clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -32,6 +33,9 @@ demo: $(VENV)/installed ## set up, then price, build and train a small Llama, pl
 
 test: $(VENV)/installed-dev ## set up, then the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup $(TESTS)
+
+test-oldest: ## the tests with the oldest torch that pyproject.toml allows, a download of gigabytes
+	PIP_CONSTRAINT=tests/oldest.txt $(MAKE) test VENV=$(OLDEST)
 
 test-slow: $(VENV)/installed-dev ## the tests that take minutes
 	$(BIN)/pytest -m slow $(TESTS)
@@ -57,14 +61,17 @@ bench: $(VENV)/installed-dev ## time training and decoding against transformers
 gpu-check: $(VENV)/installed-dev ## check every kernel, training and decoding on a CUDA device; kept in docs/gpu
 	$(BIN)/zoo bench kernels --out docs/gpu
 
-kernels-oracle: $(ORACLE)/installed ## flash-attn's own code without a GPU: version 2 interpreted, version 4 compiled
+kernels-oracle: $(ORACLE)/installed ## the kernels' own code without a GPU: flash-attn 2 and flex interpreted, flash-attn 4 and flex compiled
 	ZOO_FLASH_SOURCES="$(ORACLE)/flash2:$$($(ORACLE)/bin/python -c '$(SITE)')" $(BIN)/pytest tests/test_flash_signatures.py
 	FLASH_ATTN_2=$(ORACLE)/flash2 $(ORACLE)/bin/python -W ignore::RuntimeWarning tests/oracle/triton_flash2.py
 	$(ORACLE)/bin/python tests/oracle/compile_flash4.py
 	$(ORACLE)/bin/python tests/oracle/compile_flash4.py --arch 100
+	$(ORACLE)/bin/python tests/oracle/triton_flex.py
+	$(ORACLE)/bin/python tests/oracle/triton_flex.py --compile
+	$(ORACLE)/bin/python tests/oracle/triton_flex.py --compile --arch 86
 
 clean: ## everything the targets above made, the runs in runs/ and sweeps/ excepted
-	rm -rf $(VENV) $(ORACLE) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ORACLE) $(OLDEST) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Done again when what it reads has changed. Of pip's many lines those are let through that show how much is still to come.

@@ -20,14 +20,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 import test_flash
 import test_pick
 
-import zoo.layer
 from zoo.bench.kernels.cases import every_case
 from zoo.bench.kernels.errors import FACTOR, SLACK, check
 from zoo.bench.kernels.parts import Settings
 from zoo.errors import KernelError
 from zoo.kernels import Ask, Machine, order, pick
 from zoo.kernels.base import Kernel
-from zoo.kernels.found import EVERYTHING
+from zoo.kernels.found import EVERYTHING, MACHINES
 from zoo.kernels.table import FEATURES, table
 
 PAGE = Path(__file__).parents[1] / "docs" / "kernels.md"
@@ -60,14 +59,15 @@ GPU = """
 Nothing on this page is from one. `make gpu-check` (ten minutes at most) runs the same cases at a GPU's sizes under
 the same rule, and measures TFLOP/s, training MFU, decoding against the card's own bandwidth, and windows against a
 masked scaled_dot_product_attention; what it writes is kept in [docs/gpu](gpu/README.md), only ever from a real run.
-Until there is one, the CUDA kernels are checked by contract only:
+Until there is one, the CUDA kernels are checked by contract, and where their code is Triton's by running it on a CPU:
 
 - stand-ins with the signatures of flash-attn 2, 3 and 4 and of torch's own operator, which refuse what the real ones
   refuse (dtypes, widths, int32 lengths, page sizes, strides, spellings of an open window) and compute by arithmetic of
   their own: every case above, forward and backward, and whole models under them (tests/test_flash.py);
 - the stand-ins' signatures against the packages' own source, where it is at hand (tests/test_flash_signatures.py);
-- `make kernels-oracle` (not in CI): flash-attn 2's Triton backend run by Triton's interpreter on a CPU, and
-  flash-attn 4 compiled for sm_90 without a GPU.
+- `make kernels-oracle` (not in CI): flash-attn 2's Triton backend run by Triton's interpreter on a CPU; flash-attn 4
+  compiled for sm_90 and sm_100 without a GPU; and what torch writes for flex on CUDA, run by the interpreter in every
+  case above, forward and backward, and compiled for sm_90 and sm_86, where it must fit the GPU's shared memory.
 """
 
 
@@ -200,7 +200,7 @@ def _contracts() -> Iterator[str]:
     yield _row(["---"] * 4)
     for kernel, packages in test_flash.PACKAGE.items():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(zoo.kernels.MACHINES, "cpu", Machine("cuda", test_flash.HOPPER, frozenset(packages)))
+            patch.setitem(MACHINES, "cpu", Machine("cuda", test_flash.HOPPER, frozenset(packages)))
             standins.install(patch, kernel)
             rows = [check(kernel, case, dtype, Settings("cpu")) for dtype in DTYPES[1:] for case in every_case()]
         yield _row([kernel, *list(_summary(rows))[:3]])

@@ -13,7 +13,7 @@ from zoo.cli import run
 from zoo.errors import KernelError
 from zoo.kernels import KERNELS, attend
 from zoo.kernels.base import Machine
-from zoo.kernels.found import EVERYTHING, PACKAGES
+from zoo.kernels.found import EVERYTHING, MACHINES, PACKAGES
 from zoo.kernels.table import ELSEWHERE, FEATURES, HERE, NEVER, PLAIN, Cell, by_mask, reasons, table
 from zoo.mask import Mask
 from zoo.position.bias import Sloped
@@ -91,7 +91,7 @@ def test_the_table_asks_of_each_feature_what_attention_with_it_asks(feature, gra
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize(("feature", "grad"), ASKED, ids=lambda each: getattr(each, "name", str(each)))
 def test_a_cell_says_whether_the_kernel_runs_here(feature, grad, kernel, monkeypatch):
-    monkeypatch.setitem(kernels.MACHINES, "cpu", CPU)
+    monkeypatch.setitem(MACHINES, "cpu", CPU)
     (row,) = (row for row in table(CPU) if row.kernel.name == kernel)
     cell = row.cells[feature.name]
     if (cell.backward if grad else cell.forward) == HERE:
@@ -229,7 +229,7 @@ def test_json_has_every_cell_and_reason(capsys):
     assert run(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {"versions", "devices", "machine", "kernels", "others"} == set(found)
-    assert found["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(found["versions"]["torch"])  # which may say what it was built for
     machine = Machine(
         found["machine"]["device"], found["machine"]["capability"], frozenset(found["machine"]["packages"])
     )

@@ -14,7 +14,8 @@ from zoo.bench.kernels.parts import Settings
 from zoo.errors import KernelError
 from zoo.generation.cache import Cache
 from zoo.generation.engine import generate
-from zoo.kernels import KERNELS, MACHINES, Machine
+from zoo.kernels import KERNELS, Machine
+from zoo.kernels.found import MACHINES
 
 PACKAGE = {"flash2": {"flash-attn"}, "flash3": {"flash-attn-3"}, "flash4": {"flash-attn-4"}, "flash_torch": set()}
 HOPPER = (9, 0)

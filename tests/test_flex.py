@@ -14,6 +14,7 @@ from zoo.bias import Given
 from zoo.errors import KernelError
 from zoo.kernels import attend, flex, prepare
 from zoo.kernels.base import Ask, Machine
+from zoo.kernels.found import MACHINES
 from zoo.lazy import load
 from zoo.mask import Mask
 from zoo.position.bias import ALiBi, T5Buckets
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.xdist_group("flex")  # which share compiled code
 CPU = torch.device("cpu")
 HERE = Machine("cpu", None, frozenset({"compiler", "avx2"}))
 CUDA = Machine("cuda", (9, 0), frozenset({"compiler"}))
+DESK = Machine("cuda", (8, 9), frozenset({"compiler"}))
 SCALE = 0.4
 
 
@@ -259,7 +261,7 @@ def test_gradients_on_cuda_are_eagers(bias, sinks, traced, monkeypatch):
     """As far as a CPU can tell: torch's plain version of the kernel has the gradient that it keeps from CPUs."""
     monkeypatch.setattr(torch.nn.attention.flex_attention, "_validate_device", lambda *tensors: None)
     monkeypatch.setattr(flex, "_gives_sums", lambda device: True)
-    monkeypatch.setitem(attend.__globals__["MACHINES"], "cpu", CUDA)
+    monkeypatch.setitem(MACHINES, "cpu", CUDA)
     mask = padded(2, 20, 20)
     q, k, v = (torch.randn(2, 20, heads, 16, requires_grad=True) for heads in (4, 2, 2))
     added = bias_of(bias, mask, 2, 4)
@@ -334,8 +336,13 @@ def test_it_is_compiled_where_nothing_else_shall_be(traced):
         (Machine("cuda", (9, 0)), {}, "finds no triton"),
         (Machine("mps", None, frozenset({"compiler"})), {}, "not for mps"),
         (CUDA, {"needs_grad": True, "bias": "learned", "sinks": True, "softcap": 2.0, "page": 16}, None),
-        (CUDA, {"head_dim": 8}, "16 to 256 channels, not 8 and 64"),
-        (CUDA, {"head_dim": 576, "v_head_dim": 512}, "16 to 256 channels, not 576 and 512"),
+        (CUDA, {"head_dim": 8}, "16 channels or more, not 8"),
+        (CUDA, {"head_dim": 576, "v_head_dim": 512}, None),
+        (
+            DESK,
+            {"head_dim": 576, "v_head_dim": 512, "needs_grad": True},
+            "heads of 576 and 512 .* than the GPU's 99 KiB",
+        ),
         (Machine("cuda", (7, 5), CUDA.packages), {}, "bfloat16 from compute capability 8.0 on, found 7.5"),
         (Machine("cuda", (7, 5), CUDA.packages), {"dtype": "float16"}, None),
         (Machine("cuda", (6, 1), CUDA.packages), {"dtype": "float32"}, "float32 from compute capability 7.0 on"),

@@ -205,7 +205,7 @@ def test_a_decoding_step_does_not_expand_the_cache(kernel):
     ours, cache = filled(Layer(kind, D)), room(kind, 1, 64)
     with torch.no_grad():
         ours(torch.randn(1, 60, D), step(kind, 1, 60, cache=cache))
-        with torch.profiler.profile(profile_memory=True) as profile:
+        with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
             ours(torch.randn(1, 1, D), step(kind, 1, 1, start=60, cache=cache, kernel=kernel))
     latents = 61 * (WIDTHS["kv_lora_rank"] + WIDTHS["qk_rope_head_dim"]) * 4
     allowed = latents if kernel == "sdpa" else latents / 2  # torch's own scales a copy of what it is given as K

@@ -6,6 +6,7 @@ import pytest
 
 from zoo.errors import KernelError
 from zoo.kernels import KERNELS, Ask, Machine, pick
+from zoo.kernels.blocks import SHARED
 from zoo.kernels.found import EVERYTHING
 
 ALL = EVERYTHING
@@ -130,15 +131,20 @@ def can(name: str, ask: Ask, machine: Machine) -> bool:
     return not LACKS[kernel] & features(ask) and fits(kernel, ask, machine)
 
 
+WIDEST = {64: (512, 256), 96: (1024, 512), 99: (1024, 512), 163: (2048, 1024), 227: (2048, 1024)}
+"""Channels of the widest head in 16 bits, without and with gradients, by KiB of shared memory."""
+
+
 def flex_can(ask: Ask, machine: Machine) -> bool:
-    """flex_attention: all features; on a CPU no gradient, on CUDA heads of 16 to 256."""
+    """flex_attention: all features; on a CPU no gradient, on CUDA heads of 16 to what shared memory holds."""
     if "compiler" not in machine.packages or machine.device not in ("cpu", "cuda"):
         return False
     if machine.device == "cpu":
         return "avx2" in machine.packages and not ask.needs_grad
     if ask.dtype == "bfloat16" and machine.capability < (8, 0):
         return False
-    return all(16 <= width <= 256 for width in (ask.head_dim, ask.v_head_dim))
+    widest = WIDEST[SHARED[machine.capability]][ask.needs_grad] // (2 if ask.dtype == "float32" else 1)
+    return all(16 <= width <= widest for width in (ask.head_dim, ask.v_head_dim))
 
 
 def shows_without_a_mask(ask: Ask) -> bool:
@@ -238,7 +244,7 @@ MISUSES = {  # a kernel forced to do what it lacks, on the machine that it is fo
     "sdpa": ({"sinks": True}, "scaled_dot_product_attention has no attention sinks"),
     "flex": (
         {"head_dim": 8, "v_head_dim": 8},
-        "flex_attention on CUDA is for heads of 16 to 256 channels, not 8",
+        "flex_attention on CUDA is for heads of 16 channels or more, not 8",
     ),
 }
 

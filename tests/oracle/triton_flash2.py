@@ -33,7 +33,8 @@ from torch import Tensor
 
 from zoo import lazy
 from zoo.bias import Given
-from zoo.kernels import KERNELS, MACHINES, Machine, attend
+from zoo.kernels import KERNELS, Machine, attend
+from zoo.kernels.found import MACHINES
 from zoo.mask import Mask
 
 SCALE = 0.3

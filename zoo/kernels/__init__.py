@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.bias import biased
 from zoo.errors import KernelError, did_you_mean
-from zoo.kernels import found
 from zoo.kernels.base import Ask, Call, Kernel, Machine
 from zoo.kernels.eager import Eager
 from zoo.kernels.flash2 import Flash2, Flash2Hub
@@ -16,6 +15,7 @@ from zoo.kernels.flash3 import Flash3, Flash3Hub
 from zoo.kernels.flash4 import Flash4
 from zoo.kernels.flash_torch import FlashTorch
 from zoo.kernels.flex import Flex
+from zoo.kernels.found import machine_of
 from zoo.kernels.sdpa import SDPA, plain
 from zoo.lazy import torch
 
@@ -32,9 +32,6 @@ KERNELS: dict[str, Kernel] = {
         *(Flash3Hub(), Flash2Hub()),
     )
 }
-
-MACHINES: dict[str, Machine] = {}
-"""This machine as kernels see it, by type of device: looked at once, as a model comes to be there."""
 
 
 class Choice(NamedTuple):
@@ -143,13 +140,6 @@ def prepare(
     `dtype` is q's, `bias` the one that the layers will pass.
     """
     select(ask, machine_of(device), kernel).prepare(mask, ask, device, dtype, bias)
-
-
-def machine_of(device: torch.device) -> Machine:
-    """This machine, for tensors on this device."""
-    if device.type not in MACHINES:
-        MACHINES[device.type] = found.machine(device.type)
-    return MACHINES[device.type]
 
 
 def _ask(

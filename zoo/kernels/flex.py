@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.bias import Bias, Given, Placed
 from zoo.kernels.base import Ask, Call, Kernel, Machine, gathered
+from zoo.kernels.blocks import options, too_large
+from zoo.kernels.found import machine_of
 from zoo.lazy import F, load, torch
 from zoo.mask import Mask
 
@@ -106,10 +108,9 @@ def _refused_on_cuda(ask: Ask, capability: tuple[int, int] | None) -> str | None
         found = "{}.{}".format(*capability)
         return f"triton takes {ask.dtype} from compute capability {needed[0]}.{needed[1]} on, found {found}"
     widths = ask.head_dim, ask.v_head_dim
-    if min(widths) < 16 or max(widths) > 256:
-        found = f"{ask.head_dim} and {ask.v_head_dim}" if len(set(widths)) > 1 else f"{ask.head_dim}"
-        return f"flex_attention on CUDA is for heads of 16 to 256 channels, not {found}"
-    return None
+    if min(widths) < 16:
+        return f"flex_attention on CUDA is for heads of 16 channels or more, not {min(widths)}"
+    return too_large(ask.dtype, widths, ask.needs_grad, capability)
 
 
 class Drawn(NamedTuple):
@@ -302,11 +303,21 @@ def _attend(
     aux = AuxRequest(lse=True) if sinks is not None and not column else None
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # B H T C, B K S C
     shared = q.shape[1] != k.shape[1]
-    y: Any = flex_attention(q, k, v, scored, block_mask, scale, shared, return_aux=aux)
+    attention: Any = flex_attention
+    y = attention(q, k, v, scored, block_mask, scale, shared, kernel_options=_options(q, k, v), return_aux=aux)
     if aux is not None:
         y, sums = y
         y = (y * torch.sigmoid(sums.lse - sinks.float()[:, None])[..., None]).to(y.dtype)  # type: ignore[union-attr]
     return y.transpose(1, 2)  # B T H Cv
+
+
+def _options(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Any] | None:
+    """`kernel_options` for q [B, H, T, C], k [B, K, S, C] and v [B, K, S, Cv]: those of CUDA."""
+    machine = machine_of(q.device)
+    if machine.device != "cuda":
+        return None
+    widths, group, one = (q.shape[3], v.shape[3]), q.shape[1] // k.shape[1], q.shape[0] == q.shape[2] == 1
+    return options(str(q.dtype).removeprefix("torch."), widths, group, one, torch.is_grad_enabled(), machine.capability)
 
 
 def _gives_sums(device: torch.device) -> bool:

@@ -61,3 +61,14 @@ def machine(device: str) -> Machine:
     """This machine as kernels see it, for one of torch's device types. Asks torch for a CUDA device's capability."""
     known = device == "cuda" and torch.cuda.is_available()
     return Machine(device, torch.cuda.get_device_capability() if known else None, packages(device))
+
+
+MACHINES: dict[str, Machine] = {}
+"""This machine as kernels see it, by type of device: looked at once, as a model comes to be there."""
+
+
+def machine_of(device: torch.device) -> Machine:
+    """This machine, for tensors on this device."""
+    if device.type not in MACHINES:
+        MACHINES[device.type] = machine(device.type)
+    return MACHINES[device.type]

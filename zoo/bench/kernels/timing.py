@@ -97,8 +97,9 @@ def identity(device: str) -> dict[str, Any]:
     if device == "cuda":
         about = torch.cuda.get_device_properties(0)
         found |= {"capability": [about.major, about.minor], "memory": about.total_memory, "driver": _driver()}
-    versions = {"zoo": zoo.__version__, "python": platform.python_version(), "cuda": torch.version.cuda}
-    return found | {"versions": versions | {name: version(name) for name in PACKAGES}, "commit": _commit()}
+    versions = {name: version(name) for name in PACKAGES} | {"torch": torch.__version__, "cuda": torch.version.cuda}
+    versions |= {"zoo": zoo.__version__, "python": platform.python_version()}
+    return found | {"versions": versions, "commit": _commit()}
 
 
 def device_name(device: str) -> str:

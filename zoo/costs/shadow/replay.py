@@ -120,7 +120,7 @@ def _core(attend: Any) -> Any:
     return run
 
 
-REPLACED = {("zoo.kernels", "attend"): _core, ("zoo.kernels", "machine_of"): _machine_of}
+REPLACED = {("zoo.kernels", "attend"): _core, ("zoo.kernels.found", "machine_of"): _machine_of}
 """What is not merely copied: attention's inside, from queries, keys and values to their mixture; and the machine, which
 is one with torch alone."""
 
