@@ -67,7 +67,9 @@ Until there is one, the CUDA kernels are checked by contract, and where their co
 - the stand-ins' signatures against the packages' own source, where it is at hand (tests/test_flash_signatures.py);
 - `make kernels-oracle` (not in CI): flash-attn 2's Triton backend run by Triton's interpreter on a CPU; flash-attn 4
   compiled for sm_90 and sm_100 without a GPU; and what torch writes for flex on CUDA, run by the interpreter in every
-  case above, forward and backward, and compiled for sm_90 and sm_86, where it must fit the GPU's shared memory.
+  case above, forward and backward, and compiled for sm_90 and sm_86, where it must fit the GPU's shared memory. On
+  25 November 2026 (torch 2.13 and triton 3.7; 2.11 and 3.6) none of 57 cases failed: in float32 errors of at most
+  7e-7 forward and 2e-6 backward.
 """
 
 
