@@ -7,7 +7,7 @@
 For CUDA Inductor writes flex_attention in Triton, for a CPU in C++ and without gradients. Here it is told to write for
 CPU tensors what it writes for CUDA, and Triton's interpreter runs that: every case of `zoo bench kernels`, small, is
 held to eager as there, gradients included. With --compile nothing is run: what it writes for the large cases is
-compiled by Triton for the GPU, down to machine code, and must fit its shared memory wherever zoo does not refuse the
+compiled by Triton for the GPU, down to machine code, and must fit its shared memory just where zoo does not refuse the
 case. With words only the cases whose names hold one of them. Ends with 1 if anything is off.
 """
 
@@ -154,7 +154,7 @@ def run(case: Case, dtype: str) -> tuple[bool, str]:
 
 
 def compiled(case: Case, dtype: str, arch: int) -> tuple[bool, str]:
-    """Whether a GPU can hold what Inductor writes for a case, as machine code, where zoo does not refuse the case."""
+    """Whether zoo refuses a case just where a GPU cannot hold, as machine code, what Inductor writes for it."""
     torch._dynamo.reset()
     start, way = time.perf_counter(), "backward" if case.trains else "forward"
     refusal = KERNELS["flex"].refuses(ask(case, getattr(torch, dtype), grad=case.trains), gpu(arch))
