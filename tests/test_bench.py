@@ -172,6 +172,7 @@ def test_a_weight_that_no_one_fills_is_an_error(workers, tmp_path):
         harness.fill(torch.nn.Linear(3, 2), file, lambda name: (name, 0))
 
 
+@pytest.mark.slow
 def test_a_small_race_finds_zoo_and_transformers_equal_and_reports_both(capsys):
     sizes = ["--rounds", "1", "--threads", "1", "--new-tokens", "6", "--shape", ",".join(TINY)]
     assert run(["bench", "decode", "--against", "hf", "--json", *sizes]) == 0

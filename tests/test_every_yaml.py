@@ -73,7 +73,12 @@ def test_a_gradient_reaches_every_parameter(choice):
     assert silent == []
 
 
-ALIKE = ("activation=", "norm=", "router=")  # whose choices are a few operations each, and compile like one another
+ALIKE = (
+    "activation=",
+    "block=",
+    "norm=",
+    "router=",
+)  # whose choices compile like one another
 COMPILED = [pytest.param(each, marks=pytest.mark.slow if each[0].startswith(ALIKE) else ()) for each in every_choice()]
 
 
@@ -94,7 +99,10 @@ def test_a_spec_written_as_plain_data_reads_back_equal(choice):
     assert load(to_body(spec)) == spec
 
 
-@pytest.mark.parametrize("model", ["gpt2", "llama3.1-405b", "llama3.2-1b", "mistral-7b-v0.1", "mixtral-8x7b", "mpt-7b"])
+OTHERS = ("llama3.1-405b", "llama3.2-1b", "mistral-7b-v0.1", "mpt-7b")
+
+
+@pytest.mark.parametrize("model", ["gpt2", "mixtral-8x7b", *(pytest.param(m, marks=pytest.mark.slow) for m in OTHERS)])
 def test_every_axis_of_a_packaged_model_can_be_swapped(model):
     for axis in AXES:
         for choice in choices(axis) if axis != "cross" else ():

@@ -30,15 +30,23 @@ CASES: list[Case] = [
 ]
 
 
-def every(cases: list[Case]) -> pytest.MarkDecorator:
-    """A test for each case; those of one case run in one process, which makes its two models once."""
-    params = [pytest.param(case, marks=pytest.mark.xdist_group(case.name), id=case.name) for case in cases]
-    return pytest.mark.parametrize("case", params)
+ONE_EACH = list({case.name.split("-")[0]: case for case in reversed(CASES)}.values())  # the first of each family
+
+
+def every(cases: list[Case], *, slow: bool = False) -> pytest.MarkDecorator:
+    """A test for each case; those of one case run in one process, which makes its two models once. Where that is
+    `slow`, all but ONE_EACH are."""
+
+    def marks(case: Case) -> list[pytest.MarkDecorator]:
+        left = [pytest.mark.slow] if slow and case not in ONE_EACH else []
+        return [pytest.mark.xdist_group(case.name), *left]
+
+    return pytest.mark.parametrize("case", [pytest.param(case, marks=marks(case), id=case.name) for case in cases])
 
 
 EVERY = every(CASES)
 WRITERS = every([case for case in CASES if case.writes])
-FIRST = every(list({case.name.split("-")[0]: case for case in reversed(CASES)}.values()))  # one of each family
+FIRST = every(ONE_EACH)
 TURNED = every([case for case in CASES if "rope_parameters" in getattr(transformers, case.config)().to_dict()])
 
 
@@ -133,7 +141,7 @@ def test_greedy_continuation_with_a_cache_equals_the_references(case):
     assert ours.tolist() == theirs.tolist()
 
 
-@EVERY
+@every(CASES, slow=True)
 def test_export_gives_back_every_tensor_bit_for_bit_and_loads(case, tmp_path):
     two = pair(case)
     zoo.export(two.ours, tmp_path / "out", verify=False)

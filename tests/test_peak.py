@@ -66,8 +66,11 @@ def told(spec, dtype, **fields):
     return training(spec, Setup(context=CONTEXT, batch=BATCH, dtype=dtype, precision="pure", **fields), fused=False)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("vocabulary", [67, 4000])
+MORE = [pytest.param(*each, marks=pytest.mark.slow) for each in ((67, "bf16"), (4000, "fp32"))]
+EACH_SIZE = pytest.mark.parametrize(("vocabulary", "dtype"), [(67, "fp32"), (4000, "bf16"), *MORE])
+
+
+@EACH_SIZE
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -89,8 +92,7 @@ def test_the_peak_of_a_step_is_torch_s_to_a_percent_and_a_half(overrides, vocabu
     assert told(spec, dtype)["train_peak"] == pytest.approx(tracked(spec, dtype), rel=0.015)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("vocabulary", [67, 4000])
+@EACH_SIZE
 @pytest.mark.parametrize(
     "overrides",
     [[], ["ffn=moe"], ["attention=mla"], ["block=sandwich"], ["position=t5"]],
