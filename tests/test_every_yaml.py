@@ -73,12 +73,7 @@ def test_a_gradient_reaches_every_parameter(choice):
     assert silent == []
 
 
-ALIKE = (
-    "activation=",
-    "block=",
-    "norm=",
-    "router=",
-)  # whose choices compile like one another
+ALIKE = ("activation=", "block=", "norm=", "router=")  # whose choices compile like one another
 COMPILED = [pytest.param(each, marks=pytest.mark.slow if each[0].startswith(ALIKE) else ()) for each in every_choice()]
 
 

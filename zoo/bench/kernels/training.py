@@ -92,7 +92,7 @@ def train(model: Model, settings: Settings) -> Row:
 
 
 def shares(spec: Any, length: int, rate: float, settings: Settings) -> dict[str, Any]:
-    """FLOPs a token and MFU by convention: of the sheet's rate, where there is a and of the measured one."""
+    """FLOPs a token and MFU by convention: of the sheet's rate, where there is a sheet, and of the measured one."""
     flops = {name: count(spec, length, name)["train"] for name in CONVENTIONS}
     card = of_device(device_name(settings.device))
     peaks = {"sheet": card.flops("bf16")} if card is not None and "bf16" in card.tflops else {}
