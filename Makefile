@@ -40,9 +40,10 @@ test-oldest: ## the tests with the oldest torch that pyproject.toml allows, a do
 test-slow: $(VENV)/installed-dev ## the tests that take minutes
 	$(BIN)/pytest -m slow $(TESTS)
 
-check: $(VENV)/installed-dev ## format, lint and types
+check: $(VENV)/installed-dev ## format, lint, the direction of imports, and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 fmt: $(VENV)/installed-dev ## put the code in order

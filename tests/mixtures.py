@@ -4,10 +4,10 @@ import itertools
 
 import torch
 
-from zoo.ffn import FFN
-from zoo.layer import Layer
-from zoo.mask import Mask
-from zoo.step import Step
+from zoo.kernels.mask import Mask
+from zoo.model.ffn import FFN
+from zoo.model.step import Step
+from zoo.run.layer import Layer
 
 D, F, E = 24, 16, 8
 TIGHT = {"atol": 5e-5, "rtol": 1e-5}

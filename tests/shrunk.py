@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from zoo.config import load
+from zoo.compose import load
 from zoo.grammar import from_dict, to_dict
 
 SIZES = {

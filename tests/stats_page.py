@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.config import load
+from zoo.analysis.explain import explain, explained
+from zoo.analysis.explain.cache import ENGINES
+from zoo.analysis.explain.memory import PRECISIONS
+from zoo.compose import load
 from zoo.costs import Setup, price
-from zoo.costs.explain import explain, explained
-from zoo.costs.explain.cache import ENGINES
-from zoo.costs.explain.memory import PRECISIONS
 from zoo.costs.flops import CONVENTIONS
 from zoo.costs.rules import rules_of_thumb
 from zoo.costs.setup import OPTIMIZERS

@@ -11,11 +11,11 @@ from saved import passes, saved_by, told
 from tiny import every_choice, name, spec_of
 from torch.utils.checkpoint import checkpoint
 
-from zoo.activation import Activation
-from zoo.builder import build
-from zoo.config import load
+from zoo.compose import load
 from zoo.costs import price
 from zoo.costs.activations import Pass, _traced, kept, sections
+from zoo.model.activation import Activation
+from zoo.run.builder import build
 
 SHRUNK = {
     "t5-small": ["n_layers=2", "head_dim=8", "d_ff=48"],
@@ -114,8 +114,8 @@ def test_autocast_keeps_what_autograd_saves_and_a_copy_of_each_matrix(overrides)
 
 @pytest.mark.parametrize("overrides", [[], ["attention.softcap=20"], ["attention=mla"]])
 def test_selective_recomputation_keeps_what_goes_into_attention_alone(overrides, monkeypatch):
-    from zoo.attention import gqa, mla
     from zoo.kernels import attend
+    from zoo.model.attention import gqa, mla
 
     spec = spec_of(overrides)
     model = build(spec, device="cpu").train()

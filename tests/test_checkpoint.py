@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import every_choice, model_of, name
 
+from zoo import runs
 from zoo.checkpoint import store
 from zoo.data.tokenizer import Tokenizer, byte_tokenizer
 from zoo.errors import CheckpointError
 from zoo.grammar import to_dict
+from zoo.grammar.saved import read_spec
 from zoo.training.optim import AdamW
 
 
@@ -138,20 +140,20 @@ def test_a_path_may_be_a_run_its_checkpoints_or_one_of_them(tmp_path):
     model, optimizer = trained()
     save(tmp_path, 5, model, optimizer)
     newest = save(tmp_path, 10, model, optimizer)
-    assert store.find(tmp_path) == store.find(tmp_path / "checkpoints") == store.find(newest) == newest
+    assert runs.find(tmp_path) == runs.find(tmp_path / "checkpoints") == runs.find(newest) == newest
     for path, said in ((tmp_path / "nowhere", "no such folder"), (tmp_path.parent, "no checkpoint in it")):
         with pytest.raises(CheckpointError, match=said):
-            store.find(path)
+            runs.find(path)
     (tmp_path / "checkpoints/latest").write_text("step-000007\n")
     with pytest.raises(CheckpointError, match=r"step-000007, which is not there \(there are: step-000005, step-000010"):
-        store.find(tmp_path)
+        runs.find(tmp_path)
 
 
 def test_the_newest_checkpoints_stay(tmp_path):
     model, optimizer = trained()
     for step in (5, 50, 500, 5_000_000):
         save(tmp_path, step, model, optimizer, keep=2)
-    assert [each.name for each in store.steps(tmp_path / "checkpoints")] == ["step-000500", "step-5000000"]
+    assert [each.name for each in runs.steps(tmp_path / "checkpoints")] == ["step-000500", "step-5000000"]
 
 
 def test_optimizer_weights_and_random_numbers_come_back_as_they_were(tmp_path):
@@ -196,7 +198,7 @@ def test_a_write_that_fails_leaves_the_older_checkpoint_and_no_trace(tmp_path, m
     monkeypatch.setattr(store, "write_state", full)
     with pytest.raises(OSError, match="no space"):
         save(tmp_path, 4, model, optimizer)
-    assert store.find(tmp_path) == older
+    assert runs.find(tmp_path) == older
     assert sorted(each.name for each in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-000002"]
     store.load(tmp_path)
 
@@ -205,6 +207,7 @@ DIE = """
 import os, pathlib, sys
 sys.path.insert(0, "tests")
 import test_checkpoint as here
+from zoo import runs
 from zoo.checkpoint import store
 model, optimizer = here.trained()
 for moment in sys.argv[2:]:
@@ -228,10 +231,10 @@ def test_a_process_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path, pyte
     subprocess.run(command, cwd=pytestconfig.rootpath, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     for moment, newest in MOMENTS.items():
         run = tmp_path / moment
-        assert store.find(run).name == f"step-{newest:06}", moment
+        assert runs.find(run).name == f"step-{newest:06}", moment
         store.load(run)
         model, optimizer = trained()
-        assert store.load_run(store.find(run), model, optimizer)["step"] == newest
+        assert store.load_run(runs.find(run), model, optimizer)["step"] == newest
         save(run, 4, model, optimizer)
         assert sorted(each.name for each in (run / "checkpoints").iterdir()) == ["latest", "step-000002", "step-000004"]
 
@@ -239,4 +242,4 @@ def test_a_process_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path, pyte
 def test_architectures_are_written_so_that_they_read_back_equal(tmp_path):
     model = model_of(["position=rope_yarn"])
     store.save_model(model, tmp_path)
-    assert to_dict(store.read_spec(tmp_path)) == to_dict(model.spec)
+    assert to_dict(read_spec(tmp_path)) == to_dict(model.spec)

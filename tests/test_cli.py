@@ -17,7 +17,7 @@ import yaml
 
 import zoo
 from zoo.cli import app, completing, run
-from zoo.config import conf_dir
+from zoo.paths import conf_dir
 
 ROOT = Path(__file__).parents[1]
 TINY = (
@@ -212,7 +212,7 @@ def test_an_interrupt_ends_quietly_with_130(monkeypatch: pytest.MonkeyPatch, cap
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zoo.config.catalogue.models", interrupted)
+    monkeypatch.setattr("zoo.compose.catalogue.models", interrupted)
     assert run(["list"]) == 130
     assert capsys.readouterr() == ("", "")
 

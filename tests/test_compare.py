@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 import zoo
-from zoo.config import conf_dir, load, sweep
+from zoo.compose import load, sweep
 from zoo.costs import compare, price
 from zoo.errors import ConfigError
+from zoo.paths import conf_dir
 
 NAMES = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
 

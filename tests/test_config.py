@@ -13,12 +13,13 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 import zoo
-from zoo.config import compose, conf_dir, load
-from zoo.config.composing import TRAINING
-from zoo.config.composing import compose as compose_body
-from zoo.config.engine import repository
+from zoo.compose import compose, load
+from zoo.compose.composing import TRAINING
+from zoo.compose.composing import compose as compose_body
+from zoo.compose.engine import repository
 from zoo.costs import price
 from zoo.errors import ConfigError
+from zoo.paths import conf_dir
 
 BARE = """\
 attention: gqa
@@ -101,7 +102,7 @@ def test_hydras_signs_and_quotes_are_understood() -> None:
 
 
 def test_the_last_of_two_equal_keys_counts_and_is_noted() -> None:
-    from zoo.config.model import compose_model
+    from zoo.compose.model import compose_model
 
     composed = compose_model("gpt2", ["n_layers=2", "n_layers=3"])
     assert composed.cfg.n_layers == 3
@@ -119,7 +120,7 @@ def test_nothing_of_it_imports_torch() -> None:
 
 
 def test_importing_zoo_imports_neither_torch_nor_hydra() -> None:
-    code = "import sys, zoo, zoo.config; sys.exit(any(m in sys.modules for m in ('torch', 'hydra', 'omegaconf')))"
+    code = "import sys, zoo, zoo.compose; sys.exit(any(m in sys.modules for m in ('torch', 'hydra', 'omegaconf')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -338,13 +339,13 @@ def test_a_models_key_without_its_prefix_is_told_where_it_is() -> None:
     ],
 )
 def test_overrides_are_completed(target: str | None, typed: list[str], word: str, answers: list[str]) -> None:
-    from zoo.config import completion
+    from zoo.compose import completion
 
     assert completion.overrides(target, typed, word) == answers
 
 
 def test_packaged_names_are_completed_and_paths_left_to_the_shell() -> None:
-    from zoo.config import completion
+    from zoo.compose import completion
 
     assert completion.targets("llama-") == ["llama-tiny"]
     assert completion.targets("./") == []

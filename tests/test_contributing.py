@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from zoo.config import load
+from zoo.compose import load
 from zoo.costs import price
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +34,7 @@ def test_one_class_and_one_yaml_are_a_new_norm(tmp_path):
     shutil.copy(ROOT / "cli.py", tmp_path)
     for folder in ("zoo", "conf"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    with (tmp_path / "zoo" / "norm.py").open("a", encoding="utf-8") as norms:
+    with (tmp_path / "zoo" / "model" / "norm.py").open("a", encoding="utf-8") as norms:
         norms.write("\n\n" + code_block("python"))
     (tmp_path / "conf" / "norm" / "dyt.yaml").write_text(code_block("yaml"), encoding="utf-8")
 

@@ -271,7 +271,7 @@ def test_opening_a_large_folder_maps_it_into_memory(tmp_path):
     made = folder(tmp_path / "there", hidden_size=1024, intermediate_size=8192, num_hidden_layers=2)
     size = sum(file.stat().st_size for file in made.glob("*.safetensors"))
     code = (
-        "import resource, sys, torch, zoo; import zoo.layer, safetensors.torch;"
+        "import resource, sys, torch, zoo; import zoo.run.layer, safetensors.torch;"
         "zoo.build('llama-tiny', ['n_layers=1', 'd_model=16'], device='cpu');"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
         "model = zoo.load(sys.argv[1]);"

@@ -10,17 +10,17 @@ import torch
 from tiny import MIXED, model_of, spec_of
 from torch._dynamo.testing import CompileCounter
 
-from zoo.attention.gqa import GQA
-from zoo.builder import build, check_fit
 from zoo.errors import ConfigError, FitError
-from zoo.ffn import FFN, MLP
 from zoo.grammar import from_dict, to_dict
-from zoo.norm import Norm
+from zoo.model.attention.gqa import GQA
+from zoo.model.ffn import FFN, MLP
+from zoo.model.norm import Norm
+from zoo.run.builder import build, check_fit
 from zoo.spec import Spec, Weight, components
 
 
 def test_counting_never_imports_torch():
-    count = "import sys, zoo.config, zoo.costs; zoo.costs.price(zoo.config.load('llama3-8b'))"
+    count = "import sys, zoo.compose, zoo.costs; zoo.costs.price(zoo.compose.load('llama3-8b'))"
     code = f"{count}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -204,7 +204,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others():
 
 
 def test_a_model_that_does_not_fit_is_refused_with_what_would_do(monkeypatch):
-    monkeypatch.setattr("zoo.builder.free_memory", lambda device: 100_000)
+    monkeypatch.setattr("zoo.run.builder.free_memory", lambda device: 100_000)
     with pytest.raises(FitError, match=r"parameters need .* GB in float32, cpu has 0\.0 GB free .*meta needs none"):
         check_fit(spec_of(), torch.device("cpu"), torch.float32)
 

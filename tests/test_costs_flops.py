@@ -9,15 +9,15 @@ from test_property import architectures, made
 from tiny import MIXED, every_choice, model_of, name, spec_of
 
 import zoo
-from zoo.config import load
-from zoo.config.model import names
+from zoo.compose import load
+from zoo.compose.model import names
 from zoo.costs import price
 from zoo.costs.flops import CONVENTIONS, Look, count, multiplied
 from zoo.costs.params import count as count_params
 from zoo.costs.setup import CONVENTIONS as OFFERED
 from zoo.errors import ConfigError
 from zoo.generation.cache import Cache
-from zoo.mask import Mask
+from zoo.kernels.mask import Mask
 
 TOKENS = 16  # more than the windows of the tiny models, and a whole share of tokens for experts that choose
 

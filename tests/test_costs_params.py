@@ -7,13 +7,13 @@ from hypothesis import HealthCheck, given, reject, settings
 from test_property import architectures
 from tiny import MIXED, every_choice, name, spec_of
 
-from zoo.builder import build
-from zoo.config import load
-from zoo.config.model import names
+from zoo.compose import load
+from zoo.compose.model import names
 from zoo.costs import price
 from zoo.costs.params import count
 from zoo.errors import ConfigError
-from zoo.norm import Norm
+from zoo.model.norm import Norm
+from zoo.run.builder import build
 from zoo.spec import walk
 
 

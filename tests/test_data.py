@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zoo.data
-from zoo.config import conf_dir
 from zoo.data import DataSettings, prepare
 from zoo.data.corpus import Corpus, Document, digest, joined, paragraphs, split, stdlib_corpus, text_corpus
 from zoo.data.tokenizer import byte_tokenizer, train_bpe
 from zoo.data.tokens import cache_folder, cached, remove_stale_drafts
 from zoo.errors import ConfigError, ZooError
+from zoo.paths import conf_dir
 
 POEM = [f"Line {n} of a poem that says {n * n}, naïvely: 漢字 🦓.\n" for n in range(400)]
 FAST = settings(max_examples=60, deadline=None)

@@ -10,18 +10,18 @@ from transformers import DebertaConfig, DebertaV2Config
 from transformers.models.deberta.modeling_deberta import DebertaEncoder
 from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder, build_relative_position
 
-from zoo.activation import GELU
-from zoo.attention.disentangled import Disentangled
-from zoo.block import Post
-from zoo.convolved import PostConv
 from zoo.errors import ConfigError
-from zoo.ffn import MLP
-from zoo.layer import Layer
-from zoo.mask import Mask
-from zoo.norm import LayerNorm
-from zoo.position import Learned, NoPosition, RoPE
-from zoo.position.relative import Relative
-from zoo.step import Step
+from zoo.kernels.mask import Mask
+from zoo.model.activation import GELU
+from zoo.model.attention.disentangled import Disentangled
+from zoo.model.block import Post
+from zoo.model.block.post_conv import PostConv
+from zoo.model.ffn import MLP
+from zoo.model.norm import LayerNorm
+from zoo.model.position import Learned, NoPosition, RoPE
+from zoo.model.position.relative import Relative
+from zoo.model.step import Step
+from zoo.run.layer import Layer
 
 TYPES = [(), ("c2p",), ("p2c",), ("c2p", "p2c")]
 NORM = LayerNorm(eps=1e-7)

@@ -14,9 +14,9 @@ from zoo.errors import KernelError
 from zoo.kernels import KERNELS, attend
 from zoo.kernels.base import Machine
 from zoo.kernels.found import EVERYTHING, MACHINES, PACKAGES
+from zoo.kernels.mask import Mask
 from zoo.kernels.table import ELSEWHERE, FEATURES, HERE, NEVER, PLAIN, Cell, by_mask, reasons, table
-from zoo.mask import Mask
-from zoo.position.bias import Sloped
+from zoo.model.position.bias import Sloped
 
 BARE = Machine("cpu", None, frozenset())
 CPU = Machine("cpu", None, frozenset({"compiler", "avx2"}))

@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny import choices, every_choice, model_of, name, needs, spec_of
 
-from zoo.builder import build
-from zoo.config import load
+from zoo.compose import load
 from zoo.costs import price
 from zoo.grammar import AXES, from_dict, to_body, to_dict
+from zoo.run.builder import build
 from zoo.spec import table
 
 EVERY = pytest.mark.parametrize("choice", list(every_choice()), ids=name)

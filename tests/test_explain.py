@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import tiny
 
-from zoo.config import load
-from zoo.config.model import names
+from zoo.analysis.explain import explain, explained, figure
+from zoo.analysis.explain.terms import Number, Traced, call, named, product, symbol, term, total, trace
+from zoo.compose import load
+from zoo.compose.model import names
 from zoo.costs import Setup, price
-from zoo.costs.explain import explain, explained, figure
 from zoo.costs.roofline import roofline
 from zoo.costs.setup import CONVENTIONS, ENGINES, OPTIMIZERS, PRECISIONS, RECOMPUTE
-from zoo.costs.terms import Number, Traced, call, named, product, symbol, term, total, trace
 
 OPERATORS: dict[type, Any] = {
     ast.Add: operator.add,
@@ -228,7 +228,7 @@ def test_a_figure_that_a_formula_does_not_give_is_never_shown():
 
 
 def test_explaining_imports_no_torch():
-    code = "import sys, zoo.costs.explain, zoo.costs.rules; print({'torch', 'rich'} & set(sys.modules))"
+    code = "import sys, zoo.analysis.explain, zoo.costs.rules; print({'torch', 'rich'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

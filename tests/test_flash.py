@@ -7,7 +7,7 @@ from test_pick import ALL
 from tiny import every_choice, model_of
 from tiny import name as named
 
-import zoo.layer  # noqa: F401  (which reads torch's operators, before a test lays one of its own over them)
+import zoo.run.layer  # noqa: F401  (which reads torch's operators, before a test lays one of its own over them)
 from zoo.bench.kernels.cases import case, every_case, make
 from zoo.bench.kernels.errors import check, refusals
 from zoo.bench.kernels.parts import Settings
@@ -77,7 +77,7 @@ def test_the_call_made_is_the_call_foretold(flash):
 def test_rows_share_one_description_of_documents():
     """A chunk of Llama 4's is the same in every row, and is described once."""
     from zoo.kernels.flash import stretches
-    from zoo.mask import Mask
+    from zoo.kernels.mask import Mask
 
     numbers = torch.tensor([[0, 0, 1, 1, 1]])
     laid = stretches(Mask(5, 5, documents=(numbers, numbers)), torch.device("cpu")).of_rows(3)

@@ -10,14 +10,14 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention.flex_attention import create_block_mask
 
 from zoo import generate
-from zoo.bias import Given
 from zoo.errors import KernelError
 from zoo.kernels import attend, flex, prepare
 from zoo.kernels.base import Ask, Machine
+from zoo.kernels.bias import Given
 from zoo.kernels.found import MACHINES
+from zoo.kernels.mask import Mask
 from zoo.lazy import load
-from zoo.mask import Mask
-from zoo.position.bias import ALiBi, T5Buckets
+from zoo.model.position.bias import ALiBi, T5Buckets
 
 pytestmark = pytest.mark.xdist_group("flex")  # which share compiled code
 

@@ -17,17 +17,17 @@ from torch import nn
 from torch.nn import functional as F
 
 import zoo
-from zoo import fp8
-from zoo.builder import build, check_built
 from zoo.checkpoint import store
 from zoo.cli import run
-from zoo.config.train import planned, task_config
 from zoo.data.tokenizer import byte_tokenizer
 from zoo.errors import ConfigError
 from zoo.generation import text
 from zoo.generation.engine import generate
 from zoo.generation.sample import Sampling
+from zoo.jobs.plan import planned, task_config
 from zoo.kernels.base import Machine
+from zoo.run import fp8
+from zoo.run.builder import build, check_built
 from zoo.training import task as tasks
 from zoo.training.loop import autocast
 

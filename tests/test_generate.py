@@ -8,7 +8,7 @@ from tiny import choices, needs
 from transformers.generation import logits_process as theirs
 
 import zoo
-from zoo.config import load
+from zoo.compose import load
 from zoo.errors import ConfigError
 from zoo.generation.cache import Cache
 from zoo.generation.engine import generate, stream

@@ -6,13 +6,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 import zoo
 from zoo.checkpoint import store
-from zoo.config.record import LAST
 from zoo.data.tokenizer import byte_tokenizer
 from zoo.errors import ConfigError
 from zoo.generation import text
 from zoo.generation.engine import generate
 from zoo.generation.sample import Sampling
 from zoo.generation.text import pieces, until
+from zoo.jobs.record import LAST
 
 SAMPLE = "naïve café — 東京 🙂👩‍👩‍👧 def f(x):\n    return 'ﬁn'\n" * 3
 

@@ -13,12 +13,12 @@ import torch
 from zoo import kernels
 from zoo.bench.kernels import cases, checking, decoding, errors, parts, pieces, report, speed, timing, training
 from zoo.bench.kernels.parts import Job, Part, Settings
-from zoo.builder import build
 from zoo.cli import run
-from zoo.config import load
+from zoo.compose import load
 from zoo.costs.hardware import CARDS, names, of_device
 from zoo.kernels.eager import Eager
 from zoo.kernels.sdpa import SDPA
+from zoo.run.builder import build
 
 CPU = Settings("cpu", quick=True)
 ALL = cases.every_case()

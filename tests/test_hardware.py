@@ -7,10 +7,10 @@ import sys
 import pytest
 import yaml
 
-from zoo.config import conf_dir
 from zoo.costs.hardware import RATES, Hardware, hardware, names
 from zoo.costs.setup import DTYPES
 from zoo.errors import ConfigError
+from zoo.paths import conf_dir
 
 EVERY = pytest.mark.parametrize("name", names())
 

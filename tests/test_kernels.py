@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zoo import lazy
 from zoo.bench.kernels import cases
-from zoo.bias import Given
 from zoo.errors import KernelError
 from zoo.kernels import Ask, Machine, attend, pick, prepare
-from zoo.mask import Mask
+from zoo.kernels.bias import Given
+from zoo.kernels.mask import Mask
 
 lazy.load()  # as building a model does: what torch.compile traces must not import
 CPU = torch.device("cpu")
@@ -325,8 +325,8 @@ def test_a_kernel_forced_to_do_what_it_cannot_says_why_and_what_would():
 @pytest.mark.parametrize("fields", [{}, {"weight": False}, {"bias": True}, {"weight": False, "bias": True}], ids=str)
 def test_a_norm_by_torchs_own_kernel_is_the_norm_composed(kind, fields, monkeypatch):
     """CUDA's way, taken here in float32, where both must agree to rounding."""
-    from zoo import norm
-    from zoo.layer import Layer
+    from zoo.model import norm
+    from zoo.run.layer import Layer
 
     spec = {"rmsnorm": norm.RMSNorm, "layernorm": norm.LayerNorm}[kind](**{"bias": False, **fields})
     layer, x = Layer(spec, 24), torch.randn(3, 5, 24, requires_grad=True)
@@ -345,6 +345,6 @@ def test_importing_what_builds_models_touches_no_device():
     """A process that did could not fork any more and use CUDA in its children, as `make gpu-check` does."""
     code = (
         "import torch; torch.cuda.is_available = torch.cuda._lazy_init = lambda *_: 1 / 0; "
-        "import zoo.layer, zoo.bench.kernels.checking"
+        "import zoo.run.layer, zoo.bench.kernels.checking"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -9,16 +9,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LongformerConfig
 from transformers.models.longformer.modeling_longformer import LongformerEncoder, LongformerSelfAttention
 
-from zoo.activation import GELU
-from zoo.attention.longformer import Longformer
-from zoo.block import Post
-from zoo.ffn import MLP
-from zoo.layer import Layer
-from zoo.mask import Mask
-from zoo.norm import LayerNorm
-from zoo.position import ALiBi, NoPosition, RoPE
-from zoo.position.relative import Relative
-from zoo.step import Step
+from zoo.kernels.mask import Mask
+from zoo.model.activation import GELU
+from zoo.model.attention.longformer import Longformer
+from zoo.model.block import Post
+from zoo.model.ffn import MLP
+from zoo.model.norm import LayerNorm
+from zoo.model.position import ALiBi, NoPosition, RoPE
+from zoo.model.position.relative import Relative
+from zoo.model.step import Step
+from zoo.run.layer import Layer
 
 GLOBALS = ["none", "no-one", "some", "all"]
 

@@ -8,11 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.deepseek_v2 import modeling_deepseek_v2 as deepseek_v2
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek_v3
 
-from zoo.attention import Attention
 from zoo.generation.cache import LayerCache, Plan
-from zoo.layer import Layer
-from zoo.mask import Mask
-from zoo.step import Step
+from zoo.kernels.mask import Mask
+from zoo.model.attention import Attention
+from zoo.model.step import Step
+from zoo.run.layer import Layer
 
 D, H = 48, 4
 WIDTHS = {"kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10}

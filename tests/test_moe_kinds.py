@@ -13,9 +13,9 @@ from transformers.models.phimoe import modeling_phimoe as phimoe
 from transformers.models.qwen2_moe import modeling_qwen2_moe as qwen2_moe
 from transformers.models.switch_transformers import modeling_switch_transformers as switch
 
-from zoo.activation import Activation
-from zoo.layer import Layer
-from zoo.router import SparseMixer
+from zoo.model.activation import Activation
+from zoo.model.router import SparseMixer
+from zoo.run.layer import Layer
 
 SEEDS = pytest.mark.parametrize("seed", range(4))
 

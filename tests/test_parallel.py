@@ -15,8 +15,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from zoo.builder import build
-from zoo.config import load
+from zoo.compose import load
 from zoo.costs import Setup, params, price
 from zoo.costs.cache import kv_cache
 from zoo.costs.parallel import activation_bytes, fullest, stages
@@ -24,7 +23,8 @@ from zoo.costs.shards import dim0_share
 from zoo.costs.states import states
 from zoo.costs.traffic import traffic
 from zoo.errors import ConfigError
-from zoo.layer import Layer
+from zoo.run.builder import build
+from zoo.run.layer import Layer
 from zoo.spec import Experts, Linear, tensors
 
 

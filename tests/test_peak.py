@@ -7,10 +7,10 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from zoo.builder import build
-from zoo.config import load
+from zoo.compose import load
 from zoo.costs import Setup, price
 from zoo.costs.memory import CHUNK, training
+from zoo.run.builder import build
 from zoo.training.objective import LARGE_BLOCK, NextToken
 
 BATCH, CONTEXT = 2, 128

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from zoo.cli import run
-from zoo.config import load
+from zoo.compose import load
 from zoo.costs import Setup
-from zoo.costs.plot import contexts, draw
 from zoo.errors import ConfigError
+from zoo.report.plot import contexts, draw
 
 
 def written(file: Path) -> str:

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
 import zoo
-from zoo.config import load
+from zoo.compose import load
 from zoo.errors import ConfigError
 from zoo.generation.cache import Cache
 

@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 import zoo.cli
-import zoo.config
+import zoo.compose
 import zoo.costs
 
 MODELS = Path(__file__).parents[1] / "conf" / "model"
@@ -61,7 +61,7 @@ def about(name: str) -> Any:
 
 @cache
 def spec_of(name: str) -> Any:
-    return zoo.config.load(name)
+    return zoo.compose.load(name)
 
 
 def priced(name: str) -> dict[str, Any]:

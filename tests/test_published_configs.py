@@ -7,7 +7,7 @@ import pytest
 
 import zoo
 import zoo.verify
-from zoo.config import load
+from zoo.compose import load
 from zoo.errors import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(quantised|text model alone)")

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-import zoo.config
+import zoo.compose
 import zoo.costs
 from zoo.checkpoint import family, hf
 from zoo.checkpoint.inverse import canonical, config_of, unlike
@@ -236,7 +236,7 @@ EVERY = pytest.mark.parametrize("name", REFERENCE)
 
 @cache
 def spec_of(name: str) -> Any:
-    return zoo.config.load(name)
+    return zoo.compose.load(name)
 
 
 def priced(name: str) -> dict[str, Any]:

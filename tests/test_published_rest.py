@@ -7,11 +7,11 @@ import pytest
 import torch
 import transformers
 
-import zoo.config
+import zoo.compose
 import zoo.costs
 from zoo.checkpoint import family, hf
 from zoo.checkpoint.inverse import canonical, unlike
-from zoo.config.catalogue import models
+from zoo.compose.catalogue import models
 
 # Parameters of the released weights (a tied table once, saved buffers left out), typed here and not read off our YAML.
 PUBLISHED = {
@@ -316,7 +316,7 @@ EVERY = pytest.mark.parametrize("name", REFERENCE)
 
 @cache
 def spec_of(name: str) -> Any:
-    return zoo.config.load(name)
+    return zoo.compose.load(name)
 
 
 def priced(name: str) -> dict[str, Any]:

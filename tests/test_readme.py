@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from zoo.config import conf_dir
 from zoo.grammar import AXES
+from zoo.paths import conf_dir
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

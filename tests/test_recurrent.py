@@ -15,16 +15,16 @@ from transformers.models.mamba.modeling_mamba import MambaMixer
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
-from zoo.attention.delta import GatedDelta
-from zoo.attention.mamba import Mamba, Mamba2
-from zoo.attention.recurrent import Decays, chunked
 from zoo.errors import ConfigError
 from zoo.generation.cache import LayerCache
-from zoo.layer import Layer
-from zoo.mask import Mask
-from zoo.norm import RMSNorm
+from zoo.kernels.mask import Mask
+from zoo.model.attention.delta import GatedDelta
+from zoo.model.attention.mamba import Mamba, Mamba2
+from zoo.model.attention.recurrent import Decays, chunked
+from zoo.model.norm import RMSNorm
+from zoo.model.step import Step
+from zoo.run.layer import Layer
 from zoo.spec import table, tensors, walk
-from zoo.step import Step
 
 WIDTH = 24
 KERNELS = pytest.mark.parametrize("kernel", ["eager", "auto"])

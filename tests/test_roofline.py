@@ -5,7 +5,7 @@ import random
 import pytest
 from tiny import every_choice, name, spec_of
 
-from zoo.config import load
+from zoo.compose import load
 from zoo.costs import Setup, flops, params
 from zoo.costs.cache import kv_cache
 from zoo.costs.hardware import hardware, names

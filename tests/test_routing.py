@@ -7,8 +7,8 @@ import pytest
 import torch
 from mixtures import TIGHT, D, E, F, layer, moe, step, tokens
 
-from zoo.moe import MoE
-from zoo.router import ExpertChoice, Router, SigmoidTopK, SoftmaxTopK, SparseMixer
+from zoo.model.moe import MoE
+from zoo.model.router import ExpertChoice, Router, SigmoidTopK, SoftmaxTopK, SparseMixer
 
 EVERY = {
     "softmax": SoftmaxTopK(n_experts=E, top_k=3, n_groups=4, top_k_groups=2, scale=1.5),

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from zoo.config import load
-from zoo.config.model import names
+from zoo.compose import load
+from zoo.compose.model import names
 from zoo.costs import Setup, flops, price
 from zoo.costs.cache import kv_cache
 from zoo.costs.rules import rules_of_thumb

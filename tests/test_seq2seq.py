@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.config import load
+from zoo.compose import load
 from zoo.errors import ConfigError
 from zoo.generation.cache import Cache
 from zoo.generation.engine import generate

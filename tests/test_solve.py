@@ -9,15 +9,15 @@ import pytest
 from tiny import MIXED, spec_of
 
 import zoo
-from zoo.config import load
-from zoo.config.model import names
+from zoo.analysis.solve import Budget, Room, largest_batch, largest_context, shapes, smaller_caches, smallest_gpus
+from zoo.analysis.solve.fit import needed
+from zoo.analysis.solve.search import crossing, reach
+from zoo.compose import load
+from zoo.compose.model import names
 from zoo.costs import Setup, price
 from zoo.costs.cache import kv_cache
 from zoo.costs.generating import generating
 from zoo.costs.hardware import hardware
-from zoo.costs.solve import Budget, Room, largest_batch, largest_context, shapes, smaller_caches, smallest_gpus
-from zoo.costs.solve.fit import needed
-from zoo.costs.solve.search import crossing, reach
 from zoo.errors import ConfigError
 
 KINDS = {

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
+from zoo.analysis.solve import Budget, Room, largest_batch, shapes
 from zoo.cli import run
-from zoo.config import load
+from zoo.compose import load
 from zoo.costs import Setup
 from zoo.costs.hardware import hardware
-from zoo.costs.solve import Budget, Room, largest_batch, shapes
 
 
 def answered(capsys: pytest.CaptureFixture[str], *args: str) -> str:

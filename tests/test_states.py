@@ -10,12 +10,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from zoo.builder import build
-from zoo.config import load
+from zoo.compose import load
 from zoo.costs import Setup, params
 from zoo.costs.parallel import fullest
 from zoo.costs.states import state_bytes, states
 from zoo.errors import ConfigError
+from zoo.run.builder import build
 
 LLAMA = {"untied": ["head.tied=false"], "tied": ["head.tied=true"]}
 MIXTURE = ["ffn=moe", "n_experts=5"]

@@ -11,10 +11,10 @@ from dataclasses import fields
 import pytest
 
 import zoo
+from zoo.analysis.compare import flat
 from zoo.cli import run
 from zoo.cli.setup import HELP, amount
 from zoo.cli.showing import distinct, targets_and_overrides
-from zoo.costs.compare import flat
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
 from zoo.report.figures import cost_table, unit_of

@@ -16,13 +16,14 @@ import torch
 import zoo
 from zoo import kernels as core
 from zoo.cli import run
-from zoo.config import conf_dir, load
+from zoo.compose import load
 from zoo.costs.hardware import hardware, names
 from zoo.costs.kernels import asks, kernels
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError, KernelError
 from zoo.generation.cache import Cache
 from zoo.kernels import KERNELS
+from zoo.paths import conf_dir
 
 ROOT = Path(__file__).parents[1]
 TOKENS = 12

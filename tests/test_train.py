@@ -15,12 +15,13 @@ from omegaconf import OmegaConf
 from tiny import model_of, spec_of
 from torch.nn import functional as F
 
-from zoo.builder import build
+from zoo import runs
 from zoo.checkpoint import store
-from zoo.config import conf_dir
-from zoo.config.train import planned, task_config
 from zoo.data import Batch, DataSettings, prepare
 from zoo.errors import CheckpointError, ConfigError, ZooError
+from zoo.jobs.plan import planned, task_config
+from zoo.paths import conf_dir
+from zoo.run.builder import build
 from zoo.training import loop, objective
 from zoo.training.objective import IGNORED, NextToken
 from zoo.training.optim import AdamW
@@ -268,7 +269,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(config, tmp_path, monkey
     monkeypatch.setattr(NextToken, "backward", stop_in_the_fourth_update)
     with pytest.raises(KeyboardInterrupt):
         task(config("save_every=2", *extra), tmp_path / "parts")
-    assert store.find(tmp_path / "parts").name == "step-000004"
+    assert runs.find(tmp_path / "parts").name == "step-000004"
     assert json.loads((tmp_path / "parts/result.json").read_text())["status"] == "stopped"
     resume(tmp_path / "parts", ["save_every=3"])
     assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
@@ -329,7 +330,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_one_line_and_keeps_the_check
         task(config("optim.lr=1e30", "clip=null", "save_every=1"), tmp_path)
     assert failed.value.exit_code == 1
     assert str(failed.value).startswith("step 2: the ") and "\n" not in str(failed.value)
-    assert store.find(tmp_path).name == "step-000001"
+    assert runs.find(tmp_path).name == "step-000001"
 
 
 def test_every_fault_of_a_config_is_listed_at_once(config):

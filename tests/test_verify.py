@@ -4,7 +4,7 @@ import pytest
 
 import zoo.cli
 import zoo.verify
-from zoo.config import load
+from zoo.compose import load
 from zoo.costs import Setup
 from zoo.verify import verify
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import torch
 
-from zoo.builder import build
-from zoo.config import conf_dir, load
+from zoo.compose import load
 from zoo.grammar import AXES
+from zoo.paths import conf_dir
+from zoo.run.builder import build
 
 SIZE = [
     *("n_layers=3", "d_model=32", "n_heads=4", "n_kv_heads=2", "head_dim=8", "d_ff=48", "vocab_size=67"),

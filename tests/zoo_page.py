@@ -19,8 +19,8 @@ from families import Case, both, pair
 from zoo.checkpoint import family as families
 from zoo.checkpoint import hf
 from zoo.checkpoint.files import read_json
-from zoo.config import load
-from zoo.config.catalogue import models
+from zoo.compose import load
+from zoo.compose.catalogue import models
 from zoo.costs import price
 from zoo.spec import components
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from zoo.api import export as export
     from zoo.api import stats as stats
     from zoo.api import train as train
-    from zoo.builder import build as build
     from zoo.checkpoint.store import load as load
     from zoo.errors import CheckpointError as CheckpointError
     from zoo.errors import ConfigError as ConfigError
@@ -25,17 +24,18 @@ if TYPE_CHECKING:
     from zoo.errors import KernelError as KernelError
     from zoo.errors import ZooError as ZooError
     from zoo.generation.engine import generate as generate
-    from zoo.vectors import embed as embed
+    from zoo.generation.vectors import embed as embed
+    from zoo.run.builder import build as build
 
 _HOMES = {
     "diff": "zoo.api",
     "export": "zoo.api",
     "stats": "zoo.api",
     "train": "zoo.api",
-    "build": "zoo.builder",
+    "build": "zoo.run.builder",
     "load": "zoo.checkpoint.store",
     "generate": "zoo.generation.engine",
-    "embed": "zoo.vectors",
+    "embed": "zoo.generation.vectors",
     **dict.fromkeys(("ZooError", "ConfigError", "KernelError", "CheckpointError", "FitError"), "zoo.errors"),
 }
 

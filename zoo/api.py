@@ -12,8 +12,8 @@ def stats(config: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[str,
 
     `setup` are fields of `zoo.costs.Setup`: context, batch, dtype, optimizer, gpu and so on.
     """
-    from zoo.builder import as_spec
     from zoo.costs import price
+    from zoo.run.builder import as_spec
 
     return price(as_spec(config, list(overrides)), _setup(setup))
 
@@ -21,8 +21,9 @@ def stats(config: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[str,
 def diff(a: Any, b: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[str, Any]:
     """What `zoo diff --json` prints: `architecture`, the fields that differ by dotted path, and `figures`, each with
     its value in `a` and in `b`, their `delta` and the `relative` difference."""
-    from zoo.builder import as_spec
-    from zoo.costs import compare, price
+    from zoo.analysis import compare
+    from zoo.costs import price
+    from zoo.run.builder import as_spec
 
     first, second = (as_spec(config, list(overrides)) for config in (a, b))
     return compare.diff(first, second, [price(spec, _setup(setup)) for spec in (first, second)])
@@ -45,8 +46,8 @@ def train(
 
     `config` is a packaged model or the path of a YAML file, `recipe` a whole training config to start from (`-c`).
     """
-    from zoo.config.train import planned
     from zoo.errors import ConfigError
+    from zoo.jobs.plan import planned
 
     chosen = [] if config is None else [f"model='{config}'"]
     with planned([*chosen, *overrides], config=None if recipe is None else Path(recipe)) as plan:

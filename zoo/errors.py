@@ -37,3 +37,8 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the closest option, or nothing when none is close."""
     close = difflib.get_close_matches(word, list(options), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def short(error: BaseException) -> str:
+    """A foreign error on one line: its type and the start of what it says."""
+    return " ".join(f"{type(error).__name__} {error}".split())[:200]

@@ -18,7 +18,6 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo.builder import build, torch_dtype
 from zoo.costs.activations import Pass, sections
 from zoo.costs.cache import kv_cache
 from zoo.costs.flops import core_flops, memory_flops, product_flops, row_flops
@@ -27,6 +26,7 @@ from zoo.costs.params import count
 from zoo.costs.setup import Setup
 from zoo.costs.states import states
 from zoo.generation.cache import Cache
+from zoo.run.builder import build, torch_dtype
 
 Row = dict[str, Any]
 

@@ -32,10 +32,10 @@ from standins import flash_attn_2
 from torch import Tensor
 
 from zoo import lazy
-from zoo.bias import Given
 from zoo.kernels import KERNELS, Machine, attend
+from zoo.kernels.bias import Given
 from zoo.kernels.found import MACHINES
-from zoo.mask import Mask
+from zoo.kernels.mask import Mask
 
 SCALE = 0.3
 WIDTH, HEADS, KV_HEADS = 32, 4, 2

@@ -4,7 +4,6 @@ files."""
 from __future__ import annotations
 
 import json
-import math
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import CheckpointError
+from zoo.families.described import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,38 +75,6 @@ def read_header(file: Path) -> dict[str, Header]:
         raise CheckpointError(f"{file}: no such file (the checkpoint is not whole)") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: cannot be read, found {type(error).__name__} (a safetensors file)") from error
-
-
-FLOAT = "__float__"
-"""What transformers writes a float as that JSON has no word for: {"__float__": "Infinity"}."""
-
-
-def _float(node: dict[str, Any]) -> Any:
-    return float(node[FLOAT]) if set(node) == {FLOAT} else node
-
-
-def jsonable(node: Any) -> Any:
-    """Plain data with such floats written so."""
-    if isinstance(node, dict):
-        return {key: jsonable(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [jsonable(value) for value in node]
-    if isinstance(node, float) and not math.isfinite(node):
-        return {FLOAT: json.dumps(node)}
-    return node
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises CheckpointError."""
-    try:
-        node = json.loads(file.read_text(encoding="utf-8"), object_hook=_float)
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON, found {' '.join(str(error).split())[:120]}") from error
-    if not isinstance(node, dict):
-        raise CheckpointError(f"{file}: holds a {type(node).__name__}, not an object")
-    return node
 
 
 def _bin_tensors(folder: Path) -> dict[str, tuple[Path, Tensor]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from zoo import runs
 from zoo.checkpoint import hf, store
 from zoo.costs.params import count
 from zoo.errors import CheckpointError
+from zoo.grammar.saved import read_spec
 from zoo.spec import table
 
 
@@ -31,12 +33,12 @@ class Held:
 def held(path: Path) -> Held:
     """The headers of a checkpoint, of a run's newest one or of a Hugging Face folder. No weight is read. Raises
     CheckpointError for files that are broken or missing."""
-    folder = store.find(path)
-    if (folder / store.ARCHITECTURE).is_file():
-        spec = store.read_spec(folder)
+    folder = runs.find(path)
+    if (folder / runs.ARCHITECTURE).is_file():
+        spec = read_spec(folder)
         names, faults = table(spec, spec.d_model), []
         try:
-            store.check_tensors(folder / store.WEIGHTS, names)
+            store.check_tensors(folder / runs.WEIGHTS, names)
         except CheckpointError as error:
             faults = error.faults
         return Held(folder, "zoo", len(names), len(names), count(spec)["total"], tuple(faults))

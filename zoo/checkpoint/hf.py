@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint import family as families
-from zoo.checkpoint.expression import resolved
-from zoo.checkpoint.family import Body, Family
-from zoo.checkpoint.files import INDEX, SINGLE, Header, Reader, headers, jsonable, read_json
+from zoo.checkpoint.files import INDEX, SINGLE, Header, Reader, headers
 from zoo.checkpoint.mapping import Entry, entries, matches, worked_out
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
+from zoo.families import family as families
+from zoo.families.described import CONFIG, is_folder, jsonable, read_body, read_json
+from zoo.families.expression import resolved
+from zoo.families.family import Body, Family
 from zoo.lazy import torch
 from zoo.spec import Buffer, tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONFIG = "config.json"
 SHARD = 5_000_000_000
 """Bytes above which weights are written to several files."""
 
@@ -32,17 +32,6 @@ BESIDE = (
     "generation_config.json",
 )
 """What stands beside weights, and goes with them."""
-
-
-def is_folder(path: Path) -> bool:
-    """Whether a path is a Hugging Face folder."""
-    return (path / CONFIG).is_file()
-
-
-def is_config(path: Any) -> bool:
-    """Whether a target is a config.json, or a folder with one."""
-    path = Path(path)
-    return path.suffix == ".json" or (path.is_dir() and is_folder(path))
 
 
 @dataclass(frozen=True)
@@ -56,36 +45,6 @@ class Source:
     @property
     def family(self) -> Family:
         return self.body.family
-
-
-def read_body(
-    path: Path, changes: Mapping[str, Any] | None = None, stated: Mapping[str, Any] | None = None
-) -> tuple[dict[str, Any], Body]:
-    """A config.json, or that of a folder, and the model it describes; `stated` are fields that are known better than it
-    says. No torch. Raises CheckpointError."""
-    file = path / CONFIG if path.is_dir() else path
-    config = {**read_json(file), **(stated or {})}
-    return config, families.of(config, str(file)).body(config, str(file), changes)
-
-
-def described(path: Path) -> tuple[Body, list[str]]:
-    """The model that a config.json describes, for a price: what its weights are stored as is no part of it, of a model
-    of text and more it is the text's, and of one with a head that no class here has it is the model below. With what
-    that leaves out, in words. Raises CheckpointError."""
-    file = path / CONFIG if path.is_dir() else path
-    stated = read_json(file)
-    config, note = families.text_of(stated)
-    method = (stated.get("quantization_config") or {}).get("quant_method", "a method that is not named")
-    notes = [f"{file}: {note}"] if note else []
-    family = families.of(config, str(file))
-    wanted = (config.get("architectures") or [""])[0]
-    bare = next((name for name in family.architectures if name.endswith("Model")), None)
-    if wanted and wanted not in family.architectures and bare:
-        config = {**config, "architectures": [bare]}
-        notes.append(f"{file}: {wanted}: without its head, as {bare}")
-    if stated.get("quantization_config"):
-        notes.append(f"{file}: its weights are quantised ({method}), which is not priced (--dtype says what is)")
-    return family.body(config, str(file)), notes
 
 
 def open_folder(folder: Path) -> tuple[Source, dict[str, Header]]:
@@ -200,7 +159,7 @@ def _tying(body: Body, found: Mapping[str, Header]) -> dict[str, Any] | None:
 
 def spec_of(body: Body) -> Any:
     """The Spec of a model that a config.json describes."""
-    from zoo.config import load
+    from zoo.compose import load
 
     return load(body.model)
 
@@ -211,7 +170,7 @@ def load(folder: Path, dtype: Any = None, device: str = "cpu") -> Any:
     Tensors that are ours as they are stay mapped into memory until they are used; others are made one by one. Raises
     CheckpointError, a line for each thing that is wrong, before any weight is read.
     """
-    from zoo.builder import build, pick_device, torch_dtype
+    from zoo.run.builder import build, pick_device, torch_dtype
 
     source, found = open_folder(folder)
     spec = spec_of(source.body)
@@ -321,7 +280,7 @@ def save(model: Any, out: Path, *, beside: Path | None = None, shard: int = SHAR
     The folder is whole or not there. Raises ConfigError for an architecture that no family is, CheckpointError when
     something else is in the way.
     """
-    from zoo.checkpoint.store import whole
+    from zoo.disk import whole
 
     config, body = target(model)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not is_folder(out):
@@ -419,13 +378,9 @@ __all__ = [
     "ConfigError",
     "check",
     "copy_beside",
-    "described",
     "end_ids",
-    "is_config",
-    "is_folder",
     "load",
     "open_folder",
-    "read_body",
     "save",
     "spec_of",
     "target",

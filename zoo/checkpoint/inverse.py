@@ -9,13 +9,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from zoo.checkpoint import family as families
-from zoo.checkpoint.expression import Bindings, Expression, assembled, is_expression, known, resolved
-from zoo.checkpoint.family import Body, Family
-from zoo.config import conf_dir
 from zoo.errors import ConfigError
+from zoo.families import family as families
+from zoo.families.expression import Bindings, Expression, assembled, is_expression, known, resolved
+from zoo.families.family import Body, Family
 from zoo.grammar import to_dict
-from zoo.model import Tower
+from zoo.model.tower import Tower
+from zoo.paths import conf_dir
 from zoo.spec import Spec, components
 
 FIRST = ("llama", "gpt2", "mistral", "mixtral", "qwen2", "qwen3", "bert", "t5", "gptj", "opt")
@@ -145,7 +145,7 @@ def _weights(spec: Any) -> list[int]:
 
 
 def _load(body: Body) -> Any:
-    from zoo.config import load
+    from zoo.compose import load
 
     return load(body.model)
 
@@ -154,7 +154,7 @@ def _bindings(template: Mapping[str, Any], spec: Any, stated: dict[str, Any]) ->
     """Fields that would make the template this Spec, and the family's kind of each layer, by tower where there are
     two."""
     from zoo import grammar
-    from zoo.config.model import compose_model
+    from zoo.compose.model import compose_model
 
     every = _kinds(template)
     plain = {key: _boxed(value) for key, value in template.items() if key != "pattern"}

@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.expression import Expression, resolved
 from zoo.errors import CheckpointError
+from zoo.families.expression import Expression, resolved
 from zoo.lazy import torch
 from zoo.spec import Experts, Spec, tensors
 

@@ -11,31 +11,28 @@ to go on. A folder of that name is always whole: it is written under another nam
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from zoo.builder import build, pick_device, torch_dtype
-from zoo.errors import CheckpointError, ConfigError, did_you_mean
-from zoo.grammar import from_dict, to_dict
+from zoo.disk import replacing, whole
+from zoo.errors import CheckpointError, did_you_mean, short
+from zoo.grammar import to_dict
+from zoo.grammar.saved import FORMAT, check_format, read_spec
 from zoo.lazy import torch
+from zoo.run.builder import build, pick_device, torch_dtype
+from zoo.runs import ARCHITECTURE, CHECKPOINTS, LATEST, WEIGHTS, find, steps
 from zoo.spec import table
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-ARCHITECTURE, WEIGHTS = "zoo.yaml", "model.safetensors"
 COUNTERS, STATES = "training.json", "training.safetensors"
-CHECKPOINTS, LATEST = "checkpoints", "latest"
-FORMAT = 1
 
 
 # ---------------------------------------------------------------- a model
@@ -95,29 +92,6 @@ def load_model(folder: str | Path, dtype: Any = None, device: str = "cpu") -> nn
     return model.eval()
 
 
-def read_spec(folder: Path) -> Any:
-    """The architecture of a checkpoint. Raises CheckpointError."""
-    file = folder / ARCHITECTURE
-    try:
-        node = yaml.safe_load(file.read_text(encoding="utf-8"))
-        stated, model = node["format"], node["model"]
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder}: no checkpoint, it has no {ARCHITECTURE} (a folder that zoo wrote)") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{file}: cannot be read, found {_short(error)} (a file that zoo wrote)") from error
-    check_format(file, stated)
-    try:
-        return from_dict(model)
-    except ConfigError as error:
-        raise CheckpointError(*(f"{file}: {fault}" for fault in error.faults)) from error
-
-
-def check_format(file: Path, stated: Any) -> None:
-    """Raises CheckpointError when a later or an earlier zoo laid the file out otherwise."""
-    if stated != FORMAT:
-        raise CheckpointError(f"{file}: is of format {stated}, this zoo reads {FORMAT} (the version that wrote it)")
-
-
 def check_tensors(file: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Holds names and shapes in a file's header against those expected. Raises CheckpointError, a line a difference."""
     found = read_shapes(file)
@@ -147,34 +121,10 @@ def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file (the checkpoint is not whole)") from None
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: cannot be read, found {_short(error)} (a safetensors file)") from error
+        raise CheckpointError(f"{file}: cannot be read, found {short(error)} (a safetensors file)") from error
 
 
 # ---------------------------------------------------------------- a run
-
-
-def find(path: str | Path) -> Path:
-    """The checkpoint folder that a path means: itself, or the newest of a run. Raises CheckpointError."""
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such folder (a checkpoint, or the folder of a run)")
-    if (path / ARCHITECTURE).is_file() or (path / "config.json").is_file():
-        return path
-    root = path if (path / LATEST).is_file() else path / CHECKPOINTS
-    if not (root / LATEST).is_file():
-        raise CheckpointError(
-            f"{path}: no checkpoint in it (a folder with {ARCHITECTURE} or config.json, or that of a run)"
-        )
-    folder = root / (root / LATEST).read_text(encoding="utf-8").strip()
-    if not folder.is_dir():
-        there = ", ".join(each.name for each in steps(root)) or "none"
-        raise CheckpointError(f"{root / LATEST}: names {folder.name}, which is not there (there are: {there})")
-    return folder
-
-
-def steps(root: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted(root.glob("step-*"), key=lambda each: int(each.name.removeprefix("step-")))
 
 
 @dataclass
@@ -239,7 +189,7 @@ def read_counters(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: a model alone, no run goes on from it (a checkpoint of a run)") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read, found {_short(error)} (a file that zoo wrote)") from error
+        raise CheckpointError(f"{file}: cannot be read, found {short(error)} (a file that zoo wrote)") from error
     check_format(file, counters.get("format"))
     return counters
 
@@ -262,61 +212,3 @@ def restore_random(device: str, state: Tensor) -> None:
         torch.set_rng_state(state)
     elif torch.cuda.is_available() and int(device.removeprefix("cuda:")) < torch.cuda.device_count():
         torch.cuda.set_rng_state(state, device)
-
-
-# ---------------------------------------------------------------- all or nothing
-
-
-@contextmanager
-def whole(folder: Path) -> Iterator[Path]:
-    """A draft that becomes `folder` when the block ends, or goes when it raises; those of a killed run go too."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f".{folder.name}.*"):
-        shutil.rmtree(left)
-    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    draft.mkdir()
-    try:
-        yield draft
-        for file in draft.iterdir():
-            flush(file)
-        flush(draft)
-        if folder.exists():
-            old = folder.with_name(f"{draft.name}.old")
-            os.rename(folder, old)
-            os.rename(draft, folder)
-            shutil.rmtree(old)
-        else:
-            os.rename(draft, folder)
-        flush(folder.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-@contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """The same for a file."""
-    for left in file.parent.glob(f".{file.name}.*"):
-        left.unlink()
-    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    try:
-        yield draft
-        flush(draft)
-        os.replace(draft, file)
-        flush(file.parent)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def flush(path: Path) -> None:
-    """To the disk: or a power cut could leave a name and no content."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
-        return
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__} {error}".split())[:200]

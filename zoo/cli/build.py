@@ -39,9 +39,9 @@ def run(
     A model that does not fit is refused before anything is allocated.
     """
     from zoo import report
-    from zoo.builder import build, pick_device
-    from zoo.config.model import to_spec
+    from zoo.compose.model import to_spec
     from zoo.errors import ConfigError
+    from zoo.run.builder import build, pick_device
 
     spec = to_spec(composed(target, overrides))
     place = pick_device(device)

@@ -13,7 +13,7 @@ from typing import Any
 
 def complete_target(ctx: Any, incomplete: str) -> list[str]:
     """The packaged models."""
-    from zoo.config import completion
+    from zoo.compose import completion
 
     return completion.targets(incomplete)
 
@@ -29,7 +29,7 @@ def complete_training(ctx: Any, incomplete: str) -> list[str]:
 
 
 def _overrides(target: str | None, incomplete: str) -> list[str]:
-    from zoo.config import completion
+    from zoo.compose import completion
 
     words, word, sent = _line(incomplete)
     typed = [each for each in words if "=" in each and not each.startswith("-")]

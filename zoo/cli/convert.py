@@ -27,13 +27,13 @@ def run(
 
     A folder for transformers is done only when transformers, in a fresh process, gives the same logits for it.
     """
-    from zoo import report
+    from zoo import report, runs
     from zoo.checkpoint import hf, store
     from zoo.checkpoint import verify as verification
 
     if verify and to is Kind.hf:
         verification.require()
-    folder = store.find(checkpoint)
+    folder = runs.find(checkpoint)
     model = store.load(folder, dtype)
     held = sum(parameter.numel() for parameter in model.parameters())
     if to is Kind.zoo:

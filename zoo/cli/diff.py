@@ -28,7 +28,7 @@ def run(
     Overrides are for both of them. Exits with 0 whether they differ or not.
     """
     from zoo import costs, report
-    from zoo.costs.compare import diff
+    from zoo.analysis.compare import diff
     from zoo.errors import ConfigError
 
     targets, overrides = targets_and_overrides([first, second, *(overrides or [])])
@@ -36,7 +36,7 @@ def run(
         raise ConfigError(f"diff: compares two models, {len(targets)} were named (`zoo stats` takes any number)")
     shown, labels = one_format(as_json, as_csv, as_md), distinct(targets)
     if plot is not None:
-        from zoo.costs.plot import check
+        from zoo.report.plot import check
 
         check(plot, 2)
     both = specs(targets, overrides)
@@ -52,7 +52,7 @@ def run(
     else:
         _print(labels, found, priced, everything, shown)
     if plot is not None:
-        from zoo.costs.plot import draw
+        from zoo.report.plot import draw
 
         draw(dict(zip(labels, both, strict=True)), setup, plot)
 

@@ -89,9 +89,9 @@ def _order(rows: Sequence[Row], masked: list[str] | None) -> list[str]:
 
 def _others(machine: Machine) -> Iterator[tuple[str, bool, str]]:
     """What is no attention kernel: its name, whether it can run here, and what there is to say."""
-    from zoo import fp8
     from zoo.kernels.found import PACKAGES as SOURCES
     from zoo.kernels.grouped import refuses
+    from zoo.run import fp8
 
     dtypes = ("bfloat16", "float16", "float32")
     taken = [dtype for dtype in dtypes if refuses(machine.device, dtype, 64, 64) is None]
@@ -144,8 +144,8 @@ def _cuda(torch: Any, index: int) -> str:
 
 def _memory() -> str:
     from zoo import report
-    from zoo.builder import free_memory
     from zoo.lazy import torch
+    from zoo.run.builder import free_memory
 
     free = free_memory(torch.device("cpu"))
     return "free memory unknown" if free is None else f"{report.size(free)} free"

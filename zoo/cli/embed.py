@@ -37,8 +37,9 @@ def run(
 
     Any model that reads text does: an encoder's hidden states, pooled over the tokens that are no padding.
     """
-    from zoo import report, vectors
+    from zoo import report
     from zoo.errors import ConfigError
+    from zoo.generation import vectors
 
     if out is not None and out.suffix not in (".npy", ".safetensors", ".jsonl"):
         raise ConfigError(f"out: cannot write {out.suffix or 'a file without suffix'} (.npy, .safetensors or .jsonl)")
@@ -90,7 +91,7 @@ def _save(out: Path, texts: list[str], vectors: Tensor) -> None:
     """Whole or not at all."""
     from safetensors.torch import save_file
 
-    from zoo.checkpoint.store import replacing
+    from zoo.disk import replacing
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as draft:

@@ -11,7 +11,7 @@ import typer
 
 
 class Fp8(StrEnum):
-    """What float8 is scaled by (`zoo.fp8`)."""
+    """What float8 is scaled by (`zoo.run.fp8`)."""
 
     tensorwise = "tensorwise"
     rowwise = "rowwise"

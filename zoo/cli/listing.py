@@ -12,7 +12,7 @@ def run(
 ) -> None:
     """Every packaged model, one line each: its name, kind, parameters, and what is special about it."""
     from zoo import report
-    from zoo.config.catalogue import models
+    from zoo.compose.catalogue import models
 
     found = models()
     if as_json:

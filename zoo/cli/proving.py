@@ -42,7 +42,7 @@ def prove(
 def _proved(spec: Any, figures: Mapping[str, Any], setup: Any, explain: bool, verify: bool) -> dict[str, Any]:
     proved: dict[str, Any] = dict(figures)
     if explain:
-        from zoo.costs.explain import explain as explained
+        from zoo.analysis.explain import explain as explained
 
         proved["explain"] = explained(spec, setup, figures)
     if verify:
@@ -76,7 +76,7 @@ def _print(label: str, proved: Mapping[str, Any], shown: Shown) -> None:
 
 
 def _explained(lines: Sequence[Mapping[str, Any]]) -> str:
-    from zoo.costs.explain import explained
+    from zoo.analysis.explain import explained
 
     return explained(lines)
 

@@ -60,7 +60,7 @@ def _is_override(word: str) -> bool:
 def specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
     """The Spec of each model under the overrides. Raises ConfigError with the faults of all of them."""
     from zoo.cli.common import composed
-    from zoo.config.model import to_spec
+    from zoo.compose.model import to_spec
 
     found, faults = [], []
     for target in targets:
@@ -92,7 +92,7 @@ def models(titles: Sequence[str], targets: Sequence[str], priced: Sequence[Mappi
         many = [{"model": label, **figures} for label, figures in zip(labels, priced, strict=True)]
         print(report.as_json(priced[0] if len(priced) == 1 else many))
     elif shown is Shown.csv:
-        from zoo.costs.compare import flat
+        from zoo.analysis.compare import flat
 
         print(report.as_csv(["figure", *labels], report.exact_rows([flat(each) for each in priced])))
     elif shown is Shown.md:
@@ -120,7 +120,7 @@ def _markdown(labels: Sequence[str], priced: Sequence[Mapping[str, Any]]) -> str
 
 def headers(targets: Sequence[str]) -> None:
     """Says of each folder with weights whether the tensors in its files are those that were priced."""
-    from zoo.config.model import is_file
+    from zoo.compose.model import is_file
 
     for target in targets:
         folder = Path(target)

@@ -76,11 +76,11 @@ def _most(name: str, short: str, text: str) -> None:
         limit: Limit = None,
         as_json: AsJson = False,
     ) -> None:
-        from zoo.config.model import to_spec
-        from zoo.costs import solve
+        from zoo.analysis import solve
+        from zoo.compose.model import to_spec
         from zoo.costs.setup import Setup
-        from zoo.costs.solve import show
         from zoo.report import as_json as dumped
+        from zoo.report import solved as show
 
         if getattr(setup, name) != getattr(Setup, name):
             raise ConfigError(f"{name}: is what is solved for (leave it out)")
@@ -126,11 +126,12 @@ def gpu(
 
     With --gpu of that one alone.
     """
-    from zoo.config.model import to_spec
+    from zoo.analysis.solve import smallest_gpus
+    from zoo.compose.model import to_spec
     from zoo.costs.hardware import names
     from zoo.costs.setup import Setup
-    from zoo.costs.solve import show, smallest_gpus
     from zoo.report import as_json as dumped
+    from zoo.report import solved as show
 
     for name in ("dp", "zero") if train else ("tp",):
         if getattr(setup, name) != getattr(Setup, name):
@@ -154,7 +155,8 @@ def cache(
 ) -> None:
     """Fewer key heads, or a window, that bring the KV cache of --batch sequences of --context tokens to a budget."""
     from zoo import report
-    from zoo.costs.solve import show, smaller_caches
+    from zoo.analysis.solve import smaller_caches
+    from zoo.report import solved as show
 
     composed(target, overrides)
     found = smaller_caches(target, overrides or (), most, setup)
@@ -195,8 +197,9 @@ def shape(
 
     An override fixes a dimension (d_model=2048) or changes the recipe (head.tied=true).
     """
-    from zoo.costs.solve import Budget, shapes, show
+    from zoo.analysis.solve import Budget, shapes
     from zoo.report import as_json as dumped
+    from zoo.report import solved as show
 
     if setup.gpu and memory is None:
         memory = _room(setup.gpu, usable, runtime).bytes
@@ -215,8 +218,8 @@ def shape(
 
 def room_of(setup: Any, memory: float | None, usable: float, runtime: float | None) -> Any:
     """The room of --gpu or of --memory. Raises ConfigError unless exactly one is given."""
-    from zoo.costs.solve import Room
-    from zoo.costs.solve.fit import RUNTIME
+    from zoo.analysis.solve import Room
+    from zoo.analysis.solve.fit import RUNTIME
 
     if (setup.gpu is None) == (memory is None):
         found = "neither" if memory is None else "both"
@@ -227,9 +230,9 @@ def room_of(setup: Any, memory: float | None, usable: float, runtime: float | No
 
 
 def _room(name: str, usable: float, runtime: float | None) -> Any:
+    from zoo.analysis.solve import Room
+    from zoo.analysis.solve.fit import RUNTIME
     from zoo.costs.hardware import hardware
-    from zoo.costs.solve import Room
-    from zoo.costs.solve.fit import RUNTIME
 
     found = hardware(name)
     return Room(memory=found.memory, usable=usable, runtime=RUNTIME if runtime is None else runtime, gpu=found.name)

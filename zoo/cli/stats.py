@@ -78,7 +78,7 @@ def _price(
     from zoo.cli import showing
 
     if plot is not None:
-        from zoo.costs.plot import check
+        from zoo.report.plot import check
 
         check(plot, len(targets))
     specs = showing.specs(targets, overrides)
@@ -91,7 +91,7 @@ def _price(
     if shown is Shown.text and not overrides:
         showing.headers(targets)
     if plot is not None:
-        from zoo.costs.plot import draw
+        from zoo.report.plot import draw
 
         draw(dict(zip(showing.distinct(targets), specs, strict=True)), setup, plot)
 

@@ -22,7 +22,7 @@ def sweep(
     plot: Path | None,
 ) -> None:
     """Prices every point and prints one table. Raises ConfigError when not a single point makes sense."""
-    from zoo.costs.compare import chosen, flat
+    from zoo.analysis.compare import chosen, flat
 
     gc.enable()  # a thousand composed configs are worth collecting
     names = [name.strip() for name in columns.split(",") if name.strip()] if columns else []
@@ -35,14 +35,14 @@ def sweep(
     points = [(point, _priced(point, setup, parts)) for point in made]
     priced = [figures for _, figures in points if figures is not None]
     if plot is not None:
-        from zoo.costs.plot import check
+        from zoo.report.plot import check
 
         check(plot, len(priced))
     if not names and all(each["params"]["active"] == each["params"]["total"] for each in priced):
         del asked["active"]  # dense models, all of them
     _print(points, asked, shown)
     if plot is not None:
-        from zoo.costs.plot import draw
+        from zoo.report.plot import draw
 
         specs = {" ".join(_values(point)) or point.target: point.spec for point, _ in points if point.spec is not None}
         draw(specs, setup, plot)
@@ -50,7 +50,7 @@ def sweep(
 
 def _points(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
     """Every point of every model."""
-    from zoo.config.sweep import points
+    from zoo.compose.sweep import points
 
     found = []
     for target, label in zip(targets, distinct(targets), strict=True):
@@ -84,7 +84,7 @@ def _values(point: Any) -> list[str]:
 
 def _print(points: Sequence[tuple[Any, Any]], columns: dict[str, str], shown: Shown) -> None:
     from zoo import report
-    from zoo.costs.compare import flat
+    from zoo.analysis.compare import flat
     from zoo.report.figures import unit_of
 
     if shown is Shown.json:

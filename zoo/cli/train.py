@@ -12,7 +12,7 @@ import typer
 from zoo.cli.completing import complete_training
 
 if TYPE_CHECKING:
-    from zoo.config.train import Plan
+    from zoo.jobs.plan import Plan
 
 
 class Which(StrEnum):
@@ -55,8 +55,8 @@ def run(
 
     Each run has a folder below runs/, each sweep one below sweeps/ with one for each of its jobs.
     """
-    from zoo.config import train
     from zoo.errors import ConfigError
+    from zoo.jobs import plan as jobs
 
     overrides = overrides or []
     if resume is not None:
@@ -64,9 +64,9 @@ def run(
             raise ConfigError("resume: takes overrides of what may change, and no other option (leave them out)")
         return _resume(resume, overrides)
     if cfg or resolve or info:
-        with train.planned(overrides, config=config, sweeps=multirun, check=False) as plan:
+        with jobs.planned(overrides, config=config, sweeps=multirun, check=False) as plan:
             return _show(plan, cfg, resolve, info)
-    with train.planned(overrides, config=config, sweeps=multirun) as plan:
+    with jobs.planned(overrides, config=config, sweeps=multirun) as plan:
         if plan.sweeps:
             _sweep(plan)
         else:
@@ -74,7 +74,7 @@ def run(
 
 
 def _resume(folder: Path, overrides: list[str]) -> None:
-    from zoo.config.record import remember
+    from zoo.runs import remember
     from zoo.training import task
 
     try:
@@ -98,8 +98,8 @@ def _show(plan: Plan, cfg: Which | None, resolve: bool, info: Info | None) -> No
 def _sweep(plan: Plan) -> None:
     """Runs every job, and closes with one table of them all. Exits with 1 when one failed."""
     from zoo import report
-    from zoo.config import train
-    from zoo.config.record import results
+    from zoo.jobs import plan as jobs
+    from zoo.runs import results
 
     folder = plan.folder()
     try:
@@ -107,7 +107,7 @@ def _sweep(plan: Plan) -> None:
     finally:
         found = results(folder, len(plan.jobs))
         header = ("#", "overrides", "val loss", "params", "seconds", "status")
-        rows = [_row(i, *each) for i, each in enumerate(zip(train.swept(plan.jobs), found, strict=True))]
+        rows = [_row(i, *each) for i, each in enumerate(zip(jobs.swept(plan.jobs), found, strict=True))]
         report.show(report.rich_table(str(folder), header, rows, right=(0, 2, 3, 4)))
         for number, result in enumerate(found):
             if "error" in result:

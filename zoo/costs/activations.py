@@ -115,7 +115,7 @@ def _stride(spec: Any) -> int | None:
 
 
 SPAN, FEW = 64, 4
-"""Tokens of Mamba's spans (`zoo.attention.mamba`), and strides after which a layer's peak grows evenly, too."""
+"""Tokens of Mamba's spans (`zoo.model.attention.mamba`), and strides after which a layer's peak grows evenly, too."""
 
 
 def _extended(spec: Any, run: Pass, stride: int) -> dict[str, Section]:
@@ -193,7 +193,7 @@ class _Trace:
 
     def _begin(self, ids: Any, memory: Any) -> tuple[Any, Any]:
         """What the layers are given, as `Tower.run` makes it: the stream and the scene."""
-        from zoo.scene import Scene
+        from zoo.model.scene import Scene
 
         m, tower = self.layer, shaded(self.tower)
         x = tower.embedding.lookup(m.embedding, ids, None)

@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from zoo.config import conf_dir
 from zoo.errors import ConfigError, did_you_mean
+from zoo.paths import conf_dir
 
 RATES = ("fp32", "tf32", "bf16", "fp16", "fp8", "fp4")
 """Dtypes that a file may give a rate for. fp32 is without TF32, as torch multiplies unless told otherwise."""

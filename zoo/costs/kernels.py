@@ -13,7 +13,7 @@ from zoo.costs.setup import Setup
 from zoo.kernels import KERNELS, pick
 from zoo.kernels.base import Ask, Machine
 from zoo.kernels.found import EVERYTHING
-from zoo.mask import Mask
+from zoo.kernels.mask import Mask
 
 COMPUTED = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
 """What attention computes in, by the dtype of a set-up: products of weights may be in float8, scores are not."""
@@ -92,7 +92,7 @@ def _ask(attention: Any, dtype: str, mask: Mask, *, train: bool, few: bool) -> A
 
 
 def _mask(tower: Any, attention: Any, use: str, setup: Setup) -> Mask:
-    """What queries see in one use, as `zoo.scene` lays it out for rows without padding."""
+    """What queries see in one use, as `zoo.model.scene` lays it out for rows without padding."""
     tokens, window, chunk = setup.tokens(tower), attention.visible_window, attention.visible_chunk
     apart: Any = None if chunk is None and (use != "train" or setup.document is None) else ()  # only that there is one
     if use != "decode":

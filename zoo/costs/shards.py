@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from zoo.attention.mamba import Mamba
-from zoo.moe import MoE
+from zoo.model.attention.mamba import Mamba
+from zoo.model.moe import MoE
 from zoo.spec import Spec, components
 
 SPLIT = ("n_heads", "n_v_heads", "d_ff", "d_inner")

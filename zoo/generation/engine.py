@@ -12,7 +12,7 @@ from zoo.errors import ConfigError
 from zoo.generation.cache import Cache
 from zoo.generation.sample import Sampling, sample
 from zoo.lazy import torch
-from zoo.position import Position
+from zoo.model.position.base import Position
 from zoo.spec import components
 
 if TYPE_CHECKING:

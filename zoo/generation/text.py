@@ -8,11 +8,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.builder import pick_device
 from zoo.errors import ConfigError
 from zoo.generation import engine
 from zoo.generation.sample import Sampling
 from zoo.lazy import torch
+from zoo.run.builder import pick_device
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer
@@ -34,26 +34,26 @@ def stream(
     note: Callable[[str], object] | None = None,
 ) -> Iterator[str]:
     """What `complete` gives, from a checkpoint or run folder, or the last run started from here; `dtype` is the file's
-    unless given. `fp8` puts weights in float8 (see `zoo.fp8.quantize`), in a model that is bfloat16 unless `dtype` says
+    unless given. `fp8` puts weights in float8 (`zoo.run.fp8.quantize`); the model is then bfloat16 unless `dtype` says
     otherwise. `note` is told, in one line, of what is allowed but doubtful, and of what is in float8.
 
     Raises ConfigError, at the call, for everything that will not do.
     """
+    from zoo import runs
     from zoo.checkpoint import hf, store
-    from zoo.config.record import last_run
     from zoo.data import tokenizer as tokenizers
-    from zoo.fp8 import WEIGHT_ONLY, quantize, require, summary
+    from zoo.run.fp8 import WEIGHT_ONLY, quantize, require, summary
 
     if fp8:
         require(fp8, pick_device(device), f"fp8: {fp8}", WEIGHT_ONLY)
-    folder = store.find(last_run() if checkpoint is None else checkpoint)
+    folder = runs.find(runs.last_run() if checkpoint is None else checkpoint)
     tokenizer = tokenizers.Tokenizer.load(folder)
     model = store.load(folder, dtype or ("bf16" if fp8 else None), device)
     if fp8:
         products = quantize(model, fp8)
         if note is not None:
             note(f"fp8 {fp8}: {summary(products)}")
-    ends = [] if (folder / store.ARCHITECTURE).is_file() else hf.end_ids(folder)
+    ends = [] if (folder / runs.ARCHITECTURE).is_file() else hf.end_ids(folder)
     options = {"ends": ends, "max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop, "kernel": kernel}
     return complete(model, tokenizer, prompt, note=note, **options)
 

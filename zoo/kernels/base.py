@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from zoo.bias import Bias
-    from zoo.mask import Mask
+    from zoo.kernels.bias import Bias
+    from zoo.kernels.mask import Mask
 
 
 @dataclass(frozen=True)

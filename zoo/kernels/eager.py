@@ -11,8 +11,8 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.bias import Bias
-    from zoo.mask import Mask
+    from zoo.kernels.bias import Bias
+    from zoo.kernels.mask import Mask
 
 
 class Eager(Kernel):

@@ -13,8 +13,8 @@ from zoo.lazy import F, torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.bias import Bias
-    from zoo.mask import Mask
+    from zoo.kernels.bias import Bias
+    from zoo.kernels.mask import Mask
 
 WIDEST = 256  # head width, of all versions but for special shapes
 DTYPES = ("float16", "bfloat16")

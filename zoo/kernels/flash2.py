@@ -13,7 +13,7 @@ from zoo.kernels.flash import CACHED, DENSE, VARLEN, Flash, narrow_in_cache, too
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.bias import Bias
+    from zoo.kernels.bias import Bias
 
 PAGE = 256  # tokens, of which a page holds a multiple
 

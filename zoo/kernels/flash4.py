@@ -12,7 +12,7 @@ from zoo.kernels.flash import CACHED, DENSE, VARLEN, WIDEST, Flash, way
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.bias import Bias
+    from zoo.kernels.bias import Bias
 
 SERVED = {9: "Hopper", 10: "Blackwell", 11: "Blackwell"}  # compute capabilities by their major number
 

@@ -7,12 +7,12 @@ from copy import copy
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.bias import Bias, Given, Placed
 from zoo.kernels.base import Ask, Call, Kernel, Machine, gathered
+from zoo.kernels.bias import Bias, Given, Placed
 from zoo.kernels.blocks import options, too_large
 from zoo.kernels.found import machine_of
+from zoo.kernels.mask import Mask
 from zoo.lazy import F, load, torch
-from zoo.mask import Mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoo.costs.compare import merged
+from zoo.analysis.compare import merged
 from zoo.report.figures import BRIEF, SECTIONS, Figure, figures, idle, twice
 from zoo.report.tables import rich_table
 from zoo.report.text import screen

@@ -13,7 +13,6 @@ from typing import Any
 from zoo.errors import CheckpointError
 
 METRICS, TABLE, SAMPLES, PICTURE = "metrics.jsonl", "metrics.csv", "samples.txt", "loss.png"
-RESULT = "result.json"
 APPENDED = (METRICS, TABLE, SAMPLES)
 EVALUATION = ("val_loss", "bits_per_byte")
 SMOOTHED_OVER = 0.04  # of the run: the span of the training curve's moving average

@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.store import CHECKPOINTS, Resumable, save_run
+from zoo.checkpoint.store import Resumable, save_run
 from zoo.costs import price
 from zoo.data import Batch, Batches, Prepared
 from zoo.data.tokens import evaluation_batches, to_batch
@@ -20,6 +20,7 @@ from zoo.errors import ZooError
 from zoo.generation.sample import Sampling
 from zoo.generation.text import complete
 from zoo.lazy import torch
+from zoo.runs import CHECKPOINTS
 from zoo.training.log import PICTURE, Records, draw
 from zoo.training.objective import Objective
 from zoo.training.settings import TextSample, Training

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, field_validator
 
 from zoo.errors import ConfigError
-from zoo.fp8 import MULTIPLE
 from zoo.generation.sample import Sampling
+from zoo.run.fp8 import MULTIPLE
 from zoo.spec import Spec
 from zoo.training.objective import Objective
 from zoo.training.optim import Optim
@@ -92,7 +92,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
 
     @property
     def recipe(self) -> str | None:
-        """How products are taken in float8 (`zoo.fp8.RECIPES`), where they are."""
+        """How products are taken in float8 (`zoo.run.fp8.RECIPES`), where they are."""
         return self.precision.removeprefix(FP8) if self.precision.startswith(FP8) else None
 
     @property

@@ -13,16 +13,19 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from zoo import fp8, grammar
-from zoo.builder import build, pick_device
+from zoo import grammar, runs
 from zoo.checkpoint import store
 from zoo.data import BPE_SIZE, Batches, DataSettings, Prepared, prepare
+from zoo.disk import replacing
 from zoo.errors import CheckpointError, ConfigError, ZooError, did_you_mean
 from zoo.generation.engine import check_length
+from zoo.grammar.saved import read_spec
 from zoo.kernels import KERNELS, machine_of, select
 from zoo.lazy import torch
+from zoo.run import fp8
+from zoo.run.builder import build, pick_device
 from zoo.training import settings as S
-from zoo.training.log import METRICS, PICTURE, RESULT, SAMPLES, Records
+from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
 from zoo.training.loop import Run, fit
 from zoo.training.show import Show
 from zoo.training.speed import keep_memory, peak
@@ -55,7 +58,7 @@ def task(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, Any]:
     """
     planned = check(cfg)
     where = Path(folder) if folder is not None else output_folder()
-    if (where / store.CHECKPOINTS / store.LATEST).exists():
+    if (where / runs.CHECKPOINTS / runs.LATEST).exists():
         raise ConfigError(f"{where}: has a run in it (`zoo train --resume {where}` goes on with it, or name another)")
     show = Show(planned.settings.steps)
     device, data = prepared(planned, show)
@@ -73,9 +76,9 @@ def resume(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     folder = Path(folder).expanduser()
     planned = replan(folder, overrides)
-    checkpoint = store.find(folder)
+    checkpoint = runs.find(folder)
     counters = store.read_counters(checkpoint)
-    if store.read_spec(checkpoint) != planned.spec:
+    if read_spec(checkpoint) != planned.spec:
         raise ConfigError(f"{folder / CONFIG}: model: is not the one of {checkpoint} (as it was when the run began)")
     if counters["step"] >= planned.settings.steps:
         more = f"steps={2 * counters['step']} goes on with it, or any above {counters['step']}"
@@ -294,14 +297,14 @@ def output_folder() -> Path:
 
 def write_yaml(file: Path, node: Any) -> None:
     """Writes plain data, short nodes on one line."""
-    with store.replacing(file) as draft:
+    with replacing(file) as draft:
         draft.write_text(yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120), encoding="utf-8")
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     """Lays a result over the one that is there, which may say more: the overrides that the run was started with."""
-    file = folder / RESULT
+    file = folder / runs.RESULT
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     merged = {key: value for key, value in {**before, **result}.items() if value is not None}
-    with store.replacing(file) as draft:
+    with replacing(file) as draft:
         draft.write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.kernels import attend
 from zoo.kernels.base import Ask
+from zoo.kernels.mask import Mask
 from zoo.lazy import torch
-from zoo.mask import Mask
-from zoo.position.bias import ALiBi, T5Buckets
+from zoo.model.position.bias import ALiBi, T5Buckets
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from zoo.bias import Bias
+    from zoo.kernels.bias import Bias
 
 SPREAD = 2.0
 """Standard deviation of the scores."""

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 from zoo.bench.kernels.parts import Job, Row, Settings
 from zoo.bench.kernels.timing import finish
 from zoo.bench.kernels.training import TINY, kernel_of
-from zoo.builder import build
-from zoo.config import load
+from zoo.compose import load
 from zoo.costs.operators import Widths, operators
 from zoo.generation.engine import stream
 from zoo.lazy import torch
+from zoo.run.builder import build
 
 ACCOUNTING = (
     "decoding: one row, random weights in bf16; bytes a token are those of all weights in a product and of the keys "

@@ -65,7 +65,7 @@ def apart(part: Part, settings: Settings, until: float) -> list[Row]:
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context: Any = multiprocessing.get_context(method)
     if method == "forkserver":  # which imports torch once for all parts, and never touches the device
-        context.set_forkserver_preload(["torch", "zoo.layer", "zoo.bench.kernels.checking"])
+        context.set_forkserver_preload(["torch", "zoo.run.layer", "zoo.bench.kernels.checking"])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=serve, args=(theirs, part, settings))
     process.start()

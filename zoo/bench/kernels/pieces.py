@@ -9,18 +9,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from zoo import fp8
-from zoo.activation import SiLU
 from zoo.bench.kernels.parts import Job, Row, Settings
 from zoo.bench.kernels.timing import seconds, version
 from zoo.bench.kernels.training import stepper
-from zoo.builder import build
-from zoo.config import load
+from zoo.compose import load
 from zoo.kernels import machine_of
 from zoo.kernels.grouped import grouped_linear
 from zoo.lazy import torch
-from zoo.norm import LayerNorm, Norm, RMSNorm
-from zoo.position.rotary import RoPE
+from zoo.model.activation import SiLU
+from zoo.model.norm import LayerNorm, Norm, RMSNorm
+from zoo.model.position.rotary import RoPE
+from zoo.run import fp8
+from zoo.run.builder import build
 from zoo.training.objective import descend_
 
 ACCOUNTING = (
@@ -150,7 +150,7 @@ def _layernorm(sizes: Sizes, device: str, way: str) -> Piece:
 
 def _norm(spec: Norm, sizes: Sizes, device: str) -> tuple[dict[str, Callable[..., Any]], list[Any]]:
     """A norm as a model has it, and what gradients are wanted for."""
-    from zoo.layer import Layer
+    from zoo.run.layer import Layer
 
     with torch.device(device):
         layer = Layer(spec, sizes.d_model)

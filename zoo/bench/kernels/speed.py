@@ -12,8 +12,8 @@ from zoo.bench.kernels.parts import Job, Row, Settings
 from zoo.bench.kernels.timing import seconds
 from zoo.kernels import KERNELS, attend, machine_of
 from zoo.kernels.base import Ask
+from zoo.kernels.mask import Mask
 from zoo.lazy import torch
-from zoo.mask import Mask
 
 if TYPE_CHECKING:
     from torch import Tensor

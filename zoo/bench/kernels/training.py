@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 from zoo.bench.kernels.parts import Job, Row, Settings
 from zoo.bench.kernels.timing import device_name, finish
 from zoo.bench.shape import Shape
-from zoo.builder import build, free_memory
-from zoo.config import load
+from zoo.compose import load
 from zoo.costs import price
 from zoo.costs.flops import count
 from zoo.costs.hardware import of_device
 from zoo.data import Batch
 from zoo.kernels import machine_of, select
 from zoo.kernels.base import Ask
+from zoo.kernels.mask import Mask
 from zoo.lazy import torch
-from zoo.mask import Mask
+from zoo.run.builder import build, free_memory
 from zoo.training.loop import accumulate, autocast, clip, compile_blocks
 from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW

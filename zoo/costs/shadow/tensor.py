@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from zoo.errors import ZooError
 
@@ -180,6 +180,10 @@ class Core:
     """A shadow's state, and the making of others. `grad` says that a gradient is wanted for it."""
 
     __slots__ = ("dtype", "grad", "node", "shape", "storage", "strides")
+    made_as: ClassVar[type[Core]]  # the class with torch's methods, which stands above this file
+
+    def __init_subclass__(cls) -> None:
+        Core.made_as = cls
 
     def __init__(
         self, shape: Shape, strides: Shape, dtype: Dtype, storage: Storage, grad: bool, node: Node | None = None
@@ -254,11 +258,9 @@ def fresh(
     held: bool = False,
 ) -> Any:
     """A tensor with memory of its own, or of a weight or a buffer that is `held` all along."""
-    from zoo.costs.shadow.shadow import Shadow
-
     shape = tuple(shape)
     storage = Storage(name, shape, dtype, held=held)
-    return Shadow(shape, dense(shape) if strides is None else strides, dtype, storage, grad)
+    return Core.made_as(shape, dense(shape) if strides is None else strides, dtype, storage, grad)
 
 
 def operation(

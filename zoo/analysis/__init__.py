@@ -1,0 +1,1 @@
+"""What is made of prices: models compared, plotted and explained, and sizes solved for. Never imports torch."""

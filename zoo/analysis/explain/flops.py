@@ -1,0 +1,250 @@
+"""FLOPs, explained from the matrix products of the parts and the pairs that masks let through.
+
+The lines of a convention are those of `zoo.costs.flops.count`: products with weights, scores and values by pairs, and
+what neither explains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from zoo.analysis.explain.line import Line, Sheet, cited, layers, place, times
+from zoo.analysis.explain.parameters import Piece, pieces
+from zoo.analysis.explain.terms import Number, Term, call, named, symbol, term, total
+from zoo.costs.flops import CONVENTIONS, FLASH_BACKWARD, Look
+from zoo.costs.params import is_output
+from zoo.costs.setup import Setup
+from zoo.spec import Embedding, Linear, Part, Tied, components
+
+TOKEN = "FLOP a token"
+SEQUENCE = "FLOP"
+
+
+@dataclass(frozen=True)
+class Core:
+    """What an attention of a kind of layer costs beside its matrices."""
+
+    where: str
+    name: str
+    attention: Any
+    look: Look
+    copies: Term
+    d_model: Any
+
+    def pairs(self, pairs: Any, decoding: bool = False) -> Term:
+        core = self.attention.decode_flops if decoding else self.attention.core_flops
+        return times(self.copies, core(pairs))
+
+    def other(self, new: Any, held: Any = 0) -> Term:
+        """Moving and reading states, and work on a table that all tokens share."""
+        own = self.attention.state_flops() * new, self.attention.pass_flops(self.d_model, new, held)
+        return times(self.copies, total(map(term, own)))
+
+
+def cores(model: Any) -> Iterator[Core]:
+    """Of every kind of layer and each attention in it, cross-attention among them."""
+    for where, tower in model.towers().items():
+        for kind, block in tower.blocks.items():
+            for path, attention, copies in components(block, tower.d_model):
+                if attention.axis == "attention":
+                    seen: Any = attention
+                    look = Look(tower.causal, path == "cross", seen.visible_window, seen.visible_chunk)
+                    copies = times(layers(tower, kind), copies)
+                    yield Core(where, place(where, path, tower, kind), seen, look, copies, tower.d_model)
+
+
+class Flops:
+    """The lines of one model and set-up, as they are written."""
+
+    def __init__(self, model: Any, setup: Setup) -> None:
+        self.sheet, self.model, self.setup = Sheet("FLOPs"), model, setup
+        self.convention = setup.convention
+        self.context = named("context", setup.tokens(model))
+        self.cores = list(cores(model))
+        self.products: dict[str, tuple[Piece, Number]] = {}
+
+    def lines(self) -> list[Line]:
+        source = CONVENTIONS[self.convention]
+        self._products()
+        linear, pairs, other = self._linear(), self._pairs(), self._other()
+        steps = [made for made in (linear, pairs, other) if made.value]
+        whole = self.sheet.sum("forward of a sequence", steps, SEQUENCE, source)
+        self._per_token(whole, pairs)
+        if self.convention in ("exact", "hfu") and self.setup.document is None:
+            self._prefill(pairs, other)
+            self._decode()
+        elif self.convention == "kaplan" and self.setup.document is None and len(self.model.towers()) == 1:
+            each = self._sum(lambda piece: True) * 2
+            self.sheet.add("prefill", each * term(self.context), SEQUENCE, source, "flops.prefill")
+            if self.model.causal:
+                self.sheet.add("decode", each, TOKEN, source, "flops.decode")
+        return self.sheet.lines
+
+    # ---------------------------------------------------------------- products with weights
+
+    def _products(self) -> None:
+        """A line for each component of a kind of layer: its FLOPs, or for 6N its parameters."""
+        unit = "parameters a token" if self.convention in ("palm", "kaplan") else TOKEN
+        for piece in pieces(self.model, COUNTED[self.convention], stored=False):
+            row = "FLOP a sequence" if piece.what == "pooler" and unit == TOKEN else unit
+            self.products[piece.name] = piece, self.sheet.add(piece.name, piece.all, row, piece.source)
+
+    def _sum(self, kept: Callable[[Piece], bool]) -> Term:
+        return total(line for piece, line in self.products.values() if kept(piece))
+
+    def _linear(self) -> Term:
+        if self.convention in ("palm", "kaplan"):
+            return self._sum(lambda piece: True) * 2 * term(self.context)
+        return self._tokens(lambda piece: True) + self._rows(lambda piece: True)
+
+    def _tokens(self, kept: Callable[[Piece], bool]) -> Term:
+        """Of all tokens, the head among the rest."""
+        return self._sum(lambda piece: piece.what != "pooler" and kept(piece)) * term(self.context)
+
+    def _rows(self, kept: Callable[[Piece], bool]) -> Term:
+        return self._sum(lambda piece: piece.what == "pooler" and kept(piece))
+
+    # ---------------------------------------------------------------- pairs, and what neither explains
+
+    def _pairs(self) -> Number:
+        """For each attention a line of its pairs, and one of what they cost."""
+        held = []
+        for core in self.cores if self.convention != "kaplan" else ():
+            pairs, seen = self._seen(core.look)
+            if core.pairs(pairs).value:
+                name = f"{core.name} pairs"
+                pairs = named(name, self.sheet.add(name, pairs, "(query, key) pairs", seen).value)
+                made = core.pairs(pairs)
+                if self.convention == "megatron" and core.look.causal and not core.look.cross:
+                    made = made / term(2)
+                held.append(self.sheet.add(f"{core.name} core", made, SEQUENCE, cited(core.attention)))
+        return self.sheet.sum("core", held, SEQUENCE, "QKᵀ and PV") if held else Number(0)
+
+    def _seen(self, look: Look) -> tuple[Any, str]:
+        """The pairs that are counted, and which they are."""
+        if self.convention in ("exact", "hfu") and self.setup.document is not None:
+            each = named("document", self.setup.document)
+            whole, rest = divmod(self.setup.tokens(self.model), self.setup.document)
+            made = look.pairs(each, 0, self.context) * named("documents", whole)
+            cut = look.pairs(named("the last", rest), 0, self.context) if rest else 0
+            return made + cut, f"{_seen(look)}, in its own document"
+        if self.convention in ("exact", "hfu"):
+            return look.pairs(self.context, 0, self.context), _seen(look)
+        return self.context * self.context, "the whole square"
+
+    def _other(self) -> Number:
+        held = []
+        for core in self.cores if self.convention not in ("palm", "kaplan") else ():
+            made = core.other(self.context)
+            if made.value:
+                held.append(self.sheet.add(f"{core.name} states", made, SEQUENCE, cited(core.attention)))
+        return self.sheet.sum("states", held, SEQUENCE, "recurrent states, shared tables") if held else Number(0)
+
+    # ---------------------------------------------------------------- figures
+
+    def _per_token(self, whole: Number, pairs: Number) -> None:
+        mean = "the mean over a sequence's tokens"
+        self.sheet.add("forward", call("round", whole / term(self.context)), TOKEN, mean, "flops.forward")
+        again: Term = {"none": Number(0), "selective": pairs, "full": whole}[self.setup.recompute]
+        train = whole * 3
+        if self.convention == "hfu":
+            train, again = train + pairs * (FLASH_BACKWARD - 2) + again, Number(0)
+        why = "backward is twice forward: a product for each of its two inputs"
+        self.sheet.add("train", call("round", train / term(self.context)), TOKEN, why, "flops.train")
+        hardware = call("round", (train + again) / term(self.context))
+        why = f"with recomputation: {self.setup.recompute}"
+        self.sheet.add("train on hardware", hardware, TOKEN, why, "flops.train_hardware")
+
+    def _prefill(self, pairs: Number, other: Number) -> None:
+        towers = self.model.towers()
+        why = "a prompt, up to its first logits"
+        if "decoder" in towers:
+            first = self._decoded("decoder", 1, "first token")
+            seen = [core for core in self.cores if core.where == "encoder"]
+            read = [core.pairs(core.look.pairs(self.context)) + core.other(self.context) for core in seen]
+            mine = lambda piece: piece.where == "encoder"  # noqa: E731
+            made = total((self._tokens(mine), self._rows(mine), *read, self._memory("decoder") * term(self.context)))
+            self.sheet.add("prefill", made + first, SEQUENCE, why, "flops.prefill")
+            return
+        heads = self._sum(lambda piece: piece.what == "head")
+        if not self.model.causal:
+            made = self._tokens(lambda piece: True)
+        else:
+            made = self._tokens(lambda piece: piece.what != "head") + heads
+        made = total((made, self._rows(lambda piece: True), pairs, other))
+        self.sheet.add("prefill", made, SEQUENCE, why, "flops.prefill")
+
+    def _decode(self) -> None:
+        decoder = next((where for where, tower in self.model.towers().items() if tower.causal), None)
+        if decoder is None:
+            return
+        made = self._decoded(decoder, self.context, "decoding")
+        line = self.sheet.add("decode", made, TOKEN, "the last token of the context", "flops.decode")
+        expanded = self._decoded(decoder, self.context, "decoding, expanded", expanded=True, write=False)
+        if expanded.value != line.value:
+            expanded = self._decoded(decoder, self.context, "decoding, expanded", expanded=True)
+            why = "the same with keys and values of every head at hand"
+            self.sheet.add("decode expanded", expanded, TOKEN, why, "flops.decode_expanded")
+
+    def _decoded(self, decoder: str, known: Any, name: str, *, expanded: bool = False, write: bool = True) -> Term:
+        """The last of `known` tokens; a line for each attention unless `write` is off."""
+        held = known - 1
+        products = self._sum(lambda piece: piece.where == decoder and piece.what != "pooler")
+        found = []
+        for core in (core for core in self.cores if core.where == decoder):
+            pairs = core.pairs(core.look.pairs(1, held, self.context), int(held) > 0 and not expanded)
+            made = pairs + core.other(1, held)
+            label = f"{name}: {core.name}"
+            found.append(self.sheet.add(label, made, TOKEN, cited(core.attention)) if write and made.value else made)
+        return total((products, *found)) - self._memory(decoder)
+
+    def _memory(self, decoder: str) -> Term:
+        """What cross-attention's keys and values cost a token of the encoder's."""
+        tail = (".cross.k", ".cross.v")
+        found = pieces(self.model, lambda path, part: part.flops if path.endswith(tail) else 0, stored=False)
+        made = [(f"{p.name} k, v", p) for p in found if p.where == decoder]
+        written = {line.name for line in self.sheet.lines}
+        why = "made once of the encoder's output"
+        return total(
+            symbol(name, p.all.value) if name in written else self.sheet.add(name, p.all, TOKEN, why)
+            for name, p in made
+        )
+
+
+def _seen(look: Look) -> str:
+    if look.cross:
+        return "each token sees all that the encoder read"
+    if not look.causal:
+        return "both ways" if look.window is None else "so many to either side"
+    limit = "" if look.window is None else ", at most a window"
+    return f"what came before{limit}" if look.chunk is None else "what came before in a chunk"
+
+
+def _flops(path: str, part: Part) -> Any:
+    return part.flops
+
+
+def _no_routers(path: str, part: Part) -> Any:
+    return 0 if ".router." in path else part.flops
+
+
+def _multiplied(path: str, part: Part) -> Any:
+    """Parameters that a token meets in products, tables that are looked up left out."""
+    if isinstance(part, Tied):
+        return part.of.active if isinstance(part.of, Linear) else part.active
+    return 0 if isinstance(part, Embedding) else part.active
+
+
+def _inner(path: str, part: Part) -> Any:
+    return 0 if is_output(path) else _multiplied(path, part)
+
+
+COUNTED = {"exact": _flops, "hfu": _flops, "megatron": _no_routers, "palm": _multiplied, "kaplan": _inner}
+"""What each convention counts of a part."""
+
+
+def flops(model: Any, setup: Setup) -> list[Line]:
+    """Lines of a traced model by the set-up's convention."""
+    return Flops(model, setup).lines()

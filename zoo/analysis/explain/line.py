@@ -1,0 +1,113 @@
+"""A line of an explanation: a figure, the formula it comes of, and where that is from."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from zoo.analysis.explain.terms import Number, Term, product, symbol, term, total
+
+CITATION = re.compile(
+    r"[A-Z][\w-]+(?:(?: et al\.|,? [A-Z][\w-]+(?: and [A-Z][\w-]+)?| and [A-Z][\w-]+))?, (?:19|20)\d\d"
+)
+"""`Ainslie et al., 2023` or `Gu and Dao, 2023`, as docstrings cite."""
+
+NUMBER = re.compile(r"−?[\d.]+(e[+-]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Line:
+    """`figure` is the dotted path of the same number in what `price` gives, where it is there."""
+
+    section: str
+    name: str
+    term: Term
+    unit: str
+    source: str
+    figure: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """As plain data; `values` is `formula` with the numbers put in."""
+        return {
+            "section": self.section,
+            "name": self.name,
+            "formula": self.term.formula,
+            "values": self.term.values,
+            "result": self.term.value,
+            "unit": self.unit,
+            "source": self.source,
+            "figure": self.figure,
+        }
+
+
+@dataclass
+class Sheet:
+    """Lines as they are written; each gives a symbol by which later ones refer to it."""
+
+    section: str
+    lines: list[Line] = field(default_factory=list)
+
+    def add(self, name: str, made: Any, unit: str, source: str, figure: str = "") -> Number:
+        line = Line(self.section, name, term(made), unit, source, figure)
+        self.lines.append(line)
+        return symbol(name, line.term.value)
+
+    def sum(self, name: str, of: Iterable[Term], unit: str, source: str, figure: str = "") -> Number:
+        """A line that adds up others."""
+        return self.add(name, total(of), unit, source, figure)
+
+
+def layers(tower: Any, kind: str, stored: bool = False) -> Term:
+    """How many layers a kind has, or how many of them have weights of their own."""
+    count = (tower.stack.stored() if stored else tower.pattern).count(kind)
+    if stored and tower.shared_layers:
+        return Number(count)
+    return symbol("n_layers" if len(tower.blocks) == 1 else f"n_layers[{kind}]", count)
+
+
+def place(where: str, name: str, tower: Any, kind: str | None = None) -> str:
+    """What a component of a tower and a kind of layer goes by: `attention`, `attention[near]`, `encoder.attention`."""
+    kinds = f"[{kind}]" if kind is not None and len(tower.blocks) > 1 else ""
+    return f"{where}.{name}{kinds}" if where else f"{name}{kinds}"
+
+
+def times(copies: Term, made: Any) -> Term:
+    return product((copies, term(made)))
+
+
+def cited(owner: Any) -> str:
+    """A component's class, and the first paper that its docstring's first paragraph names."""
+    found = CITATION.search(" ".join((type(owner).__doc__ or "").split("\n\n")[0].split()))
+    return f"{type(owner).__name__}, {found[0]}" if found else type(owner).__name__
+
+
+def explained(rows: Iterable[Mapping[str, Any]], width: int = 80) -> str:
+    """An explanation as text no wider than `width`."""
+    written, section = [], None
+    for row in rows:
+        if row["section"] != section:
+            section = row["section"]
+            written += ["", section] if written else [section]
+        result = f"{row['result']:,}" if isinstance(row["result"], int) else f"{row['result']:,.6g}"
+        source = f"  [{row['source']}]" if row["source"] else ""
+        written += _wrapped(f"{row['name']}: {result} {row['unit']}{source}".rstrip(), 2, width)
+        if row["formula"] != row["values"]:
+            written += _wrapped(f"= {row['formula']}", 6, width)
+        if not NUMBER.fullmatch(row["values"]):
+            written += _wrapped(f"= {row['values']}", 6, width)
+    return "\n".join(written)
+
+
+def _wrapped(text: str, indent: int, width: int) -> list[str]:
+    """Lines of a text, the second and later ones two further in."""
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * (indent + 2),
+        break_on_hyphens=False,
+        break_long_words=False,
+    )

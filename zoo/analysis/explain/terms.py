@@ -1,0 +1,360 @@
+"""Numbers that remember how they came about, so that a formula and its value are one thing and cannot drift.
+
+A Term prints itself with its symbols (`n_layers·d_model`) and with what they stand for (`32·4096`), and is worth what
+it says. A Traced is an int with its Term: a component whose fields are Traced states its own formulas, for `parts`,
+`cache` and the rest are plain arithmetic on fields. `zoo.analysis.explain` reads them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zoo.spec import Spec
+
+# ---------------------------------------------------------------- terms
+
+
+class Term:
+    """An expression: `value` is exact, `text(named)` is written with symbols or with the numbers behind them."""
+
+    loose = False  # whether it needs brackets inside a product
+
+    @property
+    def value(self) -> Any:
+        raise NotImplementedError
+
+    def text(self, named: bool) -> str:
+        raise NotImplementedError
+
+    @property
+    def formula(self) -> str:
+        return self.text(True)
+
+    @property
+    def values(self) -> str:
+        return self.text(False)
+
+    def __add__(self, other: Any) -> Term:
+        return total((self, term(other)))
+
+    __radd__ = __add__
+
+    def __mul__(self, other: Any) -> Term:
+        return product((self, term(other)))
+
+    def __rmul__(self, other: Any) -> Term:
+        return product((term(other), self))
+
+    def __sub__(self, other: Any) -> Term:
+        return total((self, product((Number(-1), term(other)))))
+
+    def __truediv__(self, other: Any) -> Term:
+        return quotient(self, term(other))
+
+
+@dataclass(frozen=True)
+class Number(Term):
+    """A number, with the symbol it goes by, if any."""
+
+    number: Any
+    symbol: str = ""
+
+    @property
+    def value(self) -> Any:
+        return self.number
+
+    def text(self, named: bool) -> str:
+        return self.symbol if named and self.symbol else f"{self.number:.12g}" if self.fraction else str(self.number)
+
+    @property
+    def fraction(self) -> bool:
+        return not isinstance(self.number, int)
+
+
+@dataclass(frozen=True)
+class Product(Term):
+    """Factors, at most one of them a number without a symbol, which is the first."""
+
+    factors: tuple[Term, ...]
+
+    @property
+    def value(self) -> Any:
+        return math.prod(factor.value for factor in self.factors)
+
+    def text(self, named: bool) -> str:
+        texts = [f"({f.text(named)})" if f.loose else f.text(named) for f in self.factors]
+        return (" · " if any(f.loose for f in self.factors) else "·").join(texts)
+
+
+@dataclass(frozen=True)
+class Sum(Term):
+    """Terms, those that differ in a number alone added up."""
+
+    terms: tuple[Term, ...]
+
+    loose = True
+
+    @property
+    def value(self) -> Any:
+        return sum(each.value for each in self.terms)
+
+    def text(self, named: bool) -> str:
+        written = ""
+        for each in self.terms:
+            count, rest = parted(each)
+            sign = "−" if count < 0 else "+"
+            positive = product((Number(abs(count)), rest))
+            written += f" {sign} {positive.text(named)}" if written else ("−" * (count < 0)) + positive.text(named)
+        return written
+
+
+@dataclass(frozen=True)
+class Quotient(Term):
+    """One over the other."""
+
+    above: Term
+    below: Term
+
+    @property
+    def value(self) -> Any:
+        above, below = self.above.value, self.below.value
+        exact = isinstance(above, int) and isinstance(below, int) and above % below == 0
+        return above // below if exact else above / below
+
+    def text(self, named: bool) -> str:
+        above, below = (f"({t.text(named)})" if t.loose else t.text(named) for t in (self.above, self.below))
+        space = " " if " " in above + below else ""
+        return f"{above}{space}/{space}{f'({below})' if isinstance(self.below, Product | Quotient) else below}"
+
+
+@dataclass(frozen=True)
+class Call(Term):
+    """A function of terms by name: one of FUNCTIONS."""
+
+    name: str
+    inputs: tuple[Term, ...]
+
+    @property
+    def value(self) -> Any:
+        return FUNCTIONS[self.name](*(each.value for each in self.inputs))
+
+    def text(self, named: bool) -> str:
+        return f"{self.name}({', '.join(each.text(named) for each in self.inputs)})"
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "min": min,
+    "max": max,
+    "floor": math.floor,
+    "ceil": math.ceil,
+    "round": round,
+    "mod": lambda a, b: a % b,
+    "pow": pow,
+}
+
+
+def term(value: Any) -> Term:
+    """What a number is made of: a Traced its Term, any other is itself."""
+    if isinstance(value, Term):
+        return value
+    return value.term if isinstance(value, Traced) else Number(int(value) if isinstance(value, bool) else value)
+
+
+def parted(each: Term) -> tuple[Any, Term]:
+    """The number in front, and the rest."""
+    if isinstance(each, Number) and not each.symbol:
+        return each.number, Number(1)
+    if isinstance(each, Product) and isinstance(each.factors[0], Number) and not each.factors[0].symbol:
+        return each.factors[0].number, product(each.factors[1:])
+    if isinstance(each, Quotient):
+        count, rest = parted(each.above)
+        return (count, quotient(rest, each.below)) if count < 0 else (1, each)
+    return 1, each
+
+
+def product(factors: Iterable[Term]) -> Term:
+    """Their product: numbers multiplied and in front, and one quotient for all."""
+    count, above, below = 1, [], []
+    for factor in factors:
+        if isinstance(factor, Quotient):
+            below.append(factor.below)
+            factor = factor.above
+        for each in factor.factors if isinstance(factor, Product) else (factor,):
+            if isinstance(each, Number) and not each.symbol:
+                count *= each.number
+            else:
+                above.append(each)
+    if count == 0 or not above:
+        upper: Term = Number(count)
+    else:
+        kept = above if count == 1 else [Number(count), *above]
+        upper = kept[0] if len(kept) == 1 else Product(tuple(kept))
+    return quotient(upper, product(below)) if below and count else upper
+
+
+def total(terms: Iterable[Term]) -> Term:
+    """Their sum: of terms that differ in a number alone the numbers are added."""
+    counts: dict[Any, list[Any]] = {}
+    for each in (inner for outer in terms for inner in _summands(outer)):
+        count, rest = parted(each)
+        factors = rest.factors if isinstance(rest, Product) else (rest,)
+        found = counts.setdefault(tuple(sorted((f.formula, f.values) for f in factors)), [0, rest])
+        found[0] += count
+    kept = [product((Number(count), rest)) for count, rest in counts.values() if count]
+    kept.sort(key=lambda each: isinstance(each, Number) and not each.symbol)  # a bare number last
+    kept.sort(key=lambda each: parted(each)[0] < 0)  # and what is taken away behind the rest
+    return kept[0] if len(kept) == 1 else Sum(tuple(kept)) if kept else Number(0)
+
+
+def _summands(each: Term) -> tuple[Term, ...]:
+    """What a term adds to a sum: of a sum its own terms, also where it is taken away."""
+    count, rest = parted(each)
+    if not isinstance(rest, Sum) or abs(count) != 1:
+        return (each,)
+    return rest.terms if count == 1 else tuple(product((Number(-1), inner)) for inner in rest.terms)
+
+
+def quotient(above: Term, below: Term) -> Term:
+    """One over the other, without the factors that both have."""
+    over, under = ([*t.factors] if isinstance(t, Product) else [t] for t in (above, below))
+    for factor in [*under]:
+        if factor in over and not (isinstance(factor, Number) and not factor.symbol):
+            over.remove(factor)
+            under.remove(factor)
+    if len(over) < len(above.factors if isinstance(above, Product) else (above,)):
+        return quotient(product(over), product(under))
+    (left, rest), (right, divisor) = parted(above), parted(below)
+    if isinstance(left, int) and isinstance(right, int) and (shared := math.gcd(left, right)) > 1:
+        return quotient(product((Number(left // shared), rest)), product((Number(right // shared), divisor)))
+    return above if below == Number(1) else Quotient(above, below)
+
+
+def call(name: str, *inputs: Any) -> Term:
+    """A function of FUNCTIONS, of terms or numbers."""
+    return Call(name, tuple(term(each) for each in inputs))
+
+
+def symbol(name: str, value: Any) -> Number:
+    """A number that goes by a name."""
+    return Number(value, name)
+
+
+# ---------------------------------------------------------------- numbers that are traced
+
+
+class Traced(int):
+    """An int that knows its Term. Sums, products and quotients of such are such; whatever else is done with it gives a
+    plain number."""
+
+    term: Term
+
+    def __new__(cls, value: int, made: Term) -> Traced:
+        self = super().__new__(cls, value)
+        self.term = made
+        return self
+
+    def __add__(self, other: Any) -> Any:
+        return _traced(int.__add__(self, other), lambda: self.term + other)
+
+    def __radd__(self, other: Any) -> Any:
+        return _traced(int.__radd__(self, other), lambda: term(other) + self)
+
+    def __sub__(self, other: Any) -> Any:
+        return _traced(int.__sub__(self, other), lambda: self.term - other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return _traced(int.__rsub__(self, other), lambda: term(other) - self)
+
+    def __mul__(self, other: Any) -> Any:
+        return _traced(int.__mul__(self, other), lambda: self.term * other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return _traced(int.__rmul__(self, other), lambda: term(other) * self)
+
+    def __neg__(self) -> Any:
+        inner = self.term.inputs[0] if isinstance(self.term, Call) and self.term.name == "floor" else None
+        if inner is not None and parted(inner)[0] < 0:  # −⌊−x⌋ is how code writes ⌈x⌉
+            return Traced(-int(self), call("ceil", inner * -1))
+        return Traced(-int(self), self.term * -1)
+
+    def __floordiv__(self, other: Any) -> Any:
+        divided = lambda: self.term / other if int(self) % other == 0 else call("floor", self.term / other)  # noqa: E731
+        return _traced(int.__floordiv__(self, other), divided)
+
+    def __mod__(self, other: Any) -> Any:
+        return _traced(int.__mod__(self, other), lambda: call("mod", self, other))
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+
+def _traced(value: Any, made: Callable[[], Term]) -> Any:
+    return value if value is NotImplemented else Traced(value, made())
+
+
+def named(name: str, value: int) -> Traced:
+    """A traced int that goes by a name."""
+    return Traced(value, Number(int(value), name))
+
+
+# ---------------------------------------------------------------- Specs of traced numbers
+
+
+def trace(spec: Any) -> Any:
+    """A model whose dimensions are traced under the names of their YAML keys.
+
+    A key that has more than one value within a layer, or outside the layers, goes by its whole path there
+    (`ffn.shared.d_ff`). The copy is for asking components what they count; it is not validated again.
+    """
+    towers = spec.towers()
+    if "" not in towers:
+        return _copy(spec, {name: trace(tower) for name, tower in towers.items()})
+    outside = {"d_model": spec.d_model}
+    blocks = {kind: _named(block, _names(block, outside), "") for kind, block in spec.blocks.items()}
+    own = _names(spec, {}, skip=("blocks",))
+    return _copy(_named(spec, own, "", skip=("blocks",)), {"blocks": blocks})
+
+
+def _copy(spec: Any, changes: Mapping[str, Any]) -> Any:
+    made = copy.copy(spec)
+    for name, value in changes.items():
+        object.__setattr__(made, name, value)  # a Spec is frozen; its copy is ours alone
+    return made
+
+
+def _numbers(spec: Any, path: str, skip: tuple[str, ...] = ()) -> Iterator[tuple[str, str, int]]:
+    """Every dimension: its path, key and value."""
+    for name, value in _fields(spec, skip):
+        inner = f"{path}.{name}" if path else name
+        if isinstance(value, Spec):
+            yield from _numbers(value, inner)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield inner, name, value
+
+
+def _fields(spec: Any, skip: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    return ((field.name, getattr(spec, field.name)) for field in spec.fields() if field.name not in skip)
+
+
+def _names(spec: Any, outside: Mapping[str, int], skip: tuple[str, ...] = ()) -> dict[str, str]:
+    """What each dimension goes by, by its path."""
+    found = [*((name, name, value) for name, value in outside.items()), *_numbers(spec, "", skip)]
+    values: dict[str, set[int]] = {}
+    for _, name, value in found:
+        values.setdefault(name, set()).add(value)
+    return {path: name if len(values[name]) == 1 else path for path, name, _ in found}
+
+
+def _named(spec: Any, names: Mapping[str, str], path: str, skip: tuple[str, ...] = ()) -> Any:
+    changes: dict[str, Any] = {}
+    for name, value in _fields(spec, skip):
+        inner = f"{path}.{name}" if path else name
+        if isinstance(value, Spec):
+            changes[name] = _named(value, names, inner)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            changes[name] = named(names[inner], value)
+    return _copy(spec, changes)

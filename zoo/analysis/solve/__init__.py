@@ -1,0 +1,12 @@
+"""Questions asked of the price backwards: what is the most that fits, and what shape costs so much.
+
+Every answer is searched for on the exact price, by bisection where it only grows, so that windows that fill up, blocks
+of a paged cache and latents count as they do in `zoo stats`. Plain data comes out. No torch.
+"""
+
+from zoo.analysis.solve.cache import smaller_caches
+from zoo.analysis.solve.fit import Room, largest_batch, largest_context
+from zoo.analysis.solve.gpus import smallest_gpus
+from zoo.analysis.solve.shape import Budget, shapes
+
+__all__ = ["Budget", "Room", "largest_batch", "largest_context", "shapes", "smaller_caches", "smallest_gpus"]

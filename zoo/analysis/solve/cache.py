@@ -1,0 +1,75 @@
+"""What would bring the KV cache under a budget: fewer key heads, or a window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from zoo.analysis.solve.search import crossing
+from zoo.compose.model import compose_model, to_spec
+from zoo.costs.cache import kv_cache
+from zoo.costs.setup import Setup
+from zoo.errors import ConfigError
+
+
+def smaller_caches(model: Any, overrides: Iterable[str], most: float, setup: Setup) -> list[dict[str, Any]]:
+    """The model as it is, then each single change that brings its cache to `most` bytes or less, changing no more than
+    it must: the `overrides` that make it, and the `bytes` it comes to.
+
+    The most key heads that divide the query heads, and the widest window. A change that this attention does not know,
+    or of which even the utmost does not do, is left out. Raises ConfigError for a model that keeps no cache.
+    """
+    if most <= 0:
+        raise ConfigError(f"bytes: must be above 0, found {most:g}")
+    typed = list(overrides)
+    spec = to_spec(compose_model(model, typed))
+    held = kv_cache(spec, setup)["bytes"]
+    if not held:
+        raise ConfigError("bytes: this model generates nothing and keeps no cache (a decoder would)")
+    found = [{"change": None, "overrides": typed, "bytes": held, "fits": held <= most}]
+    if held <= most:
+        return found
+    for change in ("n_kv_heads", "window"):
+        for key in (change, f"attention.{change}"):
+            try:
+                value = (
+                    _key_heads(model, typed, key, spec, most, setup)
+                    if change == "n_kv_heads"
+                    else (_window(model, typed, key, most, setup, setup.tokens(spec)))
+                )
+            except ConfigError:
+                continue  # nothing in this model reads the key
+            if value is not None:
+                made = [*typed, f"{key}={value}"]
+                held = _bytes(model, made, setup)
+                found.append({"change": change, "overrides": made, "bytes": held, "fits": True})
+            break
+    return found
+
+
+def _bytes(model: Any, overrides: Iterable[str], setup: Setup) -> int:
+    return kv_cache(to_spec(compose_model(model, overrides)), setup)["bytes"]
+
+
+def _key_heads(model: Any, typed: list[str], key: str, spec: Any, most: float, setup: Setup) -> int | None:
+    for heads in _divisors(spec):
+        if _bytes(model, [*typed, f"{key}={heads}"], setup) <= most:
+            return heads
+    return None
+
+
+def _divisors(spec: Any) -> Iterator[int]:
+    """Numbers of key heads below those there are, most first, that every layer's query heads are a multiple of."""
+    blocks = [block for tower in spec.towers().values() if tower.causal for block in tower.blocks.values()]
+    query = [heads for block in blocks if (heads := getattr(block.attention, "n_heads", None))]
+    kept = [heads for block in blocks if (heads := getattr(block.attention, "n_kv_heads", None))]
+    for heads in range(max(kept, default=1) - 1, 0, -1):
+        if all(each % heads == 0 for each in query):
+            yield heads
+
+
+def _window(model: Any, typed: list[str], key: str, most: float, setup: Setup, context: int) -> int | None:
+    def share(window: int) -> float:
+        return _bytes(model, [*typed, f"{key}={window}"], setup) / most
+
+    return crossing(share, 1, context) or None

@@ -1,0 +1,119 @@
+"""The most that fits on a GPU: sequences at once, or tokens of a sequence."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from zoo.analysis.solve.search import reach
+from zoo.costs.generating import generating
+from zoo.costs.price import price
+from zoo.costs.roofline import RUNTIME, USABLE
+from zoo.costs.setup import Setup
+from zoo.errors import ConfigError
+
+TRAINING = ("weights", "gradients", "optimizer", "activations", "loss_head", "step")
+"""What a training step takes; not all of it stands at the same time."""
+
+MOST = 1 << 24
+"""Sequences, or tokens of one, beyond which nothing is searched."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Room:
+    """What a GPU's memory leaves for a model: `usable` of `memory` bytes, the rest being left to fragmentation (as
+    vLLM's gpu_memory_utilization), less the `runtime` bytes that CUDA and its libraries take first."""
+
+    memory: int
+    usable: float = USABLE
+    runtime: float = RUNTIME
+    gpu: str | None = None
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not 0 < self.usable <= 1:
+            faults.append(f"usable: is a share of the memory, found {self.usable:g} (above 0, at most 1)")
+        if self.runtime < 0:
+            faults.append(f"runtime: bytes cannot be below 0, found {self.runtime:g}")
+        if not faults and self.bytes < 1:
+            faults.append(f"memory: nothing is left of {self.memory:,} bytes (a larger one, or less runtime)")
+        if faults:
+            raise ConfigError(*faults)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes for the model."""
+        return int(self.usable * self.memory - self.runtime)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Itself as plain data."""
+        return {**dataclasses.asdict(self), "bytes": self.bytes}
+
+
+def needed(spec: Any, setup: Setup, *, train: bool = False, prefill: bool = True) -> dict[str, int]:
+    """Bytes on one GPU by what takes them, and their `total`: at the peak of a training step, or of generating.
+
+    Without `prefill` a prompt is read in pieces too small to count, so that generating takes weights and cache alone.
+    Raises ConfigError for a model that generates nothing, unless it is trained, and for dimensions that the ranks do
+    not divide.
+    """
+    if not train:
+        parts = generating(spec, setup)
+        return parts if prefill else without_prefill(parts)
+    memory = price(spec, dataclasses.replace(setup, gpu=None))["memory"]  # with one it would be timed, too, each time
+    if "train_peak" not in memory:
+        raise ConfigError(f"train: its peak is not known, {memory['activations_unknown']} (without --train would do)")
+    parts = {name: memory[name] for name in TRAINING if name in memory}
+    return {**parts, "total": memory["train_peak"]}
+
+
+def without_prefill(parts: dict[str, int]) -> dict[str, int]:
+    """What generating takes where a prompt is read in pieces too small to count."""
+    kept = {name: size for name, size in parts.items() if name not in ("prefill", "total")}
+    return {**kept, "total": sum(kept.values())}
+
+
+def largest_batch(
+    spec: Any, setup: Setup, room: Room, *, train: bool = False, prefill: bool = True, most: int = MOST
+) -> dict[str, Any]:
+    """The most sequences of the set-up's context that fit, and the bytes with them and with one more."""
+    answer = _solve("batch", spec, setup, room, most, train, prefill)
+    return {"batch": answer.pop("found"), "context": setup.tokens(spec), **answer}
+
+
+def largest_context(
+    spec: Any, setup: Setup, room: Room, *, train: bool = False, prefill: bool = True, most: int = MOST
+) -> dict[str, Any]:
+    """The most tokens with which the set-up's sequences fit, and the bytes with them and with one more.
+
+    More than the model's max_seq_len may come out, with a note, unless its table of positions ends there.
+    """
+    table = min((tower.position.limit for tower in spec.towers().values() if tower.position.limit), default=None)
+    answer = _solve("context", spec, setup, room, most if table is None else min(most, table), train, prefill)
+    found, trained = answer.pop("found"), spec.max_seq_len
+    if found == table:
+        answer["notes"] = [f"the table of positions ends at {table:,} tokens, not the memory"]
+    if found > trained:
+        answer["notes"].append(f"the model's max_seq_len is {trained:,}: beyond it memory would do, quality may not")
+    return {"context": found, "batch": setup.batch, **answer}
+
+
+def _solve(name: str, spec: Any, setup: Setup, room: Room, most: int, train: bool, prefill: bool) -> dict[str, Any]:
+    @functools.cache
+    def need(value: int) -> dict[str, int]:
+        return needed(spec, dataclasses.replace(setup, **{name: value}), train=train, prefill=prefill)
+
+    found = reach(lambda value: need(value)["total"] / room.bytes, most)
+    now = need(max(found, 1))
+    answer: dict[str, Any] = {"found": found, "fits": found > 0, "mode": "train" if train else "generate"}
+    answer |= {"gpus": setup.ranks, "needed": now}
+    if not found:
+        answer["short"] = now["total"] - room.bytes
+    elif found < most:  # beyond which there may be no positions
+        answer["one_more"] = need(found + 1)
+    before = {} if found < 2 else need(found - 1)
+    grows = {part: now[part] - before.get(part, 0) for part in now if part != "total"}
+    answer["binds"] = max(grows, key=lambda part: grows[part])
+    answer["notes"] = [f"searched no further than {most:,}"] if found == most else []
+    return {**answer, "room": room.as_dict()}

@@ -1,0 +1,156 @@
+"""A model as proportions: what its dimensions become at another width."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from zoo import grammar
+from zoo.compose.model import compose_model, to_spec
+from zoo.errors import ConfigError
+
+Dims = dict[str, int]
+"""Dimensions by the dotted key that an override sets them at."""
+
+SOLVED = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff")
+
+
+def step_of_width(width: int) -> int:
+    """Widths are multiples of this: of 128, so that the tiles of a matrix product are full; of 64 where that is coarse,
+    and of more where it would be finer than matters."""
+    for limit, step in ((512, 64), (4096, 128), (8192, 256)):
+        if width < limit:
+            return step
+    return 512
+
+
+def step_of_ffn(width: int) -> int:
+    """What d_ff is a multiple of beside a residual stream of this width."""
+    return 64 if width < 2048 else 128 if width < 4096 else 256
+
+
+class Recipe:
+    """A composed model whose dimensions can be set anew.
+
+    `own` are its dimensions as published, `dims` those under the user's overrides; `fixed` are the keys these set.
+    `solved` are the ones that a shape states: those that something in the model reads, fixed ones left out.
+    """
+
+    def __init__(self, model: Any, overrides: Iterable[str]) -> None:
+        composed = compose_model(model, overrides)
+        spec = to_spec(composed)
+        self.model, self.typed, self.cfg = model, composed.typed, composed.cfg
+        self.fixed = set(composed.touched)
+        self.dims = _stated(self.cfg)
+        self.own = {**self.dims, **(_stated(compose_model(model, ()).cfg) if composed.typed else {})}
+        OmegaConf.set_struct(self.cfg, False)
+        asked = (key for key in self.dims if key in SOLVED or key.endswith(".d_ff"))  # an expert's, a dense layer's
+        self.solved = [key for key in asked if key not in self.fixed]
+        self.unread = self._unread()
+        self.solved = [key for key in self.solved if key not in self.unread]
+        self.least_layers = max(_until_all_kinds(tower.pattern) for tower in spec.towers().values())
+        self._specs: dict[tuple[int, ...], Any] = {}
+
+    def _unread(self) -> set[str]:
+        """Dimensions that are stated and change nothing, such as key heads where attention has a latent."""
+        try:
+            grammar.to_spec(self.cfg, self.solved)
+        except ConfigError as error:
+            return {fault.split(":")[0] for fault in error.faults}
+        return set()
+
+    def spec(self, dims: Mapping[str, int]) -> Any:
+        """The Spec with these dimensions, one for each of `solved`."""
+        values = tuple(dims[key] for key in self.solved)
+        if values not in self._specs:
+            for key, value in zip(self.solved, values, strict=True):
+                OmegaConf.update(self.cfg, key, value)
+            self._specs[values] = grammar.to_spec(self.cfg)
+        return self._specs[values]
+
+    def overrides_of(self, dims: Mapping[str, int]) -> list[str]:
+        """What a user types to get these dimensions."""
+        return [*self.typed, *(f"{key}={dims[key]}" for key in self.solved)]
+
+    def at_width(self, width: int) -> Iterator[Dims]:
+        """Dimensions at this width, depth left as it is: with the recipe's share of key heads, then with fewer. None
+        where its heads do not fit the width."""
+        dims = {key: self.dims[key] for key in self.solved} | ({} if "d_model" in self.fixed else {"d_model": width})
+        for key in self.solved:
+            if key.split(".")[-1] == "d_ff":
+                dims[key] = self.ffn(width, key)
+        n_heads = self._heads(width)
+        if n_heads is None:
+            return
+        if "n_heads" in dims:
+            dims["n_heads"] = n_heads
+        if "n_kv_heads" not in dims:
+            kept = self.dims.get("n_kv_heads", n_heads)
+            yield from () if "n_kv_heads" in self.fixed and n_heads % kept else (dims,)
+            return
+        yield from ({**dims, "n_kv_heads": n} for n in self._key_heads(n_heads))
+
+    def _key_heads(self, n_heads: int) -> list[int]:
+        """Numbers of key heads that divide these query heads, the recipe's share of them or what is nearest first, then
+        fewer. None where the nearest is far off, or where there are heads enough to keep the share."""
+        group = self.own["n_heads"] / self.own["n_kv_heads"]
+        if n_heads >= 4 * group and n_heads % group:
+            return []
+        divisors = [n for n in range(n_heads, 0, -1) if n_heads % n == 0]
+        nearest = min(divisors, key=lambda n: abs(math.log(n * group / n_heads)))
+        return [n for n in divisors if n <= nearest] if 0.5 <= nearest * group / n_heads <= 2 else []
+
+    def ffn(self, width: int, key: str = "d_ff", ratio: float = 1.0) -> int:
+        """d_ff near `ratio` times the recipe's multiple of the width."""
+        step = step_of_ffn(width)
+        return max(1, round(ratio * width * self.own[key] / self.own["d_model"] / step)) * step
+
+    def _heads(self, width: int) -> int | None:
+        """Query heads at this width; None where the recipe's fill the width exactly and cannot here."""
+        if "n_heads" not in self.solved:
+            return self.dims.get("n_heads", 1)
+        was = self.own["n_heads"] * self.own.get("head_dim", 1)
+        heads = width * was / self.own["d_model"] / self.dims.get("head_dim", 1)
+        if was == self.own["d_model"]:
+            return int(heads) if heads.is_integer() else None
+        group = self.own["n_heads"] // self.own.get("n_kv_heads", self.own["n_heads"])
+        return max(1, round(heads / group)) * group
+
+
+def truncated(spec: Any, layers: int) -> Any:
+    """A Spec with the first so many layers of each tower that is as deep as the model: what n_layers would make of it,
+    as a pattern repeats to n_layers."""
+
+    def cut(tower: Any) -> Any:
+        return dataclasses.replace(tower, pattern=tower.pattern[:layers])
+
+    towers = spec.towers()
+    if "" in towers:
+        return cut(spec)
+    deep = {name: cut(tower) for name, tower in towers.items() if tower.n_layers == spec.n_layers}
+    return dataclasses.replace(spec, **deep)
+
+
+def _stated(cfg: Any) -> Dims:
+    """Every whole number that the model's file states, by dotted key."""
+    found: Dims = {}
+
+    def visit(node: Mapping[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, Mapping):
+                visit(value, f"{prefix}{key}.")
+            elif isinstance(value, int) and not isinstance(value, bool):
+                found[f"{prefix}{key}"] = value
+
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(raw, dict)
+    visit({str(key): value for key, value in raw.items() if key != "about"}, "")
+    return found
+
+
+def _until_all_kinds(pattern: tuple[str, ...]) -> int:
+    return max(pattern.index(kind) + 1 for kind in set(pattern))

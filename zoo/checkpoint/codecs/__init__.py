@@ -1,3 +1,0 @@
-"""Functions of the families' language (expression.py), by what they are about. Importing this registers them."""
-
-from zoo.checkpoint.codecs import encoder, layers, rope, words  # noqa: F401

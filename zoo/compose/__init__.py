@@ -1,0 +1,40 @@
+"""From what the user names (a packaged model, a YAML file, a mapping) and overrides to a Spec. No torch.
+
+Hydra's own engine composes; `zoo.compose.engine` holds every name of Hydra that we touch. Nothing is imported until it
+is called, so `import zoo.compose` costs nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from zoo.model.tower import Decoder
+
+
+def load(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Decoder:
+    """The Spec of a packaged model, a YAML file or a mapping, with Hydra overrides that need no `model.` prefix.
+
+    What a config.json says and the Spec leaves out (`zoo.checkpoint.hf.described`) is a UserWarning. Raises ConfigError
+    that holds every fault of the target and of the overrides.
+    """
+    from zoo.compose.model import Composer, to_spec
+
+    composer = Composer(target)
+    for note in composer.found.notes:
+        warnings.warn(note, stacklevel=2)
+    return to_spec(composer.compose([overrides] if isinstance(overrides, str) else list(overrides)))
+
+
+def compose(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> DictConfig:
+    """The composed but unresolved YAML of a model. Raises ConfigError for faulty overrides; values are not checked."""
+    from zoo.compose.model import compose_model
+
+    composed = compose_model(target, overrides)
+    composed.refuse_faults()
+    return composed.cfg

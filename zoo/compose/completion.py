@@ -1,0 +1,90 @@
+"""What may come next on the command line: packaged names, groups, options, dotted keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+from zoo.compose.composing import TRAINING, Composed, compose
+from zoo.compose.engine import CachingConfigRepository, repository
+from zoo.compose.faults import children
+from zoo.compose.model import find, names, with_defaults
+from zoo.errors import ConfigError
+from zoo.grammar import AXES, DIMS
+
+
+def targets(word: str) -> list[str]:
+    """Packaged models that begin so; none where a path is being typed, which is for the shell to complete."""
+    return [] if "/" in word else [name for name in names() if name.startswith(word)]
+
+
+def overrides(target: str | None, typed: Sequence[str], word: str) -> list[str]:
+    """Overrides that begin with `word`, for a model, or for training where `target` is None.
+
+    Faulty ones among those typed before are passed over.
+    One that is the only answer and ends in `=` or `.` brings what may follow, so that the shell adds no space.
+    """
+    sign = word[: len(word) - len(word.lstrip("+~"))]
+    try:
+        config = _Config(target, typed)
+    except ConfigError:
+        return []
+    word = word.removeprefix(sign)
+    found = config.answers(word)
+    while len(found) == 1 and found[0].endswith((".", "=")) and (more := config.answers(found[0])) and more != found:
+        found = [*found, *more] if found[0].endswith("=") else more
+    return [sign + each for each in found]
+
+
+class _Config:
+    """A composed config, and the names by which the user knows its groups."""
+
+    def __init__(self, target: str | None, typed: Sequence[str]) -> None:
+        self.root = "model" if target is None else ""
+        self.repo, self.composed = _compose(target, typed)
+        self.groups = self._groups()
+
+    def _groups(self) -> dict[str, str]:
+        """The group behind each key: `attention`, and in a training config `model.attention` too."""
+        groups = {axis: axis for axis in AXES}
+        for place in self.composed.choices:
+            group, _, package = place.partition("@")
+            if group != "model" or self.root:
+                groups |= {key: group for key in (group, package) if key and not key.startswith(("hydra", "_"))}
+        return groups
+
+    def answers(self, word: str) -> list[str]:
+        key, equals, value = word.partition("=")
+        if equals:
+            before, comma, last = value.rpartition(",")
+            return sorted(f"{key}={before}{comma}{v}" for v in self._values(key) if v.startswith(last))
+        parent, _, name = word.rpartition(".")
+        found = {f"{group}=" for group in self.groups if group.startswith(word) and group.rpartition(".")[0] == parent}
+        if parent == self.root:
+            found |= {f"{parent}.{dim}=".lstrip(".") for dim in DIMS if dim.startswith(name)}
+        node = OmegaConf.select(self.composed.cfg, parent) if parent else self.composed.cfg
+        for child, below in children(node) if isinstance(node, DictConfig) else ():
+            if child.startswith(name) and (parent or child != "hydra"):
+                found.add(f"{parent}.{child}".lstrip(".") + ("=" if below is None else "."))
+        return sorted(found)
+
+    def _values(self, key: str) -> Iterable[str]:
+        """The options of a group, or what a key may be or is."""
+        if key in self.groups:
+            return self.repo.get_group_options(self.groups[key])
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(self.composed.cfg, parent) if parent else self.composed.cfg
+        if not isinstance(node, DictConfig) or name not in node or OmegaConf.is_interpolation(node, name):
+            return []
+        value = node[name]
+        return ["true", "false"] if isinstance(value, bool) else [] if OmegaConf.is_config(value) else [str(value)]
+
+
+def _compose(target: str | None, typed: Sequence[str]) -> tuple[CachingConfigRepository, Composed]:
+    if target is None:
+        repo = repository()
+        return repo, compose(repo, TRAINING, typed, label="config", root="model")
+    found = find(target)
+    repo = repository(*([found.folder] if found.folder else []))
+    return repo, compose(repo, with_defaults(found.body, repo, found.label), typed, label=found.label)

@@ -1,0 +1,258 @@
+"""One config from a primary body and overrides, with every fault of the overrides listed at once."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from zoo import grammar
+from zoo.compose.engine import (
+    CachingConfigRepository,
+    ConfigLoaderImpl,
+    DefaultsList,
+    HydraException,
+    Override,
+    OverrideType,
+    primary,
+    primary_name,
+)
+from zoo.compose.faults import FAULTS, descend, one_line, unknown_key
+from zoo.compose.overrides import Choices, parse, refuse_sweeps, renamed, repeated, text
+from zoo.errors import ConfigError
+
+TRAINING: Mapping[str, Any] = {"defaults": ["/config", "_self_"]}
+"""The body of a training config that says nothing of its own."""
+
+_READS = re.compile(r"\$\{(?:up|or):([^}]*)\}")
+
+
+@dataclasses.dataclass
+class Composed:
+    """A composed config and how it came about."""
+
+    cfg: DictConfig
+    faults: list[str]
+    overrides: list[str]
+    """The overrides as Hydra itself takes them."""
+    touched: list[str]
+    """The dotted keys that the user set, counted from the model."""
+    choices: dict[str, str | None]
+    keys: dict[str, str]
+    """The key that Hydra itself takes for each key that the user typed."""
+    typed: list[str]
+    """The overrides as the user has them."""
+    notes: list[str]
+    """What is doubtful but no fault."""
+
+    def refuse_faults(self) -> None:
+        if self.faults:
+            raise ConfigError(*self.faults)
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """What the choices among the overrides make of a body, before any value is set in it."""
+
+    cfg: DictConfig
+    choices: dict[str, str | None]
+    groups: list[Override]
+    keys: dict[str, str]
+    rest: frozenset[str]
+    """The overrides that looked like choices and are values."""
+    reads: set[str]
+    faults: list[str]
+
+
+@dataclasses.dataclass
+class Memo:
+    """What composing a body again takes from before: its bases and defaults lists by their choices, and overrides as
+    they were read."""
+
+    name: str = dataclasses.field(default_factory=primary_name)
+    bases: dict[tuple[str, ...], Base] = dataclasses.field(default_factory=dict)
+    lists: dict[tuple[str, ...], DefaultsList] = dataclasses.field(default_factory=dict)
+    read: dict[str, tuple[list[Override], list[str]]] = dataclasses.field(default_factory=dict)
+
+    def parse(self, overrides: Sequence[str], faults: list[str]) -> list[Override]:
+        """Each override that Hydra's grammar can read, if it is no sweep; the others go to `faults`."""
+        parsed = []
+        for typed in overrides:
+            if typed not in self.read:
+                found: list[str] = []
+                self.read[typed] = refuse_sweeps(parse([typed], found), found), found
+            parsed += self.read[typed][0]
+            faults += self.read[typed][1]
+        return parsed
+
+
+def compose(
+    repo: CachingConfigRepository,
+    body: Mapping[str, Any],
+    overrides: Sequence[str],
+    *,
+    label: str,
+    root: str = "",
+    with_hydra: bool = False,
+    memo: Memo | None = None,
+) -> Composed:
+    """`body` with its defaults list, under Hydra overrides.
+
+    `label` names the body in messages, `root` is the model's place in it ("" for a model alone). Faulty overrides are
+    left out and listed; a faulty body raises ConfigError, as nothing can be composed from it. A `memo` is of one repo
+    and body.
+    """
+    memo = memo or Memo()
+    faults: list[str] = []
+    parsed = memo.parse(overrides, faults)
+    choosing = [override for override in parsed if _may_choose(override, repo)]
+    key = tuple(text(override) for override in choosing)
+    base = memo.bases.get(key)
+    if base is None:
+        base = memo.bases[key] = _base(repo, body, choosing, memo, label=label, root=root, with_hydra=with_hydra)
+    values = [each for each in parsed if each not in choosing or text(each) in base.rest]
+    cfg = copy.deepcopy(base.cfg)
+    faults += base.faults
+    applied = _apply(cfg, values, root, _stateable(root, base.reads), faults)
+    return Composed(
+        cfg=cfg,
+        faults=faults,
+        overrides=[text(o) for o in [*base.groups, *(new for _, new in applied)]],
+        touched=_inside([new for _, new in applied], root),
+        choices=base.choices,
+        keys=base.keys | {old.get_key_element(): new.get_key_element() for old, new in applied},
+        typed=list(overrides),
+        notes=repeated(parsed),
+    )
+
+
+def _may_choose(override: Override, repo: CachingConfigRepository) -> bool:
+    """Whether an override may be a choice from a group, under the group's name or under the key that holds it."""
+    return isinstance(override.value(), str) or repo.group_exists(override.key_or_group)
+
+
+def _base(
+    repo: CachingConfigRepository,
+    body: Mapping[str, Any],
+    choosing: Sequence[Override],
+    memo: Memo,
+    *,
+    label: str,
+    root: str,
+    with_hydra: bool,
+) -> Base:
+    """The body under the choices. Raises ConfigError when nothing can be composed of it."""
+    faults: list[str] = []
+    with primary(body, memo.name) as name:
+        try:
+            choices = Choices(repo, name, root, with_hydra, faults, lists=memo.lists)
+            found, groups, values = choices.settle(choosing)
+            loader = ConfigLoaderImpl.__new__(ConfigLoaderImpl)  # its compose step needs none of its state
+            cfg = loader._compose_config_from_defaults_list(found.defaults, repo)
+        except FAULTS as error:
+            raise ConfigError(f"{label}: {one_line(error, {name: label})}") from error
+    OmegaConf.set_struct(cfg, True)
+    reads = _reads(cfg, root)
+    faults += _unread(groups, root, reads)
+    rest = frozenset(text(override) for override in values)
+    return Base(cfg, found.overrides.known_choices, groups, choices.keys, rest, reads, faults)
+
+
+def _apply(
+    cfg: DictConfig, overrides: Sequence[Override], root: str, extra: Sequence[str], faults: list[str]
+) -> list[tuple[Override, Override]]:
+    """Sets the values in the config; gives each override that was taken, and the form in which Hydra would take it."""
+    applied = []
+    for typed in overrides:
+        override = typed
+        key = override.key_or_group
+        if override.package is not None:
+            faults.append(f"{text(override)}: there is no group '{key}' in the configuration tree")
+            continue
+        if shared := _shared(cfg, key):
+            faults.append(shared)
+            continue
+        missing = bool(descend(cfg, key)[1])
+        takes = _takes(cfg, key, root, extra)
+        if override.type is OverrideType.CHANGE and missing and not takes:
+            faults.append(unknown_key(cfg, key, extra))
+            continue
+        if override.type is OverrideType.CHANGE and takes and (missing or isinstance(override.value(), dict)):
+            override = renamed(override, type=OverrideType.FORCE_ADD)
+        try:
+            ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+        except (HydraException, OmegaConfBaseException) as error:
+            faults.append(f"{text(override)}: {one_line(error)}")
+            continue
+        applied.append((typed, override))
+    return applied
+
+
+def _takes(cfg: DictConfig, key: str, root: str, extra: Sequence[str]) -> bool:
+    """Whether the model may hold a key that its YAML does not state: a dim that is read, or a component's field.
+
+    The fields of components have defaults that their YAML leaves out; the Spec refuses those that it does not have.
+    """
+    if key in extra or any(key.startswith(f"{name}.") for name in extra if name not in cfg):
+        return True
+    node, missing = descend(cfg, key)
+    depth = root.count(".") + 1 if root else 0
+    return node is not None and (not root or key.startswith(f"{root}.")) and len(key.split(".")) - len(missing) > depth
+
+
+def _reads(cfg: DictConfig, root: str) -> set[str]:
+    """The names that the model's components look up around them."""
+    model = OmegaConf.select(cfg, root) if root else cfg
+    if not isinstance(model, DictConfig):
+        return set()
+    values = _strings(OmegaConf.to_container(model, resolve=False))
+    names = (name.strip() for value in values for found in _READS.findall(value) for name in found.split(","))
+    return {name for name in names if name.isidentifier()}
+
+
+def _strings(node: Any) -> Iterator[str]:
+    if isinstance(node, dict | list):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from _strings(child)
+    elif isinstance(node, str):
+        yield node
+
+
+def _stateable(root: str, reads: set[str]) -> list[str]:
+    """The keys that a model may state: the grammar's own, and those that its components look up."""
+    names = reads | grammar.OWN | grammar.BOTH | grammar.DIMS | {*grammar.AXES, *grammar.STRUCTURE, *grammar.TOWERS}
+    return [f"{root}.{name}" if root else name for name in sorted(names)]
+
+
+def _unread(groups: Sequence[Override], root: str, reads: set[str]) -> list[str]:
+    """Axes that the user chose and no component looks up, such as a router in a model without experts."""
+    used = reads | grammar.OWN | {"block"}
+    places = {f"{root}.{axis}" if root else axis: axis for axis in grammar.AXES if axis not in used}
+    chosen = [o for o in groups if (o.package or o.key_or_group) in places and not o.is_delete()]
+    return [
+        f"{text(o)}: nothing in this model reads '{places[o.package or o.key_or_group]}' (leave it out)" for o in chosen
+    ]
+
+
+def _shared(cfg: DictConfig, key: str) -> str | None:
+    """The fault of setting something below an interpolation: it would be lost, or change every other reader of it."""
+    parts = key.split(".")
+    node: Any = OmegaConf.to_container(cfg, resolve=False) if len(parts) > 1 else None
+    for depth, part in enumerate(parts[:-1]):
+        node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, str) and "${" in node:
+            names = _READS.findall(node)
+            source = ".".join([names[0].split(",")[0], *parts[depth + 1 :]]) if names else "the original"
+            place = ".".join(parts[: depth + 1])
+            return f"{key}: '{place}' is {node}, what the rest of the model has too (set {source} instead)"
+    return None
+
+
+def _inside(overrides: Sequence[Override], root: str) -> list[str]:
+    keys = [o.key_or_group for o in overrides if not o.is_delete()]
+    return [k.removeprefix(f"{root}.") for k in keys if not root or k.startswith(f"{root}.")]

@@ -1,0 +1,92 @@
+"""One line a fault: the YAML path, what was found, what would do."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from zoo.compose.engine import HydraException
+from zoo.errors import did_you_mean
+
+FAULTS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError)
+"""What Hydra raises while it composes files that are at fault."""
+
+MANY = 30
+"""Options above which a message does not list them."""
+
+
+def one_line(error: BaseException, names: dict[str, str] | None = None) -> str:
+    """Hydra's and OmegaConf's message on one line, without search path and links. `names` puts right made-up names."""
+    if isinstance(error, RecursionError):
+        return "defaults: leads back to where it starts (a file cannot include itself)"
+    text = str(error) or str(error.__cause__ or type(error).__name__)
+    if error.__cause__ is not None and str(error.__cause__) not in text:
+        text = f"{text}: {error.__cause__}"
+    text = re.split(r"\n(?:Config search path|Search path|See https?:)", text)[0]
+    lines = [line.strip() for line in text.splitlines()]
+    kept = [line for line in lines if line and not re.match(r"(full_key|object_type|reference_type)[:=]|\^$", line)]
+    text = " ".join(kept)
+    for ours, theirs in (names or {}).items():
+        text = text.replace(ours, theirs)
+    return text
+
+
+def no_such_option(group: str, value: str, options: Iterable[str]) -> str:
+    """A choice that the group has not. Of many that there are the nearest is told, and how many."""
+    options = sorted(options)
+    there = ", ".join(options) if len(options) <= MANY else f"{len(options)}; `zoo list` shows them"
+    return f"{group}: no option '{value}'{did_you_mean(value, options)} (there are: {there})"
+
+
+def descend(cfg: DictConfig, key: str) -> tuple[DictConfig | None, list[str]]:
+    """The deepest mapping on the way to a dotted key, and the segments below it that do not exist.
+
+    Interpolations are not followed: None stands for "no mapping there".
+    """
+    node: DictConfig | None = cfg
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        below = {} if node is None else dict(children(node))
+        if part not in below:
+            return node, parts[depth:]
+        node = below[part]
+    return node, []
+
+
+def children(cfg: DictConfig) -> Iterator[tuple[str, DictConfig | None]]:
+    """The keys of a mapping, each with the mapping below it, if there is one. Interpolations are not followed."""
+    for key in cfg:
+        name = str(key)
+        child = None if OmegaConf.is_interpolation(cfg, name) or OmegaConf.is_missing(cfg, name) else cfg[key]
+        yield name, child if isinstance(child, DictConfig) else None
+
+
+def dotted(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a config, shallow ones first at each level; interpolations are not followed."""
+    for name, _ in children(cfg):
+        yield f"{prefix}{name}"
+    for name, child in children(cfg):
+        if child is not None:
+            yield from dotted(child, f"{prefix}{name}.")
+
+
+def unknown_key(cfg: DictConfig, key: str, extra: Iterable[str] = ()) -> str:
+    """A key that the config has not, with the nearest that it has; `extra` are dotted keys that would be taken too."""
+    node, missing = descend(cfg, key)
+    parent = key[: len(key) - len(".".join(missing))]
+    options = list(dict.fromkeys([*dotted(cfg), *extra]))
+    here = [o.removeprefix(parent) for o in options if o.startswith(parent) and "." not in o.removeprefix(parent)]
+    near = [".".join([parent + name, *missing[1:]]) for name in difflib.get_close_matches(missing[0], here, n=3)]
+    same = sorted((o for o in options if o.split(".")[-1] == key.split(".")[-1]), key=lambda o: o.count("."))
+    best = [*(o for o in near if o in options), *same, *near, *difflib.get_close_matches(key, options, n=1)]
+    if best:
+        return f"{key}: unknown key (did you mean '{best[0]}'?)"
+    if node is None:
+        return f"{key}: unknown key ('{parent.rstrip('.')}' is not a mapping)"
+    names = ", ".join(str(name) for name in node)
+    return f"{key}: unknown key ({parent.rstrip('.') or 'the top level'} has: {names})"

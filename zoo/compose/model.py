@@ -1,0 +1,215 @@
+"""Targets: a packaged name, a YAML file, a config.json, a checkpoint or a mapping, and the Spec that comes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from zoo.compose.composing import Composed, Memo, compose
+from zoo.compose.engine import CachingConfigRepository, create_defaults_list, primary, repository
+from zoo.compose.faults import FAULTS, no_such_option, one_line
+from zoo.compose.shorthand import Body, choices, entries_of, explicit, without_choices
+from zoo.errors import ConfigError, did_you_mean
+from zoo.paths import conf_dir
+
+if TYPE_CHECKING:
+    from zoo.model.tower import Decoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What the user named: its name in messages, its body, the folder whose groups it may use, and what it is called as
+    an option of the group `model`."""
+
+    label: str
+    body: Body
+    folder: Path | None = None
+    option: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def names() -> list[str]:
+    """The packaged models."""
+    return sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
+
+
+def is_file(target: str | Path) -> bool:
+    """Whether a target is meant as a file or a folder: it looks like a path, ends as YAML or JSON does, or is a folder
+    here, and no packaged model has its name."""
+    text = os.fspath(target)
+    if isinstance(target, Path) or "/" in text or os.sep in text or text.endswith((".yaml", ".yml", ".json")):
+        return True
+    return os.path.isdir(text) and text not in names()
+
+
+def find(target: str | Path | Mapping[str, Any]) -> Target:
+    """The target's body. Raises ConfigError when there is no such model or file, or when the file is not YAML."""
+    if isinstance(target, Mapping):
+        return Target("config", _plain(OmegaConf.create(dict(target)), "config"))
+    if not is_file(target):
+        return Target(os.fspath(target), packaged(os.fspath(target)))
+    path, own = Path(target).expanduser(), names()
+    if path.resolve().parent == (conf_dir() / "model").resolve() and path.is_file():
+        return Target(str(target), packaged(path.stem), option=path.stem)
+    named = path.parent.resolve().name if path.name == "config.json" else path.stem if path.is_file() else path.name
+    name = re.sub(r"[^\w.-]", "_", named) or "model"
+    option = f"{name}-file" if name in own else name
+    if path.suffix == ".json" or path.is_dir():
+        body, notes = published(path)
+        return Target(str(target), body, option=option, notes=tuple(notes))
+    return Target(str(target), read(path), path.resolve().parent, option)
+
+
+def published(path: Path) -> tuple[Body, list[str]]:
+    """The body of the model that a config.json, a folder with one, or a checkpoint or run of ours is of, and what it
+    leaves out.
+
+    A run's is as it was composed, for overrides to change. Raises ConfigError.
+    """
+    from zoo import runs
+    from zoo.families import described
+    from zoo.grammar import to_body
+    from zoo.grammar.saved import read_spec
+
+    folder = runs.find(path) if path.is_dir() else path
+    if described.is_config(folder):
+        made, notes = described.described(folder)
+        return dict(made.model), notes
+    run = path / "config.yaml"
+    return (read(run)["model"] if run.is_file() else to_body(read_spec(folder))), []
+
+
+def packaged(name: str) -> Body:
+    """A body that is the packaged model, its keys at the root. Raises ConfigError when there is none of that name."""
+    if name not in names():
+        beside = f"; the file here is ./{name}.yaml" if Path(f"{name}.yaml").exists() else ""
+        hint = did_you_mean(name, names()) or " (`zoo list` shows them; a file's name ends in .yaml)"
+        raise ConfigError(f"{name}: no packaged model of that name{hint}{beside}")
+    return {"defaults": [{"model@_here_": name}, "_self_"]}
+
+
+def read(path: Path) -> Body:
+    """A user's YAML file as a mapping. Raises ConfigError when it is missing, unreadable, or not a YAML mapping."""
+    try:
+        return _plain(OmegaConf.load(path), str(path))
+    except FileNotFoundError:
+        siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        raise ConfigError(f"{path}: no such file{did_you_mean(path.name, siblings)}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: cannot be read, it is not UTF-8 text") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read, {error.strerror or error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}{_place(error)}: not YAML, {_problem(error)}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {one_line(error)}") from error
+
+
+def _plain(config: Any, label: str) -> Body:
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{label}: holds a {type(config).__name__}, not a mapping of keys to values")
+    body = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(body, dict)
+    return {str(key): value for key, value in body.items()}
+
+
+def _place(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    return " ".join(str(getattr(error, "problem", None) or error).split())
+
+
+def with_defaults(body: Body, repo: CachingConfigRepository, label: str, base: str | None = None) -> Body:
+    """The body with its shorthand moved into its defaults list. Raises ConfigError for options that do not exist."""
+
+    def is_group(key: str) -> bool:
+        return repo.group_exists(key) and bool(repo.get_group_options(key))
+
+    if not isinstance(body.get("defaults", []), list):
+        raise ConfigError(f"{label}: defaults: must be a list, found {body['defaults']!r}")
+    chosen = choices(body, is_group)
+    missing = [(group, option) for group, option in chosen.values() if not repo.config_exists(f"{group}/{option}")]
+    if missing:
+        raise ConfigError(*(no_such_option(f"{label}: {g}", o, repo.get_group_options(g)) for g, o in missing))
+    entries = entries_of(body, base)
+    rest = without_choices(body, is_group) | {"defaults": entries}
+    known = _known(rest, repo, label) if chosen and len(entries) > 1 else set()
+    return explicit(body, is_group, known, base)
+
+
+def _known(body: Body, repo: CachingConfigRepository, label: str) -> set[str]:
+    with primary(body) as name:
+        try:
+            found = create_defaults_list(repo, name, [], prepend_hydra=False, skip_missing=True)
+        except FAULTS as error:
+            raise ConfigError(f"{label}: {one_line(error, {name: label})}") from error
+    return set(found.overrides.known_choices)
+
+
+def without_swapped(body: Body, overrides: Iterable[str]) -> Body:
+    """The body without the nodes that it spells out, `kind` and all, and that the user swaps.
+
+    What was meant for the old kind must not patch the new one.
+    """
+    swapped = {key for key, _, value in (text.partition("=") for text in overrides) if not value.startswith("{")}
+    return {k: v for k, v in body.items() if not (k in swapped and isinstance(v, Mapping) and "kind" in v)}
+
+
+def compose_model(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Composed:
+    """The composed config of one model, its body at the root."""
+    return Composer(target).compose([overrides] if isinstance(overrides, str) else list(overrides))
+
+
+class Composer:
+    """One model under as many sets of overrides as one likes: its files are read once, its choices composed once."""
+
+    def __init__(self, target: str | Path | Mapping[str, Any]) -> None:
+        self.found = find(target)
+        self.repo = repository(*([self.found.folder] if self.found.folder else []))
+        self.body = with_defaults(self.found.body, self.repo, self.found.label)
+        self.memos: dict[tuple[str, ...], Memo] = {}
+
+    def compose(self, overrides: list[str]) -> Composed:
+        """The composed config, the model's body at the root."""
+        body = without_swapped(self.body, overrides)
+        memo = self.memos.setdefault(tuple(body), Memo())  # which keys are left is all that overrides change in it
+        made = compose(self.repo, body, overrides, label=self.found.label, memo=memo)
+        made.notes += self.found.notes
+        return made
+
+
+def to_yaml(cfg: DictConfig, *, resolve: bool) -> str:
+    """The config as YAML. Raises ConfigError when an interpolation leads nowhere."""
+    from zoo.grammar import register_resolvers
+
+    register_resolvers()
+    try:
+        return OmegaConf.to_yaml(cfg, resolve=resolve)
+    except OmegaConfBaseException as error:
+        raise ConfigError(one_line(error)) from error
+
+
+def to_spec(composed: Composed, root: str = "") -> Decoder:
+    """The Spec of a composed config. Raises ConfigError with the faults of overrides and grammar together."""
+    from zoo import grammar
+
+    faults, spec = list(composed.faults), None
+    try:
+        spec = grammar.to_spec(composed.cfg[root] if root else composed.cfg, composed.touched)
+    except ConfigError as error:
+        faults += [f"{root}.{fault}" if root else fault for fault in error.faults]
+    if faults:
+        raise ConfigError(*dict.fromkeys(faults))
+    assert spec is not None
+    return spec

@@ -1,0 +1,212 @@
+"""The user's overrides, read by Hydra's grammar, its choices under the keys that Hydra's defaults list has for them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from zoo.compose.engine import (
+    CachingConfigRepository,
+    ChoiceSweep,
+    DefaultsList,
+    HydraException,
+    IntervalSweep,
+    Override,
+    OverridesParser,
+    OverrideType,
+    create_defaults_list,
+)
+from zoo.compose.faults import no_such_option, one_line
+from zoo.errors import did_you_mean
+from zoo.grammar import AXES
+
+
+def parse(texts: Iterable[str], faults: list[str], loader: Any = None) -> list[Override]:
+    """Each override that Hydra's grammar can read; the others go to `faults`. `glob(*)` sweeps need a `loader`."""
+    parser = OverridesParser.create(loader)
+    parsed = []
+    for text in texts:
+        try:
+            parsed += parser.parse_overrides([text])
+        except HydraException as error:
+            if "=" not in text and not text.startswith("~"):
+                faults.append(f"{text}: not an override, there is no '=' (write key=value, or ~key to delete)")
+            else:
+                reason = one_line(error).removeprefix(f"Error parsing override '{text}'").strip()
+                faults.append(f"{text}: bad override syntax, {reason} (quote a value that holds special characters)")
+    return parsed
+
+
+def refuse_sweeps(parsed: Iterable[Override], faults: list[str]) -> list[Override]:
+    """The overrides that hold one value each; a sweep is a fault without `-m`."""
+    single = []
+    for override in parsed:
+        if override.is_sweep_override():
+            key = override.key_or_group
+            faults.append(
+                f"{override.input_line}: several values are a sweep, for train -m or stats -m (a list is {key}=[a,b])"
+            )
+        else:
+            single.append(override)
+    return single
+
+
+def repeated(parsed: Sequence[Override]) -> list[str]:
+    """A note for each key that stands more than once."""
+    lines: dict[str, list[str]] = {}
+    for override in parsed:
+        lines.setdefault(override.get_key_element(), []).append(text(override))
+    return [f"{key} is given {len(given)} times, {given[-1]} counts" for key, given in lines.items() if len(given) > 1]
+
+
+def text(override: Override) -> str:
+    """The override as it is typed."""
+    line = override.input_line or ""
+    return override.get_key_element() + (line[line.index("=") :] if "=" in line else "")
+
+
+def alternatives(override: Override) -> list[str]:
+    """Each value of a sweep as an override of its own; of an interval, which sweepers sample, its start."""
+    if not override.is_sweep_override():
+        return [text(override)]
+    key = override.get_key_element()
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return [f"{key}={value.start}"]
+    return [f"{key}={item}" for item in override.sweep_string_iterator()]
+
+
+def values(override: Override) -> list[str]:
+    """What an override chooses or sweeps over, without quotes."""
+    value = override.value()
+    chosen = value.list if isinstance(value, ChoiceSweep) else [value]
+    return [getattr(item, "text", None) or str(item) for item in chosen]
+
+
+def renamed(override: Override, **changes: Any) -> Override:
+    """A copy under another key or of another type, whose `input_line` says so."""
+    copy = dataclasses.replace(override, **changes)
+    copy.input_line = copy.get_key_element() + text(override)[len(override.get_key_element()) :]
+    return copy
+
+
+@dataclasses.dataclass
+class Choices:
+    """The choices of one defaults list: what may be swapped, under which key, and what is chosen.
+
+    `root` is where the model lives in the config: "" for a model alone, "model" in a training config.
+    """
+
+    repo: CachingConfigRepository
+    name: str
+    root: str
+    with_hydra: bool
+    faults: list[str]
+    lists: dict[tuple[str, ...], DefaultsList] = dataclasses.field(default_factory=dict)
+    """Those that were made of this config before, by the overrides in them."""
+    known: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    keys: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What the defaults list calls each key that the user typed."""
+
+    def settle(self, overrides: Sequence[Override]) -> tuple[DefaultsList, list[Override], list[Override]]:
+        """The defaults list, the group overrides under its keys for them, and the other overrides, in the user's order.
+
+        Choosing one group may bring others into the list (`model=mixtral-tiny` brings a router), so this goes on until
+        nothing more is found; an axis that is still not in the list is added to it.
+        """
+        settled: list[Override] = []
+        found = self._read(settled)
+        pending = dict(enumerate(overrides))
+        groups: dict[int, Override] = {}
+        while hits := {i: hit for i, override in pending.items() if (hit := self._find(override))}:
+            outer = {i: hit for i, hit in hits.items() if hit.package is None}  # another model has other axes
+            hits = outer or hits
+            pending = {i: override for i, override in pending.items() if i not in hits}
+            groups |= {i: hit for i, hit in hits.items() if self._has_option(hit)}
+            settled = [groups[i] for i in sorted(groups)]
+            found = self._read(settled)
+        values = [override for override in pending.values() if not self._is_group(override)]
+        for i, override in pending.items():
+            if self._is_group(override) and (added := self._added(override)) and self._has_option(added):
+                groups[i] = added
+        self.keys = {overrides[i].get_key_element(): hit.get_key_element() for i, hit in groups.items()}
+        if len(groups) > len(settled):
+            settled = [groups[i] for i in sorted(groups)]
+            found = self._read(settled)
+        return found, settled, values
+
+    def _read(self, groups: list[Override]) -> DefaultsList:
+        key = tuple(text(override) for override in groups)
+        if key not in self.lists:
+            self.lists[key] = create_defaults_list(
+                repo=self.repo,
+                config_name=self.name,
+                overrides_list=groups,
+                prepend_hydra=self.with_hydra,
+                skip_missing=False,
+            )
+        found = self.lists[key]
+        known = found.overrides.known_choices
+        self.known = {k: v for k, v in known.items() if self.root or k.split("@")[0] != "model"}
+        return found
+
+    def _is_group(self, override: Override) -> bool:
+        key = override.key_or_group
+        folder = self.repo.group_exists(key) and bool(self.repo.get_group_options(key))
+        return folder and not isinstance(override.value(), dict)
+
+    def _find(self, override: Override) -> Override | None:
+        """The override under the key that the defaults list has for it, or None."""
+        if isinstance(override.value(), dict) or override.type is OverrideType.ADD:
+            return None
+        key, package = override.key_or_group, override.package
+        if self._is_group(override):
+            if (f"{key}@{package}" if package else key) in self.known:
+                return override
+            places = [k for k in self.known if k.split("@")[0] == key]
+            own = f"{key}@{self.root}.{key}"
+            if package is None and (own in places or len(places) == 1):
+                return renamed(override, package=(own if own in places else places[0]).partition("@")[2])
+            return None
+        if package is None and isinstance(override.value(), str):  # model.attention=mqa
+            for place in self.known:
+                group, _, inside = place.partition("@")
+                if inside == key and not override.is_force_add():
+                    return renamed(override, key_or_group=group, package=inside)
+        return None
+
+    def _has_option(self, override: Override) -> bool:
+        if override.is_delete():
+            return True
+        group, value = override.key_or_group, override.value()
+        names = value if isinstance(value, list) else [value]
+        wanted = [name for name in names if isinstance(name, str)]
+        if not wanted or len(wanted) < len(names):
+            options = ", ".join(self.repo.get_group_options(group))
+            self.faults.append(f"{group}: is chosen by name, found {override.value()!r} (one of: {options})")
+            return False
+        missing = [v for v in wanted if not self.repo.config_exists(f"{group}/{v}")]
+        self.faults += [no_such_option(group, v, self.repo.get_group_options(group)) for v in missing]
+        return not missing
+
+    def _added(self, override: Override) -> Override | None:
+        """A group that the defaults list has not: an axis of the model is added, another needs an explicit `+`."""
+        group, package = override.key_or_group, override.package
+        place = f"{group}@{package}" if package else group
+        if group not in AXES and not self.root:
+            reason = (
+                "the model is the first argument" if group == "model" else f"a model has the axes {', '.join(AXES)}"
+            )
+            self.faults.append(f"{text(override)}: '{group}' is no part of a model ({reason})")
+        elif override.is_delete() or override.is_force_add():
+            self.faults.append(f"{text(override)}: there is no '{place}' in the defaults list to change")
+        elif override.is_add() and place in self.known:
+            self.faults.append(f"{text(override)}: '{place}' is already chosen (leave out the +)")
+        elif override.is_add() or (group in AXES and package is None):
+            inside = f"{self.root}.{group}" if self.root and group in AXES and package is None else package
+            return renamed(override, type=OverrideType.ADD, package=inside)
+        else:
+            hint = did_you_mean(place, self.known)
+            self.faults.append(f"{place}: nothing in the defaults list goes by that{hint} (add with +{text(override)})")
+        return None

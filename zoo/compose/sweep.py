@@ -1,0 +1,162 @@
+"""Many points of one model: every combination of the values that its overrides sweep over, composed cheaply.
+
+Composing and reading a point takes some ten milliseconds, nearly all of it in following interpolations. Points that
+differ in numbers alone follow the same ones, so that the first of them is composed once more with marks in place of
+its numbers; where a mark has come to stand in the plain data of the Spec, the others put their numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from zoo import grammar
+from zoo.compose.engine import IntervalSweep, Override
+from zoo.compose.model import Composer, to_spec
+from zoo.compose.overrides import alternatives, parse, text
+from zoo.errors import ConfigError
+from zoo.model.tower import Topology
+
+FEWEST = 3
+"""Points that have to be alike for marks to be worth their price."""
+
+MARK = 700_000_000_000_000
+"""The first of the numbers that stand for others: beyond any dimension, and exact as a float, halves too."""
+
+LAYERS, ANY_DEPTH = -1, "n_layers=*"
+"""Under which the number of layers stands, and what stands for it: it is in no one place, but as long as a list is."""
+
+
+@dataclasses.dataclass
+class Point:
+    """One combination: its overrides, the values of those that vary, and the Spec or why there is none."""
+
+    overrides: list[str]
+    swept: dict[str, str]
+    target: str = ""
+    spec: Any = None
+    faults: list[str] = dataclasses.field(default_factory=list)
+
+
+def points(target: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Iterator[Point]:
+    """Every point of a sweep in Hydra's grammar (commas, range, choice, glob), the last key varying fastest.
+
+    Raises ConfigError for a target at fault and for overrides that cannot be read; a point that makes no sense is
+    given with its faults.
+    """
+    composer = Composer(target)
+    lines, keys = _lines(overrides, composer)
+    reader = _Reader(composer, lines)
+    for line in lines:
+        point = Point(list(line), {key: line[index].partition("=")[2] for index, key in keys.items()})
+        try:
+            point.spec = reader.spec(point.overrides)
+        except ConfigError as error:
+            point.faults = error.faults
+        yield point
+
+
+def _lines(overrides: Sequence[str], composer: Composer) -> tuple[list[tuple[str, ...]], dict[int, str]]:
+    """The overrides of each point, and the swept keys by their place among them."""
+    faults: list[str] = []
+    parsed = parse(overrides, faults, composer.repo)
+    choices = [_values(each, faults) for each in parsed]
+    if faults:
+        raise ConfigError(*faults)
+    keys = {i: each.get_key_element().lstrip("+") for i, each in enumerate(parsed) if each.is_sweep_override()}
+    return list(itertools.product(*choices)), keys
+
+
+def _values(override: Override, faults: list[str]) -> list[str]:
+    """The alternatives of one override; an interval has none that could be listed."""
+    if isinstance(override.value(), IntervalSweep):
+        faults.append(f"{text(override)}: an interval is for a sampler (name values, or range(start,stop,step))")
+    found = alternatives(override)
+    if not found:
+        faults.append(f"{text(override)}: sweeps over nothing (no choice goes by that)")
+    return found
+
+
+class _Reader:
+    """The Specs of points, by way of a marked tree where enough of them are alike."""
+
+    def __init__(self, composer: Composer, lines: Sequence[tuple[str, ...]]) -> None:
+        self.composer = composer
+        self.alike = Counter(_marked(line)[0] for line in lines)
+        self.trees: dict[tuple[str, ...], Any] = {}
+        self.held: set[tuple[str, ...]] = set()
+        """Trees that gave the right Spec for a second number of layers."""
+
+    def spec(self, line: list[str]) -> Any:
+        """The Spec of a point. Raises ConfigError with its faults."""
+        marked, numbers = _marked(line)
+        tree = self.trees.get(marked)
+        if tree is not None and (LAYERS not in numbers or marked in self.held):
+            try:
+                return Topology.parse(_filled(tree, numbers))
+            except ValidationError:
+                return self._composed(line)  # which says where the fault is
+        spec = self._composed(line)
+        if tree is not None and numbers[LAYERS] != len(tree["pattern"]):
+            self.held.add(marked)
+        if tree is None and numbers and marked not in self.trees and self.alike[marked] >= FEWEST:
+            tree = self._tree(marked, numbers)
+        if tree is not None:  # none where a number decides more than its own place
+            self.trees[marked] = tree if Topology.parse(_filled(tree, numbers)) == spec else None
+        return spec
+
+    def _composed(self, line: Sequence[str]) -> Any:
+        return to_spec(self.composer.compose(list(line)))
+
+    def _tree(self, marked: Sequence[str], numbers: Mapping[float, float]) -> Any:
+        """The plain data of a Spec with marks in it."""
+        line = [f"n_layers={numbers[LAYERS]}" if override == ANY_DEPTH else override for override in marked]
+        return grammar.to_tree(self.composer.compose(line).cfg)
+
+
+def _marked(line: Sequence[str]) -> tuple[tuple[str, ...], dict[float, float]]:
+    """The overrides with marks for numbers, and the number of each mark: that of layers under `LAYERS`."""
+    numbers: dict[float, float] = {}
+    marked = []
+    for index, override in enumerate(line):
+        key, _, value = override.partition("=")
+        number = _number(value)
+        if key == "n_layers" and isinstance(number, int):
+            numbers[LAYERS] = number
+            override = ANY_DEPTH
+        elif number is not None and not key.endswith(".n_layers"):  # a tower's: it decides that tower's pattern
+            mark = MARK + index if isinstance(number, int) else MARK + index + 0.5
+            numbers[mark] = number
+            override = f"{key}={mark!r}"
+        marked.append(override)
+    return tuple(marked), numbers
+
+
+def _number(value: str) -> int | float | None:
+    """A number above zero as Hydra's grammar reads it, or None; zero may stand for something of its own."""
+    if value.isascii() and value.isdigit() and not value.startswith("0"):
+        return int(value)
+    whole, point, part = value.partition(".")
+    return float(value) if point and (whole + part).isascii() and (whole + part).isdigit() and float(value) else None
+
+
+def _filled(tree: Mapping[str, Any], numbers: Mapping[float, float]) -> dict[str, Any]:
+    """The tree with the numbers in place of their marks, and as many layers as are asked for, if they are all alike."""
+    filled = _put(tree, numbers)
+    if LAYERS in numbers and len(set(filled.get("pattern", ()))) == 1:
+        filled["pattern"] = filled["pattern"][:1] * int(numbers[LAYERS])
+    return filled
+
+
+def _put(node: Any, numbers: Mapping[float, float]) -> Any:
+    if isinstance(node, dict):
+        return {key: _put(value, numbers) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_put(value, numbers) for value in node]
+    return numbers.get(node, node) if isinstance(node, int | float) else node

@@ -1,0 +1,312 @@
+"""A family of published models: what its config.json means, and where its tensors are. One YAML in conf/family/ each.
+
+    model_type: llama                    # as config.json has it
+    architectures:                       # the classes, and what each changes of `model`; the first is written unless
+    said
+      LlamaForCausalLM: {prefix: model.}
+      LlamaModel: {prefix: "", model: {head: {kind: none}}}
+      LLaMAForCausalLM: {as: LlamaForCausalLM}  # a name that files have of an older class
+    defaults: {attention_bias: false}    # of fields that a config.json may leave out
+    requires: {pretraining_tp: 1}        # fields that must be so: anything else is refused by name
+    harmless: [use_cache]                # fields that change no number
+    model:                               # in the model grammar; `=…` is worked out over the fields (expression.py)
+      n_heads: =num_attention_heads
+      layers: {moe: {ffn: …}}            # may read `layer`, the layer's index
+      pattern: ="dense" if layer < first_k_dense_replace else "moe"
+    present: {a.tensor: {legacy: false}} # fields that a tensor in the file says, where config.json does not
+    export: {n_layer: =n_layers}         # fields that turning `model` round does not give; reads `pattern` and `fields`
+    optional: [final_logits_bias]        # tensors that a file may lack: what a fresh model has stands there
+    unread: {~shared.weight: ~encoder.embed_tokens.weight}  # of no part of the model: back as it came, or a copy
+    keys: {norm: ~norm}                  # ours: theirs (mapping.py); ~ is the prefix of the class
+
+Both directions are read from these. Importing works `model` out. Exporting holds `model`, its expressions unread,
+against a Spec, asks each expression which fields would give what stands there, and imports the result again: what does
+not come back equal stands in the way.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import CheckpointError, ConfigError, did_you_mean
+from zoo.families import codecs  # noqa: F401  (registers the functions of its language)
+from zoo.families.expression import Expression, read_names, resolved
+
+_HARMLESS = """
+_attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures
+attention_dropout attn_pdrop auto_map bad_words_ids begin_suppress_tokens bos_token_id cache_implementation
+chunk_size_feed_forward classifier_dropout cross_attention_hidden_size decoder_start_token_id diversity_penalty
+do_sample dropout dropout_rate dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
+exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
+hidden_dropout hidden_dropout_prob id2label initializer_factor initializer_range is_decoder is_encoder_decoder
+is_llama_config keys_to_ignore_at_inference label2id length_penalty max_length max_sequence_length min_length
+model_max_length model_type neftune_noise_alpha no_repeat_ngram_size num_beam_groups num_beams num_labels
+num_return_sequences output_attentions output_hidden_states output_past output_router_logits output_scores
+pad_token_id prefix problem_type pruned_heads quantization_config remove_invalid_values repetition_penalty resid_pdrop
+return_dict return_dict_in_generate router_aux_loss_coef sep_token_id suppress_tokens task_specific_params temperature
+tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript
+transformers.js_config transformers_version typical_p unk_token_id use_bfloat16 use_cache use_return_dict
+attention_probs_dropout_prob activation_dropout unsloth_fixed unsloth_version
+"""
+HARMLESS = frozenset(_HARMLESS.split())
+"""Fields of any config.json that change no number of a forward pass (or that a family reads by name)."""
+
+TEXT = ("text_config", "llm_config", "language_config")
+"""Where a model of text and more keeps the config of its text model."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family's YAML, read."""
+
+    name: str
+    model_types: tuple[str, ...]
+    architectures: Mapping[str, Mapping[str, Any]]
+    model: Mapping[str, Any]
+    keys: Mapping[str, str]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    requires: Mapping[str, Any] = field(default_factory=dict)
+    harmless: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    derive: Mapping[str, str] = field(default_factory=dict)
+    export: Mapping[str, Any] = field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    same: Mapping[str, str] = field(default_factory=dict)
+    present: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
+    unread: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def fields(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """The config's fields with what it leaves out. Raises ConfigError, by name, for those that mean something that
+        no model here is."""
+        named = {self.aliases.get(name, name): value for name, value in config.items()}
+        full = {**self.defaults, **named}  # a null that is stated stays one, as for transformers' config classes
+        faults = []
+        for name, wanted in self.requires.items():
+            options = wanted if isinstance(wanted, list) else [wanted]
+            if name in full and full[name] is not None and full[name] not in options:
+                faults.append(f"{where}: {name}: is {full[name]!r}, which nothing here is ({self._would(options)})")
+        faults += [f"{where}: {fault}" for fault in self._strangers(full)]
+        if faults:
+            raise CheckpointError(*faults)
+        for name, text in self.derive.items():
+            if full.get(name) is None:
+                full[name] = Expression(text[1:]).value({**full, name: None})
+        return full
+
+    @staticmethod
+    def _would(options: list[Any]) -> str:
+        return f"{' or '.join(map(repr, options))} would do"
+
+    def _strangers(self, full: Mapping[str, Any]) -> list[str]:
+        """Fields that nothing reads. One that is false, null or empty asks for nothing; one with a leading underscore
+        is its writer's own."""
+        known = self.reads | set(self.harmless) | set(self.defaults) | set(self.requires) | HARMLESS
+        unread = [
+            name
+            for name, value in full.items()
+            if name not in known and value not in (None, False, 0, "", [], {}) and not name.startswith("_")
+        ]
+        return [
+            f"{name}: is {full[name]!r}, a field that is not known of {self.name}{did_you_mean(name, known)}"
+            for name in unread
+        ]
+
+    @functools.cached_property
+    def reads(self) -> set[str]:
+        """Every field that the family reads."""
+        rope = {
+            "rope_parameters",
+            "rope_scaling",
+            "rope_theta",
+            "partial_rotary_factor",
+            "default_theta",
+            "default_partial",
+        }
+        rope |= {"original_max_position_embeddings", "max_position_embeddings"}
+        trees = [self.model, self.derive, self.architectures]
+        return set().union(*(read_names(tree) for tree in trees)) | rope | set(self.aliases)
+
+    def patch(self, architecture: str, where: str) -> Mapping[str, Any]:
+        """What a class changes of the model. Raises CheckpointError for a class that is not of this family."""
+        if architecture not in self.architectures:
+            known = ", ".join(self.architectures)
+            raise CheckpointError(f"{where}: architectures: {architecture!r} is not read (one of: {known})")
+        return self.architectures[architecture]
+
+    def template(self, architecture: str, where: str = "") -> Mapping[str, Any]:
+        """`model` as a class has it, expressions unread. A key that the class gives null is left out."""
+        patch = self.patch(architecture, where).get("model") or {}
+        changed = {key: laid(self.model.get(key), value) for key, value in patch.items()}
+        return {key: value for key, value in {**self.model, **changed}.items() if patch.get(key, 0) is not None}
+
+    def body(self, config: Mapping[str, Any], where: str, changes: Mapping[str, Any] | None = None) -> Body:
+        """A model in our grammar, of what a config.json says. `changes` are laid over it last, such as a tied head
+        that the file does not have tied."""
+        named = config.get("architectures") or [next(iter(self.architectures))]
+        named = [self.architectures.get(named[0], {}).get("as", named[0])]
+        fields = self.fields(config, where)
+        template = laid(self.template(named[0], where), changes or {})
+        try:
+            return self._body(template, fields, named[0])
+        except ConfigError as error:
+            raise CheckpointError(*(f"{where}: {fault}" for fault in error.faults)) from error
+        except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+            raise CheckpointError(
+                f"{where}: cannot be read as {self.name}, found {type(error).__name__} {error}"
+            ) from error
+
+    def _body(self, template: Mapping[str, Any], fields: Mapping[str, Any], architecture: str) -> Body:
+        body = {key: value for key, value in template.items() if key not in ("layers", "pattern", "encoder", "decoder")}
+        made = {**resolved(body, fields), **_layered(template, fields)}
+        kinds = {"": made.pop("_kinds", [])}
+        for tower in ("encoder", "decoder"):
+            if tower in template:
+                inner = {k: v for k, v in template[tower].items() if k not in ("layers", "pattern")}
+                made[tower] = {**resolved(inner, fields), **_layered({**template, **template[tower]}, fields)}
+                kinds[tower] = made[tower].pop("_kinds", [])
+        return Body(self, architecture, made, kinds, dict(fields))
+
+
+@dataclass(frozen=True)
+class Body:
+    """A model that a config.json describes: in our grammar, with the family's name for each layer's kind."""
+
+    family: Family
+    architecture: str
+    model: dict[str, Any]
+    kinds: dict[str, list[str]]
+    fields: dict[str, Any]
+
+    @property
+    def prefix(self) -> str:
+        return self.family.architectures[self.architecture].get("prefix") or ""
+
+
+def laid(base: Any, patch: Any) -> Any:
+    """`patch` laid over `base`, mapping by mapping; one that names its kind takes the other's place."""
+    if not isinstance(base, Mapping) or not isinstance(patch, Mapping) or "kind" in patch:
+        return patch
+    return {**base, **{key: laid(base.get(key), value) for key, value in patch.items()}}
+
+
+def _layered(template: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """`layers` and `pattern`, each layer worked out by itself; layers that come out alike are of one kind."""
+    kinds, pattern = template.get("layers") or {}, template.get("pattern")
+    if not kinds and pattern is None:
+        return {}
+    count = int(Expression(template["n_layers"][1:]).value(fields))
+    layers: dict[str, Any] = {}
+    names, families = [], []
+    for index in range(count):
+        env = {**fields, "layer": index}
+        kind = "layer" if pattern is None else resolved(pattern, env)
+        kind = kind[index] if isinstance(kind, list) else kind
+        kind = f"layer_{kind}" if isinstance(kind, int) else kind  # a number is a kind without a name, or a patch
+        if kinds and kind not in kinds and kind != "layer":
+            raise ConfigError(f"layer {index}: is a {kind!r} one, which is none of ours (one of: {', '.join(kinds)})")
+        patch = resolved(kinds.get(kind) or {}, env)
+        names.append(_named(kind, patch, layers))
+        families.append(kind)
+    used = {name: patch for name, patch in layers.items() if name in names and name != "layer"}
+    return {"layers": used, "pattern": names, "_kinds": families}
+
+
+def _named(kind: str, patch: Any, layers: dict[str, Any]) -> str:
+    """The name of a kind of layer with this patch: the kind's own, numbered where layers of it differ."""
+    if kind == "layer" and not patch:
+        return "layer"
+    for count in range(1, len(layers) + 2):
+        name = kind if count == 1 and kind != "layer" else f"{kind}_{count}"
+        if layers.setdefault(name, patch) == patch:
+            return name
+    raise AssertionError("more kinds of layer than layers")
+
+
+# ---------------------------------------------------------------- the catalogue
+
+
+def folder() -> Path:
+    from zoo.paths import conf_dir
+
+    return conf_dir() / "family"
+
+
+@functools.cache
+def read(name: str) -> Family:
+    """The family of this name."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    node: dict[str, Any] = yaml.load((folder() / f"{name}.yaml").read_text(encoding="utf-8"), loader)
+    base = node.pop("like", None)
+    if base is not None:
+        node = _like(read(base), node)
+    types = node.pop("model_type", name)
+    node |= {key: tuple(node.pop(key, ())) for key in ("harmless", "ignore", "optional")}
+    return Family(name=name, model_types=tuple(types if isinstance(types, list) else [types]), **node)
+
+
+def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
+    """A family that says only how it differs from another. A key that it gives null is left out."""
+    merged: dict[str, Any] = {"about": node.pop("about", {}), "architectures": node.pop("architectures")}
+    merged["model_type"] = node.pop("model_type", None)
+    for name in ("harmless", "ignore", "optional"):
+        merged[name] = [*getattr(base, name), *node.pop(name, ())]
+    for name in ("defaults", "requires", "aliases", "derive", "export", "dropped", "same", "present", "unread", "keys"):
+        both = {**getattr(base, name), **node.pop(name, {})}
+        merged[name] = {
+            key: value for key, value in both.items() if value is not None or name in ("defaults", "requires")
+        }
+    patch = node.pop("model", {})
+    kind = {"kind": patch.pop("kind")} if "kind" in patch else {}  # of the model, whose other keys stay
+    merged["model"] = {
+        key: value for key, value in laid(base.model, patch).items() if patch.get(key, 0) is not None
+    } | kind
+    return {**merged, **node}
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """The families there are."""
+    return tuple(sorted(path.stem for path in folder().glob("*.yaml")))
+
+
+@functools.cache
+def by_model_type() -> dict[str, str]:
+    """The family of each `model_type`."""
+    return {each: name for name in names() for each in read(name).model_types}
+
+
+def of(config: Mapping[str, Any], where: str) -> Family:
+    """The family of a config.json. Raises CheckpointError when it is of none."""
+    kind = config.get("model_type")
+    if kind is None:
+        raise CheckpointError(f"{where}: has no model_type, so its family is not known (transformers writes one)")
+    if (folder() / f"{kind}.yaml").is_file() and kind in read(str(kind)).model_types:
+        return read(str(kind))
+    known = by_model_type()
+    if kind not in known:
+        hint = did_you_mean(str(kind), known) or f" (one of: {', '.join(sorted(known))})"
+        raise CheckpointError(f"{where}: model_type: {kind!r} is no family here{hint}")
+    return read(known[kind])
+
+
+def text_of(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """The config of the text model inside a config that is of no family here, and what that leaves out; otherwise the
+    config as it is."""
+    kind = str(config.get("model_type"))
+    for name in TEXT:
+        inner = config.get(name)
+        if kind not in by_model_type() and isinstance(inner, Mapping) and inner.get("model_type") in by_model_type():
+            shared = {key: config[key] for key in ("tie_word_embeddings",) if key in config and key not in inner}
+            rest = ", ".join(key for key in config if key.endswith("_config") and key != name) or "what is beside it"
+            plain = {key: value for key, value in inner.items() if key != "architectures"}
+            return {**plain, **shared}, f"{kind}: its text model alone ({name}), without {rest}"
+    return config, ""

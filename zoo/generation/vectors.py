@@ -1,0 +1,127 @@
+# N texts, T tokens, D model width
+"""Texts as vectors: a model's hidden states, pooled over each text's tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ConfigError, did_you_mean
+from zoo.lazy import F, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+POOLINGS = ("mean", "cls", "last")
+
+
+def embed(
+    model: Any,
+    texts: Sequence[str],
+    *,
+    tokenizer: Any = None,
+    pooling: str | None = None,
+    normalize: bool = True,
+    batch_size: int = 32,
+    device: str = "cpu",
+    note: Callable[[str], object] | None = None,
+) -> Tensor:
+    """The vector of each text [N, D], float32 on the CPU. `model` is a folder, or a model with its `tokenizer` (a
+    tokenizer.json or its folder).
+
+    `pooling` takes the mean of a text's tokens (Reimers and Gurevych, 2019), its first (cls) or its last; unless given,
+    what the folder's 1_Pooling/config.json says, else the mean. `normalize` makes every vector of length 1. A text
+    longer than the model's positions is cut there, and `note` is told. Raises ConfigError.
+    """
+    from zoo import runs
+    from zoo.checkpoint import store
+
+    folder = runs.find(model) if isinstance(model, str | Path) else None
+    reader: Any = model if folder is None else store.load(folder, device=device)
+    tokenizer = tokenizer or folder
+    if tokenizer is None:
+        raise ConfigError("tokenizer: a model alone does not read text (pass its tokenizer.json)")
+    pooling = pooling or (stated_pooling(folder) if folder else None) or "mean"
+    if pooling not in POOLINGS:
+        raise ConfigError(
+            f"pooling: {pooling!r} is none{did_you_mean(pooling, POOLINGS)} (one of: {', '.join(POOLINGS)})"
+        )
+    rows = _encoded(tokenizer, texts, _limit(reader.spec), note)
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # alike lengths together: less padding
+    found: dict[int, Tensor] = {}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        with torch.inference_mode():
+            vectors = _pooled(reader, [rows[index] for index in batch], pooling)
+        found |= dict(zip(batch, F.normalize(vectors, dim=-1) if normalize else vectors, strict=True))
+    width = reader.spec.d_model
+    return torch.stack([found[index] for index in range(len(rows))]) if rows else torch.empty(0, width)
+
+
+def stated_pooling(folder: Path) -> str | None:
+    """The pooling that sentence-transformers wrote beside a model, if it did."""
+    file = folder / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return None
+    node = json.loads(file.read_text(encoding="utf-8"))
+    names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
+    chosen = [ours for theirs, ours in names.items() if node.get(theirs)]
+    if len(chosen) != 1:
+        raise ConfigError(f"{file}: asks for a pooling that is none of ours (--pooling {', '.join(POOLINGS)})")
+    return chosen[0]
+
+
+def _limit(spec: Any) -> int:
+    """Tokens that the model reads at most."""
+    tower = next(iter(spec.towers().values()))
+    limit = tower.position.limit
+    return tower.max_seq_len if limit is None else min(limit, tower.max_seq_len)
+
+
+def _encoded(tokenizer: Any, texts: Sequence[str], limit: int, note: Callable[[str], object] | None) -> list[list[int]]:
+    """Token ids of each text, with the special tokens that the tokenizer's file asks for."""
+    import tokenizers
+
+    from zoo.data.tokenizer import tokenizer_file
+
+    if isinstance(tokenizer, str | Path):
+        tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_file(tokenizer, "tokenizer")))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    long = sum(len(each.ids) > limit for each in tokenizer.encode_batch(list(texts)))
+    if long and note is not None:
+        note(f"{long} of {len(texts)} texts are cut at {limit} tokens, which is what the model reads")
+    tokenizer.enable_truncation(limit)
+    rows = [each.ids for each in tokenizer.encode_batch(list(texts))]
+    empty = [index for index, row in enumerate(rows) if not row]
+    if empty:
+        raise ConfigError(f"texts: number {empty[0]} has no token (a text that is not empty)")
+    return rows
+
+
+def _pooled(model: Any, rows: list[list[int]], pooling: str) -> Tensor:
+    """The vectors of some texts [N, D], padded to one length."""
+    device = next(model.parameters()).device
+    length = max(map(len, rows))
+    pad = model.spec.position.padding_id if hasattr(model.spec, "position") else None
+    ids = torch.full((len(rows), length), pad or 0, dtype=torch.long)
+    mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = 1
+    reader = model.get_submodule("encoder") if "encoder" in model.spec.towers() else model
+    hidden = reader(ids.to(device), mask.to(device), logits_to_keep=0).hidden.float().cpu()  # N T D
+    if pooling == "mean":
+        weights = mask[..., None].float()
+        return (hidden * weights).sum(1) / weights.sum(1)
+    if pooling == "cls":
+        return hidden[:, 0]
+    return hidden[torch.arange(len(rows)), mask.sum(1) - 1]
+
+
+def cosines(vectors: Tensor) -> Tensor:
+    """How alike the texts are, each to each [N, N]: the cosine of their vectors."""
+    unit = F.normalize(vectors, dim=-1)
+    return unit @ unit.T

@@ -1,0 +1,51 @@
+# ruff: noqa: TID253
+"""Told by Hydra how each job ends. Hydra makes it in a launcher's workers too, by its name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from zoo import disk
+from zoo.errors import ZooError
+from zoo.runs import RESULT
+
+
+class Record(Callback):
+    """Writes each job's outcome.
+
+    A failure becomes a value that the job returns: Hydra raises a sweep's first failure instead of giving any results
+    back, so that the other jobs' would be lost with it.
+    """
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.started = time.monotonic()
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        outcome: dict[str, Any] = {"overrides": list(job_return.overrides or []), "status": "done"}
+        outcome["seconds"] = round(time.monotonic() - self.started, 3)
+        if job_return.status is JobStatus.FAILED:
+            error = job_return._return_value
+            outcome |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+            job_return.status = JobStatus.COMPLETED
+            if config.hydra.mode == RunMode.MULTIRUN:
+                self._tell(error)
+                job_return.return_value = None
+        elif isinstance(job_return.return_value, Mapping):
+            outcome |= job_return.return_value
+        file = Path(config.hydra.runtime.output_dir) / RESULT
+        said = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}  # training writes one of its own
+        disk.write_text(file, json.dumps({**said, **outcome}, indent=2, default=str) + "\n")
+
+    def _tell(self, error: BaseException) -> None:
+        trace = None if isinstance(error, ZooError) else error
+        logging.getLogger(__name__).error("job failed: %s: %s", type(error).__name__, error, exc_info=trace)

@@ -1,0 +1,151 @@
+# B batch, T queries, S keys, H heads, C head width, R rows of the position table in reach, D model width
+"""Attention whose scores compare content with content and content with relative positions (DeBERTa)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from zoo.kernels import attend
+from zoo.kernels.base import Ask
+from zoo.lazy import torch
+from zoo.model.attention.base import Attention
+from zoo.model.position.base import Position
+from zoo.model.position.relative import Relative
+from zoo.spec import Linear
+
+
+@dataclasses.dataclass(frozen=True)
+class OfTable(Linear):
+    """A matrix product with the position table: once in a pass, and nothing that a token meets."""
+
+    precise: bool = True
+
+    @property
+    def flops(self) -> int:
+        return 0
+
+
+class Disentangled(Attention, kind="disentangled"):
+    """Disentangled attention (He et al., 2020, DeBERTa; He et al., 2021, v3).
+
+    score(i, j) = (q_i·k_j + q_i·p_k[i − j] + k_j·p_q[i − j]) · scale, where p_k and p_q are projections of the vectors
+    in the model's `position`, a `relative` one. The second term is content to position, c2p, the third position to
+    content, p2c; `types` says which there are. `scale` is 1/√(head_dim·(1 + number of types)) unless given.
+
+    `share_att_key` projects positions by the q and k of the content (v2, v3) rather than by weights of their own, and
+    `key_bias` gives k and p_k a bias (v2, v3), which q, v, o and p_q always have. v1 has neither.
+    """
+
+    n_heads: PositiveInt
+    head_dim: PositiveInt
+    position: Position
+    types: tuple[Literal["c2p", "p2c"], ...] = ("c2p", "p2c")
+    share_att_key: bool = False
+    key_bias: bool = True
+    scale: PositiveFloat | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.types)) < len(self.types):
+            raise ValueError(f"types names one twice: {', '.join(self.types)} (c2p, p2c, both or none)")
+        if self.types and not isinstance(self.position, Relative):
+            found = f"types {', '.join(self.types)} with position '{self.position.kind}'"
+            raise ValueError(f"disentangled reads relative positions, found {found} (position=relative, or types: [])")
+        if not self.types:
+            self.position.check(self.head_dim)
+        if self.position.per_layer:
+            found = f"position '{self.position.kind}' with weights in every layer"
+            raise ValueError(f"disentangled has no place for them, found {found} (one for all layers)")
+        if not self.types and self.share_att_key:
+            raise ValueError("share_att_key projects positions, and types is empty (leave it out, or name types)")
+
+    @property
+    def score_heads(self) -> int:
+        return self.n_heads
+
+    @property
+    def positioning(self) -> Position:
+        return self.position
+
+    @property
+    def rotary_width(self) -> int:
+        return self.head_dim
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        width, both = self.n_heads * self.head_dim, self.share_att_key  # of content and of the table
+        parts: dict[str, Any] = {
+            "q": Linear(d_model, width, True, precise=both),
+            "k": Linear(d_model, width, self.key_bias, precise=both),
+            "v": Linear(d_model, width, True),
+            "o": Linear(width, d_model, True, residual=True),
+        }
+        if "c2p" in self.types and not self.share_att_key:
+            parts["pos_k"] = OfTable(d_model, width, self.key_bias)
+        if "p2c" in self.types and not self.share_att_key:
+            parts["pos_q"] = OfTable(d_model, width, True)
+        return parts
+
+    def cache(self) -> dict[str, tuple[int, ...]]:
+        return {"k": (self.n_heads, self.head_dim), "v": (self.n_heads, self.head_dim)}
+
+    def core_flops(self, pairs: int) -> int:
+        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
+
+    def pass_flops(self, d_model: int, new: int, held: int) -> int:
+        """FLOPs of a pass of `new` tokens after `held` ones that belong to no token and no pair: the rows of the table
+        in reach are projected once for each type, and compared with every new query (c2p) or every key (p2c)."""
+        if not self.types:
+            return 0
+        assert isinstance(self.position, Relative)
+        compared = new * ("c2p" in self.types) + (held + new) * ("p2c" in self.types)
+        products = d_model * len(self.types) + compared
+        return 2 * self.n_heads * self.head_dim * self.position.rows(held + new) * products
+
+    def ask(self, dtype: str, **features: Any) -> Ask:
+        return Ask(
+            dtype=dtype,
+            head_dim=self.head_dim,
+            v_head_dim=self.head_dim,
+            n_heads=self.n_heads,
+            n_kv_heads=self.n_heads,
+            bias=self._bias_kind(features.get("needs_grad", False)),
+            **features,
+        )
+
+    def _bias_kind(self, needs_grad: bool) -> str:
+        """As `Ask.bias` names it: with types it is made of queries and keys, and has their gradient."""
+        if not self.types:
+            return self.position.bias_kind
+        return "learned" if needs_grad else "fixed"
+
+    def prepare(self, m: Any, step: Any) -> None:
+        if self.types:
+            assert isinstance(self.position, Relative)
+            step.extra["relative"] = self.position.look_up(m, *step.columns)
+
+    def forward(self, m: Any, x: Any, step: Any) -> Any:
+        q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in (m.q, m.k, m.v))  # B T H C
+        q, k = self.position.rotate(q, step.tables), self.position.rotate(k, step.tables)
+        k, v = step.remember(k=k, v=v)  # B S H C
+        scale = (self.head_dim * (1 + len(self.types))) ** -0.5 if self.scale is None else self.scale
+        bias = self._position_scores(m, q, k.to(q.dtype), step, scale) if self.types else step.bias
+        y = attend(q, k, v, step.mask, scale=scale, bias=bias, kernel=step.kernel)
+        return m.o(y.flatten(-2))  # B T D
+
+    def _position_scores(self, m: Any, q: Any, k: Any, step: Any, scale: float) -> Any:
+        """What the position types add to the scores [B, H, T, S], in float32."""
+        table, index = step.extra["relative"]  # R D, T S
+        wide = torch.promote_types(q.dtype, torch.float32)
+        heads, shape = (self.n_heads, self.head_dim), (q.shape[0], self.n_heads)
+        terms = []
+        if "c2p" in self.types:
+            p = (m.k if self.share_att_key else m.pos_k)(table).unflatten(-1, heads)  # R H C
+            near = torch.einsum("bthc,rhc->bhtr", q, p).to(wide)
+            terms.append(near.gather(-1, index.expand(*shape, -1, -1)))  # B H T S
+        if "p2c" in self.types:
+            p = (m.q if self.share_att_key else m.pos_q)(table).unflatten(-1, heads)  # R H C
+            near = torch.einsum("bshc,rhc->bhsr", k, p).to(wide)
+            terms.append(near.gather(-1, index.t().expand(*shape, -1, -1)).transpose(-1, -2))  # B H T S
+        return sum(terms[1:], terms[0]) * scale

@@ -1,0 +1,187 @@
+# B batch, T queries, S keys, H heads, K kv heads, C head width, D model width
+"""Softmax attention with one set of keys and values for every group of query heads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from zoo.kernels import attend
+from zoo.kernels.base import Ask
+from zoo.lazy import torch
+from zoo.model.attention.base import Attention
+from zoo.model.norm import Norm
+from zoo.model.position.base import Position
+from zoo.spec import Linear, Sized, Spec, Weight
+
+
+class Tempering(Spec, axis="tempering", default="log"):
+    """Queries grow with their position."""
+
+    def factor(self, positions: Any) -> Any:
+        """What queries [B, T, H, C] at these positions [B, T] are multiplied by: [B, T, 1, 1]."""
+        raise NotImplementedError
+
+
+class LogTempering(Tempering, kind="log"):
+    """q · (1 + scale·ln(1 + ⌊(position + 1) / floor⌋)) (Nakanishi, 2025; Llama 4)."""
+
+    floor: PositiveInt = 8192
+    scale: PositiveFloat = 0.1
+
+    def factor(self, positions: Any) -> Any:
+        steps = ((positions.float() + 1) / self.floor).floor()
+        return (1 + self.scale * torch.log1p(steps))[..., None, None]
+
+
+class GQA(Attention, kind="gqa"):
+    """Grouped-query attention (Ainslie et al., 2023): n_kv_heads = n_heads is MHA (Vaswani et al., 2017), 1 is MQA
+    (Shazeer, 2019).
+
+    `window` W lets a causal query see W keys, itself included (Beltagy et al., 2020; Mistral), and one that sees both
+    ways W to either side; `chunk` only those of its own stretch of so many positions (Llama 4). `scale` is what scores
+    are multiplied by, 1/√head_dim unless given; `softcap` bounds them by c·tanh(s/c) (Gemma 2). `sinks` adds a learned
+    score a head that no value stands behind (Xiao et al., 2023; gpt-oss). `clip` bounds queries, keys and values (OLMo,
+    MPT), before the norm of queries and keys or with `clip_normed` after it (OLMoE). `output_gate` multiplies each
+    head's output by σ(x·W) (Qiu et al., 2025; Qwen3-Next). `bias` is for q, k and v; `o_bias` follows it unless given.
+
+    `qk_norm` normalises queries and keys (Dehghani et al., 2023), `qk_norm_over` says what at once: a "head" with one
+    weight for all heads (Qwen3), each of the "heads" with its own (Cohere), or all heads' channels as a "whole"
+    (OLMo 2). With `qk_norm_last` it comes after the rotation (Llama 4). `tempering` makes queries grow with position.
+    """
+
+    n_heads: PositiveInt
+    n_kv_heads: PositiveInt
+    head_dim: PositiveInt
+    position: Position
+    bias: bool = False
+    o_bias: bool | None = None
+    window: PositiveInt | None = None
+    chunk: PositiveInt | None = None
+    qk_norm: Norm | None = None
+    qk_norm_over: Literal["head", "heads", "whole"] = "head"
+    qk_norm_last: bool = False
+    softcap: PositiveFloat | None = None
+    scale: PositiveFloat | None = None
+    sinks: bool = False
+    clip: PositiveFloat | None = None
+    clip_normed: bool = False
+    output_gate: bool = False
+    tempering: Tempering | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
+        if self.window and self.chunk:
+            raise ValueError(f"window={self.window} and chunk={self.chunk} both limit what is seen (one of them)")
+        if self.qk_norm_last and self.qk_norm_over == "whole":
+            raise ValueError("qk_norm_last comes after heads are split, qk_norm_over 'whole' before (one of them)")
+        if self.clip_normed and (self.clip is None or self.qk_norm is None or self.qk_norm_last):
+            raise ValueError(
+                "clip_normed says that `clip` comes between `qk_norm` and the rotation (give both, or leave it out)"
+            )
+        self.position.check(self.head_dim)
+
+    @property
+    def visible_window(self) -> int | None:
+        return self.window
+
+    @property
+    def visible_chunk(self) -> int | None:
+        return self.chunk
+
+    @property
+    def score_heads(self) -> int:
+        return self.n_heads
+
+    @property
+    def positioning(self) -> Position:
+        return self.position
+
+    @property
+    def rotary_width(self) -> int:
+        return self.head_dim
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        return {
+            "q": Linear(d_model, q, self.bias),
+            "k": Linear(d_model, kv, self.bias),
+            "v": Linear(d_model, kv, self.bias),
+            **({"gate": Linear(d_model, q, self.bias)} if self.output_gate else {}),
+            "o": Linear(q, d_model, self.bias if self.o_bias is None else self.o_bias, residual=True),
+            **self._norms(q, kv),
+            **({"sinks": Weight((self.n_heads,))} if self.sinks else {}),
+            **({"position": self.position} if self.position.per_layer else {}),
+        }
+
+    def _norms(self, q: int, kv: int) -> dict[str, Any]:
+        if self.qk_norm is None:
+            return {}
+        if self.qk_norm_over == "whole":
+            return {"q_norm": Sized(self.qk_norm, q), "k_norm": Sized(self.qk_norm, kv)}
+        if self.qk_norm_over == "heads":
+            own = {"q_norm": self.n_heads, "k_norm": self.n_kv_heads}
+            return {name: Sized(replace(self.qk_norm, heads=count), self.head_dim) for name, count in own.items()}
+        return {"q_norm": Sized(self.qk_norm, self.head_dim), "k_norm": Sized(self.qk_norm, self.head_dim)}
+
+    def cache(self) -> dict[str, tuple[int, ...]]:
+        return {"k": (self.n_kv_heads, self.head_dim), "v": (self.n_kv_heads, self.head_dim)}
+
+    def core_flops(self, pairs: int) -> int:
+        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
+
+    def ask(self, dtype: str, **features: Any) -> Ask:
+        return Ask(
+            dtype=dtype,
+            head_dim=self.head_dim,
+            v_head_dim=self.head_dim,
+            n_heads=self.n_heads,
+            n_kv_heads=self.n_kv_heads,
+            softcap=self.softcap,
+            sinks=self.sinks,
+            bias=self.position.bias_kind,
+            **features,
+        )
+
+    def forward(self, m: Any, x: Any, step: Any) -> Any:
+        q = self._turned(m.q(x), m.q_norm if self.qk_norm else None, self.n_heads, step)  # B T H C
+        if self.tempering is not None:
+            q = (q * self.tempering.factor(step.positions)).to(q.dtype)
+        if step.memory is None:
+            k, v = self._keys_values(m, x, step)
+            k, v = step.remember(k=k, v=v)  # B S K C
+        else:
+            k, v = step.recall(lambda memory: self._keys_values(m, memory, step), "k", "v")
+        bias = step.bias
+        if self.position.per_layer:
+            queries, keys = step.columns
+            bias = self.position.bias(m.position, self.n_heads, queries, keys, step.mask.causal)
+        scale = self.head_dim**-0.5 if self.scale is None else self.scale
+        sinks = m.sinks if self.sinks else None
+        y = attend(
+            q, k, v, step.mask, scale=scale, softcap=self.softcap, sinks=sinks, bias=bias, kernel=step.kernel
+        ).flatten(-2)  # B T H·C
+        return m.o(y * torch.sigmoid(m.gate(x)) if self.output_gate else y)  # B T D
+
+    def _keys_values(self, m: Any, x: Any, step: Any) -> tuple[Any, Any]:
+        """Keys and values of x [B, S, D]: [B, S, K, C] each."""
+        k = self._turned(m.k(x), m.k_norm if self.qk_norm else None, self.n_kv_heads, step)
+        return k, self._clipped(m.v(x)).unflatten(-1, (self.n_kv_heads, self.head_dim))
+
+    def _turned(self, x: Any, norm: Any, n_heads: int, step: Any) -> Any:
+        """Queries or keys [B, T, heads·C], clipped, normalised and rotated: [B, T, heads, C]."""
+        x = x if self.clip_normed else self._clipped(x)
+        if norm is not None and self.qk_norm_over == "whole":
+            x = norm(x)
+        x = x.unflatten(-1, (n_heads, self.head_dim))
+        if norm is not None and not self.qk_norm_last and self.qk_norm_over != "whole":
+            x = norm(x)
+        x = self._clipped(x) if self.clip_normed else x
+        x = self.position.rotate(x, step.tables)
+        return norm(x) if norm is not None and self.qk_norm_last else x
+
+    def _clipped(self, x: Any) -> Any:
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)

@@ -1,0 +1,115 @@
+# B batch, T tokens, H heads, C head width, D model width
+"""Attention to a window on both sides, and a few tokens that see and are seen by all (Longformer)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+from pydantic import PositiveInt
+
+from zoo.kernels import attend
+from zoo.kernels.base import Ask
+from zoo.kernels.mask import Mask
+from zoo.lazy import torch
+from zoo.model.attention.base import Attention
+from zoo.model.position.base import Position
+from zoo.spec import Linear
+
+
+@dataclasses.dataclass(frozen=True)
+class ForGlobal(Linear):
+    """A matrix product that runs only where some tokens are global, which no count knows beforehand."""
+
+    @property
+    def flops(self) -> int:
+        return 0
+
+
+class Longformer(Attention, kind="longformer"):
+    """Sliding window and global tokens (Beltagy et al., 2020), for models that read both ways.
+
+    A local token i sees every j with |i − j| ≤ `window`, and all global tokens. A global one sees all, by weights of
+    its own (q_global, k_global, v_global) for its query and for the keys and values that it reads. Which tokens are
+    global is said with each input: `step.extra["global"]` [B, T], None where none is.
+
+    FLOPs are counted without global tokens: q, k, v, o and the pairs in the window. Where some are given, a pass of T
+    tokens adds 6·T·D·H·C for the global projections, and each global token 8·T·H·C for the pairs it is part of.
+    """
+
+    causal: ClassVar[bool] = False
+    takes_global: ClassVar[bool] = True
+
+    n_heads: PositiveInt
+    head_dim: PositiveInt
+    window: PositiveInt
+    position: Position
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        self.position.check(self.head_dim)
+        if self.position.per_layer:
+            found = f"position '{self.position.kind}' with weights in every layer"
+            raise ValueError(f"longformer has no place for them, found {found} (one for all layers)")
+
+    @property
+    def visible_window(self) -> int:
+        return self.window
+
+    @property
+    def score_heads(self) -> int:
+        return self.n_heads
+
+    @property
+    def positioning(self) -> Position:
+        return self.position
+
+    @property
+    def rotary_width(self) -> int:
+        return self.head_dim
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        width = self.n_heads * self.head_dim
+        local = {name: Linear(d_model, width, self.bias) for name in ("q", "k", "v")}
+        everywhere = {f"{name}_global": ForGlobal(d_model, width, self.bias) for name in ("q", "k", "v")}
+        return {**local, **everywhere, "o": Linear(width, d_model, self.bias, residual=True)}
+
+    def core_flops(self, pairs: int) -> int:
+        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
+
+    def ask(self, dtype: str, **features: Any) -> Ask:
+        return Ask(
+            dtype=dtype,
+            head_dim=self.head_dim,
+            v_head_dim=self.head_dim,
+            n_heads=self.n_heads,
+            n_kv_heads=self.n_heads,
+            bias=self.position.bias_kind,
+            **features,
+        )
+
+    def prepare(self, m: Any, step: Any) -> None:
+        everywhere = step.extra.get("global")
+        if everywhere is None:
+            return
+        old = step.mask
+        tokens, hidden = old.n_queries, {"padding": old.padding, "documents": old.documents}
+        also = everywhere[:, None, :].expand(-1, tokens, -1)  # B T T
+        step.mask = Mask(tokens, tokens, causal=False, window=self.window, also=also, **hidden)
+        whole = step.extra["all"] = Mask(tokens, tokens, causal=False, **hidden)
+        if not whole.sees_all:
+            whole.dense(everywhere.device)  # drawn here, so that the layers only read it
+
+    def forward(self, m: Any, x: Any, step: Any) -> Any:
+        y = self._read((m.q, m.k, m.v), x, step, step.mask)  # B T H C
+        everywhere = step.extra.get("global")
+        if everywhere is not None:
+            seen = self._read((m.q_global, m.k_global, m.v_global), x, step, step.extra["all"])  # B T H C
+            y = torch.where(everywhere[:, :, None, None], seen, y)
+        return m.o(y.flatten(-2))  # B T D
+
+    def _read(self, parts: tuple[Any, Any, Any], x: Any, step: Any, mask: Mask) -> Any:
+        """What tokens read by these projections [B, T, H, C]."""
+        q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in parts)  # B T H C
+        q, k = self.position.rotate(q, step.tables), self.position.rotate(k, step.tables)
+        return attend(q, k, v, mask, scale=self.head_dim**-0.5, bias=step.bias, kernel=step.kernel)

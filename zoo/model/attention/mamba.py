@@ -1,0 +1,301 @@
+# B batch, T tokens, E inner width, S state size, H heads, P head width, G groups, R heads a group, N chunks of L tokens
+"""Selective state spaces: Mamba and Mamba-2."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, ClassVar
+
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from zoo.lazy import F, torch
+from zoo.model.activation import Activation, SiLU
+from zoo.model.attention.base import Attention
+from zoo.model.attention.recurrent import (
+    Decays,
+    check_causal,
+    chunked,
+    convolve,
+    count_rates,
+    exactly,
+    spread_rates,
+    spread_steps,
+    starts,
+)
+from zoo.model.norm import Norm
+from zoo.spec import Conv, Linear, Sized, Weight
+
+
+class Mamba(Attention, kind="mamba"):
+    """A state space whose step, input and output depend on the token (Gu and Dao, 2023).
+
+    From u = act(conv(x·W)) of E = expand·d_model channels come Δ = softplus(u·W_Δ + b), B and C [S]; then, with
+    A = −exp(A_log),
+
+        h ← exp(Δ·A) ⊙ h + (Δ ⊙ u)⊗B [E, S],   y = h·C + D ⊙ u,   out = (y ⊙ silu(z))·W_out.
+
+    `dt_rank` is the width that Δ is projected through, ⌈d_model/16⌉ unless given. `inner_norm` normalises it, B and C
+    (Jamba; without a weight, Falcon Mamba). `d_model`, the residual stream's width, is stated because the state's size
+    follows from it. The recurrence is computed in float32.
+    """
+
+    causal: ClassVar[bool | None] = True
+
+    d_model: PositiveInt
+    expand: PositiveInt = 2
+    d_state: PositiveInt = 16
+    d_conv: PositiveInt = 4
+    dt_rank: PositiveInt | None = None
+    bias: bool = False
+    conv_bias: bool = True
+    activation: Activation = SiLU()
+    inner_norm: Norm | None = None
+
+    @property
+    def d_inner(self) -> int:
+        return self.expand * self.d_model
+
+    @property
+    def rank(self) -> int:
+        return math.ceil(self.d_model / 16) if self.dt_rank is None else self.dt_rank
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        if d_model != self.d_model:
+            raise ValueError(f"d_model={self.d_model}, where the stream is {d_model} wide (give it that)")
+        inner, rank, state = self.d_inner, self.rank, self.d_state
+        parts: dict[str, Any] = {
+            "in_proj": Linear(d_model, 2 * inner, self.bias),  # u and z
+            "conv": Conv(inner, inner, self.d_conv, groups=inner, bias=self.conv_bias),
+            "x_proj": Linear(inner, rank + 2 * state, precise=True),  # Δ, B and C
+            "dt_proj": Linear(rank, inner, precise=True),
+            "dt_bias": Weight((inner,), init=spread_steps),
+            "A_log": Weight((inner, state), init=count_rates),
+            "D": Weight((inner,), init=1.0),
+            "out_proj": Linear(inner, d_model, self.bias, residual=True),
+        }
+        if self.inner_norm:
+            parts |= {"dt_norm": Sized(self.inner_norm, rank)}
+            parts |= {name: Sized(self.inner_norm, state) for name in ("B_norm", "C_norm")}
+        return parts
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        return {"conv": (self.d_conv - 1, self.d_inner), "ssm": (self.d_inner, self.d_state)}
+
+    def state_flops(self) -> int:
+        return 4 * self.d_inner * self.d_state  # writing the outer product of Δ·u and B, and reading with C
+
+    def forward(self, m: Any, x: Any, step: Any) -> Any:
+        check_causal(step)
+        u, z = m.in_proj(x).chunk(2, -1)  # B T E
+        u = self.activation.apply(convolve(m.conv, u, step))
+        dt, B, C = m.x_proj(u).split([self.rank, self.d_state, self.d_state], -1)
+        if self.inner_norm:
+            dt, B, C = m.dt_norm(dt), m.B_norm(B), m.C_norm(C)
+        dt = m.dt_proj(dt).float() + m.dt_bias.float()  # B T E
+        with exactly(x):
+            dt = F.softplus(dt)
+            if step.real is not None:
+                dt = dt * step.real[..., None]  # no time passes
+            fresh = None if step.documents is None else starts(step.documents)  # B T
+            h = step.state("ssm")
+            h = dt.new_zeros(x.shape[0], self.d_inner, self.d_state) if h is None else h
+            u, A = u.float(), -m.A_log.float().exp()
+            scan = _scan_tokens if step.kernel == "eager" or x.shape[1] == 1 else _scan_spans
+            y, h = scan(dt * u, dt, A, B.float(), C.float(), h, fresh)
+            step.hold(ssm=h)
+            y = (y + m.D.float() * u) * F.silu(z.float())
+        return m.out_proj(y.to(z.dtype))  # B T D
+
+
+def _scan_tokens(x: Any, dt: Any, A: Any, B: Any, C: Any, h: Any, fresh: Any) -> tuple[Any, Any]:
+    """The recurrence token by token: x, dt [B, T, E], A [E, S], B, C [B, T, S], h [B, E, S]. Gives y [B, T, E] and the
+    last h."""
+    fresh = [None] * x.shape[1] if fresh is None else fresh.unbind(1)
+    reads = []
+    for new, time, write, read, start in zip(*(each.unbind(1) for each in (x, dt, B, C)), fresh, strict=True):
+        decay = (time[..., None] * A).exp()  # B E S
+        if start is not None:
+            decay = decay * ~start[:, None, None]
+        h = torch.baddbmm(decay * h, new[..., None], write[:, None])
+        reads.append((h @ read[..., None]).squeeze(-1))  # B E
+    return torch.stack(reads, 1), h
+
+
+SPAN = 64
+"""Tokens of which Mamba's states [E, S] are held at once without gradients: on a CPU none of 32 … 512 is faster."""
+
+
+def _scan_spans(x: Any, dt: Any, A: Any, B: Any, C: Any, h: Any, fresh: Any) -> tuple[Any, Any]:
+    """The same, with about 2·√SPAN steps in sequence for SPAN tokens."""
+    spans = [each.split(SPAN, 1) for each in (x, dt, B, C)]
+    fresh = [None] * len(spans[0]) if fresh is None else fresh.split(SPAN, 1)
+    reads = []
+    for new, time, write, read, start in zip(*spans, fresh, strict=True):
+        decay = (time[..., None] * A).exp()  # B L E S
+        if start is not None:
+            decay = decay * ~start[..., None, None]
+        states = _states(decay, new[..., None] * write[:, :, None], h)
+        reads.append((states @ read[..., None]).squeeze(-1))  # B L E
+        h = states[:, -1]
+    return torch.cat(reads, 1), h
+
+
+def _states(decay: Any, new: Any, h: Any) -> Any:
+    """h_t = decay_t ⊙ h_{t−1} + new_t for all t: decay, new [B, L, E, S], h [B, E, S] before them. Gives [B, L, E, S].
+
+    Rows of √L tokens run side by side from empty states; then the state before each row is worked out from the rows
+    before, and what is left of it added. Only products of decays, all ≤ 1: exact for any, 0 among them.
+    """
+    length = decay.shape[1]
+    columns = math.isqrt(length - 1) + 1
+    short = -length % columns
+    if short:
+        decay = torch.cat((decay, decay.new_ones(decay.shape[0], short, *decay.shape[2:])), 1)
+        new = torch.cat((new, new.new_zeros(new.shape[0], short, *new.shape[2:])), 1)
+    decay, new = decay.unflatten(1, (-1, columns)), new.unflatten(1, (-1, columns))  # B rows columns E S
+    (first, *decays), (start, *news) = decay.unbind(2), new.unbind(2)  # B rows E S each
+    local, left = [start], [first]
+    for now, added in zip(decays, news, strict=True):
+        local.append(torch.addcmul(added, now, local[-1]))
+        left.append(now * left[-1])
+    entering = []
+    for now, added in zip(left[-1].unbind(1), local[-1].unbind(1), strict=True):
+        entering.append(h)
+        h = torch.addcmul(added, now, h)
+    entered = torch.stack(entering, 1)[:, :, None]  # B rows 1 E S
+    return torch.addcmul(torch.stack(local, 2), torch.stack(left, 2), entered).flatten(1, 2)[:, :length]
+
+
+class Mamba2(Attention, kind="mamba2"):
+    """State space duality (Dao and Gu, 2024): one rate a head, so that a chunk of tokens is a few matrix products.
+
+    One product gives z, x, B, C and Δ; x [H, P], B and C [G, S] pass the convolution and `activation`; heads of a group
+    share B and C. With Δ = softplus(Δ + dt_bias), held between `dt_min` and `dt_max`, and A = −exp(A_log),
+
+        h ← exp(Δ·A)·h + (Δ·x)⊗B [H, P, S],   y = h·C + D·x,   out = norm(y ⊙ silu(z))·W_out.
+
+    `norm_eps` null leaves the norm out; `norm_before_gate` has norm(y) ⊙ silu(z). It is an RMS norm over each of
+    `norm_groups` equal parts of the channels, as many as `n_groups` unless given. `chunk_size` changes speed alone. The
+    recurrence is computed in float32.
+    """
+
+    causal: ClassVar[bool | None] = True
+
+    n_heads: PositiveInt
+    head_dim: PositiveInt
+    d_state: PositiveInt = 128
+    d_conv: PositiveInt = 4
+    n_groups: PositiveInt = 1
+    bias: bool = False
+    conv_bias: bool = True
+    activation: Activation = SiLU()
+    norm_eps: PositiveFloat | None = 1e-5
+    norm_before_gate: bool = False
+    norm_groups: PositiveInt | None = None
+    dt_min: NonNegativeFloat = 0.0
+    dt_max: PositiveFloat | None = None
+    chunk_size: PositiveInt = 64
+
+    def __post_init__(self) -> None:
+        if self.n_heads % self.n_groups:
+            raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_groups={self.n_groups}")
+        if self.norm_groups is not None and self.d_inner % self.norm_groups:
+            raise ValueError(f"n_heads·head_dim={self.d_inner} is not a multiple of norm_groups={self.norm_groups}")
+        if self.norm_eps is None and (self.norm_before_gate or self.norm_groups is not None):
+            raise ValueError("norm_before_gate and norm_groups need a norm, and norm_eps is null (give it, as 1e-5)")
+        if self.dt_max is not None and self.dt_max <= self.dt_min:
+            raise ValueError(f"dt_max={self.dt_max} must be above dt_min={self.dt_min}")
+
+    @property
+    def d_inner(self) -> int:
+        return self.n_heads * self.head_dim
+
+    @property
+    def d_mixed(self) -> int:
+        """Channels that the convolution mixes: x, B and C."""
+        return self.d_inner + 2 * self.n_groups * self.d_state
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        inner, mixed, heads = self.d_inner, self.d_mixed, self.n_heads
+        return {
+            "in_proj": Linear(d_model, inner + mixed + heads, self.bias),  # z, (x, B, C), Δ
+            "conv": Conv(mixed, mixed, self.d_conv, groups=mixed, bias=self.conv_bias),
+            "dt_bias": Weight((heads,), init=spread_steps),
+            "A_log": Weight((heads,), init=partial(spread_rates, low=1.0, high=16.0)),
+            "D": Weight((heads,), init=1.0),
+            **({} if self.norm_eps is None else {"norm": Weight((inner,), init=1.0)}),
+            "out_proj": Linear(inner, d_model, self.bias, residual=True),
+        }
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        return {"conv": (self.d_conv - 1, self.d_mixed), "ssm": (self.n_heads, self.head_dim, self.d_state)}
+
+    def state_flops(self) -> int:
+        return 4 * self.d_inner * self.d_state  # writing the outer product of Δ·x and B, and reading with C
+
+    def forward(self, m: Any, x: Any, step: Any) -> Any:
+        check_causal(step)
+        z, mixed, dt = m.in_proj(x).split([self.d_inner, self.d_mixed, self.n_heads], -1)
+        mixed = self.activation.apply(convolve(m.conv, mixed, step))
+        with exactly(x):
+            width = self.n_groups * self.d_state
+            u, B, C = mixed.float().split([self.d_inner, width, width], -1)
+            u = u.unflatten(-1, (self.n_heads, self.head_dim))  # B T H P
+            B, C = (each.unflatten(-1, (self.n_groups, self.d_state)) for each in (B, C))  # B T G S
+            dt = F.softplus(dt.float() + m.dt_bias.float()).clamp(self.dt_min, self.dt_max)  # B T H
+            if step.real is not None:
+                dt = dt * step.real[..., None]  # no time passes
+            fresh = None if step.documents is None else starts(step.documents)  # B T
+            h = step.state("ssm")
+            h = u.new_zeros(x.shape[0], self.n_heads, self.head_dim, self.d_state) if h is None else h
+            log = dt * -m.A_log.float().exp()  # B T H
+            inputs = (u * dt[..., None], log, B, C, h, fresh)
+            eager = step.kernel == "eager" or x.shape[1] == 1
+            y, h = _scan_heads(*inputs) if eager else _scan_chunks(*inputs, min(self.chunk_size, x.shape[1]))
+            step.hold(ssm=h)
+            y = self._gated((y + m.D.float()[:, None] * u).flatten(-2), z.float(), m)
+        return m.out_proj(y.to(z.dtype))  # B T D
+
+    def _gated(self, y: Any, z: Any, m: Any) -> Any:
+        """The gate and the norm [B, T, E], in float32."""
+        if not self.norm_before_gate:
+            y = y * F.silu(z)
+        if self.norm_eps is not None:
+            groups = y.unflatten(-1, (self.norm_groups or self.n_groups, -1))
+            y = F.rms_norm(groups, groups.shape[-1:], eps=self.norm_eps).flatten(-2) * m.norm.float()
+        return y * F.silu(z) if self.norm_before_gate else y
+
+
+def _scan_heads(x: Any, log: Any, B: Any, C: Any, h: Any, fresh: Any) -> tuple[Any, Any]:
+    """The recurrence token by token: x [B, T, H, P], log [B, T, H], B, C [B, T, G, S], h [B, H, P, S]. Gives y
+    [B, T, H, P] and the last h."""
+    batch, tokens, heads, width = x.shape
+    B, C = (each.repeat_interleave(heads // each.shape[2], 2) for each in (B, C))  # B T H S
+    decay = (log.exp() if fresh is None else log.exp() * ~fresh[..., None])[..., None]  # B T H 1
+    h, reads = h.flatten(0, 1), []  # B·H P S
+    each_token = (each.transpose(1, 2).flatten(0, 1).unbind(1) for each in (x, decay, B, C))  # B·H, … each
+    for new, left, write, read in zip(*each_token, strict=True):
+        h = torch.baddbmm(left[..., None] * h, new[..., None], write[:, None])
+        reads.append(h @ read[..., None])  # B·H P 1
+    y = torch.stack(reads, 1).view(batch, heads, tokens, width).transpose(1, 2)
+    return y, h.unflatten(0, (batch, heads))
+
+
+def _scan_chunks(x: Any, log: Any, B: Any, C: Any, h: Any, fresh: Any, length: int) -> tuple[Any, Any]:
+    """The same in chunks: attention inside each, a state from chunk to chunk (Dao and Gu, 2024, section 6)."""
+    tokens, groups = x.shape[1], B.shape[2]
+    decays = Decays(chunked(log, length), None if fresh is None else chunked(fresh, length))
+    x, B, C = chunked(x, length), chunked(B, length).transpose(2, 3), chunked(C, length).transpose(2, 3)  # B N G L S
+    x = x.transpose(2, 3).unflatten(2, (groups, -1))  # B N G R L P
+    scores = (C @ B.mT)[:, :, :, None] * decays.pairs.unflatten(2, (groups, -1))  # B N G R L L
+    y = scores @ x
+    written = (x * decays.leaving.unflatten(2, (groups, -1))[..., None]).mT @ B[:, :, :, None]  # B N G R P S
+    written, across, entering = written.flatten(2, 3), decays.across, []
+    for left, new in zip(across.unbind(1), written.unbind(1), strict=True):
+        entering.append(h)
+        h = left * h + new
+    held = torch.stack(entering, 1).unflatten(2, (groups, -1))  # B N G R P S
+    y = y + (C[:, :, :, None] @ held.mT) * decays.entering.unflatten(2, (groups, -1))[..., None]
+    y = y.flatten(2, 3).transpose(2, 3).flatten(1, 2)[:, :tokens]  # B T H P
+    return y, h

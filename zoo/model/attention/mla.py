@@ -1,0 +1,159 @@
+# B batch, T queries, S keys, H heads, R latent width, N and P a key's widths without and with position, V a value's
+"""Attention whose keys and values are made of one small latent vector a token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pydantic import PositiveFloat, PositiveInt
+
+from zoo.kernels import attend
+from zoo.kernels.base import Ask
+from zoo.lazy import torch
+from zoo.model.attention.base import Attention
+from zoo.model.norm import Norm
+from zoo.model.position.base import Position
+from zoo.spec import Linear, Sized
+
+
+class MLA(Attention, kind="mla"):
+    """Multi-head latent attention (DeepSeek-V2, 2024): keys and values of all heads come of a latent `kv_lora_rank`
+    wide, and one key for all heads alone carries the position; only these two are cached.
+
+    c = norm(x·W_kva), k = [c·W_kb ; rope(x·W_kr)], v = c·W_vb; queries likewise by way of `q_lora_rank`, or straight
+    from x without. A head's queries and keys are `qk_nope_head_dim` + `qk_rope_head_dim` wide, its values `v_head_dim`.
+    `norm` is that of the latents. `bias` is for what makes the latents and for the output. `scale` multiplies the
+    scores, 1/√(nope + rope) unless given.
+
+    Two ways to one result. Expanded: keys and values of every head are made, as training and a prompt want it.
+    Absorbed, for few tokens after many: since (q·W_kbᵀ)·c = q·(c·W_kb), queries go to the latents' space, all heads
+    read the cache as one key and value, and W_vb comes after, so that no earlier token is expanded again.
+    """
+
+    n_heads: PositiveInt
+    kv_lora_rank: PositiveInt
+    qk_nope_head_dim: PositiveInt
+    qk_rope_head_dim: PositiveInt
+    v_head_dim: PositiveInt
+    position: Position
+    norm: Norm
+    q_lora_rank: PositiveInt | None = None
+    bias: bool = False
+    scale: PositiveFloat | None = None
+
+    def __post_init__(self) -> None:
+        self.position.check(self.qk_rope_head_dim)
+
+    @property
+    def score_heads(self) -> int:
+        return self.n_heads
+
+    @property
+    def positioning(self) -> Position:
+        return self.position
+
+    @property
+    def rotary_width(self) -> int:
+        return self.qk_rope_head_dim
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of a head's queries and keys."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        rank, q = self.kv_lora_rank, self.n_heads * self.qk_head_dim
+        if self.q_lora_rank is None:
+            queries: dict[str, Any] = {"q": Linear(d_model, q)}
+        else:
+            queries = {
+                "q_a": Linear(d_model, self.q_lora_rank, self.bias),
+                "q_norm": Sized(self.norm, self.q_lora_rank),
+                "q_b": Linear(self.q_lora_rank, q),
+            }
+        return queries | {
+            "kv_a": Linear(d_model, rank + self.qk_rope_head_dim, self.bias),
+            "kv_norm": Sized(self.norm, rank),
+            "k_b": Linear(rank, self.n_heads * self.qk_nope_head_dim, bare=True),
+            "v_b": Linear(rank, self.n_heads * self.v_head_dim, bare=True),
+            "o": Linear(self.n_heads * self.v_head_dim, d_model, self.bias, residual=True),
+            **({"position": self.position} if self.position.per_layer else {}),
+        }
+
+    def cache(self) -> dict[str, tuple[int, ...]]:
+        return {"latent": (self.kv_lora_rank + self.qk_rope_head_dim,)}  # and the rotated key behind it
+
+    def core_flops(self, pairs: int) -> int:
+        return 2 * self.n_heads * (self.qk_head_dim + self.v_head_dim) * pairs  # QKᵀ and PV, expanded
+
+    def decode_flops(self, pairs: int) -> int:
+        """Absorbed. Such a query meets as many products with weights as an expanded token."""
+        return 2 * self.n_heads * (2 * self.kv_lora_rank + self.qk_rope_head_dim) * pairs
+
+    @property
+    def absorbs_until(self) -> float:
+        """Queries up to which reading S latents as they are costs less than expanding them.
+
+        T·S·(2R + P) against S·R·(N + V) + T·S·(N + P + V), all times 2·H.
+        """
+        made = self.qk_nope_head_dim + self.v_head_dim
+        excess = 2 * self.kv_lora_rank - made
+        return self.kv_lora_rank * made / excess if excess > 0 else float("inf")
+
+    def ask(self, dtype: str, **features: Any) -> Ask:
+        return Ask(
+            dtype=dtype,
+            head_dim=self.qk_head_dim,
+            v_head_dim=self.v_head_dim,
+            n_heads=self.n_heads,
+            n_kv_heads=self.n_heads,
+            bias=self.position.bias_kind,
+            **features,
+        )
+
+    def decode_ask(self, dtype: str, new: int, **features: Any) -> Ask:
+        ask = self.ask(dtype, **features)
+        if new > self.absorbs_until:
+            return ask
+        width = self.kv_lora_rank
+        return replace(ask, head_dim=width + self.qk_rope_head_dim, v_head_dim=width, n_kv_heads=1)
+
+    def forward(self, m: Any, x: Any, step: Any) -> Any:
+        q = m.q(x) if self.q_lora_rank is None else m.q_b(m.q_norm(m.q_a(x)))
+        q = q.unflatten(-1, (self.n_heads, self.qk_head_dim))  # B T H N+P
+        q_nope, q_rope = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), -1)
+        latent, k_rope = m.kv_a(x).split((self.kv_lora_rank, self.qk_rope_head_dim), -1)
+        k_rope = self.position.rotate(k_rope[:, :, None], step.tables)[:, :, 0]  # B T P
+        (latent,) = step.remember(latent=torch.cat((m.kv_norm(latent), k_rope), -1))  # B S R+P
+        q_rope = self.position.rotate(q_rope, step.tables)
+        few = step.cache is not None and not step.first and x.shape[1] <= self.absorbs_until
+        attended = self._absorbed if few else self._expanded
+        return m.o(attended(m, q_nope, q_rope, latent.to(x.dtype), step).flatten(-2))  # B T D
+
+    def _expanded(self, m: Any, q_nope: Any, q_rope: Any, latent: Any, step: Any) -> Any:
+        """Keys and values of every head made of the latents [B, S, R+P]: [B, T, H, V]."""
+        latent, k_rope = latent.split((self.kv_lora_rank, self.qk_rope_head_dim), -1)
+        k_nope = m.k_b(latent).unflatten(-1, (self.n_heads, self.qk_nope_head_dim))  # B S H N
+        v = m.v_b(latent).unflatten(-1, (self.n_heads, self.v_head_dim))  # B S H V
+        k_rope = k_rope[:, :, None].expand(-1, -1, self.n_heads, -1)  # B S H P
+        k = torch.cat((k_nope, k_rope.to(k_nope.dtype)), -1)
+        return self._attend(m, torch.cat((q_nope, q_rope), -1), k, v, step)
+
+    def _absorbed(self, m: Any, q_nope: Any, q_rope: Any, latent: Any, step: Any) -> Any:
+        """The latents [B, S, R+P] as the one key and value of all heads: [B, T, H, V]."""
+        k_b = m.k_b.weight.unflatten(0, (self.n_heads, self.qk_nope_head_dim))  # H N R
+        v_b = m.v_b.weight.unflatten(0, (self.n_heads, self.v_head_dim))  # H V R
+        q_latent = torch.einsum("bthn,hnr->bthr", q_nope, k_b)
+        q = torch.cat((q_latent, q_rope.to(q_latent.dtype)), -1)  # B T H R+P
+        k = latent[:, :, None]  # B S 1 R+P
+        y = self._attend(m, q, k, k[..., : self.kv_lora_rank], step)  # B T H R
+        return torch.einsum("bthr,hvr->bthv", y, v_b)
+
+    def _attend(self, m: Any, q: Any, k: Any, v: Any, step: Any) -> Any:
+        bias = step.bias
+        if self.position.per_layer:
+            queries, keys = step.columns
+            bias = self.position.bias(m.position, self.n_heads, queries, keys, step.mask.causal)
+        scale = self.qk_head_dim**-0.5 if self.scale is None else self.scale
+        return attend(q, k, v, step.mask, scale=scale, bias=bias, kernel=step.kernel)

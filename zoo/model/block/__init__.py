@@ -1,0 +1,12 @@
+"""One layer: where the norms stand around attention and feed-forward. The base, and one file a placement."""
+
+from zoo.model.block.base import Block
+from zoo.model.block.mixer import Mixer
+from zoo.model.block.parallel import Parallel
+from zoo.model.block.post import Post
+from zoo.model.block.post_conv import PostConv
+from zoo.model.block.post_inside import PostInside
+from zoo.model.block.pre import Pre
+from zoo.model.block.sandwich import Sandwich
+
+__all__ = ["Block", "Mixer", "Parallel", "Post", "PostConv", "PostInside", "Pre", "Sandwich"]

@@ -1,0 +1,27 @@
+"""Attention and feed-forward side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo.model.block.base import Block
+from zoo.model.ffn import FFN
+
+
+class Parallel(Block, kind="parallel"):
+    """x + attention(norm(x)) + ffn(norm(x)) (Wang and Komatsuzaki, 2021, GPT-J; PaLM, Falcon).
+
+    `shared_norm` gives both the same norm (GPT-J); otherwise each has its own (GPT-NeoX).
+    """
+
+    ffn: FFN
+    shared_norm: bool = True
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        second = {} if self.shared_norm else {"ffn_norm": self.norm}
+        return {"attention_norm": self.norm, "attention": self.attention, **second, "ffn": self.ffn}
+
+    def forward(self, m: Any, x: Any, step: Any) -> Any:
+        normed = m.attention_norm(x)
+        inner = normed if self.shared_norm else m.ffn_norm(x)
+        return self.add(x, m.attention(normed, step) + m.ffn(inner, step))

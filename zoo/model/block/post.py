@@ -1,0 +1,33 @@
+"""Norms after the residual sums."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from zoo.model.block.base import Block
+from zoo.model.ffn import FFN
+
+
+class Post(Block, kind="post"):
+    """norm(x + f(x)) (Vaswani et al., 2017; GPT-1, BERT)."""
+
+    normalises_output: ClassVar[bool] = True
+    takes_cross: ClassVar[bool] = True
+
+    ffn: FFN
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        cross = {"cross": self.cross, "cross_norm": self.norm} if self.cross else {}
+        return {
+            "attention": self.attention,
+            "attention_norm": self.norm,
+            **cross,
+            "ffn": self.ffn,
+            "ffn_norm": self.norm,
+        }
+
+    def forward(self, m: Any, x: Any, step: Any) -> Any:
+        x = m.attention_norm(self.add(x, m.attention(x, step)))
+        if self.cross is not None:
+            x = m.cross_norm(self.add(x, m.cross(x, step.cross)))
+        return m.ffn_norm(self.add(x, m.ffn(x, step)))

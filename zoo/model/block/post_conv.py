@@ -1,0 +1,67 @@
+# B batch, T tokens, W width of the convolution, D model width
+"""A post-norm block with a convolution beside it (DeBERTa v2)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import PositiveInt
+
+from zoo.errors import ConfigError
+from zoo.lazy import F
+from zoo.model.activation import Activation
+from zoo.model.block.base import Block
+from zoo.model.ffn import FFN
+from zoo.spec import Conv
+
+
+class PostConv(Block, kind="post_conv"):
+    """norm(post(x) + act(conv(x))), where post is the block of that name (He et al., 2020; DeBERTa v2's first layer).
+
+    The convolution reads `conv_width` tokens, as many before each as after it, and so serves models that read both
+    ways. It reads neither padding nor another packed document.
+    """
+
+    causal: ClassVar[bool] = False
+    normalises_output: ClassVar[bool] = True
+
+    ffn: FFN
+    conv_width: PositiveInt
+    conv_activation: Activation
+    conv_groups: PositiveInt = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.conv_width % 2 == 0:
+            raise ValueError(f"conv_width={self.conv_width} has no middle token (an odd one would do)")
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        if d_model % self.conv_groups:
+            raise ConfigError(f"conv_groups: {self.conv_groups} do not divide d_model={d_model} (choose a divisor)")
+        return {
+            "attention": self.attention,
+            "attention_norm": self.norm,
+            "ffn": self.ffn,
+            "ffn_norm": self.norm,
+            "conv": Conv(d_model, d_model, self.conv_width, self.conv_groups, bias=True),
+            "conv_norm": self.norm,
+        }
+
+    def forward(self, m: Any, x: Any, step: Any) -> Any:
+        y = m.attention_norm(self.add(x, m.attention(x, step)))
+        y = m.ffn_norm(self.add(y, m.ffn(y, step)))
+        return m.conv_norm(y + self.conv_activation.apply(self._convolve(m, x, step)))
+
+    def _convolve(self, m: Any, x: Any, step: Any) -> Any:
+        side = self.conv_width // 2
+        if step.real is not None:
+            x = x.masked_fill(~step.real[..., None], 0)
+        padded = F.pad(x, (0, 0, side, side))
+        if step.documents is None:
+            return m.conv(padded)  # B T D
+        # Neighbours differ from token to token in what they may show, so that each token has a window of its own.
+        windows = padded.unfold(1, self.conv_width, 1).transpose(2, 3)  # B T W D
+        documents = F.pad(step.documents, (side, side), value=-1).unfold(1, self.conv_width, 1)  # B T W
+        strange = documents != step.documents[..., None]
+        windows = windows.masked_fill(strange[..., None], 0)
+        return m.conv(windows.flatten(0, 1)).reshape(x.shape)  # B T D

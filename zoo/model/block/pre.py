@@ -1,0 +1,40 @@
+"""Norms before the sub-layers."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from zoo.model.block.base import Block
+from zoo.model.ffn import FFN
+
+
+class Pre(Block, kind="pre"):
+    """x + f(norm(x)) (Xiong et al., 2020; GPT-2, Llama).
+
+    Without `input_norm` attention reads the stream as it is (ModernBERT's first layer). With `residual_from_norm` the
+    stream goes on from the norms' outputs rather than their inputs (BLOOM's option).
+    """
+
+    takes_cross: ClassVar[bool] = True
+
+    ffn: FFN
+    input_norm: bool = True
+    residual_from_norm: bool = False
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        cross = {"cross_norm": self.norm, "cross": self.cross} if self.cross else {}
+        return {
+            **({"attention_norm": self.norm} if self.input_norm else {}),
+            "attention": self.attention,
+            **cross,
+            "ffn_norm": self.norm,
+            "ffn": self.ffn,
+        }
+
+    def forward(self, m: Any, x: Any, step: Any) -> Any:
+        normed = m.attention_norm(x) if self.input_norm else x
+        x = self.add(normed if self.residual_from_norm else x, m.attention(normed, step))
+        if self.cross is not None:
+            x = self.add(x, m.cross(m.cross_norm(x), step.cross))
+        normed = m.ffn_norm(x)
+        return self.add(normed if self.residual_from_norm else x, m.ffn(normed, step))

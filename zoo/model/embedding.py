@@ -1,0 +1,95 @@
+"""From token ids to vectors."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, PositiveInt
+
+from zoo.errors import ConfigError
+from zoo.model.norm import Norm
+from zoo.spec import Embedding as Table
+from zoo.spec import Linear, Sized, Spec, Tied
+
+
+class Embedding(Spec, axis="embedding", default="tokens"):
+    """What the residual stream starts from."""
+
+    vocab_size: PositiveInt
+
+    def position_width(self, d_model: int) -> int:
+        """How wide a learned table of positions is."""
+        raise NotImplementedError
+
+    def lookup(self, m: Any, ids: Any, types: Any = None) -> Any:
+        """The vectors of token ids [B, T], before positions are added: [B, T, E]."""
+        raise NotImplementedError
+
+    def finish(self, m: Any, x: Any, real: Any = None) -> Any:
+        """What follows once positions are added: [B, T, D]. `real` [B, T] is False for padding."""
+        raise NotImplementedError
+
+
+ROOT = "sqrt_d_model"
+
+
+def _number_or_root(scale: Any) -> Any:
+    if isinstance(scale, str) and scale != ROOT:
+        raise ValueError(f"must be a number or {ROOT}, found {scale!r}")
+    return scale
+
+
+class Tokens(Embedding, kind="tokens"):
+    """A vector for each token; `scale` multiplies it (√d_model in the first transformer and in Gemma).
+
+    `n_types` kinds of token have a vector of their own, added (BERT's segments), as are positions; then `norm` follows
+    (BERT, BLOOM). A table of another `width` is projected to d_model (Lan et al., 2019, ALBERT): after the norm, or
+    with `project_first` before positions are added (OPT-350m). With `norm_first` the norm comes before positions, too
+    (Blenderbot small's decoder). `masked` makes padding 0 (DeBERTa). `tied` names another model's table to read
+    in place of an own one: a decoder its encoder's.
+    """
+
+    scale: Annotated[float | str | None, AfterValidator(_number_or_root)] = None
+    norm: Norm | None = None
+    norm_first: bool = False
+    n_types: PositiveInt | None = None
+    width: PositiveInt | None = None
+    project_bias: bool = False
+    project_first: bool = False
+    masked: bool = False
+    tied: str | None = None
+
+    def position_width(self, d_model: int) -> int:
+        """How wide a learned table of positions is."""
+        return d_model if self.width is None or self.project_first else self.width
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        width = self.width or d_model
+        tokens = Table(self.vocab_size, width)
+        return {
+            "tokens": Tied(self.tied, tokens) if self.tied else tokens,
+            **({"types": Table(self.n_types, self.position_width(d_model))} if self.n_types else {}),
+            **({"norm": Sized(self.norm, self.position_width(d_model))} if self.norm else {}),
+            **({"project": Linear(self.width, d_model, self.project_bias)} if self.width else {}),
+        }
+
+    def lookup(self, m: Any, ids: Any, types: Any = None) -> Any:
+        """The vectors of token ids [B, T], before positions are added: [B, T, E]."""
+        if types is not None and not self.n_types:
+            raise ConfigError("token_type_ids: the embedding has no token types (embedding.n_types would give it some)")
+        x = m.tokens(ids)
+        if self.scale is not None:
+            scale = x.shape[-1] ** 0.5 if self.scale == ROOT else self.scale
+            x = x * x.new_tensor(scale)  # rounded to the weight's dtype, as the published models were trained
+        if self.width and self.project_first:
+            x = m.project(x)
+        if self.n_types:
+            x = x + (m.types.weight[0] if types is None else m.types(types))
+        return m.norm(x) if self.norm and self.norm_first else x
+
+    def finish(self, m: Any, x: Any, real: Any = None) -> Any:
+        """What follows once positions are added: [B, T, D]. `real` [B, T] is False for padding."""
+        x = m.norm(x) if self.norm and not self.norm_first else x
+        if self.masked and real is not None:
+            x = x * real[..., None].to(x.dtype)
+        return m.project(x) if self.width and not self.project_first else x

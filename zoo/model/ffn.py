@@ -1,0 +1,87 @@
+# D model width, F feed-forward width
+"""Position-wise feed-forward layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import PositiveFloat, PositiveInt
+
+from zoo.lazy import F
+from zoo.model.activation import Activation
+from zoo.spec import Linear, Spec
+
+
+class FFN(Spec, axis="ffn"):
+    """What each token goes through on its own. A mixture stacks its Linear parts, and its experts share the others."""
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class MLP(FFN, kind="mlp"):
+    """act(x·W_up)·W_down (Vaswani et al., 2017)."""
+
+    d_ff: PositiveInt
+    activation: Activation
+    bias: bool = False
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {
+            "up": Linear(d_model, self.d_ff, self.bias),
+            **_learned(self.activation),
+            "down": Linear(self.d_ff, d_model, self.bias, residual=True),
+        }
+
+    def forward(self, m: Any, x: Any, step: Any) -> Any:
+        act = m.activation if self.activation.learned else self.activation.apply
+        return m.down(act(m.up(x)))
+
+
+class Gated(FFN, kind="gated"):
+    """(act(x·W_gate) ⊙ x·W_up)·W_down (Shazeer, 2020): SwiGLU with SiLU, GEGLU with GELU, ReGLU with ReLU."""
+
+    d_ff: PositiveInt
+    activation: Activation
+    bias: bool = False
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {
+            "gate": Linear(d_model, self.d_ff, self.bias),
+            **_learned(self.activation),
+            "up": Linear(d_model, self.d_ff, self.bias),
+            "down": Linear(self.d_ff, d_model, self.bias, residual=True),
+        }
+
+    def forward(self, m: Any, x: Any, step: Any) -> Any:
+        act = m.activation if self.activation.learned else self.activation.apply
+        return m.down(act(m.gate(x)) * m.up(x))
+
+
+class GatedClamped(FFN, kind="gated_clamped"):
+    """(g·σ(alpha·g) ⊙ (u + 1))·W_down with g = min(x·W_gate, limit), u = x·W_up held within ±limit (gpt-oss, 2025).
+
+    The gate has no lower bound, where its sigmoid holds it anyway.
+    """
+
+    d_ff: PositiveInt
+    alpha: PositiveFloat = 1.702
+    limit: PositiveFloat = 7.0
+    bias: bool = True
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {
+            "gate": Linear(d_model, self.d_ff, self.bias),
+            "up": Linear(d_model, self.d_ff, self.bias),
+            "down": Linear(self.d_ff, d_model, self.bias, residual=True),
+        }
+
+    def forward(self, m: Any, x: Any, step: Any) -> Any:
+        gate = m.gate(x).clamp(max=self.limit)
+        up = m.up(x).clamp(-self.limit, self.limit)
+        return m.down(gate * F.sigmoid(self.alpha * gate) * (up + 1))
+
+
+def _learned(activation: Activation) -> dict[str, Any]:
+    """The activation as a part, where it has parameters."""
+    return {"activation": activation} if activation.learned else {}

@@ -1,0 +1,107 @@
+# B batch, T tokens, D model width, V vocabulary
+"""From hidden states to what is predicted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, PositiveFloat, PositiveInt
+
+from zoo.lazy import torch
+from zoo.model.activation import Activation
+from zoo.model.norm import Norm
+from zoo.spec import Buffer, Linear, Sized, Spec, Tied
+
+TOKENS = "embedding.tokens"
+"""Where a tied head's weight is."""
+
+
+class Head(Spec, axis="head", default="lm"):
+    """What is read off the last hidden states."""
+
+    vocab_size: PositiveInt
+
+
+ROOT = "rsqrt_d_model"
+
+
+def _number_or_root(scale: Any) -> Any:
+    if scale != ROOT and (isinstance(scale, str) or scale <= 0):
+        raise ValueError(f"must be a number above 0, or {ROOT}, found {scale!r}")
+    return scale
+
+
+class LMHead(Head, kind="lm"):
+    """A logit for each token of the vocabulary; `tied` uses the token embedding's weight (Press and Wolf, 2016).
+
+    Logits are multiplied by `scale` (1/√d_model in T5), then bounded by `softcap` c to c·tanh(l/c) (Gemma 2). `offset`
+    adds a constant to each logit, saved and not trained (BART's final_logits_bias).
+    """
+
+    tied: bool = False
+    bias: bool = False
+    scale: Annotated[float | str, AfterValidator(_number_or_root)] = 1.0
+    softcap: PositiveFloat | None = None
+    offset: bool = False
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        linear = Linear(d_model, self.vocab_size, self.bias)
+        return {
+            "out": Tied(TOKENS, linear) if self.tied else linear,
+            **({"offset": Buffer((self.vocab_size,))} if self.offset else {}),
+        }
+
+    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+        logits = m.out(x)
+        if self.scale != 1.0:
+            logits = logits * (x.shape[-1] ** -0.5 if self.scale == ROOT else self.scale)
+        if self.offset:
+            logits = logits + m.offset.to(logits.dtype)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+class MLMHead(Head, kind="mlm"):
+    """A masked token's logits: norm(act(x·W)), then the vocabulary (Devlin et al., 2018, BERT).
+
+    `width` is that of the transform, d_model unless given (ALBERT: the embedding's).
+    """
+
+    activation: Activation
+    norm: Norm
+    tied: bool = True
+    bias: bool = True
+    transform_bias: bool = True
+    width: PositiveInt | None = None
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        width = self.width or d_model
+        linear = Linear(width, self.vocab_size, self.bias)
+        return {
+            "transform": Linear(d_model, width, self.transform_bias),
+            "norm": Sized(self.norm, width),
+            "out": Tied(TOKENS, linear) if self.tied else linear,
+        }
+
+    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+        return m.out(m.norm(self.activation.apply(m.transform(x))))
+
+
+class NoHead(Head, kind="none"):
+    """The hidden states themselves."""
+
+    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+        return None
+
+
+class Pooler(Spec, axis="pooler", default="first_token"):
+    """One vector for a whole row: hidden states [B, T, D] → [B, D]."""
+
+
+class FirstToken(Pooler, kind="first_token"):
+    """tanh(x₀·W + b) of the row's first token (Devlin et al., 2018, BERT)."""
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {"dense": Linear(d_model, d_model, bias=True)}
+
+    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+        return torch.tanh(m.dense(x[:, 0]))

@@ -1,0 +1,90 @@
+# B batch, T tokens, D model width, N = B·T tokens, E experts, M rows: a token once for each of its experts
+"""Mixture of experts in place of one feed-forward."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from zoo.model.ffn import FFN
+from zoo.model.router import Router, Routes
+from zoo.spec import Experts, Group, Linear
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OWN = ("router", "experts", "shared", "shared_gate")
+"""A mixture's parts that are not an expert's."""
+
+
+class MoE(FFN, kind="moe"):
+    """Each token through the few experts its router chooses (Shazeer et al., 2017), none dropped (Gale et al., 2022)
+    unless the router does.
+
+    `expert` is the feed-forward every expert is a copy of; what it learns beside its matrices, such as an activation's
+    parameters, the experts share. `shared` is one more that all tokens pass (Dai et al., 2024), with `shared_gate`
+    times σ(x·w) (Qwen1.5-MoE, 2024). A router's weight multiplies what comes out of an expert, or with `scale_input`
+    what goes in (Llama 4, 2025).
+    """
+
+    expert: FFN
+    router: Router
+    shared: FFN | None = None
+    shared_gate: bool = False
+    scale_input: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.expert, MoE) or isinstance(self.shared, MoE):
+            raise ValueError("an expert cannot itself be a mixture of experts (mlp and gated can)")
+        if self.shared_gate and self.shared is None:
+            raise ValueError("shared_gate weighs the shared expert, and there is none (give `shared`, or leave it out)")
+        if self.scale_input and self.router.drops:
+            found = f"the {self.router.kind} router drops tokens, which must add nothing"
+            raise ValueError(f"scale_input: {found} (a router without capacity, or scale_input: false)")
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        return self.router.state()
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        router, own = self.router, self.expert.parts(d_model)
+        stacked = {
+            name: Experts(of=part, count=router.n_experts, active_count=router.top_k)
+            for name, part in own.items()
+            if isinstance(part, Linear)
+        }
+        common = {name: part for name, part in own.items() if name not in stacked}
+        parts = {"router": router, "experts": Group(stacked)} | common
+        if self.shared:
+            parts["shared"] = self.shared
+        if self.shared_gate:
+            parts["shared_gate"] = Linear(d_model, 1, precise=True)
+        return parts
+
+    def forward(self, m: Any, x: Tensor, step: Any) -> Tensor:
+        routes = m.router(x, step)
+        tokens = x.flatten(0, 1)  # N D
+        rows = tokens[routes.tokens]  # M D
+        weights = routes.weights[:, None]
+        experts = _Routed(m, routes)
+        if self.scale_input:
+            y = self.expert.forward(experts, rows * weights.to(rows.dtype), step)
+        else:
+            y = self.expert.forward(experts, rows, step)
+            y = y * weights.to(y.dtype)
+        y = routes.gather(y, tokens.shape[0]).unflatten(0, x.shape[:2])  # B T D
+        if not self.shared:
+            return y
+        shared = m.shared(x, step)
+        return y + (m.shared_gate(x).float().sigmoid().to(shared.dtype) * shared if self.shared_gate else shared)
+
+
+class _Routed:
+    """What one expert's forward finds under its parts' names: all experts' stacked weights, for rows sorted by expert,
+    and the modules that they share."""
+
+    def __init__(self, m: Any, routes: Routes) -> None:
+        for name, module in m.named_children():
+            if name not in OWN:
+                setattr(self, name, module)
+        for name, linear in m.experts.items():
+            setattr(self, name, partial(linear, offsets=routes.ends, expert_of_row=routes.experts))

@@ -1,0 +1,10 @@
+"""How a model knows where a token stands: the base, and one file for each family of schemes."""
+
+from zoo.model.position import relative  # noqa: F401  (registers its kinds)
+from zoo.model.position.absolute import Learned, Sinusoidal
+from zoo.model.position.base import Position
+from zoo.model.position.bias import ALiBi, T5Buckets
+from zoo.model.position.none import NoPosition
+from zoo.model.position.rotary import RoPE, Scaling
+
+__all__ = ["ALiBi", "Learned", "NoPosition", "Position", "RoPE", "Scaling", "Sinusoidal", "T5Buckets"]

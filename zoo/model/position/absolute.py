@@ -1,0 +1,94 @@
+# B batch, T tokens, D model width
+"""Positions added to the embedding: a trained table, or sines and cosines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from zoo.lazy import torch
+from zoo.model.position.base import Position
+from zoo.spec import Buffer, Embedding
+
+
+class Learned(Position, kind="learned"):
+    """A trained vector for each position, added to the embedding (GPT-2, BERT).
+
+    The table has `offset` rows before that of position 0 (OPT and BART: 2). With `skip_id` positions count the tokens
+    that are not this one, and those that are stand at position -1 (RoBERTa: its padding id, offset by one more).
+    """
+
+    max_seq_len: PositiveInt
+    offset: NonNegativeInt = 0
+    skip_id: NonNegativeInt | None = None
+
+    def __post_init__(self) -> None:
+        if self.skip_id is not None and not self.offset:
+            raise ValueError(
+                "skip_id puts skipped tokens at position -1, and the table begins at 0 (offset: 1 or more)"
+            )
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_seq_len
+
+    @property
+    def padding_id(self) -> int | None:
+        return self.skip_id
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {"table": Embedding(self.max_seq_len + self.offset, d_model)}
+
+    def embed(self, m: Any, x: Any, positions: Any) -> Any:
+        return x + m.table(positions + self.offset if self.offset else positions)
+
+
+class Sinusoidal(Position, kind="sinusoidal"):
+    """Fixed sines and cosines added to the embedding (Vaswani et al., 2017, §3.5): interleaved as there, or all sines
+    and then all cosines (tensor2tensor; Marian, Pegasus).
+
+    The slowest wave turns by theta^(−1 + 2/D) a position, or with `inclusive` by 1/theta (tensor2tensor; M2M-100).
+    `offset` and `skip_id` are as for a learned table; a skipped token gets nothing. With `rows` the waves are a table
+    that is saved beside the weights, so many positions long, and never trained (Pegasus).
+    """
+
+    theta: PositiveFloat = 10000.0
+    interleaved: bool = True
+    inclusive: bool = False
+    offset: NonNegativeInt = 0
+    skip_id: NonNegativeInt | None = None
+    rows: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows and (self.offset or self.skip_id is not None):
+            raise ValueError("rows is a table of positions from 0 on (no offset and no skip_id with it)")
+
+    @property
+    def limit(self) -> int | None:
+        return self.rows
+
+    @property
+    def padding_id(self) -> int | None:
+        return self.skip_id
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {"table": Buffer((self.rows, d_model), init=self._fill)} if self.rows else {}
+
+    def embed(self, m: Any, x: Any, positions: Any) -> Any:
+        if self.rows:
+            return x + m.table[positions].to(x.dtype)
+        waves = self._waves(positions + self.offset, x.shape[-1])
+        return x + (waves if self.skip_id is None else waves * (positions >= 0)[..., None]).to(x.dtype)
+
+    def _waves(self, positions: Any, width: int) -> Any:
+        """The vectors [B, T, width] of positions [B, T], in float32."""
+        steps = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32)
+        last = width - 2 if self.inclusive else width
+        angles = positions[..., None].float() * self.theta ** (-steps / max(last, 1))
+        both = (angles.sin(), angles.cos())
+        laid = torch.stack(both, -1).flatten(-2) if self.interleaved else torch.cat(both, -1)
+        return laid[..., :width]
+
+    def _fill(self, table: Any) -> None:
+        table.copy_(self._waves(torch.arange(len(table), device=table.device), table.shape[-1]))

@@ -1,0 +1,70 @@
+# B batch, T queries, S keys, H heads, C head width, D model width
+"""How a model knows where a token stands: at the embedding (learned, sinusoidal), by turning queries and keys
+(rotary), or by a bias on their scores (ALiBi, T5, relative)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo.spec import Spec
+
+
+class Position(Spec, axis="position"):
+    """Every hook does nothing by default; a choice fills in the ones it needs."""
+
+    @property
+    def limit(self) -> int | None:
+        """The longest sequence there are positions for, or None."""
+        return None
+
+    @property
+    def stable_until(self) -> int | None:
+        """The row length beyond which earlier tokens turn again, so that nothing of them can be kept; None for
+        never."""
+        return None
+
+    @property
+    def bias_kind(self) -> str:
+        """What `bias` gives, as `Ask.bias` names it."""
+        return "none"
+
+    @property
+    def biases(self) -> bool:
+        """Whether `bias` gives anything."""
+        return self.bias_kind != "none"
+
+    @property
+    def inside(self) -> bool:
+        """Whether it acts inside attention rather than at the embedding."""
+        return self.biases
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether every layer holds this scheme's weights for itself, rather than the model for all."""
+        return False
+
+    @property
+    def padding_id(self) -> int | None:
+        """The token id that positions do not count, where it is ids that say what is padding (RoBERTa)."""
+        return None
+
+    def embed(self, m: Any, x: Any, positions: Any) -> Any:
+        """x [B, T, D] with the positions [B, T] added."""
+        return x
+
+    def tables(self, positions: Any, head_dim: int, dtype: Any, length: Any = None) -> Any:
+        """What `rotate` needs for these positions [B, T]; computed once per forward. `length` [B, 1]: tokens in the
+        row."""
+        return None
+
+    def rotate(self, x: Any, tables: Any) -> Any:
+        """x [B, T, H, C] rotated."""
+        return x
+
+    def bias(self, m: Any, n_heads: int, queries: Any, keys: Any, causal: bool) -> Any:
+        """The `zoo.kernels.bias.Bias` added to the scores of query columns [T] and key columns [S], or None. `m` holds
+        the scheme's weights."""
+        return None
+
+    def check(self, head_dim: int) -> None:
+        """Raises ValueError when heads of this width cannot be rotated."""

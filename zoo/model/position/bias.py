@@ -1,0 +1,145 @@
+# B batch, T queries, S keys, H heads
+"""Positions as a bias on the scores: a slope a head, or a learned value a head and bucket of distances."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from zoo.kernels.bias import Given, Placed
+from zoo.lazy import torch
+from zoo.model.position.base import Position
+from zoo.spec import Embedding
+
+
+class ALiBi(Position, kind="alibi"):
+    """Scores fall linearly with distance, at a slope of each head's own (Press et al., 2021): 2^(−8h/H), h = 1…H.
+
+    For H not a power of two, `slopes` says which: "lower" takes those of the next lower power, then every other one of
+    the power above (the paper's code, BLOOM); "upper" every other one of the next higher power, then the rest (MPT).
+    The bias is multiplied by `scale` (Falcon: 1/√head_dim). With `rounded` slope × key position is in bfloat16, as
+    Falcon was trained.
+    """
+
+    max_bias: PositiveFloat = 8.0
+    slopes: Literal["lower", "upper"] = "lower"
+    scale: PositiveFloat = 1.0
+    rounded: bool = False
+
+    def slopes_of(self, n_heads: int) -> list[float]:
+        """The slope of each head."""
+
+        def series(count: int) -> list[float]:
+            return [2 ** (-self.max_bias * (head + 1) / count) for head in range(count)]
+
+        if self.slopes == "upper":
+            every = series(2 ** math.ceil(math.log2(n_heads)))
+            return every[:n_heads] if len(every) == n_heads else [*every[1::2], *every[::2]][:n_heads]
+        whole = 2 ** math.floor(math.log2(n_heads))
+        return series(whole) + series(2 * whole)[::2][: n_heads - whole]
+
+    @property
+    def bias_kind(self) -> str:
+        return "fixed" if self.rounded else "alibi"
+
+    def bias(self, m: Any, n_heads: int, queries: Any, keys: Any, causal: bool) -> Any:
+        slopes = torch.tensor(self.slopes_of(n_heads), device=keys.device, dtype=torch.float32)
+        if self.rounded:  # by key alone: softmax does not see what a query's own place would add
+            products = slopes.to(torch.bfloat16)[:, None] * keys.to(torch.bfloat16)
+            return Given((products.float() * self.scale)[None, :, None, :])  # 1 H 1 S
+        return Sloped(queries, keys, slopes * self.scale)
+
+
+class Sloped(Placed):
+    """−slope·|i − j|."""
+
+    slopes: Any
+
+    def __init__(self, queries: Any, keys: Any, slopes: Any) -> None:
+        super().__init__(queries, keys, slopes.shape[0])
+        self.slopes = slopes
+
+    def of(self, head: Any, query: Any, key: Any) -> Any:
+        return -self.slopes[head] * (query - key).abs().float()
+
+
+class T5Buckets(Position, kind="t5"):
+    """A learned bias a head for each bucket of distances: near ones singly, far ones by their logarithm, all beyond
+    `max_distance` together (Raffel et al., 2020, §2.1).
+
+    Half of the buckets are for later keys where a token sees both ways. One table serves all layers (T5), or with
+    `layerwise` each has its own (UMT5). `absolute` is a scheme at the embedding besides (Song et al., 2020, MPNet).
+    """
+
+    n_heads: PositiveInt
+    n_buckets: PositiveInt = 32
+    max_distance: PositiveInt = 128
+    layerwise: bool = False
+    absolute: Position | None = None
+
+    def __post_init__(self) -> None:
+        if self.absolute is not None and (self.layerwise or type(self.absolute).embed is Position.embed):
+            found = "layerwise" if self.layerwise else f"'{self.absolute.kind}', which adds nothing to it"
+            raise ValueError(
+                f"absolute is a scheme at the embedding, found {found} (learned, one table for all layers)"
+            )
+        if self.n_buckets < 4 or self.n_buckets % 2 or self.max_distance <= self.n_buckets // 2:
+            found = f"n_buckets={self.n_buckets}, max_distance={self.max_distance}"
+            raise ValueError(f"{found} (an even number of buckets from 4 up, and max_distance more than half of it)")
+
+    @property
+    def per_layer(self) -> bool:
+        return self.layerwise
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        absolute = {"absolute": self.absolute} if self.absolute else {}
+        return {"table": Embedding(self.n_buckets, self.n_heads), **absolute}
+
+    @property
+    def limit(self) -> int | None:
+        return None if self.absolute is None else self.absolute.limit
+
+    @property
+    def padding_id(self) -> int | None:
+        return None if self.absolute is None else self.absolute.padding_id
+
+    def embed(self, m: Any, x: Any, positions: Any) -> Any:
+        return x if self.absolute is None else self.absolute.embed(m.absolute, x, positions)
+
+    def buckets(self, distance: Any, causal: bool) -> Any:
+        """The bucket of each distance key − query [T, S]."""
+        count, later = self.n_buckets, 0
+        if causal:
+            distance = -distance.clamp(max=0)
+        else:
+            count //= 2
+            later = (distance > 0).long() * count
+            distance = distance.abs()
+        exact = count // 2
+        far = (distance.clamp(min=1).float() / exact).log() / math.log(self.max_distance / exact) * (count - exact)
+        return later + torch.where(distance < exact, distance, (exact + far.long()).clamp(max=count - 1))
+
+    @property
+    def bias_kind(self) -> str:
+        return "learned"
+
+    def bias(self, m: Any, n_heads: int, queries: Any, keys: Any, causal: bool) -> Any:
+        return Bucketed(self, m.table, queries, keys, causal)
+
+
+class Bucketed(Placed):
+    """A table's number for a head and the bucket of the distance j − i."""
+
+    def __init__(self, scheme: T5Buckets, table: Any, queries: Any, keys: Any, causal: bool) -> None:
+        super().__init__(queries, keys, scheme.n_heads, learned=table.weight.requires_grad)
+        self.scheme, self.table, self.causal = scheme, table, causal
+
+    def of(self, head: Any, query: Any, key: Any) -> Any:
+        return self.table.weight[self.scheme.buckets(key - query, self.causal), head]
+
+    def draw(self) -> Any:
+        # A row of the table for each pair: one look-up, whose gradient is an embedding's, in place of one a head.
+        buckets = self.scheme.buckets(self.keys[None, :] - self.queries[:, None], self.causal)  # T S
+        return self.table(buckets).permute(2, 0, 1)[None]  # 1 H T S

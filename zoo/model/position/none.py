@@ -1,0 +1,9 @@
+"""No position scheme."""
+
+from __future__ import annotations
+
+from zoo.model.position.base import Position
+
+
+class NoPosition(Position, kind="none"):
+    """No positions: a causal mask alone tells order (NoPE; Kazemnejad et al., 2023)."""

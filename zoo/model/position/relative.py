@@ -1,0 +1,94 @@
+# T queries, S keys, R rows of the table in reach, D model width
+"""Relative positions as vectors that attention compares with queries and keys: one table for all layers (DeBERTa)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import PositiveInt
+
+from zoo.lazy import torch
+from zoo.model.norm import Norm
+from zoo.model.position.base import Position
+from zoo.spec import Embedding
+
+
+class Relative(Position, kind="relative"):
+    """A trained vector for each distance i − j between a query's place and a key's (He et al., 2020, DeBERTa).
+
+    Distances reach from −k to k − 1, those beyond taken as the nearest: k is `max_relative_positions`, or
+    `position_buckets` where given. Buckets hold one distance each up to half of them, and ever more beyond, on a
+    logarithmic scale that ends at `max_relative_positions` (DeBERTa v2, v3). `norm` normalises the table before each
+    pass. `absolute` is a scheme at the embedding besides.
+
+    The table is read by `attention=disentangled`, which every other attention's check says.
+    """
+
+    max_relative_positions: PositiveInt
+    position_buckets: PositiveInt | None = None
+    norm: Norm | None = None
+    absolute: Position | None = None
+
+    def __post_init__(self) -> None:
+        buckets, farthest = self.position_buckets, self.max_relative_positions
+        if buckets is not None and (buckets < 2 or farthest - 1 <= buckets // 2):
+            raise ValueError(
+                f"position_buckets={buckets} must be at least 2, and half of it below max_relative_positions - 1 = "
+                f"{farthest - 1} (null gives each distance a vector of its own)"
+            )
+        if self.absolute is not None and type(self.absolute).embed is Position.embed:
+            raise ValueError(f"absolute is '{self.absolute.kind}', which adds nothing to the embedding (learned does)")
+
+    @property
+    def inside(self) -> bool:
+        return True
+
+    @property
+    def span(self) -> int:
+        """Rows of the table for keys before the query, and as many for the others."""
+        return self.position_buckets or self.max_relative_positions
+
+    @property
+    def limit(self) -> int | None:
+        return None if self.absolute is None else self.absolute.limit
+
+    @property
+    def padding_id(self) -> int | None:
+        return None if self.absolute is None else self.absolute.padding_id
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        norm = {"norm": self.norm} if self.norm else {}
+        absolute = {"absolute": self.absolute} if self.absolute else {}
+        return {"table": Embedding(2 * self.span, d_model), **norm, **absolute}
+
+    def embed(self, m: Any, x: Any, positions: Any) -> Any:
+        return x if self.absolute is None else self.absolute.embed(m.absolute, x, positions)
+
+    def check(self, head_dim: int) -> None:
+        raise ValueError("position 'relative' is read by no attention but disentangled (choose that, or another)")
+
+    def rows(self, length: int) -> int:
+        """How many rows of the table a sequence of `length` tokens can reach."""
+        return 2 * min(length, self.span)
+
+    def look_up(self, m: Any, queries: Any, keys: Any) -> tuple[Any, Any]:
+        """The rows in reach [R, D], and which of them is for each pair [T, S], of columns of queries [T] and keys
+        [S]."""
+        rows = self.rows(max(queries.shape[0], keys.shape[0]))
+        half = rows // 2
+        table = m.table.weight[self.span - half : self.span + half]  # R D
+        if self.norm:
+            table = m.norm(table)
+        distance = self.bucket(queries[:, None] - keys[None, :])  # T S
+        return table, (distance + half).clamp(0, rows - 1)
+
+    def bucket(self, distance: Any) -> Any:
+        """A distance's bucket, which has its sign; beyond the last one for what is out of reach."""
+        if self.position_buckets is None:
+            return distance
+        half = self.position_buckets // 2
+        far = distance.abs().clamp(min=half).float()
+        # float32, and by torch's log on both sides: at a bucket's edge the rounding decides, as it did in training.
+        whole = torch.full((), (self.max_relative_positions - 1) / half, dtype=torch.float32, device=distance.device)
+        steps = torch.ceil(torch.log(far / half) / torch.log(whole) * (half - 1)).long() + half
+        return torch.where(distance.abs() <= half, distance, steps * distance.sign())

@@ -1,0 +1,244 @@
+# B batch, T tokens, H heads, C head width, R rotated width
+"""Positions by rotation of queries and keys, and how its frequencies change to reach further."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pydantic import PositiveFloat, PositiveInt
+
+from zoo.lazy import torch
+from zoo.model.position.base import Position
+from zoo.spec import Spec
+
+
+class Scaling(Spec, axis="rope_scaling"):
+    """How rotary frequencies change to reach beyond the length they were trained at."""
+
+    @property
+    def stable_until(self) -> int | None:
+        return None
+
+    @property
+    def magnitude(self) -> float:
+        """What cosines and sines are multiplied by."""
+        return 1.0
+
+    def magnitude_of(self, length: Any) -> Any:
+        """The same for rows of these lengths [B, 1]: a number, or [B, 1, 1] where it depends on the row."""
+        return self.magnitude
+
+    def check(self, width: int) -> None:
+        """Raises ValueError when it cannot turn so many channels."""
+
+    def frequencies(self, width: int, theta: float, length: Any, device: Any) -> Any:
+        """Radians per position of each rotated pair [width / 2], or [B, 1, width / 2] when they depend on the row."""
+        return _frequencies(width, theta, device)
+
+
+class LinearScaling(Scaling, kind="linear"):
+    """Positions divided by `factor` (Chen et al., 2023, position interpolation)."""
+
+    factor: PositiveFloat
+
+    def frequencies(self, width: int, theta: float, length: Any, device: Any) -> Any:
+        return _frequencies(width, theta, device) / self.factor
+
+
+class DynamicScaling(Scaling, kind="dynamic"):
+    """A base that grows with the row once it passes the trained length (dynamic NTK; bloc97 and emozilla, 2023).
+
+    Each row takes its own length, padding left out. Beyond the trained length all tokens turn with every new one, so
+    a cache
+    of them would drift from the full forward (by whole logits in the reference implementation): it is refused there.
+    """
+
+    factor: PositiveFloat
+    original_max_seq_len: PositiveInt
+
+    @property
+    def stable_until(self) -> int | None:
+        return self.original_max_seq_len
+
+    def frequencies(self, width: int, theta: float, length: Any, device: Any) -> Any:
+        trained = float(self.original_max_seq_len)
+        stretch = self.factor * length.clamp(min=trained).float() / trained - (self.factor - 1)  # B 1
+        base = theta * stretch ** (width / (width - 2))
+        exponents = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
+        return 1.0 / base[..., None] ** exponents  # B 1 R/2
+
+
+class YarnScaling(Scaling, kind="yarn"):
+    """Slow pairs interpolated, fast ones kept, a ramp between (YaRN; Peng et al., 2023).
+
+    `magnitude` is 0.1·ln(factor) + 1 unless `attention_factor`, or the pair `mscale` and `mscale_all_dim`
+    (DeepSeek), says otherwise.
+    """
+
+    factor: PositiveFloat
+    original_max_seq_len: PositiveInt
+    beta_fast: PositiveFloat = 32.0
+    beta_slow: PositiveFloat = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+    @property
+    def magnitude(self) -> float:
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return self._mscale(self.mscale) / self._mscale(self.mscale_all_dim)
+        return self._mscale(1.0)
+
+    def _mscale(self, scale: float) -> float:
+        return 0.1 * scale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+    def frequencies(self, width: int, theta: float, length: Any, device: Any) -> Any:
+        low, high = self._pair_of(self.beta_fast, width, theta), self._pair_of(self.beta_slow, width, theta)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, width - 1)
+        pairs = torch.arange(width // 2, device=device, dtype=torch.float32)
+        ramp = ((pairs - low) / max(high - low, 0.001)).clamp(0, 1)  # 0 keeps the frequency, 1 interpolates it
+        kept = _frequencies(width, theta, device)
+        return kept / self.factor * ramp + kept * (1 - ramp)
+
+    def _pair_of(self, turns: float, width: int, theta: float) -> float:
+        """The pair that turns this often over the trained length."""
+        return width * math.log(self.original_max_seq_len / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+
+class Llama3Scaling(Scaling, kind="llama3"):
+    """Long wavelengths divided by `factor`, short ones kept, a blend between (Llama 3.1; Meta, 2024)."""
+
+    factor: PositiveFloat
+    original_max_seq_len: PositiveInt
+    low_freq_factor: PositiveFloat = 1.0
+    high_freq_factor: PositiveFloat = 4.0
+
+    def __post_init__(self) -> None:
+        if self.high_freq_factor < self.low_freq_factor:
+            found = f"high_freq_factor={self.high_freq_factor}, low_freq_factor={self.low_freq_factor}"
+            raise ValueError(f"{found} (the high one must not be below the low one)")
+
+    def frequencies(self, width: int, theta: float, length: Any, device: Any) -> Any:
+        kept = _frequencies(width, theta, device)
+        turns = self.original_max_seq_len * kept / (2 * math.pi)
+        ramp = self.high_freq_factor - self.low_freq_factor
+        past = turns - self.low_freq_factor
+        blend = (past / ramp).clamp(0, 1) if ramp else (past > 0).float()
+        return (1 - blend) * kept / self.factor + blend * kept
+
+
+class LongRopeScaling(Scaling, kind="longrope"):
+    """A divisor for each pair: `short_factor` up to the trained length, `long_factor` beyond (Ding et al., 2024;
+    Phi-3).
+
+    Each row takes those of its own length, so that a row that grows past the trained length turns anew (see
+    DynamicScaling). `magnitude` is √(1 + ln(max / trained) / ln(trained)) unless `attention_factor` says otherwise;
+    beyond the trained length it is `long_attention_factor`, where that is given (Phi-3.5-MoE).
+    """
+
+    short_factor: tuple[float, ...]
+    long_factor: tuple[float, ...]
+    original_max_seq_len: PositiveInt
+    max_seq_len: PositiveInt
+    attention_factor: float | None = None
+    long_attention_factor: float | None = None
+
+    @property
+    def stable_until(self) -> int | None:
+        same = self.short_factor == self.long_factor and self.long_attention_factor is None
+        return None if same else self.original_max_seq_len
+
+    def magnitude_of(self, length: Any) -> Any:
+        if self.long_attention_factor is None:
+            return self.magnitude
+        long = torch.full_like(length, self.long_attention_factor, dtype=torch.float32)
+        return torch.where(length > self.original_max_seq_len, long, self.magnitude)[..., None]
+
+    @property
+    def magnitude(self) -> float:
+        if self.attention_factor is not None:
+            return self.attention_factor
+        factor = self.max_seq_len / self.original_max_seq_len
+        return math.sqrt(1 + math.log(factor) / math.log(self.original_max_seq_len)) if factor > 1 else 1.0
+
+    def check(self, width: int) -> None:
+        for name in ("short_factor", "long_factor"):
+            if len(getattr(self, name)) != width // 2:
+                found = len(getattr(self, name))
+                raise ValueError(f"{name} has {found} numbers, {width} rotated channels have {width // 2} pairs")
+
+    def frequencies(self, width: int, theta: float, length: Any, device: Any) -> Any:
+        short, long = (
+            torch.tensor(each, device=device, dtype=torch.float32) for each in (self.short_factor, self.long_factor)
+        )
+        exponents = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
+        divisor = torch.where((length > self.original_max_seq_len)[..., None], long, short)  # B 1 R/2
+        return 1.0 / (divisor * theta**exponents)
+
+
+class RoPE(Position, kind="rope"):
+    """Rotary embedding (Su et al., 2021), the two halves of a head as the pairs; `interleaved` pairs neighbours
+    (GPT-J).
+
+    `rotary_dim` rotates only that many leading channels of each head. Pair i turns by theta^(−2i/R), where R is
+    `spacing`, if given, rather than the rotated width (one less where GPT-NeoX rounds an odd share of a head up).
+    """
+
+    theta: PositiveFloat = 10000.0
+    rotary_dim: PositiveInt | None = None
+    spacing: PositiveInt | None = None
+    interleaved: bool = False
+    scaling: Scaling | None = None
+
+    @property
+    def inside(self) -> bool:
+        return True
+
+    @property
+    def stable_until(self) -> int | None:
+        return None if self.scaling is None else self.scaling.stable_until
+
+    def check(self, head_dim: int) -> None:
+        width = self.rotary_dim or head_dim
+        if width % 2 or width > head_dim:
+            raise ValueError(
+                f"rope turns pairs of channels: rotary_dim={width} must be even and at most head_dim={head_dim}"
+            )
+        if self.spacing not in (None, width, width - 1):
+            raise ValueError(f"spacing={self.spacing} is for another number of pairs ({width} or {width - 1} would do)")
+        if self.scaling is not None:
+            self.scaling.check(width)
+
+    def tables(self, positions: Any, head_dim: int, dtype: Any, length: Any = None) -> Any:
+        width, device = self.spacing or self.rotary_dim or head_dim, positions.device
+        if self.scaling is None:
+            frequencies, magnitude = _frequencies(width, self.theta, device), 1.0
+        else:
+            frequencies = self.scaling.frequencies(width, self.theta, length, device)
+            magnitude = self.scaling.magnitude_of(length)
+        angles = positions[..., None].float() * frequencies  # B T R/2
+        cos, sin = angles.cos() * magnitude, angles.sin() * magnitude
+        return cos.to(dtype)[:, :, None], sin.to(dtype)[:, :, None]  # B T 1 R/2
+
+    def rotate(self, x: Any, tables: Any) -> Any:
+        cos, sin = tables
+        width = 2 * cos.shape[-1]
+        turned, kept = (x, None) if width == x.shape[-1] else x.split((width, x.shape[-1] - width), -1)
+        if self.interleaved:
+            a, b = turned[..., 0::2], turned[..., 1::2]
+            turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+        else:
+            a, b = turned.chunk(2, -1)
+            turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+        return turned if kept is None else torch.cat((turned, kept), -1)
+
+
+def _frequencies(width: int, theta: float, device: Any) -> Any:
+    exponents = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
+    return 1.0 / theta**exponents

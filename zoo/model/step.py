@@ -1,0 +1,82 @@
+# B batch, T queries, S keys, D model width, V vocabulary
+"""What travels beside the hidden states into a layer: the moment, as opposed to numbers (Spec) and weights (Layer)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from zoo.generation.cache import LayerCache, Plan
+    from zoo.kernels.bias import Bias
+    from zoo.kernels.mask import Mask
+
+
+@dataclass
+class Step:
+    """One forward pass as seen by one layer. Layers of one kind share all but their cache and their losses."""
+
+    mask: Mask
+    kernel: str = "auto"
+    positions: Tensor | None = None  # B|1 T, of the queries
+    columns: tuple[Tensor, Tensor] | None = (
+        None  # [T] of the queries, [S] of the keys: places in the row, pads included
+    )
+    tables: Any = None  # what the position scheme rotates queries and new keys with
+    bias: Bias | None = None  # what is added to the scores
+    real: Tensor | None = None  # B T, True for a token that is no padding; None when all are real
+    documents: Tensor | None = None  # B T, the number of the packed document that a token is of
+    first: bool = True  # whether nothing came before these tokens
+    plan: Plan | None = None  # where new tokens go in this kind's caches
+    cache: LayerCache | None = None
+    memory: Tensor | None = None  # B S D, what cross-attention reads in place of the tokens themselves
+    cross: Step | None = None  # the step of this layer's cross-attention
+    extra: dict[str, Any] = field(default_factory=dict)  # what a kind of attention made once for its layers
+    losses: list[tuple[str, Tensor]] = field(default_factory=list)  # what a router adds to the objective
+
+    def for_layer(self, cache: LayerCache | None) -> Step:
+        """This step for one layer, with a list of losses of its own so that equal layers compile once."""
+        cross = self.cross
+        if cross is not None:
+            cross = replace(cross, cache=None if cache is None else cache.cross)
+        return replace(self, cache=cache, cross=cross, losses=[])
+
+    def remember(self, **new: Tensor) -> tuple[Tensor, ...]:
+        """Each new tensor [B, T, …] joined with what the cache holds of earlier tokens: [B, S, …], in the order
+        given."""
+        if self.cache is None:
+            return tuple(new.values())
+        assert self.plan is not None
+        return self.cache.append(self.plan, new)
+
+    def recall(self, compute: Callable[[Tensor], tuple[Tensor, ...]], *names: str) -> tuple[Tensor, ...]:
+        """What `compute` makes of the memory: made once, then read from the cache."""
+        assert self.memory is not None
+        memory = self.memory
+        return compute(memory) if self.cache is None else self.cache.recall(lambda: compute(memory), names)
+
+    def state(self, name: str) -> Tensor | None:
+        """What a recurrent mixer holds of all earlier tokens [B, …]; None where nothing came before."""
+        return None if self.cache is None or self.first else self.cache.states[name]
+
+    def hold(self, **states: Tensor) -> None:
+        """Keeps a recurrent mixer's states for the next tokens, where there is a cache."""
+        if self.cache is not None:
+            for name, value in states.items():
+                self.cache.states[name].copy_(value)
+
+
+@dataclass
+class Output:
+    """What a forward gives: `hidden` [B, T, D] after the final norm, `logits` [B, T, V], a router's weighted `losses`,
+    `pooled` [B, D] where the model has a pooler, and the encoder's `memory` [B, S, D] where there is one."""
+
+    hidden: Tensor
+    logits: Tensor | None
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    pooled: Tensor | None = None
+    memory: Tensor | None = None

@@ -1,0 +1,315 @@
+# B batch, T queries, S keys, D model width, V vocabulary
+"""Whole models: an embedding, a pattern of layers, a norm and a head; or an encoder and a decoder that reads it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from zoo.errors import ConfigError
+from zoo.lazy import torch
+from zoo.model.block.base import Block
+from zoo.model.embedding import Embedding
+from zoo.model.head import Head, Pooler
+from zoo.model.init import Init, Normal
+from zoo.model.norm import Norm
+from zoo.model.position.base import Position
+from zoo.model.scene import Scene
+from zoo.model.step import Output
+from zoo.spec import Linear, Sized, Spec, Stack, components
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Topology(Spec, axis="topology", default="decoder"):
+    """How embeddings, layers and heads make a model."""
+
+    def towers(self) -> dict[str, Tower]:
+        """The stacks of layers by where their weights are: "" for a model that is one itself."""
+        raise NotImplementedError
+
+
+class Tower(Topology):
+    """A stack of layers between an embedding and a head. `blocks` are the kinds of layer by name; `pattern` names each
+    layer's kind, first to last. With `shared_layers` the layers of a kind have one set of weights (ALBERT).
+
+    A final norm stands before the head unless the blocks end in one; `final_norm` says otherwise. What comes of it is
+    projected to `out_width`, if given, which the head reads (OPT-350m).
+    """
+
+    vocab_size: PositiveInt
+    d_model: PositiveInt
+    max_seq_len: PositiveInt
+    embedding: Embedding
+    position: Position
+    blocks: dict[str, Block]
+    pattern: tuple[str, ...]
+    norm: Norm
+    head: Head
+    final_norm: bool | None = None
+    out_width: PositiveInt | None = None
+    shared_layers: bool = False
+    pooler: Pooler | None = None
+    init: Init = Normal()
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in dict.fromkeys(self.pattern) if name not in self.blocks]
+        if unknown or not self.pattern:
+            found = ", ".join(map(repr, unknown)) or "nothing"
+            raise ValueError(f"pattern names {found}, the kinds of layer are: {', '.join(self.blocks) or 'none'}")
+        for name, block in self.blocks.items():
+            self._check(name, block)
+        if self.position.inside and all(block.attention.positioning is None for block in self.blocks.values()):
+            acts = f"position '{self.position.kind}' acts inside attention, and no attention here takes one"
+            raise ValueError(f"{acts} (position: none)")
+
+    def _check(self, name: str, block: Block) -> None:
+        place = f"the '{name}' layers'" if len(self.blocks) > 1 else "the layers'"
+        for _, component, _ in components(block, self.d_model):
+            if component.causal is not None and component.causal is not self.causal:
+                can = "reads only what came before" if component.causal else "lets a token see later ones"
+                would = f"kind: {'decoder' if component.causal else 'encoder'}"
+                what = f"{place} {component.axis} '{component.kind}' {can}"
+                raise ValueError(f"{what}, and the model is of kind '{self.kind}' ({would} would do)")
+        own = block.attention.positioning
+        if own is not None and not own.per_layer and own.parts(self.d_model) and own != self.position:
+            raise ValueError(
+                f"{place} position '{own.kind}' has weights of its own, beside the model's '{self.position.kind}' "
+                "(one for the model, or per_layer)"
+            )
+
+    def towers(self) -> dict[str, Tower]:
+        return {"": self}
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.pattern)
+
+    @property
+    def stack(self) -> Stack:
+        return Stack(self.blocks, self.pattern, self.shared_layers)
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether its layers read an encoder's output."""
+        return any(block.cross is not None for block in self.blocks.values())
+
+    @property
+    def cacheable_until(self) -> int | None:
+        """The row length up to which decoding with a cache equals the full forward; None for any."""
+        schemes = [block.attention.positioning for block in self.blocks.values()]
+        limits = [scheme.stable_until for scheme in schemes if scheme and scheme.stable_until]
+        return min(limits, default=None)
+
+    @property
+    def has_final_norm(self) -> bool:
+        if self.final_norm is not None:
+            return self.final_norm
+        return not self.blocks[self.pattern[-1]].normalises_output
+
+    @property
+    def has_position(self) -> bool:
+        """Whether the model itself holds the position scheme, rather than each layer its own."""
+        return not self.position.per_layer
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        position = Sized(self.position, self.embedding.position_width(d_model))
+        return {
+            "embedding": self.embedding,
+            **({"position": position} if self.has_position else {}),
+            "blocks": self.stack,
+            **({"norm": self.norm} if self.has_final_norm else {}),
+            **({"project": Linear(d_model, self.out_width)} if self.out_width else {}),
+            **({"pooler": self.pooler} if self.pooler else {}),
+            "head": Sized(self.head, self.out_width or d_model),
+        }
+
+    def run(self, m: Any, ids: Tensor, types: Tensor | None, scene: Scene, keep: int | None) -> Output:
+        """The pass itself: token ids [B, T] through every layer."""
+        place = self.position.embed
+        x = self.embedding.lookup(m.embedding, ids, types)
+        if self.has_position:
+            x = place(m.position, x, scene.table_positions)
+        x = self.embedding.finish(m.embedding, x, scene.real)  # B T D
+        steps = {kind: scene.step(kind, m.kernel, x, m) for kind in self.blocks}
+        losses: dict[str, Tensor] = {}
+        stack, cache = self.stack, scene.cache
+        for index, kind in enumerate(self.pattern):
+            step = steps[kind].for_layer(None if cache is None else cache.layers[index])
+            x = m.blocks[stack.index(index)](x, step)
+            for name, loss in step.losses:
+                losses[name] = losses[name] + loss if name in losses else loss
+        if cache is not None:
+            cache.length += ids.shape[1]
+        hidden = m.norm(x) if self.has_final_norm else x
+        hidden = m.project(hidden) if self.out_width else hidden
+        kept = hidden if keep is None else hidden[:, hidden.shape[1] - keep :]
+        pooled = m.pooler(hidden) if self.pooler else None
+        return Output(hidden, None if keep == 0 else m.head(kept), losses, pooled)
+
+
+class Decoder(Tower, kind="decoder"):
+    """A causal language model (Radford et al., 2018). With `prefix_lm` the prompt sees itself both ways (Raffel et al.,
+    2020)."""
+
+    causal: ClassVar[bool | None] = True
+
+    prefix_lm: bool = False
+
+    def forward(  # type: ignore[override]
+        self,
+        m: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        token_type_ids: Tensor | None = None,
+        documents: Tensor | None = None,
+        prefix: Tensor | None = None,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        cache: Any = None,
+        logits_to_keep: int | None = None,
+    ) -> Output:
+        """Logits for token ids [B, T].
+
+        `attention_mask` [B, S], 1 for a real token, covers what the cache holds and the new tokens. `documents` [B, T]
+        numbers the documents packed into a row: positions restart, attention stays inside. `prefix` [B] says how many
+        columns of a row all see one another; with a cache they come in its first pass. `memory` [B, M, D] is what
+        cross-attention reads, where `memory_mask` [B, M] is 1. `logits_to_keep` asks for the last so many positions
+        only (0: none).
+        """
+        if prefix is not None and not self.prefix_lm:
+            raise ConfigError("prefix: this decoder sees only what came before (prefix_lm: true would do)")
+        scene = Scene(
+            self,
+            input_ids,
+            attention_mask,
+            causal=True,
+            documents=documents,
+            prefix=prefix,
+            cache=cache,
+            memory=memory,
+            memory_mask=memory_mask,
+        )
+        return self.run(m, input_ids, token_type_ids, scene, logits_to_keep)
+
+
+class Encoder(Tower, kind="encoder"):
+    """Every token sees every other (Devlin et al., 2018, BERT)."""
+
+    causal: ClassVar[bool | None] = False
+
+    def forward(  # type: ignore[override]
+        self,
+        m: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        token_type_ids: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
+        documents: Tensor | None = None,
+        logits_to_keep: int | None = None,
+    ) -> Output:
+        """Hidden states, and logits where there is a head, for token ids [B, T].
+
+        `attention_mask` [B, T] is 1 for a real token, `token_type_ids` [B, T] says which segment a token is of,
+        `global_attention_mask` [B, T] is 1 for one that sees and is seen by all (Longformer). `documents` and
+        `logits_to_keep` as a decoder's.
+        """
+        everywhere = None if global_attention_mask is None else global_attention_mask.bool()
+        if everywhere is not None and not any(block.attention.takes_global for block in self.blocks.values()):
+            raise ConfigError("global_attention_mask: no layer has global tokens (attention=longformer would do)")
+        extra = {"global": everywhere}
+        scene = Scene(self, input_ids, attention_mask, causal=False, documents=documents, extra=extra)
+        return self.run(m, input_ids, token_type_ids, scene, logits_to_keep)
+
+
+class EncoderDecoder(Topology, kind="encoder_decoder"):
+    """A decoder that reads an encoder's output by cross-attention (Vaswani et al., 2017; T5, BART).
+
+    `start_id` is the token that a decoder begins from.
+    """
+
+    encoder: Topology
+    decoder: Topology
+    start_id: NonNegativeInt = 0
+
+    def __post_init__(self) -> None:
+        for name, kind in (("encoder", Encoder), ("decoder", Decoder)):
+            found = getattr(self, name)
+            if not isinstance(found, kind):
+                raise ValueError(f"its {name} is of kind '{found.kind}' (kind: {name} would do)")
+        assert isinstance(self.encoder, Tower) and isinstance(self.decoder, Tower)
+        if not self.decoder.reads_memory:
+            raise ValueError("its decoder has no cross-attention (block.cross would give it one)")
+        if self.encoder.reads_memory:
+            raise ValueError(
+                "its encoder has cross-attention, and nothing to read (only the decoder takes block.cross)"
+            )
+        if self.encoder.d_model != self.decoder.d_model:
+            found = f"{self.encoder.d_model} and {self.decoder.d_model}"
+            raise ValueError(f"its encoder and decoder are of widths {found} (the same d_model for both)")
+
+    def towers(self) -> dict[str, Tower]:
+        return {"encoder": self.encoder, "decoder": self.decoder}  # type: ignore[dict-item]
+
+    @property
+    def _decoder(self) -> Decoder:
+        assert isinstance(self.decoder, Decoder)
+        return self.decoder
+
+    @property
+    def d_model(self) -> int:
+        return self._decoder.d_model
+
+    @property
+    def vocab_size(self) -> int:
+        return self._decoder.vocab_size
+
+    @property
+    def max_seq_len(self) -> int:
+        return self._decoder.max_seq_len
+
+    @property
+    def n_layers(self) -> int:
+        return self._decoder.n_layers
+
+    @property
+    def init(self) -> Init:
+        return self._decoder.init
+
+    @property
+    def cacheable_until(self) -> int | None:
+        return self._decoder.cacheable_until
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {"encoder": self.encoder, "decoder": self.decoder}
+
+    def forward(  # type: ignore[override]
+        self,
+        m: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        cache: Any = None,
+        logits_to_keep: int | None = None,
+    ) -> Output:
+        """Logits for `decoder_input_ids` [B, T] (the start token alone unless given), after reading token ids [B,
+        S]."""
+        if decoder_input_ids is None:
+            decoder_input_ids = torch.full_like(input_ids[:, :1], self.start_id)
+        memory = m.encoder(input_ids, attention_mask).hidden
+        out = m.decoder(
+            decoder_input_ids,
+            decoder_attention_mask,
+            memory=memory,
+            memory_mask=attention_mask,
+            cache=cache,
+            logits_to_keep=logits_to_keep,
+        )
+        out.memory = memory
+        return out

@@ -1,0 +1,188 @@
+"""`--plot`: parameters by component, memory over context, and the roofline of a GPU, as one picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from zoo.costs.cache import kv_cache
+from zoo.costs.price import price
+from zoo.costs.setup import Setup
+from zoo.errors import ConfigError
+
+FORMATS = (".png", ".svg")
+MOST = 12
+"""Models that one picture holds."""
+
+POINTS = 25
+"""Contexts at which memory is priced."""
+
+BATCHES = (1, 8, 64, 512)
+"""Batches of the roofline's points."""
+
+
+def check(file: Path, count: int) -> None:
+    """Raises ConfigError for a file or a number of models that no picture can be made of, before anything is priced."""
+    if file.suffix.lower() not in FORMATS:
+        raise ConfigError(f"plot: {file} names no picture that can be drawn (a file ending in .png or .svg)")
+    if not file.absolute().parent.is_dir():
+        raise ConfigError(f"plot: {file.parent} is no folder (make it first)")
+    if count > MOST:
+        raise ConfigError(f"plot: {count} models are too many for one picture (at most {MOST})")
+
+
+def draw(specs: Mapping[str, Any], setup: Setup, file: Path) -> None:
+    """Draws the models into a .png or .svg file: parameters, memory, and with a `gpu` the roofline.
+
+    Raises ConfigError as `check` does, and when the file cannot be written.
+    """
+    check(file, len(specs))
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    wide = 3 if setup.gpu else 2
+    figure = Figure(figsize=(6.2 * wide, max(4.4, 2.6 + 0.45 * len(specs))), dpi=120, layout="constrained")
+    axes = figure.subplots(1, wide)
+    _parameters(axes[0], {label: price(spec, setup)["params"] for label, spec in specs.items()})
+    _memory(axes[1], specs, setup)
+    if setup.gpu:
+        _roofline(axes[2], specs, setup)
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+    svg = file.suffix.lower() == ".svg"
+    canvas = (FigureCanvasSVG if svg else FigureCanvasAgg)(figure)
+    draft = file.with_name(f".{file.name}")  # whoever looks at it meanwhile sees a whole picture
+    try:
+        from matplotlib import rc_context
+
+        with rc_context({"svg.fonttype": "none"}):  # text stays text
+            canvas.print_svg(draft) if svg else canvas.print_png(draft)  # type: ignore[attr-defined]
+        os.replace(draft, file)
+    except OSError as error:
+        raise ConfigError(f"plot: {file} cannot be written, {error.strerror or error}") from error
+
+
+def _colors(count: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    return [colormaps["tab10" if count <= 10 else "tab20"](index) for index in range(count)]
+
+
+def _parameters(axes: Any, counted: Mapping[str, Mapping[str, Any]]) -> None:
+    """A bar for each model, stacked of its components; what is active of a mixture as a mark."""
+    from zoo.analysis.compare import merged
+    from zoo.report.units import params
+
+    labels = list(counted)
+    names = merged(each["by_component"] for each in counted.values())
+    left = [0] * len(labels)
+    for name, color in zip(names, _colors(len(names)), strict=True):
+        widths = [each["by_component"].get(name, 0) for each in counted.values()]
+        axes.barh(labels, widths, left=left, color=color, label=name.replace("_", " "))
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    top = max(left)
+    for at, each in enumerate(counted.values()):
+        axes.text(each["total"] + 0.01 * top, at, params(each["total"]), va="center", fontsize=8)
+        if each["active"] != each["total"]:
+            axes.plot([each["active"]] * 2, [at - 0.4, at + 0.4], color="black", linewidth=1.5, label="_")
+    if any(each["active"] != each["total"] for each in counted.values()):
+        axes.plot([], [], color="black", linewidth=1.5, label="active, a token")
+    axes.set_xlim(0, 1.12 * top)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(lambda value, _: params(value))
+    axes.set_xlabel("parameters")
+    axes.set_title("Parameters by component")
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)
+
+
+def contexts(longest: int) -> list[int]:
+    """Lengths from 128 tokens (or fewer) up to the longest, evenly apart on a logarithmic scale."""
+    least = min(128, longest)
+    steps = (least * (longest / least) ** (index / (POINTS - 1)) for index in range(POINTS))
+    return sorted({round(step) for step in steps})
+
+
+def _memory(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
+    """Weights, the cache over context, and both together; of several models the sum alone, weights dotted."""
+    alone = len(specs) == 1
+    longest = max(setup.tokens(spec) for spec in specs.values())
+    for (label, spec), color in zip(specs.items(), _colors(len(specs)), strict=True):
+        lengths = contexts(setup.tokens(spec))
+        priced = price(spec, setup)
+        weights = priced["memory"]["weights"]
+        held = [kv_cache(spec, replace(setup, context=length))["bytes"] for length in lengths]
+        if alone:
+            bottom = [weights] * len(lengths)
+            total = [weights + cache for cache in held]
+            axes.fill_between(lengths, 0, bottom, color="tab:blue", alpha=0.35, label="weights")
+            axes.fill_between(lengths, bottom, total, color="tab:orange", alpha=0.5, label="KV cache")
+            axes.plot(lengths, total, color="black", linewidth=1.2, label="weights and cache")
+        else:
+            axes.axhline(weights, color=color, linewidth=0.8, linestyle=":")
+            axes.plot(lengths, [weights + cache for cache in held], color=color, marker=".", markersize=3, label=label)
+    _capacity(axes, setup)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(min(128, longest), longest)
+    axes.set_ylim(0)
+    _ticks(axes)
+    axes.set_xlabel("context (tokens)")
+    axes.set_ylabel("memory (GB, powers of 1000)")
+    batch = f"{setup.batch} sequences" if setup.batch > 1 else "one sequence"
+    axes.set_title(f"Weights and KV cache of {batch}, {setup.dtype}")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _ticks(axes: Any) -> None:
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1e9:g}")
+    axes.grid(alpha=0.25)
+
+
+def _capacity(axes: Any, setup: Setup) -> None:
+    """The memory of the GPU as a line, where it is in sight."""
+    if setup.gpu is None:
+        return
+    from zoo.costs.hardware import hardware
+
+    device = hardware(setup.gpu)
+    axes.axhline(device.memory, color="tab:red", linewidth=1, linestyle="--", label=f"memory of {device.title}")
+
+
+def _roofline(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
+    """The roofs of a GPU, and under them where decoding and prefill are at a few batches (Williams et al., 2009)."""
+    from zoo.costs.roofline import roofline
+    from zoo.report.units import si
+
+    seen: list[float] = []
+    for (label, spec), color in zip(specs.items(), _colors(len(specs)), strict=True):
+        for phase, marker in (("decode", "o"), ("prefill", "^")):
+            found = [roofline(spec, replace(setup, batch=batch)).get(phase) for batch in BATCHES]
+            found = [each for each in found if each is not None]
+            at = [each["intensity"] for each in found]
+            rates = [each["flops"] / each["seconds"] for each in found]
+            axes.plot(at, rates, marker, color=color, markersize=5, label=f"{label}, {phase}")
+            seen += at
+            for each, x, y in zip(found, at, rates, strict=True) if phase == "decode" and len(specs) == 1 else ():
+                axes.annotate(f"{each['batch']}", (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7)
+    first = roofline(next(iter(specs.values())), setup)
+    peak, bandwidth = first["peak_flops_per_second"], first["bandwidth_bytes_per_second"]
+    ridge = peak / bandwidth
+    low, high = min([*seen, ridge]) / 3, max([*seen, ridge]) * 3
+    axes.plot([low, ridge, high], [low * bandwidth, peak, peak], color="black", linewidth=1.2)
+    axes.axvline(ridge, color="grey", linewidth=0.6, linestyle=":")
+    axes.annotate(f"{si(peak, 'FLOP/s')}, {setup.dtype}", (high, peak), xytext=(0, 4), ha="right", **_OFFSET)
+    middle = (low * ridge) ** 0.5
+    axes.annotate(si(bandwidth, "B/s"), (middle, middle * bandwidth), xytext=(-8, 6), ha="right", **_OFFSET)
+    axes.annotate(f"ridge {ridge:.0f} FLOP/B", (ridge, low * bandwidth), xytext=(3, 2), **_OFFSET)
+    axes.set(xscale="log", yscale="log", xlabel="intensity (FLOP a byte moved)", ylabel="FLOP/s at most")
+    axes.set_xlim(low, high)
+    axes.grid(alpha=0.25)
+    axes.set_title(f"Roofline of {first['title']}, batches of {', '.join(map(str, BATCHES))}")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+_OFFSET: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}

@@ -1,0 +1,244 @@
+"""Products in float8 by torchao, in training and for running: which ones, by what recipe, and where that can be."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoo.errors import ConfigError, did_you_mean
+from zoo.kernels import machine_of
+from zoo.lazy import F, torch
+from zoo.spec import Experts, Linear, Part, Spec, Tied, walk
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from zoo.kernels.base import Machine
+
+RECIPES = {"tensorwise": (8, 9), "rowwise": (9, 0)}
+"""How operands are scaled into float8's range, by one factor for a tensor or one for each row and column; and the
+CUDA compute capability from which on torchao tests its products."""
+
+WEIGHT_ONLY = "weight_only"
+"""Weights alone in float8, rowwise, and products as before: for running, on any device."""
+
+AXES = ("attention", "ffn")
+"""The components whose products are taken in float8. Heads, routers, embeddings and poolers stay as they are."""
+
+MULTIPLE = 16
+"""What torch's scaled product needs of both widths of a weight, and of the rows that a gradient is summed over."""
+
+OLDEST = (0, 18)
+
+
+# ---------------------------------------------------------------- which products
+
+
+class Product(NamedTuple):
+    """One matrix product of a model: its module's path, and why it stays out of float8, or None."""
+
+    path: str
+    left_out: str | None
+
+
+def plan(model: Any, *, running: bool = False) -> list[Product]:
+    """Every product of a built model, in the order of its modules. `running` is for one whose weights are quantised
+    for good, rather than at each step of training."""
+    from zoo.run.layer import Layer
+
+    layers = ((path, layer) for path, layer in model.named_modules() if isinstance(layer, Layer))
+    return [
+        Product(f"{path}.{name}" if path else name, left_out(layer.spec, part, running=running))
+        for path, layer in layers
+        for name, part, _ in layer.spec.children(layer.d_model)
+        if isinstance(part, Part) and is_product(part)
+    ]
+
+
+def is_product(part: Part) -> bool:
+    """Whether a part multiplies what it is given by a matrix."""
+    return isinstance(part, Linear | Experts) or (isinstance(part, Tied) and isinstance(part.of, Linear))
+
+
+def left_out(owner: Spec, part: Part, *, running: bool = False) -> str | None:
+    """Why a product stays out of float8, as its component says, or None."""
+    if owner.axis not in AXES:
+        return owner.axis
+    if not isinstance(part, Linear):
+        return "stacked experts"  # a tied product is a head's
+    if part.precise:
+        return "precise by design"
+    if part.d_in % MULTIPLE or part.d_out % MULTIPLE:
+        return f"no multiple of {MULTIPLE} wide"
+    return "read as a plain weight" if running and part.bare else None
+
+
+def idle(spec: Any) -> str | None:
+    """Why float8 would change nothing of a model, or None where it changes something. Needs no torch."""
+    reasons: list[str | None] = []
+    for _, owner, part, copies in walk(spec, spec.d_model):
+        if is_product(part):
+            reasons += [left_out(owner, part)] * copies
+    return None if None in reasons else f"would take none of the model's products: {_counted(reasons)}"
+
+
+def summary(products: Iterable[Product]) -> str:
+    """How many products are taken in float8, and what kept the others out, in one line."""
+    reasons = [product.left_out for product in products]
+    others = _counted(reasons)
+    return f"{reasons.count(None)} of {len(reasons)} products in float8" + (f", not {others}" if others else "")
+
+
+def _counted(reasons: Iterable[str | None]) -> str:
+    return ", ".join(f"{count} ({reason})" for reason, count in Counter(filter(None, reasons)).items())
+
+
+def _chosen(model: Any, products: list[Product], what: str) -> set[str]:
+    """The paths of the products to take. Raises ConfigError where there are none."""
+    if reason := idle(model.spec):
+        raise ConfigError(f"{what} {reason} (bf16 would do)")
+    return {product.path for product in products if product.left_out is None}
+
+
+# ---------------------------------------------------------------- where
+
+
+def refuses(recipe: str, machine: Machine) -> str | None:
+    """Why a machine cannot compute by a recipe, or None. Pure: the machine need not be at hand."""
+    if recipe == WEIGHT_ONLY:
+        return None
+    needed, found = RECIPES[recipe], machine.capability
+    if machine.device == "cuda" and found is not None and found >= needed:
+        return None
+    has = machine.device if found is None else f"{machine.device} of {_dotted(found)}"
+    return f"needs a CUDA device of compute capability {_dotted(needed)} or more, found {has}"
+
+
+def require(recipe: str, device: torch.device, what: str, would: str) -> None:
+    """Raises ConfigError where float8 cannot be had; `what` asked for it, `would` is what would do."""
+    if recipe not in (known := (*RECIPES, WEIGHT_ONLY)):
+        raise ConfigError(f"fp8: there is no {recipe!r}{did_you_mean(recipe, known)} (there are {', '.join(known)})")
+    reason = refuses(recipe, machine_of(device))
+    if reason is not None:
+        raise ConfigError(f"{what} {reason} ({would} would do)")
+    _require_torchao(what)
+
+
+def _require_torchao(what: str) -> None:
+    try:
+        version = metadata.version("torchao")
+    except metadata.PackageNotFoundError:
+        version = "none"
+    if tuple(int(number) for number in version.split(".")[:2] if number.isdigit()) < OLDEST:
+        found = f"needs torchao {_dotted(OLDEST)} or later, found {version}"
+        raise ConfigError(f"{what} {found} (pip install 'transformer-zoo[fp8]')")
+
+
+def _dotted(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))
+
+
+# ---------------------------------------------------------------- training
+
+
+def convert(model: Any, recipe: str, *, emulate: bool = False) -> list[Product]:
+    """Makes a model train in float8, in place; gives its `plan`. Raises ConfigError where that cannot be.
+
+    Weights stay what they are, in name, dtype and identity; at each step a product scales and rounds them and its
+    input to e4m3, and in the backward pass the gradient to e5m2 (tensorwise) or e4m3 (rowwise, by powers of two), after
+    Micikevicius et al., 2022 ("FP8 formats for deep learning"). Only a compiled model gains by it, as the rounding is
+    then fused with what comes before. `emulate` computes the rounded product in float32, on any device, to learn from.
+    In inference mode products are not rounded: a run's samples are what its checkpoint would write.
+    """
+    what = f"fp8: {recipe}"
+    if recipe not in RECIPES:
+        raise ConfigError(f"{what} trains nothing{did_you_mean(recipe, RECIPES)} (one of: {', '.join(RECIPES)})")
+    products = plan(model)
+    chosen = _chosen(model, products, what)
+    if emulate:
+        _require_torchao(what)
+    else:
+        require(recipe, next(model.parameters()).device, what, "bf16")
+    with _quiet():
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    config = dataclasses.replace(Float8LinearConfig.from_recipe_name(recipe), emulate=emulate)
+    convert_to_float8_training(model, module_filter_fn=lambda _, path: path in chosen, config=config)
+    for path in chosen:
+        model.get_submodule(path).__class__ = _linear()
+    model.train(model.training)  # new modules begin in training mode
+    return products
+
+
+@cache
+def _linear() -> type[nn.Linear]:
+    """torchao's float8 Linear, but for inference mode, in which its rowwise one raises (0.18). Nothing is compiled for
+    that, and Dynamo would break the graph at the question."""
+    with _quiet():
+        from torchao.float8.float8_linear import Float8Linear
+
+    class Linear(Float8Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+                return F.linear(input, self.weight, self.bias)
+            return super().forward(input)
+
+    return Linear
+
+
+# ---------------------------------------------------------------- running
+
+
+def quantize(model: Any, recipe: str) -> list[Product]:
+    """Puts a model's weights into float8 (e4m3), in place; gives its `plan`. It is then to run, neither to train nor
+    to save. Raises ConfigError where that cannot be.
+
+    By `tensorwise` and `rowwise` a product rounds its input too, and is one of float8's. By `weight_only` weights alone
+    take half of bfloat16's memory, and each product takes them back to the model's dtype first, which costs time.
+    """
+    what = f"fp8: {recipe}"
+    weight = next(model.parameters())
+    require(recipe, weight.device, what, WEIGHT_ONLY)
+    if recipe == "rowwise" and str(weight.dtype) != "torch.bfloat16":
+        found = str(weight.dtype).removeprefix("torch.")
+        raise ConfigError(f"{what} needs weights in bfloat16, found {found} (dtype=bf16, or tensorwise, would do)")
+    with _quiet():
+        from torchao.quantization import quantize_
+    products = plan(model, running=True)
+    chosen = _chosen(model, products, what)
+    quantize_(model, _config(recipe), filter_fn=lambda _, path: path in chosen)
+    return products
+
+
+def _config(recipe: str) -> Any:
+    """torchao's own; without its changes to torch's global settings, of which one makes all float32 products TF32."""
+    with _quiet():
+        from torchao.quantization import (
+            Float8DynamicActivationFloat8WeightConfig,
+            Float8WeightOnlyConfig,
+            PerRow,
+            PerTensor,
+        )
+    if recipe == WEIGHT_ONLY:
+        return Float8WeightOnlyConfig(set_inductor_config=False)
+    granularity = PerRow() if recipe == "rowwise" else PerTensor()
+    return Float8DynamicActivationFloat8WeightConfig(granularity=granularity, set_inductor_config=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Imports torchao without its warnings about compiled kernels that are for other machines, and not used here."""
+    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,72 @@
+"""What a run leaves behind, and where: the names of its files, its newest checkpoint, the last run of this folder.
+
+RUN/checkpoints/latest               the name of the newest
+RUN/checkpoints/step-000400/         a checkpoint (zoo/checkpoint/store.py)
+RUN/result.json                      what it came to
+runs/last                            the folder of the last run, for `zoo generate`
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from zoo import disk
+from zoo.errors import CheckpointError, ConfigError
+
+ARCHITECTURE, WEIGHTS = "zoo.yaml", "model.safetensors"
+CHECKPOINTS, LATEST = "checkpoints", "latest"
+RESULT = "result.json"
+LAST_RUN = Path("runs", "last")
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint folder that a path means: itself, or the newest of a run. Raises CheckpointError."""
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such folder (a checkpoint, or the folder of a run)")
+    if (path / ARCHITECTURE).is_file() or (path / "config.json").is_file():
+        return path
+    root = path if (path / LATEST).is_file() else path / CHECKPOINTS
+    if not (root / LATEST).is_file():
+        raise CheckpointError(
+            f"{path}: no checkpoint in it (a folder with {ARCHITECTURE} or config.json, or that of a run)"
+        )
+    folder = root / (root / LATEST).read_text(encoding="utf-8").strip()
+    if not folder.is_dir():
+        there = ", ".join(each.name for each in steps(root)) or "none"
+        raise CheckpointError(f"{root / LATEST}: names {folder.name}, which is not there (there are: {there})")
+    return folder
+
+
+def steps(root: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted(root.glob("step-*"), key=lambda each: int(each.name.removeprefix("step-")))
+
+
+def remember(folder: Path) -> None:
+    """Notes a run as the last, if it has left a checkpoint."""
+    if (folder / CHECKPOINTS / LATEST).exists():
+        inside = folder.is_relative_to(Path.cwd())
+        LAST_RUN.parent.mkdir(exist_ok=True)
+        disk.write_text(LAST_RUN, f"{folder.relative_to(Path.cwd()) if inside else folder}\n")
+
+
+def last_run() -> Path:
+    """The folder of the last run started from here that left a checkpoint. Raises ConfigError when there is none."""
+    if not LAST_RUN.exists():
+        raise ConfigError(
+            f"checkpoint: there is no {LAST_RUN} here, so no last run (`zoo train` makes one, or --checkpoint DIR)"
+        )
+    folder = Path(LAST_RUN.read_text(encoding="utf-8").strip())
+    if not folder.is_dir():
+        raise ConfigError(f"checkpoint: the last run, {folder}, is gone (name another with --checkpoint DIR)")
+    return folder
+
+
+def results(folder: Path, jobs: int) -> list[dict[str, Any]]:
+    """What each job of a sweep came to, by number; one that was cut off has left no result."""
+    files = [folder / str(number) / RESULT for number in range(jobs)]
+    missing = {"overrides": [], "status": "cut off"}
+    return [json.loads(file.read_text(encoding="utf-8")) if file.exists() else missing for file in files]

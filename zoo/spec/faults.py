@@ -1,0 +1,58 @@
+"""What pydantic finds wrong with a YAML node, in words: one line a fault."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from zoo.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from zoo.spec.spec import Spec
+
+
+def _fault(template: str, /, **values: Any) -> PydanticCustomError:
+    return PydanticCustomError("zoo", template, values)  # type: ignore[arg-type]
+
+
+def refusal(axis: type[Spec], fault: PydanticCustomError) -> ValidationError:
+    """A fault of a node as a whole. Within another node's validation it takes its place among that one's."""
+    return ValidationError.from_exception_data(axis.axis, [{"type": fault, "loc": (), "input": None}])
+
+
+def not_a_node(axis: type[Spec], node: Any) -> PydanticCustomError:
+    options = ", ".join(sorted(axis.kinds))
+    if node is None:
+        return _fault("is missing (one of: {options})", options=options)
+    return _fault("is {found}, not a mapping with a 'kind' (one of: {options})", found=repr(node), options=options)
+
+
+def no_such_kind(axis: type[Spec], kind: Any) -> PydanticCustomError:
+    options = ", ".join(sorted(axis.kinds))
+    if kind is None:
+        return _fault("has no 'kind' (one of: {options})", options=options)
+    hint = did_you_mean(str(kind), axis.kinds)
+    text = "kind {kind} is not a choice of {axis}{hint} (one of: {options})"
+    return _fault(text, kind=repr(kind), axis=axis.axis, hint=hint, options=options)
+
+
+def unknown_field(choice: type[Spec], name: str, names: set[str]) -> InitErrorDetails:
+    hint = did_you_mean(name, names) or f" (it has: {', '.join(sorted(names)) or 'none'})"
+    text = "{axis} '{kind}' has no such field{hint}"
+    return {"type": _fault(text, axis=choice.axis, kind=choice.kind, hint=hint), "loc": (name,), "input": None}
+
+
+def detail(choice: type[Spec], item: Any) -> InitErrorDetails:
+    return {"type": _fault("{text}", text=_message(choice, item)), "loc": item["loc"], "input": None}
+
+
+def _message(choice: type[Spec], item: Any) -> str:
+    if item["type"] == "zoo":
+        return item["msg"]
+    if item["type"].startswith("missing"):
+        return f"is missing; {choice.axis} '{choice.kind}' needs it"
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    return f"{item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}"

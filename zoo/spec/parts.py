@@ -1,0 +1,192 @@
+"""Parts: what a component lists of its weights. No torch here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zoo.spec.spec import Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One weight, or the few that belong together, of a component."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Each tensor's name below this part, and its shape."""
+        raise NotImplementedError
+
+    def decays(self, leaf: str) -> bool:
+        """Whether weight decay pulls this tensor: matrices and tables, never scales and biases."""
+        return leaf == "weight"
+
+    @property
+    def params(self) -> int:
+        """Parameters held."""
+        return sum(math.prod(shape) for shape in self.shapes().values())
+
+    @property
+    def active(self) -> int:
+        """Parameters that one token meets."""
+        return self.params
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of one token's forward pass through it: two for each multiply-add of a matrix product."""
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight(Part):
+    """A bare tensor, such as a norm's scale. It starts from `init`: a value, or what fills a tensor in place."""
+
+    shape: tuple[int, ...]
+    init: float | Callable[[Any], Any] = 0.0
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"": self.shape}
+
+
+@dataclasses.dataclass(frozen=True)
+class Buffer(Part):
+    """A tensor that is saved and never trained, so that it is no parameter. It starts from `init`, as a Weight."""
+
+    shape: tuple[int, ...]
+    init: float | Callable[[Any], Any] = 0.0
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"": self.shape}
+
+    @property
+    def params(self) -> int:
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Part):
+    """A matrix product. `residual` marks one that writes to the residual stream (its initial values are scaled by
+    depth), `precise` one that is never taken in float8, as what follows makes much of its rounding, and `bare` one
+    whose weight the forward also reads by itself, so that a quantised one would not do."""
+
+    d_in: int
+    d_out: int
+    bias: bool = False
+    residual: bool = False
+    precise: bool = False
+    bare: bool = False
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        bias = {"bias": (self.d_out,)} if self.bias else {}
+        return {"weight": (self.d_out, self.d_in), **bias}
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.d_in * self.d_out
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv(Part):
+    """A convolution along the tokens, `width` of them: weight [d_out, d_in / groups, width]. `groups` = d_in = d_out
+    is a depthwise one."""
+
+    d_in: int
+    d_out: int
+    width: int
+    groups: int = 1
+    bias: bool = False
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        bias = {"bias": (self.d_out,)} if self.bias else {}
+        return {"weight": (self.d_out, self.d_in // self.groups, self.width), **bias}
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.d_out * (self.d_in // self.groups) * self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedding(Part):
+    """A table of vectors. A look-up is no product: it costs no FLOPs, and one token meets one row of it."""
+
+    count: int
+    width: int
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"weight": (self.count, self.width)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts(Part):
+    """`count` copies of a Linear, stacked; a token passes through `active_count` of them."""
+
+    of: Linear
+    count: int
+    active_count: int
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: (self.count, *shape) for name, shape in self.of.shapes().items()}
+
+    @property
+    def active(self) -> int:
+        return self.of.params * self.active_count
+
+    @property
+    def flops(self) -> int:
+        return self.of.flops * self.active_count
+
+
+@dataclasses.dataclass(frozen=True)
+class Tied(Part):
+    """A matrix product or a look-up with another part's weight: no parameters of its own, all of the FLOPs.
+
+    `to` is that part's path from the nearest enclosing model that has it: a decoder inside an encoder-decoder finds its
+    own `embedding.tokens` first.
+    """
+
+    to: str
+    of: Linear | Embedding
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"bias": (self.of.d_out,)} if isinstance(self.of, Linear) and self.of.bias else {}
+
+    @property
+    def flops(self) -> int:
+        return self.of.flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Sized:
+    """A sub-component built at another width than its owner's."""
+
+    spec: Spec
+    d_model: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Parts under one name."""
+
+    parts: Mapping[str, Part]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Layers in order, by name of their kind. Equal layers are one object, and are counted once.
+
+    In a `shared` one all layers of a kind have the same weights too (ALBERT).
+    """
+
+    kinds: Mapping[str, Spec]
+    pattern: tuple[str, ...]
+    shared: bool = False
+
+    def stored(self) -> tuple[str, ...]:
+        """The kind of each layer that has weights of its own."""
+        return tuple(dict.fromkeys(self.pattern)) if self.shared else self.pattern
+
+    def index(self, layer: int) -> int:
+        """Where the weights of a layer are among those stored."""
+        return self.stored().index(self.pattern[layer]) if self.shared else layer
