@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -11,6 +12,11 @@ import torch
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+# Inductor keeps what it compiled in a folder that does not say for which instruction set: code made under AVX-512 and
+# met under AVX2 (another processor, or one held to it) ends the process.
+_ISA = torch.backends.cpu.get_cpu_capability().replace(" ", "_")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"zoo_inductor_{os.getuid()}_{_ISA}")
 
 
 @pytest.fixture(scope="session", autouse=True)
