@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 import zoo
+from zoo.analysis import compare
 from zoo.compose import load, sweep
-from zoo.costs import compare, price
+from zoo.costs import price
 from zoo.errors import ConfigError
 from zoo.paths import conf_dir
 

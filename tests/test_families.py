@@ -210,7 +210,7 @@ def test_an_unknown_tensor_and_a_missing_one_are_named(case, tmp_path):
 @pytest.mark.parametrize("name", sorted({case.name.split("-")[0] for case in CASES}))
 def test_defaults_are_the_references(name):
     """What a family's YAML says of fields that are left out is what transformers' config class says."""
-    from zoo.checkpoint import family
+    from zoo.families import family
 
     first = next(case for case in CASES if case.name.split("-")[0] == name)
     mine = pair(first).ours.source.family

@@ -133,7 +133,8 @@ HUB = {
 
 @pytest.mark.parametrize("name", HUB)
 def test_fields_of_hub_configs_that_nothing_reads_are_let_through(name):
-    from zoo.checkpoint import family, hf
+    from zoo.checkpoint import hf
+    from zoo.families import family
 
     found = family.read(name)
     base = {**(T5 if "t5" in name else BART), "model_type": name}
@@ -150,7 +151,7 @@ def test_fields_of_hub_configs_that_nothing_reads_are_let_through(name):
     ],
 )
 def test_what_no_t5_is_is_refused_by_name(change, says):
-    from zoo.checkpoint import family
+    from zoo.families import family
 
     with pytest.raises(CheckpointError, match=says):
         family.read("t5").body({**T5, "model_type": "t5", **change}, "config.json")
@@ -158,7 +159,8 @@ def test_what_no_t5_is_is_refused_by_name(change, says):
 
 def test_each_family_says_its_own_spec_and_not_anothers():
     """A post-norm model with learned positions is BART's, however often it is asked of the others."""
-    from zoo.checkpoint import family, hf
+    from zoo.checkpoint import hf
+    from zoo.families import family
 
     body = family.read("bart").body({**BART, "model_type": "bart"}, "config.json")
     spec = hf.spec_of(body)

@@ -12,7 +12,7 @@ from zoo.generation import text
 from zoo.generation.engine import generate
 from zoo.generation.sample import Sampling
 from zoo.generation.text import pieces, until
-from zoo.jobs.record import LAST
+from zoo.runs import LAST_RUN
 
 SAMPLE = "naïve café — 東京 🙂👩‍👩‍👧 def f(x):\n    return 'ﬁn'\n" * 3
 
@@ -139,8 +139,8 @@ def test_without_a_checkpoint_the_last_run_writes_and_its_absence_is_said_in_one
     with pytest.raises(ConfigError, match=r"--checkpoint DIR") as caught:
         text.stream(None, "x", max_new_tokens=4)
     assert len(caught.value.faults) == 1
-    LAST.parent.mkdir()
-    LAST.write_text(str(checkpoint))
+    LAST_RUN.parent.mkdir()
+    LAST_RUN.write_text(str(checkpoint))
     assert "".join(text.stream(None, "x", max_new_tokens=4)) == "".join(text.stream(checkpoint, "x", max_new_tokens=4))
 
 

@@ -9,9 +9,10 @@ import transformers
 
 import zoo.compose
 import zoo.costs
-from zoo.checkpoint import family, hf
+from zoo.checkpoint import hf
 from zoo.checkpoint.inverse import canonical, unlike
 from zoo.compose.catalogue import models
+from zoo.families import family
 
 # Parameters of the released weights (a tied table once, saved buffers left out), typed here and not read off our YAML.
 PUBLISHED = {

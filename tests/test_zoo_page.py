@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zoo_page
 
-from zoo.checkpoint import family as families
+from zoo.families import family as families
 
 
 def without_measurement(text: str) -> list[str]:

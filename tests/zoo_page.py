@@ -16,12 +16,12 @@ import torch
 import transformers
 from families import Case, both, pair
 
-from zoo.checkpoint import family as families
 from zoo.checkpoint import hf
 from zoo.checkpoint.files import read_json
 from zoo.compose import load
 from zoo.compose.catalogue import models
 from zoo.costs import price
+from zoo.families import family as families
 from zoo.spec import components
 
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
