@@ -4,6 +4,7 @@ from zoo.costs.shadow.layer import Layer
 from zoo.costs.shadow.names import DTYPES
 from zoo.costs.shadow.operations import cross_entropy
 from zoo.costs.shadow.replay import shaded
+from zoo.costs.shadow.shadow import Shadow
 from zoo.costs.shadow.tensor import INT64, Node, Storage, Tape, UnknownOperation, fresh, kept, reached, taping
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "INT64",
     "Layer",
     "Node",
+    "Shadow",
     "Storage",
     "Tape",
     "UnknownOperation",
