@@ -119,6 +119,7 @@ def test_selective_recomputation_keeps_what_goes_into_attention_alone(overrides,
 
     spec = spec_of(overrides)
     model = build(spec, device="cpu").train()
+    expected = told(spec, sections(spec, Pass(batch=2, context=9, dtype="fp32", fused=False, selective=True)))
 
     def again(q, k, v, *rest, **options):
         return checkpoint(lambda q, k, v: attend(q, k, v, *rest, **options), q, k, v, use_reentrant=False)
@@ -127,7 +128,7 @@ def test_selective_recomputation_keeps_what_goes_into_attention_alone(overrides,
         monkeypatch.setattr(module, "attend", again)
     found = saved_by(model, passes(model, spec, 2, 9))
     found.pop(0, None)  # an empty tensor that torch 2.11 keeps for a checkpoint
-    assert found == told(spec, sections(spec, Pass(batch=2, context=9, dtype="fp32", fused=False, selective=True)))
+    assert found == expected
 
 
 # ---------------------------------------------------------------- known by hand

@@ -16,6 +16,7 @@ from zoo import lazy
 from zoo.costs.shadow import names
 from zoo.costs.shadow.operations import fused_attention
 from zoo.costs.shadow.tensor import is_shadow, kept, reached, tape, undone
+from zoo.kernels import attend, machine_of
 from zoo.kernels.base import Kernel, Machine
 from zoo.spec import Spec
 
@@ -103,14 +104,14 @@ def _machine_of(_: Any) -> Any:
     return lambda device: Machine(device.type, (9, 0) if device.type == "cuda" else None, frozenset({"compiler"}))
 
 
-def _core(attend: Any) -> Any:
+def _core(attend_on_shadows: Any) -> Any:
     """`attend` under a name of its own; where the pass is selective, as torch.utils.checkpoint would run it."""
 
     def run(*given: Any, **options: Any) -> Any:
         moment = tape()
         with moment.inside("core"):
             begun = moment.operations
-            result = attend(*given, **options)
+            result = attend_on_shadows(*given, **options)
         if moment.selective and result.grad:
             tensors = [each for each in (*given, *options.values()) if is_shadow(each)]
             work = sum(each.nbytes for each in kept(reached([result], begun)))
@@ -120,7 +121,10 @@ def _core(attend: Any) -> Any:
     return run
 
 
-REPLACED = {("zoo.kernels", "attend"): _core, ("zoo.kernels.found", "machine_of"): _machine_of}
+REPLACED = {
+    (attend.__module__, attend.__name__): _core,
+    (machine_of.__module__, machine_of.__name__): _machine_of,
+}
 """What is not merely copied: attention's inside, from queries, keys and values to their mixture; and the machine, which
 is one with torch alone."""
 
