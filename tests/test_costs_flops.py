@@ -4,12 +4,12 @@ import pytest
 import torch
 from counted import counted, forwarded, tokens_for
 from hypothesis import HealthCheck, assume, given, settings
+from loaded import load
 from shrunk import shrunk
 from test_property import architectures, made
 from tiny import MIXED, every_choice, model_of, name, spec_of
 
 import zoo
-from zoo.compose import load
 from zoo.compose.model import names
 from zoo.costs import price
 from zoo.costs.flops import CONVENTIONS, Look, count, multiplied

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from loaded import load
 from tiny import choices, needs
 from transformers.generation import logits_process as theirs
 
 import zoo
-from zoo.compose import load
 from zoo.errors import ConfigError
 from zoo.generation.cache import Cache
 from zoo.generation.engine import generate, stream

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from loaded import load
 
 import zoo
-from zoo.compose import load
 from zoo.errors import ConfigError
 from zoo.generation.cache import Cache
 from zoo.generation.engine import generate

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from loaded import load
 
 import zoo
 from zoo import kernels as core
 from zoo.cli import run
-from zoo.compose import load
 from zoo.costs.hardware import hardware, names
 from zoo.costs.kernels import asks, kernels
 from zoo.costs.setup import Setup

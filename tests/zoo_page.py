@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import transformers
 from families import Case, both, pair
+from loaded import load
 
 from zoo.checkpoint import hf
 from zoo.checkpoint.files import read_json
-from zoo.compose import load
 from zoo.compose.catalogue import models
 from zoo.costs import price
 from zoo.families import family as families
