@@ -6,11 +6,14 @@ import random
 from typing import Any
 
 import pytest
+from effort import calls_of
+from loaded import load
 
 import zoo
 from zoo.analysis import compare
-from zoo.compose import load, sweep
+from zoo.compose import sweep
 from zoo.costs import price
+from zoo.costs.params import count
 from zoo.errors import ConfigError
 from zoo.paths import conf_dir
 
