@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from close import assert_close
 from loaded import load
 from tiny import choices, needs
 from transformers.generation import logits_process as theirs
@@ -198,7 +199,7 @@ def test_a_prompt_in_chunks_gives_the_logits_of_one_forward(overrides):
         with torch.inference_mode():
             whole = model(ids).logits
             got = torch.cat([model(part, cache=cache).logits for part in ids.split(chunks, 1)], 1)
-        torch.testing.assert_close(got, whole, rtol=1e-4, atol=1e-4)
+        assert_close(got, whole)
 
 
 @pytest.mark.parametrize("overrides", COMBINATIONS, ids=" ".join)
