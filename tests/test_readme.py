@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,27 @@ def test_the_mistakes_shown_print_what_is_shown(tmp_path):
     done = zoo(command.removeprefix("$ zoo "), tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == expected
+
+
+def test_every_file_and_folder_that_a_page_names_is_there():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for place in re.findall(r"`((?:zoo|tests|conf|docs|recipes)/[\w./*-]*)`", page.read_text(encoding="utf-8")):
+            made_by_the_reader = place == "conf/norm/dyt.yaml"
+            assert made_by_the_reader or list(ROOT.glob(place.rstrip("/"))), f"{page.name}: {place}"
+
+
+def test_the_rooms_drawn_in_the_design_are_the_layers_that_are_held():
+    """The picture in docs/design.md against the contract of import-linter in pyproject.toml, row by row."""
+    drawn = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").split("```")[1]
+    rows = [re.match(r" ([\w · ]+?)(?:  |$)", line) for line in drawn.splitlines() if line.strip()]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    held = next(each["layers"] for each in contracts if each["id"] == "layers")
+    assert [set(row[1].split(" · ")) for row in rows if row] == [set(row.split(" | ")) for row in held]
+    assert {path.stem for path in (ROOT / "zoo").iterdir()} - {"__init__", "__main__", "__pycache__"} == {
+        room for row in held for room in row.split(" | ")
+    }
 
 
 def test_the_table_of_axes_names_every_packaged_choice():
