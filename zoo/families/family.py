@@ -34,7 +34,7 @@ from typing import Any
 
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.families import codecs  # noqa: F401  (registers the functions of its language)
-from zoo.families.expression import Expression, read_names, resolved
+from zoo.families.expression import MANY, Expression, read_names, resolved
 
 _HARMLESS = """
 _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures
@@ -202,6 +202,8 @@ def _layered(template: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str
     if not kinds and pattern is None:
         return {}
     count = int(Expression(template["n_layers"][1:]).value(fields))
+    if count > MANY:
+        raise ConfigError(f"n_layers: is {count:,} (at most {MANY:,})")
     layers: dict[str, Any] = {}
     names, families = [], []
     for index in range(count):
