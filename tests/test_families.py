@@ -225,4 +225,4 @@ def test_defaults_are_the_references(name):
         for key, value in mine.defaults.items()
         if key in theirs and value is not None and theirs[key] not in (value, None)
     }
-    assert wrong == {} and family.names()
+    assert wrong == {} and family.family_names()

@@ -28,7 +28,7 @@ class Each(Codec):
         return found
 
 
-class Case(Codec):
+class Choose(Codec):
     """`case(layer_types[layer], "full_attention", None, "sliding_attention", sliding_window)`: what stands behind the
     value of the first argument. Turned round by the place that is a constant and equals it, or the
     first that is none."""
@@ -119,7 +119,7 @@ def of_tower(pattern: Any, tower: str) -> list[Any]:
 
 FUNCTIONS |= {
     "each": Each(),
-    "case": Case(),
+    "case": Choose(),
     "inner": Inner(),
     "at": At(),
     "spread": Plain(spread),
