@@ -94,7 +94,7 @@ class NoHead(Head, kind="none"):
 
 
 class Pooler(Spec, axis="pooler", default="first_token"):
-    """One vector for a whole row: hidden states [B, T, D] → [B, D]."""
+    """What is read off a row as a whole: hidden states [B, T, D] → a vector or logits [B, …]."""
 
 
 class FirstToken(Pooler, kind="first_token"):
@@ -105,3 +105,18 @@ class FirstToken(Pooler, kind="first_token"):
 
     def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
         return torch.tanh(m.dense(x[:, 0]))
+
+
+class NextSentence(Pooler, kind="next_sentence"):
+    """Logits of how two segments follow each other, read off the first token's pooled vector: tanh(x₀·W + b)·V + c.
+
+    BERT's next sentence and ALBERT's sentence order (Devlin et al., 2018; Lan et al., 2019), both of `n_classes` = 2.
+    """
+
+    n_classes: PositiveInt = 2
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {"dense": Linear(d_model, d_model, bias=True), "relation": Linear(d_model, self.n_classes, bias=True)}
+
+    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+        return m.relation(torch.tanh(m.dense(x[:, 0])))

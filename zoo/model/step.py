@@ -73,7 +73,8 @@ class Step:
 @dataclass
 class Output:
     """What a forward gives: `hidden` [B, T, D] after the final norm, `logits` [B, T, V], a router's weighted `losses`,
-    `pooled` [B, D] where the model has a pooler, and the encoder's `memory` [B, S, D] where there is one."""
+    `pooled` [B, …] where the model has a pooler (a vector or logits for a row), and the encoder's `memory` [B, S, D]
+    where there is one."""
 
     hidden: Tensor
     logits: Tensor | None
