@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from zoo.costs.rows import CostTable, PartRow, tabulate_towers
 from zoo.costs.setup import Setup
-from zoo.costs.shards import list_faults, numel, shard_tower
+from zoo.costs.shards import expert_faults, numel, shard_tower, tensor_faults
 from zoo.errors import ConfigError
+from zoo.model.tower import Tower
 from zoo.spec import Buffer, Conv, Experts, Linear, Tied, owner_of
 
 FIRST, LAST = ("embedding", "position"), ("norm", "project", "pooler", "head")
@@ -91,20 +92,27 @@ class Stage:
             yield from ((name, kind, tower.pattern.count(kind)) for kind in dict.fromkeys(tower.pattern))
 
 
-def check_ranks(spec: Any, setup: Setup) -> None:
-    """Raise ConfigError with a line for each dimension that the ranks do not divide."""
-    found = list(dict.fromkeys(list_faults(spec, setup.tp, setup.ep)))
-    layers = sum(len(tower.pattern) for tower in spec.towers().values())
+def share_out(spec: Any, setup: Setup) -> dict[str, Tower]:
+    """Give a rank's part of each tower under tensor parallelism. Raises ConfigError with a line for each dimension that
+    the set-up's ranks do not divide, and for each component that does not say how it splits."""
+    towers, shared, found = spec.towers(), {}, []
+    for name, tower in towers.items():
+        try:
+            shared[name] = shard_tower(tower, setup.tp)
+        except ConfigError:
+            found += tensor_faults(tower, setup.tp)
+    found += expert_faults(spec, setup.ep)
+    layers = sum(len(tower.pattern) for tower in towers.values())
     if layers < setup.pp:
         found.append(f"pp: {setup.pp} stages for {layers} layers (at most {layers} would do)")
     if found:
-        raise ConfigError(*found)
+        raise ConfigError(*dict.fromkeys(found))
+    return shared
 
 
 def stages(spec: Any, setup: Setup) -> tuple[Stage, ...]:
-    """List the stages of the pipeline. Raises ConfigError where `check_ranks` does."""
-    check_ranks(spec, setup)
-    whole = {name: shard_tower(tower, setup.tp) for name, tower in spec.towers().items()}
+    """List the stages of the pipeline. Raises ConfigError where `share_out` does."""
+    whole = share_out(spec, setup)
     table = tabulate_towers(whole)
     layers = [name for name, tower in whole.items() for _ in tower.pattern]
     least, more = divmod(len(layers), setup.pp)
@@ -115,14 +123,15 @@ def stages(spec: Any, setup: Setup) -> tuple[Stage, ...]:
         held, ends = _cut(whole, start, end)
         key = (tuple((name, tower.pattern) for name, tower in held.items()), tuple(ends.items()))
         if key not in made:  # the stages in the middle mostly hold the same
-            made[key] = tuple(_tensors_of(held, ends, table, setup.ep))
+            own = table if setup.pp == 1 else tabulate_towers(held)
+            made[key] = tuple(_tensors_of(own, ends, table, setup.ep))
         found.append(Stage(index, setup.pp, held, ends, made[key], spec))
         start = end
     return tuple(found)
 
 
 def fullest(spec: Any, setup: Setup) -> Stage:
-    """The stage with most parameters. Raises ConfigError where `check_ranks` does."""
+    """The stage with most parameters. Raises ConfigError where `share_out` does."""
     return max(stages(spec, setup), key=lambda stage: stage.params)
 
 
@@ -140,11 +149,11 @@ def _cut(whole: Mapping[str, Any], start: int, end: int) -> tuple[dict[str, Any]
     return held, ends
 
 
-def _tensors_of(held: Mapping[str, Any], ends: Mapping[str, Any], whole: CostTable, ep: int) -> Iterator[RankTensor]:
+def _tensors_of(held: CostTable, ends: Mapping[str, Any], whole: CostTable, ep: int) -> Iterator[RankTensor]:
     """Every tensor of a stage: its layers' and its ends', and a table that a tied part here reads."""
     borrowed: dict[str, bool] = {}  # tables that something here reads, and whether in a matrix product
     own: list[RankTensor] = []
-    for row in tabulate_towers(held).parts:
+    for row in held.parts:
         if row.kind is None and row.slot not in ends[row.where]:
             continue
         own += _tensors(row, row.stored, ep)

@@ -26,16 +26,21 @@ def shard_tower(tower: Tower, tp: int) -> Tower:
     return replace(tower, blocks=blocks, embedding=tower.embedding.shard(tp), head=tower.head.shard(tp))
 
 
-def list_faults(spec: Any, tp: int, ep: int) -> Iterator[str]:
+def tensor_faults(tower: Tower, tp: int) -> Iterator[str]:
     """One line for each component that cannot be shared out among so many ranks."""
-    for tower in spec.towers().values() if tp > 1 else ():
-        for part in (*tower.blocks.values(), tower.embedding, tower.head):
-            yield from _refusals(part, tp)
+    for part in (*tower.blocks.values(), tower.embedding, tower.head):
+        yield from _refusals(part, tp)
+
+
+def expert_faults(spec: Any, ep: int) -> Iterator[str]:
+    """One line for each count of experts that the ranks of expert parallelism do not divide."""
+    if ep == 1:
+        return
     counts = dict.fromkeys(row.part.count for row in tabulate(spec).parts if isinstance(row.part, Experts))
     for count in counts:
         if count % ep:
             yield f"ep: {ep} does not divide n_experts={count} ({divisors(count)} would do)"
-    if ep > 1 and not counts:
+    if not counts:
         yield f"ep: {ep} ranks for experts, of which this model has none (ep=1)"
 
 

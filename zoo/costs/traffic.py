@@ -37,9 +37,8 @@ def _width(setup: Setup) -> int:
 
 
 def _tensor(stage: Stage, setup: Setup) -> tuple[float, str]:
-    """Each of a block's reductions is made once forward and once backward (Shoeybi et al., 2019, §3); sequence
-    parallelism does the same
-    in two halves (Korthikanti et al., 2022, §4.2.2). The tables do so once each."""
+    """Each of a block's reductions is made once forward and once backward (Shoeybi et al., 2019, §3). Sequence
+    parallelism sends as much in two halves (Korthikanti et al., 2022, §4.2.2). The tables reduce once each."""
     times = sum(2 * stage.held[name].blocks[kind].reductions * count for name, kind, count in stage.layers())
     for name, tower in stage.held.items():
         times += "embedding" in stage.ends[name]

@@ -1,8 +1,8 @@
 """Parts: what a component lists of its weights. No torch here.
 
 A part or a slot may state its **role**, the fact that counting asks for: whatever its name, an embedding's table of
-tokens is TOKENS, a head's product with the vocabulary LOGITS. Where none is stated, a component's role is its axis, and
-a bare part's its name. `zoo.spec.walk` yields the roles.
+tokens is TOKENS, a head's product with the vocabulary LOGITS. A component that states none has its axis for a role.
+`zoo.spec.walk` yields the roles from the layer or tower down.
 """
 
 from __future__ import annotations

@@ -150,10 +150,10 @@ class Spec:
                 yield name, part, Slot((part.role or part.spec.axis,))
             elif isinstance(part, Group):
                 for inner, leaf in part.parts.items():
-                    yield f"{name}.{inner}", leaf, Slot((part.role or name, leaf.role or inner))
+                    yield f"{name}.{inner}", leaf, Slot((part.role, leaf.role))
             elif isinstance(part, Stack):
                 for kind, spec in part.kinds.items():
                     stored, used = part.stored().count(kind), part.pattern.count(kind)
                     yield f"{name}.{kind}", Sized(spec, d_model), Slot((), kind, stored, used)
             else:
-                yield name, part, Slot((part.role or name,))
+                yield name, part, Slot((part.role,))

@@ -34,21 +34,25 @@ class SpecRow(NamedTuple):
     used: int = 1
 
 
-def rows(spec: Spec, d_model: int, path: str = "") -> Iterator[SpecRow]:
-    """Every component from `spec` down, and every part below it."""
-    return _rows(SpecRow(path, spec, None, d_model))
+def rows(spec: Spec, d_model: int, path: str = "") -> list[SpecRow]:
+    """List every component from `spec` down, and every part below it."""
+    found: list[SpecRow] = []
+    _descend(SpecRow(path, spec, None, d_model), found)
+    return found
 
 
-def _rows(at: SpecRow) -> Iterator[SpecRow]:
-    yield at
+def _descend(at: SpecRow, found: list[SpecRow]) -> None:
+    found.append(at)
+    prefix = f"{at.path}." if at.path else ""
     for name, child, slot in at.component.children(at.d_model):
-        path = f"{at.path}.{name}" if at.path else name
         roles, kind = at.roles + slot.roles, at.kind if slot.kind is None else slot.kind
-        counts = at.stored * slot.stored, at.used * slot.used
+        if roles[:1] == ("",):  # a weight right in a layer or a tower, which only its name tells from the others
+            roles = (name.partition(".")[0], *roles[1:])
+        stored, used = at.stored * slot.stored, at.used * slot.used
         if isinstance(child, Sized):
-            yield from _rows(SpecRow(path, child.spec, None, child.d_model, roles, kind, *counts))
+            _descend(SpecRow(prefix + name, child.spec, None, child.d_model, roles, kind, stored, used), found)
         else:
-            yield SpecRow(path, at.component, child, at.d_model, roles, kind, *counts)
+            found.append(SpecRow(prefix + name, at.component, child, at.d_model, roles, kind, stored, used))
 
 
 def walk(spec: Spec, d_model: int, path: str = "") -> Iterator[tuple[SpecRow, Part]]:
