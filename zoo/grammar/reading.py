@@ -33,6 +33,9 @@ APART: dict[str, dict[str, Any]] = {
 """What an encoder-decoder's towers are unless their patches say otherwise: one table of tokens, a head on the
 decoder."""
 
+MOST_LAYERS = 100_000
+"""Layers of a tower at most. A pattern is a list with the name of each layer, so a typing error could fill memory."""
+
 _reads: set[str] = set()
 """Names that interpolations asked for while a node resolved (see `to_spec`)."""
 
@@ -202,6 +205,8 @@ def _pattern(root: DictConfig) -> tuple[list[str], list[str]]:
         return ["layer"], [f"layers: is {layers!r}, not a mapping of names to patches of the model's keys"]
     if not isinstance(n_layers, int) or n_layers < 1:
         return ["layer"], [f"n_layers: must be a whole number above 0, found {n_layers!r}"]
+    if n_layers > MOST_LAYERS:
+        return ["layer"], [f"n_layers: is {n_layers:,} (at most {MOST_LAYERS:,} would do)"]
     pattern = root.get("pattern") or ["layer"]
     if not OmegaConf.is_list(pattern) and not isinstance(pattern, list):
         pattern = [pattern]
@@ -214,6 +219,8 @@ def _pattern(root: DictConfig) -> tuple[list[str], list[str]]:
         elif match[1] not in (*kinds, "layer"):
             hint = did_you_mean(match[1], kinds) or f" (layers has: {', '.join(kinds) or 'none'})"
             problems.append(f"pattern: no layer is named {match[1]!r}{hint}")
+        elif len(match[2] or "") > 9 or len(names) + int(match[2] or 1) > MOST_LAYERS:
+            problems.append(f"pattern: {item!r} makes too many layers (at most {MOST_LAYERS:,} would do)")
         else:
             names += [match[1]] * int(match[2] or 1)
     if not names:

@@ -16,6 +16,10 @@ class Activation(Spec, axis="activation"):
 
     learned: ClassVar[bool] = False
 
+    def shard(self, ranks: int) -> Activation:
+        """Elementwise: every rank has the few parameters there may be."""
+        return self
+
     def apply(self, x: Any) -> Any:
         raise NotImplementedError
 

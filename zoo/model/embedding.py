@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.model.norm import Norm
+from zoo.spec import TOKENS, Linear, Sized, Spec, Tied
 from zoo.spec import Embedding as Table
-from zoo.spec import Linear, Sized, Spec, Tied
 
 
 class Embedding(Spec, axis="embedding", default="tokens"):
     """What the residual stream starts from."""
 
     vocab_size: PositiveInt
+
+    def shard(self, ranks: int) -> Embedding:
+        """A part of the vocabulary, padded to as many tokens as any other rank's."""
+        return replace(self, vocab_size=-(-self.vocab_size // ranks))
 
     def position_width(self, d_model: int) -> int:
         """How wide a learned table of positions is."""
@@ -65,9 +70,9 @@ class Tokens(Embedding, kind="tokens"):
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.width or d_model
-        tokens = Table(self.vocab_size, width)
+        tokens = Table(self.vocab_size, width, role=TOKENS)
         return {
-            "tokens": Tied(self.tied, tokens) if self.tied else tokens,
+            "tokens": Tied(self.tied, tokens, role=TOKENS) if self.tied else tokens,
             **({"types": Table(self.n_types, self.position_width(d_model))} if self.n_types else {}),
             **({"norm": Sized(self.norm, self.position_width(d_model))} if self.norm else {}),
             **({"project": Linear(self.width, d_model, self.project_bias)} if self.width else {}),

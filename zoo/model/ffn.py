@@ -9,7 +9,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from zoo.lazy import F
 from zoo.model.activation import Activation
-from zoo.spec import Linear, Spec
+from zoo.spec import Linear, Spec, split
 
 
 class FFN(Spec, axis="ffn"):
@@ -33,6 +33,9 @@ class MLP(FFN, kind="mlp"):
             "down": Linear(self.d_ff, d_model, self.bias, residual=True),
         }
 
+    def shard(self, ranks: int) -> MLP:
+        return split(self, ranks, equal=("d_ff",))
+
     def forward(self, m: Any, x: Any, step: Any) -> Any:
         act = m.activation if self.activation.learned else self.activation.apply
         return m.down(act(m.up(x)))
@@ -52,6 +55,9 @@ class Gated(FFN, kind="gated"):
             "up": Linear(d_model, self.d_ff, self.bias),
             "down": Linear(self.d_ff, d_model, self.bias, residual=True),
         }
+
+    def shard(self, ranks: int) -> Gated:
+        return split(self, ranks, equal=("d_ff",))
 
     def forward(self, m: Any, x: Any, step: Any) -> Any:
         act = m.activation if self.activation.learned else self.activation.apply
@@ -75,6 +81,9 @@ class GatedClamped(FFN, kind="gated_clamped"):
             "up": Linear(d_model, self.d_ff, self.bias),
             "down": Linear(self.d_ff, d_model, self.bias, residual=True),
         }
+
+    def shard(self, ranks: int) -> GatedClamped:
+        return split(self, ranks, equal=("d_ff",))
 
     def forward(self, m: Any, x: Any, step: Any) -> Any:
         gate = m.gate(x).clamp(max=self.limit)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, PositiveFloat, PositiveInt
@@ -10,9 +11,9 @@ from pydantic import AfterValidator, PositiveFloat, PositiveInt
 from zoo.lazy import torch
 from zoo.model.activation import Activation
 from zoo.model.norm import Norm
-from zoo.spec import Buffer, Linear, Sized, Spec, Tied
+from zoo.spec import LOGITS, Buffer, Linear, Sized, Spec, Tied
 
-TOKENS = "embedding.tokens"
+TABLE = "embedding.tokens"
 """Where a tied head's weight is."""
 
 
@@ -20,6 +21,10 @@ class Head(Spec, axis="head", default="lm"):
     """What is read off the last hidden states."""
 
     vocab_size: PositiveInt
+
+    def shard(self, ranks: int) -> Head:
+        """A part of the vocabulary, padded to as many tokens as any other rank's."""
+        return replace(self, vocab_size=-(-self.vocab_size // ranks))
 
 
 ROOT = "rsqrt_d_model"
@@ -45,9 +50,9 @@ class LMHead(Head, kind="lm"):
     offset: bool = False
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        linear = Linear(d_model, self.vocab_size, self.bias)
+        linear = Linear(d_model, self.vocab_size, self.bias, role=LOGITS)
         return {
-            "out": Tied(TOKENS, linear) if self.tied else linear,
+            "out": Tied(TABLE, linear, role=LOGITS) if self.tied else linear,
             **({"offset": Buffer((self.vocab_size,))} if self.offset else {}),
         }
 
@@ -75,11 +80,11 @@ class MLMHead(Head, kind="mlm"):
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.width or d_model
-        linear = Linear(width, self.vocab_size, self.bias)
+        linear = Linear(width, self.vocab_size, self.bias, role=LOGITS)
         return {
             "transform": Linear(d_model, width, self.transform_bias),
             "norm": Sized(self.norm, width),
-            "out": Tied(TOKENS, linear) if self.tied else linear,
+            "out": Tied(TABLE, linear, role=LOGITS) if self.tied else linear,
         }
 
     def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zoo.model.ffn import FFN
 from zoo.model.router import Router, Routes
-from zoo.spec import Experts, Group, Linear
+from zoo.spec import EXPERTS, SHARED_EXPERT, Experts, Group, Linear, Sized
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,12 +54,17 @@ class MoE(FFN, kind="moe"):
             if isinstance(part, Linear)
         }
         common = {name: part for name, part in own.items() if name not in stacked}
-        parts = {"router": router, "experts": Group(stacked)} | common
+        parts = {"router": router, "experts": Group(stacked, role=EXPERTS)} | common
         if self.shared:
-            parts["shared"] = self.shared
+            parts["shared"] = Sized(self.shared, d_model, role=SHARED_EXPERT)
         if self.shared_gate:
             parts["shared_gate"] = Linear(d_model, 1, precise=True)
         return parts
+
+    def shard(self, ranks: int) -> MoE:
+        """A part of each expert, routed or shared. The router and the shared expert's gate are on every rank."""
+        shared = None if self.shared is None else self.shared.shard(ranks)
+        return replace(self, expert=self.expert.shard(ranks), shared=shared)
 
     def forward(self, m: Any, x: Tensor, step: Any) -> Tensor:
         routes = m.router(x, step)

@@ -14,6 +14,10 @@ from zoo.spec import Spec, Weight
 class Norm(Spec, axis="norm"):
     """Scales each vector to a common size."""
 
+    def shard(self, ranks: int) -> Norm:
+        """Every rank normalises whole vectors."""
+        return self
+
 
 class RMSNorm(Norm, kind="rmsnorm"):
     """x / √(mean(x²) + eps) · weight (Zhang and Sennrich, 2019). With `unit_offset` the scale is 1 + weight (Gemma).

@@ -22,7 +22,7 @@ from zoo.model.attention.recurrent import (
     starts,
 )
 from zoo.model.norm import Norm, RMSNorm
-from zoo.spec import Conv, Linear, Sized, Weight
+from zoo.spec import Conv, Linear, Sized, Weight, split
 
 EPS = 1e-6  # under the root of a query's or key's length, as in the reference
 
@@ -78,6 +78,9 @@ class GatedDelta(Attention, kind="gated_delta"):
             "norm": Sized(self.norm, self.head_v_dim),
             "out": Linear(value, d_model, residual=True),
         }
+
+    def shard(self, ranks: int) -> GatedDelta:
+        return split(self, ranks, equal=("n_v_heads",), shared=("n_k_heads",))
 
     def state(self) -> dict[str, tuple[int, ...]]:
         mixed = 2 * self.d_key + self.d_value

@@ -14,7 +14,7 @@ from zoo.lazy import torch
 from zoo.model.attention.base import Attention
 from zoo.model.position.base import Position
 from zoo.model.position.relative import Relative
-from zoo.spec import Linear
+from zoo.spec import Linear, split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,9 @@ class Disentangled(Attention, kind="disentangled"):
         if "p2c" in self.types and not self.share_att_key:
             parts["pos_q"] = OfTable(d_model, width, True)
         return parts
+
+    def shard(self, ranks: int) -> Disentangled:
+        return split(self, ranks, equal=("n_heads",))
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         return {"k": (self.n_heads, self.head_dim), "v": (self.n_heads, self.head_dim)}

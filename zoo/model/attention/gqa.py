@@ -14,7 +14,7 @@ from zoo.lazy import torch
 from zoo.model.attention.base import Attention
 from zoo.model.norm import Norm
 from zoo.model.position.base import Position
-from zoo.spec import Linear, Sized, Spec, Weight
+from zoo.spec import READ, Linear, Sized, Spec, Weight, split
 
 
 class Tempering(Spec, axis="tempering", default="log"):
@@ -108,8 +108,8 @@ class GQA(Attention, kind="gqa"):
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         return {
             "q": Linear(d_model, q, self.bias),
-            "k": Linear(d_model, kv, self.bias),
-            "v": Linear(d_model, kv, self.bias),
+            "k": Linear(d_model, kv, self.bias, role=READ),
+            "v": Linear(d_model, kv, self.bias, role=READ),
             **({"gate": Linear(d_model, q, self.bias)} if self.output_gate else {}),
             "o": Linear(q, d_model, self.bias if self.o_bias is None else self.o_bias, residual=True),
             **self._norms(q, kv),
@@ -126,6 +126,9 @@ class GQA(Attention, kind="gqa"):
             own = {"q_norm": self.n_heads, "k_norm": self.n_kv_heads}
             return {name: Sized(replace(self.qk_norm, heads=count), self.head_dim) for name, count in own.items()}
         return {"q_norm": Sized(self.qk_norm, self.head_dim), "k_norm": Sized(self.qk_norm, self.head_dim)}
+
+    def shard(self, ranks: int) -> GQA:
+        return split(self, ranks, equal=("n_heads",), shared=("n_kv_heads",))
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         return {"k": (self.n_kv_heads, self.head_dim), "v": (self.n_kv_heads, self.head_dim)}

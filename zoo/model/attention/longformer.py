@@ -14,7 +14,7 @@ from zoo.kernels.mask import Mask
 from zoo.lazy import torch
 from zoo.model.attention.base import Attention
 from zoo.model.position.base import Position
-from zoo.spec import Linear
+from zoo.spec import Linear, split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +73,9 @@ class Longformer(Attention, kind="longformer"):
         local = {name: Linear(d_model, width, self.bias) for name in ("q", "k", "v")}
         everywhere = {f"{name}_global": ForGlobal(d_model, width, self.bias) for name in ("q", "k", "v")}
         return {**local, **everywhere, "o": Linear(width, d_model, self.bias, residual=True)}
+
+    def shard(self, ranks: int) -> Longformer:
+        return split(self, ranks, equal=("n_heads",))
 
     def core_flops(self, pairs: int) -> int:
         return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
+from zoo.errors import ConfigError
 from zoo.lazy import F, torch
 from zoo.model.activation import Activation, SiLU
 from zoo.model.attention.base import Attention
@@ -24,7 +25,8 @@ from zoo.model.attention.recurrent import (
     starts,
 )
 from zoo.model.norm import Norm
-from zoo.spec import Conv, Linear, Sized, Weight
+from zoo.spec import Conv, Linear, Sized, Weight, split
+from zoo.spec.sharding import uneven
 
 
 class Mamba(Attention, kind="mamba"):
@@ -79,6 +81,13 @@ class Mamba(Attention, kind="mamba"):
             parts |= {name: Sized(self.inner_norm, state) for name in ("B_norm", "C_norm")}
         return parts
 
+    def shard(self, ranks: int) -> Mamba:
+        """1/`ranks` of the expand·d_model channels; B, C and Δ's projection are of all ranks."""
+        if faults := list(uneven("d_inner", self.d_inner, ranks)):
+            raise ConfigError(*faults)
+        own = {field.name: getattr(self, field.name) for field in self.fields()}
+        return MambaShard(**own, ranks=ranks)
+
     def state(self) -> dict[str, tuple[int, ...]]:
         return {"conv": (self.d_conv - 1, self.d_inner), "ssm": (self.d_inner, self.d_state)}
 
@@ -106,6 +115,16 @@ class Mamba(Attention, kind="mamba"):
             step.hold(ssm=h)
             y = (y + m.D.float() * u) * F.silu(z.float())
         return m.out_proj(y.to(z.dtype))  # B T D
+
+
+class MambaShard(Mamba):
+    """A Mamba of which one of `ranks` ranks has its part of the expand·d_model channels."""
+
+    ranks: int = 1
+
+    @property
+    def d_inner(self) -> int:
+        return self.expand * self.d_model // self.ranks
 
 
 def _scan_tokens(x: Any, dt: Any, A: Any, B: Any, C: Any, h: Any, fresh: Any) -> tuple[Any, Any]:
@@ -227,6 +246,9 @@ class Mamba2(Attention, kind="mamba2"):
             **({} if self.norm_eps is None else {"norm": Weight((inner,), init=1.0)}),
             "out_proj": Linear(inner, d_model, self.bias, residual=True),
         }
+
+    def shard(self, ranks: int) -> Mamba2:
+        return split(self, ranks, equal=("n_heads",), shared=("n_groups", "norm_groups"))
 
     def state(self) -> dict[str, tuple[int, ...]]:
         return {"conv": (self.d_conv - 1, self.d_mixed), "ssm": (self.n_heads, self.head_dim, self.d_state)}

@@ -14,7 +14,7 @@ from zoo.lazy import torch
 from zoo.model.attention.base import Attention
 from zoo.model.norm import Norm
 from zoo.model.position.base import Position
-from zoo.spec import Linear, Sized
+from zoo.spec import Linear, Sized, split
 
 
 class MLA(Attention, kind="mla"):
@@ -80,6 +80,9 @@ class MLA(Attention, kind="mla"):
             "o": Linear(self.n_heads * self.v_head_dim, d_model, self.bias, residual=True),
             **({"position": self.position} if self.position.per_layer else {}),
         }
+
+    def shard(self, ranks: int) -> MLA:
+        return split(self, ranks, equal=("n_heads",))  # the latents are of all heads
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         return {"latent": (self.kv_lora_rank + self.qk_rope_head_dim,)}  # and the rotated key behind it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from zoo.model.attention.base import Attention
@@ -34,6 +35,17 @@ class Block(Spec, axis="block"):
         if self.cross is not None and (scheme is None or scheme.kind != "none"):
             found = "nothing" if scheme is None else f"position '{scheme.kind}'"
             raise ValueError(f"cross is softmax attention without positions, found {found} (gqa, with position: none)")
+
+    @property
+    def reductions(self) -> int:
+        """Sums over the ranks of tensor parallelism in a forward pass: one after each sub-layer (Shoeybi et al., 2019,
+        Megatron-LM)."""
+        return 1 + (self.cross is not None) + (getattr(self, "ffn", None) is not None)
+
+    def shard(self, ranks: int) -> Block:
+        """Each sub-layer's part. A block's own weights, and what says that it is whole, are on every rank."""
+        inner = {field.name: getattr(self, field.name) for field in self.fields()}
+        return replace(self, **{name: each.shard(ranks) for name, each in inner.items() if isinstance(each, Spec)})
 
     def state(self) -> dict[str, tuple[int, ...]]:
         """Of its attention, and of a feed-forward that counts tokens."""

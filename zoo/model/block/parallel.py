@@ -17,6 +17,11 @@ class Parallel(Block, kind="parallel"):
     ffn: FFN
     shared_norm: bool = True
 
+    @property
+    def reductions(self) -> int:
+        """One: attention and feed-forward are added up on each rank first (Wang and Komatsuzaki, 2021)."""
+        return 1
+
     def parts(self, d_model: int) -> dict[str, Any]:
         second = {} if self.shared_norm else {"ffn_norm": self.norm}
         return {"attention_norm": self.norm, "attention": self.attention, **second, "ffn": self.ffn}

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from zoo.model.block.base import Block
 from zoo.model.ffn import FFN
+from zoo.spec import CROSS, Sized
 
 
 class Post(Block, kind="post"):
@@ -17,7 +18,7 @@ class Post(Block, kind="post"):
     ffn: FFN
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        cross = {"cross": self.cross, "cross_norm": self.norm} if self.cross else {}
+        cross = {"cross": Sized(self.cross, d_model, role=CROSS), "cross_norm": self.norm} if self.cross else {}
         return {
             "attention": self.attention,
             "attention_norm": self.norm,

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from zoo.model.block.base import Block
 from zoo.model.ffn import FFN
+from zoo.spec import CROSS, Sized
 
 
 class Pre(Block, kind="pre"):
@@ -22,7 +23,7 @@ class Pre(Block, kind="pre"):
     residual_from_norm: bool = False
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        cross = {"cross_norm": self.norm, "cross": self.cross} if self.cross else {}
+        cross = {"cross_norm": self.norm, "cross": Sized(self.cross, d_model, role=CROSS)} if self.cross else {}
         return {
             **({"attention_norm": self.norm} if self.input_norm else {}),
             "attention": self.attention,
