@@ -85,7 +85,7 @@ def sections(spec: Any, run: Pass) -> dict[str, Section]:
 
     Raises UnknownOperation for a pass that calls something of which it is not said what it keeps.
     """
-    stride = _stride(spec)
+    stride = recurrent_stride(spec.towers().values())
     if stride is None or run.context < 2 * FEW * stride:
         return _traced(spec, run)
     return _traced(spec, run, loops=False) | _extended(spec, run, stride)
@@ -111,9 +111,9 @@ def _traced(spec: Any, run: Pass, *, loops: bool = True) -> dict[str, Section]:
 # ---------------------------------------------------------------- long sequences through loops
 
 
-def _stride(spec: Any) -> int | None:
-    """Tokens after which a recurrent mixer's loop over its chunks does the same again; None where nothing loops."""
-    blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
+def recurrent_stride(towers: Iterable[Any]) -> int | None:
+    """Give the tokens after which a recurrent mixer's loop over its chunks repeats itself; None where none loops."""
+    blocks = [block for tower in towers for block in tower.blocks.values()]
     chunks = [getattr(block.attention, "chunk_size", SPAN) for block in blocks if block.attention.state()]
     return math.lcm(SPAN, *chunks) if chunks else None
 

@@ -1,5 +1,6 @@
 """A forward pass on shadows: what a training step keeps for its backward pass, without torch."""
 
+from zoo.costs.shadow.cache import ShadowCache
 from zoo.costs.shadow.layer import ShadowLayer
 from zoo.costs.shadow.names import DTYPES
 from zoo.costs.shadow.operations import cross_entropy
@@ -12,6 +13,7 @@ __all__ = [
     "INT64",
     "Node",
     "Shadow",
+    "ShadowCache",
     "ShadowLayer",
     "Storage",
     "Tape",

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from zoo import spec as S
 from zoo.costs.shadow import operations as O
 from zoo.costs.shadow.replay import shaded
-from zoo.costs.shadow.tensor import FLOAT32, Dtype, UnknownOperation, fresh, named_failures, tape
+from zoo.costs.shadow.tensor import BFLOAT16, FLOAT32, Dtype, UnknownOperation, fresh, named_failures, tape
 
 
 class Weighted:
@@ -35,11 +36,19 @@ class Weighted:
         raise NotImplementedError
 
 
+FEW_ROWS = 32
+"""Rows up to which zoo.run.layer multiplies bfloat16 on a CPU with the weight on the left; a test holds it."""
+
+
 class ShadowLinear(Weighted):
     """A matrix product."""
 
     def run(self, x: Any) -> Any:
-        return O.linear(x, self.weight, self.bias)
+        y = O.linear(x, self.weight, self.bias)
+        rows = math.prod(x.shape[:-1])
+        if 1 < rows <= FEW_ROWS and self.bias is None and not (tape().recording or x.is_cuda) and x.dtype is BFLOAT16:
+            return fresh(y.shape, y.dtype, y.storage.name)  # laid out anew beside y, which goes (zoo.run.layer.product)
+        return y
 
 
 class ShadowTable(Weighted):
@@ -67,8 +76,6 @@ class ShadowConvolution(Weighted):
 class ShadowLayer:
     """A component with the shadows of its weights. Parts are made when they are asked for."""
 
-    training = True
-
     def __init__(self, spec: Any, d_model: int, dtype: Dtype, name: str = "", kernel: str = "auto") -> None:
         self.spec, self.d_model, self.dtype, self.name, self.kernel = spec, d_model, dtype, name, kernel
         self._parts = dict(spec.parts(d_model))
@@ -84,6 +91,10 @@ class ShadowLayer:
     def __call__(self, *args: Any, **options: Any) -> Any:
         with tape().inside(self.name), named_failures(f"{self.spec.axis}={self.spec.kind}"):
             return _named(self._shaded.forward(self, *args, **options))
+
+    @property
+    def training(self) -> bool:
+        return tape().training
 
     def named_children(self) -> Iterator[tuple[str, Any]]:
         """Its parts that are modules."""

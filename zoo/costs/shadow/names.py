@@ -12,6 +12,7 @@ from zoo.costs.shadow import operations as O
 from zoo.costs.shadow.tensor import (
     BFLOAT16,
     BOOL,
+    FLOAT8,
     FLOAT16,
     FLOAT32,
     INT32,
@@ -101,6 +102,7 @@ def _autocast(kind: str, enabled: bool = True) -> Any:
 
 DTYPES = {"bool": BOOL, "int32": INT32, "int64": INT64, "long": INT64, "float32": FLOAT32, "bfloat16": BFLOAT16}
 DTYPES["float16"] = FLOAT16
+DTYPES["float8_e4m3fn"] = FLOAT8
 
 FINFO = {
     "float32": SimpleNamespace(min=-3.4028234663852886e38, max=3.4028234663852886e38, eps=2.0**-23, tiny=2.0**-126),

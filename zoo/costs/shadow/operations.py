@@ -76,9 +76,10 @@ def _elementwise(name: str, keeps: str) -> Callable[..., Any]:
         ):
             raise TypeError(f"{name} takes {', '.join(known) or 'a tensor alone'}")
         limits = (*given, *options.values())
-        if name == "clamp" and not x.dtype.is_floating_point and any(isinstance(each, float) for each in limits):
-            raise TypeError("clamp of integers takes integers")
-        dtype = x.dtype if x.dtype.is_floating_point or keeps == "nothing" or name in OF_INTEGERS else FLOAT32
+        whole = keeps == "nothing" or name in OF_INTEGERS
+        if name == "clamp":
+            whole = not any(isinstance(each, float) for each in limits)
+        dtype = x.dtype if x.dtype.is_floating_point or whole else FLOAT32
         saves, strides = [x] if keeps == "input" else [], elementwise_strides(x.shape, [x])
         return operation(name, [x], x.shape, dtype, saves=saves, saves_result=keeps == "result", strides=strides)
 

@@ -197,6 +197,11 @@ class Shadow(Core):
             raise UnknownOperation(f"new_tensor({type(value).__name__})")
         return fresh((), self.dtype, tape().name("constant"))
 
+    def copy_(self, source: Any) -> Any:
+        if not self.storage.held or tape().recording:
+            raise UnknownOperation("copy_", WRITES)
+        return self
+
     # ------------------------------------------------------------ what Python asks of a tensor
 
     def __iter__(self) -> Any:

@@ -62,6 +62,7 @@ class Dtype:
 
 
 BOOL, INT32, INT64 = Dtype("bool", 1, 0), Dtype("int32", 4, 1), Dtype("int64", 8, 1)
+FLOAT8 = Dtype("float8_e4m3fn", 1, 2)
 BFLOAT16, FLOAT16, FLOAT32 = Dtype("bfloat16", 2, 2), Dtype("float16", 2, 2), Dtype("float32", 4, 2)
 
 
@@ -127,9 +128,11 @@ class Tape:
     the `most` that were. A `selective` one keeps nothing of attention's inside, to compute it a second time;
     `autocast` is the dtype that products take, if any, `unknown` the first operation that could not be followed."""
 
-    def __init__(self, device: Device, selective: bool, autocast: Dtype | None) -> None:
+    def __init__(
+        self, device: Device, selective: bool, autocast: Dtype | None, training: bool = True, recording: bool = True
+    ) -> None:
         self.device, self.selective, self.autocast = device, selective, autocast
-        self.recording = True
+        self.training, self.recording = training, recording
         self.path: list[str] = []
         self.unknown: UnknownOperation | None = None
         self.operations = self.live = self.most = 0
@@ -179,9 +182,16 @@ def tape() -> Tape:
 
 
 @contextmanager
-def taping(device: str, *, selective: bool = False, autocast: Dtype | None = None) -> Iterator[Tape]:
-    """A pass on shadows, in this thread alone."""
-    token = _TAPE.set(Tape(Device(device), selective, autocast))
+def taping(
+    device: str,
+    *,
+    selective: bool = False,
+    autocast: Dtype | None = None,
+    training: bool = True,
+    recording: bool = True,
+) -> Iterator[Tape]:
+    """Start a pass on shadows, in this thread alone; `recording` says whether gradients are wanted."""
+    token = _TAPE.set(Tape(Device(device), selective, autocast, training, recording))
     try:
         yield _TAPE.get()
     finally:
