@@ -112,10 +112,10 @@ def _core(attend_on_shadows: Any) -> Any:
         with moment.inside("core"):
             begun = moment.operations
             result = attend_on_shadows(*given, **options)
-        if moment.selective and result.grad:
+        if moment.selective and result.wants_grad:
             tensors = [each for each in (*given, *options.values()) if is_shadow(each)]
             work = sum(each.nbytes for each in kept(reached([result], begun)))
-            undone(result, "core", [each for each in tensors if each.grad], tensors, work)
+            undone(result, "core", [each for each in tensors if each.wants_grad], tensors, work)
         return result
 
     return run
