@@ -39,6 +39,11 @@ class Position(Spec, axis="position"):
         return self.biases
 
     @property
+    def reads_length(self) -> bool:
+        """Whether `tables` depends on how many tokens a row or document has."""
+        return False
+
+    @property
     def per_layer(self) -> bool:
         """Whether every layer holds this scheme's weights for itself, rather than the model for all."""
         return False

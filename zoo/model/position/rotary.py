@@ -21,6 +21,11 @@ class Scaling(Spec, axis="rope_scaling"):
         return None
 
     @property
+    def reads_length(self) -> bool:
+        """Whether frequencies or magnitude depend on how many tokens a row or document has."""
+        return False
+
+    @property
     def magnitude(self) -> float:
         """What cosines and sines are multiplied by."""
         return 1.0
@@ -60,6 +65,10 @@ class DynamicScaling(Scaling, kind="dynamic"):
     @property
     def stable_until(self) -> int | None:
         return self.original_max_seq_len
+
+    @property
+    def reads_length(self) -> bool:
+        return True
 
     def frequencies(self, width: int, theta: float, length: Any, device: Any) -> Any:
         trained = float(self.original_max_seq_len)
@@ -154,6 +163,10 @@ class LongRopeScaling(Scaling, kind="longrope"):
         same = self.short_factor == self.long_factor and self.long_attention_factor is None
         return None if same else self.original_max_seq_len
 
+    @property
+    def reads_length(self) -> bool:
+        return True
+
     def magnitude_of(self, length: Any) -> Any:
         if self.long_attention_factor is None:
             return self.magnitude
@@ -203,6 +216,10 @@ class RoPE(Position, kind="rope"):
     @property
     def stable_until(self) -> int | None:
         return None if self.scaling is None else self.scaling.stable_until
+
+    @property
+    def reads_length(self) -> bool:
+        return self.scaling is not None and self.scaling.reads_length
 
     def check(self, head_dim: int) -> None:
         width = self.rotary_dim or head_dim
