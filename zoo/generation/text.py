@@ -37,8 +37,8 @@ def stream(
 ) -> Iterator[str]:
     """Load a model and stream what it writes after `prompt`, as `complete` does.
 
-    `checkpoint` is a checkpoint or a run folder; None takes the last run started from here. `dtype` is the file's unless
-    given. `fp8` puts weights in float8 (`zoo.run.fp8.quantize`); the model is then bfloat16 unless `dtype` says
+    `checkpoint` is a checkpoint or a run folder; None takes the last run started from here. `dtype` is the file's if
+    None. `fp8` puts weights in float8 (`zoo.run.fp8.quantize`); the model is then bfloat16 unless `dtype` says
     otherwise. `note` is given one line about what is allowed but doubtful, and one about what is in float8.
 
     Raises ConfigError, at the call, for everything that will not do.

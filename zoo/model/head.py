@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, PositiveFloat, PositiveInt
 
@@ -11,6 +11,11 @@ from zoo.lazy import torch
 from zoo.model.activation import Activation
 from zoo.model.norm import Norm
 from zoo.spec import Buffer, Linear, Sized, Spec, Tied
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
 
 TOKENS = "embedding.tokens"
 """Where a tied head's weight is."""
@@ -20,6 +25,10 @@ class Head(Spec, axis="head", default="lm"):
     """What is read off the last hidden states."""
 
     vocab_size: PositiveInt
+
+    def forward(self, m: Weights, x: Tensor) -> Tensor | None:
+        """Logits [..., V] of hidden states x [..., D]; None where there is no head."""
+        raise NotImplementedError
 
 
 ROOT = "rsqrt_d_model"
@@ -51,7 +60,7 @@ class LMHead(Head, kind="lm"):
             **({"offset": Buffer((self.vocab_size,))} if self.offset else {}),
         }
 
-    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
         logits = m.out(x)
         if self.scale != 1.0:
             logits = logits * (x.shape[-1] ** -0.5 if self.scale == ROOT else self.scale)
@@ -82,19 +91,23 @@ class MLMHead(Head, kind="mlm"):
             "out": Tied(TOKENS, linear) if self.tied else linear,
         }
 
-    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
         return m.out(m.norm(self.activation.apply(m.transform(x))))
 
 
 class NoHead(Head, kind="none"):
     """The hidden states themselves."""
 
-    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+    def forward(self, m: Weights, x: Tensor) -> None:
         return None
 
 
 class Pooler(Spec, axis="pooler", default="first_token"):
-    """One vector for a whole row: hidden states [B, T, D] → [B, D]."""
+    """One vector for a whole row."""
+
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
+        """Pool hidden states x [B, T, D] to [B, D]."""
+        raise NotImplementedError
 
 
 class FirstToken(Pooler, kind="first_token"):
@@ -103,5 +116,5 @@ class FirstToken(Pooler, kind="first_token"):
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"dense": Linear(d_model, d_model, bias=True)}
 
-    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
         return torch.tanh(m.dense(x[:, 0]))

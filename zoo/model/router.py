@@ -15,7 +15,7 @@ from zoo.spec import Buffer, Linear, Spec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.model.step import Step
+    from zoo.model.step import Step, Weights
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Router(Spec, axis="router"):
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"gate": Linear(d_model, self.n_experts, self.bias)}
 
-    def forward(self, m: Any, x: Tensor, step: Step) -> Routes:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         raise NotImplementedError
 
 
@@ -96,7 +96,7 @@ class TopK(Router):
     def parts(self, d_model: int) -> dict[str, Any]:
         return super().parts(d_model) | ({"selection_bias": Buffer((self.n_experts,))} if self.selection_bias else {})
 
-    def _choose(self, m: Any, rank: Tensor) -> Tensor:
+    def _choose(self, m: Weights, rank: Tensor) -> Tensor:
         """The experts [B, T, K] that rank [B, T, E] puts first, among those of the open groups."""
         if self.selection_bias:
             rank = rank + m.selection_bias.float()
@@ -116,7 +116,7 @@ class SoftmaxTopK(TopK, kind="softmax_topk"):
     Granite compute it so). A group of experts is as good as its likeliest one.
     """
 
-    def forward(self, m: Any, x: Tensor, step: Step) -> Routes:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         scores = m.gate(x).float()  # B T E
         chances = scores.softmax(-1)
         chosen = self._choose(m, chances)  # B T K
@@ -139,7 +139,7 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
     selection_bias: bool = True
     balance_coef: NonNegativeFloat = 0.0001
 
-    def forward(self, m: Any, x: Tensor, step: Step) -> Routes:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         logits = m.gate(x).float()  # B T E
         scores = logits.sigmoid()
         plain = self.n_groups == 1 and not self.selection_bias
@@ -170,7 +170,7 @@ class SparseMixer(Router, kind="sparsemixer"):
             raise ValueError(f"top_k={self.top_k}: sparsemixer draws exactly two (softmax_topk takes any number)")
         _check_count(self)
 
-    def forward(self, m: Any, x: Tensor, step: Step) -> Routes:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         scores = m.gate(x).float()  # B T E
         first, weight = self._draw(scores, scores, m.training)
         others = scores.scatter(-1, first, -math.inf)
@@ -212,7 +212,7 @@ class ExpertChoice(Router, kind="expert_choice"):
     def drops(self) -> bool:
         return True
 
-    def forward(self, m: Any, x: Tensor, step: Step) -> Routes:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         batch, length, _ = x.shape
         chances = m.gate(x).float().softmax(-1).transpose(1, 2)  # B E T
         taken = length * self.top_k // self.n_experts
