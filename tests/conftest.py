@@ -22,12 +22,22 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"zo
 QUICK = frozenset(
     f"test_{name}"
     for name in (
-        *("blocks", "config", "core", "costs_cache", "costs_params", "data", "disentangled", "expression", "families_hub"),
+        *(
+            "blocks",
+            "config",
+            "core",
+            "costs_cache",
+            "costs_params",
+            "data",
+            "disentangled",
+            "expression",
+            "families_hub",
+        ),
         *("grouped", "hardware", "longformer", "mask", "mla", "moe_kinds", "routing", "rules", "shadow", "tokens"),
         "training_parts",
     )
 )
-"""Files whose tests are of the quick tier: the grammar, the counts, and the components, in half a minute on two cores."""
+"""Files whose tests are of the quick tier: the grammar, the counts and the components."""
 
 
 @pytest.fixture(scope="session", autouse=True)

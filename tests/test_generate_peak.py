@@ -3,10 +3,8 @@
 import pytest
 import torch
 from tiny import MIXED, spec_of
-from torch._subclasses.fake_tensor import FakeTensorMode
 from tracked import StorageTracker
 
-from zoo.compose import load
 from zoo.costs.transient import Generation, measure_peaks
 from zoo.generation.cache import Cache
 from zoo.run.builder import build

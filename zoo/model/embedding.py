@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, PositiveInt
 
@@ -11,6 +11,11 @@ from zoo.errors import ConfigError
 from zoo.model.norm import Norm
 from zoo.spec import TOKENS, Linear, Sized, Spec, Tied
 from zoo.spec import Embedding as Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
 
 
 class Embedding(Spec, axis="embedding", default="tokens"):
@@ -26,11 +31,11 @@ class Embedding(Spec, axis="embedding", default="tokens"):
         """How wide a learned table of positions is."""
         raise NotImplementedError
 
-    def lookup(self, m: Any, ids: Any, types: Any = None) -> Any:
+    def lookup(self, m: Weights, ids: Tensor, types: Tensor | None = None) -> Tensor:
         """The vectors of token ids [B, T], before positions are added: [B, T, E]."""
         raise NotImplementedError
 
-    def finish(self, m: Any, x: Any, real: Any = None) -> Any:
+    def finish(self, m: Weights, x: Tensor, real: Tensor | None = None) -> Tensor:
         """What follows once positions are added: [B, T, D]. `real` [B, T] is False for padding."""
         raise NotImplementedError
 
@@ -78,7 +83,7 @@ class Tokens(Embedding, kind="tokens"):
             **({"project": Linear(self.width, d_model, self.project_bias)} if self.width else {}),
         }
 
-    def lookup(self, m: Any, ids: Any, types: Any = None) -> Any:
+    def lookup(self, m: Weights, ids: Tensor, types: Tensor | None = None) -> Tensor:
         """The vectors of token ids [B, T], before positions are added: [B, T, E]."""
         if types is not None and not self.n_types:
             raise ConfigError("token_type_ids: the embedding has no token types (embedding.n_types would give it some)")
@@ -92,7 +97,7 @@ class Tokens(Embedding, kind="tokens"):
             x = x + (m.types.weight[0] if types is None else m.types(types))
         return m.norm(x) if self.norm and self.norm_first else x
 
-    def finish(self, m: Any, x: Any, real: Any = None) -> Any:
+    def finish(self, m: Weights, x: Tensor, real: Tensor | None = None) -> Tensor:
         """What follows once positions are added: [B, T, D]. `real` [B, T] is False for padding."""
         x = m.norm(x) if self.norm and not self.norm_first else x
         if self.masked and real is not None:

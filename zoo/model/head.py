@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, PositiveFloat, PositiveInt
 
@@ -12,6 +12,11 @@ from zoo.lazy import torch
 from zoo.model.activation import Activation
 from zoo.model.norm import Norm
 from zoo.spec import LOGITS, Buffer, Linear, Sized, Spec, Tied
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
 
 TABLE = "embedding.tokens"
 """Where a tied head's weight is."""
@@ -25,6 +30,10 @@ class Head(Spec, axis="head", default="lm"):
     def shard(self, ranks: int) -> Head:
         """A part of the vocabulary, padded to as many tokens as any other rank's."""
         return replace(self, vocab_size=-(-self.vocab_size // ranks))
+
+    def forward(self, m: Weights, x: Tensor) -> Tensor | None:
+        """Logits [..., V] of hidden states x [..., D]; None where there is no head."""
+        raise NotImplementedError
 
 
 ROOT = "rsqrt_d_model"
@@ -56,7 +65,7 @@ class LMHead(Head, kind="lm"):
             **({"offset": Buffer((self.vocab_size,))} if self.offset else {}),
         }
 
-    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
         logits = m.out(x)
         if self.scale != 1.0:
             logits = logits * (x.shape[-1] ** -0.5 if self.scale == ROOT else self.scale)
@@ -87,19 +96,23 @@ class MLMHead(Head, kind="mlm"):
             "out": Tied(TABLE, linear, role=LOGITS) if self.tied else linear,
         }
 
-    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
         return m.out(m.norm(self.activation.apply(m.transform(x))))
 
 
 class NoHead(Head, kind="none"):
     """The hidden states themselves."""
 
-    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+    def forward(self, m: Weights, x: Tensor) -> None:
         return None
 
 
 class Pooler(Spec, axis="pooler", default="first_token"):
-    """What is read off a row as a whole: hidden states [B, T, D] → a vector or logits [B, …]."""
+    """What is read off a row as a whole."""
+
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
+        """Hidden states x [B, T, D] → a vector or logits [B, …]."""
+        raise NotImplementedError
 
 
 class FirstToken(Pooler, kind="first_token"):
@@ -108,7 +121,7 @@ class FirstToken(Pooler, kind="first_token"):
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"dense": Linear(d_model, d_model, bias=True)}
 
-    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
         return torch.tanh(m.dense(x[:, 0]))
 
 
@@ -123,5 +136,5 @@ class NextSentence(Pooler, kind="next_sentence"):
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"dense": Linear(d_model, d_model, bias=True), "relation": Linear(d_model, self.n_classes, bias=True)}
 
-    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
         return m.relation(torch.tanh(m.dense(x[:, 0])))

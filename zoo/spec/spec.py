@@ -128,8 +128,8 @@ class Spec:
         """Forward FLOPs of one pass of `new` tokens after `held` on a table that all tokens share."""
         return 0
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
-        """The maths: `self` is numbers, `m` is weights, `step` is the moment."""
+    def forward(self, m: Any, *args: Any, **kwargs: Any) -> Any:
+        """The maths. `self` holds numbers, `m` the weights by name; each axis declares its other arguments."""
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def shard(self, ranks: int) -> Spec:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from zoo.model.attention.base import Attention
 from zoo.model.ffn import FFN
 from zoo.model.norm import Norm
 from zoo.spec import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
 
 
 class Block(Spec, axis="block"):
@@ -52,6 +57,10 @@ class Block(Spec, axis="block"):
         ffn: FFN | None = getattr(self, "ffn", None)
         return self.attention.state() | (ffn.state() if ffn else {})
 
-    def add(self, x: Any, y: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        """One layer: x [B, T, D] to [B, T, D]."""
+        raise NotImplementedError
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
         """The stream with what a sub-layer gave."""
         return x + y if self.residual_scale == 1.0 else x + y * self.residual_scale
