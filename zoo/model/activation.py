@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import AfterValidator, NonNegativeFloat, PositiveFloat
 
 from zoo.lazy import F, torch
 from zoo.spec import Buffer, Spec, Weight
@@ -18,6 +18,16 @@ class Activation(Spec, axis="activation"):
 
     def apply(self, x: Any) -> Any:
         raise NotImplementedError
+
+
+def _without_parameters(activation: Any) -> Any:
+    if activation.learned:
+        raise ValueError(f"'{activation.kind}' has parameters, and here is no place for them (a feed-forward has one)")
+    return activation
+
+
+PlainActivation = Annotated[Activation, AfterValidator(_without_parameters)]
+"""An activation where nothing holds parameters for it."""
 
 
 class ReLU(Activation, kind="relu"):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from zoo.lazy import F, torch
-from zoo.model.activation import Activation, SiLU
+from zoo.model.activation import PlainActivation, SiLU
 from zoo.model.attention.base import Attention
 from zoo.model.attention.recurrent import (
     Decays,
@@ -23,7 +23,7 @@ from zoo.model.attention.recurrent import (
     spread_steps,
     starts,
 )
-from zoo.model.norm import Norm
+from zoo.model.norm import WholeNorm
 from zoo.spec import Conv, Linear, Sized, Weight
 
 
@@ -49,8 +49,8 @@ class Mamba(Attention, kind="mamba"):
     dt_rank: PositiveInt | None = None
     bias: bool = False
     conv_bias: bool = True
-    activation: Activation = SiLU()
-    inner_norm: Norm | None = None
+    activation: PlainActivation = SiLU()
+    inner_norm: WholeNorm | None = None
 
     @property
     def d_inner(self) -> int:
@@ -189,7 +189,7 @@ class Mamba2(Attention, kind="mamba2"):
     n_groups: PositiveInt = 1
     bias: bool = False
     conv_bias: bool = True
-    activation: Activation = SiLU()
+    activation: PlainActivation = SiLU()
     norm_eps: PositiveFloat | None = 1e-5
     norm_before_gate: bool = False
     norm_groups: PositiveInt | None = None

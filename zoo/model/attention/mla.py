@@ -12,7 +12,7 @@ from zoo.kernels import attend
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
 from zoo.model.attention.base import Attention
-from zoo.model.norm import Norm
+from zoo.model.norm import WholeNorm
 from zoo.model.position.base import Position
 from zoo.spec import Linear, Sized
 
@@ -37,7 +37,7 @@ class MLA(Attention, kind="mla"):
     qk_rope_head_dim: PositiveInt
     v_head_dim: PositiveInt
     position: Position
-    norm: Norm
+    norm: WholeNorm
     q_lora_rank: PositiveInt | None = None
     bias: bool = False
     scale: PositiveFloat | None = None
