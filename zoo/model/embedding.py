@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, PositiveInt
 
 from zoo.errors import ConfigError
-from zoo.model.norm import Norm
+from zoo.model.norm import WholeNorm
 from zoo.spec import TOKENS, Linear, Sized, Spec, Tied
 from zoo.spec import Embedding as Table
 
@@ -60,7 +60,7 @@ class Tokens(Embedding, kind="tokens"):
     """
 
     scale: Annotated[float | str | None, AfterValidator(_number_or_root)] = None
-    norm: Norm | None = None
+    norm: WholeNorm | None = None
     norm_first: bool = False
     n_types: PositiveInt | None = None
     width: PositiveInt | None = None
@@ -68,6 +68,14 @@ class Tokens(Embedding, kind="tokens"):
     project_first: bool = False
     masked: bool = False
     tied: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.norm_first and self.norm is None:
+            raise ValueError("norm_first places the norm, and there is none (give `norm`, or leave it out)")
+        idle = [name for name in ("project_bias", "project_first") if getattr(self, name) and self.width is None]
+        if idle:
+            found = f"{idle[0]} is of the projection, and a table as wide as the model has none"
+            raise ValueError(f"{found} (give `width`, or leave it out)")
 
     def position_width(self, d_model: int) -> int:
         """How wide a learned table of positions is."""

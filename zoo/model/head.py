@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, PositiveFloat, PositiveInt
 
 from zoo.lazy import torch
-from zoo.model.activation import Activation
-from zoo.model.norm import Norm
+from zoo.model.activation import PlainActivation
+from zoo.model.norm import WholeNorm
 from zoo.spec import LOGITS, Buffer, Linear, Sized, Spec, Tied
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ class MLMHead(Head, kind="mlm"):
     `width` is that of the transform, d_model unless given (ALBERT: the embedding's).
     """
 
-    activation: Activation
-    norm: Norm
+    activation: PlainActivation
+    norm: WholeNorm
     tied: bool = True
     bias: bool = True
     transform_bias: bool = True

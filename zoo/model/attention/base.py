@@ -22,6 +22,11 @@ class Attention(Spec, axis="attention"):
 
     takes_global: ClassVar[bool] = False  # whether some tokens can be global: `step.extra["global"]` [B, T]
 
+    takes_memory: ClassVar[bool] = False  # whether it can read an encoder's output in place of the tokens
+
+    def check_cross(self) -> None:
+        """Raises ValueError for a field that means nothing in cross-attention."""
+
     @property
     def visible_window(self) -> int | None:
         """How many keys a causal query sees, itself included, or how far one that sees both ways; None for all."""

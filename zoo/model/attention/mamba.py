@@ -11,7 +11,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.lazy import F, torch
-from zoo.model.activation import Activation, SiLU
+from zoo.model.activation import PlainActivation, SiLU
 from zoo.model.attention.base import Attention
 from zoo.model.attention.recurrent import (
     Decays,
@@ -24,7 +24,7 @@ from zoo.model.attention.recurrent import (
     spread_steps,
     starts,
 )
-from zoo.model.norm import Norm
+from zoo.model.norm import WholeNorm
 from zoo.spec import Conv, Linear, Sized, Weight, split
 from zoo.spec.sharding import uneven
 
@@ -56,8 +56,8 @@ class Mamba(Attention, kind="mamba"):
     dt_rank: PositiveInt | None = None
     bias: bool = False
     conv_bias: bool = True
-    activation: Activation = SiLU()
-    inner_norm: Norm | None = None
+    activation: PlainActivation = SiLU()
+    inner_norm: WholeNorm | None = None
 
     @property
     def d_inner(self) -> int:
@@ -217,7 +217,7 @@ class Mamba2(Attention, kind="mamba2"):
     n_groups: PositiveInt = 1
     bias: bool = False
     conv_bias: bool = True
-    activation: Activation = SiLU()
+    activation: PlainActivation = SiLU()
     norm_eps: PositiveFloat | None = 1e-5
     norm_before_gate: bool = False
     norm_groups: PositiveInt | None = None

@@ -12,7 +12,7 @@ from zoo.kernels import attend
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
 from zoo.model.attention.base import SoftmaxAttention
-from zoo.model.norm import Norm
+from zoo.model.norm import WholeNorm
 from zoo.spec import Linear, Sized, split
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class MLA(SoftmaxAttention, kind="mla"):
     qk_nope_head_dim: PositiveInt
     qk_rope_head_dim: PositiveInt
     v_head_dim: PositiveInt
-    norm: Norm
+    norm: WholeNorm
     q_lora_rank: PositiveInt | None = None
     bias: bool = False
     scale: PositiveFloat | None = None

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import AfterValidator
 
 from zoo.model.attention.base import Attention
 from zoo.model.ffn import FFN
-from zoo.model.norm import Norm
+from zoo.model.norm import WholeNorm
 from zoo.spec import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.model.step import Step, Weights
+
+
+def _reads_memory(cross: Attention | None) -> Attention | None:
+    """Raises ValueError for an attention that cannot read an encoder's output."""
+    if cross is not None and not cross.takes_memory:
+        raise ValueError(
+            f"cross is softmax attention without positions, found '{cross.kind}' (gqa, with position: none)"
+        )
+    if cross is not None:
+        cross.check_cross()
+    return cross
 
 
 class Block(Spec, axis="block"):
@@ -29,8 +42,8 @@ class Block(Spec, axis="block"):
     takes_cross: ClassVar[bool] = False
 
     attention: Attention
-    norm: Norm
-    cross: Attention | None = None
+    norm: WholeNorm
+    cross: Annotated[Attention | None, AfterValidator(_reads_memory)] = None
     residual_scale: float = 1.0
 
     def __post_init__(self) -> None:

@@ -40,6 +40,16 @@ class Position(Spec, axis="position"):
         return self.bias_kind != "none"
 
     @property
+    def embeds(self) -> bool:
+        """Whether `embed` adds anything."""
+        return type(self).embed is not Position.embed
+
+    @property
+    def bias_heads(self) -> int | None:
+        """Heads that a learned bias has numbers for; None where it serves any number."""
+        return None
+
+    @property
     def inside(self) -> bool:
         """Whether it acts inside attention rather than at the embedding."""
         return self.biases

@@ -85,7 +85,7 @@ class T5Buckets(Position, kind="t5"):
     absolute: Position | None = None
 
     def __post_init__(self) -> None:
-        if self.absolute is not None and (self.layerwise or type(self.absolute).embed is Position.embed):
+        if self.absolute is not None and (self.layerwise or not self.absolute.embeds):
             found = "layerwise" if self.layerwise else f"'{self.absolute.kind}', which adds nothing to it"
             raise ValueError(
                 f"absolute is a scheme at the embedding, found {found} (learned, one table for all layers)"
@@ -97,6 +97,14 @@ class T5Buckets(Position, kind="t5"):
     @property
     def per_layer(self) -> bool:
         return self.layerwise
+
+    @property
+    def embeds(self) -> bool:
+        return self.absolute is not None
+
+    @property
+    def bias_heads(self) -> int:
+        return self.n_heads
 
     def parts(self, d_model: int) -> dict[str, Any]:
         absolute = {"absolute": self.absolute} if self.absolute else {}

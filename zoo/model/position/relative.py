@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PositiveInt
 
 from zoo.lazy import torch
-from zoo.model.norm import Norm
+from zoo.model.norm import WholeNorm
 from zoo.model.position.base import Position
 from zoo.spec import Embedding
 
@@ -31,7 +31,7 @@ class Relative(Position, kind="relative"):
 
     max_relative_positions: PositiveInt
     position_buckets: PositiveInt | None = None
-    norm: Norm | None = None
+    norm: WholeNorm | None = None
     absolute: Position | None = None
 
     def __post_init__(self) -> None:
@@ -41,8 +41,12 @@ class Relative(Position, kind="relative"):
                 f"position_buckets={buckets} must be at least 2, and half of it below max_relative_positions - 1 = "
                 f"{farthest - 1} (null gives each distance a vector of its own)"
             )
-        if self.absolute is not None and type(self.absolute).embed is Position.embed:
+        if self.absolute is not None and not self.absolute.embeds:
             raise ValueError(f"absolute is '{self.absolute.kind}', which adds nothing to the embedding (learned does)")
+
+    @property
+    def embeds(self) -> bool:
+        return self.absolute is not None
 
     @property
     def inside(self) -> bool:

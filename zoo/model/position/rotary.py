@@ -97,6 +97,14 @@ class YarnScaling(Scaling, kind="yarn"):
     mscale_all_dim: float | None = None
     truncate: bool = True
 
+    def __post_init__(self) -> None:
+        if bool(self.mscale) != bool(self.mscale_all_dim):
+            found = f"mscale={self.mscale}, mscale_all_dim={self.mscale_all_dim}"
+            raise ValueError(f"{found}: one counts only beside the other (give both, or attention_factor)")
+        if self.mscale and self.attention_factor is not None:
+            found = f"attention_factor={self.attention_factor} stands in place of mscale={self.mscale}"
+            raise ValueError(f"{found} (one of them)")
+
     @property
     def magnitude(self) -> float:
         if self.attention_factor is not None:
