@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from zoo import grammar, runs
 from zoo.checkpoint import store
 from zoo.data import BPE_SIZE, Batches, DataSettings, Prepared, prepare
-from zoo.disk import replacing
+from zoo.disk import replace_file
 from zoo.errors import CheckpointError, ConfigError, ZooError, did_you_mean
 from zoo.generation.engine import check_length
 from zoo.grammar.saved import read_spec
@@ -297,7 +297,7 @@ def output_folder() -> Path:
 
 def write_yaml(file: Path, node: Any) -> None:
     """Writes plain data, short nodes on one line."""
-    with replacing(file) as draft:
+    with replace_file(file) as draft:
         draft.write_text(yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120), encoding="utf-8")
 
 
@@ -306,5 +306,5 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     file = folder / runs.RESULT
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     merged = {key: value for key, value in {**before, **result}.items() if value is not None}
-    with replacing(file) as draft:
+    with replace_file(file) as draft:
         draft.write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")
