@@ -57,7 +57,8 @@ def find_peak(device: Device, precision: str) -> Peak:
         card = of_device(name)
         if card is not None and precision in card.tflops:
             return Peak(card.flops(precision), f"{precision} data sheet, {name}")
-    return Peak(measure_peak(device, precision), f"{precision} products, measured", measured=True)
+    products = "fp32" if precision == "fp32" else f"{precision} or fp32"
+    return Peak(measure_peak(device, precision), f"{products} products, measured", measured=True)
 
 
 def measure_peak(device: Device, precision: str) -> float:
