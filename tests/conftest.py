@@ -13,6 +13,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
+# A stated number of threads is one that no run chooses for itself: sums must not depend on what else has the cores.
+os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+
 # Inductor keeps what it compiled in a folder that does not say for which instruction set: code made under AVX-512 and
 # met under AVX2 (another processor, or one held to it) ends the process.
 _ISA = torch.backends.cpu.get_cpu_capability().replace(" ", "_")

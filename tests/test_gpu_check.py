@@ -332,6 +332,14 @@ def test_mfu_is_the_textbooks_formula():
     assert found["mfu"] == {"measured": {name: each * 1000 / 2e12 for name, each in found["flops_per_token"].items()}}
 
 
+def test_mfu_is_of_the_float32_rate_where_bf16_is_slower_and_left_out_above_one():
+    spec = load(training.TINY.of, training.TINY.overrides)
+    slow = replace(CPU, limits=replace(LIMITS, flops={"float32": 2e12, "bfloat16": 4e9}))
+    fast = replace(CPU, limits=replace(LIMITS, flops={"float32": 4e9, "bfloat16": 2e12}))
+    assert training.shares(spec, 64, 1000.0, slow)["mfu"] == training.shares(spec, 64, 1000.0, fast)["mfu"]
+    assert training.shares(spec, 64, 1e9, fast)["mfu"] == {}
+
+
 def spec_shapes(spec):
     return [tuple(each.shape) for each in build(spec, device="meta").parameters()]
 

@@ -24,11 +24,13 @@ from zoo.kernels import KERNELS, machine_of, select
 from zoo.lazy import torch
 from zoo.run import fp8
 from zoo.run.builder import build, pick_device
+from zoo.run.dtypes import slow_note
+from zoo.run.threads import ThreadWatch
 from zoo.training import settings as S
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
 from zoo.training.loop import Run, fit
 from zoo.training.show import Show
-from zoo.training.speed import keep_memory, peak
+from zoo.training.speed import find_peak, keep_memory
 
 CONFIG, MODEL = "config.yaml", "model.yaml"
 
@@ -87,7 +89,7 @@ def resume(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     device, data = prepared(planned, show)
     if data.key != counters["data"]["key"]:
         raise ConfigError(f"{folder}: its data is not what it was, found {data.key} (was {counters['data']['key']})")
-    run = begin(planned, folder, device, data, show, counters["lengths"])
+    run = begin(planned, folder, device, data, show, counters)
     restore(run, checkpoint)
     write_yaml(folder / CONFIG, planned.config)
     show.say(f"goes on after step {run.step}")
@@ -201,10 +203,12 @@ def title(node: Mapping[str, Any], spec: Any) -> str:
 
 
 def begin(
-    planned: Plan, folder: Path, device: Any, data: Prepared, show: Show, lengths: Mapping[str, int] | None = None
+    planned: Plan, folder: Path, device: Any, data: Prepared, show: Show, counters: Mapping[str, Any] | None = None
 ) -> Run:
-    """A run at its first step. Everything random is drawn from the seed."""
+    """A run at its first step. Everything random is drawn from the seed. `counters` are those of the checkpoint that a
+    run goes on from."""
     settings = planned.settings
+    watch = choose_computing(settings, device, show, counters)
     batches = Batches(data.train, settings.batch_size, settings.seq_len, settings.seed, planned.data.documents)
     torch.manual_seed(settings.seed)
     if device.type == "cpu":
@@ -222,10 +226,30 @@ def begin(
         batches=batches,
         model=model,
         optimizer=settings.optim.build(model),
-        records=Records(folder, lengths),
+        records=Records(folder, (counters or {}).get("lengths")),
         show=show,
-        peak=peak(device, settings.arithmetic),
+        peak=find_peak(device, settings.arithmetic),
+        watch=watch,
     )
+
+
+def choose_computing(
+    settings: S.Training, device: Any, show: Show, counters: Mapping[str, Any] | None = None
+) -> ThreadWatch:
+    """Settles the number of threads, before anything is timed, and says where the precision asked for is slow.
+
+    A run that goes on has the threads of its checkpoint, as another number adds floats up in another order.
+    """
+    watch = ThreadWatch(device)
+    if counters:
+        watch.restore(counters.get("threads", {}))
+    elif choice := watch.begin():
+        show.say(f"computes with {choice}")
+    if settings.arithmetic == "bf16":
+        note = slow_note(torch.bfloat16, device, f"precision={settings.precision}")
+        if note:
+            show.say(f"note: {note} (precision=fp32 would do)")
+    return watch
 
 
 def restore(run: Run, checkpoint: Path) -> None:
@@ -252,6 +276,7 @@ def finish(run: Run) -> dict[str, Any]:
         raise
     finally:
         run.records.close()
+        run.watch.end()
     write_result(run.folder, {"error": None, **result})
     run.show.say(f"{run.folder}: checkpoints, {PICTURE}, {METRICS}, {SAMPLES}")
     return result

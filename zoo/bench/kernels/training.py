@@ -92,13 +92,16 @@ def train(model: Model, settings: Settings) -> Row:
 
 
 def shares(spec: Any, length: int, rate: float, settings: Settings) -> dict[str, Any]:
-    """FLOPs a token and MFU by convention: of the sheet's rate, where there is a sheet, and of the measured one."""
+    """FLOPs a token and MFU by convention: of the sheet's rate, where there is a sheet, and of the measured one: that of
+    float32 where it is the higher, as on a CPU without bfloat16. A peak that was exceeded is no yardstick, and left out.
+    """
     flops = {name: count(spec, length, name)["train"] for name in CONVENTIONS}
     card = of_device(device_name(settings.device))
     peaks = {"sheet": card.flops("bf16")} if card is not None and "bf16" in card.tflops else {}
     if settings.limits is not None:
-        peaks["measured"] = settings.limits.flops["bfloat16"]
+        peaks["measured"] = max(settings.limits.flops.values())
     mfu = {peak: {name: each * rate / most for name, each in flops.items()} for peak, most in peaks.items()}
+    mfu = {peak: found for peak, found in mfu.items() if found["exact"] <= 1}
     return {"flops_per_token": flops, "peak_flops_per_second": peaks, "mfu": mfu}
 
 
