@@ -24,6 +24,7 @@ from zoo.run.threads import ThreadWatch
 from zoo.runs import CHECKPOINTS
 from zoo.training.log import PICTURE, Records, draw
 from zoo.training.objective import Objective
+from zoo.training.sampling import choose_sampling_kernel
 from zoo.training.settings import TextSample, Training
 from zoo.training.show import Show
 from zoo.training.speed import Clock, Peak
@@ -275,9 +276,10 @@ def write(run: Run, sample: TextSample) -> str:
     """What the model adds to the prompt: with the same draws each time, and none of the training's random numbers."""
     sampling = Sampling(temperature=sample.temperature, seed=run.settings.seed)
     eager = torch.compiler.set_stance("force_eager") if run.settings.compile else nullcontext()
+    kernel, _ = choose_sampling_kernel(run.model.spec, run.settings.kernel, run.device)
+    options: dict[str, Any] = {"max_new_tokens": sample.tokens, "sampling": sampling, "kernel": kernel}
     with eager:  # lengths grow with each token: each would compile anew
-        pieces = complete(run.model, run.data.tokenizer, sample.prompt, max_new_tokens=sample.tokens, sampling=sampling)
-        return "".join(pieces)
+        return "".join(complete(run.model, run.data.tokenizer, sample.prompt, **options))
 
 
 # ---------------------------------------------------------------- what is kept

@@ -29,6 +29,7 @@ from zoo.run.threads import ThreadWatch
 from zoo.training import settings as S
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
 from zoo.training.loop import Run, fit
+from zoo.training.sampling import choose_sampling_kernel
 from zoo.training.show import Show
 from zoo.training.speed import find_peak, keep_memory
 
@@ -183,14 +184,14 @@ def prepared(planned: Plan, show: Show) -> tuple[Any, Prepared]:
 
 
 def check_kernel(planned: Plan, device: Any) -> None:
-    """Raises KernelError when the kernel that the user named cannot train each kind of layer there."""
+    """Raises KernelError when the kernel that the user named cannot train, or evaluate, each kind of layer there."""
     machine, dtype = machine_of(device), {"fp32": "float32", "bf16": "bfloat16"}[planned.settings.arithmetic]
     for block in planned.spec.blocks.values():
         packed = planned.data.documents or block.attention.visible_chunk is not None
         seen = {"window": block.attention.visible_window, "documents": packed}
-        ask = block.attention.ask(dtype, needs_grad=True, **seen)
-        if ask is not None:
-            select(ask, machine, planned.settings.kernel)
+        for ask in (block.attention.ask(dtype, needs_grad=grad, **seen) for grad in (True, False)):
+            if ask is not None:
+                select(ask, machine, planned.settings.kernel)
 
 
 def title(node: Mapping[str, Any], spec: Any) -> str:
@@ -268,6 +269,10 @@ def finish(run: Run) -> dict[str, Any]:
     what = f"{params:,} parameters on {run.device} in {settings.precision}"
     size = f"{settings.steps:,} steps of {settings.batch_size * settings.seq_len:,} tokens"
     run.show.say(f"{run.name}: {what}, {size}; MFU of {run.peak}")
+    if isinstance(settings.sample, S.TextSample):
+        _, line = choose_sampling_kernel(run.model.spec, settings.kernel, run.device)
+        if line is not None:
+            run.show.say(line)
     try:
         result = fit(run)
     except (ZooError, KeyboardInterrupt) as error:

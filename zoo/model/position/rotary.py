@@ -10,6 +10,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from zoo.lazy import torch
 from zoo.model.position.base import Position
+from zoo.model.position.constants import constants
 from zoo.spec import Spec
 
 if TYPE_CHECKING:
@@ -198,9 +199,7 @@ class LongRopeScaling(Scaling, kind="longrope"):
                 raise ValueError(f"{name} has {found} numbers, {width} rotated channels have {width // 2} pairs")
 
     def frequencies(self, width: int, theta: float, length: Tensor, device: torch.device) -> Tensor:
-        short, long = (
-            torch.tensor(each, device=device, dtype=torch.float32) for each in (self.short_factor, self.long_factor)
-        )
+        short, long = (constants(each, device) for each in (self.short_factor, self.long_factor))
         exponents = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
         divisor = torch.where((length > self.original_max_seq_len)[..., None], long, short)  # B 1 R/2
         return 1.0 / (divisor * theta**exponents)
