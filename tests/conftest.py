@@ -19,6 +19,27 @@ _ISA = torch.backends.cpu.get_cpu_capability().replace(" ", "_")
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"zoo_inductor_{os.getuid()}_{_ISA}")
 
 
+QUICK = frozenset(
+    f"test_{name}"
+    for name in (
+        *(
+            "blocks",
+            "config",
+            "core",
+            "costs_cache",
+            "costs_params",
+            "data",
+            "disentangled",
+            "expression",
+            "families_hub",
+        ),
+        *("grouped", "hardware", "longformer", "mask", "mla", "moe_kinds", "routing", "rules", "shadow", "tokens"),
+        "training_parts",
+    )
+)
+"""Files whose tests are of the quick tier: the grammar, the counts and the components."""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def surroundings(tmp_path_factory):
     """Nothing is read from or left in the home folder, and tables are as wide on every machine."""
@@ -42,7 +63,16 @@ def fresh_state():
         hydra.GlobalHydra.instance().clear()
 
 
+def pytest_ignore_collect(collection_path, config):
+    """The quick tier imports no other file: that alone takes longer than its tests."""
+    others = collection_path.suffix == ".py" and collection_path.stem not in QUICK
+    return True if others and config.getoption("markexpr").startswith("quick") else None
+
+
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in QUICK and "slow" not in item.keywords:
+            item.add_marker(pytest.mark.quick)
     if torch.cuda.is_available():
         return
     for item in items:

@@ -4,15 +4,16 @@ import pytest
 import torch
 from counted import counted, forwarded, tokens_for
 from hypothesis import HealthCheck, assume, given, settings
+from loaded import load
 from shrunk import shrunk
 from test_property import architectures, made
 from tiny import MIXED, every_choice, model_of, name, spec_of
 
 import zoo
-from zoo.compose import load
 from zoo.compose.model import names
 from zoo.costs import price
-from zoo.costs.flops import CONVENTIONS, Look, count, multiplied
+from zoo.costs.flops import CONVENTIONS, count, multiplied
+from zoo.costs.pairs import Look
 from zoo.costs.params import count as count_params
 from zoo.costs.setup import CONVENTIONS as OFFERED
 from zoo.errors import ConfigError

@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, given, reject, settings
+from loaded import load
 from test_property import architectures
 from tiny import MIXED, every_choice, name, spec_of
 
-from zoo.compose import load
 from zoo.compose.model import names
 from zoo.costs import price
 from zoo.costs.params import count

@@ -16,6 +16,8 @@ from zoo.generation.cache import Cache
 from zoo.generation.engine import generate
 from zoo.kernels import KERNELS, Machine
 from zoo.kernels.found import MACHINES
+from zoo.kernels.mask import Mask
+from zoo.kernels.varlen import lay_varlen
 
 PACKAGE = {"flash2": {"flash-attn"}, "flash3": {"flash-attn-3"}, "flash4": {"flash-attn-4"}, "flash_torch": set()}
 HOPPER = (9, 0)
@@ -76,14 +78,12 @@ def test_the_call_made_is_the_call_foretold(flash):
 
 def test_rows_share_one_description_of_documents():
     """A chunk of Llama 4's is the same in every row, and is described once."""
-    from zoo.kernels.flash import stretches
-    from zoo.kernels.mask import Mask
-
     numbers = torch.tensor([[0, 0, 1, 1, 1]])
-    laid = stretches(Mask(5, 5, documents=(numbers, numbers)), torch.device("cpu")).of_rows(3)
-    assert laid.lengths["cu_seqlens_q"].tolist() == [0, 2, 5, 7, 10, 12, 15]
-    assert laid.lengths["cu_seqlens_q"].dtype == torch.int32
-    assert laid.lengths["max_seqlen_k"] == 3
+    batch = lay_varlen(Mask(5, 5, documents=(numbers, numbers)), torch.device("cpu")).for_rows(3)
+    ends = batch.arguments["cu_seqlens_q"]
+    assert ends.unique_consecutive().tolist() == [0, 2, 5, 7, 10, 12, 15]
+    assert ends.dtype == torch.int32
+    assert batch.arguments["max_seqlen_k"] == 5
 
 
 # ---------------------------------------------------------------- whole models

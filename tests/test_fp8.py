@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from close import assert_close
 from tiny import every_choice, model_of, name, spec_of
 from torch import nn
 from torch.nn import functional as F
@@ -360,7 +361,7 @@ def test_weights_alone_in_float8_give_the_logits_of_weights_rounded_by_hand():
     assert {each.path for each in products if each.left_out is None} == may_be_converted(by_hand)
     with torch.inference_mode():
         logits, expected = model(ids).logits, by_hand(ids).logits
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    assert_close(logits, expected)
     assert 0.01 < float((logits - exact).norm() / exact.norm()) < 0.1
 
 

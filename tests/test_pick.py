@@ -24,16 +24,16 @@ MACHINES = {
 WIDTHS = ((64, 64), (128, 128), (256, 256), (320, 320), (20, 20), (8, 8), (192, 128), (64, 128), (64, 512), (576, 512))
 SHAPES = (
     {},
-    {"fewer": True},
+    {"short_q": True},
     {"padding": True},
-    {"padding": True, "fewer": True},
+    {"padding": True, "short_q": True},
     {"documents": True},
-    {"documents": True, "fewer": True},
+    {"documents": True, "short_q": True},
     {"pairs": True},
-    {"scattered": True, "fewer": True},
-    {"lengths": True, "fewer": True},
-    {"lengths": True, "fewer": True, "page": 16},
-    {"lengths": True, "fewer": True, "page": 256},
+    {"wrapped": True, "short_q": True},
+    {"lengths": True, "short_q": True},
+    {"lengths": True, "short_q": True, "page": 16},
+    {"lengths": True, "short_q": True, "page": 256},
 )
 GRID = [
     Ask(dtype, *widths, needs_grad=grad, causal=causal, window=window, softcap=softcap, sinks=sinks, bias=bias, **shape)
@@ -51,7 +51,7 @@ GRID = [
 ]
 
 # What each lacks, as its documentation has it, by the names that `features` gives.
-FLASH = {"float32", "fixed", "learned", "pairs", "scattered", "odd width", "unequal"}
+FLASH = {"float32", "fixed", "learned", "pairs", "wrapped", "odd width", "unequal"}
 LACKS = {
     "flash2": FLASH | {"sinks", "over 256", "wider values", "small pages", "narrow cached values"},
     "flash3": FLASH | {"sinks", "alibi"},
@@ -70,15 +70,15 @@ RUNS = {  # compute capabilities, and the package
 
 def features(ask: Ask) -> set[str]:
     """What an ask has, in words."""
-    length = ask.padding and (ask.window or ask.bias == "alibi" or (ask.causal and ask.fewer))
-    length = length or (ask.documents and ask.fewer) or (ask.lengths and ask.needs_grad)
-    decoding = ask.fewer and not ask.needs_grad and not (ask.padding or ask.documents)
+    length = ask.padding and (ask.window or ask.bias == "alibi" or (ask.causal and ask.short_q))
+    length = length or (ask.documents and ask.short_q) or (ask.lengths and ask.needs_grad)
+    decoding = ask.short_q and not ask.needs_grad and not (ask.padding or ask.documents)
     has = {
         "float32": ask.dtype == "float32",
         "softcap": ask.softcap,
         "sinks": ask.sinks,
         "pairs": ask.pairs,
-        "scattered": ask.scattered,
+        "wrapped": ask.wrapped,
         "lengths": ask.lengths,
         "unequal": length,
         "odd width": ask.head_dim % 8 or ask.v_head_dim % 8,
@@ -148,8 +148,8 @@ def flex_can(ask: Ask, machine: Machine) -> bool:
 
 
 def shows_without_a_mask(ask: Ask) -> bool:
-    shape = ask.padding or ask.documents or ask.pairs or ask.scattered or ask.lengths
-    return not shape and not ask.window and ask.bias == "none" and not (ask.causal and ask.fewer)
+    shape = ask.padding or ask.documents or ask.pairs or ask.wrapped or ask.lengths
+    return not shape and not ask.window and ask.bias == "none" and not (ask.causal and ask.short_q)
 
 
 def wanted(ask: Ask, machine: Machine) -> str:
@@ -188,11 +188,11 @@ NOTABLE = {  # what a reader would want to know, on an H100 with every package
     "learned sinks": ({"sinks": True, "window": 128}, "flash4"),
     "T5's learned bias": ({"bias": "learned"}, "sdpa"),
     "packed documents": ({"documents": True}, "flash3"),
-    "pages of 16 tokens": ({"lengths": True, "fewer": True, "page": 16, "needs_grad": False}, "flash3"),
+    "pages of 16 tokens": ({"lengths": True, "short_q": True, "page": 16, "needs_grad": False}, "flash3"),
     "a prefix": ({"pairs": True}, "sdpa"),
     "float32": ({"dtype": "float32"}, "sdpa"),
     "MLA expanded": ({"head_dim": 192, "v_head_dim": 128}, "flash3"),
-    "MLA absorbed": ({"head_dim": 576, "v_head_dim": 512, "fewer": True, "needs_grad": False}, "sdpa"),
+    "MLA absorbed": ({"head_dim": 576, "v_head_dim": 512, "short_q": True, "needs_grad": False}, "sdpa"),
     "a learned bias under a softcap": ({"bias": "learned", "softcap": 30.0}, "flex"),
 }
 
@@ -222,9 +222,9 @@ def test_the_call_says_how_each_version_spells_a_window():
         ({"needs_grad": True}, ("flash_attn_func", "flash_attn_func", "flash_attn_func")),
         ({"documents": True}, ("flash_attn_varlen_func",) * 3),
         ({"padding": True}, ("flash_attn_varlen_func",) * 3),
-        ({"fewer": True}, ("flash_attn_with_kvcache", "flash_attn_with_kvcache", "flash_attn_func")),
+        ({"short_q": True}, ("flash_attn_with_kvcache", "flash_attn_with_kvcache", "flash_attn_func")),
         (
-            {"fewer": True, "lengths": True, "page": 256},
+            {"short_q": True, "lengths": True, "page": 256},
             ("flash_attn_with_kvcache", "flash_attn_with_kvcache", "flash_attn_varlen_func"),
         ),
     ],
@@ -240,7 +240,7 @@ MISUSES = {  # a kernel forced to do what it lacks, on the machine that it is fo
     "flash4": ({"bias": "learned"}, "flash kernels have no learned bias"),
     "flash_torch": ({"softcap": 30.0}, "torch's flash kernels have no softcap"),
     "flash2_hub": ({"dtype": "float32"}, "flash kernels take float16 and bfloat16, not float32"),
-    "flash3_hub": ({"scattered": True}, "flash kernels take keys in order, not those of a ring that went round"),
+    "flash3_hub": ({"wrapped": True}, "flash kernels take keys in order, not those of a ring cache that wrapped"),
     "sdpa": ({"sinks": True}, "scaled_dot_product_attention has no attention sinks"),
     "flex": (
         {"head_dim": 8, "v_head_dim": 8},

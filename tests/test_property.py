@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
+from loaded import load
 
 import zoo
-from zoo.compose import load
 from zoo.errors import ConfigError
 from zoo.generation.cache import Cache
 

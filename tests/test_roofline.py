@@ -3,9 +3,9 @@
 import random
 
 import pytest
+from loaded import load
 from tiny import every_choice, name, spec_of
 
-from zoo.compose import load
 from zoo.costs import Setup, flops, params
 from zoo.costs.cache import kv_cache
 from zoo.costs.hardware import hardware, names
@@ -179,7 +179,7 @@ def test_a_step_reads_the_cache_that_is_kept_and_every_weight_but_the_tables(cho
     states = sum(block.attention.state() != {} for block in spec.blocks.values())
     own = sum(part.own for part in parts.values())
     assert own == kept["bytes"] if not states else kept["bytes"] < own <= 2 * kept["bytes"]  # states are written too
-    looked_up = sum(p.params for _, _, p, _ in walk(spec, spec.d_model) if isinstance(p, Embedding))
+    looked_up = sum(p.params for _, p in walk(spec, spec.d_model) if isinstance(p, Embedding))
     products = params.count(spec)["total"] - looked_up + 67 * 32  # the head is tied to the table of tokens
     every_row = sum(part.weight_bytes(batch) for part in parts.values())  # so large a batch meets all there is
     assert 2 * (products + looked_up) <= every_row + 1e-6 <= 2 * (products + looked_up) + 64  # a router's saved bias

@@ -5,8 +5,8 @@ from functools import cache
 from typing import Any
 
 import pytest
+from loaded import load
 
-from zoo.compose import load
 from zoo.compose.model import names
 from zoo.costs import Setup, flops, price
 from zoo.costs.cache import kv_cache

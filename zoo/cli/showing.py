@@ -126,10 +126,10 @@ def headers(targets: Sequence[str]) -> None:
         folder = Path(target)
         if not is_file(target) or not folder.is_dir() or not any(folder.rglob("*.safetensors")):
             continue
-        from zoo.checkpoint.held import held
+        from zoo.checkpoint.tensors import compare_tensors
 
         try:
-            found = held(folder)
+            found = compare_tensors(folder)
             faults = list(found.faults)
         except ConfigError as error:
             found, faults = None, error.faults

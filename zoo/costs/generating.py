@@ -8,9 +8,9 @@ from typing import Any
 
 from zoo.costs.cache import kv_cache
 from zoo.costs.parallel import Stage, stages
+from zoo.costs.rows import tabulate
 from zoo.costs.setup import DTYPES, Setup
 from zoo.errors import ConfigError
-from zoo.spec import walk
 
 
 def generating(spec: Any, setup: Setup) -> dict[str, int]:
@@ -42,11 +42,10 @@ def _on(stage: Stage, setup: Setup) -> dict[str, int]:
 def widest(spec: Any) -> int:
     """Most values that one token's pass through a single sub-layer holds at once: the outputs of its matrix
     products."""
-    sums: dict[str, int] = {}
-    for path, _, part, _ in walk(spec, spec.d_model):
-        steps = path.split(".")
-        if part.flops and "blocks" in steps[:2]:
-            slot = ".".join(steps[: steps.index("blocks") + 3])
+    sums: dict[Any, int] = {}
+    for row in tabulate(spec).parts:
+        part, slot = row.part, (row.where, row.kind, row.slot)
+        if part.flops and row.kind is not None:
             width = getattr(part, "d_out", 0) or part.of.d_out * part.active_count  # type: ignore[attr-defined]
             sums[slot] = sums.get(slot, 0) + width
     return max(sums.values(), default=0)

@@ -13,6 +13,9 @@ from zoo.grammar.patches import lay_patch
 PLAIN = "layer"
 """The kind of a layer that no patch changes."""
 
+MOST_LAYERS = 100_000
+"""Layers of a tower at most. A pattern is a list with the name of each layer, so a typing error could fill memory."""
+
 
 def get_kinds(root: DictConfig) -> DictConfig:
     """The named kinds of layer; none where `layers` is no mapping, which `read_pattern` reports."""
@@ -29,6 +32,8 @@ def read_pattern(root: DictConfig) -> tuple[list[str], list[str]]:
         return [PLAIN], [f"layers: is {layers!r}, not a mapping of names to patches of the model's keys"]
     if not isinstance(n_layers, int) or isinstance(n_layers, bool) or n_layers < 1:
         return [PLAIN], [f"n_layers: must be a whole number above 0, found {n_layers!r}"]
+    if n_layers > MOST_LAYERS:
+        return [PLAIN], [f"n_layers: is {n_layers:,} (at most {MOST_LAYERS:,} would do)"]
     problems: list[str] = []
     names = _read_names(root.get("pattern") or [PLAIN], kinds, problems)
     if not names:
@@ -55,6 +60,8 @@ def _read_names(pattern: Any, kinds: list[str], problems: list[str]) -> list[str
         elif match[1] not in (*kinds, PLAIN):
             hint = did_you_mean(match[1], kinds) or f" (layers has: {', '.join(kinds) or 'none'})"
             problems.append(f"pattern: no layer is named {match[1]!r}{hint}")
+        elif len(match[2] or "") > 9 or len(names) + int(match[2] or 1) > MOST_LAYERS:
+            problems.append(f"pattern: {item!r} makes too many layers (at most {MOST_LAYERS:,} would do)")
         else:
             names += [match[1]] * int(match[2] or 1)
     return names

@@ -16,7 +16,7 @@ from zoo.model.init import Init, Normal
 from zoo.model.norm import Norm
 from zoo.model.position.base import Position
 from zoo.model.scene import Scene
-from zoo.model.step import Output
+from zoo.model.step import Output, Weights
 from zoo.spec import Linear, Sized, Spec, Stack, components
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Tower(Topology):
             "head": Sized(self.head, self.out_width or d_model),
         }
 
-    def run(self, m: Any, ids: Tensor, types: Tensor | None, scene: Scene, keep: int | None) -> Output:
+    def run(self, m: Weights, ids: Tensor, types: Tensor | None, scene: Scene, keep: int | None) -> Output:
         """The pass itself: token ids [B, T] through every layer."""
         place = self.position.embed
         x = self.embedding.lookup(m.embedding, ids, types)
@@ -158,9 +158,9 @@ class Decoder(Tower, kind="decoder"):
 
     prefix_lm: bool = False
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
-        m: Any,
+        m: Weights,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         *,
@@ -201,9 +201,9 @@ class Encoder(Tower, kind="encoder"):
 
     causal: ClassVar[bool | None] = False
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
-        m: Any,
+        m: Weights,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         *,
@@ -287,9 +287,9 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"encoder": self.encoder, "decoder": self.decoder}
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
-        m: Any,
+        m: Weights,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         *,

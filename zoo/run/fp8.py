@@ -82,9 +82,9 @@ def left_out(owner: Spec, part: Part, *, running: bool = False) -> str | None:
 def idle(spec: Any) -> str | None:
     """Why float8 would change nothing of a model, or None where it changes something. Needs no torch."""
     reasons: list[str | None] = []
-    for _, owner, part, copies in walk(spec, spec.d_model):
+    for row, part in walk(spec, spec.d_model):
         if is_product(part):
-            reasons += [left_out(owner, part)] * copies
+            reasons += [left_out(row.component, part)] * row.stored
     return None if None in reasons else f"would take none of the model's products: {_counted(reasons)}"
 
 

@@ -143,9 +143,9 @@ def paced(step: Callable[[], Any], device: str, least: int, spend: float) -> flo
             return passed / steps
 
 
-def kernel_of(spec: Any, length: int, device: Any, *, grad: bool = True, fewer: bool = False) -> str:
+def kernel_of(spec: Any, length: int, device: Any, *, grad: bool = True, short_q: bool = False) -> str:
     """The kernel that `auto` takes for the model's attention: of a causal square, or of one query after others."""
     attention = next(iter(spec.blocks.values())).attention
-    mask = Mask(1 if fewer else length, length)
+    mask = Mask(1 if short_q else length, length)
     ask: Ask | None = attention.ask("bfloat16", **{**mask.features, "needs_grad": grad})
     return "none" if ask is None else select(ask, machine_of(device)).name

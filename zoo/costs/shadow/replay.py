@@ -112,10 +112,10 @@ def _core(attend_on_shadows: Any) -> Any:
         with moment.inside("core"):
             begun = moment.operations
             result = attend_on_shadows(*given, **options)
-        if moment.selective and result.grad:
+        if moment.selective and result.wants_grad:
             tensors = [each for each in (*given, *options.values()) if is_shadow(each)]
             work = sum(each.nbytes for each in kept(reached([result], begun)))
-            undone(result, "core", [each for each in tensors if each.grad], tensors, work)
+            undone(result, "core", [each for each in tensors if each.wants_grad], tensors, work)
         return result
 
     return run
@@ -138,7 +138,7 @@ class Fused:
     def prepare(self, *_: Any) -> None:
         """Draws nothing: what tells a whole row's keys apart are a few numbers."""
 
-    def __call__(self, q: Any, k: Any, v: Any, mask: Any, **_: Any) -> Any:
+    def __call__(self, q: Any, k: Any, v: Any, how: Any) -> Any:
         return fused_attention(q, k, v)
 
 

@@ -4,9 +4,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from zoo.model.step import Weights
 
 
 class Position(Spec, axis="position"):
@@ -39,6 +45,11 @@ class Position(Spec, axis="position"):
         return self.biases
 
     @property
+    def reads_length(self) -> bool:
+        """Whether `tables` depends on how many tokens a row or document has."""
+        return False
+
+    @property
     def per_layer(self) -> bool:
         """Whether every layer holds this scheme's weights for itself, rather than the model for all."""
         return False
@@ -48,20 +59,20 @@ class Position(Spec, axis="position"):
         """The token id that positions do not count, where it is ids that say what is padding (RoBERTa)."""
         return None
 
-    def embed(self, m: Any, x: Any, positions: Any) -> Any:
+    def embed(self, m: Weights, x: Tensor, positions: Tensor) -> Tensor:
         """x [B, T, D] with the positions [B, T] added."""
         return x
 
-    def tables(self, positions: Any, head_dim: int, dtype: Any, length: Any = None) -> Any:
+    def tables(self, positions: Tensor, head_dim: int, dtype: torch.dtype, length: Tensor | None = None) -> Any:
         """What `rotate` needs for these positions [B, T]; computed once per forward. `length` [B, 1]: tokens in the
         row."""
         return None
 
-    def rotate(self, x: Any, tables: Any) -> Any:
+    def rotate(self, x: Tensor, tables: Any) -> Tensor:
         """x [B, T, H, C] rotated."""
         return x
 
-    def bias(self, m: Any, n_heads: int, queries: Any, keys: Any, causal: bool) -> Any:
+    def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool) -> Any:
         """The `zoo.kernels.bias.Bias` added to the scores of query columns [T] and key columns [S], or None. `m` holds
         the scheme's weights."""
         return None

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -12,6 +12,11 @@ from zoo.kernels.bias import Given, Placed
 from zoo.lazy import torch
 from zoo.model.position.base import Position
 from zoo.spec import Embedding
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
 
 
 class ALiBi(Position, kind="alibi"):
@@ -44,7 +49,7 @@ class ALiBi(Position, kind="alibi"):
     def bias_kind(self) -> str:
         return "fixed" if self.rounded else "alibi"
 
-    def bias(self, m: Any, n_heads: int, queries: Any, keys: Any, causal: bool) -> Any:
+    def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool) -> Any:
         slopes = torch.tensor(self.slopes_of(n_heads), device=keys.device, dtype=torch.float32)
         if self.rounded:  # by key alone: softmax does not see what a query's own place would add
             products = slopes.to(torch.bfloat16)[:, None] * keys.to(torch.bfloat16)
@@ -57,11 +62,11 @@ class Sloped(Placed):
 
     slopes: Any
 
-    def __init__(self, queries: Any, keys: Any, slopes: Any) -> None:
+    def __init__(self, queries: Tensor, keys: Tensor, slopes: Any) -> None:
         super().__init__(queries, keys, slopes.shape[0])
         self.slopes = slopes
 
-    def of(self, head: Any, query: Any, key: Any) -> Any:
+    def of(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return -self.slopes[head] * (query - key).abs().float()
 
 
@@ -105,10 +110,10 @@ class T5Buckets(Position, kind="t5"):
     def padding_id(self) -> int | None:
         return None if self.absolute is None else self.absolute.padding_id
 
-    def embed(self, m: Any, x: Any, positions: Any) -> Any:
+    def embed(self, m: Weights, x: Tensor, positions: Tensor) -> Tensor:
         return x if self.absolute is None else self.absolute.embed(m.absolute, x, positions)
 
-    def buckets(self, distance: Any, causal: bool) -> Any:
+    def buckets(self, distance: Tensor, causal: bool) -> Tensor:
         """The bucket of each distance key − query [T, S]."""
         count, later = self.n_buckets, 0
         if causal:
@@ -125,21 +130,21 @@ class T5Buckets(Position, kind="t5"):
     def bias_kind(self) -> str:
         return "learned"
 
-    def bias(self, m: Any, n_heads: int, queries: Any, keys: Any, causal: bool) -> Any:
+    def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool) -> Any:
         return Bucketed(self, m.table, queries, keys, causal)
 
 
 class Bucketed(Placed):
     """A table's number for a head and the bucket of the distance j − i."""
 
-    def __init__(self, scheme: T5Buckets, table: Any, queries: Any, keys: Any, causal: bool) -> None:
+    def __init__(self, scheme: T5Buckets, table: Any, queries: Tensor, keys: Tensor, causal: bool) -> None:
         super().__init__(queries, keys, scheme.n_heads, learned=table.weight.requires_grad)
         self.scheme, self.table, self.causal = scheme, table, causal
 
-    def of(self, head: Any, query: Any, key: Any) -> Any:
+    def of(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return self.table.weight[self.scheme.buckets(key - query, self.causal), head]
 
-    def draw(self) -> Any:
+    def draw(self) -> Tensor:
         # A row of the table for each pair: one look-up, whose gradient is an embedding's, in place of one a head.
         buckets = self.scheme.buckets(self.keys[None, :] - self.queries[:, None], self.causal)  # T S
         return self.table(buckets).permute(2, 0, 1)[None]  # 1 H T S

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt
 
@@ -11,6 +11,11 @@ from zoo.lazy import torch
 from zoo.model.norm import Norm
 from zoo.model.position.base import Position
 from zoo.spec import Embedding
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
 
 
 class Relative(Position, kind="relative"):
@@ -61,7 +66,7 @@ class Relative(Position, kind="relative"):
         absolute = {"absolute": self.absolute} if self.absolute else {}
         return {"table": Embedding(2 * self.span, d_model), **norm, **absolute}
 
-    def embed(self, m: Any, x: Any, positions: Any) -> Any:
+    def embed(self, m: Weights, x: Tensor, positions: Tensor) -> Tensor:
         return x if self.absolute is None else self.absolute.embed(m.absolute, x, positions)
 
     def check(self, head_dim: int) -> None:
@@ -71,7 +76,7 @@ class Relative(Position, kind="relative"):
         """How many rows of the table a sequence of `length` tokens can reach."""
         return 2 * min(length, self.span)
 
-    def look_up(self, m: Any, queries: Any, keys: Any) -> tuple[Any, Any]:
+    def look_up(self, m: Weights, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """The rows in reach [R, D], and which of them is for each pair [T, S], of columns of queries [T] and keys
         [S]."""
         rows = self.rows(max(queries.shape[0], keys.shape[0]))
@@ -82,7 +87,7 @@ class Relative(Position, kind="relative"):
         distance = self.bucket(queries[:, None] - keys[None, :])  # T S
         return table, (distance + half).clamp(0, rows - 1)
 
-    def bucket(self, distance: Any) -> Any:
+    def bucket(self, distance: Tensor) -> Tensor:
         """A distance's bucket, which has its sign; beyond the last one for what is out of reach."""
         if self.position_buckets is None:
             return distance
