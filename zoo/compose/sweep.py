@@ -21,7 +21,7 @@ from zoo.compose.engine import IntervalSweep, Override
 from zoo.compose.model import Composer, to_spec
 from zoo.compose.overrides import alternatives, parse, text
 from zoo.errors import ConfigError
-from zoo.grammar.reading import MOST_LAYERS
+from zoo.grammar.pattern import MOST_LAYERS
 from zoo.model.tower import Topology
 
 FEWEST = 3
