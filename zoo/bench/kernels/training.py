@@ -12,7 +12,7 @@ from zoo.bench.kernels.timing import device_name, finish
 from zoo.bench.shape import Shape
 from zoo.compose import load
 from zoo.costs import price
-from zoo.costs.flops import count
+from zoo.costs.flops import count_flops
 from zoo.costs.hardware import of_device
 from zoo.data import Batch
 from zoo.kernels import machine_of, select
@@ -93,7 +93,7 @@ def train(model: Model, settings: Settings) -> Row:
 
 def shares(spec: Any, length: int, rate: float, settings: Settings) -> dict[str, Any]:
     """FLOPs a token and MFU by convention: of the sheet's rate, where there is a sheet, and of the measured one."""
-    flops = {name: count(spec, length, name)["train"] for name in CONVENTIONS}
+    flops = {name: count_flops(spec, length, name)["train"] for name in CONVENTIONS}
     card = of_device(device_name(settings.device))
     peaks = {"sheet": card.flops("bf16")} if card is not None and "bf16" in card.tflops else {}
     if settings.limits is not None:
