@@ -92,9 +92,9 @@ def models(titles: Sequence[str], targets: Sequence[str], priced: Sequence[Mappi
         many = [{"model": label, **figures} for label, figures in zip(labels, priced, strict=True)]
         print(report.as_json(priced[0] if len(priced) == 1 else many))
     elif shown is Shown.csv:
-        from zoo.analysis.compare import flat
+        from zoo.analysis.compare import flatten
 
-        print(report.as_csv(["figure", *labels], report.exact_rows([flat(each) for each in priced])))
+        print(report.as_csv(["figure", *labels], report.exact_rows([flatten(each) for each in priced])))
     elif shown is Shown.md:
         print(_markdown(labels, priced))
     elif len(priced) == 1:

@@ -111,7 +111,7 @@ class PassFlops(NamedTuple):
         return self.products + self.pairs + self.other
 
 
-def count(
+def count_flops(
     spec: Priced | CostTable,
     context: int,
     convention: str = "exact",

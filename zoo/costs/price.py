@@ -33,8 +33,8 @@ def price(
 
 def _counted(spec: Any, setup: Setup, table: CostTable) -> dict[str, Any]:
     return {
-        "params": params.count(table),
-        "flops": flops.count(
+        "params": params.count_parameters(table),
+        "flops": flops.count_flops(
             table, setup.tokens(spec), setup.convention, setup.recompute, documents=setup.documents(spec)
         ),
         "kv_cache": kv_cache(spec, setup),

@@ -194,7 +194,7 @@ def _train(table: CostTable, setup: Setup, peak: float) -> dict[str, Any]:
     as MFU has it (Chowdhery et al., 2022)."""
     context = setup.tokens(table.spec)
     tokens = context * setup.batch * setup.dp
-    work = flops.count(table, context, documents=setup.documents(table.spec))["train"] * tokens
+    work = flops.count_flops(table, context, documents=setup.documents(table.spec))["train"] * tokens
     rate = peak * setup.mfu * setup.ranks
     found = {
         "gpus": setup.ranks,

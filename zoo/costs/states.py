@@ -41,10 +41,10 @@ def states(spec: Any, setup: Setup, stage: Stage | None = None) -> dict[str, Any
     """
     stage = fullest(spec, setup) if stage is None else stage
     pieces, (weight, gradient, _, master) = stage.pieces, widths(setup)
-    masters = held(pieces, setup, 1) * master
+    masters = count_sharded(pieces, setup, 1) * master
     kept = {
-        "weights": held(pieces, setup, 3) * weight,
-        "gradients": held(pieces, setup, 2) * gradient,
+        "weights": count_sharded(pieces, setup, 3) * weight,
+        "gradients": count_sharded(pieces, setup, 2) * gradient,
         "optimizer": optimizer_bytes(pieces, setup) + masters,
         "master": masters,
     }
@@ -81,7 +81,7 @@ def ways(setup: Setup, expert: bool) -> int:
     return setup.dp * setup.cp // (setup.ep if expert else 1)
 
 
-def held(pieces: Iterable[RankTensor], setup: Setup, since: int) -> int:
+def count_sharded(pieces: Iterable[RankTensor], setup: Setup, since: int) -> int:
     """Elements on a rank of what ZeRO shards from the stage `since` on.
 
     Stages 1 and 2 cut all parameters, one after the other, in equal parts (DeepSpeed, Megatron-LM); 3 cuts each tensor
@@ -156,11 +156,11 @@ def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
     width, pieces = widths(setup)[2], list(pieces)
     tensors = _optimized(pieces, setup)
     if setup.optimizer == "adamw":
-        return 0 if setup.fused_optimizer else held(pieces, setup, 1) * width
+        return 0 if setup.fused_optimizer else count_sharded(pieces, setup, 1) * width
     if setup.optimizer in ("adafactor", "lion"):
         return 2 * width * max(numel(shape) for shape, _, _ in tensors)
     if setup.optimizer == "muon":
-        others = held([piece for piece in pieces if not piece.hidden], setup, 1) * width
+        others = count_sharded([piece for piece in pieces if not piece.hidden], setup, 1) * width
         matrices = (piece.shape for piece in pieces if piece.hidden)  # whole: shards are put together to orthogonalise
         return max([others, *(width * numel(s) + 2 * (2 * numel(s) + 2 * min(s) ** 2) for s in matrices)])
     return 0

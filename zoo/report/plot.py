@@ -24,7 +24,7 @@ BATCHES = (1, 8, 64, 512)
 """Batches of the roofline's points."""
 
 
-def check(file: Path, count: int) -> None:
+def check_picture(file: Path, count: int) -> None:
     """Raises ConfigError for a file or a number of models that no picture can be made of, before anything is priced."""
     if file.suffix.lower() not in FORMATS:
         raise ConfigError(f"plot: {file} names no picture that can be drawn (a file ending in .png or .svg)")
@@ -34,12 +34,12 @@ def check(file: Path, count: int) -> None:
         raise ConfigError(f"plot: {count} models are too many for one picture (at most {MOST})")
 
 
-def draw(specs: Mapping[str, Any], setup: Setup, file: Path) -> None:
+def draw_models(specs: Mapping[str, Any], setup: Setup, file: Path) -> None:
     """Draws the models into a .png or .svg file: parameters, memory, and with a `gpu` the roofline.
 
-    Raises ConfigError as `check` does, and when the file cannot be written.
+    Raises ConfigError as `check_picture` does, and when the file cannot be written.
     """
-    check(file, len(specs))
+    check_picture(file, len(specs))
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -72,11 +72,11 @@ def _colors(count: int) -> list[Any]:
 
 def _parameters(axes: Any, counted: Mapping[str, Mapping[str, Any]]) -> None:
     """A bar for each model, stacked of its components; what is active of a mixture as a mark."""
-    from zoo.analysis.compare import merged
+    from zoo.analysis.compare import merge_orders
     from zoo.report.units import params
 
     labels = list(counted)
-    names = merged(each["by_component"] for each in counted.values())
+    names = merge_orders(each["by_component"] for each in counted.values())
     left = [0] * len(labels)
     for name, color in zip(names, _colors(len(names)), strict=True):
         widths = [each["by_component"].get(name, 0) for each in counted.values()]

@@ -12,7 +12,7 @@ from zoo.bench.kernels.timing import device_name, finish
 from zoo.bench.shape import Shape
 from zoo.compose import load
 from zoo.costs import price
-from zoo.costs.flops import count
+from zoo.costs.flops import count_flops
 from zoo.costs.hardware import of_device
 from zoo.data import Batch
 from zoo.kernels import machine_of, select
@@ -95,7 +95,7 @@ def shares(spec: Any, length: int, rate: float, settings: Settings) -> dict[str,
     """FLOPs a token and MFU by convention: of the sheet's rate, where there is a sheet, and of the measured one: that of
     float32 where it is the higher, as on a CPU without bfloat16. A peak that was exceeded is no yardstick, and left out.
     """
-    flops = {name: count(spec, length, name)["train"] for name in CONVENTIONS}
+    flops = {name: count_flops(spec, length, name)["train"] for name in CONVENTIONS}
     card = of_device(device_name(settings.device))
     peaks = {"sheet": card.flops("bf16")} if card is not None and "bf16" in card.tflops else {}
     if settings.limits is not None:
