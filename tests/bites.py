@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import OmegaConf
 from tiny import choices, needs, readable
 
@@ -23,24 +24,26 @@ from zoo.errors import ConfigError
 from zoo.grammar import AXES, TOWERS
 from zoo.paths import conf_dir
 from zoo.run.builder import build
-from zoo.spec import Spec
+from zoo.spec import Spec, components
 
 VOCAB, LENGTH = 67, 40
 
 SAMPLES = {
     **{"n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "d_ff": 48, "window": 6, "d_model": 32, "max_seq_len": 64},
-    **{"n_k_heads": 2, "n_v_heads": 4, "head_k_dim": 8, "head_v_dim": 8, "kv_lora_rank": 12, "qk_nope_head_dim": 8},
-    **{"qk_rope_head_dim": 8, "v_head_dim": 8, "conv_width": 3, "n_experts": 4, "top_k": 2, "vocab_size": VOCAB},
+    **{"n_k_heads": 2, "n_v_heads": 8, "head_k_dim": 8, "head_v_dim": 8, "kv_lora_rank": 12, "qk_nope_head_dim": 6},
+    **{"qk_rope_head_dim": 4, "v_head_dim": 6, "conv_width": 5, "n_experts": 4, "top_k": 2, "vocab_size": VOCAB},
+    **{"norm_groups": 2, "rotary_dim": 4, "spacing": 7, "conv_groups": 2, "ssm_groups": 2, "n_buckets": 16},
+    **{"max_distance": 64, "n_groups": 2, "d_state": 8, "expand": 1, "dt_rank": 3},
     **{"factor": 4.0, "original_max_seq_len": 16, "max_relative_positions": 24},
     **{"short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.0, 1.5, 2.0, 4.0]},
 }
 """What a field that a kind cannot do without is given."""
 
-KINDS = {"activation": "gelu", "norm": "layernorm", "position": "learned", "ffn": "mlp", "attention": "gqa"}
+KINDS = {"activation": "gelu", "norm": "layernorm", "position": "none", "ffn": "mlp", "attention": "gqa"}
 """The kind of a node within a node that is made up here; elsewhere the first that the axis has."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Change:
     """One key of a base model set to another value; `owner` says whose field it is."""
 
@@ -83,7 +86,8 @@ def _samples(hint: Any, now: Any, name: str) -> list[Any]:
     if hint is float:
         return _numbers(now, 0.6, float)
     if isinstance(hint, type) and issubclass(hint, Spec):
-        return [sample(kind) for kind in hint.kinds.values()]
+        kept = now.get("kind") if isinstance(now, dict) else None
+        return [sample(kind) for kind in hint.kinds.values() if kind.kind != kept]
     raise TypeError(f"{name}: no values are known for {hint}")
 
 
@@ -93,7 +97,7 @@ def _numbers(now: Any, sample: float, kind: type) -> list[Any]:
     if not now:
         return [kind(1), kind(2)]
     if kind is int:
-        return [2 * now, now + 1, max(now // 2, 1)]
+        return [2 * now, 3 * now + 1, max(now // 2, 1)]
     return [1e4 * now] if abs(now) < 1e-3 else [4.0 * now, now / 4]  # an eps shows when it is no longer small
 
 
@@ -166,12 +170,7 @@ class Base:
                 inner = raw._get_node(field.name) if there and not isinstance(now, type) else None
                 for change in self._fields(field.name, type(now), now, inner):
                     path = change.key.split(".")[1:]
-                    yield Change(
-                        change.owner,
-                        f"{key}.{field.name}",
-                        _with(plain, path, change.value),
-                        f"{key}.{change.inner or change.key}",
-                    )
+                    yield Change(change.owner, f"{key}.{field.name}", _with(plain, path, change.value), f"{key}.{change.inner or change.key}")
 
     def keys(self, names: list[str]) -> Iterator[Change]:
         """Other values of keys at the model's top level, or under one of its towers."""
@@ -179,7 +178,18 @@ class Base:
             now = OmegaConf.select(self.config, name)
             values = _of_key(name.split(".")[-1], now)
             for value in values:
-                yield Change(f"key {name}", name, value)
+                yield Change(self.owner(name), name, value)
+
+    def owner(self, key: str) -> str:
+        """Whose field a key is: the model's own, or only an interpolation's."""
+        own = any(field.name == key for field in type(self.spec).fields())
+        towers = [tower for tower in self.spec.towers().values() if any(each.name == key for each in tower.fields())]
+        return f"topology '{(self.spec if own else towers[-1]).kind}'.{key}" if own or towers else f"key {key}"
+
+    def stated(self, text: str) -> Change:
+        """A key set to a value, as `key=value`."""
+        key, _, value = text.partition("=")
+        return Change(self.owner(key), key, yaml.safe_load(value))
 
     def verdict(self, change: Change) -> str:
         """What a change does: 'refused: …', 'bites: …', 'idle', 'breaks: …', or 'same' where the
@@ -191,7 +201,7 @@ class Base:
         except ConfigError as error:
             odd = [fault for fault in error.faults if len(fault.splitlines()) != 1 or ": " not in fault]
             return f"breaks: {odd[0]!r} is no fault of a key" if odd else f"refused: {error.faults[0]}"
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (whatever ends a program is what is looked for)
             return f"breaks: {type(error).__name__}: {error}"
         if spec == self.spec:
             return "same"
@@ -199,8 +209,10 @@ class Base:
             figures = price(spec)
             model = loud(spec)
             found = self._differs(model, figures)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             return f"breaks: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        if not found and change.key.split(".")[-1] in NULL_IS_ONE_OF:
+            return "same"
         return f"bites: {found}" if found else "idle"
 
     def _differs(self, model: Any, figures: Any) -> str:
@@ -214,6 +226,9 @@ class Base:
         fresh, before = (build(spec, device="cpu").state_dict() for spec in (model.spec, self.spec))
         return "initial values" if any(not torch.equal(fresh[name], before[name]) for name in before) else ""
 
+
+NULL_IS_ONE_OF = ("final_norm", "o_bias")
+"""Flags whose null is what the blocks or `bias` say: one of true and false states outright what is there already."""
 
 PRICED = ("params", "flops", "kv_cache", "memory")
 
@@ -271,16 +286,14 @@ def _of_key(name: str, now: Any) -> list[Any]:
     flags = {"bias", "norm_bias", "normalize_top_k", "router_bias", "selection_bias", "shared_gate", "scale_input"}
     if name in flags | {"final_norm", "shared_layers", "prefix_lm"}:
         return [True, False]
-    return [{"shared_expert": sample(BY_AXIS["ffn"].kinds["gated"])}.get(name, 3)]
+    return [{"shared_expert": sample(BY_AXIS["ffn"].kinds["gated"]), **SAMPLES}.get(name, 3)]
 
 
 def read_by(axis: str, choice: str) -> list[str]:
     """The top-level keys that a packaged choice reads, axes left out."""
     text = (conf_dir() / axis / f"{choice}.yaml").read_text()
     names = [name for group in re.findall(r"\$\{(?:up|or):([^}]*)\}", text) for name in group.split(",")]
-    return [
-        name for name in dict.fromkeys(names) if name.isidentifier() and name not in (*AXES, "null", "true", "false")
-    ]
+    return [name for name in dict.fromkeys(names) if name.isidentifier() and name not in (*AXES, "null", "true", "false")]
 
 
 # ---------------------------------------------------------------- what a model gives
@@ -295,7 +308,7 @@ def loud(spec: Any) -> Any:
                 continue  # a table that is worked out, or a number of the config
             if tensor.is_floating_point():
                 generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.6)
+                tensor.copy_(torch.randn(tensor.shape, generator=generator))
     return model
 
 
@@ -345,7 +358,8 @@ def _asked(model: Any, ids: Any, mask: Any = None, **more: Any) -> Any:
     ids = ids % min(tower.vocab_size for tower in model.spec.towers().values())
     with torch.no_grad():
         if "encoder" in model.spec.towers():
-            return model(ids, mask, decoder_input_ids=ids[:, :30], **more)
+            after = None if mask is None else mask[:, :30]
+            return model(ids, mask, decoder_input_ids=ids[:, :30], decoder_attention_mask=after, **more)
         if model.spec.reads_memory:
             more["memory"] = torch.randn(2, 9, model.d_model, generator=torch.Generator().manual_seed(2))
         return model(ids, mask, **more)
@@ -406,7 +420,10 @@ def changes(name: str) -> list[Change]:
     made = base(name)
     found: list[Change] = []
     for what in BASES[name][2]:
-        found += made.keys(what.split()[1:]) if what.split()[0] == "keys" else made.fields(what)
+        if "=" in what:
+            found.append(made.stated(what))
+        else:
+            found += made.keys(what.split()[1:]) if what.split()[0] == "keys" else made.fields(what)
     return list({str(change): change for change in found}.values())
 
 
@@ -418,40 +435,42 @@ SMALL_T5 = (*SMALL, "n_buckets=8", "max_distance=20")
 SEQ2SEQ = "keys start_id " + " ".join(
     f"{tower}.{key}"
     for tower in TOWERS
-    for key in (
-        "vocab_size",
-        "d_model",
-        "n_layers",
-        "max_seq_len",
-        "n_heads",
-        "head_dim",
-        "d_ff",
-        "norm_eps",
-        "final_norm",
-    )
+    for key in ("vocab_size", "d_model", "n_layers", "max_seq_len", "n_heads", "head_dim", "d_ff", "norm_eps", "final_norm")
 )
 EMBEDDING = "embedding={norm: {kind: layernorm}, n_types: 2, width: 16, project_bias: true}"
 SHARED = "{kind: gated, d_ff: 24, activation: {kind: silu}}"
-LONG = (
-    "{kind: longrope, short_factor: [1,1.1,1.3,2], long_factor: [1,1.5,2,4], original_max_seq_len: 16, max_seq_len: 64}"
-)
+LONG = "{kind: longrope, short_factor: [1,1.1,1.3,2], long_factor: [1,1.5,2,4], original_max_seq_len: 16, max_seq_len: 64}"
+UNTIED = ("decoder.embedding.tied=null", "decoder.embedding.tied=foo", "decoder.embedding.width=16")
+POOLER = "pooler={kind: first_token}"
 HEAD = "head={kind: mlm, activation: {kind: gelu}, norm: {kind: layernorm}}"
 
+WIDE = ("head_dim=16", "original_max_seq_len=3600")  # enough pairs to stand before, on and behind YaRN's ramp
+SHOWN_BY = {
+    "position=rope_yarn": WIDE,
+    "position=rope_llama3": ("head_dim=16", "original_max_seq_len=40"),
+    **{f"attention={name}": ("attention.chunk_size=16",) for name in ("mamba2", "gated_delta")},  # of 40 tokens
+}
+SHOWN_BY |= {f"block={name}": ("position=none",) for name in choices("block") if name != "post_conv"}  # for any mixer
+"""What else a choice needs for its fields to show."""
+
 BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-    "decoder": ("llama-tiny", ("head.tied=false",), (TOP, "embedding", "head", "init")),
+    "decoder": ("llama-tiny", ("head.tied=false",), (TOP, "embedding", "head", "init", POOLER)),
     "tied decoder": ("llama-tiny", (), (TOP, "embedding", "head")),
     "learned embedding": ("llama-tiny", (EMBEDDING, "position=learned", "head.tied=false"), ("embedding",)),
     "mlm encoder": (
         "llama-tiny",
         ("kind=encoder", "attention=mha", HEAD, "pooler={kind: first_token}"),
-        (TOP_OF_ENCODER, "embedding", "head", "pooler"),
+        (TOP_OF_ENCODER, "embedding", "head", "pooler", "pooler=null"),
     ),
+    "mlm apart": ("llama-tiny", ("kind=encoder", "attention=mha", HEAD, "head.tied=false"), ("head", POOLER)),
+    "headless": ("llama-tiny", ("kind=encoder", "attention=mha", "~head.tied", "head.kind=none"), (TOP_OF_ENCODER, "head")),
     **{
         name: ("llama-tiny", (f"attention.{fields}",), ("attention",))
         for name, fields in {
             "normed heads": "qk_norm={kind: rmsnorm}",
             "clipped heads": "clip=0.8",
             "tempered": "tempering={kind: log, floor: 4}",
+            "biased": "bias=true",
         }.items()
     },
     "normed clip": ("llama-tiny", ("attention={qk_norm: {kind: rmsnorm}, clip: 0.8}",), ("attention",)),
@@ -464,11 +483,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "capacity": ("llama-tiny", ("ffn=moe", "router.capacity=3"), ("router",)),
     "longrope": ("llama-tiny", (f"position.scaling={LONG}",), ("position",)),
-    "mscale": (
-        "llama-tiny",
-        ("position=rope_yarn", "position.scaling={mscale: 0.7, mscale_all_dim: 0.4}"),
-        ("position",),
-    ),
+    "mscale": ("llama-tiny", ("position=rope_yarn", *WIDE, "position.scaling={mscale: 0.7, mscale_all_dim: 0.4}"), ("position",)),
     "absolute t5": ("llama-tiny", ("position=t5", "position.absolute={kind: learned, max_seq_len: 64}"), ("position",)),
     "offset": ("llama-tiny", ("position=learned", "position.offset=2"), ("position",)),
     "offset waves": ("llama-tiny", ("position=sinusoidal", "position.offset=2"), ("position",)),
@@ -477,7 +492,9 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("attention=mamba", "position=none", "attention.inner_norm={kind: rmsnorm}"),
         ("attention",),
     ),
-    "t5": ("t5-small", SMALL_T5, (SEQ2SEQ, TOP, "cross", "embedding", "head")),
+    "low-rank queries": ("llama-tiny", ("attention=mla", "position=none", "q_lora_rank=10"), ("attention",)),
+    "post-norm": ("llama-tiny", ("block=post",), ("keys final_norm", "block")),
+    "t5": ("t5-small", SMALL_T5, (SEQ2SEQ, TOP, "cross", "embedding", "head", *UNTIED)),
 }
 
 
@@ -488,7 +505,7 @@ def _choices() -> None:
         for choice in choices(axis):
             name = f"{axis}={choice}"
             keys = " ".join(["keys", *read_by(axis, choice)])
-            BASES[name] = ("llama-tiny", (name, *needs(name)), (axis, keys))
+            BASES[name] = ("llama-tiny", (name, *needs(name), *SHOWN_BY.get(name, ())), (axis, keys))
 
 
 _choices()

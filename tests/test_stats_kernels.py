@@ -60,7 +60,7 @@ SMALL_T5 = ("n_layers=2", "d_model=32", "n_heads=4", "head_dim=8", "d_ff=48", "v
 SHAPES = [
     *([f"attention={name}", *tiny.needs(f"attention={name}")] for name in tiny.choices("attention")),
     *([f"position={name}", *tiny.needs(f"position={name}")] for name in ("alibi", "t5", "t5_layerwise", "none")),
-    ["position=alibi_upper", "attention=sliding"],
+    ["position=alibi", "attention=sliding"],
     ["position=t5", "attention=sliding"],
     ["attention.softcap=30", "attention.sinks=true"],
     ["attention.chunk=5"],

@@ -84,7 +84,7 @@ class LayerNorm(Norm, kind="layernorm"):
 
 
 def _of_one_vector(norm: Any) -> Any:
-    if norm is not None and norm.heads is not None:
+    if getattr(norm, "heads", None) is not None:
         found = f"heads={norm.heads} is for queries and keys alone"
         raise ValueError(f"{found} (leave it out; attention.qk_norm_over: heads gives each head a weight of its own)")
     return norm

@@ -23,7 +23,7 @@ def find_misfits(tower: Tower) -> Iterator[Misfit]:
     """Yield what does not go together in one tower, as a field's path and a line about it."""
     yield from _compare_vocabularies(tower)
     yield from _check_tied_head(tower)
-    yield from _check_bias_heads(tower)
+    yield from _check_positions(tower)
     yield from _check_embedding(tower)
 
 
@@ -69,13 +69,18 @@ def _check_tied_head(tower: Tower) -> Iterator[Misfit]:
         yield ("head", "tied"), f"{found} (the same width for both, or head.tied: false)"
 
 
-def _check_bias_heads(tower: Tower) -> Iterator[Misfit]:
-    """A learned bias must have a column for each head of the attention that adds it."""
+def _check_positions(tower: Tower) -> Iterator[Misfit]:
+    """A learned bias must have a column for each head of its attention; what is added at the embedding is the model's
+    own scheme, never one layer's."""
     for name, block in tower.blocks.items():
         position, heads = block.attention.positioning, block.attention.score_heads
+        path = ("blocks", name, "attention", "position")
         if position is not None and position.bias_heads not in (None, heads):
             found = f"is {position.bias_heads}, the attention has {heads} heads"
-            yield ("blocks", name, "attention", "position", "n_heads"), f"{found} ({heads}, or leave it out)"
+            yield (*path, "n_heads"), f"{found} ({heads}, or leave it out)"
+        if position is not None and position.embeds and position != tower.position:
+            found = f"'{position.kind}' is added at the embedding, where the model's '{tower.position.kind}' stands"
+            yield path, f"{found} (position: {position.kind} for the whole model, or none here)"
 
 
 def _check_embedding(tower: Tower) -> Iterator[Misfit]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -23,14 +23,12 @@ if TYPE_CHECKING:
 class ALiBi(Position, kind="alibi"):
     """Scores fall linearly with distance, at a slope of each head's own (Press et al., 2021): 2^(−8h/H), h = 1…H.
 
-    For H not a power of two, `slopes` says which: "lower" takes those of the next lower power, then every other one of
-    the power above (the paper's code, BLOOM); "upper" every other one of the next higher power, then the rest (MPT).
-    The bias is multiplied by `scale` (Falcon: 1/√head_dim). With `rounded` slope × key position is in bfloat16, as
+    For H not a power of two: the slopes of the next lower power, then every other one of the power above. MPT's code
+    goes the other way round, from the power above, and gets the same. The bias is multiplied by `scale` (Falcon: 1/√head_dim). With `rounded` slope × key position is in bfloat16, as
     Falcon was trained.
     """
 
     max_bias: PositiveFloat = 8.0
-    slopes: Literal["lower", "upper"] = "lower"
     scale: PositiveFloat = 1.0
     rounded: bool = False
 
@@ -40,9 +38,6 @@ class ALiBi(Position, kind="alibi"):
         def series(count: int) -> list[float]:
             return [2 ** (-self.max_bias * (head + 1) / count) for head in range(count)]
 
-        if self.slopes == "upper":
-            every = series(2 ** math.ceil(math.log2(n_heads)))
-            return every[:n_heads] if len(every) == n_heads else [*every[1::2], *every[::2]][:n_heads]
         whole = 2 ** math.floor(math.log2(n_heads))
         return series(whole) + series(2 * whole)[::2][: n_heads - whole]
 
