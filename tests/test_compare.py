@@ -13,7 +13,7 @@ import zoo
 from zoo.analysis import compare
 from zoo.compose import sweep
 from zoo.costs import price
-from zoo.costs.params import count
+from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError
 from zoo.paths import conf_dir
 
@@ -162,7 +162,7 @@ def test_a_point_of_a_grid_takes_a_tenth_of_the_work_that_it_is_alone() -> None:
     specs: list[Any] = []
     work = calls_of(lambda: specs.extend(point.spec for point in points("llama3-8b", grid)))
     assert len(specs) == 3 * 3 * 7 * 16
-    assert len({count(spec)["total"] for spec in specs}) > 500
+    assert len({count_parameters(spec)["total"] for spec in specs}) > 500
     load("llama3-8b", ["attention=mqa"])  # what is read once for a process is read by now
     alone = calls_of(lambda: load("llama3-8b", ["attention=gqa", "n_heads=16", "n_layers=8", "d_ff=4096"]))
     assert work / len(specs) < alone / 10
