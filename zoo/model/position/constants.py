@@ -16,7 +16,7 @@ def constants(numbers: tuple[float, ...], device: Any) -> Any:
     A copy from the host makes the host wait, and would come with every token while decoding. Nothing is kept where
     operations are traced or faked: what comes of them there is no tensor that another pass could use.
     """
-    if torch.compiler.is_compiling() or torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+    if torch.compiler.is_compiling() or torch.utils._python_dispatch._get_current_dispatch_mode() is not None:  # type: ignore[attr-defined]
         return torch.tensor(numbers, dtype=torch.float32, device=device)
     key = (numbers, str(device))
     if key not in KEPT:
