@@ -34,10 +34,12 @@ def stream(
     fp8: str | None = None,
     note: Callable[[str], object] | None = None,
 ) -> Iterator[str]:
-    """What `complete` gives, from a checkpoint or run folder, or the last run started from here. `dtype` is the file's
-    unless given, or float32 where a CPU computes that faster. `fp8` puts weights in float8 (`zoo.run.fp8.quantize`); the
-    model is then bfloat16 unless `dtype` says otherwise. `note` is told, a line each: what is allowed but doubtful, what
-    is in float8, the dtype where it is not the file's, and the number of threads where it is not torch's own.
+    """What `complete` gives, from a checkpoint or run folder, or the last run started from here.
+
+    `dtype` is the file's unless given, or float32 where a CPU computes that faster. `fp8` puts weights in float8
+    (`zoo.run.fp8.quantize`); the model is then bfloat16 unless `dtype` says otherwise. `note` gets a line for each of
+    these: what is allowed but doubtful, what is in float8, a dtype that is not the file's, a number of threads that is
+    not torch's own.
 
     Raises ConfigError, at the call, for everything that will not do.
     """
