@@ -33,7 +33,8 @@ def select_models(
     if not found:
         whose = "" if kind is None else f" among those of kind {kind}"
         told = f"no packaged model{whose} has {' and '.join(map(repr, words))} in its name, title, note or source"
-        hint = did_you_mean(words[-1], [model["name"] for model in models]) or " (`zoo list` shows all)"
+        names = [model["name"] for model in models if kind in (None, model["kind"])]
+        hint = did_you_mean(words[-1], names) or " (`zoo list` shows all)"
         raise ConfigError(f"list: {told}{hint}")
     return found
 
