@@ -133,7 +133,7 @@ def test_a_resumed_run_goes_on_with_the_threads_of_its_checkpoint(free, measured
 @pytest.fixture
 def bf16_is(monkeypatch):
     """Says how many times slower bfloat16 is, in place of a measurement."""
-    return lambda times: monkeypatch.setattr(dtypes, "times_slower", lambda dtype: times)
+    return lambda times: monkeypatch.setattr(dtypes, "times_slower", lambda dtype, **_: times)
 
 
 def test_16_bits_that_are_slow_compute_in_float32_with_the_same_values(bf16_is):
@@ -175,7 +175,8 @@ def test_a_model_that_does_not_fit_in_float32_stays_in_16_bits_and_that_is_said(
 def test_the_probe_of_a_dtype_leaves_torchs_number_of_threads():
     dtypes.times_slower.cache_clear()
     before = torch.get_num_threads()
-    assert 0 < dtypes.times_slower(torch.bfloat16) < float("inf")
+    for training in (False, True):
+        assert 0 < dtypes.times_slower(torch.bfloat16, training=training) < float("inf")
     assert torch.get_num_threads() == before
 
 
@@ -231,6 +232,6 @@ def test_a_share_of_a_peak_that_does_not_hold_is_shown_nowhere(config, tmp_path,
     monkeypatch.setattr(speed, "measure_peak", lambda device, precision: 1.0)
     found = task(config("steps=1"), tmp_path / "run")
     assert found["mfu"] is None
-    assert "MFU" not in [line for line in capsys.readouterr().err.splitlines() if line.startswith("step 1/1")][0]
+    assert "MFU" not in next(line for line in capsys.readouterr().err.splitlines() if line.startswith("step 1/1"))
     line = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
     assert line["mfu"] is None and line["tokens_per_second"] > 0

@@ -92,8 +92,9 @@ def train(model: Model, settings: Settings) -> Row:
 
 
 def shares(spec: Any, length: int, rate: float, settings: Settings) -> dict[str, Any]:
-    """FLOPs a token and MFU by convention: of the sheet's rate, where there is a sheet, and of the measured one: that of
-    float32 where it is the higher, as on a CPU without bfloat16. A peak that was exceeded is no yardstick, and left out.
+    """FLOPs a token and MFU by convention: of the sheet's rate, where there is a sheet, and of the measured one.
+
+    On a CPU without bfloat16 the measured rate is that of float32. A peak that was exceeded is no yardstick: left out.
     """
     flops = {name: count_flops(spec, length, name)["train"] for name in CONVENTIONS}
     card = of_device(device_name(settings.device))
