@@ -88,7 +88,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
     @field_validator("device")
     @classmethod
     def can_be_trained_on(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d+)?", value):
             raise ValueError(f"is {value!r}, which trains nothing (one of: auto, cpu, cuda, cuda:N)")
         return value
 

@@ -23,7 +23,8 @@ from zoo.grammar.saved import read_spec
 from zoo.kernels import KERNELS, machine_of, select
 from zoo.lazy import torch
 from zoo.run import fp8
-from zoo.run.builder import build, free_memory, pick_device
+from zoo.run.builder import build, pick_device
+from zoo.run.memory import free_memory
 from zoo.training import settings as S
 from zoo.training.failures import advise_smaller_batch, failures_in_one_line
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
