@@ -19,7 +19,8 @@ from zoo.kernels import machine_of, select
 from zoo.kernels.base import Ask
 from zoo.kernels.mask import Mask
 from zoo.lazy import torch
-from zoo.run.builder import build, free_memory
+from zoo.run.builder import build
+from zoo.run.memory import free_memory
 from zoo.training.loop import accumulate, autocast, clip, compile_blocks
 from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW
