@@ -10,7 +10,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from zoo.lazy import torch
 from zoo.model.position.base import Position
-from zoo.model.position.constants import constants
+from zoo.model.position.constants import place_constants
 from zoo.spec import Spec
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class LongRopeScaling(Scaling, kind="longrope"):
 
     def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
         assert length is not None  # as `reads_length` asks
-        short, long = (constants(each, device) for each in (self.short_factor, self.long_factor))
+        short, long = (place_constants(each, device) for each in (self.short_factor, self.long_factor))
         exponents = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
         divisor = torch.where((length > self.original_max_seq_len)[..., None], long, short)  # B 1 R/2
         return 1.0 / (divisor * theta**exponents)
