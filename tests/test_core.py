@@ -219,4 +219,18 @@ def test_python_code_may_state_components_directly():
     spec = MLP(d_ff=8, activation={"kind": "relu"})
     assert isinstance(spec, FFN) and isinstance(spec, Spec)
     attention = GQA(n_heads=2, n_kv_heads=1, head_dim=4, position={"kind": "alibi"})
-    assert attention.position.slopes_of(4) == [2**-2, 2**-4, 2**-6, 2**-8]
+    assert attention.position.slopes_of(4).tolist() == pytest.approx([2**-2, 2**-4, 2**-6, 2**-8], rel=2**-22)
+
+
+@pytest.mark.parametrize("n_heads", [1, 2, 3, 8, 12, 71])
+def test_alibi_slopes_are_those_of_the_papers_code(n_heads):
+    """Press et al., 2021: 2^(−8h/H); for H not a power of two those of the next lower one, then every other one of the
+    power above."""
+
+    def series(count):
+        return [2 ** (-8 * (head + 1) / count) for head in range(count)]
+
+    lower = 2 ** (n_heads.bit_length() - 1)
+    expected = series(lower) + series(2 * lower)[::2][: n_heads - lower]
+    slopes = GQA(n_heads=1, n_kv_heads=1, head_dim=4, position={"kind": "alibi"}).position.slopes_of(n_heads)
+    assert slopes.tolist() == pytest.approx(expected, rel=2**-22)  # one power in float32, of an exponent rounded once

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, PositiveInt
 
 from zoo.errors import ConfigError
+from zoo.lazy import torch
 from zoo.model.norm import Norm
-from zoo.spec import Embedding as Table
-from zoo.spec import Linear, Sized, Spec, Tied
+from zoo.spec import Embedding, Linear, Sized, Spec, Tied
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from zoo.model.step import Weights
 
 
-class Embedding(Spec, axis="embedding", default="tokens"):
+class TokenEmbedding(Spec, axis="embedding", default="tokens"):
     """What the residual stream starts from."""
 
     vocab_size: PositiveInt
@@ -44,7 +44,7 @@ def _number_or_root(scale: Any) -> Any:
     return scale
 
 
-class Tokens(Embedding, kind="tokens"):
+class TableEmbedding(TokenEmbedding, kind="tokens"):
     """A vector for each token; `scale` multiplies it (√d_model in the first transformer and in Gemma).
 
     `n_types` kinds of token have a vector of their own, added (BERT's segments), as are positions; then `norm` follows
@@ -70,10 +70,10 @@ class Tokens(Embedding, kind="tokens"):
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.width or d_model
-        tokens = Table(self.vocab_size, width)
+        tokens = Embedding(self.vocab_size, width)
         return {
             "tokens": Tied(self.tied, tokens) if self.tied else tokens,
-            **({"types": Table(self.n_types, self.position_width(d_model))} if self.n_types else {}),
+            **({"types": Embedding(self.n_types, self.position_width(d_model))} if self.n_types else {}),
             **({"norm": Sized(self.norm, self.position_width(d_model))} if self.norm else {}),
             **({"project": Linear(self.width, d_model, self.project_bias)} if self.width else {}),
         }
@@ -84,8 +84,9 @@ class Tokens(Embedding, kind="tokens"):
             raise ConfigError("token_type_ids: the embedding has no token types (embedding.n_types would give it some)")
         x = m.tokens(ids)
         if self.scale is not None:
-            scale = x.shape[-1] ** 0.5 if self.scale == ROOT else self.scale
-            x = x * x.new_tensor(scale)  # rounded to the weight's dtype, as the published models were trained
+            scale = x.shape[-1] ** 0.5 if self.scale == ROOT else float(self.scale)
+            # In the weight's dtype, as the published models were trained; filled on the device, not copied there.
+            x = x * torch.full((), scale, dtype=x.dtype, device=x.device)
         if self.width and self.project_first:
             x = m.project(x)
         if self.n_types:

@@ -10,7 +10,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.model.block.base import Block
-from zoo.model.embedding import Embedding
+from zoo.model.embedding import TokenEmbedding
 from zoo.model.head import Head, Pooler
 from zoo.model.init import Init, Normal
 from zoo.model.norm import Norm
@@ -42,7 +42,7 @@ class Tower(Topology):
     vocab_size: PositiveInt
     d_model: PositiveInt
     max_seq_len: PositiveInt
-    embedding: Embedding
+    embedding: TokenEmbedding
     position: Position
     blocks: dict[str, Block]
     pattern: tuple[str, ...]

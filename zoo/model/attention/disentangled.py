@@ -12,7 +12,7 @@ from zoo.kernels import attend
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
 from zoo.model.attention.base import SoftmaxAttention
-from zoo.model.position.relative import Relative
+from zoo.model.position.relative import RelativePosition
 from zoo.spec import Linear
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
     def __post_init__(self) -> None:
         if len(set(self.types)) < len(self.types):
             raise ValueError(f"types names one twice: {', '.join(self.types)} (c2p, p2c, both or none)")
-        if self.types and not isinstance(self.position, Relative):
+        if self.types and not isinstance(self.position, RelativePosition):
             found = f"types {', '.join(self.types)} with position '{self.position.kind}'"
             raise ValueError(f"disentangled reads relative positions, found {found} (position=relative, or types: [])")
         if not self.types:
@@ -92,7 +92,7 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
         in reach are projected once for each type, and compared with every new query (c2p) or every key (p2c)."""
         if not self.types:
             return 0
-        assert isinstance(self.position, Relative)
+        assert isinstance(self.position, RelativePosition)
         compared = new * ("c2p" in self.types) + (held + new) * ("p2c" in self.types)
         products = d_model * len(self.types) + compared
         return 2 * self.n_heads * self.head_dim * self.position.rows(held + new) * products
@@ -109,7 +109,7 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
 
     def prepare(self, m: Weights, step: Step) -> None:
         if self.types:
-            assert isinstance(self.position, Relative) and step.columns is not None
+            assert isinstance(self.position, RelativePosition) and step.columns is not None
             step.extra["relative"] = self.position.look_up(m, *step.columns)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:

@@ -33,24 +33,19 @@ class ALiBi(Position, kind="alibi"):
     scale: PositiveFloat = 1.0
     rounded: bool = False
 
-    def slopes_of(self, n_heads: int) -> list[float]:
-        """The slope of each head."""
-
-        def series(count: int) -> list[float]:
-            return [2 ** (-self.max_bias * (head + 1) / count) for head in range(count)]
-
-        if self.slopes == "upper":
-            every = series(2 ** math.ceil(math.log2(n_heads)))
-            return every[:n_heads] if len(every) == n_heads else [*every[1::2], *every[::2]][:n_heads]
+    def slopes_of(self, n_heads: int, device: torch.device | str = "cpu") -> Tensor:
+        """The slope of each head [H], float32. Computed on the device: a copy from the host would be one a step."""
         whole = 2 ** math.floor(math.log2(n_heads))
-        return series(whole) + series(2 * whole)[::2][: n_heads - whole]
+        heads = torch.arange(n_heads, dtype=torch.float32, device=device)
+        places = torch.where(heads < whole, heads + 1, heads - whole + 0.5) / whole  # "upper" names the same slopes
+        return 2.0 ** (places * -self.max_bias)
 
     @property
     def bias_kind(self) -> str:
         return "fixed" if self.rounded else "alibi"
 
     def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool) -> Any:
-        slopes = torch.tensor(self.slopes_of(n_heads), device=keys.device, dtype=torch.float32)
+        slopes = self.slopes_of(n_heads, keys.device)
         if self.rounded:  # by key alone: softmax does not see what a query's own place would add
             products = slopes.to(torch.bfloat16)[:, None] * keys.to(torch.bfloat16)
             return Given((products.float() * self.scale)[None, :, None, :])  # 1 H 1 S

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zoo.model.step import Weights
 
 
-class Relative(Position, kind="relative"):
+class RelativePosition(Position, kind="relative"):
     """A trained vector for each distance i − j between a query's place and a key's (He et al., 2020, DeBERTa).
 
     Distances reach from −k to k − 1, those beyond taken as the nearest: k is `max_relative_positions`, or
