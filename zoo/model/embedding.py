@@ -18,20 +18,21 @@ if TYPE_CHECKING:
 
 
 class TokenEmbedding(Spec, axis="embedding", default="tokens"):
-    """What the residual stream starts from."""
+    """Embed token ids: the start of the residual stream."""
 
     vocab_size: PositiveInt
 
     def position_width(self, d_model: int) -> int:
-        """How wide a learned table of positions is."""
+        """The width at which position vectors are added."""
         raise NotImplementedError
 
     def lookup(self, m: Weights, ids: Tensor, types: Tensor | None = None) -> Tensor:
-        """The vectors of token ids [B, T], before positions are added: [B, T, E]."""
+        """Look up token ids [B, T], before positions are added: [B, T, E]."""
         raise NotImplementedError
 
     def finish(self, m: Weights, x: Tensor, real: Tensor | None = None) -> Tensor:
-        """What follows once positions are added: [B, T, D]. `real` [B, T] is False for padding."""
+        """Normalise, mask and project x [B, T, E] after positions were added: [B, T, D]. `real` [B, T] is False for
+        padding."""
         raise NotImplementedError
 
 
@@ -65,7 +66,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     tied: str | None = None
 
     def position_width(self, d_model: int) -> int:
-        """How wide a learned table of positions is."""
+        """The width at which position vectors are added."""
         return d_model if self.width is None or self.project_first else self.width
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -79,7 +80,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
         }
 
     def lookup(self, m: Weights, ids: Tensor, types: Tensor | None = None) -> Tensor:
-        """The vectors of token ids [B, T], before positions are added: [B, T, E]."""
+        """Look up token ids [B, T], before positions are added: [B, T, E]."""
         if types is not None and not self.n_types:
             raise ConfigError("token_type_ids: the embedding has no token types (embedding.n_types would give it some)")
         x = m.tokens(ids)
@@ -94,7 +95,8 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
         return m.norm(x) if self.norm and self.norm_first else x
 
     def finish(self, m: Weights, x: Tensor, real: Tensor | None = None) -> Tensor:
-        """What follows once positions are added: [B, T, D]. `real` [B, T] is False for padding."""
+        """Normalise, mask and project x [B, T, E] after positions were added: [B, T, D]. `real` [B, T] is False for
+        padding."""
         x = m.norm(x) if self.norm and not self.norm_first else x
         if self.masked and real is not None:
             x = x * real[..., None].to(x.dtype)

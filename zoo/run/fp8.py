@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zoo.kernels.base import Machine
 
 RECIPES = {"tensorwise": (8, 9), "rowwise": (9, 0)}
-"""How operands are scaled into float8's range, by one factor for a tensor or one for each row and column; and the
+"""The scaling of operands into float8's range, by one factor a tensor or one for each row and column; and the
 CUDA compute capability from which on torchao tests its products."""
 
 WEIGHT_ONLY = "weight_only"
@@ -32,7 +32,7 @@ AXES = ("attention", "ffn")
 """The components whose products are taken in float8. Heads, routers, embeddings and poolers stay as they are."""
 
 MULTIPLE = 16
-"""What torch's scaled product needs of both widths of a weight, and of the rows that a gradient is summed over."""
+"""torch's scaled product takes multiples of this: both widths of a weight, and the rows a gradient is summed over."""
 
 OLDEST = (0, 18)
 

@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads, C head width, R rows of the position table in reach, D model width
-"""Attention whose scores compare content with content and content with relative positions (DeBERTa)."""
+"""Disentangled attention: scores of content with content, and of content with relative positions (DeBERTa)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class OfTable(Linear):
-    """A matrix product with the position table: once in a pass, and nothing that a token meets."""
+    """A matrix product with the position table: once in a pass, whatever the number of tokens."""
 
     precise: bool = True
 
@@ -102,7 +102,7 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
         return dataclasses.replace(ask, bias=self._bias_kind(features.get("needs_grad", False)))
 
     def _bias_kind(self, needs_grad: bool) -> str:
-        """As `Ask.bias` names it: with types it is made of queries and keys, and has their gradient."""
+        """The value of `Ask.bias`: with types the bias depends on queries and keys, and passes on their gradient."""
         if not self.types:
             return self.position.bias_kind
         return "learned" if needs_grad else "fixed"
@@ -122,7 +122,7 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
         return m.o(y.flatten(-2))  # B T D
 
     def _position_scores(self, m: Weights, q: Tensor, k: Tensor, step: Step, scale: float) -> Tensor:
-        """What the position types add to the scores [B, H, T, S], in float32."""
+        """The bias of the position types on the scores [B, H, T, S], in float32."""
         table, index = step.extra["relative"]  # R D, T S
         wide = torch.promote_types(q.dtype, torch.float32)
         heads, shape = (self.n_heads, self.head_dim), (q.shape[0], self.n_heads)
