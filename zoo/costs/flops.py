@@ -263,7 +263,8 @@ def _generation(spec: Any, context: int, convention: str, prefix: int) -> dict[s
         whole = product_flops(spec) * context + row_flops(spec)
         return {"prefill": whole + core_flops(spec, lambda look: look.pairs(context), context)}
     if decoder is spec:
-        read = lambda look: look.pairs(context) + look.shown_by(prefix)  # noqa: E731
+        # A decoder with cross-attention reads a memory from outside, taken to be as long as the context.
+        read = lambda look: look.pairs(context, 0, context) + look.shown_by(prefix)  # noqa: E731
         inner, whole = product_flops(spec, head=False), product_flops(spec)
         prefill = inner * context + (whole - inner) + row_flops(spec) + core_flops(spec, read, context)
     else:
