@@ -2,7 +2,11 @@
 
 import copy
 import math
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy
 import pytest
@@ -223,3 +227,34 @@ def test_what_torch_refuses_has_no_figure(name):
         build(spec, device="cpu")(torch.zeros(2, 6, dtype=torch.long))
     with pytest.raises(UnknownOperation):
         sections(spec, Pass(batch=2, context=6))
+
+
+ODD_NORM = '''
+
+
+class Odd(Norm, kind="odd"):
+    """A norm that writes into a tensor."""
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {"weight": Weight((d_model,), init=1.0)}
+
+    def forward(self, m: Any, x: Any) -> Any:
+        y = m.weight * x
+        y[..., 0] = 0
+        return y
+'''
+
+
+def test_stats_of_a_component_that_cannot_be_followed_say_so_and_end_with_0(tmp_path):
+    """The component is added as CONTRIBUTING.md says, in a copy of the tree."""
+    root = Path(__file__).parents[1]
+    shutil.copy(root / "cli.py", tmp_path)
+    for folder in ("zoo", "conf"):
+        shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "zoo" / "model" / "norm.py").open("a", encoding="utf-8") as norms:
+        norms.write(ODD_NORM)
+    (tmp_path / "conf" / "norm" / "odd.yaml").write_text("kind: odd\n", encoding="utf-8")
+    command = [sys.executable, "cli.py", "stats", "llama-tiny", "norm=odd"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not done.stderr
+    assert "'__setitem__'" in " ".join(done.stdout.split())
