@@ -13,10 +13,10 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor, float32, relu
-from torch.nn.functional import elu, silu
 from saved import passes, saved_by, told
 from tiny import spec_of
+from torch import Tensor, float32, relu
+from torch.nn.functional import elu, silu
 
 from zoo.costs import price
 from zoo.costs.activations import Pass, sections

@@ -38,9 +38,8 @@ def generating(spec: Any, setup: Setup, *, prefill: bool = True, fused: bool = T
 
 
 def _on(stage: Stage, setup: Setup, peaks: Peaks | None) -> dict[str, int]:
-    parts = {
-        "weights": round(stage.params * DTYPES[setup.dtype]),
-        "kv_cache": kv_cache(stage, replace(setup, context=-(-setup.tokens(stage) // setup.cp)))["bytes"],
-        **({} if peaks is None else {"prefill": max(peaks)}),
-    }
+    cache = kv_cache(stage, replace(setup, context=-(-setup.tokens(stage) // setup.cp)))
+    parts = {"weights": round(stage.params * DTYPES[setup.dtype]), "kv_cache": cache["bytes"]}
+    if peaks is not None:  # while an encoder reads, nothing is made of its output yet
+        parts["prefill"] = max(peaks.encode - cache["cross_bytes"], peaks.prefill, peaks.decode)
     return {**parts, "total": sum(parts.values())}

@@ -170,7 +170,7 @@ def _attention(
     scale: Any = None,
     enable_gqa: bool = False,
 ) -> Any:
-    return O.sdpa(q, k, v, attn_mask)
+    return O.sdpa(q, k, v, attn_mask, is_causal)
 
 
 _ACTIVATIONS = ("gelu", "hardswish", "leaky_relu", "mish", "relu", "relu6", "sigmoid", "silu", "softplus")
