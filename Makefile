@@ -16,7 +16,7 @@ DEMO_MODEL ?= llama-tiny
 DEMO_TRAIN ?=
 DEMO_RUN ?= runs/demo
 
-.PHONY: help demo test test-oldest test-slow check fmt docs bench gpu-check kernels-oracle clean
+.PHONY: help demo quick test test-oldest test-slow check fmt docs bench gpu-check kernels-oracle clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -30,6 +30,9 @@ demo: $(VENV)/installed ## set up, then price, build and train a small Llama, pl
 	$(BIN)/zoo train model=$(DEMO_MODEL) $(DEMO_TRAIN) hydra.run.dir=$(DEMO_RUN)
 	$(BIN)/python tests/check_demo.py $(DEMO_RUN)
 	$(BIN)/zoo generate --checkpoint $(DEMO_RUN) --prompt "def main("
+
+quick: $(VENV)/installed-dev ## the tests of the inner loop, in less than a minute: the grammar, the counts, the core of the models
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "quick and not slow" $(TESTS)
 
 test: $(VENV)/installed-dev ## set up, then the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup $(TESTS)

@@ -27,7 +27,7 @@ from zoo.errors import KernelError
 from zoo.kernels import Ask, Machine, order, pick
 from zoo.kernels.base import Kernel
 from zoo.kernels.found import EVERYTHING, MACHINES
-from zoo.kernels.table import FEATURES, table
+from zoo.kernels.table import FEATURES, tabulate
 
 PAGE = Path(__file__).parents[1] / "docs" / "kernels.md"
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
@@ -104,7 +104,7 @@ def _row(cells: Iterable[Any]) -> str:
 
 def _capabilities() -> Iterator[str]:
     """What each can do on a Hopper card with every package, by asking."""
-    rows = [row for row in table(H100) if not row.kernel.on_request]
+    rows = [row for row in tabulate(H100) if not row.kernel.on_request]
     yield "\n## What each can do on a Hopper GPU with every package\n"
     yield _row(["", *(row.kernel.name for row in rows)])
     yield _row(["---"] * (1 + len(rows)))

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -90,19 +89,16 @@ def test_list_and_stats_import_no_torch(args: tuple[str, ...]) -> None:
     )
 
 
-def test_stats_take_a_third_of_what_importing_torch_takes() -> None:
-    def seconds(*command: str) -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL, check=True, cwd=ROOT)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def test_stats_load_few_modules_and_help_almost_none() -> None:
+    """What a start costs, counted rather than timed; `zoo bench` has the seconds."""
 
-    def least(*command: str) -> float:
-        return min(seconds(*command) for _ in range(3))
+    def modules(arguments: list[str]) -> int:
+        code = f"import sys; from zoo.cli import run; run({arguments!r}); print(len(sys.modules))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+        return int(done.stdout.splitlines()[-1])
 
-    torch = least("-c", "import torch")
-    assert least("-m", "zoo", "stats", "llama3-8b", "attention=mqa", "n_layers=4") <= 0.35 * torch
-    assert least("-m", "zoo", "--help") <= 0.35 / 3 * torch
+    assert modules(["stats", "llama3-8b", "attention=mqa", "n_layers=4"]) < 750  # torch alone loads 1,124
+    assert modules(["--help"]) < 190  # Python itself some 60
 
 
 # ---------------------------------------------------------------- list and stats

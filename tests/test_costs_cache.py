@@ -14,13 +14,13 @@ import torch
 from counted import tokens_for
 from families import Case, pair
 from hypothesis import HealthCheck, assume, given, settings
+from loaded import load
 from shrunk import shrunk
 from test_property import architectures, made
 from tiny import MIXED, every_choice, model_of, name, spec_of
 from transformers import cache_utils
 
 import zoo
-from zoo.compose import load
 from zoo.compose.model import names
 from zoo.costs import Setup
 from zoo.costs.cache import BLOCK, MAX_BATCHED_TOKENS, held_tokens, kv_cache

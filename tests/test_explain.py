@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import tiny
+from loaded import load
 
 from zoo.analysis.explain import explain, explained, figure
 from zoo.analysis.explain.terms import Number, Traced, call, named, product, symbol, term, total, trace
-from zoo.compose import load
 from zoo.compose.model import names
 from zoo.costs import Setup, price
 from zoo.costs.roofline import roofline

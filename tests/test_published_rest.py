@@ -354,7 +354,7 @@ def test_the_total_is_what_the_reference_implementation_allocates(name: str) -> 
 def test_the_model_is_the_one_that_its_released_config_describes(name: str) -> None:
     said = {**REFERENCE[name].to_dict(), "architectures": [released_as(name)]}
     said |= UNTIED if name in OWN_HEAD else {}
-    body = family.of(said, name).body(said, name)
+    body = family.family_of_config(said, name).body(said, name)
     assert list(unlike(canonical(spec_of(name)), canonical(hf.spec_of(body)))) == []
 
 

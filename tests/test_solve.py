@@ -6,13 +6,13 @@ import dataclasses
 import random
 
 import pytest
+from loaded import load
 from tiny import MIXED, spec_of
 
 import zoo
 from zoo.analysis.solve import Budget, Room, largest_batch, largest_context, shapes, smaller_caches, smallest_gpus
 from zoo.analysis.solve.fit import needed
 from zoo.analysis.solve.search import crossing, reach
-from zoo.compose import load
 from zoo.compose.model import names
 from zoo.costs import Setup, price
 from zoo.costs.cache import kv_cache

@@ -11,7 +11,7 @@ from dataclasses import fields
 import pytest
 
 import zoo
-from zoo.analysis.compare import flat
+from zoo.analysis.compare import flatten
 from zoo.cli import run
 from zoo.cli.setup import HELP, amount
 from zoo.cli.showing import distinct, targets_and_overrides
@@ -92,7 +92,7 @@ def test_csv_holds_the_figures_of_json(names: tuple[str, ...], printed) -> None:
     header, *rows = csv.reader(io.StringIO(printed("stats", *names, "--csv", "--context", "77")))
     assert header == ["figure", *names]
     for column, name in enumerate(names, 1):
-        exact = flat(zoo.stats(name, context=77))
+        exact = flatten(zoo.stats(name, context=77))
         held = {row[0]: row[column] for row in rows if row[column]}
         assert held == {path: str(value) for path, value in exact.items() if value is not None and value != ""}
 

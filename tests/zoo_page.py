@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import transformers
 from families import Case, both, pair
+from loaded import load
 
 from zoo.checkpoint import hf
 from zoo.checkpoint.files import read_json
-from zoo.compose import load
 from zoo.compose.catalogue import models
 from zoo.costs import price
 from zoo.families import family as families
@@ -60,7 +60,7 @@ def by_family() -> dict[str, list[Case]]:
     """The cases of each family."""
     found: dict[str, list[Case]] = {}
     for case in cases():
-        found.setdefault(families.of(config_of(case), case.name).name, []).append(case)
+        found.setdefault(families.family_of_config(config_of(case), case.name).name, []).append(case)
     return found
 
 
@@ -101,7 +101,7 @@ def made_of(specs: list[Any]) -> str:
 def family_rows(measured: dict[str, str]) -> list[tuple[str, ...]]:
     rows = []
     for name, those in sorted(by_family().items()):
-        family = families.read(name)
+        family = families.read_family(name)
         specs = [hf.spec_of(family.body(config_of(case), case.name)) for case in those[:SHOWN]]
         topology = " ".join(sorted({spec.kind for spec in specs}))
         types = ", ".join(f"`{each}`" for each in family.model_types)

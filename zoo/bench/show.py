@@ -47,6 +47,9 @@ def notes(report: Mapping[str, Any]) -> Iterator[str]:
     )
     yield report["accounting"]
     yield "; ".join(f"{name} {row['version']} on torch {row['torch']}" for name, row in report["contenders"].items())
+    fp32, bf16 = machine["gemm_fp32_tflops"], machine["gemm_bf16_tflops"]
+    if report["race"]["dtype"] == "bf16" and bf16 < fp32:
+        yield f"bf16 products are {fp32 / bf16:.1f} times slower than fp32 on this CPU (--dtype fp32 would do)"
     crowded = [f"{name} {row['busy']:.0%}" for name, row in report["contenders"].items() if row["busy"] < CROWDED]
     if crowded:
         yield f"not a quiet machine: share of a core that the measuring threads had: {', '.join(crowded)}"

@@ -56,9 +56,9 @@ def _candidates(spec: Any, architecture: str | None) -> Iterator[tuple[int, Fami
     """Every class of every family of the Spec's topology, the best known first, with how far it is by its choices."""
     parts = [spec] if isinstance(spec, Tower) else [*spec.towers().values()]
     used = {(each.axis, each.kind) for tower in parts for _, each, _ in components(tower, tower.d_model)}
-    order = sorted(families.names(), key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+    order = sorted(families.family_names(), key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     for name in order:
-        family = families.read(name)
+        family = families.read_family(name)
         for each in family.architectures:
             fits = "as" not in family.architectures[each] and architecture in (None, each)
             template = family.template(each)

@@ -92,9 +92,9 @@ def models(titles: Sequence[str], targets: Sequence[str], priced: Sequence[Mappi
         many = [{"model": label, **figures} for label, figures in zip(labels, priced, strict=True)]
         print(report.as_json(priced[0] if len(priced) == 1 else many))
     elif shown is Shown.csv:
-        from zoo.analysis.compare import flat
+        from zoo.analysis.compare import flatten
 
-        print(report.as_csv(["figure", *labels], report.exact_rows([flat(each) for each in priced])))
+        print(report.as_csv(["figure", *labels], report.exact_rows([flatten(each) for each in priced])))
     elif shown is Shown.md:
         print(_markdown(labels, priced))
     elif len(priced) == 1:
@@ -126,10 +126,10 @@ def headers(targets: Sequence[str]) -> None:
         folder = Path(target)
         if not is_file(target) or not folder.is_dir() or not any(folder.rglob("*.safetensors")):
             continue
-        from zoo.checkpoint.held import held
+        from zoo.checkpoint.tensors import compare_tensors
 
         try:
-            found = held(folder)
+            found = compare_tensors(folder)
             faults = list(found.faults)
         except ConfigError as error:
             found, faults = None, error.faults

@@ -81,7 +81,7 @@ def published(path: Path) -> tuple[Body, list[str]]:
 
     folder = runs.find(path) if path.is_dir() else path
     if described.is_config(folder):
-        made, notes = described.described(folder)
+        made, notes = described.describe_config(folder)
         return dict(made.model), notes
     run = path / "config.yaml"
     return (read(run)["model"] if run.is_file() else to_body(read_spec(folder))), []

@@ -21,6 +21,7 @@ from zoo.compose.engine import IntervalSweep, Override
 from zoo.compose.model import Composer, to_spec
 from zoo.compose.overrides import alternatives, parse, text
 from zoo.errors import ConfigError
+from zoo.grammar.pattern import MOST_LAYERS
 from zoo.model.tower import Topology
 
 FEWEST = 3
@@ -127,10 +128,10 @@ def _marked(line: Sequence[str]) -> tuple[tuple[str, ...], dict[float, float]]:
     for index, override in enumerate(line):
         key, _, value = override.partition("=")
         number = _number(value)
-        if key == "n_layers" and isinstance(number, int):
+        if key == "n_layers" and isinstance(number, int) and number <= MOST_LAYERS:  # more is refused when read
             numbers[LAYERS] = number
             override = ANY_DEPTH
-        elif number is not None and not key.endswith(".n_layers"):  # a tower's: it decides that tower's pattern
+        elif number is not None and key.rpartition(".")[2] != "n_layers":  # a tower's: it decides that tower's pattern
             mark = MARK + index if isinstance(number, int) else MARK + index + 0.5
             numbers[mark] = number
             override = f"{key}={mark!r}"

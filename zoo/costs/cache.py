@@ -16,11 +16,18 @@ The same model keeps a different amount in each engine, so that a figure is alwa
 Values have the cache's dtype. The state of a recurrence is float32 in `ideal` and `hf`, in vLLM what the model is in.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
+
+if TYPE_CHECKING:
+    from zoo.model.block.base import Block
+    from zoo.model.tower import Tower
 
 STATE_BYTES = 4
 """Of a value of a recurrent state, which is float32 whatever the model's dtype."""
@@ -32,25 +39,51 @@ MAX_BATCHED_TOKENS = 2048
 """Tokens that one step of a paged engine may add: vLLM's fallback. Its server takes more on large GPUs."""
 
 
-def kv_cache(spec: Any, setup: Setup) -> dict[str, Any]:
-    """Bytes that generation keeps for a set-up's sequences in its engine; a model that writes nothing keeps nothing.
+class CacheRow(NamedTuple):
+    """What a kind of layer keeps while generating. `layers` are how many there are of it, `room` how many an engine
+    keeps room for; of each layer `values` are cached a token, `cross_values` a token of the encoder's, and `state` is
+    the bytes of recurrent states."""
+
+    where: str
+    tower: Tower
+    kind: str
+    block: Block
+    layers: int
+    room: int
+    values: int
+    cross_values: int
+    state: int
+
+
+def list_cache_rows(spec: Priced, setup: Setup) -> Iterator[CacheRow]:
+    """List what each kind of layer keeps in each tower that writes; those of an encoder keep nothing."""
+    for where, tower in spec.towers().items():
+        counts = {kind: tower.pattern.count(kind) for kind in tower.blocks}
+        room = padded_counts(tower.blocks, counts) if setup.engine == "paged" else counts
+        for kind, block in tower.blocks.items() if tower.causal else ():
+            crossed = 0 if block.cross is None else _values(block.cross.cache())
+            held = _values(block.attention.cache()), crossed, state_bytes(block, setup)
+            yield CacheRow(where, tower, kind, block, counts[kind], room[kind], *held)
+
+
+def kv_cache(spec: Priced, setup: Setup) -> dict[str, Any]:
+    """Count the bytes that generation keeps for a set-up's sequences in its engine; none for a model that writes
+    nothing.
 
     `bytes_per_token` is what one more token costs while every layer still keeps all of them. `bytes` is everything:
     in it are `cross_bytes`, what cross-attention made of an encoder's `context` tokens, and `state_bytes`, the states
     of recurrent layers; no token adds to either.
     """
     context, dtype = setup.tokens(spec), setup.cache_dtype or setup.dtype
-    per_token = tokens = crossed = states = 0
-    for block, layers, stored in _layers(spec, setup.engine):
-        values = _values(block.attention.cache()) * DTYPES[dtype]
-        per_token += values * layers
-        tokens += values * held_tokens(block.attention, context, setup.engine) * stored
-        if block.cross is not None:
-            memory = _pages(context) * BLOCK if setup.engine == "paged" else context
-            crossed += _values(block.cross.cache()) * DTYPES[dtype] * memory * layers
-        states += state_bytes(block, setup) * layers
+    width, rows = DTYPES[dtype], list(list_cache_rows(spec, setup))
+    tokens = sum(
+        row.values * width * held_tokens(row.block.attention, context, setup.engine) * row.room for row in rows
+    )
+    memory = memory_tokens(context, setup.engine)
+    crossed = sum(row.cross_values * width * memory * row.layers for row in rows)
+    states = sum(row.state * row.layers for row in rows)
     return {
-        "bytes_per_token": round(per_token),
+        "bytes_per_token": round(sum(row.values * width * row.layers for row in rows)),
         "bytes": round((tokens + crossed + states) * setup.batch),
         "tokens": context,
         "batch": setup.batch,
@@ -60,6 +93,11 @@ def kv_cache(spec: Any, setup: Setup) -> dict[str, Any]:
         "state_bytes": round(states * setup.batch),
         **({"block_size": BLOCK, "max_batched_tokens": MAX_BATCHED_TOKENS} if setup.engine == "paged" else {}),
     }
+
+
+def memory_tokens(context: int, engine: str) -> int:
+    """Tokens of an encoder's output that cross-attention keeps, or has pages for."""
+    return -(-context // BLOCK) * BLOCK if engine == "paged" else context
 
 
 def held_tokens(attention: Any, context: int, engine: str) -> int:
@@ -79,16 +117,6 @@ def held_tokens(attention: Any, context: int, engine: str) -> int:
 
 def _pages(tokens: int) -> int:
     return -(-tokens // BLOCK)
-
-
-def _layers(spec: Any, engine: str) -> Iterator[tuple[Any, int, int]]:
-    """The kinds of layer that generate: a block, how many layers there are of it, and how many an engine keeps room
-    for."""
-    for tower in spec.towers().values():
-        if tower.causal:
-            counts = {kind: tower.pattern.count(kind) for kind in tower.blocks}
-            padded = padded_counts(tower.blocks, counts) if engine == "paged" else counts
-            yield from ((block, counts[kind], padded[kind]) for kind, block in tower.blocks.items())
 
 
 def padded_counts(blocks: dict[str, Any], counts: dict[str, int]) -> dict[str, int]:

@@ -11,13 +11,14 @@ Frameworks count differently, by definition and not by mistake, so that their fi
 (CONVENTIONS): up to twofold apart in a long context.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from zoo.costs.params import below, is_output
+from zoo.costs.pairs import Look
+from zoo.costs.rows import CostTable, PartRow, Priced, tabulate
 from zoo.costs.setup import RECOMPUTE
 from zoo.errors import ConfigError, did_you_mean
-from zoo.spec import Embedding, Linear, Part, Tied, components, walk
+from zoo.spec import CROSS, LOGITS, READ, Embedding, Linear, Tied
 
 CONVENTIONS = {
     "exact": "exact: matrix products, visible pairs only, 2 FLOPs a multiply-add; backward = 2 × forward",
@@ -35,133 +36,70 @@ FLASH_BACKWARD = 2.5
 """FLOPs of FlashAttention's backward over its forward's: five products for two, as it computes the scores again."""
 
 
-# ---------------------------------------------------------------- pairs
-
-
-class Look(NamedTuple):
-    """How the tokens of an attention see each other."""
-
-    causal: bool
-    cross: bool  # whether they see an encoder's output rather than each other
-    window: int | None = None
-    chunk: int | None = None
-
-    def pairs(self, new: int, held: int = 0, memory: int = 0) -> int:
-        """(query, key) pairs of `new` tokens after `held`, `memory` being the encoder's."""
-        if self.cross:
-            return new * memory
-        if not self.causal:
-            if self.chunk is not None:
-                return new // self.chunk * self.chunk**2 + (new % self.chunk) ** 2
-            return both_ways_pairs(new, self.window)
-        if self.chunk is not None:
-            return chunked_pairs(held + new, self.chunk) - chunked_pairs(held, self.chunk)
-        return visible_pairs(new, held, self.window)
-
-    def shown_by(self, prefix: int) -> int:
-        """Pairs that a causal look gains when the first `prefix` tokens all see one another."""
-        if self.cross or not self.causal:
-            return 0
-        if self.chunk is not None:  # which a prefix does not reach beyond
-            return chunked_pairs(prefix, self.chunk) - prefix
-        return prefix * prefix - visible_pairs(prefix, 0, self.window)
-
-
-def visible_pairs(new: int, held: int, window: int | None) -> int:
-    """(query, key) pairs of `new` causal queries after `held` tokens, each seeing at most `window` keys, itself
-    included."""
-    if window is None or window >= held + new:
-        return new * held + new * (new + 1) // 2
-    short = min(new, max(0, window - held))  # queries that do not fill the window yet
-    return short * held + short * (short + 1) // 2 + (new - short) * window
-
-
-def both_ways_pairs(tokens: int, reach: int | None) -> int:
-    """Pairs of tokens at most `reach` apart, each with itself included."""
-    if reach is None or reach >= tokens - 1:
-        return tokens * tokens
-    return tokens + 2 * (reach * tokens - reach * (reach + 1) // 2)
-
-
-def chunked_pairs(tokens: int, chunk: int) -> int:
-    """Causal pairs within stretches of `chunk` tokens."""
-    whole, rest = divmod(tokens, chunk)
-    return whole * (chunk * (chunk + 1) // 2) + rest * (rest + 1) // 2
-
-
 # ---------------------------------------------------------------- what a pass computes
 
 
-def product_flops(spec: Any, *, head: bool = True) -> int:
+def is_row_wise(row: PartRow) -> bool:
+    """Whether a part is applied once for a row of tokens rather than to each: a pooler's."""
+    return row.slot == "pooler"
+
+
+def reads_memory(row: PartRow) -> bool:
+    """Whether a part makes cross-attention's keys or values, once of each token that the encoder read."""
+    return CROSS in row.roles and row.part.role == READ
+
+
+def product_flops(spec: Priced | CostTable, *, head: bool = True) -> int:
     """Forward FLOPs of one token through every matrix product that each token goes through, the head's among them or
     not."""
-    met = _met(spec, lambda path: not _in(path, "pooler") and (head or not _in(path, "head")))
-    return sum(part.flops * copies for part, copies in met)
+    return _flops(spec, lambda row: not is_row_wise(row) and (head or row.slot != "head"))
 
 
-def row_flops(spec: Any) -> int:
+def row_flops(spec: Priced | CostTable) -> int:
     """Forward FLOPs of the matrix products that are made once for a row: a pooler's, of its first token."""
-    return sum(part.flops * copies for part, copies in _met(spec, lambda path: _in(path, "pooler")))
+    return _flops(spec, is_row_wise)
 
 
-def memory_flops(tower: Any) -> int:
-    """Forward FLOPs of making the keys and values of one token of an encoder's output, in all layers."""
-    met = _met(tower, lambda path: path.endswith((".cross.k", ".cross.v")))
-    return sum(part.flops * copies for part, copies in met)
+def memory_flops(spec: Priced | CostTable) -> int:
+    """Forward FLOPs of making cross-attention's keys and values of one token of the encoder's output, in all layers."""
+    return _flops(spec, reads_memory)
 
 
-def pair_flops(spec: Any, pairs: Callable[[Look], int], *, decoding: bool = False) -> int:
-    """Forward FLOPs of scores and of values weighted by them, with the pairs given as a function of how tokens look.
+def _flops(spec: Priced | CostTable, kept: Callable[[PartRow], bool]) -> int:
+    return sum(row.part.flops * row.used for row in tabulate(spec).parts if kept(row))
 
-    A token that is decoded may take another way (MLA reads its latents as they are).
+
+def pair_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], *, decoding: bool = False) -> int:
+    """Forward FLOPs of QKᵀ and PV, with the pairs given as a function of how tokens look.
+
+    A decoded token may take another way (MLA reads its latents as they are).
     """
     return sum(
-        (attention.decode_flops if decoding else attention.core_flops)(pairs(look)) * copies
-        for _, look, attention, copies in _looks(spec)
+        (row.attention.decode_flops if decoding else row.attention.core_flops)(pairs(row.look)) * row.used
+        for row in tabulate(spec).attentions
     )
 
 
-def other_flops(spec: Any, new: int, held: int = 0) -> int:
-    """Forward FLOPs of `new` tokens after `held` that neither a weight nor a pair explains: moving and reading
+def other_flops(spec: Priced | CostTable, new: int, held: int = 0) -> int:
+    """Forward FLOPs of `new` tokens after `held` that neither a weight nor a pair explains: updating and reading
     recurrent states, and work on a table that all tokens share."""
     return sum(
-        (attention.state_flops() * new + attention.pass_flops(tower.d_model, new, held)) * copies
-        for tower, _, attention, copies in _looks(spec)
+        (row.attention.state_flops() * new + row.attention.pass_flops(row.tower.d_model, new, held)) * row.used
+        for row in tabulate(spec).attentions
     )
 
 
-def core_flops(spec: Any, pairs: Callable[[Look], int], new: int, held: int = 0) -> int:
+def core_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: int, held: int = 0) -> int:
     """Forward FLOPs of `new` tokens after `held` that no weight explains, with the pairs given as a function of how
     they look."""
-    return pair_flops(spec, pairs, decoding=new == 1 and held > 0) + other_flops(spec, new, held)
-
-
-def _met(spec: Any, kept: Callable[[str], bool]) -> Iterator[tuple[Part, int]]:
-    """The parts whose path is kept, and how often a pass goes through each."""
-    for path, _, part, copies in walk(spec, spec.d_model, used=True):
-        if kept(path):
-            yield part, copies
-
-
-def _in(path: str, place: str) -> bool:
-    return below(path)[0] == place
-
-
-def _looks(spec: Any) -> Iterator[tuple[Any, Look, Any, int]]:
-    """Every attention: its tower, how its tokens look, itself, and how often a pass goes through it."""
-    for tower in spec.towers().values():
-        for path, component, copies in components(tower, tower.d_model):
-            if component.axis == "attention":
-                attention: Any = component
-                cross = path.endswith(".cross")
-                look = Look(tower.causal, cross, attention.visible_window, attention.visible_chunk)
-                yield tower, look, attention, copies
+    table = tabulate(spec)
+    return pair_flops(table, pairs, decoding=new == 1 and held > 0) + other_flops(table, new, held)
 
 
 # ---------------------------------------------------------------- the conventions
 
 
-class Pass(NamedTuple):
+class PassFlops(NamedTuple):
     """Forward FLOPs of one sequence, as a convention counts them."""
 
     products: float  # with weights
@@ -173,15 +111,15 @@ class Pass(NamedTuple):
         return self.products + self.pairs + self.other
 
 
-def count(
-    spec: Any,
+def count_flops(
+    spec: Priced | CostTable,
     context: int,
     convention: str = "exact",
     recompute: str = "none",
     documents: Sequence[int] | None = None,
     prefix: int = 0,
 ) -> dict[str, Any]:
-    """FLOPs of one sequence of `context` tokens.
+    """Count the FLOPs of one sequence of `context` tokens.
 
     `forward` and `train` are per token, the mean over the sequence, `train` being three times forward (`hfu` adds what
     is computed again). `train_hardware` adds to `train` what `recompute` makes again: the pairs' work (selective) or a
@@ -197,8 +135,9 @@ def count(
     Raises ConfigError for a convention or recomputation that does not exist, and for documents or a prefix that the
     model cannot take.
     """
-    _check(spec, context, convention, recompute, documents, prefix)
-    passed = _passed(spec, context, convention, documents, prefix)
+    table = tabulate(spec)
+    _check(table, context, convention, recompute, documents, prefix)
+    passed = _passed(table, context, convention, documents, prefix)
     again = {"none": 0.0, "selective": passed.pairs, "full": passed.whole}[recompute]
     train = 3 * passed.whole
     if convention == "hfu":
@@ -210,65 +149,68 @@ def count(
         "forward": round(passed.whole / context),
         "train": round(train / context),
         "train_hardware": round((train + again) / context),
-        **({} if documents else _generation(spec, context, convention, prefix)),
+        **({} if documents else _generation(table, context, convention, prefix)),
     }
 
 
-def _passed(spec: Any, context: int, convention: str, documents: Sequence[int] | None, prefix: int) -> Pass:
+def _passed(table: CostTable, context: int, convention: str, documents: Sequence[int] | None, prefix: int) -> PassFlops:
     if convention == "kaplan":
-        return Pass(2 * multiplied(spec, head=False) * context, 0)
+        return PassFlops(2 * multiplied(table, head=False) * context, 0)
     if convention == "palm":
-        return Pass(2 * multiplied(spec) * context, pair_flops(spec, lambda look: context * context))
-    products = product_flops(spec) * context + row_flops(spec)
-    other = other_flops(spec, context)
+        return PassFlops(2 * multiplied(table) * context, pair_flops(table, lambda look: context * context))
+    products = product_flops(table) * context + row_flops(table)
+    other = other_flops(table, context)
     if convention == "megatron":
-        routers = sum(part.flops * copies for part, copies in _met(spec, lambda path: ".router." in path))
-        return Pass(products - routers * context, _half_squares(spec, context), other)
+        routers = _flops(table, lambda row: "router" in row.roles)
+        return PassFlops(products - routers * context, _half_squares(table, context), other)
     lengths = documents or (context,)
 
     def pairs(look: Look) -> int:
         return sum(look.pairs(tokens, 0, context) for tokens in lengths) + look.shown_by(prefix)
 
-    return Pass(products, pair_flops(spec, pairs), other)
+    return PassFlops(products, pair_flops(table, pairs), other)
 
 
-def _half_squares(spec: Any, context: int) -> float:
+def _half_squares(table: CostTable, context: int) -> float:
     """The pairs' work with half of the square where attention is causal, and all of it elsewhere."""
-    whole = pair_flops(spec, lambda look: context * context)
-    return whole - pair_flops(spec, lambda look: 0 if look.cross or not look.causal else context * context) / 2
+    whole = pair_flops(table, lambda look: context * context)
+    return whole - pair_flops(table, lambda look: 0 if look.cross or not look.causal else context * context) / 2
 
 
-def multiplied(spec: Any, *, head: bool = True) -> int:
-    """Parameters that a token meets in one pass, tables that are looked up left out: shared layers as often as they are
-    used, and the head's matrix, tied or not, unless `head` says otherwise."""
-    met = 0
-    for part, copies in _met(spec, lambda path: head or not is_output(path)):
-        if isinstance(part, Tied) and isinstance(part.of, Linear):
-            met += part.of.active * copies
-        elif not isinstance(part, Embedding):
-            met += part.active * copies
-    return met
+def multiplied(spec: Priced | CostTable, *, head: bool = True) -> int:
+    """Count the parameters that a token uses in one pass, tables that are looked up left out: shared layers as often as
+    they are used, and the head's matrix, tied or not, unless `head` says otherwise."""
+    return sum(multiplied_by(row) * row.used for row in tabulate(spec).parts if head or row.part.role != LOGITS)
 
 
-def _generation(spec: Any, context: int, convention: str, prefix: int) -> dict[str, int]:
+def multiplied_by(row: PartRow) -> int:
+    """Count the parameters of a part that a token uses in products: none of a table, all of a tied matrix."""
+    part = row.part
+    if isinstance(part, Tied) and isinstance(part.of, Linear):
+        return part.of.active
+    return 0 if isinstance(part, Embedding) else part.active
+
+
+def _generation(table: CostTable, context: int, convention: str, prefix: int) -> dict[str, int]:
     """What reading a prompt and decoding a token cost, where the convention says."""
-    towers = spec.towers()
+    spec, towers = table.spec, table.towers
     if convention == "kaplan" and len(towers) == 1:
-        forward = 2 * multiplied(spec, head=False)
+        forward = 2 * multiplied(table, head=False)
         return {"prefill": forward * context, **({"decode": forward} if spec.causal else {})}
     if convention not in ("exact", "hfu"):
         return {}
-    decoder = next((tower for tower in towers.values() if tower.causal), None)
-    if decoder is None:
-        whole = product_flops(spec) * context + row_flops(spec)
-        return {"prefill": whole + core_flops(spec, lambda look: look.pairs(context), context)}
-    if decoder is spec:
+    where = next((name for name, tower in towers.items() if tower.causal), None)
+    if where is None:
+        whole = product_flops(table) * context + row_flops(table)
+        return {"prefill": whole + core_flops(table, lambda look: look.pairs(context), context)}
+    decoder = table.of(where)
+    if len(towers) == 1:
         # A decoder with cross-attention reads a memory from outside, taken to be as long as the context.
         read = lambda look: look.pairs(context, 0, context) + look.shown_by(prefix)  # noqa: E731
-        inner, whole = product_flops(spec, head=False), product_flops(spec)
-        prefill = inner * context + (whole - inner) + row_flops(spec) + core_flops(spec, read, context)
+        inner, whole = product_flops(table, head=False), product_flops(table)
+        prefill = inner * context + (whole - inner) + row_flops(table) + core_flops(table, read, context)
     else:
-        encoder = towers["encoder"]
+        encoder = table.of("encoder")
         read = product_flops(encoder) * context + core_flops(encoder, lambda look: look.pairs(context), context)
         begun = _decoded(decoder, 1, context)
         prefill = read + row_flops(encoder) + memory_flops(decoder) * context + begun
@@ -280,14 +222,15 @@ def _generation(spec: Any, context: int, convention: str, prefix: int) -> dict[s
     }
 
 
-def _decoded(decoder: Any, known: int, memory: int, *, expanded: bool = False) -> int:
+def _decoded(decoder: CostTable, known: int, memory: int, *, expanded: bool = False) -> int:
     """Forward FLOPs of the last of `known` tokens, after `memory` ones that an encoder read."""
     held = known - 1
     pairs = pair_flops(decoder, lambda look: look.pairs(1, held, memory), decoding=held > 0 and not expanded)
     return product_flops(decoder) - memory_flops(decoder) + pairs + other_flops(decoder, 1, held)
 
 
-def _check(spec: Any, context: int, convention: str, recompute: str, documents: Any, prefix: int) -> None:
+def _check(table: CostTable, context: int, convention: str, recompute: str, documents: Any, prefix: int) -> None:
+    spec = table.spec
     for name, found, known in (("convention", convention, CONVENTIONS), ("recompute", recompute, RECOMPUTE)):
         if found not in known:
             hint = did_you_mean(found, known)
@@ -296,7 +239,7 @@ def _check(spec: Any, context: int, convention: str, recompute: str, documents: 
         if sum(documents) != context or min(documents) < 1:
             found = f"{len(documents)} of {sum(documents)} tokens in all, the sequence has {context}"
             raise ConfigError(f"documents: {found} (lengths from 1 up that add up to it)")
-        if len(spec.towers()) > 1:
+        if len(table.towers) > 1:
             raise ConfigError(f"documents: a model of kind '{spec.kind}' takes none (a decoder does)")
         if prefix:
             raise ConfigError("prefix: packed documents were given too (one of them)")
@@ -304,7 +247,7 @@ def _check(spec: Any, context: int, convention: str, recompute: str, documents: 
         return
     if not getattr(spec, "prefix_lm", False):
         raise ConfigError("prefix: this model has no tokens that all see one another (prefix_lm: true would do)")
-    if any(attention.causal for _, _, attention, _ in _looks(spec)):
+    if any(row.attention.causal for row in table.attentions):
         raise ConfigError("prefix: a recurrent mixer reads earlier tokens only (use gqa there)")
     if not 0 <= prefix <= context:
         raise ConfigError(f"prefix: is {prefix}, the sequence has {context} tokens (0 to {context})")

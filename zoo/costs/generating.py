@@ -16,10 +16,11 @@ from zoo.errors import ConfigError
 def generating(spec: Any, setup: Setup, *, prefill: bool = True, fused: bool = True) -> dict[str, int]:
     """Bytes on the rank that needs most: `weights`, `kv_cache`, `prefill`, and `total`, their sum.
 
-    `prefill`, where asked for, is the most that is alive at once beside weights and cache: while all prompts are read together up to
-    their first logits, or while a token is decoded, whichever is more. It is traced (`zoo.costs.transient`) with Zoo's
-    own cache, whatever the engine. Tensor parallelism leaves a rank its heads, its part of each feed-forward and of the
-    vocabulary (and all of MLA's latent); a pipeline its layers; context parallelism its tokens.
+    `prefill`, unless it is not asked for, is the most that is alive at once beside weights and cache: while all prompts
+    are read together up to their first logits, or while a token is decoded, whichever is more. It is traced
+    (`zoo.costs.transient`) with Zoo's own cache, whatever the engine. Tensor parallelism leaves a rank its heads, its
+    part of each feed-forward and of the vocabulary (and all of MLA's latent); a pipeline its layers; context
+    parallelism its tokens.
 
     Raises ConfigError for a model that generates nothing, for dimensions that the ranks do not divide, and for more
     tokens than the model can read; UnknownOperation for a pass that shadows cannot follow.

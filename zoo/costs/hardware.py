@@ -52,7 +52,7 @@ CARDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class SheetFigure:
     """A number as its source gives it; `sparse_factor` is that of a rate, where it is not the accelerator's."""
 
     value: float
@@ -69,8 +69,8 @@ class Hardware:
 
     name: str
     title: str
-    tflops: Mapping[str, Figure]
-    sizes: Mapping[str, Figure]
+    tflops: Mapping[str, SheetFigure]
+    sizes: Mapping[str, SheetFigure]
     sparse_factor: float
     capability: tuple[int, int] | None = None
 
@@ -173,8 +173,8 @@ def _read(path: Path) -> Any:
         raise ConfigError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
 
 
-def _figure(node: Mapping[str, Any], body: Mapping[str, Any]) -> Figure:
-    return Figure(**{**node, "source": body["sources"][node["source"]]})
+def _figure(node: Mapping[str, Any], body: Mapping[str, Any]) -> SheetFigure:
+    return SheetFigure(**{**node, "source": body["sources"][node["source"]]})
 
 
 def _faults(body: Any) -> Iterator[str]:

@@ -100,7 +100,7 @@ def _mask(tower: Any, attention: Any, use: str, setup: Setup) -> Mask:
     held = min(tokens + 1, window or chunk or tokens + 1)  # a ring of so many slots
     biased = attention.positioning is not None and attention.positioning.biases
     columns: Any = () if biased and held <= tokens else None  # a bias tells columns apart, and a ring's are in no order
-    return Mask(1, held, causal=True, documents=apart, query_columns=columns, key_columns=columns)
+    return Mask(1, held, causal=True, documents=apart, query_index=columns, key_index=columns)
 
 
 def _lines(name: str, tower: Any, spec: Any, setup: Setup, machine: Machine) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 """Bytes of weights, and of what stands beside them when training or generating."""
 
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from zoo.costs.activations import Pass, Section, sections
@@ -151,14 +152,15 @@ def _loss_bytes(spec: Any, setup: Setup) -> float | None:
 
 
 class Piece(NamedTuple):
-    """A piece of a pass, in the order of the forward one: what it leaves kept, what its backward pass leaves of
-    gradients, and the `sum` of a table's that meets one which is there already."""
+    """A piece of a pass, in the order of the forward one, `count` times in a row: what it leaves kept, what its
+    backward pass leaves of gradients, and the `sum` of a table's that meets one which is there already."""
 
     label: str
     section: Section
     kept: int
     gradients: int
     sum: int = 0
+    count: int = 1
 
 
 def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section]) -> list[Piece]:
@@ -168,12 +170,13 @@ def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section]) -> list[Piec
         embedding, table = passes[f"{prefix}embedding"], _met_again(spec, name, tower, setup)
         met = 0 if setup.chunked_loss else table  # a chunk's has been added to the weight's own by then, in place
         found.append(Piece("embedding", embedding, embedding.bytes, embedding.gradients - table, met))
-        for kind in tower.pattern:
-            section = passes[f"{prefix}layer:{kind}"]
-            again = tower.shared_layers and kind in seen  # weights of which there is a gradient already
-            seen.add(kind)
+        for kind, run in groupby(tower.pattern):
+            section, count = passes[f"{prefix}layer:{kind}"], sum(1 for _ in run)
             kept = section.input if full else section.bytes
-            found.append(Piece("layer", section, kept, 0 if again else section.gradients))
+            own = (kind not in seen) if tower.shared_layers else count  # the others' gradients are there already
+            seen.add(kind)
+            made = ((section.gradients, int(own)), (0, count - own))
+            found += [Piece("layer", section, kept, each, count=times) for each, times in made if times]
         last = passes[f"{prefix}head"]
         if f"{prefix}loss" in passes and not setup.chunked_loss:
             last = passes[f"{prefix}loss"]
@@ -196,12 +199,14 @@ def _single(spec: Any, setup: Setup, passes: Mapping[str, Section]) -> dict[str,
     undone last to first, each beside what those before it keep and the gradients of those behind it."""
     pieces, again = _pieces(spec, setup, passes), setup.recompute == "full"
     shared = [section for name, section in passes.items() if name.split(".")[-1] == "shared"]
-    before = sum(each.input if again else each.bytes for each in shared) + sum(piece.kept for piece in pieces)
+    before = sum(each.input if again else each.bytes for each in shared) + sum(
+        piece.kept * piece.count for piece in pieces
+    )
     gradients = beside = 0
     peaks: dict[str, float] = {}
-    for piece in reversed(pieces):
+    for piece in (step for run in reversed(pieces) for step in _decisive(run)):
         section = piece.section
-        before -= piece.kept
+        before -= piece.kept * piece.count
         undone = section.peak
         if again and piece.label == "layer":  # its forward pass a second time, beside the gradient of its result
             undone = max(section.peak + (0 if section.keeps_input else section.input), section.forward + section.input)
@@ -210,9 +215,23 @@ def _single(spec: Any, setup: Setup, passes: Mapping[str, Section]) -> dict[str,
         else:
             peak = before + max(gradients + beside + undone + piece.sum, section.forward)
         peaks[piece.label] = max(peaks.get(piece.label, 0), peak)
-        gradients += piece.gradients
+        gradients += piece.gradients * piece.count
         beside = 0 if piece.label == "embedding" else max(beside, section.beside)
     return peaks
+
+
+def _decisive(piece: Piece) -> list[Piece]:
+    """A run of equal layers as the few at which its peak can be, so that no price grows with depth.
+
+    From one layer of a run to the next, what is kept falls by a constant and gradients grow by a constant. So the bytes
+    are the larger of two straight lines, and largest at an end of the run. The first layer undone is apart, because the
+    gradient of what layers share (`beside`) stands only after it. Example: 100 layers become 1, 1, 97 and 1. The 97 are
+    undone as one step, for which fewer bytes are counted than for any layer of them, so that it never decides.
+    """
+    if piece.count < 4:
+        return [piece._replace(count=1)] * piece.count
+    one = piece._replace(count=1)
+    return [one, one, piece._replace(count=piece.count - 3), one]
 
 
 def _chunked_peak(spec: Any, setup: Setup, head: Section) -> float:

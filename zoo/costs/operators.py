@@ -12,11 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.costs.cache import STATE_BYTES
-from zoo.costs.flops import Look
-from zoo.spec import Embedding, Experts, Linear, Part, Tied, components, walk
+from zoo.costs.flops import is_row_wise, reads_memory
+from zoo.costs.rows import AttentionRow, CostTable, PartRow, Priced, RouterRow, tabulate
+from zoo.spec import Embedding, Experts, Linear, Tied
+
+if TYPE_CHECKING:
+    from zoo.model.attention.base import Attention
+    from zoo.model.router import Router
+    from zoo.model.tower import Tower
 
 
 class Span(NamedTuple):
@@ -66,10 +72,14 @@ class Chosen(NamedTuple):
 
 @dataclass
 class Operator:
-    """`flops` and `own` are of one sequence, `weights` and `chosen` of the whole batch: bytes that every token meets,
-    and those that depend on what tokens choose."""
+    """The products of one sub-layer in all layers of a kind, or with `core` its attention's QKᵀ and PV and its states.
+
+    `flops` and `own` (bytes of cache and states) are of one sequence; `weights`, bytes that every token uses, and
+    `chosen`, those that depend on what tokens choose, of the whole batch.
+    """
 
     new: int
+    core: bool = field(default=False, kw_only=True)
     flops: float = 0
     weights: float = 0
     own: float = 0
@@ -82,46 +92,41 @@ class Operator:
         return self.weight_bytes(batch) + self.own * batch
 
 
-def operators(spec: Any, context: int, widths: Widths, *, decode: bool) -> dict[str, Operator]:
+def operators(spec: Priced | CostTable, context: int, widths: Widths, *, decode: bool) -> dict[str, Operator]:
     """Every operator of a pass by name, on one rank of tensor parallelism: layers of a kind together."""
+    table = tabulate(spec)
     found: dict[str, Operator] = {}
-    for prefix, tower in spec.towers().items():
-        what = span(tower, spec, context, decode)
+    for where, tower in table.towers.items():
+        what, own = span(tower, table.spec, context, decode), table.of(where)
         if what is None:
             continue
-        for path, _, part, copies in walk(tower, tower.d_model, used=True):
-            if times := _times(path, tower, what):
-                operator = found.setdefault(_full(prefix, path), Operator(what.new))
-                _add(operator, part, copies, times, widths)
-        for path, component, copies in components(tower, tower.d_model):
-            if component.axis == "attention":
-                found[f"{_full(prefix, path)}.core"] = _core(tower, path, component, copies, what, widths)
+        for row in own.parts:
+            if times := _times(row, tower, what):
+                _add(found.setdefault(operator_name(row), Operator(what.new)), row, times, widths)
+        for row in own.attentions:
+            core = found.setdefault(f"{operator_name(row)}.core", Operator(what.new, core=True))
+            _add_core(core, row, what, widths)
     return found
 
 
-def _times(path: str, tower: Any, what: Span) -> int:
-    """Tokens of a sequence that a part sees."""
-    if path.endswith((".cross.k", ".cross.v")):
+def _times(row: PartRow, tower: Tower, what: Span) -> int:
+    """Tokens of a sequence that a part is applied to."""
+    if reads_memory(row):
         return 0 if what.made else what.memory
-    once = ("head", "pooler") if tower.causal else ("pooler",)
-    return 1 if path.split(".")[0] in once else what.new
+    once = is_row_wise(row) or (tower.causal and row.slot == "head")
+    return 1 if once else what.new
 
 
-def _full(prefix: str, path: str) -> str:
-    return ".".join(filter(None, (prefix, _name(path))))
+def operator_name(row: PartRow | AttentionRow | RouterRow) -> str:
+    """Name the operator a row belongs to: `encoder.layer.ffn`. The norms of a layer are small, and one operator."""
+    slot = "norms" if row.kind is not None and row.roles[0] == "norm" else row.roles[0]
+    return ".".join(filter(None, (row.where, row.kind, slot)))
 
 
-def _name(path: str) -> str:
-    """`blocks.layer.ffn.experts.up` is part of `layer.ffn`; the norms of a layer are small, and one operator."""
-    steps = path.split(".")
-    if steps[0] != "blocks":
-        return steps[0]
-    return f"{steps[1]}.{'norms' if steps[2].endswith('norm') else steps[2]}"
-
-
-def _add(operator: Operator, part: Part, copies: int, times: int, widths: Widths) -> None:
-    operator.flops += part.flops * copies * times / widths.tp
-    size = copies * widths.weight / widths.tp
+def _add(operator: Operator, row: PartRow, times: int, widths: Widths) -> None:
+    part = row.part
+    operator.flops += part.flops * row.used * times / widths.tp
+    size = row.used * widths.weight / widths.tp
     of = part.of if isinstance(part, Tied) else part
     if isinstance(of, Embedding):
         operator.chosen.append(Chosen(of.width * size, of.count, 1))
@@ -133,22 +138,23 @@ def _add(operator: Operator, part: Part, copies: int, times: int, widths: Widths
         operator.weights += sum(map(math.prod, of.shapes().values())) * size
 
 
-def _core(tower: Any, path: str, attention: Any, copies: int, what: Span, widths: Widths) -> Operator:
-    look = Look(tower.causal, path.endswith(".cross"), attention.visible_window, attention.visible_chunk)
+def _add_core(operator: Operator, row: AttentionRow, what: Span, widths: Widths) -> None:
+    look, attention = row.look, row.attention
     pairs = look.pairs(what.new, what.held, what.memory)
     absorbed = what.held and what.new == 1 and not widths.expanded
     core = (attention.decode_flops if absorbed else attention.core_flops)(pairs)
-    flops = core + attention.state_flops() * what.new + attention.pass_flops(tower.d_model, what.new, what.held)
+    flops = core + attention.state_flops() * what.new + attention.pass_flops(row.tower.d_model, what.new, what.held)
     own = 0.0
-    if tower.causal:
+    if row.tower.causal:
         seen = look.pairs(1, what.held + what.new - 1, what.memory)  # keys that the last query sees
         own += seen * _cached(attention, widths) * widths.cached
         moved = 2 if what.held else 1  # states are read and written; there is none to read before the first token
         own += moved * sum(map(math.prod, attention.state().values())) * STATE_BYTES / widths.tp
-    return Operator(what.new, flops=flops * copies / widths.tp, own=own * copies)
+    operator.flops += flops * row.used / widths.tp
+    operator.own += own * row.used
 
 
-def _cached(attention: Any, widths: Widths) -> float:
+def _cached(attention: Attention, widths: Widths) -> float:
     """Values of a token on a rank: heads are shared out until each rank has one, a latent is on all of them."""
     if widths.expanded and absorbs(attention):
         return attention.core_flops(1) / 2 / widths.tp  # a multiply-add for each value of each head
@@ -156,28 +162,24 @@ def _cached(attention: Any, widths: Widths) -> float:
     return sum(math.prod(shape) / (min(widths.tp, shape[0]) if len(shape) > 1 else 1) for shape in shapes)
 
 
-def absorbs(attention: Any) -> bool:
+def absorbs(attention: Attention) -> bool:
     """Whether decoding takes another way than a prompt does, over what is cached as it is."""
     return attention.decode_flops(1) != attention.core_flops(1)
 
 
-def mixtures(spec: Any) -> Iterator[tuple[str, Any]]:
+def mixtures(spec: Priced | CostTable) -> Iterator[tuple[str, Router]]:
     """Every router of a model that decodes, by the operator it is in."""
-    for prefix, tower in spec.towers().items():
-        for path, component, _ in components(tower, tower.d_model) if tower.causal else ():
-            if component.axis == "router":
-                yield _full(prefix, path), component
+    table = tabulate(spec)
+    return ((operator_name(row), row.router) for row in table.routers if table.towers[row.where].causal)
 
 
 def reductions(spec: Any, context: int, *, decode: bool) -> int:
-    """Vectors of a sequence that tensor parallelism sums over its ranks in a pass: one for each token and sub-layer
-    (Shoeybi et al., 2019, Megatron-LM)."""
+    """Count the vectors of a sequence that tensor parallelism sums over its ranks in a pass: for each token, as many a
+    layer as its block says."""
     summed = 0
     for tower in spec.towers().values():
         what = span(tower, spec, context, decode)
-        if what is None:
-            continue
-        for kind, block in tower.blocks.items():
-            slots = sum(getattr(block, name, None) is not None for name in ("attention", "cross", "ffn"))
-            summed += tower.pattern.count(kind) * slots * what.new
+        if what is not None:
+            layers = sum(block.reductions * tower.pattern.count(kind) for kind, block in tower.blocks.items())
+            summed += layers * what.new
     return summed

@@ -14,19 +14,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from zoo.costs.rows import CostTable, PartRow, tabulate_towers
 from zoo.costs.setup import Setup
-from zoo.costs.shards import faults, numel, sliced_tower
+from zoo.costs.shards import expert_faults, numel, shard_tower, tensor_faults
 from zoo.errors import ConfigError
-from zoo.spec import Buffer, Conv, Experts, Linear, Part, Tied, walk
+from zoo.model.tower import Tower
+from zoo.spec import Buffer, Conv, Experts, Linear, Tied, owner_of
 
 FIRST, LAST = ("embedding", "position"), ("norm", "project", "pooler", "head")
 """What stands before a stack's layers, and after them."""
 
 
-class Piece(NamedTuple):
-    """A tensor of a rank, before ZeRO."""
+class RankTensor(NamedTuple):
+    """A tensor of a rank, before ZeRO: of tower `where`, in a `kind` of layer or beside the layers, in a `slot` there
+    (attention, embedding …)."""
 
     path: str
+    where: str
+    kind: str | None
+    slot: str
     shape: tuple[int, ...]
     copies: int
     expert: bool  # one of those that expert parallelism spreads
@@ -51,7 +57,7 @@ class Stage:
     of: int
     held: Mapping[str, Any]
     ends: Mapping[str, tuple[str, ...]]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[RankTensor, ...]
     spec: Any
 
     def towers(self) -> Mapping[str, Any]:
@@ -86,38 +92,46 @@ class Stage:
             yield from ((name, kind, tower.pattern.count(kind)) for kind in dict.fromkeys(tower.pattern))
 
 
-def check(spec: Any, setup: Setup) -> None:
-    """Raises ConfigError with a line for each dimension that the ranks do not divide."""
-    found = list(dict.fromkeys(faults(spec, setup.tp, setup.ep)))
-    layers = sum(len(tower.pattern) for tower in spec.towers().values())
+def share_out(spec: Any, setup: Setup) -> dict[str, Tower]:
+    """Give a rank's part of each tower under tensor parallelism. Raises ConfigError with a line for each dimension that
+    the set-up's ranks do not divide, and for each component that does not say how it splits."""
+    towers, shared, found = spec.towers(), {}, []
+    for name, tower in towers.items():
+        try:
+            shared[name] = shard_tower(tower, setup.tp)
+        except ConfigError:
+            found += tensor_faults(tower, setup.tp)
+    found += expert_faults(spec, setup.ep)
+    layers = sum(len(tower.pattern) for tower in towers.values())
     if layers < setup.pp:
         found.append(f"pp: {setup.pp} stages for {layers} layers (at most {layers} would do)")
     if found:
-        raise ConfigError(*found)
+        raise ConfigError(*dict.fromkeys(found))
+    return shared
 
 
 def stages(spec: Any, setup: Setup) -> tuple[Stage, ...]:
-    """Every stage of the pipeline. Raises ConfigError where `check` does."""
-    check(spec, setup)
-    whole = {name: sliced_tower(tower, setup.tp) for name, tower in spec.towers().items()}
-    tables = {path: part for path, _, part, _ in _walk(whole) if ".blocks." not in f".{path}"}
+    """List the stages of the pipeline. Raises ConfigError where `share_out` does."""
+    whole = share_out(spec, setup)
+    table = tabulate_towers(whole)
     layers = [name for name, tower in whole.items() for _ in tower.pattern]
     least, more = divmod(len(layers), setup.pp)
-    made: dict[Any, tuple[Piece, ...]] = {}
+    made: dict[Any, tuple[RankTensor, ...]] = {}
     found, start = [], 0
     for index in range(setup.pp):
         end = start + least + (index < more)
         held, ends = _cut(whole, start, end)
         key = (tuple((name, tower.pattern) for name, tower in held.items()), tuple(ends.items()))
         if key not in made:  # the stages in the middle mostly hold the same
-            made[key] = tuple(_pieces(held, ends, tables, setup.ep))
+            own = table if setup.pp == 1 else tabulate_towers(held)
+            made[key] = tuple(_tensors_of(own, ends, table, setup.ep))
         found.append(Stage(index, setup.pp, held, ends, made[key], spec))
         start = end
     return tuple(found)
 
 
 def fullest(spec: Any, setup: Setup) -> Stage:
-    """The stage with most parameters. Raises ConfigError where `check` does."""
+    """The stage with most parameters. Raises ConfigError where `share_out` does."""
     return max(stages(spec, setup), key=lambda stage: stage.params)
 
 
@@ -135,51 +149,35 @@ def _cut(whole: Mapping[str, Any], start: int, end: int) -> tuple[dict[str, Any]
     return held, ends
 
 
-def _walk(towers: Mapping[str, Any]) -> Iterator[tuple[str, Any, Part, int]]:
-    for name, tower in towers.items():
-        yield from walk(tower, tower.d_model, name)
-
-
-def _pieces(held: Mapping[str, Any], ends: Mapping[str, Any], tables: Mapping[str, Part], ep: int) -> Iterator[Piece]:
+def _tensors_of(held: CostTable, ends: Mapping[str, Any], whole: CostTable, ep: int) -> Iterator[RankTensor]:
+    """Every tensor of a stage: its layers' and its ends', and a table that a tied part here reads."""
     borrowed: dict[str, bool] = {}  # tables that something here reads, and whether in a matrix product
-    own: list[Piece] = []
-    for name, tower in held.items():
-        for path, _, part, copies in walk(tower, tower.d_model, name):
-            top = path.split(".")[1 if name else 0]
-            if top != "blocks" and top not in ends[name]:
-                continue
-            own += _tensors(path, part, copies, ep)
-            if isinstance(part, Tied):
-                owner = _owner(path, part.to, tables)
-                borrowed[owner] = borrowed.get(owner, False) or isinstance(part.of, Linear)
-    here = {piece.path for piece in own}
+    own: list[RankTensor] = []
+    for row in held.parts:
+        if row.kind is None and row.slot not in ends[row.where]:
+            continue
+        own += _tensors(row, row.stored, ep)
+        if isinstance(row.part, Tied):
+            owner = owner_of(row.path, whole.ties)
+            borrowed[owner] = borrowed.get(owner, False) or isinstance(row.part.of, Linear)
+    here = {tensor.path for tensor in own}
     for owner, product in borrowed.items():
         if f"{owner}.weight" not in here:
-            own += _tensors(owner, tables[owner], 1, ep)
-        own = [piece._replace(product=product) if piece.path == f"{owner}.weight" else piece for piece in own]
+            own += _tensors(next(row for row in whole.parts if row.path == owner), 1, ep)
+        own = [each._replace(product=product) if each.path == f"{owner}.weight" else each for each in own]
     yield from own
 
 
-def _tensors(path: str, part: Part, copies: int, ep: int) -> Iterator[Piece]:
-    if isinstance(part, Buffer):
+def _tensors(row: PartRow, copies: int, ep: int) -> Iterator[RankTensor]:
+    if isinstance(row.part, Buffer):
         return
-    expert = isinstance(part, Experts)
+    expert = isinstance(row.part, Experts)
+    part = row.part.shard(ep) if isinstance(row.part, Experts) else row.part
     product = isinstance(part, Linear | Experts | Conv | Tied)
     for leaf, shape in part.shapes().items():
-        local = (shape[0] // ep, *shape[1:]) if expert else shape
-        hidden = isinstance(part, Linear) and leaf == "weight" and ".blocks." in f".{path}"
-        yield Piece(f"{path}.{leaf}" if leaf else path, local, copies, expert, hidden, product)
-
-
-def _owner(borrower: str, to: str, tables: Mapping[str, Part]) -> str:
-    """The path of the table that a tied part at `borrower` reads in the end."""
-    steps = borrower.split(".")
-    for depth in range(len(steps) - 1, -1, -1):
-        path = ".".join([*steps[:depth], to])
-        part = tables.get(path)
-        if part is not None and path != borrower:
-            return _owner(path, part.to, tables) if isinstance(part, Tied) else path
-    raise AssertionError(f"{borrower} is tied to {to}, which is nowhere")
+        hidden = isinstance(part, Linear) and leaf == "weight" and row.kind is not None
+        path = f"{row.path}.{leaf}" if leaf else row.path
+        yield RankTensor(path, row.where, row.kind, row.slot, shape, copies, expert, hidden, product)
 
 
 def activation_bytes(

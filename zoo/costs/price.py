@@ -5,6 +5,7 @@ from typing import Any
 
 from zoo.costs import flops, params
 from zoo.costs.cache import kv_cache
+from zoo.costs.rows import CostTable, tabulate
 from zoo.costs.setup import Setup
 
 
@@ -21,7 +22,7 @@ def price(
     asked = None if parts is None else {path.partition(".")[0] for path in parts}
     if asked is None or asked & {"traffic", "roofline", "rules_of_thumb"}:
         return _whole(spec, setup)
-    figures = _counted(spec, setup)
+    figures = _counted(spec, setup, tabulate(spec))
     if "memory" in asked:
         from zoo.costs.memory import KEPT, memory, without_passes
 
@@ -30,11 +31,11 @@ def price(
     return figures
 
 
-def _counted(spec: Any, setup: Setup) -> dict[str, Any]:
+def _counted(spec: Any, setup: Setup, table: CostTable) -> dict[str, Any]:
     return {
-        "params": params.count(spec),
-        "flops": flops.count(
-            spec, setup.tokens(spec), setup.convention, setup.recompute, documents=setup.documents(spec)
+        "params": params.count_parameters(table),
+        "flops": flops.count_flops(
+            table, setup.tokens(spec), setup.convention, setup.recompute, documents=setup.documents(spec)
         ),
         "kv_cache": kv_cache(spec, setup),
     }
@@ -44,7 +45,8 @@ def _whole(spec: Any, setup: Setup) -> dict[str, Any]:
     from zoo.costs.memory import memory
     from zoo.costs.rules import rules_of_thumb
 
-    figures = {**_counted(spec, setup), "memory": memory(spec, setup)}
+    table = tabulate(spec)
+    figures = {**_counted(spec, setup, table), "memory": memory(spec, setup)}
     if setup.ranks > 1:
         from zoo.costs.traffic import traffic
 
@@ -52,5 +54,5 @@ def _whole(spec: Any, setup: Setup) -> dict[str, Any]:
     if setup.gpu is not None:
         from zoo.costs.roofline import roofline
 
-        figures["roofline"] = roofline(spec, setup, figures)
+        figures["roofline"] = roofline(table, setup, figures)
     return {**figures, "rules_of_thumb": rules_of_thumb(spec, setup, figures)}

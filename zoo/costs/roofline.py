@@ -14,9 +14,9 @@ from typing import Any
 from zoo.costs import flops
 from zoo.costs.hardware import Hardware, hardware, names
 from zoo.costs.operators import Chosen, Operator, Widths, absorbs, mixtures, operators, reductions
+from zoo.costs.rows import CostTable, Priced, tabulate
 from zoo.costs.setup import DTYPES, Setup
 from zoo.errors import ConfigError
-from zoo.spec import components
 
 BOUND = "upper bound: peak rate and bandwidth, nothing else taking time; real code is slower"
 
@@ -31,8 +31,8 @@ MOST = 2**40
 DAY = 24 * 3600
 
 
-def roofline(spec: Any, setup: Setup, figures: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Bounds for a set-up on its `gpu`, as plain data: seconds, FLOPs, bytes, tokens a second.
+def roofline(spec: Priced | CostTable, setup: Setup, figures: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Give the bounds for a set-up on its `gpu`, as plain data: seconds, FLOPs, bytes, tokens a second.
 
     `decode` is one step of `batch` sequences that are `context` long, on `tp` GPUs, `dp` times over; `prefill` reads
     their prompts; `train` is at the set-up's `mfu` on all ranks. `figures` are those of `zoo.costs.price`, of which the
@@ -51,10 +51,11 @@ def roofline(spec: Any, setup: Setup, figures: Mapping[str, Any] | None = None) 
         "bandwidth_bytes_per_second": device.bandwidth,
         "ridge": peak / device.bandwidth,
     }
-    if any(tower.causal for tower in spec.towers().values()):
-        found["decode"] = _decode(spec, setup, device)
-    found["prefill"] = _prefill(spec, setup, device)
-    found["train"] = _train(spec, setup, peak)
+    table = tabulate(spec)
+    if any(tower.causal for tower in table.towers.values()):
+        found["decode"] = _decode(table, setup, device)
+    found["prefill"] = _prefill(table, setup, device)
+    found["train"] = _train(table, setup, peak)
     if fits := dict(_fits(device, (figures or {}).get("memory", {}))):
         found["fits"] = fits
     if unchecked := sorted({f"tflops.{setup.dtype}", "bandwidth_gb_s", "link"} & set(device.unchecked())):
@@ -71,30 +72,30 @@ def widths_of(setup: Setup, *, expanded: bool = False) -> Widths:
     return Widths(DTYPES[setup.dtype], DTYPES[setup.cache_dtype or setup.dtype], setup.tp, expanded)
 
 
-def _decode(spec: Any, setup: Setup, device: Hardware) -> dict[str, Any]:
-    context, batch = setup.tokens(spec), setup.batch
-    parts = operators(spec, context, widths_of(setup), decode=True)
+def _decode(table: CostTable, setup: Setup, device: Hardware) -> dict[str, Any]:
+    context, batch = setup.tokens(table.spec), setup.batch
+    parts = operators(table, context, widths_of(setup), decode=True)
     found = {"batch": batch, "context": context, **_bound(parts, batch, setup, device)}
     found["turnover_batch"] = turnover(parts, device.flops(setup.dtype), device.bandwidth)
-    if experts := {name: _met(router, batch) for name, router in mixtures(spec)}:
+    if experts := {name: _met(router, batch) for name, router in mixtures(table)}:
         found["experts"] = experts
-    if _absorbs(spec):
-        other = operators(spec, context, widths_of(setup, expanded=True), decode=True)
+    if any(absorbs(row.attention) for row in table.attentions if row.tower.causal):
+        other = operators(table, context, widths_of(setup, expanded=True), decode=True)
         found["expanded"] = _bound(other, batch, setup, device)
         for each, ways in ((found, parts), (found["expanded"], other)):
-            each["core_flops"] = round(sum(op.flops for name, op in ways.items() if name.endswith("core")) * batch)
+            each["core_flops"] = round(sum(op.flops for op in ways.values() if op.core) * batch)
     if setup.tp > 1:
-        found["all_reduce"] = _all_reduce(spec, setup, device, decode=True)
+        found["all_reduce"] = _all_reduce(table.spec, setup, device, decode=True)
     found["operators"] = _each(parts, batch, device, device.flops(setup.dtype))
     return found
 
 
-def _prefill(spec: Any, setup: Setup, device: Hardware) -> dict[str, Any]:
-    context, batch = setup.tokens(spec), setup.batch
-    parts = operators(spec, context, widths_of(setup), decode=False)
+def _prefill(table: CostTable, setup: Setup, device: Hardware) -> dict[str, Any]:
+    context, batch = setup.tokens(table.spec), setup.batch
+    parts = operators(table, context, widths_of(setup), decode=False)
     found = {"batch": batch, "context": context, **_bound(parts, batch, setup, device, context)}
     if setup.tp > 1:
-        found["all_reduce"] = _all_reduce(spec, setup, device, decode=False)
+        found["all_reduce"] = _all_reduce(table.spec, setup, device, decode=False)
     found["operators"] = _each(parts, batch, device, device.flops(setup.dtype))
     return found
 
@@ -174,15 +175,6 @@ def _met(router: Any, tokens: int) -> dict[str, Any]:
     return {"experts": router.n_experts, "read": Chosen(0, router.n_experts, router.top_k).distinct(tokens)}
 
 
-def _absorbs(spec: Any) -> bool:
-    return any(
-        component.axis == "attention" and absorbs(component)
-        for tower in spec.towers().values()
-        if tower.causal
-        for _, component, _ in components(tower, tower.d_model)
-    )
-
-
 def _all_reduce(spec: Any, setup: Setup, device: Hardware, *, decode: bool) -> dict[str, Any]:
     """Bytes that a GPU sends in a pass, 2·(t − 1)/t of each sum (a ring: Patarasuk and Yuan, 2009), and their time:
     apart, since it may hide behind arithmetic."""
@@ -197,12 +189,12 @@ def _all_reduce(spec: Any, setup: Setup, device: Hardware, *, decode: bool) -> d
 # ---------------------------------------------------------------- training, and what fits
 
 
-def _train(spec: Any, setup: Setup, peak: float) -> dict[str, Any]:
+def _train(table: CostTable, setup: Setup, peak: float) -> dict[str, Any]:
     """A step of every data-parallel rank's batch, at the share `mfu` of all ranks' peak; recomputation is not counted,
     as MFU has it (Chowdhery et al., 2022)."""
-    context = setup.tokens(spec)
+    context = setup.tokens(table.spec)
     tokens = context * setup.batch * setup.dp
-    work = flops.count(spec, context, documents=setup.documents(spec))["train"] * tokens
+    work = flops.count_flops(table, context, documents=setup.documents(table.spec))["train"] * tokens
     rate = peak * setup.mfu * setup.ranks
     found = {
         "gpus": setup.ranks,

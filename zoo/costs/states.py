@@ -17,7 +17,7 @@ tensor) and the tables of 8-bit codes (2 KiB) are left out.
 from collections.abc import Iterable
 from typing import Any
 
-from zoo.costs.parallel import Piece, Stage, fullest
+from zoo.costs.parallel import FIRST, RankTensor, Stage, fullest
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shards import ceil_share, dim0_share, numel
 from zoo.errors import ConfigError
@@ -41,10 +41,10 @@ def states(spec: Any, setup: Setup, stage: Stage | None = None) -> dict[str, Any
     """
     stage = fullest(spec, setup) if stage is None else stage
     pieces, (weight, gradient, _, master) = stage.pieces, widths(setup)
-    masters = held(pieces, setup, 1) * master
+    masters = count_sharded(pieces, setup, 1) * master
     kept = {
-        "weights": held(pieces, setup, 3) * weight,
-        "gradients": held(pieces, setup, 2) * gradient,
+        "weights": count_sharded(pieces, setup, 3) * weight,
+        "gradients": count_sharded(pieces, setup, 2) * gradient,
         "optimizer": optimizer_bytes(pieces, setup) + masters,
         "master": masters,
     }
@@ -81,7 +81,7 @@ def ways(setup: Setup, expert: bool) -> int:
     return setup.dp * setup.cp // (setup.ep if expert else 1)
 
 
-def held(pieces: Iterable[Piece], setup: Setup, since: int) -> int:
+def count_sharded(pieces: Iterable[RankTensor], setup: Setup, since: int) -> int:
     """Elements on a rank of what ZeRO shards from the stage `since` on.
 
     Stages 1 and 2 cut all parameters, one after the other, in equal parts (DeepSpeed, Megatron-LM); 3 cuts each tensor
@@ -95,7 +95,7 @@ def held(pieces: Iterable[Piece], setup: Setup, since: int) -> int:
     return sum(ceil_share(elements, ways(setup, expert)) for expert, elements in sums.items())
 
 
-def _optimized(pieces: Iterable[Piece], setup: Setup) -> list[tuple[tuple[int, ...], int, bool]]:
+def _optimized(pieces: Iterable[RankTensor], setup: Setup) -> list[tuple[tuple[int, ...], int, bool]]:
     """Shape, copies and whether it is a hidden matrix, of each tensor as an optimizer meets it; FSDP2's are shards."""
     cut = setup.zero == 3
     return [
@@ -108,7 +108,7 @@ def _optimized(pieces: Iterable[Piece], setup: Setup) -> list[tuple[tuple[int, .
     ]
 
 
-def optimizer_bytes(pieces: Iterable[Piece], setup: Setup) -> int:
+def optimizer_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
     """Bytes of an optimizer's states on a rank, the master copy apart.
 
     ZeRO 1 and 2 leave an equal part of what there would be without.
@@ -145,7 +145,7 @@ def state_bytes(optimizer: str, shape: tuple[int, ...], hidden: bool, width: int
     return width * elements * VALUES[optimizer]
 
 
-def step_bytes(pieces: Iterable[Piece], setup: Setup) -> int:
+def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
     """Bytes that the update itself takes, of torch's implementations and by their defaults on a GPU (measured, torch
     2.13).
 
@@ -156,17 +156,17 @@ def step_bytes(pieces: Iterable[Piece], setup: Setup) -> int:
     width, pieces = widths(setup)[2], list(pieces)
     tensors = _optimized(pieces, setup)
     if setup.optimizer == "adamw":
-        return 0 if setup.fused_optimizer else held(pieces, setup, 1) * width
+        return 0 if setup.fused_optimizer else count_sharded(pieces, setup, 1) * width
     if setup.optimizer in ("adafactor", "lion"):
         return 2 * width * max(numel(shape) for shape, _, _ in tensors)
     if setup.optimizer == "muon":
-        others = held([piece for piece in pieces if not piece.hidden], setup, 1) * width
+        others = count_sharded([piece for piece in pieces if not piece.hidden], setup, 1) * width
         matrices = (piece.shape for piece in pieces if piece.hidden)  # whole: shards are put together to orthogonalise
         return max([others, *(width * numel(s) + 2 * (2 * numel(s) + 2 * min(s) ** 2) for s in matrices)])
     return 0
 
 
-def cast_bytes(pieces: Iterable[Piece], setup: Setup) -> int:
+def cast_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
     """Bytes of the copies that autocast keeps of the weights and biases of matrix products; FSDP casts what it
     gathers."""
     if setup.precision != "amp" or setup.zero == 3 or DTYPES[setup.dtype] >= 4:
@@ -185,7 +185,7 @@ def gathered_bytes(stage: Stage, setup: Setup) -> tuple[int, int]:
         return 0, 0
     sizes: dict[tuple[str, str], int] = {}
     for piece in stage.pieces:
-        unit = _unit(piece, stage)
+        unit = _unit(piece)
         sizes[unit] = sizes.get(unit, 0) + piece.params
     layers = {(name, kind): count for name, kind, count in stage.layers()}
     each = {key: size // _stored(stage, *key) for key, size in sizes.items() if key in layers}
@@ -198,13 +198,9 @@ def gathered_bytes(stage: Stage, setup: Setup) -> tuple[int, int]:
     return (largest + max(beside, default=0)) * computed, max(largest, *beside, 0) * reducing
 
 
-def _unit(piece: Piece, stage: Stage) -> tuple[str, str]:
-    """The stack and the kind of layer a piece belongs to, or the end of the stack."""
-    name = next((name for name in stage.held if name and piece.path.startswith(f"{name}.")), "")
-    steps = piece.path.removeprefix(f"{name}.").split(".")
-    if steps[0] == "blocks":
-        return name, steps[1]
-    return name, "first:" if steps[0] in ("embedding", "position") else "last:"
+def _unit(piece: RankTensor) -> tuple[str, str]:
+    """The tower and the kind of layer a tensor belongs to, or the end of the stack."""
+    return piece.where, piece.kind or ("first:" if piece.slot in FIRST else "last:")
 
 
 def _stored(stage: Stage, name: str, kind: str) -> int:

@@ -5,11 +5,12 @@ A ring sends (n − 1)/n of the bytes for an all-gather or a reduce-scatter amon
 (Patarasuk and Yuan, 2009): 2·(n − 1)/n.
 """
 
+import math
 from typing import Any
 
 from zoo.costs.parallel import Stage, fullest
+from zoo.costs.rows import tabulate
 from zoo.costs.setup import DTYPES, Setup
-from zoo.costs.shards import numel
 from zoo.costs.states import ways, widths
 
 
@@ -36,29 +37,20 @@ def _width(setup: Setup) -> int:
 
 
 def _tensor(stage: Stage, setup: Setup) -> tuple[float, str]:
-    """A sub-layer reduces once forward and once backward (Shoeybi et al., 2019, §3); sequence parallelism does the same
-    in two halves (Korthikanti et al., 2022, §4.2.2). The tables do so once each."""
-    times = sum(2 * _sublayers(stage.held[name].blocks[kind]) * count for name, kind, count in stage.layers())
+    """Each of a block's reductions is made once forward and once backward (Shoeybi et al., 2019, §3). Sequence
+    parallelism sends as much in two halves (Korthikanti et al., 2022, §4.2.2). The tables reduce once each."""
+    times = sum(2 * stage.held[name].blocks[kind].reductions * count for name, kind, count in stage.layers())
     for name, tower in stage.held.items():
         times += "embedding" in stage.ends[name]
         times += "head" in stage.ends[name] and tower.head.kind != "none"
     return times * 2 * (setup.tp - 1) / setup.tp * _stream(stage, setup), "all-reduce"
 
 
-def _sublayers(block: Any) -> int:
-    """Sums over ranks in a pass of a layer; a parallel block adds up before (Wang and Komatsuzaki, 2021)."""
-    return 1 if block.kind == "parallel" else 1 + (block.cross is not None) + hasattr(block, "ffn")
-
-
 def _experts(stage: Stage, setup: Setup) -> tuple[float, str]:
     """Tokens go to their experts and back, forward and backward (Lepikhin et al., 2020, GShard): four times top_k
     vectors a token, of which the rank's own experts take 1/ep. With sequence parallelism a rank has 1/t of the
     tokens."""
-    chosen = 0
-    for name, kind, count in stage.layers():
-        ffn = getattr(stage.held[name].blocks[kind], "ffn", None)
-        router = getattr(ffn, "router", None)
-        chosen += router.top_k * count if router else 0
+    chosen = sum(row.router.top_k * row.used for row in tabulate(stage).routers)
     away = (setup.ep - 1) / setup.ep
     return 4 * away * chosen * _stream(stage, setup) / setup.tp, "all-to-all"
 
@@ -66,10 +58,8 @@ def _experts(stage: Stage, setup: Setup) -> tuple[float, str]:
 def _context(stage: Stage, setup: Setup) -> tuple[float, str]:
     """Keys and values pass round the ring in both passes, and their gradients in the second (Liu et al., 2023, Ring
     Attention)."""
-    values = sum(
-        sum(map(numel, stage.held[name].blocks[kind].attention.cache().values())) * count
-        for name, kind, count in stage.layers()
-    )
+    rows = (row for row in tabulate(stage).attentions if not row.look.cross)
+    values = sum(sum(map(math.prod, row.attention.cache().values())) * row.used for row in rows)
     own = setup.batch * setup.tokens(stage) / setup.cp * values * _width(setup)
     return 3 * (setup.cp - 1) * own, "ring"
 

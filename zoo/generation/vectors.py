@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError, did_you_mean
 from zoo.lazy import F, torch
+from zoo.run.dtypes import settle_cpu
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +41,8 @@ def embed(
 
     folder = runs.find(model) if isinstance(model, str | Path) else None
     reader: Any = model if folder is None else store.load(folder, device=device)
+    if folder is not None:
+        settle_cpu(reader, note or (lambda line: None))
     tokenizer = tokenizer or folder
     if tokenizer is None:
         raise ConfigError("tokenizer: a model alone does not read text (pass its tokenizer.json)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoo.kernels.base import Ask, Call, Kernel, Machine, gathered
+from zoo.kernels.base import Ask, Call, Kernel, Machine, Scores
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -39,31 +39,18 @@ class Eager(Kernel):
         if bias is not None:
             bias.dense()
 
-    def __call__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Mask,
-        *,
-        scale: float,
-        softcap: float | None,
-        sinks: Tensor | None,
-        bias: Bias | None,
-        pages: Tensor | None = None,
-    ) -> Tensor:
-        if pages is not None:
-            k, v = gathered(k, pages), gathered(v, pages)
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
+        k, v = how.gather_pages(k, v)
         n_kv_heads = k.shape[2]
         queries = q.unflatten(2, (n_kv_heads, q.shape[2] // n_kv_heads))  # B T K G C
         scores = torch.einsum("btkgc,bskc->bkgts", queries, k).flatten(1, 2)  # B H T S
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        if bias is not None:
-            scores = scores + bias.dense()
-        seen = None if mask.sees_all else mask.dense(q.device)
-        chances = _softmax(scores, seen, sinks).to(v.dtype).unflatten(1, queries.shape[2:4])  # B K G T S
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * how.scale
+        if how.softcap is not None:
+            scores = how.softcap * torch.tanh(scores / how.softcap)
+        if how.bias is not None:
+            scores = scores + how.bias.dense()
+        seen = None if how.mask.sees_all else how.mask.dense(q.device)
+        chances = _softmax(scores, seen, how.sinks).to(v.dtype).unflatten(1, queries.shape[2:4])  # B K G T S
         return torch.einsum("bkgts,bskc->btkgc", chances, v).flatten(2, 3)  # B T H Cv
 
 

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.kernels.base import Ask, Call, Kernel, Machine, gathered
+from zoo.kernels.base import Ask, Call, Kernel, Machine, Scores
 from zoo.kernels.bias import Bias, Given, Placed
 from zoo.kernels.blocks import options, too_large
 from zoo.kernels.found import machine_of
@@ -77,28 +78,15 @@ class Flex(Kernel):
         _drawn(mask, ask.sinks and not _gives_sums(device), device)
         _spacious(bias, mask)
 
-    def __call__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Mask,
-        *,
-        scale: float,
-        softcap: float | None,
-        sinks: Tensor | None,
-        bias: Bias | None,
-        pages: Tensor | None = None,
-    ) -> Tensor:
-        if pages is not None:
-            k, v = gathered(k, pages), gathered(v, pages)
-        drawn = _drawn(mask, sinks is not None and not _gives_sums(q.device), q.device)
-        if torch.compiler.is_compiling():  # what is compiled around it takes it in, with the lengths as they are there
-            return _attend(q, k, v, mask, drawn, scale, softcap, sinks, bias)
-        bias = _spacious(bias, mask)
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
+        k, v = how.gather_pages(k, v)
+        drawn = _drawn(how.mask, how.sinks is not None and not _gives_sums(q.device), q.device)
+        if torch.compiler.is_compiling():  # the code compiled around this call inlines it, with its own lengths
+            return _attend(q, k, v, drawn, how)
+        how = replace(how, mask=drawn.mask, bias=_spacious(how.bias, how.mask), pages=None)
         _vary(q, k, v, axes=(0, 1))
         with torch.compiler.set_stance("default"), torch._dynamo.config.patch(OPTIONS):
-            return _compiled()(q, k, v, drawn.mask, drawn, scale, softcap, sinks, bias)
+            return _compiled()(q, k, v, drawn, how)
 
 
 def _refused_on_cuda(ask: Ask, capability: tuple[int, int] | None) -> str | None:
@@ -130,7 +118,7 @@ def _drawn(mask: Mask, column: bool, device: torch.device) -> Drawn:
     like = mask if torch.compiler.is_compiling() else _measured(mask, device)
     if mask.n_queries <= BLOCK:
         drawn = Drawn(like, _once(_whole, device), WHOLE)
-    elif mask.query_columns is mask.key_columns is None and next(_of_rows(mask), None) is None:
+    elif mask.query_index is mask.key_index is None and next(_of_rows(mask), None) is None:
         numbers = (mask.n_queries, mask.n_keys, mask.causal, mask.window)
         drawn = Drawn(like, _once(_blocks_of_numbers, *numbers, column, device), BLOCK)
     else:
@@ -147,7 +135,7 @@ def _measured(mask: Mask, device: torch.device) -> Mask:
     like.kept = {}
     for name in ("n_queries", "n_keys"):
         setattr(like, name, torch.full((), getattr(mask, name), device=device))
-    for name, axes in {"padding": 1, "also": 2, "query_columns": 1, "key_columns": 1}.items():
+    for name, axes in {"padding": 1, "also": 2, "query_index": 1, "key_index": 1}.items():
         setattr(like, name, _roomy(getattr(mask, name), axes))
     if mask.documents is not None:
         queries, keys = mask.documents
@@ -273,20 +261,11 @@ def _compiled() -> Callable[..., Tensor]:
     return torch.compile(_attend, fullgraph=True, options={"emulate_precision_casts": True})
 
 
-def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Mask,
-    drawn: Drawn,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    bias: Bias | None,
-) -> Tensor:
-    """As `Flex.__call__`, of the mask and what is drawn of it."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, drawn: Drawn, how: Scores) -> Tensor:
+    """Call flex_attention with the block mask `drawn`."""
     from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
+    softcap, sinks, bias = how.softcap, how.sinks, how.bias
     column = sinks is not None and not _gives_sums(q.device)
     if column:
         k, v = F.pad(k, (0, 0, 0, 0, 1, 0)), F.pad(v, (0, 0, 0, 0, 1, 0))
@@ -299,12 +278,12 @@ def _attend(
         return torch.where(key == 0, sinks[head].float(), score) if column else score  # type: ignore[index]
 
     lengths, size = (q.shape[1], k.shape[1]), (drawn.size, drawn.size)
-    block_mask = BlockMask(lengths, *drawn.blocks, BLOCK_SIZE=size, mask_mod=_shows(mask, column))
+    block_mask = BlockMask(lengths, *drawn.blocks, BLOCK_SIZE=size, mask_mod=_shows(how.mask, column))
     aux = AuxRequest(lse=True) if sinks is not None and not column else None
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # B H T C, B K S C
     shared = q.shape[1] != k.shape[1]
     attention: Any = flex_attention
-    y = attention(q, k, v, scored, block_mask, scale, shared, kernel_options=_options(q, k, v), return_aux=aux)
+    y = attention(q, k, v, scored, block_mask, how.scale, shared, kernel_options=_options(q, k, v), return_aux=aux)
     if aux is not None:
         y, sums = y
         y = (y * torch.sigmoid(sums.lse - sinks.float()[:, None])[..., None]).to(y.dtype)  # type: ignore[union-attr]

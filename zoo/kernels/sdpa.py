@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoo.kernels.base import Ask, Call, Kernel, Machine, gathered
+from zoo.kernels.base import Ask, Call, Kernel, Machine, Scores
 from zoo.lazy import F, torch
 
 if TYPE_CHECKING:
@@ -31,27 +31,15 @@ class SDPA(Kernel):
     def call(self, ask: Ask) -> Call:
         if not plain(ask):
             return Call("scaled_dot_product_attention", {"attn_mask": "[B, H, T, S]"})
-        return Call("scaled_dot_product_attention", {"is_causal": ask.causal and not ask.fewer})
+        return Call("scaled_dot_product_attention", {"is_causal": ask.causal and not ask.short_q})
 
     def prepare(self, mask: Mask, ask: Ask, device: torch.device, dtype: torch.dtype, bias: Bias | None) -> None:
-        _scores(mask, device, dtype, bias)
+        _additive(mask, device, dtype, bias)
 
-    def __call__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Mask,
-        *,
-        scale: float,
-        softcap: float | None,
-        sinks: Tensor | None,
-        bias: Bias | None,
-        pages: Tensor | None = None,
-    ) -> Tensor:
-        if pages is not None:
-            k, v = gathered(k, pages), gathered(v, pages)
-        added = _scores(mask, q.device, q.dtype, bias)
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
+        k, v = how.gather_pages(k, v)
+        mask, scale = how.mask, how.scale
+        added = _additive(mask, q.device, q.dtype, how.bias)
         if q.shape[1] == 1 and q.shape[2] != k.shape[2]:
             return _one_query(q, k, v, added, scale)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # B H T C, B K S C
@@ -67,11 +55,11 @@ class SDPA(Kernel):
 
 def plain(ask: Ask) -> bool:
     """Whether torch needs no mask for it: all keys seen, or a causal square."""
-    hidden = ask.window or ask.padding or ask.documents or ask.pairs or ask.scattered or ask.lengths
-    return not hidden and ask.bias == "none" and not (ask.causal and ask.fewer)
+    hidden = ask.window or ask.padding or ask.documents or ask.pairs or ask.wrapped or ask.lengths
+    return not hidden and ask.bias == "none" and not (ask.causal and ask.short_q)
 
 
-def _scores(mask: Mask, device: torch.device, dtype: torch.dtype, bias: Bias | None) -> Tensor | None:
+def _additive(mask: Mask, device: torch.device, dtype: torch.dtype, bias: Bias | None) -> Tensor | None:
     """What is added to the scores [B|1, H|1, T, S]; None where torch needs no more than is_causal."""
     if bias is None:
         return None if mask.sees_all or mask.plain_causal else mask.additive(device, dtype)

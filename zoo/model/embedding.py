@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, PositiveInt
 
 from zoo.errors import ConfigError
-from zoo.model.norm import Norm
+from zoo.model.norm import WholeNorm
+from zoo.spec import TOKENS, Linear, Sized, Spec, Tied
 from zoo.spec import Embedding as Table
-from zoo.spec import Linear, Sized, Spec, Tied
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
 
 
 class Embedding(Spec, axis="embedding", default="tokens"):
@@ -17,15 +23,19 @@ class Embedding(Spec, axis="embedding", default="tokens"):
 
     vocab_size: PositiveInt
 
+    def shard(self, ranks: int) -> Embedding:
+        """A part of the vocabulary, padded to as many tokens as any other rank's."""
+        return replace(self, vocab_size=-(-self.vocab_size // ranks))
+
     def position_width(self, d_model: int) -> int:
         """How wide a learned table of positions is."""
         raise NotImplementedError
 
-    def lookup(self, m: Any, ids: Any, types: Any = None) -> Any:
+    def lookup(self, m: Weights, ids: Tensor, types: Tensor | None = None) -> Tensor:
         """The vectors of token ids [B, T], before positions are added: [B, T, E]."""
         raise NotImplementedError
 
-    def finish(self, m: Any, x: Any, real: Any = None) -> Any:
+    def finish(self, m: Weights, x: Tensor, real: Tensor | None = None) -> Tensor:
         """What follows once positions are added: [B, T, D]. `real` [B, T] is False for padding."""
         raise NotImplementedError
 
@@ -50,7 +60,7 @@ class Tokens(Embedding, kind="tokens"):
     """
 
     scale: Annotated[float | str | None, AfterValidator(_number_or_root)] = None
-    norm: Norm | None = None
+    norm: WholeNorm | None = None
     norm_first: bool = False
     n_types: PositiveInt | None = None
     width: PositiveInt | None = None
@@ -59,21 +69,29 @@ class Tokens(Embedding, kind="tokens"):
     masked: bool = False
     tied: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.norm_first and self.norm is None:
+            raise ValueError("norm_first places the norm, and there is none (give `norm`, or leave it out)")
+        idle = [name for name in ("project_bias", "project_first") if getattr(self, name) and self.width is None]
+        if idle:
+            found = f"{idle[0]} is of the projection, and a table as wide as the model has none"
+            raise ValueError(f"{found} (give `width`, or leave it out)")
+
     def position_width(self, d_model: int) -> int:
         """How wide a learned table of positions is."""
         return d_model if self.width is None or self.project_first else self.width
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.width or d_model
-        tokens = Table(self.vocab_size, width)
+        tokens = Table(self.vocab_size, width, role=TOKENS)
         return {
-            "tokens": Tied(self.tied, tokens) if self.tied else tokens,
+            "tokens": Tied(self.tied, tokens, role=TOKENS) if self.tied else tokens,
             **({"types": Table(self.n_types, self.position_width(d_model))} if self.n_types else {}),
             **({"norm": Sized(self.norm, self.position_width(d_model))} if self.norm else {}),
             **({"project": Linear(self.width, d_model, self.project_bias)} if self.width else {}),
         }
 
-    def lookup(self, m: Any, ids: Any, types: Any = None) -> Any:
+    def lookup(self, m: Weights, ids: Tensor, types: Tensor | None = None) -> Tensor:
         """The vectors of token ids [B, T], before positions are added: [B, T, E]."""
         if types is not None and not self.n_types:
             raise ConfigError("token_type_ids: the embedding has no token types (embedding.n_types would give it some)")
@@ -87,7 +105,7 @@ class Tokens(Embedding, kind="tokens"):
             x = x + (m.types.weight[0] if types is None else m.types(types))
         return m.norm(x) if self.norm and self.norm_first else x
 
-    def finish(self, m: Any, x: Any, real: Any = None) -> Any:
+    def finish(self, m: Weights, x: Tensor, real: Tensor | None = None) -> Tensor:
         """What follows once positions are added: [B, T, D]. `real` [B, T] is False for padding."""
         x = m.norm(x) if self.norm and not self.norm_first else x
         if self.masked and real is not None:

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zoo.model.ffn import FFN
 from zoo.model.router import Router, Routes
-from zoo.spec import Experts, Group, Linear
+from zoo.spec import EXPERTS, SHARED_EXPERT, Experts, Group, Linear, Sized
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from zoo.model.step import Step, Weights
 
 OWN = ("router", "experts", "shared", "shared_gate")
 """A mixture's parts that are not an expert's."""
@@ -53,19 +56,24 @@ class MoE(FFN, kind="moe"):
             if isinstance(part, Linear)
         }
         common = {name: part for name, part in own.items() if name not in stacked}
-        parts = {"router": router, "experts": Group(stacked)} | common
+        parts = {"router": router, "experts": Group(stacked, role=EXPERTS)} | common
         if self.shared:
-            parts["shared"] = self.shared
+            parts["shared"] = Sized(self.shared, d_model, role=SHARED_EXPERT)
         if self.shared_gate:
             parts["shared_gate"] = Linear(d_model, 1, precise=True)
         return parts
 
-    def forward(self, m: Any, x: Tensor, step: Any) -> Tensor:
+    def shard(self, ranks: int) -> MoE:
+        """A part of each expert, routed or shared. The router and the shared expert's gate are on every rank."""
+        shared = None if self.shared is None else self.shared.shard(ranks)
+        return replace(self, expert=self.expert.shard(ranks), shared=shared)
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         routes = m.router(x, step)
         tokens = x.flatten(0, 1)  # N D
         rows = tokens[routes.tokens]  # M D
         weights = routes.weights[:, None]
-        experts = _Routed(m, routes)
+        experts: Any = _Routed(m, routes)
         if self.scale_input:
             y = self.expert.forward(experts, rows * weights.to(rows.dtype), step)
         else:
@@ -82,7 +90,7 @@ class _Routed:
     """What one expert's forward finds under its parts' names: all experts' stacked weights, for rows sorted by expert,
     and the modules that they share."""
 
-    def __init__(self, m: Any, routes: Routes) -> None:
+    def __init__(self, m: Weights, routes: Routes) -> None:
         for name, module in m.named_children():
             if name not in OWN:
                 setattr(self, name, module)

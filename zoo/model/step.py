@@ -1,10 +1,11 @@
 # B batch, T queries, S keys, D model width, V vocabulary
-"""What travels beside the hidden states into a layer: the moment, as opposed to numbers (Spec) and weights (Layer)."""
+"""What a component's `forward` takes beside the hidden states: its weights by name, and the step: masks, positions and
+caches of one forward pass."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
     from zoo.generation.cache import LayerCache, Plan
     from zoo.kernels.bias import Bias
     from zoo.kernels.mask import Mask
+
+
+class Weights(Protocol):
+    """The parts of a component under the names that its `parts` gives them: its Layer, which holds a tensor or a module
+    for each, or shadows of these where activations are priced."""
+
+    def __getattr__(self, name: str) -> Any: ...
 
 
 @dataclass
@@ -73,7 +81,8 @@ class Step:
 @dataclass
 class Output:
     """What a forward gives: `hidden` [B, T, D] after the final norm, `logits` [B, T, V], a router's weighted `losses`,
-    `pooled` [B, D] where the model has a pooler, and the encoder's `memory` [B, S, D] where there is one."""
+    `pooled` [B, …] where the model has a pooler (a vector or logits for a row), and the encoder's `memory` [B, S, D]
+    where there is one."""
 
     hidden: Tensor
     logits: Tensor | None

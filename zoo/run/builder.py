@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.costs import DTYPES
-from zoo.costs.params import count
+from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError, FitError, did_you_mean
 from zoo.lazy import torch
 from zoo.spec import Spec, table
@@ -91,7 +91,7 @@ def pick_device(device: str) -> torch.device:
 def check_fit(spec: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Raises FitError when the weights are more than the device has free."""
     free = free_memory(device)
-    total = count(spec)["total"]
+    total = count_parameters(spec)["total"]
     need = total * dtype.itemsize
     if free is None or need <= free:
         return
@@ -141,6 +141,6 @@ def check_built(model: Any) -> None:
         odd = sorted(set(built.items()) ^ set(counted.items()))
         raise AssertionError(f"built and counted tensors differ: {odd[:4]}")
     held = sum(parameter.numel() for parameter in model.parameters())
-    total = count(model.spec)["total"]
+    total = count_parameters(model.spec)["total"]
     if held != total:
         raise AssertionError(f"built {held:,} parameters, counted {total:,}")

@@ -82,9 +82,9 @@ def left_out(owner: Spec, part: Part, *, running: bool = False) -> str | None:
 def idle(spec: Any) -> str | None:
     """Why float8 would change nothing of a model, or None where it changes something. Needs no torch."""
     reasons: list[str | None] = []
-    for _, owner, part, copies in walk(spec, spec.d_model):
+    for row, part in walk(spec, spec.d_model):
         if is_product(part):
-            reasons += [left_out(owner, part)] * copies
+            reasons += [left_out(row.component, part)] * row.stored
     return None if None in reasons else f"would take none of the model's products: {_counted(reasons)}"
 
 
@@ -125,9 +125,31 @@ def require(recipe: str, device: torch.device, what: str, would: str) -> None:
     if recipe not in (known := (*RECIPES, WEIGHT_ONLY)):
         raise ConfigError(f"fp8: there is no {recipe!r}{did_you_mean(recipe, known)} (there are {', '.join(known)})")
     reason = refuses(recipe, machine_of(device))
+    if reason is None and recipe in RECIPES and not multiplies(recipe, device):
+        reason = f"needs a product in float8, which torch cannot compute on this {device.type}"
     if reason is not None:
         raise ConfigError(f"{what} {reason} ({would} would do)")
     _require_torchao(what)
+
+
+@cache
+def multiplies(recipe: str, device: torch.device) -> bool:
+    """Whether torch computes a product in float8 on this device: one tiny product is tried, once a process.
+
+    The table of `refuses` knows devices, not what torch's libraries have for a processor: oneDNN has no float8 product
+    for one with AVX2 alone.
+    """
+    size = MULTIPLE
+    plain = torch.ones(size, size, device=device, dtype=torch.bfloat16)
+    eight, one, ones = plain.to(torch.float8_e4m3fn), torch.ones((), device=device), torch.ones(size, 1, device=device)
+    scales = {"tensorwise": [(one, one)], "rowwise": [(ones, ones.t()), (one, one)]}  # rowwise needs both: its backward
+    torch.mm(plain, plain)  # before oneDNN's first product torch multiplies float8 by itself, after it no more
+    try:
+        for pair in scales[recipe]:
+            torch._scaled_mm(eight, eight.t(), *pair, out_dtype=torch.bfloat16)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _require_torchao(what: str) -> None:

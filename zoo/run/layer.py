@@ -168,25 +168,16 @@ def _device() -> torch.device:
     return torch.empty(0).device  # that of the surrounding `with torch.device(...)`
 
 
-def _owner(modules: Mapping[str, nn.Module], borrower: str, source: str) -> nn.Module:
-    """The module at `source`, counted from the nearest model around the borrower that has one there."""
-    steps = borrower.split(".")
-    for depth in range(len(steps) - 1, -1, -1):
-        path = ".".join([*steps[:depth], source])
-        if path != borrower and path in modules:
-            return modules[path]
-    raise AssertionError(f"{borrower} borrows the weight of {source}, which no model around it has")
-
-
 class Model(Layer):
     """A whole model: a Layer with what only the outermost one needs."""
 
     def __init__(self, spec: Any) -> None:
         super().__init__(spec, spec.d_model)
         modules = dict(self.named_modules())
+        ties = {name: module.source if isinstance(module, Borrowed) else None for name, module in modules.items()}
         for name, module in modules.items():
             if isinstance(module, Borrowed):
-                module.borrow(_owner(modules, name, module.source))
+                module.borrow(modules[S.owner_of(name, ties)])
         self._look()
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:

@@ -1,11 +1,36 @@
 """A Spec lists its parts (parts, spec); everything that is counted, allocated, initialised or saved is read from that
 list (walk)."""
 
-from zoo.spec.parts import Buffer, Conv, Embedding, Experts, Group, Linear, Part, Sized, Stack, Tied, Weight
+from zoo.spec.parts import (
+    CROSS,
+    EXPERTS,
+    LOGITS,
+    READ,
+    SHARED_EXPERT,
+    TOKENS,
+    Buffer,
+    Conv,
+    Embedding,
+    Experts,
+    Group,
+    Linear,
+    Part,
+    Sized,
+    Stack,
+    Tied,
+    Weight,
+)
+from zoo.spec.sharding import split
 from zoo.spec.spec import Spec
-from zoo.spec.walk import components, table, tensors, walk
+from zoo.spec.walk import SpecRow, components, owner_of, rows, table, tensors, walk
 
 __all__ = [
+    "CROSS",
+    "EXPERTS",
+    "LOGITS",
+    "READ",
+    "SHARED_EXPERT",
+    "TOKENS",
     "Buffer",
     "Conv",
     "Embedding",
@@ -15,10 +40,14 @@ __all__ = [
     "Part",
     "Sized",
     "Spec",
+    "SpecRow",
     "Stack",
     "Tied",
     "Weight",
     "components",
+    "owner_of",
+    "rows",
+    "split",
     "table",
     "tensors",
     "walk",

@@ -1,4 +1,9 @@
-"""Parts: what a component lists of its weights. No torch here."""
+"""Parts: what a component lists of its weights. No torch here.
+
+A part or a slot may state its **role**, the fact that counting asks for: whatever its name, an embedding's table of
+tokens is TOKENS, a head's product with the vocabulary LOGITS. A component that states none has its axis for a role.
+`zoo.spec.walk` yields the roles from the layer or tower down.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +16,34 @@ if TYPE_CHECKING:
     from zoo.spec.spec import Spec
 
 
+TOKENS = "tokens"
+"""The table that token ids are looked up in, its own or another model's."""
+
+LOGITS = "logits"
+"""The product that gives a logit for each token of the vocabulary."""
+
+CROSS = "cross"
+"""Attention to an encoder's output."""
+
+READ = "read"
+"""A product of the tokens that attention reads, as keys and values are: in cross-attention the encoder's, once."""
+
+EXPERTS, SHARED_EXPERT = "experts", "shared_expert"
+"""The routed experts of a mixture, and the one that every token passes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """One weight, or the few that belong together, of a component."""
+
+    role: str = dataclasses.field(default="", kw_only=True)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Each tensor's name below this part, and its shape."""
         raise NotImplementedError
 
     def decays(self, leaf: str) -> bool:
-        """Whether weight decay pulls this tensor: matrices and tables, never scales and biases."""
+        """Whether weight decay applies to this tensor: to matrices and tables, never to scales and biases."""
         return leaf == "weight"
 
     @property
@@ -30,7 +53,7 @@ class Part:
 
     @property
     def active(self) -> int:
-        """Parameters that one token meets."""
+        """Parameters that one token uses."""
         return self.params
 
     @property
@@ -41,7 +64,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Weight(Part):
-    """A bare tensor, such as a norm's scale. It starts from `init`: a value, or what fills a tensor in place."""
+    """A bare tensor, such as a norm's scale. `init` is its initial value, or a function that fills it in place."""
 
     shape: tuple[int, ...]
     init: float | Callable[[Any], Any] = 0.0
@@ -52,7 +75,7 @@ class Weight(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Buffer(Part):
-    """A tensor that is saved and never trained, so that it is no parameter. It starts from `init`, as a Weight."""
+    """A tensor that is saved but not trained, so it is not a parameter. `init` is as a Weight's."""
 
     shape: tuple[int, ...]
     init: float | Callable[[Any], Any] = 0.0
@@ -67,9 +90,12 @@ class Buffer(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Part):
-    """A matrix product. `residual` marks one that writes to the residual stream (its initial values are scaled by
-    depth), `precise` one that is never taken in float8, as what follows makes much of its rounding, and `bare` one
-    whose weight the forward also reads by itself, so that a quantised one would not do."""
+    """A matrix product.
+
+    `residual` marks one that writes to the residual stream: its initial values are scaled by depth. `precise` marks one
+    that is kept out of float8, because its rounding error would be amplified downstream (routers, gates). `bare` marks
+    one whose weight the forward also reads directly, which a quantised weight does not allow.
+    """
 
     d_in: int
     d_out: int
@@ -109,7 +135,7 @@ class Conv(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Embedding(Part):
-    """A table of vectors. A look-up is no product: it costs no FLOPs, and one token meets one row of it."""
+    """A table of vectors. A look-up costs no FLOPs: one token reads one row."""
 
     count: int
     width: int
@@ -129,6 +155,10 @@ class Experts(Part):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: (self.count, *shape) for name, shape in self.of.shapes().items()}
 
+    def shard(self, ranks: int) -> Experts:
+        """The experts that one of `ranks` ranks of expert parallelism holds. `zoo.costs.shards` refuses a remainder."""
+        return dataclasses.replace(self, count=self.count // ranks)
+
     @property
     def active(self) -> int:
         return self.of.params * self.active_count
@@ -140,10 +170,10 @@ class Experts(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Tied(Part):
-    """A matrix product or a look-up with another part's weight: no parameters of its own, all of the FLOPs.
+    """A matrix product or a look-up with another part's weight: no parameters of its own, but all of the FLOPs.
 
     `to` is that part's path from the nearest enclosing model that has it: a decoder inside an encoder-decoder finds its
-    own `embedding.tokens` first.
+    own `embedding.tokens` first. `zoo.spec.walk.owner_of` follows it.
     """
 
     to: str
@@ -159,10 +189,11 @@ class Tied(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Sized:
-    """A sub-component built at another width than its owner's."""
+    """A sub-component built at another width than its owner's, or in another role than its axis."""
 
     spec: Spec
     d_model: int
+    role: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,13 +201,15 @@ class Group:
     """Parts under one name."""
 
     parts: Mapping[str, Part]
+    role: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Layers in order, by name of their kind. Equal layers are one object, and are counted once.
+    """Layers in order, by name of their kind. Layers of a kind share one Spec object: counting visits it once and
+    multiplies.
 
-    In a `shared` one all layers of a kind have the same weights too (ALBERT).
+    In a `shared` one the layers of a kind share their weights as well (ALBERT).
     """
 
     kinds: Mapping[str, Spec]

@@ -8,19 +8,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import core_schema
 
+from zoo.errors import ConfigError
 from zoo.spec.faults import detail, no_such_kind, not_a_node, refusal, unknown_field
 from zoo.spec.parts import Group, Part, Sized, Stack
 
 
+class Slot(NamedTuple):
+    """Where a part or sub-component stands in its owner: the roles of the steps to it, the kind of layer if it is one,
+    and how many there are: `stored`, and `used` in one pass (layers that share weights are stored once)."""
+
+    roles: tuple[str, ...]
+    kind: str | None = None
+    stored: int = 1
+    used: int = 1
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Spec:
-    """A component: frozen numbers, and what follows from them.
+    """A component: frozen hyperparameters, and everything that follows from them.
 
     An axis (`class Norm(Spec, axis="norm")`) is a base; a choice (`class RMSNorm(Norm, kind="rmsnorm")`) is a frozen,
     keyword-only pydantic dataclass, registered by its `kind`. A field annotated with an axis takes a mapping whose
@@ -46,9 +57,9 @@ class Spec:
 
     @classmethod
     def complete(cls) -> None:
-        """Makes the class, and what it is based on, the dataclass that it is.
+        """Make the class and its bases pydantic dataclasses, on first use.
 
-        That takes most of a millisecond, and one model uses few of the kinds there are: it waits for the first use.
+        This takes most of a millisecond a class, and one model uses few of the kinds there are.
         """
         for each in reversed(cls.__mro__):
             if issubclass(each, Spec) and each is not Spec and "__dataclass_fields__" not in each.__dict__:
@@ -94,11 +105,11 @@ class Spec:
         return {}
 
     def cache(self) -> dict[str, tuple[int, ...]]:
-        """What this component keeps of each token while generating: tensors by name, and each one's shape."""
+        """The cache slot of one token while generating: tensors by name, and each one's shape."""
         return {}
 
     def state(self) -> dict[str, tuple[int, ...]]:
-        """What it keeps of all earlier tokens together while generating, however many: tensors by name, and shapes."""
+        """The recurrent state while generating, of a size that no token adds to: tensors by name, and shapes."""
         return {}
 
     def core_flops(self, pairs: int) -> int:
@@ -106,34 +117,43 @@ class Spec:
         return 0
 
     def decode_flops(self, pairs: int) -> int:
-        """The same for a token that is decoded, where that takes another way."""
+        """The same for a decoded token, where the component computes decoding differently (absorbed MLA)."""
         return self.core_flops(pairs)
 
     def state_flops(self) -> int:
-        """Forward FLOPs of a token that neither a weight nor a pair explains: moving and reading a state."""
+        """Forward FLOPs a token of updating and reading a recurrent state."""
         return 0
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
-        """Forward FLOPs of `new` tokens after `held` that are neither a token's nor a pair's: work on a shared
-        table."""
+        """Forward FLOPs of one pass of `new` tokens after `held` on a table that all tokens share."""
         return 0
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
-        """The maths: `self` is numbers, `m` is weights, `step` is the moment."""
+    def forward(self, m: Any, *args: Any, **kwargs: Any) -> Any:
+        """The maths. `self` holds numbers, `m` the weights by name; each axis declares its other arguments."""
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
-    def children(self, d_model: int, used: bool = False) -> Iterator[tuple[str, Part | Sized, int]]:
-        """Everything `parts` lists, flattened one level: name, part or sized sub-component, and how often it is stored
-        (or `used` in one pass: shared layers are stored once)."""
+    def shard(self, ranks: int) -> Spec:
+        """Give what one of `ranks` ranks of tensor parallelism holds of this: a smaller component of the same kind.
+
+        A component says so itself: `split` (zoo/spec/sharding.py) for one that is divided, `self` for one that every
+        rank holds whole. Raises ConfigError where the ranks do not divide it, and for one that does not say.
+        """
+        what = f"{self.axis} '{self.kind}' does not say how it splits over {ranks} ranks"
+        raise ConfigError(f"tp: {what} (tp=1, or give {type(self).__name__} a `shard`)")
+
+    def children(self, d_model: int) -> Iterator[tuple[str, Part | Sized, Slot]]:
+        """Everything `parts` lists, flattened one level: name, part or sized sub-component, and its Slot."""
         for name, part in self.parts(d_model).items():
             if isinstance(part, Spec):
-                yield name, Sized(part, d_model), 1
+                yield name, Sized(part, d_model), Slot((part.axis,))
+            elif isinstance(part, Sized):
+                yield name, part, Slot((part.role or part.spec.axis,))
             elif isinstance(part, Group):
                 for inner, leaf in part.parts.items():
-                    yield f"{name}.{inner}", leaf, 1
+                    yield f"{name}.{inner}", leaf, Slot((part.role, leaf.role))
             elif isinstance(part, Stack):
-                pattern = part.pattern if used else part.stored()
                 for kind, spec in part.kinds.items():
-                    yield f"{name}.{kind}", Sized(spec, d_model), pattern.count(kind)
+                    stored, used = part.stored().count(kind), part.pattern.count(kind)
+                    yield f"{name}.{kind}", Sized(spec, d_model), Slot((), kind, stored, used)
             else:
-                yield name, part, 1
+                yield name, part, Slot((part.role,))

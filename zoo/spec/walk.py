@@ -1,33 +1,90 @@
-"""The walkers of a Spec: what is read from `parts()` is read by one of these."""
+"""The walkers of a Spec. Whatever is read from `parts()` is read by one of these:
+
+- `rows`: every component and every part once, top to bottom, layers of a kind together, with roles and counts. For
+  whoever needs both, as `zoo.costs.rows` does: the prices are sums over these rows.
+- `walk`: those rows that are parts. For counting and listing weights by kind of layer: never grows with depth.
+- `components`: path, component and its uses in a pass. For asking components questions (which positions, which kinds).
+- `tensors`: every tensor layer by layer, under its name in `state_dict`. For initialising, loading and saving: grows
+  with depth.
+- `table`: name and shape of every tensor, for comparing with a file or a built model.
+
+A tied part names the weight that it reads (`Tied.to`): `owner_of` finds it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from zoo.spec.parts import Group, Part, Sized, Stack
 from zoo.spec.spec import Spec
 
 
-def walk(
-    spec: Spec, d_model: int, path: str = "", copies: int = 1, *, used: bool = False
-) -> Iterator[tuple[str, Spec, Part, int]]:
-    """Every part below `spec`: its path (a layer goes by its kind), the component that owns it, and how often it is
-    stored (or `used` in one pass)."""
-    for name, child, times in spec.children(d_model, used):
-        inner = f"{path}.{name}" if path else name
+class SpecRow(NamedTuple):
+    """A component, or with `part` one of its parts: `path` (a layer goes by its kind), the `roles` of the steps to it,
+    the `kind` of layer it is in, and how often it is `stored`, and `used` in one pass."""
+
+    path: str
+    component: Spec
+    part: Part | None
+    d_model: int
+    roles: tuple[str, ...] = ()
+    kind: str | None = None
+    stored: int = 1
+    used: int = 1
+
+
+def rows(spec: Spec, d_model: int, path: str = "") -> list[SpecRow]:
+    """List every component from `spec` down, and every part below it."""
+    found: list[SpecRow] = []
+    _descend(SpecRow(path, spec, None, d_model), found)
+    return found
+
+
+def _descend(at: SpecRow, found: list[SpecRow]) -> None:
+    found.append(at)
+    prefix = f"{at.path}." if at.path else ""
+    for name, child, slot in at.component.children(at.d_model):
+        roles, kind = at.roles + slot.roles, at.kind if slot.kind is None else slot.kind
+        if roles[:1] == ("",):  # a weight right in a layer or a tower, which only its name tells from the others
+            roles = (name.partition(".")[0], *roles[1:])
+        stored, used = at.stored * slot.stored, at.used * slot.used
         if isinstance(child, Sized):
-            yield from walk(child.spec, child.d_model, inner, copies * times, used=used)
+            _descend(SpecRow(prefix + name, child.spec, None, child.d_model, roles, kind, stored, used), found)
         else:
-            yield inner, spec, child, copies * times
+            found.append(SpecRow(prefix + name, at.component, child, at.d_model, roles, kind, stored, used))
 
 
-def components(spec: Spec, d_model: int, path: str = "", copies: int = 1) -> Iterator[tuple[str, Spec, int]]:
+def walk(spec: Spec, d_model: int, path: str = "") -> Iterator[tuple[SpecRow, Part]]:
+    """Every part below `spec`, with its row."""
+    for row in rows(spec, d_model, path):
+        if row.part is not None:
+            yield row, row.part
+
+
+def components(spec: Spec, d_model: int, path: str = "") -> Iterator[tuple[str, Spec, int]]:
     """Every component from `spec` down, with its path and how often one pass goes through it."""
-    yield path, spec, copies
-    for name, child, times in spec.children(d_model, used=True):
-        if isinstance(child, Sized):
-            inner = f"{path}.{name}" if path else name
-            yield from components(child.spec, child.d_model, inner, copies * times)
+    for row in rows(spec, d_model, path):
+        if row.part is None:
+            yield row.path, row.component, row.used
+
+
+def owner_of(path: str, ties: Mapping[str, str | None]) -> str:
+    """Find the path of the weight that the part at `path` reads in the end. `ties` gives for the path of every part
+    what it is tied to (`Tied.to`), or None where it has a weight of its own.
+
+    A tie is to the nearest model around the part that has something there. Example: `decoder.head.out`, tied to
+    `embedding.tokens`, reads `decoder.embedding.tokens`; that is tied to `encoder.embedding.tokens`, which owns it.
+    """
+    to = ties[path]
+    if to is None:
+        return path
+    steps = path.split(".")
+    for depth in range(len(steps) - 1, -1, -1):
+        found = ".".join([*steps[:depth], to])
+        if found != path and found in ties:
+            return owner_of(found, ties)
+    raise AssertionError(f"{path} is tied to {to}, which no model around it has")
 
 
 def tensors(spec: Spec, d_model: int, prefix: str = "") -> Iterator[tuple[str, Part, str]]:

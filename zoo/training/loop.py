@@ -20,9 +20,11 @@ from zoo.errors import ZooError
 from zoo.generation.sample import Sampling
 from zoo.generation.text import complete
 from zoo.lazy import torch
+from zoo.run.threads import ThreadWatch
 from zoo.runs import CHECKPOINTS
 from zoo.training.log import PICTURE, Records, draw
 from zoo.training.objective import Objective
+from zoo.training.sampling import choose_sampling_kernel
 from zoo.training.settings import TextSample, Training
 from zoo.training.show import Show
 from zoo.training.speed import Clock, Peak
@@ -49,6 +51,7 @@ class Run:
     records: Records
     show: Show
     peak: Peak
+    watch: ThreadWatch
     clock: Clock = field(default_factory=Clock)
     step: int = 0
     tokens: int = 0
@@ -207,11 +210,28 @@ def record(run: Run, terms: dict[str, Any]) -> None:
     refuse_nonfinite(run, terms)
     values = {name: float(value) for name, value in terms.items()}
     speed = run.clock.lap(run.tokens)
-    mfu = speed * run.flops_per_token / run.peak.flops
-    run.records.write(step=run.step, tokens=run.tokens, **values, tokens_per_second=round(speed, 1), mfu=round(mfu, 4))
+    mfu = share_of_peak(run, speed)
+    run.records.write(step=run.step, tokens=run.tokens, **values, tokens_per_second=round(speed, 1), mfu=mfu)
     run.last |= values
     left = (run.settings.steps - run.step) * run.tokens / run.step
     run.show.step(run.step, values["loss"], speed, mfu, left / run.clock.pace)
+    with run.clock.pause():
+        follow_pace(run, speed)
+
+
+def share_of_peak(run: Run, speed: float) -> float | None:
+    """MFU at so many tokens a second; None where the measured peak is no yardstick, as it lies below that."""
+    share = run.peak.share(speed * run.flops_per_token)
+    return None if share is None else round(share, 4)
+
+
+def follow_pace(run: Run, speed: float) -> None:
+    """Chooses the number of threads again where the pace has fallen, or may have recovered, and says so."""
+    if run.settings.compile:  # compiled code holds the number of threads: with another it would compile anew
+        return
+    if choice := run.watch.follow(speed):
+        run.show.say(f"computes from step {run.step + 1} on with {choice}")
+        run.peak = run.peak.again(run.device, run.settings.arithmetic)
 
 
 def evaluate(run: Run) -> None:
@@ -256,9 +276,10 @@ def write(run: Run, sample: TextSample) -> str:
     """What the model adds to the prompt: with the same draws each time, and none of the training's random numbers."""
     sampling = Sampling(temperature=sample.temperature, seed=run.settings.seed)
     eager = torch.compiler.set_stance("force_eager") if run.settings.compile else nullcontext()
+    kernel, _ = choose_sampling_kernel(run.model.spec, run.settings.kernel, run.device)
+    options: dict[str, Any] = {"max_new_tokens": sample.tokens, "sampling": sampling, "kernel": kernel}
     with eager:  # lengths grow with each token: each would compile anew
-        pieces = complete(run.model, run.data.tokenizer, sample.prompt, max_new_tokens=sample.tokens, sampling=sampling)
-        return "".join(pieces)
+        return "".join(complete(run.model, run.data.tokenizer, sample.prompt, **options))
 
 
 # ---------------------------------------------------------------- what is kept
@@ -275,6 +296,7 @@ def save(run: Run) -> None:
         "last": run.last,
         "data": {**run.batches.state(), "key": run.data.key},
         "lengths": run.records.lengths(),
+        "threads": run.watch.state(),
     }
     state = Resumable(run.model, run.optimizer, counters)
     save_run(run.folder, run.step, state, run.data.tokenizer, run.settings.keep)
@@ -317,6 +339,6 @@ def outcome(run: Run) -> dict[str, Any]:
         "bits_per_byte": run.last["bits_per_byte"],
         "seconds": round(run.clock.seconds, 3),
         "tokens_per_second": round(run.tokens / run.clock.seconds, 1),
-        "mfu": round(run.tokens / run.clock.seconds * run.flops_per_token / run.peak.flops, 4),
+        "mfu": share_of_peak(run, run.tokens / run.clock.seconds),
         "peak": str(run.peak),
     }

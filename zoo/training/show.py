@@ -45,10 +45,11 @@ class Show:
     def say(self, text: str, **style: Any) -> None:
         self.console.print(text, markup=False, **style)
 
-    def step(self, step: int, loss: float, tokens_per_second: float, mfu: float, seconds_left: float) -> None:
-        """How a training step went."""
+    def step(self, step: int, loss: float, tokens_per_second: float, mfu: float | None, seconds_left: float) -> None:
+        """How a training step went. MFU is left out where there is no yardstick for it."""
         training = f"loss {loss:.3f}"
-        speed = f"{tokens_per_second:,.0f} tok/s  MFU {mfu:.1%}  ETA {duration(seconds_left)}"
+        share = "" if mfu is None else f"  MFU {mfu:.1%}"
+        speed = f"{tokens_per_second:,.0f} tok/s{share}  ETA {duration(seconds_left)}"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, training=training, speed=speed)
         elif step in (1, self.steps) or time.monotonic() - self._shown >= LINE_EVERY:

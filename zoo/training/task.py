@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from zoo import grammar, runs
 from zoo.checkpoint import store
 from zoo.data import BPE_SIZE, Batches, DataSettings, Prepared, prepare
-from zoo.disk import replacing
+from zoo.disk import replace_file
 from zoo.errors import CheckpointError, ConfigError, ZooError, did_you_mean
 from zoo.generation.engine import check_length
 from zoo.grammar.saved import read_spec
@@ -24,11 +24,14 @@ from zoo.kernels import KERNELS, machine_of, select
 from zoo.lazy import torch
 from zoo.run import fp8
 from zoo.run.builder import build, pick_device
+from zoo.run.dtypes import slow_note
+from zoo.run.threads import ThreadWatch
 from zoo.training import settings as S
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
 from zoo.training.loop import Run, fit
+from zoo.training.sampling import choose_sampling_kernel
 from zoo.training.show import Show
-from zoo.training.speed import keep_memory, peak
+from zoo.training.speed import find_peak, keep_memory
 
 CONFIG, MODEL = "config.yaml", "model.yaml"
 
@@ -87,7 +90,7 @@ def resume(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     device, data = prepared(planned, show)
     if data.key != counters["data"]["key"]:
         raise ConfigError(f"{folder}: its data is not what it was, found {data.key} (was {counters['data']['key']})")
-    run = begin(planned, folder, device, data, show, counters["lengths"])
+    run = begin(planned, folder, device, data, show, counters)
     restore(run, checkpoint)
     write_yaml(folder / CONFIG, planned.config)
     show.say(f"goes on after step {run.step}")
@@ -181,14 +184,14 @@ def prepared(planned: Plan, show: Show) -> tuple[Any, Prepared]:
 
 
 def check_kernel(planned: Plan, device: Any) -> None:
-    """Raises KernelError when the kernel that the user named cannot train each kind of layer there."""
+    """Raises KernelError when the kernel that the user named cannot train, or evaluate, each kind of layer there."""
     machine, dtype = machine_of(device), {"fp32": "float32", "bf16": "bfloat16"}[planned.settings.arithmetic]
     for block in planned.spec.blocks.values():
         packed = planned.data.documents or block.attention.visible_chunk is not None
         seen = {"window": block.attention.visible_window, "documents": packed}
-        ask = block.attention.ask(dtype, needs_grad=True, **seen)
-        if ask is not None:
-            select(ask, machine, planned.settings.kernel)
+        for ask in (block.attention.ask(dtype, needs_grad=grad, **seen) for grad in (True, False)):
+            if ask is not None:
+                select(ask, machine, planned.settings.kernel)
 
 
 def title(node: Mapping[str, Any], spec: Any) -> str:
@@ -201,10 +204,12 @@ def title(node: Mapping[str, Any], spec: Any) -> str:
 
 
 def begin(
-    planned: Plan, folder: Path, device: Any, data: Prepared, show: Show, lengths: Mapping[str, int] | None = None
+    planned: Plan, folder: Path, device: Any, data: Prepared, show: Show, counters: Mapping[str, Any] | None = None
 ) -> Run:
-    """A run at its first step. Everything random is drawn from the seed."""
+    """A run at its first step. Everything random is drawn from the seed. `counters` are those of the checkpoint that a
+    run goes on from."""
     settings = planned.settings
+    watch = choose_computing(settings, device, show, counters)
     batches = Batches(data.train, settings.batch_size, settings.seq_len, settings.seed, planned.data.documents)
     torch.manual_seed(settings.seed)
     if device.type == "cpu":
@@ -222,10 +227,30 @@ def begin(
         batches=batches,
         model=model,
         optimizer=settings.optim.build(model),
-        records=Records(folder, lengths),
+        records=Records(folder, (counters or {}).get("lengths")),
         show=show,
-        peak=peak(device, settings.arithmetic),
+        peak=find_peak(device, settings.arithmetic),
+        watch=watch,
     )
+
+
+def choose_computing(
+    settings: S.Training, device: Any, show: Show, counters: Mapping[str, Any] | None = None
+) -> ThreadWatch:
+    """Settles the number of threads, before anything is timed, and says where the precision asked for is slow.
+
+    A run that goes on has the threads of its checkpoint, as another number adds floats up in another order.
+    """
+    watch = ThreadWatch(device)
+    if counters:
+        watch.restore(counters.get("threads", {}))
+    elif choice := watch.begin():
+        show.say(f"computes with {choice}")
+    if settings.arithmetic == "bf16":
+        note = slow_note(torch.bfloat16, device, f"precision={settings.precision}")
+        if note:
+            show.say(f"note: {note} (precision=fp32 would do)")
+    return watch
 
 
 def restore(run: Run, checkpoint: Path) -> None:
@@ -244,6 +269,10 @@ def finish(run: Run) -> dict[str, Any]:
     what = f"{params:,} parameters on {run.device} in {settings.precision}"
     size = f"{settings.steps:,} steps of {settings.batch_size * settings.seq_len:,} tokens"
     run.show.say(f"{run.name}: {what}, {size}; MFU of {run.peak}")
+    if isinstance(settings.sample, S.TextSample):
+        _, line = choose_sampling_kernel(run.model.spec, settings.kernel, run.device)
+        if line is not None:
+            run.show.say(line)
     try:
         result = fit(run)
     except (ZooError, KeyboardInterrupt) as error:
@@ -252,6 +281,7 @@ def finish(run: Run) -> dict[str, Any]:
         raise
     finally:
         run.records.close()
+        run.watch.end()
     write_result(run.folder, {"error": None, **result})
     run.show.say(f"{run.folder}: checkpoints, {PICTURE}, {METRICS}, {SAMPLES}")
     return result
@@ -297,7 +327,7 @@ def output_folder() -> Path:
 
 def write_yaml(file: Path, node: Any) -> None:
     """Writes plain data, short nodes on one line."""
-    with replacing(file) as draft:
+    with replace_file(file) as draft:
         draft.write_text(yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120), encoding="utf-8")
 
 
@@ -306,5 +336,5 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     file = folder / runs.RESULT
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     merged = {key: value for key, value in {**before, **result}.items() if value is not None}
-    with replacing(file) as draft:
+    with replace_file(file) as draft:
         draft.write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")

@@ -18,6 +18,7 @@ from zoo.analysis.explain.parameters import parameters
 from zoo.analysis.explain.roofline import roofline
 from zoo.analysis.explain.terms import trace
 from zoo.costs.price import price
+from zoo.costs.rows import tabulate
 from zoo.costs.setup import Setup
 
 __all__ = ["explain", "explained"]
@@ -32,7 +33,8 @@ def explain(spec: Any, setup: Setup | None = None, figures: Mapping[str, Any] | 
     setup = Setup() if setup is None else setup
     figures = price(spec, setup) if figures is None else figures
     model = trace(spec)
-    lines = [*parameters(model), *flops(model, setup), *kv_cache(model, setup)]
+    table = tabulate(model)
+    lines = [*parameters(table), *flops(table, setup), *kv_cache(model, setup)]
     lines += [*memory(spec, model, setup, figures), *roofline(spec, setup, figures)]
     for line in lines:
         _check(line, figures)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from zoo.analysis.explain.line import Line, Sheet, cited, layers, place, times
 from zoo.analysis.explain.terms import Term, Traced, call, named, symbol, term, total
-from zoo.costs.cache import BLOCK, held_tokens, padded_counts, state_bytes
+from zoo.costs.cache import BLOCK, CacheRow, held_tokens, list_cache_rows, memory_tokens
 from zoo.costs.setup import DTYPES, Setup
 
 ENGINES = {
@@ -17,39 +15,29 @@ ENGINES = {
     "paged": f"vLLM: pages of {BLOCK} tokens (Kwon et al., 2023)",
 }
 
-
-class Layers(NamedTuple):
-    """The layers of a kind that generate."""
-
-    where: str
-    tower: Any
-    kind: str
-    block: Any
-    count: Term
-    stored: Term  # that an engine keeps room for
-
-    def name(self, what: str) -> str:
-        return place(self.where, what, self.tower, self.kind)
+PER_TOKEN = "bytes a token and layer"
 
 
 def kv_cache(model: Any, setup: Setup) -> list[Line]:
-    """Lines of a traced model; of one that writes nothing, none."""
+    """Lines of a traced model's cache rows; of one that writes nothing, none."""
     sheet = Sheet("KV cache")
     context, batch = named("context", setup.tokens(model)), symbol("batch", setup.batch)
     width = symbol("bytes a value", DTYPES[setup.cache_dtype or setup.dtype])
+    memory = term(memory_tokens(context, setup.engine))
     token, tokens, crossed, states = [], [], [], []
-    for own in _layers(model, setup):
-        if (each := _values(own.block.attention.cache())).value:
-            kept = sheet.add(own.name("layer"), each * width, "bytes a token and layer", cited(own.block.attention))
-            token.append(own.count * kept)
-            tokens.append(own.stored * kept * _held(own.block.attention, context, setup.engine))
-        if own.block.cross:
-            each = _values(own.block.cross.cache()) * width
-            kept = sheet.add(own.name("cross"), each, "bytes a token and layer", cited(own.block.cross))
-            crossed.append(own.count * kept * _paged(context, setup.engine))
-        if (each := state_bytes(own.block, setup)) != 0:
-            kept = sheet.add(own.name("states"), _integer(each), "bytes a layer", cited(own.block.attention))
-            states.append(own.count * kept)
+    for row in list_cache_rows(model, setup):
+        count = layers(row.tower, row.kind)
+        if row.values:
+            kept = sheet.add(_name(row, "layer"), term(row.values) * width, PER_TOKEN, cited(row.block.attention))
+            token.append(count * kept)
+            room = count + (row.room - row.layers)
+            tokens.append(room * kept * _held(row.block.attention, context, setup.engine))
+        if row.block.cross:
+            each = term(row.cross_values) * width
+            crossed.append(count * sheet.add(_name(row, "cross"), each, PER_TOKEN, cited(row.block.cross)) * memory)
+        if row.state:
+            kept = sheet.add(_name(row, "states"), _integer(row.state), "bytes a layer", cited(row.block.attention))
+            states.append(count * kept)
     if not sheet.lines:
         return []
     sheet.sum("a token", token, "bytes", "while every layer keeps all tokens", "kv_cache.bytes_per_token")
@@ -64,14 +52,8 @@ def kv_cache(model: Any, setup: Setup) -> list[Line]:
     return sheet.lines
 
 
-def _layers(model: Any, setup: Setup) -> Iterator[Layers]:
-    for where, tower in model.towers().items():
-        counts = {kind: tower.pattern.count(kind) for kind in tower.blocks}
-        stored = padded_counts(tower.blocks, counts) if setup.engine == "paged" else counts
-        for kind, block in tower.blocks.items() if tower.causal else ():
-            count = layers(tower, kind)
-            room = count + (stored[kind] - counts[kind])
-            yield Layers(where, tower, kind, block, count, room)
+def _name(row: CacheRow, what: str) -> str:
+    return place(row.where, what, row.tower, row.kind)
 
 
 def _held(attention: Any, context: Traced, engine: str) -> Term:
@@ -82,13 +64,5 @@ def _held(attention: Any, context: Traced, engine: str) -> Term:
     return term(held_tokens(attention, context, engine))
 
 
-def _paged(context: Traced, engine: str) -> Term:
-    return term(-(-context // BLOCK) * BLOCK if engine == "paged" else context)
-
-
 def _integer(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _values(shapes: Mapping[str, tuple[int, ...]]) -> Term:
-    return term(sum(math.prod(shape) for shape in shapes.values()))

@@ -1,7 +1,7 @@
 """FLOPs, explained from the matrix products of the parts and the pairs that masks let through.
 
-The lines of a convention are those of `zoo.costs.flops.count`: products with weights, scores and values by pairs, and
-what neither explains.
+The lines of a convention are the sums of `zoo.costs.flops`: products with weights, QKᵀ and PV by pairs, and what neither
+explains (recurrent states, shared tables).
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoo.analysis.explain.line import Line, Sheet, cited, layers, place, times
-from zoo.analysis.explain.parameters import Piece, pieces
+from zoo.analysis.explain.parameters import ComponentFormula, component_formulas
 from zoo.analysis.explain.terms import Number, Term, call, named, symbol, term, total
-from zoo.costs.flops import CONVENTIONS, FLASH_BACKWARD, Look
-from zoo.costs.params import is_output
+from zoo.costs.flops import CONVENTIONS, FLASH_BACKWARD, multiplied_by, reads_memory
+from zoo.costs.pairs import Look
+from zoo.costs.rows import CostTable, PartRow
 from zoo.costs.setup import Setup
-from zoo.spec import Embedding, Linear, Part, Tied, components
+from zoo.spec import LOGITS
 
 TOKEN = "FLOP a token"
 SEQUENCE = "FLOP"
 
 
 @dataclass(frozen=True)
-class Core:
-    """What an attention of a kind of layer costs beside its matrices."""
+class CoreFormula:
+    """What an attention of a kind of layer costs beside its matrices, as terms."""
 
     where: str
     name: str
@@ -38,32 +39,28 @@ class Core:
         return times(self.copies, core(pairs))
 
     def other(self, new: Any, held: Any = 0) -> Term:
-        """Moving and reading states, and work on a table that all tokens share."""
+        """Updating and reading states, and work on a table that all tokens share."""
         own = self.attention.state_flops() * new, self.attention.pass_flops(self.d_model, new, held)
         return times(self.copies, total(map(term, own)))
 
 
-def cores(model: Any) -> Iterator[Core]:
-    """Of every kind of layer and each attention in it, cross-attention among them."""
-    for where, tower in model.towers().items():
-        for kind, block in tower.blocks.items():
-            for path, attention, copies in components(block, tower.d_model):
-                if attention.axis == "attention":
-                    seen: Any = attention
-                    look = Look(tower.causal, path == "cross", seen.visible_window, seen.visible_chunk)
-                    copies = times(layers(tower, kind), copies)
-                    yield Core(where, place(where, path, tower, kind), seen, look, copies, tower.d_model)
+def core_formulas(table: CostTable) -> Iterator[CoreFormula]:
+    """Of every kind of layer each attention in it, cross-attention among them."""
+    for row in table.attentions:
+        assert row.kind is not None
+        name, copies = place(row.where, row.slot, row.tower, row.kind), layers(row.tower, row.kind)
+        yield CoreFormula(row.where, name, row.attention, row.look, copies, row.tower.d_model)
 
 
 class Flops:
     """The lines of one model and set-up, as they are written."""
 
-    def __init__(self, model: Any, setup: Setup) -> None:
-        self.sheet, self.model, self.setup = Sheet("FLOPs"), model, setup
+    def __init__(self, table: CostTable, setup: Setup) -> None:
+        self.sheet, self.table, self.model, self.setup = Sheet("FLOPs"), table, table.spec, setup
         self.convention = setup.convention
-        self.context = named("context", setup.tokens(model))
-        self.cores = list(cores(model))
-        self.products: dict[str, tuple[Piece, Number]] = {}
+        self.context = named("context", setup.tokens(self.model))
+        self.cores = list(core_formulas(table))
+        self.products: dict[str, tuple[ComponentFormula, Number]] = {}
 
     def lines(self) -> list[Line]:
         source = CONVENTIONS[self.convention]
@@ -87,11 +84,11 @@ class Flops:
     def _products(self) -> None:
         """A line for each component of a kind of layer: its FLOPs, or for 6N its parameters."""
         unit = "parameters a token" if self.convention in ("palm", "kaplan") else TOKEN
-        for piece in pieces(self.model, COUNTED[self.convention], stored=False):
+        for piece in component_formulas(self.table, COUNTED[self.convention], stored=False):
             row = "FLOP a sequence" if piece.what == "pooler" and unit == TOKEN else unit
             self.products[piece.name] = piece, self.sheet.add(piece.name, piece.all, row, piece.source)
 
-    def _sum(self, kept: Callable[[Piece], bool]) -> Term:
+    def _sum(self, kept: Callable[[ComponentFormula], bool]) -> Term:
         return total(line for piece, line in self.products.values() if kept(piece))
 
     def _linear(self) -> Term:
@@ -99,11 +96,11 @@ class Flops:
             return self._sum(lambda piece: True) * 2 * term(self.context)
         return self._tokens(lambda piece: True) + self._rows(lambda piece: True)
 
-    def _tokens(self, kept: Callable[[Piece], bool]) -> Term:
+    def _tokens(self, kept: Callable[[ComponentFormula], bool]) -> Term:
         """Of all tokens, the head among the rest."""
         return self._sum(lambda piece: piece.what != "pooler" and kept(piece)) * term(self.context)
 
-    def _rows(self, kept: Callable[[Piece], bool]) -> Term:
+    def _rows(self, kept: Callable[[ComponentFormula], bool]) -> Term:
         return self._sum(lambda piece: piece.what == "pooler" and kept(piece))
 
     # ---------------------------------------------------------------- pairs, and what neither explains
@@ -202,8 +199,7 @@ class Flops:
 
     def _memory(self, decoder: str) -> Term:
         """What cross-attention's keys and values cost a token of the encoder's."""
-        tail = (".cross.k", ".cross.v")
-        found = pieces(self.model, lambda path, part: part.flops if path.endswith(tail) else 0, stored=False)
+        found = component_formulas(self.table, lambda row: row.part.flops if reads_memory(row) else 0, stored=False)
         made = [(f"{p.name} k, v", p) for p in found if p.where == decoder]
         written = {line.name for line in self.sheet.lines}
         why = "made once of the encoder's output"
@@ -222,29 +218,22 @@ def _seen(look: Look) -> str:
     return f"what came before{limit}" if look.chunk is None else "what came before in a chunk"
 
 
-def _flops(path: str, part: Part) -> Any:
-    return part.flops
+def _flops(row: PartRow) -> Any:
+    return row.part.flops
 
 
-def _no_routers(path: str, part: Part) -> Any:
-    return 0 if ".router." in path else part.flops
+def _no_routers(row: PartRow) -> Any:
+    return 0 if "router" in row.roles else row.part.flops
 
 
-def _multiplied(path: str, part: Part) -> Any:
-    """Parameters that a token meets in products, tables that are looked up left out."""
-    if isinstance(part, Tied):
-        return part.of.active if isinstance(part.of, Linear) else part.active
-    return 0 if isinstance(part, Embedding) else part.active
+def _inner(row: PartRow) -> Any:
+    return 0 if row.part.role == LOGITS else multiplied_by(row)
 
 
-def _inner(path: str, part: Part) -> Any:
-    return 0 if is_output(path) else _multiplied(path, part)
-
-
-COUNTED = {"exact": _flops, "hfu": _flops, "megatron": _no_routers, "palm": _multiplied, "kaplan": _inner}
+COUNTED = {"exact": _flops, "hfu": _flops, "megatron": _no_routers, "palm": multiplied_by, "kaplan": _inner}
 """What each convention counts of a part."""
 
 
-def flops(model: Any, setup: Setup) -> list[Line]:
-    """Lines of a traced model by the set-up's convention."""
-    return Flops(model, setup).lines()
+def flops(table: CostTable, setup: Setup) -> list[Line]:
+    """Lines of a traced model's rows by the set-up's convention."""
+    return Flops(table, setup).lines()

@@ -16,7 +16,7 @@ from zoo.costs.generating import generating
 from zoo.costs.memory import CHUNK
 from zoo.costs.parallel import Stage, fullest, stages
 from zoo.costs.setup import DTYPES, Setup
-from zoo.costs.states import VALUES, held, states, widths
+from zoo.costs.states import VALUES, count_sharded, states, widths
 
 PRECISIONS = {
     "mixed": "a master copy and states in fp32 (Rajbhandari et al., 2020, ZeRO)",
@@ -66,7 +66,7 @@ class Memory:
         whole = self.sheet.add("parameters", found["parameters"], "parameters", source)
 
         def part(since: int) -> Number:
-            count = held(stage.pieces, self.setup, since)
+            count = count_sharded(stage.pieces, self.setup, since)
             return whole if count == whole.number else symbol(f"parameters, ZeRO {self.setup.zero}", count)
 
         width = lambda size: symbol("bytes of each", size)  # noqa: E731

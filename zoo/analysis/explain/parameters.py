@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 from zoo.analysis.explain.line import Line, Sheet, cited, layers, place, times
 from zoo.analysis.explain.terms import Term, symbol, term, total
-from zoo.costs.params import component, count
-from zoo.spec import Part, Spec, walk
+from zoo.costs.params import component_of, count_parameters
+from zoo.costs.rows import CostTable, PartRow
 
 UNIT = "parameters"
 
 
-class Piece(NamedTuple):
-    """A component of a kind of layer, or of a tower beside its layers."""
+class ComponentFormula(NamedTuple):
+    """What the rows of a component add up to, in a kind of layer or in a tower beside its layers."""
 
     where: str  # the tower: "", "encoder" or "decoder"
     kind: str | None  # of layer
@@ -30,48 +30,38 @@ class Piece(NamedTuple):
         return times(self.copies, self.each)
 
 
-def pieces(model: Any, of: Callable[[str, Part], Any], stored: bool = True) -> Iterator[Piece]:
-    """What `of` gives of each part and its path, added up by component; of layers as stored, or as a pass meets
-    them."""
-    for where, tower, kind, copies, parts in _stacks(model, stored):
-        found: dict[tuple[str, str], list[tuple[Term, Spec]]] = {}
-        for path, owner, part, more in parts:
-            what = component(path, owner)
-            label = f"{path.split('.')[0]}_norm" if kind is None and what == "norm" else what
-            label = "final_norm" if label == "norm_norm" else label
-            found.setdefault((what, label), []).append((times(term(more), of(path, part)), owner))
-        for (what, label), counted in found.items():
-            each = total(made for made, _ in counted)
-            if each.value:
-                yield Piece(where, kind, what, place(where, label, tower, kind), each, copies, cited(counted[0][1]))
+def component_formulas(
+    table: CostTable, of: Callable[[PartRow], Any], stored: bool = True
+) -> Iterator[ComponentFormula]:
+    """Add up what `of` gives of each part's row, by component; layers as stored, or as a pass uses them."""
+    found: dict[tuple[str, str | None, str, str], list[PartRow]] = {}
+    for row in table.parts:
+        what = component_of(row)
+        label = (
+            what if row.kind is not None or what != "norm" else f"{'final' if row.slot == 'norm' else row.slot}_norm"
+        )
+        found.setdefault((row.where, row.kind, what, label), []).append(row)
+    for (where, kind, what, label), counted in found.items():
+        each = total(term(of(row)) for row in counted)
+        if each.value:
+            tower = table.towers[where]
+            copies = term(1) if kind is None else layers(tower, kind, stored)
+            name = place(where, label, tower, kind)
+            yield ComponentFormula(where, kind, what, name, each, copies, cited(counted[0].owner))
 
 
-def _stacks(model: Any, stored: bool) -> Iterator[tuple[str, Any, str | None, Term, list[Any]]]:
-    """The parts before a tower's layers, of each kind of layer, and behind them."""
-    for where, tower in model.towers().items():
-        before, behind = [], []
-        for each in walk(tower, tower.d_model, used=not stored):
-            if not each[0].startswith("blocks."):
-                (before if each[0].startswith(("embedding", "position")) else behind).append(each)
-        yield where, tower, None, term(1), before
-        for kind, block in tower.blocks.items():
-            inside = walk(block, tower.d_model, f"blocks.{kind}", used=not stored)
-            yield where, tower, kind, layers(tower, kind, stored), list(inside)
-        yield where, tower, None, term(1), behind
-
-
-def parameters(model: Any) -> list[Line]:
-    """Lines of a traced model: each component by kind of layer, what they add up to, and what a token meets."""
+def parameters(table: CostTable) -> list[Line]:
+    """Lines of a traced model's rows: each component by kind of layer, what they add up to, and what a token meets."""
     sheet = Sheet("Parameters")
     by_component: dict[str, list[Term]] = {}
-    for piece in pieces(model, lambda _, part: part.params):
+    for piece in component_formulas(table, lambda row: row.part.params):
         by_component.setdefault(piece.what, []).append(sheet.add(piece.name, piece.all, UNIT, piece.source))
     sums = [_component(sheet, what, held) for what, held in by_component.items()]
     whole = sheet.sum("total", sums, UNIT, "every part once; a tied one at its owner", "params.total")
-    idle = [piece.all for piece in pieces(model, lambda _, part: part.params - part.active)]
+    idle = [piece.all for piece in component_formulas(table, lambda row: row.part.params - row.part.active)]
     source = "total without the experts that a token does not meet"
-    _rest(sheet, model, whole, sheet.add("active", whole - total(idle), UNIT, source, "params.active"))
-    _by_kind(sheet, model)
+    _rest(sheet, table, whole, sheet.add("active", whole - total(idle), UNIT, source, "params.active"))
+    _by_kind(sheet, table)
     return sheet.lines
 
 
@@ -85,9 +75,9 @@ def _component(sheet: Sheet, what: str, held: list[Any]) -> Any:
     return sheet.sum(f"all {what}", held, UNIT, "over kinds of layer and towers", figure)
 
 
-def _rest(sheet: Sheet, model: Any, whole: Term, active: Term) -> None:
+def _rest(sheet: Sheet, table: CostTable, whole: Term, active: Term) -> None:
     """Figures of which `count` itself, on traced numbers, gives the formula."""
-    counted = count(model)
+    counted = count_parameters(table)
     looked = term(counted["active"] - counted["active_without_input_table"])
     source = "a token reads one row of a table that no head is tied to"
     sheet.add("active, no input table", active - looked, UNIT, source, "params.active_without_input_table")
@@ -99,10 +89,10 @@ def _rest(sheet: Sheet, model: Any, whole: Term, active: Term) -> None:
         sheet.add("buffers", counted["buffers"], "values", "saved, never trained, in no other figure", "params.buffers")
 
 
-def _by_kind(sheet: Sheet, model: Any) -> None:
-    held = list(pieces(model, lambda _, part: part.params))
-    met = list(pieces(model, lambda _, part: part.active))
-    for where, tower in model.towers().items():
+def _by_kind(sheet: Sheet, table: CostTable) -> None:
+    held = list(component_formulas(table, lambda row: row.part.params))
+    met = list(component_formulas(table, lambda row: row.part.active))
+    for where, tower in table.towers.items():
         for kind in tower.blocks:
             name = f"{where}.{kind}" if where else kind
             for what, of in (("total", held), ("active", met)):

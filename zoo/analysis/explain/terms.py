@@ -76,7 +76,7 @@ class Number(Term):
 
 
 @dataclass(frozen=True)
-class Product(Term):
+class ProductTerm(Term):
     """Factors, at most one of them a number without a symbol, which is the first."""
 
     factors: tuple[Term, ...]
@@ -91,7 +91,7 @@ class Product(Term):
 
 
 @dataclass(frozen=True)
-class Sum(Term):
+class SumTerm(Term):
     """Terms, those that differ in a number alone added up."""
 
     terms: tuple[Term, ...]
@@ -113,7 +113,7 @@ class Sum(Term):
 
 
 @dataclass(frozen=True)
-class Quotient(Term):
+class QuotientTerm(Term):
     """One over the other."""
 
     above: Term
@@ -128,11 +128,11 @@ class Quotient(Term):
     def text(self, named: bool) -> str:
         above, below = (f"({t.text(named)})" if t.loose else t.text(named) for t in (self.above, self.below))
         space = " " if " " in above + below else ""
-        return f"{above}{space}/{space}{f'({below})' if isinstance(self.below, Product | Quotient) else below}"
+        return f"{above}{space}/{space}{f'({below})' if isinstance(self.below, ProductTerm | QuotientTerm) else below}"
 
 
 @dataclass(frozen=True)
-class Call(Term):
+class CallTerm(Term):
     """A function of terms by name: one of FUNCTIONS."""
 
     name: str
@@ -168,9 +168,9 @@ def parted(each: Term) -> tuple[Any, Term]:
     """The number in front, and the rest."""
     if isinstance(each, Number) and not each.symbol:
         return each.number, Number(1)
-    if isinstance(each, Product) and isinstance(each.factors[0], Number) and not each.factors[0].symbol:
+    if isinstance(each, ProductTerm) and isinstance(each.factors[0], Number) and not each.factors[0].symbol:
         return each.factors[0].number, product(each.factors[1:])
-    if isinstance(each, Quotient):
+    if isinstance(each, QuotientTerm):
         count, rest = parted(each.above)
         return (count, quotient(rest, each.below)) if count < 0 else (1, each)
     return 1, each
@@ -180,10 +180,10 @@ def product(factors: Iterable[Term]) -> Term:
     """Their product: numbers multiplied and in front, and one quotient for all."""
     count, above, below = 1, [], []
     for factor in factors:
-        if isinstance(factor, Quotient):
+        if isinstance(factor, QuotientTerm):
             below.append(factor.below)
             factor = factor.above
-        for each in factor.factors if isinstance(factor, Product) else (factor,):
+        for each in factor.factors if isinstance(factor, ProductTerm) else (factor,):
             if isinstance(each, Number) and not each.symbol:
                 count *= each.number
             else:
@@ -192,7 +192,7 @@ def product(factors: Iterable[Term]) -> Term:
         upper: Term = Number(count)
     else:
         kept = above if count == 1 else [Number(count), *above]
-        upper = kept[0] if len(kept) == 1 else Product(tuple(kept))
+        upper = kept[0] if len(kept) == 1 else ProductTerm(tuple(kept))
     return quotient(upper, product(below)) if below and count else upper
 
 
@@ -201,41 +201,41 @@ def total(terms: Iterable[Term]) -> Term:
     counts: dict[Any, list[Any]] = {}
     for each in (inner for outer in terms for inner in _summands(outer)):
         count, rest = parted(each)
-        factors = rest.factors if isinstance(rest, Product) else (rest,)
+        factors = rest.factors if isinstance(rest, ProductTerm) else (rest,)
         found = counts.setdefault(tuple(sorted((f.formula, f.values) for f in factors)), [0, rest])
         found[0] += count
     kept = [product((Number(count), rest)) for count, rest in counts.values() if count]
     kept.sort(key=lambda each: isinstance(each, Number) and not each.symbol)  # a bare number last
     kept.sort(key=lambda each: parted(each)[0] < 0)  # and what is taken away behind the rest
-    return kept[0] if len(kept) == 1 else Sum(tuple(kept)) if kept else Number(0)
+    return kept[0] if len(kept) == 1 else SumTerm(tuple(kept)) if kept else Number(0)
 
 
 def _summands(each: Term) -> tuple[Term, ...]:
     """What a term adds to a sum: of a sum its own terms, also where it is taken away."""
     count, rest = parted(each)
-    if not isinstance(rest, Sum) or abs(count) != 1:
+    if not isinstance(rest, SumTerm) or abs(count) != 1:
         return (each,)
     return rest.terms if count == 1 else tuple(product((Number(-1), inner)) for inner in rest.terms)
 
 
 def quotient(above: Term, below: Term) -> Term:
     """One over the other, without the factors that both have."""
-    over, under = ([*t.factors] if isinstance(t, Product) else [t] for t in (above, below))
+    over, under = ([*t.factors] if isinstance(t, ProductTerm) else [t] for t in (above, below))
     for factor in [*under]:
         if factor in over and not (isinstance(factor, Number) and not factor.symbol):
             over.remove(factor)
             under.remove(factor)
-    if len(over) < len(above.factors if isinstance(above, Product) else (above,)):
+    if len(over) < len(above.factors if isinstance(above, ProductTerm) else (above,)):
         return quotient(product(over), product(under))
     (left, rest), (right, divisor) = parted(above), parted(below)
     if isinstance(left, int) and isinstance(right, int) and (shared := math.gcd(left, right)) > 1:
         return quotient(product((Number(left // shared), rest)), product((Number(right // shared), divisor)))
-    return above if below == Number(1) else Quotient(above, below)
+    return above if below == Number(1) else QuotientTerm(above, below)
 
 
 def call(name: str, *inputs: Any) -> Term:
     """A function of FUNCTIONS, of terms or numbers."""
-    return Call(name, tuple(term(each) for each in inputs))
+    return CallTerm(name, tuple(term(each) for each in inputs))
 
 
 def symbol(name: str, value: Any) -> Number:
@@ -276,7 +276,7 @@ class Traced(int):
         return _traced(int.__rmul__(self, other), lambda: term(other) * self)
 
     def __neg__(self) -> Any:
-        inner = self.term.inputs[0] if isinstance(self.term, Call) and self.term.name == "floor" else None
+        inner = self.term.inputs[0] if isinstance(self.term, CallTerm) and self.term.name == "floor" else None
         if inner is not None and parted(inner)[0] < 0:  # −⌊−x⌋ is how code writes ⌈x⌉
             return Traced(-int(self), call("ceil", inner * -1))
         return Traced(-int(self), self.term * -1)

@@ -19,6 +19,7 @@ from zoo.costs import flops, params
 from zoo.costs.cache import kv_cache
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
+from zoo.grammar.pattern import MOST_LAYERS
 
 KEYS = "kv_bytes_per_token"
 """The budget that key heads are solved for, and the others are not."""
@@ -33,9 +34,9 @@ WIDTHS_TRIED = 8
 """Widths looked at, spread evenly over those that the aspect leaves."""
 
 FIGURES: dict[str, Callable[[Any, Setup, bool], float]] = {
-    "params": lambda spec, setup, train: params.count(spec)["total"],
-    "active_params": lambda spec, setup, train: params.count(spec)["active"],
-    "flops_per_token": lambda spec, setup, train: flops.count(spec, setup.tokens(spec))["forward"],
+    "params": lambda spec, setup, train: params.count_parameters(spec)["total"],
+    "active_params": lambda spec, setup, train: params.count_parameters(spec)["active"],
+    "flops_per_token": lambda spec, setup, train: flops.count_flops(spec, setup.tokens(spec))["forward"],
     "kv_bytes_per_token": lambda spec, setup, train: kv_cache(spec, setup)["bytes_per_token"],
     "memory": lambda spec, setup, train: needed(spec, setup, train=train)["total"],
 }
@@ -165,7 +166,7 @@ def _depths(recipe: Recipe, search: Search, width: int) -> tuple[int, int]:
     if "n_layers" not in recipe.solved:
         return recipe.dims["n_layers"], recipe.dims["n_layers"]
     low = max(recipe.least_layers, math.ceil(width / search.aspect[1]))
-    high = math.floor(width / search.aspect[0])
+    high = min(math.floor(width / search.aspect[0]), MOST_LAYERS)
     return (low, high) if low <= high else (0, 0)
 
 

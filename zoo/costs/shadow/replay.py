@@ -153,7 +153,7 @@ class Fused:
     def prepare(self, *_: Any) -> None:
         """Draws nothing: what tells a whole row's keys apart are a few numbers."""
 
-    def __call__(self, q: Any, k: Any, v: Any, mask: Any, **_: Any) -> Any:
+    def __call__(self, q: Any, k: Any, v: Any, how: Any) -> Any:
         return fused_attention(q, k, v)
 
 

@@ -209,6 +209,8 @@ def _scaling(found: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]
         return {"kind": kind, "original_max_seq_len": trained, **_longest(found, longest, trained), **chosen}
     names = YARN if kind == "yarn" else LLAMA3
     chosen = {name: found[name] for name in names if found.get(name) is not None}
+    if "attention_factor" in chosen or not (chosen.get("mscale") and chosen.get("mscale_all_dim")):
+        chosen = {name: value for name, value in chosen.items() if not name.startswith("mscale")}  # read as a pair
     factor = longest / trained if found.get("factor") is None and kind == "yarn" else found["factor"]
     return {"kind": kind, "factor": float(factor), "original_max_seq_len": trained, **chosen}
 

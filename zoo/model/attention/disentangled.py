@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
 from zoo.kernels import attend
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
-from zoo.model.attention.base import Attention
-from zoo.model.position.base import Position
+from zoo.model.attention.base import SoftmaxAttention
 from zoo.model.position.relative import Relative
-from zoo.spec import Linear
+from zoo.spec import Linear, split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +32,7 @@ class OfTable(Linear):
         return 0
 
 
-class Disentangled(Attention, kind="disentangled"):
+class Disentangled(SoftmaxAttention, kind="disentangled"):
     """Disentangled attention (He et al., 2020, DeBERTa; He et al., 2021, v3).
 
     score(i, j) = (q_i·k_j + q_i·p_k[i − j] + k_j·p_q[i − j]) · scale, where p_k and p_q are projections of the vectors
@@ -39,9 +43,7 @@ class Disentangled(Attention, kind="disentangled"):
     `key_bias` gives k and p_k a bias (v2, v3), which q, v, o and p_q always have. v1 has neither.
     """
 
-    n_heads: PositiveInt
     head_dim: PositiveInt
-    position: Position
     types: tuple[Literal["c2p", "p2c"], ...] = ("c2p", "p2c")
     share_att_key: bool = False
     key_bias: bool = True
@@ -62,16 +64,8 @@ class Disentangled(Attention, kind="disentangled"):
             raise ValueError("share_att_key projects positions, and types is empty (leave it out, or name types)")
 
     @property
-    def score_heads(self) -> int:
-        return self.n_heads
-
-    @property
-    def positioning(self) -> Position:
-        return self.position
-
-    @property
-    def rotary_width(self) -> int:
-        return self.head_dim
+    def head_widths(self) -> tuple[int, int]:
+        return self.head_dim, self.head_dim
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width, both = self.n_heads * self.head_dim, self.share_att_key  # of content and of the table
@@ -86,6 +80,9 @@ class Disentangled(Attention, kind="disentangled"):
         if "p2c" in self.types and not self.share_att_key:
             parts["pos_q"] = OfTable(d_model, width, True)
         return parts
+
+    def shard(self, ranks: int) -> Disentangled:
+        return split(self, ranks, equal=("n_heads",))
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         return {"k": (self.n_heads, self.head_dim), "v": (self.n_heads, self.head_dim)}
@@ -104,15 +101,8 @@ class Disentangled(Attention, kind="disentangled"):
         return 2 * self.n_heads * self.head_dim * self.position.rows(held + new) * products
 
     def ask(self, dtype: str, **features: Any) -> Ask:
-        return Ask(
-            dtype=dtype,
-            head_dim=self.head_dim,
-            v_head_dim=self.head_dim,
-            n_heads=self.n_heads,
-            n_kv_heads=self.n_heads,
-            bias=self._bias_kind(features.get("needs_grad", False)),
-            **features,
-        )
+        ask = super().ask(dtype, **features)
+        return dataclasses.replace(ask, bias=self._bias_kind(features.get("needs_grad", False)))
 
     def _bias_kind(self, needs_grad: bool) -> str:
         """As `Ask.bias` names it: with types it is made of queries and keys, and has their gradient."""
@@ -120,12 +110,12 @@ class Disentangled(Attention, kind="disentangled"):
             return self.position.bias_kind
         return "learned" if needs_grad else "fixed"
 
-    def prepare(self, m: Any, step: Any) -> None:
+    def prepare(self, m: Weights, step: Step) -> None:
         if self.types:
-            assert isinstance(self.position, Relative)
+            assert isinstance(self.position, Relative) and step.columns is not None
             step.extra["relative"] = self.position.look_up(m, *step.columns)
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in (m.q, m.k, m.v))  # B T H C
         q, k = self.position.rotate(q, step.tables), self.position.rotate(k, step.tables)
         k, v = step.remember(k=k, v=v)  # B S H C
@@ -134,7 +124,7 @@ class Disentangled(Attention, kind="disentangled"):
         y = attend(q, k, v, step.mask, scale=scale, bias=bias, kernel=step.kernel)
         return m.o(y.flatten(-2))  # B T D
 
-    def _position_scores(self, m: Any, q: Any, k: Any, step: Any, scale: float) -> Any:
+    def _position_scores(self, m: Weights, q: Tensor, k: Tensor, step: Step, scale: float) -> Tensor:
         """What the position types add to the scores [B, H, T, S], in float32."""
         table, index = step.extra["relative"]  # R D, T S
         wide = torch.promote_types(q.dtype, torch.float32)

@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
 from zoo.kernels import attend
-from zoo.kernels.base import Ask
 from zoo.kernels.mask import Mask
 from zoo.lazy import torch
-from zoo.model.attention.base import Attention
-from zoo.model.position.base import Position
-from zoo.spec import Linear
+from zoo.model.attention.base import SoftmaxAttention
+from zoo.spec import Linear, split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +29,7 @@ class ForGlobal(Linear):
         return 0
 
 
-class Longformer(Attention, kind="longformer"):
+class Longformer(SoftmaxAttention, kind="longformer"):
     """Sliding window and global tokens (Beltagy et al., 2020), for models that read both ways.
 
     A local token i sees every j with |i − j| ≤ `window`, and all global tokens. A global one sees all, by weights of
@@ -40,10 +43,8 @@ class Longformer(Attention, kind="longformer"):
     causal: ClassVar[bool] = False
     takes_global: ClassVar[bool] = True
 
-    n_heads: PositiveInt
     head_dim: PositiveInt
     window: PositiveInt
-    position: Position
     bias: bool = True
 
     def __post_init__(self) -> None:
@@ -57,16 +58,8 @@ class Longformer(Attention, kind="longformer"):
         return self.window
 
     @property
-    def score_heads(self) -> int:
-        return self.n_heads
-
-    @property
-    def positioning(self) -> Position:
-        return self.position
-
-    @property
-    def rotary_width(self) -> int:
-        return self.head_dim
+    def head_widths(self) -> tuple[int, int]:
+        return self.head_dim, self.head_dim
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.n_heads * self.head_dim
@@ -74,21 +67,13 @@ class Longformer(Attention, kind="longformer"):
         everywhere = {f"{name}_global": ForGlobal(d_model, width, self.bias) for name in ("q", "k", "v")}
         return {**local, **everywhere, "o": Linear(width, d_model, self.bias, residual=True)}
 
+    def shard(self, ranks: int) -> Longformer:
+        return split(self, ranks, equal=("n_heads",))
+
     def core_flops(self, pairs: int) -> int:
         return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
 
-    def ask(self, dtype: str, **features: Any) -> Ask:
-        return Ask(
-            dtype=dtype,
-            head_dim=self.head_dim,
-            v_head_dim=self.head_dim,
-            n_heads=self.n_heads,
-            n_kv_heads=self.n_heads,
-            bias=self.position.bias_kind,
-            **features,
-        )
-
-    def prepare(self, m: Any, step: Any) -> None:
+    def prepare(self, m: Weights, step: Step) -> None:
         everywhere = step.extra.get("global")
         if everywhere is None:
             return
@@ -100,7 +85,7 @@ class Longformer(Attention, kind="longformer"):
         if not whole.sees_all:
             whole.dense(everywhere.device)  # drawn here, so that the layers only read it
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         y = self._read((m.q, m.k, m.v), x, step, step.mask)  # B T H C
         everywhere = step.extra.get("global")
         if everywhere is not None:
@@ -108,7 +93,7 @@ class Longformer(Attention, kind="longformer"):
             y = torch.where(everywhere[:, :, None, None], seen, y)
         return m.o(y.flatten(-2))  # B T D
 
-    def _read(self, parts: tuple[Any, Any, Any], x: Any, step: Any, mask: Mask) -> Any:
+    def _read(self, parts: tuple[Any, Any, Any], x: Tensor, step: Step, mask: Mask) -> Tensor:
         """What tokens read by these projections [B, T, H, C]."""
         q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in parts)  # B T H C
         q, k = self.position.rotate(q, step.tables), self.position.rotate(k, step.tables)

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
+from zoo.errors import ConfigError
 from zoo.lazy import F, torch
-from zoo.model.activation import Activation, SiLU
+from zoo.model.activation import PlainActivation, SiLU
 from zoo.model.attention.base import Attention
 from zoo.model.attention.recurrent import (
     Decays,
@@ -23,8 +24,14 @@ from zoo.model.attention.recurrent import (
     spread_steps,
     starts,
 )
-from zoo.model.norm import Norm
-from zoo.spec import Conv, Linear, Sized, Weight
+from zoo.model.norm import WholeNorm
+from zoo.spec import Conv, Linear, Sized, Weight, split
+from zoo.spec.sharding import uneven
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
 
 
 class Mamba(Attention, kind="mamba"):
@@ -49,8 +56,8 @@ class Mamba(Attention, kind="mamba"):
     dt_rank: PositiveInt | None = None
     bias: bool = False
     conv_bias: bool = True
-    activation: Activation = SiLU()
-    inner_norm: Norm | None = None
+    activation: PlainActivation = SiLU()
+    inner_norm: WholeNorm | None = None
 
     @property
     def d_inner(self) -> int:
@@ -79,13 +86,20 @@ class Mamba(Attention, kind="mamba"):
             parts |= {name: Sized(self.inner_norm, state) for name in ("B_norm", "C_norm")}
         return parts
 
+    def shard(self, ranks: int) -> Mamba:
+        """1/`ranks` of the expand·d_model channels; B, C and Δ's projection are of all ranks."""
+        if faults := list(uneven("d_inner", self.d_inner, ranks)):
+            raise ConfigError(*faults)
+        own = {field.name: getattr(self, field.name) for field in self.fields()}
+        return MambaShard(**own, ranks=ranks)
+
     def state(self) -> dict[str, tuple[int, ...]]:
         return {"conv": (self.d_conv - 1, self.d_inner), "ssm": (self.d_inner, self.d_state)}
 
     def state_flops(self) -> int:
         return 4 * self.d_inner * self.d_state  # writing the outer product of Δ·u and B, and reading with C
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         check_causal(step)
         u, z = m.in_proj(x).chunk(2, -1)  # B T E
         u = self.activation.apply(convolve(m.conv, u, step))
@@ -108,12 +122,24 @@ class Mamba(Attention, kind="mamba"):
         return m.out_proj(y.to(z.dtype))  # B T D
 
 
-def _scan_tokens(x: Any, dt: Any, A: Any, B: Any, C: Any, h: Any, fresh: Any) -> tuple[Any, Any]:
+class MambaShard(Mamba):
+    """A Mamba of which one of `ranks` ranks has its part of the expand·d_model channels."""
+
+    ranks: int = 1
+
+    @property
+    def d_inner(self) -> int:
+        return self.expand * self.d_model // self.ranks
+
+
+def _scan_tokens(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The recurrence token by token: x, dt [B, T, E], A [E, S], B, C [B, T, S], h [B, E, S]. Gives y [B, T, E] and the
     last h."""
-    fresh = [None] * x.shape[1] if fresh is None else fresh.unbind(1)
+    begins = [None] * x.shape[1] if fresh is None else fresh.unbind(1)
     reads = []
-    for new, time, write, read, start in zip(*(each.unbind(1) for each in (x, dt, B, C)), fresh, strict=True):
+    for new, time, write, read, start in zip(*(each.unbind(1) for each in (x, dt, B, C)), begins, strict=True):
         decay = (time[..., None] * A).exp()  # B E S
         if start is not None:
             decay = decay * ~start[:, None, None]
@@ -126,12 +152,14 @@ SPAN = 64
 """Tokens of which Mamba's states [E, S] are held at once without gradients: on a CPU none of 32 … 512 is faster."""
 
 
-def _scan_spans(x: Any, dt: Any, A: Any, B: Any, C: Any, h: Any, fresh: Any) -> tuple[Any, Any]:
+def _scan_spans(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The same, with about 2·√SPAN steps in sequence for SPAN tokens."""
     spans = [each.split(SPAN, 1) for each in (x, dt, B, C)]
-    fresh = [None] * len(spans[0]) if fresh is None else fresh.split(SPAN, 1)
+    begins = [None] * len(spans[0]) if fresh is None else fresh.split(SPAN, 1)
     reads = []
-    for new, time, write, read, start in zip(*spans, fresh, strict=True):
+    for new, time, write, read, start in zip(*spans, begins, strict=True):
         decay = (time[..., None] * A).exp()  # B L E S
         if start is not None:
             decay = decay * ~start[..., None, None]
@@ -141,7 +169,7 @@ def _scan_spans(x: Any, dt: Any, A: Any, B: Any, C: Any, h: Any, fresh: Any) -> 
     return torch.cat(reads, 1), h
 
 
-def _states(decay: Any, new: Any, h: Any) -> Any:
+def _states(decay: Tensor, new: Tensor, h: Tensor) -> Tensor:
     """h_t = decay_t ⊙ h_{t−1} + new_t for all t: decay, new [B, L, E, S], h [B, E, S] before them. Gives [B, L, E, S].
 
     Rows of √L tokens run side by side from empty states; then the state before each row is worked out from the rows
@@ -189,7 +217,7 @@ class Mamba2(Attention, kind="mamba2"):
     n_groups: PositiveInt = 1
     bias: bool = False
     conv_bias: bool = True
-    activation: Activation = SiLU()
+    activation: PlainActivation = SiLU()
     norm_eps: PositiveFloat | None = 1e-5
     norm_before_gate: bool = False
     norm_groups: PositiveInt | None = None
@@ -228,13 +256,16 @@ class Mamba2(Attention, kind="mamba2"):
             "out_proj": Linear(inner, d_model, self.bias, residual=True),
         }
 
+    def shard(self, ranks: int) -> Mamba2:
+        return split(self, ranks, equal=("n_heads",), shared=("n_groups", "norm_groups"))
+
     def state(self) -> dict[str, tuple[int, ...]]:
         return {"conv": (self.d_conv - 1, self.d_mixed), "ssm": (self.n_heads, self.head_dim, self.d_state)}
 
     def state_flops(self) -> int:
         return 4 * self.d_inner * self.d_state  # writing the outer product of Δ·x and B, and reading with C
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         check_causal(step)
         z, mixed, dt = m.in_proj(x).split([self.d_inner, self.d_mixed, self.n_heads], -1)
         mixed = self.activation.apply(convolve(m.conv, mixed, step))
@@ -257,7 +288,7 @@ class Mamba2(Attention, kind="mamba2"):
             y = self._gated((y + m.D.float()[:, None] * u).flatten(-2), z.float(), m)
         return m.out_proj(y.to(z.dtype))  # B T D
 
-    def _gated(self, y: Any, z: Any, m: Any) -> Any:
+    def _gated(self, y: Tensor, z: Tensor, m: Weights) -> Tensor:
         """The gate and the norm [B, T, E], in float32."""
         if not self.norm_before_gate:
             y = y * F.silu(z)
@@ -267,7 +298,7 @@ class Mamba2(Attention, kind="mamba2"):
         return y * F.silu(z) if self.norm_before_gate else y
 
 
-def _scan_heads(x: Any, log: Any, B: Any, C: Any, h: Any, fresh: Any) -> tuple[Any, Any]:
+def _scan_heads(x: Tensor, log: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None) -> tuple[Tensor, Tensor]:
     """The recurrence token by token: x [B, T, H, P], log [B, T, H], B, C [B, T, G, S], h [B, H, P, S]. Gives y
     [B, T, H, P] and the last h."""
     batch, tokens, heads, width = x.shape
@@ -282,7 +313,9 @@ def _scan_heads(x: Any, log: Any, B: Any, C: Any, h: Any, fresh: Any) -> tuple[A
     return y, h.unflatten(0, (batch, heads))
 
 
-def _scan_chunks(x: Any, log: Any, B: Any, C: Any, h: Any, fresh: Any, length: int) -> tuple[Any, Any]:
+def _scan_chunks(
+    x: Tensor, log: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None, length: int
+) -> tuple[Tensor, Tensor]:
     """The same in chunks: attention inside each, a state from chunk to chunk (Dao and Gu, 2024, section 6)."""
     tokens, groups = x.shape[1], B.shape[2]
     decays = Decays(chunked(log, length), None if fresh is None else chunked(fresh, length))

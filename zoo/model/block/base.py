@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import AfterValidator
 
 from zoo.model.attention.base import Attention
 from zoo.model.ffn import FFN
-from zoo.model.norm import Norm
+from zoo.model.norm import WholeNorm
 from zoo.spec import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
+
+def _reads_memory(cross: Attention | None) -> Attention | None:
+    """Raises ValueError for an attention that cannot read an encoder's output."""
+    if cross is not None and not cross.takes_memory:
+        raise ValueError(
+            f"cross is softmax attention without positions, found '{cross.kind}' (gqa, with position: none)"
+        )
+    if cross is not None:
+        cross.check_cross()
+    return cross
 
 
 class Block(Spec, axis="block"):
@@ -23,8 +42,8 @@ class Block(Spec, axis="block"):
     takes_cross: ClassVar[bool] = False
 
     attention: Attention
-    norm: Norm
-    cross: Attention | None = None
+    norm: WholeNorm
+    cross: Annotated[Attention | None, AfterValidator(_reads_memory)] = None
     residual_scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -35,11 +54,26 @@ class Block(Spec, axis="block"):
             found = "nothing" if scheme is None else f"position '{scheme.kind}'"
             raise ValueError(f"cross is softmax attention without positions, found {found} (gqa, with position: none)")
 
+    @property
+    def reductions(self) -> int:
+        """Sums over the ranks of tensor parallelism in a forward pass: one after each sub-layer (Shoeybi et al., 2019,
+        Megatron-LM)."""
+        return 1 + (self.cross is not None) + (getattr(self, "ffn", None) is not None)
+
+    def shard(self, ranks: int) -> Block:
+        """Each sub-layer's part. A block's own weights, and what says that it is whole, are on every rank."""
+        inner = {field.name: getattr(self, field.name) for field in self.fields()}
+        return replace(self, **{name: each.shard(ranks) for name, each in inner.items() if isinstance(each, Spec)})
+
     def state(self) -> dict[str, tuple[int, ...]]:
         """Of its attention, and of a feed-forward that counts tokens."""
         ffn: FFN | None = getattr(self, "ffn", None)
         return self.attention.state() | (ffn.state() if ffn else {})
 
-    def add(self, x: Any, y: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        """One layer: x [B, T, D] to [B, T, D]."""
+        raise NotImplementedError
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
         """The stream with what a sub-layer gave."""
         return x + y if self.residual_scale == 1.0 else x + y * self.residual_scale

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.model.block.base import Block
 from zoo.model.ffn import FFN
+from zoo.spec import CROSS, Sized
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
 
 
 class Pre(Block, kind="pre"):
@@ -22,7 +28,7 @@ class Pre(Block, kind="pre"):
     residual_from_norm: bool = False
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        cross = {"cross_norm": self.norm, "cross": self.cross} if self.cross else {}
+        cross = {"cross_norm": self.norm, "cross": Sized(self.cross, d_model, role=CROSS)} if self.cross else {}
         return {
             **({"attention_norm": self.norm} if self.input_norm else {}),
             "attention": self.attention,
@@ -31,7 +37,7 @@ class Pre(Block, kind="pre"):
             "ffn": self.ffn,
         }
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         normed = m.attention_norm(x) if self.input_norm else x
         x = self.add(normed if self.residual_from_norm else x, m.attention(normed, step))
         if self.cross is not None:

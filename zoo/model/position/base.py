@@ -4,9 +4,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from zoo.model.step import Weights
 
 
 class Position(Spec, axis="position"):
@@ -34,9 +40,24 @@ class Position(Spec, axis="position"):
         return self.bias_kind != "none"
 
     @property
+    def embeds(self) -> bool:
+        """Whether `embed` adds anything."""
+        return type(self).embed is not Position.embed
+
+    @property
+    def bias_heads(self) -> int | None:
+        """Heads that a learned bias has numbers for; None where it serves any number."""
+        return None
+
+    @property
     def inside(self) -> bool:
         """Whether it acts inside attention rather than at the embedding."""
         return self.biases
+
+    @property
+    def reads_length(self) -> bool:
+        """Whether `tables` depends on how many tokens a row or document has."""
+        return False
 
     @property
     def per_layer(self) -> bool:
@@ -48,20 +69,20 @@ class Position(Spec, axis="position"):
         """The token id that positions do not count, where it is ids that say what is padding (RoBERTa)."""
         return None
 
-    def embed(self, m: Any, x: Any, positions: Any) -> Any:
+    def embed(self, m: Weights, x: Tensor, positions: Tensor) -> Tensor:
         """x [B, T, D] with the positions [B, T] added."""
         return x
 
-    def tables(self, positions: Any, head_dim: int, dtype: Any, length: Any = None) -> Any:
+    def tables(self, positions: Tensor, head_dim: int, dtype: torch.dtype, length: Tensor | None = None) -> Any:
         """What `rotate` needs for these positions [B, T]; computed once per forward. `length` [B, 1]: tokens in the
         row."""
         return None
 
-    def rotate(self, x: Any, tables: Any) -> Any:
+    def rotate(self, x: Tensor, tables: Any) -> Tensor:
         """x [B, T, H, C] rotated."""
         return x
 
-    def bias(self, m: Any, n_heads: int, queries: Any, keys: Any, causal: bool) -> Any:
+    def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool) -> Any:
         """The `zoo.kernels.bias.Bias` added to the scores of query columns [T] and key columns [S], or None. `m` holds
         the scheme's weights."""
         return None

@@ -1,0 +1,56 @@
+"""(query, key) pairs that a mask lets through, in closed form."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Look(NamedTuple):
+    """Which keys the queries of an attention see, as far as counting pairs needs it."""
+
+    causal: bool
+    cross: bool  # whether they see an encoder's output rather than each other
+    window: int | None = None
+    chunk: int | None = None
+
+    def pairs(self, new: int, held: int = 0, memory: int = 0) -> int:
+        """(query, key) pairs of `new` tokens after `held`. `memory` is how many tokens the encoder read."""
+        if self.cross:
+            return new * memory
+        if not self.causal:
+            if self.chunk is not None:
+                return new // self.chunk * self.chunk**2 + (new % self.chunk) ** 2
+            return both_ways_pairs(new, self.window)
+        if self.chunk is not None:
+            return chunked_pairs(held + new, self.chunk) - chunked_pairs(held, self.chunk)
+        return visible_pairs(new, held, self.window)
+
+    def shown_by(self, prefix: int) -> int:
+        """Pairs that causal attention gains when the first `prefix` tokens all see one another (prefix LM)."""
+        if self.cross or not self.causal:
+            return 0
+        if self.chunk is not None:  # which a prefix does not reach beyond
+            return chunked_pairs(prefix, self.chunk) - prefix
+        return prefix * prefix - visible_pairs(prefix, 0, self.window)
+
+
+def visible_pairs(new: int, held: int, window: int | None) -> int:
+    """(query, key) pairs of `new` causal queries after `held` tokens, each seeing at most `window` keys, itself
+    included."""
+    if window is None or window >= held + new:
+        return new * held + new * (new + 1) // 2
+    short = min(new, max(0, window - held))  # queries that do not fill the window yet
+    return short * held + short * (short + 1) // 2 + (new - short) * window
+
+
+def both_ways_pairs(tokens: int, reach: int | None) -> int:
+    """Pairs of tokens at most `reach` apart, each with itself included."""
+    if reach is None or reach >= tokens - 1:
+        return tokens * tokens
+    return tokens + 2 * (reach * tokens - reach * (reach + 1) // 2)
+
+
+def chunked_pairs(tokens: int, chunk: int) -> int:
+    """Causal pairs of `tokens` tokens in chunks of `chunk`, each of which sees itself alone."""
+    whole, rest = divmod(tokens, chunk)
+    return whole * (chunk * (chunk + 1) // 2) + rest * (rest + 1) // 2

@@ -1,0 +1,120 @@
+"""A Spec as rows: the one walk that parameters, FLOPs, operators, caches and explanations are sums over.
+
+`tabulate(spec)` visits every component and part once; layers of a kind are one row with a count, so that no table grows
+with depth. A row says what a part is by its **roles** (`("ffn", "experts", "up")`), never by its path, which is only a
+name to print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from zoo.costs.pairs import Look
+from zoo.spec import CROSS, Part, Spec, rows
+
+if TYPE_CHECKING:
+    from zoo.model.attention.base import Attention
+    from zoo.model.router import Router
+    from zoo.model.tower import Tower
+
+
+class Priced(Protocol):
+    """What has a price: a whole model, a tower, or a pipeline stage's part of one."""
+
+    @property
+    def d_model(self) -> int: ...
+
+    def towers(self) -> Mapping[str, Any]: ...
+
+
+class PartRow(NamedTuple):
+    """A part. `where` names its tower ("" for a model of one), `kind` the kind of layer it is in (None outside layers);
+    `stored` and `used` say how often it is stored, and used in one pass."""
+
+    where: str
+    kind: str | None
+    path: str
+    roles: tuple[str, ...]
+    owner: Spec
+    part: Part
+    stored: int
+    used: int
+
+    @property
+    def slot(self) -> str:
+        """What it stands in, in its layer or beside the layers: attention, ffn, norm, embedding, head …"""
+        return self.roles[0]
+
+
+class AttentionRow(NamedTuple):
+    """An attention of a kind of layer, how its tokens see each other, and how often a pass goes through it."""
+
+    where: str
+    tower: Tower
+    kind: str | None
+    roles: tuple[str, ...]
+    attention: Attention
+    look: Look
+    used: int
+
+    @property
+    def slot(self) -> str:
+        return self.roles[0]
+
+
+class RouterRow(NamedTuple):
+    """A router of a kind of layer, and how often a pass goes through it."""
+
+    where: str
+    kind: str | None
+    roles: tuple[str, ...]
+    router: Router
+    used: int
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """The rows of a model, top to bottom. `spec` is what they are of."""
+
+    spec: Any
+    towers: Mapping[str, Tower]
+    parts: tuple[PartRow, ...]
+    attentions: tuple[AttentionRow, ...]
+    routers: tuple[RouterRow, ...]
+
+    def of(self, where: str) -> CostTable:
+        """The rows of one tower."""
+        kept = ([row for row in every if row.where == where] for every in (self.parts, self.attentions, self.routers))
+        return CostTable(self.towers[where], {where: self.towers[where]}, *map(tuple, kept))  # type: ignore[arg-type]
+
+    @cached_property
+    def ties(self) -> dict[str, str | None]:
+        """For each part's path what it is tied to, as `zoo.spec.owner_of` wants it."""
+        return {row.path: getattr(row.part, "to", None) for row in self.parts}
+
+
+def tabulate(spec: Priced | CostTable) -> CostTable:
+    """List the rows of a model. A CostTable is given back, so that whoever has one passes it on and nobody walks
+    twice."""
+    return spec if isinstance(spec, CostTable) else tabulate_towers(spec.towers(), spec)
+
+
+def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
+    """List the rows of stacks of layers by name."""
+    parts: list[PartRow] = []
+    attentions: list[AttentionRow] = []
+    routers: list[RouterRow] = []
+    for where, tower in towers.items():
+        for row in rows(tower, tower.d_model, where):
+            own: Any = row.component
+            if row.part is not None:
+                parts.append(PartRow(where, row.kind, row.path, row.roles, own, row.part, row.stored, row.used))
+            elif own.axis == "attention":
+                look = Look(bool(tower.causal), CROSS in row.roles, own.visible_window, own.visible_chunk)
+                attentions.append(AttentionRow(where, tower, row.kind, row.roles, own, look, row.used))
+            elif own.axis == "router":
+                routers.append(RouterRow(where, row.kind, row.roles, own, row.used))
+    return CostTable(spec, towers, tuple(parts), tuple(attentions), tuple(routers))

@@ -1,0 +1,49 @@
+"""Tensor parallelism of a component: how its fields are divided among ranks.
+
+A rank's component is a smaller component of the same kind, so that its weights, cache and FLOPs come from its own
+`parts`, `cache` and `core_flops`. Example: `split(GQA(n_heads=32, n_kv_heads=8, …), 16, equal=("n_heads",),
+shared=("n_kv_heads",))` has n_heads=2 and n_kv_heads=1, each key head being on two ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from typing import TypeVar
+
+from zoo.errors import ConfigError
+from zoo.spec.spec import Spec
+
+S = TypeVar("S", bound=Spec)
+
+
+def split(spec: S, ranks: int, *, equal: Collection[str], shared: Collection[str] = ()) -> S:
+    """Give a rank's part of a component: 1/`ranks` of each field in `equal`. A field in `shared` is divided likewise;
+    where it counts fewer than there are ranks, each is on several ranks.
+
+    Raises ConfigError with a line for each field that does not divide.
+    """
+    sizes = {name: getattr(spec, name) for name in (*equal, *shared)}
+    if found := list(_uneven(sizes, ranks, equal)):
+        raise ConfigError(*found)
+    return replace(spec, **{name: max(1, size // ranks) for name, size in sizes.items() if size})  # type: ignore[type-var]
+
+
+def _uneven(sizes: dict[str, int | None], ranks: int, equal: Collection[str]) -> Iterator[str]:
+    for name, size in sizes.items():
+        if name in equal:
+            yield from uneven(name, size or 0, ranks)
+        elif size and size % ranks and ranks % size and size not in [sizes[each] for each in equal]:
+            would = f"{divisors(size)} and multiples of {size} would do"
+            yield f"tp: {ranks} neither divides {name}={size} nor is a multiple of it ({would})"
+
+
+def uneven(name: str, size: int, ranks: int) -> Iterator[str]:
+    """One line if the ranks do not divide a size."""
+    if size % ranks:
+        yield f"tp: {ranks} does not divide {name}={size} ({divisors(size)} would do)"
+
+
+def divisors(size: int) -> str:
+    """List the numbers of ranks that divide a size, up to 64."""
+    return ", ".join(str(ranks) for ranks in range(1, min(size, 64) + 1) if size % ranks == 0)
