@@ -247,9 +247,9 @@ class RoPE(Position, kind="rope"):
         if self.scaling is None:
             frequencies, magnitude = _frequencies(width, self.theta, device), 1.0
         else:
-            assert length is not None
-            frequencies = self.scaling.frequencies(width, self.theta, length, device)
-            magnitude = self.scaling.magnitude_of(length)
+            assert length is not None or not self.scaling.reads_length
+            frequencies = self.scaling.frequencies(width, self.theta, length, device)  # type: ignore[arg-type]
+            magnitude = self.scaling.magnitude_of(length)  # type: ignore[arg-type]
         angles = positions[..., None].float() * frequencies  # B T R/2
         cos, sin = angles.cos() * magnitude, angles.sin() * magnitude
         return cos.to(dtype)[:, :, None], sin.to(dtype)[:, :, None]  # B T 1 R/2
