@@ -1,4 +1,4 @@
-"""What accelerators can do at most: conf/hardware/*.yaml, one file each, every figure with its source.
+"""Peak rates, memory and bandwidth of accelerators: conf/hardware/*.yaml, one file each, every figure with its source.
 
 A file gives what its maker's sheet does: TFLOP/s by dtype, of dense products summed in float32; GB and GB/s of memory;
 GB/s of the link to its neighbours in one direction; and of a CUDA device its compute capability, which decides the
@@ -122,7 +122,7 @@ class Hardware:
 
 
 def names() -> list[str]:
-    """The packaged accelerators."""
+    """List the packaged accelerators."""
     return sorted(path.stem for path in (conf_dir() / "hardware").glob("*.yaml"))
 
 
@@ -142,7 +142,7 @@ def hardware(name: str) -> Hardware:
 
 
 def of_device(name: str) -> Hardware | None:
-    """The packaged accelerator that a device is, by the name that its driver gives it; None where it is not known."""
+    """Find the packaged accelerator of a device by its driver's name for it. None where it is not known."""
     file = next((file for part, file in CARDS.items() if part in name), None)
     return None if file is None else hardware(file)
 

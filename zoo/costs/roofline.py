@@ -2,8 +2,8 @@
 """The speed of light: how fast an accelerator could generate, read a prompt and train at most.
 
 A pass takes as long as its FLOPs at the peak rate or its bytes at the peak bandwidth, whichever is longer (Williams et
-al., 2009, Roofline). Each operator on its own is held to that too; the sum over them is the closer bound. Nothing else
-costs time here: launches, what operators hand on, waiting. Real code is slower than every figure of this page.
+al., 2009, Roofline). The same bound on each operator, summed, is closer. Kernel launches, activations and waiting cost
+no time here, so real code is slower than every figure.
 """
 
 from __future__ import annotations
@@ -148,11 +148,11 @@ def _each(parts: Mapping[str, Operator], batch: int, device: Hardware, peak: flo
 
 
 def turnover(parts: Mapping[str, Operator], peak: float, bandwidth: float) -> int | None:
-    """The smallest batch at which arithmetic takes as long as memory; None where the cache of one more sequence takes
-    longer to read than its FLOPs to compute, so that there is none.
+    """Find the smallest batch at which arithmetic takes as long as memory. None if there is none: reading the cache of
+    one more sequence takes longer than computing its FLOPs.
 
-    Compute grows with the batch and bytes ever less, as experts repeat: below that batch memory binds, above it does
-    not.
+    Compute grows in proportion to the batch; bytes grow less, because tokens share weights and experts. So memory
+    binds below that batch, and arithmetic above it.
     """
 
     def computes(batch: int) -> bool:

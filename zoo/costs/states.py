@@ -77,12 +77,12 @@ def widths(setup: Setup) -> tuple[int, int, int, int]:
 
 
 def ways(setup: Setup, expert: bool) -> int:
-    """Ranks with the same weights, among which ZeRO shards them."""
+    """Number of ranks that hold the same weights, among which ZeRO shards them."""
     return setup.dp * setup.cp // (setup.ep if expert else 1)
 
 
 def count_sharded(pieces: Iterable[RankTensor], setup: Setup, since: int) -> int:
-    """Elements on a rank of what ZeRO shards from the stage `since` on.
+    """Count the elements that a rank holds of what ZeRO shards from stage `since` on.
 
     Stages 1 and 2 cut all parameters, one after the other, in equal parts (DeepSpeed, Megatron-LM); 3 cuts each tensor
     (FSDP2), of which the first rank has the most.
