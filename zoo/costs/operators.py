@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.costs.cache import STATE_BYTES
 from zoo.costs.flops import is_row_wise, reads_memory
@@ -35,7 +35,7 @@ class Span(NamedTuple):
     made: bool
 
 
-def span(tower: Any, spec: Any, context: int, decode: bool) -> Span | None:
+def span(tower: Tower, spec: Priced, context: int, decode: bool) -> Span | None:
     """Give a tower's Span: of decoding the last of `context` tokens, or of a prompt up to its first logits. An
     encoder-decoder reads the prompt, makes cross-attention's keys and values, and begins to write. None for a tower
     that has nothing to do."""
@@ -173,7 +173,7 @@ def mixtures(spec: Priced | CostTable) -> Iterator[tuple[str, Router]]:
     return ((operator_name(row), row.router) for row in table.routers if table.towers[row.where].causal)
 
 
-def reductions(spec: Any, context: int, *, decode: bool) -> int:
+def reductions(spec: Priced, context: int, *, decode: bool) -> int:
     """Count the vectors of a sequence that tensor parallelism sums over its ranks in a pass: for each token, as many a
     layer as its block says."""
     summed = 0

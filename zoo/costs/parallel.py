@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from zoo.costs.rows import CostTable, PartRow, tabulate_towers
+from zoo.costs.rows import CostTable, PartRow, Priced, tabulate_towers
 from zoo.costs.setup import Setup
 from zoo.costs.shards import expert_faults, numel, shard_tower, tensor_faults
 from zoo.errors import ConfigError
@@ -58,7 +58,7 @@ class Stage:
     held: Mapping[str, Any]
     ends: Mapping[str, tuple[str, ...]]
     pieces: tuple[RankTensor, ...]
-    spec: Any
+    spec: Priced
 
     def towers(self) -> Mapping[str, Any]:
         return self.held
@@ -92,7 +92,7 @@ class Stage:
             yield from ((name, kind, tower.pattern.count(kind)) for kind in dict.fromkeys(tower.pattern))
 
 
-def share_out(spec: Any, setup: Setup) -> dict[str, Tower]:
+def share_out(spec: Priced, setup: Setup) -> dict[str, Tower]:
     """Give a rank's part of each tower under tensor parallelism. Raises ConfigError with a line for each dimension that
     the set-up's ranks do not divide, and for each component that does not say how it splits."""
     towers, shared, found = spec.towers(), {}, []
@@ -110,7 +110,7 @@ def share_out(spec: Any, setup: Setup) -> dict[str, Tower]:
     return shared
 
 
-def stages(spec: Any, setup: Setup) -> tuple[Stage, ...]:
+def stages(spec: Priced, setup: Setup) -> tuple[Stage, ...]:
     """List the stages of the pipeline. Raises ConfigError where `share_out` does."""
     whole = share_out(spec, setup)
     table = tabulate_towers(whole)
@@ -129,7 +129,7 @@ def stages(spec: Any, setup: Setup) -> tuple[Stage, ...]:
     return tuple(found)
 
 
-def fullest(spec: Any, setup: Setup) -> Stage:
+def fullest(spec: Priced, setup: Setup) -> Stage:
     """The stage with most parameters. Raises ConfigError where `share_out` does."""
     return max(stages(spec, setup), key=lambda stage: stage.params)
 
@@ -181,7 +181,7 @@ def _tensors(row: PartRow, copies: int, ep: int) -> Iterator[RankTensor]:
 
 
 def activation_bytes(
-    spec: Any, setup: Setup, layers: Mapping[tuple[str, str], float], first: float = 0.0, last: float = 0.0
+    spec: Priced, setup: Setup, layers: Mapping[tuple[str, str], float], first: float = 0.0, last: float = 0.0
 ) -> float:
     """Activations on the rank that has most of them, when one rank alone would keep `layers` bytes a layer, by stack
     and kind, and `first` and `last` bytes beside them.

@@ -175,7 +175,7 @@ def _met(router: Any, tokens: int) -> dict[str, Any]:
     return {"experts": router.n_experts, "read": Chosen(0, router.n_experts, router.top_k).distinct(tokens)}
 
 
-def _all_reduce(spec: Any, setup: Setup, device: Hardware, *, decode: bool) -> dict[str, Any]:
+def _all_reduce(spec: Priced, setup: Setup, device: Hardware, *, decode: bool) -> dict[str, Any]:
     """Bytes that a GPU sends in a pass, 2·(t − 1)/t of each sum (a ring: Patarasuk and Yuan, 2009), and their time:
     apart, since it may hide behind arithmetic."""
     summed = reductions(spec, setup.tokens(spec), decode=decode) * setup.batch

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoo.costs import flops
+from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 
 Rule = dict[str, Any]
@@ -21,7 +22,7 @@ Rule = dict[str, Any]
 class RuleInputs:
     """A model, a set-up and its figures, with what the rules of thumb ask of them."""
 
-    spec: Any
+    spec: Priced
     setup: Setup
     figures: Mapping[str, Any]
 
@@ -73,7 +74,7 @@ class RuleInputs:
         return f"the exact figure is one rank's of {self.setup.ranks}" if self.setup.ranks > 1 else ""
 
 
-def rules_of_thumb(spec: Any, setup: Setup, figures: Mapping[str, Any]) -> dict[str, Rule]:
+def rules_of_thumb(spec: Priced, setup: Setup, figures: Mapping[str, Any]) -> dict[str, Rule]:
     """Each rule by name: `rule` as it is written, its `value`, the `exact` figure, the relative `error` of the value,
     the `unit`, and in a line when it `holds`.
 
