@@ -121,7 +121,7 @@ class Hardware:
         return rates + [key for key, figure in self.sizes.items() if not figure.checked]
 
 
-def names() -> list[str]:
+def list_gpus() -> list[str]:
     """List the packaged accelerators."""
     return sorted(path.stem for path in (conf_dir() / "hardware").glob("*.yaml"))
 
@@ -136,7 +136,7 @@ def hardware(name: str) -> Hardware:
     if not path.is_file():
         if path is own:
             raise ConfigError(f"gpu: no such file: {name}")
-        known = names()
+        known = list_gpus()
         raise ConfigError(f"gpu: unknown {name!r}{did_you_mean(name.lower(), known)} (one of: {', '.join(known)})")
     return _load(path, path.stat().st_mtime_ns)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from zoo.costs import flops
-from zoo.costs.hardware import Hardware, hardware, names
+from zoo.costs.hardware import Hardware, hardware, list_gpus
 from zoo.costs.operators import Chosen, Operator, Widths, absorbs, mixtures, operators, reductions
 from zoo.costs.rows import CostTable, Priced, tabulate
 from zoo.costs.setup import DTYPES, Setup
@@ -39,7 +39,7 @@ def roofline(spec: Priced | CostTable, setup: Setup, figures: Mapping[str, Any] 
     memory says what `fits`. Raises ConfigError for a GPU that is not known or cannot multiply the dtype.
     """
     if setup.gpu is None:
-        raise ConfigError(f"gpu: is missing; a roofline needs it (one of: {', '.join(names())})")
+        raise ConfigError(f"gpu: is missing; a roofline needs it (one of: {', '.join(list_gpus())})")
     device = hardware(setup.gpu)
     peak = device.flops(setup.dtype)
     found: dict[str, Any] = {
