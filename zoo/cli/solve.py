@@ -128,7 +128,7 @@ def gpu(
     """
     from zoo.analysis.solve import smallest_gpus
     from zoo.compose.model import to_spec
-    from zoo.costs.hardware import names
+    from zoo.costs.hardware import list_gpus
     from zoo.costs.setup import Setup
     from zoo.report import as_json as dumped
     from zoo.report import solved as show
@@ -136,7 +136,7 @@ def gpu(
     for name in ("dp", "zero") if train else ("tp",):
         if getattr(setup, name) != getattr(Setup, name):
             raise ConfigError(f"{name}: is what is solved for (leave it out)")
-    rooms = [_room(name, usable, runtime) for name in ([setup.gpu] if setup.gpu else names())]
+    rooms = [_room(name, usable, runtime) for name in ([setup.gpu] if setup.gpu else list_gpus())]
     rows = smallest_gpus(to_spec(composed(target, overrides)), setup, rooms, train=train, prefill=not cache_only)
     print(dumped(rows) if as_json else show.gpu_table(rows, " ".join([target, *(overrides or [])]), train))
     if not any(row["fits"] for row in rows):
