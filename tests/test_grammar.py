@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from zoo.compose import load
+from zoo.compose.targets import compose_model
 from zoo.errors import ConfigError
+from zoo.grammar import to_spec
 from zoo.grammar.resolvers import record_reads
 
 BODY = {
@@ -36,30 +39,46 @@ def faults(target, *overrides: str) -> list[str]:
     return caught.value.faults
 
 
-def test_threads_that_read_models_at_once_get_the_specs_that_one_alone_gets() -> None:
+@pytest.fixture
+def hasty_threads():
+    """Threads that take turns a hundred times as often as usual, so that they meet in the middle of a reading."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(5e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def test_threads_that_read_nodes_at_once_get_the_specs_that_one_alone_gets(hasty_threads) -> None:
+    composed = [compose_model(*each) for each in READINGS]
+    nodes = [(each.cfg, each.touched) for each in composed]
+    alone = [to_spec(*each) for each in nodes]
+
+    def read(thread: int) -> list[bool]:
+        order = [(thread + step) % len(nodes) for step in range(50)]
+        return [to_spec(*nodes[index]) == alone[index] for index in order]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(all(same) for same in pool.map(read, range(8)))
+
+
+def test_threads_that_compose_models_at_once_get_the_specs_that_one_alone_gets(hasty_threads) -> None:
     alone = [load(*each) for each in READINGS]
 
     def read(thread: int) -> list[bool]:
-        order = [(thread + step) % len(READINGS) for step in range(50)]
+        order = [(thread + step) % len(READINGS) for step in range(3)]
         return [load(*READINGS[index]) == alone[index] for index in order]
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)  # so that threads meet in the middle of a reading
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            assert all(all(same) for same in pool.map(read, range(8)))
-    finally:
-        sys.setswitchinterval(interval)
+    with ThreadPoolExecutor(8) as pool:
+        assert all(all(same) for same in pool.map(read, range(8)))
 
 
 def test_reads_inside_a_block_are_those_of_the_blocks_around_it_too() -> None:
-    with record_reads() as outer:
-        with record_reads() as inner:
-            load("llama-tiny")
+    with record_reads() as outer, record_reads() as inner:
+        load("llama-tiny")
     assert {"n_heads", "norm"} <= inner == outer
 
 
-@pytest.mark.parametrize("key", ["n_layers", "vocab_size", "d_model", "d_ff", "attention.head_dim", "norm.eps"])
+@pytest.mark.parametrize("key", ["n_layers", "vocab_size", "d_model", "d_ff", "attention.softcap", "norm.eps"])
 def test_true_is_no_number(key: str) -> None:
     (fault,) = faults("llama-tiny", f"{key}=true")
     assert fault.startswith(f"{key}: must be a ")
@@ -89,3 +108,21 @@ def test_the_depth_that_a_pattern_gives_is_read_as_it_is_written() -> None:
         | {"n_layers": 5, "layers": {"near": {"window": 4, "attention": "sliding"}}, "pattern": ["near*2", "layer"]}
     )
     assert spec.pattern == ("near", "near", "layer", "near", "near")
+
+
+FIRST_USE = """
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from zoo.compose.targets import compose_model
+from zoo.grammar import to_spec
+nodes = [compose_model(name).cfg for name in ("llama-tiny", "gpt-tiny", "mixtral-tiny", "t5-small")]
+sys.setswitchinterval(5e-5)
+with ThreadPoolExecutor(8) as pool:
+    print(len(list(pool.map(lambda index: to_spec(nodes[index % 4]), range(16)))))
+"""
+
+
+def test_threads_that_are_the_first_to_use_a_component_find_it_whole() -> None:
+    done = subprocess.run([sys.executable, "-c", FIRST_USE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "16\n"), done.stderr
