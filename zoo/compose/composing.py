@@ -14,11 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 from zoo import grammar
 from zoo.compose.engine import (
     CachingConfigRepository,
-    ConfigLoaderImpl,
     DefaultsList,
     HydraException,
     Override,
     OverrideType,
+    apply_override,
+    merge_defaults,
     primary,
     primary_name,
 )
@@ -148,8 +149,7 @@ def _base(
         try:
             choices = Choices(repo, name, root, with_hydra, faults, lists=memo.lists)
             found, groups, values = choices.settle(choosing)
-            loader = ConfigLoaderImpl.__new__(ConfigLoaderImpl)  # its compose step needs none of its state
-            cfg = loader._compose_config_from_defaults_list(found.defaults, repo)
+            cfg = merge_defaults(found, repo)
         except FAULTS as error:
             raise ConfigError(f"{label}: {one_line(error, {name: label})}") from error
     OmegaConf.set_struct(cfg, True)
@@ -181,7 +181,7 @@ def _apply(
         if override.type is OverrideType.CHANGE and takes and (missing or isinstance(override.value(), dict)):
             override = renamed(override, type=OverrideType.FORCE_ADD)
         try:
-            ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+            apply_override(override, cfg)
         except (HydraException, OmegaConfBaseException) as error:
             faults.append(f"{text(override)}: {one_line(error)}")
             continue
