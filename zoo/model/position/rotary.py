@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Scaling(Spec, axis="rope_scaling"):
-    """How rotary frequencies change to reach beyond the length they were trained at."""
+    """Scale RoPE's frequencies to reach beyond the trained length."""
 
     @property
     def stable_until(self) -> int | None:
@@ -31,11 +31,11 @@ class Scaling(Spec, axis="rope_scaling"):
 
     @property
     def magnitude(self) -> float:
-        """What cosines and sines are multiplied by."""
+        """The factor of cosines and sines."""
         return 1.0
 
     def magnitude_of(self, length: Tensor | None) -> Any:
-        """The same for rows of these lengths [B, 1]: a number, or [B, 1, 1] where it depends on the row."""
+        """The factor for rows of these lengths [B, 1]: a number, or [B, 1, 1] where it depends on the row."""
         return self.magnitude
 
     def check(self, width: int) -> None:
@@ -59,9 +59,9 @@ class LinearScaling(Scaling, kind="linear"):
 class DynamicScaling(Scaling, kind="dynamic"):
     """A base that grows with the row once it passes the trained length (dynamic NTK; bloc97 and emozilla, 2023).
 
-    Each row takes its own length, padding left out. Beyond the trained length all tokens turn with every new one, so
-    a cache
-    of them would drift from the full forward (by whole logits in the reference implementation): it is refused there.
+    Each row takes its own length, padding left out. Beyond the trained length every new token changes the rotation of
+    all tokens, so a cache of rotated keys would drift from the full forward (by whole logits in the reference
+    implementation). A cache is refused there.
     """
 
     factor: PositiveFloat
@@ -78,8 +78,8 @@ class DynamicScaling(Scaling, kind="dynamic"):
     def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
         assert length is not None  # as `reads_length` asks
         trained = float(self.original_max_seq_len)
-        stretch = self.factor * length.clamp(min=trained).float() / trained - (self.factor - 1)  # B 1
-        base = theta * stretch ** (width / (width - 2))
+        growth = self.factor * length.clamp(min=trained).float() / trained - (self.factor - 1)  # B 1
+        base = theta * growth ** (width / (width - 2))
         exponents = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
         return 1.0 / base[..., None] ** exponents  # B 1 R/2
 
