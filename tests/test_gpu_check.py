@@ -16,7 +16,7 @@ from zoo import kernels
 from zoo.bench.kernels import cases, checking, decoding, errors, parts, pieces, report, speed, timing, training
 from zoo.bench.kernels.parts import Job, Part, Settings
 from zoo.cli import run
-from zoo.costs.hardware import CARDS, names, of_device
+from zoo.costs.hardware import CARDS, list_gpus, of_device
 from zoo.kernels.eager import Eager
 from zoo.kernels.sdpa import SDPA
 from zoo.run.builder import build
@@ -317,7 +317,7 @@ def test_a_card_is_known_by_its_own_name(device, file):
 
 
 def test_every_card_has_a_sheet_and_what_is_no_card_has_none():
-    assert set(CARDS.values()) <= set(names())
+    assert set(CARDS.values()) <= set(list_gpus())
     assert of_device("x86_64 CPU") is None
 
 

@@ -39,11 +39,11 @@ def run(
     A model that does not fit is refused before anything is allocated.
     """
     from zoo import report
-    from zoo.compose.model import to_spec
+    from zoo.compose.targets import spec_of_composed
     from zoo.errors import ConfigError
     from zoo.run.builder import build, pick_device
 
-    spec = to_spec(composed(target, overrides))
+    spec = spec_of_composed(composed(target, overrides))
     place = pick_device(device)
     if out is not None and place.type == "meta":
         raise ConfigError("out: a model on meta has no weights to write (use --device cpu)")
