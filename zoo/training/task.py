@@ -246,9 +246,9 @@ def choose_computing(
     elif choice := watch.begin():
         show.say(f"computes with {choice}")
     if settings.arithmetic == "bf16":
-        note = slow_note(torch.bfloat16, device, f"precision={settings.precision}", training=True)
+        note = slow_note(torch.bfloat16, device, f"precision: {settings.precision}", training=True)
         if note:
-            show.say(f"note: {note} (precision=fp32 would do)")
+            show.say(f"{note} (precision=fp32 would do)")
     return watch
 
 
