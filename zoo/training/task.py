@@ -74,6 +74,9 @@ def task(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, Any]:
 def resume(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Goes on from a run's newest checkpoint to what would have come of it unstopped: on a CPU, to the last bit.
 
+    That holds while the number of threads stays: a run goes on with its checkpoint's, and says when it takes another
+    (`zoo.run.threads`); OMP_NUM_THREADS holds it.
+
     Raises ConfigError when there is nothing left to do, or when its data is not what it was.
     """
     folder = Path(folder).expanduser()
