@@ -10,7 +10,7 @@ from tracked import StorageTracker
 from zoo.analysis.solve import Room, largest_batch
 from zoo.compose import load
 from zoo.costs import Setup, price
-from zoo.costs.activations import Pass, sections
+from zoo.costs.activations import PassShape, sections
 from zoo.costs.generating import generating
 from zoo.costs.shadow.layer import FEW_ROWS
 from zoo.costs.transient import Generation, _traced, measure_peaks
@@ -179,7 +179,7 @@ def test_a_long_pass_through_a_loop_is_told_from_short_ones():
 def test_a_decoder_with_cross_attention_alone_keeps_what_autograd_saves():
     spec = spec_of(["cross=mha"])
     model = build(spec, device="cpu").train()
-    found = told_of_sections(spec, sections(spec, Pass(batch=2, context=9, dtype="fp32", fused=False)))
+    found = told_of_sections(spec, sections(spec, PassShape(batch=2, context=9, dtype="fp32", fused=False)))
     ids, memory = torch.zeros(2, 9, dtype=torch.long), torch.randn(2, 9, spec.d_model)
     assert saved_by(model, lambda: model(ids, memory=memory)) == found
 

@@ -16,8 +16,8 @@ from zoo.costs.shadow.tensor import (
     NEEDS_VALUES,
     WRITES,
     Core,
-    Device,
-    Dtype,
+    ShadowDevice,
+    ShadowDtype,
     UnknownOperation,
     broadcast,
     elementwise_strides,
@@ -167,9 +167,9 @@ class Shadow(Core):
     # ------------------------------------------------------------ dtypes
 
     def to(self, target: Any) -> Any:
-        if not (isinstance(target, Dtype | Device | str) or is_shadow(target)):
+        if not (isinstance(target, ShadowDtype | ShadowDevice | str) or is_shadow(target)):
             raise UnknownOperation(f"to({type(target).__name__})")
-        dtype = target if isinstance(target, Dtype) else target.dtype if is_shadow(target) else self.dtype
+        dtype = target if isinstance(target, ShadowDtype) else target.dtype if is_shadow(target) else self.dtype
         if dtype is self.dtype:
             return self
         strides = elementwise_strides(self.shape, [self])
@@ -187,7 +187,7 @@ class Shadow(Core):
     def bool(self) -> Any:
         return self.to(BOOL)
 
-    def new_zeros(self, *shape: Any, dtype: Dtype | None = None) -> Any:
+    def new_zeros(self, *shape: Any, dtype: ShadowDtype | None = None) -> Any:
         return fresh(_flat(shape), dtype or self.dtype, tape().name("zeros"))
 
     new_ones = new_empty = new_zeros
