@@ -89,7 +89,7 @@ def list_kept(spec: Any, **fields: Any) -> dict[str, list[Kept]]:
 
 
 def sections(spec: Any, run: PassShape) -> dict[str, Section]:
-    """Trace a pass and return its pieces: the "embedding", what is "shared" by all layers (rotary tables, masks, biases;
+    """Trace a pass and return its pieces: the "embedding", what all layers have "shared" (rotary tables, masks, biases;
     its `input` is all that they read of it, kept or not), one "layer:<kind>" of each kind, and the "head" with the
     final norm; where there are logits also "loss", the head once more with cross-entropy in float32 behind it. Those of
     an encoder-decoder begin with "encoder." or "decoder.". A decoder alone with cross-attention is given a memory from

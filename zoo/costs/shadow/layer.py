@@ -76,6 +76,8 @@ class ShadowConvolution(Weighted):
 class ShadowLayer:
     """A component with the shadows of its weights. Parts are made when they are asked for."""
 
+    blocks: list[ShadowLayer]  # of a tower whose own pass is run
+
     def __init__(self, spec: Any, d_model: int, dtype: ShadowDtype, name: str = "", kernel: str = "auto") -> None:
         self.spec, self.d_model, self.dtype, self.name, self.kernel = spec, d_model, dtype, name, kernel
         self._parts = dict(spec.parts(d_model))

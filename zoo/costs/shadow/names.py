@@ -70,7 +70,8 @@ def _like(name: str) -> Any:
 
 def _arange(*bounds: float, dtype: ShadowDtype | None = None, device: Any = None) -> Any:
     start, stop, step = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1) if len(bounds) == 2 else bounds
-    size = math.ceil((stop - start) / step) if isinstance(stop - start + step, float) else -(-(stop - start) // step)
+    size: Any = -(-(stop - start) // step)  # whole numbers, which may remember their formula (`--explain`)
+    size = math.ceil(size) if isinstance(size, float) else size
     return _made("arange", (size,), dtype or _dtype_of([start, stop, step]))
 
 

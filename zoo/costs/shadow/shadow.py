@@ -133,7 +133,7 @@ class Shadow(Core):
         return self if self.is_contiguous() else operation("copy", [self], self.shape, self.dtype)
 
     def __getitem__(self, index: Any) -> Any:
-        items = index if isinstance(index, tuple) else (index,)
+        items: Any = index if isinstance(index, tuple) else (index,)
         at = next((place for place, item in enumerate(items) if item is ...), None)
         if at is not None:
             given = sum(item is not None and item is not ... for item in items)
@@ -169,7 +169,8 @@ class Shadow(Core):
     def to(self, target: Any) -> Any:
         if not (isinstance(target, ShadowDtype | ShadowDevice | str) or is_shadow(target)):
             raise UnknownOperation(f"to({type(target).__name__})")
-        dtype = target if isinstance(target, ShadowDtype) else target.dtype if is_shadow(target) else self.dtype
+        given: Any = target
+        dtype = given if isinstance(given, ShadowDtype) else given.dtype if is_shadow(given) else self.dtype
         if dtype is self.dtype:
             return self
         strides = elementwise_strides(self.shape, [self])
