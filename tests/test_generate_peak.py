@@ -142,17 +142,18 @@ def test_the_figure_of_stats_is_weights_cache_and_what_a_run_takes():
 
 
 def test_the_largest_batch_that_is_said_to_fit_does_when_it_runs():
-    """On a CPU, whose kernels the tracker sees; `solve` prices a GPU's, which take less."""
-    spec, room = spec_of(["attention=sliding"]), 3_000_000
+    """By plain causal attention in float32, for which a CPU and a GPU hold the same tensors but for norms' inside."""
+    spec, room = spec_of(["vocab_size=5000"]), 3_000_000
     setup = Setup(context=CONTEXT, dtype="fp32")
     found = largest_batch(spec, setup, Room(memory=room, usable=1.0, runtime=0))
     model = build(spec, device="cpu").eval()
     cache, tracker = Cache.allocate(model, found["batch"], CONTEXT), StorageTracker()
+    tracker.know((*model.parameters(), *held_by(cache)))
     with torch.no_grad(), tracker:
         model(torch.zeros(found["batch"], CONTEXT, dtype=torch.long), cache=cache, logits_to_keep=1)
-    taken = sum(each.nbytes for each in model.parameters()) + tracker.most
+    taken = sum(each.nbytes for each in model.parameters()) + cache.nbytes + tracker.most
     assert found["needed"]["total"] <= room < found["one_more"]["total"]
-    assert taken == pytest.approx(room, rel=0.1)
+    assert taken <= 1.01 * room and taken == pytest.approx(found["needed"]["total"], rel=0.03)
 
 
 def test_products_of_few_rows_are_laid_out_as_the_built_layer_lays_them_out():
