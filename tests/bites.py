@@ -24,7 +24,7 @@ from zoo.errors import ConfigError
 from zoo.grammar import AXES, TOWERS
 from zoo.paths import conf_dir
 from zoo.run.builder import build
-from zoo.spec import Spec, components
+from zoo.spec import Spec
 
 VOCAB, LENGTH = 67, 40
 
@@ -201,7 +201,7 @@ class Base:
         except ConfigError as error:
             odd = [fault for fault in error.faults if len(fault.splitlines()) != 1 or ": " not in fault]
             return f"breaks: {odd[0]!r} is no fault of a key" if odd else f"refused: {error.faults[0]}"
-        except Exception as error:  # noqa: BLE001  (whatever ends a program is what is looked for)
+        except Exception as error:
             return f"breaks: {type(error).__name__}: {error}"
         if spec == self.spec:
             return "same"
@@ -209,7 +209,7 @@ class Base:
             figures = price(spec)
             model = loud(spec)
             found = self._differs(model, figures)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             return f"breaks: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         if not found and change.key.split(".")[-1] in NULL_IS_ONE_OF:
             return "same"

@@ -4,6 +4,7 @@ import os
 import random
 import sys
 import tempfile
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -64,6 +65,14 @@ def fresh_state():
     hydra = sys.modules.get("hydra.core.global_hydra")
     if hydra is not None:
         hydra.GlobalHydra.instance().clear()
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """The device on which a test's tensors are made unless it says another: the CPU, then a GPU (`make test-gpu`)."""
+    where = torch.device(request.param)
+    with nullcontext() if where.type == "cpu" else where:
+        yield where
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -332,8 +332,8 @@ def kill_at_every_moment(folder, scenario: str) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of itself")
 def test_a_process_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path, pytestconfig):
-    for name in ("one", "other"):
-        (tmp_path / name).mkdir()
+    for each in ("one", "other"):
+        (tmp_path / each).mkdir()
     scenarios = ["after-it", "over-it-by-renames"]
     if disk.exchange(tmp_path / "one", tmp_path / "other"):  # not on every file system
         scenarios.append("over-it")
@@ -344,9 +344,9 @@ def test_a_process_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path, pyte
 
 
 def test_two_folders_exchange_their_names_in_one_call(tmp_path):
-    for name in ("one", "other"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(name)
+    for each in ("one", "other"):
+        (tmp_path / each).mkdir()
+        (tmp_path / each / "file").write_text(each)
     swapped = disk.exchange(tmp_path / "one", tmp_path / "other")
     assert (tmp_path / "one/file").read_text() == ("other" if swapped else "one")
     assert (tmp_path / "other/file").read_text() == ("one" if swapped else "other")

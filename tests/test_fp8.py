@@ -320,14 +320,14 @@ def test_a_run_in_float8_says_so_goes_on_to_the_last_bit_and_leaves_an_ordinary_
     with planned(overrides, check=False) as plan:
         config = task_config(plan.jobs[0])
     folder = tmp_path / "run"
-    tasks.task(config, folder)
+    tasks.start_run(config, folder)
     said = capsys.readouterr().err
     assert "fp8_rowwise: 14 of 15 products in float8, not 1 (head); nothing is gained without compile=true" in said
     assert "parameters on cpu in fp8_rowwise" in said and "(bf16 or fp32 products, measured)" in said
     weights = folder / "checkpoints/step-000004" / store.WEIGHTS
     whole = weights.read_bytes()
     (folder / "checkpoints/latest").write_text("step-000002\n")
-    tasks.resume(folder)
+    tasks.resume_run(folder)
     assert weights.read_bytes() == whole
     model = zoo.load(folder)
     assert {each.dtype for each in model.parameters()} == {torch.float32}

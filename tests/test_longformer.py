@@ -16,7 +16,7 @@ from zoo.model.block import Post
 from zoo.model.ffn import MLP
 from zoo.model.norm import LayerNorm
 from zoo.model.position import ALiBi, NoPosition, RoPE
-from zoo.model.position.relative import Relative
+from zoo.model.position.relative import RelativePosition
 from zoo.model.step import Step
 from zoo.run.layer import Layer
 
@@ -40,7 +40,7 @@ def step_of(attention, tokens, real=None, everywhere=None, *, documents=None, ke
     """A hand-made moment: `everywhere` [B, T] are the global tokens."""
     columns, both = torch.arange(tokens), None if documents is None else (documents, documents)
     mask = Mask(tokens, tokens, causal=False, window=attention.window, padding=real, documents=both)
-    step = Step(mask=mask, kernel=kernel, columns=(columns, columns), real=real, documents=documents)
+    step = Step(mask=mask, kernel=kernel, index=(columns, columns), real=real, documents=documents)
     step.extra["global"] = everywhere
     step.tables = attention.position.tables(columns[None], attention.head_dim, torch.float32, None)
     step.bias = attention.position.bias(None, attention.n_heads, columns, columns, False)
@@ -197,4 +197,4 @@ def test_it_compiles_whole_without_a_graph_break(kind):
 
 def test_positions_that_only_another_attention_reads_are_refused():
     with pytest.raises(ValidationError, match="no attention but disentangled"):
-        spec_of(2, Relative(max_relative_positions=8))
+        spec_of(2, RelativePosition(max_relative_positions=8))

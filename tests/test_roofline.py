@@ -8,7 +8,7 @@ from tiny import every_choice, name, spec_of
 
 from zoo.costs import Setup, flops, params
 from zoo.costs.cache import kv_cache
-from zoo.costs.hardware import hardware, names
+from zoo.costs.hardware import hardware, list_gpus
 from zoo.costs.operators import Chosen, Widths, operators
 from zoo.costs.roofline import MOST, roofline, turnover, usable
 from zoo.errors import ConfigError
@@ -226,7 +226,7 @@ def random_setups(count):
     draw = random.Random(20)
     models = [spec_of(each) for each in ([], MIXTURE, ["attention=mla"], ["attention=sliding"], SEQ2SEQ)]
     models.append(spec_of(["attention=mamba", "position=none"]))
-    bf16 = [gpu for gpu in names() if "bf16" in hardware(gpu).tflops]
+    bf16 = [gpu for gpu in list_gpus() if "bf16" in hardware(gpu).tflops]
     for _ in range(count):
         setup = {"gpu": draw.choice(bf16), "context": draw.randint(1, 64), "batch": 2 ** draw.randint(0, 12)}
         yield draw.choice(models), setup

@@ -13,7 +13,7 @@ import zoo
 from zoo.analysis.solve import Budget, Room, largest_batch, largest_context, shapes, smaller_caches, smallest_gpus
 from zoo.analysis.solve.fit import needed
 from zoo.analysis.solve.search import crossing, reach
-from zoo.compose.model import names
+from zoo.compose.targets import list_packaged
 from zoo.costs import Setup, price
 from zoo.costs.cache import kv_cache
 from zoo.costs.generating import generating
@@ -339,7 +339,7 @@ def test_a_budget_of_keys_and_values_leaves_fewer_key_heads() -> None:
 
 
 def test_the_aspect_searched_is_that_of_nine_packaged_models_in_ten() -> None:
-    towers = [list(load(name).towers().values())[-1] for name in names()[::4]]
+    towers = [list(load(name).towers().values())[-1] for name in list_packaged()[::4]]
     inside = [tower for tower in towers if 16 <= tower.d_model / tower.n_layers <= 128]
     assert len(inside) / len(towers) > 0.9
 

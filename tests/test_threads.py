@@ -10,7 +10,7 @@ from zoo.jobs.plan import planned, task_config
 from zoo.run import dtypes, threads
 from zoo.run.threads import ThreadWatch, candidates, fastest
 from zoo.training import speed
-from zoo.training.task import resume, task
+from zoo.training.task import resume_run, start_run
 
 CPU = torch.device("cpu")
 
@@ -133,7 +133,7 @@ def test_a_resumed_run_goes_on_with_the_threads_of_its_checkpoint(free, measured
 @pytest.fixture
 def bf16_is(monkeypatch):
     """Says how many times slower bfloat16 is, in place of a measurement."""
-    return lambda times: monkeypatch.setattr(dtypes, "times_slower", lambda dtype: times)
+    return lambda times: monkeypatch.setattr(dtypes, "times_slower", lambda dtype, **_: times)
 
 
 def test_16_bits_that_are_slow_compute_in_float32_with_the_same_values(bf16_is):
@@ -175,7 +175,8 @@ def test_a_model_that_does_not_fit_in_float32_stays_in_16_bits_and_that_is_said(
 def test_the_probe_of_a_dtype_leaves_torchs_number_of_threads():
     dtypes.times_slower.cache_clear()
     before = torch.get_num_threads()
-    assert 0 < dtypes.times_slower(torch.bfloat16) < float("inf")
+    for training in (False, True):
+        assert 0 < dtypes.times_slower(torch.bfloat16, training=training) < float("inf")
     assert torch.get_num_threads() == before
 
 
@@ -205,7 +206,7 @@ def test_a_run_beside_a_busy_core_says_how_many_threads_it_takes_and_keeps_them_
 ):
     measured["rates"] = {4: 1.0, 1: 3.0}
     folder = tmp_path / "run"
-    task(config(), folder)
+    start_run(config(), folder)
     assert "computes with 1 thread of 4: 3.0 times as fast as 4 now" in capsys.readouterr().err
     weights = folder / "checkpoints/step-000006/model.safetensors"
     whole, counters = weights.read_bytes(), json.loads((weights.parent / "training.json").read_text())
@@ -213,24 +214,24 @@ def test_a_run_beside_a_busy_core_says_how_many_threads_it_takes_and_keeps_them_
     assert torch.get_num_threads() == 4  # a run leaves torch as it was
     measured["rates"] = {4: 4.0, 1: 1.0}  # the core is free now, but other sums would round otherwise
     (folder / "checkpoints/latest").write_text("step-000003\n")
-    resume(folder)
+    resume_run(folder)
     assert weights.read_bytes() == whole
 
 
 def test_a_run_in_bf16_on_a_cpu_without_it_is_told_how_slow_that_is(bf16_is, config, tmp_path, capsys):
     bf16_is(6.0)
-    task(config("precision=bf16", "steps=1"), tmp_path / "run")
+    start_run(config("precision=bf16", "steps=1"), tmp_path / "run")
     said = capsys.readouterr().err
     line = "note: precision=bf16: bfloat16 is 6.0 times slower than float32 on this CPU (precision=fp32 would do)"
     assert line in said.splitlines()
-    task(config("steps=1"), tmp_path / "other")
+    start_run(config("steps=1"), tmp_path / "other")
     assert "slower" not in capsys.readouterr().err
 
 
 def test_a_share_of_a_peak_that_does_not_hold_is_shown_nowhere(config, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(speed, "measure_peak", lambda device, precision: 1.0)
-    found = task(config("steps=1"), tmp_path / "run")
+    found = start_run(config("steps=1"), tmp_path / "run")
     assert found["mfu"] is None
-    assert "MFU" not in [line for line in capsys.readouterr().err.splitlines() if line.startswith("step 1/1")][0]
+    assert "MFU" not in next(line for line in capsys.readouterr().err.splitlines() if line.startswith("step 1/1"))
     line = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
     assert line["mfu"] is None and line["tokens_per_second"] > 0

@@ -1,4 +1,4 @@
-"""Models beside each other: which figures differ, by how much, and which fields of the architecture do."""
+"""Compare models: which figures differ and by how much, and which fields of the architecture differ."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TOWERS = ("encoder", "decoder")
 
 
 def flatten(node: Any, path: str = "") -> dict[str, Any]:
-    """Nested plain data as one mapping of dotted paths; what is in a list goes by its number."""
+    """Flatten nested plain data into one mapping of dotted paths. Items of a list are named by their index."""
     if isinstance(node, Mapping):
         items = [(str(key), value) for key, value in node.items()]
     elif isinstance(node, list | tuple):
@@ -22,8 +22,8 @@ def flatten(node: Any, path: str = "") -> dict[str, Any]:
 
 
 def merge_orders(orders: Iterable[Iterable[str]]) -> list[str]:
-    """The names of several lists in one order: each that is new stands after the one that it follows in its own
-    list, so that what only one model has comes among the others' of its kind."""
+    """Merge several lists of names into one order. A new name is put after its predecessor in its own list: a, b, d
+    and a, c, d, e give a, c, b, d, e."""
     found: list[str] = []
     for order in orders:
         at = 0
@@ -37,7 +37,7 @@ def merge_orders(orders: Iterable[Iterable[str]]) -> list[str]:
 
 
 def compare_specs(first: Any, second: Any, priced: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What sets the second of two Specs apart from the first: the fields that differ, and the figures of both.
+    """Compare two Specs: the fields that differ, and the figures of both.
 
     `priced` are their figures. `relative` is the difference as a share of the first figure, null where that is zero.
     """
@@ -47,7 +47,7 @@ def compare_specs(first: Any, second: Any, priced: Sequence[Mapping[str, Any]]) 
 
 
 def _delta(a: Any, b: Any) -> dict[str, Any]:
-    """Two figures, and their difference where both are numbers; a component that one has not counts zero in it."""
+    """Two figures, and their difference where both are numbers. A component that one model lacks counts as zero."""
     numbers = [value for value in (a, b) if _is_number(value)]
     if not numbers or len(numbers) + (a is None) + (b is None) < 2:
         return {"a": a, "b": b}
@@ -60,10 +60,11 @@ def _is_number(value: Any) -> bool:
 
 
 def compare_fields(first: Any, second: Any) -> dict[str, dict[str, Any]]:
-    """The fields by which two Specs differ, by dotted path: the value in each, null where one has no such field.
+    """List the fields in which two Specs differ, by dotted path, with each one's value (null where it has no such
+    field).
 
-    A kind of layer that only one of them has is held against the other's most frequent one, as `layer/local`; a model
-    of one tower is held against that tower of one with two.
+    A kind of layer that only one model has is compared with the other's most frequent kind, as `layer/local`. A model
+    of one tower is compared with the tower of that kind in a model of two.
     """
     from zoo.grammar import to_dict
 
@@ -114,7 +115,7 @@ def _kinds(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def pattern_text(names: Sequence[str]) -> str:
-    """The shortest stretch of layers that repeats, equal neighbours together: `near*5, layer`."""
+    """Write the shortest period of a pattern, equal neighbours together: `near*5, layer`."""
     length = next(n for n in range(1, len(names) + 1) if all(names[i] == names[i % n] for i in range(len(names))))
     runs: list[list[Any]] = []
     for name in names[:length]:
@@ -151,7 +152,8 @@ SHORT = {
 
 
 def choose_columns(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
-    """The columns of those names, each with the dotted path of its figure. Raises ConfigError for unknown ones."""
+    """Choose a sweep table's columns by name, each with its figure's dotted path. Raises ConfigError for unknown
+    names."""
     if not names:
         return {name: path for name, path in COLUMNS.items() if path in known}
     found, faults = {}, []

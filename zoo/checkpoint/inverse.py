@@ -154,7 +154,7 @@ def _bindings(template: Mapping[str, Any], spec: Any, stated: dict[str, Any]) ->
     """Fields that would make the template this Spec, and the family's kind of each layer, by tower where there are
     two."""
     from zoo import grammar
-    from zoo.compose.model import compose_model
+    from zoo.compose.targets import compose_model
 
     every = _kinds(template)
     plain = {key: _boxed(value) for key, value in template.items() if key != "pattern"}

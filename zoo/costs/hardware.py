@@ -1,4 +1,4 @@
-"""What accelerators can do at most: conf/hardware/*.yaml, one file each, every figure with its source.
+"""Peak rates, memory and bandwidth of accelerators: conf/hardware/*.yaml, one file each, every figure with its source.
 
 A file gives what its maker's sheet does: TFLOP/s by dtype, of dense products summed in float32; GB and GB/s of memory;
 GB/s of the link to its neighbours in one direction; and of a CUDA device its compute capability, which decides the
@@ -121,8 +121,8 @@ class Hardware:
         return rates + [key for key, figure in self.sizes.items() if not figure.checked]
 
 
-def names() -> list[str]:
-    """The packaged accelerators."""
+def list_gpus() -> list[str]:
+    """List the packaged accelerators."""
     return sorted(path.stem for path in (conf_dir() / "hardware").glob("*.yaml"))
 
 
@@ -136,13 +136,13 @@ def hardware(name: str) -> Hardware:
     if not path.is_file():
         if path is own:
             raise ConfigError(f"gpu: no such file: {name}")
-        known = names()
+        known = list_gpus()
         raise ConfigError(f"gpu: unknown {name!r}{did_you_mean(name.lower(), known)} (one of: {', '.join(known)})")
     return _load(path, path.stat().st_mtime_ns)
 
 
 def of_device(name: str) -> Hardware | None:
-    """The packaged accelerator that a device is, by the name that its driver gives it; None where it is not known."""
+    """Find the packaged accelerator of a device by its driver's name for it. None where it is not known."""
     file = next((file for part, file in CARDS.items() if part in name), None)
     return None if file is None else hardware(file)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoo.costs import flops
+from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 
 Rule = dict[str, Any]
@@ -19,9 +20,9 @@ Rule = dict[str, Any]
 
 @dataclass(frozen=True)
 class RuleInputs:
-    """What the rules ask about a model and a set-up."""
+    """A model, a set-up and its figures, with what the rules of thumb ask of them."""
 
-    spec: Any
+    spec: Priced
     setup: Setup
     figures: Mapping[str, Any]
 
@@ -31,7 +32,7 @@ class RuleInputs:
 
     @property
     def tokens(self) -> int:
-        """At once."""
+        """Tokens of the whole batch."""
         return self.setup.tokens(self.spec) * self.setup.batch
 
     @property
@@ -54,7 +55,7 @@ class RuleInputs:
         return flops.count_flops(self.spec, self.setup.tokens(self.spec))
 
     def two_towers(self) -> str:
-        """Why a rule for one stack of layers does not fit, if so."""
+        """Why a rule for one stack of layers does not apply; empty where it does."""
         return "an encoder and a decoder that reads it, where the rule means one stack" if self.paired else ""
 
     @property
@@ -62,18 +63,18 @@ class RuleInputs:
         return len(self.spec.towers()) > 1
 
     def recurrent(self, least: int = 1) -> str:
-        """Why a rule for attention does not fit, if at least so many layers are recurrent."""
+        """Why a rule for attention does not apply, if at least `least` layers are recurrent; else empty."""
         (tower, *_) = self.spec.towers().values()
         found = sum(tower.pattern.count(kind) for kind, block in tower.blocks.items() if block.attention.state())
         several = f"{found} of the {len(tower.pattern)} layers are" if found < len(tower.pattern) else "its layers are"
         return f"{several} recurrent, where the rule means attention" if found >= least else ""
 
     def shards(self) -> str:
-        """Why a rule for a whole model does not fit figures of one rank, if they are."""
+        """Why a rule for a whole model does not apply to the figures of one rank; empty for one GPU."""
         return f"the exact figure is one rank's of {self.setup.ranks}" if self.setup.ranks > 1 else ""
 
 
-def rules_of_thumb(spec: Any, setup: Setup, figures: Mapping[str, Any]) -> dict[str, Rule]:
+def rules_of_thumb(spec: Priced, setup: Setup, figures: Mapping[str, Any]) -> dict[str, Rule]:
     """Each rule by name: `rule` as it is written, its `value`, the `exact` figure, the relative `error` of the value,
     the `unit`, and in a line when it `holds`.
 

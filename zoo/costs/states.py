@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from zoo.costs.parallel import FIRST, RankTensor, Stage, fullest
+from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shards import ceil_share, dim0_share, numel
 from zoo.errors import ConfigError
@@ -29,7 +30,7 @@ VALUES = {"adamw": 2, "lion": 1, "sgd": 1}
 """Values an optimizer keeps of each element: Loshchilov and Hutter, 2017; Chen et al., 2023; SGD with momentum."""
 
 
-def states(spec: Any, setup: Setup, stage: Stage | None = None) -> dict[str, Any]:
+def states(spec: Priced, setup: Setup, stage: Stage | None = None) -> dict[str, Any]:
     """Bytes of training states on one rank: one of `stage`, or of the stage with most parameters.
 
     `weights`, `gradients`, `optimizer` (the master copy among it, and `master` once more apart) are what ZeRO leaves
@@ -77,12 +78,12 @@ def widths(setup: Setup) -> tuple[int, int, int, int]:
 
 
 def ways(setup: Setup, expert: bool) -> int:
-    """Ranks with the same weights, among which ZeRO shards them."""
+    """Number of ranks that hold the same weights, among which ZeRO shards them."""
     return setup.dp * setup.cp // (setup.ep if expert else 1)
 
 
 def count_sharded(pieces: Iterable[RankTensor], setup: Setup, since: int) -> int:
-    """Elements on a rank of what ZeRO shards from the stage `since` on.
+    """Count the elements that a rank holds of what ZeRO shards from stage `since` on.
 
     Stages 1 and 2 cut all parameters, one after the other, in equal parts (DeepSpeed, Megatron-LM); 3 cuts each tensor
     (FSDP2), of which the first rank has the most.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,15 +16,28 @@ from zoo.grammar.towers import TowerNode
 
 def locate_faults(error: ValidationError, towers: Mapping[str, TowerNode]) -> list[str]:
     """One line for each fault, at the key where the user can mend it."""
-    lines = []
-    for item in error.errors(include_url=False):
-        path = [str(step) for step in item["loc"]]
-        tower = towers.get("") or towers.get(path.pop(0) if path[:1] and path[0] in towers else "")
-        if tower is None:
-            lines.append(f"{'.'.join(path) or 'model'}: {item['msg']}")
-        else:
-            lines.append(f"{_locate(path, tower)}: {item['msg']}")
-    return lines
+    return [f"{locate_key(item['loc'], towers)}: {item['msg']}" for item in error.errors(include_url=False)]
+
+
+def find_booleans(tree: Any, spec: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], bool]]:
+    """The path of each true or false that a Spec took as a number: pydantic reads `n_heads: true` as 1."""
+    if isinstance(tree, bool) and not isinstance(spec, bool):
+        yield path, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            inner = spec.get(key) if isinstance(spec, Mapping) else getattr(spec, key, None)
+            if inner is not None:
+                yield from find_booleans(value, inner, (*path, key))
+    elif isinstance(tree, list | tuple) and isinstance(spec, list | tuple):
+        for index, (value, inner) in enumerate(zip(tree, spec, strict=False)):
+            yield from find_booleans(value, inner, (*path, index))
+
+
+def locate_key(loc: Iterable[Any], towers: Mapping[str, TowerNode]) -> str:
+    """The key of the YAML at which a value of the model's plain data was stated."""
+    path = [str(step) for step in loc]
+    tower = towers.get("") or towers.get(path.pop(0) if path[:1] and path[0] in towers else "")
+    return ".".join(path) or "model" if tower is None else _locate(path, tower)
 
 
 def _locate(path: list[str], tower: TowerNode) -> str:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from zoo.errors import ConfigError, did_you_mean
 from zoo.grammar.keys import AXES, BOTH, DIMS, KNOWN, OWN, STRUCTURE, TOWERS
-from zoo.grammar.places import locate_faults
+from zoo.grammar.places import find_booleans, locate_faults, locate_key
 from zoo.grammar.resolvers import find_unresolvable, record_reads, register_resolvers
 from zoo.grammar.towers import TowerNode, read_fields, split_towers
 from zoo.model.tower import EncoderDecoder, Topology
@@ -31,10 +31,13 @@ def to_spec(node: DictConfig, touched: Iterable[str] = ()) -> Any:
         trees = {tower.name: tower.read(problems, asked) for tower in towers}
     problems += _find_strangers(root, asked | read, towers)
     problems += [f"{key}: nothing in this model reads it (leave it out)" for key in touched if _idle(key, asked, read)]
+    tree, named = _join(root, trees), {tower.name: tower for tower in towers}
     try:
-        spec = Topology.parse(_join(root, trees))
+        spec = Topology.parse(tree)
+        found = [(locate_key(path, named), value) for path, value in find_booleans(tree, spec)]
+        problems += [f"{key}: must be a number, found {value}" for key, value in found]
     except ValidationError as error:
-        problems += locate_faults(error, {tower.name: tower for tower in towers})
+        problems += locate_faults(error, named)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return spec

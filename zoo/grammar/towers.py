@@ -43,7 +43,7 @@ class TowerNode:
             inner = tree.setdefault(part, {})
             if isinstance(inner, dict):
                 stated = tree.get("vocab_size")  # a fault in it is reported once, as the model's own
-                inner.setdefault("vocab_size", stated if isinstance(stated, int) and stated > 0 else 1)
+                inner.setdefault("vocab_size", stated if type(stated) is int and stated > 0 else 1)
         blocks, read = {}, {}
         for kind, scope in self.scopes.items():
             with record_reads() as read[kind]:

@@ -1,5 +1,5 @@
 # B batch, T tokens, D model width, V vocabulary
-"""From hidden states to what is predicted."""
+"""Heads: logits of hidden states; and poolers: one vector for a row."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from zoo.model.step import Weights
 
 TABLE = "embedding.tokens"
-"""Where a tied head's weight is."""
+"""The path of the weight that a tied head uses."""
 
 
 class Head(Spec, axis="head", default="lm"):
-    """What is read off the last hidden states."""
+    """Predict from the last hidden states."""
 
     vocab_size: PositiveInt
 

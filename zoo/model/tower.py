@@ -11,7 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.model.block.base import Block
-from zoo.model.embedding import Embedding
+from zoo.model.embedding import TokenEmbedding
 from zoo.model.head import Head, Pooler
 from zoo.model.init import Init, Normal
 from zoo.model.norm import WholeNorm
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Topology(Spec, axis="topology", default="decoder"):
-    """How embeddings, layers and heads make a model."""
+    """A whole model: embeddings, layers and heads."""
 
     @classmethod
     def parse(cls, node: Any) -> Any:
@@ -43,7 +43,7 @@ class Topology(Spec, axis="topology", default="decoder"):
         raise NotImplementedError
 
     def towers(self) -> dict[str, Tower]:
-        """The stacks of layers by where their weights are: "" for a model that is one itself."""
+        """The stacks of layers by the path of their weights: "" for a model that is one stack itself."""
         raise NotImplementedError
 
 
@@ -51,14 +51,14 @@ class Tower(Topology):
     """A stack of layers between an embedding and a head. `blocks` are the kinds of layer by name; `pattern` names each
     layer's kind, first to last. With `shared_layers` the layers of a kind have one set of weights (ALBERT).
 
-    A final norm stands before the head unless the blocks end in one; `final_norm` says otherwise. What comes of it is
-    projected to `out_width`, if given, which the head reads (OPT-350m).
+    A final norm stands before the head unless the blocks end in one; `final_norm` says otherwise. With `out_width` its
+    output is projected to that width, which the head reads (OPT-350m).
     """
 
     vocab_size: PositiveInt
     d_model: PositiveInt
     max_seq_len: PositiveInt
-    embedding: Embedding
+    embedding: TokenEmbedding
     position: Position
     blocks: dict[str, Block]
     pattern: tuple[str, ...]
@@ -135,7 +135,7 @@ class Tower(Topology):
 
     @property
     def has_position(self) -> bool:
-        """Whether the model itself holds the position scheme, rather than each layer its own."""
+        """Whether the position scheme is a part of the model, rather than of each layer."""
         return not self.position.per_layer
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Tower(Topology):
         }
 
     def run(self, m: Weights, ids: Tensor, types: Tensor | None, scene: Scene, keep: int | None) -> Output:
-        """The pass itself: token ids [B, T] through every layer."""
+        """One forward pass: token ids [B, T] through embedding, layers, norm and head."""
         place = self.position.embed
         x = self.embedding.lookup(m.embedding, ids, types)
         if self.has_position:
@@ -199,10 +199,10 @@ class Decoder(Tower, kind="decoder"):
         """Logits for token ids [B, T].
 
         `attention_mask` [B, S], 1 for a real token, covers what the cache holds and the new tokens. `documents` [B, T]
-        numbers the documents packed into a row: positions restart, attention stays inside. `prefix` [B] says how many
-        columns of a row all see one another; with a cache they come in its first pass. `memory` [B, M, D] is what
-        cross-attention reads, where `memory_mask` [B, M] is 1. `logits_to_keep` asks for the last so many positions
-        only (0: none).
+        numbers the documents packed into a row: positions restart, attention stays inside. `prefix` [B] is the number
+        of leading tokens of a row that all see one another; with a cache they come in its first pass. `memory` [B, M,
+        D] is what cross-attention reads, where `memory_mask` [B, M] is 1. `logits_to_keep` asks for the last so many
+        positions only (0: none).
         """
         if prefix is not None and not self.prefix_lm:
             raise ConfigError("prefix: this decoder sees only what came before (prefix_lm: true would do)")

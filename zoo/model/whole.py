@@ -1,4 +1,4 @@
-"""What the parts of a whole model must agree on: vocabularies, the widths of shared tables, heads of a bias, and options
+"""What the parts of a whole model must agree on: vocabularies, widths of shared tables, heads of a bias, and options
 that only act beside another part. A piece of a model (one rank's, one pipeline stage's) need not."""
 
 from __future__ import annotations

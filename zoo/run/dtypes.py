@@ -26,9 +26,10 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 @cache
-def times_slower(dtype: torch.dtype) -> float:
-    """How many times the seconds of float32 the products of generation take in `dtype` on this CPU; once a process."""
-    laps = {each: _lap(each) for each in (torch.float32, dtype)}
+def times_slower(dtype: torch.dtype, *, training: bool = False) -> float:
+    """How many times the seconds of float32 a model's products take in `dtype` on this CPU: those of generation, or of
+    training with its backward pass. Measured once a process."""
+    laps = {each: _training_lap(each) if training else _lap(each) for each in (torch.float32, dtype)}
     best: dict[Any, float] = dict.fromkeys(laps, float("inf"))
     with kept_threads():
         torch.set_num_threads(1)  # several would measure how long they wait for each other beside another program
@@ -57,18 +58,31 @@ def _lap(dtype: torch.dtype) -> Any:
     return lap
 
 
-def is_slow(dtype: torch.dtype, device: torch.device) -> bool:
+def _training_lap(dtype: torch.dtype) -> Any:
+    x, weight = torch.ones(ROWS, WIDTH, dtype=dtype), torch.ones(WIDTH, WIDTH, dtype=dtype)
+
+    def lap() -> None:
+        with torch.inference_mode():
+            y = torch.mm(x, weight.t())
+            torch.mm(y, weight)  # the gradient of x
+            torch.mm(y.t(), x)  # the gradient of the weight
+
+    return lap
+
+
+def is_slow(dtype: torch.dtype, device: torch.device, *, training: bool = False) -> bool:
     """Whether 16 bits compute slower than float32 on this device. Only a CPU is measured."""
     if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return False
-    return times_slower(dtype) > MARGIN
+    return times_slower(dtype, training=training) > MARGIN
 
 
-def slow_note(dtype: torch.dtype, device: torch.device, option: str) -> str | None:
+def slow_note(dtype: torch.dtype, device: torch.device, option: str, *, training: bool = False) -> str | None:
     """What to tell a user who asked for `dtype` by `option`, where that is slow: one line, else None."""
-    if not is_slow(dtype, device):
+    if not is_slow(dtype, device, training=training):
         return None
-    return f"{option}: {name_of(dtype)} is {times_slower(dtype):.1f} times slower than float32 on this CPU"
+    times = times_slower(dtype, training=training)
+    return f"{option}: {name_of(dtype)} is {times:.1f} times slower than float32 on this CPU"
 
 
 def use_fastest_dtype(model: Any) -> str | None:

@@ -82,7 +82,7 @@ def matrix_rate(device: Device, dtype: torch.dtype, shapes: Iterable[Shape], spe
         if best and time.perf_counter() + 2 * work / best > until:
             break
         a = torch.ones(rows, inner, device=device, dtype=dtype)
-        b = torch.ones(inner, columns, device=device, dtype=dtype)
+        b = torch.ones(columns, inner, device=device, dtype=dtype).t()  # as a layer's weight: other layouts may be slow
         out = torch.mm(a, b)  # also what the first call alone costs
         for _ in range(CALLS):
             _finish(device)

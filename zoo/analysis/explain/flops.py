@@ -1,7 +1,7 @@
 """FLOPs, explained from the matrix products of the parts and the pairs that masks let through.
 
-The lines of a convention are the sums of `zoo.costs.flops`: products with weights, QKᵀ and PV by pairs, and what neither
-explains (recurrent states, shared tables).
+The lines of a convention are the sums of `zoo.costs.flops`: products with weights, QKᵀ and PV by pairs, and the rest
+(recurrent states, tables that tokens share).
 """
 
 from __future__ import annotations

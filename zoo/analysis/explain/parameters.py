@@ -76,7 +76,7 @@ def _component(sheet: Sheet, what: str, held: list[Any]) -> Any:
 
 
 def _rest(sheet: Sheet, table: CostTable, whole: Term, active: Term) -> None:
-    """Figures of which `count` itself, on traced numbers, gives the formula."""
+    """Figures whose formula is `count_parameters` itself, run on traced numbers."""
     counted = count_parameters(table)
     looked = term(counted["active"] - counted["active_without_input_table"])
     source = "a token reads one row of a table that no head is tied to"

@@ -1,8 +1,9 @@
-"""Numbers that remember how they came about, so that a formula and its value are one thing and cannot drift.
+"""Numbers that remember their formula, so that a formula and its value cannot differ.
 
-A Term prints itself with its symbols (`n_layers·d_model`) and with what they stand for (`32·4096`), and is worth what
-it says. A Traced is an int with its Term: a component whose fields are Traced states its own formulas, for `parts`,
-`cache` and the rest are plain arithmetic on fields. `zoo.analysis.explain` reads them.
+A Term prints itself with symbols (`n_layers·d_model`) or with their numbers (`32·4096`), and has the value it prints. A
+Traced is an int with a Term. Example: `named("n_heads", 32) * named("head_dim", 128)` is 4096, with the term
+`n_heads·head_dim`. A component whose fields are Traced therefore states its own formulas: `parts`, `cache` and
+`core_flops` are plain arithmetic on fields.
 """
 
 from __future__ import annotations
@@ -158,14 +159,14 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def term(value: Any) -> Term:
-    """What a number is made of: a Traced its Term, any other is itself."""
+    """Give the Term of a Traced; any other number is its own Term."""
     if isinstance(value, Term):
         return value
     return value.term if isinstance(value, Traced) else Number(int(value) if isinstance(value, bool) else value)
 
 
 def parted(each: Term) -> tuple[Any, Term]:
-    """The number in front, and the rest."""
+    """Split a term into its numeric coefficient and the rest: `2·n_heads` into 2 and `n_heads`."""
     if isinstance(each, Number) and not each.symbol:
         return each.number, Number(1)
     if isinstance(each, ProductTerm) and isinstance(each.factors[0], Number) and not each.factors[0].symbol:
@@ -177,7 +178,7 @@ def parted(each: Term) -> tuple[Any, Term]:
 
 
 def product(factors: Iterable[Term]) -> Term:
-    """Their product: numbers multiplied and in front, and one quotient for all."""
+    """Multiply terms: the coefficient in front, and one quotient for all."""
     count, above, below = 1, [], []
     for factor in factors:
         if isinstance(factor, QuotientTerm):
@@ -197,7 +198,7 @@ def product(factors: Iterable[Term]) -> Term:
 
 
 def total(terms: Iterable[Term]) -> Term:
-    """Their sum: of terms that differ in a number alone the numbers are added."""
+    """Add terms. Like terms are collected: `2·n + 3·n` becomes `5·n`."""
     counts: dict[Any, list[Any]] = {}
     for each in (inner for outer in terms for inner in _summands(outer)):
         count, rest = parted(each)
@@ -211,7 +212,7 @@ def total(terms: Iterable[Term]) -> Term:
 
 
 def _summands(each: Term) -> tuple[Term, ...]:
-    """What a term adds to a sum: of a sum its own terms, also where it is taken away."""
+    """List a term's summands: those of a nested sum, with their signs, or the term itself."""
     count, rest = parted(each)
     if not isinstance(rest, SumTerm) or abs(count) != 1:
         return (each,)
@@ -219,7 +220,7 @@ def _summands(each: Term) -> tuple[Term, ...]:
 
 
 def quotient(above: Term, below: Term) -> Term:
-    """One over the other, without the factors that both have."""
+    """Divide terms, cancelling common factors."""
     over, under = ([*t.factors] if isinstance(t, ProductTerm) else [t] for t in (above, below))
     for factor in [*under]:
         if factor in over and not (isinstance(factor, Number) and not factor.symbol):
@@ -234,12 +235,12 @@ def quotient(above: Term, below: Term) -> Term:
 
 
 def call(name: str, *inputs: Any) -> Term:
-    """A function of FUNCTIONS, of terms or numbers."""
+    """Apply a function of FUNCTIONS to terms or numbers."""
     return CallTerm(name, tuple(term(each) for each in inputs))
 
 
 def symbol(name: str, value: Any) -> Number:
-    """A number that goes by a name."""
+    """Make a Number that prints as a name."""
     return Number(value, name)
 
 
@@ -247,8 +248,8 @@ def symbol(name: str, value: Any) -> Number:
 
 
 class Traced(int):
-    """An int that knows its Term. Sums, products and quotients of such are such; whatever else is done with it gives a
-    plain number."""
+    """An int with its Term. Sums, products and quotients of Traced are Traced; any other operation gives a plain
+    number."""
 
     term: Term
 
@@ -297,7 +298,7 @@ def _traced(value: Any, made: Callable[[], Term]) -> Any:
 
 
 def named(name: str, value: int) -> Traced:
-    """A traced int that goes by a name."""
+    """Make a Traced that prints as a name."""
     return Traced(value, Number(int(value), name))
 
 
@@ -305,10 +306,10 @@ def named(name: str, value: int) -> Traced:
 
 
 def trace(spec: Any) -> Any:
-    """A model whose dimensions are traced under the names of their YAML keys.
+    """Copy a model with its dimensions traced under their YAML keys.
 
-    A key that has more than one value within a layer, or outside the layers, goes by its whole path there
-    (`ffn.shared.d_ff`). The copy is for asking components what they count; it is not validated again.
+    A key that has more than one value within a layer, or outside the layers, is named by its whole path there
+    (`ffn.shared.d_ff`). The copy serves for asking components what they count; it is not validated again.
     """
     towers = spec.towers()
     if "" not in towers:
@@ -341,7 +342,7 @@ def _fields(spec: Any, skip: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
 
 
 def _names(spec: Any, outside: Mapping[str, int], skip: tuple[str, ...] = ()) -> dict[str, str]:
-    """What each dimension goes by, by its path."""
+    """Choose each dimension's symbol, by its path."""
     found = [*((name, name, value) for name, value in outside.items()), *_numbers(spec, "", skip)]
     values: dict[str, set[int]] = {}
     for _, name, value in found:

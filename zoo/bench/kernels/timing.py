@@ -99,7 +99,7 @@ def _product_rate(side: int, dtype: Any, device: str) -> float:
     """FLOP/s of a square product."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    return 2 * side**3 / seconds(lambda: torch.mm(a, b, out=out), device, spend=0.1)
+    return 2 * side**3 / seconds(lambda: torch.mm(a, b.t(), out=out), device, spend=0.1)
 
 
 # ---------------------------------------------------------------- names

@@ -19,7 +19,8 @@ from zoo.kernels import machine_of, select
 from zoo.kernels.base import Ask
 from zoo.kernels.mask import Mask
 from zoo.lazy import torch
-from zoo.run.builder import build, free_memory
+from zoo.run.builder import build
+from zoo.run.memory import free_memory
 from zoo.training.loop import accumulate, autocast, clip, compile_blocks
 from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW
@@ -92,8 +93,9 @@ def train(model: Model, settings: Settings) -> Row:
 
 
 def shares(spec: Any, length: int, rate: float, settings: Settings) -> dict[str, Any]:
-    """FLOPs a token and MFU by convention: of the sheet's rate, where there is a sheet, and of the measured one: that of
-    float32 where it is the higher, as on a CPU without bfloat16. A peak that was exceeded is no yardstick, and left out.
+    """FLOPs a token and MFU by convention: of the sheet's rate, where there is a sheet, and of the measured one.
+
+    On a CPU without bfloat16 the measured rate is that of float32. A peak that was exceeded is no yardstick: left out.
     """
     flops = {name: count_flops(spec, length, name)["train"] for name in CONVENTIONS}
     card = of_device(device_name(settings.device))

@@ -15,14 +15,14 @@ from zoo.costs.shadow.operations import cat
 from zoo.costs.shadow.tensor import FLOAT32, INT64, ShadowDtype, fresh, tape
 
 
-class ShadowPlan(NamedTuple):
-    """Where new tokens go in the caches of one kind of layer: the fields of the real cache's plan."""
+class ShadowCacheLayout(NamedTuple):
+    """Where new tokens go in the caches of one kind of layer: the fields of the real cache's layout."""
 
     start: int
     stop: int
     held: int
-    rolls: bool
-    columns: Any
+    wraps: bool
+    index: Any
 
 
 class ShadowLayerCache:
@@ -32,16 +32,16 @@ class ShadowLayerCache:
         self.tensors, self.states, self.cross = tensors, states, cross
         self.filled = False
 
-    def append(self, plan: ShadowPlan, new: dict[str, Any]) -> tuple[Any, ...]:
+    def append(self, layout: ShadowCacheLayout, new: dict[str, Any]) -> tuple[Any, ...]:
         """Store the new tokens; return all visible ones, new ones included."""
-        return tuple(self._append(plan, self.tensors[name], tensor) for name, tensor in new.items())
+        return tuple(self._append(layout, self.tensors[name], tensor) for name, tensor in new.items())
 
-    def _append(self, plan: ShadowPlan, buffer: Any, new: Any) -> Any:
-        if not plan.rolls:
-            return buffer[:, : max(plan.held, plan.stop)]
-        joined = cat((buffer[:, : plan.held], new.to(buffer.dtype)), 1)
-        newest = plan.columns.argsort()[-buffer.shape[1] :]
-        slots = plan.columns[newest] % buffer.shape[1]
+    def _append(self, layout: ShadowCacheLayout, buffer: Any, new: Any) -> Any:
+        if not layout.wraps:
+            return buffer[:, : max(layout.held, layout.stop)]
+        joined = cat((buffer[:, : layout.held], new.to(buffer.dtype)), 1)
+        newest = layout.index.argsort()[-buffer.shape[1] :]
+        slots = layout.index[newest] % buffer.shape[1]
         stored = joined[:, newest]
         del slots, stored
         return joined
@@ -66,7 +66,7 @@ class ShadowCache:
 
     def __init__(self, tower: Any, batch: int, length: int, capacity: int, memory: int, dtype: ShadowDtype) -> None:
         self.length, self.capacity, self.tower = length, capacity, tower
-        self.columns = fresh((capacity,), INT64, "columns")
+        self.every = fresh((capacity,), INT64, "index")
         self.layers = [self._layer(tower.blocks[kind], batch, memory, dtype) for kind in tower.pattern]
 
     def _layer(self, block: Any, batch: int, memory: int, dtype: ShadowDtype) -> ShadowLayerCache:
@@ -84,18 +84,18 @@ class ShadowCache:
         reach = block.attention.visible_window or block.attention.visible_chunk
         return min(self.capacity, reach or self.capacity)
 
-    def plan(self, kind: str, new: int) -> ShadowPlan:
+    def lay_out(self, kind: str, new: int) -> ShadowCacheLayout:
         """Where `new` tokens go in layers of this kind, as the real cache decides it."""
         size, end = self._slots(self.tower.blocks[kind]), self.length + new
         start, held = self.length % size, min(self.length, size)
         if start + new <= size and (end <= size or new == 1):
-            visible = self.columns[:end] if end <= size else self._ring(end, size)
-            return ShadowPlan(start, start + new, held, False, visible)
-        old = self._ring(self.length, size) if self.length > size else self.columns[:held]
-        return ShadowPlan(start, start, held, True, cat((old, self.columns[self.length : end])))
+            visible = self.every[:end] if end <= size else self._ring(end, size)
+            return ShadowCacheLayout(start, start + new, held, False, visible)
+        old = self._ring(self.length, size) if self.length > size else self.every[:held]
+        return ShadowCacheLayout(start, start, held, True, cat((old, self.every[self.length : end])))
 
     def _ring(self, end: int, size: int) -> Any:
-        return end - 1 - (end - 1 - self.columns[:size]) % size
+        return end - 1 - (end - 1 - self.every[:size]) % size
 
 
 def _room(batch: int, slots: int, shape: tuple[int, ...], dtype: ShadowDtype) -> Any:

@@ -143,7 +143,7 @@ def _scan_tokens(
 def _scan_chunks(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log: Tensor, S: Tensor, fresh: Tensor | None, length: int
 ) -> tuple[Tensor, Tensor]:
-    """The same in chunks (Yang et al., 2024, "Parallelizing linear transformers with the delta rule").
+    """The recurrence in chunks (Yang et al., 2024, "Parallelizing linear transformers with the delta rule").
 
     What a chunk's tokens write depends on what its earlier ones wrote: (I + A)·W = β·v − β·(k decayed)·S, A being
     strictly lower triangular. It is solved for both right sides before the states are known.

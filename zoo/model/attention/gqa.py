@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class Tempering(Spec, axis="tempering", default="log"):
-    """Queries grow with their position."""
+    """Scale queries by their position."""
 
     def factor(self, positions: Tensor) -> Tensor:
-        """What queries [B, T, H, C] at these positions [B, T] are multiplied by: [B, T, 1, 1]."""
+        """The factor [B, T, 1, 1] of queries [B, T, H, C] at positions [B, T]."""
         raise NotImplementedError
 
 
@@ -45,7 +45,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     (Shazeer, 2019).
 
     `window` W lets a causal query see W keys, itself included (Beltagy et al., 2020; Mistral), and one that sees both
-    ways W to either side; `chunk` only those of its own stretch of so many positions (Llama 4). `scale` is what scores
+    ways W to either side; `chunk` C only those of its own C positions, counted from 0 (Llama 4). `scale` is what scores
     are multiplied by, 1/√head_dim unless given; `softcap` bounds them by c·tanh(s/c) (Gemma 2). `sinks` adds a learned
     score a head that no value stands behind (Xiao et al., 2023; gpt-oss). `clip` bounds queries, keys and values (OLMo,
     MPT), before the norm of queries and keys or with `clip_normed` after it (OLMoE). `output_gate` multiplies each

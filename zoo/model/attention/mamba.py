@@ -155,7 +155,7 @@ SPAN = 64
 def _scan_spans(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The same, with about 2·√SPAN steps in sequence for SPAN tokens."""
+    """The recurrence with about 2·√SPAN steps in sequence for SPAN tokens."""
     spans = [each.split(SPAN, 1) for each in (x, dt, B, C)]
     begins = [None] * len(spans[0]) if fresh is None else fresh.split(SPAN, 1)
     reads = []
@@ -176,12 +176,12 @@ def _states(decay: Tensor, new: Tensor, h: Tensor) -> Tensor:
     before, and what is left of it added. Only products of decays, all ≤ 1: exact for any, 0 among them.
     """
     length = decay.shape[1]
-    columns = math.isqrt(length - 1) + 1
-    short = -length % columns
+    width = math.isqrt(length - 1) + 1
+    short = -length % width
     if short:
         decay = torch.cat((decay, decay.new_ones(decay.shape[0], short, *decay.shape[2:])), 1)
         new = torch.cat((new, new.new_zeros(new.shape[0], short, *new.shape[2:])), 1)
-    decay, new = decay.unflatten(1, (-1, columns)), new.unflatten(1, (-1, columns))  # B rows columns E S
+    decay, new = decay.unflatten(1, (-1, width)), new.unflatten(1, (-1, width))  # B rows width E S
     (first, *decays), (start, *news) = decay.unbind(2), new.unbind(2)  # B rows E S each
     local, left = [start], [first]
     for now, added in zip(decays, news, strict=True):
@@ -316,7 +316,7 @@ def _scan_heads(x: Tensor, log: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: 
 def _scan_chunks(
     x: Tensor, log: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None, length: int
 ) -> tuple[Tensor, Tensor]:
-    """The same in chunks: attention inside each, a state from chunk to chunk (Dao and Gu, 2024, section 6)."""
+    """The recurrence in chunks: attention inside each, a state from chunk to chunk (Dao and Gu, 2024, section 6)."""
     tokens, groups = x.shape[1], B.shape[2]
     decays = Decays(chunked(log, length), None if fresh is None else chunked(fresh, length))
     x, B, C = chunked(x, length), chunked(B, length).transpose(2, 3), chunked(C, length).transpose(2, 3)  # B N G L S

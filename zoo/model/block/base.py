@@ -1,4 +1,4 @@
-"""Where the norms stand around attention and feed-forward, and how both join the residual stream."""
+"""Base of the blocks: the place of the norms around attention and feed-forward, and the residual sums."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Block(Spec, axis="block"):
         return replace(self, **{name: each.shard(ranks) for name, each in inner.items() if isinstance(each, Spec)})
 
     def state(self) -> dict[str, tuple[int, ...]]:
-        """Of its attention, and of a feed-forward that counts tokens."""
+        """The states of its attention, and of a router that counts tokens."""
         ffn: FFN | None = getattr(self, "ffn", None)
         return self.attention.state() | (ffn.state() if ffn else {})
 
@@ -75,5 +75,5 @@ class Block(Spec, axis="block"):
         raise NotImplementedError
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """The stream with what a sub-layer gave."""
+        """Add a sub-layer's output y to the residual stream x."""
         return x + y if self.residual_scale == 1.0 else x + y * self.residual_scale

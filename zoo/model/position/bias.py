@@ -11,7 +11,7 @@ from pydantic import PositiveFloat, PositiveInt
 from zoo.kernels.bias import Given, Placed
 from zoo.lazy import torch
 from zoo.model.position.base import Position
-from zoo.model.position.constants import constants
+from zoo.model.position.constants import place_constants
 from zoo.spec import Embedding
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class ALiBi(Position, kind="alibi"):
     """Scores fall linearly with distance, at a slope of each head's own (Press et al., 2021): 2^(−8h/H), h = 1…H.
 
-    For H not a power of two: the slopes of the next lower power, then every other one of the power above. MPT's code
-    goes the other way round, from the power above, and gets the same. The bias is multiplied by `scale` (Falcon: 1/√head_dim). With `rounded` slope × key position is in bfloat16, as
-    Falcon was trained.
+    For H not a power of two: the slopes of the next lower power, then every other one of the power above. (MPT's code
+    begins from the power above, and gets the same.) The bias is multiplied by `scale` (Falcon: 1/√head_dim). With
+    `rounded` slope × key position is in bfloat16, as Falcon was trained.
     """
 
     max_bias: PositiveFloat = 8.0
@@ -46,7 +46,7 @@ class ALiBi(Position, kind="alibi"):
         return "fixed" if self.rounded else "alibi"
 
     def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool) -> Any:
-        slopes = constants(tuple(self.slopes_of(n_heads)), keys.device)
+        slopes = place_constants(tuple(self.slopes_of(n_heads)), keys.device)
         if self.rounded:  # by key alone: softmax does not see what a query's own place would add
             products = slopes.to(torch.bfloat16)[:, None] * keys.to(torch.bfloat16)
             return Given((products.float() * self.scale)[None, :, None, :])  # 1 H 1 S

@@ -10,16 +10,23 @@ KEPT: dict[Any, Any] = {}
 """Tensors by their numbers and device."""
 
 
-def constants(numbers: tuple[float, ...], device: Any) -> Any:
-    """The numbers as a float32 tensor on a device, copied there once.
+def place_constants(numbers: tuple[float, ...], device: Any) -> Any:
+    """Make a float32 tensor of the numbers on a device, once for all passes.
 
-    A copy from the host makes the host wait, and would come with every token while decoding. Nothing is kept where
-    operations are traced or faked: what comes of them there is no tensor that another pass could use.
+    A copy from the host makes the host wait, and would otherwise happen for every token. While operations are traced or
+    faked nothing is kept, because a fake tensor is of no use to the next pass.
     """
-    if torch.compiler.is_compiling() or torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+    if torch.compiler.is_compiling() or _under_a_mode():
         return torch.tensor(numbers, dtype=torch.float32, device=device)
     key = (numbers, str(device))
     if key not in KEPT:
         with torch.inference_mode(False):  # a pass that trains may use it next
             KEPT[key] = torch.tensor(numbers, dtype=torch.float32, device=device)
     return KEPT[key]
+
+
+def _under_a_mode() -> bool:
+    """Whether a dispatch mode (fake tensors, tracing, counting) sees each operation."""
+    from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+    return _get_current_dispatch_mode() is not None
