@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from zoo.costs.shadow.operations import cat
-from zoo.costs.shadow.tensor import FLOAT32, INT64, Dtype, fresh, tape
+from zoo.costs.shadow.tensor import FLOAT32, INT64, ShadowDtype, fresh, tape
 
 
 class ShadowCacheLayout(NamedTuple):
@@ -64,12 +64,12 @@ class ShadowLayerCache:
 class ShadowCache:
     """The caches of the layers of `pattern`, with `length` tokens in them and room for `capacity`."""
 
-    def __init__(self, tower: Any, batch: int, length: int, capacity: int, memory: int, dtype: Dtype) -> None:
+    def __init__(self, tower: Any, batch: int, length: int, capacity: int, memory: int, dtype: ShadowDtype) -> None:
         self.length, self.capacity, self.tower = length, capacity, tower
         self.every = fresh((capacity,), INT64, "index")
         self.layers = [self._layer(tower.blocks[kind], batch, memory, dtype) for kind in tower.pattern]
 
-    def _layer(self, block: Any, batch: int, memory: int, dtype: Dtype) -> ShadowLayerCache:
+    def _layer(self, block: Any, batch: int, memory: int, dtype: ShadowDtype) -> ShadowLayerCache:
         size = self._slots(block)
         tensors = {name: _room(batch, size, shape, dtype) for name, shape in block.attention.cache().items()}
         states = {name: fresh((batch, *shape), FLOAT32, held=True) for name, shape in block.state().items()}
@@ -98,7 +98,7 @@ class ShadowCache:
         return end - 1 - (end - 1 - self.every[:size]) % size
 
 
-def _room(batch: int, slots: int, shape: tuple[int, ...], dtype: Dtype) -> Any:
+def _room(batch: int, slots: int, shape: tuple[int, ...], dtype: ShadowDtype) -> Any:
     """A cache tensor [B, S, …], laid out as the real one: a head's tokens lie together."""
     heads, *rest = shape if len(shape) > 1 else (1, *shape)
     room = fresh((batch, heads, slots, *rest), dtype, held=True).transpose(1, 2)
