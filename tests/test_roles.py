@@ -169,6 +169,16 @@ def test_a_mixer_that_does_not_say_how_it_splits_is_refused_in_words(unsaid):
     assert len(error.value.faults) == 1
 
 
+def test_a_block_that_refuses_as_a_whole_is_refused_in_its_own_words(renamed, monkeypatch):
+    def refuse(self, ranks):
+        raise ConfigError(f"tp: blocks of kind '{self.kind}' stay whole, found {ranks} ranks (tp=1)")
+
+    monkeypatch.setattr(renamed[Pre], "shard", refuse, raising=False)
+    spec = twin(spec_of([]), {Pre: renamed[Pre]})
+    with pytest.raises(ConfigError, match="blocks of kind 'renamed' stay whole, found 2 ranks"):
+        fullest(spec, Setup(tp=2))
+
+
 def test_every_fault_of_a_rank_s_share_is_told_at_once():
     spec = spec_of(["ffn=moe", "n_experts=4", "d_ff=20", "n_heads=4", "n_kv_heads=2"])
     with pytest.raises(ConfigError) as error:
