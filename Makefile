@@ -16,7 +16,7 @@ DEMO_MODEL ?= llama-tiny
 DEMO_TRAIN ?=
 DEMO_RUN ?= runs/demo
 
-.PHONY: help demo test test-oldest test-slow check fmt docs bench gpu-check kernels-oracle clean
+.PHONY: help demo quick test test-oldest test-slow test-gpu check fmt docs bench gpu-check kernels-oracle clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -31,6 +31,9 @@ demo: $(VENV)/installed ## set up, then price, build and train a small Llama, pl
 	$(BIN)/python tests/check_demo.py $(DEMO_RUN)
 	$(BIN)/zoo generate --checkpoint $(DEMO_RUN) --prompt "def main("
 
+quick: $(VENV)/installed-dev ## the tests of the inner loop, in less than a minute: the grammar, the counts, the core of the models
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "quick and not slow" $(TESTS)
+
 test: $(VENV)/installed-dev ## set up, then the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup $(TESTS)
 
@@ -39,6 +42,9 @@ test-oldest: ## the tests with the oldest torch that pyproject.toml allows, a do
 
 test-slow: $(VENV)/installed-dev ## the tests that take minutes
 	$(BIN)/pytest -m slow $(TESTS)
+
+test-gpu: $(VENV)/installed-dev ## the tests that take a device, on a CUDA one
+	$(BIN)/pytest -m gpu $(TESTS)
 
 check: $(VENV)/installed-dev ## format, lint, the direction of imports, and types
 	$(BIN)/ruff format --check .
@@ -59,7 +65,10 @@ bench: $(VENV)/installed-dev ## time training and decoding against transformers
 	$(BIN)/zoo bench train --against hf
 	$(BIN)/zoo bench decode --against hf
 
-gpu-check: $(VENV)/installed-dev ## check every kernel, training and decoding on a CUDA device; kept in docs/gpu
+gpu-test-gpu: $(VENV)/installed-dev ## the tests that take a device, on a CUDA one
+	$(BIN)/pytest -m gpu $(TESTS)
+
+check: $(VENV)/installed-dev ## check every kernel, training and decoding on a CUDA device; kept in docs/gpu
 	$(BIN)/zoo bench kernels --out docs/gpu
 
 kernels-oracle: $(ORACLE)/installed ## the kernels' own code without a GPU: flash-attn 2 and flex interpreted, flash-attn 4 and flex compiled

@@ -50,6 +50,10 @@ BERTS = [
     *berts("xlm_roberta_xl", "XLMRobertaXL", base={**SMALL, "type_vocab_size": 2}),
     *berts("megatron_bert", "MegatronBert"),
     *berts("ernie", "Ernie"),
+    case("bert-pretraining", "BertConfig", "BertForPreTraining", inputs=segments),
+    case("bert-pretraining-untied", "BertConfig", "BertForPreTraining", **UNTIED),
+    case("ernie-pretraining", "ErnieConfig", "ErnieForPreTraining", inputs=segments),
+    case("megatron_bert-pretraining", "MegatronBertConfig", "MegatronBertForPreTraining", inputs=segments),
     case("splinter-base", "SplinterConfig", "SplinterModel", inputs=segments),
 ]
 
@@ -138,6 +142,7 @@ FACTORISED = [
         inner_group_num=3,
         hidden_act="gelu",
     ),
+    case("albert-pretraining", "AlbertConfig", "AlbertForPreTraining", embedding_size=20, inputs=segments),
     case("albert-base", "AlbertConfig", "AlbertModel", embedding_size=20, num_hidden_groups=3, inner_group_num=2),
 ]
 

@@ -4,6 +4,7 @@ import os
 import random
 import sys
 import tempfile
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,10 +14,34 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
+# A stated number of threads is one that no run chooses for itself: sums must not depend on what else has the cores.
+os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+
 # Inductor keeps what it compiled in a folder that does not say for which instruction set: code made under AVX-512 and
 # met under AVX2 (another processor, or one held to it) ends the process.
 _ISA = torch.backends.cpu.get_cpu_capability().replace(" ", "_")
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"zoo_inductor_{os.getuid()}_{_ISA}")
+
+
+QUICK = frozenset(
+    f"test_{name}"
+    for name in (
+        *(
+            "blocks",
+            "config",
+            "core",
+            "costs_cache",
+            "costs_params",
+            "data",
+            "disentangled",
+            "expression",
+            "families_hub",
+        ),
+        *("grouped", "hardware", "longformer", "mask", "mla", "moe_kinds", "routing", "rules", "shadow", "tokens"),
+        "training_parts",
+    )
+)
+"""Files whose tests are of the quick tier: the grammar, the counts and the components."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,7 +67,24 @@ def fresh_state():
         hydra.GlobalHydra.instance().clear()
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """The device on which a test's tensors are made unless it says another: the CPU, then a GPU (`make test-gpu`)."""
+    where = torch.device(request.param)
+    with nullcontext() if where.type == "cpu" else where:
+        yield where
+
+
+def pytest_ignore_collect(collection_path, config):
+    """The quick tier imports no other file: that alone takes longer than its tests."""
+    others = collection_path.suffix == ".py" and collection_path.stem not in QUICK
+    return True if others and config.getoption("markexpr").startswith("quick") else None
+
+
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in QUICK and "slow" not in item.keywords:
+            item.add_marker(pytest.mark.quick)
     if torch.cuda.is_available():
         return
     for item in items:

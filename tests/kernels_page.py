@@ -27,7 +27,7 @@ from zoo.errors import KernelError
 from zoo.kernels import Ask, Machine, order, pick
 from zoo.kernels.base import Kernel
 from zoo.kernels.found import EVERYTHING, MACHINES
-from zoo.kernels.table import FEATURES, table
+from zoo.kernels.table import FEATURES, tabulate
 
 PAGE = Path(__file__).parents[1] / "docs" / "kernels.md"
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
@@ -104,7 +104,7 @@ def _row(cells: Iterable[Any]) -> str:
 
 def _capabilities() -> Iterator[str]:
     """What each can do on a Hopper card with every package, by asking."""
-    rows = [row for row in table(H100) if not row.kernel.on_request]
+    rows = [row for row in tabulate(H100) if not row.kernel.on_request]
     yield "\n## What each can do on a Hopper GPU with every package\n"
     yield _row(["", *(row.kernel.name for row in rows)])
     yield _row(["---"] * (1 + len(rows)))
@@ -126,7 +126,7 @@ def _picks() -> Iterator[str]:
         ("on a CPU", plain, Machine("cpu", None, EVERYTHING)),
     ):
         yield f"- {what}: {', '.join(_able(order(ask, machine), machine))}"
-    yield f"\nThe pick is a pure function. tests/test_pick.py asks all of a grid of {asks:,} attentions on {machines}"
+    yield f"\nThe pick is a pure function. tests/test_pick.py asks for a sample of {asks:,} attentions on {machines}"
     yield f"machines, {asks * machines:,} picks, and holds each against rules stated in words of their own.\n"
     yield _row(["on an H100 with every package", "kernel", "call"])
     yield _row(["---"] * 3)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from zoo.compose import load
+from loaded import load
+
 from zoo.grammar import from_dict, to_dict
 
 SIZES = {

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from loaded import load
+
 from zoo.analysis.explain import explain, explained
 from zoo.analysis.explain.cache import ENGINES
 from zoo.analysis.explain.memory import PRECISIONS
-from zoo.compose import load
 from zoo.costs import Setup, price
 from zoo.costs.flops import CONVENTIONS
 from zoo.costs.rules import rules_of_thumb

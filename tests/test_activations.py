@@ -1,17 +1,17 @@
 """What a training step keeps, told without torch, against what torch's autograd saves of the built model."""
 
 import random
-import time
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
+from effort import calls_of
+from loaded import load
 from saved import passes, saved_by, told
 from tiny import every_choice, name, spec_of
 from torch.utils.checkpoint import checkpoint
 
-from zoo.compose import load
 from zoo.costs import price
 from zoo.costs.activations import Pass, _traced, kept, sections
 from zoo.model.activation import Activation
@@ -156,9 +156,8 @@ def test_a_layer_by_name_says_what_it_keeps():
 def test_depth_costs_nothing():
     shallow, deep = (load("llama3-8b", [f"n_layers={layers}"]) for layers in (1, 2000))
     run = Pass(context=512)
-    start = time.perf_counter()
     assert sections(deep, run) == sections(shallow, run)
-    assert time.perf_counter() - start < 0.5
+    assert calls_of(lambda: sections(deep, run)) <= 1.01 * calls_of(lambda: sections(shallow, run))
 
 
 @pytest.mark.parametrize("model", ["mamba-130m", "mamba2-130m", "qwen3-next-80b-a3b"])
@@ -167,9 +166,8 @@ def test_long_sequences_through_a_loop_are_told_from_short_ones(model):
     run = Pass(context=1777)
     told_of, traced = sections(spec, run), _traced(spec, run)
     assert {name: each.bytes for name, each in told_of.items()} == {name: each.bytes for name, each in traced.items()}
-    start = time.perf_counter()
-    sections(spec, Pass(context=1_000_000))
-    assert time.perf_counter() - start < 1
+    long, short = (calls_of(lambda length=length: sections(spec, Pass(context=length))) for length in (1_000_000, 4000))
+    assert long <= 1.5 * short  # where it walked every step of the loop it would be 250 times as many
 
 
 # ---------------------------------------------------------------- in the price

@@ -67,5 +67,7 @@ def test_one_query_of_one_row_has_torchs_kernel_that_splits_keys_unless_its_grou
 
 def test_a_gpu_that_is_not_known_is_taken_for_a_small_one():
     for capability in ((13, 0), None):
-        assert chosen("bfloat16", (256, 256), capability) == chosen("bfloat16", (256, 256), (8, 9))
+        forward = {"BACKEND": "TRITON", "num_stages": 1, "fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64}
+        backward = dict.fromkeys(("bwd_BLOCK_M1", "bwd_BLOCK_N1", "bwd_BLOCK_M2", "bwd_BLOCK_N2"), 32)
+        assert chosen("bfloat16", (256, 256), capability) == forward | backward  # those that 99 KiB hold
         assert "99 KiB" in str(too_large("float32", (576, 512), False, capability))

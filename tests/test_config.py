@@ -102,7 +102,7 @@ def test_hydras_signs_and_quotes_are_understood() -> None:
 
 
 def test_the_last_of_two_equal_keys_counts_and_is_noted() -> None:
-    from zoo.compose.model import compose_model
+    from zoo.compose.targets import compose_model
 
     composed = compose_model("gpt2", ["n_layers=2", "n_layers=3"])
     assert composed.cfg.n_layers == 3

@@ -67,6 +67,40 @@ def test_a_difference_is_found_and_said(tmp_path):
         verify(model, tmp_path / "out")
 
 
+def swapped(tensors):
+    """Two of a layer's matrices in each other's place."""
+    k, v = (f"model.layers.0.self_attn.{each}_proj.weight" for each in "kv")
+    return tensors | {k: tensors[v], v: tensors[k]}
+
+
+def rebased(config):
+    """Rotary positions of another base, where the class of this transformers keeps it."""
+    return config | {"rope_parameters": config["rope_parameters"] | {"rope_theta": 9000.0}}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "change"),
+    [
+        pytest.param(lambda tensors: tensors, rebased, id="a rope base of 9000, not 10000", marks=pytest.mark.slow),
+        pytest.param(dict, lambda config: config | {"rms_norm_eps": 1e-3}, id="another eps", marks=pytest.mark.slow),
+        pytest.param(swapped, dict, id="two matrices swapped"),
+    ],
+)
+def test_a_mistake_is_found_in_16_bits_as_in_32(spoil, change, tmp_path):
+    from zoo.checkpoint.verify import verify
+
+    model, out = zoo.load(folder(tmp_path / "there"), dtype="bf16"), tmp_path / "out"
+    for parameter in model.parameters():
+        parameter.data *= 10 if parameter.ndim > 1 else 1  # so that scores tell positions apart
+    zoo.export(model, out, verify=False)
+    assert verify(model, out) < 1e-4
+    assert {each.dtype for each in model.parameters()} == {torch.bfloat16}
+    save_file(spoil(load_file(out / "model.safetensors")), out / "model.safetensors", {"format": "pt"})
+    (out / "config.json").write_text(json.dumps(change(json.loads((out / "config.json").read_text()))))
+    with pytest.raises(zoo.CheckpointError, match="transformers' logits differ from the model's by"):
+        verify(model, out)
+
+
 def test_there_and_back_through_our_own_checkpoint(tmp_path, capsys):
     made = folder(tmp_path / "there", attention_bias=True)
     assert run(capsys, "convert", made, tmp_path / "ours", "--to", "zoo")[0] == 0

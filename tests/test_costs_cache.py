@@ -14,14 +14,14 @@ import torch
 from counted import tokens_for
 from families import Case, pair
 from hypothesis import HealthCheck, assume, given, settings
+from loaded import load
 from shrunk import shrunk
 from test_property import architectures, made
 from tiny import MIXED, every_choice, model_of, name, spec_of
 from transformers import cache_utils
 
 import zoo
-from zoo.compose import load
-from zoo.compose.model import names
+from zoo.compose.targets import list_packaged
 from zoo.costs import Setup
 from zoo.costs.cache import BLOCK, MAX_BATCHED_TOKENS, held_tokens, kv_cache
 from zoo.generation.cache import Cache
@@ -59,7 +59,7 @@ SEEN: set[str] = set()
 """Tiny models that were looked at: the sizes of a family have one shape."""
 
 
-@pytest.mark.parametrize("model", names())
+@pytest.mark.parametrize("model", list_packaged())
 def test_a_packaged_model_keeps_what_is_counted(model):
     spec = shrunk(model)
     if spec.kind == "encoder":

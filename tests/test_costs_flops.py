@@ -4,13 +4,13 @@ import pytest
 import torch
 from counted import counted, forwarded, tokens_for
 from hypothesis import HealthCheck, assume, given, settings
+from loaded import load
 from shrunk import shrunk
 from test_property import architectures, made
 from tiny import MIXED, every_choice, model_of, name, spec_of
 
 import zoo
-from zoo.compose import load
-from zoo.compose.model import names
+from zoo.compose.targets import list_packaged
 from zoo.costs import price
 from zoo.costs.flops import CONVENTIONS, count_flops, multiplied
 from zoo.costs.pairs import Look
@@ -73,7 +73,7 @@ SEEN: set[str] = set()
 """Tiny models that were looked at: the sizes of a family have one shape."""
 
 
-@pytest.mark.parametrize("model", names())
+@pytest.mark.parametrize("model", list_packaged())
 def test_a_packaged_model_costs_what_is_counted(model):
     spec = shrunk(model)
     if repr(spec) not in SEEN:

@@ -4,11 +4,11 @@ from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, given, reject, settings
+from loaded import load
 from test_property import architectures
 from tiny import MIXED, every_choice, name, spec_of
 
-from zoo.compose import load
-from zoo.compose.model import names
+from zoo.compose.targets import list_packaged
 from zoo.costs import price
 from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError
@@ -60,7 +60,7 @@ def parted(child, module):
     return parts | {"ffn": held(module) - sum(parts.values())}
 
 
-@pytest.mark.parametrize("model", names())
+@pytest.mark.parametrize("model", list_packaged())
 def test_a_packaged_model_holds_what_is_counted(model):
     agree(load(model))
 

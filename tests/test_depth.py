@@ -9,7 +9,7 @@ from zoo.compose import load
 from zoo.compose.sweep import points
 from zoo.costs import Setup, memory, price
 from zoo.errors import ConfigError
-from zoo.grammar.reading import MOST_LAYERS
+from zoo.grammar.pattern import MOST_LAYERS
 
 DEEP = {
     "one kind": [],

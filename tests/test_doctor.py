@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from zoo import kernels
 from zoo.cli import run
 from zoo.errors import KernelError
-from zoo.kernels import KERNELS, attend
+from zoo.kernels import KERNELS, attend, found, order, pick
 from zoo.kernels.base import Machine
 from zoo.kernels.found import EVERYTHING, MACHINES, PACKAGES
 from zoo.kernels.mask import Mask
-from zoo.kernels.table import ELSEWHERE, FEATURES, HERE, NEVER, PLAIN, Cell, by_mask, reasons, table
+from zoo.kernels.table import (
+    ELSEWHERE,
+    FEATURES,
+    HERE,
+    NEVER,
+    PLAIN,
+    Cell,
+    collect_reasons,
+    describe_here,
+    order_with_mask,
+    tabulate,
+)
 from zoo.model.position.bias import Sloped
 
 BARE = Machine("cpu", None, frozenset())
@@ -44,7 +55,7 @@ def case(feature: str) -> tuple[Mask, dict]:
         "prefix": (Mask(T, T, prefix=torch.tensor([2, 4])), {}),
         "cached decode": (Mask(1, T), {}),
         "padded cache": (Mask(1, T, padding=padded), {}),
-        "ring of a window": (Mask(1, T, window=3, query_columns=columns[-1:] + 3, key_columns=columns.roll(2) + 3), {}),
+        "ring of a window": (Mask(1, T, window=3, query_index=columns[-1:] + 3, key_index=columns.roll(2) + 3), {}),
         "lengths by row": (Mask(2, T, lengths=lengths), {}),
         "paged by 256": (Mask(1, 512, lengths=lengths * 80), {"pages": torch.tensor([[2, 0], [1, 3]]).int()}),
         "MLA 192/128": (Mask(T, T), {"widths": (192, 128)}),
@@ -78,9 +89,9 @@ ASKED = [(feature, grad) for feature in FEATURES for grad in ((False, True) if f
 
 @pytest.mark.parametrize(("feature", "grad"), ASKED, ids=lambda each: getattr(each, "name", str(each)))
 def test_the_table_asks_of_each_feature_what_attention_with_it_asks(feature, grad, monkeypatch):
-    asked = []
-    true_ask = kernels._ask
-    monkeypatch.setattr(kernels, "_ask", lambda *args: asked.append(true_ask(*args)) or asked[-1])
+    asked, module = [], sys.modules["zoo.kernels.attend"]  # `zoo.kernels.attend` itself is the function
+    true_ask = module._ask
+    monkeypatch.setattr(module, "_ask", lambda *args: asked.append(true_ask(*args)) or asked[-1])
     run_kernel(feature.name, "eager", grad)
     (found,) = asked
     shown = replace(feature.ask, needs_grad=grad)
@@ -92,7 +103,7 @@ def test_the_table_asks_of_each_feature_what_attention_with_it_asks(feature, gra
 @pytest.mark.parametrize(("feature", "grad"), ASKED, ids=lambda each: getattr(each, "name", str(each)))
 def test_a_cell_says_whether_the_kernel_runs_here(feature, grad, kernel, monkeypatch):
     monkeypatch.setitem(MACHINES, "cpu", CPU)
-    (row,) = (row for row in table(CPU) if row.kernel.name == kernel)
+    (row,) = (row for row in tabulate(CPU) if row.kernel.name == kernel)
     cell = row.cells[feature.name]
     if (cell.backward if grad else cell.forward) == HERE:
         assert run_kernel(feature.name, kernel, grad).isfinite().all()
@@ -103,7 +114,7 @@ def test_a_cell_says_whether_the_kernel_runs_here(feature, grad, kernel, monkeyp
 
 @pytest.mark.parametrize("name", [name for name in KERNELS if name not in ("sdpa", "eager")])
 def test_a_kernel_that_a_cell_denies_here_refuses_when_it_is_called(name):
-    (row,) = (row for row in table(BARE) if row.kernel.name == name)
+    (row,) = (row for row in tabulate(BARE) if row.kernel.name == name)
     for feature, grad in ASKED:
         cell = row.cells[feature.name]
         assert (cell.backward if grad else cell.forward) != HERE
@@ -113,7 +124,7 @@ def test_a_kernel_that_a_cell_denies_here_refuses_when_it_is_called(name):
 
 def refuse_flex(feature, grad):
     """What it would be on a CPU without a compiler, which this machine may have."""
-    kernels.pick(replace(feature.ask, needs_grad=grad), BARE, "flex")
+    pick(replace(feature.ask, needs_grad=grad), BARE, "flex")
 
 
 def test_a_cell_tells_here_from_elsewhere_from_nowhere():
@@ -132,7 +143,7 @@ def test_a_cell_tells_here_from_elsewhere_from_nowhere():
 def test_what_is_elsewhere_is_not_refused_on_some_machine_and_what_is_nowhere_is_on_all():
     capabilities = [(major, minor) for major in range(7, 14) for minor in range(10)]
     machines = [CPU, *(Machine("cuda", each, EVERYTHING) for each in capabilities)]
-    for row in table(BARE):
+    for row in tabulate(BARE):
         for feature, grad in ASKED:
             ask, cell = replace(feature.ask, needs_grad=grad), row.cells[feature.name]
             able = any(row.kernel.refuses(ask, machine) is None for machine in machines)
@@ -143,7 +154,7 @@ def test_what_is_elsewhere_is_not_refused_on_some_machine_and_what_is_nowhere_is
 
 def test_eager_does_everything_everywhere():
     for machine in (BARE, CPU, H100, Machine("cuda", (7, 0)), Machine("NVIDIA nothing")):
-        (row,) = (row for row in table(machine) if row.kernel.name == "eager")
+        (row,) = (row for row in tabulate(machine) if row.kernel.name == "eager")
         assert {str(cell) for cell in row.cells.values()} == {"f b", "f"}
 
 
@@ -151,16 +162,16 @@ def test_eager_does_everything_everywhere():
 
 
 def test_rows_come_in_the_order_of_auto_and_those_on_request_last():
-    names = [row.kernel.name for row in table(H100)]
+    names = [row.kernel.name for row in tabulate(H100)]
     assert set(names) == set(KERNELS)
-    assert names[:7] == [kernel.name for kernel in kernels.order(PLAIN, H100)]
+    assert names[:7] == [kernel.name for kernel in order(PLAIN, H100)]
     assert all(KERNELS[name].on_request for name in names[7:])
-    assert by_mask(CPU) is None
-    assert by_mask(H100) == ["flash3", "flash4", "flash2", "flash_torch", "sdpa", "flex", "eager"]
+    assert order_with_mask(CPU) is None
+    assert order_with_mask(H100) == ["flash3", "flash4", "flash2", "flash_torch", "sdpa", "flex", "eager"]
 
 
 def test_a_kernel_needs_the_packages_without_which_it_refuses_and_names_their_source():
-    needs = {row.kernel.name: row.needs for row in table(H100)}
+    needs = {row.kernel.name: row.needs for row in tabulate(H100)}
     assert needs == {
         "flash3": ("flash-attn-3",),
         "flash4": ("flash-attn-4",),
@@ -172,29 +183,29 @@ def test_a_kernel_needs_the_packages_without_which_it_refuses_and_names_their_so
         "flash3_hub": ("kernels",),
         "flash2_hub": ("kernels",),
     }
-    assert all(row.against is None and row.missing == () for row in table(H100))
-    for row in table(Machine("cuda", (9, 0))):
+    assert all(row.against is None and row.missing == () for row in tabulate(H100))
+    for row in tabulate(Machine("cuda", (9, 0))):
         assert row.missing == row.needs
         assert (row.against is None) == (not row.needs)
         assert all(f"needs {package}: {PACKAGES[package]}" in (row.against or "") for package in row.needs)
-    against = {row.kernel.name: row.against for row in table(Machine("cuda", (8, 0), EVERYTHING))}
+    against = {row.kernel.name: row.against for row in tabulate(Machine("cuda", (8, 0), EVERYTHING))}
     assert [name for name, reason in against.items() if reason] == ["flash3", "flash4", "flash3_hub"]
 
 
 def test_each_reason_stands_once_with_the_kernels_that_share_it():
-    told = reasons(table(H100), NEVER)
+    told = collect_reasons(tabulate(H100), NEVER)
     assert "softcap: scaled_dot_product_attention has no softcap" in told["sdpa"]
     lines = [line for each in told.values() for line in each]
     assert len(lines) == len(set(lines))
-    for row in table(H100):
+    for row in tabulate(H100):
         denied = {name for name, cell in row.cells.items() if NEVER in (cell.forward, cell.backward)}
         mine = " ".join(line for names, each in told.items() if row.kernel.name in names.split(", ") for line in each)
         assert all(name in mine for name in denied)
 
 
 def test_a_kernel_without_gradients_here_says_so_once():
-    assert list(reasons([row for row in table(CPU) if row.kernel.name == "flex"], ELSEWHERE)) == ["flex"]
-    (line,) = reasons([row for row in table(CPU) if row.kernel.name == "flex"], ELSEWHERE)["flex"]
+    assert list(collect_reasons([row for row in tabulate(CPU) if row.kernel.name == "flex"], ELSEWHERE)) == ["flex"]
+    (line,) = collect_reasons([row for row in tabulate(CPU) if row.kernel.name == "flex"], ELSEWHERE)["flex"]
     assert line.startswith("any gradient: ")
 
 
@@ -203,12 +214,12 @@ def test_a_kernel_without_gradients_here_says_so_once():
 
 def test_the_table_fits_120_columns_and_every_cell_stands_in_it(capsys, monkeypatch):
     for machine in (CPU, H100, Machine("cuda", (8, 0), frozenset({"compiler"}))):
-        monkeypatch.setattr("zoo.kernels.table.here", lambda machine=machine: machine)
+        monkeypatch.setattr("zoo.kernels.table.describe_here", lambda machine=machine: machine)
         assert run(["doctor"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines)) <= 120
         at = next(i for i, line in enumerate(lines) if line.startswith("Attention kernels on "))
-        rows = table(machine)
+        rows = tabulate(machine)
         assert lines[at + 1].split() == [row.kernel.name for row in rows]
         for line, feature in zip(lines[at + 2 :], FEATURES, strict=False):
             cells = [str(row.cells[feature.name]) for row in rows]
@@ -216,7 +227,7 @@ def test_the_table_fits_120_columns_and_every_cell_stands_in_it(capsys, monkeypa
 
 
 def test_doctor_says_what_is_missing_and_where_it_comes_from(capsys, monkeypatch):
-    monkeypatch.setattr("zoo.kernels.table.here", lambda: Machine("cuda", (9, 0), frozenset({"compiler"})))
+    monkeypatch.setattr("zoo.kernels.table.describe_here", lambda: Machine("cuda", (9, 0), frozenset({"compiler"})))
     assert run(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "Attention kernels on cuda of compute capability 9.0" in out
@@ -225,15 +236,59 @@ def test_doctor_says_what_is_missing_and_where_it_comes_from(capsys, monkeypatch
     assert "grouped_mm       yes  the experts' products in one call, in bfloat16\n" in out
 
 
+INSTALLED = {  # what metadata says is installed: whether it is used, or the words of the refusal
+    ("flash-attn", "2.5.9.post1"): "flash-attn 2.5.9.post1 is older than 2.6: versions before that lack a softcap",
+    ("flash-attn", "2.6.0"): None,
+    ("flash-attn", "2.8.3.post2+cu13torch2.11"): None,
+    ("flash-attn-3", "3.0.0b1"): None,
+    ("flashattn-hopper", "3.0.0b1"): "flash-attn-3 named flashattn-hopper is older than 3.0.0b1: versions before that",
+    ("flash-attn-4", "4.0.0b3"): "flash-attn-4 4.0.0b3 is older than 4.0.0b26: versions before that drop the gradient",
+    ("flash-attn-4", "4.0.0b25"): "flash-attn-4 4.0.0b25 is older than 4.0.0b26",
+    ("flash-attn-4", "4.0.0b26"): None,
+    ("flash-attn-4", "4.0.0b100"): None,
+    ("flash-attn-4", "4.1.0"): None,
+}
+KERNEL_OF = {"flash-attn": "flash2", "flash-attn-3": "flash3", "flashattn-hopper": "flash3", "flash-attn-4": "flash4"}
+
+
+@pytest.mark.parametrize(("package", "version"), INSTALLED)
+def test_a_package_older_than_zoo_can_use_is_refused_with_its_version_and_what_it_gets_wrong(
+    package, version, capsys, monkeypatch
+):
+    def find(name):
+        if name != package:
+            raise found.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(found.metadata, "version", find)
+    monkeypatch.setattr(found, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    machine = replace(found.find_machine("cuda"), capability=(9, 0))
+    kernel, words = KERNEL_OF[package], INSTALLED[package, version]
+    if words is None:
+        assert KERNELS[kernel].refuses(PLAIN, machine) is None
+        return
+    with pytest.raises(KernelError) as refused:
+        pick(PLAIN, machine, kernel)
+    assert f"{kernel} was asked for, but {words}" in str(refused.value)
+    assert pick(PLAIN, machine).kernel.name != kernel
+    monkeypatch.setattr("zoo.kernels.table.describe_here", lambda: machine)
+    assert run(["doctor"]) == 0
+    assert f"{kernel}: {words}" in " ".join(capsys.readouterr().out.split())
+
+
 def test_json_has_every_cell_and_reason(capsys):
     assert run(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {"versions", "devices", "machine", "kernels", "others"} == set(found)
     assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]  # +cu130: what it is built for
-    machine = Machine(
-        found["machine"]["device"], found["machine"]["capability"], frozenset(found["machine"]["packages"])
-    )
-    for row in table(machine):
+    machine = describe_here()
+    assert found["machine"] == {
+        "device": machine.device,
+        "capability": None if machine.capability is None else list(machine.capability),
+        "packages": sorted(machine.packages),
+    }
+    for row in tabulate(machine):
         told = found["kernels"][row.kernel.name]
         assert (told["why_not"], told["runs_here"]) == (row.against, row.against is None)
         cells = {

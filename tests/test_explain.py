@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import tiny
+from loaded import load
 
 from zoo.analysis.explain import explain, explained, figure
 from zoo.analysis.explain.terms import Number, Traced, call, named, product, symbol, term, total, trace
-from zoo.compose import load
-from zoo.compose.model import names
+from zoo.compose.targets import list_packaged
 from zoo.costs import Setup, price
 from zoo.costs.roofline import roofline
 from zoo.costs.setup import CONVENTIONS, ENGINES, OPTIMIZERS, PRECISIONS, RECOMPUTE
@@ -98,7 +98,7 @@ def check(spec: Any, setup: Setup, figures: Any = None) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- figures
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_packaged())
 def test_every_figure_of_a_packaged_model_is_what_its_formula_gives(name):
     rng, spec = random.Random(name), spec_of(name)
     asked = {"convention": CONVENTIONS, "engine": ENGINES, "recompute": RECOMPUTE, "dtype": ("fp32", "bf16", "fp8")}

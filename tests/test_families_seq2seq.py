@@ -136,7 +136,7 @@ def test_fields_of_hub_configs_that_nothing_reads_are_let_through(name):
     from zoo.checkpoint import hf
     from zoo.families import family
 
-    found = family.read(name)
+    found = family.read_family(name)
     base = {**(T5 if "t5" in name else BART), "model_type": name}
     one, other = (hf.spec_of(found.body(config, "config.json")) for config in (base, {**base, **HUB[name]}))
     assert one == other
@@ -154,7 +154,7 @@ def test_what_no_t5_is_is_refused_by_name(change, says):
     from zoo.families import family
 
     with pytest.raises(CheckpointError, match=says):
-        family.read("t5").body({**T5, "model_type": "t5", **change}, "config.json")
+        family.read_family("t5").body({**T5, "model_type": "t5", **change}, "config.json")
 
 
 def test_each_family_says_its_own_spec_and_not_anothers():
@@ -162,9 +162,9 @@ def test_each_family_says_its_own_spec_and_not_anothers():
     from zoo.checkpoint import hf
     from zoo.families import family
 
-    body = family.read("bart").body({**BART, "model_type": "bart"}, "config.json")
+    body = family.read_family("bart").body({**BART, "model_type": "bart"}, "config.json")
     spec = hf.spec_of(body)
     for name, is_it in (("bart", True), ("mbart", False), ("pegasus", False), ("t5", False)):
-        found = family.read(name)
+        found = family.read_family(name)
         _, _, faults = attempt(found, next(iter(found.architectures)), spec)
         assert (faults == []) is is_it, name

@@ -53,7 +53,7 @@ def padded(batch, queries, keys, **kind):
 
 def ring(batch, queries, keys):
     newest = torch.arange(keys, keys + queries)
-    return Mask(queries, keys, window=9, query_columns=newest, key_columns=torch.randperm(keys) + queries)
+    return Mask(queries, keys, window=9, query_index=newest, key_index=torch.randperm(keys) + queries)
 
 
 MASKS = {
@@ -84,8 +84,8 @@ class Table:
 def bias_of(kind, mask, batch, heads):
     queries, keys = mask.n_queries, mask.n_keys
     columns = (
-        torch.arange(keys - queries, keys) if mask.query_columns is None else mask.query_columns,
-        torch.arange(keys) if mask.key_columns is None else mask.key_columns,
+        torch.arange(keys - queries, keys) if mask.query_index is None else mask.query_index,
+        torch.arange(keys) if mask.key_index is None else mask.key_index,
     )
     if kind in ("alibi", "rounded alibi"):
         return ALiBi(rounded=kind != "alibi").bias(None, heads, *columns, mask.causal)

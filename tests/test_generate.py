@@ -4,15 +4,17 @@ import math
 
 import pytest
 import torch
+from close import assert_close
+from loaded import load
 from tiny import choices, needs
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.generation import logits_process as theirs
 
 import zoo
-from zoo.compose import load
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, ZooError
 from zoo.generation.cache import Cache
 from zoo.generation.engine import generate, stream
-from zoo.generation.sample import Sampling, adjust, draw, sample
+from zoo.generation.sample import Sampling, adjust, draw, draw_points, sample
 
 # ---------------------------------------------------------------- sampling
 
@@ -83,8 +85,8 @@ def test_greedy_takes_the_likeliest_word_and_minds_the_penalty():
 
 def test_words_are_drawn_as_often_as_their_probability_says():
     logits = torch.tensor([[0.0, 1.0, -math.inf, 2.0, -1.0]])
-    generator = torch.Generator().manual_seed(0)
-    drawn = draw(logits.expand(40_000, -1), generator).bincount(minlength=5)
+    points = draw_points(Sampling(temperature=1.0, seed=0), [[row] for row in range(40_000)], 1)[0]  # a row each
+    drawn = draw(logits.expand(40_000, -1), points).bincount(minlength=5)
     expected = 40_000 * logits[0].softmax(0)
     assert drawn[2] == 0
     kept = expected > 0
@@ -96,14 +98,42 @@ def test_words_are_drawn_as_often_as_their_probability_says():
 def test_a_word_of_no_share_is_not_drawn_even_at_the_ends():
     logits = torch.full((1000, 4), -math.inf)
     logits[:, 1] = 0
-    assert draw(logits).eq(1).all()
+    points = torch.linspace(0, 1 - 2**-53, 1000, dtype=torch.float64)  # both ends too
+    assert draw(logits, points).eq(1).all()
 
 
-def test_a_seed_fixes_the_draws():
-    logits = torch.randn(3, 100)
-    draws = [sample(logits, s := Sampling(temperature=1.0, seed=seed), s.generator("cpu")) for seed in (7, 7, 8)]
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
+def test_a_seed_fixes_the_draws_and_the_number_of_steps_does_not_change_them():
+    prompts = [[5], [6], [7]]
+    first, again, other = (draw_points(Sampling(temperature=1.0, seed=seed), prompts, 40) for seed in (7, 7, 8))
+    assert torch.equal(first, again)
+    assert not (first == other).any()
+    for steps in (1, 7, 15, 16, 17, 40):  # torch fills 16 numbers and more by another loop
+        assert torch.equal(draw_points(Sampling(temperature=1.0, seed=7), prompts, steps), first[:steps])
+
+
+def test_without_a_seed_torchs_own_generator_decides():
+    for seed, equal in ((3, True), (4, False)):
+        torch.manual_seed(3)
+        first = draw_points(Sampling(temperature=1.0), [[5]], 4)
+        torch.manual_seed(seed)
+        assert torch.equal(draw_points(Sampling(temperature=1.0), [[5]], 4), first) is equal
+
+
+def test_logits_of_infinity_share_all_the_probability():
+    logits = torch.tensor([[math.inf, 0.0, math.inf, -math.inf], [0.0, math.inf, 1.0, 2.0]])
+    shares = adjust(logits, Sampling(temperature=0.5)).softmax(-1)
+    assert shares.tolist() == [[0.5, 0.0, 0.5, 0.0], [0.0, 1.0, 0.0, 0.0]]
+    assert sample(logits, Sampling()).tolist()[1] == 1
+    for options in ({}, {"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.1}):
+        drawn = [sample(logits, Sampling(temperature=0.5, **options), torch.full((2,), at)) for at in (0.2, 0.8)]
+        assert [each.tolist() for each in drawn] == [[0, 1], [2, 1]]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_without_a_number_to_choose_by_has_no_token(temperature):
+    logits = torch.tensor([[0.0, math.nan, 9.0], [0.0, 1.0, 9.0], [-math.inf] * 3, [math.inf, math.nan, 0.0]])
+    points = torch.full((4,), 0.99, dtype=torch.float64)
+    assert sample(logits, Sampling(temperature=temperature), points).tolist() == [-1, 2, -1, -1]
 
 
 def test_every_option_that_will_not_do_is_named_at_once():
@@ -198,7 +228,7 @@ def test_a_prompt_in_chunks_gives_the_logits_of_one_forward(overrides):
         with torch.inference_mode():
             whole = model(ids).logits
             got = torch.cat([model(part, cache=cache).logits for part in ids.split(chunks, 1)], 1)
-        torch.testing.assert_close(got, whole, rtol=1e-4, atol=1e-4)
+        assert_close(got, whole)
 
 
 @pytest.mark.parametrize("overrides", COMBINATIONS, ids=" ".join)
@@ -214,7 +244,53 @@ def test_rows_padded_on_the_left_get_what_they_get_alone(overrides):
         assert torch.equal(together[row, 9 - length :], alone[0])
 
 
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 1.0}, {"temperature": 1.3, "top_p": 0.9, "repetition_penalty": 1.2}]
+)
+def test_a_row_draws_what_it_would_draw_alone(sampling):
+    model, lengths = tiny(), (9, 1, 4, 9)
+    rows = [prompt(4)[row : row + 1, :length] for row, length in enumerate(lengths)]
+    alone = [generate(model, row, 14, seed=3, **sampling)[0] for row in rows]
+    for order in ([0, 1, 2, 3], [3, 1], [2, 0, 3]):
+        longest = max(lengths[row] for row in order)
+        ids, mask = torch.full((len(order), longest), 7), torch.zeros(len(order), longest, dtype=torch.long)
+        for place, row in enumerate(order):
+            ids[place, longest - lengths[row] :], mask[place, longest - lengths[row] :] = rows[row][0], 1
+        together = generate(model, ids, 14, seed=3, attention_mask=mask, **sampling)
+        for place, row in enumerate(order):
+            assert torch.equal(together[place, longest - lengths[row] :], alone[row])
+
+
+def test_copies_of_a_prompt_draw_apart_and_the_first_as_it_would_alone():
+    model, ids = tiny(), prompt(1)
+    copies = generate(model, ids.expand(3, -1), 14, temperature=1.0, seed=3)
+    assert torch.equal(copies[:1], generate(model, ids, 14, temperature=1.0, seed=3))
+    assert len({tuple(row) for row in copies.tolist()}) == 3
+
+
 # ---------------------------------------------------------------- the engine's own rules
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_end_generation_with_the_step_named(temperature):
+    model = tiny()
+    after = generate(model, prompt(1), 3)[0, -1]  # the third token that is written brings NaN for the fourth
+    with torch.no_grad():
+        model.embedding.tokens.weight[after] = math.nan
+    told = r"^generate: step \d+: row 0 has logits that are NaN or all -inf, in float32 \(.*\)$"
+    with pytest.raises(ZooError, match=told) as caught:
+        generate(model, prompt(1), 200, temperature=temperature, seed=0)
+    assert caught.value.exit_code == 1
+    if temperature == 0:
+        assert str(caught.value).startswith("generate: step 4:")
+
+
+def test_a_row_that_stopped_may_meet_what_is_no_number():
+    model = tiny()
+    after = int(generate(model, prompt(1), 1)[0, -1])
+    with torch.no_grad():
+        model.embedding.tokens.weight[after] = math.nan
+    assert generate(model, prompt(1), 5, stop_ids=[after])[0, 9:].tolist() == [after]
 
 
 def test_a_repetition_penalty_counts_no_padding():
@@ -302,3 +378,35 @@ def test_only_learned_positions_end():
         stream(tiny("position=learned"), prompt(), 56)
     assert generate(tiny("position=learned"), prompt(), 55).shape == (2, 64)
     assert generate(tiny(), prompt(), 70).shape == (2, 79)
+
+
+class Crossings(TorchDispatchMode):
+    """Counts what would cross between host and device: tensors made of Python numbers, and tensors read as such."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.lift_fresh.default, torch.ops.aten._local_scalar_dense.default):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "top_k": 20, "min_p": 0.01, "repetition_penalty": 1.1}])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *(["+embedding.scale=sqrt_d_model"], ["position=alibi"], ["position=t5"], ["position=learned"]),
+        *(["attention=mla"], ["attention=mamba"], ["attention=sliding", "window=5"], ["+attention.sinks=true"]),
+    ],
+    ids=" ".join,
+)
+def test_a_step_copies_nothing_from_the_host_and_reads_nothing_but_its_tokens(overrides, sampling):
+    model = tiny(*overrides, *needs(overrides[0]))
+    steps = stream(model, prompt(), 6, Sampling(seed=0, **sampling), stop_ids=[60])
+    next(steps)
+    next(steps)
+    with Crossings() as crossings:
+        next(steps)
+    assert crossings.found == []

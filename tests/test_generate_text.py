@@ -47,7 +47,7 @@ def test_pieces_join_to_the_whole_text_and_end_between_characters(tokenizer):
         start = tokenizer.decode(ids[:cut])
         if start.endswith("\ufffd"):
             continue  # no prompt ends inside a character
-        parts = list(pieces(ids[cut:], tokenizer.decode, ids[:cut]))
+        parts = list(pieces(ids[cut:], tokenizer, ids[:cut]))
         assert start + "".join(parts) == SAMPLE
         assert not any("\ufffd" in part for part in parts)
         assert len(parts) > 20
@@ -57,7 +57,23 @@ def test_bytes_that_are_no_character_come_out_as_the_whole_decode_has_them():
     tokenizer = byte_level()
     for seed in range(200):
         ids = torch.randint(270, (12,), generator=torch.Generator().manual_seed(seed)).tolist()
-        assert "".join(pieces(ids, tokenizer.decode)) == tokenizer.decode(ids)
+        assert "".join(pieces(ids, tokenizer)) == tokenizer.decode(ids)
+
+
+def test_bytes_that_spoil_the_character_before_them_do_not_end_the_text():
+    """Byte fallback decodes a run of bytes as a whole: one bad byte turns the good ones before it into U+FFFD too."""
+    tokenizer = byte_fallback()
+    number = {token: tokenizer.token_to_id(token) for token in ("<0x56>", "<0xC9>", "r", "d", "<0xC3>", "<0xA9>")}
+    ids = [number[token] for token in ("<0x56>", "<0xC9>", "r", "d", "<0xC3>", "<0xA9>", "d", "<0xC3>")]
+    assert tokenizer.decode(ids) == "\ufffd\ufffdrdéd\ufffd"
+    assert list(pieces(ids, tokenizer)) == ["V", "\ufffdr", "d", "é", "d", "\ufffd"]
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level(), byte_fallback()], ids=["byte_level", "byte_fallback"])
+def test_a_prompt_that_ends_in_the_replacement_character_is_not_repeated(tokenizer):
+    prompt, ids = tokenizer.encode("def \ufffd").ids, tokenizer.encode("f(x)").ids
+    assert tokenizer.decode(prompt).endswith("\ufffd")
+    assert "".join(pieces(ids, tokenizer, prompt)) == tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 100])

@@ -6,13 +6,13 @@ from torch.nn import functional as F
 
 import zoo
 from zoo.errors import KernelError
-from zoo.kernels.found import packages
+from zoo.kernels.found import find_machine
 
 pytestmark = pytest.mark.xdist_group("flex")  # which share compiled code
 
 TINY = ("llama-tiny", "mistral-tiny", "gpt-tiny", "mixtral-tiny")
 TRAINED = ("eager", "sdpa")
-WITHOUT_GRADIENT = ("flex",) if packages("cpu") >= {"compiler", "avx2"} else ()
+WITHOUT_GRADIENT = ("flex",) if find_machine("cpu").packages >= {"compiler", "avx2"} else ()
 LENGTH = 150  # more than mistral-tiny's window of 64, and than one of flex's blocks of 128
 
 

@@ -75,7 +75,7 @@ def test_documents_keep_to_themselves():
 def test_columns_in_any_order_are_read_by_their_numbers():
     """A ring cache holds columns 4, 5, 2, 3; two queries at columns 5 and 6 have a window of 3."""
     keys, queries = torch.tensor([4, 5, 2, 3]), torch.tensor([5, 6])
-    mask = Mask(2, 4, window=3, query_columns=queries, key_columns=keys)
+    mask = Mask(2, 4, window=3, query_index=queries, key_index=keys)
     assert drawn(mask) == [[[[True, True, False, True], [True, True, False, False]]]]
     assert not mask.sees_all
     assert not mask.plain_causal
@@ -86,8 +86,8 @@ def test_columns_in_any_order_are_read_by_their_numbers():
     [
         {"padding": torch.ones(1, 1, dtype=torch.bool)},
         {"documents": (torch.zeros(1, 1), torch.zeros(1, 1))},
-        {"key_columns": torch.zeros(1, dtype=torch.long)},
-        {"query_columns": torch.zeros(1, dtype=torch.long)},
+        {"key_index": torch.zeros(1, dtype=torch.long)},
+        {"query_index": torch.zeros(1, dtype=torch.long)},
     ],
     ids=lambda tensors: next(iter(tensors)),
 )

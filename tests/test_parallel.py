@@ -7,6 +7,7 @@ from math import prod
 import pytest
 import torch
 import torch.distributed as dist
+from loaded import load
 from tiny import every_choice, name, spec_of
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed.device_mesh import init_device_mesh
@@ -15,7 +16,6 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from zoo.compose import load
 from zoo.costs import Setup, params, price
 from zoo.costs.cache import kv_cache
 from zoo.costs.parallel import activation_bytes, fullest, stages

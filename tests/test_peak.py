@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from loaded import load
 from tiny import spec_of
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from zoo.compose import load
 from zoo.costs import Setup, price
 from zoo.costs.memory import CHUNK, training
 from zoo.run.builder import build

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from loaded import load
 
 from zoo.cli import run
-from zoo.compose import load
 from zoo.costs import Setup
 from zoo.errors import ConfigError
 from zoo.report.plot import contexts, draw_models

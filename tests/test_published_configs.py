@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from loaded import load
 
 import zoo
 import zoo.verify
-from zoo.compose import load
 from zoo.errors import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(quantised|text model alone)")

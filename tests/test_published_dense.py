@@ -269,7 +269,7 @@ def test_the_total_is_what_the_reference_implementation_allocates(name: str) -> 
 @EVERY
 def test_the_model_is_the_one_that_its_released_config_describes(name: str) -> None:
     said = {**REFERENCE[name].to_dict(), "architectures": [causal(name).__name__]}
-    body = family.of(said, name).body(said, name)
+    body = family.family_of_config(said, name).body(said, name)
     assert list(unlike(canonical(spec_of(name)), canonical(hf.spec_of(body)))) == []
 
 

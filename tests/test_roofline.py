@@ -3,9 +3,9 @@
 import random
 
 import pytest
+from loaded import load
 from tiny import every_choice, name, spec_of
 
-from zoo.compose import load
 from zoo.costs import Setup, flops, params
 from zoo.costs.cache import kv_cache
 from zoo.costs.hardware import hardware, list_gpus

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from mixtures import TIGHT, D, E, F, layer, moe, step, tokens
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.model.moe import MoE
 from zoo.model.router import ExpertChoice, Router, SigmoidTopK, SoftmaxTopK, SparseMixer
@@ -188,3 +189,52 @@ def test_parameters_and_flops_of_a_mixture_follow_top_k():
     assert {part.active_count for part in parts.values()} == {3}
     assert sum(part.params for part in parts.values()) == E * 3 * D * F
     assert sum(part.flops for part in parts.values()) == math.prod((2, 3, 3, D, F))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_weights_stay_finite_where_a_selection_bias_chooses_experts_whose_chances_underflow(normalize):
+    """Scores 120 below the best: e^−120 is 0 in float32, and 0/0 no weight. Compared with float64, which holds it."""
+    spec = SoftmaxTopK(n_experts=E, top_k=2, selection_bias=True, normalize=normalize)
+    router = layer(spec).eval()
+    scores = torch.tensor([120.0, 0.0, -0.5, -1.0, 0.25, -2.0, 3.0, -3.0])
+    bias = torch.tensor([0.0, 9.0, 8.0, 0.0, 0.0, 0.0, 0.0, 0.0])  # chooses experts 1 and 2
+    with torch.no_grad():
+        router.gate.weight.zero_()
+        router.gate.weight[:, 0] = scores
+        router.selection_bias.copy_(bias)
+        x = torch.zeros(1, 1, D)
+        x[..., 0] = 1
+        routes = router(x, step(1))
+    assert routes.experts.tolist() == [1, 2]
+    chances = scores.double().softmax(0)[[1, 2]]
+    expected = chances / chances.sum() if normalize else chances
+    # One softmax in float32: a few of its roundings, 2⁻²⁴ each, relative to 1.
+    torch.testing.assert_close(routes.weights.double(), expected, rtol=8 * 2**-24, atol=1e-45)
+
+
+def test_experts_that_choose_count_a_documents_real_tokens_in_memory_of_the_rows_length():
+    """The share of each document is by its own length; nothing of [B, T, T] is made, whatever T is."""
+    length, router = 3000, layer(ExpertChoice(n_experts=2, top_k=1))
+    documents = torch.zeros(1, length, dtype=torch.long)
+    documents[:, 1000:] = 1
+    real = torch.ones(1, length, dtype=torch.bool)
+    real[:, -100:] = False
+    x = torch.randn(1, length, D, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), Largest() as largest:
+        routes = router(x, step(length, documents=documents, real=real))
+    taken = routes.tokens[routes.weights > 0]
+    assert (taken < 1000).sum() == 1000 and (taken >= 1000).sum() == 1900  # half of the tokens for each of two experts
+    assert largest.numel <= length * D
+
+
+class Largest(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that any operation makes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for each in made if isinstance(made, tuple) else (made,):
+            if isinstance(each, torch.Tensor):
+                self.numel = max(self.numel, each.numel())
+        return made

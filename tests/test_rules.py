@@ -5,9 +5,9 @@ from functools import cache
 from typing import Any
 
 import pytest
+from loaded import load
 
-from zoo.compose import load
-from zoo.compose.model import names
+from zoo.compose.targets import list_packaged
 from zoo.costs import Setup, flops, price
 from zoo.costs.cache import kv_cache
 from zoo.costs.rules import rules_of_thumb
@@ -143,7 +143,7 @@ def test_what_the_rule_would_give_is_said():
     assert "(it would give 3.775e+07)" in rules("t5-small")["parameters"]["reason"]  # 12 · 12 · 512²
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_packaged())
 def test_every_packaged_model_has_every_rule(name):
     found = rules(name)
     assert json.loads(json.dumps(found)) == found

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from loaded import load
 
 import zoo
-from zoo.compose import load
 from zoo.errors import ConfigError
 from zoo.generation.cache import Cache
 from zoo.generation.engine import generate
@@ -263,7 +263,7 @@ def test_a_prefix_is_refused_where_it_means_nothing():
 
 def test_a_prefix_that_does_not_come_whole_with_a_cache_is_refused():
     model, ids = random(PREFIX), ids_of(random(PREFIX), 2, 9)
-    with pytest.raises(ConfigError, match="prefix: reaches column 7, 4 tokens came"):
+    with pytest.raises(ConfigError, match="prefix: reaches token 7, 4 tokens came"):
         model(ids[:, :4], prefix=torch.tensor([3, 7]), cache=Cache.allocate(model, 2, 9))
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
 
 import pytest
+from loaded import load
 
 from zoo.analysis.solve import Budget, Room, largest_batch, shapes
 from zoo.cli import run
-from zoo.compose import load
 from zoo.costs import Setup
 from zoo.costs.hardware import hardware
 
@@ -57,10 +56,8 @@ def test_the_printed_command_reproduces_the_printed_count(capsys: pytest.Capture
     ],
     ids=" ".join,
 )
-def test_answers_fit_80_columns_and_come_within_seconds(args, capsys: pytest.CaptureFixture[str]) -> None:
-    start = time.perf_counter()
+def test_answers_fit_80_columns(args, capsys: pytest.CaptureFixture[str]) -> None:
     out = answered(capsys, *args)
-    assert time.perf_counter() - start < 5  # a quarter of a second where nothing else runs
     assert max(len(line) for line in out.splitlines() if not line.startswith("zoo stats")) <= 80
 
 

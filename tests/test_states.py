@@ -5,12 +5,12 @@ import weakref
 
 import pytest
 import torch
+from loaded import load
 from tiny import spec_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from zoo.compose import load
 from zoo.costs import Setup, params
 from zoo.costs.parallel import fullest
 from zoo.costs.states import state_bytes, states

@@ -1,10 +1,10 @@
 """`zoo stats --verify`: the checks themselves, on models of every shape and at full size, and that they can fail."""
 
 import pytest
+from loaded import load
 
 import zoo.cli
 import zoo.verify
-from zoo.compose import load
 from zoo.costs import Setup
 from zoo.verify import verify
 

@@ -18,12 +18,12 @@ def without_measurement(text: str) -> list[str]:
 def test_the_page_is_what_its_command_writes():
     written = zoo_page.PAGE.read_text(encoding="utf-8")
     there = zoo_page.stated(written)
-    measured = {name: there.get(families.read(name).model_types[0], "1e-06") for name in families.names()}
+    measured = {name: there.get(families.read_family(name).model_types[0], "1e-06") for name in families.family_names()}
     again = zoo_page.page(measured, "")
     assert without_measurement(written) == without_measurement(again), "docs/zoo.md is old (make docs)"
 
 
 def test_every_family_is_measured_and_near_its_reference():
     measured = zoo_page.stated(zoo_page.PAGE.read_text(encoding="utf-8"))
-    assert set(measured) == {families.read(name).model_types[0] for name in families.names()}
+    assert set(measured) == {families.read_family(name).model_types[0] for name in families.family_names()}
     assert {name: value for name, value in measured.items() if not float(value) < 5e-5} == {}

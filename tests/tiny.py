@@ -1,10 +1,12 @@
 """Tiny models of every shape, for the tests: every choice of every axis of conf/, laid over one small Llama."""
 
+import copy
+import functools
 from collections.abc import Iterator
 
 import torch
+from loaded import load
 
-from zoo.compose import load
 from zoo.grammar import AXES
 from zoo.paths import conf_dir
 from zoo.run.builder import build
@@ -53,10 +55,10 @@ def every_choice() -> Iterator[list[str]]:
 
 def spec_of(overrides: list[str] | tuple[str, ...] = ()):
     """The Spec of the small Llama with these overrides; those of SIZE that nothing reads are left out."""
-    return load("llama-tiny", [*_readable(list(overrides)), *overrides])
+    return load("llama-tiny", [*readable(list(overrides)), *overrides])
 
 
-def _readable(overrides: list[str]) -> list[str]:
+def readable(overrides: list[str]) -> list[str]:
     asked = {override.split("=")[0] for override in overrides}
     size = [override for override in SIZE if override.split("=")[0] not in asked]
     text = " ".join(overrides)
@@ -75,7 +77,12 @@ def _readable(overrides: list[str]) -> list[str]:
 
 def model_of(overrides: list[str] | tuple[str, ...] = (), *, seed: int = 0, dtype: str = "fp32"):
     """The small Llama in eval mode with EVERY parameter random, so that no bias or norm weight can be forgotten
-    unseen."""
+    unseen. Each call gives a copy of its own, which the test may change."""
+    return copy.deepcopy(_made(tuple(overrides), seed, dtype))
+
+
+@functools.cache
+def _made(overrides: tuple[str, ...], seed: int, dtype: str):
     model = build(spec_of(overrides), device="cpu", dtype=dtype).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

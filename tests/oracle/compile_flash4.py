@@ -97,7 +97,7 @@ def widths(arch: int) -> list[Case]:
 
 def decoded(arch: int) -> list[Case]:
     def ask(width: int, of_values: int | None = None, **features: Any) -> Ask:
-        kinds: dict[str, Any] = {"dtype": "bfloat16", "n_heads": 8, "n_kv_heads": 2, "fewer": True}
+        kinds: dict[str, Any] = {"dtype": "bfloat16", "n_heads": 8, "n_kv_heads": 2, "short_q": True}
         return Ask(**{**kinds, **_both(width, of_values), **features})
 
     return [

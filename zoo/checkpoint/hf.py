@@ -35,7 +35,7 @@ BESIDE = (
 
 
 @dataclass(frozen=True)
-class Source:
+class HFSource:
     """A folder as it was read: what its config.json says, and the model that is."""
 
     folder: Path
@@ -47,7 +47,7 @@ class Source:
         return self.body.family
 
 
-def open_folder(folder: Path) -> tuple[Source, dict[str, Header]]:
+def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
     """A folder's model and the tensors in it: heads tied as the file has them, and of the class that the file is.
 
     A file without the head that config.json's class has is read as the family's class without one.
@@ -57,7 +57,7 @@ def open_folder(folder: Path) -> tuple[Source, dict[str, Header]]:
     if config.get("quantization_config"):
         fault = "quantization_config: its weights are quantised (the unquantised checkpoint)"
         raise CheckpointError(f"{file}: {fault}")
-    family, listed = families.of(config, str(file)), headers(folder)
+    family, listed = families.family_of_config(config, str(file)), headers(folder)
     stated = {
         k: v for name, fields in family.present.items() if name in listed for k, v in fields.items() if k not in config
     }
@@ -71,17 +71,19 @@ def open_folder(folder: Path) -> tuple[Source, dict[str, Header]]:
     return opened
 
 
-def _opened(folder: Path, listed: Mapping[str, Header], stated: Mapping[str, Any]) -> tuple[Source, dict[str, Header]]:
+def _opened(
+    folder: Path, listed: Mapping[str, Header], stated: Mapping[str, Any]
+) -> tuple[HFSource, dict[str, Header]]:
     """A folder read as a model of one class."""
     config, body = read_body(folder, stated=stated)
     found = _named(listed, body)
     changes = None if _has_copy(folder, body, found) else _tying(body, found)
     if changes is not None:
         config, body = read_body(folder, changes, stated)
-    return Source(folder, config, body), {**_stand_ins(body, found), **found}
+    return HFSource(folder, config, body), {**_stand_ins(body, found), **found}
 
 
-def _fits(source: Source, found: Mapping[str, Header]) -> bool:
+def _fits(source: HFSource, found: Mapping[str, Header]) -> bool:
     """Whether the tensors are those of the model, by name."""
     body = source.body
     laid = entries(spec_of(body), body.family.keys, body.prefix, body.fields, body.kinds)
@@ -186,7 +188,7 @@ def load(folder: Path, dtype: Any = None, device: str = "cpu") -> Any:
     return model.eval()
 
 
-def lay(source: Source, spec: Any, found: Mapping[str, Header]) -> list[Entry]:
+def lay(source: HFSource, spec: Any, found: Mapping[str, Header]) -> list[Entry]:
     """How their tensors are ours, held against a folder's headers: names and shapes. Raises CheckpointError."""
     body = source.body
     laid = entries(spec, body.family.keys, body.prefix, body.fields, body.kinds)
@@ -196,7 +198,7 @@ def lay(source: Source, spec: Any, found: Mapping[str, Header]) -> list[Entry]:
     return laid
 
 
-def differences(laid: Sequence[Entry], found: Mapping[str, Header], source: Source) -> list[str]:
+def differences(laid: Sequence[Entry], found: Mapping[str, Header], source: HFSource) -> list[str]:
     """What a folder's tensors have that the model has not, and the other way round: a line each."""
     wanted = {name: shape for entry in laid for name, shape in _shapes(entry)}
     family, folder = source.family, source.folder
@@ -228,7 +230,7 @@ def _shapes(entry: Entry) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield from ((name, tuple(tensor.shape)) for name, tensor in zip(entry.theirs, made, strict=True))
 
 
-def _ours(laid: Sequence[Entry], reader: Reader, source: Source) -> Iterator[tuple[str, Tensor]]:
+def _ours(laid: Sequence[Entry], reader: Reader, source: HFSource) -> Iterator[tuple[str, Tensor]]:
     wanted = {name for entry in laid for name in entry.theirs}
     for theirs, canonical in source.family.same.items():
         if theirs == source.family.about.get("head"):
@@ -280,13 +282,13 @@ def save(model: Any, out: Path, *, beside: Path | None = None, shard: int = SHAR
     The folder is whole or not there. Raises ConfigError for an architecture that no family is, CheckpointError when
     something else is in the way.
     """
-    from zoo.disk import whole
+    from zoo.disk import replace_folder
 
     config, body = target(model)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not is_folder(out):
         raise CheckpointError(f"{out}: holds something that is no checkpoint (a new folder would do)")
     laid = entries(model.spec, body.family.keys, body.prefix, body.fields, body.kinds)
-    with whole(out) as draft:
+    with replace_folder(out) as draft:
         dtype = next(model.parameters()).dtype
         config = {**config, "dtype": str(dtype).removeprefix("torch.")}
         (draft / CONFIG).write_text(json.dumps(jsonable(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -304,7 +306,7 @@ def copy_beside(folder: Path, out: Path) -> None:
             shutil.copyfile(folder / name, out / name)
 
 
-def _unread(model: Any, body: Body, laid: Sequence[Entry], source: Source | None) -> dict[str, Tensor]:
+def _unread(model: Any, body: Body, laid: Sequence[Entry], source: HFSource | None) -> dict[str, Tensor]:
     """Tensors of a family's files that are of no part of the model: those of the folder that it came from, or a copy of
     the one that stands in for each, where one is named."""
     holders = {name: entry for entry in laid for name in entry.theirs}
@@ -357,7 +359,7 @@ def _shared(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() != tensor.nbytes
 
 
-def check(folder: Path) -> tuple[Source, list[Entry], list[str]]:
+def compare_headers(folder: Path) -> tuple[HFSource, list[Entry], list[str]]:
     """A folder's headers held against the model that its config.json says. No weight is read."""
     source, found = open_folder(folder)
     spec = spec_of(source.body)
@@ -376,7 +378,7 @@ def end_ids(folder: Path) -> list[int]:
 
 __all__ = [
     "ConfigError",
-    "check",
+    "compare_headers",
     "copy_beside",
     "end_ids",
     "load",

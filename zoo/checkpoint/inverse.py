@@ -56,9 +56,9 @@ def _candidates(spec: Any, architecture: str | None) -> Iterator[tuple[int, Fami
     """Every class of every family of the Spec's topology, the best known first, with how far it is by its choices."""
     parts = [spec] if isinstance(spec, Tower) else [*spec.towers().values()]
     used = {(each.axis, each.kind) for tower in parts for _, each, _ in components(tower, tower.d_model)}
-    order = sorted(families.names(), key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+    order = sorted(families.family_names(), key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     for name in order:
-        family = families.read(name)
+        family = families.read_family(name)
         for each in family.architectures:
             fits = "as" not in family.architectures[each] and architecture in (None, each)
             template = family.template(each)
@@ -154,7 +154,7 @@ def _bindings(template: Mapping[str, Any], spec: Any, stated: dict[str, Any]) ->
     """Fields that would make the template this Spec, and the family's kind of each layer, by tower where there are
     two."""
     from zoo import grammar
-    from zoo.compose.model import compose_model
+    from zoo.compose.targets import compose_model
 
     every = _kinds(template)
     plain = {key: _boxed(value) for key, value in template.items() if key != "pattern"}

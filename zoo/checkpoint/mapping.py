@@ -37,7 +37,7 @@ class Entry:
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
     shapes: tuple[Shape, ...]  # of ours
-    steps: tuple[Step, ...]
+    steps: tuple[TensorStep, ...]
     stacked: bool  # ours is a stack of theirs
     experts: bool  # ours has experts along its first dimension
 
@@ -67,7 +67,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Step:
+class TensorStep:
     """One thing done to tensors, and undone."""
 
     number: int = 0
@@ -79,7 +79,7 @@ class Step:
         raise NotImplementedError
 
 
-class Rows(Step):
+class Rows(TensorStep):
     """`rows`: ours are theirs' outputs, one after the other."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
@@ -89,7 +89,7 @@ class Rows(Step):
         return [torch.cat(tensors, entry.axis)]
 
 
-class Groups(Step):
+class Groups(TensorStep):
     """`groups(n)`: theirs has n groups of outputs, each with a share of every one of ours in turn (heads, most
     often)."""
 
@@ -105,7 +105,7 @@ class Groups(Step):
         return [torch.cat(parts, axis + 1).flatten(axis, axis + 1)]
 
 
-class Turn(Step):
+class Turn(TensorStep):
     """`turn`: theirs has a weight's inputs first, [in, out]."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
@@ -114,7 +114,7 @@ class Turn(Step):
     write = read
 
 
-class Row(Step):
+class OneRow(TensorStep):
     """`row`: theirs is a matrix of one row."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
@@ -124,7 +124,7 @@ class Row(Step):
         return [each.unsqueeze(0) for each in tensors]
 
 
-class Split(Step):
+class Split(TensorStep):
     """`pairs(n)`: ours is a vector [n, m] that theirs has flat, n·m."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
@@ -134,7 +134,7 @@ class Split(Step):
         return [each.flatten() for each in tensors]
 
 
-STEPS: dict[str, type[Step]] = {"rows": Rows, "groups": Groups, "turn": Turn, "row": Row, "flat": Split}
+STEPS: dict[str, type[TensorStep]] = {"rows": Rows, "groups": Groups, "turn": Turn, "row": OneRow, "flat": Split}
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Rule:
 
     ours: tuple[str, ...]
     theirs: str
-    steps: tuple[tuple[type[Step], Expression | None], ...]
+    steps: tuple[tuple[type[TensorStep], Expression | None], ...]
     needs: tuple[str, ...] = ()
 
     @classmethod

@@ -24,7 +24,7 @@ class Which(StrEnum):
 Target = Annotated[
     str,
     typer.Argument(
-        help="A packaged model (`zoo list`), a YAML file, a config.json, or a folder with a model or a run.",
+        help="A packaged model from `zoo list`, a YAML file, a config.json, or a folder with a model or a run.",
         autocompletion=complete_target,
     ),
 ]
@@ -38,7 +38,7 @@ Resolve = Annotated[bool, typer.Option("--resolve", help="Print the composed YAM
 
 def composed(target: str, overrides: Sequence[str] | None) -> Composed:
     """The composed model; what is doubtful but no fault is said on stderr."""
-    from zoo.compose.model import compose_model
+    from zoo.compose.targets import compose_model
 
     found = compose_model(target, overrides or ())
     for note in found.notes:
@@ -48,7 +48,7 @@ def composed(target: str, overrides: Sequence[str] | None) -> Composed:
 
 def show_config(config: Composed, resolve: bool) -> None:
     """Prints a composed config as YAML. Raises ConfigError for faulty overrides, and when it cannot be resolved."""
-    from zoo.compose import model
+    from zoo.compose.targets import to_yaml
 
     config.refuse_faults()
-    print(model.to_yaml(config.cfg, resolve=resolve), end="")
+    print(to_yaml(config.cfg, resolve=resolve), end="")

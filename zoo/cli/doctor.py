@@ -12,7 +12,7 @@ from zoo.cli.showing import Json
 
 if TYPE_CHECKING:
     from zoo.kernels.base import Machine
-    from zoo.kernels.table import Row
+    from zoo.kernels.table import KernelRow
 
 PACKAGES = (
     *("torch", "hydra-core", "omegaconf", "pydantic", "tokenizers", "safetensors", "numpy", "matplotlib"),
@@ -33,13 +33,13 @@ def run(as_json: Json = False) -> None:
     """Versions, devices, and what each kernel can do on this machine, with the reasons why not."""
     import zoo
     from zoo import report
-    from zoo.kernels.table import as_data, here, table
+    from zoo.kernels.table import describe_here, row_as_data, tabulate
 
-    machine = here()
+    machine = describe_here()
     versions = [("zoo", zoo.__version__), ("python", platform.python_version()), *((n, _version(n)) for n in PACKAGES)]
-    devices, rows, others = _devices(), table(machine), list(_others(machine))
+    devices, rows, others = _devices(), tabulate(machine), list(_others(machine))
     if as_json:
-        kernels = {row.kernel.name: as_data(row) for row in rows}
+        kernels = {row.kernel.name: row_as_data(row) for row in rows}
         rest = {name: {"runs_here": usable, "about": about} for name, usable, about in others}
         data = {"versions": dict(versions), "devices": dict(devices), "machine": _machine(machine)}
         print(report.as_json({**data, "kernels": kernels, "others": rest}))
@@ -54,29 +54,29 @@ def run(as_json: Json = False) -> None:
     print("\n\n".join(parts))
 
 
-def _kernels(rows: Sequence[Row], machine: Machine) -> list[str]:
+def _kernels(rows: Sequence[KernelRow], machine: Machine) -> list[str]:
     """The table, what is missing, and the reasons for each `-`."""
     from zoo import report
-    from zoo.kernels.table import ELSEWHERE, NEVER, PLAIN, by_mask, reasons
+    from zoo.kernels.table import ELSEWHERE, NEVER, PLAIN, collect_reasons, order_with_mask
 
     names = [row.kernel.name for row in rows]
     features = [(name, *(str(row.cells[name]) for row in rows)) for name in rows[0].cells]
     capability = "" if machine.capability is None else " of compute capability {}.{}".format(*machine.capability)
     lines = [f"Attention kernels on {machine.device}{capability}, in bfloat16"]
     lines += [report.columns(_indented([("", *names), *features])), "", report.wrapped(LEGEND, 2, width=WIDTH)]
-    lines += [*_order(rows, by_mask(machine))]
+    lines += [*_order(rows, order_with_mask(machine))]
     against = [f"{row.kernel.name}: {row.against}" for row in rows if row.against is not None]
-    running = reasons([row for row in rows if row.against is None], ELSEWHERE)
+    running = collect_reasons([row for row in rows if row.against is None], ELSEWHERE)
     against += [f"{kernels}: {each}" for kernels, told in running.items() for each in told]
     if against:
         lines += ["", "Not here", *(report.wrapped(each, 2, 6, WIDTH) for each in against)]
     lines += ["", f"On no machine (heads are {PLAIN.head_dim} wide where nothing else is said)"]
-    for kernels, told in reasons(rows, NEVER).items():
+    for kernels, told in collect_reasons(rows, NEVER).items():
         lines += [f"  {kernels}", *(report.wrapped(each, 4, 8, WIDTH) for each in told)]
     return lines
 
 
-def _order(rows: Sequence[Row], masked: list[str] | None) -> list[str]:
+def _order(rows: Sequence[KernelRow], masked: list[str] | None) -> list[str]:
     """In words, how `auto` goes through them."""
     from zoo import report
 
@@ -145,7 +145,7 @@ def _cuda(torch: Any, index: int) -> str:
 def _memory() -> str:
     from zoo import report
     from zoo.lazy import torch
-    from zoo.run.builder import free_memory
+    from zoo.run.memory import free_memory
 
     free = free_memory(torch.device("cpu"))
     return "free memory unknown" if free is None else f"{report.size(free)} free"

@@ -48,7 +48,7 @@ def targets_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     overrides = [word for word in words if _is_override(word)]
     targets = [word for word in words if not _is_override(word)]
     if not targets:
-        raise ConfigError("Missing argument 'target'.")
+        raise ConfigError("target: is missing (a packaged model from `zoo list`, a YAML file, a config.json, a folder)")
     return targets, overrides
 
 
@@ -60,12 +60,12 @@ def _is_override(word: str) -> bool:
 def specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
     """The Spec of each model under the overrides. Raises ConfigError with the faults of all of them."""
     from zoo.cli.common import composed
-    from zoo.compose.model import to_spec
+    from zoo.compose.targets import spec_of_composed
 
     found, faults = [], []
     for target in targets:
         try:
-            found.append(to_spec(composed(target, overrides)))
+            found.append(spec_of_composed(composed(target, overrides)))
         except ConfigError as error:
             alone = len(targets) == 1 or all(fault.startswith(target) for fault in error.faults)
             faults += error.faults if alone else [f"{target}: {fault}" for fault in error.faults]
@@ -120,16 +120,16 @@ def _markdown(labels: Sequence[str], priced: Sequence[Mapping[str, Any]]) -> str
 
 def headers(targets: Sequence[str]) -> None:
     """Says of each folder with weights whether the tensors in its files are those that were priced."""
-    from zoo.compose.model import is_file
+    from zoo.compose.targets import is_file
 
     for target in targets:
         folder = Path(target)
         if not is_file(target) or not folder.is_dir() or not any(folder.rglob("*.safetensors")):
             continue
-        from zoo.checkpoint.held import held
+        from zoo.checkpoint.tensors import compare_tensors
 
         try:
-            found = held(folder)
+            found = compare_tensors(folder)
             faults = list(found.faults)
         except ConfigError as error:
             found, faults = None, error.faults

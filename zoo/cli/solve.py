@@ -77,7 +77,7 @@ def _most(name: str, short: str, text: str) -> None:
         as_json: AsJson = False,
     ) -> None:
         from zoo.analysis import solve
-        from zoo.compose.model import to_spec
+        from zoo.compose.targets import spec_of_composed
         from zoo.costs.setup import Setup
         from zoo.report import as_json as dumped
         from zoo.report import solved as show
@@ -87,7 +87,7 @@ def _most(name: str, short: str, text: str) -> None:
         room = room_of(setup, memory, usable, runtime)
         largest = solve.largest_batch if name == "batch" else solve.largest_context
         more = {} if limit is None else {"most": limit}
-        spec = to_spec(composed(target, overrides))
+        spec = spec_of_composed(composed(target, overrides))
         answer = largest(spec, setup, room, train=train, prefill=not cache_only, **more)
         if as_json:
             print(dumped(answer))
@@ -127,7 +127,7 @@ def gpu(
     With --gpu of that one alone.
     """
     from zoo.analysis.solve import smallest_gpus
-    from zoo.compose.model import to_spec
+    from zoo.compose.targets import spec_of_composed
     from zoo.costs.hardware import list_gpus
     from zoo.costs.setup import Setup
     from zoo.report import as_json as dumped
@@ -137,7 +137,9 @@ def gpu(
         if getattr(setup, name) != getattr(Setup, name):
             raise ConfigError(f"{name}: is what is solved for (leave it out)")
     rooms = [_room(name, usable, runtime) for name in ([setup.gpu] if setup.gpu else list_gpus())]
-    rows = smallest_gpus(to_spec(composed(target, overrides)), setup, rooms, train=train, prefill=not cache_only)
+    rows = smallest_gpus(
+        spec_of_composed(composed(target, overrides)), setup, rooms, train=train, prefill=not cache_only
+    )
     print(dumped(rows) if as_json else show.gpu_table(rows, " ".join([target, *(overrides or [])]), train))
     if not any(row["fits"] for row in rows):
         raise ZooError(f"{target}: fits on none of these, {show.short_of(rows[0])}")

@@ -12,7 +12,7 @@ import typer
 from zoo.cli.completing import complete_training
 
 if TYPE_CHECKING:
-    from zoo.jobs.plan import Plan
+    from zoo.jobs.plan import LaunchPlan
 
 
 class Which(StrEnum):
@@ -78,12 +78,12 @@ def _resume(folder: Path, overrides: list[str]) -> None:
     from zoo.training import task
 
     try:
-        task.resume(folder, overrides)
+        task.resume_run(folder, overrides)
     finally:
         remember(folder)
 
 
-def _show(plan: Plan, cfg: Which | None, resolve: bool, info: Info | None) -> None:
+def _show(plan: LaunchPlan, cfg: Which | None, resolve: bool, info: Info | None) -> None:
     """Hydra's own report of the config; of a sweep, that of its first job."""
     from zoo.grammar import register_resolvers
 
@@ -95,7 +95,7 @@ def _show(plan: Plan, cfg: Which | None, resolve: bool, info: Info | None) -> No
         plan.hydra.show_cfg(plan.config_name, plan.jobs[0].overrides, part.value, None, resolve)
 
 
-def _sweep(plan: Plan) -> None:
+def _sweep(plan: LaunchPlan) -> None:
     """Runs every job, and closes with one table of them all. Exits with 1 when one failed."""
     from zoo import report
     from zoo.jobs import plan as jobs

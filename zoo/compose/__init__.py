@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 def load(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Decoder:
     """The Spec of a packaged model, a YAML file or a mapping, with Hydra overrides that need no `model.` prefix.
 
-    What a config.json says and the Spec leaves out (`zoo.checkpoint.hf.described`) is a UserWarning. Raises ConfigError
+    What a config.json says and the Spec leaves out (`zoo.families.described`) is a UserWarning. Raises ConfigError
     that holds every fault of the target and of the overrides.
     """
-    from zoo.compose.model import Composer, to_spec
+    from zoo.compose.targets import Composer, spec_of_composed
 
     composer = Composer(target)
     for note in composer.found.notes:
         warnings.warn(note, stacklevel=2)
-    return to_spec(composer.compose([overrides] if isinstance(overrides, str) else list(overrides)))
+    return spec_of_composed(composer.compose([overrides] if isinstance(overrides, str) else list(overrides)))
 
 
 def compose(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> DictConfig:
     """The composed but unresolved YAML of a model. Raises ConfigError for faulty overrides; values are not checked."""
-    from zoo.compose.model import compose_model
+    from zoo.compose.targets import compose_model
 
     composed = compose_model(target, overrides)
     composed.refuse_faults()

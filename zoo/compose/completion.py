@@ -9,14 +9,14 @@ from omegaconf import DictConfig, OmegaConf
 from zoo.compose.composing import TRAINING, Composed, compose
 from zoo.compose.engine import CachingConfigRepository, repository
 from zoo.compose.faults import children
-from zoo.compose.model import find, names, with_defaults
+from zoo.compose.targets import find_target, list_defaults, list_packaged
 from zoo.errors import ConfigError
 from zoo.grammar import AXES, DIMS
 
 
 def targets(word: str) -> list[str]:
     """Packaged models that begin so; none where a path is being typed, which is for the shell to complete."""
-    return [] if "/" in word else [name for name in names() if name.startswith(word)]
+    return [] if "/" in word else [name for name in list_packaged() if name.startswith(word)]
 
 
 def overrides(target: str | None, typed: Sequence[str], word: str) -> list[str]:
@@ -85,6 +85,6 @@ def _compose(target: str | None, typed: Sequence[str]) -> tuple[CachingConfigRep
     if target is None:
         repo = repository()
         return repo, compose(repo, TRAINING, typed, label="config", root="model")
-    found = find(target)
+    found = find_target(target)
     repo = repository(*([found.folder] if found.folder else []))
-    return repo, compose(repo, with_defaults(found.body, repo, found.label), typed, label=found.label)
+    return repo, compose(repo, list_defaults(found.body, repo, found.label), typed, label=found.label)

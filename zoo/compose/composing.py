@@ -14,16 +14,17 @@ from omegaconf.errors import OmegaConfBaseException
 from zoo import grammar
 from zoo.compose.engine import (
     CachingConfigRepository,
-    ConfigLoaderImpl,
     DefaultsList,
     HydraException,
     Override,
     OverrideType,
+    apply_override,
+    merge_defaults,
     primary,
     primary_name,
 )
 from zoo.compose.faults import FAULTS, descend, one_line, unknown_key
-from zoo.compose.overrides import Choices, parse, refuse_sweeps, renamed, repeated, text
+from zoo.compose.overrides import Choices, parse_overrides, refuse_sweeps, renamed, repeated, text
 from zoo.errors import ConfigError
 
 TRAINING: Mapping[str, Any] = {"defaults": ["/config", "_self_"]}
@@ -43,8 +44,6 @@ class Composed:
     touched: list[str]
     """The dotted keys that the user set, counted from the model."""
     choices: dict[str, str | None]
-    keys: dict[str, str]
-    """The key that Hydra itself takes for each key that the user typed."""
     typed: list[str]
     """The overrides as the user has them."""
     notes: list[str]
@@ -62,7 +61,6 @@ class Base:
     cfg: DictConfig
     choices: dict[str, str | None]
     groups: list[Override]
-    keys: dict[str, str]
     rest: frozenset[str]
     """The overrides that looked like choices and are values."""
     reads: set[str]
@@ -85,7 +83,7 @@ class Memo:
         for typed in overrides:
             if typed not in self.read:
                 found: list[str] = []
-                self.read[typed] = refuse_sweeps(parse([typed], found), found), found
+                self.read[typed] = refuse_sweeps(parse_overrides([typed], found), found), found
             parsed += self.read[typed][0]
             faults += self.read[typed][1]
         return parsed
@@ -122,10 +120,9 @@ def compose(
     return Composed(
         cfg=cfg,
         faults=faults,
-        overrides=[text(o) for o in [*base.groups, *(new for _, new in applied)]],
-        touched=_inside([new for _, new in applied], root),
+        overrides=[text(o) for o in [*base.groups, *applied]],
+        touched=_inside(applied, root),
         choices=base.choices,
-        keys=base.keys | {old.get_key_element(): new.get_key_element() for old, new in applied},
         typed=list(overrides),
         notes=repeated(parsed),
     )
@@ -152,21 +149,20 @@ def _base(
         try:
             choices = Choices(repo, name, root, with_hydra, faults, lists=memo.lists)
             found, groups, values = choices.settle(choosing)
-            loader = ConfigLoaderImpl.__new__(ConfigLoaderImpl)  # its compose step needs none of its state
-            cfg = loader._compose_config_from_defaults_list(found.defaults, repo)
+            cfg = merge_defaults(found, repo)
         except FAULTS as error:
             raise ConfigError(f"{label}: {one_line(error, {name: label})}") from error
     OmegaConf.set_struct(cfg, True)
     reads = _reads(cfg, root)
     faults += _unread(groups, root, reads)
     rest = frozenset(text(override) for override in values)
-    return Base(cfg, found.overrides.known_choices, groups, choices.keys, rest, reads, faults)
+    return Base(cfg, found.overrides.known_choices, groups, rest, reads, faults)
 
 
 def _apply(
     cfg: DictConfig, overrides: Sequence[Override], root: str, extra: Sequence[str], faults: list[str]
-) -> list[tuple[Override, Override]]:
-    """Sets the values in the config; gives each override that was taken, and the form in which Hydra would take it."""
+) -> list[Override]:
+    """Set the values in the config. Gives the overrides that were taken, in the form that Hydra itself takes."""
     applied = []
     for typed in overrides:
         override = typed
@@ -185,11 +181,11 @@ def _apply(
         if override.type is OverrideType.CHANGE and takes and (missing or isinstance(override.value(), dict)):
             override = renamed(override, type=OverrideType.FORCE_ADD)
         try:
-            ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+            apply_override(override, cfg)
         except (HydraException, OmegaConfBaseException) as error:
             faults.append(f"{text(override)}: {one_line(error)}")
             continue
-        applied.append((typed, override))
+        applied.append(override)
     return applied
 
 

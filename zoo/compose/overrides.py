@@ -22,7 +22,7 @@ from zoo.errors import did_you_mean
 from zoo.grammar import AXES
 
 
-def parse(texts: Iterable[str], faults: list[str], loader: Any = None) -> list[Override]:
+def parse_overrides(texts: Iterable[str], faults: list[str], loader: Any = None) -> list[Override]:
     """Each override that Hydra's grammar can read; the others go to `faults`. `glob(*)` sweeps need a `loader`."""
     parser = OverridesParser.create(loader)
     parsed = []
@@ -106,8 +106,6 @@ class Choices:
     lists: dict[tuple[str, ...], DefaultsList] = dataclasses.field(default_factory=dict)
     """Those that were made of this config before, by the overrides in them."""
     known: dict[str, str | None] = dataclasses.field(default_factory=dict)
-    keys: dict[str, str] = dataclasses.field(default_factory=dict)
-    """What the defaults list calls each key that the user typed."""
 
     def settle(self, overrides: Sequence[Override]) -> tuple[DefaultsList, list[Override], list[Override]]:
         """The defaults list, the group overrides under its keys for them, and the other overrides, in the user's order.
@@ -130,7 +128,6 @@ class Choices:
         for i, override in pending.items():
             if self._is_group(override) and (added := self._added(override)) and self._has_option(added):
                 groups[i] = added
-        self.keys = {overrides[i].get_key_element(): hit.get_key_element() for i, hit in groups.items()}
         if len(groups) > len(settled):
             settled = [groups[i] for i in sorted(groups)]
             found = self._read(settled)

@@ -18,10 +18,10 @@ from pydantic import ValidationError
 
 from zoo import grammar
 from zoo.compose.engine import IntervalSweep, Override
-from zoo.compose.model import Composer, to_spec
-from zoo.compose.overrides import alternatives, parse, text
+from zoo.compose.overrides import alternatives, parse_overrides, text
+from zoo.compose.targets import Composer, spec_of_composed
 from zoo.errors import ConfigError
-from zoo.grammar.reading import MOST_LAYERS
+from zoo.grammar.pattern import MOST_LAYERS
 from zoo.model.tower import Topology
 
 FEWEST = 3
@@ -66,7 +66,7 @@ def points(target: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> 
 def _lines(overrides: Sequence[str], composer: Composer) -> tuple[list[tuple[str, ...]], dict[int, str]]:
     """The overrides of each point, and the swept keys by their place among them."""
     faults: list[str] = []
-    parsed = parse(overrides, faults, composer.repo)
+    parsed = parse_overrides(overrides, faults, composer.repo)
     choices = [_values(each, faults) for each in parsed]
     if faults:
         raise ConfigError(*faults)
@@ -113,7 +113,7 @@ class _Reader:
         return spec
 
     def _composed(self, line: Sequence[str]) -> Any:
-        return to_spec(self.composer.compose(list(line)))
+        return spec_of_composed(self.composer.compose(list(line)))
 
     def _tree(self, marked: Sequence[str], numbers: Mapping[float, float]) -> Any:
         """The plain data of a Spec with marks in it."""

@@ -12,9 +12,10 @@ from collections.abc import Callable, Collection, Iterable
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from zoo.costs.shadow import DTYPES, INT64, Layer, Storage, Tape, cross_entropy, fresh, reached, shaded, taping
+from zoo.costs.shadow import DTYPES, INT64, ShadowLayer, Storage, Tape, cross_entropy, fresh, reached, shaded, taping
 from zoo.costs.shadow import kept as kept_by
 from zoo.costs.shadow.backward import undo
+from zoo.costs.shadow.tensor import named_failures
 
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
 """The dtype that activations have, by the model's; those of an fp8 model are bf16."""
@@ -84,7 +85,7 @@ def sections(spec: Any, run: Pass) -> dict[str, Section]:
 
     Raises UnknownOperation for a pass that calls something of which it is not said what it keeps.
     """
-    stride = _stride(spec)
+    stride = recurrent_stride(spec.towers().values())
     if stride is None or run.context < 2 * FEW * stride:
         return _traced(spec, run)
     return _traced(spec, run, loops=False) | _extended(spec, run, stride)
@@ -97,19 +98,24 @@ def _traced(spec: Any, run: Pass, *, loops: bool = True) -> dict[str, Section]:
         found: dict[str, Section] = {}
         memory = None
         for name, tower in spec.towers().items():
-            layer = Layer(tower, tower.d_model, DTYPES[NAMES[run.dtype]], kernel=run.kernel)
+            layer = ShadowLayer(tower, tower.d_model, DTYPES[NAMES[run.dtype]], kernel=run.kernel)
             trace = _Trace(tape, tower, f"{name}." if name else "", layer)
-            memory = trace.run(run.batch, run.context, memory, loops)
+            with named_failures(f"{tower.axis}={tower.kind}"):
+                if memory is None and tower.reads_memory:  # a decoder alone, given a memory as long as the context
+                    memory = fresh((run.batch, run.context, tower.d_model), DTYPES[NAMES[run.dtype]], "memory")
+                memory = trace.run(run.batch, run.context, memory, loops)
             found |= trace.found
+        if tape.unknown is not None:  # which a component may have caught
+            raise tape.unknown
         return found
 
 
 # ---------------------------------------------------------------- long sequences through loops
 
 
-def _stride(spec: Any) -> int | None:
-    """Tokens after which a recurrent mixer's loop over its chunks does the same again; None where nothing loops."""
-    blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
+def recurrent_stride(towers: Iterable[Any]) -> int | None:
+    """Give the tokens after which a recurrent mixer's loop over its chunks repeats itself; None where none loops."""
+    blocks = [block for tower in towers for block in tower.blocks.values()]
     chunks = [getattr(block.attention, "chunk_size", SPAN) for block in blocks if block.attention.state()]
     return math.lcm(SPAN, *chunks) if chunks else None
 
@@ -163,7 +169,7 @@ def _by_name(kept: Iterable[Kept]) -> dict[tuple[str, str], int]:
 class _Trace:
     """A tower's pass, piece by piece."""
 
-    def __init__(self, tape: Tape, tower: Any, prefix: str, layer: Layer) -> None:
+    def __init__(self, tape: Tape, tower: Any, prefix: str, layer: ShadowLayer) -> None:
         self.tape, self.tower, self.prefix, self.layer = tape, tower, prefix, layer
         self.found: dict[str, Section] = {}
 
@@ -187,7 +193,7 @@ class _Trace:
         """Files a kind of layer; gives what it keeps of memory that all of them share."""
         begun = self.tape.begin()
         stream = fresh(x.shape, x.dtype, INPUT, grad=True)
-        y = Layer(block, self.tower.d_model, self.layer.dtype, "", self.layer.kernel)(stream, step)
+        y = ShadowLayer(block, self.tower.d_model, self.layer.dtype, "", self.layer.kernel)(stream, step)
         shared = {each.storage for each in _shared(step)}
         return self.file(f"layer:{name}", begun, [y, *(loss for _, loss in step.losses)], stream, shared)
 

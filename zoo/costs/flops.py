@@ -205,7 +205,8 @@ def _generation(table: CostTable, context: int, convention: str, prefix: int) ->
         return {"prefill": whole + core_flops(table, lambda look: look.pairs(context), context)}
     decoder = table.of(where)
     if len(towers) == 1:
-        read = lambda look: look.pairs(context) + look.shown_by(prefix)  # noqa: E731
+        # A decoder with cross-attention reads a memory from outside, taken to be as long as the context.
+        read = lambda look: look.pairs(context, 0, context) + look.shown_by(prefix)  # noqa: E731
         inner, whole = product_flops(table, head=False), product_flops(table)
         prefill = inner * context + (whole - inner) + row_flops(table) + core_flops(table, read, context)
     else:

@@ -33,10 +33,10 @@ def read_body(
     says. No torch. Raises CheckpointError."""
     file = path / CONFIG if path.is_dir() else path
     config = {**read_json(file), **(stated or {})}
-    return config, families.of(config, str(file)).body(config, str(file), changes)
+    return config, families.family_of_config(config, str(file)).body(config, str(file), changes)
 
 
-def described(path: Path) -> tuple[Body, list[str]]:
+def describe_config(path: Path) -> tuple[Body, list[str]]:
     """The model that a config.json describes, for a price: what its weights are stored as is no part of it, of a model
     of text and more it is the text's, and of one with a head that no class here has it is the model below. With what
     that leaves out, in words. Raises CheckpointError."""
@@ -45,7 +45,7 @@ def described(path: Path) -> tuple[Body, list[str]]:
     config, note = families.text_of(stated)
     method = (stated.get("quantization_config") or {}).get("quant_method", "a method that is not named")
     notes = [f"{file}: {note}"] if note else []
-    family = families.of(config, str(file))
+    family = families.family_of_config(config, str(file))
     wanted = (config.get("architectures") or [""])[0]
     bare = next((name for name in family.architectures if name.endswith("Model")), None)
     if wanted and wanted not in family.architectures and bare:

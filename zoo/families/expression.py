@@ -8,21 +8,22 @@ say which fields a value of it would take (export). Names, numbers, arithmetic, 
 from __future__ import annotations
 
 import ast
+import functools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, did_you_mean
 
 OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
+    ast.Add: lambda a, b: operator.add(a, b) if type(a) is type(b) else operator.add(*_numbers(a, b)),
+    ast.Sub: lambda a, b: operator.sub(*_numbers(a, b)),
+    ast.Mult: lambda a, b: operator.mul(*_numbers(a, b)),
+    ast.Div: lambda a, b: operator.truediv(*_numbers(a, b)),
+    ast.FloorDiv: lambda a, b: operator.floordiv(*_numbers(a, b)),
+    ast.Mod: lambda a, b: operator.mod(*_numbers(a, b)),
+    ast.Pow: lambda a, b: _power(*_numbers(a, b)),
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
     ast.Lt: operator.lt,
@@ -34,6 +35,32 @@ OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Is: operator.is_,
     ast.IsNot: operator.is_not,
 }
+
+LARGEST_POWER = 64
+MANY = 100_000
+"""Entries of a list above which a config is taken to be at fault."""
+
+
+def _numbers(*values: Any) -> tuple[Any, ...]:
+    """The values, all of which must be numbers: a text times a number would be a long text."""
+    for value in values:
+        if not isinstance(value, int | float):
+            raise ConfigError(f"{value!r}: is no number, and arithmetic is asked of it")
+    return values
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    if abs(exponent) > LARGEST_POWER:
+        raise ConfigError(f"** {exponent}: is too large a power (at most {LARGEST_POWER})")
+    return base**exponent
+
+
+def _range(*ends: int) -> list[int]:
+    counted = range(*ends)
+    if len(counted) > MANY:
+        raise ConfigError(f"range: has {len(counted):,} entries (at most {MANY:,})")
+    return list(counted)
+
 
 UNDO: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.sub,
@@ -84,19 +111,60 @@ class Plain(Codec):
 FUNCTIONS: dict[str, Codec] = {
     "sqrt": Plain(math.sqrt),
     "len": Plain(len),
-    "int": Plain(int),
+    "int": Plain(lambda number: int(*_numbers(number))),
     "max": Plain(max),
     "min": Plain(min),
-    "range": Plain(lambda *ends: list(range(*ends))),
+    "range": Plain(_range),
 }
 
 
+@functools.lru_cache(4096)
+def _parsed(text: str) -> ast.expr:
+    """The syntax tree of an expression. Raises ConfigError, with the place, for what the language does not have."""
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ConfigError(f"{text}: is no expression, {getattr(error, 'msg', None) or error}") from None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.expr) and (fault := _fault(node)):
+            raise ConfigError(f"{text}: {fault} (column {node.col_offset + 1})")
+    return tree
+
+
+def _fault(node: ast.expr) -> str | None:
+    """Why the language does not have this node, or None where it has."""
+    match node:
+        case ast.Constant(value=value) if value is None or isinstance(value, bool | int | float | str):
+            return None
+        case ast.Name() | ast.Attribute() | ast.List() | ast.IfExp() | ast.BoolOp():
+            return None
+        case ast.Subscript(slice=index):
+            return "a slice is not known here, x[index] is" if isinstance(index, ast.Slice | ast.Tuple) else None
+        case ast.Dict(keys=keys):
+            return "** in a mapping is not known here" if None in keys else None
+        case ast.UnaryOp(op=op):
+            return None if isinstance(op, ast.Not | ast.USub) else f"{type(op).__name__} is not known here"
+        case ast.BinOp(op=op):
+            return None if type(op) in OPERATORS else f"{type(op).__name__} is not known here"
+        case ast.Call(func=ast.Name(id=name), keywords=[]):
+            hint = did_you_mean(name, FUNCTIONS) or f" (there are: {', '.join(sorted(FUNCTIONS))})"
+            return None if name in FUNCTIONS else f"{name}() is no function here{hint}"
+        case ast.Call():
+            return "only name(values) can be called here"
+        case ast.Compare(ops=ops):
+            strange = [type(op).__name__ for op in ops if type(op) not in OPERATORS]
+            return f"{strange[0]} is not known here" if strange else None
+        case ast.Slice() | ast.Tuple():
+            return "x[index] is known here, nothing else in brackets"
+    return f"{type(node).__name__} is not known here"
+
+
 class Expression:
-    """One expression. `where` names it in messages."""
+    """One expression. `where` names it in messages. Raises ConfigError for what the language does not have."""
 
     def __init__(self, text: str, where: str = "") -> None:
         self.text, self.where = text.strip(), where
-        self.tree = ast.parse(self.text, mode="eval").body
+        self.tree = _parsed(self.text)
 
     def names(self) -> set[str]:
         """The fields it reads; a function is none."""
@@ -136,13 +204,24 @@ def evaluate(node: ast.expr, env: Mapping[str, Any]) -> Any:
         case ast.BoolOp():
             return _either(node, env)
         case ast.Compare():
-            return OPERATORS[type(node.ops[0])](evaluate(node.left, env), evaluate(node.comparators[0], env))
+            return _compare(node, env)
         case ast.IfExp():
             return evaluate(node.body if evaluate(node.test, env) else node.orelse, env)
         case ast.Call(func=ast.Name(id=name)):
             codec = FUNCTIONS[name]
             return codec.value(env, *(node.args if codec.lazy else (evaluate(arg, env) for arg in node.args)))
     raise TypeError(f"the language has no {type(node).__name__}: {ast.unparse(node)}")
+
+
+def _compare(node: ast.Compare, env: Mapping[str, Any]) -> bool:
+    """Each neighbour with the next, as far as they hold: 1 < x < 3."""
+    left = evaluate(node.left, env)
+    for test, comparator in zip(node.ops, node.comparators, strict=True):
+        right = evaluate(comparator, env)
+        if not OPERATORS[type(test)](left, right):
+            return False
+        left = right
+    return True
 
 
 def _field(env: Mapping[str, Any], name: str) -> Any:

@@ -34,7 +34,7 @@ from typing import Any
 
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.families import codecs  # noqa: F401  (registers the functions of its language)
-from zoo.families.expression import Expression, read_names, resolved
+from zoo.families.expression import MANY, Expression, read_names, resolved
 
 _HARMLESS = """
 _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures
@@ -202,6 +202,8 @@ def _layered(template: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str
     if not kinds and pattern is None:
         return {}
     count = int(Expression(template["n_layers"][1:]).value(fields))
+    if count > MANY:
+        raise ConfigError(f"n_layers: is {count:,} (at most {MANY:,})")
     layers: dict[str, Any] = {}
     names, families = [], []
     for index in range(count):
@@ -239,7 +241,7 @@ def folder() -> Path:
 
 
 @functools.cache
-def read(name: str) -> Family:
+def read_family(name: str) -> Family:
     """The family of this name."""
     import yaml
 
@@ -247,7 +249,7 @@ def read(name: str) -> Family:
     node: dict[str, Any] = yaml.load((folder() / f"{name}.yaml").read_text(encoding="utf-8"), loader)
     base = node.pop("like", None)
     if base is not None:
-        node = _like(read(base), node)
+        node = _like(read_family(base), node)
     types = node.pop("model_type", name)
     node |= {key: tuple(node.pop(key, ())) for key in ("harmless", "ignore", "optional")}
     return Family(name=name, model_types=tuple(types if isinstance(types, list) else [types]), **node)
@@ -273,7 +275,7 @@ def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def names() -> tuple[str, ...]:
+def family_names() -> tuple[str, ...]:
     """The families there are."""
     return tuple(sorted(path.stem for path in folder().glob("*.yaml")))
 
@@ -281,21 +283,21 @@ def names() -> tuple[str, ...]:
 @functools.cache
 def by_model_type() -> dict[str, str]:
     """The family of each `model_type`."""
-    return {each: name for name in names() for each in read(name).model_types}
+    return {each: name for name in family_names() for each in read_family(name).model_types}
 
 
-def of(config: Mapping[str, Any], where: str) -> Family:
+def family_of_config(config: Mapping[str, Any], where: str) -> Family:
     """The family of a config.json. Raises CheckpointError when it is of none."""
     kind = config.get("model_type")
     if kind is None:
         raise CheckpointError(f"{where}: has no model_type, so its family is not known (transformers writes one)")
-    if (folder() / f"{kind}.yaml").is_file() and kind in read(str(kind)).model_types:
-        return read(str(kind))
+    if (folder() / f"{kind}.yaml").is_file() and kind in read_family(str(kind)).model_types:
+        return read_family(str(kind))
     known = by_model_type()
     if kind not in known:
         hint = did_you_mean(str(kind), known) or f" (one of: {', '.join(sorted(known))})"
         raise CheckpointError(f"{where}: model_type: {kind!r} is no family here{hint}")
-    return read(known[kind])
+    return read_family(known[kind])
 
 
 def text_of(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:

@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, ZooError
 from zoo.generation.cache import Cache
-from zoo.generation.sample import Sampling, sample
+from zoo.generation.sample import Sampling, draw_points, sample
 from zoo.lazy import torch
 from zoo.model.position.base import Position
 from zoo.spec import components
@@ -34,15 +35,16 @@ def generate(
     attention_mask: Tensor | None = None,
     kernel: str | None = None,
 ) -> Tensor:
-    """The prompts with what the model adds to them, [B, length], on the model's device. Of an encoder-decoder: what the
+    """Continue the prompts: prompts and new tokens [B, length], on the model's device. Of an encoder-decoder: what the
     decoder writes after reading the prompts, its start token first.
 
     Ends after `max_new_tokens`, or as soon as every row has met one of `stop_ids`; a row that met it before the others
     repeats it up to the end. Prompts of unequal length are padded on the left (those of an encoder-decoder anywhere),
-    with zeros in `attention_mask` [B, P] for the padding: each row then gets what it would get alone. The other options
-    are those of `Sampling`.
+    with zeros in `attention_mask` [B, P] for the padding: each row then gets what it would get alone, drawn tokens too.
+    The other options are those of `Sampling`.
 
-    Raises ConfigError for options that will not do, and for a length that the model has no positions for.
+    Raises ConfigError for options that will not do and for a length that the model has no positions for, ZooError when
+    the logits of a step are NaN.
     """
     options = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
     sampling = Sampling.checked(temperature=temperature, seed=seed, **options)
@@ -62,10 +64,11 @@ def stream(
     attention_mask: Tensor | None = None,
     kernel: str | None = None,
 ) -> Iterator[Tensor]:
-    """What `generate` adds, one step [B] at a time, as soon as it is known. Stops and options as there.
+    """Yields the tokens that `generate` adds, one step [B] at a time. Stops and options as there.
 
-    The model is in eval mode, and under `kernel`, while the iterator is at work, and as it was before once it ends or
-    is closed. Raises what `generate` does, at the call rather than at the first step.
+    While the iterator is at work the model is in eval mode and uses `kernel`; once it ends or is closed the model is as
+    it was before. Raises ConfigError as `generate` does, at the call rather than at the first step, and ZooError at a
+    step whose logits are NaN.
     """
     device = _device(model)
     ids, mask = _prompt(model, ids.to(device), attention_mask)
@@ -73,12 +76,11 @@ def stream(
         raise ConfigError(f"max_new_tokens: is {max_new_tokens}, not 0 or more")
     first = begin(model.spec, ids)
     check_length(writer(model.spec), first.shape[1], max_new_tokens)
-    stop = torch.tensor(list(stop_ids), dtype=ids.dtype, device=device) if len(stop_ids) else None
-    return _steps(model, ids, mask, max_new_tokens, sampling or Sampling(), stop, kernel)
+    return _steps(model, ids, mask, max_new_tokens, sampling or Sampling(), list(stop_ids), kernel)
 
 
 def writer(spec: Any) -> Any:
-    """The tower that writes: the model itself, or its decoder. Raises ConfigError for a model that writes nothing."""
+    """The tower that generates: the model itself, or its decoder. Raises ConfigError for a model that has none."""
     towers = [tower for tower in spec.towers().values() if tower.causal]
     if not towers:
         raise ConfigError(f"generate: an {spec.kind} writes no text (a decoder or an encoder_decoder does)")
@@ -93,12 +95,12 @@ def reader(spec: Any) -> Any:
 
 
 def begin(spec: Any, ids: Tensor) -> Tensor:
-    """What the tokens written come after [B, P]: the prompts, or an encoder-decoder's start token."""
+    """The tokens that generation continues [B, P]: the prompts, or an encoder-decoder's start token."""
     return ids if writer(spec) is spec else torch.full_like(ids[:, :1], spec.start_id)
 
 
 def _ask(model: Any, ids: Tensor, mask: Tensor | None) -> Callable[..., Any]:
-    """What gives logits for the tokens to be written, once the prompts are read where reading is apart from writing."""
+    """The function from tokens to logits. Of an encoder-decoder it is the decoder, once the encoder has run."""
     spec = writer(model.spec)
     if spec is not model.spec:
         memory = model.get_submodule("encoder")(ids, mask).hidden
@@ -128,7 +130,7 @@ def _device(model: Any) -> Any:
 
 
 def _prompt(model: Any, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The prompt checked, and its mask, or None when nothing is padded."""
+    """Check the prompts; give them and their mask, or None for it when nothing is padded."""
     if ids.ndim != 2 or not ids.numel():
         raise ConfigError(f"ids: shape {list(ids.shape)}, not [batch, length] with a token at least (start from BOS)")
     reads = reader(model.spec)
@@ -152,7 +154,7 @@ def _prompt(model: Any, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tenso
 
 @contextmanager
 def _serving(model: Any, kernel: str | None) -> Iterator[None]:
-    """The model in eval mode and under a kernel; each module as it was afterwards."""
+    """Put the model in eval mode and set its kernel; restore both afterwards, module by module."""
     training = [module for module in model.modules() if module.training]
     before = model.kernel
     model.eval()
@@ -172,11 +174,14 @@ def _steps(
     mask: Tensor | None,
     budget: int,
     sampling: Sampling,
-    stop: Tensor | None,
+    stop_ids: list[int],
     kernel: str | None,
 ) -> Iterator[Tensor]:
-    """Inference mode is entered for each step anew: held across a yield, it would be the caller's mode too."""
-    first, generator = begin(model.spec, ids), sampling.generator(ids.device)
+    """Inference mode is entered for each step anew: held across a yield, it would be the caller's mode too.
+
+    What a step needs of the host (stop ids, the numbers that decide draws) goes to the device before the first one.
+    """
+    first = begin(model.spec, ids)
     padding = mask if first is ids else None
     (batch, prompt), known = first.shape, first.shape[1]
     whole = ids.new_empty(batch, prompt + budget)
@@ -184,26 +189,45 @@ def _steps(
     whole[:, :prompt] = first if padding is None else torch.where(padding, first, first[:, -1:])
     if padding is not None:
         padding = torch.cat([padding, padding.new_ones(batch, budget)], 1)
+    points = None if sampling.temperature == 0 else draw_points(sampling, _rows(ids, mask), budget).to(ids.device)
+    stop, ended = ids.new_tensor(stop_ids), torch.zeros_like(ids[:, 0], dtype=torch.bool)
     with _serving(model, kernel):
         with torch.inference_mode():
             ask = _ask(model, ids, mask)
         cache = _cache(model, batch, prompt, prompt + budget)
-        for _ in range(budget):
+        for step in range(budget):
             with torch.inference_mode():
                 logits = _next_logits(ask, whole[:, :known], padding, cache)
-                token = sample(logits, sampling, generator, whole[:, :known])
-                if stop is not None and known > prompt:
-                    last = whole[:, known - 1]
-                    token = torch.where(torch.isin(last, stop), last, token)
+                token = sample(logits, sampling, None if points is None else points[step], whole[:, :known])
+                if stop_ids:
+                    token = torch.where(ended, whole[:, known - 1], token)
+                    ended = torch.isin(token, stop)
                 whole[:, known] = token
+            chosen = token.tolist()  # the one wait for the device in a step: whether to go on depends on the tokens
+            _check_chosen(chosen, step, logits.dtype)
             yield whole[:, known].clone()
-            if stop is not None and bool(torch.isin(token, stop).all()):
+            if stop_ids and all(each in stop_ids for each in chosen):
                 return
             known += 1
 
 
+def _rows(ids: Tensor, mask: Tensor | None) -> list[list[int]]:
+    """The tokens of each prompt, its padding left out."""
+    rows = ids.tolist()
+    kept = [[True] * ids.shape[1]] * len(rows) if mask is None else mask.tolist()
+    return [list(compress(row, real)) for row, real in zip(rows, kept, strict=True)]
+
+
+def _check_chosen(chosen: list[int], step: int, dtype: torch.dtype) -> None:
+    """Raises ZooError where a row has no token: `sample` gives −1."""
+    if min(chosen) >= 0:
+        return
+    found = f"row {chosen.index(-1)} has logits that are NaN or all -inf, in {str(dtype).removeprefix('torch.')}"
+    raise ZooError(f"generate: step {step + 1}: {found} (sound weights, or dtype=fp32 if the model overflows)")
+
+
 def _cache(model: Any, batch: int, prompt: int, length: int) -> Cache | None:
-    """Room for as many tokens as can be cached, or None when not even the prompt can."""
+    """A cache for as many tokens as can be cached, or None when not even the prompt can be."""
     until = model.spec.cacheable_until
     if until is not None and prompt > until:
         return None
@@ -212,7 +236,7 @@ def _cache(model: Any, batch: int, prompt: int, length: int) -> Cache | None:
 
 
 def _next_logits(ask: Callable[..., Any], held: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
-    """Logits [B, V] after all the tokens held [B, T]; past what can be cached (dynamic rope), from all of them anew."""
+    """Logits [B, V] after the tokens `held` [B, T]. Past the length that can be cached (dynamic RoPE) nothing is."""
     known = held.shape[1]
     padding = None if mask is None else mask[:, :known]
     if cache is None or known > cache.capacity:

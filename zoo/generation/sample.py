@@ -1,9 +1,12 @@
-"""From logits to the next token. B rows, V words in the vocabulary, T tokens so far."""
+# B batch, V vocabulary, T tokens so far
+"""Choose the next token from logits: greedy, or drawn after temperature, top-k, top-p, min-p and repetition penalty."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, ValidationError
@@ -13,10 +16,10 @@ from zoo.errors import ConfigError
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
-COLDEST = 1e-3  # below it float32 logits overflow on division, and the choice is greedy anyway
-HEAD = 512  # words that hold top_p of most distributions a trained model gives
+COLDEST = 1e-3  # below it the choice is greedy in all but name
+HEAD = 512  # tokens that hold top_p of most distributions a trained model gives
 
 
 def _must(accepts: Callable[[Any], bool], wanted: str) -> AfterValidator:
@@ -40,7 +43,7 @@ _Seed = Annotated[int | None, _must(lambda s: 0 <= s < 2**63, "from 0 to 2**63 -
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Sampling:
-    """How the next token is chosen. Applied in this order, which is transformers':
+    """Sampling parameters. Applied in this order, which is transformers':
 
     - `repetition_penalty` (Keskar et al., 2019) divides the logit of a token already there; if negative, multiplies it;
     - `temperature` divides the logits; 0 takes the likeliest token and leaves the rest of this list out;
@@ -48,7 +51,8 @@ class Sampling:
     - `top_p` (Holtzman et al., 2020) keeps the fewest likeliest tokens that hold at least this much probability;
     - `min_p` (Nguyen et al., 2024) keeps the tokens at least this likely relative to the likeliest.
 
-    Without a `seed` the draws come from torch's own generator.
+    With a `seed` a row draws what it would draw alone (see `draw_points`). Without one, the seed comes from torch's own
+    generator.
     """
 
     temperature: _Temperature = 0.0
@@ -60,15 +64,11 @@ class Sampling:
 
     @classmethod
     def checked(cls, **options: Any) -> Sampling:
-        """The same, for a user's own words: raises a ConfigError with one line for each option that will not do."""
+        """Sampling parameters that a user gave. Raises ConfigError with one line for each that will not do."""
         try:
             return cls(**options)
         except ValidationError as error:
             raise ConfigError(*(_fault(item) for item in error.errors(include_url=False))) from None
-
-    def generator(self, device: Any) -> Generator | None:
-        """What the draws come from: the same on every run of one seed, device and torch version."""
-        return None if self.seed is None else torch.Generator(device).manual_seed(self.seed)
 
 
 def _fault(item: Any) -> str:
@@ -78,18 +78,27 @@ def _fault(item: Any) -> str:
     return f"{name}: {item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}"
 
 
-def sample(
-    logits: Tensor, sampling: Sampling, generator: Generator | None = None, seen: Tensor | None = None
-) -> Tensor:
-    """The next token of each row, [B], from logits [B, V]. `seen` [B, T] are the tokens a repetition penalty counts."""
+def sample(logits: Tensor, sampling: Sampling, points: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
+    """The next token of each row [B] from logits [B, V]; −1 for a row whose logits are NaN or all −inf.
+
+    `points` [B] are the uniform numbers that decide a draw (`draw_points`); greedy choice needs none. `seen` [B, T] are
+    the tokens that a repetition penalty counts.
+    """
     if sampling.temperature == 0:
-        return _penalised(logits, sampling, seen).argmax(-1)
-    return draw(adjust(logits, sampling, seen), generator)
+        chosen = _penalise(logits, sampling, seen).argmax(-1)
+    else:
+        assert points is not None
+        chosen = draw(adjust(logits, sampling, seen), points)
+    return torch.where(logits.amax(-1) > -math.inf, chosen, -1)  # a NaN is the largest of its row, and not above −inf
 
 
 def adjust(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
-    """The logits that a token is drawn by, in float32: refused tokens at -inf."""
-    scores = _penalised(logits.float(), sampling, seen) / sampling.temperature
+    """The logits that a token is drawn by, in float32: refused tokens at -inf.
+
+    A logit of +inf, or one that overflows, is held at float32's largest number: such tokens share all the probability.
+    """
+    scores = _penalise(logits.float(), sampling, seen) / sampling.temperature
+    scores = scores.clamp(max=torch.finfo(torch.float32).max)
     if sampling.top_k is not None:
         scores = _top_k(scores, sampling.top_k)
     if sampling.top_p is not None and sampling.top_p < 1:
@@ -99,19 +108,37 @@ def adjust(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Te
     return scores
 
 
-def draw(scores: Tensor, generator: Generator | None = None) -> Tensor:
-    """One token a row, each with the probability softmax gives it.
+def draw(scores: Tensor, points: Tensor) -> Tensor:
+    """One token a row [B], each with the probability that softmax gives it, decided by `points` [B] in [0, 1).
 
-    Inverts the cumulative distribution: one uniform number a row, where torch.multinomial draws one a word (0.1 against
-    0.6 ms at 32,000 words on a CPU) and waits for the device. In float64, so that rare words keep their share.
+    Inverts the cumulative distribution with one uniform number a row. torch.multinomial draws one a token (0.6 against
+    0.1 ms at 32,000 tokens on a CPU) and waits for the device. In float64, so that rare tokens keep their share.
     """
     cumulative = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
-    point = torch.rand(len(scores), 1, dtype=torch.float64, device=scores.device, generator=generator)
-    chosen = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)  # right: never a word of no share
+    point = points[:, None] * cumulative[:, -1:]
+    chosen = torch.searchsorted(cumulative, point, right=True)  # right: never a token of no share
     return chosen.squeeze(1).clamp_(max=scores.shape[-1] - 1)
 
 
-def _penalised(scores: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
+def draw_points(sampling: Sampling, prompts: Sequence[Sequence[int]], steps: int) -> Tensor:
+    """Uniform numbers in [0, 1) for every step and row [steps, B], float64 on the CPU.
+
+    Each row has a generator of its own, seeded from the seed and the row's prompt: neither the batch's size, nor other
+    rows, nor the device, nor the number of steps changes what a row draws. Copies of one prompt differ: their seeds
+    also count which copy a row is.
+    """
+    seed = int(torch.randint(2**63 - 1, ())) if sampling.seed is None else sampling.seed
+    copies: Counter[tuple[int, ...]] = Counter()
+    rows = []
+    for prompt in map(tuple, prompts):
+        key = f"{seed} {copies[prompt]} {prompt}".encode()
+        copies[prompt] += 1
+        generator = torch.Generator().manual_seed(int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 1)
+        rows.append(torch.rand(steps, dtype=torch.float64, generator=generator))
+    return torch.stack(rows, 1)
+
+
+def _penalise(scores: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
     penalty = sampling.repetition_penalty
     if penalty == 1 or seen is None:
         return scores
@@ -132,7 +159,8 @@ def _top_p(scores: Tensor, p: float) -> Tensor:
 
 
 def _likeliest(shares: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    """Falling shares that hold at least p, and their tokens. To sort all words takes a CPU tens of times longer."""
+    """The largest probabilities, descending, that hold at least p, and their tokens. Sorting the whole vocabulary takes
+    a CPU tens of times longer."""
     if shares.is_cpu:
         head, order = shares.topk(min(HEAD, shares.shape[-1]))
         if bool((head.sum(-1) >= p).all()):

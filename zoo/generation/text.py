@@ -1,4 +1,4 @@
-"""Text in, text out as it comes: tokenizer and engine, whole characters only, up to a stop string."""
+"""Text in, text out, streamed: tokenizer and engine, whole characters only, up to a stop string."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from zoo.generation import engine
 from zoo.generation.sample import Sampling
 from zoo.lazy import torch
 from zoo.run.builder import pick_device
+from zoo.run.dtypes import settle_cpu
 
 if TYPE_CHECKING:
+    import tokenizers
+
     from zoo.data.tokenizer import Tokenizer
 
-HALF = "\ufffd"  # what a decoder gives for bytes that are no character, or not one yet
+REPLACEMENT = "\ufffd"  # what a decoder gives for bytes that are no character, or not one yet
 
 
 def stream(
@@ -33,26 +36,29 @@ def stream(
     fp8: str | None = None,
     note: Callable[[str], object] | None = None,
 ) -> Iterator[str]:
-    """What `complete` gives, from a checkpoint or run folder, or the last run started from here; `dtype` is the file's
-    unless given. `fp8` puts weights in float8 (`zoo.run.fp8.quantize`); the model is then bfloat16 unless `dtype` says
-    otherwise. `note` is told, in one line, of what is allowed but doubtful, and of what is in float8.
+    """Load a model and stream what it writes after `prompt`, as `complete` does.
+
+    `checkpoint` is a checkpoint or a run folder; None takes the last run started from here. `dtype` None is the file's,
+    or float32 where a CPU computes that faster. `fp8` puts weights in float8 (`zoo.run.fp8.quantize`); the model is
+    then bfloat16 unless `dtype` says otherwise. `note` is given a line each about what is allowed but doubtful, what is
+    in float8, a dtype that is not the file's, and a number of threads that is not torch's own.
 
     Raises ConfigError, at the call, for everything that will not do.
     """
     from zoo import runs
     from zoo.checkpoint import hf, store
-    from zoo.data import tokenizer as tokenizers
+    from zoo.data.tokenizer import Tokenizer
     from zoo.run.fp8 import WEIGHT_ONLY, quantize, require, summary
 
+    tell = note or (lambda line: None)
     if fp8:
         require(fp8, pick_device(device), f"fp8: {fp8}", WEIGHT_ONLY)
     folder = runs.find(runs.last_run() if checkpoint is None else checkpoint)
-    tokenizer = tokenizers.Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder)
     model = store.load(folder, dtype or ("bf16" if fp8 else None), device)
     if fp8:
-        products = quantize(model, fp8)
-        if note is not None:
-            note(f"fp8 {fp8}: {summary(products)}")
+        tell(f"fp8 {fp8}: {summary(quantize(model, fp8))}")
+    settle_cpu(model, tell, dtype=None if dtype is None else f"dtype={dtype}", keep=fp8 is not None)
     ends = [] if (folder / runs.ARCHITECTURE).is_file() else hf.end_ids(folder)
     options = {"ends": ends, "max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop, "kernel": kernel}
     return complete(model, tokenizer, prompt, note=note, **options)
@@ -70,11 +76,11 @@ def complete(
     kernel: str | None = None,
     note: Callable[[str], object] | None = None,
 ) -> Iterator[str]:
-    """What the model writes after `prompt`, in pieces: up to the end-of-text token, one of `ends`, or the first stop
-    string, none of them given.
+    """Stream what the model writes after `prompt`, up to the end-of-text token, one of the tokens `ends`, or the first
+    of the strings `stop`. None of these is part of the text.
 
     The prompt is encoded as the tokenizer's own file asks: a start token, special tokens where the text spells them. An
-    empty one starts from the end-of-text token, which stands before every text in training.
+    empty prompt starts from the end-of-text token, which stands before every text in training.
     """
     if "" in stop:
         raise ConfigError("stop: an empty string would end every text at once (leave it out)")
@@ -91,35 +97,40 @@ def complete(
 def _text(tokens: Any, tokenizer: Tokenizer, prompt: list[int], last: set[int], stop: Sequence[str]) -> Iterator[str]:
     with closing(tokens):  # a stop string ends the text first; the model must then be as it was at once
         numbers = takewhile(lambda number: number not in last, map(int, tokens))
-        yield from until(pieces(numbers, tokenizer.decode, prompt), stop)
+        yield from until(pieces(numbers, tokenizer.backend, prompt), stop)
 
 
-def pieces(tokens: Iterable[int], decode: Callable[[list[int]], str], before: Sequence[int] = ()) -> Iterator[str]:
-    """The text of `tokens`, which follow the tokens `before`, in pieces that never end inside a character.
+def pieces(tokens: Iterable[int], backend: tokenizers.Tokenizer, before: Sequence[int] = ()) -> Iterator[str]:
+    """Decode `tokens`, which follow the tokens `before`, to pieces of text that never end inside a character.
 
-    Decoders look at neighbours (a space that opens a text is dropped, bytes join to characters), so each piece is what
-    tokens add to the text of those of the piece before.
+    For the tokens of "é" in a byte-level vocabulary, C3 and A9, the first gives nothing and the second "é".
     """
-    context, fresh = list(before), []
-    known = decode(context)
+    from tokenizers.decoders import DecodeStream
+
+    if backend.decode(list(before)).endswith(REPLACEMENT):
+        before = ()  # DecodeStream takes that for half a character, and would repeat the whole prompt
+    decoding = DecodeStream(ids=list(before), skip_special_tokens=True)
+    held: list[int] = []  # tokens since the last piece
     for token in tokens:
-        fresh.append(token)
-        text = decode(context + fresh)
-        if text != known and not text.endswith(HALF):
-            yield _beyond(known, text, fresh, decode)
-            context, fresh = fresh, []
-            known = decode(context)
-    if fresh and (rest := _beyond(known, decode(context + fresh), fresh, decode)):
+        held.append(token)
+        try:
+            piece = decoding.step(backend, token)
+        except Exception as error:
+            if type(error) is not Exception:  # `tokenizers` raises the bare class, which cannot be named more closely
+                raise
+            # Byte fallback: the bytes held are no character, and spoil the one before them. Decoded alone.
+            piece = backend.decode(held)
+            decoding = DecodeStream(ids=held, skip_special_tokens=True)
+        if piece:
+            yield piece
+            held = []
+    if rest := backend.decode(held):
         yield rest
 
 
-def _beyond(known: str, text: str, fresh: list[int], decode: Callable[[list[int]], str]) -> str:
-    """What `text` adds to `known`. Bytes that spoil the character before them (byte fallback) are taken alone."""
-    return text[len(known) :] if text.startswith(known) else decode(fresh)
-
-
 def until(texts: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
-    """The texts up to the stop string that is complete first, astride or not; what may become one is held back."""
+    """Yield the texts up to the stop string that is complete first, even one that spans several texts. The end of a
+    text that may become a stop string is held back."""
     held = ""
     for text in texts:
         held += text
@@ -136,5 +147,5 @@ def until(texts: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
 
 
 def _begun(text: str, word: str) -> int:
-    """Characters of `word`, short of all, that `text` ends in: the most there can be."""
+    """The length of the longest proper prefix of `word` that `text` ends in."""
     return next((n for n in range(min(len(word) - 1, len(text)), 0, -1) if text.endswith(word[:n])), 0)

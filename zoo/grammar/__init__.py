@@ -1,19 +1,9 @@
 """From a model's YAML node to its Spec."""
 
-from zoo.grammar.reading import (
-    AXES,
-    BOTH,
-    DIMS,
-    OWN,
-    STRUCTURE,
-    TOWERS,
-    from_dict,
-    register_resolvers,
-    to_body,
-    to_dict,
-    to_spec,
-    to_tree,
-)
+from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE, TOWERS
+from zoo.grammar.plain import from_dict, to_body, to_dict
+from zoo.grammar.reading import to_spec, to_tree
+from zoo.grammar.resolvers import register_resolvers
 
 __all__ = [
     "AXES",

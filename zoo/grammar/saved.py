@@ -1,4 +1,4 @@
-"""The architecture that a checkpoint of ours is of: its zoo.yaml, read back."""
+"""Read the architecture of one of our own checkpoints: its zoo.yaml."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from zoo.errors import CheckpointError, ConfigError, short
-from zoo.grammar.reading import from_dict
+from zoo.grammar.plain import from_dict
 from zoo.runs import ARCHITECTURE
 
 FORMAT = 1

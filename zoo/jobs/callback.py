@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""Told by Hydra how each job ends. Hydra makes it in a launcher's workers too, by its name."""
+"""Write down how each job ends. Hydra creates the callback, in a launcher's workers too, and calls it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from zoo import disk
+from zoo.compose.engine import get_failure
 from zoo.errors import ZooError
 from zoo.runs import RESULT
 
 
 class Record(Callback):
-    """Writes each job's outcome.
+    """Write each job's outcome to its result.json.
 
-    A failure becomes a value that the job returns: Hydra raises a sweep's first failure instead of giving any results
-    back, so that the other jobs' would be lost with it.
+    A failed job is made to return its error as a value. Hydra would raise the first failure of a sweep and drop the
+    results of all its other jobs.
     """
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -34,11 +35,11 @@ class Record(Callback):
         outcome: dict[str, Any] = {"overrides": list(job_return.overrides or []), "status": "done"}
         outcome["seconds"] = round(time.monotonic() - self.started, 3)
         if job_return.status is JobStatus.FAILED:
-            error = job_return._return_value
+            error = get_failure(job_return)
             outcome |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
             job_return.status = JobStatus.COMPLETED
             if config.hydra.mode == RunMode.MULTIRUN:
-                self._tell(error)
+                self._log_failure(error)
                 job_return.return_value = None
         elif isinstance(job_return.return_value, Mapping):
             outcome |= job_return.return_value
@@ -46,6 +47,6 @@ class Record(Callback):
         said = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}  # training writes one of its own
         disk.write_text(file, json.dumps({**said, **outcome}, indent=2, default=str) + "\n")
 
-    def _tell(self, error: BaseException) -> None:
+    def _log_failure(self, error: BaseException) -> None:
         trace = None if isinstance(error, ZooError) else error
         logging.getLogger(__name__).error("job failed: %s: %s", type(error).__name__, error, exc_info=trace)

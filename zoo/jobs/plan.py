@@ -12,38 +12,35 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.compose.composing import TRAINING, Composed, compose
+from zoo.compose.composing import Composed
 from zoo.compose.engine import (
     CachingConfigRepository,
     Hydra,
     HydraConfig,
     Override,
-    Quote,
-    QuotedString,
     RunMode,
-    caching,
     primary,
     session,
     store_model,
 )
-from zoo.compose.model import Target, find, is_file, names, read, with_defaults
-from zoo.compose.overrides import alternatives, parse, text, values
+from zoo.compose.overrides import alternatives, parse_overrides, text, values
 from zoo.compose.shorthand import absolute
+from zoo.compose.targets import Target, find_target, is_file, list_defaults, list_packaged, read_yaml
 from zoo.errors import ConfigError
-from zoo.jobs.callback import Record
-from zoo.jobs.record import job
+from zoo.jobs.loader import ROOT, JobLoader
+from zoo.jobs.record import run_one_job
 from zoo.runs import RESULT
-
-ROOT = "model"
 
 
 @dataclasses.dataclass
-class Plan:
+class LaunchPlan:
     """What is to be run: Hydra, the config it starts from, its overrides, and the jobs they come to."""
 
     hydra: Hydra
+    loader: JobLoader
     config_name: str
     overrides: list[str]
+    """As the user typed them, sweeps among them."""
     jobs: list[Composed]
     sweeps: bool
     made: list[Path] = dataclasses.field(default_factory=list)
@@ -52,7 +49,7 @@ class Plan:
     def folder(self) -> Path:
         """A folder of its own for this run or sweep, made here: two that start in the same second get two."""
         mode = RunMode.MULTIRUN if self.sweeps else RunMode.RUN
-        cfg = self.hydra.compose_config(self.config_name, self.overrides, mode)
+        cfg = self.loader.load_configuration(self.config_name, self.overrides, mode)
         HydraConfig.instance().set_config(cfg)
         wanted = Path(str(cfg.hydra.sweep.dir if self.sweeps else cfg.hydra.run.dir))
         self.made = [path for path in (wanted, *wanted.parents) if not path.exists()]
@@ -71,7 +68,8 @@ class Plan:
     def run(self) -> Any:
         """Runs the one job; gives what the task returned, or raises what it raised."""
         folder = self.folder()
-        result = self._start(self.hydra.run, "run", folder).return_value
+        self.loader.folder = str(folder)
+        result = self.hydra.run(self.config_name, run_one_job, self.overrides).return_value
         if isinstance(result, ConfigError):
             self._discard(folder)
         if isinstance(result, BaseException):
@@ -80,7 +78,8 @@ class Plan:
 
     def sweep(self, folder: Path) -> None:
         """Runs every job. Each that ends, well or not, leaves a `result.json` in its folder below."""
-        self._start(self.hydra.multirun, "sweep", folder)
+        self.loader.folder = str(folder)
+        self.hydra.multirun(self.config_name, run_one_job, self.overrides)
 
     def _discard(self, folder: Path) -> None:
         """Removes the folder of a run that refused its input before it had done anything, and those made to hold it."""
@@ -89,16 +88,6 @@ class Plan:
             for path in self.made:
                 if path.exists() and not any(path.iterdir()):
                     path.rmdir()
-
-    def _start(self, start: Any, kind: str, folder: Path) -> Any:
-        place = QuotedString(str(folder), Quote.single).with_quotes()
-        extra = [
-            f"hydra.{kind}.dir={place}",
-            f"hydra.mode={'MULTIRUN' if self.sweeps else 'RUN'}",
-            f"++hydra.callbacks.zoo._target_={Record.__module__}.{Record.__qualname__}",
-        ]
-        given = [o for o in self.overrides if not o.startswith((f"hydra.{kind}.dir=", "hydra.mode="))]
-        return start(self.config_name, job, given + extra)
 
 
 def _unused(folder: Path) -> Path:
@@ -111,35 +100,41 @@ def _unused(folder: Path) -> Path:
 @contextmanager
 def planned(
     overrides: Sequence[str], *, config: Path | None = None, sweeps: bool = False, check: bool = True
-) -> Iterator[Plan]:
+) -> Iterator[LaunchPlan]:
     """A plan, with Hydra open to run it. Raises ConfigError with the faults of all jobs.
 
     With `check` every job is held against what training needs; without, the overrides alone have to fit the config.
     """
     faults: list[str] = []
-    parsed = parse(overrides, faults)
-    models = {value: find(value) for value in _model_files(parsed)}
+    parsed = parse_overrides(overrides, faults)
+    models = {value: find_target(value) for value in _model_files(parsed)}
     folders = [config.resolve().parent] if config else []
     folders += [target.folder for target in models.values() if target.folder]
-    with session(*dict.fromkeys(folders)) as hydra, ExitStack() as stack:
-        repo = caching(hydra.config_loader.repository)  # type: ignore[attr-defined]
-        body = with_defaults(read(config), repo, str(config), "/config") if config else TRAINING
-        name = stack.enter_context(primary(body)) if config else "config"
-        options = {value: _as_option(value, target, repo) for value, target in models.items()}
-        parsed = [_of_loader(_with_options(each, options), hydra.config_loader) for each in parsed]
-
-        def one(line: Sequence[str]) -> Composed:
-            return compose(repo, body, line, label=str(config or "conf/config.yaml"), root=ROOT, with_hydra=True)
-
-        master = one([text(each) for each in parsed if not each.is_sweep_override()])
-        sweeps = sweeps or master.cfg.hydra.mode == RunMode.MULTIRUN
+    with session(*dict.fromkeys(folders), loader=JobLoader) as hydra, ExitStack() as stack:
+        loader = hydra.config_loader
+        assert isinstance(loader, JobLoader)
+        name = "config"
+        if config:
+            loader.label = str(config)
+            loader.body = list_defaults(read_yaml(config), loader.repo, loader.label, "/config")
+            name = stack.enter_context(primary(loader.body))  # for `--info`, which asks Hydra itself
+        options = {value: _as_option(value, target, loader.repo) for value, target in models.items()}
+        parsed = [_of_loader(_with_options(each, options), loader) for each in parsed]
+        faults += [_no_sweep(each) for each in parsed if each.is_sweep_override() and each.is_hydra_override()]
+        master = loader.compose_job([text(each) for each in parsed if not each.is_sweep_override()])
+        loader.sweeps = sweeps = sweeps or master.cfg.hydra.mode == RunMode.MULTIRUN
         parsed += _swept_by_config(master.cfg, parsed) if sweeps else []
         lines = itertools.product(*map(alternatives, parsed)) if sweeps else [[text(each) for each in parsed]]
         varied = {each.get_key_element().removeprefix(f"{ROOT}.") for each in parsed if each.is_sweep_override()}
-        jobs = [_checked(one(line), varied if sweeps else None) if check else one(line) for line in lines]
+        jobs = [loader.compose_job(line) for line in lines]
+        jobs = [_checked(each, varied if sweeps else None) for each in jobs] if check else jobs
         if faults := [*dict.fromkeys([*faults, *_faults(jobs)])]:
             raise ConfigError(*faults)
-        yield Plan(hydra, name, _for_hydra(parsed, jobs, master) if sweeps else jobs[0].overrides, jobs, sweeps)
+        yield LaunchPlan(hydra, loader, name, [text(each) for each in parsed], jobs, sweeps)
+
+
+def _no_sweep(override: Override) -> str:
+    return f"{text(override)}: Hydra's own settings cannot be swept over (one value each)"
 
 
 def _checked(composed: Composed, varied: set[str] | None) -> Composed:
@@ -148,11 +143,11 @@ def _checked(composed: Composed, varied: set[str] | None) -> Composed:
     A key that nothing reads is one: in a sweep only where its value is `varied`, as some jobs may read what others
     do not.
     """
-    from zoo.training.task import check
+    from zoo.training.task import plan_training
 
     touched = [key for key in composed.touched if varied is None or key in varied]
     try:
-        check(task_config(composed), touched)
+        plan_training(task_config(composed), touched)
     except ConfigError as error:
         composed.faults += error.faults
     return composed
@@ -189,8 +184,8 @@ def _model_files(parsed: Sequence[Override]) -> list[str]:
 
 def _as_option(value: str, target: Target, repo: CachingConfigRepository) -> str:
     """The option of the group `model` that a user's file is made, for this process; the run folder has its name."""
-    if target.option not in names():
-        store_model(target.option, absolute(with_defaults(target.body, repo, value)))
+    if target.option not in list_packaged():
+        store_model(target.option, absolute(list_defaults(target.body, repo, value)))
     return target.option
 
 
@@ -198,7 +193,7 @@ def _with_options(override: Override, options: Mapping[str, str]) -> Override:
     if override.get_key_element() != ROOT or not options:
         return override
     chosen = ",".join(options.get(value, value) for value in values(override))
-    return parse([f"{ROOT}={chosen}"], [])[0]
+    return parse_overrides([f"{ROOT}={chosen}"], [])[0]
 
 
 def _of_loader(override: Override, loader: Any) -> Override:
@@ -213,29 +208,7 @@ def _swept_by_config(cfg: DictConfig, parsed: Sequence[Override]) -> list[Overri
         return []
     typed = {override.get_key_element() for override in parsed}
     faults: list[str] = []
-    found = parse([f"{key}={value}" for key, value in sweeper.params.items() if key not in typed], faults)
+    found = parse_overrides([f"{key}={value}" for key, value in sweeper.params.items() if key not in typed], faults)
     if faults:
         raise ConfigError(*(f"hydra.sweeper.params: {fault}" for fault in faults))
-    return [*found, *parse(["hydra.sweeper.params=null"], faults)]
-
-
-def _for_hydra(parsed: Sequence[Override], jobs: Sequence[Composed], master: Composed) -> list[str]:
-    """The sweep as Hydra takes it.
-
-    Hydra first composes with everything that is not swept, on the default model, and refuses what that has not. Where
-    it would, a key is forced, and a choice is written as a sweep over one value.
-    """
-    lines = []
-    for override in parsed:
-        key = override.get_key_element()
-        taken = {each.keys.get(key, key) for each in jobs}
-        if len(taken) > 1:
-            raise ConfigError(f"{text(override)}: some jobs have '{key}' and others do not (sweep over them apart)")
-        place, value = taken.pop(), text(override)[len(key) :]
-        if override.is_sweep_override() or override.is_hydra_override() or master.keys.get(key) == place:
-            lines.append(f"{place}{value}")
-        elif place.lstrip("+") in jobs[0].choices:
-            lines.append(f"{place}=choice({value[1:]})")
-        else:
-            lines.append(f"++{place.lstrip('+')}{value}")
-    return lines
+    return [*found, *parse_overrides(["hydra.sweeper.params=null"], faults)]

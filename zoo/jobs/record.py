@@ -1,4 +1,4 @@
-"""One job of a run or a sweep, as a launcher's worker calls it."""
+"""Run one job of a run or a sweep; launchers call this in their workers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def job(cfg: DictConfig) -> Any:
-    """The task function: at the top of a module, as launchers send it to their workers by name."""
+def run_one_job(cfg: DictConfig) -> Any:
+    """Hydra's task function. It stands at the top of a module, as launchers pickle it by name."""
     from hydra.core.hydra_config import HydraConfig
 
     from zoo.grammar import register_resolvers
-    from zoo.training.task import task
+    from zoo.training.task import start_run
 
     register_resolvers()  # a worker starts without them
     try:
-        return task(cfg)
+        return start_run(cfg)
     finally:
         runs.remember(Path(HydraConfig.get().runtime.output_dir))

@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads, K kv heads, C head width
-"""Attention with one meaning and several kernels: which of them runs, and why not the others."""
+"""`attend`, and the choice of the kernel that computes it: which one runs, and why not the others."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.errors import KernelError, did_you_mean
-from zoo.kernels.base import Ask, Call, Kernel, Machine
-from zoo.kernels.bias import biased
+from zoo.kernels.base import Ask, Call, Kernel, Machine, Scores
+from zoo.kernels.bias import describe_bias
 from zoo.kernels.eager import Eager
 from zoo.kernels.flash2 import Flash2, Flash2Hub
 from zoo.kernels.flash3 import Flash3, Flash3Hub
@@ -35,7 +35,7 @@ KERNELS: dict[str, Kernel] = {
 
 
 class Choice(NamedTuple):
-    """The kernel that attention runs by, what it will call, and why those tried before it would not do."""
+    """The kernel chosen, the call that it will make, and why each kernel tried before it refuses."""
 
     kernel: Kernel
     call: Call
@@ -55,29 +55,29 @@ def attend(
     pages: Tensor | None = None,
     kernel: str = "auto",
 ) -> Tensor:
-    """q [B, T, H, C] reads k [B, S, K, C] and v [B, S, K, Cv], H a multiple of K: [B, T, H, Cv].
+    """Compute attention: q [B, T, H, C] over k [B, S, K, C] and v [B, S, K, Cv], H a multiple of K → [B, T, H, Cv].
 
-    Scores are scaled, softcapped (c·tanh(s/c)), biased, masked; their softmax is taken in float32. `bias` is a Bias, or
-    a tensor that broadcasts to [B, H, T, S]. `sinks` [H] adds a column to the softmax that no value stands behind
-    (gpt-oss). A query that sees no key gives 0; what one gives that is padding itself is not specified. K and V are
-    taken in q's dtype. With `pages` [B, P] int32, k and v are pools of pages [N, page, K, C]: row b's keys are those of
+    Scores are scaled, softcapped (c·tanh(s/c)), biased and masked, in this order; the softmax is taken in float32.
+    `bias` is a Bias, or a tensor that broadcasts to [B, H, T, S]. `sinks` [H] adds to each head's softmax a logit
+    without a value (gpt-oss). A query that sees no key gives 0; the output of padding is not specified. K and V are
+    cast to q's dtype. With `pages` [B, P] int32, k and v are pools of pages [N, page, K, C]: row b's keys are those of
     its pages in order, as many as `mask.lengths` says, and mask.n_keys is P·page. Raises KernelError when the kernel
     named cannot do it.
     """
-    bias = biased(bias)
+    bias = describe_bias(bias)
     ask = _ask(q, k, v, mask, softcap, sinks, bias, pages)
     chosen = select(ask, machine_of(q.device), kernel)
     if k.dtype != q.dtype or v.dtype != q.dtype:
-        k, v = k.to(q.dtype), v.to(q.dtype)  # a cache may hold another
-    return chosen(q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks, bias=bias, pages=pages)
+        k, v = k.to(q.dtype), v.to(q.dtype)  # a cache may be in another dtype
+    return chosen(q, k, v, Scores(mask, scale, softcap, sinks, bias, pages))
 
 
 def order(ask: Ask, machine: Machine) -> Iterator[Kernel]:
-    """The kernels as `auto` tries them.
+    """Yield the kernels in the order in which `auto` tries them.
 
-    On CUDA the newest flash-attn first, then torch's own: scaled_dot_product_attention where it needs no mask, as it
-    picks among several fused kernels by itself; otherwise whatever skips what is hidden before what reads a mask. Where
-    there is no CUDA, flex comes last: its compiling takes seconds, and eager does all that it can.
+    On CUDA: the flash-attn packages, newest first, then torch's own. scaled_dot_product_attention comes first where it
+    needs no mask, because it picks among several fused kernels by itself; where it would read a mask, kernels that skip
+    hidden blocks come before it. Without CUDA flex is last: it takes seconds to compile, and eager can do the same.
     """
     yield from (KERNELS[name] for name in ("flash3", "flash4", "flash2"))
     if machine.device != "cuda" or plain(ask):
@@ -88,19 +88,19 @@ def order(ask: Ask, machine: Machine) -> Iterator[Kernel]:
 
 
 def select(ask: Ask, machine: Machine, kernel: str = "auto") -> Kernel:
-    """The kernel that `pick` gives, without the reasons: what decoding asks once a layer."""
+    """Choose the kernel as `pick` does, without collecting the reasons. Decoding calls this once a layer."""
     if kernel != "auto":
-        return _forced(ask, machine, kernel)
+        return _check_named(ask, machine, kernel)
     return next(each for each in order(ask, machine) if each.refuses(ask, machine) is None)
 
 
 def pick(ask: Ask, machine: Machine, kernel: str = "auto") -> Choice:
-    """The first kernel that does not refuse, or the one named. Pure: the machine need not be at hand.
+    """Choose the first kernel that does not refuse, or the one named. Pure: the machine need not be present.
 
-    Raises KernelError with the reason when the one named refuses.
+    Raises KernelError with the reason when the kernel named refuses.
     """
     if kernel != "auto":
-        forced = _forced(ask, machine, kernel)
+        forced = _check_named(ask, machine, kernel)
         return Choice(forced, forced.call(ask), {})
     refusals: dict[str, str] = {}
     for candidate in order(ask, machine):
@@ -111,7 +111,8 @@ def pick(ask: Ask, machine: Machine, kernel: str = "auto") -> Choice:
     raise AssertionError("eager refuses nothing")
 
 
-def _forced(ask: Ask, machine: Machine, kernel: str) -> Kernel:
+def _check_named(ask: Ask, machine: Machine, kernel: str) -> Kernel:
+    """The kernel of this name. Raises KernelError when there is none, or when it refuses."""
     if kernel not in KERNELS:
         known = ", ".join(("auto", *KERNELS))
         raise KernelError(
@@ -135,7 +136,7 @@ def prepare(
     bias: Bias | None = None,
     kernel: str = "auto",
 ) -> None:
-    """Draws on the mask what the kernel for `ask` will read, so that the layers that share it change nothing.
+    """Draw on the mask what the kernel for `ask` will read, before the layers that share the mask run.
 
     `dtype` is q's, `bias` the one that the layers will pass.
     """

@@ -1,4 +1,4 @@
-"""What is asked of an attention kernel, where, and what a kernel is: a reason against, or the call."""
+"""The vocabulary of attention kernels: an Ask, a Machine, the Scores wanted, and the Kernel base class."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where attention is to run: torch's device type, a CUDA device's compute capability, and which of the packages
-    that kernels need are installed there (see `zoo.kernels.found`). It need not be at hand."""
+    """A device as kernels see it: torch's device type, the CUDA compute capability, and the optional packages installed
+    there (see `zoo.kernels.found`). The device itself need not be present. `outdated` lists packages that are installed
+    in a version too old to use, as (package, version)."""
 
     device: str
     capability: tuple[int, int] | None = None
     packages: frozenset[str] = frozenset()
+    outdated: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One attention as a kernel sees it before any tensor is touched.
+    """One attention call without its tensors: everything on which the choice of a kernel depends.
 
-    `dtype` is torch's name without the prefix. `bias` is "alibi" (slopes on distances, columns in order), "fixed",
-    "learned" or "none". `pairs` are shown beyond what place shows: a prefix, or pairs named one by one. With
-    `scattered` columns come in another order than that of the keys, as in a ring that went round. `lengths` gives
-    each row keys of its own number, `page` is a paged cache's page size in tokens. `fewer` says that there are
-    fewer queries than keys.
+    `dtype` is torch's name without the prefix. `bias` is "alibi" (a slope times the distance), "fixed", "learned" or
+    "none". `pairs`: some pairs are visible beyond what causality and the window show (a prefix, global tokens).
+    `wrapped`: keys are not in the order of their token index, as in a ring cache that wrapped. `lengths`: each row has
+    its own number of keys. `page`: the page size of a paged cache in tokens. `short_q`: fewer queries than keys, T < S.
     """
 
     dtype: str
@@ -48,15 +49,15 @@ class Ask:
     padding: bool = False
     documents: bool = False
     pairs: bool = False
-    scattered: bool = False
+    wrapped: bool = False
     lengths: bool = False
     page: int | None = None
-    fewer: bool = False
+    short_q: bool = False
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a kernel calls, and with which arguments as far as they are no tensors."""
+    """The function that a kernel calls, and its arguments other than tensors."""
 
     function: str
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -66,44 +67,51 @@ class Call:
         return f"{self.function}({given})" if given else self.function
 
 
+@dataclass(frozen=True)
+class Scores:
+    """How scores are made from q and k and which of them count: all that a kernel takes beside q, k and v.
+
+    `sinks` [H] are gpt-oss's learned sinks. With `pages` [B, P], k and v are pools of pages [N, page, K, C], and row
+    b's keys are those of pages[b] in order.
+    """
+
+    mask: Mask
+    scale: float
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    bias: Bias | None = None
+    pages: Tensor | None = None
+
+    def gather_pages(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Copy the keys and values of each row out of their pools, [B, P·page, K, C]; without pages, k and v as they
+        are."""
+        if self.pages is None:
+            return k, v
+        pages = self.pages.long()
+        return k[pages].flatten(1, 2), v[pages].flatten(1, 2)
+
+
 class Kernel:
     """A way to compute attention. Stateless: one instance serves all layers."""
 
     name: str
     about: str  # one line for `zoo doctor`
-    fused: bool = True  # whether no score is ever held in memory
-    on_request: bool = False  # whether `auto` leaves it out
+    fused: bool = True  # never holds all scores in memory
+    on_request: bool = False  # left out by `auto`, used only when named
 
     def refuses(self, ask: Ask, machine: Machine) -> str | None:
-        """Why this kernel cannot do what is asked there, or None. Pure, and cheap: decoding asks once a layer."""
+        """Say why this kernel cannot serve the ask on that machine, or None. Pure and cheap: decoding asks once a
+        layer."""
         raise NotImplementedError
 
     def call(self, ask: Ask) -> Call:
-        """What it calls for an ask that it does not refuse."""
+        """Foretell the call made for an ask that is not refused."""
         raise NotImplementedError
 
     def prepare(self, mask: Mask, ask: Ask, device: torch.device, dtype: torch.dtype, bias: Bias | None) -> None:
-        """Draws on the mask what `__call__` will read, once for all layers that share it."""
+        """Draw on the mask what `__call__` will read, once for all layers that share the mask."""
         raise NotImplementedError
 
-    def __call__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Mask,
-        *,
-        scale: float,
-        softcap: float | None,
-        sinks: Tensor | None,
-        bias: Bias | None,
-        pages: Tensor | None = None,
-    ) -> Tensor:
-        """q [B, T, H, C], k [B, S, K, C], v [B, S, K, Cv] of one dtype → [B, T, H, Cv]. With `pages` [B, P] k and v are
-        pools [N, page, K, C] instead, in which row b's keys lie in pages[b]."""
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
+        """Compute attention: q [B, T, H, C], k [B, S, K, C], v [B, S, K, Cv] of one dtype → [B, T, H, Cv]."""
         raise NotImplementedError
-
-
-def gathered(pool: Tensor, pages: Tensor) -> Tensor:
-    """The keys or values of each row [B, P·page, K, C] out of a pool of pages [N, page, K, C]."""
-    return pool[pages.long()].flatten(1, 2)

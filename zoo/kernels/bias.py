@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads
-"""What positions add to the scores, as a description; a tensor is drawn from it only for a kernel that wants one."""
+"""Position biases on the scores, as descriptions. A tensor is drawn from one only for a kernel that reads a tensor."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Bias:
-    """A number for every head and pair of a query and a key, told by their columns.
+    """A number added to the score of every head, query and key.
 
-    `at` is the definition, element by element, and what a compiled kernel makes its own code of; `dense` is the same
-    for all pairs at once. Neither is stated twice: both call the one function of columns that a position scheme gives.
+    `at` defines it element by element, and flex compiles `at` into its kernel; `dense` is the same for all pairs at
+    once. Both call one function, which a position scheme gives, so that they cannot disagree.
     """
 
     slopes: Tensor | None = None  # [H], float32: where the bias is −slope·|i − j| and nothing else
@@ -26,33 +26,33 @@ class Bias:
 
     @property
     def source(self) -> object:
-        """What it is of: equal for two descriptions of one tensor."""
+        """Identify the tensor described: the same object for two descriptions of one tensor."""
         return self
 
     @property
     def kind(self) -> str:
-        """As `Ask.bias` names it."""
+        """The value of `Ask.bias` for it."""
         if self.slopes is not None:
             return "alibi"
         return "learned" if self.learned else "fixed"
 
     def at(self, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """The number at these indices, tensors of any shapes that broadcast."""
+        """Compute the bias at these indices, tensors of any shapes that broadcast."""
         raise NotImplementedError
 
     def draw(self) -> Tensor:
-        """All of it: [B|1, H|1, T|1, S]."""
+        """Compute the whole bias [B|1, H|1, T|1, S]."""
         raise NotImplementedError
 
     def dense(self) -> Tensor:
-        """What `draw` gives, kept."""
+        """`draw`, computed once and kept."""
         if self._dense is None:
             self._dense = self.draw()
         return self._dense
 
 
 class Given(Bias):
-    """A tensor [B|1, H|1, T|1, S], or without the leading axes."""
+    """A bias given as a tensor [B|1, H|1, T|1, S], or without the leading axes."""
 
     def __init__(self, tensor: Tensor) -> None:
         super().__init__(tensor.requires_grad)
@@ -72,14 +72,15 @@ class Given(Bias):
 
 
 class Placed(Bias):
-    """A function of a head and of the columns of a query [T] and a key [S]."""
+    """A bias that is a function of a head and of the token indices of a query and a key; `queries` [T] and `keys` [S]
+    are those indices."""
 
     def __init__(self, queries: Tensor, keys: Tensor, n_heads: int, learned: bool = False) -> None:
         super().__init__(learned)
         self.queries, self.keys, self.n_heads = queries, keys, n_heads
 
     def of(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """The number of a head for a query and a key in these columns."""
+        """Compute the bias of a head for these token indices of query and key."""
         raise NotImplementedError
 
     def at(self, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -90,6 +91,6 @@ class Placed(Bias):
         return self.of(heads[:, None, None], self.queries[:, None], self.keys[None, :])[None]
 
 
-def biased(bias: Bias | Tensor | None) -> Bias | None:
-    """A description, of a tensor too."""
+def describe_bias(bias: Bias | Tensor | None) -> Bias | None:
+    """Wrap a tensor as a Bias; anything else as it is."""
     return Given(bias) if hasattr(bias, "shape") else bias  # type: ignore[return-value, arg-type]

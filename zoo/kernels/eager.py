@@ -1,11 +1,11 @@
 # B batch, T queries, S keys, H heads, K kv heads, G = H/K query heads to a kv head, C head width
-"""Attention in plain torch: the meaning that every other kernel is tested against."""
+"""Attention in plain torch: the reference that every other kernel is tested against."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoo.kernels.base import Ask, Call, Kernel, Machine, gathered
+from zoo.kernels.base import Ask, Call, Kernel, Machine, Scores
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Eager(Kernel):
     """softmax(mask(softcap(scale·QKᵀ) + bias))·V with every score held in memory.
 
-    Products are in the inputs' dtype, all between them in float32 (float64 stays). They are the two batched products
-    that torch's FlopCounterMode sees: 2·T·S·H·(C + Cv) a row.
+    The two products are in the inputs' dtype, everything between them in float32 (or float64). torch's FlopCounterMode
+    counts exactly these products: 2·T·S·H·(C + Cv) a row.
     """
 
     name = "eager"
@@ -39,38 +39,25 @@ class Eager(Kernel):
         if bias is not None:
             bias.dense()
 
-    def __call__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Mask,
-        *,
-        scale: float,
-        softcap: float | None,
-        sinks: Tensor | None,
-        bias: Bias | None,
-        pages: Tensor | None = None,
-    ) -> Tensor:
-        if pages is not None:
-            k, v = gathered(k, pages), gathered(v, pages)
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Tensor:
+        k, v = how.gather_pages(k, v)
         n_kv_heads = k.shape[2]
         queries = q.unflatten(2, (n_kv_heads, q.shape[2] // n_kv_heads))  # B T K G C
         scores = torch.einsum("btkgc,bskc->bkgts", queries, k).flatten(1, 2)  # B H T S
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        if bias is not None:
-            scores = scores + bias.dense()
-        seen = None if mask.sees_all else mask.dense(q.device)
-        chances = _softmax(scores, seen, sinks).to(v.dtype).unflatten(1, queries.shape[2:4])  # B K G T S
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * how.scale
+        if how.softcap is not None:
+            scores = how.softcap * torch.tanh(scores / how.softcap)
+        if how.bias is not None:
+            scores = scores + how.bias.dense()
+        seen = None if how.mask.sees_all else how.mask.dense(q.device)
+        chances = _softmax(scores, seen, how.sinks).to(v.dtype).unflatten(1, queries.shape[2:4])  # B K G T S
         return torch.einsum("bkgts,bskc->btkgc", chances, v).flatten(2, 3)  # B T H Cv
 
 
 def _softmax(scores: Tensor, seen: Tensor | None, sinks: Tensor | None) -> Tensor:
-    """Softmax over the keys seen [B, H, T, S]; `sinks` [H] is one more column that takes its share and is dropped."""
+    """Softmax over the visible keys [B, H, T, S]. `sinks` [H] is one more logit, whose share is then dropped."""
     if seen is not None:
-        # The lowest finite score, not -inf: a row with nothing to see stays free of NaN, backward too.
+        # The lowest finite score, not -inf: a query that sees no key gives no NaN, forward or backward.
         scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
     if sinks is None:
         chances = scores.softmax(-1)

@@ -1,21 +1,19 @@
-# B batch, T queries, S keys, H heads, K kv heads, C head width
+# H heads
 """flash-attn 2, from its package or from the hub."""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from zoo.kernels import hub
 from zoo.kernels.base import Ask, Machine
-from zoo.kernels.flash import CACHED, DENSE, VARLEN, Flash, narrow_in_cache, too_wide
+from zoo.kernels.flash import Flash, refuse_before_ampere, refuse_cached_width, refuse_width
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.kernels.bias import Bias
 
-PAGE = 256  # tokens, of which a page holds a multiple
+PAGE = 256  # a page holds a multiple of so many tokens
 
 
 class Flash2(Flash):
@@ -24,27 +22,18 @@ class Flash2(Flash):
     name = "flash2"
     about = "flash-attn 2: softcap, windows, ALiBi, paged caches; no sinks"
     package = "flash-attn"
-    functions: ClassVar = {
-        DENSE: "flash_attn_func",
-        VARLEN: "flash_attn_varlen_func",
-        CACHED: "flash_attn_with_kvcache",
-    }
+    imported = "flash_attn"
     table = "block_table"
 
-    def unfit(self, capability: tuple[int, int] | None) -> str | None:
-        if capability is None or capability >= (8, 0):
-            return None
-        return f"flash-attn 2 wants compute capability 8.0 or more, this is {capability[0]}.{capability[1]}"
+    def refuses_capability(self, capability: tuple[int, int] | None) -> str | None:
+        return refuse_before_ampere(capability, "flash-attn 2")
 
     def lacks(self, ask: Ask, machine: Machine) -> str | None:
         if ask.sinks:
             return "flash-attn 2 has no attention sinks"
         if ask.page and ask.page % PAGE:
             return f"flash-attn 2 wants pages of a multiple of {PAGE} tokens, found {ask.page}"
-        return too_wide(ask) or narrow_in_cache(ask)
-
-    def module(self) -> Any:
-        return importlib.import_module("flash_attn")
+        return refuse_width(ask) or refuse_cached_width(ask)
 
     def extras(self, sinks: Tensor | None, bias: Bias | None) -> dict[str, Any]:
         return {} if bias is None else {"alibi_slopes": bias.slopes}
@@ -56,7 +45,5 @@ class Flash2Hub(Flash2):
     name = "flash2_hub"
     about = "flash-attn 2 from the Hugging Face hub; fetched when it is first used, so only when named"
     package = "kernels"
+    repository = "kernels-community/flash-attn2"
     on_request = True
-
-    def module(self) -> Any:
-        return hub.fetch("kernels-community/flash-attn2", 1)

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
-from zoo.kernels import hub
 from zoo.kernels.base import Ask, Machine
-from zoo.kernels.flash import CACHED, DENSE, VARLEN, WIDEST, Flash, narrow_in_cache, too_wide
+from zoo.kernels.flash import WIDEST, Flash, refuse_cached_width, refuse_width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +15,8 @@ HOPPER = (9, 0)
 
 
 def own_widths(head_dim: int, v_head_dim: int) -> bool:
-    """Whether the kernels take values of this width: as wide as keys, MLA's expanded, or wide ones of narrow keys."""
+    """Whether the kernels take values of this width without padding: as wide as keys, MLA's expanded heads, or wide
+    values beside narrow keys."""
     expanded = 128 < head_dim <= 192 and 96 < v_head_dim <= 128
     return head_dim == v_head_dim or expanded or (head_dim <= 64 and v_head_dim <= 512)
 
@@ -28,13 +27,9 @@ class Flash3(Flash):
     name = "flash3"
     about = "flash-attn 3: made for Hopper; softcap, windows, paged caches; no ALiBi, no sinks"
     package = "flash-attn-3"
-    functions: ClassVar = {
-        DENSE: "flash_attn_func",
-        VARLEN: "flash_attn_varlen_func",
-        CACHED: "flash_attn_with_kvcache",
-    }
+    imported = "flash_attn_interface"
 
-    def unfit(self, capability: tuple[int, int] | None) -> str | None:
+    def refuses_capability(self, capability: tuple[int, int] | None) -> str | None:
         if capability in (None, HOPPER):
             return None
         return f"flash-attn 3 is made for Hopper (compute capability 9.0), this is {capability[0]}.{capability[1]}"
@@ -47,11 +42,8 @@ class Flash3(Flash):
         if ask.needs_grad and ask.v_head_dim > WIDEST:
             return f"flash-attn 3 has a gradient for values of at most {WIDEST}, found {ask.v_head_dim}"
         if own_widths(ask.head_dim, ask.v_head_dim):
-            return None if ask.head_dim <= WIDEST else too_wide(ask)
-        return too_wide(ask) or narrow_in_cache(ask)
-
-    def module(self) -> Any:
-        return importlib.import_module("flash_attn_interface")
+            return None if ask.head_dim <= WIDEST else refuse_width(ask)
+        return refuse_width(ask) or refuse_cached_width(ask)
 
     def values(self, q: Tensor, v: Tensor) -> Tensor:
         return v if own_widths(q.shape[3], v.shape[3]) else super().values(q, v)
@@ -63,7 +55,5 @@ class Flash3Hub(Flash3):
     name = "flash3_hub"
     about = "flash-attn 3 from the Hugging Face hub; fetched when it is first used, so only when named"
     package = "kernels"
+    repository = "kernels-community/flash-attn3"
     on_request = True
-
-    def module(self) -> Any:
-        return hub.fetch("kernels-community/flash-attn3", 1)

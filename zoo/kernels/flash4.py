@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.kernels.base import Ask, Machine
-from zoo.kernels.flash import CACHED, DENSE, VARLEN, WIDEST, Flash, way
+from zoo.kernels.base import Ask, Machine, Scores
+from zoo.kernels.flash import CACHED, DENSE, WIDEST, Flash, way
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,22 +15,24 @@ if TYPE_CHECKING:
 
 SERVED = {9: "Hopper", 10: "Blackwell", 11: "Blackwell"}  # compute capabilities by their major number
 
-PAGED = 16  # of which a head's width is a multiple where keys lie in pages
-UNLIKE = (192, 128), (128, 64), (64, 128)
-"""Widths of keys and values, where they differ, that have a gradient on both."""
+PAGED = 16  # in a paged cache a head's width is a multiple of this
+UNEQUAL = (192, 128), (128, 64), (64, 128)
+"""Different widths of keys and values that have a gradient on both generations."""
 
 
 class Flash4(Flash):
     """flash-attn 4 (Zadouri et al., 2026): Hopper and Blackwell; windows, softcap and learned sinks, forward and
-    backward; keys and values of different widths. It has no function for a cache: keys are appended by us, and read by
-    the one for unequal lengths."""
+    backward; keys and values of different widths. It has no function for a cache: zoo appends the keys itself, and the
+    varlen function reads them."""
 
     name = "flash4"
     about = "flash-attn 4: Hopper and Blackwell; softcap, windows, learned sinks, paged caches; no ALiBi"
     package = "flash-attn-4"
-    functions: ClassVar = {DENSE: "flash_attn_func", VARLEN: "flash_attn_varlen_func", CACHED: "flash_attn_varlen_func"}
+    imported = "flash_attn.cute"
+    functions: ClassVar = {**Flash.functions, CACHED: "flash_attn_varlen_func"}
+    unlimited = None
 
-    def unfit(self, capability: tuple[int, int] | None) -> str | None:
+    def refuses_capability(self, capability: tuple[int, int] | None) -> str | None:
         if capability is None or capability[0] in SERVED:
             return None
         found = f"{capability[0]}.{capability[1]}"
@@ -44,18 +45,11 @@ class Flash4(Flash):
         if ask.page and any(width % PAGED for width in widths):
             return f"flash-attn 4 reads pages of heads in multiples of {PAGED}, found {widths}"
         if machine.capability is not None and machine.capability[0] > 9:
-            return _on_blackwell(widths, ask) or _unlike(widths, ask)
-        return _on_hopper(widths) or _unlike(widths, ask)
+            return _refuse_on_blackwell(widths, ask) or _refuse_gradient(widths, ask)
+        return _refuse_on_hopper(widths) or _refuse_gradient(widths, ask)
 
     def function(self, ask: Ask) -> str:
         return super().function(ask) if ask.lengths or way(ask) != CACHED else self.functions[DENSE]
-
-    def module(self) -> Any:
-        return importlib.import_module("flash_attn.cute")
-
-    def options(self, causal: bool, window: int | None, softcap: float | None) -> dict[str, Any]:
-        sides = (None, None) if window is None else (window - 1, 0) if causal else (window, window)
-        return {"causal": causal, "window_size": sides, **({"softcap": softcap} if softcap else {})}
 
     def extras(self, sinks: Tensor | None, bias: Bias | None) -> dict[str, Any]:
         return {} if sinks is None else {"learnable_sink": sinks}
@@ -63,23 +57,21 @@ class Flash4(Flash):
     def values(self, q: Tensor, v: Tensor) -> Tensor:
         return v
 
-    def cached(
-        self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, pages: Tensor | None, given: dict[str, Any]
-    ) -> Tensor:
-        if lengths is None:
+    def cached(self, q: Tensor, k: Tensor, v: Tensor, how: Scores, given: dict[str, Any]) -> Tensor:
+        if how.mask.lengths is None:
             return self.dense(q, k, v, given)
-        held = {"seqused_k": lengths.int(), **({} if pages is None else {"page_table": pages})}
+        held = {"seqused_k": how.mask.lengths.int(), **({} if how.pages is None else {self.table: how.pages})}
         return self.load().flash_attn_varlen_func(q, k, v, **held, **given)[0]
 
 
-def _on_hopper(widths: tuple[int, int]) -> str | None:
+def _refuse_on_hopper(widths: tuple[int, int]) -> str | None:
     if max(widths) > WIDEST:
         return f"heads are at most {WIDEST} wide, found {max(widths)}"
-    narrow = widths[0] < 128 and widths[1] > 192  # which its compiler has no registers for
+    narrow = widths[0] < 128 and widths[1] > 192  # the kernel would need more registers than there are
     return f"on Hopper values are at most 192 wide beside keys of less than 128, found {widths}" if narrow else None
 
 
-def _on_blackwell(widths: tuple[int, int], ask: Ask) -> str | None:
+def _refuse_on_blackwell(widths: tuple[int, int], ask: Ask) -> str | None:
     if widths == (256, 256):
         scored = ask.needs_grad and (ask.sinks or ask.softcap is not None)
         return "on Blackwell heads of 256 have no gradient with sinks or a softcap" if scored else None
@@ -88,10 +80,11 @@ def _on_blackwell(widths: tuple[int, int], ask: Ask) -> str | None:
     return None
 
 
-def _unlike(widths: tuple[int, int], ask: Ask) -> str | None:
-    """Why keys and values of different widths have no gradient: which do was found by compiling them."""
+def _refuse_gradient(widths: tuple[int, int], ask: Ask) -> str | None:
+    """Say why keys and values of different widths have no gradient, or None. Which have one was found by compiling
+    them (tests/oracle/compile_flash4.py)."""
     if not ask.needs_grad or widths[0] == widths[1]:
         return None
     if ask.n_heads > ask.n_kv_heads:
         return f"flash-attn 4 has a gradient for shared keys as wide as their values, not {widths}"
-    return None if widths in UNLIKE else f"flash-attn 4 has a gradient for widths of {UNLIKE}, not {widths}"
+    return None if widths in UNEQUAL else f"flash-attn 4 has a gradient for widths of {UNEQUAL}, not {widths}"

@@ -1,13 +1,14 @@
 # B batch, T queries, S keys, H heads, K kv heads, C head width
-"""The flash-attn 2 kernels that torch itself brings, by the operator behind scaled_dot_product_attention: it has
-windows and unequal lengths, which that function does not pass on."""
+"""torch's own flash-attn 2 kernels, called by the operator behind scaled_dot_product_attention: the operator has
+windows and cu_seqlens, which that function does not pass on."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.kernels.base import Ask, Machine
-from zoo.kernels.flash import CACHED, DENSE, VARLEN, Flash, Stretches, too_wide
+from zoo.kernels.base import Ask, Machine, Scores
+from zoo.kernels.flash import CACHED, DENSE, VARLEN, Flash, refuse_before_ampere, refuse_width
+from zoo.kernels.varlen import VarlenBatch
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -17,16 +18,16 @@ OPERATOR = "_flash_attention_forward"
 
 
 class FlashTorch(Flash):
-    """aten::_flash_attention_forward. It takes ALiBi's slopes, and raises: torch builds its kernels without."""
+    """aten::_flash_attention_forward. It has an argument for ALiBi slopes and raises when given any: torch builds its
+    kernels without ALiBi."""
 
     name = "flash_torch"
     about = "torch's own flash-attn 2: windows, documents; no ALiBi, no softcap, no sinks"
     functions: ClassVar = dict.fromkeys((DENSE, VARLEN, CACHED), OPERATOR)
+    unlimited = None
 
-    def unfit(self, capability: tuple[int, int] | None) -> str | None:
-        if capability is None or capability >= (8, 0):
-            return None
-        return f"torch's flash kernels want compute capability 8.0 or more, this is {capability[0]}.{capability[1]}"
+    def refuses_capability(self, capability: tuple[int, int] | None) -> str | None:
+        return refuse_before_ampere(capability, "torch's flash-attn 2")
 
     def lacks(self, ask: Ask, machine: Machine) -> str | None:
         if ask.softcap is not None:
@@ -37,29 +38,27 @@ class FlashTorch(Flash):
             return "torch's flash kernels are built without ALiBi"
         if ask.lengths or ask.page:
             return "torch's flash kernels read no cache of rows of unequal length"
-        return too_wide(ask)
+        return refuse_width(ask)
 
     def module(self) -> Any:
         return torch.ops.aten
 
     def options(self, causal: bool, window: int | None, softcap: float | None) -> dict[str, Any]:
-        sides = (None, None) if window is None else (window - 1, 0) if causal else (window, window)
-        return {"is_causal": causal, "window_size_left": sides[0], "window_size_right": sides[1]}
+        left, right = self.sides(causal, window)
+        return {"is_causal": causal, "window_size_left": left, "window_size_right": right}
 
     def dense(self, q: Tensor, k: Tensor, v: Tensor, given: dict[str, Any]) -> Tensor:
         return self._run(q, k, v, (None, None, q.shape[1], k.shape[1]), given)
 
-    def varlen(self, q: Tensor, k: Tensor, v: Tensor, laid: Stretches, given: dict[str, Any]) -> Tensor:
-        flat = laid.queries.take(q), laid.keys.take(k), laid.keys.take(v)
-        return laid.queries.put(self._run(*flat, tuple(laid.lengths.values()), given), q.shape[:2])
+    def varlen(self, q: Tensor, k: Tensor, v: Tensor, batch: VarlenBatch, given: dict[str, Any]) -> Tensor:
+        flat = batch.queries.take(q), batch.keys.take(k), batch.keys.take(v)
+        return batch.queries.put(self._run(*flat, tuple(batch.arguments.values()), given), q.shape[:2])
 
-    def cached(
-        self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, pages: Tensor | None, given: dict[str, Any]
-    ) -> Tensor:
+    def cached(self, q: Tensor, k: Tensor, v: Tensor, how: Scores, given: dict[str, Any]) -> Tensor:
         return self.dense(q, k, v, given)
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
-        """`lengths`: where queries and keys end and the longest of each, as the operator's next four arguments."""
+        """Call the operator. `lengths` are its arguments cum_seq_q, cum_seq_k, max_q and max_k."""
         options = dict(given)
         scale, causal = options.pop("softmax_scale"), options.pop("is_causal")
         return getattr(self.load(), OPERATOR)(q, k, v, *lengths, 0.0, causal, False, scale=scale, **options)[0]

@@ -1,4 +1,4 @@
-"""What is installed of the packages that kernels need. Looked for when asked, and never imported for it."""
+"""Find the optional packages that kernels need, by their metadata: none is imported for it."""
 
 from __future__ import annotations
 
@@ -19,56 +19,90 @@ PACKAGES: dict[str, str] = {
     "compiler": "a C++ compiler for torch.compile on a CPU, triton on CUDA",
     "avx2": "an x86-64 CPU with AVX2, which torch's attention for CPUs is compiled for; not macOS",
 }
-"""What a kernel may need besides torch, and where it comes from."""
+"""What a kernel may need besides torch, and where to get it."""
 
-OLDEST = (2, 6)
-"""flash-attn's first version with softcap and windows in every function (2.6, July 2024)."""
+EVERYTHING = frozenset(PACKAGES)
+"""For a machine that is not present and may have all packages."""
+
+OLDEST: dict[str, tuple[str, str, str]] = {
+    "flash-attn": ("2.6", "lack a softcap", "pip install -U flash-attn"),
+    "flash-attn-3": ("3.0.0b1", "have other signatures", "build it anew from flash-attention's hopper folder"),
+    "flash-attn-4": ("4.0.0b26", "drop the gradient of sinks", "pip install -U --pre flash-attn-4"),
+}
+"""The oldest version that is used, what those before it do, and how to get a newer one.
+
+flash-attn 2.6 is of July 2024. flash-attn-4 4.0.0b26, of 12 August 2026, is the first beta with the backward pass of
+learned sinks (pull request 2706); b25 returns no gradient for them and says nothing.
+"""
+
+EARLIER_NAME = {"flash-attn-3": "flashattn-hopper"}
+"""What a package was called before its oldest version that is used; the module had its name already."""
+
+MODULES = {"flash-attn-3": "flash_attn_interface"}
+"""The module of a package that may be on the path without metadata, as where it was built in place."""
 
 
-def packages(device: str) -> frozenset[str]:
-    """Those of PACKAGES that are here for this type of device."""
-    found = {
-        "flash-attn": _version("flash-attn") >= OLDEST,
-        "flash-attn-3": find_spec("flash_attn_interface") is not None,
-        "flash-attn-4": bool(_version("flash-attn-4")),
-        "kernels": bool(_version("kernels")),
-        "compiler": _compiler() if device == "cpu" else find_spec("triton") is not None,
+def find_machine(device: str) -> Machine:
+    """Describe this machine for one of torch's device types. Asks torch for a CUDA device's compute capability."""
+    known = device == "cuda" and torch.cuda.is_available()
+    installed = {package: found for package in (*OLDEST, "kernels") if (found := _find_version(package)) is not None}
+    outdated = tuple((package, found) for package, found in installed.items() if is_outdated(package, found))
+    here = {
+        **{package: (package, found) not in outdated for package, found in installed.items()},
+        "compiler": _has_compiler() if device == "cpu" else find_spec("triton") is not None,
         "avx2": platform.system() != "Darwin" and torch.cpu._is_avx2_supported(),
     }
-    return frozenset(name for name, here in found.items() if here)
+    packages = frozenset(name for name, usable in here.items() if usable)
+    return Machine(device, torch.cuda.get_device_capability() if known else None, packages, outdated)
 
 
-def _version(distribution: str) -> tuple[int, ...]:
-    """Major and minor, or nothing where it is not installed."""
+def is_outdated(package: str, version: str) -> bool:
+    """Whether this version, as `_find_version` gives it, is older than the oldest that is used."""
+    from packaging.version import InvalidVersion, Version
+
+    if package not in OLDEST or not version:
+        return False
     try:
-        numbers = metadata.version(distribution).split(".")[:2]
-    except metadata.PackageNotFoundError:
-        return ()
-    return tuple(int(number) for number in numbers if number.isdigit())
+        return Version(version) < Version(OLDEST[package][0])
+    except InvalidVersion:  # "named flashattn-hopper"
+        return True
 
 
-def _compiler() -> bool:
-    """Whether there is one that torch.compile would take on a CPU."""
+def explain_missing(package: str, machine: Machine) -> str | None:
+    """Say that a package is missing from a machine, or too old there, and how to get it; None where it is usable."""
+    if package in machine.packages:
+        return None
+    found = dict(machine.outdated).get(package)
+    if found is None:
+        return f"{package} is not installed ({PACKAGES[package]})"
+    oldest, what, source = OLDEST[package]
+    return f"{package} {found} is older than {oldest}: versions before that {what} ({source})"
+
+
+def _find_version(package: str) -> str | None:
+    """The version installed; "" where there is a module without metadata; None where there is nothing."""
+    for name in (package, EARLIER_NAME.get(package)):
+        try:
+            if name is not None:
+                found = metadata.version(name)
+                return found if name == package else f"named {name}"
+        except metadata.PackageNotFoundError:
+            continue
+    return "" if package in MODULES and find_spec(MODULES[package]) is not None else None
+
+
+def _has_compiler() -> bool:
+    """Whether torch.compile would find a C++ compiler."""
     names = (os.environ.get("CXX"), "g++", "clang++", "cl")
     return any(name and shutil.which(name) for name in names)
 
 
-EVERYTHING = frozenset(PACKAGES)
-"""For a machine that is not at hand, and may have all of them."""
-
-
-def machine(device: str) -> Machine:
-    """This machine as kernels see it, for one of torch's device types. Asks torch for a CUDA device's capability."""
-    known = device == "cuda" and torch.cuda.is_available()
-    return Machine(device, torch.cuda.get_device_capability() if known else None, packages(device))
-
-
 MACHINES: dict[str, Machine] = {}
-"""This machine as kernels see it, by type of device: looked at once, as a model comes to be there."""
+"""This machine by device type. Filled once, when a model comes to a device."""
 
 
 def machine_of(device: torch.device) -> Machine:
     """This machine, for tensors on this device."""
     if device.type not in MACHINES:
-        MACHINES[device.type] = machine(device.type)
+        MACHINES[device.type] = find_machine(device.type)
     return MACHINES[device.type]

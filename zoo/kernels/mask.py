@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads
-"""Which keys a query may see, as a description; a tensor is drawn from it only for a kernel that wants one."""
+"""Attention masks, as descriptions. A tensor is drawn from one only for a kernel that reads a tensor."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ if TYPE_CHECKING:
 
 
 class Mask:
-    """What `n_queries` queries may see of `n_keys` keys, in columns: a token's index in its row, pads included.
+    """Which of `n_keys` keys each of `n_queries` queries may see, by token index: a token's place in its row, pads
+    included.
 
-    Without `key_columns` the keys are columns 0 … S-1; without `query_columns` the queries are the last T of them, so
-    that a causal mask on a rectangle is aligned at its bottom right. `causal` shows keys at or before the query. A
-    `window` W shows a causal query the W newest of those, itself included; one that sees both sides, all |i-j| <= W.
-    Two things show more than place does: columns before `prefix` [B] all see one another (Raffel et al., 2020,
-    prefix-LM), and `also` [B|1, T, S] names pairs one by one. Two hide: `padding` [B, S] is True where a key is a real
-    token, and `documents` (of the queries [B|1, T], of the keys [B|1, S]) keeps apart what is packed into a row, each
-    document in one stretch of it. With `lengths` [B] row b has that many keys, whatever stands behind them, and its
-    queries are the last T of those.
+    Without `key_index` the keys are tokens 0 … S-1; without `query_index` the queries are the last T of them, so that a
+    causal mask on a rectangle is aligned at its bottom right. `causal` shows keys at or before the query. A `window` W
+    shows a causal query the W newest of those, itself included; a query that sees both ways, all with |i-j| <= W.
+    Two fields show more pairs: tokens before `prefix` [B] all see one another (Raffel et al., 2020, prefix-LM), and
+    `also` [B|1, T, S] names pairs one by one. Two fields hide pairs: `padding` [B, S] is True where a key is a real
+    token, and `documents` (of the queries [B|1, T], of the keys [B|1, S]) numbers packed documents, each contiguous in
+    its row, which do not see one another. With `lengths` [B] row b has that many keys, whatever is stored behind them,
+    and its queries are the last T of those.
 
-    `sees` is the definition; `dense` is drawn from it, and kernels that compile make their code of it. What is drawn is
-    kept on the object, which serves one forward pass. Draw before the layers (`kernels.prepare`): they
-    then only read the mask, so that equal layers compile once and a checkpointed layer recomputes what it did. A
-    padding that hides nothing still costs a tensor: say None instead.
+    `sees` is the definition; `dense` is drawn from it, and flex compiles it. What is drawn is kept on the object, which
+    serves one forward pass. Draw before the layers run (`kernels.prepare`): they then only read the mask, so that equal
+    layers compile once and a checkpointed layer recomputes the same. A padding that hides nothing still costs a tensor:
+    pass None instead.
     """
 
     def __init__(
@@ -43,8 +44,8 @@ class Mask:
         documents: tuple[Tensor, Tensor] | None = None,
         prefix: Tensor | None = None,
         also: Tensor | None = None,
-        query_columns: Tensor | None = None,
-        key_columns: Tensor | None = None,
+        query_index: Tensor | None = None,
+        key_index: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> None:
         self.n_queries = n_queries
@@ -55,17 +56,17 @@ class Mask:
         self.documents = documents
         self.prefix = prefix
         self.also = also
-        self.query_columns = query_columns
-        self.key_columns = key_columns
+        self.query_index = query_index
+        self.key_index = key_index
         self.lengths = lengths
-        self.kept: dict[Any, Any] = {}  # what kernels drew of it
+        self.kept: dict[Any, Any] = {}  # what kernels drew from it
         self._dense: Tensor | None = None
         self._additive: Tensor | None = None
-        self._source: object = None  # of the bias that _additive holds
+        self._source: object = None  # `Bias.source` of the bias in _additive
 
     @property
     def sees_all(self) -> bool:
-        """No query is refused any key, as far as numbers tell: tensors are not read for it."""
+        """Whether every query sees every key. False where that depends on a tensor's values, which are not read."""
         if not self._in_order:
             return False
         if self.causal:
@@ -74,46 +75,47 @@ class Mask:
 
     @property
     def plain_causal(self) -> bool:
-        """As many queries as keys, and nothing hidden but the future."""
+        """Whether there are as many queries as keys and only later keys are hidden."""
         return self.causal and self._in_order and self.n_queries == self.n_keys and not self._window_bites
 
     @property
     def _in_order(self) -> bool:
-        """Nothing but the place of a token in its row decides."""
-        return all(each is None for each in (self.query_columns, self.key_columns, *self._of_rows))
+        """Whether visibility depends on token indices alone, and those are in order."""
+        return all(each is None for each in (self.query_index, self.key_index, *self._of_rows))
 
     @property
     def _of_rows(self) -> tuple[Any, ...]:
-        """What may differ from row to row."""
+        """The fields that may differ from row to row."""
         return self.padding, self.documents, self.prefix, self.also, self.lengths
 
     @property
     def features(self) -> dict[str, Any]:
-        """What of it an `Ask` names, as far as numbers tell: what changes nothing here is left out."""
+        """The mask's features as `Ask` fields. A window longer than the row, say, is left out because it hides
+        nothing."""
         return {
             "causal": self.causal and not self.sees_all,
             "window": self.window if self._window_bites or not self._in_order else None,
             "padding": self.padding is not None,
             "documents": self.documents is not None,
             "pairs": self.prefix is not None or self.also is not None,
-            "scattered": self.query_columns is not None or self.key_columns is not None,
+            "wrapped": self.query_index is not None or self.key_index is not None,
             "lengths": self.lengths is not None,
-            "fewer": self.n_queries < self.n_keys,
+            "short_q": self.n_queries < self.n_keys,
         }
 
     @property
     def _window_bites(self) -> bool:
-        """The window is narrower than the row, columns being in order."""
+        """Whether the window hides anything, if token indices are in order."""
         if self.window is None:
             return False
         farthest = self.n_keys - 1
         return self.window <= farthest if self.causal else self.window < farthest
 
     def sees(self, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """Whether the query sees the key in that row: indices, tensors of any shapes that broadcast."""
+        """Whether query i of a row sees key j: indices, tensors of any shapes that broadcast."""
         device = key.device
-        i, j = self._query_column(row, query), key if self.key_columns is None else self.key_columns.to(device)[key]
-        seen = self._by_place(i - j)
+        i, j = self._query_token(row, query), key if self.key_index is None else self.key_index.to(device)[key]
+        seen = self._by_distance(i - j)
         if self.prefix is not None:
             limit = _of(self.prefix, row, device)
             seen = seen | ((i < limit) & (j < limit))
@@ -129,7 +131,7 @@ class Mask:
         return seen
 
     def dense(self, device: torch.device) -> Tensor:
-        """True where a query sees a key: [B|1, 1, T, S]."""
+        """Draw the mask: True where a query sees a key [B|1, 1, T, S]."""
         if self._dense is None or self._dense.device != device:
             rows = max([_rows(each) for each in self._of_rows])
             row = torch.arange(rows, device=device)[:, None, None]
@@ -139,9 +141,9 @@ class Mask:
         return self._dense
 
     def additive(self, device: torch.device, dtype: torch.dtype, bias: Bias | None = None) -> Tensor:
-        """`bias` (or 0) where a query sees a key and -inf elsewhere: [B|1, H|1, T, S].
+        """Draw `bias` (or 0) where a query sees a key and -inf elsewhere: [B|1, H|1, T, S].
 
-        Kept for the bias given: another one, even an equal one, is drawn anew.
+        Kept for one bias: another object, even an equal one, is drawn anew.
         """
         kept, source = self._additive, None if bias is None else bias.source
         if kept is None or kept.device != device or kept.dtype != dtype or self._source is not source:
@@ -150,29 +152,29 @@ class Mask:
             self._additive, self._source = kept, source
         return kept
 
-    def _by_place(self, distance: Tensor) -> Tensor:
-        """Who sees whom by the distance of a query's column from a key's."""
+    def _by_distance(self, distance: Tensor) -> Tensor:
+        """Apply causality and the window to the distance i - j of a query from a key."""
         if self.causal:
             return distance >= 0 if self.window is None else (distance >= 0) & (distance < self.window)
         if self.window is None:
             return torch.ones_like(distance, dtype=torch.bool)
         return distance.abs() <= self.window
 
-    def _query_column(self, row: Tensor, query: Tensor) -> Tensor:
-        """The column of a query."""
-        if self.query_columns is not None:
-            return self.query_columns.to(query.device)[query]
+    def _query_token(self, row: Tensor, query: Tensor) -> Tensor:
+        """The token index of a query."""
+        if self.query_index is not None:
+            return self.query_index.to(query.device)[query]
         keys = self.n_keys if self.lengths is None else _of(self.lengths, row, query.device)
         return query + (keys - self.n_queries)
 
 
 def _of(tensor: Tensor, row: Tensor, device: torch.device, *indices: Tensor) -> Tensor:
-    """What stands there [B|1, …] of a row: a tensor with one row says it for all of them."""
+    """Index a tensor [B|1, …] by row and `indices`; a tensor of one row serves all rows."""
     return tensor.to(device)[(torch.zeros_like(row) if tensor.shape[0] == 1 else row, *indices)]
 
 
 def _rows(each: Any) -> int:
-    """How many rows a tensor, or a pair of them, tells apart."""
+    """How many rows a tensor has, or the larger of a pair; 1 for None."""
     if each is None:
         return 1
     return max(part.shape[0] for part in each) if isinstance(each, tuple) else each.shape[0]

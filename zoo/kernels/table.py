@@ -1,6 +1,6 @@
-"""What each attention kernel can do, feature by feature, here and on the machine that suits it best.
+"""The table of `zoo doctor`: which features each attention kernel has, on this machine and on others.
 
-Nothing of it is written down: every cell is what the kernel says when it is asked.
+No cell is written by hand: each is the kernel's own answer to an Ask.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 from zoo.kernels import KERNELS, order
 from zoo.kernels.base import Ask, Kernel, Machine
-from zoo.kernels.found import EVERYTHING, PACKAGES
+from zoo.kernels.found import EVERYTHING, PACKAGES, explain_missing
 from zoo.lazy import torch
 
 HERE, ELSEWHERE, NEVER = "here", "elsewhere", "never"
 
 CAPABILITIES = ((8, 0), (8, 9), (9, 0), (10, 0), (12, 0))
-"""Of the CUDA devices that a kernel is asked about besides this machine: Ampere, Ada, Hopper, Blackwell's two."""
+"""Of the CUDA devices that kernels are asked about besides this machine: Ampere, Ada, Hopper and two of Blackwell."""
 
 MACHINES = (Machine("cpu", None, EVERYTHING), *(Machine("cuda", each, EVERYTHING) for each in CAPABILITIES))
 """Machines that have all packages."""
@@ -25,11 +25,11 @@ MACHINES = (Machine("cpu", None, EVERYTHING), *(Machine("cuda", each, EVERYTHING
 GRADIENT = "gradient with "
 
 PLAIN = Ask("bfloat16", 128, 128, n_heads=8, n_kv_heads=8, causal=False)
-"""Every query sees every key: what a kernel that runs at all can do."""
+"""Every query sees every key. A kernel that runs at all can do this."""
 
 
 class Feature(NamedTuple):
-    """Something that attention may want. `ask` is without gradient; `trains` says whether one is ever wanted."""
+    """A feature of attention: an `ask` that has it, without a gradient. `trains`: whether training ever asks for it."""
 
     name: str
     ask: Ask
@@ -48,22 +48,22 @@ FEATURES = (
     Feature("documents", replace(PLAIN, causal=True, documents=True)),
     Feature("padding", replace(PLAIN, causal=True, padding=True)),
     Feature("prefix", replace(PLAIN, causal=True, pairs=True)),
-    Feature("cached decode", replace(PLAIN, fewer=True), trains=False),
-    Feature("padded cache", replace(PLAIN, causal=True, padding=True, fewer=True), trains=False),
-    Feature("ring of a window", replace(PLAIN, causal=True, window=1024, scattered=True, fewer=True), trains=False),
-    Feature("lengths by row", replace(PLAIN, causal=True, fewer=True, lengths=True), trains=False),
-    Feature("paged by 256", replace(PLAIN, causal=True, fewer=True, lengths=True, page=256), trains=False),
+    Feature("cached decode", replace(PLAIN, short_q=True), trains=False),
+    Feature("padded cache", replace(PLAIN, causal=True, padding=True, short_q=True), trains=False),
+    Feature("ring of a window", replace(PLAIN, causal=True, window=1024, wrapped=True, short_q=True), trains=False),
+    Feature("lengths by row", replace(PLAIN, causal=True, short_q=True, lengths=True), trains=False),
+    Feature("paged by 256", replace(PLAIN, causal=True, short_q=True, lengths=True, page=256), trains=False),
     Feature("MLA 192/128", replace(PLAIN, head_dim=192, causal=True)),
-    Feature("absorbed 576/512", replace(PLAIN, head_dim=576, v_head_dim=512, n_kv_heads=1, fewer=True), trains=False),
+    Feature("absorbed 576/512", replace(PLAIN, head_dim=576, v_head_dim=512, n_kv_heads=1, short_q=True), trains=False),
     Feature("float32", replace(PLAIN, dtype="float32", causal=True)),
 )
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A kernel's word on a feature: `forward` and `backward` are HERE, ELSEWHERE (on another machine, or with a package
-    that is missing) or NEVER; `backward` is None where no gradient is ever wanted. `reason` is against the worse of the
-    two: here, or at all."""
+    """A kernel's answer on a feature. `forward` and `backward` are HERE, ELSEWHERE (on another machine, or with a
+    package that is missing) or NEVER; `backward` is None where training never asks for the feature. `reason` explains
+    the worse of the two."""
 
     forward: str
     backward: str | None
@@ -71,12 +71,12 @@ class Cell:
 
     @property
     def worse(self) -> str:
-        """What `reason` is about."""
+        """The state that `reason` explains."""
         states = (self.forward, self.backward)
         return next((state for state in (NEVER, ELSEWHERE) if state in states), HERE)
 
     def __str__(self) -> str:
-        """`f b` for both here, in brackets what could be elsewhere, `-` for neither."""
+        """Print `f b` for forward and backward, in brackets what runs elsewhere only, `-` for neither."""
         marks = [("f", self.forward), ("b", self.backward)]
         able = [(mark, state) for mark, state in marks if state in (HERE, ELSEWHERE)]
         if not able:
@@ -87,9 +87,9 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A kernel here: what it needs besides torch, which of that is missing, why it does not run (None where it does),
-    and a Cell for each feature."""
+class KernelRow:
+    """A kernel on this machine: the packages it needs, those missing, why it does not run (None where it does), and a
+    Cell for each feature."""
 
     kernel: Kernel
     needs: tuple[str, ...]
@@ -98,22 +98,22 @@ class Row:
     cells: dict[str, Cell]
 
 
-def table(machine: Machine) -> list[Row]:
-    """A Row for each kernel, in the order that `auto` tries them there; those that must be named come last."""
+def tabulate(machine: Machine) -> list[KernelRow]:
+    """Make a row for each kernel, in the order in which `auto` tries them there; those that must be named come last."""
     tried = list(order(PLAIN, machine))
     return [_row(kernel, machine) for kernel in (*tried, *(each for each in KERNELS.values() if each not in tried))]
 
 
-def by_mask(machine: Machine) -> list[str] | None:
-    """The order of names where a mask must be read, if `auto` has another one then."""
+def order_with_mask(machine: Machine) -> list[str] | None:
+    """The names in the order in which `auto` tries them when a mask must be read; None where the order is the same."""
     masked = replace(PLAIN, causal=True, padding=True)
     names = [kernel.name for kernel in order(masked, machine)]
     return None if names == [kernel.name for kernel in order(PLAIN, machine)] else names
 
 
-def _row(kernel: Kernel, machine: Machine) -> Row:
+def _row(kernel: Kernel, machine: Machine) -> KernelRow:
     needs = _needs(kernel)
-    return Row(
+    return KernelRow(
         kernel,
         needs,
         missing=tuple(package for package in needs if package not in machine.packages),
@@ -131,8 +131,8 @@ def _cell(kernel: Kernel, feature: Feature, machine: Machine) -> Cell:
 
 
 def _state(kernel: Kernel, ask: Ask, machine: Machine) -> tuple[str, str | None]:
-    """Where it can do what is asked, and the reason if not here: of this machine, or if it never runs here of the one
-    that suits it best."""
+    """Say where the kernel can serve the ask, and why not here. A kernel that never runs here gives the reason that it
+    has on its best machine."""
     reason = kernel.refuses(ask, machine)
     if reason is None:
         return HERE, None
@@ -142,7 +142,7 @@ def _state(kernel: Kernel, ask: Ask, machine: Machine) -> tuple[str, str | None]
 
 
 def _home(kernel: Kernel) -> Machine:
-    """The machine on which it can do most; of equals, the oldest."""
+    """The machine on which the kernel has most features; of equals, the oldest."""
 
     def able(machine: Machine) -> int:
         asks = (ask for feature in FEATURES for ask in (feature.ask, replace(feature.ask, needs_grad=True)))
@@ -152,7 +152,7 @@ def _home(kernel: Kernel) -> Machine:
 
 
 def _needs(kernel: Kernel) -> tuple[str, ...]:
-    """The packages without which it does not run on its best machine."""
+    """The packages without which the kernel does not run on its best machine."""
     home = _home(kernel)
     if kernel.refuses(PLAIN, home) is not None:
         return ()
@@ -161,19 +161,23 @@ def _needs(kernel: Kernel) -> tuple[str, ...]:
 
 
 def _against(kernel: Kernel, machine: Machine, needs: Iterable[str]) -> str | None:
-    """Why it does not run there: what the machine itself is not, and the packages that are missing with their
-    source."""
+    """Say why the kernel does not run on a machine: the machine itself, then each package that is missing or too old,
+    with its source. None where it runs."""
     if kernel.refuses(PLAIN, machine) is None:
         return None
     missing = [package for package in needs if package not in machine.packages]
     itself = kernel.refuses(PLAIN, replace(machine, packages=EVERYTHING))
-    packages = (f"needs {package}: {PACKAGES[package]}" for package in missing)
+    old = dict(machine.outdated)
+    packages = (
+        str(explain_missing(package, machine)) if package in old else f"needs {package}: {PACKAGES[package]}"
+        for package in missing
+    )
     return "; ".join((*((itself,) if itself else ()), *packages))
 
 
-def reasons(rows: Iterable[Row], state: str) -> dict[str, list[str]]:
-    """Why some features are in that state (NEVER or ELSEWHERE): `features: reason`, by the names of the kernels that
-    share it."""
+def collect_reasons(rows: Iterable[KernelRow], state: str) -> dict[str, list[str]]:
+    """Collect why features are in a state (NEVER or ELSEWHERE): lines `features: reason`, keyed by the names of the
+    kernels that share them."""
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for reason, names in _by_reason(row, state).items():
@@ -184,8 +188,8 @@ def reasons(rows: Iterable[Row], state: str) -> dict[str, list[str]]:
     return told_by
 
 
-def _by_reason(row: Row, state: str) -> dict[str, str]:
-    """The names of the features that a reason of this state is against."""
+def _by_reason(row: KernelRow, state: str) -> dict[str, str]:
+    """The names of the features that each reason of this state is about, by reason."""
     grouped: dict[str, list[str]] = {}
     for name, cell in row.cells.items():
         if cell.reason is not None and cell.worse == state:
@@ -195,15 +199,15 @@ def _by_reason(row: Row, state: str) -> dict[str, str]:
     return {reason: "any gradient" if names == every else ", ".join(names) for reason, names in grouped.items()}
 
 
-def here() -> Machine:
-    """This machine as its fastest device has it."""
+def describe_here() -> Machine:
+    """Describe this machine, with CUDA where there is a CUDA device."""
     from zoo.kernels import machine_of
 
     return machine_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def as_data(row: Row) -> dict[str, Any]:
-    """The same as plain data."""
+def row_as_data(row: KernelRow) -> dict[str, Any]:
+    """A row as plain data, for JSON."""
     return {
         "about": row.kernel.about,
         "fused": row.kernel.fused,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import AfterValidator, NonNegativeFloat, PositiveFloat
 
 from zoo.lazy import F, torch
 from zoo.spec import Buffer, Spec, Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
 
 
 class Activation(Spec, axis="activation"):
@@ -20,14 +25,29 @@ class Activation(Spec, axis="activation"):
         """Elementwise: every rank has the few parameters there may be."""
         return self
 
-    def apply(self, x: Any) -> Any:
+    def apply(self, x: Tensor) -> Tensor:
+        """The function, elementwise."""
         raise NotImplementedError
+
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
+        """The function with its parameters, where it is `learned`."""
+        raise NotImplementedError
+
+
+def _without_parameters(activation: Any) -> Any:
+    if activation.learned:
+        raise ValueError(f"'{activation.kind}' has parameters, and here is no place for them (a feed-forward has one)")
+    return activation
+
+
+PlainActivation = Annotated[Activation, AfterValidator(_without_parameters)]
+"""An activation where nothing holds parameters for it."""
 
 
 class ReLU(Activation, kind="relu"):
     """max(0, x)."""
 
-    def apply(self, x: Any) -> Any:
+    def apply(self, x: Tensor) -> Tensor:
         return F.relu(x)
 
 
@@ -36,35 +56,35 @@ class LeakyReLU(Activation, kind="leaky_relu"):
 
     slope: NonNegativeFloat = 0.01
 
-    def apply(self, x: Any) -> Any:
+    def apply(self, x: Tensor) -> Tensor:
         return F.leaky_relu(x, self.slope)
 
 
 class ReLU6(Activation, kind="relu6"):
     """min(max(0, x), 6) (Krizhevsky, 2010; Howard et al., 2017, MobileNet)."""
 
-    def apply(self, x: Any) -> Any:
+    def apply(self, x: Tensor) -> Tensor:
         return F.relu6(x)
 
 
 class SquaredReLU(Activation, kind="relu2"):
     """max(0, x)² (So et al., 2021, Primer)."""
 
-    def apply(self, x: Any) -> Any:
+    def apply(self, x: Tensor) -> Tensor:
         return F.relu(x).square()
 
 
 class GELU(Activation, kind="gelu"):
     """x·Φ(x), exact (Hendrycks and Gimpel, 2016)."""
 
-    def apply(self, x: Any) -> Any:
+    def apply(self, x: Tensor) -> Tensor:
         return F.gelu(x)
 
 
 class GELUTanh(Activation, kind="gelu_tanh"):
     """GELU by its tanh approximation, as GPT-2 and BLOOM use it; up to 3e-3 from the exact one in a model's logits."""
 
-    def apply(self, x: Any) -> Any:
+    def apply(self, x: Tensor) -> Tensor:
         return F.gelu(x, approximate="tanh")
 
 
@@ -73,56 +93,56 @@ class GELUClipped(Activation, kind="gelu_clipped"):
 
     limit: PositiveFloat = 10.0
 
-    def apply(self, x: Any) -> Any:
+    def apply(self, x: Tensor) -> Tensor:
         return F.gelu(x).clamp(-self.limit, self.limit)
 
 
 class QuickGELU(Activation, kind="quick_gelu"):
     """GELU by a sigmoid, x·σ(1.702·x) (Hendrycks and Gimpel, 2016; CLIP, Whisper)."""
 
-    def apply(self, x: Any) -> Any:
+    def apply(self, x: Tensor) -> Tensor:
         return x * F.sigmoid(1.702 * x)
 
 
 class SiLU(Activation, kind="silu"):
     """x·σ(x) (Elfwing et al., 2017; Ramachandran et al., 2017, Swish). The gate of SwiGLU."""
 
-    def apply(self, x: Any) -> Any:
+    def apply(self, x: Tensor) -> Tensor:
         return F.silu(x)
 
 
 class HardSwish(Activation, kind="hardswish"):
     """x·min(max(0, x + 3), 6)/6 (Howard et al., 2019, MobileNetV3)."""
 
-    def apply(self, x: Any) -> Any:
+    def apply(self, x: Tensor) -> Tensor:
         return F.hardswish(x)
 
 
 class Mish(Activation, kind="mish"):
     """x·tanh(ln(1 + eˣ)) (Misra, 2019)."""
 
-    def apply(self, x: Any) -> Any:
+    def apply(self, x: Tensor) -> Tensor:
         return F.mish(x)
 
 
 class Tanh(Activation, kind="tanh"):
     """tanh(x)."""
 
-    def apply(self, x: Any) -> Any:
+    def apply(self, x: Tensor) -> Tensor:
         return torch.tanh(x)
 
 
 class Sigmoid(Activation, kind="sigmoid"):
     """σ(x). The gate of the first GLU (Dauphin et al., 2017)."""
 
-    def apply(self, x: Any) -> Any:
+    def apply(self, x: Tensor) -> Tensor:
         return F.sigmoid(x)
 
 
 class Identity(Activation, kind="identity"):
     """x. As a gate it is the bilinear GLU (Shazeer, 2020)."""
 
-    def apply(self, x: Any) -> Any:
+    def apply(self, x: Tensor) -> Tensor:
         return x
 
 
@@ -149,7 +169,7 @@ class XIELU(Activation, kind="xielu"):
             "eps": Buffer((), init=self.eps),
         }
 
-    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
         wide, beta = x.float(), m.beta.float()
         above = F.softplus(m.alpha_p.float()) * wide.square()
         below = (beta + F.softplus(m.alpha_n.float())) * (torch.expm1(torch.minimum(wide, m.eps.float())) - wide)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -11,11 +11,20 @@ from zoo.lazy import F
 from zoo.model.activation import Activation
 from zoo.spec import Linear, Spec, split
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
 
 class FFN(Spec, axis="ffn"):
-    """What each token goes through on its own. A mixture stacks its Linear parts, and its experts share the others."""
+    """Transform each token on its own. A mixture of experts stacks the Linear parts; its experts share the others."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        """Transform each token's vector: x [..., D] to [..., D]."""
         raise NotImplementedError
 
 
@@ -36,7 +45,7 @@ class MLP(FFN, kind="mlp"):
     def shard(self, ranks: int) -> MLP:
         return split(self, ranks, equal=("d_ff",))
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         act = m.activation if self.activation.learned else self.activation.apply
         return m.down(act(m.up(x)))
 
@@ -59,7 +68,7 @@ class Gated(FFN, kind="gated"):
     def shard(self, ranks: int) -> Gated:
         return split(self, ranks, equal=("d_ff",))
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         act = m.activation if self.activation.learned else self.activation.apply
         return m.down(act(m.gate(x)) * m.up(x))
 
@@ -85,7 +94,7 @@ class GatedClamped(FFN, kind="gated_clamped"):
     def shard(self, ranks: int) -> GatedClamped:
         return split(self, ranks, equal=("d_ff",))
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         gate = m.gate(x).clamp(max=self.limit)
         up = m.up(x).clamp(-self.limit, self.limit)
         return m.down(gate * F.sigmoid(self.alpha * gate) * (up + 1))

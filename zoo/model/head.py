@@ -1,30 +1,39 @@
 # B batch, T tokens, D model width, V vocabulary
-"""From hidden states to what is predicted."""
+"""Heads: logits of hidden states; and poolers: one vector for a row."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, PositiveFloat, PositiveInt
 
 from zoo.lazy import torch
-from zoo.model.activation import Activation
-from zoo.model.norm import Norm
+from zoo.model.activation import PlainActivation
+from zoo.model.norm import WholeNorm
 from zoo.spec import LOGITS, Buffer, Linear, Sized, Spec, Tied
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
+
 TABLE = "embedding.tokens"
-"""Where a tied head's weight is."""
+"""The path of the weight that a tied head uses."""
 
 
 class Head(Spec, axis="head", default="lm"):
-    """What is read off the last hidden states."""
+    """Predict from the last hidden states."""
 
     vocab_size: PositiveInt
 
     def shard(self, ranks: int) -> Head:
         """A part of the vocabulary, padded to as many tokens as any other rank's."""
         return replace(self, vocab_size=-(-self.vocab_size // ranks))
+
+    def forward(self, m: Weights, x: Tensor) -> Tensor | None:
+        """Logits [..., V] of hidden states x [..., D]; None where there is no head."""
+        raise NotImplementedError
 
 
 ROOT = "rsqrt_d_model"
@@ -56,7 +65,7 @@ class LMHead(Head, kind="lm"):
             **({"offset": Buffer((self.vocab_size,))} if self.offset else {}),
         }
 
-    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
         logits = m.out(x)
         if self.scale != 1.0:
             logits = logits * (x.shape[-1] ** -0.5 if self.scale == ROOT else self.scale)
@@ -71,8 +80,8 @@ class MLMHead(Head, kind="mlm"):
     `width` is that of the transform, d_model unless given (ALBERT: the embedding's).
     """
 
-    activation: Activation
-    norm: Norm
+    activation: PlainActivation
+    norm: WholeNorm
     tied: bool = True
     bias: bool = True
     transform_bias: bool = True
@@ -87,19 +96,23 @@ class MLMHead(Head, kind="mlm"):
             "out": Tied(TABLE, linear, role=LOGITS) if self.tied else linear,
         }
 
-    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
         return m.out(m.norm(self.activation.apply(m.transform(x))))
 
 
 class NoHead(Head, kind="none"):
     """The hidden states themselves."""
 
-    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+    def forward(self, m: Weights, x: Tensor) -> None:
         return None
 
 
 class Pooler(Spec, axis="pooler", default="first_token"):
-    """One vector for a whole row: hidden states [B, T, D] → [B, D]."""
+    """What is read off a row as a whole."""
+
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
+        """Hidden states x [B, T, D] → a vector or logits [B, …]."""
+        raise NotImplementedError
 
 
 class FirstToken(Pooler, kind="first_token"):
@@ -108,5 +121,20 @@ class FirstToken(Pooler, kind="first_token"):
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"dense": Linear(d_model, d_model, bias=True)}
 
-    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
         return torch.tanh(m.dense(x[:, 0]))
+
+
+class NextSentence(Pooler, kind="next_sentence"):
+    """Logits of how two segments follow each other, read off the first token's pooled vector: tanh(x₀·W + b)·V + c.
+
+    BERT's next sentence and ALBERT's sentence order (Devlin et al., 2018; Lan et al., 2019), both of `n_classes` = 2.
+    """
+
+    n_classes: PositiveInt = 2
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {"dense": Linear(d_model, d_model, bias=True), "relation": Linear(d_model, self.n_classes, bias=True)}
+
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
+        return m.relation(torch.tanh(m.dense(x[:, 0])))

@@ -14,6 +14,8 @@ from zoo.spec import EXPERTS, SHARED_EXPERT, Experts, Group, Linear, Sized
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.model.step import Step, Weights
+
 OWN = ("router", "experts", "shared", "shared_gate")
 """A mixture's parts that are not an expert's."""
 
@@ -66,12 +68,12 @@ class MoE(FFN, kind="moe"):
         shared = None if self.shared is None else self.shared.shard(ranks)
         return replace(self, expert=self.expert.shard(ranks), shared=shared)
 
-    def forward(self, m: Any, x: Tensor, step: Any) -> Tensor:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         routes = m.router(x, step)
         tokens = x.flatten(0, 1)  # N D
         rows = tokens[routes.tokens]  # M D
         weights = routes.weights[:, None]
-        experts = _Routed(m, routes)
+        experts: Any = _Routed(m, routes)
         if self.scale_input:
             y = self.expert.forward(experts, rows * weights.to(rows.dtype), step)
         else:
@@ -85,10 +87,10 @@ class MoE(FFN, kind="moe"):
 
 
 class _Routed:
-    """What one expert's forward finds under its parts' names: all experts' stacked weights, for rows sorted by expert,
-    and the modules that they share."""
+    """The weights that an expert's `forward` is given: under each part's name the stacked weights of all experts,
+    applied to rows sorted by expert, or the module that all experts share."""
 
-    def __init__(self, m: Any, routes: Routes) -> None:
+    def __init__(self, m: Weights, routes: Routes) -> None:
         for name, module in m.named_children():
             if name not in OWN:
                 setattr(self, name, module)

@@ -3,16 +3,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import PositiveInt
+from pydantic import AfterValidator, PositiveInt
 
 from zoo.lazy import F, torch
 from zoo.spec import Spec, Weight
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
+
 
 class Norm(Spec, axis="norm"):
-    """Scales each vector to a common size."""
+    """Scale each vector to a common size."""
+
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
+        """Normalise x […, D] over its last dimension."""
+        raise NotImplementedError
 
     def shard(self, ranks: int) -> Norm:
         """Every rank normalises whole vectors."""
@@ -37,7 +46,7 @@ class RMSNorm(Norm, kind="rmsnorm"):
     def parts(self, d_model: int) -> dict[str, Any]:
         return _scale_and_shift(self, d_model)
 
-    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
         if not self.bias and _native(self, m, x):
             return F.rms_norm(x, x.shape[-1:], m.weight if self.weight else None, self.eps)
         scale, shift = _scale(self, m), m.bias.float() if self.bias else None
@@ -62,7 +71,7 @@ class LayerNorm(Norm, kind="layernorm"):
     def parts(self, d_model: int) -> dict[str, Any]:
         return _scale_and_shift(self, d_model)
 
-    def forward(self, m: Any, x: Any) -> Any:  # type: ignore[override]
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
         if _native(self, m, x):
             weight, bias = m.weight if self.weight else None, m.bias if self.bias else None
             return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
@@ -72,6 +81,17 @@ class LayerNorm(Norm, kind="layernorm"):
         y = F.layer_norm(x.float(), x.shape[-1:], None, None, self.eps)
         y = y if scale is None else y * scale
         return (y if shift is None else y + shift).to(x.dtype)
+
+
+def _of_one_vector(norm: Any) -> Any:
+    if getattr(norm, "heads", None) is not None:
+        found = f"heads={norm.heads} is for queries and keys alone"
+        raise ValueError(f"{found} (leave it out; attention.qk_norm_over: heads gives each head a weight of its own)")
+    return norm
+
+
+WholeNorm = Annotated[Norm, AfterValidator(_of_one_vector)]
+"""The norm of a vector as a whole: `heads`, which attention itself sets for queries and keys, is refused."""
 
 
 def _check(norm: RMSNorm | LayerNorm) -> None:
@@ -87,7 +107,7 @@ def _scale_and_shift(norm: RMSNorm | LayerNorm, d_model: int) -> dict[str, Any]:
     return weight | ({"bias": Weight(shape)} if norm.bias else {})
 
 
-def _native(norm: RMSNorm | LayerNorm, m: Any, x: torch.Tensor) -> bool:
+def _native(norm: RMSNorm | LayerNorm, m: Weights, x: torch.Tensor) -> bool:
     """Whether a kernel takes x as it is: those of CUDA compute in float32 whatever the dtype, and so keep no wider copy
     of x for the backward pass. A CPU's layer_norm would keep its statistics in bfloat16."""
     if not _fuses(x.device) or norm.heads or norm.unit_offset:
@@ -99,7 +119,7 @@ def _fuses(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _scale(norm: RMSNorm | LayerNorm, m: Any) -> torch.Tensor | None:
+def _scale(norm: RMSNorm | LayerNorm, m: Weights) -> torch.Tensor | None:
     if not norm.weight:
         return None
     return m.weight.float() + 1 if norm.unit_offset else m.weight.float()

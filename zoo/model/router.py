@@ -1,5 +1,5 @@
 # B batch, T tokens, D model width, E experts, K chosen experts a token, N = B·T tokens, M rows for the experts
-"""Which experts a token goes to, and with what weight. Scores, chances and weights in float32."""
+"""Routers of a mixture of experts: the experts of each token, and their weights. Scores and weights in float32."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from zoo.spec import Buffer, Linear, Spec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.model.step import Step, Weights
+
 
 @dataclass
 class Routes:
-    """A router's decision: rows for the experts, sorted by expert, each one token with the weight its output gets."""
+    """Routing of tokens to experts: rows sorted by expert, each one token, and the weight of that expert's output."""
 
     tokens: Tensor  # M, which of the N tokens a row is
     experts: Tensor  # M, ascending
@@ -27,15 +29,15 @@ class Routes:
     back: Tensor | None = None  # N K, the rows of each token, where all have as many
 
     def gather(self, y: Tensor, n_tokens: int) -> Tensor:
-        """Each token's rows of y [M, D] added up: [N, D]."""
+        """Sum the experts' outputs y [M, D] of each token: [N, D]."""
         if self.back is not None:
             return y[self.back].sum(1)  # no scatter: the same sum on every run
         return y.new_zeros(n_tokens, y.shape[-1]).index_add(0, self.tokens, y)
 
 
 class Router(Spec, axis="router"):
-    """Chooses experts for each token of x [B, T, D] by a linear score, with a `bias` or not; what comes of the experts
-    is weighted by the router's chances, times `scale`. `top_k` is how many experts a token goes through."""
+    """Choose experts for each token of x [B, T, D] by a linear score, with a `bias` or not. An expert's output is
+    weighted by the router's chance for it, times `scale`. `top_k` is the number of experts of a token."""
 
     n_experts: PositiveInt
     top_k: PositiveInt
@@ -44,29 +46,31 @@ class Router(Spec, axis="router"):
 
     @property
     def drops(self) -> bool:
-        """Whether a token may be turned away from an expert it was to go through."""
+        """Whether an expert may refuse a token that chose it (a capacity)."""
         return False
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"gate": Linear(d_model, self.n_experts, self.bias)}
 
-    def forward(self, m: Any, x: Tensor, step: Any) -> Routes:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         raise NotImplementedError
 
 
-class SoftmaxTopK(Router, kind="softmax_topk"):
-    """Softmax over all experts, the top_k of it (Shazeer et al., 2017). `normalize` makes their weights sum to 1
-    (Mixtral), which equals a softmax over the chosen scores alone (gpt-oss, Granite). `selection_bias` as for
-    sigmoid_topk (ERNIE 4.5).
+class TopK(Router):
+    """Base of the routers that send each token to its `top_k` best experts.
 
-    `n_groups` of experts, of which only the `top_k_groups` with the likeliest expert each are open to a token, keep its
-    experts on few machines (DeepSeek-V2, 2024). `capacity` is the tokens that an expert takes from a row or document,
-    first come, first served: those beyond pass by it with nothing added (Fedus et al., 2021, Switch, where top_k is 1
-    and nothing is normalised).
+    `selection_bias` adds a bias to the scores for the choice alone, not for the weights; no gradient moves it, what
+    trains the model may, to even out the load (Wang et al., 2024, DeepSeek-V3). `normalize` makes a token's weights sum
+    to 1; `scale` multiplies them in the end.
 
-    Two losses keep it healthy in training: `balance_coef` times E·Σ fᵢ·Pᵢ, with fᵢ the share of choices that expert i
-    got and Pᵢ its mean chance, 1 when balanced (Fedus et al., 2021); `z_coef` times mean(logsumexp²) (Zoph et al.,
-    2022). Both are over real tokens.
+    `n_groups` of experts, of which only the best `top_k_groups` are open to a token, keep its experts on few machines
+    (DeepSeek-V2, 2024). `capacity` is the number of tokens that an expert takes from a row or document, first come,
+    first served; tokens beyond it skip the expert, which adds nothing to them (Fedus et al., 2021, Switch, where top_k
+    is 1 and nothing is normalised).
+
+    Two losses keep the router healthy in training: `balance_coef` times E·Σ fᵢ·Pᵢ, with fᵢ the share of choices that
+    expert i got and Pᵢ its mean chance, 1 when balanced (Fedus et al., 2021); `z_coef` times mean(logsumexp²) (Zoph et
+    al., 2022). Both are over real tokens.
     """
 
     normalize: bool = True
@@ -77,8 +81,10 @@ class SoftmaxTopK(Router, kind="softmax_topk"):
     balance_coef: NonNegativeFloat = 0.01
     z_coef: NonNegativeFloat = 0.0
 
+    judged_by: ClassVar[int] = 1  # a group is as good as the sum of so many of its best experts
+
     def __post_init__(self) -> None:
-        _check_groups(self, smallest=1)
+        _check_groups(self)
 
     @property
     def drops(self) -> bool:
@@ -90,64 +96,58 @@ class SoftmaxTopK(Router, kind="softmax_topk"):
     def parts(self, d_model: int) -> dict[str, Any]:
         return super().parts(d_model) | ({"selection_bias": Buffer((self.n_experts,))} if self.selection_bias else {})
 
-    def forward(self, m: Any, x: Tensor, step: Any) -> Routes:
+    def _choose(self, m: Weights, rank: Tensor) -> Tensor:
+        """The experts [B, T, K] that rank [B, T, E] puts first, among those of the open groups."""
+        if self.selection_bias:
+            rank = rank + m.selection_bias.float()
+        if self.n_groups != self.top_k_groups:
+            groups = rank.unflatten(-1, (self.n_groups, -1))
+            worth = groups.topk(self.judged_by, -1).values.sum(-1)
+            best = worth.topk(self.top_k_groups, -1).indices
+            open_ = torch.zeros_like(worth, dtype=torch.bool).scatter(-1, best, True)
+            rank = groups.masked_fill(~open_[..., None], -math.inf).flatten(-2)
+        return rank.topk(self.top_k, -1).indices
+
+
+class SoftmaxTopK(TopK, kind="softmax_topk"):
+    """Softmax over all experts, the top_k of it (Shazeer et al., 2017).
+
+    With `normalize` (Mixtral) the weights are a softmax over the chosen scores alone, which is the same (gpt-oss and
+    Granite compute it so). A group of experts is as good as its likeliest one.
+    """
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         scores = m.gate(x).float()  # B T E
         chances = scores.softmax(-1)
-        rank = chances + m.selection_bias.float() if self.selection_bias else chances
-        chosen = _of_best_groups(rank, self, best=1).topk(self.top_k, -1).indices  # B T K
-        weights = chances.gather(-1, chosen)
+        chosen = self._choose(m, chances)  # B T K
         if m.training:
             step.losses += _losses(self, scores, chances, chosen, step.real)
-        if self.normalize:
-            weights = weights / weights.sum(-1, keepdim=True)
+        # Not chances divided by their sum: a selection bias may choose experts whose chances all round to 0.
+        weights = scores.gather(-1, chosen).softmax(-1) if self.normalize else chances.gather(-1, chosen)
         return _routes(self, chosen, weights * self.scale, self.capacity, step)
 
 
-class SigmoidTopK(Router, kind="sigmoid_topk"):
+class SigmoidTopK(TopK, kind="sigmoid_topk"):
     """Each expert scored by a sigmoid of its own, the top_k of them (DeepSeek-V3, 2024; Llama 4, which does not
     normalise).
 
-    `selection_bias` adds a bias to the scores for the choice alone, not for the weights; no gradient moves it, what
-    trains the model may, to even out the load (Wang et al., 2024). `n_groups`, `top_k_groups`: only the groups with the
-    largest sum of two experts are open. `normalize` makes the weights sum to 1, `scale` times that in the end.
-    `capacity` and the two losses are those of softmax_topk, a chance being a score's share of all.
+    A group of experts is as good as the sum of its best two. For the losses, a chance is a score's share of all scores.
     """
 
-    normalize: bool = True
+    judged_by: ClassVar[int] = 2
+
     selection_bias: bool = True
-    n_groups: PositiveInt = 1
-    top_k_groups: PositiveInt = 1
-    capacity: PositiveInt | None = None
     balance_coef: NonNegativeFloat = 0.0001
-    z_coef: NonNegativeFloat = 0.0
 
-    def __post_init__(self) -> None:
-        _check_groups(self, smallest=2)
-
-    @property
-    def drops(self) -> bool:
-        return self.capacity is not None
-
-    def state(self) -> dict[str, tuple[int, ...]]:
-        return {} if self.capacity is None else {"routed": (self.n_experts,)}
-
-    def parts(self, d_model: int) -> dict[str, Any]:
-        gate = {"gate": Linear(d_model, self.n_experts, self.bias)}
-        return gate | ({"selection_bias": Buffer((self.n_experts,))} if self.selection_bias else {})
-
-    def forward(self, m: Any, x: Tensor, step: Any) -> Routes:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         logits = m.gate(x).float()  # B T E
         scores = logits.sigmoid()
-        rank = logits if self.n_groups == 1 else scores  # the same order, and large logits do not all become 1
-        if self.selection_bias:
-            rank = scores + m.selection_bias.float()
-        chosen = _of_best_groups(rank, self, best=2).topk(self.top_k, -1).indices  # B T K
-        weights = scores.gather(-1, chosen)
+        plain = self.n_groups == 1 and not self.selection_bias
+        chosen = self._choose(m, logits if plain else scores)  # B T K; large logits do not all round to 1
         if m.training:
-            shares = scores / (scores.sum(-1, keepdim=True) + 1e-20)
-            step.losses += _losses(self, logits, shares, chosen, step.real)
-        if self.normalize:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+            step.losses += _losses(self, logits, _normalized(scores), chosen, step.real)
+        weights = scores.gather(-1, chosen)
+        weights = _normalized(weights) if self.normalize else weights
         return _routes(self, chosen, weights * self.scale, self.capacity, step)
 
 
@@ -157,7 +157,7 @@ class SparseMixer(Router, kind="sparsemixer"):
     Each is drawn among those whose score is within 2·`jitter` of the best, relative to the larger of the best and the
     score's own size, and weighted by its softmax among them, so that weights need not sum to 1; the second among all
     but the first. Training draws by chance, and scales three weights in four of an expert that is not the best by 1/3
-    (Heun's third-order estimate) without a say in the gradient. Otherwise the best is taken. Losses as in softmax_topk.
+    (Heun's third-order estimate) without a say in the gradient. Otherwise the best is taken. Losses as in TopK.
     """
 
     top_k: PositiveInt = 2
@@ -170,7 +170,7 @@ class SparseMixer(Router, kind="sparsemixer"):
             raise ValueError(f"top_k={self.top_k}: sparsemixer draws exactly two (softmax_topk takes any number)")
         _check_count(self)
 
-    def forward(self, m: Any, x: Tensor, step: Any) -> Routes:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         scores = m.gate(x).float()  # B T E
         first, weight = self._draw(scores, scores, m.training)
         others = scores.scatter(-1, first, -math.inf)
@@ -212,28 +212,27 @@ class ExpertChoice(Router, kind="expert_choice"):
     def drops(self) -> bool:
         return True
 
-    def forward(self, m: Any, x: Tensor, step: Any) -> Routes:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         batch, length, _ = x.shape
         chances = m.gate(x).float().softmax(-1).transpose(1, 2)  # B E T
         taken = length * self.top_k // self.n_experts
         if step.documents is not None or step.real is not None or not taken:
             chances = self._limited(chances, step)
             taken = max(taken, 1)  # the experts' products want a row
-        weights, columns = chances.topk(taken, -1)  # B E C
+        weights, places = chances.topk(taken, -1)  # B E C
         starts = length * torch.arange(batch, device=x.device)
-        tokens = (columns + starts[:, None, None]).transpose(0, 1).flatten()  # E·B·C
+        tokens = (places + starts[:, None, None]).transpose(0, 1).flatten()  # E·B·C
         experts = torch.arange(self.n_experts, device=x.device)
         ends = (experts + 1) * (batch * taken)
         weights = weights.clamp(min=0).transpose(0, 1).flatten() * self.scale
         return Routes(tokens, experts.repeat_interleave(batch * taken), ends.to(torch.int32), weights)
 
-    def _limited(self, chances: Tensor, step: Any) -> Tensor:
-        """chances [B, E, T], -1 for tokens that their document's share of an expert does not reach to."""
+    def _limited(self, chances: Tensor, step: Step) -> Tensor:
+        """chances [B, E, T], with −1 for padding and for tokens outside their document's share of an expert."""
         batch, _, length = chances.shape
         real = chances.new_ones(batch, length, dtype=torch.bool) if step.real is None else step.real
         documents = torch.zeros_like(real, dtype=torch.long) if step.documents is None else step.documents
-        same = documents[:, :, None] == documents[:, None, :]  # B T T
-        share = (same & real[:, None]).sum(-1) * self.top_k // self.n_experts  # B T, of the token's own document
+        share = _count_in_run(documents, real) * self.top_k // self.n_experts  # B T, of the token's own document
         chances = chances.masked_fill(~real[:, None], -1.0)
         order = chances.argsort(dim=-1, descending=True, stable=True)  # B E T
         numbers = documents[:, None].expand_as(order).gather(-1, order)
@@ -253,33 +252,27 @@ def _check_count(router: Router) -> None:
         raise ValueError(f"top_k={router.top_k} is more than n_experts={router.n_experts}")
 
 
-def _check_groups(router: SoftmaxTopK | SigmoidTopK, smallest: int) -> None:
-    """`smallest` is how many of its experts a group is judged by."""
+def _check_groups(router: TopK) -> None:
     _check_count(router)
     if router.n_experts % router.n_groups:
         raise ValueError(f"n_experts={router.n_experts} is not a multiple of n_groups={router.n_groups}")
     if router.top_k_groups > router.n_groups:
         raise ValueError(f"top_k_groups={router.top_k_groups} is more than n_groups={router.n_groups}")
-    size = router.n_experts // router.n_groups
-    if router.n_groups > 1 and size < smallest:
-        raise ValueError(f"n_groups={router.n_groups} leaves {size} experts in each, which are judged by {smallest}")
+    size, judged_by = router.n_experts // router.n_groups, router.judged_by
+    if router.n_groups > 1 and size < judged_by:
+        raise ValueError(f"n_groups={router.n_groups} leaves {size} experts in each, which are judged by {judged_by}")
     if router.top_k > router.top_k_groups * size:
         open_ = f"{router.top_k_groups} groups of {size} experts"
         raise ValueError(f"top_k={router.top_k} is more than there are in {open_} (raise top_k_groups)")
 
 
-def _of_best_groups(rank: Tensor, router: SoftmaxTopK | SigmoidTopK, best: int) -> Tensor:
-    """rank [B, T, E], −∞ outside the groups whose `best` experts have the largest sum."""
-    if router.n_groups == router.top_k_groups:
-        return rank
-    groups = rank.unflatten(-1, (router.n_groups, -1))
-    totals = groups.topk(best, -1).values.sum(-1)
-    kept = torch.zeros_like(totals, dtype=torch.bool).scatter(-1, totals.topk(router.top_k_groups, -1).indices, True)
-    return groups.masked_fill(~kept[..., None], -math.inf).flatten(-2)
+def _normalized(scores: Tensor) -> Tensor:
+    """scores [B, T, E|K] divided by their sum. The 1e-20 is the reference's, for scores that are all 0."""
+    return scores / (scores.sum(-1, keepdim=True) + 1e-20)
 
 
-def _routes(router: Router, chosen: Tensor, weights: Tensor, capacity: int | None, step: Any) -> Routes:
-    """The rows of tokens that chose experts [B, T, K] with these weights."""
+def _routes(router: Router, chosen: Tensor, weights: Tensor, capacity: int | None, step: Step) -> Routes:
+    """Routes of tokens that chose these experts [B, T, K] with these weights."""
     if capacity is not None:
         weights = weights * _admitted(router, chosen, capacity, step)
     choices = chosen.flatten()  # N·K
@@ -291,9 +284,9 @@ def _routes(router: Router, chosen: Tensor, weights: Tensor, capacity: int | Non
     return Routes(order // router.top_k, experts, ends, weights.flatten()[order], back)
 
 
-def _admitted(router: Router, chosen: Tensor, capacity: int, step: Any) -> Tensor:
-    """Whether each choice [B, T, K] found room with its expert: places go to the tokens of a row or document in order,
-    so that no token's depends on a later one."""
+def _admitted(router: Router, chosen: Tensor, capacity: int, step: Step) -> Tensor:
+    """Whether each choice [B, T, K] fits its expert's capacity. Tokens of a row or document are admitted in order, so
+    that none depends on a later one."""
     taken = (chosen[..., None] == torch.arange(router.n_experts, device=chosen.device)).any(-2)  # B T E
     if step.real is not None:
         taken = taken & step.real[..., None]
@@ -309,21 +302,34 @@ def _admitted(router: Router, chosen: Tensor, capacity: int, step: Any) -> Tenso
     return count.gather(-1, chosen) <= capacity
 
 
+def _starts_of_runs(numbers: Tensor) -> Tensor:
+    """True at the first place of every run of equal numbers along the last dimension."""
+    return F.pad(numbers[..., 1:] != numbers[..., :-1], (1, 0), value=True)
+
+
 def _first_of_run(numbers: Tensor) -> Tensor:
     """For each place of the last dimension, the first place of the run of equal numbers it is in."""
     places = torch.arange(numbers.shape[-1], device=numbers.device).expand_as(numbers)
-    starts = F.pad(numbers[..., 1:] != numbers[..., :-1], (1, 0), value=True)
-    return torch.where(starts, places, 0).cummax(-1).values
+    return torch.where(_starts_of_runs(numbers), places, 0).cummax(-1).values
+
+
+def _count_in_run(numbers: Tensor, real: Tensor) -> Tensor:
+    """For each place [B, T], how many real tokens the run of equal numbers has that it is in."""
+    runs = _starts_of_runs(numbers).long().cumsum(-1)  # B T: 1, 1, 2, 2, 2, 3, …
+    last = torch.searchsorted(runs, runs, right=True) - 1  # where each place's run ends
+    counted = real.long().cumsum(-1)
+    before = counted - real.long()
+    return counted.gather(-1, last) - before.gather(-1, _first_of_run(numbers))
 
 
 def _losses(
-    router: SoftmaxTopK | SigmoidTopK | SparseMixer,
+    router: TopK | SparseMixer,
     scores: Tensor,
     chances: Tensor,
     chosen: Tensor,
     real: Tensor | None,
 ) -> list[tuple[str, Tensor]]:
-    """The balance and z losses (see SoftmaxTopK), means over real tokens."""
+    """The balance and z losses (see TopK), means over real tokens."""
     losses = []
     weight = torch.ones_like(scores[..., 0]) if real is None else real.to(scores.dtype)  # B T
     weight = (weight / weight.sum())[..., None]

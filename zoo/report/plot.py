@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from zoo.costs.cache import kv_cache
 from zoo.costs.price import price
 from zoo.costs.setup import Setup
+from zoo.disk import replace_file
 from zoo.errors import ConfigError
 
 FORMATS = (".png", ".svg")
@@ -55,13 +55,11 @@ def draw_models(specs: Mapping[str, Any], setup: Setup, file: Path) -> None:
         each.spines[["top", "right"]].set_visible(False)
     svg = file.suffix.lower() == ".svg"
     canvas = (FigureCanvasSVG if svg else FigureCanvasAgg)(figure)
-    draft = file.with_name(f".{file.name}")  # whoever looks at it meanwhile sees a whole picture
     try:
         from matplotlib import rc_context
 
-        with rc_context({"svg.fonttype": "none"}):  # text stays text
+        with rc_context({"svg.fonttype": "none"}), replace_file(file) as draft:  # text stays text
             canvas.print_svg(draft) if svg else canvas.print_png(draft)  # type: ignore[attr-defined]
-        os.replace(draft, file)
     except OSError as error:
         raise ConfigError(f"plot: {file} cannot be written, {error.strerror or error}") from error
 

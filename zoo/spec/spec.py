@@ -7,6 +7,7 @@ hyperparameters, which are the YAML keys; `parts(d_model)` names its weights and
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
@@ -27,6 +28,11 @@ class Slot(NamedTuple):
     kind: str | None = None
     stored: int = 1
     used: int = 1
+
+
+_completing = threading.RLock()
+"""Held while a class becomes a dataclass and pydantic builds its validator, both at the first use: a second thread
+would meet a class half made."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -61,10 +67,11 @@ class Spec:
 
         This takes most of a millisecond a class, and one model uses few of the kinds there are.
         """
-        for each in reversed(cls.__mro__):
-            if issubclass(each, Spec) and each is not Spec and "__dataclass_fields__" not in each.__dict__:
-                config = ConfigDict(extra="forbid", defer_build=True)
-                pydantic_dataclass(each, frozen=True, kw_only=True, config=config)
+        with _completing:
+            for each in reversed(cls.__mro__):
+                if issubclass(each, Spec) and each is not Spec and "__dataclass_fields__" not in each.__dict__:
+                    config = ConfigDict(extra="forbid", defer_build=True)
+                    pydantic_dataclass(each, frozen=True, kw_only=True, config=config)
 
     @classmethod
     def fields(cls) -> tuple[dataclasses.Field[Any], ...]:
@@ -82,6 +89,11 @@ class Spec:
     @classmethod
     def parse(cls, node: Any) -> Any:
         """The Spec that a YAML node of this axis describes. Raises one ValidationError that holds every fault."""
+        with _completing:
+            return cls._parse(node)
+
+    @classmethod
+    def _parse(cls, node: Any) -> Any:
         if isinstance(node, cls):
             return node
         if not isinstance(node, Mapping):
@@ -128,8 +140,8 @@ class Spec:
         """Forward FLOPs of one pass of `new` tokens after `held` on a table that all tokens share."""
         return 0
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
-        """The maths: `self` is numbers, `m` is weights, `step` is the moment."""
+    def forward(self, m: Any, *args: Any, **kwargs: Any) -> Any:
+        """The maths. `self` holds numbers, `m` the weights by name; each axis declares its other arguments."""
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def shard(self, ranks: int) -> Spec:

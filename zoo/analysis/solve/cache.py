@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from zoo.analysis.solve.search import crossing
-from zoo.compose.model import compose_model, to_spec
+from zoo.compose.targets import compose_model, spec_of_composed
 from zoo.costs.cache import kv_cache
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
@@ -22,7 +22,7 @@ def smaller_caches(model: Any, overrides: Iterable[str], most: float, setup: Set
     if most <= 0:
         raise ConfigError(f"bytes: must be above 0, found {most:g}")
     typed = list(overrides)
-    spec = to_spec(compose_model(model, typed))
+    spec = spec_of_composed(compose_model(model, typed))
     held = kv_cache(spec, setup)["bytes"]
     if not held:
         raise ConfigError("bytes: this model generates nothing and keeps no cache (a decoder would)")
@@ -48,7 +48,7 @@ def smaller_caches(model: Any, overrides: Iterable[str], most: float, setup: Set
 
 
 def _bytes(model: Any, overrides: Iterable[str], setup: Setup) -> int:
-    return kv_cache(to_spec(compose_model(model, overrides)), setup)["bytes"]
+    return kv_cache(spec_of_composed(compose_model(model, overrides)), setup)["bytes"]
 
 
 def _key_heads(model: Any, typed: list[str], key: str, spec: Any, most: float, setup: Setup) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from zoo import grammar
-from zoo.compose.model import compose_model, to_spec
+from zoo.compose.targets import compose_model, spec_of_composed
 from zoo.errors import ConfigError
 
 Dims = dict[str, int]
@@ -42,7 +42,7 @@ class Recipe:
 
     def __init__(self, model: Any, overrides: Iterable[str]) -> None:
         composed = compose_model(model, overrides)
-        spec = to_spec(composed)
+        spec = spec_of_composed(composed)
         self.model, self.typed, self.cfg = model, composed.typed, composed.cfg
         self.fixed = set(composed.touched)
         self.dims = _stated(self.cfg)

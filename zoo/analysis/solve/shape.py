@@ -19,7 +19,7 @@ from zoo.costs import flops, params
 from zoo.costs.cache import kv_cache
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
-from zoo.grammar.reading import MOST_LAYERS
+from zoo.grammar.pattern import MOST_LAYERS
 
 KEYS = "kv_bytes_per_token"
 """The budget that key heads are solved for, and the others are not."""

@@ -214,7 +214,7 @@ def _ring(case: Case, generator: Generator) -> dict[str, Any]:
     held = torch.arange(first, first + ring).roll(start)
     keys = torch.cat((held, torch.arange(first + ring, first + ring + new)))
     end = first + ring + new
-    return {"key_columns": keys, "query_columns": torch.arange(end - case.queries, end)}
+    return {"key_index": keys, "query_index": torch.arange(end - case.queries, end)}
 
 
 def _lengths(case: Case, generator: Generator) -> dict[str, Any]:
@@ -294,7 +294,7 @@ class Inputs:
 
     def _bias(self, tensors: dict[str, Tensor], mask: Mask) -> Bias | None:
         case, device = self.case, self.slope.device
-        queries, columns = mask.query_columns, mask.key_columns
+        queries, columns = mask.query_index, mask.key_index
         if columns is None or queries is None:
             columns = torch.arange(case.keys, device=device)
             queries = columns[case.keys - case.queries :]

@@ -60,7 +60,7 @@ def decode(model: Model, settings: Settings) -> Row:
         "model": model.name,
         "prompt": prompt,
         "context": context,
-        "kernel": kernel_of(spec, context, torch.device(settings.device), grad=False, fewer=True),
+        "kernel": kernel_of(spec, context, torch.device(settings.device), grad=False, short_q=True),
         "tokens_per_second": 1 / taken,
         "bytes_per_token": round(read),
         "bytes_per_second": read / taken,

@@ -1,6 +1,7 @@
 """A forward pass on shadows: what a training step keeps for its backward pass, without torch."""
 
-from zoo.costs.shadow.layer import Layer
+from zoo.costs.shadow.cache import ShadowCache
+from zoo.costs.shadow.layer import ShadowLayer
 from zoo.costs.shadow.names import DTYPES
 from zoo.costs.shadow.operations import cross_entropy
 from zoo.costs.shadow.replay import shaded
@@ -10,9 +11,10 @@ from zoo.costs.shadow.tensor import INT64, Node, Storage, Tape, UnknownOperation
 __all__ = [
     "DTYPES",
     "INT64",
-    "Layer",
     "Node",
     "Shadow",
+    "ShadowCache",
+    "ShadowLayer",
     "Storage",
     "Tape",
     "UnknownOperation",

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from zoo import spec as S
 from zoo.costs.shadow import operations as O
 from zoo.costs.shadow.replay import shaded
-from zoo.costs.shadow.tensor import FLOAT32, Dtype, fresh, tape
+from zoo.costs.shadow.tensor import BFLOAT16, FLOAT32, Dtype, UnknownOperation, fresh, named_failures, tape
 
 
 class Weighted:
@@ -25,26 +26,39 @@ class Weighted:
         with tape().inside(self.name):
             return _named(self.run(*given, **options))
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise UnknownOperation(f"{type(self.part).__name__}.{name}")
+
     def run(self, *given: Any, **options: Any) -> Any:
-        """What comes out."""
+        """Give the part's result."""
         raise NotImplementedError
 
 
-class Product(Weighted):
+FEW_ROWS = 32
+"""Rows up to which zoo.run.layer multiplies bfloat16 on a CPU with the weight on the left; a test holds it."""
+
+
+class ShadowLinear(Weighted):
     """A matrix product."""
 
     def run(self, x: Any) -> Any:
-        return O.linear(x, self.weight, self.bias)
+        y = O.linear(x, self.weight, self.bias)
+        rows = math.prod(x.shape[:-1])
+        if 1 < rows <= FEW_ROWS and self.bias is None and not (tape().recording or x.is_cuda) and x.dtype is BFLOAT16:
+            return fresh(y.shape, y.dtype, y.storage.name)  # laid out anew beside y, which goes (zoo.run.layer.product)
+        return y
 
 
-class Table(Weighted):
+class ShadowTable(Weighted):
     """A look-up."""
 
     def run(self, ids: Any) -> Any:
         return O.embedding(ids, self.weight)
 
 
-class Stacked(Weighted):
+class ShadowExperts(Weighted):
     """The same product of every expert."""
 
     def run(self, x: Any, offsets: Any, expert_of_row: Any) -> Any:
@@ -52,17 +66,15 @@ class Stacked(Weighted):
         return y if self.bias is None else y + self.bias.to(y.dtype)[expert_of_row]
 
 
-class Convolution(Weighted):
+class ShadowConvolution(Weighted):
     """A convolution along the tokens."""
 
     def run(self, x: Any) -> Any:
-        return O.conv1d(x.transpose(1, 2), self.weight, self.bias, self.part.groups).transpose(1, 2)
+        return O.conv1d(x.transpose(1, 2), self.weight, self.bias, groups=self.part.groups).transpose(1, 2)
 
 
-class Layer:
+class ShadowLayer:
     """A component with the shadows of its weights. Parts are made when they are asked for."""
-
-    training = True
 
     def __init__(self, spec: Any, d_model: int, dtype: Dtype, name: str = "", kernel: str = "auto") -> None:
         self.spec, self.d_model, self.dtype, self.name, self.kernel = spec, d_model, dtype, name, kernel
@@ -77,8 +89,12 @@ class Layer:
         return made
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        with tape().inside(self.name):
+        with tape().inside(self.name), named_failures(f"{self.spec.axis}={self.spec.kind}"):
             return _named(self._shaded.forward(self, *args, **options))
+
+    @property
+    def training(self) -> bool:
+        return tape().training
 
     def named_children(self) -> Iterator[tuple[str, Any]]:
         """Its parts that are modules."""
@@ -95,18 +111,18 @@ def part_of(name: str, part: Any, d_model: int, dtype: Dtype) -> Any:
         case S.Tied():
             return part_of(name, part.of, d_model, dtype)  # whose weight it is does not matter
         case S.Linear():
-            return Product(name, part, dtype)
+            return ShadowLinear(name, part, dtype)
         case S.Embedding():
-            return Table(name, part, dtype)
+            return ShadowTable(name, part, dtype)
         case S.Experts():
-            return Stacked(name, part, dtype)
+            return ShadowExperts(name, part, dtype)
         case S.Conv():
-            return Convolution(name, part, dtype)
+            return ShadowConvolution(name, part, dtype)
         case S.Group():
             return {inner: part_of(inner, each, d_model, dtype) for inner, each in part.parts.items()}
         case S.Sized():
-            return Layer(part.spec, part.d_model, dtype, name)
-    return Layer(part, d_model, dtype, name)
+            return ShadowLayer(part.spec, part.d_model, dtype, name)
+    return ShadowLayer(part, d_model, dtype, name)
 
 
 def _is_tensor(part: Any) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from zoo.costs.shadow import operations as O
 from zoo.costs.shadow.tensor import (
     BFLOAT16,
     BOOL,
+    FLOAT8,
     FLOAT16,
     FLOAT32,
     INT32,
@@ -25,12 +27,29 @@ from zoo.costs.shadow.tensor import (
 
 
 class Namespace(SimpleNamespace):
-    """Names that are known; another one says what is missing."""
+    """The names of torch that a pass may use; any other raises UnknownOperation."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         raise UnknownOperation(name)
+
+
+class Refused:
+    """A name of torch that a pass may not use: called, asked for a part, or held against a type, it says so."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise UnknownOperation(self._name)
+
+    __call__ = __instancecheck__ = __subclasscheck__ = __eq__ = __hash__ = _refuse
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise UnknownOperation(f"{self._name}.{name}")
 
 
 def _made(name: str, shape: Sequence[int], dtype: Dtype) -> Any:
@@ -42,31 +61,49 @@ def _shape(sizes: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 def _of_shape(name: str) -> Any:
-    return lambda *sizes, dtype=FLOAT32, device=None: _made(name, _shape(sizes), dtype)
+    return lambda *sizes, dtype=FLOAT32, device=None: _made(name, _shape(sizes), dtype or FLOAT32)
 
 
 def _like(name: str) -> Any:
-    return lambda x, *_, dtype=None: _made(name, x.shape, dtype or x.dtype)
+    return lambda x, *, dtype=None, device=None: _made(name, x.shape, dtype or x.dtype)
 
 
-def _arange(*bounds: int, dtype: Dtype = INT64, device: Any = None) -> Any:
+def _arange(*bounds: float, dtype: Dtype | None = None, device: Any = None) -> Any:
     start, stop, step = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1) if len(bounds) == 2 else bounds
-    return _made("arange", (-(-(stop - start) // step),), dtype)
+    size = math.ceil((stop - start) / step) if isinstance(stop - start + step, float) else -(-(stop - start) // step)
+    return _made("arange", (size,), dtype or _dtype_of([start, stop, step]))
 
 
-def _tensor(values: Any, dtype: Dtype = FLOAT32, device: Any = None) -> Any:
-    return _made("constant", (len(values),) if isinstance(values, (tuple, list)) else (), dtype)
+def _tensor(values: Any, *, dtype: Dtype | None = None, device: Any = None) -> Any:
+    shape, inner = [], values
+    while isinstance(inner, tuple | list):
+        shape.append(len(inner))
+        inner = inner[0] if inner else 0.0
+    return _made("constant", shape, dtype or _dtype_of(_numbers(values)))
 
 
-def _full(shape: Sequence[int], value: Any, dtype: Dtype = FLOAT32, device: Any = None) -> Any:
-    return _made("constant", shape, dtype)
+def _numbers(values: Any) -> list[Any]:
+    return [each for value in values for each in _numbers(value)] if isinstance(values, tuple | list) else [values]
 
 
-def _full_like(x: Any, value: Any, dtype: Dtype | None = None) -> Any:
+def _dtype_of(numbers: Sequence[Any]) -> Dtype:
+    """The dtype that torch gives a tensor of these numbers."""
+    if not all(isinstance(each, int | float) for each in numbers):
+        raise TypeError("numbers")
+    if any(isinstance(each, float) for each in numbers) or not numbers:
+        return FLOAT32
+    return BOOL if all(isinstance(each, bool) for each in numbers) else INT64
+
+
+def _full(size: Sequence[int], fill_value: Any, *, dtype: Dtype | None = None, device: Any = None) -> Any:
+    return _made("constant", size, dtype or _dtype_of([fill_value]))
+
+
+def _full_like(x: Any, fill_value: Any, *, dtype: Dtype | None = None, device: Any = None) -> Any:
     return _made("constant", x.shape, dtype or x.dtype)
 
 
-def _searchsorted(edges: Any, values: Any, right: bool = False) -> Any:
+def _searchsorted(edges: Any, values: Any, *, right: bool = False) -> Any:
     return operation("searchsorted", [], values.shape, INT64)
 
 
@@ -82,46 +119,78 @@ def _autocast(kind: str, enabled: bool = True) -> Any:
 
 DTYPES = {"bool": BOOL, "int32": INT32, "int64": INT64, "long": INT64, "float32": FLOAT32, "bfloat16": BFLOAT16}
 DTYPES["float16"] = FLOAT16
+DTYPES["float8_e4m3fn"] = FLOAT8
+
+FINFO = {
+    "float32": SimpleNamespace(min=-3.4028234663852886e38, max=3.4028234663852886e38, eps=2.0**-23, tiny=2.0**-126),
+    "bfloat16": SimpleNamespace(min=-3.3895313892515355e38, max=3.3895313892515355e38, eps=2.0**-7, tiny=2.0**-126),
+    "float16": SimpleNamespace(min=-65504.0, max=65504.0, eps=2.0**-10, tiny=2.0**-14),
+}
+"""The limits of float dtypes, as torch.finfo has them."""
 
 torch = Namespace(
     **DTYPES,
-    **{name: O.UNARY[name] for name in ("tanh", "sigmoid", "expm1", "log", "log1p", "ceil", "exp")},
-    **{name: getattr(O, name) for name in ("cat", "stack", "where", "einsum", "baddbmm", "addcmul")},
-    **{name: _of_shape(name) for name in ("zeros", "ones", "empty")},
-    **{name: _like(name) for name in ("zeros_like", "ones_like", "empty_like", "rand_like")},
-    eye=lambda n, dtype=FLOAT32, device=None: _made("eye", (n, n), dtype),
-    arange=_arange,
-    tensor=_tensor,
-    full=_full,
-    full_like=_full_like,
-    minimum=O.extreme,
-    maximum=O.extreme,
-    searchsorted=_searchsorted,
+    **O.UNARY,
+    **{
+        name: O.refuse_others(name, getattr(O, name))
+        for name in ("cat", "stack", "where", "einsum", "baddbmm", "addcmul")
+    },
+    **{name: O.refuse_others(name, _of_shape(name)) for name in ("zeros", "ones", "empty")},
+    **{name: O.refuse_others(name, _like(name)) for name in ("zeros_like", "ones_like", "empty_like", "rand_like")},
+    eye=O.refuse_others("eye", lambda n, *, dtype=FLOAT32, device=None: _made("eye", (n, n), dtype)),
+    arange=O.refuse_others("arange", _arange),
+    tensor=O.refuse_others("tensor", _tensor),
+    full=O.refuse_others("full", _full),
+    full_like=O.refuse_others("full_like", _full_like),
+    minimum=O.refuse_others("minimum", O.extreme),
+    maximum=O.refuse_others("maximum", O.extreme),
+    searchsorted=O.refuse_others("searchsorted", _searchsorted),
+    sum=O.refuse_others("sum", O.total),
+    mean=O.refuse_others("mean", O.mean),
     promote_types=promote,
-    finfo=lambda dtype: SimpleNamespace(min=-1.0, max=1.0),
+    finfo=lambda dtype: FINFO[dtype.name],
     no_grad=no_grad,
     is_grad_enabled=lambda: tape().recording,
     autocast=_autocast,
     is_autocast_enabled=lambda *_: tape().autocast is not None,
     get_autocast_dtype=lambda *_: tape().autocast,
     amp=Namespace(is_autocast_available=lambda *_: True),
-    compiler=Namespace(is_compiling=lambda: False),
+    compiler=Namespace(is_compiling=lambda: True),  # so that nothing is kept for another pass
     linalg=Namespace(solve_triangular=O.solve_triangular),
 )
 
 
 def _attention(
-    q: Any, k: Any, v: Any, attn_mask: Any = None, is_causal: bool = False, scale: Any = None, enable_gqa: bool = False
+    q: Any,
+    k: Any,
+    v: Any,
+    attn_mask: Any = None,
+    *,
+    is_causal: bool = False,
+    scale: Any = None,
+    enable_gqa: bool = False,
 ) -> Any:
-    return O.sdpa(q, k, v, attn_mask)
+    return O.sdpa(q, k, v, attn_mask, is_causal)
 
 
 _ACTIVATIONS = ("gelu", "hardswish", "leaky_relu", "mish", "relu", "relu6", "sigmoid", "silu", "softplus")
 
 F = Namespace(
     **{name: O.UNARY[name] for name in _ACTIVATIONS},
-    **{name: getattr(O, name) for name in ("layer_norm", "rms_norm", "linear", "pad", "conv1d")},
-    embedding=O.embedding,
-    scaled_dot_product_attention=_attention,
+    **{
+        name: O.refuse_others(name, getattr(O, name))
+        for name in ("layer_norm", "rms_norm", "linear", "pad", "conv1d", "embedding")
+    },
+    scaled_dot_product_attention=O.refuse_others("scaled_dot_product_attention", _attention),
 )
 torch.nn = Namespace(functional=F)
+
+
+def find_name(path: str) -> Any:
+    """What stands at a dotted path below torch, such as "nn.functional"; what refuses where there is nothing."""
+    found: Any = torch
+    for name in filter(None, path.split(".")):
+        found = vars(found).get(name) if isinstance(found, Namespace) else None
+        if found is None:
+            return Refused(path)
+    return found

@@ -16,6 +16,7 @@ from zoo.costs.shadow.tensor import (
     FLOAT32,
     INT64,
     Dtype,
+    UnknownOperation,
     broadcast,
     dense,
     elementwise_strides,
@@ -32,12 +33,53 @@ KEEPS_INPUT = (
     *("softplus", "square"),
 )
 KEEPS_RESULT = ("exp", "expm1", "relu", "rsqrt", "sigmoid", "sqrt", "tanh")
-KEEPS_NOTHING = ("ceil", "exponential_", "floor", "frac", "neg", "sign", "tril")
+KEEPS_NOTHING = ("ceil", "floor", "frac", "neg", "sign", "tril")
+
+OPTIONS = {
+    **{"clamp": ("min", "max"), "gelu": ("approximate",), "leaky_relu": ("negative_slope",)},
+    **{"softplus": ("beta", "threshold"), "tril": ("diagonal",)},
+}
+"""What an operation may be given besides its tensor: numbers and names that change nothing of what is saved."""
+
+OF_INTEGERS = ("abs", "clamp", "relu", "relu6", "square")
+"""Operations that save something and give integers for integers; the others give floats."""
+
+
+def refuse_others(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """The same operation, which raises UnknownOperation for arguments that it does not take. `input` is torch's name
+    for the first tensor; `inplace=False` and `out=None` say nothing."""
+
+    def checked(*given: Any, **options: Any) -> Any:
+        if "input" in options:
+            given = (options.pop("input"), *given)
+        if options.get("inplace") is False:
+            del options["inplace"]
+        if "out" in options and options["out"] is None:
+            del options["out"]
+        try:
+            return run(*given, **options)
+        except TypeError as error:
+            said = ", ".join((*(type(each).__name__ for each in given), *(f"{key}=" for key in options)))
+            raise UnknownOperation(f"{name}({said})") from error
+
+    return checked
 
 
 def _elementwise(name: str, keeps: str) -> Callable[..., Any]:
-    def run(x: Any, *_: Any, **__: Any) -> Any:
-        dtype = x.dtype if x.dtype.is_floating_point or keeps == "nothing" or name in ("abs", "clamp") else FLOAT32
+    known = OPTIONS.get(name, ())
+
+    def run(x: Any, *given: Any, **options: Any) -> Any:
+        if (
+            len(given) > len(known)
+            or not set(options) <= set(known)
+            or any(map(is_shadow, (*given, *options.values())))
+        ):
+            raise TypeError(f"{name} takes {', '.join(known) or 'a tensor alone'}")
+        limits = (*given, *options.values())
+        whole = keeps == "nothing" or name in OF_INTEGERS
+        if name == "clamp":
+            whole = not any(isinstance(each, float) for each in limits)
+        dtype = x.dtype if x.dtype.is_floating_point or whole else FLOAT32
         saves, strides = [x] if keeps == "input" else [], elementwise_strides(x.shape, [x])
         return operation(name, [x], x.shape, dtype, saves=saves, saves_result=keeps == "result", strides=strides)
 
@@ -45,7 +87,7 @@ def _elementwise(name: str, keeps: str) -> Callable[..., Any]:
 
 
 UNARY = {
-    name: _elementwise(name, keeps)
+    name: refuse_others(name, _elementwise(name, keeps))
     for keeps, names in (("input", KEEPS_INPUT), ("result", KEEPS_RESULT), ("nothing", KEEPS_NOTHING))
     for name in names
 }
@@ -54,14 +96,23 @@ UNARY = {
 # ---------------------------------------------------------------- elementwise, of several
 
 
-def _together(name: str, operands: Sequence[Any], saves: Sequence[Any] = (), dtype: Dtype | None = None) -> Any:
+def _together(
+    name: str,
+    operands: Sequence[Any],
+    saves: Sequence[Any] = (),
+    dtype: Dtype | None = None,
+    saves_result: bool = False,
+) -> Any:
     """An elementwise operation, broadcast and promoted as torch does: numbers and tensors without dimensions count only
     where theirs is a higher kind of dtype."""
     tensors = [each for each in operands if is_shadow(each)]
+    if strange := [each for each in operands if not is_shadow(each) and not isinstance(each, int | float)]:
+        raise TypeError(f"{name} of a tensor and a {type(strange[0]).__name__}")
     shape = broadcast(*(each.shape for each in tensors))
     kept = [each for each in saves if is_shadow(each)]
     strides = elementwise_strides(shape, tensors)
-    return operation(name, tensors, shape, dtype or _promoted(operands), saves=kept, strides=strides)
+    dtype = dtype or _promoted(operands)
+    return operation(name, tensors, shape, dtype, saves=kept, saves_result=saves_result, strides=strides)
 
 
 def _promoted(operands: Sequence[Any]) -> Dtype:
@@ -88,7 +139,7 @@ def _number(value: Any) -> Dtype:
 
 
 def _grad(x: Any) -> bool:
-    return is_shadow(x) and x.grad
+    return is_shadow(x) and x.wants_grad
 
 
 def add(a: Any, b: Any) -> Any:
@@ -100,6 +151,8 @@ def mul(a: Any, b: Any) -> Any:
 
 
 def div(a: Any, b: Any) -> Any:
+    if _promoted((a, b)).rank < 2:
+        return _together("div", (a, b), dtype=FLOAT32)
     if not is_shadow(a):  # a number over a tensor is its reciprocal, which is kept, times the number
         inverse = operation("reciprocal", [b], b.shape, b.dtype, saves_result=True)
         return mul(inverse, a)
@@ -107,11 +160,13 @@ def div(a: Any, b: Any) -> Any:
 
 
 def power(a: Any, b: Any) -> Any:
-    return _together("pow", (a, b), [a, *([b] if is_shadow(b) else [])])
+    return _together("pow", (a, b), [a, b], saves_result=_grad(b))
 
 
-def whole(a: Any, b: Any) -> Any:
-    """`//`, `%` and the logical operators: no gradient goes through them."""
+def divide_whole(a: Any, b: Any) -> Any:
+    """`//`, `%` and the logical operators, of tensors that want no gradient."""
+    if _grad(a) or _grad(b):
+        raise UnknownOperation("// or %")
     return _together("whole", (a, b))
 
 
@@ -121,15 +176,20 @@ def compared(a: Any, b: Any) -> Any:
 
 def extreme(a: Any, b: Any) -> Any:
     """The larger or smaller of two: both are kept, to see which it was."""
+    if not (is_shadow(a) and is_shadow(b)):
+        raise TypeError("the larger or smaller of two tensors")
     return _together("extreme", (a, b), (a, b))
 
 
-def where(chosen: Any, a: Any, b: Any) -> Any:
+def where(condition: Any, a: Any, b: Any) -> Any:
+    chosen = condition
     shape = broadcast(chosen.shape, *(each.shape for each in (a, b) if is_shadow(each)))
     return operation("where", [a, b], shape, _promoted((a, b)), saves=[chosen])
 
 
-def masked_fill(x: Any, mask: Any, value: Any) -> Any:
+def masked_fill(x: Any, mask: Any, value: float) -> Any:
+    if is_shadow(value):
+        raise TypeError("a number to fill with")
     shape = broadcast(x.shape, mask.shape)
     return operation("masked_fill", [x], shape, x.dtype, saves=[mask], strides=elementwise_strides(shape, [x]))
 
@@ -146,7 +206,9 @@ def logical_not(x: Any) -> Any:
 
 
 def _reduced(x: Any, dim: Any, keepdim: bool) -> tuple[int, ...]:
-    dims = range(x.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
+    dims = range(x.ndim) if dim is None or dim == () else [dim] if isinstance(dim, int) else dim
+    if is_shadow(dim):
+        raise TypeError("a dimension")
     gone = {x.at(each) for each in dims}
     return tuple(1 if at in gone else size for at, size in enumerate(x.shape) if keepdim or at not in gone)
 
@@ -225,19 +287,25 @@ def index(x: Any, picks: Sequence[tuple[int, Any]]) -> Any:
 
 
 def index_add(x: Any, dim: int, places: Any, source: Any) -> Any:
-    return operation("index_add", [x, source], x.shape, x.dtype, saves=[places, *([source] if source.grad else [])])
+    return operation(
+        "index_add", [x, source], x.shape, x.dtype, saves=[places, *([source] if source.wants_grad else [])]
+    )
 
 
 def repeat_interleave(x: Any, times: int, dim: int | None = None) -> Any:
+    if is_shadow(times):
+        raise UnknownOperation("repeat_interleave(tensor)")
     if dim is None:
         return repeat_interleave(x.flatten(), times, 0)
     at = x.at(dim)
     return operation("repeat", [x], (*x.shape[:at], x.shape[at] * times, *x.shape[at + 1 :]), x.dtype)
 
 
-def pad(x: Any, sides: Sequence[int], value: Any = 0) -> Any:
+def pad(x: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
+    if mode != "constant":
+        raise UnknownOperation(f"pad, mode {mode}")
     shape = list(x.shape)
-    for place, (low, high) in enumerate(zip(sides[::2], sides[1::2], strict=True)):
+    for place, (low, high) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
         shape[-1 - place] += low + high
     return operation("pad", [x], shape, x.dtype)
 
@@ -269,7 +337,7 @@ def _lowered(*tensors: Any) -> list[Any]:
 
 def _low(x: Any, dtype: Dtype) -> Any:
     copy = x.to(dtype)
-    if x.storage.held and x.grad:
+    if x.storage.held and x.wants_grad:
         copy.storage.hold()
     return copy
 
@@ -277,7 +345,9 @@ def _low(x: Any, dtype: Dtype) -> Any:
 def bmm(a: Any, b: Any, name: str = "matmul") -> Any:
     """[N, A, B] · [N, B, C]."""
     a, b = _lowered(a, b)
-    saves = [*([a] if b.grad else []), *([b] if a.grad else [])]
+    if a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1] or a.dtype is not b.dtype:
+        raise ValueError(f"a product of {a.dtype} {a.shape} and {b.dtype} {b.shape}")
+    saves = [*([a] if b.wants_grad else []), *([b] if a.wants_grad else [])]
     return operation(name, [a, b], (a.shape[0], a.shape[1], b.shape[2]), a.dtype, saves=saves)
 
 
@@ -289,15 +359,17 @@ def matmul(a: Any, b: Any) -> Any:
 
 def baddbmm(x: Any, a: Any, b: Any) -> Any:
     x, a, b = _lowered(x, a, b)
-    saves = [*([a] if b.grad else []), *([b] if a.grad else [])]
+    saves = [*([a] if b.wants_grad else []), *([b] if a.wants_grad else [])]
     return operation("baddbmm", [x, a, b], (a.shape[0], a.shape[1], b.shape[2]), a.dtype, saves=saves)
 
 
-def linear(x: Any, weight: Any, bias: Any = None, name: str = "linear") -> Any:
+def linear(x: Any, weight: Any, bias: Any = None, *, name: str = "linear") -> Any:
     """x [..., d_in] · weightᵀ [d_out, d_in]: keeps x as a matrix of rows, a copy where x does not lie so."""
     x, weight, bias = _lowered(x, weight, bias)
+    if x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"a product of shapes {x.shape} and {weight.shape}")
     rows = x.reshape(-1, x.shape[-1])
-    saves = [*([rows] if weight.grad else []), *([weight] if rows.grad else [])]
+    saves = [*([rows] if weight.wants_grad else []), *([weight] if rows.wants_grad else [])]
     y = operation(name, [rows, weight, bias], (rows.shape[0], weight.shape[0]), rows.dtype, saves=saves)
     return y.view(*x.shape[:-1], weight.shape[0])
 
@@ -306,6 +378,9 @@ def einsum(equation: str, a: Any, b: Any) -> Any:
     """Two operands, as torch's sumproduct_pair: both are laid out for one batched product."""
     inputs, output = equation.replace(" ", "").split("->")
     left, right = inputs.split(",")
+    names = set(left) & set(right) | set(output)
+    if not set(left) | set(right) <= names or any(len(set(each)) < len(each) for each in (left, right, output)):
+        raise UnknownOperation(f"einsum {equation}")
     sizes = dict(zip(left, a.shape, strict=True)) | dict(zip(right, b.shape, strict=True))
     shared = [each for each in output if each in left and each in right]
     only_left = [each for each in output if each in left and each not in right]
@@ -327,7 +402,7 @@ def solve_triangular(a: Any, b: Any, **_: Any) -> Any:
     return operation("solve", [a, b], b.shape, b.dtype, saves=[a], saves_result=True, strides=strides)
 
 
-def conv1d(x: Any, weight: Any, bias: Any = None, groups: int = 1) -> Any:
+def conv1d(x: Any, weight: Any, bias: Any = None, *, groups: int = 1) -> Any:
     """x [B, d_in, T] by weight [d_out, d_in / groups, width]."""
     x, weight, bias = _lowered(x, weight, bias)
     shape = (x.shape[0], weight.shape[0], x.shape[2] - weight.shape[2] + 1)
@@ -348,7 +423,7 @@ def embedding(ids: Any, weight: Any) -> Any:
 # ---------------------------------------------------------------- norms and attention: where devices differ
 
 
-def layer_norm(x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 0.0) -> Any:
+def layer_norm(x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 0.0) -> Any:
     """Keeps its input, and a mean and a deviation a row: in float32, or on a CPU in the weight's dtype or its own."""
     rows = (*x.shape[:-1], 1)
     wide = FLOAT32 if x.is_cuda else (x if weight is None else weight).dtype
@@ -356,14 +431,14 @@ def layer_norm(x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: fl
     return operation("layer_norm", [x, weight, bias], x.shape, x.dtype, saves=[x, *kept, *_given(weight, bias)])
 
 
-def rms_norm(x: Any, shape: Any, weight: Any = None, eps: float = 0.0) -> Any:
+def rms_norm(x: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
     """Keeps its input and a deviation a row; on a CPU, where it is made of several operations, all in float32, also
     what it is before the weight multiplies it."""
     if x.is_cuda:
         rstd = operation("rstd", [], (*x.shape[:-1], 1), FLOAT32)
         return operation("rms_norm", [x, weight], x.shape, x.dtype, saves=[x, rstd, *_given(weight)])
     wide = x.float()
-    y = mul(wide, UNARY["rsqrt"](add(mean(UNARY["square"](wide), -1, True), eps)))
+    y = mul(wide, UNARY["rsqrt"](add(mean(UNARY["square"](wide), -1, True), eps or 0.0)))
     return (y if weight is None else mul(y, weight)).to(x.dtype)
 
 
@@ -371,7 +446,7 @@ def _given(*tensors: Any) -> list[Any]:
     return [each for each in tensors if each is not None]
 
 
-def sdpa(q: Any, k: Any, v: Any, mask: Any) -> Any:
+def sdpa(q: Any, k: Any, v: Any, mask: Any, causal: bool = False) -> Any:
     """q [B, H, T, C], k [B, K, S, C], v [B, K, S, Cv]: [B, H, T, Cv], laid out as [B, T, H, Cv].
 
     A fused kernel keeps those, the result and the logarithm of each row's sum. On a CPU there is none for values of
@@ -381,7 +456,7 @@ def sdpa(q: Any, k: Any, v: Any, mask: Any) -> Any:
     fused = q.is_cuda or (q.shape[3] == v.shape[3] and not _grad(mask))
     if not fused:
         with tape().set(autocast=None):
-            return _plain_sdpa(q, k, v, mask)
+            return _plain_sdpa(q, k, v, mask, causal)
     batch, heads, tokens, _ = q.shape
     width = v.shape[3]
     sums = operation("sdpa_lse", [], (batch, heads, tokens), FLOAT32)
@@ -400,12 +475,14 @@ def fused_attention(q: Any, k: Any, v: Any) -> Any:
     return operation("attention", [q, k, v], shape, q.dtype, saves=[q, k, v, sums], saves_result=True)
 
 
-def _plain_sdpa(q: Any, k: Any, v: Any, mask: Any) -> Any:
-    """torch's way without a kernel: in float32, a square root of the scale on either side."""
+def _plain_sdpa(q: Any, k: Any, v: Any, mask: Any, causal: bool) -> Any:
+    """torch's way without a kernel: in float32, a square root of the scale on either side, causal by a drawn mask."""
     dtype = q.dtype
     if k.shape[1] != q.shape[1]:
         k, v = (repeat_interleave(each, q.shape[1] // k.shape[1], 1) for each in (k, v))
     q, k, v = q.float(), k.float(), v.float()
+    if causal:
+        mask = operation("causal", [], (q.shape[2], k.shape[2]), FLOAT32)
     scores = matmul(mul(q, 1.0), mul(k, 1.0).transpose(-1, -2))
     if mask is not None:
         scores = add(scores, mask)
@@ -427,12 +504,13 @@ METHODS: dict[str, Callable[..., Any]] = {
     **UNARY,
     **{"sum": total, "mean": mean, "logsumexp": logsumexp, "softmax": softmax, "cumsum": cumsum, "cummax": cummax},
     **{"topk": topk, "max": maximum_along, "argsort": argsort, "argmax": argmax, "gather": gather, "scatter": scatter},
+    "exponential_": lambda x: x,  # drawn in place, without a gradient
     **{"index_add": index_add, "repeat_interleave": repeat_interleave, "masked_fill": masked_fill},
     **{"maximum": extreme, "minimum": extreme, "logical_not": logical_not, "__invert__": logical_not},
-    **{"__neg__": UNARY["neg"], "gt": compared, "lt": compared},
+    **{"__neg__": UNARY["neg"], "__abs__": UNARY["abs"], "gt": compared, "lt": compared},
 }
 
 OPERATORS: dict[str, Callable[..., Any]] = {
     **{"add": add, "sub": add, "mul": mul, "truediv": div, "pow": power, "matmul": matmul},
-    **{"floordiv": whole, "mod": whole, "and": whole, "or": whole, "xor": whole},
+    **{name: divide_whole for name in ("floordiv", "mod", "and", "or", "xor")},
 }

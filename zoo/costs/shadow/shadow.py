@@ -13,8 +13,13 @@ from zoo.costs.shadow.tensor import (
     FLOAT32,
     INT32,
     INT64,
+    NEEDS_VALUES,
+    WRITES,
     Core,
+    Device,
     Dtype,
+    UnknownOperation,
+    broadcast,
     elementwise_strides,
     fresh,
     is_shadow,
@@ -45,8 +50,8 @@ class Shadow(Core):
         strides = view_strides(self.shape, self.strides, wanted)
         return operation("copy", [self], wanted, self.dtype) if strides is None else self.as_view(wanted, strides)
 
-    def flatten(self, start: int = 0, end: int = -1) -> Any:
-        start, end = self.at(start), self.at(end)
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Any:
+        start, end = self.at(start_dim), self.at(end_dim)
         return self.reshape(*self.shape[:start], math.prod(self.shape[start : end + 1]), *self.shape[end + 1 :])
 
     def unflatten(self, dim: int, sizes: Sequence[int]) -> Any:
@@ -55,11 +60,13 @@ class Shadow(Core):
 
     def permute(self, *dims: Any) -> Any:
         order = [self.at(dim) for dim in _flat(dims)]
+        if sorted(order) != list(range(self.ndim)):
+            raise ValueError(f"dimensions {order} of a tensor of {self.ndim}")
         return self.as_view([self.shape[dim] for dim in order], [self.strides[dim] for dim in order])
 
-    def transpose(self, a: int, b: int) -> Any:
+    def transpose(self, dim0: int, dim1: int) -> Any:
         order = list(range(self.ndim))
-        order[a], order[b] = order[b], order[a]
+        order[dim0], order[dim1] = order[dim1], order[dim0]
         return self.permute(*order)
 
     def t(self) -> Any:
@@ -73,12 +80,16 @@ class Shadow(Core):
         asked = _flat(shape)
         lead = len(asked) - self.ndim
         wanted = tuple(self.shape[dim - lead] if size == -1 else size for dim, size in enumerate(asked))
+        if broadcast(self.shape, wanted) != wanted:
+            raise ValueError(f"a tensor of shape {self.shape} expanded to {wanted}")
         return self.as_view(wanted, spread(self.strides, self.shape, wanted))
 
     def expand_as(self, other: Any) -> Any:
         return self.expand(*other.shape)
 
     def unsqueeze(self, dim: int) -> Any:
+        if not -self.ndim - 1 <= dim <= self.ndim:
+            raise IndexError(f"dimension {dim} of a tensor of shape {self.shape}")
         dim %= self.ndim + 1
         step = self.strides[dim] * self.shape[dim] if dim < self.ndim else 1
         return self.as_view((*self.shape[:dim], 1, *self.shape[dim:]), (*self.strides[:dim], step, *self.strides[dim:]))
@@ -88,6 +99,8 @@ class Shadow(Core):
 
     def select(self, dim: int, index: int) -> Any:
         dim = self.at(dim)
+        if not -self.shape[dim] <= index < self.shape[dim]:
+            raise IndexError(f"index {index} of {self.shape[dim]}")
         return self.as_view(
             (*self.shape[:dim], *self.shape[dim + 1 :]), (*self.strides[:dim], *self.strides[dim + 1 :])
         )
@@ -95,23 +108,25 @@ class Shadow(Core):
     def unbind(self, dim: int = 0) -> tuple[Any, ...]:
         return tuple(self.select(dim, index) for index in range(self.shape[dim]))
 
-    def split(self, size: Any, dim: int = 0) -> tuple[Any, ...]:
-        dim, whole = self.at(dim), self.shape[dim]
+    def split(self, split_size: Any, dim: int = 0) -> tuple[Any, ...]:
+        size, dim, whole = split_size, self.at(dim), self.shape[dim]
         sizes = size if isinstance(size, (tuple, list)) else [min(size, whole - at) for at in range(0, whole, size)]
+        if sum(sizes) != whole:
+            raise ValueError(f"{whole} split into {sizes}")
         return tuple(self.as_view((*self.shape[:dim], each, *self.shape[dim + 1 :]), self.strides) for each in sizes)
 
-    def chunk(self, count: int, dim: int = 0) -> tuple[Any, ...]:
-        return self.split(-(-self.shape[dim] // count), dim)
+    def chunk(self, chunks: int, dim: int = 0) -> tuple[Any, ...]:
+        return self.split(-(-self.shape[dim] // chunks), dim)
 
-    def unfold(self, dim: int, size: int, step: int) -> Any:
-        dim = self.at(dim)
+    def unfold(self, dimension: int, size: int, step: int) -> Any:
+        dim = self.at(dimension)
         count = (self.shape[dim] - size) // step + 1
         strides = (*self.strides[:dim], self.strides[dim] * step, *self.strides[dim + 1 :], self.strides[dim])
         return self.as_view((*self.shape[:dim], count, *self.shape[dim + 1 :], size), strides)
 
     def detach(self) -> Any:
         seen = self.as_view(self.shape, self.strides)
-        seen.grad = False
+        seen.wants_grad, seen.node = False, None
         return seen
 
     def contiguous(self) -> Any:
@@ -125,6 +140,8 @@ class Shadow(Core):
             items = (*items[:at], *[slice(None)] * (self.ndim - given), *items[at + 1 :])
         seen, dim, picks = self, 0, []
         for item in items:
+            if isinstance(item, bool) or (is_shadow(item) and item.dtype is BOOL):
+                raise UnknownOperation("tensor[mask]", NEEDS_VALUES)
             if item is None:
                 seen, dim = seen.unsqueeze(dim), dim + 1
             elif isinstance(item, int):
@@ -132,18 +149,26 @@ class Shadow(Core):
             elif is_shadow(item):
                 picks.append((dim, item))
                 dim += 1
+            elif not isinstance(item, slice):
+                raise UnknownOperation(f"tensor[{type(item).__name__}]")
             else:
                 seen, dim = seen._sliced(dim, item), dim + 1
+        if picks and picks[-1][0] - picks[0][0] >= len(picks):
+            raise UnknownOperation("tensor[index, :, index]")
         return O.index(seen, picks) if picks else seen
 
     def _sliced(self, dim: int, item: slice) -> Any:
-        start, stop, step = item.indices(self.shape[dim])
+        start, stop, step = item.indices(self.shape[self.at(dim)])
+        if step < 1:
+            raise ValueError(f"a slice with step {step}")
         shape = (*self.shape[:dim], max(0, -(-(stop - start) // step)), *self.shape[dim + 1 :])
         return self.as_view(shape, (*self.strides[:dim], self.strides[dim] * step, *self.strides[dim + 1 :]))
 
     # ------------------------------------------------------------ dtypes
 
     def to(self, target: Any) -> Any:
+        if not (isinstance(target, Dtype | Device | str) or is_shadow(target)):
+            raise UnknownOperation(f"to({type(target).__name__})")
         dtype = target if isinstance(target, Dtype) else target.dtype if is_shadow(target) else self.dtype
         if dtype is self.dtype:
             return self
@@ -167,25 +192,58 @@ class Shadow(Core):
 
     new_ones = new_empty = new_zeros
 
-    def new_tensor(self, value: Any) -> Any:
+    def new_tensor(self, value: float) -> Any:
+        if not isinstance(value, int | float):
+            raise UnknownOperation(f"new_tensor({type(value).__name__})")
         return fresh((), self.dtype, tape().name("constant"))
+
+    def copy_(self, source: Any) -> Any:
+        if not self.storage.held or tape().recording:
+            raise UnknownOperation("copy_", WRITES)
+        return self
+
+    # ------------------------------------------------------------ what Python asks of a tensor
+
+    def __iter__(self) -> Any:
+        return iter(self.unbind(0))
+
+    def __pos__(self) -> Any:
+        return self
 
 
 def _flat(shape: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else tuple(shape)
 
 
-def _method(run: Callable[..., Any], swapped: bool = False) -> Callable[..., Any]:
+def _method(name: str, run: Callable[..., Any], swapped: bool = False) -> Callable[..., Any]:
+    run = O.refuse_others(name, run)
     if swapped:
         return lambda self, other: run(other, self)
     return lambda self, *args, **options: run(self, *args, **options)
 
 
+def _refusal(name: str, why: str) -> Callable[..., Any]:
+    def refuse(self: Any, *_: Any, **__: Any) -> Any:
+        raise UnknownOperation(name, why)
+
+    return refuse
+
+
 for _name, _run in O.METHODS.items():
-    setattr(Shadow, _name, _method(_run))
+    setattr(Shadow, _name, _method(_name, _run))
 for _name, _run in O.OPERATORS.items():
-    setattr(Shadow, f"__{_name}__", _method(_run))
-    setattr(Shadow, f"__r{_name}__", _method(_run, swapped=True))
+    setattr(Shadow, f"__{_name}__", _method(_name, _run))
+    setattr(Shadow, f"__r{_name}__", _method(_name, _run, swapped=True))
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
-    setattr(Shadow, f"__{_name}__", _method(O.compared))
+    setattr(Shadow, f"__{_name}__", _method(_name, O.compared))
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"):
+    setattr(Shadow, f"__i{_name}__", _refusal(f"__i{_name}__", WRITES))
+for _name in ("__setitem__", "__delitem__"):
+    setattr(Shadow, _name, _refusal(_name, WRITES))
+for _name in (
+    *("__bool__", "__float__", "__int__", "__index__", "__complex__", "__trunc__", "__floor__"),
+    *("__ceil__", "__array__", "__contains__", "__format__", "__divmod__", "__reversed__", "__deepcopy__", "__copy__"),
+    *("item", "tolist", "numpy", "nonzero", "equal", "allclose", "unique", "bincount"),
+):
+    setattr(Shadow, _name, _refusal(_name, NEEDS_VALUES))
 Shadow.__hash__ = object.__hash__  # type: ignore[method-assign]

@@ -9,6 +9,8 @@ a storage. Strides are followed, for it is they that say whether a reshape copie
 from __future__ import annotations
 
 import math
+import os
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,11 +22,34 @@ Shape = tuple[int, ...]
 
 
 class UnknownOperation(ZooError):
-    """A forward pass calls something of torch's of which it is not said what it keeps."""
+    """A forward pass uses something that a shadow cannot follow: by default a torch operation whose saved tensors are
+    not listed in operations.py. Once raised, the pass has no figures, even if the component catches it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, why: str = "is a torch operation whose saved tensors are not listed") -> None:
         would = "a line in zoo/costs/shadow/operations.py would do"
-        super().__init__(f"memory: it is not said what torch's '{name}' keeps for a backward pass ({would})")
+        super().__init__(f"memory: '{name}' {why} ({would})")
+        running = _TAPE.get(None)
+        if running is not None and running.unknown is None:
+            running.unknown = self
+
+
+NEEDS_VALUES = "needs a tensor's values, and counting has none"
+WRITES = "writes into a tensor, and counting follows new tensors only"
+FAILED = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
+"""What Python and torch raise where a shadow does not answer as a tensor would, or shapes do not fit."""
+
+
+@contextmanager
+def named_failures(component: str) -> Iterator[None]:
+    """Raises UnknownOperation with a component's name for a failure inside its forward pass."""
+    try:
+        yield
+    except FAILED as error:
+        own = [each for each in traceback.extract_tb(error.__traceback__) if each.filename != __file__]
+        place = f"{own[-1].name}, {os.path.basename(own[-1].filename)} line {own[-1].lineno}" if own else component
+        what = str(error).partition("\n")[0]
+        why = f"failed on shapes without values in {place}: {type(error).__name__}: {what}"
+        raise UnknownOperation(component, why) from error
 
 
 class Dtype:
@@ -42,6 +67,7 @@ class Dtype:
 
 
 BOOL, INT32, INT64 = Dtype("bool", 1, 0), Dtype("int32", 4, 1), Dtype("int64", 8, 1)
+FLOAT8 = Dtype("float8_e4m3fn", 1, 2)
 BFLOAT16, FLOAT16, FLOAT32 = Dtype("bfloat16", 2, 2), Dtype("float16", 2, 2), Dtype("float32", 4, 2)
 
 
@@ -105,12 +131,15 @@ class Node:
 class Tape:
     """One pass: how many operations there were, the `path` of the part that is at work, the bytes that are `live` and
     the `most` that were. A `selective` one keeps nothing of attention's inside, to compute it a second time;
-    `autocast` is the dtype that products take, if any."""
+    `autocast` is the dtype that products take, if any, `unknown` the first operation that could not be followed."""
 
-    def __init__(self, device: Device, selective: bool, autocast: Dtype | None) -> None:
+    def __init__(
+        self, device: Device, selective: bool, autocast: Dtype | None, training: bool = True, recording: bool = True
+    ) -> None:
         self.device, self.selective, self.autocast = device, selective, autocast
-        self.recording = True
+        self.training, self.recording = training, recording
         self.path: list[str] = []
+        self.unknown: UnknownOperation | None = None
         self.operations = self.live = self.most = 0
 
     def count(self, nbytes: int) -> None:
@@ -158,9 +187,16 @@ def tape() -> Tape:
 
 
 @contextmanager
-def taping(device: str, *, selective: bool = False, autocast: Dtype | None = None) -> Iterator[Tape]:
-    """A pass on shadows, in this thread alone."""
-    token = _TAPE.set(Tape(Device(device), selective, autocast))
+def taping(
+    device: str,
+    *,
+    selective: bool = False,
+    autocast: Dtype | None = None,
+    training: bool = True,
+    recording: bool = True,
+) -> Iterator[Tape]:
+    """Start a pass on shadows, in this thread alone; `recording` says whether gradients are wanted."""
+    token = _TAPE.set(Tape(Device(device), selective, autocast, training, recording))
     try:
         yield _TAPE.get()
     finally:
@@ -177,9 +213,9 @@ def dense(shape: Sequence[int]) -> Shape:
 
 
 class Core:
-    """A shadow's state, and the making of others. `grad` says that a gradient is wanted for it."""
+    """A shadow's state, and the making of others. `wants_grad` is torch's `requires_grad`."""
 
-    __slots__ = ("dtype", "grad", "node", "shape", "storage", "strides")
+    __slots__ = ("dtype", "node", "shape", "storage", "strides", "wants_grad")
     made_as: ClassVar[type[Core]]  # the class with torch's methods, which stands above this file
 
     def __init_subclass__(cls) -> None:
@@ -189,7 +225,7 @@ class Core:
         self, shape: Shape, strides: Shape, dtype: Dtype, storage: Storage, grad: bool, node: Node | None = None
     ) -> None:
         self.shape, self.strides, self.dtype, self.storage = shape, strides, dtype, storage
-        self.grad, self.node = grad, node
+        self.wants_grad, self.node = grad, node
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in Core.__slots__:
@@ -206,7 +242,7 @@ class Core:
 
     @property
     def requires_grad(self) -> bool:
-        return self.grad
+        return self.wants_grad
 
     @property
     def ndim(self) -> int:
@@ -225,8 +261,8 @@ class Core:
     def dim(self) -> int:
         return len(self.shape)
 
-    def size(self, dim: int) -> int:
-        return self.shape[dim]
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -237,11 +273,13 @@ class Core:
 
     def at(self, dim: int) -> int:
         """A dimension counted from the front."""
+        if not -len(self.shape) <= dim < len(self.shape):
+            raise IndexError(f"dimension {dim} of a tensor of shape {self.shape}")
         return dim % len(self.shape)
 
     def as_view(self, shape: Iterable[int], strides: Iterable[int]) -> Any:
         """The same memory, seen otherwise."""
-        grad = self.grad and tape().recording
+        grad = self.wants_grad and tape().recording
         return type(self)(tuple(shape), tuple(strides), self.dtype, self.storage, grad, self.node if grad else None)
 
 
@@ -276,7 +314,7 @@ def operation(
     """The result of an operation on `inputs`, of which autograd saves `saves` if a gradient is wanted for one."""
     moment = tape()
     moment.operations += 1
-    given = [each for each in inputs if is_shadow(each) and each.grad]
+    given = [each for each in inputs if is_shadow(each) and each.wants_grad]
     wanted = moment.recording and dtype.is_floating_point and bool(given)
     result = fresh(shape, dtype, moment.name(name), grad=wanted, strides=strides)
     if wanted:
@@ -327,7 +365,10 @@ def broadcast(*shapes: Shape) -> Shape:
     """The shape that all of these take part in."""
     width = max(map(len, shapes))
     padded = [(1,) * (width - len(shape)) + tuple(shape) for shape in shapes]
-    return tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*padded, strict=True))
+    found = tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*padded, strict=True))
+    if any(size not in (1, want) for shape in padded for size, want in zip(shape, found, strict=True)):
+        raise ValueError(f"shapes {', '.join(map(str, shapes))} do not broadcast")
+    return found
 
 
 def spread(strides: Shape, shape: Shape, wanted: Shape) -> Shape:
@@ -355,8 +396,12 @@ def elementwise_strides(shape: Shape, operands: Sequence[Any]) -> Shape:
 def sizes_of(shape: Sequence[int], count: int) -> Shape:
     """A shape with its -1 worked out for `count` values."""
     if -1 not in shape:
+        if math.prod(shape) != count:
+            raise ValueError(f"{count} values do not make a shape {tuple(shape)}")
         return tuple(shape)
     known = math.prod(size for size in shape if size != -1)
+    if count % max(known, 1):
+        raise ValueError(f"{count} values do not make a shape {tuple(shape)}")
     return tuple(count // max(known, 1) if size == -1 else size for size in shape)
 
 

@@ -52,7 +52,7 @@ class PosScale(Codec):
         return {}
 
 
-class Relative(Codec):
+class RelativePositions(Codec):
     """`relative(types, max_relative_positions, max_position_embeddings, position_biased_input)`: a DeBERTa's positions:
     relative where types are compared, learned besides where the input is biased. v2 adds `position_buckets`,
     `norm_rel_ebd` and `layer_norm_eps`."""
@@ -107,5 +107,5 @@ def _groups(weights: list[int], inner: int) -> int | None:
     return groups if laid == weights else None
 
 
-FUNCTIONS |= {"pos_types": PosTypes(), "pos_scale": PosScale(), "relative": Relative()}
+FUNCTIONS |= {"pos_types": PosTypes(), "pos_scale": PosScale(), "relative": RelativePositions()}
 FUNCTIONS |= {"inner_of": Plain(inner_of), "groups_of": Plain(groups_of)}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.errors import ConfigError
-from zoo.families.expression import FUNCTIONS, Bindings, Codec, Plain, bind, evaluate, item_of, known
+from zoo.families.expression import FUNCTIONS, MANY, Bindings, Codec, Plain, bind, evaluate, item_of, known
 
 
 class Each(Codec):
@@ -16,7 +16,10 @@ class Each(Codec):
     lazy = True
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
-        return [evaluate(args[1], {**env, "layer": layer}) for layer in range(evaluate(args[0], env))]
+        count = evaluate(args[0], env)
+        if count > MANY:
+            raise ConfigError(f"each: has {count:,} entries (at most {MANY:,})")
+        return [evaluate(args[1], {**env, "layer": layer}) for layer in range(count)]
 
     def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
         found: Bindings = {}
@@ -25,7 +28,7 @@ class Each(Codec):
         return found
 
 
-class Case(Codec):
+class Choose(Codec):
     """`case(layer_types[layer], "full_attention", None, "sliding_attention", sliding_window)`: what stands behind the
     value of the first argument. Turned round by the place that is a constant and equals it, or the
     first that is none."""
@@ -116,7 +119,7 @@ def of_tower(pattern: Any, tower: str) -> list[Any]:
 
 FUNCTIONS |= {
     "each": Each(),
-    "case": Case(),
+    "case": Choose(),
     "inner": Inner(),
     "at": At(),
     "spread": Plain(spread),

@@ -1,37 +1,50 @@
-"""Attention: one file for each family of it, and this base."""
+"""Attention: the base of all kinds, and the base of those that take a softmax over scores."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PositiveInt
 
 from zoo.kernels.base import Ask
 from zoo.model.position.base import Position
 from zoo.spec import Spec
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.kernels.bias import Bias
+    from zoo.model.step import Step, Weights
+
 
 class Attention(Spec, axis="attention"):
-    """How a token reads the others."""
+    """Mix tokens: attention over keys, or a recurrence over earlier tokens."""
 
     takes_global: ClassVar[bool] = False  # whether some tokens can be global: `step.extra["global"]` [B, T]
 
+    takes_memory: ClassVar[bool] = False  # whether it can read an encoder's output in place of the tokens
+
+    def check_cross(self) -> None:
+        """Raises ValueError for a field that means nothing in cross-attention."""
+
     @property
     def visible_window(self) -> int | None:
-        """How many keys a causal query sees, itself included, or how far one that sees both ways; None for all."""
+        """The window W: a causal query sees W keys, itself included; others see W to either side. None for all."""
         return None
 
     @property
     def visible_chunk(self) -> int | None:
-        """The stretch of positions within which tokens see each other, where only those do."""
+        """C where positions are cut into chunks of C and a token sees those of its own chunk only; None elsewhere."""
         return None
 
     @property
     def score_heads(self) -> int:
-        """Heads that a position bias is made for."""
+        """Heads that a bias on the scores is made for."""
         return 0
 
     @property
     def positioning(self) -> Position | None:
-        """The position scheme at work inside, if any."""
+        """The position scheme that acts inside attention, if any."""
         return None
 
     @property
@@ -39,15 +52,64 @@ class Attention(Spec, axis="attention"):
         """Channels of a head that a position scheme may rotate."""
         return 0
 
-    def prepare(self, m: Any, step: Any) -> None:
-        """Puts into `step.extra` what all layers of this kind share in one forward. `m` is the model's position scheme
-        with its weights."""
+    def prepare(self, m: Weights | None, step: Step) -> None:
+        """Put into `step.extra` what all layers of this kind share in one forward pass. `m` are the weights of the
+        model's position scheme, None where each layer has its own."""
 
     def ask(self, dtype: str, **features: Any) -> Ask | None:
-        """What this attention asks of a kernel, or None when it uses none. `features` are those fields of Ask that the
-        moment decides: a Mask's, and whether there are gradients."""
+        """Describe the attention that a kernel must compute; None for a mixer that uses no kernel. `features` are the
+        fields of Ask that depend on the pass: those of the Mask, and whether there are gradients."""
         return None
 
     def decode_ask(self, dtype: str, new: int, **features: Any) -> Ask | None:
-        """The same of `new` tokens that come after those in a cache."""
+        """The Ask of `new` tokens that come after those in a cache."""
         return self.ask(dtype, **features)
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        """Mix tokens: x [B, T, D] to [B, T, D]."""
+        raise NotImplementedError
+
+
+class SoftmaxAttention(Attention):
+    """Base of the kinds that take a softmax over the scores of keys: what position schemes and kernels ask of them."""
+
+    n_heads: PositiveInt
+    position: Position
+
+    @property
+    def score_heads(self) -> int:
+        return self.n_heads
+
+    @property
+    def positioning(self) -> Position:
+        return self.position
+
+    @property
+    def rotary_width(self) -> int:
+        return self.head_widths[0]
+
+    @property
+    def head_widths(self) -> tuple[int, int]:
+        """Channels of a head's queries and keys, and of its values."""
+        raise NotImplementedError
+
+    def ask(self, dtype: str, **features: Any) -> Ask:
+        width, v_width = self.head_widths
+        return Ask(
+            dtype=dtype,
+            head_dim=width,
+            v_head_dim=v_width,
+            n_heads=self.n_heads,
+            n_kv_heads=self.n_heads,
+            bias=self.position.bias_kind,
+            **features,
+        )
+
+    def bias_of(self, m: Weights, step: Step) -> Bias | Tensor | None:
+        """The bias on a layer's scores: the layer's own where its position scheme has weights in every layer, else the
+        one that all layers share."""
+        if not self.position.per_layer:
+            return step.bias
+        assert step.columns is not None
+        queries, keys = step.columns
+        return self.position.bias(m.position, self.n_heads, queries, keys, step.mask.causal)

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
 from zoo.lazy import F, torch
-from zoo.model.activation import Activation, SiLU
+from zoo.model.activation import PlainActivation, SiLU
 from zoo.model.attention.base import Attention
 from zoo.model.attention.recurrent import (
     Decays,
@@ -21,8 +21,13 @@ from zoo.model.attention.recurrent import (
     spread_steps,
     starts,
 )
-from zoo.model.norm import Norm, RMSNorm
+from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import Conv, Linear, Sized, Weight, split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
 
 EPS = 1e-6  # under the root of a query's or key's length, as in the reference
 
@@ -46,8 +51,8 @@ class GatedDelta(Attention, kind="gated_delta"):
     head_v_dim: PositiveInt
     d_conv: PositiveInt = 4
     conv_bias: bool = False
-    activation: Activation = SiLU()
-    norm: Norm = RMSNorm(eps=1e-6)
+    activation: PlainActivation = SiLU()
+    norm: WholeNorm = RMSNorm(eps=1e-6)
     chunk_size: PositiveInt = 64
 
     def __post_init__(self) -> None:
@@ -89,7 +94,7 @@ class GatedDelta(Attention, kind="gated_delta"):
     def state_flops(self) -> int:
         return 6 * self.n_v_heads * self.head_k_dim * self.head_v_dim  # recalling with k, writing, reading with q
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         check_causal(step)
         mixed = convolve(m.conv, torch.cat((m.q(x), m.k(x), m.v(x)), -1), step)
         z, b, a = m.z(x).unflatten(-1, (self.n_v_heads, -1)), m.b(x), m.a(x)  # B T H V, B T H, B T H
@@ -111,14 +116,16 @@ class GatedDelta(Attention, kind="gated_delta"):
         y = m.norm(y.to(z.dtype)) * F.silu(z.float())
         return m.out(y.flatten(-2).to(z.dtype))  # B T D
 
-    def _heads(self, x: Any) -> Any:
+    def _heads(self, x: Tensor) -> Tensor:
         """Queries or keys [B, T, G·K], each 1 long, for the value heads they serve: [B, T, H, K]."""
         x = x.unflatten(-1, (self.n_k_heads, -1))
         x = x * (x.square().sum(-1, keepdim=True) + EPS).rsqrt()
         return x.repeat_interleave(self.n_v_heads // self.n_k_heads, 2)
 
 
-def _scan_tokens(q: Any, k: Any, v: Any, beta: Any, log: Any, S: Any, fresh: Any) -> tuple[Any, Any]:
+def _scan_tokens(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log: Tensor, S: Tensor, fresh: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The recurrence token by token: q, k [B, T, H, K], v [B, T, H, V], beta, log [B, T, H], S [B, H, K, V]. Gives y
     [B, T, H, V] and the last S."""
     batch, tokens, heads, width = v.shape
@@ -133,8 +140,10 @@ def _scan_tokens(q: Any, k: Any, v: Any, beta: Any, log: Any, S: Any, fresh: Any
     return y, S.unflatten(0, (batch, heads))
 
 
-def _scan_chunks(q: Any, k: Any, v: Any, beta: Any, log: Any, S: Any, fresh: Any, length: int) -> tuple[Any, Any]:
-    """The same in chunks (Yang et al., 2024, "Parallelizing linear transformers with the delta rule").
+def _scan_chunks(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log: Tensor, S: Tensor, fresh: Tensor | None, length: int
+) -> tuple[Tensor, Tensor]:
+    """The recurrence in chunks (Yang et al., 2024, "Parallelizing linear transformers with the delta rule").
 
     What a chunk's tokens write depends on what its earlier ones wrote: (I + A)·W = β·v − β·(k decayed)·S, A being
     strictly lower triangular. It is solved for both right sides before the states are known.

@@ -1,25 +1,29 @@
 # B batch, T queries, S keys, H heads, C head width, R rows of the position table in reach, D model width
-"""Attention whose scores compare content with content and content with relative positions (DeBERTa)."""
+"""Disentangled attention: scores of content with content, and of content with relative positions (DeBERTa)."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
 from zoo.kernels import attend
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
-from zoo.model.attention.base import Attention
-from zoo.model.position.base import Position
-from zoo.model.position.relative import Relative
+from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.position.relative import RelativePosition
 from zoo.spec import Linear, split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
 
 
 @dataclasses.dataclass(frozen=True)
 class OfTable(Linear):
-    """A matrix product with the position table: once in a pass, and nothing that a token meets."""
+    """A matrix product with the position table: once in a pass, whatever the number of tokens."""
 
     precise: bool = True
 
@@ -28,7 +32,7 @@ class OfTable(Linear):
         return 0
 
 
-class Disentangled(Attention, kind="disentangled"):
+class Disentangled(SoftmaxAttention, kind="disentangled"):
     """Disentangled attention (He et al., 2020, DeBERTa; He et al., 2021, v3).
 
     score(i, j) = (q_i·k_j + q_i·p_k[i − j] + k_j·p_q[i − j]) · scale, where p_k and p_q are projections of the vectors
@@ -39,9 +43,7 @@ class Disentangled(Attention, kind="disentangled"):
     `key_bias` gives k and p_k a bias (v2, v3), which q, v, o and p_q always have. v1 has neither.
     """
 
-    n_heads: PositiveInt
     head_dim: PositiveInt
-    position: Position
     types: tuple[Literal["c2p", "p2c"], ...] = ("c2p", "p2c")
     share_att_key: bool = False
     key_bias: bool = True
@@ -50,7 +52,7 @@ class Disentangled(Attention, kind="disentangled"):
     def __post_init__(self) -> None:
         if len(set(self.types)) < len(self.types):
             raise ValueError(f"types names one twice: {', '.join(self.types)} (c2p, p2c, both or none)")
-        if self.types and not isinstance(self.position, Relative):
+        if self.types and not isinstance(self.position, RelativePosition):
             found = f"types {', '.join(self.types)} with position '{self.position.kind}'"
             raise ValueError(f"disentangled reads relative positions, found {found} (position=relative, or types: [])")
         if not self.types:
@@ -62,16 +64,8 @@ class Disentangled(Attention, kind="disentangled"):
             raise ValueError("share_att_key projects positions, and types is empty (leave it out, or name types)")
 
     @property
-    def score_heads(self) -> int:
-        return self.n_heads
-
-    @property
-    def positioning(self) -> Position:
-        return self.position
-
-    @property
-    def rotary_width(self) -> int:
-        return self.head_dim
+    def head_widths(self) -> tuple[int, int]:
+        return self.head_dim, self.head_dim
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width, both = self.n_heads * self.head_dim, self.share_att_key  # of content and of the table
@@ -101,34 +95,27 @@ class Disentangled(Attention, kind="disentangled"):
         in reach are projected once for each type, and compared with every new query (c2p) or every key (p2c)."""
         if not self.types:
             return 0
-        assert isinstance(self.position, Relative)
+        assert isinstance(self.position, RelativePosition)
         compared = new * ("c2p" in self.types) + (held + new) * ("p2c" in self.types)
         products = d_model * len(self.types) + compared
         return 2 * self.n_heads * self.head_dim * self.position.rows(held + new) * products
 
     def ask(self, dtype: str, **features: Any) -> Ask:
-        return Ask(
-            dtype=dtype,
-            head_dim=self.head_dim,
-            v_head_dim=self.head_dim,
-            n_heads=self.n_heads,
-            n_kv_heads=self.n_heads,
-            bias=self._bias_kind(features.get("needs_grad", False)),
-            **features,
-        )
+        ask = super().ask(dtype, **features)
+        return dataclasses.replace(ask, bias=self._bias_kind(features.get("needs_grad", False)))
 
     def _bias_kind(self, needs_grad: bool) -> str:
-        """As `Ask.bias` names it: with types it is made of queries and keys, and has their gradient."""
+        """The value of `Ask.bias`: with types the bias depends on queries and keys, and passes on their gradient."""
         if not self.types:
             return self.position.bias_kind
         return "learned" if needs_grad else "fixed"
 
-    def prepare(self, m: Any, step: Any) -> None:
+    def prepare(self, m: Weights, step: Step) -> None:
         if self.types:
-            assert isinstance(self.position, Relative)
+            assert isinstance(self.position, RelativePosition) and step.columns is not None
             step.extra["relative"] = self.position.look_up(m, *step.columns)
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in (m.q, m.k, m.v))  # B T H C
         q, k = self.position.rotate(q, step.tables), self.position.rotate(k, step.tables)
         k, v = step.remember(k=k, v=v)  # B S H C
@@ -137,8 +124,8 @@ class Disentangled(Attention, kind="disentangled"):
         y = attend(q, k, v, step.mask, scale=scale, bias=bias, kernel=step.kernel)
         return m.o(y.flatten(-2))  # B T D
 
-    def _position_scores(self, m: Any, q: Any, k: Any, step: Any, scale: float) -> Any:
-        """What the position types add to the scores [B, H, T, S], in float32."""
+    def _position_scores(self, m: Weights, q: Tensor, k: Tensor, step: Step, scale: float) -> Tensor:
+        """The bias of the position types on the scores [B, H, T, S], in float32."""
         table, index = step.extra["relative"]  # R D, T S
         wide = torch.promote_types(q.dtype, torch.float32)
         heads, shape = (self.n_heads, self.head_dim), (q.shape[0], self.n_heads)

@@ -4,24 +4,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
 from zoo.kernels import attend
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
-from zoo.model.attention.base import Attention
-from zoo.model.norm import Norm
-from zoo.model.position.base import Position
+from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.norm import WholeNorm
 from zoo.spec import READ, Linear, Sized, Spec, Weight, split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
 
 
 class Tempering(Spec, axis="tempering", default="log"):
-    """Queries grow with their position."""
+    """Scale queries by their position."""
 
-    def factor(self, positions: Any) -> Any:
-        """What queries [B, T, H, C] at these positions [B, T] are multiplied by: [B, T, 1, 1]."""
+    def factor(self, positions: Tensor) -> Tensor:
+        """The factor [B, T, 1, 1] of queries [B, T, H, C] at positions [B, T]."""
         raise NotImplementedError
 
 
@@ -31,17 +35,17 @@ class LogTempering(Tempering, kind="log"):
     floor: PositiveInt = 8192
     scale: PositiveFloat = 0.1
 
-    def factor(self, positions: Any) -> Any:
+    def factor(self, positions: Tensor) -> Tensor:
         steps = ((positions.float() + 1) / self.floor).floor()
         return (1 + self.scale * torch.log1p(steps))[..., None, None]
 
 
-class GQA(Attention, kind="gqa"):
+class GQA(SoftmaxAttention, kind="gqa"):
     """Grouped-query attention (Ainslie et al., 2023): n_kv_heads = n_heads is MHA (Vaswani et al., 2017), 1 is MQA
     (Shazeer, 2019).
 
     `window` W lets a causal query see W keys, itself included (Beltagy et al., 2020; Mistral), and one that sees both
-    ways W to either side; `chunk` only those of its own stretch of so many positions (Llama 4). `scale` is what scores
+    ways W to either side; `chunk` C only those of its own C positions, counted from 0 (Llama 4). `scale` is what scores
     are multiplied by, 1/√head_dim unless given; `softcap` bounds them by c·tanh(s/c) (Gemma 2). `sinks` adds a learned
     score a head that no value stands behind (Xiao et al., 2023; gpt-oss). `clip` bounds queries, keys and values (OLMo,
     MPT), before the norm of queries and keys or with `clip_normed` after it (OLMoE). `output_gate` multiplies each
@@ -52,15 +56,15 @@ class GQA(Attention, kind="gqa"):
     (OLMo 2). With `qk_norm_last` it comes after the rotation (Llama 4). `tempering` makes queries grow with position.
     """
 
-    n_heads: PositiveInt
+    takes_memory: ClassVar[bool] = True
+
     n_kv_heads: PositiveInt
     head_dim: PositiveInt
-    position: Position
     bias: bool = False
     o_bias: bool | None = None
     window: PositiveInt | None = None
     chunk: PositiveInt | None = None
-    qk_norm: Norm | None = None
+    qk_norm: WholeNorm | None = None
     qk_norm_over: Literal["head", "heads", "whole"] = "head"
     qk_norm_last: bool = False
     softcap: PositiveFloat | None = None
@@ -76,6 +80,9 @@ class GQA(Attention, kind="gqa"):
             raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
         if self.window and self.chunk:
             raise ValueError(f"window={self.window} and chunk={self.chunk} both limit what is seen (one of them)")
+        if self.qk_norm is None and (self.qk_norm_last or self.qk_norm_over != "head"):
+            idle = "qk_norm_last" if self.qk_norm_last else f"qk_norm_over={self.qk_norm_over}"
+            raise ValueError(f"{idle} places the norm of queries and keys, and there is none (give `qk_norm`)")
         if self.qk_norm_last and self.qk_norm_over == "whole":
             raise ValueError("qk_norm_last comes after heads are split, qk_norm_over 'whole' before (one of them)")
         if self.clip_normed and (self.clip is None or self.qk_norm is None or self.qk_norm_last):
@@ -83,6 +90,11 @@ class GQA(Attention, kind="gqa"):
                 "clip_normed says that `clip` comes between `qk_norm` and the rotation (give both, or leave it out)"
             )
         self.position.check(self.head_dim)
+
+    def check_cross(self) -> None:
+        for name in ("window", "chunk", "tempering"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} counts the places of tokens, and an encoder's output is read whole (null)")
 
     @property
     def visible_window(self) -> int | None:
@@ -93,16 +105,8 @@ class GQA(Attention, kind="gqa"):
         return self.chunk
 
     @property
-    def score_heads(self) -> int:
-        return self.n_heads
-
-    @property
-    def positioning(self) -> Position:
-        return self.position
-
-    @property
-    def rotary_width(self) -> int:
-        return self.head_dim
+    def head_widths(self) -> tuple[int, int]:
+        return self.head_dim, self.head_dim
 
     def parts(self, d_model: int) -> dict[str, Any]:
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
@@ -137,44 +141,33 @@ class GQA(Attention, kind="gqa"):
         return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
 
     def ask(self, dtype: str, **features: Any) -> Ask:
-        return Ask(
-            dtype=dtype,
-            head_dim=self.head_dim,
-            v_head_dim=self.head_dim,
-            n_heads=self.n_heads,
-            n_kv_heads=self.n_kv_heads,
-            softcap=self.softcap,
-            sinks=self.sinks,
-            bias=self.position.bias_kind,
-            **features,
-        )
+        ask = super().ask(dtype, **features)
+        return replace(ask, n_kv_heads=self.n_kv_heads, softcap=self.softcap, sinks=self.sinks)
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         q = self._turned(m.q(x), m.q_norm if self.qk_norm else None, self.n_heads, step)  # B T H C
         if self.tempering is not None:
+            assert step.positions is not None
             q = (q * self.tempering.factor(step.positions)).to(q.dtype)
         if step.memory is None:
             k, v = self._keys_values(m, x, step)
             k, v = step.remember(k=k, v=v)  # B S K C
         else:
             k, v = step.recall(lambda memory: self._keys_values(m, memory, step), "k", "v")
-        bias = step.bias
-        if self.position.per_layer:
-            queries, keys = step.columns
-            bias = self.position.bias(m.position, self.n_heads, queries, keys, step.mask.causal)
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
         sinks = m.sinks if self.sinks else None
+        bias = self.bias_of(m, step)
         y = attend(
             q, k, v, step.mask, scale=scale, softcap=self.softcap, sinks=sinks, bias=bias, kernel=step.kernel
         ).flatten(-2)  # B T H·C
         return m.o(y * torch.sigmoid(m.gate(x)) if self.output_gate else y)  # B T D
 
-    def _keys_values(self, m: Any, x: Any, step: Any) -> tuple[Any, Any]:
+    def _keys_values(self, m: Weights, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Keys and values of x [B, S, D]: [B, S, K, C] each."""
         k = self._turned(m.k(x), m.k_norm if self.qk_norm else None, self.n_kv_heads, step)
         return k, self._clipped(m.v(x)).unflatten(-1, (self.n_kv_heads, self.head_dim))
 
-    def _turned(self, x: Any, norm: Any, n_heads: int, step: Any) -> Any:
+    def _turned(self, x: Tensor, norm: Any, n_heads: int, step: Step) -> Tensor:
         """Queries or keys [B, T, heads·C], clipped, normalised and rotated: [B, T, heads, C]."""
         x = x if self.clip_normed else self._clipped(x)
         if norm is not None and self.qk_norm_over == "whole":
@@ -186,5 +179,5 @@ class GQA(Attention, kind="gqa"):
         x = self.position.rotate(x, step.tables)
         return norm(x) if norm is not None and self.qk_norm_last else x
 
-    def _clipped(self, x: Any) -> Any:
+    def _clipped(self, x: Tensor) -> Tensor:
         return x if self.clip is None else x.clamp(-self.clip, self.clip)

@@ -4,29 +4,33 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
 from zoo.kernels import attend
-from zoo.kernels.base import Ask
 from zoo.kernels.mask import Mask
 from zoo.lazy import torch
-from zoo.model.attention.base import Attention
-from zoo.model.position.base import Position
+from zoo.model.attention.base import SoftmaxAttention
 from zoo.spec import Linear, split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
 
 
 @dataclasses.dataclass(frozen=True)
 class ForGlobal(Linear):
-    """A matrix product that runs only where some tokens are global, which no count knows beforehand."""
+    """A matrix product that runs only where some tokens are global. That depends on the input, so it counts no
+    FLOPs."""
 
     @property
     def flops(self) -> int:
         return 0
 
 
-class Longformer(Attention, kind="longformer"):
+class Longformer(SoftmaxAttention, kind="longformer"):
     """Sliding window and global tokens (Beltagy et al., 2020), for models that read both ways.
 
     A local token i sees every j with |i − j| ≤ `window`, and all global tokens. A global one sees all, by weights of
@@ -40,10 +44,8 @@ class Longformer(Attention, kind="longformer"):
     causal: ClassVar[bool] = False
     takes_global: ClassVar[bool] = True
 
-    n_heads: PositiveInt
     head_dim: PositiveInt
     window: PositiveInt
-    position: Position
     bias: bool = True
 
     def __post_init__(self) -> None:
@@ -57,16 +59,8 @@ class Longformer(Attention, kind="longformer"):
         return self.window
 
     @property
-    def score_heads(self) -> int:
-        return self.n_heads
-
-    @property
-    def positioning(self) -> Position:
-        return self.position
-
-    @property
-    def rotary_width(self) -> int:
-        return self.head_dim
+    def head_widths(self) -> tuple[int, int]:
+        return self.head_dim, self.head_dim
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.n_heads * self.head_dim
@@ -80,18 +74,7 @@ class Longformer(Attention, kind="longformer"):
     def core_flops(self, pairs: int) -> int:
         return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
 
-    def ask(self, dtype: str, **features: Any) -> Ask:
-        return Ask(
-            dtype=dtype,
-            head_dim=self.head_dim,
-            v_head_dim=self.head_dim,
-            n_heads=self.n_heads,
-            n_kv_heads=self.n_heads,
-            bias=self.position.bias_kind,
-            **features,
-        )
-
-    def prepare(self, m: Any, step: Any) -> None:
+    def prepare(self, m: Weights, step: Step) -> None:
         everywhere = step.extra.get("global")
         if everywhere is None:
             return
@@ -103,7 +86,7 @@ class Longformer(Attention, kind="longformer"):
         if not whole.sees_all:
             whole.dense(everywhere.device)  # drawn here, so that the layers only read it
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         y = self._read((m.q, m.k, m.v), x, step, step.mask)  # B T H C
         everywhere = step.extra.get("global")
         if everywhere is not None:
@@ -111,8 +94,8 @@ class Longformer(Attention, kind="longformer"):
             y = torch.where(everywhere[:, :, None, None], seen, y)
         return m.o(y.flatten(-2))  # B T D
 
-    def _read(self, parts: tuple[Any, Any, Any], x: Any, step: Any, mask: Mask) -> Any:
-        """What tokens read by these projections [B, T, H, C]."""
+    def _read(self, parts: tuple[Any, Any, Any], x: Tensor, step: Step, mask: Mask) -> Tensor:
+        """Attend by these projections of q, k and v: [B, T, H, C]."""
         q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in parts)  # B T H C
         q, k = self.position.rotate(q, step.tables), self.position.rotate(k, step.tables)
         return attend(q, k, v, mask, scale=self.head_dim**-0.5, bias=step.bias, kernel=step.kernel)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.lazy import F, torch
-from zoo.model.activation import Activation, SiLU
+from zoo.model.activation import PlainActivation, SiLU
 from zoo.model.attention.base import Attention
 from zoo.model.attention.recurrent import (
     Decays,
@@ -24,9 +24,14 @@ from zoo.model.attention.recurrent import (
     spread_steps,
     starts,
 )
-from zoo.model.norm import Norm
+from zoo.model.norm import WholeNorm
 from zoo.spec import Conv, Linear, Sized, Weight, split
 from zoo.spec.sharding import uneven
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
 
 
 class Mamba(Attention, kind="mamba"):
@@ -51,8 +56,8 @@ class Mamba(Attention, kind="mamba"):
     dt_rank: PositiveInt | None = None
     bias: bool = False
     conv_bias: bool = True
-    activation: Activation = SiLU()
-    inner_norm: Norm | None = None
+    activation: PlainActivation = SiLU()
+    inner_norm: WholeNorm | None = None
 
     @property
     def d_inner(self) -> int:
@@ -94,7 +99,7 @@ class Mamba(Attention, kind="mamba"):
     def state_flops(self) -> int:
         return 4 * self.d_inner * self.d_state  # writing the outer product of Δ·u and B, and reading with C
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         check_causal(step)
         u, z = m.in_proj(x).chunk(2, -1)  # B T E
         u = self.activation.apply(convolve(m.conv, u, step))
@@ -127,12 +132,14 @@ class MambaShard(Mamba):
         return self.expand * self.d_model // self.ranks
 
 
-def _scan_tokens(x: Any, dt: Any, A: Any, B: Any, C: Any, h: Any, fresh: Any) -> tuple[Any, Any]:
+def _scan_tokens(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The recurrence token by token: x, dt [B, T, E], A [E, S], B, C [B, T, S], h [B, E, S]. Gives y [B, T, E] and the
     last h."""
-    fresh = [None] * x.shape[1] if fresh is None else fresh.unbind(1)
+    begins = [None] * x.shape[1] if fresh is None else fresh.unbind(1)
     reads = []
-    for new, time, write, read, start in zip(*(each.unbind(1) for each in (x, dt, B, C)), fresh, strict=True):
+    for new, time, write, read, start in zip(*(each.unbind(1) for each in (x, dt, B, C)), begins, strict=True):
         decay = (time[..., None] * A).exp()  # B E S
         if start is not None:
             decay = decay * ~start[:, None, None]
@@ -145,12 +152,14 @@ SPAN = 64
 """Tokens of which Mamba's states [E, S] are held at once without gradients: on a CPU none of 32 … 512 is faster."""
 
 
-def _scan_spans(x: Any, dt: Any, A: Any, B: Any, C: Any, h: Any, fresh: Any) -> tuple[Any, Any]:
-    """The same, with about 2·√SPAN steps in sequence for SPAN tokens."""
+def _scan_spans(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The recurrence with about 2·√SPAN steps in sequence for SPAN tokens."""
     spans = [each.split(SPAN, 1) for each in (x, dt, B, C)]
-    fresh = [None] * len(spans[0]) if fresh is None else fresh.split(SPAN, 1)
+    begins = [None] * len(spans[0]) if fresh is None else fresh.split(SPAN, 1)
     reads = []
-    for new, time, write, read, start in zip(*spans, fresh, strict=True):
+    for new, time, write, read, start in zip(*spans, begins, strict=True):
         decay = (time[..., None] * A).exp()  # B L E S
         if start is not None:
             decay = decay * ~start[..., None, None]
@@ -160,19 +169,19 @@ def _scan_spans(x: Any, dt: Any, A: Any, B: Any, C: Any, h: Any, fresh: Any) -> 
     return torch.cat(reads, 1), h
 
 
-def _states(decay: Any, new: Any, h: Any) -> Any:
+def _states(decay: Tensor, new: Tensor, h: Tensor) -> Tensor:
     """h_t = decay_t ⊙ h_{t−1} + new_t for all t: decay, new [B, L, E, S], h [B, E, S] before them. Gives [B, L, E, S].
 
     Rows of √L tokens run side by side from empty states; then the state before each row is worked out from the rows
     before, and what is left of it added. Only products of decays, all ≤ 1: exact for any, 0 among them.
     """
     length = decay.shape[1]
-    columns = math.isqrt(length - 1) + 1
-    short = -length % columns
+    width = math.isqrt(length - 1) + 1
+    short = -length % width
     if short:
         decay = torch.cat((decay, decay.new_ones(decay.shape[0], short, *decay.shape[2:])), 1)
         new = torch.cat((new, new.new_zeros(new.shape[0], short, *new.shape[2:])), 1)
-    decay, new = decay.unflatten(1, (-1, columns)), new.unflatten(1, (-1, columns))  # B rows columns E S
+    decay, new = decay.unflatten(1, (-1, width)), new.unflatten(1, (-1, width))  # B rows width E S
     (first, *decays), (start, *news) = decay.unbind(2), new.unbind(2)  # B rows E S each
     local, left = [start], [first]
     for now, added in zip(decays, news, strict=True):
@@ -208,7 +217,7 @@ class Mamba2(Attention, kind="mamba2"):
     n_groups: PositiveInt = 1
     bias: bool = False
     conv_bias: bool = True
-    activation: Activation = SiLU()
+    activation: PlainActivation = SiLU()
     norm_eps: PositiveFloat | None = 1e-5
     norm_before_gate: bool = False
     norm_groups: PositiveInt | None = None
@@ -256,7 +265,7 @@ class Mamba2(Attention, kind="mamba2"):
     def state_flops(self) -> int:
         return 4 * self.d_inner * self.d_state  # writing the outer product of Δ·x and B, and reading with C
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         check_causal(step)
         z, mixed, dt = m.in_proj(x).split([self.d_inner, self.d_mixed, self.n_heads], -1)
         mixed = self.activation.apply(convolve(m.conv, mixed, step))
@@ -279,7 +288,7 @@ class Mamba2(Attention, kind="mamba2"):
             y = self._gated((y + m.D.float()[:, None] * u).flatten(-2), z.float(), m)
         return m.out_proj(y.to(z.dtype))  # B T D
 
-    def _gated(self, y: Any, z: Any, m: Any) -> Any:
+    def _gated(self, y: Tensor, z: Tensor, m: Weights) -> Tensor:
         """The gate and the norm [B, T, E], in float32."""
         if not self.norm_before_gate:
             y = y * F.silu(z)
@@ -289,7 +298,7 @@ class Mamba2(Attention, kind="mamba2"):
         return y * F.silu(z) if self.norm_before_gate else y
 
 
-def _scan_heads(x: Any, log: Any, B: Any, C: Any, h: Any, fresh: Any) -> tuple[Any, Any]:
+def _scan_heads(x: Tensor, log: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None) -> tuple[Tensor, Tensor]:
     """The recurrence token by token: x [B, T, H, P], log [B, T, H], B, C [B, T, G, S], h [B, H, P, S]. Gives y
     [B, T, H, P] and the last h."""
     batch, tokens, heads, width = x.shape
@@ -304,8 +313,10 @@ def _scan_heads(x: Any, log: Any, B: Any, C: Any, h: Any, fresh: Any) -> tuple[A
     return y, h.unflatten(0, (batch, heads))
 
 
-def _scan_chunks(x: Any, log: Any, B: Any, C: Any, h: Any, fresh: Any, length: int) -> tuple[Any, Any]:
-    """The same in chunks: attention inside each, a state from chunk to chunk (Dao and Gu, 2024, section 6)."""
+def _scan_chunks(
+    x: Tensor, log: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None, length: int
+) -> tuple[Tensor, Tensor]:
+    """The recurrence in chunks: attention inside each, a state from chunk to chunk (Dao and Gu, 2024, section 6)."""
     tokens, groups = x.shape[1], B.shape[2]
     decays = Decays(chunked(log, length), None if fresh is None else chunked(fresh, length))
     x, B, C = chunked(x, length), chunked(B, length).transpose(2, 3), chunked(C, length).transpose(2, 3)  # B N G L S

@@ -1,23 +1,27 @@
 # B batch, T queries, S keys, H heads, R latent width, N and P a key's widths without and with position, V a value's
-"""Attention whose keys and values are made of one small latent vector a token."""
+"""Multi-head latent attention: keys and values expanded from one small latent vector a token."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveFloat, PositiveInt
 
 from zoo.kernels import attend
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
-from zoo.model.attention.base import Attention
-from zoo.model.norm import Norm
-from zoo.model.position.base import Position
+from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.norm import WholeNorm
 from zoo.spec import Linear, Sized, split
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-class MLA(Attention, kind="mla"):
+    from zoo.model.step import Step, Weights
+
+
+class MLA(SoftmaxAttention, kind="mla"):
     """Multi-head latent attention (DeepSeek-V2, 2024): keys and values of all heads come of a latent `kv_lora_rank`
     wide, and one key for all heads alone carries the position; only these two are cached.
 
@@ -31,13 +35,11 @@ class MLA(Attention, kind="mla"):
     read the cache as one key and value, and W_vb comes after, so that no earlier token is expanded again.
     """
 
-    n_heads: PositiveInt
     kv_lora_rank: PositiveInt
     qk_nope_head_dim: PositiveInt
     qk_rope_head_dim: PositiveInt
     v_head_dim: PositiveInt
-    position: Position
-    norm: Norm
+    norm: WholeNorm
     q_lora_rank: PositiveInt | None = None
     bias: bool = False
     scale: PositiveFloat | None = None
@@ -46,16 +48,12 @@ class MLA(Attention, kind="mla"):
         self.position.check(self.qk_rope_head_dim)
 
     @property
-    def score_heads(self) -> int:
-        return self.n_heads
-
-    @property
-    def positioning(self) -> Position:
-        return self.position
-
-    @property
     def rotary_width(self) -> int:
         return self.qk_rope_head_dim
+
+    @property
+    def head_widths(self) -> tuple[int, int]:
+        return self.qk_head_dim, self.v_head_dim
 
     @property
     def qk_head_dim(self) -> int:
@@ -104,17 +102,6 @@ class MLA(Attention, kind="mla"):
         excess = 2 * self.kv_lora_rank - made
         return self.kv_lora_rank * made / excess if excess > 0 else float("inf")
 
-    def ask(self, dtype: str, **features: Any) -> Ask:
-        return Ask(
-            dtype=dtype,
-            head_dim=self.qk_head_dim,
-            v_head_dim=self.v_head_dim,
-            n_heads=self.n_heads,
-            n_kv_heads=self.n_heads,
-            bias=self.position.bias_kind,
-            **features,
-        )
-
     def decode_ask(self, dtype: str, new: int, **features: Any) -> Ask:
         ask = self.ask(dtype, **features)
         if new > self.absorbs_until:
@@ -122,7 +109,7 @@ class MLA(Attention, kind="mla"):
         width = self.kv_lora_rank
         return replace(ask, head_dim=width + self.qk_rope_head_dim, v_head_dim=width, n_kv_heads=1)
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         q = m.q(x) if self.q_lora_rank is None else m.q_b(m.q_norm(m.q_a(x)))
         q = q.unflatten(-1, (self.n_heads, self.qk_head_dim))  # B T H N+P
         q_nope, q_rope = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), -1)
@@ -134,8 +121,8 @@ class MLA(Attention, kind="mla"):
         attended = self._absorbed if few else self._expanded
         return m.o(attended(m, q_nope, q_rope, latent.to(x.dtype), step).flatten(-2))  # B T D
 
-    def _expanded(self, m: Any, q_nope: Any, q_rope: Any, latent: Any, step: Any) -> Any:
-        """Keys and values of every head made of the latents [B, S, R+P]: [B, T, H, V]."""
+    def _expanded(self, m: Weights, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step) -> Tensor:
+        """Attend to keys and values of every head, expanded from the latents [B, S, R+P]: [B, T, H, V]."""
         latent, k_rope = latent.split((self.kv_lora_rank, self.qk_rope_head_dim), -1)
         k_nope = m.k_b(latent).unflatten(-1, (self.n_heads, self.qk_nope_head_dim))  # B S H N
         v = m.v_b(latent).unflatten(-1, (self.n_heads, self.v_head_dim))  # B S H V
@@ -143,8 +130,8 @@ class MLA(Attention, kind="mla"):
         k = torch.cat((k_nope, k_rope.to(k_nope.dtype)), -1)
         return self._attend(m, torch.cat((q_nope, q_rope), -1), k, v, step)
 
-    def _absorbed(self, m: Any, q_nope: Any, q_rope: Any, latent: Any, step: Any) -> Any:
-        """The latents [B, S, R+P] as the one key and value of all heads: [B, T, H, V]."""
+    def _absorbed(self, m: Weights, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step) -> Tensor:
+        """Attend to the latents [B, S, R+P] as the one key and value of all heads: [B, T, H, V]."""
         k_b = m.k_b.weight.unflatten(0, (self.n_heads, self.qk_nope_head_dim))  # H N R
         v_b = m.v_b.weight.unflatten(0, (self.n_heads, self.v_head_dim))  # H V R
         q_latent = torch.einsum("bthn,hnr->bthr", q_nope, k_b)
@@ -153,10 +140,6 @@ class MLA(Attention, kind="mla"):
         y = self._attend(m, q, k, k[..., : self.kv_lora_rank], step)  # B T H R
         return torch.einsum("bthr,hvr->bthv", y, v_b)
 
-    def _attend(self, m: Any, q: Any, k: Any, v: Any, step: Any) -> Any:
-        bias = step.bias
-        if self.position.per_layer:
-            queries, keys = step.columns
-            bias = self.position.bias(m.position, self.n_heads, queries, keys, step.mask.causal)
+    def _attend(self, m: Weights, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
         scale = self.qk_head_dim**-0.5 if self.scale is None else self.scale
-        return attend(q, k, v, step.mask, scale=scale, bias=bias, kernel=step.kernel)
+        return attend(q, k, v, step.mask, scale=scale, bias=self.bias_of(m, step), kernel=step.kernel)

@@ -1,5 +1,5 @@
 # B batch, T tokens, W convolution width, C channels, N chunks, L chunk length, H heads
-"""What recurrent mixers share: a causal convolution with a state, chunks with their decays, where rates start.
+"""Helpers of recurrent mixers: a causal convolution with a state, chunks with their decays, initial rates.
 
 A recurrent mixer reads earlier tokens through a state of fixed size. Padding changes no state, and a packed document
 starts from an empty one.
@@ -8,29 +8,34 @@ starts from an empty one.
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
 from zoo.lazy import F, torch
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def check_causal(step: Any) -> None:
-    """Raises ConfigError where tokens should see later ones: a state holds earlier tokens alone."""
+    from zoo.model.step import Step
+
+
+def check_causal(step: Step) -> None:
+    """Raise ConfigError where tokens should see later ones: a recurrent state holds earlier tokens only."""
     mask = step.mask
     if mask is not None and (not mask.causal or mask.prefix is not None):
         found = "a mask that shows tokens on both sides" if not mask.causal else "a prefix that is seen whole"
         raise ConfigError(f"attention: a recurrent mixer reads earlier tokens only, found {found} (use gqa there)")
 
 
-def exactly(x: Any) -> Any:
-    """A context in which autocast leaves float32 alone: what a state adds up over thousands of tokens."""
+def exactly(x: Tensor) -> AbstractContextManager[Any]:
+    """Turn autocast off: a state sums over thousands of tokens and needs float32."""
     kind = x.device.type
     return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)  # which knows no meta
 
 
-def starts(documents: Any) -> Any:
-    """Where a packed document begins [B, T], but for a row's first token: what came before is of the first document."""
+def starts(documents: Tensor) -> Tensor:
+    """True where a packed document begins [B, T]. Not at a row's first token: a state held is of the first document."""
     new = documents[:, 1:] != documents[:, :-1]
     return F.pad(new, (1, 0))  # B T
 
@@ -38,7 +43,7 @@ def starts(documents: Any) -> Any:
 # ---------------------------------------------------------------- the short convolution
 
 
-def convolve(conv: Any, x: Any, step: Any) -> Any:
+def convolve(conv: Any, x: Tensor, step: Step) -> Tensor:
     """Depthwise causal convolution of x [B, T, C] after the W − 1 inputs that the state "conv" holds; renews the state.
 
     Padding is left out, wherever in a row it stands: each real token meets the W − 1 real ones before it. (Those of
@@ -60,17 +65,17 @@ def convolve(conv: Any, x: Any, step: Any) -> Any:
     return _take(y, order.argsort(1))
 
 
-def _take(x: Any, index: Any) -> Any:
+def _take(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def _taps(conv: Any, joined: Any, segments: Any) -> Any:
+def _taps(conv: Any, joined: Tensor, segments: Tensor | None) -> Tensor:
     """The convolution of [B, W − 1 + T, C], to [B, T, C]; with `segments` [B, T] those of another one count as 0."""
     if segments is None:
         return conv(joined)
     tokens, width = segments.shape[1], conv.weight.shape[-1]
     around = F.pad(segments, (width - 1, 0))  # B W-1+T: what is held is of the first
-    y = 0
+    y: Any = 0
     for tap in range(width):
         same = around[:, tap : tap + tokens] == segments
         y = y + joined[:, tap : tap + tokens] * same[..., None] * conv.weight[:, 0, tap].to(joined.dtype)
@@ -80,7 +85,7 @@ def _taps(conv: Any, joined: Any, segments: Any) -> Any:
 # ---------------------------------------------------------------- chunks
 
 
-def chunked(x: Any, length: int) -> Any:
+def chunked(x: Tensor, length: int) -> Tensor:
     """[B, T, …] as chunks [B, N, L, …], zeros after the last token: a decay's logarithm and an input that change
     nothing."""
     short = -x.shape[1] % length
@@ -90,8 +95,8 @@ def chunked(x: Any, length: int) -> Any:
 
 
 class Decays:
-    """What is left, within chunks, of what one token wrote when another reads: `log` [B, N, L, H], ≤ 0, is each token's
-    own decay.
+    """Decay between tokens of a chunk: the factor left of what one token wrote when another reads. `log` [B, N, L, H],
+    ≤ 0, is the logarithm of each token's own decay.
 
     `pairs` [B, N, H, L, L] is from a token to a later one (row) and 0 to earlier ones; `entering` [B, N, H, L] from
     before the chunk; `leaving` [B, N, H, L] to the chunk's end. `fresh` [B, N, L] marks tokens that nothing before
@@ -101,7 +106,7 @@ class Decays:
     next to the large ones of the tokens before it. For the same reason documents are parted by a mask.
     """
 
-    def __init__(self, log: Any, fresh: Any) -> None:
+    def __init__(self, log: Tensor, fresh: Tensor | None) -> None:
         log = log.transpose(2, 3)  # B N H L
         length = log.shape[-1]
         later = torch.ones(length, length, dtype=torch.bool, device=log.device).tril(-1)  # L L: row after column
@@ -117,7 +122,7 @@ class Decays:
         self.leaving = self.pairs[..., -1, :]
 
     @property
-    def across(self) -> Any:
+    def across(self) -> Tensor:
         """From before a chunk to its end [B, N, H, 1, 1]."""
         return self.entering[..., -1, None, None]
 
@@ -125,7 +130,7 @@ class Decays:
 # ---------------------------------------------------------------- where rates start
 
 
-def spread_rates(tensor: Any, low: float, high: float) -> None:
+def spread_rates(tensor: Tensor, low: float, high: float) -> None:
     """Fills A_log with the logarithms of rates spread evenly over (low, high).
 
     The papers draw them; an even spread has the same distribution and needs no generator.
@@ -134,12 +139,12 @@ def spread_rates(tensor: Any, low: float, high: float) -> None:
     tensor.copy_((low + (high - low) * places).log())
 
 
-def count_rates(tensor: Any) -> None:
+def count_rates(tensor: Tensor) -> None:
     """Fills A_log [C, n] with log(1 … n) in every channel: S4D-Real (Gu et al., 2022)."""
     tensor.copy_(torch.arange(1, tensor.shape[-1] + 1, device=tensor.device).log().expand(tensor.shape))
 
 
-def spread_steps(tensor: Any, low: float = 1e-3, high: float = 0.1) -> None:
+def spread_steps(tensor: Tensor, low: float = 1e-3, high: float = 0.1) -> None:
     """Fills dt_bias so that softplus(dt_bias) is spread log-evenly over (low, high) (Gu and Dao, 2023).
 
     In the order of multiples of the golden ratio modulo 1, not of size: else steps and rates, whose heads are ordered,

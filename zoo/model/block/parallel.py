@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.model.block.base import Block
 from zoo.model.ffn import FFN
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
 
 
 class Parallel(Block, kind="parallel"):
@@ -26,7 +31,7 @@ class Parallel(Block, kind="parallel"):
         second = {} if self.shared_norm else {"ffn_norm": self.norm}
         return {"attention_norm": self.norm, "attention": self.attention, **second, "ffn": self.ffn}
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         normed = m.attention_norm(x)
         inner = normed if self.shared_norm else m.ffn_norm(x)
         return self.add(x, m.attention(normed, step) + m.ffn(inner, step))

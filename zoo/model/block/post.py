@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.model.block.base import Block
 from zoo.model.ffn import FFN
 from zoo.spec import CROSS, Sized
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
 
 
 class Post(Block, kind="post"):
@@ -27,7 +32,7 @@ class Post(Block, kind="post"):
             "ffn_norm": self.norm,
         }
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         x = m.attention_norm(self.add(x, m.attention(x, step)))
         if self.cross is not None:
             x = m.cross_norm(self.add(x, m.cross(x, step.cross)))

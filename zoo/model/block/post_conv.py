@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.lazy import F
-from zoo.model.activation import Activation
+from zoo.model.activation import PlainActivation
 from zoo.model.block.base import Block
 from zoo.model.ffn import FFN
 from zoo.spec import Conv
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
 
 
 class PostConv(Block, kind="post_conv"):
@@ -27,7 +32,7 @@ class PostConv(Block, kind="post_conv"):
 
     ffn: FFN
     conv_width: PositiveInt
-    conv_activation: Activation
+    conv_activation: PlainActivation
     conv_groups: PositiveInt = 1
 
     def __post_init__(self) -> None:
@@ -47,12 +52,12 @@ class PostConv(Block, kind="post_conv"):
             "conv_norm": self.norm,
         }
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         y = m.attention_norm(self.add(x, m.attention(x, step)))
         y = m.ffn_norm(self.add(y, m.ffn(y, step)))
         return m.conv_norm(y + self.conv_activation.apply(self._convolve(m, x, step)))
 
-    def _convolve(self, m: Any, x: Any, step: Any) -> Any:
+    def _convolve(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         side = self.conv_width // 2
         if step.real is not None:
             x = x.masked_fill(~step.real[..., None], 0)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.model.block.base import Block
 from zoo.model.ffn import FFN
 from zoo.spec import CROSS, Sized
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
 
 
 class Pre(Block, kind="pre"):
@@ -32,7 +37,7 @@ class Pre(Block, kind="pre"):
             "ffn": self.ffn,
         }
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         normed = m.attention_norm(x) if self.input_norm else x
         x = self.add(normed if self.residual_from_norm else x, m.attention(normed, step))
         if self.cross is not None:

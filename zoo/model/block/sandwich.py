@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.model.block.base import Block
 from zoo.model.ffn import FFN
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
 
 
 class Sandwich(Block, kind="sandwich"):
@@ -23,6 +28,6 @@ class Sandwich(Block, kind="sandwich"):
             "ffn_out_norm": self.norm,
         }
 
-    def forward(self, m: Any, x: Any, step: Any) -> Any:
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         x = self.add(x, m.attention_out_norm(m.attention(m.attention_norm(x), step)))
         return self.add(x, m.ffn_out_norm(m.ffn(m.ffn_norm(x), step)))

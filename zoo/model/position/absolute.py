@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from zoo.lazy import torch
 from zoo.model.position.base import Position
 from zoo.spec import Buffer, Embedding
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
 
 
 class Learned(Position, kind="learned"):
@@ -40,7 +45,7 @@ class Learned(Position, kind="learned"):
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"table": Embedding(self.max_seq_len + self.offset, d_model)}
 
-    def embed(self, m: Any, x: Any, positions: Any) -> Any:
+    def embed(self, m: Weights, x: Tensor, positions: Tensor) -> Tensor:
         return x + m.table(positions + self.offset if self.offset else positions)
 
 
@@ -75,13 +80,13 @@ class Sinusoidal(Position, kind="sinusoidal"):
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"table": Buffer((self.rows, d_model), init=self._fill)} if self.rows else {}
 
-    def embed(self, m: Any, x: Any, positions: Any) -> Any:
+    def embed(self, m: Weights, x: Tensor, positions: Tensor) -> Tensor:
         if self.rows:
             return x + m.table[positions].to(x.dtype)
         waves = self._waves(positions + self.offset, x.shape[-1])
         return x + (waves if self.skip_id is None else waves * (positions >= 0)[..., None]).to(x.dtype)
 
-    def _waves(self, positions: Any, width: int) -> Any:
+    def _waves(self, positions: Tensor, width: int) -> Tensor:
         """The vectors [B, T, width] of positions [B, T], in float32."""
         steps = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32)
         last = width - 2 if self.inclusive else width
@@ -90,5 +95,5 @@ class Sinusoidal(Position, kind="sinusoidal"):
         laid = torch.stack(both, -1).flatten(-2) if self.interleaved else torch.cat(both, -1)
         return laid[..., :width]
 
-    def _fill(self, table: Any) -> None:
+    def _fill(self, table: Tensor) -> None:
         table.copy_(self._waves(torch.arange(len(table), device=table.device), table.shape[-1]))

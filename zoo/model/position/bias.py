@@ -4,27 +4,31 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveFloat, PositiveInt
 
 from zoo.kernels.bias import Given, Placed
 from zoo.lazy import torch
 from zoo.model.position.base import Position
+from zoo.model.position.constants import constants
 from zoo.spec import Embedding
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
 
 
 class ALiBi(Position, kind="alibi"):
     """Scores fall linearly with distance, at a slope of each head's own (Press et al., 2021): 2^(−8h/H), h = 1…H.
 
-    For H not a power of two, `slopes` says which: "lower" takes those of the next lower power, then every other one of
-    the power above (the paper's code, BLOOM); "upper" every other one of the next higher power, then the rest (MPT).
-    The bias is multiplied by `scale` (Falcon: 1/√head_dim). With `rounded` slope × key position is in bfloat16, as
-    Falcon was trained.
+    For H not a power of two: the slopes of the next lower power, then every other one of the power above. (MPT's code
+    begins from the power above, and gets the same.) The bias is multiplied by `scale` (Falcon: 1/√head_dim). With
+    `rounded` slope × key position is in bfloat16, as Falcon was trained.
     """
 
     max_bias: PositiveFloat = 8.0
-    slopes: Literal["lower", "upper"] = "lower"
     scale: PositiveFloat = 1.0
     rounded: bool = False
 
@@ -34,9 +38,6 @@ class ALiBi(Position, kind="alibi"):
         def series(count: int) -> list[float]:
             return [2 ** (-self.max_bias * (head + 1) / count) for head in range(count)]
 
-        if self.slopes == "upper":
-            every = series(2 ** math.ceil(math.log2(n_heads)))
-            return every[:n_heads] if len(every) == n_heads else [*every[1::2], *every[::2]][:n_heads]
         whole = 2 ** math.floor(math.log2(n_heads))
         return series(whole) + series(2 * whole)[::2][: n_heads - whole]
 
@@ -44,8 +45,8 @@ class ALiBi(Position, kind="alibi"):
     def bias_kind(self) -> str:
         return "fixed" if self.rounded else "alibi"
 
-    def bias(self, m: Any, n_heads: int, queries: Any, keys: Any, causal: bool) -> Any:
-        slopes = torch.tensor(self.slopes_of(n_heads), device=keys.device, dtype=torch.float32)
+    def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool) -> Any:
+        slopes = constants(tuple(self.slopes_of(n_heads)), keys.device)
         if self.rounded:  # by key alone: softmax does not see what a query's own place would add
             products = slopes.to(torch.bfloat16)[:, None] * keys.to(torch.bfloat16)
             return Given((products.float() * self.scale)[None, :, None, :])  # 1 H 1 S
@@ -57,11 +58,11 @@ class Sloped(Placed):
 
     slopes: Any
 
-    def __init__(self, queries: Any, keys: Any, slopes: Any) -> None:
+    def __init__(self, queries: Tensor, keys: Tensor, slopes: Any) -> None:
         super().__init__(queries, keys, slopes.shape[0])
         self.slopes = slopes
 
-    def of(self, head: Any, query: Any, key: Any) -> Any:
+    def of(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return -self.slopes[head] * (query - key).abs().float()
 
 
@@ -80,7 +81,7 @@ class T5Buckets(Position, kind="t5"):
     absolute: Position | None = None
 
     def __post_init__(self) -> None:
-        if self.absolute is not None and (self.layerwise or type(self.absolute).embed is Position.embed):
+        if self.absolute is not None and (self.layerwise or not self.absolute.embeds):
             found = "layerwise" if self.layerwise else f"'{self.absolute.kind}', which adds nothing to it"
             raise ValueError(
                 f"absolute is a scheme at the embedding, found {found} (learned, one table for all layers)"
@@ -92,6 +93,14 @@ class T5Buckets(Position, kind="t5"):
     @property
     def per_layer(self) -> bool:
         return self.layerwise
+
+    @property
+    def embeds(self) -> bool:
+        return self.absolute is not None
+
+    @property
+    def bias_heads(self) -> int:
+        return self.n_heads
 
     def parts(self, d_model: int) -> dict[str, Any]:
         absolute = {"absolute": self.absolute} if self.absolute else {}
@@ -105,10 +114,10 @@ class T5Buckets(Position, kind="t5"):
     def padding_id(self) -> int | None:
         return None if self.absolute is None else self.absolute.padding_id
 
-    def embed(self, m: Any, x: Any, positions: Any) -> Any:
+    def embed(self, m: Weights, x: Tensor, positions: Tensor) -> Tensor:
         return x if self.absolute is None else self.absolute.embed(m.absolute, x, positions)
 
-    def buckets(self, distance: Any, causal: bool) -> Any:
+    def buckets(self, distance: Tensor, causal: bool) -> Tensor:
         """The bucket of each distance key − query [T, S]."""
         count, later = self.n_buckets, 0
         if causal:
@@ -125,21 +134,21 @@ class T5Buckets(Position, kind="t5"):
     def bias_kind(self) -> str:
         return "learned"
 
-    def bias(self, m: Any, n_heads: int, queries: Any, keys: Any, causal: bool) -> Any:
+    def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool) -> Any:
         return Bucketed(self, m.table, queries, keys, causal)
 
 
 class Bucketed(Placed):
     """A table's number for a head and the bucket of the distance j − i."""
 
-    def __init__(self, scheme: T5Buckets, table: Any, queries: Any, keys: Any, causal: bool) -> None:
+    def __init__(self, scheme: T5Buckets, table: Any, queries: Tensor, keys: Tensor, causal: bool) -> None:
         super().__init__(queries, keys, scheme.n_heads, learned=table.weight.requires_grad)
         self.scheme, self.table, self.causal = scheme, table, causal
 
-    def of(self, head: Any, query: Any, key: Any) -> Any:
+    def of(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return self.table.weight[self.scheme.buckets(key - query, self.causal), head]
 
-    def draw(self) -> Any:
+    def draw(self) -> Tensor:
         # A row of the table for each pair: one look-up, whose gradient is an embedding's, in place of one a head.
         buckets = self.scheme.buckets(self.keys[None, :] - self.queries[:, None], self.causal)  # T S
         return self.table(buckets).permute(2, 0, 1)[None]  # 1 H T S

@@ -14,7 +14,7 @@ from zoo.spec import table
 
 
 @dataclass(frozen=True)
-class Held:
+class TensorReport:
     """What a folder's headers say: whose files they are, how many tensors they and the model have, and what is wrong,
     a line each."""
 
@@ -30,7 +30,7 @@ class Held:
         return f"{self.folder}: whole ({self.kind}): {tensors}, {self.parameters:,} parameters"
 
 
-def held(path: Path) -> Held:
+def compare_tensors(path: Path) -> TensorReport:
     """The headers of a checkpoint, of a run's newest one or of a Hugging Face folder. No weight is read. Raises
     CheckpointError for files that are broken or missing."""
     folder = runs.find(path)
@@ -41,8 +41,8 @@ def held(path: Path) -> Held:
             store.check_tensors(folder / runs.WEIGHTS, names)
         except CheckpointError as error:
             faults = error.faults
-        return Held(folder, "zoo", len(names), len(names), count_parameters(spec)["total"], tuple(faults))
-    source, laid, faults = hf.check(folder)
+        return TensorReport(folder, "zoo", len(names), len(names), count_parameters(spec)["total"], tuple(faults))
+    source, laid, faults = hf.compare_headers(folder)
     theirs, ours = sum(len(entry.theirs) for entry in laid), sum(len(entry.ours) for entry in laid)
     total = count_parameters(hf.spec_of(source.body))["total"]
-    return Held(folder, f"{source.family.name}, {source.body.architecture}", theirs, ours, total, tuple(faults))
+    return TensorReport(folder, f"{source.family.name}, {source.body.architecture}", theirs, ours, total, tuple(faults))

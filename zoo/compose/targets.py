@@ -1,4 +1,5 @@
-"""Targets: a packaged name, a YAML file, a config.json, a checkpoint or a mapping, and the Spec that comes of it."""
+"""Find what the user named, a packaged model, a YAML file, a config.json, a checkpoint or a mapping, and read its
+Spec."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ class Target:
     notes: tuple[str, ...] = ()
 
 
-def names() -> list[str]:
+def list_packaged() -> list[str]:
     """The packaged models."""
     return sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
 
@@ -47,28 +48,28 @@ def is_file(target: str | Path) -> bool:
     text = os.fspath(target)
     if isinstance(target, Path) or "/" in text or os.sep in text or text.endswith((".yaml", ".yml", ".json")):
         return True
-    return os.path.isdir(text) and text not in names()
+    return os.path.isdir(text) and text not in list_packaged()
 
 
-def find(target: str | Path | Mapping[str, Any]) -> Target:
+def find_target(target: str | Path | Mapping[str, Any]) -> Target:
     """The target's body. Raises ConfigError when there is no such model or file, or when the file is not YAML."""
     if isinstance(target, Mapping):
         return Target("config", _plain(OmegaConf.create(dict(target)), "config"))
     if not is_file(target):
-        return Target(os.fspath(target), packaged(os.fspath(target)))
-    path, own = Path(target).expanduser(), names()
+        return Target(os.fspath(target), name_packaged(os.fspath(target)))
+    path, own = Path(target).expanduser(), list_packaged()
     if path.resolve().parent == (conf_dir() / "model").resolve() and path.is_file():
-        return Target(str(target), packaged(path.stem), option=path.stem)
+        return Target(str(target), name_packaged(path.stem), option=path.stem)
     named = path.parent.resolve().name if path.name == "config.json" else path.stem if path.is_file() else path.name
     name = re.sub(r"[^\w.-]", "_", named) or "model"
     option = f"{name}-file" if name in own else name
     if path.suffix == ".json" or path.is_dir():
-        body, notes = published(path)
+        body, notes = read_published(path)
         return Target(str(target), body, option=option, notes=tuple(notes))
-    return Target(str(target), read(path), path.resolve().parent, option)
+    return Target(str(target), read_yaml(path), path.resolve().parent, option)
 
 
-def published(path: Path) -> tuple[Body, list[str]]:
+def read_published(path: Path) -> tuple[Body, list[str]]:
     """The body of the model that a config.json, a folder with one, or a checkpoint or run of ours is of, and what it
     leaves out.
 
@@ -81,22 +82,22 @@ def published(path: Path) -> tuple[Body, list[str]]:
 
     folder = runs.find(path) if path.is_dir() else path
     if described.is_config(folder):
-        made, notes = described.described(folder)
+        made, notes = described.describe_config(folder)
         return dict(made.model), notes
     run = path / "config.yaml"
-    return (read(run)["model"] if run.is_file() else to_body(read_spec(folder))), []
+    return (read_yaml(run)["model"] if run.is_file() else to_body(read_spec(folder))), []
 
 
-def packaged(name: str) -> Body:
+def name_packaged(name: str) -> Body:
     """A body that is the packaged model, its keys at the root. Raises ConfigError when there is none of that name."""
-    if name not in names():
+    if name not in list_packaged():
         beside = f"; the file here is ./{name}.yaml" if Path(f"{name}.yaml").exists() else ""
-        hint = did_you_mean(name, names()) or " (`zoo list` shows them; a file's name ends in .yaml)"
+        hint = did_you_mean(name, list_packaged()) or " (`zoo list` shows them; a file's name ends in .yaml)"
         raise ConfigError(f"{name}: no packaged model of that name{hint}{beside}")
     return {"defaults": [{"model@_here_": name}, "_self_"]}
 
 
-def read(path: Path) -> Body:
+def read_yaml(path: Path) -> Body:
     """A user's YAML file as a mapping. Raises ConfigError when it is missing, unreadable, or not a YAML mapping."""
     try:
         return _plain(OmegaConf.load(path), str(path))
@@ -130,7 +131,7 @@ def _problem(error: yaml.YAMLError) -> str:
     return " ".join(str(getattr(error, "problem", None) or error).split())
 
 
-def with_defaults(body: Body, repo: CachingConfigRepository, label: str, base: str | None = None) -> Body:
+def list_defaults(body: Body, repo: CachingConfigRepository, label: str, base: str | None = None) -> Body:
     """The body with its shorthand moved into its defaults list. Raises ConfigError for options that do not exist."""
 
     def is_group(key: str) -> bool:
@@ -157,7 +158,7 @@ def _known(body: Body, repo: CachingConfigRepository, label: str) -> set[str]:
     return set(found.overrides.known_choices)
 
 
-def without_swapped(body: Body, overrides: Iterable[str]) -> Body:
+def drop_swapped(body: Body, overrides: Iterable[str]) -> Body:
     """The body without the nodes that it spells out, `kind` and all, and that the user swaps.
 
     What was meant for the old kind must not patch the new one.
@@ -175,14 +176,14 @@ class Composer:
     """One model under as many sets of overrides as one likes: its files are read once, its choices composed once."""
 
     def __init__(self, target: str | Path | Mapping[str, Any]) -> None:
-        self.found = find(target)
+        self.found = find_target(target)
         self.repo = repository(*([self.found.folder] if self.found.folder else []))
-        self.body = with_defaults(self.found.body, self.repo, self.found.label)
+        self.body = list_defaults(self.found.body, self.repo, self.found.label)
         self.memos: dict[tuple[str, ...], Memo] = {}
 
     def compose(self, overrides: list[str]) -> Composed:
         """The composed config, the model's body at the root."""
-        body = without_swapped(self.body, overrides)
+        body = drop_swapped(self.body, overrides)
         memo = self.memos.setdefault(tuple(body), Memo())  # which keys are left is all that overrides change in it
         made = compose(self.repo, body, overrides, label=self.found.label, memo=memo)
         made.notes += self.found.notes
@@ -200,7 +201,7 @@ def to_yaml(cfg: DictConfig, *, resolve: bool) -> str:
         raise ConfigError(one_line(error)) from error
 
 
-def to_spec(composed: Composed, root: str = "") -> Decoder:
+def spec_of_composed(composed: Composed, root: str = "") -> Decoder:
     """The Spec of a composed config. Raises ConfigError with the faults of overrides and grammar together."""
     from zoo import grammar
 

@@ -1,0 +1,128 @@
+"""Reading a model's node: what is refused, and many threads that read at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from zoo.compose import load
+from zoo.compose.targets import compose_model
+from zoo.errors import ConfigError
+from zoo.grammar import to_spec
+from zoo.grammar.resolvers import record_reads
+
+BODY = {
+    **{"attention": "gqa", "position": "rope", "norm": "rmsnorm", "block": "pre", "ffn": "gated", "activation": "silu"},
+    **{"vocab_size": 100, "d_model": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "d_ff": 128},
+    "max_seq_len": 128,
+}
+
+READINGS = [
+    ("llama-tiny", ["n_layers=3", "attention=mqa"]),
+    ("gpt-tiny", ["d_ff=64", "bias=false"]),
+    ("mixtral-tiny", ["n_experts=4", "top_k=1"]),
+    ("t5-small", ["decoder.n_layers=2"]),
+    ("llama-tiny", ["layers={near:{attention:{window:4}}}", "pattern=[near,layer]"]),
+    ("llama-tiny", ["attention=mla", "kv_lora_rank=16", "q_lora_rank=8"]),
+    ("gpt-tiny", ["position=alibi"]),
+    ("mixtral-tiny", ["ffn=gated", "norm=layernorm", "~n_experts", "~top_k"]),
+]
+"""Models that state and read different dimensions: one thread's reads would be faults in another's model."""
+
+
+def faults(target, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(target, overrides)
+    return caught.value.faults
+
+
+@pytest.fixture
+def hasty_threads():
+    """Threads that take turns a hundred times as often as usual, so that they meet in the middle of a reading."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(5e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def test_threads_that_read_nodes_at_once_get_the_specs_that_one_alone_gets(hasty_threads) -> None:
+    composed = [compose_model(*each) for each in READINGS]
+    nodes = [(each.cfg, each.touched) for each in composed]
+    alone = [to_spec(*each) for each in nodes]
+
+    def read(thread: int) -> list[bool]:
+        order = [(thread + step) % len(nodes) for step in range(50)]
+        return [to_spec(*nodes[index]) == alone[index] for index in order]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(all(same) for same in pool.map(read, range(8)))
+
+
+def test_threads_that_compose_models_at_once_get_the_specs_that_one_alone_gets(hasty_threads) -> None:
+    alone = [load(*each) for each in READINGS]
+
+    def read(thread: int) -> list[bool]:
+        order = [(thread + step) % len(READINGS) for step in range(3)]
+        return [load(*READINGS[index]) == alone[index] for index in order]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(all(same) for same in pool.map(read, range(8)))
+
+
+def test_reads_inside_a_block_are_those_of_the_blocks_around_it_too() -> None:
+    with record_reads() as outer, record_reads() as inner:
+        load("llama-tiny")
+    assert {"n_heads", "norm"} <= inner == outer
+
+
+@pytest.mark.parametrize("key", ["n_layers", "vocab_size", "d_model", "d_ff", "attention.softcap", "norm.eps"])
+def test_true_is_no_number(key: str) -> None:
+    (fault,) = faults("llama-tiny", f"{key}=true")
+    assert fault.startswith(f"{key}: must be a ")
+    assert fault.endswith("number above 0, found True" if key == "n_layers" else "number, found True")
+
+
+def test_true_in_a_kind_of_layer_is_told_where_it_stands() -> None:
+    layers = ["layers.near={attention: {window: true}}", "pattern=[near,layer]"]
+    assert faults("llama-tiny", *layers) == ["layers.near.attention.window: must be a number, found True"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "fault"),
+    [
+        ({"pattern": ["${nope}"]}, "pattern[0]: Interpolation key 'nope' not found"),
+        ({"about": {"seen": [{"in": ["${up:nope}"]}]}}, "nope: is missing; about.seen[0].in needs it"),
+    ],
+)
+def test_an_interpolation_in_a_list_that_leads_nowhere_is_a_fault_in_one_line(extra: dict, fault: str) -> None:
+    (found,) = faults(BODY | extra)
+    assert found.startswith(fault)
+
+
+def test_the_depth_that_a_pattern_gives_is_read_as_it_is_written() -> None:
+    spec = load(
+        BODY
+        | {"n_layers": 5, "layers": {"near": {"window": 4, "attention": "sliding"}}, "pattern": ["near*2", "layer"]}
+    )
+    assert spec.pattern == ("near", "near", "layer", "near", "near")
+
+
+FIRST_USE = """
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from zoo.compose.targets import compose_model
+from zoo.grammar import to_spec
+nodes = [compose_model(name).cfg for name in ("llama-tiny", "gpt-tiny", "mixtral-tiny", "t5-small")]
+sys.setswitchinterval(5e-5)
+with ThreadPoolExecutor(8) as pool:
+    print(len(list(pool.map(lambda index: to_spec(nodes[index % 4]), range(16)))))
+"""
+
+
+def test_threads_that_are_the_first_to_use_a_component_find_it_whole() -> None:
+    done = subprocess.run([sys.executable, "-c", FIRST_USE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "16\n"), done.stderr

@@ -1,0 +1,105 @@
+# B batch, S slots
+"""The KV cache of a pass on shadows: what `zoo.generation.cache` allocates while it stores and reads tokens.
+
+The cache's own tensors are `held`: `zoo.costs.cache` counts them. What a pass makes beside them, such as the copy of
+a window whose ring is written across its end, is counted by the tape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from zoo.costs.shadow.operations import cat
+from zoo.costs.shadow.tensor import FLOAT32, INT64, Dtype, fresh, tape
+
+
+class ShadowPlan(NamedTuple):
+    """Where new tokens go in the caches of one kind of layer: the fields of the real cache's plan."""
+
+    start: int
+    stop: int
+    held: int
+    rolls: bool
+    columns: Any
+
+
+class ShadowLayerCache:
+    """One layer's cached tensors [B, S, …], its recurrent states [B, …], and what cross-attention made of a memory."""
+
+    def __init__(self, tensors: dict[str, Any], states: dict[str, Any], cross: ShadowLayerCache | None) -> None:
+        self.tensors, self.states, self.cross = tensors, states, cross
+        self.filled = False
+
+    def append(self, plan: ShadowPlan, new: dict[str, Any]) -> tuple[Any, ...]:
+        """Store the new tokens; return all visible ones, new ones included."""
+        return tuple(self._append(plan, self.tensors[name], tensor) for name, tensor in new.items())
+
+    def _append(self, plan: ShadowPlan, buffer: Any, new: Any) -> Any:
+        if not plan.rolls:
+            return buffer[:, : max(plan.held, plan.stop)]
+        joined = cat((buffer[:, : plan.held], new.to(buffer.dtype)), 1)
+        newest = plan.columns.argsort()[-buffer.shape[1] :]
+        slots = plan.columns[newest] % buffer.shape[1]
+        stored = joined[:, newest]
+        del slots, stored
+        return joined
+
+    def recall(self, compute: Callable[[], tuple[Any, ...]], names: tuple[str, ...]) -> tuple[Any, ...]:
+        """Return keys and values of the memory, made the first time. They stay in the cache, which is counted
+        elsewhere, so the tape does not count them while they are made."""
+        if not self.filled:
+            moment = tape()
+            due = sum(each.storage.nbytes for each in self.tensors.values())
+            moment.count(-due)
+            made = compute()
+            for each in made:
+                each.storage.hold()
+            moment.count(due)
+            self.tensors, self.filled = dict(zip(names, made, strict=True)), True
+        return tuple(self.tensors[name] for name in names)
+
+
+class ShadowCache:
+    """The caches of the layers of `pattern`, with `length` tokens in them and room for `capacity`."""
+
+    def __init__(self, tower: Any, batch: int, length: int, capacity: int, memory: int, dtype: Dtype) -> None:
+        self.length, self.capacity, self.tower = length, capacity, tower
+        self.columns = fresh((capacity,), INT64, "columns")
+        self.layers = [self._layer(tower.blocks[kind], batch, memory, dtype) for kind in tower.pattern]
+
+    def _layer(self, block: Any, batch: int, memory: int, dtype: Dtype) -> ShadowLayerCache:
+        size = self._slots(block)
+        tensors = {name: _room(batch, size, shape, dtype) for name, shape in block.attention.cache().items()}
+        states = {name: fresh((batch, *shape), FLOAT32, held=True) for name, shape in block.state().items()}
+        cross = None
+        if block.cross is not None:
+            kept = {name: _room(batch, memory, shape, dtype) for name, shape in block.cross.cache().items()}
+            cross = ShadowLayerCache(kept, {}, None)
+            cross.filled = self.length > 0
+        return ShadowLayerCache(tensors, states, cross)
+
+    def _slots(self, block: Any) -> int:
+        reach = block.attention.visible_window or block.attention.visible_chunk
+        return min(self.capacity, reach or self.capacity)
+
+    def plan(self, kind: str, new: int) -> ShadowPlan:
+        """Where `new` tokens go in layers of this kind, as the real cache decides it."""
+        size, end = self._slots(self.tower.blocks[kind]), self.length + new
+        start, held = self.length % size, min(self.length, size)
+        if start + new <= size and (end <= size or new == 1):
+            visible = self.columns[:end] if end <= size else self._ring(end, size)
+            return ShadowPlan(start, start + new, held, False, visible)
+        old = self._ring(self.length, size) if self.length > size else self.columns[:held]
+        return ShadowPlan(start, start, held, True, cat((old, self.columns[self.length : end])))
+
+    def _ring(self, end: int, size: int) -> Any:
+        return end - 1 - (end - 1 - self.columns[:size]) % size
+
+
+def _room(batch: int, slots: int, shape: tuple[int, ...], dtype: Dtype) -> Any:
+    """A cache tensor [B, S, …], laid out as the real one: a head's tokens lie together."""
+    heads, *rest = shape if len(shape) > 1 else (1, *shape)
+    room = fresh((batch, heads, slots, *rest), dtype, held=True).transpose(1, 2)
+    return room if len(shape) > 1 else room.reshape(batch, slots, math.prod(rest))

@@ -1,0 +1,152 @@
+# B sequences, T tokens of one, D model width
+"""The most memory that a pass without gradients has at once, beside weights and cache: reading prompts, and decoding.
+
+The model's own forward pass runs on shadows, without gradients, each kind of layer once. Nothing is kept for a backward
+pass, so a tensor lives as long as the code holds it: what the tape counts at its fullest is the pass's peak.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from zoo.costs.activations import FEW, NAMES, recurrent_stride
+from zoo.costs.shadow import DTYPES, INT64, ShadowCache, ShadowLayer, Tape, fresh, shaded, taping
+from zoo.costs.shadow.tensor import named_failures
+
+
+class Generation(NamedTuple):
+    """Prompts of `context` tokens, `batch` at once. `dtype` is the weights', `cache` the cache's; `fused` is on a CUDA
+    device, otherwise on a CPU."""
+
+    context: int
+    batch: int = 1
+    dtype: str = "bf16"
+    cache: str | None = None
+    fused: bool = True
+    kernel: str = "auto"
+
+
+class Peaks(NamedTuple):
+    """Bytes that live at once, beside weights and cache: while an encoder reads the prompts (0 without one), while a
+    decoder reads them, or its first token, up to the first logits, and while one more token of each row is decoded."""
+
+    encode: int
+    prefill: int
+    decode: int
+
+
+def measure_peaks(spec: Any, run: Generation) -> Peaks:
+    """Trace a prefill and a decode step of the towers of `spec`, a model or a rank's part of one.
+
+    Raises UnknownOperation for a pass that shadows cannot follow, ConfigError for more tokens than a model can read.
+    """
+    towers = {name: _each_kind_once(tower) for name, tower in spec.towers().items()}
+    stride = recurrent_stride(towers.values())
+    if stride is None or run.context < 2 * FEW * stride:
+        return _traced(towers, run)
+    return _extended(towers, run, stride)
+
+
+def _each_kind_once(tower: Any) -> Any:
+    """The tower with one layer of each kind, the last layer's kind last."""
+    kinds = tuple(reversed(dict.fromkeys(reversed(tower.pattern))))
+    return replace(tower, pattern=kinds, blocks={kind: tower.blocks[kind] for kind in kinds})
+
+
+def _extended(towers: dict[str, Any], run: Generation, stride: int) -> Peaks:
+    """Peaks of a long pass with recurrent layers, from two short ones where attention is left out: all in them is
+    linear in the length. Layers of attention are traced at full length, and what they share is beside both."""
+    looping = {name: _only(tower, loops=True) for name, tower in towers.items()}
+    near = run.context % stride + FEW * stride
+    a, b = (_traced(looping, run._replace(context=near + each * stride)) for each in range(2))
+    far = (run.context - near) // stride
+    encode, prefill = (first + far * (second - first) for first, second in zip(a[:2], b[:2], strict=True))
+    decode = _decode(towers, run)
+    if any(not block.attention.state() for tower in towers.values() for block in tower.blocks.values()):
+        others = _prefill({name: _only(tower, loops=False) for name, tower in towers.items()}, run)
+        encode, prefill = max(encode, others[0]), max(prefill, others[1])
+    return Peaks(encode, prefill, decode)
+
+
+def _only(tower: Any, *, loops: bool) -> Any:
+    kept = {kind: block for kind, block in tower.blocks.items() if bool(block.attention.state()) == loops}
+    if not kept:
+        return tower
+    return replace(tower, blocks=kept, pattern=tuple(kind for kind in tower.pattern if kind in kept))
+
+
+def _traced(towers: dict[str, Any], run: Generation) -> Peaks:
+    return Peaks(*_prefill(towers, run), _decode(towers, run))
+
+
+def _tape(run: Generation) -> Any:
+    return taping("cuda" if run.fused else "cpu", training=False, recording=False)
+
+
+def _prefill(towers: dict[str, Any], run: Generation) -> tuple[int, int]:
+    """A decoder reads the prompts; or an encoder reads them, and its decoder begins with one token."""
+    with _tape(run) as tape:
+        encode, memory = 0, None
+        for tower in towers.values():
+            if not tower.causal:
+                memory = _run(tape, tower, run, run.context, None, None).hidden
+                encode = tape.most
+                tape.begin()
+            else:
+                memory = _memory(tower, run) if memory is None else memory
+                new = 1 if len(towers) > 1 else run.context
+                _run(tape, tower, run, new, _cache(tower, run, 0), memory)
+        return encode, _checked(tape)
+
+
+def _decode(towers: dict[str, Any], run: Generation) -> int:
+    """The last of `context` tokens, all others being in the cache; without one they are read again."""
+    with _tape(run) as tape:
+        for tower in towers.values():
+            if tower.causal:
+                cache = _cache(tower, run, run.context - 1)
+                _run(tape, tower, run, 1 if cache is not None else run.context, cache, _memory(tower, run))
+        return _checked(tape)
+
+
+def _checked(tape: Tape) -> int:
+    if tape.unknown is not None:
+        raise tape.unknown
+    return tape.most
+
+
+def _memory(tower: Any, run: Generation) -> Any:
+    """An encoder's output, as many tokens as the context."""
+    if not tower.reads_memory:
+        return None
+    return fresh((run.batch, run.context, tower.d_model), DTYPES[NAMES[run.dtype]], "memory")
+
+
+def _cache(tower: Any, run: Generation, length: int) -> Any:
+    """The cache with `length` tokens in it; None where it cannot hold the context (dynamic NTK)."""
+    until = tower.cacheable_until
+    if until is not None and run.context > until:
+        return None
+    kind = run.cache or run.dtype
+    return ShadowCache(tower, run.batch, length, run.context, run.context, DTYPES[CACHED.get(kind, NAMES[kind])])
+
+
+CACHED = {"fp8": "float8_e4m3fn"}
+"""The dtype of a cache's values, where it is another than that of activations."""
+
+
+def _run(tape: Tape, tower: Any, run: Generation, new: int, cache: Any, memory: Any) -> Any:
+    """The tower's own pass over `new` tokens of each row, to the logits of the last one."""
+    from zoo.model.scene import Scene
+
+    with named_failures(f"{tower.axis}={tower.kind}"):
+        m = ShadowLayer(tower, tower.d_model, DTYPES[NAMES[run.dtype]], kernel=run.kernel)
+        m.blocks = [
+            ShadowLayer(tower.blocks[kind], tower.d_model, m.dtype, "", run.kernel) for kind in tower.stack.stored()
+        ]
+        ids = fresh((run.batch, new), INT64, "ids")
+        causal = bool(tower.causal)
+        drawn = shaded(tower)
+        scene = shaded(Scene)(drawn, ids, None, causal=causal, cache=cache, memory=memory if causal else None)
+        return drawn.run(m, ids, None, scene, 1 if causal else None)

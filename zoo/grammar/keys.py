@@ -1,0 +1,43 @@
+"""The keys of a model's YAML: axes, structure, the fields of the model itself, and dimensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo.model.tower import Decoder, EncoderDecoder
+
+AXES = ("attention", "position", "norm", "block", "ffn", "router", "activation", "cross")
+"""Axes that a model states at its top level; other nodes reach them by interpolation."""
+
+STRUCTURE = ("about", "kind", "n_layers", "layers", "pattern")
+"""Top-level keys that the grammar reads itself; they are no field of a Spec."""
+
+TOWERS = ("encoder", "decoder")
+"""Keys of an encoder-decoder: patches of the model's own keys, one for each of its two towers."""
+
+OWN = {field.name for field in Decoder.fields()} - {"blocks"}
+"""Fields of a model with one tower."""
+
+BOTH = {field.name for field in EncoderDecoder.fields()} - set(TOWERS)
+"""Fields of an encoder-decoder that belong to no single tower."""
+
+TOWER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "encoder": {"kind": "encoder", "head": {"kind": "none"}, "cross": None, "prefix_lm": None},
+    "decoder": {"kind": "decoder", "embedding": {"tied": "encoder.embedding.tokens"}, "pooler": None},
+}
+"""How the towers of an encoder-decoder differ from the model's own keys before their patches are laid: one shared
+table of tokens, and a head on the decoder alone. A null drops the key."""
+
+_DIMS = """
+n_heads n_kv_heads head_dim d_ff window bias norm_eps norm_bias rope_theta rope_factor rotary_dim original_max_seq_len
+n_buckets max_distance max_relative_positions position_buckets n_experts top_k balance_coef z_coef normalize_top_k
+router_bias router_scale router_jitter n_groups top_k_groups expert_capacity selection_bias shared_expert shared_gate
+scale_input swiglu_alpha swiglu_limit q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim d_state
+d_conv expand dt_rank ssm_heads ssm_head_dim ssm_groups n_k_heads n_v_heads head_k_dim head_v_dim conv_width
+conv_groups
+"""
+DIMS = frozenset(_DIMS.split())
+"""Dimensions that a model may state whether or not its present choices read them, so that axes can be swapped."""
+
+KNOWN = OWN | set(AXES) | set(STRUCTURE) | DIMS
+"""Keys that every model, tower and layer patch may state."""

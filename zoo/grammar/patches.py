@@ -1,0 +1,30 @@
+"""Patches: mappings of the model's own keys that a tower or a kind of layer lays over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def lay_patch(base: Mapping[Any, Any], patch: Any, path: str, problems: list[str]) -> dict[Any, Any]:
+    """`patch` laid over `base`, mapping by mapping. A patch that is no mapping is added to `problems` under `path`.
+
+    base                          patch                        result
+    norm: {kind: rms, eps: 1}     norm: {eps: 2}               norm: {kind: rms, eps: 2}
+    norm: {kind: rms, eps: 1}     norm: {kind: rms, bias: no}  norm: {kind: rms, eps: 1, bias: no}
+    norm: {kind: rms, eps: 1}     norm: {kind: layer}          norm: {kind: layer}, replaced whole
+    norm: {kind: rms, eps: 1}     norm: null                   norm: null
+
+    Two neighbours differ, on purpose. A family's YAML (`zoo.families`) writes a node out whole when it states its kind,
+    so there the second row, too, replaces. Overrides are merged by Hydra, which replaces nothing: what the user's file
+    spelled out for the old kind is dropped before (`zoo.compose.targets.drop_swapped`).
+    """
+    if not isinstance(patch, Mapping):
+        problems.append(f"{path}: is {patch!r}, not a mapping of the model's keys")
+        return dict(base)
+    merged = dict(base)
+    for key, value in patch.items():
+        old = merged.get(key)
+        same = isinstance(value, Mapping) and isinstance(old, Mapping) and value.get("kind") in (None, old.get("kind"))
+        merged[key] = lay_patch(old, value, f"{path}.{key}", problems) if same else value  # type: ignore[arg-type]
+    return merged

@@ -1,0 +1,78 @@
+"""Layers: the named kinds of layer, and which layer is of which kind."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from zoo.errors import did_you_mean
+from zoo.grammar.patches import lay_patch
+
+PLAIN = "layer"
+"""The kind of a layer that no patch changes."""
+
+MOST_LAYERS = 100_000
+"""Layers of a tower at most. A pattern is a list with the name of each layer, so a typing error could fill memory."""
+
+
+def get_kinds(root: DictConfig) -> DictConfig:
+    """The named kinds of layer; none where `layers` is no mapping, which `read_pattern` reports."""
+    layers = root.get("layers")
+    return layers if isinstance(layers, DictConfig) else OmegaConf.create({})
+
+
+def read_pattern(root: DictConfig) -> tuple[list[str], list[str]]:
+    """The kind of each layer, first to last, and the faults found. `name*3` stands for three layers; the list repeats
+    up to n_layers: `pattern: [local*2, layer]` with `n_layers: 4` is local, local, layer, local."""
+    n_layers, kinds = root.get("n_layers"), [str(name) for name in get_kinds(root)]
+    layers = root.get("layers")
+    if layers is not None and not isinstance(layers, DictConfig):
+        return [PLAIN], [f"layers: is {layers!r}, not a mapping of names to patches of the model's keys"]
+    if not isinstance(n_layers, int) or isinstance(n_layers, bool) or n_layers < 1:
+        return [PLAIN], [f"n_layers: must be a whole number above 0, found {n_layers!r}"]
+    if n_layers > MOST_LAYERS:
+        return [PLAIN], [f"n_layers: is {n_layers:,} (at most {MOST_LAYERS:,} would do)"]
+    problems: list[str] = []
+    names = _read_names(root.get("pattern") or [PLAIN], kinds, problems)
+    if not names:
+        return [PLAIN], problems or ["pattern: is empty (name at least one layer)"]
+    each = [names[index % len(names)] for index in range(n_layers)]
+    unused = set(kinds).difference(each)
+    problems += [
+        f"layers.{kind}: no layer is of this kind (name it in pattern, or leave it out)"
+        for kind in kinds
+        if kind in unused
+    ]
+    return each, problems
+
+
+def _read_names(pattern: Any, kinds: list[str], problems: list[str]) -> list[str]:
+    """The names of one repeat of the pattern."""
+    if not OmegaConf.is_list(pattern) and not isinstance(pattern, list):
+        pattern = [pattern]
+    names: list[str] = []
+    for item in pattern:
+        match = re.fullmatch(r"\s*([\w.-]+)\s*(?:\*\s*(\d+))?\s*", str(item))
+        if match is None:
+            problems.append(f"pattern: cannot read {item!r} (a layer's name, or name*3)")
+        elif match[1] not in (*kinds, PLAIN):
+            hint = did_you_mean(match[1], kinds) or f" (layers has: {', '.join(kinds) or 'none'})"
+            problems.append(f"pattern: no layer is named {match[1]!r}{hint}")
+        elif len(match[2] or "") > 9 or len(names) + int(match[2] or 1) > MOST_LAYERS:
+            problems.append(f"pattern: {item!r} makes too many layers (at most {MOST_LAYERS:,} would do)")
+        else:
+            names += [match[1]] * int(match[2] or 1)
+    return names
+
+
+def lay_kind(root: DictConfig, name: str, problems: list[str]) -> DictConfig:
+    """The model's keys as layers of one kind see them: the kind's patch laid over them."""
+    patch = get_kinds(root).get(name)
+    if patch is None:
+        return root
+    raw = OmegaConf.to_container(root, resolve=False)
+    assert isinstance(raw, dict)
+    plain = OmegaConf.to_container(patch, resolve=False) if OmegaConf.is_config(patch) else patch
+    return OmegaConf.create(lay_patch(raw, plain, f"layers.{name}", problems))

@@ -1,0 +1,73 @@
+"""Where a fault of a Spec can be mended: the key of the YAML that its value was stated at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ValidationError
+
+from zoo.grammar import omega
+from zoo.grammar.pattern import get_kinds
+from zoo.grammar.towers import TowerNode
+
+
+def locate_faults(error: ValidationError, towers: Mapping[str, TowerNode]) -> list[str]:
+    """One line for each fault, at the key where the user can mend it."""
+    return [f"{locate_key(item['loc'], towers)}: {item['msg']}" for item in error.errors(include_url=False)]
+
+
+def find_booleans(tree: Any, spec: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], bool]]:
+    """The path of each true or false that a Spec took as a number: pydantic reads `n_heads: true` as 1."""
+    if isinstance(tree, bool) and not isinstance(spec, bool):
+        yield path, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            inner = spec.get(key) if isinstance(spec, Mapping) else getattr(spec, key, None)
+            if inner is not None:
+                yield from find_booleans(value, inner, (*path, key))
+    elif isinstance(tree, list | tuple) and isinstance(spec, list | tuple):
+        for index, (value, inner) in enumerate(zip(tree, spec, strict=False)):
+            yield from find_booleans(value, inner, (*path, index))
+
+
+def locate_key(loc: Iterable[Any], towers: Mapping[str, TowerNode]) -> str:
+    """The key of the YAML at which a value of the model's plain data was stated."""
+    path = [str(step) for step in loc]
+    tower = towers.get("") or towers.get(path.pop(0) if path[:1] and path[0] in towers else "")
+    return ".".join(path) or "model" if tower is None else _locate(path, tower)
+
+
+def _locate(path: list[str], tower: TowerNode) -> str:
+    """The key, counted from the model, at which a value of a tower's plain data was stated."""
+    where = ".".join(path) or tower.name
+    if path[:1] == ["blocks"] and len(path) > 1:
+        where = _follow(tower.scopes[path[1]], ["block", *path[2:]])
+        patch = get_kinds(tower.root).get(path[1])
+        if isinstance(patch, DictConfig) and OmegaConf.select(patch, where) is not None:
+            where = f"layers.{path[1]}.{where}"
+    elif path:
+        where = _follow(tower.root, path)
+    own = tower.name and where and OmegaConf.select(tower.patch, where) is not None
+    return f"{tower.prefix if own else ''}{where or 'model'}"
+
+
+def _follow(scope: DictConfig, path: list[str]) -> str:
+    """The path with its interpolations followed: `block.attention.n_heads` is `n_heads` where it says
+    `${up:n_heads}`."""
+    node: Any = scope
+    for index, step in enumerate(path):
+        raw = omega.get_raw_child(node, step) if isinstance(node, DictConfig) and step in node else None
+        if raw is None:
+            break
+        text = str(omega.get_raw_value(raw)) if omega.is_interpolation(raw) else ""
+        if re.fullmatch(r"\$\{(?:up|or):\s*([\w]+).*\}", text):
+            names = re.findall(r"\w+", text)[1:]
+            source = next((each for each in names if each in scope), None)
+            if source is None:
+                break
+            return _follow(scope, [source, *path[index + 1 :]])
+        node = raw
+    return ".".join(path)

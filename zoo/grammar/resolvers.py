@@ -1,0 +1,97 @@
+"""The interpolations of the grammar, `${up:…}` and `${or:…}`, and a record of the names that they look up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from zoo.errors import ConfigError
+from zoo.grammar import omega
+
+_reads: ContextVar[set[str] | None] = ContextVar("reads", default=None)
+"""Where the names looked up are recorded. A ContextVar, as each thread that reads a model has its own."""
+
+
+def register_resolvers() -> None:
+    """Make OmegaConf know `${up:a,b}`, the nearest enclosing `a`, else `b`; and `${or:a,literal}`, the nearest
+    enclosing `a`, else the literal."""
+    OmegaConf.register_new_resolver("up", _resolve_up, replace=True, use_cache=False)
+    OmegaConf.register_new_resolver("or", _resolve_or, replace=True, use_cache=False)
+
+
+@contextmanager
+def record_reads() -> Iterator[set[str]]:
+    """Collect the names that interpolations look up inside this block, in this thread, nested blocks included."""
+    names, outer = set(), _reads.get()
+    token = _reads.set(names)
+    try:
+        yield names
+    finally:
+        _reads.reset(token)
+        if outer is not None:
+            outer |= names
+
+
+def _resolve_up(*names: str, _parent_: Any) -> Any:
+    for name in names:
+        found, value = _find_nearest(name, _parent_)
+        if found:
+            return value
+    place = omega.get_full_key(_parent_) or "the model"
+    raise ConfigError(f"{names[0]}: is missing; {place} needs it (state it at the model's top level)")
+
+
+def _resolve_or(name: str, literal: Any, *, _parent_: Any) -> Any:
+    found, value = _find_nearest(name, _parent_)
+    return value if found else literal
+
+
+def _find_nearest(name: str, node: Any) -> tuple[bool, Any]:
+    """Look for a key outwards, starting beside the component that asks. Gives whether it is there, and its value."""
+    reads = _reads.get()
+    if reads is not None:
+        reads.add(name)
+    scope = omega.get_parent(node)
+    while scope is not None:
+        if isinstance(scope, DictConfig) and name in scope:
+            return True, scope[name]
+        scope = omega.get_parent(scope)
+    return False, None
+
+
+def find_unresolvable(root: DictConfig) -> list[str]:
+    """One line for each interpolation that leads nowhere."""
+    found: dict[str, None] = {}
+    for node in _leaves(root):
+        try:
+            omega.resolve_node(node)
+        except OmegaConfBaseException as error:
+            place = omega.get_full_key(node) or "the model"
+            found[_reason(error) or f"{place}: {str(error).splitlines()[0]}"] = None
+    return list(found)
+
+
+def _reason(error: BaseException) -> str | None:
+    """The fault that one of our resolvers raised, if one did: OmegaConf wraps it in errors of its own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ConfigError):
+        cause = cause.__cause__ or cause.__context__
+    return None if cause is None else cause.faults[0]
+
+
+def _leaves(node: Any) -> Iterable[Any]:
+    """Every value and interpolation below a node, those of lists included. `layers` is left out: the named kinds of
+    layer resolve in scopes of their own."""
+    for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
+        child = omega.get_raw_child(node, key)
+        if child is None or key == "layers":
+            continue
+        if omega.is_interpolation(child) or omega.is_null(child) or not OmegaConf.is_config(child):
+            yield child
+        elif isinstance(child, DictConfig | ListConfig):
+            yield from _leaves(child)

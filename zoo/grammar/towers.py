@@ -1,0 +1,90 @@
+"""One tower of a model as its YAML describes it: its keys, its layer pattern, and the keys that each kind of layer
+sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from zoo.errors import ConfigError, did_you_mean
+from zoo.grammar.keys import KNOWN, OWN, TOWER_DEFAULTS, TOWERS
+from zoo.grammar.patches import lay_patch
+from zoo.grammar.pattern import get_kinds, lay_kind, read_pattern
+from zoo.grammar.resolvers import find_unresolvable, record_reads
+from zoo.model.tower import EncoderDecoder
+
+
+class TowerNode:
+    """The YAML of one tower. `name` is "" in a model that has only one."""
+
+    def __init__(self, name: str, root: DictConfig, problems: list[str], patch: Any = None) -> None:
+        self.name, self.root = name, root
+        self.patch = patch if isinstance(patch, DictConfig) else OmegaConf.create({})
+        self.prefix = f"{name}." if name else ""
+        self.names, found = read_pattern(root)
+        self.scopes = {kind: lay_kind(root, kind, found) for kind in dict.fromkeys(self.names)}
+        kinds = get_kinds(root)
+        unresolvable = [
+            f"layers.{kind}: {fault}"
+            for kind, scope in self.scopes.items()
+            if kind in kinds
+            for fault in find_unresolvable(scope)
+        ]
+        problems += [self.prefix + fault for fault in found]
+        if unresolvable:
+            raise ConfigError(*problems, *(self.prefix + fault for fault in unresolvable))
+
+    def read(self, problems: list[str], asked: set[str]) -> dict[str, Any]:
+        """The plain data of this tower. Keys of its layer patches that nothing reads are added to `problems`."""
+        tree = read_fields(self.root, OWN)
+        for part in ("embedding", "head"):
+            inner = tree.setdefault(part, {})
+            if isinstance(inner, dict):
+                stated = tree.get("vocab_size")  # a fault in it is reported once, as the model's own
+                inner.setdefault("vocab_size", stated if type(stated) is int and stated > 0 else 1)
+        blocks, read = {}, {}
+        for kind, scope in self.scopes.items():
+            with record_reads() as read[kind]:
+                blocks[kind] = to_plain(scope, "block")
+        problems += [self.prefix + fault for fault in self._find_unread(read, asked)]
+        return {**tree, "blocks": blocks, "pattern": tuple(self.names)}
+
+    def _find_unread(self, read: Mapping[str, set[str]], asked: set[str]) -> list[str]:
+        """Keys of a layer patch that its layers do not read: they would change nothing."""
+        faults = []
+        for kind, used in read.items():
+            patch = get_kinds(self.root).get(kind)
+            for key in patch if isinstance(patch, DictConfig) else ():
+                if key in used or key == "block":
+                    continue
+                known = key in KNOWN | asked
+                why = "nothing in these layers reads it (leave it out, or choose what does)"
+                faults.append(f"layers.{kind}.{key}: {why if known else 'no such key' + did_you_mean(str(key), used)}")
+        return faults
+
+
+def split_towers(root: DictConfig, problems: list[str]) -> list[TowerNode]:
+    """The towers of a model: the model itself, named "", unless it is an encoder-decoder."""
+    if root.get("kind") != EncoderDecoder.kind:
+        return [TowerNode("", root, problems)]
+    raw = OmegaConf.to_container(root, resolve=False)
+    assert isinstance(raw, dict)
+    patches = {name: raw.pop(name, None) or {} for name in TOWERS}
+    scopes = {}
+    for name, patch in patches.items():
+        keys = lay_patch(lay_patch(raw, TOWER_DEFAULTS[name], name, problems), patch, name, problems)
+        scopes[name] = OmegaConf.create({key: value for key, value in keys.items() if value is not None})
+    return [TowerNode(name, scope, problems, root.get(name)) for name, scope in scopes.items()]
+
+
+def read_fields(root: DictConfig, fields: set[str]) -> dict[str, Any]:
+    """The model's kind and those of its keys that are `fields`, as plain data."""
+    return {str(key): to_plain(root, str(key)) for key in root if key in fields or key == "kind"}
+
+
+def to_plain(scope: DictConfig, key: str) -> Any:
+    """The value of a key as plain data, interpolations resolved."""
+    value = scope.get(key)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

@@ -1,0 +1,79 @@
+"""Hydra's config loader, with our own composing inside: sweepers and launchers get finished jobs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from zoo.compose.composing import TRAINING, Composed, Memo, compose
+from zoo.compose.engine import CachingConfigRepository, ConfigLoaderImpl, RunMode, caching, fill_hydra_node
+from zoo.compose.overrides import parse_overrides
+from zoo.jobs.callback import Record
+
+ROOT = "model"
+"""Where the model stands in a training config."""
+
+
+class JobLoader(ConfigLoaderImpl):
+    """Compose every config that Hydra asks for: of a run, of a sweep, and of each job that a sweeper proposes.
+
+    Hydra's engine, its sweepers and its launchers get all their configs from `load_configuration` (that of a job by
+    way of `load_sweep_config`). So overrides stay as the user typed them, a job is composed in one way, whoever asks,
+    and Hydra need not be told that a key is there. A launcher's workers get the loader pickled.
+    """
+
+    body: Mapping[str, Any] = TRAINING
+    label = "conf/config.yaml"
+    """What messages call the body."""
+    folder: str | None = None
+    """The folder of the run or sweep, once it is made."""
+    sweeps = False
+
+    @functools.cached_property
+    def repo(self) -> CachingConfigRepository:
+        return caching(self.repository)
+
+    @functools.cached_property
+    def memo(self) -> Memo:
+        return Memo()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("repo", "memo")}
+
+    def compose_job(self, overrides: Sequence[str]) -> Composed:
+        """One job, with the faults of its overrides."""
+        return compose(self.repo, self.body, overrides, label=self.label, root=ROOT, with_hydra=True, memo=self.memo)
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """The config of a job; or, for RunMode.MULTIRUN, of the sweep that launches jobs.
+
+        A sweep's config holds the overrides that have one value. Those that the default model has no place for are
+        left out of it: every job is composed, and refused, with all of its own. Raises ConfigError for a faulty job.
+        """
+        typed = parse_overrides(overrides, [])
+        composed = self.compose_job([each.input_line or "" for each in typed if not each.is_sweep_override()])
+        taken = typed
+        if run_mode is RunMode.RUN:
+            composed.refuse_faults()
+            taken = parse_overrides(composed.overrides, [])
+        fill_hydra_node(composed.cfg, taken, composed.choices, self.repo, config_name)
+        self._place(composed.cfg)
+        return composed.cfg
+
+    def _place(self, cfg: DictConfig) -> None:
+        """Write into the `hydra` node the mode, the folder, and the callback that records how a job ends."""
+        with open_dict(cfg):
+            cfg.hydra.mode = RunMode.MULTIRUN if self.sweeps else RunMode.RUN
+            cfg.hydra.callbacks.zoo = {"_target_": f"{Record.__module__}.{Record.__qualname__}"}
+            if self.folder is not None:
+                OmegaConf.update(cfg, "hydra.sweep.dir" if self.sweeps else "hydra.run.dir", self.folder)
