@@ -11,7 +11,6 @@ from zoo.analysis.explain.flops import flops as explain_flops
 from zoo.analysis.explain.parameters import parameters as explain_parameters
 from zoo.analysis.explain.terms import trace
 from zoo.costs import Setup, price
-from zoo.costs.generating import generating
 from zoo.costs.operators import Widths, operators
 from zoo.costs.parallel import fullest, stages
 from zoo.costs.roofline import roofline
@@ -129,7 +128,6 @@ def test_parts_of_other_names_are_shared_out_the_same(both):
         assert held[0] == held[1]
     assert traffic(one, setup) == traffic(other, setup)
     assert roofline(one, setup) == roofline(other, setup)
-    assert generating(one, setup) == generating(other, setup)
     assert idle(one) == idle(other)
 
 
