@@ -146,7 +146,7 @@ class Listed(CachingConfigRepository):
 def caching(repository: ConfigRepository) -> CachingConfigRepository:
     """A repository that reads each file once. Hydra's works on a deep copy, which would not see what we store later."""
     for source in repository.get_sources():
-        if isinstance(source, StructuredConfigSource):
+        if source.scheme() == "structured":  # not by its class: the search for plugins imports that a second time
             source.store = ConfigStore.instance()  # in a launcher's worker it was unpickled with a copy of the store
     cache = CachingConfigRepository(repository)
     cache.delegate = repository
@@ -185,9 +185,7 @@ def fill_hydra_node(
     OmegaConf.set_readonly(node, False)
     task = [each for each in overrides if not each.is_hydra_override()]
     if unset := [key for key in job.env_copy if key not in os.environ]:
-        raise ConfigError(
-            *(f"hydra.job.env_copy: the environment has no {key} (set it, or leave it out)" for key in unset)
-        )
+        raise ConfigError(*(f"hydra.job.env_copy: the environment has no {key} (set it)" for key in unset))
     with open_dict(node):
         node.overrides.hydra = [each.input_line for each in overrides if each.is_hydra_override()]
         node.overrides.task = [each.input_line for each in task]
