@@ -16,7 +16,7 @@ DEMO_MODEL ?= llama-tiny
 DEMO_TRAIN ?=
 DEMO_RUN ?= runs/demo
 
-.PHONY: help demo quick test test-oldest test-slow check fmt docs bench gpu-check kernels-oracle clean
+.PHONY: help demo quick test test-oldest test-slow test-gpu check fmt docs bench gpu-check kernels-oracle clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -43,6 +43,9 @@ test-oldest: ## the tests with the oldest torch that pyproject.toml allows, a do
 test-slow: $(VENV)/installed-dev ## the tests that take minutes
 	$(BIN)/pytest -m slow $(TESTS)
 
+test-gpu: $(VENV)/installed-dev ## the tests that take a device, on a CUDA one
+	$(BIN)/pytest -m gpu $(TESTS)
+
 check: $(VENV)/installed-dev ## format, lint, the direction of imports, and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -62,7 +65,10 @@ bench: $(VENV)/installed-dev ## time training and decoding against transformers
 	$(BIN)/zoo bench train --against hf
 	$(BIN)/zoo bench decode --against hf
 
-gpu-check: $(VENV)/installed-dev ## check every kernel, training and decoding on a CUDA device; kept in docs/gpu
+gpu-test-gpu: $(VENV)/installed-dev ## the tests that take a device, on a CUDA one
+	$(BIN)/pytest -m gpu $(TESTS)
+
+check: $(VENV)/installed-dev ## check every kernel, training and decoding on a CUDA device; kept in docs/gpu
 	$(BIN)/zoo bench kernels --out docs/gpu
 
 kernels-oracle: $(ORACLE)/installed ## the kernels' own code without a GPU: flash-attn 2 and flex interpreted, flash-attn 4 and flex compiled

@@ -4,6 +4,7 @@ import os
 import random
 import sys
 import tempfile
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ import torch
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+# A stated number of threads is one that no run chooses for itself: sums must not depend on what else has the cores.
+os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 # Inductor keeps what it compiled in a folder that does not say for which instruction set: code made under AVX-512 and
 # met under AVX2 (another processor, or one held to it) ends the process.
@@ -61,6 +65,14 @@ def fresh_state():
     hydra = sys.modules.get("hydra.core.global_hydra")
     if hydra is not None:
         hydra.GlobalHydra.instance().clear()
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """The device on which a test's tensors are made unless it says another: the CPU, then a GPU (`make test-gpu`)."""
+    where = torch.device(request.param)
+    with nullcontext() if where.type == "cpu" else where:
+        yield where
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -126,7 +126,7 @@ def _picks() -> Iterator[str]:
         ("on a CPU", plain, Machine("cpu", None, EVERYTHING)),
     ):
         yield f"- {what}: {', '.join(_able(order(ask, machine), machine))}"
-    yield f"\nThe pick is a pure function. tests/test_pick.py asks all of a grid of {asks:,} attentions on {machines}"
+    yield f"\nThe pick is a pure function. tests/test_pick.py asks for a sample of {asks:,} attentions on {machines}"
     yield f"machines, {asks * machines:,} picks, and holds each against rules stated in words of their own.\n"
     yield _row(["on an H100 with every package", "kernel", "call"])
     yield _row(["---"] * 3)

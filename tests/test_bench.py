@@ -185,3 +185,41 @@ def test_a_small_race_finds_zoo_and_transformers_equal_and_reports_both(capsys):
     assert found["machine"]["gemm_fp32_tflops"] > 0
     assert list(show.notes(found))[1].startswith("share: N x weight bytes")
     assert show.table(found).row_count == 2
+
+
+def test_a_slow_contender_is_measured_once_and_a_fast_one_as_often_as_asked(workers):
+    import time
+
+    import harness
+
+    assert len(harness.repeat(lambda: time.sleep(0.02), 5, spend=0.01)) == 1
+    assert len(harness.repeat(lambda: None, 5)) == 5
+
+
+def test_threads_that_nobody_asked_for_are_those_that_the_machine_finds_fastest(monkeypatch):
+    from zoo.bench import compare
+
+    jobs, told = [], []
+
+    def worker(name, python, job):
+        jobs.append((name, job["workload"], job["threads"]))
+        return {"threads": 1, "why": "1 thread of 2: 4.0 times as fast as 2 now"}
+
+    monkeypatch.setattr(compare, "run_worker", worker)
+    assert compare.with_threads(Race(workload="decode"), "python", told.append).threads == 1
+    assert jobs == [("machine", "threads", None)]
+    assert told == ["every contender computes with 1 thread of 2: 4.0 times as fast as 2 now"]
+    assert compare.with_threads(Race(workload="decode", threads=2), "python", told.append).threads == 2
+    assert len(jobs) == 1
+
+
+def test_a_share_is_of_the_float32_rate_where_bf16_is_the_slower():
+    slow = MACHINE | {"gemm_bf16_tflops": 0.004}
+    plan = Race(workload="train", dtype="bf16", batch=4, length=512)
+    assert bound_share(plan, 365, slow) == bound_share(Race(workload="train", batch=4, length=512), 365, slow)
+
+
+def test_losses_are_compared_as_far_as_the_slower_contender_came():
+    from zoo.bench.compare import _shortest
+
+    assert _shortest({"zoo": [3.0, 2.0, 1.0], "hf": [3.0, 2.0]}) == {"zoo": [3.0, 2.0], "hf": [3.0, 2.0]}

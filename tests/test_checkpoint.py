@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny import every_choice, model_of, name
 
-from zoo import runs
+from zoo import disk, runs
 from zoo.checkpoint import store
+from zoo.checkpoint.files import read_header
 from zoo.data.tokenizer import Tokenizer, byte_tokenizer
 from zoo.errors import CheckpointError
 from zoo.grammar import to_dict
@@ -119,6 +122,51 @@ def test_a_torn_weights_file_is_refused(tmp_path):
         store.load(tmp_path)
 
 
+def safetensors_file(path, entries, size: int, length: int | None = None):
+    """A file with any header, before `size` bytes of zeros."""
+    text = json.dumps(entries).encode()
+    path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + bytes(size))
+    return path
+
+
+def entry(start: int, end: int, shape=(2,), dtype="F32") -> dict:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+
+
+HEADERS = {
+    "an overlap": ({"a": entry(0, 8), "b": entry(4, 12)}, 12, None),
+    "a gap": ({"a": entry(0, 8), "b": entry(12, 20)}, 20, None),
+    "bytes that no tensor has": ({"a": entry(0, 8)}, 12, None),
+    "an end behind the file's": ({"a": entry(0, 8), "b": entry(8, 16)}, 12, None),
+    "a start below 0": ({"a": entry(-8, 0)}, 0, None),
+    "fewer bytes than its shape": ({"a": entry(0, 8, (3,))}, 8, None),
+    "another size of its dtype": ({"a": entry(0, 8, dtype="F64")}, 8, None),
+    "a negative size": ({"a": entry(0, 8, (-1, -2))}, 8, None),
+    "a length behind the file's end": ({"a": entry(0, 8)}, 8, 10_000),
+    "a length beyond the format's": ({"a": entry(0, 8)}, 8, 1 << 60),
+    "no object": ([], 0, None),
+    "no offsets": ({"a": {"dtype": "F32", "shape": [2]}}, 8, None),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS.values(), ids=HEADERS)
+def test_a_header_that_does_not_fit_its_file_is_refused_as_safetensors_refuses_it(case, tmp_path):
+    file = safetensors_file(tmp_path / "a.safetensors", *case)
+    with pytest.raises(SafetensorError):
+        load_file(file)
+    with pytest.raises(CheckpointError, match=r"a.safetensors: cannot be read, found .* \(a safetensors file\)"):
+        read_header(file)
+
+
+def test_a_header_is_read_as_safetensors_wrote_it(tmp_path):
+    dtypes = (torch.bool, torch.uint8, torch.bfloat16, torch.float32, torch.int64, torch.float8_e4m3fn)
+    tensors = {str(dtype): torch.zeros(3, 2).to(dtype) for dtype in dtypes}
+    tensors |= {"scalar": torch.tensor(1.0), "empty": torch.zeros(0, 4)}
+    save_file(tensors, tmp_path / "a.safetensors", {"format": "pt"})
+    found = read_header(tmp_path / "a.safetensors")
+    assert {name: header.shape for name, header in found.items()} == {k: tuple(v.shape) for k, v in tensors.items()}
+
+
 def test_saving_replaces_a_checkpoint_and_nothing_else(tmp_path):
     first, second = model_of(seed=1), model_of(seed=2)
     store.save_model(first, tmp_path / "saved")
@@ -154,6 +202,19 @@ def test_the_newest_checkpoints_stay(tmp_path):
     for step in (5, 50, 500, 5_000_000):
         save(tmp_path, step, model, optimizer, keep=2)
     assert [each.name for each in runs.steps(tmp_path / "checkpoints")] == ["step-000500", "step-5000000"]
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_the_checkpoint_just_written_stays_where_the_run_was_set_back_to_an_earlier_one(tmp_path, keep):
+    model, optimizer = trained()
+    for step in (3, 6, 9):
+        save(tmp_path, step, model, optimizer, keep=3)
+    assert save(tmp_path, 4, model, optimizer, keep=keep).is_dir()
+    assert runs.find(tmp_path).name == "step-000004"
+    names = [each.name for each in runs.steps(tmp_path / "checkpoints")]
+    assert names == ["step-000004", "step-000006", "step-000009"], "nothing later is lost before the run is past it"
+    save(tmp_path, 10, model, optimizer, keep=keep)
+    assert [each.name for each in runs.steps(tmp_path / "checkpoints")] == ["step-000010"]
 
 
 def test_optimizer_weights_and_random_numbers_come_back_as_they_were(tmp_path):
@@ -204,39 +265,108 @@ def test_a_write_that_fails_leaves_the_older_checkpoint_and_no_trace(tmp_path, m
 
 
 DIE = """
-import os, pathlib, sys
+import os, pathlib, shutil, sys
 sys.path.insert(0, "tests")
 import test_checkpoint as here
-from zoo import runs
-from zoo.checkpoint import store
-model, optimizer = here.trained()
-for moment in sys.argv[2:]:
-    run = pathlib.Path(sys.argv[1], moment)
-    here.save(run, 2, model, optimizer)
-    if os.fork():
-        os.wait()
-        continue
-    name, number = moment.split("-")
-    calls, real = iter(range(int(number) + 1)), getattr(os, name)
-    setattr(os, name, lambda *args: real(*args) if next(calls) < int(number) else os._exit(9))
-    here.save(run, 4, model, optimizer)
-    os._exit(0)
+for scenario in sys.argv[2:]:
+    here.kill_at_every_moment(pathlib.Path(sys.argv[1], scenario), scenario)
 """
-MOMENTS = {"fsync-1": 2, "rename-0": 2, "fsync-8": 2, "replace-0": 2, "fsync-9": 4}
-"""At which call of which function a process dies, and which checkpoint is then the newest."""
+CALLS = [(os, "fsync"), (os, "rename"), (os, "replace"), (shutil, "rmtree"), (disk, "exchange")]
+"""What changes the disk for good: a process is killed before each call of each of them."""
 
 
+def die_before(call: int, work) -> int:
+    """Does the work in a process that dies before a call of CALLS, counted from 0; the number of calls it came to."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        seen = iter(range(1, call + 1))
+
+        def counted(real):
+            def call_or_die(*args, **kwargs):
+                if next(seen, None) is None:
+                    os._exit(9)
+                os.write(writing, b".")
+                return real(*args, **kwargs)
+
+            return call_or_die
+
+        for module, name in CALLS:
+            setattr(module, name, counted(getattr(module, name)))
+        work()
+        os._exit(0)
+    os.wait()
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        return len(stream.read())
+
+
+def kill_at_every_moment(folder, scenario: str) -> None:
+    """Writes a checkpoint after an older one, or over it, and kills the process before each of its calls in turn."""
+    os.fsync = lambda handle: None  # a killed process loses nothing that it wrote: only a power cut does
+    exchange = disk.exchange
+    if scenario == "over-it-by-renames":
+        disk.exchange = lambda one, other: False
+    old, new = trained(1), trained(3)
+    step = 4 if scenario == "after-it" else 2
+    save(folder / "before", 2, *old, keep=1)
+    total = die_before(10_000, lambda: save(shutil.copytree(folder / "before", folder / "all"), step, *new, keep=1))
+    assert total > 10
+    seen = set()
+    for call in range(total + 1):
+        run = shutil.copytree(folder / "before", folder / str(call))
+        die_before(call, lambda run=run: save(run, step, *new, keep=1))
+        if scenario == "over-it":  # a reader finds it at every moment
+            assert (run / "checkpoints/step-000002").is_dir(), call
+        tensors = load_file(runs.find(run) / "model.safetensors")
+        states = load_file(runs.find(run) / "training.safetensors")
+        wrote = new if torch.equal(tensors["norm.weight"], new[0].norm.weight) else old
+        assert all(torch.equal(tensors[key], each) for key, each in wrote[0].state_dict().items()), call
+        moment = wrote[1].state[wrote[0].norm.weight]["exp_avg"]
+        assert torch.equal(states["optimizer.norm.weight/exp_avg"], moment), call
+        seen.add(wrote is new)
+        save(run, 4, *new, keep=1)
+        assert sorted(each.name for each in (run / "checkpoints").iterdir()) == ["latest", "step-000004"], call
+    assert seen == {False, True}
+    disk.exchange = exchange
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of itself")
 def test_a_process_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path, pytestconfig):
-    command = [sys.executable, "-c", DIE, str(tmp_path), *MOMENTS]
-    subprocess.run(command, cwd=pytestconfig.rootpath, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    for moment, newest in MOMENTS.items():
-        run = tmp_path / moment
-        assert runs.find(run).name == f"step-{newest:06}", moment
-        store.load(run)
-        model, optimizer = trained()
-        assert store.load_run(runs.find(run), model, optimizer)["step"] == newest
-        save(run, 4, model, optimizer)
-        assert sorted(each.name for each in (run / "checkpoints").iterdir()) == ["latest", "step-000002", "step-000004"]
+    for each in ("one", "other"):
+        (tmp_path / each).mkdir()
+    scenarios = ["after-it", "over-it-by-renames"]
+    if disk.exchange(tmp_path / "one", tmp_path / "other"):  # not on every file system
+        scenarios.append("over-it")
+    command = [sys.executable, "-c", DIE, str(tmp_path), *scenarios]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=pytestconfig.rootpath, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_folders_exchange_their_names_in_one_call(tmp_path):
+    for each in ("one", "other"):
+        (tmp_path / each).mkdir()
+        (tmp_path / each / "file").write_text(each)
+    swapped = disk.exchange(tmp_path / "one", tmp_path / "other")
+    assert (tmp_path / "one/file").read_text() == ("other" if swapped else "one")
+    assert (tmp_path / "other/file").read_text() == ("one" if swapped else "other")
+    if sys.platform == "linux":
+        with pytest.raises(FileNotFoundError):
+            disk.exchange(tmp_path / "one", tmp_path / "none")
+
+
+def test_a_draft_that_another_process_is_writing_stays_and_that_of_a_killed_one_goes(tmp_path):
+    with disk.replace_file(tmp_path / "a[1].txt") as draft:
+        draft.write_text("first")
+        disk.write_text(tmp_path / "a[1].txt", "second")
+        assert draft.read_text() == "first"
+    assert (tmp_path / "a[1].txt").read_text() == "first"
+    draft.write_text("of a killed process")
+    with disk.replace_folder(tmp_path / "folder") as inner, disk.replace_folder(tmp_path / "folder"):
+        assert inner.is_dir()
+    (tmp_path / ".folder.old").mkdir()  # the user's own
+    disk.write_text(tmp_path / "a[1].txt", "third")
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".folder.old", "a[1].txt", "folder"]
 
 
 def test_architectures_are_written_so_that_they_read_back_equal(tmp_path):

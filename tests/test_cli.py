@@ -113,6 +113,58 @@ def test_list_has_a_line_for_every_packaged_model(capsys: pytest.CaptureFixture[
     assert any(re.match(r"llama +decoder +8\.03 B +another name for llama3-8b", line) for line in lines)
 
 
+def listed(capsys: pytest.CaptureFixture[str], *args: str) -> list[str]:
+    """The names that `zoo list` prints."""
+    assert run(["list", *args]) == 0
+    return [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+
+
+def test_list_keeps_the_models_that_have_every_word_and_the_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    every = listed(capsys)
+    llamas = listed(capsys, "Llama", "--kind", "decoder")
+    assert "llama3-8b" in llamas and "tinyllama-1.1b" in llamas and "gpt2" not in llamas
+    nodes = {name: yaml.safe_load((conf_dir() / f"model/{name}.yaml").read_text()) for name in every}
+    named = [name for name in every if "llama" in name]
+    assert set(named) <= set(llamas) < set(every)
+    encoders = listed(capsys, "--kind", "encoder")
+    assert {name for name, node in nodes.items() if node.get("kind") == "encoder"} <= set(encoders)
+    assert set(listed(capsys, "bert", "wider", "--kind", "encoder")) == {"bert-large", "roberta-large"}
+
+
+def test_list_refuses_a_kind_that_there_is_not_and_words_that_no_model_has(refused) -> None:
+    assert refused("list", "--kind", "decodr") == [
+        "kind: there is no 'decodr' (did you mean 'decoder'?) (one of: decoder, encoder, encoder_decoder)"
+    ]
+    assert refused("list", "lamma3-8b") == [
+        "list: no packaged model has 'lamma3-8b' in its name, title, note or source (did you mean 'llama3-8b'?)"
+    ]
+    assert refused("list", "llama", "--kind", "encoder") == [
+        "list: no packaged model among those of kind encoder has 'llama' in its name, title, note or source "
+        "(`zoo list` shows all)"
+    ]
+
+
+def test_zoo_alone_says_what_it_does_and_three_commands_that_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 0
+    alone = capsys.readouterr().out
+    assert run(["--help"]) == 0
+    assert capsys.readouterr().out == alone
+    assert max(map(len, alone.splitlines())) <= 80
+    commands = re.findall(r"^    (zoo .*?)(?:  |$)", alone, re.MULTILINE)
+    assert [command.split()[1] for command in commands] == ["list", "stats", "train"]
+    for command in commands[:2]:
+        assert run(command.split()[1:]) == 0
+    assert run([*commands[2].split()[1:], "--cfg", "job"]) == 0
+
+
+def test_a_verb_without_its_model_says_where_there_are_some(refused) -> None:
+    takes = "a packaged model from `zoo list`, a YAML file, a config.json, or a folder with a model or a run"
+    for verb in ("stats", "build"):
+        assert refused(verb) == [f"target: is missing ({takes})"]
+    assert refused("diff", "gpt2") == [f"second: is missing ({takes})"]
+    assert refused("stats", "attention=mqa")[0].startswith("target: is missing (a packaged model from `zoo list`")
+
+
 def test_stats_json_is_what_python_gives(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         run(["stats", "llama3-8b", "attention=mqa", "--context", "100", "--batch", "3", "--dtype", "fp32", "--json"])
@@ -146,7 +198,7 @@ def test_cfg_and_resolve_print_yaml_instead(capsys: pytest.CaptureFixture[str]) 
     ("args", "fault"),
     [
         (["stat"], "'stat': no such command (did you mean 'stats'?)"),
-        (["stats"], "Missing argument 'target'."),
+        (["stats"], "target: is missing (a packaged model from `zoo list`"),
         (["stats", "gpt2", "--jsn"], "No such option: --jsn (Possible options: --csv, --json)"),
         (["stats", "gpt2", "--batch", "0"], "Invalid value for '--batch':"),
         (["stats", "lama"], "lama: no packaged model of that name (did you mean 'llama'?)"),
@@ -208,7 +260,7 @@ def test_an_interrupt_ends_quietly_with_130(monkeypatch: pytest.MonkeyPatch, cap
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zoo.compose.catalogue.models", interrupted)
+    monkeypatch.setattr("zoo.compose.catalogue.read_models", interrupted)
     assert run(["list"]) == 130
     assert capsys.readouterr() == ("", "")
 

@@ -13,7 +13,7 @@ import zoo
 from zoo.analysis import compare
 from zoo.compose import sweep
 from zoo.costs import price
-from zoo.costs.params import count
+from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError
 from zoo.paths import conf_dir
 
@@ -37,7 +37,7 @@ def alone(target: str, overrides: list[str]) -> tuple[object, list[str]]:
 
 
 def test_flat_names_every_leaf_by_its_path() -> None:
-    assert compare.flat({"a": {"b": 1, "c": [2, {"d": None}]}, "e": "x"}) == {
+    assert compare.flatten({"a": {"b": 1, "c": [2, {"d": None}]}, "e": "x"}) == {
         "a.b": 1,
         "a.c.0": 2,
         "a.c.1.d": None,
@@ -46,7 +46,7 @@ def test_flat_names_every_leaf_by_its_path() -> None:
 
 
 def test_what_only_one_model_has_stands_after_what_it_follows() -> None:
-    assert compare.merged([["a", "b", "d"], ["a", "c", "d", "e"]]) == ["a", "c", "b", "d", "e"]
+    assert compare.merge_orders([["a", "b", "d"], ["a", "c", "d", "e"]]) == ["a", "c", "b", "d", "e"]
 
 
 @pytest.mark.parametrize(
@@ -80,20 +80,20 @@ def test_a_difference_is_the_second_less_the_first() -> None:
 
 def test_one_field_that_differs_is_the_only_one_named() -> None:
     both = load("llama3-8b", ["n_layers=4"]), load("llama3-8b", ["n_layers=4", "d_ff=1024"])
-    assert compare.architecture(*both) == {"blocks.layer.ffn.d_ff": {"a": 14336, "b": 1024}}
+    assert compare.compare_fields(*both) == {"blocks.layer.ffn.d_ff": {"a": 14336, "b": 1024}}
     both = load("llama3-8b"), load("llama3-8b", ["n_layers=7"])
-    assert compare.architecture(*both) == {"n_layers": {"a": 32, "b": 7}}
+    assert compare.compare_fields(*both) == {"n_layers": {"a": 32, "b": 7}}
 
 
 def test_kinds_of_layer_of_other_names_are_held_against_the_usual_one() -> None:
-    found = compare.architecture(load("llama3-8b"), load("gemma2-9b"))
+    found = compare.compare_fields(load("llama3-8b"), load("gemma2-9b"))
     assert found["blocks.layer/local.attention.window"] == {"a": None, "b": 4096}
     assert "blocks.layer/global.attention.window" not in found
     assert found["pattern"] == {"a": "layer", "b": "local, global"}
 
 
 def test_a_decoder_is_held_against_the_decoder_of_two_towers() -> None:
-    found = compare.architecture(load("gpt2"), load("t5-small"))
+    found = compare.compare_fields(load("gpt2"), load("t5-small"))
     assert found["n_layers"] == {"a": 12, "b": 6}
     assert found["encoder"] == {"a": None, "b": "6 layers"}
     assert found["blocks.layer.norm.kind"] == {"a": "layernorm", "b": "rmsnorm"}
@@ -162,18 +162,18 @@ def test_a_point_of_a_grid_takes_a_tenth_of_the_work_that_it_is_alone() -> None:
     specs: list[Any] = []
     work = calls_of(lambda: specs.extend(point.spec for point in points("llama3-8b", grid)))
     assert len(specs) == 3 * 3 * 7 * 16
-    assert len({count(spec)["total"] for spec in specs}) > 500
+    assert len({count_parameters(spec)["total"] for spec in specs}) > 500
     load("llama3-8b", ["attention=mqa"])  # what is read once for a process is read by now
     alone = calls_of(lambda: load("llama3-8b", ["attention=gqa", "n_heads=16", "n_layers=8", "d_ff=4096"]))
     assert work / len(specs) < alone / 10
 
 
 def test_columns_are_found_by_short_names_and_by_paths() -> None:
-    known = list(compare.flat(price(load("gpt2"))))
-    assert compare.chosen(["kv", "flops", "memory.weights"], known) == {
+    known = list(compare.flatten(price(load("gpt2"))))
+    assert compare.choose_columns(["kv", "flops", "memory.weights"], known) == {
         "kv": "kv_cache.bytes",
         "flops": "flops.train",
         "memory.weights": "memory.weights",
     }
     with pytest.raises(ConfigError, match=r"columns: no figure is called 'parms' .did you mean 'params'"):
-        compare.chosen(["parms"], known)
+        compare.choose_columns(["parms"], known)

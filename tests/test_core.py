@@ -220,3 +220,12 @@ def test_python_code_may_state_components_directly():
     assert isinstance(spec, FFN) and isinstance(spec, Spec)
     attention = GQA(n_heads=2, n_kv_heads=1, head_dim=4, position={"kind": "alibi"})
     assert attention.position.slopes_of(4) == [2**-2, 2**-4, 2**-6, 2**-8]
+
+
+@pytest.mark.parametrize("n_heads", [1, 2, 3, 8, 12, 71])
+def test_alibi_slopes_are_those_of_the_reference(n_heads):
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+    theirs = build_alibi_tensor(torch.ones(1, 2), n_heads, torch.float32)[:, 0, 1]  # the slope times a position of 1
+    ours = GQA(n_heads=1, n_kv_heads=1, head_dim=4, position={"kind": "alibi"}).position.slopes_of(n_heads)
+    torch.testing.assert_close(torch.tensor(ours), theirs, rtol=1e-6, atol=0)

@@ -12,9 +12,9 @@ from tiny import MIXED, every_choice, model_of, name, spec_of
 import zoo
 from zoo.compose.targets import list_packaged
 from zoo.costs import price
-from zoo.costs.flops import CONVENTIONS, count, multiplied
+from zoo.costs.flops import CONVENTIONS, count_flops, multiplied
 from zoo.costs.pairs import Look
-from zoo.costs.params import count as count_params
+from zoo.costs.params import count_parameters
 from zoo.costs.setup import CONVENTIONS as OFFERED
 from zoo.errors import ConfigError
 from zoo.generation.cache import Cache
@@ -26,7 +26,7 @@ TOKENS = 16  # more than the windows of the tiny models, and a whole share of to
 def agree(model, contexts=(TOKENS, 1)):
     """Forward, prefill and decoding of a model cost what is counted."""
     spec, ids = model.spec, tokens_for(model.spec, 1, TOKENS)
-    figures = count(spec, TOKENS)
+    figures = count_flops(spec, TOKENS)
     with counted(model) as whole:
         forwarded(model, ids)
     assert figures["forward"] == round(whole.visible / TOKENS)
@@ -36,7 +36,7 @@ def agree(model, contexts=(TOKENS, 1)):
         return
     for context in contexts:
         prompt, decoded = generated(model, context)
-        figures = count(spec, context)
+        figures = count_flops(spec, context)
         assert figures["prefill"] == prompt
         assert figures["decode"] == decoded
 
@@ -114,8 +114,8 @@ def test_packed_documents_cost_what_they_see(choice, lengths):
     documents = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[None]
     with counted(model) as whole:
         model(tokens_for(model.spec, 1, TOKENS), documents=documents)
-    figures = count(model.spec, TOKENS, documents=lengths)
-    assert figures["forward"] == round(whole.visible / TOKENS) < count(model.spec, TOKENS)["forward"]
+    figures = count_flops(model.spec, TOKENS, documents=lengths)
+    assert figures["forward"] == round(whole.visible / TOKENS) < count_flops(model.spec, TOKENS)["forward"]
     assert "prefill" not in figures and "decode" not in figures  # packed rows are for training
 
 
@@ -125,14 +125,14 @@ def test_a_prefix_that_sees_itself_costs_the_pairs_it_adds(choice, prefix):
     model = model_of([*choice, "prefix_lm=true"])
     with counted(model) as whole:
         model(tokens_for(model.spec, 1, TOKENS), prefix=torch.tensor([prefix]))
-    assert count(model.spec, TOKENS, prefix=prefix)["forward"] == round(whole.visible / TOKENS)
+    assert count_flops(model.spec, TOKENS, prefix=prefix)["forward"] == round(whole.visible / TOKENS)
 
 
 def test_a_pooler_costs_once_a_row():
     model = model_of(["kind=encoder", "pooler={kind: first_token}"])
     with counted(model) as whole:
         forwarded(model, tokens_for(model.spec, 1, TOKENS))
-    assert count(model.spec, TOKENS)["prefill"] == whole.visible
+    assert count_flops(model.spec, TOKENS)["prefill"] == whole.visible
 
 
 def test_an_encoder_gives_logits_for_every_token_of_what_it_reads():
@@ -171,12 +171,12 @@ def test_pairs_that_see_both_ways_are_those_that_a_mask_shows(look):
 )
 def test_what_cannot_be_counted_is_refused_in_one_line(overrides, options, fault):
     with pytest.raises(ConfigError, match=fault):
-        count(spec_of(overrides), TOKENS, **options)
+        count_flops(spec_of(overrides), TOKENS, **options)
 
 
 def test_an_encoder_decoder_takes_no_packed_documents():
     with pytest.raises(ConfigError, match=r"^documents: a model of kind 'encoder_decoder' takes none"):
-        count(load("t5-small"), TOKENS, documents=[8, 8])
+        count_flops(load("t5-small"), TOKENS, documents=[8, 8])
 
 
 # ---------------------------------------------------------------- what the literature says
@@ -185,7 +185,7 @@ L, D, V, S = 12, 768, 50257, 1024  # GPT-2's
 
 
 def per_token(convention, model="gpt2", context=S, **options):
-    return count(load(model), context, convention, **options)
+    return count_flops(load(model), context, convention, **options)
 
 
 def test_every_convention_on_offer_says_what_it_counts_in_one_line():
@@ -226,15 +226,15 @@ def test_megatron_is_the_papers_formula_with_half_of_the_square():
 
 
 def test_megatron_counts_no_router():
-    figures, exact = (count(load("mixtral-8x7b"), 4096, convention) for convention in ("megatron", "exact"))
+    figures, exact = (count_flops(load("mixtral-8x7b"), 4096, convention) for convention in ("megatron", "exact"))
     assert exact["forward"] - figures["forward"] == 32 * (2 * 4096 * 8 + 2 * 4096)  # routers, and half of the diagonal
 
 
 @pytest.mark.parametrize("model", ["gpt2", "gpt3-175b", "llama3-8b", "qwen3-4b"])
 def test_kaplan_is_six_times_the_parameters_that_are_no_embedding(model):
     spec = load(model)
-    assert count(spec, 2048, "kaplan")["train"] == 6 * count_params(spec)["non_embedding"]
-    assert count(spec, 2048, "kaplan")["decode"] == count(spec, 64, "kaplan")["forward"]
+    assert count_flops(spec, 2048, "kaplan")["train"] == 6 * count_parameters(spec)["non_embedding"]
+    assert count_flops(spec, 2048, "kaplan")["decode"] == count_flops(spec, 64, "kaplan")["forward"]
 
 
 def test_gpt3_took_the_compute_that_its_paper_says():
@@ -243,11 +243,11 @@ def test_gpt3_took_the_compute_that_its_paper_says():
 
 def test_recomputing_all_costs_one_more_forward_and_selectively_the_pairs():
     model, context = load("llama3-8b"), 8192
-    plain = count(model, context)
+    plain = count_flops(model, context)
     assert plain["train_hardware"] == plain["train"]
-    assert count(model, context, recompute="full")["train_hardware"] == pytest.approx(4 * plain["forward"], abs=2)
+    assert count_flops(model, context, recompute="full")["train_hardware"] == pytest.approx(4 * plain["forward"], abs=2)
     pairs = 32 * 4 * 32 * 128 * (context + 1) / 2
-    selective = count(model, context, recompute="selective")
+    selective = count_flops(model, context, recompute="selective")
     assert selective["train_hardware"] - selective["train"] == pytest.approx(pairs, abs=1)
     assert selective["train"] == plain["train"]  # model FLOPs stay what they are
 
@@ -255,39 +255,39 @@ def test_recomputing_all_costs_one_more_forward_and_selectively_the_pairs():
 def test_hfu_counts_what_flash_attention_and_recomputation_do_again():
     model, context = load("llama3-8b"), 8192
     pairs = 32 * 4 * 32 * 128 * (context + 1) / 2
-    plain = count(model, context)["train"]
+    plain = count_flops(model, context)["train"]
     for recompute, more in (("none", 0.5), ("selective", 1.5)):
-        figures = count(model, context, "hfu", recompute)
+        figures = count_flops(model, context, "hfu", recompute)
         assert figures["train"] == figures["train_hardware"] == pytest.approx(plain + more * pairs, abs=1)
-    assert count(model, context, "hfu")["decode"] == count(model, context)["decode"]
+    assert count_flops(model, context, "hfu")["decode"] == count_flops(model, context)["decode"]
 
 
 def test_tying_the_head_changes_no_flops():
     tied, untied = (load("llama3-8b", [f"head.tied={flag}"]) for flag in ("true", "false"))
     for convention in CONVENTIONS:
-        assert count(tied, 4096, convention) == count(untied, 4096, convention)
+        assert count_flops(tied, 4096, convention) == count_flops(untied, 4096, convention)
 
 
 def test_mla_decodes_absorbed_and_what_expanded_keys_would_cost_stands_beside():
-    far, near = (count(load("deepseek-v3"), context) for context in (4096, 4095))
+    far, near = (count_flops(load("deepseek-v3"), context) for context in (4096, 4095))
     assert far["decode"] - near["decode"] == 61 * 278_528
     assert far["decode_expanded"] - near["decode_expanded"] == 61 * 81_920
-    assert "decode_expanded" not in count(load("llama3-8b"), 4096)
+    assert "decode_expanded" not in count_flops(load("llama3-8b"), 4096)
 
 
 def test_a_window_stops_growing_and_a_full_layer_does_not():
-    far, near = (count(load("gemma2-9b"), context)["decode"] for context in (8192, 8191))
+    far, near = (count_flops(load("gemma2-9b"), context)["decode"] for context in (8192, 8191))
     assert far - near == 21 * 4 * 16 * 256  # the 21 global layers of 42
 
 
 def test_layers_that_share_their_weights_compute_as_often_as_they_are_used():
     own, shared = (spec_of(["n_layers=3", f"shared_layers={flag}"]) for flag in ("false", "true"))
     for convention in CONVENTIONS:
-        assert count(own, TOKENS, convention) == count(shared, TOKENS, convention)
+        assert count_flops(own, TOKENS, convention) == count_flops(shared, TOKENS, convention)
 
 
 def test_an_encoder_decoder_reads_its_prompt_and_begins_to_write():
-    figures = count(load("t5-small"), 512)
+    figures = count_flops(load("t5-small"), 512)
     encoder = 512 * 6 * 2 * (4 * 512 * 512 + 2 * 512 * 2048) + 6 * 4 * 512 * 512 * 512
     memory = 512 * 6 * 2 * 2 * 512 * 512
     begun = 6 * (2 * (6 * 512 * 512 + 2 * 512 * 2048) + 4 * 512 * (1 + 512)) + 2 * 512 * 32128

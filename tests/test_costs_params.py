@@ -10,7 +10,7 @@ from tiny import MIXED, every_choice, name, spec_of
 
 from zoo.compose.targets import list_packaged
 from zoo.costs import price
-from zoo.costs.params import count
+from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError
 from zoo.model.norm import Norm
 from zoo.run.builder import build
@@ -19,7 +19,7 @@ from zoo.spec import walk
 
 def agree(spec):
     """Every figure is what the model holds that is built of the Spec, which on meta takes no memory."""
-    model, figures = build(spec, device="meta"), count(spec)
+    model, figures = build(spec, device="meta"), count_parameters(spec)
     assert figures["total"] == sum(p.numel() for p in model.parameters())
     assert figures["buffers"] == sum(b.numel() for b in model.buffers())
     components, kinds = Counter(), Counter()
@@ -94,7 +94,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_the_total_is_the_published_one(model):
-    assert count(load(model))["total"] == PUBLISHED[model]
+    assert count_parameters(load(model))["total"] == PUBLISHED[model]
 
 
 @pytest.mark.parametrize(
@@ -109,12 +109,12 @@ def test_the_total_is_the_published_one(model):
     ],
 )
 def test_one_token_meets_this_many(model, active, without_table):
-    figures = count(load(model))
+    figures = count_parameters(load(model))
     assert (figures["active"], figures["active_without_input_table"]) == (active, without_table)
 
 
 def test_deepseek_v3_says_which_layers_hold_what():
-    kinds = count(load("deepseek-v3"))["by_layer_kind"]
+    kinds = count_parameters(load("deepseek-v3"))["by_layer_kind"]
     attention = 7168 * 1536 + 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 + 512 * 128 * 256 + 128 * 128 * 7168
     expert = 3 * 7168 * 2048
     around = attention + 2 * 7168
@@ -126,11 +126,11 @@ def test_deepseek_v3_says_which_layers_hold_what():
     }
     assert kinds["sparse"]["total"] == 58 * (around + 257 * expert + 256 * 7168)
     assert kinds["sparse"]["active"] == 58 * (around + 9 * expert + 256 * 7168)
-    assert count(load("deepseek-v3"))["buffers"] == 58 * 256  # the biases that choose experts
+    assert count_parameters(load("deepseek-v3"))["buffers"] == 58 * 256  # the biases that choose experts
 
 
 def test_layers_that_share_their_weights_are_stored_once_and_said_to_be_many():
-    own, shared = (count(spec_of([*MIXED, f"shared_layers={flag}"])) for flag in ("false", "true"))
+    own, shared = (count_parameters(spec_of([*MIXED, f"shared_layers={flag}"])) for flag in ("false", "true"))
     assert {kind: (each["layers"], each["stored"]) for kind, each in own["by_layer_kind"].items()} == {
         "near": (4, 4),
         "layer": (1, 1),
@@ -145,7 +145,7 @@ def test_layers_that_share_their_weights_are_stored_once_and_said_to_be_many():
 
 def test_a_factorised_table_is_small_and_its_projection_is_no_embedding():
     width = 16
-    figures = count(spec_of([f"embedding.width={width}", "head.tied=false"]))
+    figures = count_parameters(spec_of([f"embedding.width={width}", "head.tied=false"]))
     assert figures["embedding"] == 67 * width + 67 * 32  # the tokens' table, and the head's matrix
     assert figures["by_component"]["embedding"] == 67 * width + width * 32
 
@@ -153,7 +153,7 @@ def test_a_factorised_table_is_small_and_its_projection_is_no_embedding():
 def test_only_a_heads_matrix_is_embedding_and_what_goes_before_it_is_not():
     spec = load("bert-base")
     tables, transform = (30522 + 512 + 2) * 768, 768 * 768 + 768
-    figures = count(spec)
+    figures = count_parameters(spec)
     assert figures["embedding"] == tables + 30522  # the head is tied, and has a bias
     assert figures["by_component"]["head"] == transform + 30522
 
@@ -161,7 +161,7 @@ def test_only_a_heads_matrix_is_embedding_and_what_goes_before_it_is_not():
 @pytest.mark.parametrize("model", ["llama3-8b", "t5-small", "mixtral-8x7b"])
 def test_untying_a_head_adds_one_table(model):
     tower = "decoder." if model == "t5-small" else ""
-    tied, untied = (count(load(model, [f"{tower}head.tied={flag}"])) for flag in ("true", "false"))
+    tied, untied = (count_parameters(load(model, [f"{tower}head.tied={flag}"])) for flag in ("true", "false"))
     table = load(model).vocab_size * load(model).d_model
     assert untied["total"] - tied["total"] == table
     assert untied["active_without_input_table"] == tied["active_without_input_table"]

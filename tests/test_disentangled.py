@@ -19,7 +19,7 @@ from zoo.model.block.post_conv import PostConv
 from zoo.model.ffn import MLP
 from zoo.model.norm import LayerNorm
 from zoo.model.position import Learned, NoPosition, RoPE
-from zoo.model.position.relative import Relative
+from zoo.model.position.relative import RelativePosition
 from zoo.model.step import Step
 from zoo.run.layer import Layer
 
@@ -56,7 +56,7 @@ def specs_of(config, **fields):
     """The attention and the position scheme that this config of the reference describes."""
     types = tuple(config.pos_att_type)
     reach, buckets = config.max_relative_positions, getattr(config, "position_buckets", -1)
-    relative = Relative(
+    relative = RelativePosition(
         max_relative_positions=reach if reach > 0 else config.max_position_embeddings,
         position_buckets=buckets if buckets > 0 else None,
         norm=NORM if getattr(config, "norm_rel_ebd", "none") == "layer_norm" else None,
@@ -169,7 +169,7 @@ def test_every_distance_falls_in_the_references_bucket(buckets, reach):
     tokens = torch.zeros(1, 700, 1)
     expected = build_relative_position(tokens, tokens, buckets, reach)[0]
     columns = torch.arange(700)
-    found = Relative(max_relative_positions=reach, position_buckets=buckets).bucket(columns[:, None] - columns)
+    found = RelativePosition(max_relative_positions=reach, position_buckets=buckets).bucket(columns[:, None] - columns)
     assert torch.equal(found.clamp(-buckets, buckets - 1), expected.clamp(-buckets, buckets - 1))
 
 
@@ -225,7 +225,7 @@ class Kept:
 
 
 def made(types=("c2p", "p2c"), *, shared=False, reach=6, buckets=None):
-    relative = Relative(max_relative_positions=reach, position_buckets=buckets, norm=NORM)
+    relative = RelativePosition(max_relative_positions=reach, position_buckets=buckets, norm=NORM)
     attention = Disentangled(n_heads=3, head_dim=5, position=relative, types=types, share_att_key=shared)
     return attention, scrambled(Layer(attention, 16)), scrambled(Layer(relative, 16), 1)
 
@@ -296,7 +296,7 @@ def test_it_compiles_whole_without_a_graph_break():
 
 @torch.no_grad()
 def test_a_scheme_at_the_embedding_may_stand_besides():
-    relative = Relative(max_relative_positions=6, absolute=Learned(max_seq_len=9))
+    relative = RelativePosition(max_relative_positions=6, absolute=Learned(max_seq_len=9))
     layer = scrambled(Layer(relative, 8))
     x, positions = torch.randn(2, 5, 8), torch.arange(5)[None]
     assert relative.limit == 9
@@ -314,8 +314,8 @@ def test_a_scheme_at_the_embedding_may_stand_besides():
             "types is empty",
         ),
         (lambda: Disentangled(n_heads=2, head_dim=4, position=RELATIVE, types=P2P), "c2p"),
-        (lambda: Relative(max_relative_positions=8, position_buckets=16), "at least 2"),
-        (lambda: Relative(max_relative_positions=8, absolute=RoPE()), "adds nothing to the embedding"),
+        (lambda: RelativePosition(max_relative_positions=8, position_buckets=16), "at least 2"),
+        (lambda: RelativePosition(max_relative_positions=8, absolute=RoPE()), "adds nothing to the embedding"),
         (lambda: conv_block(4), "no middle token"),
     ],
 )
@@ -324,7 +324,7 @@ def test_what_cannot_be_meant_is_refused(make, message):
         make()
 
 
-RELATIVE = Relative(max_relative_positions=8)
+RELATIVE = RelativePosition(max_relative_positions=8)
 P2P: Any = ("p2p",)
 
 

@@ -8,7 +8,7 @@ from tiny import choices, every_choice, model_of, name, needs, spec_of
 
 from zoo.compose import load
 from zoo.costs import price
-from zoo.costs.params import count
+from zoo.costs.params import count_parameters
 from zoo.grammar import AXES, from_dict, to_body, to_dict
 from zoo.run.builder import build
 from zoo.spec import table
@@ -108,5 +108,5 @@ def test_every_axis_of_a_packaged_model_can_be_swapped(model):
             window = ["window=1024"] if choice in ("sliding", "longformer") else []
             spec = load(model, [swap, *window, *needs(swap)])
             counted = sum(math.prod(shape) for shape in table(spec, spec.d_model).values())
-            figures = count(spec)
+            figures = count_parameters(spec)
             assert counted == figures["total"] + figures["buffers"], swap

@@ -7,7 +7,8 @@ from test_pick import ALL
 from tiny import every_choice, model_of
 from tiny import name as named
 
-import zoo.run.layer  # noqa: F401  (which reads torch's operators, before a test lays one of its own over them)
+import zoo
+import zoo.run.layer  # (which reads torch's operators, before a test lays one of its own over them)
 from zoo.bench.kernels.cases import case, every_case, make
 from zoo.bench.kernels.errors import check, refusals
 from zoo.bench.kernels.parts import Settings
@@ -186,6 +187,29 @@ def test_a_model_trains_under_each_as_under_eager(flash):
     assert found[flash][0] == pytest.approx(found["eager"][0], rel=2e-3)
     difference = (found[flash][1] - found["eager"][1]).norm() / found["eager"][1].norm()
     assert 0 < difference < 0.05
+
+
+def test_a_run_that_names_a_flash_kernel_trains_by_it_to_the_end_and_says_by_what_it_samples(flash, tmp_path, capsys):
+    """In bfloat16 it trains and evaluates; a sample is generated in float32, which it would refuse in mid-run."""
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "numbers.txt").write_text("".join(f"{n} and {n + 1} make {2 * n + 1}\n" for n in range(300)))
+    small = ["n_layers=1", "d_model=32", "n_heads=4", "n_kv_heads=2", "head_dim=8", "d_ff=48", "max_seq_len=64"]
+    found = zoo.train(
+        "llama-tiny",
+        [
+            *(f"model.{each}" for each in small),
+            *("data=text", f"data.path={text}", "data.tokenizer.kind=byte", f"hydra.run.dir={tmp_path / 'run'}"),
+            *("steps=2", "batch_size=2", "seq_len=24", "eval_batches=1", "sample.tokens=3", "precision=bf16"),
+            f"kernel={flash}",
+        ],
+    )
+    assert found["steps"] == 2 and found["val_loss"] > 0
+    assert any(call.function for call in standins.calls)
+    assert (tmp_path / "run" / "samples.txt").read_text()
+    lines = " ".join("".join(capsys.readouterr()).split())
+    line = f"kernel={flash} trains and evaluates; samples take kernel=auto, as flash kernels take float16 and bfloat16"
+    assert lines.count(line) == 1
 
 
 def test_text_is_written_by_the_kernel_named(flash):

@@ -35,18 +35,13 @@ from zoo.training.loop import autocast
 needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao (the extra fp8)")
 
 
-def multiplies_rowwise() -> bool:
-    """Whether this torch multiplies float8 rowwise on a CPU, as 2.13 does and 2.11 does not."""
-    eight, ones = torch.ones(16, 16).to(torch.float8_e4m3fn), torch.ones(16, 1)
-    try:
-        torch._scaled_mm(eight, eight.T, scale_a=ones, scale_b=ones.T, out_dtype=torch.bfloat16)
-    except RuntimeError:
-        return False
-    return True
+CPU = torch.device("cpu")
 
 
-needs_rowwise = pytest.mark.skipif(not multiplies_rowwise(), reason="this torch does not multiply rowwise on a CPU")
-ON_A_CPU = ["tensorwise", pytest.param("rowwise", marks=needs_rowwise)]
+def refused_on_this_cpu(recipe: str) -> bool:
+    """Whether this CPU has no product in float8: torch 2.11 has none rowwise, oneDNN none at all on AVX2 alone."""
+    return not fp8.multiplies(recipe, CPU)
+
 
 MODELS = {"llama": [], "mixtral": ["ffn=moe"]}
 NEVER = re.compile(r"router\.|shared_gate$|pos_[qk]$|\b[xd]t?_proj$|\.attention\.[ab]$|(^|\.)(head|embedding|pooler)\.")
@@ -267,7 +262,8 @@ def test_training_in_float8_learns_as_in_bfloat16(overrides):
     plain = losses(None)
     assert plain[-1] < 0.5 * plain[0]
     for recipe in fp8.RECIPES:
-        assert losses(recipe) == pytest.approx(plain, rel=0.1, abs=0.05)
+        # e4m3 has 3 bits of mantissa, so an operand is off by up to 2⁻⁴ of itself: of the first loss, here
+        assert losses(recipe) == pytest.approx(plain, rel=0.1, abs=2**-4 * plain[0])
 
 
 @needs_torchao
@@ -312,7 +308,7 @@ def able(monkeypatch):
 
 
 @needs_torchao
-@needs_rowwise
+@pytest.mark.skipif(refused_on_this_cpu("rowwise"), reason="this CPU has no product in float8 (the refusal is tested)")
 def test_a_run_in_float8_says_so_goes_on_to_the_last_bit_and_leaves_an_ordinary_checkpoint(able, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("\n\n".join(f"the cat {n} is {n * n}" for n in range(400)))
     overrides = [
@@ -324,18 +320,38 @@ def test_a_run_in_float8_says_so_goes_on_to_the_last_bit_and_leaves_an_ordinary_
     with planned(overrides, check=False) as plan:
         config = task_config(plan.jobs[0])
     folder = tmp_path / "run"
-    tasks.task(config, folder)
+    tasks.start_run(config, folder)
     said = capsys.readouterr().err
     assert "fp8_rowwise: 14 of 15 products in float8, not 1 (head); nothing is gained without compile=true" in said
-    assert "parameters on cpu in fp8_rowwise" in said and "(bf16 products, measured)" in said
+    assert "parameters on cpu in fp8_rowwise" in said and "(bf16 or fp32 products, measured)" in said
     weights = folder / "checkpoints/step-000004" / store.WEIGHTS
     whole = weights.read_bytes()
     (folder / "checkpoints/latest").write_text("step-000002\n")
-    tasks.resume(folder)
+    tasks.resume_run(folder)
     assert weights.read_bytes() == whole
     model = zoo.load(folder)
     assert {each.dtype for each in model.parameters()} == {torch.float32}
     assert all(type(each) is nn.Parameter for each in model.parameters())
+
+
+@needs_torchao
+def test_a_device_without_a_product_in_float8_is_refused_before_anything_is_written(able, tmp_path, monkeypatch):
+    def no_product(*operands, **options):
+        raise RuntimeError("could not create a primitive descriptor for the matmul primitive")
+
+    monkeypatch.setattr(fp8.torch, "_scaled_mm", no_product)
+    fp8.multiplies.cache_clear()
+    try:
+        for recipe in fp8.RECIPES:
+            with planned([f"precision=fp8_{recipe}", "device=cpu"], check=False) as plan:
+                config = task_config(plan.jobs[0])
+            reason = f"precision: fp8_{recipe} needs a product in float8, which torch cannot compute on this cpu"
+            with pytest.raises(ConfigError) as error:
+                tasks.task(config, tmp_path / "run")
+            assert error.value.faults == [f"{reason} (precision=bf16 would do)"]
+    finally:
+        fp8.multiplies.cache_clear()
+    assert not (tmp_path / "run").exists()
 
 
 # ---------------------------------------------------------------- running
@@ -389,11 +405,15 @@ def test_a_quantised_model_decodes_token_by_token_as_in_one_pass(attention):
 
 
 @needs_torchao
-@pytest.mark.parametrize("recipe", ON_A_CPU)
+@pytest.mark.parametrize("recipe", fp8.RECIPES)
 def test_a_product_of_a_quantised_model_is_that_of_operands_rounded_by_hand(recipe, able, monkeypatch):
     from torchao.quantization import quant_api
 
     monkeypatch.setattr(quant_api, "_check_hardware_support", lambda granularity: None)
+    if refused_on_this_cpu(recipe):
+        with pytest.raises(ConfigError, match=f"fp8: {recipe} needs a product in float8, which torch cannot compute"):
+            fp8.quantize(model_of(dtype="bf16"), recipe)
+        return
     model, x = model_of(dtype="bf16"), torch.randn(2, 5, 32).bfloat16()
     linear = model.blocks[1].ffn.up
     of = partial(rounded, kind="e4m3", dim=1 if recipe == "rowwise" else None, power_of_two=False)

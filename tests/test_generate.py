@@ -7,6 +7,7 @@ import torch
 from close import assert_close
 from loaded import load
 from tiny import choices, needs
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.generation import logits_process as theirs
 
 import zoo
@@ -377,3 +378,35 @@ def test_only_learned_positions_end():
         stream(tiny("position=learned"), prompt(), 56)
     assert generate(tiny("position=learned"), prompt(), 55).shape == (2, 64)
     assert generate(tiny(), prompt(), 70).shape == (2, 79)
+
+
+class Crossings(TorchDispatchMode):
+    """Counts what would cross between host and device: tensors made of Python numbers, and tensors read as such."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.lift_fresh.default, torch.ops.aten._local_scalar_dense.default):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "top_k": 20, "min_p": 0.01, "repetition_penalty": 1.1}])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *(["+embedding.scale=sqrt_d_model"], ["position=alibi"], ["position=t5"], ["position=learned"]),
+        *(["attention=mla"], ["attention=mamba"], ["attention=sliding", "window=5"], ["+attention.sinks=true"]),
+    ],
+    ids=" ".join,
+)
+def test_a_step_copies_nothing_from_the_host_and_reads_nothing_but_its_tokens(overrides, sampling):
+    model = tiny(*overrides, *needs(overrides[0]))
+    steps = stream(model, prompt(), 6, Sampling(seed=0, **sampling), stop_ids=[60])
+    next(steps)
+    next(steps)
+    with Crossings() as crossings:
+        next(steps)
+    assert crossings.found == []

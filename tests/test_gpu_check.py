@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,7 @@ from zoo import kernels
 from zoo.bench.kernels import cases, checking, decoding, errors, parts, pieces, report, speed, timing, training
 from zoo.bench.kernels.parts import Job, Part, Settings
 from zoo.cli import run
-from zoo.costs.hardware import CARDS, names, of_device
+from zoo.costs.hardware import CARDS, list_gpus, of_device
 from zoo.kernels.eager import Eager
 from zoo.kernels.sdpa import SDPA
 from zoo.run.builder import build
@@ -80,7 +81,7 @@ def test_a_case_asks_for_what_attention_asks_for(case, grad, monkeypatch):
         asked.append(ask)
         return kernels.KERNELS["eager"]
 
-    monkeypatch.setattr(kernels, "select", select)
+    monkeypatch.setattr(sys.modules["zoo.kernels.attend"], "select", select)
     inputs = cases.make(case, "cpu", torch.float32)
     inputs.backward("auto") if grad else inputs.forward("auto")
     assert asked == [cases.ask(case, torch.float32, grad=grad)]
@@ -118,9 +119,9 @@ class Deaf(SDPA):
     def refuses(self, ask, machine):
         return None
 
-    def __call__(self, q, k, v, mask, **given):
-        mask.window = None
-        return super().__call__(q, k, v, mask, **given)
+    def __call__(self, q, k, v, how):
+        how.mask.window = None
+        return super().__call__(q, k, v, how)
 
 
 class Broken(Eager):
@@ -128,8 +129,8 @@ class Broken(Eager):
 
     name = "broken"
 
-    def __call__(self, q, k, v, mask, **given):
-        return super().__call__(q, k, v, mask, **given) * torch.tensor(math.nan)
+    def __call__(self, q, k, v, how):
+        return super().__call__(q, k, v, how) * torch.tensor(math.nan)
 
 
 @pytest.fixture
@@ -316,7 +317,7 @@ def test_a_card_is_known_by_its_own_name(device, file):
 
 
 def test_every_card_has_a_sheet_and_what_is_no_card_has_none():
-    assert set(CARDS.values()) <= set(names())
+    assert set(CARDS.values()) <= set(list_gpus())
     assert of_device("x86_64 CPU") is None
 
 
@@ -330,6 +331,14 @@ def test_mfu_is_the_textbooks_formula():
     assert table in map(math.prod, spec_shapes(spec))
     assert found["flops_per_token"]["palm"] == flops
     assert found["mfu"] == {"measured": {name: each * 1000 / 2e12 for name, each in found["flops_per_token"].items()}}
+
+
+def test_mfu_is_of_the_float32_rate_where_bf16_is_slower_and_left_out_above_one():
+    spec = load(training.TINY.of, training.TINY.overrides)
+    slow = replace(CPU, limits=replace(LIMITS, flops={"float32": 2e12, "bfloat16": 4e9}))
+    fast = replace(CPU, limits=replace(LIMITS, flops={"float32": 4e9, "bfloat16": 2e12}))
+    assert training.shares(spec, 64, 1000.0, slow)["mfu"] == training.shares(spec, 64, 1000.0, fast)["mfu"]
+    assert training.shares(spec, 64, 1e9, fast)["mfu"] == {}
 
 
 def spec_shapes(spec):

@@ -7,12 +7,12 @@ import sys
 import pytest
 import yaml
 
-from zoo.costs.hardware import RATES, Hardware, hardware, names
+from zoo.costs.hardware import RATES, Hardware, hardware, list_gpus
 from zoo.costs.setup import DTYPES
 from zoo.errors import ConfigError
 from zoo.paths import conf_dir
 
-EVERY = pytest.mark.parametrize("name", names())
+EVERY = pytest.mark.parametrize("name", list_gpus())
 
 ADVERTISED = {  # with sparsity, and without, as the makers' sheets have both
     ("h100", "bf16"): (1979, 989),

@@ -91,7 +91,7 @@ def test_eager_equals_a_loop_over_single_numbers(name, shape):
 
 
 @pytest.mark.parametrize("kernel", HERE)
-def test_a_query_that_sees_no_key_gives_zero_and_no_gradient(kernel):
+def test_a_query_that_sees_no_key_gives_zero_and_no_gradient(kernel, device):
     q, k, v = tensors(1, 4, 4, 4, 2)
     for bias in (None, torch.randn(1, 4, 4, 4, requires_grad=True)):
         mask = Mask(4, 4, padding=torch.tensor([[False, False, True, True]]))
@@ -150,7 +150,7 @@ def compare(kernel, q, k, v, make_mask, bias):
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("shape", ["square", "rectangle", "one query"])
 @pytest.mark.parametrize("bias", ["none", "fixed", "learned"])
-def test_sdpa_equals_eager_forward_and_backward(name, shape, bias):
+def test_sdpa_equals_eager_forward_and_backward(name, shape, bias, device):
     queries, keys = {"square": (24, 24), "rectangle": (7, 33), "one query": (1, 33)}[shape]
     for heads, kv_heads in ((4, 4), (6, 2), (4, 1)):
         q, k, v = tensors(2, queries, keys, heads, kv_heads, v_width=random.choice((8, 5)))
@@ -169,7 +169,7 @@ def test_sdpa_equals_eager_forward_and_backward(name, shape, bias):
 @pytest.mark.parametrize("name", ["causal", "window", "padded"])
 @pytest.mark.parametrize("shape", [(32, 32), (1, 48)], ids=["square", "one query"])
 @pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
-def test_sdpa_in_bfloat16_errs_no_more_than_twice_what_eager_does(name, shape, biased):
+def test_sdpa_in_bfloat16_errs_no_more_than_twice_what_eager_does(name, shape, biased, device):
     queries, keys = shape
     rounded = tensors(2, queries, keys, 6, 2, dtype=torch.bfloat16)
     exact = [x.detach().float().requires_grad_() for x in rounded]
@@ -194,7 +194,7 @@ def test_eager_rounds_nothing_between_its_two_products():
     assert torch.equal(y[0, :, 0], (scores / 3).softmax(-1).bfloat16())
 
 
-def test_window_decides_by_the_keys_it_shows():
+def test_window_decides_by_the_keys_it_shows(device):
     """The oldest key a window shows changes the answer, the next older one does not."""
     q, k, v = tensors(1, 1, 8, 2, 2, grad=False)
     y = attend(q, k, v, Mask(1, 8, window=3), scale=SCALE)
@@ -205,14 +205,14 @@ def test_window_decides_by_the_keys_it_shows():
 
 
 @pytest.mark.parametrize("kernel", HERE)
-def test_decoding_a_token_equals_the_last_row_of_the_whole(kernel):
+def test_decoding_a_token_equals_the_last_row_of_the_whole(kernel, device):
     q, k, v = tensors(2, 9, 9, 6, 2, grad=False)
     whole = attend(q, k, v, Mask(9, 9), scale=SCALE, kernel=kernel)
     last = attend(q[:, 8:], k, v, Mask(1, 9), scale=SCALE, kernel=kernel)
     torch.testing.assert_close(last, whole[:, 8:])
 
 
-def test_keys_kept_in_another_dtype_are_read_in_that_of_the_queries():
+def test_keys_kept_in_another_dtype_are_read_in_that_of_the_queries(device):
     q, k, v = tensors(1, 1, 5, 2, 2, grad=False)
     y = attend(q, k.bfloat16(), v.bfloat16(), Mask(1, 5), scale=SCALE)
     assert y.dtype == torch.float32

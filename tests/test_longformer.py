@@ -16,7 +16,7 @@ from zoo.model.block import Post
 from zoo.model.ffn import MLP
 from zoo.model.norm import LayerNorm
 from zoo.model.position import ALiBi, NoPosition, RoPE
-from zoo.model.position.relative import Relative
+from zoo.model.position.relative import RelativePosition
 from zoo.model.step import Step
 from zoo.run.layer import Layer
 
@@ -197,4 +197,4 @@ def test_it_compiles_whole_without_a_graph_break(kind):
 
 def test_positions_that_only_another_attention_reads_are_refused():
     with pytest.raises(ValidationError, match="no attention but disentangled"):
-        spec_of(2, Relative(max_relative_positions=8))
+        spec_of(2, RelativePosition(max_relative_positions=8))

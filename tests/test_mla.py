@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.deepseek_v2 import modeling_deepseek_v2 as deepseek_v2
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek_v3
 
-from zoo.generation.cache import LayerCache, Plan
+from zoo.generation.cache import CacheLayout, LayerCache
 from zoo.kernels.mask import Mask
 from zoo.model.attention import Attention
 from zoo.model.step import Step
@@ -38,7 +38,7 @@ def filled(module, seed=0):
 def step(kind, batch, length, *, start=0, cache=None, **fields):
     """The moment of tokens `start` to `start + length` of a causal row."""
     columns = torch.arange(start, start + length)
-    plan = None if cache is None else Plan(start, start + length, start, False, torch.arange(start + length))
+    plan = None if cache is None else CacheLayout(start, start + length, start, False, torch.arange(start + length))
     made = Step(mask=Mask(length, start + length), first=start == 0, cache=cache, plan=plan, **fields)
     made.positions, made.columns = columns[None], (columns, torch.arange(start + length))
     made.tables = kind.position.tables(
@@ -50,7 +50,7 @@ def step(kind, batch, length, *, start=0, cache=None, **fields):
 
 def room(kind, batch, capacity):
     tensors = {name: torch.zeros(batch, capacity, *shape) for name, shape in kind.cache().items()}
-    return LayerCache(tensors, torch.arange(capacity))
+    return LayerCache(tensors)
 
 
 def taken(reference):

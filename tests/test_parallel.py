@@ -147,7 +147,7 @@ MODELS += ["qwen3-next-80b-a3b", "bert-base"]
 def test_stages_add_up_to_the_model_and_a_second_copy_of_a_tied_table(model):
     spec = load(model)
     rng = random.Random(model)
-    total = params.count(spec)["total"]
+    total = params.count_parameters(spec)["total"]
     tied = getattr(spec.head, "tied", False)
     for pp in (1, *rng.sample(range(2, spec.n_layers + 1), 3)):
         each = stages(spec, Setup(pp=pp))
@@ -168,7 +168,7 @@ def test_a_table_that_all_layers_read_is_on_every_stage():
 @pytest.mark.parametrize("model", ["t5-small", "bart-base"])
 def test_stages_of_two_stacks_add_up_to_the_model_and_copies_of_tables(model):
     spec = load(model)
-    total = params.count(spec)["total"]
+    total = params.count_parameters(spec)["total"]
     assert stages(spec, Setup())[0].params == total
     tables = {prod(p.shape) for p in stages(spec, Setup())[0].pieces if "table" in p.path or "tokens" in p.path}
     for pp in (2, 3, 5):
@@ -185,7 +185,7 @@ def test_expert_parallelism_divides_experts_and_nothing_else(model):
     for ep in (2, 4, 8):
         whole, part = (fullest(spec, Setup(dp=8, ep=each)) for each in (1, ep))
         experts = sum(piece.params for piece in whole.pieces if piece.expert)
-        assert experts == params.count(spec)["by_component"]["experts"]
+        assert experts == params.count_parameters(spec)["by_component"]["experts"]
         assert part.params == whole.params - experts + experts // ep
 
 
@@ -284,7 +284,7 @@ def test_the_first_stage_keeps_activations_of_as_many_micro_batches_as_stages():
 
 def test_traffic_is_that_of_the_papers():
     spec, stream = load("llama3-8b", ["vocab_size=1000"]), 2 * 512 * 4096 * 2  # b s d in bf16
-    held = params.count(spec)["total"]
+    held = params.count_parameters(spec)["total"]
     sent = traffic(spec, Setup(tp=8, batch=2, context=512))
     assert sent == {"tp": {"bytes": round((4 * 32 + 2) * 2 * 7 / 8 * stream), "collective": "all-reduce"}}
     by_zero = {zero: traffic(spec, Setup(dp=64, zero=zero))["dp"]["bytes"] / (2 * held) for zero in range(4)}

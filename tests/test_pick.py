@@ -1,6 +1,7 @@
-"""Which kernel is picked, over the whole grid of what can be asked and where, against rules in words of their own."""
+"""Which kernel is picked, over a sample of what can be asked and where, against rules in words of their own."""
 
 import itertools
+import random
 
 import pytest
 
@@ -35,20 +36,28 @@ SHAPES = (
     {"lengths": True, "short_q": True, "page": 16},
     {"lengths": True, "short_q": True, "page": 256},
 )
-GRID = [
-    Ask(dtype, *widths, needs_grad=grad, causal=causal, window=window, softcap=softcap, sinks=sinks, bias=bias, **shape)
-    for dtype, widths, grad, causal, window, softcap, sinks, bias, shape in itertools.product(
-        ("float32", "float16", "bfloat16"),
-        WIDTHS,
-        (False, True),
-        (True, False),
-        (None, 64),
-        (None, 30.0),
-        (False, True),
-        ("none", "alibi", "fixed", "learned"),
-        SHAPES,
-    )
-]
+AXES = {
+    "dtype": ("float32", "float16", "bfloat16"),
+    "widths": WIDTHS,
+    "needs_grad": (False, True),
+    "causal": (True, False),
+    "window": (None, 64),
+    "softcap": (None, 30.0),
+    "sinks": (False, True),
+    "bias": ("none", "alibi", "fixed", "learned"),
+    "shape": SHAPES,
+}
+DRAWN = random.Random(0).sample(list(itertools.product(*AXES.values())), 2000)
+"""Asks, as one value of each axis: a sample of the 42,240 that there are, the same in every run."""
+
+
+def ask_of(drawn: tuple) -> Ask:
+    fields = dict(zip(AXES, drawn, strict=True))
+    head_dim, v_head_dim = fields.pop("widths")
+    return Ask(head_dim=head_dim, v_head_dim=v_head_dim, **fields.pop("shape"), **fields)
+
+
+GRID = [ask_of(each) for each in DRAWN]
 
 # What each lacks, as its documentation has it, by the names that `features` gives.
 FLASH = {"float32", "fixed", "learned", "pairs", "wrapped", "odd width", "unequal"}
@@ -163,9 +172,14 @@ def wanted(ask: Ask, machine: Machine) -> str:
     return next(name for name in names if can(name, ask, machine))
 
 
+def test_the_sample_has_every_value_of_every_axis_beside_every_shape():
+    for number, values in enumerate(list(AXES.values())[:-1]):
+        for value, shape in itertools.product(values, SHAPES):
+            assert any(each[number] == value and each[-1] == shape for each in DRAWN), (value, shape)
+
+
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
-def test_auto_takes_what_the_rules_say_for_everything_that_can_be_asked(machine):
-    assert len(GRID) > 40_000
+def test_auto_takes_what_the_rules_say_for_a_sample_of_what_can_be_asked(machine):
     for ask in GRID:
         choice = pick(ask, machine)
         assert choice.kernel.name == wanted(ask, machine), ask
@@ -175,7 +189,7 @@ def test_auto_takes_what_the_rules_say_for_everything_that_can_be_asked(machine)
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_kernel_refuses_exactly_what_it_lacks_and_with_a_reason(name):
-    for machine, ask in itertools.product(MACHINES.values(), GRID[::7]):
+    for machine, ask in itertools.product(MACHINES.values(), GRID):
         reason = KERNELS[name].refuses(ask, machine)
         assert (reason is None) == can(name, ask, machine), (ask, machine, reason)
         assert reason is None or (len(reason) > 10 and "None" not in reason)

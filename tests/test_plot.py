@@ -10,7 +10,7 @@ from loaded import load
 from zoo.cli import run
 from zoo.costs import Setup
 from zoo.errors import ConfigError
-from zoo.report.plot import contexts, draw
+from zoo.report.plot import contexts, draw_models
 
 
 def written(file: Path) -> str:
@@ -24,7 +24,7 @@ def test_a_png_is_not_one_color(tmp_path: Path) -> None:
     from matplotlib.image import imread
 
     file = tmp_path / "one.png"
-    draw({"gpt2": load("gpt2")}, Setup(), file)
+    draw_models({"gpt2": load("gpt2")}, Setup(), file)
     pixels = imread(file)
     assert pixels.shape[0] > 300
     assert pixels.shape[1] > 2 * pixels.shape[0]
@@ -34,7 +34,7 @@ def test_a_png_is_not_one_color(tmp_path: Path) -> None:
 
 def test_an_svg_has_its_labels_as_text(tmp_path: Path) -> None:
     file = tmp_path / "several.svg"
-    draw({name: load(name) for name in ("llama3-8b", "mixtral-8x7b", "gpt2")}, Setup(gpu="h100", batch=4), file)
+    draw_models({name: load(name) for name in ("llama3-8b", "mixtral-8x7b", "gpt2")}, Setup(gpu="h100", batch=4), file)
     body = written(file)
     for label in ("llama3-8b", "mixtral-8x7b", "experts", "46.7 B", "active, a token", "context (tokens)", "32k"):
         assert label in body
@@ -44,7 +44,7 @@ def test_an_svg_has_its_labels_as_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["bert-base", "t5-small", "mamba-130m", "gemma2-9b"])
 def test_any_kind_of_model_can_be_drawn(name: str, tmp_path: Path) -> None:
-    draw({name: load(name)}, Setup(gpu="h100"), tmp_path / "any.svg")
+    draw_models({name: load(name)}, Setup(gpu="h100"), tmp_path / "any.svg")
     assert f"{name}, prefill" in written(tmp_path / "any.svg")
 
 
@@ -71,10 +71,10 @@ def test_contexts_go_up_to_the_longest() -> None:
 def test_a_file_that_cannot_be_drawn_is_refused(file: str, fault: str, tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(ConfigError, match=fault):
-        draw({"gpt2": load("gpt2")}, Setup(), tmp_path / file)
+        draw_models({"gpt2": load("gpt2")}, Setup(), tmp_path / file)
 
 
 def test_too_many_models_are_refused_before_they_are_drawn(tmp_path: Path) -> None:
     spec = load("gpt2")
     with pytest.raises(ConfigError, match="13 models are too many for one picture"):
-        draw({str(number): spec for number in range(13)}, Setup(), tmp_path / "x.png")
+        draw_models({str(number): spec for number in range(13)}, Setup(), tmp_path / "x.png")

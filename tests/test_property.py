@@ -29,7 +29,7 @@ ATTENTION = st.sampled_from(
 POSITION = st.sampled_from(
     [
         *("none", "learned", "sinusoidal", "sinusoidal_halves", "rope", "rope_interleaved", "rope_linear", "rope_yarn"),
-        *("rope_llama3", "alibi", "alibi_upper", "t5", "t5_layerwise", "relative", "relative_buckets"),
+        *("rope_llama3", "alibi", "t5", "t5_layerwise", "relative", "relative_buckets"),
     ]
 )
 ROUTER = st.sampled_from(["softmax_topk", "sigmoid_topk", "expert_choice", "sparsemixer"])

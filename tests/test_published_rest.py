@@ -11,7 +11,7 @@ import zoo.compose
 import zoo.costs
 from zoo.checkpoint import hf
 from zoo.checkpoint.inverse import canonical, unlike
-from zoo.compose.catalogue import models
+from zoo.compose.catalogue import read_models
 from zoo.families import family
 
 # Parameters of the released weights (a tied table once, saved buffers left out), typed here and not read off our YAML.
@@ -395,5 +395,5 @@ def test_the_active_count_is_what_its_makers_say_as_exactly_as_they_do(name: str
 
 
 def test_a_size_is_listed_as_of_the_kind_that_its_line_is() -> None:
-    listed = {model["name"]: model["kind"] for model in models()}
+    listed = {model["name"]: model["kind"] for model in read_models()}
     assert {name: listed[name] for name in REFERENCE} == {name: spec_of(name).kind for name in REFERENCE}

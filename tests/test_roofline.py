@@ -8,7 +8,7 @@ from tiny import every_choice, name, spec_of
 
 from zoo.costs import Setup, flops, params
 from zoo.costs.cache import kv_cache
-from zoo.costs.hardware import hardware, names
+from zoo.costs.hardware import hardware, list_gpus
 from zoo.costs.operators import Chosen, Widths, operators
 from zoo.costs.roofline import MOST, roofline, turnover, usable
 from zoo.errors import ConfigError
@@ -79,7 +79,7 @@ def test_a_prompt_is_bound_by_compute_and_a_step_by_bandwidth():
     spec = load("llama3-8b")
     found = roofline(spec, Setup(gpu="h100", context=8192))
     assert (found["prefill"]["side"], found["decode"]["side"]) == ("compute", "bandwidth")
-    assert found["prefill"]["seconds"] == pytest.approx(flops.count(spec, 8192)["prefill"] / 989e12)
+    assert found["prefill"]["seconds"] == pytest.approx(flops.count_flops(spec, 8192)["prefill"] / 989e12)
     assert found["ridge"] == pytest.approx(989e12 / 3.35e12)
     assert found["decode"]["intensity"] < found["ridge"] < found["prefill"]["intensity"]
 
@@ -87,7 +87,7 @@ def test_a_prompt_is_bound_by_compute_and_a_step_by_bandwidth():
 def test_training_time_is_flops_over_the_share_of_the_peak():
     spec = load("llama3-8b")
     found = roofline(spec, Setup(gpu="h100", context=8192, batch=2, dp=512, tp=2, mfu=0.4, train_tokens=15e12))["train"]
-    rate = 1024 * 989e12 * 0.4 / flops.count(spec, 8192)["train"]
+    rate = 1024 * 989e12 * 0.4 / flops.count_flops(spec, 8192)["train"]
     assert found["tokens_per_second"] == pytest.approx(rate)
     assert found["tokens_per_second_at_peak"] == pytest.approx(rate / 0.4)
     assert found["days"] == pytest.approx(15e12 / rate / 86400)
@@ -152,7 +152,7 @@ PASSES = [*every_choice(), *([*choice, *SEQ2SEQ] for choice in every_choice() if
 def test_operators_add_up_to_the_flops_of_a_prompt_and_of_a_step(choice):
     spec = spec_of(choice)
     for context in (1, 3, 17, 64):
-        counted = flops.count(spec, context)
+        counted = flops.count_flops(spec, context)
         for key, step in (("prefill", False), ("decode", True)):
             parts = operators(spec, context, Widths(2, 2), decode=step)
             assert sum(part.flops for part in parts.values()) == counted.get(key, 0)
@@ -162,7 +162,7 @@ def test_operators_add_up_to_the_flops_of_a_prompt_and_of_a_step(choice):
 def test_operators_of_a_published_model_add_up_to_its_flops(model):
     spec = load(model)
     context = min(4096, spec.max_seq_len)
-    counted = flops.count(spec, context)
+    counted = flops.count_flops(spec, context)
     for key, step in (("prefill", False), ("decode", True)):
         assert sum(part.flops for part in operators(spec, context, Widths(2, 2), decode=step).values()) == counted[key]
     assert roofline(spec, Setup(gpu="h200", context=context))["decode"]["tokens_per_second"] > 0
@@ -180,7 +180,7 @@ def test_a_step_reads_the_cache_that_is_kept_and_every_weight_but_the_tables(cho
     own = sum(part.own for part in parts.values())
     assert own == kept["bytes"] if not states else kept["bytes"] < own <= 2 * kept["bytes"]  # states are written too
     looked_up = sum(p.params for _, p in walk(spec, spec.d_model) if isinstance(p, Embedding))
-    products = params.count(spec)["total"] - looked_up + 67 * 32  # the head is tied to the table of tokens
+    products = params.count_parameters(spec)["total"] - looked_up + 67 * 32  # the head is tied to the table of tokens
     every_row = sum(part.weight_bytes(batch) for part in parts.values())  # so large a batch meets all there is
     assert 2 * (products + looked_up) <= every_row + 1e-6 <= 2 * (products + looked_up) + 64  # a router's saved bias
     alone = sum(part.weight_bytes(1) for part in parts.values())
@@ -226,7 +226,7 @@ def random_setups(count):
     draw = random.Random(20)
     models = [spec_of(each) for each in ([], MIXTURE, ["attention=mla"], ["attention=sliding"], SEQ2SEQ)]
     models.append(spec_of(["attention=mamba", "position=none"]))
-    bf16 = [gpu for gpu in names() if "bf16" in hardware(gpu).tflops]
+    bf16 = [gpu for gpu in list_gpus() if "bf16" in hardware(gpu).tflops]
     for _ in range(count):
         setup = {"gpu": draw.choice(bf16), "context": draw.randint(1, 64), "batch": 2 ** draw.randint(0, 12)}
         yield draw.choice(models), setup

@@ -28,7 +28,7 @@ def figures(spec: Any, setup: Setup) -> dict[str, Any]:
     """A price; of a context that is longer than a table of positions without the memory of such a pass."""
     if setup.tokens(spec) <= spec.max_seq_len:
         return price(spec, setup)
-    counted = flops.count(spec, setup.tokens(spec), setup.convention)
+    counted = flops.count_flops(spec, setup.tokens(spec), setup.convention)
     return {**price(spec), "flops": counted, "kv_cache": kv_cache(spec, setup)}
 
 

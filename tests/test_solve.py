@@ -237,7 +237,9 @@ def test_one_gpu_takes_what_stats_says_and_several_share_it(model: str) -> None:
             assert each["weights"] * tp < 1.06 * one["weights"]
             whole_latent = model == "deepseek-v2-lite"
             assert each["kv_cache"] == one["kv_cache"] // (1 if whole_latent else tp)
-            assert each["prefill"] < one["prefill"]
+            # A rank has every token's whole stream, so where routed tokens are laid out for experts it saves nothing.
+            assert each["prefill"] < one["prefill"] or whole_latent
+            assert each["prefill"] <= one["prefill"]
 
 
 def test_a_division_that_the_heads_do_not_take_is_passed_over() -> None:

@@ -133,7 +133,7 @@ def test_weights_in_fp32_have_no_master_copy():
 
 def test_parameters_are_those_of_the_model():
     for spec in specs(random.Random(1)):
-        assert states(spec, Setup())["parameters"] == params.count(spec)["total"]
+        assert states(spec, Setup())["parameters"] == params.count_parameters(spec)["total"]
 
 
 def test_pure_states_in_eight_bits_are_refused():

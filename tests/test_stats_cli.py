@@ -11,7 +11,7 @@ from dataclasses import fields
 import pytest
 
 import zoo
-from zoo.analysis.compare import flat
+from zoo.analysis.compare import flatten
 from zoo.cli import run
 from zoo.cli.setup import HELP, amount
 from zoo.cli.showing import distinct, targets_and_overrides
@@ -92,7 +92,7 @@ def test_csv_holds_the_figures_of_json(names: tuple[str, ...], printed) -> None:
     header, *rows = csv.reader(io.StringIO(printed("stats", *names, "--csv", "--context", "77")))
     assert header == ["figure", *names]
     for column, name in enumerate(names, 1):
-        exact = flat(zoo.stats(name, context=77))
+        exact = flatten(zoo.stats(name, context=77))
         held = {row[0]: row[column] for row in rows if row[column]}
         assert held == {path: str(value) for path, value in exact.items() if value is not None and value != ""}
 
@@ -140,12 +140,12 @@ def test_tokens_are_read_as_the_literature_writes_them(text: str, value: float) 
         (["stats", "gpt2", "--ep", "3"], "ep: 3 does not divide the 1 data-parallel ranks"),
         (["stats", "gpt2", "--columns", "kv"], "columns: are those of a sweep's table (add -m)"),
         (["stats", "gpt2", "llama3-8b", "--cfg", "job"], "cfg: shows one model, 2 were named (name one)"),
-        (["stats", "n_layers=3"], "Missing argument 'target'."),
+        (["stats", "n_layers=3"], "target: is missing (a packaged model from `zoo list`"),
         (["stats", "gpt2", "--plot", "x.pdf"], "plot: x.pdf names no picture that can be drawn"),
         (["stats", "-m", "gpt2", "n_layers=1,2", "--explain"], "multirun: takes no --cfg"),
         (["stats", "-m", "gpt2", "attention=foo,bar"], "attention: no option 'foo'"),
         (["stats", "-m", "gpt2", "n_layers=1,2", "--columns", "parms"], "columns: no figure is called 'parms'"),
-        (["diff", "gpt2"], "Missing argument 'second'."),
+        (["diff", "gpt2"], "second: is missing (a packaged model from `zoo list`"),
         (["diff", "gpt2", "llama3-8b", "opt-125m"], "diff: compares two models, 3 were named"),
         (["diff", "gpt2", "n_layers=2"], "diff: compares two models, 1 were named"),
     ],

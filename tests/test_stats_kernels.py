@@ -16,7 +16,7 @@ from loaded import load
 
 import zoo
 from zoo.cli import run
-from zoo.costs.hardware import hardware, names
+from zoo.costs.hardware import hardware, list_gpus
 from zoo.costs.kernels import asks, kernels
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError, KernelError
@@ -60,7 +60,7 @@ SMALL_T5 = ("n_layers=2", "d_model=32", "n_heads=4", "head_dim=8", "d_ff=48", "v
 SHAPES = [
     *([f"attention={name}", *tiny.needs(f"attention={name}")] for name in tiny.choices("attention")),
     *([f"position={name}", *tiny.needs(f"position={name}")] for name in ("alibi", "t5", "t5_layerwise", "none")),
-    ["position=alibi_upper", "attention=sliding"],
+    ["position=alibi", "attention=sliding"],
     ["position=t5", "attention=sliding"],
     ["attention.softcap=30", "attention.sinks=true"],
     ["attention.chunk=5"],
@@ -150,7 +150,7 @@ def taken(model: str, installed: str, gpu: str | None = "h100", **setup) -> dict
     }
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_gpus())
 def test_the_newest_flash_attn_that_a_gpu_runs_is_taken_on_it(name):
     device = hardware(name)
     by_capability = {
@@ -237,7 +237,7 @@ def test_another_makers_gpu_is_no_cuda_device():
 # ---------------------------------------------------------------- the compute capability of a GPU
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_gpus())
 def test_every_cuda_device_and_no_other_has_a_compute_capability(name):
     device = hardware(name)
     assert (device.capability is not None) == device.title.startswith("NVIDIA")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from zoo.data import Batches, Tokenizer, Tokens, evaluation_batches
+from zoo.data import Batches, TokenFile, Tokenizer, evaluation_batches
 from zoo.data.tokenizer import EOS, byte_tokenizer, train_bpe
 from zoo.data.tokens import open_tokens, write_tokens
 from zoo.errors import ConfigError, ZooError
@@ -42,9 +42,9 @@ def write(path: Path, texts: list[tuple], tokenizer: Tokenizer | None = None) ->
     return open_tokens(path)
 
 
-def made_of(path: Path, ids: list[int], eos_id: int = 0) -> Tokens:
+def made_of(path: Path, ids: list[int], eos_id: int = 0) -> TokenFile:
     np.array(ids, "<u2").tofile(path)
-    return Tokens(path, "<u2", eos_id, n_documents=1, n_bytes=1)
+    return TokenFile(path, "<u2", eos_id, n_documents=1, n_bytes=1)
 
 
 # Tokenizers

@@ -34,11 +34,44 @@ def test_the_decay_of_wsd_has_the_shape_it_names(shape, middle):
 
 
 def test_the_measured_peak_is_a_plausible_rate_and_only_ever_grows():
-    peak = speed.peak(torch.device("cpu"), "fp32")
+    peak = speed.find_peak(torch.device("cpu"), "fp32")
     assert 1e9 < peak.flops < 1e14 and "measured" in str(peak)
     higher, stated = speed.Peak(1e15, "", measured=True), speed.Peak(1.0, "data sheet")
     assert higher.again(torch.device("cpu"), "fp32") == higher
     assert stated.again(torch.device("cpu"), "fp32") == stated
+
+
+def test_the_peak_in_bf16_is_that_of_float32_where_that_is_the_faster(monkeypatch):
+    rates = {torch.float32: 3e11, torch.bfloat16: 4e9}
+    monkeypatch.setattr(speed, "matrix_rate", lambda device, dtype, shapes: rates[dtype])
+    assert speed.find_peak(torch.device("cpu"), "bf16").flops == 3e11
+    rates[torch.bfloat16] = 2e12
+    assert speed.find_peak(torch.device("cpu"), "bf16").flops == 2e12
+    assert speed.find_peak(torch.device("cpu"), "fp32").flops == 3e11
+
+
+def test_a_rate_is_the_best_of_any_shape_and_ends_with_its_time(monkeypatch):
+    seconds = {4: 1.0, 8: 0.5, 16: 100.0}  # a product of each size takes so long
+    now, begun = [0.0], []
+
+    def mm(a, b, out=None):
+        begun.append(len(a))
+        now[0] += seconds[len(a)]
+        return torch.empty(len(a), b.shape[1])
+
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(speed.torch, "mm", mm)
+    shapes = [(size, size, size) for size in seconds]
+    assert speed.matrix_rate(torch.device("cpu"), torch.float32, shapes[:2], spend=1000) == 2 * 8**3 / 0.5
+    begun.clear()
+    now[0] = 0.0
+    assert speed.matrix_rate(torch.device("cpu"), torch.float32, shapes, spend=3.5) == 2 * 4**3 / 1.0
+    assert set(begun) == {4}  # the next would not have been over in time
+
+
+def test_no_share_is_told_of_a_peak_that_was_measured_too_low():
+    assert speed.Peak(2e12, "", measured=True).share(1e12) == 0.5
+    assert speed.Peak(2e12, "", measured=True).share(2.1e12) is None
 
 
 def test_a_clock_leaves_pauses_out():

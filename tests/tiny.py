@@ -55,10 +55,10 @@ def every_choice() -> Iterator[list[str]]:
 
 def spec_of(overrides: list[str] | tuple[str, ...] = ()):
     """The Spec of the small Llama with these overrides; those of SIZE that nothing reads are left out."""
-    return load("llama-tiny", [*_readable(list(overrides)), *overrides])
+    return load("llama-tiny", [*readable(list(overrides)), *overrides])
 
 
-def _readable(overrides: list[str]) -> list[str]:
+def readable(overrides: list[str]) -> list[str]:
     asked = {override.split("=")[0] for override in overrides}
     size = [override for override in SIZE if override.split("=")[0] not in asked]
     text = " ".join(overrides)

@@ -19,7 +19,7 @@ from loaded import load
 
 from zoo.checkpoint import hf
 from zoo.checkpoint.files import read_json
-from zoo.compose.catalogue import models
+from zoo.compose.catalogue import read_models
 from zoo.costs import price
 from zoo.families import family as families
 from zoo.spec import components
@@ -113,7 +113,7 @@ def family_rows(measured: dict[str, str]) -> list[tuple[str, ...]]:
 def model_rows() -> list[tuple[str, ...]]:
     """Every packaged model, as its own file and the counts say."""
     rows = []
-    for model in models():
+    for model in read_models():
         params = price(load(model["name"]))["params"]
         active = "" if params["active"] == params["total"] else f"{params['active']:,}"
         rows.append((f"`{model['name']}`", model["kind"], f"{params['total']:,}", active, model["note"]))
@@ -161,7 +161,7 @@ def main() -> None:
     versions = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}"
     machine = f"{platform.machine()}, one thread, {versions}"
     PAGE.write_text(page(measure(), f" ({date.today():%d %B %Y}, {machine})"), encoding="utf-8")
-    print(f"written: {PAGE.name}, {len(by_family())} families, {len(models())} models", file=sys.stderr)
+    print(f"written: {PAGE.name}, {len(by_family())} families, {len(read_models())} models", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def diff(a: Any, b: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[st
     from zoo.run.builder import as_spec
 
     first, second = (as_spec(config, list(overrides)) for config in (a, b))
-    return compare.diff(first, second, [price(spec, _setup(setup)) for spec in (first, second)])
+    return compare.compare_specs(first, second, [price(spec, _setup(setup)) for spec in (first, second)])
 
 
 def _setup(fields: Mapping[str, Any]) -> Any:

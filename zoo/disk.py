@@ -1,57 +1,101 @@
-"""Write to the disk whole or not at all: a reader, and a crash, see what was there before or what is there now."""
+"""Write files and folders atomically: a reader, and a crash, find the old content or the new, each of them whole.
+
+A draft is written beside its target, flushed to the disk and put in the target's place. Each draft is locked while it
+is written, so the next writer tells drafts of killed processes from those of running ones and removes the former.
+"""
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
+import re
 import shutil
+import sys
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+OLD = ".zoo-old"
+DRAFT = r"\..+\.([0-9a-f]{32}|zoo-old)"
+A_DAY = 86400  # seconds: the age of a draft that no process writes any more, where no locks tell
+NO_LOCKS = {
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+}  # a file system without locks says one of these
+NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+
 
 @contextmanager
-def whole(folder: Path) -> Iterator[Path]:
-    """A draft that becomes `folder` when the block ends, or goes when it raises; those of a killed run go too."""
+def replace_folder(folder: Path, *, keep: bool = False) -> Iterator[Path]:
+    """Yield an empty draft folder that takes the place of `folder` when the block ends, and goes when it raises.
+
+    With `keep` a folder that another process has finished in the meantime stays, and the draft goes.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f".{folder.name}.*"):
-        shutil.rmtree(left)
-    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    draft.mkdir()
+    recover(folder)
+    remove_drafts(folder.parent, glob.escape(folder.name))
+    draft = _draft_of(folder)
     try:
-        yield draft
-        for file in draft.iterdir():
-            flush(file)
-        flush(draft)
-        if folder.exists():
-            old = folder.with_name(f"{draft.name}.old")
-            os.rename(folder, old)
-            os.rename(draft, folder)
-            shutil.rmtree(old)
-        else:
-            os.rename(draft, folder)
-        flush(folder.parent)
+        with _claimed(draft, lambda: draft.mkdir(exist_ok=True)):
+            yield draft
+            for file in draft.rglob("*"):
+                flush(file)
+            flush(draft)
+            if not (keep and folder.exists()):
+                _put_in_place(draft, folder)
+            flush(folder.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """The same for a file."""
-    for left in file.parent.glob(f".{file.name}.*"):
-        left.unlink()
-    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+def replace_file(file: Path) -> Iterator[Path]:
+    """Yield the path of an empty draft file that takes the place of `file` when the block ends, and goes when it
+    raises."""
+    remove_drafts(file.parent, glob.escape(file.name))
+    draft = _draft_of(file)
     try:
-        yield draft
-        flush(draft)
-        os.replace(draft, file)
-        flush(file.parent)
+        with _claimed(draft, draft.touch):
+            yield draft
+            flush(draft)
+            os.replace(draft, file)
+            flush(file.parent)
     finally:
         draft.unlink(missing_ok=True)
 
 
+def write_text(file: Path, text: str) -> None:
+    """Replace a text file atomically."""
+    with replace_file(file) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder so that no half of it is ever seen under its name."""
+    draft = _draft_of(folder)
+    os.rename(folder, draft)
+    shutil.rmtree(draft)
+
+
+def remove_drafts(parent: Path, name: str = "*") -> None:
+    """Delete the drafts that killed processes left of the targets whose name matches a glob pattern."""
+    for draft in parent.glob(f".{name}.*"):
+        if not re.fullmatch(DRAFT, draft.name) or not draft.exists():
+            continue
+        if draft.suffix == OLD and not draft.with_name(draft.name[1 : -len(OLD)]).exists():
+            continue  # the only copy there is: `recover` puts it back
+        with _lock_on(draft) as free:
+            if free or (free is None and time.time() - draft.stat().st_mtime > A_DAY):
+                shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
+
+
 def flush(path: Path) -> None:
-    """To the disk: or a power cut could leave a name and no content."""
+    """Wait until a file or folder is on the disk. Without it a power cut could leave a name and no content."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folders
         return
     handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
@@ -61,7 +105,118 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def write_text(file: Path, text: str) -> None:
-    """Replace a text file atomically."""
-    with replacing(file) as draft:
-        draft.write_text(text, encoding="utf-8")
+# ---------------------------------------------------------------- one folder for another
+
+
+def recover(folder: Path) -> None:
+    """Put a folder back whose replacement was cut off between two renames, on systems that cannot exchange folders."""
+    old = _old_of(folder)
+    if not folder.exists() and old.exists():
+        try:
+            os.rename(old, folder)
+        except OSError:
+            if not folder.exists():  # it is there where its writer, or another reader, was faster
+                raise
+
+
+def _put_in_place(draft: Path, folder: Path) -> None:
+    """Give the draft the folder's name. What had the name before has the draft's, or is deleted."""
+    if not folder.exists():
+        os.rename(draft, folder)
+    elif not exchange(draft, folder):
+        old = _old_of(folder)
+        os.rename(folder, old)
+        try:
+            os.rename(draft, folder)
+        except OSError:
+            recover(folder)
+            raise
+        shutil.rmtree(old)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap the names of two folders in one atomic step, where the operating system has such a call."""
+    import ctypes
+
+    at, swap = -100, 2  # AT_FDCWD; RENAME_EXCHANGE on Linux, RENAME_SWAP on macOS
+    first, second = os.fsencode(one.absolute()), os.fsencode(other.absolute())
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "darwin":
+            failed = libc.renamex_np(first, second, swap)
+        elif sys.platform == "linux":
+            failed = libc.renameat2(at, first, at, second, swap)
+        else:
+            return False
+    except (AttributeError, OSError, TypeError):  # a C library that lacks the call, or that cannot be opened
+        return False
+    code = ctypes.get_errno()
+    if failed and code not in NO_EXCHANGE:
+        raise OSError(code, os.strerror(code), str(one), None, str(other))
+    return not failed
+
+
+def _old_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}{OLD}")
+
+
+def _draft_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+
+
+# ---------------------------------------------------------------- locks
+
+
+@contextmanager
+def _claimed(draft: Path, make: Callable[[], object]) -> Iterator[None]:
+    """Make a draft and hold its lock. Made again where another process took it for a leftover before it was locked."""
+    while True:
+        make()
+        with _lock_on(draft) as free:
+            if free is not False and draft.exists():
+                yield
+                return
+
+
+@contextmanager
+def _lock_on(path: Path) -> Iterator[bool | None]:
+    """Try to lock a file or folder for the block: as `try_lock`; False when it is gone.
+
+    Windows locks no folder and renames no open file, so it has no locks on drafts.
+    """
+    if os.name == "nt":
+        yield None
+        return
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        yield try_lock(handle)
+    finally:
+        os.close(handle)
+
+
+def try_lock(handle: int) -> bool | None:
+    """Lock an open file until it is closed or its process ends.
+
+    False when another holder has it, None when the file system has no locks.
+    """
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            os.lseek(handle, 1 << 30, os.SEEK_SET)  # far behind the text: others may not read what is locked
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return None
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            return False
+        raise
+    return True

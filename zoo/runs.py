@@ -1,14 +1,19 @@
-"""What a run leaves behind, and where: the names of its files, its newest checkpoint, the last run of this folder.
+"""Find what runs left behind: the names of their files, the newest checkpoint, the last run of this folder.
 
-RUN/checkpoints/latest               the name of the newest
+RUN/lock                             held by the process that trains, with its id and its machine
+RUN/checkpoints/latest               the name of the newest checkpoint
 RUN/checkpoints/step-000400/         a checkpoint (zoo/checkpoint/store.py)
-RUN/result.json                      what it came to
+RUN/result.json                      the run's outcome
 runs/last                            the folder of the last run, for `zoo generate`
 """
 
 from __future__ import annotations
 
 import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +23,14 @@ from zoo.errors import CheckpointError, ConfigError
 ARCHITECTURE, WEIGHTS = "zoo.yaml", "model.safetensors"
 CHECKPOINTS, LATEST = "checkpoints", "latest"
 RESULT = "result.json"
+LOCK = "lock"
 LAST_RUN = Path("runs", "last")
 
 
 def find(path: str | Path) -> Path:
     """The checkpoint folder that a path means: itself, or the newest of a run. Raises CheckpointError."""
     path = Path(path).expanduser()
+    disk.recover(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such folder (a checkpoint, or the folder of a run)")
     if (path / ARCHITECTURE).is_file() or (path / "config.json").is_file():
@@ -34,6 +41,7 @@ def find(path: str | Path) -> Path:
             f"{path}: no checkpoint in it (a folder with {ARCHITECTURE} or config.json, or that of a run)"
         )
     folder = root / (root / LATEST).read_text(encoding="utf-8").strip()
+    disk.recover(folder)
     if not folder.is_dir():
         there = ", ".join(each.name for each in steps(root)) or "none"
         raise CheckpointError(f"{root / LATEST}: names {folder.name}, which is not there (there are: {there})")
@@ -45,8 +53,32 @@ def steps(root: Path) -> list[Path]:
     return sorted(root.glob("step-*"), key=lambda each: int(each.name.removeprefix("step-")))
 
 
+@contextmanager
+def locked(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """Keep a second process from training in a run's folder. Raises CheckpointError with the id of the first.
+
+    The operating system drops the lock of a process that ends, however it ends. `say` is told of a file system that
+    has no locks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        free = disk.try_lock(file.fileno())
+        if free is False:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise CheckpointError(
+                f"{folder}: {holder} is training in it (wait for it, stop it, or name another folder)"
+            )
+        if free is None:
+            say(f"{folder}: its file system has no locks, so nothing keeps a second process from this run")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
+
+
 def remember(folder: Path) -> None:
-    """Notes a run as the last, if it has left a checkpoint."""
+    """Note a run as the last one, if it has a checkpoint."""
     if (folder / CHECKPOINTS / LATEST).exists():
         inside = folder.is_relative_to(Path.cwd())
         LAST_RUN.parent.mkdir(exist_ok=True)
@@ -54,7 +86,7 @@ def remember(folder: Path) -> None:
 
 
 def last_run() -> Path:
-    """The folder of the last run started from here that left a checkpoint. Raises ConfigError when there is none."""
+    """The folder of the last run that was started here and has a checkpoint. Raises ConfigError when there is none."""
     if not LAST_RUN.exists():
         raise ConfigError(
             f"checkpoint: there is no {LAST_RUN} here, so no last run (`zoo train` makes one, or --checkpoint DIR)"
@@ -66,7 +98,7 @@ def last_run() -> Path:
 
 
 def results(folder: Path, jobs: int) -> list[dict[str, Any]]:
-    """What each job of a sweep came to, by number; one that was cut off has left no result."""
+    """The outcome of each job of a sweep, by number. A job that was cut off has left none."""
     files = [folder / str(number) / RESULT for number in range(jobs)]
     missing = {"overrides": [], "status": "cut off"}
     return [json.loads(file.read_text(encoding="utf-8")) if file.exists() else missing for file in files]

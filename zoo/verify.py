@@ -22,7 +22,7 @@ from zoo.costs.activations import Pass, sections
 from zoo.costs.cache import kv_cache
 from zoo.costs.flops import core_flops, memory_flops, product_flops, row_flops
 from zoo.costs.memory import training
-from zoo.costs.params import count
+from zoo.costs.params import count_parameters
 from zoo.costs.setup import Setup
 from zoo.costs.states import states
 from zoo.generation.cache import Cache
@@ -41,7 +41,7 @@ def verify(spec: Any, setup: Setup | None = None) -> list[Row]:
     """Each figure of `zoo stats` that a model can be asked for: `name`, what was `counted`, what was `found`, whether
     the two are `equal` (None where it could not be asked), and a `note` on how it was measured. Imports torch."""
     setup = setup or Setup()
-    rows = [_row("parameters", count(spec)["total"], _held(spec), "the built model's parameters")]
+    rows = [_row("parameters", count_parameters(spec)["total"], _held(spec), "the built model's parameters")]
     with _fake(spec, setup.dtype) as model:
         rows += _flops(spec, model)
         rows += _cached(spec, model, setup)

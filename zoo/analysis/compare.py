@@ -1,4 +1,4 @@
-"""Models beside each other: which figures differ, by how much, and which fields of the architecture do."""
+"""Compare models: which figures differ and by how much, and which fields of the architecture differ."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from zoo.errors import ConfigError, did_you_mean
 TOWERS = ("encoder", "decoder")
 
 
-def flat(node: Any, path: str = "") -> dict[str, Any]:
-    """Nested plain data as one mapping of dotted paths; what is in a list goes by its number."""
+def flatten(node: Any, path: str = "") -> dict[str, Any]:
+    """Flatten nested plain data into one mapping of dotted paths. Items of a list are named by their index."""
     if isinstance(node, Mapping):
         items = [(str(key), value) for key, value in node.items()]
     elif isinstance(node, list | tuple):
         items = [(str(index), value) for index, value in enumerate(node)]
     else:
         return {path: node}
-    return {at: leaf for key, value in items for at, leaf in flat(value, f"{path}.{key}" if path else key).items()}
+    return {at: leaf for key, value in items for at, leaf in flatten(value, f"{path}.{key}" if path else key).items()}
 
 
-def merged(orders: Iterable[Iterable[str]]) -> list[str]:
-    """The names of several lists in one order: each that is new stands after the one that it follows in its own
-    list, so that what only one model has comes among the others' of its kind."""
+def merge_orders(orders: Iterable[Iterable[str]]) -> list[str]:
+    """Merge several lists of names into one order. A new name is put after its predecessor in its own list: a, b, d
+    and a, c, d, e give a, c, b, d, e."""
     found: list[str] = []
     for order in orders:
         at = 0
@@ -36,18 +36,18 @@ def merged(orders: Iterable[Iterable[str]]) -> list[str]:
     return found
 
 
-def diff(first: Any, second: Any, priced: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What sets the second of two Specs apart from the first: the fields that differ, and the figures of both.
+def compare_specs(first: Any, second: Any, priced: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Compare two Specs: the fields that differ, and the figures of both.
 
     `priced` are their figures. `relative` is the difference as a share of the first figure, null where that is zero.
     """
-    a, b = (flat(figures) for figures in priced)
-    rows = {path: _delta(a.get(path), b.get(path)) for path in merged([a, b])}
-    return {"architecture": architecture(first, second), "figures": rows}
+    a, b = (flatten(figures) for figures in priced)
+    rows = {path: _delta(a.get(path), b.get(path)) for path in merge_orders([a, b])}
+    return {"architecture": compare_fields(first, second), "figures": rows}
 
 
 def _delta(a: Any, b: Any) -> dict[str, Any]:
-    """Two figures, and their difference where both are numbers; a component that one has not counts zero in it."""
+    """Two figures, and their difference where both are numbers. A component that one model lacks counts as zero."""
     numbers = [value for value in (a, b) if _is_number(value)]
     if not numbers or len(numbers) + (a is None) + (b is None) < 2:
         return {"a": a, "b": b}
@@ -59,17 +59,18 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def architecture(first: Any, second: Any) -> dict[str, dict[str, Any]]:
-    """The fields by which two Specs differ, by dotted path: the value in each, null where one has no such field.
+def compare_fields(first: Any, second: Any) -> dict[str, dict[str, Any]]:
+    """List the fields in which two Specs differ, by dotted path, with each one's value (null where it has no such
+    field).
 
-    A kind of layer that only one of them has is held against the other's most frequent one, as `layer/local`; a model
-    of one tower is held against that tower of one with two.
+    A kind of layer that only one model has is compared with the other's most frequent kind, as `layer/local`. A model
+    of one tower is compared with the tower of that kind in a model of two.
     """
     from zoo.grammar import to_dict
 
     one, other = to_dict(first), to_dict(second)
-    a, b = (flat(node) for node in _paired(_facing(one, other), _facing(other, one)))
-    paths = [path for path in merged([a, b]) if a.get(path) != b.get(path)]
+    a, b = (flatten(node) for node in _paired(_facing(one, other), _facing(other, one)))
+    paths = [path for path in merge_orders([a, b]) if a.get(path) != b.get(path)]
     return {path: {"a": a.get(path), "b": b.get(path)} for path in paths}
 
 
@@ -108,13 +109,13 @@ def _paired(a: Any, b: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 def _kinds(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The kinds of layer of two towers to hold against each other."""
     usual = [max(node["blocks"], key=node["pattern"].count) for node in (a, b)]
-    names = merged([a["blocks"], b["blocks"]])
+    names = merge_orders([a["blocks"], b["blocks"]])
     pairs = [(k if k in a["blocks"] else usual[0], k if k in b["blocks"] else usual[1]) for k in names]
     return list(dict.fromkeys(pairs))
 
 
 def pattern_text(names: Sequence[str]) -> str:
-    """The shortest stretch of layers that repeats, equal neighbours together: `near*5, layer`."""
+    """Write the shortest period of a pattern, equal neighbours together: `near*5, layer`."""
     length = next(n for n in range(1, len(names) + 1) if all(names[i] == names[i % n] for i in range(len(names))))
     runs: list[list[Any]] = []
     for name in names[:length]:
@@ -150,8 +151,9 @@ SHORT = {
 """Names of columns that are no dotted path."""
 
 
-def chosen(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
-    """The columns of those names, each with the dotted path of its figure. Raises ConfigError for unknown ones."""
+def choose_columns(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """Choose a sweep table's columns by name, each with its figure's dotted path. Raises ConfigError for unknown
+    names."""
     if not names:
         return {name: path for name, path in COLUMNS.items() if path in known}
     found, faults = {}, []

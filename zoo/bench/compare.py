@@ -19,6 +19,8 @@ from typing import Any
 from zoo.bench.plan import INSTALL, OURS, Race
 from zoo.errors import ConfigError, ZooError
 
+MACHINE = "machine"
+"""The worker that measures the machine itself, under zoo's interpreter."""
 WORKERS = Path(__file__).parent / "workers"
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 """Largest difference between contenders, as a share of the largest value: rounding, not another function."""
@@ -50,9 +52,10 @@ def run_worker(name: str, python: str, job: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _environment(name: str, job: Mapping[str, Any]) -> dict[str, str]:
-    threads = str(job["threads"])
-    env = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    if name == OURS:
+    env = dict(os.environ)
+    if threads := job["threads"]:
+        env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if name in (OURS, MACHINE):
         # A script run by path finds only its own folder: this is how it finds a checkout that is not installed.
         paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
@@ -77,6 +80,7 @@ def require_equal(what: str, values: Mapping[str, Sequence[float]], tolerance: f
 
 def race(plan: Race, pythons: Mapping[str, str], tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """The whole comparison, as plain numbers. `tell` gets a line of progress now and then."""
+    plan = with_threads(plan, pythons[OURS], tell)
     with tempfile.TemporaryDirectory(prefix="zoo-bench-") as folder:
         weights = str(Path(folder) / "weights.safetensors")
         run_worker(OURS, pythons[OURS], plan.job(weights, workload="export"))
@@ -90,7 +94,7 @@ def race(plan: Race, pythons: Mapping[str, str], tell: Callable[[str], None] = l
             )
         runs, machine = _rounds(plan, pythons, weights, tell)
     computed = "losses" if plan.workload == "train" else "logits"
-    first = _values({name: answers[0] for name, answers in runs.items()}, computed)
+    first = _shortest(_values({name: answers[0] for name, answers in runs.items()}, computed))
     gaps[f"{plan.dtype} {computed}"] = require_equal(f"{plan.dtype} {computed}", first, TOLERANCE[plan.dtype])
     return report(plan, runs, machine) | {"differences": gaps}
 
@@ -99,13 +103,29 @@ def _values(answers: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any
     return {name: answer[key] for name, answer in answers.items()}
 
 
+def _shortest(values: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+    """Values that all contenders have: a slow one takes fewer steps within its time, and so gives fewer losses."""
+    length = min(map(len, values.values()))
+    return {name: each[:length] for name, each in values.items()}
+
+
+def with_threads(plan: Race, python: str, tell: Callable[[str], None]) -> Race:
+    """The race with a number of threads: the one asked for, or what computes fastest now."""
+    if plan.threads is not None:
+        return plan
+    found = run_worker(MACHINE, python, plan.job("", workload="threads"))
+    if found["why"]:
+        tell(f"every contender computes with {found['why']}")
+    return dataclasses.replace(plan, threads=found["threads"])
+
+
 def _rounds(
     plan: Race, pythons: Mapping[str, str], weights: str, tell: Callable[[str], None]
 ) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, float]]]:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in pythons}
     machine = []
     for number in range(1, plan.rounds + 1):
-        machine.append(run_worker("machine", pythons[OURS], plan.job(weights, workload="machine")))
+        machine.append(run_worker(MACHINE, pythons[OURS], plan.job(weights, workload="machine")))
         for name, python in pythons.items():
             runs[name].append(run_worker(name, python, plan.job(weights)))
         rates = ", ".join(f"{name} {answers[-1]['rate']:,.1f}" for name, answers in runs.items())
@@ -116,7 +136,7 @@ def _rounds(
 def bound_share(plan: Race, rate: float, machine: Mapping[str, float]) -> float:
     """How much of the machine's own limit a rate in tokens per second takes up; ACCOUNTING says what is counted."""
     n, head = plan.shape.matrix_params, plan.shape.head_params
-    peak = machine[f"gemm_{plan.dtype}_tflops"] * 1e12
+    peak = max(machine["gemm_fp32_tflops"], machine[f"gemm_{plan.dtype}_tflops"]) * 1e12  # bf16 may be the slower
     if plan.workload == "train":
         return 6 * n * rate / peak
     if plan.workload == "prefill":

@@ -23,7 +23,8 @@ WORKLOADS: dict[str, dict[str, int]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Race:
-    """`length` counts the tokens of a prompt or of a training row; `repeats` the measurements within one process."""
+    """`length` counts the tokens of a prompt or of a training row; `repeats` the measurements within one process;
+    `threads` None are those that a probe finds fastest when the race begins."""
 
     workload: str
     dtype: str = "fp32"
@@ -31,7 +32,7 @@ class Race:
     length: int = 32
     new_tokens: int = 1
     rounds: int = 5
-    threads: int = 2
+    threads: int | None = None
     repeats: int = 2
     seed: int = 0
     shape: Shape = dataclasses.field(default_factory=Shape)

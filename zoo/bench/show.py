@@ -18,7 +18,7 @@ def table(report: Mapping[str, Any]) -> "Table":
 
     race = report["race"]
     what = f"{race['batch']} x {race['length']}" + (f" + {race['new_tokens']}" if race["new_tokens"] > 1 else "")
-    terms = f"{race['threads']} threads, medians of {race['rounds']} rounds"
+    terms = f"{_counted(race['threads'], 'thread')}, medians of {_counted(race['rounds'], 'round')}"
     title = f"{race['workload']} {race['dtype']}, {what} tokens, {terms}"
     grid = Table(title=title, title_justify="left")
     grid.add_column("")
@@ -31,6 +31,10 @@ def table(report: Mapping[str, Any]) -> "Table":
             cells.append(f"{row['first_token_seconds'] * 1e3:,.0f} ms")
         grid.add_row(*cells, f"{row['peak_bytes'] / 2**30:.2f} GiB")
     return grid
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _ratio(ratios: list[float]) -> str:
@@ -47,6 +51,9 @@ def notes(report: Mapping[str, Any]) -> Iterator[str]:
     )
     yield report["accounting"]
     yield "; ".join(f"{name} {row['version']} on torch {row['torch']}" for name, row in report["contenders"].items())
+    fp32, bf16 = machine["gemm_fp32_tflops"], machine["gemm_bf16_tflops"]
+    if report["race"]["dtype"] == "bf16" and bf16 < fp32:
+        yield f"bf16 products are {fp32 / bf16:.1f} times slower than fp32 on this CPU (--dtype fp32 would do)"
     crowded = [f"{name} {row['busy']:.0%}" for name, row in report["contenders"].items() if row["busy"] < CROWDED]
     if crowded:
         yield f"not a quiet machine: share of a core that the measuring threads had: {', '.join(crowded)}"

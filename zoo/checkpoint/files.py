@@ -1,5 +1,4 @@
-"""The tensors of a folder, wherever they are: one safetensors file, several under an index, or torch's own .bin
-files."""
+"""Read and write tensor files: one safetensors file, several under an index, or torch's own .bin files."""
 
 from __future__ import annotations
 
@@ -9,10 +8,12 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, short
 from zoo.families.described import read_json
 
 if TYPE_CHECKING:
@@ -23,10 +24,20 @@ Shape = tuple[int, ...]
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 BIN_INDEX, BIN = "pytorch_model.bin.index.json", "pytorch_model.bin"
 
+LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
+BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
+}
+"""Bits a value, by safetensors' name of a dtype."""
+
 
 @dataclass(frozen=True)
 class Header:
-    """A tensor as its file describes it; `name` is what the file calls it, where that is another name."""
+    """What a file's header says of one tensor. `name` is its name in the file, where the model's is another."""
 
     file: Path
     dtype: str
@@ -35,7 +46,7 @@ class Header:
 
 
 def headers(folder: Path) -> dict[str, Header]:
-    """Every tensor of a folder, read from the headers alone. Raises CheckpointError."""
+    """List every tensor of a folder from the headers alone. Raises CheckpointError."""
     if (folder / INDEX).is_file():
         return _indexed(folder, folder / INDEX)
     if (folder / SINGLE).is_file():
@@ -63,22 +74,58 @@ def _indexed(folder: Path, index: Path) -> dict[str, Header]:
 
 
 def read_header(file: Path) -> dict[str, Header]:
-    """The header of one safetensors file: eight bytes of length, then JSON. Raises CheckpointError."""
+    """Read the header of one safetensors file: eight bytes of length, then JSON. No tensor is read.
+
+    Raises CheckpointError where the header is broken, or where the tensors it lists are not exactly the file's content.
+    """
     try:
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > file.stat().st_size:
-                raise ValueError("a header longer than the file")
+            length, size = int.from_bytes(stream.read(8), "little"), file.stat().st_size
+            if length > min(size - 8, LONGEST_HEADER):
+                raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
             node = json.loads(stream.read(length))
-        return {name: Header(file, e["dtype"], tuple(e["shape"])) for name, e in node.items() if name != "__metadata__"}
+        entries = {name: entry for name, entry in node.items() if name != "__metadata__"}
+        _check_offsets(entries, size - 8 - length)
+        return {name: Header(file, entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file (the checkpoint is not whole)") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file}: cannot be read, found {type(error).__name__} (a safetensors file)") from error
+        raise CheckpointError(f"{file}: cannot be read, found {short(error)} (a safetensors file)") from error
+
+
+def _check_offsets(entries: Mapping[str, Any], size: int) -> None:
+    """Raises ValueError unless the tensors fill the `size` bytes after the header, with no gap and no overlap."""
+    spans = []
+    for name, entry in entries.items():
+        start, end = entry["data_offsets"]
+        shape = entry["shape"]
+        if not all(type(each) is int and each >= 0 for each in (start, end, *shape)):
+            raise ValueError(f"{name} with shape {shape} at {start}:{end}")
+        bits = BITS.get(entry["dtype"])
+        if bits is not None and prod(shape) * bits != (end - start) * 8:
+            raise ValueError(f"{name} of {entry['dtype']} and shape {shape} in {end - start:,} bytes")
+        if not start <= end <= size:
+            raise ValueError(f"{name} at {start:,}:{end:,} in a file with {size:,} bytes of tensors")
+        spans.append((start, end))
+    ordered = [(0, 0), *sorted(spans), (size, size)]
+    for (_, end), (start, _) in pairwise(ordered):
+        if start != end:
+            raise ValueError(f"{'an overlap' if start < end else 'a gap'} at byte {min(start, end):,} of the tensors")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write a safetensors file. Raises OSError, also where safetensors has an error class of its own for it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, {"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{file}: {short(error)}") from error
 
 
 def _bin_tensors(folder: Path) -> dict[str, tuple[Path, Tensor]]:
-    """The tensors of torch's own files, mapped into memory rather than read; nothing but tensors is unpickled."""
+    """Map the tensors of torch's own files into memory. Only tensors are unpickled (weights_only)."""
     import torch
 
     listed = read_json(folder / BIN_INDEX)["weight_map"] if (folder / BIN_INDEX).is_file() else {BIN: BIN}
@@ -97,7 +144,7 @@ def _bin_tensors(folder: Path) -> dict[str, tuple[Path, Tensor]]:
 
 
 class Reader:
-    """Tensors of a folder by name, each read when it is asked for; where nothing is changed, mapped into memory."""
+    """Read a folder's tensors by name, each when it is asked for. Those used as they are stay mapped into memory."""
 
     def __init__(self, folder: Path, found: Mapping[str, Header]) -> None:
         self.found = found

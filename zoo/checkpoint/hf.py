@@ -282,13 +282,13 @@ def save(model: Any, out: Path, *, beside: Path | None = None, shard: int = SHAR
     The folder is whole or not there. Raises ConfigError for an architecture that no family is, CheckpointError when
     something else is in the way.
     """
-    from zoo.disk import whole
+    from zoo.disk import replace_folder
 
     config, body = target(model)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not is_folder(out):
         raise CheckpointError(f"{out}: holds something that is no checkpoint (a new folder would do)")
     laid = entries(model.spec, body.family.keys, body.prefix, body.fields, body.kinds)
-    with whole(out) as draft:
+    with replace_folder(out) as draft:
         dtype = next(model.parameters()).dtype
         config = {**config, "dtype": str(dtype).removeprefix("torch.")}
         (draft / CONFIG).write_text(json.dumps(jsonable(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,17 +1,18 @@
-"""Our checkpoints: a folder with the weights, the architecture that they are of, the tokenizer, and what training needs
-to go on. A folder of that name is always whole: it is written under another name, flushed to the disk and renamed.
+"""Save and load our own checkpoints: safetensors, the architecture as YAML, and what training needs to resume.
 
-    RUN/checkpoints/latest               the name of the newest
+A checkpoint's folder is always whole: it is written under another name, flushed to the disk and renamed.
+
+    RUN/checkpoints/latest               the name of the newest checkpoint
     RUN/checkpoints/step-000400/
         zoo.yaml  model.safetensors      the model: `load` needs no more
         tokenizer.json …                 its tokenizer, where it has one
-        training.json  training.safetensors    of a run: counters; optimizer and random states
+        training.json                  of a run: its counters
+        training.safetensors           of a run: states of the optimizer and of the random generators
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from zoo.disk import replacing, whole
+from zoo.checkpoint.files import read_header, write_tensors
+from zoo.disk import remove_drafts, remove_folder, replace_folder, write_text
 from zoo.errors import CheckpointError, did_you_mean, short
 from zoo.grammar import to_dict
 from zoo.grammar.saved import FORMAT, check_format, read_spec
@@ -39,36 +41,32 @@ COUNTERS, STATES = "training.json", "training.safetensors"
 
 
 def save_model(model: Any, folder: str | Path, tokenizer: Any = None) -> Path:
-    """Writes weights, architecture and tokenizer to `folder`, whole or not at all.
+    """Write weights, architecture and tokenizer to `folder`, atomically.
 
-    An older checkpoint there is replaced. Raises CheckpointError when something else is there.
+    Replaces an older checkpoint there. Raises CheckpointError when something else is there.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / ARCHITECTURE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder}: holds something that is no checkpoint of ours (a new folder would do)")
-    with whole(folder) as draft:
+    with replace_folder(folder) as draft:
         write_model(model, draft, tokenizer)
     return folder
 
 
 def write_model(model: Any, folder: Path, tokenizer: Any = None) -> None:
-    """The files of `save_model`, into a folder that is there."""
-    from safetensors.torch import save_file
-
+    """Write the files of `save_model` into an existing folder."""
     node = {"format": FORMAT, "model": to_dict(model.spec)}
     text = yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120)
     (folder / ARCHITECTURE).write_text(text, encoding="utf-8")
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    write_tensors(model.state_dict(), folder / WEIGHTS)
     if tokenizer is not None:
         tokenizer.save(folder)
 
 
 def load(path: str | Path, dtype: Any = None, device: str = "cpu") -> nn.Module:
-    """The model of a checkpoint, of a run folder's newest one, or of a Hugging Face folder, in eval mode.
+    """Load the model of a checkpoint, of a run's newest one, or of a Hugging Face folder, in eval mode.
 
-    `dtype` is the file's unless given. Raises CheckpointError with a line for each thing that is wrong, before any
-    weight is read.
+    `dtype` is the file's unless given. Raises CheckpointError with a line for each fault, before any weight is read.
     """
     from zoo.checkpoint import hf
 
@@ -77,7 +75,7 @@ def load(path: str | Path, dtype: Any = None, device: str = "cpu") -> nn.Module:
 
 
 def load_model(folder: str | Path, dtype: Any = None, device: str = "cpu") -> nn.Module:
-    """The model of one checkpoint folder, in eval mode."""
+    """Load the model of one of our checkpoint folders, in eval mode."""
     from safetensors.torch import load_file
 
     folder = Path(folder)
@@ -93,8 +91,9 @@ def load_model(folder: str | Path, dtype: Any = None, device: str = "cpu") -> nn
 
 
 def check_tensors(file: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Holds names and shapes in a file's header against those expected. Raises CheckpointError, a line a difference."""
-    found = read_shapes(file)
+    """Compare names and shapes in a file's header with those expected. Raises CheckpointError, one line for each
+    difference."""
+    found = {name: header.shape for name, header in read_header(file).items()}
     unexpected = [name for name in found if name not in expected]
     faults = [
         f"{file}: {name} is missing, of shape {list(shape)}{did_you_mean(name, unexpected)}"
@@ -111,25 +110,12 @@ def check_tensors(file: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
         raise CheckpointError(*faults)
 
 
-def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Each tensor's shape, from the header alone. Raises CheckpointError."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: no such file (the checkpoint is not whole)") from None
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: cannot be read, found {short(error)} (a safetensors file)") from error
-
-
 # ---------------------------------------------------------------- a run
 
 
 @dataclass
 class Resumable:
-    """What a run needs beside its weights. `counters` is plain data of the run's own."""
+    """What a run resumes from. `counters` is plain data, which the run defines."""
 
     model: Any
     optimizer: Optimizer
@@ -137,32 +123,43 @@ class Resumable:
 
 
 def save_run(run: Path, step: int, state: Resumable, tokenizer: Any, keep: int) -> Path:
-    """Writes the checkpoint of a step, points `latest` at it, then removes all but the `keep` newest."""
+    """Write the checkpoint of a step, point `latest` at it, then delete all but the `keep` newest.
+
+    The one just written always stays. Those of later steps, which a run has when it was set back to an earlier one,
+    stay until the run comes past them.
+    """
     root = run / CHECKPOINTS
-    with whole(root / f"step-{step:06}") as draft:
+    folder = root / f"step-{step:06}"
+    with replace_folder(folder) as draft:
         write_model(state.model, draft, tokenizer)
         write_state(draft, state)
-    with replacing(root / LATEST) as draft:
-        draft.write_text(f"step-{step:06}\n", encoding="utf-8")
-    for old in steps(root)[:-keep]:
-        shutil.rmtree(old)
-    return root / f"step-{step:06}"
+    write_text(root / LATEST, f"{folder.name}\n")
+    remove_drafts(root, "step-*")  # of checkpoints that a killed process was writing or deleting
+    there = steps(root)
+    earlier = there[: there.index(folder)]
+    for old in earlier[: len(earlier) - min(max(keep - 1, 0), len(earlier))]:
+        remove_folder(old)
+    return folder
 
 
 def write_state(folder: Path, state: Resumable) -> None:
-    """The optimizer's tensors by parameter name, the random states and the counters."""
-    from safetensors.torch import save_file
-
+    """Write the optimizer's tensors by parameter name, the states of the random generators and the counters."""
     tensors = {f"random.{name}": each for name, each in random_states().items()}
     for name, parameter in state.model.named_parameters():
         for key, value in state.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}/{key}"] = torch.as_tensor(value)
-    save_file({name: each.contiguous() for name, each in tensors.items()}, folder / STATES)
-    (folder / COUNTERS).write_text(json.dumps({"format": FORMAT, **state.counters}, indent=2) + "\n", encoding="utf-8")
+    write_tensors(tensors, folder / STATES)
+    write_counters(folder, state.counters)
+
+
+def write_counters(folder: Path, counters: Mapping[str, Any]) -> None:
+    """Write a run's counters into a checkpoint, or replace those that are there."""
+    write_text(folder / COUNTERS, json.dumps({"format": FORMAT, **counters}, indent=2) + "\n")
 
 
 def load_run(folder: Path, model: Any, optimizer: Optimizer) -> dict[str, Any]:
-    """Puts weights, optimizer and random states back as they were; gives the counters. Raises CheckpointError."""
+    """Restore weights, optimizer and random generators from a checkpoint; return its counters. Raises
+    CheckpointError."""
     from safetensors.torch import load_file
 
     counters = read_counters(folder)
@@ -170,7 +167,7 @@ def load_run(folder: Path, model: Any, optimizer: Optimizer) -> dict[str, Any]:
     device = next(model.parameters()).device
     model.load_state_dict(load_file(folder / WEIGHTS, device=str(device)))
     names = {name: parameter for name, parameter in model.named_parameters()}
-    read_shapes(folder / STATES)  # for its message
+    read_header(folder / STATES)  # raises where the file is broken
     for name, tensor in load_file(folder / STATES).items():
         kind, _, rest = name.partition(".")
         if kind == "random":
@@ -182,7 +179,7 @@ def load_run(folder: Path, model: Any, optimizer: Optimizer) -> dict[str, Any]:
 
 
 def read_counters(folder: Path) -> dict[str, Any]:
-    """What a run counted, as its checkpoint has it. Raises CheckpointError."""
+    """Read the counters of a run's checkpoint. Raises CheckpointError."""
     file = folder / COUNTERS
     try:
         counters = json.loads(file.read_text(encoding="utf-8"))
@@ -195,19 +192,21 @@ def read_counters(folder: Path) -> dict[str, Any]:
 
 
 def restore_optimizer(optimizer: Optimizer, parameter: Tensor, key: str, value: Tensor) -> None:
-    """One tensor of a parameter's state. Step counters are beside the weights when fused, else on the CPU."""
+    """Set one tensor of a parameter's optimizer state. A fused optimizer has its step counters on the device, any
+    other on the CPU."""
     own = optimizer.state[parameter]
     beside = value.ndim > 0 or any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     own[key] = value.to(parameter.device) if beside else value
 
 
 def random_states() -> dict[str, Tensor]:
-    """torch's generators: what dropout and the like draw from."""
+    """The states of torch's random generators, by device: dropout and the like draw from them."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"cpu": torch.get_rng_state(), **{f"cuda:{index}": state for index, state in enumerate(cuda)}}
 
 
 def restore_random(device: str, state: Tensor) -> None:
+    """Set the state of a device's random generator, where the device is there."""
     if device == "cpu":
         torch.set_rng_state(state)
     elif torch.cuda.is_available() and int(device.removeprefix("cuda:")) < torch.cuda.device_count():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zoo import runs
 from zoo.checkpoint import hf, store
-from zoo.costs.params import count
+from zoo.costs.params import count_parameters
 from zoo.errors import CheckpointError
 from zoo.grammar.saved import read_spec
 from zoo.spec import table
@@ -41,8 +41,8 @@ def compare_tensors(path: Path) -> TensorReport:
             store.check_tensors(folder / runs.WEIGHTS, names)
         except CheckpointError as error:
             faults = error.faults
-        return TensorReport(folder, "zoo", len(names), len(names), count(spec)["total"], tuple(faults))
+        return TensorReport(folder, "zoo", len(names), len(names), count_parameters(spec)["total"], tuple(faults))
     source, laid, faults = hf.compare_headers(folder)
     theirs, ours = sum(len(entry.theirs) for entry in laid), sum(len(entry.ours) for entry in laid)
-    total = count(hf.spec_of(source.body))["total"]
+    total = count_parameters(hf.spec_of(source.body))["total"]
     return TensorReport(folder, f"{source.family.name}, {source.body.architecture}", theirs, ours, total, tuple(faults))

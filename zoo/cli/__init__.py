@@ -37,7 +37,16 @@ def run(args: Sequence[str]) -> int:
         faults = error.faults if isinstance(error, ConfigError) else [str(error)]
         return _refuse(faults, error.exit_code, debug)
     except usage_error as error:
-        return _refuse([error.format_message()], error.exit_code, debug)
+        return _refuse([_usage(error)], error.exit_code, debug)
+
+
+def _usage(error: Any) -> str:
+    """click's message; for an argument that is missing, what it takes."""
+    parameter = getattr(error, "param", None)
+    if type(error).__name__ != "MissingParameter" or parameter is None:
+        return error.format_message()
+    takes = getattr(parameter, "help", None) or "see --help"
+    return f"{parameter.name}: is missing ({takes[0].lower()}{takes[1:].rstrip('.')})"
 
 
 def _without_debug(args: list[str]) -> tuple[list[str], bool]:

@@ -11,18 +11,18 @@ from typer.core import TyperGroup
 from zoo.errors import did_you_mean
 
 VERBS = {
-    "list": "Every packaged model, one line each.",
-    "stats": "What a model costs: parameters, FLOPs, KV cache and memory, without building it.",
-    "solve": "What fits a GPU or a budget: the largest batch or context, the fewest GPUs, a shape.",
-    "diff": "Two models side by side: the fields that differ, then the figures.",
-    "build": "Build a model on a device, hold it against its count and show its tree.",
+    "list": "List the packaged models, or those that match some words.",
+    "stats": "Price a model without building it: parameters, FLOPs, cache, memory.",
+    "solve": "Find what fits a GPU or a budget: batch, context, GPUs, a shape.",
+    "diff": "Compare two models: the fields that differ, then the figures.",
+    "build": "Build a model; show its modules, kernels and memory.",
     "train": "Train a model, resume a run, or sweep over many (-m).",
     "generate": "Write text with the last run, or with a checkpoint.",
-    "embed": "Texts as vectors.",
-    "convert": "A checkpoint into a Hugging Face folder, or the other way round.",
-    "check": "Hold a checkpoint's tensors against its architecture without loading them.",
-    "bench": "Time training, decoding or prefill beside other implementations; or check the kernels.",
-    "doctor": "Versions, devices, and which kernels this machine can run.",
+    "embed": "Turn texts into vectors.",
+    "convert": "Convert a checkpoint to a Hugging Face folder, or from one.",
+    "check": "Compare a checkpoint's tensors with its architecture, unloaded.",
+    "bench": "Time zoo beside other implementations, or check the kernels.",
+    "doctor": "Show versions, devices, and which kernels this machine can run.",
 }
 
 SETTINGS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
@@ -39,9 +39,7 @@ class Verbs(TyperGroup):
         if cmd_name not in VERBS:
             return None
         if cmd_name not in self.commands:
-            name = (
-                "listing" if cmd_name == "list" else cmd_name
-            )  # a module `list` would hide the builtin from its package
+            name = "listing" if cmd_name == "list" else cmd_name  # a module `list` would hide the builtin
             module = importlib.import_module(f"zoo.cli.{name}")
             self.commands[cmd_name] = typer.main.get_command(getattr(module, "app", None) or _single(module.run))
         return self.commands[cmd_name]
@@ -75,10 +73,19 @@ def command() -> Any:
     """The whole command line, as click understands it."""
     app = typer.Typer(cls=Verbs, **SETTINGS)
 
-    @app.callback(epilog="Any verb takes --debug, which shows the trace of an error.")
+    @app.callback(epilog="`zoo VERB --help` explains a verb; any verb takes --debug, which shows an error's trace.")
     def zoo(
-        version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+        version: Annotated[
+            bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        ] = False,
     ) -> None:
-        """One YAML grammar for transformers: priced before anything is built, then built, trained and run."""
+        """Describe a transformer in YAML, see what it costs, then build, train and run it.
+
+        \b
+        Three commands to try:
+          zoo list llama --kind decoder      what is packaged
+          zoo stats llama3-8b attention=mqa  its price with another attention
+          zoo train model=llama-tiny         some minutes on two CPU cores
+        """
 
     return typer.main.get_command(app)

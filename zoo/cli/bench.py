@@ -43,7 +43,9 @@ def run(
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="bf16 training is autocast over float32 weights.")] = Dtype.fp32,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each runs every contender once, in a fresh process.")] = 5,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each contender.")] = 2,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of each contender; as many as compute fastest now.")
+    ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Rows; 4 for train, else 1.")] = None,
     length: Annotated[int | None, typer.Option(min=1, help="Tokens of a row or prompt; 512, 32 or 1024.")] = None,
     new_tokens: Annotated[int | None, typer.Option(min=2, help="Tokens that decode generates; 128.")] = None,

@@ -109,6 +109,7 @@ def _places(spec: Any) -> Iterator[tuple[str, Any, str]]:
 def memory_lines(model: Any, spec: Any, dtype: str) -> list[str]:
     """What the weights take, what generating and training are estimated to take, and that built equals counted."""
     from zoo import costs, report
+    from zoo.run.memory import peak_memory
 
     held = sum(p.numel() for p in model.parameters())
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -117,23 +118,11 @@ def memory_lines(model: Any, spec: Any, dtype: str) -> list[str]:
     lines = [
         f"built {held:,} parameters on {place}, as counted",
         f"weights: {report.size(weights)}" + (" (none allocated on meta)" if place.type == "meta" else ""),
-        f"peak while building: {report.size(peak_memory(place))}",
     ]
+    if (peak := peak_memory(place)) is not None:
+        lines.append(f"peak while building: {report.size(peak)}")
     if "generate_peak" in memory:
         lines.append(f"peak generating {spec.max_seq_len:,} tokens, estimated: {report.size(memory['generate_peak'])}")
     if "train_peak" in memory:
         lines.append(f"peak training {spec.max_seq_len:,} tokens, estimated: {report.size(memory['train_peak'])}")
     return lines
-
-
-def peak_memory(device: Any) -> int:
-    """Bytes at the peak so far: of the CUDA device, or of this process."""
-    import resource
-    import sys
-
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

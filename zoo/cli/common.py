@@ -24,7 +24,7 @@ class Which(StrEnum):
 Target = Annotated[
     str,
     typer.Argument(
-        help="A packaged model (`zoo list`), a YAML file, a config.json, or a folder with a model or a run.",
+        help="A packaged model from `zoo list`, a YAML file, a config.json, or a folder with a model or a run.",
         autocompletion=complete_target,
     ),
 ]

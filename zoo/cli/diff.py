@@ -28,7 +28,7 @@ def run(
     Overrides are for both of them. Exits with 0 whether they differ or not.
     """
     from zoo import costs, report
-    from zoo.analysis.compare import diff
+    from zoo.analysis.compare import compare_specs
     from zoo.errors import ConfigError
 
     targets, overrides = targets_and_overrides([first, second, *(overrides or [])])
@@ -36,12 +36,12 @@ def run(
         raise ConfigError(f"diff: compares two models, {len(targets)} were named (`zoo stats` takes any number)")
     shown, labels = one_format(as_json, as_csv, as_md), distinct(targets)
     if plot is not None:
-        from zoo.report.plot import check
+        from zoo.report.plot import check_picture
 
-        check(plot, 2)
+        check_picture(plot, 2)
     both = specs(targets, overrides)
     priced = [costs.price(spec, setup) for spec in both]
-    found = {"a": labels[0], "b": labels[1], **diff(both[0], both[1], priced)}
+    found = {"a": labels[0], "b": labels[1], **compare_specs(both[0], both[1], priced)}
     if shown is Shown.json:
         print(report.as_json(found))
     elif shown is Shown.text:
@@ -52,9 +52,9 @@ def run(
     else:
         _print(labels, found, priced, everything, shown)
     if plot is not None:
-        from zoo.report.plot import draw
+        from zoo.report.plot import draw_models
 
-        draw(dict(zip(labels, both, strict=True)), setup, plot)
+        draw_models(dict(zip(labels, both, strict=True)), setup, plot)
 
 
 def _print(labels: list[str], found: dict[str, Any], priced: list[Any], everything: bool, shown: Shown) -> None:

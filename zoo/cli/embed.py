@@ -91,10 +91,10 @@ def _save(out: Path, texts: list[str], vectors: Tensor) -> None:
     """Whole or not at all."""
     from safetensors.torch import save_file
 
-    from zoo.disk import replacing
+    from zoo.disk import replace_file
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as draft:
+    with replace_file(out) as draft:
         if out.suffix == ".npy":
             import numpy
 

@@ -1,4 +1,4 @@
-"""`zoo list`: the packaged models, from the `about` of each file. Nothing is composed."""
+"""`zoo list`: the packaged models, all or those that match, from the `about` of each file. Nothing is composed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,26 @@ import typer
 
 
 def run(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(help="Only models that have every one of these words in name, title, note or source."),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Only decoder, encoder or encoder_decoder models.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Names, exact counts, sources and notes.")] = False,
 ) -> None:
-    """Every packaged model, one line each: its name, kind, parameters, and what is special about it."""
-    from zoo import report
-    from zoo.compose.catalogue import models
+    """List the packaged models, one a line, smallest first: name, kind, parameters, and what is special about it.
 
-    found = models()
+    \b
+    Examples:
+      zoo list llama --kind decoder
+      zoo list experts window
+    """
+    from zoo import report
+    from zoo.compose.catalogue import read_models, select_models
+
+    found = select_models(read_models(), words or (), kind)
     if as_json:
         print(report.as_json(found))
         return

@@ -48,7 +48,7 @@ def targets_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     overrides = [word for word in words if _is_override(word)]
     targets = [word for word in words if not _is_override(word)]
     if not targets:
-        raise ConfigError("Missing argument 'target'.")
+        raise ConfigError("target: is missing (a packaged model from `zoo list`, a YAML file, a config.json, a folder)")
     return targets, overrides
 
 
@@ -92,9 +92,9 @@ def models(titles: Sequence[str], targets: Sequence[str], priced: Sequence[Mappi
         many = [{"model": label, **figures} for label, figures in zip(labels, priced, strict=True)]
         print(report.as_json(priced[0] if len(priced) == 1 else many))
     elif shown is Shown.csv:
-        from zoo.analysis.compare import flat
+        from zoo.analysis.compare import flatten
 
-        print(report.as_csv(["figure", *labels], report.exact_rows([flat(each) for each in priced])))
+        print(report.as_csv(["figure", *labels], report.exact_rows([flatten(each) for each in priced])))
     elif shown is Shown.md:
         print(_markdown(labels, priced))
     elif len(priced) == 1:

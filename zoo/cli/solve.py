@@ -128,7 +128,7 @@ def gpu(
     """
     from zoo.analysis.solve import smallest_gpus
     from zoo.compose.targets import spec_of_composed
-    from zoo.costs.hardware import names
+    from zoo.costs.hardware import list_gpus
     from zoo.costs.setup import Setup
     from zoo.report import as_json as dumped
     from zoo.report import solved as show
@@ -136,7 +136,7 @@ def gpu(
     for name in ("dp", "zero") if train else ("tp",):
         if getattr(setup, name) != getattr(Setup, name):
             raise ConfigError(f"{name}: is what is solved for (leave it out)")
-    rooms = [_room(name, usable, runtime) for name in ([setup.gpu] if setup.gpu else names())]
+    rooms = [_room(name, usable, runtime) for name in ([setup.gpu] if setup.gpu else list_gpus())]
     rows = smallest_gpus(
         spec_of_composed(composed(target, overrides)), setup, rooms, train=train, prefill=not cache_only
     )

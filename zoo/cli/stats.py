@@ -78,9 +78,9 @@ def _price(
     from zoo.cli import showing
 
     if plot is not None:
-        from zoo.report.plot import check
+        from zoo.report.plot import check_picture
 
-        check(plot, len(targets))
+        check_picture(plot, len(targets))
     specs = showing.specs(targets, overrides)
     priced = [costs.price(spec, setup) for spec in specs]
     if explain or verify:
@@ -91,9 +91,9 @@ def _price(
     if shown is Shown.text and not overrides:
         showing.headers(targets)
     if plot is not None:
-        from zoo.report.plot import draw
+        from zoo.report.plot import draw_models
 
-        draw(dict(zip(showing.distinct(targets), specs, strict=True)), setup, plot)
+        draw_models(dict(zip(showing.distinct(targets), specs, strict=True)), setup, plot)
 
 
 def _kernels(targets: list[str], overrides: list[str], setup: Any, shown: Shown) -> None:

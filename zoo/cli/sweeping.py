@@ -22,7 +22,7 @@ def sweep(
     plot: Path | None,
 ) -> None:
     """Prices every point and prints one table. Raises ConfigError when not a single point makes sense."""
-    from zoo.analysis.compare import chosen, flat
+    from zoo.analysis.compare import choose_columns, flatten
 
     gc.enable()  # a thousand composed configs are worth collecting
     names = [name.strip() for name in columns.split(",") if name.strip()] if columns else []
@@ -30,22 +30,22 @@ def sweep(
     whole = [figures for point in (made, made[::-1]) if (figures := _first(point, setup))]
     if not whole:
         raise ConfigError(*dict.fromkeys(fault for point in made for fault in point.faults))
-    asked = chosen(names, list(dict.fromkeys(path for figures in whole for path in flat(figures))))
+    asked = choose_columns(names, list(dict.fromkeys(path for figures in whole for path in flatten(figures))))
     parts = None if shown is Shown.json else {"params", *asked.values()}
     points = [(point, _priced(point, setup, parts)) for point in made]
     priced = [figures for _, figures in points if figures is not None]
     if plot is not None:
-        from zoo.report.plot import check
+        from zoo.report.plot import check_picture
 
-        check(plot, len(priced))
+        check_picture(plot, len(priced))
     if not names and all(each["params"]["active"] == each["params"]["total"] for each in priced):
         del asked["active"]  # dense models, all of them
     _print(points, asked, shown)
     if plot is not None:
-        from zoo.report.plot import draw
+        from zoo.report.plot import draw_models
 
         specs = {" ".join(_values(point)) or point.target: point.spec for point, _ in points if point.spec is not None}
-        draw(specs, setup, plot)
+        draw_models(specs, setup, plot)
 
 
 def _points(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
@@ -84,7 +84,7 @@ def _values(point: Any) -> list[str]:
 
 def _print(points: Sequence[tuple[Any, Any]], columns: dict[str, str], shown: Shown) -> None:
     from zoo import report
-    from zoo.analysis.compare import flat
+    from zoo.analysis.compare import flatten
     from zoo.report.figures import unit_of
 
     if shown is Shown.json:
@@ -93,7 +93,7 @@ def _print(points: Sequence[tuple[Any, Any]], columns: dict[str, str], shown: Sh
     keys = list(points[0][0].swept)
     rows, reasons = [], []
     for point, figures in points:
-        flattened = flat(figures) if figures else {}
+        flattened = flatten(figures) if figures else {}
         rows.append([*point.swept.values(), *(flattened.get(path) for path in columns.values())])
         reasons.append("; ".join(point.faults) or None)
     header, units = [*keys, *columns], [unit_of(path) for path in columns.values()]

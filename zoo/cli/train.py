@@ -78,7 +78,7 @@ def _resume(folder: Path, overrides: list[str]) -> None:
     from zoo.training import task
 
     try:
-        task.resume(folder, overrides)
+        task.resume_run(folder, overrides)
     finally:
         remember(folder)
 

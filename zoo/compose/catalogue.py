@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from zoo.errors import ConfigError, did_you_mean
 from zoo.paths import conf_dir
 
 
-def models() -> list[dict[str, Any]]:
-    """Name, kind, title, published parameters, source and note of every packaged model, smallest first."""
+def read_models() -> list[dict[str, Any]]:
+    """Read name, kind, title, published parameters, source and note of every packaged model, smallest first."""
     files = {path.stem: _read(path) for path in (conf_dir() / "model").glob("*.yaml")}
     return sorted((_about(name, files) for name in files), key=lambda m: (m["params"], m["name"]))
+
+
+def select_models(
+    models: Sequence[dict[str, Any]], words: Iterable[str] = (), kind: str | None = None
+) -> list[dict[str, Any]]:
+    """Pick the models of a kind in which every word stands: in name, title, note or source, in capitals or not.
+
+    Raises ConfigError for a kind that there is not, and where nothing is left.
+    """
+    kinds = sorted({model["kind"] for model in models})
+    if kind is not None and kind not in kinds:
+        raise ConfigError(f"kind: there is no {kind!r}{did_you_mean(kind, kinds)} (one of: {', '.join(kinds)})")
+    words = [word.casefold() for word in words]
+    found = [model for model in models if kind in (None, model["kind"]) and all(word in _text(model) for word in words)]
+    if not found:
+        whose = "" if kind is None else f" among those of kind {kind}"
+        told = f"no packaged model{whose} has {' and '.join(map(repr, words))} in its name, title, note or source"
+        names = [model["name"] for model in models if kind in (None, model["kind"])]
+        hint = did_you_mean(words[-1], names) or " (`zoo list` shows all)"
+        raise ConfigError(f"list: {told}{hint}")
+    return found
+
+
+def _text(model: dict[str, Any]) -> str:
+    return " ".join(str(model[key]) for key in ("name", "title", "note", "source")).casefold()
 
 
 def _read(path: Path) -> Any:

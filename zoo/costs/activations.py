@@ -101,6 +101,8 @@ def _traced(spec: Any, run: Pass, *, loops: bool = True) -> dict[str, Section]:
             layer = ShadowLayer(tower, tower.d_model, DTYPES[NAMES[run.dtype]], kernel=run.kernel)
             trace = _Trace(tape, tower, f"{name}." if name else "", layer)
             with named_failures(f"{tower.axis}={tower.kind}"):
+                if memory is None and tower.reads_memory:  # a decoder alone, given a memory as long as the context
+                    memory = fresh((run.batch, run.context, tower.d_model), DTYPES[NAMES[run.dtype]], "memory")
                 memory = trace.run(run.batch, run.context, memory, loops)
             found |= trace.found
         if tape.unknown is not None:  # which a component may have caught

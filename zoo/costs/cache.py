@@ -1,7 +1,7 @@
 # S tokens of a sequence, B sequences, W window
-"""What generation keeps of the tokens before: KV cache, cross-attention's, and recurrent states.
+"""Cache sizes while generating: the KV cache, cross-attention's keys and values, and recurrent states.
 
-The same model keeps a different amount in each engine, so that a figure is always one engine's:
+Engines keep different amounts of the same model, so a figure always names its engine:
 
 - `ideal`: what attention can still see, and no more. Zoo's own cache is this one.
 - `hf`: transformers' DynamicCache, which `generate` takes unless told otherwise (read and measured at 5.24). A window,

@@ -1,14 +1,14 @@
 # S tokens of a sequence, t tokens held before, W window
-"""FLOPs: two for each multiply-add of a matrix product. What works on single values is not counted, neither here nor by
-torch's counter: norms, softmax, activations, rotations, the mixing of experts and the decay of a state. It is bound by
-memory, not by arithmetic.
+"""FLOPs: two for each multiply-add of a matrix product.
 
-A look-up costs nothing; the head counts whether tied or not; a mixture counts the experts that a token meets; shared
-layers count as often as they are used. Attention counts the (query, key) pairs that its mask lets through. An
-encoder-decoder reads as many tokens as it writes.
+Elementwise work is not counted, here or by torch's counter: norms, softmax, activations, rotations, the mixing of
+experts and the decay of a state are bound by memory, not by arithmetic.
 
-Frameworks count differently, by definition and not by mistake, so that their figures are conventions by name
-(CONVENTIONS): up to twofold apart in a long context.
+A look-up costs nothing. The head counts whether tied or not. A mixture counts the experts that a token goes through.
+Layers that share weights count as often as they are used. Attention counts the (query, key) pairs that its mask lets
+through. An encoder-decoder reads as many tokens as it writes.
+
+Frameworks define FLOPs differently, up to twofold in a long context. CONVENTIONS has each definition by name.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ CONVENTIONS = {
 """What each convention counts, and whose it is."""
 
 FLASH_BACKWARD = 2.5
-"""FLOPs of FlashAttention's backward over its forward's: five products for two, as it computes the scores again."""
+"""FLOPs of FlashAttention's backward over its forward's: it recomputes the scores, so five products for two."""
 
 
 # ---------------------------------------------------------------- what a pass computes
@@ -111,7 +111,7 @@ class PassFlops(NamedTuple):
         return self.products + self.pairs + self.other
 
 
-def count(
+def count_flops(
     spec: Priced | CostTable,
     context: int,
     convention: str = "exact",
@@ -205,7 +205,8 @@ def _generation(table: CostTable, context: int, convention: str, prefix: int) ->
         return {"prefill": whole + core_flops(table, lambda look: look.pairs(context), context)}
     decoder = table.of(where)
     if len(towers) == 1:
-        read = lambda look: look.pairs(context) + look.shown_by(prefix)  # noqa: E731
+        # A decoder with cross-attention reads a memory from outside, taken to be as long as the context.
+        read = lambda look: look.pairs(context, 0, context) + look.shown_by(prefix)  # noqa: E731
         inner, whole = product_flops(table, head=False), product_flops(table)
         prefill = inner * context + (whole - inner) + row_flops(table) + core_flops(table, read, context)
     else:

@@ -1,5 +1,5 @@
 # S tokens of a sequence, B sequences, t = tp, p = pp
-"""What generating takes of one GPU's memory: weights, cache, and the widest moment of reading the prompts."""
+"""What generating takes of one GPU's memory: weights, cache, and the most that a pass has alive beside them."""
 
 from __future__ import annotations
 
@@ -8,44 +8,39 @@ from typing import Any
 
 from zoo.costs.cache import kv_cache
 from zoo.costs.parallel import Stage, stages
-from zoo.costs.rows import tabulate
 from zoo.costs.setup import DTYPES, Setup
+from zoo.costs.transient import Generation, Peaks, measure_peaks
 from zoo.errors import ConfigError
 
 
-def generating(spec: Any, setup: Setup) -> dict[str, int]:
+def generating(spec: Any, setup: Setup, *, prefill: bool = True, fused: bool = True) -> dict[str, int]:
     """Bytes on the rank that needs most: `weights`, `kv_cache`, `prefill`, and `total`, their sum.
 
-    Tensor parallelism leaves a rank its heads, its part of each feed-forward and of the vocabulary (and all of MLA's
-    latent); a pipeline its layers; context parallelism its tokens. `prefill` is an estimate, of all prompts read at
-    once: the residual stream, which every rank has whole, a norm's and a sub-layer's output, and the widest
-    sub-layer's inner values, of which a rank has its part.
+    `prefill`, unless it is not asked for, is the most that is alive at once beside weights and cache: while all prompts
+    are read together up to their first logits, or while a token is decoded, whichever is more. It is traced
+    (`zoo.costs.transient`) with Zoo's own cache, whatever the engine. Tensor parallelism leaves a rank its heads, its
+    part of each feed-forward and of the vocabulary (and all of MLA's latent); a pipeline its layers; context
+    parallelism its tokens.
 
-    Raises ConfigError for a model that generates nothing, and for dimensions that the ranks do not divide.
+    Raises ConfigError for a model that generates nothing, for dimensions that the ranks do not divide, and for more
+    tokens than the model can read; UnknownOperation for a pass that shadows cannot follow.
     """
     if not any(tower.causal for tower in spec.towers().values()):
         raise ConfigError("train: this model generates nothing, so only training it can be fitted (--train)")
-    return max((_on(stage, setup) for stage in stages(spec, setup)), key=lambda rank: rank["total"])
+    run = Generation(-(-setup.tokens(spec) // setup.cp), setup.batch, setup.dtype, setup.cache_dtype, fused)
+    traced: dict[tuple[Any, ...], Peaks] = {}
+    found = []
+    for stage in stages(spec, setup):
+        kinds = tuple((name, *dict.fromkeys(tower.pattern)) for name, tower in stage.towers().items())
+        if prefill and kinds not in traced:  # stages of the same kinds of layers are alike
+            traced[kinds] = measure_peaks(stage, run)
+        found.append(_on(stage, setup, traced.get(kinds)))
+    return max(found, key=lambda rank: rank["total"])
 
 
-def _on(stage: Stage, setup: Setup) -> dict[str, int]:
-    tokens = -(-setup.batch * setup.tokens(stage) // setup.cp)
-    inner = max(widest(tower) for tower in stage.towers().values())
-    parts = {
-        "weights": round(stage.params * DTYPES[setup.dtype]),
-        "kv_cache": kv_cache(stage, replace(setup, context=-(-setup.tokens(stage) // setup.cp)))["bytes"],
-        "prefill": round(tokens * (3 * stage.d_model + inner) * DTYPES[setup.dtype]),
-    }
+def _on(stage: Stage, setup: Setup, peaks: Peaks | None) -> dict[str, int]:
+    cache = kv_cache(stage, replace(setup, context=-(-setup.tokens(stage) // setup.cp)))
+    parts = {"weights": round(stage.params * DTYPES[setup.dtype]), "kv_cache": cache["bytes"]}
+    if peaks is not None:  # while an encoder reads, nothing is made of its output yet
+        parts["prefill"] = max(peaks.encode - cache["cross_bytes"], peaks.prefill, peaks.decode)
     return {**parts, "total": sum(parts.values())}
-
-
-def widest(spec: Any) -> int:
-    """Most values that one token's pass through a single sub-layer holds at once: the outputs of its matrix
-    products."""
-    sums: dict[Any, int] = {}
-    for row in tabulate(spec).parts:
-        part, slot = row.part, (row.where, row.kind, row.slot)
-        if part.flops and row.kind is not None:
-            width = getattr(part, "d_out", 0) or part.of.d_out * part.active_count  # type: ignore[attr-defined]
-            sums[slot] = sums.get(slot, 0) + width
-    return max(sums.values(), default=0)

@@ -1,4 +1,4 @@
-"""What accelerators can do at most: conf/hardware/*.yaml, one file each, every figure with its source.
+"""Peak rates, memory and bandwidth of accelerators: conf/hardware/*.yaml, one file each, every figure with its source.
 
 A file gives what its maker's sheet does: TFLOP/s by dtype, of dense products summed in float32; GB and GB/s of memory;
 GB/s of the link to its neighbours in one direction; and of a CUDA device its compute capability, which decides the
@@ -52,7 +52,7 @@ CARDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class SheetFigure:
     """A number as its source gives it; `sparse_factor` is that of a rate, where it is not the accelerator's."""
 
     value: float
@@ -69,8 +69,8 @@ class Hardware:
 
     name: str
     title: str
-    tflops: Mapping[str, Figure]
-    sizes: Mapping[str, Figure]
+    tflops: Mapping[str, SheetFigure]
+    sizes: Mapping[str, SheetFigure]
     sparse_factor: float
     capability: tuple[int, int] | None = None
 
@@ -121,8 +121,8 @@ class Hardware:
         return rates + [key for key, figure in self.sizes.items() if not figure.checked]
 
 
-def names() -> list[str]:
-    """The packaged accelerators."""
+def list_gpus() -> list[str]:
+    """List the packaged accelerators."""
     return sorted(path.stem for path in (conf_dir() / "hardware").glob("*.yaml"))
 
 
@@ -136,13 +136,13 @@ def hardware(name: str) -> Hardware:
     if not path.is_file():
         if path is own:
             raise ConfigError(f"gpu: no such file: {name}")
-        known = names()
+        known = list_gpus()
         raise ConfigError(f"gpu: unknown {name!r}{did_you_mean(name.lower(), known)} (one of: {', '.join(known)})")
     return _load(path, path.stat().st_mtime_ns)
 
 
 def of_device(name: str) -> Hardware | None:
-    """The packaged accelerator that a device is, by the name that its driver gives it; None where it is not known."""
+    """Find the packaged accelerator of a device by its driver's name for it. None where it is not known."""
     file = next((file for part, file in CARDS.items() if part in name), None)
     return None if file is None else hardware(file)
 
@@ -173,8 +173,8 @@ def _read(path: Path) -> Any:
         raise ConfigError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
 
 
-def _figure(node: Mapping[str, Any], body: Mapping[str, Any]) -> Figure:
-    return Figure(**{**node, "source": body["sources"][node["source"]]})
+def _figure(node: Mapping[str, Any], body: Mapping[str, Any]) -> SheetFigure:
+    return SheetFigure(**{**node, "source": body["sources"][node["source"]]})
 
 
 def _faults(body: Any) -> Iterator[str]:

@@ -1,6 +1,6 @@
 # T new tokens, S keys, W window
-"""Which attention kernel `auto` takes for each kind of layer and each use of a model, on a GPU that need not be at
-hand."""
+"""Tell which attention kernel `auto` takes for each kind of layer and each use of a model, on a GPU that need not be
+present."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from zoo.kernels.found import EVERYTHING
 from zoo.kernels.mask import Mask
 
 COMPUTED = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
-"""What attention computes in, by the dtype of a set-up: products of weights may be in float8, scores are not."""
+"""The dtype in which attention computes, by the dtype of a Setup: with fp8 only the weights' products are in float8."""
 
 GENERATING = ("train", "prefill", "decode")
 READING = ("train", "encode")
-"""The uses of a tower that is causal, and of one that sees both ways."""
+"""The uses of a causal tower, and of one that sees both ways."""
 
 INSTALLED = {"torch": frozenset({"compiler"}), "everything": EVERYTHING}
-"""What may be on a machine besides torch: the compiler that comes with it, and all packages of kernels."""
+"""Packages installed besides torch: only the compiler that comes with it, or all that kernels use."""
 
 
 def kernels(spec: Any, setup: Setup | None = None) -> dict[str, Any]:
-    """The kernel of every kind of layer, as plain data: where, and `layers`, a line for each use of each.
+    """Choose the kernel of every kind of layer, as plain data: the GPU, and in `layers` a line for each kind and use.
 
-    A line has the layer's place, its `use`, what is asked of a kernel, and the kernel and its call: under "torch" with
-    what comes with torch alone, under "everything" with all packages. `refusals` are the reasons of those tried before,
+    A line has the layer's place, its `use`, the Ask, and the kernel with its call: under "torch" with torch alone
+    installed, under "everything" with all packages. `refusals` are the reasons of the kernels tried before that hold
     whatever is installed. A mixer that is no softmax attention has a line without a use. Rows are taken to be of one
-    length; `without` names what else an input may bring. Raises ConfigError for a GPU that is unknown, or does not
-    multiply the set-up's dtype.
+    length and unpadded; `without` names inputs that would change the choice. Raises ConfigError for a GPU that is
+    unknown, or does not multiply the Setup's dtype.
     """
     setup = Setup() if setup is None else setup
     if setup.gpu is not None:
-        hardware(setup.gpu).flops(setup.dtype)  # which says so where there is none
+        hardware(setup.gpu).flops(setup.dtype)  # raises where the GPU has no such products
     machine, title = machine_for(setup.gpu)
     return {
         "gpu": setup.gpu,
@@ -51,9 +51,9 @@ def kernels(spec: Any, setup: Setup | None = None) -> dict[str, Any]:
 
 
 def machine_for(gpu: str | None) -> tuple[Machine, str]:
-    """A machine with this accelerator of conf/hardware and no packages, and what it is called; a CPU for None.
+    """A Machine with this accelerator of conf/hardware and no packages, and its title; a CPU for None.
 
-    What no CUDA kernel runs on has its own name in the place of torch's type of device.
+    An accelerator that is not CUDA's has its title in place of torch's device type, which every CUDA kernel refuses.
     """
     if gpu is None:
         return Machine("cpu"), "a CPU"
@@ -63,8 +63,8 @@ def machine_for(gpu: str | None) -> tuple[Machine, str]:
 
 
 def asks(tower: Any, kind: str, use: str, setup: Setup, memory: int | None = None) -> dict[str, Ask | None]:
-    """What the attention of a kind of layer asks of a kernel in one use, and its cross-attention to `memory` tokens;
-    None for a mixer that uses none."""
+    """The Ask of a kind of layer's attention in one use, and of its cross-attention to `memory` tokens. It is None for
+    a mixer that uses no kernel."""
     block, tokens, train = tower.blocks[kind], setup.tokens(tower), use == "train"
     new = 1 if use == "decode" else tokens
     masks = {"attention": _mask(tower, block.attention, use, setup)}
@@ -77,7 +77,7 @@ def asks(tower: Any, kind: str, use: str, setup: Setup, memory: int | None = Non
 
 
 def _without(spec: Any) -> Iterator[str]:
-    """What an input may bring that other kernels are taken for."""
+    """Name the inputs that would make `auto` choose other kernels."""
     yield "padding"
     towers = spec.towers().values()
     if any(block.attention.takes_global for tower in towers for block in tower.blocks.values()):
@@ -92,15 +92,16 @@ def _ask(attention: Any, dtype: str, mask: Mask, *, train: bool, few: bool) -> A
 
 
 def _mask(tower: Any, attention: Any, use: str, setup: Setup) -> Mask:
-    """What queries see in one use, as `zoo.model.scene` lays it out for rows without padding."""
+    """The mask of one use, as `zoo.model.scene` makes it for rows without padding."""
     tokens, window, chunk = setup.tokens(tower), attention.visible_window, attention.visible_chunk
-    apart: Any = None if chunk is None and (use != "train" or setup.document is None) else ()  # only that there is one
+    # Only whether a field of the mask is there matters here, so () stands in for its tensors.
+    documents: Any = None if chunk is None and (use != "train" or setup.document is None) else ()
     if use != "decode":
-        return Mask(tokens, tokens, causal=tower.causal, window=window, documents=apart)
-    held = min(tokens + 1, window or chunk or tokens + 1)  # a ring of so many slots
+        return Mask(tokens, tokens, causal=tower.causal, window=window, documents=documents)
+    held = min(tokens + 1, window or chunk or tokens + 1)  # cache slots: a window or chunk is a ring
     biased = attention.positioning is not None and attention.positioning.biases
-    columns: Any = () if biased and held <= tokens else None  # a bias tells columns apart, and a ring's are in no order
-    return Mask(1, held, causal=True, documents=apart, query_index=columns, key_index=columns)
+    index: Any = () if biased and held <= tokens else None  # a bias needs the token indices of a ring that wrapped
+    return Mask(1, held, causal=True, documents=documents, query_index=index, key_index=index)
 
 
 def _lines(name: str, tower: Any, spec: Any, setup: Setup, machine: Machine) -> Iterator[dict[str, Any]]:
@@ -116,7 +117,7 @@ def _lines(name: str, tower: Any, spec: Any, setup: Setup, machine: Machine) -> 
 
 
 def _chosen(ask: Ask, machine: Machine) -> dict[str, Any]:
-    """The choice of `auto` by what is installed, and why it passes over others."""
+    """The kernel that `auto` chooses, by what is installed, and why it passes over others."""
     choices = {name: pick(ask, replace(machine, packages=packages)) for name, packages in INSTALLED.items()}
     found: dict[str, Any] = {
         name: {"kernel": choice.kernel.name, "call": choice.call.function, "arguments": dict(choice.call.arguments)}

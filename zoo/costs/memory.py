@@ -31,9 +31,18 @@ def memory(spec: Any, setup: Setup) -> dict[str, Any]:
     if passes is not None:
         figures |= advice(setup, figures, lambda changed: _training(spec, changed, passes=passes)[0]["train_peak"])
     if any(tower.causal for tower in spec.towers().values()):
-        found = generating(spec, setup)
-        figures |= {"kv_cache": found["kv_cache"], "generate_peak": found["total"]}
+        figures |= _generating(spec, setup)
     return figures
+
+
+def _generating(spec: Any, setup: Setup) -> dict[str, Any]:
+    """The cache and the peak of generating; for a pass that cannot be traced, why there is no peak."""
+    try:
+        found = generating(spec, setup)
+    except (UnknownOperation, ConfigError) as error:
+        held = generating(spec, setup, prefill=False)
+        return {"kv_cache": held["kv_cache"], "activations_unknown": str(error)}
+    return {"kv_cache": found["kv_cache"], "generate_peak": found["total"]}
 
 
 KEPT = ("weights", "gradients", "optimizer", "master", "step")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.costs.cache import STATE_BYTES
 from zoo.costs.flops import is_row_wise, reads_memory
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 class Span(NamedTuple):
-    """What a pass runs over in a tower: `new` tokens of each sequence after `held`, where an encoder made `memory`, of
-    which keys and values are still to be made or not."""
+    """What a pass runs over in a tower: `new` tokens of each sequence after `held` cached ones. `memory` is how many
+    tokens the encoder read, `made` whether cross-attention's keys and values of them are there already."""
 
     new: int
     held: int
@@ -35,10 +35,10 @@ class Span(NamedTuple):
     made: bool
 
 
-def span(tower: Any, spec: Any, context: int, decode: bool) -> Span | None:
-    """Of decoding one token, when `context` are in the sequence with it, or of a prompt up to the first logits: an
-    encoder-decoder reads it, makes the keys and values that cross-attention needs, and begins to write. None where a
-    tower has nothing to do."""
+def span(tower: Tower, spec: Priced, context: int, decode: bool) -> Span | None:
+    """Give a tower's Span: of decoding the last of `context` tokens, or of a prompt up to its first logits. An
+    encoder-decoder reads the prompt, makes cross-attention's keys and values, and begins to write. None for a tower
+    that has nothing to do."""
     if decode:
         return Span(1, context - 1, context, True) if tower.causal else None
     return Span(1 if tower.causal and tower is not spec else context, 0, context, False)
@@ -54,16 +54,16 @@ class Widths(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """`count` alike, `size` bytes each, of which a token meets `k`: experts, or the rows of a table."""
+    """`count` equal weights of `size` bytes, of which a token reads `k`: experts, or the rows of a table."""
 
     size: float
     count: int
     k: int
 
     def distinct(self, tokens: int) -> float:
-        """How many of them some token meets, expected when each chooses uniformly and on its own: E·(1 − (1 − k/E)^T).
+        """Expected number of them that `tokens` tokens read, each choosing uniformly: E·(1 − (1 − k/E)^T).
 
-        Real routers are less even, so that fewer are met.
+        Real routers are less even, so fewer are read. Example: 8 experts, top 2, 4 tokens: 8·(1 − 0.75⁴) = 5.47.
         """
         if self.k >= self.count:
             return self.count
@@ -173,7 +173,7 @@ def mixtures(spec: Priced | CostTable) -> Iterator[tuple[str, Router]]:
     return ((operator_name(row), row.router) for row in table.routers if table.towers[row.where].causal)
 
 
-def reductions(spec: Any, context: int, *, decode: bool) -> int:
+def reductions(spec: Priced, context: int, *, decode: bool) -> int:
     """Count the vectors of a sequence that tensor parallelism sums over its ranks in a pass: for each token, as many a
     layer as its block says."""
     summed = 0

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from zoo.costs.rows import CostTable, PartRow, tabulate_towers
+from zoo.costs.rows import CostTable, PartRow, Priced, tabulate_towers
 from zoo.costs.setup import Setup
 from zoo.costs.shards import expert_faults, numel, shard_tower, tensor_faults
 from zoo.errors import ConfigError
@@ -46,11 +46,11 @@ class RankTensor(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a pipeline, on one rank of tensor parallelism: `held` its stacks of layers by name, as small as the
-    rank's part of them, and `ends` the names beside the layers that it has of each.
+    """One stage of a pipeline, on one rank of tensor parallelism.
 
-    It answers to `towers()`, `max_seq_len`, `d_model` and `vocab_size` as a model does, so that what counts a model's
-    cache or activations counts a rank's.
+    `held` has the rank's part of its towers by name, with the layers of this stage alone. `ends` says which slots
+    beside the layers (embedding, head …) the stage has of each tower. A Stage has a model's `towers()`, `max_seq_len`,
+    `d_model` and `vocab_size`, so a function that counts a model's cache or activations counts a stage's.
     """
 
     index: int
@@ -58,7 +58,7 @@ class Stage:
     held: Mapping[str, Any]
     ends: Mapping[str, tuple[str, ...]]
     pieces: tuple[RankTensor, ...]
-    spec: Any
+    spec: Priced
 
     def towers(self) -> Mapping[str, Any]:
         return self.held
@@ -82,17 +82,17 @@ class Stage:
 
     @property
     def in_flight(self) -> int:
-        """Micro-batches whose activations it holds at most, of a step that has at least as many as stages: 1F1B fills
-        the stages behind it first (Narayanan et al., 2021, §2.2)."""
+        """Most micro-batches whose activations it holds at once. 1F1B fills the later stages first (Narayanan et al.,
+        2021, §2.2); a step is taken to have at least as many micro-batches as stages."""
         return self.of - self.index
 
     def layers(self) -> Iterator[tuple[str, str, int]]:
-        """Stack, kind of layer, and how many of it."""
+        """Tower, kind of layer, and how many layers of it."""
         for name, tower in self.held.items():
             yield from ((name, kind, tower.pattern.count(kind)) for kind in dict.fromkeys(tower.pattern))
 
 
-def share_out(spec: Any, setup: Setup) -> dict[str, Tower]:
+def share_out(spec: Priced, setup: Setup) -> dict[str, Tower]:
     """Give a rank's part of each tower under tensor parallelism. Raises ConfigError with a line for each dimension that
     the set-up's ranks do not divide, and for each component that does not say how it splits."""
     towers, shared, found = spec.towers(), {}, []
@@ -110,12 +110,11 @@ def share_out(spec: Any, setup: Setup) -> dict[str, Tower]:
     return shared
 
 
-def stages(spec: Any, setup: Setup) -> tuple[Stage, ...]:
+def stages(spec: Priced, setup: Setup) -> tuple[Stage, ...]:
     """List the stages of the pipeline. Raises ConfigError where `share_out` does."""
     whole = share_out(spec, setup)
     table = tabulate_towers(whole)
-    layers = [name for name, tower in whole.items() for _ in tower.pattern]
-    least, more = divmod(len(layers), setup.pp)
+    least, more = divmod(sum(len(tower.pattern) for tower in whole.values()), setup.pp)
     made: dict[Any, tuple[RankTensor, ...]] = {}
     found, start = [], 0
     for index in range(setup.pp):
@@ -130,7 +129,7 @@ def stages(spec: Any, setup: Setup) -> tuple[Stage, ...]:
     return tuple(found)
 
 
-def fullest(spec: Any, setup: Setup) -> Stage:
+def fullest(spec: Priced, setup: Setup) -> Stage:
     """The stage with most parameters. Raises ConfigError where `share_out` does."""
     return max(stages(spec, setup), key=lambda stage: stage.params)
 
@@ -154,7 +153,8 @@ def _tensors_of(held: CostTable, ends: Mapping[str, Any], whole: CostTable, ep: 
     borrowed: dict[str, bool] = {}  # tables that something here reads, and whether in a matrix product
     own: list[RankTensor] = []
     for row in held.parts:
-        if row.kind is None and row.slot not in ends[row.where]:
+        slot = row.slot if row.slot in (*FIRST, *LAST) else "head"  # one that is not known stands behind the layers
+        if row.kind is None and slot not in ends[row.where]:
             continue
         own += _tensors(row, row.stored, ep)
         if isinstance(row.part, Tied):
@@ -181,7 +181,7 @@ def _tensors(row: PartRow, copies: int, ep: int) -> Iterator[RankTensor]:
 
 
 def activation_bytes(
-    spec: Any, setup: Setup, layers: Mapping[tuple[str, str], float], first: float = 0.0, last: float = 0.0
+    spec: Priced, setup: Setup, layers: Mapping[tuple[str, str], float], first: float = 0.0, last: float = 0.0
 ) -> float:
     """Activations on the rank that has most of them, when one rank alone would keep `layers` bytes a layer, by stack
     and kind, and `first` and `last` bytes beside them.

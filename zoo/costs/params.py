@@ -12,7 +12,7 @@ APART = (EXPERTS, "router", SHARED_EXPERT)
 """Roles within a feed-forward that are counted as components of their own."""
 
 
-def count(spec: Priced | CostTable) -> dict[str, Any]:
+def count_parameters(spec: Priced | CostTable) -> dict[str, Any]:
     """Count parameters as they are stored: a tied weight once, layers that share theirs once.
 
     `active` is what one token uses: experts at top_k, and whole tables, though it looks up one row of each.

@@ -5,12 +5,12 @@ from typing import Any
 
 from zoo.costs import flops, params
 from zoo.costs.cache import kv_cache
-from zoo.costs.rows import CostTable, tabulate
+from zoo.costs.rows import CostTable, Priced, tabulate
 from zoo.costs.setup import Setup
 
 
 def price(
-    spec: Any, setup: Setup | None = None, parts: Collection[str] | None = None, **changes: Any
+    spec: Priced, setup: Setup | None = None, parts: Collection[str] | None = None, **changes: Any
 ) -> dict[str, Any]:
     """Every figure of a set-up, or of the one that `changes` are the fields of, as plain data.
 
@@ -31,17 +31,17 @@ def price(
     return figures
 
 
-def _counted(spec: Any, setup: Setup, table: CostTable) -> dict[str, Any]:
+def _counted(spec: Priced, setup: Setup, table: CostTable) -> dict[str, Any]:
     return {
-        "params": params.count(table),
-        "flops": flops.count(
+        "params": params.count_parameters(table),
+        "flops": flops.count_flops(
             table, setup.tokens(spec), setup.convention, setup.recompute, documents=setup.documents(spec)
         ),
         "kv_cache": kv_cache(spec, setup),
     }
 
 
-def _whole(spec: Any, setup: Setup) -> dict[str, Any]:
+def _whole(spec: Priced, setup: Setup) -> dict[str, Any]:
     from zoo.costs.memory import memory
     from zoo.costs.rules import rules_of_thumb
 

@@ -2,8 +2,8 @@
 """The speed of light: how fast an accelerator could generate, read a prompt and train at most.
 
 A pass takes as long as its FLOPs at the peak rate or its bytes at the peak bandwidth, whichever is longer (Williams et
-al., 2009, Roofline). Each operator on its own is held to that too; the sum over them is the closer bound. Nothing else
-costs time here: launches, what operators hand on, waiting. Real code is slower than every figure of this page.
+al., 2009, Roofline). The same bound on each operator, summed, is closer. Kernel launches, activations and waiting cost
+no time here, so real code is slower than every figure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from zoo.costs import flops
-from zoo.costs.hardware import Hardware, hardware, names
+from zoo.costs.hardware import Hardware, hardware, list_gpus
 from zoo.costs.operators import Chosen, Operator, Widths, absorbs, mixtures, operators, reductions
 from zoo.costs.rows import CostTable, Priced, tabulate
 from zoo.costs.setup import DTYPES, Setup
@@ -39,7 +39,7 @@ def roofline(spec: Priced | CostTable, setup: Setup, figures: Mapping[str, Any] 
     memory says what `fits`. Raises ConfigError for a GPU that is not known or cannot multiply the dtype.
     """
     if setup.gpu is None:
-        raise ConfigError(f"gpu: is missing; a roofline needs it (one of: {', '.join(names())})")
+        raise ConfigError(f"gpu: is missing; a roofline needs it (one of: {', '.join(list_gpus())})")
     device = hardware(setup.gpu)
     peak = device.flops(setup.dtype)
     found: dict[str, Any] = {
@@ -148,11 +148,11 @@ def _each(parts: Mapping[str, Operator], batch: int, device: Hardware, peak: flo
 
 
 def turnover(parts: Mapping[str, Operator], peak: float, bandwidth: float) -> int | None:
-    """The smallest batch at which arithmetic takes as long as memory; None where the cache of one more sequence takes
-    longer to read than its FLOPs to compute, so that there is none.
+    """Find the smallest batch at which arithmetic takes as long as memory. None if there is none: reading the cache of
+    one more sequence takes longer than computing its FLOPs.
 
-    Compute grows with the batch and bytes ever less, as experts repeat: below that batch memory binds, above it does
-    not.
+    Compute grows in proportion to the batch; bytes grow less, because tokens share weights and experts. So memory
+    binds below that batch, and arithmetic above it.
     """
 
     def computes(batch: int) -> bool:
@@ -175,7 +175,7 @@ def _met(router: Any, tokens: int) -> dict[str, Any]:
     return {"experts": router.n_experts, "read": Chosen(0, router.n_experts, router.top_k).distinct(tokens)}
 
 
-def _all_reduce(spec: Any, setup: Setup, device: Hardware, *, decode: bool) -> dict[str, Any]:
+def _all_reduce(spec: Priced, setup: Setup, device: Hardware, *, decode: bool) -> dict[str, Any]:
     """Bytes that a GPU sends in a pass, 2·(t − 1)/t of each sum (a ring: Patarasuk and Yuan, 2009), and their time:
     apart, since it may hide behind arithmetic."""
     summed = reductions(spec, setup.tokens(spec), decode=decode) * setup.batch
@@ -194,7 +194,7 @@ def _train(table: CostTable, setup: Setup, peak: float) -> dict[str, Any]:
     as MFU has it (Chowdhery et al., 2022)."""
     context = setup.tokens(table.spec)
     tokens = context * setup.batch * setup.dp
-    work = flops.count(table, context, documents=setup.documents(table.spec))["train"] * tokens
+    work = flops.count_flops(table, context, documents=setup.documents(table.spec))["train"] * tokens
     rate = peak * setup.mfu * setup.ranks
     found = {
         "gpus": setup.ranks,

@@ -27,6 +27,12 @@ class Priced(Protocol):
     @property
     def d_model(self) -> int: ...
 
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_seq_len(self) -> int: ...
+
     def towers(self) -> Mapping[str, Any]: ...
 
 
@@ -113,7 +119,7 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
             if row.part is not None:
                 parts.append(PartRow(where, row.kind, row.path, row.roles, own, row.part, row.stored, row.used))
             elif own.axis == "attention":
-                look = Look(tower.causal, CROSS in row.roles, own.visible_window, own.visible_chunk)
+                look = Look(bool(tower.causal), CROSS in row.roles, own.visible_window, own.visible_chunk)
                 attentions.append(AttentionRow(where, tower, row.kind, row.roles, own, look, row.used))
             elif own.axis == "router":
                 routers.append(RouterRow(where, row.kind, row.roles, own, row.used))

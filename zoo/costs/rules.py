@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoo.costs import flops
+from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 
 Rule = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Case:
-    """What the rules ask about a model and a set-up."""
+class RuleInputs:
+    """A model, a set-up and its figures, with what the rules of thumb ask of them."""
 
-    spec: Any
+    spec: Priced
     setup: Setup
     figures: Mapping[str, Any]
 
@@ -31,7 +32,7 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        """At once."""
+        """Tokens of the whole batch."""
         return self.setup.tokens(self.spec) * self.setup.batch
 
     @property
@@ -51,10 +52,10 @@ class Case:
         """FLOPs as the exact convention counts them, whichever was asked for."""
         if self.setup.convention == "exact":
             return self.figures["flops"]
-        return flops.count(self.spec, self.setup.tokens(self.spec))
+        return flops.count_flops(self.spec, self.setup.tokens(self.spec))
 
     def two_towers(self) -> str:
-        """Why a rule for one stack of layers does not fit, if so."""
+        """Why a rule for one stack of layers does not apply; empty where it does."""
         return "an encoder and a decoder that reads it, where the rule means one stack" if self.paired else ""
 
     @property
@@ -62,24 +63,24 @@ class Case:
         return len(self.spec.towers()) > 1
 
     def recurrent(self, least: int = 1) -> str:
-        """Why a rule for attention does not fit, if at least so many layers are recurrent."""
+        """Why a rule for attention does not apply, if at least `least` layers are recurrent; else empty."""
         (tower, *_) = self.spec.towers().values()
         found = sum(tower.pattern.count(kind) for kind, block in tower.blocks.items() if block.attention.state())
         several = f"{found} of the {len(tower.pattern)} layers are" if found < len(tower.pattern) else "its layers are"
         return f"{several} recurrent, where the rule means attention" if found >= least else ""
 
     def shards(self) -> str:
-        """Why a rule for a whole model does not fit figures of one rank, if they are."""
+        """Why a rule for a whole model does not apply to the figures of one rank; empty for one GPU."""
         return f"the exact figure is one rank's of {self.setup.ranks}" if self.setup.ranks > 1 else ""
 
 
-def rules_of_thumb(spec: Any, setup: Setup, figures: Mapping[str, Any]) -> dict[str, Rule]:
+def rules_of_thumb(spec: Priced, setup: Setup, figures: Mapping[str, Any]) -> dict[str, Rule]:
     """Each rule by name: `rule` as it is written, its `value`, the `exact` figure, the relative `error` of the value,
     the `unit`, and in a line when it `holds`.
 
     Without a value there is a `reason`; without an exact figure the rule is advice, or needs one that is not priced.
     """
-    case = Case(spec, setup, figures)
+    case = RuleInputs(spec, setup, figures)
     return _parameters(case) | _flops(case) | _cache(case) | _training(case) | _memory(case)
 
 
@@ -99,7 +100,7 @@ def _entry(rule: str, value: float, exact: float | None, unit: str, holds: str, 
     return entry | ({"reason": reason + given} if reason else {})
 
 
-def _parameters(case: Case) -> dict[str, Rule]:
+def _parameters(case: RuleInputs) -> dict[str, Rule]:
     value = 12 * case.layers * case.spec.d_model**2  # q, k, v, o: 4d²; two matrices 4d wide: 8d²
     against = case.two_towers(), case.recurrent()
     holds = "GPT blocks: as many key heads as heads, n_heads·head_dim = d, d_ff = 4d, two matrices, no experts"
@@ -112,7 +113,7 @@ def _parameters(case: Case) -> dict[str, Rule]:
     }
 
 
-def _flops(case: Case) -> dict[str, Rule]:
+def _flops(case: RuleInputs) -> dict[str, Rule]:
     forward, train = case.flops["forward"], case.flops["train"]
     dense = "no experts, a context short beside 12·d, and tables small or tied (Kaplan et al., 2020)"
     met = "a context short beside 12·d, and tables small or tied; experts are counted as met"
@@ -124,7 +125,7 @@ def _flops(case: Case) -> dict[str, Rule]:
     }
 
 
-def _cache(case: Case) -> dict[str, Rule]:
+def _cache(case: RuleInputs) -> dict[str, Rule]:
     exact = case.figures["kv_cache"]["bytes"]
     kept = case.tokens * case.cache_bytes
     none = "" if any(tower.causal for tower in case.spec.towers().values()) else "it writes nothing"
@@ -153,7 +154,7 @@ def _cache(case: Case) -> dict[str, Rule]:
     }
 
 
-def _heads(case: Case) -> tuple[int, str]:
+def _heads(case: RuleInputs) -> tuple[int, str]:
     """n_kv_heads·head_dim of a layer, or n_heads·head_dim as far as there is such; and why there is no one such."""
     blocks = [block for tower in case.spec.towers().values() for block in tower.blocks.values()]
     found = {_kept(block.attention) for block in blocks}
@@ -169,7 +170,7 @@ def _kept(attention: Any) -> int | None:
     return attention.n_kv_heads * attention.head_dim if set(cache) == {"k", "v"} and attention.kind == "gqa" else None
 
 
-def _training(case: Case) -> dict[str, Rule]:
+def _training(case: RuleInputs) -> dict[str, Rule]:
     optimal = 20 * case.total
     tokens = case.setup.train_tokens or optimal
     return {
@@ -186,7 +187,7 @@ def _training(case: Case) -> dict[str, Rule]:
     }
 
 
-def _memory(case: Case) -> dict[str, Rule]:
+def _memory(case: RuleInputs) -> dict[str, Rule]:
     held = case.figures["memory"]
     states = sum(held[name] for name in ("weights", "gradients", "optimizer"))
     stacks = case.two_towers(), case.recurrent(), case.shards()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from zoo.costs.rows import Priced
 
 DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 """Bytes a value, by the name users give a dtype."""
@@ -67,11 +70,11 @@ class Setup:
         if faults := list(_faults(self)):
             raise ConfigError(*faults)
 
-    def tokens(self, spec: Any) -> int:
+    def tokens(self, spec: Priced) -> int:
         """Tokens of a sequence."""
         return int(spec.max_seq_len if self.context is None else self.context)
 
-    def documents(self, spec: Any) -> list[int] | None:
+    def documents(self, spec: Priced) -> list[int] | None:
         """Tokens of each document in a sequence, the last cut short; None where a sequence is one."""
         if self.document is None:
             return None

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from zoo.costs.rows import tabulate
+from zoo.costs.rows import Priced, tabulate
 from zoo.errors import ConfigError
 from zoo.model.tower import Tower
 from zoo.spec import Experts
@@ -32,7 +32,7 @@ def tensor_faults(tower: Tower, tp: int) -> Iterator[str]:
         yield from _refusals(part, tp)
 
 
-def expert_faults(spec: Any, ep: int) -> Iterator[str]:
+def expert_faults(spec: Priced, ep: int) -> Iterator[str]:
     """One line for each count of experts that the ranks of expert parallelism do not divide."""
     if ep == 1:
         return

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from zoo.costs.parallel import FIRST, RankTensor, Stage, fullest
+from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shards import ceil_share, dim0_share, numel
 from zoo.errors import ConfigError
@@ -29,7 +30,7 @@ VALUES = {"adamw": 2, "lion": 1, "sgd": 1}
 """Values an optimizer keeps of each element: Loshchilov and Hutter, 2017; Chen et al., 2023; SGD with momentum."""
 
 
-def states(spec: Any, setup: Setup, stage: Stage | None = None) -> dict[str, Any]:
+def states(spec: Priced, setup: Setup, stage: Stage | None = None) -> dict[str, Any]:
     """Bytes of training states on one rank: one of `stage`, or of the stage with most parameters.
 
     `weights`, `gradients`, `optimizer` (the master copy among it, and `master` once more apart) are what ZeRO leaves
@@ -41,10 +42,10 @@ def states(spec: Any, setup: Setup, stage: Stage | None = None) -> dict[str, Any
     """
     stage = fullest(spec, setup) if stage is None else stage
     pieces, (weight, gradient, _, master) = stage.pieces, widths(setup)
-    masters = held(pieces, setup, 1) * master
+    masters = count_sharded(pieces, setup, 1) * master
     kept = {
-        "weights": held(pieces, setup, 3) * weight,
-        "gradients": held(pieces, setup, 2) * gradient,
+        "weights": count_sharded(pieces, setup, 3) * weight,
+        "gradients": count_sharded(pieces, setup, 2) * gradient,
         "optimizer": optimizer_bytes(pieces, setup) + masters,
         "master": masters,
     }
@@ -77,12 +78,12 @@ def widths(setup: Setup) -> tuple[int, int, int, int]:
 
 
 def ways(setup: Setup, expert: bool) -> int:
-    """Ranks with the same weights, among which ZeRO shards them."""
+    """Number of ranks that hold the same weights, among which ZeRO shards them."""
     return setup.dp * setup.cp // (setup.ep if expert else 1)
 
 
-def held(pieces: Iterable[RankTensor], setup: Setup, since: int) -> int:
-    """Elements on a rank of what ZeRO shards from the stage `since` on.
+def count_sharded(pieces: Iterable[RankTensor], setup: Setup, since: int) -> int:
+    """Count the elements that a rank holds of what ZeRO shards from stage `since` on.
 
     Stages 1 and 2 cut all parameters, one after the other, in equal parts (DeepSpeed, Megatron-LM); 3 cuts each tensor
     (FSDP2), of which the first rank has the most.
@@ -156,11 +157,11 @@ def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
     width, pieces = widths(setup)[2], list(pieces)
     tensors = _optimized(pieces, setup)
     if setup.optimizer == "adamw":
-        return 0 if setup.fused_optimizer else held(pieces, setup, 1) * width
+        return 0 if setup.fused_optimizer else count_sharded(pieces, setup, 1) * width
     if setup.optimizer in ("adafactor", "lion"):
         return 2 * width * max(numel(shape) for shape, _, _ in tensors)
     if setup.optimizer == "muon":
-        others = held([piece for piece in pieces if not piece.hidden], setup, 1) * width
+        others = count_sharded([piece for piece in pieces if not piece.hidden], setup, 1) * width
         matrices = (piece.shape for piece in pieces if piece.hidden)  # whole: shards are put together to orthogonalise
         return max([others, *(width * numel(s) + 2 * (2 * numel(s) + 2 * min(s) ** 2) for s in matrices)])
     return 0

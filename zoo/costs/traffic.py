@@ -9,12 +9,12 @@ import math
 from typing import Any
 
 from zoo.costs.parallel import Stage, fullest
-from zoo.costs.rows import tabulate
+from zoo.costs.rows import Priced, tabulate
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.states import ways, widths
 
 
-def traffic(spec: Any, setup: Setup, stage: Stage | None = None) -> dict[str, dict[str, Any]]:
+def traffic(spec: Priced, setup: Setup, stage: Stage | None = None) -> dict[str, dict[str, Any]]:
     """For each kind of parallelism at work: the `bytes` that a rank of `stage` (that with most parameters) sends in a
     step, and the `collective` it sends them by.
 

@@ -28,9 +28,10 @@ class Generation(NamedTuple):
 
 
 class Peaks(NamedTuple):
-    """Bytes that live at once, beside weights and cache: while the prompts are read up to the first logits, and while
-    one more token of each row is decoded."""
+    """Bytes that live at once, beside weights and cache: while an encoder reads the prompts (0 without one), while a
+    decoder reads them, or its first token, up to the first logits, and while one more token of each row is decoded."""
 
+    encode: int
     prefill: int
     decode: int
 
@@ -60,12 +61,12 @@ def _extended(towers: dict[str, Any], run: Generation, stride: int) -> Peaks:
     near = run.context % stride + FEW * stride
     a, b = (_traced(looping, run._replace(context=near + each * stride)) for each in range(2))
     far = (run.context - near) // stride
-    prefill = a.prefill + far * (b.prefill - a.prefill)
-    decode = _traced(towers, run, prefill=False).decode
+    encode, prefill = (first + far * (second - first) for first, second in zip(a[:2], b[:2], strict=True))
+    decode = _decode(towers, run)
     if any(not block.attention.state() for tower in towers.values() for block in tower.blocks.values()):
-        others = {name: _only(tower, loops=False) for name, tower in towers.items()}
-        return Peaks(max(prefill, _traced(others, run).prefill), decode)
-    return Peaks(prefill, decode)
+        others = _prefill({name: _only(tower, loops=False) for name, tower in towers.items()}, run)
+        encode, prefill = max(encode, others[0]), max(prefill, others[1])
+    return Peaks(encode, prefill, decode)
 
 
 def _only(tower: Any, *, loops: bool) -> Any:
@@ -75,26 +76,28 @@ def _only(tower: Any, *, loops: bool) -> Any:
     return replace(tower, blocks=kept, pattern=tuple(kind for kind in tower.pattern if kind in kept))
 
 
-def _traced(towers: dict[str, Any], run: Generation, *, prefill: bool = True) -> Peaks:
-    return Peaks(_prefill(towers, run) if prefill else 0, _decode(towers, run))
+def _traced(towers: dict[str, Any], run: Generation) -> Peaks:
+    return Peaks(*_prefill(towers, run), _decode(towers, run))
 
 
 def _tape(run: Generation) -> Any:
     return taping("cuda" if run.fused else "cpu", training=False, recording=False)
 
 
-def _prefill(towers: dict[str, Any], run: Generation) -> int:
-    """A decoder reads the prompts; an encoder reads them, and its decoder begins with one token."""
+def _prefill(towers: dict[str, Any], run: Generation) -> tuple[int, int]:
+    """A decoder reads the prompts; or an encoder reads them, and its decoder begins with one token."""
     with _tape(run) as tape:
-        memory = None
+        encode, memory = 0, None
         for tower in towers.values():
             if not tower.causal:
                 memory = _run(tape, tower, run, run.context, None, None).hidden
+                encode = tape.most
+                tape.begin()
             else:
                 memory = _memory(tower, run) if memory is None else memory
                 new = 1 if len(towers) > 1 else run.context
                 _run(tape, tower, run, new, _cache(tower, run, 0), memory)
-        return _checked(tape)
+        return encode, _checked(tape)
 
 
 def _decode(towers: dict[str, Any], run: Generation) -> int:

@@ -1,4 +1,4 @@
-"""Text to train on: a corpus, its split, its tokenizer and its tokens, prepared once and kept in the cache."""
+"""Prepare text for training: corpus, split, tokenizer and tokens, made once and kept in a cache."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from zoo.data.corpus import Corpus, joined, split, stdlib_corpus, text_corpus
+from zoo.data.corpus import Corpus, join_pieces, split, stdlib_corpus, text_corpus
 from zoo.data.tokenizer import Tokenizer, byte_tokenizer, tokenizer_file, train_bpe
 from zoo.data.tokens import (
     Batch,
     Batches,
     Progress,
-    Tokens,
-    cached,
+    TokenFile,
     evaluation_batches,
+    fill_cache,
     open_tokens,
     write_tokens,
 )
@@ -31,16 +31,16 @@ __all__ = [
     "Batches",
     "DataSettings",
     "Prepared",
+    "TokenFile",
     "Tokenizer",
     "TokenizerSettings",
-    "Tokens",
     "evaluation_batches",
     "prepare",
 ]
 
-LAYOUT = 1  # of a cached folder; another number makes the older ones unused
+LAYOUT = 2  # version of a cached folder; folders of another one are not used
 BPE_SIZE = 4096
-BPE_SAMPLE = 16 << 20  # bytes of text a BPE is trained on, evenly spread: more of the same changes few merges
+BPE_SAMPLE = 16 << 20  # bytes of text that a BPE is trained on, evenly spread: more of the same text changes few merges
 
 
 class TokenizerSettings(BaseModel):
@@ -103,15 +103,15 @@ class DataSettings(BaseModel):
 
     @classmethod
     def read(cls, node: Mapping[Any, Any], where: str = "data") -> DataSettings:
-        """Checks a resolved node that stands at `where`. Raises ConfigError with every fault in it."""
+        """Validate a resolved node at the path `where`. Raises ConfigError with every fault in it."""
         try:
             return cls.model_validate(dict(node))
         except ValidationError as error:
-            raise ConfigError(*(fault(found, where) for found in error.errors())) from error
+            raise ConfigError(*(describe_fault(found, where) for found in error.errors())) from error
 
 
-def fault(found: Any, where: str) -> str:
-    """One line for one of pydantic's errors."""
+def describe_fault(found: Any, where: str) -> str:
+    """Describe one of pydantic's errors in one line."""
     path = ".".join([where, *map(str, found["loc"])])
     if found["type"] == "extra_forbidden":
         settings = TokenizerSettings if found["loc"][0] == "tokenizer" else DataSettings
@@ -125,19 +125,19 @@ def fault(found: Any, where: str) -> str:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Both parts of a corpus as tokens. `key` is equal for equal tokens: a run that goes on must find its own again."""
+    """Both parts of a corpus as tokens. Equal keys mean equal tokens: a resumed run compares the two keys."""
 
     tokenizer: Tokenizer
-    train: Tokens
-    validation: Tokens
+    train: TokenFile
+    validation: TokenFile
     key: str
     folder: Path
 
 
 def prepare(settings: DataSettings, progress: Progress | None = None) -> Prepared:
-    """Reads, splits, trains a tokenizer and encodes, or finds all that in the cache. Raises ConfigError.
+    """Read and split a corpus, train a tokenizer and encode; or find all that in the cache. Raises ConfigError.
 
-    `progress(what, done, total)` is told bytes of text.
+    `progress(what, done, total)` is called with bytes of text.
     """
     progress = progress or (lambda what, done, total: None)
     corpus = text_corpus(settings.path) if settings.path else stdlib_corpus()
@@ -147,17 +147,17 @@ def prepare(settings: DataSettings, progress: Progress | None = None) -> Prepare
     key = cache_key(settings, fingerprint)
 
     def build(folder: Path) -> None:
-        fill(folder, corpus, settings, progress)
+        write_prepared(folder, corpus, settings, progress)
         if corpus.fingerprint() != fingerprint:
             raise ZooError("data: the corpus changed while it was read (start again)")
 
-    folder = cached(f"{settings.kind}-{key}", build)
+    folder = fill_cache(f"{settings.kind}-{key}", build)
     tokens = open_tokens(folder)
     return Prepared(Tokenizer.load(folder), tokens["train"], tokens["validation"], key, folder)
 
 
 def cache_key(settings: DataSettings, fingerprint: str) -> str:
-    """Of all that the tokens depend on; `documents` is about batches."""
+    """Hash everything that the tokens depend on. `documents` is left out: it is about batches."""
     import tokenizers
 
     on = settings.model_dump(include={"validation_fraction", "max_bytes"})
@@ -170,15 +170,15 @@ def cache_key(settings: DataSettings, fingerprint: str) -> str:
     return hashlib.blake2b(json.dumps(on, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def fill(folder: Path, corpus: Corpus, settings: DataSettings, progress: Progress) -> None:
-    """Everything that `prepare` keeps, into an empty folder."""
+def write_prepared(folder: Path, corpus: Corpus, settings: DataSettings, progress: Progress) -> None:
+    """Write the tokenizer and the tokens of a corpus into an empty folder."""
     total = min(corpus.n_bytes, settings.max_bytes or corpus.n_bytes)
     parts = split(corpus, settings.validation_fraction, settings.max_bytes)
 
     def texts_to_learn() -> Iterator[str]:
         every = -(-total // BPE_SAMPLE)
         done = 0
-        for number, text in enumerate(text for part, text in joined(corpus, parts) if part == "train"):
+        for number, text in enumerate(text for part, text in join_pieces(corpus, parts) if part == "train"):
             if number % every == 0:
                 yield text
             done += len(text.encode())
@@ -186,12 +186,14 @@ def fill(folder: Path, corpus: Corpus, settings: DataSettings, progress: Progres
 
     tokenizer = make_tokenizer(settings.tokenizer, texts_to_learn())
     tokenizer.save(folder)
-    write_tokens(folder, joined(corpus, parts), tokenizer, lambda done: progress("encoding", min(done, total), total))
+    write_tokens(
+        folder, join_pieces(corpus, parts), tokenizer, lambda done: progress("encoding", min(done, total), total)
+    )
     progress("encoding", total, total)
 
 
 def make_tokenizer(settings: TokenizerSettings, texts: Iterator[str]) -> Tokenizer:
-    """As the settings say; only a BPE looks at the texts."""
+    """Make the tokenizer that the settings name. Only a BPE reads the texts."""
     if settings.kind == "byte":
         return byte_tokenizer()
     if settings.path is not None:

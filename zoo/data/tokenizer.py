@@ -1,4 +1,4 @@
-"""Text to token ids and back, over Hugging Face `tokenizers`: bytes, byte-level BPE, or any tokenizer.json."""
+"""Encode text to token ids and back, with Hugging Face `tokenizers`: bytes, byte-level BPE, or any tokenizer.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 EOS = "<|endoftext|>"
-# How published tokenizers spell the end of a text, where no file beside them says it.
+# The end of a text in published tokenizers, for those without a file beside them that names it.
 KNOWN_EOS = (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
 
 
@@ -36,25 +36,25 @@ class Tokenizer:
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Ids of plain text: `<|endoftext|>` within it is thirteen characters, so that no text can end a document.
+        """Encode text. `<|endoftext|>` in it is thirteen characters, so that no text can end a document.
 
-        `special` reads such tokens where the text spells them, and adds those that the tokenizer's file asks for (a
-        start token, say), as Hugging Face does by default.
+        With `special` the text may spell special tokens, and those that the tokenizer's file asks for (a start token,
+        say) are added, which is Hugging Face's default.
         """
         self.backend.encode_special_tokens = not special
         return self.backend.encode(text, add_special_tokens=special).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """As `encode`, on all cores."""
+        """Encode many texts on all cores, as `encode` does."""
         self.backend.encode_special_tokens = True
         return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
-        """Text of the ids; bytes that are not UTF-8 show as U+FFFD, special tokens only when asked for."""
+        """Decode ids. Bytes that are not UTF-8 become U+FFFD; special tokens are left out unless `special`."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def save(self, folder: str | Path) -> None:
-        """Writes tokenizer.json and what `transformers.AutoTokenizer` needs beside it."""
+        """Write tokenizer.json and what `transformers.AutoTokenizer` needs beside it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos}
@@ -64,10 +64,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path, eos: str | None = None, *, where: str = "tokenizer") -> Tokenizer:
-        """Reads a tokenizer.json, or a folder that holds one; `where` names the setting in messages.
+        """Read a tokenizer.json, or a folder that holds one; `where` names the setting in messages.
 
-        The end of a text is `eos`, or as tokenizer_config.json beside it says, or the first common spelling of it that
-        the vocabulary has. Raises ConfigError.
+        The end of a text is `eos`, else what tokenizer_config.json beside it says, else the first of its common
+        spellings that the vocabulary has. Raises ConfigError.
         """
         import tokenizers
 
@@ -82,7 +82,7 @@ class Tokenizer:
         backend.no_truncation()  # some files ask for both, which would cut documents short
         backend.no_padding()
         if eos is None:
-            eos = stated_eos(file.with_name("tokenizer_config.json"), where)
+            eos = read_eos(file.with_name("tokenizer_config.json"), where)
         if eos is None:
             eos = next((known for known in KNOWN_EOS if backend.token_to_id(known) is not None), None)
         if eos is None:
@@ -91,7 +91,7 @@ class Tokenizer:
 
 
 def tokenizer_file(path: str | Path, where: str) -> Path:
-    """The file itself, for a file or the folder it is in."""
+    """Find tokenizer.json: the path itself, or in the folder it names. Raises ConfigError."""
     path = Path(path).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
@@ -100,7 +100,7 @@ def tokenizer_file(path: str | Path, where: str) -> Path:
 
 
 def read_json(file: Path, where: str, needs: str | None = None) -> dict[str, Any]:
-    """A JSON object, one that has the key it `needs`. Raises ConfigError."""
+    """Read a JSON object that has the key it `needs`. Raises ConfigError."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -110,14 +110,14 @@ def read_json(file: Path, where: str, needs: str | None = None) -> dict[str, Any
     return found
 
 
-def stated_eos(file: Path, where: str) -> str | None:
-    """The `eos_token` of a tokenizer_config.json: a string, or an object with its `content`."""
+def read_eos(file: Path, where: str) -> str | None:
+    """Read `eos_token` from a tokenizer_config.json: a string, or an object with its `content`."""
     stated = read_json(file, where).get("eos_token") if file.is_file() else None
     return stated.get("content") if isinstance(stated, dict) else stated
 
 
 def byte_tokenizer() -> Tokenizer:
-    """A token is a byte and its id is the byte's value; 256 ends a text."""
+    """Make the tokenizer of bytes: an id is the byte's value, and 256 ends a text."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers
 
@@ -129,16 +129,16 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def byte_spellings() -> list[str]:
-    """What stands for each byte in a vocabulary (GPT-2, 2019): its character if that prints, else one from 256 on."""
+    """The character for each byte in a vocabulary (GPT-2, 2019): its own if that prints, else one from 256 on."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     spare = iter(range(256, 512))
     return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE with GPT-2's word pattern; `vocab_size` counts the 256 bytes and the end of a text.
+    """Train a byte-level BPE with GPT-2's word pattern; `vocab_size` counts the 256 bytes and the end of a text.
 
-    A short corpus gives fewer tokens: only pairs seen twice are merged. The result depends on the texts alone.
+    A short corpus gives fewer tokens, as only pairs seen twice are merged. The result depends on the texts alone.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers

@@ -1,4 +1,4 @@
-"""Token ids on disk, and the batches of a training run: each a function of the seed and the step alone.
+"""Write token ids to disk and read batches from them: each batch is a function of the seed and the step alone.
 
 B rows, T tokens a row.
 """
@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import time
-import uuid
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.data.corpus import Part
 from zoo.data.tokenizer import Tokenizer
+from zoo.disk import remove_drafts, replace_folder
 from zoo.errors import ConfigError, ZooError
 
 if TYPE_CHECKING:
@@ -26,18 +25,17 @@ if TYPE_CHECKING:
     import torch
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, and how many bytes of text of how many are done."""
+"""Called with what is being done, the bytes of text done, and the bytes in all."""
 
 PARTS: tuple[Part, ...] = ("train", "validation")
 GROUP = 1 << 20  # bytes of text encoded at once: enough for all cores, little to hold
-A_DAY = 86400  # seconds after which a folder that a killed run left half-written is removed
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """One part of a corpus as ids, mapped into memory: EOS, then each document and an EOS after it.
+class TokenFile:
+    """One part of a corpus as token ids, mapped into memory: EOS, then each document followed by EOS.
 
-    So the EOS is the last target of one document and the first input of the next, and no document lacks either.
+    The EOS between two documents is the last target of one and the first input of the other.
     """
 
     path: Path
@@ -45,7 +43,7 @@ class Tokens:
     eos_id: int
     n_documents: int
     n_bytes: int
-    """Of the text, as UTF-8: the loss in bits per byte compares models with different tokenizers."""
+    """Bytes of the text in UTF-8: bits per byte compare models with different tokenizers."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,7 +55,7 @@ class Tokens:
         return np.memmap(self.path, dtype=self.dtype, mode="r")
 
     def rows(self, starts: Iterable[int], length: int) -> np.ndarray:
-        """A row of `length` ids from each start on, as int64."""
+        """Read a row of `length` ids from each start, as int64."""
         import numpy as np
 
         return np.stack([self.ids[start : start + length] for start in starts]).astype(np.int64)
@@ -72,7 +70,8 @@ class Batch(NamedTuple):
 
 
 def to_batch(rows: np.ndarray, eos_id: int, documents: bool) -> Batch:
-    """From rows of T + 1 ids. An EOS belongs to the document that it opens: as an input it sees nothing of the last."""
+    """Make a batch from rows of T + 1 ids. An EOS belongs to the document it opens: as an input it sees nothing of the
+    one before."""
     import torch
 
     ids = torch.from_numpy(rows)
@@ -84,13 +83,15 @@ def to_batch(rows: np.ndarray, eos_id: int, documents: bool) -> Batch:
 
 
 class Batches:
-    """Endless shuffled batches. Each epoch is a permutation of its own of the same windows, that share no input.
+    """Endless shuffled batches. Each epoch is another permutation of the same windows, which share no input.
 
-    `batch(step)` depends on (seed, step) alone, so a step counter is all there is to resume. A batch runs on into the
-    next epoch where one ends, so all are of one shape.
+    `batch(step)` depends on (seed, step) alone, so resuming needs a step counter only. Where an epoch ends within a
+    batch, the next one fills it up, so all batches have one shape.
     """
 
-    def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int = 0, documents: bool = False) -> None:
+    def __init__(
+        self, tokens: TokenFile, batch_size: int, seq_len: int, seed: int = 0, documents: bool = False
+    ) -> None:
         self.n_windows = (len(tokens) - 1) // seq_len
         if self.n_windows < 1:
             raise ConfigError(
@@ -114,7 +115,7 @@ class Batches:
         return batch
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step, whichever were asked for before."""
+        """The batch of a step, whatever was read before."""
         first = step * self.batch_size
         starts = [self._window(number) * self.seq_len for number in range(first, first + self.batch_size)]
         return to_batch(self.tokens.rows(starts, self.seq_len + 1), self.tokens.eos_id, self.documents)
@@ -129,32 +130,32 @@ class Batches:
         return int(self._orders[epoch][place])
 
     def state(self) -> dict[str, int]:
-        """What `restore` needs: the step, and what gives the step its meaning."""
-        return {"step": self.step, **self._meaning()}
+        """What `restore` needs: the step, and the settings that the order of batches depends on."""
+        return {"step": self.step, **self._order_settings()}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Goes on from a state. Raises ConfigError when it was of other data or settings, as the order would differ."""
+        """Set the step from a state. Raises ConfigError when data or settings differ, as the order of batches would."""
         faults = [
             f"data: to resume, {name} must be as before, found {now} (was {state.get(name)})"
-            for name, now in self._meaning().items()
+            for name, now in self._order_settings().items()
             if state.get(name) != now
         ]
         if faults:
             raise ConfigError(*faults)
         self.step = state["step"]
 
-    def _meaning(self) -> dict[str, int]:
+    def _order_settings(self) -> dict[str, int]:
         names = {"seed": self.seed, "batch_size": self.batch_size, "seq_len": self.seq_len}
         return {**names, "n_tokens": len(self.tokens)}
 
 
 def evaluation_batches(
-    tokens: Tokens, batch_size: int, seq_len: int, *, documents: bool = False, limit: int | None = None
+    tokens: TokenFile, batch_size: int, seq_len: int, *, documents: bool = False, limit: int | None = None
 ) -> Iterator[Batch]:
-    """The split in order, each id after the first a target once; or the first `limit` batches of it.
+    """Yield the split in order, so that each id after the first is a target once; or its first `limit` batches.
 
-    The last full batch may have fewer rows, and the ids left over make a batch of one shorter row: weigh batches by
-    their number of targets.
+    The last full batch may have fewer rows, and the ids left over form a batch of one shorter row: weight batches by
+    their numbers of targets.
     """
     n_targets = len(tokens) - 1
     n_rows, left = divmod(n_targets, seq_len)
@@ -169,7 +170,7 @@ def evaluation_batches(
 def write_tokens(
     folder: Path, texts: Iterable[tuple[Part, str]], tokenizer: Tokenizer, report: Callable[[int], None]
 ) -> None:
-    """Encodes the documents of both parts into `folder`; `report` is told the bytes of text done so far."""
+    """Encode the documents of both parts into `folder`. `report` is called with the bytes of text done so far."""
     import numpy as np
 
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
@@ -178,7 +179,7 @@ def write_tokens(
         files = {part: stack.enter_context(open(folder / f"{part}.bin", "wb")) for part in PARTS}
         for file in files.values():
             file.write(np.array([tokenizer.eos_id], dtype).tobytes())
-        for group in grouped(texts):
+        for group in group_texts(texts):
             encoded = tokenizer.encode_batch([text for _, text in group])
             for (part, text), ids in zip(group, encoded, strict=True):
                 files[part].write(np.array([*ids, tokenizer.eos_id], dtype).tobytes())
@@ -186,15 +187,12 @@ def write_tokens(
                 counts[part]["n_documents"] += 1
                 counts[part]["n_bytes"] += len(text.encode())
             report(sum(count["n_bytes"] for count in counts.values()))
-        about = stack.enter_context(open(folder / "tokens.json", "w", encoding="utf-8"))
-        json.dump({"dtype": dtype, "eos_id": tokenizer.eos_id, **counts}, about, indent=2)
-        for file in (*files.values(), about):
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave the folder renamed and its files empty
+    about = {"dtype": dtype, "eos_id": tokenizer.eos_id, **counts}
+    (folder / "tokens.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
 
 
-def grouped(texts: Iterable[tuple[Part, str]]) -> Iterator[list[tuple[Part, str]]]:
-    """Groups of about GROUP characters."""
+def group_texts(texts: Iterable[tuple[Part, str]]) -> Iterator[list[tuple[Part, str]]]:
+    """Collect texts into groups of about GROUP characters."""
     group: list[tuple[Part, str]] = []
     length = 0
     for part, text in texts:
@@ -207,8 +205,8 @@ def grouped(texts: Iterable[tuple[Part, str]]) -> Iterator[list[tuple[Part, str]
         yield group
 
 
-def open_tokens(folder: Path) -> dict[Part, Tokens]:
-    """What `write_tokens` wrote. Raises ZooError when a file is not as long as it was."""
+def open_tokens(folder: Path) -> dict[Part, TokenFile]:
+    """Open what `write_tokens` wrote. Raises ZooError when a file has another length than then."""
     try:
         about = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
         sizes = {part: (folder / f"{part}.bin").stat().st_size for part in PARTS}
@@ -218,7 +216,7 @@ def open_tokens(folder: Path) -> dict[Part, Tokens]:
     if not whole:
         raise ZooError(f"{folder}: the cached tokens are damaged, found files of {sizes} bytes (delete the folder)")
     return {
-        part: Tokens(
+        part: TokenFile(
             path=folder / f"{part}.bin",
             dtype=about["dtype"],
             eos_id=about["eos_id"],
@@ -230,7 +228,7 @@ def open_tokens(folder: Path) -> dict[Part, Tokens]:
 
 
 def cache_folder() -> Path:
-    """`$ZOO_CACHE`, or where the platform keeps what can be made again."""
+    """The cache: `$ZOO_CACHE`, or a folder where the platform keeps caches."""
     if stated := os.environ.get("ZOO_CACHE"):
         return Path(stated).expanduser()
     if os.name == "nt":
@@ -238,38 +236,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoo"
 
 
-def cached(name: str, build: Callable[[Path], object]) -> Path:
-    """The folder `name` of the cache. Where there is none, `build` fills a draft beside it that is renamed when whole.
+def fill_cache(name: str, build: Callable[[Path], object]) -> Path:
+    """The folder `name` of the cache. Where there is none, `build` fills a draft that gets the name when complete.
 
-    So a folder of that name is always complete, and of two runs that build it at once the second drops its own.
+    Of two processes that build it at once the second drops its own: both hold the same.
     """
     folder = cache_folder() / "data" / name
     if folder.is_dir():
         return folder
-    draft = folder.with_name(f".draft-{uuid.uuid4().hex}")
     try:
-        draft.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_drafts(folder.parent)
+        tempfile.TemporaryFile(dir=folder.parent).close()  # raises where nothing may be written
     except OSError as error:
         what = f"cannot write to {folder.parent}, found {error.strerror}"
         raise ConfigError(f"ZOO_CACHE: {what} (set ZOO_CACHE to a folder of yours)") from error
-    try:
-        remove_stale_drafts(folder.parent)
+    with replace_folder(folder, keep=True) as draft:
         build(draft)
-        os.replace(draft, folder)
-    except OSError:
-        if not folder.is_dir():  # it is there when another run was first: that one holds the same
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return folder
-
-
-def remove_stale_drafts(folder: Path) -> None:
-    """Those that killed runs left, told by their age."""
-    for draft in folder.glob(".draft-*"):
-        try:
-            stale = time.time() - draft.stat().st_mtime > A_DAY
-        except FileNotFoundError:  # its run has just finished
-            continue
-        if stale:
-            shutil.rmtree(draft, ignore_errors=True)

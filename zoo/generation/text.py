@@ -13,6 +13,7 @@ from zoo.generation import engine
 from zoo.generation.sample import Sampling
 from zoo.lazy import torch
 from zoo.run.builder import pick_device
+from zoo.run.dtypes import settle_cpu
 
 if TYPE_CHECKING:
     import tokenizers
@@ -37,9 +38,10 @@ def stream(
 ) -> Iterator[str]:
     """Load a model and stream what it writes after `prompt`, as `complete` does.
 
-    `checkpoint` is a checkpoint or a run folder; None takes the last run started from here. `dtype` is the file's if
-    None. `fp8` puts weights in float8 (`zoo.run.fp8.quantize`); the model is then bfloat16 unless `dtype` says
-    otherwise. `note` is given one line about what is allowed but doubtful, and one about what is in float8.
+    `checkpoint` is a checkpoint or a run folder; None takes the last run started from here. `dtype` None is the file's,
+    or float32 where a CPU computes that faster. `fp8` puts weights in float8 (`zoo.run.fp8.quantize`); the model is
+    then bfloat16 unless `dtype` says otherwise. `note` is given a line each about what is allowed but doubtful, what is
+    in float8, a dtype that is not the file's, and a number of threads that is not torch's own.
 
     Raises ConfigError, at the call, for everything that will not do.
     """
@@ -48,15 +50,15 @@ def stream(
     from zoo.data.tokenizer import Tokenizer
     from zoo.run.fp8 import WEIGHT_ONLY, quantize, require, summary
 
+    tell = note or (lambda line: None)
     if fp8:
         require(fp8, pick_device(device), f"fp8: {fp8}", WEIGHT_ONLY)
     folder = runs.find(runs.last_run() if checkpoint is None else checkpoint)
     tokenizer = Tokenizer.load(folder)
     model = store.load(folder, dtype or ("bf16" if fp8 else None), device)
     if fp8:
-        products = quantize(model, fp8)
-        if note is not None:
-            note(f"fp8 {fp8}: {summary(products)}")
+        tell(f"fp8 {fp8}: {summary(quantize(model, fp8))}")
+    settle_cpu(model, tell, dtype=None if dtype is None else f"dtype={dtype}", keep=fp8 is not None)
     ends = [] if (folder / runs.ARCHITECTURE).is_file() else hf.end_ids(folder)
     options = {"ends": ends, "max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop, "kernel": kernel}
     return complete(model, tokenizer, prompt, note=note, **options)

@@ -1,5 +1,5 @@
 # N texts, T tokens, D model width
-"""Texts as vectors: a model's hidden states, pooled over each text's tokens."""
+"""Embed texts: a model's hidden states, pooled over each text's tokens."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError, did_you_mean
 from zoo.lazy import F, torch
+from zoo.run.dtypes import settle_cpu
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,8 +29,8 @@ def embed(
     device: str = "cpu",
     note: Callable[[str], object] | None = None,
 ) -> Tensor:
-    """The vector of each text [N, D], float32 on the CPU. `model` is a folder, or a model with its `tokenizer` (a
-    tokenizer.json or its folder).
+    """Embed texts: the vector of each [N, D], float32 on the CPU. `model` is a folder, or a model with its `tokenizer`
+    (a tokenizer.json or its folder).
 
     `pooling` takes the mean of a text's tokens (Reimers and Gurevych, 2019), its first (cls) or its last; unless given,
     what the folder's 1_Pooling/config.json says, else the mean. `normalize` makes every vector of length 1. A text
@@ -40,6 +41,8 @@ def embed(
 
     folder = runs.find(model) if isinstance(model, str | Path) else None
     reader: Any = model if folder is None else store.load(folder, device=device)
+    if folder is not None:
+        settle_cpu(reader, note or (lambda line: None))
     tokenizer = tokenizer or folder
     if tokenizer is None:
         raise ConfigError("tokenizer: a model alone does not read text (pass its tokenizer.json)")
@@ -74,7 +77,7 @@ def stated_pooling(folder: Path) -> str | None:
 
 
 def _limit(spec: Any) -> int:
-    """Tokens that the model reads at most."""
+    """The largest number of tokens that the model reads."""
     tower = next(iter(spec.towers().values()))
     limit = tower.position.limit
     return tower.max_seq_len if limit is None else min(limit, tower.max_seq_len)
@@ -122,6 +125,6 @@ def _pooled(model: Any, rows: list[list[int]], pooling: str) -> Tensor:
 
 
 def cosines(vectors: Tensor) -> Tensor:
-    """How alike the texts are, each to each [N, N]: the cosine of their vectors."""
+    """Cosine similarities of all pairs of vectors [N, N]."""
     unit = F.normalize(vectors, dim=-1)
     return unit @ unit.T

@@ -143,11 +143,11 @@ def _checked(composed: Composed, varied: set[str] | None) -> Composed:
     A key that nothing reads is one: in a sweep only where its value is `varied`, as some jobs may read what others
     do not.
     """
-    from zoo.training.task import check
+    from zoo.training.task import plan_training
 
     touched = [key for key in composed.touched if varied is None or key in varied]
     try:
-        check(task_config(composed), touched)
+        plan_training(task_config(composed), touched)
     except ConfigError as error:
         composed.faults += error.faults
     return composed

@@ -16,10 +16,10 @@ def run_one_job(cfg: DictConfig) -> Any:
     from hydra.core.hydra_config import HydraConfig
 
     from zoo.grammar import register_resolvers
-    from zoo.training.task import task
+    from zoo.training.task import start_run
 
     register_resolvers()  # a worker starts without them
     try:
-        return task(cfg)
+        return start_run(cfg)
     finally:
         runs.remember(Path(HydraConfig.get().runtime.output_dir))

@@ -1,7 +1,7 @@
-"""Attention with one meaning and several kernels: `attend` and what picks among them, a file for each kernel."""
+"""Attention kernels: `attend`, the choice of a kernel, and a file for each kernel. All compute what eager computes."""
 
 from zoo.kernels.attend import KERNELS, Choice, attend, order, pick, prepare, select
-from zoo.kernels.base import Ask, Call, Kernel, Machine
+from zoo.kernels.base import Ask, Call, Kernel, Machine, Scores
 from zoo.kernels.found import machine_of
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Choice",
     "Kernel",
     "Machine",
+    "Scores",
     "attend",
     "machine_of",
     "order",

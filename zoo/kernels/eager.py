@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads, K kv heads, G = H/K query heads to a kv head, C head width
-"""Attention in plain torch: the meaning that every other kernel is tested against."""
+"""Attention in plain torch: the reference that every other kernel is tested against."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Eager(Kernel):
     """softmax(mask(softcap(scale·QKᵀ) + bias))·V with every score held in memory.
 
-    Products are in the inputs' dtype, all between them in float32 (float64 stays). They are the two batched products
-    that torch's FlopCounterMode sees: 2·T·S·H·(C + Cv) a row.
+    The two products are in the inputs' dtype, everything between them in float32 (or float64). torch's FlopCounterMode
+    counts exactly these products: 2·T·S·H·(C + Cv) a row.
     """
 
     name = "eager"
@@ -55,9 +55,9 @@ class Eager(Kernel):
 
 
 def _softmax(scores: Tensor, seen: Tensor | None, sinks: Tensor | None) -> Tensor:
-    """Softmax over the keys seen [B, H, T, S]; `sinks` [H] is one more column that takes its share and is dropped."""
+    """Softmax over the visible keys [B, H, T, S]. `sinks` [H] is one more logit, whose share is then dropped."""
     if seen is not None:
-        # The lowest finite score, not -inf: a row with nothing to see stays free of NaN, backward too.
+        # The lowest finite score, not -inf: a query that sees no key gives no NaN, forward or backward.
         scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
     if sinks is None:
         chances = scores.softmax(-1)

@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads, K kv heads, C head width, M and N blocks of queries and of keys
-"""torch's flex_attention: a kernel compiled for what a mask shows and a bias adds."""
+"""torch's flex_attention: a kernel that torch.compile makes for each kind of mask and bias."""
 
 from __future__ import annotations
 
@@ -20,28 +20,30 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-BLOCK = 128  # queries and keys of a block that is skipped when nothing in it is seen
-WHOLE = 1 << 30  # those of one that holds any row: torch's own number where there is no block mask
-AT_ONCE = 1 << 22  # pairs of a query and a key whose blocks are drawn at once
+BLOCK = 128  # queries and keys of a block, which is skipped when nothing in it is visible
+WHOLE = 1 << 30  # the block size that means one block for everything: torch's own number where there is no block mask
+AT_ONCE = 1 << 22  # pairs of a query and a key evaluated at once when blocks are drawn
 OPTIONS = {
     "automatic_dynamic_shapes": False,
     "specialize_float": True,
     "recompile_limit": 256,
     "accumulated_recompile_limit": 4096,
 }
-"""How Dynamo traces it: what is not said to vary is a constant, and models of many kinds of layers have many codes."""
+"""Dynamo's settings: sizes not marked as dynamic are constants, and a model of many kinds of layers may have many
+compiled versions."""
 
 
 class Flex(Kernel):
-    """FlexAttention (Dong et al., 2024). `mask.sees` and `bias.at` are traced into the kernel: what is hidden and what
-    is added have no second definition.
+    """FlexAttention (Dong et al., 2024). `mask.sees` and `bias.at` are traced into the kernel, so masks and biases have
+    one definition for all kernels.
 
-    Lengths are variables of the code, so that one more token compiles nothing; so is the batch, unless the mask tells
-    rows apart. Heads, their widths, the window, the scale and the softcap are constants of it. Code is made at first
-    use; Inductor keeps it on disk for the next process. Up to BLOCK queries are one block, so that decoding draws none.
+    Lengths are dynamic, so one more token compiles nothing; so is the batch size, unless the mask differs by row.
+    Heads, their widths, the window, the scale and the softcap are constants of the compiled code. It is compiled at
+    first use, and Inductor caches it on disk for the next process. Up to BLOCK queries are one block: decoding draws
+    no blocks.
 
-    Sinks rescale what the kernel gives by what it gives beside it, each query's logsumexp. On the CPU it gives none:
-    there a column before the keys has the sink for its score and a value of 0.
+    Sinks are applied after the kernel, with each query's logsumexp. On the CPU the kernel does not return it: there an
+    additional key, before the others, has the sink as its score and 0 as its value.
     """
 
     name = "flex"
@@ -90,7 +92,7 @@ class Flex(Kernel):
 
 
 def _refused_on_cuda(ask: Ask, capability: tuple[int, int] | None) -> str | None:
-    """Limits of triton, and of what torch makes for it."""
+    """Say which limit of triton, or of torch's kernels for it, the ask exceeds, or None."""
     needed = (8, 0) if ask.dtype == "bfloat16" else (7, 0)
     if capability is not None and capability < needed:
         found = "{}.{}".format(*capability)
@@ -102,8 +104,8 @@ def _refused_on_cuda(ask: Ask, capability: tuple[int, int] | None) -> str | None
 
 
 class Drawn(NamedTuple):
-    """What the layers that share a mask read of it: the mask with its lengths as tensors, and which blocks of `size`
-    queries and keys are not skipped, as BlockMask takes them [B|1, 1, M, N]."""
+    """A mask drawn for flex, shared by its layers: the mask with its lengths as tensors, and the blocks of `size`
+    queries and keys that are not skipped, as BlockMask takes them [B|1, 1, M, N]."""
 
     mask: Mask
     blocks: tuple[Any, ...]
@@ -111,7 +113,7 @@ class Drawn(NamedTuple):
 
 
 def _drawn(mask: Mask, column: bool, device: torch.device) -> Drawn:
-    """Drawn once and kept on the mask. `column` says that one for sinks comes before the keys."""
+    """Draw a mask once and keep it on the mask. `column`: a key for sinks comes before the others."""
     kept = mask.kept.get(("flex", column))
     if kept is not None and kept.blocks[0].device == device:
         return kept
@@ -129,8 +131,8 @@ def _drawn(mask: Mask, column: bool, device: torch.device) -> Drawn:
 
 
 def _measured(mask: Mask, device: torch.device) -> Mask:
-    """The mask as the code is to read it: its numbers as tensors, or they would be constants of the code; its tensors
-    longer than they are."""
+    """Copy the mask for compiled code: its lengths as tensors, because ints would be constants of the code, and its
+    tensors padded (see `_roomy`)."""
     like = copy(mask)
     like.kept = {}
     for name in ("n_queries", "n_keys"):
@@ -144,7 +146,7 @@ def _measured(mask: Mask, device: torch.device) -> Mask:
 
 
 def _spacious(bias: Bias | None, mask: Mask) -> Bias | None:
-    """The same of a bias, kept on the mask for the layers that share both."""
+    """Pad the tensors of a bias likewise; kept on the mask for the layers that share both."""
     kept, like = mask.kept.get("flex bias", (None, None))
     if bias is None or kept is bias:
         return like if bias is not None else None
@@ -158,11 +160,11 @@ def _spacious(bias: Bias | None, mask: Mask) -> Bias | None:
 
 
 def _roomy(tensor: Any, axes: int) -> Any:
-    """The tensor, or None, with room at the end of its last axes.
+    """Pad the last axes of a tensor to one of a few sizes; None stays None. The padding is never read.
 
-    A length that code reads from a tensor by is a number of that code: as a variable of it, Inductor's CPU template
-    may take it for another (torch 2.13: it replaces the name ks3 in ks38 too). So lengths come in few sizes: those of
-    one axis in powers of 8, of two in powers of 2. What is added is never read.
+    The stride by which compiled code indexes a tensor must be a constant: as a variable, Inductor's CPU template may
+    confuse it with another (torch 2.13 replaces the name ks3 inside ks38 too). To compile seldom, sizes are few: powers
+    of 8 for one axis (from 1024), powers of 2 for two (from 128).
     """
     if tensor is None:
         return None
@@ -177,13 +179,13 @@ def _roomy(tensor: Any, axes: int) -> Any:
 
 
 def _of_rows(mask: Mask) -> Iterator[Tensor]:
-    """What a mask holds of each row."""
+    """The mask's tensors that differ from row to row."""
     parts = (mask.padding, *(mask.documents or ()), mask.prefix, mask.also, mask.lengths)
     yield from (each for each in parts if each is not None)
 
 
 def _vary(*parts: Any, axes: tuple[int, ...] = ()) -> None:
-    """Says of the tensors among these that others will have other lengths: along these axes, or along all."""
+    """Mark the tensors among these as dynamic along `axes`, or along all: later ones will have other lengths."""
     if torch.compiler.is_compiling():
         return
     for part in parts:
@@ -194,7 +196,8 @@ def _vary(*parts: Any, axes: tuple[int, ...] = ()) -> None:
 
 
 def _once(make: Any, *arguments: Any) -> tuple[Any, ...]:
-    """What `make` gives, kept for later passes. Those may want gradients, which a tensor of inference mode refuses."""
+    """Call a cached function outside inference mode: a later pass may want gradients, which inference tensors
+    refuse."""
     if torch.compiler.is_compiling():
         return make.__wrapped__(*arguments)
     with torch.inference_mode(False):
@@ -203,7 +206,7 @@ def _once(make: Any, *arguments: Any) -> tuple[Any, ...]:
 
 @lru_cache(maxsize=16)
 def _whole(device: torch.device) -> tuple[Any, ...]:
-    """One block, in which everything is looked at."""
+    """A block mask of one block, in which every pair is evaluated."""
     count = torch.ones(1, 1, 1, dtype=torch.int32, device=device)
     index = torch.zeros(1, 1, 1, 1, dtype=torch.int32, device=device)
     return count, index, None, None, count, index, None, None
@@ -213,13 +216,13 @@ def _whole(device: torch.device) -> tuple[Any, ...]:
 def _blocks_of_numbers(
     n_queries: int, n_keys: int, causal: bool, window: int | None, column: bool, device: torch.device
 ) -> tuple[Any, ...]:
-    """Those of a mask that is no more than these numbers."""
+    """The blocks of a mask that has no tensors."""
     return _blocks(Mask(n_queries, n_keys, causal=causal, window=window), column, device)
 
 
 def _blocks(mask: Mask, column: bool, device: torch.device) -> tuple[Any, ...]:
-    """Which blocks hold something seen, and which nothing hidden. create_block_mask gives the same, but from all pairs
-    of all rows at once, each an int64 several times over."""
+    """Find the blocks with a visible pair, and among them those with no hidden one. torch's create_block_mask gives the
+    same, but evaluates all pairs of all rows at once, in several int64 tensors of that size."""
     from torch.nn.attention.flex_attention import BlockMask
 
     shows, n_keys = _shows(mask, column), mask.n_keys + column
@@ -240,13 +243,14 @@ def _blocks(mask: Mask, column: bool, device: torch.device) -> tuple[Any, ...]:
 
 
 def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """How many blocks of keys are chosen [B|1, 1, M] of those [B|1, 1, M, N], and which: their numbers first."""
+    """Count the chosen blocks of keys for each block of queries [B|1, 1, M], and list their numbers first
+    [B|1, 1, M, N]: of [0, 1, 1] two are chosen, listed as [1, 2, 0]."""
     order = chosen.int().argsort(dim=-1, descending=True, stable=True)
     return chosen.sum(-1, dtype=torch.int32), order.to(torch.int32).contiguous()
 
 
 def _shows(mask: Mask, column: bool) -> Callable[..., Tensor]:
-    """The mask as flex_attention asks for it; all see the `column` before the keys."""
+    """The mask as flex_attention's mask_mod. Every query sees the `column` of sinks before the keys."""
 
     def shows(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key == 0) | mask.sees(row, query, (key - 1).clamp(min=0)) if column else mask.sees(row, query, key)
@@ -257,7 +261,7 @@ def _shows(mask: Mask, column: bool) -> Callable[..., Tensor]:
 @cache
 def _compiled() -> Callable[..., Tensor]:
     load()
-    # What a bias rounds to bfloat16 stays rounded: fused, it would not be.
+    # A bias that rounds to bfloat16 must stay rounded; without this option fusion would skip the rounding.
     return torch.compile(_attend, fullgraph=True, options={"emulate_precision_casts": True})
 
 
@@ -291,7 +295,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, drawn: Drawn, how: Scores) -> Tenso
 
 
 def _options(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Any] | None:
-    """`kernel_options` for q [B, H, T, C], k [B, K, S, C] and v [B, K, S, Cv]: those of CUDA."""
+    """`kernel_options` for q [B, H, T, C], k [B, K, S, C] and v [B, K, S, Cv] on CUDA; None elsewhere."""
     machine = machine_of(q.device)
     if machine.device != "cuda":
         return None
@@ -300,5 +304,5 @@ def _options(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Any] | None:
 
 
 def _gives_sums(device: torch.device) -> bool:
-    """Whether the kernel there gives each query's logsumexp."""
+    """Whether the kernel on this device returns each query's logsumexp."""
     return device.type != "cpu"

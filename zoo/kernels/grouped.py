@@ -1,7 +1,7 @@
 # N rows sorted by expert, E experts
-"""The experts' matrix products, batched: every row of x times the weight of its own expert.
+"""Grouped matrix products for mixtures of experts: each row of x times the weight of its own expert.
 
-Imported where models are built, not where they are counted: registering an operator loads torch.
+Imported where models are built, not where they are counted, because registering an operator loads torch.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ def grouped_linear(
     expert_of_row: Tensor | None = None,
     method: str = "auto",
 ) -> Tensor:
-    """x [N, d_in] → [N, d_out]: row n times `weight[e]` [d_out, d_in], with e its expert (an expert may have no row).
+    """Multiply x [N, d_in] → [N, d_out]: row n times `weight[e]` [d_out, d_in], where e is the row's expert.
 
-    Rows come sorted by expert; `offsets` [E] int32 says where each expert's end, the last at N. `expert_of_row` [N] is
-    the same in other words: with it a `bias` [E, d_out] costs no search. `grouped_mm` is torch's own kernel, `loop` a
-    product for each expert. Under autocast both operands are cast. FlopCounterMode sees 2·N·d_in·d_out either way.
+    Rows come sorted by expert: three rows of expert 0, none of 1 and two of 2 have the `offsets` [3, 3, 5] (int32 [E],
+    where each expert's rows end). `expert_of_row` [N], here [0, 0, 0, 2, 2], says the same and saves a search where
+    there is a `bias` [E, d_out]. `grouped_mm` is torch's own kernel, `loop` one product for each expert. Under autocast
+    both operands are cast. FlopCounterMode counts 2·N·d_in·d_out either way.
 
-    `auto` takes grouped_mm where it can. On the CPU they tie: N 4096, E 8, 256 → 512, forward and backward on 1 thread
-    21.8 and 21.9 ms in float32, 4.6 and 4.6 in bfloat16, where a loop of F.linear under autograd takes 22.6 and 5.2
-    (torch 2.13, November 2026). On CUDA the loop waits for the device to know its offsets.
+    `auto` takes grouped_mm where it can. On the CPU the two are as fast: N 4096, E 8, 256 → 512, forward and backward
+    on 1 thread, 21.8 and 21.9 ms in float32, 4.6 and 4.6 in bfloat16, where a loop of F.linear under autograd takes
+    22.6 and 5.2 (torch 2.13, November 2026). On CUDA the loop has to wait for the device to read `offsets`.
     """
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):  # torch knows no autocast for meta
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -50,7 +51,7 @@ def grouped_linear(
 
 
 def refuses(device: str, dtype: str, d_in: int, d_out: int) -> str | None:
-    """Why torch's grouped_mm cannot do this product, or None."""
+    """Say why torch's grouped_mm cannot compute this product, or None."""
     if device != "cpu" and dtype != "bfloat16":
         return f"grouped_mm takes bfloat16 on {device}, not {dtype}"
     size = {"bfloat16": 2, "float16": 2, "float32": 4}.get(dtype)
@@ -63,7 +64,7 @@ def refuses(device: str, dtype: str, d_in: int, d_out: int) -> str | None:
 
 
 def _native(x: Tensor, weight: Tensor, method: str) -> bool:
-    """Whether torch's kernel does it. Raises KernelError when it was asked for and cannot."""
+    """Whether to use torch's grouped_mm. Raises KernelError when it was named and cannot."""
     if method not in METHODS:
         raise KernelError(
             f"grouped: there is no {method!r}{did_you_mean(method, METHODS)} (there are {', '.join(METHODS)})"
@@ -77,9 +78,9 @@ def _native(x: Tensor, weight: Tensor, method: str) -> bool:
     return reason is None
 
 
-# One operator around both ways. grouped_mm alone cannot be compiled in float32 (its meta function demands bfloat16),
-# fails on an expanded gradient (that of a sum) and counts as no FLOPs. A loop alone reads offsets, which breaks a
-# compiled graph.
+# One operator around both methods. grouped_mm by itself does not compile in float32 (its meta function demands
+# bfloat16), fails on an expanded gradient (that of a sum) and counts as no FLOPs. The loop by itself reads offsets on
+# the host, which breaks a compiled graph.
 torch.library.define("zoo::grouped_linear", "(Tensor x, Tensor weight, Tensor offsets, bool native) -> Tensor")
 torch.library.define(
     "zoo::grouped_linear_backward",
@@ -111,7 +112,7 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, offsets: Tensor, native: 
 
 
 def _groups(offsets: Tensor) -> list[tuple[int, slice]]:
-    """Each expert that has rows, and which."""
+    """List each expert that has rows, with the slice of its rows."""
     ends = offsets.tolist()
     return [(expert, slice(a, b)) for expert, (a, b) in enumerate(zip([0, *ends], ends, strict=False)) if a < b]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def fetch(repository: str, version: int) -> Any:
-    """The module of a kernel repository, at the newest build of a major version. Downloads it the first time."""
+    """Load the module of a kernel repository, the newest build of a major version. Downloads it the first time."""
     from kernels import get_kernel  # type: ignore[import-not-found]
 
     return get_kernel(repository, version=version)

@@ -54,34 +54,35 @@ class SDPA(Kernel):
 
 
 def plain(ask: Ask) -> bool:
-    """Whether torch needs no mask for it: all keys seen, or a causal square."""
+    """Whether torch needs no mask: all keys are seen, or T = S and the mask is causal."""
     hidden = ask.window or ask.padding or ask.documents or ask.pairs or ask.wrapped or ask.lengths
     return not hidden and ask.bias == "none" and not (ask.causal and ask.short_q)
 
 
 def _additive(mask: Mask, device: torch.device, dtype: torch.dtype, bias: Bias | None) -> Tensor | None:
-    """What is added to the scores [B|1, H|1, T, S]; None where torch needs no more than is_causal."""
+    """Draw the mask and bias as torch's `attn_mask` [B|1, H|1, T, S]; None where is_causal says enough."""
     if bias is None:
         return None if mask.sees_all or mask.plain_causal else mask.additive(device, dtype)
-    # In bfloat16 a bias of -1000 is rounded to a multiple of 4. The CPU's kernel adds a float32 one as it is, 5% slower
-    # in all; CUDA's want the dtype of q.
+    # In bfloat16 a bias of -1000 is rounded to a multiple of 4. The CPU's kernel adds a float32 bias unrounded, and is
+    # 5% slower for it; CUDA's kernels demand the dtype of q.
     wide = torch.promote_types(dtype, torch.float32) if device.type == "cpu" else dtype
     return mask.additive(device, wide, bias)
 
 
 def _must_repeat(q: Tensor, v: Tensor, added: Tensor | None) -> bool:
-    """Whether heads that share keys are given copies of them.
+    """Whether K and V are copied for the heads that share them.
 
-    Never on the CPU, measured (torch 2.13, November 2026; B 4, T 512, H 12, K 4, C 64, causal, 2 threads, forward and
-    backward): enable_gqa 49 ms against 57 with copies in float32, 28 against 33 in bfloat16. On CUDA only the flash
-    kernel shares keys (torch's documentation), which takes neither a mask nor float32 nor a V of its own width:
-    elsewhere enable_gqa would end in unfused products.
+    Never on the CPU, where enable_gqa measured faster: 49 ms against 57 with copies in float32, 28 against 33 in
+    bfloat16 (torch 2.13, November 2026; B 4, T 512, H 12, K 4, C 64, causal, 2 threads, forward and backward). On CUDA
+    only the flash kernel shares keys (torch's documentation), and it takes no mask, no float32 and no V of another
+    width: without copies those would run unfused.
     """
     return q.is_cuda and (added is not None or q.dtype == torch.float32 or v.shape[3] != q.shape[3])
 
 
 def _one_query(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float) -> Tensor:
-    """Heads that share keys become queries of one head: K and V are read once, neither copied nor reread.
+    """Attend for one query by turning the heads that share keys into queries of one head, so that K and V are read
+    once and not copied.
 
     With 2 CPU threads, H 12, K 4, C 64, S 1024: 42 µs against 79 with enable_gqa in float32, 56 against 67 in bfloat16.
     """

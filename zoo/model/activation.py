@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import AfterValidator, NonNegativeFloat, PositiveFloat
 
 from zoo.lazy import F, torch
 from zoo.spec import Buffer, Spec, Weight
@@ -32,6 +32,16 @@ class Activation(Spec, axis="activation"):
     def forward(self, m: Weights, x: Tensor) -> Tensor:
         """The function with its parameters, where it is `learned`."""
         raise NotImplementedError
+
+
+def _without_parameters(activation: Any) -> Any:
+    if activation.learned:
+        raise ValueError(f"'{activation.kind}' has parameters, and here is no place for them (a feed-forward has one)")
+    return activation
+
+
+PlainActivation = Annotated[Activation, AfterValidator(_without_parameters)]
+"""An activation where nothing holds parameters for it."""
 
 
 class ReLU(Activation, kind="relu"):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, PositiveInt
 
 from zoo.errors import ConfigError
-from zoo.model.norm import Norm
-from zoo.spec import TOKENS, Linear, Sized, Spec, Tied
-from zoo.spec import Embedding as Table
+from zoo.lazy import torch
+from zoo.model.norm import WholeNorm
+from zoo.spec import TOKENS, Embedding, Linear, Sized, Spec, Tied
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,25 +18,26 @@ if TYPE_CHECKING:
     from zoo.model.step import Weights
 
 
-class Embedding(Spec, axis="embedding", default="tokens"):
-    """What the residual stream starts from."""
+class TokenEmbedding(Spec, axis="embedding", default="tokens"):
+    """Embed token ids: the start of the residual stream."""
 
     vocab_size: PositiveInt
 
-    def shard(self, ranks: int) -> Embedding:
+    def shard(self, ranks: int) -> TokenEmbedding:
         """A part of the vocabulary, padded to as many tokens as any other rank's."""
         return replace(self, vocab_size=-(-self.vocab_size // ranks))
 
     def position_width(self, d_model: int) -> int:
-        """How wide a learned table of positions is."""
+        """The width at which position vectors are added."""
         raise NotImplementedError
 
     def lookup(self, m: Weights, ids: Tensor, types: Tensor | None = None) -> Tensor:
-        """The vectors of token ids [B, T], before positions are added: [B, T, E]."""
+        """Look up token ids [B, T], before positions are added: [B, T, E]."""
         raise NotImplementedError
 
     def finish(self, m: Weights, x: Tensor, real: Tensor | None = None) -> Tensor:
-        """What follows once positions are added: [B, T, D]. `real` [B, T] is False for padding."""
+        """Normalise, mask and project x [B, T, E] after positions were added: [B, T, D]. `real` [B, T] is False for
+        padding."""
         raise NotImplementedError
 
 
@@ -49,7 +50,7 @@ def _number_or_root(scale: Any) -> Any:
     return scale
 
 
-class Tokens(Embedding, kind="tokens"):
+class TableEmbedding(TokenEmbedding, kind="tokens"):
     """A vector for each token; `scale` multiplies it (√d_model in the first transformer and in Gemma).
 
     `n_types` kinds of token have a vector of their own, added (BERT's segments), as are positions; then `norm` follows
@@ -60,7 +61,7 @@ class Tokens(Embedding, kind="tokens"):
     """
 
     scale: Annotated[float | str | None, AfterValidator(_number_or_root)] = None
-    norm: Norm | None = None
+    norm: WholeNorm | None = None
     norm_first: bool = False
     n_types: PositiveInt | None = None
     width: PositiveInt | None = None
@@ -69,28 +70,37 @@ class Tokens(Embedding, kind="tokens"):
     masked: bool = False
     tied: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.norm_first and self.norm is None:
+            raise ValueError("norm_first places the norm, and there is none (give `norm`, or leave it out)")
+        idle = [name for name in ("project_bias", "project_first") if getattr(self, name) and self.width is None]
+        if idle:
+            found = f"{idle[0]} is of the projection, and a table as wide as the model has none"
+            raise ValueError(f"{found} (give `width`, or leave it out)")
+
     def position_width(self, d_model: int) -> int:
-        """How wide a learned table of positions is."""
+        """The width at which position vectors are added."""
         return d_model if self.width is None or self.project_first else self.width
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.width or d_model
-        tokens = Table(self.vocab_size, width, role=TOKENS)
+        tokens = Embedding(self.vocab_size, width, role=TOKENS)
         return {
             "tokens": Tied(self.tied, tokens, role=TOKENS) if self.tied else tokens,
-            **({"types": Table(self.n_types, self.position_width(d_model))} if self.n_types else {}),
+            **({"types": Embedding(self.n_types, self.position_width(d_model))} if self.n_types else {}),
             **({"norm": Sized(self.norm, self.position_width(d_model))} if self.norm else {}),
             **({"project": Linear(self.width, d_model, self.project_bias)} if self.width else {}),
         }
 
     def lookup(self, m: Weights, ids: Tensor, types: Tensor | None = None) -> Tensor:
-        """The vectors of token ids [B, T], before positions are added: [B, T, E]."""
+        """Look up token ids [B, T], before positions are added: [B, T, E]."""
         if types is not None and not self.n_types:
             raise ConfigError("token_type_ids: the embedding has no token types (embedding.n_types would give it some)")
         x = m.tokens(ids)
         if self.scale is not None:
-            scale = x.shape[-1] ** 0.5 if self.scale == ROOT else self.scale
-            x = x * x.new_tensor(scale)  # rounded to the weight's dtype, as the published models were trained
+            scale = x.shape[-1] ** 0.5 if self.scale == ROOT else float(self.scale)
+            # In the weight's dtype, as the published models were trained; filled on the device, not copied there.
+            x = x * torch.full((), scale, dtype=x.dtype, device=x.device)
         if self.width and self.project_first:
             x = m.project(x)
         if self.n_types:
@@ -98,7 +108,8 @@ class Tokens(Embedding, kind="tokens"):
         return m.norm(x) if self.norm and self.norm_first else x
 
     def finish(self, m: Weights, x: Tensor, real: Tensor | None = None) -> Tensor:
-        """What follows once positions are added: [B, T, D]. `real` [B, T] is False for padding."""
+        """Normalise, mask and project x [B, T, E] after positions were added: [B, T, D]. `real` [B, T] is False for
+        padding."""
         x = m.norm(x) if self.norm and not self.norm_first else x
         if self.masked and real is not None:
             x = x * real[..., None].to(x.dtype)

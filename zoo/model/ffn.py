@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class FFN(Spec, axis="ffn"):
-    """What each token goes through on its own. A mixture stacks its Linear parts, and its experts share the others."""
+    """Transform each token on its own. A mixture of experts stacks the Linear parts; its experts share the others."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         raise NotImplementedError

@@ -1,5 +1,5 @@
 # B batch, T tokens, D model width, V vocabulary
-"""From hidden states to what is predicted."""
+"""Heads: logits of hidden states; and poolers: one vector for a row."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, PositiveFloat, PositiveInt
 
 from zoo.lazy import torch
-from zoo.model.activation import Activation
-from zoo.model.norm import Norm
+from zoo.model.activation import PlainActivation
+from zoo.model.norm import WholeNorm
 from zoo.spec import LOGITS, Buffer, Linear, Sized, Spec, Tied
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from zoo.model.step import Weights
 
 TABLE = "embedding.tokens"
-"""Where a tied head's weight is."""
+"""The path of the weight that a tied head uses."""
 
 
 class Head(Spec, axis="head", default="lm"):
-    """What is read off the last hidden states."""
+    """Predict from the last hidden states."""
 
     vocab_size: PositiveInt
 
@@ -80,8 +80,8 @@ class MLMHead(Head, kind="mlm"):
     `width` is that of the transform, d_model unless given (ALBERT: the embedding's).
     """
 
-    activation: Activation
-    norm: Norm
+    activation: PlainActivation
+    norm: WholeNorm
     tied: bool = True
     bias: bool = True
     transform_bias: bool = True

@@ -1,4 +1,4 @@
-"""The values a fresh model starts from, read from its parts."""
+"""Initial weights, by the part that each tensor belongs to."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from zoo.spec import Buffer, Conv, Experts, Linear, Part, Spec, Weight, tensors
 
 
 class Init(Spec, axis="init", default="normal"):
-    """How matrices and tables are drawn. Biases start at 0 and other weights at the value their part states."""
+    """Draw matrices and tables. Biases start at 0, and other weights at the value that their part states."""
 
     def deviation(self, part: Part, n_layers: int) -> float:
+        """The standard deviation that a part's weight is drawn with."""
         raise NotImplementedError
 
 
 class Normal(Init, kind="normal"):
-    """Normal with one `std`; what writes to the residual stream by 1/√(2·n_layers) less (Radford et al., 2019,
-    GPT-2)."""
+    """Normal with one `std`, divided by √(2·n_layers) for matrices that write to the residual stream (Radford et al.,
+    2019, GPT-2)."""
 
     std: PositiveFloat = 0.02
     residual_scaled: bool = True
 
     def deviation(self, part: Part, n_layers: int) -> float:
-        if isinstance(part, Conv):  # as wide as torch's own: a depthwise one drawn like a matrix begins all but silent
+        if isinstance(part, Conv):  # as torch's own: with a matrix's deviation a depthwise one would give almost 0
             return (3 * part.width * part.d_in / part.groups) ** -0.5
         linear = part.of if isinstance(part, Experts) else part
         scaled = self.residual_scaled and isinstance(linear, Linear) and linear.residual
@@ -32,7 +33,7 @@ class Normal(Init, kind="normal"):
 
 
 def initialise(model: Any, generator: Any) -> None:
-    """Fills every tensor of a built model in place, in the table's order, from one generator."""
+    """Fill every tensor of a built model in place, in the order of `tensors`, from one generator."""
     held = model.state_dict()
     for name, part, leaf in tensors(model.spec, model.d_model):
         parameter = held[name]

@@ -87,8 +87,8 @@ class MoE(FFN, kind="moe"):
 
 
 class _Routed:
-    """What one expert's forward finds under its parts' names: all experts' stacked weights, for rows sorted by expert,
-    and the modules that they share."""
+    """The weights that an expert's `forward` is given: under each part's name the stacked weights of all experts,
+    applied to rows sorted by expert, or the module that all experts share."""
 
     def __init__(self, m: Weights, routes: Routes) -> None:
         for name, module in m.named_children():

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import PositiveInt
+from pydantic import AfterValidator, PositiveInt
 
 from zoo.lazy import F, torch
 from zoo.spec import Spec, Weight
@@ -81,6 +81,17 @@ class LayerNorm(Norm, kind="layernorm"):
         y = F.layer_norm(x.float(), x.shape[-1:], None, None, self.eps)
         y = y if scale is None else y * scale
         return (y if shift is None else y + shift).to(x.dtype)
+
+
+def _of_one_vector(norm: Any) -> Any:
+    if getattr(norm, "heads", None) is not None:
+        found = f"heads={norm.heads} is for queries and keys alone"
+        raise ValueError(f"{found} (leave it out; attention.qk_norm_over: heads gives each head a weight of its own)")
+    return norm
+
+
+WholeNorm = Annotated[Norm, AfterValidator(_of_one_vector)]
+"""The norm of a vector as a whole: `heads`, which attention itself sets for queries and keys, is refused."""
 
 
 def _check(norm: RMSNorm | LayerNorm) -> None:

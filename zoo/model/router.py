@@ -1,5 +1,5 @@
 # B batch, T tokens, D model width, E experts, K chosen experts a token, N = B·T tokens, M rows for the experts
-"""Which experts a token goes to, and with what weight. Scores, chances and weights in float32."""
+"""Routers of a mixture of experts: the experts of each token, and their weights. Scores and weights in float32."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Routes:
-    """A router's decision: rows for the experts, sorted by expert, each one token with the weight its output gets."""
+    """Routing of tokens to experts: rows sorted by expert, each one token, and the weight of that expert's output."""
 
     tokens: Tensor  # M, which of the N tokens a row is
     experts: Tensor  # M, ascending
@@ -29,15 +29,15 @@ class Routes:
     back: Tensor | None = None  # N K, the rows of each token, where all have as many
 
     def gather(self, y: Tensor, n_tokens: int) -> Tensor:
-        """Each token's rows of y [M, D] added up: [N, D]."""
+        """Sum the experts' outputs y [M, D] of each token: [N, D]."""
         if self.back is not None:
             return y[self.back].sum(1)  # no scatter: the same sum on every run
         return y.new_zeros(n_tokens, y.shape[-1]).index_add(0, self.tokens, y)
 
 
 class Router(Spec, axis="router"):
-    """Chooses experts for each token of x [B, T, D] by a linear score, with a `bias` or not; what comes of the experts
-    is weighted by the router's chances, times `scale`. `top_k` is how many experts a token goes through."""
+    """Choose experts for each token of x [B, T, D] by a linear score, with a `bias` or not. An expert's output is
+    weighted by the router's chance for it, times `scale`. `top_k` is the number of experts of a token."""
 
     n_experts: PositiveInt
     top_k: PositiveInt
@@ -46,7 +46,7 @@ class Router(Spec, axis="router"):
 
     @property
     def drops(self) -> bool:
-        """Whether a token may be turned away from an expert it was to go through."""
+        """Whether an expert may refuse a token that chose it (a capacity)."""
         return False
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -219,9 +219,9 @@ class ExpertChoice(Router, kind="expert_choice"):
         if step.documents is not None or step.real is not None or not taken:
             chances = self._limited(chances, step)
             taken = max(taken, 1)  # the experts' products want a row
-        weights, columns = chances.topk(taken, -1)  # B E C
+        weights, places = chances.topk(taken, -1)  # B E C
         starts = length * torch.arange(batch, device=x.device)
-        tokens = (columns + starts[:, None, None]).transpose(0, 1).flatten()  # E·B·C
+        tokens = (places + starts[:, None, None]).transpose(0, 1).flatten()  # E·B·C
         experts = torch.arange(self.n_experts, device=x.device)
         ends = (experts + 1) * (batch * taken)
         weights = weights.clamp(min=0).transpose(0, 1).flatten() * self.scale
@@ -272,7 +272,7 @@ def _normalized(scores: Tensor) -> Tensor:
 
 
 def _routes(router: Router, chosen: Tensor, weights: Tensor, capacity: int | None, step: Step) -> Routes:
-    """The rows of tokens that chose experts [B, T, K] with these weights."""
+    """Routes of tokens that chose these experts [B, T, K] with these weights."""
     if capacity is not None:
         weights = weights * _admitted(router, chosen, capacity, step)
     choices = chosen.flatten()  # N·K
@@ -285,8 +285,8 @@ def _routes(router: Router, chosen: Tensor, weights: Tensor, capacity: int | Non
 
 
 def _admitted(router: Router, chosen: Tensor, capacity: int, step: Step) -> Tensor:
-    """Whether each choice [B, T, K] found room with its expert: places go to the tokens of a row or document in order,
-    so that no token's depends on a later one."""
+    """Whether each choice [B, T, K] fits its expert's capacity. Tokens of a row or document are admitted in order, so
+    that none depends on a later one."""
     taken = (chosen[..., None] == torch.arange(router.n_experts, device=chosen.device)).any(-2)  # B T E
     if step.real is not None:
         taken = taken & step.real[..., None]

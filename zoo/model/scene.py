@@ -195,4 +195,6 @@ class Scene:
 
 def _compute_dtype(x: Tensor) -> Any:
     """The dtype in which attention computes: autocast's where it is on."""
-    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    kind = x.device.type
+    autocast = kind != "meta" and torch.is_autocast_enabled(kind)  # torch knows no autocast for meta
+    return torch.get_autocast_dtype(kind) if autocast else x.dtype

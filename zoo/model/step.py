@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from zoo.generation.cache import LayerCache, Plan
+    from zoo.generation.cache import CacheLayout, LayerCache
     from zoo.kernels.bias import Bias
     from zoo.kernels.mask import Mask
 
@@ -26,53 +26,51 @@ class Weights(Protocol):
 
 @dataclass
 class Step:
-    """One forward pass as seen by one layer. Layers of one kind share all but their cache and their losses."""
+    """The inputs of one layer in one forward pass, beside its hidden states. Layers of one kind share all but their
+    cache and their losses."""
 
     mask: Mask
     kernel: str = "auto"
     positions: Tensor | None = None  # B|1 T, of the queries
-    columns: tuple[Tensor, Tensor] | None = (
-        None  # [T] of the queries, [S] of the keys: places in the row, pads included
-    )
-    tables: Any = None  # what the position scheme rotates queries and new keys with
-    bias: Bias | None = None  # what is added to the scores
+    columns: tuple[Tensor, Tensor] | None = None  # index in the row, pads included: [T] of queries, [S] of keys
+    tables: Any = None  # cosines and sines, or what else the position scheme rotates queries and new keys with
+    bias: Bias | None = None  # added to the scores
     real: Tensor | None = None  # B T, True for a token that is no padding; None when all are real
-    documents: Tensor | None = None  # B T, the number of the packed document that a token is of
+    documents: Tensor | None = None  # B T, the number of each token's packed document
     first: bool = True  # whether nothing came before these tokens
-    plan: Plan | None = None  # where new tokens go in this kind's caches
+    plan: CacheLayout | None = None  # the cache slots that new tokens go to, in layers of this kind
     cache: LayerCache | None = None
     memory: Tensor | None = None  # B S D, what cross-attention reads in place of the tokens themselves
     cross: Step | None = None  # the step of this layer's cross-attention
-    extra: dict[str, Any] = field(default_factory=dict)  # what a kind of attention made once for its layers
-    losses: list[tuple[str, Tensor]] = field(default_factory=list)  # what a router adds to the objective
+    extra: dict[str, Any] = field(default_factory=dict)  # what `Attention.prepare` made once for all layers of a kind
+    losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's, to be added to the objective
 
     def for_layer(self, cache: LayerCache | None) -> Step:
-        """This step for one layer, with a list of losses of its own so that equal layers compile once."""
+        """The step of one layer: its cache, and an empty list of losses so that equal layers compile once."""
         cross = self.cross
         if cross is not None:
             cross = replace(cross, cache=None if cache is None else cache.cross)
         return replace(self, cache=cache, cross=cross, losses=[])
 
     def remember(self, **new: Tensor) -> tuple[Tensor, ...]:
-        """Each new tensor [B, T, …] joined with what the cache holds of earlier tokens: [B, S, …], in the order
-        given."""
+        """Append new tensors [B, T, …] to the cache; give each behind its earlier tokens [B, S, …], in order."""
         if self.cache is None:
             return tuple(new.values())
         assert self.plan is not None
         return self.cache.append(self.plan, new)
 
     def recall(self, compute: Callable[[Tensor], tuple[Tensor, ...]], *names: str) -> tuple[Tensor, ...]:
-        """What `compute` makes of the memory: made once, then read from the cache."""
+        """Keys and values that `compute` makes of the memory: computed once, then read from the cache."""
         assert self.memory is not None
         memory = self.memory
         return compute(memory) if self.cache is None else self.cache.recall(lambda: compute(memory), names)
 
     def state(self, name: str) -> Tensor | None:
-        """What a recurrent mixer holds of all earlier tokens [B, …]; None where nothing came before."""
+        """A recurrent mixer's state after all earlier tokens [B, …]; None where nothing came before."""
         return None if self.cache is None or self.first else self.cache.states[name]
 
     def hold(self, **states: Tensor) -> None:
-        """Keeps a recurrent mixer's states for the next tokens, where there is a cache."""
+        """Keep a recurrent mixer's states for the next tokens, where there is a cache."""
         if self.cache is not None:
             for name, value in states.items():
                 self.cache.states[name].copy_(value)

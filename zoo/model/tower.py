@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeInt, PositiveInt
@@ -10,24 +11,39 @@ from pydantic import NonNegativeInt, PositiveInt
 from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.model.block.base import Block
-from zoo.model.embedding import Embedding
+from zoo.model.embedding import TokenEmbedding
 from zoo.model.head import Head, Pooler
 from zoo.model.init import Init, Normal
-from zoo.model.norm import Norm
+from zoo.model.norm import WholeNorm
 from zoo.model.position.base import Position
 from zoo.model.scene import Scene
 from zoo.model.step import Output, Weights
+from zoo.model.whole import Misfit, find_misfits, find_misfits_between, refuse_borrowed_table
 from zoo.spec import Linear, Sized, Spec, Stack, components
+from zoo.spec.faults import refusals
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class Topology(Spec, axis="topology", default="decoder"):
-    """How embeddings, layers and heads make a model."""
+    """A whole model: embeddings, layers and heads."""
+
+    @classmethod
+    def parse(cls, node: Any) -> Any:
+        """The Spec of a node. A whole model, which no other stands around, is held to what its parts must agree on."""
+        spec = super().parse(node)
+        found = list(spec.misfits()) if cls is Topology else []  # a tower inside another model is parsed as Tower
+        if found:
+            raise refusals(cls, found)
+        return spec
+
+    def misfits(self) -> Iterator[Misfit]:
+        """What does not go together in this model: a field's path, and a line about it."""
+        raise NotImplementedError
 
     def towers(self) -> dict[str, Tower]:
-        """The stacks of layers by where their weights are: "" for a model that is one itself."""
+        """The stacks of layers by the path of their weights: "" for a model that is one stack itself."""
         raise NotImplementedError
 
 
@@ -35,18 +51,18 @@ class Tower(Topology):
     """A stack of layers between an embedding and a head. `blocks` are the kinds of layer by name; `pattern` names each
     layer's kind, first to last. With `shared_layers` the layers of a kind have one set of weights (ALBERT).
 
-    A final norm stands before the head unless the blocks end in one; `final_norm` says otherwise. What comes of it is
-    projected to `out_width`, if given, which the head reads (OPT-350m).
+    A final norm stands before the head unless the blocks end in one; `final_norm` says otherwise. With `out_width` its
+    output is projected to that width, which the head reads (OPT-350m).
     """
 
     vocab_size: PositiveInt
     d_model: PositiveInt
     max_seq_len: PositiveInt
-    embedding: Embedding
+    embedding: TokenEmbedding
     position: Position
     blocks: dict[str, Block]
     pattern: tuple[str, ...]
-    norm: Norm
+    norm: WholeNorm
     head: Head
     final_norm: bool | None = None
     out_width: PositiveInt | None = None
@@ -73,12 +89,20 @@ class Tower(Topology):
                 would = f"kind: {'decoder' if component.causal else 'encoder'}"
                 what = f"{place} {component.axis} '{component.kind}' {can}"
                 raise ValueError(f"{what}, and the model is of kind '{self.kind}' ({would} would do)")
+        if block.cross is not None and not self.causal:
+            raise ValueError(
+                f"{place} cross-attention has nothing to read in a model of kind '{self.kind}' (cross: null)"
+            )
         own = block.attention.positioning
         if own is not None and not own.per_layer and own.parts(self.d_model) and own != self.position:
             raise ValueError(
                 f"{place} position '{own.kind}' has weights of its own, beside the model's '{self.position.kind}' "
                 "(one for the model, or per_layer)"
             )
+
+    def misfits(self) -> Iterator[Misfit]:
+        yield from find_misfits(self)
+        yield from refuse_borrowed_table(self)
 
     def towers(self) -> dict[str, Tower]:
         return {"": self}
@@ -111,7 +135,7 @@ class Tower(Topology):
 
     @property
     def has_position(self) -> bool:
-        """Whether the model itself holds the position scheme, rather than each layer its own."""
+        """Whether the position scheme is a part of the model, rather than of each layer."""
         return not self.position.per_layer
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -122,12 +146,12 @@ class Tower(Topology):
             "blocks": self.stack,
             **({"norm": self.norm} if self.has_final_norm else {}),
             **({"project": Linear(d_model, self.out_width)} if self.out_width else {}),
-            **({"pooler": self.pooler} if self.pooler else {}),
+            **({"pooler": Sized(self.pooler, self.out_width or d_model)} if self.pooler else {}),
             "head": Sized(self.head, self.out_width or d_model),
         }
 
     def run(self, m: Weights, ids: Tensor, types: Tensor | None, scene: Scene, keep: int | None) -> Output:
-        """The pass itself: token ids [B, T] through every layer."""
+        """One forward pass: token ids [B, T] through embedding, layers, norm and head."""
         place = self.position.embed
         x = self.embedding.lookup(m.embedding, ids, types)
         if self.has_position:
@@ -175,10 +199,10 @@ class Decoder(Tower, kind="decoder"):
         """Logits for token ids [B, T].
 
         `attention_mask` [B, S], 1 for a real token, covers what the cache holds and the new tokens. `documents` [B, T]
-        numbers the documents packed into a row: positions restart, attention stays inside. `prefix` [B] says how many
-        columns of a row all see one another; with a cache they come in its first pass. `memory` [B, M, D] is what
-        cross-attention reads, where `memory_mask` [B, M] is 1. `logits_to_keep` asks for the last so many positions
-        only (0: none).
+        numbers the documents packed into a row: positions restart, attention stays inside. `prefix` [B] is the number
+        of leading tokens of a row that all see one another; with a cache they come in its first pass. `memory` [B, M,
+        D] is what cross-attention reads, where `memory_mask` [B, M] is 1. `logits_to_keep` asks for the last so many
+        positions only (0: none).
         """
         if prefix is not None and not self.prefix_lm:
             raise ConfigError("prefix: this decoder sees only what came before (prefix_lm: true would do)")
@@ -232,8 +256,8 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
     `start_id` is the token that a decoder begins from.
     """
 
-    encoder: Topology
-    decoder: Topology
+    encoder: Tower
+    decoder: Tower
     start_id: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
@@ -241,19 +265,17 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
             found = getattr(self, name)
             if not isinstance(found, kind):
                 raise ValueError(f"its {name} is of kind '{found.kind}' (kind: {name} would do)")
-        assert isinstance(self.encoder, Tower) and isinstance(self.decoder, Tower)
         if not self.decoder.reads_memory:
             raise ValueError("its decoder has no cross-attention (block.cross would give it one)")
-        if self.encoder.reads_memory:
-            raise ValueError(
-                "its encoder has cross-attention, and nothing to read (only the decoder takes block.cross)"
-            )
         if self.encoder.d_model != self.decoder.d_model:
             found = f"{self.encoder.d_model} and {self.decoder.d_model}"
             raise ValueError(f"its encoder and decoder are of widths {found} (the same d_model for both)")
 
+    def misfits(self) -> Iterator[Misfit]:
+        return find_misfits_between(self, self.encoder, self.decoder)
+
     def towers(self) -> dict[str, Tower]:
-        return {"encoder": self.encoder, "decoder": self.decoder}  # type: ignore[dict-item]
+        return {"encoder": self.encoder, "decoder": self.decoder}
 
     @property
     def _decoder(self) -> Decoder:

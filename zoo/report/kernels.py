@@ -1,4 +1,4 @@
-"""The kernels of `zoo stats --kernels` as lines: a kind of layer, its uses, the call of each; then why not others."""
+"""Print `zoo stats --kernels`: each kind of layer with its uses and their calls; then why other kernels refuse."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from zoo.report.text import bold, wrapped
 
 Line = Mapping[str, Any]
 
-UNBROKEN = "\u00a0"  # no line ends there
+UNBROKEN = "\u00a0"  # a space at which no line is broken
 
 INSTALLED = {"torch": "With torch alone", "everything": "With flash-attn 2, 3 and 4"}
 
 
 def kernel_lines(found: Mapping[str, Any], title: str) -> str:
-    """What `zoo.costs.kernels` found, for people."""
+    """Format what `zoo.costs.kernels` found."""
     capability = found["capability"]
     where = found["title"] + (f", compute capability {capability[0]}.{capability[1]}" if capability else "")
     lines = [bold(f"{title}: attention kernels on {where}")]
@@ -33,7 +33,8 @@ def kernel_lines(found: Mapping[str, Any], title: str) -> str:
 
 
 def _layers(lines: Sequence[Line], installed: str) -> list[str]:
-    """Each place with its uses, those of one call together; places that are served alike share a heading."""
+    """List each kind of layer with its uses, those with the same call on one line. Kinds with the same lines share a
+    heading."""
     served: dict[str, dict[str, list[str]]] = {}
     for line in lines:
         chosen = line[installed]
@@ -49,14 +50,14 @@ def _layers(lines: Sequence[Line], installed: str) -> list[str]:
 
 
 def _place(line: Line) -> str:
-    """A kind of layer, how many there are, and which of its attentions where there are two."""
+    """Name a kind of layer, how many layers are of it, and whether this is its cross-attention."""
     tower = f"{line['tower']} " if line["tower"] else ""
     cross = " (cross-attention)" if line["part"] == "cross" else ""
     return f"{tower}{line['kind']} × {line['layers']}{cross}"
 
 
 def _refused(lines: Sequence[Line]) -> list[str]:
-    """Each reason once, with the kernels that share it, and where it holds if not everywhere."""
+    """List each reason once, with the kernels that share it, and the layers and uses it is limited to."""
     held: dict[str, dict[str, list[Line]]] = {}
     for line in lines:
         for kernel, reason in line["refusals"].items():
@@ -71,7 +72,7 @@ def _refused(lines: Sequence[Line]) -> list[str]:
 
 
 def _scope(where: Sequence[Line], lines: Sequence[Line]) -> str:
-    """Nothing where it is all lines, else the uses, or the places, with their uses where these are not all."""
+    """Say to which uses or kinds of layer a reason is limited; "" where it holds for all lines."""
     if len(where) == len(lines):
         return ""
     common = dict.fromkeys(line["use"] for line in where)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoo.analysis.compare import merged
+from zoo.analysis.compare import merge_orders
 from zoo.report.figures import BRIEF, SECTIONS, Figure, figures, idle, twice
 from zoo.report.tables import rich_table
 from zoo.report.text import screen
@@ -46,7 +46,7 @@ def model_rows(
     all_of = priced if all_of is None else all_of
     two = len(all_of) == 2
     rows: list[list[str]] = []
-    for section in merged(all_of):
+    for section in merge_orders(all_of):
         lines = [] if section == "rules_of_thumb" else _lines(section, all_of, priced)  # of use for one model alone
         if differing:
             lines = [line for line in lines if line[1][0] != line[1][-1]]
@@ -66,7 +66,7 @@ def _lines(
     every = [{figure.path: figure for figure in figures({section: each.get(section)})} for each in all_of]
     shown = [{figure.path: figure.value for figure in figures({section: each.get(section)})} for each in priced]
     lines = []
-    for path in merged(every):
+    for path in merge_orders(every):
         found = [each[path] for each in every if path in each]
         holders = [each for each, listed in zip(all_of, every, strict=True) if path in listed]
         if path in TITLED or any(map(_long, found)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from zoo.costs.cache import kv_cache
 from zoo.costs.price import price
 from zoo.costs.setup import Setup
+from zoo.disk import replace_file
 from zoo.errors import ConfigError
 
 FORMATS = (".png", ".svg")
@@ -24,7 +24,7 @@ BATCHES = (1, 8, 64, 512)
 """Batches of the roofline's points."""
 
 
-def check(file: Path, count: int) -> None:
+def check_picture(file: Path, count: int) -> None:
     """Raises ConfigError for a file or a number of models that no picture can be made of, before anything is priced."""
     if file.suffix.lower() not in FORMATS:
         raise ConfigError(f"plot: {file} names no picture that can be drawn (a file ending in .png or .svg)")
@@ -34,12 +34,12 @@ def check(file: Path, count: int) -> None:
         raise ConfigError(f"plot: {count} models are too many for one picture (at most {MOST})")
 
 
-def draw(specs: Mapping[str, Any], setup: Setup, file: Path) -> None:
+def draw_models(specs: Mapping[str, Any], setup: Setup, file: Path) -> None:
     """Draws the models into a .png or .svg file: parameters, memory, and with a `gpu` the roofline.
 
-    Raises ConfigError as `check` does, and when the file cannot be written.
+    Raises ConfigError as `check_picture` does, and when the file cannot be written.
     """
-    check(file, len(specs))
+    check_picture(file, len(specs))
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -55,13 +55,11 @@ def draw(specs: Mapping[str, Any], setup: Setup, file: Path) -> None:
         each.spines[["top", "right"]].set_visible(False)
     svg = file.suffix.lower() == ".svg"
     canvas = (FigureCanvasSVG if svg else FigureCanvasAgg)(figure)
-    draft = file.with_name(f".{file.name}")  # whoever looks at it meanwhile sees a whole picture
     try:
         from matplotlib import rc_context
 
-        with rc_context({"svg.fonttype": "none"}):  # text stays text
+        with rc_context({"svg.fonttype": "none"}), replace_file(file) as draft:  # text stays text
             canvas.print_svg(draft) if svg else canvas.print_png(draft)  # type: ignore[attr-defined]
-        os.replace(draft, file)
     except OSError as error:
         raise ConfigError(f"plot: {file} cannot be written, {error.strerror or error}") from error
 
@@ -74,11 +72,11 @@ def _colors(count: int) -> list[Any]:
 
 def _parameters(axes: Any, counted: Mapping[str, Mapping[str, Any]]) -> None:
     """A bar for each model, stacked of its components; what is active of a mixture as a mark."""
-    from zoo.analysis.compare import merged
+    from zoo.analysis.compare import merge_orders
     from zoo.report.units import params
 
     labels = list(counted)
-    names = merged(each["by_component"] for each in counted.values())
+    names = merge_orders(each["by_component"] for each in counted.values())
     left = [0] * len(labels)
     for name, color in zip(names, _colors(len(names)), strict=True):
         widths = [each["by_component"].get(name, 0) for each in counted.values()]

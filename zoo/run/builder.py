@@ -1,16 +1,16 @@
-"""A Spec becomes a torch model on a device, checked against its count, or is refused before a byte is allocated."""
+"""Build a torch model from a Spec on a device, or refuse it before a byte is allocated."""
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from zoo.costs import DTYPES
-from zoo.costs.params import count
+from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError, FitError, did_you_mean
 from zoo.lazy import torch
+from zoo.run.memory import free_memory
 from zoo.spec import Spec, table
 
 
@@ -23,10 +23,10 @@ def build(
     kernel: str = "auto",
     seed: int = 0,
 ) -> Any:
-    """The model of a packaged name, a YAML path or a Spec, with fresh weights drawn from `seed`.
+    """Build the model of a packaged name, a YAML path or a Spec, with fresh weights drawn from `seed`.
 
-    `device` is auto (CUDA where there is one), cuda, cpu or meta (shapes only); `dtype` fp32 unless given, by our
-    name or torch's.
+    `device` is auto (CUDA where there is one), cuda, cuda:N, cpu or meta (shapes only); `dtype` is fp32 unless given,
+    by our name or torch's.
     Raises ConfigError for a config at fault and FitError when the weights do not fit the device's free memory.
     """
     from zoo.model.init import initialise
@@ -50,7 +50,7 @@ def build(
 
 
 def as_spec(config: Any, overrides: Sequence[str] = ()) -> Any:
-    """The Spec itself, or that of a packaged name or YAML path."""
+    """Return a Spec as it is, or load that of a packaged name or a YAML path."""
     if isinstance(config, Spec):
         if overrides:
             raise ConfigError("overrides: a Spec takes none (pass a name or a path, or dataclasses.replace)")
@@ -76,22 +76,34 @@ def torch_dtype(dtype: Any) -> torch.dtype:
 
 
 def pick_device(device: str) -> torch.device:
-    """The torch device for auto, cuda, cuda:N, cpu or meta."""
+    """The torch device for auto, cuda, cuda:N, cpu or meta. Raises ConfigError for one that is not there.
+
+    cuda:N becomes torch's current device as well: kernels, Triton and the random generators of CUDA use that one,
+    wherever the tensors are.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.split(":")[0] not in ("cuda", "cpu", "meta"):
-        raise ConfigError(f"device: unknown {device!r} (one of: auto, cuda, cpu, meta)")
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if not re.fullmatch(r"cuda(:\d+)?|cpu(:0)?|meta", device):
+        raise ConfigError(f"device: unknown {device!r} (one of: auto, cuda, cuda:N, cpu, meta)")
+    kind, _, number = device.partition(":")
+    if kind != "cuda":
+        return torch.device(kind)
+    if not torch.cuda.is_available():
         raise ConfigError(
             f"device: {device} was asked for, this machine has none that torch can use (cpu and meta work)"
         )
-    return torch.device(device)
+    if not number:
+        return torch.device(kind)
+    if int(number) >= (there := torch.cuda.device_count()):
+        raise ConfigError(f"device: {device} was asked for, found {there} GPUs (cuda:0 to cuda:{there - 1})")
+    torch.cuda.set_device(int(number))
+    return torch.device(kind, int(number))
 
 
 def check_fit(spec: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Raises FitError when the weights are more than the device has free."""
+    """Raise FitError when the weights are larger than the device's free memory."""
     free = free_memory(device)
-    total = count(spec)["total"]
+    total = count_parameters(spec)["total"]
     need = total * dtype.itemsize
     if free is None or need <= free:
         return
@@ -103,37 +115,8 @@ def check_fit(spec: Any, device: torch.device, dtype: torch.dtype) -> None:
     )
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated; None where that is unknown or nothing is allocated."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
-        return None
-    limits = [_available(), _cgroup_room()]
-    known = [limit for limit in limits if limit is not None]
-    return min(known) if known else None
-
-
-def _available() -> int | None:
-    info = Path("/proc/meminfo")
-    if info.exists():
-        lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    if "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
-
-
-def _cgroup_room() -> int | None:
-    """What a container's memory limit leaves (cgroup v2)."""
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if not limit.exists() or not used.exists() or limit.read_text().strip() == "max":
-        return None
-    return max(0, int(limit.read_text()) - int(used.read_text()))
-
-
 def check_built(model: Any) -> None:
-    """Holds what was built against what was counted: every tensor's name and shape, and the total."""
+    """Compare the model with its count: every tensor's name and shape, and the total of parameters."""
     from zoo.run.layer import shapes
 
     built, counted = shapes(model), table(model.spec, model.d_model)
@@ -141,6 +124,6 @@ def check_built(model: Any) -> None:
         odd = sorted(set(built.items()) ^ set(counted.items()))
         raise AssertionError(f"built and counted tensors differ: {odd[:4]}")
     held = sum(parameter.numel() for parameter in model.parameters())
-    total = count(model.spec)["total"]
+    total = count_parameters(model.spec)["total"]
     if held != total:
         raise AssertionError(f"built {held:,} parameters, counted {total:,}")

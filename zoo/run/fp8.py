@@ -1,4 +1,4 @@
-"""Products in float8 by torchao, in training and for running: which ones, by what recipe, and where that can be."""
+"""Matrix products in float8 by torchao, in training and inference: which ones, by which recipe, on which devices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zoo.kernels.base import Machine
 
 RECIPES = {"tensorwise": (8, 9), "rowwise": (9, 0)}
-"""How operands are scaled into float8's range, by one factor for a tensor or one for each row and column; and the
+"""The scaling of operands into float8's range, by one factor a tensor or one for each row and column; and the
 CUDA compute capability from which on torchao tests its products."""
 
 WEIGHT_ONLY = "weight_only"
@@ -32,7 +32,7 @@ AXES = ("attention", "ffn")
 """The components whose products are taken in float8. Heads, routers, embeddings and poolers stay as they are."""
 
 MULTIPLE = 16
-"""What torch's scaled product needs of both widths of a weight, and of the rows that a gradient is summed over."""
+"""torch's scaled product takes multiples of this: both widths of a weight, and the rows a gradient is summed over."""
 
 OLDEST = (0, 18)
 
@@ -48,8 +48,8 @@ class Product(NamedTuple):
 
 
 def plan(model: Any, *, running: bool = False) -> list[Product]:
-    """Every product of a built model, in the order of its modules. `running` is for one whose weights are quantised
-    for good, rather than at each step of training."""
+    """Every matrix product of a built model, in the order of its modules, and whether it is taken in float8. `running`
+    says that weights are quantised once for inference, rather than at each step of training."""
     from zoo.run.layer import Layer
 
     layers = ((path, layer) for path, layer in model.named_modules() if isinstance(layer, Layer))
@@ -62,12 +62,12 @@ def plan(model: Any, *, running: bool = False) -> list[Product]:
 
 
 def is_product(part: Part) -> bool:
-    """Whether a part multiplies what it is given by a matrix."""
+    """Whether a part is a matrix product."""
     return isinstance(part, Linear | Experts) or (isinstance(part, Tied) and isinstance(part.of, Linear))
 
 
 def left_out(owner: Spec, part: Part, *, running: bool = False) -> str | None:
-    """Why a product stays out of float8, as its component says, or None."""
+    """The reason why a product stays out of float8, or None. Its component and part state it."""
     if owner.axis not in AXES:
         return owner.axis
     if not isinstance(part, Linear):
@@ -80,7 +80,7 @@ def left_out(owner: Spec, part: Part, *, running: bool = False) -> str | None:
 
 
 def idle(spec: Any) -> str | None:
-    """Why float8 would change nothing of a model, or None where it changes something. Needs no torch."""
+    """The reason why float8 would change nothing in a model, or None where it changes something. Needs no torch."""
     reasons: list[str | None] = []
     for row, part in walk(spec, spec.d_model):
         if is_product(part):
@@ -89,7 +89,7 @@ def idle(spec: Any) -> str | None:
 
 
 def summary(products: Iterable[Product]) -> str:
-    """How many products are taken in float8, and what kept the others out, in one line."""
+    """One line: how many products are taken in float8, and what kept the others out."""
     reasons = [product.left_out for product in products]
     others = _counted(reasons)
     return f"{reasons.count(None)} of {len(reasons)} products in float8" + (f", not {others}" if others else "")
@@ -110,7 +110,7 @@ def _chosen(model: Any, products: list[Product], what: str) -> set[str]:
 
 
 def refuses(recipe: str, machine: Machine) -> str | None:
-    """Why a machine cannot compute by a recipe, or None. Pure: the machine need not be at hand."""
+    """The reason why a machine cannot compute by a recipe, or None. The machine is described, not used."""
     if recipe == WEIGHT_ONLY:
         return None
     needed, found = RECIPES[recipe], machine.capability
@@ -121,13 +121,35 @@ def refuses(recipe: str, machine: Machine) -> str | None:
 
 
 def require(recipe: str, device: torch.device, what: str, would: str) -> None:
-    """Raises ConfigError where float8 cannot be had; `what` asked for it, `would` is what would do."""
+    """Raise ConfigError where float8 is not available. `what` names the request, `would` what would do instead."""
     if recipe not in (known := (*RECIPES, WEIGHT_ONLY)):
         raise ConfigError(f"fp8: there is no {recipe!r}{did_you_mean(recipe, known)} (there are {', '.join(known)})")
     reason = refuses(recipe, machine_of(device))
+    if reason is None and recipe in RECIPES and not multiplies(recipe, device):
+        reason = f"needs a product in float8, which torch cannot compute on this {device.type}"
     if reason is not None:
         raise ConfigError(f"{what} {reason} ({would} would do)")
     _require_torchao(what)
+
+
+@cache
+def multiplies(recipe: str, device: torch.device) -> bool:
+    """Whether torch computes a product in float8 on this device: one tiny product is tried, once a process.
+
+    The table of `refuses` knows devices, not what torch's libraries have for a processor: oneDNN has no float8 product
+    for one with AVX2 alone.
+    """
+    size = MULTIPLE
+    plain = torch.ones(size, size, device=device, dtype=torch.bfloat16)
+    eight, one, ones = plain.to(torch.float8_e4m3fn), torch.ones((), device=device), torch.ones(size, 1, device=device)
+    scales = {"tensorwise": [(one, one)], "rowwise": [(ones, ones.t()), (one, one)]}  # rowwise needs both: its backward
+    torch.mm(plain, plain)  # before oneDNN's first product torch multiplies float8 by itself, after it no more
+    try:
+        for pair in scales[recipe]:
+            torch._scaled_mm(eight, eight.t(), *pair, out_dtype=torch.bfloat16)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _require_torchao(what: str) -> None:
@@ -148,13 +170,13 @@ def _dotted(numbers: tuple[int, ...]) -> str:
 
 
 def convert(model: Any, recipe: str, *, emulate: bool = False) -> list[Product]:
-    """Makes a model train in float8, in place; gives its `plan`. Raises ConfigError where that cannot be.
+    """Make a model train in float8, in place; give its `plan`. Raises ConfigError where that is impossible.
 
     Weights stay what they are, in name, dtype and identity; at each step a product scales and rounds them and its
     input to e4m3, and in the backward pass the gradient to e5m2 (tensorwise) or e4m3 (rowwise, by powers of two), after
     Micikevicius et al., 2022 ("FP8 formats for deep learning"). Only a compiled model gains by it, as the rounding is
-    then fused with what comes before. `emulate` computes the rounded product in float32, on any device, to learn from.
-    In inference mode products are not rounded: a run's samples are what its checkpoint would write.
+    then fused with what comes before. `emulate` computes the rounded product in float32, on any device, for
+    experiments. In inference mode products are not rounded: a run's samples equal those of its checkpoint.
     """
     what = f"fp8: {recipe}"
     if recipe not in RECIPES:
@@ -177,29 +199,29 @@ def convert(model: Any, recipe: str, *, emulate: bool = False) -> list[Product]:
 
 @cache
 def _linear() -> type[nn.Linear]:
-    """torchao's float8 Linear, but for inference mode, in which its rowwise one raises (0.18). Nothing is compiled for
-    that, and Dynamo would break the graph at the question."""
+    """torchao's float8 Linear, except that inference mode uses the plain product: there torchao's rowwise one raises
+    (0.18). Compiled code does not ask for the mode, since Dynamo would break the graph there."""
     with _quiet():
         from torchao.float8.float8_linear import Float8Linear
 
-    class Linear(Float8Linear):
+    class Float8TrainingLinear(Float8Linear):
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
                 return F.linear(input, self.weight, self.bias)
             return super().forward(input)
 
-    return Linear
+    return Float8TrainingLinear
 
 
 # ---------------------------------------------------------------- running
 
 
 def quantize(model: Any, recipe: str) -> list[Product]:
-    """Puts a model's weights into float8 (e4m3), in place; gives its `plan`. It is then to run, neither to train nor
-    to save. Raises ConfigError where that cannot be.
+    """Convert a model's weights to float8 (e4m3), in place; give its `plan`. The model can then generate, but neither
+    train nor be saved. Raises ConfigError where that is impossible.
 
-    By `tensorwise` and `rowwise` a product rounds its input too, and is one of float8's. By `weight_only` weights alone
-    take half of bfloat16's memory, and each product takes them back to the model's dtype first, which costs time.
+    With `tensorwise` and `rowwise` a product rounds its input too, and is computed in float8. With `weight_only` the
+    weights take half of bfloat16's memory, and each product first converts them to the model's dtype, which costs time.
     """
     what = f"fp8: {recipe}"
     weight = next(model.parameters())
@@ -232,7 +254,7 @@ def _config(recipe: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Imports torchao without its warnings about compiled kernels that are for other machines, and not used here."""
+    """Silence torchao's warnings at import about compiled kernels for other machines, which are not used here."""
     loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

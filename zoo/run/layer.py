@@ -1,4 +1,4 @@
-"""The only place that makes torch modules: storage for what a Spec lists, and nothing else."""
+"""The torch modules: a Layer allocates the parts that its Spec lists, and runs the Spec's forward. No others exist."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,13 +18,14 @@ torch.export.register_dataclass(Output)
 
 
 class Layer(nn.Module):
-    """A component at work: holds exactly the parts its Spec lists, under their names, and runs the Spec's forward.
+    """The module of one component: it stores exactly the parts that its Spec lists, under their names, and runs the
+    Spec's forward.
 
     `forward` is a property that hands out the Spec's own method, so that torch.compile caches by component rather than
     under one code object shared by all of them, and a traceback goes straight to the component's file.
     """
 
-    kernel = "auto"  # what attention is computed by; read where a model begins
+    kernel = "auto"  # the attention kernel's name; read by the tower, which passes it on to its layers
 
     def __init__(self, spec: S.Spec, d_model: int) -> None:
         super().__init__()
@@ -54,10 +55,11 @@ FEW_ROWS = 32
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x·weightᵀ + bias; a decoding step's few rows in bfloat16 on a CPU by the call that reads weights fastest.
+    """x·weightᵀ + bias. The few rows of a decoding step in bfloat16 on a CPU go by the call that reads weights
+    fastest.
 
     There a matrix-vector product takes 25% less time than `F.linear` of one row. Weights of another class than
-    Parameter (quantised, sharded) answer to `F.linear` alone.
+    Parameter (quantised, sharded) support `F.linear` alone.
     """
     few = x.dtype is weight.dtype is torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled()
     if few and bias is None and type(weight) is nn.Parameter:
@@ -69,15 +71,15 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     return F.linear(x, weight, bias)
 
 
-class Linear(nn.Linear):
-    """torch's own, by `product`."""
+class LinearModule(nn.Linear):
+    """torch's Linear, computed by `product`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return product(x, self.weight, self.bias)
 
 
 class StackedLinear(nn.Module):
-    """The same Linear of every expert: weight [E, d_out, d_in], as the experts' own weights stacked."""
+    """One Linear of all experts, stacked: weight [E, d_out, d_in]."""
 
     def __init__(self, part: S.Experts) -> None:
         super().__init__()
@@ -86,12 +88,13 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(shapes["bias"])) if part.of.bias else None
 
     def forward(self, x: torch.Tensor, offsets: torch.Tensor, expert_of_row: torch.Tensor) -> torch.Tensor:
-        """x [N, d_in], its rows sorted by expert; `offsets` [E] where each expert's rows end. Gives [N, d_out]."""
+        """Multiply x [N, d_in], its rows sorted by expert, to [N, d_out]. `offsets` [E] says where each expert's rows
+        end."""
         return grouped_linear(x, self.weight, offsets, bias=self.bias, expert_of_row=expert_of_row)
 
 
 class Borrowed(nn.Module):
-    """A module at work with a weight that another module owns."""
+    """A module that uses a weight which another module owns."""
 
     def __init__(self, part: S.Tied) -> None:
         super().__init__()
@@ -107,7 +110,7 @@ class Borrowed(nn.Module):
 
 
 class TiedLinear(Borrowed):
-    """A product with the token embedding's weight, as a head."""
+    """A matrix product with another module's weight: a head tied to the token embedding."""
 
     def __init__(self, part: S.Tied) -> None:
         super().__init__(part)
@@ -119,15 +122,14 @@ class TiedLinear(Borrowed):
 
 
 class TiedEmbedding(Borrowed):
-    """A look-up in another embedding's table, such as a decoder's in its encoder's."""
+    """A look-up in another module's table: a decoder's in its encoder's."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return F.embedding(ids, self.weight)
 
 
-class Conv(nn.Module):
-    """A convolution along the tokens: x [B, T, d_in], already padded by what each output reads beside its own token, to
-    [B, T − width + 1, d_out]."""
+class ConvModule(nn.Module):
+    """A convolution along the tokens without padding of its own: x [B, T, d_in] to [B, T − width + 1, d_out]."""
 
     def __init__(self, part: S.Conv) -> None:
         super().__init__()
@@ -144,13 +146,13 @@ def module_of(part: Any, d_model: int) -> nn.Module:
     """The module that stores a part; tensors are not initialised."""
     match part:
         case S.Linear():
-            return nn.utils.skip_init(Linear, part.d_in, part.d_out, bias=part.bias, device=_device())
+            return nn.utils.skip_init(LinearModule, part.d_in, part.d_out, bias=part.bias, device=_device())
         case S.Embedding():
             return nn.utils.skip_init(nn.Embedding, part.count, part.width, device=_device())
         case S.Experts():
             return StackedLinear(part)
         case S.Conv():
-            return Conv(part)
+            return ConvModule(part)
         case S.Tied():
             return TiedLinear(part) if isinstance(part.of, S.Linear) else TiedEmbedding(part)
         case S.Sized():
@@ -169,7 +171,7 @@ def _device() -> torch.device:
 
 
 class Model(Layer):
-    """A whole model: a Layer with what only the outermost one needs."""
+    """A whole model: the outermost Layer, which resolves ties and finds the kernels of its device."""
 
     def __init__(self, spec: Any) -> None:
         super().__init__(spec, spec.d_model)
@@ -178,21 +180,21 @@ class Model(Layer):
         for name, module in modules.items():
             if isinstance(module, Borrowed):
                 module.borrow(modules[S.owner_of(name, ties)])
-        self._look()
+        self._find_kernels()
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         moved = super()._apply(fn, recurse)
-        self._look()
+        self._find_kernels()
         return moved
 
-    def _look(self) -> None:
-        """Sees what kernels there are where the model is now: what torch.compile traces must not search for packages,
-        nor must an import touch a device, as a process that then forks could use it no more."""
+    def _find_kernels(self) -> None:
+        """Find the kernels available on the model's device. Done here, not at import (touching CUDA would break a later
+        fork) and not in forward (Dynamo cannot trace the package search)."""
         kernels.machine_of(next(self.parameters()).device)
 
     @property
     def kernel(self) -> str:  # type: ignore[override]
-        """What attention is computed by in all of its towers; auto takes the first kernel that can."""
+        """The name of the attention kernel of all towers; auto takes the first kernel that does not refuse."""
         return self.__dict__.get("_kernel", "auto")
 
     @kernel.setter
@@ -208,11 +210,11 @@ class Model(Layer):
         return self.get_submodule(f"{path}.head" if path else "head")(hidden)
 
     def towers(self) -> list[tuple[str, Any]]:
-        """The stacks of layers: where each one's module is, and its Spec."""
+        """The stacks of layers: the path of each one's module, and its Spec."""
         return list(self.spec.towers().items())  # type: ignore[attr-defined]
 
     def decay_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameters that weight decay pulls (matrices and tables) and those it must leave (norm scales, biases)."""
+        """Parameter groups: matrices and tables with weight decay, norm scales and biases without."""
         decays = {name: part.decays(leaf) for name, part, leaf in S.tensors(self.spec, self.d_model)}
         pulled, left = [], []
         for name, parameter in self.named_parameters():

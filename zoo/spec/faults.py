@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -20,6 +21,12 @@ def _fault(template: str, /, **values: Any) -> PydanticCustomError:
 def refusal(axis: type[Spec], fault: PydanticCustomError) -> ValidationError:
     """A fault of a node as a whole. Within another node's validation it takes its place among that one's."""
     return ValidationError.from_exception_data(axis.axis, [{"type": fault, "loc": (), "input": None}])
+
+
+def refusals(axis: type[Spec], found: Iterable[tuple[tuple[str, ...], str]]) -> ValidationError:
+    """The faults of fields within a node: each one's path, and a line about it."""
+    lines = [InitErrorDetails(type=_fault("{text}", text=text), loc=path, input=None) for path, text in found]
+    return ValidationError.from_exception_data(axis.axis, lines)
 
 
 def not_a_node(axis: type[Spec], node: Any) -> PydanticCustomError:

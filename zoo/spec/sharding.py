@@ -26,7 +26,7 @@ def split(spec: S, ranks: int, *, equal: Collection[str], shared: Collection[str
     sizes = {name: getattr(spec, name) for name in (*equal, *shared)}
     if found := list(_uneven(sizes, ranks, equal)):
         raise ConfigError(*found)
-    return replace(spec, **{name: max(1, size // ranks) for name, size in sizes.items() if size})
+    return replace(spec, **{name: max(1, size // ranks) for name, size in sizes.items() if size})  # type: ignore[type-var]
 
 
 def _uneven(sizes: dict[str, int | None], ranks: int, equal: Collection[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a run leaves behind (metrics, samples, a picture of the loss) and what it shows while it is at work."""
+"""Write a run's files: metrics, samples, a picture of the losses."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from zoo.disk import replace_file
 from zoo.errors import CheckpointError
 
 METRICS, TABLE, SAMPLES, PICTURE = "metrics.jsonl", "metrics.csv", "samples.txt", "loss.png"
@@ -19,35 +20,35 @@ SMOOTHED_OVER = 0.04  # of the run: the span of the training curve's moving aver
 
 
 class Records:
-    """The files that a run appends to. Each line is out before the next step, so a killed run loses none.
+    """The files that a run appends to. Each line is flushed before the next step, so a killed run loses none.
 
-    `lengths` are the files' as a checkpoint had them: lines written after it are cut off before going on.
+    `lengths` are the files' lengths at the checkpoint that the run resumes from: what was written later is cut off.
     """
 
     def __init__(self, folder: Path, lengths: Mapping[str, int] | None = None) -> None:
         self.folder = folder
         for name, length in (lengths or {}).items():
-            cut(folder / name, length)
+            cut_file(folder / name, length)
         self.lines: list[dict[str, Any]] = []
         if lengths:
             self.lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
         mode = "a" if lengths else "w"
         self._files = {name: (folder / name).open(mode, encoding="utf-8", newline="\n") for name in APPENDED}
 
-    def write(self, **line: Any) -> None:
-        """A line of metrics. The first one names the columns that training has."""
+    def write_line(self, **line: Any) -> None:
+        """Append a line of metrics. The first one sets the columns of the table."""
         if not self.lines:
             self._row([*line, *EVALUATION])
         self.lines.append(line)
         self._append(METRICS, json.dumps(line) + "\n")
         self._row([line.get(column, "") for column in [*self.lines[0], *EVALUATION]])
 
-    def sample(self, step: int, text: str) -> None:
-        """What the model wrote after a step."""
+    def write_sample(self, step: int, text: str) -> None:
+        """Append what the model wrote after a step."""
         self._append(SAMPLES, f"──── step {step} ────\n{text}\n\n")
 
     def lengths(self) -> dict[str, int]:
-        """Bytes of each file, all of them on disk: what `Records` needs to go on from here."""
+        """Flush the files to the disk and return their lengths in bytes: what `Records` resumes from."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -67,39 +68,39 @@ class Records:
         self._files[name].flush()
 
 
-def cut(file: Path, length: int) -> None:
-    """Cuts a file to a length that it once had. Raises CheckpointError when it is shorter now."""
+def cut_file(file: Path, length: int) -> None:
+    """Cut a file back to a length that it once had. Raises CheckpointError when it is shorter than that."""
     found = file.stat().st_size if file.is_file() else 0
     if found < length:
         raise CheckpointError(f"{file}: has lost lines, found {found} bytes of {length} (as the run left it)")
     os.truncate(file, length)
 
 
-def curve(lines: Iterable[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Tokens seen and the values of a metric, where it was measured."""
+def read_curve(lines: Iterable[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """The points of a metric's curve: tokens seen, and its values."""
     points = [(line["tokens"], line[name]) for line in lines if name in line]
     return [tokens for tokens, _ in points], [value for _, value in points]
 
 
 def smooth(values: list[float]) -> list[float]:
-    """The mean of the values around each; at the start as few after it as before, since there the loss falls fast."""
+    """Moving average. Its window is symmetric at the start too, where it is shorter: there the loss falls fast."""
     half, sums = int(SMOOTHED_OVER * len(values) / 2), [0.0, *accumulate(values)]
     edges = [(max(at - half, 0), min(at + min(half, at) + 1, len(values))) for at in range(len(values))]
     return [(sums[end] - sums[start]) / (end - start) for start, end in edges]
 
 
-def draw(lines: list[dict[str, Any]], title: str, file: Path) -> None:
-    """Training and validation loss over the tokens seen, as a PNG."""
+def draw_losses(lines: list[dict[str, Any]], title: str, file: Path) -> None:
+    """Draw training and validation loss over the tokens seen, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    tokens, losses = curve(lines, "loss")
+    tokens, losses = read_curve(lines, "loss")
     axes.plot(tokens, losses, color="tab:blue", alpha=0.2, linewidth=0.8)
     axes.plot(tokens, smooth(losses), color="tab:blue", linewidth=1.8, label="training")
-    tokens, losses = curve(lines, "val_loss")
+    tokens, losses = read_curve(lines, "val_loss")
     if losses:
         axes.plot(tokens, losses, "o-", color="tab:orange", markersize=4, linewidth=1.8, label="validation")
         where = {"xytext": (0, 8), "textcoords": "offset points", "ha": "right"}
@@ -113,6 +114,5 @@ def draw(lines: list[dict[str, Any]], title: str, file: Path) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    draft = file.with_name(f".{file.name}")  # whoever looks at it meanwhile sees a whole picture
-    FigureCanvasAgg(figure).print_png(draft)
-    os.replace(draft, file)
+    with replace_file(file) as draft:
+        FigureCanvasAgg(figure).print_png(draft)

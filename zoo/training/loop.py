@@ -1,4 +1,4 @@
-"""The training loop, the only one: updates, evaluations, checkpoints, and what happens when it is stopped."""
+"""The training loop, the only one: update, log, save, evaluate, sample, draw; and stop when asked to."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.store import Resumable, save_run
+from zoo.checkpoint import store
 from zoo.costs import price
 from zoo.data import Batch, Batches, Prepared
 from zoo.data.tokens import evaluation_batches, to_batch
-from zoo.errors import ZooError
+from zoo.errors import ZooError, short
 from zoo.generation.sample import Sampling
 from zoo.generation.text import complete
 from zoo.lazy import torch
+from zoo.run.threads import ThreadWatch
 from zoo.runs import CHECKPOINTS
-from zoo.training.log import PICTURE, Records, draw
+from zoo.training.failures import FORESEEN
+from zoo.training.log import PICTURE, Records, draw_losses
 from zoo.training.objective import Objective
+from zoo.training.sampling import choose_sampling_kernel
 from zoo.training.settings import TextSample, Training
 from zoo.training.show import Show
 from zoo.training.speed import Clock, Peak
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """A run at work: what it trains, on what, and how far it is."""
+    """The state of a run: what it trains, on which data, and how far it is."""
 
     name: str
     folder: Path
@@ -49,11 +52,14 @@ class Run:
     records: Records
     show: Show
     peak: Peak
+    watch: ThreadWatch
+    free: int | None = None  # bytes of memory that were free before the model was built
     clock: Clock = field(default_factory=Clock)
     step: int = 0
     tokens: int = 0
     saved: int = 0  # the step of the newest checkpoint
-    last: dict[str, float] = field(default_factory=dict)  # what was measured last, by metric
+    last: dict[str, float] = field(default_factory=dict)  # the newest value of each metric
+    evaluation_due: bool = False  # this step's evaluation is still to come
     stopped: bool = False
 
     @cached_property
@@ -65,7 +71,7 @@ class Run:
         settings, data = self.settings, self.data
         rows = (settings.batch_size // settings.accumulate, settings.seq_len)
         wanted = None if settings.eval_batches is None else settings.eval_batches * settings.batch_size
-        return held_out(data, *rows, wanted=wanted, documents=self.batches.documents)
+        return take_validation(data, *rows, wanted=wanted, documents=self.batches.documents)
 
     @cached_property
     def flops_per_token(self) -> int:
@@ -76,37 +82,54 @@ class Run:
         return autocast(self.device, self.settings.arithmetic)
 
     def due(self, every: int | None) -> bool:
-        """Whether something that happens so often, and at the end, happens after this step."""
+        """Whether something that happens `every` so many steps, and after the last, happens after this one."""
         return self.step == self.settings.steps or (every is not None and self.step % every == 0)
 
 
 def fit(run: Run) -> dict[str, Any]:
-    """Trains to the last step and gives what came of it.
+    """Train to the last step and return the outcome.
 
-    Raises ZooError when the loss is no number any more, and KeyboardInterrupt, after a checkpoint, when asked to stop.
+    Raises ZooError when the loss, a gradient or a weight is not finite, and KeyboardInterrupt, after a checkpoint, when
+    asked to stop.
     """
     run.model.train()
     if run.settings.compile:
         compile_blocks(run.model)
-    with run.show, stopping(run):
+    with run.show, stop_on_signals(run):
+        if run.evaluation_due:  # of the step that the run resumes from
+            measure(run)
         run.clock.start(run.tokens)
         while run.step < run.settings.steps:
             terms = update(run)
-            if run.step == 1 or run.due(run.settings.log_every) or run.due(run.settings.eval_every):
+            run.evaluation_due = run.due(run.settings.eval_every)
+            if run.step == 1 or run.due(run.settings.log_every) or run.evaluation_due:
                 record(run, terms)
             with run.clock.pause():
-                after(run, terms)
-    return outcome(run)
+                if run.due(run.settings.save_every):
+                    save_checkpoint(run, terms)
+                stop_if_asked(run, terms)
+                if run.evaluation_due:
+                    measure(run)
+                stop_if_asked(run, terms)  # it may have been asked meanwhile
+    return describe_outcome(run)
 
 
-def after(run: Run, terms: dict[str, Any]) -> None:
-    """What may follow an update."""
-    if run.due(run.settings.eval_every):
-        evaluate(run)
-    if run.stopped or run.due(run.settings.save_every):
-        refuse_nonfinite(run, terms)
-        save(run)
+def measure(run: Run) -> None:
+    """Evaluate, write a sample and draw the losses. What fails is told, and training goes on without it."""
+    for what, work in (("evaluation", evaluate), ("sample", write_sample), ("picture", draw_picture)):
+        try:
+            work(run)
+        except FORESEEN as error:
+            run.show.say(f"step {run.step}: no {what}, found {short(error)} (training goes on)")
+        run.model.train()
+    if run.saved == run.step:
+        store.write_counters(run.folder / CHECKPOINTS / f"step-{run.step:06}", gather_counters(run))
+
+
+def stop_if_asked(run: Run, terms: dict[str, Any]) -> None:
+    """Save and raise KeyboardInterrupt when the run was asked to stop before its last step."""
     if run.stopped and run.step < run.settings.steps:
+        save_checkpoint(run, terms)
         run.show.say(f"stopped after step {run.step}; `zoo train --resume {run.folder}` goes on from there")
         raise KeyboardInterrupt
 
@@ -115,7 +138,7 @@ def after(run: Run, terms: dict[str, Any]) -> None:
 
 
 def update(run: Run) -> dict[str, Any]:
-    """One step of the optimizer; gives the terms of its loss and the gradient's norm, still on the device."""
+    """Take one optimizer step. Returns the terms of its loss and the gradient's norm, still on the device."""
     settings = run.settings
     lr = settings.optim.lr * settings.schedule.factor(run.step, settings.steps)
     for group in run.optimizer.param_groups:
@@ -125,7 +148,7 @@ def update(run: Run) -> dict[str, Any]:
     terms["grad_norm"] = clip(list(run.model.parameters()), settings.clip)
     run.step += 1
     run.tokens += batch.input_ids.numel()
-    if run.device.type == "cpu":  # elsewhere it would wait for the device at each step: `record` looks
+    if run.device.type == "cpu":  # elsewhere this would wait for the device at each step: `record` looks instead
         refuse_nonfinite(run, terms)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
@@ -133,116 +156,163 @@ def update(run: Run) -> dict[str, Any]:
 
 
 def accumulate(model: Any, objective: Objective, batch: Batch, parts: int, autocast: Autocast) -> dict[str, Any]:
-    """Adds the gradient of the mean over a batch's targets, a part of its rows at a time; gives the terms of the loss.
+    """Add the gradient of the batch's mean loss, one microbatch at a time. Returns the terms of the loss.
 
-    Each part's sum is divided by the targets of the whole, so that parts with fewer targets weigh less; a model's own
-    losses, which are means, are weighted by the part's share.
+    Each microbatch's sum is divided by the targets of the whole batch, so that those with fewer targets weigh less. A
+    model's own losses are means: they are weighted by the microbatch's share of the targets.
     """
     device = next(model.parameters()).device
     total = max(objective.targets(batch), 1)
     terms: dict[str, Tensor] = {}
-    for part in split(batch, parts):
+    for part in split_rows(batch, parts):
         share = objective.targets(part) / total
-        found = objective.backward(model, to(part, device), 1 / total, share, autocast)
+        found = objective.backward(model, move_batch(part, device), 1 / total, share, autocast)
         terms = {name: terms[name] + value if name in terms else value for name, value in found.items()}
     return terms
 
 
-def split(batch: Batch, parts: int) -> Iterator[Batch]:
-    """The batch's rows in equal parts."""
+def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:
+    """Split a batch into microbatches of equally many rows."""
     size = len(batch.input_ids) // parts
-    return (each_of(batch, lambda rows, part=part: rows[part * size : (part + 1) * size]) for part in range(parts))
+    return (map_tensors(batch, lambda rows, part=part: rows[part * size : (part + 1) * size]) for part in range(parts))
 
 
-def to(batch: Batch, device: Device) -> Batch:
-    """The batch on a device, without waiting for the copy."""
+def move_batch(batch: Batch, device: Device) -> Batch:
+    """Copy a batch to a device, without waiting for the copy."""
     if device.type == "cuda":
-        return each_of(batch, lambda rows: rows.pin_memory().to(device, non_blocking=True))
-    return each_of(batch, lambda rows: rows.to(device))
+        return map_tensors(batch, lambda rows: rows.pin_memory().to(device, non_blocking=True))
+    return map_tensors(batch, lambda rows: rows.to(device))
 
 
-def each_of(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """The batch with every tensor of it changed."""
+def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """Apply a function to every tensor of a batch."""
     documents = None if batch.documents is None else change(batch.documents)
     return Batch(change(batch.input_ids), change(batch.targets), documents)
 
 
 def clip(parameters: list[Any], most: float | None) -> Tensor:
-    """The gradient's norm; where it is above `most` the gradient is scaled down to that."""
+    """Scale the gradient down to the norm `most` where its norm is larger. Returns the norm it had."""
     norm = torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
-    looks = norm.device.type == "cpu"  # where that costs less than a product with 1, as it waits for no device
+    looks = norm.device.type == "cpu"  # reading a norm on another device would wait for it
     if most is not None and not (looks and norm <= most):
         torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
     return norm
 
 
 def autocast(device: Device, precision: str) -> Callable[[], AbstractContextManager[Any]]:
-    """What forward passes run under."""
+    """The context that forward passes run in: torch.autocast to bf16, or none."""
     if precision == "fp32":
         return nullcontext
     return partial(torch.autocast, device.type, torch.bfloat16)
 
 
 def compile_blocks(model: Any) -> None:
-    """Compiles each layer by itself: equal layers share one compilation, so its time does not grow with depth."""
+    """Compile each layer by itself: equal layers share one compilation, so its time does not grow with depth."""
     for block in model.blocks:
         block.compile(dynamic=False)
 
 
 def refuse_nonfinite(run: Run, terms: dict[str, Any]) -> None:
-    """Raises ZooError when the loss or the gradient is no number any more."""
+    """Raise ZooError when the loss or the gradient's norm is not finite."""
     for name in ("loss", "grad_norm"):
         if not math.isfinite(value := float(terms[name])):
-            kept = f"the checkpoint of step {run.saved} is whole" if run.saved else "no checkpoint was written"
             what = "loss" if name == "loss" else "gradient's norm"
-            would = "a lower optim.lr, or a longer schedule.warmup"
-            raise ZooError(f"step {run.step}: the {what} is {value}; {kept} ({would})")
+            raise ZooError(f"step {run.step}: the {what} is {value}; {what_stays(run)}")
+
+
+def refuse_nonfinite_weights(run: Run) -> None:
+    """Raise ZooError with the name of the first tensor to be saved that is not finite. Waits for the device once."""
+    state = run.model.state_dict()
+    names = [name for name, each in state.items() if each.is_floating_point() and each.numel()]
+    extremes = torch.stack([torch.stack(torch.aminmax(state[name])).float() for name in names])  # NaN gives NaN
+    for name, finite in zip(names, extremes.isfinite().all(1).tolist(), strict=True):
+        if not finite:
+            bad = int((~state[name].isfinite()).sum())
+            found = f"{bad:,} of its {state[name].numel():,} values"
+            raise ZooError(f"step {run.step}: {name} is not finite, found {found}; {what_stays(run)}")
+
+
+def what_stays(run: Run) -> str:
+    """What a run that diverged still has, and what would keep it from diverging."""
+    kept = f"the checkpoint of step {run.saved} is whole" if run.saved else "no checkpoint was written"
+    return f"{kept} (a lower optim.lr, or a longer schedule.warmup)"
 
 
 # ---------------------------------------------------------------- what is measured
 
 
 def record(run: Run, terms: dict[str, Any]) -> None:
-    """A line of metrics for the step just done. Waits for the device."""
+    """Write the step's metrics as a line. Waits for the device."""
     refuse_nonfinite(run, terms)
     values = {name: float(value) for name, value in terms.items()}
     speed = run.clock.lap(run.tokens)
-    mfu = speed * run.flops_per_token / run.peak.flops
-    run.records.write(step=run.step, tokens=run.tokens, **values, tokens_per_second=round(speed, 1), mfu=round(mfu, 4))
+    mfu = share_of_peak(run, speed)
+    run.records.write_line(step=run.step, tokens=run.tokens, **values, tokens_per_second=round(speed, 1), mfu=mfu)
     run.last |= values
     left = (run.settings.steps - run.step) * run.tokens / run.step
     run.show.step(run.step, values["loss"], speed, mfu, left / run.clock.pace)
+    with run.clock.pause():
+        follow_pace(run, speed)
+
+
+def share_of_peak(run: Run, speed: float) -> float | None:
+    """MFU at so many tokens a second; None where the measured peak is no yardstick, as it lies below that."""
+    share = run.peak.share(speed * run.flops_per_token)
+    return None if share is None else round(share, 4)
+
+
+def follow_pace(run: Run, speed: float) -> None:
+    """Chooses the number of threads again where the pace has fallen, or may have recovered, and says so."""
+    if run.settings.compile:  # compiled code holds the number of threads: with another it would compile anew
+        return
+    if choice := run.watch.follow(speed):
+        run.show.say(f"computes from step {run.step + 1} on with {choice}")
+        run.peak = run.peak.again(run.device, run.settings.arithmetic)
 
 
 def evaluate(run: Run) -> None:
-    """Validation loss, a sample of text and the picture."""
+    """Measure the validation loss and write it as a line of metrics."""
     run.peak = run.peak.again(run.device, run.settings.arithmetic)
     loss = validation_loss(run)
     bits = loss / math.log(2) * (len(run.data.validation) - 1) / run.data.validation.n_bytes
-    run.records.write(step=run.step, tokens=run.tokens, val_loss=loss, bits_per_byte=bits)
+    run.records.write_line(step=run.step, tokens=run.tokens, val_loss=loss, bits_per_byte=bits)
     run.last |= {"val_loss": loss, "bits_per_byte": bits}
-    text = None
+    run.evaluation_due = False
+    run.show.evaluation(run.step, loss, bits)
+
+
+def write_sample(run: Run) -> None:
+    """Let the model continue the prompt, where the config has one."""
     if isinstance(sample := run.settings.sample, TextSample):
-        text = sample.prompt + write(run, sample)
-        run.records.sample(run.step, text)
-    run.show.evaluation(run.step, loss, bits, text)
-    draw(run.records.lines, run.name, run.folder / PICTURE)
+        text = sample.prompt + continue_prompt(run, sample)
+        run.records.write_sample(run.step, text)
+        run.show.sample(text)
+
+
+def draw_picture(run: Run) -> None:
+    """Draw the losses so far."""
+    draw_losses(run.records.lines, run.name, run.folder / PICTURE)
 
 
 def validation_loss(run: Run) -> float:
-    """Mean cross-entropy over the held-out batches, in nats, in eval mode."""
+    """Mean negative log-likelihood over the validation batches, in nats, in eval mode."""
     objective, targets = run.settings.objective, 0
     total = torch.zeros((), dtype=torch.float64, device=run.device)
     run.model.eval()
-    for batch in run.validation:
-        total += objective.measure(run.model, to(batch, run.device), run.autocast)
-        targets += objective.targets(batch)
-    run.model.train()
+    try:
+        for batch in run.validation:
+            total += objective.measure(run.model, move_batch(batch, run.device), run.autocast)
+            targets += objective.targets(batch)
+    finally:
+        run.model.train()
     return float(total) / targets
 
 
-def held_out(data: Prepared, batch_size: int, seq_len: int, *, wanted: int | None, documents: bool) -> list[Batch]:
-    """The validation split, or `wanted` rows spread evenly over all of it: its first rows would be a few documents."""
+def take_validation(
+    data: Prepared, batch_size: int, seq_len: int, *, wanted: int | None, documents: bool
+) -> list[Batch]:
+    """The whole validation split as batches, or `wanted` rows spread evenly over it: its first rows alone would be a
+    few documents."""
     tokens = data.validation
     there = (len(tokens) - 1) // seq_len
     if wanted is None or wanted >= there:
@@ -252,38 +322,47 @@ def held_out(data: Prepared, batch_size: int, seq_len: int, *, wanted: int | Non
     return [to_batch(tokens.rows(group, seq_len + 1), tokens.eos_id, documents) for group in groups]
 
 
-def write(run: Run, sample: TextSample) -> str:
-    """What the model adds to the prompt: with the same draws each time, and none of the training's random numbers."""
+def continue_prompt(run: Run, sample: TextSample) -> str:
+    """Generate what follows the prompt. The seed is the same each time, and training's random numbers are not used."""
     sampling = Sampling(temperature=sample.temperature, seed=run.settings.seed)
     eager = torch.compiler.set_stance("force_eager") if run.settings.compile else nullcontext()
-    with eager:  # lengths grow with each token: each would compile anew
-        pieces = complete(run.model, run.data.tokenizer, sample.prompt, max_new_tokens=sample.tokens, sampling=sampling)
-        return "".join(pieces)
+    kernel, _ = choose_sampling_kernel(run.model.spec, run.settings.kernel, run.device)
+    options: dict[str, Any] = {"max_new_tokens": sample.tokens, "sampling": sampling, "kernel": kernel}
+    with eager:  # the length grows with each token, and each would compile anew
+        return "".join(complete(run.model, run.data.tokenizer, sample.prompt, **options))
 
 
 # ---------------------------------------------------------------- what is kept
 
 
-def save(run: Run) -> None:
-    """A checkpoint of this step, unless there is one."""
+def save_checkpoint(run: Run, terms: dict[str, Any]) -> None:
+    """Write a checkpoint of this step, unless there is one. Raises ZooError for values that are not finite."""
     if run.saved == run.step:
         return
-    counters = {
+    refuse_nonfinite(run, terms)
+    refuse_nonfinite_weights(run)
+    state = store.Resumable(run.model, run.optimizer, gather_counters(run))
+    store.save_run(run.folder, run.step, state, run.data.tokenizer, run.settings.keep)
+    run.saved = run.step
+
+
+def gather_counters(run: Run) -> dict[str, Any]:
+    """The counters that a run resumes from. `lengths` are those of its files, which are on disk from here on."""
+    return {
         "step": run.step,
         "tokens": run.tokens,
         "seconds": run.clock.seconds,
         "last": run.last,
+        "evaluation_due": run.evaluation_due,
         "data": {**run.batches.state(), "key": run.data.key},
         "lengths": run.records.lengths(),
+        "threads": run.watch.state(),
     }
-    state = Resumable(run.model, run.optimizer, counters)
-    save_run(run.folder, run.step, state, run.data.tokenizer, run.settings.keep)
-    run.saved = run.step
 
 
 @contextmanager
-def stopping(run: Run) -> Iterator[None]:
-    """Lets Ctrl-C and a scheduler's SIGTERM end the run after the present step; a second one ends it at once."""
+def stop_on_signals(run: Run) -> Iterator[None]:
+    """Stop the run after the present step at Ctrl-C or a scheduler's SIGTERM; at once at the second."""
     if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield
         return
@@ -302,8 +381,8 @@ def stopping(run: Run) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def outcome(run: Run) -> dict[str, Any]:
-    """What came of a run, as plain data."""
+def describe_outcome(run: Run) -> dict[str, Any]:
+    """A finished run's figures as plain data. Those of an evaluation that failed are None."""
     return {
         "status": "done",
         "model": run.name,
@@ -313,10 +392,10 @@ def outcome(run: Run) -> dict[str, Any]:
         "steps": run.step,
         "tokens": run.tokens,
         "train_loss": run.last["loss"],
-        "val_loss": run.last["val_loss"],
-        "bits_per_byte": run.last["bits_per_byte"],
+        "val_loss": run.last.get("val_loss"),
+        "bits_per_byte": run.last.get("bits_per_byte"),
         "seconds": round(run.clock.seconds, 3),
         "tokens_per_second": round(run.tokens / run.clock.seconds, 1),
-        "mfu": round(run.tokens / run.clock.seconds * run.flops_per_token / run.peak.flops, 4),
+        "mfu": share_of_peak(run, run.tokens / run.clock.seconds),
         "peak": str(run.peak),
     }

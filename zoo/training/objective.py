@@ -1,5 +1,5 @@
 # B rows, T tokens, N = B·T, D model width, V vocabulary
-"""What is minimised, and its gradient. Losses are float32 sums over targets; the caller says what a target weighs."""
+"""Training objectives and their gradients. Losses are float32 sums over targets; the caller gives a target's weight."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     Autocast = Callable[[], AbstractContextManager[Any]]
 
 IGNORED = -100
-"""A target that is no target, torch's own convention."""
+"""The target of a position without one (torch's convention)."""
 
 BLOCK = {"cpu": 4 << 20}
-"""Bytes of float32 that the softmax works on at once: on a CPU what stays in its cache."""
+"""Bytes of float32 logits in one softmax. On a CPU they should stay in its cache."""
 
 LARGE_BLOCK = 256 << 20  # elsewhere: enough to keep the device busy
 
@@ -33,31 +33,31 @@ class Objective(Spec, axis="objective"):
     """A loss of a model on a batch."""
 
     def refuses(self, spec: Any) -> str | None:
-        """Why a model cannot learn by this, or None."""
+        """Why a model cannot be trained on this objective, or None."""
         return None
 
     def targets(self, batch: Batch) -> int:
-        """How many targets a batch on the CPU has: what its loss is divided by."""
+        """Count the targets of a batch on the CPU: its loss is divided by them."""
         return int((batch.targets != IGNORED).sum())
 
     def backward(self, model: Any, batch: Batch, weight: float, share: float, autocast: Autocast) -> dict[str, Tensor]:
-        """Adds the gradient of `weight` × (sum over targets) + `share` × (the model's own losses).
+        """Add the gradient of `weight` × (sum over targets) + `share` × (the model's own losses).
 
-        Gives the terms by name, so weighted; `loss` is the cross-entropy alone.
+        Returns the weighted terms by name; `loss` is the cross-entropy alone.
         """
         raise NotImplementedError
 
     def measure(self, model: Any, batch: Batch, autocast: Autocast) -> Tensor:
-        """The sum of the cross-entropy over the batch's targets, in nats; no gradient."""
+        """Sum the cross-entropy over the batch's targets, in nats, without a gradient."""
         raise NotImplementedError
 
 
 class NextToken(Objective, kind="next_token"):
     """Cross-entropy of the next token, and `z_loss` × (log Σ exp logits)² (PaLM, 2022).
 
-    The head runs on as many tokens at a time as give `chunk_mib` of logits. A chunk's logits are replaced by their
-    gradient and taken back through the head at once, so there is never a second copy of them, nor a full one where
-    N × V is large; then the hidden states' gradient goes back through the model.
+    The loss is chunked: the head runs on as many tokens at a time as give `chunk_mib` of logits. A chunk's logits are
+    overwritten with their gradient, which goes back through the head at once. So the logits are never whole, and never
+    held twice. Then the gradient of the hidden states goes back through the model.
     """
 
     z_loss: NonNegativeFloat = 0.0
@@ -83,9 +83,9 @@ class NextToken(Objective, kind="next_token"):
             piece = hidden[rows].detach().requires_grad_()
             with autocast():
                 logits = model.head_logits(piece)
-            slope = logits.detach()  # the same memory; autograd raises if the head needs its output again
-            sums += descend_(slope, targets[rows], weight, self.z_loss)
-            logits.backward(slope)
+            gradient_of_logits = logits.detach()  # in place: autograd raises if the head saved its output
+            sums += replace_by_gradient_(gradient_of_logits, targets[rows], weight, self.z_loss)
+            logits.backward(gradient_of_logits)
             gradient[rows] = piece.grad
         own = {name: loss * share for name, loss in out.losses.items()}
         torch.autograd.backward([hidden, *own.values()], [gradient, *(None for _ in own)])
@@ -99,48 +99,48 @@ class NextToken(Objective, kind="next_token"):
             total = torch.zeros((), device=hidden.device)
             for rows in self._chunks(hidden, model.spec.vocab_size):
                 logits = model.head_logits(hidden[rows])
-                for block in blocks(logits):
-                    total += surprise(logits[block], targets[rows][block])[0].sum()
+                for block in softmax_blocks(logits):
+                    total += negative_log_likelihood(logits[block], targets[rows][block])[0].sum()
         return total
 
     def _chunks(self, hidden: Tensor, vocab_size: int) -> Iterator[slice]:
-        return slices(len(hidden), (self.chunk_mib << 20) // (vocab_size * hidden.element_size()))
+        return split_evenly(len(hidden), (self.chunk_mib << 20) // (vocab_size * hidden.element_size()))
 
 
-def slices(count: int, most: int) -> Iterator[slice]:
-    """`count` rows in runs of equal length, give or take one, of at most `most` rows each and of one at least."""
+def split_evenly(count: int, most: int) -> Iterator[slice]:
+    """Split `count` rows into slices of at most `most` rows (but one at least), whose lengths differ by at most one."""
     runs = math.ceil(count / max(most, 1))
     return (slice(count * run // runs, count * (run + 1) // runs) for run in range(runs))
 
 
-def blocks(logits: Tensor) -> Iterator[slice]:
-    """Rows to take the softmax of together."""
+def softmax_blocks(logits: Tensor) -> Iterator[slice]:
+    """Split the rows of logits into blocks for the softmax."""
     size = BLOCK.get(logits.device.type, LARGE_BLOCK)
-    return slices(len(logits), size // (4 * logits.shape[-1]))
+    return split_evenly(len(logits), size // (4 * logits.shape[-1]))
 
 
-def surprise(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """−log p(target), 0 where ignored [N, 1]; log p [N, V]; the target's column [N, 1]; 0 where ignored, else 1 [N, 1].
+def negative_log_likelihood(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Negative log-likelihood of the targets [N, 1], log p [N, V], the targets' indices [N, 1], and a mask [N, 1].
 
-    All in float32.
+    The mask is 0 where a target is ignored, else 1; the first is 0 there too. All but the indices are float32.
     """
     kept = (targets != IGNORED)[:, None].float()
-    column = targets.clamp_min(0)[:, None]
+    index = targets.clamp_min(0)[:, None]
     log_p = torch.log_softmax(logits, -1, dtype=torch.float32)
-    return -log_p.gather(1, column) * kept, log_p, column, kept
+    return -log_p.gather(1, index) * kept, log_p, index, kept
 
 
-def descend_(logits: Tensor, targets: Tensor, weight: float, z_loss: float) -> Tensor:
-    """Replaces logits [N, V] by the gradient of `weight` × Σ (−log p(target) + z_loss · log²Z); gives both sums."""
+def replace_by_gradient_(logits: Tensor, targets: Tensor, weight: float, z_loss: float) -> Tensor:
+    """Overwrite logits [N, V] with the gradient of `weight` × Σ (−log p(target) + z_loss · log²Z); return both sums."""
     sums = torch.zeros(2, device=logits.device)
-    for rows in blocks(logits):
+    for rows in softmax_blocks(logits):
         block = logits[rows]
-        nll, p, column, kept = surprise(block, targets[rows])
-        log_z = block.gather(1, column).float() + nll  # as log p = logit − log Z, at the target
+        nll, p, index, kept = negative_log_likelihood(block, targets[rows])
+        log_z = block.gather(1, index).float() + nll  # as log p = logit − log Z, at the target
         p.exp_()  # from here on the block's gradient, step by step
         if z_loss:
             p.mul_(1 + 2 * z_loss * log_z)
-        p.scatter_add_(1, column, torch.full_like(kept, -1.0))
+        p.scatter_add_(1, index, torch.full_like(kept, -1.0))
         torch.mul(p, kept * weight, out=block)
         sums += torch.stack([nll.sum(), z_loss * (log_z.square() * kept).sum()])
     return sums

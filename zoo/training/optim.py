@@ -1,4 +1,4 @@
-"""Optimizers, by kind."""
+"""Build optimizers, by kind."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 FUSED = ("cpu", "cuda", "xpu", "mps")
-"""Devices that torch has a one-pass AdamW for. On a CPU it takes a quarter of the time of the loop over operators."""
+"""Devices with a fused AdamW in torch. On a CPU it takes a quarter of the time of the unfused one."""
 
 
 class Optim(Spec, axis="optim"):
-    """How gradients change weights. `lr` is the peak of the schedule."""
+    """An optimizer's hyperparameters. `lr` is the peak of the schedule."""
 
     lr: PositiveFloat
 
     def build(self, model: Any) -> Optimizer:
-        """torch's optimizer over the model's parameters."""
+        """Make torch's optimizer over the model's parameters."""
         raise NotImplementedError
 
 

@@ -1,4 +1,4 @@
-"""The learning rate over a run, as a factor of its peak: pure functions of the step."""
+"""Learning-rate schedules: pure functions from a step to a factor of the peak rate."""
 
 from __future__ import annotations
 
@@ -17,56 +17,56 @@ def _whole_from_one_on(value: float) -> float:
 
 
 Span = Annotated[float, Field(ge=0), AfterValidator(_whole_from_one_on)]
-"""Below 1 a part of the run, from 1 on a number of steps."""
+"""Below 1 a fraction of the run, from 1 on a number of steps."""
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 
 
-def span(value: float, steps: int) -> int:
-    """A Span in steps, for a run of so many."""
+def steps_of(value: float, steps: int) -> int:
+    """Convert a Span to steps, for a run of `steps`."""
     return round(value * steps) if value < 1 else int(value)
 
 
 class Schedule(Spec, axis="schedule"):
-    """A straight line up to the peak, which the last step of `warmup` reaches; from there on what the kind says."""
+    """Linear warm-up, whose last step reaches the peak; then the decay of the kind."""
 
     warmup: Span = 0.05
 
     def factor(self, step: int, steps: int) -> float:
         """Factor of the peak learning rate for update `step` of `steps`, counted from 0."""
-        warmup = span(self.warmup, steps)
+        warmup = steps_of(self.warmup, steps)
         if step < warmup:
             return (step + 1) / warmup
         return self.after_warmup(step - warmup, max(steps - warmup, 1))
 
     def after_warmup(self, step: int, steps: int) -> float:
-        """The same, counted from the end of the warm-up."""
+        """The factor at a step counted from the end of the warm-up."""
         raise NotImplementedError
 
 
 class Constant(Schedule, kind="constant"):
-    """The peak, to the end."""
+    """No decay: the peak, to the end."""
 
     def after_warmup(self, step: int, steps: int) -> float:
         return 1.0
 
 
-class Linear(Schedule, kind="linear"):
-    """A straight line from the peak to `min_ratio` of it."""
+class LinearDecay(Schedule, kind="linear"):
+    """Linear decay from the peak to `min_ratio` of it."""
 
     min_ratio: Ratio = 0.0
 
     def after_warmup(self, step: int, steps: int) -> float:
-        return fall("linear", step / steps, self.min_ratio)
+        return decay_factor("linear", step / steps, self.min_ratio)
 
 
 class Cosine(Schedule, kind="cosine"):
-    """Half a cosine from the peak to `min_ratio` of it (Loshchilov and Hutter, 2016, without restarts)."""
+    """Cosine decay from the peak to `min_ratio` of it (Loshchilov and Hutter, 2016, without restarts)."""
 
     min_ratio: Ratio = 0.1
 
     def after_warmup(self, step: int, steps: int) -> float:
-        return fall("cosine", step / steps, self.min_ratio)
+        return decay_factor("cosine", step / steps, self.min_ratio)
 
 
 class WSD(Schedule, kind="wsd"):
@@ -80,16 +80,16 @@ class WSD(Schedule, kind="wsd"):
     min_ratio: Ratio = 0.0
 
     def factor(self, step: int, steps: int) -> float:
-        decay = span(self.decay, steps)
+        decay = steps_of(self.decay, steps)
         if step < steps - decay:
             return super().factor(step, steps)
-        return fall(self.shape, (step - steps + decay) / decay, self.min_ratio)
+        return decay_factor(self.shape, (step - steps + decay) / decay, self.min_ratio)
 
     def after_warmup(self, step: int, steps: int) -> float:
         return 1.0
 
 
-def fall(shape: str, part: float, low: float) -> float:
-    """From 1 at part 0 to `low` at part 1."""
+def decay_factor(shape: str, part: float, low: float) -> float:
+    """The factor after `part` of the decay: from 1 at part 0 to `low` at part 1."""
     high = {"linear": 1 - part, "cosine": (1 + math.cos(math.pi * part)) / 2, "sqrt": 1 - math.sqrt(part)}[shape]
     return low + (1 - low) * high

@@ -1,4 +1,4 @@
-"""The training config apart from its model and its data."""
+"""Validate the training config, apart from its model and its data."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from zoo.training.objective import Objective
 from zoo.training.optim import Optim
 from zoo.training.schedule import Schedule
 
-FP8 = "fp8_"  # and a recipe
+FP8 = "fp8_"  # the prefix of a float8 recipe
 
 
 class Sample(Spec, axis="sample", default="text"):
-    """What the model is asked to write at each evaluation."""
+    """A sample of the model's output, taken at each evaluation."""
 
 
 class TextSample(Sample, kind="text"):
-    """At most `tokens` tokens that continue `prompt`; temperature 0 takes the likeliest each time."""
+    """Continue `prompt` by at most `tokens` tokens. Temperature 0 takes the likeliest token each time."""
 
     prompt: str = ""
     tokens: PositiveInt = 64
@@ -41,15 +41,17 @@ class TextSample(Sample, kind="text"):
 
 
 class Training(Spec, axis="command", kind="train", default="train"):
-    """How long to train, in what steps, and what to leave behind. `…_every` counts steps; null is only at the end."""
+    """The settings of a run. `…_every` counts steps; null means at the end only."""
 
     steps: PositiveInt
-    batch_size: PositiveInt  # rows of one update
-    accumulate: PositiveInt = 1  # microbatches that an update's rows are split into
+    batch_size: PositiveInt  # rows of one optimizer step
+    accumulate: PositiveInt = 1  # microbatches that a batch is split into
     seq_len: PositiveInt
     seed: NonNegativeInt = 0
-    clip: PositiveFloat | None = 1.0  # the gradient's largest norm; null: as it is
-    precision: Literal["fp32", "bf16", "fp8_tensorwise", "fp8_rowwise"] = "fp32"  # of products; weights are float32
+    clip: PositiveFloat | None = 1.0  # largest norm of the gradient; null: no clipping
+    precision: Literal["fp32", "bf16", "fp8_tensorwise", "fp8_rowwise"] = (
+        "fp32"  # of matrix products; weights are float32
+    )
     compile: bool = False
     device: str = "auto"
     kernel: str = "auto"
@@ -57,7 +59,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
     eval_every: PositiveInt | None = None
     eval_batches: PositiveInt | None = None  # of batch_size rows, spread over the validation split; null: all of it
     save_every: PositiveInt | None = None
-    keep: PositiveInt = 2  # newest checkpoints that stay
+    keep: PositiveInt = 2  # newest checkpoints that are kept
     sample: Sample | None = None
     objective: Objective
     optim: Optim
@@ -86,23 +88,23 @@ class Training(Spec, axis="command", kind="train", default="train"):
     @field_validator("device")
     @classmethod
     def can_be_trained_on(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d+)?", value):
             raise ValueError(f"is {value!r}, which trains nothing (one of: auto, cpu, cuda, cuda:N)")
         return value
 
     @property
     def recipe(self) -> str | None:
-        """How products are taken in float8 (`zoo.run.fp8.RECIPES`), where they are."""
+        """The float8 recipe (`zoo.run.fp8.RECIPES`), or None."""
         return self.precision.removeprefix(FP8) if self.precision.startswith(FP8) else None
 
     @property
     def arithmetic(self) -> str:
-        """Of products that are not taken in float8, and what the speed of all is measured against: fp32 or bf16."""
+        """fp32 or bf16: the precision of products outside float8, and of the peak that MFU is measured against."""
         return "fp32" if self.precision == "fp32" else "bf16"
 
 
-def read(node: Mapping[str, Any]) -> Training:
-    """Checks a resolved node. Raises ConfigError with every fault in it."""
+def read_settings(node: Mapping[str, Any]) -> Training:
+    """Validate a resolved training config. Raises ConfigError with every fault in it."""
     try:
         return Training.parse(node)
     except ValidationError as error:

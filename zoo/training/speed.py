@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -16,9 +16,15 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import device as Device
 
-MEASURED_FOR = 0.1  # seconds
-SIDE = {"cpu": 1024}  # of the square products measured: the largest rate comes from about this size on
-LARGE_SIDE = 8192
+Shape = tuple[int, int, int]
+
+MEASURED_FOR = 0.15  # seconds for all shapes of one dtype
+SHAPES = ((256, 256, 256), (1024, 256, 1024), (2048, 512, 512), (1024, 1024, 1024))
+"""Rows and both widths of the products measured on a CPU, small ones first: like those of training. Libraries take
+another way for other sizes, so no single one shows the largest rate."""
+CALLS = 20  # of each shape at most
+LARGE_SHAPES = ((8192, 8192, 8192),)
+"""The same of a GPU whose data sheet is not known."""
 
 
 @dataclass(frozen=True)
@@ -33,36 +39,61 @@ class Peak:
         """The higher of this and a new measurement: another program may have had the cores during the first."""
         if not self.measured:
             return self
-        return replace(self, flops=max(self.flops, measured(device, precision)))
+        return replace(self, flops=max(self.flops, measure_peak(device, precision)))
+
+    def share(self, flops: float) -> float | None:
+        """MFU: the share of the peak that a rate of FLOP/s is; None above 1, where the peak was measured too low."""
+        share = flops / self.flops
+        return share if share <= 1 else None
 
     def __str__(self) -> str:
         return f"{self.flops / 1e12:,.2f} TFLOP/s ({self.source})"
 
 
-def peak(device: Device, precision: str) -> Peak:
+def find_peak(device: Device, precision: str) -> Peak:
     """From the data sheet of a GPU that conf/hardware has; else measured here."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         card = of_device(name)
         if card is not None and precision in card.tflops:
             return Peak(card.flops(precision), f"{precision} data sheet, {name}")
-    return Peak(measured(device, precision), f"{precision} products, measured", measured=True)
+    products = "fp32" if precision == "fp32" else f"{precision} or fp32"
+    return Peak(measure_peak(device, precision), f"{products} products, measured", measured=True)
 
 
-def measured(device: Device, precision: str) -> float:
-    """The best rate of a few square products on this device with the threads that torch has."""
-    side = SIDE.get(device.type, LARGE_SIDE)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
-    out = torch.mm(a, b)  # also what the first call alone costs
-    best, until = float("inf"), time.perf_counter() + MEASURED_FOR
-    while time.perf_counter() < until:
-        _finish(device)
-        start = time.perf_counter()
-        torch.mm(a, b, out=out)
-        _finish(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best
+def measure_peak(device: Device, precision: str) -> float:
+    """The best rate of products in float32 or in the precision asked for, in FLOP/s.
+
+    Both count, as a training step in bf16 takes some products in float32; a CPU may even have those as the faster.
+    """
+    shapes = LARGE_SHAPES if device.type == "cuda" else SHAPES
+    dtypes = {torch.float32, torch.bfloat16 if precision == "bf16" else torch.float32}
+    return max(matrix_rate(device, dtype, shapes) for dtype in dtypes)
+
+
+def matrix_rate(device: Device, dtype: torch.dtype, shapes: Iterable[Shape], spend: float = MEASURED_FOR) -> float:
+    """The best rate of products of these shapes, in FLOP/s, with the threads that torch has.
+
+    Takes about `spend` seconds whatever the rate: a shape that would take longer than is left is not begun.
+    """
+    best, until = 0.0, time.perf_counter() + spend
+    for rows, inner, columns in shapes:
+        work = 2 * rows * inner * columns
+        if best and time.perf_counter() + 2 * work / best > until:
+            break
+        a = torch.ones(rows, inner, device=device, dtype=dtype)
+        b = torch.ones(columns, inner, device=device, dtype=dtype).t()  # as a layer's weight: other layouts may be slow
+        out = torch.mm(a, b)  # also what the first call alone costs
+        for _ in range(CALLS):
+            _finish(device)
+            start = time.perf_counter()
+            torch.mm(a, b, out=out)
+            _finish(device)
+            now = time.perf_counter()
+            best = max(best, work / (now - start))
+            if now >= until:
+                return best
+    return best
 
 
 def _finish(device: Device) -> None:

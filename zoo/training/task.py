@@ -1,4 +1,4 @@
-"""A training run from its composed config: checked, prepared, built and trained; and runs that go on."""
+"""Start and resume training runs: check the config, prepare the data, build the model, train it."""
 
 from __future__ import annotations
 
@@ -16,19 +16,24 @@ from omegaconf.errors import OmegaConfBaseException
 from zoo import grammar, runs
 from zoo.checkpoint import store
 from zoo.data import BPE_SIZE, Batches, DataSettings, Prepared, prepare
-from zoo.disk import replacing
-from zoo.errors import CheckpointError, ConfigError, ZooError, did_you_mean
+from zoo.disk import write_text
+from zoo.errors import CheckpointError, ConfigError, ZooError, did_you_mean, short
 from zoo.generation.engine import check_length
 from zoo.grammar.saved import read_spec
 from zoo.kernels import KERNELS, machine_of, select
 from zoo.lazy import torch
 from zoo.run import fp8
 from zoo.run.builder import build, pick_device
+from zoo.run.dtypes import slow_note
+from zoo.run.memory import free_memory
+from zoo.run.threads import ThreadWatch
 from zoo.training import settings as S
+from zoo.training.failures import advise_smaller_batch, failures_in_one_line
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
 from zoo.training.loop import Run, fit
+from zoo.training.sampling import choose_sampling_kernel
 from zoo.training.show import Show
-from zoo.training.speed import keep_memory, peak
+from zoo.training.speed import find_peak, keep_memory
 
 CONFIG, MODEL = "config.yaml", "model.yaml"
 
@@ -36,11 +41,11 @@ MAY_CHANGE = (
     *("steps", "log_every", "eval_every", "eval_batches", "save_every", "keep", "sample"),
     *("compile", "device", "kernel"),
 )
-"""What a run that goes on may do otherwise than before; all else would make another run of it."""
+"""The keys that may change when a run is resumed. Any other would make it another run."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """A training config, checked as far as it can be before any work."""
 
     name: str
@@ -48,76 +53,90 @@ class Plan:
     data: DataSettings
     spec: Any
     config: Mapping[str, Any]
-    """The config as plain data: resolved, but for the model's node, whose interpolations are the grammar's."""
+    """The config as plain data, resolved except for the model's node, whose interpolations are the grammar's."""
 
 
-def task(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, Any]:
-    """Runs a composed training config in Hydra's output folder or in another one; gives what result.json says.
+def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, Any]:
+    """Train from a composed config in Hydra's output folder, or in another one. Returns what result.json holds.
 
-    Raises ConfigError, before anything is written, with every fault found; ZooError when the training fails.
+    Raises ConfigError with every fault found, before anything is written; ZooError when the training fails.
     """
-    planned = check(cfg)
+    planned = plan_training(cfg)
     where = Path(folder) if folder is not None else output_folder()
-    if (where / runs.CHECKPOINTS / runs.LATEST).exists():
-        raise ConfigError(f"{where}: has a run in it (`zoo train --resume {where}` goes on with it, or name another)")
     show = Show(planned.settings.steps)
-    device, data = prepared(planned, show)
-    where.mkdir(parents=True, exist_ok=True)
-    run = begin(planned, where, device, data, show)
-    write_yaml(where / CONFIG, planned.config)
-    write_yaml(where / MODEL, grammar.to_dict(planned.spec))
-    return finish(run)
+    with failures_in_one_line(where):
+        refuse_second_run(where)
+        device, data = prepare_device_and_data(planned, show)
+        with runs.locked(where, show.say):
+            refuse_second_run(where)  # another process may have had the folder meanwhile
+            run = build_run(planned, where, device, data, show)
+            write_yaml(where / CONFIG, planned.config)
+            write_yaml(where / MODEL, grammar.to_dict(planned.spec))
+            return complete_run(run, planned)
 
 
-def resume(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Goes on from a run's newest checkpoint to what would have come of it unstopped: on a CPU, to the last bit.
+def resume_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Resume a run from its newest checkpoint. On a CPU the losses are bit-identical to those of an unstopped run.
 
-    Raises ConfigError when there is nothing left to do, or when its data is not what it was.
+    Raises ConfigError when no step is left, or when the data has changed.
     """
     folder = Path(folder).expanduser()
-    planned = replan(folder, overrides)
-    checkpoint = runs.find(folder)
-    counters = store.read_counters(checkpoint)
+    planned = plan_resumption(folder, overrides)
+    show = Show(planned.settings.steps)
+    with failures_in_one_line(folder), runs.locked(folder, show.say):
+        checkpoint = runs.find(folder)
+        counters = store.read_counters(checkpoint)
+        refuse_other_run(planned, folder, checkpoint, counters)
+        device, data = prepare_device_and_data(planned, show)
+        if data.key != (was := counters["data"]["key"]):
+            raise ConfigError(f"{folder}: its data is not what it was, found {data.key} (was {was})")
+        run = build_run(planned, folder, device, data, show, counters)
+        restore_run(run, checkpoint)
+        write_yaml(folder / CONFIG, planned.config)
+        show.say(f"goes on after step {run.step}")
+        return complete_run(run, planned)
+
+
+def refuse_second_run(folder: Path) -> None:
+    """Raise ConfigError when a folder has a run in it already."""
+    if (folder / runs.CHECKPOINTS / runs.LATEST).exists():
+        raise ConfigError(f"{folder}: has a run in it (`zoo train --resume {folder}` goes on with it, or name another)")
+
+
+def refuse_other_run(planned: TrainingPlan, folder: Path, checkpoint: Path, counters: Mapping[str, Any]) -> None:
+    """Raise ConfigError when the checkpoint has another model than the config, or when it is of the last step."""
     if read_spec(checkpoint) != planned.spec:
         raise ConfigError(f"{folder / CONFIG}: model: is not the one of {checkpoint} (as it was when the run began)")
-    if counters["step"] >= planned.settings.steps:
-        more = f"steps={2 * counters['step']} goes on with it, or any above {counters['step']}"
-        raise ConfigError(f"{folder}: is finished, found a checkpoint of step {counters['step']} ({more})")
-    show = Show(planned.settings.steps)
-    device, data = prepared(planned, show)
-    if data.key != counters["data"]["key"]:
-        raise ConfigError(f"{folder}: its data is not what it was, found {data.key} (was {counters['data']['key']})")
-    run = begin(planned, folder, device, data, show, counters["lengths"])
-    restore(run, checkpoint)
-    write_yaml(folder / CONFIG, planned.config)
-    show.say(f"goes on after step {run.step}")
-    return finish(run)
+    step = counters["step"]
+    if step >= planned.settings.steps and not counters.get("evaluation_due"):
+        more = f"steps={2 * step} goes on with it, or any above {step}"
+        raise ConfigError(f"{folder}: is finished, found a checkpoint of step {step} ({more})")
 
 
 # ---------------------------------------------------------------- checks
 
 
-def check(cfg: DictConfig, touched: Iterable[str] = ()) -> Plan:
-    """Checks a composed config without torch. Raises ConfigError with the faults of all its parts.
+def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
+    """Check a composed config without torch. Raises ConfigError with the faults of all its parts.
 
     `touched` are keys of the model that the user set (see `grammar.to_spec`).
     """
     grammar.register_resolvers()
     faults: list[str] = []
-    config = resolved(cfg)
+    config = resolve_config(cfg)
     rest = {key: value for key, value in config.items() if key not in ("model", "data")}
-    settings = attempt(faults, lambda: S.read(rest))
-    data = attempt(faults, lambda: DataSettings.read(config.get("data") or {}))
-    spec = attempt(faults, lambda: grammar.to_spec(cfg.model, touched), "model.")
+    settings = collect_faults(faults, lambda: S.read_settings(rest))
+    data = collect_faults(faults, lambda: DataSettings.read(config.get("data") or {}))
+    spec = collect_faults(faults, lambda: grammar.to_spec(cfg.model, touched), "model.")
     if settings and data and spec:
-        faults += mismatches(settings, data, spec)
+        faults += find_mismatches(settings, data, spec)
     if faults:
         raise ConfigError(*faults)
-    return Plan(title(config["model"], spec), settings, data, spec, config)
+    return TrainingPlan(title_of(config["model"], spec), settings, data, spec, config)
 
 
-def attempt(faults: list[str], read: Callable[[], Any], prefix: str = "") -> Any:
-    """What `read` gives, or None and its faults on the list."""
+def collect_faults(faults: list[str], read: Callable[[], Any], prefix: str = "") -> Any:
+    """Return what `read` returns, or None after adding its faults to the list."""
     try:
         return read()
     except ConfigError as error:
@@ -125,7 +144,7 @@ def attempt(faults: list[str], read: Callable[[], Any], prefix: str = "") -> Any
         return None
 
 
-def resolved(cfg: DictConfig) -> dict[str, Any]:
+def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     """The config as plain data, all but the model's node resolved. Raises ConfigError."""
     try:
         rest = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "model"])
@@ -140,8 +159,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     return {"model": model, **{str(key): value for key, value in config.items()}}
 
 
-def mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list[str]:
-    """What does not go together, as far as the config alone tells."""
+def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list[str]:
+    """List what does not go together, as far as the config alone tells."""
     refused = settings.objective.refuses(spec)
     faults = [f"objective: {refused}"] if refused else []
     if settings.kernel not in (names := ("auto", *KERNELS)):
@@ -153,17 +172,18 @@ def mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list[str]
     if settings.recipe and (idle := fp8.idle(spec)):
         faults.append(f"precision: {settings.precision} {idle} (precision=bf16 would do)")
     if data.tokenizer.kind == "bpe" and (size := data.tokenizer.vocab_size or BPE_SIZE) > spec.vocab_size:
-        faults.append(too_small(spec.vocab_size, size, f", or data.tokenizer.vocab_size={spec.vocab_size}"))
+        faults.append(vocabulary_fault(spec.vocab_size, size, f", or data.tokenizer.vocab_size={spec.vocab_size}"))
     return faults
 
 
-def too_small(vocabulary: int, needed: int, or_else: str = "") -> str:
+def vocabulary_fault(vocabulary: int, needed: int, or_else: str = "") -> str:
+    """The line for a vocabulary that has fewer rows than the tokenizer has ids."""
     found = f"is {vocabulary}, fewer than the tokenizer's {needed}"
     return f"model.vocab_size: {found} (model.vocab_size={needed}{or_else})"
 
 
-def prepared(planned: Plan, show: Show) -> tuple[Any, Prepared]:
-    """The device and the data, and whether the model goes with them. Raises ConfigError."""
+def prepare_device_and_data(planned: TrainingPlan, show: Show) -> tuple[Any, Prepared]:
+    """Pick the device, prepare the data, and check the model against both. Raises ConfigError."""
     device = pick_device(planned.settings.device)
     if recipe := planned.settings.recipe:
         fp8.require(recipe, device, f"precision: {planned.settings.precision}", "precision=bf16")
@@ -171,44 +191,52 @@ def prepared(planned: Plan, show: Show) -> tuple[Any, Prepared]:
     data = prepare(planned.data, show.preparing)
     faults = []
     if data.tokenizer.vocab_size > planned.spec.vocab_size:
-        faults.append(too_small(planned.spec.vocab_size, data.tokenizer.vocab_size))
+        faults.append(vocabulary_fault(planned.spec.vocab_size, data.tokenizer.vocab_size))
     if isinstance(sample := planned.settings.sample, S.TextSample):
         ids = data.tokenizer.encode(sample.prompt) or [data.tokenizer.eos_id]
-        attempt(faults, lambda: check_length(planned.spec, len(ids), sample.tokens), "sample.")
+        collect_faults(faults, lambda: check_length(planned.spec, len(ids), sample.tokens), "sample.")
     if faults:
         raise ConfigError(*faults)
     return device, data
 
 
-def check_kernel(planned: Plan, device: Any) -> None:
-    """Raises KernelError when the kernel that the user named cannot train each kind of layer there."""
+def check_kernel(planned: TrainingPlan, device: Any) -> None:
+    """Raise KernelError when the kernel that the user named cannot train or evaluate one of the kinds of layers."""
     machine, dtype = machine_of(device), {"fp32": "float32", "bf16": "bfloat16"}[planned.settings.arithmetic]
     for block in planned.spec.blocks.values():
         packed = planned.data.documents or block.attention.visible_chunk is not None
         seen = {"window": block.attention.visible_window, "documents": packed}
-        ask = block.attention.ask(dtype, needs_grad=True, **seen)
-        if ask is not None:
-            select(ask, machine, planned.settings.kernel)
+        for ask in (block.attention.ask(dtype, needs_grad=grad, **seen) for grad in (True, False)):
+            if ask is not None:
+                select(ask, machine, planned.settings.kernel)
 
 
-def title(node: Mapping[str, Any], spec: Any) -> str:
-    """What to call the model."""
+def title_of(node: Mapping[str, Any], spec: Any) -> str:
+    """The model's title: its own, or one made of its size."""
     stated = (node.get("about") or {}).get("title")
     return stated or f"{spec.kind}, {spec.n_layers} layers of width {spec.d_model}"
 
 
-# ---------------------------------------------------------------- from a plan to a result
+# ---------------------------------------------------------------- from a plan to an outcome
 
 
-def begin(
-    planned: Plan, folder: Path, device: Any, data: Prepared, show: Show, lengths: Mapping[str, int] | None = None
+def build_run(
+    planned: TrainingPlan,
+    folder: Path,
+    device: Any,
+    data: Prepared,
+    show: Show,
+    counters: Mapping[str, Any] | None = None,
 ) -> Run:
-    """A run at its first step. Everything random is drawn from the seed."""
+    """Build a run before its first step. Everything random is drawn from the seed. `counters` are those of the
+    checkpoint that a run goes on from."""
     settings = planned.settings
+    watch = choose_computing(settings, device, show, counters)
     batches = Batches(data.train, settings.batch_size, settings.seq_len, settings.seed, planned.data.documents)
     torch.manual_seed(settings.seed)
     if device.type == "cpu":
         keep_memory()
+    free = free_memory(device)
     model = build(planned.spec, device=str(device), kernel=settings.kernel, seed=settings.seed)
     if settings.recipe:
         products = fp8.convert(model, settings.recipe)
@@ -222,36 +250,67 @@ def begin(
         batches=batches,
         model=model,
         optimizer=settings.optim.build(model),
-        records=Records(folder, lengths),
+        records=Records(folder, (counters or {}).get("lengths")),
         show=show,
-        peak=peak(device, settings.arithmetic),
+        peak=find_peak(device, settings.arithmetic),
+        watch=watch,
+        free=free,
     )
 
 
-def restore(run: Run, checkpoint: Path) -> None:
-    """Puts a run where a checkpoint was."""
+def choose_computing(
+    settings: S.Training, device: Any, show: Show, counters: Mapping[str, Any] | None = None
+) -> ThreadWatch:
+    """Choose the number of threads, before anything is timed, and say where the precision asked for is slow.
+
+    A run that goes on has the threads of its checkpoint, as another number adds floats up in another order.
+    """
+    watch = ThreadWatch(device)
+    if counters:
+        watch.restore(counters.get("threads", {}))
+    elif choice := watch.begin():
+        show.say(f"computes with {choice}")
+    if settings.arithmetic == "bf16":
+        note = slow_note(torch.bfloat16, device, f"precision={settings.precision}", training=True)
+        if note:
+            show.say(f"note: {note} (precision=fp32 would do)")
+    return watch
+
+
+def restore_run(run: Run, checkpoint: Path) -> None:
+    """Restore a run's state from a checkpoint."""
     counters = store.load_run(checkpoint, run.model, run.optimizer)
     run.batches.restore(counters["data"])
     run.step = run.saved = counters["step"]
     run.tokens, run.last = counters["tokens"], counters["last"]
     run.clock.seconds = counters["seconds"]
+    run.evaluation_due = counters.get("evaluation_due", False)
 
 
-def finish(run: Run) -> dict[str, Any]:
-    """Trains to the end and writes the result, whichever it is."""
+def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
+    """Train to the end and write the outcome, also when it is a failure."""
     settings = run.settings
     params = sum(parameter.numel() for parameter in run.model.parameters())
     what = f"{params:,} parameters on {run.device} in {settings.precision}"
     size = f"{settings.steps:,} steps of {settings.batch_size * settings.seq_len:,} tokens"
     run.show.say(f"{run.name}: {what}, {size}; MFU of {run.peak}")
+    if isinstance(settings.sample, S.TextSample):
+        _, line = choose_sampling_kernel(run.model.spec, settings.kernel, run.device)
+        if line is not None:
+            run.show.say(line)
     try:
-        result = fit(run)
+        with failures_in_one_line(run.folder, lambda: advise_smaller_batch(settings, planned.spec, run.free)):
+            result = fit(run)
     except (ZooError, KeyboardInterrupt) as error:
         status = "failed" if isinstance(error, ZooError) else "stopped"
-        write_result(run.folder, {"status": status, "error": str(error), "run": str(run.folder), "steps": run.step})
+        try:
+            write_result(run.folder, {"status": status, "error": str(error), "run": str(run.folder), "steps": run.step})
+        except OSError as second:  # the disk that is full is often the reason for the first
+            run.show.say(f"{run.folder / runs.RESULT}: cannot be written, found {short(second)}")
         raise
     finally:
         run.records.close()
+        run.watch.end()
     write_result(run.folder, {"error": None, **result})
     run.show.say(f"{run.folder}: checkpoints, {PICTURE}, {METRICS}, {SAMPLES}")
     return result
@@ -260,8 +319,8 @@ def finish(run: Run) -> dict[str, Any]:
 # ---------------------------------------------------------------- a run's own files
 
 
-def replan(folder: Path, overrides: Sequence[str]) -> Plan:
-    """The plan of a run that is there, with what the user wants otherwise. Raises ConfigError."""
+def plan_resumption(folder: Path, overrides: Sequence[str]) -> TrainingPlan:
+    """The plan of an existing run, with the user's overrides. Raises ConfigError."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: is no run, it has no {CONFIG} (the folder that zoo train wrote to)")
     try:
@@ -283,7 +342,7 @@ def replan(folder: Path, overrides: Sequence[str]) -> Plan:
         raise ConfigError(*faults)
     merged = OmegaConf.merge(cfg, changes)
     assert isinstance(merged, DictConfig)
-    return check(merged)
+    return plan_training(merged)
 
 
 def output_folder() -> Path:
@@ -296,15 +355,13 @@ def output_folder() -> Path:
 
 
 def write_yaml(file: Path, node: Any) -> None:
-    """Writes plain data, short nodes on one line."""
-    with replacing(file) as draft:
-        draft.write_text(yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120), encoding="utf-8")
+    """Write plain data, short nodes on one line."""
+    write_text(file, yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120))
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
-    """Lays a result over the one that is there, which may say more: the overrides that the run was started with."""
+    """Update result.json. Keys of the one that is there stay, such as the overrides that the run was started with."""
     file = folder / runs.RESULT
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     merged = {key: value for key, value in {**before, **result}.items() if value is not None}
-    with replacing(file) as draft:
-        draft.write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(merged, indent=2) + "\n")

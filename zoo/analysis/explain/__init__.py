@@ -1,7 +1,8 @@
-"""Every figure of `zoo stats`, as the formula it comes of with the values put in, and its source.
+"""Explain every figure of `zoo stats`: its formula, the formula with numbers put in, and its source.
 
-The formulas are not written here a second time: a component's are its own `parts`, `cache` and `core_flops`, run on
-traced numbers (`zoo.analysis.explain.terms`). What adds them up is checked against what `price` gives.
+No formula is written a second time. A model's dimensions become traced numbers (`zoo.analysis.explain.terms`); the rows
+that `price` sums (`zoo.costs.rows`, `zoo.costs.cache`) are made of the traced model, and remember how they came about.
+Each explained figure is checked against the one that `price` gives.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["explain", "explained"]
 
 
 def explain(spec: Any, setup: Setup | None = None, figures: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """A row for each figure and what it is made of: `section`, `name`, `formula`, `values` (the formula with the
+    """List a row for each figure and each of its parts: `section`, `name`, `formula`, `values` (the formula with the
     numbers put in), `result`, `unit`, `source`, and `figure`, its dotted path in what `price` gives.
 
     `figures` are of the same `setup` (all defaults unless given), priced unless given.
@@ -42,15 +43,15 @@ def explain(spec: Any, setup: Setup | None = None, figures: Mapping[str, Any] | 
 
 
 def _check(line: Line, figures: Mapping[str, Any]) -> None:
-    """A formula that does not give the figure is a bug of ours, and must not be shown. (1e-12: of floats that add up in
-    another order.)"""
+    """Assert that a formula gives its figure: one that does not is a bug of ours and must not be shown. (1e-12: floats
+    are added in another order.)"""
     if line.figure:
         found, explained = figure(figures, line.figure), line.term.value
         assert math.isclose(found, explained, rel_tol=1e-12), f"{line.figure}: {found} is explained as {explained}"
 
 
 def figure(figures: Any, path: str) -> Any:
-    """What `price` gives at a dotted path, of which a key may itself hold dots (`encoder.layer`). Raises KeyError."""
+    """Look up a figure of `price` by its dotted path. A key may itself hold dots (`encoder.layer`). Raises KeyError."""
     if path in figures:
         return figures[path]
     for key, inner in figures.items():

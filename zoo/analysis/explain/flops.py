@@ -1,7 +1,7 @@
 """FLOPs, explained from the matrix products of the parts and the pairs that masks let through.
 
-The lines of a convention are those of `zoo.costs.flops.count`: products with weights, scores and values by pairs, and
-what neither explains.
+The lines of a convention are the sums of `zoo.costs.flops`: products with weights, QKᵀ and PV by pairs, and the rest
+(recurrent states, tables that tokens share).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoo.analysis.explain.line import Line, Sheet, cited, layers, place, times
-from zoo.analysis.explain.parameters import ComponentTerm, component_terms
+from zoo.analysis.explain.parameters import ComponentFormula, component_formulas
 from zoo.analysis.explain.terms import Number, Term, call, named, symbol, term, total
 from zoo.costs.flops import CONVENTIONS, FLASH_BACKWARD, multiplied_by, reads_memory
 from zoo.costs.pairs import Look
@@ -24,7 +24,7 @@ SEQUENCE = "FLOP"
 
 
 @dataclass(frozen=True)
-class CoreTerm:
+class CoreFormula:
     """What an attention of a kind of layer costs beside its matrices, as terms."""
 
     where: str
@@ -44,12 +44,12 @@ class CoreTerm:
         return times(self.copies, total(map(term, own)))
 
 
-def core_terms(table: CostTable) -> Iterator[CoreTerm]:
+def core_formulas(table: CostTable) -> Iterator[CoreFormula]:
     """Of every kind of layer each attention in it, cross-attention among them."""
     for row in table.attentions:
         assert row.kind is not None
         name, copies = place(row.where, row.slot, row.tower, row.kind), layers(row.tower, row.kind)
-        yield CoreTerm(row.where, name, row.attention, row.look, copies, row.tower.d_model)
+        yield CoreFormula(row.where, name, row.attention, row.look, copies, row.tower.d_model)
 
 
 class Flops:
@@ -59,8 +59,8 @@ class Flops:
         self.sheet, self.table, self.model, self.setup = Sheet("FLOPs"), table, table.spec, setup
         self.convention = setup.convention
         self.context = named("context", setup.tokens(self.model))
-        self.cores = list(core_terms(table))
-        self.products: dict[str, tuple[ComponentTerm, Number]] = {}
+        self.cores = list(core_formulas(table))
+        self.products: dict[str, tuple[ComponentFormula, Number]] = {}
 
     def lines(self) -> list[Line]:
         source = CONVENTIONS[self.convention]
@@ -84,11 +84,11 @@ class Flops:
     def _products(self) -> None:
         """A line for each component of a kind of layer: its FLOPs, or for 6N its parameters."""
         unit = "parameters a token" if self.convention in ("palm", "kaplan") else TOKEN
-        for piece in component_terms(self.table, COUNTED[self.convention], stored=False):
+        for piece in component_formulas(self.table, COUNTED[self.convention], stored=False):
             row = "FLOP a sequence" if piece.what == "pooler" and unit == TOKEN else unit
             self.products[piece.name] = piece, self.sheet.add(piece.name, piece.all, row, piece.source)
 
-    def _sum(self, kept: Callable[[ComponentTerm], bool]) -> Term:
+    def _sum(self, kept: Callable[[ComponentFormula], bool]) -> Term:
         return total(line for piece, line in self.products.values() if kept(piece))
 
     def _linear(self) -> Term:
@@ -96,11 +96,11 @@ class Flops:
             return self._sum(lambda piece: True) * 2 * term(self.context)
         return self._tokens(lambda piece: True) + self._rows(lambda piece: True)
 
-    def _tokens(self, kept: Callable[[ComponentTerm], bool]) -> Term:
+    def _tokens(self, kept: Callable[[ComponentFormula], bool]) -> Term:
         """Of all tokens, the head among the rest."""
         return self._sum(lambda piece: piece.what != "pooler" and kept(piece)) * term(self.context)
 
-    def _rows(self, kept: Callable[[ComponentTerm], bool]) -> Term:
+    def _rows(self, kept: Callable[[ComponentFormula], bool]) -> Term:
         return self._sum(lambda piece: piece.what == "pooler" and kept(piece))
 
     # ---------------------------------------------------------------- pairs, and what neither explains
@@ -199,7 +199,7 @@ class Flops:
 
     def _memory(self, decoder: str) -> Term:
         """What cross-attention's keys and values cost a token of the encoder's."""
-        found = component_terms(self.table, lambda row: row.part.flops if reads_memory(row) else 0, stored=False)
+        found = component_formulas(self.table, lambda row: row.part.flops if reads_memory(row) else 0, stored=False)
         made = [(f"{p.name} k, v", p) for p in found if p.where == decoder]
         written = {line.name for line in self.sheet.lines}
         why = "made once of the encoder's output"

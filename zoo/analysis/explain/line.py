@@ -45,7 +45,7 @@ class Line:
 
 @dataclass
 class Sheet:
-    """Lines as they are written; each gives a symbol by which later ones refer to it."""
+    """Lines in the order they are added. Adding one gives a symbol by which later lines refer to it."""
 
     section: str
     lines: list[Line] = field(default_factory=list)
@@ -69,7 +69,7 @@ def layers(tower: Any, kind: str, stored: bool = False) -> Term:
 
 
 def place(where: str, name: str, tower: Any, kind: str | None = None) -> str:
-    """What a component of a tower and a kind of layer goes by: `attention`, `attention[near]`, `encoder.attention`."""
+    """Name a component of a tower and a kind of layer: `attention`, `attention[near]`, `encoder.attention`."""
     kinds = f"[{kind}]" if kind is not None and len(tower.blocks) > 1 else ""
     return f"{where}.{name}{kinds}" if where else f"{name}{kinds}"
 
@@ -79,7 +79,7 @@ def times(copies: Term, made: Any) -> Term:
 
 
 def cited(owner: Any) -> str:
-    """A component's class, and the first paper that its docstring's first paragraph names."""
+    """Cite a component's class, and the first paper named in the first paragraph of its docstring."""
     found = CITATION.search(" ".join((type(owner).__doc__ or "").split("\n\n")[0].split()))
     return f"{type(owner).__name__}, {found[0]}" if found else type(owner).__name__
 

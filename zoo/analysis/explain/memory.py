@@ -12,11 +12,11 @@ from typing import Any
 from zoo.analysis.explain.line import Line, Sheet, layers
 from zoo.analysis.explain.terms import Number, Term, call, named, symbol, term, total
 from zoo.costs.activations import Pass, Section, sections
-from zoo.costs.generating import generating, widest
+from zoo.costs.generating import generating
 from zoo.costs.memory import CHUNK
 from zoo.costs.parallel import Stage, fullest, stages
 from zoo.costs.setup import DTYPES, Setup
-from zoo.costs.states import VALUES, held, states, widths
+from zoo.costs.states import VALUES, count_sharded, states, widths
 
 PRECISIONS = {
     "mixed": "a master copy and states in fp32 (Rajbhandari et al., 2020, ZeRO)",
@@ -66,7 +66,7 @@ class Memory:
         whole = self.sheet.add("parameters", found["parameters"], "parameters", source)
 
         def part(since: int) -> Number:
-            count = held(stage.pieces, self.setup, since)
+            count = count_sharded(stage.pieces, self.setup, since)
             return whole if count == whole.number else symbol(f"parameters, ZeRO {self.setup.zero}", count)
 
         width = lambda size: symbol("bytes of each", size)  # noqa: E731
@@ -173,17 +173,14 @@ class Memory:
         found = generating(self.spec, self.setup)
         if self.setup.ranks == 1:
             width = symbol("bytes of each", DTYPES[self.setup.dtype])
-            inner = total((term(self.model.d_model) * 3, term(widest(self.model))))
             weights = symbol("parameters", self.figures["params"]["total"]) * width
-            prefill = term(self.batch) * term(self.context) * inner * width
         else:
-            weights, prefill = (
-                symbol("weights of the fullest rank", found["weights"]),
-                symbol("prefill", found["prefill"]),
-            )
+            weights = symbol("weights of the fullest rank", found["weights"])
+        why = "traced without gradients: prompts up to the first logits, or a token"
+        prefill = self.sheet.add("alive beside them", found["prefill"], BYTES, why)
         cache = self.sheet.add("KV cache", found["kv_cache"], BYTES, "of the fullest rank", "memory.kv_cache")
         made = call("round", weights + cache + prefill)
-        why = "weights, cache, a prompt's widest sub-layer (an estimate)"
+        why = "weights, cache, and the most alive at once beside them"
         self.sheet.add("generate_peak", made, BYTES, why, "memory.generate_peak")
 
 

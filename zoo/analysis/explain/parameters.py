@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 from zoo.analysis.explain.line import Line, Sheet, cited, layers, place, times
 from zoo.analysis.explain.terms import Term, symbol, term, total
-from zoo.costs.params import component_of, count
+from zoo.costs.params import component_of, count_parameters
 from zoo.costs.rows import CostTable, PartRow
 
 UNIT = "parameters"
 
 
-class ComponentTerm(NamedTuple):
+class ComponentFormula(NamedTuple):
     """What the rows of a component add up to, in a kind of layer or in a tower beside its layers."""
 
     where: str  # the tower: "", "encoder" or "decoder"
@@ -30,7 +30,9 @@ class ComponentTerm(NamedTuple):
         return times(self.copies, self.each)
 
 
-def component_terms(table: CostTable, of: Callable[[PartRow], Any], stored: bool = True) -> Iterator[ComponentTerm]:
+def component_formulas(
+    table: CostTable, of: Callable[[PartRow], Any], stored: bool = True
+) -> Iterator[ComponentFormula]:
     """Add up what `of` gives of each part's row, by component; layers as stored, or as a pass uses them."""
     found: dict[tuple[str, str | None, str, str], list[PartRow]] = {}
     for row in table.parts:
@@ -45,18 +47,18 @@ def component_terms(table: CostTable, of: Callable[[PartRow], Any], stored: bool
             tower = table.towers[where]
             copies = term(1) if kind is None else layers(tower, kind, stored)
             name = place(where, label, tower, kind)
-            yield ComponentTerm(where, kind, what, name, each, copies, cited(counted[0].owner))
+            yield ComponentFormula(where, kind, what, name, each, copies, cited(counted[0].owner))
 
 
 def parameters(table: CostTable) -> list[Line]:
     """Lines of a traced model's rows: each component by kind of layer, what they add up to, and what a token meets."""
     sheet = Sheet("Parameters")
     by_component: dict[str, list[Term]] = {}
-    for piece in component_terms(table, lambda row: row.part.params):
+    for piece in component_formulas(table, lambda row: row.part.params):
         by_component.setdefault(piece.what, []).append(sheet.add(piece.name, piece.all, UNIT, piece.source))
     sums = [_component(sheet, what, held) for what, held in by_component.items()]
     whole = sheet.sum("total", sums, UNIT, "every part once; a tied one at its owner", "params.total")
-    idle = [piece.all for piece in component_terms(table, lambda row: row.part.params - row.part.active)]
+    idle = [piece.all for piece in component_formulas(table, lambda row: row.part.params - row.part.active)]
     source = "total without the experts that a token does not meet"
     _rest(sheet, table, whole, sheet.add("active", whole - total(idle), UNIT, source, "params.active"))
     _by_kind(sheet, table)
@@ -74,8 +76,8 @@ def _component(sheet: Sheet, what: str, held: list[Any]) -> Any:
 
 
 def _rest(sheet: Sheet, table: CostTable, whole: Term, active: Term) -> None:
-    """Figures of which `count` itself, on traced numbers, gives the formula."""
-    counted = count(table)
+    """Figures whose formula is `count_parameters` itself, run on traced numbers."""
+    counted = count_parameters(table)
     looked = term(counted["active"] - counted["active_without_input_table"])
     source = "a token reads one row of a table that no head is tied to"
     sheet.add("active, no input table", active - looked, UNIT, source, "params.active_without_input_table")
@@ -88,8 +90,8 @@ def _rest(sheet: Sheet, table: CostTable, whole: Term, active: Term) -> None:
 
 
 def _by_kind(sheet: Sheet, table: CostTable) -> None:
-    held = list(component_terms(table, lambda row: row.part.params))
-    met = list(component_terms(table, lambda row: row.part.active))
+    held = list(component_formulas(table, lambda row: row.part.params))
+    met = list(component_formulas(table, lambda row: row.part.active))
     for where, tower in table.towers.items():
         for kind in tower.blocks:
             name = f"{where}.{kind}" if where else kind

@@ -7,7 +7,7 @@ from typing import Any
 
 from zoo.analysis.explain.line import Line, Sheet
 from zoo.analysis.explain.terms import Number, Term, call, symbol, term, total
-from zoo.costs.hardware import Figure, hardware
+from zoo.costs.hardware import SheetFigure, hardware
 from zoo.costs.operators import Operator, operators
 from zoo.costs.roofline import DAY, RUNTIME, USABLE, widths_of
 from zoo.costs.setup import Setup
@@ -42,7 +42,7 @@ class Roofline:
         self._fits()
         return self.sheet.lines
 
-    def _sheet_figure(self, name: str, found: Figure, unit_of: float, unit: str, key: str) -> Number:
+    def _sheet_figure(self, name: str, found: SheetFigure, unit_of: float, unit: str, key: str) -> Number:
         checked = "" if found.checked else ", not checked"
         return self.sheet.add(name, found.value * unit_of, unit, f"{found.source}{checked}", f"roofline.{key}")
 

@@ -1,8 +1,9 @@
-"""Numbers that remember how they came about, so that a formula and its value are one thing and cannot drift.
+"""Numbers that remember their formula, so that a formula and its value cannot differ.
 
-A Term prints itself with its symbols (`n_layers·d_model`) and with what they stand for (`32·4096`), and is worth what
-it says. A Traced is an int with its Term: a component whose fields are Traced states its own formulas, for `parts`,
-`cache` and the rest are plain arithmetic on fields. `zoo.analysis.explain` reads them.
+A Term prints itself with symbols (`n_layers·d_model`) or with their numbers (`32·4096`), and has the value it prints. A
+Traced is an int with a Term. Example: `named("n_heads", 32) * named("head_dim", 128)` is 4096, with the term
+`n_heads·head_dim`. A component whose fields are Traced therefore states its own formulas: `parts`, `cache` and
+`core_flops` are plain arithmetic on fields.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Number(Term):
 
 
 @dataclass(frozen=True)
-class Product(Term):
+class ProductTerm(Term):
     """Factors, at most one of them a number without a symbol, which is the first."""
 
     factors: tuple[Term, ...]
@@ -91,7 +92,7 @@ class Product(Term):
 
 
 @dataclass(frozen=True)
-class Sum(Term):
+class SumTerm(Term):
     """Terms, those that differ in a number alone added up."""
 
     terms: tuple[Term, ...]
@@ -113,7 +114,7 @@ class Sum(Term):
 
 
 @dataclass(frozen=True)
-class Quotient(Term):
+class QuotientTerm(Term):
     """One over the other."""
 
     above: Term
@@ -128,11 +129,11 @@ class Quotient(Term):
     def text(self, named: bool) -> str:
         above, below = (f"({t.text(named)})" if t.loose else t.text(named) for t in (self.above, self.below))
         space = " " if " " in above + below else ""
-        return f"{above}{space}/{space}{f'({below})' if isinstance(self.below, Product | Quotient) else below}"
+        return f"{above}{space}/{space}{f'({below})' if isinstance(self.below, ProductTerm | QuotientTerm) else below}"
 
 
 @dataclass(frozen=True)
-class Call(Term):
+class CallTerm(Term):
     """A function of terms by name: one of FUNCTIONS."""
 
     name: str
@@ -158,32 +159,32 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def term(value: Any) -> Term:
-    """What a number is made of: a Traced its Term, any other is itself."""
+    """Give the Term of a Traced; any other number is its own Term."""
     if isinstance(value, Term):
         return value
     return value.term if isinstance(value, Traced) else Number(int(value) if isinstance(value, bool) else value)
 
 
 def parted(each: Term) -> tuple[Any, Term]:
-    """The number in front, and the rest."""
+    """Split a term into its numeric coefficient and the rest: `2·n_heads` into 2 and `n_heads`."""
     if isinstance(each, Number) and not each.symbol:
         return each.number, Number(1)
-    if isinstance(each, Product) and isinstance(each.factors[0], Number) and not each.factors[0].symbol:
+    if isinstance(each, ProductTerm) and isinstance(each.factors[0], Number) and not each.factors[0].symbol:
         return each.factors[0].number, product(each.factors[1:])
-    if isinstance(each, Quotient):
+    if isinstance(each, QuotientTerm):
         count, rest = parted(each.above)
         return (count, quotient(rest, each.below)) if count < 0 else (1, each)
     return 1, each
 
 
 def product(factors: Iterable[Term]) -> Term:
-    """Their product: numbers multiplied and in front, and one quotient for all."""
+    """Multiply terms: the coefficient in front, and one quotient for all."""
     count, above, below = 1, [], []
     for factor in factors:
-        if isinstance(factor, Quotient):
+        if isinstance(factor, QuotientTerm):
             below.append(factor.below)
             factor = factor.above
-        for each in factor.factors if isinstance(factor, Product) else (factor,):
+        for each in factor.factors if isinstance(factor, ProductTerm) else (factor,):
             if isinstance(each, Number) and not each.symbol:
                 count *= each.number
             else:
@@ -192,54 +193,54 @@ def product(factors: Iterable[Term]) -> Term:
         upper: Term = Number(count)
     else:
         kept = above if count == 1 else [Number(count), *above]
-        upper = kept[0] if len(kept) == 1 else Product(tuple(kept))
+        upper = kept[0] if len(kept) == 1 else ProductTerm(tuple(kept))
     return quotient(upper, product(below)) if below and count else upper
 
 
 def total(terms: Iterable[Term]) -> Term:
-    """Their sum: of terms that differ in a number alone the numbers are added."""
+    """Add terms. Like terms are collected: `2·n + 3·n` becomes `5·n`."""
     counts: dict[Any, list[Any]] = {}
     for each in (inner for outer in terms for inner in _summands(outer)):
         count, rest = parted(each)
-        factors = rest.factors if isinstance(rest, Product) else (rest,)
+        factors = rest.factors if isinstance(rest, ProductTerm) else (rest,)
         found = counts.setdefault(tuple(sorted((f.formula, f.values) for f in factors)), [0, rest])
         found[0] += count
     kept = [product((Number(count), rest)) for count, rest in counts.values() if count]
     kept.sort(key=lambda each: isinstance(each, Number) and not each.symbol)  # a bare number last
     kept.sort(key=lambda each: parted(each)[0] < 0)  # and what is taken away behind the rest
-    return kept[0] if len(kept) == 1 else Sum(tuple(kept)) if kept else Number(0)
+    return kept[0] if len(kept) == 1 else SumTerm(tuple(kept)) if kept else Number(0)
 
 
 def _summands(each: Term) -> tuple[Term, ...]:
-    """What a term adds to a sum: of a sum its own terms, also where it is taken away."""
+    """List a term's summands: those of a nested sum, with their signs, or the term itself."""
     count, rest = parted(each)
-    if not isinstance(rest, Sum) or abs(count) != 1:
+    if not isinstance(rest, SumTerm) or abs(count) != 1:
         return (each,)
     return rest.terms if count == 1 else tuple(product((Number(-1), inner)) for inner in rest.terms)
 
 
 def quotient(above: Term, below: Term) -> Term:
-    """One over the other, without the factors that both have."""
-    over, under = ([*t.factors] if isinstance(t, Product) else [t] for t in (above, below))
+    """Divide terms, cancelling common factors."""
+    over, under = ([*t.factors] if isinstance(t, ProductTerm) else [t] for t in (above, below))
     for factor in [*under]:
         if factor in over and not (isinstance(factor, Number) and not factor.symbol):
             over.remove(factor)
             under.remove(factor)
-    if len(over) < len(above.factors if isinstance(above, Product) else (above,)):
+    if len(over) < len(above.factors if isinstance(above, ProductTerm) else (above,)):
         return quotient(product(over), product(under))
     (left, rest), (right, divisor) = parted(above), parted(below)
     if isinstance(left, int) and isinstance(right, int) and (shared := math.gcd(left, right)) > 1:
         return quotient(product((Number(left // shared), rest)), product((Number(right // shared), divisor)))
-    return above if below == Number(1) else Quotient(above, below)
+    return above if below == Number(1) else QuotientTerm(above, below)
 
 
 def call(name: str, *inputs: Any) -> Term:
-    """A function of FUNCTIONS, of terms or numbers."""
-    return Call(name, tuple(term(each) for each in inputs))
+    """Apply a function of FUNCTIONS to terms or numbers."""
+    return CallTerm(name, tuple(term(each) for each in inputs))
 
 
 def symbol(name: str, value: Any) -> Number:
-    """A number that goes by a name."""
+    """Make a Number that prints as a name."""
     return Number(value, name)
 
 
@@ -247,8 +248,8 @@ def symbol(name: str, value: Any) -> Number:
 
 
 class Traced(int):
-    """An int that knows its Term. Sums, products and quotients of such are such; whatever else is done with it gives a
-    plain number."""
+    """An int with its Term. Sums, products and quotients of Traced are Traced; any other operation gives a plain
+    number."""
 
     term: Term
 
@@ -276,7 +277,7 @@ class Traced(int):
         return _traced(int.__rmul__(self, other), lambda: term(other) * self)
 
     def __neg__(self) -> Any:
-        inner = self.term.inputs[0] if isinstance(self.term, Call) and self.term.name == "floor" else None
+        inner = self.term.inputs[0] if isinstance(self.term, CallTerm) and self.term.name == "floor" else None
         if inner is not None and parted(inner)[0] < 0:  # −⌊−x⌋ is how code writes ⌈x⌉
             return Traced(-int(self), call("ceil", inner * -1))
         return Traced(-int(self), self.term * -1)
@@ -297,7 +298,7 @@ def _traced(value: Any, made: Callable[[], Term]) -> Any:
 
 
 def named(name: str, value: int) -> Traced:
-    """A traced int that goes by a name."""
+    """Make a Traced that prints as a name."""
     return Traced(value, Number(int(value), name))
 
 
@@ -305,10 +306,10 @@ def named(name: str, value: int) -> Traced:
 
 
 def trace(spec: Any) -> Any:
-    """A model whose dimensions are traced under the names of their YAML keys.
+    """Copy a model with its dimensions traced under their YAML keys.
 
-    A key that has more than one value within a layer, or outside the layers, goes by its whole path there
-    (`ffn.shared.d_ff`). The copy is for asking components what they count; it is not validated again.
+    A key that has more than one value within a layer, or outside the layers, is named by its whole path there
+    (`ffn.shared.d_ff`). The copy serves for asking components what they count; it is not validated again.
     """
     towers = spec.towers()
     if "" not in towers:
@@ -341,7 +342,7 @@ def _fields(spec: Any, skip: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
 
 
 def _names(spec: Any, outside: Mapping[str, int], skip: tuple[str, ...] = ()) -> dict[str, str]:
-    """What each dimension goes by, by its path."""
+    """Choose each dimension's symbol, by its path."""
     found = [*((name, name, value) for name, value in outside.items()), *_numbers(spec, "", skip)]
     values: dict[str, set[int]] = {}
     for _, name, value in found:

@@ -11,6 +11,7 @@ from zoo.costs.generating import generating
 from zoo.costs.price import price
 from zoo.costs.roofline import RUNTIME, USABLE
 from zoo.costs.setup import Setup
+from zoo.costs.shadow import UnknownOperation
 from zoo.errors import ConfigError
 
 TRAINING = ("weights", "gradients", "optimizer", "activations", "loss_head", "step")
@@ -59,8 +60,7 @@ def needed(spec: Any, setup: Setup, *, train: bool = False, prefill: bool = True
     not divide.
     """
     if not train:
-        parts = generating(spec, setup)
-        return parts if prefill else without_prefill(parts)
+        return _generating(spec, setup, prefill)
     memory = price(spec, dataclasses.replace(setup, gpu=None))["memory"]  # with one it would be timed, too, each time
     if "train_peak" not in memory:
         raise ConfigError(f"train: its peak is not known, {memory['activations_unknown']} (without --train would do)")
@@ -68,10 +68,11 @@ def needed(spec: Any, setup: Setup, *, train: bool = False, prefill: bool = True
     return {**parts, "total": memory["train_peak"]}
 
 
-def without_prefill(parts: dict[str, int]) -> dict[str, int]:
-    """What generating takes where a prompt is read in pieces too small to count."""
-    kept = {name: size for name, size in parts.items() if name not in ("prefill", "total")}
-    return {**kept, "total": sum(kept.values())}
+def _generating(spec: Any, setup: Setup, prefill: bool) -> dict[str, int]:
+    try:
+        return generating(spec, setup, prefill=prefill)
+    except UnknownOperation as error:
+        raise ConfigError(f"generate: its peak is not known, {error} (--cache-only would do)") from error
 
 
 def largest_batch(

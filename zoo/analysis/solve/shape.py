@@ -34,9 +34,9 @@ WIDTHS_TRIED = 8
 """Widths looked at, spread evenly over those that the aspect leaves."""
 
 FIGURES: dict[str, Callable[[Any, Setup, bool], float]] = {
-    "params": lambda spec, setup, train: params.count(spec)["total"],
-    "active_params": lambda spec, setup, train: params.count(spec)["active"],
-    "flops_per_token": lambda spec, setup, train: flops.count(spec, setup.tokens(spec))["forward"],
+    "params": lambda spec, setup, train: params.count_parameters(spec)["total"],
+    "active_params": lambda spec, setup, train: params.count_parameters(spec)["active"],
+    "flops_per_token": lambda spec, setup, train: flops.count_flops(spec, setup.tokens(spec))["forward"],
     "kv_bytes_per_token": lambda spec, setup, train: kv_cache(spec, setup)["bytes_per_token"],
     "memory": lambda spec, setup, train: needed(spec, setup, train=train)["total"],
 }

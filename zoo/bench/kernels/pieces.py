@@ -21,7 +21,7 @@ from zoo.model.norm import LayerNorm, Norm, RMSNorm
 from zoo.model.position.rotary import RoPE
 from zoo.run import fp8
 from zoo.run.builder import build
-from zoo.training.objective import descend_
+from zoo.training.objective import replace_by_gradient_
 
 ACCOUNTING = (
     "pieces: activations in bf16, weights in float32; share is the least bytes (inputs and gradients read once, "
@@ -191,7 +191,7 @@ def _cross_entropy(sizes: Sizes, device: str, way: str) -> Piece:
     """The loss and the gradient of the logits, which ours and Liger's lay over them."""
     logits = _drawn(device, sizes.tokens // 2, sizes.vocab)
     targets = torch.randint(sizes.vocab, (len(logits),), device=device)
-    ways: dict[str, Callable[..., Any]] = {"zoo": lambda: descend_(logits, targets, 1 / len(logits), 0.0)}
+    ways: dict[str, Callable[..., Any]] = {"zoo": lambda: replace_by_gradient_(logits, targets, 1 / len(logits), 0.0)}
     if way == "liger":
         from liger_kernel.transformers.functional import liger_cross_entropy  # type: ignore[import-not-found]
 

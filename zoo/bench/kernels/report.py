@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.bench.kernels.checking import KINDS, failures, state
+from zoo.disk import write_text
 from zoo.errors import ConfigError
 from zoo.report import columns, share, si, wrapped
 
@@ -50,7 +51,7 @@ def write(report: Mapping[str, Any], path: Path) -> Path:
     """Writes the report as JSON; gives the file. Raises ConfigError where it cannot be written."""
     file = path / name_of(report) if path.is_dir() else path
     try:
-        file.write_text(as_json(report) + "\n", encoding="utf-8")
+        write_text(file, as_json(report) + "\n")
     except OSError as error:
         raise ConfigError(f"--out {file}: cannot be written, found {error.strerror} (another place)") from error
     return file

@@ -12,14 +12,15 @@ from zoo.bench.kernels.timing import device_name, finish
 from zoo.bench.shape import Shape
 from zoo.compose import load
 from zoo.costs import price
-from zoo.costs.flops import count
+from zoo.costs.flops import count_flops
 from zoo.costs.hardware import of_device
 from zoo.data import Batch
 from zoo.kernels import machine_of, select
 from zoo.kernels.base import Ask
 from zoo.kernels.mask import Mask
 from zoo.lazy import torch
-from zoo.run.builder import build, free_memory
+from zoo.run.builder import build
+from zoo.run.memory import free_memory
 from zoo.training.loop import accumulate, autocast, clip, compile_blocks
 from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW
@@ -92,13 +93,17 @@ def train(model: Model, settings: Settings) -> Row:
 
 
 def shares(spec: Any, length: int, rate: float, settings: Settings) -> dict[str, Any]:
-    """FLOPs a token and MFU by convention: of the sheet's rate, where there is a sheet, and of the measured one."""
-    flops = {name: count(spec, length, name)["train"] for name in CONVENTIONS}
+    """FLOPs a token and MFU by convention: of the sheet's rate, where there is a sheet, and of the measured one.
+
+    On a CPU without bfloat16 the measured rate is that of float32. A peak that was exceeded is no yardstick: left out.
+    """
+    flops = {name: count_flops(spec, length, name)["train"] for name in CONVENTIONS}
     card = of_device(device_name(settings.device))
     peaks = {"sheet": card.flops("bf16")} if card is not None and "bf16" in card.tflops else {}
     if settings.limits is not None:
-        peaks["measured"] = settings.limits.flops["bfloat16"]
+        peaks["measured"] = max(settings.limits.flops.values())
     mfu = {peak: {name: each * rate / most for name, each in flops.items()} for peak, most in peaks.items()}
+    mfu = {peak: found for peak, found in mfu.items() if found["exact"] <= 1}
     return {"flops_per_token": flops, "peak_flops_per_second": peaks, "mfu": mfu}
 
 

@@ -23,6 +23,7 @@ from safetensors import safe_open
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Autocast = Callable[[], AbstractContextManager[Any]]
 ADAMW = {"lr": 1e-4, "betas": (0.9, 0.95), "weight_decay": 0.1}
+SPEND = 30.0  # seconds after which a measurement is not repeated: an explicit bf16 may be very slow
 PROBED_LOGITS = 256  # values of the last position's logits that go into the comparison
 
 
@@ -105,6 +106,14 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def repeat(run: Callable[[], object], most: int, spend: float = SPEND) -> list[float]:
+    """Seconds of each of `most` calls, or of as many as begin within `spend` seconds: one at least."""
+    times = [seconds(run)]
+    while len(times) < most and sum(times) < spend:
+        times.append(seconds(run))
+    return times
+
+
 class Busy:
     """The share of a stretch of time in which this thread had a core; well below 1, something else was running."""
 
@@ -140,7 +149,7 @@ def time_train(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
 
     step()
     with Busy() as busy:
-        times = [seconds(step) for _ in range(job["repeats"])]
+        times = repeat(step, job["repeats"])
     return {"seconds": times, "losses": losses, "rate": ids.numel() / statistics.median(times), "busy": busy.share}
 
 
@@ -160,8 +169,8 @@ def time_generate(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
 
     generate(min(new, 8))
     with Busy() as busy:
-        first = [seconds(lambda: generate(1)) for _ in range(job["repeats"])]
-        full = [seconds(lambda: generate(new)) for _ in range(job["repeats"] if new > 1 else 0)]
+        first = repeat(lambda: generate(1), job["repeats"])
+        full = repeat(lambda: generate(new), job["repeats"]) if new > 1 else []
     if full:
         rate = job["batch"] * (new - 1) / (statistics.median(full) - statistics.median(first))
     else:
@@ -182,7 +191,8 @@ def peak_bytes() -> int:
 def report(contender: Contender) -> None:
     """Runs the job given on the command line and prints its answer as the last line of standard output."""
     job = json.loads(sys.argv[1])
-    torch.set_num_threads(job["threads"])
+    if job["threads"]:
+        torch.set_num_threads(job["threads"])
     workloads = {"check": check, "train": time_train, "decode": time_generate, "prefill": time_generate}
     answer = workloads[job["workload"]](contender, job)
     answer |= {"peak_bytes": peak_bytes(), "torch": torch.__version__, "version": contender.version}

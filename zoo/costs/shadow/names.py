@@ -35,6 +35,23 @@ class Namespace(SimpleNamespace):
         raise UnknownOperation(name)
 
 
+class Refused:
+    """A name of torch that a pass may not use: called, asked for a part, or held against a type, it says so."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise UnknownOperation(self._name)
+
+    __call__ = __instancecheck__ = __subclasscheck__ = __eq__ = __hash__ = _refuse
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise UnknownOperation(f"{self._name}.{name}")
+
+
 def _made(name: str, shape: Sequence[int], dtype: Dtype) -> Any:
     return fresh(shape, dtype, tape().name(name))
 
@@ -113,7 +130,7 @@ FINFO = {
 
 torch = Namespace(
     **DTYPES,
-    **{name: O.UNARY[name] for name in ("tanh", "sigmoid", "expm1", "log", "log1p", "ceil", "exp")},
+    **O.UNARY,
     **{
         name: O.refuse_others(name, getattr(O, name))
         for name in ("cat", "stack", "where", "einsum", "baddbmm", "addcmul")
@@ -130,8 +147,6 @@ torch = Namespace(
     searchsorted=O.refuse_others("searchsorted", _searchsorted),
     sum=O.refuse_others("sum", O.total),
     mean=O.refuse_others("mean", O.mean),
-    abs=O.UNARY["abs"],
-    sqrt=O.UNARY["sqrt"],
     promote_types=promote,
     finfo=lambda dtype: FINFO[dtype.name],
     no_grad=no_grad,
@@ -140,7 +155,7 @@ torch = Namespace(
     is_autocast_enabled=lambda *_: tape().autocast is not None,
     get_autocast_dtype=lambda *_: tape().autocast,
     amp=Namespace(is_autocast_available=lambda *_: True),
-    compiler=Namespace(is_compiling=lambda: False),
+    compiler=Namespace(is_compiling=lambda: True),  # so that nothing is kept for another pass
     linalg=Namespace(solve_triangular=O.solve_triangular),
 )
 
@@ -155,7 +170,7 @@ def _attention(
     scale: Any = None,
     enable_gqa: bool = False,
 ) -> Any:
-    return O.sdpa(q, k, v, attn_mask)
+    return O.sdpa(q, k, v, attn_mask, is_causal)
 
 
 _ACTIVATIONS = ("gelu", "hardswish", "leaky_relu", "mish", "relu", "relu6", "sigmoid", "silu", "softplus")
@@ -169,3 +184,13 @@ F = Namespace(
     scaled_dot_product_attention=O.refuse_others("scaled_dot_product_attention", _attention),
 )
 torch.nn = Namespace(functional=F)
+
+
+def find_name(path: str) -> Any:
+    """What stands at a dotted path below torch, such as "nn.functional"; what refuses where there is nothing."""
+    found: Any = torch
+    for name in filter(None, path.split(".")):
+        found = vars(found).get(name) if isinstance(found, Namespace) else None
+        if found is None:
+            return Refused(path)
+    return found

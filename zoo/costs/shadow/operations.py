@@ -446,7 +446,7 @@ def _given(*tensors: Any) -> list[Any]:
     return [each for each in tensors if each is not None]
 
 
-def sdpa(q: Any, k: Any, v: Any, mask: Any) -> Any:
+def sdpa(q: Any, k: Any, v: Any, mask: Any, causal: bool = False) -> Any:
     """q [B, H, T, C], k [B, K, S, C], v [B, K, S, Cv]: [B, H, T, Cv], laid out as [B, T, H, Cv].
 
     A fused kernel keeps those, the result and the logarithm of each row's sum. On a CPU there is none for values of
@@ -456,7 +456,7 @@ def sdpa(q: Any, k: Any, v: Any, mask: Any) -> Any:
     fused = q.is_cuda or (q.shape[3] == v.shape[3] and not _grad(mask))
     if not fused:
         with tape().set(autocast=None):
-            return _plain_sdpa(q, k, v, mask)
+            return _plain_sdpa(q, k, v, mask, causal)
     batch, heads, tokens, _ = q.shape
     width = v.shape[3]
     sums = operation("sdpa_lse", [], (batch, heads, tokens), FLOAT32)
@@ -475,12 +475,14 @@ def fused_attention(q: Any, k: Any, v: Any) -> Any:
     return operation("attention", [q, k, v], shape, q.dtype, saves=[q, k, v, sums], saves_result=True)
 
 
-def _plain_sdpa(q: Any, k: Any, v: Any, mask: Any) -> Any:
-    """torch's way without a kernel: in float32, a square root of the scale on either side."""
+def _plain_sdpa(q: Any, k: Any, v: Any, mask: Any, causal: bool) -> Any:
+    """torch's way without a kernel: in float32, a square root of the scale on either side, causal by a drawn mask."""
     dtype = q.dtype
     if k.shape[1] != q.shape[1]:
         k, v = (repeat_interleave(each, q.shape[1] // k.shape[1], 1) for each in (k, v))
     q, k, v = q.float(), k.float(), v.float()
+    if causal:
+        mask = operation("causal", [], (q.shape[2], k.shape[2]), FLOAT32)
     scores = matmul(mul(q, 1.0), mul(k, 1.0).transpose(-1, -2))
     if mask is not None:
         scores = add(scores, mask)

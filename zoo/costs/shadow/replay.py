@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from types import FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from zoo import lazy
@@ -50,6 +50,8 @@ def shaded(value: Any) -> Any:
     """A name's value as a pass on shadows wants it; what has nothing to do with tensors as it is."""
     if isinstance(value, ModuleType | _LAZY):
         return _module(value)
+    if (path := _torch_path(value)) is not None:
+        return names.find_name(path)
     if isinstance(value, FunctionType | type):
         if not _ours(value):
             return value
@@ -72,10 +74,23 @@ def _module(module: Any) -> Any:
     """torch as a pass on shadows finds it, under zoo's lazy name or its own; one of ours with its names shaded."""
     if isinstance(module, _LAZY):
         return names.torch if module is lazy.torch else names.F
-    theirs = {"torch": names.torch, "torch.nn.functional": names.F}
-    if module.__name__ in theirs:
-        return theirs[module.__name__]
+    if module.__name__.partition(".")[0] == "torch":
+        return names.find_name(module.__name__.partition(".")[2])
     return _Module(module) if module.__name__.startswith("zoo.") else module
+
+
+def _torch_path(value: Any) -> str | None:
+    """The path below torch of a function, a type or a dtype of torch's that a module imported by its own name."""
+    if isinstance(value, FunctionType | type):
+        home, name = value.__module__, value.__name__
+    elif isinstance(value, BuiltinFunctionType):
+        home, name = value.__module__ or type(value.__self__).__module__, value.__name__
+    else:
+        home, name = type(value).__module__, None
+    if not isinstance(home, str) or home.partition(".")[0] != "torch":
+        return None
+    name = str(value).removeprefix("torch.") if name is None else name
+    return f"nn.functional.{name}" if home in ("torch.nn.functional", "torch._C._nn") else name
 
 
 def _ours(value: Any) -> bool:

@@ -241,7 +241,7 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"
 for _name in ("__setitem__", "__delitem__"):
     setattr(Shadow, _name, _refusal(_name, WRITES))
 for _name in (
-    *("__bool__", "__float__", "__int__", "__index__", "__complex__", "__round__", "__trunc__", "__floor__"),
+    *("__bool__", "__float__", "__int__", "__index__", "__complex__", "__trunc__", "__floor__"),
     *("__ceil__", "__array__", "__contains__", "__format__", "__divmod__", "__reversed__", "__deepcopy__", "__copy__"),
     *("item", "tolist", "numpy", "nonzero", "equal", "allclose", "unique", "bincount"),
 ):

@@ -9,6 +9,8 @@ a storage. Strides are followed, for it is they that say whether a reshape copie
 from __future__ import annotations
 
 import math
+import os
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -43,7 +45,10 @@ def named_failures(component: str) -> Iterator[None]:
     try:
         yield
     except FAILED as error:
-        why = f"failed on shapes without values: {type(error).__name__}: {error}"
+        own = [each for each in traceback.extract_tb(error.__traceback__) if each.filename != __file__]
+        place = f"{own[-1].name}, {os.path.basename(own[-1].filename)} line {own[-1].lineno}" if own else component
+        what = str(error).partition("\n")[0]
+        why = f"failed on shapes without values in {place}: {type(error).__name__}: {what}"
         raise UnknownOperation(component, why) from error
 
 

@@ -146,6 +146,15 @@ class YarnScale(Codec):
         magnitude = 0.1 * share * math.log(found["factor"]) + 1.0 if found["factor"] > 1 else 1.0
         return args[0] ** -0.5 * magnitude * magnitude
 
+    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
+        factor = rope_parameters(env).get("factor")
+        if value is None or not factor or factor <= 1:
+            return {}
+        for width in known(args[0], env):
+            share = (math.sqrt(value * math.sqrt(width)) - 1.0) / (0.1 * math.log(factor))
+            return {"rope_parameters.mscale_all_dim": round(share, 9)}  # as short as a file states it
+        return {}
+
 
 class Even(Codec):
     """`even(rope(head_dim), head_dim)`: of a family whose classes cannot turn an odd number of channels."""
@@ -209,6 +218,8 @@ def _scaling(found: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]
         return {"kind": kind, "original_max_seq_len": trained, **_longest(found, longest, trained), **chosen}
     names = YARN if kind == "yarn" else LLAMA3
     chosen = {name: found[name] for name in names if found.get(name) is not None}
+    if "attention_factor" in chosen or not (chosen.get("mscale") and chosen.get("mscale_all_dim")):
+        chosen = {name: value for name, value in chosen.items() if not name.startswith("mscale")}  # read as a pair
     factor = longest / trained if found.get("factor") is None and kind == "yarn" else found["factor"]
     return {"kind": kind, "factor": float(factor), "original_max_seq_len": trained, **chosen}
 

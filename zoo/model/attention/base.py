@@ -18,13 +18,18 @@ if TYPE_CHECKING:
 
 
 class Attention(Spec, axis="attention"):
-    """How a token reads the others."""
+    """Mix tokens: attention over keys, or a recurrence over earlier tokens."""
 
     takes_global: ClassVar[bool] = False  # whether some tokens can be global: `step.extra["global"]` [B, T]
 
+    takes_memory: ClassVar[bool] = False  # whether it can read an encoder's output in place of the tokens
+
+    def check_cross(self) -> None:
+        """Raises ValueError for a field that means nothing in cross-attention."""
+
     @property
     def visible_window(self) -> int | None:
-        """How many keys a causal query sees, itself included, or how far one that sees both ways; None for all."""
+        """The window W: a causal query sees W keys, itself included; others see W to either side. None for all."""
         return None
 
     @property
@@ -57,7 +62,7 @@ class Attention(Spec, axis="attention"):
         return None
 
     def decode_ask(self, dtype: str, new: int, **features: Any) -> Ask | None:
-        """The same for `new` tokens that come after those in a cache."""
+        """The Ask of `new` tokens that come after those in a cache."""
         return self.ask(dtype, **features)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:

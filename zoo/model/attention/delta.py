@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PositiveInt
 
 from zoo.lazy import F, torch
-from zoo.model.activation import Activation, SiLU
+from zoo.model.activation import PlainActivation, SiLU
 from zoo.model.attention.base import Attention
 from zoo.model.attention.recurrent import (
     Decays,
@@ -21,7 +21,7 @@ from zoo.model.attention.recurrent import (
     spread_steps,
     starts,
 )
-from zoo.model.norm import Norm, RMSNorm
+from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import Conv, Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ class GatedDelta(Attention, kind="gated_delta"):
     head_v_dim: PositiveInt
     d_conv: PositiveInt = 4
     conv_bias: bool = False
-    activation: Activation = SiLU()
-    norm: Norm = RMSNorm(eps=1e-6)
+    activation: PlainActivation = SiLU()
+    norm: WholeNorm = RMSNorm(eps=1e-6)
     chunk_size: PositiveInt = 64
 
     def __post_init__(self) -> None:
@@ -143,7 +143,7 @@ def _scan_tokens(
 def _scan_chunks(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log: Tensor, S: Tensor, fresh: Tensor | None, length: int
 ) -> tuple[Tensor, Tensor]:
-    """The same in chunks (Yang et al., 2024, "Parallelizing linear transformers with the delta rule").
+    """The recurrence in chunks (Yang et al., 2024, "Parallelizing linear transformers with the delta rule").
 
     What a chunk's tokens write depends on what its earlier ones wrote: (I + A)·W = β·v − β·(k decayed)·S, A being
     strictly lower triangular. It is solved for both right sides before the states are known.

@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads, C head width, R rows of the position table in reach, D model width
-"""Attention whose scores compare content with content and content with relative positions (DeBERTa)."""
+"""Disentangled attention: scores of content with content, and of content with relative positions (DeBERTa)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zoo.kernels import attend
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
 from zoo.model.attention.base import SoftmaxAttention
-from zoo.model.position.relative import Relative
+from zoo.model.position.relative import RelativePosition
 from zoo.spec import Linear, split
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class OfTable(Linear):
-    """A matrix product with the position table: once in a pass, and nothing that a token meets."""
+    """A matrix product with the position table: once in a pass, whatever the number of tokens."""
 
     precise: bool = True
 
@@ -52,7 +52,7 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
     def __post_init__(self) -> None:
         if len(set(self.types)) < len(self.types):
             raise ValueError(f"types names one twice: {', '.join(self.types)} (c2p, p2c, both or none)")
-        if self.types and not isinstance(self.position, Relative):
+        if self.types and not isinstance(self.position, RelativePosition):
             found = f"types {', '.join(self.types)} with position '{self.position.kind}'"
             raise ValueError(f"disentangled reads relative positions, found {found} (position=relative, or types: [])")
         if not self.types:
@@ -95,7 +95,7 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
         in reach are projected once for each type, and compared with every new query (c2p) or every key (p2c)."""
         if not self.types:
             return 0
-        assert isinstance(self.position, Relative)
+        assert isinstance(self.position, RelativePosition)
         compared = new * ("c2p" in self.types) + (held + new) * ("p2c" in self.types)
         products = d_model * len(self.types) + compared
         return 2 * self.n_heads * self.head_dim * self.position.rows(held + new) * products
@@ -105,14 +105,14 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
         return dataclasses.replace(ask, bias=self._bias_kind(features.get("needs_grad", False)))
 
     def _bias_kind(self, needs_grad: bool) -> str:
-        """As `Ask.bias` names it: with types it is made of queries and keys, and has their gradient."""
+        """The value of `Ask.bias`: with types the bias depends on queries and keys, and passes on their gradient."""
         if not self.types:
             return self.position.bias_kind
         return "learned" if needs_grad else "fixed"
 
     def prepare(self, m: Weights, step: Step) -> None:
         if self.types:
-            assert isinstance(self.position, Relative) and step.columns is not None
+            assert isinstance(self.position, RelativePosition) and step.columns is not None
             step.extra["relative"] = self.position.look_up(m, *step.columns)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
@@ -125,7 +125,7 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
         return m.o(y.flatten(-2))  # B T D
 
     def _position_scores(self, m: Weights, q: Tensor, k: Tensor, step: Step, scale: float) -> Tensor:
-        """What the position types add to the scores [B, H, T, S], in float32."""
+        """The bias of the position types on the scores [B, H, T, S], in float32."""
         table, index = step.extra["relative"]  # R D, T S
         wide = torch.promote_types(q.dtype, torch.float32)
         heads, shape = (self.n_heads, self.head_dim), (q.shape[0], self.n_heads)

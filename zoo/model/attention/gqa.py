@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -12,7 +12,7 @@ from zoo.kernels import attend
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
 from zoo.model.attention.base import SoftmaxAttention
-from zoo.model.norm import Norm
+from zoo.model.norm import WholeNorm
 from zoo.spec import READ, Linear, Sized, Spec, Weight, split
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class Tempering(Spec, axis="tempering", default="log"):
-    """Queries grow with their position."""
+    """Scale queries by their position."""
 
     def factor(self, positions: Tensor) -> Tensor:
-        """What queries [B, T, H, C] at these positions [B, T] are multiplied by: [B, T, 1, 1]."""
+        """The factor [B, T, 1, 1] of queries [B, T, H, C] at positions [B, T]."""
         raise NotImplementedError
 
 
@@ -45,7 +45,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     (Shazeer, 2019).
 
     `window` W lets a causal query see W keys, itself included (Beltagy et al., 2020; Mistral), and one that sees both
-    ways W to either side; `chunk` only those of its own stretch of so many positions (Llama 4). `scale` is what scores
+    ways W to either side; `chunk` C only those of its own C positions, counted from 0 (Llama 4). `scale` is what scores
     are multiplied by, 1/√head_dim unless given; `softcap` bounds them by c·tanh(s/c) (Gemma 2). `sinks` adds a learned
     score a head that no value stands behind (Xiao et al., 2023; gpt-oss). `clip` bounds queries, keys and values (OLMo,
     MPT), before the norm of queries and keys or with `clip_normed` after it (OLMoE). `output_gate` multiplies each
@@ -56,13 +56,15 @@ class GQA(SoftmaxAttention, kind="gqa"):
     (OLMo 2). With `qk_norm_last` it comes after the rotation (Llama 4). `tempering` makes queries grow with position.
     """
 
+    takes_memory: ClassVar[bool] = True
+
     n_kv_heads: PositiveInt
     head_dim: PositiveInt
     bias: bool = False
     o_bias: bool | None = None
     window: PositiveInt | None = None
     chunk: PositiveInt | None = None
-    qk_norm: Norm | None = None
+    qk_norm: WholeNorm | None = None
     qk_norm_over: Literal["head", "heads", "whole"] = "head"
     qk_norm_last: bool = False
     softcap: PositiveFloat | None = None
@@ -78,6 +80,9 @@ class GQA(SoftmaxAttention, kind="gqa"):
             raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
         if self.window and self.chunk:
             raise ValueError(f"window={self.window} and chunk={self.chunk} both limit what is seen (one of them)")
+        if self.qk_norm is None and (self.qk_norm_last or self.qk_norm_over != "head"):
+            idle = "qk_norm_last" if self.qk_norm_last else f"qk_norm_over={self.qk_norm_over}"
+            raise ValueError(f"{idle} places the norm of queries and keys, and there is none (give `qk_norm`)")
         if self.qk_norm_last and self.qk_norm_over == "whole":
             raise ValueError("qk_norm_last comes after heads are split, qk_norm_over 'whole' before (one of them)")
         if self.clip_normed and (self.clip is None or self.qk_norm is None or self.qk_norm_last):
@@ -85,6 +90,11 @@ class GQA(SoftmaxAttention, kind="gqa"):
                 "clip_normed says that `clip` comes between `qk_norm` and the rotation (give both, or leave it out)"
             )
         self.position.check(self.head_dim)
+
+    def check_cross(self) -> None:
+        for name in ("window", "chunk", "tempering"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} counts the places of tokens, and an encoder's output is read whole (null)")
 
     @property
     def visible_window(self) -> int | None:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ForGlobal(Linear):
-    """A matrix product that runs only where some tokens are global, which no count knows beforehand."""
+    """A matrix product that runs only where some tokens are global. That depends on the input, so it counts no
+    FLOPs."""
 
     @property
     def flops(self) -> int:
@@ -94,7 +95,7 @@ class Longformer(SoftmaxAttention, kind="longformer"):
         return m.o(y.flatten(-2))  # B T D
 
     def _read(self, parts: tuple[Any, Any, Any], x: Tensor, step: Step, mask: Mask) -> Tensor:
-        """What tokens read by these projections [B, T, H, C]."""
+        """Attend by these projections of q, k and v: [B, T, H, C]."""
         q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in parts)  # B T H C
         q, k = self.position.rotate(q, step.tables), self.position.rotate(k, step.tables)
         return attend(q, k, v, mask, scale=self.head_dim**-0.5, bias=step.bias, kernel=step.kernel)

@@ -11,7 +11,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.lazy import F, torch
-from zoo.model.activation import Activation, SiLU
+from zoo.model.activation import PlainActivation, SiLU
 from zoo.model.attention.base import Attention
 from zoo.model.attention.recurrent import (
     Decays,
@@ -24,7 +24,7 @@ from zoo.model.attention.recurrent import (
     spread_steps,
     starts,
 )
-from zoo.model.norm import Norm
+from zoo.model.norm import WholeNorm
 from zoo.spec import Conv, Linear, Sized, Weight, split
 from zoo.spec.sharding import uneven
 
@@ -56,8 +56,8 @@ class Mamba(Attention, kind="mamba"):
     dt_rank: PositiveInt | None = None
     bias: bool = False
     conv_bias: bool = True
-    activation: Activation = SiLU()
-    inner_norm: Norm | None = None
+    activation: PlainActivation = SiLU()
+    inner_norm: WholeNorm | None = None
 
     @property
     def d_inner(self) -> int:
@@ -155,7 +155,7 @@ SPAN = 64
 def _scan_spans(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The same, with about 2·√SPAN steps in sequence for SPAN tokens."""
+    """The recurrence with about 2·√SPAN steps in sequence for SPAN tokens."""
     spans = [each.split(SPAN, 1) for each in (x, dt, B, C)]
     begins = [None] * len(spans[0]) if fresh is None else fresh.split(SPAN, 1)
     reads = []
@@ -176,12 +176,12 @@ def _states(decay: Tensor, new: Tensor, h: Tensor) -> Tensor:
     before, and what is left of it added. Only products of decays, all ≤ 1: exact for any, 0 among them.
     """
     length = decay.shape[1]
-    columns = math.isqrt(length - 1) + 1
-    short = -length % columns
+    width = math.isqrt(length - 1) + 1
+    short = -length % width
     if short:
         decay = torch.cat((decay, decay.new_ones(decay.shape[0], short, *decay.shape[2:])), 1)
         new = torch.cat((new, new.new_zeros(new.shape[0], short, *new.shape[2:])), 1)
-    decay, new = decay.unflatten(1, (-1, columns)), new.unflatten(1, (-1, columns))  # B rows columns E S
+    decay, new = decay.unflatten(1, (-1, width)), new.unflatten(1, (-1, width))  # B rows width E S
     (first, *decays), (start, *news) = decay.unbind(2), new.unbind(2)  # B rows E S each
     local, left = [start], [first]
     for now, added in zip(decays, news, strict=True):
@@ -217,7 +217,7 @@ class Mamba2(Attention, kind="mamba2"):
     n_groups: PositiveInt = 1
     bias: bool = False
     conv_bias: bool = True
-    activation: Activation = SiLU()
+    activation: PlainActivation = SiLU()
     norm_eps: PositiveFloat | None = 1e-5
     norm_before_gate: bool = False
     norm_groups: PositiveInt | None = None
@@ -316,7 +316,7 @@ def _scan_heads(x: Tensor, log: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: 
 def _scan_chunks(
     x: Tensor, log: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None, length: int
 ) -> tuple[Tensor, Tensor]:
-    """The same in chunks: attention inside each, a state from chunk to chunk (Dao and Gu, 2024, section 6)."""
+    """The recurrence in chunks: attention inside each, a state from chunk to chunk (Dao and Gu, 2024, section 6)."""
     tokens, groups = x.shape[1], B.shape[2]
     decays = Decays(chunked(log, length), None if fresh is None else chunked(fresh, length))
     x, B, C = chunked(x, length), chunked(B, length).transpose(2, 3), chunked(C, length).transpose(2, 3)  # B N G L S

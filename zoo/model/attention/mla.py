@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, H heads, R latent width, N and P a key's widths without and with position, V a value's
-"""Attention whose keys and values are made of one small latent vector a token."""
+"""Multi-head latent attention: keys and values expanded from one small latent vector a token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zoo.kernels import attend
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
 from zoo.model.attention.base import SoftmaxAttention
-from zoo.model.norm import Norm
+from zoo.model.norm import WholeNorm
 from zoo.spec import Linear, Sized, split
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class MLA(SoftmaxAttention, kind="mla"):
     qk_nope_head_dim: PositiveInt
     qk_rope_head_dim: PositiveInt
     v_head_dim: PositiveInt
-    norm: Norm
+    norm: WholeNorm
     q_lora_rank: PositiveInt | None = None
     bias: bool = False
     scale: PositiveFloat | None = None
@@ -122,7 +122,7 @@ class MLA(SoftmaxAttention, kind="mla"):
         return m.o(attended(m, q_nope, q_rope, latent.to(x.dtype), step).flatten(-2))  # B T D
 
     def _expanded(self, m: Weights, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step) -> Tensor:
-        """Keys and values of every head made of the latents [B, S, R+P]: [B, T, H, V]."""
+        """Attend to keys and values of every head, expanded from the latents [B, S, R+P]: [B, T, H, V]."""
         latent, k_rope = latent.split((self.kv_lora_rank, self.qk_rope_head_dim), -1)
         k_nope = m.k_b(latent).unflatten(-1, (self.n_heads, self.qk_nope_head_dim))  # B S H N
         v = m.v_b(latent).unflatten(-1, (self.n_heads, self.v_head_dim))  # B S H V
@@ -131,7 +131,7 @@ class MLA(SoftmaxAttention, kind="mla"):
         return self._attend(m, torch.cat((q_nope, q_rope), -1), k, v, step)
 
     def _absorbed(self, m: Weights, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step) -> Tensor:
-        """The latents [B, S, R+P] as the one key and value of all heads: [B, T, H, V]."""
+        """Attend to the latents [B, S, R+P] as the one key and value of all heads: [B, T, H, V]."""
         k_b = m.k_b.weight.unflatten(0, (self.n_heads, self.qk_nope_head_dim))  # H N R
         v_b = m.v_b.weight.unflatten(0, (self.n_heads, self.v_head_dim))  # H V R
         q_latent = torch.einsum("bthn,hnr->bthr", q_nope, k_b)

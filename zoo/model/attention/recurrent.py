@@ -1,5 +1,5 @@
 # B batch, T tokens, W convolution width, C channels, N chunks, L chunk length, H heads
-"""What recurrent mixers share: a causal convolution with a state, chunks with their decays, where rates start.
+"""Helpers of recurrent mixers: a causal convolution with a state, chunks with their decays, initial rates.
 
 A recurrent mixer reads earlier tokens through a state of fixed size. Padding changes no state, and a packed document
 starts from an empty one.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def check_causal(step: Step) -> None:
-    """Raises ConfigError where tokens should see later ones: a state holds earlier tokens alone."""
+    """Raise ConfigError where tokens should see later ones: a recurrent state holds earlier tokens only."""
     mask = step.mask
     if mask is not None and (not mask.causal or mask.prefix is not None):
         found = "a mask that shows tokens on both sides" if not mask.causal else "a prefix that is seen whole"
@@ -29,13 +29,13 @@ def check_causal(step: Step) -> None:
 
 
 def exactly(x: Tensor) -> AbstractContextManager[Any]:
-    """A context in which autocast leaves float32 alone: what a state adds up over thousands of tokens."""
+    """Turn autocast off: a state sums over thousands of tokens and needs float32."""
     kind = x.device.type
     return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)  # which knows no meta
 
 
 def starts(documents: Tensor) -> Tensor:
-    """Where a packed document begins [B, T], but for a row's first token: what came before is of the first document."""
+    """True where a packed document begins [B, T]. Not at a row's first token: a state held is of the first document."""
     new = documents[:, 1:] != documents[:, :-1]
     return F.pad(new, (1, 0))  # B T
 
@@ -95,8 +95,8 @@ def chunked(x: Tensor, length: int) -> Tensor:
 
 
 class Decays:
-    """What is left, within chunks, of what one token wrote when another reads: `log` [B, N, L, H], ≤ 0, is each token's
-    own decay.
+    """Decay between tokens of a chunk: the factor left of what one token wrote when another reads. `log` [B, N, L, H],
+    ≤ 0, is the logarithm of each token's own decay.
 
     `pairs` [B, N, H, L, L] is from a token to a later one (row) and 0 to earlier ones; `entering` [B, N, H, L] from
     before the chunk; `leaving` [B, N, H, L] to the chunk's end. `fresh` [B, N, L] marks tokens that nothing before

@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.lazy import F
-from zoo.model.activation import Activation
+from zoo.model.activation import PlainActivation
 from zoo.model.block.base import Block
 from zoo.model.ffn import FFN
 from zoo.spec import Conv
@@ -32,7 +32,7 @@ class PostConv(Block, kind="post_conv"):
 
     ffn: FFN
     conv_width: PositiveInt
-    conv_activation: Activation
+    conv_activation: PlainActivation
     conv_groups: PositiveInt = 1
 
     def __post_init__(self) -> None:

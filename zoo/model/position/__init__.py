@@ -1,4 +1,4 @@
-"""How a model knows where a token stands: the base, and one file for each family of schemes."""
+"""Position schemes: the base, and one file for each family."""
 
 from zoo.model.position import relative  # noqa: F401  (registers its kinds)
 from zoo.model.position.absolute import Learned, Sinusoidal

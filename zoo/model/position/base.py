@@ -1,6 +1,6 @@
 # B batch, T queries, S keys, H heads, C head width, D model width
-"""How a model knows where a token stands: at the embedding (learned, sinusoidal), by turning queries and keys
-(rotary), or by a bias on their scores (ALiBi, T5, relative)."""
+"""Base of the position schemes. They act at the embedding (learned, sinusoidal), by rotating queries and keys (RoPE),
+or by a bias on their scores (ALiBi, T5, relative)."""
 
 from __future__ import annotations
 
@@ -31,13 +31,23 @@ class Position(Spec, axis="position"):
 
     @property
     def bias_kind(self) -> str:
-        """What `bias` gives, as `Ask.bias` names it."""
+        """The value of `Ask.bias` for this scheme's bias."""
         return "none"
 
     @property
     def biases(self) -> bool:
-        """Whether `bias` gives anything."""
+        """Whether the scheme has a bias on scores."""
         return self.bias_kind != "none"
+
+    @property
+    def embeds(self) -> bool:
+        """Whether `embed` adds anything."""
+        return type(self).embed is not Position.embed
+
+    @property
+    def bias_heads(self) -> int | None:
+        """Heads that a learned bias has numbers for; None where it serves any number."""
+        return None
 
     @property
     def inside(self) -> bool:
@@ -51,7 +61,7 @@ class Position(Spec, axis="position"):
 
     @property
     def per_layer(self) -> bool:
-        """Whether every layer holds this scheme's weights for itself, rather than the model for all."""
+        """Whether every layer has weights of its own for this scheme, rather than the model one set for all."""
         return False
 
     @property
@@ -64,8 +74,8 @@ class Position(Spec, axis="position"):
         return x
 
     def tables(self, positions: Tensor, head_dim: int, dtype: torch.dtype, length: Tensor | None = None) -> Any:
-        """What `rotate` needs for these positions [B, T]; computed once per forward. `length` [B, 1]: tokens in the
-        row."""
+        """The tables that `rotate` takes for positions [B, T], computed once a forward pass. `length` [B, 1]: tokens in
+        the row."""
         return None
 
     def rotate(self, x: Tensor, tables: Any) -> Tensor:
@@ -73,8 +83,8 @@ class Position(Spec, axis="position"):
         return x
 
     def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool) -> Any:
-        """The `zoo.kernels.bias.Bias` added to the scores of query columns [T] and key columns [S], or None. `m` holds
-        the scheme's weights."""
+        """The `zoo.kernels.bias.Bias` added to the scores of queries and keys at these indices in the row [T], [S], or
+        None. `m` holds the scheme's weights."""
         return None
 
     def check(self, head_dim: int) -> None:

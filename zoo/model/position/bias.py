@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveFloat, PositiveInt
 
 from zoo.kernels.bias import Given, Placed
 from zoo.lazy import torch
 from zoo.model.position.base import Position
+from zoo.model.position.constants import constants
 from zoo.spec import Embedding
 
 if TYPE_CHECKING:
@@ -22,14 +23,12 @@ if TYPE_CHECKING:
 class ALiBi(Position, kind="alibi"):
     """Scores fall linearly with distance, at a slope of each head's own (Press et al., 2021): 2^(−8h/H), h = 1…H.
 
-    For H not a power of two, `slopes` says which: "lower" takes those of the next lower power, then every other one of
-    the power above (the paper's code, BLOOM); "upper" every other one of the next higher power, then the rest (MPT).
-    The bias is multiplied by `scale` (Falcon: 1/√head_dim). With `rounded` slope × key position is in bfloat16, as
-    Falcon was trained.
+    For H not a power of two: the slopes of the next lower power, then every other one of the power above. (MPT's code
+    begins from the power above, and gets the same.) The bias is multiplied by `scale` (Falcon: 1/√head_dim). With
+    `rounded` slope × key position is in bfloat16, as Falcon was trained.
     """
 
     max_bias: PositiveFloat = 8.0
-    slopes: Literal["lower", "upper"] = "lower"
     scale: PositiveFloat = 1.0
     rounded: bool = False
 
@@ -39,9 +38,6 @@ class ALiBi(Position, kind="alibi"):
         def series(count: int) -> list[float]:
             return [2 ** (-self.max_bias * (head + 1) / count) for head in range(count)]
 
-        if self.slopes == "upper":
-            every = series(2 ** math.ceil(math.log2(n_heads)))
-            return every[:n_heads] if len(every) == n_heads else [*every[1::2], *every[::2]][:n_heads]
         whole = 2 ** math.floor(math.log2(n_heads))
         return series(whole) + series(2 * whole)[::2][: n_heads - whole]
 
@@ -50,7 +46,7 @@ class ALiBi(Position, kind="alibi"):
         return "fixed" if self.rounded else "alibi"
 
     def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool) -> Any:
-        slopes = torch.tensor(self.slopes_of(n_heads), device=keys.device, dtype=torch.float32)
+        slopes = constants(tuple(self.slopes_of(n_heads)), keys.device)
         if self.rounded:  # by key alone: softmax does not see what a query's own place would add
             products = slopes.to(torch.bfloat16)[:, None] * keys.to(torch.bfloat16)
             return Given((products.float() * self.scale)[None, :, None, :])  # 1 H 1 S
@@ -85,7 +81,7 @@ class T5Buckets(Position, kind="t5"):
     absolute: Position | None = None
 
     def __post_init__(self) -> None:
-        if self.absolute is not None and (self.layerwise or type(self.absolute).embed is Position.embed):
+        if self.absolute is not None and (self.layerwise or not self.absolute.embeds):
             found = "layerwise" if self.layerwise else f"'{self.absolute.kind}', which adds nothing to it"
             raise ValueError(
                 f"absolute is a scheme at the embedding, found {found} (learned, one table for all layers)"
@@ -97,6 +93,14 @@ class T5Buckets(Position, kind="t5"):
     @property
     def per_layer(self) -> bool:
         return self.layerwise
+
+    @property
+    def embeds(self) -> bool:
+        return self.absolute is not None
+
+    @property
+    def bias_heads(self) -> int:
+        return self.n_heads
 
     def parts(self, d_model: int) -> dict[str, Any]:
         absolute = {"absolute": self.absolute} if self.absolute else {}

@@ -1,5 +1,5 @@
 # T queries, S keys, R rows of the table in reach, D model width
-"""Relative positions as vectors that attention compares with queries and keys: one table for all layers (DeBERTa)."""
+"""Relative positions as vectors that attention multiplies with queries and keys: one table for all layers (DeBERTa)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PositiveInt
 
 from zoo.lazy import torch
-from zoo.model.norm import Norm
+from zoo.model.norm import WholeNorm
 from zoo.model.position.base import Position
 from zoo.spec import Embedding
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zoo.model.step import Weights
 
 
-class Relative(Position, kind="relative"):
+class RelativePosition(Position, kind="relative"):
     """A trained vector for each distance i − j between a query's place and a key's (He et al., 2020, DeBERTa).
 
     Distances reach from −k to k − 1, those beyond taken as the nearest: k is `max_relative_positions`, or
@@ -31,7 +31,7 @@ class Relative(Position, kind="relative"):
 
     max_relative_positions: PositiveInt
     position_buckets: PositiveInt | None = None
-    norm: Norm | None = None
+    norm: WholeNorm | None = None
     absolute: Position | None = None
 
     def __post_init__(self) -> None:
@@ -41,8 +41,12 @@ class Relative(Position, kind="relative"):
                 f"position_buckets={buckets} must be at least 2, and half of it below max_relative_positions - 1 = "
                 f"{farthest - 1} (null gives each distance a vector of its own)"
             )
-        if self.absolute is not None and type(self.absolute).embed is Position.embed:
+        if self.absolute is not None and not self.absolute.embeds:
             raise ValueError(f"absolute is '{self.absolute.kind}', which adds nothing to the embedding (learned does)")
+
+    @property
+    def embeds(self) -> bool:
+        return self.absolute is not None
 
     @property
     def inside(self) -> bool:
@@ -73,12 +77,11 @@ class Relative(Position, kind="relative"):
         raise ValueError("position 'relative' is read by no attention but disentangled (choose that, or another)")
 
     def rows(self, length: int) -> int:
-        """How many rows of the table a sequence of `length` tokens can reach."""
+        """The number of rows of the table that a sequence of `length` tokens can reach."""
         return 2 * min(length, self.span)
 
     def look_up(self, m: Weights, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows in reach [R, D], and which of them is for each pair [T, S], of columns of queries [T] and keys
-        [S]."""
+        """The rows in reach [R, D], and the row of each pair [T, S] of queries and keys at these indices [T], [S]."""
         rows = self.rows(max(queries.shape[0], keys.shape[0]))
         half = rows // 2
         table = m.table.weight[self.span - half : self.span + half]  # R D
@@ -88,7 +91,7 @@ class Relative(Position, kind="relative"):
         return table, (distance + half).clamp(0, rows - 1)
 
     def bucket(self, distance: Tensor) -> Tensor:
-        """A distance's bucket, which has its sign; beyond the last one for what is out of reach."""
+        """The bucket of each distance, with its sign; one beyond the last for a distance out of reach."""
         if self.position_buckets is None:
             return distance
         half = self.position_buckets // 2

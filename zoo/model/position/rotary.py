@@ -10,6 +10,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from zoo.lazy import torch
 from zoo.model.position.base import Position
+from zoo.model.position.constants import constants
 from zoo.spec import Spec
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Scaling(Spec, axis="rope_scaling"):
-    """How rotary frequencies change to reach beyond the length they were trained at."""
+    """Scale RoPE's frequencies to reach beyond the trained length."""
 
     @property
     def stable_until(self) -> int | None:
@@ -30,18 +31,19 @@ class Scaling(Spec, axis="rope_scaling"):
 
     @property
     def magnitude(self) -> float:
-        """What cosines and sines are multiplied by."""
+        """The factor of cosines and sines."""
         return 1.0
 
-    def magnitude_of(self, length: Tensor) -> Any:
-        """The same for rows of these lengths [B, 1]: a number, or [B, 1, 1] where it depends on the row."""
+    def magnitude_of(self, length: Tensor | None) -> Any:
+        """The factor for rows of these lengths [B, 1]: a number, or [B, 1, 1] where it depends on the row."""
         return self.magnitude
 
     def check(self, width: int) -> None:
         """Raises ValueError when it cannot turn so many channels."""
 
-    def frequencies(self, width: int, theta: float, length: Tensor, device: torch.device) -> Tensor:
-        """Radians per position of each rotated pair [width / 2], or [B, 1, width / 2] when they depend on the row."""
+    def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
+        """Radians per position of each rotated pair [width / 2], or [B, 1, width / 2] when they depend on the row.
+        `length` [B, 1] is given where the scheme `reads_length`."""
         return _frequencies(width, theta, device)
 
 
@@ -50,16 +52,16 @@ class LinearScaling(Scaling, kind="linear"):
 
     factor: PositiveFloat
 
-    def frequencies(self, width: int, theta: float, length: Tensor, device: torch.device) -> Tensor:
+    def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
         return _frequencies(width, theta, device) / self.factor
 
 
 class DynamicScaling(Scaling, kind="dynamic"):
     """A base that grows with the row once it passes the trained length (dynamic NTK; bloc97 and emozilla, 2023).
 
-    Each row takes its own length, padding left out. Beyond the trained length all tokens turn with every new one, so
-    a cache
-    of them would drift from the full forward (by whole logits in the reference implementation): it is refused there.
+    Each row takes its own length, padding left out. Beyond the trained length every new token changes the rotation of
+    all tokens, so a cache of rotated keys would drift from the full forward (by whole logits in the reference
+    implementation). A cache is refused there.
     """
 
     factor: PositiveFloat
@@ -73,10 +75,11 @@ class DynamicScaling(Scaling, kind="dynamic"):
     def reads_length(self) -> bool:
         return True
 
-    def frequencies(self, width: int, theta: float, length: Tensor, device: torch.device) -> Tensor:
+    def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
+        assert length is not None  # as `reads_length` asks
         trained = float(self.original_max_seq_len)
-        stretch = self.factor * length.clamp(min=trained).float() / trained - (self.factor - 1)  # B 1
-        base = theta * stretch ** (width / (width - 2))
+        growth = self.factor * length.clamp(min=trained).float() / trained - (self.factor - 1)  # B 1
+        base = theta * growth ** (width / (width - 2))
         exponents = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
         return 1.0 / base[..., None] ** exponents  # B 1 R/2
 
@@ -97,6 +100,14 @@ class YarnScaling(Scaling, kind="yarn"):
     mscale_all_dim: float | None = None
     truncate: bool = True
 
+    def __post_init__(self) -> None:
+        if bool(self.mscale) != bool(self.mscale_all_dim):
+            found = f"mscale={self.mscale}, mscale_all_dim={self.mscale_all_dim}"
+            raise ValueError(f"{found}: one counts only beside the other (give both, or attention_factor)")
+        if self.mscale and self.attention_factor is not None:
+            found = f"attention_factor={self.attention_factor} stands in place of mscale={self.mscale}"
+            raise ValueError(f"{found} (one of them)")
+
     @property
     def magnitude(self) -> float:
         if self.attention_factor is not None:
@@ -108,7 +119,7 @@ class YarnScaling(Scaling, kind="yarn"):
     def _mscale(self, scale: float) -> float:
         return 0.1 * scale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
 
-    def frequencies(self, width: int, theta: float, length: Tensor, device: torch.device) -> Tensor:
+    def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
         low, high = self._pair_of(self.beta_fast, width, theta), self._pair_of(self.beta_slow, width, theta)
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
@@ -136,7 +147,7 @@ class Llama3Scaling(Scaling, kind="llama3"):
             found = f"high_freq_factor={self.high_freq_factor}, low_freq_factor={self.low_freq_factor}"
             raise ValueError(f"{found} (the high one must not be below the low one)")
 
-    def frequencies(self, width: int, theta: float, length: Tensor, device: torch.device) -> Tensor:
+    def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
         kept = _frequencies(width, theta, device)
         turns = self.original_max_seq_len * kept / (2 * math.pi)
         ramp = self.high_freq_factor - self.low_freq_factor
@@ -170,9 +181,10 @@ class LongRopeScaling(Scaling, kind="longrope"):
     def reads_length(self) -> bool:
         return True
 
-    def magnitude_of(self, length: Tensor) -> Any:
+    def magnitude_of(self, length: Tensor | None) -> Any:
         if self.long_attention_factor is None:
             return self.magnitude
+        assert length is not None  # as `reads_length` asks
         long = torch.full_like(length, self.long_attention_factor, dtype=torch.float32)
         return torch.where(length > self.original_max_seq_len, long, self.magnitude)[..., None]
 
@@ -189,10 +201,9 @@ class LongRopeScaling(Scaling, kind="longrope"):
                 found = len(getattr(self, name))
                 raise ValueError(f"{name} has {found} numbers, {width} rotated channels have {width // 2} pairs")
 
-    def frequencies(self, width: int, theta: float, length: Tensor, device: torch.device) -> Tensor:
-        short, long = (
-            torch.tensor(each, device=device, dtype=torch.float32) for each in (self.short_factor, self.long_factor)
-        )
+    def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
+        assert length is not None  # as `reads_length` asks
+        short, long = (constants(each, device) for each in (self.short_factor, self.long_factor))
         exponents = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
         divisor = torch.where((length > self.original_max_seq_len)[..., None], long, short)  # B 1 R/2
         return 1.0 / (divisor * theta**exponents)
@@ -240,7 +251,6 @@ class RoPE(Position, kind="rope"):
         if self.scaling is None:
             frequencies, magnitude = _frequencies(width, self.theta, device), 1.0
         else:
-            assert length is not None
             frequencies = self.scaling.frequencies(width, self.theta, length, device)
             magnitude = self.scaling.magnitude_of(length)
         angles = positions[..., None].float() * frequencies  # B T R/2

@@ -1,0 +1,511 @@
+"""Other legal values for the fields of a model's YAML, and what each of them does: refused, bites, idle or breaks."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import re
+import types
+import typing
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import OmegaConf
+from tiny import choices, needs, readable
+
+from zoo import grammar
+from zoo.compose import compose
+from zoo.costs import price
+from zoo.errors import ConfigError
+from zoo.grammar import AXES, TOWERS
+from zoo.paths import conf_dir
+from zoo.run.builder import build
+from zoo.spec import Spec
+
+VOCAB, LENGTH = 67, 40
+
+SAMPLES = {
+    **{"n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "d_ff": 48, "window": 6, "d_model": 32, "max_seq_len": 64},
+    **{"n_k_heads": 2, "n_v_heads": 8, "head_k_dim": 8, "head_v_dim": 8, "kv_lora_rank": 12, "qk_nope_head_dim": 6},
+    **{"qk_rope_head_dim": 4, "v_head_dim": 6, "conv_width": 5, "n_experts": 4, "top_k": 2, "vocab_size": VOCAB},
+    **{"norm_groups": 2, "rotary_dim": 4, "spacing": 7, "conv_groups": 2, "ssm_groups": 2, "n_buckets": 16},
+    **{"max_distance": 64, "n_groups": 2, "d_state": 8, "expand": 1, "dt_rank": 3},
+    **{"factor": 4.0, "original_max_seq_len": 16, "max_relative_positions": 24},
+    **{"short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.0, 1.5, 2.0, 4.0]},
+}
+"""What a field that a kind cannot do without is given."""
+
+KINDS = {"activation": "gelu", "norm": "layernorm", "position": "none", "ffn": "mlp", "attention": "gqa"}
+"""The kind of a node within a node that is made up here; elsewhere the first that the axis has."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Change:
+    """One key of a base model set to another value; `owner` says whose field it is."""
+
+    owner: str
+    key: str
+    value: Any
+    inner: str = ""  # where in `value`, a whole node, the other value stands
+
+    def __str__(self) -> str:
+        return f"{self.inner or self.key}={_at(self.value, self.inner[len(self.key) + 1 :])}"
+
+
+# ---------------------------------------------------------------- other values
+
+
+def others(hint: Any, now: Any, name: str) -> list[Any]:
+    """Other values than `now` that a field of this type may take, a few of each kind."""
+    found = [value for value in _samples(hint, now, name) if value != now or type(value) is not type(now)]
+    return [value for index, value in enumerate(found) if value not in found[:index]]
+
+
+def _samples(hint: Any, now: Any, name: str) -> list[Any]:
+    origin = typing.get_origin(hint)
+    if origin is typing.Annotated:
+        return _samples(typing.get_args(hint)[0], now, name)
+    if origin in (typing.Union, types.UnionType):
+        return [value for each in typing.get_args(hint) for value in _samples(each, now, name)]
+    if origin is typing.Literal:
+        return list(typing.get_args(hint))
+    if origin is tuple:
+        return _sequences(typing.get_args(hint)[0], now)
+    if hint is type(None):
+        return [None]
+    if hint is bool:
+        return [True, False]
+    if hint is str:
+        return ["sqrt_d_model", "rsqrt_d_model", "encoder.embedding.tokens", "foo"]
+    if hint is int:
+        return _numbers(now, SAMPLES.get(name, 3), int)
+    if hint is float:
+        return _numbers(now, 0.6, float)
+    if isinstance(hint, type) and issubclass(hint, Spec):
+        kept = now.get("kind") if isinstance(now, dict) else None
+        return [sample(kind) for kind in hint.kinds.values() if kind.kind != kept]
+    raise TypeError(f"{name}: no values are known for {hint}")
+
+
+def _numbers(now: Any, sample: float, kind: type) -> list[Any]:
+    if isinstance(now, bool) or not isinstance(now, int | float):
+        return [kind(sample)]
+    if not now:
+        return [kind(1), kind(2)]
+    if kind is int:
+        return [2 * now, 3 * now + 1, max(now // 2, 1)]
+    return [1e4 * now] if abs(now) < 1e-3 else [4.0 * now, now / 4]  # an eps shows when it is no longer small
+
+
+def _sequences(hint: Any, now: Any) -> list[Any]:
+    if typing.get_origin(hint) is typing.Literal:
+        first, second = typing.get_args(hint)[:2]
+        return [(), (first,), (second,), (first, second)]
+    return [tuple(2 * value for value in now), now[:-1]]
+
+
+def sample(kind: type[Spec]) -> dict[str, Any]:
+    """A node of this kind with no more than it needs."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    node: dict[str, Any] = {"kind": kind.kind}
+    for field in kind.fields():
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            node[field.name] = SAMPLES[field.name] if field.name in SAMPLES else _inner(hints[field.name])
+    return node
+
+
+def _inner(axis: Any) -> dict[str, Any]:
+    return sample(axis.kinds[KINDS.get(axis.axis, next(iter(axis.kinds)))])
+
+
+# ---------------------------------------------------------------- changes of a base model
+
+
+class Base:
+    """A small model: its composed YAML, its Spec, and what it gives for every input."""
+
+    def __init__(self, overrides: list[str], model: str = "llama-tiny") -> None:
+        size = readable(overrides) if model == "llama-tiny" else []
+        self.config = compose(model, [*size, *overrides])
+        self.spec = grammar.to_spec(self.config)
+        self.figures = price(self.spec)
+        self.model = loud(self.spec)
+        self.asked: dict[str, Any] = {}
+
+    def outcome(self, name: str) -> Any:
+        """What the model gives for an input of INPUTS."""
+        if name not in self.asked:
+            self.asked[name] = outcome(self.model, name)
+        return self.asked[name]
+
+    def node(self, key: str) -> tuple[type[Spec], Any]:
+        """The kind of the component that stands at a key of the YAML, and the Spec itself, without its context."""
+        axis = Spec_of(key.split(".")[-1])
+        found = OmegaConf.select(self.config, key)
+        data: Any = {} if found is None else OmegaConf.to_container(found, resolve=True)
+        if axis.axis in ("embedding", "head"):
+            data.setdefault("vocab_size", VOCAB)
+        spec = axis.parse(grammar_tuples(data))
+        return type(spec), spec
+
+    def fields(self, key: str) -> Iterator[Change]:
+        """Other values of each field of the component at a key, and of the components in it that stand there too."""
+        kind, spec = self.node(key)
+        raw = OmegaConf.select(self.config, key)
+        yield from self._fields(key, kind, spec, raw)
+
+    def _fields(self, key: str, kind: type[Spec], spec: Any, raw: Any) -> Iterator[Change]:
+        hints, owner = typing.get_type_hints(kind, include_extras=True), f"{kind.axis} '{kind.kind}'"
+        for field in kind.fields():
+            now = getattr(spec, field.name)
+            plain = grammar.to_dict(now)
+            for value in others(hints[field.name], tuple(plain) if isinstance(plain, list) else plain, field.name):
+                yield Change(f"{owner}.{field.name}", f"{key}.{field.name}", value)
+            there = raw is not None and field.name in raw and not raw._get_node(field.name)._is_interpolation()
+            if isinstance(now, Spec) and (there or raw is None or field.name not in raw):
+                inner = raw._get_node(field.name) if there and not isinstance(now, type) else None
+                for change in self._fields(field.name, type(now), now, inner):
+                    path = change.key.split(".")[1:]
+                    yield Change(change.owner, f"{key}.{field.name}", _with(plain, path, change.value), f"{key}.{change.inner or change.key}")
+
+    def keys(self, names: list[str]) -> Iterator[Change]:
+        """Other values of keys at the model's top level, or under one of its towers."""
+        for name in names:
+            now = OmegaConf.select(self.config, name)
+            values = _of_key(name.split(".")[-1], now)
+            for value in values:
+                yield Change(self.owner(name), name, value)
+
+    def owner(self, key: str) -> str:
+        """Whose field a key is: the model's own, or only an interpolation's."""
+        own = any(field.name == key for field in type(self.spec).fields())
+        towers = [tower for tower in self.spec.towers().values() if any(each.name == key for each in tower.fields())]
+        return f"topology '{(self.spec if own else towers[-1]).kind}'.{key}" if own or towers else f"key {key}"
+
+    def stated(self, text: str) -> Change:
+        """A key set to a value, as `key=value`."""
+        key, _, value = text.partition("=")
+        return Change(self.owner(key), key, yaml.safe_load(value))
+
+    def verdict(self, change: Change) -> str:
+        """What a change does: 'refused: …', 'bites: …', 'idle', 'breaks: …', or 'same' where the
+        Spec is the one that was."""
+        node = copy.deepcopy(self.config)
+        OmegaConf.update(node, change.key, _listed(change.value), merge=False, force_add=True)
+        try:
+            spec = grammar.to_spec(node, [change.key])
+        except ConfigError as error:
+            odd = [fault for fault in error.faults if len(fault.splitlines()) != 1 or ": " not in fault]
+            return f"breaks: {odd[0]!r} is no fault of a key" if odd else f"refused: {error.faults[0]}"
+        except Exception as error:
+            return f"breaks: {type(error).__name__}: {error}"
+        if spec == self.spec:
+            return "same"
+        try:
+            figures = price(spec)
+            model = loud(spec)
+            found = self._differs(model, figures)
+        except Exception as error:
+            return f"breaks: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        if not found and change.key.split(".")[-1] in NULL_IS_ONE_OF:
+            return "same"
+        return f"bites: {found}" if found else "idle"
+
+    def _differs(self, model: Any, figures: Any) -> str:
+        """What is another than the base's, the cheapest first; at least one pass is run."""
+        differing = "price" if any(figures[part] != self.figures[part] for part in PRICED) else ""
+        for name in INPUTS:
+            if apart(outcome(model, name), self.outcome(name)):
+                return differing or name
+            if differing:
+                return differing
+        fresh, before = (build(spec, device="cpu").state_dict() for spec in (model.spec, self.spec))
+        return "initial values" if any(not torch.equal(fresh[name], before[name]) for name in before) else ""
+
+
+NULL_IS_ONE_OF = ("final_norm", "o_bias")
+"""Flags whose null is what the blocks or `bias` say: one of true and false states outright what is there already."""
+
+PRICED = ("params", "flops", "kv_cache", "memory")
+
+
+def Spec_of(axis: str) -> type[Spec]:
+    return BY_AXIS["attention" if axis == "cross" else axis]
+
+
+def _axes() -> dict[str, type[Spec]]:
+    found: dict[str, type[Spec]] = {}
+    pending = list(Spec.__subclasses__())
+    while pending:
+        each = pending.pop()
+        pending += each.__subclasses__()
+        if "axis" in each.__dict__ and each.axis:
+            found[each.axis] = each
+    return found
+
+
+BY_AXIS = _axes()
+
+
+def grammar_tuples(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: grammar_tuples(value) for key, value in node.items()}
+    return tuple(map(grammar_tuples, node)) if isinstance(node, list) else node
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _listed(each) for key, each in value.items()}
+    return [_listed(each) for each in value] if isinstance(value, tuple) else value
+
+
+def _at(node: Any, path: str) -> Any:
+    for step in path.split(".") if path else ():
+        node = node[step]
+    return node
+
+
+def _with(node: Any, path: list[str], value: Any) -> Any:
+    if not path:
+        return value
+    return {**node, path[0]: _with(node.get(path[0]), path[1:], value)}
+
+
+def _of_key(name: str, now: Any) -> list[Any]:
+    """Other values of a key of which only the present value, or none, tells the type."""
+    if isinstance(now, bool):
+        return [not now]
+    if isinstance(now, int):
+        return _numbers(now, now, int)
+    if isinstance(now, float):
+        return _numbers(now, now, float)
+    flags = {"bias", "norm_bias", "normalize_top_k", "router_bias", "selection_bias", "shared_gate", "scale_input"}
+    if name in flags | {"final_norm", "shared_layers", "prefix_lm"}:
+        return [True, False]
+    return [{"shared_expert": sample(BY_AXIS["ffn"].kinds["gated"]), **SAMPLES}.get(name, 3)]
+
+
+def read_by(axis: str, choice: str) -> list[str]:
+    """The top-level keys that a packaged choice reads, axes left out."""
+    text = (conf_dir() / axis / f"{choice}.yaml").read_text()
+    names = [name for group in re.findall(r"\$\{(?:up|or):([^}]*)\}", text) for name in group.split(",")]
+    return [name for name in dict.fromkeys(names) if name.isidentifier() and name not in (*AXES, "null", "true", "false")]
+
+
+# ---------------------------------------------------------------- what a model gives
+
+
+def loud(spec: Any) -> Any:
+    """The model with every parameter large and random, the same for every model that has one of that name and shape."""
+    model = build(spec, device="cpu").eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name in dict(model.named_buffers()) and tensor.numel() and tensor.abs().max() > 0:
+                continue  # a table that is worked out, or a number of the config
+            if tensor.is_floating_point():
+                generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+                tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    return model
+
+
+def outcome(model: Any, name: str) -> Any:
+    """Every tensor that the model gives for an input, or the refusal of it."""
+    try:
+        torch.manual_seed(0)
+        given = INPUTS[name](model)
+    except ConfigError as error:
+        return str(error)
+    finally:
+        model.eval()
+    tensors = {"hidden": given.hidden, "logits": given.logits, "pooled": given.pooled, **given.losses}
+    return {key: tensor for key, tensor in tensors.items() if tensor is not None}
+
+
+def apart(ours: Any, theirs: Any) -> bool:
+    """Whether two outcomes differ by more than rounding does."""
+    if isinstance(ours, str) or isinstance(theirs, str):
+        return ours != theirs
+    if ours.keys() != theirs.keys() or any(ours[key].shape != theirs[key].shape for key in ours):
+        return True
+    return any(_far(ours[key], theirs[key]) for key in ours)
+
+
+def _far(a: Any, b: Any) -> bool:
+    return bool((a - b).abs().max() > 1e-5 * b.abs().max().clamp(min=1e-30))
+
+
+def _ids(length: int = LENGTH) -> Any:
+    return torch.randint(4, VOCAB, (2, length), generator=torch.Generator().manual_seed(1))
+
+
+def _plain(model: Any) -> Any:
+    ids = _ids()
+    ids[:, 5], ids[1, 20:22] = 0, 1  # what a model may take for a padding id
+    return _asked(model, ids)
+
+
+def _padded(model: Any) -> Any:
+    mask = torch.ones(2, LENGTH, dtype=torch.long)
+    mask[0, :7], mask[1, 30:] = 0, 0
+    return _asked(model, _ids(), mask)
+
+
+def _asked(model: Any, ids: Any, mask: Any = None, **more: Any) -> Any:
+    ids = ids % min(tower.vocab_size for tower in model.spec.towers().values())
+    with torch.no_grad():
+        if "encoder" in model.spec.towers():
+            after = None if mask is None else mask[:, :30]
+            return model(ids, mask, decoder_input_ids=ids[:, :30], decoder_attention_mask=after, **more)
+        if model.spec.reads_memory:
+            more["memory"] = torch.randn(2, 9, model.d_model, generator=torch.Generator().manual_seed(2))
+        return model(ids, mask, **more)
+
+
+def _packed(model: Any) -> Any:
+    if "encoder" in model.spec.towers():
+        raise ConfigError("documents: not of an encoder-decoder")
+    return _asked(model, _ids(), documents=torch.tensor([0] * 9 + [1] * (LENGTH - 9)).expand(2, -1))
+
+
+def _typed(model: Any) -> Any:
+    return _asked(model, _ids(), token_type_ids=(_ids() % 2)) if "encoder" not in model.spec.towers() else _plain(model)
+
+
+def _global(model: Any) -> Any:
+    if model.spec.kind != "encoder":
+        return _plain(model)
+    return _asked(model, _ids(), global_attention_mask=(_ids() % 11 == 0).long())
+
+
+def _prefixed(model: Any) -> Any:
+    return _asked(model, _ids(), prefix=torch.tensor([6, 9])) if model.spec.kind == "decoder" else _plain(model)
+
+
+def _trained(model: Any) -> Any:
+    return _asked(model.train(), _ids())
+
+
+def _started(model: Any) -> Any:
+    if "encoder" not in model.spec.towers():
+        return _plain(model)
+    with torch.no_grad():
+        return model(_ids() % model.spec.vocab_size)
+
+
+INPUTS = {
+    "plain": _plain,
+    "padded": _padded,
+    "packed": _packed,
+    "trained": _trained,
+    "typed": _typed,
+    "global": _global,
+    "prefixed": _prefixed,
+    "started": _started,
+}
+
+
+@functools.cache
+def base(name: str) -> Base:
+    """A base by its name in BASES."""
+    model, overrides, _ = BASES[name]
+    return Base(list(overrides), model)
+
+
+def changes(name: str) -> list[Change]:
+    """Every change of a base that BASES lists for it."""
+    made = base(name)
+    found: list[Change] = []
+    for what in BASES[name][2]:
+        if "=" in what:
+            found.append(made.stated(what))
+        else:
+            found += made.keys(what.split()[1:]) if what.split()[0] == "keys" else made.fields(what)
+    return list({str(change): change for change in found}.values())
+
+
+TOP = "keys vocab_size d_model n_layers max_seq_len final_norm out_width shared_layers prefix_lm"
+TOP_OF_ENCODER = TOP.replace(" prefix_lm", "")
+
+SMALL = ("n_layers=2", "d_model=32", "n_heads=4", "head_dim=8", "d_ff=48", f"vocab_size={VOCAB}", "max_seq_len=64")
+SMALL_T5 = (*SMALL, "n_buckets=8", "max_distance=20")
+SEQ2SEQ = "keys start_id " + " ".join(
+    f"{tower}.{key}"
+    for tower in TOWERS
+    for key in ("vocab_size", "d_model", "n_layers", "max_seq_len", "n_heads", "head_dim", "d_ff", "norm_eps", "final_norm")
+)
+EMBEDDING = "embedding={norm: {kind: layernorm}, n_types: 2, width: 16, project_bias: true}"
+SHARED = "{kind: gated, d_ff: 24, activation: {kind: silu}}"
+LONG = "{kind: longrope, short_factor: [1,1.1,1.3,2], long_factor: [1,1.5,2,4], original_max_seq_len: 16, max_seq_len: 64}"
+UNTIED = ("decoder.embedding.tied=null", "decoder.embedding.tied=foo", "decoder.embedding.width=16")
+POOLER = "pooler={kind: first_token}"
+HEAD = "head={kind: mlm, activation: {kind: gelu}, norm: {kind: layernorm}}"
+
+WIDE = ("head_dim=16", "original_max_seq_len=3600")  # enough pairs to stand before, on and behind YaRN's ramp
+SHOWN_BY = {
+    "position=rope_yarn": WIDE,
+    "position=rope_llama3": ("head_dim=16", "original_max_seq_len=40"),
+    **{f"attention={name}": ("attention.chunk_size=16",) for name in ("mamba2", "gated_delta")},  # of 40 tokens
+}
+SHOWN_BY |= {f"block={name}": ("position=none",) for name in choices("block") if name != "post_conv"}  # for any mixer
+"""What else a choice needs for its fields to show."""
+
+BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "decoder": ("llama-tiny", ("head.tied=false",), (TOP, "embedding", "head", "init", POOLER)),
+    "tied decoder": ("llama-tiny", (), (TOP, "embedding", "head")),
+    "learned embedding": ("llama-tiny", (EMBEDDING, "position=learned", "head.tied=false"), ("embedding",)),
+    "mlm encoder": (
+        "llama-tiny",
+        ("kind=encoder", "attention=mha", HEAD, "pooler={kind: first_token}"),
+        (TOP_OF_ENCODER, "embedding", "head", "pooler", "pooler=null"),
+    ),
+    "mlm apart": ("llama-tiny", ("kind=encoder", "attention=mha", HEAD, "head.tied=false"), ("head", POOLER)),
+    "headless": ("llama-tiny", ("kind=encoder", "attention=mha", "~head.tied", "head.kind=none"), (TOP_OF_ENCODER, "head")),
+    **{
+        name: ("llama-tiny", (f"attention.{fields}",), ("attention",))
+        for name, fields in {
+            "normed heads": "qk_norm={kind: rmsnorm}",
+            "clipped heads": "clip=0.8",
+            "tempered": "tempering={kind: log, floor: 4}",
+            "biased": "bias=true",
+        }.items()
+    },
+    "normed clip": ("llama-tiny", ("attention={qk_norm: {kind: rmsnorm}, clip: 0.8}",), ("attention",)),
+    "shared expert": ("llama-tiny", ("ffn=moe", f"shared_expert={SHARED}"), ("ffn",)),
+    "grouped experts": ("llama-tiny", ("ffn=moe", "n_groups=2", "top_k_groups=1"), ("router",)),
+    "grouped sigmoid": (
+        "llama-tiny",
+        ("ffn=moe", "router=sigmoid_topk", "n_experts=8", "n_groups=4", "top_k_groups=2"),
+        ("router",),
+    ),
+    "capacity": ("llama-tiny", ("ffn=moe", "router.capacity=3"), ("router",)),
+    "longrope": ("llama-tiny", (f"position.scaling={LONG}",), ("position",)),
+    "mscale": ("llama-tiny", ("position=rope_yarn", *WIDE, "position.scaling={mscale: 0.7, mscale_all_dim: 0.4}"), ("position",)),
+    "absolute t5": ("llama-tiny", ("position=t5", "position.absolute={kind: learned, max_seq_len: 64}"), ("position",)),
+    "offset": ("llama-tiny", ("position=learned", "position.offset=2"), ("position",)),
+    "offset waves": ("llama-tiny", ("position=sinusoidal", "position.offset=2"), ("position",)),
+    "inner norm": (
+        "llama-tiny",
+        ("attention=mamba", "position=none", "attention.inner_norm={kind: rmsnorm}"),
+        ("attention",),
+    ),
+    "low-rank queries": ("llama-tiny", ("attention=mla", "position=none", "q_lora_rank=10"), ("attention",)),
+    "post-norm": ("llama-tiny", ("block=post",), ("keys final_norm", "block")),
+    "t5": ("t5-small", SMALL_T5, (SEQ2SEQ, TOP, "cross", "embedding", "head", *UNTIED)),
+}
+
+
+def _choices() -> None:
+    for axis in AXES:
+        if axis == "cross":
+            continue
+        for choice in choices(axis):
+            name = f"{axis}={choice}"
+            keys = " ".join(["keys", *read_by(axis, choice)])
+            BASES[name] = ("llama-tiny", (name, *needs(name), *SHOWN_BY.get(name, ())), (axis, keys))
+
+
+_choices()

@@ -1,0 +1,63 @@
+"""Every field of every choice in conf/ bites: another value of it is refused in one line, or changes what the model
+gives, its initial values or its price. What it changes must also run. `bites.py` makes the values and the inputs."""
+
+import functools
+
+import bites
+import pytest
+from bites import BASES
+
+from zoo.model.block import Block
+from zoo.model.tower import Topology
+
+AGREE = {
+    "embedding 'tokens'.vocab_size": "the model's",
+    "head 'lm'.vocab_size": "the model's",
+    "head 'mlm'.vocab_size": "the model's",
+    "head 'none'.vocab_size": "the model's",
+    "attention 'mamba'.d_model": "the model's",
+    "position 't5'.n_heads": "the attention's",
+    "norm 'rmsnorm'.heads": "set by qk_norm_over",
+    "norm 'layernorm'.heads": "set by qk_norm_over",
+    "attention 'disentangled'.position": "`relative`, of which there is one kind",
+    "router 'sparsemixer'.top_k": "always 2",
+}
+"""Fields whose every other value is refused, as something else says what they must be."""
+
+NODES = ("blocks", "pattern", "embedding", "position", "norm", "head", "init", "encoder", "decoder")
+"""Fields of a model that are nodes, whose own fields are tried, or that `layers` and `pattern` make."""
+
+
+@functools.cache
+def verdicts(name):
+    """What became of each change of a base."""
+    return [(change, bites.base(name).verdict(change)) for change in bites.changes(name)]
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_another_value_is_refused_in_one_line_or_changes_what_a_model_gives_or_costs(name):
+    found = verdicts(name)
+    assert {str(change): what for change, what in found if what.startswith(("idle", "breaks"))} == {}
+    for key in bites.NULL_IS_ONE_OF:
+        stated = [what for change, what in found if change.key.split(".")[-1] == key and what == "same"]
+        assert len(stated) <= len(bites.base(name).spec.towers()) + 1
+
+
+@pytest.mark.slow
+def test_every_field_of_every_kind_was_tried_and_acts_in_some_model():
+    tried = {}
+    for name in BASES:
+        for change, what in verdicts(name):
+            tried.setdefault(change.owner, []).append(what.split(":")[0])
+    refused = {owner for owner, what in tried.items() if "bites" not in what and not owner.startswith("key ")}
+    assert sorted(refused - set(AGREE)) == sorted(_crossless())
+    kinds = [kind for axis in bites.BY_AXIS.values() for kind in axis.kinds.values()]
+    fields = {(f"{kind.axis} '{kind.kind}'.{field.name}", field.name, kind) for kind in kinds for field in kind.fields()}
+    left = {owner for owner, name, kind in fields if not (issubclass(kind, Topology) and name in NODES)}
+    assert sorted(left - set(tried)) == []
+    assert sum(len(what) for what in tried.values()) > 1500
+
+
+def _crossless():
+    """The field `cross` of blocks that have no place for it."""
+    return {f"block '{name}'.cross" for name, kind in Block.kinds.items() if not kind.takes_cross}

@@ -1,0 +1,120 @@
+"""What the parts of a whole model must agree on: vocabularies, widths of shared tables, heads of a bias, and options
+that only act beside another part. A piece of a model (one rank's, one pipeline stage's) need not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from zoo.model.head import TABLE
+from zoo.spec import Linear, Tied
+
+if TYPE_CHECKING:
+    from zoo.model.tower import EncoderDecoder, Tower
+
+ENCODER_TOKENS = f"encoder.{TABLE}"
+"""The only table that another model's embedding can read: an encoder's, by its decoder."""
+
+Misfit = tuple[tuple[str, ...], str]
+"""The path of a field, and what is wrong with it."""
+
+
+def find_misfits(tower: Tower) -> Iterator[Misfit]:
+    """Yield what does not go together in one tower, as a field's path and a line about it."""
+    yield from _compare_vocabularies(tower)
+    yield from _check_tied_head(tower)
+    yield from _check_positions(tower)
+    yield from _check_embedding(tower)
+
+
+def find_misfits_between(model: EncoderDecoder, encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
+    """Yield what does not go together in an encoder-decoder, its towers included."""
+    for name, tower in (("encoder", encoder), ("decoder", decoder)):
+        yield from (((name, *path), text) for path, text in find_misfits(tower))
+    yield from (((("encoder", *path), text)) for path, text in refuse_borrowed_table(encoder))
+    yield from _check_decoder_table(encoder, decoder)
+    if encoder.out_width not in (None, decoder.d_model):
+        found = f"is {encoder.out_width}, the decoder's cross-attention reads vectors {decoder.d_model} wide"
+        yield ("encoder", "out_width"), f"{found} (leave it out)"
+    if decoder.prefix_lm:  # type: ignore[attr-defined]
+        yield ("decoder", "prefix_lm"), "the encoder reads the prompt, so no prefix reaches the decoder (leave it out)"
+    if encoder.max_seq_len != decoder.max_seq_len and encoder.position.limit is None:
+        found = f"is {encoder.max_seq_len}, and no position of the encoder's ends there"
+        yield ("encoder", "max_seq_len"), f"{found} (the decoder's {decoder.max_seq_len} for both)"
+
+
+def refuse_borrowed_table(tower: Tower) -> Iterator[Misfit]:
+    """Yield a fault where a tower that no encoder stands beside reads another model's table."""
+    tied = getattr(tower.embedding, "tied", None)
+    if tied is not None:
+        yield ("embedding", "tied"), f"is {tied!r}, and no model around this one has that table (null)"
+
+
+def _compare_vocabularies(tower: Tower) -> Iterator[Misfit]:
+    for name in ("embedding", "head"):
+        found = getattr(tower, name).vocab_size
+        if found != tower.vocab_size:
+            would = f"vocab_size: {found} for the whole model, or leave it out"
+            yield (name, "vocab_size"), f"is {found}, the model's vocabulary has {tower.vocab_size} ({would})"
+
+
+def _check_tied_head(tower: Tower) -> Iterator[Misfit]:
+    """A head that reads the token table must take vectors as wide as the table's."""
+    out = tower.head.parts(tower.out_width or tower.d_model).get("out")
+    if not isinstance(out, Tied) or not isinstance(out.of, Linear):
+        return
+    width = _table_width(tower)
+    if out.of.d_in != width:
+        found = f"the token table is {width} wide, the vectors that the head reads are {out.of.d_in}"
+        yield ("head", "tied"), f"{found} (the same width for both, or head.tied: false)"
+
+
+def _check_positions(tower: Tower) -> Iterator[Misfit]:
+    """A learned bias must have a column for each head of its attention; what is added at the embedding is the model's
+    own scheme, never one layer's."""
+    for name, block in tower.blocks.items():
+        position, heads = block.attention.positioning, block.attention.score_heads
+        path = ("blocks", name, "attention", "position")
+        if position is not None and position.bias_heads not in (None, heads):
+            found = f"is {position.bias_heads}, the attention has {heads} heads"
+            yield (*path, "n_heads"), f"{found} ({heads}, or leave it out)"
+        if position is not None and position.embeds and position != tower.position:
+            found = f"'{position.kind}' is added at the embedding, where the model's '{tower.position.kind}' stands"
+            yield path, f"{found} (position: {position.kind} for the whole model, or none here)"
+
+
+def _check_embedding(tower: Tower) -> Iterator[Misfit]:
+    """Order matters only where positions, types or a norm stand between the table and the first layer."""
+    embedding = tower.embedding
+    between = tower.position.embeds
+    if getattr(embedding, "norm_first", False) and not between:
+        found = f"position '{tower.position.kind}' adds nothing at the embedding, so nothing comes after the norm"
+        yield ("embedding", "norm_first"), f"{found} (leave it out)"
+    others = (getattr(embedding, name, None) for name in ("norm", "n_types"))
+    if getattr(embedding, "project_first", False) and not between and not any(others):
+        found = "no norm, types or positions stand between the table and its projection"
+        yield ("embedding", "project_first"), f"{found} (leave it out)"
+
+
+def _check_decoder_table(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
+    tied = getattr(decoder.embedding, "tied", None)
+    if tied is None:
+        return
+    if tied != ENCODER_TOKENS:
+        yield ("decoder", "embedding", "tied"), f"is {tied!r}, which is no table here ({ENCODER_TOKENS}, or null)"
+        return
+    own = "or decoder.embedding.tied: null"
+    if encoder.vocab_size != decoder.vocab_size:
+        found = f"is {decoder.vocab_size}, and the table that the decoder reads, {ENCODER_TOKENS}, has"
+        yield ("decoder", "vocab_size"), f"{found} {encoder.vocab_size} rows (one vocabulary for both, {own})"
+    widths = [_table_width(tower) for tower in (decoder, encoder)]
+    if widths[0] != widths[1]:
+        found = f"is {widths[0]}, and the table that the decoder reads, {ENCODER_TOKENS}, is {widths[1]} wide"
+        yield ("decoder", "embedding", "width"), f"{found} (one width for both, {own})"
+
+
+def _table_width(tower: Tower) -> int:
+    """How wide the vectors of the token table are."""
+    tokens = tower.embedding.parts(tower.d_model)["tokens"]
+    table = tokens.of if isinstance(tokens, Tied) else tokens
+    return table.shapes()["weight"][1]  # type: ignore[union-attr]

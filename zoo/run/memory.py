@@ -1,0 +1,96 @@
+"""Ask the operating system for free memory and for this process's peak, on Linux, macOS and Windows."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from zoo.lazy import torch
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated; None where that is unknown or nothing is allocated."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    known = [limit for limit in (available_memory(), cgroup_room()) if limit is not None]
+    return min(known) if known else None
+
+
+def available_memory() -> int | None:
+    """Bytes that programs can still have without swapping, as this system counts them; None where it does not say."""
+    info = Path("/proc/meminfo")
+    if info.exists():
+        return read_meminfo(info.read_text())
+    if sys.platform == "darwin":
+        return read_vm_stat(_output_of("vm_stat"))
+    if sys.platform == "win32":
+        status = WindowsMemory()
+        status.length = ctypes.sizeof(status)
+        done = ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined]
+        return status.available_physical if done else None
+    names = getattr(os, "sysconf_names", {})
+    if "SC_AVPHYS_PAGES" in names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def read_meminfo(text: str) -> int | None:
+    """`MemAvailable` of Linux' /proc/meminfo, in bytes."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
+def read_vm_stat(text: str) -> int | None:
+    """Bytes of the pages that macOS' vm_stat counts as free, or as given back on demand."""
+    size = re.search(r"page size of (\d+) bytes", text)
+    pages = re.findall(r"^Pages (?:free|inactive|speculative|purgeable):\s+(\d+)\.", text, re.MULTILINE)
+    return int(size[1]) * sum(map(int, pages)) if size and pages else None
+
+
+def _output_of(command: str) -> str:
+    try:
+        return subprocess.run([command], capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+class WindowsMemory(ctypes.Structure):
+    """MEMORYSTATUSEX of the Windows API."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        ("total_physical", ctypes.c_uint64),
+        ("available_physical", ctypes.c_uint64),
+        ("total_page_file", ctypes.c_uint64),
+        ("available_page_file", ctypes.c_uint64),
+        ("total_virtual", ctypes.c_uint64),
+        ("available_virtual", ctypes.c_uint64),
+        ("available_extended_virtual", ctypes.c_uint64),
+    )
+
+
+def cgroup_room() -> int | None:
+    """Bytes that a container's memory limit leaves (cgroup v2)."""
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if not limit.exists() or not used.exists() or limit.read_text().strip() == "max":
+        return None
+    return max(0, int(limit.read_text()) - int(used.read_text()))
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes at the peak so far: of the CUDA device, or of this process; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,190 @@
+"""The number of threads that torch computes with on a CPU: a timed probe chooses it, and a run looks again.
+
+OpenMP's threads wait for each other at the end of every parallel loop, spinning. Where another program has one of the
+cores, each loop takes as long as the thread that must share it: two threads beside a busy core are up to five times
+slower than one. How many threads are fastest therefore depends on what else runs, and is measured.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from zoo.lazy import F, torch
+
+STATED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""Variables by which a user sets the number of threads; with either there is nothing to choose."""
+
+SPEND = 0.12  # seconds that a probe takes
+ROUNDS = 4  # turns of each candidate: what else runs comes and goes
+MARGIN = 1.15  # how many times faster another number of threads must be to be taken: a probe is this inexact
+ROWS, WIDTH = 128, 256  # of the products: rows for each thread, as a training step has more of them on more cores
+
+FALLEN = 0.7  # of the best pace seen: below it the cores are probably shared
+WAIT, LONGEST_WAIT = 5.0, 60.0  # seconds between two probes of a run: the first, and where nothing changes
+
+
+@dataclass(frozen=True)
+class ThreadChoice:
+    """Threads that were found fastest, of `most` that torch would take; `gain` is their speed over that of `most`."""
+
+    threads: int
+    most: int
+    gain: float = 1.0
+
+    def __str__(self) -> str:
+        if self.threads == self.most:
+            return f"{self.most} threads again: they are the fastest now"
+        found = f"{self.gain:.1f} times as fast as {self.most} now, as other programs use the cores"
+        return f"{_counted(self.threads)} of {self.most}: {found} (OMP_NUM_THREADS={self.most} keeps {self.most})"
+
+
+def _counted(threads: int) -> str:
+    return f"{threads} thread" if threads == 1 else f"{threads} threads"
+
+
+def threads_are_stated() -> bool:
+    """Whether the user has set the number of threads."""
+    return any(os.environ.get(name) for name in STATED)
+
+
+def candidates(most: int) -> list[int]:
+    """The numbers of threads to try: all, all but one, and halves down to one. `candidates(8)` is [8, 7, 4, 2, 1]."""
+    halves, threads = [], most // 2
+    while threads >= 1:
+        halves.append(threads)
+        threads //= 2
+    return sorted({most, max(most - 1, 1), *halves}, reverse=True)
+
+
+def choose_threads(most: int, now: int | None = None) -> ThreadChoice:
+    """Measure which number of threads, up to `most`, computes fastest now. Takes about `SPEND` seconds.
+
+    `now` threads, which are `most` unless given, are kept unless others are faster by more than `MARGIN`.
+    """
+    rates = measure_rates(candidates(most), work(most))
+    return fastest(rates, most, now or most)
+
+
+def fastest(rates: Mapping[int, float], most: int, now: int) -> ThreadChoice:
+    """The choice that measured rates, by number of threads, lead to."""
+    best = max(rates, key=lambda threads: rates[threads])
+    if now in rates and rates[best] < MARGIN * rates[now]:
+        best = now
+    return ThreadChoice(best, most, rates[best] / rates[most])
+
+
+def measure_rates(numbers: list[int], lap: Callable[[], object], spend: float = SPEND) -> dict[int, float]:
+    """Laps a second with each number of threads, all taking turns. Leaves torch's number of threads as it was.
+
+    The mean counts, not the best lap: a lap that waited for a core is what a run would meet.
+    """
+    turn = spend / ROUNDS / len(numbers)
+    laps, seconds = dict.fromkeys(numbers, 0), dict.fromkeys(numbers, 0.0)
+    with kept_threads():
+        for _ in range(ROUNDS):
+            for threads in numbers:
+                torch.set_num_threads(threads)
+                lap()  # the first starts or ends OpenMP's threads
+                start = time.perf_counter()
+                while (passed := time.perf_counter() - start) < turn:
+                    lap()
+                    laps[threads] += 1
+                seconds[threads] += passed
+    return {threads: max(laps[threads], 1) / seconds[threads] for threads in numbers}
+
+
+def work(most: int) -> Callable[[], object]:
+    """A lap of what a training step does: products, elementwise operations and a sum, each a parallel loop."""
+    rows = torch.ones(ROWS * most, WIDTH)
+    weight, out, scratch = torch.ones(WIDTH, WIDTH), torch.empty_like(rows), torch.empty_like(rows)
+
+    def lap() -> None:
+        with torch.inference_mode():
+            torch.mm(rows, weight, out=out)
+            scratch.copy_(out)
+            F.silu(scratch, inplace=True)
+            scratch.mul_(rows).sum()
+            torch.mm(scratch, weight, out=out)
+            out.add_(rows, alpha=0.5)
+
+    return lap
+
+
+@contextmanager
+def kept_threads() -> Iterator[None]:
+    """Puts torch's number of threads back at the end."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
+
+def use_fastest_threads(device: torch.device) -> ThreadChoice | None:
+    """Set torch's number of threads to the fastest now. Gives the choice where it is not torch's own, else None.
+
+    On other devices, with one core, or where the user has set the number, nothing is measured and nothing set.
+    """
+    most = torch.get_num_threads()
+    if device.type != "cpu" or most == 1 or threads_are_stated():
+        return None
+    choice = choose_threads(most)
+    if choice.threads == most:
+        return None
+    torch.set_num_threads(choice.threads)
+    return choice
+
+
+class ThreadWatch:
+    """Chooses the number of threads for a run, and looks again when its pace falls, or may have recovered."""
+
+    def __init__(self, device: torch.device, clock: Callable[[], float] = time.monotonic) -> None:
+        self.most = torch.get_num_threads()
+        self.watches = device.type == "cpu" and self.most > 1 and not threads_are_stated()
+        self._clock = clock
+        self._wait, self._looked = WAIT, clock()
+        self.best = 0.0
+        """The best pace seen, in tokens a second."""
+
+    def begin(self) -> ThreadChoice | None:
+        """Choose before the first step. Gives the choice where it is not torch's own."""
+        return self._look() if self.watches else None
+
+    def follow(self, pace: float) -> ThreadChoice | None:
+        """Note a pace, and choose again where that may help. Gives the choice where it is another than before."""
+        self.best = max(self.best, pace)
+        helps = pace < FALLEN * self.best or torch.get_num_threads() < self.most
+        if not self.watches or not helps or self._clock() - self._looked < self._wait:
+            return None
+        return self._look()
+
+    def end(self) -> None:
+        """Give torch back the number of threads that it had."""
+        if self.watches:
+            torch.set_num_threads(self.most)
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint keeps, so that a resumed run computes with as many threads."""
+        return {"threads": torch.get_num_threads(), "best_pace": self.best}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Go on with a checkpoint's number of threads, where the user or the machine does not say otherwise."""
+        if self.watches and state:
+            torch.set_num_threads(min(int(state["threads"]), self.most))
+            self.best = state["best_pace"]
+
+    def _look(self) -> ThreadChoice | None:
+        now = torch.get_num_threads()
+        choice = choose_threads(self.most, now)
+        changed = choice.threads != now
+        self._wait = WAIT if changed else min(2 * self._wait, LONGEST_WAIT)
+        self._looked = self._clock()
+        if not changed:
+            return None
+        torch.set_num_threads(choice.threads)
+        return choice

@@ -1,0 +1,28 @@
+"""Choose the attention kernel for the samples of text that a run writes while it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo.costs.kernels import asks
+from zoo.costs.setup import Setup
+from zoo.kernels import KERNELS, machine_of
+
+
+def choose_sampling_kernel(spec: Any, kernel: str, device: Any) -> tuple[str, str | None]:
+    """The kernel for samples, and a line that says so where it is not the one that trains.
+
+    Training and evaluation compute in the run's precision. Samples are generated with the weights as they are, in
+    float32, a token at a time and without gradients: other asks, which a kernel named for training may refuse. Then
+    `auto` generates them.
+    """
+    if kernel == "auto":
+        return kernel, None
+    machine, setup = machine_of(device), Setup(dtype="fp32")
+    for use in ("prefill", "decode"):
+        for kind in spec.blocks:
+            for ask in asks(spec, kind, use, setup).values():
+                reason = None if ask is None else KERNELS[kernel].refuses(ask, machine)
+                if reason is not None:
+                    return "auto", f"kernel={kernel} trains and evaluates; samples take kernel=auto, as {reason}"
+    return kernel, None
