@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-
+import cloudpickle  # of joblib and submitit
 import pytest
 from omegaconf import OmegaConf
 
@@ -61,7 +60,7 @@ def test_a_faulty_job_that_a_sweeper_proposes_is_refused(loader: JobLoader) -> N
 
 def test_a_worker_gets_a_loader_that_composes_the_same(loader: JobLoader) -> None:
     loader.body = {**TRAINING, "seed": 7}
-    copy = pickle.loads(pickle.dumps(loader))
+    copy = cloudpickle.loads(cloudpickle.dumps(loader))  # as joblib and submitit send it
     here, there = (each.load_configuration("config", ["attention=mqa"], RunMode.RUN) for each in (loader, copy))
     assert OmegaConf.to_container(here) == OmegaConf.to_container(there)
     assert there.seed == 7
