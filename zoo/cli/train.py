@@ -101,7 +101,7 @@ def _sweep(plan: LaunchPlan) -> None:
     from zoo.jobs import plan as jobs
     from zoo.runs import results
 
-    folder = plan.folder()
+    folder = plan.make_folder()
     try:
         plan.sweep(folder)
     finally:
