@@ -90,7 +90,9 @@ class Tower(Topology):
                 what = f"{place} {component.axis} '{component.kind}' {can}"
                 raise ValueError(f"{what}, and the model is of kind '{self.kind}' ({would} would do)")
         if block.cross is not None and not self.causal:
-            raise ValueError(f"{place} cross-attention has nothing to read in a model of kind '{self.kind}' (cross: null)")
+            raise ValueError(
+                f"{place} cross-attention has nothing to read in a model of kind '{self.kind}' (cross: null)"
+            )
         own = block.attention.positioning
         if own is not None and not own.per_layer and own.parts(self.d_model) and own != self.position:
             raise ValueError(
@@ -270,7 +272,7 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
             raise ValueError(f"its encoder and decoder are of widths {found} (the same d_model for both)")
 
     def misfits(self) -> Iterator[Misfit]:
-        return find_misfits_between(self, self.encoder, self.decoder)
+        return find_misfits_between(self.encoder, self.decoder)
 
     def towers(self) -> dict[str, Tower]:
         return {"encoder": self.encoder, "decoder": self.decoder}

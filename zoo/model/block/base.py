@@ -15,7 +15,9 @@ from zoo.spec import Spec
 def _reads_memory(cross: Attention | None) -> Attention | None:
     """Raises ValueError for an attention that cannot read an encoder's output."""
     if cross is not None and not cross.takes_memory:
-        raise ValueError(f"cross is softmax attention without positions, found '{cross.kind}' (gqa, with position: none)")
+        raise ValueError(
+            f"cross is softmax attention without positions, found '{cross.kind}' (gqa, with position: none)"
+        )
     if cross is not None:
         cross.check_cross()
     return cross
