@@ -10,6 +10,7 @@ from bites import BASES
 from zoo.compose import load
 from zoo.errors import ConfigError
 from zoo.model.block import Block
+from zoo.model.position.bias import ALiBi
 from zoo.model.tower import Topology
 
 AGREE = {
@@ -92,3 +93,11 @@ def test_what_was_once_priced_and_could_not_run_or_changed_nothing_is_refused_in
         load(model, overrides)
     assert any(line in fault for fault in caught.value.faults), caught.value.faults
     assert all(len(fault.splitlines()) == 1 for fault in caught.value.faults)
+
+
+@pytest.mark.parametrize("n_heads", [1, 3, 4, 6, 12, 40])
+def test_the_slopes_of_mpt_are_those_of_the_paper(n_heads):
+    power = 1 << (n_heads - 1).bit_length()  # MPT's build_mpt_alibi_tensor: the next power of two, odd places first
+    every = [2 ** (-8 * (place + 1) / power) for place in range(power)]
+    theirs = every if power == n_heads else [*every[1::2], *every[::2]][:n_heads]
+    assert ALiBi().slopes_of(n_heads) == theirs
