@@ -186,7 +186,9 @@ class Base:
                 yield Change(self.owner(name), name, value)
 
     def owner(self, key: str) -> str:
-        """Whose field a key is: the model's own, or only an interpolation's."""
+        """Whose field a key is: the model's own, its embedding's, or only an interpolation's."""
+        if ".embedding." in key:
+            return f"embedding 'tokens'.{key.split('.')[-1]}"
         own = any(field.name == key for field in type(self.spec).fields())
         towers = [tower for tower in self.spec.towers().values() if any(each.name == key for each in tower.fields())]
         return f"topology '{(self.spec if own else towers[-1]).kind}'.{key}" if own or towers else f"key {key}"
@@ -484,7 +486,11 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("kind=encoder", "attention=mha", HEAD, "pooler={kind: first_token}"),
         (TOP_OF_ENCODER, "embedding", "head", "pooler", "pooler=null"),
     ),
-    "mlm apart": ("llama-tiny", ("kind=encoder", "attention=mha", HEAD, "head.tied=false"), ("head", POOLER)),
+    "mlm apart": (
+        "llama-tiny",
+        ("kind=encoder", "attention=mha", HEAD, "head.tied=false"),
+        ("keys out_width", "head", POOLER),
+    ),
     "headless": (
         "llama-tiny",
         ("kind=encoder", "attention=mha", "~head.tied", "head.kind=none"),
