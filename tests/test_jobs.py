@@ -77,6 +77,11 @@ def test_hydras_own_settings_are_not_swept_over() -> None:
     assert fault == "hydra.job.name=a,b: Hydra's own settings cannot be swept over (one value each)"
 
 
+def test_a_search_path_that_nothing_would_search_is_refused() -> None:
+    (fault,) = faults("hydra.searchpath=[file:///tmp]", sweeps=False)
+    assert fault.startswith("hydra.searchpath: is not read (")
+
+
 def test_a_variable_that_the_environment_lacks_is_a_fault_in_one_line(loader: JobLoader) -> None:
     with pytest.raises(ConfigError, match=r"^hydra\.job\.env_copy: the environment has no NOT_THERE \(set it\)$"):
         loader.load_configuration("config", ["hydra.job.env_copy=[NOT_THERE]"], RunMode.RUN)

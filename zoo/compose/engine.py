@@ -146,8 +146,10 @@ class Listed(CachingConfigRepository):
 def caching(repository: ConfigRepository) -> CachingConfigRepository:
     """A repository that reads each file once, and sees what is stored later: Hydra's own works on a deep copy."""
     for source in repository.get_sources():
-        if source.scheme() == "structured":  # not by its class: the search for plugins imports that a second time
-            source.store = ConfigStore.instance()  # in a launcher's worker it was unpickled with a copy of the store
+        # In a launcher's worker the source was unpickled with a copy of the store. It is known by its scheme, not by
+        # its class: Hydra's search for plugins imports the class a second time.
+        if source.scheme() == "structured":
+            source.store = ConfigStore.instance()  # type: ignore[attr-defined]
     cache = CachingConfigRepository(repository)
     cache.delegate = repository
     return cache

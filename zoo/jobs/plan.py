@@ -122,6 +122,8 @@ def planned(
         parsed = [_of_loader(_with_options(each, options), loader) for each in parsed]
         faults += [_no_sweep(each) for each in parsed if each.is_sweep_override() and each.is_hydra_override()]
         master = loader.compose_job([text(each) for each in parsed if not each.is_sweep_override()])
+        if master.cfg.hydra.searchpath:
+            faults.append("hydra.searchpath: is not read (the folder of a file that you name is: -c FILE)")
         loader.sweeps = sweeps = sweeps or master.cfg.hydra.mode == RunMode.MULTIRUN
         parsed += _swept_by_config(master.cfg, parsed) if sweeps else []
         lines = itertools.product(*map(alternatives, parsed)) if sweeps else [[text(each) for each in parsed]]
