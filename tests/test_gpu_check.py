@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -17,6 +16,7 @@ from zoo.bench.kernels import cases, checking, decoding, errors, parts, pieces, 
 from zoo.bench.kernels.parts import CheckPart, Job, Settings
 from zoo.cli import run
 from zoo.costs.hardware import CARDS, list_gpus, of_device
+from zoo.kernels import dispatch
 from zoo.kernels.eager import Eager
 from zoo.kernels.sdpa import SDPA
 from zoo.run.builder import build
@@ -81,7 +81,7 @@ def test_a_case_asks_for_what_attention_asks_for(case, grad, monkeypatch):
         asked.append(ask)
         return kernels.KERNELS["eager"]
 
-    monkeypatch.setattr(sys.modules["zoo.kernels.attend"], "select", select)
+    monkeypatch.setattr(dispatch, "select", select)
     inputs = cases.make(case, "cpu", torch.float32)
     inputs.backward("auto") if grad else inputs.forward("auto")
     assert asked == [cases.ask(case, torch.float32, grad=grad)]

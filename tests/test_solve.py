@@ -237,8 +237,8 @@ def test_one_gpu_takes_what_stats_says_and_several_share_it(model: str) -> None:
             assert each["weights"] * tp < 1.06 * one["weights"]
             whole_latent = model == "deepseek-v2-lite"
             assert each["kv_cache"] == one["kv_cache"] // (1 if whole_latent else tp)
-            # A rank has every token's whole stream: where routed tokens are laid out for experts it saves nothing. While
-            # an encoder reads, what will be made of its output is not there yet, so the cache counts as room.
+            # A rank has every token's whole stream: where routed tokens are laid out for experts it saves nothing.
+            # While an encoder reads, what will be made of its output is not there yet: the cache counts as room.
             at_once = [found["prefill"] + found["kv_cache"] for found in (each, one)]
             assert at_once[0] < at_once[1] or (whole_latent and at_once[0] == at_once[1])
 
