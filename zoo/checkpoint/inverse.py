@@ -122,7 +122,7 @@ def try_family(
 
 
 def _change_of_tying(family: Family, template: Mapping[str, Any], spec: Any) -> dict[str, Any] | None:
-    """The change that ties the head as the Spec does. Importing a folder takes it from the tensors, not from the config."""
+    """The change that ties the head as the Spec does: importing a folder takes it from the tensors, not the config."""
     head = next((tower.head for tower in spec.towers().values() if tower.head.kind != "none"), None)
     without = family.about.get("head") is None or (template.get("head") or {}).get("kind") == "none"
     return None if head is None or without else {"head": {"tied": head.tied}}

@@ -34,7 +34,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Entry:
-    """Some of our tensors, their tensors that hold the same values, and the steps between. One row gives one for a layer."""
+    """Some of our tensors, their tensors that hold the same values, and the steps between: a row at one layer."""
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]

@@ -82,7 +82,7 @@ def write_positions(position: Any) -> tuple[Any, ...] | None:
 
 
 def count_inner(weights: list[int], stated: int) -> int:
-    """How many layers a group of an ALBERT has, from the index of each layer's weights. A stated number that fits stays."""
+    """How many layers a group of an ALBERT has, by the index of each layer's weights: `stated`, if that fits."""
     return next((count for count in (stated, *range(1, len(weights) + 1)) if _groups(weights, count) is not None), 1)
 
 
