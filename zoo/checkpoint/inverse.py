@@ -47,7 +47,7 @@ def find_config(spec: Any, source: Any = None) -> tuple[dict[str, Any], Body]:
     if nearest is None:
         raise ConfigError(f"kind: no family has models of kind '{spec.kind}'")
     _, name, faults = nearest
-    raise ConfigError(*(f"{fault}; {name}, the nearest family, cannot say so" for fault in faults[:8]))
+    raise ConfigError(*(f"{fault}; {name}, the nearest family, cannot describe this" for fault in faults[:8]))
 
 
 def _candidates(spec: Any) -> Iterator[tuple[int, Family, str]]:

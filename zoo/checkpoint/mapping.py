@@ -108,7 +108,7 @@ class Groups(TensorStep):
         return [torch.cat(parts, axis + 1).flatten(axis, axis + 1)]
 
 
-class Turn(TensorStep):
+class Transpose(TensorStep):
     """`turn`: their weight is transposed, [in, out]."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
@@ -127,7 +127,7 @@ class OneRow(TensorStep):
         return [each.unsqueeze(0) for each in tensors]
 
 
-class Split(TensorStep):
+class Flat(TensorStep):
     """`flat`: their tensor is ours flattened."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
@@ -137,7 +137,7 @@ class Split(TensorStep):
         return [each.flatten() for each in tensors]
 
 
-STEPS: dict[str, type[TensorStep]] = {"rows": Rows, "groups": Groups, "turn": Turn, "row": OneRow, "flat": Split}
+STEPS: dict[str, type[TensorStep]] = {"rows": Rows, "groups": Groups, "turn": Transpose, "row": OneRow, "flat": Flat}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whether the tensors in a folder's files are those of its architecture, by their headers alone."""
+"""Compare the tensors in a folder's files with its architecture, by their headers alone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from zoo.spec import table
 
 @dataclass(frozen=True)
 class TensorReport:
-    """What a folder's headers say: whose files they are, how many tensors they and the model have, and what is wrong,
-    a line each."""
+    """The result of comparing a folder's headers with its model: the format, the counts of tensors, and a line for
+    each fault."""
 
     folder: Path
     kind: str
@@ -31,8 +31,10 @@ class TensorReport:
 
 
 def compare_tensors(path: Path) -> TensorReport:
-    """The headers of a checkpoint, of a run's newest one or of a Hugging Face folder. No weight is read. Raises
-    CheckpointError for files that are broken or missing."""
+    """Compare the headers of a checkpoint, of a run's newest one, or of a Hugging Face folder with its model.
+
+    Reads no weight. Raises CheckpointError for files that are broken or missing.
+    """
     folder = runs.find(path)
     if (folder / runs.ARCHITECTURE).is_file():
         spec = read_spec(folder)

@@ -91,7 +91,9 @@ class Family:
         for name, wanted in self.requires.items():
             options = wanted if isinstance(wanted, list) else [wanted]
             if name in full and full[name] is not None and full[name] not in options:
-                faults.append(f"{where}: {name}: is {full[name]!r}, which nothing here is ({self._would(options)})")
+                faults.append(
+                    f"{where}: {name}: is {full[name]!r}, which no model here implements ({self._would(options)})"
+                )
         faults += [f"{where}: {fault}" for fault in self._unknown_fields(full)]
         if faults:
             raise CheckpointError(*faults)
@@ -114,7 +116,7 @@ class Family:
             if name not in known and value not in (None, False, 0, "", [], {}) and not name.startswith("_")
         ]
         return [
-            f"{name}: is {full[name]!r}, a field that is not known of {self.name}{did_you_mean(name, known)}"
+            f"{name}: is {full[name]!r}, a field that {self.name} does not have{did_you_mean(name, known)}"
             for name in unread
         ]
 
@@ -218,7 +220,9 @@ def _layered(template: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str
         kind = kind[index] if isinstance(kind, list) else kind
         kind = f"layer_{kind}" if isinstance(kind, int) else kind  # a number is a kind without a patch
         if kinds and kind not in kinds and kind != "layer":
-            raise ConfigError(f"layer {index}: is a {kind!r} one, which is none of ours (one of: {', '.join(kinds)})")
+            raise ConfigError(
+                f"layer {index}: is of kind {kind!r}, which is not supported (one of: {', '.join(kinds)})"
+            )
         patch = evaluate_tree(kinds.get(kind) or {}, env)
         names.append(_named(kind, patch, layers))
         families.append(kind)

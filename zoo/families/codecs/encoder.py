@@ -18,7 +18,7 @@ def _parse_types(stated: Any) -> list[str]:
     names = [name.strip() for name in stated.lower().split("|")] if isinstance(stated, str) else list(stated or [])
     unknown = [name for name in names if name not in TYPES]
     if unknown:
-        raise ConfigError(f"pos_att_type: {unknown[0]!r} is none of ours (one of: {', '.join(TYPES)})")
+        raise ConfigError(f"pos_att_type: {unknown[0]!r} is not supported (one of: {', '.join(TYPES)})")
     return [name for name in TYPES if name in names]
 
 
@@ -29,6 +29,7 @@ def read_types(is_relative: bool, stated: Any) -> list[str]:
 
 
 def write_types(types: Any) -> tuple[Any, ...]:
+    """The arguments of `pos_types` for these position types."""
     return bool(types), list(types) if types else UNSAID
 
 
@@ -72,6 +73,7 @@ def read_positions(
 
 
 def write_positions(position: Any) -> tuple[Any, ...] | None:
+    """The arguments of `relative` for a position node."""
     kind = position.get("kind") if isinstance(position, Mapping) else None
     if kind in ("learned", "none"):
         return UNSAID, UNSAID, UNSAID, kind == "learned"

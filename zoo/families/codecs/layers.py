@@ -42,7 +42,7 @@ class Choose(Codec):
             if evaluate(name, env) == asked:
                 return evaluate(result, env)
         choices = ", ".join(repr(evaluate(name, env)) for name in args[1::2])
-        raise ConfigError(f"{ast.unparse(args[0])}: is {asked!r}, which is none of ours (one of: {choices})")
+        raise ConfigError(f"{ast.unparse(args[0])}: is {asked!r}, which is not supported (one of: {choices})")
 
     def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
         choices = list(zip(args[1::2], args[2::2], strict=True))

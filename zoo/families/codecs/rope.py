@@ -51,7 +51,7 @@ class Rope(Codec):
             found = {"rope_theta": args[2], **(stated.get(layer_type) or {})}
         if layer_type:  # the reference reads this field beside the kinds of layer, not inside them
             found = {**found, "truncate": (env.get("rope_parameters") or {}).get("truncate")}
-        found = self.convert(found, int(head_dim))
+        found = self.convert_parameters(found, int(head_dim))
         partial = found.get("partial_rotary_factor") or 1.0
         width = int(head_dim * partial)
         if "rope_theta" not in found and "default_theta" not in env:
@@ -65,7 +65,7 @@ class Rope(Codec):
             "scaling": _complete(_scaling(found, env)),
         }
 
-    def convert(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
+    def convert_parameters(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
         """Convert the parameters of a family with names of its own to transformers' usual ones."""
         return found
 
@@ -108,7 +108,7 @@ class RopeMscale(Rope):
     """`rope_mscale(head_dim)`: rotary positions whose longrope factors are called `short_mscale` and `long_mscale`
     (Phi-3.5-MoE)."""
 
-    def convert(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
+    def convert_parameters(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
         if found.get("rope_type") not in ("longrope", "su"):
             return found
         missing = [name for name in ("short_mscale", "long_mscale") if not isinstance(found.get(name), int | float)]
@@ -130,7 +130,7 @@ class RopeAlpha(Rope):
     """`rope_alpha(head_dim)`: rotary positions whose `alpha` enlarges theta, though the config says "dynamic"
     (Hunyuan)."""
 
-    def convert(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
+    def convert_parameters(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
         alpha = found.get("alpha")
         if not alpha or found.get("rope_type") != "dynamic":
             return found
@@ -168,7 +168,7 @@ class Even(Codec):
         position, head_dim = args
         width = int(head_dim * (read_rope_parameters(env).get("partial_rotary_factor") or 1.0))
         if width % 2:
-            found = f"turns {width} of a head's {head_dim} channels"
+            found = f"rotates {width} of a head's {head_dim} channels"
             raise ConfigError(f"partial_rotary_factor: {found} (an even number would do)")
         return position
 
@@ -179,7 +179,7 @@ class Even(Codec):
 def require_whole(position: dict[str, Any]) -> dict[str, Any]:
     """`whole(rope(head_dim))`: refuse a partial rotary factor, which the family's classes do not read."""
     if position["rotary_dim"] is not None:
-        raise ConfigError("partial_rotary_factor: is not 1, and these models turn whole heads (1.0 would do)")
+        raise ConfigError("partial_rotary_factor: is not 1, and these models rotate whole heads (1.0 would do)")
     return position
 
 
@@ -196,7 +196,7 @@ def _scaling(found: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]
     known_kinds = ("linear", "dynamic", "yarn", "llama3", "longrope")
     kind = {"su": "longrope"}.get(kind, kind)
     if kind not in known_kinds:
-        raise ConfigError(f"rope_type: {kind!r} is none of ours (one of: {', '.join(known_kinds)})")
+        raise ConfigError(f"rope_type: {kind!r} is not supported (one of: {', '.join(known_kinds)})")
     longest: Any = env.get("max_position_embeddings")
     trained: Any = (
         env.get("original_max_position_embeddings") or found.get("original_max_position_embeddings") or longest

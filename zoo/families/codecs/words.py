@@ -35,11 +35,12 @@ def read_activation(name: Any) -> dict[str, Any]:
     """`act(hidden_act)`: the activation of this name."""
     kind = ACTIVATIONS.get(name)
     if kind is None:
-        raise ConfigError(f"activation: {name!r} is none of ours{did_you_mean(str(name), ACTIVATIONS)}")
+        raise ConfigError(f"activation: {name!r} is not supported{did_you_mean(str(name), ACTIVATIONS)}")
     return {"kind": kind}
 
 
 def write_activation(node: Any) -> tuple[str] | None:
+    """The argument of `act` for an activation node."""
     kind = node.get("kind") if isinstance(node, Mapping) else None
     return next(((theirs,) for theirs, ours in ACTIVATIONS.items() if ours == kind), None)
 
@@ -51,6 +52,7 @@ def read_t5_ffn(is_gated: bool, activation: str, d_ff: int) -> dict[str, Any]:
 
 
 def write_t5_ffn(node: Any) -> tuple[Any, ...] | None:
+    """The arguments of `dense_or_gated` for a feed-forward node."""
     if not isinstance(node, Mapping) or node.get("kind") not in ("gated", "mlp"):
         return None
     return node["kind"] == "gated", *(write_activation(node["activation"]) or (UNSAID,)), node["d_ff"]
