@@ -144,7 +144,7 @@ class Base:
 
     def node(self, key: str) -> tuple[type[Spec], Any]:
         """The kind of the component that stands at a key of the YAML, and the Spec itself, without its context."""
-        axis = Spec_of(key.split(".")[-1])
+        axis = spec_axis(key.split(".")[-1])
         found = OmegaConf.select(self.config, key)
         data: Any = {} if found is None else OmegaConf.to_container(found, resolve=True)
         if axis.axis in ("embedding", "head"):
@@ -170,7 +170,12 @@ class Base:
                 inner = raw._get_node(field.name) if there and not isinstance(now, type) else None
                 for change in self._fields(field.name, type(now), now, inner):
                     path = change.key.split(".")[1:]
-                    yield Change(change.owner, f"{key}.{field.name}", _with(plain, path, change.value), f"{key}.{change.inner or change.key}")
+                    yield Change(
+                        change.owner,
+                        f"{key}.{field.name}",
+                        _with(plain, path, change.value),
+                        f"{key}.{change.inner or change.key}",
+                    )
 
     def keys(self, names: list[str]) -> Iterator[Change]:
         """Other values of keys at the model's top level, or under one of its towers."""
@@ -181,7 +186,9 @@ class Base:
                 yield Change(self.owner(name), name, value)
 
     def owner(self, key: str) -> str:
-        """Whose field a key is: the model's own, or only an interpolation's."""
+        """Whose field a key is: the model's own, its embedding's, or only an interpolation's."""
+        if ".embedding." in key:
+            return f"embedding 'tokens'.{key.split('.')[-1]}"
         own = any(field.name == key for field in type(self.spec).fields())
         towers = [tower for tower in self.spec.towers().values() if any(each.name == key for each in tower.fields())]
         return f"topology '{(self.spec if own else towers[-1]).kind}'.{key}" if own or towers else f"key {key}"
@@ -201,7 +208,7 @@ class Base:
         except ConfigError as error:
             odd = [fault for fault in error.faults if len(fault.splitlines()) != 1 or ": " not in fault]
             return f"breaks: {odd[0]!r} is no fault of a key" if odd else f"refused: {error.faults[0]}"
-        except Exception as error:
+        except FAILURES as error:
             return f"breaks: {type(error).__name__}: {error}"
         if spec == self.spec:
             return "same"
@@ -209,7 +216,7 @@ class Base:
             figures = price(spec)
             model = loud(spec)
             found = self._differs(model, figures)
-        except Exception as error:
+        except FAILURES as error:
             return f"breaks: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         if not found and change.key.split(".")[-1] in NULL_IS_ONE_OF:
             return "same"
@@ -230,10 +237,13 @@ class Base:
 NULL_IS_ONE_OF = ("final_norm", "o_bias")
 """Flags whose null is what the blocks or `bias` say: one of true and false states outright what is there already."""
 
+FAILURES = (RuntimeError, ValueError, AssertionError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What a config that was let through, and should not have been, ends in."""
+
 PRICED = ("params", "flops", "kv_cache", "memory")
 
 
-def Spec_of(axis: str) -> type[Spec]:
+def spec_axis(axis: str) -> type[Spec]:
     return BY_AXIS["attention" if axis == "cross" else axis]
 
 
@@ -293,7 +303,9 @@ def read_by(axis: str, choice: str) -> list[str]:
     """The top-level keys that a packaged choice reads, axes left out."""
     text = (conf_dir() / axis / f"{choice}.yaml").read_text()
     names = [name for group in re.findall(r"\$\{(?:up|or):([^}]*)\}", text) for name in group.split(",")]
-    return [name for name in dict.fromkeys(names) if name.isidentifier() and name not in (*AXES, "null", "true", "false")]
+    return [
+        name for name in dict.fromkeys(names) if name.isidentifier() and name not in (*AXES, "null", "true", "false")
+    ]
 
 
 # ---------------------------------------------------------------- what a model gives
@@ -435,11 +447,23 @@ SMALL_T5 = (*SMALL, "n_buckets=8", "max_distance=20")
 SEQ2SEQ = "keys start_id " + " ".join(
     f"{tower}.{key}"
     for tower in TOWERS
-    for key in ("vocab_size", "d_model", "n_layers", "max_seq_len", "n_heads", "head_dim", "d_ff", "norm_eps", "final_norm")
+    for key in (
+        "vocab_size",
+        "d_model",
+        "n_layers",
+        "max_seq_len",
+        "n_heads",
+        "head_dim",
+        "d_ff",
+        "norm_eps",
+        "final_norm",
+    )
 )
 EMBEDDING = "embedding={norm: {kind: layernorm}, n_types: 2, width: 16, project_bias: true}"
 SHARED = "{kind: gated, d_ff: 24, activation: {kind: silu}}"
-LONG = "{kind: longrope, short_factor: [1,1.1,1.3,2], long_factor: [1,1.5,2,4], original_max_seq_len: 16, max_seq_len: 64}"
+LONG = (
+    "{kind: longrope, short_factor: [1,1.1,1.3,2], long_factor: [1,1.5,2,4], original_max_seq_len: 16, max_seq_len: 64}"
+)
 UNTIED = ("decoder.embedding.tied=null", "decoder.embedding.tied=foo", "decoder.embedding.width=16")
 POOLER = "pooler={kind: first_token}"
 HEAD = "head={kind: mlm, activation: {kind: gelu}, norm: {kind: layernorm}}"
@@ -462,8 +486,16 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("kind=encoder", "attention=mha", HEAD, "pooler={kind: first_token}"),
         (TOP_OF_ENCODER, "embedding", "head", "pooler", "pooler=null"),
     ),
-    "mlm apart": ("llama-tiny", ("kind=encoder", "attention=mha", HEAD, "head.tied=false"), ("head", POOLER)),
-    "headless": ("llama-tiny", ("kind=encoder", "attention=mha", "~head.tied", "head.kind=none"), (TOP_OF_ENCODER, "head")),
+    "mlm apart": (
+        "llama-tiny",
+        ("kind=encoder", "attention=mha", HEAD, "head.tied=false"),
+        ("keys out_width", "head", POOLER),
+    ),
+    "headless": (
+        "llama-tiny",
+        ("kind=encoder", "attention=mha", "~head.tied", "head.kind=none"),
+        (TOP_OF_ENCODER, "head"),
+    ),
     **{
         name: ("llama-tiny", (f"attention.{fields}",), ("attention",))
         for name, fields in {
@@ -483,7 +515,11 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "capacity": ("llama-tiny", ("ffn=moe", "router.capacity=3"), ("router",)),
     "longrope": ("llama-tiny", (f"position.scaling={LONG}",), ("position",)),
-    "mscale": ("llama-tiny", ("position=rope_yarn", *WIDE, "position.scaling={mscale: 0.7, mscale_all_dim: 0.4}"), ("position",)),
+    "mscale": (
+        "llama-tiny",
+        ("position=rope_yarn", *WIDE, "position.scaling={mscale: 0.7, mscale_all_dim: 0.4}"),
+        ("position",),
+    ),
     "absolute t5": ("llama-tiny", ("position=t5", "position.absolute={kind: learned, max_seq_len: 64}"), ("position",)),
     "offset": ("llama-tiny", ("position=learned", "position.offset=2"), ("position",)),
     "offset waves": ("llama-tiny", ("position=sinusoidal", "position.offset=2"), ("position",)),

@@ -341,11 +341,11 @@ def test_a_models_key_without_its_prefix_is_told_where_it_is() -> None:
 def test_overrides_are_completed(target: str | None, typed: list[str], word: str, answers: list[str]) -> None:
     from zoo.compose import completion
 
-    assert completion.overrides(target, typed, word) == answers
+    assert completion.complete_overrides(target, typed, word) == answers
 
 
 def test_packaged_names_are_completed_and_paths_left_to_the_shell() -> None:
     from zoo.compose import completion
 
-    assert completion.targets("llama-") == ["llama-tiny"]
-    assert completion.targets("./") == []
+    assert completion.complete_target("llama-") == ["llama-tiny"]
+    assert completion.complete_target("./") == []

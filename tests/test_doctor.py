@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 
 from zoo.cli import run
 from zoo.errors import KernelError
-from zoo.kernels import KERNELS, attend, found, order, pick
+from zoo.kernels import KERNELS, attend, dispatch, found, order, pick
 from zoo.kernels.base import Machine
 from zoo.kernels.found import EVERYTHING, MACHINES, PACKAGES
 from zoo.kernels.mask import Mask
@@ -89,9 +88,8 @@ ASKED = [(feature, grad) for feature in FEATURES for grad in ((False, True) if f
 
 @pytest.mark.parametrize(("feature", "grad"), ASKED, ids=lambda each: getattr(each, "name", str(each)))
 def test_the_table_asks_of_each_feature_what_attention_with_it_asks(feature, grad, monkeypatch):
-    asked, module = [], sys.modules["zoo.kernels.attend"]  # `zoo.kernels.attend` itself is the function
-    true_ask = module._ask
-    monkeypatch.setattr(module, "_ask", lambda *args: asked.append(true_ask(*args)) or asked[-1])
+    asked, true_ask = [], dispatch._ask
+    monkeypatch.setattr(dispatch, "_ask", lambda *args: asked.append(true_ask(*args)) or asked[-1])
     run_kernel(feature.name, "eager", grad)
     (found,) = asked
     shown = replace(feature.ask, needs_grad=grad)

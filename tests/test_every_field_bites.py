@@ -7,7 +7,10 @@ import bites
 import pytest
 from bites import BASES
 
+from zoo.compose import load
+from zoo.errors import ConfigError
 from zoo.model.block import Block
+from zoo.model.position.bias import ALiBi
 from zoo.model.tower import Topology
 
 AGREE = {
@@ -52,7 +55,9 @@ def test_every_field_of_every_kind_was_tried_and_acts_in_some_model():
     refused = {owner for owner, what in tried.items() if "bites" not in what and not owner.startswith("key ")}
     assert sorted(refused - set(AGREE)) == sorted(_crossless())
     kinds = [kind for axis in bites.BY_AXIS.values() for kind in axis.kinds.values()]
-    fields = {(f"{kind.axis} '{kind.kind}'.{field.name}", field.name, kind) for kind in kinds for field in kind.fields()}
+    fields = {
+        (f"{kind.axis} '{kind.kind}'.{field.name}", field.name, kind) for kind in kinds for field in kind.fields()
+    }
     left = {owner for owner, name, kind in fields if not (issubclass(kind, Topology) and name in NODES)}
     assert sorted(left - set(tried)) == []
     assert sum(len(what) for what in tried.values()) > 1500
@@ -61,3 +66,38 @@ def test_every_field_of_every_kind_was_tried_and_acts_in_some_model():
 def _crossless():
     """The field `cross` of blocks that have no place for it."""
     return {f"block '{name}'.cross" for name, kind in Block.kinds.items() if not kind.takes_cross}
+
+
+@pytest.mark.parametrize(
+    ("model", "overrides", "line"),
+    [
+        ("llama-tiny", ["+embedding.norm_first=true"], "embedding: norm_first places the norm"),
+        ("llama-tiny", ["+embedding.project_bias=true"], "embedding: project_bias is of the projection"),
+        ("llama-tiny", ["+embedding.project_first=true"], "embedding: project_first is of the projection"),
+        ("llama-tiny", ["attention.qk_norm_last=true"], "attention: qk_norm_last places the norm"),
+        ("llama-tiny", ["+embedding.width=64", "head.tied=true"], "head.tied: the token table is 64 wide"),
+        ("bert-base", ["cross=mha"], "cross-attention has nothing to read in a model of kind 'encoder'"),
+        ("t5-small", ["+decoder.vocab_size=40000"], "decoder.vocab_size: is 40000"),
+        ("llama-tiny", ["norm.heads=2"], "norm: heads=2 is for queries and keys alone"),
+        ("t5-small", ["cross.window=4"], "cross: window counts the places of tokens"),
+        ("t5-small", ["cross.tempering={kind: log}"], "cross: tempering counts the places of tokens"),
+        ("t5-small", ["position.n_heads=1"], "position.n_heads: is 1, the attention has 8 heads"),
+        ("llama-tiny", ["+embedding.tied=foo"], "embedding.tied: is 'foo'"),
+        ("t5-small", ["+decoder.embedding.tied=foo"], "decoder.embedding.tied: is 'foo'"),
+        ("llama-tiny", ["position=rope_yarn", "position.scaling.mscale=0.7"], "mscale=0.7, mscale_all_dim=None"),
+        ("llama-tiny", ["attention=mla", "attention.position={kind: sinusoidal}"], "'sinusoidal' is added at the"),
+    ],
+)
+def test_what_was_once_priced_and_could_not_run_or_changed_nothing_is_refused_in_one_line(model, overrides, line):
+    with pytest.raises(ConfigError) as caught:
+        load(model, overrides)
+    assert any(line in fault for fault in caught.value.faults), caught.value.faults
+    assert all(len(fault.splitlines()) == 1 for fault in caught.value.faults)
+
+
+@pytest.mark.parametrize("n_heads", [1, 3, 4, 6, 12, 40])
+def test_the_slopes_of_mpt_are_those_of_the_paper(n_heads):
+    power = 1 << (n_heads - 1).bit_length()  # MPT's build_mpt_alibi_tensor: the next power of two, odd places first
+    every = [2 ** (-8 * (place + 1) / power) for place in range(power)]
+    theirs = every if power == n_heads else [*every[1::2], *every[::2]][:n_heads]
+    assert ALiBi().slopes_of(n_heads) == theirs

@@ -397,7 +397,7 @@ class Crossings(TorchDispatchMode):
 @pytest.mark.parametrize(
     "overrides",
     [
-        *(["+embedding.scale=sqrt_d_model"], ["position=alibi"], ["position=t5"], ["position=learned"]),
+        *(["+embedding.scale=sqrt_d_model"], ["position=t5"], ["position=learned"]),
         *(["attention=mla"], ["attention=mamba"], ["attention=sliding", "window=5"], ["+attention.sinks=true"]),
     ],
     ids=" ".join,

@@ -10,7 +10,7 @@ from tracked import StorageTracker
 from zoo.analysis.solve import Room, largest_batch
 from zoo.compose import load
 from zoo.costs import Setup, price
-from zoo.costs.activations import Pass, sections
+from zoo.costs.activations import PassShape, sections
 from zoo.costs.generating import generating
 from zoo.costs.shadow.layer import FEW_ROWS
 from zoo.costs.transient import Generation, _traced, measure_peaks
@@ -66,7 +66,7 @@ def measured(model, spec, batch, context):
 
 def held_by(cache):
     yield from (tensor for layer in cache.layers for tensor in layer.held())
-    yield from (layer.columns for layer in cache.layers)
+    yield cache.every
 
 
 def told(spec, batch, context, dtype):
@@ -142,17 +142,18 @@ def test_the_figure_of_stats_is_weights_cache_and_what_a_run_takes():
 
 
 def test_the_largest_batch_that_is_said_to_fit_does_when_it_runs():
-    """On a CPU, whose kernels the tracker sees; `solve` prices a GPU's, which take less."""
-    spec, room = spec_of(["attention=sliding"]), 3_000_000
+    """By plain causal attention in float32, for which a CPU and a GPU hold the same tensors but for norms' inside."""
+    spec, room = spec_of(["vocab_size=5000"]), 3_000_000
     setup = Setup(context=CONTEXT, dtype="fp32")
     found = largest_batch(spec, setup, Room(memory=room, usable=1.0, runtime=0))
     model = build(spec, device="cpu").eval()
     cache, tracker = Cache.allocate(model, found["batch"], CONTEXT), StorageTracker()
+    tracker.know((*model.parameters(), *held_by(cache)))
     with torch.no_grad(), tracker:
         model(torch.zeros(found["batch"], CONTEXT, dtype=torch.long), cache=cache, logits_to_keep=1)
-    taken = sum(each.nbytes for each in model.parameters()) + tracker.most
+    taken = sum(each.nbytes for each in model.parameters()) + cache.nbytes + tracker.most
     assert found["needed"]["total"] <= room < found["one_more"]["total"]
-    assert taken == pytest.approx(room, rel=0.1)
+    assert taken <= 1.01 * room and taken == pytest.approx(found["needed"]["total"], rel=0.03)
 
 
 def test_products_of_few_rows_are_laid_out_as_the_built_layer_lays_them_out():
@@ -179,7 +180,7 @@ def test_a_long_pass_through_a_loop_is_told_from_short_ones():
 def test_a_decoder_with_cross_attention_alone_keeps_what_autograd_saves():
     spec = spec_of(["cross=mha"])
     model = build(spec, device="cpu").train()
-    found = told_of_sections(spec, sections(spec, Pass(batch=2, context=9, dtype="fp32", fused=False)))
+    found = told_of_sections(spec, sections(spec, PassShape(batch=2, context=9, dtype="fp32", fused=False)))
     ids, memory = torch.zeros(2, 9, dtype=torch.long), torch.randn(2, 9, spec.d_model)
     assert saved_by(model, lambda: model(ids, memory=memory)) == found
 

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -14,9 +13,10 @@ from loaded import load
 
 from zoo import kernels
 from zoo.bench.kernels import cases, checking, decoding, errors, parts, pieces, report, speed, timing, training
-from zoo.bench.kernels.parts import Job, Part, Settings
+from zoo.bench.kernels.parts import CheckPart, Job, Settings
 from zoo.cli import run
 from zoo.costs.hardware import CARDS, list_gpus, of_device
+from zoo.kernels import dispatch
 from zoo.kernels.eager import Eager
 from zoo.kernels.sdpa import SDPA
 from zoo.run.builder import build
@@ -81,7 +81,7 @@ def test_a_case_asks_for_what_attention_asks_for(case, grad, monkeypatch):
         asked.append(ask)
         return kernels.KERNELS["eager"]
 
-    monkeypatch.setattr(sys.modules["zoo.kernels.attend"], "select", select)
+    monkeypatch.setattr(dispatch, "select", select)
     inputs = cases.make(case, "cpu", torch.float32)
     inputs.backward("auto") if grad else inputs.forward("auto")
     assert asked == [cases.ask(case, torch.float32, grad=grad)]
@@ -207,7 +207,7 @@ def jobs(settings, *, runs):
 
 
 def rows_of(*runs, seconds=60.0):
-    return parts.together([Part("part", partial(jobs, runs=runs), seconds)], CPU, time.monotonic() + seconds)
+    return parts.together([CheckPart("part", partial(jobs, runs=runs), seconds)], CPU, time.monotonic() + seconds)
 
 
 def test_what_raises_is_a_finding_and_the_rest_goes_on():
@@ -231,7 +231,7 @@ def test_what_hangs_is_stopped_in_time():
 
 
 def test_parts_beside_each_other_are_all_told_and_start_no_processes_of_their_own():
-    group = [Part("part", partial(jobs, runs=(run, threads)), 60.0, beside=True) for run in (fine, raises)]
+    group = [CheckPart("part", partial(jobs, runs=(run, threads)), 60.0, beside=True) for run in (fine, raises)]
     rows = parts.together(group, CPU, time.monotonic() + 60)
     assert [row["name"] for row in rows] == ["fine", "threads", "raises", "threads"]
     assert [row["figure"] for row in rows if row["name"] == "threads"] == [1, 1]
@@ -354,7 +354,7 @@ def test_a_batch_is_as_large_as_its_price_allows():
 
 
 def test_decoding_reads_every_weight_but_the_table_and_all_that_is_held():
-    row = decoding.decode(decoding.Model("tiny", training.TINY.of, None, ("d_model=32", "d_ff=48")), CPU)
+    row = decoding.decode(decoding.DecodedModel("tiny", training.TINY.of, None, ("d_model=32", "d_ff=48")), CPU)
     spec = load(training.TINY.of, ("d_model=32", "d_ff=48"))
     cache = 2 * spec.n_layers * 2 * 32 * 2 * row["context"]  # K and V, 2 heads of 32, 2 bytes
     row_of_table = 2 * 32

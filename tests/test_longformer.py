@@ -40,7 +40,7 @@ def step_of(attention, tokens, real=None, everywhere=None, *, documents=None, ke
     """A hand-made moment: `everywhere` [B, T] are the global tokens."""
     columns, both = torch.arange(tokens), None if documents is None else (documents, documents)
     mask = Mask(tokens, tokens, causal=False, window=attention.window, padding=real, documents=both)
-    step = Step(mask=mask, kernel=kernel, columns=(columns, columns), real=real, documents=documents)
+    step = Step(mask=mask, kernel=kernel, index=(columns, columns), real=real, documents=documents)
     step.extra["global"] = everywhere
     step.tables = attention.position.tables(columns[None], attention.head_dim, torch.float32, None)
     step.bias = attention.position.bias(None, attention.n_heads, columns, columns, False)

@@ -39,12 +39,12 @@ def step(kind, batch, length, *, start=0, cache=None, **fields):
     """The moment of tokens `start` to `start + length` of a causal row."""
     columns = torch.arange(start, start + length)
     plan = None if cache is None else CacheLayout(start, start + length, start, False, torch.arange(start + length))
-    made = Step(mask=Mask(length, start + length), first=start == 0, cache=cache, plan=plan, **fields)
-    made.positions, made.columns = columns[None], (columns, torch.arange(start + length))
+    made = Step(mask=Mask(length, start + length), first=start == 0, cache=cache, layout=plan, **fields)
+    made.positions, made.index = columns[None], (columns, torch.arange(start + length))
     made.tables = kind.position.tables(
         columns[None], kind.rotary_width, torch.float32, torch.tensor([[start + length]])
     )
-    made.bias = kind.position.bias(None, H, *made.columns, True)
+    made.bias = kind.position.bias(None, H, *made.index, True)
     return made
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from loaded import load
 
 import zoo
+from zoo.costs import price
 from zoo.errors import ConfigError
 from zoo.generation.cache import Cache
 
@@ -109,11 +110,88 @@ def made(body):
     return model
 
 
+def maybe(strategy):
+    """None as often as not."""
+    return st.one_of(st.none(), strategy)
+
+
+WIDTH = st.sampled_from([24, 10])
+
+
+@st.composite
+def wirings(draw):
+    """Tables, heads and towers joined in every way: widths, ties, vocabularies and cross-attention, legal or not."""
+    kind = draw(st.sampled_from(["decoder", "encoder", "encoder_decoder"]))
+    embedding = {
+        "kind": "tokens",
+        "width": draw(maybe(WIDTH)),
+        "norm": draw(maybe(st.just({"kind": "layernorm"}))),
+        "vocab_size": draw(st.sampled_from([*[None] * 6, VOCAB, 50])),
+        **{name: draw(st.integers(0, 7)) == 0 for name in ("norm_first", "project_first", "project_bias")},
+    }
+    head = {"kind": "lm", "tied": draw(st.booleans()), "vocab_size": draw(st.sampled_from([*[None] * 7, 50]))}
+    if draw(st.integers(0, 2)) == 0:
+        head |= {
+            "kind": "mlm",
+            "activation": {"kind": "gelu"},
+            "norm": {"kind": "rmsnorm"},
+            "width": draw(maybe(WIDTH)),
+        }
+    body = {
+        **SIZES,
+        "kind": kind,
+        "n_layers": 2,
+        "out_width": draw(maybe(WIDTH)),
+        "embedding": {key: value for key, value in embedding.items() if value not in (None, False)},
+        "head": {key: value for key, value in head.items() if value is not None},
+    }
+    if kind == "encoder_decoder":
+        for tower in ("encoder", "decoder"):
+            body[tower] = {} if draw(st.booleans()) else {"vocab_size": draw(st.sampled_from([VOCAB, 50]))}
+        if draw(st.booleans()):
+            body["decoder"]["embedding"] = {"tied": draw(st.sampled_from([None, "encoder.embedding.tokens", "foo"]))}
+    elif draw(st.integers(0, 9)) == 0:
+        body["embedding"]["tied"] = draw(st.sampled_from(["encoder.embedding.tokens", "embedding.tokens"]))
+    axes = {
+        "attention": "mha",
+        "norm": "rmsnorm",
+        "block": draw(st.sampled_from(["pre", "pre", "post", "post", "parallel"])),
+    }
+    axes |= {
+        "ffn": "mlp",
+        "activation": "relu",
+        "position": draw(st.sampled_from(["rope", "learned", "sinusoidal", "t5"])),
+    }
+    if kind == "encoder_decoder" or draw(st.integers(0, 4)) == 0:
+        axes["cross"] = "mha"
+    return {"defaults": [{f"/{axis}": choice} for axis, choice in axes.items()], **body}
+
+
 def asked(model, ids, mask=None, **more):
     """Hidden states, of an encoder-decoder for the same tokens on both sides."""
     if "encoder" in model.spec.towers():
         return model(ids, mask, decoder_input_ids=ids, decoder_attention_mask=mask, **more)
     return model(ids, mask, **more)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(wirings())
+@torch.no_grad()
+def test_tables_heads_and_towers_fit_or_are_refused_in_one_line(body):
+    model = made(body)
+    event("refused" if model is None else f"built: {model.spec.kind}")
+    assume(model is not None)
+    assert sum(parameter.numel() for parameter in model.parameters()) == price(model.spec)["params"]["total"]
+    towers = list(model.spec.towers().values())
+    ids = torch.randint(
+        min(tower.vocab_size for tower in towers), (2, LENGTH), generator=torch.Generator().manual_seed(6)
+    )
+    alone = model.spec.kind == "decoder" and model.spec.reads_memory
+    more = {"memory": torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(7))} if alone else {}
+    whole = asked(model, ids, **more).logits
+    assert whole.shape == (2, LENGTH, towers[-1].vocab_size) and torch.isfinite(whole).all()
+    if model.spec.kind != "encoder":
+        _cached_is_full(model, ids, whole, **more)
 
 
 def steady(spec):
@@ -173,8 +251,8 @@ def _kernels_agree(model, ids, whole):
     model.kernel = "auto"
 
 
-def _cached_is_full(model, ids, whole):
-    decoder, more = model, {}
+def _cached_is_full(model, ids, whole, **more):
+    decoder = model
     if "encoder" in model.spec.towers():
         decoder, more = model.get_submodule("decoder"), {"memory": model.get_submodule("encoder")(ids).hidden}
     cache = Cache.allocate(model, 2, LENGTH)

@@ -11,7 +11,6 @@ from zoo.analysis.explain.flops import flops as explain_flops
 from zoo.analysis.explain.parameters import parameters as explain_parameters
 from zoo.analysis.explain.terms import trace
 from zoo.costs import Setup, price
-from zoo.costs.generating import generating
 from zoo.costs.operators import Widths, operators
 from zoo.costs.parallel import fullest, stages
 from zoo.costs.roofline import roofline
@@ -129,7 +128,6 @@ def test_parts_of_other_names_are_shared_out_the_same(both):
         assert held[0] == held[1]
     assert traffic(one, setup) == traffic(other, setup)
     assert roofline(one, setup) == roofline(other, setup)
-    assert generating(one, setup) == generating(other, setup)
     assert idle(one) == idle(other)
 
 
@@ -167,6 +165,16 @@ def test_a_mixer_that_does_not_say_how_it_splits_is_refused_in_words(unsaid):
     with pytest.raises(ConfigError, match=found) as error:
         price(spec, tp=2)
     assert len(error.value.faults) == 1
+
+
+def test_a_block_that_refuses_as_a_whole_is_refused_in_its_own_words(renamed, monkeypatch):
+    def refuse(self, ranks):
+        raise ConfigError(f"tp: blocks of kind '{self.kind}' stay whole, found {ranks} ranks (tp=1)")
+
+    monkeypatch.setattr(renamed[Pre], "shard", refuse, raising=False)
+    spec = twin(spec_of([]), {Pre: renamed[Pre]})
+    with pytest.raises(ConfigError, match="blocks of kind 'renamed' stay whole, found 2 ranks"):
+        fullest(spec, Setup(tp=2))
 
 
 def test_every_fault_of_a_rank_s_share_is_told_at_once():

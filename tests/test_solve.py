@@ -237,9 +237,10 @@ def test_one_gpu_takes_what_stats_says_and_several_share_it(model: str) -> None:
             assert each["weights"] * tp < 1.06 * one["weights"]
             whole_latent = model == "deepseek-v2-lite"
             assert each["kv_cache"] == one["kv_cache"] // (1 if whole_latent else tp)
-            # A rank has every token's whole stream, so where routed tokens are laid out for experts it saves nothing.
-            assert each["prefill"] < one["prefill"] or whole_latent
-            assert each["prefill"] <= one["prefill"]
+            # A rank has every token's whole stream: where routed tokens are laid out for experts it saves nothing.
+            # While an encoder reads, what will be made of its output is not there yet: the cache counts as room.
+            at_once = [found["prefill"] + found["kv_cache"] for found in (each, one)]
+            assert at_once[0] < at_once[1] or (whole_latent and at_once[0] == at_once[1])
 
 
 def test_a_division_that_the_heads_do_not_take_is_passed_over() -> None:

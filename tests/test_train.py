@@ -577,5 +577,5 @@ def test_held_out_rows_are_spread_over_the_whole_split(corpus):
     expected = torch.tensor(data.validation.ids[: rows * 4].astype("int64")).view(rows, 4)
     assert len(found) == rows // 2
     assert [len(batch.input_ids) for batch in batches[:-1]] == [3] * (len(batches) - 1)
-    at = [int((expected == row).all(1).nonzero()[0]) for row in found]
-    assert at[0] < rows // 8 and at[-1] > rows * 3 // 4
+    at = [(expected == row).all(1).nonzero().flatten().tolist() for row in found]  # the texts repeat some rows
+    assert min(at[0]) < rows // 8 and max(at[-1]) > rows * 3 // 4

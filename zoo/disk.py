@@ -46,8 +46,7 @@ def replace_folder(folder: Path, *, keep: bool = False) -> Iterator[Path]:
             for file in draft.rglob("*"):
                 flush(file)
             flush(draft)
-            if not (keep and folder.exists()):
-                _put_in_place(draft, folder)
+            _put_in_place(draft, folder, keep)
             flush(folder.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -119,11 +118,17 @@ def recover(folder: Path) -> None:
                 raise
 
 
-def _put_in_place(draft: Path, folder: Path) -> None:
-    """Give the draft the folder's name. What had the name before has the draft's, or is deleted."""
+def _put_in_place(draft: Path, folder: Path, keep: bool) -> None:
+    """Give the draft the folder's name, unless `keep` and there is one. What had the name has the draft's afterwards,
+    or is deleted."""
     if not folder.exists():
-        os.rename(draft, folder)
-    elif not exchange(draft, folder):
+        try:
+            os.rename(draft, folder)
+            return
+        except OSError:
+            if not folder.exists():  # it is there when another process was faster
+                raise
+    if not keep and not exchange(draft, folder):
         old = _old_of(folder)
         os.rename(folder, old)
         try:

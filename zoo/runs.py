@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +59,8 @@ def locked(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
     The operating system drops the lock of a process that ends, however it ends. `say` is told of a file system that
     has no locks.
     """
+    import platform
+
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+", encoding="utf-8") as file:
         free = disk.try_lock(file.fileno())

@@ -50,7 +50,7 @@ from triton.runtime.driver import driver
 from triton.runtime.interpreter import TensorHandle
 
 from zoo import lazy
-from zoo.bench.kernels.cases import Case, ask, every_case, make
+from zoo.bench.kernels.cases import AttentionCase, ask, every_case, make
 from zoo.bench.kernels.errors import answers, compared
 from zoo.kernels import KERNELS, Machine, flex
 from zoo.kernels.blocks import SHARED
@@ -139,7 +139,7 @@ def with_libdevice() -> None:
 # ---------------------------------------------------------------- run
 
 
-def run(case: Case, dtype: str) -> tuple[bool, str]:
+def run(case: AttentionCase, dtype: str) -> tuple[bool, str]:
     """Whether flex gives what eager does in a case, and how far it is from it."""
     torch._dynamo.reset()
     start, way = time.perf_counter(), "backward" if case.trains else "forward"
@@ -153,7 +153,7 @@ def run(case: Case, dtype: str) -> tuple[bool, str]:
 # ---------------------------------------------------------------- compile
 
 
-def compiled(case: Case, dtype: str, arch: int) -> tuple[bool, str]:
+def compiled(case: AttentionCase, dtype: str, arch: int) -> tuple[bool, str]:
     """Whether zoo refuses a case just where a GPU cannot hold, as machine code, what Inductor writes for it."""
     torch._dynamo.reset()
     start, way = time.perf_counter(), "backward" if case.trains else "forward"
@@ -204,7 +204,7 @@ class Nothing:
         """What a kernel would write stays what it was."""
 
 
-def cases(*, large: bool) -> list[Case]:
+def cases(*, large: bool) -> list[AttentionCase]:
     """Those of `zoo bench kernels`; those of a cache for one row too, for which torch has a kernel of its own; and
     heads that are wider still."""
     found = every_case(large=large)

@@ -165,7 +165,7 @@ def _row(
         "ratio": statistics.median(ratios),
         "ratios": ratios,
         "share": bound_share(plan, statistics.median(rates), machine),
-        "peak_bytes": max(answer["peak_bytes"] for answer in answers),
+        "peak_bytes": max((a["peak_bytes"] for a in answers if a["peak_bytes"] is not None), default=None),
         "busy": statistics.median(answer["busy"] for answer in answers),
     }
     if plan.workload != "train":

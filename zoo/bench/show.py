@@ -29,7 +29,8 @@ def table(report: Mapping[str, Any]) -> "Table":
         cells = [name, f"{row['rate']:,.1f}", "" if name == OURS else _ratio(row["ratios"]), f"{row['share']:.0%}"]
         if timed:
             cells.append(f"{row['first_token_seconds'] * 1e3:,.0f} ms")
-        grid.add_row(*cells, f"{row['peak_bytes'] / 2**30:.2f} GiB")
+        peak = row["peak_bytes"]
+        grid.add_row(*cells, "" if peak is None else f"{peak / 2**30:.2f} GiB")
     return grid
 
 

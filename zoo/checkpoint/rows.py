@@ -2,7 +2,7 @@
 
 Every row has an expression over a config's fields and the value of ours in its place:
 
-    vocab_size                =vocab_size                                   50257
+    vocab_size                =vocab_size                                   32000
     attention.n_kv_heads      =num_key_value_heads or num_attention_heads   8
     activation                =act(hidden_act)                              {kind: silu}
 

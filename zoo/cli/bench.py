@@ -19,14 +19,14 @@ class Workload(StrEnum):
     kernels = "kernels"
 
 
-class Device(StrEnum):
+class CheckDevice(StrEnum):
     """Where kernels are checked."""
 
     cuda = "cuda"
     cpu = "cpu"
 
 
-class Dtype(StrEnum):
+class RaceDtype(StrEnum):
     """Of the weights and arithmetic; bf16 training means autocast over float32 weights."""
 
     fp32 = "fp32"
@@ -41,7 +41,7 @@ def run(
     peer_python: Annotated[
         list[str] | None, typer.Option(help="Interpreter that has a peer: NAME=PATH, or one PATH for all peers.")
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="bf16 training is autocast over float32 weights.")] = Dtype.fp32,
+    dtype: Annotated[RaceDtype, typer.Option(help="bf16 training is autocast over float32 weights.")] = RaceDtype.fp32,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each runs every contender once, in a fresh process.")] = 5,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each contender; as many as compute fastest now.")
@@ -50,7 +50,7 @@ def run(
     length: Annotated[int | None, typer.Option(min=1, help="Tokens of a row or prompt; 512, 32 or 1024.")] = None,
     new_tokens: Annotated[int | None, typer.Option(min=2, help="Tokens that decode generates; 128.")] = None,
     shape: Annotated[str, typer.Option(help="Changes to the shape, comma-separated: d_model=64,n_layers=2")] = "",
-    device: Annotated[Device, typer.Option(help="Of kernels: a GPU, or with --quick a CPU.")] = Device.cuda,
+    device: Annotated[CheckDevice, typer.Option(help="Of kernels: a GPU, or with --quick a CPU.")] = CheckDevice.cuda,
     quick: Annotated[bool, typer.Option("--quick", help="Of kernels: tiny sizes, whose speed says nothing.")] = False,
     fetched: Annotated[bool, typer.Option("--hub", help="Of kernels: those too that the hub has to send.")] = False,
     out: Annotated[str, typer.Option(help="Of kernels: a JSON file, or a folder for one named by date and card.")] = "",
@@ -60,7 +60,7 @@ def run(
     each attention kernel against eager instead, then times kernels, training and decoding, in ten minutes at most."""
     races = {"against": against, "peer-python": peer_python, "batch": batch, "length": length}
     races |= {"new-tokens": new_tokens, "shape": shape}
-    checks = {"device": device is not Device.cuda, "quick": quick, "hub": fetched, "out": out}
+    checks = {"device": device is not CheckDevice.cuda, "quick": quick, "hub": fetched, "out": out}
     if workload is Workload.kernels:
         _refuse(races, "races have it (train, decode or prefill)")
         _check(device.value, quick, fetched, out, as_json)

@@ -12,7 +12,7 @@ import typer
 from zoo.cli.common import Overrides, Target, composed
 
 
-class Dtype(StrEnum):
+class WeightDtype(StrEnum):
     """Of the weights."""
 
     fp32 = "fp32"
@@ -26,7 +26,7 @@ def run(
     device: Annotated[
         str, typer.Option(help="auto (CUDA where there is one), cuda, cpu, or meta (shapes only).")
     ] = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.bf16,
+    dtype: Annotated[WeightDtype, typer.Option(help="Of the weights.")] = WeightDtype.bf16,
     kernel: Annotated[
         str, typer.Option(help="The attention kernel; auto takes the first that can (`zoo doctor`).")
     ] = "auto",

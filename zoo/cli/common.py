@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from zoo.compose.composing import Composed
 
 
-class Which(StrEnum):
+class ConfigPart(StrEnum):
     """The part of a composed config that `--cfg` shows."""
 
     job = "job"
@@ -32,7 +32,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Hydra overrides: key=value, +key=value, ~key.", autocompletion=complete_override),
 ]
-Cfg = Annotated[Which | None, typer.Option("--cfg", help="Print the composed YAML instead.")]
+Cfg = Annotated[ConfigPart | None, typer.Option("--cfg", help="Print the composed YAML instead.")]
 Resolve = Annotated[bool, typer.Option("--resolve", help="Print the composed YAML, its interpolations resolved.")]
 
 

@@ -15,7 +15,7 @@ def complete_target(ctx: Any, incomplete: str) -> list[str]:
     """The packaged models."""
     from zoo.compose import completion
 
-    return completion.targets(incomplete)
+    return completion.complete_target(incomplete)
 
 
 def complete_override(ctx: Any, incomplete: str) -> list[str]:
@@ -33,7 +33,7 @@ def _overrides(target: str | None, incomplete: str) -> list[str]:
 
     words, word, sent = _line(incomplete)
     typed = [each for each in words if "=" in each and not each.startswith("-")]
-    return [each[len(word) - len(sent) :] for each in completion.overrides(target, typed, word)]
+    return [each[len(word) - len(sent) :] for each in completion.complete_overrides(target, typed, word)]
 
 
 def _line(incomplete: str) -> tuple[list[str], str, str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from zoo.jobs.plan import LaunchPlan
 
 
-class Which(StrEnum):
+class TrainingConfigPart(StrEnum):
     """The part of the composed config to print."""
 
     job = "job"
@@ -43,7 +43,7 @@ def run(
     ] = False,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file to start from.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run of this folder.")] = None,
-    cfg: Annotated[Which | None, typer.Option("--cfg", help="Print the composed YAML instead.")] = None,
+    cfg: Annotated[TrainingConfigPart | None, typer.Option("--cfg", help="Print the composed YAML instead.")] = None,
     resolve: Annotated[bool, typer.Option("--resolve", help="Print it with its interpolations resolved.")] = False,
     info: Annotated[Info | None, typer.Option("--info", help="Print what Hydra knows instead.")] = None,
 ) -> None:
@@ -83,7 +83,7 @@ def _resume(folder: Path, overrides: list[str]) -> None:
         remember(folder)
 
 
-def _show(plan: LaunchPlan, cfg: Which | None, resolve: bool, info: Info | None) -> None:
+def _show(plan: LaunchPlan, cfg: TrainingConfigPart | None, resolve: bool, info: Info | None) -> None:
     """Hydra's own report of the config; of a sweep, that of its first job."""
     from zoo.grammar import register_resolvers
 
@@ -91,7 +91,7 @@ def _show(plan: LaunchPlan, cfg: Which | None, resolve: bool, info: Info | None)
     if info is not None:
         plan.hydra.show_info(info.value, plan.config_name, plan.jobs[0].overrides)
     else:
-        part = cfg or Which.job
+        part = cfg or TrainingConfigPart.job
         plan.hydra.show_cfg(plan.config_name, plan.jobs[0].overrides, part.value, None, resolve)
 
 
@@ -101,7 +101,7 @@ def _sweep(plan: LaunchPlan) -> None:
     from zoo.jobs import plan as jobs
     from zoo.runs import results
 
-    folder = plan.folder()
+    folder = plan.make_folder()
     try:
         plan.sweep(folder)
     finally:

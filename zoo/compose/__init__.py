@@ -1,6 +1,6 @@
-"""From what the user names (a packaged model, a YAML file, a mapping) and overrides to a Spec. No torch.
+"""Compose the Spec of what the user names (a packaged model, a YAML file, a mapping) with overrides. No torch.
 
-Hydra's own engine composes; `zoo.compose.engine` holds every name of Hydra that we touch. Nothing is imported until it
+Hydra's own engine composes; `zoo.compose.engine` holds all its private names. Hydra is imported when a function here
 is called, so `import zoo.compose` costs nothing.
 """
 

@@ -1,4 +1,4 @@
-"""What may come next on the command line: packaged names, groups, options, dotted keys."""
+"""Complete a word of the command line: packaged names, groups, options, dotted keys."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from zoo.errors import ConfigError
 from zoo.grammar import AXES, DIMS
 
 
-def targets(word: str) -> list[str]:
-    """Packaged models that begin so; none where a path is being typed, which is for the shell to complete."""
+def complete_target(word: str) -> list[str]:
+    """Packaged models that begin with the word. None for a path: the shell completes those."""
     return [] if "/" in word else [name for name in list_packaged() if name.startswith(word)]
 
 
-def overrides(target: str | None, typed: Sequence[str], word: str) -> list[str]:
+def complete_overrides(target: str | None, typed: Sequence[str], word: str) -> list[str]:
     """Overrides that begin with `word`, for a model, or for training where `target` is None.
 
-    Faulty ones among those typed before are passed over.
-    One that is the only answer and ends in `=` or `.` brings what may follow, so that the shell adds no space.
+    Overrides typed before are applied, faulty ones left out. If the only completion ends in `=` or `.`, the values or
+    keys that may follow are returned instead: the shell would otherwise append a space.
     """
     sign = word[: len(word) - len(word.lstrip("+~"))]
     try:
-        config = _Config(target, typed)
+        config = _Completer(target, typed)
     except ConfigError:
         return []
     word = word.removeprefix(sign)
@@ -37,7 +37,7 @@ def overrides(target: str | None, typed: Sequence[str], word: str) -> list[str]:
     return [sign + each for each in found]
 
 
-class _Config:
+class _Completer:
     """A composed config, and the names by which the user knows its groups."""
 
     def __init__(self, target: str | None, typed: Sequence[str]) -> None:
@@ -70,7 +70,7 @@ class _Config:
         return sorted(found)
 
     def _values(self, key: str) -> Iterable[str]:
-        """The options of a group, or what a key may be or is."""
+        """The options of a group; of a key, true and false for a boolean, else its present value."""
         if key in self.groups:
             return self.repo.get_group_options(self.groups[key])
         parent, _, name = key.rpartition(".")

@@ -1,4 +1,4 @@
-"""One config from a primary body and overrides, with every fault of the overrides listed at once."""
+"""Compose one config from a body and overrides, and list every fault of the overrides at once."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class Composed:
     cfg: DictConfig
     faults: list[str]
     overrides: list[str]
-    """The overrides as Hydra itself takes them."""
+    """The overrides in the form that Hydra itself takes: `attention@model.attention=mqa` for `attention=mqa`."""
     touched: list[str]
     """The dotted keys that the user set, counted from the model."""
     choices: dict[str, str | None]
     typed: list[str]
     """The overrides as the user has them."""
     notes: list[str]
-    """What is doubtful but no fault."""
+    """What may be a mistake but is legal, such as a key given twice."""
 
     def refuse_faults(self) -> None:
         if self.faults:
@@ -56,21 +56,21 @@ class Composed:
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """What the choices among the overrides make of a body, before any value is set in it."""
+    """A body composed with the choices among the overrides, before any value is set in it."""
 
     cfg: DictConfig
     choices: dict[str, str | None]
     groups: list[Override]
     rest: frozenset[str]
-    """The overrides that looked like choices and are values."""
+    """Overrides that could have been a choice (`key=word`) and set a value."""
     reads: set[str]
     faults: list[str]
 
 
 @dataclasses.dataclass
 class Memo:
-    """What composing a body again takes from before: its bases and defaults lists by their choices, and overrides as
-    they were read."""
+    """A cache for composing the same body again: bases and defaults lists by their choices, parsed overrides by their
+    text."""
 
     name: str = dataclasses.field(default_factory=primary_name)
     bases: dict[tuple[str, ...], Base] = dataclasses.field(default_factory=dict)

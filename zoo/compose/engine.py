@@ -134,7 +134,7 @@ def repository(*folders: Path) -> CachingConfigRepository:
 
 
 class Listed(CachingConfigRepository):
-    """A repository that looks at each file and each folder once: for one that nothing is stored in later."""
+    """A repository that looks at each file and folder once. Nothing may be stored in it later."""
 
     def __init__(self, delegate: ConfigRepository) -> None:
         self.delegate = delegate  # Hydra's own __init__ copies it
@@ -144,10 +144,12 @@ class Listed(CachingConfigRepository):
 
 
 def caching(repository: ConfigRepository) -> CachingConfigRepository:
-    """A repository that reads each file once. Hydra's works on a deep copy, which would not see what we store later."""
+    """A repository that reads each file once, and sees what is stored later: Hydra's own works on a deep copy."""
     for source in repository.get_sources():
-        if isinstance(source, StructuredConfigSource):
-            source.store = ConfigStore.instance()  # in a launcher's worker it was unpickled with a copy of the store
+        # In a launcher's worker the source was unpickled with a copy of the store. It is known by its scheme, not by
+        # its class: Hydra's search for plugins imports the class a second time.
+        if source.scheme() == "structured":
+            source.store = ConfigStore.instance()  # type: ignore[attr-defined]
     cache = CachingConfigRepository(repository)
     cache.delegate = repository
     return cache
@@ -185,9 +187,7 @@ def fill_hydra_node(
     OmegaConf.set_readonly(node, False)
     task = [each for each in overrides if not each.is_hydra_override()]
     if unset := [key for key in job.env_copy if key not in os.environ]:
-        raise ConfigError(
-            *(f"hydra.job.env_copy: the environment has no {key} (set it, or leave it out)" for key in unset)
-        )
+        raise ConfigError(*(f"hydra.job.env_copy: the environment has no {key} (set it)" for key in unset))
     with open_dict(node):
         node.overrides.hydra = [each.input_line for each in overrides if each.is_hydra_override()]
         node.overrides.task = [each.input_line for each in task]
@@ -217,7 +217,7 @@ def primary_name() -> str:
 
 @contextmanager
 def primary(body: Any, name: str | None = None) -> Iterator[str]:
-    """The name under which Hydra finds `body` as a primary config: a new one unless given."""
+    """Store `body` as a primary config of Hydra for the duration of a block. Gives its name: a new one unless given."""
     name = name or primary_name()
     store = ConfigStore.instance()
     store.store(name, node=OmegaConf.create(body))
@@ -228,5 +228,5 @@ def primary(body: Any, name: str | None = None) -> Iterator[str]:
 
 
 def store_model(name: str, body: Any) -> None:
-    """Make a user's file an option of the group `model`; the store travels to a launcher's workers."""
+    """Make a user's file an option of the group `model`. Launchers send the store to their workers."""
     ConfigStore.instance().store(name, node=OmegaConf.create(body), group="model")

@@ -1,4 +1,4 @@
-"""One line a fault: the YAML path, what was found, what would do."""
+"""Word the faults of composing, one line each: the YAML path, what was found, what would do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ MANY = 30
 
 
 def one_line(error: BaseException, names: dict[str, str] | None = None) -> str:
-    """Hydra's and OmegaConf's message on one line, without search path and links. `names` puts right made-up names."""
+    """The message of Hydra or OmegaConf on one line, without search path and links. `names` maps names that zoo made up
+    to those that the user knows."""
     if isinstance(error, RecursionError):
         return "defaults: leads back to where it starts (a file cannot include itself)"
     text = str(error) or str(error.__cause__ or type(error).__name__)
@@ -37,7 +38,7 @@ def one_line(error: BaseException, names: dict[str, str] | None = None) -> str:
 
 
 def no_such_option(group: str, value: str, options: Iterable[str]) -> str:
-    """A choice that the group has not. Of many that there are the nearest is told, and how many."""
+    """The fault of a choice that its group does not have: the nearest option, and all of them if they are few."""
     options = sorted(options)
     there = ", ".join(options) if len(options) <= MANY else f"{len(options)}; `zoo list` shows them"
     return f"{group}: no option '{value}'{did_you_mean(value, options)} (there are: {there})"
@@ -76,7 +77,8 @@ def dotted(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def unknown_key(cfg: DictConfig, key: str, extra: Iterable[str] = ()) -> str:
-    """A key that the config has not, with the nearest that it has; `extra` are dotted keys that would be taken too."""
+    """The fault of a key that the config does not have, with the nearest that it has. `extra` are dotted keys that
+    would be accepted too."""
     node, missing = descend(cfg, key)
     parent = key[: len(key) - len(".".join(missing))]
     options = list(dict.fromkeys([*dotted(cfg), *extra]))

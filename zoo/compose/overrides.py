@@ -1,4 +1,4 @@
-"""The user's overrides, read by Hydra's grammar, its choices under the keys that Hydra's defaults list has for them."""
+"""Parse overrides with Hydra's grammar, and find the key of the defaults list that each choice stands for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from zoo.grammar import AXES
 
 
 def parse_overrides(texts: Iterable[str], faults: list[str], loader: Any = None) -> list[Override]:
-    """Each override that Hydra's grammar can read; the others go to `faults`. `glob(*)` sweeps need a `loader`."""
+    """The overrides that Hydra's grammar can parse; the others go to `faults`. `glob(*)` sweeps need a `loader`."""
     parser = OverridesParser.create(loader)
     parsed = []
     for text in texts:
@@ -67,7 +67,7 @@ def text(override: Override) -> str:
 
 
 def alternatives(override: Override) -> list[str]:
-    """Each value of a sweep as an override of its own; of an interval, which sweepers sample, its start."""
+    """One override for each value of a sweep. Of an interval, which a sweeper samples, the start stands for all."""
     if not override.is_sweep_override():
         return [text(override)]
     key = override.get_key_element()

@@ -1,4 +1,5 @@
-"""The shorthand of users' files: `attention: gqa` in the body stands for `- /attention: gqa` in the defaults list."""
+"""Expand the shorthand of users' files: `attention: gqa` in the body stands for `- /attention: gqa` in the defaults
+list."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def choices(body: Body, is_group: Callable[[str], bool]) -> dict[str, tuple[str,
 
 
 def _patches(body: Body) -> Iterator[tuple[str, Body]]:
-    """What is laid over the model's own keys, and where: for a kind of layer, a tower, or a tower's kind of layer."""
+    """The path and body of each patch: of a kind of layer, of a tower, and of a tower's kind of layer."""
     layers = body.get("layers")
     for name, patch in layers.items() if isinstance(layers, dict) else ():
         if isinstance(patch, dict):

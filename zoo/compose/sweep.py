@@ -1,8 +1,8 @@
-"""Many points of one model: every combination of the values that its overrides sweep over, composed cheaply.
+"""Read the Spec of every point of a sweep: each combination of the values that the overrides of one model sweep over.
 
-Composing and reading a point takes some ten milliseconds, nearly all of it in following interpolations. Points that
-differ in numbers alone follow the same ones, so that the first of them is composed once more with marks in place of
-its numbers; where a mark has come to stand in the plain data of the Spec, the others put their numbers.
+Composing and reading a point takes some ten milliseconds, nearly all of it spent on interpolations. Points that differ
+in numbers alone share them. So the first such point is composed once more with marks, unmistakable numbers, in place of
+its own; wherever a mark ends up in the plain data of the Spec, the other points put their numbers.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from zoo.grammar.pattern import MOST_LAYERS
 from zoo.model.tower import Topology
 
 FEWEST = 3
-"""Points that have to be alike for marks to be worth their price."""
+"""How many points must be alike before composing one with marks pays off."""
 
 MARK = 700_000_000_000_000
 """The first of the numbers that stand for others: beyond any dimension, and exact as a float, halves too."""
 
 LAYERS, ANY_DEPTH = -1, "n_layers=*"
-"""Under which the number of layers stands, and what stands for it: it is in no one place, but as long as a list is."""
+"""The key of the number of layers, and the override that stands for any. It has no mark: it is the length of the
+pattern, not a number in the data."""
 
 
 @dataclasses.dataclass
@@ -85,14 +86,14 @@ def _values(override: Override, faults: list[str]) -> list[str]:
 
 
 class _Reader:
-    """The Specs of points, by way of a marked tree where enough of them are alike."""
+    """Reads the Specs of points, from a marked tree where enough points are alike."""
 
     def __init__(self, composer: Composer, lines: Sequence[tuple[str, ...]]) -> None:
         self.composer = composer
         self.alike = Counter(_marked(line)[0] for line in lines)
         self.trees: dict[tuple[str, ...], Any] = {}
         self.held: set[tuple[str, ...]] = set()
-        """Trees that gave the right Spec for a second number of layers."""
+        """Trees checked with a second number of layers."""
 
     def spec(self, line: list[str]) -> Any:
         """The Spec of a point. Raises ConfigError with its faults."""

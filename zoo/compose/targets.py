@@ -38,7 +38,7 @@ class Target:
 
 
 def list_packaged() -> list[str]:
-    """The packaged models."""
+    """The names of the packaged models."""
     return sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
 
 

@@ -1,5 +1,5 @@
 # B sequences, T tokens of one, D model width
-"""What a training step keeps of the forward pass for the backward one, in bytes, exactly.
+"""Activation memory: the tensors that autograd saves in a forward pass for the backward one, to the byte.
 
 The model's own forward pass is run on shadows (`zoo.costs.shadow`), each kind of layer once, whatever the depth: what a
 component keeps is read from its `forward`, and stated nowhere else.
@@ -12,8 +12,19 @@ from collections.abc import Callable, Collection, Iterable
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from zoo.costs.shadow import DTYPES, INT64, ShadowLayer, Storage, Tape, cross_entropy, fresh, reached, shaded, taping
-from zoo.costs.shadow import kept as kept_by
+from zoo.costs.shadow import (
+    DTYPES,
+    INT64,
+    ShadowLayer,
+    Storage,
+    Tape,
+    collect_saved,
+    cross_entropy,
+    fresh,
+    reached,
+    shaded,
+    taping,
+)
 from zoo.costs.shadow.backward import undo
 from zoo.costs.shadow.tensor import named_failures
 
@@ -26,7 +37,7 @@ INPUT = "input"
 
 
 class Kept(NamedTuple):
-    """Memory that is kept, counted once however many views of it are."""
+    """A saved tensor's memory, counted once however many views share it."""
 
     name: str
     shape: tuple[int, ...]
@@ -55,8 +66,8 @@ class Section(NamedTuple):
         return any(each.name == INPUT for each in self.kept)
 
 
-class Pass(NamedTuple):
-    """A forward pass of `batch` sequences of `context` tokens.
+class PassShape(NamedTuple):
+    """The shape of a forward pass: `batch` sequences of `context` tokens.
 
     `fused` is on a CUDA device, otherwise on a CPU. `dtype` is that of weights; with `autocast` products are in that
     one. `selective` keeps nothing of attention's inside, to compute it a second time. `kernel` is attention's.
@@ -71,19 +82,20 @@ class Pass(NamedTuple):
     kernel: str = "auto"
 
 
-def kept(spec: Any, **fields: Any) -> dict[str, list[Kept]]:
-    """What is kept of a Pass with these fields, by `sections` of it, the loss left out."""
-    found = sections(spec, Pass(**fields))
+def list_kept(spec: Any, **fields: Any) -> dict[str, list[Kept]]:
+    """List the saved tensors of a PassShape with these fields, by section, the loss left out."""
+    found = sections(spec, PassShape(**fields))
     return {name: list(section.kept) for name, section in found.items() if name.split(".")[-1] != "loss"}
 
 
-def sections(spec: Any, run: Pass) -> dict[str, Section]:
-    """The pieces of a pass: the "embedding", what is "shared" by all layers (rotary tables, masks, biases; its `input`
-    is all that they read of it, kept or not), one "layer:<kind>" of each kind, and the "head" with the final norm;
-    where there are logits also "loss", the head once more with cross-entropy in float32 behind it. Those of an
-    encoder-decoder begin with "encoder." or "decoder.".
+def sections(spec: Any, run: PassShape) -> dict[str, Section]:
+    """Trace a pass and return its pieces: the "embedding", what all layers have "shared" (rotary tables, masks, biases;
+    its `input` is all that they read of it, kept or not), one "layer:<kind>" of each kind, and the "head" with the
+    final norm; where there are logits also "loss", the head once more with cross-entropy in float32 behind it. Those of
+    an encoder-decoder begin with "encoder." or "decoder.". A decoder alone with cross-attention is given a memory from
+    outside, as many tokens as the context.
 
-    Raises UnknownOperation for a pass that calls something of which it is not said what it keeps.
+    Raises UnknownOperation for a pass that uses a torch operation whose saved tensors are not listed.
     """
     stride = recurrent_stride(spec.towers().values())
     if stride is None or run.context < 2 * FEW * stride:
@@ -91,7 +103,7 @@ def sections(spec: Any, run: Pass) -> dict[str, Section]:
     return _traced(spec, run, loops=False) | _extended(spec, run, stride)
 
 
-def _traced(spec: Any, run: Pass, *, loops: bool = True) -> dict[str, Section]:
+def _traced(spec: Any, run: PassShape, *, loops: bool = True) -> dict[str, Section]:
     """The sections of a pass as it is, or without the layers that go through a sequence in a loop."""
     low = None if run.autocast in (None, run.dtype) else DTYPES[NAMES[run.autocast]]
     with taping("cuda" if run.fused else "cpu", selective=run.selective, autocast=low) as tape:
@@ -124,7 +136,7 @@ SPAN, FEW = 64, 4
 """Tokens of Mamba's spans (`zoo.model.attention.mamba`), and strides after which a layer's peak grows evenly, too."""
 
 
-def _extended(spec: Any, run: Pass, stride: int) -> dict[str, Section]:
+def _extended(spec: Any, run: PassShape, stride: int) -> dict[str, Section]:
     """The looping layers of a long pass from those of two short ones, as all in them is linear in the length. The
     loop's memory is put together by name, and the peak is a bound: that of what moves, and all of the weights'
     gradients."""
@@ -181,7 +193,7 @@ class _Trace:
         self.file("embedding", begun, [x], ids)
         begun = self.tape.begin()
         steps = {name: scene.step(name, m.kernel, x, m) for name in self.tower.blocks}
-        shared = kept_by(reached((each for step in steps.values() for each in _shared(step)), begun[0]))
+        shared = collect_saved(reached((each for step in steps.values() for each in _shared(step)), begun[0]))
         for name, block in self.tower.blocks.items():
             if loops or not block.attention.state():
                 shared |= self._layer(name, block, steps[name].for_layer(None), x)
@@ -227,7 +239,7 @@ class _Trace:
         """Files a piece that ends in `roots`, without what it keeps of memory that is `shared`, which is given back."""
         operations, live = begun
         nodes = reached(roots, operations)
-        storages = kept_by(nodes)
+        storages = collect_saved(nodes)
         own = [each for each in storages if each not in shared]
         forward = self.tape.most - live
         self.found[self.prefix + name] = Section(*_described(own), given.nbytes, forward, *undo(nodes, roots))

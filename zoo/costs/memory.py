@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from zoo.costs.activations import Pass, Section, sections
+from zoo.costs.activations import PassShape, Section, sections
 from zoo.costs.advice import advice
 from zoo.costs.generating import generating
 from zoo.costs.parallel import activation_bytes
@@ -46,7 +46,7 @@ def _generating(spec: Any, setup: Setup) -> dict[str, Any]:
 
 
 KEPT = ("weights", "gradients", "optimizer", "master", "step")
-"""What needs no pass to be traced."""
+"""Figures of the parameters alone, for which no pass is traced."""
 
 
 def without_passes(spec: Any, setup: Setup) -> dict[str, int]:
@@ -69,9 +69,9 @@ def training(spec: Any, setup: Setup, *, fused: bool = True) -> dict[str, Any]:
     "layer" or of the "embedding", or in the "step". It is torch's own peak to 2 % (its MemTracker), without the
     allocator's rounding and what CUDA and its libraries take.
 
-    `fused` is a CUDA device's kernels, otherwise a CPU's. Where a component calls something of torch's of which it is
-    not said what it keeps, or cannot read so many tokens, `activations_unknown` says so in place of the activations and
-    the peak.
+    `fused` is a CUDA device's kernels, otherwise a CPU's. Where a component uses a torch operation whose saved tensors
+    are not listed in operations.py, or the model cannot read so many tokens, `activations_unknown` says so in place of
+    the activations and the peak.
     """
     return _training(spec, setup, fused=fused)[0]
 
@@ -106,7 +106,7 @@ def _training(
 
 
 def _sections(spec: Any, setup: Setup, fused: bool) -> dict[str, Section]:
-    run = Pass(
+    run = PassShape(
         context=setup.tokens(spec),
         batch=setup.batch,
         dtype="fp32" if setup.precision in ("fp32", "amp") else setup.dtype,
@@ -151,7 +151,7 @@ def _loss_bytes(spec: Any, setup: Setup) -> float | None:
 # ---------------------------------------------------------------- the peak
 
 
-class Piece(NamedTuple):
+class PassPiece(NamedTuple):
     """A piece of a pass, in the order of the forward one, `count` times in a row: what it leaves kept, what its
     backward pass leaves of gradients, and the `sum` of a table's that meets one which is there already."""
 
@@ -163,24 +163,24 @@ class Piece(NamedTuple):
     count: int = 1
 
 
-def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section]) -> list[Piece]:
+def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section]) -> list[PassPiece]:
     found, full = [], setup.recompute == "full"
     for name, tower in spec.towers().items():
         prefix, seen = f"{name}." if name else "", set()
         embedding, table = passes[f"{prefix}embedding"], _met_again(spec, name, tower, setup)
         met = 0 if setup.chunked_loss else table  # a chunk's has been added to the weight's own by then, in place
-        found.append(Piece("embedding", embedding, embedding.bytes, embedding.gradients - table, met))
+        found.append(PassPiece("embedding", embedding, embedding.bytes, embedding.gradients - table, met))
         for kind, run in groupby(tower.pattern):
             section, count = passes[f"{prefix}layer:{kind}"], sum(1 for _ in run)
             kept = section.input if full else section.bytes
             own = (kind not in seen) if tower.shared_layers else count  # the others' gradients are there already
             seen.add(kind)
             made = ((section.gradients, int(own)), (0, count - own))
-            found += [Piece("layer", section, kept, each, count=times) for each, times in made if times]
+            found += [PassPiece("layer", section, kept, each, count=times) for each, times in made if times]
         last = passes[f"{prefix}head"]
         if f"{prefix}loss" in passes and not setup.chunked_loss:
             last = passes[f"{prefix}loss"]
-        found.append(Piece("loss" if f"{prefix}loss" in passes else "head", last, last.bytes, last.gradients))
+        found.append(PassPiece("loss" if f"{prefix}loss" in passes else "head", last, last.bytes, last.gradients))
     return found
 
 
@@ -220,7 +220,7 @@ def _single(spec: Any, setup: Setup, passes: Mapping[str, Section]) -> dict[str,
     return peaks
 
 
-def _decisive(piece: Piece) -> list[Piece]:
+def _decisive(piece: PassPiece) -> list[PassPiece]:
     """A run of equal layers as the few at which its peak can be, so that no price grows with depth.
 
     From one layer of a run to the next, what is kept falls by a constant and gradients grow by a constant. So the bytes

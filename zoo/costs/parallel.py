@@ -99,8 +99,8 @@ def share_out(spec: Priced, setup: Setup) -> dict[str, Tower]:
     for name, tower in towers.items():
         try:
             shared[name] = shard_tower(tower, setup.tp)
-        except ConfigError:
-            found += tensor_faults(tower, setup.tp)
+        except ConfigError as error:
+            found += list(tensor_faults(tower, setup.tp)) or error.faults
     found += expert_faults(spec, setup.ep)
     layers = sum(len(tower.pattern) for tower in towers.values())
     if layers < setup.pp:

@@ -1,8 +1,8 @@
 """A Spec as rows: the one walk that parameters, FLOPs, operators, caches and explanations are sums over.
 
 `tabulate(spec)` visits every component and part once; layers of a kind are one row with a count, so that no table grows
-with depth. A row says what a part is by its **roles** (`("ffn", "experts", "up")`), never by its path, which is only a
-name to print.
+with depth. A row says what a part is by its **roles**, one for each step down from its layer or tower: `("ffn",
+"experts", "")` for an expert's matrix, `("head", "logits")`. Its path is only a name to print.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from zoo.costs.pairs import Look
-from zoo.spec import CROSS, Part, Spec, rows
+from zoo.spec import CROSS, Part, Spec, Tied, rows
 
 if TYPE_CHECKING:
     from zoo.model.attention.base import Attention
@@ -99,7 +99,7 @@ class CostTable:
     @cached_property
     def ties(self) -> dict[str, str | None]:
         """For each part's path what it is tied to, as `zoo.spec.owner_of` wants it."""
-        return {row.path: getattr(row.part, "to", None) for row in self.parts}
+        return {row.path: row.part.to if isinstance(row.part, Tied) else None for row in self.parts}
 
 
 def tabulate(spec: Priced | CostTable) -> CostTable:

@@ -16,15 +16,15 @@ from zoo.spec import Spec
 class CacheLayout:
     """The cache slots that the next tokens go to, for one kind of layer, and the index of every key then read.
 
-    An index, or column, is a token's place in its row, pads included. Slot s of a ring of W slots holds an index equal
-    to s modulo W. With W = 4 and six tokens cached, one more goes to slot 2, and `columns` is [4, 5, 6, 3].
+    An index is a token's place in its row, pads included. Slot s of a ring of W slots holds an index equal
+    to s modulo W. With W = 4 and six tokens cached, one more goes to slot 2, and `index` is [4, 5, 6, 3].
     """
 
     start: int  # first slot to write
     stop: int  # one past the last
     held: int  # slots that hold a token before the new ones come
     wraps: bool  # whether the new tokens do not fit before the ring's end: old and new are joined, then the newest kept
-    columns: torch.Tensor  # the index of every key, int64 [S]
+    index: torch.Tensor  # of every key, int64 [S]
 
 
 class LayerCache:
@@ -44,7 +44,7 @@ class LayerCache:
 
     def append(self, layout: CacheLayout, new: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Write the new tokens; give all tokens that may be read, the new ones included, in the order of
-        `layout.columns`."""
+        `layout.index`."""
         return tuple(self._append(layout, self.tensors[name], tensor) for name, tensor in new.items())
 
     def held(self) -> Iterator[torch.Tensor]:
@@ -68,8 +68,8 @@ class LayerCache:
             buffer[:, layout.start : layout.stop] = new
             return buffer[:, : max(layout.held, layout.stop)]
         joined = torch.cat((buffer[:, : layout.held], new.to(buffer.dtype)), 1)
-        newest = layout.columns.argsort()[-buffer.shape[1] :]
-        slots = layout.columns[newest] % buffer.shape[1]
+        newest = layout.index.argsort()[-buffer.shape[1] :]
+        slots = layout.index[newest] % buffer.shape[1]
         buffer[:, slots] = joined[:, newest]
         return joined
 
@@ -113,7 +113,7 @@ class Cache:
         """Bytes allocated."""
         return sum(tensor.nbytes for layer in self.layers for tensor in layer.held())
 
-    def plan(self, kind: str, new: int) -> CacheLayout:
+    def lay_out(self, kind: str, new: int) -> CacheLayout:
         """The slots that `new` tokens go to in layers of this kind. Raises ConfigError when they do not fit."""
         if self.length + new > self.capacity:
             found = f"holds {self.length} of at most {self.capacity} tokens, {new} more came"

@@ -236,7 +236,8 @@ def _cache(model: Any, batch: int, prompt: int, length: int) -> Cache | None:
 
 
 def _next_logits(ask: Callable[..., Any], held: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
-    """Logits [B, V] after the tokens `held` [B, T]. Past the length that can be cached (dynamic RoPE) nothing is."""
+    """Logits [B, V] after the tokens `held` [B, T]. Past the length that can be cached (dynamic RoPE) the whole row is
+    computed anew."""
     known = held.shape[1]
     padding = None if mask is None else mask[:, :known]
     if cache is None or known > cache.capacity:

@@ -1,4 +1,4 @@
-"""`zoo train` on Hydra's own engine: every job is composed and checked before the first one starts."""
+"""Plan what `zoo train` runs on Hydra's engine: every job is composed and checked before the first one starts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from zoo.runs import RESULT
 
 @dataclasses.dataclass
 class LaunchPlan:
-    """What is to be run: Hydra, the config it starts from, its overrides, and the jobs they come to."""
+    """A run or a sweep that is ready to start: Hydra, its primary config and overrides, and the jobs they make."""
 
     hydra: Hydra
     loader: JobLoader
@@ -46,8 +46,8 @@ class LaunchPlan:
     made: list[Path] = dataclasses.field(default_factory=list)
     """The folders that were not there before, inner ones first."""
 
-    def folder(self) -> Path:
-        """A folder of its own for this run or sweep, made here: two that start in the same second get two."""
+    def make_folder(self) -> Path:
+        """Make a folder for this run or sweep alone. Two that start in the same second get two."""
         mode = RunMode.MULTIRUN if self.sweeps else RunMode.RUN
         cfg = self.loader.load_configuration(self.config_name, self.overrides, mode)
         HydraConfig.instance().set_config(cfg)
@@ -66,8 +66,8 @@ class LaunchPlan:
         raise AssertionError("unreachable")
 
     def run(self) -> Any:
-        """Runs the one job; gives what the task returned, or raises what it raised."""
-        folder = self.folder()
+        """Run the one job. Gives what the task returned, or raises what it raised."""
+        folder = self.make_folder()
         self.loader.folder = str(folder)
         result = self.hydra.run(self.config_name, run_one_job, self.overrides).return_value
         if isinstance(result, ConfigError):
@@ -77,7 +77,7 @@ class LaunchPlan:
         return result
 
     def sweep(self, folder: Path) -> None:
-        """Runs every job. Each that ends, well or not, leaves a `result.json` in its folder below."""
+        """Run every job. Each that ends, failed or not, leaves a `result.json` in its own folder below."""
         self.loader.folder = str(folder)
         self.hydra.multirun(self.config_name, run_one_job, self.overrides)
 
@@ -101,7 +101,7 @@ def _unused(folder: Path) -> Path:
 def planned(
     overrides: Sequence[str], *, config: Path | None = None, sweeps: bool = False, check: bool = True
 ) -> Iterator[LaunchPlan]:
-    """A plan, with Hydra open to run it. Raises ConfigError with the faults of all jobs.
+    """Open Hydra with a plan to run. Raises ConfigError with the faults of all jobs.
 
     With `check` every job is held against what training needs; without, the overrides alone have to fit the config.
     """
@@ -122,6 +122,8 @@ def planned(
         parsed = [_of_loader(_with_options(each, options), loader) for each in parsed]
         faults += [_no_sweep(each) for each in parsed if each.is_sweep_override() and each.is_hydra_override()]
         master = loader.compose_job([text(each) for each in parsed if not each.is_sweep_override()])
+        if master.cfg.hydra.searchpath:
+            faults.append("hydra.searchpath: is not read (the folder of a file that you name is: -c FILE)")
         loader.sweeps = sweeps = sweeps or master.cfg.hydra.mode == RunMode.MULTIRUN
         parsed += _swept_by_config(master.cfg, parsed) if sweeps else []
         lines = itertools.product(*map(alternatives, parsed)) if sweeps else [[text(each) for each in parsed]]
@@ -202,7 +204,8 @@ def _of_loader(override: Override, loader: Any) -> Override:
 
 
 def _swept_by_config(cfg: DictConfig, parsed: Sequence[Override]) -> list[Override]:
-    """The sweep that the config itself asks of Hydra's basic sweeper, the user's keys apart: checked as theirs is."""
+    """The sweep that the config asks of Hydra's basic sweeper (`hydra.sweeper.params`), without the keys that the user
+    typed. It is taken over into the overrides, to be checked like a typed one."""
     sweeper = cfg.hydra.sweeper
     if not str(sweeper._target_).endswith(".BasicSweeper") or not sweeper.params:
         return []

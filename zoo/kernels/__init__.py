@@ -1,7 +1,7 @@
 """Attention kernels: `attend`, the choice of a kernel, and a file for each kernel. All compute what eager computes."""
 
-from zoo.kernels.attend import KERNELS, Choice, attend, order, pick, prepare, select
 from zoo.kernels.base import Ask, Call, Kernel, Machine, Scores
+from zoo.kernels.dispatch import KERNELS, Choice, attend, order, pick, prepare, select
 from zoo.kernels.found import machine_of
 
 __all__ = [

@@ -84,7 +84,7 @@ class Scene:
                 f"position: a cache drifts beyond {stable} tokens, the sequence has {total} (go without a cache)"
             )
         if self.padding is not None and self.padding.shape[1] != total:
-            found = f"{self.padding.shape[1]} columns, the sequence has {total}"
+            found = f"{self.padding.shape[1]} tokens, the sequence has {total}"
             raise ConfigError(f"attention_mask: has {found} (tokens in the cache and new tokens together)")
         whole = self.prefix is None or self.cache is None or self.past or torch.compiler.is_compiling()
         if not whole and int(self.prefix.max()) > self.new:  # type: ignore[union-attr]
@@ -122,17 +122,17 @@ class Scene:
         """Make the Step of the layers of this kind; `m` are the model's modules, x [B, T, D] the layers' input."""
         block = self.spec.blocks[kind]
         attention, dtype = block.attention, _compute_dtype(x)
-        plan = None if self.cache is None else self.cache.plan(kind, self.new)
-        index = (self.index[self.past :], self.index if plan is None else plan.columns)
+        layout = None if self.cache is None else self.cache.lay_out(kind, self.new)
+        index = (self.index[self.past :], self.index if layout is None else layout.index)
         step = Step(
-            mask=self._mask(attention, plan),
+            mask=self._mask(attention, layout),
             kernel=kernel,
             positions=self.positions,
-            columns=index,
+            index=index,
             real=self.real,
             documents=self.documents,
             first=self.past == 0,
-            plan=plan,
+            layout=layout,
             extra=dict(self.extra),
         )
         own = m.position if self.spec.has_position else None
@@ -165,10 +165,10 @@ class Scene:
         self._draw(step, attention, dtype)
         return step
 
-    def _mask(self, attention: Any, plan: Any) -> Mask:
-        window, keys = attention.visible_window, self.index if plan is None else plan.columns
-        alone = plan is not None and self.new == 1 and self.padding is None  # a ring cache holds just what it sees
-        whole = plan is None or keys.shape[0] == self.past + self.new
+    def _mask(self, attention: Any, layout: Any) -> Mask:
+        window, keys = attention.visible_window, self.index if layout is None else layout.index
+        alone = layout is not None and self.new == 1 and self.padding is None  # a ring cache holds just what it sees
+        whole = layout is None or keys.shape[0] == self.past + self.new
         biased = attention.positioning is not None and attention.positioning.biases
         in_order = whole or (alone and not biased)  # a bias depends on the index, even where all is seen
         return Mask(
@@ -176,7 +176,7 @@ class Scene:
             keys.shape[0],
             causal=self.causal,
             window=None if alone else window,
-            padding=self.padding if plan is None or self.padding is None else self.padding[:, keys],
+            padding=self.padding if layout is None or self.padding is None else self.padding[:, keys],
             documents=self._apart(attention.visible_chunk, keys),
             prefix=None if self.past else self.prefix,
             query_index=None if in_order else self.index[self.past :],

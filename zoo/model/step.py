@@ -32,13 +32,13 @@ class Step:
     mask: Mask
     kernel: str = "auto"
     positions: Tensor | None = None  # B|1 T, of the queries
-    columns: tuple[Tensor, Tensor] | None = None  # index in the row, pads included: [T] of queries, [S] of keys
+    index: tuple[Tensor, Tensor] | None = None  # place in the row, pads included: [T] of queries, [S] of keys
     tables: Any = None  # cosines and sines, or what else the position scheme rotates queries and new keys with
     bias: Bias | None = None  # added to the scores
     real: Tensor | None = None  # B T, True for a token that is no padding; None when all are real
     documents: Tensor | None = None  # B T, the number of each token's packed document
     first: bool = True  # whether nothing came before these tokens
-    plan: CacheLayout | None = None  # the cache slots that new tokens go to, in layers of this kind
+    layout: CacheLayout | None = None  # the cache slots that new tokens go to, in layers of this kind
     cache: LayerCache | None = None
     memory: Tensor | None = None  # B S D, what cross-attention reads in place of the tokens themselves
     cross: Step | None = None  # the step of this layer's cross-attention
@@ -56,8 +56,8 @@ class Step:
         """Append new tensors [B, T, …] to the cache; give each behind its earlier tokens [B, S, …], in order."""
         if self.cache is None:
             return tuple(new.values())
-        assert self.plan is not None
-        return self.cache.append(self.plan, new)
+        assert self.layout is not None
+        return self.cache.append(self.layout, new)
 
     def recall(self, compute: Callable[[Tensor], tuple[Tensor, ...]], *names: str) -> tuple[Tensor, ...]:
         """Keys and values that `compute` makes of the memory: computed once, then read from the cache."""

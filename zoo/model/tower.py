@@ -272,7 +272,7 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
             raise ValueError(f"its encoder and decoder are of widths {found} (the same d_model for both)")
 
     def misfits(self) -> Iterator[Misfit]:
-        return find_misfits_between(self, self.encoder, self.decoder)
+        return find_misfits_between(self.encoder, self.decoder)
 
     def towers(self) -> dict[str, Tower]:
         return {"encoder": self.encoder, "decoder": self.decoder}

@@ -1,5 +1,5 @@
-"""What the parts of a whole model must agree on: vocabularies, widths of shared tables, heads of a bias, and options
-that only act beside another part. A piece of a model (one rank's, one pipeline stage's) need not."""
+"""Check what the parts of a whole model must agree on: vocabularies, the widths of shared tables, the heads of a bias,
+and options that act only beside another part. One rank's or one pipeline stage's piece is not held to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zoo.model.head import TABLE
 from zoo.spec import Linear, Tied
 
 if TYPE_CHECKING:
-    from zoo.model.tower import EncoderDecoder, Tower
+    from zoo.model.tower import Tower
 
 ENCODER_TOKENS = f"encoder.{TABLE}"
 """The only table that another model's embedding can read: an encoder's, by its decoder."""
@@ -27,11 +27,11 @@ def find_misfits(tower: Tower) -> Iterator[Misfit]:
     yield from _check_embedding(tower)
 
 
-def find_misfits_between(model: EncoderDecoder, encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
+def find_misfits_between(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
     """Yield what does not go together in an encoder-decoder, its towers included."""
     for name, tower in (("encoder", encoder), ("decoder", decoder)):
         yield from (((name, *path), text) for path, text in find_misfits(tower))
-    yield from (((("encoder", *path), text)) for path, text in refuse_borrowed_table(encoder))
+    yield from ((("encoder", *path), text) for path, text in refuse_borrowed_table(encoder))
     yield from _check_decoder_table(encoder, decoder)
     if encoder.out_width not in (None, decoder.d_model):
         found = f"is {encoder.out_width}, the decoder's cross-attention reads vectors {decoder.d_model} wide"

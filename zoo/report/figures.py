@@ -6,10 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from zoo.report.speed import speed_rows
-from zoo.report.text import bold, columns, wrapped
+from zoo.report.text import TextRow, bold, columns, wrapped
 from zoo.report.units import readable, share
-
-Row = tuple[str, ...]
 
 WIDTH = 80
 
@@ -179,9 +177,9 @@ def _sequences(cache: Mapping[str, Any]) -> str:
     return f"{cache['batch']:,} × {tokens}" if cache.get("batch", 1) != 1 else tokens
 
 
-def cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
+def cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[TextRow]]]:
     """The sections of `zoo stats`: a title, and rows of a name, an exact figure and a readable one."""
-    sections: list[tuple[str, list[Row]]] = []
+    sections: list[tuple[str, list[TextRow]]] = []
     for section, node in priced.items():
         if section == "kv_cache" and not node["bytes"]:
             continue  # what writes nothing keeps nothing
@@ -192,13 +190,13 @@ def cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
     return sections
 
 
-def _rows(section: str, priced: Mapping[str, Any]) -> list[Row]:
+def _rows(section: str, priced: Mapping[str, Any]) -> list[TextRow]:
     if section == "traffic":
         sent = priced[section].items()
         return [(f"{name}: {each['collective']}", "", readable(each["bytes"], "B")) for name, each in sent]
     if section == "roofline":
         return speed_rows(priced[section], WIDTH - 2)
-    rows: list[Row] = []
+    rows: list[TextRow] = []
     for figure in figures({section: priced[section]}):
         if not idle(figure) and not twice(figure, priced):
             rows += _figure_rows(figure, priced)
@@ -210,7 +208,7 @@ def _rows(section: str, priced: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def _changed(found: Mapping[str, Any]) -> Row:
+def _changed(found: Mapping[str, Any]) -> TextRow:
     """What an option would save of training's peak."""
     saved = readable(found["saves"], "B", short=True)
     return (f"  with {found['change']}", f"{saved} less", readable(found["train_peak"], "B"))
@@ -229,7 +227,7 @@ def twice(figure: Figure, priced: Mapping[str, Any]) -> bool:
     return figure.path == "flops.train_hardware" and figure.value == flops.get("train")
 
 
-def _figure_rows(figure: Figure, priced: Mapping[str, Any]) -> list[Row]:
+def _figure_rows(figure: Figure, priced: Mapping[str, Any]) -> list[TextRow]:
     label = "  " * figure.depth + figure.label
     value, unit = figure.value, figure.unit
     if isinstance(value, str) and len(value) > 24:
@@ -246,14 +244,14 @@ def _figure_rows(figure: Figure, priced: Mapping[str, Any]) -> list[Row]:
     return [(label, "", "" if value is None and not unit else readable(value, unit))]
 
 
-def _wrapped(text: str) -> list[Row]:
+def _wrapped(text: str) -> list[TextRow]:
     """A long text as lines of its own."""
     return [(line, "", "") for line in wrapped(text, 0, 4, WIDTH - 2).splitlines()]
 
 
 def cost_table(priced: Mapping[str, Any], title: str) -> str:
     """The figures of `zoo.costs.price` as text, in sections."""
-    rows: list[Row] = [(title, "", "")]
+    rows: list[TextRow] = [(title, "", "")]
     for name, lines in cost_rows(priced):
         rows += [("", "", ""), (name, "", ""), *((f"  {label}", exact, short) for label, exact, short in lines)]
     lines = columns(rows, right=(1, 2)).splitlines()

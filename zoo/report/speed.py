@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from zoo.report.text import wrapped
+from zoo.report.text import TextRow, wrapped
 from zoo.report.units import readable, si
 
-Row = tuple[str, str, str]
 
-
-def speed_rows(found: Mapping[str, Any], width: int) -> list[Row]:
+def speed_rows(found: Mapping[str, Any], width: int) -> list[TextRow]:
     """A use a line: the time of a step and what bounds it, and tokens a second at most. Then whether it fits."""
     peak, bandwidth = si(found["peak_flops_per_second"], "FLOP/s"), si(found["bandwidth_bytes_per_second"], "B/s")
-    rows: list[Row] = [("peak, bandwidth", peak, bandwidth)]
+    rows: list[TextRow] = [("peak, bandwidth", peak, bandwidth)]
     for use, title in (("decode", "decoding, a step"), ("prefill", "prefill")):
         if use in found:
             rows += _use(title, found[use])
@@ -27,7 +25,7 @@ def speed_rows(found: Mapping[str, Any], width: int) -> list[Row]:
     return rows + [(line, "", "") for note in notes for line in wrapped(note, 0, 4, width).splitlines()]
 
 
-def _use(title: str, use: Mapping[str, Any]) -> Iterator[Row]:
+def _use(title: str, use: Mapping[str, Any]) -> Iterator[TextRow]:
     label = f"{title}, batch {use['batch']:,}"
     yield label, f"{readable(use['seconds'], 's')}, {use['side']}", si(use["tokens_per_second"], "tok/s")
     if use.get("turnover_batch"):
@@ -43,7 +41,7 @@ def _use(title: str, use: Mapping[str, Any]) -> Iterator[Row]:
         yield "  all-reduce besides", readable(use["all_reduce"]["seconds"], "s"), ""
 
 
-def _training(train: Mapping[str, Any]) -> Iterator[Row]:
+def _training(train: Mapping[str, Any]) -> Iterator[TextRow]:
     gpus = f"{train['gpus']:,} GPUs" if train["gpus"] != 1 else "1 GPU"
     label = f"training, {100 * train['mfu']:.3g} % MFU, {gpus}"
     yield label, f"{readable(train['seconds'], 's')} a step", si(train["tokens_per_second"], "tok/s")

@@ -9,6 +9,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+TextRow = tuple[str, ...]
+"""The cells of a line."""
+
 
 def as_json(figures: Any) -> str:
     """Plain data as indented JSON."""

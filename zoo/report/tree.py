@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-Row = tuple[str, ...]
+from zoo.report.text import TextRow
 
 
-def module_rows(name: str, module: Any, depth: int = 0) -> list[Row]:
+def module_rows(name: str, module: Any, depth: int = 0) -> list[TextRow]:
     """A module tree as rows of name, kind, shapes and parameters. Neighbours that are alike share a line: `0-31`."""
     shapes = [list(p.shape) for _, p in module.named_parameters(recurse=False)]
     held = sum(p.numel() for p in module.parameters())
@@ -26,9 +26,9 @@ def module_rows(name: str, module: Any, depth: int = 0) -> list[Row]:
     return rows
 
 
-def _runs(children: list[tuple[str, list[Row]]]) -> list[list[tuple[str, list[Row]]]]:
+def _runs(children: list[tuple[str, list[TextRow]]]) -> list[list[tuple[str, list[TextRow]]]]:
     """Numbered children in runs of equal ones; every other child by itself."""
-    runs: list[list[tuple[str, list[Row]]]] = []
+    runs: list[list[tuple[str, list[TextRow]]]] = []
     for child in children:
         if runs and child[0].isdigit() and runs[-1][-1][1] == child[1]:
             runs[-1].append(child)

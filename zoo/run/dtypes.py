@@ -17,8 +17,6 @@ from zoo.run.threads import kept_threads, use_fastest_threads
 SPEND = 0.1  # seconds that a comparison takes, and at least one lap of each dtype
 ROWS, WIDTH, STEPS = 32, 1024, 4  # a lap: a short prompt through one weight, then tokens one by one
 MARGIN = 1.25  # how many times slower than float32 a dtype must be to be left: a probe is this inexact
-NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-"""Our names, as options take them, by torch's."""
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -82,7 +80,7 @@ def slow_note(dtype: torch.dtype, device: torch.device, option: str, *, training
     if not is_slow(dtype, device, training=training):
         return None
     times = times_slower(dtype, training=training)
-    return f"{option}: {name_of(dtype)} is {times:.1f} times slower than float32 on this CPU"
+    return f"{option} is {times:.1f} times slower than fp32 on this CPU"
 
 
 def use_fastest_dtype(model: Any) -> str | None:
@@ -101,7 +99,7 @@ def use_fastest_dtype(model: Any) -> str | None:
     if free is not None and need > free:
         return f"computes in {name}, {slower}: float32 weights need {need / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free"
     model.float()
-    return f"computes in float32: the weights' {name} is {slower} (dtype={NAMES[name]} computes in it all the same)"
+    return f"computes in float32: the weights' {name} is {slower}"
 
 
 def settle_cpu(model: Any, tell: Callable[[str], object], *, dtype: str | None = None, keep: bool = False) -> None:

@@ -146,7 +146,7 @@ def multiplies(recipe: str, device: torch.device) -> bool:
     torch.mm(plain, plain)  # before oneDNN's first product torch multiplies float8 by itself, after it no more
     try:
         for pair in scales[recipe]:
-            torch._scaled_mm(eight, eight.t(), *pair, out_dtype=torch.bfloat16)
+            torch._scaled_mm(eight, eight.t(), *pair, out_dtype=torch.bfloat16)  # type: ignore[reportPrivateImportUsage]
     except RuntimeError:
         return False
     return True

@@ -16,7 +16,7 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import device as Device
 
-Shape = tuple[int, int, int]
+ProductShape = tuple[int, int, int]
 
 MEASURED_FOR = 0.15  # seconds for all shapes of one dtype
 SHAPES = ((256, 256, 256), (1024, 256, 1024), (2048, 512, 512), (1024, 1024, 1024))
@@ -71,7 +71,9 @@ def measure_peak(device: Device, precision: str) -> float:
     return max(matrix_rate(device, dtype, shapes) for dtype in dtypes)
 
 
-def matrix_rate(device: Device, dtype: torch.dtype, shapes: Iterable[Shape], spend: float = MEASURED_FOR) -> float:
+def matrix_rate(
+    device: Device, dtype: torch.dtype, shapes: Iterable[ProductShape], spend: float = MEASURED_FOR
+) -> float:
     """The best rate of products of these shapes, in FLOP/s, with the threads that torch has.
 
     Takes about `spend` seconds whatever the rate: a shape that would take longer than is left is not begun.

@@ -78,6 +78,9 @@ def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, An
 def resume_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Resume a run from its newest checkpoint. On a CPU the losses are bit-identical to those of an unstopped run.
 
+    That holds while the number of threads stays: a run goes on with its checkpoint's, and says when it takes another
+    (`zoo.run.threads`); OMP_NUM_THREADS holds it.
+
     Raises ConfigError when no step is left, or when the data has changed.
     """
     folder = Path(folder).expanduser()
@@ -271,9 +274,9 @@ def choose_computing(
     elif choice := watch.begin():
         show.say(f"computes with {choice}")
     if settings.arithmetic == "bf16":
-        note = slow_note(torch.bfloat16, device, f"precision={settings.precision}", training=True)
+        note = slow_note(torch.bfloat16, device, f"precision: {settings.precision}", training=True)
         if note:
-            show.say(f"note: {note} (precision=fp32 would do)")
+            show.say(f"{note} (precision=fp32 would do)")
     return watch
 
 

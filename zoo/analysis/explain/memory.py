@@ -11,7 +11,7 @@ from typing import Any
 
 from zoo.analysis.explain.line import Line, Sheet, layers
 from zoo.analysis.explain.terms import Number, Term, call, named, symbol, term, total
-from zoo.costs.activations import Pass, Section, sections
+from zoo.costs.activations import PassShape, Section, sections
 from zoo.costs.generating import generating
 from zoo.costs.memory import CHUNK
 from zoo.costs.parallel import Stage, fullest, stages
@@ -92,7 +92,7 @@ class Memory:
         term."""
         towers = self.spec.towers().values()
         loops = any(block.attention.state() for tower in towers for block in tower.blocks.values())
-        run = Pass(
+        run = PassShape(
             context=int(self.context) if loops else self.context,
             batch=int(self.batch) if loops else self.batch,
             dtype="fp32" if self.setup.precision in ("fp32", "amp") else self.setup.dtype,

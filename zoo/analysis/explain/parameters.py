@@ -36,10 +36,9 @@ def component_formulas(
     """Add up what `of` gives of each part's row, by component; layers as stored, or as a pass uses them."""
     found: dict[tuple[str, str | None, str, str], list[PartRow]] = {}
     for row in table.parts:
-        what = component_of(row)
-        label = (
-            what if row.kind is not None or what != "norm" else f"{'final' if row.slot == 'norm' else row.slot}_norm"
-        )
+        what = label = component_of(row)
+        if what == "norm" and row.kind is None:
+            label = "final_norm" if row.slot == "norm" else f"{row.slot}_norm"
         found.setdefault((row.where, row.kind, what, label), []).append(row)
     for (where, kind, what, label), counted in found.items():
         each = total(term(of(row)) for row in counted)

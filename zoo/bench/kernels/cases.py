@@ -43,7 +43,7 @@ LARGE = Size(2, 1024, 8, 128, 200)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class AttentionCase:
     """One attention. Fields as `Ask` and `attend` have them; `hides` names what DRAWN makes for the mask."""
 
     name: str
@@ -67,25 +67,25 @@ class Case:
 # ---------------------------------------------------------------- the grid
 
 
-def every_case(*, large: bool = False) -> list[Case]:
+def every_case(*, large: bool = False) -> list[AttentionCase]:
     """All of them, small enough for a CPU or `large` enough for a GPU's blocks to matter; the commonest first."""
     size = LARGE if large else SMALL
     return [*_plain(size), *_scored(size), *_unequal(size), *_cached(size), *_wide(size)]
 
 
-def case(name: str, *, large: bool = False) -> Case:
+def case(name: str, *, large: bool = False) -> AttentionCase:
     """One of them by its name."""
     return next(each for each in every_case(large=large) if each.name == name)
 
 
-def _case(size: Size, name: str, **changes: Any) -> Case:
+def _case(size: Size, name: str, **changes: Any) -> AttentionCase:
     batch, length, heads, width, _ = size
     usual = {"queries": length, "keys": length, "heads": heads, "kv_heads": heads // 2, "head_dim": width}
     fields = {"batch": batch, **usual, **changes}
-    return Case(name=name, **{"v_head_dim": fields["head_dim"], **fields})
+    return AttentionCase(name=name, **{"v_head_dim": fields["head_dim"], **fields})
 
 
-def _plain(size: Size) -> list[Case]:
+def _plain(size: Size) -> list[AttentionCase]:
     """Shapes, and what is seen by place alone."""
     n, window = size.length, size.window
     return [
@@ -104,7 +104,7 @@ def _plain(size: Size) -> list[Case]:
     ]
 
 
-def _scored(size: Size) -> list[Case]:
+def _scored(size: Size) -> list[AttentionCase]:
     """What changes scores."""
     n, window = size.length, size.window
     return [
@@ -120,7 +120,7 @@ def _scored(size: Size) -> list[Case]:
     ]
 
 
-def _unequal(size: Size) -> list[Case]:
+def _unequal(size: Size) -> list[AttentionCase]:
     """Rows that differ from each other."""
     n, window = size.length, size.window
     return [
@@ -135,7 +135,7 @@ def _unequal(size: Size) -> list[Case]:
     ]
 
 
-def _cached(size: Size) -> list[Case]:
+def _cached(size: Size) -> list[AttentionCase]:
     """What decoding asks for."""
     n, window, few = size.length, size.window, 5
     cached = {"trains": False, "queries": 1}
@@ -155,7 +155,7 @@ def _cached(size: Size) -> list[Case]:
     ]
 
 
-def _wide(size: Size) -> list[Case]:
+def _wide(size: Size) -> list[AttentionCase]:
     """Widths of heads, the same in both sizes; the last two of DeepSeek's latent attention, expanded and absorbed."""
     n = size.length
     absorbed = {"queries": 1, "kv_heads": 1, "head_dim": 576, "v_head_dim": 512, "trains": False}
@@ -172,41 +172,41 @@ def _wide(size: Size) -> list[Case]:
 # ---------------------------------------------------------------- what differs from row to row
 
 
-def _left(case: Case, generator: Generator) -> dict[str, Any]:
+def _left(case: AttentionCase, generator: Generator) -> dict[str, Any]:
     """Padding before each row's tokens but the first's."""
     pads = torch.randint(1, case.keys // 2, (case.batch, 1), generator=generator)
     pads[0] = 0
     return {"padding": torch.arange(case.keys) >= pads}
 
 
-def _right(case: Case, generator: Generator) -> dict[str, Any]:
+def _right(case: AttentionCase, generator: Generator) -> dict[str, Any]:
     return {"padding": _left(case, generator)["padding"].flip(1)}
 
 
-def _memory(case: Case, generator: Generator) -> dict[str, Any]:
+def _memory(case: AttentionCase, generator: Generator) -> dict[str, Any]:
     """An encoder's output with padding behind it, the last row's all of it."""
     padding = _right(case, generator)["padding"]
     padding[-1] = False
     return {"padding": padding}
 
 
-def _documents(case: Case, generator: Generator) -> dict[str, Any]:
+def _documents(case: AttentionCase, generator: Generator) -> dict[str, Any]:
     starts = torch.rand(case.batch, case.keys, generator=generator) < 4 / case.keys
     numbers = starts.cumsum(1)
     return {"documents": (numbers[:, case.keys - case.queries :], numbers)}
 
 
-def _prefix(case: Case, generator: Generator) -> dict[str, Any]:
+def _prefix(case: AttentionCase, generator: Generator) -> dict[str, Any]:
     return {"prefix": torch.randint(case.keys // 4, case.keys, (case.batch,), generator=generator)}
 
 
-def _global(case: Case, generator: Generator) -> dict[str, Any]:
+def _global(case: AttentionCase, generator: Generator) -> dict[str, Any]:
     """Tokens that see all and that all see (Longformer)."""
     chosen = torch.rand(case.batch, case.keys, generator=generator) < 0.1
     return {"also": chosen[:, :, None] | chosen[:, None, :]}
 
 
-def _ring(case: Case, generator: Generator) -> dict[str, Any]:
+def _ring(case: AttentionCase, generator: Generator) -> dict[str, Any]:
     """Columns as they lie in a ring that went round, those of a chunk of queries behind the ring's."""
     ring = case.window or case.keys
     start, new = int(torch.randint(1, ring, (), generator=generator)), case.keys - ring
@@ -217,13 +217,13 @@ def _ring(case: Case, generator: Generator) -> dict[str, Any]:
     return {"key_index": keys, "query_index": torch.arange(end - case.queries, end)}
 
 
-def _lengths(case: Case, generator: Generator) -> dict[str, Any]:
+def _lengths(case: AttentionCase, generator: Generator) -> dict[str, Any]:
     lengths = torch.randint(case.queries, case.keys + 1, (case.batch,), generator=generator)
     lengths[0] = case.keys - 1
     return {"lengths": lengths}
 
 
-DRAWN: dict[str, Callable[[Case, Generator], dict[str, Any]]] = {
+DRAWN: dict[str, Callable[[AttentionCase, Generator], dict[str, Any]]] = {
     "left": _left,
     "right": _right,
     "memory": _memory,
@@ -246,7 +246,7 @@ class Inputs:
     `slope` is the gradient of the output [B, T, H, Cv]; `real` [B, T, 1, 1] is False for padding, whose answer is not
     specified."""
 
-    case: Case
+    case: AttentionCase
     tensors: dict[str, Tensor]
     slope: Tensor
     hidden: dict[str, Any]
@@ -302,7 +302,7 @@ class Inputs:
             return ALiBi().bias(None, case.heads, queries, columns, case.causal)
         if case.bias == "t5":
             return T5Buckets(n_heads=case.heads, n_buckets=BUCKETS).bias(
-                Table(Lookup(tensors["table"])), case.heads, queries, columns, case.causal
+                BiasTable(Lookup(tensors["table"])), case.heads, queries, columns, case.causal
             )
         return None
 
@@ -316,13 +316,13 @@ class Lookup(NamedTuple):
         return torch.nn.functional.embedding(index, self.weight)
 
 
-class Table(NamedTuple):
+class BiasTable(NamedTuple):
     """The module that a learned bias reads its table from."""
 
     table: Lookup
 
 
-def make(case: Case, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> Inputs:
+def make(case: AttentionCase, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> Inputs:
     """A case's tensors. The numbers depend on the seed alone, rounded to the dtype: neither on the device nor on what
     the other cases are."""
     generator = torch.Generator().manual_seed(seed)
@@ -354,7 +354,7 @@ def make(case: Case, device: torch.device | str, dtype: torch.dtype, seed: int =
     )
 
 
-def ask(case: Case, dtype: torch.dtype, *, grad: bool) -> Ask:
+def ask(case: AttentionCase, dtype: torch.dtype, *, grad: bool) -> Ask:
     """What a kernel is asked by `make`'s inputs. `grad` says whether gradients are wanted."""
     hidden = _hidden(case, torch.Generator(), "cpu")
     kinds = {"none": "none", "alibi": "alibi", "t5": "learned" if grad else "fixed"}
@@ -373,11 +373,11 @@ def ask(case: Case, dtype: torch.dtype, *, grad: bool) -> Ask:
     )
 
 
-def _mask(case: Case, hidden: dict[str, Any]) -> Mask:
+def _mask(case: AttentionCase, hidden: dict[str, Any]) -> Mask:
     return Mask(case.queries, case.keys, causal=case.causal, window=case.window, **hidden)
 
 
-def _hidden(case: Case, generator: Generator, device: torch.device | str) -> dict[str, Any]:
+def _hidden(case: AttentionCase, generator: Generator, device: torch.device | str) -> dict[str, Any]:
     """What a case's `hides` draw."""
     drawn: dict[str, Any] = {}
     for name in case.hides:
@@ -389,7 +389,7 @@ def _on(drawn: Any, device: torch.device | str) -> Any:
     return tuple(each.to(device) for each in drawn) if isinstance(drawn, tuple) else drawn.to(device)
 
 
-def _real(case: Case, hidden: dict[str, Any]) -> Tensor | None:
+def _real(case: AttentionCase, hidden: dict[str, Any]) -> Tensor | None:
     """Which queries are no padding: where keys are another sequence's, all."""
     if "padding" not in hidden or "memory" in case.hides:
         return None

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from zoo.bench.kernels import decoding, errors, pieces, speed, training
-from zoo.bench.kernels.parts import Job, Part, Row, Settings, together
+from zoo.bench.kernels.parts import CheckPart, Job, ReportRow, Settings, together
 from zoo.bench.kernels.timing import Limits, identity, limits
 from zoo.errors import ConfigError
 from zoo.kernels import KERNELS
@@ -54,11 +54,11 @@ def check(
     require(device, quick)
     begun, start = datetime.datetime.now(datetime.UTC), time.monotonic()
     settings = Settings(device, quick, seed)
-    measured = _run([Part("device", about, 60)], settings, start)
+    measured = _run([CheckPart("device", about, 60)], settings, start)
     if "limits" not in measured[0]:
         raise ConfigError(f"device: {device} does not answer, found {measured[0]} (another one would do)")
     settings = replace(settings, limits=Limits(**measured[0]["limits"]))
-    found: dict[str, list[Row]] = {kind: [] for kind in KINDS}
+    found: dict[str, list[ReportRow]] = {kind: [] for kind in KINDS}
     for group in parts(quick, fetched):
         rows = _run(group, settings, start)
         found[group[0].name.split()[0]] += rows
@@ -95,7 +95,7 @@ def require(device: str, quick: bool) -> None:
         raise ConfigError("device: cpu would take hours (--device cpu --quick runs it in small)")
 
 
-def parts(quick: bool = False, fetched: bool = False) -> Iterator[list[Part]]:
+def parts(quick: bool = False, fetched: bool = False) -> Iterator[list[CheckPart]]:
     """All of them, those that run at the same time in a list; the rules first."""
     kernels = (*ORDER, *(requested() if fetched else ()))
     for kernel in kernels:
@@ -113,8 +113,8 @@ def requested() -> list[str]:
     return [name for name, kernel in KERNELS.items() if kernel.on_request]
 
 
-def _part(name: str, jobs: Callable[[Settings], list[Job]], *, beside: bool = False) -> Part:
-    return Part(name, jobs, ALLOWED.get(name) or ALLOWED[name.split()[0]], beside)
+def _part(name: str, jobs: Callable[[Settings], list[Job]], *, beside: bool = False) -> CheckPart:
+    return CheckPart(name, jobs, ALLOWED.get(name) or ALLOWED[name.split()[0]], beside)
 
 
 def about(settings: Settings) -> list[Job]:
@@ -122,18 +122,18 @@ def about(settings: Settings) -> list[Job]:
     return [Job("device", partial(_about, settings))]
 
 
-def _about(settings: Settings) -> Row:
+def _about(settings: Settings) -> ReportRow:
     return {
         "machine": identity(settings.device),
         "limits": asdict(limits(settings.device, quick=settings.quick)),
     }
 
 
-def _run(group: list[Part], settings: Settings, start: float) -> list[Row]:
+def _run(group: list[CheckPart], settings: Settings, start: float) -> list[ReportRow]:
     return together(group, settings, min(time.monotonic() + group[0].seconds, start + SECONDS))
 
 
-def summary(rows: list[Row]) -> str:
+def summary(rows: list[ReportRow]) -> str:
     """How many rows have figures, and what the others are."""
     states: dict[str, int] = {}
     for row in rows:
@@ -166,7 +166,7 @@ def failures(report: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _too_far(row: Row) -> Iterator[str]:
+def _too_far(row: ReportRow) -> Iterator[str]:
     for way in ("forward", "backward"):
         if row.get(way, {}).get("passed") is False:
             worst = row[way]["worst"]

@@ -7,7 +7,7 @@ import time
 from functools import partial
 from typing import Any, NamedTuple
 
-from zoo.bench.kernels.parts import Job, Row, Settings
+from zoo.bench.kernels.parts import Job, ReportRow, Settings
 from zoo.bench.kernels.timing import finish
 from zoo.bench.kernels.training import TINY, kernel_of
 from zoo.compose import load
@@ -23,7 +23,7 @@ ACCOUNTING = (
 WIDTH = 2  # bytes of a bfloat16
 
 
-class Model(NamedTuple):
+class DecodedModel(NamedTuple):
     """A model by its packaged name, and the share of the bandwidth that it is to reach."""
 
     name: str
@@ -32,16 +32,16 @@ class Model(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
-MODELS = (Model("Llama 3.2 1B", "llama3.2-1b", 0.5), Model("Llama 3 8B", "llama3-8b", 0.7))
+MODELS = (DecodedModel("Llama 3.2 1B", "llama3.2-1b", 0.5), DecodedModel("Llama 3 8B", "llama3-8b", 0.7))
 
 
 def jobs(settings: Settings) -> list[Job]:
     """One a model."""
-    models = (Model(TINY.name, TINY.of, None, TINY.overrides),) if settings.quick else MODELS
+    models = (DecodedModel(TINY.name, TINY.of, None, TINY.overrides),) if settings.quick else MODELS
     return [Job(f"decode {model.name}", partial(decode, model, settings)) for model in models]
 
 
-def decode(model: Model, settings: Settings) -> Row:
+def decode(model: DecodedModel, settings: Settings) -> ReportRow:
     """Tokens a second of a greedy row, and the bytes that it reads for each over those that can be copied."""
     prompt, warm, timed = (4, 2, 8) if settings.quick else (128, 16, 128)
     spec = load(model.of, model.overrides)

@@ -6,8 +6,8 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from zoo.bench.kernels.cases import Case, Inputs, ask, every_case, make
-from zoo.bench.kernels.parts import Job, Row, Settings
+from zoo.bench.kernels.cases import AttentionCase, Inputs, ask, every_case, make
+from zoo.bench.kernels.parts import Job, ReportRow, Settings
 from zoo.kernels import KERNELS, machine_of
 from zoo.lazy import torch
 
@@ -50,9 +50,9 @@ def dtypes(kernel: str, settings: Settings) -> tuple[str, ...]:
     return ("bfloat16", "float32") if settings.quick else ("bfloat16", "float16", "float32")
 
 
-def check(kernel: str, case: Case, dtype: str, settings: Settings) -> Row:
+def check(kernel: str, case: AttentionCase, dtype: str, settings: Settings) -> ReportRow:
     """Whether a kernel is right in one case, forward and backward, or why it refuses it."""
-    row: Row = {"kernel": kernel, "case": case.name, "dtype": dtype}
+    row: ReportRow = {"kernel": kernel, "case": case.name, "dtype": dtype}
     reasons = refusals(kernel, case, dtype, settings.device)
     if None not in reasons.values():
         return {**row, "refused": reasons["forward"]}
@@ -72,7 +72,7 @@ def check(kernel: str, case: Case, dtype: str, settings: Settings) -> Row:
     return {**row, "passed": all(row[way].get("passed", True) for way in reasons)}
 
 
-def refusals(kernel: str, case: Case, dtype: str, device: str) -> dict[str, str | None]:
+def refusals(kernel: str, case: AttentionCase, dtype: str, device: str) -> dict[str, str | None]:
     """Why a kernel refuses each of the ways that a case is for, or None."""
     machine, kind = machine_of(torch.device(device)), getattr(torch, dtype)
     ways = {"forward": False, **({"backward": True} if case.trains else {})}

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from zoo.bench.kernels.timing import Limits, finish
 from zoo.lazy import torch
 
-Row = dict[str, Any]
+ReportRow = dict[str, Any]
 """Figures by name. A row without figures has one of "refused", "left_out" and "raised", with the reason."""
 
 LEAST = 2.0
@@ -38,10 +38,10 @@ class Job(NamedTuple):
     """One measurement, a row of the report."""
 
     name: str
-    run: Callable[[], Row]
+    run: Callable[[], ReportRow]
 
 
-class Part(NamedTuple):
+class CheckPart(NamedTuple):
     """Measurements that share a process, and the most seconds that it may take. `beside` says that others of the same
     name run at the same time, where no speed is measured."""
 
@@ -51,14 +51,14 @@ class Part(NamedTuple):
     beside: bool = False
 
 
-def together(parts: Sequence[Part], settings: Settings, until: float) -> list[Row]:
+def together(parts: Sequence[CheckPart], settings: Settings, until: float) -> list[ReportRow]:
     """The rows of parts that run at the same time, each in a process of its own."""
     with ThreadPoolExecutor(len(parts)) as pool:
         found = pool.map(lambda part: apart(part, settings, until), parts)
         return [row for rows in found for row in rows]
 
 
-def apart(part: Part, settings: Settings, until: float) -> list[Row]:
+def apart(part: CheckPart, settings: Settings, until: float) -> list[ReportRow]:
     """A row for every job of a part, run in a process of its own until the clock (time.monotonic) shows `until`."""
     if until - time.monotonic() < LEAST:
         return [{"name": part.name, "left_out": "the check's time was over"}]
@@ -84,7 +84,7 @@ def apart(part: Part, settings: Settings, until: float) -> list[Row]:
     return collected(part.name, told, why)
 
 
-def collected(name: str, told: Sequence[Any], why: str) -> list[Row]:
+def collected(name: str, told: Sequence[Any], why: str) -> list[ReportRow]:
     """The rows that a process told, the names of all its jobs first; those missing are left out, with the reason."""
     if not told:
         return [{"name": name, "raised": f"nothing was measured: {why}"}]
@@ -98,7 +98,7 @@ def collected(name: str, told: Sequence[Any], why: str) -> list[Row]:
     return found + missing
 
 
-def serve(pipe: Connection, part: Part, settings: Settings) -> None:
+def serve(pipe: Connection, part: CheckPart, settings: Settings) -> None:
     """Runs a part's jobs and sends their names, then a row as soon as there is one."""
     warnings.simplefilter("ignore")  # what a kernel has to say of itself is not the report's
     os.dup2(2, 1)  # nor what it prints: standard output may be JSON
@@ -116,14 +116,14 @@ def serve(pipe: Connection, part: Part, settings: Settings) -> None:
     pipe.close()
 
 
-def attempt(run: Callable[[], Row], device: str) -> Row:
+def attempt(run: Callable[[], ReportRow], device: str) -> ReportRow:
     """What a job gives, or the exception that it raises; "lost" says that the device answers no more."""
     try:
         found = run()
         finish(device)
         return found
     except Exception as error:  # a kernel may raise anything: that is a finding, and must not lose the others
-        row: Row = {"raised": told_by(error)}
+        row: ReportRow = {"raised": told_by(error)}
     try:
         finish(device)
     except RuntimeError:

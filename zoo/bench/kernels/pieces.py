@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from zoo.bench.kernels.parts import Job, Row, Settings
+from zoo.bench.kernels.parts import Job, ReportRow, Settings
 from zoo.bench.kernels.timing import seconds, version
 from zoo.bench.kernels.training import stepper
 from zoo.compose import load
@@ -46,7 +46,7 @@ class Sizes(NamedTuple):
 SMALL = Sizes(32, 32, 64, 64, 2, 16, 4, 32)
 
 
-class Piece(NamedTuple):
+class TimedPiece(NamedTuple):
     """`inputs` are those that gradients are wanted for, of which the first are activations; `ways` compute the same by
     name; `moved` are the least bytes forward and in both passes."""
 
@@ -70,9 +70,9 @@ def jobs(settings: Settings) -> list[Job]:
     return found + [Job(f"layer: {way}", partial(time_layer, way, settings)) for way in ("bf16", *fp8.RECIPES)]
 
 
-def time_piece(name: str, way: str, sizes: Sizes, settings: Settings) -> Row:
+def time_piece(name: str, way: str, sizes: Sizes, settings: Settings) -> ReportRow:
     """Seconds of a piece by one way, forward and with its backward pass, and the share of the bandwidth."""
-    row: Row = {"piece": name, "way": way}
+    row: ReportRow = {"piece": name, "way": way}
     if reason := _absent(way, settings):
         return {**row, "left_out": reason}
     if settings.quick and way == "compiled" and name != "rmsnorm":
@@ -100,7 +100,7 @@ def _share(rate: float, settings: Settings) -> float | None:
     return None if settings.limits is None else rate / settings.limits.copy
 
 
-def _passes(run: Callable[..., Any], piece: Piece) -> Sequence[Callable[[], Any] | None]:
+def _passes(run: Callable[..., Any], piece: TimedPiece) -> Sequence[Callable[[], Any] | None]:
     """A call of the forward pass, and one of both. What has no inputs that want gradients does both at once."""
     if not piece.inputs:
         return None, run
@@ -124,7 +124,7 @@ def _passes(run: Callable[..., Any], piece: Piece) -> Sequence[Callable[[], Any]
 # ---------------------------------------------------------------- the pieces
 
 
-def _rmsnorm(sizes: Sizes, device: str, way: str) -> Piece:
+def _rmsnorm(sizes: Sizes, device: str, way: str) -> TimedPiece:
     spec = RMSNorm(eps=1e-5)
     ways, inputs = _norm(spec, sizes, device)
     if way == "liger":
@@ -135,17 +135,17 @@ def _rmsnorm(sizes: Sizes, device: str, way: str) -> Piece:
         from quack import rmsnorm  # type: ignore[import-not-found]
 
         ways[way] = lambda x, weight: rmsnorm(x, weight, eps=spec.eps)
-    return Piece(inputs, ways, (2 * inputs[0].nbytes, 5 * inputs[0].nbytes))
+    return TimedPiece(inputs, ways, (2 * inputs[0].nbytes, 5 * inputs[0].nbytes))
 
 
-def _layernorm(sizes: Sizes, device: str, way: str) -> Piece:
+def _layernorm(sizes: Sizes, device: str, way: str) -> TimedPiece:
     spec = LayerNorm()
     ways, inputs = _norm(spec, sizes, device)
     if way == "liger":
         from liger_kernel.transformers.functional import liger_layer_norm  # type: ignore[import-not-found]
 
         ways[way] = lambda x, weight, bias: liger_layer_norm(x, weight, bias, spec.eps)
-    return Piece(inputs, ways, (2 * inputs[0].nbytes, 5 * inputs[0].nbytes))
+    return TimedPiece(inputs, ways, (2 * inputs[0].nbytes, 5 * inputs[0].nbytes))
 
 
 def _norm(spec: Norm, sizes: Sizes, device: str) -> tuple[dict[str, Callable[..., Any]], list[Any]]:
@@ -160,7 +160,7 @@ def _norm(spec: Norm, sizes: Sizes, device: str) -> tuple[dict[str, Callable[...
     return {"zoo": lambda x, *weights: layer(x)}, [x, *layer.parameters()]
 
 
-def _rotary(sizes: Sizes, device: str, way: str) -> Piece:
+def _rotary(sizes: Sizes, device: str, way: str) -> TimedPiece:
     """Queries and a quarter as many keys."""
     spec, length = RoPE(), sizes.tokens
     q, k = (_drawn(device, 1, length, heads, sizes.head_dim) for heads in (sizes.heads, max(sizes.heads // 4, 1)))
@@ -172,10 +172,10 @@ def _rotary(sizes: Sizes, device: str, way: str) -> Piece:
         cos, sin = (torch.cat((each, each), -1)[:, :, 0] for each in tables)  # 1 T C, as Hugging Face has them
         ways[way] = lambda q, k: liger_rope(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
     size = q.nbytes + k.nbytes
-    return Piece([q, k], ways, (2 * size, 4 * size))
+    return TimedPiece([q, k], ways, (2 * size, 4 * size))
 
 
-def _swiglu(sizes: Sizes, device: str, way: str) -> Piece:
+def _swiglu(sizes: Sizes, device: str, way: str) -> TimedPiece:
     """silu(gate) · up, without the products on either side."""
     gate, up = (_drawn(device, sizes.tokens, sizes.d_ff) for _ in range(2))
     silu = SiLU()
@@ -184,10 +184,10 @@ def _swiglu(sizes: Sizes, device: str, way: str) -> Piece:
         from liger_kernel.transformers.functional import liger_swiglu  # type: ignore[import-not-found]
 
         ways[way] = liger_swiglu
-    return Piece([gate, up], ways, (3 * gate.nbytes, 8 * gate.nbytes))
+    return TimedPiece([gate, up], ways, (3 * gate.nbytes, 8 * gate.nbytes))
 
 
-def _cross_entropy(sizes: Sizes, device: str, way: str) -> Piece:
+def _cross_entropy(sizes: Sizes, device: str, way: str) -> TimedPiece:
     """The loss and the gradient of the logits, which ours and Liger's lay over them."""
     logits = _drawn(device, sizes.tokens // 2, sizes.vocab)
     targets = torch.randint(sizes.vocab, (len(logits),), device=device)
@@ -200,7 +200,7 @@ def _cross_entropy(sizes: Sizes, device: str, way: str) -> Piece:
         from quack import cross_entropy  # type: ignore[import-not-found]
 
         ways[way] = partial(_descended, lambda: cross_entropy(logits, targets), logits)
-    return Piece([], ways, (0, 2 * logits.nbytes))
+    return TimedPiece([], ways, (0, 2 * logits.nbytes))
 
 
 def _descended(loss: Callable[[], Any], logits: Any) -> None:
@@ -208,7 +208,7 @@ def _descended(loss: Callable[[], Any], logits: Any) -> None:
     torch.autograd.grad(loss().mean(), logits)
 
 
-PIECES: dict[str, Callable[[Sizes, str, str], Piece]] = {
+PIECES: dict[str, Callable[[Sizes, str, str], TimedPiece]] = {
     "rmsnorm": _rmsnorm,
     "layernorm": _layernorm,
     "rotary": _rotary,
@@ -224,7 +224,7 @@ def _drawn(device: str, *shape: int) -> Any:
 # ---------------------------------------------------------------- products
 
 
-def time_grouped(way: str, sizes: Sizes, settings: Settings) -> Row:
+def time_grouped(way: str, sizes: Sizes, settings: Settings) -> ReportRow:
     """FLOP/s of the experts' products, forward and with the backward pass, tokens spread evenly at random."""
     x = _drawn(settings.device, sizes.tokens, sizes.d_model).requires_grad_()
     weight = _drawn(settings.device, sizes.experts, sizes.expert_width, sizes.d_model).requires_grad_()
@@ -239,7 +239,7 @@ def time_grouped(way: str, sizes: Sizes, settings: Settings) -> Row:
     def both() -> None:
         torch.autograd.grad(grouped_linear(x, weight, offsets, method=way), (x, weight), slope)
 
-    row: Row = {"piece": "grouped", "way": way}
+    row: ReportRow = {"piece": "grouped", "way": way}
     work = 2 * sizes.tokens * sizes.d_model * sizes.expert_width
     for which, times, call in (("forward", 1, forward), ("both", 3, both)):
         taken = seconds(call, settings.device, spend=0.01 if settings.quick else 0.1)
@@ -247,10 +247,10 @@ def time_grouped(way: str, sizes: Sizes, settings: Settings) -> Row:
     return row
 
 
-def time_layer(way: str, settings: Settings) -> Row:
+def time_layer(way: str, settings: Settings) -> ReportRow:
     """Seconds of a training step of one layer of Llama 3 8B with a small vocabulary, compiled, in bf16 or with its
     products in float8 by a recipe."""
-    row: Row = {"piece": "layer", "way": way}
+    row: ReportRow = {"piece": "layer", "way": way}
     if way in fp8.RECIPES and not version("torchao"):
         return {**row, "left_out": "torchao is not installed"}
     machine = machine_of(torch.device(settings.device))

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.bench.kernels.checking import KINDS, failures, state
+from zoo.bench.kernels.parts import ReportRow
 from zoo.disk import write_text
 from zoo.errors import ConfigError
 from zoo.report import columns, share, si, wrapped
-
-Row = dict[str, Any]
 
 KEPT = ("docs", "gpu")
 """The folder of results that are kept, which only a whole run on a GPU may add to."""
@@ -104,7 +103,7 @@ def _head(report: Mapping[str, Any]) -> list[str]:
 
 def _errors(report: Mapping[str, Any]) -> list[str]:
     """A line a kernel: how many cases, and the worst error forward and backward over what is allowed."""
-    by_kernel: dict[str, list[Row]] = {}
+    by_kernel: dict[str, list[ReportRow]] = {}
     for row in report["errors"]:
         by_kernel.setdefault(row.get("kernel", row["name"].partition(":")[0].removeprefix("errors ")), []).append(row)
     states = ("passed", "failed", "raised", "left out", "refused")
@@ -120,7 +119,7 @@ def _errors(report: Mapping[str, Any]) -> list[str]:
 WAYS = ("forward", "backward")
 
 
-def _worst(rows: list[Row], way: str) -> str:
+def _worst(rows: list[ReportRow], way: str) -> str:
     """`0.71 q, bfloat16, long rows`: the share of what is allowed."""
     found = [row for row in rows if "excess" in row.get(way, {})]
     if not found:
@@ -143,7 +142,7 @@ def _speed(report: Mapping[str, Any]) -> list[str]:
     return [*columns(rows, right=range(1, 1 + len(lengths))).splitlines(), *_window(report["window"])]
 
 
-def _rates(row: Row) -> str:
+def _rates(row: ReportRow) -> str:
     """`620 / 480`: forward, and forward and backward."""
     found = [row[way]["flops_per_second"] / 1e12 for way in ("forward", "both") if way in row]
     return " / ".join(f"{rate:.3g}" for rate in found) or "-"
@@ -192,7 +191,7 @@ def _pieces(report: Mapping[str, Any]) -> list[str]:
     return ["µs, forward / forward and backward (share of copy)", *columns(lines).splitlines()]
 
 
-def _micro(row: Row) -> str:
+def _micro(row: ReportRow) -> str:
     times = " / ".join(f"{row[way]['seconds'] * 1e6:,.0f}" for way in ("forward", "both") if way in row)
     part = row["both"].get("share_of_copy")
     return times if part is None else f"{times} ({share(part, 1)})"

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zoo.bench.kernels.errors import TRACED
-from zoo.bench.kernels.parts import Job, Row, Settings
+from zoo.bench.kernels.parts import Job, ReportRow, Settings
 from zoo.bench.kernels.timing import seconds
 from zoo.kernels import KERNELS, attend, machine_of
 from zoo.kernels.base import Ask
@@ -59,10 +59,10 @@ def jobs(settings: Settings, *, kernel: str) -> list[Job]:
     return [Job(f"{kernel}: window", partial(windowed, kernel, row, window, settings)), *rates]
 
 
-def rate(kernel: str, shape: tuple[int, int, int, int], settings: Settings) -> Row:
+def rate(kernel: str, shape: tuple[int, int, int, int], settings: Settings) -> ReportRow:
     """FLOP/s of causal attention, forward alone and with its backward pass."""
     rows, length, heads, width = shape
-    row: Row = {"kernel": kernel, "rows": rows, "length": length, "heads": heads, "head_dim": width}
+    row: ReportRow = {"kernel": kernel, "rows": rows, "length": length, "heads": heads, "head_dim": width}
     times = timed(kernel, shape, None, settings)
     if reason := times.get("refused") or times.get("left_out"):
         return {**row, next(iter(times)): reason}
@@ -72,10 +72,17 @@ def rate(kernel: str, shape: tuple[int, int, int, int], settings: Settings) -> R
     return row
 
 
-def windowed(kernel: str, shape: tuple[int, int, int, int], window: int, settings: Settings) -> Row:
+def windowed(kernel: str, shape: tuple[int, int, int, int], window: int, settings: Settings) -> ReportRow:
     """Seconds of causal attention with a window."""
     rows, length, heads, width = shape
-    row: Row = {"kernel": kernel, "rows": rows, "length": length, "heads": heads, "head_dim": width, "window": window}
+    row: ReportRow = {
+        "kernel": kernel,
+        "rows": rows,
+        "length": length,
+        "heads": heads,
+        "head_dim": width,
+        "window": window,
+    }
     return {**row, **timed(kernel, shape, window, settings)}
 
 
@@ -127,7 +134,7 @@ def _both(kernel: str, mask: Mask, tensors: list[Tensor]) -> Callable[[], Any]:
     return run
 
 
-def gain(rows: list[Row]) -> dict[str, Any] | None:
+def gain(rows: list[ReportRow]) -> dict[str, Any] | None:
     """What the best kernel gains by a window over SDPA, which reads a mask: ratios `forward` and of `both` passes, with
     the kernel that each is of. None where SDPA gave no time."""
     found = {row["kernel"]: row for row in rows if "window" in row}

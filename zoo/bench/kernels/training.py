@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from zoo.bench.kernels.parts import Job, Row, Settings
+from zoo.bench.kernels.parts import Job, ReportRow, Settings
 from zoo.bench.kernels.timing import device_name, finish
 from zoo.bench.shape import Shape
 from zoo.compose import load
@@ -42,7 +42,7 @@ WARM, LEAST, SPEND = 3, 5, 5.0
 """Steps that are not timed; of those that are, how many at least, and seconds for all."""
 
 
-class Model(NamedTuple):
+class TrainedModel(NamedTuple):
     """A model by a packaged name and overrides."""
 
     name: str
@@ -52,10 +52,10 @@ class Model(NamedTuple):
 
 
 MODELS = (
-    Model("Llama 124 M", "llama3-8b", tuple(Shape().overrides())),
-    Model("Llama 1.2 B", "llama3.2-1b"),
+    TrainedModel("Llama 124 M", "llama3-8b", tuple(Shape().overrides())),
+    TrainedModel("Llama 1.2 B", "llama3.2-1b"),
 )
-TINY = Model("Llama tiny", "llama-tiny", ("d_model=32", "n_layers=2", "d_ff=48", "vocab_size=256"), 64)
+TINY = TrainedModel("Llama tiny", "llama-tiny", ("d_model=32", "n_layers=2", "d_ff=48", "vocab_size=256"), 64)
 
 
 def jobs(settings: Settings) -> list[Job]:
@@ -64,7 +64,7 @@ def jobs(settings: Settings) -> list[Job]:
     return [Job(f"train {model.name}", partial(train, model, settings)) for model in models]
 
 
-def train(model: Model, settings: Settings) -> Row:
+def train(model: TrainedModel, settings: Settings) -> ReportRow:
     """Tokens a second, and what share of the device's rate that is by each convention."""
     spec = load(model.of, model.overrides)
     device = torch.device(settings.device)

@@ -7,7 +7,6 @@ contender only says how it loads, scores, generates, computes its loss and makes
 """
 
 import json
-import resource
 import statistics
 import sys
 import time
@@ -183,7 +182,12 @@ def check(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
     return {"logits": probe(contender, contender.load(job, torch.float32).eval(), job)}
 
 
-def peak_bytes() -> int:
+def peak_bytes() -> int | None:
+    """The most memory that this process has held, in bytes; None where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -1,4 +1,4 @@
-"""The backward pass over what was kept: how much memory it holds at most, and the gradients that it leaves.
+"""Replay the backward pass over the saved tensors: its memory at the peak, and the gradients it leaves.
 
 As torch's engine: operations are undone last to first; an input's gradient is made before the result's is freed, and
 what the operation saved is freed after it; gradients that meet are added in place where nothing else reads them.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from zoo.costs.shadow.tensor import Node, Source, Storage, kept, source_of
+from zoo.costs.shadow.tensor import GradientTarget, Node, Storage, collect_saved, source_of
 
 PASSED_ON = ("add",)
 """Operations whose inputs have the result's gradient itself."""
@@ -24,7 +24,7 @@ SCRATCH = {"square": 2}
 
 
 class Undone(NamedTuple):
-    """`peak`: most bytes of what was kept, of gradients on their way and of weights' gradients; `left`: those of
+    """`peak`: most bytes of saved tensors, of gradients on their way and of weights' gradients; `left`: those of
     weights, which stay; `moving`: the peak without them; `beside`: gradients left for what other pieces made."""
 
     peak: int
@@ -57,7 +57,7 @@ class _Pass:
         return _Gradient(nbytes)
 
     def mark(self, more: int = 0) -> None:
-        """Takes note of the moment, with `more` bytes that come and go."""
+        """Update the peaks, with `more` bytes of scratch memory."""
         self.peak = max(self.peak, self.live + more)
         self.moving = max(self.moving, self.live + more - self.left)
 
@@ -66,8 +66,8 @@ class _Pass:
         if gradient.readers == 0:
             self.live -= gradient.nbytes
 
-    def deliver(self, source: Source, gradient: _Gradient) -> None:
-        """A gradient reaches what it is of."""
+    def deliver(self, source: GradientTarget, gradient: _Gradient) -> None:
+        """Hand a gradient to its tensor: add it to one that waits there, or let it wait."""
         if source.leaf is not None and source.leaf.held:
             if source.leaf in self.weights:
                 self.drop(gradient)
@@ -95,7 +95,7 @@ def undo(nodes: Sequence[Node], seeds: Sequence[Any]) -> Undone:
     for node in nodes:
         for storage in node.saves:
             saved[storage] = saved.get(storage, 0) + 1
-    run = _Pass(sum(each.nbytes for each in kept(nodes)))
+    run = _Pass(sum(each.nbytes for each in collect_saved(nodes)))
     for seed in seeds:
         run.deliver(source_of(seed), _one(run.make(seed.nbytes)))
     for node in reversed(nodes):

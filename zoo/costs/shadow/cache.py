@@ -12,17 +12,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from zoo.costs.shadow.operations import cat
-from zoo.costs.shadow.tensor import FLOAT32, INT64, Dtype, fresh, tape
+from zoo.costs.shadow.tensor import FLOAT32, INT64, ShadowDtype, fresh, tape
 
 
-class ShadowPlan(NamedTuple):
-    """Where new tokens go in the caches of one kind of layer: the fields of the real cache's plan."""
+class ShadowCacheLayout(NamedTuple):
+    """Where new tokens go in the caches of one kind of layer: the fields of the real cache's layout."""
 
     start: int
     stop: int
     held: int
-    rolls: bool
-    columns: Any
+    wraps: bool
+    index: Any
 
 
 class ShadowLayerCache:
@@ -32,16 +32,16 @@ class ShadowLayerCache:
         self.tensors, self.states, self.cross = tensors, states, cross
         self.filled = False
 
-    def append(self, plan: ShadowPlan, new: dict[str, Any]) -> tuple[Any, ...]:
+    def append(self, layout: ShadowCacheLayout, new: dict[str, Any]) -> tuple[Any, ...]:
         """Store the new tokens; return all visible ones, new ones included."""
-        return tuple(self._append(plan, self.tensors[name], tensor) for name, tensor in new.items())
+        return tuple(self._append(layout, self.tensors[name], tensor) for name, tensor in new.items())
 
-    def _append(self, plan: ShadowPlan, buffer: Any, new: Any) -> Any:
-        if not plan.rolls:
-            return buffer[:, : max(plan.held, plan.stop)]
-        joined = cat((buffer[:, : plan.held], new.to(buffer.dtype)), 1)
-        newest = plan.columns.argsort()[-buffer.shape[1] :]
-        slots = plan.columns[newest] % buffer.shape[1]
+    def _append(self, layout: ShadowCacheLayout, buffer: Any, new: Any) -> Any:
+        if not layout.wraps:
+            return buffer[:, : max(layout.held, layout.stop)]
+        joined = cat((buffer[:, : layout.held], new.to(buffer.dtype)), 1)
+        newest = layout.index.argsort()[-buffer.shape[1] :]
+        slots = layout.index[newest] % buffer.shape[1]
         stored = joined[:, newest]
         del slots, stored
         return joined
@@ -64,12 +64,12 @@ class ShadowLayerCache:
 class ShadowCache:
     """The caches of the layers of `pattern`, with `length` tokens in them and room for `capacity`."""
 
-    def __init__(self, tower: Any, batch: int, length: int, capacity: int, memory: int, dtype: Dtype) -> None:
+    def __init__(self, tower: Any, batch: int, length: int, capacity: int, memory: int, dtype: ShadowDtype) -> None:
         self.length, self.capacity, self.tower = length, capacity, tower
-        self.columns = fresh((capacity,), INT64, "columns")
+        self.every = fresh((capacity,), INT64, "index")
         self.layers = [self._layer(tower.blocks[kind], batch, memory, dtype) for kind in tower.pattern]
 
-    def _layer(self, block: Any, batch: int, memory: int, dtype: Dtype) -> ShadowLayerCache:
+    def _layer(self, block: Any, batch: int, memory: int, dtype: ShadowDtype) -> ShadowLayerCache:
         size = self._slots(block)
         tensors = {name: _room(batch, size, shape, dtype) for name, shape in block.attention.cache().items()}
         states = {name: fresh((batch, *shape), FLOAT32, held=True) for name, shape in block.state().items()}
@@ -84,21 +84,21 @@ class ShadowCache:
         reach = block.attention.visible_window or block.attention.visible_chunk
         return min(self.capacity, reach or self.capacity)
 
-    def plan(self, kind: str, new: int) -> ShadowPlan:
+    def lay_out(self, kind: str, new: int) -> ShadowCacheLayout:
         """Where `new` tokens go in layers of this kind, as the real cache decides it."""
         size, end = self._slots(self.tower.blocks[kind]), self.length + new
         start, held = self.length % size, min(self.length, size)
         if start + new <= size and (end <= size or new == 1):
-            visible = self.columns[:end] if end <= size else self._ring(end, size)
-            return ShadowPlan(start, start + new, held, False, visible)
-        old = self._ring(self.length, size) if self.length > size else self.columns[:held]
-        return ShadowPlan(start, start, held, True, cat((old, self.columns[self.length : end])))
+            visible = self.every[:end] if end <= size else self._ring(end, size)
+            return ShadowCacheLayout(start, start + new, held, False, visible)
+        old = self._ring(self.length, size) if self.length > size else self.every[:held]
+        return ShadowCacheLayout(start, start, held, True, cat((old, self.every[self.length : end])))
 
     def _ring(self, end: int, size: int) -> Any:
-        return end - 1 - (end - 1 - self.columns[:size]) % size
+        return end - 1 - (end - 1 - self.every[:size]) % size
 
 
-def _room(batch: int, slots: int, shape: tuple[int, ...], dtype: Dtype) -> Any:
+def _room(batch: int, slots: int, shape: tuple[int, ...], dtype: ShadowDtype) -> Any:
     """A cache tensor [B, S, …], laid out as the real one: a head's tokens lie together."""
     heads, *rest = shape if len(shape) > 1 else (1, *shape)
     room = fresh((batch, heads, slots, *rest), dtype, held=True).transpose(1, 2)

@@ -10,13 +10,13 @@ from typing import Any
 from zoo import spec as S
 from zoo.costs.shadow import operations as O
 from zoo.costs.shadow.replay import shaded
-from zoo.costs.shadow.tensor import BFLOAT16, FLOAT32, Dtype, UnknownOperation, fresh, named_failures, tape
+from zoo.costs.shadow.tensor import BFLOAT16, FLOAT32, ShadowDtype, UnknownOperation, fresh, named_failures, tape
 
 
 class Weighted:
     """A part with a weight, and a bias where it has one; called by its name."""
 
-    def __init__(self, name: str, part: Any, dtype: Dtype) -> None:
+    def __init__(self, name: str, part: Any, dtype: ShadowDtype) -> None:
         shapes = part.shapes()
         self.name, self.part = name, part
         self.weight = fresh(shapes["weight"], dtype, grad=True, held=True)
@@ -76,7 +76,9 @@ class ShadowConvolution(Weighted):
 class ShadowLayer:
     """A component with the shadows of its weights. Parts are made when they are asked for."""
 
-    def __init__(self, spec: Any, d_model: int, dtype: Dtype, name: str = "", kernel: str = "auto") -> None:
+    blocks: list[ShadowLayer]  # of a tower whose own pass is run
+
+    def __init__(self, spec: Any, d_model: int, dtype: ShadowDtype, name: str = "", kernel: str = "auto") -> None:
         self.spec, self.d_model, self.dtype, self.name, self.kernel = spec, d_model, dtype, name, kernel
         self._parts = dict(spec.parts(d_model))
         self._shaded = shaded(spec)
@@ -101,7 +103,7 @@ class ShadowLayer:
         return ((name, getattr(self, name)) for name, part in self._parts.items() if not _is_tensor(part))
 
 
-def part_of(name: str, part: Any, d_model: int, dtype: Dtype) -> Any:
+def part_of(name: str, part: Any, d_model: int, dtype: ShadowDtype) -> Any:
     """What stands for a part of a component in a forward pass."""
     match part:
         case S.Weight():

@@ -17,7 +17,7 @@ from zoo.costs.shadow.tensor import (
     FLOAT32,
     INT32,
     INT64,
-    Dtype,
+    ShadowDtype,
     UnknownOperation,
     fresh,
     operation,
@@ -52,7 +52,7 @@ class Refused:
         raise UnknownOperation(f"{self._name}.{name}")
 
 
-def _made(name: str, shape: Sequence[int], dtype: Dtype) -> Any:
+def _made(name: str, shape: Sequence[int], dtype: ShadowDtype) -> Any:
     return fresh(shape, dtype, tape().name(name))
 
 
@@ -68,13 +68,14 @@ def _like(name: str) -> Any:
     return lambda x, *, dtype=None, device=None: _made(name, x.shape, dtype or x.dtype)
 
 
-def _arange(*bounds: float, dtype: Dtype | None = None, device: Any = None) -> Any:
+def _arange(*bounds: float, dtype: ShadowDtype | None = None, device: Any = None) -> Any:
     start, stop, step = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1) if len(bounds) == 2 else bounds
-    size = math.ceil((stop - start) / step) if isinstance(stop - start + step, float) else -(-(stop - start) // step)
+    size: Any = -(-(stop - start) // step)  # whole numbers, which may remember their formula (`--explain`)
+    size = math.ceil(size) if isinstance(size, float) else size
     return _made("arange", (size,), dtype or _dtype_of([start, stop, step]))
 
 
-def _tensor(values: Any, *, dtype: Dtype | None = None, device: Any = None) -> Any:
+def _tensor(values: Any, *, dtype: ShadowDtype | None = None, device: Any = None) -> Any:
     shape, inner = [], values
     while isinstance(inner, tuple | list):
         shape.append(len(inner))
@@ -86,7 +87,7 @@ def _numbers(values: Any) -> list[Any]:
     return [each for value in values for each in _numbers(value)] if isinstance(values, tuple | list) else [values]
 
 
-def _dtype_of(numbers: Sequence[Any]) -> Dtype:
+def _dtype_of(numbers: Sequence[Any]) -> ShadowDtype:
     """The dtype that torch gives a tensor of these numbers."""
     if not all(isinstance(each, int | float) for each in numbers):
         raise TypeError("numbers")
@@ -95,11 +96,11 @@ def _dtype_of(numbers: Sequence[Any]) -> Dtype:
     return BOOL if all(isinstance(each, bool) for each in numbers) else INT64
 
 
-def _full(size: Sequence[int], fill_value: Any, *, dtype: Dtype | None = None, device: Any = None) -> Any:
+def _full(size: Sequence[int], fill_value: Any, *, dtype: ShadowDtype | None = None, device: Any = None) -> Any:
     return _made("constant", size, dtype or _dtype_of([fill_value]))
 
 
-def _full_like(x: Any, fill_value: Any, *, dtype: Dtype | None = None, device: Any = None) -> Any:
+def _full_like(x: Any, fill_value: Any, *, dtype: ShadowDtype | None = None, device: Any = None) -> Any:
     return _made("constant", x.shape, dtype or x.dtype)
 
 
@@ -108,12 +109,12 @@ def _searchsorted(edges: Any, values: Any, *, right: bool = False) -> Any:
 
 
 def no_grad() -> Any:
-    """Nothing inside is kept, and wants a gradient."""
+    """Save nothing inside the block; its results require no gradient."""
     return tape().set(recording=False)
 
 
 def _autocast(kind: str, enabled: bool = True) -> Any:
-    """As components use it: to turn it off."""
+    """Turn autocast off inside the block, which is all that components use it for."""
     return tape().set(autocast=tape().autocast if enabled else None)
 
 

@@ -1,5 +1,5 @@
 # N rows, E experts; otherwise shapes here are any
-"""What torch keeps of each operation that a forward pass is made of: the shape of the result, and what autograd saves.
+"""torch's operations on shadows: the shape and dtype of each result, and the tensors that autograd saves.
 
 From torch 2.13's derivatives.yaml; tests/test_shadow.py holds each against torch itself. Numbers are saved as numbers,
 so that only tensors matter. `saves` of a product names an operand only where the other one wants a gradient.
@@ -15,7 +15,7 @@ from zoo.costs.shadow.tensor import (
     BOOL,
     FLOAT32,
     INT64,
-    Dtype,
+    ShadowDtype,
     UnknownOperation,
     broadcast,
     dense,
@@ -100,7 +100,7 @@ def _together(
     name: str,
     operands: Sequence[Any],
     saves: Sequence[Any] = (),
-    dtype: Dtype | None = None,
+    dtype: ShadowDtype | None = None,
     saves_result: bool = False,
 ) -> Any:
     """An elementwise operation, broadcast and promoted as torch does: numbers and tensors without dimensions count only
@@ -115,7 +115,7 @@ def _together(
     return operation(name, tensors, shape, dtype, saves=kept, saves_result=saves_result, strides=strides)
 
 
-def _promoted(operands: Sequence[Any]) -> Dtype:
+def _promoted(operands: Sequence[Any]) -> ShadowDtype:
     """Tensors with dimensions decide, then those without, then numbers: the next ones count where of a higher kind."""
     tensors = [each for each in operands if is_shadow(each)]
     levels = (
@@ -131,7 +131,7 @@ def _promoted(operands: Sequence[Any]) -> Dtype:
     return found
 
 
-def _number(value: Any) -> Dtype:
+def _number(value: Any) -> ShadowDtype:
     """The dtype that torch takes a number for."""
     if isinstance(value, bool):
         return BOOL
@@ -226,7 +226,7 @@ def logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
     return operation("logsumexp", [x], _reduced(x, dim, keepdim), x.dtype, saves=[x], saves_result=True)
 
 
-def softmax(x: Any, dim: int, dtype: Dtype | None = None) -> Any:
+def softmax(x: Any, dim: int, dtype: ShadowDtype | None = None) -> Any:
     return operation("softmax", [x], x.shape, dtype or x.dtype, saves_result=True)
 
 
@@ -335,7 +335,7 @@ def _lowered(*tensors: Any) -> list[Any]:
     return [_low(each, low) if is_shadow(each) and each.dtype is FLOAT32 else each for each in tensors]
 
 
-def _low(x: Any, dtype: Dtype) -> Any:
+def _low(x: Any, dtype: ShadowDtype) -> Any:
     copy = x.to(dtype)
     if x.storage.held and x.wants_grad:
         copy.storage.hold()

@@ -15,7 +15,7 @@ from typing import Any
 from zoo import lazy
 from zoo.costs.shadow import names
 from zoo.costs.shadow.operations import fused_attention
-from zoo.costs.shadow.tensor import is_shadow, kept, reached, tape, undone
+from zoo.costs.shadow.tensor import collect_saved, is_shadow, reached, tape, undone
 from zoo.kernels import attend, machine_of
 from zoo.kernels.base import Kernel, Machine
 from zoo.spec import Spec
@@ -47,7 +47,8 @@ _shaded: dict[Any, Any] = {}
 
 
 def shaded(value: Any) -> Any:
-    """A name's value as a pass on shadows wants it; what has nothing to do with tensors as it is."""
+    """Replace torch in a value: in a function's globals, a class's methods, a component's fields. What uses no tensors
+    comes back unchanged."""
     if isinstance(value, ModuleType | _LAZY):
         return _module(value)
     if (path := _torch_path(value)) is not None:
@@ -129,7 +130,7 @@ def _core(attend_on_shadows: Any) -> Any:
             result = attend_on_shadows(*given, **options)
         if moment.selective and result.wants_grad:
             tensors = [each for each in (*given, *options.values()) if is_shadow(each)]
-            work = sum(each.nbytes for each in kept(reached([result], begun)))
+            work = sum(each.nbytes for each in collect_saved(reached([result], begun)))
             undone(result, "core", [each for each in tensors if each.wants_grad], tensors, work)
         return result
 

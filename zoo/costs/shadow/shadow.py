@@ -16,8 +16,8 @@ from zoo.costs.shadow.tensor import (
     NEEDS_VALUES,
     WRITES,
     Core,
-    Device,
-    Dtype,
+    ShadowDevice,
+    ShadowDtype,
     UnknownOperation,
     broadcast,
     elementwise_strides,
@@ -133,7 +133,7 @@ class Shadow(Core):
         return self if self.is_contiguous() else operation("copy", [self], self.shape, self.dtype)
 
     def __getitem__(self, index: Any) -> Any:
-        items = index if isinstance(index, tuple) else (index,)
+        items: Any = index if isinstance(index, tuple) else (index,)
         at = next((place for place, item in enumerate(items) if item is ...), None)
         if at is not None:
             given = sum(item is not None and item is not ... for item in items)
@@ -167,9 +167,10 @@ class Shadow(Core):
     # ------------------------------------------------------------ dtypes
 
     def to(self, target: Any) -> Any:
-        if not (isinstance(target, Dtype | Device | str) or is_shadow(target)):
+        if not (isinstance(target, ShadowDtype | ShadowDevice | str) or is_shadow(target)):
             raise UnknownOperation(f"to({type(target).__name__})")
-        dtype = target if isinstance(target, Dtype) else target.dtype if is_shadow(target) else self.dtype
+        given: Any = target
+        dtype = given if isinstance(given, ShadowDtype) else given.dtype if is_shadow(given) else self.dtype
         if dtype is self.dtype:
             return self
         strides = elementwise_strides(self.shape, [self])
@@ -187,7 +188,7 @@ class Shadow(Core):
     def bool(self) -> Any:
         return self.to(BOOL)
 
-    def new_zeros(self, *shape: Any, dtype: Dtype | None = None) -> Any:
+    def new_zeros(self, *shape: Any, dtype: ShadowDtype | None = None) -> Any:
         return fresh(_flat(shape), dtype or self.dtype, tape().name("zeros"))
 
     new_ones = new_empty = new_zeros

@@ -1,5 +1,5 @@
 # B batch, T tokens, S keys: shapes here are any
-"""Shadows: tensors of a shape and a dtype without values, which note what autograd keeps of what is done to them.
+"""Shadows: tensors with a shape and a dtype but no values. Operations on them note what autograd saves.
 
 `operation` is the one place where a result is made: it says which tensors torch saves for the backward pass of that
 operation (torch's derivatives.yaml), and the tape keeps their storages, each once, as torch's memory does. Views share
@@ -52,7 +52,7 @@ def named_failures(component: str) -> Iterator[None]:
         raise UnknownOperation(component, why) from error
 
 
-class Dtype:
+class ShadowDtype:
     """A dtype of torch's: `rank` is 0 for bool, 1 for integers, 2 for floats (a higher one wins a promotion)."""
 
     def __init__(self, name: str, itemsize: int, rank: int) -> None:
@@ -66,12 +66,12 @@ class Dtype:
         return self.rank == 2
 
 
-BOOL, INT32, INT64 = Dtype("bool", 1, 0), Dtype("int32", 4, 1), Dtype("int64", 8, 1)
-FLOAT8 = Dtype("float8_e4m3fn", 1, 2)
-BFLOAT16, FLOAT16, FLOAT32 = Dtype("bfloat16", 2, 2), Dtype("float16", 2, 2), Dtype("float32", 4, 2)
+BOOL, INT32, INT64 = ShadowDtype("bool", 1, 0), ShadowDtype("int32", 4, 1), ShadowDtype("int64", 8, 1)
+FLOAT8 = ShadowDtype("float8_e4m3fn", 1, 2)
+BFLOAT16, FLOAT16, FLOAT32 = ShadowDtype("bfloat16", 2, 2), ShadowDtype("float16", 2, 2), ShadowDtype("float32", 4, 2)
 
 
-def promote(*dtypes: Dtype) -> Dtype:
+def promote(*dtypes: ShadowDtype) -> ShadowDtype:
     """The dtype that holds values of all: the highest rank, there the widest; two halves of 16 bits meet in float32."""
     rank = max(dtype.rank for dtype in dtypes)
     top = [dtype for dtype in dtypes if dtype.rank == rank]
@@ -79,7 +79,7 @@ def promote(*dtypes: Dtype) -> Dtype:
     return FLOAT32 if {BFLOAT16, FLOAT16} <= set(top) and widest.itemsize == 2 else widest
 
 
-class Device:
+class ShadowDevice:
     """Where the pass would run: "cuda" has fused norms and attention, "cpu" composes some of them."""
 
     def __init__(self, kind: str) -> None:
@@ -87,19 +87,19 @@ class Device:
 
 
 class Storage:
-    """The memory of a tensor and its views, of which the tape counts how much there is at once. `held` is what no pass
-    makes: a weight, a buffer."""
+    """The memory that a tensor shares with its views. The tape counts the bytes that are alive at once, without those
+    that are `held`: weights, buffers, a cache."""
 
     __slots__ = ("_tape", "dtype", "held", "name", "nbytes", "shape")
 
-    def __init__(self, name: str, shape: Shape, dtype: Dtype, *, held: bool = False) -> None:
+    def __init__(self, name: str, shape: Shape, dtype: ShadowDtype, *, held: bool = False) -> None:
         self.name, self.shape, self.dtype, self.held = name, shape, dtype, held
         self.nbytes = math.prod(shape) * dtype.itemsize
         self._tape = tape()
         self._tape.count(0 if held else self.nbytes)
 
     def hold(self) -> None:
-        """Makes it none of the pass's."""
+        """Stop counting it: from now on it belongs to the model or its cache."""
         if not self.held:
             self.held = True
             self._tape.count(-self.nbytes)
@@ -108,8 +108,8 @@ class Storage:
         self._tape.count(0 if self.held else -self.nbytes)
 
 
-class Source(NamedTuple):
-    """An input that a gradient is wanted for: the operation it came of, or a leaf's memory, and its bytes."""
+class GradientTarget(NamedTuple):
+    """An input that requires a gradient: the operation that made it, or a leaf's memory, and its bytes."""
 
     node: Node | None
     leaf: Storage | None
@@ -122,7 +122,7 @@ class Node:
     __slots__ = ("index", "name", "nbytes", "saves", "sources", "work")
 
     def __init__(
-        self, name: str, index: int, saves: list[Storage], sources: list[Source], nbytes: int, work: int
+        self, name: str, index: int, saves: list[Storage], sources: list[GradientTarget], nbytes: int, work: int
     ) -> None:
         self.name, self.index, self.saves, self.sources = name, index, saves, sources
         self.nbytes, self.work = nbytes, work
@@ -134,7 +134,12 @@ class Tape:
     `autocast` is the dtype that products take, if any, `unknown` the first operation that could not be followed."""
 
     def __init__(
-        self, device: Device, selective: bool, autocast: Dtype | None, training: bool = True, recording: bool = True
+        self,
+        device: ShadowDevice,
+        selective: bool,
+        autocast: ShadowDtype | None,
+        training: bool = True,
+        recording: bool = True,
     ) -> None:
         self.device, self.selective, self.autocast = device, selective, autocast
         self.training, self.recording = training, recording
@@ -143,12 +148,12 @@ class Tape:
         self.operations = self.live = self.most = 0
 
     def count(self, nbytes: int) -> None:
-        """So many bytes more are there, or fewer."""
+        """Add to the live bytes; a negative number frees some."""
         self.live += nbytes
         self.most = max(self.most, self.live)
 
     def begin(self) -> tuple[int, int]:
-        """The operations so far, and the bytes that are live: `most` counts from here."""
+        """Reset `most` to the live bytes; return the number of operations so far, and the live bytes."""
         self.most = self.live
         return self.operations, self.live
 
@@ -157,7 +162,7 @@ class Tape:
 
     @contextmanager
     def set(self, **changes: Any) -> Iterator[None]:
-        """What happens inside is recorded otherwise."""
+        """Change fields of the tape inside the block."""
         before = {name: getattr(self, name) for name in changes}
         vars(self).update(changes)
         try:
@@ -167,7 +172,7 @@ class Tape:
 
     @contextmanager
     def inside(self, name: str) -> Iterator[None]:
-        """What happens inside is a part's of that name."""
+        """Prefix the names of tensors made inside the block with a part's name."""
         if not name:
             yield
             return
@@ -182,7 +187,7 @@ _TAPE: ContextVar[Tape] = ContextVar("tape")
 
 
 def tape() -> Tape:
-    """The tape of the pass that runs."""
+    """Return the tape of the running pass."""
     return _TAPE.get()
 
 
@@ -191,12 +196,12 @@ def taping(
     device: str,
     *,
     selective: bool = False,
-    autocast: Dtype | None = None,
+    autocast: ShadowDtype | None = None,
     training: bool = True,
     recording: bool = True,
 ) -> Iterator[Tape]:
     """Start a pass on shadows, in this thread alone; `recording` says whether gradients are wanted."""
-    token = _TAPE.set(Tape(Device(device), selective, autocast, training, recording))
+    token = _TAPE.set(Tape(ShadowDevice(device), selective, autocast, training, recording))
     try:
         yield _TAPE.get()
     finally:
@@ -222,7 +227,7 @@ class Core:
         Core.made_as = cls
 
     def __init__(
-        self, shape: Shape, strides: Shape, dtype: Dtype, storage: Storage, grad: bool, node: Node | None = None
+        self, shape: Shape, strides: Shape, dtype: ShadowDtype, storage: Storage, grad: bool, node: Node | None = None
     ) -> None:
         self.shape, self.strides, self.dtype, self.storage = shape, strides, dtype, storage
         self.wants_grad, self.node = grad, node
@@ -233,7 +238,7 @@ class Core:
         raise UnknownOperation(name)
 
     @property
-    def device(self) -> Device:
+    def device(self) -> ShadowDevice:
         return tape().device
 
     @property
@@ -278,7 +283,7 @@ class Core:
         return dim % len(self.shape)
 
     def as_view(self, shape: Iterable[int], strides: Iterable[int]) -> Any:
-        """The same memory, seen otherwise."""
+        """Return a view: other shape and strides, the same memory."""
         grad = self.wants_grad and tape().recording
         return type(self)(tuple(shape), tuple(strides), self.dtype, self.storage, grad, self.node if grad else None)
 
@@ -288,14 +293,14 @@ class Core:
 
 def fresh(
     shape: Sequence[int],
-    dtype: Dtype,
+    dtype: ShadowDtype,
     name: str = "",
     *,
     grad: bool = False,
     strides: Shape | None = None,
     held: bool = False,
 ) -> Any:
-    """A tensor with memory of its own, or of a weight or a buffer that is `held` all along."""
+    """Make a tensor with memory of its own; `held` for a weight, a buffer or a cache."""
     shape = tuple(shape)
     storage = Storage(name, shape, dtype, held=held)
     return Core.made_as(shape, dense(shape) if strides is None else strides, dtype, storage, grad)
@@ -305,13 +310,13 @@ def operation(
     name: str,
     inputs: Iterable[Any],
     shape: Sequence[int],
-    dtype: Dtype,
+    dtype: ShadowDtype,
     *,
     saves: Iterable[Any] = (),
     saves_result: bool = False,
     strides: Shape | None = None,
 ) -> Any:
-    """The result of an operation on `inputs`, of which autograd saves `saves` if a gradient is wanted for one."""
+    """Make the result of an operation on `inputs`. Autograd saves `saves` if an input requires a gradient."""
     moment = tape()
     moment.operations += 1
     given = [each for each in inputs if is_shadow(each) and each.wants_grad]
@@ -323,19 +328,19 @@ def operation(
 
 
 def undone(result: Any, name: str, inputs: Iterable[Any], saves: Iterable[Any], work: int = 0) -> None:
-    """Notes how the backward pass gets from a result to what it was made of."""
+    """Note an operation for the backward pass: its inputs, and the tensors it saves."""
     saved = [each.storage for each in saves if not each.storage.held]
     sources = [source_of(each) for each in inputs]
     result.node = Node(name, tape().operations, saved, sources, result.nbytes, work)
 
 
-def source_of(tensor: Any) -> Source:
-    """A tensor as what a gradient goes to. Only a leaf's memory stays for it."""
-    return Source(tensor.node, None if tensor.node else tensor.storage, tensor.nbytes)
+def source_of(tensor: Any) -> GradientTarget:
+    """Return where a tensor's gradient goes. Only a leaf's memory is kept alive for it."""
+    return GradientTarget(tensor.node, None if tensor.node else tensor.storage, tensor.nbytes)
 
 
 def reached(roots: Iterable[Any], since: int = 0) -> list[Node]:
-    """The operations after the one numbered `since` that a backward pass from `roots` undoes, first to last.
+    """Find the operations after number `since` that a backward pass from `roots` goes through, first to last.
 
     What leads to none of the roots is not among them: torch frees it as soon as its result is gone.
     """
@@ -349,8 +354,8 @@ def reached(roots: Iterable[Any], since: int = 0) -> list[Node]:
     return [found[index] for index in sorted(found)]
 
 
-def kept(nodes: Iterable[Node]) -> dict[Storage, None]:
-    """The memory that operations save, each once, in their order."""
+def collect_saved(nodes: Iterable[Node]) -> dict[Storage, None]:
+    """Collect the memory that operations save, each storage once, in their order."""
     return {storage: None for node in nodes for storage in node.saves}
 
 

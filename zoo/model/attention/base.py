@@ -110,6 +110,6 @@ class SoftmaxAttention(Attention):
         one that all layers share."""
         if not self.position.per_layer:
             return step.bias
-        assert step.columns is not None
-        queries, keys = step.columns
+        assert step.index is not None
+        queries, keys = step.index
         return self.position.bias(m.position, self.n_heads, queries, keys, step.mask.causal)

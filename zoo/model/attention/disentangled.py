@@ -112,8 +112,8 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
 
     def prepare(self, m: Weights, step: Step) -> None:
         if self.types:
-            assert isinstance(self.position, RelativePosition) and step.columns is not None
-            step.extra["relative"] = self.position.look_up(m, *step.columns)
+            assert isinstance(self.position, RelativePosition) and step.index is not None
+            step.extra["relative"] = self.position.look_up(m, *step.index)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in (m.q, m.k, m.v))  # B T H C

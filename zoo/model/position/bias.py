@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class ALiBi(Position, kind="alibi"):
     """Scores fall linearly with distance, at a slope of each head's own (Press et al., 2021): 2^(−8h/H), h = 1…H.
 
-    For H not a power of two: the slopes of the next lower power, then every other one of the power above. (MPT's code
-    begins from the power above, and gets the same.) The bias is multiplied by `scale` (Falcon: 1/√head_dim). With
+    For H not a power of two: the slopes of the next lower power, then every other one of the power above (MPT's code
+    starts from the power above and gets the same). The bias is multiplied by `scale` (Falcon: 1/√head_dim). With
     `rounded` slope × key position is in bfloat16, as Falcon was trained.
     """
 
