@@ -36,12 +36,21 @@ def run(args: Sequence[str]) -> int:
     except ZooError as error:
         faults = error.faults if isinstance(error, ConfigError) else [str(error)]
         return _refuse(faults, error.exit_code, debug)
+    except OSError as error:  # a full disk, a file that may not be read: the system's fault, not the command's
+        return _refuse([_describe_os_error(error)], ZooError.exit_code, debug)
     except usage_error as error:
-        return _refuse([_usage(error)], error.exit_code, debug)
+        return _refuse([_describe_usage_error(error)], error.exit_code, debug)
 
 
-def _usage(error: Any) -> str:
-    """click's message; for an argument that is missing, what it takes."""
+def _describe_os_error(error: OSError) -> str:
+    """Say which file could not be read or written, and why. Our own text, where zoo wrote the error, stays as it is."""
+    if error.strerror is None:
+        return str(error) or type(error).__name__
+    return f"{error.filename or 'file'}: cannot be read or written, found {error.strerror}"
+
+
+def _describe_usage_error(error: Any) -> str:
+    """Return click's message; for an argument that is missing, say what it takes."""
     parameter = getattr(error, "param", None)
     if type(error).__name__ != "MissingParameter" or parameter is None:
         return error.format_message()

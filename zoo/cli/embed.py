@@ -88,9 +88,8 @@ def _jsonl(texts: list[str], vectors: Tensor) -> str:
 
 
 def _save(out: Path, texts: list[str], vectors: Tensor) -> None:
-    """Whole or not at all."""
-    from safetensors.torch import save_file
-
+    """Write the vectors to a file atomically, in the format of its suffix."""
+    from zoo.checkpoint.files import write_tensors
     from zoo.disk import replace_file
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +100,6 @@ def _save(out: Path, texts: list[str], vectors: Tensor) -> None:
             with draft.open("wb") as stream:
                 numpy.save(stream, vectors.numpy())
         elif out.suffix == ".safetensors":
-            save_file({"embeddings": vectors.contiguous()}, draft)
+            write_tensors({"embeddings": vectors}, draft)
         else:
             draft.write_text(_jsonl(texts, vectors), encoding="utf-8")

@@ -9,11 +9,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.errors import ConfigError, did_you_mean
-from zoo.grammar.keys import KNOWN, OWN, TOWER_DEFAULTS, TOWERS
+from zoo.grammar.keys import BASES, KNOWN, OWN, TOWER_DEFAULTS, TOWERS
 from zoo.grammar.patches import lay_patch
 from zoo.grammar.pattern import get_kinds, lay_kind, read_pattern
 from zoo.grammar.resolvers import find_unresolvable, record_reads
 from zoo.model.tower import EncoderDecoder
+from zoo.spec.faults import no_such_kind, not_a_node
 
 
 class TowerNode:
@@ -37,7 +38,9 @@ class TowerNode:
             raise ConfigError(*problems, *(self.prefix + fault for fault in unresolvable))
 
     def read(self, problems: list[str], asked: set[str]) -> dict[str, Any]:
-        """The plain data of this tower. Keys of its layer patches that nothing reads are added to `problems`."""
+        """Read the tower as plain data. Adds to `problems` the axes whose kind does not exist, and the keys of layer
+        patches that nothing reads."""
+        problems += self._find_unknown_kinds()
         tree = read_fields(self.root, OWN)
         for part in ("embedding", "head"):
             inner = tree.setdefault(part, {})
@@ -50,6 +53,21 @@ class TowerNode:
                 blocks[kind] = to_plain(scope, "block")
         problems += [self.prefix + fault for fault in self._find_unread(read, asked)]
         return {**tree, "blocks": blocks, "pattern": tuple(self.names)}
+
+    def _find_unknown_kinds(self) -> list[str]:
+        """Axes that choose no kind there is. One that no layer reads may stand, to be swapped in, and nothing else
+        would look at it."""
+        faults = []
+        for axis, base in BASES.items():
+            node, fault = self.root.get(axis), None
+            if isinstance(node, DictConfig):
+                if (kind := node.get("kind")) not in base.kinds:
+                    fault = no_such_kind(base, kind)
+            elif node is not None:
+                fault = not_a_node(base, node)
+            if fault is not None:
+                faults.append(f"{self.prefix if axis in self.patch else ''}{axis}: {fault.message()}")
+        return faults
 
     def _find_unread(self, read: Mapping[str, set[str]], asked: set[str]) -> list[str]:
         """Keys of a layer patch that its layers do not read: they would change nothing."""

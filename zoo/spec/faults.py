@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -49,6 +49,23 @@ def unknown_field(choice: type[Spec], name: str, names: set[str]) -> InitErrorDe
     hint = did_you_mean(name, names) or f" (it has: {', '.join(sorted(names)) or 'none'})"
     text = "{axis} '{kind}' has no such field{hint}"
     return {"type": _fault(text, axis=choice.axis, kind=choice.kind, hint=hint), "loc": (name,), "input": None}
+
+
+def booleans_as_numbers(
+    choice: type[Spec], fields: Mapping[str, Any], error: ValidationError
+) -> list[InitErrorDetails]:
+    """The fields given true or false that pydantic read as 1 or 0, where the component then refused itself.
+
+    `n_heads: true` beside `n_kv_heads: 2` is no multiple, but that is not what has to be mended.
+    """
+    if any(item["loc"] for item in error.errors(include_url=False)):  # faults of fields: the component never reckoned
+        return []
+    types = {field.name: str(field.type) for field in choice.fields()}
+    found = [name for name, value in fields.items() if isinstance(value, bool) and "bool" not in types.get(name, "bool")]
+    return [
+        {"type": _fault("must be a number, found {value}", value=str(fields[name])), "loc": (name,), "input": None}
+        for name in found
+    ]
 
 
 def detail(choice: type[Spec], item: Any) -> InitErrorDetails:

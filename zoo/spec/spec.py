@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import core_schema
 
 from zoo.errors import ConfigError
-from zoo.spec.faults import detail, no_such_kind, not_a_node, refusal, unknown_field
+from zoo.spec.faults import booleans_as_numbers, detail, no_such_kind, not_a_node, refusal, unknown_field
 from zoo.spec.parts import Group, Part, Sized, Stack
 
 
@@ -107,7 +107,8 @@ class Spec:
         try:
             spec = choice(**{name: value for name, value in fields.items() if name in names})
         except ValidationError as error:
-            details += [detail(choice, item) for item in error.errors(include_url=False)]
+            found = booleans_as_numbers(choice, fields, error)
+            details += found or [detail(choice, item) for item in error.errors(include_url=False)]
         if details:
             raise ValidationError.from_exception_data(choice.kind, details)
         return spec
