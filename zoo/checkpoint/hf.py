@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.files import INDEX, SINGLE, Header, Reader, headers
+from zoo.checkpoint.files import INDEX, SINGLE, Header, Reader, headers, write_tensors
 from zoo.checkpoint.mapping import Entry, entries, matches, worked_out
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.families import family as families
@@ -323,8 +323,6 @@ def _unread(model: Any, body: Body, laid: Sequence[Entry], source: HFSource | No
 
 def _write(model: Any, laid: Sequence[Entry], folder: Path, shard: int, spare: Mapping[str, Tensor]) -> None:
     """The tensors under their names, in files of at most `shard` bytes; the last has those that are `spare` as well."""
-    from safetensors.torch import save_file
-
     held = model.state_dict()
     sizes = [sum(held[name].nbytes for name in entry.ours) for entry in laid]
     groups: list[list[Entry]] = [[]]
@@ -343,11 +341,7 @@ def _write(model: Any, laid: Sequence[Entry], folder: Path, shard: int, spare: M
             key: each.contiguous() for entry, parts in made for key, each in zip(entry.theirs, parts, strict=True)
         }
         written |= spare if group is groups[-1] else {}
-        save_file(
-            {key: each.clone() if _shared(each) else each for key, each in written.items()},
-            folder / name,
-            {"format": "pt"},
-        )
+        write_tensors({key: each.clone() if _shared(each) else each for key, each in written.items()}, folder / name)
         listed |= dict.fromkeys(written, name)
     if len(groups) > 1:
         index = {"metadata": {"total_size": sum(sizes)}, "weight_map": listed}
