@@ -30,7 +30,7 @@ from zoo.kernels.base import Machine
 from zoo.run import fp8
 from zoo.run.builder import build, check_built
 from zoo.training import task as tasks
-from zoo.training.loop import autocast
+from zoo.training.gradient import choose_autocast
 
 needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao (the extra fp8)")
 
@@ -250,7 +250,7 @@ def test_training_in_float8_learns_as_in_bfloat16(overrides):
         optimizer = torch.optim.AdamW(model.decay_groups(0.1), lr=1e-2)
         found = []
         for _ in range(25):
-            with autocast(torch.device("cpu"), "bf16")():
+            with choose_autocast(torch.device("cpu"), "bf16")():
                 logits = model(ids[:, :-1]).logits
             loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
             loss.backward()

@@ -60,11 +60,12 @@ def booleans_as_numbers(
     """
     if any(item["loc"] for item in error.errors(include_url=False)):  # faults of fields: the component never reckoned
         return []
-    types = {field.name: str(field.type) for field in choice.fields()}
-    found = [name for name, value in fields.items() if isinstance(value, bool) and "bool" not in types.get(name, "bool")]
+    takes_bool = {field.name for field in choice.fields() if "bool" in str(field.type)}
+    names = {field.name for field in choice.fields()} - takes_bool
     return [
-        {"type": _fault("must be a number, found {value}", value=str(fields[name])), "loc": (name,), "input": None}
-        for name in found
+        {"type": _fault("must be a number, found {value}", value=str(value)), "loc": (name,), "input": None}
+        for name, value in fields.items()
+        if isinstance(value, bool) and name in names
     ]
 
 

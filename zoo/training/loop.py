@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +23,14 @@ from zoo.lazy import torch
 from zoo.run.threads import ThreadWatch
 from zoo.runs import CHECKPOINTS
 from zoo.training.failures import FORESEEN
+from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_blocks, move_batch
 from zoo.training.log import PICTURE, Records, draw_losses
-from zoo.training.objective import Objective
 from zoo.training.sampling import choose_sampling_kernel
 from zoo.training.settings import TextSample, Training
 from zoo.training.show import Show
 from zoo.training.speed import Clock, Peak
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch import device as Device
     from torch.optim import Optimizer
 
@@ -79,7 +78,7 @@ class Run:
 
     @property
     def autocast(self) -> Autocast:
-        return autocast(self.device, self.settings.arithmetic)
+        return choose_autocast(self.device, self.settings.arithmetic)
 
     def due(self, every: int | None) -> bool:
         """Whether something that happens `every` so many steps, and after the last, happens after this one."""
@@ -144,8 +143,8 @@ def update(run: Run) -> dict[str, Any]:
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     batch = next(run.batches)
-    terms = accumulate(run.model, settings.objective, batch, settings.accumulate, run.autocast)
-    terms["grad_norm"] = clip(list(run.model.parameters()), settings.clip)
+    terms = accumulate_gradient(run.model, settings.objective, batch, settings.accumulate, run.autocast)
+    terms["grad_norm"] = clip_gradient(list(run.model.parameters()), settings.clip)
     run.step += 1
     run.tokens += batch.input_ids.numel()
     if run.device.type == "cpu":  # elsewhere this would wait for the device at each step: `record` looks instead
@@ -153,63 +152,6 @@ def update(run: Run) -> dict[str, Any]:
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     return {**terms, "lr": lr}
-
-
-def accumulate(model: Any, objective: Objective, batch: Batch, parts: int, autocast: Autocast) -> dict[str, Any]:
-    """Add the gradient of the batch's mean loss, one microbatch at a time. Returns the terms of the loss.
-
-    Each microbatch's sum is divided by the targets of the whole batch, so that those with fewer targets weigh less. A
-    model's own losses are means: they are weighted by the microbatch's share of the targets.
-    """
-    device = next(model.parameters()).device
-    total = max(objective.targets(batch), 1)
-    terms: dict[str, Tensor] = {}
-    for part in split_rows(batch, parts):
-        share = objective.targets(part) / total
-        found = objective.backward(model, move_batch(part, device), 1 / total, share, autocast)
-        terms = {name: terms[name] + value if name in terms else value for name, value in found.items()}
-    return terms
-
-
-def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:
-    """Split a batch into microbatches of equally many rows."""
-    size = len(batch.input_ids) // parts
-    return (map_tensors(batch, lambda rows, part=part: rows[part * size : (part + 1) * size]) for part in range(parts))
-
-
-def move_batch(batch: Batch, device: Device) -> Batch:
-    """Copy a batch to a device, without waiting for the copy."""
-    if device.type == "cuda":
-        return map_tensors(batch, lambda rows: rows.pin_memory().to(device, non_blocking=True))
-    return map_tensors(batch, lambda rows: rows.to(device))
-
-
-def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """Apply a function to every tensor of a batch."""
-    documents = None if batch.documents is None else change(batch.documents)
-    return Batch(change(batch.input_ids), change(batch.targets), documents)
-
-
-def clip(parameters: list[Any], most: float | None) -> Tensor:
-    """Scale the gradient down to the norm `most` where its norm is larger. Returns the norm it had."""
-    norm = torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
-    looks = norm.device.type == "cpu"  # reading a norm on another device would wait for it
-    if most is not None and not (looks and norm <= most):
-        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
-    return norm
-
-
-def autocast(device: Device, precision: str) -> Callable[[], AbstractContextManager[Any]]:
-    """The context that forward passes run in: torch.autocast to bf16, or none."""
-    if precision == "fp32":
-        return nullcontext
-    return partial(torch.autocast, device.type, torch.bfloat16)
-
-
-def compile_blocks(model: Any) -> None:
-    """Compile each layer by itself: equal layers share one compilation, so its time does not grow with depth."""
-    for block in model.blocks:
-        block.compile(dynamic=False)
 
 
 def refuse_nonfinite(run: Run, terms: dict[str, Any]) -> None:
