@@ -511,4 +511,4 @@ def test_zsh_is_given_whole_words(line: str, answers: list[str]) -> None:
 
 def test_bashs_pieces_are_joined_to_words() -> None:
     pieces = ["zoo", "train", "model", "=", "a,b", "attention", "@", "model.attention", "=", "m", "x"]
-    assert completing.joined(pieces) == ["zoo", "train", "model=a,b", "attention@model.attention=m", "x"]
+    assert completing.join_pieces(pieces) == ["zoo", "train", "model=a,b", "attention@model.attention=m", "x"]

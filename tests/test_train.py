@@ -21,11 +21,11 @@ from zoo import runs
 from zoo.checkpoint import store
 from zoo.data import Batch, DataSettings, prepare
 from zoo.errors import CheckpointError, ConfigError, ZooError
-from zoo.jobs.plan import planned, task_config
+from zoo.jobs.plan import plan_launch, task_config
 from zoo.paths import conf_dir
 from zoo.run.builder import build
 from zoo.training import loop, objective
-from zoo.training.failures import advise_smaller_batch, is_out_of_memory, training_peak
+from zoo.training.failures import advise_smaller_batch, is_out_of_memory, price_training_peak
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient
 from zoo.training.objective import IGNORED, NextToken
 from zoo.training.optim import AdamW
@@ -54,7 +54,7 @@ def config(corpus):
     """Composes the packaged training config with TINY and a test's own overrides laid over it."""
 
     def compose(*overrides):
-        with planned([*TINY, f"data.path={corpus}", *overrides], check=False) as plan:
+        with plan_launch([*TINY, f"data.path={corpus}", *overrides], check=False) as plan:
             return task_config(plan.jobs[0])
 
     return compose
@@ -498,7 +498,7 @@ def test_torchs_own_allocator_is_understood():
 
 def test_what_fits_is_said_as_the_exact_price_has_it(config):
     plan = plan_training(config("batch_size=8", "accumulate=1"))
-    peaks = {rows: training_peak(plan.settings, plan.spec, rows) for rows in (1, 2, 4, 8)}
+    peaks = {rows: price_training_peak(plan.settings, plan.spec, rows) for rows in (1, 2, 4, 8)}
     assert sorted(peaks.values()) == list(peaks.values())
     advice = [advise_smaller_batch(plan.settings, plan.spec, peaks[rows]) for rows in (4, 2, 1)]
     assert [each.split(" ")[0] for each in advice] == ["accumulate=2", "accumulate=4", "accumulate=8"]

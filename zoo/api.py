@@ -13,9 +13,9 @@ def stats(config: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[str,
     `setup` are fields of `zoo.costs.Setup`: context, batch, dtype, optimizer, gpu and so on.
     """
     from zoo.costs import price
-    from zoo.run.builder import as_spec
+    from zoo.run.builder import load_spec
 
-    return price(as_spec(config, list(overrides)), _setup(setup))
+    return price(load_spec(config, list(overrides)), _setup(setup))
 
 
 def diff(a: Any, b: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[str, Any]:
@@ -23,9 +23,9 @@ def diff(a: Any, b: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[st
     its value in `a` and in `b`, their `delta` and the `relative` difference."""
     from zoo.analysis import compare
     from zoo.costs import price
-    from zoo.run.builder import as_spec
+    from zoo.run.builder import load_spec
 
-    first, second = (as_spec(config, list(overrides)) for config in (a, b))
+    first, second = (load_spec(config, list(overrides)) for config in (a, b))
     return compare.compare_specs(first, second, [price(spec, _setup(setup)) for spec in (first, second)])
 
 
@@ -47,10 +47,10 @@ def train(
     `config` is a packaged model or the path of a YAML file, `recipe` a whole training config to start from (`-c`).
     """
     from zoo.errors import ConfigError
-    from zoo.jobs.plan import planned
+    from zoo.jobs.plan import plan_launch
 
     chosen = [] if config is None else [f"model='{config}'"]
-    with planned([*chosen, *overrides], config=None if recipe is None else Path(recipe)) as plan:
+    with plan_launch([*chosen, *overrides], config=None if recipe is None else Path(recipe)) as plan:
         if plan.sweeps:
             raise ConfigError("hydra.mode: a sweep is for `zoo train -m` (one value each)")
         return plan.run()

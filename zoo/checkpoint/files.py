@@ -45,7 +45,7 @@ class Header:
     name: str | None = None
 
 
-def headers(folder: Path) -> dict[str, Header]:
+def read_headers(folder: Path) -> dict[str, Header]:
     """List every tensor of a folder from the headers alone. Raises CheckpointError."""
     if (folder / INDEX).is_file():
         return _indexed(folder, folder / INDEX)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.files import INDEX, SINGLE, Header, Reader, headers, write_tensors
+from zoo.checkpoint.files import INDEX, SINGLE, Header, Reader, read_headers, write_tensors
 from zoo.checkpoint.mapping import Entry, entries, matches, worked_out
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.families import family as families
@@ -57,7 +57,7 @@ def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
     if config.get("quantization_config"):
         fault = "quantization_config: its weights are quantised (the unquantised checkpoint)"
         raise CheckpointError(f"{file}: {fault}")
-    family, listed = families.family_of_config(config, str(file)), headers(folder)
+    family, listed = families.family_of_config(config, str(file)), read_headers(folder)
     stated = {
         k: v for name, fields in family.present.items() if name in listed for k, v in fields.items() if k not in config
     }
@@ -172,12 +172,12 @@ def load(folder: Path, dtype: Any = None, device: str = "cpu") -> Any:
     Tensors that are ours as they are stay mapped into memory until they are used; others are made one by one. Raises
     CheckpointError, a line for each thing that is wrong, before any weight is read.
     """
-    from zoo.run.builder import build, pick_device, torch_dtype
+    from zoo.run.builder import build, pick_device, resolve_dtype
 
     source, found = open_folder(folder)
     spec = spec_of(source.body)
     laid = lay(source, spec, found)
-    where, kind = pick_device(device), None if dtype is None else torch_dtype(dtype)
+    where, kind = pick_device(device), None if dtype is None else resolve_dtype(dtype)
     model = build(spec, device="meta")
     with Reader(folder, found) as reader:
         for name, tensor in _ours(laid, reader, source):
@@ -314,7 +314,7 @@ def _unread(model: Any, body: Body, laid: Sequence[Entry], source: HFSource | No
     named = {ours.replace("~", body.prefix): theirs.replace("~", body.prefix) for ours, theirs in rows.items()}
     spare = {name: other for name, other in named.items() if name not in holders and (other in holders or not other)}
     if spare and source is not None and is_folder(source.folder):
-        found = _named(headers(source.folder), body)
+        found = _named(read_headers(source.folder), body)
         with Reader(source.folder, found) as reader:
             return {name: reader[name].clone() for name in spare if name in found}
     held = model.state_dict()

@@ -21,13 +21,13 @@ def run(args: Sequence[str]) -> int:
     """The exit code of one command line. Faults go to stderr, one line each; `--debug` adds the trace."""
     import typer
 
-    from zoo.cli.app import command
+    from zoo.cli.app import make_command
     from zoo.errors import ConfigError, ZooError
 
     args, debug = _without_debug(list(args) or ["--help"])
     usage_error: Any = typer.BadParameter.__bases__[0].__bases__[0]  # click's own class, which Typer keeps in private
     try:
-        return command().main(args, prog_name="zoo", standalone_mode=False) or 0
+        return make_command().main(args, prog_name="zoo", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:  # `zoo list | head`: nobody is listening any more

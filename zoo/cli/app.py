@@ -69,7 +69,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def command() -> Any:
+def make_command() -> Any:
     """The whole command line, as click understands it."""
     app = typer.Typer(cls=Verbs, **SETTINGS)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.cli.common import Overrides, Target, composed
+from zoo.cli.common import Overrides, Target, compose_target
 
 
 class WeightDtype(StrEnum):
@@ -43,15 +43,15 @@ def run(
     from zoo.errors import ConfigError
     from zoo.run.builder import build, pick_device
 
-    spec = spec_of_composed(composed(target, overrides))
+    spec = spec_of_composed(compose_target(target, overrides))
     place = pick_device(device)
     if out is not None and place.type == "meta":
         raise ConfigError("out: a model on meta has no weights to write (use --device cpu)")
-    kernels = kernel_lines(spec, place, dtype.value, kernel)
+    kernels = describe_kernels(spec, place, dtype.value, kernel)
     model = build(spec, device=device, dtype=dtype.value, kernel=kernel)
     print(report.columns([("module", "kind", "shape", "parameters"), *report.module_rows(target, model)], right=(3,)))
     print()
-    print("\n".join([*kernels, *memory_lines(model, spec, dtype.value)]))
+    print("\n".join([*kernels, *describe_memory(model, spec, dtype.value)]))
     if out is not None:
         from zoo.checkpoint import store
 
@@ -59,7 +59,7 @@ def run(
         print(f"written: {out}")
 
 
-def kernel_lines(spec: Any, device: Any, dtype: str, kernel: str) -> list[str]:
+def describe_kernels(spec: Any, device: Any, dtype: str, kernel: str) -> list[str]:
     """The kernel by which each kind of layer reads tokens there, its call, and why those tried before it would not do.
 
     Raises KernelError for a kernel that there is not, or that cannot.
@@ -106,10 +106,10 @@ def _places(spec: Any) -> Iterator[tuple[str, Any, str]]:
             yield place if several else "", tower, kind
 
 
-def memory_lines(model: Any, spec: Any, dtype: str) -> list[str]:
+def describe_memory(model: Any, spec: Any, dtype: str) -> list[str]:
     """What the weights take, what generating and training are estimated to take, and that built equals counted."""
     from zoo import costs, report
-    from zoo.run.memory import peak_memory
+    from zoo.run.memory import read_peak_memory
 
     held = sum(p.numel() for p in model.parameters())
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -119,7 +119,7 @@ def memory_lines(model: Any, spec: Any, dtype: str) -> list[str]:
         f"built {held:,} parameters on {place}, as counted",
         f"weights: {report.size(weights)}" + (" (none allocated on meta)" if place.type == "meta" else ""),
     ]
-    if (peak := peak_memory(place)) is not None:
+    if (peak := read_peak_memory(place)) is not None:
         lines.append(f"peak while building: {report.size(peak)}")
     if "generate_peak" in memory:
         lines.append(f"peak generating {spec.max_seq_len:,} tokens, estimated: {report.size(memory['generate_peak'])}")

@@ -36,7 +36,7 @@ Cfg = Annotated[ConfigPart | None, typer.Option("--cfg", help="Print the compose
 Resolve = Annotated[bool, typer.Option("--resolve", help="Print the composed YAML, its interpolations resolved.")]
 
 
-def composed(target: str, overrides: Sequence[str] | None) -> Composed:
+def compose_target(target: str, overrides: Sequence[str] | None) -> Composed:
     """The composed model; what is doubtful but no fault is said on stderr."""
     from zoo.compose.targets import compose_model
 

@@ -41,12 +41,12 @@ def _line(incomplete: str) -> tuple[list[str], str, str]:
     if "COMP_WORDS" not in os.environ:
         return os.environ.get("_TYPER_COMPLETE_ARGS", "").split(), incomplete, incomplete
     pieces = os.environ["COMP_WORDS"].split("\n")[: int(os.environ["COMP_CWORD"]) + 1]
-    *words, word = joined(pieces) or [""]
+    *words, word = join_pieces(pieces) or [""]
     sent = pieces[-1] if pieces and pieces[-1] not in ("=", "@") else ""
     return words, word, sent
 
 
-def joined(pieces: Sequence[str]) -> list[str]:
+def join_pieces(pieces: Sequence[str]) -> list[str]:
     """bash's pieces as whole words again."""
     words: list[str] = []
     for index, piece in enumerate(pieces):

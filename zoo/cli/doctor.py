@@ -145,7 +145,7 @@ def _cuda(torch: Any, index: int) -> str:
 def _memory() -> str:
     from zoo import report
     from zoo.lazy import torch
-    from zoo.run.memory import free_memory
+    from zoo.run.memory import read_free_memory
 
-    free = free_memory(torch.device("cpu"))
+    free = read_free_memory(torch.device("cpu"))
     return "free memory unknown" if free is None else f"{report.size(free)} free"

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from zoo.cli.showing import Shown, distinct
+from zoo.cli.showing import Shown, shorten_labels
 
 EXPLAINED = ("name", "formula", "values", "result", "unit", "source")
 VERIFIED = ("name", "counted", "found", "equal", "note")
@@ -27,7 +27,7 @@ def prove(
     from zoo import report
 
     found = [_proved(spec, figures, setup, explain, verify) for spec, figures in zip(specs, priced, strict=True)]
-    labels = distinct(targets)
+    labels = shorten_labels(targets)
     if shown is Shown.json:
         many = [{"model": label, **each} for label, each in zip(labels, found, strict=True)]
         print(report.as_json(found[0] if len(found) == 1 else many))

@@ -45,7 +45,7 @@ SPELLED = {"train_tokens": "--tokens"}
 SHORT = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
 
-def amount(text: str | float, setting: str = "tokens", example: str = "1e12, 300B or 15T") -> float:
+def read_amount(text: str | float, setting: str = "tokens", example: str = "1e12, 300B or 15T") -> float:
     """`15T` or `1e12` as a number. Raises ConfigError."""
     match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([KMBGT]?)", str(text).strip(), re.IGNORECASE)
     if match is None:
@@ -92,7 +92,7 @@ def _option(field: Any, hint: Any) -> inspect.Parameter:
 
 
 def _tokens(text: str) -> float:
-    return amount(text)
+    return read_amount(text)
 
 
 def _beginning(words: tuple[str, ...]) -> Callable[[str], list[str]]:

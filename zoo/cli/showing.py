@@ -32,7 +32,7 @@ Markdown = Annotated[bool, typer.Option("--md", help="A table as GitHub reads it
 Plot = Annotated[Path | None, typer.Option(help="Draw the figures into a .png or .svg file.")]
 
 
-def one_format(as_json: bool, as_csv: bool, as_md: bool) -> Shown:
+def choose_format(as_json: bool, as_csv: bool, as_md: bool) -> Shown:
     """The format that was asked for. Raises ConfigError for two of them."""
     asked = [shown for wanted, shown in ((as_json, Shown.json), (as_csv, Shown.csv), (as_md, Shown.md)) if wanted]
     if len(asked) > 1:
@@ -40,7 +40,7 @@ def one_format(as_json: bool, as_csv: bool, as_md: bool) -> Shown:
     return asked[0] if asked else Shown.text
 
 
-def targets_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The models among the arguments, and the overrides: what has an `=`, or begins with `~` or `+`.
 
     The path of a file that there is may hold an `=` too. Raises ConfigError when no model is named.
@@ -57,15 +57,15 @@ def _is_override(word: str) -> bool:
     return word.startswith(("~", "+")) or ("=" in word and not path)
 
 
-def specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
+def load_specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
     """The Spec of each model under the overrides. Raises ConfigError with the faults of all of them."""
-    from zoo.cli.common import composed
+    from zoo.cli.common import compose_target
     from zoo.compose.targets import spec_of_composed
 
     found, faults = [], []
     for target in targets:
         try:
-            found.append(spec_of_composed(composed(target, overrides)))
+            found.append(spec_of_composed(compose_target(target, overrides)))
         except ConfigError as error:
             alone = len(targets) == 1 or all(fault.startswith(target) for fault in error.faults)
             faults += error.faults if alone else [f"{target}: {fault}" for fault in error.faults]
@@ -74,7 +74,7 @@ def specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
     return found
 
 
-def distinct(labels: Sequence[str]) -> list[str]:
+def shorten_labels(labels: Sequence[str]) -> list[str]:
     """Labels of which no two are the same: a path's last name where that is enough, a number for what comes twice."""
     short = [Path(label).name if os.sep in label else label for label in labels]
     short = [label if short.count(short[i]) > 1 and os.sep in label else short[i] for i, label in enumerate(labels)]
@@ -83,11 +83,13 @@ def distinct(labels: Sequence[str]) -> list[str]:
     ]
 
 
-def models(titles: Sequence[str], targets: Sequence[str], priced: Sequence[Mapping[str, Any]], shown: Shown) -> None:
+def print_prices(
+    titles: Sequence[str], targets: Sequence[str], priced: Sequence[Mapping[str, Any]], shown: Shown
+) -> None:
     """Prints the figures of one model or of several."""
     from zoo import report
 
-    labels = distinct(targets)
+    labels = shorten_labels(targets)
     if shown is Shown.json:
         many = [{"model": label, **figures} for label, figures in zip(labels, priced, strict=True)]
         print(report.as_json(priced[0] if len(priced) == 1 else many))
@@ -118,7 +120,7 @@ def _markdown(labels: Sequence[str], priced: Sequence[Mapping[str, Any]]) -> str
     return report.as_markdown([labels[0], "exact", ""], rows, right=(1, 2))
 
 
-def headers(targets: Sequence[str]) -> None:
+def compare_headers(targets: Sequence[str]) -> None:
     """Says of each folder with weights whether the tensors in its files are those that were priced."""
     from zoo.compose.targets import is_file
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from zoo.cli.app import SETTINGS
-from zoo.cli.common import Overrides, Target, composed
-from zoo.cli.setup import amount, setup_options
+from zoo.cli.common import Overrides, Target, compose_target
+from zoo.cli.setup import read_amount, setup_options
 from zoo.errors import ConfigError, ZooError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, **SETTINGS)
@@ -17,12 +17,12 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, **SETTINGS)
 BYTES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2.0**10, "MI": 2.0**20, "GI": 2.0**30, "TI": 2.0**40}
 
 
-def number(text: str) -> float:
+def read_number(text: str) -> float:
     """`1.5B` or `1.5e9` as a number. Raises ConfigError."""
-    return amount(text, "budget", "1e9, 350M or 1.5B")
+    return read_amount(text, "budget", "1e9, 350M or 1.5B")
 
 
-def size(text: str) -> float:
+def read_size(text: str) -> float:
     """`24GB`, `22.5GiB` or `24e9` as bytes. Raises ConfigError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*((?:[KMGT]i?)?)B?", str(text).strip(), re.IGNORECASE)
     if match is None:
@@ -30,7 +30,7 @@ def size(text: str) -> float:
     return float(match[1]) * BYTES[match[2].upper()]
 
 
-def pair(text: str) -> tuple[float, float]:
+def read_pair(text: str) -> tuple[float, float]:
     """`16:128` as two numbers. Raises ConfigError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", text.strip())
     if match is None:
@@ -43,11 +43,12 @@ CacheOnly = Annotated[
     bool, typer.Option("--cache-only", help="Prompts are read in small pieces: weights and cache alone count.")
 ]
 Memory = Annotated[
-    float | None, typer.Option(parser=size, metavar="BYTES", help="A GPU's memory, in place of --gpu: 24GB, 22.5GiB.")
+    float | None,
+    typer.Option(parser=read_size, metavar="BYTES", help="A GPU's memory, in place of --gpu: 24GB, 22.5GiB."),
 ]
 Usable = Annotated[float, typer.Option(help="Share of the memory that is planned with.")]
 Runtime = Annotated[
-    float | None, typer.Option(parser=size, metavar="BYTES", help="What CUDA takes of it first. [default: 1.5GB]")
+    float | None, typer.Option(parser=read_size, metavar="BYTES", help="What CUDA takes of it first. [default: 1.5GB]")
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Look no further. [default: 16777216]")]
 AsJson = Annotated[bool, typer.Option("--json", help="Every figure, exactly.")]
@@ -84,10 +85,10 @@ def _most(name: str, short: str, text: str) -> None:
 
         if getattr(setup, name) != getattr(Setup, name):
             raise ConfigError(f"{name}: is what is solved for (leave it out)")
-        room = room_of(setup, memory, usable, runtime)
+        room = choose_room(setup, memory, usable, runtime)
         largest = solve.largest_batch if name == "batch" else solve.largest_context
         more = {} if limit is None else {"most": limit}
-        spec = spec_of_composed(composed(target, overrides))
+        spec = spec_of_composed(compose_target(target, overrides))
         answer = largest(spec, setup, room, train=train, prefill=not cache_only, **more)
         if as_json:
             print(dumped(answer))
@@ -138,7 +139,7 @@ def gpu(
             raise ConfigError(f"{name}: is what is solved for (leave it out)")
     rooms = [_room(name, usable, runtime) for name in ([setup.gpu] if setup.gpu else list_gpus())]
     rows = smallest_gpus(
-        spec_of_composed(composed(target, overrides)), setup, rooms, train=train, prefill=not cache_only
+        spec_of_composed(compose_target(target, overrides)), setup, rooms, train=train, prefill=not cache_only
     )
     print(dumped(rows) if as_json else show.gpu_table(rows, " ".join([target, *(overrides or [])]), train))
     if not any(row["fits"] for row in rows):
@@ -152,7 +153,7 @@ def cache(
     overrides: Overrides = None,
     *,
     setup: Any = None,
-    most: Annotated[float, typer.Option("--bytes", parser=size, metavar="BYTES", help="The budget: 2GB, 512MiB.")],
+    most: Annotated[float, typer.Option("--bytes", parser=read_size, metavar="BYTES", help="The budget: 2GB, 512MiB.")],
     as_json: AsJson = False,
 ) -> None:
     """Fewer key heads, or a window, that bring the KV cache of --batch sequences of --context tokens to a budget."""
@@ -160,7 +161,7 @@ def cache(
     from zoo.analysis.solve import smaller_caches
     from zoo.report import solved as show
 
-    composed(target, overrides)
+    compose_target(target, overrides)
     found = smaller_caches(target, overrides or (), most, setup)
     print(report.as_json(found) if as_json else show.cache_table(found, target, most))
     if not any(each["fits"] for each in found):
@@ -174,18 +175,21 @@ def shape(
     *,
     setup: Any = None,
     model: Annotated[str, typer.Option(help="The recipe: a packaged model or a file.")] = "llama",
-    params: Annotated[float | None, typer.Option(parser=number, metavar="NUMBER", help="Parameters: 1.5B.")] = None,
+    params: Annotated[
+        float | None, typer.Option(parser=read_number, metavar="NUMBER", help="Parameters: 1.5B.")
+    ] = None,
     active_params: Annotated[
-        float | None, typer.Option(parser=number, metavar="NUMBER", help="Parameters that a token meets.")
+        float | None, typer.Option(parser=read_number, metavar="NUMBER", help="Parameters that a token meets.")
     ] = None,
     flops_per_token: Annotated[
-        float | None, typer.Option(parser=number, metavar="NUMBER", help="Forward FLOPs, mean over the context.")
+        float | None, typer.Option(parser=read_number, metavar="NUMBER", help="Forward FLOPs, mean over the context.")
     ] = None,
     kv_bytes_per_token: Annotated[
-        float | None, typer.Option(parser=size, metavar="BYTES", help="KV cache: 64KB. Fewer key heads meet it.")
+        float | None, typer.Option(parser=read_size, metavar="BYTES", help="KV cache: 64KB. Fewer key heads meet it.")
     ] = None,
     memory: Annotated[
-        float | None, typer.Option(parser=size, metavar="BYTES", help="At the peak of generating or --train: 24GB.")
+        float | None,
+        typer.Option(parser=read_size, metavar="BYTES", help="At the peak of generating or --train: 24GB."),
     ] = None,
     usable: Usable = 0.9,
     runtime: Runtime = None,
@@ -213,12 +217,12 @@ def shape(
         memory=memory,
     )
     found = shapes(
-        model, overrides or (), budget, setup, nearest=nearest, train=train, aspect=pair(aspect), count=count
+        model, overrides or (), budget, setup, nearest=nearest, train=train, aspect=read_pair(aspect), count=count
     )
     print(dumped(found) if as_json else show.shape_table(found, model))
 
 
-def room_of(setup: Any, memory: float | None, usable: float, runtime: float | None) -> Any:
+def choose_room(setup: Any, memory: float | None, usable: float, runtime: float | None) -> Any:
     """The room of --gpu or of --memory. Raises ConfigError unless exactly one is given."""
     from zoo.analysis.solve import Room
     from zoo.analysis.solve.fit import RUNTIME

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.showing import Shown, distinct
+from zoo.cli.showing import Shown, shorten_labels
 from zoo.errors import ConfigError
 
 REFUSED = "refused"
@@ -50,11 +50,11 @@ def sweep(
 
 def _points(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
     """Every point of every model."""
-    from zoo.compose.sweep import points
+    from zoo.compose.sweep import read_points
 
     found = []
-    for target, label in zip(targets, distinct(targets), strict=True):
-        for point in points(target, overrides):
+    for target, label in zip(targets, shorten_labels(targets), strict=True):
+        for point in read_points(target, overrides):
             point.target = label
             if len(targets) > 1:
                 point.swept = {"model": label, **point.swept}

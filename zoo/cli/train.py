@@ -64,9 +64,9 @@ def run(
             raise ConfigError("resume: takes overrides of what may change, and no other option (leave them out)")
         return _resume(resume, overrides)
     if cfg or resolve or info:
-        with jobs.planned(overrides, config=config, sweeps=multirun, check=False) as plan:
+        with jobs.plan_launch(overrides, config=config, sweeps=multirun, check=False) as plan:
             return _show(plan, cfg, resolve, info)
-    with jobs.planned(overrides, config=config, sweeps=multirun) as plan:
+    with jobs.plan_launch(overrides, config=config, sweeps=multirun) as plan:
         if plan.sweeps:
             _sweep(plan)
         else:
@@ -107,7 +107,7 @@ def _sweep(plan: LaunchPlan) -> None:
     finally:
         found = results(folder, len(plan.jobs))
         header = ("#", "overrides", "val loss", "params", "seconds", "status")
-        rows = [_row(i, *each) for i, each in enumerate(zip(jobs.swept(plan.jobs), found, strict=True))]
+        rows = [_row(i, *each) for i, each in enumerate(zip(jobs.list_swept(plan.jobs), found, strict=True))]
         report.show(report.rich_table(str(folder), header, rows, right=(0, 2, 3, 4)))
         for number, result in enumerate(found):
             if "error" in result:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.compose.composing import TRAINING, Composed, compose
-from zoo.compose.engine import CachingConfigRepository, repository
-from zoo.compose.faults import children
+from zoo.compose.engine import CachingConfigRepository, open_repository
+from zoo.compose.faults import list_children
 from zoo.compose.targets import find_target, list_defaults, list_packaged
 from zoo.errors import ConfigError
 from zoo.grammar import AXES, DIMS
@@ -64,7 +64,7 @@ class _Completer:
         if parent == self.root:
             found |= {f"{parent}.{dim}=".lstrip(".") for dim in DIMS if dim.startswith(name)}
         node = OmegaConf.select(self.composed.cfg, parent) if parent else self.composed.cfg
-        for child, below in children(node) if isinstance(node, DictConfig) else ():
+        for child, below in list_children(node) if isinstance(node, DictConfig) else ():
             if child.startswith(name) and (parent or child != "hydra"):
                 found.add(f"{parent}.{child}".lstrip(".") + ("=" if below is None else "."))
         return sorted(found)
@@ -83,8 +83,8 @@ class _Completer:
 
 def _compose(target: str | None, typed: Sequence[str]) -> tuple[CachingConfigRepository, Composed]:
     if target is None:
-        repo = repository()
+        repo = open_repository()
         return repo, compose(repo, TRAINING, typed, label="config", root="model")
     found = find_target(target)
-    repo = repository(*([found.folder] if found.folder else []))
+    repo = open_repository(*([found.folder] if found.folder else []))
     return repo, compose(repo, list_defaults(found.body, repo, found.label), typed, label=found.label)

@@ -13,7 +13,7 @@ Body = dict[str, Any]
 """A YAML file as plain data, interpolations as their text."""
 
 
-def choices(body: Body, is_group: Callable[[str], bool]) -> dict[str, tuple[str, str]]:
+def find_choices(body: Body, is_group: Callable[[str], bool]) -> dict[str, tuple[str, str]]:
     """The choices written in a body, those of its patches (`layers.local.attention: sliding`) among them: the key that
     each has in a defaults list, with its group and option."""
     found = {key: (key, value) for key, value in body.items() if _is_choice(key, value, is_group)}
@@ -42,21 +42,23 @@ def _is_choice(key: Any, value: Any, is_group: Callable[[str], bool]) -> bool:
     return plain and key != "defaults" and is_group(str(key))
 
 
-def explicit(body: Body, is_group: Callable[[str], bool], known: Collection[str] = (), base: str | None = None) -> Body:
+def expand_shorthand(
+    body: Body, is_group: Callable[[str], bool], known: Collection[str] = (), base: str | None = None
+) -> Body:
     """The body with its choices moved into its defaults list, in front of its own keys.
 
     A choice that the file's own defaults list already brings (`known`) is overridden instead. `base` is what a body
     without a defaults list starts from.
     """
-    entries = entries_of(body, base)
-    chosen = choices(body, is_group)
+    entries = list_entries(body, base)
+    chosen = find_choices(body, is_group)
     new = [{f"/{key}": option} for key, (_, option) in chosen.items() if key not in known]
     old = [{f"override /{key}": option} for key, (_, option) in chosen.items() if key in known]
     at = entries.index("_self_")
-    return without_choices(body, is_group) | {"defaults": entries[:at] + new + entries[at:] + old}
+    return drop_choices(body, is_group) | {"defaults": entries[:at] + new + entries[at:] + old}
 
 
-def entries_of(body: Body, base: str | None = None) -> list[Any]:
+def list_entries(body: Body, base: str | None = None) -> list[Any]:
     """The body's defaults list, in which `_self_` stands last, but before overrides, where the file does not say."""
     entries = list(body.get("defaults", [base] if base else []))
     if "_self_" not in entries:
@@ -67,7 +69,7 @@ def entries_of(body: Body, base: str | None = None) -> list[Any]:
     return entries
 
 
-def without_choices(body: Body, is_group: Callable[[str], bool]) -> Body:
+def drop_choices(body: Body, is_group: Callable[[str], bool]) -> Body:
     """The body's own keys, its defaults list and its choices left out."""
     rest = copy.deepcopy(
         {key: value for key, value in body.items() if key != "defaults" and not _is_choice(key, value, is_group)}
@@ -78,7 +80,7 @@ def without_choices(body: Body, is_group: Callable[[str], bool]) -> Body:
     return rest
 
 
-def absolute(body: Body) -> Body:
+def anchor_defaults(body: Body) -> Body:
     """The body with its defaults list counted from the tree's root, for a file that is read as an option of a group."""
 
     def entry(each: Any) -> Any:

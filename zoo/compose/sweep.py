@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from zoo import grammar
 from zoo.compose.engine import IntervalSweep, Override
-from zoo.compose.overrides import alternatives, parse_overrides, text
+from zoo.compose.overrides import format_override, list_alternatives, parse_overrides
 from zoo.compose.targets import Composer, spec_of_composed
 from zoo.errors import ConfigError
 from zoo.grammar.pattern import MOST_LAYERS
@@ -46,7 +46,7 @@ class Point:
     faults: list[str] = dataclasses.field(default_factory=list)
 
 
-def points(target: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Iterator[Point]:
+def read_points(target: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Iterator[Point]:
     """Every point of a sweep in Hydra's grammar (commas, range, choice, glob), the last key varying fastest.
 
     Raises ConfigError for a target at fault and for overrides that cannot be read; a point that makes no sense is
@@ -78,10 +78,12 @@ def _lines(overrides: Sequence[str], composer: Composer) -> tuple[list[tuple[str
 def _values(override: Override, faults: list[str]) -> list[str]:
     """The alternatives of one override; an interval has none that could be listed."""
     if isinstance(override.value(), IntervalSweep):
-        faults.append(f"{text(override)}: an interval is for a sampler (name values, or range(start,stop,step))")
-    found = alternatives(override)
+        faults.append(
+            f"{format_override(override)}: an interval is for a sampler (name values, or range(start,stop,step))"
+        )
+    found = list_alternatives(override)
     if not found:
-        faults.append(f"{text(override)}: sweeps over nothing (no choice goes by that)")
+        faults.append(f"{format_override(override)}: sweeps over nothing (no choice goes by that)")
     return found
 
 

@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.compose.composing import Composed, Memo, compose
-from zoo.compose.engine import CachingConfigRepository, create_defaults_list, primary, repository
-from zoo.compose.faults import FAULTS, no_such_option, one_line
-from zoo.compose.shorthand import Body, choices, entries_of, explicit, without_choices
+from zoo.compose.engine import CachingConfigRepository, create_defaults_list, open_repository, store_primary
+from zoo.compose.faults import FAULTS, describe_missing_option, shorten_error
+from zoo.compose.shorthand import Body, drop_choices, expand_shorthand, find_choices, list_entries
 from zoo.errors import ConfigError, did_you_mean
 from zoo.paths import conf_dir
 
@@ -111,7 +111,7 @@ def read_yaml(path: Path) -> Body:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{_place(error)}: not YAML, {_problem(error)}") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from error
+        raise ConfigError(f"{path}: {shorten_error(error)}") from error
 
 
 def _plain(config: Any, label: str) -> Body:
@@ -139,22 +139,22 @@ def list_defaults(body: Body, repo: CachingConfigRepository, label: str, base: s
 
     if not isinstance(body.get("defaults", []), list):
         raise ConfigError(f"{label}: defaults: must be a list, found {body['defaults']!r}")
-    chosen = choices(body, is_group)
+    chosen = find_choices(body, is_group)
     missing = [(group, option) for group, option in chosen.values() if not repo.config_exists(f"{group}/{option}")]
     if missing:
-        raise ConfigError(*(no_such_option(f"{label}: {g}", o, repo.get_group_options(g)) for g, o in missing))
-    entries = entries_of(body, base)
-    rest = without_choices(body, is_group) | {"defaults": entries}
+        raise ConfigError(*(describe_missing_option(f"{label}: {g}", o, repo.get_group_options(g)) for g, o in missing))
+    entries = list_entries(body, base)
+    rest = drop_choices(body, is_group) | {"defaults": entries}
     known = _known(rest, repo, label) if chosen and len(entries) > 1 else set()
-    return explicit(body, is_group, known, base)
+    return expand_shorthand(body, is_group, known, base)
 
 
 def _known(body: Body, repo: CachingConfigRepository, label: str) -> set[str]:
-    with primary(body) as name:
+    with store_primary(body) as name:
         try:
             found = create_defaults_list(repo, name, [], prepend_hydra=False, skip_missing=True)
         except FAULTS as error:
-            raise ConfigError(f"{label}: {one_line(error, {name: label})}") from error
+            raise ConfigError(f"{label}: {shorten_error(error, {name: label})}") from error
     return set(found.overrides.known_choices)
 
 
@@ -177,7 +177,7 @@ class Composer:
 
     def __init__(self, target: str | Path | Mapping[str, Any]) -> None:
         self.found = find_target(target)
-        self.repo = repository(*([self.found.folder] if self.found.folder else []))
+        self.repo = open_repository(*([self.found.folder] if self.found.folder else []))
         self.body = list_defaults(self.found.body, self.repo, self.found.label)
         self.memos: dict[tuple[str, ...], Memo] = {}
 
@@ -198,7 +198,7 @@ def to_yaml(cfg: DictConfig, *, resolve: bool) -> str:
     try:
         return OmegaConf.to_yaml(cfg, resolve=resolve)
     except OmegaConfBaseException as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(shorten_error(error)) from error
 
 
 def spec_of_composed(composed: Composed, root: str = "") -> Decoder:

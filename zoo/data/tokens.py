@@ -149,7 +149,7 @@ class Batches:
         return {**names, "n_tokens": len(self.tokens)}
 
 
-def evaluation_batches(
+def read_evaluation_batches(
     tokens: TokenFile, batch_size: int, seq_len: int, *, documents: bool = False, limit: int | None = None
 ) -> Iterator[Batch]:
     """Yield the split in order, so that each id after the first is a target once; or its first `limit` batches.
@@ -227,7 +227,7 @@ def open_tokens(folder: Path) -> dict[Part, TokenFile]:
     }
 
 
-def cache_folder() -> Path:
+def find_cache_folder() -> Path:
     """The cache: `$ZOO_CACHE`, or a folder where the platform keeps caches."""
     if stated := os.environ.get("ZOO_CACHE"):
         return Path(stated).expanduser()
@@ -241,7 +241,7 @@ def fill_cache(name: str, build: Callable[[Path], object]) -> Path:
 
     Of two processes that build it at once the second drops its own: both hold the same.
     """
-    folder = cache_folder() / "data" / name
+    folder = find_cache_folder() / "data" / name
     if folder.is_dir():
         return folder
     try:

@@ -14,7 +14,7 @@ from zoo.grammar.patches import lay_patch
 from zoo.grammar.pattern import get_kinds, lay_kind, read_pattern
 from zoo.grammar.resolvers import find_unresolvable, record_reads
 from zoo.model.tower import EncoderDecoder
-from zoo.spec.faults import no_such_kind, not_a_node
+from zoo.spec.faults import describe_no_node, describe_unknown_kind
 
 
 class TowerNode:
@@ -62,9 +62,9 @@ class TowerNode:
             node, fault = self.root.get(axis), None
             if isinstance(node, DictConfig):
                 if (kind := node.get("kind")) not in base.kinds:
-                    fault = no_such_kind(base, kind)
+                    fault = describe_unknown_kind(base, kind)
             elif node is not None:
-                fault = not_a_node(base, node)
+                fault = describe_no_node(base, node)
             if fault is not None:
                 faults.append(f"{self.prefix if axis in self.patch else ''}{axis}: {fault.message()}")
         return faults

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from zoo.compose.composing import TRAINING, Composed, Memo, compose
-from zoo.compose.engine import CachingConfigRepository, ConfigLoaderImpl, RunMode, caching, fill_hydra_node
+from zoo.compose.engine import CachingConfigRepository, ConfigLoaderImpl, RunMode, cache_repository, fill_hydra_node
 from zoo.compose.overrides import parse_overrides
 from zoo.jobs.callback import Record
 
@@ -34,7 +34,7 @@ class JobLoader(ConfigLoaderImpl):
 
     @functools.cached_property
     def repo(self) -> CachingConfigRepository:
-        return caching(self.repository)
+        return cache_repository(self.repository)
 
     @functools.cached_property
     def memo(self) -> Memo:

@@ -12,17 +12,17 @@ from pathlib import Path
 from zoo.lazy import torch
 
 
-def free_memory(device: torch.device) -> int | None:
+def read_free_memory(device: torch.device) -> int | None:
     """Bytes that can still be allocated; None where that is unknown or nothing is allocated."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
         return None
-    known = [limit for limit in (available_memory(), cgroup_room()) if limit is not None]
+    known = [limit for limit in (read_available_memory(), read_cgroup_room()) if limit is not None]
     return min(known) if known else None
 
 
-def available_memory() -> int | None:
+def read_available_memory() -> int | None:
     """Bytes that programs can still have without swapping, as this system counts them; None where it does not say."""
     info = Path("/proc/meminfo")
     if info.exists():
@@ -76,7 +76,7 @@ class WindowsMemory(ctypes.Structure):
     )
 
 
-def cgroup_room() -> int | None:
+def read_cgroup_room() -> int | None:
     """Bytes that a container's memory limit leaves (cgroup v2)."""
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if not limit.exists() or not used.exists() or limit.read_text().strip() == "max":
@@ -84,7 +84,7 @@ def cgroup_room() -> int | None:
     return max(0, int(limit.read_text()) - int(used.read_text()))
 
 
-def peak_memory(device: torch.device) -> int | None:
+def read_peak_memory(device: torch.device) -> int | None:
     """Bytes at the peak so far: of the CUDA device, or of this process; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

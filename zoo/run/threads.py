@@ -51,7 +51,7 @@ def threads_are_stated() -> bool:
     return any(os.environ.get(name) for name in STATED)
 
 
-def candidates(most: int) -> list[int]:
+def list_candidates(most: int) -> list[int]:
     """The numbers of threads to try: all, all but one, and halves down to one. `candidates(8)` is [8, 7, 4, 2, 1]."""
     halves, threads = [], most // 2
     while threads >= 1:
@@ -65,11 +65,11 @@ def choose_threads(most: int, now: int | None = None) -> ThreadChoice:
 
     `now` threads, which are `most` unless given, are kept unless others are faster by more than `MARGIN`.
     """
-    rates = measure_rates(candidates(most), work(most))
-    return fastest(rates, most, now or most)
+    rates = measure_rates(list_candidates(most), make_probe(most))
+    return choose_fastest(rates, most, now or most)
 
 
-def fastest(rates: Mapping[int, float], most: int, now: int) -> ThreadChoice:
+def choose_fastest(rates: Mapping[int, float], most: int, now: int) -> ThreadChoice:
     """The choice that measured rates, by number of threads, lead to."""
     best = max(rates, key=lambda threads: rates[threads])
     if now in rates and rates[best] < MARGIN * rates[now]:
@@ -84,7 +84,7 @@ def measure_rates(numbers: list[int], lap: Callable[[], object], spend: float = 
     """
     turn = spend / ROUNDS / len(numbers)
     laps, seconds = dict.fromkeys(numbers, 0), dict.fromkeys(numbers, 0.0)
-    with kept_threads():
+    with keep_threads():
         for _ in range(ROUNDS):
             for threads in numbers:
                 torch.set_num_threads(threads)
@@ -97,7 +97,7 @@ def measure_rates(numbers: list[int], lap: Callable[[], object], spend: float = 
     return {threads: max(laps[threads], 1) / seconds[threads] for threads in numbers}
 
 
-def work(most: int) -> Callable[[], object]:
+def make_probe(most: int) -> Callable[[], object]:
     """A lap of what a training step does: products, elementwise operations and a sum, each a parallel loop."""
     rows = torch.ones(ROWS * most, WIDTH)
     weight, out, scratch = torch.ones(WIDTH, WIDTH), torch.empty_like(rows), torch.empty_like(rows)
@@ -115,7 +115,7 @@ def work(most: int) -> Callable[[], object]:
 
 
 @contextmanager
-def kept_threads() -> Iterator[None]:
+def keep_threads() -> Iterator[None]:
     """Puts torch's number of threads back at the end."""
     before = torch.get_num_threads()
     try:

@@ -18,25 +18,25 @@ def _fault(template: str, /, **values: Any) -> PydanticCustomError:
     return PydanticCustomError("zoo", template, values)  # type: ignore[arg-type]
 
 
-def refusal(axis: type[Spec], fault: PydanticCustomError) -> ValidationError:
+def make_refusal(axis: type[Spec], fault: PydanticCustomError) -> ValidationError:
     """A fault of a node as a whole. Within another node's validation it takes its place among that one's."""
     return ValidationError.from_exception_data(axis.axis, [{"type": fault, "loc": (), "input": None}])
 
 
-def refusals(axis: type[Spec], found: Iterable[tuple[tuple[str, ...], str]]) -> ValidationError:
+def make_refusals(axis: type[Spec], found: Iterable[tuple[tuple[str, ...], str]]) -> ValidationError:
     """The faults of fields within a node: each one's path, and a line about it."""
     lines = [InitErrorDetails(type=_fault("{text}", text=text), loc=path, input=None) for path, text in found]
     return ValidationError.from_exception_data(axis.axis, lines)
 
 
-def not_a_node(axis: type[Spec], node: Any) -> PydanticCustomError:
+def describe_no_node(axis: type[Spec], node: Any) -> PydanticCustomError:
     options = ", ".join(sorted(axis.kinds))
     if node is None:
         return _fault("is missing (one of: {options})", options=options)
     return _fault("is {found}, not a mapping with a 'kind' (one of: {options})", found=repr(node), options=options)
 
 
-def no_such_kind(axis: type[Spec], kind: Any) -> PydanticCustomError:
+def describe_unknown_kind(axis: type[Spec], kind: Any) -> PydanticCustomError:
     options = ", ".join(sorted(axis.kinds))
     if kind is None:
         return _fault("has no 'kind' (one of: {options})", options=options)
@@ -45,13 +45,13 @@ def no_such_kind(axis: type[Spec], kind: Any) -> PydanticCustomError:
     return _fault(text, kind=repr(kind), axis=axis.axis, hint=hint, options=options)
 
 
-def unknown_field(choice: type[Spec], name: str, names: set[str]) -> InitErrorDetails:
+def describe_unknown_field(choice: type[Spec], name: str, names: set[str]) -> InitErrorDetails:
     hint = did_you_mean(name, names) or f" (it has: {', '.join(sorted(names)) or 'none'})"
     text = "{axis} '{kind}' has no such field{hint}"
     return {"type": _fault(text, axis=choice.axis, kind=choice.kind, hint=hint), "loc": (name,), "input": None}
 
 
-def booleans_as_numbers(
+def find_booleans_as_numbers(
     choice: type[Spec], fields: Mapping[str, Any], error: ValidationError
 ) -> list[InitErrorDetails]:
     """The fields given true or false that pydantic read as 1 or 0, where the component then refused itself.
@@ -69,7 +69,7 @@ def booleans_as_numbers(
     ]
 
 
-def detail(choice: type[Spec], item: Any) -> InitErrorDetails:
+def describe_item(choice: type[Spec], item: Any) -> InitErrorDetails:
     return {"type": _fault("{text}", text=_message(choice, item)), "loc": item["loc"], "input": None}
 
 

@@ -16,7 +16,14 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import core_schema
 
 from zoo.errors import ConfigError
-from zoo.spec.faults import booleans_as_numbers, detail, no_such_kind, not_a_node, refusal, unknown_field
+from zoo.spec.faults import (
+    describe_item,
+    describe_no_node,
+    describe_unknown_field,
+    describe_unknown_kind,
+    find_booleans_as_numbers,
+    make_refusal,
+)
 from zoo.spec.parts import Group, Part, Sized, Stack
 
 
@@ -97,18 +104,18 @@ class Spec:
         if isinstance(node, cls):
             return node
         if not isinstance(node, Mapping):
-            raise refusal(cls, not_a_node(cls, node))
+            raise make_refusal(cls, describe_no_node(cls, node))
         fields = dict(node)
         choice = cls.kinds.get(fields.pop("kind", cls.default))
         if choice is None:
-            raise refusal(cls, no_such_kind(cls, node.get("kind")))
+            raise make_refusal(cls, describe_unknown_kind(cls, node.get("kind")))
         names = {field.name for field in choice.fields()}
-        details = [unknown_field(choice, name, names) for name in fields if name not in names]
+        details = [describe_unknown_field(choice, name, names) for name in fields if name not in names]
         try:
             spec = choice(**{name: value for name, value in fields.items() if name in names})
         except ValidationError as error:
-            found = booleans_as_numbers(choice, fields, error)
-            details += found or [detail(choice, item) for item in error.errors(include_url=False)]
+            found = find_booleans_as_numbers(choice, fields, error)
+            details += found or [describe_item(choice, item) for item in error.errors(include_url=False)]
         if details:
             raise ValidationError.from_exception_data(choice.kind, details)
         return spec

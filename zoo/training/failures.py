@@ -53,18 +53,18 @@ def advise_smaller_batch(settings: Training, spec: Any, free: int | None) -> str
     finer = [parts for parts in range(settings.accumulate + 1, size + 1) if size % parts == 0]
     if free is not None and finer:
         for parts in finer:
-            peak = training_peak(settings, spec, size // parts)
+            peak = price_training_peak(settings, spec, size // parts)
             if peak is not None and peak <= free:
                 rows = f"{size // parts} of {now} rows at a time"
                 return f"accumulate={parts} fits: {rows} need {peak / 1e9:,.1f} GB, {free / 1e9:,.1f} GB were free"
-        if training_peak(settings, spec, 1) is not None:
+        if price_training_peak(settings, spec, 1) is not None:
             return f"a shorter seq_len or a smaller model: one row of {settings.seq_len} tokens does not fit either"
     if finer:
         return f"accumulate={finer[0]} takes {size // finer[0]} of {now} rows at a time, or a shorter seq_len"
     return "a smaller batch_size, a shorter seq_len or a smaller model"
 
 
-def training_peak(settings: Training, spec: Any, rows: int) -> int | None:
+def price_training_peak(settings: Training, spec: Any, rows: int) -> int | None:
     """Bytes at the peak of a step with so many rows at a time; None where the model's activations are unknown."""
     precision = "fp32" if settings.precision == "fp32" else "amp"
     how = {"precision": precision, "fused_optimizer": True, "chunked_loss": True}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.checkpoint import store
 from zoo.costs import price
 from zoo.data import Batch, Batches, Prepared
-from zoo.data.tokens import evaluation_batches, to_batch
+from zoo.data.tokens import read_evaluation_batches, to_batch
 from zoo.errors import ZooError, short
 from zoo.generation.sample import Sampling
 from zoo.generation.text import complete
@@ -159,7 +159,7 @@ def refuse_nonfinite(run: Run, terms: dict[str, Any]) -> None:
     for name in ("loss", "grad_norm"):
         if not math.isfinite(value := float(terms[name])):
             what = "loss" if name == "loss" else "gradient's norm"
-            raise ZooError(f"step {run.step}: the {what} is {value}; {what_stays(run)}")
+            raise ZooError(f"step {run.step}: the {what} is {value}; {describe_what_stays(run)}")
 
 
 def refuse_nonfinite_weights(run: Run) -> None:
@@ -171,10 +171,10 @@ def refuse_nonfinite_weights(run: Run) -> None:
         if not finite:
             bad = int((~state[name].isfinite()).sum())
             found = f"{bad:,} of its {state[name].numel():,} values"
-            raise ZooError(f"step {run.step}: {name} is not finite, found {found}; {what_stays(run)}")
+            raise ZooError(f"step {run.step}: {name} is not finite, found {found}; {describe_what_stays(run)}")
 
 
-def what_stays(run: Run) -> str:
+def describe_what_stays(run: Run) -> str:
     """What a run that diverged still has, and what would keep it from diverging."""
     kept = f"the checkpoint of step {run.saved} is whole" if run.saved else "no checkpoint was written"
     return f"{kept} (a lower optim.lr, or a longer schedule.warmup)"
@@ -188,7 +188,7 @@ def record(run: Run, terms: dict[str, Any]) -> None:
     refuse_nonfinite(run, terms)
     values = {name: float(value) for name, value in terms.items()}
     speed = run.clock.lap(run.tokens)
-    mfu = share_of_peak(run, speed)
+    mfu = compute_mfu(run, speed)
     run.records.write_line(step=run.step, tokens=run.tokens, **values, tokens_per_second=round(speed, 1), mfu=mfu)
     run.last |= values
     left = (run.settings.steps - run.step) * run.tokens / run.step
@@ -197,7 +197,7 @@ def record(run: Run, terms: dict[str, Any]) -> None:
         follow_pace(run, speed)
 
 
-def share_of_peak(run: Run, speed: float) -> float | None:
+def compute_mfu(run: Run, speed: float) -> float | None:
     """MFU at so many tokens a second; None where the measured peak is no yardstick, as it lies below that."""
     share = run.peak.share(speed * run.flops_per_token)
     return None if share is None else round(share, 4)
@@ -215,7 +215,7 @@ def follow_pace(run: Run, speed: float) -> None:
 def evaluate(run: Run) -> None:
     """Measure the validation loss and write it as a line of metrics."""
     run.peak = run.peak.again(run.device, run.settings.arithmetic)
-    loss = validation_loss(run)
+    loss = measure_validation_loss(run)
     bits = loss / math.log(2) * (len(run.data.validation) - 1) / run.data.validation.n_bytes
     run.records.write_line(step=run.step, tokens=run.tokens, val_loss=loss, bits_per_byte=bits)
     run.last |= {"val_loss": loss, "bits_per_byte": bits}
@@ -236,7 +236,7 @@ def draw_picture(run: Run) -> None:
     draw_losses(run.records.lines, run.name, run.folder / PICTURE)
 
 
-def validation_loss(run: Run) -> float:
+def measure_validation_loss(run: Run) -> float:
     """Mean negative log-likelihood over the validation batches, in nats, in eval mode."""
     objective, targets = run.settings.objective, 0
     total = torch.zeros((), dtype=torch.float64, device=run.device)
@@ -258,7 +258,7 @@ def take_validation(
     tokens = data.validation
     there = (len(tokens) - 1) // seq_len
     if wanted is None or wanted >= there:
-        return list(evaluation_batches(tokens, batch_size, seq_len, documents=documents))
+        return list(read_evaluation_batches(tokens, batch_size, seq_len, documents=documents))
     starts = [row * there // wanted * seq_len for row in range(wanted)]
     groups = [starts[first : first + batch_size] for first in range(0, wanted, batch_size)]
     return [to_batch(tokens.rows(group, seq_len + 1), tokens.eos_id, documents) for group in groups]
@@ -338,6 +338,6 @@ def describe_outcome(run: Run) -> dict[str, Any]:
         "bits_per_byte": run.last.get("bits_per_byte"),
         "seconds": round(run.clock.seconds, 3),
         "tokens_per_second": round(run.tokens / run.clock.seconds, 1),
-        "mfu": share_of_peak(run, run.tokens / run.clock.seconds),
+        "mfu": compute_mfu(run, run.tokens / run.clock.seconds),
         "peak": str(run.peak),
     }

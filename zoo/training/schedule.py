@@ -22,7 +22,7 @@ Span = Annotated[float, Field(ge=0), AfterValidator(_whole_from_one_on)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 
 
-def steps_of(value: float, steps: int) -> int:
+def count_steps(value: float, steps: int) -> int:
     """Convert a Span to steps, for a run of `steps`."""
     return round(value * steps) if value < 1 else int(value)
 
@@ -34,7 +34,7 @@ class Schedule(Spec, axis="schedule"):
 
     def factor(self, step: int, steps: int) -> float:
         """Factor of the peak learning rate for update `step` of `steps`, counted from 0."""
-        warmup = steps_of(self.warmup, steps)
+        warmup = count_steps(self.warmup, steps)
         if step < warmup:
             return (step + 1) / warmup
         return self.after_warmup(step - warmup, max(steps - warmup, 1))
@@ -80,7 +80,7 @@ class WSD(Schedule, kind="wsd"):
     min_ratio: Ratio = 0.0
 
     def factor(self, step: int, steps: int) -> float:
-        decay = steps_of(self.decay, steps)
+        decay = count_steps(self.decay, steps)
         if step < steps - decay:
             return super().factor(step, steps)
         return decay_factor(self.shape, (step - steps + decay) / decay, self.min_ratio)

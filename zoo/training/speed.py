@@ -68,10 +68,10 @@ def measure_peak(device: Device, precision: str) -> float:
     """
     shapes = LARGE_SHAPES if device.type == "cuda" else SHAPES
     dtypes = {torch.float32, torch.bfloat16 if precision == "bf16" else torch.float32}
-    return max(matrix_rate(device, dtype, shapes) for dtype in dtypes)
+    return max(measure_matrix_rate(device, dtype, shapes) for dtype in dtypes)
 
 
-def matrix_rate(
+def measure_matrix_rate(
     device: Device, dtype: torch.dtype, shapes: Iterable[ProductShape], spend: float = MEASURED_FOR
 ) -> float:
     """The best rate of products of these shapes, in FLOP/s, with the threads that torch has.

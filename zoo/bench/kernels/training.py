@@ -20,7 +20,7 @@ from zoo.kernels.base import Ask
 from zoo.kernels.mask import Mask
 from zoo.lazy import torch
 from zoo.run.builder import build
-from zoo.run.memory import free_memory
+from zoo.run.memory import read_free_memory
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_blocks
 from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW
@@ -68,7 +68,7 @@ def train(model: TrainedModel, settings: Settings) -> ReportRow:
     """Tokens a second, and what share of the device's rate that is by each convention."""
     spec = load(model.of, model.overrides)
     device = torch.device(settings.device)
-    rows = 2 if settings.quick else rows_that_fit(spec, model.length, free_memory(device))
+    rows = 2 if settings.quick else rows_that_fit(spec, model.length, read_free_memory(device))
     built = build(spec, device=settings.device, seed=settings.seed)
     step = stepper(built, rows, model.length, compiled=not settings.quick)
     start = time.perf_counter()
