@@ -1,4 +1,5 @@
-"""The command line. A verb composes, calls one function and shows the result; its file is imported when called."""
+"""Run the command line. A verb composes a config, calls one function and shows the result; its file is imported only
+when it is called."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Runs `zoo` and exits: 0 done, 1 the work failed, 2 the user's input is wrong, 130 interrupted."""
+    """Run `zoo` and exit: 0 done, 1 the work failed, 2 the user's input is wrong, 130 interrupted."""
     args = sys.argv[1:] if args is None else args
     if args[:1] in (["stats"], ["list"]):
         gc.disable()  # over before there is anything to collect: 20 of 350 ms
@@ -18,7 +19,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 
 def run(args: Sequence[str]) -> int:
-    """The exit code of one command line. Faults go to stderr, one line each; `--debug` adds the trace."""
+    """Run one command line and return its exit code. Faults go to stderr, one line each; `--debug` adds the trace."""
     import typer
 
     from zoo.cli.app import make_command
@@ -59,7 +60,8 @@ def _describe_usage_error(error: Any) -> str:
 
 
 def _without_debug(args: list[str]) -> tuple[list[str], bool]:
-    """`--debug` may stand anywhere, so it is taken out before the verbs see it."""
+    """Take `--debug` out of the arguments before the verbs see them: it may stand anywhere. Returns the others, and
+    whether it was there."""
     end = args.index("--") if "--" in args else len(args)
     kept = [arg for arg in args[:end] if arg != "--debug"] + args[end:]
     return kept, len(kept) < len(args)

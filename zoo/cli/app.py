@@ -70,7 +70,7 @@ def _version(wanted: bool) -> None:
 
 
 def make_command() -> Any:
-    """The whole command line, as click understands it."""
+    """Build the whole command line as a click command."""
     app = typer.Typer(cls=Verbs, **SETTINGS)
 
     @app.callback(epilog="`zoo VERB --help` explains a verb; any verb takes --debug, which shows an error's trace.")

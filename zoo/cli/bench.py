@@ -1,5 +1,5 @@
-"""`zoo bench`: races this implementation against others, on the same shape, weights and threads; or checks what kernels
-the device at hand has, how right and how fast they are."""
+"""`zoo bench`: race this implementation against others on the same shape, weights and threads; or check the errors and
+the speed of the kernels on this device."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ import typer
 
 
 class Workload(StrEnum):
-    """What is timed."""
+    """The thing that is timed."""
 
     train = "train"
     decode = "decode"
@@ -20,14 +20,14 @@ class Workload(StrEnum):
 
 
 class CheckDevice(StrEnum):
-    """Where kernels are checked."""
+    """The device whose kernels are checked."""
 
     cuda = "cuda"
     cpu = "cpu"
 
 
 class RaceDtype(StrEnum):
-    """Of the weights and arithmetic; bf16 training means autocast over float32 weights."""
+    """The dtype of weights and arithmetic; bf16 training means autocast over float32 weights."""
 
     fp32 = "fp32"
     bf16 = "bf16"
@@ -86,7 +86,7 @@ def run(
 
 
 def _refuse(options: Mapping[str, Any], why: str) -> None:
-    """Raises ConfigError for options that were given to a workload which has no such thing."""
+    """Raise ConfigError for options that the workload does not have."""
     from zoo.errors import ConfigError
 
     if faults := [f"--{name}: {why}" for name, value in options.items() if value]:
@@ -94,7 +94,7 @@ def _refuse(options: Mapping[str, Any], why: str) -> None:
 
 
 def _check(device: str, quick: bool, fetched: bool, out: str, as_json: bool) -> None:
-    """Checks the kernels; raises ZooError when something is against the rules, once all is shown and written."""
+    """Check the kernels, and show and write the report. Raises ZooError when a kernel failed its check."""
     from zoo.bench.kernels import checking, report
     from zoo.errors import ZooError
 

@@ -1,4 +1,4 @@
-"""`zoo build`: the model on a device, held against its count."""
+"""`zoo build`: build the model on a device, compare it with its count, and show it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zoo.cli.common import Overrides, Target, compose_target
 
 
 class WeightDtype(StrEnum):
-    """Of the weights."""
+    """The dtype of the weights."""
 
     fp32 = "fp32"
     bf16 = "bf16"
@@ -60,7 +60,8 @@ def run(
 
 
 def describe_kernels(spec: Any, device: Any, dtype: str, kernel: str) -> list[str]:
-    """The kernel by which each kind of layer reads tokens there, its call, and why those tried before it would not do.
+    """List, for each kind of layer, the attention kernel that would run there, its call, and why the kernels before it
+    were refused.
 
     Raises KernelError for a kernel that there is not, or that cannot.
     """
@@ -88,7 +89,7 @@ def describe_kernels(spec: Any, device: Any, dtype: str, kernel: str) -> list[st
 
 
 def _refused(refusals: Mapping[str, str]) -> list[str]:
-    """A line for each reason, with the kernels that share it."""
+    """Write a line for each reason, with the kernels that share it."""
     shared: dict[str, list[str]] = {}
     for name, reason in refusals.items():
         shared.setdefault(reason, []).append(name)
@@ -96,7 +97,7 @@ def _refused(refusals: Mapping[str, str]) -> list[str]:
 
 
 def _places(spec: Any) -> Iterator[tuple[str, Any, str]]:
-    """The kinds of layers: in words where there are several, the tower, the name."""
+    """Yield each kind of layer: a description (empty where there is one kind only), its tower and its name."""
     towers = spec.towers()
     several = sum(len(tower.blocks) for tower in towers.values()) > 1
     for name, tower in towers.items():
@@ -107,7 +108,7 @@ def _places(spec: Any) -> Iterator[tuple[str, Any, str]]:
 
 
 def describe_memory(model: Any, spec: Any, dtype: str) -> list[str]:
-    """What the weights take, what generating and training are estimated to take, and that built equals counted."""
+    """List what the weights take, and the estimated peaks of generating and of training."""
     from zoo import costs, report
     from zoo.run.memory import read_peak_memory
 

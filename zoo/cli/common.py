@@ -37,7 +37,7 @@ Resolve = Annotated[bool, typer.Option("--resolve", help="Print the composed YAM
 
 
 def compose_target(target: str, overrides: Sequence[str] | None) -> Composed:
-    """The composed model; what is doubtful but no fault is said on stderr."""
+    """Compose the model, and print on stderr what may be a mistake but is legal."""
     from zoo.compose.targets import compose_model
 
     found = compose_model(target, overrides or ())
@@ -47,7 +47,7 @@ def compose_target(target: str, overrides: Sequence[str] | None) -> Composed:
 
 
 def show_config(config: Composed, resolve: bool) -> None:
-    """Prints a composed config as YAML. Raises ConfigError for faulty overrides, and when it cannot be resolved."""
+    """Print a composed config as YAML. Raises ConfigError for faulty overrides, and when it cannot be resolved."""
     from zoo.compose.targets import to_yaml
 
     config.refuse_faults()

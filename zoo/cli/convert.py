@@ -1,4 +1,4 @@
-"""`zoo convert`: a checkpoint of one kind into one of another."""
+"""`zoo convert`: convert a checkpoint of one kind to another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 
 class Kind(StrEnum):
-    """Whose files are written."""
+    """The layout that is written."""
 
     hf = "hf"
     zoo = "zoo"

@@ -1,4 +1,4 @@
-"""`zoo diff`: two models side by side: the fields of the architecture that differ, then the figures."""
+"""`zoo diff`: compare two models: the fields of the architecture that differ, then the figures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(
     plot: Plot = None,
     setup: Any = None,
 ) -> None:
-    """Two models side by side: the fields that differ, then parameters, FLOPs, KV cache and memory by component.
+    """Compare two models: the fields that differ, then parameters, FLOPs, KV cache and memory by component.
 
     Overrides are for both of them. Exits with 0 whether they differ or not.
     """

@@ -1,4 +1,4 @@
-"""`zoo embed`: texts as vectors."""
+"""`zoo embed`: turn texts into vectors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Pooling(StrEnum):
-    """What of a text's tokens its vector is."""
+    """How a text's token vectors become one vector."""
 
     mean = "mean"
     cls = "cls"
@@ -33,7 +33,7 @@ def run(
     batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
 ) -> None:
-    """Each text's vector: a line of JSON each, or saved with --out.
+    """Turn each text into a vector: printed as a line of JSON each, or saved with --out.
 
     Any model that reads text does: an encoder's hidden states, pooled over the tokens that are no padding.
     """

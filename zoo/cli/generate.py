@@ -1,4 +1,4 @@
-"""`zoo generate`: text from the last run, or from a checkpoint."""
+"""`zoo generate`: write text with the last run, or with a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fields of a `Setup` as options, stated once for every verb that prices."""
+"""Make the fields of a `Setup` options of every verb that prices."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SHORT = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
 
 def read_amount(text: str | float, setting: str = "tokens", example: str = "1e12, 300B or 15T") -> float:
-    """`15T` or `1e12` as a number. Raises ConfigError."""
+    """Read `15T` or `1e12` as a number. Raises ConfigError."""
     match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([KMBGT]?)", str(text).strip(), re.IGNORECASE)
     if match is None:
         raise ConfigError(f"{setting}: cannot read {str(text)!r} as a number ({example})")
@@ -54,7 +54,7 @@ def read_amount(text: str | float, setting: str = "tokens", example: str = "1e12
 
 
 def setup_options(run: Callable[..., Any]) -> Callable[..., Any]:
-    """A verb with an option for every field of Setup; it is called with the `setup` that they come to.
+    """Give a verb an option for every field of Setup, and call it with the resulting `setup`.
 
     Raises ConfigError for a set-up at fault when the verb is called.
     """
@@ -75,7 +75,7 @@ def setup_options(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _option(field: Any, hint: Any) -> inspect.Parameter:
-    """One field as Typer takes an option."""
+    """Make a Typer option of one field."""
     name = field.name
     flag = SPELLED.get(name, "--" + name.replace("_", "-"))
     settings: dict[str, Any] = {"help": HELP.get(name, "")}

@@ -1,4 +1,4 @@
-"""What the verbs that price share: their output options, which arguments are models, and how figures are printed."""
+"""Share what the verbs that price need: output options, telling models from overrides, and printing figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FEW = 3
 
 
 class Shown(StrEnum):
-    """How figures are printed."""
+    """The format in which figures are printed."""
 
     text = "text"
     json = "json"
@@ -33,7 +33,7 @@ Plot = Annotated[Path | None, typer.Option(help="Draw the figures into a .png or
 
 
 def choose_format(as_json: bool, as_csv: bool, as_md: bool) -> Shown:
-    """The format that was asked for. Raises ConfigError for two of them."""
+    """Choose the output format that was asked for. Raises ConfigError for two of them."""
     asked = [shown for wanted, shown in ((as_json, Shown.json), (as_csv, Shown.csv), (as_md, Shown.md)) if wanted]
     if len(asked) > 1:
         raise ConfigError(f"output: {' and '.join(f'--{each}' for each in asked)} are two formats (leave one out)")
@@ -41,7 +41,7 @@ def choose_format(as_json: bool, as_csv: bool, as_md: bool) -> Shown:
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The models among the arguments, and the overrides: what has an `=`, or begins with `~` or `+`.
+    """Split the arguments into models and overrides. An override has an `=`, or begins with `~` or `+`.
 
     The path of a file that there is may hold an `=` too. Raises ConfigError when no model is named.
     """
@@ -58,7 +58,7 @@ def _is_override(word: str) -> bool:
 
 
 def load_specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
-    """The Spec of each model under the overrides. Raises ConfigError with the faults of all of them."""
+    """Load the Spec of each model under the overrides. Raises ConfigError with the faults of all of them."""
     from zoo.cli.common import compose_target
     from zoo.compose.targets import spec_of_composed
 
@@ -75,7 +75,7 @@ def load_specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
 
 
 def shorten_labels(labels: Sequence[str]) -> list[str]:
-    """Labels of which no two are the same: a path's last name where that is enough, a number for what comes twice."""
+    """Shorten labels, all different: a path's last name where that is enough, a number for what comes twice."""
     short = [Path(label).name if os.sep in label else label for label in labels]
     short = [label if short.count(short[i]) > 1 and os.sep in label else short[i] for i, label in enumerate(labels)]
     return [
@@ -86,7 +86,7 @@ def shorten_labels(labels: Sequence[str]) -> list[str]:
 def print_prices(
     titles: Sequence[str], targets: Sequence[str], priced: Sequence[Mapping[str, Any]], shown: Shown
 ) -> None:
-    """Prints the figures of one model or of several."""
+    """Print the figures of one model or of several."""
     from zoo import report
 
     labels = shorten_labels(targets)
@@ -121,7 +121,7 @@ def _markdown(labels: Sequence[str], priced: Sequence[Mapping[str, Any]]) -> str
 
 
 def compare_headers(targets: Sequence[str]) -> None:
-    """Says of each folder with weights whether the tensors in its files are those that were priced."""
+    """Say for each folder with weights whether the tensors in its files are those that were priced."""
     from zoo.compose.targets import is_file
 
     for target in targets:

@@ -1,4 +1,4 @@
-"""`zoo solve`: the price asked backwards, from a GPU or a budget to what fits it."""
+"""`zoo solve`: search for what fits a GPU or a budget, on the exact price."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ BYTES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2.0**10, "MI": 
 
 
 def read_number(text: str) -> float:
-    """`1.5B` or `1.5e9` as a number. Raises ConfigError."""
+    """Read `1.5B` or `1.5e9` as a number. Raises ConfigError."""
     return read_amount(text, "budget", "1e9, 350M or 1.5B")
 
 
 def read_size(text: str) -> float:
-    """`24GB`, `22.5GiB` or `24e9` as bytes. Raises ConfigError."""
+    """Read `24GB`, `22.5GiB` or `24e9` as bytes. Raises ConfigError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*((?:[KMGT]i?)?)B?", str(text).strip(), re.IGNORECASE)
     if match is None:
         raise ConfigError(f"memory: cannot read {str(text)!r} as bytes (24GB, 22.5GiB or 24e9)")
@@ -31,7 +31,7 @@ def read_size(text: str) -> float:
 
 
 def read_pair(text: str) -> tuple[float, float]:
-    """`16:128` as two numbers. Raises ConfigError."""
+    """Read `16:128` as two numbers. Raises ConfigError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", text.strip())
     if match is None:
         raise ConfigError(f"aspect: cannot read {text!r} (least:most, as 16:128)")
@@ -56,11 +56,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Every figure, exactly.")]
 
 @app.callback()
 def solve() -> None:
-    """What fits, and what would: searched for on the exact price, without building anything."""
+    """Find what fits: searched for on the exact price, without building anything."""
 
 
 def _most(name: str, short: str, text: str) -> None:
-    """The command that finds the largest batch or context."""
+    """Add the command that finds the largest batch or context."""
 
     @app.command(name, short_help=short, help=text)
     @setup_options
@@ -123,7 +123,7 @@ def gpu(
     runtime: Runtime = None,
     as_json: AsJson = False,
 ) -> None:
-    """The fewest of each GPU that hold the model: --tp of them generating, ZeRO ranks training.
+    """Find the fewest of each GPU that hold the model: --tp of them for generating, ZeRO ranks for training.
 
     With --gpu of that one alone.
     """
@@ -156,7 +156,8 @@ def cache(
     most: Annotated[float, typer.Option("--bytes", parser=read_size, metavar="BYTES", help="The budget: 2GB, 512MiB.")],
     as_json: AsJson = False,
 ) -> None:
-    """Fewer key heads, or a window, that bring the KV cache of --batch sequences of --context tokens to a budget."""
+    """Find fewer key heads, or a window, that bring the KV cache of --batch sequences of --context tokens to a
+    budget."""
     from zoo import report
     from zoo.analysis.solve import smaller_caches
     from zoo.report import solved as show
@@ -199,7 +200,7 @@ def shape(
     train: Train = False,
     as_json: AsJson = False,
 ) -> None:
-    """Width, depth, feed-forward and heads that cost a budget exactly; with --gpu, that fit on it.
+    """Find width, depth, feed-forward and heads that cost a budget exactly; with --gpu, that fit on it.
 
     An override fixes a dimension (d_model=2048) or changes the recipe (head.tied=true).
     """
@@ -223,7 +224,7 @@ def shape(
 
 
 def choose_room(setup: Any, memory: float | None, usable: float, runtime: float | None) -> Any:
-    """The room of --gpu or of --memory. Raises ConfigError unless exactly one is given."""
+    """Work out the usable memory of --gpu or of --memory. Raises ConfigError unless exactly one is given."""
     from zoo.analysis.solve import Room
     from zoo.analysis.solve.fit import RUNTIME
 

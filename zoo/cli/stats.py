@@ -1,4 +1,4 @@
-"""`zoo stats`: what models cost, from their Specs alone: one, several beside each other, or the points of a sweep."""
+"""`zoo stats`: price models from their Specs alone: one, several side by side, or the points of a sweep."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(
     resolve: Resolve = False,
     setup: Any = None,
 ) -> None:
-    """What a model costs: parameters, FLOPs, KV cache and memory, without building it.
+    """Price a model without building it: parameters, FLOPs, KV cache and memory.
 
     Overrides are Hydra's: an axis by name (attention=mqa), a key (n_layers=4), a field (attention.softcap=50). Several
     models make one table; with -m each combination of what the overrides sweep over (attention=mha,gqa,mqa) is a row.
@@ -97,7 +97,7 @@ def _price(
 
 
 def _kernels(targets: list[str], overrides: list[str], setup: Any, shown: Shown) -> None:
-    """The attention kernels of each model; as JSON beside its figures."""
+    """Print the attention kernels of each model; as JSON, beside its figures."""
     from zoo import costs
     from zoo.cli import showing
     from zoo.costs.kernels import kernels

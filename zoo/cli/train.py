@@ -1,4 +1,4 @@
-"""`zoo train`: one run, a resumed one, or a sweep, on Hydra's own engine."""
+"""`zoo train`: start one run, resume one, or sweep, on Hydra's own engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TrainingConfigPart(StrEnum):
 
 
 class Info(StrEnum):
-    """What Hydra can tell about itself and the config."""
+    """The parts of the config, or of Hydra itself, that Hydra can describe."""
 
     all = "all"
     config = "config"
@@ -84,7 +84,7 @@ def _resume(folder: Path, overrides: list[str]) -> None:
 
 
 def _show(plan: LaunchPlan, cfg: TrainingConfigPart | None, resolve: bool, info: Info | None) -> None:
-    """Hydra's own report of the config; of a sweep, that of its first job."""
+    """Print Hydra's own report of the config; for a sweep, that of its first job."""
     from zoo.grammar import register_resolvers
 
     register_resolvers()
@@ -96,7 +96,7 @@ def _show(plan: LaunchPlan, cfg: TrainingConfigPart | None, resolve: bool, info:
 
 
 def _sweep(plan: LaunchPlan) -> None:
-    """Runs every job, and closes with one table of them all. Exits with 1 when one failed."""
+    """Run every job, and print one table of them all at the end. Exits with 1 when one failed."""
     from zoo import report
     from zoo.jobs import plan as jobs
     from zoo.runs import results

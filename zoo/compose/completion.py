@@ -15,12 +15,12 @@ from zoo.grammar import AXES, DIMS
 
 
 def complete_target(word: str) -> list[str]:
-    """Packaged models that begin with the word. None for a path: the shell completes those."""
+    """List the packaged models that begin with the word. None for a path: the shell completes those."""
     return [] if "/" in word else [name for name in list_packaged() if name.startswith(word)]
 
 
 def complete_overrides(target: str | None, typed: Sequence[str], word: str) -> list[str]:
-    """Overrides that begin with `word`, for a model, or for training where `target` is None.
+    """List the overrides that begin with `word`, for a model, or for training where `target` is None.
 
     Overrides typed before are applied, faulty ones left out. If the only completion ends in `=` or `.`, the values or
     keys that may follow are returned instead: the shell would otherwise append a space.
@@ -46,7 +46,7 @@ class _Completer:
         self.groups = self._groups()
 
     def _groups(self) -> dict[str, str]:
-        """The group behind each key: `attention`, and in a training config `model.attention` too."""
+        """Map each key to its group: `attention`, and in a training config `model.attention` too."""
         groups = {axis: axis for axis in AXES}
         for place in self.composed.choices:
             group, _, package = place.partition("@")
@@ -70,7 +70,7 @@ class _Completer:
         return sorted(found)
 
     def _values(self, key: str) -> Iterable[str]:
-        """The options of a group; of a key, true and false for a boolean, else its present value."""
+        """List the options of a group; for another key true and false, or its present value."""
         if key in self.groups:
             return self.repo.get_group_options(self.groups[key])
         parent, _, name = key.rpartition(".")

@@ -85,7 +85,7 @@ class Memo:
     read: dict[str, tuple[list[Override], list[str]]] = dataclasses.field(default_factory=dict)
 
     def parse(self, overrides: Sequence[str], faults: list[str]) -> list[Override]:
-        """Each override that Hydra's grammar can read, if it is no sweep; the others go to `faults`."""
+        """Parse each override that Hydra's grammar can read and that is no sweep; the others go to `faults`."""
         parsed = []
         for typed in overrides:
             if typed not in self.read:
@@ -106,7 +106,7 @@ def compose(
     with_hydra: bool = False,
     memo: Memo | None = None,
 ) -> Composed:
-    """`body` with its defaults list, under Hydra overrides.
+    """Compose `body` with its defaults list, under Hydra overrides.
 
     `label` names the body in messages, `root` is the model's place in it ("" for a model alone). Faulty overrides are
     left out and listed; a faulty body raises ConfigError, as nothing can be composed from it. A `memo` is of one repo
@@ -150,7 +150,7 @@ def _base(
     root: str,
     with_hydra: bool,
 ) -> Base:
-    """The body under the choices. Raises ConfigError when nothing can be composed of it."""
+    """Compose the body under the choices alone. Raises ConfigError when that is impossible."""
     faults: list[str] = []
     with store_primary(body, memo.name) as name:
         try:
@@ -209,7 +209,7 @@ def _takes(cfg: DictConfig, key: str, root: str, extra: Sequence[str]) -> bool:
 
 
 def _reads(cfg: DictConfig, root: str) -> set[str]:
-    """The names that the model's components look up around them."""
+    """Collect the names that the model's components look up around them."""
     model = OmegaConf.select(cfg, root) if root else cfg
     if not isinstance(model, DictConfig):
         return set()
@@ -227,13 +227,13 @@ def _strings(node: Any) -> Iterator[str]:
 
 
 def _stateable(root: str, reads: set[str]) -> list[str]:
-    """The keys that a model may state: the grammar's own, and those that its components look up."""
+    """List the keys that a model may state: the grammar's own, and those that its components look up."""
     names = reads | grammar.OWN | grammar.BOTH | grammar.DIMS | {*grammar.AXES, *grammar.STRUCTURE, *grammar.TOWERS}
     return [f"{root}.{name}" if root else name for name in sorted(names)]
 
 
 def _unread(groups: Sequence[Override], root: str, reads: set[str]) -> list[str]:
-    """Axes that the user chose and no component looks up, such as a router in a model without experts."""
+    """List the axes that the user chose and no component looks up, such as a router in a model without experts."""
     used = reads | grammar.OWN | {"block"}
     places = {f"{root}.{axis}" if root else axis: axis for axis in grammar.AXES if axis not in used}
     chosen = [o for o in groups if (o.package or o.key_or_group) in places and not o.is_delete()]
@@ -244,7 +244,8 @@ def _unread(groups: Sequence[Override], root: str, reads: set[str]) -> list[str]
 
 
 def _shared(cfg: DictConfig, key: str) -> str | None:
-    """The fault of setting something below an interpolation: it would be lost, or change every other reader of it."""
+    """Describe the fault of setting something below an interpolation: it would be lost, or change every other reader of
+    it."""
     parts = key.split(".")
     node: Any = OmegaConf.to_container(cfg, resolve=False) if len(parts) > 1 else None
     for depth, part in enumerate(parts[:-1]):

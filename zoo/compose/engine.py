@@ -84,13 +84,13 @@ _numbers = itertools.count()
 
 
 def merge_defaults(defaults: DefaultsList, repo: CachingConfigRepository) -> DictConfig:
-    """The configs of a defaults list merged, first to last."""
+    """Merge the configs of a defaults list, first to last."""
     loader = ConfigLoaderImpl.__new__(ConfigLoaderImpl)  # merging needs none of its state
     return loader._compose_config_from_defaults_list(defaults.defaults, repo)
 
 
 def get_failure(job_return: JobReturn) -> BaseException:
-    """What a job raised. Hydra's public `return_value` would raise it."""
+    """Return what a job raised. Hydra's public `return_value` would raise it."""
     return job_return._return_value
 
 
@@ -119,7 +119,8 @@ class UserFolder(FileConfigSource):
 
 
 def open_repository(*folders: Path) -> CachingConfigRepository:
-    """The groups and files of conf/, then of the user's folders: a packaged file wins over one of the same name."""
+    """Open the groups and files of conf/, then those of the user's folders: a packaged file wins over one of the same
+    name."""
     version.setbase("1.3")
     share_parses()
     registry = SourcesRegistry.instance()
@@ -144,7 +145,8 @@ class Listed(CachingConfigRepository):
 
 
 def cache_repository(repository: ConfigRepository) -> CachingConfigRepository:
-    """A repository that reads each file once, and sees what is stored later: Hydra's own works on a deep copy."""
+    """Make a repository that reads each file once and sees what is stored later. Hydra's own would work on a deep
+    copy."""
     for source in repository.get_sources():
         # In a launcher's worker the source was unpickled with a copy of the store. It is known by its scheme, not by
         # its class: Hydra's search for plugins imports the class a second time.
@@ -157,7 +159,7 @@ def cache_repository(repository: ConfigRepository) -> CachingConfigRepository:
 
 @contextmanager
 def open_session(*folders: Path, loader: type[ConfigLoaderImpl] = ConfigLoaderImpl) -> Iterator[Hydra]:
-    """Hydra itself, with its plugins, and a config loader of its own or of ours. One at a time in a process: Hydra
+    """Open Hydra itself, with its plugins, and a config loader of its own or of ours. One at a time in a process: Hydra
     keeps it in a global."""
     version.setbase("1.3")
     path = create_config_search_path(f"file://{conf_dir()}")
@@ -208,7 +210,7 @@ def fill_hydra_node(
 
 
 def name_primary() -> str:
-    """A name for a primary config.
+    """Make a name for a primary config.
 
     One of its own, not the file's: a user's `config.yaml` that says `defaults: [/config]` would include itself.
     """

@@ -21,8 +21,8 @@ MANY = 30
 
 
 def shorten_error(error: BaseException, names: dict[str, str] | None = None) -> str:
-    """The message of Hydra or OmegaConf on one line, without search path and links. `names` maps names that zoo made up
-    to those that the user knows."""
+    """Put the message of Hydra or OmegaConf on one line, without search path and links. `names` maps names that zoo
+    made up to those that the user knows."""
     if isinstance(error, RecursionError):
         return "defaults: leads back to where it starts (a file cannot include itself)"
     text = str(error) or str(error.__cause__ or type(error).__name__)
@@ -38,14 +38,14 @@ def shorten_error(error: BaseException, names: dict[str, str] | None = None) -> 
 
 
 def describe_missing_option(group: str, value: str, options: Iterable[str]) -> str:
-    """The fault of a choice that its group does not have: the nearest option, and all of them if they are few."""
+    """Describe a choice that its group does not have, with the nearest option, and all of them if they are few."""
     options = sorted(options)
     there = ", ".join(options) if len(options) <= MANY else f"{len(options)}; `zoo list` shows them"
     return f"{group}: no option '{value}'{did_you_mean(value, options)} (there are: {there})"
 
 
 def descend(cfg: DictConfig, key: str) -> tuple[DictConfig | None, list[str]]:
-    """The deepest mapping on the way to a dotted key, and the segments below it that do not exist.
+    """Find the deepest mapping on the way to a dotted key, and the segments below it that do not exist.
 
     Interpolations are not followed: None stands for "no mapping there".
     """
@@ -60,7 +60,7 @@ def descend(cfg: DictConfig, key: str) -> tuple[DictConfig | None, list[str]]:
 
 
 def list_children(cfg: DictConfig) -> Iterator[tuple[str, DictConfig | None]]:
-    """The keys of a mapping, each with the mapping below it, if there is one. Interpolations are not followed."""
+    """Yield the keys of a mapping, each with the mapping below it, if there is one. Interpolations are not followed."""
     for key in cfg:
         name = str(key)
         child = None if OmegaConf.is_interpolation(cfg, name) or OmegaConf.is_missing(cfg, name) else cfg[key]
@@ -68,7 +68,7 @@ def list_children(cfg: DictConfig) -> Iterator[tuple[str, DictConfig | None]]:
 
 
 def list_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a config, shallow ones first at each level; interpolations are not followed."""
+    """Yield every dotted key of a config, shallow ones first at each level. Interpolations are not followed."""
     for name, _ in list_children(cfg):
         yield f"{prefix}{name}"
     for name, child in list_children(cfg):
@@ -77,8 +77,8 @@ def list_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def describe_unknown_key(cfg: DictConfig, key: str, extra: Iterable[str] = ()) -> str:
-    """The fault of a key that the config does not have, with the nearest that it has. `extra` are dotted keys that
-    would be accepted too."""
+    """Describe a key that the config does not have, with the nearest that it has. `extra` are dotted keys that would be
+    accepted too."""
     node, missing = descend(cfg, key)
     parent = key[: len(key) - len(".".join(missing))]
     options = list(dict.fromkeys([*list_keys(cfg), *extra]))

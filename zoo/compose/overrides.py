@@ -23,7 +23,8 @@ from zoo.grammar import AXES
 
 
 def parse_overrides(texts: Iterable[str], faults: list[str], loader: Any = None) -> list[Override]:
-    """The overrides that Hydra's grammar can parse; the others go to `faults`. `glob(*)` sweeps need a `loader`."""
+    """Parse the overrides that Hydra's grammar can read; the others go to `faults`. `glob(*)` sweeps need a
+    `loader`."""
     parser = OverridesParser.create(loader)
     parsed = []
     for text in texts:
@@ -39,7 +40,7 @@ def parse_overrides(texts: Iterable[str], faults: list[str], loader: Any = None)
 
 
 def refuse_sweeps(parsed: Iterable[Override], faults: list[str]) -> list[Override]:
-    """The overrides that hold one value each; a sweep is a fault without `-m`."""
+    """Keep the overrides that hold one value each; without `-m` a sweep is a fault."""
     single = []
     for override in parsed:
         if override.is_sweep_override():
@@ -53,7 +54,7 @@ def refuse_sweeps(parsed: Iterable[Override], faults: list[str]) -> list[Overrid
 
 
 def note_repeated(parsed: Sequence[Override]) -> list[str]:
-    """A note for each key that stands more than once."""
+    """Write a note for each key that stands more than once."""
     lines: dict[str, list[str]] = {}
     for override in parsed:
         lines.setdefault(override.get_key_element(), []).append(format_override(override))
@@ -61,13 +62,14 @@ def note_repeated(parsed: Sequence[Override]) -> list[str]:
 
 
 def format_override(override: Override) -> str:
-    """The override as it is typed."""
+    """Write the override as it is typed."""
     line = override.input_line or ""
     return override.get_key_element() + (line[line.index("=") :] if "=" in line else "")
 
 
 def list_alternatives(override: Override) -> list[str]:
-    """One override for each value of a sweep. Of an interval, which a sweeper samples, the start stands for all."""
+    """List one override for each value of a sweep. Of an interval, which a sampling sweeper draws from, the start
+    stands for all."""
     if not override.is_sweep_override():
         return [format_override(override)]
     key = override.get_key_element()
@@ -78,14 +80,14 @@ def list_alternatives(override: Override) -> list[str]:
 
 
 def list_values(override: Override) -> list[str]:
-    """What an override chooses or sweeps over, without quotes."""
+    """List the values that an override chooses or sweeps over, without quotes."""
     value = override.value()
     chosen = value.list if isinstance(value, ChoiceSweep) else [value]
     return [getattr(item, "text", None) or str(item) for item in chosen]
 
 
 def rename_override(override: Override, **changes: Any) -> Override:
-    """A copy under another key or of another type, whose `input_line` says so."""
+    """Copy an override under another key or with another type; its `input_line` changes too."""
     copy = dataclasses.replace(override, **changes)
     copy.input_line = copy.get_key_element() + format_override(override)[len(override.get_key_element()) :]
     return copy
@@ -108,7 +110,8 @@ class Choices:
     known: dict[str, str | None] = dataclasses.field(default_factory=dict)
 
     def settle(self, overrides: Sequence[Override]) -> tuple[DefaultsList, list[Override], list[Override]]:
-        """The defaults list, the group overrides under its keys for them, and the other overrides, in the user's order.
+        """Find the defaults list, the choices under the keys that they have in it, and the other overrides, in the
+        user's order.
 
         Choosing one group may bring others into the list (`model=mixtral-tiny` brings a router), so this goes on until
         nothing more is found; an axis that is still not in the list is added to it.
@@ -154,7 +157,7 @@ class Choices:
         return folder and not isinstance(override.value(), dict)
 
     def _find(self, override: Override) -> Override | None:
-        """The override under the key that the defaults list has for it, or None."""
+        """Return the override under the key that the defaults list has for it, or None."""
         if isinstance(override.value(), dict) or override.type is OverrideType.ADD:
             return None
         key, package = override.key_or_group, override.package
@@ -188,7 +191,8 @@ class Choices:
         return not missing
 
     def _added(self, override: Override) -> Override | None:
-        """A group that the defaults list has not: an axis of the model is added, another needs an explicit `+`."""
+        """Add a group that the defaults list does not have: an axis of the model by itself, another only with an
+        explicit `+`."""
         group, package = override.key_or_group, override.package
         place = f"{group}@{package}" if package else group
         if group not in AXES and not self.root:

@@ -38,7 +38,7 @@ class Target:
 
 
 def list_packaged() -> list[str]:
-    """The names of the packaged models."""
+    """List the names of the packaged models."""
     return sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
 
 
@@ -52,7 +52,8 @@ def is_file(target: str | Path) -> bool:
 
 
 def find_target(target: str | Path | Mapping[str, Any]) -> Target:
-    """The target's body. Raises ConfigError when there is no such model or file, or when the file is not YAML."""
+    """Find the body that a target names. Raises ConfigError when there is no such model or file, or when the file is
+    not YAML."""
     if isinstance(target, Mapping):
         return Target("config", _plain(OmegaConf.create(dict(target)), "config"))
     if not is_file(target):
@@ -70,8 +71,8 @@ def find_target(target: str | Path | Mapping[str, Any]) -> Target:
 
 
 def read_published(path: Path) -> tuple[Body, list[str]]:
-    """The body of the model that a config.json, a folder with one, or a checkpoint or run of ours is of, and what it
-    leaves out.
+    """Read the model body of a config.json, of a folder with one, or of a checkpoint or run of ours. Returns notes on
+    what it leaves out too.
 
     A run's is as it was composed, for overrides to change. Raises ConfigError.
     """
@@ -89,7 +90,8 @@ def read_published(path: Path) -> tuple[Body, list[str]]:
 
 
 def name_packaged(name: str) -> Body:
-    """A body that is the packaged model, its keys at the root. Raises ConfigError when there is none of that name."""
+    """Make a body that is the packaged model, its keys at the root. Raises ConfigError when there is none of that
+    name."""
     if name not in list_packaged():
         beside = f"; the file here is ./{name}.yaml" if Path(f"{name}.yaml").exists() else ""
         hint = did_you_mean(name, list_packaged()) or " (`zoo list` shows them; a file's name ends in .yaml)"
@@ -98,7 +100,8 @@ def name_packaged(name: str) -> Body:
 
 
 def read_yaml(path: Path) -> Body:
-    """A user's YAML file as a mapping. Raises ConfigError when it is missing, unreadable, or not a YAML mapping."""
+    """Read a user's YAML file as a mapping. Raises ConfigError when it is missing, unreadable, or not a YAML
+    mapping."""
     try:
         return _plain(OmegaConf.load(path), str(path))
     except FileNotFoundError:
@@ -132,7 +135,7 @@ def _problem(error: yaml.YAMLError) -> str:
 
 
 def list_defaults(body: Body, repo: CachingConfigRepository, label: str, base: str | None = None) -> Body:
-    """The body with its shorthand moved into its defaults list. Raises ConfigError for options that do not exist."""
+    """Move the body's shorthand into its defaults list. Raises ConfigError for options that do not exist."""
 
     def is_group(key: str) -> bool:
         return repo.group_exists(key) and bool(repo.get_group_options(key))
@@ -159,7 +162,7 @@ def _known(body: Body, repo: CachingConfigRepository, label: str) -> set[str]:
 
 
 def drop_swapped(body: Body, overrides: Iterable[str]) -> Body:
-    """The body without the nodes that it spells out, `kind` and all, and that the user swaps.
+    """Drop the nodes that the body spells out, `kind` and all, and that the user swaps.
 
     What was meant for the old kind must not patch the new one.
     """
@@ -168,7 +171,7 @@ def drop_swapped(body: Body, overrides: Iterable[str]) -> Body:
 
 
 def compose_model(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Composed:
-    """The composed config of one model, its body at the root."""
+    """Compose the config of one model, its body at the root."""
     return Composer(target).compose([overrides] if isinstance(overrides, str) else list(overrides))
 
 
@@ -182,7 +185,7 @@ class Composer:
         self.memos: dict[tuple[str, ...], Memo] = {}
 
     def compose(self, overrides: list[str]) -> Composed:
-        """The composed config, the model's body at the root."""
+        """Compose the config under overrides, the model's body at the root."""
         body = drop_swapped(self.body, overrides)
         memo = self.memos.setdefault(tuple(body), Memo())  # which keys are left is all that overrides change in it
         made = compose(self.repo, body, overrides, label=self.found.label, memo=memo)
@@ -191,7 +194,7 @@ class Composer:
 
 
 def to_yaml(cfg: DictConfig, *, resolve: bool) -> str:
-    """The config as YAML. Raises ConfigError when an interpolation leads nowhere."""
+    """Write the config as YAML. Raises ConfigError when an interpolation leads nowhere."""
     from zoo.grammar import register_resolvers
 
     register_resolvers()
@@ -202,7 +205,7 @@ def to_yaml(cfg: DictConfig, *, resolve: bool) -> str:
 
 
 def spec_of_composed(composed: Composed, root: str = "") -> Decoder:
-    """The Spec of a composed config. Raises ConfigError with the faults of overrides and grammar together."""
+    """Read the Spec of a composed config. Raises ConfigError with the faults of overrides and grammar together."""
     from zoo import grammar
 
     faults, spec = list(composed.faults), None

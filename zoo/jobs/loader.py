@@ -44,7 +44,7 @@ class JobLoader(ConfigLoaderImpl):
         return {key: value for key, value in self.__dict__.items() if key not in ("repo", "memo")}
 
     def compose_job(self, overrides: Sequence[str]) -> Composed:
-        """One job, with the faults of its overrides."""
+        """Compose one job, and list the faults of its overrides."""
         return compose(self.repo, self.body, overrides, label=self.label, root=ROOT, with_hydra=True, memo=self.memo)
 
     def load_configuration(
@@ -55,7 +55,7 @@ class JobLoader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        """The config of a job; or, for RunMode.MULTIRUN, of the sweep that launches jobs.
+        """Compose the config of a job; or, for RunMode.MULTIRUN, of the sweep that launches jobs.
 
         A sweep's config holds the overrides that have one value. Those that the default model has no place for are
         left out of it: every job is composed, and refused, with all of its own. Raises ConfigError for a faulty job.

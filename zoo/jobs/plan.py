@@ -82,7 +82,8 @@ class LaunchPlan:
         self.hydra.multirun(self.config_name, run_one_job, self.overrides)
 
     def _discard(self, folder: Path) -> None:
-        """Removes the folder of a run that refused its input before it had done anything, and those made to hold it."""
+        """Remove the folder of a run that refused its input before it had done anything, and the folders made to hold
+        it."""
         if {path.name for path in folder.iterdir()} <= {".hydra", "train.log", RESULT}:
             shutil.rmtree(folder)
             for path in self.made:
@@ -91,7 +92,7 @@ class LaunchPlan:
 
 
 def _unused(folder: Path) -> Path:
-    """The folder that the user named. Raises ConfigError when a run or a sweep is in it already."""
+    """Return the folder that the user named. Raises ConfigError when a run or a sweep is in it already."""
     if any((folder / name).exists() for name in ("checkpoints", "multirun.yaml")):
         raise ConfigError(f"{folder}: has a run in it (`zoo train --resume {folder}` goes on with it, or name another)")
     return folder
@@ -141,7 +142,7 @@ def _no_sweep(override: Override) -> str:
 
 
 def _checked(composed: Composed, varied: set[str] | None) -> Composed:
-    """The job with the faults that training itself would find.
+    """Add to a job the faults that training itself would find.
 
     A key that nothing reads is one: in a sweep only where its value is `varied`, as some jobs may read what others
     do not.
@@ -157,12 +158,12 @@ def _checked(composed: Composed, varied: set[str] | None) -> Composed:
 
 
 def task_config(composed: Composed) -> DictConfig:
-    """What the task gets: the config without Hydra's own node."""
+    """Copy the config without Hydra's own node, as the task takes it."""
     return OmegaConf.masked_copy(composed.cfg, [str(key) for key in composed.cfg if key != "hydra"])
 
 
 def _faults(jobs: Sequence[Composed]) -> list[str]:
-    """The faults of all jobs; one that not every job has says in which it is."""
+    """List the faults of all jobs. A fault that only some jobs have names the first of them."""
     where: dict[str, list[str]] = {}
     for each, overrides in zip(jobs, list_swept(jobs), strict=True):
         for fault in dict.fromkeys(each.faults):
@@ -171,7 +172,7 @@ def _faults(jobs: Sequence[Composed]) -> list[str]:
 
 
 def list_swept(jobs: Sequence[Composed]) -> list[str]:
-    """The overrides of each job that not all of them have."""
+    """List for each job the overrides that not all jobs share."""
     shared = set.intersection(*(set(each.typed) for each in jobs))
     return [" ".join(override for override in each.typed if override not in shared) for each in jobs]
 
@@ -180,13 +181,14 @@ def list_swept(jobs: Sequence[Composed]) -> list[str]:
 
 
 def _model_files(parsed: Sequence[Override]) -> list[str]:
-    """The files that `model=` names."""
+    """List the files that `model=` names."""
     chosen = [each for each in parsed if each.get_key_element() == ROOT]
     return [value for each in chosen for value in list_values(each) if is_file(value)]
 
 
 def _as_option(value: str, target: Target, repo: CachingConfigRepository) -> str:
-    """The option of the group `model` that a user's file is made, for this process; the run folder has its name."""
+    """Make a user's file an option of the group `model` in this process, and return its name. The run folder has that
+    name too."""
     if target.option not in list_packaged():
         store_model(target.option, anchor_defaults(list_defaults(target.body, repo, value)))
     return target.option
@@ -205,8 +207,8 @@ def _of_loader(override: Override, loader: Any) -> Override:
 
 
 def _swept_by_config(cfg: DictConfig, parsed: Sequence[Override]) -> list[Override]:
-    """The sweep that the config asks of Hydra's basic sweeper (`hydra.sweeper.params`), without the keys that the user
-    typed. It is taken over into the overrides, to be checked like a typed one."""
+    """Take over the sweep that the config asks of Hydra's basic sweeper (`hydra.sweeper.params`), without the keys that
+    the user typed, so that it is checked like a typed one."""
     sweeper = cfg.hydra.sweeper
     if not str(sweeper._target_).endswith(".BasicSweeper") or not sweeper.params:
         return []
