@@ -94,7 +94,7 @@ def read_header(file: Path) -> dict[str, Header]:
 
 
 def _check_offsets(entries: Mapping[str, Any], size: int) -> None:
-    """Raises ValueError unless the tensors fill the `size` bytes after the header, with no gap and no overlap."""
+    """Raise ValueError unless the tensors fill the `size` bytes after the header, with no gap and no overlap."""
     spans = []
     for name, entry in entries.items():
         start, end = entry["data_offsets"]

@@ -200,7 +200,7 @@ def restore_optimizer(optimizer: Optimizer, parameter: Tensor, key: str, value: 
 
 
 def read_random_states() -> dict[str, Tensor]:
-    """The states of torch's random generators, by device: dropout and the like draw from them."""
+    """Read the states of torch's random generators, by device: dropout and the like draw from them."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"cpu": torch.get_rng_state(), **{f"cuda:{index}": state for index, state in enumerate(cuda)}}
 

@@ -81,7 +81,7 @@ class Corpus:
 
     @property
     def n_bytes(self) -> int:
-        """The files' sizes together, text or not."""
+        """Add up the files' sizes, text or not."""
         return sum(file.stat().st_size for file in self.files)
 
     def fingerprint(self) -> str:
@@ -95,7 +95,7 @@ class Corpus:
 
 
 def open_stdlib_corpus() -> Corpus:
-    """The Python standard library of this machine as source, without its tests."""
+    """Open the Python standard library of this machine as a corpus of source files, without its tests."""
     root = Path(sysconfig.get_path("stdlib"))
 
     def keep(file: Path) -> bool:
@@ -110,7 +110,8 @@ def open_stdlib_corpus() -> Corpus:
 
 
 def open_text_corpus(path: str | Path) -> Corpus:
-    """A file, or every text file below a folder, without hidden ones. Raises ConfigError where there is no text."""
+    """Open a file, or every text file below a folder, without hidden ones. Raises ConfigError where there is no
+    text."""
     root = Path(path).expanduser()
     if root.is_dir():
         files = list_files(root, set(), lambda file: not file.name.startswith("."))
@@ -139,7 +140,7 @@ def list_files(root: Path, without: set[str], keep: Callable[[Path], bool]) -> t
 
 
 def describe_records_fault(file: Path) -> str | None:
-    """The line for a file of records, or for packed text, told by its suffixes; None for any other file."""
+    """Write the line for a file of records, or for packed text, recognised by its suffixes; None for any other file."""
     *before, last = ["", *(suffix.lower() for suffix in file.suffixes)]
     packed = last in PACKED
     kind = before[-1] if packed and before else last
@@ -151,7 +152,7 @@ def describe_records_fault(file: Path) -> str | None:
 
 
 def is_json_records(text: str) -> bool:
-    """Whether a .json file is a data set: a list of objects, or an object in each line."""
+    """Tell whether a .json file is a data set: a list of objects, or an object in each line."""
     lines = [line.strip() for line in text.strip().split("\n", 2)[:2]]
     in_lines = len(lines) == 2 and lines[0].endswith("}") and all(line.startswith("{") for line in lines)
     return in_lines or re.match(r"\s*\[\s*\{", text) is not None
@@ -205,7 +206,7 @@ def hash_text(text: str) -> bytes:
 def split_corpus(
     documents: Iterable[Document], validation_fraction: float, max_bytes: int | None = None
 ) -> list[Part | None]:
-    """The part of each document; None for a repeated one and for those left out by `max_bytes`.
+    """Choose the part of each document; None for a repeated one and for those left out by `max_bytes`.
 
     Validation gets its fraction of the bytes, in contiguous blocks. A large file (one in pieces) gives blocks of its
     own, at the end of each of up to MOST_BLOCKS equal stretches. The rest are whole files, in the order of the hash of
@@ -246,7 +247,8 @@ class Unit(NamedTuple):
 
 
 def choose_validation(units: list[Unit], kept: list[int], fraction: float) -> set[int]:
-    """The documents that validate, of those `kept`, which are in the order of their hashes. Neither part is empty."""
+    """Choose the documents that validate, of those `kept`, which are in the order of their hashes. Neither part is
+    empty."""
     files: dict[str, list[int]] = {}
     for number, unit in enumerate(units):
         files.setdefault(unit.path, []).append(number)
@@ -264,7 +266,8 @@ def choose_validation(units: list[Unit], kept: list[int], fraction: float) -> se
 
 
 def choose_blocks(units: list[Unit], numbers: list[int], fraction: float) -> set[int]:
-    """The pieces of one file that stand at the end of each of its equal stretches of bytes."""
+    """Choose the validation pieces of one file: it is divided into equal stretches of bytes, and each gives the pieces
+    at its end."""
     total = sum(units[number].size for number in numbers)
     stretches = min(MOST_BLOCKS, max(1, int(fraction * len(numbers) / PIECES_PER_BLOCK)))
     length, start, chosen = total / stretches, 0, set()
@@ -277,8 +280,8 @@ def choose_blocks(units: list[Unit], numbers: list[int], fraction: float) -> set
 
 
 def sample_within(units: list[Unit], numbers: list[int], room: int, most: int = 0) -> list[int]:
-    """An even sample of documents of `room` bytes: taken while they fit, by the half of the hash that the split does
-    not use. Where none fits, the smallest if it has at most `most` bytes."""
+    """Sample documents of `room` bytes evenly: they are taken while they fit, in the order of the half of the hash that
+    the split does not use. Where none fits, the smallest is taken if it has at most `most` bytes."""
     chosen = []
     for number in sorted(numbers, key=lambda number: units[number].key[8:]):
         if units[number].size <= room:

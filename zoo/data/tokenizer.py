@@ -32,7 +32,7 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """Rows that an embedding needs: the largest id and one, since some vocabularies have gaps."""
+        """Count the rows that an embedding needs: the largest id plus one, since some vocabularies have gaps."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
@@ -129,7 +129,7 @@ def make_byte_tokenizer() -> Tokenizer:
 
 
 def spell_bytes() -> list[str]:
-    """The character for each byte in a vocabulary (GPT-2, 2019): its own if that prints, else one from 256 on."""
+    """List the character for each byte in a vocabulary (GPT-2, 2019): its own if that prints, else one from 256 on."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     spare = iter(range(256, 512))
     return [chr(byte if byte in printable else next(spare)) for byte in range(256)]

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def lay_patch(base: Mapping[Any, Any], patch: Any, path: str, problems: list[str]) -> dict[Any, Any]:
-    """`patch` laid over `base`, mapping by mapping. A patch that is no mapping is added to `problems` under `path`.
+    """Lay `patch` over `base`, mapping by mapping. A patch that is no mapping is added to `problems` under `path`.
 
     base                          patch                        result
     norm: {kind: rms, eps: 1}     norm: {eps: 2}               norm: {kind: rms, eps: 2}

@@ -1,5 +1,4 @@
-"""One tower of a model as its YAML describes it: its keys, its layer pattern, and the keys that each kind of layer
-sees."""
+"""Read one tower of a model from its YAML: its keys, its layer pattern, and the keys that each kind of layer sees."""
 
 from __future__ import annotations
 
@@ -55,8 +54,8 @@ class TowerNode:
         return {**tree, "blocks": blocks, "pattern": tuple(self.names)}
 
     def _find_unknown_kinds(self) -> list[str]:
-        """Axes that choose no kind there is. One that no layer reads may stand, to be swapped in, and nothing else
-        would look at it."""
+        """List the axes whose kind does not exist. An axis that no layer reads may be stated, so that it can be swapped
+        in, and nothing else would look at it."""
         faults = []
         for axis, base in BASES.items():
             node, fault = self.root.get(axis), None
@@ -70,7 +69,7 @@ class TowerNode:
         return faults
 
     def _find_unread(self, read: Mapping[str, set[str]], asked: set[str]) -> list[str]:
-        """Keys of a layer patch that its layers do not read: they would change nothing."""
+        """List the keys of a layer patch that its layers do not read: they would change nothing."""
         faults = []
         for kind, used in read.items():
             patch = get_kinds(self.root).get(kind)
@@ -84,7 +83,7 @@ class TowerNode:
 
 
 def split_towers(root: DictConfig, problems: list[str]) -> list[TowerNode]:
-    """The towers of a model: the model itself, named "", unless it is an encoder-decoder."""
+    """Split a model into its towers: the model itself, named "", unless it is an encoder-decoder."""
     if root.get("kind") != EncoderDecoder.kind:
         return [TowerNode("", root, problems)]
     raw = OmegaConf.to_container(root, resolve=False)
@@ -98,11 +97,11 @@ def split_towers(root: DictConfig, problems: list[str]) -> list[TowerNode]:
 
 
 def read_fields(root: DictConfig, fields: set[str]) -> dict[str, Any]:
-    """The model's kind and those of its keys that are `fields`, as plain data."""
+    """Read the model's kind and those of its keys that are `fields`, as plain data."""
     return {str(key): to_plain(root, str(key)) for key in root if key in fields or key == "kind"}
 
 
 def to_plain(scope: DictConfig, key: str) -> Any:
-    """The value of a key as plain data, interpolations resolved."""
+    """Convert the value of a key to plain data, interpolations resolved."""
     value = scope.get(key)
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

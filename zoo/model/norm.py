@@ -1,5 +1,5 @@
 # D model width
-"""Normalisation of the residual stream. Always computed in float32, given back in the input's dtype."""
+"""Normalise the residual stream. Computed in float32, returned in the input's dtype."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def load_spec(config: Any, overrides: Sequence[str] = ()) -> Any:
 
 
 def resolve_dtype(dtype: Any) -> torch.dtype:
-    """torch's dtype for fp32, bf16, fp16 (or torch's own name for it, or the dtype itself); None is float32."""
+    """Return torch's dtype for fp32, bf16, fp16 (or torch's own name for it, or the dtype itself); None is float32."""
     names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
     if dtype is None:
         return torch.float32
@@ -76,7 +76,7 @@ def resolve_dtype(dtype: Any) -> torch.dtype:
 
 
 def pick_device(device: str) -> torch.device:
-    """The torch device for auto, cuda, cuda:N, cpu or meta. Raises ConfigError for one that is not there.
+    """Return the torch device for auto, cuda, cuda:N, cpu or meta. Raises ConfigError for one that is not there.
 
     cuda:N becomes torch's current device as well: kernels, Triton and the random generators of CUDA use that one,
     wherever the tensors are.

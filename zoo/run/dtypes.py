@@ -1,4 +1,5 @@
-"""Which dtype computes fastest on this CPU: measured, as a processor without instructions for it is many times slower.
+"""Measure which dtype computes fastest on this CPU: a processor without instructions for bfloat16 is many times slower
+in it.
 
 bfloat16 halves the memory that weights take and is the faster where the CPU multiplies it (AVX-512 BF16, AMX). Where it
 does not (AVX2 alone), torch computes it element by element: 5 to 15 times slower than float32.
@@ -25,8 +26,8 @@ def spell_dtype(dtype: torch.dtype) -> str:
 
 @cache
 def measure_slowdown(dtype: torch.dtype, *, training: bool = False) -> float:
-    """How many times the seconds of float32 a model's products take in `dtype` on this CPU: those of generation, or of
-    training with its backward pass. Measured once a process."""
+    """Measure how many times longer a model's products take in `dtype` than in float32 on this CPU: those of
+    generation, or of training with its backward pass. Measured once a process."""
     laps = {each: _training_lap(each) if training else _lap(each) for each in (torch.float32, dtype)}
     best: dict[Any, float] = dict.fromkeys(laps, float("inf"))
     with keep_threads():
@@ -69,14 +70,14 @@ def _training_lap(dtype: torch.dtype) -> Any:
 
 
 def is_slow(dtype: torch.dtype, device: torch.device, *, training: bool = False) -> bool:
-    """Whether 16 bits compute slower than float32 on this device. Only a CPU is measured."""
+    """Tell whether 16 bits compute slower than float32 on this device. Only a CPU is measured."""
     if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return False
     return measure_slowdown(dtype, training=training) > MARGIN
 
 
 def describe_slow_dtype(dtype: torch.dtype, device: torch.device, option: str, *, training: bool = False) -> str | None:
-    """What to tell a user who asked for `dtype` by `option`, where that is slow: one line, else None."""
+    """Write the line for a user who asked for `dtype` by `option`, where that is slow; else None."""
     if not is_slow(dtype, device, training=training):
         return None
     times = measure_slowdown(dtype, training=training)

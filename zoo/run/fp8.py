@@ -48,8 +48,8 @@ class Product(NamedTuple):
 
 
 def list_products(model: Any, *, running: bool = False) -> list[Product]:
-    """Every matrix product of a built model, in the order of its modules, and whether it is taken in float8. `running`
-    says that weights are quantised once for inference, rather than at each step of training."""
+    """List every matrix product of a built model, in the order of its modules, and whether it is taken in float8.
+    `running` means that weights are quantised once for inference, rather than at each step of training."""
     from zoo.run.layer import Layer
 
     layers = ((path, layer) for path, layer in model.named_modules() if isinstance(layer, Layer))
@@ -62,12 +62,12 @@ def list_products(model: Any, *, running: bool = False) -> list[Product]:
 
 
 def is_product(part: Part) -> bool:
-    """Whether a part is a matrix product."""
+    """Tell whether a part is a matrix product."""
     return isinstance(part, Linear | Experts) or (isinstance(part, Tied) and isinstance(part.of, Linear))
 
 
 def explain_left_out(owner: Spec, part: Part, *, running: bool = False) -> str | None:
-    """The reason why a product stays out of float8, or None. Its component and part state it."""
+    """Return the reason why a product stays out of float8, or None. Its component and part state it."""
     if owner.axis not in AXES:
         return owner.axis
     if not isinstance(part, Linear):
@@ -80,7 +80,8 @@ def explain_left_out(owner: Spec, part: Part, *, running: bool = False) -> str |
 
 
 def explain_no_effect(spec: Any) -> str | None:
-    """The reason why float8 would change nothing in a model, or None where it changes something. Needs no torch."""
+    """Return the reason why float8 would change nothing in a model, or None where it changes something. Needs no
+    torch."""
     reasons: list[str | None] = []
     for row, part in walk(spec, spec.d_model):
         if is_product(part):
@@ -89,7 +90,7 @@ def explain_no_effect(spec: Any) -> str | None:
 
 
 def summarize_products(products: Iterable[Product]) -> str:
-    """One line: how many products are taken in float8, and what kept the others out."""
+    """Say in one line how many products are taken in float8, and why the others are not."""
     reasons = [product.left_out for product in products]
     others = _counted(reasons)
     return f"{reasons.count(None)} of {len(reasons)} products in float8" + (f", not {others}" if others else "")
@@ -100,7 +101,7 @@ def _counted(reasons: Iterable[str | None]) -> str:
 
 
 def _chosen(model: Any, products: list[Product], what: str) -> set[str]:
-    """The paths of the products to take. Raises ConfigError where there are none."""
+    """Choose the paths of the products to take. Raises ConfigError where there are none."""
     if reason := explain_no_effect(model.spec):
         raise ConfigError(f"{what} {reason} (bf16 would do)")
     return {product.path for product in products if product.left_out is None}
@@ -110,7 +111,7 @@ def _chosen(model: Any, products: list[Product], what: str) -> set[str]:
 
 
 def refuses(recipe: str, machine: Machine) -> str | None:
-    """The reason why a machine cannot compute by a recipe, or None. The machine is described, not used."""
+    """Return the reason why a machine cannot compute by a recipe, or None. The machine is described, not used."""
     if recipe == WEIGHT_ONLY:
         return None
     needed, found = RECIPES[recipe], machine.capability
@@ -134,7 +135,7 @@ def require_fp8(recipe: str, device: torch.device, what: str, would: str) -> Non
 
 @cache
 def can_multiply(recipe: str, device: torch.device) -> bool:
-    """Whether torch computes a product in float8 on this device: one tiny product is tried, once a process.
+    """Tell whether torch computes a product in float8 on this device: one tiny product is tried, once a process.
 
     The table of `refuses` knows devices, not what torch's libraries have for a processor: oneDNN has no float8 product
     for one with AVX2 alone.
@@ -199,8 +200,8 @@ def convert_to_fp8(model: Any, recipe: str, *, emulate: bool = False) -> list[Pr
 
 @cache
 def _linear() -> type[nn.Linear]:
-    """torchao's float8 Linear, except that inference mode uses the plain product: there torchao's rowwise one raises
-    (0.18). Compiled code does not ask for the mode, since Dynamo would break the graph there."""
+    """Make torchao's float8 Linear use the plain product in inference mode: there torchao's rowwise one raises (0.18).
+    Compiled code does not ask for the mode, since Dynamo would break the graph there."""
     with _quiet():
         from torchao.float8.float8_linear import Float8Linear
 
@@ -238,7 +239,8 @@ def quantize(model: Any, recipe: str) -> list[Product]:
 
 
 def _config(recipe: str) -> Any:
-    """torchao's own; without its changes to torch's global settings, of which one makes all float32 products TF32."""
+    """Make torchao's config, without its changes to torch's global settings: one of them makes all float32 products
+    TF32."""
     with _quiet():
         from torchao.quantization import (
             Float8DynamicActivationFloat8WeightConfig,

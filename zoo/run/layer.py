@@ -55,7 +55,7 @@ FEW_ROWS = 32
 
 
 def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x·weightᵀ + bias. The few rows of a decoding step in bfloat16 on a CPU go by the call that reads weights
+    """Compute x·weightᵀ + bias. On a CPU in bfloat16, the few rows of a decoding step use the call that reads weights
     fastest.
 
     There a matrix-vector product takes 25% less time than `F.linear` of one row. Weights of another class than
@@ -143,7 +143,7 @@ class ConvModule(nn.Module):
 
 
 def make_module(part: Any, d_model: int) -> nn.Module:
-    """The module that stores a part; tensors are not initialised."""
+    """Make the module that stores a part; tensors are not initialised."""
     match part:
         case S.Linear():
             return nn.utils.skip_init(LinearModule, part.d_in, part.d_out, bias=part.bias, device=_device())
@@ -205,16 +205,16 @@ class Model(Layer):
                 module.kernel = name
 
     def head_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits [..., V] of hidden states [..., D] after the final norm."""
+        """Compute the logits [..., V] of hidden states [..., D] after the final norm."""
         path = next(name for name, tower in self.towers() if tower.head.kind != "none")
         return self.get_submodule(f"{path}.head" if path else "head")(hidden)
 
     def towers(self) -> list[tuple[str, Any]]:
-        """The stacks of layers: the path of each one's module, and its Spec."""
+        """List the stacks of layers: the path of each one's module, and its Spec."""
         return list(self.spec.towers().items())  # type: ignore[attr-defined]
 
     def decay_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameter groups: matrices and tables with weight decay, norm scales and biases without."""
+        """Group the parameters: matrices and tables with weight decay, norm scales and biases without."""
         decays = {name: part.decays(leaf) for name, part, leaf in S.tensors(self.spec, self.d_model)}
         pulled, left = [], []
         for name, parameter in self.named_parameters():
@@ -224,5 +224,5 @@ class Model(Layer):
 
 
 def list_shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
-    """Name and shape of every tensor a built model holds."""
+    """List name and shape of every tensor that a built model holds."""
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""The number of threads that torch computes with on a CPU: a timed probe chooses it, and a run looks again.
+"""Choose the number of threads that torch computes with on a CPU: a timed probe chooses it, and a run looks again.
 
 OpenMP's threads wait for each other at the end of every parallel loop, spinning. Where another program has one of the
 cores, each loop takes as long as the thread that must share it: two threads beside a busy core are up to five times
@@ -47,12 +47,13 @@ def _counted(threads: int) -> str:
 
 
 def threads_are_stated() -> bool:
-    """Whether the user has set the number of threads."""
+    """Tell whether the user has set the number of threads."""
     return any(os.environ.get(name) for name in STATED)
 
 
 def list_candidates(most: int) -> list[int]:
-    """The numbers of threads to try: all, all but one, and halves down to one. `candidates(8)` is [8, 7, 4, 2, 1]."""
+    """List the numbers of threads to try: all, all but one, and halves down to one. `list_candidates(8)` is [8, 7, 4,
+    2, 1]."""
     halves, threads = [], most // 2
     while threads >= 1:
         halves.append(threads)
@@ -70,7 +71,7 @@ def choose_threads(most: int, now: int | None = None) -> ThreadChoice:
 
 
 def choose_fastest(rates: Mapping[int, float], most: int, now: int) -> ThreadChoice:
-    """The choice that measured rates, by number of threads, lead to."""
+    """Choose a number of threads by the rates measured for each."""
     best = max(rates, key=lambda threads: rates[threads])
     if now in rates and rates[best] < MARGIN * rates[now]:
         best = now
@@ -78,7 +79,7 @@ def choose_fastest(rates: Mapping[int, float], most: int, now: int) -> ThreadCho
 
 
 def measure_rates(numbers: list[int], lap: Callable[[], object], spend: float = SPEND) -> dict[int, float]:
-    """Laps a second with each number of threads, all taking turns. Leaves torch's number of threads as it was.
+    """Measure laps a second with each number of threads, all taking turns. Leaves torch's number of threads as it was.
 
     The mean counts, not the best lap: a lap that waited for a core is what a run would meet.
     """
@@ -98,7 +99,7 @@ def measure_rates(numbers: list[int], lap: Callable[[], object], spend: float = 
 
 
 def make_probe(most: int) -> Callable[[], object]:
-    """A lap of what a training step does: products, elementwise operations and a sum, each a parallel loop."""
+    """Make a lap of what a training step does: products, elementwise operations and a sum, each a parallel loop."""
     rows = torch.ones(ROWS * most, WIDTH)
     weight, out, scratch = torch.ones(WIDTH, WIDTH), torch.empty_like(rows), torch.empty_like(rows)
 
@@ -116,7 +117,7 @@ def make_probe(most: int) -> Callable[[], object]:
 
 @contextmanager
 def keep_threads() -> Iterator[None]:
-    """Puts torch's number of threads back at the end."""
+    """Restore torch's number of threads at the end of the block."""
     before = torch.get_num_threads()
     try:
         yield
@@ -169,11 +170,11 @@ class ThreadWatch:
             torch.set_num_threads(self.most)
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint keeps, so that a resumed run computes with as many threads."""
+        """Return what a checkpoint keeps, so that a resumed run computes with as many threads."""
         return {"threads": torch.get_num_threads(), "best_pace": self.best}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Go on with a checkpoint's number of threads, where the user or the machine does not say otherwise."""
+        """Set a checkpoint's number of threads, unless the user has set another or the machine has fewer."""
         if self.watches and state:
             torch.set_num_threads(min(int(state["threads"]), self.most))
             self.best = state["best_pace"]

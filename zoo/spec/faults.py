@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a YAML node, in words: one line a fault."""
+"""Word what pydantic finds wrong with a YAML node: one line a fault."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ def _fault(template: str, /, **values: Any) -> PydanticCustomError:
 
 
 def make_refusal(axis: type[Spec], fault: PydanticCustomError) -> ValidationError:
-    """A fault of a node as a whole. Within another node's validation it takes its place among that one's."""
+    """Make the error for a node as a whole. Within another node's validation it takes its place among that one's
+    faults."""
     return ValidationError.from_exception_data(axis.axis, [{"type": fault, "loc": (), "input": None}])
 
 
 def make_refusals(axis: type[Spec], found: Iterable[tuple[tuple[str, ...], str]]) -> ValidationError:
-    """The faults of fields within a node: each one's path, and a line about it."""
+    """Make the error for fields within a node, each with its path and a line about it."""
     lines = [InitErrorDetails(type=_fault("{text}", text=text), loc=path, input=None) for path, text in found]
     return ValidationError.from_exception_data(axis.axis, lines)
 
@@ -54,7 +55,7 @@ def describe_unknown_field(choice: type[Spec], name: str, names: set[str]) -> In
 def find_booleans_as_numbers(
     choice: type[Spec], fields: Mapping[str, Any], error: ValidationError
 ) -> list[InitErrorDetails]:
-    """The fields given true or false that pydantic read as 1 or 0, where the component then refused itself.
+    """Find the fields given true or false that pydantic read as 1 or 0, where the component then refused itself.
 
     `n_heads: true` beside `n_kv_heads: 2` is no multiple, but that is not what has to be mended.
     """

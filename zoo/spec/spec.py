@@ -82,7 +82,7 @@ class Spec:
 
     @classmethod
     def fields(cls) -> tuple[dataclasses.Field[Any], ...]:
-        """Its hyperparameters."""
+        """List its hyperparameters."""
         cls.complete()
         return dataclasses.fields(cls)  # type: ignore[arg-type]
 
@@ -95,7 +95,7 @@ class Spec:
 
     @classmethod
     def parse(cls, node: Any) -> Any:
-        """The Spec that a YAML node of this axis describes. Raises one ValidationError that holds every fault."""
+        """Read the Spec that a YAML node of this axis describes. Raises one ValidationError that holds every fault."""
         with _completing:
             return cls._parse(node)
 
@@ -121,35 +121,37 @@ class Spec:
         return spec
 
     def parts(self, d_model: int) -> Mapping[str, Part | Spec | Sized | Group | Stack]:
-        """Weights and sub-components by name, for a residual stream `d_model` wide."""
+        """List weights and sub-components by name, for a residual stream `d_model` wide."""
         return {}
 
     def cache(self) -> dict[str, tuple[int, ...]]:
-        """The cache slot of one token while generating: tensors by name, and each one's shape."""
+        """List what one token caches while generating: tensors by name, and each one's shape."""
         return {}
 
     def state(self) -> dict[str, tuple[int, ...]]:
-        """The recurrent state while generating, of a size that no token adds to: tensors by name, and shapes."""
+        """List the recurrent state kept while generating, whose size no token adds to: tensors by name, and shapes."""
         return {}
 
     def core_flops(self, pairs: int) -> int:
-        """Forward FLOPs that no weight explains, for `pairs` visible (query, key) pairs."""
+        """Count the forward FLOPs that no weight explains, for `pairs` visible (query, key) pairs."""
         return 0
 
     def decode_flops(self, pairs: int) -> int:
-        """The same for a decoded token, where the component computes decoding differently (absorbed MLA)."""
+        """Count the same for a decoded token, where the component computes decoding differently (absorbed MLA)."""
         return self.core_flops(pairs)
 
     def state_flops(self) -> int:
-        """Forward FLOPs a token of updating and reading a recurrent state."""
+        """Count the forward FLOPs of updating and reading a recurrent state, per token."""
         return 0
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
-        """Forward FLOPs of one pass of `new` tokens after `held` on a table that all tokens share."""
+        """Count the forward FLOPs that one pass of `new` tokens after `held` spends on a table that all tokens
+        share."""
         return 0
 
     def forward(self, m: Any, *args: Any, **kwargs: Any) -> Any:
-        """The maths. `self` holds numbers, `m` the weights by name; each axis declares its other arguments."""
+        """Compute the component's output. `self` holds numbers, `m` the weights by name; each axis declares its other
+        arguments."""
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def shard(self, ranks: int) -> Spec:
@@ -162,7 +164,7 @@ class Spec:
         raise ConfigError(f"tp: {what} (tp=1, or give {type(self).__name__} a `shard`)")
 
     def children(self, d_model: int) -> Iterator[tuple[str, Part | Sized, Slot]]:
-        """Everything `parts` lists, flattened one level: name, part or sized sub-component, and its Slot."""
+        """Yield everything that `parts` lists, flattened one level: name, part or sized sub-component, and its Slot."""
         for name, part in self.parts(d_model).items():
             if isinstance(part, Spec):
                 yield name, Sized(part, d_model), Slot((part.axis,))

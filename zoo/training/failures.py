@@ -1,4 +1,4 @@
-"""Turn the failures of a run that nobody wrote a line for (a full disk, no memory left) into one line of ours."""
+"""Turn a full disk or memory that ran out into one line: failures for which no other code has a message."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALL
 
 @contextmanager
 def failures_in_one_line(folder: Path, advice: Callable[[], str] | None = None) -> Iterator[None]:
-    """Raise ZooError, with one line, for an error of the file system and for memory that ran out.
+    """Raise ZooError, in one line, in place of an error of the file system or of memory that ran out.
 
     `advice` says what would fit into memory.
     """
@@ -41,14 +41,14 @@ def failures_in_one_line(folder: Path, advice: Callable[[], str] | None = None) 
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device, or this process, has no memory left."""
+    """Tell whether an error says that the device, or this process, has no memory left."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 def advise_smaller_batch(settings: Training, spec: Any, free: int | None) -> str:
-    """The least `accumulate` whose microbatches fit into the memory that was free before the model was built."""
+    """Name the least `accumulate` whose microbatches fit into the memory that was free before the model was built."""
     size, now = settings.batch_size, settings.batch_size // settings.accumulate
     finer = [parts for parts in range(settings.accumulate + 1, size + 1) if size % parts == 0]
     if free is not None and finer:
@@ -65,7 +65,8 @@ def advise_smaller_batch(settings: Training, spec: Any, free: int | None) -> str
 
 
 def price_training_peak(settings: Training, spec: Any, rows: int) -> int | None:
-    """Bytes at the peak of a step with so many rows at a time; None where the model's activations are unknown."""
+    """Price the peak of a step with so many rows at a time, in bytes; None where the model's activations are
+    unknown."""
     precision = "fp32" if settings.precision == "fp32" else "amp"
     how = {"precision": precision, "fused_optimizer": True, "chunked_loss": True}
     return price(spec, context=settings.seq_len, batch=rows, **how)["memory"].get("train_peak")

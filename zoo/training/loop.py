@@ -81,7 +81,7 @@ class Run:
         return choose_autocast(self.device, self.settings.arithmetic)
 
     def due(self, every: int | None) -> bool:
-        """Whether something that happens `every` so many steps, and after the last, happens after this one."""
+        """Tell whether something that happens every `every` steps, and after the last one, happens after this step."""
         return self.step == self.settings.steps or (every is not None and self.step % every == 0)
 
 
@@ -175,7 +175,7 @@ def refuse_nonfinite_weights(run: Run) -> None:
 
 
 def describe_what_stays(run: Run) -> str:
-    """What a run that diverged still has, and what would keep it from diverging."""
+    """Say what a run that diverged still has, and what would keep it from diverging."""
     kept = f"the checkpoint of step {run.saved} is whole" if run.saved else "no checkpoint was written"
     return f"{kept} (a lower optim.lr, or a longer schedule.warmup)"
 
@@ -198,13 +198,14 @@ def record(run: Run, terms: dict[str, Any]) -> None:
 
 
 def compute_mfu(run: Run, speed: float) -> float | None:
-    """MFU at so many tokens a second; None where the measured peak is no yardstick, as it lies below that."""
+    """Compute the MFU at so many tokens a second; None where that lies above the measured peak, which then was measured
+    too low."""
     share = run.peak.share(speed * run.flops_per_token)
     return None if share is None else round(share, 4)
 
 
 def follow_pace(run: Run, speed: float) -> None:
-    """Chooses the number of threads again where the pace has fallen, or may have recovered, and says so."""
+    """Choose the number of threads again where the pace has fallen, or may have recovered, and say so."""
     if run.settings.compile:  # compiled code holds the number of threads: with another it would compile anew
         return
     if choice := run.watch.follow(speed):
@@ -237,7 +238,7 @@ def draw_picture(run: Run) -> None:
 
 
 def measure_validation_loss(run: Run) -> float:
-    """Mean negative log-likelihood over the validation batches, in nats, in eval mode."""
+    """Compute the mean negative log-likelihood over the validation batches, in nats, in eval mode."""
     objective, targets = run.settings.objective, 0
     total = torch.zeros((), dtype=torch.float64, device=run.device)
     run.model.eval()
@@ -253,8 +254,8 @@ def measure_validation_loss(run: Run) -> float:
 def take_validation(
     data: Prepared, batch_size: int, seq_len: int, *, wanted: int | None, documents: bool
 ) -> list[Batch]:
-    """The whole validation split as batches, or `wanted` rows spread evenly over it: its first rows alone would be a
-    few documents."""
+    """Take the whole validation split as batches, or `wanted` rows spread evenly over it: its first rows alone would be
+    a few documents."""
     tokens = data.validation
     there = (len(tokens) - 1) // seq_len
     if wanted is None or wanted >= there:
@@ -289,7 +290,7 @@ def save_checkpoint(run: Run, terms: dict[str, Any]) -> None:
 
 
 def gather_counters(run: Run) -> dict[str, Any]:
-    """The counters that a run resumes from. `lengths` are those of its files, which are on disk from here on."""
+    """Gather the counters that a run resumes from. `lengths` are those of its files, which this flushes to the disk."""
     return {
         "step": run.step,
         "tokens": run.tokens,
@@ -324,7 +325,7 @@ def stop_on_signals(run: Run) -> Iterator[None]:
 
 
 def describe_outcome(run: Run) -> dict[str, Any]:
-    """A finished run's figures as plain data. Those of an evaluation that failed are None."""
+    """Describe a finished run as plain data. Figures of an evaluation that failed are None."""
     return {
         "status": "done",
         "model": run.name,

@@ -1,5 +1,6 @@
 # B rows, T tokens, N = B·T, D model width, V vocabulary
-"""Training objectives and their gradients. Losses are float32 sums over targets; the caller gives a target's weight."""
+"""Compute training objectives and their gradients. Losses are float32 sums over targets; the caller gives a target's
+weight."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ class Objective(Spec, axis="objective"):
     """A loss of a model on a batch."""
 
     def refuses(self, spec: Any) -> str | None:
-        """Why a model cannot be trained on this objective, or None."""
+        """Return the reason why a model cannot be trained on this objective, or None."""
         return None
 
     def targets(self, batch: Batch) -> int:
@@ -120,7 +121,8 @@ def split_for_softmax(logits: Tensor) -> Iterator[slice]:
 
 
 def compute_negative_log_likelihood(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Negative log-likelihood of the targets [N, 1], log p [N, V], the targets' indices [N, 1], and a mask [N, 1].
+    """Compute the negative log-likelihood of the targets [N, 1], log p [N, V], the targets' indices [N, 1], and a mask
+    [N, 1].
 
     The mask is 0 where a target is ignored, else 1; the first is 0 there too. All but the indices are float32.
     """

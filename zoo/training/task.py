@@ -148,7 +148,7 @@ def collect_faults(faults: list[str], read: Callable[[], Any], prefix: str = "")
 
 
 def resolve_config(cfg: DictConfig) -> dict[str, Any]:
-    """The config as plain data, all but the model's node resolved. Raises ConfigError."""
+    """Convert the config to plain data, all but the model's node resolved. Raises ConfigError."""
     try:
         rest = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "model"])
         config = OmegaConf.to_container(rest, resolve=True, throw_on_missing=True)
@@ -181,7 +181,7 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
 
 
 def describe_vocabulary_fault(vocabulary: int, needed: int, or_else: str = "") -> str:
-    """The line for a vocabulary that has fewer rows than the tokenizer has ids."""
+    """Write the line for a vocabulary that has fewer rows than the tokenizer has ids."""
     found = f"is {vocabulary}, fewer than the tokenizer's {needed}"
     return f"model.vocab_size: {found} (model.vocab_size={needed}{or_else})"
 
@@ -216,7 +216,7 @@ def check_kernel(planned: TrainingPlan, device: Any) -> None:
 
 
 def make_title(node: Mapping[str, Any], spec: Any) -> str:
-    """The model's title: its own, or one made of its size."""
+    """Return the model's own title, or make one from its size."""
     stated = (node.get("about") or {}).get("title")
     return stated or f"{spec.kind}, {spec.n_layers} layers of width {spec.d_model}"
 
@@ -324,7 +324,7 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
 
 
 def plan_resumption(folder: Path, overrides: Sequence[str]) -> TrainingPlan:
-    """The plan of an existing run, with the user's overrides. Raises ConfigError."""
+    """Plan how an existing run goes on, with the user's overrides. Raises ConfigError."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: is no run, it has no {CONFIG} (the folder that zoo train wrote to)")
     try:
@@ -350,7 +350,7 @@ def plan_resumption(folder: Path, overrides: Sequence[str]) -> TrainingPlan:
 
 
 def find_output_folder() -> Path:
-    """Hydra's output folder of this job; without Hydra, one named by the time."""
+    """Return Hydra's output folder of this job; without Hydra, one named by the time."""
     from hydra.core.hydra_config import HydraConfig
 
     if HydraConfig.initialized():
