@@ -26,15 +26,15 @@ def run(
     device: Annotated[
         str, typer.Option(help="auto (CUDA where there is one), cuda, cpu, or meta (shapes only).")
     ] = "auto",
-    dtype: Annotated[WeightDtype, typer.Option(help="Of the weights.")] = WeightDtype.bf16,
+    dtype: Annotated[WeightDtype, typer.Option(help="The dtype of the weights.")] = WeightDtype.bf16,
     kernel: Annotated[
-        str, typer.Option(help="The attention kernel; auto takes the first that can (`zoo doctor`).")
+        str, typer.Option(help="The attention kernel; auto takes the first that can run (`zoo doctor`).")
     ] = "auto",
     out: Annotated[
-        Path | None, typer.Option(help="Write the fresh weights there: model.safetensors and zoo.yaml.")
+        Path | None, typer.Option(help="Write the new weights to this folder: model.safetensors and zoo.yaml.")
     ] = None,
 ) -> None:
-    """Build a model on a device, hold it against its count, and show its tree, its kernels and its memory.
+    """Build a model on a device, compare it with its count, and show its modules, kernels and memory.
 
     A model that does not fit is refused before anything is allocated.
     """

@@ -16,7 +16,7 @@ def run(
     first: Target,
     second: Target,
     overrides: Overrides = None,
-    everything: Annotated[bool, typer.Option("--all", help="Also the figures that are equal.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show the figures that are equal too.")] = False,
     as_json: Json = False,
     as_csv: Csv = False,
     as_md: Markdown = False,
@@ -25,7 +25,7 @@ def run(
 ) -> None:
     """Compare two models: the fields that differ, then parameters, FLOPs, KV cache and memory by component.
 
-    Overrides are for both of them. Exits with 0 whether they differ or not.
+    Overrides apply to both models. The exit code is 0 whether they differ or not.
     """
     from zoo import costs, report
     from zoo.analysis.compare import compare_specs

@@ -25,17 +25,21 @@ class Pooling(StrEnum):
 def run(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, a run, or a Hugging Face folder.")],
     texts: Annotated[list[str] | None, typer.Argument(help="The texts.")] = None,
-    lines: Annotated[Path | None, typer.Option(help="A file with a text a line; - reads standard input.")] = None,
-    pooling: Annotated[Pooling | None, typer.Option(help="Of a text's tokens; as the folder says, else mean.")] = None,
-    normalize: Annotated[bool, typer.Option(help="Make every vector of length 1.")] = True,
-    similarity: Annotated[bool, typer.Option("--similarity", help="Print the cosine of each text with each.")] = False,
+    lines: Annotated[Path | None, typer.Option(help="A file with one text per line; - reads standard input.")] = None,
+    pooling: Annotated[
+        Pooling | None, typer.Option(help="How token vectors become one. [default: as the folder says, else mean]")
+    ] = None,
+    normalize: Annotated[bool, typer.Option(help="Scale every vector to length 1.")] = True,
+    similarity: Annotated[
+        bool, typer.Option("--similarity", help="Print the cosine similarity of every pair of texts.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Save the vectors to .npy, .safetensors or .jsonl.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts computed together.")] = 32,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
 ) -> None:
     """Turn each text into a vector: printed as a line of JSON each, or saved with --out.
 
-    Any model that reads text does: an encoder's hidden states, pooled over the tokens that are no padding.
+    Works with any model that reads text: its hidden states are pooled over the tokens that are not padding.
     """
     from zoo import report
     from zoo.errors import ConfigError

@@ -14,7 +14,7 @@ import typer
 from zoo.errors import ConfigError
 
 FEW = 3
-"""Differences between a folder's files and its architecture that a price tells."""
+"""How many differences between a folder's files and its architecture are shown beside a price."""
 
 
 class Shown(StrEnum):
@@ -26,9 +26,9 @@ class Shown(StrEnum):
     md = "md"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Every figure, exactly.")]
-Csv = Annotated[bool, typer.Option("--csv", help="The same as comma-separated values.")]
-Markdown = Annotated[bool, typer.Option("--md", help="A table as GitHub reads it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print every figure, exactly, as JSON.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Print them as comma-separated values.")]
+Markdown = Annotated[bool, typer.Option("--md", help="Print a Markdown table.")]
 Plot = Annotated[Path | None, typer.Option(help="Draw the figures into a .png or .svg file.")]
 
 

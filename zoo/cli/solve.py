@@ -38,20 +38,21 @@ def read_pair(text: str) -> tuple[float, float]:
     return float(match[1]), float(match[2])
 
 
-Train = Annotated[bool, typer.Option("--train", help="Fit a step of training rather than generating.")]
+Train = Annotated[bool, typer.Option("--train", help="Fit a training step instead of generating.")]
 CacheOnly = Annotated[
-    bool, typer.Option("--cache-only", help="Prompts are read in small pieces: weights and cache alone count.")
+    bool, typer.Option("--cache-only", help="Count weights and cache alone, as if prompts were read in small chunks.")
 ]
 Memory = Annotated[
     float | None,
     typer.Option(parser=read_size, metavar="BYTES", help="A GPU's memory, in place of --gpu: 24GB, 22.5GiB."),
 ]
-Usable = Annotated[float, typer.Option(help="Share of the memory that is planned with.")]
+Usable = Annotated[float, typer.Option(help="The share of the memory that may be used.")]
 Runtime = Annotated[
-    float | None, typer.Option(parser=read_size, metavar="BYTES", help="What CUDA takes of it first. [default: 1.5GB]")
+    float | None,
+    typer.Option(parser=read_size, metavar="BYTES", help="Memory that CUDA itself takes. [default: 1.5GB]"),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Look no further. [default: 16777216]")]
-AsJson = Annotated[bool, typer.Option("--json", help="Every figure, exactly.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="The largest value to try. [default: 16777216]")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print every figure, exactly, as JSON.")]
 
 
 @app.callback()
@@ -100,17 +101,17 @@ def _most(name: str, short: str, text: str) -> None:
 
 _most(
     "batch",
-    "The most sequences at once.",
-    "The most sequences at once that fit on a GPU, when generating or (--train) training.",
+    "Find the most sequences at once.",
+    "Find the most sequences at once that fit on a GPU when generating, or with --train when training.",
 )
 _most(
     "context",
-    "The longest sequences.",
-    "The longest sequences that fit on a GPU, `--batch` of them at once.",
+    "Find the longest sequences.",
+    "Find the longest sequences that fit on a GPU, `--batch` of them at once.",
 )
 
 
-@app.command(short_help="The fewest of each GPU.")
+@app.command(short_help="Find how many of each GPU hold the model.")
 @setup_options
 def gpu(
     target: Target,
@@ -125,7 +126,7 @@ def gpu(
 ) -> None:
     """Find the fewest of each GPU that hold the model: --tp of them for generating, ZeRO ranks for training.
 
-    With --gpu of that one alone.
+    With --gpu, of that GPU alone.
     """
     from zoo.analysis.solve import smallest_gpus
     from zoo.compose.targets import spec_of_composed
@@ -146,7 +147,7 @@ def gpu(
         raise ZooError(f"{target}: fits on none of these, {show.short_of(rows[0])}")
 
 
-@app.command(short_help="What brings the KV cache to a budget.")
+@app.command(short_help="Find changes that bring the KV cache to a budget.")
 @setup_options
 def cache(
     target: Target,
@@ -169,7 +170,7 @@ def cache(
         raise ZooError(f"{target}: neither fewer key heads nor a window brings its KV cache to {report.size(most)}")
 
 
-@app.command(short_help="Shapes that cost a budget.")
+@app.command(short_help="Find shapes that cost a budget.")
 @setup_options
 def shape(
     overrides: Overrides = None,
@@ -180,22 +181,27 @@ def shape(
         float | None, typer.Option(parser=read_number, metavar="NUMBER", help="Parameters: 1.5B.")
     ] = None,
     active_params: Annotated[
-        float | None, typer.Option(parser=read_number, metavar="NUMBER", help="Parameters that a token meets.")
+        float | None, typer.Option(parser=read_number, metavar="NUMBER", help="Parameters that one token uses.")
     ] = None,
     flops_per_token: Annotated[
         float | None, typer.Option(parser=read_number, metavar="NUMBER", help="Forward FLOPs, mean over the context.")
     ] = None,
     kv_bytes_per_token: Annotated[
-        float | None, typer.Option(parser=read_size, metavar="BYTES", help="KV cache: 64KB. Fewer key heads meet it.")
+        float | None,
+        typer.Option(parser=read_size, metavar="BYTES", help="KV cache per token: 64KB. Reached by fewer key heads."),
     ] = None,
     memory: Annotated[
         float | None,
-        typer.Option(parser=read_size, metavar="BYTES", help="At the peak of generating or --train: 24GB."),
+        typer.Option(
+            parser=read_size,
+            metavar="BYTES",
+            help="Memory at the peak of generating, or of training with --train: 24GB.",
+        ),
     ] = None,
     usable: Usable = 0.9,
     runtime: Runtime = None,
     aspect: Annotated[str, typer.Option(metavar="LEAST:MOST", help="d_model / n_layers, least and most.")] = "16:128",
-    nearest: Annotated[bool, typer.Option("--nearest", help="Nearest to the budget, even if above it.")] = False,
+    nearest: Annotated[bool, typer.Option("--nearest", help="Take the nearest to the budget, even above it.")] = False,
     count: Annotated[int, typer.Option(min=1, max=8, help="Shapes to show.")] = 6,
     train: Train = False,
     as_json: AsJson = False,

@@ -20,16 +20,17 @@ def run(
         bool, typer.Option("--multirun", "-m", help="A row for each combination of key=a,b,c.")
     ] = False,
     columns: Annotated[
-        str | None, typer.Option(help="Of a sweep's table: params,active,flops,kv or dotted paths of --json.")
+        str | None, typer.Option(help="Columns of a sweep's table: params,active,flops,kv or dotted paths of --json.")
     ] = None,
     as_json: Json = False,
     as_csv: Csv = False,
     as_md: Markdown = False,
     plot: Plot = None,
-    explain: Annotated[bool, typer.Option("--explain", help="The formula and the source of each figure.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Hold the figures against the built model.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show the formula and the source of each figure.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare the figures with the built model.")] = False,
     kernels: Annotated[
-        bool, typer.Option("--kernels", help="The attention kernels on the --gpu, or on a CPU, and why not others.")
+        bool,
+        typer.Option("--kernels", help="Show the attention kernels on the --gpu, or on a CPU, and why not others."),
     ] = False,
     cfg: Cfg = None,
     resolve: Resolve = False,

@@ -42,10 +42,10 @@ def run(
         bool, typer.Option("--multirun", "-m", help="A job for each combination of key=a,b,c.")
     ] = False,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file to start from.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run of this folder.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder.")] = None,
     cfg: Annotated[TrainingConfigPart | None, typer.Option("--cfg", help="Print the composed YAML instead.")] = None,
     resolve: Annotated[bool, typer.Option("--resolve", help="Print it with its interpolations resolved.")] = False,
-    info: Annotated[Info | None, typer.Option("--info", help="Print what Hydra knows instead.")] = None,
+    info: Annotated[Info | None, typer.Option("--info", help="Print Hydra's own report instead.")] = None,
 ) -> None:
     """Train a model, resume a run, or sweep over many (-m).
 
@@ -53,7 +53,7 @@ def run(
     (a key of the model), data=text data.path=FOLDER, steps=1000, batch_size=16, seq_len=256, optim.lr=1e-3,
     schedule=wsd, precision=bf16, device=cuda, hydra/launcher=joblib (with -m).
 
-    Each run has a folder below runs/, each sweep one below sweeps/ with one for each of its jobs.
+    Each run gets a folder below runs/. Each sweep gets one below sweeps/, with a folder for each of its jobs.
     """
     from zoo.errors import ConfigError
     from zoo.jobs import plan as jobs
