@@ -136,7 +136,7 @@ def compose(
 
 
 def _may_choose(override: Override, repo: CachingConfigRepository) -> bool:
-    """Whether an override may be a choice from a group, under the group's name or under the key that holds it."""
+    """Tell whether an override may be a choice from a group, under the group's name or under the key that holds it."""
     return isinstance(override.value(), str) or repo.group_exists(override.key_or_group)
 
 
@@ -197,7 +197,7 @@ def _apply(
 
 
 def _takes(cfg: DictConfig, key: str, root: str, extra: Sequence[str]) -> bool:
-    """Whether the model may hold a key that its YAML does not state: a dim that is read, or a component's field.
+    """Tell whether the model may hold a key that its YAML does not state: a dim that is read, or a component's field.
 
     The fields of components have defaults that their YAML leaves out; the Spec refuses those that it does not have.
     """

@@ -114,7 +114,7 @@ class UserFolder(FileConfigSource):
         return result
 
     def offers(self, group: str) -> bool:
-        """Whether there is a group of that name with options in it."""
+        """Tell whether there is a group of that name with options in it."""
         return any(any((Path(folder) / group).glob("*.yaml")) for folder in (conf_dir(), self.path))
 
 

@@ -106,7 +106,7 @@ class Choices:
     with_hydra: bool
     faults: list[str]
     lists: dict[tuple[str, ...], DefaultsList] = dataclasses.field(default_factory=dict)
-    """Those that were made of this config before, by the overrides in them."""
+    """Defaults lists made before, by the choices in them."""
     known: dict[str, str | None] = dataclasses.field(default_factory=dict)
 
     def settle(self, overrides: Sequence[Override]) -> tuple[DefaultsList, list[Override], list[Override]]:

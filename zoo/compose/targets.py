@@ -43,8 +43,8 @@ def list_packaged() -> list[str]:
 
 
 def is_file(target: str | Path) -> bool:
-    """Whether a target is meant as a file or a folder: it looks like a path, ends as YAML or JSON does, or is a folder
-    here, and no packaged model has its name."""
+    """Tell whether a target is meant as a file or a folder: it looks like a path, ends as YAML or JSON does, or is a
+    folder here, and no packaged model has its name."""
     text = os.fspath(target)
     if isinstance(target, Path) or "/" in text or os.sep in text or text.endswith((".yaml", ".yml", ".json")):
         return True
@@ -176,7 +176,7 @@ def compose_model(target: str | Path | Mapping[str, Any], overrides: Iterable[st
 
 
 class Composer:
-    """One model under as many sets of overrides as one likes: its files are read once, its choices composed once."""
+    """Compose one model under many sets of overrides: its files are read once, each set of choices is composed once."""
 
     def __init__(self, target: str | Path | Mapping[str, Any]) -> None:
         self.found = find_target(target)

@@ -209,7 +209,7 @@ def split_corpus(
     """Choose the part of each document; None for a repeated one and for those left out by `max_bytes`.
 
     Validation gets its fraction of the bytes, in contiguous blocks. A large file (one in pieces) gives blocks of its
-    own, at the end of each of up to MOST_BLOCKS equal stretches. The rest are whole files, in the order of the hash of
+    own, at the end of each of up to MOST_BLOCKS equal sections. The rest are whole files, in the order of the hash of
     their content until there are bytes enough. So neither names nor order matter, no copy stands in both parts, and a
     file that is added moves about as much text as it has itself. Raises ConfigError unless both parts get a document.
 
@@ -266,11 +266,11 @@ def choose_validation(units: list[Unit], kept: list[int], fraction: float) -> se
 
 
 def choose_blocks(units: list[Unit], numbers: list[int], fraction: float) -> set[int]:
-    """Choose the validation pieces of one file: it is divided into equal stretches of bytes, and each gives the pieces
-    at its end."""
+    """Choose the validation pieces of one file: it is divided into sections of equally many bytes, and each gives the
+    pieces at its end."""
     total = sum(units[number].size for number in numbers)
-    stretches = min(MOST_BLOCKS, max(1, int(fraction * len(numbers) / PIECES_PER_BLOCK)))
-    length, start, chosen = total / stretches, 0, set()
+    sections = min(MOST_BLOCKS, max(1, int(fraction * len(numbers) / PIECES_PER_BLOCK)))
+    length, start, chosen = total / sections, 0, set()
     for number in numbers:
         middle = start + units[number].size / 2
         if middle % length >= (1 - fraction) * length:

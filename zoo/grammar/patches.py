@@ -15,8 +15,8 @@ def lay_patch(base: Mapping[Any, Any], patch: Any, path: str, problems: list[str
     norm: {kind: rms, eps: 1}     norm: {kind: layer}          norm: {kind: layer}, replaced whole
     norm: {kind: rms, eps: 1}     norm: null                   norm: null
 
-    Two neighbours differ, on purpose. A family's YAML (`zoo.families`) writes a node out whole when it states its kind,
-    so there the second row, too, replaces. Overrides are merged by Hydra, which replaces nothing: what the user's file
+    Two similar merges differ on purpose. In a family's YAML (`zoo.families`) a node that states its kind replaces the
+    old one whole, in the second row too. Hydra merges overrides and replaces nothing; therefore what the user's file
     spelled out for the old kind is dropped before (`zoo.compose.targets.drop_swapped`).
     """
     if not isinstance(patch, Mapping):

@@ -27,7 +27,7 @@ class JobLoader(ConfigLoaderImpl):
 
     body: Mapping[str, Any] = TRAINING
     label = "conf/config.yaml"
-    """What messages call the body."""
+    """The body's name in messages."""
     folder: str | None = None
     """The folder of the run or sweep, once it is made."""
     sweeps = False

@@ -17,7 +17,7 @@ from zoo.run.threads import keep_threads, use_fastest_threads
 
 SPEND = 0.1  # seconds that a comparison takes, and at least one lap of each dtype
 ROWS, WIDTH, STEPS = 32, 1024, 4  # a lap: a short prompt through one weight, then tokens one by one
-MARGIN = 1.25  # how many times slower than float32 a dtype must be to be left: a probe is this inexact
+MARGIN = 1.25  # how many times slower than float32 a dtype must be to be replaced: a probe is this inexact
 
 
 def spell_dtype(dtype: torch.dtype) -> str:
@@ -107,8 +107,9 @@ def use_fastest_dtype(model: Any) -> str | None:
 def settle_cpu(model: Any, tell: Callable[[str], object], *, dtype: str | None = None, keep: bool = False) -> None:
     """Let a model on a CPU compute with the number of threads and in the dtype that are fastest here.
 
-    `dtype` is the option that asked for one, if any: the model then keeps it, and `tell` hears of a slow one. `keep`
-    keeps it in silence (weights in float8). `tell` gets a line for each thing that is not as the model or torch has it.
+    `dtype` names the option that asked for a dtype, if one did: the model keeps that dtype, and `tell` gets a line if
+    it is slow. With `keep` the model keeps its dtype without a line (weights in float8). `tell` also gets a line for
+    each number of threads or dtype that is not torch's or the model's own.
     """
     weight = next(model.parameters())
     if choice := use_fastest_threads(weight.device):

@@ -26,7 +26,7 @@ CROSS = "cross"
 """Attention to an encoder's output."""
 
 READ = "read"
-"""A product of the tokens that attention reads, as keys and values are: in cross-attention the encoder's, once."""
+"""A product of the tokens that attention reads (keys, values): in cross-attention the encoder's, computed once."""
 
 EXPERTS, SHARED_EXPERT = "experts", "shared_expert"
 """The routed experts of a mixture, and the one that every token passes."""

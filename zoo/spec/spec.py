@@ -28,8 +28,8 @@ from zoo.spec.parts import Group, Part, Sized, Stack
 
 
 class Slot(NamedTuple):
-    """Where a part or sub-component stands in its owner: the roles of the steps to it, the kind of layer if it is one,
-    and how many there are: `stored`, and `used` in one pass (layers that share weights are stored once)."""
+    """The place of a part or sub-component in its owner: its roles, its kind if it is a layer, and how many there are,
+    `stored` and `used` in one pass (layers that share weights are stored once)."""
 
     roles: tuple[str, ...]
     kind: str | None = None

@@ -13,10 +13,10 @@ from zoo.lazy import torch
 from zoo.training.settings import Training
 
 FORESEEN = (ZooError, OSError, MemoryError, RuntimeError, ValueError, ImportError)
-"""What an evaluation, a sample or a picture may fail with. Anything else is a bug of ours, and shows its trace."""
+"""Errors of an evaluation, a sample or a picture that a run survives. Any other is a bug, and shows its trace."""
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
-"""How torch's allocators and libraries say it in a plain RuntimeError."""
+"""Phrases by which torch's allocators and libraries say it in a plain RuntimeError."""
 
 
 @contextmanager

@@ -24,7 +24,7 @@ SHAPES = ((256, 256, 256), (1024, 256, 1024), (2048, 512, 512), (1024, 1024, 102
 another way for other sizes, so no single one shows the largest rate."""
 CALLS = 20  # of each shape at most
 LARGE_SHAPES = ((8192, 8192, 8192),)
-"""The same of a GPU whose data sheet is not known."""
+"""The product measured on a GPU whose data sheet is not known."""
 
 
 @dataclass(frozen=True)
