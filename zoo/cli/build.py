@@ -63,7 +63,7 @@ def describe_kernels(spec: Any, device: Any, dtype: str, kernel: str) -> list[st
     """List, for each kind of layer, the attention kernel that would run there, its call, and why the kernels before it
     were refused.
 
-    Raises KernelError for a kernel that there is not, or that cannot.
+    Raises KernelError for a named kernel that does not exist or refuses.
     """
     import torch
 

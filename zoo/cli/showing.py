@@ -43,7 +43,7 @@ def choose_format(as_json: bool, as_csv: bool, as_md: bool) -> Shown:
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split the arguments into models and overrides. An override has an `=`, or begins with `~` or `+`.
 
-    The path of a file that there is may hold an `=` too. Raises ConfigError when no model is named.
+    The path of an existing file may hold an `=` too. Raises ConfigError when no model is named.
     """
     overrides = [word for word in words if _is_override(word)]
     targets = [word for word in words if not _is_override(word)]

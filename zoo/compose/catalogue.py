@@ -23,7 +23,7 @@ def select_models(
 ) -> list[dict[str, Any]]:
     """Pick the models of a kind in which every word stands: in name, title, note or source, in capitals or not.
 
-    Raises ConfigError for a kind that there is not, and where nothing is left.
+    Raises ConfigError for a kind that does not exist, and where no model is left.
     """
     kinds = sorted({model["kind"] for model in models})
     if kind is not None and kind not in kinds:
