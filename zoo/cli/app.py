@@ -1,4 +1,4 @@
-"""The verbs: their names and one line each, so that `zoo --help` imports none of them."""
+"""List the verbs, with one line each, so that `zoo --help` imports none of their files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several verbs share: their arguments, and composing."""
+"""Define what several verbs share: their arguments, and composing the model."""
 
 from __future__ import annotations
 

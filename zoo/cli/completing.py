@@ -1,4 +1,4 @@
-"""Tab completion, as Typer asks for it.
+"""Complete words of the command line when the shell's Tab key asks, through Typer.
 
 bash splits words at `=` and `@`, so that `attention=m` arrives as three of them, and wants an answer to the last alone;
 zsh hands over whole words.

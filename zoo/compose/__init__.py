@@ -1,4 +1,4 @@
-"""Compose the Spec of what the user names (a packaged model, a YAML file, a mapping) with overrides. No torch.
+"""Compose YAML and overrides, and load the Spec of a packaged model, a YAML file or a mapping. No torch.
 
 Hydra's own engine composes; `zoo.compose.engine` holds all its private names. Hydra is imported when a function here
 is called, so `import zoo.compose` costs nothing.

@@ -1,4 +1,4 @@
-"""The keys of a model's YAML: axes, structure, the fields of the model itself, and dimensions."""
+"""List the keys of a model's YAML: axes, structure, the fields of the model itself, and dimensions."""
 
 from __future__ import annotations
 

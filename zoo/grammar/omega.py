@@ -1,4 +1,4 @@
-"""The names that are private to OmegaConf 2.3: all of them are here, each behind a function.
+"""Use the names that are private to OmegaConf 2.3: all of them are here, each behind a function.
 
 `tests/test_private_names.py` fails by name when OmegaConf drops one, and when another file of zoo uses one.
 """

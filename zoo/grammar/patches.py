@@ -1,4 +1,4 @@
-"""Patches: mappings of the model's own keys that a tower or a kind of layer lays over them."""
+"""Lay patches: mappings of the model's own keys that change a tower or a kind of layer."""
 
 from __future__ import annotations
 

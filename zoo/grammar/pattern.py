@@ -1,4 +1,4 @@
-"""Layers: the named kinds of layer, and which layer is of which kind."""
+"""Read the named kinds of layer, and which layer is of which kind."""
 
 from __future__ import annotations
 

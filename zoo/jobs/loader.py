@@ -1,4 +1,4 @@
-"""Hydra's config loader, with our own composing inside: sweepers and launchers get finished jobs."""
+"""Load configs for Hydra by our own composing: sweepers and launchers get finished jobs."""
 
 from __future__ import annotations
 

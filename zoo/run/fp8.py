@@ -1,4 +1,5 @@
-"""Matrix products in float8 by torchao, in training and inference: which ones, by which recipe, on which devices."""
+"""Convert matrix products to float8 with torchao, for training and inference: which ones, by which recipe, on which
+devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The torch modules: a Layer allocates the parts that its Spec lists, and runs the Spec's forward. No others exist."""
+"""Define the only torch modules: a Layer allocates the parts that its Spec lists, and runs the Spec's forward."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

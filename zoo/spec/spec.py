@@ -1,4 +1,5 @@
-"""A Spec lists its parts; everything that is counted, allocated, initialised or saved is read from that list.
+"""Define Spec: a component lists its parts, and everything that is counted, allocated, initialised or saved is read
+from that list.
 
 A component (an attention, a norm, a feed-forward, a whole model) is one frozen dataclass. Its fields are its
 hyperparameters, which are the YAML keys; `parts(d_model)` names its weights and sub-components. No torch here.

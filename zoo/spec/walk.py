@@ -1,4 +1,4 @@
-"""The walkers of a Spec. Whatever is read from `parts()` is read by one of these:
+"""Walk a Spec. Whatever is read from `parts()` is read by one of these:
 
 - `rows`: every component and every part once, top to bottom, layers of a kind together, with roles and counts. For
   whoever needs both, as `zoo.costs.rows` does: the prices are sums over these rows.

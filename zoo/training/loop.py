@@ -1,4 +1,4 @@
-"""The training loop, the only one: update, log, save, evaluate, sample, draw; and stop when asked to."""
+"""Run the training loop, the only one: update, log, save, evaluate, sample, draw; and stop when asked to."""
 
 from __future__ import annotations
 
