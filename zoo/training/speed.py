@@ -70,10 +70,10 @@ def measure_peak(device: Device, precision: str) -> float:
     """
     shapes = LARGE_SHAPES if device.type == "cuda" else SHAPES
     dtypes = {torch.float32, torch.bfloat16 if precision == "bf16" else torch.float32}
-    return max(measure_matrix_rate(device, dtype, shapes) for dtype in dtypes)
+    return max(measure_product_rate(device, dtype, shapes) for dtype in dtypes)
 
 
-def measure_matrix_rate(
+def measure_product_rate(
     device: Device, dtype: torch.dtype, shapes: Iterable[ProductShape], spend: float = MEASURED_FOR
 ) -> float:
     """Measure the best rate of products of these shapes, in FLOP/s, with the threads that torch has.
