@@ -105,6 +105,11 @@ def test_an_axis_that_nothing_reads_must_still_name_a_kind_that_exists(extra: di
     assert fault in found
 
 
+def test_a_list_is_no_kind_and_costs_one_line() -> None:
+    (fault,) = faults("llama-tiny", "norm.kind=[1]")
+    assert fault.startswith("norm: kind [1] is not a choice of norm (one of: ")
+
+
 def test_an_axis_that_no_layer_of_a_tower_reads_must_name_a_kind_that_exists() -> None:
     (found,) = faults("t5-small", "+encoder.router={kind: nope}")
     assert found.startswith("encoder.router: kind 'nope' is not a choice of router")

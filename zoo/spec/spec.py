@@ -107,7 +107,8 @@ class Spec:
         if not isinstance(node, Mapping):
             raise make_refusal(cls, describe_no_node(cls, node))
         fields = dict(node)
-        choice = cls.kinds.get(fields.pop("kind", cls.default))
+        kind = fields.pop("kind", cls.default)
+        choice = cls.kinds.get(kind) if isinstance(kind, str) else None  # a list is no key of a dict
         if choice is None:
             raise make_refusal(cls, describe_unknown_kind(cls, node.get("kind")))
         names = {field.name for field in choice.fields()}
