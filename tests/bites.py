@@ -1,4 +1,4 @@
-"""Other legal values for the fields of a model's YAML, and what each of them does: refused, bites, idle or breaks."""
+"""Try other legal values for the fields of a model's YAML, and say what each does: refused, bites, idle or breaks."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ class Change:
 
 
 def others(hint: Any, now: Any, name: str) -> list[Any]:
-    """Other values than `now` that a field of this type may take, a few of each kind."""
+    """List other values than `now` that a field of this type may take, a few of each kind."""
     found = [value for value in _samples(hint, now, name) if value != now or type(value) is not type(now)]
     return [value for index, value in enumerate(found) if value not in found[:index]]
 
 
 def is_ours(kind: type[Spec]) -> bool:
-    """Whether a choice is the program's rather than one that another test has registered."""
+    """Tell whether a choice is the program's rather than one that another test has registered."""
     return kind.__module__.startswith("zoo.")
 
 
@@ -114,7 +114,7 @@ def _sequences(hint: Any, now: Any) -> list[Any]:
 
 
 def sample(kind: type[Spec]) -> dict[str, Any]:
-    """A node of this kind with no more than it needs."""
+    """Make a node of this kind with no more than it needs."""
     hints = typing.get_type_hints(kind, include_extras=True)
     node: dict[str, Any] = {"kind": kind.kind}
     for field in kind.fields():
@@ -142,7 +142,7 @@ class Base:
         self.asked: dict[str, Any] = {}
 
     def outcome(self, name: str) -> Any:
-        """What the model gives for an input of INPUTS."""
+        """Run the model on an input of INPUTS."""
         if name not in self.asked:
             self.asked[name] = outcome(self.model, name)
         return self.asked[name]
@@ -158,7 +158,8 @@ class Base:
         return type(spec), spec
 
     def fields(self, key: str) -> Iterator[Change]:
-        """Other values of each field of the component at a key, and of the components in it that stand there too."""
+        """List other values of each field of the component at a key, and of the components in it that stand there
+        too."""
         kind, spec = self.node(key)
         raw = OmegaConf.select(self.config, key)
         yield from self._fields(key, kind, spec, raw)
@@ -183,7 +184,7 @@ class Base:
                     )
 
     def keys(self, names: list[str]) -> Iterator[Change]:
-        """Other values of keys at the model's top level, or under one of its towers."""
+        """List other values of keys at the model's top level, or under one of its towers."""
         for name in names:
             now = OmegaConf.select(self.config, name)
             values = _of_key(name.split(".")[-1], now)
@@ -191,7 +192,7 @@ class Base:
                 yield Change(self.owner(name), name, value)
 
     def owner(self, key: str) -> str:
-        """Whose field a key is: the model's own, its embedding's, or only an interpolation's."""
+        """Say whose field a key is: the model's own, its embedding's, or only an interpolation's."""
         if ".embedding." in key:
             return f"embedding 'tokens'.{key.split('.')[-1]}"
         own = any(field.name == key for field in type(self.spec).fields())
@@ -204,8 +205,8 @@ class Base:
         return Change(self.owner(key), key, yaml.safe_load(value))
 
     def verdict(self, change: Change) -> str:
-        """What a change does: 'refused: …', 'bites: …', 'idle', 'breaks: …', or 'same' where the
-        Spec is the one that was."""
+        """Say what a change does: 'refused: …', 'bites: …', 'idle', 'breaks: …', or 'same' where the Spec does not
+        change."""
         node = copy.deepcopy(self.config)
         OmegaConf.update(node, change.key, _listed(change.value), merge=False, force_add=True)
         try:
@@ -228,7 +229,7 @@ class Base:
         return f"bites: {found}" if found else "idle"
 
     def _differs(self, model: Any, figures: Any) -> str:
-        """What is another than the base's, the cheapest first; at least one pass is run."""
+        """Name the first thing that differs from the base, the cheapest tried first. At least one pass is run."""
         differing = "price" if any(figures[part] != self.figures[part] for part in PRICED) else ""
         for name in INPUTS:
             if apart(outcome(model, name), self.outcome(name)):
@@ -305,7 +306,7 @@ def _of_key(name: str, now: Any) -> list[Any]:
 
 
 def read_by(axis: str, choice: str) -> list[str]:
-    """The top-level keys that a packaged choice reads, axes left out."""
+    """List the top-level keys that a packaged choice reads, axes left out."""
     text = (conf_dir() / axis / f"{choice}.yaml").read_text()
     names = [name for group in re.findall(r"\$\{(?:up|or):([^}]*)\}", text) for name in group.split(",")]
     return [
@@ -317,7 +318,7 @@ def read_by(axis: str, choice: str) -> list[str]:
 
 
 def loud(spec: Any) -> Any:
-    """The model with every parameter large and random, the same for every model that has one of that name and shape."""
+    """Build the model with every parameter large and random. Equal names and shapes get equal values in all models."""
     model = build(spec, device="cpu").eval()
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -343,7 +344,7 @@ def outcome(model: Any, name: str) -> Any:
 
 
 def apart(ours: Any, theirs: Any) -> bool:
-    """Whether two outcomes differ by more than rounding does."""
+    """Tell whether two outcomes differ by more than rounding does."""
     if isinstance(ours, str) or isinstance(theirs, str):
         return ours != theirs
     if ours.keys() != theirs.keys() or any(ours[key].shape != theirs[key].shape for key in ours):
@@ -427,13 +428,13 @@ INPUTS = {
 
 @functools.cache
 def base(name: str) -> Base:
-    """A base by its name in BASES."""
+    """Make the base of that name in BASES."""
     model, overrides, _ = BASES[name]
     return Base(list(overrides), model)
 
 
 def changes(name: str) -> list[Change]:
-    """Every change of a base that BASES lists for it."""
+    """List every change of a base that BASES names."""
     made = base(name)
     found: list[Change] = []
     for what in BASES[name][2]:

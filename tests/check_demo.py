@@ -19,7 +19,7 @@ def stated(text: str) -> float:
 
 
 def reached(run: Path) -> float:
-    """The last validation loss that a run measured, in nats per token."""
+    """Read the last validation loss that a run measured, in nats per token."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [line["val_loss"] for line in lines if "val_loss" in line][-1]
 

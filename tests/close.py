@@ -1,4 +1,4 @@
-"""How far float32 may take equal logits apart: from its rounding and their size, not from what one processor gave."""
+"""Compare logits within float32's rounding: the bound follows from their size, not from what one processor gave."""
 
 import torch
 
@@ -9,6 +9,6 @@ takes them thousands apart."""
 
 
 def assert_close(got: torch.Tensor, expected: torch.Tensor, *, rounded: torch.dtype = torch.float32) -> None:
-    """Logits that two orders of the same sums give."""
+    """Assert that two tensors of logits differ only by the order of the same sums."""
     bound = ROUNDINGS * torch.finfo(rounded).eps * float(expected.abs().max())
     torch.testing.assert_close(got, expected, rtol=0, atol=bound)

@@ -1,4 +1,4 @@
-"""What every test stands on: one seed, a thread a worker, no Hydra state left over, a cache and a screen of its own."""
+"""Set up every test: one seed, one thread a worker, no Hydra state left over, a cache and a screen of its own."""
 
 import os
 import random
@@ -46,7 +46,7 @@ QUICK = frozenset(
 
 @pytest.fixture(scope="session", autouse=True)
 def surroundings(tmp_path_factory):
-    """Nothing is read from or left in the home folder, and tables are as wide on every machine."""
+    """Keep tests out of the home folder, and make tables equally wide on every machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("COLUMNS", "160")
@@ -58,7 +58,7 @@ def surroundings(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def fresh_state():
-    """The same random numbers for a test wherever it runs, and no Hydra session from the one before."""
+    """Seed a test's random numbers, and clear the Hydra session of the one before."""
     random.seed(0)
     torch.manual_seed(0)
     yield
@@ -69,14 +69,14 @@ def fresh_state():
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
-    """The device on which a test's tensors are made unless it says another: the CPU, then a GPU (`make test-gpu`)."""
+    """Give the device on which a test's tensors are made by default: the CPU, then a GPU (`make test-gpu`)."""
     where = torch.device(request.param)
     with nullcontext() if where.type == "cpu" else where:
         yield where
 
 
 def pytest_ignore_collect(collection_path, config):
-    """The quick tier imports no other file: that alone takes longer than its tests."""
+    """Import no file outside the quick tier for it: importing the others takes longer than its tests."""
     others = collection_path.suffix == ".py" and collection_path.stem not in QUICK
     return True if others and config.getoption("markexpr").startswith("quick") else None
 

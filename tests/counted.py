@@ -1,4 +1,5 @@
-"""What a model really computes and keeps, counted as it runs: torch's counter, and the mask of every attention."""
+"""Count what a model computes and caches as it runs: with torch's FLOP counter, and from the mask of every
+attention."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from zoo.kernels.eager import Eager
 
 
 class Counted:
-    """FLOPs of a stretch of work under the eager kernel.
+    """The FLOPs of a block of work under the eager kernel.
 
     `total` is what torch counts. Eager computes hidden pairs too; `visible` is the total with only those products left
     that the masks, as they were drawn, let through.
@@ -29,7 +30,7 @@ class Counted:
 
 @contextmanager
 def counted(model: Any) -> Any:
-    """Counts what the model does in this block."""
+    """Count what the model does in this block."""
     made, kernel, call = Counted(), model.kernel, Eager.__call__
 
     def watched(self: Any, q: Any, k: Any, v: Any, how: Any) -> Any:
@@ -51,10 +52,10 @@ def counted(model: Any) -> Any:
 
 
 def tokens_for(spec: Any, rows: int, length: int) -> torch.Tensor:
-    """Token ids, the same ones each time."""
+    """Draw token ids, the same ones each time."""
     return torch.randint(2, spec.vocab_size, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
 def forwarded(model: Any, ids: torch.Tensor, **more: Any) -> Any:
-    """A forward pass, of an encoder-decoder with the same tokens on both sides."""
+    """Run a forward pass; an encoder-decoder gets the same tokens on both sides."""
     return model(ids, decoder_input_ids=ids, **more) if len(model.spec.towers()) > 1 else model(ids, **more)

@@ -1,4 +1,4 @@
-"""How much work something is, counted rather than timed: the same figure on every machine, however busy."""
+"""Count work instead of timing it: the figure is the same on every machine, however busy."""
 
 import sys
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def calls_of(run: Callable[[], Any]) -> int:
-    """Function calls that `run` makes, Python's and C's."""
+    """Count the function calls that `run` makes, Python's and C's."""
     made = 0
 
     def count(frame: Any, event: str, argument: Any) -> None:

@@ -1,4 +1,5 @@
-"""Tiny random reference models of published families, and what must hold for each: the harness of test_families.py."""
+"""Build tiny random reference models of published families, and compare them with zoo: the harness of
+test_families.py."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ class Case:
     embedded: bool = True  # whether its hidden states begin with the embeddings (Mamba's do not)
 
     def reference(self) -> Any:
-        """The reference model in eval mode, every parameter and saved buffer random."""
+        """Build the reference model in eval mode, every parameter and saved buffer random."""
         sizes = copy.deepcopy(dict(self.sizes))  # a config changes the mappings that it is given
         config = getattr(transformers, self.config)(**sizes)
         config._attn_implementation = self.attention
@@ -71,14 +72,14 @@ class Pair:
         return self.ours.spec.kind == "decoder"
 
     def ids(self, rows: int = 2, length: int | None = None, seed: int = 0) -> torch.Tensor:
-        """Token ids, none of them special."""
+        """Draw token ids, none of them special."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randint(5, self.ours.spec.vocab_size, (rows, length or self.case.tokens), generator=generator)
 
 
 @functools.cache
 def pair(case: Case) -> Pair:
-    """The two models of a case, made once."""
+    """Make the two models of a case, once."""
     folder = Path(tempfile.mkdtemp(prefix="zoo-family-"))
     reference = case.reference()
     reference.save_pretrained(folder)
@@ -86,7 +87,7 @@ def pair(case: Case) -> Pair:
 
 
 def both(pair: Pair, ids: torch.Tensor, mask: torch.Tensor | None = None, **more: Any) -> tuple[Any, Any]:
-    """What the two models give for the same inputs, hidden states included."""
+    """Run the two models on the same inputs; hidden states are included."""
     extra = {**pair.case.inputs(ids), **more}
     with torch.no_grad():
         theirs = pair.reference(input_ids=ids, attention_mask=mask, output_hidden_states=True, **extra)
@@ -95,5 +96,5 @@ def both(pair: Pair, ids: torch.Tensor, mask: torch.Tensor | None = None, **more
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor in a folder's safetensors."""
+    """Read every tensor in a folder's safetensors."""
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}

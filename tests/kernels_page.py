@@ -74,7 +74,7 @@ Until there is one, the CUDA kernels are checked by contract, and where their co
 
 
 def page(measured: str) -> str:
-    """The whole page around what was measured."""
+    """Write the whole page around what was measured."""
     slack = ", ".join(f"{size:.0e} in {dtype}" for dtype, size in SLACK.items())
     return "\n".join(
         [
@@ -103,7 +103,7 @@ def _row(cells: Iterable[Any]) -> str:
 
 
 def _capabilities() -> Iterator[str]:
-    """What each can do on a Hopper card with every package, by asking."""
+    """List what each kernel can do on a Hopper card with every package, by asking it."""
     rows = [row for row in tabulate(H100) if not row.kernel.on_request]
     yield "\n## What each can do on a Hopper GPU with every package\n"
     yield _row(["", *(row.kernel.name for row in rows)])
@@ -158,7 +158,7 @@ def _misuses() -> Iterator[str]:
 
 
 def measured() -> str:
-    """Errors on this machine, as text."""
+    """Measure errors on this machine, as text."""
     rows = [each for kernel in HERE for dtype in DTYPES for each in _checked(kernel, dtype)]
     today = datetime.datetime.now(datetime.UTC).date()
     where = f"{platform.machine()} with {os.cpu_count()} CPUs, torch {torch.__version__}, {today}"
@@ -180,7 +180,8 @@ def _checked(kernel: str, dtype: str) -> Iterator[dict[str, Any]]:
 
 
 def _summary(rows: list[dict[str, Any]]) -> Iterator[Any]:
-    """Cases done and refused, those that failed, and the largest error each way with eager's of the same tensor."""
+    """Count the cases that ran and that were refused, list those that failed, and give the largest error forward and
+    backward, with eager's on the same tensor."""
     done = [row for row in rows if "refused" not in row]
     yield len(done)
     yield len(rows) - len(done)
@@ -193,7 +194,7 @@ def _summary(rows: list[dict[str, Any]]) -> Iterator[Any]:
 
 
 def _contracts() -> Iterator[str]:
-    """The flash kernels over their stand-ins: how many cases, and whether all passed."""
+    """Run the flash kernels over their stand-ins: how many cases, and whether all passed."""
     import pytest
     import standins
 

@@ -1,4 +1,4 @@
-"""Specs of packaged models, composed once a process: a Spec is frozen, so tests may share it."""
+"""Load Specs of packaged models, composed once a process: a Spec is frozen, so tests may share it."""
 
 import functools
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ def _loaded(name: str, overrides: tuple[str, ...]) -> Any:
 
 
 def load(target: Any, overrides: Iterable[str] = ()) -> Any:
-    """The Spec of a packaged model with these overrides; of a file or a mapping, which may change, a fresh one."""
+    """Load the Spec of a packaged model with these overrides. A file or a mapping may change, and is read again."""
     return (
         _loaded(target, tuple(overrides))
         if isinstance(target, str) and "/" not in target

@@ -1,4 +1,4 @@
-"""Small mixtures of experts with every weight random, for the tests."""
+"""Build small mixtures of experts with every weight random, for the tests."""
 
 import itertools
 
@@ -14,7 +14,7 @@ TIGHT = {"atol": 5e-5, "rtol": 1e-5}
 
 
 def filled(module, seed):
-    """The module in eval mode, every parameter and buffer random."""
+    """Fill the module's parameters and buffers with random values, and put it in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in itertools.chain(module.parameters(), module.buffers()):

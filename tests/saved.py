@@ -1,4 +1,4 @@
-"""What autograd keeps of a built model's forward pass, for the tests of zoo.costs.activations."""
+"""Measure what autograd saves in a built model's forward pass, for the tests of zoo.costs.activations."""
 
 import weakref
 from collections import Counter
@@ -16,8 +16,8 @@ class _Saved:
 
 
 def saved(run: Callable[[], Any], held: Iterable[torch.Tensor] = ()) -> Counter[int]:
-    """Bytes of every storage that `run` leaves saved for a backward pass from what it gives, how often there is one of
-    that size; without those of the tensors `held`."""
+    """Count the storages that `run` leaves saved for a backward pass, by their size in bytes; those of the tensors
+    `held` are left out."""
     known = {tensor.untyped_storage().data_ptr() for tensor in held}
     found: weakref.WeakSet[_Saved] = weakref.WeakSet()
 
@@ -35,12 +35,12 @@ def saved(run: Callable[[], Any], held: Iterable[torch.Tensor] = ()) -> Counter[
 
 
 def saved_by(model: Any, run: Callable[[], Any]) -> Counter[int]:
-    """The same of a model's pass: all but its weights and buffers."""
+    """Count the storages that a model's pass saves: all but its weights and buffers."""
     return saved(run, [*model.parameters(), *model.buffers()])
 
 
 def told(spec: Any, sections: Mapping[str, Section]) -> Counter[int]:
-    """What a whole model keeps by its sections: a layer's as often as there is one of its kind."""
+    """Count what a whole model saves by its sections: a layer's as often as there is one of its kind."""
     sizes: Counter[int] = Counter()
     for name, tower in spec.towers().items():
         prefix = f"{name}." if name else ""
@@ -53,7 +53,7 @@ def told(spec: Any, sections: Mapping[str, Section]) -> Counter[int]:
 
 
 def passes(model: Any, spec: Any, batch: int, context: int) -> Callable[[], Any]:
-    """A forward pass of so many random tokens."""
+    """Make a forward pass of so many random tokens."""
     ids = torch.randint(0, spec.vocab_size, (batch, context))
     if spec.kind == "encoder_decoder":
         return lambda: model(ids, decoder_input_ids=ids.clone())

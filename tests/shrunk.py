@@ -1,4 +1,4 @@
-"""Every packaged model made tiny: its own structure, kinds of layer and choices, with small dimensions."""
+"""Shrink every packaged model: its own structure, kinds of layer and choices, with small dimensions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AT_MOST = {"top_k": 3, "n_groups": 2, "top_k_groups": 1}
 
 @functools.cache
 def shrunk(name: str) -> Any:
-    """The Spec of a packaged model with small dimensions, and of each kind of layer one, of the first two."""
+    """Load the Spec of a packaged model with small dimensions, one layer of each kind and two of the first."""
     return from_dict(_small(to_dict(load(name))))
 
 

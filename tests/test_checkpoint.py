@@ -15,7 +15,7 @@ from tiny import every_choice, model_of, name
 from zoo import disk, runs
 from zoo.checkpoint import store
 from zoo.checkpoint.files import read_header
-from zoo.data.tokenizer import Tokenizer, byte_tokenizer
+from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer
 from zoo.errors import CheckpointError
 from zoo.grammar import to_dict
 from zoo.grammar.saved import read_spec
@@ -38,7 +38,7 @@ def trained(steps: int = 2):
 
 
 def save(run, step, model, optimizer, keep=2):
-    return store.save_run(run, step, store.Resumable(model, optimizer, {"step": step}), byte_tokenizer(), keep)
+    return store.save_run(run, step, store.Resumable(model, optimizer, {"step": step}), make_byte_tokenizer(), keep)
 
 
 # ---------------------------------------------------------------- a model
@@ -71,7 +71,7 @@ def test_the_weights_file_has_the_names_and_the_values_of_the_state_dict(tmp_pat
 
 
 def test_the_tokenizer_is_saved_beside_the_model(tmp_path):
-    store.save_model(model_of(), tmp_path, byte_tokenizer())
+    store.save_model(model_of(), tmp_path, make_byte_tokenizer())
     assert Tokenizer.load(tmp_path).encode("héllo") == list("héllo".encode())
 
 

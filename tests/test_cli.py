@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -256,6 +257,37 @@ def test_a_bug_is_not_passed_off_as_the_users_fault(monkeypatch: pytest.MonkeyPa
         run(["stats", "gpt2"])
 
 
+FULL_DISK = """
+import resource, sys
+import zoo.cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # no file may grow past this: the weights are larger
+sys.exit(zoo.cli.run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows limits no file's size")
+@pytest.mark.parametrize("to", ["zoo", "hf"])
+def test_a_disk_that_is_full_costs_convert_one_line_and_leaves_nothing(here: Path, to: str) -> None:
+    assert run(["build", "llama-tiny", "n_layers=1", "--device", "cpu", "--out", "there"]) == 0
+    line = [sys.executable, "-c", FULL_DISK, "convert", "there", "out", "--to", to, "--no-verify"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.startswith("zoo: error: ") and "File too large" in done.stderr
+    assert [path.name for path in here.iterdir() if "out" in path.name] == []
+
+
+def test_a_file_that_may_not_be_read_costs_one_line_and_debug_shows_the_trace(monkeypatch, capsys) -> None:
+    def denied() -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "conf/model")
+
+    monkeypatch.setattr("zoo.compose.catalogue.read_models", denied)
+    assert run(["list"]) == 1
+    assert capsys.readouterr().err == "zoo: error: conf/model: cannot be read or written, found Permission denied\n"
+    assert run(["list", "--debug"]) == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
 def test_an_interrupt_ends_quietly_with_130(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
@@ -479,4 +511,4 @@ def test_zsh_is_given_whole_words(line: str, answers: list[str]) -> None:
 
 def test_bashs_pieces_are_joined_to_words() -> None:
     pieces = ["zoo", "train", "model", "=", "a,b", "attention", "@", "model.attention", "=", "m", "x"]
-    assert completing.joined(pieces) == ["zoo", "train", "model=a,b", "attention@model.attention=m", "x"]
+    assert completing.join_pieces(pieces) == ["zoo", "train", "model=a,b", "attention@model.attention=m", "x"]

@@ -22,7 +22,7 @@ NAMES = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
 
 def points(target: str, overrides: list[str]) -> list[Any]:
     """The points of a sweep."""
-    return list(sweep.points(target, overrides))
+    return list(sweep.read_points(target, overrides))
 
 
 def alone(target: str, overrides: list[str]) -> tuple[object, list[str]]:

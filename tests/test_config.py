@@ -16,7 +16,7 @@ import zoo
 from zoo.compose import compose, load
 from zoo.compose.composing import TRAINING
 from zoo.compose.composing import compose as compose_body
-from zoo.compose.engine import repository
+from zoo.compose.engine import open_repository
 from zoo.costs import price
 from zoo.errors import ConfigError
 from zoo.paths import conf_dir
@@ -288,7 +288,7 @@ def test_faulty_yaml_in_a_file_that_is_included_is_no_traceback(folder: Path) ->
 
 def test_axes_and_keys_of_the_model_find_their_place_in_a_training_config() -> None:
     composed = compose_body(
-        repository(),
+        open_repository(),
         TRAINING,
         ["attention=mqa", "model.position=alibi", "model.bias=true"],
         label="config",
@@ -301,14 +301,14 @@ def test_axes_and_keys_of_the_model_find_their_place_in_a_training_config() -> N
 
 def test_another_models_axes_are_those_that_count() -> None:
     composed = compose_body(
-        repository(), TRAINING, ["router=softmax_topk", "model=mixtral-tiny"], label="c", root="model"
+        open_repository(), TRAINING, ["router=softmax_topk", "model=mixtral-tiny"], label="c", root="model"
     )
     assert composed.faults == []
     assert composed.choices["model"] == "mixtral-tiny"
 
 
 def test_a_models_key_without_its_prefix_is_told_where_it_is() -> None:
-    composed = compose_body(repository(), TRAINING, ["n_layers=2", "bias=true", "lr=3"], label="c", root="model")
+    composed = compose_body(open_repository(), TRAINING, ["n_layers=2", "bias=true", "lr=3"], label="c", root="model")
     assert composed.faults == [
         "n_layers: unknown key (did you mean 'model.n_layers'?)",
         "bias: unknown key (did you mean 'model.bias'?)",

@@ -204,7 +204,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others():
 
 
 def test_a_model_that_does_not_fit_is_refused_with_what_would_do(monkeypatch):
-    monkeypatch.setattr("zoo.run.builder.free_memory", lambda device: 100_000)
+    monkeypatch.setattr("zoo.run.builder.read_free_memory", lambda device: 100_000)
     with pytest.raises(FitError, match=r"parameters need .* GB in float32, cpu has 0\.0 GB free .*meta needs none"):
         check_fit(spec_of(), torch.device("cpu"), torch.float32)
 

@@ -6,7 +6,7 @@ import pytest
 from tiny import spec_of
 
 from zoo.compose import load
-from zoo.compose.sweep import points
+from zoo.compose.sweep import read_points
 from zoo.costs import Setup, memory, price
 from zoo.errors import ConfigError
 from zoo.grammar.pattern import MOST_LAYERS
@@ -76,6 +76,6 @@ def test_more_layers_than_memory_would_hold_are_refused_in_one_line_and_not_allo
 def test_a_tower_and_a_point_of_a_sweep_are_held_to_the_same_limit():
     with pytest.raises(ConfigError, match=r"encoder\.n_layers: is 100,000,000"):
         load("t5-small", ["encoder.n_layers=100000000"])
-    *fine, refused = points("llama3-8b", ["n_layers=2,3,4,5,6,100000000"])
+    *fine, refused = read_points("llama3-8b", ["n_layers=2,3,4,5,6,100000000"])
     assert [point.spec.n_layers for point in fine] == [2, 3, 4, 5, 6]
     assert refused.faults == ["n_layers: is 100,000,000 (at most 100,000 would do)"]

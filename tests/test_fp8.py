@@ -20,17 +20,17 @@ from torch.nn import functional as F
 import zoo
 from zoo.checkpoint import store
 from zoo.cli import run
-from zoo.data.tokenizer import byte_tokenizer
+from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
 from zoo.generation import text
 from zoo.generation.engine import generate
 from zoo.generation.sample import Sampling
-from zoo.jobs.plan import planned, task_config
+from zoo.jobs.plan import plan_launch, task_config
 from zoo.kernels.base import Machine
 from zoo.run import fp8
 from zoo.run.builder import build, check_built
 from zoo.training import task as tasks
-from zoo.training.loop import autocast
+from zoo.training.gradient import choose_autocast
 
 needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao (the extra fp8)")
 
@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 
 def refused_on_this_cpu(recipe: str) -> bool:
     """Whether this CPU has no product in float8: torch 2.11 has none rowwise, oneDNN none at all on AVX2 alone."""
-    return not fp8.multiplies(recipe, CPU)
+    return not fp8.can_multiply(recipe, CPU)
 
 
 MODELS = {"llama": [], "mixtral": ["ffn=moe"]}
@@ -68,9 +68,9 @@ def may_be_converted(model: nn.Module) -> set[str]:
 def test_of_every_choice_the_products_of_attention_and_feed_forward_are_planned_for_and_no_others(overrides):
     spec = spec_of(overrides)
     model = build(spec, device="meta")
-    plan = fp8.plan(model)
+    plan = fp8.list_products(model)
     assert {product.path for product in plan if product.left_out is None} == may_be_converted(model)
-    assert bool(may_be_converted(model)) == (fp8.idle(spec) is None)
+    assert bool(may_be_converted(model)) == (fp8.explain_no_effect(spec) is None)
     products = {path for path, module in model.named_modules() if hasattr(module, "weight") and is_product(module)}
     assert {product.path for product in plan} == products
 
@@ -90,16 +90,16 @@ def test_the_summary_counts_every_product_and_says_what_kept_it_out():
         **{f"blocks.{layer}.ffn.router.gate": "router" for layer in range(3)},
         "head.out": "head",
     }
-    plan = fp8.plan(model)
+    plan = fp8.list_products(model)
     assert dict(plan) == reasons
-    assert fp8.summary(plan) == (
+    assert fp8.summarize_products(plan) == (
         "6 of 25 products in float8, not 6 (no multiple of 16 wide), 9 (stacked experts), 3 (router), 1 (head)"
     )
 
 
 def test_a_weight_that_is_read_by_itself_is_trained_in_float8_and_never_stored_in_it():
     model = build(spec_of(["attention=mla"]), device="meta")
-    training, running = dict(fp8.plan(model)), dict(fp8.plan(model, running=True))
+    training, running = dict(fp8.list_products(model)), dict(fp8.list_products(model, running=True))
     changed = {path for path in training if training[path] != running[path]}
     assert changed == {f"blocks.{layer}.attention.{each}" for layer in range(3) for each in ("k_b", "v_b")}
 
@@ -167,11 +167,13 @@ def test_tokens_and_widths_that_float8_cannot_take_are_faults_of_the_config(refu
 def test_recipes_that_are_none_are_refused_with_those_that_there_are():
     model = build(spec_of(), device="meta")
     with pytest.raises(ConfigError, match="would take none of the model's products: 21"):
-        fp8.convert(build(spec_of(["d_model=40", "head_dim=12", "d_ff=56"]), device="meta"), "rowwise", emulate=True)
+        fp8.convert_to_fp8(
+            build(spec_of(["d_model=40", "head_dim=12", "d_ff=56"]), device="meta"), "rowwise", emulate=True
+        )
     with pytest.raises(ConfigError, match=r"there is no 'rowise' \(did you mean 'rowwise'\?\)"):
         fp8.quantize(model, "rowise")
     with pytest.raises(ConfigError, match=r"weight_only trains nothing \(one of: tensorwise, rowwise\)"):
-        fp8.convert(model, "weight_only")
+        fp8.convert_to_fp8(model, "weight_only")
 
 
 # ---------------------------------------------------------------- training, emulated
@@ -199,7 +201,7 @@ def rounded(x: torch.Tensor, kind: str, dim: int | None, power_of_two: bool) -> 
 def test_a_product_and_its_gradients_are_those_of_operands_rounded_by_hand(recipe):
     model = model_of()
     before = model.blocks[0].attention.k.weight.detach().clone()
-    fp8.convert(model, recipe, emulate=True)
+    fp8.convert_to_fp8(model, recipe, emulate=True)
     linear = model.blocks[0].attention.k
     rows = recipe == "rowwise"
     of = partial(rounded, power_of_two=rows)
@@ -232,7 +234,7 @@ def test_gradients_are_those_of_float32_up_to_the_rounding(recipe):
     ids = torch.randint(0, 67, (4, 17))
     exact = gradients(build(spec_of(), device="cpu"), ids)
     model = build(spec_of(), device="cpu")
-    fp8.convert(model, recipe, emulate=True)
+    fp8.convert_to_fp8(model, recipe, emulate=True)
     for path, gradient in gradients(model, ids).items():
         error = float((gradient - exact[path]).norm() / exact[path].norm())
         assert 1e-4 < error < 0.2, (path, error)
@@ -246,11 +248,11 @@ def test_training_in_float8_learns_as_in_bfloat16(overrides):
     def losses(recipe: str | None) -> list[float]:
         model = build(spec_of(overrides), device="cpu").train()
         if recipe:
-            fp8.convert(model, recipe, emulate=True)
+            fp8.convert_to_fp8(model, recipe, emulate=True)
         optimizer = torch.optim.AdamW(model.decay_groups(0.1), lr=1e-2)
         found = []
         for _ in range(25):
-            with autocast(torch.device("cpu"), "bf16")():
+            with choose_autocast(torch.device("cpu"), "bf16")():
                 logits = model(ids[:, :-1]).logits
             loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
             loss.backward()
@@ -272,7 +274,7 @@ def test_a_converted_block_is_one_graph_with_the_same_gradients(recipe):
     ids = torch.randint(0, 67, (4, 17))
     eager, whole = (build(spec_of(["n_layers=1"]), device="cpu") for _ in range(2))
     for model in (eager, whole):
-        fp8.convert(model, recipe, emulate=True)
+        fp8.convert_to_fp8(model, recipe, emulate=True)
     whole.blocks[0].compile(backend="aot_eager", fullgraph=True, dynamic=False)
     expected = gradients(eager, ids)
     for path, gradient in gradients(whole, ids).items():
@@ -288,7 +290,7 @@ def test_conversion_changes_the_modules_planned_and_leaves_weights_their_names_a
     expected = may_be_converted(model)
     before, groups = dict(model.named_parameters()), model.decay_groups(0.1)
     store.save_model(model, tmp_path / "before")
-    fp8.convert(model, "tensorwise", emulate=True)
+    fp8.convert_to_fp8(model, "tensorwise", emulate=True)
     check_built(model)
     assert {path for path, module in model.named_modules() if isinstance(module, Float8Linear)} == expected
     after = dict(model.named_parameters())
@@ -317,7 +319,7 @@ def test_a_run_in_float8_says_so_goes_on_to_the_last_bit_and_leaves_an_ordinary_
         *("steps=4", "batch_size=4", "seq_len=16", "eval_every=2", "eval_batches=1", "save_every=2"),
         *("sample.tokens=4", "precision=fp8_rowwise", "device=cpu", f"data.path={tmp_path / 'text.txt'}"),
     ]
-    with planned(overrides, check=False) as plan:
+    with plan_launch(overrides, check=False) as plan:
         config = task_config(plan.jobs[0])
     folder = tmp_path / "run"
     tasks.start_run(config, folder)
@@ -340,17 +342,17 @@ def test_a_device_without_a_product_in_float8_is_refused_before_anything_is_writ
         raise RuntimeError("could not create a primitive descriptor for the matmul primitive")
 
     monkeypatch.setattr(fp8.torch, "_scaled_mm", no_product)
-    fp8.multiplies.cache_clear()
+    fp8.can_multiply.cache_clear()
     try:
         for recipe in fp8.RECIPES:
-            with planned([f"precision=fp8_{recipe}", "device=cpu"], check=False) as plan:
+            with plan_launch([f"precision=fp8_{recipe}", "device=cpu"], check=False) as plan:
                 config = task_config(plan.jobs[0])
             reason = f"precision: fp8_{recipe} needs a product in float8, which torch cannot compute on this cpu"
             with pytest.raises(ConfigError) as error:
                 tasks.start_run(config, tmp_path / "run")
             assert error.value.faults == [f"{reason} (precision=bf16 would do)"]
     finally:
-        fp8.multiplies.cache_clear()
+        fp8.can_multiply.cache_clear()
     assert not (tmp_path / "run").exists()
 
 
@@ -419,7 +421,7 @@ def test_a_product_of_a_quantised_model_is_that_of_operands_rounded_by_hand(reci
     of = partial(rounded, kind="e4m3", dim=1 if recipe == "rowwise" else None, power_of_two=False)
     expected = of(x.view(10, 32)) @ of(linear.weight.detach()).T
     products = fp8.quantize(model, recipe)
-    assert fp8.summary(products) == "21 of 22 products in float8, not 1 (head)"
+    assert fp8.summarize_products(products) == "21 of 22 products in float8, not 1 (head)"
     with torch.inference_mode():
         torch.testing.assert_close(linear(x).float().view(10, 48), expected, rtol=1e-2, atol=1e-3)
         assert linear.weight.qdata.dtype == torch.float8_e4m3fn
@@ -435,7 +437,7 @@ def test_rowwise_weights_must_be_bfloat16(able):
 @needs_torchao
 def test_a_checkpoint_writes_text_with_weights_in_float8_and_says_so_alone(tmp_path):
     small = ["vocab_size=257", "d_model=32", "n_layers=1", "n_heads=2", "n_kv_heads=2", "head_dim=16", "d_ff=32"]
-    store.save_model(zoo.build("llama-tiny", small, device="cpu"), tmp_path / "some", byte_tokenizer())
+    store.save_model(zoo.build("llama-tiny", small, device="cpu"), tmp_path / "some", make_byte_tokenizer())
     command = [sys.executable, "-m", "zoo", "generate", "--fp8", "weight_only", "--device", "cpu", "--temperature", "0"]
     command += ["--prompt", "x", "--max-new-tokens", "8", "--checkpoint", str(tmp_path / "some")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 import zoo
 from zoo.checkpoint import store
-from zoo.data.tokenizer import byte_tokenizer
+from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
 from zoo.generation import text
 from zoo.generation.engine import generate
@@ -113,12 +113,12 @@ def checkpoint(tmp_path):
         "d_ff=32",
         "max_seq_len=64",
     ]
-    store.save_model(zoo.build("llama-tiny", small, device="cpu"), tmp_path / "some", byte_tokenizer())
+    store.save_model(zoo.build("llama-tiny", small, device="cpu"), tmp_path / "some", make_byte_tokenizer())
     return tmp_path / "some"
 
 
 def test_text_streams_from_a_checkpoint_up_to_a_stop_string(checkpoint):
-    model, tokenizer = store.load(checkpoint), byte_tokenizer()
+    model, tokenizer = store.load(checkpoint), make_byte_tokenizer()
     ids = torch.tensor([tokenizer.encode("def f")])
     whole = tokenizer.decode(generate(model, ids, 60, 1.0, [tokenizer.eos_id], seed=1)[0, 5:].tolist())
     options = {"max_new_tokens": 60, "sampling": Sampling(temperature=1.0, seed=1), "device": "cpu"}
@@ -129,7 +129,7 @@ def test_text_streams_from_a_checkpoint_up_to_a_stop_string(checkpoint):
 
 
 def test_text_ends_at_the_end_of_text_token(checkpoint):
-    model, tokenizer = store.load(checkpoint), byte_tokenizer()
+    model, tokenizer = store.load(checkpoint), make_byte_tokenizer()
     options = {"max_new_tokens": 30, "sampling": Sampling(temperature=1.0, seed=1)}
     ids = generate(model, torch.tensor([[ord("x")]]), 30, 1.0, seed=1)[0, 1:].tolist()
     tokenizer.eos_id = ids[20]
@@ -137,13 +137,13 @@ def test_text_ends_at_the_end_of_text_token(checkpoint):
 
 
 def test_an_empty_prompt_starts_from_the_end_of_text(checkpoint):
-    model, tokenizer = store.load(checkpoint), byte_tokenizer()
+    model, tokenizer = store.load(checkpoint), make_byte_tokenizer()
     expected = generate(model, torch.tensor([[tokenizer.eos_id]]), 8)[0, 1:].tolist()
     assert "".join(text.complete(model, tokenizer, "", max_new_tokens=8)) == tokenizer.decode(expected)
 
 
 def test_the_model_is_free_again_once_a_stop_string_has_come(checkpoint):
-    model, tokenizer = store.load(checkpoint).train(), byte_tokenizer()
+    model, tokenizer = store.load(checkpoint).train(), make_byte_tokenizer()
     first = next(text.complete(model, tokenizer, "x", max_new_tokens=9))
     assert model.training  # the iterator is gone already
     assert list(text.complete(model, tokenizer, "x", max_new_tokens=9, stop=[first])) == []

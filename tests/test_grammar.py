@@ -85,6 +85,41 @@ def test_true_is_no_number(key: str) -> None:
     assert fault.endswith("number above 0, found True" if key == "n_layers" else "number, found True")
 
 
+def test_true_is_refused_as_no_number_before_a_component_reckons_with_it() -> None:
+    body = BODY | {"n_heads": True, "norm": {"kind": "rmsnorm", "eps": False}}  # 1 % 2 and 0.0 would be faults as well
+    assert sorted(faults(body)) == ["n_heads: must be a number, found True", "norm.eps: must be a number, found False"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "fault"),
+    [
+        ({"router": {"kind": "nope"}}, "router: kind 'nope' is not a choice of router (one of: "),
+        ({"router": {"kind": "softmax_tpk"}}, "(did you mean 'softmax_topk'?)"),
+        ({"router": {"n_experts": 4}}, "router: has no 'kind' (one of: "),
+        ({"router": 4}, "router: is 4, not a mapping with a 'kind' (one of: "),
+        ({"cross": {"kind": "nope"}}, "cross: kind 'nope' is not a choice of attention (one of: "),
+    ],
+)
+def test_an_axis_that_nothing_reads_must_still_name_a_kind_that_exists(extra: dict, fault: str) -> None:
+    (found,) = faults(BODY | extra)
+    assert fault in found
+
+
+def test_a_list_is_no_kind_and_costs_one_line() -> None:
+    (fault,) = faults("llama-tiny", "norm.kind=[1]")
+    assert fault.startswith("norm: kind [1] is not a choice of norm (one of: ")
+
+
+def test_an_axis_that_no_layer_of_a_tower_reads_must_name_a_kind_that_exists() -> None:
+    (found,) = faults("t5-small", "+encoder.router={kind: nope}")
+    assert found.startswith("encoder.router: kind 'nope' is not a choice of router")
+
+
+def test_an_axis_that_nothing_reads_may_be_stated_to_be_swapped_in() -> None:
+    idle = {"router": {"kind": "softmax_topk", "n_experts": 4}, "cross": None}
+    assert load(BODY | idle) == load(BODY)
+
+
 def test_true_in_a_kind_of_layer_is_told_where_it_stands() -> None:
     layers = ["layers.near={attention: {window: true}}", "pattern=[near,layer]"]
     assert faults("llama-tiny", *layers) == ["layers.near.attention.window: must be a number, found True"]

@@ -7,20 +7,20 @@ import pytest
 from omegaconf import OmegaConf
 
 from zoo.compose.composing import TRAINING
-from zoo.compose.engine import RunMode, session
+from zoo.compose.engine import RunMode, open_session
 from zoo.errors import ConfigError
 from zoo.jobs.loader import JobLoader
-from zoo.jobs.plan import planned
+from zoo.jobs.plan import plan_launch
 
 
 @pytest.fixture
 def loader():
-    with session(loader=JobLoader) as hydra:
+    with open_session(loader=JobLoader) as hydra:
         yield hydra.config_loader
 
 
 def faults(*overrides: str, sweeps: bool = True) -> list[str]:
-    with pytest.raises(ConfigError) as caught, planned(overrides, sweeps=sweeps, check=False):
+    with pytest.raises(ConfigError) as caught, plan_launch(overrides, sweeps=sweeps, check=False):
         pass
     return caught.value.faults
 
@@ -28,7 +28,7 @@ def faults(*overrides: str, sweeps: bool = True) -> list[str]:
 def test_a_job_is_what_hydras_own_loader_makes_of_the_translated_overrides(loader: JobLoader) -> None:
     ours = loader.load_configuration("config", ["attention=mqa", "model.bias=true", "hydra.job.name=x"], RunMode.RUN)
     theirs = ["attention@model.attention=mqa", "++model.bias=true", "hydra.job.name=x"]
-    with session() as hydra:
+    with open_session() as hydra:
         expected = hydra.config_loader.load_configuration("config", theirs, RunMode.RUN)
     nodes = [OmegaConf.to_container(each) for each in (ours, expected)]
     for node in nodes:
@@ -68,7 +68,7 @@ def test_a_worker_gets_a_loader_that_composes_the_same(loader: JobLoader) -> Non
 
 def test_jobs_that_have_a_key_at_different_places_are_swept_together() -> None:
     """`bias` is stated by the one model, added to the other: Hydra's own composing took one form for all jobs."""
-    with planned(["model=gpt2,llama-tiny", "model.bias=true,false"], sweeps=True, check=False) as plan:
+    with plan_launch(["model=gpt2,llama-tiny", "model.bias=true,false"], sweeps=True, check=False) as plan:
         assert [job.cfg.model.bias for job in plan.jobs] == [True, False] * 2
 
 

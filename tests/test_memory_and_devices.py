@@ -73,7 +73,7 @@ def test_on_a_mac_it_is_read_from_vm_stat_and_unknown_without_it(monkeypatch):
     monkeypatch.setattr(memory, "Path", lambda path: type("Missing", (), {"exists": lambda self: False})())
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(memory, "_output_of", lambda command: VM_STAT if command == "vm_stat" else "")
-    assert memory.free_memory(torch.device("cpu")) == 16384 * 314000
+    assert memory.read_free_memory(torch.device("cpu")) == 16384 * 314000
     monkeypatch.undo()
     assert memory._output_of("no-such-program-anywhere") == ""
 
@@ -90,8 +90,8 @@ def test_without_sysconf_and_resource_as_on_windows_the_figures_are_unknown_and_
     monkeypatch.setattr(sys, "platform", "none")
     monkeypatch.delattr(os, "sysconf_names")
     monkeypatch.setattr(builtins, "__import__", without_resource)
-    assert memory.free_memory(torch.device("cpu")) is None
-    assert memory.peak_memory(torch.device("cpu")) is None
+    assert memory.read_free_memory(torch.device("cpu")) is None
+    assert memory.read_peak_memory(torch.device("cpu")) is None
 
 
 def test_windows_own_structure_has_the_size_and_the_place_that_its_documentation_states():

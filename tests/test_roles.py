@@ -24,7 +24,7 @@ from zoo.model.block import Pre
 from zoo.model.head import LMHead
 from zoo.model.moe import MoE
 from zoo.model.router import SoftmaxTopK
-from zoo.run.fp8 import idle
+from zoo.run.fp8 import explain_no_effect
 from zoo.spec import Linear, Spec, owner_of, tensors
 
 ANOTHER = {
@@ -128,7 +128,7 @@ def test_parts_of_other_names_are_shared_out_the_same(both):
         assert held[0] == held[1]
     assert traffic(one, setup) == traffic(other, setup)
     assert roofline(one, setup) == roofline(other, setup)
-    assert idle(one) == idle(other)
+    assert explain_no_effect(one) == explain_no_effect(other)
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)

@@ -13,8 +13,8 @@ import pytest
 import zoo
 from zoo.analysis.compare import flatten
 from zoo.cli import run
-from zoo.cli.setup import HELP, amount
-from zoo.cli.showing import distinct, targets_and_overrides
+from zoo.cli.setup import HELP, read_amount
+from zoo.cli.showing import shorten_labels, split_words
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
 from zoo.report.figures import cost_table, unit_of
@@ -125,7 +125,7 @@ def test_bytes_have_both_powers_beside_each_other(printed) -> None:
 
 @pytest.mark.parametrize(("text", "value"), [("15T", 15e12), ("1e12", 1e12), ("300B", 3e11), ("2.5m", 2.5e6), ("7", 7)])
 def test_tokens_are_read_as_the_literature_writes_them(text: str, value: float) -> None:
-    assert amount(text) == value
+    assert read_amount(text) == value
 
 
 @pytest.mark.parametrize(
@@ -235,15 +235,15 @@ def test_arguments_with_a_sign_are_overrides_and_paths_that_exist_are_not(tmp_pa
     odd = tmp_path / "lr=1"
     odd.mkdir()
     words = ["gpt2", "n_layers=2", "+window=3", "~position", str(odd), "llama3-8b"]
-    assert targets_and_overrides(words) == (["gpt2", str(odd), "llama3-8b"], ["n_layers=2", "+window=3", "~position"])
+    assert split_words(words) == (["gpt2", str(odd), "llama3-8b"], ["n_layers=2", "+window=3", "~position"])
     with pytest.raises(ConfigError):
-        targets_and_overrides(["n_layers=2"])
+        split_words(["n_layers=2"])
 
 
 def test_labels_are_short_and_never_the_same() -> None:
-    assert distinct(["a/x.yaml", "b/y.yaml", "gpt2"]) == ["x.yaml", "y.yaml", "gpt2"]
-    assert distinct(["a/x.yaml", "b/x.yaml"]) == ["a/x.yaml", "b/x.yaml"]
-    assert distinct(["gpt2", "gpt2"]) == ["gpt2 (1)", "gpt2 (2)"]
+    assert shorten_labels(["a/x.yaml", "b/y.yaml", "gpt2"]) == ["x.yaml", "y.yaml", "gpt2"]
+    assert shorten_labels(["a/x.yaml", "b/x.yaml"]) == ["a/x.yaml", "b/x.yaml"]
+    assert shorten_labels(["gpt2", "gpt2"]) == ["gpt2 (1)", "gpt2 (2)"]
 
 
 @pytest.mark.parametrize(

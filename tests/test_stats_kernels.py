@@ -392,7 +392,7 @@ def test_a_model_without_attention_has_no_kernel_to_force(printed, refused):
 
 
 def test_a_forced_kernel_is_refused_by_the_layer_that_it_cannot_do():
-    from zoo.cli.build import kernel_lines as lines
+    from zoo.cli.build import describe_kernels as lines
 
     with pytest.raises(KernelError, match=r"^kernel: sdpa was asked for, but .* no softcap"):
         lines(load("gemma2-2b"), torch.device("cpu"), "bf16", "sdpa")

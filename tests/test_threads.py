@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny import model_of
 
-from zoo.jobs.plan import planned, task_config
+from zoo.jobs.plan import plan_launch, task_config
 from zoo.run import dtypes, threads
-from zoo.run.threads import ThreadWatch, candidates, fastest
+from zoo.run.threads import ThreadWatch, choose_fastest, list_candidates
 from zoo.training import speed
 from zoo.training.task import resume_run, start_run
 
@@ -40,24 +40,24 @@ def measured(monkeypatch):
 
 
 def test_all_cores_all_but_one_and_halves_are_tried():
-    assert candidates(1) == [1]
-    assert candidates(2) == [2, 1]
-    assert candidates(8) == [8, 7, 4, 2, 1]
-    assert candidates(6) == [6, 5, 3, 1]
+    assert list_candidates(1) == [1]
+    assert list_candidates(2) == [2, 1]
+    assert list_candidates(8) == [8, 7, 4, 2, 1]
+    assert list_candidates(6) == [6, 5, 3, 1]
 
 
 def test_the_fastest_number_of_threads_is_taken_and_a_small_gain_is_not():
-    assert fastest({4: 10.0, 3: 25.0, 1: 20.0}, 4, 4).threads == 3
-    assert fastest({4: 10.0, 3: 11.0, 1: 9.0}, 4, 4).threads == 4  # within what a probe is off by
-    assert fastest({4: 10.0, 3: 10.0, 1: 9.5}, 4, 1).threads == 1  # what is at work stays
-    assert fastest({4: 10.0, 1: 42.0}, 4, 4).gain == pytest.approx(4.2)
+    assert choose_fastest({4: 10.0, 3: 25.0, 1: 20.0}, 4, 4).threads == 3
+    assert choose_fastest({4: 10.0, 3: 11.0, 1: 9.0}, 4, 4).threads == 4  # within what a probe is off by
+    assert choose_fastest({4: 10.0, 3: 10.0, 1: 9.5}, 4, 1).threads == 1  # what is at work stays
+    assert choose_fastest({4: 10.0, 1: 42.0}, 4, 4).gain == pytest.approx(4.2)
 
 
 def test_a_choice_says_what_was_found_and_how_to_overrule_it():
-    assert str(fastest({2: 10.0, 1: 42.0}, 2, 2)) == (
+    assert str(choose_fastest({2: 10.0, 1: 42.0}, 2, 2)) == (
         "1 thread of 2: 4.2 times as fast as 2 now, as other programs use the cores (OMP_NUM_THREADS=2 keeps 2)"
     )
-    assert str(fastest({2: 10.0, 1: 6.0}, 2, 1)) == "2 threads again: they are the fastest now"
+    assert str(choose_fastest({2: 10.0, 1: 6.0}, 2, 1)) == "2 threads again: they are the fastest now"
 
 
 def test_a_probe_measures_each_number_and_leaves_torchs_own(free):
@@ -133,7 +133,7 @@ def test_a_resumed_run_goes_on_with_the_threads_of_its_checkpoint(free, measured
 @pytest.fixture
 def bf16_is(monkeypatch):
     """Says how many times slower bfloat16 is, in place of a measurement."""
-    return lambda times: monkeypatch.setattr(dtypes, "times_slower", lambda dtype, **_: times)
+    return lambda times: monkeypatch.setattr(dtypes, "measure_slowdown", lambda dtype, **_: times)
 
 
 def test_16_bits_that_are_slow_compute_in_float32_with_the_same_values(bf16_is):
@@ -164,16 +164,16 @@ def test_a_model_that_does_not_fit_in_float32_stays_in_16_bits_and_that_is_said(
 
     bf16_is(6.0)
     model = model_of(dtype="bf16")
-    monkeypatch.setattr(builder, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(builder, "read_free_memory", lambda device: 1000)
     assert dtypes.use_fastest_dtype(model).startswith("computes in bfloat16, 6.0 times slower than float32")
     assert next(model.parameters()).dtype is torch.bfloat16
 
 
 def test_the_probe_of_a_dtype_leaves_torchs_number_of_threads():
-    dtypes.times_slower.cache_clear()
+    dtypes.measure_slowdown.cache_clear()
     before = torch.get_num_threads()
     for training in (False, True):
-        assert 0 < dtypes.times_slower(torch.bfloat16, training=training) < float("inf")
+        assert 0 < dtypes.measure_slowdown(torch.bfloat16, training=training) < float("inf")
     assert torch.get_num_threads() == before
 
 
@@ -192,7 +192,7 @@ def config(tmp_path):
     ]
 
     def compose(*overrides):
-        with planned([*tiny, *overrides], check=False) as plan:
+        with plan_launch([*tiny, *overrides], check=False) as plan:
             return task_config(plan.jobs[0])
 
     return compose

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from zoo.data import Batches, TokenFile, Tokenizer, evaluation_batches
-from zoo.data.tokenizer import EOS, byte_tokenizer, train_bpe
+from zoo.data import Batches, TokenFile, Tokenizer, read_evaluation_batches
+from zoo.data.tokenizer import EOS, make_byte_tokenizer, train_bpe
 from zoo.data.tokens import open_tokens, write_tokens
 from zoo.errors import ConfigError, ZooError
 
@@ -38,7 +38,7 @@ def faults_of(call) -> list[str]:
 
 def write(path: Path, texts: list[tuple], tokenizer: Tokenizer | None = None) -> dict:
     path.mkdir(parents=True, exist_ok=True)
-    write_tokens(path, texts, tokenizer or byte_tokenizer(), lambda done: None)
+    write_tokens(path, texts, tokenizer or make_byte_tokenizer(), lambda done: None)
     return open_tokens(path)
 
 
@@ -52,7 +52,7 @@ def made_of(path: Path, ids: list[int], eos_id: int = 0) -> TokenFile:
 
 @pytest.fixture(scope="module", params=["bytes", "bpe"])
 def tokenizer(request, bpe):
-    return byte_tokenizer() if request.param == "bytes" else bpe
+    return make_byte_tokenizer() if request.param == "bytes" else bpe
 
 
 @FAST
@@ -66,7 +66,7 @@ def test_any_text_survives_the_round_trip_and_never_ends_a_document(tokenizer, t
 
 
 def test_a_byte_is_its_own_id():
-    tokenizer = byte_tokenizer()
+    tokenizer = make_byte_tokenizer()
     assert tokenizer.encode("né🦓") == list("né🦓".encode())
     assert tokenizer.decode(range(97, 101)) == "abcd"
     assert (tokenizer.vocab_size, tokenizer.eos_id) == (257, 256)
@@ -246,7 +246,7 @@ def test_documents_are_numbered_as_one_would_by_hand(tmp_path_factory, ids, batc
     tokens = made_of(tmp_path_factory.mktemp("t") / "t", ids)
     for batch in (
         Batches(tokens, batch_size, seq_len, documents=True).batch(1),
-        *evaluation_batches(tokens, batch_size, seq_len, documents=True),
+        *read_evaluation_batches(tokens, batch_size, seq_len, documents=True),
     ):
         assert batch.documents is not None and batch.documents.dtype == torch.int64
         for row, numbers in zip(batch.input_ids.tolist(), batch.documents.tolist(), strict=True):
@@ -280,9 +280,9 @@ def test_too_short_a_text_for_one_row_is_one_line(tmp_path):
 @given(st.integers(2, 60), st.integers(1, 4), st.integers(1, 9))
 def test_evaluation_asks_for_every_id_once_and_in_order(tmp_path_factory, n, batch_size, seq_len):
     tokens = made_of(tmp_path_factory.mktemp("t") / "t", list(range(n)))
-    batches = list(evaluation_batches(tokens, batch_size, seq_len))
+    batches = list(read_evaluation_batches(tokens, batch_size, seq_len))
     assert torch.cat([batch.targets.flatten() for batch in batches]).tolist() == list(range(1, n))
     assert all(torch.equal(batch.input_ids + 1, batch.targets) for batch in batches)
-    first = list(evaluation_batches(tokens, batch_size, seq_len, limit=2))
+    first = list(read_evaluation_batches(tokens, batch_size, seq_len, limit=2))
     assert len(first) == min(2, len(batches))
     assert all(torch.equal(one.targets, other.targets) for one, other in zip(first, batches, strict=False))

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,11 +21,12 @@ from zoo import runs
 from zoo.checkpoint import store
 from zoo.data import Batch, DataSettings, prepare
 from zoo.errors import CheckpointError, ConfigError, ZooError
-from zoo.jobs.plan import planned, task_config
+from zoo.jobs.plan import plan_launch, task_config
 from zoo.paths import conf_dir
 from zoo.run.builder import build
 from zoo.training import loop, objective
-from zoo.training.failures import advise_smaller_batch, is_out_of_memory, training_peak
+from zoo.training.failures import advise_smaller_batch, is_out_of_memory, price_training_peak
+from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient
 from zoo.training.objective import IGNORED, NextToken
 from zoo.training.optim import AdamW
 from zoo.training.task import plan_training, resume_run, start_run
@@ -52,7 +54,7 @@ def config(corpus):
     """Composes the packaged training config with TINY and a test's own overrides laid over it."""
 
     def compose(*overrides):
-        with planned([*TINY, f"data.path={corpus}", *overrides], check=False) as plan:
+        with plan_launch([*TINY, f"data.path={corpus}", *overrides], check=False) as plan:
             return task_config(plan.jobs[0])
 
     return compose
@@ -130,7 +132,7 @@ def test_the_chunked_loss_has_the_gradient_that_autograd_finds_through_full_logi
     model = model_of(overrides).train()
     batch = batch_of(4, 12, 67, ignored=9)
     expected_loss, expected = by_autograd(model, batch, z_loss)
-    terms = NextToken(z_loss=z_loss).backward(model, batch, 1 / 39, 1.0, loop.nullcontext)
+    terms = NextToken(z_loss=z_loss).backward(model, batch, 1 / 39, 1.0, nullcontext)
     assert float(terms["loss"]) == pytest.approx(expected_loss, rel=1e-5)
     assert_equal_gradients(gradients(model), expected)
 
@@ -140,7 +142,7 @@ def test_under_autocast_the_gradient_is_that_of_autograd_under_autocast():
     batch = batch_of(4, 12, 67)
     with torch.autocast("cpu", torch.bfloat16):
         expected_loss, expected = by_autograd(model, batch)
-    terms = NextToken().backward(model, batch, 1 / 48, 1.0, loop.autocast(torch.device("cpu"), "bf16"))
+    terms = NextToken().backward(model, batch, 1 / 48, 1.0, choose_autocast(torch.device("cpu"), "bf16"))
     assert float(terms["loss"]) == pytest.approx(expected_loss, rel=1e-3)
     assert_equal_gradients(gradients(model), expected, tolerance=0.02)
 
@@ -149,7 +151,7 @@ def test_what_is_measured_is_the_sum_over_targets_alone():
     model, batch = model_of(), batch_of(3, 10, 67, ignored=7)
     logits = model(batch.input_ids).logits.flatten(0, 1)
     expected = F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    torch.testing.assert_close(NextToken().measure(model, batch, loop.nullcontext), expected.detach())
+    torch.testing.assert_close(NextToken().measure(model, batch, nullcontext), expected.detach())
 
 
 def test_microbatches_give_the_gradient_of_the_whole_batch_however_their_targets_are_spread():
@@ -157,9 +159,9 @@ def test_microbatches_give_the_gradient_of_the_whole_batch_however_their_targets
     batch = batch_of(8, 12, 67)
     batch.targets[:2] = IGNORED  # a part without any target
     batch.targets[3, :7] = IGNORED
-    whole = loop.accumulate(model, NextToken(), batch, 1, loop.nullcontext)
+    whole = accumulate_gradient(model, NextToken(), batch, 1, nullcontext)
     expected = gradients(model)
-    parts = loop.accumulate(model, NextToken(), batch, 4, loop.nullcontext)
+    parts = accumulate_gradient(model, NextToken(), batch, 4, nullcontext)
     assert float(parts["loss"]) == pytest.approx(float(whole["loss"]), rel=1e-6)
     assert_equal_gradients(gradients(model), expected)
 
@@ -167,20 +169,20 @@ def test_microbatches_give_the_gradient_of_the_whole_batch_however_their_targets
 def test_packed_documents_weigh_as_if_each_stood_alone():
     model, batch = model_of(), batch_of(1, 12, 67)
     packed = batch._replace(documents=torch.tensor([[0] * 5 + [1] * 7]))
-    loop.accumulate(model, NextToken(), packed, 1, loop.nullcontext)
+    accumulate_gradient(model, NextToken(), packed, 1, nullcontext)
     found = gradients(model)
     for part in (slice(0, 5), slice(5, 12)):
         alone = Batch(batch.input_ids[:, part], batch.targets[:, part], None)
-        NextToken().backward(model, alone, 1 / 12, 1.0, loop.nullcontext)
+        NextToken().backward(model, alone, 1 / 12, 1.0, nullcontext)
     assert_equal_gradients(found, gradients(model))
 
 
 def test_clipping_scales_the_gradient_to_the_norm_and_leaves_a_smaller_one():
     weight = torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([3.0, 4.0])
-    assert float(loop.clip([weight], 10.0)) == float(loop.clip([weight], None)) == pytest.approx(5.0)
+    assert float(clip_gradient([weight], 10.0)) == float(clip_gradient([weight], None)) == pytest.approx(5.0)
     assert weight.grad.tolist() == [3.0, 4.0]
-    assert float(loop.clip([weight], 1.0)) == pytest.approx(5.0)
+    assert float(clip_gradient([weight], 1.0)) == pytest.approx(5.0)
     assert weight.grad.tolist() == pytest.approx([0.6, 0.8], rel=1e-4)
 
 
@@ -496,7 +498,7 @@ def test_torchs_own_allocator_is_understood():
 
 def test_what_fits_is_said_as_the_exact_price_has_it(config):
     plan = plan_training(config("batch_size=8", "accumulate=1"))
-    peaks = {rows: training_peak(plan.settings, plan.spec, rows) for rows in (1, 2, 4, 8)}
+    peaks = {rows: price_training_peak(plan.settings, plan.spec, rows) for rows in (1, 2, 4, 8)}
     assert sorted(peaks.values()) == list(peaks.values())
     advice = [advise_smaller_batch(plan.settings, plan.spec, peaks[rows]) for rows in (4, 2, 1)]
     assert [each.split(" ")[0] for each in advice] == ["accumulate=2", "accumulate=4", "accumulate=8"]

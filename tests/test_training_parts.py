@@ -43,7 +43,7 @@ def test_the_measured_peak_is_a_plausible_rate_and_only_ever_grows():
 
 def test_the_peak_in_bf16_is_that_of_float32_where_that_is_the_faster(monkeypatch):
     rates = {torch.float32: 3e11, torch.bfloat16: 4e9}
-    monkeypatch.setattr(speed, "matrix_rate", lambda device, dtype, shapes: rates[dtype])
+    monkeypatch.setattr(speed, "measure_product_rate", lambda device, dtype, shapes: rates[dtype])
     assert speed.find_peak(torch.device("cpu"), "bf16").flops == 3e11
     rates[torch.bfloat16] = 2e12
     assert speed.find_peak(torch.device("cpu"), "bf16").flops == 2e12
@@ -62,10 +62,10 @@ def test_a_rate_is_the_best_of_any_shape_and_ends_with_its_time(monkeypatch):
     monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(speed.torch, "mm", mm)
     shapes = [(size, size, size) for size in seconds]
-    assert speed.matrix_rate(torch.device("cpu"), torch.float32, shapes[:2], spend=1000) == 2 * 8**3 / 0.5
+    assert speed.measure_product_rate(torch.device("cpu"), torch.float32, shapes[:2], spend=1000) == 2 * 8**3 / 0.5
     begun.clear()
     now[0] = 0.0
-    assert speed.matrix_rate(torch.device("cpu"), torch.float32, shapes, spend=3.5) == 2 * 4**3 / 1.0
+    assert speed.measure_product_rate(torch.device("cpu"), torch.float32, shapes, spend=3.5) == 2 * 4**3 / 1.0
     assert set(begun) == {4}  # the next would not have been over in time
 
 

@@ -1,4 +1,4 @@
-"""Tiny models of every shape, for the tests: every choice of every axis of conf/, laid over one small Llama."""
+"""Build tiny models of every shape, for the tests: every choice of every axis of conf/, laid over one small Llama."""
 
 import copy
 import functools
@@ -22,7 +22,7 @@ MIXED = ["pattern=[near*2,layer]", "layers={near:{attention:{window:4},position:
 
 
 def choices(axis: str) -> list[str]:
-    """The packaged choices of an axis."""
+    """List the packaged choices of an axis."""
     return sorted(path.stem for path in (conf_dir() / axis).glob("*.yaml"))
 
 
@@ -40,12 +40,12 @@ NEEDS = {
 
 
 def needs(choice: str) -> list[str]:
-    """The overrides that a choice is only of use with, itself left out."""
+    """List the overrides without which a choice has no effect, itself left out."""
     return NEEDS.get(choice, ["ffn=moe"] if choice.startswith("router=") else [])
 
 
 def every_choice() -> Iterator[list[str]]:
-    """Overrides that swap one axis at a time to each of its packaged choices, and a mixed pattern of layers."""
+    """List overrides that swap one axis at a time to each of its packaged choices, and a mixed pattern of layers."""
     for axis in AXES:
         for choice in choices(axis) if axis != "cross" else ():  # which only an encoder-decoder has
             yield [f"{axis}={choice}", *needs(f"{axis}={choice}")]
@@ -54,7 +54,7 @@ def every_choice() -> Iterator[list[str]]:
 
 
 def spec_of(overrides: list[str] | tuple[str, ...] = ()):
-    """The Spec of the small Llama with these overrides; those of SIZE that nothing reads are left out."""
+    """Load the Spec of the small Llama with these overrides; those of SIZE that nothing reads are left out."""
     return load("llama-tiny", [*readable(list(overrides)), *overrides])
 
 
@@ -76,8 +76,8 @@ def readable(overrides: list[str]) -> list[str]:
 
 
 def model_of(overrides: list[str] | tuple[str, ...] = (), *, seed: int = 0, dtype: str = "fp32"):
-    """The small Llama in eval mode with EVERY parameter random, so that no bias or norm weight can be forgotten
-    unseen. Each call gives a copy of its own, which the test may change."""
+    """Build the small Llama in eval mode with EVERY parameter random, so that no bias or norm weight can be forgotten
+    unnoticed. Each call gives a copy of its own, which the test may change."""
     return copy.deepcopy(_made(tuple(overrides), seed, dtype))
 
 
@@ -92,5 +92,5 @@ def _made(overrides: tuple[str, ...], seed: int, dtype: str):
 
 
 def name(overrides: list[str]) -> str:
-    """A test's label."""
+    """Make a test's label."""
     return "mixed-pattern" if overrides == MIXED else ",".join(overrides[:2]).split("={")[0]

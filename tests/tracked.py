@@ -1,4 +1,4 @@
-"""The most memory that tensors take at once while torch code runs: every storage, from its making to its end."""
+"""Track the most memory that tensors take at once while torch code runs: every storage, from its making to its end."""
 
 import weakref
 from typing import Any
@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class StorageTracker(TorchDispatchMode):
-    """Counts the bytes of storages that operations make inside the mode; `most` is the sum at its fullest.
+    """Count the bytes of storages that operations make inside the mode; `most` is the sum at its fullest.
 
     An operation's own scratch memory, inside a fused kernel, is none of them. Of fake tensors the sizes count as well.
     """

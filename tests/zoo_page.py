@@ -49,7 +49,7 @@ def cases() -> list[Case]:
 
 
 def config_of(case: Case) -> dict[str, Any]:
-    """The config.json of a case's reference model."""
+    """Return the config.json of a case's reference model."""
     config = getattr(transformers, case.config)(**copy.deepcopy(dict(case.sizes)))  # it changes what it is given
     with tempfile.TemporaryDirectory() as place:
         config.save_pretrained(place)
@@ -57,7 +57,7 @@ def config_of(case: Case) -> dict[str, Any]:
 
 
 def by_family() -> dict[str, list[Case]]:
-    """The cases of each family."""
+    """Group the cases by family."""
     found: dict[str, list[Case]] = {}
     for case in cases():
         found.setdefault(families.family_of_config(config_of(case), case.name).name, []).append(case)
@@ -69,7 +69,7 @@ SHOWN = 4
 
 
 def difference(case: Case) -> float:
-    """The largest difference from the reference, over logits and the last hidden states."""
+    """Measure the largest difference from the reference, over logits and the last hidden states."""
     two = pair(case)
     ours, theirs = both(two, two.ids())
     if ours.logits is not None:
@@ -78,7 +78,7 @@ def difference(case: Case) -> float:
 
 
 def made_of(specs: list[Any]) -> str:
-    """The kinds of each axis that a family's cases have, in words."""
+    """List the kinds of each axis that a family's cases have, in words."""
     parts = []
     for axis in AXES:
         kinds: dict[str, None] = {}
@@ -111,7 +111,7 @@ def family_rows(measured: dict[str, str]) -> list[tuple[str, ...]]:
 
 
 def model_rows() -> list[tuple[str, ...]]:
-    """Every packaged model, as its own file and the counts say."""
+    """List every packaged model, from its own file and its counts."""
     rows = []
     for model in read_models():
         params = price(load(model["name"]))["params"]
@@ -126,7 +126,7 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def page(measured: dict[str, str], note: str) -> str:
-    """The whole page, with the differences given."""
+    """Write the whole page, with the differences given."""
     families_head = ("family", "model_type", "topology", "made of", "source", "difference")
     models_head = ("model", "topology", "parameters", "active", "what is special")
     return (
@@ -144,7 +144,7 @@ COUNTS = (
 
 
 def stated(text: str) -> dict[str, str]:
-    """The difference of each family as a page has it, by its first model_type."""
+    """Read the difference of each family from a page, by its first model_type."""
     rows = [
         line.strip("| ").split(" | ") for line in text.split("## Packaged")[0].splitlines() if line.startswith("| ")
     ]
@@ -152,7 +152,7 @@ def stated(text: str) -> dict[str, str]:
 
 
 def measure() -> dict[str, str]:
-    """The largest difference of each family, to one digit."""
+    """Measure the largest difference of each family, to one digit."""
     return {name: f"{max(map(difference, those)):.0e}" for name, those in by_family().items()}
 
 

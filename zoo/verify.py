@@ -26,7 +26,7 @@ from zoo.costs.params import count_parameters
 from zoo.costs.setup import Setup
 from zoo.costs.states import states
 from zoo.generation.cache import Cache
-from zoo.run.builder import build, torch_dtype
+from zoo.run.builder import build, resolve_dtype
 
 Row = dict[str, Any]
 
@@ -64,7 +64,7 @@ def _held(spec: Any) -> int:
 @contextmanager
 def _fake(spec: Any, dtype: str) -> Iterator[nn.Module]:
     """The model of fake tensors on the CPU, in fake mode."""
-    kind = torch_dtype("bf16" if dtype == "fp8" else dtype)
+    kind = resolve_dtype("bf16" if dtype == "fp8" else dtype)
     model = build(spec, device="meta", dtype=kind).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in model.modules():
@@ -125,7 +125,7 @@ def _cached(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
     if not any(tower.causal for tower in spec.towers().values()) or setup.engine != "ideal":
         return
     tokens, dtype = setup.tokens(spec), setup.cache_dtype or setup.dtype
-    kind = torch.float8_e4m3fn if dtype == "fp8" else torch_dtype(dtype)
+    kind = torch.float8_e4m3fn if dtype == "fp8" else resolve_dtype(dtype)
     cache = Cache.allocate(model, setup.batch, tokens, dtype=kind, device="cpu")
     found = cache.nbytes
     if spec.kind == "encoder_decoder":

@@ -45,7 +45,7 @@ class Header:
     name: str | None = None
 
 
-def headers(folder: Path) -> dict[str, Header]:
+def read_headers(folder: Path) -> dict[str, Header]:
     """List every tensor of a folder from the headers alone. Raises CheckpointError."""
     if (folder / INDEX).is_file():
         return _indexed(folder, folder / INDEX)
@@ -94,7 +94,7 @@ def read_header(file: Path) -> dict[str, Header]:
 
 
 def _check_offsets(entries: Mapping[str, Any], size: int) -> None:
-    """Raises ValueError unless the tensors fill the `size` bytes after the header, with no gap and no overlap."""
+    """Raise ValueError unless the tensors fill the `size` bytes after the header, with no gap and no overlap."""
     spans = []
     for name, entry in entries.items():
         start, end = entry["data_offsets"]

@@ -26,7 +26,7 @@ from zoo.errors import CheckpointError, did_you_mean, short
 from zoo.grammar import to_dict
 from zoo.grammar.saved import FORMAT, check_format, read_spec
 from zoo.lazy import torch
-from zoo.run.builder import build, pick_device, torch_dtype
+from zoo.run.builder import build, pick_device, resolve_dtype
 from zoo.runs import ARCHITECTURE, CHECKPOINTS, LATEST, WEIGHTS, find, steps
 from zoo.spec import table
 
@@ -84,7 +84,7 @@ def load_model(folder: str | Path, dtype: Any = None, device: str = "cpu") -> nn
     check_tensors(folder / WEIGHTS, table(spec, spec.d_model))
     tensors = load_file(folder / WEIGHTS, device=str(where))
     if dtype is not None:
-        tensors = {name: each.to(torch_dtype(dtype)) for name, each in tensors.items()}
+        tensors = {name: each.to(resolve_dtype(dtype)) for name, each in tensors.items()}
     model = build(spec, device="meta")
     model.load_state_dict(tensors, assign=True)
     return model.eval()
@@ -144,7 +144,7 @@ def save_run(run: Path, step: int, state: Resumable, tokenizer: Any, keep: int) 
 
 def write_state(folder: Path, state: Resumable) -> None:
     """Write the optimizer's tensors by parameter name, the states of the random generators and the counters."""
-    tensors = {f"random.{name}": each for name, each in random_states().items()}
+    tensors = {f"random.{name}": each for name, each in read_random_states().items()}
     for name, parameter in state.model.named_parameters():
         for key, value in state.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}/{key}"] = torch.as_tensor(value)
@@ -199,8 +199,8 @@ def restore_optimizer(optimizer: Optimizer, parameter: Tensor, key: str, value: 
     own[key] = value.to(parameter.device) if beside else value
 
 
-def random_states() -> dict[str, Tensor]:
-    """The states of torch's random generators, by device: dropout and the like draw from them."""
+def read_random_states() -> dict[str, Tensor]:
+    """Read the states of torch's random generators, by device: dropout and the like draw from them."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"cpu": torch.get_rng_state(), **{f"cuda:{index}": state for index, state in enumerate(cuda)}}
 

@@ -1,4 +1,5 @@
-"""The command line. A verb composes, calls one function and shows the result; its file is imported when called."""
+"""Run the command line. A verb composes a config, calls one function and shows the result; its file is imported only
+when it is called."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Runs `zoo` and exits: 0 done, 1 the work failed, 2 the user's input is wrong, 130 interrupted."""
+    """Run `zoo` and exit: 0 done, 1 the work failed, 2 the user's input is wrong, 130 interrupted."""
     args = sys.argv[1:] if args is None else args
     if args[:1] in (["stats"], ["list"]):
         gc.disable()  # over before there is anything to collect: 20 of 350 ms
@@ -18,16 +19,16 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 
 def run(args: Sequence[str]) -> int:
-    """The exit code of one command line. Faults go to stderr, one line each; `--debug` adds the trace."""
+    """Run one command line and return its exit code. Faults go to stderr, one line each; `--debug` adds the trace."""
     import typer
 
-    from zoo.cli.app import command
+    from zoo.cli.app import make_command
     from zoo.errors import ConfigError, ZooError
 
     args, debug = _without_debug(list(args) or ["--help"])
     usage_error: Any = typer.BadParameter.__bases__[0].__bases__[0]  # click's own class, which Typer keeps in private
     try:
-        return command().main(args, prog_name="zoo", standalone_mode=False) or 0
+        return make_command().main(args, prog_name="zoo", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:  # `zoo list | head`: nobody is listening any more
@@ -36,12 +37,21 @@ def run(args: Sequence[str]) -> int:
     except ZooError as error:
         faults = error.faults if isinstance(error, ConfigError) else [str(error)]
         return _refuse(faults, error.exit_code, debug)
+    except OSError as error:  # a full disk, a file that may not be read: the system's fault, not the command's
+        return _refuse([_describe_os_error(error)], ZooError.exit_code, debug)
     except usage_error as error:
-        return _refuse([_usage(error)], error.exit_code, debug)
+        return _refuse([_describe_usage_error(error)], error.exit_code, debug)
 
 
-def _usage(error: Any) -> str:
-    """click's message; for an argument that is missing, what it takes."""
+def _describe_os_error(error: OSError) -> str:
+    """Say which file could not be read or written, and why. Our own text, where zoo wrote the error, stays as it is."""
+    if error.strerror is None:
+        return str(error) or type(error).__name__
+    return f"{error.filename or 'file'}: cannot be read or written, found {error.strerror}"
+
+
+def _describe_usage_error(error: Any) -> str:
+    """Return click's message; for an argument that is missing, say what it takes."""
     parameter = getattr(error, "param", None)
     if type(error).__name__ != "MissingParameter" or parameter is None:
         return error.format_message()
@@ -50,7 +60,8 @@ def _usage(error: Any) -> str:
 
 
 def _without_debug(args: list[str]) -> tuple[list[str], bool]:
-    """`--debug` may stand anywhere, so it is taken out before the verbs see it."""
+    """Take `--debug` out of the arguments before the verbs see them: it may stand anywhere. Returns the others, and
+    whether it was there."""
     end = args.index("--") if "--" in args else len(args)
     kept = [arg for arg in args[:end] if arg != "--debug"] + args[end:]
     return kept, len(kept) < len(args)

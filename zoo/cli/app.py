@@ -1,4 +1,4 @@
-"""The verbs: their names and one line each, so that `zoo --help` imports none of them."""
+"""List the verbs, with one line each, so that `zoo --help` imports none of their files."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ VERBS = {
     "generate": "Write text with the last run, or with a checkpoint.",
     "embed": "Turn texts into vectors.",
     "convert": "Convert a checkpoint to a Hugging Face folder, or from one.",
-    "check": "Compare a checkpoint's tensors with its architecture, unloaded.",
+    "check": "Compare a checkpoint's tensor names and shapes with its architecture.",
     "bench": "Time zoo beside other implementations, or check the kernels.",
     "doctor": "Show versions, devices, and which kernels this machine can run.",
 }
 
 SETTINGS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
-"""Plain help costs half of what rich's does; our own errors are one line each, and a bug's trace is Python's own."""
+"""Plain help takes half the time of rich's. Our own errors are one line each, and a bug shows Python's own trace."""
 
 
 class Verbs(TyperGroup):
@@ -69,8 +69,8 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def command() -> Any:
-    """The whole command line, as click understands it."""
+def make_command() -> Any:
+    """Build the whole command line as a click command."""
     app = typer.Typer(cls=Verbs, **SETTINGS)
 
     @app.callback(epilog="`zoo VERB --help` explains a verb; any verb takes --debug, which shows an error's trace.")

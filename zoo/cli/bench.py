@@ -1,5 +1,5 @@
-"""`zoo bench`: races this implementation against others, on the same shape, weights and threads; or checks what kernels
-the device at hand has, how right and how fast they are."""
+"""`zoo bench`: race this implementation against others on the same shape, weights and threads; or check the errors and
+the speed of the kernels on this device."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ import typer
 
 
 class Workload(StrEnum):
-    """What is timed."""
+    """The thing that is timed."""
 
     train = "train"
     decode = "decode"
@@ -20,14 +20,14 @@ class Workload(StrEnum):
 
 
 class CheckDevice(StrEnum):
-    """Where kernels are checked."""
+    """The device whose kernels are checked."""
 
     cuda = "cuda"
     cpu = "cpu"
 
 
 class RaceDtype(StrEnum):
-    """Of the weights and arithmetic; bf16 training means autocast over float32 weights."""
+    """The dtype of weights and arithmetic; bf16 training means autocast over float32 weights."""
 
     fp32 = "fp32"
     bf16 = "bf16"
@@ -37,27 +37,40 @@ def run(
     workload: Annotated[
         Workload, typer.Argument(help="train, decode or prefill (time to the first token); or kernels.")
     ],
-    against: Annotated[str, typer.Option(help="Peers to race, comma-separated: hf, litgpt. None: zoo alone.")] = "",
+    against: Annotated[
+        str, typer.Option(help="Peers to race, comma-separated: hf, litgpt. Without it zoo runs alone.")
+    ] = "",
     peer_python: Annotated[
-        list[str] | None, typer.Option(help="Interpreter that has a peer: NAME=PATH, or one PATH for all peers.")
+        list[str] | None, typer.Option(help="Python that has a peer installed: NAME=PATH, or one PATH for all peers.")
     ] = None,
     dtype: Annotated[RaceDtype, typer.Option(help="bf16 training is autocast over float32 weights.")] = RaceDtype.fp32,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each runs every contender once, in a fresh process.")] = 5,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of each contender; as many as compute fastest now.")
+        int | None, typer.Option(min=1, help="Threads of each contender. [default: the number that is fastest now]")
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Rows; 4 for train, else 1.")] = None,
-    length: Annotated[int | None, typer.Option(min=1, help="Tokens of a row or prompt; 512, 32 or 1024.")] = None,
-    new_tokens: Annotated[int | None, typer.Option(min=2, help="Tokens that decode generates; 128.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Rows. [default: 4 for train, else 1]")] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a row or prompt. [default: train 512, decode 32, prefill 1024]")
+    ] = None,
+    new_tokens: Annotated[int | None, typer.Option(min=2, help="Tokens that decode generates. [default: 128]")] = None,
     shape: Annotated[str, typer.Option(help="Changes to the shape, comma-separated: d_model=64,n_layers=2")] = "",
-    device: Annotated[CheckDevice, typer.Option(help="Of kernels: a GPU, or with --quick a CPU.")] = CheckDevice.cuda,
-    quick: Annotated[bool, typer.Option("--quick", help="Of kernels: tiny sizes, whose speed says nothing.")] = False,
-    fetched: Annotated[bool, typer.Option("--hub", help="Of kernels: those too that the hub has to send.")] = False,
-    out: Annotated[str, typer.Option(help="Of kernels: a JSON file, or a folder for one named by date and card.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="The whole report, every round's figures included.")] = False,
+    device: Annotated[CheckDevice, typer.Option(help="kernels only: a GPU, or with --quick a CPU.")] = CheckDevice.cuda,
+    quick: Annotated[bool, typer.Option("--quick", help="kernels only: tiny sizes, whose speed says nothing.")] = False,
+    fetched: Annotated[
+        bool, typer.Option("--hub", help="kernels only: also those that are downloaded from the hub.")
+    ] = False,
+    out: Annotated[
+        str, typer.Option(help="kernels only: write a JSON file, or one named by date and card in a folder.")
+    ] = "",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole report, with the figures of every round.")
+    ] = False,
 ) -> None:
-    """Measure zoo beside transformers and LitGPT, and beside what this machine can do at best (CPU). `kernels` holds
-    each attention kernel against eager instead, then times kernels, training and decoding, in ten minutes at most."""
+    """Measure zoo beside transformers and LitGPT, and beside the best that this machine can do (CPU).
+
+    `kernels` compares each attention kernel with the eager one, then times kernels, training and decoding on a GPU, in
+    ten minutes at most.
+    """
     races = {"against": against, "peer-python": peer_python, "batch": batch, "length": length}
     races |= {"new-tokens": new_tokens, "shape": shape}
     checks = {"device": device is not CheckDevice.cuda, "quick": quick, "hub": fetched, "out": out}
@@ -86,7 +99,7 @@ def run(
 
 
 def _refuse(options: Mapping[str, Any], why: str) -> None:
-    """Raises ConfigError for options that were given to a workload which has no such thing."""
+    """Raise ConfigError for options that the workload does not have."""
     from zoo.errors import ConfigError
 
     if faults := [f"--{name}: {why}" for name, value in options.items() if value]:
@@ -94,7 +107,7 @@ def _refuse(options: Mapping[str, Any], why: str) -> None:
 
 
 def _check(device: str, quick: bool, fetched: bool, out: str, as_json: bool) -> None:
-    """Checks the kernels; raises ZooError when something is against the rules, once all is shown and written."""
+    """Check the kernels, and show and write the report. Raises ZooError when a kernel failed its check."""
     from zoo.bench.kernels import checking, report
     from zoo.errors import ZooError
 

@@ -1,4 +1,4 @@
-"""`zoo build`: the model on a device, held against its count."""
+"""`zoo build`: build the model on a device, compare it with its count, and show it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.cli.common import Overrides, Target, composed
+from zoo.cli.common import Overrides, Target, compose_target
 
 
 class WeightDtype(StrEnum):
-    """Of the weights."""
+    """The dtype of the weights."""
 
     fp32 = "fp32"
     bf16 = "bf16"
@@ -26,15 +26,15 @@ def run(
     device: Annotated[
         str, typer.Option(help="auto (CUDA where there is one), cuda, cpu, or meta (shapes only).")
     ] = "auto",
-    dtype: Annotated[WeightDtype, typer.Option(help="Of the weights.")] = WeightDtype.bf16,
+    dtype: Annotated[WeightDtype, typer.Option(help="The dtype of the weights.")] = WeightDtype.bf16,
     kernel: Annotated[
-        str, typer.Option(help="The attention kernel; auto takes the first that can (`zoo doctor`).")
+        str, typer.Option(help="The attention kernel; auto takes the first that can run (`zoo doctor`).")
     ] = "auto",
     out: Annotated[
-        Path | None, typer.Option(help="Write the fresh weights there: model.safetensors and zoo.yaml.")
+        Path | None, typer.Option(help="Write the new weights to this folder: model.safetensors and zoo.yaml.")
     ] = None,
 ) -> None:
-    """Build a model on a device, hold it against its count, and show its tree, its kernels and its memory.
+    """Build a model on a device, compare it with its count, and show its modules, kernels and memory.
 
     A model that does not fit is refused before anything is allocated.
     """
@@ -43,15 +43,15 @@ def run(
     from zoo.errors import ConfigError
     from zoo.run.builder import build, pick_device
 
-    spec = spec_of_composed(composed(target, overrides))
+    spec = spec_of_composed(compose_target(target, overrides))
     place = pick_device(device)
     if out is not None and place.type == "meta":
         raise ConfigError("out: a model on meta has no weights to write (use --device cpu)")
-    kernels = kernel_lines(spec, place, dtype.value, kernel)
+    kernels = describe_kernels(spec, place, dtype.value, kernel)
     model = build(spec, device=device, dtype=dtype.value, kernel=kernel)
     print(report.columns([("module", "kind", "shape", "parameters"), *report.module_rows(target, model)], right=(3,)))
     print()
-    print("\n".join([*kernels, *memory_lines(model, spec, dtype.value)]))
+    print("\n".join([*kernels, *describe_memory(model, spec, dtype.value)]))
     if out is not None:
         from zoo.checkpoint import store
 
@@ -59,10 +59,11 @@ def run(
         print(f"written: {out}")
 
 
-def kernel_lines(spec: Any, device: Any, dtype: str, kernel: str) -> list[str]:
-    """The kernel by which each kind of layer reads tokens there, its call, and why those tried before it would not do.
+def describe_kernels(spec: Any, device: Any, dtype: str, kernel: str) -> list[str]:
+    """List, for each kind of layer, the attention kernel that would run there, its call, and why the kernels before it
+    were refused.
 
-    Raises KernelError for a kernel that there is not, or that cannot.
+    Raises KernelError for a named kernel that does not exist or refuses.
     """
     import torch
 
@@ -88,7 +89,7 @@ def kernel_lines(spec: Any, device: Any, dtype: str, kernel: str) -> list[str]:
 
 
 def _refused(refusals: Mapping[str, str]) -> list[str]:
-    """A line for each reason, with the kernels that share it."""
+    """Write a line for each reason, with the kernels that share it."""
     shared: dict[str, list[str]] = {}
     for name, reason in refusals.items():
         shared.setdefault(reason, []).append(name)
@@ -96,7 +97,7 @@ def _refused(refusals: Mapping[str, str]) -> list[str]:
 
 
 def _places(spec: Any) -> Iterator[tuple[str, Any, str]]:
-    """The kinds of layers: in words where there are several, the tower, the name."""
+    """Yield each kind of layer: a description (empty where there is one kind only), its tower and its name."""
     towers = spec.towers()
     several = sum(len(tower.blocks) for tower in towers.values()) > 1
     for name, tower in towers.items():
@@ -106,10 +107,10 @@ def _places(spec: Any) -> Iterator[tuple[str, Any, str]]:
             yield place if several else "", tower, kind
 
 
-def memory_lines(model: Any, spec: Any, dtype: str) -> list[str]:
-    """What the weights take, what generating and training are estimated to take, and that built equals counted."""
+def describe_memory(model: Any, spec: Any, dtype: str) -> list[str]:
+    """List what the weights take, and the estimated peaks of generating and of training."""
     from zoo import costs, report
-    from zoo.run.memory import peak_memory
+    from zoo.run.memory import read_peak_memory
 
     held = sum(p.numel() for p in model.parameters())
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -119,7 +120,7 @@ def memory_lines(model: Any, spec: Any, dtype: str) -> list[str]:
         f"built {held:,} parameters on {place}, as counted",
         f"weights: {report.size(weights)}" + (" (none allocated on meta)" if place.type == "meta" else ""),
     ]
-    if (peak := peak_memory(place)) is not None:
+    if (peak := read_peak_memory(place)) is not None:
         lines.append(f"peak while building: {report.size(peak)}")
     if "generate_peak" in memory:
         lines.append(f"peak generating {spec.max_seq_len:,} tokens, estimated: {report.size(memory['generate_peak'])}")

@@ -1,4 +1,4 @@
-"""`zoo check`: a checkpoint's tensors held against its architecture."""
+"""`zoo check`: compare a checkpoint's tensors with its architecture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several verbs share: their arguments, and composing."""
+"""Define what several verbs share: their arguments, and composing the model."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ Cfg = Annotated[ConfigPart | None, typer.Option("--cfg", help="Print the compose
 Resolve = Annotated[bool, typer.Option("--resolve", help="Print the composed YAML, its interpolations resolved.")]
 
 
-def composed(target: str, overrides: Sequence[str] | None) -> Composed:
-    """The composed model; what is doubtful but no fault is said on stderr."""
+def compose_target(target: str, overrides: Sequence[str] | None) -> Composed:
+    """Compose the model, and print on stderr what may be a mistake but is legal."""
     from zoo.compose.targets import compose_model
 
     found = compose_model(target, overrides or ())
@@ -47,7 +47,7 @@ def composed(target: str, overrides: Sequence[str] | None) -> Composed:
 
 
 def show_config(config: Composed, resolve: bool) -> None:
-    """Prints a composed config as YAML. Raises ConfigError for faulty overrides, and when it cannot be resolved."""
+    """Print a composed config as YAML. Raises ConfigError for faulty overrides, and when it cannot be resolved."""
     from zoo.compose.targets import to_yaml
 
     config.refuse_faults()

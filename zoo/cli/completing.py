@@ -1,4 +1,4 @@
-"""Tab completion, as Typer asks for it.
+"""Complete words of the command line when the shell's Tab key asks, through Typer.
 
 bash splits words at `=` and `@`, so that `attention=m` arrives as three of them, and wants an answer to the last alone;
 zsh hands over whole words.
@@ -12,19 +12,19 @@ from typing import Any
 
 
 def complete_target(ctx: Any, incomplete: str) -> list[str]:
-    """The packaged models."""
+    """Complete the name of a packaged model."""
     from zoo.compose import completion
 
     return completion.complete_target(incomplete)
 
 
 def complete_override(ctx: Any, incomplete: str) -> list[str]:
-    """Overrides of the model named before."""
+    """Complete an override of the model named before it."""
     return _overrides(ctx.params.get("target") or "", incomplete)
 
 
 def complete_training(ctx: Any, incomplete: str) -> list[str]:
-    """Overrides of a training config."""
+    """Complete an override of a training config."""
     return _overrides(None, incomplete)
 
 
@@ -37,17 +37,18 @@ def _overrides(target: str | None, incomplete: str) -> list[str]:
 
 
 def _line(incomplete: str) -> tuple[list[str], str, str]:
-    """The whole words before, the whole word being typed, and the end of it that the shell wants completed."""
+    """Read the line being completed: the whole words before, the whole word being typed, and the end of it that the
+    shell wants completed."""
     if "COMP_WORDS" not in os.environ:
         return os.environ.get("_TYPER_COMPLETE_ARGS", "").split(), incomplete, incomplete
     pieces = os.environ["COMP_WORDS"].split("\n")[: int(os.environ["COMP_CWORD"]) + 1]
-    *words, word = joined(pieces) or [""]
+    *words, word = join_pieces(pieces) or [""]
     sent = pieces[-1] if pieces and pieces[-1] not in ("=", "@") else ""
     return words, word, sent
 
 
-def joined(pieces: Sequence[str]) -> list[str]:
-    """bash's pieces as whole words again."""
+def join_pieces(pieces: Sequence[str]) -> list[str]:
+    """Join the pieces into which bash splits words at `=` and `@` to whole words again."""
     words: list[str] = []
     for index, piece in enumerate(pieces):
         glued = index > 1 and (piece in ("=", "@") or pieces[index - 1] in ("=", "@"))

@@ -1,4 +1,4 @@
-"""`zoo convert`: a checkpoint of one kind into one of another."""
+"""`zoo convert`: convert a checkpoint of one kind to another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 
 class Kind(StrEnum):
-    """Whose files are written."""
+    """The layout that is written."""
 
     hf = "hf"
     zoo = "zoo"
@@ -18,14 +18,14 @@ class Kind(StrEnum):
 
 def run(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, a run, or a Hugging Face folder.")],
-    out: Annotated[Path, typer.Argument(help="The folder to write; whole, or not there.")],
-    to: Annotated[Kind, typer.Option(help="hf (what transformers loads) or zoo (ours).")] = Kind.hf,
+    out: Annotated[Path, typer.Argument(help="The folder to write: written completely or not at all.")],
+    to: Annotated[Kind, typer.Option(help="hf (a folder that transformers loads) or zoo (our own).")] = Kind.hf,
     verify: Annotated[bool, typer.Option(help="Compare logits with transformers in a fresh process.")] = True,
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; as in the checkpoint.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16. [default: as in the checkpoint]")] = None,
 ) -> None:
-    """Write a checkpoint as a Hugging Face folder, or read one into ours.
+    """Write a checkpoint as a Hugging Face folder, or convert such a folder to our own layout.
 
-    A folder for transformers is done only when transformers, in a fresh process, gives the same logits for it.
+    With --verify the command succeeds only if transformers, in a fresh process, gives the same logits.
     """
     from zoo import report, runs
     from zoo.checkpoint import hf, store

@@ -1,4 +1,4 @@
-"""`zoo diff`: two models side by side: the fields of the architecture that differ, then the figures."""
+"""`zoo diff`: compare two models: the fields of the architecture that differ, then the figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from zoo.cli.common import Overrides, Target
 from zoo.cli.setup import setup_options
-from zoo.cli.showing import Csv, Json, Markdown, Plot, Shown, distinct, one_format, specs, targets_and_overrides
+from zoo.cli.showing import Csv, Json, Markdown, Plot, Shown, choose_format, load_specs, shorten_labels, split_words
 
 
 @setup_options
@@ -16,30 +16,30 @@ def run(
     first: Target,
     second: Target,
     overrides: Overrides = None,
-    everything: Annotated[bool, typer.Option("--all", help="Also the figures that are equal.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show the figures that are equal too.")] = False,
     as_json: Json = False,
     as_csv: Csv = False,
     as_md: Markdown = False,
     plot: Plot = None,
     setup: Any = None,
 ) -> None:
-    """Two models side by side: the fields that differ, then parameters, FLOPs, KV cache and memory by component.
+    """Compare two models: the fields that differ, then parameters, FLOPs, KV cache and memory by component.
 
-    Overrides are for both of them. Exits with 0 whether they differ or not.
+    Overrides apply to both models. The exit code is 0 whether they differ or not.
     """
     from zoo import costs, report
     from zoo.analysis.compare import compare_specs
     from zoo.errors import ConfigError
 
-    targets, overrides = targets_and_overrides([first, second, *(overrides or [])])
+    targets, overrides = split_words([first, second, *(overrides or [])])
     if len(targets) != 2:
         raise ConfigError(f"diff: compares two models, {len(targets)} were named (`zoo stats` takes any number)")
-    shown, labels = one_format(as_json, as_csv, as_md), distinct(targets)
+    shown, labels = choose_format(as_json, as_csv, as_md), shorten_labels(targets)
     if plot is not None:
         from zoo.report.plot import check_picture
 
         check_picture(plot, 2)
-    both = specs(targets, overrides)
+    both = load_specs(targets, overrides)
     priced = [costs.price(spec, setup) for spec in both]
     found = {"a": labels[0], "b": labels[1], **compare_specs(both[0], both[1], priced)}
     if shown is Shown.json:

@@ -1,4 +1,4 @@
-"""`zoo doctor`: what this machine has and can run."""
+"""`zoo doctor`: show what this machine has and which kernels it can run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LEGEND = "f forward, b backward; (f b) not here, but on a machine that has what 
 
 
 def run(as_json: Json = False) -> None:
-    """Versions, devices, and what each kernel can do on this machine, with the reasons why not."""
+    """Show versions, devices, and what each kernel can do on this machine, with the reasons why not."""
     import zoo
     from zoo import report
     from zoo.kernels.table import describe_here, row_as_data, tabulate
@@ -55,7 +55,7 @@ def run(as_json: Json = False) -> None:
 
 
 def _kernels(rows: Sequence[KernelRow], machine: Machine) -> list[str]:
-    """The table, what is missing, and the reasons for each `-`."""
+    """Write the table of kernels, what is missing here, and the reasons for each `-`."""
     from zoo import report
     from zoo.kernels.table import ELSEWHERE, NEVER, PLAIN, collect_reasons, order_with_mask
 
@@ -77,7 +77,7 @@ def _kernels(rows: Sequence[KernelRow], machine: Machine) -> list[str]:
 
 
 def _order(rows: Sequence[KernelRow], masked: list[str] | None) -> list[str]:
-    """In words, how `auto` goes through them."""
+    """Say in which order `auto` tries them."""
     from zoo import report
 
     named = [row.kernel.name for row in rows if row.kernel.on_request]
@@ -88,7 +88,7 @@ def _order(rows: Sequence[KernelRow], masked: list[str] | None) -> list[str]:
 
 
 def _others(machine: Machine) -> Iterator[tuple[str, bool, str]]:
-    """What is no attention kernel: its name, whether it can run here, and what there is to say."""
+    """Yield the kernels that are not attention: name, whether it can run here, and a remark."""
     from zoo.kernels.found import PACKAGES as SOURCES
     from zoo.kernels.grouped import refuses
     from zoo.run import fp8
@@ -145,7 +145,7 @@ def _cuda(torch: Any, index: int) -> str:
 def _memory() -> str:
     from zoo import report
     from zoo.lazy import torch
-    from zoo.run.memory import free_memory
+    from zoo.run.memory import read_free_memory
 
-    free = free_memory(torch.device("cpu"))
+    free = read_free_memory(torch.device("cpu"))
     return "free memory unknown" if free is None else f"{report.size(free)} free"

@@ -1,4 +1,4 @@
-"""`zoo embed`: texts as vectors."""
+"""`zoo embed`: turn texts into vectors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Pooling(StrEnum):
-    """What of a text's tokens its vector is."""
+    """How a text's token vectors become one vector."""
 
     mean = "mean"
     cls = "cls"
@@ -25,17 +25,21 @@ class Pooling(StrEnum):
 def run(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, a run, or a Hugging Face folder.")],
     texts: Annotated[list[str] | None, typer.Argument(help="The texts.")] = None,
-    lines: Annotated[Path | None, typer.Option(help="A file with a text a line; - reads standard input.")] = None,
-    pooling: Annotated[Pooling | None, typer.Option(help="Of a text's tokens; as the folder says, else mean.")] = None,
-    normalize: Annotated[bool, typer.Option(help="Make every vector of length 1.")] = True,
-    similarity: Annotated[bool, typer.Option("--similarity", help="Print the cosine of each text with each.")] = False,
+    lines: Annotated[Path | None, typer.Option(help="A file with one text per line; - reads standard input.")] = None,
+    pooling: Annotated[
+        Pooling | None, typer.Option(help="How token vectors become one. [default: as the folder says, else mean]")
+    ] = None,
+    normalize: Annotated[bool, typer.Option(help="Scale every vector to length 1.")] = True,
+    similarity: Annotated[
+        bool, typer.Option("--similarity", help="Print the cosine similarity of every pair of texts.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Save the vectors to .npy, .safetensors or .jsonl.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts computed together.")] = 32,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
 ) -> None:
-    """Each text's vector: a line of JSON each, or saved with --out.
+    """Turn each text into a vector: printed as a line of JSON each, or saved with --out.
 
-    Any model that reads text does: an encoder's hidden states, pooled over the tokens that are no padding.
+    Works with any model that reads text: its hidden states are pooled over the tokens that are not padding.
     """
     from zoo import report
     from zoo.errors import ConfigError
@@ -88,9 +92,8 @@ def _jsonl(texts: list[str], vectors: Tensor) -> str:
 
 
 def _save(out: Path, texts: list[str], vectors: Tensor) -> None:
-    """Whole or not at all."""
-    from safetensors.torch import save_file
-
+    """Write the vectors to a file atomically, in the format of its suffix."""
+    from zoo.checkpoint.files import write_tensors
     from zoo.disk import replace_file
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +104,6 @@ def _save(out: Path, texts: list[str], vectors: Tensor) -> None:
             with draft.open("wb") as stream:
                 numpy.save(stream, vectors.numpy())
         elif out.suffix == ".safetensors":
-            save_file({"embeddings": vectors.contiguous()}, draft)
+            write_tensors({"embeddings": vectors}, draft)
         else:
             draft.write_text(_jsonl(texts, vectors), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`zoo generate`: text from the last run, or from a checkpoint."""
+"""`zoo generate`: write text with the last run, or with a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 
 class Fp8(StrEnum):
-    """What float8 is scaled by (`zoo.run.fp8`)."""
+    """How values are scaled into float8's range (`zoo.run.fp8`)."""
 
     tensorwise = "tensorwise"
     rowwise = "rowwise"
@@ -19,24 +19,34 @@ class Fp8(StrEnum):
 
 
 def run(
-    prompt: Annotated[str, typer.Option(help="What the text goes on from; - reads standard input.")] = "",
-    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint or run folder; the last run's.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw from the fewest that hold this probability.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Draw from those this likely beside the likeliest.")] = None,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes tokens already there less likely.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="The same seed draws the same text.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be given again.")] = None,
-    kernel: Annotated[str | None, typer.Option(help="The attention kernel (`zoo doctor`); the first that can.")] = None,
+    prompt: Annotated[str, typer.Option(help="The text to continue; - reads standard input.")] = "",
+    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint or run folder. [default: the last run]")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens to write.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest tokens that together have this probability.")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Draw from tokens at least this likely, relative to the likeliest.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1 makes tokens that are already in the text less likely.")
+    ] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this string. May be given several times.")] = None,
+    kernel: Annotated[
+        str | None, typer.Option(help="The attention kernel (`zoo doctor`). [default: the first that can run]")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; as in the checkpoint.")] = None,
-    fp8: Annotated[Fp8 | None, typer.Option(help="Products in float8 (CUDA); weight_only saves memory.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16. [default: as in the checkpoint]")] = None,
+    fp8: Annotated[
+        Fp8 | None, typer.Option(help="Compute matrix products in float8 (CUDA); weight_only only saves memory.")
+    ] = None,
 ) -> None:
-    """Write text with the last run, or with a checkpoint, as it comes.
+    """Write text with the last run, or with a checkpoint, token by token.
 
-    Standard output gets what the model writes, without the prompt.
+    Standard output gets the new text alone, without the prompt.
     """
     from zoo.generation import text
     from zoo.generation.sample import Sampling

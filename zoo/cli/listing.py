@@ -1,4 +1,4 @@
-"""`zoo list`: the packaged models, all or those that match, from the `about` of each file. Nothing is composed."""
+"""`zoo list`: list the packaged models, all or those that match, from the `about` of each file. Nothing is composed."""
 
 from __future__ import annotations
 

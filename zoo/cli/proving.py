@@ -1,4 +1,4 @@
-"""`zoo stats --explain` and `--verify`: where the figures come from, and whether the built model has them."""
+"""`zoo stats --explain` and `--verify`: show where the figures come from, and whether the built model has them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from zoo.cli.showing import Shown, distinct
+from zoo.cli.showing import Shown, shorten_labels
 
 EXPLAINED = ("name", "formula", "values", "result", "unit", "source")
 VERIFIED = ("name", "counted", "found", "equal", "note")
@@ -23,11 +23,11 @@ def prove(
     explain: bool,
     verify: bool,
 ) -> None:
-    """Prints what was asked for, of every model. Exits with 1 when the built model has not what was counted."""
+    """Print what was asked for, for every model. Exits with 1 when the built model differs from the count."""
     from zoo import report
 
     found = [_proved(spec, figures, setup, explain, verify) for spec, figures in zip(specs, priced, strict=True)]
-    labels = distinct(targets)
+    labels = shorten_labels(targets)
     if shown is Shown.json:
         many = [{"model": label, **each} for label, each in zip(labels, found, strict=True)]
         print(report.as_json(found[0] if len(found) == 1 else many))
@@ -82,7 +82,7 @@ def _explained(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _rules(rules: Mapping[str, Mapping[str, Any]]) -> str:
-    """The textbook's approximations: what each gives, how far it is from the exact figure, and when it holds."""
+    """List the textbook's approximations: what each gives, its error beside the exact figure, and when it holds."""
     from zoo import report
 
     lines = ["", report.bold("Rules of thumb")]

@@ -1,4 +1,4 @@
-"""The fields of a `Setup` as options, stated once for every verb that prices."""
+"""Make the fields of a `Setup` options of every verb that prices."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from zoo.costs.setup import CHOICES, Setup
 from zoo.errors import ConfigError
 
 HELP = {
-    "context": "Tokens of a sequence; the model's max_seq_len.",
+    "context": "Tokens of a sequence. [default: the model's max_seq_len]",
     "batch": "Sequences at once, on each data-parallel rank.",
     "document": "Tokens of each document that training packs into a sequence.",
-    "dtype": "Of weights, and of the cache unless it has its own.",
-    "cache_dtype": "Of the KV cache; as the weights.",
+    "dtype": "The dtype of weights, and of the cache unless --cache-dtype is given.",
+    "cache_dtype": "The dtype of the KV cache. [default: that of the weights]",
     "convention": "How FLOPs are counted.",
-    "engine": "What a generating engine keeps of the tokens before.",
-    "optimizer": "Whose states training keeps.",
+    "engine": "The engine whose KV cache is counted: what it keeps of earlier tokens.",
+    "optimizer": "The optimizer, whose states training keeps.",
     "fused_optimizer": "AdamW updates in place, without temporaries.",
-    "precision": "What training keeps of a parameter.",
-    "recompute": "The activations that training computes a second time.",
-    "chunked_loss": "The logits of a training step are never whole.",
+    "precision": "The precision of training: what it keeps of a parameter.",
+    "recompute": "The activations that training recomputes instead of keeping.",
+    "chunked_loss": "Compute the loss on chunks of logits, which are never all in memory.",
     "dp": "Data-parallel ranks.",
     "tp": "Tensor-parallel ranks.",
     "pp": "Pipeline stages.",
     "ep": "Expert-parallel ranks.",
     "cp": "Context-parallel ranks.",
     "zero": "Stage of ZeRO over the data-parallel ranks; 3 is FSDP.",
-    "gpu": "A file of conf/hardware, for the roofline.",
+    "gpu": "A GPU by its file name in conf/hardware, for the roofline.",
     "train_tokens": "Tokens to train on: 1e12, 300B, 15T.",
     "mfu": "The share of the GPU's peak that training reaches.",
 }
@@ -45,8 +45,8 @@ SPELLED = {"train_tokens": "--tokens"}
 SHORT = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
 
-def amount(text: str | float, setting: str = "tokens", example: str = "1e12, 300B or 15T") -> float:
-    """`15T` or `1e12` as a number. Raises ConfigError."""
+def read_amount(text: str | float, setting: str = "tokens", example: str = "1e12, 300B or 15T") -> float:
+    """Read `15T` or `1e12` as a number. Raises ConfigError."""
     match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([KMBGT]?)", str(text).strip(), re.IGNORECASE)
     if match is None:
         raise ConfigError(f"{setting}: cannot read {str(text)!r} as a number ({example})")
@@ -54,7 +54,7 @@ def amount(text: str | float, setting: str = "tokens", example: str = "1e12, 300
 
 
 def setup_options(run: Callable[..., Any]) -> Callable[..., Any]:
-    """A verb with an option for every field of Setup; it is called with the `setup` that they come to.
+    """Give a verb an option for every field of Setup, and call it with the resulting `setup`.
 
     Raises ConfigError for a set-up at fault when the verb is called.
     """
@@ -75,7 +75,7 @@ def setup_options(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _option(field: Any, hint: Any) -> inspect.Parameter:
-    """One field as Typer takes an option."""
+    """Make a Typer option of one field."""
     name = field.name
     flag = SPELLED.get(name, "--" + name.replace("_", "-"))
     settings: dict[str, Any] = {"help": HELP.get(name, "")}
@@ -92,7 +92,7 @@ def _option(field: Any, hint: Any) -> inspect.Parameter:
 
 
 def _tokens(text: str) -> float:
-    return amount(text)
+    return read_amount(text)
 
 
 def _beginning(words: tuple[str, ...]) -> Callable[[str], list[str]]:

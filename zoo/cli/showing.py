@@ -1,4 +1,4 @@
-"""What the verbs that price share: their output options, which arguments are models, and how figures are printed."""
+"""Share what the verbs that price need: output options, telling models from overrides, and printing figures."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import typer
 from zoo.errors import ConfigError
 
 FEW = 3
-"""Differences between a folder's files and its architecture that a price tells."""
+"""How many differences between a folder's files and its architecture are shown beside a price."""
 
 
 class Shown(StrEnum):
-    """How figures are printed."""
+    """The format in which figures are printed."""
 
     text = "text"
     json = "json"
@@ -26,24 +26,24 @@ class Shown(StrEnum):
     md = "md"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Every figure, exactly.")]
-Csv = Annotated[bool, typer.Option("--csv", help="The same as comma-separated values.")]
-Markdown = Annotated[bool, typer.Option("--md", help="A table as GitHub reads it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print every figure, exactly, as JSON.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Print them as comma-separated values.")]
+Markdown = Annotated[bool, typer.Option("--md", help="Print a Markdown table.")]
 Plot = Annotated[Path | None, typer.Option(help="Draw the figures into a .png or .svg file.")]
 
 
-def one_format(as_json: bool, as_csv: bool, as_md: bool) -> Shown:
-    """The format that was asked for. Raises ConfigError for two of them."""
+def choose_format(as_json: bool, as_csv: bool, as_md: bool) -> Shown:
+    """Choose the output format that was asked for. Raises ConfigError for two of them."""
     asked = [shown for wanted, shown in ((as_json, Shown.json), (as_csv, Shown.csv), (as_md, Shown.md)) if wanted]
     if len(asked) > 1:
         raise ConfigError(f"output: {' and '.join(f'--{each}' for each in asked)} are two formats (leave one out)")
     return asked[0] if asked else Shown.text
 
 
-def targets_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The models among the arguments, and the overrides: what has an `=`, or begins with `~` or `+`.
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split the arguments into models and overrides. An override has an `=`, or begins with `~` or `+`.
 
-    The path of a file that there is may hold an `=` too. Raises ConfigError when no model is named.
+    The path of an existing file may hold an `=` too. Raises ConfigError when no model is named.
     """
     overrides = [word for word in words if _is_override(word)]
     targets = [word for word in words if not _is_override(word)]
@@ -57,15 +57,15 @@ def _is_override(word: str) -> bool:
     return word.startswith(("~", "+")) or ("=" in word and not path)
 
 
-def specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
-    """The Spec of each model under the overrides. Raises ConfigError with the faults of all of them."""
-    from zoo.cli.common import composed
+def load_specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
+    """Load the Spec of each model under the overrides. Raises ConfigError with the faults of all of them."""
+    from zoo.cli.common import compose_target
     from zoo.compose.targets import spec_of_composed
 
     found, faults = [], []
     for target in targets:
         try:
-            found.append(spec_of_composed(composed(target, overrides)))
+            found.append(spec_of_composed(compose_target(target, overrides)))
         except ConfigError as error:
             alone = len(targets) == 1 or all(fault.startswith(target) for fault in error.faults)
             faults += error.faults if alone else [f"{target}: {fault}" for fault in error.faults]
@@ -74,8 +74,8 @@ def specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
     return found
 
 
-def distinct(labels: Sequence[str]) -> list[str]:
-    """Labels of which no two are the same: a path's last name where that is enough, a number for what comes twice."""
+def shorten_labels(labels: Sequence[str]) -> list[str]:
+    """Shorten labels, all different: a path's last name where that is enough, a number for what comes twice."""
     short = [Path(label).name if os.sep in label else label for label in labels]
     short = [label if short.count(short[i]) > 1 and os.sep in label else short[i] for i, label in enumerate(labels)]
     return [
@@ -83,11 +83,13 @@ def distinct(labels: Sequence[str]) -> list[str]:
     ]
 
 
-def models(titles: Sequence[str], targets: Sequence[str], priced: Sequence[Mapping[str, Any]], shown: Shown) -> None:
-    """Prints the figures of one model or of several."""
+def print_prices(
+    titles: Sequence[str], targets: Sequence[str], priced: Sequence[Mapping[str, Any]], shown: Shown
+) -> None:
+    """Print the figures of one model or of several."""
     from zoo import report
 
-    labels = distinct(targets)
+    labels = shorten_labels(targets)
     if shown is Shown.json:
         many = [{"model": label, **figures} for label, figures in zip(labels, priced, strict=True)]
         print(report.as_json(priced[0] if len(priced) == 1 else many))
@@ -118,8 +120,8 @@ def _markdown(labels: Sequence[str], priced: Sequence[Mapping[str, Any]]) -> str
     return report.as_markdown([labels[0], "exact", ""], rows, right=(1, 2))
 
 
-def headers(targets: Sequence[str]) -> None:
-    """Says of each folder with weights whether the tensors in its files are those that were priced."""
+def compare_headers(targets: Sequence[str]) -> None:
+    """Say for each folder with weights whether the tensors in its files are those that were priced."""
     from zoo.compose.targets import is_file
 
     for target in targets:

@@ -1,4 +1,4 @@
-"""`zoo solve`: the price asked backwards, from a GPU or a budget to what fits it."""
+"""`zoo solve`: search for what fits a GPU or a budget, on the exact price."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from zoo.cli.app import SETTINGS
-from zoo.cli.common import Overrides, Target, composed
-from zoo.cli.setup import amount, setup_options
+from zoo.cli.common import Overrides, Target, compose_target
+from zoo.cli.setup import read_amount, setup_options
 from zoo.errors import ConfigError, ZooError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, **SETTINGS)
@@ -17,49 +17,51 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, **SETTINGS)
 BYTES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2.0**10, "MI": 2.0**20, "GI": 2.0**30, "TI": 2.0**40}
 
 
-def number(text: str) -> float:
-    """`1.5B` or `1.5e9` as a number. Raises ConfigError."""
-    return amount(text, "budget", "1e9, 350M or 1.5B")
+def read_number(text: str) -> float:
+    """Read `1.5B` or `1.5e9` as a number. Raises ConfigError."""
+    return read_amount(text, "budget", "1e9, 350M or 1.5B")
 
 
-def size(text: str) -> float:
-    """`24GB`, `22.5GiB` or `24e9` as bytes. Raises ConfigError."""
+def read_size(text: str) -> float:
+    """Read `24GB`, `22.5GiB` or `24e9` as bytes. Raises ConfigError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*((?:[KMGT]i?)?)B?", str(text).strip(), re.IGNORECASE)
     if match is None:
         raise ConfigError(f"memory: cannot read {str(text)!r} as bytes (24GB, 22.5GiB or 24e9)")
     return float(match[1]) * BYTES[match[2].upper()]
 
 
-def pair(text: str) -> tuple[float, float]:
-    """`16:128` as two numbers. Raises ConfigError."""
+def read_pair(text: str) -> tuple[float, float]:
+    """Read `16:128` as two numbers. Raises ConfigError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", text.strip())
     if match is None:
         raise ConfigError(f"aspect: cannot read {text!r} (least:most, as 16:128)")
     return float(match[1]), float(match[2])
 
 
-Train = Annotated[bool, typer.Option("--train", help="Fit a step of training rather than generating.")]
+Train = Annotated[bool, typer.Option("--train", help="Fit a training step instead of generating.")]
 CacheOnly = Annotated[
-    bool, typer.Option("--cache-only", help="Prompts are read in small pieces: weights and cache alone count.")
+    bool, typer.Option("--cache-only", help="Count weights and cache alone, as if prompts were read in small chunks.")
 ]
 Memory = Annotated[
-    float | None, typer.Option(parser=size, metavar="BYTES", help="A GPU's memory, in place of --gpu: 24GB, 22.5GiB.")
+    float | None,
+    typer.Option(parser=read_size, metavar="BYTES", help="A GPU's memory, in place of --gpu: 24GB, 22.5GiB."),
 ]
-Usable = Annotated[float, typer.Option(help="Share of the memory that is planned with.")]
+Usable = Annotated[float, typer.Option(help="The share of the memory that may be used.")]
 Runtime = Annotated[
-    float | None, typer.Option(parser=size, metavar="BYTES", help="What CUDA takes of it first. [default: 1.5GB]")
+    float | None,
+    typer.Option(parser=read_size, metavar="BYTES", help="Memory that CUDA itself takes. [default: 1.5GB]"),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Look no further. [default: 16777216]")]
-AsJson = Annotated[bool, typer.Option("--json", help="Every figure, exactly.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="The largest value to try. [default: 16777216]")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print every figure, exactly, as JSON.")]
 
 
 @app.callback()
 def solve() -> None:
-    """What fits, and what would: searched for on the exact price, without building anything."""
+    """Find what fits: searched for on the exact price, without building anything."""
 
 
 def _most(name: str, short: str, text: str) -> None:
-    """The command that finds the largest batch or context."""
+    """Add the command that finds the largest batch or context."""
 
     @app.command(name, short_help=short, help=text)
     @setup_options
@@ -84,10 +86,10 @@ def _most(name: str, short: str, text: str) -> None:
 
         if getattr(setup, name) != getattr(Setup, name):
             raise ConfigError(f"{name}: is what is solved for (leave it out)")
-        room = room_of(setup, memory, usable, runtime)
+        room = choose_room(setup, memory, usable, runtime)
         largest = solve.largest_batch if name == "batch" else solve.largest_context
         more = {} if limit is None else {"most": limit}
-        spec = spec_of_composed(composed(target, overrides))
+        spec = spec_of_composed(compose_target(target, overrides))
         answer = largest(spec, setup, room, train=train, prefill=not cache_only, **more)
         if as_json:
             print(dumped(answer))
@@ -99,17 +101,17 @@ def _most(name: str, short: str, text: str) -> None:
 
 _most(
     "batch",
-    "The most sequences at once.",
-    "The most sequences at once that fit on a GPU, when generating or (--train) training.",
+    "Find the most sequences at once.",
+    "Find the most sequences at once that fit on a GPU when generating, or with --train when training.",
 )
 _most(
     "context",
-    "The longest sequences.",
-    "The longest sequences that fit on a GPU, `--batch` of them at once.",
+    "Find the longest sequences.",
+    "Find the longest sequences that fit on a GPU, `--batch` of them at once.",
 )
 
 
-@app.command(short_help="The fewest of each GPU.")
+@app.command(short_help="Find how many of each GPU hold the model.")
 @setup_options
 def gpu(
     target: Target,
@@ -122,9 +124,9 @@ def gpu(
     runtime: Runtime = None,
     as_json: AsJson = False,
 ) -> None:
-    """The fewest of each GPU that hold the model: --tp of them generating, ZeRO ranks training.
+    """Find the fewest of each GPU that hold the model: --tp of them for generating, ZeRO ranks for training.
 
-    With --gpu of that one alone.
+    With --gpu, of that GPU alone.
     """
     from zoo.analysis.solve import smallest_gpus
     from zoo.compose.targets import spec_of_composed
@@ -138,64 +140,73 @@ def gpu(
             raise ConfigError(f"{name}: is what is solved for (leave it out)")
     rooms = [_room(name, usable, runtime) for name in ([setup.gpu] if setup.gpu else list_gpus())]
     rows = smallest_gpus(
-        spec_of_composed(composed(target, overrides)), setup, rooms, train=train, prefill=not cache_only
+        spec_of_composed(compose_target(target, overrides)), setup, rooms, train=train, prefill=not cache_only
     )
     print(dumped(rows) if as_json else show.gpu_table(rows, " ".join([target, *(overrides or [])]), train))
     if not any(row["fits"] for row in rows):
         raise ZooError(f"{target}: fits on none of these, {show.short_of(rows[0])}")
 
 
-@app.command(short_help="What brings the KV cache to a budget.")
+@app.command(short_help="Find changes that bring the KV cache to a budget.")
 @setup_options
 def cache(
     target: Target,
     overrides: Overrides = None,
     *,
     setup: Any = None,
-    most: Annotated[float, typer.Option("--bytes", parser=size, metavar="BYTES", help="The budget: 2GB, 512MiB.")],
+    most: Annotated[float, typer.Option("--bytes", parser=read_size, metavar="BYTES", help="The budget: 2GB, 512MiB.")],
     as_json: AsJson = False,
 ) -> None:
-    """Fewer key heads, or a window, that bring the KV cache of --batch sequences of --context tokens to a budget."""
+    """Find fewer key heads, or a window, that bring the KV cache of --batch sequences of --context tokens to a
+    budget."""
     from zoo import report
     from zoo.analysis.solve import smaller_caches
     from zoo.report import solved as show
 
-    composed(target, overrides)
+    compose_target(target, overrides)
     found = smaller_caches(target, overrides or (), most, setup)
     print(report.as_json(found) if as_json else show.cache_table(found, target, most))
     if not any(each["fits"] for each in found):
         raise ZooError(f"{target}: neither fewer key heads nor a window brings its KV cache to {report.size(most)}")
 
 
-@app.command(short_help="Shapes that cost a budget.")
+@app.command(short_help="Find shapes that cost a budget.")
 @setup_options
 def shape(
     overrides: Overrides = None,
     *,
     setup: Any = None,
     model: Annotated[str, typer.Option(help="The recipe: a packaged model or a file.")] = "llama",
-    params: Annotated[float | None, typer.Option(parser=number, metavar="NUMBER", help="Parameters: 1.5B.")] = None,
+    params: Annotated[
+        float | None, typer.Option(parser=read_number, metavar="NUMBER", help="Parameters: 1.5B.")
+    ] = None,
     active_params: Annotated[
-        float | None, typer.Option(parser=number, metavar="NUMBER", help="Parameters that a token meets.")
+        float | None, typer.Option(parser=read_number, metavar="NUMBER", help="Parameters that one token uses.")
     ] = None,
     flops_per_token: Annotated[
-        float | None, typer.Option(parser=number, metavar="NUMBER", help="Forward FLOPs, mean over the context.")
+        float | None, typer.Option(parser=read_number, metavar="NUMBER", help="Forward FLOPs, mean over the context.")
     ] = None,
     kv_bytes_per_token: Annotated[
-        float | None, typer.Option(parser=size, metavar="BYTES", help="KV cache: 64KB. Fewer key heads meet it.")
+        float | None,
+        typer.Option(parser=read_size, metavar="BYTES", help="KV cache per token: 64KB. Reached by fewer key heads."),
     ] = None,
     memory: Annotated[
-        float | None, typer.Option(parser=size, metavar="BYTES", help="At the peak of generating or --train: 24GB.")
+        float | None,
+        typer.Option(
+            parser=read_size,
+            metavar="BYTES",
+            help="Memory at the peak of generating, or of training with --train: 24GB.",
+        ),
     ] = None,
     usable: Usable = 0.9,
     runtime: Runtime = None,
     aspect: Annotated[str, typer.Option(metavar="LEAST:MOST", help="d_model / n_layers, least and most.")] = "16:128",
-    nearest: Annotated[bool, typer.Option("--nearest", help="Nearest to the budget, even if above it.")] = False,
+    nearest: Annotated[bool, typer.Option("--nearest", help="Take the nearest to the budget, even above it.")] = False,
     count: Annotated[int, typer.Option(min=1, max=8, help="Shapes to show.")] = 6,
     train: Train = False,
     as_json: AsJson = False,
 ) -> None:
-    """Width, depth, feed-forward and heads that cost a budget exactly; with --gpu, that fit on it.
+    """Find width, depth, feed-forward and heads that cost a budget exactly; with --gpu, that fit on it.
 
     An override fixes a dimension (d_model=2048) or changes the recipe (head.tied=true).
     """
@@ -213,13 +224,13 @@ def shape(
         memory=memory,
     )
     found = shapes(
-        model, overrides or (), budget, setup, nearest=nearest, train=train, aspect=pair(aspect), count=count
+        model, overrides or (), budget, setup, nearest=nearest, train=train, aspect=read_pair(aspect), count=count
     )
     print(dumped(found) if as_json else show.shape_table(found, model))
 
 
-def room_of(setup: Any, memory: float | None, usable: float, runtime: float | None) -> Any:
-    """The room of --gpu or of --memory. Raises ConfigError unless exactly one is given."""
+def choose_room(setup: Any, memory: float | None, usable: float, runtime: float | None) -> Any:
+    """Work out the usable memory of --gpu or of --memory. Raises ConfigError unless exactly one is given."""
     from zoo.analysis.solve import Room
     from zoo.analysis.solve.fit import RUNTIME
 

@@ -1,4 +1,4 @@
-"""`zoo stats`: what models cost, from their Specs alone: one, several beside each other, or the points of a sweep."""
+"""`zoo stats`: price models from their Specs alone: one, several side by side, or the points of a sweep."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.cli.common import Cfg, Overrides, Resolve, Target, composed, show_config
+from zoo.cli.common import Cfg, Overrides, Resolve, Target, compose_target, show_config
 from zoo.cli.setup import setup_options
-from zoo.cli.showing import Csv, Json, Markdown, Plot, Shown, one_format, targets_and_overrides
+from zoo.cli.showing import Csv, Json, Markdown, Plot, Shown, choose_format, split_words
 
 
 @setup_options
@@ -20,30 +20,31 @@ def run(
         bool, typer.Option("--multirun", "-m", help="A row for each combination of key=a,b,c.")
     ] = False,
     columns: Annotated[
-        str | None, typer.Option(help="Of a sweep's table: params,active,flops,kv or dotted paths of --json.")
+        str | None, typer.Option(help="Columns of a sweep's table: params,active,flops,kv or dotted paths of --json.")
     ] = None,
     as_json: Json = False,
     as_csv: Csv = False,
     as_md: Markdown = False,
     plot: Plot = None,
-    explain: Annotated[bool, typer.Option("--explain", help="The formula and the source of each figure.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Hold the figures against the built model.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show the formula and the source of each figure.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare the figures with the built model.")] = False,
     kernels: Annotated[
-        bool, typer.Option("--kernels", help="The attention kernels on the --gpu, or on a CPU, and why not others.")
+        bool,
+        typer.Option("--kernels", help="Show the attention kernels on the --gpu, or on a CPU, and why not others."),
     ] = False,
     cfg: Cfg = None,
     resolve: Resolve = False,
     setup: Any = None,
 ) -> None:
-    """What a model costs: parameters, FLOPs, KV cache and memory, without building it.
+    """Price a model without building it: parameters, FLOPs, KV cache and memory.
 
     Overrides are Hydra's: an axis by name (attention=mqa), a key (n_layers=4), a field (attention.softcap=50). Several
     models make one table; with -m each combination of what the overrides sweep over (attention=mha,gqa,mqa) is a row.
     """
     from zoo.errors import ConfigError
 
-    targets, overrides = targets_and_overrides([target, *(overrides or [])])
-    shown = one_format(as_json, as_csv, as_md)
+    targets, overrides = split_words([target, *(overrides or [])])
+    shown = choose_format(as_json, as_csv, as_md)
     if multirun:
         if cfg or resolve or explain or verify or kernels:
             found = "--cfg, --resolve, --explain, --verify or --kernels"
@@ -56,7 +57,7 @@ def run(
     if cfg or resolve:
         if len(targets) > 1:
             raise ConfigError(f"cfg: shows one model, {len(targets)} were named (name one)")
-        return show_config(composed(targets[0], overrides), resolve)
+        return show_config(compose_target(targets[0], overrides), resolve)
     if kernels:
         if explain or verify or plot is not None or shown in (Shown.csv, Shown.md):
             raise ConfigError("kernels: are text of their own or a part of --json (leave other options of output out)")
@@ -81,32 +82,32 @@ def _price(
         from zoo.report.plot import check_picture
 
         check_picture(plot, len(targets))
-    specs = showing.specs(targets, overrides)
+    specs = showing.load_specs(targets, overrides)
     priced = [costs.price(spec, setup) for spec in specs]
     if explain or verify:
         from zoo.cli.proving import prove
 
         return prove(targets, specs, priced, setup, shown, explain=explain, verify=verify)
-    showing.models([" ".join([target, *overrides]) for target in targets], targets, priced, shown)
+    showing.print_prices([" ".join([target, *overrides]) for target in targets], targets, priced, shown)
     if shown is Shown.text and not overrides:
-        showing.headers(targets)
+        showing.compare_headers(targets)
     if plot is not None:
         from zoo.report.plot import draw_models
 
-        draw_models(dict(zip(showing.distinct(targets), specs, strict=True)), setup, plot)
+        draw_models(dict(zip(showing.shorten_labels(targets), specs, strict=True)), setup, plot)
 
 
 def _kernels(targets: list[str], overrides: list[str], setup: Any, shown: Shown) -> None:
-    """The attention kernels of each model; as JSON beside its figures."""
+    """Print the attention kernels of each model; as JSON, beside its figures."""
     from zoo import costs
     from zoo.cli import showing
     from zoo.costs.kernels import kernels
     from zoo.report.kernels import kernel_lines
 
-    specs = showing.specs(targets, overrides)
+    specs = showing.load_specs(targets, overrides)
     found = [kernels(spec, setup) for spec in specs]
     if shown is Shown.json:
         priced = [{**costs.price(spec, setup), "kernels": each} for spec, each in zip(specs, found, strict=True)]
-        return showing.models(targets, targets, priced, shown)
-    titles = [" ".join([target, *overrides]) for target in showing.distinct(targets)]
+        return showing.print_prices(targets, targets, priced, shown)
+    titles = [" ".join([target, *overrides]) for target in showing.shorten_labels(targets)]
     print("\n\n".join(kernel_lines(each, title) for title, each in zip(titles, found, strict=True)))

@@ -1,4 +1,4 @@
-"""`zoo stats -m`: a row for each combination of the values that the overrides sweep over."""
+"""`zoo stats -m`: price each combination of the values that the overrides sweep over, a row each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.showing import Shown, distinct
+from zoo.cli.showing import Shown, shorten_labels
 from zoo.errors import ConfigError
 
 REFUSED = "refused"
@@ -21,7 +21,7 @@ def sweep(
     shown: Shown,
     plot: Path | None,
 ) -> None:
-    """Prices every point and prints one table. Raises ConfigError when not a single point makes sense."""
+    """Price every point and print one table. Raises ConfigError when every point is refused."""
     from zoo.analysis.compare import choose_columns, flatten
 
     gc.enable()  # a thousand composed configs are worth collecting
@@ -49,12 +49,12 @@ def sweep(
 
 
 def _points(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
-    """Every point of every model."""
-    from zoo.compose.sweep import points
+    """List every point of every model."""
+    from zoo.compose.sweep import read_points
 
     found = []
-    for target, label in zip(targets, distinct(targets), strict=True):
-        for point in points(target, overrides):
+    for target, label in zip(targets, shorten_labels(targets), strict=True):
+        for point in read_points(target, overrides):
             point.target = label
             if len(targets) > 1:
                 point.swept = {"model": label, **point.swept}
@@ -63,12 +63,12 @@ def _points(targets: Sequence[str], overrides: Sequence[str]) -> list[Any]:
 
 
 def _first(points: Sequence[Any], setup: Any) -> dict[str, Any] | None:
-    """All figures of the first point that has any."""
+    """Price the first point that is not refused, with all figures."""
     return next((figures for point in points if (figures := _priced(point, setup)) is not None), None)
 
 
 def _priced(point: Any, setup: Any, parts: Collection[str] | None = None) -> dict[str, Any] | None:
-    """A point's figures, or only those `parts` of them; a point without a Spec has none."""
+    """Price a point, or only those `parts` of its figures. None where the point is refused."""
     from zoo.costs import price
 
     try:

@@ -1,4 +1,4 @@
-"""`zoo train`: one run, a resumed one, or a sweep, on Hydra's own engine."""
+"""`zoo train`: start one run, resume one, or sweep, on Hydra's own engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TrainingConfigPart(StrEnum):
 
 
 class Info(StrEnum):
-    """What Hydra can tell about itself and the config."""
+    """The parts of the config, or of Hydra itself, that Hydra can describe."""
 
     all = "all"
     config = "config"
@@ -42,10 +42,10 @@ def run(
         bool, typer.Option("--multirun", "-m", help="A job for each combination of key=a,b,c.")
     ] = False,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file to start from.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run of this folder.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder.")] = None,
     cfg: Annotated[TrainingConfigPart | None, typer.Option("--cfg", help="Print the composed YAML instead.")] = None,
     resolve: Annotated[bool, typer.Option("--resolve", help="Print it with its interpolations resolved.")] = False,
-    info: Annotated[Info | None, typer.Option("--info", help="Print what Hydra knows instead.")] = None,
+    info: Annotated[Info | None, typer.Option("--info", help="Print Hydra's own report instead.")] = None,
 ) -> None:
     """Train a model, resume a run, or sweep over many (-m).
 
@@ -53,7 +53,7 @@ def run(
     (a key of the model), data=text data.path=FOLDER, steps=1000, batch_size=16, seq_len=256, optim.lr=1e-3,
     schedule=wsd, precision=bf16, device=cuda, hydra/launcher=joblib (with -m).
 
-    Each run has a folder below runs/, each sweep one below sweeps/ with one for each of its jobs.
+    Each run gets a folder below runs/. Each sweep gets one below sweeps/, with a folder for each of its jobs.
     """
     from zoo.errors import ConfigError
     from zoo.jobs import plan as jobs
@@ -64,9 +64,9 @@ def run(
             raise ConfigError("resume: takes overrides of what may change, and no other option (leave them out)")
         return _resume(resume, overrides)
     if cfg or resolve or info:
-        with jobs.planned(overrides, config=config, sweeps=multirun, check=False) as plan:
+        with jobs.plan_launch(overrides, config=config, sweeps=multirun, check=False) as plan:
             return _show(plan, cfg, resolve, info)
-    with jobs.planned(overrides, config=config, sweeps=multirun) as plan:
+    with jobs.plan_launch(overrides, config=config, sweeps=multirun) as plan:
         if plan.sweeps:
             _sweep(plan)
         else:
@@ -84,7 +84,7 @@ def _resume(folder: Path, overrides: list[str]) -> None:
 
 
 def _show(plan: LaunchPlan, cfg: TrainingConfigPart | None, resolve: bool, info: Info | None) -> None:
-    """Hydra's own report of the config; of a sweep, that of its first job."""
+    """Print Hydra's own report of the config; for a sweep, that of its first job."""
     from zoo.grammar import register_resolvers
 
     register_resolvers()
@@ -96,7 +96,7 @@ def _show(plan: LaunchPlan, cfg: TrainingConfigPart | None, resolve: bool, info:
 
 
 def _sweep(plan: LaunchPlan) -> None:
-    """Runs every job, and closes with one table of them all. Exits with 1 when one failed."""
+    """Run every job, and print one table of them all at the end. Exits with 1 when one failed."""
     from zoo import report
     from zoo.jobs import plan as jobs
     from zoo.runs import results
@@ -107,7 +107,7 @@ def _sweep(plan: LaunchPlan) -> None:
     finally:
         found = results(folder, len(plan.jobs))
         header = ("#", "overrides", "val loss", "params", "seconds", "status")
-        rows = [_row(i, *each) for i, each in enumerate(zip(jobs.swept(plan.jobs), found, strict=True))]
+        rows = [_row(i, *each) for i, each in enumerate(zip(jobs.list_swept(plan.jobs), found, strict=True))]
         report.show(report.rich_table(str(folder), header, rows, right=(0, 2, 3, 4)))
         for number, result in enumerate(found):
             if "error" in result:

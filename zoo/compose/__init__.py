@@ -1,4 +1,4 @@
-"""Compose the Spec of what the user names (a packaged model, a YAML file, a mapping) with overrides. No torch.
+"""Compose YAML and overrides, and load the Spec of a packaged model, a YAML file or a mapping. No torch.
 
 Hydra's own engine composes; `zoo.compose.engine` holds all its private names. Hydra is imported when a function here
 is called, so `import zoo.compose` costs nothing.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def load(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Decoder:
-    """The Spec of a packaged model, a YAML file or a mapping, with Hydra overrides that need no `model.` prefix.
+    """Load the Spec of a packaged model, a YAML file or a mapping, with Hydra overrides that need no `model.` prefix.
 
     What a config.json says and the Spec leaves out (`zoo.families.described`) is a UserWarning. Raises ConfigError
     that holds every fault of the target and of the overrides.
@@ -32,7 +32,7 @@ def load(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) 
 
 
 def compose(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> DictConfig:
-    """The composed but unresolved YAML of a model. Raises ConfigError for faulty overrides; values are not checked."""
+    """Compose the YAML of a model, unresolved. Raises ConfigError for faulty overrides; values are not checked."""
     from zoo.compose.targets import compose_model
 
     composed = compose_model(target, overrides)

@@ -1,4 +1,4 @@
-"""What the packaged models say about themselves."""
+"""Read what the packaged models say about themselves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def select_models(
 ) -> list[dict[str, Any]]:
     """Pick the models of a kind in which every word stands: in name, title, note or source, in capitals or not.
 
-    Raises ConfigError for a kind that there is not, and where nothing is left.
+    Raises ConfigError for a kind that does not exist, and where no model is left.
     """
     kinds = sorted({model["kind"] for model in models})
     if kind is not None and kind not in kinds:
@@ -49,7 +49,7 @@ def _read(path: Path) -> Any:
 
 
 def _about(name: str, files: dict[str, Any]) -> dict[str, Any]:
-    """A file that says nothing about itself is another name for the model that its defaults list starts from."""
+    """Read a file's `about`. A file without one is another name for the model that its defaults list starts from."""
     body = files[name]
     if "about" in body:
         return {"name": name, "kind": _kind(body, files), **body["about"]}
@@ -58,7 +58,7 @@ def _about(name: str, files: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kind(body: Any, files: dict[str, Any]) -> str:
-    """The topology that a file states, or the model that its defaults list starts from."""
+    """Read the topology that a file states, or that of the model its defaults list starts from."""
     base = next(iter(body.get("defaults", ())), None)
     inherited = _kind(files[base], files) if isinstance(base, str) and base in files else "decoder"
     return body.get("kind", inherited)

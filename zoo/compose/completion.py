@@ -7,20 +7,20 @@ from collections.abc import Iterable, Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.compose.composing import TRAINING, Composed, compose
-from zoo.compose.engine import CachingConfigRepository, repository
-from zoo.compose.faults import children
+from zoo.compose.engine import CachingConfigRepository, open_repository
+from zoo.compose.faults import list_children
 from zoo.compose.targets import find_target, list_defaults, list_packaged
 from zoo.errors import ConfigError
 from zoo.grammar import AXES, DIMS
 
 
 def complete_target(word: str) -> list[str]:
-    """Packaged models that begin with the word. None for a path: the shell completes those."""
+    """List the packaged models that begin with the word. None for a path: the shell completes those."""
     return [] if "/" in word else [name for name in list_packaged() if name.startswith(word)]
 
 
 def complete_overrides(target: str | None, typed: Sequence[str], word: str) -> list[str]:
-    """Overrides that begin with `word`, for a model, or for training where `target` is None.
+    """List the overrides that begin with `word`, for a model, or for training where `target` is None.
 
     Overrides typed before are applied, faulty ones left out. If the only completion ends in `=` or `.`, the values or
     keys that may follow are returned instead: the shell would otherwise append a space.
@@ -46,7 +46,7 @@ class _Completer:
         self.groups = self._groups()
 
     def _groups(self) -> dict[str, str]:
-        """The group behind each key: `attention`, and in a training config `model.attention` too."""
+        """Map each key to its group: `attention`, and in a training config `model.attention` too."""
         groups = {axis: axis for axis in AXES}
         for place in self.composed.choices:
             group, _, package = place.partition("@")
@@ -64,13 +64,13 @@ class _Completer:
         if parent == self.root:
             found |= {f"{parent}.{dim}=".lstrip(".") for dim in DIMS if dim.startswith(name)}
         node = OmegaConf.select(self.composed.cfg, parent) if parent else self.composed.cfg
-        for child, below in children(node) if isinstance(node, DictConfig) else ():
+        for child, below in list_children(node) if isinstance(node, DictConfig) else ():
             if child.startswith(name) and (parent or child != "hydra"):
                 found.add(f"{parent}.{child}".lstrip(".") + ("=" if below is None else "."))
         return sorted(found)
 
     def _values(self, key: str) -> Iterable[str]:
-        """The options of a group; of a key, true and false for a boolean, else its present value."""
+        """List the options of a group; for another key true and false, or its present value."""
         if key in self.groups:
             return self.repo.get_group_options(self.groups[key])
         parent, _, name = key.rpartition(".")
@@ -83,8 +83,8 @@ class _Completer:
 
 def _compose(target: str | None, typed: Sequence[str]) -> tuple[CachingConfigRepository, Composed]:
     if target is None:
-        repo = repository()
+        repo = open_repository()
         return repo, compose(repo, TRAINING, typed, label="config", root="model")
     found = find_target(target)
-    repo = repository(*([found.folder] if found.folder else []))
+    repo = open_repository(*([found.folder] if found.folder else []))
     return repo, compose(repo, list_defaults(found.body, repo, found.label), typed, label=found.label)

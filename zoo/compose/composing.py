@@ -20,11 +20,18 @@ from zoo.compose.engine import (
     OverrideType,
     apply_override,
     merge_defaults,
-    primary,
-    primary_name,
+    name_primary,
+    store_primary,
 )
-from zoo.compose.faults import FAULTS, descend, one_line, unknown_key
-from zoo.compose.overrides import Choices, parse_overrides, refuse_sweeps, renamed, repeated, text
+from zoo.compose.faults import FAULTS, descend, describe_unknown_key, shorten_error
+from zoo.compose.overrides import (
+    Choices,
+    format_override,
+    note_repeated,
+    parse_overrides,
+    refuse_sweeps,
+    rename_override,
+)
 from zoo.errors import ConfigError
 
 TRAINING: Mapping[str, Any] = {"defaults": ["/config", "_self_"]}
@@ -72,13 +79,13 @@ class Memo:
     """A cache for composing the same body again: bases and defaults lists by their choices, parsed overrides by their
     text."""
 
-    name: str = dataclasses.field(default_factory=primary_name)
+    name: str = dataclasses.field(default_factory=name_primary)
     bases: dict[tuple[str, ...], Base] = dataclasses.field(default_factory=dict)
     lists: dict[tuple[str, ...], DefaultsList] = dataclasses.field(default_factory=dict)
     read: dict[str, tuple[list[Override], list[str]]] = dataclasses.field(default_factory=dict)
 
     def parse(self, overrides: Sequence[str], faults: list[str]) -> list[Override]:
-        """Each override that Hydra's grammar can read, if it is no sweep; the others go to `faults`."""
+        """Parse each override that Hydra's grammar can read and that is no sweep; the others go to `faults`."""
         parsed = []
         for typed in overrides:
             if typed not in self.read:
@@ -99,7 +106,7 @@ def compose(
     with_hydra: bool = False,
     memo: Memo | None = None,
 ) -> Composed:
-    """`body` with its defaults list, under Hydra overrides.
+    """Compose `body` with its defaults list, under Hydra overrides.
 
     `label` names the body in messages, `root` is the model's place in it ("" for a model alone). Faulty overrides are
     left out and listed; a faulty body raises ConfigError, as nothing can be composed from it. A `memo` is of one repo
@@ -109,27 +116,27 @@ def compose(
     faults: list[str] = []
     parsed = memo.parse(overrides, faults)
     choosing = [override for override in parsed if _may_choose(override, repo)]
-    key = tuple(text(override) for override in choosing)
+    key = tuple(format_override(override) for override in choosing)
     base = memo.bases.get(key)
     if base is None:
         base = memo.bases[key] = _base(repo, body, choosing, memo, label=label, root=root, with_hydra=with_hydra)
-    values = [each for each in parsed if each not in choosing or text(each) in base.rest]
+    values = [each for each in parsed if each not in choosing or format_override(each) in base.rest]
     cfg = copy.deepcopy(base.cfg)
     faults += base.faults
     applied = _apply(cfg, values, root, _stateable(root, base.reads), faults)
     return Composed(
         cfg=cfg,
         faults=faults,
-        overrides=[text(o) for o in [*base.groups, *applied]],
+        overrides=[format_override(o) for o in [*base.groups, *applied]],
         touched=_inside(applied, root),
         choices=base.choices,
         typed=list(overrides),
-        notes=repeated(parsed),
+        notes=note_repeated(parsed),
     )
 
 
 def _may_choose(override: Override, repo: CachingConfigRepository) -> bool:
-    """Whether an override may be a choice from a group, under the group's name or under the key that holds it."""
+    """Tell whether an override may be a choice from a group, under the group's name or under the key that holds it."""
     return isinstance(override.value(), str) or repo.group_exists(override.key_or_group)
 
 
@@ -143,19 +150,19 @@ def _base(
     root: str,
     with_hydra: bool,
 ) -> Base:
-    """The body under the choices. Raises ConfigError when nothing can be composed of it."""
+    """Compose the body under the choices alone. Raises ConfigError when that is impossible."""
     faults: list[str] = []
-    with primary(body, memo.name) as name:
+    with store_primary(body, memo.name) as name:
         try:
             choices = Choices(repo, name, root, with_hydra, faults, lists=memo.lists)
             found, groups, values = choices.settle(choosing)
             cfg = merge_defaults(found, repo)
         except FAULTS as error:
-            raise ConfigError(f"{label}: {one_line(error, {name: label})}") from error
+            raise ConfigError(f"{label}: {shorten_error(error, {name: label})}") from error
     OmegaConf.set_struct(cfg, True)
     reads = _reads(cfg, root)
     faults += _unread(groups, root, reads)
-    rest = frozenset(text(override) for override in values)
+    rest = frozenset(format_override(override) for override in values)
     return Base(cfg, found.overrides.known_choices, groups, rest, reads, faults)
 
 
@@ -168,7 +175,7 @@ def _apply(
         override = typed
         key = override.key_or_group
         if override.package is not None:
-            faults.append(f"{text(override)}: there is no group '{key}' in the configuration tree")
+            faults.append(f"{format_override(override)}: there is no group '{key}' in the configuration tree")
             continue
         if shared := _shared(cfg, key):
             faults.append(shared)
@@ -176,21 +183,21 @@ def _apply(
         missing = bool(descend(cfg, key)[1])
         takes = _takes(cfg, key, root, extra)
         if override.type is OverrideType.CHANGE and missing and not takes:
-            faults.append(unknown_key(cfg, key, extra))
+            faults.append(describe_unknown_key(cfg, key, extra))
             continue
         if override.type is OverrideType.CHANGE and takes and (missing or isinstance(override.value(), dict)):
-            override = renamed(override, type=OverrideType.FORCE_ADD)
+            override = rename_override(override, type=OverrideType.FORCE_ADD)
         try:
             apply_override(override, cfg)
         except (HydraException, OmegaConfBaseException) as error:
-            faults.append(f"{text(override)}: {one_line(error)}")
+            faults.append(f"{format_override(override)}: {shorten_error(error)}")
             continue
         applied.append(override)
     return applied
 
 
 def _takes(cfg: DictConfig, key: str, root: str, extra: Sequence[str]) -> bool:
-    """Whether the model may hold a key that its YAML does not state: a dim that is read, or a component's field.
+    """Tell whether the model may hold a key that its YAML does not state: a dim that is read, or a component's field.
 
     The fields of components have defaults that their YAML leaves out; the Spec refuses those that it does not have.
     """
@@ -202,7 +209,7 @@ def _takes(cfg: DictConfig, key: str, root: str, extra: Sequence[str]) -> bool:
 
 
 def _reads(cfg: DictConfig, root: str) -> set[str]:
-    """The names that the model's components look up around them."""
+    """Collect the names that the model's components look up around them."""
     model = OmegaConf.select(cfg, root) if root else cfg
     if not isinstance(model, DictConfig):
         return set()
@@ -220,23 +227,25 @@ def _strings(node: Any) -> Iterator[str]:
 
 
 def _stateable(root: str, reads: set[str]) -> list[str]:
-    """The keys that a model may state: the grammar's own, and those that its components look up."""
+    """List the keys that a model may state: the grammar's own, and those that its components look up."""
     names = reads | grammar.OWN | grammar.BOTH | grammar.DIMS | {*grammar.AXES, *grammar.STRUCTURE, *grammar.TOWERS}
     return [f"{root}.{name}" if root else name for name in sorted(names)]
 
 
 def _unread(groups: Sequence[Override], root: str, reads: set[str]) -> list[str]:
-    """Axes that the user chose and no component looks up, such as a router in a model without experts."""
+    """List the axes that the user chose and no component looks up, such as a router in a model without experts."""
     used = reads | grammar.OWN | {"block"}
     places = {f"{root}.{axis}" if root else axis: axis for axis in grammar.AXES if axis not in used}
     chosen = [o for o in groups if (o.package or o.key_or_group) in places and not o.is_delete()]
     return [
-        f"{text(o)}: nothing in this model reads '{places[o.package or o.key_or_group]}' (leave it out)" for o in chosen
+        f"{format_override(o)}: nothing in this model reads '{places[o.package or o.key_or_group]}' (leave it out)"
+        for o in chosen
     ]
 
 
 def _shared(cfg: DictConfig, key: str) -> str | None:
-    """The fault of setting something below an interpolation: it would be lost, or change every other reader of it."""
+    """Describe the fault of setting something below an interpolation: it would be lost, or change every other reader of
+    it."""
     parts = key.split(".")
     node: Any = OmegaConf.to_container(cfg, resolve=False) if len(parts) > 1 else None
     for depth, part in enumerate(parts[:-1]):

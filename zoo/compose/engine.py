@@ -3,9 +3,9 @@
 
 `tests/test_private_names.py` fails by name when Hydra drops one, and when another file of zoo uses one.
 
-There are two ways to start it. `repository` is the light one: the groups and files of conf/, without the `hydra` node
-and without a search for plugins; `zoo stats` composes with it in some 20 ms. `session` is all of Hydra, for runs,
-sweeps and launchers.
+There are two ways to start it. `open_repository` is the light one: the groups and files of conf/, without the `hydra`
+node and without a search for plugins; `zoo stats` composes with it in some 20 ms. `open_session` is all of Hydra, for
+runs, sweeps and launchers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from zoo.compose.shorthand import choices, explicit
+from zoo.compose.shorthand import expand_shorthand, find_choices
 from zoo.errors import ConfigError
 from zoo.grammar.omega import share_parses
 from zoo.paths import conf_dir
@@ -61,16 +61,16 @@ __all__ = [
     "QuotedString",
     "RunMode",
     "apply_override",
-    "caching",
+    "cache_repository",
     "create_defaults_list",
     "fill_hydra_node",
     "get_failure",
     "merge_defaults",
-    "primary",
-    "primary_name",
-    "repository",
-    "session",
+    "name_primary",
+    "open_repository",
+    "open_session",
     "store_model",
+    "store_primary",
 ]
 
 METHODS: dict[str, type] = {
@@ -84,13 +84,13 @@ _numbers = itertools.count()
 
 
 def merge_defaults(defaults: DefaultsList, repo: CachingConfigRepository) -> DictConfig:
-    """The configs of a defaults list merged, first to last."""
+    """Merge the configs of a defaults list, first to last."""
     loader = ConfigLoaderImpl.__new__(ConfigLoaderImpl)  # merging needs none of its state
     return loader._compose_config_from_defaults_list(defaults.defaults, repo)
 
 
 def get_failure(job_return: JobReturn) -> BaseException:
-    """What a job raised. Hydra's public `return_value` would raise it."""
+    """Return what a job raised. Hydra's public `return_value` would raise it."""
     return job_return._return_value
 
 
@@ -109,17 +109,18 @@ class UserFolder(FileConfigSource):
     def load_config(self, config_path: str) -> Any:
         result = super().load_config(config_path)
         body: Any = OmegaConf.to_container(result.config, resolve=False)
-        if isinstance(body, dict) and choices(body, self.offers):
-            result.config = OmegaConf.create(explicit(body, self.offers))
+        if isinstance(body, dict) and find_choices(body, self.offers):
+            result.config = OmegaConf.create(expand_shorthand(body, self.offers))
         return result
 
     def offers(self, group: str) -> bool:
-        """Whether there is a group of that name with options in it."""
+        """Tell whether there is a group of that name with options in it."""
         return any(any((Path(folder) / group).glob("*.yaml")) for folder in (conf_dir(), self.path))
 
 
-def repository(*folders: Path) -> CachingConfigRepository:
-    """The groups and files of conf/, then of the user's folders: a packaged file wins over one of the same name."""
+def open_repository(*folders: Path) -> CachingConfigRepository:
+    """Open the groups and files of conf/, then those of the user's folders: a packaged file wins over one of the same
+    name."""
     version.setbase("1.3")
     share_parses()
     registry = SourcesRegistry.instance()
@@ -143,8 +144,9 @@ class Listed(CachingConfigRepository):
         self.get_group_options = functools.cache(delegate.get_group_options)
 
 
-def caching(repository: ConfigRepository) -> CachingConfigRepository:
-    """A repository that reads each file once, and sees what is stored later: Hydra's own works on a deep copy."""
+def cache_repository(repository: ConfigRepository) -> CachingConfigRepository:
+    """Make a repository that reads each file once and sees what is stored later. Hydra's own would work on a deep
+    copy."""
     for source in repository.get_sources():
         # In a launcher's worker the source was unpickled with a copy of the store. It is known by its scheme, not by
         # its class: Hydra's search for plugins imports the class a second time.
@@ -156,8 +158,8 @@ def caching(repository: ConfigRepository) -> CachingConfigRepository:
 
 
 @contextmanager
-def session(*folders: Path, loader: type[ConfigLoaderImpl] = ConfigLoaderImpl) -> Iterator[Hydra]:
-    """Hydra itself, with its plugins, and a config loader of its own or of ours. One at a time in a process: Hydra
+def open_session(*folders: Path, loader: type[ConfigLoaderImpl] = ConfigLoaderImpl) -> Iterator[Hydra]:
+    """Open Hydra itself, with its plugins, and a config loader of its own or of ours. One at a time in a process: Hydra
     keeps it in a global."""
     version.setbase("1.3")
     path = create_config_search_path(f"file://{conf_dir()}")
@@ -207,8 +209,8 @@ def fill_hydra_node(
     job.config_name = config_name
 
 
-def primary_name() -> str:
-    """A name for a primary config.
+def name_primary() -> str:
+    """Make a name for a primary config.
 
     One of its own, not the file's: a user's `config.yaml` that says `defaults: [/config]` would include itself.
     """
@@ -216,9 +218,9 @@ def primary_name() -> str:
 
 
 @contextmanager
-def primary(body: Any, name: str | None = None) -> Iterator[str]:
+def store_primary(body: Any, name: str | None = None) -> Iterator[str]:
     """Store `body` as a primary config of Hydra for the duration of a block. Gives its name: a new one unless given."""
-    name = name or primary_name()
+    name = name or name_primary()
     store = ConfigStore.instance()
     store.store(name, node=OmegaConf.create(body))
     try:

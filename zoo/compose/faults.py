@@ -20,9 +20,9 @@ MANY = 30
 """Options above which a message does not list them."""
 
 
-def one_line(error: BaseException, names: dict[str, str] | None = None) -> str:
-    """The message of Hydra or OmegaConf on one line, without search path and links. `names` maps names that zoo made up
-    to those that the user knows."""
+def shorten_error(error: BaseException, names: dict[str, str] | None = None) -> str:
+    """Put the message of Hydra or OmegaConf on one line, without search path and links. `names` maps names that zoo
+    made up to those that the user knows."""
     if isinstance(error, RecursionError):
         return "defaults: leads back to where it starts (a file cannot include itself)"
     text = str(error) or str(error.__cause__ or type(error).__name__)
@@ -37,51 +37,51 @@ def one_line(error: BaseException, names: dict[str, str] | None = None) -> str:
     return text
 
 
-def no_such_option(group: str, value: str, options: Iterable[str]) -> str:
-    """The fault of a choice that its group does not have: the nearest option, and all of them if they are few."""
+def describe_missing_option(group: str, value: str, options: Iterable[str]) -> str:
+    """Describe a choice that its group does not have, with the nearest option, and all of them if they are few."""
     options = sorted(options)
     there = ", ".join(options) if len(options) <= MANY else f"{len(options)}; `zoo list` shows them"
     return f"{group}: no option '{value}'{did_you_mean(value, options)} (there are: {there})"
 
 
 def descend(cfg: DictConfig, key: str) -> tuple[DictConfig | None, list[str]]:
-    """The deepest mapping on the way to a dotted key, and the segments below it that do not exist.
+    """Find the deepest mapping on the way to a dotted key, and the segments below it that do not exist.
 
     Interpolations are not followed: None stands for "no mapping there".
     """
     node: DictConfig | None = cfg
     parts = key.split(".")
     for depth, part in enumerate(parts):
-        below = {} if node is None else dict(children(node))
+        below = {} if node is None else dict(list_children(node))
         if part not in below:
             return node, parts[depth:]
         node = below[part]
     return node, []
 
 
-def children(cfg: DictConfig) -> Iterator[tuple[str, DictConfig | None]]:
-    """The keys of a mapping, each with the mapping below it, if there is one. Interpolations are not followed."""
+def list_children(cfg: DictConfig) -> Iterator[tuple[str, DictConfig | None]]:
+    """Yield the keys of a mapping, each with the mapping below it, if there is one. Interpolations are not followed."""
     for key in cfg:
         name = str(key)
         child = None if OmegaConf.is_interpolation(cfg, name) or OmegaConf.is_missing(cfg, name) else cfg[key]
         yield name, child if isinstance(child, DictConfig) else None
 
 
-def dotted(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a config, shallow ones first at each level; interpolations are not followed."""
-    for name, _ in children(cfg):
+def list_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key of a config, shallow ones first at each level. Interpolations are not followed."""
+    for name, _ in list_children(cfg):
         yield f"{prefix}{name}"
-    for name, child in children(cfg):
+    for name, child in list_children(cfg):
         if child is not None:
-            yield from dotted(child, f"{prefix}{name}.")
+            yield from list_keys(child, f"{prefix}{name}.")
 
 
-def unknown_key(cfg: DictConfig, key: str, extra: Iterable[str] = ()) -> str:
-    """The fault of a key that the config does not have, with the nearest that it has. `extra` are dotted keys that
-    would be accepted too."""
+def describe_unknown_key(cfg: DictConfig, key: str, extra: Iterable[str] = ()) -> str:
+    """Describe a key that the config does not have, with the nearest that it has. `extra` are dotted keys that would be
+    accepted too."""
     node, missing = descend(cfg, key)
     parent = key[: len(key) - len(".".join(missing))]
-    options = list(dict.fromkeys([*dotted(cfg), *extra]))
+    options = list(dict.fromkeys([*list_keys(cfg), *extra]))
     here = [o.removeprefix(parent) for o in options if o.startswith(parent) and "." not in o.removeprefix(parent)]
     near = [".".join([parent + name, *missing[1:]]) for name in difflib.get_close_matches(missing[0], here, n=3)]
     same = sorted((o for o in options if o.split(".")[-1] == key.split(".")[-1]), key=lambda o: o.count("."))

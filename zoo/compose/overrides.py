@@ -17,13 +17,14 @@ from zoo.compose.engine import (
     OverrideType,
     create_defaults_list,
 )
-from zoo.compose.faults import no_such_option, one_line
+from zoo.compose.faults import describe_missing_option, shorten_error
 from zoo.errors import did_you_mean
 from zoo.grammar import AXES
 
 
 def parse_overrides(texts: Iterable[str], faults: list[str], loader: Any = None) -> list[Override]:
-    """The overrides that Hydra's grammar can parse; the others go to `faults`. `glob(*)` sweeps need a `loader`."""
+    """Parse the overrides that Hydra's grammar can read; the others go to `faults`. `glob(*)` sweeps need a
+    `loader`."""
     parser = OverridesParser.create(loader)
     parsed = []
     for text in texts:
@@ -33,13 +34,13 @@ def parse_overrides(texts: Iterable[str], faults: list[str], loader: Any = None)
             if "=" not in text and not text.startswith("~"):
                 faults.append(f"{text}: not an override, there is no '=' (write key=value, or ~key to delete)")
             else:
-                reason = one_line(error).removeprefix(f"Error parsing override '{text}'").strip()
+                reason = shorten_error(error).removeprefix(f"Error parsing override '{text}'").strip()
                 faults.append(f"{text}: bad override syntax, {reason} (quote a value that holds special characters)")
     return parsed
 
 
 def refuse_sweeps(parsed: Iterable[Override], faults: list[str]) -> list[Override]:
-    """The overrides that hold one value each; a sweep is a fault without `-m`."""
+    """Keep the overrides that hold one value each; without `-m` a sweep is a fault."""
     single = []
     for override in parsed:
         if override.is_sweep_override():
@@ -52,24 +53,25 @@ def refuse_sweeps(parsed: Iterable[Override], faults: list[str]) -> list[Overrid
     return single
 
 
-def repeated(parsed: Sequence[Override]) -> list[str]:
-    """A note for each key that stands more than once."""
+def note_repeated(parsed: Sequence[Override]) -> list[str]:
+    """Write a note for each key that stands more than once."""
     lines: dict[str, list[str]] = {}
     for override in parsed:
-        lines.setdefault(override.get_key_element(), []).append(text(override))
+        lines.setdefault(override.get_key_element(), []).append(format_override(override))
     return [f"{key} is given {len(given)} times, {given[-1]} counts" for key, given in lines.items() if len(given) > 1]
 
 
-def text(override: Override) -> str:
-    """The override as it is typed."""
+def format_override(override: Override) -> str:
+    """Write the override as it is typed."""
     line = override.input_line or ""
     return override.get_key_element() + (line[line.index("=") :] if "=" in line else "")
 
 
-def alternatives(override: Override) -> list[str]:
-    """One override for each value of a sweep. Of an interval, which a sweeper samples, the start stands for all."""
+def list_alternatives(override: Override) -> list[str]:
+    """List one override for each value of a sweep. Of an interval, which a sampling sweeper draws from, the start
+    stands for all."""
     if not override.is_sweep_override():
-        return [text(override)]
+        return [format_override(override)]
     key = override.get_key_element()
     value = override.value()
     if isinstance(value, IntervalSweep):
@@ -77,17 +79,17 @@ def alternatives(override: Override) -> list[str]:
     return [f"{key}={item}" for item in override.sweep_string_iterator()]
 
 
-def values(override: Override) -> list[str]:
-    """What an override chooses or sweeps over, without quotes."""
+def list_values(override: Override) -> list[str]:
+    """List the values that an override chooses or sweeps over, without quotes."""
     value = override.value()
     chosen = value.list if isinstance(value, ChoiceSweep) else [value]
     return [getattr(item, "text", None) or str(item) for item in chosen]
 
 
-def renamed(override: Override, **changes: Any) -> Override:
-    """A copy under another key or of another type, whose `input_line` says so."""
+def rename_override(override: Override, **changes: Any) -> Override:
+    """Copy an override under another key or with another type; its `input_line` changes too."""
     copy = dataclasses.replace(override, **changes)
-    copy.input_line = copy.get_key_element() + text(override)[len(override.get_key_element()) :]
+    copy.input_line = copy.get_key_element() + format_override(override)[len(override.get_key_element()) :]
     return copy
 
 
@@ -104,11 +106,12 @@ class Choices:
     with_hydra: bool
     faults: list[str]
     lists: dict[tuple[str, ...], DefaultsList] = dataclasses.field(default_factory=dict)
-    """Those that were made of this config before, by the overrides in them."""
+    """Defaults lists made before, by the choices in them."""
     known: dict[str, str | None] = dataclasses.field(default_factory=dict)
 
     def settle(self, overrides: Sequence[Override]) -> tuple[DefaultsList, list[Override], list[Override]]:
-        """The defaults list, the group overrides under its keys for them, and the other overrides, in the user's order.
+        """Find the defaults list, the choices under the keys that they have in it, and the other overrides, in the
+        user's order.
 
         Choosing one group may bring others into the list (`model=mixtral-tiny` brings a router), so this goes on until
         nothing more is found; an axis that is still not in the list is added to it.
@@ -134,7 +137,7 @@ class Choices:
         return found, settled, values
 
     def _read(self, groups: list[Override]) -> DefaultsList:
-        key = tuple(text(override) for override in groups)
+        key = tuple(format_override(override) for override in groups)
         if key not in self.lists:
             self.lists[key] = create_defaults_list(
                 repo=self.repo,
@@ -154,7 +157,7 @@ class Choices:
         return folder and not isinstance(override.value(), dict)
 
     def _find(self, override: Override) -> Override | None:
-        """The override under the key that the defaults list has for it, or None."""
+        """Return the override under the key that the defaults list has for it, or None."""
         if isinstance(override.value(), dict) or override.type is OverrideType.ADD:
             return None
         key, package = override.key_or_group, override.package
@@ -164,13 +167,13 @@ class Choices:
             places = [k for k in self.known if k.split("@")[0] == key]
             own = f"{key}@{self.root}.{key}"
             if package is None and (own in places or len(places) == 1):
-                return renamed(override, package=(own if own in places else places[0]).partition("@")[2])
+                return rename_override(override, package=(own if own in places else places[0]).partition("@")[2])
             return None
         if package is None and isinstance(override.value(), str):  # model.attention=mqa
             for place in self.known:
                 group, _, inside = place.partition("@")
                 if inside == key and not override.is_force_add():
-                    return renamed(override, key_or_group=group, package=inside)
+                    return rename_override(override, key_or_group=group, package=inside)
         return None
 
     def _has_option(self, override: Override) -> bool:
@@ -184,26 +187,29 @@ class Choices:
             self.faults.append(f"{group}: is chosen by name, found {override.value()!r} (one of: {options})")
             return False
         missing = [v for v in wanted if not self.repo.config_exists(f"{group}/{v}")]
-        self.faults += [no_such_option(group, v, self.repo.get_group_options(group)) for v in missing]
+        self.faults += [describe_missing_option(group, v, self.repo.get_group_options(group)) for v in missing]
         return not missing
 
     def _added(self, override: Override) -> Override | None:
-        """A group that the defaults list has not: an axis of the model is added, another needs an explicit `+`."""
+        """Add a group that the defaults list does not have: an axis of the model by itself, another only with an
+        explicit `+`."""
         group, package = override.key_or_group, override.package
         place = f"{group}@{package}" if package else group
         if group not in AXES and not self.root:
             reason = (
                 "the model is the first argument" if group == "model" else f"a model has the axes {', '.join(AXES)}"
             )
-            self.faults.append(f"{text(override)}: '{group}' is no part of a model ({reason})")
+            self.faults.append(f"{format_override(override)}: '{group}' is no part of a model ({reason})")
         elif override.is_delete() or override.is_force_add():
-            self.faults.append(f"{text(override)}: there is no '{place}' in the defaults list to change")
+            self.faults.append(f"{format_override(override)}: there is no '{place}' in the defaults list to change")
         elif override.is_add() and place in self.known:
-            self.faults.append(f"{text(override)}: '{place}' is already chosen (leave out the +)")
+            self.faults.append(f"{format_override(override)}: '{place}' is already chosen (leave out the +)")
         elif override.is_add() or (group in AXES and package is None):
             inside = f"{self.root}.{group}" if self.root and group in AXES and package is None else package
-            return renamed(override, type=OverrideType.ADD, package=inside)
+            return rename_override(override, type=OverrideType.ADD, package=inside)
         else:
             hint = did_you_mean(place, self.known)
-            self.faults.append(f"{place}: nothing in the defaults list goes by that{hint} (add with +{text(override)})")
+            self.faults.append(
+                f"{place}: nothing in the defaults list goes by that{hint} (add with +{format_override(override)})"
+            )
         return None

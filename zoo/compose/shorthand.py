@@ -13,9 +13,9 @@ Body = dict[str, Any]
 """A YAML file as plain data, interpolations as their text."""
 
 
-def choices(body: Body, is_group: Callable[[str], bool]) -> dict[str, tuple[str, str]]:
-    """The choices written in a body, those of its patches (`layers.local.attention: sliding`) among them: the key that
-    each has in a defaults list, with its group and option."""
+def find_choices(body: Body, is_group: Callable[[str], bool]) -> dict[str, tuple[str, str]]:
+    """Find the choices written in a body and in its patches (`layers.local.attention: sliding`): the key that each has
+    in a defaults list, with its group and option."""
     found = {key: (key, value) for key, value in body.items() if _is_choice(key, value, is_group)}
     for path, patch in _patches(body):
         for key, value in patch.items():
@@ -25,7 +25,7 @@ def choices(body: Body, is_group: Callable[[str], bool]) -> dict[str, tuple[str,
 
 
 def _patches(body: Body) -> Iterator[tuple[str, Body]]:
-    """The path and body of each patch: of a kind of layer, of a tower, and of a tower's kind of layer."""
+    """Yield the path and body of each patch: of a kind of layer, of a tower, and of a tower's kind of layer."""
     layers = body.get("layers")
     for name, patch in layers.items() if isinstance(layers, dict) else ():
         if isinstance(patch, dict):
@@ -42,22 +42,24 @@ def _is_choice(key: Any, value: Any, is_group: Callable[[str], bool]) -> bool:
     return plain and key != "defaults" and is_group(str(key))
 
 
-def explicit(body: Body, is_group: Callable[[str], bool], known: Collection[str] = (), base: str | None = None) -> Body:
-    """The body with its choices moved into its defaults list, in front of its own keys.
+def expand_shorthand(
+    body: Body, is_group: Callable[[str], bool], known: Collection[str] = (), base: str | None = None
+) -> Body:
+    """Move the choices of a body into its defaults list, in front of its own keys.
 
     A choice that the file's own defaults list already brings (`known`) is overridden instead. `base` is what a body
     without a defaults list starts from.
     """
-    entries = entries_of(body, base)
-    chosen = choices(body, is_group)
+    entries = list_entries(body, base)
+    chosen = find_choices(body, is_group)
     new = [{f"/{key}": option} for key, (_, option) in chosen.items() if key not in known]
     old = [{f"override /{key}": option} for key, (_, option) in chosen.items() if key in known]
     at = entries.index("_self_")
-    return without_choices(body, is_group) | {"defaults": entries[:at] + new + entries[at:] + old}
+    return drop_choices(body, is_group) | {"defaults": entries[:at] + new + entries[at:] + old}
 
 
-def entries_of(body: Body, base: str | None = None) -> list[Any]:
-    """The body's defaults list, in which `_self_` stands last, but before overrides, where the file does not say."""
+def list_entries(body: Body, base: str | None = None) -> list[Any]:
+    """List the body's defaults. Where the file does not place `_self_`, it stands last, but before overrides."""
     entries = list(body.get("defaults", [base] if base else []))
     if "_self_" not in entries:
         overrides = (
@@ -67,8 +69,8 @@ def entries_of(body: Body, base: str | None = None) -> list[Any]:
     return entries
 
 
-def without_choices(body: Body, is_group: Callable[[str], bool]) -> Body:
-    """The body's own keys, its defaults list and its choices left out."""
+def drop_choices(body: Body, is_group: Callable[[str], bool]) -> Body:
+    """Copy the body's own keys, without its defaults list and its choices."""
     rest = copy.deepcopy(
         {key: value for key, value in body.items() if key != "defaults" and not _is_choice(key, value, is_group)}
     )
@@ -78,8 +80,8 @@ def without_choices(body: Body, is_group: Callable[[str], bool]) -> Body:
     return rest
 
 
-def absolute(body: Body) -> Body:
-    """The body with its defaults list counted from the tree's root, for a file that is read as an option of a group."""
+def anchor_defaults(body: Body) -> Body:
+    """Count the body's defaults list from the tree's root, for a file that is read as an option of a group."""
 
     def entry(each: Any) -> Any:
         if isinstance(each, str):

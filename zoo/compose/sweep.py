@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from zoo import grammar
 from zoo.compose.engine import IntervalSweep, Override
-from zoo.compose.overrides import alternatives, parse_overrides, text
+from zoo.compose.overrides import format_override, list_alternatives, parse_overrides
 from zoo.compose.targets import Composer, spec_of_composed
 from zoo.errors import ConfigError
 from zoo.grammar.pattern import MOST_LAYERS
@@ -46,8 +46,8 @@ class Point:
     faults: list[str] = dataclasses.field(default_factory=list)
 
 
-def points(target: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Iterator[Point]:
-    """Every point of a sweep in Hydra's grammar (commas, range, choice, glob), the last key varying fastest.
+def read_points(target: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Iterator[Point]:
+    """Read every point of a sweep in Hydra's grammar (commas, range, choice, glob), the last key varying fastest.
 
     Raises ConfigError for a target at fault and for overrides that cannot be read; a point that makes no sense is
     given with its faults.
@@ -65,7 +65,7 @@ def points(target: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> 
 
 
 def _lines(overrides: Sequence[str], composer: Composer) -> tuple[list[tuple[str, ...]], dict[int, str]]:
-    """The overrides of each point, and the swept keys by their place among them."""
+    """List the overrides of each point, and the swept keys by their place among them."""
     faults: list[str] = []
     parsed = parse_overrides(overrides, faults, composer.repo)
     choices = [_values(each, faults) for each in parsed]
@@ -76,12 +76,14 @@ def _lines(overrides: Sequence[str], composer: Composer) -> tuple[list[tuple[str
 
 
 def _values(override: Override, faults: list[str]) -> list[str]:
-    """The alternatives of one override; an interval has none that could be listed."""
+    """List the alternatives of one override; an interval has none that could be listed."""
     if isinstance(override.value(), IntervalSweep):
-        faults.append(f"{text(override)}: an interval is for a sampler (name values, or range(start,stop,step))")
-    found = alternatives(override)
+        faults.append(
+            f"{format_override(override)}: an interval is for a sampler (name values, or range(start,stop,step))"
+        )
+    found = list_alternatives(override)
     if not found:
-        faults.append(f"{text(override)}: sweeps over nothing (no choice goes by that)")
+        faults.append(f"{format_override(override)}: sweeps over nothing (no choice goes by that)")
     return found
 
 
@@ -96,7 +98,7 @@ class _Reader:
         """Trees checked with a second number of layers."""
 
     def spec(self, line: list[str]) -> Any:
-        """The Spec of a point. Raises ConfigError with its faults."""
+        """Read the Spec of a point. Raises ConfigError with its faults."""
         marked, numbers = _marked(line)
         tree = self.trees.get(marked)
         if tree is not None and (LAYERS not in numbers or marked in self.held):
@@ -117,13 +119,13 @@ class _Reader:
         return spec_of_composed(self.composer.compose(list(line)))
 
     def _tree(self, marked: Sequence[str], numbers: Mapping[float, float]) -> Any:
-        """The plain data of a Spec with marks in it."""
+        """Compose the plain data of a Spec with marks in it."""
         line = [f"n_layers={numbers[LAYERS]}" if override == ANY_DEPTH else override for override in marked]
         return grammar.to_tree(self.composer.compose(line).cfg)
 
 
 def _marked(line: Sequence[str]) -> tuple[tuple[str, ...], dict[float, float]]:
-    """The overrides with marks for numbers, and the number of each mark: that of layers under `LAYERS`."""
+    """Put marks in place of the numbers, and return the number of each mark: that of layers under `LAYERS`."""
     numbers: dict[float, float] = {}
     marked = []
     for index, override in enumerate(line):
@@ -141,7 +143,7 @@ def _marked(line: Sequence[str]) -> tuple[tuple[str, ...], dict[float, float]]:
 
 
 def _number(value: str) -> int | float | None:
-    """A number above zero as Hydra's grammar reads it, or None; zero may stand for something of its own."""
+    """Read a number above zero as Hydra's grammar does, or None; zero may stand for something of its own."""
     if value.isascii() and value.isdigit() and not value.startswith("0"):
         return int(value)
     whole, point, part = value.partition(".")
@@ -149,7 +151,7 @@ def _number(value: str) -> int | float | None:
 
 
 def _filled(tree: Mapping[str, Any], numbers: Mapping[float, float]) -> dict[str, Any]:
-    """The tree with the numbers in place of their marks, and as many layers as are asked for, if they are all alike."""
+    """Put the numbers in place of their marks, and repeat the layers as often as asked for, if they are all alike."""
     filled = _put(tree, numbers)
     if LAYERS in numbers and len(set(filled.get("pattern", ()))) == 1:
         filled["pattern"] = filled["pattern"][:1] * int(numbers[LAYERS])

@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.compose.composing import Composed, Memo, compose
-from zoo.compose.engine import CachingConfigRepository, create_defaults_list, primary, repository
-from zoo.compose.faults import FAULTS, no_such_option, one_line
-from zoo.compose.shorthand import Body, choices, entries_of, explicit, without_choices
+from zoo.compose.engine import CachingConfigRepository, create_defaults_list, open_repository, store_primary
+from zoo.compose.faults import FAULTS, describe_missing_option, shorten_error
+from zoo.compose.shorthand import Body, drop_choices, expand_shorthand, find_choices, list_entries
 from zoo.errors import ConfigError, did_you_mean
 from zoo.paths import conf_dir
 
@@ -38,13 +38,13 @@ class Target:
 
 
 def list_packaged() -> list[str]:
-    """The names of the packaged models."""
+    """List the names of the packaged models."""
     return sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
 
 
 def is_file(target: str | Path) -> bool:
-    """Whether a target is meant as a file or a folder: it looks like a path, ends as YAML or JSON does, or is a folder
-    here, and no packaged model has its name."""
+    """Tell whether a target is meant as a file or a folder: it looks like a path, ends as YAML or JSON does, or is a
+    folder here, and no packaged model has its name."""
     text = os.fspath(target)
     if isinstance(target, Path) or "/" in text or os.sep in text or text.endswith((".yaml", ".yml", ".json")):
         return True
@@ -52,7 +52,8 @@ def is_file(target: str | Path) -> bool:
 
 
 def find_target(target: str | Path | Mapping[str, Any]) -> Target:
-    """The target's body. Raises ConfigError when there is no such model or file, or when the file is not YAML."""
+    """Find the body that a target names. Raises ConfigError when there is no such model or file, or when the file is
+    not YAML."""
     if isinstance(target, Mapping):
         return Target("config", _plain(OmegaConf.create(dict(target)), "config"))
     if not is_file(target):
@@ -70,8 +71,8 @@ def find_target(target: str | Path | Mapping[str, Any]) -> Target:
 
 
 def read_published(path: Path) -> tuple[Body, list[str]]:
-    """The body of the model that a config.json, a folder with one, or a checkpoint or run of ours is of, and what it
-    leaves out.
+    """Read the model body of a config.json, of a folder with one, or of a checkpoint or run of ours. Returns notes on
+    what it leaves out too.
 
     A run's is as it was composed, for overrides to change. Raises ConfigError.
     """
@@ -89,7 +90,8 @@ def read_published(path: Path) -> tuple[Body, list[str]]:
 
 
 def name_packaged(name: str) -> Body:
-    """A body that is the packaged model, its keys at the root. Raises ConfigError when there is none of that name."""
+    """Make a body that is the packaged model, its keys at the root. Raises ConfigError when there is none of that
+    name."""
     if name not in list_packaged():
         beside = f"; the file here is ./{name}.yaml" if Path(f"{name}.yaml").exists() else ""
         hint = did_you_mean(name, list_packaged()) or " (`zoo list` shows them; a file's name ends in .yaml)"
@@ -98,7 +100,8 @@ def name_packaged(name: str) -> Body:
 
 
 def read_yaml(path: Path) -> Body:
-    """A user's YAML file as a mapping. Raises ConfigError when it is missing, unreadable, or not a YAML mapping."""
+    """Read a user's YAML file as a mapping. Raises ConfigError when it is missing, unreadable, or not a YAML
+    mapping."""
     try:
         return _plain(OmegaConf.load(path), str(path))
     except FileNotFoundError:
@@ -111,7 +114,7 @@ def read_yaml(path: Path) -> Body:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{_place(error)}: not YAML, {_problem(error)}") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from error
+        raise ConfigError(f"{path}: {shorten_error(error)}") from error
 
 
 def _plain(config: Any, label: str) -> Body:
@@ -132,34 +135,34 @@ def _problem(error: yaml.YAMLError) -> str:
 
 
 def list_defaults(body: Body, repo: CachingConfigRepository, label: str, base: str | None = None) -> Body:
-    """The body with its shorthand moved into its defaults list. Raises ConfigError for options that do not exist."""
+    """Move the body's shorthand into its defaults list. Raises ConfigError for options that do not exist."""
 
     def is_group(key: str) -> bool:
         return repo.group_exists(key) and bool(repo.get_group_options(key))
 
     if not isinstance(body.get("defaults", []), list):
         raise ConfigError(f"{label}: defaults: must be a list, found {body['defaults']!r}")
-    chosen = choices(body, is_group)
+    chosen = find_choices(body, is_group)
     missing = [(group, option) for group, option in chosen.values() if not repo.config_exists(f"{group}/{option}")]
     if missing:
-        raise ConfigError(*(no_such_option(f"{label}: {g}", o, repo.get_group_options(g)) for g, o in missing))
-    entries = entries_of(body, base)
-    rest = without_choices(body, is_group) | {"defaults": entries}
+        raise ConfigError(*(describe_missing_option(f"{label}: {g}", o, repo.get_group_options(g)) for g, o in missing))
+    entries = list_entries(body, base)
+    rest = drop_choices(body, is_group) | {"defaults": entries}
     known = _known(rest, repo, label) if chosen and len(entries) > 1 else set()
-    return explicit(body, is_group, known, base)
+    return expand_shorthand(body, is_group, known, base)
 
 
 def _known(body: Body, repo: CachingConfigRepository, label: str) -> set[str]:
-    with primary(body) as name:
+    with store_primary(body) as name:
         try:
             found = create_defaults_list(repo, name, [], prepend_hydra=False, skip_missing=True)
         except FAULTS as error:
-            raise ConfigError(f"{label}: {one_line(error, {name: label})}") from error
+            raise ConfigError(f"{label}: {shorten_error(error, {name: label})}") from error
     return set(found.overrides.known_choices)
 
 
 def drop_swapped(body: Body, overrides: Iterable[str]) -> Body:
-    """The body without the nodes that it spells out, `kind` and all, and that the user swaps.
+    """Drop the nodes that the body spells out, `kind` and all, and that the user swaps.
 
     What was meant for the old kind must not patch the new one.
     """
@@ -168,21 +171,21 @@ def drop_swapped(body: Body, overrides: Iterable[str]) -> Body:
 
 
 def compose_model(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Composed:
-    """The composed config of one model, its body at the root."""
+    """Compose the config of one model, its body at the root."""
     return Composer(target).compose([overrides] if isinstance(overrides, str) else list(overrides))
 
 
 class Composer:
-    """One model under as many sets of overrides as one likes: its files are read once, its choices composed once."""
+    """Compose one model under many sets of overrides: its files are read once, each set of choices is composed once."""
 
     def __init__(self, target: str | Path | Mapping[str, Any]) -> None:
         self.found = find_target(target)
-        self.repo = repository(*([self.found.folder] if self.found.folder else []))
+        self.repo = open_repository(*([self.found.folder] if self.found.folder else []))
         self.body = list_defaults(self.found.body, self.repo, self.found.label)
         self.memos: dict[tuple[str, ...], Memo] = {}
 
     def compose(self, overrides: list[str]) -> Composed:
-        """The composed config, the model's body at the root."""
+        """Compose the config under overrides, the model's body at the root."""
         body = drop_swapped(self.body, overrides)
         memo = self.memos.setdefault(tuple(body), Memo())  # which keys are left is all that overrides change in it
         made = compose(self.repo, body, overrides, label=self.found.label, memo=memo)
@@ -191,18 +194,18 @@ class Composer:
 
 
 def to_yaml(cfg: DictConfig, *, resolve: bool) -> str:
-    """The config as YAML. Raises ConfigError when an interpolation leads nowhere."""
+    """Write the config as YAML. Raises ConfigError when an interpolation leads nowhere."""
     from zoo.grammar import register_resolvers
 
     register_resolvers()
     try:
         return OmegaConf.to_yaml(cfg, resolve=resolve)
     except OmegaConfBaseException as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(shorten_error(error)) from error
 
 
 def spec_of_composed(composed: Composed, root: str = "") -> Decoder:
-    """The Spec of a composed config. Raises ConfigError with the faults of overrides and grammar together."""
+    """Read the Spec of a composed config. Raises ConfigError with the faults of overrides and grammar together."""
     from zoo import grammar
 
     faults, spec = list(composed.faults), None

@@ -12,16 +12,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from zoo.data.corpus import Corpus, join_pieces, split, stdlib_corpus, text_corpus
-from zoo.data.tokenizer import Tokenizer, byte_tokenizer, tokenizer_file, train_bpe
+from zoo.data.corpus import Corpus, join_pieces, open_stdlib_corpus, open_text_corpus, split_corpus
+from zoo.data.tokenizer import Tokenizer, find_tokenizer_file, make_byte_tokenizer, train_bpe
 from zoo.data.tokens import (
     Batch,
     Batches,
     Progress,
     TokenFile,
-    evaluation_batches,
     fill_cache,
     open_tokens,
+    read_evaluation_batches,
     write_tokens,
 )
 from zoo.errors import ConfigError, ZooError, did_you_mean
@@ -34,8 +34,8 @@ __all__ = [
     "TokenFile",
     "Tokenizer",
     "TokenizerSettings",
-    "evaluation_batches",
     "prepare",
+    "read_evaluation_batches",
 ]
 
 LAYOUT = 2  # version of a cached folder; folders of another one are not used
@@ -140,11 +140,11 @@ def prepare(settings: DataSettings, progress: Progress | None = None) -> Prepare
     `progress(what, done, total)` is called with bytes of text.
     """
     progress = progress or (lambda what, done, total: None)
-    corpus = text_corpus(settings.path) if settings.path else stdlib_corpus()
+    corpus = open_text_corpus(settings.path) if settings.path else open_stdlib_corpus()
     progress("reading", 0, corpus.n_bytes)
     fingerprint = corpus.fingerprint()
     progress("reading", corpus.n_bytes, corpus.n_bytes)
-    key = cache_key(settings, fingerprint)
+    key = hash_settings(settings, fingerprint)
 
     def build(folder: Path) -> None:
         write_prepared(folder, corpus, settings, progress)
@@ -156,7 +156,7 @@ def prepare(settings: DataSettings, progress: Progress | None = None) -> Prepare
     return Prepared(Tokenizer.load(folder), tokens["train"], tokens["validation"], key, folder)
 
 
-def cache_key(settings: DataSettings, fingerprint: str) -> str:
+def hash_settings(settings: DataSettings, fingerprint: str) -> str:
     """Hash everything that the tokens depend on. `documents` is left out: it is about batches."""
     import tokenizers
 
@@ -164,7 +164,7 @@ def cache_key(settings: DataSettings, fingerprint: str) -> str:
     on |= {"layout": LAYOUT, "corpus": fingerprint, "tokenizers": tokenizers.__version__}
     on["tokenizer"] = settings.tokenizer.model_dump(exclude={"path"})
     if settings.tokenizer.path is not None:
-        file = tokenizer_file(settings.tokenizer.path, "data.tokenizer")
+        file = find_tokenizer_file(settings.tokenizer.path, "data.tokenizer")
         beside = file.with_name("tokenizer_config.json")
         on["files"] = [hashlib.blake2b(f.read_bytes()).hexdigest() for f in (file, beside) if f.is_file()]
     return hashlib.blake2b(json.dumps(on, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -173,7 +173,7 @@ def cache_key(settings: DataSettings, fingerprint: str) -> str:
 def write_prepared(folder: Path, corpus: Corpus, settings: DataSettings, progress: Progress) -> None:
     """Write the tokenizer and the tokens of a corpus into an empty folder."""
     total = min(corpus.n_bytes, settings.max_bytes or corpus.n_bytes)
-    parts = split(corpus, settings.validation_fraction, settings.max_bytes)
+    parts = split_corpus(corpus, settings.validation_fraction, settings.max_bytes)
 
     def texts_to_learn() -> Iterator[str]:
         every = -(-total // BPE_SAMPLE)
@@ -195,7 +195,7 @@ def write_prepared(folder: Path, corpus: Corpus, settings: DataSettings, progres
 def make_tokenizer(settings: TokenizerSettings, texts: Iterator[str]) -> Tokenizer:
     """Make the tokenizer that the settings name. Only a BPE reads the texts."""
     if settings.kind == "byte":
-        return byte_tokenizer()
+        return make_byte_tokenizer()
     if settings.path is not None:
         return Tokenizer.load(settings.path, settings.eos, where="data.tokenizer")
     return train_bpe(texts, settings.vocab_size or BPE_SIZE)

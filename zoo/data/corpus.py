@@ -59,11 +59,11 @@ class Corpus:
         total = self.n_bytes
         faults = []
         for file in self.files:
-            if self.strict and (found := records_fault(file)):
+            if self.strict and (found := describe_records_fault(file)):
                 faults.append(found)
                 continue
             try:
-                text = decode(file.read_bytes(), file.suffix, alone=len(self.files) == 1)
+                text = decode_text(file.read_bytes(), file.suffix, alone=len(self.files) == 1)
             except OSError as error:
                 faults.append(f"data.path: cannot read {file}, found {error.strerror} (allow it, or move it away)")
             except UnicodeDecodeError as error:
@@ -81,7 +81,7 @@ class Corpus:
 
     @property
     def n_bytes(self) -> int:
-        """The files' sizes together, text or not."""
+        """Add up the files' sizes, text or not."""
         return sum(file.stat().st_size for file in self.files)
 
     def fingerprint(self) -> str:
@@ -94,8 +94,8 @@ class Corpus:
         return whole.hexdigest()
 
 
-def stdlib_corpus() -> Corpus:
-    """The Python standard library of this machine as source, without its tests."""
+def open_stdlib_corpus() -> Corpus:
+    """Open the Python standard library of this machine as a corpus of source files, without its tests."""
     root = Path(sysconfig.get_path("stdlib"))
 
     def keep(file: Path) -> bool:
@@ -109,8 +109,9 @@ def stdlib_corpus() -> Corpus:
     return Corpus(root, files, strict=False)
 
 
-def text_corpus(path: str | Path) -> Corpus:
-    """A file, or every text file below a folder, without hidden ones. Raises ConfigError where there is no text."""
+def open_text_corpus(path: str | Path) -> Corpus:
+    """Open a file, or every text file below a folder, without hidden ones. Raises ConfigError where there is no
+    text."""
     root = Path(path).expanduser()
     if root.is_dir():
         files = list_files(root, set(), lambda file: not file.name.startswith("."))
@@ -138,8 +139,8 @@ def list_files(root: Path, without: set[str], keep: Callable[[Path], bool]) -> t
     return tuple(sorted(found, key=lambda file: file.relative_to(root).as_posix()))
 
 
-def records_fault(file: Path) -> str | None:
-    """The line for a file of records, or for packed text, told by its suffixes; None for any other file."""
+def describe_records_fault(file: Path) -> str | None:
+    """Write the line for a file of records, or for packed text, recognised by its suffixes; None for any other file."""
     *before, last = ["", *(suffix.lower() for suffix in file.suffixes)]
     packed = last in PACKED
     kind = before[-1] if packed and before else last
@@ -151,13 +152,13 @@ def records_fault(file: Path) -> str | None:
 
 
 def is_json_records(text: str) -> bool:
-    """Whether a .json file is a data set: a list of objects, or an object in each line."""
+    """Tell whether a .json file is a data set: a list of objects, or an object in each line."""
     lines = [line.strip() for line in text.strip().split("\n", 2)[:2]]
     in_lines = len(lines) == 2 and lines[0].endswith("}") and all(line.startswith("{") for line in lines)
     return in_lines or re.match(r"\s*\[\s*\{", text) is not None
 
 
-def decode(data: bytes, suffix: str, *, alone: bool) -> str:
+def decode_text(data: bytes, suffix: str, *, alone: bool) -> str:
     """Decode UTF-8 without its byte order mark; "" for a binary file among others. Raises UnicodeDecodeError."""
     if b"\0" in data:
         utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
@@ -171,13 +172,13 @@ def cut_document(path: str, text: str, total: int) -> Iterator[Document]:
     """Yield the text as one document, or as pieces when it is a large part of a corpus of `total` bytes."""
     pieces: Iterable[str] = [text]
     if len(text) * LARGE > total:
-        pieces = paragraphs(text, min(max(len(text) // PIECES, SMALLEST_PIECE), LARGEST_PIECE))
+        pieces = cut_paragraphs(text, min(max(len(text) // PIECES, SMALLEST_PIECE), LARGEST_PIECE))
     for number, piece in enumerate(pieces):
         if piece and not piece.isspace():
             yield Document(path, number, piece)
 
 
-def paragraphs(text: str, size: int) -> Iterator[str]:
+def cut_paragraphs(text: str, size: int) -> Iterator[str]:
     """Cut a text into pieces of `size` to 2 × `size` characters (the last may be shorter).
 
     A piece ends after a blank line; where none comes in time, after a line; where no line ends either, anywhere.
@@ -202,11 +203,13 @@ def hash_text(text: str) -> bytes:
     return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
 
 
-def split(documents: Iterable[Document], validation_fraction: float, max_bytes: int | None = None) -> list[Part | None]:
-    """The part of each document; None for a repeated one and for those left out by `max_bytes`.
+def split_corpus(
+    documents: Iterable[Document], validation_fraction: float, max_bytes: int | None = None
+) -> list[Part | None]:
+    """Choose the part of each document; None for a repeated one and for those left out by `max_bytes`.
 
     Validation gets its fraction of the bytes, in contiguous blocks. A large file (one in pieces) gives blocks of its
-    own, at the end of each of up to MOST_BLOCKS equal stretches. The rest are whole files, in the order of the hash of
+    own, at the end of each of up to MOST_BLOCKS equal sections. The rest are whole files, in the order of the hash of
     their content until there are bytes enough. So neither names nor order matter, no copy stands in both parts, and a
     file that is added moves about as much text as it has itself. Raises ConfigError unless both parts get a document.
 
@@ -244,13 +247,14 @@ class Unit(NamedTuple):
 
 
 def choose_validation(units: list[Unit], kept: list[int], fraction: float) -> set[int]:
-    """The documents that validate, of those `kept`, which are in the order of their hashes. Neither part is empty."""
+    """Choose the documents that validate, of those `kept`, which are in the order of their hashes. Neither part is
+    empty."""
     files: dict[str, list[int]] = {}
     for number, unit in enumerate(units):
         files.setdefault(unit.path, []).append(number)
     large = [numbers for numbers in files.values() if len(numbers) > 1]
     in_pieces = {number for numbers in large for number in numbers}
-    chosen = {number for numbers in large for number in blocks_of(units, numbers, fraction)} & set(kept)
+    chosen = {number for numbers in large for number in choose_blocks(units, numbers, fraction)} & set(kept)
     missing = fraction * sum(units[n].size for n in kept) - sum(units[n].size for n in chosen)
     for number in kept:
         if number not in in_pieces and missing >= units[number].size / 2:
@@ -261,11 +265,12 @@ def choose_validation(units: list[Unit], kept: list[int], fraction: float) -> se
     return chosen - set(kept[-1:]) if len(chosen) == len(kept) else chosen
 
 
-def blocks_of(units: list[Unit], numbers: list[int], fraction: float) -> set[int]:
-    """The pieces of one file that stand at the end of each of its equal stretches of bytes."""
+def choose_blocks(units: list[Unit], numbers: list[int], fraction: float) -> set[int]:
+    """Choose the validation pieces of one file: it is divided into sections of equally many bytes, and each gives the
+    pieces at its end."""
     total = sum(units[number].size for number in numbers)
-    stretches = min(MOST_BLOCKS, max(1, int(fraction * len(numbers) / PIECES_PER_BLOCK)))
-    length, start, chosen = total / stretches, 0, set()
+    sections = min(MOST_BLOCKS, max(1, int(fraction * len(numbers) / PIECES_PER_BLOCK)))
+    length, start, chosen = total / sections, 0, set()
     for number in numbers:
         middle = start + units[number].size / 2
         if middle % length >= (1 - fraction) * length:
@@ -275,8 +280,8 @@ def blocks_of(units: list[Unit], numbers: list[int], fraction: float) -> set[int
 
 
 def sample_within(units: list[Unit], numbers: list[int], room: int, most: int = 0) -> list[int]:
-    """An even sample of documents of `room` bytes: taken while they fit, by the half of the hash that the split does
-    not use. Where none fits, the smallest if it has at most `most` bytes."""
+    """Sample documents of `room` bytes evenly: they are taken while they fit, in the order of the half of the hash that
+    the split does not use. Where none fits, the smallest is taken if it has at most `most` bytes."""
     chosen = []
     for number in sorted(numbers, key=lambda number: units[number].key[8:]):
         if units[number].size <= room:

@@ -32,7 +32,7 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """Rows that an embedding needs: the largest id and one, since some vocabularies have gaps."""
+        """Count the rows that an embedding needs: the largest id plus one, since some vocabularies have gaps."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
@@ -71,7 +71,7 @@ class Tokenizer:
         """
         import tokenizers
 
-        file = tokenizer_file(path, where)
+        file = find_tokenizer_file(path, where)
         read_json(file, where, needs="model")
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))
@@ -90,7 +90,7 @@ class Tokenizer:
         return cls(backend, eos)
 
 
-def tokenizer_file(path: str | Path, where: str) -> Path:
+def find_tokenizer_file(path: str | Path, where: str) -> Path:
     """Find tokenizer.json: the path itself, or in the folder it names. Raises ConfigError."""
     path = Path(path).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path
@@ -116,20 +116,20 @@ def read_eos(file: Path, where: str) -> str | None:
     return stated.get("content") if isinstance(stated, dict) else stated
 
 
-def byte_tokenizer() -> Tokenizer:
+def make_byte_tokenizer() -> Tokenizer:
     """Make the tokenizer of bytes: an id is the byte's value, and 256 ends a text."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers
 
-    backend = Backend(models.BPE(vocab={spelled: byte for byte, spelled in enumerate(byte_spellings())}, merges=[]))
+    backend = Backend(models.BPE(vocab={spelled: byte for byte, spelled in enumerate(spell_bytes())}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # pyright: ignore
     backend.decoder = decoders.ByteLevel()  # pyright: ignore
     backend.add_special_tokens([EOS])
     return Tokenizer(backend)
 
 
-def byte_spellings() -> list[str]:
-    """The character for each byte in a vocabulary (GPT-2, 2019): its own if that prints, else one from 256 on."""
+def spell_bytes() -> list[str]:
+    """List the character for each byte in a vocabulary (GPT-2, 2019): its own if that prints, else one from 256 on."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     spare = iter(range(256, 512))
     return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
@@ -150,7 +150,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         vocab_size=vocab_size,
         min_frequency=2,
         special_tokens=[EOS],
-        initial_alphabet=byte_spellings(),
+        initial_alphabet=spell_bytes(),
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)

@@ -115,7 +115,7 @@ class Batches:
         return batch
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step, whatever was read before."""
+        """Make the batch of a step, whatever was read before."""
         first = step * self.batch_size
         starts = [self._window(number) * self.seq_len for number in range(first, first + self.batch_size)]
         return to_batch(self.tokens.rows(starts, self.seq_len + 1), self.tokens.eos_id, self.documents)
@@ -130,7 +130,7 @@ class Batches:
         return int(self._orders[epoch][place])
 
     def state(self) -> dict[str, int]:
-        """What `restore` needs: the step, and the settings that the order of batches depends on."""
+        """Return what `restore` needs: the step, and the settings that the order of batches depends on."""
         return {"step": self.step, **self._order_settings()}
 
     def restore(self, state: dict[str, int]) -> None:
@@ -149,7 +149,7 @@ class Batches:
         return {**names, "n_tokens": len(self.tokens)}
 
 
-def evaluation_batches(
+def read_evaluation_batches(
     tokens: TokenFile, batch_size: int, seq_len: int, *, documents: bool = False, limit: int | None = None
 ) -> Iterator[Batch]:
     """Yield the split in order, so that each id after the first is a target once; or its first `limit` batches.
@@ -227,8 +227,8 @@ def open_tokens(folder: Path) -> dict[Part, TokenFile]:
     }
 
 
-def cache_folder() -> Path:
-    """The cache: `$ZOO_CACHE`, or a folder where the platform keeps caches."""
+def find_cache_folder() -> Path:
+    """Find the cache: `$ZOO_CACHE`, or a folder where the platform keeps caches."""
     if stated := os.environ.get("ZOO_CACHE"):
         return Path(stated).expanduser()
     if os.name == "nt":
@@ -237,11 +237,12 @@ def cache_folder() -> Path:
 
 
 def fill_cache(name: str, build: Callable[[Path], object]) -> Path:
-    """The folder `name` of the cache. Where there is none, `build` fills a draft that gets the name when complete.
+    """Return the folder `name` of the cache. Where there is none, `build` fills a draft that gets the name when
+    complete.
 
     Of two processes that build it at once the second drops its own: both hold the same.
     """
-    folder = cache_folder() / "data" / name
+    folder = find_cache_folder() / "data" / name
     if folder.is_dir():
         return folder
     try:

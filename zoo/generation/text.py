@@ -48,16 +48,16 @@ def stream(
     from zoo import runs
     from zoo.checkpoint import hf, store
     from zoo.data.tokenizer import Tokenizer
-    from zoo.run.fp8 import WEIGHT_ONLY, quantize, require, summary
+    from zoo.run.fp8 import WEIGHT_ONLY, quantize, require_fp8, summarize_products
 
     tell = note or (lambda line: None)
     if fp8:
-        require(fp8, pick_device(device), f"fp8: {fp8}", WEIGHT_ONLY)
+        require_fp8(fp8, pick_device(device), f"fp8: {fp8}", WEIGHT_ONLY)
     folder = runs.find(runs.last_run() if checkpoint is None else checkpoint)
     tokenizer = Tokenizer.load(folder)
     model = store.load(folder, dtype or ("bf16" if fp8 else None), device)
     if fp8:
-        tell(f"fp8 {fp8}: {summary(quantize(model, fp8))}")
+        tell(f"fp8 {fp8}: {summarize_products(quantize(model, fp8))}")
     settle_cpu(model, tell, dtype=None if dtype is None else f"dtype: {dtype}", keep=fp8 is not None)
     ends = [] if (folder / runs.ARCHITECTURE).is_file() else hf.read_end_ids(folder)
     options = {"ends": ends, "max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop, "kernel": kernel}

@@ -87,10 +87,10 @@ def _encoded(tokenizer: Any, texts: Sequence[str], limit: int, note: Callable[[s
     """Token ids of each text, with the special tokens that the tokenizer's file asks for."""
     import tokenizers
 
-    from zoo.data.tokenizer import tokenizer_file
+    from zoo.data.tokenizer import find_tokenizer_file
 
     if isinstance(tokenizer, str | Path):
-        tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_file(tokenizer, "tokenizer")))
+        tokenizer = tokenizers.Tokenizer.from_file(str(find_tokenizer_file(tokenizer, "tokenizer")))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     long = sum(len(each.ids) > limit for each in tokenizer.encode_batch(list(texts)))

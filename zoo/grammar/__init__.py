@@ -1,4 +1,4 @@
-"""From a model's YAML node to its Spec."""
+"""Read a model's YAML node into its Spec."""
 
 from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE, TOWERS
 from zoo.grammar.plain import from_dict, to_body, to_dict

@@ -1,12 +1,26 @@
-"""The keys of a model's YAML: axes, structure, the fields of the model itself, and dimensions."""
+"""List the keys of a model's YAML: axes, structure, the fields of the model itself, and dimensions."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from zoo.model.activation import Activation
+from zoo.model.attention import Attention
+from zoo.model.block import Block
+from zoo.model.ffn import FFN
+from zoo.model.norm import Norm
+from zoo.model.position import Position
+from zoo.model.router import Router
 from zoo.model.tower import Decoder, EncoderDecoder
+from zoo.spec import Spec
 
-AXES = ("attention", "position", "norm", "block", "ffn", "router", "activation", "cross")
+BASES: dict[str, type[Spec]] = {
+    **{"attention": Attention, "position": Position, "norm": Norm, "block": Block},
+    **{"ffn": FFN, "router": Router, "activation": Activation, "cross": Attention},
+}
+"""The class whose kinds each axis chooses from."""
+
+AXES = tuple(BASES)
 """Axes that a model states at its top level; other nodes reach them by interpolation."""
 
 STRUCTURE = ("about", "kind", "n_layers", "layers", "pattern")

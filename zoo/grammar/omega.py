@@ -1,4 +1,4 @@
-"""The names that are private to OmegaConf 2.3: all of them are here, each behind a function.
+"""Use the names that are private to OmegaConf 2.3: all of them are here, each behind a function.
 
 `tests/test_private_names.py` fails by name when OmegaConf drops one, and when another file of zoo uses one.
 """
@@ -27,32 +27,32 @@ def share_parses() -> None:
 
 
 def get_parent(node: Any) -> Any:
-    """The container that holds a node; None for a root."""
+    """Return the container that holds a node; None for a root."""
     return node._get_parent()
 
 
 def get_full_key(node: Any) -> str:
-    """The dotted path of a node from its root; "" for the root itself."""
+    """Return the dotted path of a node from its root; "" for the root itself."""
     return node._get_full_key(None)
 
 
 def get_raw_child(node: Any, key: Any) -> Any:
-    """The child node under a key, its interpolation not followed."""
+    """Return the child node under a key, its interpolation not followed."""
     return node._get_node(key)
 
 
 def get_raw_value(node: Any) -> Any:
-    """What a node holds: of an interpolation, its text."""
+    """Return what a node holds; for an interpolation, its text."""
     return node._value()
 
 
 def is_interpolation(node: Any) -> bool:
-    """Whether a node is an interpolation."""
+    """Tell whether a node is an interpolation."""
     return node._is_interpolation()
 
 
 def is_null(node: Any) -> bool:
-    """Whether a node holds null."""
+    """Tell whether a node holds null."""
     return node._is_none()
 
 

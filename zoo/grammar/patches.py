@@ -1,4 +1,4 @@
-"""Patches: mappings of the model's own keys that a tower or a kind of layer lays over them."""
+"""Lay patches: mappings of the model's own keys that change a tower or a kind of layer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def lay_patch(base: Mapping[Any, Any], patch: Any, path: str, problems: list[str]) -> dict[Any, Any]:
-    """`patch` laid over `base`, mapping by mapping. A patch that is no mapping is added to `problems` under `path`.
+    """Lay `patch` over `base`, mapping by mapping. A patch that is no mapping is added to `problems` under `path`.
 
     base                          patch                        result
     norm: {kind: rms, eps: 1}     norm: {eps: 2}               norm: {kind: rms, eps: 2}
@@ -15,8 +15,8 @@ def lay_patch(base: Mapping[Any, Any], patch: Any, path: str, problems: list[str
     norm: {kind: rms, eps: 1}     norm: {kind: layer}          norm: {kind: layer}, replaced whole
     norm: {kind: rms, eps: 1}     norm: null                   norm: null
 
-    Two neighbours differ, on purpose. A family's YAML (`zoo.families`) writes a node out whole when it states its kind,
-    so there the second row, too, replaces. Overrides are merged by Hydra, which replaces nothing: what the user's file
+    Two similar merges differ on purpose. In a family's YAML (`zoo.families`) a node that states its kind replaces the
+    old one whole, in the second row too. Hydra merges overrides and replaces nothing; therefore what the user's file
     spelled out for the old kind is dropped before (`zoo.compose.targets.drop_swapped`).
     """
     if not isinstance(patch, Mapping):

@@ -1,4 +1,4 @@
-"""Layers: the named kinds of layer, and which layer is of which kind."""
+"""Read the named kinds of layer, and which layer is of which kind."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MOST_LAYERS = 100_000
 
 
 def get_kinds(root: DictConfig) -> DictConfig:
-    """The named kinds of layer; none where `layers` is no mapping, which `read_pattern` reports."""
+    """Return the named kinds of layer; none where `layers` is no mapping, which `read_pattern` reports."""
     layers = root.get("layers")
     return layers if isinstance(layers, DictConfig) else OmegaConf.create({})
 
 
 def read_pattern(root: DictConfig) -> tuple[list[str], list[str]]:
-    """The kind of each layer, first to last, and the faults found. `name*3` stands for three layers; the list repeats
-    up to n_layers: `pattern: [local*2, layer]` with `n_layers: 4` is local, local, layer, local."""
+    """List the kind of each layer, first to last, and the faults found. `name*3` stands for three layers; the list
+    repeats up to n_layers: `pattern: [local*2, layer]` with `n_layers: 4` is local, local, layer, local."""
     n_layers, kinds = root.get("n_layers"), [str(name) for name in get_kinds(root)]
     layers = root.get("layers")
     if layers is not None and not isinstance(layers, DictConfig):
@@ -49,7 +49,7 @@ def read_pattern(root: DictConfig) -> tuple[list[str], list[str]]:
 
 
 def _read_names(pattern: Any, kinds: list[str], problems: list[str]) -> list[str]:
-    """The names of one repeat of the pattern."""
+    """Read the names of one repeat of the pattern."""
     if not OmegaConf.is_list(pattern) and not isinstance(pattern, list):
         pattern = [pattern]
     names: list[str] = []
@@ -68,7 +68,7 @@ def _read_names(pattern: Any, kinds: list[str], problems: list[str]) -> list[str
 
 
 def lay_kind(root: DictConfig, name: str, problems: list[str]) -> DictConfig:
-    """The model's keys as layers of one kind see them: the kind's patch laid over them."""
+    """Lay a kind's patch over the model's keys: the result is what layers of that kind see."""
     patch = get_kinds(root).get(name)
     if patch is None:
         return root

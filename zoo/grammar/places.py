@@ -1,4 +1,4 @@
-"""Where a fault of a Spec can be mended: the key of the YAML that its value was stated at."""
+"""Locate the faults of a Spec: the key of the YAML at which the faulty value was stated."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from zoo.grammar.towers import TowerNode
 
 
 def locate_faults(error: ValidationError, towers: Mapping[str, TowerNode]) -> list[str]:
-    """One line for each fault, at the key where the user can mend it."""
+    """Write one line for each fault, at the key where the user can mend it."""
     return [f"{locate_key(item['loc'], towers)}: {item['msg']}" for item in error.errors(include_url=False)]
 
 
 def find_booleans(tree: Any, spec: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], bool]]:
-    """The path of each true or false that a Spec took as a number: pydantic reads `n_heads: true` as 1."""
+    """Yield the path of each true or false that a Spec took as a number: pydantic reads `n_heads: true` as 1."""
     if isinstance(tree, bool) and not isinstance(spec, bool):
         yield path, tree
     elif isinstance(tree, Mapping):
@@ -34,14 +34,14 @@ def find_booleans(tree: Any, spec: Any, path: tuple[Any, ...] = ()) -> Iterator[
 
 
 def locate_key(loc: Iterable[Any], towers: Mapping[str, TowerNode]) -> str:
-    """The key of the YAML at which a value of the model's plain data was stated."""
+    """Find the key of the YAML at which a value of the model's plain data was stated."""
     path = [str(step) for step in loc]
     tower = towers.get("") or towers.get(path.pop(0) if path[:1] and path[0] in towers else "")
     return ".".join(path) or "model" if tower is None else _locate(path, tower)
 
 
 def _locate(path: list[str], tower: TowerNode) -> str:
-    """The key, counted from the model, at which a value of a tower's plain data was stated."""
+    """Find the key, counted from the model, at which a value of a tower's plain data was stated."""
     where = ".".join(path) or tower.name
     if path[:1] == ["blocks"] and len(path) > 1:
         where = _follow(tower.scopes[path[1]], ["block", *path[2:]])
@@ -55,8 +55,7 @@ def _locate(path: list[str], tower: TowerNode) -> str:
 
 
 def _follow(scope: DictConfig, path: list[str]) -> str:
-    """The path with its interpolations followed: `block.attention.n_heads` is `n_heads` where it says
-    `${up:n_heads}`."""
+    """Follow the interpolations of a path: `block.attention.n_heads` is `n_heads` where it says `${up:n_heads}`."""
     node: Any = scope
     for index, step in enumerate(path):
         raw = omega.get_raw_child(node, step) if isinstance(node, DictConfig) and step in node else None

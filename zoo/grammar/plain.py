@@ -1,4 +1,4 @@
-"""Specs as plain data, and back."""
+"""Convert Specs to plain data, and back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zoo.spec import Spec
 
 
 def to_dict(spec: Any) -> Any:
-    """A Spec as plain YAML data, every kind and every field stated; `from_dict` gives the same Spec back."""
+    """Write a Spec as plain YAML data, with every kind and every field. `from_dict` gives the same Spec back."""
     if isinstance(spec, Spec):
         return {"kind": spec.kind, **{field.name: to_dict(getattr(spec, field.name)) for field in spec.fields()}}
     if isinstance(spec, Mapping):
@@ -25,7 +25,8 @@ def to_dict(spec: Any) -> Any:
 
 
 def to_body(spec: Any) -> dict[str, Any]:
-    """A Spec as the text of a model's file, with each kind of layer spelled out; `to_spec` gives the same Spec back."""
+    """Write a Spec as the body of a model's file, with each kind of layer spelled out. `to_spec` gives the same Spec
+    back."""
     return _to_body(to_dict(spec))
 
 
@@ -38,7 +39,7 @@ def _to_body(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_dict(node: Mapping[str, Any]) -> Any:
-    """The Spec that `to_dict` wrote. Raises ConfigError with every fault, its path counted from `model`."""
+    """Read the Spec that `to_dict` wrote. Raises ConfigError with every fault, its path counted from `model`."""
     try:
         return Topology.parse(_to_tuples(node))
     except ValidationError as error:
@@ -48,7 +49,7 @@ def from_dict(node: Mapping[str, Any]) -> Any:
 
 
 def _to_tuples(node: Any) -> Any:
-    """The same data with tuples, which Specs hold, in place of lists."""
+    """Copy the data with tuples, which Specs hold, in place of lists."""
     if isinstance(node, Mapping):
         return {key: _to_tuples(value) for key, value in node.items()}
     return tuple(_to_tuples(value) for value in node) if isinstance(node, list | tuple) else node

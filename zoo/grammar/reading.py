@@ -18,7 +18,7 @@ from zoo.model.tower import EncoderDecoder, Topology
 
 
 def to_spec(node: DictConfig, touched: Iterable[str] = ()) -> Any:
-    """The Spec that a model node describes. Raises ConfigError with every fault and its YAML path.
+    """Read the Spec that a model node describes. Raises ConfigError with every fault and its YAML path.
 
     `touched` are the keys that the user overrode: one that nothing reads is refused, so that no wish is dropped
     silently.
@@ -44,14 +44,14 @@ def to_spec(node: DictConfig, touched: Iterable[str] = ()) -> Any:
 
 
 def to_tree(node: DictConfig) -> dict[str, Any]:
-    """The plain data from which `to_spec` makes a Spec, unchecked: a value of the model's file stands at every place
-    that asks for it."""
+    """Read the plain data from which `to_spec` makes a Spec, unchecked: a value of the model's file stands at every
+    place that asks for it."""
     root = _to_root(node)
     return _join(root, {tower.name: tower.read([], set()) for tower in split_towers(root, [])})
 
 
 def _to_root(node: DictConfig) -> DictConfig:
-    """The node as a root of its own. Raises ConfigError where an interpolation leads nowhere."""
+    """Copy the node as a root of its own. Raises ConfigError where an interpolation leads nowhere."""
     register_resolvers()
     root = OmegaConf.create(OmegaConf.to_container(node, resolve=False))
     assert isinstance(root, DictConfig)
@@ -61,12 +61,12 @@ def _to_root(node: DictConfig) -> DictConfig:
 
 
 def _join(root: DictConfig, trees: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The data of the whole model: that of its only tower, or its own fields and those of its two."""
+    """Join the data of the whole model: that of its only tower, or its own fields and those of its two."""
     return trees.get("") or {**read_fields(root, BOTH), **trees}
 
 
 def _find_strangers(root: DictConfig, reads: set[str], towers: Iterable[TowerNode]) -> list[str]:
-    """Keys that are no field and no axis, and that no interpolation names."""
+    """List the keys that are no field and no axis, and that no interpolation names."""
     known = KNOWN | reads
     whole = known | BOTH | set(TOWERS) if root.get("kind") == EncoderDecoder.kind else known
     faults = [f"{key}: no such key{did_you_mean(str(key), whole)}" for key in root if key not in whole]
@@ -77,5 +77,5 @@ def _find_strangers(root: DictConfig, reads: set[str], towers: Iterable[TowerNod
 
 
 def _idle(key: str, asked: set[str], read: set[str]) -> bool:
-    """Whether a key is a dimension that no component at work in this model has read."""
+    """Tell whether a key is a dimension that no component at work in this model has read."""
     return key in DIMS | asked and key not in OWN | set(AXES) | set(STRUCTURE) | read

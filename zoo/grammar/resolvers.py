@@ -1,4 +1,4 @@
-"""The interpolations of the grammar, `${up:…}` and `${or:…}`, and a record of the names that they look up."""
+"""Register the interpolations of the grammar, `${up:…}` and `${or:…}`, and record the names that they look up."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _find_nearest(name: str, node: Any) -> tuple[bool, Any]:
 
 
 def find_unresolvable(root: DictConfig) -> list[str]:
-    """One line for each interpolation that leads nowhere."""
+    """Write one line for each interpolation that leads nowhere."""
     found: dict[str, None] = {}
     for node in _leaves(root):
         try:
@@ -77,7 +77,7 @@ def find_unresolvable(root: DictConfig) -> list[str]:
 
 
 def _reason(error: BaseException) -> str | None:
-    """The fault that one of our resolvers raised, if one did: OmegaConf wraps it in errors of its own."""
+    """Find the fault that one of our resolvers raised, if one did: OmegaConf wraps it in errors of its own."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ConfigError):
         cause = cause.__cause__ or cause.__context__
@@ -85,8 +85,8 @@ def _reason(error: BaseException) -> str | None:
 
 
 def _leaves(node: Any) -> Iterable[Any]:
-    """Every value and interpolation below a node, those of lists included. `layers` is left out: the named kinds of
-    layer resolve in scopes of their own."""
+    """Yield every value and interpolation below a node, those of lists included. `layers` is left out: the named kinds
+    of layer resolve in scopes of their own."""
     for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
         child = omega.get_raw_child(node, key)
         if child is None or key == "layers":

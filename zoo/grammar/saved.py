@@ -15,7 +15,7 @@ FORMAT = 1
 
 
 def read_spec(folder: Path) -> Any:
-    """The architecture of a checkpoint. Raises CheckpointError."""
+    """Read the architecture of a checkpoint. Raises CheckpointError."""
     file = folder / ARCHITECTURE
     try:
         node = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -32,6 +32,6 @@ def read_spec(folder: Path) -> Any:
 
 
 def check_format(file: Path, stated: Any) -> None:
-    """Raises CheckpointError when a later or an earlier zoo laid the file out otherwise."""
+    """Raise CheckpointError when another version of zoo wrote the file in another layout."""
     if stated != FORMAT:
         raise CheckpointError(f"{file}: is of format {stated}, this zoo reads {FORMAT} (the version that wrote it)")

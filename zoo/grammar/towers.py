@@ -1,5 +1,4 @@
-"""One tower of a model as its YAML describes it: its keys, its layer pattern, and the keys that each kind of layer
-sees."""
+"""Read one tower of a model from its YAML: its keys, its layer pattern, and the keys that each kind of layer sees."""
 
 from __future__ import annotations
 
@@ -9,11 +8,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.errors import ConfigError, did_you_mean
-from zoo.grammar.keys import KNOWN, OWN, TOWER_DEFAULTS, TOWERS
+from zoo.grammar.keys import BASES, KNOWN, OWN, TOWER_DEFAULTS, TOWERS
 from zoo.grammar.patches import lay_patch
 from zoo.grammar.pattern import get_kinds, lay_kind, read_pattern
 from zoo.grammar.resolvers import find_unresolvable, record_reads
 from zoo.model.tower import EncoderDecoder
+from zoo.spec.faults import describe_no_node, describe_unknown_kind
 
 
 class TowerNode:
@@ -37,7 +37,9 @@ class TowerNode:
             raise ConfigError(*problems, *(self.prefix + fault for fault in unresolvable))
 
     def read(self, problems: list[str], asked: set[str]) -> dict[str, Any]:
-        """The plain data of this tower. Keys of its layer patches that nothing reads are added to `problems`."""
+        """Read the tower as plain data. Adds to `problems` the axes whose kind does not exist, and the keys of layer
+        patches that nothing reads."""
+        problems += self._find_unknown_kinds()
         tree = read_fields(self.root, OWN)
         for part in ("embedding", "head"):
             inner = tree.setdefault(part, {})
@@ -51,8 +53,23 @@ class TowerNode:
         problems += [self.prefix + fault for fault in self._find_unread(read, asked)]
         return {**tree, "blocks": blocks, "pattern": tuple(self.names)}
 
+    def _find_unknown_kinds(self) -> list[str]:
+        """List the axes whose kind does not exist. An axis that no layer reads may be stated, so that it can be swapped
+        in, and nothing else would look at it."""
+        faults = []
+        for axis, base in BASES.items():
+            node, fault = self.root.get(axis), None
+            if isinstance(node, DictConfig):
+                if (kind := node.get("kind")) not in base.kinds:
+                    fault = describe_unknown_kind(base, kind)
+            elif node is not None:
+                fault = describe_no_node(base, node)
+            if fault is not None:
+                faults.append(f"{self.prefix if axis in self.patch else ''}{axis}: {fault.message()}")
+        return faults
+
     def _find_unread(self, read: Mapping[str, set[str]], asked: set[str]) -> list[str]:
-        """Keys of a layer patch that its layers do not read: they would change nothing."""
+        """List the keys of a layer patch that its layers do not read: they would change nothing."""
         faults = []
         for kind, used in read.items():
             patch = get_kinds(self.root).get(kind)
@@ -66,7 +83,7 @@ class TowerNode:
 
 
 def split_towers(root: DictConfig, problems: list[str]) -> list[TowerNode]:
-    """The towers of a model: the model itself, named "", unless it is an encoder-decoder."""
+    """Split a model into its towers: the model itself, named "", unless it is an encoder-decoder."""
     if root.get("kind") != EncoderDecoder.kind:
         return [TowerNode("", root, problems)]
     raw = OmegaConf.to_container(root, resolve=False)
@@ -80,11 +97,11 @@ def split_towers(root: DictConfig, problems: list[str]) -> list[TowerNode]:
 
 
 def read_fields(root: DictConfig, fields: set[str]) -> dict[str, Any]:
-    """The model's kind and those of its keys that are `fields`, as plain data."""
+    """Read the model's kind and those of its keys that are `fields`, as plain data."""
     return {str(key): to_plain(root, str(key)) for key in root if key in fields or key == "kind"}
 
 
 def to_plain(scope: DictConfig, key: str) -> Any:
-    """The value of a key as plain data, interpolations resolved."""
+    """Convert the value of a key to plain data, interpolations resolved."""
     value = scope.get(key)
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

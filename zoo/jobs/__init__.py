@@ -1,1 +1,2 @@
-"""Runs and sweeps on Hydra: every job is checked before the first one starts (plan), and leaves a record (record)."""
+"""Plan and run jobs on Hydra: every job is checked before the first one starts (plan), and writes its outcome
+(callback, record)."""

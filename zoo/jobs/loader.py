@@ -1,4 +1,4 @@
-"""Hydra's config loader, with our own composing inside: sweepers and launchers get finished jobs."""
+"""Load configs for Hydra by our own composing: sweepers and launchers get finished jobs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from zoo.compose.composing import TRAINING, Composed, Memo, compose
-from zoo.compose.engine import CachingConfigRepository, ConfigLoaderImpl, RunMode, caching, fill_hydra_node
+from zoo.compose.engine import CachingConfigRepository, ConfigLoaderImpl, RunMode, cache_repository, fill_hydra_node
 from zoo.compose.overrides import parse_overrides
 from zoo.jobs.callback import Record
 
@@ -27,14 +27,14 @@ class JobLoader(ConfigLoaderImpl):
 
     body: Mapping[str, Any] = TRAINING
     label = "conf/config.yaml"
-    """What messages call the body."""
+    """The body's name in messages."""
     folder: str | None = None
     """The folder of the run or sweep, once it is made."""
     sweeps = False
 
     @functools.cached_property
     def repo(self) -> CachingConfigRepository:
-        return caching(self.repository)
+        return cache_repository(self.repository)
 
     @functools.cached_property
     def memo(self) -> Memo:
@@ -44,7 +44,7 @@ class JobLoader(ConfigLoaderImpl):
         return {key: value for key, value in self.__dict__.items() if key not in ("repo", "memo")}
 
     def compose_job(self, overrides: Sequence[str]) -> Composed:
-        """One job, with the faults of its overrides."""
+        """Compose one job, and list the faults of its overrides."""
         return compose(self.repo, self.body, overrides, label=self.label, root=ROOT, with_hydra=True, memo=self.memo)
 
     def load_configuration(
@@ -55,7 +55,7 @@ class JobLoader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        """The config of a job; or, for RunMode.MULTIRUN, of the sweep that launches jobs.
+        """Compose the config of a job; or, for RunMode.MULTIRUN, of the sweep that launches jobs.
 
         A sweep's config holds the overrides that have one value. Those that the default model has no place for are
         left out of it: every job is composed, and refused, with all of its own. Raises ConfigError for a faulty job.

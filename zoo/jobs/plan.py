@@ -19,12 +19,12 @@ from zoo.compose.engine import (
     HydraConfig,
     Override,
     RunMode,
-    primary,
-    session,
+    open_session,
     store_model,
+    store_primary,
 )
-from zoo.compose.overrides import alternatives, parse_overrides, text, values
-from zoo.compose.shorthand import absolute
+from zoo.compose.overrides import format_override, list_alternatives, list_values, parse_overrides
+from zoo.compose.shorthand import anchor_defaults
 from zoo.compose.targets import Target, find_target, is_file, list_defaults, list_packaged, read_yaml
 from zoo.errors import ConfigError
 from zoo.jobs.loader import ROOT, JobLoader
@@ -82,7 +82,8 @@ class LaunchPlan:
         self.hydra.multirun(self.config_name, run_one_job, self.overrides)
 
     def _discard(self, folder: Path) -> None:
-        """Removes the folder of a run that refused its input before it had done anything, and those made to hold it."""
+        """Remove the folder of a run that refused its input before it had done anything, and the folders made to hold
+        it."""
         if {path.name for path in folder.iterdir()} <= {".hydra", "train.log", RESULT}:
             shutil.rmtree(folder)
             for path in self.made:
@@ -91,14 +92,14 @@ class LaunchPlan:
 
 
 def _unused(folder: Path) -> Path:
-    """The folder that the user named. Raises ConfigError when a run or a sweep is in it already."""
+    """Return the folder that the user named. Raises ConfigError when a run or a sweep is in it already."""
     if any((folder / name).exists() for name in ("checkpoints", "multirun.yaml")):
         raise ConfigError(f"{folder}: has a run in it (`zoo train --resume {folder}` goes on with it, or name another)")
     return folder
 
 
 @contextmanager
-def planned(
+def plan_launch(
     overrides: Sequence[str], *, config: Path | None = None, sweeps: bool = False, check: bool = True
 ) -> Iterator[LaunchPlan]:
     """Open Hydra with a plan to run. Raises ConfigError with the faults of all jobs.
@@ -110,37 +111,38 @@ def planned(
     models = {value: find_target(value) for value in _model_files(parsed)}
     folders = [config.resolve().parent] if config else []
     folders += [target.folder for target in models.values() if target.folder]
-    with session(*dict.fromkeys(folders), loader=JobLoader) as hydra, ExitStack() as stack:
+    with open_session(*dict.fromkeys(folders), loader=JobLoader) as hydra, ExitStack() as stack:
         loader = hydra.config_loader
         assert isinstance(loader, JobLoader)
         name = "config"
         if config:
             loader.label = str(config)
             loader.body = list_defaults(read_yaml(config), loader.repo, loader.label, "/config")
-            name = stack.enter_context(primary(loader.body))  # for `--info`, which asks Hydra itself
+            name = stack.enter_context(store_primary(loader.body))  # for `--info`, which asks Hydra itself
         options = {value: _as_option(value, target, loader.repo) for value, target in models.items()}
         parsed = [_of_loader(_with_options(each, options), loader) for each in parsed]
         faults += [_no_sweep(each) for each in parsed if each.is_sweep_override() and each.is_hydra_override()]
-        master = loader.compose_job([text(each) for each in parsed if not each.is_sweep_override()])
+        master = loader.compose_job([format_override(each) for each in parsed if not each.is_sweep_override()])
         if master.cfg.hydra.searchpath:
             faults.append("hydra.searchpath: is not read (the folder of a file that you name is: -c FILE)")
         loader.sweeps = sweeps = sweeps or master.cfg.hydra.mode == RunMode.MULTIRUN
         parsed += _swept_by_config(master.cfg, parsed) if sweeps else []
-        lines = itertools.product(*map(alternatives, parsed)) if sweeps else [[text(each) for each in parsed]]
+        typed = [format_override(each) for each in parsed]
+        lines = itertools.product(*map(list_alternatives, parsed)) if sweeps else [typed]
         varied = {each.get_key_element().removeprefix(f"{ROOT}.") for each in parsed if each.is_sweep_override()}
         jobs = [loader.compose_job(line) for line in lines]
         jobs = [_checked(each, varied if sweeps else None) for each in jobs] if check else jobs
         if faults := [*dict.fromkeys([*faults, *_faults(jobs)])]:
             raise ConfigError(*faults)
-        yield LaunchPlan(hydra, loader, name, [text(each) for each in parsed], jobs, sweeps)
+        yield LaunchPlan(hydra, loader, name, typed, jobs, sweeps)
 
 
 def _no_sweep(override: Override) -> str:
-    return f"{text(override)}: Hydra's own settings cannot be swept over (one value each)"
+    return f"{format_override(override)}: Hydra's own settings cannot be swept over (one value each)"
 
 
 def _checked(composed: Composed, varied: set[str] | None) -> Composed:
-    """The job with the faults that training itself would find.
+    """Add to a job the faults that training itself would find.
 
     A key that nothing reads is one: in a sweep only where its value is `varied`, as some jobs may read what others
     do not.
@@ -156,21 +158,21 @@ def _checked(composed: Composed, varied: set[str] | None) -> Composed:
 
 
 def task_config(composed: Composed) -> DictConfig:
-    """What the task gets: the config without Hydra's own node."""
+    """Copy the config without Hydra's own node, as the task takes it."""
     return OmegaConf.masked_copy(composed.cfg, [str(key) for key in composed.cfg if key != "hydra"])
 
 
 def _faults(jobs: Sequence[Composed]) -> list[str]:
-    """The faults of all jobs; one that not every job has says in which it is."""
+    """List the faults of all jobs. A fault that only some jobs have names the first of them."""
     where: dict[str, list[str]] = {}
-    for each, overrides in zip(jobs, swept(jobs), strict=True):
+    for each, overrides in zip(jobs, list_swept(jobs), strict=True):
         for fault in dict.fromkeys(each.faults):
             where.setdefault(fault, []).append(overrides)
     return [fault if len(found) == len(jobs) else f"{fault} [{found[0]}]" for fault, found in where.items()]
 
 
-def swept(jobs: Sequence[Composed]) -> list[str]:
-    """The overrides of each job that not all of them have."""
+def list_swept(jobs: Sequence[Composed]) -> list[str]:
+    """List for each job the overrides that not all jobs share."""
     shared = set.intersection(*(set(each.typed) for each in jobs))
     return [" ".join(override for override in each.typed if override not in shared) for each in jobs]
 
@@ -179,22 +181,23 @@ def swept(jobs: Sequence[Composed]) -> list[str]:
 
 
 def _model_files(parsed: Sequence[Override]) -> list[str]:
-    """The files that `model=` names."""
+    """List the files that `model=` names."""
     chosen = [each for each in parsed if each.get_key_element() == ROOT]
-    return [value for each in chosen for value in values(each) if is_file(value)]
+    return [value for each in chosen for value in list_values(each) if is_file(value)]
 
 
 def _as_option(value: str, target: Target, repo: CachingConfigRepository) -> str:
-    """The option of the group `model` that a user's file is made, for this process; the run folder has its name."""
+    """Make a user's file an option of the group `model` in this process, and return its name. The run folder has that
+    name too."""
     if target.option not in list_packaged():
-        store_model(target.option, absolute(list_defaults(target.body, repo, value)))
+        store_model(target.option, anchor_defaults(list_defaults(target.body, repo, value)))
     return target.option
 
 
 def _with_options(override: Override, options: Mapping[str, str]) -> Override:
     if override.get_key_element() != ROOT or not options:
         return override
-    chosen = ",".join(options.get(value, value) for value in values(override))
+    chosen = ",".join(options.get(value, value) for value in list_values(override))
     return parse_overrides([f"{ROOT}={chosen}"], [])[0]
 
 
@@ -204,8 +207,8 @@ def _of_loader(override: Override, loader: Any) -> Override:
 
 
 def _swept_by_config(cfg: DictConfig, parsed: Sequence[Override]) -> list[Override]:
-    """The sweep that the config asks of Hydra's basic sweeper (`hydra.sweeper.params`), without the keys that the user
-    typed. It is taken over into the overrides, to be checked like a typed one."""
+    """Take over the sweep that the config asks of Hydra's basic sweeper (`hydra.sweeper.params`), without the keys that
+    the user typed, so that it is checked like a typed one."""
     sweeper = cfg.hydra.sweeper
     if not str(sweeper._target_).endswith(".BasicSweeper") or not sweeper.params:
         return []

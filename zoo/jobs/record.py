@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def run_one_job(cfg: DictConfig) -> Any:
-    """Hydra's task function. It stands at the top of a module, as launchers pickle it by name."""
+    """Run Hydra's task function. It stands at the top of a module, as launchers pickle it by name."""
     from hydra.core.hydra_config import HydraConfig
 
     from zoo.grammar import register_resolvers

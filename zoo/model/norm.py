@@ -1,5 +1,5 @@
 # D model width
-"""Normalisation of the residual stream. Always computed in float32, given back in the input's dtype."""
+"""Normalise the residual stream. Computed in float32, returned in the input's dtype."""
 
 from __future__ import annotations
 
@@ -108,8 +108,11 @@ def _scale_and_shift(norm: RMSNorm | LayerNorm, d_model: int) -> dict[str, Any]:
 
 
 def _native(norm: RMSNorm | LayerNorm, m: Weights, x: torch.Tensor) -> bool:
-    """Whether a kernel takes x as it is: those of CUDA compute in float32 whatever the dtype, and so keep no wider copy
-    of x for the backward pass. A CPU's layer_norm would keep its statistics in bfloat16."""
+    """Tell whether torch's fused kernel can take x without a cast to float32.
+
+    CUDA's kernels compute in float32 whatever the dtype, so they save no float32 copy of x for the backward pass. The
+    CPU's layer_norm would save its statistics in bfloat16.
+    """
     if not _fuses(x.device) or norm.heads or norm.unit_offset:
         return False
     return all(getattr(m, name).dtype == x.dtype for name in ("weight", "bias") if getattr(norm, name))

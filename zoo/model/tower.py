@@ -20,7 +20,7 @@ from zoo.model.scene import Scene
 from zoo.model.step import Output, Weights
 from zoo.model.whole import Misfit, find_misfits, find_misfits_between, refuse_borrowed_table
 from zoo.spec import Linear, Sized, Spec, Stack, components
-from zoo.spec.faults import refusals
+from zoo.spec.faults import make_refusals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ class Topology(Spec, axis="topology", default="decoder"):
         spec = super().parse(node)
         found = list(spec.misfits()) if cls is Topology else []  # a tower inside another model is parsed as Tower
         if found:
-            raise refusals(cls, found)
+            raise make_refusals(cls, found)
         return spec
 
     def misfits(self) -> Iterator[Misfit]:

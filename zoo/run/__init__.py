@@ -1,1 +1,2 @@
-"""A Spec at work: its weights as torch modules (layer), built on a device (builder), its products in float8 (fp8)."""
+"""Build and run a Spec: its weights as torch modules (layer), on a device (builder), with the fastest threads and dtype
+(threads, dtypes), and with products in float8 (fp8)."""

@@ -10,7 +10,7 @@ from zoo.costs import DTYPES
 from zoo.costs.params import count_parameters
 from zoo.errors import ConfigError, FitError, did_you_mean
 from zoo.lazy import torch
-from zoo.run.memory import free_memory
+from zoo.run.memory import read_free_memory
 from zoo.spec import Spec, table
 
 
@@ -32,8 +32,8 @@ def build(
     from zoo.model.init import initialise
     from zoo.run.layer import Model
 
-    spec = as_spec(config, overrides)
-    where, kind = pick_device(device), torch_dtype(dtype)
+    spec = load_spec(config, overrides)
+    where, kind = pick_device(device), resolve_dtype(dtype)
     check_fit(spec, where, kind)
     previous = torch.get_default_dtype()
     torch.set_default_dtype(kind)
@@ -49,7 +49,7 @@ def build(
     return model
 
 
-def as_spec(config: Any, overrides: Sequence[str] = ()) -> Any:
+def load_spec(config: Any, overrides: Sequence[str] = ()) -> Any:
     """Return a Spec as it is, or load that of a packaged name or a YAML path."""
     if isinstance(config, Spec):
         if overrides:
@@ -60,8 +60,8 @@ def as_spec(config: Any, overrides: Sequence[str] = ()) -> Any:
     return load(config, overrides)
 
 
-def torch_dtype(dtype: Any) -> torch.dtype:
-    """torch's dtype for fp32, bf16, fp16 (or torch's own name for it, or the dtype itself); None is float32."""
+def resolve_dtype(dtype: Any) -> torch.dtype:
+    """Return torch's dtype for fp32, bf16, fp16 (or torch's own name for it, or the dtype itself); None is float32."""
     names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
     if dtype is None:
         return torch.float32
@@ -76,7 +76,7 @@ def torch_dtype(dtype: Any) -> torch.dtype:
 
 
 def pick_device(device: str) -> torch.device:
-    """The torch device for auto, cuda, cuda:N, cpu or meta. Raises ConfigError for one that is not there.
+    """Return the torch device for auto, cuda, cuda:N, cpu or meta. Raises ConfigError for one that is not there.
 
     cuda:N becomes torch's current device as well: kernels, Triton and the random generators of CUDA use that one,
     wherever the tensors are.
@@ -102,7 +102,7 @@ def pick_device(device: str) -> torch.device:
 
 def check_fit(spec: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Raise FitError when the weights are larger than the device's free memory."""
-    free = free_memory(device)
+    free = read_free_memory(device)
     total = count_parameters(spec)["total"]
     need = total * dtype.itemsize
     if free is None or need <= free:
@@ -117,9 +117,9 @@ def check_fit(spec: Any, device: torch.device, dtype: torch.dtype) -> None:
 
 def check_built(model: Any) -> None:
     """Compare the model with its count: every tensor's name and shape, and the total of parameters."""
-    from zoo.run.layer import shapes
+    from zoo.run.layer import list_shapes
 
-    built, counted = shapes(model), table(model.spec, model.d_model)
+    built, counted = list_shapes(model), table(model.spec, model.d_model)
     if dict(built) != counted:
         odd = sorted(set(built.items()) ^ set(counted.items()))
         raise AssertionError(f"built and counted tensors differ: {odd[:4]}")

@@ -1,4 +1,5 @@
-"""Which dtype computes fastest on this CPU: measured, as a processor without instructions for it is many times slower.
+"""Measure which dtype computes fastest on this CPU: a processor without instructions for bfloat16 is many times slower
+in it.
 
 bfloat16 halves the memory that weights take and is the faster where the CPU multiplies it (AVX-512 BF16, AMX). Where it
 does not (AVX2 alone), torch computes it element by element: 5 to 15 times slower than float32.
@@ -12,24 +13,24 @@ from functools import cache
 from typing import Any
 
 from zoo.lazy import torch
-from zoo.run.threads import kept_threads, use_fastest_threads
+from zoo.run.threads import keep_threads, use_fastest_threads
 
 SPEND = 0.1  # seconds that a comparison takes, and at least one lap of each dtype
 ROWS, WIDTH, STEPS = 32, 1024, 4  # a lap: a short prompt through one weight, then tokens one by one
-MARGIN = 1.25  # how many times slower than float32 a dtype must be to be left: a probe is this inexact
+MARGIN = 1.25  # how many times slower than float32 a dtype must be to be replaced: a probe is this inexact
 
 
-def name_of(dtype: torch.dtype) -> str:
+def spell_dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
 @cache
-def times_slower(dtype: torch.dtype, *, training: bool = False) -> float:
-    """How many times the seconds of float32 a model's products take in `dtype` on this CPU: those of generation, or of
-    training with its backward pass. Measured once a process."""
+def measure_slowdown(dtype: torch.dtype, *, training: bool = False) -> float:
+    """Measure how many times longer a model's products take in `dtype` than in float32 on this CPU: those of
+    generation, or of training with its backward pass. Measured once a process."""
     laps = {each: _training_lap(each) if training else _lap(each) for each in (torch.float32, dtype)}
     best: dict[Any, float] = dict.fromkeys(laps, float("inf"))
-    with kept_threads():
+    with keep_threads():
         torch.set_num_threads(1)  # several would measure how long they wait for each other beside another program
         end = time.perf_counter() + SPEND
         while True:
@@ -42,16 +43,16 @@ def times_slower(dtype: torch.dtype, *, training: bool = False) -> float:
 
 
 def _lap(dtype: torch.dtype) -> Any:
-    from zoo.run.layer import product
+    from zoo.run.layer import multiply
 
     weight = torch.nn.Parameter(torch.ones(WIDTH, WIDTH, dtype=dtype), requires_grad=False)
     prompt, token = torch.ones(ROWS, WIDTH, dtype=dtype), torch.ones(1, WIDTH, dtype=dtype)
 
     def lap() -> None:
         with torch.inference_mode():
-            product(prompt, weight, None)
+            multiply(prompt, weight, None)
             for _ in range(STEPS):
-                product(token, weight, None)
+                multiply(token, weight, None)
 
     return lap
 
@@ -69,17 +70,17 @@ def _training_lap(dtype: torch.dtype) -> Any:
 
 
 def is_slow(dtype: torch.dtype, device: torch.device, *, training: bool = False) -> bool:
-    """Whether 16 bits compute slower than float32 on this device. Only a CPU is measured."""
+    """Tell whether 16 bits compute slower than float32 on this device. Only a CPU is measured."""
     if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return False
-    return times_slower(dtype, training=training) > MARGIN
+    return measure_slowdown(dtype, training=training) > MARGIN
 
 
-def slow_note(dtype: torch.dtype, device: torch.device, option: str, *, training: bool = False) -> str | None:
-    """What to tell a user who asked for `dtype` by `option`, where that is slow: one line, else None."""
+def describe_slow_dtype(dtype: torch.dtype, device: torch.device, option: str, *, training: bool = False) -> str | None:
+    """Write the line for a user who asked for `dtype` by `option`, where that is slow; else None."""
     if not is_slow(dtype, device, training=training):
         return None
-    times = times_slower(dtype, training=training)
+    times = measure_slowdown(dtype, training=training)
     return f"{option} is {times:.1f} times slower than fp32 on this CPU"
 
 
@@ -89,13 +90,14 @@ def use_fastest_dtype(model: Any) -> str | None:
     Each value stays what it was: float32 holds all of bfloat16's and float16's. A model whose float32 weights would not
     fit in memory stays as it is, and the line says so.
     """
-    from zoo.run.builder import free_memory
+    from zoo.run.builder import read_free_memory
 
     weight = next(model.parameters())
     if not is_slow(weight.dtype, weight.device):
         return None
-    name, slower = name_of(weight.dtype), f"{times_slower(weight.dtype):.1f} times slower than float32 on this CPU"
-    need, free = sum(4 * each.numel() for each in model.parameters()), free_memory(weight.device)
+    name, times = spell_dtype(weight.dtype), measure_slowdown(weight.dtype)
+    slower = f"{times:.1f} times slower than float32 on this CPU"
+    need, free = sum(4 * each.numel() for each in model.parameters()), read_free_memory(weight.device)
     if free is not None and need > free:
         return f"computes in {name}, {slower}: float32 weights need {need / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free"
     model.float()
@@ -105,14 +107,15 @@ def use_fastest_dtype(model: Any) -> str | None:
 def settle_cpu(model: Any, tell: Callable[[str], object], *, dtype: str | None = None, keep: bool = False) -> None:
     """Let a model on a CPU compute with the number of threads and in the dtype that are fastest here.
 
-    `dtype` is the option that asked for one, if any: the model then keeps it, and `tell` hears of a slow one. `keep`
-    keeps it in silence (weights in float8). `tell` gets a line for each thing that is not as the model or torch has it.
+    `dtype` names the option that asked for a dtype, if one did: the model keeps that dtype, and `tell` gets a line if
+    it is slow. With `keep` the model keeps its dtype without a line (weights in float8). `tell` also gets a line for
+    each number of threads or dtype that is not torch's or the model's own.
     """
     weight = next(model.parameters())
     if choice := use_fastest_threads(weight.device):
         tell(f"computes with {choice}")
     if keep:
         return
-    line = use_fastest_dtype(model) if dtype is None else slow_note(weight.dtype, weight.device, dtype)
+    line = use_fastest_dtype(model) if dtype is None else describe_slow_dtype(weight.dtype, weight.device, dtype)
     if line is not None:
         tell(line)

@@ -1,4 +1,5 @@
-"""Matrix products in float8 by torchao, in training and inference: which ones, by which recipe, on which devices."""
+"""Convert matrix products to float8 with torchao, for training and inference: which ones, by which recipe, on which
+devices."""
 
 from __future__ import annotations
 
@@ -47,14 +48,14 @@ class Product(NamedTuple):
     left_out: str | None
 
 
-def plan(model: Any, *, running: bool = False) -> list[Product]:
-    """Every matrix product of a built model, in the order of its modules, and whether it is taken in float8. `running`
-    says that weights are quantised once for inference, rather than at each step of training."""
+def list_products(model: Any, *, running: bool = False) -> list[Product]:
+    """List every matrix product of a built model, in the order of its modules, and whether it is taken in float8.
+    `running` means that weights are quantised once for inference, rather than at each step of training."""
     from zoo.run.layer import Layer
 
     layers = ((path, layer) for path, layer in model.named_modules() if isinstance(layer, Layer))
     return [
-        Product(f"{path}.{name}" if path else name, left_out(layer.spec, part, running=running))
+        Product(f"{path}.{name}" if path else name, explain_left_out(layer.spec, part, running=running))
         for path, layer in layers
         for name, part, _ in layer.spec.children(layer.d_model)
         if isinstance(part, Part) and is_product(part)
@@ -62,12 +63,12 @@ def plan(model: Any, *, running: bool = False) -> list[Product]:
 
 
 def is_product(part: Part) -> bool:
-    """Whether a part is a matrix product."""
+    """Tell whether a part is a matrix product."""
     return isinstance(part, Linear | Experts) or (isinstance(part, Tied) and isinstance(part.of, Linear))
 
 
-def left_out(owner: Spec, part: Part, *, running: bool = False) -> str | None:
-    """The reason why a product stays out of float8, or None. Its component and part state it."""
+def explain_left_out(owner: Spec, part: Part, *, running: bool = False) -> str | None:
+    """Return the reason why a product stays out of float8, or None. Its component and part state it."""
     if owner.axis not in AXES:
         return owner.axis
     if not isinstance(part, Linear):
@@ -79,17 +80,18 @@ def left_out(owner: Spec, part: Part, *, running: bool = False) -> str | None:
     return "read as a plain weight" if running and part.bare else None
 
 
-def idle(spec: Any) -> str | None:
-    """The reason why float8 would change nothing in a model, or None where it changes something. Needs no torch."""
+def explain_no_effect(spec: Any) -> str | None:
+    """Return the reason why float8 would change nothing in a model, or None where it changes something. Needs no
+    torch."""
     reasons: list[str | None] = []
     for row, part in walk(spec, spec.d_model):
         if is_product(part):
-            reasons += [left_out(row.component, part)] * row.stored
+            reasons += [explain_left_out(row.component, part)] * row.stored
     return None if None in reasons else f"would take none of the model's products: {_counted(reasons)}"
 
 
-def summary(products: Iterable[Product]) -> str:
-    """One line: how many products are taken in float8, and what kept the others out."""
+def summarize_products(products: Iterable[Product]) -> str:
+    """Say in one line how many products are taken in float8, and why the others are not."""
     reasons = [product.left_out for product in products]
     others = _counted(reasons)
     return f"{reasons.count(None)} of {len(reasons)} products in float8" + (f", not {others}" if others else "")
@@ -100,8 +102,8 @@ def _counted(reasons: Iterable[str | None]) -> str:
 
 
 def _chosen(model: Any, products: list[Product], what: str) -> set[str]:
-    """The paths of the products to take. Raises ConfigError where there are none."""
-    if reason := idle(model.spec):
+    """Choose the paths of the products to take. Raises ConfigError where there are none."""
+    if reason := explain_no_effect(model.spec):
         raise ConfigError(f"{what} {reason} (bf16 would do)")
     return {product.path for product in products if product.left_out is None}
 
@@ -110,7 +112,7 @@ def _chosen(model: Any, products: list[Product], what: str) -> set[str]:
 
 
 def refuses(recipe: str, machine: Machine) -> str | None:
-    """The reason why a machine cannot compute by a recipe, or None. The machine is described, not used."""
+    """Return the reason why a machine cannot compute by a recipe, or None. The machine is described, not used."""
     if recipe == WEIGHT_ONLY:
         return None
     needed, found = RECIPES[recipe], machine.capability
@@ -120,12 +122,12 @@ def refuses(recipe: str, machine: Machine) -> str | None:
     return f"needs a CUDA device of compute capability {_dotted(needed)} or more, found {has}"
 
 
-def require(recipe: str, device: torch.device, what: str, would: str) -> None:
+def require_fp8(recipe: str, device: torch.device, what: str, would: str) -> None:
     """Raise ConfigError where float8 is not available. `what` names the request, `would` what would do instead."""
     if recipe not in (known := (*RECIPES, WEIGHT_ONLY)):
         raise ConfigError(f"fp8: there is no {recipe!r}{did_you_mean(recipe, known)} (there are {', '.join(known)})")
     reason = refuses(recipe, machine_of(device))
-    if reason is None and recipe in RECIPES and not multiplies(recipe, device):
+    if reason is None and recipe in RECIPES and not can_multiply(recipe, device):
         reason = f"needs a product in float8, which torch cannot compute on this {device.type}"
     if reason is not None:
         raise ConfigError(f"{what} {reason} ({would} would do)")
@@ -133,8 +135,8 @@ def require(recipe: str, device: torch.device, what: str, would: str) -> None:
 
 
 @cache
-def multiplies(recipe: str, device: torch.device) -> bool:
-    """Whether torch computes a product in float8 on this device: one tiny product is tried, once a process.
+def can_multiply(recipe: str, device: torch.device) -> bool:
+    """Tell whether torch computes a product in float8 on this device: one tiny product is tried, once a process.
 
     The table of `refuses` knows devices, not what torch's libraries have for a processor: oneDNN has no float8 product
     for one with AVX2 alone.
@@ -169,8 +171,8 @@ def _dotted(numbers: tuple[int, ...]) -> str:
 # ---------------------------------------------------------------- training
 
 
-def convert(model: Any, recipe: str, *, emulate: bool = False) -> list[Product]:
-    """Make a model train in float8, in place; give its `plan`. Raises ConfigError where that is impossible.
+def convert_to_fp8(model: Any, recipe: str, *, emulate: bool = False) -> list[Product]:
+    """Make a model train in float8, in place; return its products. Raises ConfigError where that is impossible.
 
     Weights stay what they are, in name, dtype and identity; at each step a product scales and rounds them and its
     input to e4m3, and in the backward pass the gradient to e5m2 (tensorwise) or e4m3 (rowwise, by powers of two), after
@@ -181,12 +183,12 @@ def convert(model: Any, recipe: str, *, emulate: bool = False) -> list[Product]:
     what = f"fp8: {recipe}"
     if recipe not in RECIPES:
         raise ConfigError(f"{what} trains nothing{did_you_mean(recipe, RECIPES)} (one of: {', '.join(RECIPES)})")
-    products = plan(model)
+    products = list_products(model)
     chosen = _chosen(model, products, what)
     if emulate:
         _require_torchao(what)
     else:
-        require(recipe, next(model.parameters()).device, what, "bf16")
+        require_fp8(recipe, next(model.parameters()).device, what, "bf16")
     with _quiet():
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     config = dataclasses.replace(Float8LinearConfig.from_recipe_name(recipe), emulate=emulate)
@@ -199,8 +201,8 @@ def convert(model: Any, recipe: str, *, emulate: bool = False) -> list[Product]:
 
 @cache
 def _linear() -> type[nn.Linear]:
-    """torchao's float8 Linear, except that inference mode uses the plain product: there torchao's rowwise one raises
-    (0.18). Compiled code does not ask for the mode, since Dynamo would break the graph there."""
+    """Make torchao's float8 Linear use the plain product in inference mode: there torchao's rowwise one raises (0.18).
+    Compiled code does not ask for the mode, since Dynamo would break the graph there."""
     with _quiet():
         from torchao.float8.float8_linear import Float8Linear
 
@@ -217,28 +219,29 @@ def _linear() -> type[nn.Linear]:
 
 
 def quantize(model: Any, recipe: str) -> list[Product]:
-    """Convert a model's weights to float8 (e4m3), in place; give its `plan`. The model can then generate, but neither
-    train nor be saved. Raises ConfigError where that is impossible.
+    """Convert a model's weights to float8 (e4m3), in place; return its products. Raises ConfigError where that is
+    impossible. The model can then generate, but neither train nor be saved.
 
     With `tensorwise` and `rowwise` a product rounds its input too, and is computed in float8. With `weight_only` the
     weights take half of bfloat16's memory, and each product first converts them to the model's dtype, which costs time.
     """
     what = f"fp8: {recipe}"
     weight = next(model.parameters())
-    require(recipe, weight.device, what, WEIGHT_ONLY)
+    require_fp8(recipe, weight.device, what, WEIGHT_ONLY)
     if recipe == "rowwise" and str(weight.dtype) != "torch.bfloat16":
         found = str(weight.dtype).removeprefix("torch.")
         raise ConfigError(f"{what} needs weights in bfloat16, found {found} (dtype=bf16, or tensorwise, would do)")
     with _quiet():
         from torchao.quantization import quantize_
-    products = plan(model, running=True)
+    products = list_products(model, running=True)
     chosen = _chosen(model, products, what)
     quantize_(model, _config(recipe), filter_fn=lambda _, path: path in chosen)
     return products
 
 
 def _config(recipe: str) -> Any:
-    """torchao's own; without its changes to torch's global settings, of which one makes all float32 products TF32."""
+    """Make torchao's config, without its changes to torch's global settings: one of them makes all float32 products
+    TF32."""
     with _quiet():
         from torchao.quantization import (
             Float8DynamicActivationFloat8WeightConfig,

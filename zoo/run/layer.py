@@ -1,4 +1,4 @@
-"""The torch modules: a Layer allocates the parts that its Spec lists, and runs the Spec's forward. No others exist."""
+"""Define the only torch modules: a Layer allocates the parts that its Spec lists, and runs the Spec's forward."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -40,7 +40,7 @@ class Layer(nn.Module):
         elif isinstance(part, S.Buffer):
             self.register_buffer(name, torch.empty(part.shape, dtype=torch.float32))
         else:
-            self.add_module(name, module_of(part, d_model))
+            self.add_module(name, make_module(part, d_model))
 
     @property
     def forward(self) -> Callable[..., Any]:  # type: ignore[override]
@@ -54,8 +54,8 @@ FEW_ROWS = 32
 """Rows up to which a bfloat16 product on a CPU is faster with the weight on the left: 25% at 2 to 16, 7% at 32."""
 
 
-def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x·weightᵀ + bias. The few rows of a decoding step in bfloat16 on a CPU go by the call that reads weights
+def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Compute x·weightᵀ + bias. On a CPU in bfloat16, the few rows of a decoding step use the call that reads weights
     fastest.
 
     There a matrix-vector product takes 25% less time than `F.linear` of one row. Weights of another class than
@@ -72,10 +72,10 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
 
 
 class LinearModule(nn.Linear):
-    """torch's Linear, computed by `product`."""
+    """torch's Linear, computed by `multiply`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return product(x, self.weight, self.bias)
+        return multiply(x, self.weight, self.bias)
 
 
 class StackedLinear(nn.Module):
@@ -118,7 +118,7 @@ class TiedLinear(Borrowed):
         self.bias = nn.Parameter(torch.empty(part.of.d_out)) if part.of.bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return product(x, self.weight, self.bias)
+        return multiply(x, self.weight, self.bias)
 
 
 class TiedEmbedding(Borrowed):
@@ -142,8 +142,8 @@ class ConvModule(nn.Module):
         return F.conv1d(x.transpose(1, 2), self.weight, self.bias, groups=self.groups).transpose(1, 2)
 
 
-def module_of(part: Any, d_model: int) -> nn.Module:
-    """The module that stores a part; tensors are not initialised."""
+def make_module(part: Any, d_model: int) -> nn.Module:
+    """Make the module that stores a part; tensors are not initialised."""
     match part:
         case S.Linear():
             return nn.utils.skip_init(LinearModule, part.d_in, part.d_out, bias=part.bias, device=_device())
@@ -160,7 +160,7 @@ def module_of(part: Any, d_model: int) -> nn.Module:
         case S.Stack():
             return nn.ModuleList(Layer(part.kinds[kind], d_model) for kind in part.stored())
         case S.Group():
-            return nn.ModuleDict({name: module_of(inner, d_model) for name, inner in part.parts.items()})
+            return nn.ModuleDict({name: make_module(inner, d_model) for name, inner in part.parts.items()})
         case S.Spec():
             return Layer(part, d_model)
     raise TypeError(f"{part!r} is no part")
@@ -205,16 +205,16 @@ class Model(Layer):
                 module.kernel = name
 
     def head_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits [..., V] of hidden states [..., D] after the final norm."""
+        """Compute the logits [..., V] of hidden states [..., D] after the final norm."""
         path = next(name for name, tower in self.towers() if tower.head.kind != "none")
         return self.get_submodule(f"{path}.head" if path else "head")(hidden)
 
     def towers(self) -> list[tuple[str, Any]]:
-        """The stacks of layers: the path of each one's module, and its Spec."""
+        """List the stacks of layers: the path of each one's module, and its Spec."""
         return list(self.spec.towers().items())  # type: ignore[attr-defined]
 
     def decay_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameter groups: matrices and tables with weight decay, norm scales and biases without."""
+        """Group the parameters: matrices and tables with weight decay, norm scales and biases without."""
         decays = {name: part.decays(leaf) for name, part, leaf in S.tensors(self.spec, self.d_model)}
         pulled, left = [], []
         for name, parameter in self.named_parameters():
@@ -223,6 +223,6 @@ class Model(Layer):
         return [group for group in groups if group["params"]]
 
 
-def shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
-    """Name and shape of every tensor a built model holds."""
+def list_shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
+    """List name and shape of every tensor that a built model holds."""
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

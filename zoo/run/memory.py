@@ -12,18 +12,18 @@ from pathlib import Path
 from zoo.lazy import torch
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated; None where that is unknown or nothing is allocated."""
+def read_free_memory(device: torch.device) -> int | None:
+    """Read how many bytes can still be allocated; None where that is unknown or nothing is allocated."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
         return None
-    known = [limit for limit in (available_memory(), cgroup_room()) if limit is not None]
+    known = [limit for limit in (read_available_memory(), read_cgroup_room()) if limit is not None]
     return min(known) if known else None
 
 
-def available_memory() -> int | None:
-    """Bytes that programs can still have without swapping, as this system counts them; None where it does not say."""
+def read_available_memory() -> int | None:
+    """Read how many bytes programs can still have without swapping; None where the system does not say."""
     info = Path("/proc/meminfo")
     if info.exists():
         return read_meminfo(info.read_text())
@@ -41,13 +41,13 @@ def available_memory() -> int | None:
 
 
 def read_meminfo(text: str) -> int | None:
-    """`MemAvailable` of Linux' /proc/meminfo, in bytes."""
+    """Read `MemAvailable` from Linux' /proc/meminfo, in bytes."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
     return int(found[1]) * 1024 if found else None
 
 
 def read_vm_stat(text: str) -> int | None:
-    """Bytes of the pages that macOS' vm_stat counts as free, or as given back on demand."""
+    """Add up the pages that macOS' vm_stat counts as free, or as given back on demand, in bytes."""
     size = re.search(r"page size of (\d+) bytes", text)
     pages = re.findall(r"^Pages (?:free|inactive|speculative|purgeable):\s+(\d+)\.", text, re.MULTILINE)
     return int(size[1]) * sum(map(int, pages)) if size and pages else None
@@ -76,16 +76,16 @@ class WindowsMemory(ctypes.Structure):
     )
 
 
-def cgroup_room() -> int | None:
-    """Bytes that a container's memory limit leaves (cgroup v2)."""
+def read_cgroup_room() -> int | None:
+    """Read how many bytes a container's memory limit leaves (cgroup v2)."""
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if not limit.exists() or not used.exists() or limit.read_text().strip() == "max":
         return None
     return max(0, int(limit.read_text()) - int(used.read_text()))
 
 
-def peak_memory(device: torch.device) -> int | None:
-    """Bytes at the peak so far: of the CUDA device, or of this process; None where the system does not say."""
+def read_peak_memory(device: torch.device) -> int | None:
+    """Read the peak in bytes so far: of the CUDA device, or of this process; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -1,4 +1,4 @@
-"""The number of threads that torch computes with on a CPU: a timed probe chooses it, and a run looks again.
+"""Choose the number of threads that torch computes with on a CPU: a timed probe chooses it, and a run looks again.
 
 OpenMP's threads wait for each other at the end of every parallel loop, spinning. Where another program has one of the
 cores, each loop takes as long as the thread that must share it: two threads beside a busy core are up to five times
@@ -47,12 +47,13 @@ def _counted(threads: int) -> str:
 
 
 def threads_are_stated() -> bool:
-    """Whether the user has set the number of threads."""
+    """Tell whether the user has set the number of threads."""
     return any(os.environ.get(name) for name in STATED)
 
 
-def candidates(most: int) -> list[int]:
-    """The numbers of threads to try: all, all but one, and halves down to one. `candidates(8)` is [8, 7, 4, 2, 1]."""
+def list_candidates(most: int) -> list[int]:
+    """List the numbers of threads to try: all, all but one, and halves down to one. `list_candidates(8)` is [8, 7, 4,
+    2, 1]."""
     halves, threads = [], most // 2
     while threads >= 1:
         halves.append(threads)
@@ -65,12 +66,12 @@ def choose_threads(most: int, now: int | None = None) -> ThreadChoice:
 
     `now` threads, which are `most` unless given, are kept unless others are faster by more than `MARGIN`.
     """
-    rates = measure_rates(candidates(most), work(most))
-    return fastest(rates, most, now or most)
+    rates = measure_rates(list_candidates(most), make_probe(most))
+    return choose_fastest(rates, most, now or most)
 
 
-def fastest(rates: Mapping[int, float], most: int, now: int) -> ThreadChoice:
-    """The choice that measured rates, by number of threads, lead to."""
+def choose_fastest(rates: Mapping[int, float], most: int, now: int) -> ThreadChoice:
+    """Choose a number of threads by the rates measured for each."""
     best = max(rates, key=lambda threads: rates[threads])
     if now in rates and rates[best] < MARGIN * rates[now]:
         best = now
@@ -78,13 +79,13 @@ def fastest(rates: Mapping[int, float], most: int, now: int) -> ThreadChoice:
 
 
 def measure_rates(numbers: list[int], lap: Callable[[], object], spend: float = SPEND) -> dict[int, float]:
-    """Laps a second with each number of threads, all taking turns. Leaves torch's number of threads as it was.
+    """Measure laps a second with each number of threads, all taking turns. Leaves torch's number of threads as it was.
 
     The mean counts, not the best lap: a lap that waited for a core is what a run would meet.
     """
     turn = spend / ROUNDS / len(numbers)
     laps, seconds = dict.fromkeys(numbers, 0), dict.fromkeys(numbers, 0.0)
-    with kept_threads():
+    with keep_threads():
         for _ in range(ROUNDS):
             for threads in numbers:
                 torch.set_num_threads(threads)
@@ -97,8 +98,8 @@ def measure_rates(numbers: list[int], lap: Callable[[], object], spend: float = 
     return {threads: max(laps[threads], 1) / seconds[threads] for threads in numbers}
 
 
-def work(most: int) -> Callable[[], object]:
-    """A lap of what a training step does: products, elementwise operations and a sum, each a parallel loop."""
+def make_probe(most: int) -> Callable[[], object]:
+    """Make a lap of what a training step does: products, elementwise operations and a sum, each a parallel loop."""
     rows = torch.ones(ROWS * most, WIDTH)
     weight, out, scratch = torch.ones(WIDTH, WIDTH), torch.empty_like(rows), torch.empty_like(rows)
 
@@ -115,8 +116,8 @@ def work(most: int) -> Callable[[], object]:
 
 
 @contextmanager
-def kept_threads() -> Iterator[None]:
-    """Puts torch's number of threads back at the end."""
+def keep_threads() -> Iterator[None]:
+    """Restore torch's number of threads at the end of the block."""
     before = torch.get_num_threads()
     try:
         yield
@@ -169,11 +170,11 @@ class ThreadWatch:
             torch.set_num_threads(self.most)
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint keeps, so that a resumed run computes with as many threads."""
+        """Return what a checkpoint keeps, so that a resumed run computes with as many threads."""
         return {"threads": torch.get_num_threads(), "best_pace": self.best}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Go on with a checkpoint's number of threads, where the user or the machine does not say otherwise."""
+        """Set a checkpoint's number of threads, unless the user has set another or the machine has fewer."""
         if self.watches and state:
             torch.set_num_threads(min(int(state["threads"]), self.most))
             self.best = state["best_pace"]

@@ -1,5 +1,5 @@
-"""A Spec lists its parts (parts, spec); everything that is counted, allocated, initialised or saved is read from that
-list (walk)."""
+"""Define Specs, which list their parts (parts, spec), and the walkers of that list (walk): whatever is counted,
+allocated, initialised or saved is read by them."""
 
 from zoo.spec.parts import (
     CROSS,

@@ -1,8 +1,8 @@
-"""What pydantic finds wrong with a YAML node, in words: one line a fault."""
+"""Word what pydantic finds wrong with a YAML node: one line a fault."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -18,25 +18,26 @@ def _fault(template: str, /, **values: Any) -> PydanticCustomError:
     return PydanticCustomError("zoo", template, values)  # type: ignore[arg-type]
 
 
-def refusal(axis: type[Spec], fault: PydanticCustomError) -> ValidationError:
-    """A fault of a node as a whole. Within another node's validation it takes its place among that one's."""
+def make_refusal(axis: type[Spec], fault: PydanticCustomError) -> ValidationError:
+    """Make the error for a node as a whole. Within another node's validation it takes its place among that one's
+    faults."""
     return ValidationError.from_exception_data(axis.axis, [{"type": fault, "loc": (), "input": None}])
 
 
-def refusals(axis: type[Spec], found: Iterable[tuple[tuple[str, ...], str]]) -> ValidationError:
-    """The faults of fields within a node: each one's path, and a line about it."""
+def make_refusals(axis: type[Spec], found: Iterable[tuple[tuple[str, ...], str]]) -> ValidationError:
+    """Make the error for fields within a node, each with its path and a line about it."""
     lines = [InitErrorDetails(type=_fault("{text}", text=text), loc=path, input=None) for path, text in found]
     return ValidationError.from_exception_data(axis.axis, lines)
 
 
-def not_a_node(axis: type[Spec], node: Any) -> PydanticCustomError:
+def describe_no_node(axis: type[Spec], node: Any) -> PydanticCustomError:
     options = ", ".join(sorted(axis.kinds))
     if node is None:
         return _fault("is missing (one of: {options})", options=options)
     return _fault("is {found}, not a mapping with a 'kind' (one of: {options})", found=repr(node), options=options)
 
 
-def no_such_kind(axis: type[Spec], kind: Any) -> PydanticCustomError:
+def describe_unknown_kind(axis: type[Spec], kind: Any) -> PydanticCustomError:
     options = ", ".join(sorted(axis.kinds))
     if kind is None:
         return _fault("has no 'kind' (one of: {options})", options=options)
@@ -45,13 +46,31 @@ def no_such_kind(axis: type[Spec], kind: Any) -> PydanticCustomError:
     return _fault(text, kind=repr(kind), axis=axis.axis, hint=hint, options=options)
 
 
-def unknown_field(choice: type[Spec], name: str, names: set[str]) -> InitErrorDetails:
+def describe_unknown_field(choice: type[Spec], name: str, names: set[str]) -> InitErrorDetails:
     hint = did_you_mean(name, names) or f" (it has: {', '.join(sorted(names)) or 'none'})"
     text = "{axis} '{kind}' has no such field{hint}"
     return {"type": _fault(text, axis=choice.axis, kind=choice.kind, hint=hint), "loc": (name,), "input": None}
 
 
-def detail(choice: type[Spec], item: Any) -> InitErrorDetails:
+def find_booleans_as_numbers(
+    choice: type[Spec], fields: Mapping[str, Any], error: ValidationError
+) -> list[InitErrorDetails]:
+    """Find the fields given true or false that pydantic read as 1 or 0, where the component then refused itself.
+
+    `n_heads: true` beside `n_kv_heads: 2` is no multiple, but that is not what has to be mended.
+    """
+    if any(item["loc"] for item in error.errors(include_url=False)):  # faults of fields: the component never reckoned
+        return []
+    takes_bool = {field.name for field in choice.fields() if "bool" in str(field.type)}
+    names = {field.name for field in choice.fields()} - takes_bool
+    return [
+        {"type": _fault("must be a number, found {value}", value=str(value)), "loc": (name,), "input": None}
+        for name, value in fields.items()
+        if isinstance(value, bool) and name in names
+    ]
+
+
+def describe_item(choice: type[Spec], item: Any) -> InitErrorDetails:
     return {"type": _fault("{text}", text=_message(choice, item)), "loc": item["loc"], "input": None}
 
 

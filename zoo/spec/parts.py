@@ -1,4 +1,4 @@
-"""Parts: what a component lists of its weights. No torch here.
+"""Define parts, the weights that a component lists. No torch here.
 
 A part or a slot may state its **role**, the fact that counting asks for: whatever its name, an embedding's table of
 tokens is TOKENS, a head's product with the vocabulary LOGITS. A component that states none has its axis for a role.
@@ -26,7 +26,7 @@ CROSS = "cross"
 """Attention to an encoder's output."""
 
 READ = "read"
-"""A product of the tokens that attention reads, as keys and values are: in cross-attention the encoder's, once."""
+"""A product of the tokens that attention reads (keys, values): in cross-attention the encoder's, computed once."""
 
 EXPERTS, SHARED_EXPERT = "experts", "shared_expert"
 """The routed experts of a mixture, and the one that every token passes."""
@@ -39,26 +39,26 @@ class Part:
     role: str = dataclasses.field(default="", kw_only=True)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Each tensor's name below this part, and its shape."""
+        """List each tensor's name below this part, and its shape."""
         raise NotImplementedError
 
     def decays(self, leaf: str) -> bool:
-        """Whether weight decay applies to this tensor: to matrices and tables, never to scales and biases."""
+        """Tell whether weight decay applies to this tensor: to matrices and tables, never to scales and biases."""
         return leaf == "weight"
 
     @property
     def params(self) -> int:
-        """Parameters held."""
+        """Count the parameters held."""
         return sum(math.prod(shape) for shape in self.shapes().values())
 
     @property
     def active(self) -> int:
-        """Parameters that one token uses."""
+        """Count the parameters that one token uses."""
         return self.params
 
     @property
     def flops(self) -> int:
-        """FLOPs of one token's forward pass through it: two for each multiply-add of a matrix product."""
+        """Count the FLOPs of one token's forward pass through it: two for each multiply-add of a matrix product."""
         return 0
 
 
@@ -156,7 +156,8 @@ class Experts(Part):
         return {name: (self.count, *shape) for name, shape in self.of.shapes().items()}
 
     def shard(self, ranks: int) -> Experts:
-        """The experts that one of `ranks` ranks of expert parallelism holds. `zoo.costs.shards` refuses a remainder."""
+        """Give the experts that one of `ranks` ranks of expert parallelism holds. `zoo.costs.shards` refuses a
+        remainder."""
         return dataclasses.replace(self, count=self.count // ranks)
 
     @property
@@ -217,9 +218,9 @@ class Stack:
     shared: bool = False
 
     def stored(self) -> tuple[str, ...]:
-        """The kind of each layer that has weights of its own."""
+        """List the kind of each layer that has weights of its own."""
         return tuple(dict.fromkeys(self.pattern)) if self.shared else self.pattern
 
     def index(self, layer: int) -> int:
-        """Where the weights of a layer are among those stored."""
+        """Find where the weights of a layer are among those stored."""
         return self.stored().index(self.pattern[layer]) if self.shared else layer

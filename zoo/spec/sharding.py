@@ -1,4 +1,4 @@
-"""Tensor parallelism of a component: how its fields are divided among ranks.
+"""Divide a component's fields among the ranks of tensor parallelism.
 
 A rank's component is a smaller component of the same kind, so that its weights, cache and FLOPs come from its own
 `parts`, `cache` and `core_flops`. Example: `split(GQA(n_heads=32, n_kv_heads=8, …), 16, equal=("n_heads",),
@@ -39,7 +39,7 @@ def _uneven(sizes: dict[str, int | None], ranks: int, equal: Collection[str]) ->
 
 
 def uneven(name: str, size: int, ranks: int) -> Iterator[str]:
-    """One line if the ranks do not divide a size."""
+    """Yield one line if the ranks do not divide a size."""
     if size % ranks:
         yield f"tp: {ranks} does not divide {name}={size} ({divisors(size)} would do)"
 

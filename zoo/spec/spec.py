@@ -1,4 +1,5 @@
-"""A Spec lists its parts; everything that is counted, allocated, initialised or saved is read from that list.
+"""Define Spec: a component lists its parts, and everything that is counted, allocated, initialised or saved is read
+from that list.
 
 A component (an attention, a norm, a feed-forward, a whole model) is one frozen dataclass. Its fields are its
 hyperparameters, which are the YAML keys; `parts(d_model)` names its weights and sub-components. No torch here.
@@ -16,13 +17,20 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import core_schema
 
 from zoo.errors import ConfigError
-from zoo.spec.faults import detail, no_such_kind, not_a_node, refusal, unknown_field
+from zoo.spec.faults import (
+    describe_item,
+    describe_no_node,
+    describe_unknown_field,
+    describe_unknown_kind,
+    find_booleans_as_numbers,
+    make_refusal,
+)
 from zoo.spec.parts import Group, Part, Sized, Stack
 
 
 class Slot(NamedTuple):
-    """Where a part or sub-component stands in its owner: the roles of the steps to it, the kind of layer if it is one,
-    and how many there are: `stored`, and `used` in one pass (layers that share weights are stored once)."""
+    """The place of a part or sub-component in its owner: its roles, its kind if it is a layer, and how many there are,
+    `stored` and `used` in one pass (layers that share weights are stored once)."""
 
     roles: tuple[str, ...]
     kind: str | None = None
@@ -75,7 +83,7 @@ class Spec:
 
     @classmethod
     def fields(cls) -> tuple[dataclasses.Field[Any], ...]:
-        """Its hyperparameters."""
+        """List its hyperparameters."""
         cls.complete()
         return dataclasses.fields(cls)  # type: ignore[arg-type]
 
@@ -88,7 +96,7 @@ class Spec:
 
     @classmethod
     def parse(cls, node: Any) -> Any:
-        """The Spec that a YAML node of this axis describes. Raises one ValidationError that holds every fault."""
+        """Read the Spec that a YAML node of this axis describes. Raises one ValidationError that holds every fault."""
         with _completing:
             return cls._parse(node)
 
@@ -97,51 +105,55 @@ class Spec:
         if isinstance(node, cls):
             return node
         if not isinstance(node, Mapping):
-            raise refusal(cls, not_a_node(cls, node))
+            raise make_refusal(cls, describe_no_node(cls, node))
         fields = dict(node)
-        choice = cls.kinds.get(fields.pop("kind", cls.default))
+        kind = fields.pop("kind", cls.default)
+        choice = cls.kinds.get(kind) if isinstance(kind, str) else None  # a list is no key of a dict
         if choice is None:
-            raise refusal(cls, no_such_kind(cls, node.get("kind")))
+            raise make_refusal(cls, describe_unknown_kind(cls, node.get("kind")))
         names = {field.name for field in choice.fields()}
-        details = [unknown_field(choice, name, names) for name in fields if name not in names]
+        details = [describe_unknown_field(choice, name, names) for name in fields if name not in names]
         try:
             spec = choice(**{name: value for name, value in fields.items() if name in names})
         except ValidationError as error:
-            details += [detail(choice, item) for item in error.errors(include_url=False)]
+            found = find_booleans_as_numbers(choice, fields, error)
+            details += found or [describe_item(choice, item) for item in error.errors(include_url=False)]
         if details:
             raise ValidationError.from_exception_data(choice.kind, details)
         return spec
 
     def parts(self, d_model: int) -> Mapping[str, Part | Spec | Sized | Group | Stack]:
-        """Weights and sub-components by name, for a residual stream `d_model` wide."""
+        """List weights and sub-components by name, for a residual stream `d_model` wide."""
         return {}
 
     def cache(self) -> dict[str, tuple[int, ...]]:
-        """The cache slot of one token while generating: tensors by name, and each one's shape."""
+        """List what one token caches while generating: tensors by name, and each one's shape."""
         return {}
 
     def state(self) -> dict[str, tuple[int, ...]]:
-        """The recurrent state while generating, of a size that no token adds to: tensors by name, and shapes."""
+        """List the recurrent state kept while generating, whose size no token adds to: tensors by name, and shapes."""
         return {}
 
     def core_flops(self, pairs: int) -> int:
-        """Forward FLOPs that no weight explains, for `pairs` visible (query, key) pairs."""
+        """Count the forward FLOPs that no weight explains, for `pairs` visible (query, key) pairs."""
         return 0
 
     def decode_flops(self, pairs: int) -> int:
-        """The same for a decoded token, where the component computes decoding differently (absorbed MLA)."""
+        """Count the same for a decoded token, where the component computes decoding differently (absorbed MLA)."""
         return self.core_flops(pairs)
 
     def state_flops(self) -> int:
-        """Forward FLOPs a token of updating and reading a recurrent state."""
+        """Count the forward FLOPs of updating and reading a recurrent state, per token."""
         return 0
 
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
-        """Forward FLOPs of one pass of `new` tokens after `held` on a table that all tokens share."""
+        """Count the forward FLOPs that one pass of `new` tokens after `held` spends on a table that all tokens
+        share."""
         return 0
 
     def forward(self, m: Any, *args: Any, **kwargs: Any) -> Any:
-        """The maths. `self` holds numbers, `m` the weights by name; each axis declares its other arguments."""
+        """Compute the component's output. `self` holds numbers, `m` the weights by name; each axis declares its other
+        arguments."""
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def shard(self, ranks: int) -> Spec:
@@ -154,7 +166,7 @@ class Spec:
         raise ConfigError(f"tp: {what} (tp=1, or give {type(self).__name__} a `shard`)")
 
     def children(self, d_model: int) -> Iterator[tuple[str, Part | Sized, Slot]]:
-        """Everything `parts` lists, flattened one level: name, part or sized sub-component, and its Slot."""
+        """Yield everything that `parts` lists, flattened one level: name, part or sized sub-component, and its Slot."""
         for name, part in self.parts(d_model).items():
             if isinstance(part, Spec):
                 yield name, Sized(part, d_model), Slot((part.axis,))

@@ -1,4 +1,4 @@
-"""The walkers of a Spec. Whatever is read from `parts()` is read by one of these:
+"""Walk a Spec. Whatever is read from `parts()` is read by one of these:
 
 - `rows`: every component and every part once, top to bottom, layers of a kind together, with roles and counts. For
   whoever needs both, as `zoo.costs.rows` does: the prices are sums over these rows.
@@ -56,14 +56,14 @@ def _descend(at: SpecRow, found: list[SpecRow]) -> None:
 
 
 def walk(spec: Spec, d_model: int, path: str = "") -> Iterator[tuple[SpecRow, Part]]:
-    """Every part below `spec`, with its row."""
+    """Yield every part below `spec`, with its row."""
     for row in rows(spec, d_model, path):
         if row.part is not None:
             yield row, row.part
 
 
 def components(spec: Spec, d_model: int, path: str = "") -> Iterator[tuple[str, Spec, int]]:
-    """Every component from `spec` down, with its path and how often one pass goes through it."""
+    """Yield every component from `spec` down, with its path and how often one pass goes through it."""
     for row in rows(spec, d_model, path):
         if row.part is None:
             yield row.path, row.component, row.used
@@ -88,8 +88,8 @@ def owner_of(path: str, ties: Mapping[str, str | None]) -> str:
 
 
 def tensors(spec: Spec, d_model: int, prefix: str = "") -> Iterator[tuple[str, Part, str]]:
-    """Every tensor, layer by layer: its name as in a built model's `state_dict`, its part, and its name within the
-    part."""
+    """Yield every tensor, layer by layer: its name as in a built model's `state_dict`, its part, and its name within
+    the part."""
     for name, part in spec.parts(d_model).items():
         path = prefix + name
         if isinstance(part, Stack):
@@ -111,5 +111,5 @@ def _leaves(part: Part, path: str) -> Iterator[tuple[str, Part, str]]:
 
 
 def table(spec: Spec, d_model: int) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor, exactly as a built model's `state_dict` has them."""
+    """List name and shape of every tensor, exactly as a built model's `state_dict` has them."""
     return {name: part.shapes()[leaf] for name, part, leaf in tensors(spec, d_model)}

@@ -1,1 +1,1 @@
-"""Training: settings, objective, optimizer and schedule by kind, the one loop, and what a run leaves behind."""
+"""Train models: settings, objective, optimizer and schedule by kind, the one loop, and the files of a run."""

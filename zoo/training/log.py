@@ -77,13 +77,14 @@ def cut_file(file: Path, length: int) -> None:
 
 
 def read_curve(lines: Iterable[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """The points of a metric's curve: tokens seen, and its values."""
+    """Read the points of a metric's curve: tokens seen, and its values."""
     points = [(line["tokens"], line[name]) for line in lines if name in line]
     return [tokens for tokens, _ in points], [value for _, value in points]
 
 
 def smooth(values: list[float]) -> list[float]:
-    """Moving average. Its window is symmetric at the start too, where it is shorter: there the loss falls fast."""
+    """Compute the moving average. Its window is symmetric at the start too, where it is shorter: there the loss falls
+    fast."""
     half, sums = int(SMOOTHED_OVER * len(values) / 2), [0.0, *accumulate(values)]
     edges = [(max(at - half, 0), min(at + min(half, at) + 1, len(values))) for at in range(len(values))]
     return [(sums[end] - sums[start]) / (end - start) for start, end in edges]

@@ -1,21 +1,21 @@
-"""The training loop, the only one: update, log, save, evaluate, sample, draw; and stop when asked to."""
+"""Run the training loop, the only one: update, log, save, evaluate, sample, draw; and stop when asked to."""
 
 from __future__ import annotations
 
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import store
 from zoo.costs import price
 from zoo.data import Batch, Batches, Prepared
-from zoo.data.tokens import evaluation_batches, to_batch
+from zoo.data.tokens import read_evaluation_batches, to_batch
 from zoo.errors import ZooError, short
 from zoo.generation.sample import Sampling
 from zoo.generation.text import complete
@@ -23,15 +23,14 @@ from zoo.lazy import torch
 from zoo.run.threads import ThreadWatch
 from zoo.runs import CHECKPOINTS
 from zoo.training.failures import FORESEEN
+from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_blocks, move_batch
 from zoo.training.log import PICTURE, Records, draw_losses
-from zoo.training.objective import Objective
 from zoo.training.sampling import choose_sampling_kernel
 from zoo.training.settings import TextSample, Training
 from zoo.training.show import Show
 from zoo.training.speed import Clock, Peak
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch import device as Device
     from torch.optim import Optimizer
 
@@ -79,10 +78,10 @@ class Run:
 
     @property
     def autocast(self) -> Autocast:
-        return autocast(self.device, self.settings.arithmetic)
+        return choose_autocast(self.device, self.settings.arithmetic)
 
     def due(self, every: int | None) -> bool:
-        """Whether something that happens `every` so many steps, and after the last, happens after this one."""
+        """Tell whether something that happens every `every` steps, and after the last one, happens after this step."""
         return self.step == self.settings.steps or (every is not None and self.step % every == 0)
 
 
@@ -144,8 +143,8 @@ def update(run: Run) -> dict[str, Any]:
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     batch = next(run.batches)
-    terms = accumulate(run.model, settings.objective, batch, settings.accumulate, run.autocast)
-    terms["grad_norm"] = clip(list(run.model.parameters()), settings.clip)
+    terms = accumulate_gradient(run.model, settings.objective, batch, settings.accumulate, run.autocast)
+    terms["grad_norm"] = clip_gradient(list(run.model.parameters()), settings.clip)
     run.step += 1
     run.tokens += batch.input_ids.numel()
     if run.device.type == "cpu":  # elsewhere this would wait for the device at each step: `record` looks instead
@@ -155,69 +154,12 @@ def update(run: Run) -> dict[str, Any]:
     return {**terms, "lr": lr}
 
 
-def accumulate(model: Any, objective: Objective, batch: Batch, parts: int, autocast: Autocast) -> dict[str, Any]:
-    """Add the gradient of the batch's mean loss, one microbatch at a time. Returns the terms of the loss.
-
-    Each microbatch's sum is divided by the targets of the whole batch, so that those with fewer targets weigh less. A
-    model's own losses are means: they are weighted by the microbatch's share of the targets.
-    """
-    device = next(model.parameters()).device
-    total = max(objective.targets(batch), 1)
-    terms: dict[str, Tensor] = {}
-    for part in split_rows(batch, parts):
-        share = objective.targets(part) / total
-        found = objective.backward(model, move_batch(part, device), 1 / total, share, autocast)
-        terms = {name: terms[name] + value if name in terms else value for name, value in found.items()}
-    return terms
-
-
-def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:
-    """Split a batch into microbatches of equally many rows."""
-    size = len(batch.input_ids) // parts
-    return (map_tensors(batch, lambda rows, part=part: rows[part * size : (part + 1) * size]) for part in range(parts))
-
-
-def move_batch(batch: Batch, device: Device) -> Batch:
-    """Copy a batch to a device, without waiting for the copy."""
-    if device.type == "cuda":
-        return map_tensors(batch, lambda rows: rows.pin_memory().to(device, non_blocking=True))
-    return map_tensors(batch, lambda rows: rows.to(device))
-
-
-def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """Apply a function to every tensor of a batch."""
-    documents = None if batch.documents is None else change(batch.documents)
-    return Batch(change(batch.input_ids), change(batch.targets), documents)
-
-
-def clip(parameters: list[Any], most: float | None) -> Tensor:
-    """Scale the gradient down to the norm `most` where its norm is larger. Returns the norm it had."""
-    norm = torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
-    looks = norm.device.type == "cpu"  # reading a norm on another device would wait for it
-    if most is not None and not (looks and norm <= most):
-        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
-    return norm
-
-
-def autocast(device: Device, precision: str) -> Callable[[], AbstractContextManager[Any]]:
-    """The context that forward passes run in: torch.autocast to bf16, or none."""
-    if precision == "fp32":
-        return nullcontext
-    return partial(torch.autocast, device.type, torch.bfloat16)
-
-
-def compile_blocks(model: Any) -> None:
-    """Compile each layer by itself: equal layers share one compilation, so its time does not grow with depth."""
-    for block in model.blocks:
-        block.compile(dynamic=False)
-
-
 def refuse_nonfinite(run: Run, terms: dict[str, Any]) -> None:
     """Raise ZooError when the loss or the gradient's norm is not finite."""
     for name in ("loss", "grad_norm"):
         if not math.isfinite(value := float(terms[name])):
             what = "loss" if name == "loss" else "gradient's norm"
-            raise ZooError(f"step {run.step}: the {what} is {value}; {what_stays(run)}")
+            raise ZooError(f"step {run.step}: the {what} is {value}; {describe_what_stays(run)}")
 
 
 def refuse_nonfinite_weights(run: Run) -> None:
@@ -229,11 +171,11 @@ def refuse_nonfinite_weights(run: Run) -> None:
         if not finite:
             bad = int((~state[name].isfinite()).sum())
             found = f"{bad:,} of its {state[name].numel():,} values"
-            raise ZooError(f"step {run.step}: {name} is not finite, found {found}; {what_stays(run)}")
+            raise ZooError(f"step {run.step}: {name} is not finite, found {found}; {describe_what_stays(run)}")
 
 
-def what_stays(run: Run) -> str:
-    """What a run that diverged still has, and what would keep it from diverging."""
+def describe_what_stays(run: Run) -> str:
+    """Say what a run that diverged still has, and what would keep it from diverging."""
     kept = f"the checkpoint of step {run.saved} is whole" if run.saved else "no checkpoint was written"
     return f"{kept} (a lower optim.lr, or a longer schedule.warmup)"
 
@@ -246,7 +188,7 @@ def record(run: Run, terms: dict[str, Any]) -> None:
     refuse_nonfinite(run, terms)
     values = {name: float(value) for name, value in terms.items()}
     speed = run.clock.lap(run.tokens)
-    mfu = share_of_peak(run, speed)
+    mfu = compute_mfu(run, speed)
     run.records.write_line(step=run.step, tokens=run.tokens, **values, tokens_per_second=round(speed, 1), mfu=mfu)
     run.last |= values
     left = (run.settings.steps - run.step) * run.tokens / run.step
@@ -255,14 +197,15 @@ def record(run: Run, terms: dict[str, Any]) -> None:
         follow_pace(run, speed)
 
 
-def share_of_peak(run: Run, speed: float) -> float | None:
-    """MFU at so many tokens a second; None where the measured peak is no yardstick, as it lies below that."""
+def compute_mfu(run: Run, speed: float) -> float | None:
+    """Compute the MFU at so many tokens a second; None where that lies above the measured peak, which then was measured
+    too low."""
     share = run.peak.share(speed * run.flops_per_token)
     return None if share is None else round(share, 4)
 
 
 def follow_pace(run: Run, speed: float) -> None:
-    """Chooses the number of threads again where the pace has fallen, or may have recovered, and says so."""
+    """Choose the number of threads again where the pace has fallen, or may have recovered, and say so."""
     if run.settings.compile:  # compiled code holds the number of threads: with another it would compile anew
         return
     if choice := run.watch.follow(speed):
@@ -273,7 +216,7 @@ def follow_pace(run: Run, speed: float) -> None:
 def evaluate(run: Run) -> None:
     """Measure the validation loss and write it as a line of metrics."""
     run.peak = run.peak.again(run.device, run.settings.arithmetic)
-    loss = validation_loss(run)
+    loss = measure_validation_loss(run)
     bits = loss / math.log(2) * (len(run.data.validation) - 1) / run.data.validation.n_bytes
     run.records.write_line(step=run.step, tokens=run.tokens, val_loss=loss, bits_per_byte=bits)
     run.last |= {"val_loss": loss, "bits_per_byte": bits}
@@ -294,8 +237,8 @@ def draw_picture(run: Run) -> None:
     draw_losses(run.records.lines, run.name, run.folder / PICTURE)
 
 
-def validation_loss(run: Run) -> float:
-    """Mean negative log-likelihood over the validation batches, in nats, in eval mode."""
+def measure_validation_loss(run: Run) -> float:
+    """Compute the mean negative log-likelihood over the validation batches, in nats, in eval mode."""
     objective, targets = run.settings.objective, 0
     total = torch.zeros((), dtype=torch.float64, device=run.device)
     run.model.eval()
@@ -311,12 +254,12 @@ def validation_loss(run: Run) -> float:
 def take_validation(
     data: Prepared, batch_size: int, seq_len: int, *, wanted: int | None, documents: bool
 ) -> list[Batch]:
-    """The whole validation split as batches, or `wanted` rows spread evenly over it: its first rows alone would be a
-    few documents."""
+    """Take the whole validation split as batches, or `wanted` rows spread evenly over it: its first rows alone would be
+    a few documents."""
     tokens = data.validation
     there = (len(tokens) - 1) // seq_len
     if wanted is None or wanted >= there:
-        return list(evaluation_batches(tokens, batch_size, seq_len, documents=documents))
+        return list(read_evaluation_batches(tokens, batch_size, seq_len, documents=documents))
     starts = [row * there // wanted * seq_len for row in range(wanted)]
     groups = [starts[first : first + batch_size] for first in range(0, wanted, batch_size)]
     return [to_batch(tokens.rows(group, seq_len + 1), tokens.eos_id, documents) for group in groups]
@@ -347,7 +290,7 @@ def save_checkpoint(run: Run, terms: dict[str, Any]) -> None:
 
 
 def gather_counters(run: Run) -> dict[str, Any]:
-    """The counters that a run resumes from. `lengths` are those of its files, which are on disk from here on."""
+    """Gather the counters that a run resumes from. `lengths` are those of its files, which this flushes to the disk."""
     return {
         "step": run.step,
         "tokens": run.tokens,
@@ -382,7 +325,7 @@ def stop_on_signals(run: Run) -> Iterator[None]:
 
 
 def describe_outcome(run: Run) -> dict[str, Any]:
-    """A finished run's figures as plain data. Those of an evaluation that failed are None."""
+    """Describe a finished run as plain data. Figures of an evaluation that failed are None."""
     return {
         "status": "done",
         "model": run.name,
@@ -396,6 +339,6 @@ def describe_outcome(run: Run) -> dict[str, Any]:
         "bits_per_byte": run.last.get("bits_per_byte"),
         "seconds": round(run.clock.seconds, 3),
         "tokens_per_second": round(run.tokens / run.clock.seconds, 1),
-        "mfu": share_of_peak(run, run.tokens / run.clock.seconds),
+        "mfu": compute_mfu(run, run.tokens / run.clock.seconds),
         "peak": str(run.peak),
     }

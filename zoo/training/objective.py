@@ -1,5 +1,6 @@
 # B rows, T tokens, N = B·T, D model width, V vocabulary
-"""Training objectives and their gradients. Losses are float32 sums over targets; the caller gives a target's weight."""
+"""Compute training objectives and their gradients. Losses are float32 sums over targets; the caller gives a target's
+weight."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ class Objective(Spec, axis="objective"):
     """A loss of a model on a batch."""
 
     def refuses(self, spec: Any) -> str | None:
-        """Why a model cannot be trained on this objective, or None."""
+        """Return the reason why a model cannot be trained on this objective, or None."""
         return None
 
     def targets(self, batch: Batch) -> int:
@@ -99,8 +100,8 @@ class NextToken(Objective, kind="next_token"):
             total = torch.zeros((), device=hidden.device)
             for rows in self._chunks(hidden, model.spec.vocab_size):
                 logits = model.head_logits(hidden[rows])
-                for block in softmax_blocks(logits):
-                    total += negative_log_likelihood(logits[block], targets[rows][block])[0].sum()
+                for block in split_for_softmax(logits):
+                    total += compute_negative_log_likelihood(logits[block], targets[rows][block])[0].sum()
         return total
 
     def _chunks(self, hidden: Tensor, vocab_size: int) -> Iterator[slice]:
@@ -113,14 +114,15 @@ def split_evenly(count: int, most: int) -> Iterator[slice]:
     return (slice(count * run // runs, count * (run + 1) // runs) for run in range(runs))
 
 
-def softmax_blocks(logits: Tensor) -> Iterator[slice]:
+def split_for_softmax(logits: Tensor) -> Iterator[slice]:
     """Split the rows of logits into blocks for the softmax."""
     size = BLOCK.get(logits.device.type, LARGE_BLOCK)
     return split_evenly(len(logits), size // (4 * logits.shape[-1]))
 
 
-def negative_log_likelihood(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Negative log-likelihood of the targets [N, 1], log p [N, V], the targets' indices [N, 1], and a mask [N, 1].
+def compute_negative_log_likelihood(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute the negative log-likelihood of the targets [N, 1], log p [N, V], the targets' indices [N, 1], and a mask
+    [N, 1].
 
     The mask is 0 where a target is ignored, else 1; the first is 0 there too. All but the indices are float32.
     """
@@ -133,9 +135,9 @@ def negative_log_likelihood(logits: Tensor, targets: Tensor) -> tuple[Tensor, Te
 def replace_by_gradient_(logits: Tensor, targets: Tensor, weight: float, z_loss: float) -> Tensor:
     """Overwrite logits [N, V] with the gradient of `weight` × Σ (−log p(target) + z_loss · log²Z); return both sums."""
     sums = torch.zeros(2, device=logits.device)
-    for rows in softmax_blocks(logits):
+    for rows in split_for_softmax(logits):
         block = logits[rows]
-        nll, p, index, kept = negative_log_likelihood(block, targets[rows])
+        nll, p, index, kept = compute_negative_log_likelihood(block, targets[rows])
         log_z = block.gather(1, index).float() + nll  # as log p = logit − log Z, at the target
         p.exp_()  # from here on the block's gradient, step by step
         if z_loss:

@@ -10,7 +10,7 @@ from zoo.kernels import KERNELS, machine_of
 
 
 def choose_sampling_kernel(spec: Any, kernel: str, device: Any) -> tuple[str, str | None]:
-    """The kernel for samples, and a line that says so where it is not the one that trains.
+    """Choose the kernel for samples. Returns its name, and a line that says so where it is not the one that trains.
 
     Training and evaluation compute in the run's precision. Samples are generated with the weights as they are, in
     float32, a token at a time and without gradients: other asks, which a kernel named for training may refuse. Then

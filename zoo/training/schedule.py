@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions from a step to a factor of the peak rate."""
+"""Compute learning-rate schedules: pure functions from a step to a factor of the peak rate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Span = Annotated[float, Field(ge=0), AfterValidator(_whole_from_one_on)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 
 
-def steps_of(value: float, steps: int) -> int:
+def count_steps(value: float, steps: int) -> int:
     """Convert a Span to steps, for a run of `steps`."""
     return round(value * steps) if value < 1 else int(value)
 
@@ -33,14 +33,14 @@ class Schedule(Spec, axis="schedule"):
     warmup: Span = 0.05
 
     def factor(self, step: int, steps: int) -> float:
-        """Factor of the peak learning rate for update `step` of `steps`, counted from 0."""
-        warmup = steps_of(self.warmup, steps)
+        """Compute the factor of the peak learning rate for update `step` of `steps`, counted from 0."""
+        warmup = count_steps(self.warmup, steps)
         if step < warmup:
             return (step + 1) / warmup
         return self.after_warmup(step - warmup, max(steps - warmup, 1))
 
     def after_warmup(self, step: int, steps: int) -> float:
-        """The factor at a step counted from the end of the warm-up."""
+        """Compute the factor at a step counted from the end of the warm-up."""
         raise NotImplementedError
 
 
@@ -80,7 +80,7 @@ class WSD(Schedule, kind="wsd"):
     min_ratio: Ratio = 0.0
 
     def factor(self, step: int, steps: int) -> float:
-        decay = steps_of(self.decay, steps)
+        decay = count_steps(self.decay, steps)
         if step < steps - decay:
             return super().factor(step, steps)
         return decay_factor(self.shape, (step - steps + decay) / decay, self.min_ratio)
@@ -90,6 +90,6 @@ class WSD(Schedule, kind="wsd"):
 
 
 def decay_factor(shape: str, part: float, low: float) -> float:
-    """The factor after `part` of the decay: from 1 at part 0 to `low` at part 1."""
+    """Compute the factor after `part` of the decay: from 1 at part 0 to `low` at part 1."""
     high = {"linear": 1 - part, "cosine": (1 + math.cos(math.pi * part)) / 2, "sqrt": 1 - math.sqrt(part)}[shape]
     return low + (1 - low) * high

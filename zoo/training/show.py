@@ -13,7 +13,7 @@ EXCERPT = 160  # characters of a sample that are shown
 
 
 def format_duration(seconds: float) -> str:
-    """Hours, minutes and seconds: 1:02:03, or 2:03."""
+    """Format seconds as hours, minutes and seconds: 1:02:03, or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,4 +1,4 @@
-"""How fast a run is, and against what."""
+"""Measure how fast a run is, and the peak that its MFU is measured against."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHAPES = ((256, 256, 256), (1024, 256, 1024), (2048, 512, 512), (1024, 1024, 102
 another way for other sizes, so no single one shows the largest rate."""
 CALLS = 20  # of each shape at most
 LARGE_SHAPES = ((8192, 8192, 8192),)
-"""The same of a GPU whose data sheet is not known."""
+"""The product measured on a GPU whose data sheet is not known."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,15 @@ class Peak:
     measured: bool = False
 
     def again(self, device: Device, precision: str) -> Peak:
-        """The higher of this and a new measurement: another program may have had the cores during the first."""
+        """Measure the peak again and keep the higher one: another program may have had the cores during the first
+        measurement."""
         if not self.measured:
             return self
         return replace(self, flops=max(self.flops, measure_peak(device, precision)))
 
     def share(self, flops: float) -> float | None:
-        """MFU: the share of the peak that a rate of FLOP/s is; None above 1, where the peak was measured too low."""
+        """Compute the MFU: the share of the peak that a rate of FLOP/s is; None above 1, where the peak was measured
+        too low."""
         share = flops / self.flops
         return share if share <= 1 else None
 
@@ -51,7 +53,7 @@ class Peak:
 
 
 def find_peak(device: Device, precision: str) -> Peak:
-    """From the data sheet of a GPU that conf/hardware has; else measured here."""
+    """Find the peak in the data sheet of a GPU that conf/hardware has; else measure it."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         card = of_device(name)
@@ -62,19 +64,19 @@ def find_peak(device: Device, precision: str) -> Peak:
 
 
 def measure_peak(device: Device, precision: str) -> float:
-    """The best rate of products in float32 or in the precision asked for, in FLOP/s.
+    """Measure the best rate of matrix products in float32 or in the precision asked for, in FLOP/s.
 
     Both count, as a training step in bf16 takes some products in float32; a CPU may even have those as the faster.
     """
     shapes = LARGE_SHAPES if device.type == "cuda" else SHAPES
     dtypes = {torch.float32, torch.bfloat16 if precision == "bf16" else torch.float32}
-    return max(matrix_rate(device, dtype, shapes) for dtype in dtypes)
+    return max(measure_product_rate(device, dtype, shapes) for dtype in dtypes)
 
 
-def matrix_rate(
+def measure_product_rate(
     device: Device, dtype: torch.dtype, shapes: Iterable[ProductShape], spend: float = MEASURED_FOR
 ) -> float:
-    """The best rate of products of these shapes, in FLOP/s, with the threads that torch has.
+    """Measure the best rate of products of these shapes, in FLOP/s, with the threads that torch has.
 
     Takes about `spend` seconds whatever the rate: a shape that would take longer than is left is not begun.
     """
@@ -104,7 +106,7 @@ def _finish(device: Device) -> None:
 
 
 def keep_memory() -> None:
-    """Lets this process keep the memory that it frees, for the rest of its life.
+    """Let this process keep the memory that it frees, for the rest of its life.
 
     By default glibc gives each large tensor back to the system when it is freed, and the next one is zeroed page by
     page: 6 to 17% of a training step on a CPU. Each step wants the same sizes again, so the peak stays what it was.
@@ -128,11 +130,11 @@ class Clock:
     _since: float = 0.0
 
     def start(self, tokens: int) -> None:
-        """Training begins, or goes on, with so many tokens seen."""
+        """Start the clock: training begins, or goes on, with so many tokens seen."""
         self._tokens, self._since = tokens, time.perf_counter()
 
     def lap(self, tokens: int) -> float:
-        """Tokens a second since the last lap. Must follow something that waits for the device."""
+        """Compute the tokens a second since the last lap. Must follow something that waits for the device."""
         now = time.perf_counter()
         passed, done = now - self._since, tokens - self._tokens
         self._since, self._tokens = now, tokens
@@ -143,7 +145,7 @@ class Clock:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """What happens inside is no training."""
+        """Stop the clock inside the block."""
         start = time.perf_counter()
         try:
             yield

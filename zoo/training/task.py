@@ -24,8 +24,8 @@ from zoo.kernels import KERNELS, machine_of, select
 from zoo.lazy import torch
 from zoo.run import fp8
 from zoo.run.builder import build, pick_device
-from zoo.run.dtypes import slow_note
-from zoo.run.memory import free_memory
+from zoo.run.dtypes import describe_slow_dtype
+from zoo.run.memory import read_free_memory
 from zoo.run.threads import ThreadWatch
 from zoo.training import settings as S
 from zoo.training.failures import advise_smaller_batch, failures_in_one_line
@@ -62,7 +62,7 @@ def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, An
     Raises ConfigError with every fault found, before anything is written; ZooError when the training fails.
     """
     planned = plan_training(cfg)
-    where = Path(folder) if folder is not None else output_folder()
+    where = Path(folder) if folder is not None else find_output_folder()
     show = Show(planned.settings.steps)
     with failures_in_one_line(where):
         refuse_second_run(where)
@@ -135,7 +135,7 @@ def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
         faults += find_mismatches(settings, data, spec)
     if faults:
         raise ConfigError(*faults)
-    return TrainingPlan(title_of(config["model"], spec), settings, data, spec, config)
+    return TrainingPlan(make_title(config["model"], spec), settings, data, spec, config)
 
 
 def collect_faults(faults: list[str], read: Callable[[], Any], prefix: str = "") -> Any:
@@ -148,7 +148,7 @@ def collect_faults(faults: list[str], read: Callable[[], Any], prefix: str = "")
 
 
 def resolve_config(cfg: DictConfig) -> dict[str, Any]:
-    """The config as plain data, all but the model's node resolved. Raises ConfigError."""
+    """Convert the config to plain data, all but the model's node resolved. Raises ConfigError."""
     try:
         rest = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "model"])
         config = OmegaConf.to_container(rest, resolve=True, throw_on_missing=True)
@@ -172,15 +172,16 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
     if settings.seq_len > spec.max_seq_len:
         would = f"seq_len={spec.max_seq_len}, or model.max_seq_len={settings.seq_len}"
         faults.append(f"seq_len: is {settings.seq_len}, more than model.max_seq_len={spec.max_seq_len} ({would})")
-    if settings.recipe and (idle := fp8.idle(spec)):
+    if settings.recipe and (idle := fp8.explain_no_effect(spec)):
         faults.append(f"precision: {settings.precision} {idle} (precision=bf16 would do)")
     if data.tokenizer.kind == "bpe" and (size := data.tokenizer.vocab_size or BPE_SIZE) > spec.vocab_size:
-        faults.append(vocabulary_fault(spec.vocab_size, size, f", or data.tokenizer.vocab_size={spec.vocab_size}"))
+        or_else = f", or data.tokenizer.vocab_size={spec.vocab_size}"
+        faults.append(describe_vocabulary_fault(spec.vocab_size, size, or_else))
     return faults
 
 
-def vocabulary_fault(vocabulary: int, needed: int, or_else: str = "") -> str:
-    """The line for a vocabulary that has fewer rows than the tokenizer has ids."""
+def describe_vocabulary_fault(vocabulary: int, needed: int, or_else: str = "") -> str:
+    """Write the line for a vocabulary that has fewer rows than the tokenizer has ids."""
     found = f"is {vocabulary}, fewer than the tokenizer's {needed}"
     return f"model.vocab_size: {found} (model.vocab_size={needed}{or_else})"
 
@@ -189,12 +190,12 @@ def prepare_device_and_data(planned: TrainingPlan, show: Show) -> tuple[Any, Pre
     """Pick the device, prepare the data, and check the model against both. Raises ConfigError."""
     device = pick_device(planned.settings.device)
     if recipe := planned.settings.recipe:
-        fp8.require(recipe, device, f"precision: {planned.settings.precision}", "precision=bf16")
+        fp8.require_fp8(recipe, device, f"precision: {planned.settings.precision}", "precision=bf16")
     check_kernel(planned, device)
     data = prepare(planned.data, show.preparing)
     faults = []
     if data.tokenizer.vocab_size > planned.spec.vocab_size:
-        faults.append(vocabulary_fault(planned.spec.vocab_size, data.tokenizer.vocab_size))
+        faults.append(describe_vocabulary_fault(planned.spec.vocab_size, data.tokenizer.vocab_size))
     if isinstance(sample := planned.settings.sample, S.TextSample):
         ids = data.tokenizer.encode(sample.prompt) or [data.tokenizer.eos_id]
         collect_faults(faults, lambda: check_length(planned.spec, len(ids), sample.tokens), "sample.")
@@ -214,8 +215,8 @@ def check_kernel(planned: TrainingPlan, device: Any) -> None:
                 select(ask, machine, planned.settings.kernel)
 
 
-def title_of(node: Mapping[str, Any], spec: Any) -> str:
-    """The model's title: its own, or one made of its size."""
+def make_title(node: Mapping[str, Any], spec: Any) -> str:
+    """Return the model's own title, or make one from its size."""
     stated = (node.get("about") or {}).get("title")
     return stated or f"{spec.kind}, {spec.n_layers} layers of width {spec.d_model}"
 
@@ -239,12 +240,12 @@ def build_run(
     torch.manual_seed(settings.seed)
     if device.type == "cpu":
         keep_memory()
-    free = free_memory(device)
+    free = read_free_memory(device)
     model = build(planned.spec, device=str(device), kernel=settings.kernel, seed=settings.seed)
     if settings.recipe:
-        products = fp8.convert(model, settings.recipe)
+        products = fp8.convert_to_fp8(model, settings.recipe)
         slow = "" if settings.compile else "; nothing is gained without compile=true"
-        show.say(f"{settings.precision}: {fp8.summary(products)}{slow}")
+        show.say(f"{settings.precision}: {fp8.summarize_products(products)}{slow}")
     return Run(
         name=planned.name,
         folder=folder,
@@ -274,7 +275,7 @@ def choose_computing(
     elif choice := watch.begin():
         show.say(f"computes with {choice}")
     if settings.arithmetic == "bf16":
-        note = slow_note(torch.bfloat16, device, f"precision: {settings.precision}", training=True)
+        note = describe_slow_dtype(torch.bfloat16, device, f"precision: {settings.precision}", training=True)
         if note:
             show.say(f"{note} (precision=fp32 would do)")
     return watch
@@ -323,7 +324,7 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
 
 
 def plan_resumption(folder: Path, overrides: Sequence[str]) -> TrainingPlan:
-    """The plan of an existing run, with the user's overrides. Raises ConfigError."""
+    """Plan how an existing run goes on, with the user's overrides. Raises ConfigError."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: is no run, it has no {CONFIG} (the folder that zoo train wrote to)")
     try:
@@ -348,8 +349,8 @@ def plan_resumption(folder: Path, overrides: Sequence[str]) -> TrainingPlan:
     return plan_training(merged)
 
 
-def output_folder() -> Path:
-    """Hydra's output folder of this job; without Hydra, one named by the time."""
+def find_output_folder() -> Path:
+    """Return Hydra's output folder of this job; without Hydra, one named by the time."""
     from hydra.core.hydra_config import HydraConfig
 
     if HydraConfig.initialized():

@@ -260,7 +260,7 @@ def time_layer(way: str, settings: Settings) -> ReportRow:
     overrides = ("n_layers=1", "vocab_size=512", *(small if settings.quick else ()))
     model = build(load("llama3-8b", overrides), device=settings.device, seed=settings.seed)
     if way in fp8.RECIPES:
-        fp8.convert(model, way, emulate=settings.quick)
+        fp8.convert_to_fp8(model, way, emulate=settings.quick)
     rows, length = (1, 16) if settings.quick else (4, 2048)
     step = stepper(model, rows, length, compiled=not settings.quick)
     taken = seconds(step, settings.device, spend=0.01 if settings.quick else 1.0)

@@ -20,8 +20,8 @@ from zoo.kernels.base import Ask
 from zoo.kernels.mask import Mask
 from zoo.lazy import torch
 from zoo.run.builder import build
-from zoo.run.memory import free_memory
-from zoo.training.loop import accumulate, autocast, clip, compile_blocks
+from zoo.run.memory import read_free_memory
+from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_blocks
 from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW
 
@@ -68,7 +68,7 @@ def train(model: TrainedModel, settings: Settings) -> ReportRow:
     """Tokens a second, and what share of the device's rate that is by each convention."""
     spec = load(model.of, model.overrides)
     device = torch.device(settings.device)
-    rows = 2 if settings.quick else rows_that_fit(spec, model.length, free_memory(device))
+    rows = 2 if settings.quick else rows_that_fit(spec, model.length, read_free_memory(device))
     built = build(spec, device=settings.device, seed=settings.seed)
     step = stepper(built, rows, model.length, compiled=not settings.quick)
     start = time.perf_counter()
@@ -121,14 +121,14 @@ def stepper(model: Any, rows: int, length: int, *, compiled: bool) -> Callable[[
     device = next(model.parameters()).device
     ids = torch.randint(model.spec.vocab_size, (rows, length + 1), generator=torch.Generator().manual_seed(0))
     batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), None)
-    objective, optimizer, under = NextToken(), AdamW(lr=1e-4).build(model), autocast(device, "bf16")
+    objective, optimizer, under = NextToken(), AdamW(lr=1e-4).build(model), choose_autocast(device, "bf16")
     model.train()
     if compiled:
         compile_blocks(model)
 
     def step() -> None:
-        accumulate(model, objective, batch, 1, under)
-        clip(list(model.parameters()), 1.0)
+        accumulate_gradient(model, objective, batch, 1, under)
+        clip_gradient(list(model.parameters()), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

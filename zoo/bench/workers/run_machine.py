@@ -14,7 +14,7 @@ import harness
 import torch
 
 from zoo.run.threads import use_fastest_threads
-from zoo.training.speed import SHAPES, matrix_rate
+from zoo.training.speed import SHAPES, measure_product_rate
 
 LARGE = (2048, 2048, 2048)
 SPEND = 0.5  # seconds for the products of one dtype, and for reading
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def gemm_tflops(dtype: torch.dtype) -> float:
-    return matrix_rate(CPU, dtype, (*SHAPES, LARGE), SPEND) / 1e12
+    return measure_product_rate(CPU, dtype, (*SHAPES, LARGE), SPEND) / 1e12
 
 
 def read_gb_s(megabytes: int, calls: int) -> float:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import zoo
 from zoo.data import Batch
-from zoo.training.loop import accumulate
+from zoo.training.gradient import accumulate_gradient
 from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW
 from zoo.training.speed import keep_memory
@@ -65,7 +65,7 @@ def generate(model: torch.nn.Module, ids: torch.Tensor, new: int) -> torch.Tenso
 
 
 def backward(model: torch.nn.Module, ids: torch.Tensor, targets: torch.Tensor, autocast: harness.Autocast) -> float:
-    return float(accumulate(model, NextToken(), Batch(ids, targets, None), 1, autocast)["loss"])
+    return float(accumulate_gradient(model, NextToken(), Batch(ids, targets, None), 1, autocast)["loss"])
 
 
 CONTENDER = harness.Contender(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoint.files import Header, Reader, headers
+from zoo.checkpoint.files import Header, Reader, read_headers
 from zoo.checkpoint.mapping import Entry, fill_braces, map_tensors, matches
 from zoo.errors import CheckpointError, did_you_mean
 from zoo.families import family as families
@@ -41,7 +41,7 @@ def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
     if config.get("quantization_config"):
         fault = "quantization_config: its weights are quantised (the unquantised checkpoint)"
         raise CheckpointError(f"{file}: {fault}")
-    family, listed = families.family_of_config(config, str(file)), headers(folder)
+    family, listed = families.family_of_config(config, str(file)), read_headers(folder)
     stated = {
         k: v for name, fields in family.present.items() if name in listed for k, v in fields.items() if k not in config
     }

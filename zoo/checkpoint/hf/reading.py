@@ -23,7 +23,7 @@ def load(folder: Path, dtype: Any = None, device: str = "cpu") -> Any:
     Tensors that need no conversion stay memory-mapped until they are used; others are converted one by one. Raises
     CheckpointError, a line for each fault, before any weight is read.
     """
-    from zoo.run.builder import build, pick_device, torch_dtype
+    from zoo.run.builder import build, pick_device, resolve_dtype
 
     source, found = open_folder(folder)
     spec = compose_spec(source.body)
@@ -31,7 +31,7 @@ def load(folder: Path, dtype: Any = None, device: str = "cpu") -> Any:
     faults = find_differences(mapped, found, source)
     if faults:
         raise CheckpointError(*faults)
-    where, kind = pick_device(device), None if dtype is None else torch_dtype(dtype)
+    where, kind = pick_device(device), None if dtype is None else resolve_dtype(dtype)
     model = build(spec, device="meta")
     with Reader(folder, found) as reader:
         _check_copies(mapped, reader, source)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.files import INDEX, SINGLE, Reader, headers, write_tensors
+from zoo.checkpoint.files import INDEX, SINGLE, Reader, read_headers, write_tensors
 from zoo.checkpoint.hf.opening import HFSource, name_tensors
 from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import Entry, map_tensors
@@ -71,7 +71,7 @@ def _unread_tensors(model: Any, body: Body, mapped: Sequence[Entry], source: HFS
     named = {body.full_name(name): body.full_name(other) for name, other in rows.items() if other is not None}
     spare = {name: other for name, other in named.items() if name not in holders and (other in holders or not other)}
     if spare and source is not None and is_folder(source.folder):
-        found = name_tensors(headers(source.folder), body)
+        found = name_tensors(read_headers(source.folder), body)
         with Reader(source.folder, found) as reader:
             return {name: reader[name].clone() for name in spare if name in found}
     held = model.state_dict()

@@ -47,7 +47,9 @@ class ShadowLinear(Weighted):
         y = O.linear(x, self.weight, self.bias)
         rows = math.prod(x.shape[:-1])
         if 1 < rows <= FEW_ROWS and self.bias is None and not (tape().recording or x.is_cuda) and x.dtype is BFLOAT16:
-            return fresh(y.shape, y.dtype, y.storage.name)  # laid out anew beside y, which goes (zoo.run.layer.product)
+            return fresh(
+                y.shape, y.dtype, y.storage.name
+            )  # laid out anew beside y, which goes (zoo.run.layer.multiply)
         return y
 
 

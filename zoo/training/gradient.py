@@ -1,0 +1,76 @@
+"""Compute the gradient of one optimizer step: microbatches, accumulation, clipping, autocast and compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from zoo.data import Batch
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch import device as Device
+
+    from zoo.training.objective import Autocast, Objective
+
+
+def accumulate_gradient(
+    model: Any, objective: Objective, batch: Batch, parts: int, autocast: Autocast
+) -> dict[str, Any]:
+    """Accumulate the gradient of the batch's mean loss, one microbatch at a time. Returns the terms of the loss.
+
+    Each microbatch's sum is divided by the targets of the whole batch, so that those with fewer targets weigh less. A
+    model's own losses are means: they are weighted by the microbatch's share of the targets.
+    """
+    device = next(model.parameters()).device
+    total = max(objective.targets(batch), 1)
+    terms: dict[str, Tensor] = {}
+    for part in split_rows(batch, parts):
+        share = objective.targets(part) / total
+        found = objective.backward(model, move_batch(part, device), 1 / total, share, autocast)
+        terms = {name: terms[name] + value if name in terms else value for name, value in found.items()}
+    return terms
+
+
+def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:
+    """Split a batch into microbatches of equally many rows."""
+    size = len(batch.input_ids) // parts
+    return (map_tensors(batch, lambda rows, part=part: rows[part * size : (part + 1) * size]) for part in range(parts))
+
+
+def move_batch(batch: Batch, device: Device) -> Batch:
+    """Copy a batch to a device, without waiting for the copy."""
+    if device.type == "cuda":
+        return map_tensors(batch, lambda rows: rows.pin_memory().to(device, non_blocking=True))
+    return map_tensors(batch, lambda rows: rows.to(device))
+
+
+def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """Apply a function to every tensor of a batch."""
+    documents = None if batch.documents is None else change(batch.documents)
+    return Batch(change(batch.input_ids), change(batch.targets), documents)
+
+
+def clip_gradient(parameters: list[Any], most: float | None) -> Tensor:
+    """Scale the gradient down to the norm `most` where its norm is larger. Returns the norm it had."""
+    norm = torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+    looks = norm.device.type == "cpu"  # reading a norm on another device would wait for it
+    if most is not None and not (looks and norm <= most):
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return norm
+
+
+def choose_autocast(device: Device, precision: str) -> Callable[[], AbstractContextManager[Any]]:
+    """Choose the context that forward passes run in: torch.autocast to bf16, or none."""
+    if precision == "fp32":
+        return nullcontext
+    return partial(torch.autocast, device.type, torch.bfloat16)
+
+
+def compile_blocks(model: Any) -> None:
+    """Compile each layer by itself: equal layers share one compilation, so its time does not grow with depth."""
+    for block in model.blocks:
+        block.compile(dynamic=False)
