@@ -11,7 +11,7 @@ from tiny import model_of, spec_of
 
 from zoo.costs.activations import PassShape, sections
 from zoo.costs.shadow import DTYPES, UnknownOperation, collect_saved, fresh, names, reached, shaded, taping
-from zoo.costs.shadow.tensor import view_strides
+from zoo.costs.shadow.strides import view_strides
 
 # Each takes torch and its functional, or their shadows, and x [2, 6, 8], y of the same shape, a matrix w [5, 8], a
 # vector v [8], a whole-numbered i [2, 6, 8] below 6 and a mask b [2, 6, 8].

@@ -21,12 +21,12 @@ from zoo.costs.shadow import (
     collect_saved,
     cross_entropy,
     fresh,
+    named_failures,
     reached,
     shaded,
     taping,
 )
 from zoo.costs.shadow.backward import undo
-from zoo.costs.shadow.tensor import named_failures
 
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
 """The dtype that activations have, by the model's; those of an fp8 model are bf16."""

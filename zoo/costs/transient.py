@@ -11,8 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from zoo.costs.activations import FEW, NAMES, recurrent_stride
-from zoo.costs.shadow import DTYPES, INT64, ShadowCache, ShadowLayer, Tape, fresh, shaded, taping
-from zoo.costs.shadow.tensor import named_failures
+from zoo.costs.shadow import DTYPES, INT64, ShadowCache, ShadowLayer, Tape, fresh, named_failures, shaded, taping
 
 
 class Generation(NamedTuple):

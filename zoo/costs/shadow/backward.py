@@ -9,7 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from zoo.costs.shadow.tensor import GradientTarget, Node, Storage, collect_saved, source_of
+from zoo.costs.shadow.recording import (
+    GradientTarget,
+    Node,
+    Storage,
+)
+from zoo.costs.shadow.tensor import collect_saved, source_of
 
 PASSED_ON = ("add",)
 """Operations whose inputs have the result's gradient itself."""

@@ -11,8 +11,12 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from zoo.costs.shadow.operations import cat
-from zoo.costs.shadow.tensor import FLOAT32, INT64, ShadowDtype, fresh, tape
+from zoo.costs.shadow.dtypes import FLOAT32, INT64, ShadowDtype
+from zoo.costs.shadow.recording import (
+    tape,
+)
+from zoo.costs.shadow.reductions import cat
+from zoo.costs.shadow.tensor import fresh
 
 
 class ShadowCacheLayout(NamedTuple):

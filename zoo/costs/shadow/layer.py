@@ -8,9 +8,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo import spec as S
-from zoo.costs.shadow import operations as O
+from zoo.costs.shadow.dtypes import BFLOAT16, FLOAT32, ShadowDtype
+from zoo.costs.shadow.products import conv1d, embedding, grouped_linear, linear
+from zoo.costs.shadow.recording import (
+    UnknownOperation,
+    named_failures,
+    tape,
+)
 from zoo.costs.shadow.replay import shaded
-from zoo.costs.shadow.tensor import BFLOAT16, FLOAT32, ShadowDtype, UnknownOperation, fresh, named_failures, tape
+from zoo.costs.shadow.tensor import fresh
 
 
 class Weighted:
@@ -44,7 +50,7 @@ class ShadowLinear(Weighted):
     """A matrix product."""
 
     def run(self, x: Any) -> Any:
-        y = O.linear(x, self.weight, self.bias)
+        y = linear(x, self.weight, self.bias)
         rows = math.prod(x.shape[:-1])
         if 1 < rows <= FEW_ROWS and self.bias is None and not (tape().recording or x.is_cuda) and x.dtype is BFLOAT16:
             return fresh(y.shape, y.dtype, y.storage.name)  # laid out anew beside y, which goes (zoo.run.layer.product)
@@ -55,14 +61,14 @@ class ShadowTable(Weighted):
     """A look-up."""
 
     def run(self, ids: Any) -> Any:
-        return O.embedding(ids, self.weight)
+        return embedding(ids, self.weight)
 
 
 class ShadowExperts(Weighted):
     """The same product of every expert."""
 
     def run(self, x: Any, offsets: Any, expert_of_row: Any) -> Any:
-        y = O.grouped_linear(x, self.weight, offsets)
+        y = grouped_linear(x, self.weight, offsets)
         return y if self.bias is None else y + self.bias.to(y.dtype)[expert_of_row]
 
 
@@ -70,7 +76,7 @@ class ShadowConvolution(Weighted):
     """A convolution along the tokens."""
 
     def run(self, x: Any) -> Any:
-        return O.conv1d(x.transpose(1, 2), self.weight, self.bias, groups=self.part.groups).transpose(1, 2)
+        return conv1d(x.transpose(1, 2), self.weight, self.bias, groups=self.part.groups).transpose(1, 2)
 
 
 class ShadowLayer:

@@ -8,22 +8,18 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from zoo.costs.shadow import operations as O
-from zoo.costs.shadow.tensor import (
-    BFLOAT16,
-    BOOL,
-    FLOAT8,
-    FLOAT16,
-    FLOAT32,
-    INT32,
-    INT64,
-    ShadowDtype,
+from zoo.costs.shadow.dtypes import BFLOAT16, BOOL, FLOAT8, FLOAT16, FLOAT32, INT32, INT64, ShadowDtype, promote
+from zoo.costs.shadow.elementwise import UNARY, refuse_others
+from zoo.costs.shadow.norms import attend_torch
+from zoo.costs.shadow.operations import FUNCTIONAL, TORCH
+from zoo.costs.shadow.products import (
+    solve_triangular,
+)
+from zoo.costs.shadow.recording import (
     UnknownOperation,
-    fresh,
-    operation,
-    promote,
     tape,
 )
+from zoo.costs.shadow.tensor import fresh, operation
 
 
 class Namespace(SimpleNamespace):
@@ -131,23 +127,16 @@ FINFO = {
 
 torch = Namespace(
     **DTYPES,
-    **O.UNARY,
-    **{
-        name: O.refuse_others(name, getattr(O, name))
-        for name in ("cat", "stack", "where", "einsum", "baddbmm", "addcmul")
-    },
-    **{name: O.refuse_others(name, _of_shape(name)) for name in ("zeros", "ones", "empty")},
-    **{name: O.refuse_others(name, _like(name)) for name in ("zeros_like", "ones_like", "empty_like", "rand_like")},
-    eye=O.refuse_others("eye", lambda n, *, dtype=FLOAT32, device=None: _made("eye", (n, n), dtype)),
-    arange=O.refuse_others("arange", _arange),
-    tensor=O.refuse_others("tensor", _tensor),
-    full=O.refuse_others("full", _full),
-    full_like=O.refuse_others("full_like", _full_like),
-    minimum=O.refuse_others("minimum", O.extreme),
-    maximum=O.refuse_others("maximum", O.extreme),
-    searchsorted=O.refuse_others("searchsorted", _searchsorted),
-    sum=O.refuse_others("sum", O.total),
-    mean=O.refuse_others("mean", O.mean),
+    **UNARY,
+    **{name: refuse_others(name, run) for name, run in TORCH.items()},
+    **{name: refuse_others(name, _of_shape(name)) for name in ("zeros", "ones", "empty")},
+    **{name: refuse_others(name, _like(name)) for name in ("zeros_like", "ones_like", "empty_like", "rand_like")},
+    eye=refuse_others("eye", lambda n, *, dtype=FLOAT32, device=None: _made("eye", (n, n), dtype)),
+    arange=refuse_others("arange", _arange),
+    tensor=refuse_others("tensor", _tensor),
+    full=refuse_others("full", _full),
+    full_like=refuse_others("full_like", _full_like),
+    searchsorted=refuse_others("searchsorted", _searchsorted),
     promote_types=promote,
     finfo=lambda dtype: FINFO[dtype.name],
     no_grad=no_grad,
@@ -157,7 +146,7 @@ torch = Namespace(
     get_autocast_dtype=lambda *_: tape().autocast,
     amp=Namespace(is_autocast_available=lambda *_: True),
     compiler=Namespace(is_compiling=lambda: True),  # so that nothing is kept for another pass
-    linalg=Namespace(solve_triangular=O.solve_triangular),
+    linalg=Namespace(solve_triangular=solve_triangular),
 )
 
 
@@ -171,18 +160,15 @@ def _attention(
     scale: Any = None,
     enable_gqa: bool = False,
 ) -> Any:
-    return O.sdpa(q, k, v, attn_mask, is_causal)
+    return attend_torch(q, k, v, attn_mask, is_causal)
 
 
 _ACTIVATIONS = ("gelu", "hardswish", "leaky_relu", "mish", "relu", "relu6", "sigmoid", "silu", "softplus")
 
 F = Namespace(
-    **{name: O.UNARY[name] for name in _ACTIVATIONS},
-    **{
-        name: O.refuse_others(name, getattr(O, name))
-        for name in ("layer_norm", "rms_norm", "linear", "pad", "conv1d", "embedding")
-    },
-    scaled_dot_product_attention=O.refuse_others("scaled_dot_product_attention", _attention),
+    **{name: UNARY[name] for name in _ACTIVATIONS},
+    **{name: refuse_others(name, run) for name, run in FUNCTIONAL.items()},
+    scaled_dot_product_attention=refuse_others("scaled_dot_product_attention", _attention),
 )
 torch.nn = Namespace(functional=F)
 

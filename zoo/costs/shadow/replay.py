@@ -14,8 +14,11 @@ from typing import Any
 
 from zoo import lazy
 from zoo.costs.shadow import names
-from zoo.costs.shadow.operations import fused_attention
-from zoo.costs.shadow.tensor import collect_saved, is_shadow, reached, tape, undone
+from zoo.costs.shadow.norms import fused_attention
+from zoo.costs.shadow.recording import (
+    tape,
+)
+from zoo.costs.shadow.tensor import collect_saved, is_shadow, reached, undone
 from zoo.kernels import attend, machine_of
 from zoo.kernels.base import Kernel, Machine
 from zoo.spec import Spec

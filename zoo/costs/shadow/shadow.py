@@ -7,28 +7,19 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from zoo.costs.shadow import operations as O
-from zoo.costs.shadow.tensor import (
-    BOOL,
-    FLOAT32,
-    INT32,
-    INT64,
+from zoo.costs.shadow.dtypes import BOOL, FLOAT32, INT32, INT64, ShadowDtype
+from zoo.costs.shadow.elementwise import refuse_others
+from zoo.costs.shadow.operations import COMPARISONS, METHODS, OPERATORS
+from zoo.costs.shadow.recording import (
     NEEDS_VALUES,
     WRITES,
-    Core,
     ShadowDevice,
-    ShadowDtype,
     UnknownOperation,
-    broadcast,
-    elementwise_strides,
-    fresh,
-    is_shadow,
-    operation,
-    sizes_of,
-    spread,
     tape,
-    view_strides,
 )
+from zoo.costs.shadow.reductions import pick_at
+from zoo.costs.shadow.strides import broadcast, elementwise_strides, sizes_of, spread, view_strides
+from zoo.costs.shadow.tensor import Core, fresh, is_shadow, operation
 
 
 class Shadow(Core):
@@ -155,7 +146,7 @@ class Shadow(Core):
                 seen, dim = seen._sliced(dim, item), dim + 1
         if picks and picks[-1][0] - picks[0][0] >= len(picks):
             raise UnknownOperation("tensor[index, :, index]")
-        return O.index(seen, picks) if picks else seen
+        return pick_at(seen, picks) if picks else seen
 
     def _sliced(self, dim: int, item: slice) -> Any:
         start, stop, step = item.indices(self.shape[self.at(dim)])
@@ -217,7 +208,7 @@ def _flat(shape: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 def _method(name: str, run: Callable[..., Any], swapped: bool = False) -> Callable[..., Any]:
-    run = O.refuse_others(name, run)
+    run = refuse_others(name, run)
     if swapped:
         return lambda self, other: run(other, self)
     return lambda self, *args, **options: run(self, *args, **options)
@@ -230,13 +221,13 @@ def _refusal(name: str, why: str) -> Callable[..., Any]:
     return refuse
 
 
-for _name, _run in O.METHODS.items():
+for _name, _run in METHODS.items():
     setattr(Shadow, _name, _method(_name, _run))
-for _name, _run in O.OPERATORS.items():
+for _name, _run in OPERATORS.items():
     setattr(Shadow, f"__{_name}__", _method(_name, _run))
     setattr(Shadow, f"__r{_name}__", _method(_name, _run, swapped=True))
-for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
-    setattr(Shadow, f"__{_name}__", _method(_name, O.compared))
+for _name, _run in COMPARISONS.items():
+    setattr(Shadow, f"__{_name}__", _method(_name, _run))
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"):
     setattr(Shadow, f"__i{_name}__", _refusal(f"__i{_name}__", WRITES))
 for _name in ("__setitem__", "__delitem__"):
