@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from saved import saved
 from tiny import model_of, spec_of
 
-from zoo.costs.activations import PassShape, sections
-from zoo.costs.shadow import DTYPES, UnknownOperation, collect_saved, fresh, names, reached, shaded, taping
+from zoo.costs.activations import PassShape, list_sections
+from zoo.costs.shadow import DTYPES, UnknownOperation, collect_saved, find_reached, fresh, names, shaded, taping
 from zoo.costs.shadow.strides import view_strides
 
 # Each takes torch and its functional, or their shadows, and x [2, 6, 8], y of the same shape, a matrix w [5, 8], a
@@ -153,7 +153,7 @@ def of_shadow(run, dtype):
     fixed = {"w": fresh((5, 8), kind, grad=True, held=True), "v": fresh((8,), kind, grad=True, held=True)}
     whole = {"i": fresh((2, 6, 8), DTYPES["int64"], "i"), "b": fresh((2, 6, 8), DTYPES["bool"], "b")}
     result = run(names.torch, names.F, Given(**grown, **fixed, **whole))
-    return result, Counter(each.nbytes for each in collect_saved(reached([result])))
+    return result, Counter(each.nbytes for each in collect_saved(find_reached([result])))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -207,7 +207,7 @@ def test_nothing_is_kept_without_gradients():
         x = fresh((2, 3), DTYPES["float32"], "x", grad=True)
         with names.torch.no_grad():
             assert not x.exp().requires_grad
-        assert not x.detach().exp().requires_grad and not collect_saved(reached([x.detach().exp()]))
+        assert not x.detach().exp().requires_grad and not collect_saved(find_reached([x.detach().exp()]))
         assert x.exp().requires_grad
 
 
@@ -238,7 +238,7 @@ def test_a_pass_on_shadows_leaves_the_code_at_work_as_it_was():
     thread = threading.Thread(target=run)
     thread.start()
     for _ in range(30):
-        sections(spec_of(), PassShape(context=9))
+        list_sections(spec_of(), PassShape(context=9))
     stop.set()
     thread.join()
     assert not faults

@@ -18,7 +18,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo.costs.activations import PassShape, sections
+from zoo.costs.activations import PassShape, list_sections
 from zoo.costs.cache import kv_cache
 from zoo.costs.flops import core_flops, memory_flops, product_flops, row_flops
 from zoo.costs.memory import training
@@ -193,7 +193,7 @@ def _kept(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
     sizes = {each.tensor.untyped_storage()._cdata: each.tensor.untyped_storage().nbytes() for each in saved}
     found = sum(size for storage, size in sizes.items() if storage not in known)
     del out
-    counted = sections(spec, PassShape(context=ids.shape[1], dtype=setup.dtype, fused=False))
+    counted = list_sections(spec, PassShape(context=ids.shape[1], dtype=setup.dtype, fused=False))
     note = f"torch's saved_tensors_hooks, {ids.shape[1]} tokens on a CPU"
     yield _row("saved activations, bytes", _whole(spec, counted), found, note)
 

@@ -36,7 +36,7 @@ def run_worker(name: str, python: str, job: Mapping[str, Any]) -> dict[str, Any]
     """What one fresh process printed last, as JSON. Raises ConfigError for a missing peer, ZooError when it fails."""
     command = [python, str(WORKERS / f"run_{name}.py"), json.dumps(job)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=_environment(name, job), check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=_make_environment(name, job), check=False)
     except (FileNotFoundError, PermissionError) as error:
         raise ConfigError(f"--peer-python {name}={python}: {error.strerror} (a Python that has {name})") from error
     last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
@@ -51,7 +51,7 @@ def run_worker(name: str, python: str, job: Mapping[str, Any]) -> dict[str, Any]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _environment(name: str, job: Mapping[str, Any]) -> dict[str, str]:
+def _make_environment(name: str, job: Mapping[str, Any]) -> dict[str, str]:
     env = dict(os.environ)
     if threads := job["threads"]:
         env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
@@ -62,7 +62,7 @@ def _environment(name: str, job: Mapping[str, Any]) -> dict[str, str]:
     return env
 
 
-def difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
+def measure_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Largest absolute difference, as a share of the largest value; infinite where a value is NaN."""
     gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
     return math.inf if any(map(math.isnan, gaps)) else max(gaps) / max(map(abs, theirs))
@@ -70,7 +70,7 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 def require_equal(what: str, values: Mapping[str, Sequence[float]], tolerance: float) -> dict[str, float]:
     """Each peer's difference from ours. Raises ZooError above `tolerance`: a ratio would compare two functions."""
-    gaps = {name: difference(values[OURS], theirs) for name, theirs in values.items() if name != OURS}
+    gaps = {name: measure_difference(values[OURS], theirs) for name, theirs in values.items() if name != OURS}
     for name, gap in gaps.items():
         if gap > tolerance:
             found = f"differ from ours by {gap:.2g} of the largest"
@@ -78,38 +78,38 @@ def require_equal(what: str, values: Mapping[str, Sequence[float]], tolerance: f
     return gaps
 
 
-def race(plan: Race, pythons: Mapping[str, str], tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def run_race(plan: Race, pythons: Mapping[str, str], tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """The whole comparison, as plain numbers. `tell` gets a line of progress now and then."""
-    plan = with_threads(plan, pythons[OURS], tell)
+    plan = choose_threads(plan, pythons[OURS], tell)
     with tempfile.TemporaryDirectory(prefix="zoo-bench-") as folder:
         weights = str(Path(folder) / "weights.safetensors")
         run_worker(OURS, pythons[OURS], plan.job(weights, workload="export"))
         check = plan.job(weights, workload="check")
         checks = {name: run_worker(name, python, check) for name, python in pythons.items()}
-        gaps = {"fp32 logits": require_equal("fp32 logits", _values(checks, "logits"), TOLERANCE["fp32"])}
+        gaps = {"fp32 logits": require_equal("fp32 logits", _pick_values(checks, "logits"), TOLERANCE["fp32"])}
         if len(pythons) > 1:
             tell(
                 "same function: fp32 logits differ by "
                 + ", ".join(f"{n} {g:.1g}" for n, g in gaps["fp32 logits"].items())
             )
-        runs, machine = _rounds(plan, pythons, weights, tell)
+        runs, machine = _run_rounds(plan, pythons, weights, tell)
     computed = "losses" if plan.workload == "train" else "logits"
-    first = _shortest(_values({name: answers[0] for name, answers in runs.items()}, computed))
+    first = _cut_to_shortest(_pick_values({name: answers[0] for name, answers in runs.items()}, computed))
     gaps[f"{plan.dtype} {computed}"] = require_equal(f"{plan.dtype} {computed}", first, TOLERANCE[plan.dtype])
-    return report(plan, runs, machine) | {"differences": gaps}
+    return make_report(plan, runs, machine) | {"differences": gaps}
 
 
-def _values(answers: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
+def _pick_values(answers: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
     return {name: answer[key] for name, answer in answers.items()}
 
 
-def _shortest(values: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+def _cut_to_shortest(values: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
     """Values that all contenders have: a slow one takes fewer steps within its time, and so gives fewer losses."""
     length = min(map(len, values.values()))
     return {name: each[:length] for name, each in values.items()}
 
 
-def with_threads(plan: Race, python: str, tell: Callable[[str], None]) -> Race:
+def choose_threads(plan: Race, python: str, tell: Callable[[str], None]) -> Race:
     """The race with a number of threads: the one asked for, or what computes fastest now."""
     if plan.threads is not None:
         return plan
@@ -119,7 +119,7 @@ def with_threads(plan: Race, python: str, tell: Callable[[str], None]) -> Race:
     return dataclasses.replace(plan, threads=found["threads"])
 
 
-def _rounds(
+def _run_rounds(
     plan: Race, pythons: Mapping[str, str], weights: str, tell: Callable[[str], None]
 ) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, float]]]:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in pythons}
@@ -133,7 +133,7 @@ def _rounds(
     return runs, machine
 
 
-def bound_share(plan: Race, rate: float, machine: Mapping[str, float]) -> float:
+def compute_share(plan: Race, rate: float, machine: Mapping[str, float]) -> float:
     """How much of the machine's own limit a rate in tokens per second takes up; ACCOUNTING says what is counted."""
     n, head = plan.shape.matrix_params, plan.shape.head_params
     peak = max(machine["gemm_fp32_tflops"], machine[f"gemm_{plan.dtype}_tflops"]) * 1e12  # bf16 may be the slower
@@ -144,15 +144,15 @@ def bound_share(plan: Race, rate: float, machine: Mapping[str, float]) -> float:
     return n * BYTES[plan.dtype] * rate / plan.batch / (machine["read_gb_s"] * 1e9)
 
 
-def report(plan: Race, runs: Mapping[str, list[dict[str, Any]]], rounds: list[dict[str, float]]) -> dict[str, Any]:
+def make_report(plan: Race, runs: Mapping[str, list[dict[str, Any]]], rounds: list[dict[str, float]]) -> dict[str, Any]:
     """Medians, ratios (our rate over theirs, so above 1 we are faster), shares of the limit and peak memory."""
     machine = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
     accounting = ACCOUNTING[plan.workload].format(n=plan.shape.matrix_params, head=plan.shape.head_params)
-    contenders = {name: _row(plan, answers, runs[OURS], machine) for name, answers in runs.items()}
+    contenders = {name: _make_row(plan, answers, runs[OURS], machine) for name, answers in runs.items()}
     return {"race": dataclasses.asdict(plan), "machine": machine, "accounting": accounting, "contenders": contenders}
 
 
-def _row(
+def _make_row(
     plan: Race, answers: list[dict[str, Any]], ours: list[dict[str, Any]], machine: Mapping[str, float]
 ) -> dict[str, Any]:
     rates = [answer["rate"] for answer in answers]
@@ -164,7 +164,7 @@ def _row(
         "rates": rates,
         "ratio": statistics.median(ratios),
         "ratios": ratios,
-        "share": bound_share(plan, statistics.median(rates), machine),
+        "share": compute_share(plan, statistics.median(rates), machine),
         "peak_bytes": max((a["peak_bytes"] for a in answers if a["peak_bytes"] is not None), default=None),
         "busy": statistics.median(answer["busy"] for answer in answers),
     }

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoo.bench.shape import Shape, shape_from
+from zoo.bench.shape import Shape, parse_shape
 from zoo.errors import ConfigError, did_you_mean
 
 OURS = "zoo"
@@ -47,7 +47,7 @@ def plan_race(workload: str, given: Mapping[str, int | None], shape: Sequence[st
     sizes = WORKLOADS[workload] | {name: value for name, value in given.items() if value is not None}
     if "new_tokens" in sizes and workload != "decode":
         raise ConfigError(f"--new-tokens: {workload} has none (decode has)")
-    race = Race(workload=workload, shape=shape_from(shape), **sizes, **options)
+    race = Race(workload=workload, shape=parse_shape(shape), **sizes, **options)
     longest = race.shape.max_seq_len
     if race.length + race.new_tokens > longest:
         found = f"{race.length} tokens and {race.new_tokens} new"
@@ -55,7 +55,7 @@ def plan_race(workload: str, given: Mapping[str, int | None], shape: Sequence[st
     return race
 
 
-def peers_named(text: str) -> list[str]:
+def parse_peers(text: str) -> list[str]:
     """`"hf,litgpt"` -> its names. Raises ConfigError, a fault for each that is no peer."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     options = f"one of: {', '.join(PEERS)}"
@@ -65,7 +65,7 @@ def peers_named(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def interpreters(peers: Sequence[str], given: Sequence[str]) -> dict[str, str]:
+def choose_interpreters(peers: Sequence[str], given: Sequence[str]) -> dict[str, str]:
     """The Python of zoo and each peer. `given` holds `NAME=PATH`, or a bare PATH for all peers; this one otherwise."""
     pythons = {name: sys.executable for name in (OURS, *peers)}
     for text in given:

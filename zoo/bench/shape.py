@@ -35,7 +35,7 @@ class Shape:
         return [f"{name}={value}" for name, value in dataclasses.asdict(self).items()]
 
 
-def shape_from(pairs: Iterable[str]) -> Shape:
+def parse_shape(pairs: Iterable[str]) -> Shape:
     """`["n_layers=2", "d_model=64"]` over the default shape; raises ConfigError listing every pair that does not do."""
     kinds = {field.name: type(field.default) for field in dataclasses.fields(Shape)}
     values, faults = {}, []

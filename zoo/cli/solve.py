@@ -85,7 +85,7 @@ def _most(name: str, short: str, text: str) -> None:
         if getattr(setup, name) != getattr(Setup, name):
             raise ConfigError(f"{name}: is what is solved for (leave it out)")
         room = room_of(setup, memory, usable, runtime)
-        largest = solve.largest_batch if name == "batch" else solve.largest_context
+        largest = solve.find_largest_batch if name == "batch" else solve.find_largest_context
         more = {} if limit is None else {"most": limit}
         spec = spec_of_composed(composed(target, overrides))
         answer = largest(spec, setup, room, train=train, prefill=not cache_only, **more)
@@ -126,7 +126,7 @@ def gpu(
 
     With --gpu of that one alone.
     """
-    from zoo.analysis.solve import smallest_gpus
+    from zoo.analysis.solve import find_fewest_gpus
     from zoo.compose.targets import spec_of_composed
     from zoo.costs.hardware import list_gpus
     from zoo.costs.setup import Setup
@@ -137,7 +137,7 @@ def gpu(
         if getattr(setup, name) != getattr(Setup, name):
             raise ConfigError(f"{name}: is what is solved for (leave it out)")
     rooms = [_room(name, usable, runtime) for name in ([setup.gpu] if setup.gpu else list_gpus())]
-    rows = smallest_gpus(
+    rows = find_fewest_gpus(
         spec_of_composed(composed(target, overrides)), setup, rooms, train=train, prefill=not cache_only
     )
     print(dumped(rows) if as_json else show.gpu_table(rows, " ".join([target, *(overrides or [])]), train))
@@ -157,11 +157,11 @@ def cache(
 ) -> None:
     """Fewer key heads, or a window, that bring the KV cache of --batch sequences of --context tokens to a budget."""
     from zoo import report
-    from zoo.analysis.solve import smaller_caches
+    from zoo.analysis.solve import find_smaller_caches
     from zoo.report import solved as show
 
     composed(target, overrides)
-    found = smaller_caches(target, overrides or (), most, setup)
+    found = find_smaller_caches(target, overrides or (), most, setup)
     print(report.as_json(found) if as_json else show.cache_table(found, target, most))
     if not any(each["fits"] for each in found):
         raise ZooError(f"{target}: neither fewer key heads nor a window brings its KV cache to {report.size(most)}")
@@ -199,7 +199,7 @@ def shape(
 
     An override fixes a dimension (d_model=2048) or changes the recipe (head.tied=true).
     """
-    from zoo.analysis.solve import Budget, shapes
+    from zoo.analysis.solve import Budget, solve_shapes
     from zoo.report import as_json as dumped
     from zoo.report import solved as show
 
@@ -212,7 +212,7 @@ def shape(
         kv_bytes_per_token=kv_bytes_per_token,
         memory=memory,
     )
-    found = shapes(
+    found = solve_shapes(
         model, overrides or (), budget, setup, nearest=nearest, train=train, aspect=pair(aspect), count=count
     )
     print(dumped(found) if as_json else show.shape_table(found, model))

@@ -20,13 +20,13 @@ from zoo.costs.shadow import (
     Tape,
     collect_saved,
     cross_entropy,
+    find_reached,
     fresh,
     named_failures,
-    reached,
     shaded,
     taping,
 )
-from zoo.costs.shadow.backward import undo
+from zoo.costs.shadow.backward import replay_backward
 
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
 """The dtype that activations have, by the model's; those of an fp8 model are bf16."""
@@ -84,11 +84,11 @@ class PassShape(NamedTuple):
 
 def list_kept(spec: Any, **fields: Any) -> dict[str, list[Kept]]:
     """List the saved tensors of a PassShape with these fields, by section, the loss left out."""
-    found = sections(spec, PassShape(**fields))
+    found = list_sections(spec, PassShape(**fields))
     return {name: list(section.kept) for name, section in found.items() if name.split(".")[-1] != "loss"}
 
 
-def sections(spec: Any, run: PassShape) -> dict[str, Section]:
+def list_sections(spec: Any, run: PassShape) -> dict[str, Section]:
     """Trace a pass and return its pieces: the "embedding", what all layers have "shared" (rotary tables, masks, biases;
     its `input` is all that they read of it, kept or not), one "layer:<kind>" of each kind, and the "head" with the
     final norm; where there are logits also "loss", the head once more with cross-entropy in float32 behind it. Those of
@@ -193,7 +193,7 @@ class _Trace:
         self.file("embedding", begun, [x], ids)
         begun = self.tape.begin()
         steps = {name: scene.step(name, m.kernel, x, m) for name in self.tower.blocks}
-        shared = collect_saved(reached((each for step in steps.values() for each in _shared(step)), begun[0]))
+        shared = collect_saved(find_reached((each for step in steps.values() for each in _shared(step)), begun[0]))
         for name, block in self.tower.blocks.items():
             if loops or not block.attention.state():
                 shared |= self._layer(name, block, steps[name].for_layer(None), x)
@@ -238,11 +238,13 @@ class _Trace:
     ) -> dict[Storage, None]:
         """Files a piece that ends in `roots`, without what it keeps of memory that is `shared`, which is given back."""
         operations, live = begun
-        nodes = reached(roots, operations)
+        nodes = find_reached(roots, operations)
         storages = collect_saved(nodes)
         own = [each for each in storages if each not in shared]
         forward = self.tape.most - live
-        self.found[self.prefix + name] = Section(*_described(own), given.nbytes, forward, *undo(nodes, roots))
+        self.found[self.prefix + name] = Section(
+            *_described(own), given.nbytes, forward, *replay_backward(nodes, roots)
+        )
         return {each: None for each in storages if each in shared}
 
 

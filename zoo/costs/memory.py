@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from zoo.costs.activations import PassShape, Section, sections
+from zoo.costs.activations import PassShape, Section, list_sections
 from zoo.costs.advice import advice
 from zoo.costs.generating import generating
 from zoo.costs.parallel import activation_bytes
@@ -114,7 +114,7 @@ def _sections(spec: Any, setup: Setup, fused: bool) -> dict[str, Section]:
         fused=fused,
         selective=setup.recompute == "selective",
     )
-    return sections(spec, run)
+    return list_sections(spec, run)
 
 
 def _layers(spec: Any, passes: Mapping[str, Section]) -> dict[tuple[str, str], Section]:

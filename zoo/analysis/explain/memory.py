@@ -11,7 +11,7 @@ from typing import Any
 
 from zoo.analysis.explain.line import Line, Sheet, layers
 from zoo.analysis.explain.terms import Number, Term, call, named, symbol, term, total
-from zoo.costs.activations import PassShape, Section, sections
+from zoo.costs.activations import PassShape, Section, list_sections
 from zoo.costs.generating import generating
 from zoo.costs.memory import CHUNK
 from zoo.costs.parallel import Stage, fullest, stages
@@ -99,7 +99,7 @@ class Memory:
             autocast=self.setup.dtype if self.setup.precision == "amp" else None,
             selective=self.setup.recompute == "selective",
         )
-        return sections(self.spec if loops else self.model, run)
+        return list_sections(self.spec if loops else self.model, run)
 
     def _kept(self, name: str, section: Section) -> Number:
         """What a piece keeps, with a line for each of its components."""

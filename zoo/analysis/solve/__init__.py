@@ -4,9 +4,17 @@ Every answer is searched for on the exact price, by bisection where it only grow
 of a paged cache and latents count as they do in `zoo stats`. Plain data comes out. No torch.
 """
 
-from zoo.analysis.solve.cache import smaller_caches
-from zoo.analysis.solve.fit import Room, largest_batch, largest_context
-from zoo.analysis.solve.gpus import smallest_gpus
-from zoo.analysis.solve.shape import Budget, shapes
+from zoo.analysis.solve.cache import find_smaller_caches
+from zoo.analysis.solve.fit import Room, find_largest_batch, find_largest_context
+from zoo.analysis.solve.gpus import find_fewest_gpus
+from zoo.analysis.solve.shape import Budget, solve_shapes
 
-__all__ = ["Budget", "Room", "largest_batch", "largest_context", "shapes", "smaller_caches", "smallest_gpus"]
+__all__ = [
+    "Budget",
+    "Room",
+    "find_fewest_gpus",
+    "find_largest_batch",
+    "find_largest_context",
+    "find_smaller_caches",
+    "solve_shapes",
+]

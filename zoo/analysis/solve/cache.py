@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from zoo.analysis.solve.search import crossing
+from zoo.analysis.solve.search import find_crossing
 from zoo.compose.targets import compose_model, spec_of_composed
 from zoo.costs.cache import kv_cache
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
 
 
-def smaller_caches(model: Any, overrides: Iterable[str], most: float, setup: Setup) -> list[dict[str, Any]]:
+def find_smaller_caches(model: Any, overrides: Iterable[str], most: float, setup: Setup) -> list[dict[str, Any]]:
     """The model as it is, then each single change that brings its cache to `most` bytes or less, changing no more than
     it must: the `overrides` that make it, and the `bytes` it comes to.
 
@@ -72,4 +72,4 @@ def _window(model: Any, typed: list[str], key: str, most: float, setup: Setup, c
     def share(window: int) -> float:
         return _bytes(model, [*typed, f"{key}={window}"], setup) / most
 
-    return crossing(share, 1, context) or None
+    return find_crossing(share, 1, context) or None

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from zoo.analysis.solve.search import reach
+from zoo.analysis.solve.search import find_reach
 from zoo.costs.generating import generating
 from zoo.costs.price import price
 from zoo.costs.roofline import RUNTIME, USABLE
@@ -52,7 +52,7 @@ class Room:
         return {**dataclasses.asdict(self), "bytes": self.bytes}
 
 
-def needed(spec: Any, setup: Setup, *, train: bool = False, prefill: bool = True) -> dict[str, int]:
+def price_memory(spec: Any, setup: Setup, *, train: bool = False, prefill: bool = True) -> dict[str, int]:
     """Bytes on one GPU by what takes them, and their `total`: at the peak of a training step, or of generating.
 
     Without `prefill` a prompt is read in pieces too small to count, so that generating takes weights and cache alone.
@@ -75,7 +75,7 @@ def _generating(spec: Any, setup: Setup, prefill: bool) -> dict[str, int]:
         raise ConfigError(f"generate: its peak is not known, {error} (--cache-only would do)") from error
 
 
-def largest_batch(
+def find_largest_batch(
     spec: Any, setup: Setup, room: Room, *, train: bool = False, prefill: bool = True, most: int = MOST
 ) -> dict[str, Any]:
     """The most sequences of the set-up's context that fit, and the bytes with them and with one more."""
@@ -83,7 +83,7 @@ def largest_batch(
     return {"batch": answer.pop("found"), "context": setup.tokens(spec), **answer}
 
 
-def largest_context(
+def find_largest_context(
     spec: Any, setup: Setup, room: Room, *, train: bool = False, prefill: bool = True, most: int = MOST
 ) -> dict[str, Any]:
     """The most tokens with which the set-up's sequences fit, and the bytes with them and with one more.
@@ -103,9 +103,9 @@ def largest_context(
 def _solve(name: str, spec: Any, setup: Setup, room: Room, most: int, train: bool, prefill: bool) -> dict[str, Any]:
     @functools.cache
     def need(value: int) -> dict[str, int]:
-        return needed(spec, dataclasses.replace(setup, **{name: value}), train=train, prefill=prefill)
+        return price_memory(spec, dataclasses.replace(setup, **{name: value}), train=train, prefill=prefill)
 
-    found = reach(lambda value: need(value)["total"] / room.bytes, most)
+    found = find_reach(lambda value: need(value)["total"] / room.bytes, most)
     now = need(max(found, 1))
     answer: dict[str, Any] = {"found": found, "fits": found > 0, "mode": "train" if train else "generate"}
     answer |= {"gpus": setup.ranks, "needed": now}

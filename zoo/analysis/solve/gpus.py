@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from zoo.analysis.solve.fit import Room, needed
+from zoo.analysis.solve.fit import Room, price_memory
 from zoo.costs.setup import ZERO, Setup
 from zoo.errors import ConfigError
 
@@ -21,7 +21,7 @@ DATA_PARALLEL = tuple(2**power for power in range(11))
 """GPUs that share the states of training by ZeRO."""
 
 
-def smallest_gpus(
+def find_fewest_gpus(
     spec: Any, setup: Setup, rooms: Iterable[Room], *, train: bool = False, prefill: bool = True
 ) -> list[dict[str, Any]]:
     """The fewest of each GPU that hold the model, those with the least memory in all first and those that cannot hold
@@ -31,12 +31,14 @@ def smallest_gpus(
     set-up's batch. A division that the model refuses is passed over; `refused` says why where nothing else fits.
     """
     first = next(_layouts(setup, train))
-    needed(spec, dataclasses.replace(setup, **first), train=train, prefill=prefill)  # no layout's fault, if it is one
+    price_memory(
+        spec, dataclasses.replace(setup, **first), train=train, prefill=prefill
+    )  # no layout's fault, if it is one
 
     @functools.cache  # every GPU is held against the same layouts
     def need(layout: Layout) -> dict[str, int] | str:
         try:
-            return needed(spec, dataclasses.replace(setup, **dict(layout)), train=train, prefill=prefill)
+            return price_memory(spec, dataclasses.replace(setup, **dict(layout)), train=train, prefill=prefill)
         except ConfigError as error:
             return error.faults[0]
 

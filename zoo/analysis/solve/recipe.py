@@ -19,7 +19,7 @@ Dims = dict[str, int]
 SOLVED = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff")
 
 
-def step_of_width(width: int) -> int:
+def choose_width_step(width: int) -> int:
     """Widths are multiples of this: of 128, so that the tiles of a matrix product are full; of 64 where that is coarse,
     and of more where it would be finer than matters."""
     for limit, step in ((512, 64), (4096, 128), (8192, 256)):
@@ -28,7 +28,7 @@ def step_of_width(width: int) -> int:
     return 512
 
 
-def step_of_ffn(width: int) -> int:
+def choose_ffn_step(width: int) -> int:
     """What d_ff is a multiple of beside a residual stream of this width."""
     return 64 if width < 2048 else 128 if width < 4096 else 256
 
@@ -106,7 +106,7 @@ class Recipe:
 
     def ffn(self, width: int, key: str = "d_ff", ratio: float = 1.0) -> int:
         """d_ff near `ratio` times the recipe's multiple of the width."""
-        step = step_of_ffn(width)
+        step = choose_ffn_step(width)
         return max(1, round(ratio * width * self.own[key] / self.own["d_model"] / step)) * step
 
     def _heads(self, width: int) -> int | None:
@@ -121,7 +121,7 @@ class Recipe:
         return max(1, round(heads / group)) * group
 
 
-def truncated(spec: Any, layers: int) -> Any:
+def truncate_layers(spec: Any, layers: int) -> Any:
     """A Spec with the first so many layers of each tower that is as deep as the model: what n_layers would make of it,
     as a pattern repeats to n_layers."""
 

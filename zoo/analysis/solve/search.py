@@ -10,7 +10,7 @@ Figure = Callable[[int], float]
 """Never falls as its argument grows."""
 
 
-def crossing(figure: Figure, low: int, high: int) -> int:
+def find_crossing(figure: Figure, low: int, high: int) -> int:
     """The largest whole number from `low` to `high` at which a figure is 1 or less; `low` - 1 where none is.
 
     It looks where a straight line between two known points would cross, then next to that, then halfway: of a figure
@@ -36,16 +36,16 @@ def crossing(figure: Figure, low: int, high: int) -> int:
     return low
 
 
-def reach(figure: Figure, most: int) -> int:
+def find_reach(figure: Figure, most: int) -> int:
     """The same from 1 on, where `most` is far off and the figure there means little: from the first two points, it
     looks as far as they promise, and twice as far each time that is not far enough."""
     figure = functools.cache(figure)
     if figure(1) > 1 or most == 1:
-        return crossing(figure, 1, 1)
+        return find_crossing(figure, 1, 1)
     slope = figure(2) - figure(1)
     high = min(most, max(2, int(1 + (1 - figure(1)) / slope))) if slope > 0 else 2
     low = 1
     step = 1
     while high < most and figure(high) <= 1:
         low, high, step = high, min(most, high + step), max(2 * step, high)
-    return crossing(figure, low, high)
+    return find_crossing(figure, low, high)

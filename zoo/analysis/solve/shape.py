@@ -12,9 +12,9 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from zoo.analysis.solve.fit import needed
-from zoo.analysis.solve.recipe import SOLVED, Dims, Recipe, step_of_ffn, step_of_width, truncated
-from zoo.analysis.solve.search import crossing
+from zoo.analysis.solve.fit import price_memory
+from zoo.analysis.solve.recipe import SOLVED, Dims, Recipe, choose_ffn_step, choose_width_step, truncate_layers
+from zoo.analysis.solve.search import find_crossing
 from zoo.costs import flops, params
 from zoo.costs.cache import kv_cache
 from zoo.costs.setup import Setup
@@ -38,7 +38,7 @@ FIGURES: dict[str, Callable[[Any, Setup, bool], float]] = {
     "active_params": lambda spec, setup, train: params.count_parameters(spec)["active"],
     "flops_per_token": lambda spec, setup, train: flops.count_flops(spec, setup.tokens(spec))["forward"],
     "kv_bytes_per_token": lambda spec, setup, train: kv_cache(spec, setup)["bytes_per_token"],
-    "memory": lambda spec, setup, train: needed(spec, setup, train=train)["total"],
+    "memory": lambda spec, setup, train: price_memory(spec, setup, train=train)["total"],
 }
 """What can be budgeted; FLOPs are of a forward pass at the set-up's context, memory is at the peak."""
 
@@ -91,7 +91,7 @@ class Search:
         return most is None or FIGURES[KEYS](spec, self.setup, self.train) <= most
 
 
-def shapes(
+def solve_shapes(
     model: Any,
     overrides: Iterable[str],
     budget: Budget,
@@ -146,8 +146,8 @@ def _widths(recipe: Recipe, search: Search) -> list[int]:
 
     if not grid:
         return []
-    first = crossing(lambda index: _extreme(recipe, search, grid[index], 1), 0, len(grid) - 1) + 1
-    last = crossing(lambda index: _extreme(recipe, search, grid[index], 0), 0, len(grid) - 1)
+    first = find_crossing(lambda index: _extreme(recipe, search, grid[index], 1), 0, len(grid) - 1) + 1
+    last = find_crossing(lambda index: _extreme(recipe, search, grid[index], 0), 0, len(grid) - 1)
     found = grid[min(first, last) : last + 1]
     if len(found) <= WIDTHS_TRIED:
         return found
@@ -157,7 +157,7 @@ def _widths(recipe: Recipe, search: Search) -> list[int]:
 def _grid() -> list[int]:
     widths = [64]
     while widths[-1] < 1 << 15:
-        widths.append(widths[-1] + step_of_width(widths[-1]))
+        widths.append(widths[-1] + choose_width_step(widths[-1]))
     return widths
 
 
@@ -183,7 +183,7 @@ def _cut(recipe: Recipe, dims: Dims, depths: tuple[int, int], layers: int) -> An
     """The Spec with so many layers. It is cut from the deepest one, as one is made a thousand times as fast so."""
     if "n_layers" not in dims:
         return recipe.spec(dims)
-    return truncated(recipe.spec({**dims, "n_layers": depths[1]}), layers)
+    return truncate_layers(recipe.spec({**dims, "n_layers": depths[1]}), layers)
 
 
 def _at_width(recipe: Recipe, search: Search, width: int) -> tuple[Dims, float] | None:
@@ -194,7 +194,7 @@ def _at_width(recipe: Recipe, search: Search, width: int) -> tuple[Dims, float] 
         def share(layers: int, dims: Dims = dims) -> float:
             return search.share(_cut(recipe, dims, depths, layers), without=KEYS)
 
-        layers = max(low, crossing(share, low, high))
+        layers = max(low, find_crossing(share, low, high))
         found = _with_ffn(recipe, search, dims, width, depths, layers)
         if found and search.within(_cut(recipe, found[0], depths, layers)):
             return {**found[0], "n_layers": layers}, found[1]
@@ -212,10 +212,10 @@ def _with_ffn(
 
     if "d_ff" not in dims:
         return (dims, share(dims)) if search.nearest or share(dims) <= 1 else None
-    step = step_of_ffn(width)
+    step = choose_ffn_step(width)
     least, most = (recipe.ffn(width, ratio=ratio) // step for ratio in FFN_RANGE)
     usual = dims["d_ff"] // step
     ends = (usual, most) if share(dims) <= 1 else (least, usual)
-    found = crossing(lambda steps: share({**dims, "d_ff": steps * step}), *ends)
+    found = find_crossing(lambda steps: share({**dims, "d_ff": steps * step}), *ends)
     tried = [{**dims, "d_ff": n * step} for n in (found, found + search.nearest) if least <= n <= most]
     return min(((each, share(each)) for each in tried), key=lambda shape: abs(1 - shape[1]), default=None)

@@ -67,15 +67,15 @@ class AttentionCase:
 # ---------------------------------------------------------------- the grid
 
 
-def every_case(*, large: bool = False) -> list[AttentionCase]:
+def list_cases(*, large: bool = False) -> list[AttentionCase]:
     """All of them, small enough for a CPU or `large` enough for a GPU's blocks to matter; the commonest first."""
     size = LARGE if large else SMALL
     return [*_plain(size), *_scored(size), *_unequal(size), *_cached(size), *_wide(size)]
 
 
-def case(name: str, *, large: bool = False) -> AttentionCase:
+def find_case(name: str, *, large: bool = False) -> AttentionCase:
     """One of them by its name."""
-    return next(each for each in every_case(large=large) if each.name == name)
+    return next(each for each in list_cases(large=large) if each.name == name)
 
 
 def _case(size: Size, name: str, **changes: Any) -> AttentionCase:
@@ -322,7 +322,7 @@ class BiasTable(NamedTuple):
     table: Lookup
 
 
-def make(case: AttentionCase, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> Inputs:
+def make_inputs(case: AttentionCase, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> Inputs:
     """A case's tensors. The numbers depend on the seed alone, rounded to the dtype: neither on the device nor on what
     the other cases are."""
     generator = torch.Generator().manual_seed(seed)
@@ -354,7 +354,7 @@ def make(case: AttentionCase, device: torch.device | str, dtype: torch.dtype, se
     )
 
 
-def ask(case: AttentionCase, dtype: torch.dtype, *, grad: bool) -> Ask:
+def make_ask(case: AttentionCase, dtype: torch.dtype, *, grad: bool) -> Ask:
     """What a kernel is asked by `make`'s inputs. `grad` says whether gradients are wanted."""
     hidden = _hidden(case, torch.Generator(), "cpu")
     kinds = {"none": "none", "alibi": "alibi", "t5": "learned" if grad else "fixed"}

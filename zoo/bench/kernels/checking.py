@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any
 
 from zoo.bench.kernels import decoding, errors, pieces, speed, training
-from zoo.bench.kernels.parts import CheckPart, Job, ReportRow, Settings, together
-from zoo.bench.kernels.timing import Limits, identity, limits
+from zoo.bench.kernels.parts import CheckPart, Job, ReportRow, Settings, run_together
+from zoo.bench.kernels.timing import Limits, describe_machine, measure_limits
 from zoo.errors import ConfigError
 from zoo.kernels import KERNELS
 from zoo.lazy import torch
@@ -38,7 +38,7 @@ BESIDE = 6
 """Processes that check a kernel at the same time where compiling takes most of it."""
 
 
-def check(
+def check_kernels(
     device: str = "cuda",
     *,
     quick: bool = False,
@@ -51,20 +51,22 @@ def check(
     `quick` has tiny sizes, for a CPU too; `fetched` adds the kernels that are downloaded from the hub. `tell` gets a
     line when a part is done. Raises ConfigError where there is no such device.
     """
-    require(device, quick)
+    require_device(device, quick)
     begun, start = datetime.datetime.now(datetime.UTC), time.monotonic()
     settings = Settings(device, quick, seed)
-    measured = _run([CheckPart("device", about, 60)], settings, start)
+    measured = _run_group([CheckPart("device", list_device_jobs, 60)], settings, start)
     if "limits" not in measured[0]:
         raise ConfigError(f"device: {device} does not answer, found {measured[0]} (another one would do)")
     settings = replace(settings, limits=Limits(**measured[0]["limits"]))
     found: dict[str, list[ReportRow]] = {kind: [] for kind in KINDS}
-    for group in parts(quick, fetched):
-        rows = _run(group, settings, start)
+    for group in list_parts(quick, fetched):
+        rows = _run_group(group, settings, start)
         found[group[0].name.split()[0]] += rows
-        tell(f"{group[0].name}: {summary(rows)}, {time.monotonic() - start:.0f} s")
+        tell(f"{group[0].name}: {summarize_rows(rows)}, {time.monotonic() - start:.0f} s")
     if not fetched:
-        found["errors"] += [{"name": f"{name}: all", "kernel": name, "left_out": ON_REQUEST} for name in requested()]
+        found["errors"] += [
+            {"name": f"{name}: all", "kernel": name, "left_out": ON_REQUEST} for name in list_on_request()
+        ]
     return {
         "date": begun.isoformat(timespec="seconds"),
         "seed": seed,
@@ -81,11 +83,11 @@ def check(
             "pieces": pieces.ACCOUNTING,
         },
         **found,
-        "window": speed.gain(found["speed"]),
+        "window": speed.find_window_gain(found["speed"]),
     }
 
 
-def require(device: str, quick: bool) -> None:
+def require_device(device: str, quick: bool) -> None:
     """Raises ConfigError for a device that is not there, and for a CPU that is asked for all of it."""
     if device not in ("cuda", "cpu"):
         raise ConfigError(f"device: is {device!r} (one of: cuda, cpu)")
@@ -95,53 +97,57 @@ def require(device: str, quick: bool) -> None:
         raise ConfigError("device: cpu would take hours (--device cpu --quick runs it in small)")
 
 
-def parts(quick: bool = False, fetched: bool = False) -> Iterator[list[CheckPart]]:
+def list_parts(quick: bool = False, fetched: bool = False) -> Iterator[list[CheckPart]]:
     """All of them, those that run at the same time in a list; the rules first."""
-    kernels = (*ORDER, *(requested() if fetched else ()))
+    kernels = (*ORDER, *(list_on_request() if fetched else ()))
     for kernel in kernels:
         count = BESIDE if kernel in errors.COMPILED and not quick else 1
-        shares = [partial(errors.jobs, kernel=kernel, first=first, every=count) for first in range(count)]
-        yield [_part(f"errors {kernel}", jobs, beside=count > 1) for jobs in shares]
+        shares = [partial(errors.list_jobs, kernel=kernel, first=first, every=count) for first in range(count)]
+        yield [_make_part(f"errors {kernel}", jobs, beside=count > 1) for jobs in shares]
     for kernel in kernels:
-        yield [_part(f"speed {kernel}", partial(speed.jobs, kernel=kernel))]
-    for kind, jobs in (("training", training.jobs), ("decoding", decoding.jobs), ("pieces", pieces.jobs)):
-        yield [_part(kind, jobs)]
+        yield [_make_part(f"speed {kernel}", partial(speed.list_jobs, kernel=kernel))]
+    for kind, jobs in (
+        ("training", training.list_jobs),
+        ("decoding", decoding.list_jobs),
+        ("pieces", pieces.list_jobs),
+    ):
+        yield [_make_part(kind, jobs)]
 
 
-def requested() -> list[str]:
+def list_on_request() -> list[str]:
     """Kernels that are downloaded, so that they run only when asked for."""
     return [name for name, kernel in KERNELS.items() if kernel.on_request]
 
 
-def _part(name: str, jobs: Callable[[Settings], list[Job]], *, beside: bool = False) -> CheckPart:
+def _make_part(name: str, jobs: Callable[[Settings], list[Job]], *, beside: bool = False) -> CheckPart:
     return CheckPart(name, jobs, ALLOWED.get(name) or ALLOWED[name.split()[0]], beside)
 
 
-def about(settings: Settings) -> list[Job]:
+def list_device_jobs(settings: Settings) -> list[Job]:
     """What the device is, and what it reaches."""
-    return [Job("device", partial(_about, settings))]
+    return [Job("device", partial(_measure_device, settings))]
 
 
-def _about(settings: Settings) -> ReportRow:
+def _measure_device(settings: Settings) -> ReportRow:
     return {
-        "machine": identity(settings.device),
-        "limits": asdict(limits(settings.device, quick=settings.quick)),
+        "machine": describe_machine(settings.device),
+        "limits": asdict(measure_limits(settings.device, quick=settings.quick)),
     }
 
 
-def _run(group: list[CheckPart], settings: Settings, start: float) -> list[ReportRow]:
-    return together(group, settings, min(time.monotonic() + group[0].seconds, start + SECONDS))
+def _run_group(group: list[CheckPart], settings: Settings, start: float) -> list[ReportRow]:
+    return run_together(group, settings, min(time.monotonic() + group[0].seconds, start + SECONDS))
 
 
-def summary(rows: list[ReportRow]) -> str:
+def summarize_rows(rows: list[ReportRow]) -> str:
     """How many rows have figures, and what the others are."""
     states: dict[str, int] = {}
     for row in rows:
-        states[state(row)] = states.get(state(row), 0) + 1
+        states[name_state(row)] = states.get(name_state(row), 0) + 1
     return ", ".join(f"{count} {name}" for name, count in states.items()) or "nothing"
 
 
-def state(row: Mapping[str, Any]) -> str:
+def name_state(row: Mapping[str, Any]) -> str:
     """passed, failed, refused, left out, raised, or measured where nothing is to pass."""
     for key in ("refused", "left_out", "raised"):
         if key in row:
@@ -149,7 +155,7 @@ def state(row: Mapping[str, Any]) -> str:
     return "measured" if "passed" not in row else "passed" if row["passed"] else "failed"
 
 
-def failures(report: Mapping[str, Any]) -> list[str]:
+def list_failures(report: Mapping[str, Any]) -> list[str]:
     """What is against the rules: a line each. When quick, speed is nothing to judge."""
     found = []
     for kind in KINDS:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from zoo.bench.kernels.timing import Limits, finish
+from zoo.bench.kernels.timing import Limits, synchronize
 from zoo.lazy import torch
 
 ReportRow = dict[str, Any]
@@ -51,14 +51,14 @@ class CheckPart(NamedTuple):
     beside: bool = False
 
 
-def together(parts: Sequence[CheckPart], settings: Settings, until: float) -> list[ReportRow]:
+def run_together(parts: Sequence[CheckPart], settings: Settings, until: float) -> list[ReportRow]:
     """The rows of parts that run at the same time, each in a process of its own."""
     with ThreadPoolExecutor(len(parts)) as pool:
-        found = pool.map(lambda part: apart(part, settings, until), parts)
+        found = pool.map(lambda part: run_apart(part, settings, until), parts)
         return [row for rows in found for row in rows]
 
 
-def apart(part: CheckPart, settings: Settings, until: float) -> list[ReportRow]:
+def run_apart(part: CheckPart, settings: Settings, until: float) -> list[ReportRow]:
     """A row for every job of a part, run in a process of its own until the clock (time.monotonic) shows `until`."""
     if until - time.monotonic() < LEAST:
         return [{"name": part.name, "left_out": "the check's time was over"}]
@@ -67,7 +67,7 @@ def apart(part: CheckPart, settings: Settings, until: float) -> list[ReportRow]:
     if method == "forkserver":  # which imports torch once for all parts, and never touches the device
         context.set_forkserver_preload(["torch", "zoo.run.layer", "zoo.bench.kernels.checking"])
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=serve, args=(theirs, part, settings))
+    process = context.Process(target=serve_jobs, args=(theirs, part, settings))
     process.start()
     theirs.close()
     told: list[Any] = []
@@ -81,10 +81,10 @@ def apart(part: CheckPart, settings: Settings, until: float) -> list[ReportRow]:
             break
     process.kill()
     process.join()
-    return collected(part.name, told, why)
+    return collect_rows(part.name, told, why)
 
 
-def collected(name: str, told: Sequence[Any], why: str) -> list[ReportRow]:
+def collect_rows(name: str, told: Sequence[Any], why: str) -> list[ReportRow]:
     """The rows that a process told, the names of all its jobs first; those missing are left out, with the reason."""
     if not told:
         return [{"name": name, "raised": f"nothing was measured: {why}"}]
@@ -98,7 +98,7 @@ def collected(name: str, told: Sequence[Any], why: str) -> list[ReportRow]:
     return found + missing
 
 
-def serve(pipe: Connection, part: CheckPart, settings: Settings) -> None:
+def serve_jobs(pipe: Connection, part: CheckPart, settings: Settings) -> None:
     """Runs a part's jobs and sends their names, then a row as soon as there is one."""
     warnings.simplefilter("ignore")  # what a kernel has to say of itself is not the report's
     os.dup2(2, 1)  # nor what it prints: standard output may be JSON
@@ -109,23 +109,23 @@ def serve(pipe: Connection, part: CheckPart, settings: Settings) -> None:
     jobs = part.jobs(settings)
     pipe.send([job.name for job in jobs])
     for job in jobs:
-        row = {"name": job.name, **attempt(job.run, settings.device)}
+        row = {"name": job.name, **attempt_job(job.run, settings.device)}
         pipe.send(row)
         if "lost" in row:
             break
     pipe.close()
 
 
-def attempt(run: Callable[[], ReportRow], device: str) -> ReportRow:
+def attempt_job(run: Callable[[], ReportRow], device: str) -> ReportRow:
     """What a job gives, or the exception that it raises; "lost" says that the device answers no more."""
     try:
         found = run()
-        finish(device)
+        synchronize(device)
         return found
     except Exception as error:  # a kernel may raise anything: that is a finding, and must not lose the others
-        row: ReportRow = {"raised": told_by(error)}
+        row: ReportRow = {"raised": format_error(error)}
     try:
-        finish(device)
+        synchronize(device)
     except RuntimeError:
         row["lost"] = True
     finally:
@@ -135,7 +135,7 @@ def attempt(run: Callable[[], ReportRow], device: str) -> ReportRow:
     return row
 
 
-def told_by(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """An exception in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

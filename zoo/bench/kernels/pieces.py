@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from zoo.bench.kernels.parts import Job, ReportRow, Settings
-from zoo.bench.kernels.timing import seconds, version
-from zoo.bench.kernels.training import stepper
+from zoo.bench.kernels.timing import find_version, time_call
+from zoo.bench.kernels.training import make_step
 from zoo.compose import load
 from zoo.kernels import machine_of
 from zoo.kernels.grouped import grouped_linear
@@ -55,7 +55,7 @@ class TimedPiece(NamedTuple):
     moved: tuple[int, int]
 
 
-def jobs(settings: Settings) -> list[Job]:
+def list_jobs(settings: Settings) -> list[Job]:
     """One for every piece and way, forward and both passes in one row; then grouped products, then float8."""
     sizes = SMALL if settings.quick else Sizes()
     ways = {name: ("zoo", "compiled", *LIBRARIES) for name in PIECES}
@@ -73,34 +73,34 @@ def jobs(settings: Settings) -> list[Job]:
 def time_piece(name: str, way: str, sizes: Sizes, settings: Settings) -> ReportRow:
     """Seconds of a piece by one way, forward and with its backward pass, and the share of the bandwidth."""
     row: ReportRow = {"piece": name, "way": way}
-    if reason := _absent(way, settings):
+    if reason := _why_absent(way, settings):
         return {**row, "left_out": reason}
     if settings.quick and way == "compiled" and name != "rmsnorm":
         return {**row, "left_out": "quick: it takes seconds to compile"}
     piece = PIECES[name](sizes, settings.device, way)
     run = piece.ways["zoo" if way == "compiled" else way]
     run = torch.compile(run, dynamic=False) if way == "compiled" else run
-    for which, moved, call in zip(("forward", "both"), piece.moved, _passes(run, piece), strict=True):
+    for which, moved, call in zip(("forward", "both"), piece.moved, _make_passes(run, piece), strict=True):
         if call is not None:
-            taken = seconds(call, settings.device, spend=0.01 if settings.quick else 0.1)
+            taken = time_call(call, settings.device, spend=0.01 if settings.quick else 0.1)
             row[which] = {"seconds": taken, "share_of_copy": _share(moved / taken, settings)}
     return row
 
 
-def _absent(way: str, settings: Settings) -> str | None:
+def _why_absent(way: str, settings: Settings) -> str | None:
     """Why a library is not measured here."""
     if way not in LIBRARIES:
         return None
     if settings.device != "cuda":
         return f"{LIBRARIES[way]} is for CUDA"
-    return None if version(LIBRARIES[way]) else f"{LIBRARIES[way]} is not installed"
+    return None if find_version(LIBRARIES[way]) else f"{LIBRARIES[way]} is not installed"
 
 
 def _share(rate: float, settings: Settings) -> float | None:
     return None if settings.limits is None else rate / settings.limits.copy
 
 
-def _passes(run: Callable[..., Any], piece: TimedPiece) -> Sequence[Callable[[], Any] | None]:
+def _make_passes(run: Callable[..., Any], piece: TimedPiece) -> Sequence[Callable[[], Any] | None]:
     """A call of the forward pass, and one of both. What has no inputs that want gradients does both at once."""
     if not piece.inputs:
         return None, run
@@ -156,14 +156,16 @@ def _norm(spec: Norm, sizes: Sizes, device: str) -> tuple[dict[str, Callable[...
         layer = Layer(spec, sizes.d_model)
     for weight in layer.parameters():
         torch.nn.init.ones_(weight)
-    x = _drawn(device, sizes.tokens, sizes.d_model)
+    x = _draw_activations(device, sizes.tokens, sizes.d_model)
     return {"zoo": lambda x, *weights: layer(x)}, [x, *layer.parameters()]
 
 
 def _rotary(sizes: Sizes, device: str, way: str) -> TimedPiece:
     """Queries and a quarter as many keys."""
     spec, length = RoPE(), sizes.tokens
-    q, k = (_drawn(device, 1, length, heads, sizes.head_dim) for heads in (sizes.heads, max(sizes.heads // 4, 1)))
+    q, k = (
+        _draw_activations(device, 1, length, heads, sizes.head_dim) for heads in (sizes.heads, max(sizes.heads // 4, 1))
+    )
     tables = spec.tables(torch.arange(length, device=device)[None], sizes.head_dim, q.dtype)
     ways: dict[str, Callable[..., Any]] = {"zoo": lambda q, k: (spec.rotate(q, tables), spec.rotate(k, tables))}
     if way == "liger":
@@ -177,7 +179,7 @@ def _rotary(sizes: Sizes, device: str, way: str) -> TimedPiece:
 
 def _swiglu(sizes: Sizes, device: str, way: str) -> TimedPiece:
     """silu(gate) · up, without the products on either side."""
-    gate, up = (_drawn(device, sizes.tokens, sizes.d_ff) for _ in range(2))
+    gate, up = (_draw_activations(device, sizes.tokens, sizes.d_ff) for _ in range(2))
     silu = SiLU()
     ways: dict[str, Callable[..., Any]] = {"zoo": lambda gate, up: silu.apply(gate) * up}
     if way == "liger":
@@ -189,21 +191,21 @@ def _swiglu(sizes: Sizes, device: str, way: str) -> TimedPiece:
 
 def _cross_entropy(sizes: Sizes, device: str, way: str) -> TimedPiece:
     """The loss and the gradient of the logits, which ours and Liger's lay over them."""
-    logits = _drawn(device, sizes.tokens // 2, sizes.vocab)
+    logits = _draw_activations(device, sizes.tokens // 2, sizes.vocab)
     targets = torch.randint(sizes.vocab, (len(logits),), device=device)
     ways: dict[str, Callable[..., Any]] = {"zoo": lambda: replace_by_gradient_(logits, targets, 1 / len(logits), 0.0)}
     if way == "liger":
         from liger_kernel.transformers.functional import liger_cross_entropy  # type: ignore[import-not-found]
 
-        ways[way] = partial(_descended, lambda: liger_cross_entropy(logits, targets), logits)
+        ways[way] = partial(_take_gradient, lambda: liger_cross_entropy(logits, targets), logits)
     if way == "quack":
         from quack import cross_entropy  # type: ignore[import-not-found]
 
-        ways[way] = partial(_descended, lambda: cross_entropy(logits, targets), logits)
+        ways[way] = partial(_take_gradient, lambda: cross_entropy(logits, targets), logits)
     return TimedPiece([], ways, (0, 2 * logits.nbytes))
 
 
-def _descended(loss: Callable[[], Any], logits: Any) -> None:
+def _take_gradient(loss: Callable[[], Any], logits: Any) -> None:
     logits.requires_grad_()
     torch.autograd.grad(loss().mean(), logits)
 
@@ -217,7 +219,7 @@ PIECES: dict[str, Callable[[Sizes, str, str], TimedPiece]] = {
 }
 
 
-def _drawn(device: str, *shape: int) -> Any:
+def _draw_activations(device: str, *shape: int) -> Any:
     return torch.randn(shape, device=device, dtype=torch.bfloat16)
 
 
@@ -226,11 +228,11 @@ def _drawn(device: str, *shape: int) -> Any:
 
 def time_grouped(way: str, sizes: Sizes, settings: Settings) -> ReportRow:
     """FLOP/s of the experts' products, forward and with the backward pass, tokens spread evenly at random."""
-    x = _drawn(settings.device, sizes.tokens, sizes.d_model).requires_grad_()
-    weight = _drawn(settings.device, sizes.experts, sizes.expert_width, sizes.d_model).requires_grad_()
+    x = _draw_activations(settings.device, sizes.tokens, sizes.d_model).requires_grad_()
+    weight = _draw_activations(settings.device, sizes.experts, sizes.expert_width, sizes.d_model).requires_grad_()
     counts = torch.randint(sizes.experts, (sizes.tokens,)).bincount(minlength=sizes.experts)
     offsets = counts.cumsum(0).int().to(settings.device)
-    slope = _drawn(settings.device, sizes.tokens, sizes.expert_width)
+    slope = _draw_activations(settings.device, sizes.tokens, sizes.expert_width)
 
     def forward() -> None:
         with torch.no_grad():
@@ -242,7 +244,7 @@ def time_grouped(way: str, sizes: Sizes, settings: Settings) -> ReportRow:
     row: ReportRow = {"piece": "grouped", "way": way}
     work = 2 * sizes.tokens * sizes.d_model * sizes.expert_width
     for which, times, call in (("forward", 1, forward), ("both", 3, both)):
-        taken = seconds(call, settings.device, spend=0.01 if settings.quick else 0.1)
+        taken = time_call(call, settings.device, spend=0.01 if settings.quick else 0.1)
         row[which] = {"seconds": taken, "flops_per_second": times * work / taken}
     return row
 
@@ -251,7 +253,7 @@ def time_layer(way: str, settings: Settings) -> ReportRow:
     """Seconds of a training step of one layer of Llama 3 8B with a small vocabulary, compiled, in bf16 or with its
     products in float8 by a recipe."""
     row: ReportRow = {"piece": "layer", "way": way}
-    if way in fp8.RECIPES and not version("torchao"):
+    if way in fp8.RECIPES and not find_version("torchao"):
         return {**row, "left_out": "torchao is not installed"}
     machine = machine_of(torch.device(settings.device))
     if way in fp8.RECIPES and not settings.quick and (reason := fp8.refuses(way, machine)):
@@ -262,6 +264,6 @@ def time_layer(way: str, settings: Settings) -> ReportRow:
     if way in fp8.RECIPES:
         fp8.convert(model, way, emulate=settings.quick)
     rows, length = (1, 16) if settings.quick else (4, 2048)
-    step = stepper(model, rows, length, compiled=not settings.quick)
-    taken = seconds(step, settings.device, spend=0.01 if settings.quick else 1.0)
+    step = make_step(model, rows, length, compiled=not settings.quick)
+    taken = time_call(step, settings.device, spend=0.01 if settings.quick else 1.0)
     return {**row, "both": {"seconds": taken, "tokens_per_second": rows * length / taken}}

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from zoo.bench.kernels.checking import KINDS, failures, state
+from zoo.bench.kernels.checking import KINDS, list_failures, name_state
 from zoo.bench.kernels.parts import ReportRow
 from zoo.disk import write_text
 from zoo.errors import ConfigError
@@ -28,7 +28,7 @@ WIDTH = 120
 # ---------------------------------------------------------------- the file
 
 
-def place(out: str | None, device: str, quick: bool) -> Path | None:
+def check_place(out: str | None, device: str, quick: bool) -> Path | None:
     """Where results are to go: a file, or a folder in which the date and the card name it. Raises ConfigError for a
     quick run that would be kept."""
     if out is None:
@@ -46,23 +46,23 @@ def _disclaimer(device: str) -> str:
     return f"{device}, quick: not a {'GPU result' if device == 'cpu' else 'result to keep'}"
 
 
-def write(report: Mapping[str, Any], path: Path) -> Path:
+def write_report(report: Mapping[str, Any], path: Path) -> Path:
     """Writes the report as JSON; gives the file. Raises ConfigError where it cannot be written."""
-    file = path / name_of(report) if path.is_dir() else path
+    file = path / name_file(report) if path.is_dir() else path
     try:
-        write_text(file, as_json(report) + "\n")
+        write_text(file, format_report(report) + "\n")
     except OSError as error:
         raise ConfigError(f"--out {file}: cannot be written, found {error.strerror} (another place)") from error
     return file
 
 
-def name_of(report: Mapping[str, Any]) -> str:
+def name_file(report: Mapping[str, Any]) -> str:
     """`2026-11-25-nvidia-h100-80gb-hbm3.json`."""
     card = re.sub(r"[^a-z0-9]+", "-", report["machine"]["name"].lower()).strip("-")
     return f"{report['date'][:10]}-{card}.json"
 
 
-def as_json(report: Mapping[str, Any]) -> str:
+def format_report(report: Mapping[str, Any]) -> str:
     """The report as strict JSON: what is no number as its name."""
     return json.dumps(_finite(report), indent=1, allow_nan=False)
 
@@ -78,7 +78,7 @@ def _finite(node: Any) -> Any:
 # ---------------------------------------------------------------- the table
 
 
-def table(report: Mapping[str, Any]) -> str:
+def format_table(report: Mapping[str, Any]) -> str:
     """All of it on a page."""
     parts = (_head, _errors, _speed, _models, _pieces, _left_out, _failures)
     blocks = [list(part(report)) for part in parts]
@@ -109,7 +109,7 @@ def _errors(report: Mapping[str, Any]) -> list[str]:
     states = ("passed", "failed", "raised", "left out", "refused")
     rows = [("errors", *states, "worst forward", "worst backward")]
     for kernel, found in by_kernel.items():
-        counts = [sum(state(row) == each for row in found) for each in states]
+        counts = [sum(name_state(row) == each for row in found) for each in states]
         reasons = {row.get("refused", "") for row in found}
         told = (_worst(found, way) for way in WAYS) if len(reasons) > 1 or "" in reasons else (*reasons, "")
         rows += [(kernel, *(f"{count or '-'}" for count in counts), *told)]
@@ -207,7 +207,7 @@ def _left_out(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _failures(report: Mapping[str, Any]) -> list[str]:
-    found = failures(report)
+    found = list_failures(report)
     if not found:
         return ["no failures"]
     more = [f"and {len(found) - MOST} more"] if len(found) > MOST else []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.bench.kernels.errors import TRACED
 from zoo.bench.kernels.parts import Job, ReportRow, Settings
-from zoo.bench.kernels.timing import seconds
+from zoo.bench.kernels.timing import time_call
 from zoo.kernels import KERNELS, attend, machine_of
 from zoo.kernels.base import Ask
 from zoo.kernels.mask import Mask
@@ -41,7 +41,7 @@ SCORES = 3 * 4
 """Bytes that a kernel which holds its scores takes for each, forward and backward: three of float32."""
 
 
-def jobs(settings: Settings, *, kernel: str) -> list[Job]:
+def list_jobs(settings: Settings, *, kernel: str) -> list[Job]:
     """One for every length and width, and the window."""
     quick = settings.quick
     lengths, widths = (QUICK["lengths"], QUICK["widths"]) if quick else (LENGTHS, WIDTHS)
@@ -50,20 +50,20 @@ def jobs(settings: Settings, *, kernel: str) -> list[Job]:
     rates = [
         Job(
             f"{kernel}: {length} tokens, heads of {width}",
-            partial(rate, kernel, (rows, length, heads, width), settings),
+            partial(measure_rate, kernel, (rows, length, heads, width), settings),
         )
         for rows, length, heads, width in shapes
     ]
     length, window = QUICK["window"] if quick else WINDOW
     row = (1, length, channels // widths[-1], widths[-1])
-    return [Job(f"{kernel}: window", partial(windowed, kernel, row, window, settings)), *rates]
+    return [Job(f"{kernel}: window", partial(time_window, kernel, row, window, settings)), *rates]
 
 
-def rate(kernel: str, shape: tuple[int, int, int, int], settings: Settings) -> ReportRow:
+def measure_rate(kernel: str, shape: tuple[int, int, int, int], settings: Settings) -> ReportRow:
     """FLOP/s of causal attention, forward alone and with its backward pass."""
     rows, length, heads, width = shape
     row: ReportRow = {"kernel": kernel, "rows": rows, "length": length, "heads": heads, "head_dim": width}
-    times = timed(kernel, shape, None, settings)
+    times = time_passes(kernel, shape, None, settings)
     if reason := times.get("refused") or times.get("left_out"):
         return {**row, next(iter(times)): reason}
     work = 4 * rows * length**2 * heads * width / 2
@@ -72,7 +72,7 @@ def rate(kernel: str, shape: tuple[int, int, int, int], settings: Settings) -> R
     return row
 
 
-def windowed(kernel: str, shape: tuple[int, int, int, int], window: int, settings: Settings) -> ReportRow:
+def time_window(kernel: str, shape: tuple[int, int, int, int], window: int, settings: Settings) -> ReportRow:
     """Seconds of causal attention with a window."""
     rows, length, heads, width = shape
     row: ReportRow = {
@@ -83,10 +83,12 @@ def windowed(kernel: str, shape: tuple[int, int, int, int], window: int, setting
         "head_dim": width,
         "window": window,
     }
-    return {**row, **timed(kernel, shape, window, settings)}
+    return {**row, **time_passes(kernel, shape, window, settings)}
 
 
-def timed(kernel: str, shape: tuple[int, int, int, int], window: int | None, settings: Settings) -> dict[str, Any]:
+def time_passes(
+    kernel: str, shape: tuple[int, int, int, int], window: int | None, settings: Settings
+) -> dict[str, Any]:
     """Seconds `forward` and of `both` passes, or why there are none: one that holds scores which would not fit is left
     out."""
     rows, length, heads, width = shape
@@ -97,22 +99,24 @@ def timed(kernel: str, shape: tuple[int, int, int, int], window: int | None, set
         return {"refused": reason}
     if settings.quick and kernel in TRACED:
         return {"left_out": "quick: it takes seconds to compile"}
-    if not KERNELS[kernel].fused and (room := _room(settings.device)) < (need := SCORES * rows * heads * length**2):
+    if not KERNELS[kernel].fused and (room := _free_for_scores(settings.device)) < (
+        need := SCORES * rows * heads * length**2
+    ):
         return {"left_out": f"its scores take {need / 1e9:.1f} GB, of {room / 1e9:.1f} GB that they may"}
     tensors = [torch.randn(rows, length, heads, width, device=settings.device).bfloat16() for _ in range(4)]
     spend = 0.01 if settings.quick else 0.1
-    runs = {"forward": _forward(kernel, mask, tensors)}
+    runs = {"forward": _make_forward(kernel, mask, tensors)}
     if KERNELS[kernel].refuses(replace(ask, needs_grad=True), machine) is None:
-        runs["both"] = _both(kernel, mask, tensors)
-    return {way: {"seconds": seconds(run, settings.device, spend=spend)} for way, run in runs.items()}
+        runs["both"] = _make_both(kernel, mask, tensors)
+    return {way: {"seconds": time_call(run, settings.device, spend=spend)} for way, run in runs.items()}
 
 
-def _room(device: str) -> float:
+def _free_for_scores(device: str) -> float:
     """Bytes that scores may take: half of what is free."""
     return torch.cuda.mem_get_info()[0] / 2 if device == "cuda" else 1e9
 
 
-def _forward(kernel: str, mask: Mask, tensors: list[Tensor]) -> Callable[[], Any]:
+def _make_forward(kernel: str, mask: Mask, tensors: list[Tensor]) -> Callable[[], Any]:
     q, k, v, _ = tensors
     scale = q.shape[3] ** -0.5
 
@@ -123,7 +127,7 @@ def _forward(kernel: str, mask: Mask, tensors: list[Tensor]) -> Callable[[], Any
     return run
 
 
-def _both(kernel: str, mask: Mask, tensors: list[Tensor]) -> Callable[[], Any]:
+def _make_both(kernel: str, mask: Mask, tensors: list[Tensor]) -> Callable[[], Any]:
     q, k, v = (each.requires_grad_() for each in tensors[:3])
     scale = q.shape[3] ** -0.5
 
@@ -134,7 +138,7 @@ def _both(kernel: str, mask: Mask, tensors: list[Tensor]) -> Callable[[], Any]:
     return run
 
 
-def gain(rows: list[ReportRow]) -> dict[str, Any] | None:
+def find_window_gain(rows: list[ReportRow]) -> dict[str, Any] | None:
     """What the best kernel gains by a window over SDPA, which reads a mask: ratios `forward` and of `both` passes, with
     the kernel that each is of. None where SDPA gave no time."""
     found = {row["kernel"]: row for row in rows if "window" in row}

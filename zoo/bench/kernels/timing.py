@@ -37,27 +37,27 @@ class Limits:
     copy: float
 
 
-def seconds(run: Callable[[], Any], device: str, *, spend: float = 0.2) -> float:
+def time_call(run: Callable[[], Any], device: str, *, spend: float = 0.2) -> float:
     """The median time of a call, of as many as take `spend` seconds in all. On CUDA between two events on the stream,
     so that it is the device's time, launches included where those are slower."""
     start = time.perf_counter()
     for _ in range(WARM):
         run()
-        finish(device)
+        synchronize(device)
         if time.perf_counter() - start > spend:
             break
     start = time.perf_counter()
     run()
-    finish(device)
+    synchronize(device)
     taken = time.perf_counter() - start
     fewest = min(LEAST, max(int(STRETCH * spend / taken), 1))
     calls = min(max(int(spend / taken), fewest), MOST)
     if device == "cuda":
-        return statistics.median(_by_events(run, calls))
-    return statistics.median(_by_clock(run, calls))
+        return statistics.median(_time_by_events(run, calls))
+    return statistics.median(_time_by_clock(run, calls))
 
 
-def _by_events(run: Callable[[], Any], calls: int) -> list[float]:
+def _time_by_events(run: Callable[[], Any], calls: int) -> list[float]:
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]
     marks[0].record()
     for mark in marks[1:]:
@@ -67,7 +67,7 @@ def _by_events(run: Callable[[], Any], calls: int) -> list[float]:
     return [before.elapsed_time(after) / 1000 for before, after in pairwise(marks)]
 
 
-def _by_clock(run: Callable[[], Any], calls: int) -> list[float]:
+def _time_by_clock(run: Callable[[], Any], calls: int) -> list[float]:
     times = []
     for _ in range(calls):
         start = time.perf_counter()
@@ -76,13 +76,13 @@ def _by_clock(run: Callable[[], Any], calls: int) -> list[float]:
     return times
 
 
-def finish(device: str) -> None:
+def synchronize(device: str) -> None:
     """Waits for all that was asked of the device."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
-def limits(device: str, *, quick: bool = False) -> Limits:
+def measure_limits(device: str, *, quick: bool = False) -> Limits:
     """Measured: the best rate of square products up to 8192 wide, and a copy of 1 GiB; up to 512 and 64 MiB when
     quick."""
     sides, size = (QUICK_SIDES, 64 << 20) if quick else (SIDES, 1 << 30)
@@ -92,37 +92,40 @@ def limits(device: str, *, quick: bool = False) -> Limits:
     }
     a = torch.ones(size, dtype=torch.uint8, device=device)
     b = torch.empty_like(a)
-    return Limits(flops, 2 * size / seconds(lambda: b.copy_(a), device))
+    return Limits(flops, 2 * size / time_call(lambda: b.copy_(a), device))
 
 
 def _product_rate(side: int, dtype: Any, device: str) -> float:
     """FLOP/s of a square product."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    return 2 * side**3 / seconds(lambda: torch.mm(a, b.t(), out=out), device, spend=0.1)
+    return 2 * side**3 / time_call(lambda: torch.mm(a, b.t(), out=out), device, spend=0.1)
 
 
 # ---------------------------------------------------------------- names
 
 
-def identity(device: str) -> dict[str, Any]:
+def describe_machine(device: str) -> dict[str, Any]:
     """What is measured and with what: device, versions, commit."""
     import zoo
 
-    found: dict[str, Any] = {"device": device, "name": device_name(device)}
+    found: dict[str, Any] = {"device": device, "name": name_device(device)}
     if device == "cuda":
         about = torch.cuda.get_device_properties(0)
-        found |= {"capability": [about.major, about.minor], "memory": about.total_memory, "driver": _driver()}
-    versions = {name: version(name) for name in PACKAGES} | {"torch": torch.__version__, "cuda": torch.version.cuda}
+        found |= {"capability": [about.major, about.minor], "memory": about.total_memory, "driver": _find_driver()}
+    versions = {name: find_version(name) for name in PACKAGES} | {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+    }
     versions |= {"zoo": zoo.__version__, "python": platform.python_version()}
-    return found | {"versions": versions, "commit": _commit()}
+    return found | {"versions": versions, "commit": _find_commit()}
 
 
-def device_name(device: str) -> str:
+def name_device(device: str) -> str:
     return torch.cuda.get_device_name(0) if device == "cuda" else f"{platform.machine()} CPU"
 
 
-def version(package: str) -> str | None:
+def find_version(package: str) -> str | None:
     """That of a package which is installed, or None."""
     try:
         return metadata.version(package)
@@ -130,20 +133,23 @@ def version(package: str) -> str | None:
         return None
 
 
-def _driver() -> str | None:
-    return _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+def _find_driver() -> str | None:
+    return _run_command("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
 
 
-def _commit() -> str | None:
+def _find_commit() -> str | None:
     """That of the checkout, with a + where files differ from it; None outside one."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None
-    commit, changed = _said("git", "-C", str(root), "rev-parse", "HEAD"), _said("git", "-C", str(root), "status", "-s")
+    commit, changed = (
+        _run_command("git", "-C", str(root), "rev-parse", "HEAD"),
+        _run_command("git", "-C", str(root), "status", "-s"),
+    )
     return commit and commit + ("+" if changed else "")
 
 
-def _said(*command: str) -> str | None:
+def _run_command(*command: str) -> str | None:
     """What a command says, or None where there is no such command or it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)

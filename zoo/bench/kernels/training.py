@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from zoo.bench.kernels.parts import Job, ReportRow, Settings
-from zoo.bench.kernels.timing import device_name, finish
+from zoo.bench.kernels.timing import name_device, synchronize
 from zoo.bench.shape import Shape
 from zoo.compose import load
 from zoo.costs import price
@@ -58,47 +58,47 @@ MODELS = (
 TINY = TrainedModel("Llama tiny", "llama-tiny", ("d_model=32", "n_layers=2", "d_ff=48", "vocab_size=256"), 64)
 
 
-def jobs(settings: Settings) -> list[Job]:
+def list_jobs(settings: Settings) -> list[Job]:
     """One a model."""
     models = (TINY,) if settings.quick else MODELS
-    return [Job(f"train {model.name}", partial(train, model, settings)) for model in models]
+    return [Job(f"train {model.name}", partial(time_training, model, settings)) for model in models]
 
 
-def train(model: TrainedModel, settings: Settings) -> ReportRow:
+def time_training(model: TrainedModel, settings: Settings) -> ReportRow:
     """Tokens a second, and what share of the device's rate that is by each convention."""
     spec = load(model.of, model.overrides)
     device = torch.device(settings.device)
-    rows = 2 if settings.quick else rows_that_fit(spec, model.length, free_memory(device))
+    rows = 2 if settings.quick else fit_rows(spec, model.length, free_memory(device))
     built = build(spec, device=settings.device, seed=settings.seed)
-    step = stepper(built, rows, model.length, compiled=not settings.quick)
+    step = make_step(built, rows, model.length, compiled=not settings.quick)
     start = time.perf_counter()
     for _ in range(WARM):
         step()
-    finish(settings.device)
+    synchronize(settings.device)
     warm = time.perf_counter() - start
-    taken = paced(step, settings.device, LEAST, 0.2 if settings.quick else SPEND)
+    taken = time_steps(step, settings.device, LEAST, 0.2 if settings.quick else SPEND)
     rate = rows * model.length / taken
     return {
         "model": model.name,
         "params": sum(each.numel() for each in built.parameters()),
         "rows": rows,
         "length": model.length,
-        "kernel": kernel_of(spec, model.length, device),
+        "kernel": name_kernel(spec, model.length, device),
         "first_steps_seconds": warm,
         "step_seconds": taken,
         "tokens_per_second": rate,
         "peak_bytes": torch.cuda.max_memory_allocated() if settings.device == "cuda" else None,
-        **shares(spec, model.length, rate, settings),
+        **compute_mfu(spec, model.length, rate, settings),
     }
 
 
-def shares(spec: Any, length: int, rate: float, settings: Settings) -> dict[str, Any]:
+def compute_mfu(spec: Any, length: int, rate: float, settings: Settings) -> dict[str, Any]:
     """FLOPs a token and MFU by convention: of the sheet's rate, where there is a sheet, and of the measured one.
 
     On a CPU without bfloat16 the measured rate is that of float32. A peak that was exceeded is no yardstick: left out.
     """
     flops = {name: count_flops(spec, length, name)["train"] for name in CONVENTIONS}
-    card = of_device(device_name(settings.device))
+    card = of_device(name_device(settings.device))
     peaks = {"sheet": card.flops("bf16")} if card is not None and "bf16" in card.tflops else {}
     if settings.limits is not None:
         peaks["measured"] = max(settings.limits.flops.values())
@@ -107,7 +107,7 @@ def shares(spec: Any, length: int, rate: float, settings: Settings) -> dict[str,
     return {"flops_per_token": flops, "peak_flops_per_second": peaks, "mfu": mfu}
 
 
-def rows_that_fit(spec: Any, length: int, free: int | None) -> int:
+def fit_rows(spec: Any, length: int, free: int | None) -> int:
     """The largest power of two that zoo.costs has fit, and one at least."""
     setup = {"context": length, "precision": "amp", "fused_optimizer": True, "chunked_loss": True}
     rows = MOST_ROWS
@@ -116,7 +116,7 @@ def rows_that_fit(spec: Any, length: int, free: int | None) -> int:
     return rows
 
 
-def stepper(model: Any, rows: int, length: int, *, compiled: bool) -> Callable[[], None]:
+def make_step(model: Any, rows: int, length: int, *, compiled: bool) -> Callable[[], None]:
     """A training step on random tokens, as the training loop takes it."""
     device = next(model.parameters()).device
     ids = torch.randint(model.spec.vocab_size, (rows, length + 1), generator=torch.Generator().manual_seed(0))
@@ -135,20 +135,20 @@ def stepper(model: Any, rows: int, length: int, *, compiled: bool) -> Callable[[
     return step
 
 
-def paced(step: Callable[[], Any], device: str, least: int, spend: float) -> float:
+def time_steps(step: Callable[[], Any], device: str, least: int, spend: float) -> float:
     """Seconds a step, the mean of `least` or more steps in a row of `spend` seconds or more."""
     steps, start = 0, time.perf_counter()
     while True:
         for _ in range(least):
             step()
-        finish(device)
+        synchronize(device)
         steps += least
         passed = time.perf_counter() - start
         if passed >= spend:
             return passed / steps
 
 
-def kernel_of(spec: Any, length: int, device: Any, *, grad: bool = True, short_q: bool = False) -> str:
+def name_kernel(spec: Any, length: int, device: Any, *, grad: bool = True, short_q: bool = False) -> str:
     """The kernel that `auto` takes for the model's attention: of a causal square, or of one query after others."""
     attention = next(iter(spec.blocks.values())).attention
     mask = Mask(1 if short_q else length, length)

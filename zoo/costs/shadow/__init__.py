@@ -8,7 +8,7 @@ from zoo.costs.shadow.recording import Node, Storage, Tape, UnknownOperation, na
 from zoo.costs.shadow.reductions import cross_entropy
 from zoo.costs.shadow.replay import shaded
 from zoo.costs.shadow.shadow import Shadow
-from zoo.costs.shadow.tensor import collect_saved, fresh, reached
+from zoo.costs.shadow.tensor import collect_saved, find_reached, fresh
 
 __all__ = [
     "DTYPES",
@@ -22,9 +22,9 @@ __all__ = [
     "UnknownOperation",
     "collect_saved",
     "cross_entropy",
+    "find_reached",
     "fresh",
     "named_failures",
-    "reached",
     "shaded",
     "taping",
 ]

@@ -94,7 +94,7 @@ class _Pass:
             self.drop(gradient)
 
 
-def undo(nodes: Sequence[Node], seeds: Sequence[Any]) -> Undone:
+def replay_backward(nodes: Sequence[Node], seeds: Sequence[Any]) -> Undone:
     """The backward pass over `nodes`, first to last as they came, from gradients of `seeds`."""
     saved: dict[Storage, int] = {}
     for node in nodes:

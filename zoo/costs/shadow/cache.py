@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from zoo.costs.shadow.dtypes import FLOAT32, INT64, ShadowDtype
 from zoo.costs.shadow.recording import (
-    tape,
+    current_tape,
 )
 from zoo.costs.shadow.reductions import cat
 from zoo.costs.shadow.tensor import fresh
@@ -54,7 +54,7 @@ class ShadowLayerCache:
         """Return keys and values of the memory, made the first time. They stay in the cache, which is counted
         elsewhere, so the tape does not count them while they are made."""
         if not self.filled:
-            moment = tape()
+            moment = current_tape()
             due = sum(each.storage.nbytes for each in self.tensors.values())
             moment.count(-due)
             made = compute()

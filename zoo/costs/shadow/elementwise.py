@@ -11,7 +11,7 @@ from zoo.costs.shadow.recording import (
     UnknownOperation,
 )
 from zoo.costs.shadow.strides import broadcast, elementwise_strides
-from zoo.costs.shadow.tensor import is_shadow, operation
+from zoo.costs.shadow.tensor import is_shadow, make_result
 
 # ---------------------------------------------------------------- elementwise, of one tensor
 
@@ -68,7 +68,7 @@ def _make_unary(name: str, keeps: str) -> Callable[..., Any]:
             whole = not any(isinstance(each, float) for each in limits)
         dtype = x.dtype if x.dtype.is_floating_point or whole else FLOAT32
         saves, strides = [x] if keeps == "input" else [], elementwise_strides(x.shape, [x])
-        return operation(name, [x], x.shape, dtype, saves=saves, saves_result=keeps == "result", strides=strides)
+        return make_result(name, [x], x.shape, dtype, saves=saves, saves_result=keeps == "result", strides=strides)
 
     return run
 
@@ -99,7 +99,7 @@ def _combine(
     kept = [each for each in saves if is_shadow(each)]
     strides = elementwise_strides(shape, tensors)
     dtype = dtype or _promote_operands(operands)
-    return operation(name, tensors, shape, dtype, saves=kept, saves_result=saves_result, strides=strides)
+    return make_result(name, tensors, shape, dtype, saves=kept, saves_result=saves_result, strides=strides)
 
 
 def _promote_operands(operands: Sequence[Any]) -> ShadowDtype:
@@ -141,7 +141,7 @@ def divide(a: Any, b: Any) -> Any:
     if _promote_operands((a, b)).rank < 2:
         return _combine("div", (a, b), dtype=FLOAT32)
     if not is_shadow(a):  # a number over a tensor is its reciprocal, which is kept, times the number
-        inverse = operation("reciprocal", [b], b.shape, b.dtype, saves_result=True)
+        inverse = make_result("reciprocal", [b], b.shape, b.dtype, saves_result=True)
         return multiply(inverse, a)
     return _combine("div", (a, b), [b, *([a] if wants_gradient(b) else [])])
 
@@ -171,14 +171,14 @@ def pick_extreme(a: Any, b: Any) -> Any:
 def where(condition: Any, a: Any, b: Any) -> Any:
     chosen = condition
     shape = broadcast(chosen.shape, *(each.shape for each in (a, b) if is_shadow(each)))
-    return operation("where", [a, b], shape, _promote_operands((a, b)), saves=[chosen])
+    return make_result("where", [a, b], shape, _promote_operands((a, b)), saves=[chosen])
 
 
 def masked_fill(x: Any, mask: Any, value: float) -> Any:
     if is_shadow(value):
         raise TypeError("a number to fill with")
     shape = broadcast(x.shape, mask.shape)
-    return operation("masked_fill", [x], shape, x.dtype, saves=[mask], strides=elementwise_strides(shape, [x]))
+    return make_result("masked_fill", [x], shape, x.dtype, saves=[mask], strides=elementwise_strides(shape, [x]))
 
 
 def addcmul(x: Any, a: Any, b: Any) -> Any:
@@ -186,4 +186,4 @@ def addcmul(x: Any, a: Any, b: Any) -> Any:
 
 
 def logical_not(x: Any) -> Any:
-    return operation("not", [], x.shape, BOOL)
+    return make_result("not", [], x.shape, BOOL)

@@ -12,8 +12,8 @@ from zoo.costs.shadow.dtypes import BFLOAT16, FLOAT32, ShadowDtype
 from zoo.costs.shadow.products import conv1d, embedding, grouped_linear, linear
 from zoo.costs.shadow.recording import (
     UnknownOperation,
+    current_tape,
     named_failures,
-    tape,
 )
 from zoo.costs.shadow.replay import shaded
 from zoo.costs.shadow.tensor import fresh
@@ -29,7 +29,7 @@ class Weighted:
         self.bias = fresh(shapes["bias"], dtype, grad=True, held=True) if "bias" in shapes else None
 
     def __call__(self, *given: Any, **options: Any) -> Any:
-        with tape().inside(self.name):
+        with current_tape().inside(self.name):
             return _named(self.run(*given, **options))
 
     def __getattr__(self, name: str) -> Any:
@@ -52,7 +52,12 @@ class ShadowLinear(Weighted):
     def run(self, x: Any) -> Any:
         y = linear(x, self.weight, self.bias)
         rows = math.prod(x.shape[:-1])
-        if 1 < rows <= FEW_ROWS and self.bias is None and not (tape().recording or x.is_cuda) and x.dtype is BFLOAT16:
+        if (
+            1 < rows <= FEW_ROWS
+            and self.bias is None
+            and not (current_tape().recording or x.is_cuda)
+            and x.dtype is BFLOAT16
+        ):
             return fresh(y.shape, y.dtype, y.storage.name)  # laid out anew beside y, which goes (zoo.run.layer.product)
         return y
 
@@ -97,12 +102,12 @@ class ShadowLayer:
         return made
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        with tape().inside(self.name), named_failures(f"{self.spec.axis}={self.spec.kind}"):
+        with current_tape().inside(self.name), named_failures(f"{self.spec.axis}={self.spec.kind}"):
             return _named(self._shaded.forward(self, *args, **options))
 
     @property
     def training(self) -> bool:
-        return tape().training
+        return current_tape().training
 
     def named_children(self) -> Iterator[tuple[str, Any]]:
         """Its parts that are modules."""
@@ -140,7 +145,7 @@ def _is_tensor(part: Any) -> bool:
 def _named(made: Any) -> Any:
     """What a part made, under the part's name, where it has memory of its own from within the part."""
     storage = getattr(made, "storage", None)
-    here = ".".join(tape().path)
+    here = ".".join(current_tape().path)
     if storage is not None and not storage.held and storage.name.startswith(f"{here}/"):
         storage.name = here
     return made

@@ -17,9 +17,9 @@ from zoo.costs.shadow.products import (
 )
 from zoo.costs.shadow.recording import (
     UnknownOperation,
-    tape,
+    current_tape,
 )
-from zoo.costs.shadow.tensor import fresh, operation
+from zoo.costs.shadow.tensor import fresh, make_result
 
 
 class Namespace(SimpleNamespace):
@@ -49,7 +49,7 @@ class Refused:
 
 
 def _made(name: str, shape: Sequence[int], dtype: ShadowDtype) -> Any:
-    return fresh(shape, dtype, tape().name(name))
+    return fresh(shape, dtype, current_tape().name(name))
 
 
 def _shape(sizes: tuple[Any, ...]) -> tuple[int, ...]:
@@ -101,17 +101,17 @@ def _full_like(x: Any, fill_value: Any, *, dtype: ShadowDtype | None = None, dev
 
 
 def _searchsorted(edges: Any, values: Any, *, right: bool = False) -> Any:
-    return operation("searchsorted", [], values.shape, INT64)
+    return make_result("searchsorted", [], values.shape, INT64)
 
 
 def no_grad() -> Any:
     """Save nothing inside the block; its results require no gradient."""
-    return tape().set(recording=False)
+    return current_tape().set(recording=False)
 
 
 def _autocast(kind: str, enabled: bool = True) -> Any:
     """Turn autocast off inside the block, which is all that components use it for."""
-    return tape().set(autocast=tape().autocast if enabled else None)
+    return current_tape().set(autocast=current_tape().autocast if enabled else None)
 
 
 DTYPES = {"bool": BOOL, "int32": INT32, "int64": INT64, "long": INT64, "float32": FLOAT32, "bfloat16": BFLOAT16}
@@ -140,10 +140,10 @@ torch = Namespace(
     promote_types=promote,
     finfo=lambda dtype: FINFO[dtype.name],
     no_grad=no_grad,
-    is_grad_enabled=lambda: tape().recording,
+    is_grad_enabled=lambda: current_tape().recording,
     autocast=_autocast,
-    is_autocast_enabled=lambda *_: tape().autocast is not None,
-    get_autocast_dtype=lambda *_: tape().autocast,
+    is_autocast_enabled=lambda *_: current_tape().autocast is not None,
+    get_autocast_dtype=lambda *_: current_tape().autocast,
     amp=Namespace(is_autocast_available=lambda *_: True),
     compiler=Namespace(is_compiling=lambda: True),  # so that nothing is kept for another pass
     linalg=Namespace(solve_triangular=solve_triangular),

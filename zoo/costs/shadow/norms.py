@@ -9,26 +9,26 @@ from zoo.costs.shadow.dtypes import FLOAT32
 from zoo.costs.shadow.elementwise import UNARY, add, multiply, wants_gradient
 from zoo.costs.shadow.products import cast_for_autocast, matmul
 from zoo.costs.shadow.recording import (
-    tape,
+    current_tape,
 )
 from zoo.costs.shadow.reductions import mean, repeat_interleave, softmax
-from zoo.costs.shadow.tensor import operation
+from zoo.costs.shadow.tensor import make_result
 
 
 def layer_norm(x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 0.0) -> Any:
     """Keeps its input, and a mean and a deviation a row: in float32, or on a CPU in the weight's dtype or its own."""
     rows = (*x.shape[:-1], 1)
     wide = FLOAT32 if x.is_cuda else (x if weight is None else weight).dtype
-    kept = [operation(name, [], rows, wide) for name in ("mean", "rstd")]
-    return operation("layer_norm", [x, weight, bias], x.shape, x.dtype, saves=[x, *kept, *_present(weight, bias)])
+    kept = [make_result(name, [], rows, wide) for name in ("mean", "rstd")]
+    return make_result("layer_norm", [x, weight, bias], x.shape, x.dtype, saves=[x, *kept, *_present(weight, bias)])
 
 
 def rms_norm(x: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
     """Keeps its input and a deviation a row; on a CPU, where it is made of several operations, all in float32, also
     what it is before the weight multiplies it."""
     if x.is_cuda:
-        rstd = operation("rstd", [], (*x.shape[:-1], 1), FLOAT32)
-        return operation("rms_norm", [x, weight], x.shape, x.dtype, saves=[x, rstd, *_present(weight)])
+        rstd = make_result("rstd", [], (*x.shape[:-1], 1), FLOAT32)
+        return make_result("rms_norm", [x, weight], x.shape, x.dtype, saves=[x, rstd, *_present(weight)])
     wide = x.float()
     y = multiply(wide, UNARY["rsqrt"](add(mean(UNARY["square"](wide), -1, True), eps or 0.0)))
     return (y if weight is None else multiply(y, weight)).to(x.dtype)
@@ -47,24 +47,24 @@ def attend_torch(q: Any, k: Any, v: Any, mask: Any, causal: bool = False) -> Any
     q, k, v, mask = cast_for_autocast(q, k, v, mask)
     fused = q.is_cuda or (q.shape[3] == v.shape[3] and not wants_gradient(mask))
     if not fused:
-        with tape().set(autocast=None):
+        with current_tape().set(autocast=None):
             return _attend_unfused(q, k, v, mask, causal)
     batch, heads, tokens, _ = q.shape
     width = v.shape[3]
-    sums = operation("sdpa_lse", [], (batch, heads, tokens), FLOAT32)
+    sums = make_result("sdpa_lse", [], (batch, heads, tokens), FLOAT32)
     strides = (tokens * heads * width, width, heads * width, 1)
     saves = [q, k, v, sums, *_present(mask)]
     shape = (batch, heads, tokens, width)
-    return operation("sdpa", [q, k, v, mask], shape, q.dtype, saves=saves, saves_result=True, strides=strides)
+    return make_result("sdpa", [q, k, v, mask], shape, q.dtype, saves=saves, saves_result=True, strides=strides)
 
 
 def fused_attention(q: Any, k: Any, v: Any) -> Any:
     """q [B, T, H, C], k [B, S, K, C], v [B, S, K, Cv]: [B, T, H, Cv], as flash and flex kernels have it: those
     are kept, the result, and the logarithm of each row's sum."""
     batch, tokens, heads, _ = q.shape
-    sums = operation("attention_lse", [], (batch, heads, tokens), FLOAT32)
+    sums = make_result("attention_lse", [], (batch, heads, tokens), FLOAT32)
     shape = (batch, tokens, heads, v.shape[3])
-    return operation("attention", [q, k, v], shape, q.dtype, saves=[q, k, v, sums], saves_result=True)
+    return make_result("attention", [q, k, v], shape, q.dtype, saves=[q, k, v, sums], saves_result=True)
 
 
 def _attend_unfused(q: Any, k: Any, v: Any, mask: Any, causal: bool) -> Any:
@@ -74,7 +74,7 @@ def _attend_unfused(q: Any, k: Any, v: Any, mask: Any, causal: bool) -> Any:
         k, v = (repeat_interleave(each, q.shape[1] // k.shape[1], 1) for each in (k, v))
     q, k, v = q.float(), k.float(), v.float()
     if causal:
-        mask = operation("causal", [], (q.shape[2], k.shape[2]), FLOAT32)
+        mask = make_result("causal", [], (q.shape[2], k.shape[2]), FLOAT32)
     scores = matmul(multiply(q, 1.0), multiply(k, 1.0).transpose(-1, -2))
     if mask is not None:
         scores = add(scores, mask)

@@ -9,16 +9,16 @@ from typing import Any
 from zoo.costs.shadow.dtypes import FLOAT32, ShadowDtype
 from zoo.costs.shadow.recording import (
     UnknownOperation,
-    tape,
+    current_tape,
 )
-from zoo.costs.shadow.strides import broadcast, dense
-from zoo.costs.shadow.tensor import is_shadow, operation
+from zoo.costs.shadow.strides import broadcast, dense_strides
+from zoo.costs.shadow.tensor import is_shadow, make_result
 
 
 def cast_for_autocast(*tensors: Any) -> list[Any]:
     """A product's operands under autocast: float32 ones are cast, a weight's copy being kept for all of the pass, as
     weights are."""
-    low = tape().autocast
+    low = current_tape().autocast
     if low is None:
         return list(tensors)
     return [_cast_operand(each, low) if is_shadow(each) and each.dtype is FLOAT32 else each for each in tensors]
@@ -37,7 +37,7 @@ def bmm(a: Any, b: Any, name: str = "matmul") -> Any:
     if a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1] or a.dtype is not b.dtype:
         raise ValueError(f"a product of {a.dtype} {a.shape} and {b.dtype} {b.shape}")
     saves = [*([a] if b.wants_grad else []), *([b] if a.wants_grad else [])]
-    return operation(name, [a, b], (a.shape[0], a.shape[1], b.shape[2]), a.dtype, saves=saves)
+    return make_result(name, [a, b], (a.shape[0], a.shape[1], b.shape[2]), a.dtype, saves=saves)
 
 
 def matmul(a: Any, b: Any) -> Any:
@@ -49,7 +49,7 @@ def matmul(a: Any, b: Any) -> Any:
 def baddbmm(x: Any, a: Any, b: Any) -> Any:
     x, a, b = cast_for_autocast(x, a, b)
     saves = [*([a] if b.wants_grad else []), *([b] if a.wants_grad else [])]
-    return operation("baddbmm", [x, a, b], (a.shape[0], a.shape[1], b.shape[2]), a.dtype, saves=saves)
+    return make_result("baddbmm", [x, a, b], (a.shape[0], a.shape[1], b.shape[2]), a.dtype, saves=saves)
 
 
 def linear(x: Any, weight: Any, bias: Any = None, *, name: str = "linear") -> Any:
@@ -59,7 +59,7 @@ def linear(x: Any, weight: Any, bias: Any = None, *, name: str = "linear") -> An
         raise ValueError(f"a product of shapes {x.shape} and {weight.shape}")
     rows = x.reshape(-1, x.shape[-1])
     saves = [*([rows] if weight.wants_grad else []), *([weight] if rows.wants_grad else [])]
-    y = operation(name, [rows, weight, bias], (rows.shape[0], weight.shape[0]), rows.dtype, saves=saves)
+    y = make_result(name, [rows, weight, bias], (rows.shape[0], weight.shape[0]), rows.dtype, saves=saves)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -87,23 +87,23 @@ def einsum(equation: str, a: Any, b: Any) -> Any:
 
 def solve_triangular(a: Any, b: Any, **_: Any) -> Any:
     *lead, rows, columns = b.shape  # which come out column by column
-    strides = (*(step * rows * columns for step in dense(lead)), 1, rows)
-    return operation("solve", [a, b], b.shape, b.dtype, saves=[a], saves_result=True, strides=strides)
+    strides = (*(step * rows * columns for step in dense_strides(lead)), 1, rows)
+    return make_result("solve", [a, b], b.shape, b.dtype, saves=[a], saves_result=True, strides=strides)
 
 
 def conv1d(x: Any, weight: Any, bias: Any = None, *, groups: int = 1) -> Any:
     """x [B, d_in, T] by weight [d_out, d_in / groups, width]."""
     x, weight, bias = cast_for_autocast(x, weight, bias)
     shape = (x.shape[0], weight.shape[0], x.shape[2] - weight.shape[2] + 1)
-    return operation("conv", [x, weight, bias], shape, x.dtype, saves=[x, weight])
+    return make_result("conv", [x, weight, bias], shape, x.dtype, saves=[x, weight])
 
 
 def grouped_linear(x: Any, weight: Any, offsets: Any) -> Any:
     """x [N, d_in], sorted by expert, by weight [E, d_out, d_in]: zoo's own operator, which keeps its inputs."""
     x, weight = cast_for_autocast(x, weight)
     shape = (x.shape[0], weight.shape[1])
-    return operation("experts", [x, weight], shape, x.dtype, saves=[x, weight, offsets])
+    return make_result("experts", [x, weight], shape, x.dtype, saves=[x, weight, offsets])
 
 
 def embedding(ids: Any, weight: Any) -> Any:
-    return operation("embedding", [weight], (*ids.shape, weight.shape[1]), weight.dtype, saves=[ids])
+    return make_result("embedding", [weight], (*ids.shape, weight.shape[1]), weight.dtype, saves=[ids])

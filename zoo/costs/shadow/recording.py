@@ -64,7 +64,7 @@ class Storage:
     def __init__(self, name: str, shape: Shape, dtype: ShadowDtype, *, held: bool = False) -> None:
         self.name, self.shape, self.dtype, self.held = name, shape, dtype, held
         self.nbytes = math.prod(shape) * dtype.itemsize
-        self._tape = tape()
+        self._tape = current_tape()
         self._tape.count(0 if held else self.nbytes)
 
     def hold(self) -> None:
@@ -155,7 +155,7 @@ class Tape:
 _TAPE: ContextVar[Tape] = ContextVar("tape")
 
 
-def tape() -> Tape:
+def current_tape() -> Tape:
     """Return the tape of the running pass."""
     return _TAPE.get()
 

@@ -11,7 +11,7 @@ from zoo.costs.shadow.recording import (
     UnknownOperation,
 )
 from zoo.costs.shadow.strides import broadcast
-from zoo.costs.shadow.tensor import is_shadow, operation
+from zoo.costs.shadow.tensor import is_shadow, make_result
 
 # ---------------------------------------------------------------- along a dimension
 
@@ -26,23 +26,23 @@ def _reduce_shape(x: Any, dim: Any, keepdim: bool) -> tuple[int, ...]:
 
 def sum_along(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
     dtype = x.dtype if x.dtype.is_floating_point else INT64
-    return operation("sum", [x], _reduce_shape(x, dim, keepdim), dtype)
+    return make_result("sum", [x], _reduce_shape(x, dim, keepdim), dtype)
 
 
 def mean(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    return operation("mean", [x], _reduce_shape(x, dim, keepdim), x.dtype)
+    return make_result("mean", [x], _reduce_shape(x, dim, keepdim), x.dtype)
 
 
 def logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
-    return operation("logsumexp", [x], _reduce_shape(x, dim, keepdim), x.dtype, saves=[x], saves_result=True)
+    return make_result("logsumexp", [x], _reduce_shape(x, dim, keepdim), x.dtype, saves=[x], saves_result=True)
 
 
 def softmax(x: Any, dim: int, dtype: ShadowDtype | None = None) -> Any:
-    return operation("softmax", [x], x.shape, dtype or x.dtype, saves_result=True)
+    return make_result("softmax", [x], x.shape, dtype or x.dtype, saves_result=True)
 
 
 def cumsum(x: Any, dim: int) -> Any:
-    return operation("cumsum", [x], x.shape, x.dtype if x.dtype.is_floating_point else INT64)
+    return make_result("cumsum", [x], x.shape, x.dtype if x.dtype.is_floating_point else INT64)
 
 
 class Pair(tuple):
@@ -54,8 +54,8 @@ class Pair(tuple):
 
 def _pick(name: str, x: Any, shape: tuple[int, ...], saves: Sequence[Any] = ()) -> Pair:
     """Values picked out along a dimension; where they were is kept."""
-    where_from = operation("indices", [], shape, INT64)
-    return Pair((operation(name, [x], shape, x.dtype, saves=[*saves, where_from]), where_from))
+    where_from = make_result("indices", [], shape, INT64)
+    return Pair((make_result(name, [x], shape, x.dtype, saves=[*saves, where_from]), where_from))
 
 
 def topk(x: Any, k: int, dim: int = -1) -> Pair:
@@ -71,22 +71,22 @@ def cummax(x: Any, dim: int) -> Pair:
 
 
 def argsort(x: Any, dim: int = -1, descending: bool = False, stable: bool = False) -> Any:
-    return operation("argsort", [], x.shape, INT64)
+    return make_result("argsort", [], x.shape, INT64)
 
 
 def argmax(x: Any, dim: int, keepdim: bool = False) -> Any:
-    return operation("argmax", [], _reduce_shape(x, dim, keepdim), INT64)
+    return make_result("argmax", [], _reduce_shape(x, dim, keepdim), INT64)
 
 
 # ---------------------------------------------------------------- picking and placing
 
 
 def gather(x: Any, dim: int, places: Any) -> Any:
-    return operation("gather", [x], places.shape, x.dtype, saves=[x, places])
+    return make_result("gather", [x], places.shape, x.dtype, saves=[x, places])
 
 
 def scatter(x: Any, dim: int, places: Any, value: Any) -> Any:
-    return operation("scatter", [x, value], x.shape, x.dtype, saves=[places])
+    return make_result("scatter", [x, value], x.shape, x.dtype, saves=[places])
 
 
 def pick_at(x: Any, picks: Sequence[tuple[int, Any]]) -> Any:
@@ -94,11 +94,11 @@ def pick_at(x: Any, picks: Sequence[tuple[int, Any]]) -> Any:
     first, last = picks[0][0], picks[-1][0]
     picked = broadcast(*(each.shape for _, each in picks))
     shape = (*x.shape[:first], *picked, *x.shape[last + 1 :])
-    return operation("index", [x], shape, x.dtype, saves=[each for _, each in picks])
+    return make_result("index", [x], shape, x.dtype, saves=[each for _, each in picks])
 
 
 def index_add(x: Any, dim: int, places: Any, source: Any) -> Any:
-    return operation(
+    return make_result(
         "index_add", [x, source], x.shape, x.dtype, saves=[places, *([source] if source.wants_grad else [])]
     )
 
@@ -109,7 +109,7 @@ def repeat_interleave(x: Any, times: int, dim: int | None = None) -> Any:
     if dim is None:
         return repeat_interleave(x.flatten(), times, 0)
     at = x.at(dim)
-    return operation("repeat", [x], (*x.shape[:at], x.shape[at] * times, *x.shape[at + 1 :]), x.dtype)
+    return make_result("repeat", [x], (*x.shape[:at], x.shape[at] * times, *x.shape[at + 1 :]), x.dtype)
 
 
 def pad(x: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
@@ -118,20 +118,20 @@ def pad(x: Any, pad: Sequence[int], mode: str = "constant", value: float | None 
     shape = list(x.shape)
     for place, (low, high) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
         shape[-1 - place] += low + high
-    return operation("pad", [x], shape, x.dtype)
+    return make_result("pad", [x], shape, x.dtype)
 
 
 def cat(tensors: Sequence[Any], dim: int = 0) -> Any:
     at = tensors[0].at(dim)
     shape = list(tensors[0].shape)
     shape[at] = sum(each.shape[at] for each in tensors)
-    return operation("cat", tensors, shape, promote(*(each.dtype for each in tensors)))
+    return make_result("cat", tensors, shape, promote(*(each.dtype for each in tensors)))
 
 
 def stack(tensors: Sequence[Any], dim: int = 0) -> Any:
     at = dim % (tensors[0].ndim + 1)
     shape = (*tensors[0].shape[:at], len(tensors), *tensors[0].shape[at:])
-    return operation("stack", tensors, shape, promote(*(each.dtype for each in tensors)))
+    return make_result("stack", tensors, shape, promote(*(each.dtype for each in tensors)))
 
 
 # ---------------------------------------------------------------- the loss
@@ -139,5 +139,5 @@ def stack(tensors: Sequence[Any], dim: int = 0) -> Any:
 
 def cross_entropy(logits: Any, targets: Any) -> Any:
     """The mean over rows [N, V]: keeps the logarithms of chances, and the targets."""
-    chances = operation("log_softmax", [logits], logits.shape, logits.dtype, saves_result=True)
-    return operation("cross_entropy", [chances], (), logits.dtype, saves=[chances, targets])
+    chances = make_result("log_softmax", [logits], logits.shape, logits.dtype, saves_result=True)
+    return make_result("cross_entropy", [chances], (), logits.dtype, saves=[chances, targets])

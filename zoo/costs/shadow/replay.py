@@ -16,9 +16,9 @@ from zoo import lazy
 from zoo.costs.shadow import names
 from zoo.costs.shadow.norms import fused_attention
 from zoo.costs.shadow.recording import (
-    tape,
+    current_tape,
 )
-from zoo.costs.shadow.tensor import collect_saved, is_shadow, reached, undone
+from zoo.costs.shadow.tensor import collect_saved, find_reached, is_shadow, record_node
 from zoo.kernels import attend, machine_of
 from zoo.kernels.base import Kernel, Machine
 from zoo.spec import Spec
@@ -127,14 +127,14 @@ def _core(attend_on_shadows: Any) -> Any:
     """`attend` under a name of its own; where the pass is selective, as torch.utils.checkpoint would run it."""
 
     def run(*given: Any, **options: Any) -> Any:
-        moment = tape()
+        moment = current_tape()
         with moment.inside("core"):
             begun = moment.operations
             result = attend_on_shadows(*given, **options)
         if moment.selective and result.wants_grad:
             tensors = [each for each in (*given, *options.values()) if is_shadow(each)]
-            work = sum(each.nbytes for each in collect_saved(reached([result], begun)))
-            undone(result, "core", [each for each in tensors if each.wants_grad], tensors, work)
+            work = sum(each.nbytes for each in collect_saved(find_reached([result], begun)))
+            record_node(result, "core", [each for each in tensors if each.wants_grad], tensors, work)
         return result
 
     return run

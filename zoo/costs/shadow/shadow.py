@@ -15,11 +15,11 @@ from zoo.costs.shadow.recording import (
     WRITES,
     ShadowDevice,
     UnknownOperation,
-    tape,
+    current_tape,
 )
 from zoo.costs.shadow.reductions import pick_at
-from zoo.costs.shadow.strides import broadcast, elementwise_strides, sizes_of, spread, view_strides
-from zoo.costs.shadow.tensor import Core, fresh, is_shadow, operation
+from zoo.costs.shadow.strides import broadcast, broadcast_strides, elementwise_strides, sizes_of, view_strides
+from zoo.costs.shadow.tensor import Core, fresh, is_shadow, make_result
 
 
 class Shadow(Core):
@@ -39,7 +39,7 @@ class Shadow(Core):
     def reshape(self, *shape: Any) -> Any:
         wanted = sizes_of(_flat(shape), self.numel())
         strides = view_strides(self.shape, self.strides, wanted)
-        return operation("copy", [self], wanted, self.dtype) if strides is None else self.as_view(wanted, strides)
+        return make_result("copy", [self], wanted, self.dtype) if strides is None else self.as_view(wanted, strides)
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Any:
         start, end = self.at(start_dim), self.at(end_dim)
@@ -73,7 +73,7 @@ class Shadow(Core):
         wanted = tuple(self.shape[dim - lead] if size == -1 else size for dim, size in enumerate(asked))
         if broadcast(self.shape, wanted) != wanted:
             raise ValueError(f"a tensor of shape {self.shape} expanded to {wanted}")
-        return self.as_view(wanted, spread(self.strides, self.shape, wanted))
+        return self.as_view(wanted, broadcast_strides(self.strides, self.shape, wanted))
 
     def expand_as(self, other: Any) -> Any:
         return self.expand(*other.shape)
@@ -121,7 +121,7 @@ class Shadow(Core):
         return seen
 
     def contiguous(self) -> Any:
-        return self if self.is_contiguous() else operation("copy", [self], self.shape, self.dtype)
+        return self if self.is_contiguous() else make_result("copy", [self], self.shape, self.dtype)
 
     def __getitem__(self, index: Any) -> Any:
         items: Any = index if isinstance(index, tuple) else (index,)
@@ -165,7 +165,7 @@ class Shadow(Core):
         if dtype is self.dtype:
             return self
         strides = elementwise_strides(self.shape, [self])
-        return operation("cast", [self], self.shape, dtype, strides=strides)
+        return make_result("cast", [self], self.shape, dtype, strides=strides)
 
     def float(self) -> Any:
         return self.to(FLOAT32)
@@ -180,17 +180,17 @@ class Shadow(Core):
         return self.to(BOOL)
 
     def new_zeros(self, *shape: Any, dtype: ShadowDtype | None = None) -> Any:
-        return fresh(_flat(shape), dtype or self.dtype, tape().name("zeros"))
+        return fresh(_flat(shape), dtype or self.dtype, current_tape().name("zeros"))
 
     new_ones = new_empty = new_zeros
 
     def new_tensor(self, value: float) -> Any:
         if not isinstance(value, int | float):
             raise UnknownOperation(f"new_tensor({type(value).__name__})")
-        return fresh((), self.dtype, tape().name("constant"))
+        return fresh((), self.dtype, current_tape().name("constant"))
 
     def copy_(self, source: Any) -> Any:
-        if not self.storage.held or tape().recording:
+        if not self.storage.held or current_tape().recording:
             raise UnknownOperation("copy_", WRITES)
         return self
 

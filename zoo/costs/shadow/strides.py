@@ -10,7 +10,7 @@ from typing import Any
 Shape = tuple[int, ...]
 
 
-def dense(shape: Sequence[int]) -> Shape:
+def dense_strides(shape: Sequence[int]) -> Shape:
     """The strides of a contiguous tensor."""
     strides, step = [], 1
     for size in reversed(shape):
@@ -29,7 +29,7 @@ def broadcast(*shapes: Shape) -> Shape:
     return found
 
 
-def spread(strides: Shape, shape: Shape, wanted: Shape) -> Shape:
+def broadcast_strides(strides: Shape, shape: Shape, wanted: Shape) -> Shape:
     """The strides of a tensor of `shape` seen in the larger one it is broadcast to."""
     lead = len(wanted) - len(shape)
     own = [
@@ -47,8 +47,8 @@ def elementwise_strides(shape: Shape, operands: Sequence[Any]) -> Shape:
             for dim in reversed(order):
                 strides[dim] = step
                 step *= shape[dim]
-            return tuple(strides) if 0 not in each.strides else dense(shape)
-    return dense(shape)
+            return tuple(strides) if 0 not in each.strides else dense_strides(shape)
+    return dense_strides(shape)
 
 
 def sizes_of(shape: Sequence[int], count: int) -> Shape:
@@ -69,7 +69,7 @@ def view_strides(shape: Shape, strides: Shape, wanted: Shape) -> Shape | None:
     As torch's computeStride: runs of dimensions that lie together may be split anew, no others.
     """
     if not math.prod(shape):
-        return dense(wanted)
+        return dense_strides(wanted)
     found: list[int] = [0] * len(wanted)
     at = len(wanted) - 1
     last, run, asked = (strides[-1] if strides else 1), 1, 1

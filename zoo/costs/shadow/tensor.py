@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from zoo.costs.shadow.dtypes import ShadowDtype
-from zoo.costs.shadow.recording import GradientTarget, Node, ShadowDevice, Storage, UnknownOperation, tape
-from zoo.costs.shadow.strides import Shape, dense
+from zoo.costs.shadow.recording import GradientTarget, Node, ShadowDevice, Storage, UnknownOperation, current_tape
+from zoo.costs.shadow.strides import Shape, dense_strides
 
 
 class Core:
@@ -39,7 +39,7 @@ class Core:
 
     @property
     def device(self) -> ShadowDevice:
-        return tape().device
+        return current_tape().device
 
     @property
     def is_cuda(self) -> bool:
@@ -73,7 +73,7 @@ class Core:
         return self.shape[0]
 
     def is_contiguous(self) -> bool:
-        wanted = dense(self.shape)
+        wanted = dense_strides(self.shape)
         return all(a == b or size == 1 for a, b, size in zip(self.strides, wanted, self.shape, strict=True))
 
     def at(self, dim: int) -> int:
@@ -84,7 +84,7 @@ class Core:
 
     def as_view(self, shape: Iterable[int], strides: Iterable[int]) -> Any:
         """Return a view: other shape and strides, the same memory."""
-        grad = self.wants_grad and tape().recording
+        grad = self.wants_grad and current_tape().recording
         return type(self)(tuple(shape), tuple(strides), self.dtype, self.storage, grad, self.node if grad else None)
 
 
@@ -103,10 +103,10 @@ def fresh(
     """Make a tensor with memory of its own; `held` for a weight, a buffer or a cache."""
     shape = tuple(shape)
     storage = Storage(name, shape, dtype, held=held)
-    return Core.made_as(shape, dense(shape) if strides is None else strides, dtype, storage, grad)
+    return Core.made_as(shape, dense_strides(shape) if strides is None else strides, dtype, storage, grad)
 
 
-def operation(
+def make_result(
     name: str,
     inputs: Iterable[Any],
     shape: Sequence[int],
@@ -117,21 +117,21 @@ def operation(
     strides: Shape | None = None,
 ) -> Any:
     """Make the result of an operation on `inputs`. Autograd saves `saves` if an input requires a gradient."""
-    moment = tape()
+    moment = current_tape()
     moment.operations += 1
     given = [each for each in inputs if is_shadow(each) and each.wants_grad]
     wanted = moment.recording and dtype.is_floating_point and bool(given)
     result = fresh(shape, dtype, moment.name(name), grad=wanted, strides=strides)
     if wanted:
-        undone(result, name, given, [*saves, *([result] if saves_result else ())])
+        record_node(result, name, given, [*saves, *([result] if saves_result else ())])
     return result
 
 
-def undone(result: Any, name: str, inputs: Iterable[Any], saves: Iterable[Any], work: int = 0) -> None:
+def record_node(result: Any, name: str, inputs: Iterable[Any], saves: Iterable[Any], work: int = 0) -> None:
     """Note an operation for the backward pass: its inputs, and the tensors it saves."""
     saved = [each.storage for each in saves if not each.storage.held]
     sources = [source_of(each) for each in inputs]
-    result.node = Node(name, tape().operations, saved, sources, result.nbytes, work)
+    result.node = Node(name, current_tape().operations, saved, sources, result.nbytes, work)
 
 
 def source_of(tensor: Any) -> GradientTarget:
@@ -139,7 +139,7 @@ def source_of(tensor: Any) -> GradientTarget:
     return GradientTarget(tensor.node, None if tensor.node else tensor.storage, tensor.nbytes)
 
 
-def reached(roots: Iterable[Any], since: int = 0) -> list[Node]:
+def find_reached(roots: Iterable[Any], since: int = 0) -> list[Node]:
     """Find the operations after number `since` that a backward pass from `roots` goes through, first to last.
 
     What leads to none of the roots is not among them: torch frees it as soon as its result is gone.
