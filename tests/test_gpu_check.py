@@ -98,7 +98,7 @@ def test_a_seed_gives_the_same_numbers_in_every_dtype():
         assert torch.equal(tensor, again.tensors[name])
         assert torch.equal(tensor.bfloat16(), low.tensors[name])
         assert not torch.equal(tensor, other.tensors[name])
-    assert low.to(torch.float64).slope.dtype == torch.float64
+    assert low.to(torch.float64).output_gradient.dtype == torch.float64
 
 
 def test_padding_is_given_no_say():
@@ -385,7 +385,7 @@ def test_a_windows_gain_is_the_best_kernels_over_a_masked_sdpa():
 def test_scores_that_do_not_fit_are_not_tried(monkeypatch):
     monkeypatch.setattr(speed, "_free_for_scores", lambda device: 1e6)
     assert speed.time_passes("eager", (1, 512, 2, 16), None, CPU) == {
-        "left_out": "its scores take 0.0 GB, of 0.0 GB that they may"
+        "left_out": "its scores take 0.0 GB, more than 0.0 GB, half of the free memory"
     }
 
 

@@ -1,8 +1,8 @@
-"""Races contenders on equal terms: the same weights and threads, fresh processes in turn, medians and paired ratios.
+"""Compare contenders' speed with the same weights and threads, each in fresh processes, by medians and paired ratios.
 
-A machine's speed drifts, so only figures taken side by side compare: each round runs every contender once, and a ratio
-is the median over rounds of two rates of the same round. No ratio is given before the contenders' float32 logits, and
-then what the timed runs themselves computed (logits, losses), were found equal.
+A machine's speed drifts, so each round runs every contender once, and a ratio is the median over rounds of two rates
+of the same round. Before any ratio is given, the contenders' float32 logits must be equal, and so must the logits or
+losses of the timed runs.
 """
 
 import dataclasses
@@ -33,7 +33,8 @@ ACCOUNTING = {
 
 
 def run_worker(name: str, python: str, job: Mapping[str, Any]) -> dict[str, Any]:
-    """What one fresh process printed last, as JSON. Raises ConfigError for a missing peer, ZooError when it fails."""
+    """Run a worker in a fresh process and parse its last line as JSON. Raises ConfigError for a missing peer, ZooError if
+    the worker fails."""
     command = [python, str(WORKERS / f"run_{name}.py"), json.dumps(job)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=_make_environment(name, job), check=False)
@@ -63,13 +64,14 @@ def _make_environment(name: str, job: Mapping[str, Any]) -> dict[str, str]:
 
 
 def measure_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Largest absolute difference, as a share of the largest value; infinite where a value is NaN."""
+    """Measure the largest absolute difference relative to the largest value; infinite if a value is NaN."""
     gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
     return math.inf if any(map(math.isnan, gaps)) else max(gaps) / max(map(abs, theirs))
 
 
 def require_equal(what: str, values: Mapping[str, Sequence[float]], tolerance: float) -> dict[str, float]:
-    """Each peer's difference from ours. Raises ZooError above `tolerance`: a ratio would compare two functions."""
+    """Measure each peer's difference from ours. Raises ZooError above `tolerance`, because speeds of different functions
+    do not compare."""
     gaps = {name: measure_difference(values[OURS], theirs) for name, theirs in values.items() if name != OURS}
     for name, gap in gaps.items():
         if gap > tolerance:
@@ -79,7 +81,7 @@ def require_equal(what: str, values: Mapping[str, Sequence[float]], tolerance: f
 
 
 def run_race(plan: Race, pythons: Mapping[str, str], tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """The whole comparison, as plain numbers. `tell` gets a line of progress now and then."""
+    """Run the whole comparison and return its report as plain data. `tell` is called with lines of progress."""
     plan = choose_threads(plan, pythons[OURS], tell)
     with tempfile.TemporaryDirectory(prefix="zoo-bench-") as folder:
         weights = str(Path(folder) / "weights.safetensors")
@@ -104,13 +106,13 @@ def _pick_values(answers: Mapping[str, Mapping[str, Any]], key: str) -> dict[str
 
 
 def _cut_to_shortest(values: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
-    """Values that all contenders have: a slow one takes fewer steps within its time, and so gives fewer losses."""
+    """Cut each contender's values to the length that all have, because a slow one takes fewer steps in its time."""
     length = min(map(len, values.values()))
     return {name: each[:length] for name, each in values.items()}
 
 
 def choose_threads(plan: Race, python: str, tell: Callable[[str], None]) -> Race:
-    """The race with a number of threads: the one asked for, or what computes fastest now."""
+    """Set the number of threads: the one given, or the one that a probe finds fastest now."""
     if plan.threads is not None:
         return plan
     found = run_worker(MACHINE, python, plan.job("", workload="threads"))
@@ -134,7 +136,7 @@ def _run_rounds(
 
 
 def compute_share(plan: Race, rate: float, machine: Mapping[str, float]) -> float:
-    """How much of the machine's own limit a rate in tokens per second takes up; ACCOUNTING says what is counted."""
+    """Compute the achieved fraction of the machine's limit from tokens per second; ACCOUNTING says what is counted."""
     n, head = plan.shape.matrix_params, plan.shape.head_params
     peak = max(machine["gemm_fp32_tflops"], machine[f"gemm_{plan.dtype}_tflops"]) * 1e12  # bf16 may be the slower
     if plan.workload == "train":
@@ -145,7 +147,7 @@ def compute_share(plan: Race, rate: float, machine: Mapping[str, float]) -> floa
 
 
 def make_report(plan: Race, runs: Mapping[str, list[dict[str, Any]]], rounds: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians, ratios (our rate over theirs, so above 1 we are faster), shares of the limit and peak memory."""
+    """Make the report: medians, ratios (our rate ÷ theirs: above 1, zoo is faster), fractions of the limit, peak memory."""
     machine = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
     accounting = ACCOUNTING[plan.workload].format(n=plan.shape.matrix_params, head=plan.shape.head_params)
     contenders = {name: _make_row(plan, answers, runs[OURS], machine) for name, answers in runs.items()}

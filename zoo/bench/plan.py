@@ -1,4 +1,4 @@
-"""What is raced: the workload and its sizes, the peers, and the interpreter each of them lives in."""
+"""Plan a race from options: the workload and its sizes, the peers, and each peer's Python interpreter."""
 
 import dataclasses
 import sys
@@ -23,8 +23,8 @@ WORKLOADS: dict[str, dict[str, int]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Race:
-    """`length` counts the tokens of a prompt or of a training row; `repeats` the measurements within one process;
-    `threads` None are those that a probe finds fastest when the race begins."""
+    """The plan of a race. `length` is the tokens of a prompt or of a training row, `repeats` the measurements within one
+    process. With `threads` None, a probe chooses the fastest number when the race begins."""
 
     workload: str
     dtype: str = "fp32"
@@ -38,12 +38,12 @@ class Race:
     shape: Shape = dataclasses.field(default_factory=Shape)
 
     def job(self, weights: str, **changes: Any) -> dict[str, Any]:
-        """What a worker is told, ready for JSON."""
+        """Make the job that a worker gets, ready for JSON."""
         return dataclasses.asdict(self) | {"weights": weights} | changes
 
 
 def plan_race(workload: str, given: Mapping[str, int | None], shape: Sequence[str], **options: Any) -> Race:
-    """A workload's usual sizes, changed by what is `given` (None: not given). Raises ConfigError."""
+    """Make a race: the workload's default sizes, replaced by those `given` (None: not given). Raises ConfigError."""
     sizes = WORKLOADS[workload] | {name: value for name, value in given.items() if value is not None}
     if "new_tokens" in sizes and workload != "decode":
         raise ConfigError(f"--new-tokens: {workload} has none (decode has)")
@@ -56,7 +56,7 @@ def plan_race(workload: str, given: Mapping[str, int | None], shape: Sequence[st
 
 
 def parse_peers(text: str) -> list[str]:
-    """`"hf,litgpt"` -> its names. Raises ConfigError, a fault for each that is no peer."""
+    """Parse peers from a list such as `"hf,litgpt"`. Raises ConfigError with a fault for each unknown name."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     options = f"one of: {', '.join(PEERS)}"
     faults = [f"--against {n}: no such peer{did_you_mean(n, PEERS)} ({options})" for n in names if n not in PEERS]
@@ -66,7 +66,8 @@ def parse_peers(text: str) -> list[str]:
 
 
 def choose_interpreters(peers: Sequence[str], given: Sequence[str]) -> dict[str, str]:
-    """The Python of zoo and each peer. `given` holds `NAME=PATH`, or a bare PATH for all peers; this one otherwise."""
+    """Choose the Python of zoo and of each peer. `given` holds `NAME=PATH`, or a PATH for all peers; the default is the
+    running Python."""
     pythons = {name: sys.executable for name in (OURS, *peers)}
     for text in given:
         name, named, path = text.partition("=")

@@ -1,4 +1,4 @@
-"""The bench's report as a table: rates, paired ratios, shares of the machine's limit, peak memory."""
+"""Format a race's report as a table: rates, paired ratios, fractions of the machine's limit, peak memory."""
 
 import statistics
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ CROWDED = 0.97  # below this share of a core for the measuring thread, something
 
 
 def make_table(report: Mapping[str, Any]) -> "Table":
-    """One row a contender; a ratio above 1 means that zoo is faster."""
+    """Make a table with one row per contender; a ratio above 1 means that zoo is faster."""
     from rich.table import Table
 
     race = report["race"]
@@ -49,7 +49,7 @@ def _format_ratio(ratios: list[float]) -> str:
 
 
 def list_notes(report: Mapping[str, Any]) -> Iterator[str]:
-    """The lines below the table: the machine's limits, what a share counts, and whether the machine was quiet."""
+    """List the lines below the table: the machine's limits, what a share counts, and whether other programs ran."""
     machine = report["machine"]
     yield (
         f"machine: matrix rate {machine['gemm_fp32_tflops']:.2f} TFLOP/s fp32, {machine['gemm_bf16_tflops']:.2f} bf16; "

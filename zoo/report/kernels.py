@@ -10,7 +10,7 @@ from zoo.report.text import bold, wrapped
 
 Line = Mapping[str, Any]
 
-UNBROKEN = "\u00a0"  # a space at which no line is broken
+UNBROKEN = "\u00a0"  # a no-break space
 
 INSTALLED = {"torch": "With torch alone", "everything": "With flash-attn 2, 3 and 4"}
 

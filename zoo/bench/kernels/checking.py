@@ -1,4 +1,4 @@
-"""The whole check: every part in turn, in a set time, and what came of it as plain data."""
+"""Run `zoo bench kernels`: all its parts, one after another within a time limit. Give the report as plain data."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from zoo.kernels import KERNELS
 from zoo.lazy import torch
 
 SECONDS = 580.0
-"""For all parts: what is not done by then is left out."""
+"""Time limit for all parts. Measurements that have not run by then are left out."""
 
 ORDER = ("eager", "sdpa", "flash_torch", "flash2", "flash3", "flash4", "flex")
-"""Kernels, those that compile last."""
+"""Kernels in the order they are checked; those that compile come last."""
 
 ON_REQUEST = "it is downloaded, so only when asked for (--hub)"
 
 KINDS = ("errors", "speed", "training", "decoding", "pieces")
-"""Of rows, and the first word of a part's name."""
+"""Kinds of rows in the report. A part's name begins with its kind."""
 
 ALLOWED = {
     **{"errors": 40.0, "errors flash4": 60.0, "errors flex": 120.0},
     **{"speed": 25.0, "speed flash4": 40.0, "speed flex": 70.0},
     **{"training": 120.0, "decoding": 90.0, "pieces": 100.0},
 }
-"""The most seconds for a part, or for each of a kind."""
+"""Time limit in seconds by a part's name, or else by its kind."""
 
 BESIDE = 6
-"""Processes that check a kernel at the same time where compiling takes most of it."""
+"""Processes that share the check of a kernel whose compilation takes most of the time."""
 
 
 def check_kernels(
@@ -46,10 +46,10 @@ def check_kernels(
     fetched: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Errors, speed, training, decoding and pieces on a device, as plain data.
+    """Measure kernels' errors and speed, training, decoding and single operations on a device; return plain data.
 
-    `quick` has tiny sizes, for a CPU too; `fetched` adds the kernels that are downloaded from the hub. `tell` gets a
-    line when a part is done. Raises ConfigError where there is no such device.
+    `quick` uses tiny sizes, which suit a CPU. `fetched` adds the kernels that are downloaded from the hub. `tell` is
+    called with a line as each part ends. Raises ConfigError if the device does not exist.
     """
     require_device(device, quick)
     begun, start = datetime.datetime.now(datetime.UTC), time.monotonic()
@@ -88,7 +88,7 @@ def check_kernels(
 
 
 def require_device(device: str, quick: bool) -> None:
-    """Raises ConfigError for a device that is not there, and for a CPU that is asked for all of it."""
+    """Raise ConfigError for a device that does not exist, and for a CPU without `quick`."""
     if device not in ("cuda", "cpu"):
         raise ConfigError(f"device: is {device!r} (one of: cuda, cpu)")
     if device == "cuda" and not torch.cuda.is_available():
@@ -98,7 +98,7 @@ def require_device(device: str, quick: bool) -> None:
 
 
 def list_parts(quick: bool = False, fetched: bool = False) -> Iterator[list[CheckPart]]:
-    """All of them, those that run at the same time in a list; the rules first."""
+    """List all parts, correctness first. Parts in one list run at the same time."""
     kernels = (*ORDER, *(list_on_request() if fetched else ()))
     for kernel in kernels:
         count = BESIDE if kernel in errors.COMPILED and not quick else 1
@@ -115,7 +115,7 @@ def list_parts(quick: bool = False, fetched: bool = False) -> Iterator[list[Chec
 
 
 def list_on_request() -> list[str]:
-    """Kernels that are downloaded, so that they run only when asked for."""
+    """List the kernels that must be downloaded, and so run only on request (--hub)."""
     return [name for name, kernel in KERNELS.items() if kernel.on_request]
 
 
@@ -124,7 +124,7 @@ def _make_part(name: str, jobs: Callable[[Settings], list[Job]], *, beside: bool
 
 
 def list_device_jobs(settings: Settings) -> list[Job]:
-    """What the device is, and what it reaches."""
+    """List the one job that describes the device and measures its limits."""
     return [Job("device", partial(_measure_device, settings))]
 
 
@@ -140,7 +140,7 @@ def _run_group(group: list[CheckPart], settings: Settings, start: float) -> list
 
 
 def summarize_rows(rows: list[ReportRow]) -> str:
-    """How many rows have figures, and what the others are."""
+    """Count the rows in each state: `40 passed, 3 refused`."""
     states: dict[str, int] = {}
     for row in rows:
         states[name_state(row)] = states.get(name_state(row), 0) + 1
@@ -148,7 +148,7 @@ def summarize_rows(rows: list[ReportRow]) -> str:
 
 
 def name_state(row: Mapping[str, Any]) -> str:
-    """passed, failed, refused, left out, raised, or measured where nothing is to pass."""
+    """Name a row's state: passed, failed, refused, left out, raised, or measured if there is no pass mark."""
     for key in ("refused", "left_out", "raised"):
         if key in row:
             return key.replace("_", " ")
@@ -156,7 +156,7 @@ def name_state(row: Mapping[str, Any]) -> str:
 
 
 def list_failures(report: Mapping[str, Any]) -> list[str]:
-    """What is against the rules: a line each. When quick, speed is nothing to judge."""
+    """List the failures, a line each. A quick run is not judged by its speed."""
     found = []
     for kind in KINDS:
         for row in report[kind]:

@@ -1,4 +1,4 @@
-"""How much of the device's bandwidth decoding one row takes up, by the engine that `zoo generate` runs."""
+"""Measure the fraction of memory bandwidth that decoding one row achieves, with the engine of `zoo generate`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from zoo.lazy import torch
 from zoo.run.builder import build
 
 ACCOUNTING = (
-    "decoding: one row, random weights in bf16; bytes a token are those of all weights in a product and of the keys "
-    "and values held (zoo.costs), over the measured rate of a copy, what it reads and what it writes both counted"
+    "decoding: one row, random weights in bf16; bytes per token are all weights in a product and the cached keys and "
+    "values (zoo.costs); share = bytes per token × tokens/s ÷ copy bandwidth, which counts bytes read and written"
 )
 WIDTH = 2  # bytes of a bfloat16
 
 
 class DecodedModel(NamedTuple):
-    """A model by its packaged name, and the share of the bandwidth that it is to reach."""
+    """A model by its packaged name, and the share of copy bandwidth that is its goal."""
 
     name: str
     of: str
@@ -36,13 +36,14 @@ MODELS = (DecodedModel("Llama 3.2 1B", "llama3.2-1b", 0.5), DecodedModel("Llama 
 
 
 def list_jobs(settings: Settings) -> list[Job]:
-    """One a model."""
+    """List one job per model."""
     models = (DecodedModel(TINY.name, TINY.of, None, TINY.overrides),) if settings.quick else MODELS
     return [Job(f"decode {model.name}", partial(time_decoding, model, settings)) for model in models]
 
 
 def time_decoding(model: DecodedModel, settings: Settings) -> ReportRow:
-    """Tokens a second of a greedy row, and the bytes that it reads for each over those that can be copied."""
+    """Measure greedy decoding of one row: tokens/s, and the achieved fraction of memory bandwidth (bytes read per token
+    × tokens/s ÷ measured copy bandwidth)."""
     prompt, warm, timed = (4, 2, 8) if settings.quick else (128, 16, 128)
     spec = load(model.of, model.overrides)
     built = build(spec, device=settings.device, dtype="bf16", seed=settings.seed)

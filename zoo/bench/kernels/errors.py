@@ -1,4 +1,4 @@
-"""How far a kernel's answers and gradients are from the reference's, beside how far eager's own are in that dtype."""
+"""Compare a kernel's outputs and gradients with eager in float64, relative to the error of eager in the same dtype."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ RULE = (
 
 FACTOR = 2
 SLACK = {"float32": 2e-6, "bfloat16": 1e-3, "float16": 1.25e-4}
-"""What passes where eager happens to err by nothing: sixteen roundings of float32, an eighth of one of the others."""
+"""Error allowed even if eager happens to be exact: 16 × epsilon of float32, 1/8 × epsilon of a 16-bit dtype."""
 
 COMPILED = ("flex", "flash4")
-"""Kernels that take seconds for each new kind of attention, so that they are checked in bfloat16 alone."""
+"""Kernels that compile for seconds for each new kind of attention, so they are checked in bfloat16 only."""
 
 TRACED = ("flex",)
-"""Those that take as long again for the pass without gradients: where there are gradients it is left to them."""
+"""Kernels that compile again for the pass without gradients. If the case has gradients, its forward result is taken
+from the pass with gradients."""
 
 QUICK = ("window",)
-"""The cases of TRACED kernels when quick."""
+"""The cases that a quick run checks of TRACED kernels."""
 
 
 def list_jobs(settings: Settings, *, kernel: str, first: int = 0, every: int = 1) -> list[Job]:
-    """One for every case and dtype, or each `every`-th of them from the `first` on."""
+    """List one job per case and dtype, or every `every`-th of them starting at `first`."""
     found = [
         Job(f"{kernel}: {case.name}, {dtype}", partial(check_case, kernel, case, dtype, settings))
         for dtype in list_dtypes(kernel, settings)
@@ -44,14 +45,14 @@ def list_jobs(settings: Settings, *, kernel: str, first: int = 0, every: int = 1
 
 
 def list_dtypes(kernel: str, settings: Settings) -> tuple[str, ...]:
-    """Those that a kernel is checked in."""
+    """List the dtypes in which a kernel is checked."""
     if kernel in COMPILED:
         return ("bfloat16",)
     return ("bfloat16", "float32") if settings.quick else ("bfloat16", "float16", "float32")
 
 
 def check_case(kernel: str, case: AttentionCase, dtype: str, settings: Settings) -> ReportRow:
-    """Whether a kernel is right in one case, forward and backward, or why it refuses it."""
+    """Check a kernel on one case, forward and backward, or give the reason why it refuses the case."""
     row: ReportRow = {"kernel": kernel, "case": case.name, "dtype": dtype}
     reasons = list_refusals(kernel, case, dtype, settings.device)
     if None not in reasons.values():
@@ -73,14 +74,14 @@ def check_case(kernel: str, case: AttentionCase, dtype: str, settings: Settings)
 
 
 def list_refusals(kernel: str, case: AttentionCase, dtype: str, device: str) -> dict[str, str | None]:
-    """Why a kernel refuses each of the ways that a case is for, or None."""
+    """List a kernel's reason to refuse the forward and the backward pass of a case; None if it runs it."""
     machine, kind = machine_of(torch.device(device)), getattr(torch, dtype)
     ways = {"forward": False, **({"backward": True} if case.trains else {})}
     return {way: KERNELS[kernel].refuses(make_ask(case, kind, grad=grad), machine) for way, grad in ways.items()}
 
 
 def run_kernel(inputs: Inputs, kernel: str, way: str) -> dict[str, Tensor]:
-    """What a kernel gives: attention without gradients, or with them."""
+    """Run a kernel: attention without gradients, or with them for "backward"."""
     return inputs.backward(kernel) if way == "backward" else {"y": inputs.forward(kernel)}
 
 
@@ -100,9 +101,9 @@ def compare_errors(
 
 
 def measure_errors(got: Tensor, wanted: Tensor) -> dict[str, float]:
-    """Relative errors: by the largest value, and by the norm; NaN where a value is none."""
+    """Measure the relative error in the largest value and in the norm; NaN if a value is NaN."""
     gap, wanted = got.double() - wanted.double(), wanted.double()
-    least = torch.finfo(torch.float64).tiny  # where nothing was to come
+    least = torch.finfo(torch.float64).tiny  # the expected tensor may be all zeros
     return {
         "largest": float(gap.abs().max() / wanted.abs().max().clamp(min=least)),
         "norm": float(gap.norm() / wanted.norm().clamp(min=least)),

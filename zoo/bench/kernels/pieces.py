@@ -1,7 +1,9 @@
 # B batch, T tokens, N = B·T, D model width, F feed-forward width, V vocabulary, H heads, C head width, E experts
-"""What stands between the products: norms, rotation, the gate, cross-entropy. As they are here, compiled, and as
-libraries have them, so that a dependency is taken on for a measured gain or not at all. Then experts' products, and
-products in float8."""
+"""Time the operations between matrix products: norms, RoPE, SwiGLU and cross-entropy.
+
+Each is timed as zoo has it, compiled, and from libraries, so that a dependency is added only for a measured gain. Also
+timed: the grouped products of experts, and a layer with its products in float8.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,14 @@ from zoo.run.builder import build
 from zoo.training.objective import replace_by_gradient_
 
 ACCOUNTING = (
-    "pieces: activations in bf16, weights in float32; share is the least bytes (inputs and gradients read once, "
-    "outputs written once) over the measured rate of a copy"
+    "pieces: activations in bf16, weights in float32; share = fewest possible bytes (inputs and gradients read once, "
+    "outputs written once) ÷ seconds ÷ copy bandwidth"
 )
 LIBRARIES = {"liger": "liger-kernel", "quack": "quack-kernels"}
 
 
 class Sizes(NamedTuple):
-    """Tokens, widths and heads of the tensors that pieces work on, and experts."""
+    """The dimensions of the timed tensors."""
 
     tokens: int = 8192
     d_model: int = 4096
@@ -47,8 +49,8 @@ SMALL = Sizes(32, 32, 64, 64, 2, 16, 4, 32)
 
 
 class TimedPiece(NamedTuple):
-    """`inputs` are those that gradients are wanted for, of which the first are activations; `ways` compute the same by
-    name; `moved` are the least bytes forward and in both passes."""
+    """One timed operation. `inputs` require gradients, activations first. `ways` are equivalent implementations by
+    name. `moved` holds the fewest bytes that the forward pass, and both passes, must read and write."""
 
     inputs: list[Any]
     ways: dict[str, Callable[..., Any]]
@@ -56,7 +58,7 @@ class TimedPiece(NamedTuple):
 
 
 def list_jobs(settings: Settings) -> list[Job]:
-    """One for every piece and way, forward and both passes in one row; then grouped products, then float8."""
+    """List one job per operation and implementation, then those of grouped products, then those of float8."""
     sizes = SMALL if settings.quick else Sizes()
     ways = {name: ("zoo", "compiled", *LIBRARIES) for name in PIECES}
     ways |= {"layernorm": ("zoo", "compiled", "liger"), "rotary": ("zoo", "compiled", "liger")}
@@ -71,7 +73,7 @@ def list_jobs(settings: Settings) -> list[Job]:
 
 
 def time_piece(name: str, way: str, sizes: Sizes, settings: Settings) -> ReportRow:
-    """Seconds of a piece by one way, forward and with its backward pass, and the share of the bandwidth."""
+    """Time one implementation of an operation, forward and with its backward pass, and its fraction of bandwidth."""
     row: ReportRow = {"piece": name, "way": way}
     if reason := _why_absent(way, settings):
         return {**row, "left_out": reason}
@@ -88,7 +90,7 @@ def time_piece(name: str, way: str, sizes: Sizes, settings: Settings) -> ReportR
 
 
 def _why_absent(way: str, settings: Settings) -> str | None:
-    """Why a library is not measured here."""
+    """Say why a library cannot be timed here; None if it can."""
     if way not in LIBRARIES:
         return None
     if settings.device != "cuda":
@@ -101,7 +103,7 @@ def _share(rate: float, settings: Settings) -> float | None:
 
 
 def _make_passes(run: Callable[..., Any], piece: TimedPiece) -> Sequence[Callable[[], Any] | None]:
-    """A call of the forward pass, and one of both. What has no inputs that want gradients does both at once."""
+    """Make a call of the forward pass, and one of both passes. An operation without `inputs` always does both."""
     if not piece.inputs:
         return None, run
     with torch.no_grad():
@@ -149,7 +151,7 @@ def _layernorm(sizes: Sizes, device: str, way: str) -> TimedPiece:
 
 
 def _norm(spec: Norm, sizes: Sizes, device: str) -> tuple[dict[str, Callable[..., Any]], list[Any]]:
-    """A norm as a model has it, and what gradients are wanted for."""
+    """Make a norm as models have it, and its inputs and weights."""
     from zoo.run.layer import Layer
 
     with torch.device(device):
@@ -161,7 +163,7 @@ def _norm(spec: Norm, sizes: Sizes, device: str) -> tuple[dict[str, Callable[...
 
 
 def _rotary(sizes: Sizes, device: str, way: str) -> TimedPiece:
-    """Queries and a quarter as many keys."""
+    """Make RoPE of the queries and of a quarter as many key heads."""
     spec, length = RoPE(), sizes.tokens
     q, k = (
         _draw_activations(device, 1, length, heads, sizes.head_dim) for heads in (sizes.heads, max(sizes.heads // 4, 1))
@@ -178,7 +180,7 @@ def _rotary(sizes: Sizes, device: str, way: str) -> TimedPiece:
 
 
 def _swiglu(sizes: Sizes, device: str, way: str) -> TimedPiece:
-    """silu(gate) · up, without the products on either side."""
+    """Make silu(gate) · up, without the matrix products around it."""
     gate, up = (_draw_activations(device, sizes.tokens, sizes.d_ff) for _ in range(2))
     silu = SiLU()
     ways: dict[str, Callable[..., Any]] = {"zoo": lambda gate, up: silu.apply(gate) * up}
@@ -190,7 +192,7 @@ def _swiglu(sizes: Sizes, device: str, way: str) -> TimedPiece:
 
 
 def _cross_entropy(sizes: Sizes, device: str, way: str) -> TimedPiece:
-    """The loss and the gradient of the logits, which ours and Liger's lay over them."""
+    """Make the loss and the gradient of the logits. Ours and Liger's write that gradient over the logits."""
     logits = _draw_activations(device, sizes.tokens // 2, sizes.vocab)
     targets = torch.randint(sizes.vocab, (len(logits),), device=device)
     ways: dict[str, Callable[..., Any]] = {"zoo": lambda: replace_by_gradient_(logits, targets, 1 / len(logits), 0.0)}
@@ -227,7 +229,8 @@ def _draw_activations(device: str, *shape: int) -> Any:
 
 
 def time_grouped(way: str, sizes: Sizes, settings: Settings) -> ReportRow:
-    """FLOP/s of the experts' products, forward and with the backward pass, tokens spread evenly at random."""
+    """Measure FLOP/s of the experts' grouped product, forward and with the backward pass. Tokens choose experts at
+    random."""
     x = _draw_activations(settings.device, sizes.tokens, sizes.d_model).requires_grad_()
     weight = _draw_activations(settings.device, sizes.experts, sizes.expert_width, sizes.d_model).requires_grad_()
     counts = torch.randint(sizes.experts, (sizes.tokens,)).bincount(minlength=sizes.experts)
@@ -250,8 +253,8 @@ def time_grouped(way: str, sizes: Sizes, settings: Settings) -> ReportRow:
 
 
 def time_layer(way: str, settings: Settings) -> ReportRow:
-    """Seconds of a training step of one layer of Llama 3 8B with a small vocabulary, compiled, in bf16 or with its
-    products in float8 by a recipe."""
+    """Time a training step of one compiled Llama 3 8B layer with a small vocabulary, in bf16 or with its products in
+    float8 by a recipe."""
     row: ReportRow = {"piece": "layer", "way": way}
     if way in fp8.RECIPES and not find_version("torchao"):
         return {**row, "left_out": "torchao is not installed"}

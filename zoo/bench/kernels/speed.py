@@ -1,4 +1,4 @@
-"""How fast kernels are: FLOP/s over the length of a row, and what a window saves."""
+"""Measure FLOP/s of attention kernels by sequence length, and the speedup by a sliding window."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ ACCOUNTING = (
     "backward pass 2.5 times as many (Dao, 2023)"
 )
 PASSES = {"forward": 1.0, "both": 3.5}
-"""The work of each over that of the forward pass."""
+"""FLOPs of each measurement relative to the forward pass."""
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 WIDTHS = (64, 128)
 CHANNELS, TOKENS = 2048, 16384
 
 WINDOW = (8192, 1024)
-"""Tokens of a row and keys that its window shows, where windows are raced."""
+"""Tokens per row, and keys per window, for the measurement of windows."""
 
 LEAST_GAIN = 1.5
-"""What the best kernel must gain by a window over SDPA, which reads a mask."""
+"""The least speedup by a window: the best kernel against SDPA with a dense mask."""
 
 QUICK = {"lengths": (32, 64), "widths": (16,), "channels": 64, "tokens": 128, "window": (128, 16)}
 
 SCORES = 3 * 4
-"""Bytes that a kernel which holds its scores takes for each, forward and backward: three of float32."""
+"""Bytes per score in a kernel that stores its score matrix: three float32 copies, forward and backward."""
 
 
 def list_jobs(settings: Settings, *, kernel: str) -> list[Job]:
-    """One for every length and width, and the window."""
+    """List one job per length and head width, and one for the window."""
     quick = settings.quick
     lengths, widths = (QUICK["lengths"], QUICK["widths"]) if quick else (LENGTHS, WIDTHS)
     channels, tokens = (QUICK["channels"], QUICK["tokens"]) if quick else (CHANNELS, TOKENS)
@@ -60,7 +60,7 @@ def list_jobs(settings: Settings, *, kernel: str) -> list[Job]:
 
 
 def measure_rate(kernel: str, shape: tuple[int, int, int, int], settings: Settings) -> ReportRow:
-    """FLOP/s of causal attention, forward alone and with its backward pass."""
+    """Measure FLOP/s of causal attention, forward only and with its backward pass."""
     rows, length, heads, width = shape
     row: ReportRow = {"kernel": kernel, "rows": rows, "length": length, "heads": heads, "head_dim": width}
     times = time_passes(kernel, shape, None, settings)
@@ -73,7 +73,7 @@ def measure_rate(kernel: str, shape: tuple[int, int, int, int], settings: Settin
 
 
 def time_window(kernel: str, shape: tuple[int, int, int, int], window: int, settings: Settings) -> ReportRow:
-    """Seconds of causal attention with a window."""
+    """Time causal attention with a sliding window."""
     rows, length, heads, width = shape
     row: ReportRow = {
         "kernel": kernel,
@@ -89,8 +89,8 @@ def time_window(kernel: str, shape: tuple[int, int, int, int], window: int, sett
 def time_passes(
     kernel: str, shape: tuple[int, int, int, int], window: int | None, settings: Settings
 ) -> dict[str, Any]:
-    """Seconds `forward` and of `both` passes, or why there are none: one that holds scores which would not fit is left
-    out."""
+    """Time the `forward` pass and `both` passes in seconds, or give the reason under "refused" or "left_out", such as a
+    score matrix that does not fit in memory."""
     rows, length, heads, width = shape
     mask = Mask(length, length, window=window)
     ask = Ask("bfloat16", width, width, heads, heads, **mask.features)
@@ -102,7 +102,9 @@ def time_passes(
     if not KERNELS[kernel].fused and (room := _free_for_scores(settings.device)) < (
         need := SCORES * rows * heads * length**2
     ):
-        return {"left_out": f"its scores take {need / 1e9:.1f} GB, of {room / 1e9:.1f} GB that they may"}
+        return {
+            "left_out": f"its scores take {need / 1e9:.1f} GB, more than {room / 1e9:.1f} GB, half of the free memory"
+        }
     tensors = [torch.randn(rows, length, heads, width, device=settings.device).bfloat16() for _ in range(4)]
     spend = 0.01 if settings.quick else 0.1
     runs = {"forward": _make_forward(kernel, mask, tensors)}
@@ -112,7 +114,7 @@ def time_passes(
 
 
 def _free_for_scores(device: str) -> float:
-    """Bytes that scores may take: half of what is free."""
+    """Give the bytes that a score matrix may take: half of the free memory."""
     return torch.cuda.mem_get_info()[0] / 2 if device == "cuda" else 1e9
 
 
@@ -139,8 +141,8 @@ def _make_both(kernel: str, mask: Mask, tensors: list[Tensor]) -> Callable[[], A
 
 
 def find_window_gain(rows: list[ReportRow]) -> dict[str, Any] | None:
-    """What the best kernel gains by a window over SDPA, which reads a mask: ratios `forward` and of `both` passes, with
-    the kernel that each is of. None where SDPA gave no time."""
+    """Find the largest speedup by a window over SDPA with a dense mask: a ratio for the `forward` pass and one for
+    `both`, each with its kernel. None if SDPA was not timed."""
     found = {row["kernel"]: row for row in rows if "window" in row}
     if (masked := found.get("sdpa")) is None or "forward" not in masked:
         return None

@@ -1,4 +1,4 @@
-"""How long something takes on a device, what the device does at best, and what it is called."""
+"""Time calls on a device, measure the device's limits, and describe the machine."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ PACKAGES = (
 
 WARM = 3  # calls that are not timed
 LEAST, MOST = 5, 200  # calls that are
-STRETCH = 5  # the time that is to be spent may be exceeded so many times for LEAST calls; slower ones are fewer
+STRETCH = 5  # LEAST calls may take this many times the time to spend; slower calls are fewer
 
 QUICK_SIDES, SIDES = (64, 128, 256, 512), (4096, 8192)
-"""Of the square products measured. Libraries take another way for other sizes, so no single one shows the limit."""
+"""Sides of the timed square products. Libraries choose an algorithm by size, so one size does not show the limit."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a device reaches here: FLOP/s of square products by torch's dtype, bytes a second of a copy, what is read
-    and what is written both counted."""
+    """A device's measured limits: FLOP/s of square products by torch dtype, and the bytes per second of a copy, which
+    counts bytes read and bytes written."""
 
     flops: dict[str, float]
     copy: float
 
 
 def time_call(run: Callable[[], Any], device: str, *, spend: float = 0.2) -> float:
-    """The median time of a call, of as many as take `spend` seconds in all. On CUDA between two events on the stream,
-    so that it is the device's time, launches included where those are slower."""
+    """Time a call: the median of as many calls as take `spend` seconds. On CUDA the time is between two events on the
+    stream, so it is the device's time; where launches are slower than kernels, it is theirs."""
     start = time.perf_counter()
     for _ in range(WARM):
         run()
@@ -77,14 +77,13 @@ def _time_by_clock(run: Callable[[], Any], calls: int) -> list[float]:
 
 
 def synchronize(device: str) -> None:
-    """Waits for all that was asked of the device."""
+    """Wait until the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def measure_limits(device: str, *, quick: bool = False) -> Limits:
-    """Measured: the best rate of square products up to 8192 wide, and a copy of 1 GiB; up to 512 and 64 MiB when
-    quick."""
+    """Measure the fastest square product, up to 8192 wide, and a copy of 1 GiB; `quick`: up to 512 wide, and 64 MiB."""
     sides, size = (QUICK_SIDES, 64 << 20) if quick else (SIDES, 1 << 30)
     flops = {
         str(dtype).removeprefix("torch."): max(_product_rate(side, dtype, device) for side in sides)
@@ -96,7 +95,7 @@ def measure_limits(device: str, *, quick: bool = False) -> Limits:
 
 
 def _product_rate(side: int, dtype: Any, device: str) -> float:
-    """FLOP/s of a square product."""
+    """Measure FLOP/s of a square product."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     return 2 * side**3 / time_call(lambda: torch.mm(a, b.t(), out=out), device, spend=0.1)
@@ -106,7 +105,7 @@ def _product_rate(side: int, dtype: Any, device: str) -> float:
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """What is measured and with what: device, versions, commit."""
+    """Describe the device, the versions of packages, and the commit."""
     import zoo
 
     found: dict[str, Any] = {"device": device, "name": name_device(device)}
@@ -126,7 +125,7 @@ def name_device(device: str) -> str:
 
 
 def find_version(package: str) -> str | None:
-    """That of a package which is installed, or None."""
+    """Find the version of an installed package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -138,7 +137,7 @@ def _find_driver() -> str | None:
 
 
 def _find_commit() -> str | None:
-    """That of the checkout, with a + where files differ from it; None outside one."""
+    """Find the checkout's commit, with a + if files differ from it; None outside a checkout."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None
@@ -150,7 +149,7 @@ def _find_commit() -> str | None:
 
 
 def _run_command(*command: str) -> str | None:
-    """What a command says, or None where there is no such command or it fails."""
+    """Run a command and return its output; None if the command is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
     except (FileNotFoundError, PermissionError, subprocess.TimeoutExpired):

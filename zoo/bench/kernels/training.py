@@ -1,4 +1,4 @@
-"""How much of the device's matrix rate training takes up: `zoo train`'s own step on Llama shapes."""
+"""Measure model FLOPs utilization (MFU) of training: `zoo train`'s own step on Llama shapes."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW
 
 ACCOUNTING = (
-    "MFU: tok/s × FLOPs a token over the card's bf16 sheet; exact: products and visible pairs, backward 2 × forward; "
-    "palm: 6N + 12·L·H·Q·T, N without tables that are looked up; megatron: as exact with half of the square; nothing "
-    "recomputed. A step is forward, chunked cross-entropy, backward, clipping and fused AdamW; bf16 autocast over "
+    "MFU = tok/s × FLOPs per token ÷ the datasheet's bf16 FLOP/s; exact: products and visible pairs, backward = 2 × "
+    "forward; palm: 6N + 12·L·H·Q·T, N without embedding tables; megatron: as exact, with half of the T² pairs; no "
+    "recomputation. A step is forward, chunked cross-entropy, backward, clipping and fused AdamW; bf16 autocast over "
     "float32 weights, each layer compiled"
 )
 CONVENTIONS = ("exact", "palm", "megatron")
-"""Of zoo.costs.flops."""
+"""Conventions of zoo.costs.flops."""
 
 MOST_ROWS = 32
 SHARE = 0.8
-"""Of the device's free memory that a batch may take by zoo.costs."""
+"""The fraction of free memory that a training step may take, by the price of zoo.costs."""
 
 WARM, LEAST, SPEND = 3, 5, 5.0
-"""Steps that are not timed; of those that are, how many at least, and seconds for all."""
+"""Untimed steps, the least number of timed steps, and seconds for all timed steps."""
 
 
 class TrainedModel(NamedTuple):
-    """A model by a packaged name and overrides."""
+    """A model by its packaged name and overrides."""
 
     name: str
     of: str
@@ -59,13 +59,13 @@ TINY = TrainedModel("Llama tiny", "llama-tiny", ("d_model=32", "n_layers=2", "d_
 
 
 def list_jobs(settings: Settings) -> list[Job]:
-    """One a model."""
+    """List one job per model."""
     models = (TINY,) if settings.quick else MODELS
     return [Job(f"train {model.name}", partial(time_training, model, settings)) for model in models]
 
 
 def time_training(model: TrainedModel, settings: Settings) -> ReportRow:
-    """Tokens a second, and what share of the device's rate that is by each convention."""
+    """Measure tokens per second of training, and MFU by each convention."""
     spec = load(model.of, model.overrides)
     device = torch.device(settings.device)
     rows = 2 if settings.quick else fit_rows(spec, model.length, free_memory(device))
@@ -93,9 +93,10 @@ def time_training(model: TrainedModel, settings: Settings) -> ReportRow:
 
 
 def compute_mfu(spec: Any, length: int, rate: float, settings: Settings) -> dict[str, Any]:
-    """FLOPs a token and MFU by convention: of the sheet's rate, where there is a sheet, and of the measured one.
+    """Compute FLOPs per token and MFU by convention, relative to the datasheet's FLOP/s (if known) and to the measured
+    FLOP/s.
 
-    On a CPU without bfloat16 the measured rate is that of float32. A peak that was exceeded is no yardstick: left out.
+    The measured peak is that of the fastest dtype. A peak that training exceeded is left out: it was measured wrongly.
     """
     flops = {name: count_flops(spec, length, name)["train"] for name in CONVENTIONS}
     card = of_device(name_device(settings.device))
@@ -108,7 +109,7 @@ def compute_mfu(spec: Any, length: int, rate: float, settings: Settings) -> dict
 
 
 def fit_rows(spec: Any, length: int, free: int | None) -> int:
-    """The largest power of two that zoo.costs has fit, and one at least."""
+    """Choose the rows of a batch: the largest power of two that fits by zoo.costs, at least 1."""
     setup = {"context": length, "precision": "amp", "fused_optimizer": True, "chunked_loss": True}
     rows = MOST_ROWS
     while rows > 1 and price(spec, batch=rows, **setup)["memory"]["train_peak"] > SHARE * (free or 0):
@@ -117,7 +118,7 @@ def fit_rows(spec: Any, length: int, free: int | None) -> int:
 
 
 def make_step(model: Any, rows: int, length: int, *, compiled: bool) -> Callable[[], None]:
-    """A training step on random tokens, as the training loop takes it."""
+    """Make a training step on random tokens, built from the functions of the training loop."""
     device = next(model.parameters()).device
     ids = torch.randint(model.spec.vocab_size, (rows, length + 1), generator=torch.Generator().manual_seed(0))
     batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), None)
@@ -136,7 +137,7 @@ def make_step(model: Any, rows: int, length: int, *, compiled: bool) -> Callable
 
 
 def time_steps(step: Callable[[], Any], device: str, least: int, spend: float) -> float:
-    """Seconds a step, the mean of `least` or more steps in a row of `spend` seconds or more."""
+    """Time a step: the mean of at least `least` consecutive steps that take at least `spend` seconds."""
     steps, start = 0, time.perf_counter()
     while True:
         for _ in range(least):
@@ -149,7 +150,7 @@ def time_steps(step: Callable[[], Any], device: str, least: int, spend: float) -
 
 
 def name_kernel(spec: Any, length: int, device: Any, *, grad: bool = True, short_q: bool = False) -> str:
-    """The kernel that `auto` takes for the model's attention: of a causal square, or of one query after others."""
+    """Name the kernel that `auto` chooses for the model's attention, in a causal pass or in decoding (`short_q`)."""
     attention = next(iter(spec.blocks.values())).attention
     mask = Mask(1 if short_q else length, length)
     ask: Ask | None = attention.ask("bfloat16", **{**mask.features, "needs_grad": grad})
