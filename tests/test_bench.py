@@ -156,7 +156,7 @@ def test_generated_tokens_are_those_of_transformers(workers):
     import harness
     import torch
 
-    ids = harness.token_ids(2, 16, 256)
+    ids = harness.make_token_ids(2, 16, 256)
     found = [each.generate(each.load(job, torch.float32).eval(), ids, 6) for each in (ours, theirs)]
     assert found[0].tolist() == found[1].tolist()
 
@@ -169,7 +169,7 @@ def test_a_weight_that_no_one_fills_is_an_error(workers, tmp_path):
     file = str(tmp_path / "part.safetensors")
     save_file({"weight": torch.ones(2, 3)}, file)
     with pytest.raises(ValueError, match="does not fill bias"):
-        harness.fill(torch.nn.Linear(3, 2), file, lambda name: (name, 0))
+        harness.fill_model(torch.nn.Linear(3, 2), file, lambda name: (name, 0))
 
 
 @pytest.mark.slow
@@ -192,8 +192,8 @@ def test_a_slow_contender_is_measured_once_and_a_fast_one_as_often_as_asked(work
 
     import harness
 
-    assert len(harness.repeat(lambda: time.sleep(0.02), 5, spend=0.01)) == 1
-    assert len(harness.repeat(lambda: None, 5)) == 5
+    assert len(harness.time_calls(lambda: time.sleep(0.02), 5, spend=0.01)) == 1
+    assert len(harness.time_calls(lambda: None, 5)) == 5
 
 
 def test_threads_that_nobody_asked_for_are_those_that_the_machine_finds_fastest(monkeypatch):

@@ -33,8 +33,8 @@ ACCOUNTING = {
 
 
 def run_worker(name: str, python: str, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a worker in a fresh process and parse its last line as JSON. Raises ConfigError for a missing peer, ZooError if
-    the worker fails."""
+    """Run a worker in a fresh process and parse its last line as JSON. Raises ConfigError for a missing peer, and
+    ZooError if the worker fails."""
     command = [python, str(WORKERS / f"run_{name}.py"), json.dumps(job)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=_make_environment(name, job), check=False)
@@ -70,8 +70,8 @@ def measure_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def require_equal(what: str, values: Mapping[str, Sequence[float]], tolerance: float) -> dict[str, float]:
-    """Measure each peer's difference from ours. Raises ZooError above `tolerance`, because speeds of different functions
-    do not compare."""
+    """Measure each peer's difference from ours. Raises ZooError above `tolerance`, because the ratio would compare two
+    different functions."""
     gaps = {name: measure_difference(values[OURS], theirs) for name, theirs in values.items() if name != OURS}
     for name, gap in gaps.items():
         if gap > tolerance:
@@ -147,7 +147,7 @@ def compute_share(plan: Race, rate: float, machine: Mapping[str, float]) -> floa
 
 
 def make_report(plan: Race, runs: Mapping[str, list[dict[str, Any]]], rounds: list[dict[str, float]]) -> dict[str, Any]:
-    """Make the report: medians, ratios (our rate ÷ theirs: above 1, zoo is faster), fractions of the limit, peak memory."""
+    """Make the report: medians, ratios (our rate ÷ theirs), fractions of the machine's limit and peak memory."""
     machine = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
     accounting = ACCOUNTING[plan.workload].format(n=plan.shape.matrix_params, head=plan.shape.head_params)
     contenders = {name: _make_row(plan, answers, runs[OURS], machine) for name, answers in runs.items()}

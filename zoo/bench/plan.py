@@ -23,7 +23,7 @@ WORKLOADS: dict[str, dict[str, int]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Race:
-    """The plan of a race. `length` is the tokens of a prompt or of a training row, `repeats` the measurements within one
+    """The plan of a race. `length` is the tokens of a prompt or of a training row, `repeats` the measurements in one
     process. With `threads` None, a probe chooses the fastest number when the race begins."""
 
     workload: str

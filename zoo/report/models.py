@@ -16,8 +16,8 @@ LEAST, CELL = 9, 14  # widths of a model's column, least and most
 
 
 def model_tables(labels: Sequence[str], priced: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Make tables with a row per figure and a column per model. Two models also get a column of differences; models that
-    do not fit the screen go into further tables."""
+    """Make tables with a row per figure and a column per model. Two models also get a column of differences. Models
+    that do not fit the screen go into further tables."""
     room = max(2, (screen() - LABEL) // (max(LEAST, min(CELL, max(map(len, labels)))) + 2))
     parts = [slice(at, at + room) for at in range(0, len(labels), room)]
     tables = [_table(*model_rows(labels[part], priced[part], all_of=priced)) for part in parts]
