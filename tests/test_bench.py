@@ -135,7 +135,7 @@ def workers(monkeypatch, tmp_path):
     import run_zoo
 
     job = plan_race("train", {"batch": 2, "length": 16}, TINY).job(str(tmp_path / "weights.safetensors"))
-    run_zoo.export(job)
+    run_zoo.export_weights(job)
     return run_zoo.CONTENDER, run_hf.CONTENDER, job
 
 

@@ -1,7 +1,7 @@
-"""Questions asked of the price backwards: what is the most that fits, and what shape costs so much.
+"""Solve for settings from a price: the largest batch or context that fits, the fewest GPUs, the shape for a budget.
 
-Every answer is searched for on the exact price, by bisection where it only grows, so that windows that fill up, blocks
-of a paged cache and latents count as they do in `zoo stats`. Plain data comes out. No torch.
+Each answer is searched for on the exact price, by bisection where the price only grows. So full windows, blocks of a
+paged cache and latents count as in `zoo stats`. Answers are plain data. Nothing here imports torch.
 """
 
 from zoo.analysis.solve.cache import find_smaller_caches

@@ -1,10 +1,10 @@
-"""The dtypes of shadows, and the dtype that an operation on several promotes to."""
+"""The dtypes of shadows, and torch's type promotion."""
 
 from __future__ import annotations
 
 
 class ShadowDtype:
-    """A dtype of torch's: `rank` is 0 for bool, 1 for integers, 2 for floats (a higher one wins a promotion)."""
+    """A torch dtype. `rank` is 0 for bool, 1 for integers and 2 for floats; promotion takes the highest rank."""
 
     def __init__(self, name: str, itemsize: int, rank: int) -> None:
         self.name, self.itemsize, self.rank = name, itemsize, rank
@@ -23,7 +23,7 @@ BFLOAT16, FLOAT16, FLOAT32 = ShadowDtype("bfloat16", 2, 2), ShadowDtype("float16
 
 
 def promote(*dtypes: ShadowDtype) -> ShadowDtype:
-    """The dtype that holds values of all: the highest rank, there the widest; two halves of 16 bits meet in float32."""
+    """Promote dtypes to the widest of the highest rank; float16 with bfloat16 gives float32."""
     rank = max(dtype.rank for dtype in dtypes)
     top = [dtype for dtype in dtypes if dtype.rank == rank]
     widest = max(top, key=lambda dtype: dtype.itemsize)

@@ -26,15 +26,15 @@ OPTIONS = {
     **{"clamp": ("min", "max"), "gelu": ("approximate",), "leaky_relu": ("negative_slope",)},
     **{"softplus": ("beta", "threshold"), "tril": ("diagonal",)},
 }
-"""What an operation may be given besides its tensor: numbers and names that change nothing of what is saved."""
+"""Further arguments that an operation accepts. None of them changes the tensors saved."""
 
 OF_INTEGERS = ("abs", "clamp", "relu", "relu6", "square")
-"""Operations that save something and give integers for integers; the others give floats."""
+"""Operations that save a tensor and map integers to integers; the others map them to floats."""
 
 
 def refuse_others(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
-    """The same operation, which raises UnknownOperation for arguments that it does not take. `input` is torch's name
-    for the first tensor; `inplace=False` and `out=None` say nothing."""
+    """Wrap an operation so that it raises UnknownOperation for arguments it does not accept. `input` names the first
+    tensor, as in torch; `inplace=False` and `out=None` are ignored."""
 
     def checked(*given: Any, **options: Any) -> Any:
         if "input" in options:
@@ -90,8 +90,7 @@ def _combine(
     dtype: ShadowDtype | None = None,
     saves_result: bool = False,
 ) -> Any:
-    """An elementwise operation, broadcast and promoted as torch does: numbers and tensors without dimensions count only
-    where theirs is a higher kind of dtype."""
+    """Make the result of an elementwise operation, with torch's broadcasting and type promotion."""
     tensors = [each for each in operands if is_shadow(each)]
     if strange := [each for each in operands if not is_shadow(each) and not isinstance(each, int | float)]:
         raise TypeError(f"{name} of a tensor and a {type(strange[0]).__name__}")
@@ -103,7 +102,8 @@ def _combine(
 
 
 def _promote_operands(operands: Sequence[Any]) -> ShadowDtype:
-    """Tensors with dimensions decide, then those without, then numbers: the next ones count where of a higher kind."""
+    """Promote operands as torch does. A tensor without dimensions, and after it a number, changes the dtype only if its
+    rank is higher."""
     tensors = [each for each in operands if is_shadow(each)]
     levels = (
         [each.dtype for each in tensors if each.shape],
@@ -119,7 +119,7 @@ def _promote_operands(operands: Sequence[Any]) -> ShadowDtype:
 
 
 def _dtype_of_number(value: Any) -> ShadowDtype:
-    """The dtype that torch takes a number for."""
+    """Give the dtype by which torch promotes a Python number."""
     if isinstance(value, bool):
         return BOOL
     return INT64 if isinstance(value, int) else FLOAT32
@@ -151,7 +151,7 @@ def power(a: Any, b: Any) -> Any:
 
 
 def divide_whole(a: Any, b: Any) -> Any:
-    """`//`, `%` and the logical operators, of tensors that want no gradient."""
+    """Apply `//`, `%` or a logical operator to tensors that require no gradient."""
     if wants_gradient(a) or wants_gradient(b):
         raise UnknownOperation("// or %")
     return _combine("whole", (a, b))
@@ -162,7 +162,7 @@ def compare(a: Any, b: Any) -> Any:
 
 
 def pick_extreme(a: Any, b: Any) -> Any:
-    """The larger or smaller of two: both are kept, to see which it was."""
+    """Pick the larger or smaller of two. Both are saved, because the gradient goes to the one picked."""
     if not (is_shadow(a) and is_shadow(b)):
         raise TypeError("the larger or smaller of two tensors")
     return _combine("extreme", (a, b), (a, b))

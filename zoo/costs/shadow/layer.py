@@ -1,5 +1,5 @@
 # B batch, T tokens, S keys, D model width
-"""What a Layer is to a forward pass, as a shadow: a component's parts by name, each ready to be called."""
+"""Stand in for `zoo.run.layer.Layer` in a traced forward pass: a component's parts by name, each callable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zoo.costs.shadow.tensor import fresh
 
 
 class Weighted:
-    """A part with a weight, and a bias where it has one; called by its name."""
+    """A callable part with a weight and perhaps a bias."""
 
     def __init__(self, name: str, part: Any, dtype: ShadowDtype) -> None:
         shapes = part.shapes()
@@ -38,7 +38,7 @@ class Weighted:
         raise UnknownOperation(f"{type(self.part).__name__}.{name}")
 
     def run(self, *given: Any, **options: Any) -> Any:
-        """Give the part's result."""
+        """Compute the part's result."""
         raise NotImplementedError
 
 
@@ -63,14 +63,14 @@ class ShadowLinear(Weighted):
 
 
 class ShadowTable(Weighted):
-    """A look-up."""
+    """An embedding table."""
 
     def run(self, ids: Any) -> Any:
         return embedding(ids, self.weight)
 
 
 class ShadowExperts(Weighted):
-    """The same product of every expert."""
+    """A grouped matrix product, one weight per expert."""
 
     def run(self, x: Any, offsets: Any, expert_of_row: Any) -> Any:
         y = grouped_linear(x, self.weight, offsets)
@@ -85,7 +85,7 @@ class ShadowConvolution(Weighted):
 
 
 class ShadowLayer:
-    """A component with the shadows of its weights. Parts are made when they are asked for."""
+    """A component with shadows of its weights. Parts are made at their first use."""
 
     blocks: list[ShadowLayer]  # of a tower whose own pass is run
 
@@ -110,12 +110,12 @@ class ShadowLayer:
         return current_tape().training
 
     def named_children(self) -> Iterator[tuple[str, Any]]:
-        """Its parts that are modules."""
+        """List the parts that are modules."""
         return ((name, getattr(self, name)) for name, part in self._parts.items() if not _is_tensor(part))
 
 
 def part_of(name: str, part: Any, d_model: int, dtype: ShadowDtype) -> Any:
-    """What stands for a part of a component in a forward pass."""
+    """Make the stand-in for a component's part."""
     match part:
         case S.Weight():
             return fresh(part.shape, dtype, grad=True, held=True)
@@ -143,7 +143,7 @@ def _is_tensor(part: Any) -> bool:
 
 
 def _named(made: Any) -> Any:
-    """What a part made, under the part's name, where it has memory of its own from within the part."""
+    """Name a part's result after the part, if the part allocated its memory."""
     storage = getattr(made, "storage", None)
     here = ".".join(current_tape().path)
     if storage is not None and not storage.held and storage.name.startswith(f"{here}/"):

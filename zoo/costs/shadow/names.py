@@ -1,5 +1,5 @@
 # shapes here are any
-"""torch and torch.nn.functional as a forward pass on shadows finds them."""
+"""Stand in for torch and torch.nn.functional in a forward pass on shadows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from zoo.costs.shadow.tensor import fresh, make_result
 
 
 class Namespace(SimpleNamespace):
-    """The names of torch that a pass may use; any other raises UnknownOperation."""
+    """The torch names that a pass may use; any other raises UnknownOperation."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -32,7 +32,7 @@ class Namespace(SimpleNamespace):
 
 
 class Refused:
-    """A name of torch that a pass may not use: called, asked for a part, or held against a type, it says so."""
+    """A torch name that a pass may not use. Calling it, its attributes and `isinstance` raise UnknownOperation."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -174,7 +174,7 @@ torch.nn = Namespace(functional=F)
 
 
 def find_name(path: str) -> Any:
-    """What stands at a dotted path below torch, such as "nn.functional"; what refuses where there is nothing."""
+    """Find the stand-in for a dotted path below torch, such as "nn.functional"; a Refused if there is none."""
     found: Any = torch
     for name in filter(None, path.split(".")):
         found = vars(found).get(name) if isinstance(found, Namespace) else None

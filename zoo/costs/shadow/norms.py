@@ -1,5 +1,5 @@
 # B batch, T tokens, S keys, H heads, K key-value heads, C head width
-"""Norms and attention on shadows, which keep different tensors on CUDA and on a CPU."""
+"""Norms and attention on shadows. They save different tensors on CUDA and on a CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from zoo.costs.shadow.tensor import make_result
 
 
 def layer_norm(x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 0.0) -> Any:
-    """Keeps its input, and a mean and a deviation a row: in float32, or on a CPU in the weight's dtype or its own."""
+    """Apply LayerNorm. It saves its input, and each row's mean and rstd: in float32 on CUDA, on a CPU in the weight's
+    dtype (or the input's, without a weight)."""
     rows = (*x.shape[:-1], 1)
     wide = FLOAT32 if x.is_cuda else (x if weight is None else weight).dtype
     kept = [make_result(name, [], rows, wide) for name in ("mean", "rstd")]
@@ -24,8 +25,8 @@ def layer_norm(x: Any, normalized_shape: Any, weight: Any = None, bias: Any = No
 
 
 def rms_norm(x: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
-    """Keeps its input and a deviation a row; on a CPU, where it is made of several operations, all in float32, also
-    what it is before the weight multiplies it."""
+    """Apply RMSNorm. It saves its input and each row's rstd. On a CPU it is a composition of float32 operations, which
+    also save the normalised input."""
     if x.is_cuda:
         rstd = make_result("rstd", [], (*x.shape[:-1], 1), FLOAT32)
         return make_result("rms_norm", [x, weight], x.shape, x.dtype, saves=[x, rstd, *_present(weight)])
@@ -39,7 +40,7 @@ def _present(*tensors: Any) -> list[Any]:
 
 
 def attend_torch(q: Any, k: Any, v: Any, mask: Any, causal: bool = False) -> Any:
-    """q [B, H, T, C], k [B, K, S, C], v [B, K, S, Cv]: [B, H, T, Cv], laid out as [B, T, H, Cv].
+    """Apply torch's SDPA to q [B, H, T, C], k [B, K, S, C], v [B, K, S, Cv]: [B, H, T, Cv], laid out as [B, T, H, Cv].
 
     A fused kernel keeps those, the result and the logarithm of each row's sum. On a CPU there is none for values of
     another width than keys, nor for a bias that learns.
@@ -59,8 +60,8 @@ def attend_torch(q: Any, k: Any, v: Any, mask: Any, causal: bool = False) -> Any
 
 
 def fused_attention(q: Any, k: Any, v: Any) -> Any:
-    """q [B, T, H, C], k [B, S, K, C], v [B, S, K, Cv]: [B, T, H, Cv], as flash and flex kernels have it: those
-    are kept, the result, and the logarithm of each row's sum."""
+    """Apply a flash or flex kernel to q [B, T, H, C], k [B, S, K, C], v [B, S, K, Cv]: [B, T, H, Cv]. It saves these,
+    the result and each row's logsumexp."""
     batch, tokens, heads, _ = q.shape
     sums = make_result("attention_lse", [], (batch, heads, tokens), FLOAT32)
     shape = (batch, tokens, heads, v.shape[3])
@@ -68,7 +69,7 @@ def fused_attention(q: Any, k: Any, v: Any) -> Any:
 
 
 def _attend_unfused(q: Any, k: Any, v: Any, mask: Any, causal: bool) -> Any:
-    """torch's way without a kernel: in float32, a square root of the scale on either side, causal by a drawn mask."""
+    """Apply SDPA's math path: in float32, with the square root of the scale on q and k, and a dense causal mask."""
     dtype = q.dtype
     if k.shape[1] != q.shape[1]:
         k, v = (repeat_interleave(each, q.shape[1] // k.shape[1], 1) for each in (k, v))

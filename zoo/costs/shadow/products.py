@@ -16,8 +16,8 @@ from zoo.costs.shadow.tensor import is_shadow, make_result
 
 
 def cast_for_autocast(*tensors: Any) -> list[Any]:
-    """A product's operands under autocast: float32 ones are cast, a weight's copy being kept for all of the pass, as
-    weights are."""
+    """Cast a product's float32 operands under autocast. The copy of a weight is cached for the whole pass, so it is
+    held as weights are."""
     low = current_tape().autocast
     if low is None:
         return list(tensors)
@@ -32,7 +32,7 @@ def _cast_operand(x: Any, dtype: ShadowDtype) -> Any:
 
 
 def bmm(a: Any, b: Any, name: str = "matmul") -> Any:
-    """[N, A, B] · [N, B, C]."""
+    """Multiply batched matrices: [N, A, B] · [N, B, C]."""
     a, b = cast_for_autocast(a, b)
     if a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1] or a.dtype is not b.dtype:
         raise ValueError(f"a product of {a.dtype} {a.shape} and {b.dtype} {b.shape}")
@@ -53,7 +53,7 @@ def baddbmm(x: Any, a: Any, b: Any) -> Any:
 
 
 def linear(x: Any, weight: Any, bias: Any = None, *, name: str = "linear") -> Any:
-    """x [..., d_in] · weightᵀ [d_out, d_in]: keeps x as a matrix of rows, a copy where x does not lie so."""
+    """Multiply x [..., d_in] · weightᵀ [d_out, d_in]. It saves x as a matrix of rows, a copy if x has other strides."""
     x, weight, bias = cast_for_autocast(x, weight, bias)
     if x.shape[-1] != weight.shape[1]:
         raise ValueError(f"a product of shapes {x.shape} and {weight.shape}")
@@ -64,7 +64,7 @@ def linear(x: Any, weight: Any, bias: Any = None, *, name: str = "linear") -> An
 
 
 def einsum(equation: str, a: Any, b: Any) -> Any:
-    """Two operands, as torch's sumproduct_pair: both are laid out for one batched product."""
+    """Contract two operands as torch's sumproduct_pair does, by one batched product."""
     inputs, output = equation.replace(" ", "").split("->")
     left, right = inputs.split(",")
     names = set(left) & set(right) | set(output)
@@ -86,20 +86,20 @@ def einsum(equation: str, a: Any, b: Any) -> Any:
 
 
 def solve_triangular(a: Any, b: Any, **_: Any) -> Any:
-    *lead, rows, columns = b.shape  # which come out column by column
+    *lead, rows, columns = b.shape  # the result is column-major
     strides = (*(step * rows * columns for step in dense_strides(lead)), 1, rows)
     return make_result("solve", [a, b], b.shape, b.dtype, saves=[a], saves_result=True, strides=strides)
 
 
 def conv1d(x: Any, weight: Any, bias: Any = None, *, groups: int = 1) -> Any:
-    """x [B, d_in, T] by weight [d_out, d_in / groups, width]."""
+    """Convolve x [B, d_in, T] with weight [d_out, d_in / groups, width]."""
     x, weight, bias = cast_for_autocast(x, weight, bias)
     shape = (x.shape[0], weight.shape[0], x.shape[2] - weight.shape[2] + 1)
     return make_result("conv", [x, weight, bias], shape, x.dtype, saves=[x, weight])
 
 
 def grouped_linear(x: Any, weight: Any, offsets: Any) -> Any:
-    """x [N, d_in], sorted by expert, by weight [E, d_out, d_in]: zoo's own operator, which keeps its inputs."""
+    """Multiply x [N, d_in], sorted by expert, by weight [E, d_out, d_in] with zoo's own operator, which saves both."""
     x, weight = cast_for_autocast(x, weight)
     shape = (x.shape[0], weight.shape[1])
     return make_result("experts", [x, weight], shape, x.dtype, saves=[x, weight, offsets])

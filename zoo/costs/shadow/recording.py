@@ -16,8 +16,8 @@ from zoo.errors import ZooError
 
 
 class UnknownOperation(ZooError):
-    """A forward pass uses something that a shadow cannot follow: by default a torch operation whose saved tensors are
-    not listed in operations.py. Once raised, the pass has no figures, even if the component catches it."""
+    """Raised when a forward pass cannot be traced, by default because it uses a torch operation whose saved tensors are
+    not listed in operations.py. The pass then has no figures, even if the component catches this."""
 
     def __init__(self, name: str, why: str = "is a torch operation whose saved tensors are not listed") -> None:
         would = "a line in zoo/costs/shadow/operations.py would do"
@@ -30,12 +30,12 @@ class UnknownOperation(ZooError):
 NEEDS_VALUES = "needs a tensor's values, and counting has none"
 WRITES = "writes into a tensor, and counting follows new tensors only"
 FAILED = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
-"""What Python and torch raise where a shadow does not answer as a tensor would, or shapes do not fit."""
+"""Exceptions that a component may raise when a shadow behaves differently from a tensor, or shapes do not fit."""
 
 
 @contextmanager
 def named_failures(component: str) -> Iterator[None]:
-    """Raises UnknownOperation with a component's name for a failure inside its forward pass."""
+    """Turn a failure inside a component's forward pass into an UnknownOperation with the component's name."""
     try:
         yield
     except FAILED as error:
@@ -49,15 +49,15 @@ def named_failures(component: str) -> Iterator[None]:
 
 
 class ShadowDevice:
-    """Where the pass would run: "cuda" has fused norms and attention, "cpu" composes some of them."""
+    """The device of the pass: "cuda" has fused norms and attention, "cpu" composes some of them."""
 
     def __init__(self, kind: str) -> None:
         self.type = kind
 
 
 class Storage:
-    """The memory that a tensor shares with its views. The tape counts the bytes that are alive at once, without those
-    that are `held`: weights, buffers, a cache."""
+    """The memory that a tensor shares with its views. The tape counts its bytes while it is alive, unless it is `held`
+    elsewhere: weights, buffers, a cache."""
 
     __slots__ = ("_tape", "dtype", "held", "name", "nbytes", "shape")
 
@@ -86,7 +86,7 @@ class GradientTarget(NamedTuple):
 
 
 class Node:
-    """An operation that the backward pass will undo. It `saves` memory until then, and takes `work` bytes besides."""
+    """An operation in autograd's graph. It `saves` storages for its backward pass, which takes `work` more bytes."""
 
     __slots__ = ("index", "name", "nbytes", "saves", "sources", "work")
 
@@ -156,7 +156,7 @@ _TAPE: ContextVar[Tape] = ContextVar("tape")
 
 
 def current_tape() -> Tape:
-    """Return the tape of the running pass."""
+    """Return the running pass's tape."""
     return _TAPE.get()
 
 
@@ -169,7 +169,7 @@ def taping(
     training: bool = True,
     recording: bool = True,
 ) -> Iterator[Tape]:
-    """Start a pass on shadows, in this thread alone; `recording` says whether gradients are wanted."""
+    """Start a pass on shadows in this thread only. `recording` says whether autograd saves tensors."""
     token = _TAPE.set(Tape(ShadowDevice(device), selective, autocast, training, recording))
     try:
         yield _TAPE.get()

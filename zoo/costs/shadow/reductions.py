@@ -1,5 +1,5 @@
 # N rows, V vocabulary; otherwise shapes here are any
-"""Operations on shadows along a dimension: reductions, softmax, sorting, picking, placing, and the loss."""
+"""Operations on shadows along a dimension: reductions, softmax, sorting, indexing, concatenation, and the loss."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def cumsum(x: Any, dim: int) -> Any:
 
 
 class Pair(tuple):
-    """Values and indices."""
+    """A result of values and indices."""
 
     values = property(lambda self: self[0])
     indices = property(lambda self: self[1])
 
 
 def _pick(name: str, x: Any, shape: tuple[int, ...], saves: Sequence[Any] = ()) -> Pair:
-    """Values picked out along a dimension; where they were is kept."""
+    """Pick values along a dimension. Their indices are saved."""
     where_from = make_result("indices", [], shape, INT64)
     return Pair((make_result(name, [x], shape, x.dtype, saves=[*saves, where_from]), where_from))
 
@@ -90,7 +90,7 @@ def scatter(x: Any, dim: int, places: Any, value: Any) -> Any:
 
 
 def pick_at(x: Any, picks: Sequence[tuple[int, Any]]) -> Any:
-    """x at tensors of indices along dimensions that lie together."""
+    """Index x with tensors along adjacent dimensions."""
     first, last = picks[0][0], picks[-1][0]
     picked = broadcast(*(each.shape for _, each in picks))
     shape = (*x.shape[:first], *picked, *x.shape[last + 1 :])
@@ -138,6 +138,6 @@ def stack(tensors: Sequence[Any], dim: int = 0) -> Any:
 
 
 def cross_entropy(logits: Any, targets: Any) -> Any:
-    """The mean over rows [N, V]: keeps the logarithms of chances, and the targets."""
+    """Compute the mean cross-entropy of logits [N, V]. It saves the log-probabilities and the targets."""
     chances = make_result("log_softmax", [logits], logits.shape, logits.dtype, saves_result=True)
     return make_result("cross_entropy", [chances], (), logits.dtype, saves=[chances, targets])

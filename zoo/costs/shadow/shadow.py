@@ -1,5 +1,5 @@
 # shapes here are any
-"""The methods of a shadow, as torch's tensors have them: views, and those that pass an operation on."""
+"""The tensor methods of a shadow: views, and methods that call an operation."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ Shape = tuple[int, ...]
 
 
 def dense_strides(shape: Sequence[int]) -> Shape:
-    """The strides of a contiguous tensor."""
+    """Compute the strides of a contiguous tensor."""
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)
@@ -20,7 +20,7 @@ def dense_strides(shape: Sequence[int]) -> Shape:
 
 
 def broadcast(*shapes: Shape) -> Shape:
-    """The shape that all of these take part in."""
+    """Broadcast shapes. Raises ValueError if they do not match."""
     width = max(map(len, shapes))
     padded = [(1,) * (width - len(shape)) + tuple(shape) for shape in shapes]
     found = tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*padded, strict=True))
@@ -30,7 +30,7 @@ def broadcast(*shapes: Shape) -> Shape:
 
 
 def broadcast_strides(strides: Shape, shape: Shape, wanted: Shape) -> Shape:
-    """The strides of a tensor of `shape` seen in the larger one it is broadcast to."""
+    """Compute the strides of a tensor of `shape` that is expanded to the shape `wanted`."""
     lead = len(wanted) - len(shape)
     own = [
         0 if size == 1 and want != 1 else step for size, want, step in zip(shape, wanted[lead:], strides, strict=True)
@@ -39,7 +39,8 @@ def broadcast_strides(strides: Shape, shape: Shape, wanted: Shape) -> Shape:
 
 
 def elementwise_strides(shape: Shape, operands: Sequence[Any]) -> Shape:
-    """The layout of an elementwise result: that of the first whole operand, if it fills its memory in some order."""
+    """Compute an elementwise result's strides: the order of dimensions is that of the first operand with its shape,
+    unless that one is expanded."""
     for each in operands:
         if each.shape == shape:
             order = sorted(range(len(shape)), key=lambda dim: (-each.strides[dim], dim))
@@ -52,7 +53,7 @@ def elementwise_strides(shape: Shape, operands: Sequence[Any]) -> Shape:
 
 
 def sizes_of(shape: Sequence[int], count: int) -> Shape:
-    """A shape with its -1 worked out for `count` values."""
+    """Replace -1 in a shape by the size that gives `count` values."""
     if -1 not in shape:
         if math.prod(shape) != count:
             raise ValueError(f"{count} values do not make a shape {tuple(shape)}")
@@ -64,9 +65,9 @@ def sizes_of(shape: Sequence[int], count: int) -> Shape:
 
 
 def view_strides(shape: Shape, strides: Shape, wanted: Shape) -> Shape | None:
-    """The strides that show memory of `shape` and `strides` as `wanted`; None where only a copy would.
+    """Compute the strides of a view of shape `wanted`; None if it needs a copy.
 
-    As torch's computeStride: runs of dimensions that lie together may be split anew, no others.
+    As torch's computeStride: only dimensions that are contiguous with each other may be merged and split.
     """
     if not math.prod(shape):
         return dense_strides(wanted)

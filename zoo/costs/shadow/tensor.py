@@ -1,5 +1,5 @@
 # B batch, T tokens, S keys: shapes here are any
-"""Shadows: tensors with a shape and a dtype but no values. Operations on them note what autograd saves.
+"""Shadows: tensors with a shape, strides and a dtype but no values. Operations on them record what autograd saves.
 
 `operation` is the one place where a result is made: it says which tensors torch saves for the backward pass of that
 operation (torch's derivatives.yaml), and the tape keeps their storages, each once, as torch's memory does. Views share
@@ -18,7 +18,7 @@ from zoo.costs.shadow.strides import Shape, dense_strides
 
 
 class Core:
-    """A shadow's state, and the making of others. `wants_grad` is torch's `requires_grad`."""
+    """A shadow's state. `wants_grad` is torch's `requires_grad`."""
 
     __slots__ = ("dtype", "node", "shape", "storage", "strides", "wants_grad")
     made_as: ClassVar[type[Core]]  # the class with torch's methods, which stands above this file
@@ -77,7 +77,7 @@ class Core:
         return all(a == b or size == 1 for a, b, size in zip(self.strides, wanted, self.shape, strict=True))
 
     def at(self, dim: int) -> int:
-        """A dimension counted from the front."""
+        """Convert a negative dimension to a positive one. Raises IndexError."""
         if not -len(self.shape) <= dim < len(self.shape):
             raise IndexError(f"dimension {dim} of a tensor of shape {self.shape}")
         return dim % len(self.shape)
@@ -100,7 +100,7 @@ def fresh(
     strides: Shape | None = None,
     held: bool = False,
 ) -> Any:
-    """Make a tensor with memory of its own; `held` for a weight, a buffer or a cache."""
+    """Make a tensor with new memory; `held` for a weight, a buffer or a cache."""
     shape = tuple(shape)
     storage = Storage(name, shape, dtype, held=held)
     return Core.made_as(shape, dense_strides(shape) if strides is None else strides, dtype, storage, grad)
@@ -128,21 +128,21 @@ def make_result(
 
 
 def record_node(result: Any, name: str, inputs: Iterable[Any], saves: Iterable[Any], work: int = 0) -> None:
-    """Note an operation for the backward pass: its inputs, and the tensors it saves."""
+    """Record an operation for the backward pass: its inputs, and the tensors it saves."""
     saved = [each.storage for each in saves if not each.storage.held]
     sources = [source_of(each) for each in inputs]
     result.node = Node(name, current_tape().operations, saved, sources, result.nbytes, work)
 
 
 def source_of(tensor: Any) -> GradientTarget:
-    """Return where a tensor's gradient goes. Only a leaf's memory is kept alive for it."""
+    """Give the target of a tensor's gradient. It keeps only a leaf's memory alive."""
     return GradientTarget(tensor.node, None if tensor.node else tensor.storage, tensor.nbytes)
 
 
 def find_reached(roots: Iterable[Any], since: int = 0) -> list[Node]:
     """Find the operations after number `since` that a backward pass from `roots` goes through, first to last.
 
-    What leads to none of the roots is not among them: torch frees it as soon as its result is gone.
+    Operations that no root depends on are left out: torch frees them with their results.
     """
     waiting = [each.node for each in roots if is_shadow(each) and each.node]
     found: dict[int, Node] = {}
