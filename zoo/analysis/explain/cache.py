@@ -1,4 +1,4 @@
-"""What generation keeps, explained from each component's `cache` and `state`."""
+"""Explain the KV cache and recurrent states from each component's `cache` and `state`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PER_TOKEN = "bytes a token and layer"
 
 
 def kv_cache(model: Any, setup: Setup) -> list[Line]:
-    """Lines of a traced model's cache rows; of one that writes nothing, none."""
+    """List the lines of a traced model's cache rows; none for a model that generates nothing."""
     sheet = Sheet("KV cache")
     context, batch = named("context", setup.tokens(model)), symbol("batch", setup.batch)
     width = symbol("bytes a value", DTYPES[setup.cache_dtype or setup.dtype])
@@ -57,7 +57,7 @@ def _name(row: CacheRow, what: str) -> str:
 
 
 def _held(attention: Any, context: Traced, engine: str) -> Term:
-    """Tokens that a layer keeps."""
+    """Give the tokens that a layer caches."""
     window = attention.visible_window
     if engine == "ideal" and window is not None:
         return call("min", context, window)

@@ -25,7 +25,7 @@ SEQUENCE = "FLOP"
 
 @dataclass(frozen=True)
 class CoreFormula:
-    """What an attention of a kind of layer costs beside its matrices, as terms."""
+    """The FLOPs of an attention without its matrix products with weights, as terms."""
 
     where: str
     name: str
@@ -39,13 +39,13 @@ class CoreFormula:
         return times(self.copies, core(pairs))
 
     def other(self, new: Any, held: Any = 0) -> Term:
-        """Updating and reading states, and work on a table that all tokens share."""
+        """Give the FLOPs of updating and reading states, and of a table that all tokens share."""
         own = self.attention.state_flops() * new, self.attention.pass_flops(self.d_model, new, held)
         return times(self.copies, total(map(term, own)))
 
 
 def core_formulas(table: CostTable) -> Iterator[CoreFormula]:
-    """Of every kind of layer each attention in it, cross-attention among them."""
+    """List each attention of every kind of layer, cross-attention included."""
     for row in table.attentions:
         assert row.kind is not None
         name, copies = place(row.where, row.slot, row.tower, row.kind), layers(row.tower, row.kind)
@@ -53,7 +53,7 @@ def core_formulas(table: CostTable) -> Iterator[CoreFormula]:
 
 
 class Flops:
-    """The lines of one model and set-up, as they are written."""
+    """Write the lines of one model and set-up."""
 
     def __init__(self, table: CostTable, setup: Setup) -> None:
         self.sheet, self.table, self.model, self.setup = Sheet("FLOPs"), table, table.spec, setup
@@ -82,7 +82,7 @@ class Flops:
     # ---------------------------------------------------------------- products with weights
 
     def _products(self) -> None:
-        """A line for each component of a kind of layer: its FLOPs, or for 6N its parameters."""
+        """Add a line for each component of a kind of layer: its FLOPs, or its parameters for the convention 6N."""
         unit = "parameters a token" if self.convention in ("palm", "kaplan") else TOKEN
         for piece in component_formulas(self.table, COUNTED[self.convention], stored=False):
             row = "FLOP a sequence" if piece.what == "pooler" and unit == TOKEN else unit
@@ -97,7 +97,7 @@ class Flops:
         return self._tokens(lambda piece: True) + self._rows(lambda piece: True)
 
     def _tokens(self, kept: Callable[[ComponentFormula], bool]) -> Term:
-        """Of all tokens, the head among the rest."""
+        """Sum the components that run on every token, the head included."""
         return self._sum(lambda piece: piece.what != "pooler" and kept(piece)) * term(self.context)
 
     def _rows(self, kept: Callable[[ComponentFormula], bool]) -> Term:
@@ -106,7 +106,7 @@ class Flops:
     # ---------------------------------------------------------------- pairs, and what neither explains
 
     def _pairs(self) -> Number:
-        """For each attention a line of its pairs, and one of what they cost."""
+        """Add two lines for each attention: its pairs of query and key, and their FLOPs."""
         held = []
         for core in self.cores if self.convention != "kaplan" else ():
             pairs, seen = self._seen(core.look)
@@ -120,7 +120,7 @@ class Flops:
         return self.sheet.sum("core", held, SEQUENCE, "QKᵀ and PV") if held else Number(0)
 
     def _seen(self, look: Look) -> tuple[Any, str]:
-        """The pairs that are counted, and which they are."""
+        """Give the number of pairs that the convention counts, and their description."""
         if self.convention in ("exact", "hfu") and self.setup.document is not None:
             each = named("document", self.setup.document)
             whole, rest = divmod(self.setup.tokens(self.model), self.setup.document)
@@ -186,7 +186,7 @@ class Flops:
             self.sheet.add("decode expanded", expanded, TOKEN, why, "flops.decode_expanded")
 
     def _decoded(self, decoder: str, known: Any, name: str, *, expanded: bool = False, write: bool = True) -> Term:
-        """The last of `known` tokens; a line for each attention unless `write` is off."""
+        """Give the FLOPs of decoding the last of `known` tokens; with `write`, add a line for each attention."""
         held = known - 1
         products = self._sum(lambda piece: piece.where == decoder and piece.what != "pooler")
         found = []
@@ -198,7 +198,7 @@ class Flops:
         return total((products, *found)) - self._memory(decoder)
 
     def _memory(self, decoder: str) -> Term:
-        """What cross-attention's keys and values cost a token of the encoder's."""
+        """Give the FLOPs per encoder token of cross-attention's keys and values."""
         found = component_formulas(self.table, lambda row: row.part.flops if reads_memory(row) else 0, stored=False)
         made = [(f"{p.name} k, v", p) for p in found if p.where == decoder]
         written = {line.name for line in self.sheet.lines}
@@ -231,9 +231,9 @@ def _inner(row: PartRow) -> Any:
 
 
 COUNTED = {"exact": _flops, "hfu": _flops, "megatron": _no_routers, "palm": multiplied_by, "kaplan": _inner}
-"""What each convention counts of a part."""
+"""The FLOPs or parameters of a part that each convention counts."""
 
 
 def flops(table: CostTable, setup: Setup) -> list[Line]:
-    """Lines of a traced model's rows by the set-up's convention."""
+    """List the lines of a traced model's rows by the set-up's convention."""
     return Flops(table, setup).lines()

@@ -1,4 +1,4 @@
-"""A line of an explanation: a figure, the formula it comes of, and where that is from."""
+"""Lines of an explanation: a figure, its formula, and the formula's source."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUMBER = re.compile(r"−?[\d.]+(e[+-]?\d+)?")
 
 @dataclass(frozen=True)
 class Line:
-    """`figure` is the dotted path of the same number in what `price` gives, where it is there."""
+    """One line. `figure` is the dotted path of the same number in `price`, if it has one."""
 
     section: str
     name: str
@@ -30,7 +30,7 @@ class Line:
     figure: str = ""
 
     def row(self) -> dict[str, Any]:
-        """As plain data; `values` is `formula` with the numbers put in."""
+        """Give the line as plain data; `values` is `formula` with the numbers put in."""
         return {
             "section": self.section,
             "name": self.name,
@@ -56,12 +56,12 @@ class Sheet:
         return symbol(name, line.term.value)
 
     def sum(self, name: str, of: Iterable[Term], unit: str, source: str, figure: str = "") -> Number:
-        """A line that adds up others."""
+        """Add a line that sums other terms."""
         return self.add(name, total(of), unit, source, figure)
 
 
 def layers(tower: Any, kind: str, stored: bool = False) -> Term:
-    """How many layers a kind has, or how many of them have weights of their own."""
+    """Count the layers of a kind, or with `stored` those with weights of their own."""
     count = (tower.stack.stored() if stored else tower.pattern).count(kind)
     if stored and tower.shared_layers:
         return Number(count)
@@ -85,7 +85,7 @@ def cited(owner: Any) -> str:
 
 
 def explained(rows: Iterable[Mapping[str, Any]], width: int = 80) -> str:
-    """An explanation as text no wider than `width`."""
+    """Format an explanation as text no wider than `width`."""
     written, section = [], None
     for row in rows:
         if row["section"] != section:
@@ -102,7 +102,7 @@ def explained(rows: Iterable[Mapping[str, Any]], width: int = 80) -> str:
 
 
 def _wrapped(text: str, indent: int, width: int) -> list[str]:
-    """Lines of a text, the second and later ones two further in."""
+    """Wrap a text; all lines but the first are indented by two more."""
     return textwrap.wrap(
         text,
         width,

@@ -34,7 +34,7 @@ BYTES = "bytes"
 
 
 class Memory:
-    """The lines of one model and set-up, as they are written."""
+    """Write the lines of one model and set-up."""
 
     def __init__(self, spec: Any, model: Any, setup: Setup, figures: Mapping[str, Any]) -> None:
         self.spec, self.model, self.setup, self.figures = spec, model, setup, figures
@@ -58,7 +58,7 @@ class Memory:
     # ---------------------------------------------------------------- states
 
     def _states(self) -> list[Term]:
-        """Weights, gradients and optimizer of the fullest rank; what stays through a step."""
+        """Add the weights, gradients and optimizer states of the fullest rank, which stay for a whole step."""
         stage, found = fullest(self.spec, self.setup), states(self.spec, self.setup)
         why = PRECISIONS[self.setup.precision]
         weight, gradient, _, master = widths(self.setup)
@@ -102,7 +102,7 @@ class Memory:
         return list_sections(self.spec if loops else self.model, run)
 
     def _kept(self, name: str, section: Section) -> Number:
-        """What a piece keeps, with a line for each of its components."""
+        """Add the saved bytes of a section, with a line for each of its components."""
         label, layer = _label(name), "layer:" in name
         if layer and self.setup.recompute == "full":
             return self._layer(name, self.sheet.add(f"{label}, input", section.input, BYTES, RECOMPUTED["full"]))
@@ -127,7 +127,7 @@ class Memory:
         self.activations = self.sheet.add("activations", call("round", made), BYTES, source, "memory.activations")
 
     def _of_stage(self, stage: Stage, kept: Mapping[str, Number]) -> Term:
-        """A stage's layers for each micro-batch in flight, and what stands at the ends."""
+        """Sum a pipeline stage's layers for each micro-batch in flight, and its embedding or head."""
         names = {name.split(".")[-1]: [] for name in kept} | {"embedding": [], "shared": [], "head": []}
         for name, made in kept.items():
             names[name.split(".")[-1]].append(made)
@@ -189,7 +189,7 @@ def _label(name: str) -> str:
 
 
 def _components(section: Section) -> Iterator[tuple[str, Term]]:
-    """The bytes of each component: what comes before the first dot or slash of a name."""
+    """Sum the bytes by component, which is the part of a name before its first dot or slash."""
     found: dict[str, list[Term]] = {}
     for each in section.kept:
         found.setdefault(re.split(r"[./]", each.name)[0], []).append(term(each.bytes))
@@ -197,5 +197,5 @@ def _components(section: Section) -> Iterator[tuple[str, Term]]:
 
 
 def memory(spec: Any, model: Any, setup: Setup, figures: Mapping[str, Any]) -> list[Line]:
-    """Lines of the figures' `memory`."""
+    """List the lines of the figures' `memory`."""
     return Memory(spec, model, setup, figures).lines()

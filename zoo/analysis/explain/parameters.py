@@ -1,4 +1,4 @@
-"""Parameters, explained from the shapes of the parts."""
+"""Explain the parameters from the shapes of the parts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNIT = "parameters"
 
 
 class ComponentFormula(NamedTuple):
-    """What the rows of a component add up to, in a kind of layer or in a tower beside its layers."""
+    """The sum of a component's rows, in a kind of layer or in a tower outside its layers."""
 
     where: str  # the tower: "", "encoder" or "decoder"
     kind: str | None  # of layer
@@ -50,7 +50,7 @@ def component_formulas(
 
 
 def parameters(table: CostTable) -> list[Line]:
-    """Lines of a traced model's rows: each component by kind of layer, what they add up to, and what a token meets."""
+    """List the lines of a traced model's rows: components by kind of layer, their sum, and the active parameters."""
     sheet = Sheet("Parameters")
     by_component: dict[str, list[Term]] = {}
     for piece in component_formulas(table, lambda row: row.part.params):
@@ -65,7 +65,7 @@ def parameters(table: CostTable) -> list[Line]:
 
 
 def _component(sheet: Sheet, what: str, held: list[Any]) -> Any:
-    """The sum of a component's lines, or the only one, marked as the figure that it is."""
+    """Sum a component's lines, and mark the sum, or the only line, as the figure in `price`."""
     figure = f"params.by_component.{what}"
     if len(held) == 1:
         index = next(i for i, line in enumerate(sheet.lines) if line.name == held[0].symbol)
@@ -75,7 +75,7 @@ def _component(sheet: Sheet, what: str, held: list[Any]) -> Any:
 
 
 def _rest(sheet: Sheet, table: CostTable, whole: Term, active: Term) -> None:
-    """Figures whose formula is `count_parameters` itself, run on traced numbers."""
+    """Add the figures whose formula is `count_parameters` run on traced numbers."""
     counted = count_parameters(table)
     looked = term(counted["active"] - counted["active_without_input_table"])
     source = "a token reads one row of a table that no head is tied to"

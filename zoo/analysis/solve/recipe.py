@@ -20,8 +20,8 @@ SOLVED = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff")
 
 
 def choose_width_step(width: int) -> int:
-    """Choose the step between widths: 128, which fills the tiles of a matrix product; 64 below 512, where 128 is coarse;
-    more from 4096 on, where 128 is needlessly fine."""
+    """Choose the step between widths: 128, which fills the tiles of a matrix product; 64 below 512, where 128 is too
+    coarse; more from 4096 on, where 128 is needlessly fine."""
     for limit, step in ((512, 64), (4096, 128), (8192, 256)):
         if width < limit:
             return step
@@ -110,7 +110,7 @@ class Recipe:
         return max(1, round(ratio * width * self.own[key] / self.own["d_model"] / step)) * step
 
     def _heads(self, width: int) -> int | None:
-        """Compute the query heads at this width; None if the recipe's heads fill d_model exactly, and here they cannot."""
+        """Compute the query heads at this width; None if they must fill d_model, as the recipe's do, and cannot."""
         if "n_heads" not in self.solved:
             return self.dims.get("n_heads", 1)
         was = self.own["n_heads"] * self.own.get("head_dim", 1)

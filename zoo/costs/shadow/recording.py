@@ -98,9 +98,9 @@ class Node:
 
 
 class Tape:
-    """One pass: how many operations there were, the `path` of the part that is at work, the bytes that are `live` and
-    the `most` that were. A `selective` one keeps nothing of attention's inside, to compute it a second time;
-    `autocast` is the dtype that products take, if any, `unknown` the first operation that could not be followed."""
+    """The record of one pass: the number of operations, the `path` of the running part, the bytes that are `live`, and
+    the `most` at once. A `selective` pass saves none of attention's intermediate tensors, and recomputes them.
+    `autocast` is the dtype of products, if any; `unknown` is the first operation that could not be traced."""
 
     def __init__(
         self,
