@@ -92,9 +92,9 @@ def _most(name: str, short: str, text: str) -> None:
         if as_json:
             print(dumped(answer))
         elif answer["fits"]:
-            print(show.most_table(answer, name, " ".join([target, *(overrides or [])])))
+            print(show.format_most(answer, name, " ".join([target, *(overrides or [])])))
         if not answer["fits"]:
-            raise ZooError(f"{target}: does not fit at {name} 1, {show.short_of(answer)}")
+            raise ZooError(f"{target}: does not fit at {name} 1, {show.format_shortage(answer)}")
 
 
 _most(
@@ -140,9 +140,9 @@ def gpu(
     rows = find_fewest_gpus(
         spec_of_composed(composed(target, overrides)), setup, rooms, train=train, prefill=not cache_only
     )
-    print(dumped(rows) if as_json else show.gpu_table(rows, " ".join([target, *(overrides or [])]), train))
+    print(dumped(rows) if as_json else show.format_gpus(rows, " ".join([target, *(overrides or [])]), train))
     if not any(row["fits"] for row in rows):
-        raise ZooError(f"{target}: fits on none of these, {show.short_of(rows[0])}")
+        raise ZooError(f"{target}: fits on none of these, {show.format_shortage(rows[0])}")
 
 
 @app.command(short_help="What brings the KV cache to a budget.")
@@ -162,7 +162,7 @@ def cache(
 
     composed(target, overrides)
     found = find_smaller_caches(target, overrides or (), most, setup)
-    print(report.as_json(found) if as_json else show.cache_table(found, target, most))
+    print(report.as_json(found) if as_json else show.format_caches(found, target, most))
     if not any(each["fits"] for each in found):
         raise ZooError(f"{target}: neither fewer key heads nor a window brings its KV cache to {report.size(most)}")
 
@@ -215,7 +215,7 @@ def shape(
     found = solve_shapes(
         model, overrides or (), budget, setup, nearest=nearest, train=train, aspect=pair(aspect), count=count
     )
-    print(dumped(found) if as_json else show.shape_table(found, model))
+    print(dumped(found) if as_json else show.format_shapes(found, model))
 
 
 def room_of(setup: Any, memory: float | None, usable: float, runtime: float | None) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from zoo.report.speed import speed_rows
+from zoo.report.speed import list_speed_rows
 from zoo.report.text import TextRow, bold, columns, wrapped
 from zoo.report.units import readable, share
 
@@ -105,7 +105,7 @@ class Figure(NamedTuple):
     depth: int
 
 
-def unit_of(path: str) -> str:
+def find_unit(path: str) -> str:
     """Give a figure's unit, from its dotted path."""
     section, _, rest = path.partition(".")
     leaf = rest.rpartition(".")[2]
@@ -119,7 +119,7 @@ def unit_of(path: str) -> str:
     return UNITS[section]
 
 
-def figures(priced: Mapping[str, Any]) -> Iterator[Figure]:
+def list_figures(priced: Mapping[str, Any]) -> Iterator[Figure]:
     """List all figures in order. A breakdown begins with a figure that has a label and no value."""
     for section, node in priced.items():
         if isinstance(node, Mapping):
@@ -130,7 +130,7 @@ LEFT_OUT = frozenset({"operators", "sum_of_operators"})
 """Breakdowns that are too long for a line each; `--json` has them."""
 
 
-def idle(figure: Figure) -> bool:
+def is_hidden(figure: Figure) -> bool:
     """Whether a figure needs no line: it is shown elsewhere, or it is in ZEROS and zero."""
     return figure.path in SAID or (figure.value == 0 and figure.path in ZEROS)
 
@@ -153,10 +153,10 @@ def _below(path: str, node: Mapping[str, Any], depth: int) -> Iterator[Figure]:
                 yield Figure(place, label, None, "", depth)
             yield from _below(place, value, depth + 1)
         elif not isinstance(value, list | tuple):
-            yield Figure(place, label, value, unit_of(place), depth)
+            yield Figure(place, label, value, find_unit(place), depth)
 
 
-def heading(section: str, priced: Mapping[str, Any]) -> str:
+def format_heading(section: str, priced: Mapping[str, Any]) -> str:
     """Format a section's title, with the setting that its figures share: `FLOPs (context 8,192 tokens)`."""
     cache, flops = priced.get("kv_cache", {}), priced.get("flops", {})
     engine = cache.get("engine", "ideal")
@@ -189,7 +189,7 @@ def cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[TextRow]]]:
         if section == "rules_of_thumb":
             continue  # `--explain` shows them
         if isinstance(node, Mapping) and (rows := _rows(section, priced)):
-            sections.append((heading(section, priced), rows))
+            sections.append((format_heading(section, priced), rows))
     return sections
 
 
@@ -198,10 +198,10 @@ def _rows(section: str, priced: Mapping[str, Any]) -> list[TextRow]:
         sent = priced[section].items()
         return [(f"{name}: {each['collective']}", "", readable(each["bytes"], "B")) for name, each in sent]
     if section == "roofline":
-        return speed_rows(priced[section], WIDTH - 2)
+        return list_speed_rows(priced[section], WIDTH - 2)
     rows: list[TextRow] = []
-    for figure in figures({section: priced[section]}):
-        if not idle(figure) and not twice(figure, priced):
+    for figure in list_figures({section: priced[section]}):
+        if not is_hidden(figure) and not is_repeated(figure, priced):
             rows += _figure_rows(figure, priced)
         if figure.path == "memory.bottleneck":
             rows += [_changed(each) for each in priced[section]["change_first"]]
@@ -217,7 +217,7 @@ def _changed(found: Mapping[str, Any]) -> TextRow:
     return (f"  with {found['change']}", f"{saved} less", readable(found["train_peak"], "B"))
 
 
-def twice(figure: Figure, priced: Mapping[str, Any]) -> bool:
+def is_repeated(figure: Figure, priced: Mapping[str, Any]) -> bool:
     """Whether a figure repeats another one of the same model: the active parameters of a dense model, hardware FLOPs
     without recomputation, or a breakdown by kind of layer when there is one kind."""
     counted, flops = priced["params"], priced.get("flops", {})

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zoo.analysis.compare import merge_orders
-from zoo.report.figures import BRIEF, SECTIONS, Figure, figures, idle, twice
+from zoo.report.figures import BRIEF, SECTIONS, Figure, is_hidden, is_repeated, list_figures
 from zoo.report.tables import rich_table
 from zoo.report.text import screen
 from zoo.report.units import change, readable
@@ -15,16 +15,16 @@ LABEL, PATH = 34, 44  # widths of a figure's label and of a dotted path, at most
 LEAST, CELL = 9, 14  # widths of a model's column, least and most
 
 
-def model_tables(labels: Sequence[str], priced: Sequence[Mapping[str, Any]]) -> list[Any]:
+def make_model_tables(labels: Sequence[str], priced: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Make tables with a row per figure and a column per model. Two models also get a column of differences. Models
     that do not fit the screen go into further tables."""
     room = max(2, (screen() - LABEL) // (max(LEAST, min(CELL, max(map(len, labels)))) + 2))
     parts = [slice(at, at + room) for at in range(0, len(labels), room)]
-    tables = [_table(*model_rows(labels[part], priced[part], all_of=priced)) for part in parts]
-    return [said_of_all(priced), *tables]
+    tables = [_table(*list_model_rows(labels[part], priced[part], all_of=priced)) for part in parts]
+    return [format_setting(priced), *tables]
 
 
-def said_of_all(priced: Sequence[Mapping[str, Any]]) -> str:
+def format_setting(priced: Sequence[Mapping[str, Any]]) -> str:
     """Format the setting of all figures as one line: context, batch and the cache's dtype. Without a shared context,
     each model's is its max_seq_len."""
     tokens = {figures["kv_cache"]["tokens"] for figures in priced}
@@ -33,7 +33,7 @@ def said_of_all(priced: Sequence[Mapping[str, Any]]) -> str:
     return f"context {context}, batch {cache['batch']:,}, KV cache in {cache['dtype']}"
 
 
-def model_rows(
+def list_model_rows(
     labels: Sequence[str],
     priced: Sequence[Mapping[str, Any]],
     all_of: Sequence[Mapping[str, Any]] | None = None,
@@ -64,8 +64,8 @@ def _lines(
     section: str, all_of: Sequence[Mapping[str, Any]], priced: Sequence[Mapping[str, Any]]
 ) -> list[tuple[Figure, list[Any]]]:
     """List a section's figures that any model has, each with the values of `priced`."""
-    every = [{figure.path: figure for figure in figures({section: each.get(section)})} for each in all_of]
-    shown = [{figure.path: figure.value for figure in figures({section: each.get(section)})} for each in priced]
+    every = [{figure.path: figure for figure in list_figures({section: each.get(section)})} for each in all_of]
+    shown = [{figure.path: figure.value for figure in list_figures({section: each.get(section)})} for each in priced]
     lines = []
     for path in merge_orders(every):
         found = [each[path] for each in every if path in each]
@@ -73,7 +73,7 @@ def _lines(
         if path in TITLED or any(map(_long, found)):
             continue
         if path == "kv_cache.bytes" or not all(
-            idle(figure) or twice(figure, each) for figure, each in zip(found, holders, strict=True)
+            is_hidden(figure) or is_repeated(figure, each) for figure, each in zip(found, holders, strict=True)
         ):
             lines.append((found[0], [each.get(path) for each in shown]))
     return lines
@@ -114,17 +114,19 @@ def _fitted(text: str, width: int) -> str:
 # ---------------------------------------------------------------- two models
 
 
-def diff_tables(labels: Sequence[str], found: Any, priced: Sequence[Any], *, everything: bool = False) -> list[Any]:
+def make_diff_tables(
+    labels: Sequence[str], found: Any, priced: Sequence[Any], *, everything: bool = False
+) -> list[Any]:
     """Make tables of the architecture's fields that differ, then of the figures that differ, or of all figures."""
-    header, rows = model_rows(labels, priced, differing=not everything)
+    header, rows = list_model_rows(labels, priced, differing=not everything)
     names = [_fitted(label, CELL) for label in labels]
     room = max(CELL, (screen() - PATH - 6) // 2)
-    fields = [[_tail(row[0], PATH), *(_fitted(cell, room) for cell in row[1:])] for row in field_rows(found)]
+    fields = [[_tail(row[0], PATH), *(_fitted(cell, room) for cell in row[1:])] for row in list_field_rows(found)]
     tables = [rich_table("", ["architecture", *names], fields)] if fields else []
-    return [*tables, said_of_all(priced), _table(header, rows)] if rows else tables
+    return [*tables, format_setting(priced), _table(header, rows)] if rows else tables
 
 
-def field_rows(found: Mapping[str, Any]) -> list[list[str]]:
+def list_field_rows(found: Mapping[str, Any]) -> list[list[str]]:
     """List one row per field of the architecture that differs: its dotted path and both values."""
     return [[path, *(_field(row[side]) for side in "ab")] for path, row in found["architecture"].items()]
 
@@ -141,7 +143,7 @@ def _tail(path: str, width: int) -> str:
 # ---------------------------------------------------------------- sweeps
 
 
-def sweep_table(
+def make_sweep_table(
     header: Sequence[str], keys: int, rows: Sequence[Sequence[Any]], units: Sequence[str], reasons: Sequence[str | None]
 ) -> tuple[Any, list[str]]:
     """Make a sweep's table, a row per point: the first `keys` cells are the swept values, the others figures. Return

@@ -97,7 +97,7 @@ def _parameters(axes: Any, counted: Mapping[str, Mapping[str, Any]]) -> None:
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)
 
 
-def contexts(longest: int) -> list[int]:
+def list_contexts(longest: int) -> list[int]:
     """List context lengths from 128 tokens (or fewer) to the longest, evenly spaced on a logarithmic scale."""
     least = min(128, longest)
     steps = (least * (longest / least) ** (index / (POINTS - 1)) for index in range(POINTS))
@@ -109,7 +109,7 @@ def _memory(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
     alone = len(specs) == 1
     longest = max(setup.tokens(spec) for spec in specs.values())
     for (label, spec), color in zip(specs.items(), _colors(len(specs)), strict=True):
-        lengths = contexts(setup.tokens(spec))
+        lengths = list_contexts(setup.tokens(spec))
         priced = price(spec, setup)
         weights = priced["memory"]["weights"]
         held = [kv_cache(spec, replace(setup, context=length))["bytes"] for length in lengths]

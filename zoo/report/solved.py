@@ -30,7 +30,7 @@ FIGURES = {
 """Column headings of the budgeted figures."""
 
 
-def most_table(answer: Mapping[str, Any], name: str, title: str) -> str:
+def format_most(answer: Mapping[str, Any], name: str, title: str) -> str:
     """Format the largest batch or context, the memory it takes by part, and the memory that one more would add."""
     room, now, more = answer["room"], answer["needed"], answer.get("one_more")
     other = f"{answer['context']:,} tokens" if name == "batch" else f"a batch of {answer['batch']:,}"
@@ -55,7 +55,7 @@ def most_table(answer: Mapping[str, Any], name: str, title: str) -> str:
     return "\n".join([report.columns(rows, right=(1, 2)), *notes])
 
 
-def short_of(answer: Mapping[str, Any]) -> str:
+def format_shortage(answer: Mapping[str, Any]) -> str:
     """Say how much memory is missing, which part takes most of it, and what to try."""
     needed, room = answer["needed"], answer["room"]
     most = max((part for part in needed if part != "total"), key=lambda part: needed[part])
@@ -66,7 +66,7 @@ def short_of(answer: Mapping[str, Any]) -> str:
     )
 
 
-def gpu_table(rows: Sequence[Mapping[str, Any]], title: str, train: bool) -> str:
+def format_gpus(rows: Sequence[Mapping[str, Any]], title: str, train: bool) -> str:
     """Format one row per GPU, the least total memory first."""
     how = "ZeRO stage" if train else "tensor parallel"
     cells = [(title, "", "", "", "", ""), ("GPU", "GPUs", how, "in all", "on each", "of usable")]
@@ -86,7 +86,7 @@ def gpu_table(rows: Sequence[Mapping[str, Any]], title: str, train: bool) -> str
     return report.columns(cells, right=(1, 2, 3, 4, 5))
 
 
-def cache_table(found: Sequence[Mapping[str, Any]], target: str, most: float) -> str:
+def format_caches(found: Sequence[Mapping[str, Any]], target: str, most: float) -> str:
     """Format the cache of the unchanged model, and of each change that brings it under the budget."""
     rows = [("KV cache", f"at most {report.size(most)}", "")]
     for each in found:
@@ -96,7 +96,7 @@ def cache_table(found: Sequence[Mapping[str, Any]], target: str, most: float) ->
     return report.columns(rows)
 
 
-def shape_table(found: Sequence[Mapping[str, Any]], model: str) -> str:
+def format_shapes(found: Sequence[Mapping[str, Any]], model: str) -> str:
     """Format one row per shape, the nearest to the budget first, and the command that prices the first."""
     dims = [name for name in ("d_model", "n_layers", "d_ff") if name in found[0]]
     figures = list(found[0]["figures"])

@@ -9,7 +9,7 @@ from zoo.report.text import TextRow, wrapped
 from zoo.report.units import readable, si
 
 
-def speed_rows(found: Mapping[str, Any], width: int) -> list[TextRow]:
+def list_speed_rows(found: Mapping[str, Any], width: int) -> list[TextRow]:
     """List one row per use: seconds of a step, what bounds it, and the most tokens per second; then whether it fits."""
     peak, bandwidth = si(found["peak_flops_per_second"], "FLOP/s"), si(found["bandwidth_bytes_per_second"], "B/s")
     rows: list[TextRow] = [("peak, bandwidth", peak, bandwidth)]
