@@ -21,9 +21,9 @@ from zoo.costs.shadow import (
     collect_saved,
     cross_entropy,
     find_reached,
-    fresh,
+    make_shadow,
     named_failures,
-    shaded,
+    replace_torch,
     taping,
 )
 from zoo.costs.shadow.backward import replay_backward
@@ -118,7 +118,7 @@ def _traced(spec: Any, run: PassShape, *, loops: bool = True) -> dict[str, Secti
             trace = _Trace(tape, tower, f"{name}." if name else "", layer)
             with named_failures(f"{tower.axis}={tower.kind}"):
                 if memory is None and tower.reads_memory:  # a decoder alone, given a memory as long as the context
-                    memory = fresh((run.batch, run.context, tower.d_model), DTYPES[NAMES[run.dtype]], "memory")
+                    memory = make_shadow((run.batch, run.context, tower.d_model), DTYPES[NAMES[run.dtype]], "memory")
                 memory = trace.run(run.batch, run.context, memory, loops)
             found |= trace.found
         if tape.unknown is not None:  # which a component may have caught
@@ -191,7 +191,7 @@ class _Trace:
     def run(self, batch: int, context: int, memory: Any, loops: bool) -> Any:
         """Trace the whole pass; return the hidden states after the final norm."""
         m, begun = self.layer, self.tape.begin()
-        ids = fresh((batch, context), INT64, "ids")
+        ids = make_shadow((batch, context), INT64, "ids")
         x, scene = self._begin(ids, memory)
         self.file("embedding", begun, [x], ids)
         begun = self.tape.begin()
@@ -207,7 +207,7 @@ class _Trace:
     def _layer(self, name: str, block: Any, step: Any, x: Any) -> dict[Storage, None]:
         """Trace one layer of a kind; return the storages that it saves of those shared by all layers."""
         begun = self.tape.begin()
-        stream = fresh(x.shape, x.dtype, INPUT, grad=True)
+        stream = make_shadow(x.shape, x.dtype, INPUT, grad=True)
         y = ShadowLayer(block, self.tower.d_model, self.layer.dtype, "", self.layer.kernel)(stream, step)
         shared = {each.storage for each in _shared(step)}
         return self.file(f"layer:{name}", begun, [y, *(loss for _, loss in step.losses)], stream, shared)
@@ -216,22 +216,22 @@ class _Trace:
         """Make the layers' input and the scene, as `Tower.run` does."""
         from zoo.model.scene import Scene
 
-        m, tower = self.layer, shaded(self.tower)
+        m, tower = self.layer, replace_torch(self.tower)
         x = tower.embedding.lookup(m.embedding, ids, None)
-        scene = shaded(Scene)(tower, ids, None, causal=tower.causal, memory=memory)
+        scene = replace_torch(Scene)(tower, ids, None, causal=tower.causal, memory=memory)
         if tower.has_position:
             x = tower.position.embed(m.position, x, scene.table_positions)
         return tower.embedding.finish(m.embedding, x, scene.real), scene
 
     def _end(self, shape: Any, dtype: Any) -> Any:
         m, tower, begun = self.layer, self.tower, self.tape.begin()
-        x = fresh(shape, dtype, INPUT, grad=True)
+        x = make_shadow(shape, dtype, INPUT, grad=True)
         hidden = m.norm(x) if tower.has_final_norm else x
         hidden = m.project(hidden) if tower.out_width else hidden
         logits = m.head(hidden)
         self.file("head", begun, [hidden if logits is None else logits], x)
         if logits is not None:
-            targets = fresh((logits.shape[0] * logits.shape[1],), INT64, "targets")
+            targets = make_shadow((logits.shape[0] * logits.shape[1],), INT64, "targets")
             loss = cross_entropy(logits.float().flatten(0, 1), targets)
             self.file("loss", begun, [loss], x)
         return hidden

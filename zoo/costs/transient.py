@@ -11,7 +11,17 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from zoo.costs.activations import FEW, NAMES, recurrent_stride
-from zoo.costs.shadow import DTYPES, INT64, ShadowCache, ShadowLayer, Tape, fresh, named_failures, shaded, taping
+from zoo.costs.shadow import (
+    DTYPES,
+    INT64,
+    ShadowCache,
+    ShadowLayer,
+    Tape,
+    make_shadow,
+    named_failures,
+    replace_torch,
+    taping,
+)
 
 
 class Generation(NamedTuple):
@@ -119,7 +129,7 @@ def _memory(tower: Any, run: Generation) -> Any:
     """An encoder's output, as many tokens as the context."""
     if not tower.reads_memory:
         return None
-    return fresh((run.batch, run.context, tower.d_model), DTYPES[NAMES[run.dtype]], "memory")
+    return make_shadow((run.batch, run.context, tower.d_model), DTYPES[NAMES[run.dtype]], "memory")
 
 
 def _cache(tower: Any, run: Generation, length: int) -> Any:
@@ -144,8 +154,8 @@ def _run(tape: Tape, tower: Any, run: Generation, new: int, cache: Any, memory: 
         m.blocks = [
             ShadowLayer(tower.blocks[kind], tower.d_model, m.dtype, "", run.kernel) for kind in tower.stack.stored()
         ]
-        ids = fresh((run.batch, new), INT64, "ids")
+        ids = make_shadow((run.batch, new), INT64, "ids")
         causal = bool(tower.causal)
-        drawn = shaded(tower)
-        scene = shaded(Scene)(drawn, ids, None, causal=causal, cache=cache, memory=memory if causal else None)
+        drawn = replace_torch(tower)
+        scene = replace_torch(Scene)(drawn, ids, None, causal=causal, cache=cache, memory=memory if causal else None)
         return drawn.run(m, ids, None, scene, 1 if causal else None)

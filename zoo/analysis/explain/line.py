@@ -60,7 +60,7 @@ class Sheet:
         return self.add(name, total(of), unit, source, figure)
 
 
-def layers(tower: Any, kind: str, stored: bool = False) -> Term:
+def count_layers(tower: Any, kind: str, stored: bool = False) -> Term:
     """Count the layers of a kind, or with `stored` those with weights of their own."""
     count = (tower.stack.stored() if stored else tower.pattern).count(kind)
     if stored and tower.shared_layers:
@@ -68,7 +68,7 @@ def layers(tower: Any, kind: str, stored: bool = False) -> Term:
     return symbol("n_layers" if len(tower.blocks) == 1 else f"n_layers[{kind}]", count)
 
 
-def place(where: str, name: str, tower: Any, kind: str | None = None) -> str:
+def name_component(where: str, name: str, tower: Any, kind: str | None = None) -> str:
     """Name a component of a tower and a kind of layer: `attention`, `attention[near]`, `encoder.attention`."""
     kinds = f"[{kind}]" if kind is not None and len(tower.blocks) > 1 else ""
     return f"{where}.{name}{kinds}" if where else f"{name}{kinds}"
@@ -78,13 +78,13 @@ def times(copies: Term, made: Any) -> Term:
     return product((copies, term(made)))
 
 
-def cited(owner: Any) -> str:
+def cite_class(owner: Any) -> str:
     """Cite a component's class, and the first paper named in the first paragraph of its docstring."""
     found = CITATION.search(" ".join((type(owner).__doc__ or "").split("\n\n")[0].split()))
     return f"{type(owner).__name__}, {found[0]}" if found else type(owner).__name__
 
 
-def explained(rows: Iterable[Mapping[str, Any]], width: int = 80) -> str:
+def format_explanation(rows: Iterable[Mapping[str, Any]], width: int = 80) -> str:
     """Format an explanation as text no wider than `width`."""
     written, section = [], None
     for row in rows:

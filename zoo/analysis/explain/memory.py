@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from zoo.analysis.explain.line import Line, Sheet, layers
-from zoo.analysis.explain.terms import Number, Term, call, named, symbol, term, total
+from zoo.analysis.explain.line import Line, Sheet, count_layers
+from zoo.analysis.explain.terms import Number, Term, call, name_number, symbol, term, total
 from zoo.costs.activations import PassShape, Section, list_sections
 from zoo.costs.generating import generating
 from zoo.costs.memory import CHUNK
@@ -40,7 +40,7 @@ class Memory:
         self.spec, self.model, self.setup, self.figures = spec, model, setup, figures
         self.found = figures["memory"]
         self.sheet = Sheet("Memory")
-        self.context, self.batch = named("context", setup.tokens(model)), named("batch", setup.batch)
+        self.context, self.batch = name_number("context", setup.tokens(model)), name_number("batch", setup.batch)
         self.split = symbol("tp", setup.tp) * symbol("cp", setup.cp)
 
     def lines(self) -> list[Line]:
@@ -134,7 +134,7 @@ class Memory:
         own = []
         for where, kind, count in stage.layers():
             key = f"{where}.layer:{kind}" if where else f"layer:{kind}"
-            whole = layers(self.model.towers()[where], kind)
+            whole = count_layers(self.model.towers()[where], kind)
             own.append((whole if whole.value == count else symbol("layers of the stage", count)) * kept[key])
         if stage.index == 0:
             own += [*names["embedding"], *names["shared"]]
@@ -196,6 +196,6 @@ def _components(section: Section) -> Iterator[tuple[str, Term]]:
     yield from ((name, total(made)) for name, made in found.items())
 
 
-def memory(spec: Any, model: Any, setup: Setup, figures: Mapping[str, Any]) -> list[Line]:
+def list_memory_lines(spec: Any, model: Any, setup: Setup, figures: Mapping[str, Any]) -> list[Line]:
     """List the lines of the figures' `memory`."""
     return Memory(spec, model, setup, figures).lines()

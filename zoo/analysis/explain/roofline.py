@@ -134,6 +134,6 @@ class Roofline:
             self.sheet.add(f"usable ({name})", usable, "bytes", source, f"roofline.fits.{name}.usable_bytes")
 
 
-def roofline(spec: Any, setup: Setup, figures: Mapping[str, Any]) -> list[Line]:
+def list_roofline_lines(spec: Any, setup: Setup, figures: Mapping[str, Any]) -> list[Line]:
     """List the lines of the figures' `roofline`, if there is one."""
     return Roofline(spec, setup, figures).lines() if "roofline" in figures else []

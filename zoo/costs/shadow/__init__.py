@@ -6,9 +6,9 @@ from zoo.costs.shadow.layer import ShadowLayer
 from zoo.costs.shadow.names import DTYPES
 from zoo.costs.shadow.recording import Node, Storage, Tape, UnknownOperation, named_failures, taping
 from zoo.costs.shadow.reductions import cross_entropy
-from zoo.costs.shadow.replay import shaded
+from zoo.costs.shadow.replay import replace_torch
 from zoo.costs.shadow.shadow import Shadow
-from zoo.costs.shadow.tensor import collect_saved, find_reached, fresh
+from zoo.costs.shadow.tensor import collect_saved, find_reached, make_shadow
 
 __all__ = [
     "DTYPES",
@@ -23,8 +23,8 @@ __all__ = [
     "collect_saved",
     "cross_entropy",
     "find_reached",
-    "fresh",
+    "make_shadow",
     "named_failures",
-    "shaded",
+    "replace_torch",
     "taping",
 ]

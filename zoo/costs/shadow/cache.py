@@ -16,7 +16,7 @@ from zoo.costs.shadow.recording import (
     current_tape,
 )
 from zoo.costs.shadow.reductions import cat
-from zoo.costs.shadow.tensor import fresh
+from zoo.costs.shadow.tensor import make_shadow
 
 
 class ShadowCacheLayout(NamedTuple):
@@ -70,13 +70,13 @@ class ShadowCache:
 
     def __init__(self, tower: Any, batch: int, length: int, capacity: int, memory: int, dtype: ShadowDtype) -> None:
         self.length, self.capacity, self.tower = length, capacity, tower
-        self.every = fresh((capacity,), INT64, "index")
+        self.every = make_shadow((capacity,), INT64, "index")
         self.layers = [self._layer(tower.blocks[kind], batch, memory, dtype) for kind in tower.pattern]
 
     def _layer(self, block: Any, batch: int, memory: int, dtype: ShadowDtype) -> ShadowLayerCache:
         size = self._slots(block)
         tensors = {name: _room(batch, size, shape, dtype) for name, shape in block.attention.cache().items()}
-        states = {name: fresh((batch, *shape), FLOAT32, held=True) for name, shape in block.state().items()}
+        states = {name: make_shadow((batch, *shape), FLOAT32, held=True) for name, shape in block.state().items()}
         cross = None
         if block.cross is not None:
             kept = {name: _room(batch, memory, shape, dtype) for name, shape in block.cross.cache().items()}
@@ -105,5 +105,5 @@ class ShadowCache:
 def _room(batch: int, slots: int, shape: tuple[int, ...], dtype: ShadowDtype) -> Any:
     """Make a cache tensor [B, S, …] with the real one's strides: a head's tokens are contiguous."""
     heads, *rest = shape if len(shape) > 1 else (1, *shape)
-    room = fresh((batch, heads, slots, *rest), dtype, held=True).transpose(1, 2)
+    room = make_shadow((batch, heads, slots, *rest), dtype, held=True).transpose(1, 2)
     return room if len(shape) > 1 else room.reshape(batch, slots, math.prod(rest))

@@ -15,8 +15,8 @@ from zoo.costs.shadow.recording import (
     current_tape,
     named_failures,
 )
-from zoo.costs.shadow.replay import shaded
-from zoo.costs.shadow.tensor import fresh
+from zoo.costs.shadow.replay import replace_torch
+from zoo.costs.shadow.tensor import make_shadow
 
 
 class Weighted:
@@ -25,8 +25,8 @@ class Weighted:
     def __init__(self, name: str, part: Any, dtype: ShadowDtype) -> None:
         shapes = part.shapes()
         self.name, self.part = name, part
-        self.weight = fresh(shapes["weight"], dtype, grad=True, held=True)
-        self.bias = fresh(shapes["bias"], dtype, grad=True, held=True) if "bias" in shapes else None
+        self.weight = make_shadow(shapes["weight"], dtype, grad=True, held=True)
+        self.bias = make_shadow(shapes["bias"], dtype, grad=True, held=True) if "bias" in shapes else None
 
     def __call__(self, *given: Any, **options: Any) -> Any:
         with current_tape().inside(self.name):
@@ -51,14 +51,10 @@ class ShadowLinear(Weighted):
 
     def run(self, x: Any) -> Any:
         y = linear(x, self.weight, self.bias)
-        rows = math.prod(x.shape[:-1])
-        if (
-            1 < rows <= FEW_ROWS
-            and self.bias is None
-            and not (current_tape().recording or x.is_cuda)
-            and x.dtype is BFLOAT16
-        ):
-            return fresh(y.shape, y.dtype, y.storage.name)  # laid out anew beside y, which goes (zoo.run.layer.product)
+        few = 1 < math.prod(x.shape[:-1]) <= FEW_ROWS
+        generating = not (current_tape().recording or x.is_cuda)
+        if few and generating and self.bias is None and x.dtype is BFLOAT16:
+            return make_shadow(y.shape, y.dtype, y.storage.name)  # zoo.run.layer makes a contiguous copy, then frees y
         return y
 
 
@@ -92,7 +88,7 @@ class ShadowLayer:
     def __init__(self, spec: Any, d_model: int, dtype: ShadowDtype, name: str = "", kernel: str = "auto") -> None:
         self.spec, self.d_model, self.dtype, self.name, self.kernel = spec, d_model, dtype, name, kernel
         self._parts = dict(spec.parts(d_model))
-        self._shaded = shaded(spec)
+        self._shaded = replace_torch(spec)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name not in self._parts:
@@ -118,9 +114,9 @@ def part_of(name: str, part: Any, d_model: int, dtype: ShadowDtype) -> Any:
     """Make the stand-in for a component's part."""
     match part:
         case S.Weight():
-            return fresh(part.shape, dtype, grad=True, held=True)
+            return make_shadow(part.shape, dtype, grad=True, held=True)
         case S.Buffer():
-            return fresh(part.shape, FLOAT32, held=True)
+            return make_shadow(part.shape, FLOAT32, held=True)
         case S.Tied():
             return part_of(name, part.of, d_model, dtype)  # whose weight it is does not matter
         case S.Linear():

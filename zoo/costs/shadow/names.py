@@ -19,7 +19,7 @@ from zoo.costs.shadow.recording import (
     UnknownOperation,
     current_tape,
 )
-from zoo.costs.shadow.tensor import fresh, make_result
+from zoo.costs.shadow.tensor import make_result, make_shadow
 
 
 class Namespace(SimpleNamespace):
@@ -49,7 +49,7 @@ class Refused:
 
 
 def _made(name: str, shape: Sequence[int], dtype: ShadowDtype) -> Any:
-    return fresh(shape, dtype, current_tape().name(name))
+    return make_shadow(shape, dtype, current_tape().name(name))
 
 
 def _shape(sizes: tuple[Any, ...]) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """Run components' own code with stand-ins for torch: the same functions, with other globals.
 
-A forward pass uses `torch.cat` and `F.silu`, which are globals of its module. `shaded` copies a function and gives it
-globals in which torch, and functions that use torch, are replaced at first use. Nothing is patched: other threads run
-the original code, and torch is never loaded.
+A forward pass uses `torch.cat` and `F.silu`, which are globals of its module. `replace_torch` copies a function and
+gives it globals in which torch, and functions that use torch, are replaced at first use. Nothing is patched: other
+threads run the original code, and torch is never loaded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Globals(dict[str, Any]):
         self._module = module
 
     def __missing__(self, name: str) -> Any:
-        value = self[name] = shaded(self._module[name])  # a KeyError sends Python on to the builtins
+        value = self[name] = replace_torch(self._module[name])  # a KeyError sends Python on to the builtins
         return value
 
 
@@ -42,14 +42,14 @@ class _Module:
         self._module = module
 
     def __getattr__(self, name: str) -> Any:
-        return shaded(getattr(self._module, name))
+        return replace_torch(getattr(self._module, name))
 
 
 _globals: dict[str, _Globals] = {}
 _shaded: dict[Any, Any] = {}
 
 
-def shaded(value: Any) -> Any:
+def replace_torch(value: Any) -> Any:
     """Replace torch in a value: in a function's globals, a class's methods, a component's fields. A value that uses no
     tensors is returned unchanged."""
     if isinstance(value, ModuleType | _LAZY):
@@ -67,7 +67,7 @@ def shaded(value: Any) -> Any:
     if isinstance(value, Spec | Kernel):
         return _instance(value)
     if isinstance(value, Mapping):
-        return {name: shaded(each) for name, each in value.items()}
+        return {name: replace_torch(each) for name, each in value.items()}
     return value
 
 
@@ -184,11 +184,11 @@ def _is_code(member: Any) -> bool:
 
 
 def _member(member: Any) -> Any:
-    return property(shaded(member.fget)) if isinstance(member, property) else shaded(member)
+    return property(replace_torch(member.fget)) if isinstance(member, property) else replace_torch(member)
 
 
 def _instance(value: Any) -> Any:
     """Copy a component or kernel to the class in which torch is replaced."""
-    made = object.__new__(shaded(type(value)))
-    vars(made).update({name: shaded(each) for name, each in vars(value).items()})
+    made = object.__new__(replace_torch(type(value)))
+    vars(made).update({name: replace_torch(each) for name, each in vars(value).items()})
     return made

@@ -19,7 +19,7 @@ from zoo.costs.shadow.recording import (
 )
 from zoo.costs.shadow.reductions import pick_at
 from zoo.costs.shadow.strides import broadcast, broadcast_strides, elementwise_strides, sizes_of, view_strides
-from zoo.costs.shadow.tensor import Core, fresh, is_shadow, make_result
+from zoo.costs.shadow.tensor import Core, is_shadow, make_result, make_shadow
 
 
 class Shadow(Core):
@@ -180,14 +180,14 @@ class Shadow(Core):
         return self.to(BOOL)
 
     def new_zeros(self, *shape: Any, dtype: ShadowDtype | None = None) -> Any:
-        return fresh(_flat(shape), dtype or self.dtype, current_tape().name("zeros"))
+        return make_shadow(_flat(shape), dtype or self.dtype, current_tape().name("zeros"))
 
     new_ones = new_empty = new_zeros
 
     def new_tensor(self, value: float) -> Any:
         if not isinstance(value, int | float):
             raise UnknownOperation(f"new_tensor({type(value).__name__})")
-        return fresh((), self.dtype, current_tape().name("constant"))
+        return make_shadow((), self.dtype, current_tape().name("constant"))
 
     def copy_(self, source: Any) -> Any:
         if not self.storage.held or current_tape().recording:

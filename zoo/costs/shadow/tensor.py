@@ -91,7 +91,7 @@ class Core:
 # ---------------------------------------------------------------- making them
 
 
-def fresh(
+def make_shadow(
     shape: Sequence[int],
     dtype: ShadowDtype,
     name: str = "",
@@ -121,7 +121,7 @@ def make_result(
     moment.operations += 1
     given = [each for each in inputs if is_shadow(each) and each.wants_grad]
     wanted = moment.recording and dtype.is_floating_point and bool(given)
-    result = fresh(shape, dtype, moment.name(name), grad=wanted, strides=strides)
+    result = make_shadow(shape, dtype, moment.name(name), grad=wanted, strides=strides)
     if wanted:
         record_node(result, name, given, [*saves, *([result] if saves_result else ())])
     return result
