@@ -22,6 +22,7 @@ from zoo.costs.shadow import (
     replace_torch,
     taping,
 )
+from zoo.model.position import NoPosition
 
 
 class Generation(NamedTuple):
@@ -82,7 +83,11 @@ def _only(tower: Any, *, loops: bool) -> Any:
     kept = {kind: block for kind, block in tower.blocks.items() if bool(block.attention.state()) == loops}
     if not kept:
         return tower
-    return replace(tower, blocks=kept, pattern=tuple(kind for kind in tower.pattern if kind in kept))
+    taken = any(block.attention.positioning is not None for block in kept.values())
+    idle = tower.position.inside and not taken  # a scheme of the attention that is left out
+    position = NoPosition() if idle else tower.position
+    pattern = tuple(kind for kind in tower.pattern if kind in kept)
+    return replace(tower, blocks=kept, pattern=pattern, position=position)
 
 
 def _traced(towers: dict[str, Any], run: Generation) -> Peaks:
