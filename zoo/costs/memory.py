@@ -1,5 +1,5 @@
 # S tokens of a sequence, B sequences, V vocabulary
-"""Bytes of weights, and of what stands beside them when training or generating."""
+"""Count memory in bytes: weights, and what training or generation adds to them."""
 
 from collections.abc import Mapping
 from itertools import groupby
@@ -36,7 +36,7 @@ def memory(spec: Any, setup: Setup) -> dict[str, Any]:
 
 
 def _generating(spec: Any, setup: Setup) -> dict[str, Any]:
-    """The cache and the peak of generating; for a pass that cannot be traced, why there is no peak."""
+    """Count the KV cache and the peak of generation; for a pass that cannot be traced, give the reason instead."""
     try:
         found = generating(spec, setup)
     except (UnknownOperation, ConfigError) as error:
@@ -46,11 +46,11 @@ def _generating(spec: Any, setup: Setup) -> dict[str, Any]:
 
 
 KEPT = ("weights", "gradients", "optimizer", "master", "step")
-"""Figures of the parameters alone, for which no pass is traced."""
+"""Figures that depend on the parameters only, so that no pass is traced for them."""
 
 
 def without_passes(spec: Any, setup: Setup) -> dict[str, int]:
-    """The part of `training`'s figures that is of the parameters alone."""
+    """Give those of `training`'s figures that depend on the parameters only."""
     held = states(spec, setup)
     return {name: round(held[name]) for name in KEPT}
 

@@ -59,7 +59,7 @@ def measure_peaks(spec: Any, run: Generation) -> Peaks:
 
 
 def _each_kind_once(tower: Any) -> Any:
-    """The tower with one layer of each kind, the last layer's kind last."""
+    """Cut a tower to one layer of each kind, the last layer's kind last."""
     kinds = tuple(reversed(dict.fromkeys(reversed(tower.pattern))))
     return replace(tower, pattern=kinds, blocks={kind: tower.blocks[kind] for kind in kinds})
 
@@ -99,7 +99,7 @@ def _tape(run: Generation) -> Any:
 
 
 def _prefill(towers: dict[str, Any], run: Generation) -> tuple[int, int]:
-    """A decoder reads the prompts; or an encoder reads them, and its decoder begins with one token."""
+    """Trace the prefill: a decoder reads the prompts, or an encoder reads them and the decoder its first token."""
     with _tape(run) as tape:
         encode, memory = 0, None
         for tower in towers.values():
@@ -115,7 +115,7 @@ def _prefill(towers: dict[str, Any], run: Generation) -> tuple[int, int]:
 
 
 def _decode(towers: dict[str, Any], run: Generation) -> int:
-    """The last of `context` tokens, all others being in the cache; without one they are read again."""
+    """Trace decoding the last of `context` tokens. Without a cache, all tokens are read again."""
     with _tape(run) as tape:
         for tower in towers.values():
             if tower.causal:
@@ -131,14 +131,14 @@ def _checked(tape: Tape) -> int:
 
 
 def _memory(tower: Any, run: Generation) -> Any:
-    """An encoder's output, as many tokens as the context."""
+    """Make an encoder's output of `context` tokens."""
     if not tower.reads_memory:
         return None
     return make_shadow((run.batch, run.context, tower.d_model), DTYPES[NAMES[run.dtype]], "memory")
 
 
 def _cache(tower: Any, run: Generation, length: int) -> Any:
-    """The cache with `length` tokens in it; None where it cannot hold the context (dynamic NTK)."""
+    """Make a cache with `length` tokens in it; None if the model cannot use one at this context (dynamic NTK)."""
     until = tower.cacheable_until
     if until is not None and run.context > until:
         return None
@@ -147,11 +147,11 @@ def _cache(tower: Any, run: Generation, length: int) -> Any:
 
 
 CACHED = {"fp8": "float8_e4m3fn"}
-"""The dtype of a cache's values, where it is another than that of activations."""
+"""The dtype of cached values where it differs from that of activations."""
 
 
 def _run(tape: Tape, tower: Any, run: Generation, new: int, cache: Any, memory: Any) -> Any:
-    """The tower's own pass over `new` tokens of each row, to the logits of the last one."""
+    """Trace a tower's pass over `new` tokens of each row, up to the logits of the last one."""
     from zoo.model.scene import Scene
 
     with named_failures(f"{tower.axis}={tower.kind}"):
