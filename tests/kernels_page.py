@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import test_flash
 import test_pick
 
-from zoo.bench.kernels.cases import every_case
-from zoo.bench.kernels.errors import FACTOR, SLACK, check
+from zoo.bench.kernels.cases import list_cases
+from zoo.bench.kernels.errors import FACTOR, SLACK, check_case
 from zoo.bench.kernels.parts import Settings
 from zoo.errors import KernelError
 from zoo.kernels import Ask, Machine, order, pick
@@ -83,7 +83,7 @@ def page(measured: str) -> str:
             *_picks(),
             *_misuses(),
             "\n## Errors against the reference\n",
-            f"{len(every_case())} cases (zoo/bench/kernels/cases.py): features × shapes, tensors from a seed, scores",
+            f"{len(list_cases())} cases (zoo/bench/kernels/cases.py): features × shapes, tensors from a seed, scores",
             "spread so that a feature left out is seen. An error is a tensor's largest difference over its largest",
             f"value, from eager in float64 on the same rounded inputs. A case passes with at most {FACTOR} × the error",
             f"of eager in the same dtype and a slack of {slack}.",
@@ -174,9 +174,9 @@ def measured() -> str:
 
 
 def _checked(kernel: str, dtype: str) -> Iterator[dict[str, Any]]:
-    for case in every_case():
+    for case in list_cases():
         print(f"{kernel} {dtype} {case.name}", file=sys.stderr)
-        yield check(kernel, case, dtype, Settings("cpu"))
+        yield check_case(kernel, case, dtype, Settings("cpu"))
 
 
 def _summary(rows: list[dict[str, Any]]) -> Iterator[Any]:
@@ -205,7 +205,7 @@ def _contracts() -> Iterator[str]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(MACHINES, "cpu", Machine("cuda", test_flash.HOPPER, frozenset(packages)))
             standins.install(patch, kernel)
-            rows = [check(kernel, case, dtype, Settings("cpu")) for dtype in DTYPES[1:] for case in every_case()]
+            rows = [check_case(kernel, case, dtype, Settings("cpu")) for dtype in DTYPES[1:] for case in list_cases()]
         yield _row([kernel, *list(_summary(rows))[:3]])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from loaded import load
 
-from zoo.analysis.explain import explain, explained
+from zoo.analysis.explain import explain, format_explanation
 from zoo.analysis.explain.cache import ENGINES
 from zoo.analysis.explain.memory import PRECISIONS
 from zoo.costs import Setup, price
@@ -176,7 +176,7 @@ def example() -> str:
     rows = explain(load("llama3-8b"), Setup(context=4096, batch=8))
     names = {"Parameters": ("attention", "ffn"), "FLOPs": ("attention pairs", "attention core"), "Memory": LAYER}
     shown = [row for row in rows if row["name"] in names.get(row["section"], ()) or row["section"] == "KV cache"]
-    return f"```\n{explained(shown)}\n```\n"
+    return f"```\n{format_explanation(shown)}\n```\n"
 
 
 def page() -> str:

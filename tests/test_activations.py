@@ -13,7 +13,7 @@ from tiny import every_choice, name, spec_of
 from torch.utils.checkpoint import checkpoint
 
 from zoo.costs import price
-from zoo.costs.activations import PassShape, _traced, list_kept, sections
+from zoo.costs.activations import PassShape, _traced, list_kept, list_sections
 from zoo.model.activation import Activation
 from zoo.run.builder import build
 
@@ -32,7 +32,7 @@ SHRUNK = {
 
 def check(spec, *, batch=2, context=9, dtype="fp32", kernel="auto"):
     model = build(spec, device="cpu", dtype=dtype, kernel=kernel).train()
-    found = sections(spec, PassShape(batch=batch, context=context, dtype=dtype, kernel=kernel, fused=False))
+    found = list_sections(spec, PassShape(batch=batch, context=context, dtype=dtype, kernel=kernel, fused=False))
     assert told(spec, found) == saved_by(model, passes(model, spec, batch, context))
 
 
@@ -104,7 +104,7 @@ def test_autocast_keeps_what_autograd_saves_and_a_copy_of_each_matrix(overrides)
         with torch.autocast("cpu", torch.bfloat16):
             return run()
 
-    told_of = told(spec, sections(spec, PassShape(batch=2, context=9, dtype="fp32", autocast="bf16", fused=False)))
+    told_of = told(spec, list_sections(spec, PassShape(batch=2, context=9, dtype="fp32", autocast="bf16", fused=False)))
     tables = {id(each.weight) for each in model.modules() if isinstance(each, torch.nn.Embedding)}
     matrices = [each for each in model.parameters() if each.dim() > 1 and id(each) not in tables]
     assert spec.head.tied
@@ -119,7 +119,7 @@ def test_selective_recomputation_keeps_what_goes_into_attention_alone(overrides,
 
     spec = spec_of(overrides)
     model = build(spec, device="cpu").train()
-    expected = told(spec, sections(spec, PassShape(batch=2, context=9, dtype="fp32", fused=False, selective=True)))
+    expected = told(spec, list_sections(spec, PassShape(batch=2, context=9, dtype="fp32", fused=False, selective=True)))
 
     def again(q, k, v, *rest, **options):
         return checkpoint(lambda q, k, v: attend(q, k, v, *rest, **options), q, k, v, use_reentrant=False)
@@ -137,13 +137,13 @@ def test_selective_recomputation_keeps_what_goes_into_attention_alone(overrides,
 def test_a_llama3_layer_keeps_the_published_bytes_on_a_gpu():
     # 2·(4d + 2·H·C + 2·K·C + 4f) + 4H + 8: norms' inputs and outputs, q, k, v, attention's output, gate, up, silu and
     # product, and in float32 the logarithms of sums and two deviations.
-    layer = sections(load("llama3-8b", []), PassShape(context=4096))["layer:layer"]
+    layer = list_sections(load("llama3-8b", []), PassShape(context=4096))["layer:layer"]
     assert layer.bytes == 4096 * (2 * (4 * 4096 + 2 * 4096 + 2 * 1024 + 4 * 14336) + 4 * 32 + 8) == 4096 * 168_072
 
 
 def test_a_gpt2_layer_keeps_the_published_bytes_on_a_gpu():
     # 32·d is Korthikanti et al.'s 34 without the masks of two dropouts; then 4H, and mean and deviation of two norms.
-    layer = sections(load("gpt2", []), PassShape(context=1024))["layer:layer"]
+    layer = list_sections(load("gpt2", []), PassShape(context=1024))["layer:layer"]
     assert layer.bytes == 1024 * (32 * 768 + 4 * 12 + 16)
 
 
@@ -156,18 +156,18 @@ def test_a_layer_by_name_says_what_it_keeps():
 def test_depth_costs_nothing():
     shallow, deep = (load("llama3-8b", [f"n_layers={layers}"]) for layers in (1, 2000))
     run = PassShape(context=512)
-    assert sections(deep, run) == sections(shallow, run)
-    assert calls_of(lambda: sections(deep, run)) <= 1.01 * calls_of(lambda: sections(shallow, run))
+    assert list_sections(deep, run) == list_sections(shallow, run)
+    assert calls_of(lambda: list_sections(deep, run)) <= 1.01 * calls_of(lambda: list_sections(shallow, run))
 
 
 @pytest.mark.parametrize("model", ["mamba-130m", "mamba2-130m", "qwen3-next-80b-a3b"])
 def test_long_sequences_through_a_loop_are_told_from_short_ones(model):
     spec = load(model, [])
     run = PassShape(context=1777)
-    told_of, traced = sections(spec, run), _traced(spec, run)
+    told_of, traced = list_sections(spec, run), _traced(spec, run)
     assert {name: each.bytes for name, each in told_of.items()} == {name: each.bytes for name, each in traced.items()}
     long, short = (
-        calls_of(lambda length=length: sections(spec, PassShape(context=length))) for length in (1_000_000, 4000)
+        calls_of(lambda length=length: list_sections(spec, PassShape(context=length))) for length in (1_000_000, 4000)
     )
     assert long <= 1.5 * short  # where it walked every step of the loop it would be 250 times as many
 

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from zoo.bench import show
-from zoo.bench.compare import WORKERS, bound_share, report, require_equal, run_worker
-from zoo.bench.plan import Race, interpreters, peers_named, plan_race
-from zoo.bench.shape import Shape, shape_from
+from zoo.bench.compare import WORKERS, compute_share, make_report, require_equal, run_worker
+from zoo.bench.plan import Race, choose_interpreters, parse_peers, plan_race
+from zoo.bench.shape import Shape, parse_shape
 from zoo.cli import run
 from zoo.errors import ConfigError, ZooError
 
@@ -52,7 +52,7 @@ def test_matrix_parameters_are_those_of_the_linear_layers_of_transformers():
     ids=lambda value: value.workload if isinstance(value, Race) else "",
 )
 def test_shares_of_the_limit_match_those_worked_out_by_hand(plan, rate, share):
-    assert bound_share(plan, rate, MACHINE) == pytest.approx(share, abs=0.006)
+    assert compute_share(plan, rate, MACHINE) == pytest.approx(share, abs=0.006)
 
 
 def test_a_ratio_is_the_median_of_pairs_of_the_same_round():
@@ -63,7 +63,7 @@ def test_a_ratio_is_the_median_of_pairs_of_the_same_round():
         answer(40),
     ]  # pairs 2, 3 and 0.5; the ratio of medians would be 2 as well, of means 0.9
     machine = [MACHINE, MACHINE | {"read_gb_s": 30.0}, MACHINE | {"read_gb_s": 20.0}]
-    found = report(Race(workload="decode"), {"zoo": ours, "hf": theirs}, machine)
+    found = make_report(Race(workload="decode"), {"zoo": ours, "hf": theirs}, machine)
     assert found["contenders"]["hf"]["ratios"] == [2, 3, 0.5]
     assert found["contenders"]["hf"]["ratio"] == 2
     assert found["contenders"]["zoo"]["ratio"] == 1
@@ -84,20 +84,20 @@ def test_rounding_is_let_through():
 
 def test_all_faults_of_a_shape_are_listed_at_once():
     with pytest.raises(ConfigError) as error:
-        shape_from(["n_layer=2", "d_ff=wide", "d_model=-8", "n_kv_heads=5"])
+        parse_shape(["n_layer=2", "d_ff=wide", "d_model=-8", "n_kv_heads=5"])
     assert len(error.value.faults) == 4
     assert "did you mean 'n_layers'?" in error.value.faults[0]
 
 
 def test_a_python_can_be_named_for_one_peer_or_for_all():
-    assert interpreters(["hf", "litgpt"], ["litgpt=/env/python"]) == {
+    assert choose_interpreters(["hf", "litgpt"], ["litgpt=/env/python"]) == {
         "zoo": sys.executable,
         "hf": sys.executable,
         "litgpt": "/env/python",
     }
-    assert interpreters(["hf"], ["/env/python"])["hf"] == "/env/python"
+    assert choose_interpreters(["hf"], ["/env/python"])["hf"] == "/env/python"
     with pytest.raises(ConfigError, match="'litgpt' is not raced"):
-        interpreters(["hf"], ["litgpt=/env/python"])
+        choose_interpreters(["hf"], ["litgpt=/env/python"])
 
 
 def test_a_misspelt_peer_is_one_line_and_exit_code_2(capsys):
@@ -113,7 +113,7 @@ def test_a_prompt_beyond_the_models_length_is_refused():
 
 
 def test_peers_are_named_once():
-    assert peers_named("hf, litgpt,hf") == ["hf", "litgpt"]
+    assert parse_peers("hf, litgpt,hf") == ["hf", "litgpt"]
 
 
 def test_a_missing_peer_is_said_with_how_to_install_it(tmp_path):
@@ -135,7 +135,7 @@ def workers(monkeypatch, tmp_path):
     import run_zoo
 
     job = plan_race("train", {"batch": 2, "length": 16}, TINY).job(str(tmp_path / "weights.safetensors"))
-    run_zoo.export(job)
+    run_zoo.export_weights(job)
     return run_zoo.CONTENDER, run_hf.CONTENDER, job
 
 
@@ -156,7 +156,7 @@ def test_generated_tokens_are_those_of_transformers(workers):
     import harness
     import torch
 
-    ids = harness.token_ids(2, 16, 256)
+    ids = harness.make_token_ids(2, 16, 256)
     found = [each.generate(each.load(job, torch.float32).eval(), ids, 6) for each in (ours, theirs)]
     assert found[0].tolist() == found[1].tolist()
 
@@ -169,7 +169,7 @@ def test_a_weight_that_no_one_fills_is_an_error(workers, tmp_path):
     file = str(tmp_path / "part.safetensors")
     save_file({"weight": torch.ones(2, 3)}, file)
     with pytest.raises(ValueError, match="does not fill bias"):
-        harness.fill(torch.nn.Linear(3, 2), file, lambda name: (name, 0))
+        harness.fill_model(torch.nn.Linear(3, 2), file, lambda name: (name, 0))
 
 
 @pytest.mark.slow
@@ -183,8 +183,8 @@ def test_a_small_race_finds_zoo_and_transformers_equal_and_reports_both(capsys):
         assert row["rate"] > 0
         assert row["peak_bytes"] > 50e6  # torch alone takes more
     assert found["machine"]["gemm_fp32_tflops"] > 0
-    assert list(show.notes(found))[1].startswith("share: N x weight bytes")
-    assert show.table(found).row_count == 2
+    assert list(show.list_notes(found))[1].startswith("share: N x weight bytes")
+    assert show.make_table(found).row_count == 2
 
 
 def test_a_slow_contender_is_measured_once_and_a_fast_one_as_often_as_asked(workers):
@@ -192,8 +192,8 @@ def test_a_slow_contender_is_measured_once_and_a_fast_one_as_often_as_asked(work
 
     import harness
 
-    assert len(harness.repeat(lambda: time.sleep(0.02), 5, spend=0.01)) == 1
-    assert len(harness.repeat(lambda: None, 5)) == 5
+    assert len(harness.time_calls(lambda: time.sleep(0.02), 5, spend=0.01)) == 1
+    assert len(harness.time_calls(lambda: None, 5)) == 5
 
 
 def test_threads_that_nobody_asked_for_are_those_that_the_machine_finds_fastest(monkeypatch):
@@ -206,20 +206,20 @@ def test_threads_that_nobody_asked_for_are_those_that_the_machine_finds_fastest(
         return {"threads": 1, "why": "1 thread of 2: 4.0 times as fast as 2 now"}
 
     monkeypatch.setattr(compare, "run_worker", worker)
-    assert compare.with_threads(Race(workload="decode"), "python", told.append).threads == 1
+    assert compare.choose_threads(Race(workload="decode"), "python", told.append).threads == 1
     assert jobs == [("machine", "threads", None)]
     assert told == ["every contender computes with 1 thread of 2: 4.0 times as fast as 2 now"]
-    assert compare.with_threads(Race(workload="decode", threads=2), "python", told.append).threads == 2
+    assert compare.choose_threads(Race(workload="decode", threads=2), "python", told.append).threads == 2
     assert len(jobs) == 1
 
 
 def test_a_share_is_of_the_float32_rate_where_bf16_is_the_slower():
     slow = MACHINE | {"gemm_bf16_tflops": 0.004}
     plan = Race(workload="train", dtype="bf16", batch=4, length=512)
-    assert bound_share(plan, 365, slow) == bound_share(Race(workload="train", batch=4, length=512), 365, slow)
+    assert compute_share(plan, 365, slow) == compute_share(Race(workload="train", batch=4, length=512), 365, slow)
 
 
 def test_losses_are_compared_as_far_as_the_slower_contender_came():
-    from zoo.bench.compare import _shortest
+    from zoo.bench.compare import _cut_to_shortest
 
-    assert _shortest({"zoo": [3.0, 2.0, 1.0], "hf": [3.0, 2.0]}) == {"zoo": [3.0, 2.0], "hf": [3.0, 2.0]}
+    assert _cut_to_shortest({"zoo": [3.0, 2.0, 1.0], "hf": [3.0, 2.0]}) == {"zoo": [3.0, 2.0], "hf": [3.0, 2.0]}

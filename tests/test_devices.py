@@ -11,14 +11,14 @@ from tiny import name as named
 from torch.nn import functional as F
 
 import zoo
-from zoo.bench.kernels.cases import every_case
-from zoo.bench.kernels.errors import check
+from zoo.bench.kernels.cases import list_cases
+from zoo.bench.kernels.errors import check_case
 from zoo.bench.kernels.parts import Settings
 from zoo.generation.cache import Cache
 from zoo.kernels import KERNELS, machine_of
 from zoo.kernels.table import PLAIN
 
-CASES = {each.name: each for each in every_case()}
+CASES = {each.name: each for each in list_cases()}
 COMPILED = ("flex", "flash4")  # at first use, for seconds a case: `make gpu-check` has them
 RUNNING = [name for name, each in KERNELS.items() if not each.on_request and name not in COMPILED]
 AXES = ("attention", "position", "router", "ffn", "block", "pattern")
@@ -34,7 +34,7 @@ def test_a_kernel_that_runs_there_equals_eager_in_every_case_that_it_does_not_re
     if reason := KERNELS[kernel].refuses(PLAIN, machine_of(device)):
         pytest.skip(reason)
     for case in CASES.values():
-        row = check(kernel, case, "bfloat16", Settings(device.type))
+        row = check_case(kernel, case, "bfloat16", Settings(device.type))
         assert row.get("passed", "refused" in row), row
 
 

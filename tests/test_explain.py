@@ -15,8 +15,18 @@ import pytest
 import tiny
 from loaded import load
 
-from zoo.analysis.explain import explain, explained, figure
-from zoo.analysis.explain.terms import Number, Traced, call, named, product, symbol, term, total, trace
+from zoo.analysis.explain import explain, format_explanation, look_up_figure
+from zoo.analysis.explain.terms import (
+    Number,
+    Traced,
+    call,
+    name_number,
+    product,
+    symbol,
+    term,
+    total,
+    trace_spec,
+)
 from zoo.compose.targets import list_packaged
 from zoo.costs import Setup, price
 from zoo.costs.roofline import roofline
@@ -84,14 +94,14 @@ def check(spec: Any, setup: Setup, figures: Any = None) -> list[dict[str, Any]]:
     for row in rows:
         assert worked_out(row["values"]) == pytest.approx(row["result"], rel=1e-9), row  # floats print 12 digits
         if row["figure"]:
-            assert row["result"] == pytest.approx(figure(figures, row["figure"]), rel=1e-12), row
+            assert row["result"] == pytest.approx(look_up_figure(figures, row["figure"]), rel=1e-12), row
     numbers = leaves(
         {key: figures[key] for key in ("params", "flops", "kv_cache", "memory", "roofline") if key in figures}
     )
     asked = {path for path, value in numbers.items() if value and path.split(".")[-1] not in NOT_FIGURES}
     asked -= {path for path in asked if path.startswith("roofline.") and path.split(".")[-1] not in OF_ROOFLINE}
     assert asked - {row["figure"] for row in rows} == set()
-    assert max(map(len, explained(rows).splitlines())) <= 80
+    assert max(map(len, format_explanation(rows).splitlines())) <= 80
     return rows
 
 
@@ -109,7 +119,7 @@ def test_every_figure_of_a_packaged_model_is_what_its_formula_gives(name):
 @pytest.mark.parametrize("overrides", list(tiny.every_choice()), ids=tiny.name)
 def test_every_choice_of_every_axis_explains_itself(overrides):
     spec = tiny.spec_of(overrides)
-    model = trace(spec)
+    model = trace_spec(spec)
     for kind, block in spec.blocks.items():
         assert model.blocks[kind].attention.cache() == block.attention.cache()
         assert model.blocks[kind].attention.parts(32).keys() == block.attention.parts(32).keys()
@@ -246,11 +256,11 @@ def some_term(rng: random.Random, depth: int) -> Any:
     """A traced number, and what it is: made the way components make theirs."""
     if depth == 0:
         name = rng.choice("abcd")
-        return named(name, ord(name) - 90)
+        return name_number(name, ord(name) - 90)
     left, right = some_term(rng, depth - 1), some_term(rng, rng.randint(0, depth - 1))
     made = rng.choice((operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod))
     if made in (operator.floordiv, operator.mod):
-        right = named("e", 7)
+        right = name_number("e", 7)
     return made(rng.choice((left, 3)), right) if rng.random() < 0.2 else made(left, right)
 
 
@@ -265,7 +275,7 @@ def test_what_a_term_prints_is_what_it_is_worth():
 
 
 def test_a_traced_number_is_the_number():
-    x = named("x", 12)
+    x = name_number("x", 12)
     assert isinstance(x, int) and x == 12 and hash(x) == hash(12)
     assert [0] * x == [0] * 12
     assert x * 0.5 == 6.0 and not isinstance(x * 0.5, Traced)
@@ -277,5 +287,5 @@ def test_terms_that_differ_in_a_number_are_added():
     assert (a * b + b * a * 2 + term(1) + a + term(4)).formula == "3·a·b + a + 5"
     assert total((a, a * -1)) == Number(0)
     assert (product((a, b)) / a).formula == "b"
-    assert term(-(-named("a", 17) // 4) * 4).formula == "4·ceil(a/4)"
+    assert term(-(-name_number("a", 17) // 4) * 4).formula == "4·ceil(a/4)"
     assert call("min", a, 5).text(False) == "min(2, 5)"

@@ -9,8 +9,8 @@ from tiny import name as named
 
 import zoo
 import zoo.run.layer  # (which reads torch's operators, before a test lays one of its own over them)
-from zoo.bench.kernels.cases import case, every_case, make
-from zoo.bench.kernels.errors import check, refusals
+from zoo.bench.kernels.cases import find_case, list_cases, make_inputs
+from zoo.bench.kernels.errors import check_case, list_refusals
 from zoo.bench.kernels.parts import Settings
 from zoo.errors import KernelError
 from zoo.generation.cache import Cache
@@ -22,7 +22,7 @@ from zoo.kernels.varlen import lay_varlen
 
 PACKAGE = {"flash2": {"flash-attn"}, "flash3": {"flash-attn-3"}, "flash4": {"flash-attn-4"}, "flash_torch": set()}
 HOPPER = (9, 0)
-CASES = {each.name: each for each in every_case()}
+CASES = {each.name: each for each in list_cases()}
 
 
 @pytest.fixture(params=PACKAGE)
@@ -38,14 +38,14 @@ def flash(request, monkeypatch):
 def test_every_case_equals_eager_forward_and_backward_or_is_refused(flash, name):
     for dtype in ("bfloat16", "float16"):
         standins.calls.clear()
-        row = check(flash, CASES[name], dtype, Settings("cpu", seed=7))
+        row = check_case(flash, CASES[name], dtype, Settings("cpu", seed=7))
         assert row.get("passed", "refused" in row), row
         assert bool(standins.calls) != ("refused" in row)
 
 
 def test_what_each_refuses_is_what_it_lacks(flash):
     def refused(name):
-        return refusals(flash, CASES[name], "bfloat16", "cpu")["forward"] is not None
+        return list_refusals(flash, CASES[name], "bfloat16", "cpu")["forward"] is not None
 
     never = {"learned bias", "learned bias, causal", "prefix", "tokens that all see", "latents of 576"}
     never |= {"padding and window", "one query, padded cache", "ring of a window, ALiBi", "chunk over a ring"}
@@ -64,14 +64,14 @@ def test_what_each_refuses_is_what_it_lacks(flash):
 
 def test_the_call_made_is_the_call_foretold(flash):
     """What `pick` says beforehand, for a GPU that is not at hand, is what the kernel then does."""
-    from zoo.bench.kernels.cases import ask
+    from zoo.bench.kernels.cases import make_ask
 
     for name, each in CASES.items():
-        if refusals(flash, each, "bfloat16", "cpu")["forward"] is not None:
+        if list_refusals(flash, each, "bfloat16", "cpu")["forward"] is not None:
             continue
-        foretold = KERNELS[flash].call(ask(each, torch.bfloat16, grad=False))
+        foretold = KERNELS[flash].call(make_ask(each, torch.bfloat16, grad=False))
         standins.calls.clear()
-        make(each, "cpu", torch.bfloat16).forward(flash)
+        make_inputs(each, "cpu", torch.bfloat16).forward(flash)
         assert [call.function for call in standins.calls] == [foretold.function], name
         given = standins.calls[0].arguments
         assert {key: given[key] for key in foretold.arguments} == foretold.arguments, name
@@ -231,7 +231,7 @@ def test_a_package_that_cannot_be_loaded_is_an_error_in_one_line(flash, monkeypa
 
     monkeypatch.setattr(KERNELS[flash], "module", broken)
     with pytest.raises(KernelError) as error:
-        make(case("causal"), "cpu", torch.bfloat16).forward(flash)
+        make_inputs(find_case("causal"), "cpu", torch.bfloat16).forward(flash)
     assert f"kernel: {flash}: {PACKAGE[flash].copy().pop()} is installed and cannot be loaded" in str(error.value)
     assert "libcudart.so.12" in str(error.value)
 
@@ -252,6 +252,6 @@ def test_the_hub_is_asked_only_by_name(name, repository, monkeypatch):
     monkeypatch.setitem(MACHINES, "cpu", Machine("cuda", HOPPER, ALL))
     monkeypatch.setitem(sys.modules, "kernels", types.SimpleNamespace(get_kernel=get_kernel))
     monkeypatch.setattr(KERNELS[name], "loaded", None)
-    row = check(name, case("window"), "bfloat16", Settings("cpu"))
+    row = check_case(name, find_case("window"), "bfloat16", Settings("cpu"))
     assert row["passed"]
     assert asked == [(f"kernels-community/{repository}", 1)]

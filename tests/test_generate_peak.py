@@ -7,10 +7,10 @@ from saved import told as told_of_sections
 from tiny import MIXED, spec_of
 from tracked import StorageTracker
 
-from zoo.analysis.solve import Room, largest_batch
+from zoo.analysis.solve import Room, find_largest_batch
 from zoo.compose import load
 from zoo.costs import Setup, price
-from zoo.costs.activations import PassShape, sections
+from zoo.costs.activations import PassShape, list_sections
 from zoo.costs.generating import generating
 from zoo.costs.shadow.layer import FEW_ROWS
 from zoo.costs.transient import Generation, _traced, measure_peaks
@@ -145,7 +145,7 @@ def test_the_largest_batch_that_is_said_to_fit_does_when_it_runs():
     """By plain causal attention in float32, for which a CPU and a GPU hold the same tensors but for norms' inside."""
     spec, room = spec_of(["vocab_size=5000"]), 3_000_000
     setup = Setup(context=CONTEXT, dtype="fp32")
-    found = largest_batch(spec, setup, Room(memory=room, usable=1.0, runtime=0))
+    found = find_largest_batch(spec, setup, Room(memory=room, usable=1.0, runtime=0))
     model = build(spec, device="cpu").eval()
     cache, tracker = Cache.allocate(model, found["batch"], CONTEXT), StorageTracker()
     tracker.know((*model.parameters(), *held_by(cache)))
@@ -180,7 +180,7 @@ def test_a_long_pass_through_a_loop_is_told_from_short_ones():
 def test_a_decoder_with_cross_attention_alone_keeps_what_autograd_saves():
     spec = spec_of(["cross=mha"])
     model = build(spec, device="cpu").train()
-    found = told_of_sections(spec, sections(spec, PassShape(batch=2, context=9, dtype="fp32", fused=False)))
+    found = told_of_sections(spec, list_sections(spec, PassShape(batch=2, context=9, dtype="fp32", fused=False)))
     ids, memory = torch.zeros(2, 9, dtype=torch.long), torch.randn(2, 9, spec.d_model)
     assert saved_by(model, lambda: model(ids, memory=memory)) == found
 

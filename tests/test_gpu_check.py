@@ -22,7 +22,7 @@ from zoo.kernels.sdpa import SDPA
 from zoo.run.builder import build
 
 CPU = Settings("cpu", quick=True)
-ALL = cases.every_case()
+ALL = cases.list_cases()
 LIMITS = timing.Limits({"float32": 1e12, "bfloat16": 2e12}, 1e11)
 
 
@@ -36,8 +36,8 @@ def ids(case):
 def test_names_of_cases_are_their_own_and_the_same_in_both_sizes():
     found = [case.name for case in ALL]
     assert len(set(found)) == len(found)
-    assert found == [case.name for case in cases.every_case(large=True)]
-    assert cases.case("sinks", large=True).head_dim == 128
+    assert found == [case.name for case in cases.list_cases(large=True)]
+    assert cases.find_case("sinks", large=True).head_dim == 128
 
 
 def dropped(case):
@@ -57,7 +57,7 @@ CHANGE_NOTHING = {("window wider than the row", "window"), ("ring of a window, A
 
 @pytest.mark.parametrize("case", ALL, ids=ids)
 def test_a_kernel_that_leaves_a_feature_out_gives_another_answer_by_far(case):
-    whole = cases.make(case, "cpu", torch.float64)
+    whole = cases.make_inputs(case, "cpu", torch.float64)
     y = whole.forward("eager")
     for field, change in dropped(case):
         alone = field == "causal" and (case.queries == 1 or "ring" in case.hides)
@@ -67,7 +67,7 @@ def test_a_kernel_that_leaves_a_feature_out_gives_another_answer_by_far(case):
         tensors = {name: each for name, each in whole.tensors.items() if name != "sinks" or less.sinks}
         hidden = whole.hidden if less.hides else {}
         other = replace(whole, case=less, tensors=tensors, hidden=hidden).forward("eager")
-        assert errors.errors(other, y)["norm"] > 0.05, field
+        assert errors.measure_errors(other, y)["norm"] > 0.05, field
 
 
 @pytest.mark.parametrize("case", ALL, ids=ids)
@@ -82,24 +82,27 @@ def test_a_case_asks_for_what_attention_asks_for(case, grad, monkeypatch):
         return kernels.KERNELS["eager"]
 
     monkeypatch.setattr(dispatch, "select", select)
-    inputs = cases.make(case, "cpu", torch.float32)
+    inputs = cases.make_inputs(case, "cpu", torch.float32)
     inputs.backward("auto") if grad else inputs.forward("auto")
-    assert asked == [cases.ask(case, torch.float32, grad=grad)]
+    assert asked == [cases.make_ask(case, torch.float32, grad=grad)]
 
 
 def test_a_seed_gives_the_same_numbers_in_every_dtype():
-    case = cases.case("sinks and window")
-    one, again = (cases.make(case, "cpu", torch.float32, seed=3) for _ in range(2))
-    low, other = cases.make(case, "cpu", torch.bfloat16, seed=3), cases.make(case, "cpu", torch.float32, seed=4)
+    case = cases.find_case("sinks and window")
+    one, again = (cases.make_inputs(case, "cpu", torch.float32, seed=3) for _ in range(2))
+    low, other = (
+        cases.make_inputs(case, "cpu", torch.bfloat16, seed=3),
+        cases.make_inputs(case, "cpu", torch.float32, seed=4),
+    )
     for name, tensor in one.tensors.items():
         assert torch.equal(tensor, again.tensors[name])
         assert torch.equal(tensor.bfloat16(), low.tensors[name])
         assert not torch.equal(tensor, other.tensors[name])
-    assert low.to(torch.float64).slope.dtype == torch.float64
+    assert low.to(torch.float64).output_gradient.dtype == torch.float64
 
 
 def test_padding_is_given_no_say():
-    inputs = cases.make(cases.case("padding on the left"), "cpu", torch.float64)
+    inputs = cases.make_inputs(cases.find_case("padding on the left"), "cpu", torch.float64)
     pads = ~inputs.real[..., 0, 0]
     answers = inputs.backward("eager")
     assert pads.any()
@@ -141,23 +144,23 @@ def others(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_kernel_that_leaves_windows_out_fails_where_there_are_some_and_passes_elsewhere(others, dtype):
-    assert errors.check("deaf", cases.case("causal"), dtype, CPU)["passed"]
-    row = errors.check("deaf", cases.case("window"), dtype, CPU)
+    assert errors.check_case("deaf", cases.find_case("causal"), dtype, CPU)["passed"]
+    row = errors.check_case("deaf", cases.find_case("window"), dtype, CPU)
     assert not row["passed"]
     assert row["forward"]["excess"] > 5
     assert row["backward"]["excess"] > 5
 
 
 def test_no_number_is_an_error_beyond_any_other(others):
-    row = errors.check("broken", cases.case("causal"), "float32", CPU)
+    row = errors.check_case("broken", cases.find_case("causal"), "float32", CPU)
     assert not row["passed"]
     assert row["forward"]["excess"] == math.inf
-    text = report.as_json(row)
+    text = report.format_report(row)
     assert json.loads(text)["forward"]["tensors"]["y"]["norm"] == "nan"
 
 
 def test_errors_are_the_difference_over_what_was_to_come():
-    found = errors.errors(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]))
+    found = errors.measure_errors(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]))
     assert found == {"largest": pytest.approx(0.125), "norm": pytest.approx(0.1)}
 
 
@@ -165,11 +168,11 @@ def test_twice_eagers_error_passes_and_more_does_not():
     exact = {"y": torch.ones(4, dtype=torch.float64)}
     eager = {"y": torch.full((4,), 1.01, dtype=torch.float64)}
     for error, passes in ((0.0199, True), (0.0202, True), (0.0212, False)):  # and a thousandth of bfloat16
-        assert errors.compared({"y": exact["y"] + error}, exact, eager, "bfloat16")["passed"] is passes
+        assert errors.compare_errors({"y": exact["y"] + error}, exact, eager, "bfloat16")["passed"] is passes
 
 
 def test_a_refusal_is_told_in_the_kernels_own_words():
-    row = errors.check("sdpa", cases.case("softcap"), "float32", CPU)
+    row = errors.check_case("sdpa", cases.find_case("softcap"), "float32", CPU)
     assert row["refused"] == "scaled_dot_product_attention has no softcap"
     assert "passed" not in row
 
@@ -207,7 +210,7 @@ def jobs(settings, *, runs):
 
 
 def rows_of(*runs, seconds=60.0):
-    return parts.together([CheckPart("part", partial(jobs, runs=runs), seconds)], CPU, time.monotonic() + seconds)
+    return parts.run_together([CheckPart("part", partial(jobs, runs=runs), seconds)], CPU, time.monotonic() + seconds)
 
 
 def test_what_raises_is_a_finding_and_the_rest_goes_on():
@@ -232,7 +235,7 @@ def test_what_hangs_is_stopped_in_time():
 
 def test_parts_beside_each_other_are_all_told_and_start_no_processes_of_their_own():
     group = [CheckPart("part", partial(jobs, runs=(run, threads)), 60.0, beside=True) for run in (fine, raises)]
-    rows = parts.together(group, CPU, time.monotonic() + 60)
+    rows = parts.run_together(group, CPU, time.monotonic() + 60)
     assert [row["name"] for row in rows] == ["fine", "threads", "raises", "threads"]
     assert [row["figure"] for row in rows if row["name"] == "threads"] == [1, 1]
 
@@ -250,10 +253,10 @@ def test_a_lost_device_leaves_the_rest_out(monkeypatch):
     def lost(device):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(parts, "finish", lost)
-    row = {"name": "one", **parts.attempt(raises, "cpu")}
+    monkeypatch.setattr(parts, "synchronize", lost)
+    row = {"name": "one", **parts.attempt_job(raises, "cpu")}
     assert row["lost"]
-    told = parts.collected("part", [["one", "two"], row], "its process ended with exit code 0")
+    told = parts.collect_rows("part", [["one", "two"], row], "its process ended with exit code 0")
     assert told == [
         {"name": "one", "raised": "NotImplementedError: not"},
         {"name": "two", "left_out": "the device was lost in 'one'"},
@@ -261,7 +264,7 @@ def test_a_lost_device_leaves_the_rest_out(monkeypatch):
 
 
 def test_a_process_that_says_nothing_is_a_failure():
-    assert parts.collected("part", [], "why") == [{"name": "part", "raised": "nothing was measured: why"}]
+    assert parts.collect_rows("part", [], "why") == [{"name": "part", "raised": "nothing was measured: why"}]
 
 
 # ---------------------------------------------------------------- figures
@@ -291,7 +294,7 @@ def test_on_cuda_a_call_takes_what_its_events_say(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     for spend, timed in ((60.0, timing.WARM + 1 + timing.MOST), (0.0, 3)):  # no time: warm up once, look once, time one
         calls = []
-        assert timing.seconds(lambda: calls.append(1), "cuda", spend=spend) == pytest.approx(1e-3)  # noqa: B023
+        assert timing.time_call(lambda: calls.append(1), "cuda", spend=spend) == pytest.approx(1e-3)  # noqa: B023
         assert len(calls) == timed
 
 
@@ -328,7 +331,7 @@ def test_mfu_is_the_textbooks_formula():
     assert spec.head.tied  # so that the table is the head's matrix, which counts
     attention = spec.blocks["layer"].attention
     flops = 6 * params + 12 * spec.n_layers * attention.n_heads * attention.head_dim * 64
-    found = training.shares(spec, 64, 1000.0, replace(CPU, limits=LIMITS))
+    found = training.compute_mfu(spec, 64, 1000.0, replace(CPU, limits=LIMITS))
     assert table in map(math.prod, spec_shapes(spec))
     assert found["flops_per_token"]["palm"] == flops
     assert found["mfu"] == {"measured": {name: each * 1000 / 2e12 for name, each in found["flops_per_token"].items()}}
@@ -338,8 +341,8 @@ def test_mfu_is_of_the_float32_rate_where_bf16_is_slower_and_left_out_above_one(
     spec = load(training.TINY.of, training.TINY.overrides)
     slow = replace(CPU, limits=replace(LIMITS, flops={"float32": 2e12, "bfloat16": 4e9}))
     fast = replace(CPU, limits=replace(LIMITS, flops={"float32": 4e9, "bfloat16": 2e12}))
-    assert training.shares(spec, 64, 1000.0, slow)["mfu"] == training.shares(spec, 64, 1000.0, fast)["mfu"]
-    assert training.shares(spec, 64, 1e9, fast)["mfu"] == {}
+    assert training.compute_mfu(spec, 64, 1000.0, slow)["mfu"] == training.compute_mfu(spec, 64, 1000.0, fast)["mfu"]
+    assert training.compute_mfu(spec, 64, 1e9, fast)["mfu"] == {}
 
 
 def spec_shapes(spec):
@@ -348,14 +351,14 @@ def spec_shapes(spec):
 
 def test_a_batch_is_as_large_as_its_price_allows():
     spec = load("llama3.2-1b")
-    free = [training.rows_that_fit(spec, 2048, gigabytes * 10**9) for gigabytes in (1, 40, 80, 10**4)]
+    free = [training.fit_rows(spec, 2048, gigabytes * 10**9) for gigabytes in (1, 40, 80, 10**4)]
     assert free[0] == 1
     assert free == sorted(free)
     assert free[3] == training.MOST_ROWS
 
 
 def test_decoding_reads_every_weight_but_the_table_and_all_that_is_held():
-    row = decoding.decode(decoding.DecodedModel("tiny", training.TINY.of, None, ("d_model=32", "d_ff=48")), CPU)
+    row = decoding.time_decoding(decoding.DecodedModel("tiny", training.TINY.of, None, ("d_model=32", "d_ff=48")), CPU)
     spec = load(training.TINY.of, ("d_model=32", "d_ff=48"))
     cache = 2 * spec.n_layers * 2 * 32 * 2 * row["context"]  # K and V, 2 heads of 32, 2 bytes
     row_of_table = 2 * 32
@@ -370,24 +373,26 @@ def window_rows(**seconds):
 
 
 def test_a_windows_gain_is_the_best_kernels_over_a_masked_sdpa():
-    found = speed.gain([*window_rows(sdpa=(3.0, 9.0), flash2=(1.0, 5.0), flex=(1.2, 4.5)), {"kernel": "sdpa"}])
+    found = speed.find_window_gain(
+        [*window_rows(sdpa=(3.0, 9.0), flash2=(1.0, 5.0), flex=(1.2, 4.5)), {"kernel": "sdpa"}]
+    )
     assert found["forward"] == {"kernel": "flash2", "ratio": 3.0}
     assert found["both"] == {"kernel": "flex", "ratio": 2.0}
     assert found["passed"]
-    assert not speed.gain(list(window_rows(sdpa=(3.0, 9.0), flash2=(1.0, 7.0))))["passed"]
-    assert speed.gain(list(window_rows(flash2=(1.0, 7.0)))) is None
+    assert not speed.find_window_gain(list(window_rows(sdpa=(3.0, 9.0), flash2=(1.0, 7.0))))["passed"]
+    assert speed.find_window_gain(list(window_rows(flash2=(1.0, 7.0)))) is None
 
 
 def test_scores_that_do_not_fit_are_not_tried(monkeypatch):
-    monkeypatch.setattr(speed, "_room", lambda device: 1e6)
-    assert speed.timed("eager", (1, 512, 2, 16), None, CPU) == {
-        "left_out": "its scores take 0.0 GB, of 0.0 GB that they may"
+    monkeypatch.setattr(speed, "_free_for_scores", lambda device: 1e6)
+    assert speed.time_passes("eager", (1, 512, 2, 16), None, CPU) == {
+        "left_out": "its scores take 0.0 GB, more than 0.0 GB, half of the free memory"
     }
 
 
 @pytest.mark.parametrize("name", ["rmsnorm", "layernorm", "rotary", "swiglu", "cross-entropy"])
 def test_libraries_that_are_not_there_are_said_to_be_missing(name, monkeypatch):
-    monkeypatch.setattr(pieces, "version", lambda package: None)
+    monkeypatch.setattr(pieces, "find_version", lambda package: None)
     row = pieces.time_piece(name, "liger", pieces.SMALL, Settings("cuda"))
     assert row["left_out"] == "liger-kernel is not installed"
 
@@ -420,11 +425,11 @@ def test_a_race_has_no_device(capsys):
 
 def test_the_time_of_all_parts_is_under_ten_minutes():
     assert checking.SECONDS < 600
-    named = {part.name for group in checking.parts() for part in group}
+    named = {part.name for group in checking.list_parts() for part in group}
     assert {f"errors {name}" for name in checking.ORDER} < named
-    assert {*checking.ORDER, *checking.requested()} == set(kernels.KERNELS)
-    asked = {part.name for group in checking.parts(fetched=True) for part in group}
-    assert asked - named == {f"{kind} {name}" for kind in ("errors", "speed") for name in checking.requested()}
+    assert {*checking.ORDER, *checking.list_on_request()} == set(kernels.KERNELS)
+    asked = {part.name for group in checking.list_parts(fetched=True) for part in group}
+    assert asked - named == {f"{kind} {name}" for kind in ("errors", "speed") for name in checking.list_on_request()}
 
 
 IN_SMALL = pytest.mark.xdist_group("gpu_check")  # one worker, as they share a run
@@ -442,9 +447,9 @@ def whole(tmp_path_factory):
 @IN_SMALL
 def test_a_whole_run_in_small_finds_nothing_wrong(whole):
     code, found, file = whole
-    assert checking.failures(found) == []
+    assert checking.list_failures(found) == []
     assert code == 0
-    assert file.name == report.name_of(found)
+    assert file.name == report.name_file(found)
     assert file.name.endswith("cpu.json")
 
 
@@ -454,7 +459,7 @@ def test_every_kernel_is_asked_every_case(whole):
     for kernel in checking.ORDER:
         found = {row["case"] for row in rows if row["kernel"] == kernel}
         assert found == {case.name for case in ALL}
-    states = {checking.state(row) for row in rows if row["kernel"] == "eager"}
+    states = {checking.name_state(row) for row in rows if row["kernel"] == "eager"}
     assert states == {"passed"}
 
 
@@ -473,7 +478,7 @@ def test_what_was_measured_is_there_and_above_nothing(whole):
 
 @IN_SMALL
 def test_the_table_fits_a_page_and_says_what_it_is_not(whole):
-    lines = report.table(whole[1]).splitlines()
+    lines = report.format_table(whole[1]).splitlines()
     assert "cpu, quick: not a GPU result" in lines
     assert len([line for line in lines if line]) <= 45
     assert max(map(len, lines)) <= 180
@@ -490,11 +495,11 @@ def test_failures_are_named_and_end_with_exit_code_one(whole, capsys, monkeypatc
     errors_row["forward"] = {**errors_row["forward"], "passed": False, "excess": 3.0}
     found["training"][0] = {"name": "train tiny", "raised": "OutOfMemoryError: 80 GB"}
     found["quick"], found["window"] = False, {"passed": False, "least": 1.5, "length": 8, "window": 2}
-    named = checking.failures(found)
+    named = checking.list_failures(found)
     assert [line.partition(":")[0] for line in named] == ["eager", "flex", "train tiny", "window"]
     assert "not checked: its 40 s were over" in named[1]
     assert "3.0 × what is allowed" in named[0]
-    monkeypatch.setattr(checking, "check", lambda *_, **__: found)
+    monkeypatch.setattr(checking, "check_kernels", lambda *_, **__: found)
     assert run(["bench", "kernels", "--device", "cpu", "--quick"]) == 1
     shown = capsys.readouterr()
     assert "4 failures" in shown.out

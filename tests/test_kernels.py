@@ -128,7 +128,7 @@ SMALL_CASES = [*cases._plain(TINY), *cases._scored(TINY), *cases._unequal(TINY)]
 )
 def test_eager_gradients_are_right_in_float64_in_every_case(case):
     """Of queries, keys, values, sinks and a learned table, against differences of the function itself."""
-    inputs = cases.make(case, CPU, torch.float64)
+    inputs = cases.make_inputs(case, CPU, torch.float64)
     leaves = [each.requires_grad_() for each in inputs.tensors.values()]
 
     def run(*given):

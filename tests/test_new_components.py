@@ -19,7 +19,7 @@ from torch import Tensor, float32, relu
 from torch.nn.functional import elu, silu
 
 from zoo.costs import price
-from zoo.costs.activations import PassShape, sections
+from zoo.costs.activations import PassShape, list_sections
 from zoo.costs.shadow import UnknownOperation
 from zoo.model.activation import Activation
 from zoo.run.builder import build
@@ -200,7 +200,7 @@ def spec_with(name):
 def test_what_a_new_component_keeps_is_what_autograd_saves(name):
     spec = spec_with(name)
     model = build(spec, device="cpu").train()
-    assert told(spec, sections(spec, PassShape(batch=2, context=6, dtype="fp32", fused=False))) == saved_by(
+    assert told(spec, list_sections(spec, PassShape(batch=2, context=6, dtype="fp32", fused=False))) == saved_by(
         model, passes(model, spec, 2, 6)
     )
 
@@ -226,7 +226,7 @@ def test_what_torch_refuses_has_no_figure(name):
     with pytest.raises((RuntimeError, IndexError, TypeError)):
         build(spec, device="cpu")(torch.zeros(2, 6, dtype=torch.long))
     with pytest.raises(UnknownOperation):
-        sections(spec, PassShape(batch=2, context=6))
+        list_sections(spec, PassShape(batch=2, context=6))
 
 
 ODD_NORM = '''

@@ -133,11 +133,11 @@ def test_a_batch_adds_its_activations_and_no_states():
 
 
 def test_gradients_of_the_pieces_are_those_of_the_model():
-    from zoo.costs.activations import PassShape, sections
+    from zoo.costs.activations import PassShape, list_sections
 
     for name in ("llama3-8b", "mixtral-8x7b", "gpt2", "deepseek-v2-lite"):
         spec = load(name, [])
-        found = sections(spec, PassShape(context=64))
+        found = list_sections(spec, PassShape(context=64))
         left = sum(found[f"layer:{kind}"].gradients for kind in spec.pattern)
         left += found["loss"].gradients + found["embedding"].gradients
         left -= 2 * spec.vocab_size * spec.d_model if spec.head.tied else 0

@@ -10,7 +10,7 @@ from loaded import load
 from zoo.cli import run
 from zoo.costs import Setup
 from zoo.errors import ConfigError
-from zoo.report.plot import contexts, draw_models
+from zoo.report.plot import draw_models, list_contexts
 
 
 def written(file: Path) -> str:
@@ -58,10 +58,10 @@ def test_the_command_draws_beside_its_table(tmp_path: Path, capsys) -> None:
 
 
 def test_contexts_go_up_to_the_longest() -> None:
-    assert contexts(100) == [100]
-    assert contexts(8192)[0] == 128
-    assert contexts(8192)[-1] == 8192
-    assert contexts(8192) == sorted(contexts(8192))
+    assert list_contexts(100) == [100]
+    assert list_contexts(8192)[0] == 128
+    assert list_contexts(8192)[-1] == 8192
+    assert list_contexts(8192) == sorted(list_contexts(8192))
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from tiny import spec_of
 
-from zoo.analysis.explain.flops import flops as explain_flops
-from zoo.analysis.explain.parameters import parameters as explain_parameters
-from zoo.analysis.explain.terms import trace
+from zoo.analysis.explain.flops import list_flops_lines as explain_flops
+from zoo.analysis.explain.parameters import list_parameter_lines as explain_parameters
+from zoo.analysis.explain.terms import trace_spec
 from zoo.costs import Setup, price
 from zoo.costs.operators import Widths, operators
 from zoo.costs.parallel import fullest, stages
@@ -134,7 +134,7 @@ def test_parts_of_other_names_are_shared_out_the_same(both):
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_parts_of_other_names_are_explained_by_the_same_formulas(both, convention):
     def explained(spec):
-        table = tabulate(trace(spec))
+        table = tabulate(trace_spec(spec))
         lines = [*explain_parameters(table), *explain_flops(table, Setup(convention=convention, context=40))]
         return [line.row() | {"source": ""} for line in lines]  # a source names the class
 

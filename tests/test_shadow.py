@@ -9,9 +9,18 @@ import torch.nn.functional as F
 from saved import saved
 from tiny import model_of, spec_of
 
-from zoo.costs.activations import PassShape, sections
-from zoo.costs.shadow import DTYPES, UnknownOperation, collect_saved, fresh, names, reached, shaded, taping
-from zoo.costs.shadow.tensor import view_strides
+from zoo.costs.activations import PassShape, list_sections
+from zoo.costs.shadow import (
+    DTYPES,
+    UnknownOperation,
+    collect_saved,
+    find_reached,
+    make_shadow,
+    names,
+    replace_torch,
+    taping,
+)
+from zoo.costs.shadow.strides import view_strides
 
 # Each takes torch and its functional, or their shadows, and x [2, 6, 8], y of the same shape, a matrix w [5, 8], a
 # vector v [8], a whole-numbered i [2, 6, 8] below 6 and a mask b [2, 6, 8].
@@ -149,11 +158,11 @@ def of_torch(run, dtype):
 
 def of_shadow(run, dtype):
     kind = DTYPES[str(dtype).removeprefix("torch.")]
-    grown = {name: fresh((2, 6, 8), kind, name, grad=True) for name in ("x", "y")}
-    fixed = {"w": fresh((5, 8), kind, grad=True, held=True), "v": fresh((8,), kind, grad=True, held=True)}
-    whole = {"i": fresh((2, 6, 8), DTYPES["int64"], "i"), "b": fresh((2, 6, 8), DTYPES["bool"], "b")}
+    grown = {name: make_shadow((2, 6, 8), kind, name, grad=True) for name in ("x", "y")}
+    fixed = {"w": make_shadow((5, 8), kind, grad=True, held=True), "v": make_shadow((8,), kind, grad=True, held=True)}
+    whole = {"i": make_shadow((2, 6, 8), DTYPES["int64"], "i"), "b": make_shadow((2, 6, 8), DTYPES["bool"], "b")}
     result = run(names.torch, names.F, Given(**grown, **fixed, **whole))
-    return result, Counter(each.nbytes for each in collect_saved(reached([result])))
+    return result, Counter(each.nbytes for each in collect_saved(find_reached([result])))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -196,7 +205,7 @@ def test_a_view_is_one_exactly_where_torch_has_one(seed):
 
 def test_an_unknown_operation_is_named():
     with taping("cpu"):
-        x = fresh((2, 3), DTYPES["float32"], "x", grad=True)
+        x = make_shadow((2, 3), DTYPES["float32"], "x", grad=True)
         for ask in (lambda: names.F.no_such_thing(x), lambda: x.no_such_thing(), lambda: names.torch.nowhere):
             with pytest.raises(UnknownOperation, match=r"no_such_thing|nowhere"):
                 ask()
@@ -204,16 +213,16 @@ def test_an_unknown_operation_is_named():
 
 def test_nothing_is_kept_without_gradients():
     with taping("cpu"):
-        x = fresh((2, 3), DTYPES["float32"], "x", grad=True)
+        x = make_shadow((2, 3), DTYPES["float32"], "x", grad=True)
         with names.torch.no_grad():
             assert not x.exp().requires_grad
-        assert not x.detach().exp().requires_grad and not collect_saved(reached([x.detach().exp()]))
+        assert not x.detach().exp().requires_grad and not collect_saved(find_reached([x.detach().exp()]))
         assert x.exp().requires_grad
 
 
 def test_memory_is_live_while_something_holds_it():
     with taping("cpu") as tape:
-        x = fresh((4, 8), DTYPES["float32"], "x", grad=True)
+        x = make_shadow((4, 8), DTYPES["float32"], "x", grad=True)
         y = x + 1
         assert tape.live == 2 * 128
         z = y.exp()
@@ -238,11 +247,11 @@ def test_a_pass_on_shadows_leaves_the_code_at_work_as_it_was():
     thread = threading.Thread(target=run)
     thread.start()
     for _ in range(30):
-        sections(spec_of(), PassShape(context=9))
+        list_sections(spec_of(), PassShape(context=9))
     stop.set()
     thread.join()
     assert not faults
 
 
 def test_shading_leaves_what_has_no_tensors():
-    assert shaded(len) is len and shaded(3) == 3 and shaded(Counter) is Counter
+    assert replace_torch(len) is len and replace_torch(3) == 3 and replace_torch(Counter) is Counter

@@ -10,9 +10,17 @@ from loaded import load
 from tiny import MIXED, spec_of
 
 import zoo
-from zoo.analysis.solve import Budget, Room, largest_batch, largest_context, shapes, smaller_caches, smallest_gpus
-from zoo.analysis.solve.fit import needed
-from zoo.analysis.solve.search import crossing, reach
+from zoo.analysis.solve import (
+    Budget,
+    Room,
+    find_fewest_gpus,
+    find_largest_batch,
+    find_largest_context,
+    find_smaller_caches,
+    solve_shapes,
+)
+from zoo.analysis.solve.fit import price_memory
+from zoo.analysis.solve.search import find_crossing, find_reach
 from zoo.compose.targets import list_packaged
 from zoo.costs import Setup, price
 from zoo.costs.cache import kv_cache
@@ -62,9 +70,9 @@ def test_a_crossing_is_where_counting_up_finds_it() -> None:
     for _ in range(500):
         values, (low, high) = growing(chance), sorted(chance.choices(range(1, 80), k=2))
         held = [n for n in range(low, high + 1) if values[n] <= 1]
-        assert crossing(values.__getitem__, low, high) == max(held, default=low - 1)
+        assert find_crossing(values.__getitem__, low, high) == max(held, default=low - 1)
         held = [n for n in range(1, high + 1) if values[n] <= 1]
-        assert reach(values.__getitem__, high) == max(held, default=0)
+        assert find_reach(values.__getitem__, high) == max(held, default=0)
 
 
 def test_a_straight_line_takes_few_looks_and_a_bent_one_not_many() -> None:
@@ -75,7 +83,7 @@ def test_a_straight_line_takes_few_looks_and_a_bent_one_not_many() -> None:
             seen.add(at)
             return figure(at)
 
-        assert figure(found := reach(look, 1 << 24)) <= 1 < figure(found + 1)
+        assert figure(found := find_reach(look, 1 << 24)) <= 1 < figure(found + 1)
         return len(seen)
 
     assert looks(lambda n: (16e9 + 1.07e9 * n) / 75e9) <= 5
@@ -90,7 +98,7 @@ def test_a_straight_line_takes_few_looks_and_a_bent_one_not_many() -> None:
 @pytest.mark.parametrize(("gpu", "batch"), [("h100", 55), ("h200", 110), ("l40s", 24), ("rtx-5090", 12)])
 def test_llama_3_8b_takes_as_many_sequences_as_worked_out_by_hand(gpu: str, batch: int) -> None:
     """floor((0.9 × memory − 1.5 GB − 16.06 GB of weights) / 1.074 GB of cache at 8k tokens)."""
-    answer = largest_batch(load("llama3-8b"), Setup(), room_for(gpu), prefill=False)
+    answer = find_largest_batch(load("llama3-8b"), Setup(), room_for(gpu), prefill=False)
     assert answer["batch"] == batch
     by_hand = (0.9 * hardware(gpu).memory - 1.5e9 - 2 * 8030261248) / (2 * 32 * 8 * 128 * 2 * 8192)
     assert int(by_hand) == batch
@@ -98,7 +106,7 @@ def test_llama_3_8b_takes_as_many_sequences_as_worked_out_by_hand(gpu: str, batc
 
 def test_reading_the_prompts_takes_room_from_the_batch() -> None:
     spec, room = load("llama3-8b"), room_for("h100")
-    whole, cache_only = (largest_batch(spec, Setup(), room, prefill=prefill) for prefill in (True, False))
+    whole, cache_only = (find_largest_batch(spec, Setup(), room, prefill=prefill) for prefill in (True, False))
     assert whole["batch"] < cache_only["batch"]
     assert set(whole["needed"]) - set(cache_only["needed"]) == {"prefill"}
 
@@ -119,7 +127,7 @@ def a_case(chance: random.Random, kind: str):
 @pytest.mark.parametrize("name", ["batch", "context"])
 def test_the_answer_fits_and_one_more_does_not(name: str, kind: str) -> None:
     chance = random.Random(f"{name} {kind}")
-    solve = {"batch": largest_batch, "context": largest_context}[name]
+    solve = {"batch": find_largest_batch, "context": find_largest_context}[name]
     for _ in range(6):
         spec, setup, train, prefill = a_case(chance, kind)
         memory = round(peak(spec, setup, train, prefill) * chance.uniform(0.9, 6))
@@ -150,23 +158,23 @@ def test_a_small_answer_is_the_one_that_trying_every_batch_finds() -> None:
             for batch in range(1, 30)
             if peak(spec, dataclasses.replace(setup, batch=batch), train, prefill) <= 0.8 * room.memory - 1000
         ]
-        answer = largest_batch(spec, setup, room, train=train, prefill=prefill, most=29)
+        answer = find_largest_batch(spec, setup, room, train=train, prefill=prefill, most=29)
         assert answer["batch"] == max(fitting, default=0)
 
 
 def test_more_room_never_takes_less_and_more_sequences_are_never_longer() -> None:
     spec = load("gemma2-2b")
-    batches = [largest_batch(spec, Setup(), Room(memory=gb * 10**9))["batch"] for gb in (12, 16, 24, 48, 80, 141)]
+    batches = [find_largest_batch(spec, Setup(), Room(memory=gb * 10**9))["batch"] for gb in (12, 16, 24, 48, 80, 141)]
     assert batches == sorted(batches) and batches[0] < batches[-1]
     room = Room(memory=48 * 10**9)
-    contexts = [largest_context(spec, Setup(batch=batch), room)["context"] for batch in (1, 2, 5, 20, 100)]
+    contexts = [find_largest_context(spec, Setup(batch=batch), room)["context"] for batch in (1, 2, 5, 20, 100)]
     assert contexts == sorted(contexts, reverse=True) and contexts[0] > contexts[-1]
 
 
 def test_windows_that_are_full_leave_the_longest_context_to_the_layers_that_see_all() -> None:
     """Half of Gemma 2's layers keep 4,096 tokens at most: beyond, a token costs the other half alone."""
     spec, room = load("gemma2-9b"), Room(memory=80 * 10**9)
-    answer = largest_context(spec, Setup(), room, prefill=False)
+    answer = find_largest_context(spec, Setup(), room, prefill=False)
     a_layer = 2 * 8 * 256 * 2
     left = room.bytes - 2 * 9241705984 - 21 * 4096 * a_layer
     assert answer["context"] == left // (21 * a_layer)
@@ -174,26 +182,26 @@ def test_windows_that_are_full_leave_the_longest_context_to_the_layers_that_see_
 
 def test_a_context_past_the_trained_one_is_said_to_be_and_a_table_of_positions_ends_the_search() -> None:
     room = Room(memory=80 * 10**9)
-    (note,) = largest_context(load("llama3-8b"), Setup(), room)["notes"]
+    (note,) = find_largest_context(load("llama3-8b"), Setup(), room)["notes"]
     assert "max_seq_len is 8,192" in note
-    answer = largest_context(load("gpt2"), Setup(), room)
+    answer = find_largest_context(load("gpt2"), Setup(), room)
     assert answer["context"] == 1024 and "1,024" in answer["notes"][0]
-    answer = largest_context(load("llama3-8b"), Setup(), room, most=5000)
+    answer = find_largest_context(load("llama3-8b"), Setup(), room, most=5000)
     assert answer["context"] == 5000 and answer["notes"] == ["searched no further than 5,000"]
 
 
 def test_what_binds_is_what_one_more_sequence_takes_most_of() -> None:
     room = room_for("h100")
-    assert largest_batch(load("llama3-8b"), Setup(), room)["binds"] == "kv_cache"
-    assert largest_batch(load("deepseek-v2-lite"), Setup(context=64), room)["binds"] == "prefill"
-    assert largest_batch(load("llama3-70b"), Setup(), room)["binds"] == "weights"
+    assert find_largest_batch(load("llama3-8b"), Setup(), room)["binds"] == "kv_cache"
+    assert find_largest_batch(load("deepseek-v2-lite"), Setup(context=64), room)["binds"] == "prefill"
+    assert find_largest_batch(load("llama3-70b"), Setup(), room)["binds"] == "weights"
 
 
 def test_an_encoder_is_fitted_for_training_alone() -> None:
     spec, room = load("bert-base"), room_for("l4")
     with pytest.raises(ConfigError, match="generates nothing"):
-        largest_batch(spec, Setup(), room)
-    assert largest_batch(spec, Setup(), room, train=True)["batch"] > 1
+        find_largest_batch(spec, Setup(), room)
+    assert find_largest_batch(spec, Setup(), room, train=True)["batch"] > 1
 
 
 def test_a_room_of_nothing_is_refused() -> None:
@@ -209,18 +217,18 @@ def test_a_room_of_nothing_is_refused() -> None:
 def test_the_fewest_gpus_hold_it_and_the_layout_before_did_not(train: bool) -> None:
     spec = load("llama3.2-3b")
     rooms = [room_for(gpu) for gpu in ("t4", "l4", "l40s", "h100", "b200")]
-    rows = smallest_gpus(spec, Setup(context=2048), rooms, train=train)
+    rows = find_fewest_gpus(spec, Setup(context=2048), rooms, train=train)
     assert {row["room"]["gpu"] for row in rows} == {room.gpu for room in rooms}
     order = [(not row["fits"], row["memory_total"]) for row in rows]
     assert order == sorted(order)
     for row in rows:
         layout = {key: row[key] for key in ("tp", "dp", "zero") if key in row}
-        assert row["needed"] == needed(spec, Setup(context=2048, **layout), train=train)
+        assert row["needed"] == price_memory(spec, Setup(context=2048, **layout), train=train)
         assert row["fits"] == (row["needed"]["total"] <= row["room"]["bytes"])
         assert row["memory_total"] == row["gpus"] * row["room"]["memory"]
         if row["fits"] and row["gpus"] > 1:
             fewer = Setup(context=2048, **({"dp": row["gpus"] // 2, "zero": 3} if train else {"tp": row["gpus"] // 2}))
-            assert needed(spec, fewer, train=train)["total"] > row["room"]["bytes"]
+            assert price_memory(spec, fewer, train=train)["total"] > row["room"]["bytes"]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +253,7 @@ def test_one_gpu_takes_what_stats_says_and_several_share_it(model: str) -> None:
 
 def test_a_division_that_the_heads_do_not_take_is_passed_over() -> None:
     """Gemma 3's 4 query heads are not divided by 8."""
-    (row,) = smallest_gpus(load("gemma3-1b"), Setup(), [Room(memory=400 * 10**6, usable=1, runtime=0)])
+    (row,) = find_fewest_gpus(load("gemma3-1b"), Setup(), [Room(memory=400 * 10**6, usable=1, runtime=0)])
     assert not row["fits"] and row["gpus"] == 4
     assert "8" in row["refused"]
 
@@ -267,7 +275,7 @@ RECIPES = [
 
 @pytest.mark.parametrize(("model", "overrides", "budget"), RECIPES, ids=lambda value: str(value))
 def test_a_shape_costs_what_its_overrides_are_priced_at_and_no_more_than_the_budget(model, overrides, budget) -> None:
-    found = shapes(model, overrides, Budget(params=budget))
+    found = solve_shapes(model, overrides, Budget(params=budget))
     assert [each["share"] for each in found] == sorted((each["share"] for each in found), reverse=True)
     assert found[0]["share"] > 0.98
     for each in found[:2]:
@@ -280,13 +288,13 @@ def test_a_shape_costs_what_its_overrides_are_priced_at_and_no_more_than_the_bud
 
 @pytest.mark.parametrize(("model", "overrides", "budget"), [RECIPES[1], RECIPES[4]], ids=str)
 def test_a_built_shape_has_the_parameters_it_was_solved_for(model, overrides, budget) -> None:
-    first = shapes(model, overrides, Budget(params=budget))[0]
+    first = solve_shapes(model, overrides, Budget(params=budget))[0]
     built = zoo.build(model, first["overrides"], device="meta")
     assert sum(parameter.numel() for parameter in built.parameters()) == first["figures"]["params"]
 
 
 def test_a_wider_feed_forward_would_cost_more_than_the_budget() -> None:
-    for each in shapes("llama", [], Budget(params=1e9)):
+    for each in solve_shapes("llama", [], Budget(params=1e9)):
         step = 64 if each["d_model"] < 2048 else 128
         usual = each["d_model"] * 14336 / 4096
         wider = each["d_ff"] + step
@@ -297,17 +305,17 @@ def test_a_wider_feed_forward_would_cost_more_than_the_budget() -> None:
 
 
 def test_the_nearest_shape_may_cost_more() -> None:
-    below = shapes("gpt2", [], Budget(params=2e8), count=8)
-    near = shapes("gpt2", [], Budget(params=2e8), count=8, nearest=True)
+    below = solve_shapes("gpt2", [], Budget(params=2e8), count=8)
+    near = solve_shapes("gpt2", [], Budget(params=2e8), count=8, nearest=True)
     assert any(each["share"] > 1 for each in near)
     assert abs(1 - near[0]["share"]) <= abs(1 - below[0]["share"])
 
 
 def test_what_the_user_sets_stays() -> None:
-    for each in shapes("llama", ["d_model=2048", "n_layers=20"], Budget(params=1.5e9)):
+    for each in solve_shapes("llama", ["d_model=2048", "n_layers=20"], Budget(params=1.5e9)):
         assert (each["d_model"], each["n_layers"]) == (2048, 20)
         assert each["overrides"][:2] == ["d_model=2048", "n_layers=20"]
-    for each in shapes("llama", ["d_ff=4096", "n_kv_heads=4"], Budget(params=1e9)):
+    for each in solve_shapes("llama", ["d_ff=4096", "n_kv_heads=4"], Budget(params=1e9)):
         assert (each["d_ff"], each["n_kv_heads"]) == (4096, 4)
 
 
@@ -321,7 +329,7 @@ def test_what_the_user_sets_stays() -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_other_budgets_are_met_as_nearly(budget, figure) -> None:
-    for each in shapes("llama", [], Budget(**budget), Setup(context=2048)):
+    for each in solve_shapes("llama", [], Budget(**budget), Setup(context=2048)):
         ((name, most),) = budget.items()
         spent = figure(zoo.stats("llama", each["overrides"], context=2048))
         assert each["figures"][name] == spent
@@ -329,8 +337,8 @@ def test_other_budgets_are_met_as_nearly(budget, figure) -> None:
 
 
 def test_a_budget_of_keys_and_values_leaves_fewer_key_heads() -> None:
-    free = {each["d_model"]: each for each in shapes("llama", [], Budget(params=1e9))}
-    tight = shapes("llama", [], Budget(params=1e9, kv_bytes_per_token=15e3))
+    free = {each["d_model"]: each for each in solve_shapes("llama", [], Budget(params=1e9))}
+    tight = solve_shapes("llama", [], Budget(params=1e9, kv_bytes_per_token=15e3))
     for each in tight:
         assert zoo.stats("llama", each["overrides"])["kv_cache"]["bytes_per_token"] <= 15e3
         assert each["figures"]["params"] <= 1e9
@@ -346,9 +354,9 @@ def test_the_aspect_searched_is_that_of_nine_packaged_models_in_ten() -> None:
 
 def test_a_budget_that_no_shape_meets_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^shape: none of this recipe"):
-        shapes("llama", [], Budget(params=1e6))
+        solve_shapes("llama", [], Budget(params=1e6))
     with pytest.raises(ConfigError, match=r"from 5000 to 9000"):
-        shapes("llama", [], Budget(params=1e9), aspect=(5000, 9000))
+        solve_shapes("llama", [], Budget(params=1e9), aspect=(5000, 9000))
     with pytest.raises(ConfigError, match=r"^params: no budget"):
         Budget(kv_bytes_per_token=1e4)
     with pytest.raises(ConfigError, match=r"^params: must be above 0"):
@@ -363,7 +371,7 @@ def test_a_smaller_cache_is_the_largest_that_keeps_to_its_budget(model: str) -> 
     setup = Setup(batch=3)
     held = kv_cache(load(model), setup)["bytes"]
     most = 0.6 * held
-    found = smaller_caches(model, [], most, setup)
+    found = find_smaller_caches(model, [], most, setup)
     assert found[0] == {"change": None, "overrides": [], "bytes": held, "fits": False}
     assert len(found) > 1
     for each in found[1:]:
@@ -374,7 +382,7 @@ def test_a_smaller_cache_is_the_largest_that_keeps_to_its_budget(model: str) -> 
 
 
 def test_a_cache_within_its_budget_is_left_as_it_is() -> None:
-    (only,) = smaller_caches("llama3-8b", [], 2e9, Setup())
+    (only,) = find_smaller_caches("llama3-8b", [], 2e9, Setup())
     assert only["fits"] and only["overrides"] == []
     with pytest.raises(ConfigError, match="keeps no cache"):
-        smaller_caches("bert-base", [], 1e6, Setup())
+        find_smaller_caches("bert-base", [], 1e6, Setup())

@@ -8,7 +8,7 @@ import shlex
 import pytest
 from loaded import load
 
-from zoo.analysis.solve import Budget, Room, largest_batch, shapes
+from zoo.analysis.solve import Budget, Room, find_largest_batch, solve_shapes
 from zoo.cli import run
 from zoo.costs import Setup
 from zoo.costs.hardware import hardware
@@ -28,10 +28,10 @@ def failed(capsys: pytest.CaptureFixture[str], code: int, *args: str) -> str:
 def test_json_is_the_answer_of_the_function(capsys: pytest.CaptureFixture[str]) -> None:
     room = Room(memory=hardware("h100").memory, gpu="h100")
     out = answered(capsys, "batch", "llama3-8b", "attention=mqa", "--gpu", "h100", "--context", "4096", "--json")
-    expected = largest_batch(load("llama3-8b", ["attention=mqa"]), Setup(gpu="h100", context=4096), room)
+    expected = find_largest_batch(load("llama3-8b", ["attention=mqa"]), Setup(gpu="h100", context=4096), room)
     assert json.loads(out) == expected
     out = answered(capsys, "shape", "--params", "1B", "--json")
-    assert json.loads(out) == shapes("llama", [], Budget(params=1e9))
+    assert json.loads(out) == solve_shapes("llama", [], Budget(params=1e9))
 
 
 def test_the_printed_command_reproduces_the_printed_count(capsys: pytest.CaptureFixture[str]) -> None:

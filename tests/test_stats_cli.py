@@ -17,7 +17,7 @@ from zoo.cli.setup import HELP, read_amount
 from zoo.cli.showing import shorten_labels, split_words
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
-from zoo.report.figures import cost_table, unit_of
+from zoo.report.figures import cost_table, find_unit
 from zoo.report.units import change, readable, seconds
 
 
@@ -263,7 +263,7 @@ def test_labels_are_short_and_never_the_same() -> None:
     ],
 )
 def test_a_figure_has_its_unit_by_its_name(path: str, unit: str) -> None:
-    assert unit_of(path) == unit
+    assert find_unit(path) == unit
 
 
 def test_numbers_are_written_for_people() -> None:

@@ -1,7 +1,7 @@
-"""What was counted, held against the model itself: built, run and trained for one step in torch's fake mode.
+"""Compare the figures of `zoo stats` with the model itself, built, run and trained for one step in torch's fake mode.
 
-A fake tensor has a shape, a dtype and a device but no storage: the program is the real one, kernel by kernel, and a
-model of any size takes seconds and no memory. What is measured is what a CPU would do.
+A fake tensor has a shape, a dtype and a device, but no storage. The program is the real one, kernel by kernel, and a
+model of any size takes seconds and no memory. The measurements are those of a CPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo.costs.activations import PassShape, sections
+from zoo.costs.activations import PassShape, list_sections
 from zoo.costs.cache import kv_cache
 from zoo.costs.flops import core_flops, memory_flops, product_flops, row_flops
 from zoo.costs.memory import training
@@ -31,15 +31,18 @@ from zoo.run.builder import build, resolve_dtype
 Row = dict[str, Any]
 
 PROBE = 64
-"""Tokens of the row that FLOPs are counted for: they are a sum over tokens and pairs, so that any length will do."""
+"""Tokens of the row whose FLOPs are counted. Any length would do, because FLOPs are a sum over tokens and pairs."""
 
 CLOSE = 0.02
-"""How far the peak may be from torch's: it is told from pieces of a pass, and rounded by neither."""
+"""The relative difference allowed between our peak and torch's: ours is put together from sections of a pass."""
 
 
 def verify(spec: Any, setup: Setup | None = None) -> list[Row]:
-    """Each figure of `zoo stats` that a model can be asked for: `name`, what was `counted`, what was `found`, whether
-    the two are `equal` (None where it could not be asked), and a `note` on how it was measured. Imports torch."""
+    """Verify each figure of `zoo stats` that can be measured on a model. Imports torch.
+
+    A row holds the figure's `name`, the number `counted` by zoo.costs, the one `found` in the model, whether they are
+    `equal` (None if it could not be measured), and a `note` on how it was measured.
+    """
     setup = setup or Setup()
     rows = [_row("parameters", count_parameters(spec)["total"], _held(spec), "the built model's parameters")]
     with _fake(spec, setup.dtype) as model:
@@ -52,7 +55,7 @@ def verify(spec: Any, setup: Setup | None = None) -> list[Row]:
 
 
 def _row(name: str, counted: float, found: float, note: str, within: float = 0.0) -> Row:
-    """One comparison; `within` is the relative difference that still counts as equal."""
+    """Make a row; `within` is the relative difference that still counts as equal."""
     equal = abs(counted - found) <= within * abs(found)
     return {"name": name, "counted": counted, "found": found, "equal": equal, "note": note}
 
@@ -63,8 +66,13 @@ def _held(spec: Any) -> int:
 
 @contextmanager
 def _fake(spec: Any, dtype: str) -> Iterator[nn.Module]:
+<<<<<<< HEAD
     """The model of fake tensors on the CPU, in fake mode."""
     kind = resolve_dtype("bf16" if dtype == "fp8" else dtype)
+=======
+    """Enter fake mode, with the model built of fake tensors on the CPU."""
+    kind = torch_dtype("bf16" if dtype == "fp8" else dtype)
+>>>>>>> w/worda
     model = build(spec, device="meta", dtype=kind).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in model.modules():
@@ -81,12 +89,12 @@ def _ids(spec: Any, batch: int, tokens: int) -> torch.Tensor:
 
 
 def _inputs(spec: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What a pass over as many tokens as are read takes."""
+    """Give a pass's other inputs: for an encoder-decoder, as many decoder tokens as encoder tokens."""
     return {"decoder_input_ids": ids.clone()} if spec.kind == "encoder_decoder" else {}
 
 
 def _flops(spec: Any, model: Any) -> Iterator[Row]:
-    """torch's counter over the eager kernel, which computes hidden pairs too, and which alone it can follow."""
+    """Count FLOPs with torch's FlopCounterMode. It follows the eager kernel only, which computes masked pairs too."""
     ids = _ids(spec, 1, PROBE)
     tokens = ids.shape[1]
     model.requires_grad_(False)
@@ -121,7 +129,7 @@ def _decoding_flops(spec: Any, model: Any, ids: torch.Tensor) -> int:
 
 
 def _cached(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
-    """The bytes of the cache that generation fills; the tensors are there, whatever they would weigh."""
+    """Measure the bytes of the cache that generation allocates."""
     if not any(tower.causal for tower in spec.towers().values()) or setup.engine != "ideal":
         return
     tokens, dtype = setup.tokens(spec), setup.cache_dtype or setup.dtype
@@ -141,7 +149,7 @@ def _cached(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
 
 
 def _optimized(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
-    """What a real optimizer holds after one step of the model in its dtype; its counters are left out."""
+    """Measure the states of a torch optimizer after one step, without its step counters."""
     optimizers = _optimizers(model, setup.optimizer)
     if not optimizers:
         why = f"torch has no {setup.optimizer} that a fake step can be taken of"
@@ -162,8 +170,8 @@ def _optimized(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
 
 
 def _optimizers(model: Any, name: str) -> list[torch.optim.Optimizer]:
-    """torch's own optimizer of that name over the model; none where torch has none, or (Adafactor) one whose step
-    depends on what is in its tensors."""
+    """Make torch's own optimizers of that name. The list is empty if torch has none, or one whose step reads its
+    tensors' values (Adafactor), which fake tensors lack."""
     every = list(model.parameters())
     if name == "adamw":
         return [torch.optim.AdamW(every)]
@@ -177,7 +185,7 @@ def _optimizers(model: Any, name: str) -> list[torch.optim.Optimizer]:
 
 
 def _kept(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
-    """What autograd saves of a forward pass on a CPU: every storage once, weights and buffers left out."""
+    """Measure the storages that autograd saves in a forward pass on a CPU, without those of weights and buffers."""
     ids = _ids(spec, 1, PROBE)
     model.train().requires_grad_(True)
     known = {each.untyped_storage()._cdata for each in (*model.parameters(), *model.buffers())}
@@ -193,20 +201,20 @@ def _kept(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
     sizes = {each.tensor.untyped_storage()._cdata: each.tensor.untyped_storage().nbytes() for each in saved}
     found = sum(size for storage, size in sizes.items() if storage not in known)
     del out
-    counted = sections(spec, PassShape(context=ids.shape[1], dtype=setup.dtype, fused=False))
+    counted = list_sections(spec, PassShape(context=ids.shape[1], dtype=setup.dtype, fused=False))
     note = f"torch's saved_tensors_hooks, {ids.shape[1]} tokens on a CPU"
     yield _row("saved activations, bytes", _whole(spec, counted), found, note)
 
 
 class _Saved:
-    """What autograd holds in place of a tensor: gone when it lets go of it."""
+    """Stand in for a saved tensor; freed when autograd frees it."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
 
 
 def _whole(spec: Any, pieces: dict[str, Any]) -> int:
-    """Bytes that the pieces of a pass keep, a layer's as often as there is one of its kind."""
+    """Add up the bytes that the sections of a pass save, a layer's once per layer of its kind."""
     total = 0
     for name, tower in spec.towers().items():
         prefix = f"{name}." if name else ""
@@ -216,7 +224,7 @@ def _whole(spec: Any, pieces: dict[str, Any]) -> int:
 
 
 def _peak(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
-    """The most memory of a second training step (AdamW, everything in the weights' dtype), as torch counts it."""
+    """Measure the peak memory of a second training step with torch's MemTracker (AdamW, all in the weights' dtype)."""
     if all(tower.head.kind == "none" for tower in spec.towers().values()):
         return
     ids = _ids(spec, 1, PROBE)
@@ -236,13 +244,13 @@ def _peak(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
 
 
 def _everything(spec: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What makes a pass use all weights: those for global tokens wait for one (Longformer)."""
+    """Give the inputs that make a pass use all weights: Longformer's global projections need a global token."""
     blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
     return {"global_attention_mask": torch.ones_like(ids)} if any(b.attention.takes_global for b in blocks) else {}
 
 
 def _step(spec: Any, model: Any, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> None:
-    """One update; no tensor of it outlives its use."""
+    """Take one training step, freeing each tensor after its last use."""
     out = model(ids, **_inputs(spec, ids), **_everything(spec, ids))
     loss = sum(out.losses.values(), F.cross_entropy(out.logits.float().flatten(0, 1), ids.flatten()))
     del out

@@ -50,8 +50,8 @@ from triton.runtime.driver import driver
 from triton.runtime.interpreter import TensorHandle
 
 from zoo import lazy
-from zoo.bench.kernels.cases import AttentionCase, ask, every_case, make
-from zoo.bench.kernels.errors import answers, compared
+from zoo.bench.kernels.cases import AttentionCase, list_cases, make_ask, make_inputs
+from zoo.bench.kernels.errors import compare_errors, run_kernel
 from zoo.kernels import KERNELS, Machine, flex
 from zoo.kernels.blocks import SHARED
 from zoo.kernels.flex import Flex
@@ -143,9 +143,9 @@ def run(case: AttentionCase, dtype: str) -> tuple[bool, str]:
     """Whether flex gives what eager does in a case, and how far it is from it."""
     torch._dynamo.reset()
     start, way = time.perf_counter(), "backward" if case.trains else "forward"
-    inputs = make(case, "cpu", getattr(torch, dtype))
-    wanted, eager = (answers(each, "eager", way) for each in (inputs.to(torch.float64), inputs))
-    row = compared(answers(inputs, "flex", way), wanted, eager, dtype)
+    inputs = make_inputs(case, "cpu", getattr(torch, dtype))
+    wanted, eager = (run_kernel(each, "eager", way) for each in (inputs.to(torch.float64), inputs))
+    row = compare_errors(run_kernel(inputs, "flex", way), wanted, eager, dtype)
     largest = " ".join(f"{name} {each['largest']:.0e}" for name, each in row["tensors"].items())
     return row["passed"], f"{largest}; {row['excess']:.2f} of what passes ({time.perf_counter() - start:.0f} s)"
 
@@ -157,10 +157,10 @@ def compiled(case: AttentionCase, dtype: str, arch: int) -> tuple[bool, str]:
     """Whether zoo refuses a case just where a GPU cannot hold, as machine code, what Inductor writes for it."""
     torch._dynamo.reset()
     start, way = time.perf_counter(), "backward" if case.trains else "forward"
-    refusal = KERNELS["flex"].refuses(ask(case, getattr(torch, dtype), grad=case.trains), gpu(arch))
+    refusal = KERNELS["flex"].refuses(make_ask(case, getattr(torch, dtype), grad=case.trains), gpu(arch))
     try:
         with written() as kernels, patch.object(Flex, "refuses", lambda *_: None):  # what zoo refuses is tried too
-            answers(make(case, "cpu", getattr(torch, dtype)), "flex", way)
+            run_kernel(make_inputs(case, "cpu", getattr(torch, dtype)), "flex", way)
         sizes = {name: _shared(kernel) for name, kernel in kernels.items()}
     except FAILURES as error:
         fits, told = False, f"does not compile: {str(error).strip().splitlines()[0][:110]}"
@@ -207,7 +207,7 @@ class Nothing:
 def cases(*, large: bool) -> list[AttentionCase]:
     """Those of `zoo bench kernels`; those of a cache for one row too, for which torch has a kernel of its own; and
     heads that are wider still."""
-    found = every_case(large=large)
+    found = list_cases(large=large)
     alone = [replace(each, name=f"{each.name}, one row", batch=1) for each in found if not each.trains]
     (wide,) = (each for each in found if each.name == "heads of 256")
     return [*found, *alone, replace(wide, name="heads of 512", head_dim=512, v_head_dim=512)]

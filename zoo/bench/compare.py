@@ -1,8 +1,8 @@
-"""Races contenders on equal terms: the same weights and threads, fresh processes in turn, medians and paired ratios.
+"""Compare contenders' speed with the same weights and threads, each in fresh processes, by medians and paired ratios.
 
-A machine's speed drifts, so only figures taken side by side compare: each round runs every contender once, and a ratio
-is the median over rounds of two rates of the same round. No ratio is given before the contenders' float32 logits, and
-then what the timed runs themselves computed (logits, losses), were found equal.
+A machine's speed drifts, so each round runs every contender once, and a ratio is the median over rounds of two rates
+of the same round. Before any ratio is given, the contenders' float32 logits must be equal, and so must the logits or
+losses of the timed runs.
 """
 
 import dataclasses
@@ -33,10 +33,11 @@ ACCOUNTING = {
 
 
 def run_worker(name: str, python: str, job: Mapping[str, Any]) -> dict[str, Any]:
-    """What one fresh process printed last, as JSON. Raises ConfigError for a missing peer, ZooError when it fails."""
+    """Run a worker in a fresh process and parse its last line as JSON. Raises ConfigError for a missing peer, and
+    ZooError if the worker fails."""
     command = [python, str(WORKERS / f"run_{name}.py"), json.dumps(job)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=_environment(name, job), check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=_make_environment(name, job), check=False)
     except (FileNotFoundError, PermissionError) as error:
         raise ConfigError(f"--peer-python {name}={python}: {error.strerror} (a Python that has {name})") from error
     last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
@@ -51,7 +52,7 @@ def run_worker(name: str, python: str, job: Mapping[str, Any]) -> dict[str, Any]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _environment(name: str, job: Mapping[str, Any]) -> dict[str, str]:
+def _make_environment(name: str, job: Mapping[str, Any]) -> dict[str, str]:
     env = dict(os.environ)
     if threads := job["threads"]:
         env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
@@ -62,15 +63,16 @@ def _environment(name: str, job: Mapping[str, Any]) -> dict[str, str]:
     return env
 
 
-def difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Largest absolute difference, as a share of the largest value; infinite where a value is NaN."""
+def measure_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Measure the largest absolute difference relative to the largest value; infinite if a value is NaN."""
     gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
     return math.inf if any(map(math.isnan, gaps)) else max(gaps) / max(map(abs, theirs))
 
 
 def require_equal(what: str, values: Mapping[str, Sequence[float]], tolerance: float) -> dict[str, float]:
-    """Each peer's difference from ours. Raises ZooError above `tolerance`: a ratio would compare two functions."""
-    gaps = {name: difference(values[OURS], theirs) for name, theirs in values.items() if name != OURS}
+    """Measure each peer's difference from ours. Raises ZooError above `tolerance`, because the ratio would compare two
+    different functions."""
+    gaps = {name: measure_difference(values[OURS], theirs) for name, theirs in values.items() if name != OURS}
     for name, gap in gaps.items():
         if gap > tolerance:
             found = f"differ from ours by {gap:.2g} of the largest"
@@ -78,39 +80,39 @@ def require_equal(what: str, values: Mapping[str, Sequence[float]], tolerance: f
     return gaps
 
 
-def race(plan: Race, pythons: Mapping[str, str], tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """The whole comparison, as plain numbers. `tell` gets a line of progress now and then."""
-    plan = with_threads(plan, pythons[OURS], tell)
+def run_race(plan: Race, pythons: Mapping[str, str], tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Run the whole comparison and return its report as plain data. `tell` is called with lines of progress."""
+    plan = choose_threads(plan, pythons[OURS], tell)
     with tempfile.TemporaryDirectory(prefix="zoo-bench-") as folder:
         weights = str(Path(folder) / "weights.safetensors")
         run_worker(OURS, pythons[OURS], plan.job(weights, workload="export"))
         check = plan.job(weights, workload="check")
         checks = {name: run_worker(name, python, check) for name, python in pythons.items()}
-        gaps = {"fp32 logits": require_equal("fp32 logits", _values(checks, "logits"), TOLERANCE["fp32"])}
+        gaps = {"fp32 logits": require_equal("fp32 logits", _pick_values(checks, "logits"), TOLERANCE["fp32"])}
         if len(pythons) > 1:
             tell(
                 "same function: fp32 logits differ by "
                 + ", ".join(f"{n} {g:.1g}" for n, g in gaps["fp32 logits"].items())
             )
-        runs, machine = _rounds(plan, pythons, weights, tell)
+        runs, machine = _run_rounds(plan, pythons, weights, tell)
     computed = "losses" if plan.workload == "train" else "logits"
-    first = _shortest(_values({name: answers[0] for name, answers in runs.items()}, computed))
+    first = _cut_to_shortest(_pick_values({name: answers[0] for name, answers in runs.items()}, computed))
     gaps[f"{plan.dtype} {computed}"] = require_equal(f"{plan.dtype} {computed}", first, TOLERANCE[plan.dtype])
-    return report(plan, runs, machine) | {"differences": gaps}
+    return make_report(plan, runs, machine) | {"differences": gaps}
 
 
-def _values(answers: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
+def _pick_values(answers: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
     return {name: answer[key] for name, answer in answers.items()}
 
 
-def _shortest(values: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
-    """Values that all contenders have: a slow one takes fewer steps within its time, and so gives fewer losses."""
+def _cut_to_shortest(values: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+    """Cut each contender's values to the length that all have, because a slow one takes fewer steps in its time."""
     length = min(map(len, values.values()))
     return {name: each[:length] for name, each in values.items()}
 
 
-def with_threads(plan: Race, python: str, tell: Callable[[str], None]) -> Race:
-    """The race with a number of threads: the one asked for, or what computes fastest now."""
+def choose_threads(plan: Race, python: str, tell: Callable[[str], None]) -> Race:
+    """Set the number of threads: the one given, or the one that a probe finds fastest now."""
     if plan.threads is not None:
         return plan
     found = run_worker(MACHINE, python, plan.job("", workload="threads"))
@@ -119,7 +121,7 @@ def with_threads(plan: Race, python: str, tell: Callable[[str], None]) -> Race:
     return dataclasses.replace(plan, threads=found["threads"])
 
 
-def _rounds(
+def _run_rounds(
     plan: Race, pythons: Mapping[str, str], weights: str, tell: Callable[[str], None]
 ) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, float]]]:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in pythons}
@@ -133,8 +135,8 @@ def _rounds(
     return runs, machine
 
 
-def bound_share(plan: Race, rate: float, machine: Mapping[str, float]) -> float:
-    """How much of the machine's own limit a rate in tokens per second takes up; ACCOUNTING says what is counted."""
+def compute_share(plan: Race, rate: float, machine: Mapping[str, float]) -> float:
+    """Compute the achieved fraction of the machine's limit from tokens per second; ACCOUNTING says what is counted."""
     n, head = plan.shape.matrix_params, plan.shape.head_params
     peak = max(machine["gemm_fp32_tflops"], machine[f"gemm_{plan.dtype}_tflops"]) * 1e12  # bf16 may be the slower
     if plan.workload == "train":
@@ -144,15 +146,15 @@ def bound_share(plan: Race, rate: float, machine: Mapping[str, float]) -> float:
     return n * BYTES[plan.dtype] * rate / plan.batch / (machine["read_gb_s"] * 1e9)
 
 
-def report(plan: Race, runs: Mapping[str, list[dict[str, Any]]], rounds: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians, ratios (our rate over theirs, so above 1 we are faster), shares of the limit and peak memory."""
+def make_report(plan: Race, runs: Mapping[str, list[dict[str, Any]]], rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """Make the report: medians, ratios (our rate ÷ theirs), fractions of the machine's limit and peak memory."""
     machine = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
     accounting = ACCOUNTING[plan.workload].format(n=plan.shape.matrix_params, head=plan.shape.head_params)
-    contenders = {name: _row(plan, answers, runs[OURS], machine) for name, answers in runs.items()}
+    contenders = {name: _make_row(plan, answers, runs[OURS], machine) for name, answers in runs.items()}
     return {"race": dataclasses.asdict(plan), "machine": machine, "accounting": accounting, "contenders": contenders}
 
 
-def _row(
+def _make_row(
     plan: Race, answers: list[dict[str, Any]], ours: list[dict[str, Any]], machine: Mapping[str, float]
 ) -> dict[str, Any]:
     rates = [answer["rate"] for answer in answers]
@@ -164,7 +166,7 @@ def _row(
         "rates": rates,
         "ratio": statistics.median(ratios),
         "ratios": ratios,
-        "share": bound_share(plan, statistics.median(rates), machine),
+        "share": compute_share(plan, statistics.median(rates), machine),
         "peak_bytes": max((a["peak_bytes"] for a in answers if a["peak_bytes"] is not None), default=None),
         "busy": statistics.median(answer["busy"] for answer in answers),
     }

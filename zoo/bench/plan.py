@@ -1,11 +1,11 @@
-"""What is raced: the workload and its sizes, the peers, and the interpreter each of them lives in."""
+"""Plan a race from options: the workload and its sizes, the peers, and each peer's Python interpreter."""
 
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoo.bench.shape import Shape, shape_from
+from zoo.bench.shape import Shape, parse_shape
 from zoo.errors import ConfigError, did_you_mean
 
 OURS = "zoo"
@@ -23,8 +23,8 @@ WORKLOADS: dict[str, dict[str, int]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Race:
-    """`length` counts the tokens of a prompt or of a training row; `repeats` the measurements within one process;
-    `threads` None are those that a probe finds fastest when the race begins."""
+    """The plan of a race. `length` is the tokens of a prompt or of a training row, `repeats` the measurements in one
+    process. With `threads` None, a probe chooses the fastest number when the race begins."""
 
     workload: str
     dtype: str = "fp32"
@@ -38,16 +38,16 @@ class Race:
     shape: Shape = dataclasses.field(default_factory=Shape)
 
     def job(self, weights: str, **changes: Any) -> dict[str, Any]:
-        """What a worker is told, ready for JSON."""
+        """Make the job that a worker gets, ready for JSON."""
         return dataclasses.asdict(self) | {"weights": weights} | changes
 
 
 def plan_race(workload: str, given: Mapping[str, int | None], shape: Sequence[str], **options: Any) -> Race:
-    """A workload's usual sizes, changed by what is `given` (None: not given). Raises ConfigError."""
+    """Make a race: the workload's default sizes, replaced by those `given` (None: not given). Raises ConfigError."""
     sizes = WORKLOADS[workload] | {name: value for name, value in given.items() if value is not None}
     if "new_tokens" in sizes and workload != "decode":
         raise ConfigError(f"--new-tokens: {workload} has none (decode has)")
-    race = Race(workload=workload, shape=shape_from(shape), **sizes, **options)
+    race = Race(workload=workload, shape=parse_shape(shape), **sizes, **options)
     longest = race.shape.max_seq_len
     if race.length + race.new_tokens > longest:
         found = f"{race.length} tokens and {race.new_tokens} new"
@@ -55,8 +55,8 @@ def plan_race(workload: str, given: Mapping[str, int | None], shape: Sequence[st
     return race
 
 
-def peers_named(text: str) -> list[str]:
-    """`"hf,litgpt"` -> its names. Raises ConfigError, a fault for each that is no peer."""
+def parse_peers(text: str) -> list[str]:
+    """Parse peers from a list such as `"hf,litgpt"`. Raises ConfigError with a fault for each unknown name."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     options = f"one of: {', '.join(PEERS)}"
     faults = [f"--against {n}: no such peer{did_you_mean(n, PEERS)} ({options})" for n in names if n not in PEERS]
@@ -65,8 +65,9 @@ def peers_named(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def interpreters(peers: Sequence[str], given: Sequence[str]) -> dict[str, str]:
-    """The Python of zoo and each peer. `given` holds `NAME=PATH`, or a bare PATH for all peers; this one otherwise."""
+def choose_interpreters(peers: Sequence[str], given: Sequence[str]) -> dict[str, str]:
+    """Choose the Python of zoo and of each peer. `given` holds `NAME=PATH`, or a PATH for all peers; the default is the
+    running Python."""
     pythons = {name: sys.executable for name in (OURS, *peers)}
     for text in given:
         name, named, path = text.partition("=")

@@ -1,4 +1,4 @@
-"""The model that is raced: one Llama-like shape, small enough for two cores, the same for every contender."""
+"""The model that every contender runs: one Llama-like shape, small enough for two CPU cores."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ class Shape:
 
     @property
     def matrix_params(self) -> int:
-        """N: the weights that take part in a matrix product for every token (the input embedding does not)."""
+        """Count N: the weights in a matrix product for every token (not the input embedding)."""
         attention = self.d_model * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
         return self.n_layers * (attention + 3 * self.d_model * self.d_ff) + self.head_params
 
@@ -35,8 +35,9 @@ class Shape:
         return [f"{name}={value}" for name, value in dataclasses.asdict(self).items()]
 
 
-def shape_from(pairs: Iterable[str]) -> Shape:
-    """`["n_layers=2", "d_model=64"]` over the default shape; raises ConfigError listing every pair that does not do."""
+def parse_shape(pairs: Iterable[str]) -> Shape:
+    """Parse pairs such as `["n_layers=2", "d_model=64"]` over the default shape. Raises ConfigError listing every wrong
+    pair."""
     kinds = {field.name: type(field.default) for field in dataclasses.fields(Shape)}
     values, faults = {}, []
     for pair in pairs:

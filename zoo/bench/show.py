@@ -1,4 +1,4 @@
-"""The bench's report as a table: rates, paired ratios, shares of the machine's limit, peak memory."""
+"""Format a race's report as a table: rates, paired ratios, fractions of the machine's limit, peak memory."""
 
 import statistics
 from collections.abc import Iterator, Mapping
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 CROWDED = 0.97  # below this share of a core for the measuring thread, something else was running
 
 
-def table(report: Mapping[str, Any]) -> "Table":
-    """One row a contender; a ratio above 1 means that zoo is faster."""
+def make_table(report: Mapping[str, Any]) -> "Table":
+    """Make a table with one row per contender; a ratio above 1 means that zoo is faster."""
     from rich.table import Table
 
     race = report["race"]
     what = f"{race['batch']} x {race['length']}" + (f" + {race['new_tokens']}" if race["new_tokens"] > 1 else "")
-    terms = f"{_counted(race['threads'], 'thread')}, medians of {_counted(race['rounds'], 'round')}"
+    terms = f"{_count(race['threads'], 'thread')}, medians of {_count(race['rounds'], 'round')}"
     title = f"{race['workload']} {race['dtype']}, {what} tokens, {terms}"
     grid = Table(title=title, title_justify="left")
     grid.add_column("")
@@ -26,7 +26,12 @@ def table(report: Mapping[str, Any]) -> "Table":
     for name in ("tok/s", "zoo is", "of the limit", *(["first token"] if timed else []), "peak memory"):
         grid.add_column(name, justify="right")
     for name, row in report["contenders"].items():
-        cells = [name, f"{row['rate']:,.1f}", "" if name == OURS else _ratio(row["ratios"]), f"{row['share']:.0%}"]
+        cells = [
+            name,
+            f"{row['rate']:,.1f}",
+            "" if name == OURS else _format_ratio(row["ratios"]),
+            f"{row['share']:.0%}",
+        ]
         if timed:
             cells.append(f"{row['first_token_seconds'] * 1e3:,.0f} ms")
         peak = row["peak_bytes"]
@@ -34,17 +39,17 @@ def table(report: Mapping[str, Any]) -> "Table":
     return grid
 
 
-def _counted(number: int, what: str) -> str:
+def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _ratio(ratios: list[float]) -> str:
+def _format_ratio(ratios: list[float]) -> str:
     spread = f" ({min(ratios):.2f}-{max(ratios):.2f})" if len(ratios) > 1 else ""
     return f"{statistics.median(ratios):.2f}x{spread}"
 
 
-def notes(report: Mapping[str, Any]) -> Iterator[str]:
-    """The lines below the table: the machine's limits, what a share counts, and whether the machine was quiet."""
+def list_notes(report: Mapping[str, Any]) -> Iterator[str]:
+    """List the lines below the table: the machine's limits, what a share counts, and whether other programs ran."""
     machine = report["machine"]
     yield (
         f"machine: matrix rate {machine['gemm_fp32_tflops']:.2f} TFLOP/s fp32, {machine['gemm_bf16_tflops']:.2f} bf16; "

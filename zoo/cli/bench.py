@@ -87,14 +87,14 @@ def run(
     given = {"batch": batch, "length": length, "new_tokens": new_tokens}
     changes = shape.split(",") if shape else []
     race = plan.plan_race(workload.value, given, changes, dtype=dtype.value, rounds=rounds, threads=threads)
-    pythons = plan.interpreters(plan.peers_named(against), peer_python or [])
-    report = compare.race(race, pythons, tell=Console(stderr=True, highlight=False).print)
+    pythons = plan.choose_interpreters(plan.parse_peers(against), peer_python or [])
+    report = compare.run_race(race, pythons, tell=Console(stderr=True, highlight=False).print)
     if as_json:
         print(json.dumps(report, indent=2))
         return
     screen = Console()
-    screen.print(show.table(report))
-    for line in show.notes(report):
+    screen.print(show.make_table(report))
+    for line in show.list_notes(report):
         screen.print(line, style="dim", highlight=False)
 
 
@@ -111,10 +111,10 @@ def _check(device: str, quick: bool, fetched: bool, out: str, as_json: bool) -> 
     from zoo.bench.kernels import checking, report
     from zoo.errors import ZooError
 
-    place = report.place(out or None, device, quick)
-    found = checking.check(device, quick=quick, fetched=fetched, tell=lambda line: print(line, file=sys.stderr))
-    print(report.as_json(found) if as_json else report.table(found))
+    place = report.check_place(out or None, device, quick)
+    found = checking.check_kernels(device, quick=quick, fetched=fetched, tell=lambda line: print(line, file=sys.stderr))
+    print(report.format_report(found) if as_json else report.format_table(found))
     if place is not None:
-        print(report.write(found, place), file=sys.stderr)
-    if failures := checking.failures(found):
+        print(report.write_report(found, place), file=sys.stderr)
+    if failures := checking.list_failures(found):
         raise ZooError(f"kernels: {len(failures)} failures, the first: {failures[0]}")

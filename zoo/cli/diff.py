@@ -45,9 +45,9 @@ def run(
     if shown is Shown.json:
         print(report.as_json(found))
     elif shown is Shown.text:
-        from zoo.report.models import diff_tables
+        from zoo.report.models import make_diff_tables
 
-        tables = diff_tables(labels, found, priced, everything=everything)
+        tables = make_diff_tables(labels, found, priced, everything=everything)
         report.show(*tables or ["the same in every field and figure"])
     else:
         _print(labels, found, priced, everything, shown)
@@ -59,7 +59,7 @@ def run(
 
 def _print(labels: list[str], found: dict[str, Any], priced: list[Any], everything: bool, shown: Shown) -> None:
     from zoo import report
-    from zoo.report.models import field_rows, model_rows
+    from zoo.report.models import list_field_rows, list_model_rows
 
     if shown is Shown.csv:
         rows = [[f"architecture.{path}", row["a"], row["b"], "", ""] for path, row in found["architecture"].items()]
@@ -70,7 +70,7 @@ def _print(labels: list[str], found: dict[str, Any], priced: list[Any], everythi
         ]
         print(report.as_csv(["figure", *labels, "delta", "relative"], rows))
         return
-    print(report.as_markdown(["architecture", *labels], field_rows(found)))
+    print(report.as_markdown(["architecture", *labels], list_field_rows(found)))
     print()
-    header, rows = model_rows(labels, priced, differing=not everything)
+    header, rows = list_model_rows(labels, priced, differing=not everything)
     print(report.as_markdown(header, rows, right=(1, 2, 3, 4)))

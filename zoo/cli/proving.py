@@ -76,9 +76,9 @@ def _print(label: str, proved: Mapping[str, Any], shown: Shown) -> None:
 
 
 def _explained(lines: Sequence[Mapping[str, Any]]) -> str:
-    from zoo.analysis.explain import explained
+    from zoo.analysis.explain import format_explanation
 
-    return explained(lines)
+    return format_explanation(lines)
 
 
 def _rules(rules: Mapping[str, Mapping[str, Any]]) -> str:

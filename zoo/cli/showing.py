@@ -102,17 +102,17 @@ def print_prices(
     elif len(priced) == 1:
         print(report.cost_table(priced[0], titles[0]))
     else:
-        from zoo.report.models import model_tables
+        from zoo.report.models import make_model_tables
 
-        report.show(*model_tables(labels, priced))
+        report.show(*make_model_tables(labels, priced))
 
 
 def _markdown(labels: Sequence[str], priced: Sequence[Mapping[str, Any]]) -> str:
     from zoo import report
-    from zoo.report.models import model_rows
+    from zoo.report.models import list_model_rows
 
     if len(priced) > 1:
-        header, rows = model_rows(labels, priced)
+        header, rows = list_model_rows(labels, priced)
         return report.as_markdown(header, rows, right=range(1, len(header)))
     rows = []
     for title, lines in report.cost_rows(priced[0]):

@@ -86,17 +86,22 @@ def _most(name: str, short: str, text: str) -> None:
 
         if getattr(setup, name) != getattr(Setup, name):
             raise ConfigError(f"{name}: is what is solved for (leave it out)")
+<<<<<<< HEAD
         room = choose_room(setup, memory, usable, runtime)
         largest = solve.largest_batch if name == "batch" else solve.largest_context
+=======
+        room = room_of(setup, memory, usable, runtime)
+        largest = solve.find_largest_batch if name == "batch" else solve.find_largest_context
+>>>>>>> w/worda
         more = {} if limit is None else {"most": limit}
         spec = spec_of_composed(compose_target(target, overrides))
         answer = largest(spec, setup, room, train=train, prefill=not cache_only, **more)
         if as_json:
             print(dumped(answer))
         elif answer["fits"]:
-            print(show.most_table(answer, name, " ".join([target, *(overrides or [])])))
+            print(show.format_most(answer, name, " ".join([target, *(overrides or [])])))
         if not answer["fits"]:
-            raise ZooError(f"{target}: does not fit at {name} 1, {show.short_of(answer)}")
+            raise ZooError(f"{target}: does not fit at {name} 1, {show.format_shortage(answer)}")
 
 
 _most(
@@ -128,7 +133,7 @@ def gpu(
 
     With --gpu, of that GPU alone.
     """
-    from zoo.analysis.solve import smallest_gpus
+    from zoo.analysis.solve import find_fewest_gpus
     from zoo.compose.targets import spec_of_composed
     from zoo.costs.hardware import list_gpus
     from zoo.costs.setup import Setup
@@ -139,12 +144,17 @@ def gpu(
         if getattr(setup, name) != getattr(Setup, name):
             raise ConfigError(f"{name}: is what is solved for (leave it out)")
     rooms = [_room(name, usable, runtime) for name in ([setup.gpu] if setup.gpu else list_gpus())]
+<<<<<<< HEAD
     rows = smallest_gpus(
         spec_of_composed(compose_target(target, overrides)), setup, rooms, train=train, prefill=not cache_only
+=======
+    rows = find_fewest_gpus(
+        spec_of_composed(composed(target, overrides)), setup, rooms, train=train, prefill=not cache_only
+>>>>>>> w/worda
     )
-    print(dumped(rows) if as_json else show.gpu_table(rows, " ".join([target, *(overrides or [])]), train))
+    print(dumped(rows) if as_json else show.format_gpus(rows, " ".join([target, *(overrides or [])]), train))
     if not any(row["fits"] for row in rows):
-        raise ZooError(f"{target}: fits on none of these, {show.short_of(rows[0])}")
+        raise ZooError(f"{target}: fits on none of these, {show.format_shortage(rows[0])}")
 
 
 @app.command(short_help="Find changes that bring the KV cache to a budget.")
@@ -160,12 +170,18 @@ def cache(
     """Find fewer key heads, or a window, that bring the KV cache of --batch sequences of --context tokens to a
     budget."""
     from zoo import report
-    from zoo.analysis.solve import smaller_caches
+    from zoo.analysis.solve import find_smaller_caches
     from zoo.report import solved as show
 
+<<<<<<< HEAD
     compose_target(target, overrides)
     found = smaller_caches(target, overrides or (), most, setup)
     print(report.as_json(found) if as_json else show.cache_table(found, target, most))
+=======
+    composed(target, overrides)
+    found = find_smaller_caches(target, overrides or (), most, setup)
+    print(report.as_json(found) if as_json else show.format_caches(found, target, most))
+>>>>>>> w/worda
     if not any(each["fits"] for each in found):
         raise ZooError(f"{target}: neither fewer key heads nor a window brings its KV cache to {report.size(most)}")
 
@@ -210,7 +226,7 @@ def shape(
 
     An override fixes a dimension (d_model=2048) or changes the recipe (head.tied=true).
     """
-    from zoo.analysis.solve import Budget, shapes
+    from zoo.analysis.solve import Budget, solve_shapes
     from zoo.report import as_json as dumped
     from zoo.report import solved as show
 
@@ -223,10 +239,15 @@ def shape(
         kv_bytes_per_token=kv_bytes_per_token,
         memory=memory,
     )
+<<<<<<< HEAD
     found = shapes(
         model, overrides or (), budget, setup, nearest=nearest, train=train, aspect=read_pair(aspect), count=count
+=======
+    found = solve_shapes(
+        model, overrides or (), budget, setup, nearest=nearest, train=train, aspect=pair(aspect), count=count
+>>>>>>> w/worda
     )
-    print(dumped(found) if as_json else show.shape_table(found, model))
+    print(dumped(found) if as_json else show.format_shapes(found, model))
 
 
 def choose_room(setup: Any, memory: float | None, usable: float, runtime: float | None) -> Any:

@@ -85,7 +85,7 @@ def _values(point: Any) -> list[str]:
 def _print(points: Sequence[tuple[Any, Any]], columns: dict[str, str], shown: Shown) -> None:
     from zoo import report
     from zoo.analysis.compare import flatten
-    from zoo.report.figures import unit_of
+    from zoo.report.figures import find_unit
 
     if shown is Shown.json:
         print(report.as_json([_as_data(point, figures) for point, figures in points]))
@@ -96,7 +96,7 @@ def _print(points: Sequence[tuple[Any, Any]], columns: dict[str, str], shown: Sh
         flattened = flatten(figures) if figures else {}
         rows.append([*point.swept.values(), *(flattened.get(path) for path in columns.values())])
         reasons.append("; ".join(point.faults) or None)
-    header, units = [*keys, *columns], [unit_of(path) for path in columns.values()]
+    header, units = [*keys, *columns], [find_unit(path) for path in columns.values()]
     if shown is Shown.csv:
         header = [*keys, *columns.values(), REFUSED]
         print(report.as_csv(header, [[*row, why] for row, why in zip(rows, reasons, strict=True)]))
@@ -106,9 +106,9 @@ def _print(points: Sequence[tuple[Any, Any]], columns: dict[str, str], shown: Sh
         header = [*header, REFUSED] if any(reasons) else header
         print(report.as_markdown(header, told, right=range(len(keys), len(keys) + len(columns))))
     else:
-        from zoo.report.models import sweep_table
+        from zoo.report.models import make_sweep_table
 
-        table, whys = sweep_table(header, len(keys), rows, units, reasons)
+        table, whys = make_sweep_table(header, len(keys), rows, units, reasons)
         report.show(table, *whys)
 
 

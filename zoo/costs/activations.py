@@ -1,8 +1,8 @@
 # B sequences, T tokens of one, D model width
-"""Activation memory: the tensors that autograd saves in a forward pass for the backward one, to the byte.
+"""Count activation memory: the tensors that autograd saves in a forward pass for the backward pass, to the byte.
 
-The model's own forward pass is run on shadows (`zoo.costs.shadow`), each kind of layer once, whatever the depth: what a
-component keeps is read from its `forward`, and stated nowhere else.
+The model's own forward pass runs on shadows (`zoo.costs.shadow`), each kind of layer once, at any depth. So the tensors
+that a component saves are read from its `forward`, and stated nowhere else.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from zoo.costs.shadow import (
     Tape,
     collect_saved,
     cross_entropy,
-    fresh,
-    reached,
-    shaded,
+    find_reached,
+    make_shadow,
+    named_failures,
+    replace_torch,
     taping,
 )
-from zoo.costs.shadow.backward import undo
-from zoo.costs.shadow.tensor import named_failures
+from zoo.costs.shadow.backward import replay_backward
 
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
-"""The dtype that activations have, by the model's; those of an fp8 model are bf16."""
+"""The dtype of activations by the model's dtype; an fp8 model has bf16 activations."""
 
 
 INPUT = "input"
-"""The name of what goes into a layer."""
+"""The name of a layer's input."""
 
 
 class Kept(NamedTuple):
@@ -46,10 +46,13 @@ class Kept(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A piece of a pass: what it keeps and the `bytes` of that, those of its `input`, and the most that there are at
-    once: in the `forward` pass, and with all gradients at the `peak` of the backward one (`moving` without those of
-    weights). `gradients` are those of weights, which stay, `beside` those of what all layers read: a bias, an encoder's
-    output."""
+    """A section of a pass: the tensors it saves (`kept`), and its bytes.
+
+    `bytes` are those of the saved tensors, `input` those of its input. `forward` is the most alive at once in the
+    forward pass. `peak` is the same in the backward pass, gradients included; `moving` is that peak without weights'
+    gradients. `gradients` are those of weights, which stay. `beside` are those of tensors that all layers read, such
+    as a bias or an encoder's output.
+    """
 
     kept: tuple[Kept, ...]
     bytes: int
@@ -62,7 +65,7 @@ class Section(NamedTuple):
 
     @property
     def keeps_input(self) -> bool:
-        """Whether its input is among what it keeps."""
+        """Whether the section saves its input."""
         return any(each.name == INPUT for each in self.kept)
 
 
@@ -84,16 +87,17 @@ class PassShape(NamedTuple):
 
 def list_kept(spec: Any, **fields: Any) -> dict[str, list[Kept]]:
     """List the saved tensors of a PassShape with these fields, by section, the loss left out."""
-    found = sections(spec, PassShape(**fields))
+    found = list_sections(spec, PassShape(**fields))
     return {name: list(section.kept) for name, section in found.items() if name.split(".")[-1] != "loss"}
 
 
-def sections(spec: Any, run: PassShape) -> dict[str, Section]:
-    """Trace a pass and return its pieces: the "embedding", what all layers have "shared" (rotary tables, masks, biases;
-    its `input` is all that they read of it, kept or not), one "layer:<kind>" of each kind, and the "head" with the
-    final norm; where there are logits also "loss", the head once more with cross-entropy in float32 behind it. Those of
-    an encoder-decoder begin with "encoder." or "decoder.". A decoder alone with cross-attention is given a memory from
-    outside, as many tokens as the context.
+def list_sections(spec: Any, run: PassShape) -> dict[str, Section]:
+    """Trace a pass and list its sections by name.
+
+    "embedding" · "shared": tensors that all layers read, such as rotary tables, masks and biases (`input` counts all of
+    them, saved or not) · "layer:<kind>": one layer of each kind · "head": with the final norm · "loss": the head again,
+    followed by cross-entropy in float32; only for models with logits. The names of an encoder-decoder begin with
+    "encoder." or "decoder.". A decoder with cross-attention and no encoder gets a memory of `context` tokens.
 
     Raises UnknownOperation for a pass that uses a torch operation whose saved tensors are not listed.
     """
@@ -104,7 +108,7 @@ def sections(spec: Any, run: PassShape) -> dict[str, Section]:
 
 
 def _traced(spec: Any, run: PassShape, *, loops: bool = True) -> dict[str, Section]:
-    """The sections of a pass as it is, or without the layers that go through a sequence in a loop."""
+    """Trace the sections of a pass, with or without the layers that loop over the sequence."""
     low = None if run.autocast in (None, run.dtype) else DTYPES[NAMES[run.autocast]]
     with taping("cuda" if run.fused else "cpu", selective=run.selective, autocast=low) as tape:
         found: dict[str, Section] = {}
@@ -114,7 +118,7 @@ def _traced(spec: Any, run: PassShape, *, loops: bool = True) -> dict[str, Secti
             trace = _Trace(tape, tower, f"{name}." if name else "", layer)
             with named_failures(f"{tower.axis}={tower.kind}"):
                 if memory is None and tower.reads_memory:  # a decoder alone, given a memory as long as the context
-                    memory = fresh((run.batch, run.context, tower.d_model), DTYPES[NAMES[run.dtype]], "memory")
+                    memory = make_shadow((run.batch, run.context, tower.d_model), DTYPES[NAMES[run.dtype]], "memory")
                 memory = trace.run(run.batch, run.context, memory, loops)
             found |= trace.found
         if tape.unknown is not None:  # which a component may have caught
@@ -137,9 +141,8 @@ SPAN, FEW = 64, 4
 
 
 def _extended(spec: Any, run: PassShape, stride: int) -> dict[str, Section]:
-    """The looping layers of a long pass from those of two short ones, as all in them is linear in the length. The
-    loop's memory is put together by name, and the peak is a bound: that of what moves, and all of the weights'
-    gradients."""
+    """Extrapolate the looping layers of a long pass from two short passes, as their bytes are linear in the length.
+    Saved tensors are summed by name. The peak is an upper bound: `moving` plus all gradients of weights."""
     near = run.context % stride + FEW * stride
     a, b = (_traced(spec, run._replace(context=near + each * stride)) for each in range(2))
     far = (run.context - near) // stride
@@ -159,7 +162,7 @@ def _extended(spec: Any, run: PassShape, stride: int) -> dict[str, Section]:
 
 
 def _looping(spec: Any) -> list[str]:
-    """The sections of layers with a recurrent mixer."""
+    """List the names of sections whose layers have a recurrent mixer."""
     return [
         f"{name}.layer:{kind}" if name else f"layer:{kind}"
         for name, tower in spec.towers().items()
@@ -179,21 +182,21 @@ def _by_name(kept: Iterable[Kept]) -> dict[tuple[str, str], int]:
 
 
 class _Trace:
-    """A tower's pass, piece by piece."""
+    """Trace a tower's pass, section by section."""
 
     def __init__(self, tape: Tape, tower: Any, prefix: str, layer: ShadowLayer) -> None:
         self.tape, self.tower, self.prefix, self.layer = tape, tower, prefix, layer
         self.found: dict[str, Section] = {}
 
     def run(self, batch: int, context: int, memory: Any, loops: bool) -> Any:
-        """Hidden states after the final norm."""
+        """Trace the whole pass; return the hidden states after the final norm."""
         m, begun = self.layer, self.tape.begin()
-        ids = fresh((batch, context), INT64, "ids")
+        ids = make_shadow((batch, context), INT64, "ids")
         x, scene = self._begin(ids, memory)
         self.file("embedding", begun, [x], ids)
         begun = self.tape.begin()
         steps = {name: scene.step(name, m.kernel, x, m) for name in self.tower.blocks}
-        shared = collect_saved(reached((each for step in steps.values() for each in _shared(step)), begun[0]))
+        shared = collect_saved(find_reached((each for step in steps.values() for each in _shared(step)), begun[0]))
         for name, block in self.tower.blocks.items():
             if loops or not block.attention.state():
                 shared |= self._layer(name, block, steps[name].for_layer(None), x)
@@ -202,33 +205,33 @@ class _Trace:
         return self._end(x.shape, x.dtype)
 
     def _layer(self, name: str, block: Any, step: Any, x: Any) -> dict[Storage, None]:
-        """Files a kind of layer; gives what it keeps of memory that all of them share."""
+        """Trace one layer of a kind; return the storages that it saves of those shared by all layers."""
         begun = self.tape.begin()
-        stream = fresh(x.shape, x.dtype, INPUT, grad=True)
+        stream = make_shadow(x.shape, x.dtype, INPUT, grad=True)
         y = ShadowLayer(block, self.tower.d_model, self.layer.dtype, "", self.layer.kernel)(stream, step)
         shared = {each.storage for each in _shared(step)}
         return self.file(f"layer:{name}", begun, [y, *(loss for _, loss in step.losses)], stream, shared)
 
     def _begin(self, ids: Any, memory: Any) -> tuple[Any, Any]:
-        """What the layers are given, as `Tower.run` makes it: the stream and the scene."""
+        """Make the layers' input and the scene, as `Tower.run` does."""
         from zoo.model.scene import Scene
 
-        m, tower = self.layer, shaded(self.tower)
+        m, tower = self.layer, replace_torch(self.tower)
         x = tower.embedding.lookup(m.embedding, ids, None)
-        scene = shaded(Scene)(tower, ids, None, causal=tower.causal, memory=memory)
+        scene = replace_torch(Scene)(tower, ids, None, causal=tower.causal, memory=memory)
         if tower.has_position:
             x = tower.position.embed(m.position, x, scene.table_positions)
         return tower.embedding.finish(m.embedding, x, scene.real), scene
 
     def _end(self, shape: Any, dtype: Any) -> Any:
         m, tower, begun = self.layer, self.tower, self.tape.begin()
-        x = fresh(shape, dtype, INPUT, grad=True)
+        x = make_shadow(shape, dtype, INPUT, grad=True)
         hidden = m.norm(x) if tower.has_final_norm else x
         hidden = m.project(hidden) if tower.out_width else hidden
         logits = m.head(hidden)
         self.file("head", begun, [hidden if logits is None else logits], x)
         if logits is not None:
-            targets = fresh((logits.shape[0] * logits.shape[1],), INT64, "targets")
+            targets = make_shadow((logits.shape[0] * logits.shape[1],), INT64, "targets")
             loss = cross_entropy(logits.float().flatten(0, 1), targets)
             self.file("loss", begun, [loss], x)
         return hidden
@@ -236,18 +239,20 @@ class _Trace:
     def file(
         self, name: str, begun: tuple[int, int], roots: list[Any], given: Any, shared: Collection[Storage] = ()
     ) -> dict[Storage, None]:
-        """Files a piece that ends in `roots`, without what it keeps of memory that is `shared`, which is given back."""
+        """Add the section that ends in `roots`, without the `shared` storages that it saves; return these."""
         operations, live = begun
-        nodes = reached(roots, operations)
+        nodes = find_reached(roots, operations)
         storages = collect_saved(nodes)
         own = [each for each in storages if each not in shared]
         forward = self.tape.most - live
-        self.found[self.prefix + name] = Section(*_described(own), given.nbytes, forward, *undo(nodes, roots))
+        self.found[self.prefix + name] = Section(
+            *_described(own), given.nbytes, forward, *replay_backward(nodes, roots)
+        )
         return {each: None for each in storages if each in shared}
 
 
 def _shared(step: Any) -> list[Any]:
-    """What all layers of a kind share."""
+    """List the tensors that all layers of a kind read."""
     found: list[Any] = []
     for each in (step, step.cross):
         if each is not None:
@@ -260,6 +265,6 @@ def _shared(step: Any) -> list[Any]:
 
 
 def _described(storages: Iterable[Storage]) -> tuple[tuple[Kept, ...], int]:
-    """Each piece of memory, and the bytes of all."""
+    """Describe storages as Kept, and sum their bytes."""
     found = tuple(Kept(each.name, each.shape, each.dtype.name, each.nbytes) for each in storages)
     return found, sum(each.bytes for each in found)

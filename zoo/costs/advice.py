@@ -1,4 +1,4 @@
-"""What fills a GPU's memory in training, and what to change first."""
+"""Advise on training memory: the largest part of it, and the options that would save most."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def advice(setup: Setup, figures: dict[str, Any], peak: Callable[[Setup], int]) 
 
 
 def _options(setup: Setup) -> Iterator[tuple[str, Setup]]:
-    """One change at a time."""
+    """List the options to try, one change each."""
     if not setup.chunked_loss:
         yield "--chunked-loss", replace(setup, chunked_loss=True)
     if setup.recompute != "full":

@@ -1,5 +1,5 @@
 # S tokens of a sequence, B sequences, t = tp, p = pp
-"""What generating takes of one GPU's memory: weights, cache, and the most that a pass has alive beside them."""
+"""Count one GPU's memory in generation: weights, cache, and the peak of a pass's other tensors."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from zoo.errors import ConfigError, did_you_mean
 from zoo.paths import conf_dir
 
 RATES = ("fp32", "tf32", "bf16", "fp16", "fp8", "fp4")
-"""Dtypes that a file may give a rate for. fp32 is without TF32, as torch multiplies unless told otherwise."""
+"""Dtypes that a file may give a rate for. fp32 is without TF32, which is torch's default."""
 
 SIZES = ("memory_gb", "visible_mib", "bandwidth_gb_s", "link", "tdp_w")
 OPTIONAL = ("visible_mib", "link", "tdp_w", "capability")
@@ -48,7 +48,7 @@ CARDS = {
     "V100": "v100",
     "T4": "t4",
 }
-"""Parts of a device's own name and the file of conf/hardware/ that has its sheet. The first that fits counts."""
+"""Parts of a driver's device name, each with its file in conf/hardware/. The first match counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,40 +75,40 @@ class Hardware:
     capability: tuple[int, int] | None = None
 
     def flops(self, dtype: str) -> float:
-        """Dense FLOP/s of products of a dtype, summed in float32. Raises ConfigError where there are none."""
+        """Give the dense FLOP/s of products of a dtype, summed in float32. Raises ConfigError if the file has none."""
         if dtype not in self.tflops:
             would = ", ".join(self.tflops)
             raise ConfigError(f"dtype: {self.title} does not multiply {dtype} ({would} would do)")
         return self.tflops[dtype].value * 1e12
 
     def sparse_flops(self, dtype: str) -> float:
-        """FLOP/s with 2:4 structured sparsity, the figure that is often advertised: no model here reaches it."""
+        """Give the FLOP/s with 2:4 structured sparsity. They are often advertised, but no model here reaches them."""
         own = self.tflops[dtype].sparse_factor if dtype in self.tflops else None
         return self.flops(dtype) * (self.sparse_factor if own is None else own)
 
     def ridge(self, dtype: str) -> float:
-        """FLOPs a byte above which arithmetic takes longer than memory (Williams et al., 2009)."""
+        """Give the ridge point: FLOPs per byte above which compute takes longer than memory (Williams et al., 2009)."""
         return self.flops(dtype) / self.bandwidth
 
     @property
     def memory(self) -> int:
-        """Bytes of memory: what the driver shows, where that is known, else what is sold."""
+        """Give the bytes of memory that the driver reports, or else those on the data sheet."""
         visible = self.sizes.get("visible_mib")
         return self.sold_memory if visible is None else int(visible.value * 2**20)
 
     @property
     def sold_memory(self) -> int:
-        """Bytes of memory on the sheet. Some makers' GB are GiB; the smaller reading is taken."""
+        """Give the bytes of memory on the data sheet. Some makers write GB for GiB; the smaller value is used."""
         return int(self.sizes["memory_gb"].value * 1e9)
 
     @property
     def bandwidth(self) -> float:
-        """Bytes a second of memory."""
+        """Give the memory bandwidth in bytes per second."""
         return self.sizes["bandwidth_gb_s"].value * 1e9
 
     @property
     def link(self) -> float | None:
-        """Bytes a second to neighbours, in one direction; None where it is not known."""
+        """Give the link bandwidth to other GPUs in bytes per second and direction; None if unknown."""
         return self.sizes["link"].value * 1e9 if "link" in self.sizes else None
 
     @property
@@ -116,7 +116,7 @@ class Hardware:
         return self.sizes["link"].name if "link" in self.sizes else None
 
     def unchecked(self) -> list[str]:
-        """Keys of the figures that were not seen at their source."""
+        """List the keys of figures that were not verified at their source."""
         rates = [f"tflops.{dtype}" for dtype, figure in self.tflops.items() if not figure.checked]
         return rates + [key for key, figure in self.sizes.items() if not figure.checked]
 
@@ -149,7 +149,7 @@ def of_device(name: str) -> Hardware | None:
 
 @cache
 def _load(path: Path, _: int) -> Hardware:
-    """The file as it is at that time."""
+    """Read a file, cached by its modification time."""
     body = _read(path)
     if faults := list(_faults(body)):
         raise ConfigError(*(f"{path}: {fault}" for fault in faults))

@@ -20,10 +20,10 @@ COMPUTED = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bf
 
 GENERATING = ("train", "prefill", "decode")
 READING = ("train", "encode")
-"""The uses of a causal tower, and of one that sees both ways."""
+"""The uses of a causal tower, and of a bidirectional one."""
 
 INSTALLED = {"torch": frozenset({"compiler"}), "everything": EVERYTHING}
-"""Packages installed besides torch: only the compiler that comes with it, or all that kernels use."""
+"""Packages installed besides torch: its compiler only, or all packages that kernels use."""
 
 
 def kernels(spec: Any, setup: Setup | None = None) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _ask(attention: Any, dtype: str, mask: Mask, *, train: bool, few: bool) -> A
 
 
 def _mask(tower: Any, attention: Any, use: str, setup: Setup) -> Mask:
-    """The mask of one use, as `zoo.model.scene` makes it for rows without padding."""
+    """Make the mask of one use, as `zoo.model.scene` does for rows without padding."""
     tokens, window, chunk = setup.tokens(tower), attention.visible_window, attention.visible_chunk
     # Only whether a field of the mask is there matters here, so () stands in for its tensors.
     documents: Any = None if chunk is None and (use != "train" or setup.document is None) else ()
@@ -117,7 +117,7 @@ def _lines(name: str, tower: Any, spec: Any, setup: Setup, machine: Machine) -> 
 
 
 def _chosen(ask: Ask, machine: Machine) -> dict[str, Any]:
-    """The kernel that `auto` chooses, by what is installed, and why it passes over others."""
+    """Choose the kernel as `auto` does, by the packages installed, and list why it refuses others."""
     choices = {name: pick(ask, replace(machine, packages=packages)) for name, packages in INSTALLED.items()}
     found: dict[str, Any] = {
         name: {"kernel": choice.kernel.name, "call": choice.call.function, "arguments": dict(choice.call.arguments)}

@@ -1,11 +1,11 @@
 # S tokens of a sequence, B sequences, V vocabulary
-"""Bytes of weights, and of what stands beside them when training or generating."""
+"""Count memory in bytes: weights, and what training or generation adds to them."""
 
 from collections.abc import Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from zoo.costs.activations import PassShape, Section, sections
+from zoo.costs.activations import PassShape, Section, list_sections
 from zoo.costs.advice import advice
 from zoo.costs.generating import generating
 from zoo.costs.parallel import activation_bytes
@@ -36,7 +36,7 @@ def memory(spec: Any, setup: Setup) -> dict[str, Any]:
 
 
 def _generating(spec: Any, setup: Setup) -> dict[str, Any]:
-    """The cache and the peak of generating; for a pass that cannot be traced, why there is no peak."""
+    """Count the KV cache and the peak of generation; for a pass that cannot be traced, give the reason instead."""
     try:
         found = generating(spec, setup)
     except (UnknownOperation, ConfigError) as error:
@@ -46,11 +46,11 @@ def _generating(spec: Any, setup: Setup) -> dict[str, Any]:
 
 
 KEPT = ("weights", "gradients", "optimizer", "master", "step")
-"""Figures of the parameters alone, for which no pass is traced."""
+"""Figures that depend on the parameters only, so that no pass is traced for them."""
 
 
 def without_passes(spec: Any, setup: Setup) -> dict[str, int]:
-    """The part of `training`'s figures that is of the parameters alone."""
+    """Give those of `training`'s figures that depend on the parameters only."""
     held = states(spec, setup)
     return {name: round(held[name]) for name in KEPT}
 
@@ -114,7 +114,7 @@ def _sections(spec: Any, setup: Setup, fused: bool) -> dict[str, Section]:
         fused=fused,
         selective=setup.recompute == "selective",
     )
-    return sections(spec, run)
+    return list_sections(spec, run)
 
 
 def _layers(spec: Any, passes: Mapping[str, Section]) -> dict[tuple[str, str], Section]:

@@ -93,7 +93,7 @@ class Operator:
 
 
 def operators(spec: Priced | CostTable, context: int, widths: Widths, *, decode: bool) -> dict[str, Operator]:
-    """Every operator of a pass by name, on one rank of tensor parallelism: layers of a kind together."""
+    """List every operator of a pass by name, on one rank of tensor parallelism; layers of a kind are one operator."""
     table = tabulate(spec)
     found: dict[str, Operator] = {}
     for where, tower in table.towers.items():
@@ -110,7 +110,7 @@ def operators(spec: Priced | CostTable, context: int, widths: Widths, *, decode:
 
 
 def _times(row: PartRow, tower: Tower, what: Span) -> int:
-    """Tokens of a sequence that a part is applied to."""
+    """Count the tokens of a sequence that a part is applied to."""
     if reads_memory(row):
         return 0 if what.made else what.memory
     once = is_row_wise(row) or (tower.causal and row.slot == "head")
@@ -155,7 +155,7 @@ def _add_core(operator: Operator, row: AttentionRow, what: Span, widths: Widths)
 
 
 def _cached(attention: Attention, widths: Widths) -> float:
-    """Values of a token on a rank: heads are shared out until each rank has one, a latent is on all of them."""
+    """Count the cached values of a token on a rank. Heads are divided over ranks; a latent is on every rank."""
     if widths.expanded and absorbs(attention):
         return attention.core_flops(1) / 2 / widths.tp  # a multiply-add for each value of each head
     shapes = attention.cache().values()
@@ -163,12 +163,12 @@ def _cached(attention: Attention, widths: Widths) -> float:
 
 
 def absorbs(attention: Attention) -> bool:
-    """Whether decoding takes another way than a prompt does, over what is cached as it is."""
+    """Whether decoding computes over the latent cache, unlike a prefill (MLA absorbed)."""
     return attention.decode_flops(1) != attention.core_flops(1)
 
 
 def mixtures(spec: Priced | CostTable) -> Iterator[tuple[str, Router]]:
-    """Every router of a model that decodes, by the operator it is in."""
+    """List every router of a decoding model, by its operator."""
     table = tabulate(spec)
     return ((operator_name(row), row.router) for row in table.routers if table.towers[row.where].causal)
 

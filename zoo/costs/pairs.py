@@ -1,4 +1,4 @@
-"""(query, key) pairs that a mask lets through, in closed form."""
+"""Count the (query, key) pairs that a mask allows, in closed form."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Look(NamedTuple):
-    """Which keys the queries of an attention see, as far as counting pairs needs it."""
+    """The visible keys of an attention's queries, as counting pairs needs them."""
 
     causal: bool
     cross: bool  # whether they see an encoder's output rather than each other
@@ -14,7 +14,7 @@ class Look(NamedTuple):
     chunk: int | None = None
 
     def pairs(self, new: int, held: int = 0, memory: int = 0) -> int:
-        """(query, key) pairs of `new` tokens after `held`. `memory` is how many tokens the encoder read."""
+        """Count the pairs of `new` tokens after `held` cached ones. `memory` is the number of encoder tokens."""
         if self.cross:
             return new * memory
         if not self.causal:
@@ -26,7 +26,7 @@ class Look(NamedTuple):
         return visible_pairs(new, held, self.window)
 
     def shown_by(self, prefix: int) -> int:
-        """Pairs that causal attention gains when the first `prefix` tokens all see one another (prefix LM)."""
+        """Count the pairs that a prefix LM adds to causal attention: the first `prefix` tokens all see one another."""
         if self.cross or not self.causal:
             return 0
         if self.chunk is not None:  # which a prefix does not reach beyond
@@ -44,13 +44,13 @@ def visible_pairs(new: int, held: int, window: int | None) -> int:
 
 
 def both_ways_pairs(tokens: int, reach: int | None) -> int:
-    """Pairs of tokens at most `reach` apart, each with itself included."""
+    """Count the pairs of tokens at most `reach` apart, including each with itself."""
     if reach is None or reach >= tokens - 1:
         return tokens * tokens
     return tokens + 2 * (reach * tokens - reach * (reach + 1) // 2)
 
 
 def chunked_pairs(tokens: int, chunk: int) -> int:
-    """Causal pairs of `tokens` tokens in chunks of `chunk`, each of which sees itself alone."""
+    """Count the causal pairs of `tokens` tokens in chunks of `chunk`; a query sees only its own chunk."""
     whole, rest = divmod(tokens, chunk)
     return whole * (chunk * (chunk + 1) // 2) + rest * (rest + 1) // 2

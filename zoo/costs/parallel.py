@@ -22,7 +22,7 @@ from zoo.model.tower import Tower
 from zoo.spec import Buffer, Conv, Experts, Linear, Tied, owner_of
 
 FIRST, LAST = ("embedding", "position"), ("norm", "project", "pooler", "head")
-"""What stands before a stack's layers, and after them."""
+"""The components before a stack's layers, and those after them."""
 
 
 class RankTensor(NamedTuple):
@@ -77,7 +77,7 @@ class Stage:
 
     @property
     def params(self) -> int:
-        """Parameters on the rank, before ZeRO."""
+        """Count the parameters on the rank, before ZeRO."""
         return sum(piece.params for piece in self.pieces)
 
     @property
@@ -87,7 +87,7 @@ class Stage:
         return self.of - self.index
 
     def layers(self) -> Iterator[tuple[str, str, int]]:
-        """Tower, kind of layer, and how many layers of it."""
+        """List the stage's layers: tower, kind, and number of layers."""
         for name, tower in self.held.items():
             yield from ((name, kind, tower.pattern.count(kind)) for kind in dict.fromkeys(tower.pattern))
 
@@ -130,12 +130,12 @@ def stages(spec: Priced, setup: Setup) -> tuple[Stage, ...]:
 
 
 def fullest(spec: Priced, setup: Setup) -> Stage:
-    """The stage with most parameters. Raises ConfigError where `share_out` does."""
+    """Find the stage with the most parameters. Raises ConfigError where `share_out` does."""
     return max(stages(spec, setup), key=lambda stage: stage.params)
 
 
 def _cut(whole: Mapping[str, Any], start: int, end: int) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
-    """Layers `start` to `end` of the stacks one after the other, and what stands beside them there."""
+    """Cut layers `start` to `end` out of the concatenated stacks, with the components before or after them."""
     held, ends, before = {}, {}, 0
     for name, tower in whole.items():
         low, high = max(start - before, 0), min(end - before, len(tower.pattern))
@@ -149,7 +149,7 @@ def _cut(whole: Mapping[str, Any], start: int, end: int) -> tuple[dict[str, Any]
 
 
 def _tensors_of(held: CostTable, ends: Mapping[str, Any], whole: CostTable, ep: int) -> Iterator[RankTensor]:
-    """Every tensor of a stage: its layers' and its ends', and a table that a tied part here reads."""
+    """List every tensor of a stage: those of its layers and ends, and a table that a tied part here reads."""
     borrowed: dict[str, bool] = {}  # tables that something here reads, and whether in a matrix product
     own: list[RankTensor] = []
     for row in held.parts:

@@ -1,4 +1,4 @@
-"""One call for every figure of `zoo stats`."""
+"""Price an architecture: one call for every figure of `zoo stats`."""
 
 from collections.abc import Collection
 from typing import Any

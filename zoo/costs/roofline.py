@@ -21,12 +21,12 @@ from zoo.errors import ConfigError
 BOUND = "upper bound: peak rate and bandwidth, nothing else taking time; real code is slower"
 
 USABLE, RUNTIME = 0.9, 1.5e9
-"""Share of a GPU's memory that a program should plan with, and bytes of it that CUDA's context and libraries take."""
+"""The share of a GPU's memory that a program should use, and the bytes that CUDA and its libraries take."""
 
 COMPUTE, BANDWIDTH = "compute", "bandwidth"
 
 MOST = 2**40
-"""Sequences beyond which no batch is looked for."""
+"""The largest batch that is searched."""
 
 DAY = 24 * 3600
 
@@ -103,7 +103,7 @@ def _prefill(table: CostTable, setup: Setup, device: Hardware) -> dict[str, Any]
 def _bound(
     parts: Mapping[str, Operator], batch: int, setup: Setup, device: Hardware, tokens: int = 1
 ) -> dict[str, Any]:
-    """Of a pass over `tokens` of each of `batch` sequences, on one rank; tokens a second are of all replicas."""
+    """Bound a pass over `tokens` of each of `batch` sequences on one rank; tokens per second are of all replicas."""
     peak, bandwidth = device.flops(setup.dtype), device.bandwidth
     work = sum(part.flops for part in parts.values()) * batch
     weights = sum(part.weight_bytes(batch) for part in parts.values())
@@ -133,7 +133,7 @@ def _side(compute: float, bandwidth: float) -> str:
 
 
 def _each(parts: Mapping[str, Operator], batch: int, device: Hardware, peak: float) -> dict[str, dict[str, Any]]:
-    """Every operator's own bound, in all layers of its kind together."""
+    """Bound each operator by itself, over all layers of its kind."""
     rows = {}
     for name, part in parts.items():
         compute, bandwidth = part.flops * batch / peak, part.bytes(batch) / device.bandwidth
@@ -212,7 +212,7 @@ def _train(table: CostTable, setup: Setup, peak: float) -> dict[str, Any]:
 
 
 def usable(device: Hardware) -> float:
-    """Bytes of a GPU's memory to plan with."""
+    """Give the usable bytes of a GPU's memory."""
     return USABLE * device.memory - RUNTIME
 
 

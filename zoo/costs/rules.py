@@ -20,7 +20,7 @@ Rule = dict[str, Any]
 
 @dataclass(frozen=True)
 class RuleInputs:
-    """A model, a set-up and its figures, with what the rules of thumb ask of them."""
+    """A model, a set-up and its figures, as the rules of thumb need them."""
 
     spec: Priced
     setup: Setup
@@ -32,7 +32,7 @@ class RuleInputs:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the whole batch."""
+        """Count the tokens of the whole batch."""
         return self.setup.tokens(self.spec) * self.setup.batch
 
     @property
@@ -49,13 +49,13 @@ class RuleInputs:
 
     @property
     def flops(self) -> Mapping[str, Any]:
-        """FLOPs as the exact convention counts them, whichever was asked for."""
+        """Count FLOPs by the exact convention, even if the set-up has another."""
         if self.setup.convention == "exact":
             return self.figures["flops"]
         return flops.count_flops(self.spec, self.setup.tokens(self.spec))
 
     def two_towers(self) -> str:
-        """Why a rule for one stack of layers does not apply; empty where it does."""
+        """Say why a rule for one stack of layers does not apply; empty if it does."""
         return "an encoder and a decoder that reads it, where the rule means one stack" if self.paired else ""
 
     @property
@@ -63,14 +63,14 @@ class RuleInputs:
         return len(self.spec.towers()) > 1
 
     def recurrent(self, least: int = 1) -> str:
-        """Why a rule for attention does not apply, if at least `least` layers are recurrent; else empty."""
+        """Say why a rule for attention does not apply if at least `least` layers are recurrent; else empty."""
         (tower, *_) = self.spec.towers().values()
         found = sum(tower.pattern.count(kind) for kind, block in tower.blocks.items() if block.attention.state())
         several = f"{found} of the {len(tower.pattern)} layers are" if found < len(tower.pattern) else "its layers are"
         return f"{several} recurrent, where the rule means attention" if found >= least else ""
 
     def shards(self) -> str:
-        """Why a rule for a whole model does not apply to the figures of one rank; empty for one GPU."""
+        """Say why a rule for a whole model does not apply to the figures of one rank; empty for one GPU."""
         return f"the exact figure is one rank's of {self.setup.ranks}" if self.setup.ranks > 1 else ""
 
 

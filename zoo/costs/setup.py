@@ -1,4 +1,4 @@
-"""What is run, how, and on what: everything about a price that is not the architecture."""
+"""The set-up of a price: workload, training method and hardware; everything but the architecture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from zoo.costs.rows import Priced
 
 DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
-"""Bytes a value, by the name users give a dtype."""
+"""Bytes per value, by the name that users give a dtype."""
 
 CONVENTIONS = ("exact", "palm", "megatron", "kaplan", "hfu")
 ENGINES = ("ideal", "hf", "paged")
@@ -71,11 +71,11 @@ class Setup:
             raise ConfigError(*faults)
 
     def tokens(self, spec: Priced) -> int:
-        """Tokens of a sequence."""
+        """Give the tokens of a sequence."""
         return int(spec.max_seq_len if self.context is None else self.context)
 
     def documents(self, spec: Priced) -> list[int] | None:
-        """Tokens of each document in a sequence, the last cut short; None where a sequence is one."""
+        """List the tokens of each document in a packed sequence, the last one cut; None for a single document."""
         if self.document is None:
             return None
         whole, rest = divmod(self.tokens(spec), self.document)
@@ -83,7 +83,7 @@ class Setup:
 
     @property
     def ranks(self) -> int:
-        """GPUs in all; the ranks of expert parallelism are data-parallel ones."""
+        """Count all GPUs. The ranks of expert parallelism are among the data-parallel ones."""
         return self.dp * self.tp * self.pp * self.cp
 
 

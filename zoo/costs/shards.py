@@ -27,13 +27,13 @@ def shard_tower(tower: Tower, tp: int) -> Tower:
 
 
 def tensor_faults(tower: Tower, tp: int) -> Iterator[str]:
-    """One line for each component that cannot be shared out among so many ranks."""
+    """List a line for each component that cannot be divided over that many ranks."""
     for part in (*tower.blocks.values(), tower.embedding, tower.head):
         yield from _refusals(part, tp)
 
 
 def expert_faults(spec: Priced, ep: int) -> Iterator[str]:
-    """One line for each count of experts that the ranks of expert parallelism do not divide."""
+    """List a line for each number of experts that the ranks of expert parallelism do not divide."""
     if ep == 1:
         return
     counts = dict.fromkeys(row.part.count for row in tabulate(spec).parts if isinstance(row.part, Experts))
@@ -55,12 +55,12 @@ def _refusals(part: Any, tp: int) -> Iterator[str]:
 
 
 def ceil_share(elements: int, ways: int) -> int:
-    """Elements of the fullest of so many ranks."""
+    """Count the elements on the fullest rank."""
     return -(-elements // ways)
 
 
 def numel(shape: tuple[int, ...]) -> int:
-    """Elements of a tensor."""
+    """Count the elements of a tensor."""
     return math.prod(shape)
 
 

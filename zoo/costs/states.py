@@ -78,7 +78,7 @@ def widths(setup: Setup) -> tuple[int, int, int, int]:
 
 
 def ways(setup: Setup, expert: bool) -> int:
-    """Number of ranks that hold the same weights, among which ZeRO shards them."""
+    """Count the ranks that hold the same weights, over which ZeRO shards them."""
     return setup.dp * setup.cp // (setup.ep if expert else 1)
 
 
@@ -200,10 +200,10 @@ def gathered_bytes(stage: Stage, setup: Setup) -> tuple[int, int]:
 
 
 def _unit(piece: RankTensor) -> tuple[str, str]:
-    """The tower and the kind of layer a tensor belongs to, or the end of the stack."""
+    """Name the FSDP unit of a tensor: tower and kind of layer, or an end of the stack."""
     return piece.where, piece.kind or ("first:" if piece.slot in FIRST else "last:")
 
 
 def _stored(stage: Stage, name: str, kind: str) -> int:
-    """Layers of a kind with weights of their own."""
+    """Count the layers of a kind that store weights."""
     return stage.held[name].stack.stored().count(kind)

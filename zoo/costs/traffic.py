@@ -28,7 +28,7 @@ def traffic(spec: Priced, setup: Setup, stage: Stage | None = None) -> dict[str,
 
 
 def _stream(stage: Stage, setup: Setup) -> float:
-    """Bytes of the residual stream of a rank's tokens: b·s·d, of which context parallelism leaves it a part."""
+    """Count the bytes of the residual stream of a rank's tokens: b·s·d, divided by context parallelism."""
     return setup.batch * setup.tokens(stage) / setup.cp * stage.d_model * _width(setup)
 
 

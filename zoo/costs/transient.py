@@ -11,8 +11,17 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from zoo.costs.activations import FEW, NAMES, recurrent_stride
-from zoo.costs.shadow import DTYPES, INT64, ShadowCache, ShadowLayer, Tape, fresh, shaded, taping
-from zoo.costs.shadow.tensor import named_failures
+from zoo.costs.shadow import (
+    DTYPES,
+    INT64,
+    ShadowCache,
+    ShadowLayer,
+    Tape,
+    make_shadow,
+    named_failures,
+    replace_torch,
+    taping,
+)
 from zoo.model.position import NoPosition
 
 
@@ -50,7 +59,7 @@ def measure_peaks(spec: Any, run: Generation) -> Peaks:
 
 
 def _each_kind_once(tower: Any) -> Any:
-    """The tower with one layer of each kind, the last layer's kind last."""
+    """Cut a tower to one layer of each kind, the last layer's kind last."""
     kinds = tuple(reversed(dict.fromkeys(reversed(tower.pattern))))
     return replace(tower, pattern=kinds, blocks={kind: tower.blocks[kind] for kind in kinds})
 
@@ -90,7 +99,7 @@ def _tape(run: Generation) -> Any:
 
 
 def _prefill(towers: dict[str, Any], run: Generation) -> tuple[int, int]:
-    """A decoder reads the prompts; or an encoder reads them, and its decoder begins with one token."""
+    """Trace the prefill: a decoder reads the prompts, or an encoder reads them and the decoder its first token."""
     with _tape(run) as tape:
         encode, memory = 0, None
         for tower in towers.values():
@@ -106,7 +115,7 @@ def _prefill(towers: dict[str, Any], run: Generation) -> tuple[int, int]:
 
 
 def _decode(towers: dict[str, Any], run: Generation) -> int:
-    """The last of `context` tokens, all others being in the cache; without one they are read again."""
+    """Trace decoding the last of `context` tokens. Without a cache, all tokens are read again."""
     with _tape(run) as tape:
         for tower in towers.values():
             if tower.causal:
@@ -122,14 +131,14 @@ def _checked(tape: Tape) -> int:
 
 
 def _memory(tower: Any, run: Generation) -> Any:
-    """An encoder's output, as many tokens as the context."""
+    """Make an encoder's output of `context` tokens."""
     if not tower.reads_memory:
         return None
-    return fresh((run.batch, run.context, tower.d_model), DTYPES[NAMES[run.dtype]], "memory")
+    return make_shadow((run.batch, run.context, tower.d_model), DTYPES[NAMES[run.dtype]], "memory")
 
 
 def _cache(tower: Any, run: Generation, length: int) -> Any:
-    """The cache with `length` tokens in it; None where it cannot hold the context (dynamic NTK)."""
+    """Make a cache with `length` tokens in it; None if the model cannot use one at this context (dynamic NTK)."""
     until = tower.cacheable_until
     if until is not None and run.context > until:
         return None
@@ -138,11 +147,11 @@ def _cache(tower: Any, run: Generation, length: int) -> Any:
 
 
 CACHED = {"fp8": "float8_e4m3fn"}
-"""The dtype of a cache's values, where it is another than that of activations."""
+"""The dtype of cached values where it differs from that of activations."""
 
 
 def _run(tape: Tape, tower: Any, run: Generation, new: int, cache: Any, memory: Any) -> Any:
-    """The tower's own pass over `new` tokens of each row, to the logits of the last one."""
+    """Trace a tower's pass over `new` tokens of each row, up to the logits of the last one."""
     from zoo.model.scene import Scene
 
     with named_failures(f"{tower.axis}={tower.kind}"):
@@ -150,8 +159,8 @@ def _run(tape: Tape, tower: Any, run: Generation, new: int, cache: Any, memory: 
         m.blocks = [
             ShadowLayer(tower.blocks[kind], tower.d_model, m.dtype, "", run.kernel) for kind in tower.stack.stored()
         ]
-        ids = fresh((run.batch, new), INT64, "ids")
+        ids = make_shadow((run.batch, new), INT64, "ids")
         causal = bool(tower.causal)
-        drawn = shaded(tower)
-        scene = shaded(Scene)(drawn, ids, None, causal=causal, cache=cache, memory=memory if causal else None)
+        drawn = replace_torch(tower)
+        scene = replace_torch(Scene)(drawn, ids, None, causal=causal, cache=cache, memory=memory if causal else None)
         return drawn.run(m, ids, None, scene, 1 if causal else None)

@@ -1,4 +1,4 @@
-"""Figures for people: tables that fit 80 columns, units spelled out. `--json` gives the same figures exactly."""
+"""Format figures for people: tables that fit 80 columns, with units. `--json` has the same figures exactly."""
 
 from zoo.report.figures import cost_rows, cost_table, exact_rows
 from zoo.report.tables import as_csv, as_markdown, rich_table, show

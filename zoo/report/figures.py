@@ -1,11 +1,14 @@
-"""The figures of `zoo.costs.price` as lines: labels, units and sections. What has no label of its own gets its key."""
+"""Format the figures of `zoo.costs.price` as lines with labels and units, in sections.
+
+A figure without a label in LABELS is labelled by its key.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from zoo.report.speed import speed_rows
+from zoo.report.speed import list_speed_rows
 from zoo.report.text import TextRow, bold, columns, wrapped
 from zoo.report.units import readable, share
 
@@ -35,7 +38,7 @@ LABELS = {
     "memory.kv_cache": "KV cache",
     "memory.generate_peak": "generating, at its peak",
 }
-"""Of a figure by its dotted path; "" puts what is in it one level up."""
+"""A figure's label by its dotted path. With the label "", the figures inside move up one level."""
 
 SECTIONS = {
     "params": "Parameters",
@@ -54,7 +57,7 @@ SAID = frozenset(
         *("kv_cache.tokens", "kv_cache.batch", "kv_cache.dtype", "kv_cache.engine", "kv_cache.bytes"),
     }
 )
-"""What a section's title or another line of it says, so that it is no line of its own."""
+"""Figures without a line of their own, because the section's title or another line shows them."""
 
 UNITS = {"params": "params", "flops": "FLOP", "memory": "B"}
 HOLDING = (
@@ -69,7 +72,7 @@ HOLDING = (
     ("mfu", "share"),
     ("flops", "FLOP"),
 )
-"""Units by what a figure's name holds, the first that does."""
+"""Units by a part of the figure's name; the first match counts."""
 
 COUNTS = ("layers", "context", "batch", "tokens", "experts", "gpus", "ranks", "stored", "used", "ratio", "per_token")
 
@@ -89,11 +92,11 @@ BRIEF = {
     "memory.train_peak": "training peak",
     "memory.generate_peak": "generating peak",
 }
-"""Labels that leave room for several models beside them."""
+"""Short labels for tables of several models."""
 
 
 class Figure(NamedTuple):
-    """One figure: its dotted path, what it is called, its value, its unit and how deep it stands in its section."""
+    """One figure: dotted path, label, value, unit, and depth of nesting in its section."""
 
     path: str
     label: str
@@ -102,8 +105,8 @@ class Figure(NamedTuple):
     depth: int
 
 
-def unit_of(path: str) -> str:
-    """The unit of a figure, from its dotted path."""
+def find_unit(path: str) -> str:
+    """Give a figure's unit, from its dotted path."""
     section, _, rest = path.partition(".")
     leaf = rest.rpartition(".")[2]
     if rest.startswith("by_component."):
@@ -116,19 +119,19 @@ def unit_of(path: str) -> str:
     return UNITS[section]
 
 
-def figures(priced: Mapping[str, Any]) -> Iterator[Figure]:
-    """Every figure in its order; a mapping that is a figure's breakdown comes first as a line without a value."""
+def list_figures(priced: Mapping[str, Any]) -> Iterator[Figure]:
+    """List all figures in order. A breakdown begins with a figure that has a label and no value."""
     for section, node in priced.items():
         if isinstance(node, Mapping):
             yield from _below(section, node, 0)
 
 
 LEFT_OUT = frozenset({"operators", "sum_of_operators"})
-"""Breakdowns that would be tables of their own: they are in the JSON."""
+"""Breakdowns that are too long for a line each; `--json` has them."""
 
 
-def idle(figure: Figure) -> bool:
-    """Whether a figure says nothing by being zero, or is one that another line has."""
+def is_hidden(figure: Figure) -> bool:
+    """Whether a figure needs no line: it is shown elsewhere, or it is in ZEROS and zero."""
     return figure.path in SAID or (figure.value == 0 and figure.path in ZEROS)
 
 
@@ -150,11 +153,11 @@ def _below(path: str, node: Mapping[str, Any], depth: int) -> Iterator[Figure]:
                 yield Figure(place, label, None, "", depth)
             yield from _below(place, value, depth + 1)
         elif not isinstance(value, list | tuple):
-            yield Figure(place, label, value, unit_of(place), depth)
+            yield Figure(place, label, value, find_unit(place), depth)
 
 
-def heading(section: str, priced: Mapping[str, Any]) -> str:
-    """A section's title, with what all of its figures are of."""
+def format_heading(section: str, priced: Mapping[str, Any]) -> str:
+    """Format a section's title, with the setting that its figures share: `FLOPs (context 8,192 tokens)`."""
     cache, flops = priced.get("kv_cache", {}), priced.get("flops", {})
     engine = cache.get("engine", "ideal")
     convention = str(flops.get("convention", "exact")).partition(":")[0]
@@ -178,15 +181,15 @@ def _sequences(cache: Mapping[str, Any]) -> str:
 
 
 def cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[TextRow]]]:
-    """The sections of `zoo stats`: a title, and rows of a name, an exact figure and a readable one."""
+    """List the sections of `zoo stats`: each a title, and rows of label, exact figure and readable figure."""
     sections: list[tuple[str, list[TextRow]]] = []
     for section, node in priced.items():
         if section == "kv_cache" and not node["bytes"]:
-            continue  # what writes nothing keeps nothing
+            continue  # a model that generates nothing has no cache
         if section == "rules_of_thumb":
             continue  # `--explain` shows them
         if isinstance(node, Mapping) and (rows := _rows(section, priced)):
-            sections.append((heading(section, priced), rows))
+            sections.append((format_heading(section, priced), rows))
     return sections
 
 
@@ -195,10 +198,10 @@ def _rows(section: str, priced: Mapping[str, Any]) -> list[TextRow]:
         sent = priced[section].items()
         return [(f"{name}: {each['collective']}", "", readable(each["bytes"], "B")) for name, each in sent]
     if section == "roofline":
-        return speed_rows(priced[section], WIDTH - 2)
+        return list_speed_rows(priced[section], WIDTH - 2)
     rows: list[TextRow] = []
-    for figure in figures({section: priced[section]}):
-        if not idle(figure) and not twice(figure, priced):
+    for figure in list_figures({section: priced[section]}):
+        if not is_hidden(figure) and not is_repeated(figure, priced):
             rows += _figure_rows(figure, priced)
         if figure.path == "memory.bottleneck":
             rows += [_changed(each) for each in priced[section]["change_first"]]
@@ -209,14 +212,14 @@ def _rows(section: str, priced: Mapping[str, Any]) -> list[TextRow]:
 
 
 def _changed(found: Mapping[str, Any]) -> TextRow:
-    """What an option would save of training's peak."""
+    """Format how much an option would save of the training peak."""
     saved = readable(found["saves"], "B", short=True)
     return (f"  with {found['change']}", f"{saved} less", readable(found["train_peak"], "B"))
 
 
-def twice(figure: Figure, priced: Mapping[str, Any]) -> bool:
-    """Whether a figure repeats another of this model: what is active in a dense one, what training really computes
-    where nothing is computed again, a breakdown by kind of layer where there is one kind."""
+def is_repeated(figure: Figure, priced: Mapping[str, Any]) -> bool:
+    """Whether a figure repeats another one of the same model: the active parameters of a dense model, hardware FLOPs
+    without recomputation, or a breakdown by kind of layer when there is one kind."""
     counted, flops = priced["params"], priced.get("flops", {})
     if figure.path.startswith("params.active"):
         return counted["active"] == counted["total"]
@@ -245,12 +248,12 @@ def _figure_rows(figure: Figure, priced: Mapping[str, Any]) -> list[TextRow]:
 
 
 def _wrapped(text: str) -> list[TextRow]:
-    """A long text as lines of its own."""
+    """Wrap a long text into rows of their own."""
     return [(line, "", "") for line in wrapped(text, 0, 4, WIDTH - 2).splitlines()]
 
 
 def cost_table(priced: Mapping[str, Any], title: str) -> str:
-    """The figures of `zoo.costs.price` as text, in sections."""
+    """Format the figures of `zoo.costs.price` as text, in sections."""
     rows: list[TextRow] = [(title, "", "")]
     for name, lines in cost_rows(priced):
         rows += [("", "", ""), (name, "", ""), *((f"  {label}", exact, short) for label, exact, short in lines)]
@@ -259,6 +262,6 @@ def cost_table(priced: Mapping[str, Any], title: str) -> str:
 
 
 def exact_rows(flats: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
-    """A row for each dotted path that any model has: the path, and each model's value as it is in the JSON."""
+    """List one row per dotted path that any model has: the path, and each model's value as in the JSON."""
     paths = dict.fromkeys(path for flat in flats for path in flat)
     return [[path, *(flat.get(path) for flat in flats)] for path in paths]

@@ -10,12 +10,12 @@ from zoo.report.text import bold, wrapped
 
 Line = Mapping[str, Any]
 
-UNBROKEN = "\u00a0"  # a space at which no line is broken
+UNBROKEN = "\u00a0"  # a no-break space
 
 INSTALLED = {"torch": "With torch alone", "everything": "With flash-attn 2, 3 and 4"}
 
 
-def kernel_lines(found: Mapping[str, Any], title: str) -> str:
+def format_kernels(found: Mapping[str, Any], title: str) -> str:
     """Format what `zoo.costs.kernels` found."""
     capability = found["capability"]
     where = found["title"] + (f", compute capability {capability[0]}.{capability[1]}" if capability else "")

@@ -1,4 +1,4 @@
-"""Several models in one table, two of them side by side, and the points of a sweep."""
+"""Format tables of several models, of the differences between two, and of a sweep."""
 
 from __future__ import annotations
 
@@ -6,48 +6,49 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zoo.analysis.compare import merge_orders
-from zoo.report.figures import BRIEF, SECTIONS, Figure, figures, idle, twice
+from zoo.report.figures import BRIEF, SECTIONS, Figure, is_hidden, is_repeated, list_figures
 from zoo.report.tables import rich_table
 from zoo.report.text import screen
 from zoo.report.units import change, readable
 
-LABEL, PATH = 34, 44  # columns that the names of figures may take, and dotted paths
-LEAST, CELL = 9, 14  # columns that a model's figures need, and may take
+LABEL, PATH = 34, 44  # widths of a figure's label and of a dotted path, at most
+LEAST, CELL = 9, 14  # widths of a model's column, least and most
 
 
-def model_tables(labels: Sequence[str], priced: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """A row a figure, a column a model; with two of them the difference as well. As many tables as the width needs."""
+def make_model_tables(labels: Sequence[str], priced: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Make tables with a row per figure and a column per model. Two models also get a column of differences. Models
+    that do not fit the screen go into further tables."""
     room = max(2, (screen() - LABEL) // (max(LEAST, min(CELL, max(map(len, labels)))) + 2))
     parts = [slice(at, at + room) for at in range(0, len(labels), room)]
-    tables = [_table(*model_rows(labels[part], priced[part], all_of=priced)) for part in parts]
-    return [said_of_all(priced), *tables]
+    tables = [_table(*list_model_rows(labels[part], priced[part], all_of=priced)) for part in parts]
+    return [format_setting(priced), *tables]
 
 
-def said_of_all(priced: Sequence[Mapping[str, Any]]) -> str:
-    """What all figures are of, in one line: the context, the sequences, the dtype; a context that models do not share
-    is each one's own."""
+def format_setting(priced: Sequence[Mapping[str, Any]]) -> str:
+    """Format the setting of all figures as one line: context, batch and the cache's dtype. Without a shared context,
+    each model's is its max_seq_len."""
     tokens = {figures["kv_cache"]["tokens"] for figures in priced}
     cache = priced[0]["kv_cache"]
     context = f"{tokens.pop():,} tokens" if len(tokens) == 1 else "each model's max_seq_len"
     return f"context {context}, batch {cache['batch']:,}, KV cache in {cache['dtype']}"
 
 
-def model_rows(
+def list_model_rows(
     labels: Sequence[str],
     priced: Sequence[Mapping[str, Any]],
     all_of: Sequence[Mapping[str, Any]] | None = None,
     *,
     differing: bool = False,
 ) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of such a table, for the figures that any of `all_of` has.
+    """Make the header and the rows of a table of models, for the figures that any of `all_of` has.
 
-    With `differing` those are left out that are the same in all, and so are the titles of sections without any.
+    `differing` leaves out figures that are the same in all models, and sections without any difference.
     """
     all_of = priced if all_of is None else all_of
     two = len(all_of) == 2
     rows: list[list[str]] = []
     for section in merge_orders(all_of):
-        lines = [] if section == "rules_of_thumb" else _lines(section, all_of, priced)  # of use for one model alone
+        lines = [] if section == "rules_of_thumb" else _lines(section, all_of, priced)  # shown for a single model only
         if differing:
             lines = [line for line in lines if line[1][0] != line[1][-1]]
         if lines:
@@ -62,9 +63,9 @@ def model_rows(
 def _lines(
     section: str, all_of: Sequence[Mapping[str, Any]], priced: Sequence[Mapping[str, Any]]
 ) -> list[tuple[Figure, list[Any]]]:
-    """The figures of a section that any model has, with what these models have there."""
-    every = [{figure.path: figure for figure in figures({section: each.get(section)})} for each in all_of]
-    shown = [{figure.path: figure.value for figure in figures({section: each.get(section)})} for each in priced]
+    """List a section's figures that any model has, each with the values of `priced`."""
+    every = [{figure.path: figure for figure in list_figures({section: each.get(section)})} for each in all_of]
+    shown = [{figure.path: figure.value for figure in list_figures({section: each.get(section)})} for each in priced]
     lines = []
     for path in merge_orders(every):
         found = [each[path] for each in every if path in each]
@@ -72,7 +73,7 @@ def _lines(
         if path in TITLED or any(map(_long, found)):
             continue
         if path == "kv_cache.bytes" or not all(
-            idle(figure) or twice(figure, each) for figure, each in zip(found, holders, strict=True)
+            is_hidden(figure) or is_repeated(figure, each) for figure, each in zip(found, holders, strict=True)
         ):
             lines.append((found[0], [each.get(path) for each in shown]))
     return lines
@@ -86,7 +87,7 @@ def _long(figure: Figure) -> bool:
 
 
 def _difference(unit: str, a: Any, b: Any) -> list[str]:
-    """The second less the first, absolute and relative; a component that one has not is zero in it."""
+    """Format the second value minus the first, absolute and relative. A component that a model lacks counts as zero."""
     numbers = [value for value in (a, b) if isinstance(value, int | float) and not isinstance(value, bool)]
     if not numbers or len(numbers) + (a is None) + (b is None) < 2:
         return ["" if a == b else "differs", ""]
@@ -98,7 +99,7 @@ def _difference(unit: str, a: Any, b: Any) -> list[str]:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
-    """A rich table of cells as wide as they may be, its first column cut to what is left of the screen."""
+    """Make a rich table. Cells are cut to CELL columns, and the first column to the rest of the screen."""
     header = [header[0], *(_fitted(cell, CELL) for cell in header[1:])]
     rows = [[row[0], *(_fitted(cell, CELL) for cell in row[1:])] for row in rows]
     others = sum(2 + max(len(row[i]) for row in [header, *rows]) for i in range(1, len(header)))
@@ -113,18 +114,20 @@ def _fitted(text: str, width: int) -> str:
 # ---------------------------------------------------------------- two models
 
 
-def diff_tables(labels: Sequence[str], found: Any, priced: Sequence[Any], *, everything: bool = False) -> list[Any]:
-    """The fields of the architecture that differ, then the figures that do (or all of them)."""
-    header, rows = model_rows(labels, priced, differing=not everything)
+def make_diff_tables(
+    labels: Sequence[str], found: Any, priced: Sequence[Any], *, everything: bool = False
+) -> list[Any]:
+    """Make tables of the architecture's fields that differ, then of the figures that differ, or of all figures."""
+    header, rows = list_model_rows(labels, priced, differing=not everything)
     names = [_fitted(label, CELL) for label in labels]
     room = max(CELL, (screen() - PATH - 6) // 2)
-    fields = [[_tail(row[0], PATH), *(_fitted(cell, room) for cell in row[1:])] for row in field_rows(found)]
+    fields = [[_tail(row[0], PATH), *(_fitted(cell, room) for cell in row[1:])] for row in list_field_rows(found)]
     tables = [rich_table("", ["architecture", *names], fields)] if fields else []
-    return [*tables, said_of_all(priced), _table(header, rows)] if rows else tables
+    return [*tables, format_setting(priced), _table(header, rows)] if rows else tables
 
 
-def field_rows(found: Mapping[str, Any]) -> list[list[str]]:
-    """A row for each field of the architecture that differs: its dotted path and both values."""
+def list_field_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """List one row per field of the architecture that differs: its dotted path and both values."""
     return [[path, *(_field(row[side]) for side in "ab")] for path, row in found["architecture"].items()]
 
 
@@ -133,20 +136,20 @@ def _field(value: Any) -> str:
 
 
 def _tail(path: str, width: int) -> str:
-    """A dotted path, its beginning left out where it is too long: the end says what it is."""
+    """Cut a long dotted path at its beginning, because its end names the field."""
     return path if len(path) <= width else "…" + path[-(width - 1) :]
 
 
 # ---------------------------------------------------------------- sweeps
 
 
-def sweep_table(
+def make_sweep_table(
     header: Sequence[str], keys: int, rows: Sequence[Sequence[Any]], units: Sequence[str], reasons: Sequence[str | None]
 ) -> tuple[Any, list[str]]:
-    """A row a point: the first `keys` cells are its values, the others its figures. Gives the table and the reasons of
-    the points that were refused, each with the mark that stands in their rows.
+    """Make a sweep's table, a row per point: the first `keys` cells are the swept values, the others figures. Return
+    also the reasons of refused points, each with the mark that its rows show.
 
-    Where the screen is too narrow, units stand in the header alone.
+    On a narrow screen, units are only in the header.
     """
     marks = {reason: f"({number})" for number, reason in enumerate(dict.fromkeys(filter(None, reasons)), 1)}
     shown = []
@@ -163,7 +166,7 @@ def sweep_table(
 
 
 def _bare(cell: str, unit: str) -> str:
-    """A readable figure without its unit, which the header has: `4.81 G`."""
+    """Cut the unit off a readable figure, because the header has it: `4.81 G`."""
     return cell.removesuffix(unit).rstrip() if unit else cell
 
 

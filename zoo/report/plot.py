@@ -1,4 +1,4 @@
-"""`--plot`: parameters by component, memory over context, and the roofline of a GPU, as one picture."""
+"""Draw the picture of `--plot`: parameters by component, memory by context length, and the roofline of a GPU."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from zoo.errors import ConfigError
 
 FORMATS = (".png", ".svg")
 MOST = 12
-"""Models that one picture holds."""
+"""The most models in one picture."""
 
 POINTS = 25
-"""Contexts at which memory is priced."""
+"""The number of context lengths at which memory is priced."""
 
 BATCHES = (1, 8, 64, 512)
-"""Batches of the roofline's points."""
+"""Batch sizes of the roofline's points."""
 
 
 def check_picture(file: Path, count: int) -> None:
-    """Raises ConfigError for a file or a number of models that no picture can be made of, before anything is priced."""
+    """Raise ConfigError for a file that cannot be drawn or too many models, before anything is priced."""
     if file.suffix.lower() not in FORMATS:
         raise ConfigError(f"plot: {file} names no picture that can be drawn (a file ending in .png or .svg)")
     if not file.absolute().parent.is_dir():
@@ -35,9 +35,9 @@ def check_picture(file: Path, count: int) -> None:
 
 
 def draw_models(specs: Mapping[str, Any], setup: Setup, file: Path) -> None:
-    """Draws the models into a .png or .svg file: parameters, memory, and with a `gpu` the roofline.
+    """Draw models into a .png or .svg file: parameters, memory and, with a `gpu`, the roofline.
 
-    Raises ConfigError as `check_picture` does, and when the file cannot be written.
+    Raises ConfigError as `check_picture` does, and if the file cannot be written.
     """
     check_picture(file, len(specs))
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -71,7 +71,7 @@ def _colors(count: int) -> list[Any]:
 
 
 def _parameters(axes: Any, counted: Mapping[str, Mapping[str, Any]]) -> None:
-    """A bar for each model, stacked of its components; what is active of a mixture as a mark."""
+    """Draw a bar per model, stacked by component. A mark shows the active parameters of a mixture of experts."""
     from zoo.analysis.compare import merge_orders
     from zoo.report.units import params
 
@@ -97,19 +97,19 @@ def _parameters(axes: Any, counted: Mapping[str, Mapping[str, Any]]) -> None:
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)
 
 
-def contexts(longest: int) -> list[int]:
-    """Lengths from 128 tokens (or fewer) up to the longest, evenly apart on a logarithmic scale."""
+def list_contexts(longest: int) -> list[int]:
+    """List context lengths from 128 tokens (or fewer) to the longest, evenly spaced on a logarithmic scale."""
     least = min(128, longest)
     steps = (least * (longest / least) ** (index / (POINTS - 1)) for index in range(POINTS))
     return sorted({round(step) for step in steps})
 
 
 def _memory(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
-    """Weights, the cache over context, and both together; of several models the sum alone, weights dotted."""
+    """Draw weights and KV cache by context length. For several models: their sum, and weights as a dotted line."""
     alone = len(specs) == 1
     longest = max(setup.tokens(spec) for spec in specs.values())
     for (label, spec), color in zip(specs.items(), _colors(len(specs)), strict=True):
-        lengths = contexts(setup.tokens(spec))
+        lengths = list_contexts(setup.tokens(spec))
         priced = price(spec, setup)
         weights = priced["memory"]["weights"]
         held = [kv_cache(spec, replace(setup, context=length))["bytes"] for length in lengths]
@@ -141,7 +141,7 @@ def _ticks(axes: Any) -> None:
 
 
 def _capacity(axes: Any, setup: Setup) -> None:
-    """The memory of the GPU as a line, where it is in sight."""
+    """Draw the GPU's memory as a line."""
     if setup.gpu is None:
         return
     from zoo.costs.hardware import hardware
@@ -151,7 +151,7 @@ def _capacity(axes: Any, setup: Setup) -> None:
 
 
 def _roofline(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
-    """The roofs of a GPU, and under them where decoding and prefill are at a few batches (Williams et al., 2009)."""
+    """Draw a GPU's roofline, with points of decoding and prefill at several batch sizes (Williams et al., 2009)."""
     from zoo.costs.roofline import roofline
     from zoo.report.units import si
 

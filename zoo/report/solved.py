@@ -1,4 +1,4 @@
-"""The answers of `zoo solve` as text that fits 80 columns."""
+"""Format the answers of `zoo solve` as text that fits 80 columns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PARTS = {
     "loss_head": "logits and their loss",
     "step": "the optimizer's step",
 }
-"""What takes memory, as it is called in a sentence."""
+"""Names of the parts of memory in sentences."""
 
 FIGURES = {
     "params": "params",
@@ -27,11 +27,11 @@ FIGURES = {
     "kv_bytes_per_token": "KV/token",
     "memory": "memory",
 }
-"""Headings of what shapes are solved for."""
+"""Column headings of the budgeted figures."""
 
 
-def most_table(answer: Mapping[str, Any], name: str, title: str) -> str:
-    """The answer, what takes the memory, and what one more would."""
+def format_most(answer: Mapping[str, Any], name: str, title: str) -> str:
+    """Format the largest batch or context, the memory it takes by part, and the memory that one more would add."""
     room, now, more = answer["room"], answer["needed"], answer.get("one_more")
     other = f"{answer['context']:,} tokens" if name == "batch" else f"a batch of {answer['batch']:,}"
     doing = "training" if answer["mode"] == "train" else "generating"
@@ -55,8 +55,8 @@ def most_table(answer: Mapping[str, Any], name: str, title: str) -> str:
     return "\n".join([report.columns(rows, right=(1, 2)), *notes])
 
 
-def short_of(answer: Mapping[str, Any]) -> str:
-    """What is short, by how much, and what would do."""
+def format_shortage(answer: Mapping[str, Any]) -> str:
+    """Say how much memory is missing, which part takes most of it, and what to try."""
     needed, room = answer["needed"], answer["room"]
     most = max((part for part in needed if part != "total"), key=lambda part: needed[part])
     return (
@@ -66,8 +66,8 @@ def short_of(answer: Mapping[str, Any]) -> str:
     )
 
 
-def gpu_table(rows: Sequence[Mapping[str, Any]], title: str, train: bool) -> str:
-    """A GPU a row, the least memory in all first."""
+def format_gpus(rows: Sequence[Mapping[str, Any]], title: str, train: bool) -> str:
+    """Format one row per GPU, the least total memory first."""
     how = "ZeRO stage" if train else "tensor parallel"
     cells = [(title, "", "", "", "", ""), ("GPU", "GPUs", how, "in all", "on each", "of usable")]
     for row in rows:
@@ -86,8 +86,8 @@ def gpu_table(rows: Sequence[Mapping[str, Any]], title: str, train: bool) -> str
     return report.columns(cells, right=(1, 2, 3, 4, 5))
 
 
-def cache_table(found: Sequence[Mapping[str, Any]], target: str, most: float) -> str:
-    """The model as it is, and each change that does."""
+def format_caches(found: Sequence[Mapping[str, Any]], target: str, most: float) -> str:
+    """Format the cache of the unchanged model, and of each change that brings it under the budget."""
     rows = [("KV cache", f"at most {report.size(most)}", "")]
     for each in found:
         rows.append(
@@ -96,8 +96,8 @@ def cache_table(found: Sequence[Mapping[str, Any]], target: str, most: float) ->
     return report.columns(rows)
 
 
-def shape_table(found: Sequence[Mapping[str, Any]], model: str) -> str:
-    """A shape a row, nearest the budget first, and how to make the first."""
+def format_shapes(found: Sequence[Mapping[str, Any]], model: str) -> str:
+    """Format one row per shape, the nearest to the budget first, and the command that prices the first."""
     dims = [name for name in ("d_model", "n_layers", "d_ff") if name in found[0]]
     figures = list(found[0]["figures"])
     kv = "n_kv_heads" in found[0]

@@ -1,4 +1,4 @@
-"""The roofline of `zoo stats` as lines: what bounds each use of a model on a GPU."""
+"""Format the roofline of `zoo stats`: whether compute or bandwidth bounds each use of a model on a GPU."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from zoo.report.text import TextRow, wrapped
 from zoo.report.units import readable, si
 
 
-def speed_rows(found: Mapping[str, Any], width: int) -> list[TextRow]:
-    """A use a line: the time of a step and what bounds it, and tokens a second at most. Then whether it fits."""
+def list_speed_rows(found: Mapping[str, Any], width: int) -> list[TextRow]:
+    """List one row per use: seconds of a step, what bounds it, and the most tokens per second; then whether it fits."""
     peak, bandwidth = si(found["peak_flops_per_second"], "FLOP/s"), si(found["bandwidth_bytes_per_second"], "B/s")
     rows: list[TextRow] = [("peak, bandwidth", peak, bandwidth)]
     for use, title in (("decode", "decoding, a step"), ("prefill", "prefill")):

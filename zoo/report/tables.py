@@ -1,4 +1,4 @@
-"""Tables by rich, for what is wider than one model's figures; and the same as CSV and as GitHub's Markdown."""
+"""Make tables of several columns: for the terminal with rich, as CSV, and as GitHub's Markdown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def rich_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> Any:
-    """A rich table; `right` are the columns to align right. A cell that is too wide goes on in the next line."""
+    """Make a rich table; `right` are the columns to align right. A cell that is too wide continues on the next line."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -21,7 +21,7 @@ def rich_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]],
 
 
 def show(*things: Any) -> None:
-    """Prints rich things to stdout: at the terminal's width, or 80 columns into a pipe."""
+    """Print rich objects to stdout: at the terminal's width, or 80 columns wide into a pipe."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -30,7 +30,7 @@ def show(*things: Any) -> None:
 
 
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Comma-separated values, exact; what there is not is empty."""
+    """Format rows as comma-separated exact values; a missing value is empty."""
     import csv
     import io
 
@@ -42,7 +42,7 @@ def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def as_markdown(header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """A table as GitHub reads it; `right` are the columns to align right."""
+    """Format rows as a table in GitHub's Markdown; `right` are the columns to align right."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

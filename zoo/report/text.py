@@ -1,4 +1,4 @@
-"""Text in aligned columns, without rich: importing that is a tenth of what `zoo stats` takes."""
+"""Align text in columns without rich, whose import would take a tenth of the time of `zoo stats`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from typing import Any
 
 TextRow = tuple[str, ...]
-"""The cells of a line."""
+"""The cells of one line."""
 
 
 def as_json(figures: Any) -> str:
-    """Plain data as indented JSON."""
+    """Format plain data as indented JSON."""
     return json.dumps(figures, indent=2)
 
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Rows in aligned columns; on a terminal a line ends where the screen does.
+    """Align rows in columns. On a terminal, lines are cut at the screen's width.
 
-    A row of which only the first cell holds anything is a heading, and takes no part in the widths.
+    A row whose other cells are empty is a heading; its width does not count.
     """
     full = [row for row in rows if any(row[1:])]
     widths = [max((len(row[i]) for row in full), default=0) for i in range(len(rows[0]) if rows else 0)]
@@ -38,17 +38,17 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
 
 
 def screen() -> int:
-    """The columns of the terminal, or 80 into a pipe; COLUMNS says otherwise."""
+    """Give the terminal's width in columns: COLUMNS if it is set, 80 for a pipe."""
     return shutil.get_terminal_size((80, 24)).columns
 
 
 def bold(text: str) -> str:
-    """Bold on a terminal, plain in a pipe or where NO_COLOR is set."""
+    """Make text bold on a terminal; leave it plain in a pipe and with NO_COLOR."""
     return f"\033[1m{text}\033[0m" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
 
 
 def wrapped(text: str, indent: int, below: int | None = None, width: int = 80) -> str:
-    """A text in lines of at most `width`, indented, those after the first by `below`."""
+    """Wrap a text into lines of at most `width`, the first indented by `indent` and the others by `below`."""
     import textwrap
 
     rest = " " * (indent if below is None else below)

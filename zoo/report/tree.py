@@ -1,4 +1,4 @@
-"""A built model's tree of modules as lines."""
+"""List a built model's tree of modules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from zoo.report.text import TextRow
 
 
 def module_rows(name: str, module: Any, depth: int = 0) -> list[TextRow]:
-    """A module tree as rows of name, kind, shapes and parameters. Neighbours that are alike share a line: `0-31`."""
+    """List a module tree as rows of name, kind, shapes and parameters. Equal neighbours share a row: `0-31`."""
     shapes = [list(p.shape) for _, p in module.named_parameters(recurse=False)]
     held = sum(p.numel() for p in module.parameters())
     kind = module.spec.kind if hasattr(module, "spec") else type(module).__name__.removesuffix("Module")
@@ -27,7 +27,7 @@ def module_rows(name: str, module: Any, depth: int = 0) -> list[TextRow]:
 
 
 def _runs(children: list[tuple[str, list[TextRow]]]) -> list[list[tuple[str, list[TextRow]]]]:
-    """Numbered children in runs of equal ones; every other child by itself."""
+    """Group numbered children that are equal and adjacent; every other child is a group of its own."""
     runs: list[list[tuple[str, list[TextRow]]]] = []
     for child in children:
         if runs and child[0].isdigit() and runs[-1][-1][1] == child[1]:

@@ -1,4 +1,4 @@
-"""Numbers for people: SI prefixes, parameters in the letters of the literature, bytes in both powers."""
+"""Format numbers for people: with SI prefixes, parameters in M and B, bytes in powers of 1000 and 1024."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def si(value: float, unit: str = "") -> str:
-    """1234567 as `1.23 M`, in powers of 1000."""
+    """Format a number with an SI prefix: 1234567 as `1.23 M`."""
     for prefix in ("", "K", "M", "G", "T", "P", "E", "Z"):
         if abs(value) < 999.5 or prefix == "Z":
             return f"{_digits(value) if prefix else f'{value:.4g}'} {prefix}{unit}".rstrip()
@@ -19,12 +19,12 @@ def _digits(value: float) -> str:
 
 
 def params(count: float) -> str:
-    """8030261248 as `8.03 B`: the letters of the literature, M, B and T."""
+    """Format a parameter count with the letters of the literature, M, B and T: 8030261248 as `8.03 B`."""
     return si(count).replace("G", "B")
 
 
 def size(count: float) -> str:
-    """Bytes, in powers of 1000 and of 1024: `16.1 GB (15.0 GiB)`."""
+    """Format bytes in powers of 1000 and of 1024: `16.1 GB (15.0 GiB)`."""
     binary = count
     for prefix in ("", "Ki", "Mi", "Gi", "Ti", "Pi"):
         if abs(binary) < 1023.5 or prefix == "Pi":
@@ -38,7 +38,7 @@ def share(part: float, whole: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """0.0123 as `12.3 ms`, 7200 as `2.00 h`, beyond two days in days."""
+    """Format a duration: 0.0123 as `12.3 ms`, 7200 as `2.00 h`; from two days on in days."""
     for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if abs(value) >= 2 * length:
             return f"{value / length:,.0f} {unit}" if value >= 1000 * length else f"{_digits(value / length)} {unit}"
@@ -49,7 +49,7 @@ def seconds(value: float) -> str:
 
 
 def readable(value: Any, unit: str, *, short: bool = False) -> str:
-    """A figure in its unit; `short` has bytes in powers of 1000 alone."""
+    """Format a figure in its unit; `short` gives bytes only in powers of 1000."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -70,5 +70,5 @@ def readable(value: Any, unit: str, *, short: bool = False) -> str:
 
 
 def change(value: float) -> str:
-    """A relative difference: `+12.3 %`, beyond tenfold `×25.0`."""
+    """Format a relative difference: `+12.3 %`, and from tenfold on `×25.0`."""
     return f"×{1 + value:.1f}" if value >= 9 else f"{100 * value:+.1f} %"

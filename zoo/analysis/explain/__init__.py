@@ -11,18 +11,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from zoo.analysis.explain.cache import kv_cache
-from zoo.analysis.explain.flops import flops
-from zoo.analysis.explain.line import Line, explained
-from zoo.analysis.explain.memory import memory
-from zoo.analysis.explain.parameters import parameters
-from zoo.analysis.explain.roofline import roofline
-from zoo.analysis.explain.terms import trace
+from zoo.analysis.explain.cache import list_cache_lines
+from zoo.analysis.explain.flops import list_flops_lines
+from zoo.analysis.explain.line import Line, format_explanation
+from zoo.analysis.explain.memory import list_memory_lines
+from zoo.analysis.explain.parameters import list_parameter_lines
+from zoo.analysis.explain.roofline import list_roofline_lines
+from zoo.analysis.explain.terms import trace_spec
 from zoo.costs.price import price
 from zoo.costs.rows import tabulate
 from zoo.costs.setup import Setup
 
-__all__ = ["explain", "explained"]
+__all__ = ["explain", "format_explanation"]
 
 
 def explain(spec: Any, setup: Setup | None = None, figures: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -33,10 +33,10 @@ def explain(spec: Any, setup: Setup | None = None, figures: Mapping[str, Any] | 
     """
     setup = Setup() if setup is None else setup
     figures = price(spec, setup) if figures is None else figures
-    model = trace(spec)
+    model = trace_spec(spec)
     table = tabulate(model)
-    lines = [*parameters(table), *flops(table, setup), *kv_cache(model, setup)]
-    lines += [*memory(spec, model, setup, figures), *roofline(spec, setup, figures)]
+    lines = [*list_parameter_lines(table), *list_flops_lines(table, setup), *list_cache_lines(model, setup)]
+    lines += [*list_memory_lines(spec, model, setup, figures), *list_roofline_lines(spec, setup, figures)]
     for line in lines:
         _check(line, figures)
     return [line.row() for line in lines]
@@ -46,18 +46,18 @@ def _check(line: Line, figures: Mapping[str, Any]) -> None:
     """Assert that a formula gives its figure: one that does not is a bug of ours and must not be shown. (1e-12: floats
     are added in another order.)"""
     if line.figure:
-        found, explained = figure(figures, line.figure), line.term.value
+        found, explained = look_up_figure(figures, line.figure), line.term.value
         assert math.isclose(found, explained, rel_tol=1e-12), f"{line.figure}: {found} is explained as {explained}"
 
 
-def figure(figures: Any, path: str) -> Any:
+def look_up_figure(figures: Any, path: str) -> Any:
     """Look up a figure of `price` by its dotted path. A key may itself hold dots (`encoder.layer`). Raises KeyError."""
     if path in figures:
         return figures[path]
     for key, inner in figures.items():
         if path.startswith(f"{key}.") and isinstance(inner, Mapping):
             try:
-                return figure(inner, path[len(key) + 1 :])
+                return look_up_figure(inner, path[len(key) + 1 :])
             except KeyError:
                 continue  # another key may begin the same
     raise KeyError(path)

@@ -1,11 +1,11 @@
-"""What generation keeps, explained from each component's `cache` and `state`."""
+"""Explain the KV cache and recurrent states from each component's `cache` and `state`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from zoo.analysis.explain.line import Line, Sheet, cited, layers, place, times
-from zoo.analysis.explain.terms import Term, Traced, call, named, symbol, term, total
+from zoo.analysis.explain.line import Line, Sheet, cite_class, count_layers, name_component, times
+from zoo.analysis.explain.terms import Term, Traced, call, name_number, symbol, term, total
 from zoo.costs.cache import BLOCK, CacheRow, held_tokens, list_cache_rows, memory_tokens
 from zoo.costs.setup import DTYPES, Setup
 
@@ -18,25 +18,29 @@ ENGINES = {
 PER_TOKEN = "bytes a token and layer"
 
 
-def kv_cache(model: Any, setup: Setup) -> list[Line]:
-    """Lines of a traced model's cache rows; of one that writes nothing, none."""
+def list_cache_lines(model: Any, setup: Setup) -> list[Line]:
+    """List the lines of a traced model's cache rows; none for a model that generates nothing."""
     sheet = Sheet("KV cache")
-    context, batch = named("context", setup.tokens(model)), symbol("batch", setup.batch)
+    context, batch = name_number("context", setup.tokens(model)), symbol("batch", setup.batch)
     width = symbol("bytes a value", DTYPES[setup.cache_dtype or setup.dtype])
     memory = term(memory_tokens(context, setup.engine))
     token, tokens, crossed, states = [], [], [], []
     for row in list_cache_rows(model, setup):
-        count = layers(row.tower, row.kind)
+        count = count_layers(row.tower, row.kind)
         if row.values:
-            kept = sheet.add(_name(row, "layer"), term(row.values) * width, PER_TOKEN, cited(row.block.attention))
+            kept = sheet.add(_name(row, "layer"), term(row.values) * width, PER_TOKEN, cite_class(row.block.attention))
             token.append(count * kept)
             room = count + (row.room - row.layers)
             tokens.append(room * kept * _held(row.block.attention, context, setup.engine))
         if row.block.cross:
             each = term(row.cross_values) * width
-            crossed.append(count * sheet.add(_name(row, "cross"), each, PER_TOKEN, cited(row.block.cross)) * memory)
+            crossed.append(
+                count * sheet.add(_name(row, "cross"), each, PER_TOKEN, cite_class(row.block.cross)) * memory
+            )
         if row.state:
-            kept = sheet.add(_name(row, "states"), _integer(row.state), "bytes a layer", cited(row.block.attention))
+            kept = sheet.add(
+                _name(row, "states"), _integer(row.state), "bytes a layer", cite_class(row.block.attention)
+            )
             states.append(count * kept)
     if not sheet.lines:
         return []
@@ -53,11 +57,11 @@ def kv_cache(model: Any, setup: Setup) -> list[Line]:
 
 
 def _name(row: CacheRow, what: str) -> str:
-    return place(row.where, what, row.tower, row.kind)
+    return name_component(row.where, what, row.tower, row.kind)
 
 
 def _held(attention: Any, context: Traced, engine: str) -> Term:
-    """Tokens that a layer keeps."""
+    """Give the tokens that a layer caches."""
     window = attention.visible_window
     if engine == "ideal" and window is not None:
         return call("min", context, window)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from zoo.analysis.explain.line import Line, Sheet, cited, layers, place, times
-from zoo.analysis.explain.parameters import ComponentFormula, component_formulas
-from zoo.analysis.explain.terms import Number, Term, call, named, symbol, term, total
+from zoo.analysis.explain.line import Line, Sheet, cite_class, count_layers, name_component, times
+from zoo.analysis.explain.parameters import ComponentFormula, list_component_formulas
+from zoo.analysis.explain.terms import Number, Term, call, name_number, symbol, term, total
 from zoo.costs.flops import CONVENTIONS, FLASH_BACKWARD, multiplied_by, reads_memory
 from zoo.costs.pairs import Look
 from zoo.costs.rows import CostTable, PartRow
@@ -25,7 +25,7 @@ SEQUENCE = "FLOP"
 
 @dataclass(frozen=True)
 class CoreFormula:
-    """What an attention of a kind of layer costs beside its matrices, as terms."""
+    """The FLOPs of an attention without its matrix products with weights, as terms."""
 
     where: str
     name: str
@@ -39,27 +39,27 @@ class CoreFormula:
         return times(self.copies, core(pairs))
 
     def other(self, new: Any, held: Any = 0) -> Term:
-        """Updating and reading states, and work on a table that all tokens share."""
+        """Give the FLOPs of updating and reading states, and of a table that all tokens share."""
         own = self.attention.state_flops() * new, self.attention.pass_flops(self.d_model, new, held)
         return times(self.copies, total(map(term, own)))
 
 
-def core_formulas(table: CostTable) -> Iterator[CoreFormula]:
-    """Of every kind of layer each attention in it, cross-attention among them."""
+def list_core_formulas(table: CostTable) -> Iterator[CoreFormula]:
+    """List each attention of every kind of layer, cross-attention included."""
     for row in table.attentions:
         assert row.kind is not None
-        name, copies = place(row.where, row.slot, row.tower, row.kind), layers(row.tower, row.kind)
+        name, copies = name_component(row.where, row.slot, row.tower, row.kind), count_layers(row.tower, row.kind)
         yield CoreFormula(row.where, name, row.attention, row.look, copies, row.tower.d_model)
 
 
 class Flops:
-    """The lines of one model and set-up, as they are written."""
+    """Write the lines of one model and set-up."""
 
     def __init__(self, table: CostTable, setup: Setup) -> None:
         self.sheet, self.table, self.model, self.setup = Sheet("FLOPs"), table, table.spec, setup
         self.convention = setup.convention
-        self.context = named("context", setup.tokens(self.model))
-        self.cores = list(core_formulas(table))
+        self.context = name_number("context", setup.tokens(self.model))
+        self.cores = list(list_core_formulas(table))
         self.products: dict[str, tuple[ComponentFormula, Number]] = {}
 
     def lines(self) -> list[Line]:
@@ -82,9 +82,9 @@ class Flops:
     # ---------------------------------------------------------------- products with weights
 
     def _products(self) -> None:
-        """A line for each component of a kind of layer: its FLOPs, or for 6N its parameters."""
+        """Add a line for each component of a kind of layer: its FLOPs, or its parameters for the convention 6N."""
         unit = "parameters a token" if self.convention in ("palm", "kaplan") else TOKEN
-        for piece in component_formulas(self.table, COUNTED[self.convention], stored=False):
+        for piece in list_component_formulas(self.table, COUNTED[self.convention], stored=False):
             row = "FLOP a sequence" if piece.what == "pooler" and unit == TOKEN else unit
             self.products[piece.name] = piece, self.sheet.add(piece.name, piece.all, row, piece.source)
 
@@ -97,7 +97,7 @@ class Flops:
         return self._tokens(lambda piece: True) + self._rows(lambda piece: True)
 
     def _tokens(self, kept: Callable[[ComponentFormula], bool]) -> Term:
-        """Of all tokens, the head among the rest."""
+        """Sum the components that run on every token, the head included."""
         return self._sum(lambda piece: piece.what != "pooler" and kept(piece)) * term(self.context)
 
     def _rows(self, kept: Callable[[ComponentFormula], bool]) -> Term:
@@ -106,26 +106,26 @@ class Flops:
     # ---------------------------------------------------------------- pairs, and what neither explains
 
     def _pairs(self) -> Number:
-        """For each attention a line of its pairs, and one of what they cost."""
+        """Add two lines for each attention: its pairs of query and key, and their FLOPs."""
         held = []
         for core in self.cores if self.convention != "kaplan" else ():
             pairs, seen = self._seen(core.look)
             if core.pairs(pairs).value:
                 name = f"{core.name} pairs"
-                pairs = named(name, self.sheet.add(name, pairs, "(query, key) pairs", seen).value)
+                pairs = name_number(name, self.sheet.add(name, pairs, "(query, key) pairs", seen).value)
                 made = core.pairs(pairs)
                 if self.convention == "megatron" and core.look.causal and not core.look.cross:
                     made = made / term(2)
-                held.append(self.sheet.add(f"{core.name} core", made, SEQUENCE, cited(core.attention)))
+                held.append(self.sheet.add(f"{core.name} core", made, SEQUENCE, cite_class(core.attention)))
         return self.sheet.sum("core", held, SEQUENCE, "QKᵀ and PV") if held else Number(0)
 
     def _seen(self, look: Look) -> tuple[Any, str]:
-        """The pairs that are counted, and which they are."""
+        """Give the number of pairs that the convention counts, and their description."""
         if self.convention in ("exact", "hfu") and self.setup.document is not None:
-            each = named("document", self.setup.document)
+            each = name_number("document", self.setup.document)
             whole, rest = divmod(self.setup.tokens(self.model), self.setup.document)
-            made = look.pairs(each, 0, self.context) * named("documents", whole)
-            cut = look.pairs(named("the last", rest), 0, self.context) if rest else 0
+            made = look.pairs(each, 0, self.context) * name_number("documents", whole)
+            cut = look.pairs(name_number("the last", rest), 0, self.context) if rest else 0
             return made + cut, f"{_seen(look)}, in its own document"
         if self.convention in ("exact", "hfu"):
             return look.pairs(self.context, 0, self.context), _seen(look)
@@ -136,7 +136,7 @@ class Flops:
         for core in self.cores if self.convention not in ("palm", "kaplan") else ():
             made = core.other(self.context)
             if made.value:
-                held.append(self.sheet.add(f"{core.name} states", made, SEQUENCE, cited(core.attention)))
+                held.append(self.sheet.add(f"{core.name} states", made, SEQUENCE, cite_class(core.attention)))
         return self.sheet.sum("states", held, SEQUENCE, "recurrent states, shared tables") if held else Number(0)
 
     # ---------------------------------------------------------------- figures
@@ -186,7 +186,7 @@ class Flops:
             self.sheet.add("decode expanded", expanded, TOKEN, why, "flops.decode_expanded")
 
     def _decoded(self, decoder: str, known: Any, name: str, *, expanded: bool = False, write: bool = True) -> Term:
-        """The last of `known` tokens; a line for each attention unless `write` is off."""
+        """Give the FLOPs of decoding the last of `known` tokens; with `write`, add a line for each attention."""
         held = known - 1
         products = self._sum(lambda piece: piece.where == decoder and piece.what != "pooler")
         found = []
@@ -194,12 +194,16 @@ class Flops:
             pairs = core.pairs(core.look.pairs(1, held, self.context), int(held) > 0 and not expanded)
             made = pairs + core.other(1, held)
             label = f"{name}: {core.name}"
-            found.append(self.sheet.add(label, made, TOKEN, cited(core.attention)) if write and made.value else made)
+            found.append(
+                self.sheet.add(label, made, TOKEN, cite_class(core.attention)) if write and made.value else made
+            )
         return total((products, *found)) - self._memory(decoder)
 
     def _memory(self, decoder: str) -> Term:
-        """What cross-attention's keys and values cost a token of the encoder's."""
-        found = component_formulas(self.table, lambda row: row.part.flops if reads_memory(row) else 0, stored=False)
+        """Give the FLOPs per encoder token of cross-attention's keys and values."""
+        found = list_component_formulas(
+            self.table, lambda row: row.part.flops if reads_memory(row) else 0, stored=False
+        )
         made = [(f"{p.name} k, v", p) for p in found if p.where == decoder]
         written = {line.name for line in self.sheet.lines}
         why = "made once of the encoder's output"
@@ -231,9 +235,9 @@ def _inner(row: PartRow) -> Any:
 
 
 COUNTED = {"exact": _flops, "hfu": _flops, "megatron": _no_routers, "palm": multiplied_by, "kaplan": _inner}
-"""What each convention counts of a part."""
+"""The FLOPs or parameters of a part that each convention counts."""
 
 
-def flops(table: CostTable, setup: Setup) -> list[Line]:
-    """Lines of a traced model's rows by the set-up's convention."""
+def list_flops_lines(table: CostTable, setup: Setup) -> list[Line]:
+    """List the lines of a traced model's rows by the set-up's convention."""
     return Flops(table, setup).lines()

@@ -1,4 +1,4 @@
-"""A line of an explanation: a figure, the formula it comes of, and where that is from."""
+"""Lines of an explanation: a figure, its formula, and the formula's source."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUMBER = re.compile(r"−?[\d.]+(e[+-]?\d+)?")
 
 @dataclass(frozen=True)
 class Line:
-    """`figure` is the dotted path of the same number in what `price` gives, where it is there."""
+    """One line. `figure` is the dotted path of the same number in `price`, if it has one."""
 
     section: str
     name: str
@@ -30,7 +30,7 @@ class Line:
     figure: str = ""
 
     def row(self) -> dict[str, Any]:
-        """As plain data; `values` is `formula` with the numbers put in."""
+        """Give the line as plain data; `values` is `formula` with the numbers put in."""
         return {
             "section": self.section,
             "name": self.name,
@@ -56,19 +56,19 @@ class Sheet:
         return symbol(name, line.term.value)
 
     def sum(self, name: str, of: Iterable[Term], unit: str, source: str, figure: str = "") -> Number:
-        """A line that adds up others."""
+        """Add a line that sums other terms."""
         return self.add(name, total(of), unit, source, figure)
 
 
-def layers(tower: Any, kind: str, stored: bool = False) -> Term:
-    """How many layers a kind has, or how many of them have weights of their own."""
+def count_layers(tower: Any, kind: str, stored: bool = False) -> Term:
+    """Count the layers of a kind, or with `stored` those with weights of their own."""
     count = (tower.stack.stored() if stored else tower.pattern).count(kind)
     if stored and tower.shared_layers:
         return Number(count)
     return symbol("n_layers" if len(tower.blocks) == 1 else f"n_layers[{kind}]", count)
 
 
-def place(where: str, name: str, tower: Any, kind: str | None = None) -> str:
+def name_component(where: str, name: str, tower: Any, kind: str | None = None) -> str:
     """Name a component of a tower and a kind of layer: `attention`, `attention[near]`, `encoder.attention`."""
     kinds = f"[{kind}]" if kind is not None and len(tower.blocks) > 1 else ""
     return f"{where}.{name}{kinds}" if where else f"{name}{kinds}"
@@ -78,14 +78,14 @@ def times(copies: Term, made: Any) -> Term:
     return product((copies, term(made)))
 
 
-def cited(owner: Any) -> str:
+def cite_class(owner: Any) -> str:
     """Cite a component's class, and the first paper named in the first paragraph of its docstring."""
     found = CITATION.search(" ".join((type(owner).__doc__ or "").split("\n\n")[0].split()))
     return f"{type(owner).__name__}, {found[0]}" if found else type(owner).__name__
 
 
-def explained(rows: Iterable[Mapping[str, Any]], width: int = 80) -> str:
-    """An explanation as text no wider than `width`."""
+def format_explanation(rows: Iterable[Mapping[str, Any]], width: int = 80) -> str:
+    """Format an explanation as text no wider than `width`."""
     written, section = [], None
     for row in rows:
         if row["section"] != section:
@@ -102,7 +102,7 @@ def explained(rows: Iterable[Mapping[str, Any]], width: int = 80) -> str:
 
 
 def _wrapped(text: str, indent: int, width: int) -> list[str]:
-    """Lines of a text, the second and later ones two further in."""
+    """Wrap a text; all lines but the first are indented by two more."""
     return textwrap.wrap(
         text,
         width,

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from zoo.analysis.explain.line import Line, Sheet, layers
-from zoo.analysis.explain.terms import Number, Term, call, named, symbol, term, total
-from zoo.costs.activations import PassShape, Section, sections
+from zoo.analysis.explain.line import Line, Sheet, count_layers
+from zoo.analysis.explain.terms import Number, Term, call, name_number, symbol, term, total
+from zoo.costs.activations import PassShape, Section, list_sections
 from zoo.costs.generating import generating
 from zoo.costs.memory import CHUNK
 from zoo.costs.parallel import Stage, fullest, stages
@@ -34,13 +34,13 @@ BYTES = "bytes"
 
 
 class Memory:
-    """The lines of one model and set-up, as they are written."""
+    """Write the lines of one model and set-up."""
 
     def __init__(self, spec: Any, model: Any, setup: Setup, figures: Mapping[str, Any]) -> None:
         self.spec, self.model, self.setup, self.figures = spec, model, setup, figures
         self.found = figures["memory"]
         self.sheet = Sheet("Memory")
-        self.context, self.batch = named("context", setup.tokens(model)), named("batch", setup.batch)
+        self.context, self.batch = name_number("context", setup.tokens(model)), name_number("batch", setup.batch)
         self.split = symbol("tp", setup.tp) * symbol("cp", setup.cp)
 
     def lines(self) -> list[Line]:
@@ -58,7 +58,7 @@ class Memory:
     # ---------------------------------------------------------------- states
 
     def _states(self) -> list[Term]:
-        """Weights, gradients and optimizer of the fullest rank; what stays through a step."""
+        """Add the weights, gradients and optimizer states of the fullest rank, which stay for a whole step."""
         stage, found = fullest(self.spec, self.setup), states(self.spec, self.setup)
         why = PRECISIONS[self.setup.precision]
         weight, gradient, _, master = widths(self.setup)
@@ -99,10 +99,10 @@ class Memory:
             autocast=self.setup.dtype if self.setup.precision == "amp" else None,
             selective=self.setup.recompute == "selective",
         )
-        return sections(self.spec if loops else self.model, run)
+        return list_sections(self.spec if loops else self.model, run)
 
     def _kept(self, name: str, section: Section) -> Number:
-        """What a piece keeps, with a line for each of its components."""
+        """Add the saved bytes of a section, with a line for each of its components."""
         label, layer = _label(name), "layer:" in name
         if layer and self.setup.recompute == "full":
             return self._layer(name, self.sheet.add(f"{label}, input", section.input, BYTES, RECOMPUTED["full"]))
@@ -127,14 +127,14 @@ class Memory:
         self.activations = self.sheet.add("activations", call("round", made), BYTES, source, "memory.activations")
 
     def _of_stage(self, stage: Stage, kept: Mapping[str, Number]) -> Term:
-        """A stage's layers for each micro-batch in flight, and what stands at the ends."""
+        """Sum a pipeline stage's layers for each micro-batch in flight, and its embedding or head."""
         names = {name.split(".")[-1]: [] for name in kept} | {"embedding": [], "shared": [], "head": []}
         for name, made in kept.items():
             names[name.split(".")[-1]].append(made)
         own = []
         for where, kind, count in stage.layers():
             key = f"{where}.layer:{kind}" if where else f"layer:{kind}"
-            whole = layers(self.model.towers()[where], kind)
+            whole = count_layers(self.model.towers()[where], kind)
             own.append((whole if whole.value == count else symbol("layers of the stage", count)) * kept[key])
         if stage.index == 0:
             own += [*names["embedding"], *names["shared"]]
@@ -189,13 +189,13 @@ def _label(name: str) -> str:
 
 
 def _components(section: Section) -> Iterator[tuple[str, Term]]:
-    """The bytes of each component: what comes before the first dot or slash of a name."""
+    """Sum the bytes by component, which is the part of a name before its first dot or slash."""
     found: dict[str, list[Term]] = {}
     for each in section.kept:
         found.setdefault(re.split(r"[./]", each.name)[0], []).append(term(each.bytes))
     yield from ((name, total(made)) for name, made in found.items())
 
 
-def memory(spec: Any, model: Any, setup: Setup, figures: Mapping[str, Any]) -> list[Line]:
-    """Lines of the figures' `memory`."""
+def list_memory_lines(spec: Any, model: Any, setup: Setup, figures: Mapping[str, Any]) -> list[Line]:
+    """List the lines of the figures' `memory`."""
     return Memory(spec, model, setup, figures).lines()

@@ -1,4 +1,4 @@
-"""Parameters, explained from the shapes of the parts."""
+"""Explain the parameters from the shapes of the parts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from zoo.analysis.explain.line import Line, Sheet, cited, layers, place, times
+from zoo.analysis.explain.line import Line, Sheet, cite_class, count_layers, name_component, times
 from zoo.analysis.explain.terms import Term, symbol, term, total
 from zoo.costs.params import component_of, count_parameters
 from zoo.costs.rows import CostTable, PartRow
@@ -15,7 +15,7 @@ UNIT = "parameters"
 
 
 class ComponentFormula(NamedTuple):
-    """What the rows of a component add up to, in a kind of layer or in a tower beside its layers."""
+    """The sum of a component's rows, in a kind of layer or in a tower outside its layers."""
 
     where: str  # the tower: "", "encoder" or "decoder"
     kind: str | None  # of layer
@@ -30,7 +30,7 @@ class ComponentFormula(NamedTuple):
         return times(self.copies, self.each)
 
 
-def component_formulas(
+def list_component_formulas(
     table: CostTable, of: Callable[[PartRow], Any], stored: bool = True
 ) -> Iterator[ComponentFormula]:
     """Add up what `of` gives of each part's row, by component; layers as stored, or as a pass uses them."""
@@ -44,20 +44,20 @@ def component_formulas(
         each = total(term(of(row)) for row in counted)
         if each.value:
             tower = table.towers[where]
-            copies = term(1) if kind is None else layers(tower, kind, stored)
-            name = place(where, label, tower, kind)
-            yield ComponentFormula(where, kind, what, name, each, copies, cited(counted[0].owner))
+            copies = term(1) if kind is None else count_layers(tower, kind, stored)
+            name = name_component(where, label, tower, kind)
+            yield ComponentFormula(where, kind, what, name, each, copies, cite_class(counted[0].owner))
 
 
-def parameters(table: CostTable) -> list[Line]:
-    """Lines of a traced model's rows: each component by kind of layer, what they add up to, and what a token meets."""
+def list_parameter_lines(table: CostTable) -> list[Line]:
+    """List the lines of a traced model's rows: components by kind of layer, their sum, and the active parameters."""
     sheet = Sheet("Parameters")
     by_component: dict[str, list[Term]] = {}
-    for piece in component_formulas(table, lambda row: row.part.params):
+    for piece in list_component_formulas(table, lambda row: row.part.params):
         by_component.setdefault(piece.what, []).append(sheet.add(piece.name, piece.all, UNIT, piece.source))
     sums = [_component(sheet, what, held) for what, held in by_component.items()]
     whole = sheet.sum("total", sums, UNIT, "every part once; a tied one at its owner", "params.total")
-    idle = [piece.all for piece in component_formulas(table, lambda row: row.part.params - row.part.active)]
+    idle = [piece.all for piece in list_component_formulas(table, lambda row: row.part.params - row.part.active)]
     source = "total without the experts that a token does not meet"
     _rest(sheet, table, whole, sheet.add("active", whole - total(idle), UNIT, source, "params.active"))
     _by_kind(sheet, table)
@@ -65,7 +65,7 @@ def parameters(table: CostTable) -> list[Line]:
 
 
 def _component(sheet: Sheet, what: str, held: list[Any]) -> Any:
-    """The sum of a component's lines, or the only one, marked as the figure that it is."""
+    """Sum a component's lines, and mark the sum, or the only line, as the figure in `price`."""
     figure = f"params.by_component.{what}"
     if len(held) == 1:
         index = next(i for i, line in enumerate(sheet.lines) if line.name == held[0].symbol)
@@ -75,7 +75,7 @@ def _component(sheet: Sheet, what: str, held: list[Any]) -> Any:
 
 
 def _rest(sheet: Sheet, table: CostTable, whole: Term, active: Term) -> None:
-    """Figures whose formula is `count_parameters` itself, run on traced numbers."""
+    """Add the figures whose formula is `count_parameters` run on traced numbers."""
     counted = count_parameters(table)
     looked = term(counted["active"] - counted["active_without_input_table"])
     source = "a token reads one row of a table that no head is tied to"
@@ -89,8 +89,8 @@ def _rest(sheet: Sheet, table: CostTable, whole: Term, active: Term) -> None:
 
 
 def _by_kind(sheet: Sheet, table: CostTable) -> None:
-    held = list(component_formulas(table, lambda row: row.part.params))
-    met = list(component_formulas(table, lambda row: row.part.active))
+    held = list(list_component_formulas(table, lambda row: row.part.params))
+    met = list(list_component_formulas(table, lambda row: row.part.active))
     for where, tower in table.towers.items():
         for kind in tower.blocks:
             name = f"{where}.{kind}" if where else kind

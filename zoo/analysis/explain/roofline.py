@@ -1,4 +1,4 @@
-"""Speed of light, explained from what each operator computes and moves."""
+"""Explain the roofline from the FLOPs and bytes of each operator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RATE = "tokens a second"
 
 
 class Roofline:
-    """The lines of a set-up on its GPU, as they are written."""
+    """Write the lines of a set-up on its GPU."""
 
     def __init__(self, spec: Any, setup: Setup, figures: Mapping[str, Any]) -> None:
         self.spec, self.setup, self.figures = spec, setup, figures
@@ -73,7 +73,7 @@ class Roofline:
         self.sheet.add(f"{name} speed, each", each, RATE, "of one", f"roofline.{path}.tokens_per_second_each")
 
     def _work(self, name: str, parts: Mapping[str, Operator], figure: str) -> Number:
-        """FLOPs of the whole batch: those of the FLOPs section, where its convention has them."""
+        """Give the FLOPs of the whole batch, from the FLOPs section if its convention is exact."""
         key = name.replace(" ", "_")
         counted = self.figures["flops"].get(key) if self.setup.convention in ("exact", "hfu") else None
         if counted is None:
@@ -83,7 +83,7 @@ class Roofline:
         return self.sheet.add(f"{name} FLOPs", call("round", made), "FLOP", "FLOPs above", figure)
 
     def _weights(self, name: str, key: str, part: Operator) -> Term:
-        """Bytes of an operator's weights, with a line where they depend on what tokens choose."""
+        """Give the bytes of an operator's weights, with a line if they depend on the experts that tokens choose."""
         if not part.chosen:
             return symbol(f"{key} weights", part.weights)
         made: list[Term] = [symbol("the rest", part.weights)] if part.weights else []
@@ -96,7 +96,7 @@ class Roofline:
         return self.sheet.sum(f"{name} {key} weights", made, "bytes", COVERED)
 
     def _closer(self, name: str, path: str, parts: Mapping[str, Operator], tokens: Term) -> None:
-        """Each operator by itself; the table of them is of the way that the model takes."""
+        """Add each operator's own bound, from the table of the path that the model takes."""
         times, written = [], "expanded" not in path
         for key, part in parts.items():
             work = symbol("flops", part.flops * self.setup.batch)
@@ -134,6 +134,6 @@ class Roofline:
             self.sheet.add(f"usable ({name})", usable, "bytes", source, f"roofline.fits.{name}.usable_bytes")
 
 
-def roofline(spec: Any, setup: Setup, figures: Mapping[str, Any]) -> list[Line]:
-    """Lines of the figures' `roofline`, if there is one."""
+def list_roofline_lines(spec: Any, setup: Setup, figures: Mapping[str, Any]) -> list[Line]:
+    """List the lines of the figures' `roofline`, if there is one."""
     return Roofline(spec, setup, figures).lines() if "roofline" in figures else []

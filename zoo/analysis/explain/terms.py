@@ -106,7 +106,7 @@ class SumTerm(Term):
     def text(self, named: bool) -> str:
         written = ""
         for each in self.terms:
-            count, rest = parted(each)
+            count, rest = split_coefficient(each)
             sign = "−" if count < 0 else "+"
             positive = product((Number(abs(count)), rest))
             written += f" {sign} {positive.text(named)}" if written else ("−" * (count < 0)) + positive.text(named)
@@ -165,14 +165,14 @@ def term(value: Any) -> Term:
     return value.term if isinstance(value, Traced) else Number(int(value) if isinstance(value, bool) else value)
 
 
-def parted(each: Term) -> tuple[Any, Term]:
+def split_coefficient(each: Term) -> tuple[Any, Term]:
     """Split a term into its numeric coefficient and the rest: `2·n_heads` into 2 and `n_heads`."""
     if isinstance(each, Number) and not each.symbol:
         return each.number, Number(1)
     if isinstance(each, ProductTerm) and isinstance(each.factors[0], Number) and not each.factors[0].symbol:
         return each.factors[0].number, product(each.factors[1:])
     if isinstance(each, QuotientTerm):
-        count, rest = parted(each.above)
+        count, rest = split_coefficient(each.above)
         return (count, quotient(rest, each.below)) if count < 0 else (1, each)
     return 1, each
 
@@ -201,19 +201,19 @@ def total(terms: Iterable[Term]) -> Term:
     """Add terms. Like terms are collected: `2·n + 3·n` becomes `5·n`."""
     counts: dict[Any, list[Any]] = {}
     for each in (inner for outer in terms for inner in _summands(outer)):
-        count, rest = parted(each)
+        count, rest = split_coefficient(each)
         factors = rest.factors if isinstance(rest, ProductTerm) else (rest,)
         found = counts.setdefault(tuple(sorted((f.formula, f.values) for f in factors)), [0, rest])
         found[0] += count
     kept = [product((Number(count), rest)) for count, rest in counts.values() if count]
     kept.sort(key=lambda each: isinstance(each, Number) and not each.symbol)  # a bare number last
-    kept.sort(key=lambda each: parted(each)[0] < 0)  # and what is taken away behind the rest
+    kept.sort(key=lambda each: split_coefficient(each)[0] < 0)  # and what is taken away behind the rest
     return kept[0] if len(kept) == 1 else SumTerm(tuple(kept)) if kept else Number(0)
 
 
 def _summands(each: Term) -> tuple[Term, ...]:
     """List a term's summands: those of a nested sum, with their signs, or the term itself."""
-    count, rest = parted(each)
+    count, rest = split_coefficient(each)
     if not isinstance(rest, SumTerm) or abs(count) != 1:
         return (each,)
     return rest.terms if count == 1 else tuple(product((Number(-1), inner)) for inner in rest.terms)
@@ -228,7 +228,7 @@ def quotient(above: Term, below: Term) -> Term:
             under.remove(factor)
     if len(over) < len(above.factors if isinstance(above, ProductTerm) else (above,)):
         return quotient(product(over), product(under))
-    (left, rest), (right, divisor) = parted(above), parted(below)
+    (left, rest), (right, divisor) = split_coefficient(above), split_coefficient(below)
     if isinstance(left, int) and isinstance(right, int) and (shared := math.gcd(left, right)) > 1:
         return quotient(product((Number(left // shared), rest)), product((Number(right // shared), divisor)))
     return above if below == Number(1) else QuotientTerm(above, below)
@@ -278,7 +278,7 @@ class Traced(int):
 
     def __neg__(self) -> Any:
         inner = self.term.inputs[0] if isinstance(self.term, CallTerm) and self.term.name == "floor" else None
-        if inner is not None and parted(inner)[0] < 0:  # −⌊−x⌋ is how code writes ⌈x⌉
+        if inner is not None and split_coefficient(inner)[0] < 0:  # −⌊−x⌋ is how code writes ⌈x⌉
             return Traced(-int(self), call("ceil", inner * -1))
         return Traced(-int(self), self.term * -1)
 
@@ -297,7 +297,7 @@ def _traced(value: Any, made: Callable[[], Term]) -> Any:
     return value if value is NotImplemented else Traced(value, made())
 
 
-def named(name: str, value: int) -> Traced:
+def name_number(name: str, value: int) -> Traced:
     """Make a Traced that prints as a name."""
     return Traced(value, Number(int(value), name))
 
@@ -305,7 +305,7 @@ def named(name: str, value: int) -> Traced:
 # ---------------------------------------------------------------- Specs of traced numbers
 
 
-def trace(spec: Any) -> Any:
+def trace_spec(spec: Any) -> Any:
     """Copy a model with its dimensions traced under their YAML keys.
 
     A key that has more than one value within a layer, or outside the layers, is named by its whole path there
@@ -313,7 +313,7 @@ def trace(spec: Any) -> Any:
     """
     towers = spec.towers()
     if "" not in towers:
-        return _copy(spec, {name: trace(tower) for name, tower in towers.items()})
+        return _copy(spec, {name: trace_spec(tower) for name, tower in towers.items()})
     outside = {"d_model": spec.d_model}
     blocks = {kind: _named(block, _names(block, outside), "") for kind, block in spec.blocks.items()}
     own = _names(spec, {}, skip=("blocks",))
@@ -357,5 +357,5 @@ def _named(spec: Any, names: Mapping[str, str], path: str, skip: tuple[str, ...]
         if isinstance(value, Spec):
             changes[name] = _named(value, names, inner)
         elif isinstance(value, int) and not isinstance(value, bool):
-            changes[name] = named(names[inner], value)
+            changes[name] = name_number(names[inner], value)
     return _copy(spec, changes)

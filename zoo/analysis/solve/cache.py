@@ -1,23 +1,24 @@
-"""What would bring the KV cache under a budget: fewer key heads, or a window."""
+"""Find changes that bring the KV cache under a budget: fewer key-value heads, or a window."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from zoo.analysis.solve.search import crossing
+from zoo.analysis.solve.search import find_crossing
 from zoo.compose.targets import compose_model, spec_of_composed
 from zoo.costs.cache import kv_cache
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
 
 
-def smaller_caches(model: Any, overrides: Iterable[str], most: float, setup: Setup) -> list[dict[str, Any]]:
-    """The model as it is, then each single change that brings its cache to `most` bytes or less, changing no more than
-    it must: the `overrides` that make it, and the `bytes` it comes to.
+def find_smaller_caches(model: Any, overrides: Iterable[str], most: float, setup: Setup) -> list[dict[str, Any]]:
+    """Find single changes that bring a model's KV cache to `most` bytes or less, each as small as possible: the most
+    key-value heads that divide the query heads, and the widest window.
 
-    The most key heads that divide the query heads, and the widest window. A change that this attention does not know,
-    or of which even the utmost does not do, is left out. Raises ConfigError for a model that keeps no cache.
+    The first row is the unchanged model. A row has the `overrides` that make it, and the cache's `bytes`. A change is
+    left out if this attention has no such field, or if no value of it suffices. Raises ConfigError for a model without
+    a cache.
     """
     if most <= 0:
         raise ConfigError(f"bytes: must be above 0, found {most:g}")
@@ -59,7 +60,7 @@ def _key_heads(model: Any, typed: list[str], key: str, spec: Any, most: float, s
 
 
 def _divisors(spec: Any) -> Iterator[int]:
-    """Numbers of key heads below those there are, most first, that every layer's query heads are a multiple of."""
+    """List smaller numbers of key-value heads that divide the query heads of every layer, the largest first."""
     blocks = [block for tower in spec.towers().values() if tower.causal for block in tower.blocks.values()]
     query = [heads for block in blocks if (heads := getattr(block.attention, "n_heads", None))]
     kept = [heads for block in blocks if (heads := getattr(block.attention, "n_kv_heads", None))]
@@ -72,4 +73,4 @@ def _window(model: Any, typed: list[str], key: str, most: float, setup: Setup, c
     def share(window: int) -> float:
         return _bytes(model, [*typed, f"{key}={window}"], setup) / most
 
-    return crossing(share, 1, context) or None
+    return find_crossing(share, 1, context) or None

@@ -1,4 +1,4 @@
-"""The most that fits on a GPU: sequences at once, or tokens of a sequence."""
+"""Find the largest batch or context that fits on a GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from zoo.analysis.solve.search import reach
+from zoo.analysis.solve.search import find_reach
 from zoo.costs.generating import generating
 from zoo.costs.price import price
 from zoo.costs.roofline import RUNTIME, USABLE
@@ -15,16 +15,16 @@ from zoo.costs.shadow import UnknownOperation
 from zoo.errors import ConfigError
 
 TRAINING = ("weights", "gradients", "optimizer", "activations", "loss_head", "step")
-"""What a training step takes; not all of it stands at the same time."""
+"""The parts of a training step's memory. They do not all exist at the same time."""
 
 MOST = 1 << 24
-"""Sequences, or tokens of one, beyond which nothing is searched."""
+"""The largest batch or context that is searched."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Room:
-    """What a GPU's memory leaves for a model: `usable` of `memory` bytes, the rest being left to fragmentation (as
-    vLLM's gpu_memory_utilization), less the `runtime` bytes that CUDA and its libraries take first."""
+    """The memory of a GPU that a model may use: the fraction `usable` of `memory` bytes (vLLM's gpu_memory_utilization;
+    the rest is for fragmentation) minus the `runtime` bytes of CUDA and its libraries."""
 
     memory: int
     usable: float = USABLE
@@ -44,24 +44,26 @@ class Room:
 
     @property
     def bytes(self) -> int:
-        """Bytes for the model."""
+        """The bytes that the model may use."""
         return int(self.usable * self.memory - self.runtime)
 
     def as_dict(self) -> dict[str, Any]:
-        """Itself as plain data."""
+        """Give the fields and `bytes` as plain data."""
         return {**dataclasses.asdict(self), "bytes": self.bytes}
 
 
-def needed(spec: Any, setup: Setup, *, train: bool = False, prefill: bool = True) -> dict[str, int]:
-    """Bytes on one GPU by what takes them, and their `total`: at the peak of a training step, or of generating.
+def price_memory(spec: Any, setup: Setup, *, train: bool = False, prefill: bool = True) -> dict[str, int]:
+    """Price one GPU's memory at the peak of a training step or of generation: bytes by part, and their `total`.
 
-    Without `prefill` a prompt is read in pieces too small to count, so that generating takes weights and cache alone.
-    Raises ConfigError for a model that generates nothing, unless it is trained, and for dimensions that the ranks do
-    not divide.
+    Without `prefill`, the prompt is read in chunks too small to count, so generation takes weights and cache only.
+    Raises ConfigError for a model that cannot generate (unless `train`), and for dimensions that the ranks do not
+    divide.
     """
     if not train:
         return _generating(spec, setup, prefill)
-    memory = price(spec, dataclasses.replace(setup, gpu=None))["memory"]  # with one it would be timed, too, each time
+    memory = price(spec, dataclasses.replace(setup, gpu=None))[
+        "memory"
+    ]  # with a GPU, `price` would also compute a roofline
     if "train_peak" not in memory:
         raise ConfigError(f"train: its peak is not known, {memory['activations_unknown']} (without --train would do)")
     parts = {name: memory[name] for name in TRAINING if name in memory}
@@ -75,20 +77,20 @@ def _generating(spec: Any, setup: Setup, prefill: bool) -> dict[str, int]:
         raise ConfigError(f"generate: its peak is not known, {error} (--cache-only would do)") from error
 
 
-def largest_batch(
+def find_largest_batch(
     spec: Any, setup: Setup, room: Room, *, train: bool = False, prefill: bool = True, most: int = MOST
 ) -> dict[str, Any]:
-    """The most sequences of the set-up's context that fit, and the bytes with them and with one more."""
+    """Find the largest batch of the set-up's context that fits, with the memory of it and of one more sequence."""
     answer = _solve("batch", spec, setup, room, most, train, prefill)
     return {"batch": answer.pop("found"), "context": setup.tokens(spec), **answer}
 
 
-def largest_context(
+def find_largest_context(
     spec: Any, setup: Setup, room: Room, *, train: bool = False, prefill: bool = True, most: int = MOST
 ) -> dict[str, Any]:
-    """The most tokens with which the set-up's sequences fit, and the bytes with them and with one more.
+    """Find the longest context at which the set-up's batch fits, with the memory of it and of one more token.
 
-    More than the model's max_seq_len may come out, with a note, unless its table of positions ends there.
+    The answer may exceed the model's max_seq_len, with a note, unless its table of positions ends there.
     """
     table = min((tower.position.limit for tower in spec.towers().values() if tower.position.limit), default=None)
     answer = _solve("context", spec, setup, room, most if table is None else min(most, table), train, prefill)
@@ -103,15 +105,15 @@ def largest_context(
 def _solve(name: str, spec: Any, setup: Setup, room: Room, most: int, train: bool, prefill: bool) -> dict[str, Any]:
     @functools.cache
     def need(value: int) -> dict[str, int]:
-        return needed(spec, dataclasses.replace(setup, **{name: value}), train=train, prefill=prefill)
+        return price_memory(spec, dataclasses.replace(setup, **{name: value}), train=train, prefill=prefill)
 
-    found = reach(lambda value: need(value)["total"] / room.bytes, most)
+    found = find_reach(lambda value: need(value)["total"] / room.bytes, most)
     now = need(max(found, 1))
     answer: dict[str, Any] = {"found": found, "fits": found > 0, "mode": "train" if train else "generate"}
     answer |= {"gpus": setup.ranks, "needed": now}
     if not found:
         answer["short"] = now["total"] - room.bytes
-    elif found < most:  # beyond which there may be no positions
+    elif found < most:  # at `most`, there may be no further positions
         answer["one_more"] = need(found + 1)
     before = {} if found < 2 else need(found - 1)
     grows = {part: now[part] - before.get(part, 0) for part in now if part != "total"}

@@ -1,4 +1,4 @@
-"""How many of each GPU a model needs."""
+"""Find how many GPUs of each type a model needs."""
 
 from __future__ import annotations
 
@@ -7,36 +7,38 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from zoo.analysis.solve.fit import Room, needed
+from zoo.analysis.solve.fit import Room, price_memory
 from zoo.costs.setup import ZERO, Setup
 from zoo.errors import ConfigError
 
 Layout = tuple[tuple[str, int], ...]
-"""Fields of a set-up, and their values."""
+"""Fields of a set-up with their values."""
 
 TENSOR_PARALLEL = (1, 2, 4, 8)
-"""GPUs that share every matrix product: of one machine, as more are too far apart for an all-reduce a layer."""
+"""Degrees of tensor parallelism: up to one machine, because between machines an all-reduce per layer is too slow."""
 
 DATA_PARALLEL = tuple(2**power for power in range(11))
-"""GPUs that share the states of training by ZeRO."""
+"""Degrees of data parallelism, over which ZeRO shards the training states."""
 
 
-def smallest_gpus(
+def find_fewest_gpus(
     spec: Any, setup: Setup, rooms: Iterable[Room], *, train: bool = False, prefill: bool = True
 ) -> list[dict[str, Any]]:
-    """The fewest of each GPU that hold the model, those with the least memory in all first and those that cannot hold
-    it last.
+    """Find the fewest GPUs of each type that hold a model. The type with the least total memory is first; types that
+    cannot hold the model are last.
 
-    Generating divides it by tensor parallelism, training by the lowest stage of ZeRO that does, each GPU with the
-    set-up's batch. A division that the model refuses is passed over; `refused` says why where nothing else fits.
+    Generation is divided by tensor parallelism. Training uses the lowest ZeRO stage that fits, with the set-up's batch
+    on each GPU. A degree that the model refuses is skipped; `refused` says why if nothing else fits.
     """
     first = next(_layouts(setup, train))
-    needed(spec, dataclasses.replace(setup, **first), train=train, prefill=prefill)  # no layout's fault, if it is one
+    price_memory(
+        spec, dataclasses.replace(setup, **first), train=train, prefill=prefill
+    )  # no layout's fault, if it is one
 
-    @functools.cache  # every GPU is held against the same layouts
+    @functools.cache  # all GPU types try the same layouts
     def need(layout: Layout) -> dict[str, int] | str:
         try:
-            return needed(spec, dataclasses.replace(setup, **dict(layout)), train=train, prefill=prefill)
+            return price_memory(spec, dataclasses.replace(setup, **dict(layout)), train=train, prefill=prefill)
         except ConfigError as error:
             return error.faults[0]
 
@@ -62,7 +64,7 @@ def _smallest(
 
 
 def _layouts(setup: Setup, train: bool) -> Iterator[dict[str, int]]:
-    """What is tried, fewest GPUs first. One has nobody to share with, and stage 0 shares nothing."""
+    """List the layouts to try, the fewest GPUs first. ZeRO stage 0 is for one GPU, the others for several."""
     if not train:
         yield from ({"tp": ranks} for ranks in TENSOR_PARALLEL)
         return

@@ -1,4 +1,4 @@
-"""A model as proportions: what its dimensions become at another width."""
+"""Scale a model's dimensions to another width, keeping its proportions."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from zoo.compose.targets import compose_model, spec_of_composed
 from zoo.errors import ConfigError
 
 Dims = dict[str, int]
-"""Dimensions by the dotted key that an override sets them at."""
+"""Dimensions by the dotted key of their override."""
 
 SOLVED = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff")
 
 
-def step_of_width(width: int) -> int:
-    """Widths are multiples of this: of 128, so that the tiles of a matrix product are full; of 64 where that is coarse,
-    and of more where it would be finer than matters."""
+def choose_width_step(width: int) -> int:
+    """Choose the step between widths: 128, which fills the tiles of a matrix product; 64 below 512, where 128 is too
+    coarse; more from 4096 on, where 128 is needlessly fine."""
     for limit, step in ((512, 64), (4096, 128), (8192, 256)):
         if width < limit:
             return step
     return 512
 
 
-def step_of_ffn(width: int) -> int:
-    """What d_ff is a multiple of beside a residual stream of this width."""
+def choose_ffn_step(width: int) -> int:
+    """Choose the number that d_ff is a multiple of, at this d_model."""
     return 64 if width < 2048 else 128 if width < 4096 else 256
 
 
 class Recipe:
-    """A composed model whose dimensions can be set anew.
+    """A composed model whose dimensions can be changed.
 
-    `own` are its dimensions as published, `dims` those under the user's overrides; `fixed` are the keys these set.
-    `solved` are the ones that a shape states: those that something in the model reads, fixed ones left out.
+    `own` are its published dimensions, `dims` those with the user's overrides. `fixed` are the keys of these overrides.
+    `solved` are the dimensions that a shape sets: those that the model reads, without the fixed ones.
     """
 
     def __init__(self, model: Any, overrides: Iterable[str]) -> None:
@@ -56,7 +56,7 @@ class Recipe:
         self._specs: dict[tuple[int, ...], Any] = {}
 
     def _unread(self) -> set[str]:
-        """Dimensions that are stated and change nothing, such as key heads where attention has a latent."""
+        """Find dimensions in the file that the model does not read, such as n_kv_heads for MLA."""
         try:
             grammar.to_spec(self.cfg, self.solved)
         except ConfigError as error:
@@ -64,7 +64,7 @@ class Recipe:
         return set()
 
     def spec(self, dims: Mapping[str, int]) -> Any:
-        """The Spec with these dimensions, one for each of `solved`."""
+        """Make the Spec with these dimensions, one for each of `solved`."""
         values = tuple(dims[key] for key in self.solved)
         if values not in self._specs:
             for key, value in zip(self.solved, values, strict=True):
@@ -73,12 +73,12 @@ class Recipe:
         return self._specs[values]
 
     def overrides_of(self, dims: Mapping[str, int]) -> list[str]:
-        """What a user types to get these dimensions."""
+        """List the overrides that a user types to get these dimensions."""
         return [*self.typed, *(f"{key}={dims[key]}" for key in self.solved)]
 
     def at_width(self, width: int) -> Iterator[Dims]:
-        """Dimensions at this width, depth left as it is: with the recipe's share of key heads, then with fewer. None
-        where its heads do not fit the width."""
+        """List dimensions at this width, with unchanged depth: first with the recipe's ratio of key-value heads, then
+        with fewer. There are none if its heads do not fit the width."""
         dims = {key: self.dims[key] for key in self.solved} | ({} if "d_model" in self.fixed else {"d_model": width})
         for key in self.solved:
             if key.split(".")[-1] == "d_ff":
@@ -95,8 +95,8 @@ class Recipe:
         yield from ({**dims, "n_kv_heads": n} for n in self._key_heads(n_heads))
 
     def _key_heads(self, n_heads: int) -> list[int]:
-        """Numbers of key heads that divide these query heads, the recipe's share of them or what is nearest first, then
-        fewer. None where the nearest is far off, or where there are heads enough to keep the share."""
+        """List numbers of key-value heads that divide these query heads: the nearest to the recipe's ratio, then fewer.
+        The list is empty if the nearest is off by more than 2 times, or if many heads (4 groups) miss the ratio."""
         group = self.own["n_heads"] / self.own["n_kv_heads"]
         if n_heads >= 4 * group and n_heads % group:
             return []
@@ -105,12 +105,12 @@ class Recipe:
         return [n for n in divisors if n <= nearest] if 0.5 <= nearest * group / n_heads <= 2 else []
 
     def ffn(self, width: int, key: str = "d_ff", ratio: float = 1.0) -> int:
-        """d_ff near `ratio` times the recipe's multiple of the width."""
-        step = step_of_ffn(width)
+        """Compute d_ff: `ratio` times the recipe's multiple of d_model, rounded to a step."""
+        step = choose_ffn_step(width)
         return max(1, round(ratio * width * self.own[key] / self.own["d_model"] / step)) * step
 
     def _heads(self, width: int) -> int | None:
-        """Query heads at this width; None where the recipe's fill the width exactly and cannot here."""
+        """Compute the query heads at this width; None if they must fill d_model, as the recipe's do, and cannot."""
         if "n_heads" not in self.solved:
             return self.dims.get("n_heads", 1)
         was = self.own["n_heads"] * self.own.get("head_dim", 1)
@@ -121,9 +121,9 @@ class Recipe:
         return max(1, round(heads / group)) * group
 
 
-def truncated(spec: Any, layers: int) -> Any:
-    """A Spec with the first so many layers of each tower that is as deep as the model: what n_layers would make of it,
-    as a pattern repeats to n_layers."""
+def truncate_layers(spec: Any, layers: int) -> Any:
+    """Cut a Spec to its first `layers` layers, as n_layers would. Towers of another depth than the model's n_layers are
+    left as they are."""
 
     def cut(tower: Any) -> Any:
         return dataclasses.replace(tower, pattern=tower.pattern[:layers])
@@ -136,7 +136,7 @@ def truncated(spec: Any, layers: int) -> Any:
 
 
 def _stated(cfg: Any) -> Dims:
-    """Every whole number that the model's file states, by dotted key."""
+    """List every integer in the model's file by its dotted key."""
     found: Dims = {}
 
     def visit(node: Mapping[str, Any], prefix: str) -> None:

@@ -1,4 +1,4 @@
-"""Whole numbers at which a growing figure reaches 1, in few looks: a look may be a whole price."""
+"""Find the integer at which a growing figure reaches 1, in few evaluations: each may be a whole price."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import itertools
 from collections.abc import Callable
 
 Figure = Callable[[int], float]
-"""Never falls as its argument grows."""
+"""A function that never falls as its argument grows."""
 
 
-def crossing(figure: Figure, low: int, high: int) -> int:
-    """The largest whole number from `low` to `high` at which a figure is 1 or less; `low` - 1 where none is.
+def find_crossing(figure: Figure, low: int, high: int) -> int:
+    """Find the largest integer from `low` to `high` at which a figure is at most 1; `low` - 1 if there is none.
 
-    It looks where a straight line between two known points would cross, then next to that, then halfway: of a figure
-    that is a straight line, as most are, four looks do, and of any other, three times as many as bisection takes.
+    It evaluates the figure where the straight line between two known points crosses 1, then next to that point, then
+    halfway. A linear figure, as most are, takes four evaluations; any other at most three times as many as bisection.
     """
     figure = functools.cache(figure)
     if figure(low) > 1:
@@ -36,16 +36,16 @@ def crossing(figure: Figure, low: int, high: int) -> int:
     return low
 
 
-def reach(figure: Figure, most: int) -> int:
-    """The same from 1 on, where `most` is far off and the figure there means little: from the first two points, it
-    looks as far as they promise, and twice as far each time that is not far enough."""
+def find_reach(figure: Figure, most: int) -> int:
+    """Find the same from 1 on, when `most` is far off. It extrapolates from the figure at 1 and 2, and doubles the
+    distance until the figure exceeds 1."""
     figure = functools.cache(figure)
     if figure(1) > 1 or most == 1:
-        return crossing(figure, 1, 1)
+        return find_crossing(figure, 1, 1)
     slope = figure(2) - figure(1)
     high = min(most, max(2, int(1 + (1 - figure(1)) / slope))) if slope > 0 else 2
     low = 1
     step = 1
     while high < most and figure(high) <= 1:
         low, high, step = high, min(most, high + step), max(2 * step, high)
-    return crossing(figure, low, high)
+    return find_crossing(figure, low, high)

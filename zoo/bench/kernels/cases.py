@@ -1,7 +1,8 @@
 # B batch, T queries, S keys, H heads, K kv heads, C head width, P pages of a row, R buckets
-"""What attention kernels are held to: every feature as data, and the tensors of each drawn from a seed.
+"""Attention cases for testing kernels: each feature as data, and its random tensors, drawn from a seed.
 
-Scores spread enough for every feature to change the answer: one that a kernel leaves out is seen.
+The scores are spread widely enough for every feature to change the result, so a test sees a feature that a kernel
+ignores.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
     from zoo.kernels.bias import Bias
 
 SPREAD = 2.0
-"""Standard deviation of the scores."""
+"""Standard deviation of the attention scores."""
 
 BUCKETS = 32
 
 
 class Size(NamedTuple):
-    """How large cases are: rows, tokens of a row, heads and their width, keys that a window shows."""
+    """The dimensions of the cases: rows, tokens per row, heads, their width, and keys in a window."""
 
     batch: int
     length: int
@@ -44,7 +45,8 @@ LARGE = Size(2, 1024, 8, 128, 200)
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionCase:
-    """One attention. Fields as `Ask` and `attend` have them; `hides` names what DRAWN makes for the mask."""
+    """One call of attention. Its fields are those of `Ask` and `attend`; `hides` lists keys of DRAWN, which makes the
+    random fields of the mask."""
 
     name: str
     batch: int
@@ -67,15 +69,15 @@ class AttentionCase:
 # ---------------------------------------------------------------- the grid
 
 
-def every_case(*, large: bool = False) -> list[AttentionCase]:
-    """All of them, small enough for a CPU or `large` enough for a GPU's blocks to matter; the commonest first."""
+def list_cases(*, large: bool = False) -> list[AttentionCase]:
+    """List all cases, the most common first. `large` ones span several blocks of a GPU kernel; others suit a CPU."""
     size = LARGE if large else SMALL
     return [*_plain(size), *_scored(size), *_unequal(size), *_cached(size), *_wide(size)]
 
 
-def case(name: str, *, large: bool = False) -> AttentionCase:
-    """One of them by its name."""
-    return next(each for each in every_case(large=large) if each.name == name)
+def find_case(name: str, *, large: bool = False) -> AttentionCase:
+    """Find a case by its name."""
+    return next(each for each in list_cases(large=large) if each.name == name)
 
 
 def _case(size: Size, name: str, **changes: Any) -> AttentionCase:
@@ -86,7 +88,7 @@ def _case(size: Size, name: str, **changes: Any) -> AttentionCase:
 
 
 def _plain(size: Size) -> list[AttentionCase]:
-    """Shapes, and what is seen by place alone."""
+    """List the cases of shapes, causal masks and windows."""
     n, window = size.length, size.window
     return [
         _case(size, "causal"),
@@ -105,7 +107,7 @@ def _plain(size: Size) -> list[AttentionCase]:
 
 
 def _scored(size: Size) -> list[AttentionCase]:
-    """What changes scores."""
+    """List the cases that change scores: softcap, sinks and biases."""
     n, window = size.length, size.window
     return [
         _case(size, "softcap", softcap=2.0),
@@ -121,7 +123,7 @@ def _scored(size: Size) -> list[AttentionCase]:
 
 
 def _unequal(size: Size) -> list[AttentionCase]:
-    """Rows that differ from each other."""
+    """List the cases whose rows have different masks: documents, padding, prefixes, global tokens."""
     n, window = size.length, size.window
     return [
         _case(size, "documents", hides=("documents",)),
@@ -136,7 +138,7 @@ def _unequal(size: Size) -> list[AttentionCase]:
 
 
 def _cached(size: Size) -> list[AttentionCase]:
-    """What decoding asks for."""
+    """List the cases of decoding from a cache: few queries, wrapped rings, cache lengths by row, pages."""
     n, window, few = size.length, size.window, 5
     cached = {"trains": False, "queries": 1}
     return [
@@ -156,7 +158,8 @@ def _cached(size: Size) -> list[AttentionCase]:
 
 
 def _wide(size: Size) -> list[AttentionCase]:
-    """Widths of heads, the same in both sizes; the last two of DeepSeek's latent attention, expanded and absorbed."""
+    """List the cases of head widths, the same in both sizes. The last are DeepSeek's latent attention, expanded and
+    absorbed."""
     n = size.length
     absorbed = {"queries": 1, "kv_heads": 1, "head_dim": 576, "v_head_dim": 512, "trains": False}
     return [
@@ -173,7 +176,7 @@ def _wide(size: Size) -> list[AttentionCase]:
 
 
 def _left(case: AttentionCase, generator: Generator) -> dict[str, Any]:
-    """Padding before each row's tokens but the first's."""
+    """Draw left padding for every row but the first."""
     pads = torch.randint(1, case.keys // 2, (case.batch, 1), generator=generator)
     pads[0] = 0
     return {"padding": torch.arange(case.keys) >= pads}
@@ -184,7 +187,7 @@ def _right(case: AttentionCase, generator: Generator) -> dict[str, Any]:
 
 
 def _memory(case: AttentionCase, generator: Generator) -> dict[str, Any]:
-    """An encoder's output with padding behind it, the last row's all of it."""
+    """Draw right padding of an encoder's output. The last row is all padding."""
     padding = _right(case, generator)["padding"]
     padding[-1] = False
     return {"padding": padding}
@@ -201,13 +204,13 @@ def _prefix(case: AttentionCase, generator: Generator) -> dict[str, Any]:
 
 
 def _global(case: AttentionCase, generator: Generator) -> dict[str, Any]:
-    """Tokens that see all and that all see (Longformer)."""
+    """Draw global tokens, which see every key and are seen by every query (Longformer)."""
     chosen = torch.rand(case.batch, case.keys, generator=generator) < 0.1
     return {"also": chosen[:, :, None] | chosen[:, None, :]}
 
 
 def _ring(case: AttentionCase, generator: Generator) -> dict[str, Any]:
-    """Columns as they lie in a ring that went round, those of a chunk of queries behind the ring's."""
+    """Draw the token index of each cache slot in a wrapped ring; keys of a chunk of queries follow the ring's."""
     ring = case.window or case.keys
     start, new = int(torch.randint(1, ring, (), generator=generator)), case.keys - ring
     first = 3 * ring
@@ -233,7 +236,7 @@ DRAWN: dict[str, Callable[[AttentionCase, Generator], dict[str, Any]]] = {
     "ring": _ring,
     "lengths": _lengths,
 }
-"""Fields of a Mask by what a case's `hides` names."""
+"""Functions that draw fields of a Mask, by the names in a case's `hides`."""
 
 
 # ---------------------------------------------------------------- tensors
@@ -241,14 +244,16 @@ DRAWN: dict[str, Callable[[AttentionCase, Generator], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one attention is given. `tensors` are those that a gradient may be wanted for: q [B, T, H, C], k and v
-    [B, S, K, …] (with `pages` [B, P] pools of pages [N, page, K, …]), sinks [H], table [R, H] of a learned bias.
-    `slope` is the gradient of the output [B, T, H, Cv]; `real` [B, T, 1, 1] is False for padding, whose answer is not
-    specified."""
+    """The tensors of one attention call.
+
+    `tensors` are those that may require a gradient: q [B, T, H, C], k and v [B, S, K, …], sinks [H], and the table
+    [R, H] of a learned bias. With `pages` [B, P], k and v are pools of pages [N, page, K, …]. `output_gradient` is the
+    gradient of the output [B, T, H, Cv]. `real` [B, T, 1, 1] is False for padding, whose output is not specified.
+    """
 
     case: AttentionCase
     tensors: dict[str, Tensor]
-    slope: Tensor
+    output_gradient: Tensor
     hidden: dict[str, Any]
     pages: Tensor | None
     real: Tensor | None
@@ -256,24 +261,26 @@ class Inputs:
     def to(self, dtype: torch.dtype) -> Inputs:
         """The same numbers in another dtype."""
         return replace(
-            self, tensors={name: each.to(dtype) for name, each in self.tensors.items()}, slope=self.slope.to(dtype)
+            self,
+            tensors={name: each.to(dtype) for name, each in self.tensors.items()},
+            output_gradient=self.output_gradient.to(dtype),
         )
 
     def mask(self) -> Mask:
-        """A fresh one, for which nothing is drawn yet."""
+        """Make a new mask, whose dense form is not computed yet."""
         return _mask(self.case, self.hidden)
 
     def forward(self, kernel: str) -> Tensor:
-        """Attention without gradients, 0 where it is not specified."""
+        """Compute attention without gradients; 0 for padding."""
         with torch.no_grad():
             return self._attended(self.tensors, kernel)
 
     def backward(self, kernel: str) -> dict[str, Tensor]:
-        """Attention as "y", and the gradient of every tensor by its name."""
+        """Compute attention as "y", and the gradient of every tensor by the tensor's name."""
         leaves = {name: each.detach().requires_grad_() for name, each in self.tensors.items()}
         with torch.enable_grad():
             y = self._attended(leaves, kernel)
-            gradients = torch.autograd.grad(y, list(leaves.values()), self.slope)
+            gradients = torch.autograd.grad(y, list(leaves.values()), self.output_gradient)
         return {"y": y.detach(), **dict(zip(leaves, gradients, strict=True))}
 
     def _attended(self, tensors: dict[str, Tensor], kernel: str) -> Tensor:
@@ -293,7 +300,7 @@ class Inputs:
         return y if self.real is None else y.where(self.real, 0)
 
     def _bias(self, tensors: dict[str, Tensor], mask: Mask) -> Bias | None:
-        case, device = self.case, self.slope.device
+        case, device = self.case, self.output_gradient.device
         queries, columns = mask.query_index, mask.key_index
         if columns is None or queries is None:
             columns = torch.arange(case.keys, device=device)
@@ -308,7 +315,7 @@ class Inputs:
 
 
 class Lookup(NamedTuple):
-    """A table as an nn.Embedding gives it, of a tensor that need not be a parameter."""
+    """Stand in for nn.Embedding with a tensor that need not be a parameter."""
 
     weight: Tensor
 
@@ -317,14 +324,13 @@ class Lookup(NamedTuple):
 
 
 class BiasTable(NamedTuple):
-    """The module that a learned bias reads its table from."""
+    """Stand in for the module whose table a learned bias reads."""
 
     table: Lookup
 
 
-def make(case: AttentionCase, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> Inputs:
-    """A case's tensors. The numbers depend on the seed alone, rounded to the dtype: neither on the device nor on what
-    the other cases are."""
+def make_inputs(case: AttentionCase, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> Inputs:
+    """Draw a case's tensors. The numbers depend on the seed alone, not on the device; they are rounded to the dtype."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int, times: float = 1.0, plus: float = 0.0) -> Tensor:
@@ -341,21 +347,21 @@ def make(case: AttentionCase, device: torch.device | str, dtype: torch.dtype, se
         tensors["sinks"] = draw(case.heads, plus=math.log(case.window or case.keys) + SPREAD**2 / 2)
     if case.bias == "t5":
         tensors["table"] = draw(BUCKETS, case.heads)
-    slope = draw(case.batch, case.queries, case.heads, case.v_head_dim)
+    output_gradient = draw(case.batch, case.queries, case.heads, case.v_head_dim)
     hidden = _hidden(case, generator, device)
     real = _real(case, hidden)
     return Inputs(
         case,
         tensors,
-        slope if real is None else slope.where(real, 0),
+        output_gradient if real is None else output_gradient.where(real, 0),
         hidden,
         None if pages is None else pages.view(case.batch, -1).int().to(device),
         real,
     )
 
 
-def ask(case: AttentionCase, dtype: torch.dtype, *, grad: bool) -> Ask:
-    """What a kernel is asked by `make`'s inputs. `grad` says whether gradients are wanted."""
+def make_ask(case: AttentionCase, dtype: torch.dtype, *, grad: bool) -> Ask:
+    """Make the Ask that describes a case's inputs. `grad` says whether gradients are required."""
     hidden = _hidden(case, torch.Generator(), "cpu")
     kinds = {"none": "none", "alibi": "alibi", "t5": "learned" if grad else "fixed"}
     return Ask(
@@ -378,7 +384,7 @@ def _mask(case: AttentionCase, hidden: dict[str, Any]) -> Mask:
 
 
 def _hidden(case: AttentionCase, generator: Generator, device: torch.device | str) -> dict[str, Any]:
-    """What a case's `hides` draw."""
+    """Draw the mask fields that a case's `hides` names."""
     drawn: dict[str, Any] = {}
     for name in case.hides:
         drawn |= {key: _on(each, device) for key, each in DRAWN[name](case, generator).items()}
@@ -390,7 +396,7 @@ def _on(drawn: Any, device: torch.device | str) -> Any:
 
 
 def _real(case: AttentionCase, hidden: dict[str, Any]) -> Tensor | None:
-    """Which queries are no padding: where keys are another sequence's, all."""
+    """Mark the queries that are not padding; in cross-attention, whose padding is the memory's, all of them."""
     if "padding" not in hidden or "memory" in case.hides:
         return None
     return hidden["padding"][:, case.keys - case.queries :, None, None]

@@ -1,4 +1,4 @@
-"""The whole check: every part in turn, in a set time, and what came of it as plain data."""
+"""Run `zoo bench kernels`: all its parts, one after another within a time limit. Give the report as plain data."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from functools import partial
 from typing import Any
 
 from zoo.bench.kernels import decoding, errors, pieces, speed, training
-from zoo.bench.kernels.parts import CheckPart, Job, ReportRow, Settings, together
-from zoo.bench.kernels.timing import Limits, identity, limits
+from zoo.bench.kernels.parts import CheckPart, Job, ReportRow, Settings, run_together
+from zoo.bench.kernels.timing import Limits, describe_machine, measure_limits
 from zoo.errors import ConfigError
 from zoo.kernels import KERNELS
 from zoo.lazy import torch
 
 SECONDS = 580.0
-"""For all parts: what is not done by then is left out."""
+"""Time limit for all parts. Measurements that have not run by then are left out."""
 
 ORDER = ("eager", "sdpa", "flash_torch", "flash2", "flash3", "flash4", "flex")
-"""Kernels, those that compile last."""
+"""Kernels in the order they are checked; those that compile come last."""
 
 ON_REQUEST = "it is downloaded, so only when asked for (--hub)"
 
 KINDS = ("errors", "speed", "training", "decoding", "pieces")
-"""Of rows, and the first word of a part's name."""
+"""Kinds of rows in the report. A part's name begins with its kind."""
 
 ALLOWED = {
     **{"errors": 40.0, "errors flash4": 60.0, "errors flex": 120.0},
     **{"speed": 25.0, "speed flash4": 40.0, "speed flex": 70.0},
     **{"training": 120.0, "decoding": 90.0, "pieces": 100.0},
 }
-"""The most seconds for a part, or for each of a kind."""
+"""Time limit in seconds by a part's name, or else by its kind."""
 
 BESIDE = 6
-"""Processes that check a kernel at the same time where compiling takes most of it."""
+"""Processes that share the check of a kernel whose compilation takes most of the time."""
 
 
-def check(
+def check_kernels(
     device: str = "cuda",
     *,
     quick: bool = False,
@@ -46,25 +46,27 @@ def check(
     fetched: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Errors, speed, training, decoding and pieces on a device, as plain data.
+    """Measure kernels' errors and speed, training, decoding and single operations on a device; return plain data.
 
-    `quick` has tiny sizes, for a CPU too; `fetched` adds the kernels that are downloaded from the hub. `tell` gets a
-    line when a part is done. Raises ConfigError where there is no such device.
+    `quick` uses tiny sizes, which suit a CPU. `fetched` adds the kernels that are downloaded from the hub. `tell` is
+    called with a line as each part ends. Raises ConfigError if the device does not exist.
     """
-    require(device, quick)
+    require_device(device, quick)
     begun, start = datetime.datetime.now(datetime.UTC), time.monotonic()
     settings = Settings(device, quick, seed)
-    measured = _run([CheckPart("device", about, 60)], settings, start)
+    measured = _run_group([CheckPart("device", list_device_jobs, 60)], settings, start)
     if "limits" not in measured[0]:
         raise ConfigError(f"device: {device} does not answer, found {measured[0]} (another one would do)")
     settings = replace(settings, limits=Limits(**measured[0]["limits"]))
     found: dict[str, list[ReportRow]] = {kind: [] for kind in KINDS}
-    for group in parts(quick, fetched):
-        rows = _run(group, settings, start)
+    for group in list_parts(quick, fetched):
+        rows = _run_group(group, settings, start)
         found[group[0].name.split()[0]] += rows
-        tell(f"{group[0].name}: {summary(rows)}, {time.monotonic() - start:.0f} s")
+        tell(f"{group[0].name}: {summarize_rows(rows)}, {time.monotonic() - start:.0f} s")
     if not fetched:
-        found["errors"] += [{"name": f"{name}: all", "kernel": name, "left_out": ON_REQUEST} for name in requested()]
+        found["errors"] += [
+            {"name": f"{name}: all", "kernel": name, "left_out": ON_REQUEST} for name in list_on_request()
+        ]
     return {
         "date": begun.isoformat(timespec="seconds"),
         "seed": seed,
@@ -81,12 +83,12 @@ def check(
             "pieces": pieces.ACCOUNTING,
         },
         **found,
-        "window": speed.gain(found["speed"]),
+        "window": speed.find_window_gain(found["speed"]),
     }
 
 
-def require(device: str, quick: bool) -> None:
-    """Raises ConfigError for a device that is not there, and for a CPU that is asked for all of it."""
+def require_device(device: str, quick: bool) -> None:
+    """Raise ConfigError for a device that does not exist, and for a CPU without `quick`."""
     if device not in ("cuda", "cpu"):
         raise ConfigError(f"device: is {device!r} (one of: cuda, cpu)")
     if device == "cuda" and not torch.cuda.is_available():
@@ -95,62 +97,66 @@ def require(device: str, quick: bool) -> None:
         raise ConfigError("device: cpu would take hours (--device cpu --quick runs it in small)")
 
 
-def parts(quick: bool = False, fetched: bool = False) -> Iterator[list[CheckPart]]:
-    """All of them, those that run at the same time in a list; the rules first."""
-    kernels = (*ORDER, *(requested() if fetched else ()))
+def list_parts(quick: bool = False, fetched: bool = False) -> Iterator[list[CheckPart]]:
+    """List all parts, correctness first. Parts in one list run at the same time."""
+    kernels = (*ORDER, *(list_on_request() if fetched else ()))
     for kernel in kernels:
         count = BESIDE if kernel in errors.COMPILED and not quick else 1
-        shares = [partial(errors.jobs, kernel=kernel, first=first, every=count) for first in range(count)]
-        yield [_part(f"errors {kernel}", jobs, beside=count > 1) for jobs in shares]
+        shares = [partial(errors.list_jobs, kernel=kernel, first=first, every=count) for first in range(count)]
+        yield [_make_part(f"errors {kernel}", jobs, beside=count > 1) for jobs in shares]
     for kernel in kernels:
-        yield [_part(f"speed {kernel}", partial(speed.jobs, kernel=kernel))]
-    for kind, jobs in (("training", training.jobs), ("decoding", decoding.jobs), ("pieces", pieces.jobs)):
-        yield [_part(kind, jobs)]
+        yield [_make_part(f"speed {kernel}", partial(speed.list_jobs, kernel=kernel))]
+    for kind, jobs in (
+        ("training", training.list_jobs),
+        ("decoding", decoding.list_jobs),
+        ("pieces", pieces.list_jobs),
+    ):
+        yield [_make_part(kind, jobs)]
 
 
-def requested() -> list[str]:
-    """Kernels that are downloaded, so that they run only when asked for."""
+def list_on_request() -> list[str]:
+    """List the kernels that must be downloaded, and so run only on request (--hub)."""
     return [name for name, kernel in KERNELS.items() if kernel.on_request]
 
 
-def _part(name: str, jobs: Callable[[Settings], list[Job]], *, beside: bool = False) -> CheckPart:
+def _make_part(name: str, jobs: Callable[[Settings], list[Job]], *, beside: bool = False) -> CheckPart:
     return CheckPart(name, jobs, ALLOWED.get(name) or ALLOWED[name.split()[0]], beside)
 
 
-def about(settings: Settings) -> list[Job]:
-    """What the device is, and what it reaches."""
-    return [Job("device", partial(_about, settings))]
+def list_device_jobs(settings: Settings) -> list[Job]:
+    """List the one job that describes the device and measures its limits."""
+    return [Job("device", partial(_measure_device, settings))]
 
 
-def _about(settings: Settings) -> ReportRow:
+def _measure_device(settings: Settings) -> ReportRow:
     return {
-        "machine": identity(settings.device),
-        "limits": asdict(limits(settings.device, quick=settings.quick)),
+        "machine": describe_machine(settings.device),
+        "limits": asdict(measure_limits(settings.device, quick=settings.quick)),
     }
 
 
-def _run(group: list[CheckPart], settings: Settings, start: float) -> list[ReportRow]:
-    return together(group, settings, min(time.monotonic() + group[0].seconds, start + SECONDS))
+def _run_group(group: list[CheckPart], settings: Settings, start: float) -> list[ReportRow]:
+    return run_together(group, settings, min(time.monotonic() + group[0].seconds, start + SECONDS))
 
 
-def summary(rows: list[ReportRow]) -> str:
-    """How many rows have figures, and what the others are."""
+def summarize_rows(rows: list[ReportRow]) -> str:
+    """Count the rows in each state: `40 passed, 3 refused`."""
     states: dict[str, int] = {}
     for row in rows:
-        states[state(row)] = states.get(state(row), 0) + 1
+        states[name_state(row)] = states.get(name_state(row), 0) + 1
     return ", ".join(f"{count} {name}" for name, count in states.items()) or "nothing"
 
 
-def state(row: Mapping[str, Any]) -> str:
-    """passed, failed, refused, left out, raised, or measured where nothing is to pass."""
+def name_state(row: Mapping[str, Any]) -> str:
+    """Name a row's state: passed, failed, refused, left out, raised, or measured if there is no pass mark."""
     for key in ("refused", "left_out", "raised"):
         if key in row:
             return key.replace("_", " ")
     return "measured" if "passed" not in row else "passed" if row["passed"] else "failed"
 
 
-def failures(report: Mapping[str, Any]) -> list[str]:
-    """What is against the rules: a line each. When quick, speed is nothing to judge."""
+def list_failures(report: Mapping[str, Any]) -> list[str]:
+    """List the failures, a line each. A quick run is not judged by its speed."""
     found = []
     for kind in KINDS:
         for row in report[kind]:

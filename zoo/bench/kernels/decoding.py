@@ -1,4 +1,4 @@
-"""How much of the device's bandwidth decoding one row takes up, by the engine that `zoo generate` runs."""
+"""Measure the fraction of memory bandwidth that decoding one row achieves, with the engine of `zoo generate`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from zoo.bench.kernels.parts import Job, ReportRow, Settings
-from zoo.bench.kernels.timing import finish
-from zoo.bench.kernels.training import TINY, kernel_of
+from zoo.bench.kernels.timing import synchronize
+from zoo.bench.kernels.training import TINY, name_kernel
 from zoo.compose import load
 from zoo.costs.operators import Widths, operators
 from zoo.generation.engine import stream
@@ -17,14 +17,14 @@ from zoo.lazy import torch
 from zoo.run.builder import build
 
 ACCOUNTING = (
-    "decoding: one row, random weights in bf16; bytes a token are those of all weights in a product and of the keys "
-    "and values held (zoo.costs), over the measured rate of a copy, what it reads and what it writes both counted"
+    "decoding: one row, random weights in bf16; bytes per token are all weights in a product and the cached keys and "
+    "values (zoo.costs); share = bytes per token × tokens/s ÷ copy bandwidth, which counts bytes read and written"
 )
 WIDTH = 2  # bytes of a bfloat16
 
 
 class DecodedModel(NamedTuple):
-    """A model by its packaged name, and the share of the bandwidth that it is to reach."""
+    """A model by its packaged name, and the share of copy bandwidth that is its goal."""
 
     name: str
     of: str
@@ -35,24 +35,25 @@ class DecodedModel(NamedTuple):
 MODELS = (DecodedModel("Llama 3.2 1B", "llama3.2-1b", 0.5), DecodedModel("Llama 3 8B", "llama3-8b", 0.7))
 
 
-def jobs(settings: Settings) -> list[Job]:
-    """One a model."""
+def list_jobs(settings: Settings) -> list[Job]:
+    """List one job per model."""
     models = (DecodedModel(TINY.name, TINY.of, None, TINY.overrides),) if settings.quick else MODELS
-    return [Job(f"decode {model.name}", partial(decode, model, settings)) for model in models]
+    return [Job(f"decode {model.name}", partial(time_decoding, model, settings)) for model in models]
 
 
-def decode(model: DecodedModel, settings: Settings) -> ReportRow:
-    """Tokens a second of a greedy row, and the bytes that it reads for each over those that can be copied."""
+def time_decoding(model: DecodedModel, settings: Settings) -> ReportRow:
+    """Measure greedy decoding of one row: tokens/s, and the achieved fraction of memory bandwidth (bytes read per token
+    × tokens/s ÷ measured copy bandwidth)."""
     prompt, warm, timed = (4, 2, 8) if settings.quick else (128, 16, 128)
     spec = load(model.of, model.overrides)
     built = build(spec, device=settings.device, dtype="bf16", seed=settings.seed)
     ids = torch.randint(spec.vocab_size, (1, prompt), generator=torch.Generator().manual_seed(settings.seed))
     tokens = stream(built, ids, warm + timed)
-    _spend(tokens, warm)
-    finish(settings.device)
+    _draw_tokens(tokens, warm)
+    synchronize(settings.device)
     start = time.perf_counter()
-    _spend(tokens, timed)
-    finish(settings.device)
+    _draw_tokens(tokens, timed)
+    synchronize(settings.device)
     taken = (time.perf_counter() - start) / timed
     context = prompt + warm + timed // 2
     read = sum(each.bytes(1) for each in operators(spec, context, Widths(WIDTH, WIDTH), decode=True).values())
@@ -60,7 +61,7 @@ def decode(model: DecodedModel, settings: Settings) -> ReportRow:
         "model": model.name,
         "prompt": prompt,
         "context": context,
-        "kernel": kernel_of(spec, context, torch.device(settings.device), grad=False, short_q=True),
+        "kernel": name_kernel(spec, context, torch.device(settings.device), grad=False, short_q=True),
         "tokens_per_second": 1 / taken,
         "bytes_per_token": round(read),
         "bytes_per_second": read / taken,
@@ -69,6 +70,6 @@ def decode(model: DecodedModel, settings: Settings) -> ReportRow:
     }
 
 
-def _spend(tokens: Any, count: int) -> None:
+def _draw_tokens(tokens: Any, count: int) -> None:
     for _ in itertools.islice(tokens, count):
         pass

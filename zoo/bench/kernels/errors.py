@@ -1,4 +1,4 @@
-"""How far a kernel's answers and gradients are from the reference's, beside how far eager's own are in that dtype."""
+"""Compare a kernel's outputs and gradients with eager in float64, relative to the error of eager in the same dtype."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from zoo.bench.kernels.cases import AttentionCase, Inputs, ask, every_case, make
+from zoo.bench.kernels.cases import AttentionCase, Inputs, list_cases, make_ask, make_inputs
 from zoo.bench.kernels.parts import Job, ReportRow, Settings
 from zoo.kernels import KERNELS, machine_of
 from zoo.lazy import torch
@@ -21,74 +21,77 @@ RULE = (
 
 FACTOR = 2
 SLACK = {"float32": 2e-6, "bfloat16": 1e-3, "float16": 1.25e-4}
-"""What passes where eager happens to err by nothing: sixteen roundings of float32, an eighth of one of the others."""
+"""Error allowed even if eager happens to be exact: 16 × epsilon of float32, 1/8 × epsilon of a 16-bit dtype."""
 
 COMPILED = ("flex", "flash4")
-"""Kernels that take seconds for each new kind of attention, so that they are checked in bfloat16 alone."""
+"""Kernels that compile for seconds for each new kind of attention, so they are checked in bfloat16 only."""
 
 TRACED = ("flex",)
-"""Those that take as long again for the pass without gradients: where there are gradients it is left to them."""
+"""Kernels that compile again for the pass without gradients. If the case has gradients, its forward result is taken
+from the pass with gradients."""
 
 QUICK = ("window",)
-"""The cases of TRACED kernels when quick."""
+"""The cases that a quick run checks of TRACED kernels."""
 
 
-def jobs(settings: Settings, *, kernel: str, first: int = 0, every: int = 1) -> list[Job]:
-    """One for every case and dtype, or each `every`-th of them from the `first` on."""
+def list_jobs(settings: Settings, *, kernel: str, first: int = 0, every: int = 1) -> list[Job]:
+    """List one job per case and dtype, or every `every`-th of them starting at `first`."""
     found = [
-        Job(f"{kernel}: {case.name}, {dtype}", partial(check, kernel, case, dtype, settings))
-        for dtype in dtypes(kernel, settings)
-        for case in every_case(large=not settings.quick)
+        Job(f"{kernel}: {case.name}, {dtype}", partial(check_case, kernel, case, dtype, settings))
+        for dtype in list_dtypes(kernel, settings)
+        for case in list_cases(large=not settings.quick)
     ]
     return found[first::every]
 
 
-def dtypes(kernel: str, settings: Settings) -> tuple[str, ...]:
-    """Those that a kernel is checked in."""
+def list_dtypes(kernel: str, settings: Settings) -> tuple[str, ...]:
+    """List the dtypes in which a kernel is checked."""
     if kernel in COMPILED:
         return ("bfloat16",)
     return ("bfloat16", "float32") if settings.quick else ("bfloat16", "float16", "float32")
 
 
-def check(kernel: str, case: AttentionCase, dtype: str, settings: Settings) -> ReportRow:
-    """Whether a kernel is right in one case, forward and backward, or why it refuses it."""
+def check_case(kernel: str, case: AttentionCase, dtype: str, settings: Settings) -> ReportRow:
+    """Check a kernel on one case, forward and backward, or give the reason why it refuses the case."""
     row: ReportRow = {"kernel": kernel, "case": case.name, "dtype": dtype}
-    reasons = refusals(kernel, case, dtype, settings.device)
+    reasons = list_refusals(kernel, case, dtype, settings.device)
     if None not in reasons.values():
         return {**row, "refused": reasons["forward"]}
     if settings.quick and kernel in TRACED and case.name not in QUICK:
         return {**row, "left_out": "quick: it takes seconds to compile"}
-    inputs = make(case, settings.device, getattr(torch, dtype), settings.seed)
+    inputs = make_inputs(case, settings.device, getattr(torch, dtype), settings.seed)
     exact = inputs.to(torch.float64)
     traced = kernel in TRACED and reasons.get("backward", "") is None
     for way, reason in reasons.items():
         if reason is not None:
             row[way] = {"refused": reason}
         elif not (traced and way == "forward"):
-            wanted, eager = (answers(each, "eager", way) for each in (exact, inputs))
-            row[way] = compared(answers(inputs, kernel, way), wanted, eager, dtype)
+            wanted, eager = (run_kernel(each, "eager", way) for each in (exact, inputs))
+            row[way] = compare_errors(run_kernel(inputs, kernel, way), wanted, eager, dtype)
     if traced:
         row["forward"] = row["backward"]
     return {**row, "passed": all(row[way].get("passed", True) for way in reasons)}
 
 
-def refusals(kernel: str, case: AttentionCase, dtype: str, device: str) -> dict[str, str | None]:
-    """Why a kernel refuses each of the ways that a case is for, or None."""
+def list_refusals(kernel: str, case: AttentionCase, dtype: str, device: str) -> dict[str, str | None]:
+    """List a kernel's reason to refuse the forward and the backward pass of a case; None if it runs it."""
     machine, kind = machine_of(torch.device(device)), getattr(torch, dtype)
     ways = {"forward": False, **({"backward": True} if case.trains else {})}
-    return {way: KERNELS[kernel].refuses(ask(case, kind, grad=grad), machine) for way, grad in ways.items()}
+    return {way: KERNELS[kernel].refuses(make_ask(case, kind, grad=grad), machine) for way, grad in ways.items()}
 
 
-def answers(inputs: Inputs, kernel: str, way: str) -> dict[str, Tensor]:
-    """What a kernel gives: attention without gradients, or with them."""
+def run_kernel(inputs: Inputs, kernel: str, way: str) -> dict[str, Tensor]:
+    """Run a kernel: attention without gradients, or with them for "backward"."""
     return inputs.backward(kernel) if way == "backward" else {"y": inputs.forward(kernel)}
 
 
-def compared(got: dict[str, Tensor], exact: dict[str, Tensor], eager: dict[str, Tensor], dtype: str) -> dict[str, Any]:
+def compare_errors(
+    got: dict[str, Tensor], exact: dict[str, Tensor], eager: dict[str, Tensor], dtype: str
+) -> dict[str, Any]:
     """The errors of each tensor, those of eager, and `excess`: the worst of them over what the rule allows."""
     tensors = {}
     for name, wanted in exact.items():
-        ours, theirs = errors(got[name], wanted), errors(eager[name], wanted)
+        ours, theirs = measure_errors(got[name], wanted), measure_errors(eager[name], wanted)
         pairs = {key: error / (FACTOR * theirs[key] + SLACK[dtype]) for key, error in ours.items()}
         excess = math.inf if any(map(math.isnan, pairs.values())) else max(pairs.values())
         tensors[name] = {**ours, "eager": theirs, "excess": excess}
@@ -97,10 +100,10 @@ def compared(got: dict[str, Tensor], exact: dict[str, Tensor], eager: dict[str, 
     return {"passed": excess <= 1, "excess": excess, "worst": worst, "tensors": tensors}
 
 
-def errors(got: Tensor, wanted: Tensor) -> dict[str, float]:
-    """Relative errors: by the largest value, and by the norm; NaN where a value is none."""
+def measure_errors(got: Tensor, wanted: Tensor) -> dict[str, float]:
+    """Measure the relative error in the largest value and in the norm; NaN if a value is NaN."""
     gap, wanted = got.double() - wanted.double(), wanted.double()
-    least = torch.finfo(torch.float64).tiny  # where nothing was to come
+    least = torch.finfo(torch.float64).tiny  # the expected tensor may be all zeros
     return {
         "largest": float(gap.abs().max() / wanted.abs().max().clamp(min=least)),
         "norm": float(gap.norm() / wanted.norm().clamp(min=least)),

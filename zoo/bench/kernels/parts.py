@@ -1,5 +1,7 @@
-"""Measurements in processes of their own: what hangs is stopped, what crashes takes nothing else with it, and what was
-measured until then is kept."""
+"""Run measurements in separate processes, so that a crash or a hang costs one row.
+
+A process that hangs is stopped at its time limit. The rows measured until then are kept.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,19 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from zoo.bench.kernels.timing import Limits, finish
+from zoo.bench.kernels.timing import Limits, synchronize
 from zoo.lazy import torch
 
 ReportRow = dict[str, Any]
-"""Figures by name. A row without figures has one of "refused", "left_out" and "raised", with the reason."""
+"""Figures by name. A row without figures has "refused", "left_out" or "raised", with the reason."""
 
 LEAST = 2.0
-"""Seconds that are worth a process."""
+"""Seconds that must be left for starting a process to be worthwhile."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all measurements go by. `quick` is small enough for a CPU; `limits` are the device's, once measured."""
+    """The settings of all measurements. `quick` uses sizes for a CPU; `limits` are the device's, once measured."""
 
     device: str
     quick: bool = False
@@ -35,15 +37,15 @@ class Settings:
 
 
 class Job(NamedTuple):
-    """One measurement, a row of the report."""
+    """One measurement, which gives a row of the report."""
 
     name: str
     run: Callable[[], ReportRow]
 
 
 class CheckPart(NamedTuple):
-    """Measurements that share a process, and the most seconds that it may take. `beside` says that others of the same
-    name run at the same time, where no speed is measured."""
+    """Measurements that share a process, and its time limit in `seconds`. `beside` says that parts of the same name run
+    at the same time; those measure no speed."""
 
     name: str
     jobs: Callable[[Settings], list[Job]]
@@ -51,23 +53,23 @@ class CheckPart(NamedTuple):
     beside: bool = False
 
 
-def together(parts: Sequence[CheckPart], settings: Settings, until: float) -> list[ReportRow]:
-    """The rows of parts that run at the same time, each in a process of its own."""
+def run_together(parts: Sequence[CheckPart], settings: Settings, until: float) -> list[ReportRow]:
+    """Run parts at the same time, each in its own process, and give their rows."""
     with ThreadPoolExecutor(len(parts)) as pool:
-        found = pool.map(lambda part: apart(part, settings, until), parts)
+        found = pool.map(lambda part: run_apart(part, settings, until), parts)
         return [row for rows in found for row in rows]
 
 
-def apart(part: CheckPart, settings: Settings, until: float) -> list[ReportRow]:
-    """A row for every job of a part, run in a process of its own until the clock (time.monotonic) shows `until`."""
+def run_apart(part: CheckPart, settings: Settings, until: float) -> list[ReportRow]:
+    """Run a part in its own process until time.monotonic() reaches `until`, and give a row for each of its jobs."""
     if until - time.monotonic() < LEAST:
         return [{"name": part.name, "left_out": "the check's time was over"}]
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context: Any = multiprocessing.get_context(method)
-    if method == "forkserver":  # which imports torch once for all parts, and never touches the device
+    if method == "forkserver":  # the server imports torch once for all parts, and never touches the device
         context.set_forkserver_preload(["torch", "zoo.run.layer", "zoo.bench.kernels.checking"])
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=serve, args=(theirs, part, settings))
+    process = context.Process(target=serve_jobs, args=(theirs, part, settings))
     process.start()
     theirs.close()
     told: list[Any] = []
@@ -81,11 +83,12 @@ def apart(part: CheckPart, settings: Settings, until: float) -> list[ReportRow]:
             break
     process.kill()
     process.join()
-    return collected(part.name, told, why)
+    return collect_rows(part.name, told, why)
 
 
-def collected(name: str, told: Sequence[Any], why: str) -> list[ReportRow]:
-    """The rows that a process told, the names of all its jobs first; those missing are left out, with the reason."""
+def collect_rows(name: str, told: Sequence[Any], why: str) -> list[ReportRow]:
+    """Complete the rows that a process sent. It sends the names of all its jobs first, so that each job without a row
+    gets one with the reason."""
     if not told:
         return [{"name": name, "raised": f"nothing was measured: {why}"}]
     names, *rows = told
@@ -93,39 +96,39 @@ def collected(name: str, told: Sequence[Any], why: str) -> list[ReportRow]:
         why = f"the device was lost in {rows[-1]['name']!r}"
     found = [{key: value for key, value in row.items() if key != "lost"} for row in rows]
     missing = [{"name": each, "left_out": why} for each in names[len(rows) :]]
-    if missing and "exit code" in why:  # no answer is a failure of the one that was asked
+    if missing and "exit code" in why:  # the process crashed in this job
         missing[0] = {"name": missing[0]["name"], "raised": why}
     return found + missing
 
 
-def serve(pipe: Connection, part: CheckPart, settings: Settings) -> None:
-    """Runs a part's jobs and sends their names, then a row as soon as there is one."""
-    warnings.simplefilter("ignore")  # what a kernel has to say of itself is not the report's
-    os.dup2(2, 1)  # nor what it prints: standard output may be JSON
+def serve_jobs(pipe: Connection, part: CheckPart, settings: Settings) -> None:
+    """Send the names of a part's jobs, then run them and send each row as soon as it is measured."""
+    warnings.simplefilter("ignore")  # the kernels' own warnings do not belong in the report
+    os.dup2(2, 1)  # a kernel may print, and standard output may be JSON
     if part.beside:
         from torch._inductor import config
 
-        config.compile_threads = 1  # each would start as many processes as there are cores
+        config.compile_threads = 1  # otherwise each part starts a process per core
     jobs = part.jobs(settings)
     pipe.send([job.name for job in jobs])
     for job in jobs:
-        row = {"name": job.name, **attempt(job.run, settings.device)}
+        row = {"name": job.name, **attempt_job(job.run, settings.device)}
         pipe.send(row)
         if "lost" in row:
             break
     pipe.close()
 
 
-def attempt(run: Callable[[], ReportRow], device: str) -> ReportRow:
-    """What a job gives, or the exception that it raises; "lost" says that the device answers no more."""
+def attempt_job(run: Callable[[], ReportRow], device: str) -> ReportRow:
+    """Run a job and give its row, or the exception that it raised; "lost" says that the device no longer answers."""
     try:
         found = run()
-        finish(device)
+        synchronize(device)
         return found
     except Exception as error:  # a kernel may raise anything: that is a finding, and must not lose the others
-        row: ReportRow = {"raised": told_by(error)}
+        row: ReportRow = {"raised": format_error(error)}
     try:
-        finish(device)
+        synchronize(device)
     except RuntimeError:
         row["lost"] = True
     finally:
@@ -135,7 +138,7 @@ def attempt(run: Callable[[], ReportRow], device: str) -> ReportRow:
     return row
 
 
-def told_by(error: BaseException) -> str:
-    """An exception in one line."""
+def format_error(error: BaseException) -> str:
+    """Format an exception as one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -1,7 +1,9 @@
 # B batch, T tokens, N = B·T, D model width, F feed-forward width, V vocabulary, H heads, C head width, E experts
-"""What stands between the products: norms, rotation, the gate, cross-entropy. As they are here, compiled, and as
-libraries have them, so that a dependency is taken on for a measured gain or not at all. Then experts' products, and
-products in float8."""
+"""Time the operations between matrix products: norms, RoPE, SwiGLU and cross-entropy.
+
+Each is timed as zoo has it, compiled, and from libraries, so that a dependency is added only for a measured gain. Also
+timed: the grouped products of experts, and a layer with its products in float8.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from zoo.bench.kernels.parts import Job, ReportRow, Settings
-from zoo.bench.kernels.timing import seconds, version
-from zoo.bench.kernels.training import stepper
+from zoo.bench.kernels.timing import find_version, time_call
+from zoo.bench.kernels.training import make_step
 from zoo.compose import load
 from zoo.kernels import machine_of
 from zoo.kernels.grouped import grouped_linear
@@ -24,14 +26,14 @@ from zoo.run.builder import build
 from zoo.training.objective import replace_by_gradient_
 
 ACCOUNTING = (
-    "pieces: activations in bf16, weights in float32; share is the least bytes (inputs and gradients read once, "
-    "outputs written once) over the measured rate of a copy"
+    "pieces: activations in bf16, weights in float32; share = fewest possible bytes (inputs and gradients read once, "
+    "outputs written once) ÷ seconds ÷ copy bandwidth"
 )
 LIBRARIES = {"liger": "liger-kernel", "quack": "quack-kernels"}
 
 
 class Sizes(NamedTuple):
-    """Tokens, widths and heads of the tensors that pieces work on, and experts."""
+    """The dimensions of the timed tensors."""
 
     tokens: int = 8192
     d_model: int = 4096
@@ -47,16 +49,16 @@ SMALL = Sizes(32, 32, 64, 64, 2, 16, 4, 32)
 
 
 class TimedPiece(NamedTuple):
-    """`inputs` are those that gradients are wanted for, of which the first are activations; `ways` compute the same by
-    name; `moved` are the least bytes forward and in both passes."""
+    """One timed operation. `inputs` require gradients, activations first. `ways` are equivalent implementations by
+    name. `moved` holds the fewest bytes that the forward pass, and both passes, must read and write."""
 
     inputs: list[Any]
     ways: dict[str, Callable[..., Any]]
     moved: tuple[int, int]
 
 
-def jobs(settings: Settings) -> list[Job]:
-    """One for every piece and way, forward and both passes in one row; then grouped products, then float8."""
+def list_jobs(settings: Settings) -> list[Job]:
+    """List one job per operation and implementation, then those of grouped products, then those of float8."""
     sizes = SMALL if settings.quick else Sizes()
     ways = {name: ("zoo", "compiled", *LIBRARIES) for name in PIECES}
     ways |= {"layernorm": ("zoo", "compiled", "liger"), "rotary": ("zoo", "compiled", "liger")}
@@ -71,37 +73,37 @@ def jobs(settings: Settings) -> list[Job]:
 
 
 def time_piece(name: str, way: str, sizes: Sizes, settings: Settings) -> ReportRow:
-    """Seconds of a piece by one way, forward and with its backward pass, and the share of the bandwidth."""
+    """Time one implementation of an operation, forward and with its backward pass, and its fraction of bandwidth."""
     row: ReportRow = {"piece": name, "way": way}
-    if reason := _absent(way, settings):
+    if reason := _why_absent(way, settings):
         return {**row, "left_out": reason}
     if settings.quick and way == "compiled" and name != "rmsnorm":
         return {**row, "left_out": "quick: it takes seconds to compile"}
     piece = PIECES[name](sizes, settings.device, way)
     run = piece.ways["zoo" if way == "compiled" else way]
     run = torch.compile(run, dynamic=False) if way == "compiled" else run
-    for which, moved, call in zip(("forward", "both"), piece.moved, _passes(run, piece), strict=True):
+    for which, moved, call in zip(("forward", "both"), piece.moved, _make_passes(run, piece), strict=True):
         if call is not None:
-            taken = seconds(call, settings.device, spend=0.01 if settings.quick else 0.1)
+            taken = time_call(call, settings.device, spend=0.01 if settings.quick else 0.1)
             row[which] = {"seconds": taken, "share_of_copy": _share(moved / taken, settings)}
     return row
 
 
-def _absent(way: str, settings: Settings) -> str | None:
-    """Why a library is not measured here."""
+def _why_absent(way: str, settings: Settings) -> str | None:
+    """Say why a library cannot be timed here; None if it can."""
     if way not in LIBRARIES:
         return None
     if settings.device != "cuda":
         return f"{LIBRARIES[way]} is for CUDA"
-    return None if version(LIBRARIES[way]) else f"{LIBRARIES[way]} is not installed"
+    return None if find_version(LIBRARIES[way]) else f"{LIBRARIES[way]} is not installed"
 
 
 def _share(rate: float, settings: Settings) -> float | None:
     return None if settings.limits is None else rate / settings.limits.copy
 
 
-def _passes(run: Callable[..., Any], piece: TimedPiece) -> Sequence[Callable[[], Any] | None]:
-    """A call of the forward pass, and one of both. What has no inputs that want gradients does both at once."""
+def _make_passes(run: Callable[..., Any], piece: TimedPiece) -> Sequence[Callable[[], Any] | None]:
+    """Make a call of the forward pass, and one of both passes. An operation without `inputs` always does both."""
     if not piece.inputs:
         return None, run
     with torch.no_grad():
@@ -149,21 +151,23 @@ def _layernorm(sizes: Sizes, device: str, way: str) -> TimedPiece:
 
 
 def _norm(spec: Norm, sizes: Sizes, device: str) -> tuple[dict[str, Callable[..., Any]], list[Any]]:
-    """A norm as a model has it, and what gradients are wanted for."""
+    """Make a norm as models have it, and its inputs and weights."""
     from zoo.run.layer import Layer
 
     with torch.device(device):
         layer = Layer(spec, sizes.d_model)
     for weight in layer.parameters():
         torch.nn.init.ones_(weight)
-    x = _drawn(device, sizes.tokens, sizes.d_model)
+    x = _draw_activations(device, sizes.tokens, sizes.d_model)
     return {"zoo": lambda x, *weights: layer(x)}, [x, *layer.parameters()]
 
 
 def _rotary(sizes: Sizes, device: str, way: str) -> TimedPiece:
-    """Queries and a quarter as many keys."""
+    """Make RoPE of the queries and of a quarter as many key heads."""
     spec, length = RoPE(), sizes.tokens
-    q, k = (_drawn(device, 1, length, heads, sizes.head_dim) for heads in (sizes.heads, max(sizes.heads // 4, 1)))
+    q, k = (
+        _draw_activations(device, 1, length, heads, sizes.head_dim) for heads in (sizes.heads, max(sizes.heads // 4, 1))
+    )
     tables = spec.tables(torch.arange(length, device=device)[None], sizes.head_dim, q.dtype)
     ways: dict[str, Callable[..., Any]] = {"zoo": lambda q, k: (spec.rotate(q, tables), spec.rotate(k, tables))}
     if way == "liger":
@@ -176,8 +180,8 @@ def _rotary(sizes: Sizes, device: str, way: str) -> TimedPiece:
 
 
 def _swiglu(sizes: Sizes, device: str, way: str) -> TimedPiece:
-    """silu(gate) · up, without the products on either side."""
-    gate, up = (_drawn(device, sizes.tokens, sizes.d_ff) for _ in range(2))
+    """Make silu(gate) · up, without the matrix products around it."""
+    gate, up = (_draw_activations(device, sizes.tokens, sizes.d_ff) for _ in range(2))
     silu = SiLU()
     ways: dict[str, Callable[..., Any]] = {"zoo": lambda gate, up: silu.apply(gate) * up}
     if way == "liger":
@@ -188,22 +192,22 @@ def _swiglu(sizes: Sizes, device: str, way: str) -> TimedPiece:
 
 
 def _cross_entropy(sizes: Sizes, device: str, way: str) -> TimedPiece:
-    """The loss and the gradient of the logits, which ours and Liger's lay over them."""
-    logits = _drawn(device, sizes.tokens // 2, sizes.vocab)
+    """Make the loss and the gradient of the logits. Ours and Liger's write that gradient over the logits."""
+    logits = _draw_activations(device, sizes.tokens // 2, sizes.vocab)
     targets = torch.randint(sizes.vocab, (len(logits),), device=device)
     ways: dict[str, Callable[..., Any]] = {"zoo": lambda: replace_by_gradient_(logits, targets, 1 / len(logits), 0.0)}
     if way == "liger":
         from liger_kernel.transformers.functional import liger_cross_entropy  # type: ignore[import-not-found]
 
-        ways[way] = partial(_descended, lambda: liger_cross_entropy(logits, targets), logits)
+        ways[way] = partial(_take_gradient, lambda: liger_cross_entropy(logits, targets), logits)
     if way == "quack":
         from quack import cross_entropy  # type: ignore[import-not-found]
 
-        ways[way] = partial(_descended, lambda: cross_entropy(logits, targets), logits)
+        ways[way] = partial(_take_gradient, lambda: cross_entropy(logits, targets), logits)
     return TimedPiece([], ways, (0, 2 * logits.nbytes))
 
 
-def _descended(loss: Callable[[], Any], logits: Any) -> None:
+def _take_gradient(loss: Callable[[], Any], logits: Any) -> None:
     logits.requires_grad_()
     torch.autograd.grad(loss().mean(), logits)
 
@@ -217,7 +221,7 @@ PIECES: dict[str, Callable[[Sizes, str, str], TimedPiece]] = {
 }
 
 
-def _drawn(device: str, *shape: int) -> Any:
+def _draw_activations(device: str, *shape: int) -> Any:
     return torch.randn(shape, device=device, dtype=torch.bfloat16)
 
 
@@ -225,12 +229,13 @@ def _drawn(device: str, *shape: int) -> Any:
 
 
 def time_grouped(way: str, sizes: Sizes, settings: Settings) -> ReportRow:
-    """FLOP/s of the experts' products, forward and with the backward pass, tokens spread evenly at random."""
-    x = _drawn(settings.device, sizes.tokens, sizes.d_model).requires_grad_()
-    weight = _drawn(settings.device, sizes.experts, sizes.expert_width, sizes.d_model).requires_grad_()
+    """Measure FLOP/s of the experts' grouped product, forward and with the backward pass. Tokens choose experts at
+    random."""
+    x = _draw_activations(settings.device, sizes.tokens, sizes.d_model).requires_grad_()
+    weight = _draw_activations(settings.device, sizes.experts, sizes.expert_width, sizes.d_model).requires_grad_()
     counts = torch.randint(sizes.experts, (sizes.tokens,)).bincount(minlength=sizes.experts)
     offsets = counts.cumsum(0).int().to(settings.device)
-    slope = _drawn(settings.device, sizes.tokens, sizes.expert_width)
+    slope = _draw_activations(settings.device, sizes.tokens, sizes.expert_width)
 
     def forward() -> None:
         with torch.no_grad():
@@ -242,16 +247,16 @@ def time_grouped(way: str, sizes: Sizes, settings: Settings) -> ReportRow:
     row: ReportRow = {"piece": "grouped", "way": way}
     work = 2 * sizes.tokens * sizes.d_model * sizes.expert_width
     for which, times, call in (("forward", 1, forward), ("both", 3, both)):
-        taken = seconds(call, settings.device, spend=0.01 if settings.quick else 0.1)
+        taken = time_call(call, settings.device, spend=0.01 if settings.quick else 0.1)
         row[which] = {"seconds": taken, "flops_per_second": times * work / taken}
     return row
 
 
 def time_layer(way: str, settings: Settings) -> ReportRow:
-    """Seconds of a training step of one layer of Llama 3 8B with a small vocabulary, compiled, in bf16 or with its
-    products in float8 by a recipe."""
+    """Time a training step of one compiled Llama 3 8B layer with a small vocabulary, in bf16 or with its products in
+    float8 by a recipe."""
     row: ReportRow = {"piece": "layer", "way": way}
-    if way in fp8.RECIPES and not version("torchao"):
+    if way in fp8.RECIPES and not find_version("torchao"):
         return {**row, "left_out": "torchao is not installed"}
     machine = machine_of(torch.device(settings.device))
     if way in fp8.RECIPES and not settings.quick and (reason := fp8.refuses(way, machine)):
@@ -262,6 +267,6 @@ def time_layer(way: str, settings: Settings) -> ReportRow:
     if way in fp8.RECIPES:
         fp8.convert_to_fp8(model, way, emulate=settings.quick)
     rows, length = (1, 16) if settings.quick else (4, 2048)
-    step = stepper(model, rows, length, compiled=not settings.quick)
-    taken = seconds(step, settings.device, spend=0.01 if settings.quick else 1.0)
+    step = make_step(model, rows, length, compiled=not settings.quick)
+    taken = time_call(step, settings.device, spend=0.01 if settings.quick else 1.0)
     return {**row, "both": {"seconds": taken, "tokens_per_second": rows * length / taken}}

@@ -1,4 +1,4 @@
-"""The check's figures as one short table, and as one file."""
+"""Format the report of `zoo bench kernels` as text, and write it as JSON."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from zoo.bench.kernels.checking import KINDS, failures, state
+from zoo.bench.kernels.checking import KINDS, list_failures, name_state
 from zoo.bench.kernels.parts import ReportRow
 from zoo.disk import write_text
 from zoo.errors import ConfigError
 from zoo.report import columns, share, si, wrapped
 
 KEPT = ("docs", "gpu")
-"""The folder of results that are kept, which only a whole run on a GPU may add to."""
+"""The folder of published results. Only complete runs on a GPU may be written there."""
 
 MOST = 12
-"""Failures that the table names."""
+"""The number of failures that the text lists by name."""
 
 WIDTH = 120
 
@@ -28,9 +28,9 @@ WIDTH = 120
 # ---------------------------------------------------------------- the file
 
 
-def place(out: str | None, device: str, quick: bool) -> Path | None:
-    """Where results are to go: a file, or a folder in which the date and the card name it. Raises ConfigError for a
-    quick run that would be kept."""
+def check_place(out: str | None, device: str, quick: bool) -> Path | None:
+    """Check the path of --out: a file, or a folder, in which the file gets its name from date and device. Raises
+    ConfigError for a missing folder, and for a quick run in the folder of published results."""
     if out is None:
         return None
     path = Path(out).expanduser()
@@ -46,24 +46,24 @@ def _disclaimer(device: str) -> str:
     return f"{device}, quick: not a {'GPU result' if device == 'cpu' else 'result to keep'}"
 
 
-def write(report: Mapping[str, Any], path: Path) -> Path:
-    """Writes the report as JSON; gives the file. Raises ConfigError where it cannot be written."""
-    file = path / name_of(report) if path.is_dir() else path
+def write_report(report: Mapping[str, Any], path: Path) -> Path:
+    """Write the report as JSON and return the file's path. Raises ConfigError if it cannot be written."""
+    file = path / name_file(report) if path.is_dir() else path
     try:
-        write_text(file, as_json(report) + "\n")
+        write_text(file, format_report(report) + "\n")
     except OSError as error:
         raise ConfigError(f"--out {file}: cannot be written, found {error.strerror} (another place)") from error
     return file
 
 
-def name_of(report: Mapping[str, Any]) -> str:
-    """`2026-11-25-nvidia-h100-80gb-hbm3.json`."""
+def name_file(report: Mapping[str, Any]) -> str:
+    """Name a report's file by date and device: `2026-11-25-nvidia-h100-80gb-hbm3.json`."""
     card = re.sub(r"[^a-z0-9]+", "-", report["machine"]["name"].lower()).strip("-")
     return f"{report['date'][:10]}-{card}.json"
 
 
-def as_json(report: Mapping[str, Any]) -> str:
-    """The report as strict JSON: what is no number as its name."""
+def format_report(report: Mapping[str, Any]) -> str:
+    """Format the report as strict JSON, which has no NaN or infinity: these become strings."""
     return json.dumps(_finite(report), indent=1, allow_nan=False)
 
 
@@ -78,8 +78,8 @@ def _finite(node: Any) -> Any:
 # ---------------------------------------------------------------- the table
 
 
-def table(report: Mapping[str, Any]) -> str:
-    """All of it on a page."""
+def format_table(report: Mapping[str, Any]) -> str:
+    """Format the whole report as one page of text."""
     parts = (_head, _errors, _speed, _models, _pieces, _left_out, _failures)
     blocks = [list(part(report)) for part in parts]
     return "\n\n".join("\n".join(block) for block in blocks if block)
@@ -102,14 +102,14 @@ def _head(report: Mapping[str, Any]) -> list[str]:
 
 
 def _errors(report: Mapping[str, Any]) -> list[str]:
-    """A line a kernel: how many cases, and the worst error forward and backward over what is allowed."""
+    """List one line per kernel: cases by state, and the largest error of each pass as a multiple of what is allowed."""
     by_kernel: dict[str, list[ReportRow]] = {}
     for row in report["errors"]:
         by_kernel.setdefault(row.get("kernel", row["name"].partition(":")[0].removeprefix("errors ")), []).append(row)
     states = ("passed", "failed", "raised", "left out", "refused")
     rows = [("errors", *states, "worst forward", "worst backward")]
     for kernel, found in by_kernel.items():
-        counts = [sum(state(row) == each for row in found) for each in states]
+        counts = [sum(name_state(row) == each for row in found) for each in states]
         reasons = {row.get("refused", "") for row in found}
         told = (_worst(found, way) for way in WAYS) if len(reasons) > 1 or "" in reasons else (*reasons, "")
         rows += [(kernel, *(f"{count or '-'}" for count in counts), *told)]
@@ -120,7 +120,7 @@ WAYS = ("forward", "backward")
 
 
 def _worst(rows: list[ReportRow], way: str) -> str:
-    """`0.71 q, bfloat16, long rows`: the share of what is allowed."""
+    """Format the largest error as a multiple of what is allowed: `0.71 q, bfloat16, long rows`."""
     found = [row for row in rows if "excess" in row.get(way, {})]
     if not found:
         return "-"
@@ -129,7 +129,7 @@ def _worst(rows: list[ReportRow], way: str) -> str:
 
 
 def _speed(report: Mapping[str, Any]) -> list[str]:
-    """FLOP/s by length at the widest heads, forward and of both passes, and what a window gains."""
+    """List FLOP/s by length at the widest heads, forward and in both passes, then the speedup by a window."""
     rates = [row for row in report["speed"] if "flops_per_second" in row.get("forward", {})]
     if not rates:
         return []
@@ -143,7 +143,7 @@ def _speed(report: Mapping[str, Any]) -> list[str]:
 
 
 def _rates(row: ReportRow) -> str:
-    """`620 / 480`: forward, and forward and backward."""
+    """Format TFLOP/s of the forward pass and of both: `620 / 480`."""
     found = [row[way]["flops_per_second"] / 1e12 for way in ("forward", "both") if way in row]
     return " / ".join(f"{rate:.3g}" for rate in found) or "-"
 
@@ -160,7 +160,7 @@ PASSES = {"forward": "forward", "both": "forward and backward"}
 
 
 def _models(report: Mapping[str, Any]) -> list[str]:
-    """A line a model that was trained or decoded."""
+    """List one line per model that was trained or decoded."""
     lines = []
     for row in report["training"]:
         if "mfu" in row:
@@ -179,7 +179,7 @@ def _models(report: Mapping[str, Any]) -> list[str]:
 
 
 def _pieces(report: Mapping[str, Any]) -> list[str]:
-    """Microseconds of each piece by each way."""
+    """List one line per operation, with the microseconds of each implementation."""
     found = [row for row in report["pieces"] if "both" in row]
     if not found:
         return []
@@ -198,7 +198,7 @@ def _micro(row: ReportRow) -> str:
 
 
 def _left_out(report: Mapping[str, Any]) -> Iterator[str]:
-    """Why rows have no figures though nothing refused them, a line a reason."""
+    """List why measurements were left out, one line per reason."""
     rows = [(kind, row) for kind in KINDS for row in report[kind] if "left_out" in row]
     for reason in dict.fromkeys(row["left_out"] for _, row in rows):
         names = [f"{kind} {row['name']}" for kind, row in rows if row["left_out"] == reason]
@@ -207,7 +207,7 @@ def _left_out(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _failures(report: Mapping[str, Any]) -> list[str]:
-    found = failures(report)
+    found = list_failures(report)
     if not found:
         return ["no failures"]
     more = [f"and {len(found) - MOST} more"] if len(found) > MOST else []

@@ -1,4 +1,4 @@
-"""How fast kernels are: FLOP/s over the length of a row, and what a window saves."""
+"""Measure FLOP/s of attention kernels by sequence length, and the speedup by a sliding window."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.bench.kernels.errors import TRACED
 from zoo.bench.kernels.parts import Job, ReportRow, Settings
-from zoo.bench.kernels.timing import seconds
+from zoo.bench.kernels.timing import time_call
 from zoo.kernels import KERNELS, attend, machine_of
 from zoo.kernels.base import Ask
 from zoo.kernels.mask import Mask
@@ -23,26 +23,26 @@ ACCOUNTING = (
     "backward pass 2.5 times as many (Dao, 2023)"
 )
 PASSES = {"forward": 1.0, "both": 3.5}
-"""The work of each over that of the forward pass."""
+"""FLOPs of each measurement relative to the forward pass."""
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 WIDTHS = (64, 128)
 CHANNELS, TOKENS = 2048, 16384
 
 WINDOW = (8192, 1024)
-"""Tokens of a row and keys that its window shows, where windows are raced."""
+"""Tokens per row, and keys per window, for the measurement of windows."""
 
 LEAST_GAIN = 1.5
-"""What the best kernel must gain by a window over SDPA, which reads a mask."""
+"""The least speedup by a window: the best kernel against SDPA with a dense mask."""
 
 QUICK = {"lengths": (32, 64), "widths": (16,), "channels": 64, "tokens": 128, "window": (128, 16)}
 
 SCORES = 3 * 4
-"""Bytes that a kernel which holds its scores takes for each, forward and backward: three of float32."""
+"""Bytes per score in a kernel that stores its score matrix: three float32 copies, forward and backward."""
 
 
-def jobs(settings: Settings, *, kernel: str) -> list[Job]:
-    """One for every length and width, and the window."""
+def list_jobs(settings: Settings, *, kernel: str) -> list[Job]:
+    """List one job per length and head width, and one for the window."""
     quick = settings.quick
     lengths, widths = (QUICK["lengths"], QUICK["widths"]) if quick else (LENGTHS, WIDTHS)
     channels, tokens = (QUICK["channels"], QUICK["tokens"]) if quick else (CHANNELS, TOKENS)
@@ -50,20 +50,20 @@ def jobs(settings: Settings, *, kernel: str) -> list[Job]:
     rates = [
         Job(
             f"{kernel}: {length} tokens, heads of {width}",
-            partial(rate, kernel, (rows, length, heads, width), settings),
+            partial(measure_rate, kernel, (rows, length, heads, width), settings),
         )
         for rows, length, heads, width in shapes
     ]
     length, window = QUICK["window"] if quick else WINDOW
     row = (1, length, channels // widths[-1], widths[-1])
-    return [Job(f"{kernel}: window", partial(windowed, kernel, row, window, settings)), *rates]
+    return [Job(f"{kernel}: window", partial(time_window, kernel, row, window, settings)), *rates]
 
 
-def rate(kernel: str, shape: tuple[int, int, int, int], settings: Settings) -> ReportRow:
-    """FLOP/s of causal attention, forward alone and with its backward pass."""
+def measure_rate(kernel: str, shape: tuple[int, int, int, int], settings: Settings) -> ReportRow:
+    """Measure FLOP/s of causal attention, forward only and with its backward pass."""
     rows, length, heads, width = shape
     row: ReportRow = {"kernel": kernel, "rows": rows, "length": length, "heads": heads, "head_dim": width}
-    times = timed(kernel, shape, None, settings)
+    times = time_passes(kernel, shape, None, settings)
     if reason := times.get("refused") or times.get("left_out"):
         return {**row, next(iter(times)): reason}
     work = 4 * rows * length**2 * heads * width / 2
@@ -72,8 +72,8 @@ def rate(kernel: str, shape: tuple[int, int, int, int], settings: Settings) -> R
     return row
 
 
-def windowed(kernel: str, shape: tuple[int, int, int, int], window: int, settings: Settings) -> ReportRow:
-    """Seconds of causal attention with a window."""
+def time_window(kernel: str, shape: tuple[int, int, int, int], window: int, settings: Settings) -> ReportRow:
+    """Time causal attention with a sliding window."""
     rows, length, heads, width = shape
     row: ReportRow = {
         "kernel": kernel,
@@ -83,12 +83,14 @@ def windowed(kernel: str, shape: tuple[int, int, int, int], window: int, setting
         "head_dim": width,
         "window": window,
     }
-    return {**row, **timed(kernel, shape, window, settings)}
+    return {**row, **time_passes(kernel, shape, window, settings)}
 
 
-def timed(kernel: str, shape: tuple[int, int, int, int], window: int | None, settings: Settings) -> dict[str, Any]:
-    """Seconds `forward` and of `both` passes, or why there are none: one that holds scores which would not fit is left
-    out."""
+def time_passes(
+    kernel: str, shape: tuple[int, int, int, int], window: int | None, settings: Settings
+) -> dict[str, Any]:
+    """Time the `forward` pass and `both` passes in seconds, or give the reason under "refused" or "left_out", such as a
+    score matrix that does not fit in memory."""
     rows, length, heads, width = shape
     mask = Mask(length, length, window=window)
     ask = Ask("bfloat16", width, width, heads, heads, **mask.features)
@@ -97,22 +99,26 @@ def timed(kernel: str, shape: tuple[int, int, int, int], window: int | None, set
         return {"refused": reason}
     if settings.quick and kernel in TRACED:
         return {"left_out": "quick: it takes seconds to compile"}
-    if not KERNELS[kernel].fused and (room := _room(settings.device)) < (need := SCORES * rows * heads * length**2):
-        return {"left_out": f"its scores take {need / 1e9:.1f} GB, of {room / 1e9:.1f} GB that they may"}
+    if not KERNELS[kernel].fused and (room := _free_for_scores(settings.device)) < (
+        need := SCORES * rows * heads * length**2
+    ):
+        return {
+            "left_out": f"its scores take {need / 1e9:.1f} GB, more than {room / 1e9:.1f} GB, half of the free memory"
+        }
     tensors = [torch.randn(rows, length, heads, width, device=settings.device).bfloat16() for _ in range(4)]
     spend = 0.01 if settings.quick else 0.1
-    runs = {"forward": _forward(kernel, mask, tensors)}
+    runs = {"forward": _make_forward(kernel, mask, tensors)}
     if KERNELS[kernel].refuses(replace(ask, needs_grad=True), machine) is None:
-        runs["both"] = _both(kernel, mask, tensors)
-    return {way: {"seconds": seconds(run, settings.device, spend=spend)} for way, run in runs.items()}
+        runs["both"] = _make_both(kernel, mask, tensors)
+    return {way: {"seconds": time_call(run, settings.device, spend=spend)} for way, run in runs.items()}
 
 
-def _room(device: str) -> float:
-    """Bytes that scores may take: half of what is free."""
+def _free_for_scores(device: str) -> float:
+    """Give the bytes that a score matrix may take: half of the free memory."""
     return torch.cuda.mem_get_info()[0] / 2 if device == "cuda" else 1e9
 
 
-def _forward(kernel: str, mask: Mask, tensors: list[Tensor]) -> Callable[[], Any]:
+def _make_forward(kernel: str, mask: Mask, tensors: list[Tensor]) -> Callable[[], Any]:
     q, k, v, _ = tensors
     scale = q.shape[3] ** -0.5
 
@@ -123,7 +129,7 @@ def _forward(kernel: str, mask: Mask, tensors: list[Tensor]) -> Callable[[], Any
     return run
 
 
-def _both(kernel: str, mask: Mask, tensors: list[Tensor]) -> Callable[[], Any]:
+def _make_both(kernel: str, mask: Mask, tensors: list[Tensor]) -> Callable[[], Any]:
     q, k, v = (each.requires_grad_() for each in tensors[:3])
     scale = q.shape[3] ** -0.5
 
@@ -134,9 +140,9 @@ def _both(kernel: str, mask: Mask, tensors: list[Tensor]) -> Callable[[], Any]:
     return run
 
 
-def gain(rows: list[ReportRow]) -> dict[str, Any] | None:
-    """What the best kernel gains by a window over SDPA, which reads a mask: ratios `forward` and of `both` passes, with
-    the kernel that each is of. None where SDPA gave no time."""
+def find_window_gain(rows: list[ReportRow]) -> dict[str, Any] | None:
+    """Find the largest speedup by a window over SDPA with a dense mask: a ratio for the `forward` pass and one for
+    `both`, each with its kernel. None if SDPA was not timed."""
     found = {row["kernel"]: row for row in rows if "window" in row}
     if (masked := found.get("sdpa")) is None or "forward" not in masked:
         return None

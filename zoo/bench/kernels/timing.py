@@ -1,4 +1,4 @@
-"""How long something takes on a device, what the device does at best, and what it is called."""
+"""Time calls on a device, measure the device's limits, and describe the machine."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ PACKAGES = (
 
 WARM = 3  # calls that are not timed
 LEAST, MOST = 5, 200  # calls that are
-STRETCH = 5  # the time that is to be spent may be exceeded so many times for LEAST calls; slower ones are fewer
+STRETCH = 5  # LEAST calls may take this many times the time to spend; slower calls are fewer
 
 QUICK_SIDES, SIDES = (64, 128, 256, 512), (4096, 8192)
-"""Of the square products measured. Libraries take another way for other sizes, so no single one shows the limit."""
+"""Sides of the timed square products. Libraries choose an algorithm by size, so one size does not show the limit."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a device reaches here: FLOP/s of square products by torch's dtype, bytes a second of a copy, what is read
-    and what is written both counted."""
+    """A device's measured limits: FLOP/s of square products by torch dtype, and the bytes per second of a copy, which
+    counts bytes read and bytes written."""
 
     flops: dict[str, float]
     copy: float
 
 
-def seconds(run: Callable[[], Any], device: str, *, spend: float = 0.2) -> float:
-    """The median time of a call, of as many as take `spend` seconds in all. On CUDA between two events on the stream,
-    so that it is the device's time, launches included where those are slower."""
+def time_call(run: Callable[[], Any], device: str, *, spend: float = 0.2) -> float:
+    """Time a call: the median of as many calls as take `spend` seconds. On CUDA the time is between two events on the
+    stream, so it is the device's time; where launches are slower than kernels, it is theirs."""
     start = time.perf_counter()
     for _ in range(WARM):
         run()
-        finish(device)
+        synchronize(device)
         if time.perf_counter() - start > spend:
             break
     start = time.perf_counter()
     run()
-    finish(device)
+    synchronize(device)
     taken = time.perf_counter() - start
     fewest = min(LEAST, max(int(STRETCH * spend / taken), 1))
     calls = min(max(int(spend / taken), fewest), MOST)
     if device == "cuda":
-        return statistics.median(_by_events(run, calls))
-    return statistics.median(_by_clock(run, calls))
+        return statistics.median(_time_by_events(run, calls))
+    return statistics.median(_time_by_clock(run, calls))
 
 
-def _by_events(run: Callable[[], Any], calls: int) -> list[float]:
+def _time_by_events(run: Callable[[], Any], calls: int) -> list[float]:
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]
     marks[0].record()
     for mark in marks[1:]:
@@ -67,7 +67,7 @@ def _by_events(run: Callable[[], Any], calls: int) -> list[float]:
     return [before.elapsed_time(after) / 1000 for before, after in pairwise(marks)]
 
 
-def _by_clock(run: Callable[[], Any], calls: int) -> list[float]:
+def _time_by_clock(run: Callable[[], Any], calls: int) -> list[float]:
     times = []
     for _ in range(calls):
         start = time.perf_counter()
@@ -76,15 +76,14 @@ def _by_clock(run: Callable[[], Any], calls: int) -> list[float]:
     return times
 
 
-def finish(device: str) -> None:
-    """Waits for all that was asked of the device."""
+def synchronize(device: str) -> None:
+    """Wait until the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
-def limits(device: str, *, quick: bool = False) -> Limits:
-    """Measured: the best rate of square products up to 8192 wide, and a copy of 1 GiB; up to 512 and 64 MiB when
-    quick."""
+def measure_limits(device: str, *, quick: bool = False) -> Limits:
+    """Measure the fastest square product, up to 8192 wide, and a copy of 1 GiB; `quick`: up to 512 wide, and 64 MiB."""
     sides, size = (QUICK_SIDES, 64 << 20) if quick else (SIDES, 1 << 30)
     flops = {
         str(dtype).removeprefix("torch."): max(_product_rate(side, dtype, device) for side in sides)
@@ -92,59 +91,65 @@ def limits(device: str, *, quick: bool = False) -> Limits:
     }
     a = torch.ones(size, dtype=torch.uint8, device=device)
     b = torch.empty_like(a)
-    return Limits(flops, 2 * size / seconds(lambda: b.copy_(a), device))
+    return Limits(flops, 2 * size / time_call(lambda: b.copy_(a), device))
 
 
 def _product_rate(side: int, dtype: Any, device: str) -> float:
-    """FLOP/s of a square product."""
+    """Measure FLOP/s of a square product."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    return 2 * side**3 / seconds(lambda: torch.mm(a, b.t(), out=out), device, spend=0.1)
+    return 2 * side**3 / time_call(lambda: torch.mm(a, b.t(), out=out), device, spend=0.1)
 
 
 # ---------------------------------------------------------------- names
 
 
-def identity(device: str) -> dict[str, Any]:
-    """What is measured and with what: device, versions, commit."""
+def describe_machine(device: str) -> dict[str, Any]:
+    """Describe the device, the versions of packages, and the commit."""
     import zoo
 
-    found: dict[str, Any] = {"device": device, "name": device_name(device)}
+    found: dict[str, Any] = {"device": device, "name": name_device(device)}
     if device == "cuda":
         about = torch.cuda.get_device_properties(0)
-        found |= {"capability": [about.major, about.minor], "memory": about.total_memory, "driver": _driver()}
-    versions = {name: version(name) for name in PACKAGES} | {"torch": torch.__version__, "cuda": torch.version.cuda}
+        found |= {"capability": [about.major, about.minor], "memory": about.total_memory, "driver": _find_driver()}
+    versions = {name: find_version(name) for name in PACKAGES} | {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+    }
     versions |= {"zoo": zoo.__version__, "python": platform.python_version()}
-    return found | {"versions": versions, "commit": _commit()}
+    return found | {"versions": versions, "commit": _find_commit()}
 
 
-def device_name(device: str) -> str:
+def name_device(device: str) -> str:
     return torch.cuda.get_device_name(0) if device == "cuda" else f"{platform.machine()} CPU"
 
 
-def version(package: str) -> str | None:
-    """That of a package which is installed, or None."""
+def find_version(package: str) -> str | None:
+    """Find the version of an installed package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _driver() -> str | None:
-    return _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+def _find_driver() -> str | None:
+    return _run_command("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
 
 
-def _commit() -> str | None:
-    """That of the checkout, with a + where files differ from it; None outside one."""
+def _find_commit() -> str | None:
+    """Find the checkout's commit, with a + if files differ from it; None outside a checkout."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None
-    commit, changed = _said("git", "-C", str(root), "rev-parse", "HEAD"), _said("git", "-C", str(root), "status", "-s")
+    commit, changed = (
+        _run_command("git", "-C", str(root), "rev-parse", "HEAD"),
+        _run_command("git", "-C", str(root), "status", "-s"),
+    )
     return commit and commit + ("+" if changed else "")
 
 
-def _said(*command: str) -> str | None:
-    """What a command says, or None where there is no such command or it fails."""
+def _run_command(*command: str) -> str | None:
+    """Run a command and return its output; None if the command is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
     except (FileNotFoundError, PermissionError, subprocess.TimeoutExpired):

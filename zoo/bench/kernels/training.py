@@ -1,4 +1,4 @@
-"""How much of the device's matrix rate training takes up: `zoo train`'s own step on Llama shapes."""
+"""Measure model FLOPs utilization (MFU) of training: `zoo train`'s own step on Llama shapes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from zoo.bench.kernels.parts import Job, ReportRow, Settings
-from zoo.bench.kernels.timing import device_name, finish
+from zoo.bench.kernels.timing import name_device, synchronize
 from zoo.bench.shape import Shape
 from zoo.compose import load
 from zoo.costs import price
@@ -26,24 +26,24 @@ from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW
 
 ACCOUNTING = (
-    "MFU: tok/s × FLOPs a token over the card's bf16 sheet; exact: products and visible pairs, backward 2 × forward; "
-    "palm: 6N + 12·L·H·Q·T, N without tables that are looked up; megatron: as exact with half of the square; nothing "
-    "recomputed. A step is forward, chunked cross-entropy, backward, clipping and fused AdamW; bf16 autocast over "
+    "MFU = tok/s × FLOPs per token ÷ the datasheet's bf16 FLOP/s; exact: products and visible pairs, backward = 2 × "
+    "forward; palm: 6N + 12·L·H·Q·T, N without embedding tables; megatron: as exact, with half of the T² pairs; no "
+    "recomputation. A step is forward, chunked cross-entropy, backward, clipping and fused AdamW; bf16 autocast over "
     "float32 weights, each layer compiled"
 )
 CONVENTIONS = ("exact", "palm", "megatron")
-"""Of zoo.costs.flops."""
+"""Conventions of zoo.costs.flops."""
 
 MOST_ROWS = 32
 SHARE = 0.8
-"""Of the device's free memory that a batch may take by zoo.costs."""
+"""The fraction of free memory that a training step may take, by the price of zoo.costs."""
 
 WARM, LEAST, SPEND = 3, 5, 5.0
-"""Steps that are not timed; of those that are, how many at least, and seconds for all."""
+"""Untimed steps, the least number of timed steps, and seconds for all timed steps."""
 
 
 class TrainedModel(NamedTuple):
-    """A model by a packaged name and overrides."""
+    """A model by its packaged name and overrides."""
 
     name: str
     of: str
@@ -58,47 +58,48 @@ MODELS = (
 TINY = TrainedModel("Llama tiny", "llama-tiny", ("d_model=32", "n_layers=2", "d_ff=48", "vocab_size=256"), 64)
 
 
-def jobs(settings: Settings) -> list[Job]:
-    """One a model."""
+def list_jobs(settings: Settings) -> list[Job]:
+    """List one job per model."""
     models = (TINY,) if settings.quick else MODELS
-    return [Job(f"train {model.name}", partial(train, model, settings)) for model in models]
+    return [Job(f"train {model.name}", partial(time_training, model, settings)) for model in models]
 
 
-def train(model: TrainedModel, settings: Settings) -> ReportRow:
-    """Tokens a second, and what share of the device's rate that is by each convention."""
+def time_training(model: TrainedModel, settings: Settings) -> ReportRow:
+    """Measure tokens per second of training, and MFU by each convention."""
     spec = load(model.of, model.overrides)
     device = torch.device(settings.device)
-    rows = 2 if settings.quick else rows_that_fit(spec, model.length, read_free_memory(device))
+    rows = 2 if settings.quick else fit_rows(spec, model.length, read_free_memory(device))
     built = build(spec, device=settings.device, seed=settings.seed)
-    step = stepper(built, rows, model.length, compiled=not settings.quick)
+    step = make_step(built, rows, model.length, compiled=not settings.quick)
     start = time.perf_counter()
     for _ in range(WARM):
         step()
-    finish(settings.device)
+    synchronize(settings.device)
     warm = time.perf_counter() - start
-    taken = paced(step, settings.device, LEAST, 0.2 if settings.quick else SPEND)
+    taken = time_steps(step, settings.device, LEAST, 0.2 if settings.quick else SPEND)
     rate = rows * model.length / taken
     return {
         "model": model.name,
         "params": sum(each.numel() for each in built.parameters()),
         "rows": rows,
         "length": model.length,
-        "kernel": kernel_of(spec, model.length, device),
+        "kernel": name_kernel(spec, model.length, device),
         "first_steps_seconds": warm,
         "step_seconds": taken,
         "tokens_per_second": rate,
         "peak_bytes": torch.cuda.max_memory_allocated() if settings.device == "cuda" else None,
-        **shares(spec, model.length, rate, settings),
+        **compute_mfu(spec, model.length, rate, settings),
     }
 
 
-def shares(spec: Any, length: int, rate: float, settings: Settings) -> dict[str, Any]:
-    """FLOPs a token and MFU by convention: of the sheet's rate, where there is a sheet, and of the measured one.
+def compute_mfu(spec: Any, length: int, rate: float, settings: Settings) -> dict[str, Any]:
+    """Compute FLOPs per token and MFU by convention, relative to the datasheet's FLOP/s (if known) and to the measured
+    FLOP/s.
 
-    On a CPU without bfloat16 the measured rate is that of float32. A peak that was exceeded is no yardstick: left out.
+    The measured peak is that of the fastest dtype. A peak that training exceeded is left out: it was measured wrongly.
     """
     flops = {name: count_flops(spec, length, name)["train"] for name in CONVENTIONS}
-    card = of_device(device_name(settings.device))
+    card = of_device(name_device(settings.device))
     peaks = {"sheet": card.flops("bf16")} if card is not None and "bf16" in card.tflops else {}
     if settings.limits is not None:
         peaks["measured"] = max(settings.limits.flops.values())
@@ -107,8 +108,8 @@ def shares(spec: Any, length: int, rate: float, settings: Settings) -> dict[str,
     return {"flops_per_token": flops, "peak_flops_per_second": peaks, "mfu": mfu}
 
 
-def rows_that_fit(spec: Any, length: int, free: int | None) -> int:
-    """The largest power of two that zoo.costs has fit, and one at least."""
+def fit_rows(spec: Any, length: int, free: int | None) -> int:
+    """Choose the rows of a batch: the largest power of two that fits by zoo.costs, at least 1."""
     setup = {"context": length, "precision": "amp", "fused_optimizer": True, "chunked_loss": True}
     rows = MOST_ROWS
     while rows > 1 and price(spec, batch=rows, **setup)["memory"]["train_peak"] > SHARE * (free or 0):
@@ -116,8 +117,8 @@ def rows_that_fit(spec: Any, length: int, free: int | None) -> int:
     return rows
 
 
-def stepper(model: Any, rows: int, length: int, *, compiled: bool) -> Callable[[], None]:
-    """A training step on random tokens, as the training loop takes it."""
+def make_step(model: Any, rows: int, length: int, *, compiled: bool) -> Callable[[], None]:
+    """Make a training step on random tokens, built from the functions of the training loop."""
     device = next(model.parameters()).device
     ids = torch.randint(model.spec.vocab_size, (rows, length + 1), generator=torch.Generator().manual_seed(0))
     batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), None)
@@ -135,21 +136,21 @@ def stepper(model: Any, rows: int, length: int, *, compiled: bool) -> Callable[[
     return step
 
 
-def paced(step: Callable[[], Any], device: str, least: int, spend: float) -> float:
-    """Seconds a step, the mean of `least` or more steps in a row of `spend` seconds or more."""
+def time_steps(step: Callable[[], Any], device: str, least: int, spend: float) -> float:
+    """Time a step: the mean of at least `least` consecutive steps that take at least `spend` seconds."""
     steps, start = 0, time.perf_counter()
     while True:
         for _ in range(least):
             step()
-        finish(device)
+        synchronize(device)
         steps += least
         passed = time.perf_counter() - start
         if passed >= spend:
             return passed / steps
 
 
-def kernel_of(spec: Any, length: int, device: Any, *, grad: bool = True, short_q: bool = False) -> str:
-    """The kernel that `auto` takes for the model's attention: of a causal square, or of one query after others."""
+def name_kernel(spec: Any, length: int, device: Any, *, grad: bool = True, short_q: bool = False) -> str:
+    """Name the kernel that `auto` chooses for the model's attention, in a causal pass or in decoding (`short_q`)."""
     attention = next(iter(spec.blocks.values())).attention
     mask = Mask(1 if short_q else length, length)
     ask: Ask | None = attention.ask("bfloat16", **{**mask.features, "needs_grad": grad})

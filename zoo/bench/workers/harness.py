@@ -1,9 +1,9 @@
 # B batch, T positions, V vocabulary
-"""What the workers of all contenders share: the job read from argv, the clock, and the line of JSON printed last.
+"""Run a contender's job: read it from argv, time it, and print the answer as the last line, in JSON.
 
-These files run by path, each in a fresh process and possibly under an interpreter where zoo is not installed, so they
-import only torch, safetensors and the contender's own package. Everything that is timed is written once, here: a
-contender only says how it loads, scores, generates, computes its loss and makes its optimizer.
+Workers run by path, each in a fresh process, possibly under a Python without zoo, so they import only torch,
+safetensors and the contender's own package. All timing is in this file. A contender only tells how it loads a model,
+computes logits, generates, computes its loss and makes its optimizer.
 """
 
 import json
@@ -30,8 +30,8 @@ PROBED_LOGITS = 256  # values of the last position's logits that go into the com
 class Contender:
     """One implementation, as five functions.
 
-    `load` gets the job and the dtype of the weights. `backward` gets ids, the targets [B, T] and a context manager for
-    its forward pass; it leaves the gradient of the mean loss on the parameters and gives that loss.
+    `load` gets the job and the dtype of the weights. `backward` gets ids, targets [B, T] and a context manager for its
+    forward pass. It adds the gradient of the mean loss to the parameters' `.grad` and returns that loss.
     """
 
     version: str
@@ -42,13 +42,14 @@ class Contender:
     optimizer: Callable[[Any], torch.optim.Optimizer]
 
 
-def token_ids(batch: int, length: int, vocab_size: int) -> torch.Tensor:
-    """The same tokens for everyone, by arithmetic: random generators may differ between torch versions."""
+def make_token_ids(batch: int, length: int, vocab_size: int) -> torch.Tensor:
+    """Make the same token ids for every contender, by arithmetic: random generators differ between torch versions."""
     return (torch.arange(batch * length) * 7919 % vocab_size).view(batch, length)
 
 
-def stored(path: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors of a safetensors file one by one; reopened for each, since mapped pages count as resident memory."""
+def read_tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read the tensors of a safetensors file one by one. The file is reopened for each, as mapped pages would count as
+    resident memory."""
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
     for name in names:
@@ -56,15 +57,15 @@ def stored(path: str) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, file.get_tensor(name)
 
 
-def fill(model: torch.nn.Module, path: str, rename: Callable[[str], tuple[str, int]]) -> torch.nn.Module:
-    """Copies a weights file into `model`; `rename(name)` says the target's name there and the row to start writing at.
+def fill_model(model: torch.nn.Module, path: str, rename: Callable[[str], tuple[str, int]]) -> torch.nn.Module:
+    """Copy a weights file into `model`. `rename(name)` gives the name in the model, and the row to start writing at.
 
-    Raises KeyError for a weight the model lacks and ValueError when a weight of the model stays unwritten.
+    Raises KeyError for a weight that the model lacks, and ValueError if a weight of the model stays unwritten.
     """
     targets = model.state_dict()
     unwritten = {name: tensor.numel() for name, tensor in targets.items()}
     with torch.no_grad():
-        for name, tensor in stored(path):
+        for name, tensor in read_tensors(path):
             target, row = rename(name)
             targets[target][row : row + len(tensor)].copy_(tensor)
             unwritten[target] -= tensor.numel()
@@ -73,8 +74,8 @@ def fill(model: torch.nn.Module, path: str, rename: Callable[[str], tuple[str, i
     return model
 
 
-def built_as(dtype: torch.dtype, build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
-    """`build()` with `dtype` as torch's default: how transformers and Fabric themselves make a bf16 model."""
+def build_as(dtype: torch.dtype, build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    """Build a model with `dtype` as torch's default dtype, as transformers and Fabric do for a bf16 model."""
     torch.set_default_dtype(dtype)
     try:
         return build()
@@ -82,8 +83,8 @@ def built_as(dtype: torch.dtype, build: Callable[[], torch.nn.Module]) -> torch.
         torch.set_default_dtype(torch.float32)
 
 
-def backward_of(loss: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[..., float]:
-    """`Contender.backward` from a loss that autograd can go back through."""
+def make_backward(loss: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[..., float]:
+    """Make `Contender.backward` from a differentiable loss."""
 
     def backward(model: Any, ids: torch.Tensor, targets: torch.Tensor, autocast: Autocast) -> float:
         with autocast():
@@ -94,27 +95,46 @@ def backward_of(loss: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor])
     return backward
 
 
-def adamw(model: torch.nn.Module) -> torch.optim.Optimizer:
-    """Fused AdamW: what a careful user of any contender would choose on a CPU (the default loop is 4x slower)."""
+def make_peer(
+    *,
+    version: str,
+    build: Callable[[dict[str, Any]], torch.nn.Module],
+    rename: Callable[[str, dict[str, Any]], tuple[str, int]],
+    logits: Callable[[Any, torch.Tensor], torch.Tensor],
+    generate: Callable[[Any, torch.Tensor, int], torch.Tensor],
+    loss: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor],
+) -> Contender:
+    """Make a peer's Contender. `build` gets the shape. `rename` gets a tensor's name in the weights file and the shape;
+    it gives the name in the model and the first row. Training uses autograd and fused AdamW."""
+
+    def load(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+        model = build_as(dtype, lambda: build(job["shape"]))
+        return fill_model(model, job["weights"], lambda name: rename(name, job["shape"]))
+
+    return Contender(version, load, logits, generate, make_backward(loss), make_adamw)
+
+
+def make_adamw(model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Make fused AdamW, the best choice on a CPU for every contender (the default loop is 4 times slower)."""
     return torch.optim.AdamW(model.parameters(), **ADAMW, fused=True)
 
 
-def seconds(run: Callable[[], object]) -> float:
+def time_call(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
-def repeat(run: Callable[[], object], most: int, spend: float = SPEND) -> list[float]:
-    """Seconds of each of `most` calls, or of as many as begin within `spend` seconds: one at least."""
-    times = [seconds(run)]
+def time_calls(run: Callable[[], object], most: int, spend: float = SPEND) -> list[float]:
+    """Time up to `most` calls, as many as begin within `spend` seconds, at least one; give the seconds of each."""
+    times = [time_call(run)]
     while len(times) < most and sum(times) < spend:
-        times.append(seconds(run))
+        times.append(time_call(run))
     return times
 
 
 class Busy:
-    """The share of a stretch of time in which this thread had a core; well below 1, something else was running."""
+    """Measure this thread's CPU time ÷ wall time. Well below 1, something else was running."""
 
     def __enter__(self) -> "Busy":
         self.wall, self.cpu = time.perf_counter(), time.thread_time()
@@ -124,18 +144,18 @@ class Busy:
         self.share = (time.thread_time() - self.cpu) / (time.perf_counter() - self.wall)
 
 
-def probe(contender: Contender, model: Any, job: dict[str, Any]) -> list[float]:
-    """A spread of the logits that follow a fixed prompt: equal for contenders that compute the same function."""
+def sample_logits(contender: Contender, model: Any, job: dict[str, Any]) -> list[float]:
+    """Sample the logits after a fixed prompt. They are equal for contenders that compute the same function."""
     with torch.inference_mode():
-        last = contender.logits(model, token_ids(1, 32, job["shape"]["vocab_size"]))[0, -1].float()
+        last = contender.logits(model, make_token_ids(1, 32, job["shape"]["vocab_size"]))[0, -1].float()
     return last[:: max(1, len(last) // PROBED_LOGITS)].tolist()
 
 
 def time_train(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
-    """Forward, backward and optimizer on float32 weights; bf16 means autocast. Seconds of each step after the first."""
+    """Time training steps after the first: forward, backward and optimizer on float32 weights; bf16 means autocast."""
     model = contender.load(job, torch.float32).train()
     optimizer = contender.optimizer(model)
-    tokens = token_ids(job["batch"], job["length"] + 1, job["shape"]["vocab_size"])
+    tokens = make_token_ids(job["batch"], job["length"] + 1, job["shape"]["vocab_size"])
     ids, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     losses: list[float] = []
 
@@ -148,18 +168,18 @@ def time_train(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
 
     step()
     with Busy() as busy:
-        times = repeat(step, job["repeats"])
+        times = time_calls(step, job["repeats"])
     return {"seconds": times, "losses": losses, "rate": ids.numel() / statistics.median(times), "busy": busy.share}
 
 
 def time_generate(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
-    """Greedy generation: `first` = seconds to one new token (the prefill), `full` = seconds to all of them.
+    """Time greedy generation: `first` is the seconds to one new token (the prefill), `full` to all new tokens.
 
-    The rate is that of the tokens after the first, or of the prompt's tokens when only one new token is asked for.
+    The rate is of the tokens after the first, or of the prompt's tokens if only one new token is made.
     """
     model = contender.load(job, DTYPES[job["dtype"]]).eval()
-    ids, new = token_ids(job["batch"], job["length"], job["shape"]["vocab_size"]), job["new_tokens"]
-    logits = probe(contender, model, job)
+    ids, new = make_token_ids(job["batch"], job["length"], job["shape"]["vocab_size"]), job["new_tokens"]
+    logits = sample_logits(contender, model, job)
 
     def generate(count: int) -> None:
         made = contender.generate(model, ids, count).shape[-1]
@@ -168,8 +188,8 @@ def time_generate(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
 
     generate(min(new, 8))
     with Busy() as busy:
-        first = repeat(lambda: generate(1), job["repeats"])
-        full = repeat(lambda: generate(new), job["repeats"]) if new > 1 else []
+        first = time_calls(lambda: generate(1), job["repeats"])
+        full = time_calls(lambda: generate(new), job["repeats"]) if new > 1 else []
     if full:
         rate = job["batch"] * (new - 1) / (statistics.median(full) - statistics.median(first))
     else:
@@ -177,13 +197,13 @@ def time_generate(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
     return {"first": first, "full": full, "rate": rate, "logits": logits, "busy": busy.share}
 
 
-def check(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
-    """Float32 logits, in a process of its own: this is what decides that the contenders compute the same function."""
-    return {"logits": probe(contender, contender.load(job, torch.float32).eval(), job)}
+def compute_logits(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
+    """Compute float32 logits, by which the contenders are compared before any of them is timed."""
+    return {"logits": sample_logits(contender, contender.load(job, torch.float32).eval(), job)}
 
 
-def peak_bytes() -> int | None:
-    """The most memory that this process has held, in bytes; None where the system does not say (Windows)."""
+def measure_peak() -> int | None:
+    """Give this process's peak resident memory in bytes; None where the system does not tell (Windows)."""
     try:
         import resource
     except ImportError:
@@ -192,12 +212,12 @@ def peak_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def report(contender: Contender) -> None:
-    """Runs the job given on the command line and prints its answer as the last line of standard output."""
+def run_job(contender: Contender) -> None:
+    """Run the job given on the command line, and print its answer as the last line of standard output."""
     job = json.loads(sys.argv[1])
     if job["threads"]:
         torch.set_num_threads(job["threads"])
-    workloads = {"check": check, "train": time_train, "decode": time_generate, "prefill": time_generate}
+    workloads = {"check": compute_logits, "train": time_train, "decode": time_generate, "prefill": time_generate}
     answer = workloads[job["workload"]](contender, job)
-    answer |= {"peak_bytes": peak_bytes(), "torch": torch.__version__, "version": contender.version}
+    answer |= {"peak_bytes": measure_peak(), "torch": torch.__version__, "version": contender.version}
     print(json.dumps(answer))

@@ -1,4 +1,4 @@
-"""transformers' Llama, used as its users use it: `generate` with its default cache, its own loss."""
+"""Run transformers' Llama as its users do: `generate` with the default cache, and its own loss."""
 
 import sys
 from typing import Any
@@ -11,7 +11,7 @@ import harness
 import torch
 
 
-def config(shape: dict[str, Any]) -> LlamaConfig:
+def make_config(shape: dict[str, Any]) -> LlamaConfig:
     return LlamaConfig(
         hidden_size=shape["d_model"],
         num_hidden_layers=shape["n_layers"],
@@ -30,11 +30,6 @@ def config(shape: dict[str, Any]) -> LlamaConfig:
     )
 
 
-def load(job: dict[str, Any], dtype: torch.dtype) -> LlamaForCausalLM:
-    model = harness.built_as(dtype, lambda: LlamaForCausalLM(config(job["shape"])))
-    return harness.fill(model, job["weights"], lambda name: (name, 0))
-
-
 def generate(model: LlamaForCausalLM, ids: torch.Tensor, new: int) -> torch.Tensor:
     mask = torch.ones_like(ids)
     return model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False)[:, ids.shape[1] :]
@@ -45,14 +40,14 @@ def loss(model: LlamaForCausalLM, ids: torch.Tensor, targets: torch.Tensor) -> t
     return model(ids, labels=targets, shift_labels=targets, use_cache=False).loss
 
 
-CONTENDER = harness.Contender(
+CONTENDER = harness.make_peer(
     version=__version__,
-    load=load,
+    build=lambda shape: LlamaForCausalLM(make_config(shape)),
+    rename=lambda name, shape: (name, 0),
     logits=lambda model, ids: model(ids).logits,
     generate=generate,
-    backward=harness.backward_of(loss),
-    optimizer=harness.adamw,
+    loss=loss,
 )
 
 if __name__ == "__main__":
-    harness.report(CONTENDER)
+    harness.run_job(CONTENDER)

@@ -1,4 +1,4 @@
-"""LitGPT's GPT, used as its own scripts use it: `generate_fn`, and the chunked cross-entropy of its pretraining."""
+"""Run LitGPT's GPT as its own scripts do: `generate_fn`, and the chunked cross-entropy of its pretraining."""
 
 import sys
 from importlib.metadata import version
@@ -29,7 +29,7 @@ OUTSIDE = {
 }
 
 
-def config(shape: dict[str, Any]) -> Config:
+def make_config(shape: dict[str, Any]) -> Config:
     return Config(
         name="bench",
         n_embd=shape["d_model"],
@@ -51,8 +51,9 @@ def config(shape: dict[str, Any]) -> Config:
     )
 
 
-def renamed(name: str, shape: dict[str, Any]) -> tuple[str, int]:
-    """A Hugging Face Llama name -> LitGPT's, with the first row: q, k and v lie one under another in one matrix."""
+def rename_tensor(name: str, shape: dict[str, Any]) -> tuple[str, int]:
+    """Rename a tensor of Hugging Face's Llama to LitGPT's, and give its first row: LitGPT stacks q, k and v in one
+    matrix."""
     if name in OUTSIDE:
         return OUTSIDE[name], 0
     _, _, layer, *part, leaf = name.split(".")
@@ -60,11 +61,6 @@ def renamed(name: str, shape: dict[str, Any]) -> tuple[str, int]:
     q, kv = shape["n_heads"] * shape["head_dim"], shape["n_kv_heads"] * shape["head_dim"]
     rows = {"self_attn.q_proj": 0, "self_attn.k_proj": q, "self_attn.v_proj": q + kv}
     return f"transformer.h.{layer}.{PARTS.get(part, 'attn.qkv')}.{leaf}", rows.get(part, 0)
-
-
-def load(job: dict[str, Any], dtype: torch.dtype) -> GPT:
-    model = harness.built_as(dtype, lambda: GPT(config(job["shape"])))
-    return harness.fill(model, job["weights"], lambda name: renamed(name, job["shape"]))
 
 
 def generate(model: GPT, ids: torch.Tensor, new: int) -> torch.Tensor:
@@ -80,14 +76,14 @@ def generate(model: GPT, ids: torch.Tensor, new: int) -> torch.Tensor:
     return torch.stack([torch.cat(row) for row in made], dim=1)
 
 
-CONTENDER = harness.Contender(
+CONTENDER = harness.make_peer(
     version=version("litgpt"),
-    load=load,
+    build=lambda shape: GPT(make_config(shape)),
+    rename=rename_tensor,
     logits=lambda model, ids: model(ids),
     generate=generate,
-    backward=harness.backward_of(lambda model, ids, targets: chunked_cross_entropy(model(ids), targets)),
-    optimizer=harness.adamw,
+    loss=lambda model, ids, targets: chunked_cross_entropy(model(ids), targets),
 )
 
 if __name__ == "__main__":
-    harness.report(CONTENDER)
+    harness.run_job(CONTENDER)

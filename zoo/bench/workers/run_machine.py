@@ -1,8 +1,8 @@
-"""What this machine can do at best: the rate of a matrix product, the speed of reading memory, the number of threads.
+"""Measure this machine's limits: FLOP/s of matrix products, memory read bandwidth, and the fastest number of threads.
 
-Products of several shapes in float32 and bfloat16, the best of each; and a float32 matrix-vector product over 400 MB,
-which reads faster than a plain sum and is what decoding does, as a median. TFLOP/s and GB/s. Each takes a fraction of a
-second, whatever the machine. Runs under zoo's own interpreter.
+FLOP/s are the best over several shapes, in float32 and in bfloat16. Bandwidth is the median of a float32 matrix-vector
+product over 400 MB, which is what decoding does and reads faster than a plain sum. Each takes a fraction of a second on
+any machine. Runs under zoo's own Python.
 """
 
 import json
@@ -21,33 +21,36 @@ SPEND = 0.5  # seconds for the products of one dtype, and for reading
 CPU = torch.device("cpu")
 
 
-def gemm_tflops(dtype: torch.dtype) -> float:
+def measure_matrix_rate(dtype: torch.dtype) -> float:
     return measure_product_rate(CPU, dtype, (*SHAPES, LARGE), SPEND) / 1e12
 
 
-def read_gb_s(megabytes: int, calls: int) -> float:
+def measure_read_rate(megabytes: int, calls: int) -> float:
     columns = 4096
     matrix = torch.randn(megabytes * 2**20 // (4 * columns), columns)
     vector, out = torch.randn(columns), torch.empty(len(matrix))
     torch.mv(matrix, vector, out=out)
-    times = harness.repeat(lambda: torch.mv(matrix, vector, out=out), calls, SPEND)
+    times = harness.time_calls(lambda: torch.mv(matrix, vector, out=out), calls, SPEND)
     return 4 * matrix.numel() / statistics.median(times) / 1e9
 
 
-def limits(threads: int) -> dict[str, float]:
-    """The machine's rates with so many threads."""
+def measure_limits(threads: int) -> dict[str, float]:
+    """Measure the machine's rates with the given number of threads."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    rates = {"gemm_fp32_tflops": gemm_tflops(torch.float32), "gemm_bf16_tflops": gemm_tflops(torch.bfloat16)}
-    return {**rates, "read_gb_s": read_gb_s(400, 21)}
+    rates = {
+        "gemm_fp32_tflops": measure_matrix_rate(torch.float32),
+        "gemm_bf16_tflops": measure_matrix_rate(torch.bfloat16),
+    }
+    return {**rates, "read_gb_s": measure_read_rate(400, 21)}
 
 
-def threads() -> dict[str, Any]:
-    """How many threads compute fastest now, and why where they are not torch's own."""
+def choose_threads() -> dict[str, Any]:
+    """Choose the fastest number of threads now; `why` is None if it is torch's default."""
     choice = use_fastest_threads(CPU)
     return {"threads": torch.get_num_threads(), "why": None if choice is None else str(choice)}
 
 
 if __name__ == "__main__":
     job = json.loads(sys.argv[1])
-    print(json.dumps(threads() if job["workload"] == "threads" else limits(job["threads"])))
+    print(json.dumps(choose_threads() if job["workload"] == "threads" else measure_limits(job["threads"])))

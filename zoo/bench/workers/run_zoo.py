@@ -1,4 +1,4 @@
-"""This project, used through its public names. Also writes the weights that every contender starts from."""
+"""Run zoo through its public names, and write the weights that every contender starts from."""
 
 import json
 import sys
@@ -34,29 +34,29 @@ OUTSIDE = {
 }
 
 
-def theirs(name: str) -> str:
-    """Hugging Face's name for one of our Llama's tensors."""
+def rename_tensor(name: str) -> str:
+    """Rename a tensor of our Llama to Hugging Face's."""
     if name in OUTSIDE:
         return OUTSIDE[name]
     _, layer, *part, leaf = name.split(".")
     return f"model.layers.{layer}.{PARTS['.'.join(part)]}.{leaf}"
 
 
-def build(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+def build_model(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
     overrides = [f"{name}={value}" for name, value in job["shape"].items()]
     return zoo.build("llama3-8b", overrides, device="cpu", dtype=dtype, seed=job["seed"])
 
 
-def load(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
-    model = build(job, dtype)
-    ours = {theirs(name): name for name in model.state_dict()}
-    return harness.fill(model, job["weights"], lambda name: (ours[name], 0))
+def load_model(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+    model = build_model(job, dtype)
+    ours = {rename_tensor(name): name for name in model.state_dict()}
+    return harness.fill_model(model, job["weights"], lambda name: (ours[name], 0))
 
 
-def export(job: dict[str, Any]) -> dict[str, Any]:
-    """Writes the seeded weights, under Hugging Face's names, where the job says."""
-    state = build(job, torch.float32).state_dict()
-    save_file({theirs(name): tensor.contiguous() for name, tensor in state.items()}, job["weights"])
+def export_weights(job: dict[str, Any]) -> dict[str, Any]:
+    """Write the seeded weights to the job's path, under Hugging Face's names."""
+    state = build_model(job, torch.float32).state_dict()
+    save_file({rename_tensor(name): tensor.contiguous() for name, tensor in state.items()}, job["weights"])
     return {"written": len(state)}
 
 
@@ -70,7 +70,7 @@ def backward(model: torch.nn.Module, ids: torch.Tensor, targets: torch.Tensor, a
 
 CONTENDER = harness.Contender(
     version=zoo.__version__,
-    load=load,
+    load=load_model,
     logits=lambda model, ids: model(ids).logits,
     generate=generate,
     backward=backward,
@@ -80,8 +80,8 @@ CONTENDER = harness.Contender(
 if __name__ == "__main__":
     job = json.loads(sys.argv[1])
     if job["workload"] == "export":
-        print(json.dumps(export(job)))
+        print(json.dumps(export_weights(job)))
     else:
         if job["workload"] == "train":
             keep_memory()  # as `zoo train` does
-        harness.report(CONTENDER)
+        harness.run_job(CONTENDER)

@@ -1,12 +1,14 @@
 """Trace a forward pass without torch: the tensors it saves for its backward pass, and its memory at the peak."""
 
 from zoo.costs.shadow.cache import ShadowCache
+from zoo.costs.shadow.dtypes import INT64
 from zoo.costs.shadow.layer import ShadowLayer
 from zoo.costs.shadow.names import DTYPES
-from zoo.costs.shadow.operations import cross_entropy
-from zoo.costs.shadow.replay import shaded
+from zoo.costs.shadow.recording import Node, Storage, Tape, UnknownOperation, named_failures, taping
+from zoo.costs.shadow.reductions import cross_entropy
+from zoo.costs.shadow.replay import replace_torch
 from zoo.costs.shadow.shadow import Shadow
-from zoo.costs.shadow.tensor import INT64, Node, Storage, Tape, UnknownOperation, collect_saved, fresh, reached, taping
+from zoo.costs.shadow.tensor import collect_saved, find_reached, make_shadow
 
 __all__ = [
     "DTYPES",
@@ -20,8 +22,9 @@ __all__ = [
     "UnknownOperation",
     "collect_saved",
     "cross_entropy",
-    "fresh",
-    "reached",
-    "shaded",
+    "find_reached",
+    "make_shadow",
+    "named_failures",
+    "replace_torch",
     "taping",
 ]

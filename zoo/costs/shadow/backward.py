@@ -9,23 +9,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from zoo.costs.shadow.tensor import GradientTarget, Node, Storage, collect_saved, source_of
+from zoo.costs.shadow.recording import (
+    GradientTarget,
+    Node,
+    Storage,
+)
+from zoo.costs.shadow.tensor import collect_saved, source_of
 
 PASSED_ON = ("add",)
-"""Operations whose inputs have the result's gradient itself."""
+"""Operations that pass the result's gradient on to their inputs unchanged, without a copy."""
 
 
 SUMMED = ("mul", "div", "pow")
-"""Operations that make a broadcast input's gradient as large as the result before it is summed up."""
+"""Operations that compute a broadcast input's gradient at the result's size, then reduce it."""
 
 
 SCRATCH = {"square": 2}
-"""Tensors as large as the result that an operation's backward pass takes and gives back: 2·x and x itself once more."""
+"""Scratch memory of an operation's backward pass, in tensors of the result's size (square: 2·x, and a copy of x)."""
 
 
 class Undone(NamedTuple):
-    """`peak`: most bytes of saved tensors, of gradients on their way and of weights' gradients; `left`: those of
-    weights, which stay; `moving`: the peak without them; `beside`: gradients left for what other pieces made."""
+    """The memory of a backward pass in bytes. `peak`: the most that saved tensors and all gradients take at once;
+    `left`: gradients of weights, which stay; `moving`: the peak without those; `beside`: gradients that remain for
+    tensors made in other sections."""
 
     peak: int
     left: int
@@ -34,7 +40,7 @@ class Undone(NamedTuple):
 
 
 class _Gradient:
-    """A gradient on its way, and how many read it."""
+    """A gradient in flight, and the number of its readers."""
 
     __slots__ = ("nbytes", "readers")
 
@@ -43,7 +49,7 @@ class _Gradient:
 
 
 class _Pass:
-    """A backward pass at work."""
+    """The state of a running backward pass."""
 
     def __init__(self, live: int) -> None:
         self.live = live
@@ -67,7 +73,7 @@ class _Pass:
             self.live -= gradient.nbytes
 
     def deliver(self, source: GradientTarget, gradient: _Gradient) -> None:
-        """Hand a gradient to its tensor: add it to one that waits there, or let it wait."""
+        """Deliver a gradient to its tensor, accumulating it into one that is already there."""
         if source.leaf is not None and source.leaf.held:
             if source.leaf in self.weights:
                 self.drop(gradient)
@@ -89,8 +95,8 @@ class _Pass:
             self.drop(gradient)
 
 
-def undo(nodes: Sequence[Node], seeds: Sequence[Any]) -> Undone:
-    """The backward pass over `nodes`, first to last as they came, from gradients of `seeds`."""
+def replay_backward(nodes: Sequence[Node], seeds: Sequence[Any]) -> Undone:
+    """Replay the backward pass over `nodes`, which are in forward order, from gradients of `seeds`."""
     saved: dict[Storage, int] = {}
     for node in nodes:
         for storage in node.saves:

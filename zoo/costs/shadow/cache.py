@@ -1,5 +1,5 @@
 # B batch, S slots
-"""The KV cache of a pass on shadows: what `zoo.generation.cache` allocates while it stores and reads tokens.
+"""Trace the KV cache of a pass on shadows: the memory that `zoo.generation.cache` allocates to store and read tokens.
 
 The cache's own tensors are `held`: `zoo.costs.cache` counts them. What a pass makes beside them, such as the copy of
 a window whose ring is written across its end, is counted by the tape.
@@ -11,8 +11,12 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from zoo.costs.shadow.operations import cat
-from zoo.costs.shadow.tensor import FLOAT32, INT64, ShadowDtype, fresh, tape
+from zoo.costs.shadow.dtypes import FLOAT32, INT64, ShadowDtype
+from zoo.costs.shadow.recording import (
+    current_tape,
+)
+from zoo.costs.shadow.reductions import cat
+from zoo.costs.shadow.tensor import make_shadow
 
 
 class ShadowCacheLayout(NamedTuple):
@@ -26,14 +30,14 @@ class ShadowCacheLayout(NamedTuple):
 
 
 class ShadowLayerCache:
-    """One layer's cached tensors [B, S, …], its recurrent states [B, …], and what cross-attention made of a memory."""
+    """One layer's cached tensors [B, S, …], its recurrent states [B, …], and cross-attention's keys and values."""
 
     def __init__(self, tensors: dict[str, Any], states: dict[str, Any], cross: ShadowLayerCache | None) -> None:
         self.tensors, self.states, self.cross = tensors, states, cross
         self.filled = False
 
     def append(self, layout: ShadowCacheLayout, new: dict[str, Any]) -> tuple[Any, ...]:
-        """Store the new tokens; return all visible ones, new ones included."""
+        """Store the new tokens, and return all visible ones with them."""
         return tuple(self._append(layout, self.tensors[name], tensor) for name, tensor in new.items())
 
     def _append(self, layout: ShadowCacheLayout, buffer: Any, new: Any) -> Any:
@@ -47,10 +51,10 @@ class ShadowLayerCache:
         return joined
 
     def recall(self, compute: Callable[[], tuple[Any, ...]], names: tuple[str, ...]) -> tuple[Any, ...]:
-        """Return keys and values of the memory, made the first time. They stay in the cache, which is counted
-        elsewhere, so the tape does not count them while they are made."""
+        """Return the memory's keys and values, computed at the first call. The tape does not count them, because they
+        belong to the cache, which `zoo.costs.cache` counts."""
         if not self.filled:
-            moment = tape()
+            moment = current_tape()
             due = sum(each.storage.nbytes for each in self.tensors.values())
             moment.count(-due)
             made = compute()
@@ -66,13 +70,13 @@ class ShadowCache:
 
     def __init__(self, tower: Any, batch: int, length: int, capacity: int, memory: int, dtype: ShadowDtype) -> None:
         self.length, self.capacity, self.tower = length, capacity, tower
-        self.every = fresh((capacity,), INT64, "index")
+        self.every = make_shadow((capacity,), INT64, "index")
         self.layers = [self._layer(tower.blocks[kind], batch, memory, dtype) for kind in tower.pattern]
 
     def _layer(self, block: Any, batch: int, memory: int, dtype: ShadowDtype) -> ShadowLayerCache:
         size = self._slots(block)
         tensors = {name: _room(batch, size, shape, dtype) for name, shape in block.attention.cache().items()}
-        states = {name: fresh((batch, *shape), FLOAT32, held=True) for name, shape in block.state().items()}
+        states = {name: make_shadow((batch, *shape), FLOAT32, held=True) for name, shape in block.state().items()}
         cross = None
         if block.cross is not None:
             kept = {name: _room(batch, memory, shape, dtype) for name, shape in block.cross.cache().items()}
@@ -85,7 +89,7 @@ class ShadowCache:
         return min(self.capacity, reach or self.capacity)
 
     def lay_out(self, kind: str, new: int) -> ShadowCacheLayout:
-        """Where `new` tokens go in layers of this kind, as the real cache decides it."""
+        """Choose the cache slots of `new` tokens in layers of this kind, as the real cache does."""
         size, end = self._slots(self.tower.blocks[kind]), self.length + new
         start, held = self.length % size, min(self.length, size)
         if start + new <= size and (end <= size or new == 1):
@@ -99,7 +103,7 @@ class ShadowCache:
 
 
 def _room(batch: int, slots: int, shape: tuple[int, ...], dtype: ShadowDtype) -> Any:
-    """A cache tensor [B, S, …], laid out as the real one: a head's tokens lie together."""
+    """Make a cache tensor [B, S, …] with the real one's strides: a head's tokens are contiguous."""
     heads, *rest = shape if len(shape) > 1 else (1, *shape)
-    room = fresh((batch, heads, slots, *rest), dtype, held=True).transpose(1, 2)
+    room = make_shadow((batch, heads, slots, *rest), dtype, held=True).transpose(1, 2)
     return room if len(shape) > 1 else room.reshape(batch, slots, math.prod(rest))

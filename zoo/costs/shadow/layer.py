@@ -1,5 +1,5 @@
 # B batch, T tokens, S keys, D model width
-"""What a Layer is to a forward pass, as a shadow: a component's parts by name, each ready to be called."""
+"""Stand in for `zoo.run.layer.Layer` in a traced forward pass: a component's parts by name, each callable."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo import spec as S
-from zoo.costs.shadow import operations as O
-from zoo.costs.shadow.replay import shaded
-from zoo.costs.shadow.tensor import BFLOAT16, FLOAT32, ShadowDtype, UnknownOperation, fresh, named_failures, tape
+from zoo.costs.shadow.dtypes import BFLOAT16, FLOAT32, ShadowDtype
+from zoo.costs.shadow.products import conv1d, embedding, grouped_linear, linear
+from zoo.costs.shadow.recording import (
+    UnknownOperation,
+    current_tape,
+    named_failures,
+)
+from zoo.costs.shadow.replay import replace_torch
+from zoo.costs.shadow.tensor import make_shadow
 
 
 class Weighted:
-    """A part with a weight, and a bias where it has one; called by its name."""
+    """A callable part with a weight and perhaps a bias."""
 
     def __init__(self, name: str, part: Any, dtype: ShadowDtype) -> None:
         shapes = part.shapes()
         self.name, self.part = name, part
-        self.weight = fresh(shapes["weight"], dtype, grad=True, held=True)
-        self.bias = fresh(shapes["bias"], dtype, grad=True, held=True) if "bias" in shapes else None
+        self.weight = make_shadow(shapes["weight"], dtype, grad=True, held=True)
+        self.bias = make_shadow(shapes["bias"], dtype, grad=True, held=True) if "bias" in shapes else None
 
     def __call__(self, *given: Any, **options: Any) -> Any:
-        with tape().inside(self.name):
+        with current_tape().inside(self.name):
             return _named(self.run(*given, **options))
 
     def __getattr__(self, name: str) -> Any:
@@ -32,7 +38,7 @@ class Weighted:
         raise UnknownOperation(f"{type(self.part).__name__}.{name}")
 
     def run(self, *given: Any, **options: Any) -> Any:
-        """Give the part's result."""
+        """Compute the part's result."""
         raise NotImplementedError
 
 
@@ -44,27 +50,35 @@ class ShadowLinear(Weighted):
     """A matrix product."""
 
     def run(self, x: Any) -> Any:
+<<<<<<< HEAD
         y = O.linear(x, self.weight, self.bias)
         rows = math.prod(x.shape[:-1])
         if 1 < rows <= FEW_ROWS and self.bias is None and not (tape().recording or x.is_cuda) and x.dtype is BFLOAT16:
             return fresh(
                 y.shape, y.dtype, y.storage.name
             )  # laid out anew beside y, which goes (zoo.run.layer.multiply)
+=======
+        y = linear(x, self.weight, self.bias)
+        few = 1 < math.prod(x.shape[:-1]) <= FEW_ROWS
+        generating = not (current_tape().recording or x.is_cuda)
+        if few and generating and self.bias is None and x.dtype is BFLOAT16:
+            return make_shadow(y.shape, y.dtype, y.storage.name)  # zoo.run.layer makes a contiguous copy, then frees y
+>>>>>>> w/worda
         return y
 
 
 class ShadowTable(Weighted):
-    """A look-up."""
+    """An embedding table."""
 
     def run(self, ids: Any) -> Any:
-        return O.embedding(ids, self.weight)
+        return embedding(ids, self.weight)
 
 
 class ShadowExperts(Weighted):
-    """The same product of every expert."""
+    """A grouped matrix product, one weight per expert."""
 
     def run(self, x: Any, offsets: Any, expert_of_row: Any) -> Any:
-        y = O.grouped_linear(x, self.weight, offsets)
+        y = grouped_linear(x, self.weight, offsets)
         return y if self.bias is None else y + self.bias.to(y.dtype)[expert_of_row]
 
 
@@ -72,18 +86,18 @@ class ShadowConvolution(Weighted):
     """A convolution along the tokens."""
 
     def run(self, x: Any) -> Any:
-        return O.conv1d(x.transpose(1, 2), self.weight, self.bias, groups=self.part.groups).transpose(1, 2)
+        return conv1d(x.transpose(1, 2), self.weight, self.bias, groups=self.part.groups).transpose(1, 2)
 
 
 class ShadowLayer:
-    """A component with the shadows of its weights. Parts are made when they are asked for."""
+    """A component with shadows of its weights. Parts are made at their first use."""
 
     blocks: list[ShadowLayer]  # of a tower whose own pass is run
 
     def __init__(self, spec: Any, d_model: int, dtype: ShadowDtype, name: str = "", kernel: str = "auto") -> None:
         self.spec, self.d_model, self.dtype, self.name, self.kernel = spec, d_model, dtype, name, kernel
         self._parts = dict(spec.parts(d_model))
-        self._shaded = shaded(spec)
+        self._shaded = replace_torch(spec)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name not in self._parts:
@@ -93,25 +107,25 @@ class ShadowLayer:
         return made
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        with tape().inside(self.name), named_failures(f"{self.spec.axis}={self.spec.kind}"):
+        with current_tape().inside(self.name), named_failures(f"{self.spec.axis}={self.spec.kind}"):
             return _named(self._shaded.forward(self, *args, **options))
 
     @property
     def training(self) -> bool:
-        return tape().training
+        return current_tape().training
 
     def named_children(self) -> Iterator[tuple[str, Any]]:
-        """Its parts that are modules."""
+        """List the parts that are modules."""
         return ((name, getattr(self, name)) for name, part in self._parts.items() if not _is_tensor(part))
 
 
 def part_of(name: str, part: Any, d_model: int, dtype: ShadowDtype) -> Any:
-    """What stands for a part of a component in a forward pass."""
+    """Make the stand-in for a component's part."""
     match part:
         case S.Weight():
-            return fresh(part.shape, dtype, grad=True, held=True)
+            return make_shadow(part.shape, dtype, grad=True, held=True)
         case S.Buffer():
-            return fresh(part.shape, FLOAT32, held=True)
+            return make_shadow(part.shape, FLOAT32, held=True)
         case S.Tied():
             return part_of(name, part.of, d_model, dtype)  # whose weight it is does not matter
         case S.Linear():
@@ -134,9 +148,9 @@ def _is_tensor(part: Any) -> bool:
 
 
 def _named(made: Any) -> Any:
-    """What a part made, under the part's name, where it has memory of its own from within the part."""
+    """Name a part's result after the part, if the part allocated its memory."""
     storage = getattr(made, "storage", None)
-    here = ".".join(tape().path)
+    here = ".".join(current_tape().path)
     if storage is not None and not storage.held and storage.name.startswith(f"{here}/"):
         storage.name = here
     return made

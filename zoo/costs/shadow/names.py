@@ -1,5 +1,5 @@
 # shapes here are any
-"""torch and torch.nn.functional as a forward pass on shadows finds them."""
+"""Stand in for torch and torch.nn.functional in a forward pass on shadows."""
 
 from __future__ import annotations
 
@@ -8,26 +8,22 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from zoo.costs.shadow import operations as O
-from zoo.costs.shadow.tensor import (
-    BFLOAT16,
-    BOOL,
-    FLOAT8,
-    FLOAT16,
-    FLOAT32,
-    INT32,
-    INT64,
-    ShadowDtype,
-    UnknownOperation,
-    fresh,
-    operation,
-    promote,
-    tape,
+from zoo.costs.shadow.dtypes import BFLOAT16, BOOL, FLOAT8, FLOAT16, FLOAT32, INT32, INT64, ShadowDtype, promote
+from zoo.costs.shadow.elementwise import UNARY, refuse_others
+from zoo.costs.shadow.norms import attend_torch
+from zoo.costs.shadow.operations import FUNCTIONAL, TORCH
+from zoo.costs.shadow.products import (
+    solve_triangular,
 )
+from zoo.costs.shadow.recording import (
+    UnknownOperation,
+    current_tape,
+)
+from zoo.costs.shadow.tensor import make_result, make_shadow
 
 
 class Namespace(SimpleNamespace):
-    """The names of torch that a pass may use; any other raises UnknownOperation."""
+    """The torch names that a pass may use; any other raises UnknownOperation."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -36,7 +32,7 @@ class Namespace(SimpleNamespace):
 
 
 class Refused:
-    """A name of torch that a pass may not use: called, asked for a part, or held against a type, it says so."""
+    """A torch name that a pass may not use. Calling it, its attributes and `isinstance` raise UnknownOperation."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -53,7 +49,7 @@ class Refused:
 
 
 def _made(name: str, shape: Sequence[int], dtype: ShadowDtype) -> Any:
-    return fresh(shape, dtype, tape().name(name))
+    return make_shadow(shape, dtype, current_tape().name(name))
 
 
 def _shape(sizes: tuple[Any, ...]) -> tuple[int, ...]:
@@ -105,17 +101,17 @@ def _full_like(x: Any, fill_value: Any, *, dtype: ShadowDtype | None = None, dev
 
 
 def _searchsorted(edges: Any, values: Any, *, right: bool = False) -> Any:
-    return operation("searchsorted", [], values.shape, INT64)
+    return make_result("searchsorted", [], values.shape, INT64)
 
 
 def no_grad() -> Any:
     """Save nothing inside the block; its results require no gradient."""
-    return tape().set(recording=False)
+    return current_tape().set(recording=False)
 
 
 def _autocast(kind: str, enabled: bool = True) -> Any:
     """Turn autocast off inside the block, which is all that components use it for."""
-    return tape().set(autocast=tape().autocast if enabled else None)
+    return current_tape().set(autocast=current_tape().autocast if enabled else None)
 
 
 DTYPES = {"bool": BOOL, "int32": INT32, "int64": INT64, "long": INT64, "float32": FLOAT32, "bfloat16": BFLOAT16}
@@ -131,33 +127,26 @@ FINFO = {
 
 torch = Namespace(
     **DTYPES,
-    **O.UNARY,
-    **{
-        name: O.refuse_others(name, getattr(O, name))
-        for name in ("cat", "stack", "where", "einsum", "baddbmm", "addcmul")
-    },
-    **{name: O.refuse_others(name, _of_shape(name)) for name in ("zeros", "ones", "empty")},
-    **{name: O.refuse_others(name, _like(name)) for name in ("zeros_like", "ones_like", "empty_like", "rand_like")},
-    eye=O.refuse_others("eye", lambda n, *, dtype=FLOAT32, device=None: _made("eye", (n, n), dtype)),
-    arange=O.refuse_others("arange", _arange),
-    tensor=O.refuse_others("tensor", _tensor),
-    full=O.refuse_others("full", _full),
-    full_like=O.refuse_others("full_like", _full_like),
-    minimum=O.refuse_others("minimum", O.extreme),
-    maximum=O.refuse_others("maximum", O.extreme),
-    searchsorted=O.refuse_others("searchsorted", _searchsorted),
-    sum=O.refuse_others("sum", O.total),
-    mean=O.refuse_others("mean", O.mean),
+    **UNARY,
+    **{name: refuse_others(name, run) for name, run in TORCH.items()},
+    **{name: refuse_others(name, _of_shape(name)) for name in ("zeros", "ones", "empty")},
+    **{name: refuse_others(name, _like(name)) for name in ("zeros_like", "ones_like", "empty_like", "rand_like")},
+    eye=refuse_others("eye", lambda n, *, dtype=FLOAT32, device=None: _made("eye", (n, n), dtype)),
+    arange=refuse_others("arange", _arange),
+    tensor=refuse_others("tensor", _tensor),
+    full=refuse_others("full", _full),
+    full_like=refuse_others("full_like", _full_like),
+    searchsorted=refuse_others("searchsorted", _searchsorted),
     promote_types=promote,
     finfo=lambda dtype: FINFO[dtype.name],
     no_grad=no_grad,
-    is_grad_enabled=lambda: tape().recording,
+    is_grad_enabled=lambda: current_tape().recording,
     autocast=_autocast,
-    is_autocast_enabled=lambda *_: tape().autocast is not None,
-    get_autocast_dtype=lambda *_: tape().autocast,
+    is_autocast_enabled=lambda *_: current_tape().autocast is not None,
+    get_autocast_dtype=lambda *_: current_tape().autocast,
     amp=Namespace(is_autocast_available=lambda *_: True),
     compiler=Namespace(is_compiling=lambda: True),  # so that nothing is kept for another pass
-    linalg=Namespace(solve_triangular=O.solve_triangular),
+    linalg=Namespace(solve_triangular=solve_triangular),
 )
 
 
@@ -171,24 +160,21 @@ def _attention(
     scale: Any = None,
     enable_gqa: bool = False,
 ) -> Any:
-    return O.sdpa(q, k, v, attn_mask, is_causal)
+    return attend_torch(q, k, v, attn_mask, is_causal)
 
 
 _ACTIVATIONS = ("gelu", "hardswish", "leaky_relu", "mish", "relu", "relu6", "sigmoid", "silu", "softplus")
 
 F = Namespace(
-    **{name: O.UNARY[name] for name in _ACTIVATIONS},
-    **{
-        name: O.refuse_others(name, getattr(O, name))
-        for name in ("layer_norm", "rms_norm", "linear", "pad", "conv1d", "embedding")
-    },
-    scaled_dot_product_attention=O.refuse_others("scaled_dot_product_attention", _attention),
+    **{name: UNARY[name] for name in _ACTIVATIONS},
+    **{name: refuse_others(name, run) for name, run in FUNCTIONAL.items()},
+    scaled_dot_product_attention=refuse_others("scaled_dot_product_attention", _attention),
 )
 torch.nn = Namespace(functional=F)
 
 
 def find_name(path: str) -> Any:
-    """What stands at a dotted path below torch, such as "nn.functional"; what refuses where there is nothing."""
+    """Find the stand-in for a dotted path below torch, such as "nn.functional"; a Refused if there is none."""
     found: Any = torch
     for name in filter(None, path.split(".")):
         found = vars(found).get(name) if isinstance(found, Namespace) else None

@@ -1,8 +1,8 @@
-"""The components' own code with shadows in torch's place: the same functions, with other globals.
+"""Run components' own code with stand-ins for torch: the same functions, with other globals.
 
-A forward pass says `torch.cat` and `F.silu`, names of its module. `shaded` gives a copy of a function whose globals are
-those of its module but for torch and what uses it, which are shaded in turn, on first use. Nothing is patched: the code
-at work elsewhere, in another thread, is untouched, and torch is never loaded.
+A forward pass uses `torch.cat` and `F.silu`, which are globals of its module. `replace_torch` copies a function and
+gives it globals in which torch, and functions that use torch, are replaced at first use. Nothing is patched: other
+threads run the original code, and torch is never loaded.
 """
 
 from __future__ import annotations
@@ -14,41 +14,44 @@ from typing import Any
 
 from zoo import lazy
 from zoo.costs.shadow import names
-from zoo.costs.shadow.operations import fused_attention
-from zoo.costs.shadow.tensor import collect_saved, is_shadow, reached, tape, undone
+from zoo.costs.shadow.norms import fused_attention
+from zoo.costs.shadow.recording import (
+    current_tape,
+)
+from zoo.costs.shadow.tensor import collect_saved, find_reached, is_shadow, record_node
 from zoo.kernels import attend, machine_of
 from zoo.kernels.base import Kernel, Machine
 from zoo.spec import Spec
 
 
 class _Globals(dict[str, Any]):
-    """A module's names, each shaded when it is first looked up."""
+    """A module's globals, with torch replaced in each at its first use."""
 
     def __init__(self, module: dict[str, Any]) -> None:
         self._module = module
 
     def __missing__(self, name: str) -> Any:
-        value = self[name] = shaded(self._module[name])  # a KeyError sends Python on to the builtins
+        value = self[name] = replace_torch(self._module[name])  # a KeyError sends Python on to the builtins
         return value
 
 
 class _Module:
-    """A module of ours, its names shaded as they are asked for."""
+    """A module of zoo, with torch replaced in each attribute at its use."""
 
     def __init__(self, module: ModuleType) -> None:
         self._module = module
 
     def __getattr__(self, name: str) -> Any:
-        return shaded(getattr(self._module, name))
+        return replace_torch(getattr(self._module, name))
 
 
 _globals: dict[str, _Globals] = {}
 _shaded: dict[Any, Any] = {}
 
 
-def shaded(value: Any) -> Any:
-    """Replace torch in a value: in a function's globals, a class's methods, a component's fields. What uses no tensors
-    comes back unchanged."""
+def replace_torch(value: Any) -> Any:
+    """Replace torch in a value: in a function's globals, a class's methods, a component's fields. A value that uses no
+    tensors is returned unchanged."""
     if isinstance(value, ModuleType | _LAZY):
         return _module(value)
     if (path := _torch_path(value)) is not None:
@@ -64,7 +67,7 @@ def shaded(value: Any) -> Any:
     if isinstance(value, Spec | Kernel):
         return _instance(value)
     if isinstance(value, Mapping):
-        return {name: shaded(each) for name, each in value.items()}
+        return {name: replace_torch(each) for name, each in value.items()}
     return value
 
 
@@ -72,7 +75,7 @@ _LAZY = type(lazy.torch)
 
 
 def _module(module: Any) -> Any:
-    """torch as a pass on shadows finds it, under zoo's lazy name or its own; one of ours with its names shaded."""
+    """Replace a module: torch by its stand-in, and a module of zoo by one with torch replaced in its attributes."""
     if isinstance(module, _LAZY):
         return names.torch if module is lazy.torch else names.F
     if module.__name__.partition(".")[0] == "torch":
@@ -81,7 +84,7 @@ def _module(module: Any) -> Any:
 
 
 def _torch_path(value: Any) -> str | None:
-    """The path below torch of a function, a type or a dtype of torch's that a module imported by its own name."""
+    """Give the path below torch of a torch function, type or dtype, as in `from torch import cat`; None for others."""
     if isinstance(value, FunctionType | type):
         home, name = value.__module__, value.__name__
     elif isinstance(value, BuiltinFunctionType):
@@ -95,7 +98,7 @@ def _torch_path(value: Any) -> str | None:
 
 
 def _ours(value: Any) -> bool:
-    """Whether it is code of a component: zoo's own, or that of a module which adds a component."""
+    """Whether a function or class is component code: zoo's own, or a module's that adds a component."""
     if isinstance(value, type) and issubclass(value, Spec):
         _homes.add(value.__module__)
     at = value.__module__
@@ -121,17 +124,17 @@ def _machine_of(_: Any) -> Any:
 
 
 def _core(attend_on_shadows: Any) -> Any:
-    """`attend` under a name of its own; where the pass is selective, as torch.utils.checkpoint would run it."""
+    """Wrap `attend` so that its tensors are named "core", and a selective pass recomputes it in the backward pass."""
 
     def run(*given: Any, **options: Any) -> Any:
-        moment = tape()
+        moment = current_tape()
         with moment.inside("core"):
             begun = moment.operations
             result = attend_on_shadows(*given, **options)
         if moment.selective and result.wants_grad:
             tensors = [each for each in (*given, *options.values()) if is_shadow(each)]
-            work = sum(each.nbytes for each in collect_saved(reached([result], begun)))
-            undone(result, "core", [each for each in tensors if each.wants_grad], tensors, work)
+            work = sum(each.nbytes for each in collect_saved(find_reached([result], begun)))
+            record_node(result, "core", [each for each in tensors if each.wants_grad], tensors, work)
         return result
 
     return run
@@ -141,25 +144,24 @@ REPLACED = {
     (attend.__module__, attend.__name__): _core,
     (machine_of.__module__, machine_of.__name__): _machine_of,
 }
-"""What is not merely copied: attention's inside, from queries, keys and values to their mixture; and the machine, which
-is one with torch alone."""
+"""Functions with a wrapper or a substitute: `attend`, and `machine_of`, which gives a machine with torch alone."""
 
 
 class Fused:
-    """A kernel that holds no scores, for all that memory tells of it."""
+    """Stand in for a fused kernel, which stores no scores; its memory is all that matters here."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.name, self.refuses, self.call = kernel.name, kernel.refuses, kernel.call
 
     def prepare(self, *_: Any) -> None:
-        """Draws nothing: what tells a whole row's keys apart are a few numbers."""
+        """Prepare nothing: a fused kernel needs only cu_seqlens and the like, a few numbers per row."""
 
     def __call__(self, q: Any, k: Any, v: Any, how: Any) -> Any:
         return fused_attention(q, k, v)
 
 
 def _class(cls: type) -> type:
-    """A class whose own methods, and those it inherits of ours, are shaded."""
+    """Derive a class in whose methods, own and inherited from zoo, torch is replaced."""
     if issubclass(cls, BaseException) or not any(_works(base) for base in cls.__mro__ if _ours(base)):
         return cls
     own: dict[str, Any] = {}
@@ -170,7 +172,7 @@ def _class(cls: type) -> type:
 
 
 def _works(cls: type) -> bool:
-    """Whether a class's module works on tensors."""
+    """Whether a class's module uses torch."""
     return any(
         isinstance(value, _LAZY) or (isinstance(value, ModuleType) and value.__name__ == "torch")
         for value in vars(sys.modules[cls.__module__]).values()
@@ -182,11 +184,11 @@ def _is_code(member: Any) -> bool:
 
 
 def _member(member: Any) -> Any:
-    return property(shaded(member.fget)) if isinstance(member, property) else shaded(member)
+    return property(replace_torch(member.fget)) if isinstance(member, property) else replace_torch(member)
 
 
 def _instance(value: Any) -> Any:
-    """A component or kernel of the same fields, and of the shaded class."""
-    made = object.__new__(shaded(type(value)))
-    vars(made).update({name: shaded(each) for name, each in vars(value).items()})
+    """Copy a component or kernel to the class in which torch is replaced."""
+    made = object.__new__(replace_torch(type(value)))
+    vars(made).update({name: replace_torch(each) for name, each in vars(value).items()})
     return made

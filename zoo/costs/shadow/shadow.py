@@ -1,5 +1,5 @@
 # shapes here are any
-"""The methods of a shadow, as torch's tensors have them: views, and those that pass an operation on."""
+"""The tensor methods of a shadow: views, and methods that call an operation."""
 
 from __future__ import annotations
 
@@ -7,28 +7,19 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from zoo.costs.shadow import operations as O
-from zoo.costs.shadow.tensor import (
-    BOOL,
-    FLOAT32,
-    INT32,
-    INT64,
+from zoo.costs.shadow.dtypes import BOOL, FLOAT32, INT32, INT64, ShadowDtype
+from zoo.costs.shadow.elementwise import refuse_others
+from zoo.costs.shadow.operations import COMPARISONS, METHODS, OPERATORS
+from zoo.costs.shadow.recording import (
     NEEDS_VALUES,
     WRITES,
-    Core,
     ShadowDevice,
-    ShadowDtype,
     UnknownOperation,
-    broadcast,
-    elementwise_strides,
-    fresh,
-    is_shadow,
-    operation,
-    sizes_of,
-    spread,
-    tape,
-    view_strides,
+    current_tape,
 )
+from zoo.costs.shadow.reductions import pick_at
+from zoo.costs.shadow.strides import broadcast, broadcast_strides, elementwise_strides, sizes_of, view_strides
+from zoo.costs.shadow.tensor import Core, is_shadow, make_result, make_shadow
 
 
 class Shadow(Core):
@@ -48,7 +39,7 @@ class Shadow(Core):
     def reshape(self, *shape: Any) -> Any:
         wanted = sizes_of(_flat(shape), self.numel())
         strides = view_strides(self.shape, self.strides, wanted)
-        return operation("copy", [self], wanted, self.dtype) if strides is None else self.as_view(wanted, strides)
+        return make_result("copy", [self], wanted, self.dtype) if strides is None else self.as_view(wanted, strides)
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Any:
         start, end = self.at(start_dim), self.at(end_dim)
@@ -82,7 +73,7 @@ class Shadow(Core):
         wanted = tuple(self.shape[dim - lead] if size == -1 else size for dim, size in enumerate(asked))
         if broadcast(self.shape, wanted) != wanted:
             raise ValueError(f"a tensor of shape {self.shape} expanded to {wanted}")
-        return self.as_view(wanted, spread(self.strides, self.shape, wanted))
+        return self.as_view(wanted, broadcast_strides(self.strides, self.shape, wanted))
 
     def expand_as(self, other: Any) -> Any:
         return self.expand(*other.shape)
@@ -130,7 +121,7 @@ class Shadow(Core):
         return seen
 
     def contiguous(self) -> Any:
-        return self if self.is_contiguous() else operation("copy", [self], self.shape, self.dtype)
+        return self if self.is_contiguous() else make_result("copy", [self], self.shape, self.dtype)
 
     def __getitem__(self, index: Any) -> Any:
         items: Any = index if isinstance(index, tuple) else (index,)
@@ -155,7 +146,7 @@ class Shadow(Core):
                 seen, dim = seen._sliced(dim, item), dim + 1
         if picks and picks[-1][0] - picks[0][0] >= len(picks):
             raise UnknownOperation("tensor[index, :, index]")
-        return O.index(seen, picks) if picks else seen
+        return pick_at(seen, picks) if picks else seen
 
     def _sliced(self, dim: int, item: slice) -> Any:
         start, stop, step = item.indices(self.shape[self.at(dim)])
@@ -174,7 +165,7 @@ class Shadow(Core):
         if dtype is self.dtype:
             return self
         strides = elementwise_strides(self.shape, [self])
-        return operation("cast", [self], self.shape, dtype, strides=strides)
+        return make_result("cast", [self], self.shape, dtype, strides=strides)
 
     def float(self) -> Any:
         return self.to(FLOAT32)
@@ -189,17 +180,17 @@ class Shadow(Core):
         return self.to(BOOL)
 
     def new_zeros(self, *shape: Any, dtype: ShadowDtype | None = None) -> Any:
-        return fresh(_flat(shape), dtype or self.dtype, tape().name("zeros"))
+        return make_shadow(_flat(shape), dtype or self.dtype, current_tape().name("zeros"))
 
     new_ones = new_empty = new_zeros
 
     def new_tensor(self, value: float) -> Any:
         if not isinstance(value, int | float):
             raise UnknownOperation(f"new_tensor({type(value).__name__})")
-        return fresh((), self.dtype, tape().name("constant"))
+        return make_shadow((), self.dtype, current_tape().name("constant"))
 
     def copy_(self, source: Any) -> Any:
-        if not self.storage.held or tape().recording:
+        if not self.storage.held or current_tape().recording:
             raise UnknownOperation("copy_", WRITES)
         return self
 
@@ -217,7 +208,7 @@ def _flat(shape: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 def _method(name: str, run: Callable[..., Any], swapped: bool = False) -> Callable[..., Any]:
-    run = O.refuse_others(name, run)
+    run = refuse_others(name, run)
     if swapped:
         return lambda self, other: run(other, self)
     return lambda self, *args, **options: run(self, *args, **options)
@@ -230,13 +221,13 @@ def _refusal(name: str, why: str) -> Callable[..., Any]:
     return refuse
 
 
-for _name, _run in O.METHODS.items():
+for _name, _run in METHODS.items():
     setattr(Shadow, _name, _method(_name, _run))
-for _name, _run in O.OPERATORS.items():
+for _name, _run in OPERATORS.items():
     setattr(Shadow, f"__{_name}__", _method(_name, _run))
     setattr(Shadow, f"__r{_name}__", _method(_name, _run, swapped=True))
-for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
-    setattr(Shadow, f"__{_name}__", _method(_name, O.compared))
+for _name, _run in COMPARISONS.items():
+    setattr(Shadow, f"__{_name}__", _method(_name, _run))
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"):
     setattr(Shadow, f"__i{_name}__", _refusal(f"__i{_name}__", WRITES))
 for _name in ("__setitem__", "__delitem__"):

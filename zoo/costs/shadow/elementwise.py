@@ -1,0 +1,189 @@
+# shapes here are any
+"""Elementwise operations on shadows, of one tensor and of several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from zoo.costs.shadow.dtypes import BOOL, FLOAT32, INT64, ShadowDtype, promote
+from zoo.costs.shadow.recording import (
+    UnknownOperation,
+)
+from zoo.costs.shadow.strides import broadcast, elementwise_strides
+from zoo.costs.shadow.tensor import is_shadow, make_result
+
+# ---------------------------------------------------------------- elementwise, of one tensor
+
+KEEPS_INPUT = (
+    *("abs", "clamp", "cos", "gelu", "hardswish", "leaky_relu", "log", "log1p", "mish", "relu6", "silu", "sin"),
+    *("softplus", "square"),
+)
+KEEPS_RESULT = ("exp", "expm1", "relu", "rsqrt", "sigmoid", "sqrt", "tanh")
+KEEPS_NOTHING = ("ceil", "floor", "frac", "neg", "sign", "tril")
+
+OPTIONS = {
+    **{"clamp": ("min", "max"), "gelu": ("approximate",), "leaky_relu": ("negative_slope",)},
+    **{"softplus": ("beta", "threshold"), "tril": ("diagonal",)},
+}
+"""Further arguments that an operation accepts. None of them changes the tensors saved."""
+
+OF_INTEGERS = ("abs", "clamp", "relu", "relu6", "square")
+"""Operations that save a tensor and map integers to integers; the others map them to floats."""
+
+
+def refuse_others(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap an operation so that it raises UnknownOperation for arguments it does not accept. `input` names the first
+    tensor, as in torch; `inplace=False` and `out=None` are ignored."""
+
+    def checked(*given: Any, **options: Any) -> Any:
+        if "input" in options:
+            given = (options.pop("input"), *given)
+        if options.get("inplace") is False:
+            del options["inplace"]
+        if "out" in options and options["out"] is None:
+            del options["out"]
+        try:
+            return run(*given, **options)
+        except TypeError as error:
+            said = ", ".join((*(type(each).__name__ for each in given), *(f"{key}=" for key in options)))
+            raise UnknownOperation(f"{name}({said})") from error
+
+    return checked
+
+
+def _make_unary(name: str, keeps: str) -> Callable[..., Any]:
+    known = OPTIONS.get(name, ())
+
+    def run(x: Any, *given: Any, **options: Any) -> Any:
+        if (
+            len(given) > len(known)
+            or not set(options) <= set(known)
+            or any(map(is_shadow, (*given, *options.values())))
+        ):
+            raise TypeError(f"{name} takes {', '.join(known) or 'a tensor alone'}")
+        limits = (*given, *options.values())
+        whole = keeps == "nothing" or name in OF_INTEGERS
+        if name == "clamp":
+            whole = not any(isinstance(each, float) for each in limits)
+        dtype = x.dtype if x.dtype.is_floating_point or whole else FLOAT32
+        saves, strides = [x] if keeps == "input" else [], elementwise_strides(x.shape, [x])
+        return make_result(name, [x], x.shape, dtype, saves=saves, saves_result=keeps == "result", strides=strides)
+
+    return run
+
+
+UNARY = {
+    name: refuse_others(name, _make_unary(name, keeps))
+    for keeps, names in (("input", KEEPS_INPUT), ("result", KEEPS_RESULT), ("nothing", KEEPS_NOTHING))
+    for name in names
+}
+
+
+# ---------------------------------------------------------------- elementwise, of several
+
+
+def _combine(
+    name: str,
+    operands: Sequence[Any],
+    saves: Sequence[Any] = (),
+    dtype: ShadowDtype | None = None,
+    saves_result: bool = False,
+) -> Any:
+    """Make the result of an elementwise operation, with torch's broadcasting and type promotion."""
+    tensors = [each for each in operands if is_shadow(each)]
+    if strange := [each for each in operands if not is_shadow(each) and not isinstance(each, int | float)]:
+        raise TypeError(f"{name} of a tensor and a {type(strange[0]).__name__}")
+    shape = broadcast(*(each.shape for each in tensors))
+    kept = [each for each in saves if is_shadow(each)]
+    strides = elementwise_strides(shape, tensors)
+    dtype = dtype or _promote_operands(operands)
+    return make_result(name, tensors, shape, dtype, saves=kept, saves_result=saves_result, strides=strides)
+
+
+def _promote_operands(operands: Sequence[Any]) -> ShadowDtype:
+    """Promote operands as torch does. A tensor without dimensions, and after it a number, changes the dtype only if its
+    rank is higher."""
+    tensors = [each for each in operands if is_shadow(each)]
+    levels = (
+        [each.dtype for each in tensors if each.shape],
+        [each.dtype for each in tensors if not each.shape],
+        [_dtype_of_number(each) for each in operands if not is_shadow(each)],
+    )
+    found = None
+    for dtypes in levels:
+        higher = [dtype for dtype in dtypes if found is None or dtype.rank > found.rank]
+        found = promote(*higher) if higher else found
+    assert found is not None
+    return found
+
+
+def _dtype_of_number(value: Any) -> ShadowDtype:
+    """Give the dtype by which torch promotes a Python number."""
+    if isinstance(value, bool):
+        return BOOL
+    return INT64 if isinstance(value, int) else FLOAT32
+
+
+def wants_gradient(x: Any) -> bool:
+    return is_shadow(x) and x.wants_grad
+
+
+def add(a: Any, b: Any) -> Any:
+    return _combine("add", (a, b))
+
+
+def multiply(a: Any, b: Any) -> Any:
+    return _combine("mul", (a, b), [*([a] if wants_gradient(b) else []), *([b] if wants_gradient(a) else [])])
+
+
+def divide(a: Any, b: Any) -> Any:
+    if _promote_operands((a, b)).rank < 2:
+        return _combine("div", (a, b), dtype=FLOAT32)
+    if not is_shadow(a):  # a number over a tensor is its reciprocal, which is kept, times the number
+        inverse = make_result("reciprocal", [b], b.shape, b.dtype, saves_result=True)
+        return multiply(inverse, a)
+    return _combine("div", (a, b), [b, *([a] if wants_gradient(b) else [])])
+
+
+def power(a: Any, b: Any) -> Any:
+    return _combine("pow", (a, b), [a, b], saves_result=wants_gradient(b))
+
+
+def divide_whole(a: Any, b: Any) -> Any:
+    """Apply `//`, `%` or a logical operator to tensors that require no gradient."""
+    if wants_gradient(a) or wants_gradient(b):
+        raise UnknownOperation("// or %")
+    return _combine("whole", (a, b))
+
+
+def compare(a: Any, b: Any) -> Any:
+    return _combine("compare", (a, b), dtype=BOOL)
+
+
+def pick_extreme(a: Any, b: Any) -> Any:
+    """Pick the larger or smaller of two. Both are saved, because the gradient goes to the one picked."""
+    if not (is_shadow(a) and is_shadow(b)):
+        raise TypeError("the larger or smaller of two tensors")
+    return _combine("extreme", (a, b), (a, b))
+
+
+def where(condition: Any, a: Any, b: Any) -> Any:
+    chosen = condition
+    shape = broadcast(chosen.shape, *(each.shape for each in (a, b) if is_shadow(each)))
+    return make_result("where", [a, b], shape, _promote_operands((a, b)), saves=[chosen])
+
+
+def masked_fill(x: Any, mask: Any, value: float) -> Any:
+    if is_shadow(value):
+        raise TypeError("a number to fill with")
+    shape = broadcast(x.shape, mask.shape)
+    return make_result("masked_fill", [x], shape, x.dtype, saves=[mask], strides=elementwise_strides(shape, [x]))
+
+
+def addcmul(x: Any, a: Any, b: Any) -> Any:
+    return _combine("addcmul", (x, a, b), [*([a] if wants_gradient(b) else []), *([b] if wants_gradient(a) else [])])
+
+
+def logical_not(x: Any) -> Any:
+    return make_result("not", [], x.shape, BOOL)

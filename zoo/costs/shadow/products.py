@@ -1,0 +1,109 @@
+# N rows, E experts; otherwise shapes here are any
+"""Products of matrices on shadows, under autocast too; convolution, experts and the embedding table."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from zoo.costs.shadow.dtypes import FLOAT32, ShadowDtype
+from zoo.costs.shadow.recording import (
+    UnknownOperation,
+    current_tape,
+)
+from zoo.costs.shadow.strides import broadcast, dense_strides
+from zoo.costs.shadow.tensor import is_shadow, make_result
+
+
+def cast_for_autocast(*tensors: Any) -> list[Any]:
+    """Cast a product's float32 operands under autocast. The copy of a weight is cached for the whole pass, so it is
+    held as weights are."""
+    low = current_tape().autocast
+    if low is None:
+        return list(tensors)
+    return [_cast_operand(each, low) if is_shadow(each) and each.dtype is FLOAT32 else each for each in tensors]
+
+
+def _cast_operand(x: Any, dtype: ShadowDtype) -> Any:
+    copy = x.to(dtype)
+    if x.storage.held and x.wants_grad:
+        copy.storage.hold()
+    return copy
+
+
+def bmm(a: Any, b: Any, name: str = "matmul") -> Any:
+    """Multiply batched matrices: [N, A, B] · [N, B, C]."""
+    a, b = cast_for_autocast(a, b)
+    if a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1] or a.dtype is not b.dtype:
+        raise ValueError(f"a product of {a.dtype} {a.shape} and {b.dtype} {b.shape}")
+    saves = [*([a] if b.wants_grad else []), *([b] if a.wants_grad else [])]
+    return make_result(name, [a, b], (a.shape[0], a.shape[1], b.shape[2]), a.dtype, saves=saves)
+
+
+def matmul(a: Any, b: Any) -> Any:
+    lead = broadcast(a.shape[:-2], b.shape[:-2])
+    flat = [each.expand(*lead, *each.shape[-2:]).reshape(math.prod(lead), *each.shape[-2:]) for each in (a, b)]
+    return bmm(*flat).view(*lead, a.shape[-2], b.shape[-1])
+
+
+def baddbmm(x: Any, a: Any, b: Any) -> Any:
+    x, a, b = cast_for_autocast(x, a, b)
+    saves = [*([a] if b.wants_grad else []), *([b] if a.wants_grad else [])]
+    return make_result("baddbmm", [x, a, b], (a.shape[0], a.shape[1], b.shape[2]), a.dtype, saves=saves)
+
+
+def linear(x: Any, weight: Any, bias: Any = None, *, name: str = "linear") -> Any:
+    """Multiply x [..., d_in] · weightᵀ [d_out, d_in]. It saves x as a matrix of rows, a copy if x has other strides."""
+    x, weight, bias = cast_for_autocast(x, weight, bias)
+    if x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"a product of shapes {x.shape} and {weight.shape}")
+    rows = x.reshape(-1, x.shape[-1])
+    saves = [*([rows] if weight.wants_grad else []), *([weight] if rows.wants_grad else [])]
+    y = make_result(name, [rows, weight, bias], (rows.shape[0], weight.shape[0]), rows.dtype, saves=saves)
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def einsum(equation: str, a: Any, b: Any) -> Any:
+    """Contract two operands as torch's sumproduct_pair does, by one batched product."""
+    inputs, output = equation.replace(" ", "").split("->")
+    left, right = inputs.split(",")
+    names = set(left) & set(right) | set(output)
+    if not set(left) | set(right) <= names or any(len(set(each)) < len(each) for each in (left, right, output)):
+        raise UnknownOperation(f"einsum {equation}")
+    sizes = dict(zip(left, a.shape, strict=True)) | dict(zip(right, b.shape, strict=True))
+    shared = [each for each in output if each in left and each in right]
+    only_left = [each for each in output if each in left and each not in right]
+    only_right = [each for each in output if each in right and each not in left]
+    summed = [each for each in left if each not in output]
+
+    def laid(x: Any, names: str, *groups: list[str]) -> Any:
+        order = [names.index(each) for group in groups for each in group]
+        return x.permute(*order).reshape(*(math.prod(sizes[each] for each in group) for group in groups))
+
+    y = bmm(laid(a, left, shared, only_left, summed), laid(b, right, shared, summed, only_right), "einsum")
+    made = [*shared, *only_left, *only_right]
+    return y.view(*(sizes[each] for each in made)).permute(*(made.index(each) for each in output))
+
+
+def solve_triangular(a: Any, b: Any, **_: Any) -> Any:
+    *lead, rows, columns = b.shape  # the result is column-major
+    strides = (*(step * rows * columns for step in dense_strides(lead)), 1, rows)
+    return make_result("solve", [a, b], b.shape, b.dtype, saves=[a], saves_result=True, strides=strides)
+
+
+def conv1d(x: Any, weight: Any, bias: Any = None, *, groups: int = 1) -> Any:
+    """Convolve x [B, d_in, T] with weight [d_out, d_in / groups, width]."""
+    x, weight, bias = cast_for_autocast(x, weight, bias)
+    shape = (x.shape[0], weight.shape[0], x.shape[2] - weight.shape[2] + 1)
+    return make_result("conv", [x, weight, bias], shape, x.dtype, saves=[x, weight])
+
+
+def grouped_linear(x: Any, weight: Any, offsets: Any) -> Any:
+    """Multiply x [N, d_in], sorted by expert, by weight [E, d_out, d_in] with zoo's own operator, which saves both."""
+    x, weight = cast_for_autocast(x, weight)
+    shape = (x.shape[0], weight.shape[1])
+    return make_result("experts", [x, weight], shape, x.dtype, saves=[x, weight, offsets])
+
+
+def embedding(ids: Any, weight: Any) -> Any:
+    return make_result("embedding", [weight], (*ids.shape, weight.shape[1]), weight.dtype, saves=[ids])
