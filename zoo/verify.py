@@ -66,13 +66,8 @@ def _held(spec: Any) -> int:
 
 @contextmanager
 def _fake(spec: Any, dtype: str) -> Iterator[nn.Module]:
-<<<<<<< HEAD
-    """The model of fake tensors on the CPU, in fake mode."""
-    kind = resolve_dtype("bf16" if dtype == "fp8" else dtype)
-=======
     """Enter fake mode, with the model built of fake tensors on the CPU."""
-    kind = torch_dtype("bf16" if dtype == "fp8" else dtype)
->>>>>>> w/worda
+    kind = resolve_dtype("bf16" if dtype == "fp8" else dtype)
     model = build(spec, device="meta", dtype=kind).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in model.modules():

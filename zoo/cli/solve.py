@@ -86,13 +86,8 @@ def _most(name: str, short: str, text: str) -> None:
 
         if getattr(setup, name) != getattr(Setup, name):
             raise ConfigError(f"{name}: is what is solved for (leave it out)")
-<<<<<<< HEAD
         room = choose_room(setup, memory, usable, runtime)
-        largest = solve.largest_batch if name == "batch" else solve.largest_context
-=======
-        room = room_of(setup, memory, usable, runtime)
         largest = solve.find_largest_batch if name == "batch" else solve.find_largest_context
->>>>>>> w/worda
         more = {} if limit is None else {"most": limit}
         spec = spec_of_composed(compose_target(target, overrides))
         answer = largest(spec, setup, room, train=train, prefill=not cache_only, **more)
@@ -144,13 +139,8 @@ def gpu(
         if getattr(setup, name) != getattr(Setup, name):
             raise ConfigError(f"{name}: is what is solved for (leave it out)")
     rooms = [_room(name, usable, runtime) for name in ([setup.gpu] if setup.gpu else list_gpus())]
-<<<<<<< HEAD
-    rows = smallest_gpus(
-        spec_of_composed(compose_target(target, overrides)), setup, rooms, train=train, prefill=not cache_only
-=======
     rows = find_fewest_gpus(
-        spec_of_composed(composed(target, overrides)), setup, rooms, train=train, prefill=not cache_only
->>>>>>> w/worda
+        spec_of_composed(compose_target(target, overrides)), setup, rooms, train=train, prefill=not cache_only
     )
     print(dumped(rows) if as_json else show.format_gpus(rows, " ".join([target, *(overrides or [])]), train))
     if not any(row["fits"] for row in rows):
@@ -173,15 +163,9 @@ def cache(
     from zoo.analysis.solve import find_smaller_caches
     from zoo.report import solved as show
 
-<<<<<<< HEAD
     compose_target(target, overrides)
-    found = smaller_caches(target, overrides or (), most, setup)
-    print(report.as_json(found) if as_json else show.cache_table(found, target, most))
-=======
-    composed(target, overrides)
     found = find_smaller_caches(target, overrides or (), most, setup)
     print(report.as_json(found) if as_json else show.format_caches(found, target, most))
->>>>>>> w/worda
     if not any(each["fits"] for each in found):
         raise ZooError(f"{target}: neither fewer key heads nor a window brings its KV cache to {report.size(most)}")
 
@@ -239,13 +223,8 @@ def shape(
         kv_bytes_per_token=kv_bytes_per_token,
         memory=memory,
     )
-<<<<<<< HEAD
-    found = shapes(
-        model, overrides or (), budget, setup, nearest=nearest, train=train, aspect=read_pair(aspect), count=count
-=======
     found = solve_shapes(
-        model, overrides or (), budget, setup, nearest=nearest, train=train, aspect=pair(aspect), count=count
->>>>>>> w/worda
+        model, overrides or (), budget, setup, nearest=nearest, train=train, aspect=read_pair(aspect), count=count
     )
     print(dumped(found) if as_json else show.format_shapes(found, model))
 

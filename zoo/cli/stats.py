@@ -108,12 +108,6 @@ def _kernels(targets: list[str], overrides: list[str], setup: Any, shown: Shown)
     found = [kernels(spec, setup) for spec in specs]
     if shown is Shown.json:
         priced = [{**costs.price(spec, setup), "kernels": each} for spec, each in zip(specs, found, strict=True)]
-<<<<<<< HEAD
         return showing.print_prices(targets, targets, priced, shown)
     titles = [" ".join([target, *overrides]) for target in showing.shorten_labels(targets)]
-    print("\n\n".join(kernel_lines(each, title) for title, each in zip(titles, found, strict=True)))
-=======
-        return showing.models(targets, targets, priced, shown)
-    titles = [" ".join([target, *overrides]) for target in showing.distinct(targets)]
     print("\n\n".join(format_kernels(each, title) for title, each in zip(titles, found, strict=True)))
->>>>>>> w/worda

@@ -50,20 +50,11 @@ class ShadowLinear(Weighted):
     """A matrix product."""
 
     def run(self, x: Any) -> Any:
-<<<<<<< HEAD
-        y = O.linear(x, self.weight, self.bias)
-        rows = math.prod(x.shape[:-1])
-        if 1 < rows <= FEW_ROWS and self.bias is None and not (tape().recording or x.is_cuda) and x.dtype is BFLOAT16:
-            return fresh(
-                y.shape, y.dtype, y.storage.name
-            )  # laid out anew beside y, which goes (zoo.run.layer.multiply)
-=======
         y = linear(x, self.weight, self.bias)
         few = 1 < math.prod(x.shape[:-1]) <= FEW_ROWS
         generating = not (current_tape().recording or x.is_cuda)
         if few and generating and self.bias is None and x.dtype is BFLOAT16:
             return make_shadow(y.shape, y.dtype, y.storage.name)  # zoo.run.layer makes a contiguous copy, then frees y
->>>>>>> w/worda
         return y
 
 
