@@ -1,8 +1,7 @@
 # B batch, T queries, S keys, H heads, K kv heads, C head width, P pages of a row, R buckets
 """Attention cases for testing kernels: each feature as data, and its random tensors, drawn from a seed.
 
-The scores are spread widely enough for every feature to change the result, so a test sees a feature that a kernel
-ignores.
+Scores are spread so widely that every feature changes the result: a test sees a feature that a kernel ignores.
 """
 
 from __future__ import annotations
@@ -259,12 +258,9 @@ class Inputs:
     real: Tensor | None
 
     def to(self, dtype: torch.dtype) -> Inputs:
-        """The same numbers in another dtype."""
-        return replace(
-            self,
-            tensors={name: each.to(dtype) for name, each in self.tensors.items()},
-            output_gradient=self.output_gradient.to(dtype),
-        )
+        """Convert the tensors to another dtype."""
+        tensors = {name: each.to(dtype) for name, each in self.tensors.items()}
+        return replace(self, tensors=tensors, output_gradient=self.output_gradient.to(dtype))
 
     def mask(self) -> Mask:
         """Make a new mask, whose dense form is not computed yet."""
@@ -396,7 +392,7 @@ def _on(drawn: Any, device: torch.device | str) -> Any:
 
 
 def _real(case: AttentionCase, hidden: dict[str, Any]) -> Tensor | None:
-    """Mark the queries that are not padding; in cross-attention, whose padding is the memory's, all of them."""
+    """Mark the queries that are not padding; None for all, as in cross-attention, where the memory is padded."""
     if "padding" not in hidden or "memory" in case.hides:
         return None
     return hidden["padding"][:, case.keys - case.queries :, None, None]
