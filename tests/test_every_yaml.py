@@ -76,8 +76,9 @@ def test_a_gradient_reaches_every_parameter(choice):
     assert silent == []
 
 
-ALIKE = ("activation=", "block=", "norm=", "router=")  # whose choices compile like one another
-COMPILED = [pytest.param(each, marks=pytest.mark.slow if each[0].startswith(ALIKE) else ()) for each in every_choice()]
+FEW = ("attention=gqa", "attention=mla", "attention=mamba2", "attention=longformer", "ffn=moe", "position=t5")
+"""Choices whose compiling is tried each time; that of the others, which takes a second and more each, is slow."""
+COMPILED = [pytest.param(each, marks=() if each[0] in FEW else pytest.mark.slow) for each in every_choice()]
 
 
 @pytest.mark.parametrize("choice", COMPILED, ids=name)

@@ -46,9 +46,12 @@ def every(cases: list[Case], *, slow: bool = False) -> pytest.MarkDecorator:
 
 
 EVERY = every(CASES)
-WRITERS = every([case for case in CASES if case.writes])
+MOST = every(CASES, slow=True)
+WRITERS = every([case for case in CASES if case.writes], slow=True)
 FIRST = every(ONE_EACH)
-TURNED = every([case for case in CASES if "rope_parameters" in getattr(transformers, case.config)().to_dict()])
+TURNED = every(
+    [case for case in CASES if "rope_parameters" in getattr(transformers, case.config)().to_dict()], slow=True
+)
 
 
 @EVERY
@@ -68,7 +71,7 @@ def test_logits_and_hidden_states_equal_the_reference(case):
     torch.testing.assert_close(ours.hidden, last[-1], **CLOSE)
 
 
-@EVERY
+@MOST
 def test_each_layers_output_equals_the_references(case):
     two = pair(case)
     ids, seen = two.ids(), []
@@ -103,7 +106,7 @@ def _take(items, count):
     return taken
 
 
-@EVERY
+@MOST
 def test_padded_rows_equal_the_rows_alone_on_either_side(case):
     two = pair(case)
     ids, length = two.ids(3), two.case.tokens
@@ -164,7 +167,7 @@ def test_export_gives_back_every_tensor_bit_for_bit_and_loads(case, tmp_path):
     torch.testing.assert_close(mine[0], other[0], atol=1e-5, rtol=0)
 
 
-@EVERY
+@MOST
 def test_the_spec_alone_says_the_config(case):
     two = pair(case)
     source = two.ours.source

@@ -234,6 +234,9 @@ REFERENCE = {
 }
 
 EVERY = pytest.mark.parametrize("name", REFERENCE)
+SOME = pytest.mark.parametrize(  # one in four, the others are slow
+    "name", [pytest.param(name, marks=() if at % 4 == 0 else pytest.mark.slow) for at, name in enumerate(REFERENCE)]
+)
 
 
 @cache
@@ -274,7 +277,7 @@ def test_the_model_is_the_one_that_its_released_config_describes(name: str) -> N
     assert list_spec_differences(spec_of(name), hf.compose_spec(body)) == []
 
 
-@EVERY
+@SOME
 def test_the_model_is_written_as_a_config_of_the_family_it_was_released_in(name: str) -> None:
     _, body = find_config(spec_of(name))
     own = REFERENCE[name].model_type

@@ -123,7 +123,15 @@ def a_case(chance: random.Random, kind: str):
     return spec, setup, train, train or chance.random() < 0.5
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "t5"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "llama",
+        "mixed",
+        "t5",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in KINDS if each not in ("llama", "mixed")),
+    ],
+)
 @pytest.mark.parametrize("name", ["batch", "context"])
 def test_the_answer_fits_and_one_more_does_not(name: str, kind: str) -> None:
     chance = random.Random(f"{name} {kind}")
