@@ -48,8 +48,11 @@ def find(path: str | Path) -> Path:
 
 
 def steps(root: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted(root.glob("step-*"), key=lambda each: int(each.name.removeprefix("step-")))
+    """The checkpoints of a run, oldest first. Other folders, such as a copy that the user named step-400-best, are not
+    among them."""
+    numbers = {each: each.name.removeprefix("step-") for each in root.glob("step-*")}
+    ours = [each for each, number in numbers.items() if number.isascii() and number.isdigit()]
+    return sorted(ours, key=lambda each: int(numbers[each]))
 
 
 @contextmanager
