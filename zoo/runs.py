@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,12 +82,24 @@ def locked(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
         yield
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process is training in a run's folder, as far as its file system knows."""
+    if not (folder / LOCK).exists():
+        return False
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        return disk.try_lock(file.fileno()) is False
+
+
 def remember(folder: Path) -> None:
     """Note a run as the last one, if it has a checkpoint."""
     if (folder / CHECKPOINTS / LATEST).exists():
         inside = folder.is_relative_to(Path.cwd())
-        LAST_RUN.parent.mkdir(exist_ok=True)
-        disk.write_text(LAST_RUN, f"{folder.relative_to(Path.cwd()) if inside else folder}\n")
+        try:
+            LAST_RUN.parent.mkdir(exist_ok=True)
+            disk.write_text(LAST_RUN, f"{folder.relative_to(Path.cwd()) if inside else folder}\n")
+        except OSError as error:  # the run is whole, wherever it is
+            found = f"cannot be written, found {error.strerror}"
+            print(f"{LAST_RUN}: {found} (--checkpoint {folder} names this run)", file=sys.stderr)
 
 
 def last_run() -> Path:
@@ -101,8 +114,16 @@ def last_run() -> Path:
     return folder
 
 
+def read_result(file: Path) -> dict[str, Any]:
+    """The outcome in a result.json; empty where there is none, or where what is there was not written whole."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def results(folder: Path, jobs: int) -> list[dict[str, Any]]:
     """The outcome of each job of a sweep, by number. A job that was cut off has left none."""
-    files = [folder / str(number) / RESULT for number in range(jobs)]
     missing = {"overrides": [], "status": "cut off"}
-    return [json.loads(file.read_text(encoding="utf-8")) if file.exists() else missing for file in files]
+    return [missing | read_result(folder / str(number) / RESULT) for number in range(jobs)]

@@ -187,6 +187,8 @@ def read_counters(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: a model alone, no run goes on from it (a checkpoint of a run)") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be read, found {short(error)} (a file that zoo wrote)") from error
+    if not isinstance(counters, dict):
+        raise CheckpointError(f"{file}: holds no counters, found {type(counters).__name__} (a file that zoo wrote)")
     check_format(file, counters.get("format"))
     return counters
 

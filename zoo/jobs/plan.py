@@ -26,10 +26,10 @@ from zoo.compose.engine import (
 from zoo.compose.overrides import alternatives, parse_overrides, text, values
 from zoo.compose.shorthand import absolute
 from zoo.compose.targets import Target, find_target, is_file, list_defaults, list_packaged, read_yaml
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, short
 from zoo.jobs.loader import ROOT, JobLoader
 from zoo.jobs.record import run_one_job
-from zoo.runs import RESULT
+from zoo.runs import LOCK, RESULT, is_locked
 
 
 @dataclasses.dataclass
@@ -51,10 +51,21 @@ class LaunchPlan:
         mode = RunMode.MULTIRUN if self.sweeps else RunMode.RUN
         cfg = self.loader.load_configuration(self.config_name, self.overrides, mode)
         HydraConfig.instance().set_config(cfg)
-        wanted = Path(str(cfg.hydra.sweep.dir if self.sweeps else cfg.hydra.run.dir))
-        self.made = [path for path in (wanted, *wanted.parents) if not path.exists()]
-        if any(o.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in self.overrides):
-            return _unused(wanted)
+        key = "hydra.sweep.dir" if self.sweeps else "hydra.run.dir"
+        wanted = Path(str(OmegaConf.select(cfg, key)))
+        try:
+            self.made = [path for path in (wanted, *wanted.parents) if not path.exists()]
+            if any(o.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in self.overrides):
+                wanted.mkdir(parents=True, exist_ok=True)
+                return _unused(wanted)
+            return self._make_new(wanted)
+        except OSError as error:
+            found = error.strerror or short(error)
+            raise ConfigError(f"{wanted}: cannot be made, found {found} ({key}=FOLDER names another)") from error
+
+    @staticmethod
+    def _make_new(wanted: Path) -> Path:
+        """Make the folder, or one with a number where there is one of that name."""
         wanted.parent.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
             folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
@@ -83,7 +94,8 @@ class LaunchPlan:
 
     def _discard(self, folder: Path) -> None:
         """Removes the folder of a run that refused its input before it had done anything, and those made to hold it."""
-        if {path.name for path in folder.iterdir()} <= {".hydra", "train.log", RESULT}:
+        nothing_done = {path.name for path in folder.iterdir()} <= {".hydra", "train.log", RESULT, LOCK}
+        if nothing_done and not is_locked(folder):  # by the process that refuses this one
             shutil.rmtree(folder)
             for path in self.made:
                 if path.exists() and not any(path.iterdir()):
