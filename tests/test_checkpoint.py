@@ -178,10 +178,16 @@ def test_saving_replaces_a_checkpoint_and_nothing_else(tmp_path):
     assert torch.equal(store.load(tmp_path / "saved")(batch).logits, second(batch).logits)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep")
-    for place in ("mine", "mine/notes.txt"):
-        with pytest.raises(CheckpointError, match="no checkpoint of ours"):
+    for place, said in (("mine", "found notes.txt, which is no part of"), ("mine/notes.txt", "is no folder")):
+        with pytest.raises(CheckpointError, match=said):
             store.save_model(first, tmp_path / place)
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["mine", "saved"]
+    (tmp_path / "saved/notes.txt").write_text("keep")  # beside a model, too
+    with pytest.raises(CheckpointError, match=r"notes\.txt"):
+        store.save_model(first, tmp_path / "saved")
+    with pytest.raises(CheckpointError, match=r"found training\.json"):  # a run resumes from these
+        store.save_model(first, save(tmp_path / "run", 2, *trained()))
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["mine", "run", "saved"]
+    assert (tmp_path / "saved/notes.txt").read_text() == "keep"
 
 
 # ---------------------------------------------------------------- a run

@@ -113,6 +113,26 @@ def test_there_and_back_through_our_own_checkpoint(tmp_path, capsys):
     assert torch.equal(first, last)
 
 
+def test_a_folder_with_files_of_ones_own_is_never_replaced(tmp_path, capsys):
+    made = folder(tmp_path / "there")
+    for name, file, said in (
+        ("project", "config.json", "is the config of no model"),  # as a program has one
+        ("model", "thesis.tex", "found thesis.tex, which is no part of a checkpoint"),
+    ):
+        out = tmp_path / name
+        if name == "model":
+            folder(out)
+        out.mkdir(exist_ok=True)
+        (out / file).write_text('{"name": "mine"}')
+        code, _, fault = run(capsys, "convert", made, out, "--no-verify")
+        assert code == 2 and said in fault
+        assert (out / file).read_text() == '{"name": "mine"}'
+    run(capsys, "convert", made, tmp_path / "ours", "--to", "zoo")
+    code, _, fault = run(capsys, "convert", tmp_path / "ours", tmp_path / "ours", "--to", "zoo")
+    assert code == 2 and "is the checkpoint itself" in fault
+    assert run(capsys, "convert", made, made, "--no-verify")[0] == 0  # what is a model's alone, is replaced
+
+
 def test_a_model_trained_here_is_written_as_the_best_known_family_that_says_it(tmp_path):
     model = zoo.build("llama-tiny", ["n_layers=2", "d_model=48", "vocab_size=99"], device="cpu")
     zoo.export(model, tmp_path / "out", verify=False)

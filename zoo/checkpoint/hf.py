@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.files import INDEX, SINGLE, Header, Reader, headers
+from zoo.checkpoint.files import BESIDE, INDEX, SINGLE, Header, Reader, headers, refuse_to_replace
 from zoo.checkpoint.mapping import Entry, entries, matches, worked_out
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.families import family as families
@@ -25,13 +25,6 @@ if TYPE_CHECKING:
 
 SHARD = 5_000_000_000
 """Bytes above which weights are written to several files."""
-
-BESIDE = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt"),
-    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "added_tokens.json", "chat_template.jinja"),
-    "generation_config.json",
-)
-"""What stands beside weights, and goes with them."""
 
 
 @dataclass(frozen=True)
@@ -285,8 +278,11 @@ def save(model: Any, out: Path, *, beside: Path | None = None, shard: int = SHAR
     from zoo.disk import replace_folder
 
     config, body = target(model)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not is_folder(out):
-        raise CheckpointError(f"{out}: holds something that is no checkpoint (a new folder would do)")
+    refuse_to_replace(out, "a checkpoint", (CONFIG, INDEX, SINGLE, "model-*-of-*.safetensors", *BESIDE))
+    if (out / CONFIG).exists() and not read_json(out / CONFIG).keys() & {"model_type", "architectures"}:
+        raise CheckpointError(
+            f"{out / CONFIG}: is the config of no model, and would be replaced (a new folder would do)"
+        )
     laid = entries(model.spec, body.family.keys, body.prefix, body.fields, body.kinds)
     with replace_folder(out) as draft:
         dtype = next(model.parameters()).dtype

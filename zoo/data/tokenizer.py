@@ -69,16 +69,8 @@ class Tokenizer:
         The end of a text is `eos`, else what tokenizer_config.json beside it says, else the first of its common
         spellings that the vocabulary has. Raises ConfigError.
         """
-        import tokenizers
-
         file = tokenizer_file(path, where)
-        read_json(file, where, needs="model")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:
-            if type(error) is not Exception:  # `tokenizers` raises the bare class, which cannot be named more closely
-                raise
-            raise ConfigError(f"{where}.path: cannot read {file}, found {error} (a tokenizer.json)") from error
+        backend = read_backend(file, where)
         backend.no_truncation()  # some files ask for both, which would cut documents short
         backend.no_padding()
         if eos is None:
@@ -88,6 +80,19 @@ class Tokenizer:
         if eos is None:
             raise ConfigError(f"{where}.eos: which token ends a text is not known, found none in {file} (name it)")
         return cls(backend, eos)
+
+
+def read_backend(file: Path, where: str) -> tokenizers.Tokenizer:
+    """Read a tokenizer.json. Raises ConfigError."""
+    import tokenizers
+
+    read_json(file, where, needs="model")
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:
+        if type(error) is not Exception:  # `tokenizers` raises the bare class, which cannot be named more closely
+            raise
+        raise ConfigError(f"{where}.path: cannot read {file}, found {error} (a tokenizer.json)") from error
 
 
 def tokenizer_file(path: str | Path, where: str) -> Path:
