@@ -124,10 +124,21 @@ def test_a_run_that_is_refused_when_it_is_built_leaves_no_folder_and_torchs_thre
     assert [each.name for each in tmp_path.iterdir()] == ["text"]
 
 
-def test_a_folder_that_another_process_has_locked_is_not_deleted(tmp_path, monkeypatch) -> None:
+def test_a_folder_that_another_process_trains_in_is_not_touched(tmp_path) -> None:
+    with (
+        runs.locked(tmp_path / "run", print),
+        planned([f"hydra.run.dir={tmp_path / 'run'}"], check=False) as plan,
+        pytest.raises(ConfigError, match="another process is training in it"),
+    ):
+        plan.run()
+    assert [each.name for each in (tmp_path / "run").iterdir()] == [runs.LOCK]
+
+
+def test_a_folder_that_another_process_locks_meanwhile_is_not_deleted(tmp_path, monkeypatch) -> None:
     (tmp_path / "run").mkdir()
     with runs.locked(tmp_path / "run", print):
         monkeypatch.setattr(runs, "locked", lambda folder, say: nullcontext())
+        monkeypatch.setattr("zoo.jobs.plan._unused", lambda folder: folder)
         run_that_is_refused(tmp_path, monkeypatch)
     assert (tmp_path / "run" / runs.LOCK).is_file()
 

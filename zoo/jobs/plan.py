@@ -103,7 +103,10 @@ class LaunchPlan:
 
 
 def _unused(folder: Path) -> Path:
-    """The folder that the user named. Raises ConfigError when a run or a sweep is in it already."""
+    """The folder that the user named. Raises ConfigError when a run or a sweep is in it already, also one that has
+    no checkpoint yet: Hydra would write over its files before the run's own lock is asked."""
+    if is_locked(folder):
+        raise ConfigError(f"{folder}: another process is training in it (wait for it, stop it, or name another folder)")
     if any((folder / name).exists() for name in ("checkpoints", "multirun.yaml")):
         raise ConfigError(f"{folder}: has a run in it (`zoo train --resume {folder}` goes on with it, or name another)")
     return folder
