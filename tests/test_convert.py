@@ -101,6 +101,19 @@ def test_a_mistake_is_found_in_16_bits_as_in_32(spoil, change, tmp_path):
         verify(model, out)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_is_after_its_export_what_it_was_before_and_can_be_trained(dtype, tmp_path):
+    model = zoo.load(folder(tmp_path / "there")).to(dtype)
+    for parameter in model.parameters():
+        parameter.data += torch.rand(parameter.shape, dtype=torch.float64).to(dtype) * 1e-2  # no float32 value
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    zoo.export(model, tmp_path / "out")
+    after = model.state_dict()
+    assert all(after[name].dtype is dtype and torch.equal(after[name], each) for name, each in before.items())
+    model(torch.arange(8)[None]).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_there_and_back_through_our_own_checkpoint(tmp_path, capsys):
     made = folder(tmp_path / "there", attention_bias=True)
     assert run(capsys, "convert", made, tmp_path / "ours", "--to", "zoo")[0] == 0

@@ -157,6 +157,15 @@ def test_16_bits_that_are_slow_compute_in_float32_with_the_same_values(bf16_is):
         assert torch.equal(each, before[name].float())
 
 
+def test_a_model_that_came_to_compute_in_float32_in_inference_mode_can_be_trained(bf16_is):
+    bf16_is(6.0)
+    model = model_of(dtype="bf16")
+    with torch.inference_mode():
+        dtypes.use_fastest_dtype(model)
+    model(torch.arange(8)[None]).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_16_bits_that_are_fast_or_asked_for_stay(bf16_is):
     told = []
     bf16_is(0.5)

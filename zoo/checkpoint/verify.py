@@ -66,13 +66,20 @@ def verify(model: Any, folder: Path) -> float:
 
 @contextmanager
 def computing_in_float32(model: Any) -> Iterator[None]:
-    """The model with float32 parameters inside the block, and afterwards with those that it had: 16 bits become
-    float32 and back without a change."""
-    dtypes = {parameter: parameter.dtype for parameter in model.parameters()}
+    """Let a model in 16 bits compute in float32 inside the block; afterwards it has its own dtype and values again.
+
+    Float64 stays: float32 would round it. The casts are made outside inference mode, or the model could not be trained
+    any more.
+    """
+    narrow = {each: each.dtype for each in model.parameters() if each.dtype in (torch.bfloat16, torch.float16)}
     try:
-        for parameter in dtypes:
-            parameter.data = parameter.data.float()
+        _cast(dict.fromkeys(narrow, torch.float32))
         yield
     finally:
+        _cast(narrow)
+
+
+def _cast(dtypes: dict[Any, torch.dtype]) -> None:
+    with torch.inference_mode(False):
         for parameter, dtype in dtypes.items():
             parameter.data = parameter.data.to(dtype)
