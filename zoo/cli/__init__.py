@@ -14,6 +14,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     args = sys.argv[1:] if args is None else args
     if args[:1] in (["stats"], ["list"]):
         gc.disable()  # over before there is anything to collect: 20 of 350 ms
+    _settle_output()
     sys.exit(run(args))
 
 
@@ -33,11 +34,27 @@ def run(args: Sequence[str]) -> int:
     except BrokenPipeError:  # `zoo list | head`: nobody is listening any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        found = error.strerror or type(error).__name__
+        return _refuse([f"{error.filename}: cannot be read or written, found {found}"], 1, debug)
     except ZooError as error:
         faults = error.faults if isinstance(error, ConfigError) else [str(error)]
         return _refuse(faults, error.exit_code, debug)
     except usage_error as error:
         return _refuse([_usage(error)], error.exit_code, debug)
+
+
+def _settle_output() -> None:
+    """Let any output be printed: escaped where the terminal's encoding lacks it (× in ASCII, √ on a Windows code page),
+    and to nowhere where the stream was closed (`zoo list >&-`)."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (for the process's life)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _usage(error: Any) -> str:
