@@ -439,6 +439,14 @@ def test_a_file_is_locked_as_nfs_demands_it_with_a_handle_that_may_write(tmp_pat
         assert disk.try_lock(file.fileno()) is None
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"../..", b"step-000009"])
+def test_a_pointer_to_no_checkpoint_of_the_run_is_refused(content, tmp_path):
+    save(tmp_path, 2, *trained())
+    (tmp_path / "checkpoints/latest").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"which is not there \(there are: step-000002\)"):
+        runs.find(tmp_path)
+
+
 def test_a_folder_that_the_user_put_beside_the_checkpoints_is_left_alone(tmp_path):
     model, optimizer = trained()
     save(tmp_path, 2, model, optimizer)

@@ -40,11 +40,12 @@ def find(path: str | Path) -> Path:
         raise CheckpointError(
             f"{path}: no checkpoint in it (a folder with {ARCHITECTURE} or config.json, or that of a run)"
         )
-    folder = root / (root / LATEST).read_text(encoding="utf-8").strip()
+    name = (root / LATEST).read_text(encoding="utf-8", errors="replace").strip()
+    folder = root / name
     disk.recover(folder)
-    if not folder.is_dir():
+    if Path(name).name != name or not name or not folder.is_dir():  # a name, and no path to elsewhere
         there = ", ".join(each.name for each in steps(root)) or "none"
-        raise CheckpointError(f"{root / LATEST}: names {folder.name}, which is not there (there are: {there})")
+        raise CheckpointError(f"{root / LATEST}: names {name or 'nothing'}, which is not there (there are: {there})")
     return folder
 
 
@@ -108,7 +109,7 @@ def last_run() -> Path:
         raise ConfigError(
             f"checkpoint: there is no {LAST_RUN} here, so no last run (`zoo train` makes one, or --checkpoint DIR)"
         )
-    folder = Path(LAST_RUN.read_text(encoding="utf-8").strip())
+    folder = Path(LAST_RUN.read_text(encoding="utf-8", errors="replace").strip())
     if not folder.is_dir():
         raise ConfigError(f"checkpoint: the last run, {folder}, is gone (name another with --checkpoint DIR)")
     return folder

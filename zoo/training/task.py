@@ -328,7 +328,7 @@ def plan_resumption(folder: Path, overrides: Sequence[str]) -> TrainingPlan:
         raise CheckpointError(f"{folder}: is no run, it has no {CONFIG} (the folder that zoo train wrote to)")
     try:
         cfg = OmegaConf.load(folder / CONFIG)
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: cannot be read, found {type(error).__name__}") from error
     if not isinstance(cfg, DictConfig) or "model" not in cfg:
         raise CheckpointError(
