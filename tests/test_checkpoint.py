@@ -439,7 +439,7 @@ def test_a_file_is_locked_as_nfs_demands_it_with_a_handle_that_may_write(tmp_pat
         assert disk.try_lock(file.fileno()) is None
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"../..", b"step-000009"])
+@pytest.mark.parametrize("content", [b"\xff\x00", b"", b"../..", b"step-000009"])
 def test_a_pointer_to_no_checkpoint_of_the_run_is_refused(content, tmp_path):
     save(tmp_path, 2, *trained())
     (tmp_path / "checkpoints/latest").write_bytes(content)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,8 +43,10 @@ def find(path: str | Path) -> Path:
         )
     name = (root / LATEST).read_text(encoding="utf-8", errors="replace").strip()
     folder = root / name
-    disk.recover(folder)
-    if Path(name).name != name or not name or not folder.is_dir():  # a name, and no path to elsewhere
+    known = re.fullmatch(r"step-\d+", name) is not None  # else it may be a path to elsewhere
+    if known:
+        disk.recover(folder)
+    if not known or not folder.is_dir():
         there = ", ".join(each.name for each in steps(root)) or "none"
         raise CheckpointError(f"{root / LATEST}: names {name or 'nothing'}, which is not there (there are: {there})")
     return folder
