@@ -65,6 +65,11 @@ def others(hint: Any, now: Any, name: str) -> list[Any]:
     return [value for index, value in enumerate(found) if value not in found[:index]]
 
 
+def is_ours(kind: type[Spec]) -> bool:
+    """Whether a choice is the program's rather than one that another test has registered."""
+    return kind.__module__.startswith("zoo.")
+
+
 def _samples(hint: Any, now: Any, name: str) -> list[Any]:
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
@@ -87,7 +92,7 @@ def _samples(hint: Any, now: Any, name: str) -> list[Any]:
         return _numbers(now, 0.6, float)
     if isinstance(hint, type) and issubclass(hint, Spec):
         kept = now.get("kind") if isinstance(now, dict) else None
-        return [sample(kind) for kind in hint.kinds.values() if kind.kind != kept]
+        return [sample(kind) for kind in hint.kinds.values() if kind.kind != kept and is_ours(kind)]
     raise TypeError(f"{name}: no values are known for {hint}")
 
 

@@ -32,13 +32,14 @@ def counted(model: Any) -> Any:
     """Counts what the model does in this block."""
     made, kernel, call = Counted(), model.kernel, Eager.__call__
 
-    def watched(self: Any, q: Any, k: Any, v: Any, mask: Any, **more: Any) -> Any:
+    def watched(self: Any, q: Any, k: Any, v: Any, how: Any) -> Any:
+        mask = how.mask
         pairs = q.shape[0] * q.shape[1] * k.shape[1]
         seen = pairs if mask.sees_all else int(mask.dense(q.device).expand(q.shape[0], -1, -1, -1).sum())
         made.hidden += 2 * q.shape[2] * (q.shape[3] + v.shape[3]) * (pairs - seen)
         if k.shape[1] == 1:  # einsum makes no product of a sum over a single key, so that torch counts none
             made.hidden -= 2 * q.shape[2] * v.shape[3] * pairs
-        return call(self, q, k, v, mask, **more)
+        return call(self, q, k, v, how)
 
     model.requires_grad_(False)  # the counter cannot follow a weight that is an input
     model.kernel = "eager"  # torch's counter gives sdpa on the CPU 0

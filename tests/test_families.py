@@ -17,8 +17,9 @@ from families import CLOSE, Case, both, pair, tensors
 
 import zoo
 from zoo.checkpoint import hf
-from zoo.checkpoint.inverse import attempt
-from zoo.checkpoint.mapping import matches
+from zoo.checkpoint.inverse import try_family
+from zoo.checkpoint.mapping import map_tensors, matches
+from zoo.families.described import read_body
 
 CASES: list[Case] = [
     *cases_gpt.CASES,
@@ -167,7 +168,7 @@ def test_export_gives_back_every_tensor_bit_for_bit_and_loads(case, tmp_path):
 def test_the_spec_alone_says_the_config(case):
     two = pair(case)
     source = two.ours.source
-    _, body, faults = attempt(source.family, source.body.architecture, two.ours.spec)
+    _, body, faults = try_family(source.family, source.body.architecture, two.ours.spec)
     assert faults == [] and body is not None
 
 
@@ -177,7 +178,7 @@ def test_the_hub_style_of_a_config_says_the_same(case):
     config = json.loads((two.folder / "config.json").read_text())
     file = two.folder / "hub-config.json"
     file.write_text(json.dumps(hub_style(config)))
-    assert hf.spec_of(hf.read_body(file)[1]) == hf.spec_of(hf.read_body(two.folder)[1])
+    assert hf.compose_spec(read_body(file)[1]) == hf.compose_spec(read_body(two.folder)[1])
 
 
 def hub_style(config):
@@ -199,12 +200,12 @@ def hub_style(config):
 def test_an_unknown_tensor_and_a_missing_one_are_named(case, tmp_path):
     two = pair(case)
     source, found = hf.open_folder(two.folder)
-    spec = hf.spec_of(source.body)
-    laid = hf.entries(spec, source.family.keys, source.body.prefix, source.body.fields, source.body.kinds)
+    spec = hf.compose_spec(source.body)
+    laid = map_tensors(spec, source.body)
     optional = [name.replace("~", source.body.prefix) for name in source.family.optional]
     ours = {name for entry in laid for name in entry.theirs}  # others are of no part of the model
     lost = next(name for name in sorted(found) if name in ours and not matches(name, optional))
-    faults = hf.differences(
+    faults = hf.find_differences(
         laid, {**{k: v for k, v in found.items() if k != lost}, "stranger.weight": found[lost]}, source
     )
     assert any(lost in fault and "missing" in fault for fault in faults)

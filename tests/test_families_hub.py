@@ -8,8 +8,9 @@ import pytest
 import transformers
 
 from zoo.checkpoint import hf
-from zoo.checkpoint.inverse import canonical, unlike
+from zoo.checkpoint.likeness import list_spec_differences
 from zoo.errors import CheckpointError
+from zoo.families.described import read_body
 
 SMALL = {
     "hidden_size": 64,
@@ -64,8 +65,8 @@ def test_a_file_that_leaves_fields_out_reads_as_transformers_reads_it(model, con
     stated = {**SMALL, **fields, "model_type": kind.model_type, "architectures": [model]}
     (tmp_path / "hub.json").write_text(json.dumps(stated))
     kind.from_dict(json.loads(json.dumps(stated))).save_pretrained(tmp_path)
-    ours, theirs = (canonical(hf.spec_of(hf.read_body(tmp_path / name)[1])) for name in ("hub.json", "config.json"))
-    assert list(unlike(ours, theirs)) == []
+    ours, theirs = (hf.compose_spec(read_body(tmp_path / name)[1]) for name in ("hub.json", "config.json"))
+    assert list_spec_differences(ours, theirs) == []
 
 
 @pytest.mark.parametrize("field", ["attn_bias", "sliding_windows", "mlp_biases"])
@@ -73,11 +74,11 @@ def test_a_field_that_no_llama_has_is_refused_by_name(field, tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**SMALL, "model_type": "llama", field: 4}))
     with pytest.raises(CheckpointError, match=field):
-        hf.read_body(file)
+        read_body(file)
 
 
 def test_part_of_a_head_turned_is_refused_where_the_reference_does_not_read_it(tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**SMALL, "model_type": "llama", "rope_theta": 1e4, "partial_rotary_factor": 0.5}))
     with pytest.raises(CheckpointError, match="partial_rotary_factor"):
-        hf.read_body(file)
+        read_body(file)

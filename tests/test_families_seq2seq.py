@@ -10,7 +10,7 @@ from families import CLOSE, Case, tensors
 from safetensors.torch import load_file, save_file
 
 import zoo
-from zoo.checkpoint.inverse import attempt
+from zoo.checkpoint.inverse import try_family
 from zoo.errors import CheckpointError
 
 
@@ -138,7 +138,7 @@ def test_fields_of_hub_configs_that_nothing_reads_are_let_through(name):
 
     found = family.read_family(name)
     base = {**(T5 if "t5" in name else BART), "model_type": name}
-    one, other = (hf.spec_of(found.body(config, "config.json")) for config in (base, {**base, **HUB[name]}))
+    one, other = (hf.compose_spec(found.body(config, "config.json")) for config in (base, {**base, **HUB[name]}))
     assert one == other
 
 
@@ -163,8 +163,8 @@ def test_each_family_says_its_own_spec_and_not_anothers():
     from zoo.families import family
 
     body = family.read_family("bart").body({**BART, "model_type": "bart"}, "config.json")
-    spec = hf.spec_of(body)
+    spec = hf.compose_spec(body)
     for name, is_it in (("bart", True), ("mbart", False), ("pegasus", False), ("t5", False)):
         found = family.read_family(name)
-        _, _, faults = attempt(found, next(iter(found.architectures)), spec)
+        _, _, faults = try_family(found, next(iter(found.architectures)), spec)
         assert (faults == []) is is_it, name

@@ -347,7 +347,7 @@ def test_a_device_without_a_product_in_float8_is_refused_before_anything_is_writ
                 config = task_config(plan.jobs[0])
             reason = f"precision: fp8_{recipe} needs a product in float8, which torch cannot compute on this cpu"
             with pytest.raises(ConfigError) as error:
-                tasks.task(config, tmp_path / "run")
+                tasks.start_run(config, tmp_path / "run")
             assert error.value.faults == [f"{reason} (precision=bf16 would do)"]
     finally:
         fp8.multiplies.cache_clear()

@@ -37,5 +37,5 @@ def test_a_published_model_has_what_was_counted(name, tmp_path, monkeypatch):
 def test_one_unknown_field_that_asks_for_something_is_refused_by_name(tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**PUBLISHED["llama-2-7b"]["config"], "n_future_heads": 4}))
-    with pytest.raises(CheckpointError, match="n_future_heads: is 4, a field that is not known of llama"):
+    with pytest.raises(CheckpointError, match="n_future_heads: is 4, a field that llama does not have"):
         zoo.stats(file)

@@ -102,7 +102,7 @@ def family_rows(measured: dict[str, str]) -> list[tuple[str, ...]]:
     rows = []
     for name, those in sorted(by_family().items()):
         family = families.read_family(name)
-        specs = [hf.spec_of(family.body(config_of(case), case.name)) for case in those[:SHOWN]]
+        specs = [hf.compose_spec(family.body(config_of(case), case.name)) for case in those[:SHOWN]]
         topology = " ".join(sorted({spec.kind for spec in specs}))
         types = ", ".join(f"`{each}`" for each in family.model_types)
         title = family.about.get("title", name)

@@ -67,9 +67,9 @@ def export(model: Any, path: str | Path, *, verify: bool = True, shard: int | No
     from zoo.checkpoint import verify as verification
 
     if verify:
-        verification.require()
+        verification.require_transformers()
     folder = Path(path)
     hf.save(model, folder, shard=shard or hf.SHARD)
     if verify:
-        verification.verify(model, folder)
+        verification.verify_folder(model, folder)
     return folder

@@ -1,2 +1,2 @@
-"""Checkpoints. Ours (store): safetensors beside a YAML of the architecture and a JSON of counters, written atomically.
-Hugging Face's (hf, mapping, inverse): read, written, and verified by transformers' logits."""
+"""Checkpoints. Ours (store): safetensors with the architecture as YAML and counters as JSON, written atomically.
+Hugging Face's (hf): read, written (mapping for tensors, inverse for config.json), verified by transformers' logits."""

@@ -30,7 +30,7 @@ BESIDE = (
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "added_tokens.json", "chat_template.jinja"),
     "generation_config.json",
 )
-"""What stands beside weights, and goes with them."""
+"""Files beside the weights that are copied with them."""
 
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 BITS = {

@@ -1,15 +1,16 @@
-"""Which of their tensors is which of ours: rows of a family's YAML, laid out over a model's own table of tensors.
+"""Map tensors of a published file to tensors of ours, by the rows of a family's `keys`.
 
     blocks.#.attention.o: ~layers.#.self_attn.o_proj           one module: its weight, and its bias where it has one
     blocks.#.attention.{q,k,v}: ~h.#.attn.c_attn | turn, rows  several of ours fused in one of theirs
     blocks.#.ffn.experts.gate: ~layers.#.experts.@.w1          one of ours stacked from several of theirs
     blocks.#(moe).ffn_norm: …                                  only in layers of the family's kind `moe`
-    embedding.tokens: ="~shared" if tied else "~embed_tokens"  as the config says; None where there is no such row
+    embedding.tokens: ="~shared" if tied else "~embed_tokens"  depends on the config; None where there is no such row
     head.out.bias ?head.out.weight: …                          only where the model has that other tensor too
-    blocks.#.ffn.up: ~groups.{layer // 2}.up                   an index worked out of the layer's
+    blocks.#.ffn.up: ~groups.{layer // 2}.up                   an index computed from the layer's
 
-`#` is a layer's index and `@` an expert's (or a head's). What follows `|` makes ours of theirs, step by step; the other
-way round makes theirs of ours. A tensor on either side without a row is an error.
+`#` is a layer's index, `@` an expert's (or a head's), `~` the prefix of the model's class. The steps after `|` convert
+their tensors to ours, from left to right; undone from right to left they convert ours to theirs. A tensor of either
+side without a row is an error.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import CheckpointError
-from zoo.families.expression import Expression, resolved
+from zoo.families.expression import Expression, evaluate_tree
+from zoo.families.family import Body
 from zoo.lazy import torch
-from zoo.spec import Experts, Spec, tensors
+from zoo.spec import Experts, tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +34,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Entry:
-    """Some of our tensors, which are some of theirs."""
+    """Some of our tensors, their tensors that hold the same values, and the steps between: a row at one layer."""
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
@@ -41,20 +43,15 @@ class Entry:
     stacked: bool  # ours is a stack of theirs
     experts: bool  # ours has experts along its first dimension
 
-    @property
-    def same(self) -> bool:
-        """Whether ours is theirs as it is."""
-        return not self.steps and not self.stacked
-
     def to_ours(self, theirs: Sequence[Tensor]) -> list[Tensor]:
-        """Our tensors, of theirs."""
+        """Convert their tensors to ours."""
         whole = [torch.stack(list(theirs)) if self.stacked else theirs[0]]
         for step in self.steps:
             whole = step.read(whole, self)
         return whole
 
     def to_theirs(self, ours: Sequence[Tensor]) -> list[Tensor]:
-        """Their tensors, of ours."""
+        """Convert our tensors to theirs."""
         parts = list(ours)
         for step in reversed(self.steps):
             parts = step.write(parts, self)
@@ -62,25 +59,32 @@ class Entry:
 
     @property
     def axis(self) -> int:
-        """The dimension of a weight's outputs."""
+        """The dimension of a weight's outputs: experts come before it."""
         return 1 if self.experts else 0
+
+    def shapes_of_theirs(self) -> Iterator[tuple[str, Shape]]:
+        """The names and shapes of their tensors, from converting empty ones of ours."""
+        made = self.to_theirs([torch.empty(shape, device="meta") for shape in self.shapes])
+        yield from ((name, tuple(tensor.shape)) for name, tensor in zip(self.theirs, made, strict=True))
 
 
 @dataclass(frozen=True)
 class TensorStep:
-    """One thing done to tensors, and undone."""
+    """One conversion of tensors and its inverse."""
 
     number: int = 0
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        """Convert from their layout."""
         raise NotImplementedError
 
     def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        """Convert to their layout."""
         raise NotImplementedError
 
 
 class Rows(TensorStep):
-    """`rows`: ours are theirs' outputs, one after the other."""
+    """`rows`: their tensor holds the outputs of ours one after the other."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         return list(tensors[0].split([shape[entry.axis] for shape in entry.shapes], entry.axis))
@@ -90,8 +94,7 @@ class Rows(TensorStep):
 
 
 class Groups(TensorStep):
-    """`groups(n)`: theirs has n groups of outputs, each with a share of every one of ours in turn (heads, most
-    often)."""
+    """`groups(n)`: their outputs form n groups (heads, most often), each with a share of every one of ours in turn."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         axis, count = entry.axis, self.number
@@ -105,8 +108,8 @@ class Groups(TensorStep):
         return [torch.cat(parts, axis + 1).flatten(axis, axis + 1)]
 
 
-class Turn(TensorStep):
-    """`turn`: theirs has a weight's inputs first, [in, out]."""
+class Transpose(TensorStep):
+    """`turn`: their weight is transposed, [in, out]."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         return [each.transpose(-1, -2) if each.ndim - entry.axis > 1 else each for each in tensors]
@@ -115,7 +118,7 @@ class Turn(TensorStep):
 
 
 class OneRow(TensorStep):
-    """`row`: theirs is a matrix of one row."""
+    """`row`: their tensor is a matrix of one row, ours a vector."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         return [each.squeeze(0) for each in tensors]
@@ -124,8 +127,8 @@ class OneRow(TensorStep):
         return [each.unsqueeze(0) for each in tensors]
 
 
-class Split(TensorStep):
-    """`pairs(n)`: ours is a vector [n, m] that theirs has flat, n·m."""
+class Flat(TensorStep):
+    """`flat`: their tensor is ours flattened."""
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         return [each.reshape(shape) for each, shape in zip(tensors, entry.shapes, strict=True)]
@@ -134,12 +137,12 @@ class Split(TensorStep):
         return [each.flatten() for each in tensors]
 
 
-STEPS: dict[str, type[TensorStep]] = {"rows": Rows, "groups": Groups, "turn": Turn, "row": OneRow, "flat": Split}
+STEPS: dict[str, type[TensorStep]] = {"rows": Rows, "groups": Groups, "turn": Transpose, "row": OneRow, "flat": Flat}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of a family's `keys`, read."""
+    """A row of a family's `keys`, parsed."""
 
     ours: tuple[str, ...]
     theirs: str
@@ -164,14 +167,14 @@ class Rule:
 
 
 def _braces(text: str) -> Iterator[str]:
-    """`a.{b,c}` as `a.b` and `a.c`; spaces between names that share nothing."""
+    """The names of a row: `a.{b,c}` gives `a.b` and `a.c`; a space separates whole names."""
     for word in text.split():
         match = re.fullmatch(r"(.*)\{(.*)\}(.*)", word)
         yield from (f"{match[1]}{each}{match[3]}" for each in match[2].split(",")) if match else (word,)
 
 
 def _pattern(ours: str) -> re.Pattern[str]:
-    """Our tensors that a row is for: those under its name, with their leaf as the group after the layer's index."""
+    """The names of our tensors that a row covers; its groups are the layer's index and the leaf (.weight, .bias)."""
     text = re.sub(r"#(?:\\\((\w+)\\\))?", r"(\\d+)", re.escape(ours).replace(r"\#", "#"))
     return re.compile(rf"{text}((?:\.(?:weight|bias))?)")
 
@@ -181,22 +184,17 @@ def _kind(ours: str) -> str | None:
     return match[1] if match else None
 
 
-def entries(
-    spec: Spec, rows: Mapping[str, str], prefix: str, fields: Mapping[str, Any], kinds: Mapping[str, Sequence[str]]
-) -> list[Entry]:
-    """Every tensor of the model with what it is in theirs. Raises CheckpointError that lists those without a row.
-
-    `kinds` names each layer's kind as the family does, by tower.
-    """
-    laid = {ours: resolved(theirs, fields) for ours, theirs in rows.items()}
-    rules = [Rule.parse(ours, theirs) for ours, theirs in laid.items() if theirs is not None]
+def map_tensors(spec: Any, body: Body) -> list[Entry]:
+    """Map every tensor of a model to tensors of a file. Raises CheckpointError that lists those without a row."""
+    rows = {ours: evaluate_tree(theirs, body.fields) for ours, theirs in body.family.keys.items()}
+    rules = [Rule.parse(ours, theirs) for ours, theirs in rows.items() if theirs is not None]
     table = {name: (part, part.shapes()[leaf]) for name, part, leaf in tensors(spec, spec.d_model)}  # type: ignore[attr-defined]
     found: dict[str, Entry] = {}
     lost = []
     for name in table:
         if name in found:
             continue
-        entry = next(_laid(name, rules, table, prefix, fields, kinds), None)
+        entry = next(_entries_for(name, rules, table, body), None)
         if entry is None:
             lost.append(name)
         else:
@@ -206,34 +204,30 @@ def entries(
     return list(dict.fromkeys(found.values()))
 
 
-def _laid(
-    name: str,
-    rules: Sequence[Rule],
-    table: Mapping[str, tuple[Any, Shape]],
-    prefix: str,
-    fields: Mapping[str, Any],
-    kinds: Mapping[str, Sequence[str]],
+def _entries_for(
+    name: str, rules: Sequence[Rule], table: Mapping[str, tuple[Any, Shape]], body: Body
 ) -> Iterator[Entry]:
-    """The entries that rows give for one of our tensors; the first holds."""
+    """The entries that the rows give for one of our tensors; the first is taken."""
     for rule in rules:
         for pattern, ours in zip(rule.patterns, rule.ours, strict=True):
             match = pattern.fullmatch(name)
-            if match is None or not _is_kind(ours, match, kinds, name):
+            if match is None or not _is_kind(ours, match, body.kinds, name):
                 continue
             *index, leaf = match.groups()
             names = tuple(_filled(each, index) + leaf for each in rule.ours)
             if not all(each in table for each in (*names, *rule.needs)):
                 continue
             part, shape = table[names[0]]
-            theirs = _filled(worked_out(rule.theirs, index, fields).replace("~", prefix), index) + leaf
+            theirs = _filled(body.full_name(fill_braces(rule.theirs, index, body.fields)), index) + leaf
             stacked = "@" in theirs
             whole = tuple(theirs.replace("@", str(number)) for number in range(shape[0])) if stacked else (theirs,)
-            steps = tuple(step(0 if number is None else int(number.value(fields))) for step, number in rule.steps)
+            steps = tuple(step(0 if number is None else int(number.value(body.fields))) for step, number in rule.steps)
             shapes = tuple(table[each][1] for each in names)
             yield Entry(names, whole, shapes, steps, stacked, isinstance(part, Experts))
 
 
 def _is_kind(ours: str, match: re.Match[str], kinds: Mapping[str, Sequence[str]], name: str) -> bool:
+    """Whether the layer is of the kind that the row asks for, if it asks for one."""
     wanted = _kind(ours)
     if wanted is None:
         return True
@@ -243,17 +237,18 @@ def _is_kind(ours: str, match: re.Match[str], kinds: Mapping[str, Sequence[str]]
     return layer < len(laid) and laid[layer] == wanted
 
 
-def worked_out(theirs: str, index: Sequence[str], fields: Mapping[str, Any]) -> str:
-    """The name with what stands in braces worked out for a layer."""
+def fill_braces(theirs: str, index: Sequence[str], fields: Mapping[str, Any]) -> str:
+    """Replace each `{expression}` in a name by its value for a layer."""
     env = {**fields, "layer": int(index[0])} if index else fields
     return re.sub(r"\{([^}]*)\}", lambda match: str(Expression(match[1]).value(env)), theirs)
 
 
 def _filled(text: str, index: Sequence[str]) -> str:
+    """The name with the layer's index in place of `#`, and without the kind after it."""
     text = re.sub(r"#\(\w+\)", "#", text)
     return text.replace("#", index[0]) if index else text
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a tensor's name is one of those that a family names with `*` for any part."""
+    """Whether a tensor's name matches one of the patterns, in which `*` is any text."""
     return any(re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), name) for pattern in patterns)

@@ -1,5 +1,4 @@
-"""What transformers gives for a folder: run by itself (`python reference.py FOLDER PLACE`), it imports nothing of
-zoo."""
+"""Run a folder's model in transformers: `python reference.py FOLDER PLACE`. Imports nothing of zoo."""
 
 import json
 import sys
@@ -7,7 +6,7 @@ from pathlib import Path
 
 
 def main(folder: Path, place: Path) -> None:
-    """Reads the inputs at PLACE/asked.safetensors, writes logits or hidden states to PLACE/given.safetensors."""
+    """Read the inputs at PLACE/asked.safetensors, write logits or hidden states to PLACE/given.safetensors."""
     import torch
     import transformers
     from safetensors.torch import load_file, save_file
@@ -20,5 +19,5 @@ def main(folder: Path, place: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # the folder of this file, whose names would hide others
+    sys.path.pop(0)  # this file's folder: its module names would hide others
     main(Path(sys.argv[1]), Path(sys.argv[2]))

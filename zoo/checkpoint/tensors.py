@@ -1,4 +1,4 @@
-"""Whether the tensors in a folder's files are those of its architecture, by their headers alone."""
+"""Compare the tensors in a folder's files with its architecture, by their headers alone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from zoo.spec import table
 
 @dataclass(frozen=True)
 class TensorReport:
-    """What a folder's headers say: whose files they are, how many tensors they and the model have, and what is wrong,
-    a line each."""
+    """The result of comparing a folder's headers with its model: the format, the counts of tensors, and a line for
+    each fault."""
 
     folder: Path
     kind: str
@@ -31,8 +31,10 @@ class TensorReport:
 
 
 def compare_tensors(path: Path) -> TensorReport:
-    """The headers of a checkpoint, of a run's newest one or of a Hugging Face folder. No weight is read. Raises
-    CheckpointError for files that are broken or missing."""
+    """Compare the headers of a checkpoint, of a run's newest one, or of a Hugging Face folder with its model.
+
+    Reads no weight. Raises CheckpointError for files that are broken or missing.
+    """
     folder = runs.find(path)
     if (folder / runs.ARCHITECTURE).is_file():
         spec = read_spec(folder)
@@ -44,5 +46,5 @@ def compare_tensors(path: Path) -> TensorReport:
         return TensorReport(folder, "zoo", len(names), len(names), count_parameters(spec)["total"], tuple(faults))
     source, laid, faults = hf.compare_headers(folder)
     theirs, ours = sum(len(entry.theirs) for entry in laid), sum(len(entry.ours) for entry in laid)
-    total = count_parameters(hf.spec_of(source.body))["total"]
+    total = count_parameters(hf.compose_spec(source.body))["total"]
     return TensorReport(folder, f"{source.family.name}, {source.body.architecture}", theirs, ours, total, tuple(faults))

@@ -1,6 +1,6 @@
-"""Whether a folder we wrote gives our own logits in transformers, asked in a fresh process.
+"""Verify a written folder: transformers, in a fresh process, must give the model's own logits.
 
-Both compute in float32, whatever the weights are stored in: the rounding of 16 bits would hide a wrong weight.
+Both compute in float32, whatever dtype the weights are stored in: the rounding of 16 bits would hide a wrong weight.
 """
 
 from __future__ import annotations
@@ -12,39 +12,57 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import CheckpointError, ConfigError
 from zoo.lazy import torch
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 CLOSE = 5e-5
-"""Largest difference of two logits that float32's rounding explains in a dozen layers, relative to the largest logit
-where that is above 1. Of more layers it grows with their root."""
+"""Largest difference of logits that float32 rounding explains in up to twelve layers, relative to the largest logit
+where that is above 1. It grows with the square root of the number of layers."""
 
 PROBE = 17
-"""Tokens of the row that is compared: more than a window or a chunk of a tiny model holds, and odd."""
+"""Tokens of the row that is compared. More than a window or chunk of a tiny model, and odd."""
 
 
-def require() -> None:
-    """Raises ConfigError where transformers is not installed: to be asked before anything is written."""
+def require_transformers() -> None:
+    """Raises ConfigError where transformers is not installed. Called before anything is written."""
     if find_spec("transformers") is None:
         raise ConfigError("verify: transformers is not installed (pip install 'transformer-zoo[hf]', or --no-verify)")
 
 
-def verify(model: Any, folder: Path) -> float:
-    """The largest difference between the model's logits (hidden states, without a head) and transformers' for a folder,
-    both computed in float32.
+def verify_folder(model: Any, folder: Path) -> float:
+    """Compare the model's logits, or hidden states without a head, with transformers' for a folder, in float32.
 
-    Raises CheckpointError when it is more than rounding explains, and ConfigError where transformers is not installed.
+    Gives the largest difference. Raises CheckpointError when it is more than rounding explains, and ConfigError where
+    transformers is not installed.
     """
+    require_transformers()
+    spec = model.spec
+    generator = torch.Generator().manual_seed(0)
+    inputs = {"input_ids": torch.randint(5, spec.vocab_size, (1, min(PROBE, spec.max_seq_len)), generator=generator)}
+    if spec.kind == "encoder_decoder":
+        inputs["decoder_input_ids"] = inputs["input_ids"].flip(1)[:, :7].contiguous()
+    theirs = _run_transformers(folder, inputs)
+    device = next(model.parameters()).device
+    with torch.inference_mode(), computing_in_float32(model):
+        out = model(**{name: ids.to(device) for name, ids in inputs.items()})
+    ours = (out.hidden if out.logits is None else out.logits).float().cpu()
+    largest = float((ours - theirs).abs().max())
+    if not largest <= CLOSE * max(1.0, spec.n_layers / 12) ** 0.5 * max(1.0, float(theirs.abs().max())):
+        raise CheckpointError(f"{folder}: transformers' logits differ from the model's by {largest:.2g}")
+    return largest
+
+
+def _run_transformers(folder: Path, inputs: dict[str, Tensor]) -> Tensor:
+    """Run the folder's model in transformers, in a fresh process. Raises CheckpointError with the last line it said."""
     from safetensors.torch import load_file, save_file
 
-    require()
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, model.spec.vocab_size, (1, min(PROBE, model.spec.max_seq_len)), generator=generator)
-    more = {"decoder_input_ids": ids.flip(1)[:, :7].contiguous()} if model.spec.kind == "encoder_decoder" else {}
-    with torch.inference_mode(), tempfile.TemporaryDirectory() as place:
-        save_file({"input_ids": ids, **more}, Path(place) / "asked.safetensors")
+    with tempfile.TemporaryDirectory() as place:
+        save_file(inputs, Path(place) / "asked.safetensors")
         run = subprocess.run(
             [sys.executable, str(Path(__file__).with_name("reference.py")), str(folder), place],
             capture_output=True,
@@ -52,16 +70,8 @@ def verify(model: Any, folder: Path) -> float:
         )
         if run.returncode:
             last = (run.stderr.strip().splitlines() or ["nothing said"])[-1]
-            raise CheckpointError(f"{folder}: transformers does not read it, it says: {last}")
-        theirs = load_file(Path(place) / "given.safetensors")["given"]
-        device = next(model.parameters()).device
-        with computing_in_float32(model):
-            out = model(ids.to(device), **{name: each.to(device) for name, each in more.items()})
-        ours = (out.hidden if out.logits is None else out.logits).float().cpu()
-    largest = float((ours - theirs).abs().max())
-    if not largest <= CLOSE * max(1.0, model.spec.n_layers / 12) ** 0.5 * max(1.0, float(theirs.abs().max())):
-        raise CheckpointError(f"{folder}: transformers' logits differ from the model's by {largest:.2g}")
-    return largest
+            raise CheckpointError(f"{folder}: transformers cannot read it, it says: {last}")
+        return load_file(Path(place) / "given.safetensors")["given"]
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def run(
     from zoo.errors import CheckpointError
 
     if verify and to is Kind.hf:
-        verification.require()
+        verification.require_transformers()
     folder = runs.find(checkpoint)
     model = store.load(folder, dtype)
     held = sum(parameter.numel() for parameter in model.parameters())
@@ -49,7 +49,7 @@ def run(
     size = report.size(sum(file.stat().st_size for file in files))
     print(f"written: {out}, {held:,} parameters as {config['architectures'][0]}, {size} in {len(files)} files")
     if verify:
-        largest = verification.verify(model, out)
+        largest = verification.verify_folder(model, out)
         print(f"verified: transformers gives the same logits, largest difference {largest:.1e}")
     else:
         print("not verified: nothing has been compared with transformers")

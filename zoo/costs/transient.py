@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from zoo.costs.activations import FEW, NAMES, recurrent_stride
 from zoo.costs.shadow import DTYPES, INT64, ShadowCache, ShadowLayer, Tape, fresh, shaded, taping
 from zoo.costs.shadow.tensor import named_failures
+from zoo.model.position import NoPosition
 
 
 class Generation(NamedTuple):
@@ -73,7 +74,11 @@ def _only(tower: Any, *, loops: bool) -> Any:
     kept = {kind: block for kind, block in tower.blocks.items() if bool(block.attention.state()) == loops}
     if not kept:
         return tower
-    return replace(tower, blocks=kept, pattern=tuple(kind for kind in tower.pattern if kind in kept))
+    taken = any(block.attention.positioning is not None for block in kept.values())
+    idle = tower.position.inside and not taken  # a scheme of the attention that is left out
+    position = NoPosition() if idle else tower.position
+    pattern = tuple(kind for kind in tower.pattern if kind in kept)
+    return replace(tower, blocks=kept, pattern=pattern, position=position)
 
 
 def _traced(towers: dict[str, Any], run: Generation) -> Peaks:

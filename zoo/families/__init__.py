@@ -1,1 +1,1 @@
-"""Published models: from a config.json to a model in our grammar (family, expression, codecs). No torch."""
+"""Published models: from a config.json to a model in our grammar, and back (binding). Needs no torch."""

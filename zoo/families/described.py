@@ -1,4 +1,4 @@
-"""A config.json, or any folder with a model in it, as a model's body in our grammar. No torch, no weight is read."""
+"""Read a config.json, or that of a folder, as a model in our grammar. Needs no torch and reads no weight."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONFIG = "config.json"
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path is a Hugging Face folder."""
+    """Whether a path is a Hugging Face folder: one with a config.json."""
     return (path / CONFIG).is_file()
 
 
@@ -29,20 +29,22 @@ def is_config(path: Any) -> bool:
 def read_body(
     path: Path, changes: Mapping[str, Any] | None = None, stated: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], Body]:
-    """A config.json, or that of a folder, and the model it describes; `stated` are fields that are known better than it
-    says. No torch. Raises CheckpointError."""
+    """Read a config.json, or that of a folder, and the model it describes. `stated` fields replace the config's,
+    `changes` the model's. Raises CheckpointError."""
     file = path / CONFIG if path.is_dir() else path
     config = {**read_json(file), **(stated or {})}
     return config, families.family_of_config(config, str(file)).body(config, str(file), changes)
 
 
 def describe_config(path: Path) -> tuple[Body, list[str]]:
-    """The model that a config.json describes, for a price: what its weights are stored as is no part of it, of a model
-    of text and more it is the text's, and of one with a head that no class here has it is the model below. With what
-    that leaves out, in words. Raises CheckpointError."""
+    """Read the model that a config.json describes, to be priced, and notes on what is left out.
+
+    Of a multimodal model the text model is read; of a class whose head is not known here, the model below the head. How
+    the weights are quantised is left out too. Raises CheckpointError.
+    """
     file = path / CONFIG if path.is_dir() else path
     stated = read_json(file)
-    config, note = families.text_of(stated)
+    config, note = families.find_text_config(stated)
     method = (stated.get("quantization_config") or {}).get("quant_method", "a method that is not named")
     notes = [f"{file}: {note}"] if note else []
     family = families.family_of_config(config, str(file))
@@ -57,26 +59,26 @@ def describe_config(path: Path) -> tuple[Body, list[str]]:
 
 
 FLOAT = "__float__"
-"""What transformers writes a float as that JSON has no word for: {"__float__": "Infinity"}."""
+"""transformers' key for floats that JSON cannot express: {"__float__": "Infinity"}."""
 
 
 def _float(node: dict[str, Any]) -> Any:
     return float(node[FLOAT]) if set(node) == {FLOAT} else node
 
 
-def jsonable(node: Any) -> Any:
-    """Plain data with such floats written so."""
+def to_jsonable(node: Any) -> Any:
+    """Replace infinite floats and NaN in plain data by {"__float__": …}, as transformers does."""
     if isinstance(node, dict):
-        return {key: jsonable(value) for key, value in node.items()}
+        return {key: to_jsonable(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
-        return [jsonable(value) for value in node]
+        return [to_jsonable(value) for value in node]
     if isinstance(node, float) and not math.isfinite(node):
         return {FLOAT: json.dumps(node)}
     return node
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises CheckpointError."""
+    """Read a JSON file that holds an object. Raises CheckpointError."""
     try:
         node = json.loads(file.read_text(encoding="utf-8"), object_hook=_float)
     except FileNotFoundError:

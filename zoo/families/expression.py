@@ -1,8 +1,9 @@
-"""The little language in which a family's YAML says what a config.json means, read forwards and backwards.
+"""Evaluate the expressions in which a family's YAML says what a config.json means.
 
-`=num_key_value_heads or num_attention_heads` is worked out over the fields of a config (import), and turned round to
-say which fields a value of it would take (export). Names, numbers, arithmetic, comparisons, `a if b else c`,
-`x[layer]`, nodes such as `{"kind": "alibi"}` and a few functions: a syntax tree is walked, nothing is executed.
+`=num_key_value_heads or num_attention_heads` is evaluated over the fields of a config (import). The inverse, which
+fields a value would need (export), is in binding.py. The language: names, numbers, arithmetic, comparisons,
+`a if b else c`, `x[layer]`, nodes such as `{"kind": "alibi"}` and a few functions. It has Python's syntax; a syntax
+tree is walked, nothing is executed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import ast
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from zoo.errors import ConfigError, did_you_mean
@@ -38,11 +39,11 @@ OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
 
 LARGEST_POWER = 64
 MANY = 100_000
-"""Entries of a list above which a config is taken to be at fault."""
+"""Most entries of a list: a config with more is refused as faulty."""
 
 
 def _numbers(*values: Any) -> tuple[Any, ...]:
-    """The values, all of which must be numbers: a text times a number would be a long text."""
+    """Give back the values. Raises ConfigError unless all are numbers: a text times a number would be a long text."""
     for value in values:
         if not isinstance(value, int | float):
             raise ConfigError(f"{value!r}: is no number, and arithmetic is asked of it")
@@ -62,44 +63,26 @@ def _range(*ends: int) -> list[int]:
     return list(counted)
 
 
-UNDO: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.sub,
-    ast.Sub: operator.add,
-    ast.Mult: lambda value, factor: (
-        value // factor if isinstance(value, int) and value % factor == 0 else value / factor
-    ),
-    ast.Div: operator.mul,
-    ast.FloorDiv: operator.mul,
-    ast.Pow: lambda value, power: _whole(value ** (1 / power)),
-}
-"""What gives the left side back, from the value and the right side."""
-
-
-def _whole(value: float) -> float | int:
-    """A number that is whole but for rounding, as such."""
-    return round(value) if abs(value - round(value)) <= 1e-12 * abs(value) else value
-
-
 Bindings = dict[str, Any]
 """What fields of a config.json must be: by name, `a.b` within another, or `a[3]` in a list."""
 
 
 class Codec:
-    """A function of the language: how it is worked out, and which fields a value of it would take. A `lazy` one is
-    given its arguments unread."""
+    """A function of the language. A `lazy` one takes its arguments as unevaluated trees."""
 
     lazy = False
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
+        """Evaluate the function over the fields in `env`."""
         raise NotImplementedError
 
     def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
-        """Fields by which it would give `value`; `args` are the unread arguments."""
+        """Find fields by which the function gives `value`; `args` are the unevaluated arguments."""
         return {}
 
 
 class Plain(Codec):
-    """A function of its arguments alone, which is not turned round."""
+    """A function of its arguments alone, without an inverse."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -120,7 +103,7 @@ FUNCTIONS: dict[str, Codec] = {
 
 @functools.lru_cache(4096)
 def _parsed(text: str) -> ast.expr:
-    """The syntax tree of an expression. Raises ConfigError, with the place, for what the language does not have."""
+    """Parse an expression. Raises ConfigError, with the column, for what the language does not have."""
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -132,7 +115,7 @@ def _parsed(text: str) -> ast.expr:
 
 
 def _fault(node: ast.expr) -> str | None:
-    """Why the language does not have this node, or None where it has."""
+    """Why this node is not in the language, or None if it is."""
     match node:
         case ast.Constant(value=value) if value is None or isinstance(value, bool | int | float | str):
             return None
@@ -160,29 +143,23 @@ def _fault(node: ast.expr) -> str | None:
 
 
 class Expression:
-    """One expression. `where` names it in messages. Raises ConfigError for what the language does not have."""
+    """A parsed expression. Raises ConfigError for what the language does not have."""
 
-    def __init__(self, text: str, where: str = "") -> None:
-        self.text, self.where = text.strip(), where
-        self.tree = _parsed(self.text)
+    def __init__(self, text: str) -> None:
+        self.tree = _parsed(text.strip())
 
     def names(self) -> set[str]:
-        """The fields it reads; a function is none."""
+        """The fields that it reads."""
         functions = {node.func.id for node in ast.walk(self.tree) if isinstance(node, ast.Call)}  # type: ignore[attr-defined]
         return {node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name)} - functions
 
     def value(self, env: Mapping[str, Any]) -> Any:
-        """Its value over the fields in `env`. Raises ConfigError for a field that is not there."""
+        """Evaluate it over the fields in `env`. Raises ConfigError for a field that is not there."""
         return evaluate(self.tree, env)
-
-    def bind(self, value: Any, env: Mapping[str, Any]) -> Bindings:
-        """The fields by which it would be `value`, as far as it can be turned round; the caller holds them against
-        it."""
-        return bind(self.tree, value, env)
 
 
 def evaluate(node: ast.expr, env: Mapping[str, Any]) -> Any:
-    """The value of a tree over the fields in `env`."""
+    """Evaluate a syntax tree over the fields in `env`."""
     match node:
         case ast.Constant():
             return node.value
@@ -191,11 +168,11 @@ def evaluate(node: ast.expr, env: Mapping[str, Any]) -> Any:
         case ast.Attribute():
             return _field(evaluate(node.value, env), node.attr)
         case ast.Subscript():
-            return item_of(evaluate(node.value, env), evaluate(node.slice, env), ast.unparse(node))
+            return get_item(evaluate(node.value, env), evaluate(node.slice, env), ast.unparse(node))
         case ast.List():
             return [evaluate(item, env) for item in node.elts]
         case ast.Dict():
-            return {evaluate(key, env): evaluate(item, env) for key, item in _items(node)}
+            return {evaluate(key, env): evaluate(item, env) for key, item in dict_items(node)}
         case ast.BinOp():
             return OPERATORS[type(node.op)](evaluate(node.left, env), evaluate(node.right, env))
         case ast.UnaryOp():
@@ -214,7 +191,7 @@ def evaluate(node: ast.expr, env: Mapping[str, Any]) -> Any:
 
 
 def _compare(node: ast.Compare, env: Mapping[str, Any]) -> bool:
-    """Each neighbour with the next, as far as they hold: 1 < x < 3."""
+    """Compare each value with the next until one comparison fails: 1 < x < 3."""
     left = evaluate(node.left, env)
     for test, comparator in zip(node.ops, node.comparators, strict=True):
         right = evaluate(comparator, env)
@@ -230,7 +207,8 @@ def _field(env: Mapping[str, Any], name: str) -> Any:
     return env[name]
 
 
-def item_of(items: Any, index: int, text: str) -> Any:
+def get_item(items: Any, index: int, text: str) -> Any:
+    """An entry of a list. Raises ConfigError, with the expression's text, where the list is too short."""
     if isinstance(items, list) and not -len(items) <= index < len(items):
         raise ConfigError(f"{text.partition('[')[0]}: has {len(items)} entries, and entry {index} is asked for")
     return items[index]
@@ -245,137 +223,31 @@ def _either(node: ast.BoolOp, env: Mapping[str, Any]) -> Any:
     return value
 
 
-def known(node: ast.expr, env: Mapping[str, Any]) -> Iterator[Any]:
-    """The value of a tree, if the fields at hand give it one."""
-    try:
-        yield evaluate(node, env)
-    except (ConfigError, TypeError, KeyError, IndexError, ZeroDivisionError):
-        return
-
-
-def bind(node: ast.expr, value: Any, env: Mapping[str, Any]) -> Bindings:
-    """The fields by which a tree would be `value`. What cannot be turned round binds nothing."""
-    match node:
-        case ast.Name() | ast.Attribute():
-            return {ast.unparse(node): value}
-        case ast.Subscript():
-            return {f"{ast.unparse(node.value)}[{index}]": value for index in known(node.slice, env)}
-        case ast.Dict() if isinstance(value, Mapping):
-            pairs = [(evaluate(key, env), item) for key, item in _items(node)]
-            return {name: found for key, item in pairs for name, found in bind(item, value.get(key), env).items()}
-        case ast.BoolOp(op=ast.Or()):
-            return bind(node.values[0], value, env)
-        case ast.BoolOp() | ast.Compare() | ast.UnaryOp(op=ast.Not()):
-            return _bind_truth(node, bool(value), env)
-        case ast.BinOp():
-            return _bind_arithmetic(node, value, env)
-        case ast.IfExp():
-            return _bind_choice(node, value, env)
-        case ast.Call(func=ast.Name(id=name)):
-            return FUNCTIONS[name].bind(value, env, *node.args)
-    return {}
-
-
-def _bind_choice(node: ast.IfExp, value: Any, env: Mapping[str, Any]) -> Bindings:
-    """By the branch that is a constant and equals the value, if one does; otherwise by the one that is none."""
-    branches = ((node.body, True), (node.orelse, False))
-    for branch, truth in branches:
-        if isinstance(branch, ast.Constant) and branch.value == value and type(branch.value) is type(value):
-            return _bind_truth(node.test, truth, env)
-    open_ = [each for each in branches if not isinstance(each[0], ast.Constant)]
-    fitting = [each for each in open_ if _fits(each[0], value, env)]
-    branch, truth = next(iter([*fitting, *open_, branches[0]]))
-    return {**bind(branch, value, env), **_bind_truth(node.test, truth, env)}
-
-
-def _items(node: ast.Dict) -> list[tuple[ast.expr, ast.expr]]:
+def dict_items(node: ast.Dict) -> list[tuple[ast.expr, ast.expr]]:
+    """The keys and values of a mapping, as trees."""
     return [(key, item) for key, item in zip(node.keys, node.values, strict=True) if key is not None]
-
-
-def _fits(node: ast.expr, value: Any, env: Mapping[str, Any]) -> bool:
-    """Whether a branch may give this value, as far as the kind of node that it makes tells."""
-    if isinstance(node, ast.Dict):
-        stated = {ast.unparse(key): item for key, item in _items(node)}.get("'kind'")
-        kind = stated.value if isinstance(stated, ast.Constant) else None
-        return isinstance(value, Mapping) and kind in (None, value.get("kind"))
-    return not isinstance(node, ast.Call) or not isinstance(value, Mapping) or bool(bind(node, value, env))
-
-
-def _bind_truth(node: ast.expr, truth: bool, env: Mapping[str, Any]) -> Bindings:
-    match node:
-        case ast.Name() | ast.Attribute():
-            return {ast.unparse(node): truth}
-        case ast.Subscript():
-            return bind(node, truth, env)
-        case ast.UnaryOp(op=ast.Not()):
-            return _bind_truth(node.operand, not truth, env)
-        case ast.BoolOp(op=ast.And()) if truth:
-            return {key: found for item in node.values for key, found in _bind_truth(item, True, env).items()}
-        case ast.BoolOp(op=ast.Or()) if not truth:
-            return {key: found for item in node.values for key, found in _bind_truth(item, False, env).items()}
-        case ast.Compare(ops=[ast.Eq() | ast.NotEq() as test]) if truth is isinstance(test, ast.Eq):
-            return {k: v for right in known(node.comparators[0], env) for k, v in bind(node.left, right, env).items()}
-    return {}
-
-
-def _bind_arithmetic(node: ast.BinOp, value: Any, env: Mapping[str, Any]) -> Bindings:
-    """One side is known, the other takes what is left."""
-    if value is None or isinstance(value, bool | str):
-        return {}
-    back = UNDO.get(type(node.op))
-    for right in known(node.right, env) if _has_fields(node.left) else ():
-        if back is not None and isinstance(right, int | float) and (right or isinstance(node.op, ast.Add | ast.Sub)):
-            return bind(node.left, back(value, right), env)
-    for left in known(node.left, env):
-        if isinstance(node.op, ast.Div) and value:
-            return bind(node.right, left / value, env)
-        if isinstance(node.op, ast.Mult) and left:
-            return bind(node.right, value / left, env)
-    return {}
-
-
-def _has_fields(node: ast.expr) -> bool:
-    """Whether a tree reads anything, so that there is something to bind in it."""
-    return any(isinstance(each, ast.Name) for each in ast.walk(node))
 
 
 # ---------------------------------------------------------------- trees of expressions
 
 
 def is_expression(value: Any) -> bool:
-    """Whether a YAML value is an expression rather than itself."""
+    """Whether a YAML value is an expression: a text that starts with `=`."""
     return isinstance(value, str) and value.startswith("=")
 
 
-def resolved(node: Any, env: Mapping[str, Any]) -> Any:
-    """A YAML tree with each expression in it worked out."""
+def evaluate_tree(node: Any, env: Mapping[str, Any]) -> Any:
+    """Replace each expression in a YAML tree by its value."""
     if is_expression(node):
         return Expression(node[1:]).value(env)
     if isinstance(node, Mapping):
-        return {key: resolved(value, env) for key, value in node.items()}
-    return [resolved(value, env) for value in node] if isinstance(node, list | tuple) else node
+        return {key: evaluate_tree(value, env) for key, value in node.items()}
+    return [evaluate_tree(value, env) for value in node] if isinstance(node, list | tuple) else node
 
 
 def read_names(node: Any) -> set[str]:
-    """Every field that the expressions in a YAML tree read."""
+    """List every field that the expressions in a YAML tree read."""
     if is_expression(node):
         return Expression(node[1:]).names()
     children = node.values() if isinstance(node, Mapping) else node if isinstance(node, list | tuple) else ()
     return set().union(*(read_names(child) for child in children))
-
-
-def assembled(bindings: Bindings) -> dict[str, Any]:
-    """Bindings as fields: `a.b` into a mapping, `a[3]` into a list."""
-    fields: dict[str, Any] = {}
-    for name, value in bindings.items():
-        if name.endswith("]"):
-            base, _, index = name[:-1].partition("[")
-            items = fields.setdefault(base, [])
-            items.extend([None] * (int(index) + 1 - len(items)))
-            items[int(index)] = value
-        elif "." in name:
-            outer, _, inner = name.partition(".")
-            fields.setdefault(outer, {})[inner] = value
-        else:
-            fields[name] = value
-    return fields

@@ -1,27 +1,27 @@
-"""A family of published models: what its config.json means, and where its tensors are. One YAML in conf/family/ each.
+"""Read a family of published models: what its config.json means, and where its tensors are. conf/family/ has a YAML
+for each.
 
     model_type: llama                    # as config.json has it
-    architectures:                       # the classes, and what each changes of `model`; the first is written unless
-    said
+    architectures:                       # the classes, and what each changes of `model`; the first is the default
       LlamaForCausalLM: {prefix: model.}
       LlamaModel: {prefix: "", model: {head: {kind: none}}}
-      LLaMAForCausalLM: {as: LlamaForCausalLM}  # a name that files have of an older class
-    defaults: {attention_bias: false}    # of fields that a config.json may leave out
-    requires: {pretraining_tp: 1}        # fields that must be so: anything else is refused by name
+      LLaMAForCausalLM: {as: LlamaForCausalLM}  # an older name of a class
+    defaults: {attention_bias: false}    # values of fields that a config.json may leave out
+    requires: {pretraining_tp: 1}        # fields that must have this value: another is refused by name
     harmless: [use_cache]                # fields that change no number
-    model:                               # in the model grammar; `=…` is worked out over the fields (expression.py)
+    model:                               # in the model grammar; `=…` is evaluated over the fields (expression.py)
       n_heads: =num_attention_heads
       layers: {moe: {ffn: …}}            # may read `layer`, the layer's index
       pattern: ="dense" if layer < first_k_dense_replace else "moe"
-    present: {a.tensor: {legacy: false}} # fields that a tensor in the file says, where config.json does not
-    export: {n_layer: =n_layers}         # fields that turning `model` round does not give; reads `pattern` and `fields`
-    optional: [final_logits_bias]        # tensors that a file may lack: what a fresh model has stands there
-    unread: {~shared.weight: ~encoder.embed_tokens.weight}  # of no part of the model: back as it came, or a copy
+    present: {a.tensor: {legacy: false}} # values of fields that config.json leaves out, where the file has this tensor
+    export: {n_layer: =n_layers}         # fields that the inverse of `model` does not give; may read `pattern`
+    optional: [final_logits_bias]        # tensors that a file may lack: a fresh model's values are used
+    unread: {~shared.weight: ~encoder.embed_tokens.weight}  # tensors that the model does not read, and what to copy
     keys: {norm: ~norm}                  # ours: theirs (mapping.py); ~ is the prefix of the class
 
-Both directions are read from these. Importing works `model` out. Exporting holds `model`, its expressions unread,
-against a Spec, asks each expression which fields would give what stands there, and imports the result again: what does
-not come back equal stands in the way.
+Both directions are read from these. Import evaluates `model`. Export pairs the unevaluated `model` with a Spec, finds
+the fields by which each expression gives the Spec's value, and imports the result again: only a config that gives the
+same Spec is written.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import Any
 
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.families import codecs  # noqa: F401  (registers the functions of its language)
-from zoo.families.expression import MANY, Expression, read_names, resolved
+from zoo.families.expression import MANY, Expression, evaluate_tree, read_names
 
 _HARMLESS = """
 _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures
@@ -53,15 +53,15 @@ transformers.js_config transformers_version typical_p unk_token_id use_bfloat16 
 attention_probs_dropout_prob activation_dropout unsloth_fixed unsloth_version
 """
 HARMLESS = frozenset(_HARMLESS.split())
-"""Fields of any config.json that change no number of a forward pass (or that a family reads by name)."""
+"""Fields of any config.json that change no number of a forward pass, unless a family reads them by name."""
 
 TEXT = ("text_config", "llm_config", "language_config")
-"""Where a model of text and more keeps the config of its text model."""
+"""Fields in which a multimodal model has the config of its text model."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """One family's YAML, read."""
+    """A family's YAML, as data."""
 
     name: str
     model_types: tuple[str, ...]
@@ -83,16 +83,18 @@ class Family:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def fields(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """The config's fields with what it leaves out. Raises ConfigError, by name, for those that mean something that
-        no model here is."""
+        """Complete a config's fields by the family's defaults. Raises CheckpointError for fields, by name, that no
+        model here implements."""
         named = {self.aliases.get(name, name): value for name, value in config.items()}
-        full = {**self.defaults, **named}  # a null that is stated stays one, as for transformers' config classes
+        full = {**self.defaults, **named}  # a stated null is kept, as transformers does
         faults = []
         for name, wanted in self.requires.items():
             options = wanted if isinstance(wanted, list) else [wanted]
             if name in full and full[name] is not None and full[name] not in options:
-                faults.append(f"{where}: {name}: is {full[name]!r}, which nothing here is ({self._would(options)})")
-        faults += [f"{where}: {fault}" for fault in self._strangers(full)]
+                faults.append(
+                    f"{where}: {name}: is {full[name]!r}, which no model here implements ({self._would(options)})"
+                )
+        faults += [f"{where}: {fault}" for fault in self._unknown_fields(full)]
         if faults:
             raise CheckpointError(*faults)
         for name, text in self.derive.items():
@@ -104,9 +106,9 @@ class Family:
     def _would(options: list[Any]) -> str:
         return f"{' or '.join(map(repr, options))} would do"
 
-    def _strangers(self, full: Mapping[str, Any]) -> list[str]:
-        """Fields that nothing reads. One that is false, null or empty asks for nothing; one with a leading underscore
-        is its writer's own."""
+    def _unknown_fields(self, full: Mapping[str, Any]) -> list[str]:
+        """A line for each field that nothing reads. One that is false, null or empty, or that begins with an
+        underscore, changes no model."""
         known = self.reads | set(self.harmless) | set(self.defaults) | set(self.requires) | HARMLESS
         unread = [
             name
@@ -114,13 +116,13 @@ class Family:
             if name not in known and value not in (None, False, 0, "", [], {}) and not name.startswith("_")
         ]
         return [
-            f"{name}: is {full[name]!r}, a field that is not known of {self.name}{did_you_mean(name, known)}"
+            f"{name}: is {full[name]!r}, a field that {self.name} does not have{did_you_mean(name, known)}"
             for name in unread
         ]
 
     @functools.cached_property
     def reads(self) -> set[str]:
-        """Every field that the family reads."""
+        """All fields that the family reads."""
         rope = {
             "rope_parameters",
             "rope_scaling",
@@ -134,25 +136,26 @@ class Family:
         return set().union(*(read_names(tree) for tree in trees)) | rope | set(self.aliases)
 
     def patch(self, architecture: str, where: str) -> Mapping[str, Any]:
-        """What a class changes of the model. Raises CheckpointError for a class that is not of this family."""
+        """The changes that a class makes to the family. Raises CheckpointError for a class of another family."""
         if architecture not in self.architectures:
             known = ", ".join(self.architectures)
             raise CheckpointError(f"{where}: architectures: {architecture!r} is not read (one of: {known})")
         return self.architectures[architecture]
 
     def template(self, architecture: str, where: str = "") -> Mapping[str, Any]:
-        """`model` as a class has it, expressions unread. A key that the class gives null is left out."""
+        """`model` with the changes of a class, its expressions unevaluated. A key that the class sets to null is left
+        out."""
         patch = self.patch(architecture, where).get("model") or {}
-        changed = {key: laid(self.model.get(key), value) for key, value in patch.items()}
+        changed = {key: lay_over(self.model.get(key), value) for key, value in patch.items()}
         return {key: value for key, value in {**self.model, **changed}.items() if patch.get(key, 0) is not None}
 
     def body(self, config: Mapping[str, Any], where: str, changes: Mapping[str, Any] | None = None) -> Body:
-        """A model in our grammar, of what a config.json says. `changes` are laid over it last, such as a tied head
-        that the file does not have tied."""
+        """Turn a config.json into a model in our grammar. `changes` are laid over it last: the file's tensors may say,
+        for instance, that the head is not tied. Raises CheckpointError."""
         named = config.get("architectures") or [next(iter(self.architectures))]
         named = [self.architectures.get(named[0], {}).get("as", named[0])]
         fields = self.fields(config, where)
-        template = laid(self.template(named[0], where), changes or {})
+        template = lay_over(self.template(named[0], where), changes or {})
         try:
             return self._body(template, fields, named[0])
         except ConfigError as error:
@@ -164,19 +167,19 @@ class Family:
 
     def _body(self, template: Mapping[str, Any], fields: Mapping[str, Any], architecture: str) -> Body:
         body = {key: value for key, value in template.items() if key not in ("layers", "pattern", "encoder", "decoder")}
-        made = {**resolved(body, fields), **_layered(template, fields)}
+        made = {**evaluate_tree(body, fields), **_layered(template, fields)}
         kinds = {"": made.pop("_kinds", [])}
         for tower in ("encoder", "decoder"):
             if tower in template:
                 inner = {k: v for k, v in template[tower].items() if k not in ("layers", "pattern")}
-                made[tower] = {**resolved(inner, fields), **_layered({**template, **template[tower]}, fields)}
+                made[tower] = {**evaluate_tree(inner, fields), **_layered({**template, **template[tower]}, fields)}
                 kinds[tower] = made[tower].pop("_kinds", [])
         return Body(self, architecture, made, kinds, dict(fields))
 
 
 @dataclass(frozen=True)
 class Body:
-    """A model that a config.json describes: in our grammar, with the family's name for each layer's kind."""
+    """A model that a config.json describes: in our grammar, with the family's name for the kind of each layer."""
 
     family: Family
     architecture: str
@@ -186,18 +189,23 @@ class Body:
 
     @property
     def prefix(self) -> str:
+        """What the class puts before the names of the base model's tensors."""
         return self.family.architectures[self.architecture].get("prefix") or ""
 
+    def full_name(self, name: str) -> str:
+        """A tensor's name in a file of this class, from a name in which `~` is the prefix."""
+        return name.replace("~", self.prefix)
 
-def laid(base: Any, patch: Any) -> Any:
-    """`patch` laid over `base`, mapping by mapping; one that names its kind takes the other's place."""
+
+def lay_over(base: Any, patch: Any) -> Any:
+    """Lay `patch` over `base`, mapping by mapping. A mapping that names its kind replaces the other."""
     if not isinstance(base, Mapping) or not isinstance(patch, Mapping) or "kind" in patch:
         return patch
-    return {**base, **{key: laid(base.get(key), value) for key, value in patch.items()}}
+    return {**base, **{key: lay_over(base.get(key), value) for key, value in patch.items()}}
 
 
 def _layered(template: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """`layers` and `pattern`, each layer worked out by itself; layers that come out alike are of one kind."""
+    """Evaluate `layers` and `pattern` for each layer; layers with equal patches are of one kind."""
     kinds, pattern = template.get("layers") or {}, template.get("pattern")
     if not kinds and pattern is None:
         return {}
@@ -208,12 +216,14 @@ def _layered(template: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str
     names, families = [], []
     for index in range(count):
         env = {**fields, "layer": index}
-        kind = "layer" if pattern is None else resolved(pattern, env)
+        kind = "layer" if pattern is None else evaluate_tree(pattern, env)
         kind = kind[index] if isinstance(kind, list) else kind
-        kind = f"layer_{kind}" if isinstance(kind, int) else kind  # a number is a kind without a name, or a patch
+        kind = f"layer_{kind}" if isinstance(kind, int) else kind  # a number is a kind without a patch
         if kinds and kind not in kinds and kind != "layer":
-            raise ConfigError(f"layer {index}: is a {kind!r} one, which is none of ours (one of: {', '.join(kinds)})")
-        patch = resolved(kinds.get(kind) or {}, env)
+            raise ConfigError(
+                f"layer {index}: is of kind {kind!r}, which is not supported (one of: {', '.join(kinds)})"
+            )
+        patch = evaluate_tree(kinds.get(kind) or {}, env)
         names.append(_named(kind, patch, layers))
         families.append(kind)
     used = {name: patch for name, patch in layers.items() if name in names and name != "layer"}
@@ -221,7 +231,7 @@ def _layered(template: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str
 
 
 def _named(kind: str, patch: Any, layers: dict[str, Any]) -> str:
-    """The name of a kind of layer with this patch: the kind's own, numbered where layers of it differ."""
+    """Name a kind of layer with this patch: by the family's name, numbered where its layers differ."""
     if kind == "layer" and not patch:
         return "layer"
     for count in range(1, len(layers) + 2):
@@ -234,7 +244,8 @@ def _named(kind: str, patch: Any, layers: dict[str, Any]) -> str:
 # ---------------------------------------------------------------- the catalogue
 
 
-def folder() -> Path:
+def family_folder() -> Path:
+    """The folder of the families' YAMLs."""
     from zoo.paths import conf_dir
 
     return conf_dir() / "family"
@@ -242,11 +253,11 @@ def folder() -> Path:
 
 @functools.cache
 def read_family(name: str) -> Family:
-    """The family of this name."""
+    """Read the family of this name."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    node: dict[str, Any] = yaml.load((folder() / f"{name}.yaml").read_text(encoding="utf-8"), loader)
+    node: dict[str, Any] = yaml.load((family_folder() / f"{name}.yaml").read_text(encoding="utf-8"), loader)
     base = node.pop("like", None)
     if base is not None:
         node = _like(read_family(base), node)
@@ -256,7 +267,7 @@ def read_family(name: str) -> Family:
 
 
 def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
-    """A family that says only how it differs from another. A key that it gives null is left out."""
+    """Complete a family that states only how it differs from `base`. A key that it sets to null is left out."""
     merged: dict[str, Any] = {"about": node.pop("about", {}), "architectures": node.pop("architectures")}
     merged["model_type"] = node.pop("model_type", None)
     for name in ("harmless", "ignore", "optional"):
@@ -267,17 +278,17 @@ def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
             key: value for key, value in both.items() if value is not None or name in ("defaults", "requires")
         }
     patch = node.pop("model", {})
-    kind = {"kind": patch.pop("kind")} if "kind" in patch else {}  # of the model, whose other keys stay
+    kind = {"kind": patch.pop("kind")} if "kind" in patch else {}  # of the whole model: its other keys are kept
     merged["model"] = {
-        key: value for key, value in laid(base.model, patch).items() if patch.get(key, 0) is not None
+        key: value for key, value in lay_over(base.model, patch).items() if patch.get(key, 0) is not None
     } | kind
     return {**merged, **node}
 
 
 @functools.cache
 def family_names() -> tuple[str, ...]:
-    """The families there are."""
-    return tuple(sorted(path.stem for path in folder().glob("*.yaml")))
+    """The names of all families."""
+    return tuple(sorted(path.stem for path in family_folder().glob("*.yaml")))
 
 
 @functools.cache
@@ -287,11 +298,11 @@ def by_model_type() -> dict[str, str]:
 
 
 def family_of_config(config: Mapping[str, Any], where: str) -> Family:
-    """The family of a config.json. Raises CheckpointError when it is of none."""
+    """Find the family of a config.json by its model_type. Raises CheckpointError when there is none."""
     kind = config.get("model_type")
     if kind is None:
         raise CheckpointError(f"{where}: has no model_type, so its family is not known (transformers writes one)")
-    if (folder() / f"{kind}.yaml").is_file() and kind in read_family(str(kind)).model_types:
+    if (family_folder() / f"{kind}.yaml").is_file() and kind in read_family(str(kind)).model_types:
         return read_family(str(kind))
     known = by_model_type()
     if kind not in known:
@@ -300,9 +311,9 @@ def family_of_config(config: Mapping[str, Any], where: str) -> Family:
     return read_family(known[kind])
 
 
-def text_of(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """The config of the text model inside a config that is of no family here, and what that leaves out; otherwise the
-    config as it is."""
+def find_text_config(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """Find the config of the text model inside a multimodal config, with a note on the rest. A config of a family here
+    is given back as it is."""
     kind = str(config.get("model_type"))
     for name in TEXT:
         inner = config.get(name)

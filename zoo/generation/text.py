@@ -59,7 +59,7 @@ def stream(
     if fp8:
         tell(f"fp8 {fp8}: {summary(quantize(model, fp8))}")
     settle_cpu(model, tell, dtype=None if dtype is None else f"dtype: {dtype}", keep=fp8 is not None)
-    ends = [] if (folder / runs.ARCHITECTURE).is_file() else hf.end_ids(folder)
+    ends = [] if (folder / runs.ARCHITECTURE).is_file() else hf.read_end_ids(folder)
     options = {"ends": ends, "max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop, "kernel": kernel}
     return complete(model, tokenizer, prompt, note=note, **options)
 

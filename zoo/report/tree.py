@@ -11,7 +11,7 @@ def module_rows(name: str, module: Any, depth: int = 0) -> list[TextRow]:
     """A module tree as rows of name, kind, shapes and parameters. Neighbours that are alike share a line: `0-31`."""
     shapes = [list(p.shape) for _, p in module.named_parameters(recurse=False)]
     held = sum(p.numel() for p in module.parameters())
-    kind = module.spec.kind if hasattr(module, "spec") else type(module).__name__
+    kind = module.spec.kind if hasattr(module, "spec") else type(module).__name__.removesuffix("Module")
     shape = " + ".join("×".join(map(str, s)) for s in shapes)
     rows = [
         ("  " * depth + name, "" if kind in ("ModuleList", "ModuleDict") else kind, shape, f"{held:,}" if held else "")

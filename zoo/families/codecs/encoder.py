@@ -1,4 +1,4 @@
-"""What config.json files of encoders say in words of their own: DeBERTa's position types, ALBERT's groups of layers."""
+"""Fields that configs of encoders alone have: DeBERTa's position types, ALBERT's groups of layers."""
 
 from __future__ import annotations
 
@@ -7,94 +7,89 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.errors import ConfigError
-from zoo.families.expression import FUNCTIONS, Bindings, Codec, Plain, bind, known
+from zoo.families.binding import UNSAID, TwoWay, bind, try_evaluate
+from zoo.families.expression import FUNCTIONS, Bindings, Codec, Plain
 
 TYPES = ("c2p", "p2c")
 
 
-def _pos_types(stated: Any) -> list[str]:
-    """DeBERTa's position types, of a list or of one string with bars. Raises ConfigError for those that are none."""
+def _parse_types(stated: Any) -> list[str]:
+    """Parse DeBERTa's position types, a list or one string with bars. Raises ConfigError for unknown ones."""
     names = [name.strip() for name in stated.lower().split("|")] if isinstance(stated, str) else list(stated or [])
     unknown = [name for name in names if name not in TYPES]
     if unknown:
-        raise ConfigError(f"pos_att_type: {unknown[0]!r} is none of ours (one of: {', '.join(TYPES)})")
+        raise ConfigError(f"pos_att_type: {unknown[0]!r} is not supported (one of: {', '.join(TYPES)})")
     return [name for name in TYPES if name in names]
 
 
-class PosTypes(Codec):
-    """`pos_types(relative_attention, pos_att_type)`: which position types attention compares, none unless it is
+def read_types(is_relative: bool, stated: Any) -> list[str]:
+    """`pos_types(relative_attention, pos_att_type)`: the position types that attention compares, none unless it is
     relative."""
+    return _parse_types(stated) if is_relative else []
 
-    def value(self, env: Mapping[str, Any], *args: Any) -> Any:
-        relative, stated = args
-        return _pos_types(stated) if relative else []
 
-    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
-        found = bind(args[0], bool(value), env)
-        return {**found, **bind(args[1], list(value), env)} if value else found
+def write_types(types: Any) -> tuple[Any, ...]:
+    """The arguments of `pos_types` for these position types."""
+    return bool(types), list(types) if types else UNSAID
 
 
 class PosScale(Codec):
     """`pos_scale(relative_attention, pos_att_type, head_dim)`: the scale of plain attention in a DeBERTa, which counts
-    position types even where none is compared; None where it is attention's own."""
+    position types even where none is compared. None for attention's own scale."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
-        relative, stated, head_dim = args
-        count = len(_pos_types(stated))
-        return None if relative or not count else (head_dim * (1 + count)) ** -0.5
+        is_relative, stated, head_dim = args
+        count = len(_parse_types(stated))
+        return None if is_relative or not count else (head_dim * (1 + count)) ** -0.5
 
     def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
         if value is None:
             return {}
-        for head_dim in known(args[2], env):
+        for head_dim in try_evaluate(args[2], env):
             count = round(value**-2 / head_dim) - 1
             return {**bind(args[0], False, env), **bind(args[1], list(TYPES[:count]), env)}
         return {}
 
 
-class RelativePositions(Codec):
-    """`relative(types, max_relative_positions, max_position_embeddings, position_biased_input)`: a DeBERTa's positions:
-    relative where types are compared, learned besides where the input is biased. v2 adds `position_buckets`,
-    `norm_rel_ebd` and `layer_norm_eps`."""
+def read_positions(
+    types: Any, farthest: int, length: int, biased: bool, buckets: int = -1, norm: str = "none", eps: Any = None
+) -> dict[str, Any]:
+    """`relative(types, max_relative_positions, max_position_embeddings, position_biased_input)`: a DeBERTa's positions.
 
-    def value(self, env: Mapping[str, Any], *args: Any) -> Any:
-        types, farthest, length, biased, *more = args
-        learned = {"kind": "learned", "max_seq_len": length} if biased else None
-        if not types:
-            return learned or {"kind": "none"}
-        buckets, norm, eps = more or (-1, "none", None)
-        normed = "layer_norm" in [name.strip() for name in norm.lower().split("|")]
-        return {
-            "kind": "relative",
-            "max_relative_positions": length if farthest < 1 else farthest,
-            "position_buckets": buckets if buckets > 0 else None,
-            "norm": {"kind": "layernorm", "eps": eps} if normed else None,
-            "absolute": learned,
-        }
-
-    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
-        if not isinstance(value, Mapping) or value.get("kind") not in ("relative", "learned", "none"):
-            return {}
-        _, farthest, _, biased, *more = args
-        if value["kind"] != "relative":
-            return bind(biased, value["kind"] == "learned", env)
-        found = {
-            **bind(farthest, value["max_relative_positions"], env),
-            **bind(biased, value["absolute"] is not None, env),
-        }
-        if more:
-            found |= bind(more[0], value["position_buckets"] or -1, env)
-            found |= bind(more[1], "layer_norm" if value["norm"] else "none", env)
-        return found
+    They are relative where types are compared, and learned ones are added where the input is biased. Version 2 has
+    three more arguments: `position_buckets`, `norm_rel_ebd` and `layer_norm_eps`.
+    """
+    learned = {"kind": "learned", "max_seq_len": length} if biased else None
+    if not types:
+        return learned or {"kind": "none"}
+    normed = "layer_norm" in [name.strip() for name in norm.lower().split("|")]
+    return {
+        "kind": "relative",
+        "max_relative_positions": length if farthest < 1 else farthest,
+        "position_buckets": buckets if buckets > 0 else None,
+        "norm": {"kind": "layernorm", "eps": eps} if normed else None,
+        "absolute": learned,
+    }
 
 
-def inner_of(weights: list[int], stated: int) -> int:
-    """How many layers a group of ALBERT's has, by which weights each layer has: what is stated, if that fits."""
+def write_positions(position: Any) -> tuple[Any, ...] | None:
+    """The arguments of `relative` for a position node."""
+    kind = position.get("kind") if isinstance(position, Mapping) else None
+    if kind in ("learned", "none"):
+        return UNSAID, UNSAID, UNSAID, kind == "learned"
+    if kind != "relative":
+        return None
+    buckets, norm = position["position_buckets"] or -1, "layer_norm" if position["norm"] else "none"
+    return UNSAID, position["max_relative_positions"], UNSAID, position["absolute"] is not None, buckets, norm
+
+
+def count_inner(weights: list[int], stated: int) -> int:
+    """How many layers a group of an ALBERT has, by the index of each layer's weights: `stated`, if that fits."""
     return next((count for count in (stated, *range(1, len(weights) + 1)) if _groups(weights, count) is not None), 1)
 
 
-def groups_of(weights: list[int], inner: int) -> int:
-    """How many groups of `inner` layers ALBERT has, by which weights each layer has."""
+def count_groups(weights: list[int], inner: int) -> int:
+    """How many groups of `inner` layers an ALBERT has, from the index of each layer's weights."""
     return _groups(weights, inner) or 1
 
 
@@ -107,5 +102,10 @@ def _groups(weights: list[int], inner: int) -> int | None:
     return groups if laid == weights else None
 
 
-FUNCTIONS |= {"pos_types": PosTypes(), "pos_scale": PosScale(), "relative": RelativePositions()}
-FUNCTIONS |= {"inner_of": Plain(inner_of), "groups_of": Plain(groups_of)}
+FUNCTIONS |= {
+    "pos_types": TwoWay(read_types, write_types),
+    "pos_scale": PosScale(),
+    "relative": TwoWay(read_positions, write_positions),
+    "inner_of": Plain(count_inner),
+    "groups_of": Plain(count_groups),
+}

@@ -1,5 +1,5 @@
-"""Rotary positions as config.json files say them: in the new style (`rope_parameters`), in the hub's (`rope_theta`,
-`rope_scaling`), and in words of some families' own."""
+"""Rotary position embedding in config.json: the new style (`rope_parameters`), the hub's (`rope_theta` with
+`rope_scaling`), and the fields of single families."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.errors import ConfigError
-from zoo.families.expression import FUNCTIONS, Bindings, Codec, bind, known
+from zoo.families.binding import TwoWay, bind, try_evaluate
+from zoo.families.expression import FUNCTIONS, Bindings, Codec
 from zoo.model.position import Scaling
 
 
-def rope_parameters(config: Mapping[str, Any], layer_type: str | None = None) -> dict[str, Any]:
-    """The rotary parameters of a config in the new style, whatever its own: `rope_parameters`, or `rope_theta` with
-    `rope_scaling`."""
+def read_rope_parameters(config: Mapping[str, Any], layer_type: str | None = None) -> dict[str, Any]:
+    """Read a config's rotary parameters, in either style, as the new style has them."""
     stated = config.get("rope_parameters")
     if isinstance(stated, Mapping) and (layer_type or not config.get("rope_scaling")):
         inner = stated.get(layer_type) if layer_type else None
@@ -34,21 +34,24 @@ def rope_parameters(config: Mapping[str, Any], layer_type: str | None = None) ->
 
 
 class Rope(Codec):
-    """`rope(head_dim)`, `rope(head_dim, "full_attention")`: rotary positions for heads of this width, of this kind of
-    layer where the config tells them apart. With a theta as third, `rope(head_dim, "sliding_attention", 1e4)`, the kind
-    has nothing of what stands at the config's top level: that theta, unscaled."""
+    """`rope(head_dim)`: rotary positions for heads of this width.
+
+    `rope(head_dim, "full_attention")` takes the parameters of one kind of layer, where the config has such.
+    `rope(head_dim, "sliding_attention", 1e4)` ignores the parameters at the config's top level: unless the kind has
+    its own, it is unscaled with this theta.
+    """
 
     interleaved = False
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         head_dim, layer_type = args[0], args[1] if len(args) > 1 else None
-        found = rope_parameters(env, layer_type)
+        found = read_rope_parameters(env, layer_type)
         if len(args) > 2:
             stated = env.get("rope_parameters") or {}
             found = {"rope_theta": args[2], **(stated.get(layer_type) or {})}
-        if layer_type:  # the reference looks for this one beside the kinds of layer, not in them
+        if layer_type:  # the reference reads this field beside the kinds of layer, not inside them
             found = {**found, "truncate": (env.get("rope_parameters") or {}).get("truncate")}
-        found = self.read(found, int(head_dim))
+        found = self.convert_parameters(found, int(head_dim))
         partial = found.get("partial_rotary_factor") or 1.0
         width = int(head_dim * partial)
         if "rope_theta" not in found and "default_theta" not in env:
@@ -62,8 +65,8 @@ class Rope(Codec):
             "scaling": _complete(_scaling(found, env)),
         }
 
-    def read(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
-        """Rotary parameters as transformers has them, of a family that says them otherwise."""
+    def convert_parameters(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
+        """Convert the parameters of a family with names of its own to transformers' usual ones."""
         return found
 
     def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
@@ -76,11 +79,11 @@ class Rope(Codec):
         scaling = value.get("scaling")
         fields: dict[str, Any] = {"rope_type": "default"} if scaling is None else _written(scaling)
         fields["rope_theta"] = value["theta"]
-        for head_dim in known(args[0], env):
+        for head_dim in try_evaluate(args[0], env):
             part = value.get("spacing") or value.get("rotary_dim")
             if part or env.get("partial_rotary_factor") or env.get("default_partial"):
                 fields["partial_rotary_factor"] = _share(part or head_dim, head_dim)
-        layer_type = [layer for arg in args[1:] for layer in known(arg, env)]
+        layer_type = [layer for arg in args[1:] for layer in try_evaluate(arg, env)]
         found: Bindings = {f"rope_parameters.{layer_type[0]}" if layer_type else "rope_parameters": fields}
         if scaling is not None and scaling["kind"] == "longrope":
             fields["factor"] = scaling["max_seq_len"] / scaling["original_max_seq_len"]
@@ -90,22 +93,22 @@ class Rope(Codec):
 
 
 def _share(width: int, head_dim: int) -> float:
-    """The share of a head that is so many channels, once rounded down."""
+    """The partial_rotary_factor that gives this many channels of a head after rounding down."""
     share = width / head_dim
     return share if int(head_dim * share) == width else math.nextafter(share, 1.0)
 
 
 class RopeInterleaved(Rope):
-    """`rope_interleaved(head_dim)`: the same with neighbouring channels as the pairs."""
+    """`rope_interleaved(head_dim)`: rotary positions that rotate pairs of neighbouring channels."""
 
     interleaved = True
 
 
 class RopeMscale(Rope):
-    """`rope_mscale(head_dim)`: the same where longrope states its magnitudes as `short_mscale` and `long_mscale`
+    """`rope_mscale(head_dim)`: rotary positions whose longrope factors are called `short_mscale` and `long_mscale`
     (Phi-3.5-MoE)."""
 
-    def read(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
+    def convert_parameters(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
         if found.get("rope_type") not in ("longrope", "su"):
             return found
         missing = [name for name in ("short_mscale", "long_mscale") if not isinstance(found.get(name), int | float)]
@@ -124,9 +127,10 @@ class RopeMscale(Rope):
 
 
 class RopeAlpha(Rope):
-    """`rope_alpha(head_dim)`: the same where an `alpha` is a larger base (Hunyuan), though a file calls it dynamic."""
+    """`rope_alpha(head_dim)`: rotary positions whose `alpha` enlarges theta, though the config says "dynamic"
+    (Hunyuan)."""
 
-    def read(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
+    def convert_parameters(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
         alpha = found.get("alpha")
         if not alpha or found.get("rope_type") != "dynamic":
             return found
@@ -135,11 +139,11 @@ class RopeAlpha(Rope):
 
 
 class YarnScale(Codec):
-    """`yarn_scale(qk_head_dim)`: what multiplies the scores of heads of this width where rotary positions are scaled
-    and state an `mscale_all_dim` a (DeepSeek): (0.1·a·ln(factor) + 1)² / √width. None where attention's own does."""
+    """`yarn_scale(qk_head_dim)`: the scale of the scores where YaRN has an `mscale_all_dim` a (DeepSeek):
+    (0.1·a·ln(factor) + 1)² / √width. None for attention's own scale."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
-        found = rope_parameters(env)
+        found = read_rope_parameters(env)
         share = found.get("mscale_all_dim") if (found.get("rope_type") or "default") != "default" else None
         if not share:
             return None
@@ -147,23 +151,24 @@ class YarnScale(Codec):
         return args[0] ** -0.5 * magnitude * magnitude
 
     def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
-        factor = rope_parameters(env).get("factor")
+        factor = read_rope_parameters(env).get("factor")
         if value is None or not factor or factor <= 1:
             return {}
-        for width in known(args[0], env):
+        for width in try_evaluate(args[0], env):
             share = (math.sqrt(value * math.sqrt(width)) - 1.0) / (0.1 * math.log(factor))
             return {"rope_parameters.mscale_all_dim": round(share, 9)}  # as short as a file states it
         return {}
 
 
 class Even(Codec):
-    """`even(rope(head_dim), head_dim)`: of a family whose classes cannot turn an odd number of channels."""
+    """`even(rope(head_dim), head_dim)`: refuse an odd number of rotated channels, which the family's classes cannot
+    compute."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         position, head_dim = args
-        width = int(head_dim * (rope_parameters(env).get("partial_rotary_factor") or 1.0))
+        width = int(head_dim * (read_rope_parameters(env).get("partial_rotary_factor") or 1.0))
         if width % 2:
-            found = f"turns {width} of a head's {head_dim} channels"
+            found = f"rotates {width} of a head's {head_dim} channels"
             raise ConfigError(f"partial_rotary_factor: {found} (an even number would do)")
         return position
 
@@ -171,38 +176,27 @@ class Even(Codec):
         return bind(args[0], value, env)
 
 
-class Whole(Codec):
-    """`whole(rope(head_dim))`: of a family that turns whole heads. Part of one is refused: its classes read none."""
-
-    def value(self, env: Mapping[str, Any], *args: Any) -> Any:
-        (position,) = args
-        if position["rotary_dim"] is not None:
-            raise ConfigError("partial_rotary_factor: is not 1, and these models turn whole heads (1.0 would do)")
-        return position
-
-    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
-        return bind(args[0], value, env)
+def require_whole(position: dict[str, Any]) -> dict[str, Any]:
+    """`whole(rope(head_dim))`: refuse a partial rotary factor, which the family's classes do not read."""
+    if position["rotary_dim"] is not None:
+        raise ConfigError("partial_rotary_factor: is not 1, and these models rotate whole heads (1.0 would do)")
+    return position
 
 
 YARN = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate")
 LLAMA3 = ("low_freq_factor", "high_freq_factor")
-
-
-LLAMA3 = ("low_freq_factor", "high_freq_factor")
-
-
 LONG = ("short_factor", "long_factor", "attention_factor", "long_attention_factor")
 
 
 def _scaling(found: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The scaling node of rotary parameters."""
+    """The scaling node that rotary parameters describe, or None."""
     kind = found.get("rope_type") or "default"
     if kind == "default":
         return None
     known_kinds = ("linear", "dynamic", "yarn", "llama3", "longrope")
     kind = {"su": "longrope"}.get(kind, kind)
     if kind not in known_kinds:
-        raise ConfigError(f"rope_type: {kind!r} is none of ours (one of: {', '.join(known_kinds)})")
+        raise ConfigError(f"rope_type: {kind!r} is not supported (one of: {', '.join(known_kinds)})")
     longest: Any = env.get("max_position_embeddings")
     trained: Any = (
         env.get("original_max_position_embeddings") or found.get("original_max_position_embeddings") or longest
@@ -225,7 +219,7 @@ def _scaling(found: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _complete(scaling: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A scaling node with every field stated: laid over that of other layers, it takes nothing from it."""
+    """The scaling node with every default written out: laid over that of other layers, it must inherit nothing."""
     if scaling is None:
         return None
     own = Scaling.kinds[scaling["kind"]].fields()
@@ -233,7 +227,8 @@ def _complete(scaling: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _longest(found: Mapping[str, Any], longest: int, trained: int) -> dict[str, Any]:
-    """The length that longrope reaches: the config's, or by its factor; one between two lengths is a magnitude."""
+    """The length that longrope reaches, from its factor or the config. A factor that gives no whole length is kept as
+    an attention factor."""
     factor = found.get("factor")
     if factor is None:
         return {"max_seq_len": longest}
@@ -245,7 +240,7 @@ def _longest(found: Mapping[str, Any], longest: int, trained: int) -> dict[str, 
 
 
 def _written(scaling: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary parameters in the new style that say this scaling."""
+    """The rotary parameters of a scaling node, in the new style."""
     fields: dict[str, Any] = {"rope_type": scaling["kind"]}
     for name in ("factor", *YARN, *LLAMA3, *LONG):
         value = scaling.get(name)
@@ -263,5 +258,5 @@ FUNCTIONS |= {
     "rope_alpha": RopeAlpha(),
     "yarn_scale": YarnScale(),
     "even": Even(),
-    "whole": Whole(),
+    "whole": TwoWay(require_whole, lambda position: (position,)),
 }

@@ -1,0 +1,12 @@
+"""Open, read and write Hugging Face folders: config.json and tensors as a model of ours, and a model as both."""
+
+from zoo.checkpoint.hf.opening import HFSource as HFSource
+from zoo.checkpoint.hf.opening import compare_headers as compare_headers
+from zoo.checkpoint.hf.opening import compose_spec as compose_spec
+from zoo.checkpoint.hf.opening import find_differences as find_differences
+from zoo.checkpoint.hf.opening import open_folder as open_folder
+from zoo.checkpoint.hf.opening import read_end_ids as read_end_ids
+from zoo.checkpoint.hf.reading import load as load
+from zoo.checkpoint.hf.writing import SHARD as SHARD
+from zoo.checkpoint.hf.writing import copy_beside as copy_beside
+from zoo.checkpoint.hf.writing import save as save

@@ -1,0 +1,192 @@
+"""Open a Hugging Face folder: its family and class, its model, and its tensors under the names of that class."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo.checkpoint.files import Header, Reader, headers
+from zoo.checkpoint.mapping import Entry, fill_braces, map_tensors, matches
+from zoo.errors import CheckpointError, did_you_mean
+from zoo.families import family as families
+from zoo.families.described import CONFIG, read_body, read_json
+from zoo.families.family import Body, Family
+from zoo.lazy import torch
+
+
+@dataclass(frozen=True)
+class HFSource:
+    """A folder that was read: its path, its config.json, and the model that the config describes."""
+
+    folder: Path
+    config: dict[str, Any]
+    body: Body
+
+    @property
+    def family(self) -> Family:
+        return self.body.family
+
+
+def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
+    """Read a folder's config.json and headers: its model, and its tensors under the names of the model's class.
+
+    The tensors decide where config.json says something else: a head is tied if the file has no weight for it, and a
+    file without the head of its class is read as the family's class without one. Raises CheckpointError.
+    """
+    file = folder / CONFIG
+    config = read_json(file)
+    if config.get("quantization_config"):
+        fault = "quantization_config: its weights are quantised (the unquantised checkpoint)"
+        raise CheckpointError(f"{file}: {fault}")
+    family, listed = families.family_of_config(config, str(file)), headers(folder)
+    stated = {
+        k: v for name, fields in family.present.items() if name in listed for k, v in fields.items() if k not in config
+    }
+    opened = _open_as_stated(folder, listed, stated)
+    if _has_its_tensors(*opened):
+        return opened
+    for architecture in family.architectures:
+        other = _open_as_stated(folder, listed, {**stated, "architectures": [architecture]})
+        if _has_its_tensors(*other):
+            return other
+    return opened
+
+
+def compose_spec(body: Body) -> Any:
+    """Compose the Spec of a model that a config.json describes."""
+    from zoo.compose import load
+
+    return load(body.model)
+
+
+def compare_headers(folder: Path) -> tuple[HFSource, list[Entry], list[str]]:
+    """Compare a folder's headers with the model of its config.json. Gives a line for each fault; reads no weight."""
+    source, found = open_folder(folder)
+    mapped = map_tensors(compose_spec(source.body), source.body)
+    return source, mapped, find_differences(mapped, found, source)
+
+
+def find_differences(mapped: Sequence[Entry], found: Mapping[str, Header], source: HFSource) -> list[str]:
+    """List the tensors that a folder lacks, that no row names, and whose shapes are not the model's: a line each."""
+    body, folder = source.body, source.folder
+    wanted = {name: shape for entry in mapped for name, shape in entry.shapes_of_theirs()}
+    extra = {body.full_name(name) for name in (*body.family.same, *body.family.unread)}
+    optional = [body.full_name(name) for name in body.family.optional]
+    dropped = [fill_braces(body.full_name(name), (), body.fields) for name in body.family.dropped]
+    strange = [name for name in found if name not in wanted and name not in extra and not matches(name, dropped)]
+    faults = [
+        f"{folder}: {name} is missing, of shape {list(shape)}{did_you_mean(name, strange)}"
+        for name, shape in wanted.items()
+        if name not in found and not matches(name, optional)
+    ]
+    faults += [
+        f"{folder}: {name} has no row in the map of {body.family.name} (it belongs to no part of the model)"
+        for name in strange
+    ]
+    return faults + [
+        f"{folder}: {name} has shape {list(found[name].shape)}, the model's is {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name].shape != shape
+    ]
+
+
+def read_end_ids(folder: Path) -> list[int]:
+    """Read the end-of-text token ids from a folder's generation_config.json, or else from its config.json."""
+    for name in ("generation_config.json", CONFIG):
+        stated = read_json(folder / name).get("eos_token_id") if (folder / name).is_file() else None
+        if stated is not None:
+            return [int(each) for each in (stated if isinstance(stated, list) else [stated])]
+    return []
+
+
+def _open_as_stated(
+    folder: Path, listed: Mapping[str, Header], stated: Mapping[str, Any]
+) -> tuple[HFSource, dict[str, Header]]:
+    """Read a folder with some fields of its config.json replaced by `stated`, its class among them."""
+    config, body = read_body(folder, stated=stated)
+    found = name_tensors(listed, body)
+    changes = None if _has_copied_head(folder, body, found) else _find_tying(body, found)
+    if changes is not None:
+        config, body = read_body(folder, changes, stated)
+    return HFSource(folder, config, body), {**_find_stand_ins(body, found), **found}
+
+
+def _has_its_tensors(source: HFSource, found: Mapping[str, Header]) -> bool:
+    """Whether the folder has the tensors of the model, by name."""
+    faults = find_differences(map_tensors(compose_spec(source.body), source.body), found, source)
+    return all("has shape" in fault for fault in faults)
+
+
+# ---------------------------------------------------------------- tied heads and copies
+
+
+def _has_copied_head(folder: Path, body: Body, found: Mapping[str, Header]) -> bool:
+    """Whether the file stores a tied head as a second copy of its weight (`same` of the family names the first)."""
+    head = str(body.family.about.get("head"))
+    original = body.full_name(body.family.same.get(head, ""))
+    if head not in found or original not in found or found[head].shape != found[original].shape:
+        return False
+    with Reader(folder, found) as reader:
+        return torch.equal(reader[head], reader[original])
+
+
+def _find_tying(body: Body, found: Mapping[str, Header]) -> dict[str, Any] | None:
+    """The change that ties or unties the head as the file has it; None where config.json agrees with the file."""
+    head = body.model.get("decoder", {}).get("head") or body.model.get("head") or {}
+    own = body.family.about.get("head")
+    if own is None or not isinstance(head, Mapping) or head.get("kind", "lm") == "none":
+        return None
+    is_stored = own in found
+    return {"head": {"tied": not is_stored}} if bool(head.get("tied")) is is_stored else None
+
+
+def _find_stand_ins(body: Body, found: Mapping[str, Header]) -> dict[str, Header]:
+    """The headers of copies under the names of their originals, for files that store the copy alone."""
+    pairs = [(body.full_name(copy), body.full_name(name)) for copy, name in body.family.same.items()]
+    return {
+        name: _keep_file_name(found[copy], copy)
+        for copy, name in pairs
+        if copy in found and copy != body.family.about.get("head")
+    }
+
+
+# ---------------------------------------------------------------- names
+
+
+def name_tensors(found: Mapping[str, Header], body: Body) -> dict[str, Header]:
+    """The headers under the names of the model's class, without those that the family ignores.
+
+    As in transformers, a file of the class with a head serves the class without one, and the other way round: the
+    prefix is added or removed.
+    """
+    family, prefix = body.family, body.prefix
+    kept = {name: each for name, each in found.items() if not matches(name, family.ignore)}
+    kept = {_replace_old_names(name): _keep_file_name(each, name) for name, each in kept.items()}
+    longest = max((each.get("prefix") or "" for each in family.architectures.values()), key=len)
+    if longest and prefix == longest and not any(name.startswith(prefix) for name in kept):
+        return {name if _has_no_prefix(name, family) else prefix + name: each for name, each in kept.items()}
+    if longest and not prefix and any(name.startswith(longest) for name in kept):
+        return {name.removeprefix(longest): each for name, each in kept.items()}
+    return kept
+
+
+def _keep_file_name(header: Header, name: str) -> Header:
+    """The header with the tensor's name in the file, by which it is read."""
+    return dataclasses.replace(header, name=header.name or name)
+
+
+def _replace_old_names(name: str) -> str:
+    """Replace TensorFlow's names for the tensors of a norm, which old BERT files have."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def _has_no_prefix(name: str, family: Family) -> bool:
+    """Whether a tensor belongs to a head, whose names have no prefix in any class."""
+    return any(
+        not theirs.startswith("~") and name.startswith(theirs.split(" |")[0])
+        for theirs in family.keys.values()
+        if theirs
+    )

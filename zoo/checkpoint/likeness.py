@@ -1,0 +1,56 @@
+"""Compare two Specs field by field, layer by layer, whatever their kinds of layer are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from zoo.grammar import to_dict
+
+IRRELEVANT = ("init", "balance_coef", "z_coef")
+"""Fields that change no forward pass: how fresh weights are drawn, and a router's auxiliary losses."""
+
+
+def list_spec_differences(ours: Any, theirs: Any) -> list[str]:
+    """List the fields in which two Specs differ, a line each; layers that differ alike share a line."""
+    return list(dict.fromkeys(_differences(write_out_layers(ours), write_out_layers(theirs))))
+
+
+def write_out_layers(spec: Any) -> dict[str, Any]:
+    """Turn a Spec into plain data with a list of all its layers in place of kinds and a pattern."""
+    node = to_dict(spec)
+    for name, stack in spec.towers().items():
+        tower = node[name] if name else node
+        tower["final_norm"] = stack.has_final_norm  # where the Spec leaves it out, it follows from the blocks
+        tower["layers"] = [tower["blocks"][name] for name in tower["pattern"]]
+        if tower.get("shared_layers"):
+            tower["weights"] = [tower["pattern"].index(name) for name in tower["pattern"]]
+        del tower["blocks"], tower["pattern"]
+    return node
+
+
+def is_equal(a: Any, b: Any) -> bool:
+    """Whether two plain values are equal; numbers may differ by rounding."""
+    numbers = all(isinstance(each, float | int) and not isinstance(each, bool) for each in (a, b))
+    return abs(a - b) <= 1e-12 * max(abs(a), abs(b)) if numbers else a == b
+
+
+def _differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping) and ours.get("kind") == theirs.get("kind"):
+        for key in dict.fromkeys([*ours, *theirs]):
+            if key not in IRRELEVANT:
+                yield from _differences(ours.get(key), theirs.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        for mine, other in zip(ours, theirs, strict=True):
+            yield from _differences(mine, other, path)
+    elif not is_equal(ours, theirs):
+        yield f"{path}: is {_short(ours)}, would be {_short(theirs)}"
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):  # of two kinds: fields of both may differ too
+            for key in ours:
+                if isinstance(ours[key], Mapping) and isinstance(theirs.get(key), Mapping):
+                    yield from _differences(ours[key], theirs[key], f"{path}.{key}")
+
+
+def _short(value: Any) -> str:
+    text = f"kind '{value['kind']}'" if isinstance(value, Mapping) and "kind" in value else repr(value)
+    return text if len(text) < 60 else text[:57] + "..."
