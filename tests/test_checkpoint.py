@@ -1,10 +1,13 @@
 """Checkpoints: what is read is what was written, faults are named, and no write leaves half of one."""
 
+import errno
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +18,13 @@ from tiny import every_choice, model_of, name
 from zoo import disk, runs
 from zoo.checkpoint import store
 from zoo.checkpoint.files import read_header
+<<<<<<< HEAD
 from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer
 from zoo.errors import CheckpointError
+=======
+from zoo.data.tokenizer import Tokenizer, byte_tokenizer
+from zoo.errors import CheckpointError, ConfigError
+>>>>>>> w/review
 from zoo.grammar import to_dict
 from zoo.grammar.saved import read_spec
 from zoo.training.optim import AdamW
@@ -175,10 +183,16 @@ def test_saving_replaces_a_checkpoint_and_nothing_else(tmp_path):
     assert torch.equal(store.load(tmp_path / "saved")(batch).logits, second(batch).logits)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep")
-    for place in ("mine", "mine/notes.txt"):
-        with pytest.raises(CheckpointError, match="no checkpoint of ours"):
+    for place, said in (("mine", "found notes.txt, which is no part of"), ("mine/notes.txt", "is no folder")):
+        with pytest.raises(CheckpointError, match=said):
             store.save_model(first, tmp_path / place)
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["mine", "saved"]
+    (tmp_path / "saved/notes.txt").write_text("keep")  # beside a model, too
+    with pytest.raises(CheckpointError, match=r"notes\.txt"):
+        store.save_model(first, tmp_path / "saved")
+    with pytest.raises(CheckpointError, match=r"found training\.json"):  # a run resumes from these
+        store.save_model(first, save(tmp_path / "run", 2, *trained()))
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["mine", "run", "saved"]
+    assert (tmp_path / "saved/notes.txt").read_text() == "keep"
 
 
 # ---------------------------------------------------------------- a run
@@ -367,6 +381,85 @@ def test_a_draft_that_another_process_is_writing_stays_and_that_of_a_killed_one_
     (tmp_path / ".folder.old").mkdir()  # the user's own
     disk.write_text(tmp_path / "a[1].txt", "third")
     assert sorted(each.name for each in tmp_path.iterdir()) == [".folder.old", "a[1].txt", "folder"]
+
+
+def test_the_working_folder_is_read_by_its_dot_but_not_replaced(tmp_path, monkeypatch):
+    save(tmp_path / "run", 2, *trained())
+    monkeypatch.chdir(tmp_path / "run")
+    assert runs.find(".") == runs.find(tmp_path / "run").relative_to(tmp_path / "run")
+    monkeypatch.chdir("checkpoints/step-000002")
+    assert runs.find(".").samefile(runs.find(tmp_path / "run"))
+    for folder in (".", "..", tmp_path):
+        with pytest.raises(ConfigError, match="the folder you are in"), disk.replace_folder(Path(folder)):
+            pass
+    assert (tmp_path / "run/checkpoints/step-000002/zoo.yaml").is_file()
+    with pytest.raises(CheckpointError, match="no checkpoint in it"):
+        runs.find("/")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_what_a_link_names_is_replaced_and_the_link_stays(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/file").write_text("old")
+    (tmp_path / "folder").symlink_to(tmp_path / "disk")
+    (tmp_path / "file").symlink_to(tmp_path / "text")
+    with disk.replace_folder(tmp_path / "folder") as draft:
+        (draft / "file").write_text("new")
+    disk.write_text(tmp_path / "file", "new")
+    assert (tmp_path / "disk/file").read_text() == (tmp_path / "text").read_text() == "new"
+    assert (tmp_path / "folder").is_symlink() and (tmp_path / "file").is_symlink()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["disk", "file", "folder", "text"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes with a name")
+def test_a_pipe_or_a_device_is_written_to_and_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    disk.write_text(tmp_path / "pipe", "text")
+    assert os.read(reading, 100) == b"text"
+    os.close(reading)
+    assert [each.name for each in tmp_path.iterdir()] == ["pipe"] and not (tmp_path / "pipe").is_file()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks by another call")
+def test_a_file_is_locked_as_nfs_demands_it_with_a_handle_that_may_write(tmp_path, monkeypatch):
+    import fcntl
+
+    real = fcntl.flock
+
+    def lock(handle, how):
+        """As `man 2 flock` has it of NFS, where a lock is one of bytes: none on a file that is open for reading."""
+        writes = fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        if not writes and not stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    with disk.replace_file(tmp_path / "file") as draft:
+        disk.write_text(tmp_path / "file", "second")
+        assert draft.exists()  # it was found locked, not free
+        draft.write_text("first")
+    assert (tmp_path / "file").read_text() == "first"
+    with (tmp_path / "file").open() as file:
+        assert disk.try_lock(file.fileno()) is None
+
+
+@pytest.mark.parametrize("content", [b"\xff\x00", b"", b"../..", b"step-000009"])
+def test_a_pointer_to_no_checkpoint_of_the_run_is_refused(content, tmp_path):
+    save(tmp_path, 2, *trained())
+    (tmp_path / "checkpoints/latest").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"which is not there \(there are: step-000002\)"):
+        runs.find(tmp_path)
+
+
+def test_a_folder_that_the_user_put_beside_the_checkpoints_is_left_alone(tmp_path):
+    model, optimizer = trained()
+    save(tmp_path, 2, model, optimizer)
+    shutil.copytree(tmp_path / "checkpoints/step-000002", tmp_path / "checkpoints/step-000002-best")
+    for step in (4, 6, 8):
+        save(tmp_path, step, model, optimizer)
+    assert [each.name for each in runs.steps(tmp_path / "checkpoints")] == ["step-000006", "step-000008"]
+    assert (tmp_path / "checkpoints/step-000002-best/zoo.yaml").is_file()
 
 
 def test_architectures_are_written_so_that_they_read_back_equal(tmp_path):

@@ -511,4 +511,31 @@ def test_zsh_is_given_whole_words(line: str, answers: list[str]) -> None:
 
 def test_bashs_pieces_are_joined_to_words() -> None:
     pieces = ["zoo", "train", "model", "=", "a,b", "attention", "@", "model.attention", "=", "m", "x"]
+<<<<<<< HEAD
     assert completing.join_pieces(pieces) == ["zoo", "train", "model=a,b", "attention@model.attention=m", "x"]
+=======
+    assert completing.joined(pieces) == ["zoo", "train", "model=a,b", "attention@model.attention=m", "x"]
+
+
+@pytest.mark.parametrize("verb", ["list", "solve batch llama3-8b --gpu h100"])
+def test_what_a_terminals_encoding_lacks_is_printed_escaped(verb: str) -> None:
+    done = zoo_process(*verb.split(), env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and done.stderr == ""
+    whole = zoo_process(*verb.split(), env={"PYTHONIOENCODING": "utf-8"}, encoding="utf-8")
+    assert done.stdout == whole.stdout.encode("ascii", "backslashreplace").decode() != whole.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell that closes a stream")
+def test_output_that_nobody_takes_is_no_fault() -> None:
+    command = f"'{sys.executable}' -m zoo stats llama-tiny >&-"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["n_layers=1", "d_model=32", "d_ff=32"]
+    assert run(["build", "llama-tiny", *small, "--device", "cpu", "--out", "text.txt/out"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("zoo: error: ") and "text.txt" in said and "cannot be read or written" in said
+    assert said.count("\n") == 1
+>>>>>>> w/review

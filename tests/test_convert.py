@@ -101,6 +101,19 @@ def test_a_mistake_is_found_in_16_bits_as_in_32(spoil, change, tmp_path):
         verify_folder(model, out)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_is_after_its_export_what_it_was_before_and_can_be_trained(dtype, tmp_path):
+    model = zoo.load(folder(tmp_path / "there")).to(dtype)
+    for parameter in model.parameters():
+        parameter.data += torch.rand(parameter.shape, dtype=torch.float64).to(dtype) * 1e-2  # no float32 value
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    zoo.export(model, tmp_path / "out")
+    after = model.state_dict()
+    assert all(after[name].dtype is dtype and torch.equal(after[name], each) for name, each in before.items())
+    model(torch.arange(8)[None]).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_there_and_back_through_our_own_checkpoint(tmp_path, capsys):
     made = folder(tmp_path / "there", attention_bias=True)
     assert run(capsys, "convert", made, tmp_path / "ours", "--to", "zoo")[0] == 0
@@ -111,6 +124,26 @@ def test_there_and_back_through_our_own_checkpoint(tmp_path, capsys):
     with torch.no_grad():
         first, last = zoo.load(made)(ids).logits, zoo.load(tmp_path / "again")(ids).logits
     assert torch.equal(first, last)
+
+
+def test_a_folder_with_files_of_ones_own_is_never_replaced(tmp_path, capsys):
+    made = folder(tmp_path / "there")
+    for name, file, said in (
+        ("project", "config.json", "is the config of no model"),  # as a program has one
+        ("model", "thesis.tex", "found thesis.tex, which is no part of a checkpoint"),
+    ):
+        out = tmp_path / name
+        if name == "model":
+            folder(out)
+        out.mkdir(exist_ok=True)
+        (out / file).write_text('{"name": "mine"}')
+        code, _, fault = run(capsys, "convert", made, out, "--no-verify")
+        assert code == 2 and said in fault
+        assert (out / file).read_text() == '{"name": "mine"}'
+    run(capsys, "convert", made, tmp_path / "ours", "--to", "zoo")
+    code, _, fault = run(capsys, "convert", tmp_path / "ours", tmp_path / "ours", "--to", "zoo")
+    assert code == 2 and "is the checkpoint itself" in fault
+    assert run(capsys, "convert", made, made, "--no-verify")[0] == 0  # what is a model's alone, is replaced
 
 
 def test_a_model_trained_here_is_written_as_the_best_known_family_that_says_it(tmp_path):

@@ -128,3 +128,13 @@ def test_the_verb_prints_similarities(folder, capsys):
 def test_what_cannot_be_done_costs_one_line(folder, capsys, args, fault):
     assert zoo.cli.run(["embed", str(folder), *args]) == 2
     assert fault in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "1_Pooling/config.json"])
+@pytest.mark.parametrize("text", ["x", "[]", "{}"])
+def test_a_folder_whose_files_hold_something_else_is_refused_in_one_line(folder, tmp_path, file, text):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / file).parent.mkdir(exist_ok=True)
+    (copy / file).write_text(text)
+    with pytest.raises(ConfigError, match=Path(file).name):
+        zoo.embed(copy, TEXTS)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
 import cloudpickle  # of joblib and submitit
 import pytest
+import torch
 from omegaconf import OmegaConf
 
+from zoo import runs
 from zoo.compose.composing import TRAINING
+<<<<<<< HEAD
 from zoo.compose.engine import RunMode, open_session
 from zoo.errors import ConfigError
+=======
+from zoo.compose.engine import RunMode, session
+from zoo.errors import ConfigError, FitError
+>>>>>>> w/review
 from zoo.jobs.loader import JobLoader
 from zoo.jobs.plan import plan_launch
 
@@ -85,3 +96,80 @@ def test_a_search_path_that_nothing_would_search_is_refused() -> None:
 def test_a_variable_that_the_environment_lacks_is_a_fault_in_one_line(loader: JobLoader) -> None:
     with pytest.raises(ConfigError, match=r"^hydra\.job\.env_copy: the environment has no NOT_THERE \(set it\)$"):
         loader.load_configuration("config", ["hydra.job.env_copy=[NOT_THERE]"], RunMode.RUN)
+
+
+# ---------------------------------------------------------------- the folder of a run
+
+
+def refuse(*args: object, **options: object) -> None:
+    torch.set_num_threads(1)  # as a probe beside a busy program would
+    raise FitError("memory: too little of it")
+
+
+def run_that_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo.training.task.build", refuse)
+    data = ["data=text", f"data.path={folder / 'text'}", "data.tokenizer.kind=byte", "sample=null"]
+    size = ["model.n_layers=1", "steps=1", "batch_size=1", "seq_len=8"]
+    (folder / "text").mkdir()
+    for number in range(40):
+        (folder / "text" / f"{number}.txt").write_text(f"text number {number}")
+    overrides = [*data, *size, f"hydra.run.dir={folder / 'run'}", "hydra/job_logging=none", "hydra/hydra_logging=none"]
+    with planned(overrides) as plan, pytest.raises(FitError):
+        plan.run()
+
+
+def test_a_run_that_is_refused_when_it_is_built_leaves_no_folder_and_torchs_threads(tmp_path, monkeypatch) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run_that_is_refused(tmp_path, monkeypatch)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert [each.name for each in tmp_path.iterdir()] == ["text"]
+
+
+def test_a_folder_that_another_process_trains_in_is_not_touched(tmp_path) -> None:
+    with (
+        runs.locked(tmp_path / "run", print),
+        planned([f"hydra.run.dir={tmp_path / 'run'}"], check=False) as plan,
+        pytest.raises(ConfigError, match="another process is training in it"),
+    ):
+        plan.run()
+    assert [each.name for each in (tmp_path / "run").iterdir()] == [runs.LOCK]
+
+
+def test_a_folder_that_another_process_locks_meanwhile_is_not_deleted(tmp_path, monkeypatch) -> None:
+    (tmp_path / "run").mkdir()
+    with runs.locked(tmp_path / "run", print):
+        monkeypatch.setattr(runs, "locked", lambda folder, say: nullcontext())
+        monkeypatch.setattr("zoo.jobs.plan._unused", lambda folder: folder)
+        run_that_is_refused(tmp_path, monkeypatch)
+    assert (tmp_path / "run" / runs.LOCK).is_file()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    for key, sweeps in (("hydra.run.dir", False), ("hydra.sweep.dir", True)):
+        overrides = [f"{key}={tmp_path / 'file' / 'run'}"]
+        with (
+            planned(overrides, sweeps=sweeps, check=False) as plan,
+            pytest.raises(ConfigError, match=f"cannot be made, found Not a directory \\({key}=FOLDER names another"),
+        ):
+            plan.make_folder()
+
+
+def test_an_outcome_that_was_not_written_whole_counts_as_none(tmp_path) -> None:
+    for number, text in enumerate(('{"status": "do', "[1]", "", '{"status": "done"}')):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / runs.RESULT).write_text(text)
+    assert [each["status"] for each in runs.results(tmp_path, 5)] == [*["cut off"] * 3, "done", "cut off"]
+
+
+def test_a_run_whose_last_run_cannot_be_noted_is_still_whole(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/latest").write_text("step-000001")
+    (tmp_path / "runs").write_text("a file where a folder should be")
+    monkeypatch.chdir(tmp_path)
+    runs.remember(tmp_path / "run")
+    assert "runs/last: cannot be written, found File exists" in capsys.readouterr().err.replace(os.sep, "/")

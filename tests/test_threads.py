@@ -83,6 +83,16 @@ def test_a_number_of_threads_that_the_user_stated_is_neither_measured_nor_change
     assert measured["probes"] == 0 and torch.get_num_threads() == 4
 
 
+def test_a_process_that_asks_again_gets_its_threads_back_once_the_other_program_has_gone(free, measured):
+    measured["rates"] = {4: 1.0, 1: 3.0}
+    assert threads.use_fastest_threads(CPU).threads == 1
+    assert threads.use_fastest_threads(CPU) is None and torch.get_num_threads() == 1  # said once
+    watch = ThreadWatch(CPU)
+    assert watch.most == 4 and watch.watches  # a run in the same process has all of them to choose from
+    measured["rates"] = {4: 4.0, 1: 1.0}
+    assert threads.use_fastest_threads(CPU).threads == 4 and torch.get_num_threads() == 4
+
+
 def test_nothing_is_measured_for_another_device(free, measured):
     assert threads.use_fastest_threads(torch.device("meta")) is None
     assert ThreadWatch(torch.device("meta")).begin() is None
@@ -145,6 +155,15 @@ def test_16_bits_that_are_slow_compute_in_float32_with_the_same_values(bf16_is):
     for name, each in model.state_dict().items():
         assert each.dtype is torch.float32
         assert torch.equal(each, before[name].float())
+
+
+def test_a_model_that_came_to_compute_in_float32_in_inference_mode_can_be_trained(bf16_is):
+    bf16_is(6.0)
+    model = model_of(dtype="bf16")
+    with torch.inference_mode():
+        dtypes.use_fastest_dtype(model)
+    model(torch.arange(8)[None]).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_16_bits_that_are_fast_or_asked_for_stay(bf16_is):

@@ -312,6 +312,15 @@ def test_a_run_whose_metrics_were_cut_off_does_not_go_on(config, tmp_path):
         resume_run(tmp_path, ["steps=4"])
 
 
+@pytest.mark.parametrize("text", [b"[1, 2]", b"x", b"", b"\xff"])
+@pytest.mark.parametrize("file", ["config.yaml", "checkpoints/step-000006/training.json"])
+def test_a_run_whose_own_files_hold_something_else_is_refused_in_one_line(config, tmp_path, file, text):
+    start_run(config("save_every=6", "eval_every=null", "sample=null"), tmp_path)
+    (tmp_path / file).write_bytes(text)
+    with pytest.raises(CheckpointError, match=Path(file).name):
+        resume_run(tmp_path, ["steps=8"])
+
+
 def test_a_run_does_not_write_over_another(config, tmp_path):
     start_run(config("steps=1"), tmp_path)
     with pytest.raises(ConfigError, match="--resume"):

@@ -15,8 +15,10 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from zoo.errors import ConfigError
 
 OLD = ".zoo-old"
 DRAFT = r"\..+\.([0-9a-f]{32}|zoo-old)"
@@ -26,6 +28,7 @@ NO_LOCKS = {
     errno.ENOSYS,
     errno.ENOTSUP,
     errno.EOPNOTSUPP,
+    errno.EBADF,  # NFS, for a file that cannot be opened for writing
 }  # a file system without locks says one of these
 NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
@@ -34,8 +37,15 @@ NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 def replace_folder(folder: Path, *, keep: bool = False) -> Iterator[Path]:
     """Yield an empty draft folder that takes the place of `folder` when the block ends, and goes when it raises.
 
-    With `keep` a folder that another process has finished in the meantime stays, and the draft goes.
+    With `keep` a folder that another process has finished in the meantime stays, and the draft goes. A link's target is
+    replaced, not the link. Raises ConfigError for the working folder, and for one that holds it: the shell would stay
+    in the deleted one.
     """
+    stated, folder = folder, _real(folder)
+    if Path.cwd().is_relative_to(folder):
+        raise ConfigError(
+            f"{stated}: is or holds the folder you are in, and would be replaced (another folder would do)"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     recover(folder)
     remove_drafts(folder.parent, glob.escape(folder.name))
@@ -55,7 +65,14 @@ def replace_folder(folder: Path, *, keep: bool = False) -> Iterator[Path]:
 @contextmanager
 def replace_file(file: Path) -> Iterator[Path]:
     """Yield the path of an empty draft file that takes the place of `file` when the block ends, and goes when it
-    raises."""
+    raises.
+
+    A link's target is replaced, not the link. What is no ordinary file, as /dev/null or a pipe, is written to directly.
+    """
+    if file.exists() and not file.is_file():
+        yield file
+        return
+    file = _real(file)
     remove_drafts(file.parent, glob.escape(file.name))
     draft = _draft_of(file)
     try:
@@ -88,7 +105,7 @@ def remove_drafts(parent: Path, name: str = "*") -> None:
             continue
         if draft.suffix == OLD and not draft.with_name(draft.name[1 : -len(OLD)]).exists():
             continue  # the only copy there is: `recover` puts it back
-        with _lock_on(draft) as free:
+        with suppress(PermissionError), _lock_on(draft) as free:  # another user's stays
             if free or (free is None and time.time() - draft.stat().st_mtime > A_DAY):
                 shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
 
@@ -109,6 +126,9 @@ def flush(path: Path) -> None:
 
 def recover(folder: Path) -> None:
     """Put a folder back whose replacement was cut off between two renames, on systems that cannot exchange folders."""
+    folder = _real(folder)
+    if not folder.name:  # the root of the file system
+        return
     old = _old_of(folder)
     if not folder.exists() and old.exists():
         try:
@@ -161,6 +181,11 @@ def exchange(one: Path, other: Path) -> bool:
     return not failed
 
 
+def _real(path: Path) -> Path:
+    """The absolute path behind links: unlike `.` it has a name."""
+    return Path(os.path.realpath(path))
+
+
 def _old_of(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}{OLD}")
 
@@ -193,7 +218,9 @@ def _lock_on(path: Path) -> Iterator[bool | None]:
         yield None
         return
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(
+            path, os.O_RDONLY if path.is_dir() else os.O_RDWR
+        )  # NFS locks no file opened for reading alone
     except FileNotFoundError:
         yield False
         return

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,17 +41,23 @@ def find(path: str | Path) -> Path:
         raise CheckpointError(
             f"{path}: no checkpoint in it (a folder with {ARCHITECTURE} or config.json, or that of a run)"
         )
-    folder = root / (root / LATEST).read_text(encoding="utf-8").strip()
-    disk.recover(folder)
-    if not folder.is_dir():
+    name = (root / LATEST).read_text(encoding="utf-8", errors="replace").strip()
+    folder = root / name
+    known = re.fullmatch(r"step-\d+", name) is not None  # else it may be a path to elsewhere
+    if known:
+        disk.recover(folder)
+    if not known or not folder.is_dir():
         there = ", ".join(each.name for each in steps(root)) or "none"
-        raise CheckpointError(f"{root / LATEST}: names {folder.name}, which is not there (there are: {there})")
+        raise CheckpointError(f"{root / LATEST}: names {name or 'nothing'}, which is not there (there are: {there})")
     return folder
 
 
 def steps(root: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted(root.glob("step-*"), key=lambda each: int(each.name.removeprefix("step-")))
+    """The checkpoints of a run, oldest first. Other folders, such as a copy that the user named step-400-best, are not
+    among them."""
+    numbers = {each: each.name.removeprefix("step-") for each in root.glob("step-*")}
+    ours = [each for each, number in numbers.items() if number.isascii() and number.isdigit()]
+    return sorted(ours, key=lambda each: int(numbers[each]))
 
 
 @contextmanager
@@ -78,12 +86,24 @@ def locked(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
         yield
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process is training in a run's folder, as far as its file system knows."""
+    if not (folder / LOCK).exists():
+        return False
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        return disk.try_lock(file.fileno()) is False
+
+
 def remember(folder: Path) -> None:
     """Note a run as the last one, if it has a checkpoint."""
     if (folder / CHECKPOINTS / LATEST).exists():
         inside = folder.is_relative_to(Path.cwd())
-        LAST_RUN.parent.mkdir(exist_ok=True)
-        disk.write_text(LAST_RUN, f"{folder.relative_to(Path.cwd()) if inside else folder}\n")
+        try:
+            LAST_RUN.parent.mkdir(exist_ok=True)
+            disk.write_text(LAST_RUN, f"{folder.relative_to(Path.cwd()) if inside else folder}\n")
+        except OSError as error:  # the run is whole, wherever it is
+            found = f"cannot be written, found {error.strerror}"
+            print(f"{LAST_RUN}: {found} (--checkpoint {folder} names this run)", file=sys.stderr)
 
 
 def last_run() -> Path:
@@ -92,14 +112,22 @@ def last_run() -> Path:
         raise ConfigError(
             f"checkpoint: there is no {LAST_RUN} here, so no last run (`zoo train` makes one, or --checkpoint DIR)"
         )
-    folder = Path(LAST_RUN.read_text(encoding="utf-8").strip())
+    folder = Path(LAST_RUN.read_text(encoding="utf-8", errors="replace").strip())
     if not folder.is_dir():
         raise ConfigError(f"checkpoint: the last run, {folder}, is gone (name another with --checkpoint DIR)")
     return folder
 
 
+def read_result(file: Path) -> dict[str, Any]:
+    """The outcome in a result.json; empty where there is none, or where what is there was not written whole."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def results(folder: Path, jobs: int) -> list[dict[str, Any]]:
     """The outcome of each job of a sweep, by number. A job that was cut off has left none."""
-    files = [folder / str(number) / RESULT for number in range(jobs)]
     missing = {"overrides": [], "status": "cut off"}
-    return [json.loads(file.read_text(encoding="utf-8")) if file.exists() else missing for file in files]
+    return [missing | read_result(folder / str(number) / RESULT) for number in range(jobs)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -24,6 +25,13 @@ Shape = tuple[int, ...]
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 BIN_INDEX, BIN = "pytorch_model.bin.index.json", "pytorch_model.bin"
 
+BESIDE = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "added_tokens.json", "chat_template.jinja"),
+    "generation_config.json",
+)
+"""Files beside the weights that are copied with them."""
+
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
@@ -33,6 +41,20 @@ BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
 }
 """Bits a value, by safetensors' name of a dtype."""
+
+
+def refuse_to_replace(folder: Path, what: str, names: Iterable[str]) -> None:
+    """Raise CheckpointError when a folder that `what` is to take the place of holds other files than these: they would
+    be deleted. `names` may be glob patterns."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: is no folder (a new folder would do)")
+    names = tuple(names)
+    others = [each.name for each in folder.iterdir() if not any(fnmatchcase(each.name, name) for name in names)]
+    if others:
+        found = f"found {min(others)}, which is no part of {what}"
+        raise CheckpointError(f"{folder}: would be replaced, {found} (a new folder would do)")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from zoo.checkpoint.files import read_header, write_tensors
+from zoo.checkpoint.files import BESIDE, read_header, refuse_to_replace, write_tensors
 from zoo.disk import remove_drafts, remove_folder, replace_folder, write_text
 from zoo.errors import CheckpointError, did_you_mean, short
 from zoo.grammar import to_dict
@@ -46,8 +46,7 @@ def save_model(model: Any, folder: str | Path, tokenizer: Any = None) -> Path:
     Replaces an older checkpoint there. Raises CheckpointError when something else is there.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / ARCHITECTURE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: holds something that is no checkpoint of ours (a new folder would do)")
+    refuse_to_replace(folder, "a model of ours", (ARCHITECTURE, WEIGHTS, *BESIDE))
     with replace_folder(folder) as draft:
         write_model(model, draft, tokenizer)
     return folder
@@ -187,6 +186,8 @@ def read_counters(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: a model alone, no run goes on from it (a checkpoint of a run)") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be read, found {short(error)} (a file that zoo wrote)") from error
+    if not isinstance(counters, dict):
+        raise CheckpointError(f"{file}: holds no counters, found {type(counters).__name__} (a file that zoo wrote)")
     check_format(file, counters.get("format"))
     return counters
 

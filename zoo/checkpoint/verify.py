@@ -76,15 +76,20 @@ def _run_transformers(folder: Path, inputs: dict[str, Tensor]) -> Tensor:
 
 @contextmanager
 def computing_in_float32(model: Any) -> Iterator[None]:
-    """Give the model float32 parameters inside the block, and their own dtypes afterwards.
+    """Let a model in 16 bits compute in float32 inside the block; afterwards it has its own dtype and values again.
 
-    Values of 16 bits survive the way to float32 and back unchanged.
+    Float64 stays: float32 would round it. The casts are made outside inference mode, or the model could not be trained
+    any more.
     """
-    dtypes = {parameter: parameter.dtype for parameter in model.parameters()}
+    narrow = {each: each.dtype for each in model.parameters() if each.dtype in (torch.bfloat16, torch.float16)}
     try:
-        for parameter in dtypes:
-            parameter.data = parameter.data.float()
+        _cast(dict.fromkeys(narrow, torch.float32))
         yield
     finally:
+        _cast(narrow)
+
+
+def _cast(dtypes: dict[Any, torch.dtype]) -> None:
+    with torch.inference_mode(False):
         for parameter, dtype in dtypes.items():
             parameter.data = parameter.data.to(dtype)

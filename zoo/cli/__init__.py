@@ -15,6 +15,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     args = sys.argv[1:] if args is None else args
     if args[:1] in (["stats"], ["list"]):
         gc.disable()  # over before there is anything to collect: 20 of 350 ms
+    _settle_output()
     sys.exit(run(args))
 
 
@@ -34,6 +35,11 @@ def run(args: Sequence[str]) -> int:
     except BrokenPipeError:  # `zoo list | head`: nobody is listening any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        found = error.strerror or type(error).__name__
+        return _refuse([f"{error.filename}: cannot be read or written, found {found}"], 1, debug)
     except ZooError as error:
         faults = error.faults if isinstance(error, ConfigError) else [str(error)]
         return _refuse(faults, error.exit_code, debug)
@@ -43,6 +49,7 @@ def run(args: Sequence[str]) -> int:
         return _refuse([_describe_usage_error(error)], error.exit_code, debug)
 
 
+<<<<<<< HEAD
 def _describe_os_error(error: OSError) -> str:
     """Say which file could not be read or written, and why. Our own text, where zoo wrote the error, stays as it is."""
     if error.strerror is None:
@@ -52,6 +59,21 @@ def _describe_os_error(error: OSError) -> str:
 
 def _describe_usage_error(error: Any) -> str:
     """Return click's message; for an argument that is missing, say what it takes."""
+=======
+def _settle_output() -> None:
+    """Let any output be printed: escaped where the terminal's encoding lacks it (× in ASCII, √ on a Windows code page),
+    and to nowhere where the stream was closed (`zoo list >&-`)."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (for the process's life)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _usage(error: Any) -> str:
+    """click's message; for an argument that is missing, what it takes."""
+>>>>>>> w/review
     parameter = getattr(error, "param", None)
     if type(error).__name__ != "MissingParameter" or parameter is None:
         return error.format_message()

@@ -30,6 +30,7 @@ def run(
     from zoo import report, runs
     from zoo.checkpoint import hf, store
     from zoo.checkpoint import verify as verification
+    from zoo.errors import CheckpointError
 
     if verify and to is Kind.hf:
         verification.require_transformers()
@@ -37,6 +38,8 @@ def run(
     model = store.load(folder, dtype)
     held = sum(parameter.numel() for parameter in model.parameters())
     if to is Kind.zoo:
+        if out.exists() and out.samefile(folder):  # its tokenizer is copied after the model is written
+            raise CheckpointError(f"{out}: is the checkpoint itself (a new folder would do)")
         store.save_model(model, out)
         hf.copy_beside(folder, out)
         print(f"written: {out}, {held:,} parameters")

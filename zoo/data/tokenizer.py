@@ -69,6 +69,7 @@ class Tokenizer:
         The end of a text is `eos`, else what tokenizer_config.json beside it says, else the first of its common
         spellings that the vocabulary has. Raises ConfigError.
         """
+<<<<<<< HEAD
         import tokenizers
 
         file = find_tokenizer_file(path, where)
@@ -79,6 +80,10 @@ class Tokenizer:
             if type(error) is not Exception:  # `tokenizers` raises the bare class, which cannot be named more closely
                 raise
             raise ConfigError(f"{where}.path: cannot read {file}, found {error} (a tokenizer.json)") from error
+=======
+        file = tokenizer_file(path, where)
+        backend = read_backend(file, where)
+>>>>>>> w/review
         backend.no_truncation()  # some files ask for both, which would cut documents short
         backend.no_padding()
         if eos is None:
@@ -90,7 +95,24 @@ class Tokenizer:
         return cls(backend, eos)
 
 
+<<<<<<< HEAD
 def find_tokenizer_file(path: str | Path, where: str) -> Path:
+=======
+def read_backend(file: Path, where: str) -> tokenizers.Tokenizer:
+    """Read a tokenizer.json. Raises ConfigError."""
+    import tokenizers
+
+    read_json(file, where, needs="model")
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:
+        if type(error) is not Exception:  # `tokenizers` raises the bare class, which cannot be named more closely
+            raise
+        raise ConfigError(f"{where}.path: cannot read {file}, found {error} (a tokenizer.json)") from error
+
+
+def tokenizer_file(path: str | Path, where: str) -> Path:
+>>>>>>> w/review
     """Find tokenizer.json: the path itself, or in the folder it names. Raises ConfigError."""
     path = Path(path).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError, did_you_mean
+from zoo.families.described import read_json
 from zoo.lazy import F, torch
 from zoo.run.dtypes import settle_cpu
 
@@ -68,7 +68,7 @@ def stated_pooling(folder: Path) -> str | None:
     file = folder / "1_Pooling" / "config.json"
     if not file.is_file():
         return None
-    node = json.loads(file.read_text(encoding="utf-8"))
+    node = read_json(file)
     names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
     chosen = [ours for theirs, ours in names.items() if node.get(theirs)]
     if len(chosen) != 1:
@@ -85,12 +85,19 @@ def _limit(spec: Any) -> int:
 
 def _encoded(tokenizer: Any, texts: Sequence[str], limit: int, note: Callable[[str], object] | None) -> list[list[int]]:
     """Token ids of each text, with the special tokens that the tokenizer's file asks for."""
+<<<<<<< HEAD
     import tokenizers
 
     from zoo.data.tokenizer import find_tokenizer_file
 
     if isinstance(tokenizer, str | Path):
         tokenizer = tokenizers.Tokenizer.from_file(str(find_tokenizer_file(tokenizer, "tokenizer")))
+=======
+    from zoo.data.tokenizer import read_backend, tokenizer_file
+
+    if isinstance(tokenizer, str | Path):
+        tokenizer = read_backend(tokenizer_file(tokenizer, "tokenizer"), "tokenizer")
+>>>>>>> w/review
     tokenizer.no_padding()
     tokenizer.no_truncation()
     long = sum(len(each.ids) > limit for each in tokenizer.encode_batch(list(texts)))

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from zoo import disk
 from zoo.compose.engine import get_failure
 from zoo.errors import ZooError
-from zoo.runs import RESULT
+from zoo.runs import RESULT, read_result
 
 
 class Record(Callback):
@@ -44,7 +44,7 @@ class Record(Callback):
         elif isinstance(job_return.return_value, Mapping):
             outcome |= job_return.return_value
         file = Path(config.hydra.runtime.output_dir) / RESULT
-        said = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}  # training writes one of its own
+        said = read_result(file)  # training writes one of its own
         disk.write_text(file, json.dumps({**said, **outcome}, indent=2, default=str) + "\n")
 
     def _log_failure(self, error: BaseException) -> None:

@@ -26,10 +26,10 @@ from zoo.compose.engine import (
 from zoo.compose.overrides import format_override, list_alternatives, list_values, parse_overrides
 from zoo.compose.shorthand import anchor_defaults
 from zoo.compose.targets import Target, find_target, is_file, list_defaults, list_packaged, read_yaml
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, short
 from zoo.jobs.loader import ROOT, JobLoader
 from zoo.jobs.record import run_one_job
-from zoo.runs import RESULT
+from zoo.runs import LOCK, RESULT, is_locked
 
 
 @dataclasses.dataclass
@@ -51,10 +51,21 @@ class LaunchPlan:
         mode = RunMode.MULTIRUN if self.sweeps else RunMode.RUN
         cfg = self.loader.load_configuration(self.config_name, self.overrides, mode)
         HydraConfig.instance().set_config(cfg)
-        wanted = Path(str(cfg.hydra.sweep.dir if self.sweeps else cfg.hydra.run.dir))
-        self.made = [path for path in (wanted, *wanted.parents) if not path.exists()]
-        if any(o.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in self.overrides):
-            return _unused(wanted)
+        key = "hydra.sweep.dir" if self.sweeps else "hydra.run.dir"
+        wanted = Path(str(OmegaConf.select(cfg, key)))
+        try:
+            self.made = [path for path in (wanted, *wanted.parents) if not path.exists()]
+            if any(o.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in self.overrides):
+                wanted.mkdir(parents=True, exist_ok=True)
+                return _unused(wanted)
+            return self._make_new(wanted)
+        except OSError as error:
+            found = error.strerror or short(error)
+            raise ConfigError(f"{wanted}: cannot be made, found {found} ({key}=FOLDER names another)") from error
+
+    @staticmethod
+    def _make_new(wanted: Path) -> Path:
+        """Make the folder, or one with a number where there is one of that name."""
         wanted.parent.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
             folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
@@ -82,9 +93,15 @@ class LaunchPlan:
         self.hydra.multirun(self.config_name, run_one_job, self.overrides)
 
     def _discard(self, folder: Path) -> None:
+<<<<<<< HEAD
         """Remove the folder of a run that refused its input before it had done anything, and the folders made to hold
         it."""
         if {path.name for path in folder.iterdir()} <= {".hydra", "train.log", RESULT}:
+=======
+        """Removes the folder of a run that refused its input before it had done anything, and those made to hold it."""
+        nothing_done = {path.name for path in folder.iterdir()} <= {".hydra", "train.log", RESULT, LOCK}
+        if nothing_done and not is_locked(folder):  # by the process that refuses this one
+>>>>>>> w/review
             shutil.rmtree(folder)
             for path in self.made:
                 if path.exists() and not any(path.iterdir()):
@@ -92,7 +109,14 @@ class LaunchPlan:
 
 
 def _unused(folder: Path) -> Path:
+<<<<<<< HEAD
     """Return the folder that the user named. Raises ConfigError when a run or a sweep is in it already."""
+=======
+    """The folder that the user named. Raises ConfigError when a run or a sweep is in it already, also one that has
+    no checkpoint yet: Hydra would write over its files before the run's own lock is asked."""
+    if is_locked(folder):
+        raise ConfigError(f"{folder}: another process is training in it (wait for it, stop it, or name another folder)")
+>>>>>>> w/review
     if any((folder / name).exists() for name in ("checkpoints", "multirun.yaml")):
         raise ConfigError(f"{folder}: has a run in it (`zoo train --resume {folder}` goes on with it, or name another)")
     return folder

@@ -100,7 +100,8 @@ def use_fastest_dtype(model: Any) -> str | None:
     need, free = sum(4 * each.numel() for each in model.parameters()), read_free_memory(weight.device)
     if free is not None and need > free:
         return f"computes in {name}, {slower}: float32 weights need {need / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free"
-    model.float()
+    with torch.inference_mode(False):  # inference tensors could not be trained any more
+        model.float()
     return f"computes in float32: the weights' {name} is {slower}"
 
 

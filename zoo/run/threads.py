@@ -126,17 +126,30 @@ def keep_threads() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def use_fastest_threads(device: torch.device) -> ThreadChoice | None:
-    """Set torch's number of threads to the fastest now. Gives the choice where it is not torch's own, else None.
+_chosen: ThreadChoice | None = None
+"""What `use_fastest_threads` set last in this process."""
 
-    On other devices, with one core, or where the user has set the number, nothing is measured and nothing set.
+
+def most_threads() -> int:
+    """The number of threads that torch would take: what it has now, or had before `use_fastest_threads` lowered it."""
+    now = torch.get_num_threads()
+    return _chosen.most if _chosen is not None and _chosen.threads == now else now
+
+
+def use_fastest_threads(device: torch.device) -> ThreadChoice | None:
+    """Set torch's number of threads to the fastest now. Gives the choice where it is another than before, else None.
+
+    A process that asked before, beside a busy program, gets its threads back once that has gone. On other devices, with
+    one core, or where the user has set the number, nothing is measured and nothing set.
     """
-    most = torch.get_num_threads()
+    global _chosen
+    most, now = most_threads(), torch.get_num_threads()
     if device.type != "cpu" or most == 1 or threads_are_stated():
         return None
-    choice = choose_threads(most)
-    if choice.threads == most:
+    choice = choose_threads(most, now)
+    if choice.threads == now:
         return None
+    _chosen = choice
     torch.set_num_threads(choice.threads)
     return choice
 
@@ -145,7 +158,7 @@ class ThreadWatch:
     """Chooses the number of threads for a run, and looks again when its pace falls, or may have recovered."""
 
     def __init__(self, device: torch.device, clock: Callable[[], float] = time.monotonic) -> None:
-        self.most = torch.get_num_threads()
+        self.most = most_threads()
         self.watches = device.type == "cpu" and self.most > 1 and not threads_are_stated()
         self._clock = clock
         self._wait, self._looked = WAIT, clock()

@@ -24,9 +24,15 @@ from zoo.kernels import KERNELS, machine_of, select
 from zoo.lazy import torch
 from zoo.run import fp8
 from zoo.run.builder import build, pick_device
+<<<<<<< HEAD
 from zoo.run.dtypes import describe_slow_dtype
 from zoo.run.memory import read_free_memory
 from zoo.run.threads import ThreadWatch
+=======
+from zoo.run.dtypes import slow_note
+from zoo.run.memory import free_memory
+from zoo.run.threads import ThreadWatch, kept_threads
+>>>>>>> w/review
 from zoo.training import settings as S
 from zoo.training.failures import advise_smaller_batch, failures_in_one_line
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
@@ -64,7 +70,7 @@ def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, An
     planned = plan_training(cfg)
     where = Path(folder) if folder is not None else find_output_folder()
     show = Show(planned.settings.steps)
-    with failures_in_one_line(where):
+    with failures_in_one_line(where), kept_threads():
         refuse_second_run(where)
         device, data = prepare_device_and_data(planned, show)
         with runs.locked(where, show.say):
@@ -86,7 +92,7 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
     folder = Path(folder).expanduser()
     planned = plan_resumption(folder, overrides)
     show = Show(planned.settings.steps)
-    with failures_in_one_line(folder), runs.locked(folder, show.say):
+    with failures_in_one_line(folder), kept_threads(), runs.locked(folder, show.say):
         checkpoint = runs.find(folder)
         counters = store.read_counters(checkpoint)
         refuse_other_run(planned, folder, checkpoint, counters)
@@ -329,9 +335,12 @@ def plan_resumption(folder: Path, overrides: Sequence[str]) -> TrainingPlan:
         raise CheckpointError(f"{folder}: is no run, it has no {CONFIG} (the folder that zoo train wrote to)")
     try:
         cfg = OmegaConf.load(folder / CONFIG)
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: cannot be read, found {type(error).__name__}") from error
-    assert isinstance(cfg, DictConfig)
+    if not isinstance(cfg, DictConfig) or "model" not in cfg:
+        raise CheckpointError(
+            f"{folder / CONFIG}: is no config of a run, it has no model (the file that zoo train wrote)"
+        )
     changes, faults = OmegaConf.create(), []
     for override in overrides:
         key, equals, _ = override.partition("=")
@@ -366,6 +375,6 @@ def write_yaml(file: Path, node: Any) -> None:
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     """Update result.json. Keys of the one that is there stay, such as the overrides that the run was started with."""
     file = folder / runs.RESULT
-    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    before = runs.read_result(file)
     merged = {key: value for key, value in {**before, **result}.items() if value is not None}
     write_text(file, json.dumps(merged, indent=2) + "\n")

@@ -8,12 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+<<<<<<< HEAD
 from zoo.checkpoint.files import INDEX, SINGLE, Reader, read_headers, write_tensors
+=======
+from zoo.checkpoint.files import BESIDE, INDEX, SINGLE, Reader, headers, refuse_to_replace, write_tensors
+>>>>>>> w/review
 from zoo.checkpoint.hf.opening import HFSource, name_tensors
 from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import Entry, map_tensors
 from zoo.errors import CheckpointError
-from zoo.families.described import CONFIG, is_folder, to_jsonable
+from zoo.families.described import CONFIG, is_folder, read_json, to_jsonable
 from zoo.families.expression import evaluate_tree
 from zoo.families.family import Body
 
@@ -22,13 +26,6 @@ if TYPE_CHECKING:
 
 SHARD = 5_000_000_000
 """Most bytes of weights in one file; more are written to several."""
-
-BESIDE = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt"),
-    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "added_tokens.json", "chat_template.jinja"),
-    "generation_config.json",
-)
-"""Files beside the weights that are copied with them."""
 
 
 def save(model: Any, out: Path, *, beside: Path | None = None, shard: int = SHARD) -> dict[str, Any]:
@@ -41,8 +38,11 @@ def save(model: Any, out: Path, *, beside: Path | None = None, shard: int = SHAR
 
     source = getattr(model, "source", None)
     config, body = find_config(model.spec, source)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not is_folder(out):
-        raise CheckpointError(f"{out}: holds something that is no checkpoint (a new folder would do)")
+    refuse_to_replace(out, "a checkpoint", (CONFIG, INDEX, SINGLE, "model-*-of-*.safetensors", *BESIDE))
+    if (out / CONFIG).exists() and not read_json(out / CONFIG).keys() & {"model_type", "architectures"}:
+        raise CheckpointError(
+            f"{out / CONFIG}: is the config of no model, and would be replaced (a new folder would do)"
+        )
     mapped = map_tensors(model.spec, body)
     with replace_folder(out) as draft:
         dtype = next(model.parameters()).dtype
