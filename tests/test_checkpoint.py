@@ -18,13 +18,8 @@ from tiny import every_choice, model_of, name
 from zoo import disk, runs
 from zoo.checkpoint import store
 from zoo.checkpoint.files import read_header
-<<<<<<< HEAD
 from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer
-from zoo.errors import CheckpointError
-=======
-from zoo.data.tokenizer import Tokenizer, byte_tokenizer
 from zoo.errors import CheckpointError, ConfigError
->>>>>>> w/review
 from zoo.grammar import to_dict
 from zoo.grammar.saved import read_spec
 from zoo.training.optim import AdamW

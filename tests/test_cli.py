@@ -511,10 +511,7 @@ def test_zsh_is_given_whole_words(line: str, answers: list[str]) -> None:
 
 def test_bashs_pieces_are_joined_to_words() -> None:
     pieces = ["zoo", "train", "model", "=", "a,b", "attention", "@", "model.attention", "=", "m", "x"]
-<<<<<<< HEAD
     assert completing.join_pieces(pieces) == ["zoo", "train", "model=a,b", "attention@model.attention=m", "x"]
-=======
-    assert completing.joined(pieces) == ["zoo", "train", "model=a,b", "attention@model.attention=m", "x"]
 
 
 @pytest.mark.parametrize("verb", ["list", "solve batch llama3-8b --gpu h100"])
@@ -538,4 +535,3 @@ def test_a_place_that_cannot_be_written_to_is_one_line(here: Path, capsys: pytes
     said = capsys.readouterr().err
     assert said.startswith("zoo: error: ") and "text.txt" in said and "cannot be read or written" in said
     assert said.count("\n") == 1
->>>>>>> w/review

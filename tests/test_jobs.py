@@ -13,13 +13,8 @@ from omegaconf import OmegaConf
 
 from zoo import runs
 from zoo.compose.composing import TRAINING
-<<<<<<< HEAD
 from zoo.compose.engine import RunMode, open_session
-from zoo.errors import ConfigError
-=======
-from zoo.compose.engine import RunMode, session
 from zoo.errors import ConfigError, FitError
->>>>>>> w/review
 from zoo.jobs.loader import JobLoader
 from zoo.jobs.plan import plan_launch
 
@@ -114,7 +109,7 @@ def run_that_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(40):
         (folder / "text" / f"{number}.txt").write_text(f"text number {number}")
     overrides = [*data, *size, f"hydra.run.dir={folder / 'run'}", "hydra/job_logging=none", "hydra/hydra_logging=none"]
-    with planned(overrides) as plan, pytest.raises(FitError):
+    with plan_launch(overrides) as plan, pytest.raises(FitError):
         plan.run()
 
 
@@ -132,7 +127,7 @@ def test_a_run_that_is_refused_when_it_is_built_leaves_no_folder_and_torchs_thre
 def test_a_folder_that_another_process_trains_in_is_not_touched(tmp_path) -> None:
     with (
         runs.locked(tmp_path / "run", print),
-        planned([f"hydra.run.dir={tmp_path / 'run'}"], check=False) as plan,
+        plan_launch([f"hydra.run.dir={tmp_path / 'run'}"], check=False) as plan,
         pytest.raises(ConfigError, match="another process is training in it"),
     ):
         plan.run()
@@ -153,7 +148,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path) -> None:
     for key, sweeps in (("hydra.run.dir", False), ("hydra.sweep.dir", True)):
         overrides = [f"{key}={tmp_path / 'file' / 'run'}"]
         with (
-            planned(overrides, sweeps=sweeps, check=False) as plan,
+            plan_launch(overrides, sweeps=sweeps, check=False) as plan,
             pytest.raises(ConfigError, match=f"cannot be made, found Not a directory \\({key}=FOLDER names another"),
         ):
             plan.make_folder()

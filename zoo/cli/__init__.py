@@ -35,11 +35,6 @@ def run(args: Sequence[str]) -> int:
     except BrokenPipeError:  # `zoo list | head`: nobody is listening any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        if error.filename is None:
-            raise
-        found = error.strerror or type(error).__name__
-        return _refuse([f"{error.filename}: cannot be read or written, found {found}"], 1, debug)
     except ZooError as error:
         faults = error.faults if isinstance(error, ConfigError) else [str(error)]
         return _refuse(faults, error.exit_code, debug)
@@ -49,7 +44,6 @@ def run(args: Sequence[str]) -> int:
         return _refuse([_describe_usage_error(error)], error.exit_code, debug)
 
 
-<<<<<<< HEAD
 def _describe_os_error(error: OSError) -> str:
     """Say which file could not be read or written, and why. Our own text, where zoo wrote the error, stays as it is."""
     if error.strerror is None:
@@ -57,9 +51,6 @@ def _describe_os_error(error: OSError) -> str:
     return f"{error.filename or 'file'}: cannot be read or written, found {error.strerror}"
 
 
-def _describe_usage_error(error: Any) -> str:
-    """Return click's message; for an argument that is missing, say what it takes."""
-=======
 def _settle_output() -> None:
     """Let any output be printed: escaped where the terminal's encoding lacks it (× in ASCII, √ on a Windows code page),
     and to nowhere where the stream was closed (`zoo list >&-`)."""
@@ -71,9 +62,8 @@ def _settle_output() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _usage(error: Any) -> str:
-    """click's message; for an argument that is missing, what it takes."""
->>>>>>> w/review
+def _describe_usage_error(error: Any) -> str:
+    """Return click's message; for an argument that is missing, say what it takes."""
     parameter = getattr(error, "param", None)
     if type(error).__name__ != "MissingParameter" or parameter is None:
         return error.format_message()

@@ -69,21 +69,8 @@ class Tokenizer:
         The end of a text is `eos`, else what tokenizer_config.json beside it says, else the first of its common
         spellings that the vocabulary has. Raises ConfigError.
         """
-<<<<<<< HEAD
-        import tokenizers
-
         file = find_tokenizer_file(path, where)
-        read_json(file, where, needs="model")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:
-            if type(error) is not Exception:  # `tokenizers` raises the bare class, which cannot be named more closely
-                raise
-            raise ConfigError(f"{where}.path: cannot read {file}, found {error} (a tokenizer.json)") from error
-=======
-        file = tokenizer_file(path, where)
         backend = read_backend(file, where)
->>>>>>> w/review
         backend.no_truncation()  # some files ask for both, which would cut documents short
         backend.no_padding()
         if eos is None:
@@ -95,9 +82,6 @@ class Tokenizer:
         return cls(backend, eos)
 
 
-<<<<<<< HEAD
-def find_tokenizer_file(path: str | Path, where: str) -> Path:
-=======
 def read_backend(file: Path, where: str) -> tokenizers.Tokenizer:
     """Read a tokenizer.json. Raises ConfigError."""
     import tokenizers
@@ -111,8 +95,7 @@ def read_backend(file: Path, where: str) -> tokenizers.Tokenizer:
         raise ConfigError(f"{where}.path: cannot read {file}, found {error} (a tokenizer.json)") from error
 
 
-def tokenizer_file(path: str | Path, where: str) -> Path:
->>>>>>> w/review
+def find_tokenizer_file(path: str | Path, where: str) -> Path:
     """Find tokenizer.json: the path itself, or in the folder it names. Raises ConfigError."""
     path = Path(path).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path

@@ -85,19 +85,10 @@ def _limit(spec: Any) -> int:
 
 def _encoded(tokenizer: Any, texts: Sequence[str], limit: int, note: Callable[[str], object] | None) -> list[list[int]]:
     """Token ids of each text, with the special tokens that the tokenizer's file asks for."""
-<<<<<<< HEAD
-    import tokenizers
-
-    from zoo.data.tokenizer import find_tokenizer_file
+    from zoo.data.tokenizer import find_tokenizer_file, read_backend
 
     if isinstance(tokenizer, str | Path):
-        tokenizer = tokenizers.Tokenizer.from_file(str(find_tokenizer_file(tokenizer, "tokenizer")))
-=======
-    from zoo.data.tokenizer import read_backend, tokenizer_file
-
-    if isinstance(tokenizer, str | Path):
-        tokenizer = read_backend(tokenizer_file(tokenizer, "tokenizer"), "tokenizer")
->>>>>>> w/review
+        tokenizer = read_backend(find_tokenizer_file(tokenizer, "tokenizer"), "tokenizer")
     tokenizer.no_padding()
     tokenizer.no_truncation()
     long = sum(len(each.ids) > limit for each in tokenizer.encode_batch(list(texts)))

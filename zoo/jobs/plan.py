@@ -93,15 +93,10 @@ class LaunchPlan:
         self.hydra.multirun(self.config_name, run_one_job, self.overrides)
 
     def _discard(self, folder: Path) -> None:
-<<<<<<< HEAD
         """Remove the folder of a run that refused its input before it had done anything, and the folders made to hold
         it."""
-        if {path.name for path in folder.iterdir()} <= {".hydra", "train.log", RESULT}:
-=======
-        """Removes the folder of a run that refused its input before it had done anything, and those made to hold it."""
         nothing_done = {path.name for path in folder.iterdir()} <= {".hydra", "train.log", RESULT, LOCK}
         if nothing_done and not is_locked(folder):  # by the process that refuses this one
->>>>>>> w/review
             shutil.rmtree(folder)
             for path in self.made:
                 if path.exists() and not any(path.iterdir()):
@@ -109,14 +104,10 @@ class LaunchPlan:
 
 
 def _unused(folder: Path) -> Path:
-<<<<<<< HEAD
-    """Return the folder that the user named. Raises ConfigError when a run or a sweep is in it already."""
-=======
-    """The folder that the user named. Raises ConfigError when a run or a sweep is in it already, also one that has
-    no checkpoint yet: Hydra would write over its files before the run's own lock is asked."""
+    """Return the folder that the user named. Raises ConfigError when a run or a sweep is in it already, also one that
+    has no checkpoint yet: Hydra would write over its files before the run's own lock is asked."""
     if is_locked(folder):
         raise ConfigError(f"{folder}: another process is training in it (wait for it, stop it, or name another folder)")
->>>>>>> w/review
     if any((folder / name).exists() for name in ("checkpoints", "multirun.yaml")):
         raise ConfigError(f"{folder}: has a run in it (`zoo train --resume {folder}` goes on with it, or name another)")
     return folder

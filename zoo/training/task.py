@@ -24,15 +24,9 @@ from zoo.kernels import KERNELS, machine_of, select
 from zoo.lazy import torch
 from zoo.run import fp8
 from zoo.run.builder import build, pick_device
-<<<<<<< HEAD
 from zoo.run.dtypes import describe_slow_dtype
 from zoo.run.memory import read_free_memory
-from zoo.run.threads import ThreadWatch
-=======
-from zoo.run.dtypes import slow_note
-from zoo.run.memory import free_memory
-from zoo.run.threads import ThreadWatch, kept_threads
->>>>>>> w/review
+from zoo.run.threads import ThreadWatch, keep_threads
 from zoo.training import settings as S
 from zoo.training.failures import advise_smaller_batch, failures_in_one_line
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
@@ -70,7 +64,7 @@ def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, An
     planned = plan_training(cfg)
     where = Path(folder) if folder is not None else find_output_folder()
     show = Show(planned.settings.steps)
-    with failures_in_one_line(where), kept_threads():
+    with failures_in_one_line(where), keep_threads():
         refuse_second_run(where)
         device, data = prepare_device_and_data(planned, show)
         with runs.locked(where, show.say):
@@ -92,7 +86,7 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
     folder = Path(folder).expanduser()
     planned = plan_resumption(folder, overrides)
     show = Show(planned.settings.steps)
-    with failures_in_one_line(folder), kept_threads(), runs.locked(folder, show.say):
+    with failures_in_one_line(folder), keep_threads(), runs.locked(folder, show.say):
         checkpoint = runs.find(folder)
         counters = store.read_counters(checkpoint)
         refuse_other_run(planned, folder, checkpoint, counters)

@@ -8,11 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-<<<<<<< HEAD
-from zoo.checkpoint.files import INDEX, SINGLE, Reader, read_headers, write_tensors
-=======
-from zoo.checkpoint.files import BESIDE, INDEX, SINGLE, Reader, headers, refuse_to_replace, write_tensors
->>>>>>> w/review
+from zoo.checkpoint.files import BESIDE, INDEX, SINGLE, Reader, read_headers, refuse_to_replace, write_tensors
 from zoo.checkpoint.hf.opening import HFSource, name_tensors
 from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import Entry, map_tensors
