@@ -4,6 +4,8 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
+
 from zoo import compose
 
 
@@ -19,3 +21,8 @@ def load(target: Any, overrides: Iterable[str] = ()) -> Any:
         if isinstance(target, str) and "/" not in target
         else compose.load(target, overrides)
     )
+
+
+def one_in(n: int, values: Iterable[Any]) -> list[Any]:
+    """The values as parameters of a test: the first of every `n` each time, the others with the slow ones."""
+    return [value if at % n == 0 else pytest.param(value, marks=pytest.mark.slow) for at, value in enumerate(values)]

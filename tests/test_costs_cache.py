@@ -14,7 +14,7 @@ import torch
 from counted import tokens_for
 from families import Case, pair
 from hypothesis import HealthCheck, assume, given, settings
-from loaded import load
+from loaded import load, one_in
 from shrunk import shrunk
 from test_property import architectures, made
 from tiny import MIXED, every_choice, model_of, name, spec_of
@@ -59,7 +59,7 @@ SEEN: set[str] = set()
 """Tiny models that were looked at: the sizes of a family have one shape."""
 
 
-@pytest.mark.parametrize("model", list_packaged())
+@pytest.mark.parametrize("model", one_in(3, list_packaged()))
 def test_a_packaged_model_keeps_what_is_counted(model):
     spec = shrunk(model)
     if spec.kind == "encoder":

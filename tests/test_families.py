@@ -45,7 +45,6 @@ def every(cases: list[Case], *, slow: bool = False) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", [pytest.param(case, marks=marks(case), id=case.name) for case in cases])
 
 
-EVERY = every(CASES)
 MOST = every(CASES, slow=True)
 WRITERS = every([case for case in CASES if case.writes], slow=True)
 FIRST = every(ONE_EACH)
@@ -54,7 +53,7 @@ TURNED = every(
 )
 
 
-@EVERY
+@MOST
 def test_logits_and_hidden_states_equal_the_reference(case):
     two = pair(case)
     ids = two.ids()

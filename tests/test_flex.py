@@ -138,7 +138,10 @@ def check(*arguments, **features):
 PAIRS = [(name, BIASES[(first + more) % len(BIASES)]) for first, name in enumerate(MASKS) for more in range(3)]
 
 
-@pytest.mark.parametrize(("name", "bias"), PAIRS)
+@pytest.mark.parametrize(
+    ("name", "bias"),
+    [pytest.param(*each, marks=() if at % 3 == 0 else pytest.mark.slow) for at, each in enumerate(PAIRS)],
+)
 def test_what_is_traced_equals_eager(name, bias, traced):
     random.seed(f"{name} {bias}")
     queries, keys = random.choice(((1, 33), (7, 40), (13, 13), (140, 300)))

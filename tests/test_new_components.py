@@ -213,6 +213,7 @@ def test_what_a_shadow_cannot_follow_is_unknown_by_its_name(name):
     assert not {"activations", "train_peak"} & set(memory) and memory["weights"] > 0
 
 
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar")  # which is the point
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_what_is_unknown_runs_in_torch(name):
     """So that each of them is a component that somebody might write."""

@@ -199,7 +199,7 @@ def steady(spec):
     return "expert_choice" not in repr(spec) and "ExpertChoice" not in repr(spec)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(architectures())
 @torch.no_grad()
 def test_every_legal_combination_holds(body):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import zoo_page
 
 from zoo.families import family as families
@@ -15,6 +16,7 @@ def without_measurement(text: str) -> list[str]:
     return [line for line in kept if not line.startswith("float32")]
 
 
+@pytest.mark.slow
 def test_the_page_is_what_its_command_writes():
     written = zoo_page.PAGE.read_text(encoding="utf-8")
     there = zoo_page.stated(written)
