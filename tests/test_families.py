@@ -45,7 +45,7 @@ def every(cases: list[Case], *, slow: bool = False) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", [pytest.param(case, marks=marks(case), id=case.name) for case in cases])
 
 
-MOST = every(CASES, slow=True)
+EVERY = every(CASES, slow=True)
 WRITERS = every([case for case in CASES if case.writes], slow=True)
 FIRST = every(ONE_EACH)
 TURNED = every(
@@ -53,7 +53,7 @@ TURNED = every(
 )
 
 
-@MOST
+@EVERY
 def test_logits_and_hidden_states_equal_the_reference(case):
     two = pair(case)
     ids = two.ids()
@@ -70,7 +70,7 @@ def test_logits_and_hidden_states_equal_the_reference(case):
     torch.testing.assert_close(ours.hidden, last[-1], **CLOSE)
 
 
-@MOST
+@EVERY
 def test_each_layers_output_equals_the_references(case):
     two = pair(case)
     ids, seen = two.ids(), []
@@ -105,7 +105,7 @@ def _take(items, count):
     return taken
 
 
-@MOST
+@EVERY
 def test_padded_rows_equal_the_rows_alone_on_either_side(case):
     two = pair(case)
     ids, length = two.ids(3), two.case.tokens
@@ -166,7 +166,7 @@ def test_export_gives_back_every_tensor_bit_for_bit_and_loads(case, tmp_path):
     torch.testing.assert_close(mine[0], other[0], atol=1e-5, rtol=0)
 
 
-@MOST
+@EVERY
 def test_the_spec_alone_says_the_config(case):
     two = pair(case)
     source = two.ours.source
