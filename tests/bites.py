@@ -484,6 +484,7 @@ SHOWN_BY |= {f"block={name}": ("position=none",) for name in choices("block") if
 """What else a choice needs for its fields to show."""
 
 BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "sentences": ("llama-tiny", ("kind=encoder", "attention=mha", HEAD, "pooler={kind: next_sentence}"), ("pooler",)),
     "decoder": ("llama-tiny", ("head.tied=false",), (TOP, "embedding", "head", "init", POOLER)),
     "tied decoder": ("llama-tiny", (), (TOP, "embedding", "head")),
     "learned embedding": ("llama-tiny", (EMBEDDING, "position=learned", "head.tied=false"), ("embedding",)),
