@@ -65,10 +65,7 @@ bench: $(VENV)/installed-dev ## time training and decoding against transformers
 	$(BIN)/zoo bench train --against hf
 	$(BIN)/zoo bench decode --against hf
 
-gpu-test-gpu: $(VENV)/installed-dev ## the tests that take a device, on a CUDA one
-	$(BIN)/pytest -m gpu $(TESTS)
-
-check: $(VENV)/installed-dev ## check every kernel, training and decoding on a CUDA device; kept in docs/gpu
+gpu-check: $(VENV)/installed-dev ## check every kernel, training and decoding on a CUDA device; kept in docs/gpu
 	$(BIN)/zoo bench kernels --out docs/gpu
 
 kernels-oracle: $(ORACLE)/installed ## the kernels' own code without a GPU: flash-attn 2 and flex interpreted, flash-attn 4 and flex compiled
