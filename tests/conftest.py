@@ -1,5 +1,6 @@
 """Set up every test: one seed, one thread a worker, no Hydra state left over, a cache and a screen of its own."""
 
+import logging
 import os
 import random
 import sys
@@ -65,6 +66,10 @@ def fresh_state():
     hydra = sys.modules.get("hydra.core.global_hydra")
     if hydra is not None:
         hydra.GlobalHydra.instance().clear()
+    for handler in list(logging.root.handlers):  # a run's train.log, into which later tests would write when it is gone
+        if isinstance(handler, logging.FileHandler) and not type(handler).__module__.startswith("_pytest"):
+            logging.root.removeHandler(handler)
+            handler.close()
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
