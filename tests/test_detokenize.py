@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-from os.path import commonprefix
 from pathlib import Path
 
 import pytest
@@ -45,7 +44,7 @@ def byte_fallback() -> Tokenizer:
 def before(tokenizer: Tokenizer, ids: list[int], cut: int) -> str:
     """The text that the first `cut` tokens have for good: a character that they only begin comes with what follows."""
     whole = tokenizer.decode(ids)
-    return max((commonprefix([tokenizer.decode(ids[:end]), whole]) for end in range(cut + 1)), key=len)
+    return max((os.path.commonprefix([tokenizer.decode(ids[:end]), whole]) for end in range(cut + 1)), key=len)  # noqa: RUF071
 
 
 @pytest.mark.parametrize("tokenizer", [byte_level(), byte_fallback()], ids=["byte_level", "byte_fallback"])

@@ -44,6 +44,11 @@ class Tokenizer:
         self.backend.encode_special_tokens = not special
         return self.backend.encode(text, add_special_tokens=special).ids
 
+    def encode_rendered(self, text: str) -> list[int]:
+        """Encode what a chat template has rendered: the special tokens are those that the text spells."""
+        self.backend.encode_special_tokens = False
+        return self.backend.encode(text, add_special_tokens=False).ids
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode many texts on all cores, as `encode` does."""
         self.backend.encode_special_tokens = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 from zoo.errors import ConfigError
@@ -17,7 +16,7 @@ LONGEST_WAIT = 16  # tokens that end in no character; a character has four bytes
 
 
 class TextStream:
-    """Turn one sequence's tokens into its text: `push` each token, then `finish`; what they return, joined, is the text.
+    """Turn one sequence's tokens into its text: what `push` of each token and then `finish` return, joined.
 
     The text ends before the first of the strings `stop`, and `stopped` says so; what is pushed afterwards is ignored.
     `before` are the tokens that the sequence continues.
@@ -120,7 +119,7 @@ class Detokenizer:
         """How many characters of the window's text are not new. Bytes at the end of `before` may have become part of a
         character, which is then new."""
         if self._start and not text.startswith(self._start):
-            return max(len(commonprefix([had, text])) for had in (self._start, self._whole))
+            return max(_shared(had, text) for had in (self._start, self._whole))
         return self._given
 
     def _give_up(self, text: str) -> str:
@@ -139,6 +138,11 @@ class Detokenizer:
 
     def _decode(self, tokens: list[int]) -> str:
         return self._backend.decode(tokens, skip_special_tokens=True)
+
+
+def _shared(a: str, b: str) -> int:
+    """How many characters two texts begin with alike."""
+    return next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _last_words(backend: tokenizers.Tokenizer, tokens: Sequence[int]) -> list[int]:

@@ -7,7 +7,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import ConfigError
 from zoo.generation import engine
 from zoo.generation.detokenize import TextStream
 from zoo.generation.sample import Sampling
