@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
@@ -63,9 +64,11 @@ class Renderer:
             process.wait()
             raise ZooError("chat template: the process that renders templates did not start (pip install jinja2)")
         self._process, self._owner = process, os.getpid()
+        atexit.register(self.close)
         return process
 
     def _end(self) -> None:
+        atexit.unregister(self.close)
         process, self._process = self._process, None
         if process is None or self._owner != os.getpid():  # after a fork it is the parent's
             return

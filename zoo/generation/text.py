@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +34,37 @@ def stream(
 ) -> Iterator[str]:
     """Load a model and stream what it writes after `prompt`, as `complete` does.
 
+    Options as of `load`. Raises ConfigError, at the call, for everything that will not do.
+    """
+    loaded = load(checkpoint, device=device, dtype=dtype, fp8=fp8, note=note)
+    options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop, "kernel": kernel}
+    return complete(loaded.model, loaded.tokenizer, prompt, ends=loaded.ends, note=note, **options)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that writes, its tokenizer, the token ids that end a text besides the tokenizer's own, and its folder."""
+
+    model: Any
+    tokenizer: Tokenizer
+    ends: Sequence[int]
+    folder: Path
+
+
+def load(
+    checkpoint: str | Path | None,
+    *,
+    device: str = "auto",
+    dtype: Any = None,
+    fp8: str | None = None,
+    note: Callable[[str], object] | None = None,
+) -> Loaded:
+    """Load a model and its tokenizer for generating.
+
     `checkpoint` is a checkpoint or a run folder; None takes the last run started from here. `dtype` None is the file's,
     or float32 where a CPU computes that faster. `fp8` puts weights in float8 (`zoo.run.fp8.quantize`); the model is
     then bfloat16 unless `dtype` says otherwise. `note` is given a line each about what is allowed but doubtful, what is
     in float8, a dtype that is not the file's, and a number of threads that is not torch's own.
-
-    Raises ConfigError, at the call, for everything that will not do.
     """
     from zoo import runs
     from zoo.checkpoint import hf, store
@@ -55,8 +81,7 @@ def stream(
         tell(f"fp8 {fp8}: {summarize_products(quantize(model, fp8))}")
     settle_cpu(model, tell, dtype=None if dtype is None else f"dtype: {dtype}", keep=fp8 is not None)
     ends = [] if (folder / runs.ARCHITECTURE).is_file() else hf.read_end_ids(folder)
-    options = {"ends": ends, "max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop, "kernel": kernel}
-    return complete(model, tokenizer, prompt, note=note, **options)
+    return Loaded(model, tokenizer, ends, folder)
 
 
 def complete(
@@ -68,18 +93,19 @@ def complete(
     sampling: Sampling | None = None,
     stop: Sequence[str] = (),
     ends: Sequence[int] = (),
+    eos: bool = True,
     kernel: str | None = None,
     note: Callable[[str], object] | None = None,
 ) -> Iterator[str]:
-    """Stream what the model writes after `prompt`, up to the end-of-text token, one of the tokens `ends`, or the first
-    of the strings `stop`. None of these is part of the text.
+    """Stream what the model writes after `prompt`, up to the end-of-text token (unless not `eos`), one of the tokens
+    `ends`, or the first of the strings `stop`. None of these is part of the text.
 
     The prompt is encoded as the tokenizer's own file asks: a start token, special tokens where the text spells them. An
     empty prompt starts from the end-of-text token, which stands before every text in training.
     """
     ids = tokenizer.encode(prompt, special=True) or [tokenizer.eos_id]
     trained, whole = model.spec.max_seq_len, len(ids) + max_new_tokens
-    last = {tokenizer.eos_id, *ends}
+    last = {*ends, *([tokenizer.eos_id] if eos else [])}
     tokens = engine.stream(model, torch.tensor([ids]), max_new_tokens, sampling, sorted(last), kernel=kernel)
     if note is not None and whole > trained:
         note(f"{whole} tokens may come, the model is made for {trained}: what lies beyond may make less sense")
