@@ -18,6 +18,8 @@ VERBS = {
     "build": "Build a model; show its modules, kernels and memory.",
     "train": "Train a model, resume a run, or sweep over many (-m).",
     "generate": "Write text with the last run, or with a checkpoint.",
+    "chat": "Talk with a model that has a chat template.",
+    "fill": "Fill the masks of texts with a masked model.",
     "embed": "Turn texts into vectors.",
     "convert": "Convert a checkpoint to a Hugging Face folder, or from one.",
     "check": "Compare a checkpoint's tensor names and shapes with its architecture.",
