@@ -72,7 +72,6 @@ class Sample:
 
     def take(self, event: Event) -> str:
         """Take an event of the engine's and return the text that is certain now."""
-        self.prompt_logprobs = self.prompt_logprobs or event.prompt
         piece = ""
         if event.token is not None:
             self.tokens.append(event.token)
@@ -172,6 +171,9 @@ def _follow(serves: Serves, live: dict[int, list[Sample]]) -> Generator[tuple[Sa
                 samples = live.get(event.request)
                 if samples is None or samples[event.sample].reason:
                     continue
+                if event.prompt is not None:  # said once, of all samples
+                    for each in samples:
+                        each.prompt_logprobs = event.prompt
                 sample = samples[event.sample]
                 piece = sample.take(event)
                 if all(each.reason for each in samples):
