@@ -12,8 +12,10 @@ from contextlib import contextmanager
 import torch
 
 from zoo.errors import ConfigError
+from zoo.generation.draws import DrawState
 from zoo.generation.engine import stream
 from zoo.generation.request import Event, Logprob, Request
+from zoo.generation.sampler import Sampler
 
 
 class OneByOne:
@@ -29,7 +31,9 @@ class OneByOne:
         if not request.ids:
             raise ConfigError("ids: there are none")
         ids = torch.tensor([list(request.ids)] * request.n)
-        tokens = stream(self.model, ids, request.max_new_tokens, request.sampling, sorted(request.stop_ids))
+        tokens = stream(self.model, ids, request.max_new_tokens, stop_ids=sorted(request.stop_ids))
+        if self.model.spec.kind == "decoder":  # any option; a stream checks the prompt and has the plain ones
+            tokens = self._drawn(request)
         self.requests[number] = self._events(number, request, tokens)
         self.seen.append(request)
         return number
@@ -67,6 +71,17 @@ class OneByOne:
                 if reason:
                     ended.add(sample)
             yield events
+
+    def _drawn(self, request: Request) -> Iterator[torch.Tensor]:
+        """The next token of every sample, by a full forward each."""
+        sampling, options = request.sampling.seeded(), {"stop_ids": request.stop_ids, "guide": request.guide}
+        states = [DrawState(sampling, request.ids, copy, **options) for copy in range(request.n)]
+        for _ in range(request.max_new_tokens):
+            logits = torch.stack([self._scores([*request.ids, *state.generated])[-1] for state in states])
+            tokens = Sampler().choose(logits, states)
+            yield torch.tensor(tokens)
+            for state, token in zip(states, tokens, strict=True):
+                state.advance(token)
 
     def _logprob(self, request: Request, written: list[int], token: int) -> Logprob:
         values = self._scores([*request.ids, *written])[-1]

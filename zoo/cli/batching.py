@@ -43,10 +43,22 @@ def run(
     keep = _Printed(len(jobs)).add if results is None else results.add
     with batch.open_engine(loaded.model, tokens=longest, source=source, kernel=kernel) as serves:
         texts = batch.follow(serves, jobs, loaded.tokenizer)
+        if results is None and len(jobs) == 1 and jobs[0].request.n == 1 and not jobs[0].where:
+            _stream(texts)
+            return
         if results is not None:
             results.begin()  # once nothing is refused any more
         bar = _make_bar(shown=results is not None or not sys.stdout.isatty())
         _serve(texts, sum(job.request.n for job in jobs), bar, lambda text: keep(text, loaded.tokenizer), note)
+
+
+def _stream(texts: Any) -> None:
+    """Print the one text that the command line asks for, as it comes."""
+    for sample, piece in texts:
+        print(piece, end="", flush=True)
+        if sample.reason == "failed":
+            raise ZooError("generate: the logits are NaN (sound weights, or dtype=fp32)")
+    print()
 
 
 def _serve(texts: Any, count: int, bar: Any, keep: Callable[[Sample], Any], note: Callable[[str], object]) -> None:

@@ -29,7 +29,8 @@ class Form(StrEnum):
     jsonl = "jsonl"
 
 
-MANY, DRAW, END, MODEL = "Many prompts", "How tokens are drawn", "Where a text ends", "The model"
+MANY, DRAW, END, FORM = "Many prompts", "How tokens are drawn", "Where a text ends", "Which form it has"
+MODEL = "The model"
 """Panels of the help."""
 
 
@@ -70,10 +71,31 @@ def run(
         float | None,
         typer.Option(help="Draw from tokens at least this likely, relative to the likeliest.", rich_help_panel=DRAW),
     ] = None,
+    typical_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Draw from the tokens of typical surprisal that have this probability.", rich_help_panel=DRAW
+        ),
+    ] = None,
     repetition_penalty: Annotated[
         float,
         typer.Option(help="Above 1 makes tokens that are already in the text less likely.", rich_help_panel=DRAW),
     ] = 1.0,
+    presence_penalty: Annotated[
+        float,
+        typer.Option(help="Above 0 makes tokens that were written already less likely.", rich_help_panel=DRAW),
+    ] = 0.0,
+    frequency_penalty: Annotated[
+        float, typer.Option(help="The same, once for each time that they were written.", rich_help_panel=DRAW)
+    ] = 0.0,
+    logit_bias: Annotated[
+        list[str] | None,
+        typer.Option(help="TOKEN=BIAS adds to the logit of a token. May be given several times.", rich_help_panel=DRAW),
+    ] = None,
+    bad_words: Annotated[
+        list[str] | None,
+        typer.Option(help="Never write this text. May be given several times.", rich_help_panel=DRAW),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.", rich_help_panel=DRAW)] = None,
     stop: Annotated[
         list[str] | None,
@@ -85,6 +107,19 @@ def run(
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Go on past the end-of-text token.", rich_help_panel=END)
     ] = False,
+    min_tokens: Annotated[
+        int, typer.Option(help="The fewest tokens before one that ends the text.", rich_help_panel=END)
+    ] = 0,
+    json_schema: Annotated[
+        str | None,
+        typer.Option(help="Write JSON that this schema admits: a file, or the schema itself.", rich_help_panel=FORM),
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option(help="Write text that this regular expression matches.", rich_help_panel=FORM)
+    ] = None,
+    grammar: Annotated[
+        Path | None, typer.Option(help="Write text of this Lark grammar: a file.", rich_help_panel=FORM)
+    ] = None,
     template: Annotated[
         str | None,
         typer.Option(help="A chat template for messages: chatml, or a file.", rich_help_panel=MODEL),
@@ -112,12 +147,22 @@ def run(
     Standard output gets the new text alone, without the prompt. With --prompt-file, prompts are served together.
     """
     from zoo.generation import text
+    from zoo.generation.sampling import parse_logit_bias
 
     given = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
         "min_p": min_p,
+        "typical_p": typical_p,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "logit_bias": parse_logit_bias(logit_bias or ()),
+        "bad_words": bad_words,
+        "min_tokens": min_tokens,
+        "json_schema": json_schema if json_schema is None else _read_schema(json_schema),
+        "regex": regex,
+        "grammar": grammar if grammar is None else _read_file(grammar, "grammar"),
         "repetition_penalty": repetition_penalty,
         "seed": seed,
         "max_new_tokens": max_new_tokens,
@@ -131,7 +176,8 @@ def run(
     _check_use(prompt_file, out, resume=resume, force=force, logprobs=logprobs, template=template)
     results = _plan_results(out, prompts, force=force, resume=resume)
     loaded = text.load(checkpoint, device=device, dtype=dtype, fp8=fp8, note=_note)
-    if prompt_file is None and out is None and n == 1:
+    one = prompt_file is None and out is None and n == 1
+    if one and prompts[0].options.guide is None and not prompts[0].options.bad_words:
         _print_one(loaded, prompts[0], kernel)
     else:
         from zoo.cli import batching
@@ -164,6 +210,20 @@ def _read_prompts(prompt: str | None, file: Path | None, form: Form | None, give
     if not found:
         raise ConfigError(f"prompt_file: {file} has no prompt (a line each)")
     return found
+
+
+def _read_file(file: Path, where: str) -> str:
+    from zoo.errors import ConfigError
+
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: cannot read {file}, found {type(error).__name__} (a UTF-8 file)") from error
+
+
+def _read_schema(given: str) -> str:
+    """A schema as it stands on the command line, or in the file that it names."""
+    return given if given.lstrip().startswith("{") else _read_file(Path(given), "json_schema")
 
 
 def _check_use(file: Path | None, out: Path | None, **options: Any) -> None:

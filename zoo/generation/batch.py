@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,8 +13,10 @@ from zoo.errors import ConfigError
 from zoo.generation import engine
 from zoo.generation.chat import ChatTemplate
 from zoo.generation.detokenize import TextStream
+from zoo.generation.guide import Guide, GuideCompiler, Kind
 from zoo.generation.prompts import Options, Prompt
 from zoo.generation.request import Event, Logprob, Request
+from zoo.generation.sampling import Sampling, encode_words
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer
@@ -97,6 +100,9 @@ class Encoder:
         self.tokenizer, self.template = tokenizer, template
         self.ends = {tokenizer.eos_id, *ends}
         self.continues = engine.writer(model.spec) is model.spec  # else a decoder of its own begins a text of its own
+        self._vocab_size: int = engine.writer(model.spec).vocab_size
+        self._compilers: dict[frozenset[int], GuideCompiler] = {}
+        self._guides: dict[tuple[str, str, frozenset[int]], Guide] = {}
         self._special = {each.content: id for id, each in tokenizer.backend.get_added_tokens_decoder().items()}
 
     def make_job(self, given: Mapping[str, Any], options: Options, where: str, prompt: Prompt | None = None) -> Job:
@@ -113,13 +119,32 @@ class Encoder:
         request = Request(
             ids=ids,
             max_new_tokens=options.max_new_tokens,
-            sampling=options.sampling,
+            sampling=self._complete(options),
+            guide=None if options.guide is None else self._compile(*options.guide, frozenset(ends)),
             stop_ids=frozenset(ends),
             n=options.n,
             logprobs=options.logprobs,
             prompt_logprobs=options.prompt_logprobs,
         )
         return Job(request, where, tuple(stop), ids if self.continues else (), prompt)
+
+    def _complete(self, options: Options) -> Sampling:
+        """The sampling parameters, with the words that were given as text."""
+        sampling = options.sampling
+        if options.bad_words:
+            words = encode_words(self.tokenizer, options.bad_words)
+            sampling = replace(sampling, bad_words=(*sampling.bad_words, *words))
+        sampling.check_vocabulary(self._vocab_size)
+        return sampling
+
+    def _compile(self, kind: Kind, source: Any, ends: frozenset[int]) -> Guide:
+        """Compile a grammar, once for all requests that have it."""
+        if ends not in self._compilers:
+            self._compilers[ends] = GuideCompiler(self.tokenizer, self._vocab_size, ends)
+        key = (kind, json.dumps(source), ends)
+        if key not in self._guides:
+            self._guides[key] = self._compilers[ends].compile(kind, source)
+        return self._guides[key]
 
     @cached_property
     def _answer_end(self) -> tuple[list[int], list[str]]:

@@ -7,14 +7,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 from zoo.errors import ConfigError, did_you_mean
 from zoo.generation.chat import list_faults
-from zoo.generation.sample import Sampling
+from zoo.generation.guide import Kind
+from zoo.generation.sampling import Sampling
 
 SOURCES = ("prompt", "ids", "messages")
 """What a request continues: one of these. `messages` are a conversation, for models with a chat template."""
+
+GUIDES: tuple[Kind, ...] = get_args(Kind)
+"""Kinds of grammars: a request follows at most one."""
 
 MOST_SAMPLES, MOST_LOGPROBS = 128, 20
 
@@ -22,7 +26,8 @@ MOST_SAMPLES, MOST_LOGPROBS = 128, 20
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What a request asks for besides its prompt. `stop_ids` end a text besides the tokens that the model ends one
-    with, which `ignore_eos` takes for tokens like others."""
+    with, which `ignore_eos` takes for tokens like others. `bad_words` are those given as text, and `guide` is the
+    kind of a grammar and its source: both are made tokens of when the tokenizer is at hand."""
 
     max_new_tokens: int = 256
     n: int = 1
@@ -31,6 +36,8 @@ class Options:
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    bad_words: tuple[str, ...] = ()
+    guide: tuple[Kind, Any] | None = None
     sampling: Sampling = field(default_factory=Sampling)
 
     @classmethod
@@ -42,17 +49,25 @@ class Options:
         given = {name: value for name, value in given.items() if value is not None}
         faults = [f"{name}: no such option{_hint(name)}" for name in given if name not in option_names()]
         own = {name: value for name, value in given.items() if name in CHECKS}
+        if not any(isinstance(word, str) for word in _as_tuple(own.get("bad_words", ()))):
+            own.pop("bad_words", None)  # token ids, which are for the sampling
         wrong = {name: value for name, value in own.items() if not CHECKS[name][0](value)}
         faults += [f"{name}: is {value!r}, not {CHECKS[name][1]}" for name, value in wrong.items()]
         sampling = Sampling()
         try:
-            sampling = Sampling.checked(**{name: given[name] for name in given if name in sampling_names()})
+            taken = [name for name in given if name in sampling_names() and name not in own]
+            sampling = Sampling.checked(**{name: given[name] for name in taken})
         except ConfigError as error:
             faults += error.faults
+        guides = {kind: own.pop(kind) for kind in GUIDES if kind in own}
+        if len(guides) > 1:
+            faults.append(f"{' and '.join(guides)}: a text follows one grammar (one of these)")
+        if guides and own.get("ignore_eos"):
+            faults.append("ignore_eos: a grammar's text ends with that token (without one of the two)")
         if faults:
             raise ConfigError(*faults)
-        lists = {name: _as_tuple(own[name]) for name in ("stop", "stop_ids") if name in own}
-        return cls(**{**own, **lists, "sampling": sampling})
+        lists = {name: _as_tuple(own[name]) for name in ("stop", "stop_ids", "bad_words") if name in own}
+        return cls(**{**own, **lists, "sampling": sampling, "guide": next(iter(guides.items()), None)})
 
 
 def _number(least: int, most: float) -> Callable[[Any], bool]:
@@ -68,16 +83,27 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: all(isinstance(each, str) and each for each in _as_tuple(value)),
         "a text that is not empty, or a list of such",
     ),
+    "bad_words": (
+        lambda value: all(_is_text(each) for each in _as_tuple(value)),
+        "all texts that are not empty, or all lists of token ids",
+    ),
     "stop_ids": (
         lambda value: all(type(each) is int and each >= 0 for each in _as_tuple(value)),
         "a token id, or a list of such",
     ),
+    "json_schema": (lambda value: isinstance(value, dict | bool) or _is_text(value), "a JSON schema"),
+    "regex": (lambda value: _is_text(value), "a regular expression"),
+    "grammar": (lambda value: _is_text(value), "a grammar of Lark"),
     "ignore_eos": (lambda value: type(value) is bool, "true or false"),
 }
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def _hint(name: str) -> str:
@@ -92,7 +118,7 @@ def sampling_names() -> tuple[str, ...]:
 
 @cache
 def option_names() -> tuple[str, ...]:
-    return (*CHECKS, *sampling_names())
+    return (*(name for name in CHECKS if name != "bad_words"), *sampling_names())
 
 
 @dataclass(frozen=True)
@@ -146,7 +172,8 @@ def _read_row(line: str, place: str, index: int, defaults: Mapping[str, Any]) ->
     except UnicodeEncodeError:
         faults.append("has half of a surrogate pair in it (\\ud83d\\ude42, say, stands for one character)")
     try:
-        options = Options.checked({**defaults, **row})
+        before = {name: value for name, value in defaults.items() if name not in GUIDES or not row.keys() & {*GUIDES}}
+        options = Options.checked({**before, **row})
     except ConfigError as error:
         faults += error.faults
         options = Options()
