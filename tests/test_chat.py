@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -14,14 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from one_by_one import OneByOne
+from one_by_one import OneByOne, open_one_by_one
 
 import zoo
 from zoo.checkpoint import store
 from zoo.cli import run
 from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer
 from zoo.errors import ConfigError
-from zoo.generation import chat
+from zoo.generation import batch, chat, engine
 from zoo.generation.batch import Encoder
 from zoo.generation.chat import ChatTemplate
 from zoo.generation.conversation import Conversation
@@ -142,23 +143,39 @@ def command(checkpoint: Path, *args: str) -> list[str]:
     return [sys.executable, "-c", PROGRAM, "chat", *options]
 
 
-def test_through_a_pipe_each_line_gets_its_answer_and_nothing_else_is_printed(checkpoint, tmp_path):
+@pytest.fixture
+def piped(monkeypatch, tmp_path, capsys):
+    """Run `zoo chat` with these lines as standard input; what it prints."""
+    if not hasattr(engine, "Engine"):
+        monkeypatch.setattr(batch, "open_engine", open_one_by_one)
+    monkeypatch.chdir(tmp_path)
+
+    def say(folder: Path, lines: str, *args: str):
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        capsys.readouterr()
+        assert run(["chat", "--checkpoint", str(folder), "--device", "cpu", "--temperature", "0", *args]) == 0
+        return capsys.readouterr()
+
+    return say
+
+
+def test_through_a_pipe_each_line_gets_its_answer_and_nothing_else_is_printed(checkpoint, piped):
     lines = "hello\n\n/system be brief\n//x\n/save kept.json\n/exit\nnever\n"
-    done = subprocess.run(
-        command(checkpoint, "--max-new-tokens", "6"),
-        input=lines,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=True,
-    )
+    said = piped(checkpoint, lines, "--max-new-tokens", "6")
     first = expected(checkpoint, "user: hello<e>it: ", 6)
     asked = f"system: be brief<e>user: hello<e>assistant: {first}<e>user: /x<e>it: "
     second = expected(checkpoint, asked, 6)
     kept = [("system", "be brief"), ("user", "hello"), ("assistant", first), ("user", "/x"), ("assistant", second)]
-    assert done.stdout == f"{first}\n{second}\n"
-    assert done.stderr == "(the system message is set)\n(written: kept.json, 5 messages)\n"
-    assert [(each["role"], each["content"]) for each in json.loads((tmp_path / "kept.json").read_text())] == kept
+    assert said.out == f"{first}\n{second}\n"
+    assert said.err.endswith("(the system message is set)\n(written: kept.json, 5 messages)\n")
+    assert [(each["role"], each["content"]) for each in json.loads(Path("kept.json").read_text())] == kept
+
+
+@pytest.mark.slow
+def test_a_program_with_a_pipe_for_its_input_talks_as_well(checkpoint, tmp_path):
+    args = command(checkpoint, "--max-new-tokens", "6", "--system", "be brief")
+    done = subprocess.run(args, input="hello", capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout == expected(checkpoint, "system: be brief<e>user: hello<e>it: ", 6) + "\n"
 
 
 class Terminal:
@@ -233,12 +250,11 @@ def test_a_model_without_a_template_says_what_would_do(checkpoint, tmp_path, cap
     assert "(--template FILE, or --template chatml)" in err
 
 
-def test_chatml_talks_with_a_model_that_has_no_template_of_its_own(checkpoint, tmp_path):
+def test_chatml_talks_with_a_model_that_has_no_template_of_its_own(checkpoint, tmp_path, piped):
     store.save_model(store.load(checkpoint), tmp_path / "plain", make_byte_tokenizer())
-    args = command(tmp_path / "plain", "--max-new-tokens", "5", "--template", "chatml")
-    done = subprocess.run(args, input="hi\n", capture_output=True, text=True, check=True)
+    said = piped(tmp_path / "plain", "hi\n", "--max-new-tokens", "5", "--template", "chatml")
     asked = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert done.stdout == expected(checkpoint, asked, 5) + "\n"
+    assert said.out == expected(checkpoint, asked, 5) + "\n"
 
 
 @pytest.mark.parametrize("args", [["--temperature", "-1"], ["--max-new-tokens", "0"], ["--template", "nofile"]])
