@@ -74,7 +74,7 @@ def conversation(dice: random.Random, *, system: bool, calls: bool) -> list[dict
     for _ in range(dice.randint(0, 3)):
         messages += [{"role": "user", "content": text()}, {"role": "assistant", "content": text()}]
         if dice.random() < 0.3:
-            messages[-1]["reasoning_content"] = text()
+            messages[-1][dice.choice(["reasoning_content", "thinking", "reasoning"])] = text()
     if calls:
         arguments = {"where": text(), "n": dice.random()}
         call = {"id": "call12345", "type": "function", "function": {"name": "weather", "arguments": arguments}}
@@ -83,6 +83,7 @@ def conversation(dice: random.Random, *, system: bool, calls: bool) -> list[dict
             {"role": "assistant", "content": None, "tool_calls": [call]},
             {"role": "tool", "content": text()},
         ]
+        messages[-2][dice.choice(["reasoning_content", "thinking", "reasoning"])] = text()  # why it calls
         return [*messages, {"role": "assistant", "content": text()}] if dice.random() < 0.5 else messages
     return [*messages, {"role": "user", "content": text()}]
 
@@ -103,6 +104,7 @@ def compare(folder: Path, dice: random.Random, start: str | None) -> int:
             with pytest.raises(ConfigError, match="chat template: "):
                 ours.encode(tokenizer, messages, **options)
             continue
+        tokenizer.encode("text, in which no special token is spelled")  # what was encoded before makes no difference
         ids = ours.encode(tokenizer, messages, **options)
         assert ids == expected
         assert start is None or ids.count(tokenizer.backend.token_to_id(start)) == 1
@@ -248,6 +250,11 @@ def test_a_template_without_end_is_stopped_within_a_second_and_the_next_one_is_s
     finally:
         renderer.close()
     assert spent() - before < 2  # two processes: each its start, the first its half second
+
+
+def test_a_template_that_takes_too_much_memory_is_told_so():
+    with pytest.raises(ConfigError, match="chat template: it took more than 512 MiB of memory"):
+        ChatTemplate("{{ ('x' * 600000000) | length }}").render([{"role": "user", "content": "x"}])
 
 
 def test_the_clock_stops_what_takes_no_time_of_the_processor(monkeypatch):

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
-from zoo.generation.detokenize import Detokenizer, StopStrings, TextStream, pieces
+from zoo.generation.detokenize import Detokenizer, StopStrings, TextStream
 
 SAMPLE = "naïve café — 東京 🙂👩‍👩‍👧 def f(x):\n    return 'ﬁn'\n" * 3
 
@@ -41,6 +41,12 @@ def byte_fallback() -> Tokenizer:
     return tokenizer
 
 
+def pieces(ids: list[int], tokenizer: Tokenizer, prompt: list[int] | tuple[()] = ()) -> list[str]:
+    """What comes out for tokens that follow a prompt, without what is empty."""
+    detokenizer = Detokenizer(tokenizer, prompt)
+    return [piece for piece in (*map(detokenizer.push, ids), detokenizer.finish()) if piece]
+
+
 def before(tokenizer: Tokenizer, ids: list[int], cut: int) -> str:
     """The text that the first `cut` tokens have for good: a character that they only begin comes with what follows."""
     whole = tokenizer.decode(ids)
@@ -53,7 +59,7 @@ def test_pieces_join_to_the_whole_text_and_end_between_characters(tokenizer):
     assert tokenizer.decode(ids) == SAMPLE
     for cut in range(20):
         start = before(tokenizer, ids, cut)
-        parts = list(pieces(ids[cut:], tokenizer, ids[:cut]))
+        parts = pieces(ids[cut:], tokenizer, ids[:cut])
         assert start + "".join(parts) == SAMPLE
         assert not any("\ufffd" in part for part in parts)
         assert len(parts) > 20
@@ -72,7 +78,7 @@ def test_bytes_that_spoil_the_character_before_them_do_not_end_the_text():
     number = {token: tokenizer.token_to_id(token) for token in ("<0x56>", "<0xC9>", "r", "d", "<0xC3>", "<0xA9>")}
     ids = [number[token] for token in ("<0x56>", "<0xC9>", "r", "d", "<0xC3>", "<0xA9>", "d", "<0xC3>")]
     assert tokenizer.decode(ids) == "\ufffd\ufffdrdéd\ufffd"
-    assert list(pieces(ids, tokenizer)) == ["V", "\ufffdr", "d", "é", "d", "\ufffd"]
+    assert pieces(ids, tokenizer) == ["V", "\ufffdr", "d", "é", "d", "\ufffd"]
 
 
 @pytest.mark.parametrize("tokenizer", [byte_level(), byte_fallback()], ids=["byte_level", "byte_fallback"])
@@ -157,7 +163,7 @@ def test_the_pieces_of_a_random_text_join_to_its_decode_in_one(tokenizer, count)
     for text in texts(count, seed=count):
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         whole = tokenizer.decode(ids)
-        parts = list(pieces(ids, tokenizer))
+        parts = pieces(ids, tokenizer)
         assert "".join(parts) == whole
         if "\ufffd" not in whole:
             assert "\ufffd" not in "".join(parts)
@@ -222,7 +228,8 @@ def test_a_stop_string_ends_the_text_wherever_tokens_cut_it_and_no_more_is_held_
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         whole = tokenizer.decode(ids)
         places = [sorted(dice.sample(range(len(whole) + 1), 2)) for _ in range(3) if len(whole) > 1]
-        stop = [whole[start : min(end, start + 6)] for start, end in places] + ["absent"]
+        stop = [whole[start : min(end, start + 6)] + dice.choice(["", "§", "§"]) for start, end in places]
+        stop += [whole[-2:] + "§"]  # one that is being waited for when the text ends
         stream, plain, came, seen = TextStream(tokenizer, (), stop), Detokenizer(tokenizer), "", ""
         for token in ids:
             came, seen = came + stream.push(token), seen + plain.push(token)

@@ -161,6 +161,17 @@ def test_each_line_of_a_file_gets_what_it_gets_alone(generating, checkpoint):
     assert "3 of 3 texts, 29 tokens in" in said.err
 
 
+def test_the_token_that_ends_a_text_is_one_of_its_tokens_and_no_part_of_the_text(generating, checkpoint):
+    plain = alone(checkpoint, list(b"ab"), 12)
+    last = next(token for token in plain[3:] if token not in plain[:3])
+    args = ["--prompt", "ab", "--max-new-tokens", "12", "--temperature", "0", "--ignore-eos", "--stop-id", str(last)]
+    generating(*args, "--out", "o.jsonl")
+    (row,) = rows("o.jsonl")
+    assert row["tokens"] == plain[: plain.index(last) + 1]
+    assert row["text"] == make_byte_tokenizer().decode(row["tokens"][:-1])
+    assert row["finish_reason"] == "stop"
+
+
 def test_samples_of_one_prompt_are_lines_of_their_own(generating, checkpoint):
     args = ["--prompt", "ab", "--max-new-tokens", "5", "--temperature", "1", "--seed", "2", "--ignore-eos"]
     generating(*args, "--n", "3", "--out", "o.jsonl")
@@ -239,6 +250,7 @@ def test_prompts_of_an_encoder_decoder_are_its_sources(tmp_path, monkeypatch, ca
     Path("p.txt").write_text("one source\na longer source\n")
     args = ["--prompt-file", "p.txt", "--out", "o.jsonl", "--max-new-tokens", "4", "--temperature", "0"]
     assert run(["generate", "--checkpoint", "t5", "--device", "cpu", *args]) == 0
+    assert Encoder(model, tokenizer).make_job({"prompt": "one source"}, Options(), "").before == ()
     for row in rows("o.jsonl"):
         ids = tokenizer.encode(row["prompt"])
         expected = generate(store.load(tmp_path / "t5"), torch.tensor([ids]), 4, stop_ids=[256])[0, 1:].tolist()

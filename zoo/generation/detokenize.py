@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zoo.errors import ConfigError
@@ -155,13 +155,3 @@ def _last_words(backend: tokenizers.Tokenizer, tokens: Sequence[int]) -> list[in
             return last
         count *= 2
     return list(tokens)
-
-
-def pieces(tokens: Iterable[int], backend: tokenizers.Tokenizer, before: Sequence[int] = ()) -> Iterator[str]:
-    """Decode `tokens`, which follow the tokens `before`, to pieces of text that are not empty."""
-    detokenizer = Detokenizer(backend, before)
-    for token in tokens:
-        if piece := detokenizer.push(token):
-            yield piece
-    if rest := detokenizer.finish():
-        yield rest
