@@ -1,10 +1,10 @@
-"""What one sequence's choice of tokens depends on besides its logits: options, random numbers, tokens so far, grammar."""
+"""What one sequence's sampling depends on besides logits: options, random numbers, tokens so far, a grammar."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Iterable, Sequence
-from copy import copy
+from copy import copy as clone
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ class Tally:
 
     def copy(self) -> Tally:
         """A tally that counts on by itself."""
-        other = copy(self)
+        other = clone(self)
         other.tokens, other.counts, other._slots = self.tokens[:], self.counts[:], dict(self._slots)
         return other
 
@@ -127,9 +127,9 @@ class DrawState:
         They end where the grammar forbids a draft token: no choice can agree with the draft there.
         """
         masks = None if self.matcher is None else self.matcher.ahead(draft)
-        states = [self]
+        states: list[DrawState] = [self]
         for token in draft[: None if masks is None else len(masks) - 1]:
-            state = copy(states[-1])
+            state = clone(states[-1])
             state.generated = [*state.generated, token]
             if state.tally is not None:
                 state.tally = state.tally.copy()

@@ -20,7 +20,7 @@ Kind = Literal["json_schema", "regex", "grammar"]
 
 LONGEST = 256 * 1024  # characters of a grammar
 FUEL = {"initial_lexer_fuel": 1_000_000, "max_grammar_size": 100_000, "max_lexer_states": 50_000}
-"""What compiling may cost: about 20 ms of lexer, and 100 MB of its states. llguidance's own limits hold for each step."""
+"""What compiling may cost: about 20 ms of lexer, and 100 MB of its states. Each step has llguidance's own limits."""
 
 
 class GuideCompiler:

@@ -55,8 +55,8 @@ class Sampling:
     """Sampling parameters of one request. Applied in this order, which is transformers' where it has the option:
 
     - `logit_bias` adds to the logits of single tokens; −inf bars one;
-    - `repetition_penalty` (Keskar et al., 2019) divides the logit of a token already there, the prompt's too; a negative
-      logit is multiplied;
+    - `repetition_penalty` (Keskar et al., 2019) divides the logit of a token already there, the prompt's too; if
+      negative, multiplies it;
     - `presence_penalty` is subtracted from the logit of every token generated so far, `frequency_penalty` once for each
       time it was (OpenAI's definitions; tokens of the prompt do not count);
     - `bad_words` are token sequences that must not be written: the last token of one is barred after the others;
