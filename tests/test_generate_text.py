@@ -1,8 +1,7 @@
-"""Text in pieces: whole characters, stop strings, and from a checkpoint to what is printed."""
+"""Text from a checkpoint: up to a stop string, up to the end-of-text token, from the last run."""
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 import zoo
 from zoo.checkpoint import store
@@ -11,93 +10,7 @@ from zoo.errors import ConfigError
 from zoo.generation import text
 from zoo.generation.engine import generate
 from zoo.generation.sample import Sampling
-from zoo.generation.text import pieces, until
 from zoo.runs import LAST_RUN
-
-SAMPLE = "naïve café — 東京 🙂👩‍👩‍👧 def f(x):\n    return 'ﬁn'\n" * 3
-
-
-def byte_level() -> Tokenizer:
-    """A tokenizer of bytes and a few merges, most of which split this text's characters."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=270, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([SAMPLE], trainer)
-    return tokenizer
-
-
-def byte_fallback() -> Tokenizer:
-    """A tokenizer of SentencePiece's manner (Llama 2): spaces as '▁', unknown characters as single bytes."""
-    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefhinrstuvx", "▁de", "▁f", "▁return"]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    tokenizer.decoder = decoders.Sequence(steps)
-    return tokenizer
-
-
-@pytest.mark.parametrize("tokenizer", [byte_level(), byte_fallback()], ids=["byte_level", "byte_fallback"])
-def test_pieces_join_to_the_whole_text_and_end_between_characters(tokenizer):
-    ids = tokenizer.encode(SAMPLE).ids
-    assert tokenizer.decode(ids) == SAMPLE
-    for cut in range(20):
-        start = tokenizer.decode(ids[:cut])
-        if start.endswith("\ufffd"):
-            continue  # no prompt ends inside a character
-        parts = list(pieces(ids[cut:], tokenizer, ids[:cut]))
-        assert start + "".join(parts) == SAMPLE
-        assert not any("\ufffd" in part for part in parts)
-        assert len(parts) > 20
-
-
-def test_bytes_that_are_no_character_come_out_as_the_whole_decode_has_them():
-    tokenizer = byte_level()
-    for seed in range(200):
-        ids = torch.randint(270, (12,), generator=torch.Generator().manual_seed(seed)).tolist()
-        assert "".join(pieces(ids, tokenizer)) == tokenizer.decode(ids)
-
-
-def test_bytes_that_spoil_the_character_before_them_do_not_end_the_text():
-    """Byte fallback decodes a run of bytes as a whole: one bad byte turns the good ones before it into U+FFFD too."""
-    tokenizer = byte_fallback()
-    number = {token: tokenizer.token_to_id(token) for token in ("<0x56>", "<0xC9>", "r", "d", "<0xC3>", "<0xA9>")}
-    ids = [number[token] for token in ("<0x56>", "<0xC9>", "r", "d", "<0xC3>", "<0xA9>", "d", "<0xC3>")]
-    assert tokenizer.decode(ids) == "\ufffd\ufffdrdéd\ufffd"
-    assert list(pieces(ids, tokenizer)) == ["V", "\ufffdr", "d", "é", "d", "\ufffd"]
-
-
-@pytest.mark.parametrize("tokenizer", [byte_level(), byte_fallback()], ids=["byte_level", "byte_fallback"])
-def test_a_prompt_that_ends_in_the_replacement_character_is_not_repeated(tokenizer):
-    prompt, ids = tokenizer.encode("def \ufffd").ids, tokenizer.encode("f(x)").ids
-    assert tokenizer.decode(prompt).endswith("\ufffd")
-    assert "".join(pieces(ids, tokenizer, prompt)) == tokenizer.decode(ids)
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
-@pytest.mark.parametrize(
-    ("stop", "left"),
-    [
-        (["END"], "one aaab two EN three\n "),
-        (["four", "END"], "one aaab two EN three\n "),
-        (["ENDS", "ND", "END"], "one aaab two EN three\n "),
-        (["three\n E", "hr"], "one aaab two EN t"),
-        (["aab"], "one a"),
-        (["one"], ""),
-        (["absent", "EN!"], "one aaab two EN three\n END four EN"),
-        ([], "one aaab two EN three\n END four EN"),
-    ],
-)
-def test_text_ends_before_the_stop_string_that_is_complete_first_however_it_is_cut(size, stop, left):
-    text = "one aaab two EN three\n END four EN"
-    parts = [text[start : start + size] for start in range(0, len(text), size)]
-    assert "".join(until(parts, stop)) == left
-
-
-def test_text_is_held_back_only_while_a_stop_string_may_be_coming():
-    assert list(until(["ab", "cE", "Nx", "E"], ["END"])) == ["ab", "c", "ENx", "E"]
 
 
 @pytest.fixture

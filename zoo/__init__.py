@@ -1,8 +1,8 @@
 """One YAML grammar for transformer architectures: priced before anything is built, then built, trained and run.
 
 `zoo.stats(config, overrides)`, `zoo.diff(a, b)`, `zoo.build(config, overrides)`, `zoo.train(config, overrides)`,
-`zoo.load(path)`, `zoo.generate(model, ids)` and `zoo.export(model, path)`. Importing this imports neither torch nor
-hydra; a name is looked up when it is first used.
+`zoo.load(path)`, `zoo.generate(model, ids)`, `zoo.fill(model, texts)` and `zoo.export(model, path)`. Importing this
+imports neither torch nor hydra; a name is looked up when it is first used.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from zoo.errors import KernelError as KernelError
     from zoo.errors import ZooError as ZooError
     from zoo.generation.engine import generate as generate
+    from zoo.generation.fill import fill as fill
     from zoo.generation.vectors import embed as embed
     from zoo.run.builder import build as build
 
@@ -35,6 +36,7 @@ _HOMES = {
     "build": "zoo.run.builder",
     "load": "zoo.checkpoint.store",
     "generate": "zoo.generation.engine",
+    "fill": "zoo.generation.fill",
     "embed": "zoo.generation.vectors",
     **dict.fromkeys(("ZooError", "ConfigError", "KernelError", "CheckpointError", "FitError"), "zoo.errors"),
 }
@@ -50,6 +52,7 @@ __all__ = [
     "diff",
     "embed",
     "export",
+    "fill",
     "generate",
     "load",
     "stats",

@@ -1,13 +1,17 @@
-"""`zoo generate`: write text with the last run, or with a checkpoint."""
+"""`zoo generate`: write text with the last run, or with a checkpoint; one text, or one for each line of a file."""
 
 from __future__ import annotations
 
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from zoo.generation.prompts import Prompt
+    from zoo.generation.text import Loaded
 
 
 class Fp8(StrEnum):
@@ -18,58 +22,189 @@ class Fp8(StrEnum):
     weight_only = "weight_only"
 
 
+class Form(StrEnum):
+    """What a file of prompts holds: a prompt a line, or a JSON object a line."""
+
+    lines = "lines"
+    jsonl = "jsonl"
+
+
+MANY, DRAW, END, MODEL = "Many prompts", "How tokens are drawn", "Where a text ends", "The model"
+"""Panels of the help."""
+
+
 def run(
-    prompt: Annotated[str, typer.Option(help="The text to continue; - reads standard input.")] = "",
+    prompt: Annotated[str | None, typer.Option(help="The text to continue; - reads standard input.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint or run folder. [default: the last run]")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens to write.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")] = None,
+    n: Annotated[int, typer.Option("--n", help="Texts for each prompt.")] = 1,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="A file with a prompt a line; - reads standard input.", rich_help_panel=MANY)
+    ] = None,
+    form: Annotated[
+        Form | None,
+        typer.Option(
+            "--prompt-format",
+            help='lines; or jsonl: {"prompt"|"ids"|"messages": …} and any option a line. [default: by the suffix]',
+            rich_help_panel=MANY,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write a line of JSON for each text as it is done.", rich_help_panel=MANY)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what --out has; do what is missing.", rich_help_panel=MANY)
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what --out has.", rich_help_panel=MANY)] = False,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(help="Give --out log-probabilities: each token's, and of the K likeliest.", rich_help_panel=MANY),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.", rich_help_panel=DRAW)] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.", rich_help_panel=DRAW)] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Draw from the likeliest tokens that together have this probability.")
+        float | None,
+        typer.Option(help="Draw from the likeliest tokens that together have this probability.", rich_help_panel=DRAW),
     ] = None,
     min_p: Annotated[
-        float | None, typer.Option(help="Draw from tokens at least this likely, relative to the likeliest.")
+        float | None,
+        typer.Option(help="Draw from tokens at least this likely, relative to the likeliest.", rich_help_panel=DRAW),
     ] = None,
     repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1 makes tokens that are already in the text less likely.")
+        float,
+        typer.Option(help="Above 1 makes tokens that are already in the text less likely.", rich_help_panel=DRAW),
     ] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop before this string. May be given several times.")] = None,
-    kernel: Annotated[
-        str | None, typer.Option(help="The attention kernel (`zoo doctor`). [default: the first that can run]")
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.", rich_help_panel=DRAW)] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="Stop before this string. May be given several times.", rich_help_panel=END),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16. [default: as in the checkpoint]")] = None,
+    stop_id: Annotated[
+        list[int] | None, typer.Option(help="Stop at this token. May be given several times.", rich_help_panel=END)
+    ] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on past the end-of-text token.", rich_help_panel=END)
+    ] = False,
+    template: Annotated[
+        str | None,
+        typer.Option(help="A chat template for messages: chatml, or a file.", rich_help_panel=MODEL),
+    ] = None,
+    kernel: Annotated[
+        str | None,
+        typer.Option(
+            help="The attention kernel (`zoo doctor`). [default: the first that can run]", rich_help_panel=MODEL
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.", rich_help_panel=MODEL)] = "auto",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="fp32, bf16 or fp16. [default: as in the checkpoint]", rich_help_panel=MODEL),
+    ] = None,
     fp8: Annotated[
-        Fp8 | None, typer.Option(help="Compute matrix products in float8 (CUDA); weight_only only saves memory.")
+        Fp8 | None,
+        typer.Option(
+            help="Compute matrix products in float8 (CUDA); weight_only only saves memory.", rich_help_panel=MODEL
+        ),
     ] = None,
 ) -> None:
     """Write text with the last run, or with a checkpoint, token by token.
 
-    Standard output gets the new text alone, without the prompt.
+    Standard output gets the new text alone, without the prompt. With --prompt-file, prompts are served together.
     """
     from zoo.generation import text
-    from zoo.generation.sample import Sampling
 
-    sampling = Sampling.checked(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
-    pieces = text.stream(
-        checkpoint,
-        sys.stdin.read() if prompt == "-" else prompt,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        stop=stop or [],
-        device=device,
-        dtype=dtype,
+    given = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        "max_new_tokens": max_new_tokens,
+        "n": n,
+        "logprobs": logprobs,
+        "stop": stop,
+        "stop_ids": stop_id,
+        "ignore_eos": ignore_eos,
+    }
+    prompts = _read_prompts(prompt, prompt_file, form, given)
+    _check_use(prompt_file, out, resume=resume, force=force, logprobs=logprobs, template=template)
+    results = _plan_results(out, prompts, force=force, resume=resume)
+    loaded = text.load(checkpoint, device=device, dtype=dtype, fp8=fp8, note=_note)
+    if prompt_file is None and out is None and n == 1:
+        _print_one(loaded, prompts[0], kernel)
+    else:
+        from zoo.cli import batching
+
+        batching.run(loaded, prompts, results, template=template, kernel=kernel, note=_note)
+
+
+def _note(line: str) -> None:
+    print("zoo: note:", line, file=sys.stderr)
+
+
+def _read_prompts(prompt: str | None, file: Path | None, form: Form | None, given: dict[str, Any]) -> list[Prompt]:
+    """The prompts that the command line names, each with its options. Raises ConfigError for all faults together."""
+    from zoo.errors import ConfigError
+    from zoo.generation.prompts import Options, Prompt, read_jsonl, read_lines
+
+    if file is None:
+        if form is not None:
+            raise ConfigError("prompt_format: says what a file holds, and there is none (--prompt-file FILE)")
+        whole = sys.stdin.read() if prompt == "-" else prompt or ""
+        return [Prompt(0, "", {"prompt": whole}, Options.checked(given))]
+    if prompt is not None:
+        raise ConfigError("prompt: --prompt-file has the prompts (one of the two)")
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"prompt_file: cannot read {file}, found {type(error).__name__} (a UTF-8 file)") from error
+    as_json = form is Form.jsonl or (form is None and file.suffix == ".jsonl")
+    found = (read_jsonl if as_json else read_lines)(text, str(file), given)
+    if not found:
+        raise ConfigError(f"prompt_file: {file} has no prompt (a line each)")
+    return found
+
+
+def _check_use(file: Path | None, out: Path | None, **options: Any) -> None:
+    """Raises ConfigError for options without that on which they act."""
+    from zoo.errors import ConfigError
+
+    without = [name for name in ("resume", "force") if options[name] and out is None]
+    faults = [f"{name}: there is no file that it could be about (--out FILE)" for name in without]
+    if options["resume"] and options["force"]:
+        faults.append("resume: --force would replace what it keeps (one of the two)")
+    if options["logprobs"] is not None and out is None:
+        faults.append("logprobs: are written with the texts (--out FILE)")
+    if options["template"] is not None and file is None:
+        faults.append("template: is for messages (--prompt-file FILE.jsonl, or zoo chat)")
+    if faults:
+        raise ConfigError(*faults)
+
+
+def _plan_results(out: Path | None, prompts: list[Prompt], *, force: bool, resume: bool) -> Any:
+    from zoo.generation.results import Results
+
+    return None if out is None else Results(out, prompts, force=force, resume=resume)
+
+
+def _print_one(loaded: Loaded, prompt: Prompt, kernel: str | None) -> None:
+    """Print one text as it comes."""
+    from zoo.generation import text
+
+    options = prompt.options
+    ends = options.stop_ids if options.ignore_eos else (*loaded.ends, *options.stop_ids)
+    pieces = text.complete(
+        loaded.model,
+        loaded.tokenizer,
+        prompt.given["prompt"],
+        max_new_tokens=options.max_new_tokens,
+        sampling=options.sampling,
+        stop=options.stop,
+        ends=ends,
+        eos=not options.ignore_eos,
         kernel=kernel,
-        fp8=fp8,
-        note=lambda line: print("zoo: note:", line, file=sys.stderr),
+        note=_note,
     )
     for piece in pieces:
         print(piece, end="", flush=True)

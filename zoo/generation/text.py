@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from itertools import takewhile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import ConfigError
 from zoo.generation import engine
+from zoo.generation.detokenize import TextStream
 from zoo.generation.sample import Sampling
 from zoo.lazy import torch
 from zoo.run.builder import pick_device
 from zoo.run.dtypes import settle_cpu
 
 if TYPE_CHECKING:
-    import tokenizers
-
     from zoo.data.tokenizer import Tokenizer
-
-REPLACEMENT = "\ufffd"  # what a decoder gives for bytes that are no character, or not one yet
 
 
 def stream(
@@ -38,12 +34,37 @@ def stream(
 ) -> Iterator[str]:
     """Load a model and stream what it writes after `prompt`, as `complete` does.
 
+    Options as of `load`. Raises ConfigError, at the call, for everything that will not do.
+    """
+    loaded = load(checkpoint, device=device, dtype=dtype, fp8=fp8, note=note)
+    options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop, "kernel": kernel}
+    return complete(loaded.model, loaded.tokenizer, prompt, ends=loaded.ends, note=note, **options)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that writes, its tokenizer, the token ids that end a text besides the tokenizer's own, and its folder."""
+
+    model: Any
+    tokenizer: Tokenizer
+    ends: Sequence[int]
+    folder: Path
+
+
+def load(
+    checkpoint: str | Path | None,
+    *,
+    device: str = "auto",
+    dtype: Any = None,
+    fp8: str | None = None,
+    note: Callable[[str], object] | None = None,
+) -> Loaded:
+    """Load a model and its tokenizer for generating.
+
     `checkpoint` is a checkpoint or a run folder; None takes the last run started from here. `dtype` None is the file's,
     or float32 where a CPU computes that faster. `fp8` puts weights in float8 (`zoo.run.fp8.quantize`); the model is
     then bfloat16 unless `dtype` says otherwise. `note` is given a line each about what is allowed but doubtful, what is
     in float8, a dtype that is not the file's, and a number of threads that is not torch's own.
-
-    Raises ConfigError, at the call, for everything that will not do.
     """
     from zoo import runs
     from zoo.checkpoint import hf, store
@@ -60,8 +81,7 @@ def stream(
         tell(f"fp8 {fp8}: {summarize_products(quantize(model, fp8))}")
     settle_cpu(model, tell, dtype=None if dtype is None else f"dtype: {dtype}", keep=fp8 is not None)
     ends = [] if (folder / runs.ARCHITECTURE).is_file() else hf.read_end_ids(folder)
-    options = {"ends": ends, "max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop, "kernel": kernel}
-    return complete(model, tokenizer, prompt, note=note, **options)
+    return Loaded(model, tokenizer, ends, folder)
 
 
 def complete(
@@ -73,79 +93,34 @@ def complete(
     sampling: Sampling | None = None,
     stop: Sequence[str] = (),
     ends: Sequence[int] = (),
+    eos: bool = True,
     kernel: str | None = None,
     note: Callable[[str], object] | None = None,
 ) -> Iterator[str]:
-    """Stream what the model writes after `prompt`, up to the end-of-text token, one of the tokens `ends`, or the first
-    of the strings `stop`. None of these is part of the text.
+    """Stream what the model writes after `prompt`, up to the end-of-text token (unless not `eos`), one of the tokens
+    `ends`, or the first of the strings `stop`. None of these is part of the text.
 
     The prompt is encoded as the tokenizer's own file asks: a start token, special tokens where the text spells them. An
     empty prompt starts from the end-of-text token, which stands before every text in training.
     """
-    if "" in stop:
-        raise ConfigError("stop: an empty string would end every text at once (leave it out)")
     ids = tokenizer.encode(prompt, special=True) or [tokenizer.eos_id]
     trained, whole = model.spec.max_seq_len, len(ids) + max_new_tokens
-    last = {tokenizer.eos_id, *ends}
+    last = {*ends, *([tokenizer.eos_id] if eos else [])}
     tokens = engine.stream(model, torch.tensor([ids]), max_new_tokens, sampling, sorted(last), kernel=kernel)
     if note is not None and whole > trained:
         note(f"{whole} tokens may come, the model is made for {trained}: what lies beyond may make less sense")
     before = ids if engine.writer(model.spec) is model.spec else []  # a decoder of its own begins a text of its own
-    return _text(tokens, tokenizer, before, last, stop)
+    return _text(tokens, TextStream(tokenizer.backend, before, stop), last)
 
 
-def _text(tokens: Any, tokenizer: Tokenizer, prompt: list[int], last: set[int], stop: Sequence[str]) -> Iterator[str]:
+def _text(tokens: Any, text: TextStream, last: set[int]) -> Iterator[str]:
     with closing(tokens):  # a stop string ends the text first; the model must then be as it was at once
-        numbers = takewhile(lambda number: number not in last, map(int, tokens))
-        yield from until(pieces(numbers, tokenizer.backend, prompt), stop)
-
-
-def pieces(tokens: Iterable[int], backend: tokenizers.Tokenizer, before: Sequence[int] = ()) -> Iterator[str]:
-    """Decode `tokens`, which follow the tokens `before`, to pieces of text that never end inside a character.
-
-    For the tokens of "é" in a byte-level vocabulary, C3 and A9, the first gives nothing and the second "é".
-    """
-    from tokenizers.decoders import DecodeStream
-
-    if backend.decode(list(before)).endswith(REPLACEMENT):
-        before = ()  # DecodeStream takes that for half a character, and would repeat the whole prompt
-    decoding = DecodeStream(ids=list(before), skip_special_tokens=True)
-    held: list[int] = []  # tokens since the last piece
-    for token in tokens:
-        held.append(token)
-        try:
-            piece = decoding.step(backend, token)
-        except Exception as error:
-            if type(error) is not Exception:  # `tokenizers` raises the bare class, which cannot be named more closely
-                raise
-            # Byte fallback: the bytes held are no character, and spoil the one before them. Decoded alone.
-            piece = backend.decode(held)
-            decoding = DecodeStream(ids=held, skip_special_tokens=True)
-        if piece:
-            yield piece
-            held = []
-    if rest := backend.decode(held):
+        for token in map(int, tokens):
+            if token in last:
+                break
+            if piece := text.push(token):
+                yield piece
+            if text.stopped:
+                return
+    if rest := text.finish():
         yield rest
-
-
-def until(texts: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
-    """Yield the texts up to the stop string that is complete first, even one that spans several texts. The end of a
-    text that may become a stop string is held back."""
-    held = ""
-    for text in texts:
-        held += text
-        ends = [(place + len(word), place) for word in stop if (place := held.find(word)) >= 0]
-        if ends:
-            held = held[: min(ends)[1]]
-            break
-        sure = len(held) - max((_begun(held, word) for word in stop), default=0)
-        if sure:
-            yield held[:sure]
-        held = held[sure:]
-    if held:
-        yield held
-
-
-def _begun(text: str, word: str) -> int:
-    """The length of the longest proper prefix of `word` that `text` ends in."""
-    return next((n for n in range(min(len(word) - 1, len(text)), 0, -1) if text.endswith(word[:n])), 0)
