@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from zoo.errors import ConfigError
-from zoo.generation.engine import stream
+from zoo.generation.generate import stream
 from zoo.generation.request import Event, Logprob, Request
 
 

@@ -53,6 +53,21 @@ class CachedRow:
             del self.pages[group][:gone]
             self.dropped[group] += gone
 
+    def slide(self, group: int, first: int, stop: int) -> None:
+        """Make room for the tokens before `stop` in a window that no longer sees those before `first`.
+
+        The pages of the tokens in sight move down over those out of sight, so that a window always lies in one run,
+        which is read without a copy. Pages of 16 tokens move once in 16 steps.
+        """
+        page, own = self.store.page, self.pages[group]
+        gone = min(first // page - self.dropped[group], len(own))
+        if gone <= 0 or -(-stop // page) - self.dropped[group] <= len(own):
+            return
+        if len(own) > gone:
+            sources = [slot for each in own[gone:] for slot in range(each * page, (each + 1) * page)]
+            self.store.copy(group, sources, [slot for each in own for slot in range(each * page, (each + 1) * page)])
+        self.dropped[group] += gone
+
     def runs(self, group: int, start: int, stop: int) -> list[Run]:
         """The slots of tokens `start` to `stop`, as runs of consecutive slots."""
         page, first, own = self.store.page, self.dropped[group], self.pages[group]
@@ -80,17 +95,15 @@ class CachedRow:
 class Where:
     """Where a pass's tokens lie in the pools of a group.
 
-    `rows` are the runs of slots of each row's keys. `write` [n] are the slots of the new tokens that stay, `taken` [n]
-    which of the B·T tokens these are (None: all); of one row with consecutive slots, `run` are the slots and `columns`
-    the tokens. With `joins` the new tokens go into the pool after they are read: keys are those in the pool, then the
-    new ones.
+    `rows` are the runs of slots of each row's keys. With `in_place` the new tokens are the last of these; else `write`
+    [n] are the slots of those that stay, and `taken` [n] which of the B·T tokens they are (None: all). With `joins`
+    they go into the pool after they are read: keys are those in the pool, then the new ones.
     """
 
     rows: list[list[Run]]
-    write: Any
+    write: Any = None
     taken: Any = None
-    run: Run | None = None
-    columns: tuple[int, int] = (0, 0)
+    in_place: bool = False
     joins: bool = False
     ragged: bool = False
     index: Any = None  # [B, S] of the slots to read, where rows have no common stride
@@ -98,9 +111,10 @@ class Where:
 
     def store(self, pool: Any, new: Any) -> None:
         """Write new tokens [B, T, …]."""
-        if self.run is not None:
-            (start, stop), (first, last) = self.run, self.columns
-            pool[start:stop] = new[0, first:last]
+        if self.in_place:
+            self.load(pool)[:, -new.shape[1] :] = new
+            return
+        if self.write is None:
             return
         flat = new.flatten(0, 1)
         flat = (flat if self.taken is None else flat[self.taken]).to(pool.dtype)
@@ -114,15 +128,16 @@ class Where:
         if len(self.rows) == 1:
             return pool[start:stop][None]
         stride = self.rows[1][0][0] - start
-        sizes, steps = (len(self.rows), stop - start, *pool.shape[1:]), (stride * pool.stride(0), *pool.stride())
-        return pool.as_strided(sizes, steps, pool.storage_offset() + start * pool.stride(0))
+        held = pool[start : start + stride * (len(self.rows) - 1) + stop - start]
+        return held.unfold(0, stop - start, stride).movedim(-1, 1)
 
 
 class LayerCache:
     """The cache of one layer in one pass."""
 
-    def __init__(self, layer: LayerStore, cache: Cache) -> None:
-        self.layer, self.cache = layer, cache
+    def __init__(self, layer: LayerStore, slots: Any) -> None:
+        self.layer = layer
+        self.slots = slots  # of the rows' recurrent states: the first and one past the last, or a tensor [B]
 
     def append(self, where: Where, new: dict[str, Any]) -> tuple[Any, ...]:
         """Write the new tokens. Give the keys that may be read, the new ones included [B, S, …]; for ragged rows the
@@ -148,17 +163,16 @@ class LayerCache:
 
     def state(self, name: str) -> Any:
         """A recurrent state of the rows [B, …]."""
-        slots = self.cache.state_slots
-        state = self.layer.states[name]
+        slots, state = self.slots, self.layer.states[name]
         return state[slots[0] : slots[1]] if isinstance(slots, tuple) else state[slots]
 
     def hold(self, name: str, value: Any) -> None:
         """Keep a recurrent state for the rows' next tokens."""
-        slots = self.cache.state_slots
+        slots, state = self.slots, self.layer.states[name]
         if isinstance(slots, tuple):
-            self.layer.states[name][slots[0] : slots[1]] = value
+            state[slots[0] : slots[1]] = value
         else:
-            self.layer.states[name][slots] = value.to(torch.float32)
+            state[slots] = value.to(torch.float32)
 
 
 class Cache:
@@ -170,10 +184,10 @@ class Cache:
     def __init__(self, store: Store, rows: Sequence[CachedRow]) -> None:
         self.store, self.rows = store, list(rows)
         self.counts: list[int] | None = None  # None: every row has T new tokens
-        slots = [row.slot for row in self.rows]
-        consecutive = all(b == a + 1 for a, b in pairwise(slots))
-        self.state_slots = (slots[0], slots[-1] + 1) if consecutive else torch.tensor(slots, device=store.device)
-        self.layers = [LayerCache(layer, self) for layer in store.layers]
+        numbers = [row.slot for row in self.rows]
+        consecutive = all(b == a + 1 for a, b in pairwise(numbers))
+        slots = (numbers[0], numbers[-1] + 1) if consecutive else torch.tensor(numbers, device=store.device)
+        self.layers = [LayerCache(layer, slots) for layer in store.layers]
 
     @classmethod
     def allocate(
@@ -242,9 +256,6 @@ class Cache:
         """End a pass of `new` columns."""
         for number, row in enumerate(self.rows):
             row.length += self.count(number, new)
-            for group, each in enumerate(self.store.groups):
-                if not each.cross:
-                    row.drop(group, each.first_seen(row.length))
 
     def _lay_out(self, number: int, group: Group, new: int) -> Where:
         room = group.pages(1 << 60, 1, self.store.page) if group.window or group.chunk else None
@@ -259,7 +270,10 @@ class Cache:
             if joins:
                 reads.append(row.runs(number, first, row.length))
             begin = max(row.length, group.first_seen(stop)) if joins else row.length
-            row.drop(number, group.first_seen(stop) if joins else first)
+            if joins:
+                row.drop(number, begin)
+            elif room is not None:
+                row.slide(number, first, stop)
             self._reserve(row, number, begin, stop)
             for start, end in row.runs(number, begin, stop):
                 slots.extend(range(start, end))
@@ -283,21 +297,24 @@ class Cache:
     def _where(
         self, reads: list[list[Run]], slots: list[int], taken: list[int], new: int, joins: bool, group: Group
     ) -> Where:
-        device = self.store.device
-        whole = len(taken) == len(self.rows) * new
-        run = (slots[0], slots[-1] + 1) if len(self.rows) == 1 and slots[-1] - slots[0] == len(slots) - 1 else None
-        write = None if run else torch.tensor(slots, device=device)
-        chosen = None if whole or run else torch.tensor(taken, device=device)
-        columns = (taken[0], taken[-1] + 1) if run else (0, 0)
-        where = Where(reads, write, chosen, run, columns, joins, ragged=not self.alike)
+        where = Where(reads, joins=joins, ragged=not self.alike)
         if where.ragged and joins:
             raise ConfigError("cache: a window takes this many new tokens of rows that are alike (fewer at a time)")
         if not where.ragged:
             where.first = group.first_seen(self.rows[0].length)
-            if not _strided(reads):
-                index = [[slot for run in runs for slot in range(*run)] for runs in reads]
-                where.index = torch.tensor(index, dtype=torch.long, device=device)
+            strided = _strided(reads)
+            where.index = None if strided else self._slots(reads)
+            where.in_place = strided and not joins
+        if not where.in_place and slots:
+            where.write = torch.tensor(slots, device=self.store.device)
+            whole = len(taken) == len(self.rows) * new
+            where.taken = None if whole else torch.tensor(taken, device=self.store.device)
         return where
+
+    def _slots(self, rows: list[list[Run]]) -> Any:
+        """The slots of rows that have equally many [B, S]."""
+        index = [[slot for run in runs for slot in range(*run)] for runs in rows]
+        return torch.tensor(index, dtype=torch.long, device=self.store.device)
 
     def lay_out_source(self, tokens: int | None) -> Where | None:
         """Say where the keys of an encoder's output lie; `tokens` is how many the rows now come to read, or None if
@@ -305,25 +322,26 @@ class Cache:
         number = self.store.cross_group
         if number is None:
             return None
-        slots: list[int] = []
-        for row in self.rows:
-            if tokens is not None:
-                row.reserve(number, tokens)
+        if tokens is not None:
+            for row in self.rows:
+                if not row.own(number, -(-tokens // self.store.page)):
+                    raise ConfigError(f"cache: no room for a source of {tokens} tokens (allocate with source={tokens})")
                 row.source = tokens
-            slots += [slot for run in row.runs(number, 0, row.source) for slot in range(*run)]
         reads = [row.runs(number, 0, row.source) for row in self.rows]
-        where = Where(reads, torch.tensor(slots, device=self.store.device) if tokens is not None else None)
-        where.ragged = len({row.source for row in self.rows}) > 1
-        if not where.ragged and not _strided(reads):
-            index = [[slot for run in runs for slot in range(*run)] for runs in reads]
-            where.index = torch.tensor(index, device=self.store.device)
+        where = Where(reads, ragged=len({row.source for row in self.rows}) > 1)
+        strided = _strided(reads)
+        where.in_place = strided and not where.ragged
+        if not strided and not where.ragged:
+            where.index = self._slots(reads)
+        if tokens is not None and not where.in_place:
+            where.write = self._slots(reads).flatten()
         return where
 
 
 def _strided(rows: list[list[Run]]) -> bool:
     """Whether each row is one run, of equal length and at equal distance from the one before, with room between."""
     if any(len(runs) != 1 for runs in rows):
-        return len(rows) == 1 and not rows[0]
+        return not any(rows)
     starts = [runs[0][0] for runs in rows]
     lengths = {stop - start for ((start, stop),) in rows}
     strides = {b - a for a, b in pairwise(starts)}

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import ConfigError, ZooError
+from zoo.errors import ConfigError
 from zoo.generation.cache import Cache
 from zoo.generation.draws import DrawState
 from zoo.generation.prefix import Prefixes
-from zoo.generation.sampler import Sampler
 from zoo.generation.request import Event, Reason, Request
+from zoo.generation.sampler import Sampler
 from zoo.generation.scheduler import Chunk, Continuation, Scheduler
 from zoo.generation.store import Store, plan_store, row_bytes
 from zoo.generation.towers import check_length, check_prompt, find_reader, find_writer
@@ -67,7 +67,7 @@ class Engine:
         sizes = rows, self.tokens, self.source, self.dtype.itemsize, memory
         plan = plan_store(self.writer, *sizes, overcommit=overcommit, reuse=reuse)
         self.store = Store(self.writer, plan.pages, plan.slots, dtype=self.dtype, device=self.device)
-        self.prefixes = Prefixes(self.store, plan.slots - plan.rows) if reuse else None
+        self.prefixes = Prefixes(self.store) if reuse else None
         self.scheduler = Scheduler(self.store, self.prefixes, budget=budget, rows=plan.rows, overcommit=overcommit)
         self.sampler = Sampler()
         self.live: dict[int, list[Continuation]] = {}
@@ -152,15 +152,23 @@ class Engine:
         return ready, torch.cat(logits) if len(logits) > 1 else (logits[0] if logits else None)
 
     def _passes(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
-        """Chunks that go through the model together: single tokens, and each part of a prompt alone."""
+        """Chunks that go through the model together: the next tokens of all rows; and parts of prompts that are alike,
+        equally many tokens after equally many."""
         together = all(block.attention.ragged for block in self.writer.blocks.values())
-        single = [chunk for chunk in chunks if together and chunk.count == 1 and not chunk.whole and self._cached(chunk.sequence)]
-        if single:
-            yield single
-        yield from ([chunk] for chunk in chunks if chunk not in single)
+        batches: dict[Any, list[Chunk]] = {}
+        for chunk in chunks:
+            row, source = chunk.sequence.row, chunk.sequence.source
+            assert row is not None
+            alike: Any = (row.length, chunk.count, chunk.whole)
+            if chunk.whole or not self._cached(chunk.sequence):
+                alike = (*alike, source and len(source))
+            elif together and chunk.count == 1:
+                alike = None
+            batches.setdefault(alike, []).append(chunk)
+        yield from batches.values()
 
     def _cached(self, sequence: Continuation) -> bool:
-        """Whether this pass can be batched: not the first one of an encoder-decoder, which reads the source."""
+        """Whether a pass needs no source: all but the first one of an encoder-decoder."""
         return sequence.source is None or bool(sequence.row and sequence.row.source)
 
     def _pass(self, batch: list[Chunk]) -> Tensor:
@@ -172,10 +180,10 @@ class Engine:
             options["cache"] = Cache(self.store, rows)  # type: ignore[arg-type]
         if not self.seq2seq:
             if getattr(self.writer, "prefix_lm", False) and (batch[0].whole or not rows[0].length):  # type: ignore[union-attr]
-                options["prefix"] = torch.tensor([first.prompt], device=self.device)
+                options["prefix"] = torch.tensor([chunk.sequence.prompt for chunk in batch], device=self.device)
             return self.model(tokens, **options).logits[:, -1]
         if batch[0].whole or not self._cached(first):
-            source = torch.tensor([first.source], device=self.device)
+            source = torch.tensor([chunk.sequence.source for chunk in batch], device=self.device)
             options["memory"] = self.model.get_submodule("encoder")(source).hidden
         return self.model.get_submodule("decoder")(tokens, **options).logits[:, -1]
 

@@ -76,9 +76,7 @@ def stream(
     requests = []
     for prompt in map(tuple, prompts):
         copy, copies[prompt] = copies[prompt], copies[prompt] + 1
-        requests.append(
-            Request(ids=prompt, max_new_tokens=max_new_tokens, sampling=chosen, stop_ids=stops, copy=copy)
-        )
+        requests.append(Request(ids=prompt, max_new_tokens=max_new_tokens, sampling=chosen, stop_ids=stops, copy=copy))
     longest = max(map(len, prompts))
     own = find_writer(model.spec) is model.spec
     tokens = (longest if own else 1) + max_new_tokens
@@ -94,8 +92,7 @@ def stream(
 
 def _steps(engine: Engine, rows: int) -> Iterator[Tensor]:
     """The tokens of each step [B]; a row that has ended repeats its last."""
-    tokens = torch.zeros(rows, dtype=torch.long, device=engine.device)
-    step = 0
+    tokens, step = [0] * rows, 0
     with serving(engine.model, engine.kernel):
         while engine.busy:
             step += 1
@@ -103,7 +100,7 @@ def _steps(engine: Engine, rows: int) -> Iterator[Tensor]:
                 if event.token is None:
                     raise ZooError(f"generate: step {step}: row {event.request} {engine.fault}")
                 tokens[event.request] = event.token
-            yield tokens.clone()
+            yield torch.tensor(tokens, device=engine.device)
 
 
 def _read_prompts(apart: bool, ids: Tensor, mask: Tensor | None) -> list[list[int]]:

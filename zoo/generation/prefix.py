@@ -21,25 +21,22 @@ INTERVAL = 256
 
 
 class Checkpoint(NamedTuple):
-    """What a row of `tokens` tokens needs beside the pages of full attention: by group the pages of its window, the
-    first being page `first`, and the slot that holds a copy of its states."""
+    """What a row of `tokens` tokens needs beside the pages of full attention, copied: by group the pages of its window,
+    and the slot of its recurrent states."""
 
     tokens: int
     pages: dict[int, list[int]]
-    first: dict[int, int]
     slot: int | None
 
 
 class Prefixes:
-    """What is kept of earlier rows of a store. At most `states` checkpoints hold recurrent states, in slots beyond
-    those of rows."""
+    """What is kept of earlier rows of a store, in pages and slots that no row needs at the moment."""
 
-    def __init__(self, store: Store, states: int = 0, interval: int = INTERVAL) -> None:
+    def __init__(self, store: Store, interval: int = INTERVAL) -> None:
         self.store, self.interval = store, max(store.page, interval // store.page * store.page)
         self.full = [g for g, group in enumerate(store.groups) if group.full]
         self.partial = [g for g, group in enumerate(store.groups) if group.window or group.chunk]
         self.recurrent = any(layer.states for layer in store.layers)
-        self.room = states
         self.kept: OrderedDict[bytes, Checkpoint] = OrderedDict()
         self.hits = self.asked = 0
         store.evict = self.evict
@@ -74,7 +71,7 @@ class Prefixes:
         held = next((n for n in range(pages) if any(self._find(g, names[n]) is None for g in self.full)), pages)
         while held and self.checkpoints and names[held - 1] not in self.kept:
             held -= 1
-        if not held:
+        if not held or not self._has_room(self.kept[names[held - 1]].pages if self.checkpoints else {}):
             return
         for group in self.full:
             found = [self._find(group, name) for name in names[:held]]
@@ -92,11 +89,15 @@ class Prefixes:
 
     def _start_from(self, row: CachedRow, checkpoint: Checkpoint) -> None:
         for group, pages in checkpoint.pages.items():
-            for page in pages:
-                self.store.pools[group].share(page)
-            row.pages[group], row.dropped[group] = list(pages), checkpoint.first[group]
+            row.dropped[group] = row.length // self.store.page - len(pages)
+            row.pages[group] = self.store.pools[group].take(len(pages))
+            self.store.copy(group, self._slots(pages), self._slots(row.pages[group]))
         if checkpoint.slot is not None:
             self._copy_states(checkpoint.slot, row.slot)
+
+    def _slots(self, pages: Sequence[int]) -> list[int]:
+        page = self.store.page
+        return [slot for each in pages for slot in range(each * page, (each + 1) * page)]
 
     def _copy_states(self, source: int, target: int) -> None:
         for layer in self.store.layers:
@@ -118,27 +119,28 @@ class Prefixes:
         if name in self.kept:
             self.kept.move_to_end(name)
             return
+        windows = {group: self._window(row, group) for group in self.partial}
+        while not self._has_room(windows) or (self.recurrent and not self.store.free_slots):
+            if not self.evict():
+                return
         slot = None
         if self.recurrent:
-            if not self.store.free_slots or self.taken >= self.room:
-                self.evict()
-            if not self.store.free_slots or self.taken >= self.room:
-                return
             slot = self.store.free_slots.pop()
             self._copy_states(row.slot, slot)
-        pages, first = {}, {}
-        for group in self.partial:
-            seen = self.store.groups[group].first_seen(row.length) // self.store.page - row.dropped[group]
-            pages[group], first[group] = row.pages[group][max(seen, 0) :], row.dropped[group] + max(seen, 0)
-            pages[group] = pages[group][: row.length // self.store.page - first[group]]
-            for each in pages[group]:
-                self.store.pools[group].share(each)
-        self.kept[name] = Checkpoint(row.length, pages, first, slot)
+        pages = {}
+        for group, held in windows.items():
+            pages[group] = self.store.pools[group].take(len(held))
+            self.store.copy(group, self._slots(held), self._slots(pages[group]))
+        self.kept[name] = Checkpoint(row.length, pages, slot)
 
-    @property
-    def taken(self) -> int:
-        """State slots that checkpoints hold."""
-        return sum(each.slot is not None for each in self.kept.values())
+    def _window(self, row: CachedRow, group: int) -> list[int]:
+        """The pages of a row's window that its next token sees."""
+        page, dropped = self.store.page, row.dropped[group]
+        first = self.store.groups[group].first_seen(row.length) // page
+        return row.pages[group][first - dropped : row.length // page - dropped]
+
+    def _has_room(self, windows: dict[int, list[int]]) -> bool:
+        return all(self.store.pools[group].available >= len(pages) for group, pages in windows.items())
 
     def evict(self) -> bool:
         """Give up the least recently used checkpoint; False if there is none."""

@@ -90,7 +90,7 @@ class Scheduler:
                 chunks.append(Chunk(each, 1))
                 left -= 1
         for each in self.running:
-            if 1 < each.left and len(each.ids) <= self.limit and left > 0:
+            if each.left > 1 and len(each.ids) <= self.limit and left > 0:
                 count = self._chunk(each, min(each.left, left))
                 chunks.append(Chunk(each, count))
                 left -= count

@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from zoo.costs.cache import PAGE
 from zoo.errors import ConfigError
 from zoo.generation.pages import PagePool
 from zoo.lazy import torch
-
-PAGE = 16
-"""Tokens of a page."""
 
 
 class Group(NamedTuple):
@@ -48,7 +46,7 @@ class Group(NamedTuple):
         """
         reach = self.window or self.chunk
         if reach is not None:
-            tokens = min(tokens, reach - 1 + new + page - 1 if self.window else reach + new - 1)
+            tokens = min(tokens, reach - 1 + new + page - 1)
         return -(-tokens // page)
 
 
@@ -120,6 +118,15 @@ class Store:
         heads, *rest = shape
         return torch.zeros(heads, slots, *rest, dtype=dtype, device=self.device).transpose(0, 1)
 
+    def copy(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy slots of a group, in all of its layers; `targets` may be longer than `sources`, and both may overlap."""
+        read = torch.tensor(sources, device=self.device)
+        write = torch.tensor(targets[: len(sources)], device=self.device)
+        for kind, layer in zip(self.tower.pattern, self.layers, strict=True):
+            if self.group_of.get(kind) == group:
+                for pool in layer.tensors.values():
+                    pool[write] = pool[read]
+
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
@@ -157,7 +164,9 @@ def plan_store(
 
     def plan(rows: int) -> StorePlan:
         whole = [
-            max(count, math.ceil(rows * count / overcommit)) if group.full else rows * count
+            max(count, math.ceil(rows * count / overcommit))
+            if group.full
+            else (1 + (reuse and not group.cross)) * rows * count
             for group, count in zip(groups, each, strict=True)
         ]
         return StorePlan(whole, copies * rows, rows)

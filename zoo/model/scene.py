@@ -27,7 +27,8 @@ class Scene:
     def __init__(self, spec: Any, inputs: Inputs) -> None:
         self.spec, self.causal, self.cache = spec, bool(spec.causal), inputs.cache
         self.documents, self.prefix = inputs.documents, inputs.prefix
-        self.memory, mask = inputs.memory, inputs.memory_mask
+        read = self.cache is not None and self.cache.has_source  # its keys are in the cache already
+        self.memory, mask = None if read else inputs.memory, inputs.memory_mask
         self.memory_mask = None if mask is None else mask.bool()
         everywhere = inputs.global_attention_mask
         self.extra = {} if everywhere is None else {"global": everywhere.bool()}
@@ -100,7 +101,7 @@ class Scene:
             raise ConfigError(
                 f"prefix: {found} (a prefix sees itself, so with a cache it comes whole in the first pass)"
             )
-        if spec.reads_memory and self.memory is None and not (self.cache is not None and self.cache.has_source):
+        if spec.reads_memory and self.memory is None and (self.cache is None or not self.cache.has_source):
             raise ConfigError("memory: the layers read an encoder's output, and none was given (pass it)")
 
     def _count_positions(self) -> Tensor:

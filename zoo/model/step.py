@@ -34,7 +34,7 @@ class Inputs:
     - `token_type_ids` [B, T], the segment of each token.
     - `global_attention_mask` [B, T], 1 for a token that sees and is seen by all (Longformer).
     - `documents` [B, T] numbers the documents packed into a row: positions restart, attention stays inside.
-    - `prefix` [B], how many leading tokens of a row all see one another (prefix-LM); with a cache they come in one pass.
+    - `prefix` [B], how many leading tokens of a row all see one another (prefix-LM); with a cache they come at once.
     - `memory` [B, M, D], an encoder's output, which cross-attention reads where `memory_mask` [B, M] is 1. With a
       cache, only the first pass needs it.
     - `cache`, the rows that these tokens continue. Row b gets its first `counts[b]` tokens and padding behind them; all

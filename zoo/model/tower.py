@@ -163,7 +163,7 @@ class Tower(Topology):
         if everywhere and not any(block.attention.takes_global for block in self.blocks.values()):
             raise ConfigError("global_attention_mask: no layer has global tokens (attention=longformer would do)")
         if inputs.memory is not None and not self.reads_memory:
-            raise ConfigError("memory: no layer here has cross-attention to read it (leave it out, or give block.cross)")
+            raise ConfigError("memory: no layer has cross-attention to read it (block.cross would give one)")
 
     def run(self, m: Weights, inputs: Inputs, scene: Scene) -> Output:
         """One forward pass: token ids [B, T] through embedding, layers, norm and head."""
