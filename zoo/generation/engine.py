@@ -58,7 +58,7 @@ class Engine:
         weight = next(model.parameters())
         self.device, self.dtype = weight.device, dtype or weight.dtype
         self.seq2seq = self.writer is not model.spec
-        tokens = tokens or self.writer.max_seq_len
+        tokens = int(tokens or self.writer.max_seq_len)
         if self.writer.cacheable_until is not None:
             tokens = min(tokens, self.writer.cacheable_until)
         self.tokens, self.source = tokens, (source or self.reader.max_seq_len) if self.seq2seq else 0

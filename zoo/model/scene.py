@@ -178,21 +178,20 @@ class Scene:
     def _rows(self, attention: Any, own: Any, where: Any) -> PoolRows:
         """The rows of a ragged pass: each with its own mask, and its own bias."""
         rows, position, chunk = [], attention.positioning, attention.visible_chunk
-        biased = position is not None and position.biases
+        scheme = position if position is not None and position.biases else None
         for number, (row, runs) in enumerate(zip(self.cache.rows, where.rows, strict=True)):  # type: ignore[union-attr]
             count = self.cache.count(number, self.new)  # type: ignore[union-attr]
             stop, held = row.length + count, sum(end - start for start, end in runs)
-            index = None
-            if biased or chunk:
-                keys = torch.arange(stop - held, stop, device=self.device)
-                index = (keys[held - count :], keys)
+            keys: Any = torch.arange(stop - held, stop, device=self.device) if scheme or chunk else None
             chunks = None
-            if chunk and index is not None and count > 1:
-                chunks = (index[0][None] // chunk, index[1][None] // chunk)
+            if chunk and count > 1:
+                chunks = (keys[None, held - count :] // chunk, keys[None] // chunk)
             mask = Mask(count, held, causal=self.causal, window=attention.visible_window, documents=chunks)
-            each = PoolRow(count, runs, mask, index=index if biased else None)
-            if biased and not position.per_layer:
-                each.bias = position.bias(own, attention.score_heads, *index, self.causal)
+            each = PoolRow(count, runs, mask)
+            if scheme:
+                each.index = (keys[held - count :], keys)
+                if not scheme.per_layer:
+                    each.bias = scheme.bias(own, attention.score_heads, *each.index, self.causal)
             rows.append(each)
         return PoolRows(rows)
 
