@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from zoo.costs.pairs import Look
 from zoo.costs.rows import CostTable, PartRow, Priced, tabulate
 from zoo.costs.setup import RECOMPUTE
+from zoo.costs.sums import Figure
 from zoo.errors import ConfigError, did_you_mean
 from zoo.spec import CROSS, LOGITS, READ, Embedding, Linear, Tied
 
@@ -138,19 +139,25 @@ def count_flops(
     table = tabulate(spec)
     _check(table, context, convention, recompute, documents, prefix)
     passed = _passed(table, context, convention, documents, prefix)
-    again = {"none": 0.0, "selective": passed.pairs, "full": passed.whole}[recompute]
-    train = 3 * passed.whole
-    if convention == "hfu":
-        train += (FLASH_BACKWARD - 2) * passed.pairs + again
-        again = 0.0
+    train, hardware = count_training(passed.whole, passed.pairs, convention, recompute)
     return {
         "convention": CONVENTIONS[convention],
         "context": context,
         "forward": round(passed.whole / context),
         "train": round(train / context),
-        "train_hardware": round((train + again) / context),
+        "train_hardware": round(hardware / context),
         **({} if documents else _generation(table, context, convention, prefix)),
     }
+
+
+def count_training(whole: Figure, pairs: Figure, convention: str, recompute: str) -> tuple[Figure, Figure]:
+    """Count the FLOPs of training on a sequence, without and with what is computed again, from those of its forward
+    pass and of the pairs in it."""
+    again = {"none": 0, "selective": pairs, "full": whole}[recompute]
+    if convention == "hfu":
+        train = whole * 3 + pairs * (FLASH_BACKWARD - 2) + again
+        return train, train
+    return whole * 3, whole * 3 + again
 
 
 def _passed(table: CostTable, context: int, convention: str, documents: Sequence[int] | None, prefix: int) -> PassFlops:

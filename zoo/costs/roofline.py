@@ -242,7 +242,9 @@ def bound_training(step: TrainingStep, peak: Figure, note: Note = keep_value) ->
     return {"tokens": tokens, "flops": work, "seconds": seconds, "tokens_per_second": speed}
 
 
-def bound_run(train_tokens: Figure, step: Mapping[str, Figure], gpus: Figure, note: Note = keep_value) -> dict[str, Figure]:
+def bound_run(
+    train_tokens: Figure, step: Mapping[str, Figure], gpus: Figure, note: Note = keep_value
+) -> dict[str, Figure]:
     """Bound the days and GPU-hours of training on so many tokens, by the `tokens_per_second` of a step."""
     days = note("days", train_tokens / step["tokens_per_second"] / DAY)
     return {"days": days, "gpu_hours": note("gpu_hours", days * 24 * gpus)}

@@ -12,8 +12,8 @@ from typing import Any
 
 from zoo.analysis.explain.line import Line, Sheet, cite_class, count_layers, name_component, times
 from zoo.analysis.explain.parameters import ComponentFormula, list_component_formulas
-from zoo.analysis.explain.terms import Number, Term, call, name_number, symbol, term, total
-from zoo.costs.flops import CONVENTIONS, FLASH_BACKWARD, multiplied_by, reads_memory
+from zoo.analysis.explain.terms import Number, Term, name_number, symbol, term, total
+from zoo.costs.flops import CONVENTIONS, count_training, multiplied_by, reads_memory
 from zoo.costs.pairs import Look
 from zoo.costs.rows import CostTable, PartRow
 from zoo.costs.setup import Setup
@@ -143,16 +143,12 @@ class Flops:
 
     def _per_token(self, whole: Number, pairs: Number) -> None:
         mean = "the mean over a sequence's tokens"
-        self.sheet.add("forward", call("round", whole / term(self.context)), TOKEN, mean, "flops.forward")
-        again: Term = {"none": Number(0), "selective": pairs, "full": whole}[self.setup.recompute]
-        train = whole * 3
-        if self.convention == "hfu":
-            train, again = train + pairs * (FLASH_BACKWARD - 2) + again, Number(0)
+        self.sheet.add("forward", round(whole / term(self.context)), TOKEN, mean, "flops.forward")
+        train, hardware = count_training(whole, pairs, self.convention, self.setup.recompute)
         why = "backward is twice forward: a product for each of its two inputs"
-        self.sheet.add("train", call("round", train / term(self.context)), TOKEN, why, "flops.train")
-        hardware = call("round", (train + again) / term(self.context))
+        self.sheet.add("train", round(train / term(self.context)), TOKEN, why, "flops.train")
         why = f"with recomputation: {self.setup.recompute}"
-        self.sheet.add("train on hardware", hardware, TOKEN, why, "flops.train_hardware")
+        self.sheet.add("train on hardware", round(hardware / term(self.context)), TOKEN, why, "flops.train_hardware")
 
     def _prefill(self, pairs: Number, other: Number) -> None:
         towers = self.model.towers()
