@@ -262,7 +262,16 @@ def test_neither_part_is_ever_empty(fraction):
 
 
 def test_a_corpus_that_cannot_be_split_is_one_line():
-    assert "found 1 (a longer text)" in faults_of(lambda: split_corpus(documents("a", "a "), 0.5))[0]
+    assert "found 1 (a longer text)" in faults_of(lambda: split_corpus(documents("a"), 0.5))[0]
+
+
+@pytest.mark.parametrize("text", ["a" * 100_000, "the same line\n" * 10_000, "a paragraph\n\n" * 10_000])
+def test_a_text_that_only_repeats_itself_is_refused_with_that_reason(tmp_path, text):
+    (tmp_path / "book.txt").write_text(text)
+    (fault,) = faults_of(lambda: split_corpus(open_text_corpus(tmp_path), 0.05))
+    assert "pieces of text that are all the same, of which one is kept (a text that repeats itself less)" in fault
+    (tmp_path / "more.txt").write_text("and something else")
+    assert {*split_corpus(open_text_corpus(tmp_path), 0.05)} == {"train", "validation", None}
     assert "data.max_bytes than 3" in faults_of(lambda: split_corpus(documents("aaaa", "bbbb"), 0.5, 3))[0]
 
 

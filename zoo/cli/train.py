@@ -97,11 +97,15 @@ def _show(plan: LaunchPlan, cfg: TrainingConfigPart | None, resolve: bool, info:
 
 def _sweep(plan: LaunchPlan) -> None:
     """Run every job, and print one table of them all at the end. Exits with 1 when one failed."""
+    with plan.hold_folder() as folder:
+        _sweep_in(folder, plan)
+
+
+def _sweep_in(folder: Path, plan: LaunchPlan) -> None:
     from zoo import report
     from zoo.jobs import plan as jobs
     from zoo.runs import results
 
-    folder = plan.make_folder()
     try:
         plan.sweep(folder)
     finally:
