@@ -13,7 +13,6 @@ import typer
 
 from zoo.cli.common import Overrides, Target, compose_target
 
-
 WAIT = 20
 """Seconds from which building says beforehand how long it takes."""
 
