@@ -286,7 +286,8 @@ def test_a_deep_model_says_beforehand_how_long_it_takes_and_others_do_not() -> N
     assert said is not None
     found = re.fullmatch(r"building 100,000 layers, with a module for each weight: takes (\d+) (s|min) at least", said)
     assert found and int(found[1]) * {"s": 1, "min": 60}[found[2]] >= WAIT
-    assert describe_wait(load("llama-tiny", ["n_layers=100000", "+shared_layers=true"])) is None  # whose layers share one set of weights
+    one_set_of_weights = load("llama-tiny", ["n_layers=100000", "shared_layers=true"])
+    assert describe_wait(one_set_of_weights) is None
 
 
 def test_build_says_why_a_kernel_was_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,8 @@ def run(
     if (wait := describe_wait(spec)) is not None:
         print(wait, file=sys.stderr)
     model = build(spec, device=device, dtype=dtype.value, kernel=kernel)
-    print(report.columns([("module", "kind", "shape", "parameters"), *report.module_rows(target, model)], right=(3,)))
+    rows = [("module", "kind", "shape", "parameters"), *report.list_module_rows(target, model)]
+    print(report.align_columns(rows, right=(3,)))
     print()
     print("\n".join([*kernels, *describe_memory(model, spec, dtype.value)]))
     if out is not None:
@@ -158,12 +159,16 @@ def describe_memory(model: Any, spec: Any, dtype: str) -> list[str]:
     memory = costs.price(spec, dtype=dtype)["memory"]
     lines = [
         f"built {held:,} parameters on {place}, as counted",
-        f"weights: {report.size(weights)}" + (" (none allocated on meta)" if place.type == "meta" else ""),
+        f"weights: {report.format_size(weights)}" + (" (none allocated on meta)" if place.type == "meta" else ""),
     ]
     if (peak := read_peak_memory(place)) is not None:
-        lines.append(f"peak while building: {report.size(peak)}")
+        lines.append(f"peak while building: {report.format_size(peak)}")
     if "generate_peak" in memory:
-        lines.append(f"peak generating {spec.max_seq_len:,} tokens, estimated: {report.size(memory['generate_peak'])}")
+        lines.append(
+            f"peak generating {spec.max_seq_len:,} tokens, estimated: {report.format_size(memory['generate_peak'])}"
+        )
     if "train_peak" in memory:
-        lines.append(f"peak training {spec.max_seq_len:,} tokens, estimated: {report.size(memory['train_peak'])}")
+        lines.append(
+            f"peak training {spec.max_seq_len:,} tokens, estimated: {report.format_size(memory['train_peak'])}"
+        )
     return lines

@@ -112,7 +112,7 @@ def _sweep_in(folder: Path, plan: LaunchPlan) -> None:
         found = results(folder, len(plan.jobs))
         header = ("#", "overrides", "val loss", "params", "seconds", "status")
         rows = [_row(i, *each) for i, each in enumerate(zip(jobs.list_swept(plan.jobs), found, strict=True))]
-        report.show(report.rich_table(str(folder), header, rows, right=(0, 2, 3, 4)))
+        report.print_tables(report.make_table(str(folder), header, rows, right=(0, 2, 3, 4)))
         for number, result in enumerate(found):
             if "error" in result:
                 print(f"{number}: {result['error']}", file=sys.stderr)
@@ -128,7 +128,7 @@ def _row(number: int, overrides: str, result: dict[str, Any]) -> list[str]:
         str(number),
         overrides,
         "" if loss is None else f"{loss:.4f}",
-        "" if params is None else report.params(params),
+        "" if params is None else report.format_count(params),
         "" if seconds is None else f"{seconds:.1f}",
         result["status"],
     ]

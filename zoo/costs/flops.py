@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from zoo.costs.pairs import Look
 from zoo.costs.rows import CostTable, PartRow, Priced, tabulate
 from zoo.costs.setup import RECOMPUTE
-from zoo.costs.sums import Figure
+from zoo.costs.sums import Amount
 from zoo.errors import ConfigError, did_you_mean
 from zoo.spec import CROSS, LOGITS, READ, Embedding, Linear, Tied
 
@@ -150,7 +150,7 @@ def count_flops(
     }
 
 
-def count_training(whole: Figure, pairs: Figure, convention: str, recompute: str) -> tuple[Figure, Figure]:
+def count_training(whole: Amount, pairs: Amount, convention: str, recompute: str) -> tuple[Amount, Amount]:
     """Count the FLOPs of training on a sequence, without and with what is computed again, from those of its forward
     pass and of the pairs in it."""
     again = {"none": 0, "selective": pairs, "full": whole}[recompute]

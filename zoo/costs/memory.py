@@ -12,7 +12,7 @@ from zoo.costs.parallel import sum_activations
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shadow import UnknownOperation
 from zoo.costs.states import states
-from zoo.costs.sums import Figure, take_smaller
+from zoo.costs.sums import Amount, take_smaller
 from zoo.errors import ConfigError
 
 Value = TypeVar("Value")
@@ -140,9 +140,9 @@ def name_layers(spec: Any, sections: Mapping[str, Value]) -> dict[tuple[str, str
     }
 
 
-def sum_ends(kept: Mapping[str, Figure]) -> tuple[Figure, Figure]:
+def sum_ends(kept: Mapping[str, Amount]) -> tuple[Amount, Amount]:
     """Sum up what sections keep before the layers, with what layers share, and behind them."""
-    sums: dict[str, Figure] = {"embedding": 0, "shared": 0, "head": 0}
+    sums: dict[str, Amount] = {"embedding": 0, "shared": 0, "head": 0}
     for name, size in kept.items():
         piece = name.split(".")[-1]
         if piece in sums:
@@ -158,7 +158,7 @@ def _loss_bytes(spec: Any, setup: Setup) -> float | None:
     return count_loss(values, setup)
 
 
-def count_loss(values: Figure, setup: Setup) -> Figure:
+def count_loss(values: Amount, setup: Setup) -> Amount:
     """Count the bytes that the loss of so many logits takes at most: see `training`."""
     if not setup.chunked_loss:
         return values * 12

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from zoo.costs.rows import CostTable, PartRow, Priced, tabulate_towers
 from zoo.costs.setup import Setup
 from zoo.costs.shards import expert_faults, numel, shard_tower, tensor_faults
-from zoo.costs.sums import Figure
+from zoo.costs.sums import Amount
 from zoo.errors import ConfigError
 from zoo.model.tower import Tower
 from zoo.spec import Buffer, Conv, Experts, Linear, Tied, owner_of
@@ -198,14 +198,14 @@ class StageActivations(NamedTuple):
     """What the passes of a stage keep: `layers` (tower, kind, number, bytes of one), what stands before (`first`) and
     behind them (`last`), the micro-batches `in_flight`, and over how many ranks all is `split`."""
 
-    layers: tuple[tuple[str, str, Figure, Figure], ...]
-    first: Figure
-    last: Figure
-    in_flight: Figure
-    split: Figure
+    layers: tuple[tuple[str, str, Amount, Amount], ...]
+    first: Amount
+    last: Amount
+    in_flight: Amount
+    split: Amount
 
     @property
-    def bytes(self) -> Figure:
+    def bytes(self) -> Amount:
         own = sum(count * each for _, _, count, each in self.layers) + self.first
         return (own * self.in_flight + self.last) / self.split
 

@@ -16,7 +16,7 @@ from zoo.costs.hardware import Hardware, hardware, list_gpus
 from zoo.costs.operators import Chosen, Operator, Widths, absorbs, mixtures, operators, reductions
 from zoo.costs.rows import CostTable, Priced, tabulate
 from zoo.costs.setup import DTYPES, Setup
-from zoo.costs.sums import Figure, Note, keep_value, take_larger
+from zoo.costs.sums import Amount, Note, keep_value, take_larger
 from zoo.errors import ConfigError
 
 BOUND = "upper bound: peak rate and bandwidth, nothing else taking time; real code is slower"
@@ -122,27 +122,27 @@ def _bound(
     }
 
 
-def count_work(parts: Mapping[str, Operator], batch: Figure) -> Figure:
+def count_work(parts: Mapping[str, Operator], batch: Amount) -> Amount:
     """Count the FLOPs of a pass over `batch` sequences."""
     return sum(part.flops for part in parts.values()) * batch
 
 
-def count_weights(parts: Mapping[str, Operator], batch: Figure) -> Figure:
+def count_weights(parts: Mapping[str, Operator], batch: Amount) -> Amount:
     """Count the bytes of the weights that it reads."""
     return sum(part.weight_bytes(batch) for part in parts.values())
 
 
-def count_own(parts: Mapping[str, Operator], batch: Figure) -> Figure:
+def count_own(parts: Mapping[str, Operator], batch: Amount) -> Amount:
     """Count the bytes of caches and states that it moves."""
     return sum(part.own * batch for part in parts.values())
 
 
-def bound_seconds(work: Figure, moved: Figure, peak: Figure, bandwidth: Figure) -> Figure:
+def bound_seconds(work: Amount, moved: Amount, peak: Amount, bandwidth: Amount) -> Amount:
     """Bound the seconds of `work` FLOPs and `moved` bytes: what takes longer, arithmetic or memory."""
     return take_larger(work / peak, moved / bandwidth)
 
 
-def count_rates(tokens: Figure, batch: Figure, dp: Figure, seconds: Figure) -> dict[str, Figure]:
+def count_rates(tokens: Amount, batch: Amount, dp: Amount, seconds: Amount) -> dict[str, Amount]:
     """Count the tokens a second of all replicas, and of one sequence, in a pass over `tokens` of each."""
     return {"tokens_per_second": tokens * batch * dp / seconds, "tokens_per_second_each": tokens / seconds}
 
@@ -225,15 +225,15 @@ class TrainingStep(NamedTuple):
     """A step: tokens of a sequence, sequences of a rank, replicas, FLOPs a token, and the share of the peak of all
     GPUs."""
 
-    context: Figure
-    batch: Figure
-    dp: Figure
-    flops: Figure
-    mfu: Figure
-    gpus: Figure
+    context: Amount
+    batch: Amount
+    dp: Amount
+    flops: Amount
+    mfu: Amount
+    gpus: Amount
 
 
-def bound_training(step: TrainingStep, peak: Figure, note: Note = keep_value) -> dict[str, Figure]:
+def bound_training(step: TrainingStep, peak: Amount, note: Note = keep_value) -> dict[str, Amount]:
     """Bound a step: its tokens, FLOPs and seconds, and tokens a second."""
     tokens = note("tokens", step.context * step.batch * step.dp)
     work = note("flops", step.flops * tokens)
@@ -243,8 +243,8 @@ def bound_training(step: TrainingStep, peak: Figure, note: Note = keep_value) ->
 
 
 def bound_run(
-    train_tokens: Figure, step: Mapping[str, Figure], gpus: Figure, note: Note = keep_value
-) -> dict[str, Figure]:
+    train_tokens: Amount, step: Mapping[str, Amount], gpus: Amount, note: Note = keep_value
+) -> dict[str, Amount]:
     """Bound the days and GPU-hours of training on so many tokens, by the `tokens_per_second` of a step."""
     days = note("days", train_tokens / step["tokens_per_second"] / DAY)
     return {"days": days, "gpu_hours": note("gpu_hours", days * 24 * gpus)}
@@ -255,7 +255,7 @@ def usable(device: Hardware) -> float:
     return usable_bytes(device.memory)
 
 
-def usable_bytes(memory: Figure) -> Figure:
+def usable_bytes(memory: Amount) -> Amount:
     """Give the usable of so many bytes."""
     return memory * USABLE - RUNTIME
 

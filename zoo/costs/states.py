@@ -21,7 +21,7 @@ from zoo.costs.parallel import FIRST, RankTensor, Stage, fullest
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shards import ceil_share, dim0_share, numel
-from zoo.costs.sums import Figure
+from zoo.costs.sums import Amount
 from zoo.errors import ConfigError
 
 BLOCK, SMALL = 256, 4096
@@ -62,12 +62,12 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None) -> dict[str, 
 class StateRow(NamedTuple):
     """What a rank holds of its parameters: so many `values` of each of `elements`, of `width` bytes."""
 
-    elements: Figure
-    width: Figure
-    values: Figure = 1
+    elements: Amount
+    width: Amount
+    values: Amount = 1
 
     @property
-    def bytes(self) -> Figure:
+    def bytes(self) -> Amount:
         return self.elements * self.values * self.width
 
 

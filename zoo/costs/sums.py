@@ -12,31 +12,31 @@ from collections.abc import Callable
 from functools import singledispatch
 from typing import Any
 
-Figure = Any
+Amount = Any
 """A number, or in an explanation the term that has it."""
 
-Note = Callable[[str, Figure], Figure]
+Note = Callable[[str, Amount], Amount]
 """Takes the name and value of a figure, and gives the value to go on with."""
 
 
-def keep_value(name: str, value: Figure) -> Figure:
+def keep_value(name: str, value: Amount) -> Amount:
     """Give a figure back as it is: the Note of a price."""
     return value
 
 
 @singledispatch
-def take_smaller(a: Figure, b: Figure) -> Figure:
+def take_smaller(a: Amount, b: Amount) -> Amount:
     """Give the smaller of two numbers."""
     return min(a, b)
 
 
 @singledispatch
-def take_larger(a: Figure, b: Figure) -> Figure:
+def take_larger(a: Amount, b: Amount) -> Amount:
     """Give the larger of two numbers."""
     return max(a, b)
 
 
 @singledispatch
-def compute_chance(k: Figure, count: Figure, tries: Figure) -> Figure:
+def compute_chance(k: Amount, count: Amount, tries: Amount) -> Amount:
     """Compute the chance that one of `count` things is among the k chosen in any of `tries` tries: 1 − (1 − k/E)^T."""
     return -math.expm1(tries * math.log1p(-k / count))
