@@ -165,7 +165,8 @@ class Memory:
         why = "traced without gradients: prompts up to the first logits, or a token"
         prefill = self.sheet.add("alive beside them", found["prefill"], BYTES, why)
         cache = self.sheet.add("KV cache", found["kv_cache"], BYTES, "of the fullest rank", "memory.kv_cache")
-        made = round(weights + cache + prefill)
+        lines = {"weights": weights, "kv_cache": cache, "prefill": prefill}
+        made = round(total(lines[name] for name in found if name != "total"))
         why = "weights, cache, and the most alive at once beside them"
         self.sheet.add("generate_peak", made, BYTES, why, "memory.generate_peak")
 
