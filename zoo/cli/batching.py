@@ -51,7 +51,8 @@ def run(
 
 def _serve(texts: Any, count: int, bar: Any, keep: Callable[[Sample], Any], note: Callable[[str], object]) -> None:
     """Follow the texts to their end; each that is done is kept at once, so that Ctrl-C loses none of them."""
-    failed, done, tokens, begun = 0, 0, 0, time.monotonic()
+    failed, done, tokens = 0, 0, 0
+    begun = shown = time.monotonic()
     try:
         with bar:
             task = bar.add_task("", total=count, speed="")
@@ -60,7 +61,9 @@ def _serve(texts: Any, count: int, bar: Any, keep: Callable[[Sample], Any], note
                 if sample.reason:
                     failed, done = failed + (sample.reason == "failed"), done + 1
                     keep(sample)
-                bar.update(task, completed=done, speed=f"{tokens / (time.monotonic() - begun):,.0f} tokens/s")
+                if (now := time.monotonic()) - shown > 0.1:  # a bar costs more than a token of a fast model
+                    bar.update(task, completed=done, speed=f"{tokens / (now - begun):,.0f} tokens/s")
+                    shown = now
     finally:
         texts.close()
         seconds = max(time.monotonic() - begun, 1e-9)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.errors import ConfigError
@@ -72,7 +73,6 @@ class Sample:
 
     def take(self, event: Event) -> str:
         """Take an event of the engine's and return the text that is certain now."""
-        self.prompt_logprobs = self.prompt_logprobs or event.prompt
         piece = ""
         if event.token is not None:
             self.tokens.append(event.token)
@@ -106,8 +106,8 @@ class Encoder:
         ids, stop, ends = self._encode(given), list(options.stop), {*options.stop_ids}
         if not options.ignore_eos:
             ends |= self.ends
-            if "messages" in given and self.template is not None:
-                found, words = self.template.find_end(self.tokenizer)
+            if "messages" in given:
+                found, words = self._answer_end
                 stop, ends = [*stop, *words], ends | {*found}
         # A special token is no text, so a stop string that spells one could not be found in the text.
         ends |= {self._special[word] for word in stop if word in self._special}
@@ -121,6 +121,10 @@ class Encoder:
             prompt_logprobs=options.prompt_logprobs,
         )
         return Job(request, where, tuple(stop), ids if self.continues else (), prompt)
+
+    @cached_property
+    def _answer_end(self) -> tuple[list[int], list[str]]:
+        return ([], []) if self.template is None else self.template.find_end(self.tokenizer)
 
     def _encode(self, given: Mapping[str, Any]) -> list[int]:
         if "ids" in given:
@@ -151,7 +155,7 @@ def measure(jobs: Sequence[Job]) -> tuple[int, int]:
     return longest, max((len(job.request.ids) for job in jobs), default=1)
 
 
-def follow(serves: Serves, jobs: Sequence[Job], tokenizer: Tokenizer) -> Iterator[tuple[Sample, str]]:
+def follow(serves: Serves, jobs: Sequence[Job], tokenizer: Tokenizer) -> Generator[tuple[Sample, str]]:
     """Put all jobs to an engine, and give each text as it grows: the sample, and its new piece. `reason` of a sample
     says that it is done.
 
@@ -161,13 +165,16 @@ def follow(serves: Serves, jobs: Sequence[Job], tokenizer: Tokenizer) -> Iterato
     return _follow(serves, _add_all(serves, jobs, tokenizer))
 
 
-def _follow(serves: Serves, live: dict[int, list[Sample]]) -> Iterator[tuple[Sample, str]]:
+def _follow(serves: Serves, live: dict[int, list[Sample]]) -> Generator[tuple[Sample, str]]:
     try:
         while live and serves.busy:
             for event in serves.step():
                 samples = live.get(event.request)
                 if samples is None or samples[event.sample].reason:
                     continue
+                if event.prompt is not None:  # said once, of all samples
+                    for each in samples:
+                        each.prompt_logprobs = event.prompt
                 sample = samples[event.sample]
                 piece = sample.take(event)
                 if all(each.reason for each in samples):

@@ -69,7 +69,12 @@ class ChatTemplate:
     def find_end(self, tokenizer: Tokenizer) -> tuple[list[int], list[str]]:
         """Find what ends an answer: the special token that the template puts behind one, or the line of text."""
         asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
-        _, _, after = self.render(asked, add_generation_prompt=False).rpartition(MARK)
+        try:
+            _, found, after = self.render(asked, add_generation_prompt=False).rpartition(MARK)
+        except ConfigError:  # a template for other conversations than this: the tokenizer's own end has to do
+            return [], []
+        if not found:
+            return [], []
         ids = tokenizer.encode_rendered(after.lstrip())
         if ids and tokenizer.backend.get_added_tokens_decoder().get(ids[0]) is not None:
             return [ids[0]], []

@@ -84,7 +84,8 @@ def dump(sample: Sample, prompt: Prompt, tokenizer: Tokenizer) -> str:
     if request.logprobs is not None:
         row["logprobs"] = _describe(sample.tokens, sample.logprobs, tokenizer)
     if request.prompt_logprobs is not None:
-        row["prompt_logprobs"] = _describe(request.ids, sample.prompt_logprobs or (), tokenizer)
+        assert sample.prompt_logprobs is not None, "the engine said nothing of the prompt"
+        row["prompt_logprobs"] = _describe(request.ids, sample.prompt_logprobs, tokenizer)
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
