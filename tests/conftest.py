@@ -6,6 +6,7 @@ import random
 import sys
 import tempfile
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,12 +32,14 @@ QUICK = frozenset(
             "blocks",
             "config",
             "core",
+            "corpus",
             "costs_cache",
             "costs_params",
             "data",
             "disentangled",
             "expression",
             "families_hub",
+            "finite_numbers",
         ),
         *("grouped", "hardware", "longformer", "mask", "mla", "moe_kinds", "routing", "rules", "shadow", "tokens"),
         "training_parts",
@@ -95,3 +98,34 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder with a text in it, and the logging that Hydra sets up put back."""
+    words = " ".join(f"word{i % 17} {'x' * (i % 5)}" for i in range(400))
+    (tmp_path / "text.txt").write_text("\n\n".join([words] * 20))
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield tmp_path
+    for handler in [h for h in root.handlers if h not in before]:
+        root.removeHandler(handler)
+        handler.close()
+    root.handlers[:] = before
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]):
+    """Runs a command that must end with 2 and say nothing but its faults; gives them."""
+    from zoo.cli import run
+
+    def refuse(*args: str) -> list[str]:
+        assert run(args) == 2
+        out, err = capsys.readouterr()
+        lines = err.splitlines()
+        assert out == ""
+        assert all(line.startswith("zoo: error: ") for line in lines)
+        return [line.removeprefix("zoo: error: ") for line in lines]
+
+    return refuse

@@ -13,7 +13,7 @@ import torch
 
 from zoo.errors import ConfigError
 from zoo.generation.draws import DrawState
-from zoo.generation.engine import stream
+from zoo.generation.generate import stream
 from zoo.generation.request import Event, Logprob, Request
 from zoo.generation.sampler import Sampler
 

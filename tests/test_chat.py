@@ -26,7 +26,7 @@ from zoo.generation import batch, chat, engine
 from zoo.generation.batch import Encoder
 from zoo.generation.chat import ChatTemplate
 from zoo.generation.conversation import Conversation
-from zoo.generation.engine import generate
+from zoo.generation.generate import generate
 from zoo.generation.prompts import Options
 
 ROOT = Path(__file__).parents[1]

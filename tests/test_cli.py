@@ -4,63 +4,21 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from shell import ROOT, TINY, zoo_process
 
 import zoo
-from zoo.cli import app, completing, run
+from zoo.cli import app, run
+from zoo.cli.build import WAIT, describe_wait
+from zoo.compose import load
 from zoo.paths import conf_dir
-
-ROOT = Path(__file__).parents[1]
-TINY = (
-    *("data=text", "data.path=text.txt", "data.tokenizer.kind=byte", "model.n_layers=1", "model.vocab_size=300"),
-    *("steps=2", "batch_size=2", "seq_len=16", "eval_batches=1", "eval_every=null", "save_every=null", "sample=null"),
-)
-
-
-def zoo_process(*args: str, **options) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
-    command = [sys.executable, "-m", "zoo", *args]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **options)
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A folder with a text in it, and the logging that Hydra sets up put back."""
-    words = " ".join(f"word{i % 17} {'x' * (i % 5)}" for i in range(400))
-    (tmp_path / "text.txt").write_text("\n\n".join([words] * 20))
-    monkeypatch.chdir(tmp_path)
-    root = logging.getLogger()
-    before = list(root.handlers)
-    yield tmp_path
-    for handler in [h for h in root.handlers if h not in before]:
-        root.removeHandler(handler)
-        handler.close()
-    root.handlers[:] = before
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]):
-    """Runs a command that must end with 2 and say nothing but its faults; gives them."""
-
-    def refuse(*args: str) -> list[str]:
-        assert run(args) == 2
-        out, err = capsys.readouterr()
-        lines = err.splitlines()
-        assert out == ""
-        assert all(line.startswith("zoo: error: ") for line in lines)
-        return [line.removeprefix("zoo: error: ") for line in lines]
-
-    return refuse
-
 
 # ---------------------------------------------------------------- what it costs to ask
 
@@ -322,6 +280,16 @@ def test_build_shows_the_tree_the_kernel_and_the_memory(capsys: pytest.CaptureFi
     assert f"weights: {2 * total / 1e6:#.3g}".rstrip(".") in out
 
 
+def test_a_deep_model_says_beforehand_how_long_it_takes_and_others_do_not() -> None:
+    assert describe_wait(load("llama-tiny")) is None
+    said = describe_wait(load("llama-tiny", ["n_layers=100000"]))
+    assert said is not None
+    found = re.fullmatch(r"building 100,000 layers, with a module for each weight: takes (\d+) (s|min) at least", said)
+    assert found and int(found[1]) * {"s": 1, "min": 60}[found[2]] >= WAIT
+    one_set_of_weights = load("llama-tiny", ["n_layers=100000", "shared_layers=true"])
+    assert describe_wait(one_set_of_weights) is None
+
+
 def test_build_says_why_a_kernel_was_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["build", "llama-tiny", "attention.softcap=30", "--device", "meta"]) == 0
     out = capsys.readouterr().out
@@ -349,169 +317,7 @@ def test_doctor_names_versions_devices_and_kernels(capsys: pytest.CaptureFixture
     assert re.search(r"^  compiler +", out, re.MULTILINE)
 
 
-# ---------------------------------------------------------------- train and generate
-
-
-def test_a_run_leaves_its_record_and_is_what_generate_goes_on_from(here: Path, capsys) -> None:
-    assert run(["train", *TINY, "attention=mqa", "model=gpt-tiny"]) == 0
-    last = (here / "runs" / "last").read_text().strip()
-    assert re.fullmatch(r"runs/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-gpt-tiny", last)
-    assert "attention@model.attention=mqa" in yaml.safe_load((here / last / ".hydra" / "overrides.yaml").read_text())
-    result = json.loads((here / last / "result.json").read_text())
-    assert (result["status"], result["steps"]) == ("done", 2)
-    capsys.readouterr()
-    assert run(["generate", "--prompt", "word", "--max-new-tokens", "5", "--seed", "1"]) == 0
-    first = capsys.readouterr().out
-    assert run(["generate", "--prompt", "word", "--max-new-tokens", "5", "--seed", "1", "--checkpoint", last]) == 0
-    assert capsys.readouterr().out == first
-    assert run(["train", "--resume", last, "steps=3"]) == 0
-    assert json.loads((here / last / "result.json").read_text())["steps"] == 3
-
-
-def test_generate_reads_standard_input(here: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    import io
-
-    assert run(["train", *TINY]) == 0
-    capsys.readouterr()
-    monkeypatch.setattr(sys, "stdin", io.StringIO("word1 "))
-    assert run(["generate", "--prompt", "-", "--max-new-tokens", "3", "--temperature", "0"]) == 0
-    piped = capsys.readouterr().out
-    assert run(["generate", "--prompt", "word1 ", "--max-new-tokens", "3", "--temperature", "0"]) == 0
-    assert capsys.readouterr().out == piped
-
-
-def test_a_users_own_model_trains_and_the_run_has_its_name(here: Path) -> None:
-    (here / "mine.yaml").write_text("defaults: [/model/llama-tiny@_here_]\nposition: alibi\nd_ff: 64\n")
-    assert run(["train", *TINY, "model=mine.yaml", "attention=mqa"]) == 0
-    (folder,) = (here / "runs").glob("*/*-mine")
-    composed = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())["model"]
-    assert (composed["position"]["kind"], composed["attention"]["n_kv_heads"], composed["d_ff"]) == ("alibi", 1, 64)
-
-
-def test_two_runs_that_start_in_the_same_second_do_not_share_a_folder(here: Path) -> None:
-    (here / "exp.yaml").write_text("hydra: {run: {dir: out/run}}\nseed: 3\n")
-    assert run(["train", "-c", "exp.yaml", *TINY]) == 0
-    assert run(["train", "-c", "exp.yaml", *TINY]) == 0
-    assert sorted(path.name for path in (here / "out").iterdir()) == ["run", "run-2"]
-    assert yaml.safe_load((here / "out" / "run" / "config.yaml").read_text())["seed"] == 3
-
-
-def test_a_folder_that_has_a_run_is_refused(here: Path, refused, capsys) -> None:
-    assert run(["train", *TINY, "hydra.run.dir=mine"]) == 0
-    capsys.readouterr()
-    (line,) = refused("train", *TINY, "hydra.run.dir=mine")
-    assert line.startswith("mine: has a run in it")
-
-
-def test_input_that_training_refuses_leaves_no_folder(here: Path, capsys) -> None:
-    assert run(["train", *TINY, "data.path=nope.txt"]) == 2
-    assert "data.path: no such file or folder" in capsys.readouterr().err
-    assert [path.name for path in here.iterdir()] == ["text.txt"]
-
-
-def test_a_failed_job_does_not_lose_the_others(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    jobs = ["model=gpt-tiny,llama-tiny", "optim.lr=1e-3,1e30"]
-    assert run(["train", "-m", *TINY, *jobs, "steps=3"]) == 1
-    (sweep,) = (here / "sweeps").glob("*/*")
-    results = [json.loads((sweep / str(number) / "result.json").read_text()) for number in range(4)]
-    assert [result["status"] for result in results] == ["done", "failed", "done", "failed"]
-    assert [len(result["overrides"]) for result in results] == [len(TINY) + 2] * 4
-    out, err = capsys.readouterr()
-    assert re.search(r"0 +model=gpt-tiny optim\.lr=0\.001 +\d\.\d{4} +[\d.]+ K +[\d.]+ +done", out)
-    assert re.search(r"3 +model=llama-tiny optim\.lr=1e\+30 +[\d.]+ +failed", out)
-    assert "1: ZooError: step" in err
-    assert "Traceback" not in err
-
-
-def test_joblib_runs_the_jobs_of_a_sweep_that_the_config_asks_for(here: Path, capsys) -> None:
-    (here / "sweep.yaml").write_text(
-        "defaults: [/config, override /model: mixtral-tiny]\n"
-        "hydra: {sweeper: {params: {ffn: 'moe,gated', model.n_experts: '2', optim.lr: '1e-3,1e30'}}}\n"
-    )
-    options = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "optim.lr=2e-3"]
-    assert run(["train", "-m", "-c", "sweep.yaml", *TINY, *options]) == 0
-    (sweep,) = (here / "sweeps").glob("*/*")
-    params = [json.loads((sweep / str(number) / "result.json").read_text())["params"] for number in range(2)]
-    assert params[0] > params[1]
-    assert not (sweep / "2").exists()
-
-
-def test_a_sweep_may_set_what_the_default_model_has_not(here: Path) -> None:
-    (here / "bare.yaml").write_text(
-        "defaults: [/model/llama-tiny@_here_]\nlayers: {local: {window: 4}}\npattern: [local]\n"
-    )
-    args = ["model=bare.yaml", "layers.local.window=3,5", "--cfg", "job"]
-    assert run(["train", "-m", *TINY, *[arg.replace("layers.", "model.layers.") for arg in args]]) == 0
-
-
-@pytest.mark.parametrize("info", ["defaults-tree", "searchpath"])
-def test_hydra_tells_what_it_knows(info: str, capsys: pytest.CaptureFixture[str]) -> None:
-    done = zoo_process("train", "attention=mqa", "--info", info)
-    assert done.returncode == 0
-    assert ("attention@model.attention: mqa" if info == "defaults-tree" else str(conf_dir())) in done.stdout
-
-
-def test_training_from_python_gives_the_result(here: Path) -> None:
-    result = zoo.train("gpt-tiny", TINY)
-    assert result["steps"] == 2
-    assert (here / "runs" / "last").exists()
-
-
-# ---------------------------------------------------------------- completion
-
-COMPLETE = """
-eval "$(zoo --show-completion bash)"
-COMP_WORDS=({words}); COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 )); COMPREPLY=()
-_zoo_completion zoo
-printf '%s\\n' "${{COMPREPLY[@]}}"
-"""
-
-
-@pytest.fixture(scope="module")
-def path_with_zoo(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("bin")
-    (folder / "zoo").write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m zoo "$@"\n')
-    (folder / "zoo").chmod(0o755)
-    return f"{folder}:{os.environ['PATH']}"
-
-
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-@pytest.mark.parametrize(
-    ("words", "answers"),
-    [
-        ("zoo st", ["stats"]),
-        ("zoo build llama-", ["llama-tiny"]),
-        ("zoo stats llama3-8b attention = mq", ["mqa"]),
-        ("zoo stats llama3-8b position = ro", sorted(p.stem for p in (conf_dir() / "position").glob("ro*.yaml"))),
-        ("zoo stats llama3-8b position = alibi n_la", ["n_layers=", "n_layers=32"]),
-        ("zoo train model = mixtral-t", ["mixtral-tiny"]),
-        ("zoo train optim.l", ["optim.lr=", "optim.lr=0.002"]),
-        ("zoo stats --js", ["--json"]),
-    ],
-)
-def test_bash_completes_although_it_splits_words_at_equals(words: str, answers: list[str], path_with_zoo: str) -> None:
-    script = COMPLETE.format(words=words)
-    environment = {**os.environ, "PATH": path_with_zoo}
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.split() == answers
-
-
-@pytest.mark.parametrize(
-    ("line", "answers"),
-    [
-        ("zoo stats llama3-8b attention=mq", ["attention=mqa"]),
-        ("zoo train model=llama-t", ["model=llama-tiny"]),
-        ("zoo train optim.l", ["optim.lr=", "optim.lr=0.002"]),
-    ],
-)
-def test_zsh_is_given_whole_words(line: str, answers: list[str]) -> None:
-    done = zoo_process(env={"_ZOO_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": line})
-    assert re.findall(r'"([^"]*)"', done.stdout) == answers
-
-
-def test_bashs_pieces_are_joined_to_words() -> None:
-    pieces = ["zoo", "train", "model", "=", "a,b", "attention", "@", "model.attention", "=", "m", "x"]
-    assert completing.join_pieces(pieces) == ["zoo", "train", "model=a,b", "attention@model.attention=m", "x"]
+# ---------------------------------------------------------------- what is printed to
 
 
 @pytest.mark.parametrize("verb", ["list", "solve batch llama3-8b --gpu h100"])

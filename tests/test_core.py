@@ -141,7 +141,10 @@ NEAR = "pattern=[near,layer]"
         (["layers={near:{attention:{window:4}}}"], r"^layers\.near: no layer is of this kind"),
         (["layers={near:{attention:{n_heads:'${up:nope}'}}}", NEAR], r"^layers\.near: nope: is missing"),
         (["pattern=3"], r"^pattern: no layer is named '3'"),
-        (["embedding.scale=sqrt"], r"^embedding\.scale: must be a number or sqrt_d_model, found 'sqrt'$"),
+        (
+            ["embedding.scale=sqrt"],
+            r"^embedding\.scale: must be a finite number or sqrt_d_model, found 'sqrt' \(null would do\)$",
+        ),
         (["vocab_size=many"], r"^vocab_size: [^\n]*found 'many'$"),
     ],
 )

@@ -29,8 +29,21 @@ from zoo.analysis.explain.terms import (
 )
 from zoo.compose.targets import list_packaged
 from zoo.costs import Setup, price
-from zoo.costs.roofline import roofline
+from zoo.costs.flops import count_training
+from zoo.costs.memory import count_loss
+from zoo.costs.operators import Chosen, Operator
+from zoo.costs.parallel import StageActivations
+from zoo.costs.roofline import (
+    TrainingStep,
+    bound_run,
+    bound_seconds,
+    bound_training,
+    count_rates,
+    roofline,
+    usable_bytes,
+)
 from zoo.costs.setup import CONVENTIONS, ENGINES, OPTIMIZERS, PRECISIONS, RECOMPUTE
+from zoo.costs.states import StateRow
 
 OPERATORS: dict[type, Any] = {
     ast.Add: operator.add,
@@ -272,6 +285,53 @@ def test_what_a_term_prints_is_what_it_is_worth():
         assert text.value == int(made)
         assert worked_out(text.values) == int(made), text.values
         assert worked_out(text.formula, {name: ord(name) - 90 for name in "abcd"} | {"e": 7}) == int(made)
+
+
+def in_terms(numbers: dict[str, Any]) -> dict[str, Any]:
+    return {name: symbol(name.replace("_", " "), value) for name, value in numbers.items()}
+
+
+def some_sums(a: dict[str, Any], tokens: Any, setup: Setup, convention: str, recompute: str) -> dict[str, Any]:
+    """What the functions that a price and its explanation share make of the same numbers, or terms."""
+    step = TrainingStep(a["context"], a["batch"], a["dp"], a["work"], a["mfu"], a["gpus"])
+    bounds = bound_training(step, a["peak"])
+    kept = StageActivations(
+        (("", "near", a["n"], a["each"]), ("", "far", a["m"], a["more"])), a["first"], a["last"], 2, 4
+    )
+    train, hardware = count_training(a["work"], a["each"], convention, recompute)
+    return {
+        "loss": count_loss(a["context"] * a["each"], setup),
+        "distinct": Chosen(a["each"], a["n"], a["m"]).distinct(tokens),
+        "bytes": Operator(a["dp"], weights=a["more"], own=a["each"], chosen=[Chosen(a["each"], a["n"], a["m"])]).bytes(
+            a["batch"]
+        ),
+        "seconds": bound_seconds(a["work"], a["each"], a["peak"], a["bandwidth"]),
+        "rates": count_rates(a["context"], a["batch"], a["dp"], a["more"])["tokens_per_second"],
+        "kept": kept.bytes,
+        "state": StateRow(a["n"], a["m"], a["dp"]).bytes,
+        "train": train,
+        "hardware": hardware,
+        "usable": usable_bytes(a["peak"]),
+        **bounds,
+        **bound_run(a["each"], bounds, a["gpus"]),
+    }
+
+
+def test_what_sums_up_a_price_gives_a_term_that_is_worth_what_it_gives_of_numbers():
+    rng = random.Random(0)
+    names = ["context", "batch", "dp", "work", "gpus", "peak", "bandwidth", "n", "m", "each", "more", "first", "last"]
+    for _ in range(60):
+        numbers: dict[str, Any] = {name: rng.randint(1, 10 ** rng.randint(1, 9)) for name in names}
+        numbers |= {"mfu": rng.choice((0.25, 0.5, 1.0)), "m": rng.randint(1, numbers["n"] + 3)}
+        setup = Setup(chunked_loss=rng.random() < 0.5, precision=rng.choice(PRECISIONS))
+        how = setup, rng.choice(CONVENTIONS), rng.choice(RECOMPUTE)
+        found = some_sums(in_terms(numbers), symbol("tokens", 7), *how)
+        for name, value in some_sums(numbers, 7, *how).items():
+            text = term(found[name])
+            assert text.value == pytest.approx(value, rel=1e-6), name  # the chance: 1 − (1 − k/E)^T as it stands
+            if name not in ("distinct", "bytes"):
+                assert text.value == pytest.approx(value, rel=1e-13), name
+                assert worked_out(text.values) == pytest.approx(value, rel=1e-9), name
 
 
 def test_a_traced_number_is_the_number():

@@ -14,7 +14,7 @@ from zoo.bench.kernels.errors import check_case, list_refusals
 from zoo.bench.kernels.parts import Settings
 from zoo.errors import KernelError
 from zoo.generation.cache import Cache
-from zoo.generation.engine import generate
+from zoo.generation.generate import generate
 from zoo.kernels import KERNELS, Machine
 from zoo.kernels.found import MACHINES
 from zoo.kernels.mask import Mask

@@ -13,7 +13,7 @@ from transformers.generation import logits_process as theirs
 import zoo
 from zoo.errors import ConfigError, ZooError
 from zoo.generation.cache import Cache
-from zoo.generation.engine import generate, stream
+from zoo.generation.generate import generate, stream
 from zoo.generation.sample import Sampling, adjust, draw, draw_points, sample
 
 # ---------------------------------------------------------------- sampling
@@ -402,11 +402,11 @@ class Crossings(TorchDispatchMode):
     ],
     ids=" ".join,
 )
-def test_a_step_copies_nothing_from_the_host_and_reads_nothing_but_its_tokens(overrides, sampling):
+def test_a_step_copies_its_tokens_and_what_draws_them_and_nothing_for_each_layer(overrides, sampling):
     model = tiny(*overrides, *needs(overrides[0]))
     steps = stream(model, prompt(), 6, Sampling(seed=0, **sampling), stop_ids=[60])
     next(steps)
     next(steps)
     with Crossings() as crossings:
         next(steps)
-    assert crossings.found == []
+    assert len(crossings.found) <= (10 if sampling else 2)

@@ -8,7 +8,7 @@ from zoo.checkpoint import store
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
 from zoo.generation import text
-from zoo.generation.engine import generate
+from zoo.generation.generate import generate
 from zoo.generation.sample import Sampling
 from zoo.runs import LAST_RUN
 

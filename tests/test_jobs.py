@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cloudpickle  # of joblib and submitit
 import pytest
@@ -14,9 +18,10 @@ from omegaconf import OmegaConf
 from zoo import runs
 from zoo.compose.composing import TRAINING
 from zoo.compose.engine import RunMode, open_session
-from zoo.errors import ConfigError, FitError
+from zoo.errors import CheckpointError, ConfigError, FitError
 from zoo.jobs.loader import JobLoader
 from zoo.jobs.plan import plan_launch
+from zoo.paths import conf_dir
 
 
 @pytest.fixture
@@ -93,6 +98,11 @@ def test_a_variable_that_the_environment_lacks_is_a_fault_in_one_line(loader: Jo
         loader.load_configuration("config", ["hydra.job.env_copy=[NOT_THERE]"], RunMode.RUN)
 
 
+def test_checking_a_config_imports_no_torch():
+    code = "import sys, zoo.training.task; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=conf_dir().parent)
+
+
 # ---------------------------------------------------------------- the folder of a run
 
 
@@ -132,6 +142,57 @@ def test_a_folder_that_another_process_trains_in_is_not_touched(tmp_path) -> Non
     ):
         plan.run()
     assert [each.name for each in (tmp_path / "run").iterdir()] == [runs.LOCK]
+
+
+def test_a_run_that_loses_the_race_for_its_folder_writes_nothing(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("zoo.jobs.plan._unused", lambda folder: folder)  # looked before the other process had it
+    (tmp_path / "run").mkdir()
+    for sweeps, key in ((False, "hydra.run.dir"), (True, "hydra.sweep.dir")):
+        with (
+            runs.locked(tmp_path / "run", print),
+            plan_launch([f"{key}={tmp_path / 'run'}"], sweeps=sweeps, check=False) as plan,
+            pytest.raises(CheckpointError, match=r"process .* is training in it"),
+            plan.hold_folder(),
+        ):
+            pass
+    assert [each.name for each in (tmp_path / "run").iterdir()] == [runs.LOCK]
+
+
+def test_a_run_is_locked_before_hydra_writes_and_trains_under_that_lock(tmp_path, monkeypatch) -> None:
+    seen = []
+
+    def write(self: Any, config_name: str, task: Any, overrides: list[str]) -> Any:
+        seen.append(([each.name for each in (tmp_path / "run").iterdir()], runs.is_locked(tmp_path / "run")))
+        with runs.locked(tmp_path / "run", print):  # as the training does
+            return SimpleNamespace(return_value=3)
+
+    monkeypatch.setattr("zoo.compose.engine.Hydra.run", write)
+    with plan_launch([f"hydra.run.dir={tmp_path / 'run'}"], check=False) as plan:
+        assert plan.run() == 3
+    assert seen == [([runs.LOCK], True)]
+    assert not runs.is_locked(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_of_two_processes_with_one_folder_one_trains_and_the_other_leaves_no_trace(tmp_path) -> None:
+    (tmp_path / "text").mkdir()
+    for number in range(40):
+        (tmp_path / "text" / f"{number}.txt").write_text(f"text number {number} of a few")
+    shared = [f"data.path={tmp_path / 'text'}", "data=text", "data.tokenizer.kind=byte", "sample=null", "batch_size=1"]
+    shared += ["model.n_layers=1", "seq_len=8", f"hydra.run.dir={tmp_path / 'run'}"]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "zoo", "train", *shared, f"steps={steps}"], stderr=subprocess.PIPE, text=True
+        )
+        for steps in (3, 4)
+    ]
+    said = [each.communicate()[1] for each in started]
+    codes = [each.returncode for each in started]
+    assert sorted(code == 0 for code in codes) == [False, True], said
+    winner = codes.index(0)
+    assert f"steps={(3, 4)[winner]}" in (tmp_path / "run" / ".hydra" / "overrides.yaml").read_text()
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) >= (3, 4)[winner]
+    assert any(text in said[1 - winner] for text in ("is training in it", "has a run in it"))
 
 
 def test_a_folder_that_another_process_locks_meanwhile_is_not_deleted(tmp_path, monkeypatch) -> None:

@@ -21,7 +21,7 @@ from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
 from zoo.generation import batch, engine
 from zoo.generation.batch import Encoder, follow
-from zoo.generation.engine import generate
+from zoo.generation.generate import generate
 from zoo.generation.prompts import Options, Prompt, option_names, read_jsonl, read_lines
 
 SMALL = ["vocab_size=260", "d_model=32", "n_layers=1", "n_heads=2", "n_kv_heads=2", "head_dim=16", "d_ff=32"]

@@ -17,8 +17,8 @@ from zoo.cli.setup import HELP, read_amount
 from zoo.cli.showing import shorten_labels, split_words
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
-from zoo.report.figures import cost_table, find_unit
-from zoo.report.units import change, readable, seconds
+from zoo.report.figures import find_unit, format_cost_table
+from zoo.report.units import format_change, format_figure, format_seconds
 
 
 @pytest.fixture
@@ -267,22 +267,22 @@ def test_a_figure_has_its_unit_by_its_name(path: str, unit: str) -> None:
 
 
 def test_numbers_are_written_for_people() -> None:
-    assert [seconds(value) for value in (0.0123, 4e-6, 90, 7200, 864000)] == [
+    assert [format_seconds(value) for value in (0.0123, 4e-6, 90, 7200, 864000)] == [
         "12.3 ms",
         "4.00 µs",
         "90.0 s",
         "2.00 h",
         "10.0 days",
     ]
-    assert [change(value) for value in (0.151, -1, 24)] == ["+15.1 %", "-100.0 %", "×25.0"]
-    assert readable(16.1e9, "B", short=True) == "16.1 GB"
-    assert readable(None, "B") == "-"
+    assert [format_change(value) for value in (0.151, -1, 24)] == ["+15.1 %", "-100.0 %", "×25.0"]
+    assert format_figure(16.1e9, "B", short=True) == "16.1 GB"
+    assert format_figure(None, "B") == "-"
 
 
 def test_figures_that_have_no_label_of_their_own_are_shown_and_fit() -> None:
     priced = zoo.stats("gpt2")
     priced["memory"]["something_new"] = 5_000_000
-    out = cost_table(priced, "gpt2")
+    out = format_cost_table(priced, "gpt2")
     assert narrow(out)
     assert re.search(r"something new +5.00 MB \(4.77 MiB\)", out)
 
@@ -290,7 +290,7 @@ def test_figures_that_have_no_label_of_their_own_are_shown_and_fit() -> None:
 @pytest.mark.parametrize("name", ["llama3-8b", "deepseek-v3", "qwen3-30b-a3b", "t5-small", "bert-base", "mamba-130m"])
 def test_a_roofline_says_what_binds_each_use(name: str) -> None:
     priced = zoo.stats(name, gpu="h100", batch=2, context=512, train_tokens=1e12, dp=8, zero=3)
-    out = cost_table(priced, name)
+    out = format_cost_table(priced, name)
     assert narrow(out)
     uses = [use for use in ("decode", "prefill") if use in priced["roofline"]]
     assert [re.search(rf"{use}.*, batch 2 .*(compute|bandwidth) ", out.replace("decoding", "decode")) for use in uses]
@@ -308,7 +308,7 @@ def test_what_to_change_first_is_said_with_what_it_saves() -> None:
         if name != "dp":
             fields = {name.replace("-", "_"): value[0] if value else True}
             assert zoo.stats("llama3-8b", **fields)["memory"]["train_peak"] == each["train_peak"]
-    out = cost_table(zoo.stats("llama3-8b"), "llama3-8b")
+    out = format_cost_table(zoo.stats("llama3-8b"), "llama3-8b")
     assert re.search(r"with --chunked-loss +8.62 GB less", out)
 
 

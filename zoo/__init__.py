@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from zoo.errors import FitError as FitError
     from zoo.errors import KernelError as KernelError
     from zoo.errors import ZooError as ZooError
-    from zoo.generation.engine import generate as generate
     from zoo.generation.fill import fill as fill
+    from zoo.generation.generate import generate as generate
     from zoo.generation.vectors import embed as embed
     from zoo.run.builder import build as build
 
@@ -35,7 +35,7 @@ _HOMES = {
     "train": "zoo.api",
     "build": "zoo.run.builder",
     "load": "zoo.checkpoint.store",
-    "generate": "zoo.generation.engine",
+    "generate": "zoo.generation.generate",
     "fill": "zoo.generation.fill",
     "embed": "zoo.generation.vectors",
     **dict.fromkeys(("ZooError", "ConfigError", "KernelError", "CheckpointError", "FitError"), "zoo.errors"),

@@ -69,6 +69,9 @@ def locked(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
     """
     import platform
 
+    if folder.resolve() in _launched:
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+", encoding="utf-8") as file:
         free = disk.try_lock(file.fileno())
@@ -84,6 +87,21 @@ def locked(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
         yield
+
+
+_launched: set[Path] = set()
+"""Folders whose lock this process took before it handed the run to Hydra."""
+
+
+@contextmanager
+def locked_for_launch(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """Take a run's lock before Hydra writes its first file. The run in this process then finds it taken for it."""
+    with locked(folder, say):
+        _launched.add(folder.resolve())
+        try:
+            yield
+        finally:
+            _launched.discard(folder.resolve())
 
 
 def is_locked(folder: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from zoo.cli.common import Overrides, Target, compose_target
+
+WAIT = 20
+"""Seconds from which building says beforehand how long it takes."""
 
 
 class WeightDtype(StrEnum):
@@ -41,15 +46,19 @@ def run(
     from zoo import report
     from zoo.compose.targets import spec_of_composed
     from zoo.errors import ConfigError
-    from zoo.run.builder import build, pick_device
+    from zoo.run.builder import build, check_fit, pick_device, resolve_dtype
 
     spec = spec_of_composed(compose_target(target, overrides))
     place = pick_device(device)
     if out is not None and place.type == "meta":
         raise ConfigError("out: a model on meta has no weights to write (use --device cpu)")
     kernels = describe_kernels(spec, place, dtype.value, kernel)
+    check_fit(spec, place, resolve_dtype(dtype.value))
+    if (wait := describe_wait(spec)) is not None:
+        print(wait, file=sys.stderr)
     model = build(spec, device=device, dtype=dtype.value, kernel=kernel)
-    print(report.columns([("module", "kind", "shape", "parameters"), *report.module_rows(target, model)], right=(3,)))
+    rows = [("module", "kind", "shape", "parameters"), *report.list_module_rows(target, model)]
+    print(report.align_columns(rows, right=(3,)))
     print()
     print("\n".join([*kernels, *describe_memory(model, spec, dtype.value)]))
     if out is not None:
@@ -57,6 +66,38 @@ def run(
 
         store.save_model(model, out)
         print(f"written: {out}")
+
+
+def describe_wait(spec: Any) -> str | None:
+    """Say how long the modules of a deep model take to make, at least; None where it is no wait.
+
+    One layer of each kind is made on meta and timed, on a heap that is still small.
+    """
+    layers, seconds = 0, 0.0
+    for tower in spec.towers().values():
+        stored = tower.stack.stored()
+        for kind, block in tower.blocks.items():
+            layers += stored.count(kind)
+            seconds += stored.count(kind) * _time_layer(block, tower.d_model)
+    if seconds < WAIT:
+        return None
+    took = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return f"building {layers:,} layers, with a module for each weight: takes {took} at least"
+
+
+def _time_layer(block: Any, d_model: int) -> float:
+    """Time the making of a layer's modules, the fastest of a few."""
+    import torch
+
+    from zoo.run.layer import Layer
+
+    found = []
+    with torch.device("meta"):
+        for _ in range(4):  # the first also imports
+            start = time.perf_counter()
+            Layer(block, d_model)
+            found.append(time.perf_counter() - start)
+    return min(found)
 
 
 def describe_kernels(spec: Any, device: Any, dtype: str, kernel: str) -> list[str]:
@@ -118,12 +159,16 @@ def describe_memory(model: Any, spec: Any, dtype: str) -> list[str]:
     memory = costs.price(spec, dtype=dtype)["memory"]
     lines = [
         f"built {held:,} parameters on {place}, as counted",
-        f"weights: {report.size(weights)}" + (" (none allocated on meta)" if place.type == "meta" else ""),
+        f"weights: {report.format_size(weights)}" + (" (none allocated on meta)" if place.type == "meta" else ""),
     ]
     if (peak := read_peak_memory(place)) is not None:
-        lines.append(f"peak while building: {report.size(peak)}")
+        lines.append(f"peak while building: {report.format_size(peak)}")
     if "generate_peak" in memory:
-        lines.append(f"peak generating {spec.max_seq_len:,} tokens, estimated: {report.size(memory['generate_peak'])}")
+        lines.append(
+            f"peak generating {spec.max_seq_len:,} tokens, estimated: {report.format_size(memory['generate_peak'])}"
+        )
     if "train_peak" in memory:
-        lines.append(f"peak training {spec.max_seq_len:,} tokens, estimated: {report.size(memory['train_peak'])}")
+        lines.append(
+            f"peak training {spec.max_seq_len:,} tokens, estimated: {report.format_size(memory['train_peak'])}"
+        )
     return lines

@@ -46,7 +46,7 @@ def run(
         return
     config = hf.save(model, out, beside=folder)
     files = sorted(out.iterdir())
-    size = report.size(sum(file.stat().st_size for file in files))
+    size = report.format_size(sum(file.stat().st_size for file in files))
     print(f"written: {out}, {held:,} parameters as {config['architectures'][0]}, {size} in {len(files)} files")
     if verify:
         largest = verification.verify_folder(model, out)

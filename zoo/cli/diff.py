@@ -43,12 +43,12 @@ def run(
     priced = [costs.price(spec, setup) for spec in both]
     found = {"a": labels[0], "b": labels[1], **compare_specs(both[0], both[1], priced)}
     if shown is Shown.json:
-        print(report.as_json(found))
+        print(report.format_json(found))
     elif shown is Shown.text:
         from zoo.report.models import make_diff_tables
 
         tables = make_diff_tables(labels, found, priced, everything=everything)
-        report.show(*tables or ["the same in every field and figure"])
+        report.print_tables(*tables or ["the same in every field and figure"])
     else:
         _print(labels, found, priced, everything, shown)
     if plot is not None:
@@ -68,9 +68,9 @@ def _print(labels: list[str], found: dict[str, Any], priced: list[Any], everythi
             for path, row in found["figures"].items()
             if everything or row["a"] != row["b"]
         ]
-        print(report.as_csv(["figure", *labels, "delta", "relative"], rows))
+        print(report.format_csv(["figure", *labels, "delta", "relative"], rows))
         return
-    print(report.as_markdown(["architecture", *labels], list_field_rows(found)))
+    print(report.format_markdown(["architecture", *labels], list_field_rows(found)))
     print()
     header, rows = list_model_rows(labels, priced, differing=not everything)
-    print(report.as_markdown(header, rows, right=(1, 2, 3, 4)))
+    print(report.format_markdown(header, rows, right=(1, 2, 3, 4)))

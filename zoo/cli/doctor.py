@@ -42,14 +42,14 @@ def run(as_json: Json = False) -> None:
         kernels = {row.kernel.name: row_as_data(row) for row in rows}
         rest = {name: {"runs_here": usable, "about": about} for name, usable, about in others}
         data = {"versions": dict(versions), "devices": dict(devices), "machine": _machine(machine)}
-        print(report.as_json({**data, "kernels": kernels, "others": rest}))
+        print(report.format_json({**data, "kernels": kernels, "others": rest}))
         return
     told = [f"{name:16} {'yes' if usable else 'no':4} {about}" for name, usable, about in others]
     parts = [
-        report.columns([("Versions", ""), *_indented(versions)]),
-        report.columns([("Devices", ""), *_indented(devices)]),
+        report.align_columns([("Versions", ""), *_indented(versions)]),
+        report.align_columns([("Devices", ""), *_indented(devices)]),
         "\n".join(_kernels(rows, machine)),
-        "\n".join(["Other kernels", *(report.wrapped(each, 2, 24, WIDTH) for each in told)]),
+        "\n".join(["Other kernels", *(report.wrap_text(each, 2, 24, WIDTH) for each in told)]),
     ]
     print("\n\n".join(parts))
 
@@ -63,16 +63,16 @@ def _kernels(rows: Sequence[KernelRow], machine: Machine) -> list[str]:
     features = [(name, *(str(row.cells[name]) for row in rows)) for name in rows[0].cells]
     capability = "" if machine.capability is None else " of compute capability {}.{}".format(*machine.capability)
     lines = [f"Attention kernels on {machine.device}{capability}, in bfloat16"]
-    lines += [report.columns(_indented([("", *names), *features])), "", report.wrapped(LEGEND, 2, width=WIDTH)]
+    lines += [report.align_columns(_indented([("", *names), *features])), "", report.wrap_text(LEGEND, 2, width=WIDTH)]
     lines += [*_order(rows, order_with_mask(machine))]
     against = [f"{row.kernel.name}: {row.against}" for row in rows if row.against is not None]
     running = collect_reasons([row for row in rows if row.against is None], ELSEWHERE)
     against += [f"{kernels}: {each}" for kernels, told in running.items() for each in told]
     if against:
-        lines += ["", "Not here", *(report.wrapped(each, 2, 6, WIDTH) for each in against)]
+        lines += ["", "Not here", *(report.wrap_text(each, 2, 6, WIDTH) for each in against)]
     lines += ["", f"On no machine (heads are {PLAIN.head_dim} wide where nothing else is said)"]
     for kernels, told in collect_reasons(rows, NEVER).items():
-        lines += [f"  {kernels}", *(report.wrapped(each, 4, 8, WIDTH) for each in told)]
+        lines += [f"  {kernels}", *(report.wrap_text(each, 4, 8, WIDTH) for each in told)]
     return lines
 
 
@@ -84,7 +84,7 @@ def _order(rows: Sequence[KernelRow], masked: list[str] | None) -> list[str]:
     told = "auto takes the first that can, from the left"
     told += "" if masked is None else f"; where a mask must be read: {', '.join(masked)}"
     told += f"; {' and '.join(named)} only when named (kernel=…)" if named else ""
-    return [report.wrapped(told, 2, width=WIDTH)]
+    return [report.wrap_text(told, 2, width=WIDTH)]
 
 
 def _others(machine: Machine) -> Iterator[tuple[str, bool, str]]:
@@ -139,7 +139,7 @@ def _cuda(torch: Any, index: int) -> str:
 
     device = torch.cuda.get_device_properties(index)
     capability = f"compute capability {device.major}.{device.minor}"
-    return f"{device.name}, {report.size(device.total_memory)}, {capability}, CUDA {torch.version.cuda}"
+    return f"{device.name}, {report.format_size(device.total_memory)}, {capability}, CUDA {torch.version.cuda}"
 
 
 def _memory() -> str:
@@ -148,4 +148,4 @@ def _memory() -> str:
     from zoo.run.memory import read_free_memory
 
     free = read_free_memory(torch.device("cpu"))
-    return "free memory unknown" if free is None else f"{report.size(free)} free"
+    return "free memory unknown" if free is None else f"{report.format_size(free)} free"

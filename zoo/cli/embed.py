@@ -62,7 +62,7 @@ def run(
     if similarity:
         rows = [(f"{i}", *(f"{cosine:.3f}" for cosine in row)) for i, row in enumerate(vectors.cosines(found).tolist())]
         head = ("", *(str(number) for number in range(len(given))))
-        print(report.columns([head, *rows], right=tuple(range(1, len(head)))))
+        print(report.align_columns([head, *rows], right=tuple(range(1, len(head)))))
         print("\n".join(f"{number}  {text}" for number, text in enumerate(given)))
     if out is not None:
         _save(out, given, found)

@@ -29,8 +29,8 @@ def run(
 
     found = select_models(read_models(), words or (), kind)
     if as_json:
-        print(report.as_json(found))
+        print(report.format_json(found))
         return
-    rows = [(m["name"], m["kind"], report.params(m["params"]), m["note"]) for m in found]
-    head, *lines = report.columns([("name", "kind", "params", "what is special"), *rows], right=(2,)).splitlines()
-    print("\n".join([report.bold(head), *lines]))
+    rows = [(m["name"], m["kind"], report.format_count(m["params"]), m["note"]) for m in found]
+    head, *lines = report.align_columns([("name", "kind", "params", "what is special"), *rows], right=(2,)).splitlines()
+    print("\n".join([report.make_bold(head), *lines]))

@@ -30,7 +30,7 @@ def prove(
     labels = shorten_labels(targets)
     if shown is Shown.json:
         many = [{"model": label, **each} for label, each in zip(labels, found, strict=True)]
-        print(report.as_json(found[0] if len(found) == 1 else many))
+        print(report.format_json(found[0] if len(found) == 1 else many))
     else:
         for label, each in zip(labels, found, strict=True):
             _print(label, each, shown)
@@ -62,15 +62,15 @@ def _print(label: str, proved: Mapping[str, Any], shown: Shown) -> None:
         header = [name for name in names if any(name in line for line in lines)]
         rows = [["" if line.get(name) is None else line[name] for name in header] for line in lines]
         if shown is Shown.csv:
-            print(report.as_csv(header, rows))
+            print(report.format_csv(header, rows))
         elif shown is Shown.md:
-            print(report.as_markdown(header, rows))
+            print(report.format_markdown(header, rows))
         elif part == "explain":
-            print(report.bold(label))
+            print(report.make_bold(label))
             print(_explained(lines))
             print(_rules(proved["rules_of_thumb"]))
         else:
-            print(report.bold(label))
+            print(report.make_bold(label))
             for line in lines:
                 print(_verified(line))
 
@@ -85,17 +85,19 @@ def _rules(rules: Mapping[str, Mapping[str, Any]]) -> str:
     """List the textbook's approximations: what each gives, its error beside the exact figure, and when it holds."""
     from zoo import report
 
-    lines = ["", report.bold("Rules of thumb")]
+    lines = ["", report.make_bold("Rules of thumb")]
     for name, rule in rules.items():
         unit = {"parameters": "params", "bytes": "B"}.get(str(rule["unit"]), str(rule["unit"]))
         if rule["value"] is None:
             told = f"does not apply, {rule['reason']}"
         else:
-            told = report.readable(rule["value"], unit)
+            told = report.format_figure(rule["value"], unit)
             if rule["exact"] is not None:
-                told += f", {report.change(rule['error'])} of the exact {report.readable(rule['exact'], unit)}"
-        lines.append(report.wrapped(f"{name.replace('_', ' ')}: {rule['rule']} = {told}", 2, 6))
-        lines.append(report.wrapped(f"holds: {rule['holds']}", 6, 6))
+                told += (
+                    f", {report.format_change(rule['error'])} of the exact {report.format_figure(rule['exact'], unit)}"
+                )
+        lines.append(report.wrap_text(f"{name.replace('_', ' ')}: {rule['rule']} = {told}", 2, 6))
+        lines.append(report.wrap_text(f"holds: {rule['holds']}", 6, 6))
     return "\n".join(lines)
 
 
@@ -105,7 +107,7 @@ def _verified(line: Mapping[str, Any]) -> str:
     mark = {True: "equal", False: "DIFFERS", None: "not held"}[line["equal"]]
     told = [f"{name} {_number(line.get(name))}" for name in ("counted", "found") if line.get(name) is not None]
     note = [str(line["note"])] if line.get("note") else []
-    return report.wrapped(f"{mark}: {line['name']}: {'; '.join([', '.join(told), *note])}", 2, 6)
+    return report.wrap_text(f"{mark}: {line['name']}: {'; '.join([', '.join(told), *note])}", 2, 6)
 
 
 def _number(value: Any) -> str:

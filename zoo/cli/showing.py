@@ -92,19 +92,19 @@ def print_prices(
     labels = shorten_labels(targets)
     if shown is Shown.json:
         many = [{"model": label, **figures} for label, figures in zip(labels, priced, strict=True)]
-        print(report.as_json(priced[0] if len(priced) == 1 else many))
+        print(report.format_json(priced[0] if len(priced) == 1 else many))
     elif shown is Shown.csv:
         from zoo.analysis.compare import flatten
 
-        print(report.as_csv(["figure", *labels], report.exact_rows([flatten(each) for each in priced])))
+        print(report.format_csv(["figure", *labels], report.list_exact_rows([flatten(each) for each in priced])))
     elif shown is Shown.md:
         print(_markdown(labels, priced))
     elif len(priced) == 1:
-        print(report.cost_table(priced[0], titles[0]))
+        print(report.format_cost_table(priced[0], titles[0]))
     else:
         from zoo.report.models import make_model_tables
 
-        report.show(*make_model_tables(labels, priced))
+        report.print_tables(*make_model_tables(labels, priced))
 
 
 def _markdown(labels: Sequence[str], priced: Sequence[Mapping[str, Any]]) -> str:
@@ -113,11 +113,11 @@ def _markdown(labels: Sequence[str], priced: Sequence[Mapping[str, Any]]) -> str
 
     if len(priced) > 1:
         header, rows = list_model_rows(labels, priced)
-        return report.as_markdown(header, rows, right=range(1, len(header)))
+        return report.format_markdown(header, rows, right=range(1, len(header)))
     rows = []
-    for title, lines in report.cost_rows(priced[0]):
+    for title, lines in report.list_cost_rows(priced[0]):
         rows += [[f"**{title}**", "", ""], *([label.strip(), exact, short] for label, exact, short in lines)]
-    return report.as_markdown([labels[0], "exact", ""], rows, right=(1, 2))
+    return report.format_markdown([labels[0], "exact", ""], rows, right=(1, 2))
 
 
 def compare_headers(targets: Sequence[str]) -> None:

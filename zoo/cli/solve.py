@@ -81,8 +81,8 @@ def _most(name: str, short: str, text: str) -> None:
         from zoo.analysis import solve
         from zoo.compose.targets import spec_of_composed
         from zoo.costs.setup import Setup
-        from zoo.report import as_json as dumped
-        from zoo.report import solved as show
+        from zoo.report import format_json
+        from zoo.report import solved as answers
 
         if getattr(setup, name) != getattr(Setup, name):
             raise ConfigError(f"{name}: is what is solved for (leave it out)")
@@ -92,11 +92,11 @@ def _most(name: str, short: str, text: str) -> None:
         spec = spec_of_composed(compose_target(target, overrides))
         answer = largest(spec, setup, room, train=train, prefill=not cache_only, **more)
         if as_json:
-            print(dumped(answer))
+            print(format_json(answer))
         elif answer["fits"]:
-            print(show.format_most(answer, name, " ".join([target, *(overrides or [])])))
+            print(answers.format_most(answer, name, " ".join([target, *(overrides or [])])))
         if not answer["fits"]:
-            raise ZooError(f"{target}: does not fit at {name} 1, {show.format_shortage(answer)}")
+            raise ZooError(f"{target}: does not fit at {name} 1, {answers.format_shortage(answer)}")
 
 
 _most(
@@ -132,8 +132,8 @@ def gpu(
     from zoo.compose.targets import spec_of_composed
     from zoo.costs.hardware import list_gpus
     from zoo.costs.setup import Setup
-    from zoo.report import as_json as dumped
-    from zoo.report import solved as show
+    from zoo.report import format_json
+    from zoo.report import solved as answers
 
     for name in ("dp", "zero") if train else ("tp",):
         if getattr(setup, name) != getattr(Setup, name):
@@ -142,9 +142,9 @@ def gpu(
     rows = find_fewest_gpus(
         spec_of_composed(compose_target(target, overrides)), setup, rooms, train=train, prefill=not cache_only
     )
-    print(dumped(rows) if as_json else show.format_gpus(rows, " ".join([target, *(overrides or [])]), train))
+    print(format_json(rows) if as_json else answers.format_gpus(rows, " ".join([target, *(overrides or [])]), train))
     if not any(row["fits"] for row in rows):
-        raise ZooError(f"{target}: fits on none of these, {show.format_shortage(rows[0])}")
+        raise ZooError(f"{target}: fits on none of these, {answers.format_shortage(rows[0])}")
 
 
 @app.command(short_help="Find changes that bring the KV cache to a budget.")
@@ -161,13 +161,15 @@ def cache(
     budget."""
     from zoo import report
     from zoo.analysis.solve import find_smaller_caches
-    from zoo.report import solved as show
+    from zoo.report import solved as answers
 
     compose_target(target, overrides)
     found = find_smaller_caches(target, overrides or (), most, setup)
-    print(report.as_json(found) if as_json else show.format_caches(found, target, most))
+    print(report.format_json(found) if as_json else answers.format_caches(found, target, most))
     if not any(each["fits"] for each in found):
-        raise ZooError(f"{target}: neither fewer key heads nor a window brings its KV cache to {report.size(most)}")
+        raise ZooError(
+            f"{target}: neither fewer key heads nor a window brings its KV cache to {report.format_size(most)}"
+        )
 
 
 @app.command(short_help="Find shapes that cost a budget.")
@@ -211,8 +213,8 @@ def shape(
     An override fixes a dimension (d_model=2048) or changes the recipe (head.tied=true).
     """
     from zoo.analysis.solve import Budget, solve_shapes
-    from zoo.report import as_json as dumped
-    from zoo.report import solved as show
+    from zoo.report import format_json
+    from zoo.report import solved as answers
 
     if setup.gpu and memory is None:
         memory = _room(setup.gpu, usable, runtime).bytes
@@ -226,7 +228,7 @@ def shape(
     found = solve_shapes(
         model, overrides or (), budget, setup, nearest=nearest, train=train, aspect=read_pair(aspect), count=count
     )
-    print(dumped(found) if as_json else show.format_shapes(found, model))
+    print(format_json(found) if as_json else answers.format_shapes(found, model))
 
 
 def choose_room(setup: Any, memory: float | None, usable: float, runtime: float | None) -> Any:

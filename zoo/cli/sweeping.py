@@ -88,7 +88,7 @@ def _print(points: Sequence[tuple[Any, Any]], columns: dict[str, str], shown: Sh
     from zoo.report.figures import find_unit
 
     if shown is Shown.json:
-        print(report.as_json([_as_data(point, figures) for point, figures in points]))
+        print(report.format_json([_as_data(point, figures) for point, figures in points]))
         return
     keys = list(points[0][0].swept)
     rows, reasons = [], []
@@ -99,23 +99,23 @@ def _print(points: Sequence[tuple[Any, Any]], columns: dict[str, str], shown: Sh
     header, units = [*keys, *columns], [find_unit(path) for path in columns.values()]
     if shown is Shown.csv:
         header = [*keys, *columns.values(), REFUSED]
-        print(report.as_csv(header, [[*row, why] for row, why in zip(rows, reasons, strict=True)]))
+        print(report.format_csv(header, [[*row, why] for row, why in zip(rows, reasons, strict=True)]))
     elif shown is Shown.md:
         told = [[*row[: len(keys)], *map(_short, row[len(keys) :], units)] for row in rows]
         told = [[*row, why or ""] for row, why in zip(told, reasons, strict=True)] if any(reasons) else told
         header = [*header, REFUSED] if any(reasons) else header
-        print(report.as_markdown(header, told, right=range(len(keys), len(keys) + len(columns))))
+        print(report.format_markdown(header, told, right=range(len(keys), len(keys) + len(columns))))
     else:
         from zoo.report.models import make_sweep_table
 
         table, whys = make_sweep_table(header, len(keys), rows, units, reasons)
-        report.show(table, *whys)
+        report.print_tables(table, *whys)
 
 
 def _short(value: Any, unit: str) -> str:
     from zoo import report
 
-    return report.readable(value, unit, short=True)
+    return report.format_figure(value, unit, short=True)
 
 
 def _as_data(point: Any, figures: Any) -> dict[str, Any]:

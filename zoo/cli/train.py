@@ -97,18 +97,22 @@ def _show(plan: LaunchPlan, cfg: TrainingConfigPart | None, resolve: bool, info:
 
 def _sweep(plan: LaunchPlan) -> None:
     """Run every job, and print one table of them all at the end. Exits with 1 when one failed."""
+    with plan.hold_folder() as folder:
+        _sweep_in(folder, plan)
+
+
+def _sweep_in(folder: Path, plan: LaunchPlan) -> None:
     from zoo import report
     from zoo.jobs import plan as jobs
     from zoo.runs import results
 
-    folder = plan.make_folder()
     try:
         plan.sweep(folder)
     finally:
         found = results(folder, len(plan.jobs))
         header = ("#", "overrides", "val loss", "params", "seconds", "status")
         rows = [_row(i, *each) for i, each in enumerate(zip(jobs.list_swept(plan.jobs), found, strict=True))]
-        report.show(report.rich_table(str(folder), header, rows, right=(0, 2, 3, 4)))
+        report.print_tables(report.make_table(str(folder), header, rows, right=(0, 2, 3, 4)))
         for number, result in enumerate(found):
             if "error" in result:
                 print(f"{number}: {result['error']}", file=sys.stderr)
@@ -124,7 +128,7 @@ def _row(number: int, overrides: str, result: dict[str, Any]) -> list[str]:
         str(number),
         overrides,
         "" if loss is None else f"{loss:.4f}",
-        "" if params is None else report.params(params),
+        "" if params is None else report.format_count(params),
         "" if seconds is None else f"{seconds:.1f}",
         result["status"],
     ]

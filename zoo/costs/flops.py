@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from zoo.costs.pairs import Look
 from zoo.costs.rows import CostTable, PartRow, Priced, tabulate
 from zoo.costs.setup import RECOMPUTE
+from zoo.costs.sums import Amount
 from zoo.errors import ConfigError, did_you_mean
 from zoo.spec import CROSS, LOGITS, READ, Embedding, Linear, Tied
 
@@ -102,12 +103,12 @@ def core_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: int,
 class PassFlops(NamedTuple):
     """Forward FLOPs of one sequence, as a convention counts them."""
 
-    products: float  # with weights
-    pairs: float  # scores, and values weighted by them
-    other: float = 0
+    products: Amount  # with weights
+    pairs: Amount  # scores, and values weighted by them
+    other: Amount = 0
 
     @property
-    def whole(self) -> float:
+    def whole(self) -> Amount:
         return self.products + self.pairs + self.other
 
 
@@ -138,19 +139,25 @@ def count_flops(
     table = tabulate(spec)
     _check(table, context, convention, recompute, documents, prefix)
     passed = _passed(table, context, convention, documents, prefix)
-    again = {"none": 0.0, "selective": passed.pairs, "full": passed.whole}[recompute]
-    train = 3 * passed.whole
-    if convention == "hfu":
-        train += (FLASH_BACKWARD - 2) * passed.pairs + again
-        again = 0.0
+    train, hardware = count_training(passed.whole, passed.pairs, convention, recompute)
     return {
         "convention": CONVENTIONS[convention],
         "context": context,
         "forward": round(passed.whole / context),
         "train": round(train / context),
-        "train_hardware": round((train + again) / context),
+        "train_hardware": round(hardware / context),
         **({} if documents else _generation(table, context, convention, prefix)),
     }
+
+
+def count_training(whole: Amount, pairs: Amount, convention: str, recompute: str) -> tuple[Amount, Amount]:
+    """Count the FLOPs of training on a sequence, without and with what is computed again, from those of its forward
+    pass and of the pairs in it."""
+    again = {"none": 0, "selective": pairs, "full": whole}[recompute]
+    if convention == "hfu":
+        train = whole * 3 + pairs * (FLASH_BACKWARD - 2) + again
+        return train, train
+    return whole * 3, whole * 3 + again
 
 
 def _passed(table: CostTable, context: int, convention: str, documents: Sequence[int] | None, prefix: int) -> PassFlops:
@@ -201,19 +208,20 @@ def _generation(table: CostTable, context: int, convention: str, prefix: int) ->
         return {}
     where = next((name for name, tower in towers.items() if tower.causal), None)
     if where is None:
-        whole = product_flops(table) * context + row_flops(table)
-        return {"prefill": whole + core_flops(table, lambda look: look.pairs(context), context)}
+        core = core_flops(table, lambda look: look.pairs(context), context)
+        return {"prefill": sum_prompt(product_flops(table), context, row_flops(table), core)}
     decoder = table.of(where)
     if len(towers) == 1:
         # A decoder with cross-attention reads a memory from outside, taken to be as long as the context.
         read = lambda look: look.pairs(context, 0, context) + look.shown_by(prefix)  # noqa: E731
         inner, whole = product_flops(table, head=False), product_flops(table)
-        prefill = inner * context + (whole - inner) + row_flops(table) + core_flops(table, read, context)
+        once, core = (whole - inner) + row_flops(table), core_flops(table, read, context)
+        prefill = sum_prompt(inner, context, once, core)
     else:
         encoder = table.of("encoder")
-        read = product_flops(encoder) * context + core_flops(encoder, lambda look: look.pairs(context), context)
-        begun = _decoded(decoder, 1, context)
-        prefill = read + row_flops(encoder) + memory_flops(decoder) * context + begun
+        core = core_flops(encoder, lambda look: look.pairs(context), context)
+        read = sum_prompt(product_flops(encoder), context, row_flops(encoder), core, memory_flops(decoder))
+        prefill = read + _decoded(decoder, 1, context)
     decode, expanded = _decoded(decoder, context, context), _decoded(decoder, context, context, expanded=True)
     return {
         "prefill": prefill,
@@ -226,7 +234,19 @@ def _decoded(decoder: CostTable, known: int, memory: int, *, expanded: bool = Fa
     """Forward FLOPs of the last of `known` tokens, after `memory` ones that an encoder read."""
     held = known - 1
     pairs = pair_flops(decoder, lambda look: look.pairs(1, held, memory), decoding=held > 0 and not expanded)
-    return product_flops(decoder) - memory_flops(decoder) + pairs + other_flops(decoder, 1, held)
+    return sum_decoding(product_flops(decoder), memory_flops(decoder), pairs + other_flops(decoder, 1, held))
+
+
+def sum_prompt(products: Amount, context: Amount, once: Amount, core: Amount, memory: Amount = 0) -> Amount:
+    """Sum up a prompt: products made for each token, those made once, pairs and states, and making cross-attention's
+    keys and values of each token."""
+    return products * context + once + core + memory * context
+
+
+def sum_decoding(products: Amount, memory: Amount, core: Amount) -> Amount:
+    """Sum up a decoded token: its products, without cross-attention's keys and values, which are there already; its
+    pairs and states."""
+    return products - memory + core
 
 
 def _check(table: CostTable, context: int, convention: str, recompute: str, documents: Any, prefix: int) -> None:

@@ -3,16 +3,19 @@
 
 from collections.abc import Mapping
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from zoo.costs.activations import PassShape, Section, list_sections
 from zoo.costs.advice import advice
 from zoo.costs.generating import generating
-from zoo.costs.parallel import activation_bytes
+from zoo.costs.parallel import sum_activations
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shadow import UnknownOperation
 from zoo.costs.states import states
+from zoo.costs.sums import Amount, take_smaller
 from zoo.errors import ConfigError
+
+Value = TypeVar("Value")
 
 CHUNK = 256 << 20
 """Bytes of logits that a chunked loss has at once, and of the float32 that their softmax is worked out in: the defaults
@@ -44,6 +47,9 @@ def _generating(spec: Any, setup: Setup) -> dict[str, Any]:
         return {"kv_cache": held["kv_cache"], "activations_unknown": str(error)}
     return {"kv_cache": found["kv_cache"], "generate_peak": found["total"]}
 
+
+STAYS = ("weights", "optimizer", "cast", "gathered")
+"""What `states` counts and is there all through a step, gradients left out."""
 
 KEPT = ("weights", "gradients", "optimizer", "master", "step")
 """Figures that depend on the parameters only, so that no pass is traced for them."""
@@ -86,11 +92,10 @@ def _training(
         passes = _sections(spec, setup, fused) if passes is None else passes
     except (UnknownOperation, ConfigError) as error:
         return {**figures, "step": round(held["step"]), "activations_unknown": str(error)}, None
-    full = setup.recompute == "full"
-    layers = {place: section.input if full else section.bytes for place, section in _layers(spec, passes).items()}
-    first, last = _ends(passes, full)
+    kept = {name: section.input if keeps_input(name, setup) else section.bytes for name, section in passes.items()}
+    layers = name_layers(spec, kept)
     loss = _loss_bytes(spec, setup)
-    activations = activation_bytes(spec, setup, layers, first, last)
+    activations = sum_activations(spec, setup, layers, *sum_ends(kept)).bytes
     figures["activations"] = round(activations)
     figures["activations_by_layer"] = {
         ".".join(each for each in place if each): round(size) for place, size in layers.items()
@@ -98,42 +103,50 @@ def _training(
     if loss is not None:
         figures["loss_head"] = round(loss)
     figures["step"] = round(held["step"])
-    peak = _single(spec, setup, passes) if setup.ranks == 1 else _many(spec, setup, passes, held, activations)
-    moments = {**peak, "step": figures["gradients"] + figures["step"]}
-    where = max(moments, key=lambda name: moments[name])
-    stays = held["weights"] + held["optimizer"] + held["cast"] + held["gathered"]
-    return {**figures, "train_peak": round(stays + moments[where]), "peak_at": where}, passes
+    moments = list_moments(spec, setup, passes, held, activations)
+    where = max(moments, key=lambda name: sum(moments[name].values()))
+    stays = sum(held[name] for name in STAYS)
+    return {**figures, "train_peak": round(stays + sum(moments[where].values())), "peak_at": where}, passes
 
 
 def _sections(spec: Any, setup: Setup, fused: bool) -> dict[str, Section]:
-    run = PassShape(
-        context=setup.tokens(spec),
-        batch=setup.batch,
+    return list_sections(spec, shape_pass(setup, setup.tokens(spec), setup.batch)._replace(fused=fused))
+
+
+def shape_pass(setup: Setup, context: int, batch: int) -> PassShape:
+    """Give the shape of a training pass on a CUDA device."""
+    return PassShape(
+        context=context,
+        batch=batch,
         dtype="fp32" if setup.precision in ("fp32", "amp") else setup.dtype,
         autocast=setup.dtype if setup.precision == "amp" else None,
-        fused=fused,
         selective=setup.recompute == "selective",
     )
-    return list_sections(spec, run)
 
 
-def _layers(spec: Any, passes: Mapping[str, Section]) -> dict[tuple[str, str], Section]:
-    """Of each stack's kinds of layer."""
+def keeps_input(name: str, setup: Setup) -> bool:
+    """Whether a section keeps only what it reads: a layer that is to be run again does, and needs all that layers
+    share."""
+    piece = name.split(".")[-1]
+    return setup.recompute == "full" and (piece.startswith("layer:") or piece == "shared")
+
+
+def name_layers(spec: Any, sections: Mapping[str, Value]) -> dict[tuple[str, str], Value]:
+    """Take the sections that are layers, by stack and kind."""
     return {
-        (name, kind): passes[f"{name}.layer:{kind}" if name else f"layer:{kind}"]
+        (name, kind): sections[f"{name}.layer:{kind}" if name else f"layer:{kind}"]
         for name, tower in spec.towers().items()
         for kind in dict.fromkeys(tower.pattern)
     }
 
 
-def _ends(passes: Mapping[str, Section], full: bool) -> tuple[int, int]:
-    """What is kept before the layers, with what they share, and behind them. A layer that is to be run again needs all
-    that it reads."""
-    sums = {"embedding": 0, "shared": 0, "head": 0}
-    for name, section in passes.items():
+def sum_ends(kept: Mapping[str, Amount]) -> tuple[Amount, Amount]:
+    """Sum up what sections keep before the layers, with what layers share, and behind them."""
+    sums: dict[str, Amount] = {"embedding": 0, "shared": 0, "head": 0}
+    for name, size in kept.items():
         piece = name.split(".")[-1]
         if piece in sums:
-            sums[piece] += section.input if full and piece == "shared" else section.bytes
+            sums[piece] += size
     return sums["embedding"] + sums["shared"], sums["head"]
 
 
@@ -142,13 +155,28 @@ def _loss_bytes(spec: Any, setup: Setup) -> float | None:
     if all(tower.head.kind == "none" for tower in spec.towers().values()):
         return None
     values = spec.vocab_size * setup.batch * setup.tokens(spec) / (setup.tp * setup.cp)
+    return count_loss(values, setup)
+
+
+def count_loss(values: Amount, setup: Setup) -> Amount:
+    """Count the bytes that the loss of so many logits takes at most: see `training`."""
     if not setup.chunked_loss:
-        return 12 * values
+        return values * 12
     width = 4 if setup.precision == "fp32" else DTYPES[setup.dtype]
-    return min(width * values, CHUNK) + min(4 * values, CHUNK)
+    return take_smaller(values * width, CHUNK) + take_smaller(values * 4, CHUNK)
 
 
 # ---------------------------------------------------------------- the peak
+
+
+def list_moments(
+    spec: Any, setup: Setup, passes: Mapping[str, Section], held: Mapping[str, Any], activations: float
+) -> dict[str, dict[str, int]]:
+    """List the fullest moments of a step by where it is (`peak_at`). Each lists, by name, the bytes of what stands then
+    and does not stay."""
+    found = _single(spec, setup, passes) if setup.ranks == 1 else _many(spec, setup, passes, held, activations)
+    found["step"] = {"gradients": held["gradients"], "step": held["step"]}
+    return {where: {name: round(size) for name, size in parts.items()} for where, parts in found.items()}
 
 
 class PassPiece(NamedTuple):
@@ -194,7 +222,7 @@ def _met_again(spec: Any, name: str, tower: Any, setup: Setup) -> int:
     return tower.vocab_size * (tower.embedding.width or tower.d_model) * width if tied else 0
 
 
-def _single(spec: Any, setup: Setup, passes: Mapping[str, Section]) -> dict[str, float]:
+def _single(spec: Any, setup: Setup, passes: Mapping[str, Section]) -> dict[str, dict[str, float]]:
     """Most bytes of activations and gradients in the passes of each kind of piece, all on one rank: the pieces are
     undone last to first, each beside what those before it keep and the gradients of those behind it."""
     pieces, again = _pieces(spec, setup, passes), setup.recompute == "full"
@@ -203,18 +231,20 @@ def _single(spec: Any, setup: Setup, passes: Mapping[str, Section]) -> dict[str,
         piece.kept * piece.count for piece in pieces
     )
     gradients = beside = 0
-    peaks: dict[str, float] = {}
+    peaks: dict[str, dict[str, float]] = {}
     for piece in (step for run in reversed(pieces) for step in _decisive(run)):
         section = piece.section
         before -= piece.kept * piece.count
         undone = section.peak
         if again and piece.label == "layer":  # its forward pass a second time, beside the gradient of its result
             undone = max(section.peak + (0 if section.keeps_input else section.input), section.forward + section.input)
+        backward = {"gradients": gradients, "shared gradients": beside, "its backward pass": undone, "sum": piece.sum}
         if piece.label == "loss" and setup.chunked_loss:
-            peak = before + _chunked_peak(spec, setup, section)
+            most = _chunked_loss(spec, setup, section)
         else:
-            peak = before + max(gradients + beside + undone + piece.sum, section.forward)
-        peaks[piece.label] = max(peaks.get(piece.label, 0), peak)
+            most = max(backward, {"its forward pass": section.forward}, key=lambda parts: sum(parts.values()))
+        moment = {"kept before it": before, **most}
+        peaks[piece.label] = max(peaks.get(piece.label, {}), moment, key=lambda parts: sum(parts.values()))
         gradients += piece.gradients * piece.count
         beside = 0 if piece.label == "embedding" else max(beside, section.beside)
     return peaks
@@ -234,28 +264,29 @@ def _decisive(piece: PassPiece) -> list[PassPiece]:
     return [one, one, piece._replace(count=piece.count - 3), one]
 
 
-def _chunked_peak(spec: Any, setup: Setup, head: Section) -> float:
-    """A chunk beside the hidden states, their gradient, and the gradients of the head's weights, once more where
-    another chunk's are to be added."""
+def _chunked_loss(spec: Any, setup: Setup, head: Section) -> dict[str, float]:
+    """List what stands at a chunk of the loss: it, the hidden states, their gradient, and the gradients of the head's
+    weights, once more where another chunk's are to be added."""
     loss, values = _loss_bytes(spec, setup), spec.vocab_size * setup.batch * setup.tokens(spec)
     assert loss is not None
     width = 4 if setup.precision == "fp32" else DTYPES[setup.dtype]
-    return head.bytes + head.input + head.gradients * (2 if values * width > CHUNK else 1) + loss
+    gradients = head.gradients * (2 if values * width > CHUNK else 1)
+    return {"hidden states": head.bytes, "their gradient": head.input, "gradients": gradients, "loss_head": loss}
 
 
 def _many(
     spec: Any, setup: Setup, passes: Mapping[str, Section], held: Mapping[str, Any], activations: float
-) -> dict[str, float]:
+) -> dict[str, dict[str, float]]:
     """The same where the model is shared out, as a bound: all gradients, all activations, and beside them the loss or
     what one layer's backward pass takes."""
-    share = setup.tp * setup.cp
-    works = {"layer": max(each.peak - each.bytes - each.gradients for each in _layers(spec, passes).values()) / share}
+    share, layers = setup.tp * setup.cp, name_layers(spec, passes).values()
+    made = {"gradients": held["gradients"], "whole gradients": held["reducing"]}
+    layer = {"its backward pass": max(each.peak - each.bytes - each.gradients for each in layers) / share}
+    if setup.recompute == "full":
+        layer["its forward pass"] = max(each.bytes - each.input for each in layers) / share
+    found = {"layer": {**made, "activations": activations, **layer}}
     loss = _loss_bytes(spec, setup)
     if loss is not None:
-        works["loss"] = loss
-    if setup.recompute == "full":
-        works["layer"] += max(each.bytes - each.input for each in _layers(spec, passes).values()) / share
-    made = held["gradients"] + held["reducing"]
-    peaks = {name: made + activations + work for name, work in works.items()}
+        found["loss"] = {**made, "activations": activations, "loss_head": loss}
     table = max(_met_again(spec, name, tower, setup) for name, tower in spec.towers().items())
-    return {**peaks, "embedding": made + 2 * table / setup.tp}
+    return {**found, "embedding": {**made, "its gradient and sum": 2 * table / setup.tp}}

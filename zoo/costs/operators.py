@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from zoo.costs.cache import STATE_BYTES
 from zoo.costs.flops import is_row_wise, reads_memory
 from zoo.costs.rows import AttentionRow, CostTable, PartRow, Priced, RouterRow, tabulate
+from zoo.costs.sums import Amount, compute_chance
 from zoo.spec import Embedding, Experts, Linear, Tied
 
 if TYPE_CHECKING:
@@ -56,18 +57,18 @@ class Widths(NamedTuple):
 class Chosen(NamedTuple):
     """`count` equal weights of `size` bytes, of which a token reads `k`: experts, or the rows of a table."""
 
-    size: float
-    count: int
-    k: int
+    size: Amount
+    count: Amount
+    k: Amount
 
-    def distinct(self, tokens: int) -> float:
+    def distinct(self, tokens: Amount) -> Amount:
         """Expected number of them that `tokens` tokens read, each choosing uniformly: E·(1 − (1 − k/E)^T).
 
         Real routers are less even, so fewer are read. Example: 8 experts, top 2, 4 tokens: 8·(1 − 0.75⁴) = 5.47.
         """
         if self.k >= self.count:
             return self.count
-        return -self.count * math.expm1(tokens * math.log1p(-self.k / self.count))
+        return self.count * compute_chance(self.k, self.count, tokens)
 
 
 @dataclass
@@ -78,17 +79,17 @@ class Operator:
     `chosen`, those that depend on what tokens choose, of the whole batch.
     """
 
-    new: int
+    new: Amount
     core: bool = field(default=False, kw_only=True)
-    flops: float = 0
-    weights: float = 0
-    own: float = 0
+    flops: Amount = 0
+    weights: Amount = 0
+    own: Amount = 0
     chosen: list[Chosen] = field(default_factory=list)
 
-    def weight_bytes(self, batch: int) -> float:
+    def weight_bytes(self, batch: Amount) -> Amount:
         return self.weights + sum(each.size * each.distinct(self.new * batch) for each in self.chosen)
 
-    def bytes(self, batch: int) -> float:
+    def bytes(self, batch: Amount) -> Amount:
         return self.weight_bytes(batch) + self.own * batch
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from zoo.costs.rows import CostTable, PartRow, Priced, tabulate_towers
 from zoo.costs.setup import Setup
 from zoo.costs.shards import expert_faults, numel, shard_tower, tensor_faults
+from zoo.costs.sums import Amount
 from zoo.errors import ConfigError
 from zoo.model.tower import Tower
 from zoo.spec import Buffer, Conv, Experts, Linear, Tied, owner_of
@@ -190,9 +191,37 @@ def activation_bytes(
     tokens; a stage holds those of its layers for each micro-batch in flight, which makes the first the fullest.
     """
 
-    def kept(stage: Stage) -> float:
-        own = sum(layers[name, kind] * count for name, kind, count in stage.layers())
-        own += first if stage.index == 0 else 0.0
-        return own * stage.in_flight + (last if stage.index == setup.pp - 1 else 0.0)
+    return sum_activations(spec, setup, layers, first, last).bytes
 
-    return max(map(kept, stages(spec, setup))) / (setup.tp * setup.cp)
+
+class StageActivations(NamedTuple):
+    """What the passes of a stage keep: `layers` (tower, kind, number, bytes of one), what stands before (`first`) and
+    behind them (`last`), the micro-batches `in_flight`, and over how many ranks all is `split`."""
+
+    layers: tuple[tuple[str, str, Amount, Amount], ...]
+    first: Amount
+    last: Amount
+    in_flight: Amount
+    split: Amount
+
+    @property
+    def bytes(self) -> Amount:
+        own = sum(count * each for _, _, count, each in self.layers) + self.first
+        return (own * self.in_flight + self.last) / self.split
+
+
+def sum_activations(
+    spec: Priced, setup: Setup, layers: Mapping[tuple[str, str], float], first: float, last: float
+) -> StageActivations:
+    """Find the stage that keeps most; see `activation_bytes`."""
+    found = (
+        StageActivations(
+            tuple((name, kind, count, layers[name, kind]) for name, kind, count in stage.layers()),
+            first if stage.index == 0 else 0.0,
+            last if stage.index == setup.pp - 1 else 0.0,
+            stage.in_flight,
+            setup.tp * setup.cp,
+        )
+        for stage in stages(spec, setup)
+    )
+    return max(found, key=lambda stage: stage.bytes)

@@ -9,13 +9,14 @@ no time here, so real code is slower than every figure.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from zoo.costs import flops
 from zoo.costs.hardware import Hardware, hardware, list_gpus
 from zoo.costs.operators import Chosen, Operator, Widths, absorbs, mixtures, operators, reductions
 from zoo.costs.rows import CostTable, Priced, tabulate
 from zoo.costs.setup import DTYPES, Setup
+from zoo.costs.sums import Amount, Note, keep_value, take_larger
 from zoo.errors import ConfigError
 
 BOUND = "upper bound: peak rate and bandwidth, nothing else taking time; real code is slower"
@@ -105,27 +106,45 @@ def _bound(
 ) -> dict[str, Any]:
     """Bound a pass over `tokens` of each of `batch` sequences on one rank; tokens per second are of all replicas."""
     peak, bandwidth = device.flops(setup.dtype), device.bandwidth
-    work = sum(part.flops for part in parts.values()) * batch
-    weights = sum(part.weight_bytes(batch) for part in parts.values())
-    own = sum(part.own for part in parts.values()) * batch
-    seconds = max(work / peak, (weights + own) / bandwidth)
-    closer = sum(max(part.flops * batch / peak, part.bytes(batch) / bandwidth) for part in parts.values())
+    work, weights, own = count_work(parts, batch), count_weights(parts, batch), count_own(parts, batch)
+    seconds = bound_seconds(work, weights + own, peak, bandwidth)
+    closer = sum(bound_seconds(part.flops * batch, part.bytes(batch), peak, bandwidth) for part in parts.values())
     return {
         "seconds": seconds,
-        "tokens_per_second": tokens * batch * setup.dp / seconds,
-        "tokens_per_second_each": tokens / seconds,
+        **count_rates(tokens, batch, setup.dp, seconds),
         "side": _side(work / peak, (weights + own) / bandwidth),
         "flops": round(work),
         "weight_bytes": round(weights),
         "cache_bytes": round(own),
         "bytes": round(weights) + round(own),
         "intensity": work / (weights + own),
-        "sum_of_operators": {
-            "seconds": closer,
-            "tokens_per_second": tokens * batch * setup.dp / closer,
-            "tokens_per_second_each": tokens / closer,
-        },
+        "sum_of_operators": {"seconds": closer, **count_rates(tokens, batch, setup.dp, closer)},
     }
+
+
+def count_work(parts: Mapping[str, Operator], batch: Amount) -> Amount:
+    """Count the FLOPs of a pass over `batch` sequences."""
+    return sum(part.flops for part in parts.values()) * batch
+
+
+def count_weights(parts: Mapping[str, Operator], batch: Amount) -> Amount:
+    """Count the bytes of the weights that it reads."""
+    return sum(part.weight_bytes(batch) for part in parts.values())
+
+
+def count_own(parts: Mapping[str, Operator], batch: Amount) -> Amount:
+    """Count the bytes of caches and states that it moves."""
+    return sum(part.own * batch for part in parts.values())
+
+
+def bound_seconds(work: Amount, moved: Amount, peak: Amount, bandwidth: Amount) -> Amount:
+    """Bound the seconds of `work` FLOPs and `moved` bytes: what takes longer, arithmetic or memory."""
+    return take_larger(work / peak, moved / bandwidth)
+
+
+def count_rates(tokens: Amount, batch: Amount, dp: Amount, seconds: Amount) -> dict[str, Amount]:
+    """Count the tokens a second of all replicas, and of one sequence, in a pass over `tokens` of each."""
+    return {"tokens_per_second": tokens * batch * dp / seconds, "tokens_per_second_each": tokens / seconds}
 
 
 def _side(compute: float, bandwidth: float) -> str:
@@ -139,7 +158,7 @@ def _each(parts: Mapping[str, Operator], batch: int, device: Hardware, peak: flo
         compute, bandwidth = part.flops * batch / peak, part.bytes(batch) / device.bandwidth
         if compute or bandwidth:
             rows[name] = {
-                "seconds": max(compute, bandwidth),
+                "seconds": bound_seconds(part.flops * batch, part.bytes(batch), peak, device.bandwidth),
                 "side": _side(compute, bandwidth),
                 "flops": round(part.flops * batch),
                 "bytes": round(part.bytes(batch)),
@@ -193,27 +212,52 @@ def _train(table: CostTable, setup: Setup, peak: float) -> dict[str, Any]:
     """A step of every data-parallel rank's batch, at the share `mfu` of all ranks' peak; recomputation is not counted,
     as MFU has it (Chowdhery et al., 2022)."""
     context = setup.tokens(table.spec)
-    tokens = context * setup.batch * setup.dp
-    work = flops.count_flops(table, context, documents=setup.documents(table.spec))["train"] * tokens
-    rate = peak * setup.mfu * setup.ranks
-    found = {
-        "gpus": setup.ranks,
-        "mfu": setup.mfu,
-        "tokens": tokens,
-        "flops": work,
-        "seconds": work / rate,
-        "tokens_per_second": tokens * rate / work,
-        "tokens_per_second_at_peak": tokens * rate / work / setup.mfu,
-    }
+    each = flops.count_flops(table, context, documents=setup.documents(table.spec))["train"]
+    found = bound_training(TrainingStep(context, setup.batch, setup.dp, each, setup.mfu, setup.ranks), peak)
+    found = {"gpus": setup.ranks, "mfu": setup.mfu, **found}
+    found["tokens_per_second_at_peak"] = found["tokens_per_second"] / setup.mfu
     if setup.train_tokens is not None:
-        seconds = setup.train_tokens / found["tokens_per_second"]
-        found |= {"train_tokens": setup.train_tokens, "days": seconds / DAY, "gpu_hours": seconds / 3600 * setup.ranks}
+        found |= {"train_tokens": setup.train_tokens, **bound_run(setup.train_tokens, found, setup.ranks)}
     return found
+
+
+class TrainingStep(NamedTuple):
+    """A step: tokens of a sequence, sequences of a rank, replicas, FLOPs a token, and the share of the peak of all
+    GPUs."""
+
+    context: Amount
+    batch: Amount
+    dp: Amount
+    flops: Amount
+    mfu: Amount
+    gpus: Amount
+
+
+def bound_training(step: TrainingStep, peak: Amount, note: Note = keep_value) -> dict[str, Amount]:
+    """Bound a step: its tokens, FLOPs and seconds, and tokens a second."""
+    tokens = note("tokens", step.context * step.batch * step.dp)
+    work = note("flops", step.flops * tokens)
+    seconds = note("seconds", work / (peak * step.mfu * step.gpus))
+    speed = note("tokens_per_second", tokens / seconds)
+    return {"tokens": tokens, "flops": work, "seconds": seconds, "tokens_per_second": speed}
+
+
+def bound_run(
+    train_tokens: Amount, step: Mapping[str, Amount], gpus: Amount, note: Note = keep_value
+) -> dict[str, Amount]:
+    """Bound the days and GPU-hours of training on so many tokens, by the `tokens_per_second` of a step."""
+    days = note("days", train_tokens / step["tokens_per_second"] / DAY)
+    return {"days": days, "gpu_hours": note("gpu_hours", days * 24 * gpus)}
 
 
 def usable(device: Hardware) -> float:
     """Give the usable bytes of a GPU's memory."""
-    return USABLE * device.memory - RUNTIME
+    return usable_bytes(device.memory)
+
+
+def usable_bytes(memory: Amount) -> Amount:
+    """Give the usable of so many bytes."""
+    return memory * USABLE - RUNTIME
 
 
 def _fits(device: Hardware, memory: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

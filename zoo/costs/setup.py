@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 """Bytes per value, by the name that users give a dtype."""
 
 CONVENTIONS = ("exact", "palm", "megatron", "kaplan", "hfu")
-ENGINES = ("ideal", "hf", "paged")
+ENGINES = ("ideal", "zoo", "hf", "paged")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "muon", "sgd")
 PRECISIONS = ("mixed", "fp32", "amp", "megatron", "pure")
 RECOMPUTE = ("none", "selective", "full")
@@ -100,8 +101,8 @@ def _faults(setup: Setup) -> Any:
         yield f"zero: unknown stage {setup.zero} (one of: 0, 1, 2, 3)"
     if not 0 < setup.mfu <= 1:
         yield f"mfu: is a share of the peak, found {setup.mfu} (above 0, at most 1)"
-    if setup.train_tokens is not None and setup.train_tokens <= 0:
-        yield f"train_tokens: must be above 0, found {setup.train_tokens:g}"
+    if setup.train_tokens is not None and not 0 < setup.train_tokens < math.inf:
+        yield f"train_tokens: must be a finite number above 0, found {setup.train_tokens:g}"
     if setup.dp * setup.cp % setup.ep:
         yield f"ep: {setup.ep} does not divide the {setup.dp * setup.cp} data-parallel ranks (dp × cp)"
 

@@ -15,12 +15,13 @@ tensor) and the tables of 8-bit codes (2 KiB) are left out.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from zoo.costs.parallel import FIRST, RankTensor, Stage, fullest
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shards import ceil_share, dim0_share, numel
+from zoo.costs.sums import Amount
 from zoo.errors import ConfigError
 
 BLOCK, SMALL = 256, 4096
@@ -41,14 +42,10 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None) -> dict[str, 
     Raises ConfigError for dimensions that the ranks do not divide, and for `pure` in 8 bits.
     """
     stage = fullest(spec, setup) if stage is None else stage
-    pieces, (weight, gradient, _, master) = stage.pieces, widths(setup)
-    masters = count_sharded(pieces, setup, 1) * master
-    kept = {
-        "weights": count_sharded(pieces, setup, 3) * weight,
-        "gradients": count_sharded(pieces, setup, 2) * gradient,
-        "optimizer": optimizer_bytes(pieces, setup) + masters,
-        "master": masters,
-    }
+    pieces, rows = stage.pieces, list_state_rows(stage.pieces, setup)
+    weights, gradients, master = (rows[name].bytes for name in ("weights", "gradients", "master"))
+    own = rows["states"].bytes if "states" in rows else optimizer_bytes(pieces, setup)
+    kept = {"weights": weights, "gradients": gradients, "optimizer": own + master, "master": master}
     kept["total"] = kept["weights"] + kept["gradients"] + kept["optimizer"]
     gathered, reducing = gathered_bytes(stage, setup)
     return {
@@ -60,6 +57,32 @@ def states(spec: Priced, setup: Setup, stage: Stage | None = None) -> dict[str, 
         "parameters": stage.params,
         "bytes_per_param": {name: size / stage.params for name, size in kept.items()},
     }
+
+
+class StateRow(NamedTuple):
+    """What a rank holds of its parameters: so many `values` of each of `elements`, of `width` bytes."""
+
+    elements: Amount
+    width: Amount
+    values: Amount = 1
+
+    @property
+    def bytes(self) -> Amount:
+        return self.elements * self.values * self.width
+
+
+def list_state_rows(pieces: Iterable[RankTensor], setup: Setup) -> dict[str, StateRow]:
+    """List what a rank holds: `weights`, `gradients`, the `master` copy, and the optimizer's `states` where each
+    element has as many values (otherwise they are counted tensor by tensor)."""
+    pieces, (weight, gradient, state, master) = list(pieces), widths(setup)
+    rows = {
+        "weights": StateRow(count_sharded(pieces, setup, 3), weight),
+        "gradients": StateRow(count_sharded(pieces, setup, 2), gradient),
+        "master": StateRow(count_sharded(pieces, setup, 1), master),
+    }
+    if setup.optimizer in VALUES and setup.zero in (0, 3):  # 1 and 2 share out the bytes of all states
+        rows["states"] = StateRow(count_sharded(pieces, setup, 1), state, VALUES[setup.optimizer])
+    return rows
 
 
 def widths(setup: Setup) -> tuple[int, int, int, int]:

@@ -227,15 +227,23 @@ def split_corpus(
         validation = sample_within(units, validation, round(max_bytes * validation_fraction), max_bytes)
         train = sample_within(units, train, max_bytes - sum(units[n].size for n in validation))
     if not (validation and train):
-        what = "a longer text" if max_bytes is None else f"a larger data.max_bytes than {max_bytes}"
-        found = len(validation) + len(train)
-        raise ConfigError(f"data: training and validation need a document each at least, found {found} ({what})")
+        raise ConfigError(describe_missing_part(len(units), len(kept), len(validation) + len(train), max_bytes))
     parts: list[Part | None] = [None] * len(units)
     for number in validation:
         parts[number] = "validation"
     for number in train:
         parts[number] = "train"
     return parts
+
+
+def describe_missing_part(pieces: int, different: int, chosen: int, max_bytes: int | None) -> str:
+    """Word why there is no text for one of the two parts: so many pieces, so many of them different, so many
+    chosen."""
+    if different == 1 and pieces > 1:
+        found = f"found {pieces:,} pieces of text that are all the same, of which one is kept"
+        return f"data: training and validation need different text, {found} (a text that repeats itself less)"
+    what = "a longer text" if max_bytes is None else f"a larger data.max_bytes than {max_bytes}"
+    return f"data: training and validation need a document each at least, found {chosen} ({what})"
 
 
 class Unit(NamedTuple):

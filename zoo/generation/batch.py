@@ -10,13 +10,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.errors import ConfigError
-from zoo.generation import engine
 from zoo.generation.chat import ChatTemplate
 from zoo.generation.detokenize import TextStream
+from zoo.generation.engine import Engine, serving
 from zoo.generation.guide import Guide, GuideCompiler, Kind
 from zoo.generation.prompts import Options, Prompt
 from zoo.generation.request import Event, Logprob, Request
 from zoo.generation.sampling import Sampling, encode_words
+from zoo.generation.towers import find_writer
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer
@@ -39,8 +40,8 @@ class Serves(Protocol):
 def open_engine(model: Any, *, tokens: int, source: int | None = None, kernel: str | None = None) -> Iterator[Serves]:
     """Open an engine for sequences of up to `tokens` tokens, and sources of `source`; the model serves it until the
     block ends."""
-    made = engine.Engine(model, tokens=tokens, source=source, kernel=kernel)  # pyright: ignore[reportAttributeAccessIssue]
-    with engine.serving(model, kernel):  # pyright: ignore[reportAttributeAccessIssue]
+    made = Engine(model, tokens=tokens, source=source, kernel=kernel)
+    with serving(model, kernel):
         yield made
 
 
@@ -99,8 +100,8 @@ class Encoder:
     ) -> None:
         self.tokenizer, self.template = tokenizer, template
         self.ends = {tokenizer.eos_id, *ends}
-        self.continues = engine.writer(model.spec) is model.spec  # else a decoder of its own begins a text of its own
-        self._vocab_size: int = engine.writer(model.spec).vocab_size
+        self.continues = find_writer(model.spec) is model.spec  # else a decoder of its own begins a text of its own
+        self._vocab_size: int = find_writer(model.spec).vocab_size
         self._compilers: dict[frozenset[int], GuideCompiler] = {}
         self._guides: dict[tuple[str, str, frozenset[int]], Guide] = {}
         self._special = {each.content: id for id, each in tokenizer.backend.get_added_tokens_decoder().items()}

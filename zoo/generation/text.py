@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.generation import engine
 from zoo.generation.detokenize import TextStream
-from zoo.generation.sample import Sampling
+from zoo.generation.generate import stream as stream_tokens
+from zoo.generation.sampling import Sampling
+from zoo.generation.towers import find_writer
 from zoo.lazy import torch
 from zoo.run.builder import pick_device
 from zoo.run.dtypes import settle_cpu
@@ -106,10 +107,10 @@ def complete(
     ids = tokenizer.encode(prompt, special=True) or [tokenizer.eos_id]
     trained, whole = model.spec.max_seq_len, len(ids) + max_new_tokens
     last = {*ends, *([tokenizer.eos_id] if eos else [])}
-    tokens = engine.stream(model, torch.tensor([ids]), max_new_tokens, sampling, sorted(last), kernel=kernel)
+    tokens = stream_tokens(model, torch.tensor([ids]), max_new_tokens, sampling, sorted(last), kernel=kernel)
     if note is not None and whole > trained:
         note(f"{whole} tokens may come, the model is made for {trained}: what lies beyond may make less sense")
-    before = ids if engine.writer(model.spec) is model.spec else []  # a decoder of its own begins a text of its own
+    before = ids if find_writer(model.spec) is model.spec else []  # a decoder of its own begins a text of its own
     return _text(tokens, TextStream(tokenizer.backend, before, stop), last)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from zoo import runs
 from zoo.compose.composing import Composed
 from zoo.compose.engine import (
     CachingConfigRepository,
@@ -29,7 +31,6 @@ from zoo.compose.targets import Target, find_target, is_file, list_defaults, lis
 from zoo.errors import ConfigError, short
 from zoo.jobs.loader import ROOT, JobLoader
 from zoo.jobs.record import run_one_job
-from zoo.runs import LOCK, RESULT, is_locked
 
 
 @dataclasses.dataclass
@@ -76,11 +77,20 @@ class LaunchPlan:
             return folder
         raise AssertionError("unreachable")
 
+    @contextmanager
+    def hold_folder(self) -> Iterator[Path]:
+        """Make the folder and lock it, before Hydra writes into it: two processes may have been given the same one in
+        the same second."""
+        folder = self.make_folder()
+        with runs.locked_for_launch(folder, lambda line: print(line, file=sys.stderr)):
+            _refuse_used(folder)  # another process may have had it meanwhile
+            yield folder
+
     def run(self) -> Any:
         """Run the one job. Gives what the task returned, or raises what it raised."""
-        folder = self.make_folder()
-        self.loader.folder = str(folder)
-        result = self.hydra.run(self.config_name, run_one_job, self.overrides).return_value
+        with self.hold_folder() as folder:
+            self.loader.folder = str(folder)
+            result = self.hydra.run(self.config_name, run_one_job, self.overrides).return_value
         if isinstance(result, ConfigError):
             self._discard(folder)
         if isinstance(result, BaseException):
@@ -95,8 +105,8 @@ class LaunchPlan:
     def _discard(self, folder: Path) -> None:
         """Remove the folder of a run that refused its input before it had done anything, and the folders made to hold
         it."""
-        nothing_done = {path.name for path in folder.iterdir()} <= {".hydra", "train.log", RESULT, LOCK}
-        if nothing_done and not is_locked(folder):  # by the process that refuses this one
+        nothing_done = {path.name for path in folder.iterdir()} <= {".hydra", "train.log", runs.RESULT, runs.LOCK}
+        if nothing_done and not runs.is_locked(folder):  # by the process that refuses this one
             shutil.rmtree(folder)
             for path in self.made:
                 if path.exists() and not any(path.iterdir()):
@@ -106,11 +116,16 @@ class LaunchPlan:
 def _unused(folder: Path) -> Path:
     """Return the folder that the user named. Raises ConfigError when a run or a sweep is in it already, also one that
     has no checkpoint yet: Hydra would write over its files before the run's own lock is asked."""
-    if is_locked(folder):
+    if runs.is_locked(folder):
         raise ConfigError(f"{folder}: another process is training in it (wait for it, stop it, or name another folder)")
+    _refuse_used(folder)
+    return folder
+
+
+def _refuse_used(folder: Path) -> None:
+    """Raise ConfigError when a folder has a run or a sweep in it."""
     if any((folder / name).exists() for name in ("checkpoints", "multirun.yaml")):
         raise ConfigError(f"{folder}: has a run in it (`zoo train --resume {folder}` goes on with it, or name another)")
-    return folder
 
 
 @contextmanager

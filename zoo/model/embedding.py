@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, PositiveInt
+from pydantic import BeforeValidator, PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.lazy import torch
@@ -45,8 +46,8 @@ ROOT = "sqrt_d_model"
 
 
 def _number_or_root(scale: Any) -> Any:
-    if isinstance(scale, str) and scale != ROOT:
-        raise ValueError(f"must be a number or {ROOT}, found {scale!r}")
+    if scale is not None and scale != ROOT and not (isinstance(scale, int | float) and math.isfinite(scale)):
+        raise ValueError(f"must be a finite number or {ROOT}, found {scale!r} (null would do)")
     return scale
 
 
@@ -60,7 +61,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     in place of an own one: a decoder its encoder's.
     """
 
-    scale: Annotated[float | str | None, AfterValidator(_number_or_root)] = None
+    scale: Annotated[float | str | None, BeforeValidator(_number_or_root)] = None
     norm: WholeNorm | None = None
     norm_first: bool = False
     n_types: PositiveInt | None = None

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, PositiveFloat, PositiveInt
 
 from zoo.lazy import torch
 from zoo.model.activation import PlainActivation
@@ -40,8 +41,8 @@ ROOT = "rsqrt_d_model"
 
 
 def _number_or_root(scale: Any) -> Any:
-    if scale != ROOT and (isinstance(scale, str) or scale <= 0):
-        raise ValueError(f"must be a number above 0, or {ROOT}, found {scale!r}")
+    if scale != ROOT and not (isinstance(scale, int | float) and 0 < scale < math.inf):
+        raise ValueError(f"must be a finite number above 0, or {ROOT}, found {scale!r}")
     return scale
 
 
@@ -54,7 +55,7 @@ class LMHead(Head, kind="lm"):
 
     tied: bool = False
     bias: bool = False
-    scale: Annotated[float | str, AfterValidator(_number_or_root)] = 1.0
+    scale: Annotated[float | str, BeforeValidator(_number_or_root)] = 1.0
     softcap: PositiveFloat | None = None
     offset: bool = False
 

@@ -1,28 +1,28 @@
 """Format figures for people: tables that fit 80 columns, with units. `--json` has the same figures exactly."""
 
-from zoo.report.figures import cost_rows, cost_table, exact_rows
-from zoo.report.tables import as_csv, as_markdown, rich_table, show
-from zoo.report.text import as_json, bold, columns, wrapped
-from zoo.report.tree import module_rows
-from zoo.report.units import change, params, readable, share, si, size
+from zoo.report.figures import format_cost_table, list_cost_rows, list_exact_rows
+from zoo.report.tables import format_csv, format_markdown, make_table, print_tables
+from zoo.report.text import align_columns, format_json, make_bold, wrap_text
+from zoo.report.tree import list_module_rows
+from zoo.report.units import format_change, format_count, format_figure, format_share, format_si, format_size
 
 __all__ = [
-    "as_csv",
-    "as_json",
-    "as_markdown",
-    "bold",
-    "change",
-    "columns",
-    "cost_rows",
-    "cost_table",
-    "exact_rows",
-    "module_rows",
-    "params",
-    "readable",
-    "rich_table",
-    "share",
-    "show",
-    "si",
-    "size",
-    "wrapped",
+    "align_columns",
+    "format_change",
+    "format_cost_table",
+    "format_count",
+    "format_csv",
+    "format_figure",
+    "format_json",
+    "format_markdown",
+    "format_share",
+    "format_si",
+    "format_size",
+    "list_cost_rows",
+    "list_exact_rows",
+    "list_module_rows",
+    "make_bold",
+    "make_table",
+    "print_tables",
+    "wrap_text",
 ]

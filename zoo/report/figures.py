@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from zoo.report.speed import list_speed_rows
-from zoo.report.text import TextRow, bold, columns, wrapped
-from zoo.report.units import readable, share
+from zoo.report.text import TextRow, align_columns, make_bold, wrap_text
+from zoo.report.units import format_figure, format_share
 
 WIDTH = 80
 
@@ -180,7 +180,7 @@ def _sequences(cache: Mapping[str, Any]) -> str:
     return f"{cache['batch']:,} × {tokens}" if cache.get("batch", 1) != 1 else tokens
 
 
-def cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[TextRow]]]:
+def list_cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[TextRow]]]:
     """List the sections of `zoo stats`: each a title, and rows of label, exact figure and readable figure."""
     sections: list[tuple[str, list[TextRow]]] = []
     for section, node in priced.items():
@@ -196,7 +196,7 @@ def cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[TextRow]]]:
 def _rows(section: str, priced: Mapping[str, Any]) -> list[TextRow]:
     if section == "traffic":
         sent = priced[section].items()
-        return [(f"{name}: {each['collective']}", "", readable(each["bytes"], "B")) for name, each in sent]
+        return [(f"{name}: {each['collective']}", "", format_figure(each["bytes"], "B")) for name, each in sent]
     if section == "roofline":
         return list_speed_rows(priced[section], WIDTH - 2)
     rows: list[TextRow] = []
@@ -207,14 +207,14 @@ def _rows(section: str, priced: Mapping[str, Any]) -> list[TextRow]:
             rows += [_changed(each) for each in priced[section]["change_first"]]
     if section == "kv_cache":
         cache = priced[section]
-        rows.insert(1, (_sequences(cache), f"{cache['bytes']:,} B", readable(cache["bytes"], "B")))
+        rows.insert(1, (_sequences(cache), f"{cache['bytes']:,} B", format_figure(cache["bytes"], "B")))
     return rows
 
 
 def _changed(found: Mapping[str, Any]) -> TextRow:
     """Format how much an option would save of the training peak."""
-    saved = readable(found["saves"], "B", short=True)
-    return (f"  with {found['change']}", f"{saved} less", readable(found["train_peak"], "B"))
+    saved = format_figure(found["saves"], "B", short=True)
+    return (f"  with {found['change']}", f"{saved} less", format_figure(found["train_peak"], "B"))
 
 
 def is_repeated(figure: Figure, priced: Mapping[str, Any]) -> bool:
@@ -239,29 +239,29 @@ def _figure_rows(figure: Figure, priced: Mapping[str, Any]) -> list[TextRow]:
         layers = priced["params"]["by_layer_kind"][figure.label]["layers"]
         label += f", {layers} layers" if layers != 1 else ", 1 layer"
     if figure.path.startswith("params.by_component.") and not isinstance(value, str):
-        return [(label, f"{value:,}", share(value, priced["params"]["total"]))]
+        return [(label, f"{value:,}", format_share(value, priced["params"]["total"]))]
     if unit == "params" and value is not None:
-        return [(label, f"{value:,}", readable(value, unit))]
+        return [(label, f"{value:,}", format_figure(value, unit))]
     if figure.path.startswith("kv_cache.") and unit == "B" and value is not None:
-        return [(label, f"{value:,} B", readable(value, unit))]
-    return [(label, "", "" if value is None and not unit else readable(value, unit))]
+        return [(label, f"{value:,} B", format_figure(value, unit))]
+    return [(label, "", "" if value is None and not unit else format_figure(value, unit))]
 
 
 def _wrapped(text: str) -> list[TextRow]:
     """Wrap a long text into rows of their own."""
-    return [(line, "", "") for line in wrapped(text, 0, 4, WIDTH - 2).splitlines()]
+    return [(line, "", "") for line in wrap_text(text, 0, 4, WIDTH - 2).splitlines()]
 
 
-def cost_table(priced: Mapping[str, Any], title: str) -> str:
+def format_cost_table(priced: Mapping[str, Any], title: str) -> str:
     """Format the figures of `zoo.costs.price` as text, in sections."""
     rows: list[TextRow] = [(title, "", "")]
-    for name, lines in cost_rows(priced):
+    for name, lines in list_cost_rows(priced):
         rows += [("", "", ""), (name, "", ""), *((f"  {label}", exact, short) for label, exact, short in lines)]
-    lines = columns(rows, right=(1, 2)).splitlines()
-    return "\n".join(line if line.startswith(" ") or not line else bold(line) for line in lines)
+    lines = align_columns(rows, right=(1, 2)).splitlines()
+    return "\n".join(line if line.startswith(" ") or not line else make_bold(line) for line in lines)
 
 
-def exact_rows(flats: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+def list_exact_rows(flats: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     """List one row per dotted path that any model has: the path, and each model's value as in the JSON."""
     paths = dict.fromkeys(path for flat in flats for path in flat)
     return [[path, *(flat.get(path) for flat in flats)] for path in paths]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zoo.kernels.base import Call
-from zoo.report.text import bold, wrapped
+from zoo.report.text import make_bold, wrap_text
 
 Line = Mapping[str, Any]
 
@@ -19,17 +19,17 @@ def format_kernels(found: Mapping[str, Any], title: str) -> str:
     """Format what `zoo.costs.kernels` found."""
     capability = found["capability"]
     where = found["title"] + (f", compute capability {capability[0]}.{capability[1]}" if capability else "")
-    lines = [bold(f"{title}: attention kernels on {where}")]
-    lines += [wrapped(f"{found['dtype']}, {found['context']:,} tokens, without {' or '.join(found['without'])}", 0)]
+    lines = [make_bold(f"{title}: attention kernels on {where}")]
+    lines += [wrap_text(f"{found['dtype']}, {found['context']:,} tokens, without {' or '.join(found['without'])}", 0)]
     asking = [line for line in found["layers"] if line["use"] is not None]
     same = all(line["torch"] == line["everything"] for line in asking)
     for installed, heading in INSTALLED.items():
         if asking and not (same and installed == "torch"):
-            lines += ["", *([] if same else [bold(heading)]), *_layers(asking, installed)]
+            lines += ["", *([] if same else [make_bold(heading)]), *_layers(asking, installed)]
     lines += [""] if len(asking) < len(found["layers"]) else []
     lines += [f"  {_place(line)}: {line['mixer']}, no attention kernel" for line in found["layers"] if not line["use"]]
     refused = _refused(asking)
-    return "\n".join([*lines, *(["", bold("Passed over, whatever is installed"), *refused] if refused else [])])
+    return "\n".join([*lines, *(["", make_bold("Passed over, whatever is installed"), *refused] if refused else [])])
 
 
 def _layers(lines: Sequence[Line], installed: str) -> list[str]:
@@ -44,9 +44,9 @@ def _layers(lines: Sequence[Line], installed: str) -> list[str]:
         uses.setdefault(way, []).append(line["use"])
     alike: dict[str, list[str]] = {}
     for place, uses in served.items():
-        told = "\n".join(wrapped(f"{', '.join(names)}: {way}", 4, 8) for way, names in uses.items())
+        told = "\n".join(wrap_text(f"{', '.join(names)}: {way}", 4, 8) for way, names in uses.items())
         alike.setdefault(told.replace(UNBROKEN, " "), []).append(place)
-    return [each for told, places in alike.items() for each in (wrapped(", ".join(places), 2, 4), told)]
+    return [each for told, places in alike.items() for each in (wrap_text(", ".join(places), 2, 4), told)]
 
 
 def _place(line: Line) -> str:
@@ -67,7 +67,7 @@ def _refused(lines: Sequence[Line]) -> list[str]:
         by_scope: dict[str, list[str]] = {}
         for kernel, where in kernels.items():
             by_scope.setdefault(_scope(where, lines), []).append(kernel)
-        told += [wrapped(f"{', '.join(names)}{scope}: {reason}", 2, 6) for scope, names in by_scope.items()]
+        told += [wrap_text(f"{', '.join(names)}{scope}: {reason}", 2, 6) for scope, names in by_scope.items()]
     return told
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from zoo.analysis.compare import merge_orders
 from zoo.report.figures import BRIEF, SECTIONS, Figure, is_hidden, is_repeated, list_figures
-from zoo.report.tables import rich_table
-from zoo.report.text import screen
-from zoo.report.units import change, readable
+from zoo.report.tables import make_table
+from zoo.report.text import measure_screen
+from zoo.report.units import format_change, format_figure
 
 LABEL, PATH = 34, 44  # widths of a figure's label and of a dotted path, at most
 LEAST, CELL = 9, 14  # widths of a model's column, least and most
@@ -18,7 +18,7 @@ LEAST, CELL = 9, 14  # widths of a model's column, least and most
 def make_model_tables(labels: Sequence[str], priced: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Make tables with a row per figure and a column per model. Two models also get a column of differences. Models
     that do not fit the screen go into further tables."""
-    room = max(2, (screen() - LABEL) // (max(LEAST, min(CELL, max(map(len, labels)))) + 2))
+    room = max(2, (measure_screen() - LABEL) // (max(LEAST, min(CELL, max(map(len, labels)))) + 2))
     parts = [slice(at, at + room) for at in range(0, len(labels), room)]
     tables = [_table(*list_model_rows(labels[part], priced[part], all_of=priced)) for part in parts]
     return [format_setting(priced), *tables]
@@ -54,7 +54,7 @@ def list_model_rows(
         if lines:
             rows.append([SECTIONS.get(section, section), *[""] * (len(labels) + 2 * two)])
         for figure, values in lines:
-            cells = ["" if value is None else readable(value, figure.unit, short=True) for value in values]
+            cells = ["" if value is None else format_figure(value, figure.unit, short=True) for value in values]
             name = "  " * (figure.depth + 1) + BRIEF.get(figure.path, figure.label)
             rows.append([name, *cells, *(_difference(figure.unit, *values) if two else [])])
     return ["", *labels, *(["difference", ""] if two else [])], rows
@@ -94,8 +94,8 @@ def _difference(unit: str, a: Any, b: Any) -> list[str]:
     delta = (b or 0) - (a or 0)
     if not delta:
         return ["=", ""]
-    shown = ("+" if delta > 0 else "-") + readable(abs(delta), unit, short=True)
-    return [shown, change(delta / a) if a else ""]
+    shown = ("+" if delta > 0 else "-") + format_figure(abs(delta), unit, short=True)
+    return [shown, format_change(delta / a) if a else ""]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
@@ -103,8 +103,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
     header = [header[0], *(_fitted(cell, CELL) for cell in header[1:])]
     rows = [[row[0], *(_fitted(cell, CELL) for cell in row[1:])] for row in rows]
     others = sum(2 + max(len(row[i]) for row in [header, *rows]) for i in range(1, len(header)))
-    rows = [[_fitted(row[0], max(LEAST, screen() - others - 3)), *row[1:]] for row in rows]
-    return rich_table("", header, rows, right=range(1, len(header)))
+    rows = [[_fitted(row[0], max(LEAST, measure_screen() - others - 3)), *row[1:]] for row in rows]
+    return make_table("", header, rows, right=range(1, len(header)))
 
 
 def _fitted(text: str, width: int) -> str:
@@ -120,9 +120,9 @@ def make_diff_tables(
     """Make tables of the architecture's fields that differ, then of the figures that differ, or of all figures."""
     header, rows = list_model_rows(labels, priced, differing=not everything)
     names = [_fitted(label, CELL) for label in labels]
-    room = max(CELL, (screen() - PATH - 6) // 2)
+    room = max(CELL, (measure_screen() - PATH - 6) // 2)
     fields = [[_tail(row[0], PATH), *(_fitted(cell, room) for cell in row[1:])] for row in list_field_rows(found)]
-    tables = [rich_table("", ["architecture", *names], fields)] if fields else []
+    tables = [make_table("", ["architecture", *names], fields)] if fields else []
     return [*tables, format_setting(priced), _table(header, rows)] if rows else tables
 
 
@@ -154,14 +154,14 @@ def make_sweep_table(
     marks = {reason: f"({number})" for number, reason in enumerate(dict.fromkeys(filter(None, reasons)), 1)}
     shown = []
     for row, reason in zip(rows, reasons, strict=True):
-        told = [readable(value, unit, short=True) for value, unit in zip(row[keys:], units, strict=True)]
+        told = [format_figure(value, unit, short=True) for value, unit in zip(row[keys:], units, strict=True)]
         refused = [f"refused {marks[reason]}", *([""] * (len(told) - 1))] if reason else told
         shown.append([*map(str, row[:keys]), *refused])
     widths = [max(map(len, cells)) for cells in zip(header, *shown, strict=True)]
-    if sum(widths) + 2 * len(widths) > screen():
+    if sum(widths) + 2 * len(widths) > measure_screen():
         shown = [[*row[:keys], *map(_bare, row[keys:], units)] for row in shown]
         header = [*header[:keys], *(_named(*each) for each in zip(header[keys:], units, strict=True))]
-    table = rich_table("", header, shown, right=range(keys, len(header)))
+    table = make_table("", header, shown, right=range(keys, len(header)))
     return table, [f"{mark} {reason}" for reason, mark in marks.items()]
 
 

@@ -73,7 +73,7 @@ def _colors(count: int) -> list[Any]:
 def _parameters(axes: Any, counted: Mapping[str, Mapping[str, Any]]) -> None:
     """Draw a bar per model, stacked by component. A mark shows the active parameters of a mixture of experts."""
     from zoo.analysis.compare import merge_orders
-    from zoo.report.units import params
+    from zoo.report.units import format_count
 
     labels = list(counted)
     names = merge_orders(each["by_component"] for each in counted.values())
@@ -84,14 +84,14 @@ def _parameters(axes: Any, counted: Mapping[str, Mapping[str, Any]]) -> None:
         left = [start + width for start, width in zip(left, widths, strict=True)]
     top = max(left)
     for at, each in enumerate(counted.values()):
-        axes.text(each["total"] + 0.01 * top, at, params(each["total"]), va="center", fontsize=8)
+        axes.text(each["total"] + 0.01 * top, at, format_count(each["total"]), va="center", fontsize=8)
         if each["active"] != each["total"]:
             axes.plot([each["active"]] * 2, [at - 0.4, at + 0.4], color="black", linewidth=1.5, label="_")
     if any(each["active"] != each["total"] for each in counted.values()):
         axes.plot([], [], color="black", linewidth=1.5, label="active, a token")
     axes.set_xlim(0, 1.12 * top)
     axes.invert_yaxis()
-    axes.xaxis.set_major_formatter(lambda value, _: params(value))
+    axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
     axes.set_xlabel("parameters")
     axes.set_title("Parameters by component")
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)
@@ -153,7 +153,7 @@ def _capacity(axes: Any, setup: Setup) -> None:
 def _roofline(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
     """Draw a GPU's roofline, with points of decoding and prefill at several batch sizes (Williams et al., 2009)."""
     from zoo.costs.roofline import roofline
-    from zoo.report.units import si
+    from zoo.report.units import format_si
 
     seen: list[float] = []
     for (label, spec), color in zip(specs.items(), _colors(len(specs)), strict=True):
@@ -172,9 +172,9 @@ def _roofline(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
     low, high = min([*seen, ridge]) / 3, max([*seen, ridge]) * 3
     axes.plot([low, ridge, high], [low * bandwidth, peak, peak], color="black", linewidth=1.2)
     axes.axvline(ridge, color="grey", linewidth=0.6, linestyle=":")
-    axes.annotate(f"{si(peak, 'FLOP/s')}, {setup.dtype}", (high, peak), xytext=(0, 4), ha="right", **_OFFSET)
+    axes.annotate(f"{format_si(peak, 'FLOP/s')}, {setup.dtype}", (high, peak), xytext=(0, 4), ha="right", **_OFFSET)
     middle = (low * ridge) ** 0.5
-    axes.annotate(si(bandwidth, "B/s"), (middle, middle * bandwidth), xytext=(-8, 6), ha="right", **_OFFSET)
+    axes.annotate(format_si(bandwidth, "B/s"), (middle, middle * bandwidth), xytext=(-8, 6), ha="right", **_OFFSET)
     axes.annotate(f"ridge {ridge:.0f} FLOP/B", (ridge, low * bandwidth), xytext=(3, 2), **_OFFSET)
     axes.set(xscale="log", yscale="log", xlabel="intensity (FLOP a byte moved)", ylabel="FLOP/s at most")
     axes.set_xlim(low, high)

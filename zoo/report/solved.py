@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoo import report
+from zoo.report.text import align_columns
+from zoo.report.units import format_share, format_si, format_size
 
 PARTS = {
     "weights": "weights",
@@ -36,23 +37,27 @@ def format_most(answer: Mapping[str, Any], name: str, title: str) -> str:
     other = f"{answer['context']:,} tokens" if name == "batch" else f"a batch of {answer['batch']:,}"
     doing = "training" if answer["mode"] == "train" else "generating"
     parts = [part for part in now if part != "total"]
-    adds = [report.size(more[part] - now[part]) if more else "" for part in ("total", *parts)]
+    adds = [format_size(more[part] - now[part]) if more else "" for part in ("total", *parts)]
     rows = [
-        (f"{title}: {doing}, {other}, on {room['gpu'] or report.size(room['memory'])}", "", ""),
+        (f"{title}: {doing}, {other}, on {room['gpu'] or format_size(room['memory'])}", "", ""),
         ("", "", ""),
         (f"  largest {name}", f"{answer[name]:,}", "one more adds" if more else ""),
-        ("  memory, at the peak" + (" on each GPU" if answer["gpus"] > 1 else ""), report.size(now["total"]), adds[0]),
-        *((f"    {PARTS[part]}", report.size(now[part]), grown) for part, grown in zip(parts, adds[1:], strict=True)),
-        *([("  with one more", report.size(more["total"]), "")] if more else []),
         (
-            f"  usable ({room['usable']:g} × {report.si(room['memory'], 'B')} − {report.si(room['runtime'], 'B')})",
-            report.size(room["bytes"]),
+            "  memory, at the peak" + (" on each GPU" if answer["gpus"] > 1 else ""),
+            format_size(now["total"]),
+            adds[0],
+        ),
+        *((f"    {PARTS[part]}", format_size(now[part]), grown) for part, grown in zip(parts, adds[1:], strict=True)),
+        *([("  with one more", format_size(more["total"]), "")] if more else []),
+        (
+            f"  usable ({room['usable']:g} × {format_si(room['memory'], 'B')} − {format_si(room['runtime'], 'B')})",
+            format_size(room["bytes"]),
             "",
         ),
         ("  what binds", PARTS[answer["binds"]], ""),
     ]
     notes = [textwrap.fill(note, 80, initial_indent="  note: ", subsequent_indent="    ") for note in answer["notes"]]
-    return "\n".join([report.columns(rows, right=(1, 2)), *notes])
+    return "\n".join([align_columns(rows, right=(1, 2)), *notes])
 
 
 def format_shortage(answer: Mapping[str, Any]) -> str:
@@ -60,8 +65,8 @@ def format_shortage(answer: Mapping[str, Any]) -> str:
     needed, room = answer["needed"], answer["room"]
     most = max((part for part in needed if part != "total"), key=lambda part: needed[part])
     return (
-        f"{report.size(answer['short'])} short: it takes {report.size(needed['total'])}, most of it {PARTS[most]}, "
-        f"and {report.size(room['bytes'])} is usable of {room['gpu'] or 'the memory given'} (`zoo solve gpu` shows "
+        f"{format_size(answer['short'])} short: it takes {format_size(needed['total'])}, most of it {PARTS[most]}, "
+        f"and {format_size(room['bytes'])} is usable of {room['gpu'] or 'the memory given'} (`zoo solve gpu` shows "
         "what would do)"
     )
 
@@ -78,22 +83,26 @@ def format_gpus(rows: Sequence[Mapping[str, Any]], title: str, train: bool) -> s
                 room["gpu"],
                 f"{row['gpus']:,}" if row["fits"] else f"not on {row['gpus']:,}",
                 split if row["gpus"] > 1 else "",
-                report.si(row["memory_total"], "B"),
-                report.si(needed, "B"),
-                report.share(needed, room["bytes"]),
+                format_si(row["memory_total"], "B"),
+                format_si(needed, "B"),
+                format_share(needed, room["bytes"]),
             )
         )
-    return report.columns(cells, right=(1, 2, 3, 4, 5))
+    return align_columns(cells, right=(1, 2, 3, 4, 5))
 
 
 def format_caches(found: Sequence[Mapping[str, Any]], target: str, most: float) -> str:
     """Format the cache of the unchanged model, and of each change that brings it under the budget."""
-    rows = [("KV cache", f"at most {report.size(most)}", "")]
+    rows = [("KV cache", f"at most {format_size(most)}", "")]
     for each in found:
         rows.append(
-            (report.size(each["bytes"]), " ".join([target, *each["overrides"]]), "" if each["fits"] else "too large")
+            (
+                format_size(each["bytes"]),
+                " ".join([target, *each["overrides"]]),
+                "" if each["fits"] else "too large",
+            )
         )
-    return report.columns(rows)
+    return align_columns(rows)
 
 
 def format_shapes(found: Sequence[Mapping[str, Any]], model: str) -> str:
@@ -104,8 +113,8 @@ def format_shapes(found: Sequence[Mapping[str, Any]], model: str) -> str:
     rows = [(*dims, "heads (kv)" if kv else "heads", "aspect", *(FIGURES[name] for name in figures), "share")]
     for each in found:
         heads = " ".join(filter(None, (str(each.get("n_heads", "")), f"({each['n_kv_heads']})" if kv else "")))
-        priced = (report.si(v, "B") if "bytes" in k or k == "memory" else f"{v:,}" for k, v in each["figures"].items())
+        priced = (format_si(v, "B") if "bytes" in k or k == "memory" else f"{v:,}" for k, v in each["figures"].items())
         stated = (str(each[name]) for name in dims)
         rows.append((*stated, heads, f"{each['aspect']:.0f}", *priced, f"{100 * each['share']:.2f} %"))
     make = " ".join(["zoo stats", model, *found[0]["overrides"]])
-    return f"{report.columns(rows, right=range(len(rows[0])))}\n\nThe first is made by:\n{make}"
+    return f"{align_columns(rows, right=range(len(rows[0])))}\n\nThe first is made by:\n{make}"

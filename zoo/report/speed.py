@@ -5,49 +5,52 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from zoo.report.text import TextRow, wrapped
-from zoo.report.units import readable, si
+from zoo.report.text import TextRow, wrap_text
+from zoo.report.units import format_figure, format_si
 
 
 def list_speed_rows(found: Mapping[str, Any], width: int) -> list[TextRow]:
     """List one row per use: seconds of a step, what bounds it, and the most tokens per second; then whether it fits."""
-    peak, bandwidth = si(found["peak_flops_per_second"], "FLOP/s"), si(found["bandwidth_bytes_per_second"], "B/s")
+    peak, bandwidth = (
+        format_si(found["peak_flops_per_second"], "FLOP/s"),
+        format_si(found["bandwidth_bytes_per_second"], "B/s"),
+    )
     rows: list[TextRow] = [("peak, bandwidth", peak, bandwidth)]
     for use, title in (("decode", "decoding, a step"), ("prefill", "prefill")):
         if use in found:
             rows += _use(title, found[use])
     rows += _training(found["train"])
     for name, held in found.get("fits", {}).items():
-        taken = f"{si(held['bytes'], 'B')} of {si(held['usable_bytes'], 'B')}"
+        taken = f"{format_si(held['bytes'], 'B')} of {format_si(held['usable_bytes'], 'B')}"
         rows.append((f"{name.replace('_', ' ')}", "fits" if held["fits"] else "does not fit", taken))
     notes = [f"bound: {found['bound']}"] + [f"not checked: {each}" for each in found.get("unchecked", ())]
     notes += [f"left out: {each}" for each in _listed(found.get("left_out"))]
-    return rows + [(line, "", "") for note in notes for line in wrapped(note, 0, 4, width).splitlines()]
+    return rows + [(line, "", "") for note in notes for line in wrap_text(note, 0, 4, width).splitlines()]
 
 
 def _use(title: str, use: Mapping[str, Any]) -> Iterator[TextRow]:
     label = f"{title}, batch {use['batch']:,}"
-    yield label, f"{readable(use['seconds'], 's')}, {use['side']}", si(use["tokens_per_second"], "tok/s")
+    yield label, f"{format_figure(use['seconds'], 's')}, {use['side']}", format_si(use["tokens_per_second"], "tok/s")
     if use.get("turnover_batch"):
         yield "  compute binds from", "", f"batch {use['turnover_batch']:,}"
     for name, experts in use.get("experts", {}).items():
-        read = f"{readable(float(experts['read']), '')} of {experts['experts']:,}"
+        read = f"{format_figure(float(experts['read']), '')} of {experts['experts']:,}"
         yield f"  experts read in each {name.rpartition('.')[0]}", "", read
     if "expanded" in use:
         inner = use["expanded"]
-        told = f"{readable(inner['seconds'], 's')}, {inner['side']}"
-        yield "  latents expanded", told, si(inner["tokens_per_second"], "tok/s")
+        told = f"{format_figure(inner['seconds'], 's')}, {inner['side']}"
+        yield "  latents expanded", told, format_si(inner["tokens_per_second"], "tok/s")
     if "all_reduce" in use and use["all_reduce"].get("seconds") is not None:
-        yield "  all-reduce besides", readable(use["all_reduce"]["seconds"], "s"), ""
+        yield "  all-reduce besides", format_figure(use["all_reduce"]["seconds"], "s"), ""
 
 
 def _training(train: Mapping[str, Any]) -> Iterator[TextRow]:
     gpus = f"{train['gpus']:,} GPUs" if train["gpus"] != 1 else "1 GPU"
     label = f"training, {100 * train['mfu']:.3g} % MFU, {gpus}"
-    yield label, f"{readable(train['seconds'], 's')} a step", si(train["tokens_per_second"], "tok/s")
+    yield label, f"{format_figure(train['seconds'], 's')} a step", format_si(train["tokens_per_second"], "tok/s")
     if "days" in train:
-        told = f"{readable(86400 * train['days'], 's')}", f"{train['gpu_hours']:,.0f} GPU hours"
-        yield f"  {si(train['train_tokens']).replace('G', 'B')} tokens", *told
+        told = f"{format_figure(86400 * train['days'], 's')}", f"{train['gpu_hours']:,.0f} GPU hours"
+        yield f"  {format_si(train['train_tokens']).replace('G', 'B')} tokens", *told
 
 
 def _listed(value: Any) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-def rich_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> Any:
+def make_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> Any:
     """Make a rich table; `right` are the columns to align right. A cell that is too wide continues on the next line."""
     from rich import box
     from rich.table import Table
@@ -20,7 +20,7 @@ def rich_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]],
     return made
 
 
-def show(*things: Any) -> None:
+def print_tables(*things: Any) -> None:
     """Print rich objects to stdout: at the terminal's width, or 80 columns wide into a pipe."""
     from rich.console import Console
 
@@ -29,7 +29,7 @@ def show(*things: Any) -> None:
         console.print(thing, markup=False)
 
 
-def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def format_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Format rows as comma-separated exact values; a missing value is empty."""
     import csv
     import io
@@ -41,7 +41,7 @@ def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return out.getvalue().rstrip("\n")
 
 
-def as_markdown(header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
+def format_markdown(header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Format rows as a table in GitHub's Markdown; `right` are the columns to align right."""
 
     def line(cells: Sequence[str]) -> str:

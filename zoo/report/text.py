@@ -13,12 +13,12 @@ TextRow = tuple[str, ...]
 """The cells of one line."""
 
 
-def as_json(figures: Any) -> str:
+def format_json(figures: Any) -> str:
     """Format plain data as indented JSON."""
     return json.dumps(figures, indent=2)
 
 
-def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+def align_columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Align rows in columns. On a terminal, lines are cut at the screen's width.
 
     A row whose other cells are empty is a heading; its width does not count.
@@ -32,22 +32,22 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
         ]
         lines.append(("  ".join(cells) if any(row[1:]) else row[0]).rstrip())
     if sys.stdout.isatty():
-        width = screen()
+        width = measure_screen()
         lines = [line if len(line) <= width else line[: width - 1] + "…" for line in lines]
     return "\n".join(lines)
 
 
-def screen() -> int:
+def measure_screen() -> int:
     """Give the terminal's width in columns: COLUMNS if it is set, 80 for a pipe."""
     return shutil.get_terminal_size((80, 24)).columns
 
 
-def bold(text: str) -> str:
+def make_bold(text: str) -> str:
     """Make text bold on a terminal; leave it plain in a pipe and with NO_COLOR."""
     return f"\033[1m{text}\033[0m" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
 
 
-def wrapped(text: str, indent: int, below: int | None = None, width: int = 80) -> str:
+def wrap_text(text: str, indent: int, below: int | None = None, width: int = 80) -> str:
     """Wrap a text into lines of at most `width`, the first indented by `indent` and the others by `below`."""
     import textwrap
 

@@ -7,7 +7,7 @@ from typing import Any
 from zoo.report.text import TextRow
 
 
-def module_rows(name: str, module: Any, depth: int = 0) -> list[TextRow]:
+def list_module_rows(name: str, module: Any, depth: int = 0) -> list[TextRow]:
     """List a module tree as rows of name, kind, shapes and parameters. Equal neighbours share a row: `0-31`."""
     shapes = [list(p.shape) for _, p in module.named_parameters(recurse=False)]
     held = sum(p.numel() for p in module.parameters())
@@ -16,7 +16,7 @@ def module_rows(name: str, module: Any, depth: int = 0) -> list[TextRow]:
     rows = [
         ("  " * depth + name, "" if kind in ("ModuleList", "ModuleDict") else kind, shape, f"{held:,}" if held else "")
     ]
-    children = [(key, module_rows("", child, depth + 1)) for key, child in module.named_children()]
+    children = [(key, list_module_rows("", child, depth + 1)) for key, child in module.named_children()]
     for alike in _runs(children):
         first, below = alike[0][0], alike[0][1]
         head = below[0]

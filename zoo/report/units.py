@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def si(value: float, unit: str = "") -> str:
+def format_si(value: float, unit: str = "") -> str:
     """Format a number with an SI prefix: 1234567 as `1.23 M`."""
     for prefix in ("", "K", "M", "G", "T", "P", "E", "Z"):
         if abs(value) < 999.5 or prefix == "Z":
@@ -18,26 +18,26 @@ def _digits(value: float) -> str:
     return f"{value:#.3g}".rstrip(".")
 
 
-def params(count: float) -> str:
+def format_count(count: float) -> str:
     """Format a parameter count with the letters of the literature, M, B and T: 8030261248 as `8.03 B`."""
-    return si(count).replace("G", "B")
+    return format_si(count).replace("G", "B")
 
 
-def size(count: float) -> str:
+def format_size(count: float) -> str:
     """Format bytes in powers of 1000 and of 1024: `16.1 GB (15.0 GiB)`."""
     binary = count
     for prefix in ("", "Ki", "Mi", "Gi", "Ti", "Pi"):
         if abs(binary) < 1023.5 or prefix == "Pi":
-            return f"{si(count, 'B')} ({_digits(binary)} {prefix}B)" if prefix else f"{count:.0f} B"
+            return f"{format_si(count, 'B')} ({_digits(binary)} {prefix}B)" if prefix else f"{count:.0f} B"
         binary /= 1024
     raise AssertionError(count)
 
 
-def share(part: float, whole: float) -> str:
+def format_share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else ""
 
 
-def seconds(value: float) -> str:
+def format_seconds(value: float) -> str:
     """Format a duration: 0.0123 as `12.3 ms`, 7200 as `2.00 h`; from two days on in days."""
     for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if abs(value) >= 2 * length:
@@ -48,7 +48,7 @@ def seconds(value: float) -> str:
     return f"{value * 1e9:.3g} ns"
 
 
-def readable(value: Any, unit: str, *, short: bool = False) -> str:
+def format_figure(value: Any, unit: str, *, short: bool = False) -> str:
     """Format a figure in its unit; `short` gives bytes only in powers of 1000."""
     if value is None:
         return "-"
@@ -57,18 +57,18 @@ def readable(value: Any, unit: str, *, short: bool = False) -> str:
     if isinstance(value, str):
         return value
     if unit == "params":
-        return params(value)
+        return format_count(value)
     if unit == "B":
-        return si(value, "B") if short else size(value)
+        return format_si(value, "B") if short else format_size(value)
     if unit == "s":
-        return seconds(value)
+        return format_seconds(value)
     if unit == "share":
         return f"{100 * value:.1f} %"
     if unit:
-        return si(value, unit)
+        return format_si(value, unit)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
-def change(value: float) -> str:
+def format_change(value: float) -> str:
     """Format a relative difference: `+12.3 %`, and from tenfold on `×25.0`."""
     return f"×{1 + value:.1f}" if value >= 9 else f"{100 * value:+.1f} %"

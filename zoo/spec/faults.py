@@ -81,4 +81,14 @@ def _message(choice: type[Spec], item: Any) -> str:
         return f"is missing; {choice.axis} '{choice.kind}' needs it"
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
+    if item["type"] == "finite_number":
+        return f"must be a finite number, found {item['input']}{_would_do(choice, str(item['loc'][0]))}"
     return f"{item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}"
+
+
+def _would_do(choice: type[Spec], name: str) -> str:
+    """Name what a field can be given instead of no number: null, where it may have none, or its default."""
+    (field,) = (field for field in choice.fields() if field.name == name)
+    if "None" in str(field.type):
+        return " (null would do)"
+    return f" ({field.default:g} would do)" if isinstance(field.default, int | float) else ""

@@ -78,7 +78,7 @@ class Spec:
         with _completing:
             for each in reversed(cls.__mro__):
                 if issubclass(each, Spec) and each is not Spec and "__dataclass_fields__" not in each.__dict__:
-                    config = ConfigDict(extra="forbid", defer_build=True)
+                    config = ConfigDict(extra="forbid", defer_build=True, allow_inf_nan=False)
                     pydantic_dataclass(each, frozen=True, kw_only=True, config=config)
 
     @classmethod

@@ -2,7 +2,8 @@
 
 No formula is written a second time. A model's dimensions become traced numbers (`zoo.analysis.explain.terms`); the rows
 that `price` sums (`zoo.costs.rows`, `zoo.costs.cache`) are made of the traced model, and remember how they came about.
-Each explained figure is checked against the one that `price` gives.
+The functions that sum up memory and the roofline are called with terms in place of numbers (`zoo.costs.sums`). Each
+explained figure is checked against the one that `price` gives.
 """
 
 from __future__ import annotations

@@ -12,8 +12,16 @@ from typing import Any
 
 from zoo.analysis.explain.line import Line, Sheet, cite_class, count_layers, name_component, times
 from zoo.analysis.explain.parameters import ComponentFormula, list_component_formulas
-from zoo.analysis.explain.terms import Number, Term, call, name_number, symbol, term, total
-from zoo.costs.flops import CONVENTIONS, FLASH_BACKWARD, multiplied_by, reads_memory
+from zoo.analysis.explain.terms import Number, Term, name_number, symbol, term, total
+from zoo.costs.flops import (
+    CONVENTIONS,
+    PassFlops,
+    count_training,
+    multiplied_by,
+    reads_memory,
+    sum_decoding,
+    sum_prompt,
+)
 from zoo.costs.pairs import Look
 from zoo.costs.rows import CostTable, PartRow
 from zoo.costs.setup import Setup
@@ -66,8 +74,8 @@ class Flops:
         source = CONVENTIONS[self.convention]
         self._products()
         linear, pairs, other = self._linear(), self._pairs(), self._other()
-        steps = [made for made in (linear, pairs, other) if made.value]
-        whole = self.sheet.sum("forward of a sequence", steps, SEQUENCE, source)
+        made = PassFlops(*(made if made.value else term(0) for made in (linear, pairs, other))).whole
+        whole = self.sheet.add("forward of a sequence", made, SEQUENCE, source)
         self._per_token(whole, pairs)
         if self.convention in ("exact", "hfu") and self.setup.document is None:
             self._prefill(pairs, other)
@@ -143,16 +151,12 @@ class Flops:
 
     def _per_token(self, whole: Number, pairs: Number) -> None:
         mean = "the mean over a sequence's tokens"
-        self.sheet.add("forward", call("round", whole / term(self.context)), TOKEN, mean, "flops.forward")
-        again: Term = {"none": Number(0), "selective": pairs, "full": whole}[self.setup.recompute]
-        train = whole * 3
-        if self.convention == "hfu":
-            train, again = train + pairs * (FLASH_BACKWARD - 2) + again, Number(0)
+        self.sheet.add("forward", round(whole / term(self.context)), TOKEN, mean, "flops.forward")
+        train, hardware = count_training(whole, pairs, self.convention, self.setup.recompute)
         why = "backward is twice forward: a product for each of its two inputs"
-        self.sheet.add("train", call("round", train / term(self.context)), TOKEN, why, "flops.train")
-        hardware = call("round", (train + again) / term(self.context))
+        self.sheet.add("train", round(train / term(self.context)), TOKEN, why, "flops.train")
         why = f"with recomputation: {self.setup.recompute}"
-        self.sheet.add("train on hardware", hardware, TOKEN, why, "flops.train_hardware")
+        self.sheet.add("train on hardware", round(hardware / term(self.context)), TOKEN, why, "flops.train_hardware")
 
     def _prefill(self, pairs: Number, other: Number) -> None:
         towers = self.model.towers()
@@ -162,16 +166,20 @@ class Flops:
             seen = [core for core in self.cores if core.where == "encoder"]
             read = [core.pairs(core.look.pairs(self.context)) + core.other(self.context) for core in seen]
             mine = lambda piece: piece.where == "encoder"  # noqa: E731
-            made = total((self._tokens(mine), self._rows(mine), *read, self._memory("decoder") * term(self.context)))
+            made = self._prompt(mine, self._rows(mine), total(read), self._memory("decoder"))
             self.sheet.add("prefill", made + first, SEQUENCE, why, "flops.prefill")
             return
-        heads = self._sum(lambda piece: piece.what == "head")
-        if not self.model.causal:
-            made = self._tokens(lambda piece: True)
+        rows, core = self._rows(lambda piece: True), pairs + other
+        if self.model.causal:
+            heads = self._sum(lambda piece: piece.what == "head")
+            made = self._prompt(lambda piece: piece.what != "head", heads + rows, core)
         else:
-            made = self._tokens(lambda piece: piece.what != "head") + heads
-        made = total((made, self._rows(lambda piece: True), pairs, other))
+            made = self._prompt(lambda piece: True, rows, core)
         self.sheet.add("prefill", made, SEQUENCE, why, "flops.prefill")
+
+    def _prompt(self, kept: Callable[[ComponentFormula], bool], once: Term, core: Term, memory: Term | int = 0) -> Term:
+        products = self._sum(lambda piece: piece.what != "pooler" and kept(piece))
+        return sum_prompt(products, term(self.context), once, core, memory)
 
     def _decode(self) -> None:
         decoder = next((where for where, tower in self.model.towers().items() if tower.causal), None)
@@ -197,7 +205,7 @@ class Flops:
             found.append(
                 self.sheet.add(label, made, TOKEN, cite_class(core.attention)) if write and made.value else made
             )
-        return total((products, *found)) - self._memory(decoder)
+        return sum_decoding(products, self._memory(decoder), total(found))
 
     def _memory(self, decoder: str) -> Term:
         """Give the FLOPs per encoder token of cross-attention's keys and values."""

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from zoo.analysis.explain.line import Line, Sheet, count_layers
-from zoo.analysis.explain.terms import Number, Term, call, name_number, symbol, term, total
-from zoo.costs.activations import PassShape, Section, list_sections
+from zoo.analysis.explain.terms import Number, Term, name_number, symbol, term, total
+from zoo.costs.activations import Section, list_sections
 from zoo.costs.generating import generating
-from zoo.costs.memory import CHUNK
-from zoo.costs.parallel import Stage, fullest, stages
+from zoo.costs.memory import STAYS, count_loss, keeps_input, list_moments, name_layers, shape_pass, sum_ends
+from zoo.costs.parallel import StageActivations, fullest, sum_activations
 from zoo.costs.setup import DTYPES, Setup
-from zoo.costs.states import VALUES, count_sharded, states, widths
+from zoo.costs.states import StateRow, list_state_rows, states
 
 PRECISIONS = {
     "mixed": "a master copy and states in fp32 (Rajbhandari et al., 2020, ZeRO)",
@@ -44,46 +44,45 @@ class Memory:
         self.split = symbol("tp", setup.tp) * symbol("cp", setup.cp)
 
     def lines(self) -> list[Line]:
-        self.stays = self._states()
+        self._states()
         passes = self._passes()
         kept = {name: self._kept(name, section) for name, section in passes.items()}
-        self._activations(passes, kept)
+        activations = self._activations(kept)
         self._loss()
         self.sheet.add("step", self.found["step"], BYTES, "what the update itself takes", "memory.step")
-        self._train_peak(passes, kept)
+        self._train_peak(passes, activations)
         if "generate_peak" in self.found:
             self._generate_peak()
         return self.sheet.lines
 
     # ---------------------------------------------------------------- states
 
-    def _states(self) -> list[Term]:
+    def _states(self) -> None:
         """Add the weights, gradients and optimizer states of the fullest rank, which stay for a whole step."""
-        stage, found = fullest(self.spec, self.setup), states(self.spec, self.setup)
-        why = PRECISIONS[self.setup.precision]
-        weight, gradient, _, master = widths(self.setup)
+        stage, self.held = fullest(self.spec, self.setup), states(self.spec, self.setup)
+        rows, found, why = list_state_rows(stage.pieces, self.setup), self.held, PRECISIONS[self.setup.precision]
         source = "total" if self.setup.ranks == 1 else "of the fullest rank, before ZeRO"
         whole = self.sheet.add("parameters", found["parameters"], "parameters", source)
 
-        def part(since: int) -> Number:
-            count = count_sharded(stage.pieces, self.setup, since)
-            return whole if count == whole.number else symbol(f"parameters, ZeRO {self.setup.zero}", count)
+        def trace(row: StateRow) -> Term:
+            count = row.elements
+            elements = whole if count == whole.number else symbol(f"parameters, ZeRO {self.setup.zero}", count)
+            values = row.values if row.values == 1 and row is not rows.get("states") else symbol("values", row.values)
+            return StateRow(elements, symbol("bytes of each", row.width), values).bytes
 
-        width = lambda size: symbol("bytes of each", size)  # noqa: E731
-        weights = self.sheet.add("weights", part(3) * width(weight), BYTES, why, "memory.weights")
-        self.gradients = self.sheet.add("gradients", part(2) * width(gradient), BYTES, why, "memory.gradients")
-        copy = self.sheet.add("master", part(1) * width(master), BYTES, "fp32 copy of weights", "memory.master")
-        own = self._optimizer(part(1), found["optimizer"] - found["master"])
+        weights = self.sheet.add("weights", trace(rows["weights"]), BYTES, why, "memory.weights")
+        self.sheet.add("gradients", trace(rows["gradients"]), BYTES, why, "memory.gradients")
+        copy = self.sheet.add("master", trace(rows["master"]), BYTES, "fp32 copy of weights", "memory.master")
+        made, how = term(found["optimizer"] - found["master"]), "counted tensor by tensor"
+        if "states" in rows:
+            made, how = trace(rows["states"]), "so many values of each parameter"
+        own = self.sheet.add("states", made, BYTES, f"{self.setup.optimizer}: {how}")
         optimizer = self.sheet.sum("optimizer", [own, copy], BYTES, "states and master copy", "memory.optimizer")
-        more = [symbol(name, found[name]) for name in ("cast", "gathered") if found[name]]
-        return [weights, optimizer, *more]
-
-    def _optimizer(self, elements: Number, found: int) -> Number:
-        name, each = self.setup.optimizer, VALUES.get(self.setup.optimizer)
-        if each is None or self.setup.zero in (1, 2):
-            return self.sheet.add("states", found, BYTES, f"{name}: counted tensor by tensor")
-        made = elements * symbol("values", each) * symbol("bytes of each", widths(self.setup)[2])
-        return self.sheet.add("states", made, BYTES, f"{name}: so many values of each parameter")
+        self.stays = [
+            {"weights": weights, "optimizer": optimizer}.get(name, symbol(name, found[name]))
+            for name in STAYS
+            if found[name]
+        ]
 
     # ---------------------------------------------------------------- activations
 
@@ -92,21 +91,15 @@ class Memory:
         term."""
         towers = self.spec.towers().values()
         loops = any(block.attention.state() for tower in towers for block in tower.blocks.values())
-        run = PassShape(
-            context=int(self.context) if loops else self.context,
-            batch=int(self.batch) if loops else self.batch,
-            dtype="fp32" if self.setup.precision in ("fp32", "amp") else self.setup.dtype,
-            autocast=self.setup.dtype if self.setup.precision == "amp" else None,
-            selective=self.setup.recompute == "selective",
-        )
-        return list_sections(self.spec if loops else self.model, run)
+        context, batch = (int(self.context), int(self.batch)) if loops else (self.context, self.batch)
+        return list_sections(self.spec if loops else self.model, shape_pass(self.setup, context, batch))
 
     def _kept(self, name: str, section: Section) -> Number:
         """Add the saved bytes of a section, with a line for each of its components."""
         label, layer = _label(name), "layer:" in name
-        if layer and self.setup.recompute == "full":
-            return self._layer(name, self.sheet.add(f"{label}, input", section.input, BYTES, RECOMPUTED["full"]))
-        if self.setup.recompute == "full" and name.endswith("shared"):
+        if keeps_input(name, self.setup):
+            if layer:
+                return self._layer(name, self.sheet.add(f"{label}, input", section.input, BYTES, RECOMPUTED["full"]))
             return self.sheet.add(f"{label}, read", section.input, BYTES, "what layers read when they run again")
         source = f"{RECOMPUTED[self.setup.recompute]}, one layer" if layer else RECOMPUTED["none"]
         parts = [self.sheet.add(f"{label} {what}", made, BYTES, source) for what, made in _components(section)]
@@ -120,27 +113,25 @@ class Memory:
             return self.sheet.add(f"{_label(name)}, each", made, BYTES, "", figure)
         return made
 
-    def _activations(self, passes: Mapping[str, Section], kept: Mapping[str, Number]) -> None:
-        stage = max(stages(self.spec, self.setup), key=lambda each: self._of_stage(each, kept).value)
-        made = self._of_stage(stage, kept) / self.split
+    def _activations(self, kept: Mapping[str, Number]) -> StageActivations:
+        """Add what all passes keep on the fullest rank; give the sum in numbers."""
+        numbers = {name: made.value for name, made in kept.items()}
+        found = sum_activations(self.spec, self.setup, name_layers(self.spec, numbers), *sum_ends(numbers))
+        each, (first, last) = name_layers(self.spec, kept), sum_ends(kept)
+        made = StageActivations(
+            tuple((where, kind, self._count(where, kind, n), each[where, kind]) for where, kind, n, _ in found.layers),
+            first if found.first else term(0),
+            last if found.last else term(0),
+            symbol("in flight", found.in_flight) if self.setup.pp > 1 else term(1),
+            self.split,
+        )
         source = "sequence parallelism divides by tp (Korthikanti et al., 2022)" if self.setup.ranks > 1 else ""
-        self.activations = self.sheet.add("activations", call("round", made), BYTES, source, "memory.activations")
+        self.sheet.add("activations", round(made.bytes), BYTES, source, "memory.activations")
+        return found
 
-    def _of_stage(self, stage: Stage, kept: Mapping[str, Number]) -> Term:
-        """Sum a pipeline stage's layers for each micro-batch in flight, and its embedding or head."""
-        names = {name.split(".")[-1]: [] for name in kept} | {"embedding": [], "shared": [], "head": []}
-        for name, made in kept.items():
-            names[name.split(".")[-1]].append(made)
-        own = []
-        for where, kind, count in stage.layers():
-            key = f"{where}.layer:{kind}" if where else f"layer:{kind}"
-            whole = count_layers(self.model.towers()[where], kind)
-            own.append((whole if whole.value == count else symbol("layers of the stage", count)) * kept[key])
-        if stage.index == 0:
-            own += [*names["embedding"], *names["shared"]]
-        flight = symbol("in flight", stage.in_flight) if stage.of > 1 else Number(1)
-        last = names["head"] if stage.index == stage.of - 1 else []
-        return total((total(own) * flight, *last))
+    def _count(self, where: str, kind: str, count: int) -> Term:
+        whole = count_layers(self.model.towers()[where], kind)
+        return whole if whole.value == count else symbol("layers of the stage", count)
 
     # ---------------------------------------------------------------- the loss, and peaks
 
@@ -148,25 +139,20 @@ class Memory:
         if "loss_head" not in self.found:
             return
         values = symbol("vocab_size", self.spec.vocab_size) * term(self.batch) * term(self.context) / self.split
-        made = values * 12
         why = "logarithms of chances, their gradient and the logits', in fp32"
         if self.setup.chunked_loss:
-            width = 4 if self.setup.precision == "fp32" else DTYPES[self.setup.dtype]
-            made = call("min", values * width, CHUNK) + call("min", values * 4, CHUNK)
             why = "logits of a chunk, and the fp32 of their softmax"
-        self.sheet.add("loss_head", call("round", made), BYTES, why, "memory.loss_head")
+        self.sheet.add("loss_head", round(count_loss(values, self.setup)), BYTES, why, "memory.loss_head")
 
-    def _train_peak(self, passes: Mapping[str, Section], kept: Mapping[str, Number]) -> None:
-        where, stays = self.found["peak_at"], total(self.stays)
-        rest = self.found["train_peak"] - round(stays.value)
-        why, made = f"activations and gradients in the backward pass of the {where}", term(rest)
+    def _train_peak(self, passes: Mapping[str, Section], activations: StageActivations) -> None:
+        where = self.found["peak_at"]
+        plain = {name: section._replace(**_untraced(section)) for name, section in passes.items()}
+        moments = list_moments(self.spec, self.setup, plain, self.held, activations.bytes)
+        why = f"activations and gradients in the backward pass of the {where}"
         if where == "step":
-            why, made = "while weights are updated", self.gradients + symbol("step", self.found["step"])
-        elif where == "loss" and self.setup.ranks == 1 and not self.setup.chunked_loss:
-            (last,) = (name for name in passes if name.split(".")[-1] == "loss")
-            head = kept[last.removesuffix("loss") + "head"]
-            made = self.activations - head + symbol("loss, backward", passes[last].peak)
-        moment = self.sheet.add(f"at the {where}", made, BYTES, why)
+            why = "while weights are updated"
+        parts = [symbol(name, size) for name, size in moments[where].items() if size]
+        moment = self.sheet.sum(f"at the {where}", parts, BYTES, why)
         self.sheet.sum("train_peak", [*self.stays, moment], BYTES, "the most at once", "memory.train_peak")
 
     def _generate_peak(self) -> None:
@@ -179,13 +165,19 @@ class Memory:
         why = "traced without gradients: prompts up to the first logits, or a token"
         prefill = self.sheet.add("alive beside them", found["prefill"], BYTES, why)
         cache = self.sheet.add("KV cache", found["kv_cache"], BYTES, "of the fullest rank", "memory.kv_cache")
-        made = call("round", weights + cache + prefill)
+        lines = {"weights": weights, "kv_cache": cache, "prefill": prefill}
+        made = round(total(lines[name] for name in found if name != "total"))
         why = "weights, cache, and the most alive at once beside them"
         self.sheet.add("generate_peak", made, BYTES, why, "memory.generate_peak")
 
 
 def _label(name: str) -> str:
     return name.replace("layer:layer", "layer").replace("layer:", "")
+
+
+def _untraced(section: Section) -> dict[str, int]:
+    """Give the bytes of a section as plain numbers: the formula of a moment would name each tensor."""
+    return {name: int(size) for name, size in section._asdict().items() if name != "kept"}
 
 
 def _components(section: Section) -> Iterator[tuple[str, Term]]:

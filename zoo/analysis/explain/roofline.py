@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from zoo.analysis.explain.line import Line, Sheet
-from zoo.analysis.explain.terms import Number, Term, call, symbol, term, total
+from zoo.analysis.explain.terms import Number, Term, call, symbol, term
 from zoo.costs.hardware import SheetFigure, hardware
-from zoo.costs.operators import Operator, operators
-from zoo.costs.roofline import DAY, RUNTIME, USABLE, widths_of
+from zoo.costs.operators import Chosen, Operator, operators
+from zoo.costs.roofline import (
+    USABLE,
+    TrainingStep,
+    bound_run,
+    bound_seconds,
+    bound_training,
+    count_own,
+    count_rates,
+    count_weights,
+    count_work,
+    usable_bytes,
+    widths_of,
+)
 from zoo.costs.setup import Setup
 
 MAX = "as long as arithmetic or memory takes (Williams et al., 2009)"
 COVERED = "distinct ones that tokens meet, each choosing uniformly and on its own"
 RATE = "tokens a second"
+
+TRAINING = {
+    "tokens": ("tokens of a step", "tokens", ""),
+    "flops": ("FLOPs of a step", "FLOP", "recomputation left out"),
+    "seconds": ("step", "s", "at that share of the peak (MFU, Chowdhery et al., 2022)"),
+    "tokens_per_second": ("training speed", RATE, ""),
+    "days": ("days", "days", ""),
+    "gpu_hours": ("GPU-hours", "h", ""),
+}
+"""The name, unit and source of each figure of training."""
 
 
 class Roofline:
@@ -53,47 +76,53 @@ class Roofline:
         name, path = (f"{phase} expanded", f"{phase}.expanded") if expanded else (phase, phase)
         widths = widths_of(self.setup, expanded=expanded)
         parts = operators(self.spec, self.setup.tokens(self.spec), widths, decode=decode)
-        weights = [self._weights(name, key, part) for key, part in parts.items() if part.weight_bytes(1)]
-        own = [symbol(f"{key} read", part.own) * self.batch for key, part in parts.items() if part.own]
-        read = self.sheet.sum(f"{name} weights", weights, "bytes", "each that a token meets, once")
-        cache = self.sheet.sum(f"{name} cache", own, "bytes", "what the last query sees, and states")
-        work = self._work(name, parts, f"roofline.{path}.flops")
-        made = call("max", work / self.peak, (read + cache) / self.bandwidth)
+        terms = {key: self._trace(name, key, part) for key, part in parts.items()}
+        why = "each that a token meets, once"
+        read = self.sheet.add(f"{name} weights", count_weights(terms, self.batch), "bytes", why)
+        why = "what the last query sees, and states"
+        cache = self.sheet.add(f"{name} cache", count_own(terms, self.batch), "bytes", why)
+        work = self._work(name, terms, f"roofline.{path}.flops")
+        made = bound_seconds(work, read + cache, self.peak, self.bandwidth)
         seconds = self.sheet.add(f"{name} seconds", made, "s", MAX, f"roofline.{path}.seconds")
-        self._speed(name, path, self.batch if decode else self.context * self.batch, seconds)
+        tokens = term(1) if decode else self.context
+        self._speed(name, path, tokens, seconds)
         if self.setup.tp == 1:
-            self._closer(name, path, parts, self.batch if decode else self.context * self.batch)
+            self._closer(name, path, parts, tokens)
         if "expanded" in self.found[phase] and not expanded:
             self._pass(phase, expanded=True)
 
     def _speed(self, name: str, path: str, tokens: Term, seconds: Term) -> None:
-        made = tokens * symbol("dp", self.setup.dp) / seconds
-        self.sheet.add(f"{name} speed", made, RATE, "upper bound", f"roofline.{path}.tokens_per_second")
-        each = made / self.batch / symbol("dp", self.setup.dp)
-        self.sheet.add(f"{name} speed, each", each, RATE, "of one", f"roofline.{path}.tokens_per_second_each")
+        rates = count_rates(tokens, self.batch, symbol("dp", self.setup.dp), seconds)
+        for key, label, why in (
+            ("tokens_per_second", "speed", "upper bound"),
+            ("tokens_per_second_each", "speed, each", "of one"),
+        ):
+            self.sheet.add(f"{name} {label}", rates[key], RATE, why, f"roofline.{path}.{key}")
+
+    def _trace(self, name: str, key: str, part: Operator) -> Operator:
+        """Copy an operator with terms for its numbers; weights that depend on what tokens choose get a line."""
+        made = Operator(
+            term(1) if part.new == 1 else symbol("new", part.new),
+            core=part.core,
+            flops=symbol(key, part.flops) if part.flops else term(0),
+            own=symbol(f"{key} read", part.own) if part.own else term(0),
+        )
+        if not part.chosen:
+            return replace(made, weights=symbol(f"{key} weights", part.weights) if part.weights else term(0))
+        rest = symbol("the rest", part.weights) if part.weights else term(0)
+        chosen = [Chosen(symbol("size", e.size), symbol("count", e.count), symbol("k", e.k)) for e in part.chosen]
+        weights = replace(made, weights=rest, chosen=chosen).weight_bytes(self.batch)
+        return replace(made, weights=self.sheet.add(f"{name} {key} weights", weights, "bytes", COVERED))
 
     def _work(self, name: str, parts: Mapping[str, Operator], figure: str) -> Number:
         """Give the FLOPs of the whole batch, from the FLOPs section if its convention is exact."""
         key = name.replace(" ", "_")
         counted = self.figures["flops"].get(key) if self.setup.convention in ("exact", "hfu") else None
         if counted is None:
-            made = total(symbol(key, part.flops) for key, part in parts.items() if part.flops) * self.batch
-            return self.sheet.add(f"{name} FLOPs", call("round", made), "FLOP", "of the operators", figure)
+            made = round(count_work(parts, self.batch))
+            return self.sheet.add(f"{name} FLOPs", made, "FLOP", "of the operators", figure)
         made = symbol(f"flops.{key}", counted) * self.batch / self.tp
         return self.sheet.add(f"{name} FLOPs", call("round", made), "FLOP", "FLOPs above", figure)
-
-    def _weights(self, name: str, key: str, part: Operator) -> Term:
-        """Give the bytes of an operator's weights, with a line if they depend on the experts that tokens choose."""
-        if not part.chosen:
-            return symbol(f"{key} weights", part.weights)
-        made: list[Term] = [symbol("the rest", part.weights)] if part.weights else []
-        for each in part.chosen:
-            count, k = symbol("count", each.count), symbol("k", each.k)
-            tokens = self.batch if part.new == 1 else symbol("new", part.new) * self.batch
-            missed = call("pow", term(1) - k / count, tokens)
-            met = count * (term(1) - missed) if each.k < each.count else count
-            made.append(symbol("size", each.size) * met)
-        return self.sheet.sum(f"{name} {key} weights", made, "bytes", COVERED)
 
     def _closer(self, name: str, path: str, parts: Mapping[str, Operator], tokens: Term) -> None:
         """Add each operator's own bound, from the table of the path that the model takes."""
@@ -101,7 +130,7 @@ class Roofline:
         for key, part in parts.items():
             work = symbol("flops", part.flops * self.setup.batch)
             read = symbol("bytes", part.bytes(self.setup.batch))
-            made = call("max", work / self.peak, read / self.bandwidth)
+            made = bound_seconds(work, read, self.peak, self.bandwidth)
             if made.value:
                 figure = f"roofline.{path}.operators.{key}.seconds" if written else ""
                 times.append(self.sheet.add(f"{name} {key}", made, "s", "", figure))
@@ -112,25 +141,24 @@ class Roofline:
     # ---------------------------------------------------------------- training, and what fits
 
     def _train(self) -> None:
-        found, path = self.found["train"], "roofline.train"
-        tokens = self.context * self.batch * symbol("dp", self.setup.dp)
-        step = self.sheet.add("tokens of a step", tokens, "tokens", "", f"{path}.tokens")
+        found, setup = self.found["train"], self.setup
         each = symbol("flops.train, exact", found["flops"] // found["tokens"])
-        work = self.sheet.add("FLOPs of a step", each * step, "FLOP", "recomputation left out", f"{path}.flops")
-        mfu, gpus = symbol("mfu", self.setup.mfu), symbol("gpus", self.setup.ranks)
-        why = "at that share of the peak (MFU, Chowdhery et al., 2022)"
-        seconds = self.sheet.add("step", work / (self.peak * mfu * gpus), "s", why, f"{path}.seconds")
-        speed = self.sheet.add("training speed", step / seconds, RATE, "", f"{path}.tokens_per_second")
-        if self.setup.train_tokens is not None:
-            whole = symbol("train_tokens", self.setup.train_tokens) / speed
-            days = self.sheet.add("days", whole / term(DAY), "days", "", f"{path}.days")
-            self.sheet.add("GPU-hours", days * 24 * gpus, "h", "", f"{path}.gpu_hours")
+        mfu, gpus = symbol("mfu", setup.mfu), symbol("gpus", setup.ranks)
+        step = TrainingStep(self.context, self.batch, symbol("dp", setup.dp), each, mfu, gpus)
+        bounds = bound_training(step, self.peak, self._note)
+        if setup.train_tokens is not None:
+            bound_run(symbol("train_tokens", setup.train_tokens), bounds, gpus, self._note)
+
+    def _note(self, key: str, made: Term) -> Number:
+        """Add a line for a figure of training, and go on with its symbol."""
+        name, unit, why = TRAINING[key]
+        return self.sheet.add(name, made, unit, why, f"roofline.train.{key}")
 
     def _fits(self) -> None:
         memory = symbol("memory", self.device.memory)
         source = f"{USABLE} of {self.device.title}'s memory, less what CUDA and libraries take"
         for name in self.found.get("fits", {}):
-            usable = call("round", memory * USABLE - RUNTIME)
+            usable = round(usable_bytes(memory))
             self.sheet.add(f"usable ({name})", usable, "bytes", source, f"roofline.fits.{name}.usable_bytes")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from zoo.costs.sums import compute_chance, take_larger, take_smaller
 from zoo.spec import Spec
 
 # ---------------------------------------------------------------- terms
@@ -55,6 +56,15 @@ class Term:
 
     def __truediv__(self, other: Any) -> Term:
         return quotient(self, term(other))
+
+    def __rtruediv__(self, other: Any) -> Term:
+        return quotient(term(other), self)
+
+    def __ge__(self, other: Any) -> bool:
+        return self.value >= term(other).value
+
+    def __round__(self) -> Term:
+        return call("round", self)
 
 
 @dataclass(frozen=True)
@@ -237,6 +247,21 @@ def quotient(above: Term, below: Term) -> Term:
 def call(name: str, *inputs: Any) -> Term:
     """Apply a function of FUNCTIONS to terms or numbers."""
     return CallTerm(name, tuple(term(each) for each in inputs))
+
+
+@take_smaller.register
+def _(a: Term, b: Any) -> Term:
+    return call("min", a, b)
+
+
+@take_larger.register
+def _(a: Term, b: Any) -> Term:
+    return call("max", a, b)
+
+
+@compute_chance.register
+def _(k: Term, count: Any, tries: Any) -> Term:
+    return term(1) - call("pow", term(1) - k / count, tries)
 
 
 def symbol(name: str, value: Any) -> Number:

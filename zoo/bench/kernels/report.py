@@ -14,7 +14,7 @@ from zoo.bench.kernels.checking import KINDS, list_failures, name_state
 from zoo.bench.kernels.parts import ReportRow
 from zoo.disk import write_text
 from zoo.errors import ConfigError
-from zoo.report import columns, share, si, wrapped
+from zoo.report import align_columns, format_share, format_si, wrap_text
 
 KEPT = ("docs", "gpu")
 """The folder of published results. Only complete runs on a GPU may be written there."""
@@ -94,11 +94,11 @@ def _head(report: Mapping[str, Any]) -> list[str]:
             *(f"{name} {version}" for name, version in versions.items() if version),
         ]
     )
-    lines = [wrapped(f"{report['date'][:10]}, {report['seconds']:.0f} s: {title}", 0, 2, WIDTH)]
+    lines = [wrap_text(f"{report['date'][:10]}, {report['seconds']:.0f} s: {title}", 0, 2, WIDTH)]
     if report["quick"]:
         lines += [_disclaimer(machine["device"])]
-    rates = ", ".join(f"{si(rate, 'FLOP/s')} in {dtype}" for dtype, rate in limits["flops"].items())
-    return [*lines, f"measured: products {rates}; copy {si(limits['copy'], 'B/s')}"]
+    rates = ", ".join(f"{format_si(rate, 'FLOP/s')} in {dtype}" for dtype, rate in limits["flops"].items())
+    return [*lines, f"measured: products {rates}; copy {format_si(limits['copy'], 'B/s')}"]
 
 
 def _errors(report: Mapping[str, Any]) -> list[str]:
@@ -113,7 +113,7 @@ def _errors(report: Mapping[str, Any]) -> list[str]:
         reasons = {row.get("refused", "") for row in found}
         told = (_worst(found, way) for way in WAYS) if len(reasons) > 1 or "" in reasons else (*reasons, "")
         rows += [(kernel, *(f"{count or '-'}" for count in counts), *told)]
-    return columns(rows, right=range(1, 1 + len(states))).splitlines()
+    return align_columns(rows, right=range(1, 1 + len(states))).splitlines()
 
 
 WAYS = ("forward", "backward")
@@ -139,7 +139,7 @@ def _speed(report: Mapping[str, Any]) -> list[str]:
     for kernel in dict.fromkeys(row["kernel"] for row in rates):
         cells = {row["length"]: row for row in rates if row["kernel"] == kernel and row["head_dim"] == width}
         rows += [(f"{kernel}", *(_rates(cells.get(length, {})) for length in lengths))]
-    return [*columns(rows, right=range(1, 1 + len(lengths))).splitlines(), *_window(report["window"])]
+    return [*align_columns(rows, right=range(1, 1 + len(lengths))).splitlines(), *_window(report["window"])]
 
 
 def _rates(row: ReportRow) -> str:
@@ -165,17 +165,18 @@ def _models(report: Mapping[str, Any]) -> list[str]:
     for row in report["training"]:
         if "mfu" in row:
             mfu = [
-                f"{', '.join(f'{share(each, 1)} {name}' for name, each in found.items())} of {peak}"
+                f"{', '.join(f'{format_share(each, 1)} {name}' for name, each in found.items())} of {peak}"
                 for peak, found in row["mfu"].items()
             ]
             size = f"{row['rows']} × {row['length']:,} tokens, {row['kernel']}"
             lines += [f"train {row['model']}, {size}: {row['tokens_per_second']:,.0f} tok/s; MFU {'; '.join(mfu)}"]
     for row in report["decoding"]:
         if "tokens_per_second" in row:
-            goal = "" if row["goal"] is None else f" (goal {share(row['goal'], 1)})"
-            read = f"{si(row['bytes_per_token'], 'B')} a token, {share(row['share_of_copy'], 1)} of copy{goal}"
+            goal = "" if row["goal"] is None else f" (goal {format_share(row['goal'], 1)})"
+            share = format_share(row["share_of_copy"], 1)
+            read = f"{format_si(row['bytes_per_token'], 'B')} a token, {share} of copy{goal}"
             lines += [f"decode {row['model']}, {row['kernel']}: {row['tokens_per_second']:,.1f} tok/s; {read}"]
-    return [wrapped(line, 0, 2, WIDTH) for line in lines]
+    return [wrap_text(line, 0, 2, WIDTH) for line in lines]
 
 
 def _pieces(report: Mapping[str, Any]) -> list[str]:
@@ -188,13 +189,13 @@ def _pieces(report: Mapping[str, Any]) -> list[str]:
     for name in names:
         told = [f"{row['way']} {_micro(row)}" for row in found if row["piece"] == name]
         lines += [(f"  {name}", ", ".join(told))]
-    return ["µs, forward / forward and backward (share of copy)", *columns(lines).splitlines()]
+    return ["µs, forward / forward and backward (share of copy)", *align_columns(lines).splitlines()]
 
 
 def _micro(row: ReportRow) -> str:
     times = " / ".join(f"{row[way]['seconds'] * 1e6:,.0f}" for way in ("forward", "both") if way in row)
     part = row["both"].get("share_of_copy")
-    return times if part is None else f"{times} ({share(part, 1)})"
+    return times if part is None else f"{times} ({format_share(part, 1)})"
 
 
 def _left_out(report: Mapping[str, Any]) -> Iterator[str]:
@@ -203,7 +204,7 @@ def _left_out(report: Mapping[str, Any]) -> Iterator[str]:
     for reason in dict.fromkeys(row["left_out"] for _, row in rows):
         names = [f"{kind} {row['name']}" for kind, row in rows if row["left_out"] == reason]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        yield wrapped(f"left out: {names[0]}{more}: {reason}", 0, 2, WIDTH)
+        yield wrap_text(f"left out: {names[0]}{more}: {reason}", 0, 2, WIDTH)
 
 
 def _failures(report: Mapping[str, Any]) -> list[str]:
@@ -211,4 +212,4 @@ def _failures(report: Mapping[str, Any]) -> list[str]:
     if not found:
         return ["no failures"]
     more = [f"and {len(found) - MOST} more"] if len(found) > MOST else []
-    return [f"{len(found)} failures", *(wrapped(line, 2, 6, WIDTH) for line in found[:MOST]), *more]
+    return [f"{len(found)} failures", *(wrap_text(line, 2, 6, WIDTH) for line in found[:MOST]), *more]

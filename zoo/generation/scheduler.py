@@ -1,0 +1,201 @@
+"""Which sequences run, and how many tokens of each come into the next step. Plain numbers; no tensors."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from zoo.generation.cache import CachedRow
+from zoo.generation.prefix import Prefixes
+from zoo.generation.request import Reason, Request
+from zoo.generation.store import Store
+
+
+@dataclass(eq=False)
+class Continuation:
+    """One of a request's samples: its tokens so far, and its row in the store while it runs.
+
+    `ids` are what the decoder has read or will read next, `prompt` how many of them were given. `source` are an
+    encoder-decoder's prompt tokens. `draws` is the state of its sampling.
+    """
+
+    request: int
+    sample: int
+    asked: Request
+    ids: list[int]
+    prompt: int
+    draws: Any
+    source: tuple[int, ...] | None = None
+    row: CachedRow | None = None
+    names: list[bytes] = field(default_factory=list)
+    finished: Reason | None = None
+    preempted: int = 0
+
+    @property
+    def total(self) -> int:
+        """The most tokens that it may come to have."""
+        return self.prompt + self.asked.max_new_tokens
+
+    @property
+    def left(self) -> int:
+        """Tokens that are known and not computed yet."""
+        return len(self.ids) - (self.row.length if self.row else 0)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens of one sequence that come into a step: the next `count` that are not computed. `whole` takes all of them
+    without the cache, where a model's positions make earlier keys useless (dynamic NTK)."""
+
+    sequence: Continuation
+    count: int
+    whole: bool = False
+
+    @property
+    def tokens(self) -> list[int]:
+        """Their ids."""
+        row = self.sequence.row
+        assert row is not None
+        start = 0 if self.whole else row.length
+        return self.sequence.ids[start : start + self.count]
+
+
+class Scheduler:
+    """First come, first served: waiting sequences start as soon as there is room, and run until they end.
+
+    A step computes one token of each sequence that is past its prompt, and within `budget` tokens in all, chunks of
+    prompts. With `overcommit` above 1 a sequence starts with room for its tokens divided by that; if pages run out,
+    the one that started last gives up its row and waits again.
+    """
+
+    def __init__(self, store: Store, prefixes: Prefixes | None, *, budget: int, rows: int, overcommit: float) -> None:
+        self.store, self.prefixes = store, prefixes
+        self.budget, self.rows, self.overcommit = budget, rows, overcommit
+        self.limit = store.tower.cacheable_until or 1 << 60
+        self.waiting: deque[Continuation] = deque()
+        self.running: list[Continuation] = []
+        self.preemptions = 0
+
+    def plan(self) -> list[Chunk]:
+        """Admit what fits, and say what the next step computes."""
+        self._admit()
+        self._make_room()
+        chunks, left = [], self.budget
+        for each in self.running:
+            if len(each.ids) > self.limit:
+                chunks.append(Chunk(each, len(each.ids), whole=True))
+            elif each.left == 1:
+                chunks.append(Chunk(each, 1))
+                left -= 1
+        for each in self.running:
+            if each.left > 1 and len(each.ids) <= self.limit and left > 0:
+                count = self._chunk(each, min(each.left, left))
+                chunks.append(Chunk(each, count))
+                left -= count
+        return chunks
+
+    def _chunk(self, sequence: Continuation, most: int) -> int:
+        if sequence.source is None and getattr(self.store.tower, "prefix_lm", False):
+            return sequence.left  # a prefix that sees itself comes whole
+        if self.prefixes is None:
+            return most
+        assert sequence.row is not None
+        length = sequence.row.length
+        return self.prefixes.next_stop(sequence.row, length + most, self._last_page(sequence)) - length
+
+    def _last_page(self, sequence: Continuation) -> int:
+        return (sequence.prompt - 1) // self.store.page * self.store.page
+
+    # ---------------------------------------------------------------- starting
+
+    def _admit(self) -> None:
+        while self.waiting and len(self.running) < self.rows:
+            sequence = self.waiting[0]
+            row = self._start(sequence)
+            if row is None:
+                return
+            sequence.row = row
+            self.running.append(self.waiting.popleft())
+
+    def _start(self, sequence: Continuation) -> CachedRow | None:
+        """A row with room for the sequence, or None where there is none yet."""
+        while not self.store.free_slots:
+            if self.prefixes is None or not self.prefixes.evict():
+                return None
+        row = CachedRow(self.store)
+        if self.prefixes is not None:
+            self.prefixes.name(sequence.names, sequence.ids)
+            self.prefixes.restore(row, sequence.names, len(sequence.ids) - 1)
+        if self._reserve(row, sequence):
+            return row
+        row.release()
+        return None
+
+    def _reserve(self, row: CachedRow, sequence: Continuation) -> bool:
+        """Own what the sequence needs to start: all of it, unless more is promised than there is."""
+        tokens = max(len(sequence.ids) + 1, int(sequence.total / self.overcommit))
+        tokens = min(tokens, sequence.total, self.limit)
+        for number, group in enumerate(self.store.groups):
+            wanted = len(sequence.source or ()) if group.cross else tokens
+            room = group.pages(wanted, page=self.store.page)
+            if not row.own(number, room):
+                return False
+        return True
+
+    # ---------------------------------------------------------------- running out
+
+    def _make_room(self) -> None:
+        """Make sure that every running sequence can store what the next step may compute of it."""
+        for sequence in list(self.running):
+            while sequence.row is not None and not self._grow(sequence):
+                self.preempt(self.running[-1])
+
+    def _grow(self, sequence: Continuation) -> bool:
+        row = sequence.row
+        assert row is not None
+        for number, group in enumerate(self.store.groups):
+            if group.cross:
+                continue
+            reach = group.pages(1 << 60, page=self.store.page) if group.window or group.chunk else None
+            needed = -(-min(len(sequence.ids), self.limit) // self.store.page) - row.dropped[number]
+            needed = needed if reach is None else min(needed, reach)
+            if not row.own(number, needed):
+                return False
+        return True
+
+    def preempt(self, sequence: Continuation) -> None:
+        """Take a running sequence's row away; it starts over, with the tokens it has, before all others that wait."""
+        self.leave(sequence)
+        sequence.preempted += 1
+        self.preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def leave(self, sequence: Continuation) -> None:
+        """End a running sequence's row."""
+        self.running.remove(sequence)
+        assert sequence.row is not None
+        sequence.row.release()
+        sequence.row = None
+
+    def remove(self, sequences: Iterable[Continuation]) -> None:
+        """Drop sequences wherever they are."""
+        for each in sequences:
+            if each in self.running:
+                self.leave(each)
+            elif each in self.waiting:
+                self.waiting.remove(each)
+
+    # ---------------------------------------------------------------- afterwards
+
+    def done(self, chunks: Sequence[Chunk], before: Sequence[int]) -> None:
+        """Keep what a step computed for reuse; `before` are the lengths that rows had."""
+        if self.prefixes is None:
+            return
+        for chunk, length in zip(chunks, before, strict=True):
+            each = chunk.sequence
+            if each.row is None:
+                continue
+            self.prefixes.name(each.names, each.ids)
+            self.prefixes.keep(each.row, each.names, length, self._last_page(each))
