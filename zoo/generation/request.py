@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from zoo.generation.sample import Sampling
+from zoo.generation.sampling import Sampling
 
 Reason = Literal["stop", "length", "aborted"]
 

@@ -5,77 +5,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import AfterValidator, ConfigDict, ValidationError
-from pydantic.dataclasses import dataclass
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from zoo.errors import ConfigError
+from zoo.generation.draws import make_generator
+from zoo.generation.sampling import Sampling
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-COLDEST = 1e-3  # below it the choice is greedy in all but name
 HEAD = 512  # tokens that hold top_p of most distributions a trained model gives
-
-
-def _must(accepts: Callable[[Any], bool], wanted: str) -> AfterValidator:
-    def check(value: Any) -> Any:
-        if value is not None and not accepts(value):
-            raise ValueError(f"is {value!r}, not {wanted}")
-        return value
-
-    return AfterValidator(check)
-
-
-_Temperature = Annotated[
-    float, _must(lambda t: t == 0 or COLDEST <= t < math.inf, f"0 (greedy) or a finite number from {COLDEST}")
-]
-_Count = Annotated[int | None, _must(lambda k: k >= 1, "at least 1 (leave it out to keep every token)")]
-_Mass = Annotated[float | None, _must(lambda p: 0 < p <= 1, "above 0 and at most 1 (1 keeps every token)")]
-_Share = Annotated[float | None, _must(lambda p: 0 <= p <= 1, "from 0 to 1 (0 keeps every token)")]
-_Penalty = Annotated[float, _must(lambda r: 0 < r < math.inf, "a finite number above 0 (1 changes nothing)")]
-_Seed = Annotated[int | None, _must(lambda s: 0 <= s < 2**63, "from 0 to 2**63 - 1")]
-
-
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Sampling:
-    """Sampling parameters. Applied in this order, which is transformers':
-
-    - `repetition_penalty` (Keskar et al., 2019) divides the logit of a token already there; if negative, multiplies it;
-    - `temperature` divides the logits; 0 takes the likeliest token and leaves the rest of this list out;
-    - `top_k` (Fan et al., 2018) keeps the k likeliest, and all that tie with the last of them;
-    - `top_p` (Holtzman et al., 2020) keeps the fewest likeliest tokens that hold at least this much probability;
-    - `min_p` (Nguyen et al., 2024) keeps the tokens at least this likely relative to the likeliest.
-
-    With a `seed` a row draws what it would draw alone (see `draw_points`). Without one, the seed comes from torch's own
-    generator.
-    """
-
-    temperature: _Temperature = 0.0
-    top_k: _Count = None
-    top_p: _Mass = None
-    min_p: _Share = None
-    repetition_penalty: _Penalty = 1.0
-    seed: _Seed = None
-
-    @classmethod
-    def checked(cls, **options: Any) -> Sampling:
-        """Sampling parameters that a user gave. Raises ConfigError with one line for each that will not do."""
-        try:
-            return cls(**options)
-        except ValidationError as error:
-            raise ConfigError(*(_fault(item) for item in error.errors(include_url=False))) from None
-
-
-def _fault(item: Any) -> str:
-    name = str(item["loc"][0])
-    if item["type"] == "value_error":
-        return f"{name}: {item['ctx']['error']}"
-    return f"{name}: {item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}"
 
 
 def sample(logits: Tensor, sampling: Sampling, points: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
@@ -83,7 +24,11 @@ def sample(logits: Tensor, sampling: Sampling, points: Tensor | None = None, see
 
     `points` [B] are the uniform numbers that decide a draw (`draw_points`); greedy choice needs none. `seen` [B, T] are
     the tokens that a repetition penalty counts.
+
+    Raises ConfigError for options that need more than the logits: `sampler.Sampler` has them.
     """
+    if lacking := [*sampling.edits, *(["typical_p"] if sampling.typical_p not in (None, 1) else [])]:
+        raise ConfigError(*(f"{name}: generation in lockstep does not have it (leave it out)" for name in lacking))
     if sampling.temperature == 0:
         chosen = _penalise(logits, sampling, seen).argmax(-1)
     else:
@@ -131,9 +76,8 @@ def draw_points(sampling: Sampling, prompts: Sequence[Sequence[int]], steps: int
     copies: Counter[tuple[int, ...]] = Counter()
     rows = []
     for prompt in map(tuple, prompts):
-        key = f"{seed} {copies[prompt]} {prompt}".encode()
+        generator = make_generator(seed, prompt, copies[prompt])
         copies[prompt] += 1
-        generator = torch.Generator().manual_seed(int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 1)
         rows.append(torch.rand(steps, dtype=torch.float64, generator=generator))
     return torch.stack(rows, 1)
 
