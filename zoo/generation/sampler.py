@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zoo.errors import ConfigError
 from zoo.generation.draws import DrawState
 from zoo.generation.guide import find_banned
 from zoo.generation.request import Logprob
-from zoo.generation.truncate import Cuts, draw, find_likeliest, find_shares
+from zoo.generation.sampling import Sampling
+from zoo.generation.truncate import Cuts, draw, find_head, find_likeliest, find_shares
 from zoo.lazy import F, torch
 
 if TYPE_CHECKING:
@@ -34,25 +37,35 @@ class Sampler:
         """
         layout = self._lay_out(logits, states)
         scores = layout.edit(logits)
-        if not layout.drawn:
-            return _take_likeliest(scores).tolist()
-        points = torch.tensor([states[row].point() for row in layout.drawn], dtype=torch.float64, device=logits.device)
-        rows = layout.rows
-        if rows is None:
-            return draw(scores, layout.cuts, points[:, None]).tolist()
-        drawn = draw(scores[rows], layout.cuts, points[:, None])
-        return _take_likeliest(scores).index_copy(0, rows, drawn).tolist()
+        tokens = None
+        for group in layout.groups:
+            some = scores if group.index is None else scores[group.index]
+            chosen = _take_likeliest(some) if group.cuts is None else self._draw(some, group, states)
+            if group.index is None:
+                return chosen.tolist()
+            tokens = torch.empty_like(scores[:, 0], dtype=torch.int64) if tokens is None else tokens
+            tokens[group.index] = chosen
+        return [] if tokens is None else tokens.tolist()
+
+    def _draw(self, scores: Tensor, group: Group, states: Sequence[DrawState]) -> Tensor:
+        assert group.cuts is not None
+        points = torch.tensor([[states[row].point()] for row in group.rows], dtype=torch.float64, device=scores.device)
+        return draw(scores, group.cuts, points, group.head)
 
     def find_shares(self, logits: Tensor, states: Sequence[DrawState]) -> Tensor:
         """The probabilities [B, V] of the next tokens, all options applied; NaN for a row without a token."""
         layout = self._lay_out(logits, states)
-        scores, rows = layout.edit(logits), layout.rows
-        if rows is None:
-            return find_shares(scores, layout.cuts)
-        best, tokens = find_likeliest(scores)
-        shares = torch.zeros_like(scores, dtype=torch.float64).scatter_(1, tokens[:, None], 1.0)
-        shares.masked_fill_((best > -math.inf).logical_not()[:, None], math.nan)
-        return shares.index_copy(0, rows, find_shares(scores[rows], layout.cuts)) if layout.drawn else shares
+        scores = layout.edit(logits)
+        shares = torch.empty_like(scores, dtype=torch.float64)
+        for group in layout.groups:
+            rows = slice(None) if group.index is None else group.index
+            if group.cuts is None:
+                best, tokens = find_likeliest(scores[rows])
+                alone = torch.zeros_like(shares[rows]).scatter_(1, tokens[:, None], 1.0)
+                shares[rows] = alone.masked_fill_((best > -math.inf).logical_not()[:, None], math.nan)
+            else:
+                shares[rows] = find_shares(scores[rows], group.cuts, group.head)
+        return shares
 
     def _lay_out(self, logits: Tensor, states: Sequence[DrawState]) -> Layout:
         """The batch's layout: the one before, if the rows and the logits' width are the same."""
@@ -62,6 +75,29 @@ class Sampler:
         return layout
 
 
+@dataclass(frozen=True)
+class Group:
+    """Rows of a batch that are chosen for in the same way: greedy without `cuts`, else drawn by their `head`."""
+
+    rows: list[int]
+    index: Tensor | None  # None for all of the batch
+    cuts: Cuts | None
+    head: int | None
+
+
+def _group(options: Sequence[Sampling], vocab: int, device: torch.device) -> list[Group]:
+    """Group rows by what each needs by itself, so that a row is computed in one way whatever else is in the batch."""
+    alike: dict[tuple[bool, int | None], list[int]] = defaultdict(list)
+    for row, each in enumerate(options):
+        alike[(False, None) if each.temperature == 0 else (True, find_head(each, vocab))].append(row)
+    groups = []
+    for (drawn, head), rows in alike.items():
+        cuts = Cuts.of([options[row] for row in rows], vocab, device) if drawn else None
+        index = None if len(rows) == len(options) else torch.tensor(rows, device=device)
+        groups.append(Group(rows, index, cuts, head))
+    return groups
+
+
 class Layout:
     """The options of a batch's rows, as tensors where they are tensors."""
 
@@ -69,9 +105,7 @@ class Layout:
         self.key = vocab, device
         self.states = list(states)
         options = [state.sampling for state in states]
-        self.drawn = [row for row, each in enumerate(options) if each.temperature > 0]
-        self.rows = torch.tensor(self.drawn, device=device) if len(self.drawn) < len(states) else None
-        self.cuts = Cuts.of([options[row] for row in self.drawn], vocab, device.type)
+        self.groups = _group(options, vocab, device)
         self.barring = [row for row, each in enumerate(options) if each.bad_words or each.min_tokens]
         self.processed = [row for row, each in enumerate(options) if each.process is not None]
         self.guided = [row for row, state in enumerate(states) if state.matcher is not None]
