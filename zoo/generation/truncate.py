@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TILE, BLOCK = 32, 128  # logits whose largest is found, and whose probabilities are summed, at a time
+CHUNK = 2**18  # logits that are sorted at a time: what is computed of them stays in the cache
 HEADS = (64, 128)  # likeliest tokens that are looked at before a whole row is sorted
 
 
@@ -54,7 +55,7 @@ class Cuts:
             temperature=torch.tensor([[each.temperature] for each in options], device=device),
             top_k=column(ks, vocab, torch.int64),
             top_p=column([p if (p := each.top_p) and p < 1 else math.inf for each in options], math.inf, torch.float64),
-            min_p=column([each.min_p or 0.0 for each in options], 0, torch.float64),
+            min_p=column([each.min_p or 0.0 for each in options], 0, torch.float32),
             typical_p=column(typical, math.inf, torch.float64),
             bounded=torch.tensor([[k < vocab] for k in ks], device=device),
         )
@@ -135,7 +136,7 @@ def _weigh(scores: Tensor, best: Tensor, cuts: Cuts, head: int | None) -> Tensor
     kept = _count_kept(ordered, ordered.exp(), whole, cuts)
     last = ordered.gather(1, kept - 1)
     stays = falls >= last
-    surplus = stays.sum(-1, keepdim=True) - kept
+    surplus = stays.sum(-1, keepdim=True, dtype=torch.int32) - kept
     if not scores.is_cpu or bool((surplus > 0).any()):
         ties = falls == last
         stays &= ~ties | (ties.cumsum(-1) <= ties.sum(-1, keepdim=True) - surplus)
@@ -158,8 +159,7 @@ def _draw_from_head(scores: Tensor, tiles: Tensor, best: Tensor, cuts: Cuts, poi
     weights = weights if cuts.typical_p is None else weights * _find_typical(weights, cuts.typical_p)
     ids, order = ids.sort()
     tokens = ids.gather(1, _invert(weights.gather(1, order), points)[:, None])[:, 0]
-    if not bool(enough.all()):
-        rows = (~enough).nonzero()[:, 0]
+    for rows in (~enough).nonzero()[:, 0].split(max(1, CHUNK // scores.shape[1])):
         tokens[rows] = _invert(_weigh(scores[rows], best[rows], cuts.take(rows), 0), points[rows])
     return tokens
 
@@ -186,8 +186,10 @@ def _count_kept(falls: Tensor, weights: Tensor, whole: Tensor | None, cuts: Cuts
     if cuts.top_k is not None:
         kept = (falls >= falls.gather(1, (cuts.top_k - 1).clamp(max=width - 1))).sum(-1, keepdim=True)
     if cuts.top_p is not None:
-        total = (weights * (torch.arange(width, device=weights.device) < kept)).sum(-1, keepdim=True).double()
-        total = total if whole is None else torch.where(cuts.bounded, total, whole)
+        total = whole
+        if cuts.top_k is not None or whole is None:
+            held = (weights * (torch.arange(width, device=weights.device) < kept)).sum(-1, keepdim=True).double()
+            total = held if whole is None else torch.where(cuts.bounded, held, whole)
         likelier = _search(weights, cuts.top_p * total, right=False)  # tokens that do not hold p by themselves
         kept = torch.minimum(kept, likelier + 1)
     if cuts.min_p is not None:
