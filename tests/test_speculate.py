@@ -81,7 +81,8 @@ def test_guessed_drafts_give_the_very_tokens_of_a_run_without_them(options, draw
         right = alone[len(state.generated) :][: rng.randint(0, 4)]
         draft = [*right, rng.randrange(VOCAB), rng.randrange(VOCAB)]
         tokens = verify(model, draft, state)
-        assert len(tokens) > len(right) or len(state.generated) + len(tokens) >= 60  # what is right is accepted
+        ended = 0 in tokens or len(state.generated) + len(tokens) >= 60
+        assert len(tokens) > len(right) or ended  # what is right is accepted
         lengths[len(tokens)] += 1
         state.advance(*tokens)
     assert state.generated[:60] == alone
@@ -212,6 +213,16 @@ def test_rows_of_a_batch_are_verified_as_alone():
     together = accept(Sampler(), drafts, torch.stack(logits), states, shares)
     for row, state in enumerate(states):
         assert together[row] == verify(model, drafts[row], state, shares[row])
+
+
+@pytest.mark.parametrize("drawn", [{}, {"temperature": 1.0, "seed": 0}], ids=str)
+def test_nothing_follows_a_stop_id(drawn):
+    logits = torch.zeros(4, 5)
+    logits[range(4), [1, 2, 3, 4]] = 50.0
+    for stop_ids, expected in (([2], [1, 2]), ([], [1, 2, 3, 4]), ([4], [1, 2, 3, 4])):
+        state = DrawState(Sampling(**drawn), [0], stop_ids=stop_ids)
+        for shares in (None, torch.full((3, 5), 0.2)):
+            assert accept(Sampler(), [[1, 2, 3]], logits, [state], [shares]) == [expected]
 
 
 def test_a_row_without_a_number_to_choose_by_ends_in_none():

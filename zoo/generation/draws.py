@@ -124,7 +124,8 @@ class DrawState:
     def ahead(self, draft: Sequence[int]) -> list[DrawState]:
         """The states before and after each token of a draft, for verifying it in one go. This state stays as it is.
 
-        They end where the grammar forbids a draft token: no choice can agree with the draft there.
+        They end where the grammar forbids a draft token, as no choice can agree with the draft there, or where the
+        draft ends the text.
         """
         masks = None if self.matcher is None else self.matcher.ahead(draft)
         states: list[DrawState] = [self]

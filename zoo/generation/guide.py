@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 Kind = Literal["json_schema", "regex", "grammar"]
 
-LONGEST = 256 * 1024  # characters of a grammar
+LONGEST: dict[Kind, int] = {"json_schema": 65536, "regex": 8192, "grammar": 65536}
+"""Characters of a grammar: longer ones take seconds to compile, whatever the limits below."""
+
+WHITESPACE = r"( |\n[ \t]{0,40})?"
+"""What may stand between the tokens of JSON: a space, or a new line and its indentation. In unbounded whitespace a
+model that does not know what to write would stay for ever."""
+
 FUEL = {"initial_lexer_fuel": 1_000_000, "max_grammar_size": 100_000, "max_lexer_states": 50_000}
 """What compiling may cost: about 20 ms of lexer, and 100 MB of its states. Each step has llguidance's own limits."""
 
@@ -48,20 +54,23 @@ class GuideCompiler:
         where = where or kind
         matcher = _require_llguidance().LLMatcher
         text = source if isinstance(source, str) else _dump(source, where)
-        if len(text) > LONGEST:
-            raise ConfigError(f"{where}: {len(text)} characters (at most {LONGEST} would do)")
+        if len(text) > LONGEST[kind]:
+            raise ConfigError(f"{where}: {len(text)} characters (at most {LONGEST[kind]} would do)")
         try:
             if kind == "json_schema":
-                grammar = matcher.grammar_from_json_schema(text)
+                grammar = matcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": WHITESPACE})
             else:
                 grammar = matcher.grammar_from_regex(text) if kind == "regex" else matcher.grammar_from_lark(text)
             start = matcher(self._tokens, grammar, log_level=0, limits=self._limits)
         except ValueError as error:
             raise ConfigError(f"{where}: cannot be compiled, found {short(error)}") from error
-        if start.is_error():
-            found = " ".join(start.get_error().split())[:200]
+        guide = Guide(start, self.vocab_size)
+        first = guide.start()
+        some = bool(_compute_words([first]).any())  # some faults show when the first token is looked for
+        if first.fault or not some:
+            found = first.fault or "nothing that it allows"
             raise ConfigError(f"{where}: cannot be compiled, found {found}")
-        return Guide(start, self.vocab_size)
+        return guide
 
 
 class Guide:
@@ -99,16 +108,14 @@ class Matcher:
             self.state.consume_token(token)
 
     def ahead(self, draft: Sequence[int]) -> list[Matcher | Allowed]:
-        """Matchers that can only be masked by, here and after each token of a draft, up to the first that the grammar
-        does not allow."""
-        draft = list(draft)
-        valid = 0 if self.state.is_stopped() else self.state.validate_tokens(draft)
+        """What masks here and after each token of a draft, up to the first that the grammar does not allow, or to the
+        end of the text. This matcher stays where it is."""
+        probe = Matcher(self.state.deep_copy(), self.vocab_size)  # a rollback does not count the end of a text
         after: list[Matcher | Allowed] = [self]
-        for token in draft[:valid]:
-            self.state.consume_token(token)
-            after.append(Allowed(_compute_words([self])[0]))
-        if valid and not self.state.rollback(valid):
-            raise AssertionError(f"the grammar's state cannot be taken back: {self.fault}")
+        for token in draft:
+            if probe.state.is_stopped() or not probe.state.try_consume_tokens([token]):
+                break
+            after.append(Allowed(_compute_words([probe])[0]))
         return after
 
 

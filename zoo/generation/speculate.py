@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from zoo.generation.draws import DrawState
@@ -36,7 +36,8 @@ def accept(
 
     `logits` [sum of K + 1, V] are the target's, after each row's last token and after each token of its draft, row
     after row. `shares` [K, V] are the probabilities that a draft model drew with (`draw_draft`); None for a row whose
-    draft is one guess at each place (n-grams). States are read, not advanced; a −1 ends a row that has no token.
+    draft is one guess at each place (n-grams). States are read, not advanced. A stop id ends a row's tokens, and a −1
+    those of a row that has none.
 
     - Greedy, and of a guess: the row chooses its token at every place as it would without a draft, by the same random
       number, and the draft holds as far as it agrees. That accepts a guess x with probability p(x), as the rule of
@@ -62,7 +63,12 @@ def accept(
     for row in weighed:
         target = sampler.find_shares(logits[starts[row] : starts[row] + len(ahead[row])], ahead[row])
         results[row] = _reject(drafts[row], target, proposals[row], ahead[row])
-    return results
+    return [_end(tokens, state.stop_ids) for tokens, state in zip(results, states, strict=True)]
+
+
+def _end(tokens: list[int], stop_ids: Collection[int]) -> list[int]:
+    """The tokens up to and with the first that stops the text."""
+    return next((tokens[: place + 1] for place, token in enumerate(tokens) if token in stop_ids), tokens)
 
 
 def _agree(draft: Sequence[int], chosen: list[int]) -> list[int]:
@@ -84,6 +90,8 @@ def _reject(draft: Sequence[int], target: Tensor, proposal: Tensor | None, ahead
         p, q = float(target[place, token]), float(proposal[place, token])
         if not state.point("accept") * q < p:  # NaN too: the row has no token
             return [*draft[:place], _replace(target[place], proposal[place], state)]
+    if len(ahead) <= len(draft):  # the grammar was complete, and the draft ended the text
+        return list(draft[: len(ahead)])
     return [*draft, _draw_one(target[len(draft)], ahead[len(draft)])]
 
 

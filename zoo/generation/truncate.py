@@ -186,8 +186,9 @@ def _count_kept(falls: Tensor, weights: Tensor, whole: Tensor | None, cuts: Cuts
     if cuts.top_k is not None:
         kept = (falls >= falls.gather(1, (cuts.top_k - 1).clamp(max=width - 1))).sum(-1, keepdim=True)
     if cuts.top_p is not None:
-        total = whole
-        if cuts.top_k is not None or whole is None:
+        if whole is not None and cuts.top_k is None:
+            total = whole
+        else:
             held = (weights * (torch.arange(width, device=weights.device) < kept)).sum(-1, keepdim=True).double()
             total = held if whole is None else torch.where(cuts.bounded, held, whole)
         likelier = _search(weights, cuts.top_p * total, right=False)  # tokens that do not hold p by themselves
