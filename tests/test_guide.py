@@ -7,13 +7,15 @@ import subprocess
 import sys
 
 import pytest
+import tokenizers as tokenizers_of
 import torch
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 pytest.importorskip("llguidance")
 
 import jsonschema
 
-from zoo.data.tokenizer import make_byte_tokenizer, train_bpe
+from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer, train_bpe
 from zoo.errors import ConfigError
 from zoo.generation.draws import DrawState
 from zoo.generation.guide import GuideCompiler, find_banned
@@ -73,7 +75,31 @@ SCHEMAS = [
 @pytest.fixture(scope="module")
 def tokenizers():
     texts = [f'Line {n} says {{"key": [{n}, true, null], "naïve": "漢字 {n}"}}\n' for n in range(200)]
-    return {"bytes": make_byte_tokenizer(), "bpe": train_bpe(texts, 500)}
+    return {"bytes": make_byte_tokenizer(), "bpe": train_bpe(texts, 500), "pieces": train_pieces(texts)}
+
+
+def train_pieces(texts):
+    """A tokenizer as Llama's is: pieces with a space before them, and a token for each byte."""
+    trained = tokenizers_of.Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trained.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>", "</s>"]))
+    model = json.loads(trained.to_str())["model"]
+    vocab = model["vocab"] | {f"<0x{byte:02X}>": len(model["vocab"]) + byte for byte in range(256)}
+    merges = [tuple(merge) for merge in model["merges"]]
+    backend = tokenizers_of.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    backend.add_special_tokens(["<unk>", "</s>"])
+    return Tokenizer(backend, "</s>")
+
+
+def test_a_tokenizer_whose_bytes_are_not_known_is_refused_in_one_line():
+    backend = tokenizers_of.Tokenizer(models.WordPiece({"[UNK]": 0, "[SEP]": 1, "a": 2, "##b": 3}, unk_token="[UNK]"))
+    backend.decoder = decoders.WordPiece()
+    with pytest.raises(ConfigError, match=r"^guide: this tokenizer cannot be constrained, found .*WordPiece") as caught:
+        GuideCompiler(Tokenizer(backend, "[SEP]"))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def write(guide, tokenizer, seed, *, temperature=1.0, most=400, bias=None):
@@ -93,7 +119,7 @@ def write(guide, tokenizer, seed, *, temperature=1.0, most=400, bias=None):
     return tokenizer.decode(state.generated, special=True), False
 
 
-@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "pieces"])
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema)[:40])
 def test_what_random_weights_finish_validates(schema, kind, tokenizers):
     tokenizer = tokenizers[kind]
@@ -108,7 +134,7 @@ def test_what_random_weights_finish_validates(schema, kind, tokenizers):
     assert finished >= 2
 
 
-@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "pieces"])
 def test_text_follows_a_regular_expression_and_a_grammar(kind, tokenizers):
     compiler = GuideCompiler(tokenizers[kind])
     sums = 'start: sum\nsum: NUMBER ("+" NUMBER)*\nNUMBER: /[1-9][0-9]{0,3}/\n'
@@ -243,7 +269,7 @@ def test_a_grammar_that_cannot_be_followed_is_refused_in_one_line(kind, source, 
 def test_a_missing_package_is_one_line_with_the_way_to_get_it():
     code = (
         "import sys; sys.modules['llguidance'] = None\n"
-        "from zoo.data.tokenizer import make_byte_tokenizer\n"
+        "from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer\n"
         "from zoo.generation.guide import GuideCompiler\n"
         "from zoo.errors import ConfigError\n"
         "try: GuideCompiler(make_byte_tokenizer())\n"
