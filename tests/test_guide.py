@@ -242,7 +242,10 @@ for _ in range(2000):
 @pytest.mark.parametrize(
     ("kind", "source"),
     [
-        *((("regex", source)) for source in ("(", "(?=a)b", r"\bfoo", "[z-a]", "(" * 3000, "a*" * 5000)),
+        *(
+            (("regex", source))
+            for source in ("(", "(?=a)b", r"\bfoo", "[z-a]", "(" * 3000, "a*" * 5000, "(a{1000}){1000}")
+        ),
         *(
             (("grammar", source))
             for source in ("", "start: foo", 'start: "a', "start: a\na: b\nb: a", "{}", "(" * 9999)

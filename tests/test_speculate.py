@@ -174,6 +174,31 @@ def test_drawn_pairs_have_the_models_distribution(kind):
     check_law(kind, {"top_p": 0.9}, 600)
 
 
+def test_the_rule_of_rejection_gives_the_target_at_every_random_number(monkeypatch):
+    """Each random number runs through a grid: the tokens come as often as the target's probabilities say, exactly but
+    for the grid. A number that is asked for where another should be is not there."""
+    given, size = {}, 40
+    monkeypatch.setattr(DrawState, "point", lambda state, stream="": given[stream])
+    grid = [(step + 0.5) / size for step in range(size)]
+    coarse = [(step + 0.5) / 15 for step in range(15)]
+    logits, draft_logits = torch.tensor([[0.0, 1.0, 0.3, -1.0], [0.0] * 4]), torch.tensor([[1.0, 0.2, -2.0, 0.5]])
+    state = DrawState(Sampling(temperature=1.0, seed=0), [0])
+    drafts = Counter()
+    for given["draft"] in grid:
+        tokens, shares = draw_draft(Sampler(), draft_logits, [state])
+        drafts[tokens[0]] += 1
+    found = torch.zeros(4)
+    for draft, times in drafts.items():
+        assert times / size == pytest.approx(float(shares[0, draft]), abs=1 / size)
+        for accepted in grid:
+            for replaced in coarse:
+                given.clear()
+                given.update({"accept": accepted, "": replaced})
+                tokens = accept(Sampler(), [[draft]], logits, [state], [shares])[0]
+                found[tokens[0]] += float(shares[0, draft]) / size / len(coarse)
+    torch.testing.assert_close(found, logits[0].softmax(0), rtol=0, atol=0.03)
+
+
 def test_a_draft_models_run_is_fixed_by_its_seed():
     model, other = Markov(1), Markov(1)
     texts = []

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Collection, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,8 @@ Kind = Literal["json_schema", "regex", "grammar"]
 
 LONGEST: dict[Kind, int] = {"json_schema": 65536, "regex": 8192, "grammar": 65536}
 """Characters of a grammar: longer ones take seconds to compile, whatever the limits below."""
+
+TRIED = 16  # tokens of a text that a new grammar is tried with
 
 WHITESPACE = r"( |\n[ \t]{0,40})?"
 """What may stand between the tokens of JSON: a space, or a new line and its indentation. In unbounded whitespace a
@@ -65,11 +68,8 @@ class GuideCompiler:
         except ValueError as error:
             raise ConfigError(f"{where}: cannot be compiled, found {short(error)}") from error
         guide = Guide(start, self.vocab_size)
-        first = guide.start()
-        some = bool(_compute_words([first]).any())  # some faults show when the first token is looked for
-        if first.fault or not some:
-            found = first.fault or "nothing that it allows"
-            raise ConfigError(f"{where}: cannot be compiled, found {found}")
+        if fault := _try_out(guide.start()):
+            raise ConfigError(f"{where}: cannot be compiled, found {fault}")
         return guide
 
 
@@ -100,7 +100,9 @@ class Matcher:
     @property
     def fault(self) -> str | None:
         """Why the grammar cannot be followed any further: a limit was met, or a token came that it does not allow."""
-        return " ".join(self.state.get_error().split())[:200] if self.state.is_error() else None
+        if not self.state.is_error():
+            return None
+        return " ".join(self.state.get_error().removesuffix("<non-verbose/>").split())[:200]
 
     def consume(self, token: int) -> None:
         """Follow a token that was chosen. After one that the grammar does not allow, `fault` says so."""
@@ -164,6 +166,19 @@ def _compute_words(matchers: Sequence[Matcher | Allowed]) -> Any:
         elif each.state.is_error():
             words[row] = 0
     return words
+
+
+def _try_out(matcher: Matcher) -> str | None:
+    """What goes wrong in the first tokens of a text that follows the grammar: some faults show there alone."""
+    choice = random.Random(0).choice
+    for _ in range(TRIED):
+        allowed = (~find_banned([matcher], matcher.vocab_size, torch.device("cpu"))[0]).nonzero()[:, 0].tolist()
+        if not allowed:
+            return matcher.fault or "nothing that it allows"
+        if matcher.finished:
+            return None
+        matcher.consume(choice(allowed))
+    return matcher.fault
 
 
 @cache

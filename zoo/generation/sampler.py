@@ -26,7 +26,7 @@ class Sampler:
     batch has the same rows in the same order."""
 
     def __init__(self) -> None:
-        self._layout: Layout | None = None
+        self._layout: BatchLayout | None = None
 
     def choose(self, logits: Tensor, states: Sequence[DrawState]) -> list[int]:
         """The next token of each row from logits [B, V]; −1 for a row that has none: its logits are NaN or all −inf,
@@ -47,7 +47,7 @@ class Sampler:
             tokens[group.index] = chosen
         return [] if tokens is None else tokens.tolist()
 
-    def _draw(self, scores: Tensor, group: Group, states: Sequence[DrawState]) -> Tensor:
+    def _draw(self, scores: Tensor, group: RowGroup, states: Sequence[DrawState]) -> Tensor:
         assert group.cuts is not None
         points = torch.tensor([[states[row].point()] for row in group.rows], dtype=torch.float64, device=scores.device)
         return draw(scores, group.cuts, points, group.head)
@@ -67,16 +67,16 @@ class Sampler:
                 shares[rows] = find_shares(scores[rows], group.cuts, group.head)
         return shares
 
-    def _lay_out(self, logits: Tensor, states: Sequence[DrawState]) -> Layout:
+    def _lay_out(self, logits: Tensor, states: Sequence[DrawState]) -> BatchLayout:
         """The batch's layout: the one before, if the rows and the logits' width are the same."""
         layout, key = self._layout, (logits.shape[1], logits.device)
         if layout is None or layout.key != key or layout.states != list(states):
-            layout = self._layout = Layout(states, *key)
+            layout = self._layout = BatchLayout(states, *key)
         return layout
 
 
 @dataclass(frozen=True)
-class Group:
+class RowGroup:
     """Rows of a batch that are chosen for in the same way: greedy without `cuts`, else drawn by their `head`."""
 
     rows: list[int]
@@ -85,7 +85,7 @@ class Group:
     head: int | None
 
 
-def _group(options: Sequence[Sampling], vocab: int, device: torch.device) -> list[Group]:
+def _group(options: Sequence[Sampling], vocab: int, device: torch.device) -> list[RowGroup]:
     """Group rows by what each needs by itself, so that a row is computed in one way whatever else is in the batch."""
     alike: dict[tuple[bool, int | None], list[int]] = defaultdict(list)
     for row, each in enumerate(options):
@@ -94,11 +94,11 @@ def _group(options: Sequence[Sampling], vocab: int, device: torch.device) -> lis
     for (drawn, head), rows in alike.items():
         cuts = Cuts.of([options[row] for row in rows], vocab, device) if drawn else None
         index = None if len(rows) == len(options) else torch.tensor(rows, device=device)
-        groups.append(Group(rows, index, cuts, head))
+        groups.append(RowGroup(rows, index, cuts, head))
     return groups
 
 
-class Layout:
+class BatchLayout:
     """The options of a batch's rows, as tensors where they are tensors."""
 
     def __init__(self, states: Sequence[DrawState], vocab: int, device: torch.device) -> None:
