@@ -258,7 +258,7 @@ class Cache:
             row.length += self.count(number, new)
 
     def _lay_out(self, number: int, group: Group, new: int) -> Where:
-        room = group.pages(1 << 60, 1, self.store.page) if group.window or group.chunk else None
+        room = self.store.pages_of(group, 1 << 60) if group.window or group.chunk else None
         reads, slots, taken, joins = [], [], [], False
         for place, row in enumerate(self.rows):
             count = self.count(place, new)

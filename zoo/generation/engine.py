@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
 from zoo.generation.cache import Cache
 from zoo.generation.draws import DrawState
 from zoo.generation.prefix import Prefixes
+from zoo.generation.proposals import DraftModel, NGrams, Proposer
 from zoo.generation.request import Event, Reason, Request
-from zoo.generation.sampler import Sampler
+from zoo.generation.sampler import Sampler, find_logprobs
 from zoo.generation.scheduler import Chunk, Continuation, Scheduler
+from zoo.generation.speculate import accept
 from zoo.generation.store import Store, plan_store, row_bytes
 from zoo.generation.towers import check_length, check_prompt, find_reader, find_writer
 from zoo.lazy import torch
@@ -36,7 +39,9 @@ class Engine:
     A step computes the next token of every running sequence and, within `budget` tokens, parts of prompts. The cache
     has room for `rows` sequences of `tokens` tokens (of an encoder-decoder: besides as many `source` tokens each), or
     for what fits `memory` bytes. Tokens that earlier requests began with are not computed again unless `reuse` is
-    false. The model must stay in eval mode while requests are in flight; `serving` sees to it.
+    false. With `speculate`, up to so many tokens a step are proposed and verified together: by the model `draft`, or by
+    what followed the same tokens before. The model must stay in eval mode while requests are in flight; `serving` sees
+    to it.
     """
 
     def __init__(
@@ -50,6 +55,8 @@ class Engine:
         budget: int = BUDGET,
         overcommit: float = 1.0,
         reuse: bool = True,
+        draft: Any = None,
+        speculate: int = 0,
         dtype: Any = None,
         kernel: str | None = None,
     ) -> None:
@@ -65,11 +72,17 @@ class Engine:
         plain = not self.seq2seq and not getattr(self.writer, "prefix_lm", False)
         reuse = reuse and plain
         sizes = rows, self.tokens, self.source, self.dtype.itemsize, memory
-        plan = plan_store(self.writer, *sizes, overcommit=overcommit, reuse=reuse)
-        self.store = Store(self.writer, plan.pages, plan.slots, dtype=self.dtype, device=self.device)
+        new = {"new": speculate + 1}
+        plan = plan_store(self.writer, *sizes, overcommit=overcommit, reuse=reuse, **new)
+        self.store = Store(self.writer, plan.pages, plan.slots, dtype=self.dtype, device=self.device, **new)
         self.prefixes = Prefixes(self.store) if reuse else None
         self.scheduler = Scheduler(self.store, self.prefixes, budget=budget, rows=plan.rows, overcommit=overcommit)
-        self.sampler = Sampler()
+        self.sampler, self.verifier = Sampler(), Sampler()
+        self.recurrent = any(block.state() for block in self.writer.blocks.values())
+        self.proposer: Proposer | None = None
+        if speculate:
+            sizes = {"rows": plan.rows, "tokens": tokens}
+            self.proposer = NGrams() if draft is None else DraftModel(draft, self.writer.vocab_size, **sizes)
         self.live: dict[int, list[Continuation]] = {}
         self.fault = ""
         self._next = 0
@@ -82,6 +95,8 @@ class Engine:
         check_prompt(self.reader, request.ids, self.seq2seq)
         ids = [self.model.spec.start_id] if self.seq2seq else list(request.ids)
         check_length(self.writer, len(ids), request.max_new_tokens)
+        request.sampling.check_vocabulary(self.writer.vocab_size)
+        self._check_options(request)
         self._check_fits(request, len(ids))
         number, self._next = self._next, self._next + 1
         source = tuple(request.ids) if self.seq2seq else None
@@ -91,6 +106,16 @@ class Engine:
         ]
         self.scheduler.waiting.extend(self.live[number])
         return number
+
+    def _check_options(self, request: Request) -> None:
+        if request.prompt_logprobs is not None and self.seq2seq:
+            raise ConfigError("prompt_logprobs: an encoder reads the prompt, and predicts nothing of it (leave it out)")
+        if request.sampling.min_tokens > request.max_new_tokens:
+            found = f"is {request.sampling.min_tokens}, and at most {request.max_new_tokens} tokens come"
+            raise ConfigError(f"min_tokens: {found} (fewer, or more max_new_tokens)")
+        for name in ("logprobs", "prompt_logprobs"):
+            if (getattr(request, name) or 0) < 0:
+                raise ConfigError(f"{name}: is {getattr(request, name)}, not 0 or more (leave it out for none)")
 
     def _draws(self, request: Request, context: Sequence[int], sample: int) -> DrawState:
         copy = request.copy + sample
@@ -107,12 +132,17 @@ class Engine:
                 found = f"a request of {total} tokens needs {need:,} bytes of cache, there are {self.store.nbytes:,}"
                 raise ConfigError(f"memory: {found} (fewer max_new_tokens, a shorter prompt, or more memory)")
 
-    def abort(self, number: int) -> list[Event]:
-        """Drop a request; the events that end its samples. One that is not live gives none."""
-        gone = [each for each in self.live.pop(number, []) if each.finished is None]
+    def abort(self, number: int, sample: int | None = None) -> list[Event]:
+        """Drop a request, or one of its samples; the events that end them. One that is not live gives none."""
+        live = self.live.get(number, [])
+        gone = [each for each in live if each.finished is None and sample in (None, each.sample)]
         self.scheduler.remove(gone)
         for each in gone:
             each.finished = "aborted"
+            if self.proposer is not None:
+                self.proposer.forget(each)
+        if all(each.finished for each in live):
+            self.live.pop(number, None)
         return [Event(number, each.sample, None, "aborted") for each in gone]
 
     @property
@@ -131,25 +161,44 @@ class Engine:
                 yield from self.step()
 
     def step(self) -> list[Event]:
-        """Compute one step; the tokens that came of it. Raises ZooError for logits that are NaN, after dropping the
-        request that has them."""
-        chunks = self.scheduler.plan()
-        before = [chunk.sequence.row.length for chunk in chunks]  # type: ignore[union-attr]
+        """Compute one step; the tokens that came of it. A sample whose logits are NaN ends as "failed"."""
         with torch.inference_mode():
-            ready, logits = self._compute(chunks)
-        self.scheduler.done(chunks, before)
-        return self._choose(ready, logits) if ready else []
+            chunks = self._propose(self.scheduler.plan())
+            before = [chunk.sequence.row.length for chunk in chunks]  # type: ignore[union-attr]
+            ready = [chunk for chunk in chunks if chunk.ends]
+            saved = self._save_states(chunks)
+            found = self._compute(chunks, {chunk.sequence for chunk in ready})
+            tokens = self._choose(ready, found)
+            self._take_back(ready, tokens, saved)
+            self.scheduler.keep(chunks, before)
+            return [event for chunk, new in zip(ready, tokens, strict=True) for event in self._emit(chunk, new, found)]
 
-    def _compute(self, chunks: list[Chunk]) -> tuple[list[Continuation], Tensor | None]:
-        """Run the passes of a step. Give the sequences whose next token can be chosen, and their logits [B, V]."""
-        ready, logits = [], []
+    def _propose(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Add drafts to the chunks of sequences that are past their prompts."""
+        if self.proposer is None:
+            return chunks
+        going = [chunk for chunk in chunks if chunk.count == 1 and chunk.ends and not chunk.whole]
+        rooms = [
+            min(self.store.new - 1, each.total - len(each.ids) - 1, self.scheduler.limit - len(each.ids))
+            for each in (chunk.sequence for chunk in going)
+        ]
+        drafts = self.proposer.propose([chunk.sequence for chunk in going], rooms)
+        added = {
+            id(chunk): replace(chunk, count=1 + len(draft), draft=tuple(draft), shares=shares)
+            for chunk, (draft, shares) in zip(going, drafts, strict=True)
+        }
+        return [added.get(id(chunk), chunk) for chunk in chunks]
+
+    def _compute(self, chunks: list[Chunk], ready: Collection[Continuation]) -> dict[Continuation, Tensor]:
+        """Run the passes of a step: for sequences that are ready, the logits after the last known token and after each
+        token of the draft [K + 1, V]."""
+        found = {}
         for batch in self._passes(chunks):
-            found = self._pass(batch)
-            due = [place for place, chunk in enumerate(batch) if chunk.whole or chunk.sequence.left == 0]
-            ready += [batch[place].sequence for place in due]
-            if due:
-                logits.append(found if len(due) == len(batch) else found[due])
-        return ready, torch.cat(logits) if len(logits) > 1 else (logits[0] if logits else None)
+            for chunk, logits in zip(batch, self._pass(batch), strict=True):
+                self._score_prompt(chunk, logits)
+                if chunk.sequence in ready:
+                    found[chunk.sequence] = logits[len(logits) - 1 - len(chunk.draft) :]
+        return found
 
     def _passes(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
         """Chunks that go through the model together: the next tokens of all rows; and parts of prompts that are alike,
@@ -162,7 +211,7 @@ class Engine:
             alike: Any = (row.length, chunk.count, chunk.whole)
             if chunk.whole or not self._cached(chunk.sequence):
                 alike = (*alike, source and len(source))
-            elif together and chunk.count == 1:
+            elif together and (chunk.count == 1 or chunk.draft):
                 alike = None
             batches.setdefault(alike, []).append(chunk)
         yield from batches.values()
@@ -172,46 +221,110 @@ class Engine:
         return sequence.source is None or bool(sequence.row and sequence.row.source)
 
     def _pass(self, batch: list[Chunk]) -> Tensor:
-        """One forward of the next tokens of some sequences: the logits of their last [B, V]."""
-        tokens = torch.tensor([chunk.tokens for chunk in batch], device=self.device)
+        """One forward of the next tokens of some sequences: the logits [B, K, V] of the last ones of each."""
         first, rows = batch[0].sequence, [chunk.sequence.row for chunk in batch]
-        options: dict[str, Any] = {"logits_to_keep": 1}
+        counts = [chunk.count for chunk in batch]
+        longest = max(counts)
+        ids = [chunk.tokens + [0] * (longest - chunk.count) for chunk in batch]
+        tokens = torch.tensor(ids, device=self.device)
+        scored = any(chunk.sequence.asked.prompt_logprobs is not None for chunk in batch)
+        keep = longest if scored else 1 + max(len(chunk.draft) for chunk in batch)
+        options: dict[str, Any] = {"logits_to_keep": keep}
         if not batch[0].whole:
             options["cache"] = Cache(self.store, rows)  # type: ignore[arg-type]
+            options["counts"] = counts if min(counts) < longest else None
         if not self.seq2seq:
             if getattr(self.writer, "prefix_lm", False) and (batch[0].whole or not rows[0].length):  # type: ignore[union-attr]
                 options["prefix"] = torch.tensor([chunk.sequence.prompt for chunk in batch], device=self.device)
-            return self.model(tokens, **options).logits[:, -1]
+            return self.model(tokens, **options).logits
         if batch[0].whole or not self._cached(first):
             source = torch.tensor([chunk.sequence.source for chunk in batch], device=self.device)
             options["memory"] = self.model.get_submodule("encoder")(source).hidden
-        return self.model.get_submodule("decoder")(tokens, **options).logits[:, -1]
+        return self.model.get_submodule("decoder")(tokens, **options).logits
 
-    def _choose(self, ready: list[Continuation], logits: Any) -> list[Event]:
-        choices = self.sampler.choose(logits, [each.draws for each in ready])
-        events = []
-        for each, token in zip(ready, choices, strict=True):
+    def _choose(self, ready: list[Chunk], found: Mapping[Continuation, Tensor]) -> list[list[int]]:
+        """The next tokens of each sequence: one, or what of its draft holds and one more."""
+        if not ready:
+            return []
+        logits = torch.cat([found[chunk.sequence] for chunk in ready])
+        states = [chunk.sequence.draws for chunk in ready]
+        if not any(chunk.draft for chunk in ready):
+            return [[token] for token in self.sampler.choose(logits, states)]
+        drafts, shares = [chunk.draft for chunk in ready], [chunk.shares for chunk in ready]
+        return accept(self.verifier, drafts, logits, states, shares)
+
+    def _save_states(self, chunks: list[Chunk]) -> dict[Continuation, int]:
+        """Copy the recurrent states of sequences that get a draft, as part of it may not hold; the slots of copies."""
+        drafted = [chunk.sequence for chunk in chunks if chunk.draft and self.recurrent]
+        saved = {}
+        for each in drafted:
+            while not self.store.free_slots and self.store.evict():
+                pass
+            saved[each] = self.store.free_slots.pop()
+            self.store.copy_states(each.row.slot, saved[each])  # type: ignore[union-attr]
+        return saved
+
+    def _take_back(self, ready: list[Chunk], tokens: list[list[int]], saved: Mapping[Continuation, int]) -> None:
+        """Undo what was computed of tokens of drafts that do not hold. Recurrent layers go back to the states before
+        the draft, and read once more what holds of it."""
+        again = []
+        for chunk, new in zip(ready, tokens, strict=True):
+            each, row = chunk.sequence, chunk.sequence.row
+            assert row is not None
+            wrong = len(chunk.draft) + 1 - len(new)
+            if wrong and each in saved:
+                row.length -= chunk.count
+                self.store.copy_states(saved[each], row.slot)
+                again.append(replace(chunk, count=len(new), draft=chunk.draft[: len(new) - 1]))
+            else:
+                row.length -= wrong
+        for batch in self._passes(again):
+            self._pass(batch)
+        self.store.free_slots += saved.values()
+
+    def _emit(self, chunk: Chunk, new: list[int], found: Mapping[Continuation, Tensor]) -> list[Event]:
+        """Take the new tokens of a sequence, and tell of them."""
+        each, events = chunk.sequence, []
+        logprobs = find_logprobs(found[each][: len(new)], new, [each.asked.logprobs] * len(new))
+        for token, logprob in zip(new, logprobs, strict=True):
             if token < 0:
-                kind = str(logits.dtype).removeprefix("torch.")
-                self.fault = f"has logits that are NaN or all -inf, in {kind} {CURE}"
+                kind = str(found[each].dtype).removeprefix("torch.")
+                self.fault = each.draws.fault or f"has logits that are NaN or all -inf, in {kind} {CURE}"
                 events.append(Event(each.request, each.sample, None, "failed"))
                 self._finish(each, "failed")
-                continue
+                break
             each.ids.append(token)
             each.draws.advance(token)
             reason: Reason | None = None
-            if token in each.asked.stop_ids:
+            if token in each.asked.stop_ids or each.draws.finished:
                 reason = "stop"
             elif len(each.ids) >= each.total:
                 reason = "length"
-            events.append(Event(each.request, each.sample, token, reason))
+            prompt = tuple(each.scores) if len(each.ids) == each.prompt + 1 and each.scores else None
+            events.append(Event(each.request, each.sample, token, reason, logprob, prompt))
             if reason:
                 self._finish(each, reason)
+                return events
+        if chunk.draft and self.proposer is not None and each.finished is None:
+            self.proposer.report(each, len(chunk.draft), len(new) - 1)
         return events
+
+    def _score_prompt(self, chunk: Chunk, logits: Tensor) -> None:
+        """Add the log-probabilities of the prompt's tokens that a pass predicts, where a request asks for them."""
+        each, top = chunk.sequence, chunk.sequence.asked.prompt_logprobs
+        if top is None or len(each.ids) > each.prompt or len(each.scores) >= each.prompt:
+            return
+        each.scores = each.scores or [None]
+        start = len(each.scores)
+        targets = each.ids[start : start + chunk.count]
+        rows = logits[len(logits) - chunk.count :][: len(targets)]
+        each.scores += find_logprobs(rows, targets, [top] * len(targets))
 
     def _finish(self, sequence: Continuation, reason: Reason) -> None:
         sequence.finished = reason
         self.scheduler.leave(sequence)
+        if self.proposer is not None:
+            self.proposer.forget(sequence)
         left = self.live[sequence.request]
         if all(each.finished for each in left):
             del self.live[sequence.request]

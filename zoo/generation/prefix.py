@@ -93,16 +93,11 @@ class Prefixes:
             row.pages[group] = self.store.pools[group].take(len(pages))
             self.store.copy(group, self._slots(pages), self._slots(row.pages[group]))
         if checkpoint.slot is not None:
-            self._copy_states(checkpoint.slot, row.slot)
+            self.store.copy_states(checkpoint.slot, row.slot)
 
     def _slots(self, pages: Sequence[int]) -> list[int]:
         page = self.store.page
         return [slot for each in pages for slot in range(each * page, (each + 1) * page)]
-
-    def _copy_states(self, source: int, target: int) -> None:
-        for layer in self.store.layers:
-            for state in layer.states.values():
-                state[target] = state[source]
 
     def keep(self, row: CachedRow, names: Sequence[bytes], before: int, last: int) -> None:
         """Keep what a pass computed of a row that had `before` tokens: its whole pages, and a checkpoint where one is
@@ -126,7 +121,7 @@ class Prefixes:
         slot = None
         if self.recurrent:
             slot = self.store.free_slots.pop()
-            self._copy_states(row.slot, slot)
+            self.store.copy_states(row.slot, slot)
         pages = {}
         for group, held in windows.items():
             pages[group] = self.store.pools[group].take(len(held))

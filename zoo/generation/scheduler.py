@@ -31,6 +31,7 @@ class Continuation:
     row: CachedRow | None = None
     names: list[bytes] = field(default_factory=list)
     finished: Reason | None = None
+    scores: list[Any] = field(default_factory=list)  # the prompt's log-probabilities, as far as they are known
     preempted: int = 0
 
     @property
@@ -46,12 +47,15 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens of one sequence that come into a step: the next `count` that are not computed. `whole` takes all of them
+    """Tokens of one sequence that come into a step: the next `count` that are not computed. The last of them may be a
+    `draft`: tokens proposed, with the probabilities `shares` [K, V] that they were drawn with. `whole` takes all tokens
     without the cache, where a model's positions make earlier keys useless (dynamic NTK)."""
 
     sequence: Continuation
     count: int
     whole: bool = False
+    draft: tuple[int, ...] = ()
+    shares: Any = None
 
     @property
     def tokens(self) -> list[int]:
@@ -59,7 +63,12 @@ class Chunk:
         row = self.sequence.row
         assert row is not None
         start = 0 if self.whole else row.length
-        return self.sequence.ids[start : start + self.count]
+        return [*self.sequence.ids[start : start + self.count - len(self.draft)], *self.draft]
+
+    @property
+    def ends(self) -> bool:
+        """Whether it ends with the last known token, so that the next one can be chosen."""
+        return self.whole or self.sequence.left == self.count - len(self.draft)
 
 
 class Scheduler:
@@ -70,7 +79,15 @@ class Scheduler:
     the one that started last gives up its row and waits again.
     """
 
-    def __init__(self, store: Store, prefixes: Prefixes | None, *, budget: int, rows: int, overcommit: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        prefixes: Prefixes | None,
+        *,
+        budget: int,
+        rows: int,
+        overcommit: float,
+    ) -> None:
         self.store, self.prefixes = store, prefixes
         self.budget, self.rows, self.overcommit = budget, rows, overcommit
         self.limit = store.tower.cacheable_until or 1 << 60
@@ -127,7 +144,8 @@ class Scheduler:
         row = CachedRow(self.store)
         if self.prefixes is not None:
             self.prefixes.name(sequence.names, sequence.ids)
-            self.prefixes.restore(row, sequence.names, len(sequence.ids) - 1)
+            if sequence.asked.prompt_logprobs is None:  # these are made of logits, which nothing keeps
+                self.prefixes.restore(row, sequence.names, len(sequence.ids) - 1)
         if self._reserve(row, sequence):
             return row
         row.release()
@@ -139,7 +157,7 @@ class Scheduler:
         tokens = min(tokens, sequence.total, self.limit)
         for number, group in enumerate(self.store.groups):
             wanted = len(sequence.source or ()) if group.cross else tokens
-            room = group.pages(wanted, page=self.store.page)
+            room = self.store.pages_of(group, wanted)
             if not row.own(number, room):
                 return False
         return True
@@ -158,8 +176,9 @@ class Scheduler:
         for number, group in enumerate(self.store.groups):
             if group.cross:
                 continue
-            reach = group.pages(1 << 60, page=self.store.page) if group.window or group.chunk else None
-            needed = -(-min(len(sequence.ids), self.limit) // self.store.page) - row.dropped[number]
+            reach = self.store.pages_of(group, 1 << 60) if group.window or group.chunk else None
+            tokens = min(len(sequence.ids) + self.store.new - 1, sequence.total, self.limit)
+            needed = -(-tokens // self.store.page) - row.dropped[number]
             needed = needed if reach is None else min(needed, reach)
             if not row.own(number, needed):
                 return False
@@ -189,13 +208,12 @@ class Scheduler:
 
     # ---------------------------------------------------------------- afterwards
 
-    def done(self, chunks: Sequence[Chunk], before: Sequence[int]) -> None:
+    def keep(self, chunks: Sequence[Chunk], before: Sequence[int]) -> None:
         """Keep what a step computed for reuse; `before` are the lengths that rows had."""
         if self.prefixes is None:
             return
         for chunk, length in zip(chunks, before, strict=True):
             each = chunk.sequence
-            if each.row is None:
-                continue
+            assert each.row is not None
             self.prefixes.name(each.names, each.ids)
             self.prefixes.keep(each.row, each.names, length, self._last_page(each))

@@ -76,12 +76,21 @@ class LayerStore:
 
 
 class Store:
-    """The pools of a decoder's layers: `pages[g]` pages for group g, and `slots` recurrent states in each layer."""
+    """The pools of a decoder's layers: `pages[g]` pages for group g, and `slots` recurrent states in each layer. A row
+    of a window has room for `new` tokens beside those that they see; longer parts of a prompt are joined to them."""
 
     def __init__(
-        self, tower: Any, pages: Sequence[int], slots: int, *, page: int = PAGE, dtype: Any, device: Any
+        self,
+        tower: Any,
+        pages: Sequence[int],
+        slots: int,
+        *,
+        page: int = PAGE,
+        new: int = 1,
+        dtype: Any,
+        device: Any,
     ) -> None:
-        self.tower, self.page, self.device = tower, page, torch.device(device)
+        self.tower, self.page, self.new, self.device = tower, page, new, torch.device(device)
         self.groups = list_groups(tower)
         self.pools = [PagePool(count) for count in pages]
         self.group_of = {kind: g for g, group in enumerate(self.groups) if not group.cross for kind in group.kinds}
@@ -90,6 +99,10 @@ class Store:
         self.slots = slots
         self.layers = [self._layer(kind, dtype) for kind in tower.pattern]
         self.evict: Callable[[], bool] = lambda: False  # gives up something that is kept for reuse, if there is any
+
+    def pages_of(self, group: Group, tokens: int) -> int:
+        """The most pages that a row of up to `tokens` tokens needs at once in a group."""
+        return group.pages(tokens, self.new, self.page)
 
     def take(self, group: int, count: int, after: int | None = None) -> list[int]:
         """Pages of a group, at the cost of what is kept for reuse. Raises OutOfPages."""
@@ -127,6 +140,12 @@ class Store:
                 for pool in layer.tensors.values():
                     pool[write] = pool[read]
 
+    def copy_states(self, source: int, target: int) -> None:
+        """Copy the recurrent states of a slot to another."""
+        for layer in self.layers:
+            for state in layer.states.values():
+                state[target] = state[source]
+
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
@@ -151,14 +170,15 @@ def plan_store(
     *,
     overcommit: float = 1.0,
     reuse: bool = False,
+    new: int = 1,
 ) -> StorePlan:
     """Plan for `rows` rows of up to `tokens` tokens (and `source` tokens of an encoder's output), or for as many as
     `memory` bytes hold. With `overcommit` above 1 pages of full attention are that many times fewer than rows may come
     to need, yet enough for one row. With `reuse`, recurrent layers have as many slots again for checkpoints. Raises
     ConfigError for memory that holds no row."""
     groups = list_groups(tower)
-    copies = 2 if reuse and any(block.state() for block in tower.blocks.values()) else 1
-    each = [group.pages(source if group.cross else tokens) for group in groups]
+    copies = 1 + (reuse + (new > 1)) * any(block.state() for block in tower.blocks.values())
+    each = [group.pages(source if group.cross else tokens, new) for group in groups]
     states = row_bytes(tower, 0, 0, width)
     sizes = [PAGE * token_bytes(tower, group, width) for group in groups]
 
