@@ -16,7 +16,7 @@ from typing import Any
 from zoo.bench import loading
 from zoo.bench.calling import MACHINE, MissingPeer, run_worker
 from zoo.bench.isa import NAMES, name_isa
-from zoo.bench.plan import OURS, Race, Racer, list_racers, list_strangers
+from zoo.bench.plan import INSTALL, OURS, Race, Racer, list_racers, list_strangers
 from zoo.bench.report import make_report
 from zoo.errors import ConfigError, ZooError
 
@@ -52,7 +52,7 @@ class Field:
         self.plan, self.folder, self.tell = plan, folder, tell
         self.racers = list(racers)
         self.absent: dict[str, str] = {}
-        self._missing: dict[str, ConfigError] = {}  # by worker: one line for each, however many rows it has
+        self._missing: dict[str, MissingPeer] = {}  # by worker, which may have several rows
 
     def ask(self, racer: Racer, **changes: Any) -> Answer | None:
         """Let a racer do a job; None if it leaves the race. Raises ZooError where zoo itself fails."""
@@ -74,19 +74,25 @@ class Field:
             return None
         return answer
 
-    def _leave(self, racer: Racer, reason: object) -> None:
+    def _leave(self, racer: Racer, reason: ZooError | str) -> None:
+        """Take a racer out. A missing package is told once, with the Python that lacks it, which the report leaves
+        out: reports are shown to others."""
         self.racers.remove(racer)
-        self.absent[racer.name] = str(reason)
-        if racer.worker not in self._missing:
-            self.tell(str(reason) if isinstance(reason, ZooError) else f"{racer.name}: {reason}")
-        if isinstance(reason, MissingPeer):
+        missing = isinstance(reason, MissingPeer)
+        self.absent[racer.name] = f"not installed ({INSTALL[racer.worker]})" if missing else str(reason)
+        if not missing:
+            self.tell(f"{racer.name}: {reason}")
+        elif racer.worker not in self._missing:
+            self.tell(str(reason))
             self._missing[racer.worker] = reason
 
     def require_peers(self) -> None:
         """Raise ConfigError where peers were asked for and none of them is left."""
-        gone = [reason for name, reason in self.absent.items() if not name.startswith(OURS)]
+        gone = {name: reason for name, reason in self.absent.items() if not name.startswith(OURS)}
         if gone and all(racer.worker == OURS for racer in self.racers):
-            raise ConfigError(*dict.fromkeys(gone))
+            missing = [fault for error in self._missing.values() for fault in error.faults]
+            others = [f"--against {name}: {why}" for name, why in gone.items() if name not in self._missing]
+            raise ConfigError(*missing, *others)
 
 
 def run_race(plan: Race, pythons: Mapping[str, str], tell: Tell = lambda line: None) -> Answer:

@@ -41,7 +41,7 @@ def compute_share(plan: Race, rate: float, machine: Mapping[str, float], weights
 def compute_linears_share(plan: Race, rate: float, machine: Mapping[str, Any], weights: str = "") -> float | None:
     """Compute the achieved fraction of the steps a second that the bare linears give in the fastest way of that
     precision: 40 tok/s beside linears of 20 ms a step are 0.8. None where none were measured."""
-    ways = machine.get("linears", {}).get(weights or plan.dtype)
+    ways = machine.get("linears", {}).get(weights or plan.dtype) if plan.workload == "decode" else None
     return rate / plan.batch * min(ways.values()) / 1e3 if ways else None
 
 
@@ -82,14 +82,15 @@ def _make_row(
     answers, weights = runs[racer.name], racer.changes.get("weights", "")
     rates = [answer["rate"] for answer in answers]
     beside = [(rate, one) for rate, one in zip(rates, rounds, strict=False)]
-    linears = [compute_linears_share(plan, rate, one, weights) for rate, one in beside]
+    shares = [compute_linears_share(plan, rate, one, weights) for rate, one in beside]
+    linears = [share for share in shares if share is not None]
     row = {
         "version": answers[0]["version"],
         "torch": answers[0]["torch"],
         "rate": statistics.median(rates),
         "rates": rates,
         "share": compute_share(plan, statistics.median(rates), take_medians(rounds), weights),
-        "of_linears": None if None in linears or not linears else statistics.median(linears),
+        "of_linears": statistics.median(linears) if linears else None,
         "peak_bytes": max((a["peak_bytes"] for a in answers if a["peak_bytes"] is not None), default=None),
         "busy": _find_median(answers, "busy"),
         "startup": _find_median(answers, "startup"),

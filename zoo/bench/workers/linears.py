@@ -35,12 +35,12 @@ def use_swapped(weight: torch.Tensor, rows: int) -> Product:
 
 
 def use_mkl(weight: torch.Tensor, rows: int) -> Product:
-    packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.to_mkldnn(), rows)
+    packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
     return lambda x: torch.ops.mkl._mkl_linear(x, packed, weight, None, rows)
 
 
 def use_onednn(weight: torch.Tensor, rows: int) -> Product:
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.to_mkldnn(), rows)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 

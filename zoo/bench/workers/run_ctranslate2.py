@@ -4,6 +4,7 @@ Its bfloat16 and float16 on a CPU are float32 in the end, so that it runs in flo
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,26 @@ def open_generator(job: dict[str, Any]) -> ctranslate2.Generator:
 def generate(generator: ctranslate2.Generator, requests: list[timing.Request]) -> timing.Rows:
     """Generate greedily; each row ends at its own number of tokens."""
     words = [[str(token) for token in ids] for ids, _ in requests]
-    most = [new for _, new in requests]
-    ragged = {} if len(set(most)) == 1 else {"callback": lambda step: step.step + 1 >= most[step.batch_id]}
+    most = max(new for _, new in requests)
     made = generator.generate_batch(
-        words, max_length=max(most), include_prompt_in_result=False, sampling_topk=1, end_token=[], **ragged
+        words,
+        max_length=most,
+        include_prompt_in_result=False,
+        sampling_topk=1,
+        end_token=[],
+        callback=make_stop(requests),
     )
     return [row.sequences_ids[0] for row in made]
+
+
+def make_stop(requests: list[timing.Request]) -> Callable[[Any], bool] | None:
+    """Make the callback that ends each row; None where all ask for as many tokens. Steps count from the end of the
+    shortest prompt: what a longer one has beyond it is forwarded token by token, as steps of its own."""
+    shortest = min(len(ids) for ids, _ in requests)
+    last = [len(ids) - shortest + new - 1 for ids, new in requests]
+    if len({new for _, new in requests}) == 1:
+        return None
+    return lambda step: step.step >= last[step.batch_id]
 
 
 def sample_logits(generator: ctranslate2.Generator, job: dict[str, Any]) -> list[float]:

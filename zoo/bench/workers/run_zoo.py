@@ -85,9 +85,10 @@ def serve_together(model: torch.nn.Module, requests: list[timing.Request], job: 
     from zoo.generation import engine
     from zoo.generation.request import Request
 
-    if not hasattr(engine, "Engine"):
+    make_engine = getattr(engine, "Engine", None)
+    if make_engine is None:
         raise timing.Absent("not yet: zoo has no Engine")
-    running = engine.Engine(model, **list_options(job))
+    running = make_engine(model, **list_options(job))
     names = [running.add(Request(ids=ids, max_new_tokens=new)) for ids, new in requests]
     made: dict[int, list[int]] = {name: [] for name in names}
     while running.busy:
