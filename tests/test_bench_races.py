@@ -261,11 +261,36 @@ def test_an_option_that_zoo_does_not_take_yet_is_absent_and_not_ignored(scripts,
     import zoo
 
     monkeypatch.setattr(zoo, "generate", lambda model, ids, max_new_tokens, temperature: None)
-    with pytest.raises(timing.Absent, match=r"not yet: zoo\.generate takes no weights and no compile"):
-        run_zoo.list_options(scripts | {"weights": "int8", "compile": True})
-    monkeypatch.setattr(zoo, "generate", lambda model, ids, weights=None, compile=False: None)
-    options = run_zoo.list_options(scripts | {"weights": "int8", "compile": True})
-    assert options == {"weights": "int8", "compile": True}
+    with pytest.raises(timing.Absent, match=r"not yet: zoo\.generate takes no compile"):
+        run_zoo.list_options(scripts | {"compile": True})
+    monkeypatch.setattr(zoo, "generate", lambda model, ids, compile=False: None)
+    assert run_zoo.list_options(scripts | {"compile": True}) == {"compile": True}
+    assert run_zoo.list_options(scripts) == {}
+
+
+def test_weights_of_fewer_bits_are_prepared_as_asked_and_how_is_told(scripts, monkeypatch):
+    import types
+
+    import run_zoo
+    import timing
+
+    asked = []
+    monkeypatch.setattr(run_zoo, "WAYS", [])
+
+    def prepare(model, weights, keep):
+        asked.append((weights, keep))
+        return "113 products in 61 calls"
+
+    monkeypatch.setattr(run_zoo.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(timing.Absent, match="not yet: zoo has no weights of fewer bits"):
+        run_zoo.make_ready(None, scripts | {"weights": "int8"})
+    assert run_zoo.make_ready("model", scripts) == "model"
+    monkeypatch.setattr(run_zoo.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(run_zoo.importlib, "import_module", lambda name: types.SimpleNamespace(prepare=prepare))
+    for weights in ("int8", ""):
+        run_zoo.make_ready("model", scripts | {"weights": weights})
+    assert asked == [("int8", False), (None, False)]
+    assert run_zoo.CONTENDER.describe() == "113 products in 61 calls; 113 products in 61 calls"
 
 
 def test_a_contender_that_makes_another_number_of_tokens_is_an_error(scripts):

@@ -114,6 +114,7 @@ def _list_notes(reports: Sequence[Report]) -> list[str]:
             said.append("start-up " + ", ".join(f"{name} {row['startup']:.0f} s" for name, row in rows.items()))
         if ways := {way: ms for of in report["machine"].get("linears", {}).values() for way, ms in of.items()}:
             said.append("bare linears, ms a step: " + ", ".join(f"{way} {ms:.1f}" for way, ms in ways.items()))
+        said += [f"{name} multiplies: {row['ways']}" for name, row in rows.items() if row["ways"]]
         said += [f"{name}: {reason}" for name, reason in report["absent"].items()]
         lines.append(f"- {name_race(race)}: {'; '.join(said)}.")
     return lines

@@ -93,6 +93,7 @@ def _make_row(
         "of_linears": statistics.median(linears) if linears else None,
         "peak_bytes": max((a["peak_bytes"] for a in answers if a["peak_bytes"] is not None), default=None),
         "busy": _find_median(answers, "busy"),
+        "ways": answers[0].get("ways"),
         "startup": _find_median(answers, "startup"),
         "seconds": _find_median(answers, "seconds") if plan.workload == "load" else None,
     }

@@ -106,6 +106,7 @@ def list_notes(report: Mapping[str, Any]) -> Iterator[str]:
     yield report["accounting"]
     if line := describe_linears(report):
         yield line
+    yield from (f"{name} multiplies: {row['ways']}" for name, row in rows.items() if row["ways"])
     yield "; ".join(_name_versions(name, row) for name, row in rows.items())
     if line := describe_tokens(rows):
         yield line

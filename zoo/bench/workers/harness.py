@@ -42,6 +42,8 @@ class Contender:
     serve: Callable[[Any, list[timing.Request], dict[str, Any]], timing.Rows] | None = None
     threaded: bool = False
     """The work is done in another thread than the one that asks for it."""
+    describe: Callable[[], str] | None = None
+    """Say how the products are computed, once the model is loaded."""
 
 
 def make_token_ids(batch: int, length: int, vocab_size: int) -> torch.Tensor:
@@ -159,7 +161,7 @@ def time_generate(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
     ids = make_token_ids(job["batch"], job["length"], job["shape"]["vocab_size"])
     logits = sample_logits(contender, model, job)
     found = timing.time_generation(lambda count: contender.generate(model, ids, count, job).tolist(), job)
-    return _say_busy(contender, found) | {"logits": logits}
+    return _complete(contender, found) | {"logits": logits}
 
 
 def time_batch(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
@@ -169,11 +171,13 @@ def time_batch(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
     model, serve = contender.load(job, DTYPES[job["dtype"]]).eval(), contender.serve
     logits = sample_logits(contender, model, job)
     found = timing.time_requests(lambda requests: serve(model, requests, job), job)
-    return _say_busy(contender, found) | {"logits": logits}
+    return _complete(contender, found) | {"logits": logits}
 
 
-def _say_busy(contender: Contender, found: dict[str, Any]) -> dict[str, Any]:
-    return found | {"busy": None} if contender.threaded else found
+def _complete(contender: Contender, found: dict[str, Any]) -> dict[str, Any]:
+    """Add how the products were computed; where another thread works, this one's time says nothing."""
+    told = {} if contender.describe is None else {"ways": contender.describe()}
+    return found | told | ({"busy": None} if contender.threaded else {})
 
 
 def compute_logits(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,11 @@ def use_swapped(weight: torch.Tensor, rows: int) -> Product:
     return lambda x: torch.mm(weight, x.t()).t()
 
 
+def use_transposed(weight: torch.Tensor, rows: int) -> Product:
+    stored = weight.t().contiguous()
+    return lambda x: torch.mm(x, stored)
+
+
 def use_mkl(weight: torch.Tensor, rows: int) -> Product:
     packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
     return lambda x: torch.ops.mkl._mkl_linear(x, packed, weight, None, rows)
@@ -59,16 +64,36 @@ def use_bf16_packed(weight: torch.Tensor, rows: int) -> Product:
 
 
 def use_int8(weight: torch.Tensor, rows: int) -> Product:
-    scale = weight.abs().amax(1) / 127
-    whole = (weight / scale[:, None]).round().to(torch.int8)
+    whole, scale = round_rows(weight)
     scale = scale.bfloat16()
     return lambda x: torch.ops.aten._weight_int8pack_mm(x, whole, scale)
+
+
+def use_int8_both(weight: torch.Tensor, rows: int) -> Product:
+    """Round the rows of x too. The operator has one scale for all of x: it gets 1, and rows are scaled afterwards."""
+    whole, scale = round_rows(weight)
+    packed = torch.ops.onednn.qlinear_prepack(whole, [rows, weight.shape[1]])
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
+    rest = (None, 1.0, 0, torch.float32, "none", [], "")
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        rounded, own = round_rows(x)
+        return torch.ops.onednn.qlinear_pointwise(rounded, 1.0, 0, packed, scale, zeros, *rest) * own[:, None]
+
+    return product
+
+
+def round_rows(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round each row to int8; the integers and the rows' scales."""
+    scale = matrix.abs().amax(1) / 127
+    return (matrix / scale[:, None]).round().to(torch.int8), scale
 
 
 WAYS: dict[str, dict[str, tuple[torch.dtype, Prepare]]] = {
     "fp32": {
         "F.linear": (torch.float32, use_plain),
         "mm(W, x.T)": (torch.float32, use_swapped),
+        "stored transposed": (torch.float32, use_transposed),
         "MKL packed": (torch.float32, use_mkl),
         "oneDNN packed": (torch.float32, use_onednn),
     },
@@ -77,7 +102,10 @@ WAYS: dict[str, dict[str, tuple[torch.dtype, Prepare]]] = {
         "bf16 oneDNN packed": (torch.bfloat16, use_bf16_packed),
     },
     "fp16": {"fp16 weights": (torch.float32, use_fp16)},
-    "int8": {"int8 weight-only": (torch.bfloat16, use_int8)},
+    "int8": {
+        "int8 weight-only": (torch.bfloat16, use_int8),
+        "int8 both": (torch.float32, use_int8_both),
+    },
     "int4": {},
 }
 """Of each precision: the ways, with the dtype of what is multiplied by the weights."""

@@ -1,5 +1,7 @@
 """Run zoo through its public names, and write the folder that every contender starts from."""
 
+import importlib
+import importlib.util
 import inspect
 import json
 import sys
@@ -35,6 +37,10 @@ OUTSIDE = {
 }
 
 
+WAYS: list[str] = []
+"""How the products of the model are computed, once it is ready."""
+
+
 def rename_tensor(name: str) -> str:
     """Rename a tensor of our Llama to Hugging Face's."""
     if name in OUTSIDE:
@@ -51,7 +57,19 @@ def build_model(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
 def load_model(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
     model = build_model(job, dtype)
     ours = {rename_tensor(name): name for name in model.state_dict()}
-    return harness.fill_model(model, job["folder"], lambda name: (ours[name], 0))
+    harness.fill_model(model, job["folder"], lambda name: (ours[name], 0))
+    return model if job["workload"] == "train" else make_ready(model, job)
+
+
+def make_ready(model: torch.nn.Module, job: dict[str, Any]) -> torch.nn.Module:
+    """Make a model ready to serve, as `zoo generate` does, with weights of the job's precision; and note how."""
+    found = importlib.util.find_spec("zoo.run.linear")
+    if found is None and job["weights"]:
+        raise timing.Absent("not yet: zoo has no weights of fewer bits on a CPU")
+    if found is not None:
+        prepare = importlib.import_module("zoo.run.linear.prepare").prepare
+        WAYS.append(str(prepare(model, job["weights"] or None, keep=False)))
+    return model
 
 
 def export_folder(job: dict[str, Any]) -> dict[str, Any]:
@@ -62,11 +80,9 @@ def export_folder(job: dict[str, Any]) -> dict[str, Any]:
 
 def list_options(job: dict[str, Any]) -> dict[str, Any]:
     """List what the job asks of `zoo.generate` beyond the defaults. Raises Absent for what it does not take."""
-    asked = {name: job[name] for name in ("weights", "compile") if job[name]}
-    taken = inspect.signature(zoo.generate).parameters
-    if missing := [name for name in asked if name not in taken]:
-        raise timing.Absent(f"not yet: zoo.generate takes no {' and no '.join(missing)}")
-    return asked
+    if job["compile"] and "compile" not in inspect.signature(zoo.generate).parameters:
+        raise timing.Absent("not yet: zoo.generate takes no compile")
+    return {"compile": True} if job["compile"] else {}
 
 
 def generate(model: torch.nn.Module, ids: torch.Tensor, new: int, job: dict[str, Any]) -> torch.Tensor:
@@ -88,7 +104,7 @@ def serve_together(model: torch.nn.Module, requests: list[timing.Request], job: 
     make_engine = getattr(engine, "Engine", None)
     if make_engine is None:
         raise timing.Absent("not yet: zoo has no Engine")
-    running = make_engine(model, **list_options(job))
+    running = make_engine(model)
     names = [running.add(Request(ids=ids, max_new_tokens=new)) for ids, new in requests]
     made: dict[int, list[int]] = {name: [] for name in names}
     while running.busy:
@@ -110,6 +126,7 @@ CONTENDER = harness.Contender(
     backward=backward,
     optimizer=AdamW(**harness.ADAMW).build,
     serve=serve,
+    describe=lambda: "; ".join(WAYS),
 )
 
 if __name__ == "__main__":
