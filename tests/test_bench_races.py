@@ -39,6 +39,7 @@ def staged(monkeypatch):
                 raise found
             return found
 
+        monkeypatch.setattr(compare.loading, "write_tokenizer", lambda folder: None)
         monkeypatch.setattr(compare, "run_worker", worker)
         return asked
 

@@ -110,6 +110,7 @@ def run_race(plan: Race, pythons: Mapping[str, str], tell: Tell = lambda line: N
             loading.require_room(plan, place)
         exported = plan.dtype if plan.workload == "load" else "fp32"  # each contender casts when it loads
         run_worker(OURS, pythons[OURS], plan.job(folder, workload="export", dtype=exported))
+        loading.write_tokenizer(Path(folder))
         field = Field(plan, list_racers(plan, racing), folder, tell)
         field.absent |= strangers
         gaps = _check_logits(field)

@@ -54,8 +54,6 @@ def write_tokenizer(folder: Path) -> None:
 
 def time_load(racer: Racer, job: Mapping[str, Any]) -> dict[str, Any]:
     """Time one whole process, its start and its end included."""
-    if not (Path(job["folder"]) / "tokenizer.json").is_file():
-        write_tokenizer(Path(job["folder"]))
     start = time.perf_counter()
     if racer.worker == OURS:
         answer = _run_zoo(racer.python, job)

@@ -14,6 +14,7 @@ INSTALL = {
     "hf_cb": "pip install transformers",
     "litgpt": "pip install litgpt requests",  # litgpt imports requests without asking for it
     "ctranslate2": "pip install ctranslate2 transformers",  # its converter reads a folder by transformers
+    "onnx": "pip install onnxruntime-genai onnx_ir transformers",  # so does its model builder
 }
 PEERS = tuple(INSTALL)
 TAKES = {
@@ -21,6 +22,7 @@ TAKES = {
     "hf_cb": ("decode", "batch"),
     "litgpt": ("train", "decode", "prefill"),
     "ctranslate2": ("decode", "prefill", "batch", "load"),
+    "onnx": ("decode", "prefill", "load"),
 }
 """The workloads that each peer is raced in."""
 WORKLOADS: dict[str, dict[str, Any]] = {
@@ -32,6 +34,8 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 }
 GENERATES = ("decode", "batch")
 WEIGHTS = ("fp16", "bf16", "int8", "int4")
+LOWER = {OURS: WEIGHTS, "ctranslate2": ("int8",), "onnx": ("int4",)}
+"""Which of them each can be raced with."""
 SECONDS = 300.0
 BILLION = {"d_model": 2048, "n_layers": 22, "n_heads": 32, "d_ff": 5632}
 """What `load` changes in the shape: 1,100,048,384 parameters."""
@@ -148,7 +152,7 @@ def list_racers(race: Race, pythons: Mapping[str, str]) -> list[Racer]:
     if race.workload == "batch":
         racers.insert(1, Racer("zoo, one by one", OURS, pythons[OURS], {"alone": True}))
     if race.weights:
-        others = [name for name in (OURS, "ctranslate2") if name in pythons]
+        others = [name for name in pythons if race.weights in LOWER.get(name, ())]
         changes = {"weights": race.weights}
         racers += [Racer(f"{name} {race.weights}", name, pythons[name], changes) for name in others]
     return racers

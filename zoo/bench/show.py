@@ -126,13 +126,13 @@ def _name_versions(name: str, row: Row) -> str:
 
 
 def describe_linears(report: Mapping[str, Any]) -> str:
-    """Describe what the bare linears take in each way: the floor of a decoding step."""
-    ways = {way: time for of in report["machine"].get("linears", {}).values() for way, time in of.items()}
-    if not ways:
-        return ""
-    best = min(ways, key=lambda way: ways[way])
-    times = ", ".join(f"{way} {time:.1f}{'*' if way == best else ''}" for way, time in ways.items())
-    return f"bare linears, ms a step (of its linears: beside the fastest of the row's precision): {times}"
+    """Describe what the bare linears take in each way, the floor of a decoding step. The fastest of each precision has
+    a star: rows are held to it."""
+    times = []
+    for ways in report["machine"].get("linears", {}).values():
+        best = min(ways.values(), default=0)
+        times += [f"{way} {time:.1f}{'*' if time == best else ''}" for way, time in ways.items()]
+    return f"bare linears, ms a step (of its linears: beside *): {', '.join(times)}" if times else ""
 
 
 def describe_tokens(rows: Mapping[str, Row]) -> str:

@@ -61,7 +61,9 @@ def run(
     ],
     against: Annotated[
         str,
-        typer.Option(help="Peers to race, comma-separated: hf, hf_cb, litgpt, ctranslate2. Without it zoo runs alone."),
+        typer.Option(
+            help="Peers to race, comma-separated: hf, hf_cb, litgpt, ctranslate2, onnx. Without it zoo runs alone."
+        ),
     ] = "",
     peer_python: Annotated[
         list[str] | None, typer.Option(help="Python that has a peer installed: NAME=PATH, or one PATH for all peers.")
@@ -114,7 +116,7 @@ def run(
         bool, typer.Option("--json", help="Print the whole report, with the figures of every round.")
     ] = False,
 ) -> None:
-    """Measure zoo beside transformers, LitGPT and CTranslate2, and beside the best that this machine can do (CPU).
+    """Measure zoo beside transformers, LitGPT, CTranslate2 and onnxruntime-genai, and the machine's limits (CPU).
 
     Every contender has the same random weights and runs in turn, in fresh processes; ratios are of the same round.
     `kernels` compares each attention kernel with the eager one, then times kernels, training and decoding on a GPU, in
