@@ -359,6 +359,15 @@ def test_a_section_replaces_that_of_its_own_instruction_set_alone():
         page.replace_section("# Head\n", "avx2", [make_found("avx2")])
 
 
+def test_a_section_says_where_other_programs_ran_and_lists_each_version_once():
+    found = make_found("avx2")
+    found["contenders"]["hf"]["busy"] = 0.4
+    section = page.write_section("avx2", [found, make_found("avx2", "prefill")])
+    assert "not a quiet machine: share of a core that the measuring threads had: hf 40%." in section
+    assert section.count("zoo 1 on torch 2, hf 1 on torch 2.") == 1
+    assert "litgpt: not installed (pip)" in section
+
+
 def test_the_page_holds_the_reports_that_are_kept():
     import performance_page
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from zoo.bench.isa import name_isa
 from zoo.bench.plan import OURS
-from zoo.bench.show import format_ratio, format_tokens, name_race
+from zoo.bench.show import describe_crowd, format_ratio, format_tokens, name_race
 from zoo.errors import ConfigError
 
 PLACE = "<!-- bench: sections -->"
@@ -81,24 +81,23 @@ def _write_share(report: Report) -> str:
 
 
 def _describe_place(reports: Sequence[Report]) -> str:
-    """Describe where and when: of each processor, the dates, threads and versions."""
-    lines = {}
+    """Describe where and when: for each processor, date and number of threads one paragraph, with all versions."""
+    found: dict[str, dict[str, None]] = {}
     for report in reports:
         race, processor = report["race"], report["processor"]
         held = f", held to {name_isa(race['isa'])}" if race["isa"] else ""
         memory = f", {processor['memory_bytes'] / 2**30:.0f} GiB" if processor["memory_bytes"] else ""
-        place = f"{processor['name']}, {processor['cores']} cores{memory}{held}"
-        lines.setdefault(f"{report['date'][:10]}, {place}, {race['threads']} threads: {_list_versions(report)}.", None)
-    return "\n\n".join(lines)
+        threads = f"{race['threads']} thread{'s' if race['threads'] != 1 else ''}"
+        place = f"{report['date'][:10]}, {processor['name']}, {processor['cores']} cores{memory}{held}, {threads}"
+        found.setdefault(place, {}).update(dict.fromkeys(_list_versions(report)))
+    return "\n\n".join(f"{place}: {', '.join(versions)}." for place, versions in found.items())
 
 
-def _list_versions(report: Report) -> str:
-    """List the versions; transformers' continuous batching, and rows with other weights, have their own worker's."""
-    found = {}
+def _list_versions(report: Report) -> Iterable[str]:
+    """List the versions. Rows with other weights, and zoo's requests one by one, have those of their own worker."""
     for name, row in report["contenders"].items():
         torch = f" on torch {row['torch']}" if row["torch"] else ""
-        found.setdefault(f"{name.split(' ')[0].rstrip(',')} {row['version']}{torch}", None)
-    return ", ".join(found)
+        yield f"{name.split(' ')[0].rstrip(',')} {row['version']}{torch}"
 
 
 def _list_notes(reports: Sequence[Report]) -> list[str]:
@@ -114,7 +113,9 @@ def _list_notes(reports: Sequence[Report]) -> list[str]:
             said.append("start-up " + ", ".join(f"{name} {row['startup']:.0f} s" for name, row in rows.items()))
         if ways := {way: ms for of in report["machine"].get("linears", {}).values() for way, ms in of.items()}:
             said.append("bare linears, ms a step: " + ", ".join(f"{way} {ms:.1f}" for way, ms in ways.items()))
-        said += [f"{name} multiplies: {row['ways']}" for name, row in rows.items() if row["ways"]]
-        said += [f"{name}: {reason}" for name, reason in report["absent"].items()]
+        said += [f"{name} multiplies: {row['ways']}" for name, row in rows.items() if row.get("ways")]
+        said += [f"{name}: {why}" for name, why in report["absent"].items() if not why.startswith("not raced")]
+        if line := describe_crowd(rows):
+            said.append(line)
         lines.append(f"- {name_race(race)}: {'; '.join(said)}.")
     return lines

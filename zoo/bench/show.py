@@ -115,10 +115,17 @@ def list_notes(report: Mapping[str, Any]) -> Iterator[str]:
         fp32, bf16 = machine["gemm_fp32_tflops"], machine["gemm_bf16_tflops"]
         if report["race"]["dtype"] == "bf16" and bf16 < fp32:
             yield f"bf16 products are {fp32 / bf16:.1f} times slower than fp32 on this CPU (--dtype fp32 would do)"
+    if line := describe_crowd(rows):
+        yield line
+
+
+def describe_crowd(rows: Mapping[str, Row]) -> str:
+    """Describe whether other programs ran: rows whose measuring thread had less than its core."""
     busy = {name: row["busy"] for name, row in rows.items() if row["busy"] is not None}
     crowded = [f"{name} {share:.0%}" for name, share in busy.items() if share < CROWDED]
-    if crowded:
-        yield f"not a quiet machine: share of a core that the measuring threads had: {', '.join(crowded)}"
+    return (
+        f"not a quiet machine: share of a core that the measuring threads had: {', '.join(crowded)}" if crowded else ""
+    )
 
 
 def _name_versions(name: str, row: Row) -> str:
