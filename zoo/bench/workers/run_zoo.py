@@ -67,7 +67,7 @@ def make_ready(model: torch.nn.Module, job: dict[str, Any]) -> torch.nn.Module:
     if found is None and job["weights"]:
         raise timing.Absent("not yet: zoo has no weights of fewer bits on a CPU")
     if found is not None:
-        prepare = importlib.import_module("zoo.run.linear.prepare").prepare
+        prepare = importlib.import_module("zoo.run.linear").prepare
         WAYS.append(str(prepare(model, job["weights"] or None, keep=False)))
     return model
 
