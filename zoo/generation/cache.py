@@ -83,12 +83,43 @@ class CachedRow:
             token = end
         return found
 
+    def share_source(self, other: CachedRow) -> None:
+        """Read the same encoder's output as another row."""
+        group = self.store.cross_group
+        assert group is not None
+        self.store.pools[group].release(self.pages[group])
+        for page in other.pages[group]:
+            self.store.pools[group].share(page)
+        self.pages[group], self.source = list(other.pages[group]), other.source
+
     def release(self) -> None:
         """Give back all that the row owns."""
         for pool, own in zip(self.store.pools, self.pages, strict=True):
             pool.release(own)
             own.clear()
         self.store.free_slots.append(self.slot)
+
+
+def copy_row(source: CachedRow, target: CachedRow, start: int) -> None:
+    """Make a row hold what another does. Tokens before `start` are the same already."""
+    store = source.store
+    for group, each in enumerate(store.groups):
+        if each.cross:
+            if target.source != source.source:
+                target.share_source(source)
+            continue
+        begin = start
+        if not each.full:
+            target.dropped[group], begin = source.dropped[group], source.dropped[group] * store.page
+        target.reserve(group, source.length)
+        read, write = source.runs(group, begin, source.length), target.runs(group, begin, source.length)
+        store.copy(group, _list_slots(read), _list_slots(write))
+    store.copy_states(source.slot, target.slot)
+    target.length = source.length
+
+
+def _list_slots(runs: Sequence[Run]) -> list[int]:
+    return [slot for run in runs for slot in range(*run)]
 
 
 @dataclass
@@ -313,8 +344,7 @@ class Cache:
 
     def _slots(self, rows: list[list[Run]]) -> Any:
         """The slots of rows that have equally many [B, S]."""
-        index = [[slot for run in runs for slot in range(*run)] for runs in rows]
-        return torch.tensor(index, dtype=torch.long, device=self.store.device)
+        return torch.tensor([_list_slots(runs) for runs in rows], dtype=torch.long, device=self.store.device)
 
     def lay_out_source(self, tokens: int | None) -> Where | None:
         """Say where the keys of an encoder's output lie; `tokens` is how many the rows now come to read, or None if

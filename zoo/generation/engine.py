@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
+from zoo.generation.beams import Beams, check_beams
 from zoo.generation.cache import Cache
 from zoo.generation.draws import DrawState
 from zoo.generation.prefix import Prefixes
@@ -96,14 +97,18 @@ class Engine:
         ids = [self.model.spec.start_id] if self.seq2seq else list(request.ids)
         check_length(self.writer, len(ids), request.max_new_tokens)
         request.sampling.check_vocabulary(self.writer.vocab_size)
+        check_beams(request, self.writer.vocab_size)
         self._check_options(request)
         self._check_fits(request, len(ids))
         number, self._next = self._next, self._next + 1
         source = tuple(request.ids) if self.seq2seq else None
+        samples = 1 if request.n_beams > 1 else request.n
         self.live[number] = [
             Continuation(number, sample, request, list(ids), len(ids), self._draws(request, ids, sample), source)
-            for sample in range(request.n)
+            for sample in range(samples)
         ]
+        for each in self.live[number][1:]:
+            each.leader = self.live[number][0]
         self.scheduler.waiting.extend(self.live[number])
         return number
 
@@ -126,8 +131,11 @@ class Engine:
         total, source = prompt + request.max_new_tokens, len(request.ids) if self.seq2seq else 0
         if self.writer.cacheable_until is not None:
             total = min(total, self.writer.cacheable_until)
+        if request.n_beams > self.scheduler.rows:
+            found = f"{request.n_beams} beams are as many rows at once, there are {self.scheduler.rows}"
+            raise ConfigError(f"n_beams: {found} (fewer, or an engine of more rows)")
         for group, pool in zip(self.store.groups, self.store.pools, strict=True):
-            if group.pages(source if group.cross else total, page=self.store.page) > pool.count:
+            if request.n_beams * self.store.pages_of(group, source if group.cross else total) > pool.count:
                 need = row_bytes(self.writer, total, source, self.dtype.itemsize, page=self.store.page)
                 found = f"a request of {total} tokens needs {need:,} bytes of cache, there are {self.store.nbytes:,}"
                 raise ConfigError(f"memory: {found} (fewer max_new_tokens, a shorter prompt, or more memory)")
@@ -143,7 +151,11 @@ class Engine:
                 self.proposer.forget(each)
         if all(each.finished for each in live):
             self.live.pop(number, None)
-        return [Event(number, each.sample, None, "aborted") for each in gone]
+        samples = [sample for each in gone for sample in self._samples(each)]
+        return [Event(number, sample, None, "aborted") for sample in samples]
+
+    def _samples(self, sequence: Continuation) -> Iterable[int]:
+        return range(sequence.asked.n) if sequence.asked.n_beams > 1 else (sequence.sample,)
 
     @property
     def busy(self) -> bool:
@@ -165,19 +177,47 @@ class Engine:
         with torch.inference_mode():
             chunks = self._propose(self.scheduler.plan())
             before = [chunk.sequence.row.length for chunk in chunks]  # type: ignore[union-attr]
-            ready = [chunk for chunk in chunks if chunk.ends]
+            ending = [chunk for chunk in chunks if chunk.ends]
+            ready = [chunk for chunk in ending if chunk.sequence.beams is None]
             saved = self._save_states(chunks)
-            found = self._compute(chunks, {chunk.sequence for chunk in ready})
+            found = self._compute(chunks, {chunk.sequence for chunk in ending})
             tokens = self._choose(ready, found)
             self._take_back(ready, tokens, saved)
             self.scheduler.keep(chunks, before)
-            return [event for chunk, new in zip(ready, tokens, strict=True) for event in self._emit(chunk, new, found)]
+            events = [
+                event for chunk, new in zip(ready, tokens, strict=True) for event in self._emit(chunk, new, found)
+            ]
+            searches = {id(beams): beams for chunk in ending if (beams := chunk.sequence.beams) is not None}
+            return events + [event for beams in searches.values() for event in self._search(beams, found)]
+
+    def _search(self, beams: Beams, found: Mapping[Continuation, Tensor]) -> list[Event]:
+        """Take a beam search one token further; the events of its best beams when it is over."""
+        first = beams.running[0]
+        if not all(
+            bool(found[each].isfinite().any()) and not bool(found[each].isnan().any()) for each in beams.running
+        ):
+            self.fault = f"has logits that are NaN or all -inf {CURE}"
+            events = [Event(first.request, sample, None, "failed") for sample in range(beams.asked.n)]
+        elif beams.advance(found):
+            waiting = [each for each in beams.running if each not in self.scheduler.running]
+            gone = [each for each in beams.spare if each in self.scheduler.running]
+            self.scheduler.running = [each for each in self.scheduler.running if each not in gone] + waiting
+            return []
+        else:
+            events = beams.tell(first.request)
+        self.scheduler.end(beams)
+        del self.live[first.request]
+        return events
 
     def _propose(self, chunks: list[Chunk]) -> list[Chunk]:
         """Add drafts to the chunks of sequences that are past their prompts."""
         if self.proposer is None:
             return chunks
-        going = [chunk for chunk in chunks if chunk.count == 1 and chunk.ends and not chunk.whole]
+        going = [
+            chunk
+            for chunk in chunks
+            if chunk.count == 1 and chunk.ends and not chunk.whole and chunk.sequence.asked.n_beams == 1
+        ]
         rooms = [
             min(self.store.new - 1, each.total - len(each.ids) - 1, self.scheduler.limit - len(each.ids))
             for each in (chunk.sequence for chunk in going)

@@ -17,9 +17,10 @@ class Request:
 
     `ids` are the prompt's tokens; of an encoder-decoder, the source's. Ends at one of `stop_ids` ("stop") or after
     `max_new_tokens` ("length"). `n` samples continue one prompt; with `n_beams` above 1 they are the best of a beam
-    search. `copy` tells equal prompts apart, which then draw other tokens. `logprobs` k reports each new token's
-    log-probability and those of the k likeliest, `prompt_logprobs` the same of the prompt's tokens. `guide` is a
-    compiled grammar that every token must follow.
+    search, by log-probability over length to the power of `length_penalty` (Wu et al., 2016). `copy` tells equal
+    prompts apart, which then draw other tokens. `logprobs` k reports each new token's log-probability and those of the
+    k likeliest, `prompt_logprobs` the same of the prompt's tokens. `guide` is a compiled grammar that every token must
+    follow.
     """
 
     ids: Sequence[int]
@@ -29,6 +30,7 @@ class Request:
     n: int = 1
     copy: int = 0
     n_beams: int = 1
+    length_penalty: float = 1.0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     guide: Any = None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from zoo.generation.beams import Beams
 from zoo.generation.cache import CachedRow
 from zoo.generation.prefix import Prefixes
 from zoo.generation.request import Reason, Request
@@ -31,6 +32,8 @@ class Continuation:
     row: CachedRow | None = None
     names: list[bytes] = field(default_factory=list)
     finished: Reason | None = None
+    leader: Continuation | None = None  # the first sample of the same request
+    beams: Beams | None = None
     scores: list[Any] = field(default_factory=list)  # the prompt's log-probabilities, as far as they are known
     preempted: int = 0
 
@@ -128,24 +131,49 @@ class Scheduler:
     # ---------------------------------------------------------------- starting
 
     def _admit(self) -> None:
-        while self.waiting and len(self.running) < self.rows:
+        while self.waiting:
             sequence = self.waiting[0]
-            row = self._start(sequence)
-            if row is None:
+            width = sequence.asked.n_beams
+            if len(self.running) + width > self.rows or self._awaits(sequence):
                 return
-            sequence.row = row
+            sequence.row = self._start(sequence)
+            if sequence.row is None:
+                return
             self.running.append(self.waiting.popleft())
+            if width > 1 and not self._widen(sequence):
+                self.preempt(sequence)
+                return
 
-    def _start(self, sequence: Continuation) -> CachedRow | None:
+    def _awaits(self, sequence: Continuation) -> bool:
+        """Whether what the sequence reads is being computed: by the first sample of its request."""
+        leader = sequence.leader
+        return leader is not None and leader.row is not None and leader.row.length < leader.prompt
+
+    def _widen(self, sequence: Continuation) -> bool:
+        """Give a beam search the rows of its other beams; False where there is no room yet."""
+        spare = [replace(sequence, ids=[], row=None) for _ in range(sequence.asked.n_beams - 1)]
+        sequence.beams = Beams(sequence.asked, [sequence], spare=spare)
+        for each in spare:
+            each.beams, each.ids = sequence.beams, list(sequence.ids)
+            each.row = self._start(each, restore=False)
+            each.ids = []
+            if each.row is None:
+                return False
+        return True
+
+    def _start(self, sequence: Continuation, restore: bool = True) -> CachedRow | None:
         """A row with room for the sequence, or None where there is none yet."""
         while not self.store.free_slots:
             if self.prefixes is None or not self.prefixes.evict():
                 return None
         row = CachedRow(self.store)
-        if self.prefixes is not None:
+        if self.prefixes is not None and restore:
             self.prefixes.name(sequence.names, sequence.ids)
             if sequence.asked.prompt_logprobs is None:  # these are made of logits, which nothing keeps
                 self.prefixes.restore(row, sequence.names, len(sequence.ids) - 1)
+        leader = sequence.leader
+        if leader is not None and leader.row is not None and leader.row.source:
+            row.share_source(leader.row)
         if self._reserve(row, sequence):
             return row
         row.release()
@@ -185,11 +213,31 @@ class Scheduler:
         return True
 
     def preempt(self, sequence: Continuation) -> None:
-        """Take a running sequence's row away; it starts over, with the tokens it has, before all others that wait."""
-        self.leave(sequence)
+        """Take a running sequence's row away; it starts over, with the tokens it has, before all others that wait. A
+        beam search starts over with its prompt."""
+        if sequence.beams is not None:
+            sequence = self._narrow(sequence.beams)
+        else:
+            self.leave(sequence)
         sequence.preempted += 1
         self.preemptions += 1
         self.waiting.appendleft(sequence)
+
+    def _narrow(self, beams: Beams) -> Continuation:
+        """End all rows of a beam search; the sequence with which it starts again."""
+        first, *_ = beams.running
+        self.end(beams)
+        first.beams, first.ids = None, first.ids[: first.prompt]
+        return first
+
+    def end(self, beams: Beams) -> None:
+        """End all rows of a beam search."""
+        for each in (*beams.running, *beams.spare):
+            if each in self.running:
+                self.running.remove(each)
+            if each.row is not None:
+                each.row.release()
+                each.row = None
 
     def leave(self, sequence: Continuation) -> None:
         """End a running sequence's row."""
@@ -201,7 +249,9 @@ class Scheduler:
     def remove(self, sequences: Iterable[Continuation]) -> None:
         """Drop sequences wherever they are."""
         for each in sequences:
-            if each in self.running:
+            if each.beams is not None:
+                self.end(each.beams)
+            elif each in self.running:
                 self.leave(each)
             elif each in self.waiting:
                 self.waiting.remove(each)
@@ -215,5 +265,7 @@ class Scheduler:
         for chunk, length in zip(chunks, before, strict=True):
             each = chunk.sequence
             assert each.row is not None
+            if each.beams is not None and length >= each.prompt:
+                continue  # a row that other beams' tokens may be written over
             self.prefixes.name(each.names, each.ids)
             self.prefixes.keep(each.row, each.names, length, self._last_page(each))
