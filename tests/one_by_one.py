@@ -100,5 +100,5 @@ class OneByOne:
 
 @contextmanager
 def open_one_by_one(model, *, tokens: int, source: int | None = None, kernel: str | None = None):
-    """What takes the place of `zoo.generation.batch.open_engine`."""
+    """What takes the place of `zoo.text.batch.open_engine`."""
     yield OneByOne(model)

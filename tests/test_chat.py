@@ -22,12 +22,13 @@ from zoo.checkpoint import store
 from zoo.cli import run
 from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer
 from zoo.errors import ConfigError
-from zoo.generation import batch, chat, engine
-from zoo.generation.batch import Encoder
-from zoo.generation.chat import ChatTemplate
-from zoo.generation.conversation import Conversation
+from zoo.generation import engine
 from zoo.generation.generate import generate
-from zoo.generation.prompts import Options
+from zoo.text import batch, chat
+from zoo.text.batch import Encoder
+from zoo.text.chat import ChatTemplate
+from zoo.text.conversation import Conversation
+from zoo.text.prompts import Options
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["vocab_size=260", "d_model=32", "n_layers=1", "n_heads=2", "n_kv_heads=2", "head_dim=16", "d_ff=32"]
@@ -41,7 +42,8 @@ if sys.stdin.isatty():
     import fcntl, termios
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # this terminal's Ctrl-C is for this program
 sys.path[:0] = [{tests!r}, {root!r}]
-from zoo.generation import batch, engine
+from zoo.generation import engine
+from zoo.text import batch
 if not hasattr(engine, "Engine"):
     from one_by_one import open_one_by_one
     batch.open_engine = open_one_by_one

@@ -7,10 +7,10 @@ import zoo
 from zoo.checkpoint import store
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
-from zoo.generation import text
 from zoo.generation.generate import generate
 from zoo.generation.sample import Sampling
 from zoo.runs import LAST_RUN
+from zoo.text.complete import complete, stream
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def test_text_streams_from_a_checkpoint_up_to_a_stop_string(checkpoint):
     whole = tokenizer.decode(generate(model, ids, 60, 1.0, [tokenizer.eos_id], seed=1)[0, 5:].tolist())
     options = {"max_new_tokens": 60, "sampling": Sampling(temperature=1.0, seed=1), "device": "cpu"}
     assert len(whole) > 13
-    assert "".join(text.stream(checkpoint, "def f", **options)) == whole
+    assert "".join(stream(checkpoint, "def f", **options)) == whole
     stop = whole[10:13]
-    assert "".join(text.stream(checkpoint, "def f", stop=[stop], **options)) == whole[: whole.index(stop)]
+    assert "".join(stream(checkpoint, "def f", stop=[stop], **options)) == whole[: whole.index(stop)]
 
 
 def test_text_ends_at_the_end_of_text_token(checkpoint):
@@ -46,36 +46,36 @@ def test_text_ends_at_the_end_of_text_token(checkpoint):
     options = {"max_new_tokens": 30, "sampling": Sampling(temperature=1.0, seed=1)}
     ids = generate(model, torch.tensor([[ord("x")]]), 30, 1.0, seed=1)[0, 1:].tolist()
     tokenizer.eos_id = ids[20]
-    assert "".join(text.complete(model, tokenizer, "x", **options)) == tokenizer.decode(ids[: ids.index(ids[20])])
+    assert "".join(complete(model, tokenizer, "x", **options)) == tokenizer.decode(ids[: ids.index(ids[20])])
 
 
 def test_an_empty_prompt_starts_from_the_end_of_text(checkpoint):
     model, tokenizer = store.load(checkpoint), make_byte_tokenizer()
     expected = generate(model, torch.tensor([[tokenizer.eos_id]]), 8)[0, 1:].tolist()
-    assert "".join(text.complete(model, tokenizer, "", max_new_tokens=8)) == tokenizer.decode(expected)
+    assert "".join(complete(model, tokenizer, "", max_new_tokens=8)) == tokenizer.decode(expected)
 
 
 def test_the_model_is_free_again_once_a_stop_string_has_come(checkpoint):
     model, tokenizer = store.load(checkpoint).train(), make_byte_tokenizer()
-    first = next(text.complete(model, tokenizer, "x", max_new_tokens=9))
+    first = next(complete(model, tokenizer, "x", max_new_tokens=9))
     assert model.training  # the iterator is gone already
-    assert list(text.complete(model, tokenizer, "x", max_new_tokens=9, stop=[first])) == []
+    assert list(complete(model, tokenizer, "x", max_new_tokens=9, stop=[first])) == []
     assert model.training
 
 
 def test_without_a_checkpoint_the_last_run_writes_and_its_absence_is_said_in_one_line(checkpoint, monkeypatch):
     monkeypatch.chdir(checkpoint.parent)
     with pytest.raises(ConfigError, match=r"--checkpoint DIR") as caught:
-        text.stream(None, "x", max_new_tokens=4)
+        stream(None, "x", max_new_tokens=4)
     assert len(caught.value.faults) == 1
     LAST_RUN.parent.mkdir()
     LAST_RUN.write_text(str(checkpoint))
-    assert "".join(text.stream(None, "x", max_new_tokens=4)) == "".join(text.stream(checkpoint, "x", max_new_tokens=4))
+    assert "".join(stream(None, "x", max_new_tokens=4)) == "".join(stream(checkpoint, "x", max_new_tokens=4))
 
 
 def test_going_beyond_the_trained_length_is_noted_but_allowed(checkpoint):
     notes = []
-    assert text.stream(checkpoint, "xy", max_new_tokens=62, note=notes.append)
+    assert stream(checkpoint, "xy", max_new_tokens=62, note=notes.append)
     assert notes == []
-    assert text.stream(checkpoint, "xy", max_new_tokens=63, note=notes.append)
+    assert stream(checkpoint, "xy", max_new_tokens=63, note=notes.append)
     assert notes == ["65 tokens may come, the model is made for 64: what lies beyond may make less sense"]

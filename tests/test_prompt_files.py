@@ -19,10 +19,11 @@ from zoo.checkpoint import store
 from zoo.cli import run
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
-from zoo.generation import batch, engine
-from zoo.generation.batch import Encoder, follow
+from zoo.generation import engine
 from zoo.generation.generate import generate
-from zoo.generation.prompts import Options, Prompt, option_names, read_jsonl, read_lines
+from zoo.text import batch
+from zoo.text.batch import Encoder, follow
+from zoo.text.prompts import Options, Prompt, option_names, read_jsonl, read_lines
 
 SMALL = ["vocab_size=260", "d_model=32", "n_layers=1", "n_heads=2", "n_kv_heads=2", "head_dim=16", "d_ff=32"]
 ROOT = Path(__file__).parents[1]
@@ -323,7 +324,8 @@ def test_resuming_does_what_is_missing_and_gives_what_one_go_gives(generating):
 PROGRAM = """
 import sys
 sys.path[:0] = [{tests!r}, {root!r}]
-from zoo.generation import batch, engine
+from zoo.generation import engine
+from zoo.text import batch
 if not hasattr(engine, "Engine"):
     from one_by_one import open_one_by_one
     batch.open_engine = open_one_by_one

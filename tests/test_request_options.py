@@ -16,9 +16,10 @@ from zoo.checkpoint import store
 from zoo.cli import run
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
-from zoo.generation import batch, engine
-from zoo.generation.batch import Encoder
-from zoo.generation.prompts import Options, read_jsonl
+from zoo.generation import engine
+from zoo.text import batch
+from zoo.text.batch import Encoder
+from zoo.text.prompts import Options, read_jsonl
 
 SMALL = ["vocab_size=260", "d_model=32", "n_layers=1", "n_heads=2", "n_kv_heads=2", "head_dim=16", "d_ff=32"]
 SCHEMA = {

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import ConfigError, ZooError
 
 if TYPE_CHECKING:
-    from zoo.generation.batch import Sample
-    from zoo.generation.prompts import Prompt
-    from zoo.generation.results import Results
-    from zoo.generation.text import Loaded
+    from zoo.text.batch import Sample
+    from zoo.text.complete import Loaded
+    from zoo.text.prompts import Prompt
+    from zoo.text.results import Results
 
 
 def run(
@@ -26,7 +26,7 @@ def run(
     note: Callable[[str], object],
 ) -> None:
     """Write all texts: to `results`, or to standard output in the order of the prompts."""
-    from zoo.generation import batch, chat
+    from zoo.text import batch, chat
 
     wanted = prompts if results is None else results.missing
     if len(wanted) < len(prompts):

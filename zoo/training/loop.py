@@ -18,10 +18,10 @@ from zoo.data import Batch, Batches, Prepared
 from zoo.data.tokens import read_evaluation_batches, to_batch
 from zoo.errors import ZooError, short
 from zoo.generation.sample import Sampling
-from zoo.generation.text import complete
 from zoo.lazy import torch
 from zoo.run.threads import ThreadWatch
 from zoo.runs import CHECKPOINTS
+from zoo.text.complete import complete
 from zoo.training.failures import FORESEEN
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_blocks, move_batch
 from zoo.training.log import PICTURE, Records, draw_losses

@@ -10,9 +10,9 @@ from functools import cache
 from typing import Any, get_args
 
 from zoo.errors import ConfigError, did_you_mean
-from zoo.generation.chat import list_faults
 from zoo.generation.guide import Kind
 from zoo.generation.sampling import Sampling
+from zoo.text.chat import list_faults
 
 SOURCES = ("prompt", "ids", "messages")
 """What a request continues: one of these. `messages` are a conversation, for models with a chat template."""

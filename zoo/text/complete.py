@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.generation.detokenize import TextStream
 from zoo.generation.generate import stream as stream_tokens
 from zoo.generation.sampling import Sampling
 from zoo.generation.towers import find_writer
 from zoo.lazy import torch
 from zoo.run.builder import pick_device
 from zoo.run.dtypes import settle_cpu
+from zoo.text.detokenize import TextStream
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer

@@ -10,14 +10,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.errors import ConfigError
-from zoo.generation.chat import ChatTemplate
-from zoo.generation.detokenize import TextStream
 from zoo.generation.engine import Engine, serving
 from zoo.generation.guide import Guide, GuideCompiler, Kind
-from zoo.generation.prompts import Options, Prompt
 from zoo.generation.request import Event, Logprob, Request
 from zoo.generation.sampling import Sampling, encode_words
 from zoo.generation.towers import find_writer
+from zoo.text.chat import ChatTemplate
+from zoo.text.detokenize import TextStream
+from zoo.text.prompts import Options, Prompt
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from zoo.errors import ConfigError, ZooError
-from zoo.generation.batch import Encoder, Sample, Serves, follow
-from zoo.generation.prompts import Options
+from zoo.text.batch import Encoder, Sample, Serves, follow
+from zoo.text.prompts import Options
 
 
 class Conversation:
