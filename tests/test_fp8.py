@@ -23,7 +23,7 @@ from zoo.cli import run
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
 from zoo.generation.generate import generate
-from zoo.generation.sample import Sampling
+from zoo.generation.sampling import Sampling
 from zoo.jobs.plan import plan_launch, task_config
 from zoo.kernels.base import Machine
 from zoo.run import fp8

@@ -8,7 +8,7 @@ from zoo.checkpoint import store
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
 from zoo.generation.generate import generate
-from zoo.generation.sample import Sampling
+from zoo.generation.sampling import Sampling
 from zoo.runs import LAST_RUN
 from zoo.text.complete import complete, stream
 

@@ -146,8 +146,8 @@ def run(
 
     Standard output gets the new text alone, without the prompt. With --prompt-file, prompts are served together.
     """
-    from zoo.generation.sampling import parse_logit_bias
     from zoo.text.complete import load
+    from zoo.text.prompts import parse_logit_bias
 
     given = {
         "temperature": temperature,

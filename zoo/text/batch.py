@@ -13,7 +13,7 @@ from zoo.errors import ConfigError
 from zoo.generation.engine import Engine, serving
 from zoo.generation.guide import Guide, GuideCompiler, Kind
 from zoo.generation.request import Event, Logprob, Request
-from zoo.generation.sampling import Sampling, encode_words
+from zoo.generation.sampling import Sampling
 from zoo.generation.towers import find_writer
 from zoo.text.chat import ChatTemplate
 from zoo.text.detokenize import TextStream
@@ -172,6 +172,17 @@ class Encoder:
         if faults:
             raise ConfigError(*faults)
         return jobs
+
+
+def encode_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """The token sequences that spell these words, at the start of a text and after a space.
+
+    A word can be spelled by other tokens too: `bad_words` bars the spellings that the tokenizer itself gives.
+    """
+    if "" in words:
+        raise ConfigError("bad_words: an empty word bars nothing (leave it out)")
+    spelled = [tuple(tokenizer.encode(prefix + word)) for word in words for prefix in ("", " ")]
+    return tuple(dict.fromkeys(ids for ids in spelled if ids))
 
 
 def measure(jobs: Sequence[Job]) -> tuple[int, int]:

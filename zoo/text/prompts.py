@@ -121,6 +121,18 @@ def option_names() -> tuple[str, ...]:
     return (*(name for name in CHECKS if name != "bad_words"), *sampling_names())
 
 
+def parse_logit_bias(pairs: Sequence[str]) -> dict[int, float]:
+    """Read `TOKEN=BIAS` pairs of the command line. Raises ConfigError for one that is none."""
+    bias: dict[int, float] = {}
+    for pair in pairs:
+        token, _, value = pair.partition("=")
+        try:
+            bias[int(token)] = float(value)
+        except ValueError:
+            raise ConfigError(f"logit_bias: is {pair!r}, not a token id and a number (42=-1.5)") from None
+    return bias
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One line of a file of prompts. `given` is what it continues, and its `id` if it has one; `where` its place."""

@@ -17,7 +17,7 @@ from zoo.costs import price
 from zoo.data import Batch, Batches, Prepared
 from zoo.data.tokens import read_evaluation_batches, to_batch
 from zoo.errors import ZooError, short
-from zoo.generation.sample import Sampling
+from zoo.generation.sampling import Sampling
 from zoo.lazy import torch
 from zoo.run.threads import ThreadWatch
 from zoo.runs import CHECKPOINTS
