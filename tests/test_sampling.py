@@ -13,7 +13,7 @@ from zoo.generation.draws import DrawState, Points, make_generator
 from zoo.generation.sampler import Sampler, find_logprobs
 from zoo.generation.sampling import Sampling
 from zoo.generation.truncate import Cuts, draw, find_head, find_likeliest
-from zoo.text.batch import encode_words
+from zoo.text.jobs import encode_words
 from zoo.text.prompts import Options, parse_logit_bias
 
 NEUTRAL = {"temperature": 1.0}

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from zoo.text.complete import Loaded
     from zoo.text.prompts import Prompt
 
 
@@ -146,7 +145,8 @@ def run(
 
     Standard output gets the new text alone, without the prompt. With --prompt-file, prompts are served together.
     """
-    from zoo.text.complete import load
+    from zoo.cli import batching
+    from zoo.text.loading import load
     from zoo.text.prompts import parse_logit_bias
 
     given = {
@@ -176,13 +176,7 @@ def run(
     _check_use(prompt_file, out, resume=resume, force=force, logprobs=logprobs, template=template)
     results = _plan_results(out, prompts, force=force, resume=resume)
     loaded = load(checkpoint, device=device, dtype=dtype, fp8=fp8, note=_note)
-    one = prompt_file is None and out is None and n == 1
-    if one and prompts[0].options.guide is None and not prompts[0].options.bad_words:
-        _print_one(loaded, prompts[0], kernel)
-    else:
-        from zoo.cli import batching
-
-        batching.run(loaded, prompts, results, template=template, kernel=kernel, note=_note)
+    batching.run(loaded, prompts, results, template=template, kernel=kernel, note=_note)
 
 
 def _note(line: str) -> None:
@@ -246,26 +240,3 @@ def _plan_results(out: Path | None, prompts: list[Prompt], *, force: bool, resum
     from zoo.text.results import Results
 
     return None if out is None else Results(out, prompts, force=force, resume=resume)
-
-
-def _print_one(loaded: Loaded, prompt: Prompt, kernel: str | None) -> None:
-    """Print one text as it comes."""
-    from zoo.text.complete import complete
-
-    options = prompt.options
-    ends = options.stop_ids if options.ignore_eos else (*loaded.ends, *options.stop_ids)
-    pieces = complete(
-        loaded.model,
-        loaded.tokenizer,
-        prompt.given["prompt"],
-        max_new_tokens=options.max_new_tokens,
-        sampling=options.sampling,
-        stop=options.stop,
-        ends=ends,
-        eos=not options.ignore_eos,
-        kernel=kernel,
-        note=_note,
-    )
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.disk import replace_file
 from zoo.errors import ConfigError
 from zoo.generation.request import Logprob
-from zoo.text.batch import Sample
+from zoo.text.follow import Sample
 from zoo.text.prompts import Prompt
 
 if TYPE_CHECKING:

@@ -1,48 +1,23 @@
-"""Many prompts through one engine: from text to requests, and from events back to text."""
+"""Make jobs of prompts: the request that the engine is asked, and what makes text of its answer."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
-from zoo.generation.engine import Engine, serving
 from zoo.generation.guide import Guide, GuideCompiler, Kind
-from zoo.generation.request import Event, Logprob, Request
+from zoo.generation.request import Request
 from zoo.generation.sampling import Sampling
 from zoo.generation.towers import find_writer
 from zoo.text.chat import ChatTemplate
-from zoo.text.detokenize import TextStream
 from zoo.text.prompts import Options, Prompt
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer
-
-
-class Serves(Protocol):
-    """What an engine offers."""
-
-    @property
-    def busy(self) -> bool: ...
-
-    def add(self, request: Request) -> int: ...
-
-    def abort(self, number: int, /) -> Any: ...
-
-    def step(self) -> list[Event]: ...
-
-
-@contextmanager
-def open_engine(model: Any, *, tokens: int, source: int | None = None, kernel: str | None = None) -> Iterator[Serves]:
-    """Open an engine for sequences of up to `tokens` tokens, and sources of `source`; the model serves it until the
-    block ends."""
-    made = Engine(model, tokens=tokens, source=source, kernel=kernel)
-    with serving(model, kernel):
-        yield made
 
 
 @dataclass(frozen=True)
@@ -54,39 +29,6 @@ class Job:
     stop: tuple[str, ...] = ()
     before: Sequence[int] = ()
     prompt: Prompt | None = None
-
-
-@dataclass
-class Sample:
-    """One text that is being written for a job: its tokens so far, with the token that ended it, and its text without
-    what ended it."""
-
-    job: Job
-    number: int
-    stream: TextStream
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[Logprob | None] = field(default_factory=list)
-    prompt_logprobs: tuple[Logprob | None, ...] | None = None
-    parts: list[str] = field(default_factory=list)
-    reason: str | None = None
-
-    @property
-    def text(self) -> str:
-        return "".join(self.parts)
-
-    def take(self, event: Event) -> str:
-        """Take an event of the engine's and return the text that is certain now."""
-        piece = ""
-        if event.token is not None:
-            self.tokens.append(event.token)
-            self.logprobs.append(event.logprob)
-            if event.finished != "stop":
-                piece = self.stream.push(event.token)
-        self.reason = "stop" if self.stream.stopped else event.finished
-        if self.reason:
-            piece += self.stream.finish()
-        self.parts.append(piece)
-        return piece
 
 
 class Encoder:
@@ -120,7 +62,7 @@ class Encoder:
         request = Request(
             ids=ids,
             max_new_tokens=options.max_new_tokens,
-            sampling=self._complete(options),
+            sampling=self._settle_sampling(options),
             guide=None if options.guide is None else self._compile(*options.guide, frozenset(ends)),
             stop_ids=frozenset(ends),
             n=options.n,
@@ -129,7 +71,7 @@ class Encoder:
         )
         return Job(request, where, tuple(stop), ids if self.continues else (), prompt)
 
-    def _complete(self, options: Options) -> Sampling:
+    def _settle_sampling(self, options: Options) -> Sampling:
         """The sampling parameters, with the words that were given as text."""
         sampling = options.sampling
         if options.bad_words:
@@ -183,58 +125,3 @@ def encode_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int,
         raise ConfigError("bad_words: an empty word bars nothing (leave it out)")
     spelled = [tuple(tokenizer.encode(prefix + word)) for word in words for prefix in ("", " ")]
     return tuple(dict.fromkeys(ids for ids in spelled if ids))
-
-
-def measure(jobs: Sequence[Job]) -> tuple[int, int]:
-    """The longest sequence and the longest prompt of some jobs, in tokens."""
-    longest = max((len(job.before or [0]) + job.request.max_new_tokens for job in jobs), default=1)
-    return longest, max((len(job.request.ids) for job in jobs), default=1)
-
-
-def follow(serves: Serves, jobs: Sequence[Job], tokenizer: Tokenizer) -> Generator[tuple[Sample, str]]:
-    """Put all jobs to an engine, and give each text as it grows: the sample, and its new piece. `reason` of a sample
-    says that it is done.
-
-    Raises ConfigError with the faults of all jobs that cannot be served, at the call. Jobs that are not done when the
-    iterator is closed are dropped.
-    """
-    return _follow(serves, _add_all(serves, jobs, tokenizer))
-
-
-def _follow(serves: Serves, live: dict[int, list[Sample]]) -> Generator[tuple[Sample, str]]:
-    try:
-        while live and serves.busy:
-            for event in serves.step():
-                samples = live.get(event.request)
-                if samples is None or samples[event.sample].reason:
-                    continue
-                if event.prompt is not None:  # said once, of all samples
-                    for each in samples:
-                        each.prompt_logprobs = event.prompt
-                sample = samples[event.sample]
-                piece = sample.take(event)
-                if all(each.reason for each in samples):
-                    serves.abort(event.request)  # a stop string is nothing that the engine knows of
-                    del live[event.request]
-                yield sample, piece
-    finally:
-        for number in live:
-            serves.abort(number)
-
-
-def _add_all(serves: Serves, jobs: Sequence[Job], tokenizer: Tokenizer) -> dict[int, list[Sample]]:
-    live: dict[int, list[Sample]] = {}
-    faults: list[str] = []
-    for job in jobs:
-        try:
-            number = serves.add(job.request)
-        except ConfigError as error:
-            faults += [f"{job.where}: {fault}" if job.where else fault for fault in error.faults]
-            continue
-        streams = [TextStream(tokenizer.backend, job.before, job.stop) for _ in range(job.request.n)]
-        live[number] = [Sample(job, index, stream) for index, stream in enumerate(streams)]
-    if faults:
-        for number in live:
-            serves.abort(number)
-        raise ConfigError(*faults)
-    return live
