@@ -15,19 +15,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from one_by_one import OneByOne, open_one_by_one
+from watched import WatchedEngine
 
 import zoo
 from zoo.checkpoint import store
 from zoo.cli import run
 from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer
 from zoo.errors import ConfigError
-from zoo.generation import batch, chat, engine
-from zoo.generation.batch import Encoder
-from zoo.generation.chat import ChatTemplate
-from zoo.generation.conversation import Conversation
 from zoo.generation.generate import generate
-from zoo.generation.prompts import Options
+from zoo.text import chat
+from zoo.text.chat import ChatTemplate
+from zoo.text.conversation import Conversation
+from zoo.text.jobs import Encoder
+from zoo.text.prompts import Options
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["vocab_size=260", "d_model=32", "n_layers=1", "n_heads=2", "n_kv_heads=2", "head_dim=16", "d_ff=32"]
@@ -35,19 +35,15 @@ TEMPLATE = (
     "{% for m in messages %}{% if m.content == 'refuse' %}{{ raise_exception('not that') }}{% endif %}"
     "{{ m.role }}: {{ m.content }}<e>{% endfor %}{% if add_generation_prompt %}it: {% endif %}"
 )
-PROGRAM = """
+PROGRAM = f"""
 import sys
 if sys.stdin.isatty():
     import fcntl, termios
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # this terminal's Ctrl-C is for this program
-sys.path[:0] = [{tests!r}, {root!r}]
-from zoo.generation import batch, engine
-if not hasattr(engine, "Engine"):
-    from one_by_one import open_one_by_one
-    batch.open_engine = open_one_by_one
+sys.path.insert(0, {str(ROOT)!r})
 from zoo.cli import main
 main()
-""".format(tests=str(ROOT / "tests"), root=str(ROOT))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +63,7 @@ def checkpoint(tmp_path_factory) -> Path:
 def talk(checkpoint: Path, *, limit: int = 512, **options) -> Conversation:
     model, tokenizer = store.load(checkpoint), Tokenizer.load(checkpoint)
     encoder = Encoder(model, tokenizer, (), chat.load(checkpoint))
-    return Conversation(encoder, OneByOne(model), Options.checked(options), limit)
+    return Conversation(encoder, WatchedEngine(model, rows=1, tokens=limit), Options.checked(options), limit)
 
 
 def expected(checkpoint: Path, asked: str, count: int) -> str:
@@ -101,7 +97,7 @@ def test_an_answer_ends_where_the_template_ends_one(checkpoint):
     assert conversation.encoder.make_job({"messages": conversation.messages}, Options(), "").stop == ("<e>",)
     tokenizer = make_byte_tokenizer()
     tokenizer.backend.add_special_tokens(["<e>"])
-    encoder = Encoder(conversation.serves.model, tokenizer, (), ChatTemplate(TEMPLATE))
+    encoder = Encoder(conversation.engine.model, tokenizer, (), ChatTemplate(TEMPLATE))
     job = encoder.make_job({"messages": conversation.messages}, Options(), "")
     assert (job.stop, job.request.stop_ids) == ((), {256, 257})
     assert encoder.make_job({"prompt": "x"}, Options(), "").request.stop_ids == {256}
@@ -119,7 +115,7 @@ def test_what_the_template_refuses_leaves_the_conversation_as_it_was(checkpoint)
 def test_a_conversation_fills_the_model_and_then_says_so(checkpoint):
     conversation = talk(checkpoint, limit=40, max_new_tokens=20)
     list(conversation.answer("x" * 20))  # 33 bytes with the template's
-    assert conversation.serves.seen[0].max_new_tokens == 7
+    assert conversation.engine.seen[0].max_new_tokens == 7
     with pytest.raises(ConfigError, match=r"the model is made for 40 \(/reset begins anew\)"):
         conversation.answer("y")
 
@@ -132,7 +128,7 @@ def test_an_answer_that_is_interrupted_is_kept_as_far_as_it_came(checkpoint):
         conversation.interrupted = len(came) == 5
     assert len(came) == 5
     assert conversation.messages[-1] == {"role": "assistant", "content": "".join(came)}
-    assert not conversation.serves.busy
+    assert not conversation.engine.busy
 
 
 # ---------------------------------------------------------------- the verb
@@ -146,8 +142,6 @@ def command(checkpoint: Path, *args: str) -> list[str]:
 @pytest.fixture
 def piped(monkeypatch, tmp_path, capsys):
     """Run `zoo chat` with these lines as standard input; what it prints."""
-    if not hasattr(engine, "Engine"):
-        monkeypatch.setattr(batch, "open_engine", open_one_by_one)
     monkeypatch.chdir(tmp_path)
 
     def say(folder: Path, lines: str, *args: str):

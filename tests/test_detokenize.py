@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
-from zoo.generation.detokenize import Detokenizer, StopStrings, TextStream
+from zoo.text.detokenize import Detokenizer, StopStrings, TextStream
 
 SAMPLE = "naïve café — 東京 🙂👩‍👩‍👧 def f(x):\n    return 'ﬁn'\n" * 3
 

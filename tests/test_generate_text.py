@@ -5,12 +5,15 @@ import torch
 
 import zoo
 from zoo.checkpoint import store
+from zoo.cli import run
 from zoo.data.tokenizer import make_byte_tokenizer
-from zoo.errors import ConfigError
-from zoo.generation import text
+from zoo.errors import ConfigError, ZooError
 from zoo.generation.generate import generate
-from zoo.generation.sample import Sampling
+from zoo.generation.sampling import Sampling
 from zoo.runs import LAST_RUN
+from zoo.text.follow import complete
+from zoo.text.loading import load
+from zoo.text.prompts import Options
 
 
 @pytest.fixture
@@ -30,52 +33,92 @@ def checkpoint(tmp_path):
     return tmp_path / "some"
 
 
+def written(checkpoint, prompt="x", **options) -> str:
+    """What `complete` makes of a checkpoint."""
+    loaded = load(checkpoint, device="cpu")
+    return "".join(complete(loaded.model, loaded.tokenizer, prompt, Options.checked(options), ends=loaded.ends))
+
+
 def test_text_streams_from_a_checkpoint_up_to_a_stop_string(checkpoint):
     model, tokenizer = store.load(checkpoint), make_byte_tokenizer()
     ids = torch.tensor([tokenizer.encode("def f")])
     whole = tokenizer.decode(generate(model, ids, 60, 1.0, [tokenizer.eos_id], seed=1)[0, 5:].tolist())
-    options = {"max_new_tokens": 60, "sampling": Sampling(temperature=1.0, seed=1), "device": "cpu"}
+    options = {"max_new_tokens": 60, "temperature": 1.0, "seed": 1}
     assert len(whole) > 13
-    assert "".join(text.stream(checkpoint, "def f", **options)) == whole
+    assert written(checkpoint, "def f", **options) == whole
     stop = whole[10:13]
-    assert "".join(text.stream(checkpoint, "def f", stop=[stop], **options)) == whole[: whole.index(stop)]
+    assert written(checkpoint, "def f", stop=[stop], **options) == whole[: whole.index(stop)]
 
 
-def test_text_ends_at_the_end_of_text_token(checkpoint):
+def test_text_ends_at_the_end_of_text_token_unless_it_is_ignored(checkpoint):
     model, tokenizer = store.load(checkpoint), make_byte_tokenizer()
-    options = {"max_new_tokens": 30, "sampling": Sampling(temperature=1.0, seed=1)}
+    options = {"max_new_tokens": 30, "temperature": 1.0, "seed": 1}
     ids = generate(model, torch.tensor([[ord("x")]]), 30, 1.0, seed=1)[0, 1:].tolist()
     tokenizer.eos_id = ids[20]
-    assert "".join(text.complete(model, tokenizer, "x", **options)) == tokenizer.decode(ids[: ids.index(ids[20])])
+    upto = tokenizer.decode(ids[: ids.index(ids[20])])
+    assert "".join(complete(model, tokenizer, "x", Options.checked(options))) == upto
+    on = Options.checked({**options, "ignore_eos": True})
+    assert "".join(complete(model, tokenizer, "x", on)) == tokenizer.decode(ids)
+    tokenizer.eos_id = 256
+    assert "".join(complete(model, tokenizer, "x", Options.checked(options), ends=[ids[20]])) == upto
 
 
 def test_an_empty_prompt_starts_from_the_end_of_text(checkpoint):
     model, tokenizer = store.load(checkpoint), make_byte_tokenizer()
     expected = generate(model, torch.tensor([[tokenizer.eos_id]]), 8)[0, 1:].tolist()
-    assert "".join(text.complete(model, tokenizer, "", max_new_tokens=8)) == tokenizer.decode(expected)
+    assert written(checkpoint, "", max_new_tokens=8) == tokenizer.decode(expected)
 
 
 def test_the_model_is_free_again_once_a_stop_string_has_come(checkpoint):
     model, tokenizer = store.load(checkpoint).train(), make_byte_tokenizer()
-    first = next(text.complete(model, tokenizer, "x", max_new_tokens=9))
-    assert model.training  # the iterator is gone already
-    assert list(text.complete(model, tokenizer, "x", max_new_tokens=9, stop=[first])) == []
+    pieces = complete(model, tokenizer, "x", Options(max_new_tokens=9), kernel="eager")
+    first = next(pieces)
+    assert (model.training, model.kernel) == (False, "eager")
+    pieces.close()
+    assert (model.training, model.kernel) == (True, "auto")
+    assert list(complete(model, tokenizer, "x", Options(max_new_tokens=9, stop=(first,)))) == []
     assert model.training
+
+
+def test_what_will_not_do_is_refused_at_the_call(checkpoint):
+    model, tokenizer = store.load(checkpoint), make_byte_tokenizer()
+    with pytest.raises(ConfigError, match="stop: an empty string"):
+        complete(model, tokenizer, "x", Options(stop=("",)))
+    with pytest.raises(ConfigError, match="logit_bias: names token 999"):
+        complete(model, tokenizer, "x", Options.checked({"logit_bias": {999: 1.0}}))
+
+
+def test_logits_that_are_no_numbers_end_the_text_with_its_token_named(checkpoint):
+    model, tokenizer = store.load(checkpoint), make_byte_tokenizer()
+    sound = generate(model, torch.tensor([[ord("x")]]), 3)[0, 1:].tolist()
+    options = {"process": lambda ids, logits: logits * (float("nan") if len(ids) == 4 else 1)}
+    pieces, came = complete(model, tokenizer, "x", Options(max_new_tokens=9, sampling=Sampling(**options))), []
+    with pytest.raises(ZooError, match=r"^generate: token 4 has logits that are NaN"):
+        came.extend(pieces)
+    assert "".join(came) == tokenizer.decode(sound)
 
 
 def test_without_a_checkpoint_the_last_run_writes_and_its_absence_is_said_in_one_line(checkpoint, monkeypatch):
     monkeypatch.chdir(checkpoint.parent)
     with pytest.raises(ConfigError, match=r"--checkpoint DIR") as caught:
-        text.stream(None, "x", max_new_tokens=4)
+        load(None)
     assert len(caught.value.faults) == 1
     LAST_RUN.parent.mkdir()
     LAST_RUN.write_text(str(checkpoint))
-    assert "".join(text.stream(None, "x", max_new_tokens=4)) == "".join(text.stream(checkpoint, "x", max_new_tokens=4))
+    assert written(None, max_new_tokens=4) == written(checkpoint, max_new_tokens=4)
 
 
-def test_going_beyond_the_trained_length_is_noted_but_allowed(checkpoint):
-    notes = []
-    assert text.stream(checkpoint, "xy", max_new_tokens=62, note=notes.append)
-    assert notes == []
-    assert text.stream(checkpoint, "xy", max_new_tokens=63, note=notes.append)
-    assert notes == ["65 tokens may come, the model is made for 64: what lies beyond may make less sense"]
+def test_going_beyond_the_trained_length_is_noted_but_allowed(checkpoint, capsys):
+    args = ["generate", "--checkpoint", str(checkpoint), "--device", "cpu", "--prompt", "xy", "--max-new-tokens"]
+    assert run([*args, "62"]) == 0
+    assert capsys.readouterr().err == ""
+    assert run([*args, "63"]) == 0
+    said = "65 tokens may come, the model is made for 64: what lies beyond may make less sense"
+    assert capsys.readouterr().err == f"zoo: note: {said}\n"
+
+
+def test_one_prompt_writes_its_text_and_nothing_else(checkpoint, capsys):
+    args = ["generate", "--checkpoint", str(checkpoint), "--device", "cpu", "--prompt", "xy", "--max-new-tokens", "20"]
+    assert run([*args, "--seed", "5"]) == 0
+    expected = written(checkpoint, "xy", max_new_tokens=20, temperature=0.8, seed=5)
+    assert capsys.readouterr().out == expected + "\n"

@@ -12,27 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from one_by_one import OneByOne, open_one_by_one
+from watched import WatchedEngine
 
 import zoo
 from zoo.checkpoint import store
 from zoo.cli import run
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
-from zoo.generation import batch, engine
-from zoo.generation.batch import Encoder, follow
 from zoo.generation.generate import generate
-from zoo.generation.prompts import Options, Prompt, option_names, read_jsonl, read_lines
+from zoo.text.follow import follow
+from zoo.text.jobs import Encoder
+from zoo.text.prompts import Options, Prompt, option_names, read_jsonl, read_lines
 
 SMALL = ["vocab_size=260", "d_model=32", "n_layers=1", "n_heads=2", "n_kv_heads=2", "head_dim=16", "d_ff=32"]
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def served(monkeypatch):
-    """The engine; or the reference in its place, where there is none yet."""
-    if not hasattr(engine, "Engine"):
-        monkeypatch.setattr(batch, "open_engine", open_one_by_one)
 
 
 @pytest.fixture(scope="module")
@@ -213,14 +206,14 @@ def test_a_stop_string_ends_a_text_of_the_batch_and_frees_its_place(checkpoint, 
     model, tokenizer = store.load(checkpoint), make_byte_tokenizer()
     plain = tokenizer.decode(alone(checkpoint, list(b"qq"), 12))
     stop = plain[cut : cut + 2]
-    serves = OneByOne(model)
+    engine = WatchedEngine(model, rows=4, tokens=96)
     options = Options.checked({"max_new_tokens": 12, "stop": stop})
     jobs = Encoder(model, tokenizer).make_jobs([Prompt(0, "f:1", {"prompt": "qq"}, options)])
-    done = [sample for sample, _ in follow(serves, jobs, tokenizer) if sample.reason]
+    done = [sample for sample, _ in follow(engine, jobs, tokenizer) if sample.reason]
     assert [sample.text for sample in done] == [plain[: plain.index(stop)]]
     assert done[0].reason == "stop"
-    assert serves.aborted == [0]
-    assert not serves.busy
+    assert engine.aborted == [0]
+    assert not engine.busy
 
 
 def test_a_stop_string_that_spells_a_special_token_is_that_token(checkpoint):
@@ -234,12 +227,12 @@ def test_a_stop_string_that_spells_a_special_token_is_that_token(checkpoint):
 
 def test_texts_not_done_are_dropped_when_nobody_asks_any_more(checkpoint):
     model, tokenizer = store.load(checkpoint), make_byte_tokenizer()
-    serves = OneByOne(model)
+    engine = WatchedEngine(model, rows=4, tokens=96)
     prompts = read_lines("a\nb\nc", "f", {"max_new_tokens": 50, "ignore_eos": True})
-    texts = follow(serves, Encoder(model, tokenizer).make_jobs(prompts), tokenizer)
+    texts = follow(engine, Encoder(model, tokenizer).make_jobs(prompts), tokenizer)
     next(texts)
     texts.close()
-    assert serves.aborted == [0, 1, 2]
+    assert engine.aborted == [0, 1, 2]
 
 
 def test_prompts_of_an_encoder_decoder_are_its_sources(tmp_path, monkeypatch, capsys):
@@ -320,16 +313,12 @@ def test_resuming_does_what_is_missing_and_gives_what_one_go_gives(generating):
     assert {row["prompt"] for row in rows("part.jsonl")} == {"another prompt"}
 
 
-PROGRAM = """
+PROGRAM = f"""
 import sys
-sys.path[:0] = [{tests!r}, {root!r}]
-from zoo.generation import batch, engine
-if not hasattr(engine, "Engine"):
-    from one_by_one import open_one_by_one
-    batch.open_engine = open_one_by_one
+sys.path.insert(0, {str(ROOT)!r})
 from zoo.cli import main
 main()
-""".format(tests=str(ROOT / "tests"), root=str(ROOT))
+"""
 
 
 @pytest.mark.slow

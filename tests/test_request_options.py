@@ -9,16 +9,14 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
-from one_by_one import open_one_by_one
 
 import zoo
 from zoo.checkpoint import store
 from zoo.cli import run
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
-from zoo.generation import batch, engine
-from zoo.generation.batch import Encoder
-from zoo.generation.prompts import Options, read_jsonl
+from zoo.text.jobs import Encoder
+from zoo.text.prompts import Options, read_jsonl
 
 SMALL = ["vocab_size=260", "d_model=32", "n_layers=1", "n_heads=2", "n_kv_heads=2", "head_dim=16", "d_ff=32"]
 SCHEMA = {
@@ -27,12 +25,6 @@ SCHEMA = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
-
-
-@pytest.fixture(autouse=True)
-def served(monkeypatch):
-    if not hasattr(engine, "Engine"):
-        monkeypatch.setattr(batch, "open_engine", open_one_by_one)
 
 
 @pytest.fixture(scope="module")

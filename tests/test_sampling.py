@@ -9,11 +9,12 @@ from effort import calls_of
 from transformers.generation import logits_process as theirs
 
 from zoo.errors import ConfigError
-from zoo.generation.draws import DrawState
-from zoo.generation.sample import draw_points, sample
+from zoo.generation.draws import DrawState, Points, make_generator
 from zoo.generation.sampler import Sampler, find_logprobs
-from zoo.generation.sampling import Sampling, encode_words, parse_logit_bias, read_options
-from zoo.generation.truncate import find_likeliest
+from zoo.generation.sampling import Sampling
+from zoo.generation.truncate import Cuts, draw, find_head, find_likeliest
+from zoo.text.jobs import encode_words
+from zoo.text.prompts import Options, parse_logit_bias
 
 NEUTRAL = {"temperature": 1.0}
 
@@ -116,6 +117,42 @@ def test_a_draw_inverts_the_cumulative_distribution_at_the_rows_own_point(dtype)
             assert float(total[row, token]) > before
 
 
+def test_tokens_are_drawn_as_often_as_their_probability_says():
+    logits = torch.tensor([[0.0, 1.0, -math.inf, 2.0, -1.0]])
+    states = [DrawState(Sampling(temperature=1.0, seed=0), [row]) for row in range(20_000)]
+    drawn = torch.tensor(Sampler().choose(logits.expand(20_000, -1), states)).bincount(minlength=5)
+    expected = 20_000 * logits[0].softmax(0)
+    assert drawn[2] == 0
+    kept = expected > 0
+    chi_squared = ((drawn - expected)[kept] ** 2 / expected[kept]).sum()
+    assert chi_squared < 16.3  # 3 degrees of freedom: 0.1% of honest draws exceed it
+
+
+@pytest.mark.parametrize("vocab", [4, 5000])
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}, {"typical_p": 0.9}], ids=str)
+def test_a_token_of_no_probability_is_not_drawn_even_at_the_ends(options, vocab):
+    logits = torch.full((1000, vocab), -math.inf)
+    logits[:, 1] = 0
+    points = torch.linspace(0, 1 - 2**-53, 1000, dtype=torch.float64)[:, None]  # both ends too
+    asked = [Sampling(temperature=1.0, **options)] * 1000
+    cuts = Cuts.of(asked, vocab, logits.device)
+    assert draw(logits, cuts, points, find_head(asked[0], vocab)).eq(1).all()
+
+
+def test_half_precision_logits_are_edited_in_float32():
+    rng = random.Random(8)
+    logits = torch.randn(16, 700, dtype=torch.bfloat16)
+    states = [some_state(rng, 700) for _ in range(16)]
+    assert torch.equal(Sampler().find_shares(logits, states), Sampler().find_shares(logits.float(), states))
+
+
+def test_greedy_takes_the_likeliest_token_and_minds_the_penalty():
+    logits = torch.tensor([[1.0, 3.0, 2.9], [-1.0, -3.0, -1.1]])
+    assert Sampler().choose(logits, [DrawState(Sampling(), [token]) for token in (1, 0)]) == [1, 0]
+    penalised = [DrawState(Sampling(repetition_penalty=1.2), [token]) for token in (1, 0)]
+    assert Sampler().choose(logits, penalised) == [2, 2]
+
+
 def test_a_row_chooses_what_it_would_choose_alone():
     rng = random.Random(3)
     for vocab in (700, 5000):
@@ -129,23 +166,45 @@ def test_a_row_chooses_what_it_would_choose_alone():
         assert sampler.choose(logits[order], [states[row] for row in order]) == [together[row] for row in order]
 
 
-def test_seeds_draw_what_they_drew_in_lockstep():
+def test_a_seed_draws_by_inverting_the_distribution_at_numbers_that_torchs_generator_gives():
+    """Texts of a seed must stay the same over versions: here by what the numbers are, below by the numbers."""
     rng = random.Random(4)
     prompts = [[5, 6], [7], [5, 6], [5, 6], [8, 9, 10]]
     copies = [0, 0, 1, 2, 0]
     for options in ({}, {"top_k": 5}, {"top_p": 0.9}, {"top_p": 0.999, "min_p": 0.01}, {"repetition_penalty": 1.3}):
         sampling = Sampling(temperature=0.9, seed=rng.randrange(100), **options)
-        points = draw_points(sampling, prompts, 60)
         states = [DrawState(sampling, prompt, copy) for prompt, copy in zip(prompts, copies, strict=True)]
+        points = [uniform_numbers(sampling.seed, *each, 60) for each in zip(prompts, copies, strict=True)]
         sampler = Sampler()
         for step in range(60):
-            assert [state.point() for state in states] == points[step].tolist()
             logits = 3 * torch.randn(5, 700)
-            seen = torch.tensor([[*s.context, *s.generated] + [s.context[0]] * (3 - len(s.context)) for s in states])
             tokens = sampler.choose(logits, states)
-            assert tokens == sample(logits, sampling, points[step], seen).tolist()
-            for state, token in zip(states, tokens, strict=True):
+            for row, (state, token) in enumerate(zip(states, tokens, strict=True)):
+                assert state.point() == points[row][step]
+                cumulative = reference(logits[row], state).cumsum(-1)
+                assert token == torch.searchsorted(cumulative, points[row][step] * cumulative[-1], right=True)
                 state.advance(token)
+
+
+def uniform_numbers(seed, prompt, copy, count):
+    generator = make_generator(seed, tuple(prompt), copy)
+    return torch.rand(count, dtype=torch.float64, generator=generator)
+
+
+@pytest.mark.parametrize("count", [1, 7, 15, 16, 17, 64, 65, 130])  # torch fills 16 numbers and more by another loop
+def test_the_number_of_steps_does_not_change_what_a_seed_draws(count):
+    points = Points(make_generator(7, (5,), 0))
+    assert [points[index] for index in range(count)] == uniform_numbers(7, [5], 0, count).tolist()
+
+
+def test_other_seeds_prompts_and_copies_draw_other_numbers():
+    firsts = {
+        (seed, prompt, copy): DrawState(Sampling(seed=seed), prompt, copy).point()
+        for seed in (7, 8)
+        for prompt in ((5,), (6,), (5, 6))
+        for copy in (0, 1)
+    }
+    assert len(set(firsts.values())) == len(firsts)
 
 
 def test_seeds_draw_what_they_drew_in_november_2026():
@@ -208,6 +267,7 @@ def test_infinite_logits_share_all_the_probability():
     for options in ({}, {"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.1}, {"typical_p": 0.9}):
         shares = Sampler().find_shares(logits, [DrawState(Sampling(temperature=0.5, **options), [0])])
         assert shares.tolist() == [[0.5, 0.0, 0.5, 0.0]]
+    assert Sampler().choose(torch.tensor([[0.0, math.inf, 1.0]]), [DrawState(Sampling(), [0])]) == [1]
 
 
 def test_options_that_bar_every_token_leave_none():
@@ -293,6 +353,22 @@ def test_logprobs_are_of_the_logits_before_any_option():
 # ---------------------------------------------------------------- options
 
 
+def test_every_option_that_will_not_do_is_named_at_once():
+    with pytest.raises(ConfigError) as caught:
+        Sampling.checked(temperature=-1, top_k=0, top_p=0, min_p=1.5, repetition_penalty=-0.5, seed=-1)
+    names = [fault.split(":")[0] for fault in caught.value.faults]
+    assert names == ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"]
+    assert "top_p: is 0.0, not above 0 and at most 1" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": math.nan}, {"temperature": 1e-9}, {"top_p": math.nan}, {"top_k": 2.5}]
+)
+def test_numbers_that_would_overflow_or_mean_nothing_are_refused(options):
+    with pytest.raises(ConfigError):
+        Sampling.checked(**options)
+
+
 def test_every_further_option_that_will_not_do_is_named_at_once():
     wrong = {
         "typical_p": 0,
@@ -332,11 +408,10 @@ def test_options_are_read_from_text_and_plain_data():
     assert parse_logit_bias(["42=-1.5", "7=2"]) == {42: -1.5, 7: 2.0}
     with pytest.raises(ConfigError, match="logit_bias: is '42:1', not a token id and a number"):
         parse_logit_bias(["42:1"])
-    assert read_options({"logit_bias": {"42": -1}, "bad_words": [[1]]}) == Sampling(
-        logit_bias={42: -1.0}, bad_words=((1,),)
-    )
-    with pytest.raises(ConfigError, match="process"):
-        read_options({"process": print})
+    found = Options.checked({"logit_bias": {"42": -1}, "bad_words": [[1]]})
+    assert found.sampling == Sampling(logit_bias={42: -1.0}, bad_words=((1,),))
+    with pytest.raises(ConfigError, match="process: no such option"):
+        Options.checked({"process": print})
 
 
 def test_bad_words_of_text_are_barred_at_the_start_and_after_a_space():
@@ -345,17 +420,3 @@ def test_bad_words_of_text_are_barred_at_the_start_and_after_a_space():
     assert encode_words(make_byte_tokenizer(), ["ab"]) == ((97, 98), (32, 97, 98))
     with pytest.raises(ConfigError, match="bad_words: an empty word"):
         encode_words(make_byte_tokenizer(), [""])
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        *({"logit_bias": {1: 1.0}}, {"presence_penalty": 1.0}, {"frequency_penalty": 1.0}, {"bad_words": ((1,),)}),
-        *({"min_tokens": 1}, {"process": lambda ids, logits: logits}, {"typical_p": 0.5}),
-    ],
-    ids=lambda options: next(iter(options)),
-)
-def test_lockstep_refuses_by_name_what_it_does_not_have(options):
-    with pytest.raises(ConfigError, match=f"^{next(iter(options))}: "):
-        sample(torch.zeros(1, 3), Sampling(**options))
-    sample(torch.zeros(1, 3), Sampling(typical_p=1.0))

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from zoo.errors import FitError as FitError
     from zoo.errors import KernelError as KernelError
     from zoo.errors import ZooError as ZooError
-    from zoo.generation.fill import fill as fill
     from zoo.generation.generate import generate as generate
-    from zoo.generation.vectors import embed as embed
     from zoo.run.builder import build as build
+    from zoo.text.fill import fill as fill
+    from zoo.text.vectors import embed as embed
 
 _HOMES = {
     "diff": "zoo.api",
@@ -36,8 +36,8 @@ _HOMES = {
     "build": "zoo.run.builder",
     "load": "zoo.checkpoint.store",
     "generate": "zoo.generation.generate",
-    "fill": "zoo.generation.fill",
-    "embed": "zoo.generation.vectors",
+    "fill": "zoo.text.fill",
+    "embed": "zoo.text.vectors",
     **dict.fromkeys(("ZooError", "ConfigError", "KernelError", "CheckpointError", "FitError"), "zoo.errors"),
 }
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError, ZooError
 
 if TYPE_CHECKING:
-    from zoo.generation.batch import Sample
-    from zoo.generation.prompts import Prompt
-    from zoo.generation.results import Results
-    from zoo.generation.text import Loaded
+    from zoo.text.follow import Sample
+    from zoo.text.loading import Loaded
+    from zoo.text.prompts import Prompt
+    from zoo.text.results import Results
 
 
 def run(
@@ -26,7 +26,10 @@ def run(
     note: Callable[[str], object],
 ) -> None:
     """Write all texts: to `results`, or to standard output in the order of the prompts."""
-    from zoo.generation import batch, chat
+    from zoo.generation.engine import serving
+    from zoo.text import chat
+    from zoo.text.follow import follow, make_engine, measure, write
+    from zoo.text.jobs import Encoder
 
     wanted = prompts if results is None else results.missing
     if len(wanted) < len(prompts):
@@ -35,29 +38,28 @@ def run(
     if template is not None and not talks:
         raise ConfigError("template: is for messages, and there are none (prompts are continued as they are)")
     written = chat.load(loaded.folder, template) if talks else None
-    jobs = batch.Encoder(loaded.model, loaded.tokenizer, loaded.ends, written).make_jobs(wanted)
-    longest, source = batch.measure(jobs)
+    jobs = Encoder(loaded.model, loaded.tokenizer, loaded.ends, written).make_jobs(wanted)
+    longest, _ = measure(jobs)
     if longest > loaded.model.spec.max_seq_len:
         trained = loaded.model.spec.max_seq_len
         note(f"{longest} tokens may come, the model is made for {trained}: what lies beyond may make less sense")
     keep = _Printed(len(jobs)).add if results is None else results.add
-    with batch.open_engine(loaded.model, tokens=longest, source=source, kernel=kernel) as serves:
-        texts = batch.follow(serves, jobs, loaded.tokenizer)
+    engine = make_engine(loaded.model, jobs, kernel)
+    with serving(loaded.model, kernel):
         if results is None and len(jobs) == 1 and jobs[0].request.n == 1 and not jobs[0].where:
-            _stream(texts)
+            _stream(write(engine, jobs[0], loaded.tokenizer))
             return
+        texts = follow(engine, jobs, loaded.tokenizer)
         if results is not None:
             results.begin()  # once nothing is refused any more
         bar = _make_bar(shown=results is not None or not sys.stdout.isatty())
         _serve(texts, sum(job.request.n for job in jobs), bar, lambda text: keep(text, loaded.tokenizer), note)
 
 
-def _stream(texts: Any) -> None:
+def _stream(pieces: Iterable[str]) -> None:
     """Print the one text that the command line asks for, as it comes."""
-    for sample, piece in texts:
+    for piece in pieces:
         print(piece, end="", flush=True)
-        if sample.reason == "failed":
-            raise ZooError("generate: the logits are NaN (sound weights, or dtype=fp32)")
     print()
 
 

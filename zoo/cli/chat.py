@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from zoo.generation.conversation import Conversation
+    from zoo.text.conversation import Conversation
 
 COMMANDS = {
     "/reset": "forget the conversation, all but the system message",
@@ -52,17 +52,21 @@ def run(
 
     Without a terminal each line of standard input is a message, and each answer is printed with a line's end.
     """
-    from zoo.generation import batch, chat, text
-    from zoo.generation.conversation import Conversation
-    from zoo.generation.prompts import Options
+    from zoo.generation.engine import Engine, serving
+    from zoo.text import chat
+    from zoo.text.conversation import Conversation
+    from zoo.text.jobs import Encoder
+    from zoo.text.loading import load
+    from zoo.text.prompts import Options
 
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
     options = Options.checked({**given, "max_new_tokens": max_new_tokens})
-    loaded = text.load(checkpoint, device=device, dtype=dtype, note=_note)
-    encoder = batch.Encoder(loaded.model, loaded.tokenizer, loaded.ends, chat.load(loaded.folder, template))
+    loaded = load(checkpoint, device=device, dtype=dtype, note=_note)
+    encoder = Encoder(loaded.model, loaded.tokenizer, loaded.ends, chat.load(loaded.folder, template))
     limit = loaded.model.spec.max_seq_len
-    with batch.open_engine(loaded.model, tokens=limit, kernel=kernel) as serves:
-        conversation = Conversation(encoder, serves, options, limit)
+    engine = Engine(loaded.model, rows=1, tokens=limit, kernel=kernel)
+    with serving(loaded.model, kernel):
+        conversation = Conversation(encoder, engine, options, limit)
         conversation.system = system
         if sys.stdin.isatty():
             _talk(conversation, loaded.folder.name)

@@ -43,7 +43,7 @@ def run(
     """
     from zoo import report
     from zoo.errors import ConfigError
-    from zoo.generation import vectors
+    from zoo.text import vectors
 
     if out is not None and out.suffix not in (".npy", ".safetensors", ".jsonl"):
         raise ConfigError(f"out: cannot write {out.suffix or 'a file without suffix'} (.npy, .safetensors or .jsonl)")

@@ -24,7 +24,7 @@ def run(
     Each mask is filled for itself, while the others stay masked.
     """
     from zoo import runs
-    from zoo.generation import fill
+    from zoo.text import fill
 
     folder = runs.last_run() if checkpoint is None else checkpoint
     note = lambda line: print("zoo: note:", line, file=sys.stderr)  # noqa: E731

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from zoo.generation.prompts import Prompt
-    from zoo.generation.text import Loaded
+    from zoo.text.prompts import Prompt
 
 
 class Fp8(StrEnum):
@@ -146,8 +145,9 @@ def run(
 
     Standard output gets the new text alone, without the prompt. With --prompt-file, prompts are served together.
     """
-    from zoo.generation import text
-    from zoo.generation.sampling import parse_logit_bias
+    from zoo.cli import batching
+    from zoo.text.loading import load
+    from zoo.text.prompts import parse_logit_bias
 
     given = {
         "temperature": temperature,
@@ -175,14 +175,8 @@ def run(
     prompts = _read_prompts(prompt, prompt_file, form, given)
     _check_use(prompt_file, out, resume=resume, force=force, logprobs=logprobs, template=template)
     results = _plan_results(out, prompts, force=force, resume=resume)
-    loaded = text.load(checkpoint, device=device, dtype=dtype, fp8=fp8, note=_note)
-    one = prompt_file is None and out is None and n == 1
-    if one and prompts[0].options.guide is None and not prompts[0].options.bad_words:
-        _print_one(loaded, prompts[0], kernel)
-    else:
-        from zoo.cli import batching
-
-        batching.run(loaded, prompts, results, template=template, kernel=kernel, note=_note)
+    loaded = load(checkpoint, device=device, dtype=dtype, fp8=fp8, note=_note)
+    batching.run(loaded, prompts, results, template=template, kernel=kernel, note=_note)
 
 
 def _note(line: str) -> None:
@@ -192,7 +186,7 @@ def _note(line: str) -> None:
 def _read_prompts(prompt: str | None, file: Path | None, form: Form | None, given: dict[str, Any]) -> list[Prompt]:
     """The prompts that the command line names, each with its options. Raises ConfigError for all faults together."""
     from zoo.errors import ConfigError
-    from zoo.generation.prompts import Options, Prompt, read_jsonl, read_lines
+    from zoo.text.prompts import Options, Prompt, read_jsonl, read_lines
 
     if file is None:
         if form is not None:
@@ -243,29 +237,6 @@ def _check_use(file: Path | None, out: Path | None, **options: Any) -> None:
 
 
 def _plan_results(out: Path | None, prompts: list[Prompt], *, force: bool, resume: bool) -> Any:
-    from zoo.generation.results import Results
+    from zoo.text.results import Results
 
     return None if out is None else Results(out, prompts, force=force, resume=resume)
-
-
-def _print_one(loaded: Loaded, prompt: Prompt, kernel: str | None) -> None:
-    """Print one text as it comes."""
-    from zoo.generation import text
-
-    options = prompt.options
-    ends = options.stop_ids if options.ignore_eos else (*loaded.ends, *options.stop_ids)
-    pieces = text.complete(
-        loaded.model,
-        loaded.tokenizer,
-        prompt.given["prompt"],
-        max_new_tokens=options.max_new_tokens,
-        sampling=options.sampling,
-        stop=options.stop,
-        ends=ends,
-        eos=not options.ignore_eos,
-        kernel=kernel,
-        note=_note,
-    )
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
 from zoo.errors import ConfigError
 from zoo.lazy import torch
-
-if TYPE_CHECKING:
-    from zoo.data.tokenizer import Tokenizer
 
 COLDEST = 1e-3  # below it the choice is greedy in all but name
 
@@ -99,20 +96,6 @@ class Sampling:
         """The same with a seed: its own, or one from torch's generator."""
         return self if self.seed is not None else dataclasses.replace(self, seed=int(torch.randint(2**63 - 1, ())))
 
-    @property
-    def edits(self) -> tuple[str, ...]:
-        """The options in use that need the tokens generated so far or change single logits: all but those of the draw
-        itself and `repetition_penalty`."""
-        given = {
-            "logit_bias": bool(self.logit_bias),
-            "presence_penalty": self.presence_penalty != 0,
-            "frequency_penalty": self.frequency_penalty != 0,
-            "bad_words": bool(self.bad_words),
-            "min_tokens": self.min_tokens > 0,
-            "process": self.process is not None,
-        }
-        return tuple(name for name, used in given.items() if used)
-
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises ConfigError for token ids that the model does not have."""
         named = {"logit_bias": [*self.logit_bias], "bad_words": [token for word in self.bad_words for token in word]}
@@ -130,33 +113,3 @@ def _fault(item: Any) -> str:
     if item["type"] == "value_error":
         return f"{name}: {item['ctx']['error']}"
     return f"{name}: {item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}"
-
-
-def parse_logit_bias(pairs: Sequence[str]) -> dict[int, float]:
-    """Read `TOKEN=BIAS` pairs of the command line. Raises ConfigError for one that is none."""
-    bias: dict[int, float] = {}
-    for pair in pairs:
-        token, _, value = pair.partition("=")
-        try:
-            bias[int(token)] = float(value)
-        except ValueError:
-            raise ConfigError(f"logit_bias: is {pair!r}, not a token id and a number (42=-1.5)") from None
-    return bias
-
-
-def encode_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """The token sequences that spell these words, at the start of a text and after a space.
-
-    A word can be spelled by other tokens too: `bad_words` bars the spellings that the tokenizer itself gives.
-    """
-    if "" in words:
-        raise ConfigError("bad_words: an empty word bars nothing (leave it out)")
-    spelled = [tuple(tokenizer.encode(prefix + word)) for word in words for prefix in ("", " ")]
-    return tuple(dict.fromkeys(ids for ids in spelled if ids))
-
-
-def read_options(options: Mapping[str, Any]) -> Sampling:
-    """Sampling parameters from plain data, a line of a JSONL file say. Raises ConfigError; `process` is not data."""
-    if "process" in options:
-        raise ConfigError("process: is a function of the Python interface (leave it out)")
-    return Sampling.checked(**options)

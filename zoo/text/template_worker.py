@@ -1,6 +1,6 @@
 """Render chat templates in a process of their own: a template is a program, written by whoever wrote the checkpoint.
 
-Run as a script by `zoo.generation.template`: each line of standard input is one job, each line of standard output its
+Run as a script by `zoo.text.template`: each line of standard input is one job, each line of standard output its
 answer. A job that takes too much time ends this process, one that takes too much memory ends in an error.
 """
 

@@ -10,9 +10,9 @@ from functools import cache
 from typing import Any, get_args
 
 from zoo.errors import ConfigError, did_you_mean
-from zoo.generation.chat import list_faults
 from zoo.generation.guide import Kind
 from zoo.generation.sampling import Sampling
+from zoo.text.chat import list_faults
 
 SOURCES = ("prompt", "ids", "messages")
 """What a request continues: one of these. `messages` are a conversation, for models with a chat template."""
@@ -119,6 +119,18 @@ def sampling_names() -> tuple[str, ...]:
 @cache
 def option_names() -> tuple[str, ...]:
     return (*(name for name in CHECKS if name != "bad_words"), *sampling_names())
+
+
+def parse_logit_bias(pairs: Sequence[str]) -> dict[int, float]:
+    """Read `TOKEN=BIAS` pairs of the command line. Raises ConfigError for one that is none."""
+    bias: dict[int, float] = {}
+    for pair in pairs:
+        token, _, value = pair.partition("=")
+        try:
+            bias[int(token)] = float(value)
+        except ValueError:
+            raise ConfigError(f"logit_bias: is {pair!r}, not a token id and a number (42=-1.5)") from None
+    return bias
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.data.tokenizer import read_json
 from zoo.errors import ConfigError, did_you_mean
-from zoo.generation.template import RENDERER
+from zoo.text.template import RENDERER
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer

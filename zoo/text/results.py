@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.disk import replace_file
 from zoo.errors import ConfigError
-from zoo.generation.batch import Sample
-from zoo.generation.prompts import Prompt
 from zoo.generation.request import Logprob
+from zoo.text.follow import Sample
+from zoo.text.prompts import Prompt
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer

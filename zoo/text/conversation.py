@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from zoo.errors import ConfigError, ZooError
-from zoo.generation.batch import Encoder, Sample, Serves, follow
-from zoo.generation.prompts import Options
+from zoo.errors import ConfigError
+from zoo.generation.engine import Engine
+from zoo.text.follow import write
+from zoo.text.jobs import Encoder
+from zoo.text.prompts import Options
 
 
 class Conversation:
@@ -18,8 +21,8 @@ class Conversation:
     know.
     """
 
-    def __init__(self, encoder: Encoder, serves: Serves, options: Options, limit: int) -> None:
-        self.encoder, self.serves, self.options, self.limit = encoder, serves, options, limit
+    def __init__(self, encoder: Encoder, engine: Engine, options: Options, limit: int) -> None:
+        self.encoder, self.engine, self.options, self.limit = encoder, engine, options, limit
         self.messages: list[dict[str, Any]] = []
         self.interrupted = False
 
@@ -51,18 +54,14 @@ class Conversation:
             found = f"the conversation has {len(job.request.ids)} tokens, the model is made for {self.limit}"
             raise ConfigError(f"chat: {found} (/reset begins anew)")
         job = replace(job, request=replace(job.request, max_new_tokens=min(room, self.options.max_new_tokens)))
-        return self._write(asked, follow(self.serves, [job], self.encoder.tokenizer))
+        return self._keep(asked, write(self.engine, job, self.encoder.tokenizer))
 
-    def _write(self, asked: list[dict[str, Any]], texts: Generator[tuple[Sample, str]]) -> Iterator[str]:
+    def _keep(self, asked: list[dict[str, Any]], pieces: Generator[str]) -> Iterator[str]:
         written = ""
-        try:
-            for sample, piece in texts:
-                if sample.reason == "failed":
-                    raise ZooError("chat: the model's logits are NaN (sound weights, or --dtype fp32)")
+        with closing(pieces):
+            for piece in pieces:
                 written += piece
                 yield piece
                 if self.interrupted:
                     break
-        finally:
-            texts.close()
         self.messages = [*asked, {"role": "assistant", "content": written}]

@@ -1,0 +1,57 @@
+"""Load what writes text: a model, its tokenizer, and what its folder says about ending a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.run.builder import pick_device
+from zoo.run.dtypes import settle_cpu
+
+if TYPE_CHECKING:
+    from zoo.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that writes, its tokenizer, the token ids that end a text besides the tokenizer's own, and its folder."""
+
+    model: Any
+    tokenizer: Tokenizer
+    ends: Sequence[int]
+    folder: Path
+
+
+def load(
+    checkpoint: str | Path | None,
+    *,
+    device: str = "auto",
+    dtype: Any = None,
+    fp8: str | None = None,
+    note: Callable[[str], object] | None = None,
+) -> Loaded:
+    """Load a model and its tokenizer for generating.
+
+    `checkpoint` is a checkpoint or a run folder; None takes the last run started from here. `dtype` None is the file's,
+    or float32 where a CPU computes that faster. `fp8` puts weights in float8 (`zoo.run.fp8.quantize`); the model is
+    then bfloat16 unless `dtype` says otherwise. `note` is given a line each about what is allowed but doubtful, what is
+    in float8, a dtype that is not the file's, and a number of threads that is not torch's own.
+    """
+    from zoo import runs
+    from zoo.checkpoint import hf, store
+    from zoo.data.tokenizer import Tokenizer
+    from zoo.run.fp8 import WEIGHT_ONLY, quantize, require_fp8, summarize_products
+
+    tell = note or (lambda line: None)
+    if fp8:
+        require_fp8(fp8, pick_device(device), f"fp8: {fp8}", WEIGHT_ONLY)
+    folder = runs.find(runs.last_run() if checkpoint is None else checkpoint)
+    tokenizer = Tokenizer.load(folder)
+    model = store.load(folder, dtype or ("bf16" if fp8 else None), device)
+    if fp8:
+        tell(f"fp8 {fp8}: {summarize_products(quantize(model, fp8))}")
+    settle_cpu(model, tell, dtype=None if dtype is None else f"dtype: {dtype}", keep=fp8 is not None)
+    ends = [] if (folder / runs.ARCHITECTURE).is_file() else hf.read_end_ids(folder)
+    return Loaded(model, tokenizer, ends, folder)
