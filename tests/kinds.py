@@ -7,7 +7,6 @@ from loaded import load
 from test_generate import COMBINATIONS, TINY
 from test_seq2seq import ALIBI, BART, BIASED, MODERN, NEAR, PREFIX, SINES, T5, UMT5
 
-import zoo
 from zoo.run.builder import build
 
 LONG = "max_seq_len=96"
