@@ -132,7 +132,12 @@ class Store:
         return torch.zeros(heads, slots, *rest, dtype=dtype, device=self.device).transpose(0, 1)
 
     def copy(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy slots of a group, in all of its layers; `targets` may be longer than `sources`, and both may overlap."""
+        """Copy slots of a group, in all of its layers; `targets` may be longer than `sources`, and both may overlap.
+
+        There may be none: a checkpoint at the start of a chunk, or of a window of one token, keeps no page.
+        """
+        if not sources:
+            return
         read = torch.tensor(sources, device=self.device)
         write = torch.tensor(targets[: len(sources)], device=self.device)
         for kind, layer in zip(self.tower.pattern, self.layers, strict=True):
