@@ -51,11 +51,6 @@ def padded(batch, queries, keys, **kind):
     return Mask(queries, keys, padding=real, **kind)
 
 
-def ring(batch, queries, keys):
-    newest = torch.arange(keys, keys + queries)
-    return Mask(queries, keys, window=9, query_index=newest, key_index=torch.randperm(keys) + queries)
-
-
 MASKS = {
     "causal": lambda batch, queries, keys: Mask(queries, keys),
     "all": lambda batch, queries, keys: Mask(queries, keys, causal=False),
@@ -65,7 +60,6 @@ MASKS = {
     "padded window": lambda *shape: padded(*shape, window=6),
     "documents": documents,
     "documents both ways": lambda *shape: documents(*shape, causal=False),
-    "ring": ring,
     "prefix": lambda batch, queries, keys: Mask(queries, keys, prefix=torch.randint(0, keys, (batch,))),
     "also": lambda batch, queries, keys: Mask(queries, keys, window=3, also=torch.rand(batch, queries, keys) < 0.1),
     "lengths": lambda batch, queries, keys: Mask(
@@ -83,10 +77,7 @@ class Table:
 
 def bias_of(kind, mask, batch, heads):
     queries, keys = mask.n_queries, mask.n_keys
-    columns = (
-        torch.arange(keys - queries, keys) if mask.query_index is None else mask.query_index,
-        torch.arange(keys) if mask.key_index is None else mask.key_index,
-    )
+    columns = torch.arange(keys - queries, keys), torch.arange(keys)
     if kind in ("alibi", "rounded alibi"):
         return ALiBi(rounded=kind != "alibi").bias(None, heads, *columns, mask.causal)
     if kind == "t5":
@@ -161,7 +152,7 @@ MORE = [
     ("window", "none", [(2, 7, 33), (3, 100, 100)], {}),
     ("padded", "alibi", [(2, 9, 40), (2, 13, 13)], {"softcap": 3.0, "sinks": True}),
     ("prefix", "given", [(2, 30, 30), (2, 17, 101)], {"softcap": 3.0}),
-    ("ring", "alibi", [(2, 1, 65)], {}),
+    ("window", "alibi", [(2, 1, 65)], {}),
     ("causal", "rounded alibi", [(2, 9, 700)], {}),
     ("lengths", "none", [(3, 5, 70)], {"sinks": True}),
     ("both ways", "none", [(2, 129, 129), (2, 257, 257)], {"dtype": torch.float16}),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from zoo.kernels.merge import MergePlan, Run, plan_merge
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from zoo.kernels.base import Kernel
     from zoo.kernels.bias import Bias
     from zoo.kernels.mask import Mask
-
-Run = tuple[int, int]
-"""The first of some consecutive slots of a pool, and one past the last."""
 
 
 @dataclass
@@ -42,15 +40,29 @@ class PoolRow:
 @dataclass
 class PoolRows:
     """The rows of a ragged batch, over pools of keys and values [N, K, C]. Made once a pass for layers of a kind, which
-    share the kernel that the first of them chose."""
+    share the kernel that the first of them chose.
+
+    `splits`: keys may be read in parts, those that rows share once for all of them. Faster by far with long prefixes,
+    and equal to rounding; without it a row has the bits that it has alone."""
 
     rows: list[PoolRow]
+    splits: bool = True
     kernels: list[Kernel] = field(default_factory=list)
+    plans: list[MergePlan | None] = field(default_factory=list)  # one, once it is made
 
     def with_biases(self, make: Callable[..., Bias]) -> PoolRows:
         """The same rows in a layer that has a bias of its own: `make` gives it for the places of queries and keys."""
         rows = [replace(row, bias=make(*row.index)) for row in self.rows]
-        return PoolRows(rows, self.kernels)
+        return replace(self, rows=rows)
+
+    def plan(self, q: Tensor, k: Tensor, v: Tensor) -> MergePlan | None:
+        """Plan, once for all layers, how to read the keys of the rows that sdpa serves in parts."""
+        if not self.plans:
+            taken = self.splits and q.device.type == "cpu" and q.dtype != torch.float64 and k.shape[2] == v.shape[2]
+            taken = taken and all(kernel.name == "sdpa" for kernel in self.kernels)
+            taken = taken and not (q.requires_grad and torch.is_grad_enabled())
+            self.plans.append(plan_merge(self.rows) if taken else None)
+        return self.plans[0]
 
     def join(self, outputs: list[Tensor], tokens: int) -> Tensor:
         """Lay the rows' outputs [1, count, H, C] into one tensor [B, T, H, C], 0 behind a row's last query."""
@@ -65,19 +77,22 @@ class PoolRows:
 def attend_rows(q: Tensor, k: Tensor, v: Tensor, rows: PoolRows, choose: Any, **scores: Any) -> Tensor:
     """Attend row by row: q [B, T, H, C] over pools k [N, K, C] and v [N, K, Cv] → [B, T, H, Cv].
 
-    No key is copied and none is computed that a row does not have; a row gets the bits that it gets alone. `choose`
-    gives the kernel for one row's tensors and Scores; `scores` are the arguments of Scores that rows share.
+    None is computed that a row does not have. `choose` gives the kernel for tensors like one row's, and its Scores;
+    `scores` are the arguments of Scores that rows share.
+
+    On a CPU with 32 rows of 100 to 400 tokens (H 12, K 4, C 64; the least of 40 times, 1 thread): row by row 3.1 ms in
+    float32, as padded rows under a mask 8.0, gathered to padded rows 67; in bfloat16 1.5, 2.0 and 6.2.
     """
     from zoo.kernels.base import Scores
 
-    outputs = []
-    fresh = not rows.kernels
+    hows = [Scores(row.mask, bias=row.bias, **scores) for row in rows.rows]
+    if not rows.kernels:
+        for place, (row, how) in enumerate(zip(rows.rows, hows, strict=True)):
+            rows.kernels.append(choose(q[place : place + 1, : row.count], k[None], v[None], how))
+    plan = rows.plan(q, k, v)
+    done = {} if plan is None else plan.attend(q, k, v, scores["scale"])
     for place, row in enumerate(rows.rows):
-        mine, keys, values = q[place : place + 1, : row.count], row.read(k), row.read(v)
-        if keys.dtype != q.dtype:
-            keys, values = keys.to(q.dtype), values.to(q.dtype)
-        how = Scores(row.mask, bias=row.bias, **scores)
-        if fresh:
-            rows.kernels.append(choose(mine, keys, values, how))
-        outputs.append(rows.kernels[place](mine, keys, values, how))
-    return rows.join(outputs, q.shape[1])
+        if place not in done:
+            keys, values = row.read(k).to(q.dtype), row.read(v).to(q.dtype)
+            done[place] = rows.kernels[place](q[place : place + 1, : row.count], keys, values, hows[place])
+    return rows.join([done[place] for place in range(len(rows.rows))], q.shape[1])
