@@ -1,0 +1,327 @@
+"""Make a model ready to serve on a CPU: choose the way of each product, join those of one input, pack the weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ConfigError, did_you_mean
+from zoo.lazy import torch
+from zoo.run.linear.base import EXACT, LOWER, Processor, describe_processor
+from zoo.run.linear.plan import WayPlan, choose_plan, plan_named, plan_without_timing
+from zoo.run.linear.probe import BUCKETS, RESTORED, Shape, time_shapes
+from zoo.run.linear.product import ReadyForward, ReadyProduct
+from zoo.run.linear.ways import WAYS, is_row_stable, list_ways, refuse
+from zoo.run.memory import read_free_memory
+from zoo.spec import CROSS, LOGITS, Linear, Part, Sized, Spec, Tied
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SMALL = 65536
+"""Values in a weight up to which ways are not timed: it stays in the cache, and the call costs more than the sums."""
+
+AXES = ("attention", "ffn")
+"""The components whose weights `weights=` lowers, beside the head's product with the vocabulary."""
+
+
+@dataclass
+class _Group:
+    """Linears that become one product: their modules, the precision wanted, and whether the plain weight must stay."""
+
+    names: list[str]
+    modules: list[Any]
+    precision: str
+    pinned: bool
+
+    @property
+    def shape(self) -> Shape:
+        weights = [module.weight for module in self.modules]
+        dtype = str(weights[0].dtype).removeprefix("torch.")
+        return Shape(sum(weight.shape[0] for weight in weights), weights[0].shape[1], dtype, self.precision)
+
+
+class Prepared:
+    """A model made ready to serve. As a context manager it undoes itself at the end of the block."""
+
+    def __init__(self, model: Any, weights: str | None, products: list[ReadyProduct], left: Counter[str]) -> None:
+        self.model, self.weights, self.products, self.left = model, weights, products, left
+
+    def __enter__(self) -> Prepared:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.undo()
+
+    def undo(self) -> None:
+        """Make the model what it was, to the bit. Raises ZooError where plain weights were not kept."""
+        for product in self.products:
+            product.undo()
+        self.products = []
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of packed weights."""
+        return sum(product.bytes for product in self.products)
+
+    def __str__(self) -> str:
+        """Say in one line what was chosen: "113 products as 61: onednn to 32 rows, plain beyond (49), …"."""
+        made = sum(len(product.modules) for product in self.products)
+        plans = Counter(str(product.plan) for product in self.products)
+        told = "; ".join(f"{count}× {plan}" for plan, count in plans.most_common())
+        kept = sum(not product.dropped for product in self.products if product.plan.packing)
+        beside = "" if not kept else " beside the plain ones" if kept == len(self.products) else f", {kept} plain ones kept"
+        packed = f"; {self.bytes / 1e6:,.0f} MB of packed weights{beside}" if self.bytes else ""
+        left = "; exact: " + ", ".join(f"{count} ({why})" for why, count in self.left.items()) if self.left else ""
+        return f"{made} products in {len(self.products)} calls: {told}{packed}{left}"
+
+
+def prepare(
+    model: Any,
+    weights: str | None = None,
+    *,
+    keep: bool = True,
+    rows: Sequence[int] = BUCKETS[:-1],
+    stable: bool = False,
+    way: str | None = None,
+) -> Prepared:
+    """Make a model ready to serve on a CPU, in place; `undo()` makes it what it was, to the bit.
+
+    Linears that read the same input become one product. The way of each product is the fastest here for `rows`, the
+    numbers of rows that decoding will have, and for a prompt: timed once for each processor, in about two seconds, and
+    kept on disk. Unless `weights` names fewer bits (fp16, bf16, int8, int4) all ways keep the model's dtype, and differ
+    by rounding alone. `stable` admits only ways in which a row's bits depend neither on its neighbours nor its place. `way`
+    names one for all products that it can take (`zoo doctor` lists them), in place of a choice.
+
+    Memory: beside the plain weights one packed copy at most. With `keep` false plain weights go once they are packed,
+    except those that something else reads (a tied embedding, MLA's absorbed products); such a model can generate, but
+    neither be undone, trained nor saved. With `keep`, names, shapes and values in the state_dict stay what they were.
+    Gradients, torch.compile, other dtypes and weights changed afterwards take the plain path. Raises ConfigError.
+    """
+    _check(model, weights)
+    processor = describe_processor()
+    if way is not None:
+        weights = _check_named(way, weights, processor)
+    groups, left = _find_groups(model, weights or EXACT)
+    plans = _plan_all(groups, processor, left, keep=keep, rows=rows, stable=stable, named=way)
+    _fit(groups, plans, keep)
+    products = []
+    for group, plan in zip(groups, plans, strict=True):
+        product = ReadyProduct(group.modules, plan, keep=keep or group.pinned, rows=max(rows))
+        for place, module in enumerate(group.modules):
+            module.forward = ReadyForward(product, place)
+        products.append(product)
+    return Prepared(model, weights, products, left)
+
+
+def count_product_bytes(model: Any) -> int:
+    """Count the bytes of the weights that `prepare` would make ready."""
+    groups, _ = _find_groups(model, EXACT)
+    return sum(module.weight.numel() * module.weight.element_size() for group in groups for module in group.modules)
+
+
+def check_weights(weights: str | None, device: Any) -> None:
+    """Raise ConfigError for a precision of weights that there is not, or not on this device."""
+    if weights is None:
+        return
+    if weights not in LOWER:
+        raise ConfigError(
+            f"weights: there is no {weights!r}{did_you_mean(weights, LOWER)} (one of: {', '.join(LOWER)})"
+        )
+    if device.type != "cpu":
+        raise ConfigError(f"weights: {weights} is for a CPU, found {device.type} (dtype=bf16, or fp8, would do)")
+    processor = describe_processor()
+    reasons = {way.name: refuse(way, (512, 512), "float32", 1, processor) for way in list_ways(weights)}
+    if None not in reasons.values():
+        told = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
+        others = [name for name in LOWER if name != weights and _runs(name, processor)]
+        raise ConfigError(f"weights: {weights} cannot run here: {told} ({' or '.join((*others, 'none'))} would do)")
+
+
+def _runs(precision: str, processor: Processor) -> bool:
+    return any(refuse(way, (512, 512), "float32", 1, processor) is None for way in list_ways(precision))
+
+
+def _check(model: Any, weights: str | None) -> None:
+    weight = next(model.parameters())
+    check_weights(weights, weight.device)
+    if weight.device.type != "cpu":
+        raise ConfigError(f"prepare: is for a model on a CPU, found {weight.device.type} (leave it out)")
+    if any(isinstance(getattr(module, "forward", None), ReadyForward) for module in model.modules()):
+        raise ConfigError("prepare: the model is ready already (undo it first)")
+
+
+def _check_named(way: str, weights: str | None, processor: Processor) -> str | None:
+    """Give the precision of a way that was named. Raises ConfigError where there is none of this name, where it cannot
+    run here, and where `weights` says another."""
+    if way not in WAYS:
+        raise ConfigError(f"way: there is no {way!r}{did_you_mean(way, WAYS)} (one of: {', '.join(WAYS)})")
+    if reason := refuse(WAYS[way], (512, 512), "float32", 1, processor):
+        raise ConfigError(f"way: {way} was asked for, but {reason} (plain would do)")
+    own = None if WAYS[way].precision == EXACT else WAYS[way].precision
+    if weights not in (None, own):
+        raise ConfigError(f"weights: {weights}, and way {way} is of {own or EXACT} (one of the two)")
+    return own
+
+
+# ---------------------------------------------------------------- which products
+
+
+def _find_groups(model: Any, precision: str) -> tuple[list[_Group], Counter[str]]:
+    """Find the products to make ready, those of one input together; and why others stay exact, counted."""
+    from zoo.run.layer import Borrowed, Layer
+
+    lent = {id(module._owner[0]) for module in model.modules() if isinstance(module, Borrowed)}
+    left: Counter[str] = Counter()
+    groups: list[_Group] = []
+    done: set[int] = set()
+    crossed = {id(layer) for layer in _list_cross(model)}
+    for path, layer in model.named_modules():
+        if not isinstance(layer, Layer):
+            continue
+        joins = () if id(layer) in crossed else layer.spec.joins
+        found: dict[str, _Group] = {}
+        for name, module, part in _list_linears(layer):
+            if id(module) in done:
+                continue
+            done.add(id(module))
+            own, why = _precision_of(layer.spec, part, precision)
+            if why:
+                left[why] += 1
+            pinned = isinstance(part, Tied) or part.bare or id(module) in lent
+            groups.append(_Group([f"{path}.{name}"], [module], own, pinned))
+            found[name] = groups[-1]
+        for join in joins:
+            _join([found[name] for name in join if name in found], groups)
+    return groups, left
+
+
+def _list_cross(model: Any) -> Iterator[Any]:
+    """List the layers of cross-attention, whose products do not all read the same tokens."""
+    from zoo.run.layer import Layer
+
+    for layer in model.modules():
+        if isinstance(layer, Layer):
+            for name, part, slot in layer.spec.children(layer.d_model):
+                if isinstance(part, Sized) and CROSS in slot.roles:
+                    yield layer.get_submodule(name)
+
+
+def _list_linears(layer: Any) -> Iterator[tuple[str, nn.Module, Any]]:
+    """List a Layer's own products that are plain: not quantised, sharded, wrapped or parametrised."""
+    from zoo.run.layer import LinearModule, TiedLinear
+
+    for name, part, _ in layer.spec.children(layer.d_model):
+        if not isinstance(part, Part) or not isinstance(part, Linear | Tied):
+            continue
+        module = getattr(layer, name, None) if "." not in name else None
+        if type(module) not in (LinearModule, TiedLinear):
+            continue
+        weight: Any = module.weight  # type: ignore[union-attr]
+        if type(weight) is torch.nn.Parameter and weight.device.type == "cpu" and weight.dtype.is_floating_point:
+            yield name, module, part  # type: ignore[misc]
+
+
+def _precision_of(owner: Spec, part: Any, wanted: str) -> tuple[str, str | None]:
+    """The precision of one product, and why it is exact where less was wanted."""
+    if wanted == EXACT:
+        return EXACT, None
+    if LOGITS in (part.role, getattr(getattr(part, "of", None), "role", "")):
+        return ("int8" if wanted == "int4" else wanted), None  # a logit's error is not averaged by later layers
+    if owner.axis not in AXES:
+        return EXACT, owner.axis
+    if part.precise:
+        return EXACT, "precise by design"
+    return (EXACT, "read as a plain weight") if part.bare else (wanted, None)
+
+
+def _join(members: list[_Group], groups: list[_Group]) -> None:
+    """Make one group of those that have the same columns, dtype and precision as the first."""
+    while members:
+        first, *rest = members
+        alike = [each for each in rest if each.shape[1:] == first.shape[1:] and not each.pinned | first.pinned]
+        for each in alike:
+            first.names += each.names
+            first.modules += each.modules
+            groups.remove(each)
+        members = [each for each in rest if each not in alike]
+
+
+# ---------------------------------------------------------------- which ways
+
+
+def _plan_all(
+    groups: list[_Group],
+    processor: Processor,
+    left: Counter[str],
+    *,
+    keep: bool,
+    rows: Sequence[int],
+    stable: bool,
+    named: str | None,
+) -> list[WayPlan]:
+    """Choose a plan for each group. A group that no way of its precision can take becomes exact."""
+    for group in groups:
+        why = _explain_unable(group, processor)
+        if why is not None:
+            left[why] += len(group.modules)
+            group.precision = EXACT
+    if named is not None:
+        return [_name_plan(named, group.shape, processor, rows) for group in groups]
+    timed = {group.shape for group in groups if group.shape.n * group.shape.k > SMALL}
+    times = time_shapes([shape for shape in timed if len(_able(shape, processor)) > 1], processor)
+    plans: dict[tuple[Shape, bool], WayPlan] = {}
+    for group in groups:
+        shape, kept = group.shape, keep or group.pinned
+        if (shape, kept) not in plans:
+            allows = _allow(shape, stable)
+            plan = choose_plan(times[shape], shape.precision, rows, keep=kept, allows=allows) if shape in times else None
+            able = [name for name in _able(shape, processor) if not stable or allows(name, 32)]
+            plans[shape, kept] = plan or plan_without_timing(able or _able(shape, processor))
+    return [plans[group.shape, keep or group.pinned] for group in groups]
+
+
+def _name_plan(named: str, shape: Shape, processor: Processor, rows: Sequence[int]) -> WayPlan:
+    """The plan of one shape where a way was named: that way, or the first of its precision that can take the shape."""
+    able = _able(shape, processor)
+    return plan_named(named, max(rows)) if named in able else plan_without_timing(able)
+
+
+def _explain_unable(group: _Group, processor: Processor) -> str | None:
+    """Say why no way of its precision can take a group, or None."""
+    if group.precision == EXACT:
+        return None
+    ways, shape = list_ways(group.precision), group.shape
+    if not _able(shape, processor):
+        return str(refuse(ways[0], (shape.n, shape.k), shape.dtype, 1, processor))
+    return next((why for module in group.modules if (why := ways[0].suits(module.weight))), None)
+
+
+def _able(shape: Shape, processor: Processor) -> list[str]:
+    ways = list_ways(shape.precision)
+    return [way.name for way in ways if refuse(way, (shape.n, shape.k), shape.dtype, 1, processor) is None]
+
+
+def _allow(shape: Shape, stable: bool) -> Callable[[str, int], bool]:
+    """What `choose_plan` asks of each way: anything goes, or only what is row-stable for this shape."""
+    if not stable:
+        return lambda way, rows: True
+    return lambda way, rows: way == RESTORED or is_row_stable(way, (shape.n, shape.k), shape.dtype, rows)
+
+
+def _fit(groups: list[_Group], plans: list[WayPlan], keep: bool) -> None:
+    """Leave exact weights unpacked where their copies would not fit in free memory."""
+    extra = 0
+    for group, plan in zip(groups, plans, strict=True):
+        if plan.packing and (keep or group.pinned):
+            size = group.modules[0].weight.element_size()
+            extra += WAYS[plan.packing].count_bytes((group.shape.n, group.shape.k), size)
+    free = read_free_memory(torch.device("cpu"))
+    if free is None or extra < 0.8 * free:
+        return
+    plain = WayPlan(None, ("plain",) * len(BUCKETS))
+    for number, group in enumerate(groups):
+        if group.precision == EXACT and (keep or group.pinned):
+            plans[number] = plain
