@@ -18,6 +18,15 @@ class Fp8(StrEnum):
     weight_only = "weight_only"
 
 
+class Weights(StrEnum):
+    """What the weights of products are stored in while generating (`zoo.run.linear`)."""
+
+    fp16 = "fp16"
+    bf16 = "bf16"
+    int8 = "int8"
+    int4 = "int4"
+
+
 def run(
     prompt: Annotated[str, typer.Option(help="The text to continue; - reads standard input.")] = "",
     checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint or run folder. [default: the last run]")] = None,
@@ -42,6 +51,10 @@ def run(
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16. [default: as in the checkpoint]")] = None,
     fp8: Annotated[
         Fp8 | None, typer.Option(help="Compute matrix products in float8 (CUDA); weight_only only saves memory.")
+    ] = None,
+    weights: Annotated[
+        Weights | None,
+        typer.Option(help="Keep the weights of products in fewer bits, on a CPU. [default: as they are]"),
     ] = None,
 ) -> None:
     """Write text with the last run, or with a checkpoint, token by token.
@@ -69,6 +82,7 @@ def run(
         dtype=dtype,
         kernel=kernel,
         fp8=fp8,
+        weights=weights,
         note=lambda line: print("zoo: note:", line, file=sys.stderr),
     )
     for piece in pieces:

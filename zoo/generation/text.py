@@ -14,6 +14,7 @@ from zoo.generation.sample import Sampling
 from zoo.lazy import torch
 from zoo.run.builder import pick_device
 from zoo.run.dtypes import settle_cpu
+from zoo.run.linear.prepare import check_weights, make_ready
 
 if TYPE_CHECKING:
     import tokenizers
@@ -34,14 +35,17 @@ def stream(
     dtype: Any = None,
     kernel: str | None = None,
     fp8: str | None = None,
+    weights: str | None = None,
     note: Callable[[str], object] | None = None,
 ) -> Iterator[str]:
     """Load a model and stream what it writes after `prompt`, as `complete` does.
 
     `checkpoint` is a checkpoint or a run folder; None takes the last run started from here. `dtype` None is the file's,
     or float32 where a CPU computes that faster. `fp8` puts weights in float8 (`zoo.run.fp8.quantize`); the model is
-    then bfloat16 unless `dtype` says otherwise. `note` is given a line each about what is allowed but doubtful, what is
-    in float8, a dtype that is not the file's, and a number of threads that is not torch's own.
+    then bfloat16 unless `dtype` says otherwise. On a CPU the model is made ready to serve (`zoo.run.linear.prepare`);
+    `weights` names the bits that its products' weights are kept in. `note` is given a line each about what is allowed
+    but doubtful, what is in float8 or in fewer bits, a dtype that is not the file's, and a number of threads that is
+    not torch's own.
 
     Raises ConfigError, at the call, for everything that will not do.
     """
@@ -51,6 +55,9 @@ def stream(
     from zoo.run.fp8 import WEIGHT_ONLY, quantize, require_fp8, summarize_products
 
     tell = note or (lambda line: None)
+    check_weights(weights, pick_device(device))
+    if fp8 and weights:
+        raise ConfigError(f"weights: {weights} was asked for beside fp8: {fp8} (one of the two)")
     if fp8:
         require_fp8(fp8, pick_device(device), f"fp8: {fp8}", WEIGHT_ONLY)
     folder = runs.find(runs.last_run() if checkpoint is None else checkpoint)
@@ -59,6 +66,8 @@ def stream(
     if fp8:
         tell(f"fp8 {fp8}: {summarize_products(quantize(model, fp8))}")
     settle_cpu(model, tell, dtype=None if dtype is None else f"dtype: {dtype}", keep=fp8 is not None)
+    if not fp8:
+        make_ready(model, weights, tell)
     ends = [] if (folder / runs.ARCHITECTURE).is_file() else hf.read_end_ids(folder)
     options = {"ends": ends, "max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop, "kernel": kernel}
     return complete(model, tokenizer, prompt, note=note, **options)

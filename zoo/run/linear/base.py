@@ -96,9 +96,12 @@ def _read_name() -> str:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:
         return platform.processor()
-    rows = dict(tuple(map(str.strip, line.split(":", 1))) for line in text.splitlines() if ":" in line)
-    numbers = [f"{each} {rows[field]}" for each, field in (("family", "cpu family"), ("model", "model")) if field in rows]
-    return " ".join(filter(None, [rows.get("model name", ""), *numbers]))
+    rows: dict[str, str] = {}
+    for line in text.splitlines():
+        field, _, value = line.partition(":")
+        rows[field.strip()] = value.strip()
+    parts = ("model name", ""), ("cpu family", "family "), ("model", "model ")
+    return " ".join(f"{word}{rows[field]}" for field, word in parts if rows.get(field))
 
 
 class Way:

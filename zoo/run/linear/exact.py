@@ -42,7 +42,7 @@ class Left(Way):
     most_rows = 32
 
     def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
-        return None if rows <= self.most_rows else f"is for {self.most_rows} rows at most"
+        return None if rows <= 32 else "is for 32 rows at most"
 
     def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
         return weight, bias

@@ -3,44 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from zoo.errors import ConfigError, did_you_mean
 from zoo.lazy import torch
 from zoo.run.linear.base import EXACT, LOWER, Processor, describe_processor
+from zoo.run.linear.groups import ProductGroup, find_groups
 from zoo.run.linear.plan import WayPlan, choose_plan, plan_named, plan_without_timing
 from zoo.run.linear.probe import BUCKETS, RESTORED, Shape, time_shapes
 from zoo.run.linear.product import ReadyForward, ReadyProduct
 from zoo.run.linear.ways import WAYS, is_row_stable, list_ways, refuse
 from zoo.run.memory import read_free_memory
-from zoo.spec import CROSS, LOGITS, Linear, Part, Sized, Spec, Tied
-
-if TYPE_CHECKING:
-    from torch import nn
 
 SMALL = 65536
 """Values in a weight up to which ways are not timed: it stays in the cache, and the call costs more than the sums."""
-
-AXES = ("attention", "ffn")
-"""The components whose weights `weights=` lowers, beside the head's product with the vocabulary."""
-
-
-@dataclass
-class _Group:
-    """Linears that become one product: their modules, the precision wanted, and whether the plain weight must stay."""
-
-    names: list[str]
-    modules: list[Any]
-    precision: str
-    pinned: bool
-
-    @property
-    def shape(self) -> Shape:
-        weights = [module.weight for module in self.modules]
-        dtype = str(weights[0].dtype).removeprefix("torch.")
-        return Shape(sum(weight.shape[0] for weight in weights), weights[0].shape[1], dtype, self.precision)
 
 
 class Prepared:
@@ -71,11 +48,12 @@ class Prepared:
         made = sum(len(product.modules) for product in self.products)
         plans = Counter(str(product.plan) for product in self.products)
         told = "; ".join(f"{count}× {plan}" for plan, count in plans.most_common())
-        kept = sum(not product.dropped for product in self.products if product.plan.packing)
-        beside = "" if not kept else " beside the plain ones" if kept == len(self.products) else f", {kept} plain ones kept"
-        packed = f"; {self.bytes / 1e6:,.0f} MB of packed weights{beside}" if self.bytes else ""
+        packed = [product for product in self.products if product.plan.packing]
+        kept = sum(not product.dropped for product in packed)
+        beside = f", {kept} of {len(packed)} beside the plain ones" if kept else ""
+        size = f"; {self.bytes / 1e6:,.1f} MB of packed weights{beside}" if packed else ""
         left = "; exact: " + ", ".join(f"{count} ({why})" for why, count in self.left.items()) if self.left else ""
-        return f"{made} products in {len(self.products)} calls: {told}{packed}{left}"
+        return f"{made} products in {len(self.products)} calls: {told}{size}{left}"
 
 
 def prepare(
@@ -92,8 +70,8 @@ def prepare(
     Linears that read the same input become one product. The way of each product is the fastest here for `rows`, the
     numbers of rows that decoding will have, and for a prompt: timed once for each processor, in about two seconds, and
     kept on disk. Unless `weights` names fewer bits (fp16, bf16, int8, int4) all ways keep the model's dtype, and differ
-    by rounding alone. `stable` admits only ways in which a row's bits depend neither on its neighbours nor its place. `way`
-    names one for all products that it can take (`zoo doctor` lists them), in place of a choice.
+    by rounding alone. `stable` admits only ways in which a row's bits depend neither on its neighbours nor its place.
+    `way` names one for all products that it can take (`zoo doctor` lists them), in place of a choice.
 
     Memory: beside the plain weights one packed copy at most. With `keep` false plain weights go once they are packed,
     except those that something else reads (a tied embedding, MLA's absorbed products); such a model can generate, but
@@ -104,7 +82,7 @@ def prepare(
     processor = describe_processor()
     if way is not None:
         weights = _check_named(way, weights, processor)
-    groups, left = _find_groups(model, weights or EXACT)
+    groups, left = find_groups(model, weights or EXACT)
     plans = _plan_all(groups, processor, left, keep=keep, rows=rows, stable=stable, named=way)
     _fit(groups, plans, keep)
     products = []
@@ -116,9 +94,24 @@ def prepare(
     return Prepared(model, weights, products, left)
 
 
+WORTH = 32e6
+"""Bytes of products from which a model is made ready unasked: below, a step takes longer around them than in them."""
+
+
+def make_ready(model: Any, weights: str | None, tell: Callable[[str], object]) -> None:
+    """Make a model that will only generate ready to serve, where that pays: on a CPU, in place. `tell` gets a line
+    about what was chosen. Plain weights are not kept, so that packing takes no memory."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if weights is None and not (on_cpu and count_product_bytes(model) >= WORTH):
+        return
+    ready = prepare(model, weights, keep=False)
+    if weights is not None:
+        tell(f"weights {weights}: {ready}")
+
+
 def count_product_bytes(model: Any) -> int:
     """Count the bytes of the weights that `prepare` would make ready."""
-    groups, _ = _find_groups(model, EXACT)
+    groups, _ = find_groups(model, EXACT)
     return sum(module.weight.numel() * module.weight.element_size() for group in groups for module in group.modules)
 
 
@@ -166,94 +159,11 @@ def _check_named(way: str, weights: str | None, processor: Processor) -> str | N
     return own
 
 
-# ---------------------------------------------------------------- which products
-
-
-def _find_groups(model: Any, precision: str) -> tuple[list[_Group], Counter[str]]:
-    """Find the products to make ready, those of one input together; and why others stay exact, counted."""
-    from zoo.run.layer import Borrowed, Layer
-
-    lent = {id(module._owner[0]) for module in model.modules() if isinstance(module, Borrowed)}
-    left: Counter[str] = Counter()
-    groups: list[_Group] = []
-    done: set[int] = set()
-    crossed = {id(layer) for layer in _list_cross(model)}
-    for path, layer in model.named_modules():
-        if not isinstance(layer, Layer):
-            continue
-        joins = () if id(layer) in crossed else layer.spec.joins
-        found: dict[str, _Group] = {}
-        for name, module, part in _list_linears(layer):
-            if id(module) in done:
-                continue
-            done.add(id(module))
-            own, why = _precision_of(layer.spec, part, precision)
-            if why:
-                left[why] += 1
-            pinned = isinstance(part, Tied) or part.bare or id(module) in lent
-            groups.append(_Group([f"{path}.{name}"], [module], own, pinned))
-            found[name] = groups[-1]
-        for join in joins:
-            _join([found[name] for name in join if name in found], groups)
-    return groups, left
-
-
-def _list_cross(model: Any) -> Iterator[Any]:
-    """List the layers of cross-attention, whose products do not all read the same tokens."""
-    from zoo.run.layer import Layer
-
-    for layer in model.modules():
-        if isinstance(layer, Layer):
-            for name, part, slot in layer.spec.children(layer.d_model):
-                if isinstance(part, Sized) and CROSS in slot.roles:
-                    yield layer.get_submodule(name)
-
-
-def _list_linears(layer: Any) -> Iterator[tuple[str, nn.Module, Any]]:
-    """List a Layer's own products that are plain: not quantised, sharded, wrapped or parametrised."""
-    from zoo.run.layer import LinearModule, TiedLinear
-
-    for name, part, _ in layer.spec.children(layer.d_model):
-        if not isinstance(part, Part) or not isinstance(part, Linear | Tied):
-            continue
-        module = getattr(layer, name, None) if "." not in name else None
-        if type(module) not in (LinearModule, TiedLinear):
-            continue
-        weight: Any = module.weight  # type: ignore[union-attr]
-        if type(weight) is torch.nn.Parameter and weight.device.type == "cpu" and weight.dtype.is_floating_point:
-            yield name, module, part  # type: ignore[misc]
-
-
-def _precision_of(owner: Spec, part: Any, wanted: str) -> tuple[str, str | None]:
-    """The precision of one product, and why it is exact where less was wanted."""
-    if wanted == EXACT:
-        return EXACT, None
-    if LOGITS in (part.role, getattr(getattr(part, "of", None), "role", "")):
-        return ("int8" if wanted == "int4" else wanted), None  # a logit's error is not averaged by later layers
-    if owner.axis not in AXES:
-        return EXACT, owner.axis
-    if part.precise:
-        return EXACT, "precise by design"
-    return (EXACT, "read as a plain weight") if part.bare else (wanted, None)
-
-
-def _join(members: list[_Group], groups: list[_Group]) -> None:
-    """Make one group of those that have the same columns, dtype and precision as the first."""
-    while members:
-        first, *rest = members
-        alike = [each for each in rest if each.shape[1:] == first.shape[1:] and not each.pinned | first.pinned]
-        for each in alike:
-            first.names += each.names
-            first.modules += each.modules
-            groups.remove(each)
-        members = [each for each in rest if each not in alike]
-
-
 # ---------------------------------------------------------------- which ways
 
 
 def _plan_all(
-    groups: list[_Group],
+    groups: list[ProductGroup],
     processor: Processor,
     left: Counter[str],
     *,
@@ -277,7 +187,9 @@ def _plan_all(
         shape, kept = group.shape, keep or group.pinned
         if (shape, kept) not in plans:
             allows = _allow(shape, stable)
-            plan = choose_plan(times[shape], shape.precision, rows, keep=kept, allows=allows) if shape in times else None
+            plan = (
+                choose_plan(times[shape], shape.precision, rows, keep=kept, allows=allows) if shape in times else None
+            )
             able = [name for name in _able(shape, processor) if not stable or allows(name, 32)]
             plans[shape, kept] = plan or plan_without_timing(able or _able(shape, processor))
     return [plans[group.shape, keep or group.pinned] for group in groups]
@@ -289,7 +201,7 @@ def _name_plan(named: str, shape: Shape, processor: Processor, rows: Sequence[in
     return plan_named(named, max(rows)) if named in able else plan_without_timing(able)
 
 
-def _explain_unable(group: _Group, processor: Processor) -> str | None:
+def _explain_unable(group: ProductGroup, processor: Processor) -> str | None:
     """Say why no way of its precision can take a group, or None."""
     if group.precision == EXACT:
         return None
@@ -311,7 +223,7 @@ def _allow(shape: Shape, stable: bool) -> Callable[[str, int], bool]:
     return lambda way, rows: way == RESTORED or is_row_stable(way, (shape.n, shape.k), shape.dtype, rows)
 
 
-def _fit(groups: list[_Group], plans: list[WayPlan], keep: bool) -> None:
+def _fit(groups: list[ProductGroup], plans: list[WayPlan], keep: bool) -> None:
     """Leave exact weights unpacked where their copies would not fit in free memory."""
     extra = 0
     for group, plan in zip(groups, plans, strict=True):

@@ -13,7 +13,7 @@ from zoo.run.linear.probe import BUCKETS, RESTORED
 from zoo.run.linear.ways import WAYS
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 class ReadyProduct:
@@ -23,7 +23,7 @@ class ReadyProduct:
     where the plan has one. Without `keep` and where no bucket reads them, the plain weights go once they are packed.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], plan: WayPlan, *, keep: bool, rows: int) -> None:
+    def __init__(self, modules: Sequence[Any], plan: WayPlan, *, keep: bool, rows: int) -> None:
         self.modules, self.plan = list(modules), plan
         self.dropped = not keep and plan.packing is not None and not plan.reads_plain
         weights: list[Tensor] = [module.weight for module in modules]
@@ -150,7 +150,7 @@ class ReadyForward:
             return self.product.take(self.place, x.to(self.product.dtype)).to(x.dtype)
 
 
-def _fingerprint(modules: Sequence[nn.Module]) -> list[tuple[int, int]]:
+def _fingerprint(modules: Sequence[Any]) -> list[tuple[int, int]]:
     """Where the weights lie and how often they were written, to tell that they changed after they were packed."""
     return [(_versioned(module.weight), module.weight.data_ptr()) for module in modules]
 

@@ -1,4 +1,4 @@
-"""The registry of ways to multiply: which there are, which can run here, and whether a row depends on its neighbours."""
+"""The registry of ways to multiply: which there are, which can run here, and whether a row's bits are its own."""
 
 from __future__ import annotations
 
