@@ -67,7 +67,7 @@ def stream(
         tell(f"fp8 {fp8}: {summarize_products(quantize(model, fp8))}")
     settle_cpu(model, tell, dtype=None if dtype is None else f"dtype: {dtype}", keep=fp8 is not None)
     if not fp8:
-        make_ready(model, weights, tell)
+        make_ready(model, weights, tell, rows=(1,))
     ends = [] if (folder / runs.ARCHITECTURE).is_file() else hf.read_end_ids(folder)
     options = {"ends": ends, "max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop, "kernel": kernel}
     return complete(model, tokenizer, prompt, note=note, **options)

@@ -29,7 +29,7 @@ class Half(Way):
         return 2 * shape[0] * shape[1]
 
     def suits(self, weight: Tensor) -> str | None:
-        return None if float(weight.abs().max()) <= LARGEST_FP16 else "has weights beyond float16's range"
+        return None if float(weight.detach().abs().max()) <= LARGEST_FP16 else "has weights beyond float16's range"
 
 
 class HalfFbgemm(Half):

@@ -11,6 +11,7 @@ from zoo.run.linear.probe import BUCKETS, RESTORED, Times, takes
 from zoo.run.linear.ways import WAYS
 
 GAIN = 1.08  # how many times faster than the plain weight a packed copy must be to be made
+ALIKE = 1.05  # how many times slower a way may be to count as fast as the fastest: a timing is this inexact
 PROMPT = 0.25  # the weight of a prompt's rows beside that of a decoding step's
 UNKNOWN = 1e3  # seconds of a way that was not timed
 
@@ -80,7 +81,7 @@ def choose_plan(
             if packing is not None and (not one_size or number in expected):
                 able += [packing, *([RESTORED] if WAYS[packing].restores and RESTORED in times else [])]
             able = [way for way in able if bucket in times.get(way, {}) and allows(way, bucket)]
-            ways.append(min(able, key=lambda way: times[way][bucket], default=None))
+            ways.append(_pick(able, times, bucket, packing))
         if None in ways:
             continue
         cost = _score(times, ways, expected) + (math.log(GAIN) if packing is not None and precision == EXACT else 0.0)
@@ -88,6 +89,15 @@ def choose_plan(
         if best is None or cost < best[0]:
             best = cost, plan
     return None if best is None else best[1]
+
+
+def _pick(able: Sequence[str], times: Times, bucket: int, packing: str | None) -> str | None:
+    """The fastest way of a bucket; among those that timing cannot tell apart the packed one, then the first."""
+    if not able:
+        return None
+    least = min(times[way][bucket] for way in able)
+    alike = [way for way in able if times[way][bucket] <= least * ALIKE]
+    return packing if packing in alike else alike[0]
 
 
 def find_bucket(rows: int) -> int:

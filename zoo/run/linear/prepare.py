@@ -98,13 +98,17 @@ WORTH = 32e6
 """Bytes of products from which a model is made ready unasked: below, a step takes longer around them than in them."""
 
 
-def make_ready(model: Any, weights: str | None, tell: Callable[[str], object]) -> None:
-    """Make a model that will only generate ready to serve, where that pays: on a CPU, in place. `tell` gets a line
-    about what was chosen. Plain weights are not kept, so that packing takes no memory."""
+def make_ready(
+    model: Any, weights: str | None, tell: Callable[[str], object], rows: Sequence[int] = BUCKETS[:-1]
+) -> None:
+    """Make a model that will only generate ready to serve, where that pays: on a CPU, in place.
+
+    Plain weights are not kept, so that packing takes no memory. `tell` gets a line where `weights` are in fewer bits.
+    """
     on_cpu = next(model.parameters()).device.type == "cpu"
     if weights is None and not (on_cpu and count_product_bytes(model) >= WORTH):
         return
-    ready = prepare(model, weights, keep=False)
+    ready = prepare(model, weights, keep=False, rows=rows)
     if weights is not None:
         tell(f"weights {weights}: {ready}")
 

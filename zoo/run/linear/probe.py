@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from zoo.lazy import F, torch
 from zoo.paths import find_cache_folder
 from zoo.run.linear.base import EXACT, Processor, Way
 from zoo.run.linear.ways import WAYS, list_ways, refuse
+from zoo.run.threads import keep_threads
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 128)
 """Numbers of rows that are timed. A product of R rows goes the way of the next bucket, one of more than 32 that of the
@@ -28,9 +29,12 @@ RESTORED = "restored"
 """The weight is unpacked for each product, and multiplied by F.linear: it pays from some number of rows on."""
 
 SPEND = 2.0  # seconds for all the shapes of a model
-SPAN = 12e6  # bytes of weights multiplied in turn: more than a core's caches hold, as a model's weights are
+LONGEST = 3  # times as long that this may take beside other programs
+SPAN, TOGETHER = 12e6, 48e6  # bytes of weights that a lap reads, and that all shapes' laps of one way read at least:
+# by the time that a lap comes again its weights must have left the caches, as in a model
+WIDEST = 50e6  # bytes of the largest weight: a vocabulary's product is timed by its first rows
 FEW = 8  # rows up to which the whole span is multiplied, as reading it is what takes the time
-CROWDED = 20  # times a second that another program took the core: such timings are not kept
+WATCH, SHARE = 0.03, 0.9  # seconds that a core is watched, and the part of it that a process alone would get
 
 IGNORE = "ZOO_LINEAR_TIMES"
 """A variable that, set to `ignore`, makes a process time anew, and keep nothing."""
@@ -68,44 +72,66 @@ def time_shapes(shapes: Iterable[Shape], processor: Processor, spend: float = SP
     missing = [shape for shape in wanted if shape not in found]
     if not missing:
         return found
-    began, disturbed = time.perf_counter(), _count_preemptions()
-    fresh = {shape: _time_shape(shape, processor, spend / len(missing)) for shape in missing}
-    crowded = _count_preemptions() - disturbed > CROWDED * (time.perf_counter() - began)
-    if not ignored and not crowded:
+    alone = torch.get_num_threads() == 1
+    crowded = not alone and is_crowded()
+    with keep_threads():
+        if crowded:
+            torch.set_num_threads(1)
+        fresh = _time_together(missing, processor, spend)
+    if not ignored and (alone or not (crowded or is_crowded())):
         _keep(processor.key, fresh)
     return found | fresh
 
 
-def _count_preemptions() -> int:
-    """Count how often another program took a core from this process."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+def is_crowded() -> bool:
+    """Tell whether other programs use the cores now: a busy loop then gets less of one than the time that passes.
+
+    Threads wait for each other, so that timings of several mean nothing there; one thread's are taken by the time that
+    it had a core.
+    """
+    began, had = time.perf_counter(), time.thread_time()
+    while (passed := time.perf_counter() - began) < WATCH:
+        pass
+    return time.thread_time() - had < SHARE * passed
+
+
+def _pick_clock() -> Callable[[], float]:
+    """The clock that counts one thread's own time, where it is fine enough; else, and for several, the wall's."""
+    fine = time.get_clock_info("thread_time").resolution < 1e-4
+    return time.thread_time if torch.get_num_threads() == 1 and fine else time.perf_counter
 
 
 # ---------------------------------------------------------------- timing
 
 
-def _time_shape(shape: Shape, processor: Processor, spend: float) -> Times:
-    """Time the ways of one shape, taking turns, until `spend` seconds are over: the least of each.
+def _time_together(shapes: Sequence[Shape], processor: Processor, spend: float) -> dict[Shape, Times]:
+    """Time the ways of all shapes, taking turns, until `spend` seconds are over: the least of each.
 
     The least, not the median: what is kept must not depend on what else ran. The buckets that decide most come first,
     and where even one lap of each takes too long, the others are left out.
     """
-    laps = {name: _Lap(way, shape) for name, way in _candidates(shape, processor).items()}
-    if restoring := _pick_restoring(laps):
-        laps[RESTORED] = restoring
-    best: dict[str, dict[int, float]] = {name: {} for name in laps}
-    turns = cycle([(rows, name) for rows in ORDER for name in laps if takes(name, rows)])
-    end = time.perf_counter() + spend
-    while time.perf_counter() < end:
-        rows, name = next(turns)
-        if not _hopeless(best, name, rows):
-            took = laps[name].run(rows)
-            best[name][rows] = min(took, best[name].get(rows, took))
-    return {name: of for name, of in best.items() if of}
+    laps = {(shape, name): lap for shape in shapes for name, lap in _make_laps(shape, processor, len(shapes)).items()}
+    best: dict[tuple[Shape, str], dict[int, float]] = {key: {} for key in laps}
+    turns = cycle([(rows, key) for rows in ORDER for key in laps if takes(key[1], rows)])
+    warm, clock, began = set(), _pick_clock(), time.perf_counter()
+    end = clock() + spend
+    while clock() < end and time.perf_counter() < began + LONGEST * spend:
+        turn = rows, (shape, name) = next(turns)
+        if turn not in warm:
+            laps[shape, name].warm_up(rows)
+            warm.add(turn)
+        elif not _is_hopeless([of for (other, _), of in best.items() if other == shape], best[shape, name], rows):
+            took = laps[shape, name].run(rows)
+            best[shape, name][rows] = min(took, best[shape, name].get(rows, took))
+    return {shape: {name: of for (other, name), of in best.items() if other == shape and of} for shape in shapes}
+
+
+def _make_laps(shape: Shape, processor: Processor, among: int) -> dict[str, _Lap]:
+    """Make a lap for each way of one shape, `among` so many that take turns."""
+    span = max(SPAN, TOGETHER / among)
+    laps = {name: _Lap(way, shape, span) for name, way in _candidates(shape, processor).items()}
+    restoring = _pick_restoring(laps)
+    return {**laps, RESTORED: restoring} if restoring else laps
 
 
 def takes(name: str, rows: int) -> bool:
@@ -116,10 +142,9 @@ def takes(name: str, rows: int) -> bool:
     return most is None or rows <= most
 
 
-def _hopeless(best: Mapping[str, Mapping[int, float]], name: str, rows: int) -> bool:
-    """Tell whether a way has been five times slower than another: it is not timed again."""
-    mine, others = best[name].get(rows), [of[rows] for of in best.values() if rows in of]
-    return mine is not None and mine > 5 * min(others)
+def _is_hopeless(ways: Iterable[Mapping[int, float]], mine: Mapping[int, float], rows: int) -> bool:
+    """Tell whether a way has been five times slower than another of its shape: it is not timed again."""
+    return rows in mine and mine[rows] > 5 * min(of[rows] for of in ways if rows in of)
 
 
 def _candidates(shape: Shape, processor: Processor) -> dict[str, Way]:
@@ -131,11 +156,11 @@ class _Lap:
     """Products of one shape by one way, over as many weights as its span holds. Numbers do not matter: all are one
     random weight's, copied."""
 
-    def __init__(self, way: Way, shape: Shape) -> None:
+    def __init__(self, way: Way, shape: Shape, span: float) -> None:
         self.way, self.shape = way, shape
         self.dtype = getattr(torch, shape.dtype)
-        n = max(16, min(shape.n, int(SPAN / 4 / shape.k)) // 16 * 16)  # a vocabulary's product is its first rows'
-        copies = max(1, round(SPAN / (4 * n * shape.k)))
+        n = max(16, min(shape.n, int(WIDEST / 4 / shape.k)) // 16 * 16)
+        copies = max(1, round(span / (4 * n * shape.k)))
         draw = torch.Generator().manual_seed(0)
         weight = torch.randn(n, shape.k, generator=draw).to(self.dtype)
         with torch.inference_mode():
@@ -143,24 +168,29 @@ class _Lap:
         self.weight = weight if way.one_size else None
         self.x = {rows: torch.randn(rows, shape.k, generator=draw).to(self.dtype) for rows in BUCKETS}
 
+    def warm_up(self, rows: int) -> None:
+        """Multiply once: the first product of a size makes oneDNN's primitive."""
+        with torch.inference_mode():
+            self.way.run(self.x[rows], self._pack_for(rows)[0])
+
     def run(self, rows: int) -> float:
         """Multiply, and give the seconds for each weight."""
         packed = self._pack_for(rows)
         if rows > FEW:
             packed = packed[:1]
-        x, multiply = self.x[rows], self.way.run
+        x, multiply, clock = self.x[rows], self.way.run, _pick_clock()
         with torch.inference_mode():
-            multiply(x, packed[-1])  # the first product of a size makes oneDNN's primitive
-            start = time.perf_counter()
+            start = clock()
             for each in packed:
                 multiply(x, each)
-            return (time.perf_counter() - start) / len(packed)
+            return (clock() - start) / len(packed)
 
     def _pack_for(self, rows: int) -> list[Any]:
         if self.weight is None:
             return self.packed[0]
         if rows not in self.packed:
-            self.packed = {rows: [self.way.prepare(self.weight, None, rows) for _ in self.packed.popitem()[1]]}
+            with torch.inference_mode():
+                self.packed = {rows: [self.way.prepare(self.weight, None, rows) for _ in self.packed.popitem()[1]]}
         return self.packed[rows]
 
 
