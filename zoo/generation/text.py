@@ -14,7 +14,7 @@ from zoo.generation.sample import Sampling
 from zoo.lazy import torch
 from zoo.run.builder import pick_device
 from zoo.run.dtypes import settle_cpu
-from zoo.run.linear.prepare import check_weights, make_ready
+from zoo.run.linear.ready import check_weights, make_ready
 
 if TYPE_CHECKING:
     import tokenizers

@@ -31,7 +31,7 @@ class ProductGroup:
         return Shape(sum(weight.shape[0] for weight in weights), weights[0].shape[1], dtype, self.precision)
 
 
-def find_groups(model: Any, precision: str) -> tuple[list[ProductGroup], Counter[str]]:
+def find_groups(model: Any, precision: str, *, join: bool = True) -> tuple[list[ProductGroup], Counter[str]]:
     """Find the products to make ready, those of one input together; and why others stay exact, counted."""
     from zoo.run.layer import Borrowed, Layer
 
@@ -43,7 +43,7 @@ def find_groups(model: Any, precision: str) -> tuple[list[ProductGroup], Counter
     for layer in model.modules():
         if not isinstance(layer, Layer):
             continue
-        joins = () if id(layer) in crossed else layer.spec.joins
+        joins = layer.spec.joins if join and id(layer) not in crossed else ()
         found: dict[str, ProductGroup] = {}
         for name, module, part in _list_linears(layer):
             if id(module) in done:
@@ -55,8 +55,8 @@ def find_groups(model: Any, precision: str) -> tuple[list[ProductGroup], Counter
             pinned = isinstance(part, Tied) or part.bare or id(module) in lent
             groups.append(ProductGroup([module], own, pinned))
             found[name] = groups[-1]
-        for join in joins:
-            _join([found[name] for name in join if name in found], groups)
+        for names in joins:
+            _join([found[name] for name in names if name in found], groups)
         if precision != EXACT:
             parts = [part for _, part, _ in layer.spec.children(layer.d_model)]
             left["stacked experts"] += sum(isinstance(part, Experts) for part in parts)

@@ -79,7 +79,7 @@ def choose_plan(
         for number, bucket in enumerate(BUCKETS):
             able = [*beside]
             if packing is not None and (not one_size or number in expected):
-                able += [packing, *([RESTORED] if WAYS[packing].restores and RESTORED in times else [])]
+                able += [packing, *([RESTORED] if WAYS[packing].restores and RESTORED in times and not beside else [])]
             able = [way for way in able if bucket in times.get(way, {}) and allows(way, bucket)]
             ways.append(_pick(able, times, bucket, packing))
         if None in ways:

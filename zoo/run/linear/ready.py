@@ -64,6 +64,7 @@ def prepare(
     rows: Sequence[int] = BUCKETS[:-1],
     stable: bool = False,
     way: str | None = None,
+    join: bool = True,
 ) -> Prepared:
     """Make a model ready to serve on a CPU, in place; `undo()` makes it what it was, to the bit.
 
@@ -71,7 +72,8 @@ def prepare(
     numbers of rows that decoding will have, and for a prompt: timed once for each processor, in about two seconds, and
     kept on disk. Unless `weights` names fewer bits (fp16, bf16, int8, int4) all ways keep the model's dtype, and differ
     by rounding alone. `stable` admits only ways in which a row's bits depend neither on its neighbours nor its place.
-    `way` names one for all products that it can take (`zoo doctor` lists them), in place of a choice.
+    `way` names one for all products that it can take (`zoo doctor` lists them), in place of a choice. Without `join`
+    each Linear stays a product of its own.
 
     Memory: beside the plain weights one packed copy at most. With `keep` false plain weights go once they are packed,
     except those that something else reads (a tied embedding, MLA's absorbed products); such a model can generate, but
@@ -82,7 +84,7 @@ def prepare(
     processor = describe_processor()
     if way is not None:
         weights = _check_named(way, weights, processor)
-    groups, left = find_groups(model, weights or EXACT)
+    groups, left = find_groups(model, weights or EXACT, join=join)
     plans = _plan_all(groups, processor, left, keep=keep, rows=rows, stable=stable, named=way)
     _fit(groups, plans, keep)
     products = []
