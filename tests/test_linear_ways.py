@@ -142,7 +142,7 @@ NOT_ON = {
     ),
     "a torch without libraries": (
         machine(libraries=frozenset()),
-        {"onednn", "mkl", "fp16_fbgemm", "fp16_onednn", "bf16_onednn", "int8_both"},
+        {"onednn", "onednn_pairs", "mkl", "fp16_fbgemm", "fp16_onednn", "bf16_onednn", "int8_both"},
     ),
 }
 

@@ -143,6 +143,20 @@ def test_what_nothing_is_faster_for_is_left_alone():
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+@pytest.mark.skipif("onednn" not in HERE.libraries, reason="needs oneDNN, whose sums are alike")
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_a_row_of_a_stable_model_has_the_same_bits_alone_and_among_others(weights):
+    """Norms and attention of one token see its own row alone; what could differ is the products."""
+    model = model_of(["attention=gqa"])
+    done = prepare(model, weights, stable=True)
+    assert done.stable
+    ids = torch.randint(0, 67, (37, 1), generator=torch.Generator().manual_seed(5))
+    whole = logits(model, ids)
+    for rows in (1, 2, 3, 8, 17, 36):
+        for start in (0, 37 - rows):
+            assert torch.equal(logits(model, ids[start : start + rows]), whole[start : start + rows]), rows
+
+
 def test_joined_products_answer_each_tensor_in_whatever_order_they_are_asked():
     """What attention does not do, a wrapper or a hook may: other inputs, members left out or asked twice."""
     dice = random.Random(1)

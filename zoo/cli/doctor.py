@@ -116,7 +116,7 @@ def _products() -> Iterator[tuple[str, bool, str]]:
 
     for way, reason, stable in survey_ways(describe_processor()):
         asked = "" if way.precision == EXACT else f"; with --weights {way.precision}"
-        moved = "" if stable is not False else "; a row's last bits depend on its neighbours"
+        moved = "; a row has the same bits among any number" if stable else ""
         yield way.name, reason is None, reason or f"{way.about}{asked}{moved}"
 
 

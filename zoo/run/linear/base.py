@@ -116,6 +116,7 @@ class Way:
     precision: str = EXACT
     packs: bool = True  # whether `prepare` makes a copy of the weight
     restores: bool = False  # whether `restore` can unpack the weight
+    on_request: bool = False  # left out of the timed choice
     most_rows: int | None = None  # beyond which it is not used
     one_size: bool = False  # whether what is packed serves only the number of rows that it was packed for
 

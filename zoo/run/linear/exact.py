@@ -106,6 +106,21 @@ class OneDNN(Way):
         return packed[0].to_dense().to(dtype)
 
 
+class OneDNNPairs(OneDNN):
+    """oneDNN, one row computed as two.
+
+    oneDNN sums one row alone in another order than more rows, and two or more in the same. So here a row has the same
+    bits whatever their number.
+    """
+
+    name = "onednn_pairs"
+    about = "oneDNN, one row computed as two, so that a row's bits do not depend on the number of rows"
+    on_request = True
+
+    def run(self, x: Tensor, packed: Any) -> Tensor:
+        return super().run(x.expand(2, -1), packed)[:1] if x.shape[0] == 1 else super().run(x, packed)
+
+
 class MKL(Way):
     """MKL with the weight packed for one number of rows."""
 

@@ -23,6 +23,7 @@ class ProductGroup:
     modules: list[Any]
     precision: str
     pinned: bool
+    way: str | None = None  # the one way of all its rows, where that was found
 
     @property
     def shape(self) -> Shape:

@@ -148,7 +148,7 @@ def _is_hopeless(ways: Iterable[Mapping[int, float]], mine: Mapping[int, float],
 
 
 def _candidates(shape: Shape, processor: Processor) -> dict[str, Way]:
-    ways = list_ways(shape.precision)
+    ways = [way for way in list_ways(shape.precision) if not way.on_request]
     return {way.name: way for way in ways if refuse(way, (shape.n, shape.k), shape.dtype, 1, processor) is None}
 
 

@@ -13,7 +13,7 @@ from zoo.run.linear.groups import ProductGroup, find_groups
 from zoo.run.linear.plan import WayPlan, choose_plan, plan_named, plan_without_timing
 from zoo.run.linear.probe import BUCKETS, RESTORED, Shape, time_shapes
 from zoo.run.linear.product import ReadyForward, ReadyProduct
-from zoo.run.linear.ways import WAYS, is_row_stable, list_ways, refuse
+from zoo.run.linear.ways import WAYS, is_count_stable, is_row_stable, list_ways, refuse
 from zoo.run.memory import read_free_memory
 
 SMALL = 65536
@@ -23,8 +23,11 @@ SMALL = 65536
 class Prepared:
     """A model made ready to serve. As a context manager it undoes itself at the end of the block."""
 
-    def __init__(self, products: list[ReadyProduct], plain: int, left: Counter[str]) -> None:
+    def __init__(self, products: list[ReadyProduct], plain: int, left: Counter[str], stable: bool) -> None:
         self.products, self.left = products, left
+        self.stable = stable
+        """Whether `stable` was asked for and every product gives a row the same bits among any number of rows. Where it
+        is not, a row's bits depend on the bucket that the number of rows falls in (`probe.BUCKETS`)."""
         self.plain = plain
         """How many products are left as they were, as nothing is faster."""
 
@@ -77,7 +80,8 @@ def prepare(
     Linears that read the same input become one product. The way of each product is the fastest here for `rows`, the
     numbers of rows that decoding will have, and for a prompt: timed once for each processor, in about two seconds, and
     kept on disk. Unless `weights` names fewer bits (fp16, bf16, int8, int4) all ways keep the model's dtype, and differ
-    by rounding alone. `stable` admits only ways in which a row's bits depend neither on its neighbours nor its place.
+    by rounding alone. With `stable` a row's bits depend neither on its
+    neighbours nor its place nor, where a way is so here (`Prepared.stable`), on the number of rows.
     `way` names one for all products that it can take (`zoo doctor` lists them), in place of a choice. Without `join`
     each Linear stays a product of its own.
 
@@ -95,14 +99,15 @@ def prepare(
     _fit(groups, plans, keep)
     products, plain = [], 0
     for group, plan in zip(groups, plans, strict=True):
-        if way is None and set(plan.ways) == {"plain"}:
+        if way is None and not stable and set(plan.ways) == {"plain"}:
             plain += len(group.modules)  # left as they are: joined without packing they take longer, if anything
             continue
         product = ReadyProduct(group.modules, plan, keep=keep or group.pinned, rows=max(rows))
         for place, module in enumerate(group.modules):
             module.forward = ReadyForward(product, place)
         products.append(product)
-    return Prepared(products, plain, left)
+    alike = stable and all(group.way is not None for group in groups)
+    return Prepared(products, plain, left, alike)
 
 
 WORTH = 32e6
@@ -195,12 +200,17 @@ def _plan_all(
             group.precision = EXACT
     if named is not None:
         return [_name_plan(named, group.shape, processor, rows) for group in groups]
-    timed = {group.shape for group in groups if group.shape.n * group.shape.k > SMALL}
+    if stable:
+        for group in groups:
+            group.way = _find_stable(group.shape, processor)
+    timed = {group.shape for group in groups if group.way is None and group.shape.n * group.shape.k > SMALL}
     times = time_shapes([shape for shape in timed if len(_able(shape, processor)) > 1], processor)
     plans: dict[tuple[Shape, bool], WayPlan] = {}
     for group in groups:
         shape, kept = group.shape, keep or group.pinned
-        if (shape, kept) not in plans:
+        if group.way is not None:
+            plans[shape, kept] = plan_named(group.way, max(rows))
+        elif (shape, kept) not in plans:
             allows = _allow(shape, stable)
             plan = (
                 choose_plan(times[shape], shape.precision, rows, keep=kept, allows=allows) if shape in times else None
@@ -212,8 +222,14 @@ def _plan_all(
 
 def _name_plan(named: str, shape: Shape, processor: Processor, rows: Sequence[int]) -> WayPlan:
     """The plan of one shape where a way was named: that way, or the first of its precision that can take the shape."""
-    able = _able(shape, processor)
+    able = _able(shape, processor, on_request=True)
     return plan_named(named, max(rows)) if named in able else plan_without_timing(able)
+
+
+def _find_stable(shape: Shape, processor: Processor) -> str | None:
+    """Find a way in which a row has the same bits among any number of rows: the first that is so on trial, or None."""
+    able = _able(shape, processor, on_request=True)
+    return next((name for name in able if is_count_stable(name, (shape.n, shape.k), shape.dtype)), None)
 
 
 def _explain_unable(group: ProductGroup, processor: Processor) -> str | None:
@@ -226,8 +242,9 @@ def _explain_unable(group: ProductGroup, processor: Processor) -> str | None:
     return next((why for module in group.modules if (why := ways[0].suits(module.weight))), None)
 
 
-def _able(shape: Shape, processor: Processor) -> list[str]:
-    ways = list_ways(shape.precision)
+def _able(shape: Shape, processor: Processor, *, on_request: bool = False) -> list[str]:
+    """List the ways that can take a shape; those that are used on request alone only where `on_request`."""
+    ways = [way for way in list_ways(shape.precision) if on_request or not way.on_request]
     return [way.name for way in ways if refuse(way, (shape.n, shape.k), shape.dtype, 1, processor) is None]
 
 

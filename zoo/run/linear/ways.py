@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from zoo.lazy import torch
 from zoo.run.linear.base import EXACT, Processor, Way
-from zoo.run.linear.exact import MKL, Left, OneDNN, Plain, Transposed
+from zoo.run.linear.exact import MKL, Left, OneDNN, OneDNNPairs, Plain, Transposed
 from zoo.run.linear.lower import Brain, BrainPlain, HalfFbgemm, HalfOneDNN, Int4, Int8Both, Int8Weights
 
 WAYS: dict[str, Way] = {
     way.name: way
     for way in (
-        *(Plain(), Left(), Transposed(), OneDNN(), MKL()),
-        *(HalfFbgemm(), HalfOneDNN(), Brain(), BrainPlain(), Int8Weights(), Int8Both(), Int4()),
+        *(Plain(), Left(), Transposed(), OneDNN(), OneDNNPairs(), MKL()),
+        *(HalfFbgemm(), HalfOneDNN(), Brain(), BrainPlain(), Int8Both(), Int8Weights(), Int4()),
     )
 }
 """Every way by its name. Among those of one precision the first that can run is taken where none is timed."""
@@ -59,7 +59,8 @@ def try_way(name: str, dtype: str, processor: Processor) -> str | None:
 
 
 class Found(NamedTuple):
-    """A way as `zoo doctor` shows it: why it cannot run here, or None, and whether a row's bits are its own."""
+    """A way as `zoo doctor` shows it: why it cannot run here, or None, and whether a row has the same bits among
+    any number of rows."""
 
     way: Way
     reason: str | None
@@ -70,7 +71,7 @@ def survey_ways(processor: Processor, dtype: str = "float32") -> Iterator[Found]
     """Say of each way whether it can run here, in order."""
     for way in WAYS.values():
         reason = refuse(way, (512, 512), dtype, 1, processor)
-        stable = None if reason is not None else is_row_stable(way.name, (512, 512), dtype, 8)
+        stable = None if reason is not None else is_count_stable(way.name, (512, 512), dtype)
         yield Found(way, reason, stable)
 
 
@@ -93,3 +94,25 @@ def is_row_stable(name: str, shape: tuple[int, int], dtype: str, rows: int) -> b
                 x[place] = row
                 seen.append(way.run(x, packed)[place])
     return all(torch.equal(each, seen[0]) for each in seen)
+
+
+COUNTS = (1, 2, 3, 5, 8, 13, 16, 21, 32, 33, 48, 64, 100, 128, 200)
+WIDEST = 8192  # rows of a weight that are tried
+
+
+@cache
+def is_count_stable(name: str, shape: tuple[int, int], dtype: str) -> bool:
+    """Try whether a row's product has the same bits among any number of rows, at any place. Tried once a process for
+    each shape."""
+    way, kind = WAYS[name], getattr(torch, dtype)
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(min(shape[0], WIDEST), shape[1], generator=draw).to(kind)
+    x = torch.randn(max(COUNTS), shape[1], generator=draw).to(kind)
+    with torch.inference_mode():
+        packed = way.prepare(weight, None, 1)
+        whole = way.run(x, packed)
+        for rows in COUNTS:
+            start = 7 * rows % (len(x) - rows + 1)
+            if not torch.equal(way.run(x[start : start + rows].clone(), packed), whole[start : start + rows]):
+                return False
+    return not way.one_size and way.most_rows is None
