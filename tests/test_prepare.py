@@ -114,9 +114,9 @@ def test_a_model_without_its_plain_weights_gives_the_same(model, way):
 @EVERY
 def test_greedy_tokens_are_the_same(model):
     model = model_of(MODELS[model])
-    wanted = generate(model, IDS, 20)
+    wanted = generate(model, IDS, 8)
     with prepare(model, way="transposed"):
-        assert torch.equal(generate(model, IDS, 20), wanted)
+        assert torch.equal(generate(model, IDS, 8), wanted)
 
 
 def test_products_of_one_input_become_one():
