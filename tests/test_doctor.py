@@ -278,7 +278,7 @@ def test_a_package_older_than_zoo_can_use_is_refused_with_its_version_and_what_i
 def test_json_has_every_cell_and_reason(capsys):
     assert run(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {"versions", "devices", "machine", "kernels", "others"} == set(found)
+    assert {"versions", "devices", "machine", "kernels", "others", "products"} == set(found)
     assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]  # +cu130: what it is built for
     machine = describe_here()
     assert found["machine"] == {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError, ZooError
@@ -23,6 +23,7 @@ def run(
     *,
     template: str | None,
     kernel: str | None,
+    speculation: Mapping[str, Any],
     note: Callable[[str], object],
 ) -> None:
     """Write all texts: to `results`, or to standard output in the order of the prompts."""
@@ -44,7 +45,7 @@ def run(
         trained = loaded.model.spec.max_seq_len
         note(f"{longest} tokens may come, the model is made for {trained}: what lies beyond may make less sense")
     keep = _Printed(len(jobs)).add if results is None else results.add
-    engine = make_engine(loaded.model, jobs, kernel)
+    engine = make_engine(loaded.model, jobs, kernel, **speculation)
     with serving(loaded.model, kernel):
         if results is None and len(jobs) == 1 and jobs[0].request.n == 1 and not jobs[0].where:
             _stream(write(engine, jobs[0], loaded.tokenizer))

@@ -21,6 +21,15 @@ class Fp8(StrEnum):
     weight_only = "weight_only"
 
 
+class Weights(StrEnum):
+    """What the weights of products are stored in while generating (`zoo.run.linear`)."""
+
+    fp16 = "fp16"
+    bf16 = "bf16"
+    int8 = "int8"
+    int4 = "int4"
+
+
 class Form(StrEnum):
     """What a file of prompts holds: a prompt a line, or a JSON object a line."""
 
@@ -32,12 +41,18 @@ MANY, DRAW, END, FORM = "Many prompts", "How tokens are drawn", "Where a text en
 MODEL = "The model"
 """Panels of the help."""
 
+MOST_GUESSES = 64
+
 
 def run(
     prompt: Annotated[str | None, typer.Option(help="The text to continue; - reads standard input.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint or run folder. [default: the last run]")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens to write.")] = 256,
     n: Annotated[int, typer.Option("--n", help="Texts for each prompt.")] = 1,
+    n_beams: Annotated[int, typer.Option(help="Search for the likeliest text with so many beams.")] = 1,
+    length_penalty: Annotated[
+        float, typer.Option(help="Above 1 makes a beam search prefer longer texts, below 1 shorter ones.")
+    ] = 1.0,
     prompt_file: Annotated[
         Path | None, typer.Option(help="A file with a prompt a line; - reads standard input.", rich_help_panel=MANY)
     ] = None,
@@ -123,6 +138,15 @@ def run(
         str | None,
         typer.Option(help="A chat template for messages: chatml, or a file.", rich_help_panel=MODEL),
     ] = None,
+    ngram: Annotated[
+        int,
+        typer.Option(help="Guess up to so many tokens at once from what was written before.", rich_help_panel=MODEL),
+    ] = 0,
+    draft: Annotated[
+        Path | None,
+        typer.Option(help="A smaller model of the same tokenizer, which guesses tokens.", rich_help_panel=MODEL),
+    ] = None,
+    draft_tokens: Annotated[int, typer.Option(help="Tokens that --draft guesses at once.", rich_help_panel=MODEL)] = 4,
     kernel: Annotated[
         str | None,
         typer.Option(
@@ -140,12 +164,19 @@ def run(
             help="Compute matrix products in float8 (CUDA); weight_only only saves memory.", rich_help_panel=MODEL
         ),
     ] = None,
+    weights: Annotated[
+        Weights | None,
+        typer.Option(
+            help="Keep the weights of products in fewer bits, on a CPU. [default: as they are]", rich_help_panel=MODEL
+        ),
+    ] = None,
 ) -> None:
     """Write text with the last run, or with a checkpoint, token by token.
 
     Standard output gets the new text alone, without the prompt. With --prompt-file, prompts are served together.
     """
     from zoo.cli import batching
+    from zoo.generation.engine import ROWS
     from zoo.text.loading import load
     from zoo.text.prompts import parse_logit_bias
 
@@ -167,6 +198,8 @@ def run(
         "seed": seed,
         "max_new_tokens": max_new_tokens,
         "n": n,
+        "n_beams": n_beams,
+        "length_penalty": length_penalty,
         "logprobs": logprobs,
         "stop": stop,
         "stop_ids": stop_id,
@@ -175,8 +208,26 @@ def run(
     prompts = _read_prompts(prompt, prompt_file, form, given)
     _check_use(prompt_file, out, resume=resume, force=force, logprobs=logprobs, template=template)
     results = _plan_results(out, prompts, force=force, resume=resume)
-    loaded = load(checkpoint, device=device, dtype=dtype, fp8=fp8, note=_note)
-    batching.run(loaded, prompts, results, template=template, kernel=kernel, note=_note)
+    rows = max(1, *(prompt.options.n * prompt.options.n_beams for prompt in prompts)) if len(prompts) == 1 else ROWS
+    loaded = load(checkpoint, device=device, dtype=dtype, fp8=fp8, weights=weights, rows=rows, note=_note)
+    speculation = _plan_speculation(ngram, draft, draft_tokens, device)
+    options = {"template": template, "kernel": kernel, "speculation": speculation}
+    batching.run(loaded, prompts, results, **options, note=_note)
+
+
+def _plan_speculation(ngram: int, draft: Path | None, tokens: int, device: str) -> dict[str, Any]:
+    """What an engine is told of guesses. Raises ConfigError."""
+    from zoo.errors import ConfigError
+    from zoo.text.loading import load
+
+    for name, count, least in (("ngram", ngram, 0), ("draft_tokens", tokens, 1)):
+        if not least <= count <= MOST_GUESSES:
+            raise ConfigError(f"{name}: is {count}, not a whole number from {least} to {MOST_GUESSES}")
+    if draft is None:
+        return {"speculate": ngram}
+    if ngram:
+        raise ConfigError("ngram: --draft guesses (one of the two)")
+    return {"speculate": tokens, "draft": load(draft, device=device).model}
 
 
 def _note(line: str) -> None:

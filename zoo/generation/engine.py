@@ -63,7 +63,7 @@ class Engine:
     ) -> None:
         self.model, self.kernel = model, kernel
         self.writer, self.reader = find_writer(model.spec), find_reader(model.spec)
-        weight = next(model.parameters())
+        weight = next(each for each in model.parameters() if each.device.type != "meta")  # packed ones are
         self.device, self.dtype = weight.device, dtype or weight.dtype
         self.seq2seq = self.writer is not model.spec
         tokens = int(tokens or self.writer.max_seq_len)

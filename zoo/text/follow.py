@@ -51,11 +51,14 @@ class Sample:
         return piece
 
 
-def make_engine(model: Any, jobs: Sequence[Job], kernel: str | None = None) -> Engine:
-    """Make an engine with room for these jobs: as many rows as they have samples, up to the engine's own number."""
+def make_engine(model: Any, jobs: Sequence[Job], kernel: str | None = None, **speculation: Any) -> Engine:
+    """Make an engine with room for these jobs: as many rows as they have samples or beams, up to the engine's own
+    number. `speculation` are Engine's `draft` and `speculate`."""
     tokens, source = measure(jobs)
-    rows = min(ROWS, sum(job.request.n for job in jobs))
-    return Engine(model, rows=max(rows, 1), tokens=tokens, source=source, reuse=len(jobs) > 1, kernel=kernel)
+    rows = min(ROWS, sum(max(job.request.n, job.request.n_beams) for job in jobs))
+    rows = max(rows, *(job.request.n_beams for job in jobs)) if jobs else 1
+    sizes = {"rows": rows, "tokens": tokens, "source": source}
+    return Engine(model, **sizes, reuse=len(jobs) > 1, kernel=kernel, **speculation)
 
 
 def measure(jobs: Sequence[Job]) -> tuple[int, int]:

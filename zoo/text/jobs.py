@@ -66,6 +66,8 @@ class Encoder:
             guide=None if options.guide is None else self._compile(*options.guide, frozenset(ends)),
             stop_ids=frozenset(ends),
             n=options.n,
+            n_beams=options.n_beams,
+            length_penalty=options.length_penalty,
             logprobs=options.logprobs,
             prompt_logprobs=options.prompt_logprobs,
         )

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.errors import ConfigError
 from zoo.run.builder import pick_device
 from zoo.run.dtypes import settle_cpu
+from zoo.run.linear.probe import BUCKETS
+from zoo.run.linear.ready import check_weights, make_ready
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer
@@ -30,14 +33,18 @@ def load(
     device: str = "auto",
     dtype: Any = None,
     fp8: str | None = None,
+    weights: str | None = None,
+    rows: int = 1,
     note: Callable[[str], object] | None = None,
 ) -> Loaded:
     """Load a model and its tokenizer for generating.
 
     `checkpoint` is a checkpoint or a run folder; None takes the last run started from here. `dtype` None is the file's,
     or float32 where a CPU computes that faster. `fp8` puts weights in float8 (`zoo.run.fp8.quantize`); the model is
-    then bfloat16 unless `dtype` says otherwise. `note` is given a line each about what is allowed but doubtful, what is
-    in float8, a dtype that is not the file's, and a number of threads that is not torch's own.
+    then bfloat16 unless `dtype` says otherwise. On a CPU the model is made ready to serve (`zoo.run.linear.prepare`) up
+    to `rows` rows at once; `weights` names the bits that its products' weights are kept in. `note` is given a line each
+    about what is allowed but doubtful, what is in float8 or in fewer bits, a dtype that is not the file's, and a number
+    of threads that is not torch's own. Raises ConfigError.
     """
     from zoo import runs
     from zoo.checkpoint import hf, store
@@ -45,6 +52,9 @@ def load(
     from zoo.run.fp8 import WEIGHT_ONLY, quantize, require_fp8, summarize_products
 
     tell = note or (lambda line: None)
+    check_weights(weights, pick_device(device))
+    if fp8 and weights:
+        raise ConfigError(f"weights: {weights} was asked for beside fp8: {fp8} (one of the two)")
     if fp8:
         require_fp8(fp8, pick_device(device), f"fp8: {fp8}", WEIGHT_ONLY)
     folder = runs.find(runs.last_run() if checkpoint is None else checkpoint)
@@ -53,5 +63,7 @@ def load(
     if fp8:
         tell(f"fp8 {fp8}: {summarize_products(quantize(model, fp8))}")
     settle_cpu(model, tell, dtype=None if dtype is None else f"dtype: {dtype}", keep=fp8 is not None)
+    if not fp8:
+        make_ready(model, weights, tell, rows=tuple(count for count in BUCKETS if count <= rows))
     ends = [] if (folder / runs.ARCHITECTURE).is_file() else hf.read_end_ids(folder)
     return Loaded(model, tokenizer, ends, folder)

@@ -31,6 +31,8 @@ class Options:
 
     max_new_tokens: int = 256
     n: int = 1
+    n_beams: int = 1
+    length_penalty: float = 1.0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     stop: tuple[str, ...] = ()
@@ -74,9 +76,15 @@ def _number(least: int, most: float) -> Callable[[Any], bool]:
     return lambda value: type(value) is int and least <= value <= most
 
 
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_new_tokens": (_number(1, math.inf), "a whole number from 1"),
     "n": (_number(1, MOST_SAMPLES), f"a whole number from 1 to {MOST_SAMPLES}"),
+    "n_beams": (_number(1, MOST_SAMPLES), f"a whole number from 1 to {MOST_SAMPLES}"),
+    "length_penalty": (_is_finite, "a finite number"),
     "logprobs": (_number(0, MOST_LOGPROBS), f"a whole number from 0 to {MOST_LOGPROBS}"),
     "prompt_logprobs": (_number(0, MOST_LOGPROBS), f"a whole number from 0 to {MOST_LOGPROBS}"),
     "stop": (

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -33,6 +33,8 @@ class MLA(SoftmaxAttention, kind="mla"):
     Absorbed, for few tokens after many: since (q·W_kbᵀ)·c = q·(c·W_kb), queries go to the latents' space, all heads
     read the cache as one key and value, and W_vb comes after, so that no earlier token is expanded again.
     """
+
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "q_a", "kv_a"),)
 
     kv_lora_rank: PositiveInt
     qk_nope_head_dim: PositiveInt
