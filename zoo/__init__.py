@@ -23,8 +23,12 @@ if TYPE_CHECKING:
     from zoo.errors import FitError as FitError
     from zoo.errors import KernelError as KernelError
     from zoo.errors import ZooError as ZooError
+    from zoo.generation.engine import Engine as Engine
     from zoo.generation.generate import generate as generate
+    from zoo.generation.request import Request as Request
+    from zoo.generation.sampling import Sampling as Sampling
     from zoo.run.builder import build as build
+    from zoo.run.linear.ready import prepare as prepare
     from zoo.text.fill import fill as fill
     from zoo.text.vectors import embed as embed
 
@@ -36,6 +40,10 @@ _HOMES = {
     "build": "zoo.run.builder",
     "load": "zoo.checkpoint.store",
     "generate": "zoo.generation.generate",
+    "Engine": "zoo.generation.engine",
+    "Request": "zoo.generation.request",
+    "Sampling": "zoo.generation.sampling",
+    "prepare": "zoo.run.linear.ready",
     "fill": "zoo.text.fill",
     "embed": "zoo.text.vectors",
     **dict.fromkeys(("ZooError", "ConfigError", "KernelError", "CheckpointError", "FitError"), "zoo.errors"),
@@ -44,8 +52,11 @@ _HOMES = {
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "Engine",
     "FitError",
     "KernelError",
+    "Request",
+    "Sampling",
     "ZooError",
     "__version__",
     "build",
@@ -55,6 +66,7 @@ __all__ = [
     "fill",
     "generate",
     "load",
+    "prepare",
     "stats",
     "train",
 ]

@@ -141,10 +141,7 @@ class Where:
     first: int = 0  # the index of the first key, of rows that are alike
 
     def store(self, pool: Any, new: Any) -> None:
-        """Write new tokens [B, T, …]."""
-        if self.in_place:
-            self.load(pool)[:, -new.shape[1] :] = new
-            return
+        """Write new tokens [B, T, …] of rows whose slots have no common stride."""
         if self.write is None:
             return
         flat = new.flatten(0, 1)
@@ -180,6 +177,10 @@ class LayerCache:
             joined = torch.cat((where.load(pool), new.to(pool.dtype)), 1) if where.rows[0] else new
             where.store(pool, new)
             return joined
+        if where.in_place:
+            keys = where.load(pool)
+            keys[:, -new.shape[1] :] = new
+            return keys
         where.store(pool, new)
         return pool if where.ragged else where.load(pool)
 
@@ -189,7 +190,10 @@ class LayerCache:
         pools = [self.layer.cross[name] for name in names]
         if compute is not None:
             for pool, new in zip(pools, compute(), strict=True):
-                where.store(pool, new)
+                if where.in_place:
+                    where.load(pool)[:] = new
+                else:
+                    where.store(pool, new)
         return tuple(pool if where.ragged else where.load(pool) for pool in pools)
 
     def state(self, name: str) -> Any:
