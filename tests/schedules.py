@@ -24,7 +24,7 @@ ROUNDING = 3e-4
 """Noise, in units of the largest logit, within which two choices count as a tie."""
 
 GREEDY = Sampling()
-LENGTHS = (1, 2, 4, 5, 6, 10, 15, 15, 16, 16, 17, 17, 31, 32, 33, 47, 48)
+LENGTHS = (1, 2, 4, 5, 6, 10, 15, 15, 16, 16, 17, 17, 31, 32, 33, 47, 48, 49, 64)
 """Lengths of prompts: around a page's border, and 1 to 3 times a window of 5 and of 16."""
 
 
@@ -58,7 +58,8 @@ class Outcome:
 def make_schedule(seed: int, vocab: int, requests: int = 16) -> Schedule:
     """Make a schedule of up to so many requests."""
     rng = random.Random(seed)
-    stems = [[rng.randrange(vocab) for _ in range(48)] for _ in range(2)]
+    stem = [rng.randrange(vocab) for _ in range(64)]
+    stems = [stem, [*stem[16:32], *stem[16:]]]  # different first pages, and the same pages after them
     count = rng.randint(1, requests)
     joins: dict[int, list[Request]] = {}
     for copy in range(count):
@@ -67,11 +68,11 @@ def make_schedule(seed: int, vocab: int, requests: int = 16) -> Schedule:
     tight = rng.random() < 0.5
     options = {
         "rows": rng.choice((2, 3, 5)),
-        "tokens": 76,
-        "source": 48,
-        "budget": rng.choice((1, 7, 64)),
+        "tokens": 92,
+        "source": 64,
+        "budget": rng.choice((1, 7, 7, 64, 64)),
         "overcommit": rng.choice((2.0, 3.0, 5.0)) if tight else 1.0,
-        "reuse": rng.random() < 0.8,
+        "reuse": rng.random() < 0.7,
     }
     preempts = {rng.randint(1, 60) for _ in range(rng.choice((0, 2, 6)))}
     return Schedule(options, joins, aborts, preempts, interval=rng.choice((16, 32, 256)))
@@ -80,8 +81,8 @@ def make_schedule(seed: int, vocab: int, requests: int = 16) -> Schedule:
 def _request(rng: random.Random, stems: list[list[int]], vocab: int, copy: int) -> Request:
     """A prompt that begins as others do, up to any place; greedy or drawn, of one sample or several."""
     length = rng.choice(LENGTHS)
-    shared = rng.choice((0, length, length - 1, 16, 17, 32))
-    ids = [*rng.choice(stems)[:shared], *(rng.randrange(vocab) for _ in range(48))][:length]
+    shared = rng.choice((0, length, length - 1, 16, 17, 32, 48))
+    ids = [*rng.choice(stems)[:shared], *(rng.randrange(vocab) for _ in range(64))][:length]
     drawn = Sampling(temperature=rng.choice((0.7, 1.2)), top_p=rng.choice((None, 0.9)), seed=rng.randrange(3))
     stops = frozenset(rng.sample(range(vocab), rng.choice((0, 0, 3))))
     sampling = rng.choice((GREEDY, GREEDY, drawn))
@@ -157,7 +158,7 @@ def _finish(engine: Engine, found: Outcome, steps: int) -> None:
 
 
 def find_faults(model: Any, schedule: Schedule) -> tuple[list[str], Outcome]:
-    """Run a schedule and list what is wrong: broken invariants, wrong ends, tokens that a request does not get alone."""
+    """Run a schedule and list the faults: broken invariants, wrong ends, tokens that no request gets alone."""
     outcome = run_schedule(model, schedule)
     faults = list(outcome.faults)
     for number, request in outcome.requests.items() if not faults else ():
