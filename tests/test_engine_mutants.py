@@ -199,7 +199,7 @@ def the_name_of_a_page_depends_on_its_own_tokens_only(patch):
 
 @mutant("alone", MAMBA, "mamba and gqa", "capacity")
 def a_checkpoint_restores_no_states(patch):
-    patch.setattr(Prefixes, "_copy_states", lambda self, source, target: None)
+    patch.setattr(Store, "copy_states", lambda self, source, target: None)
 
 
 @mutant("alone", WINDOW, MIXED)
