@@ -204,14 +204,14 @@ def _check_queues(found: Snapshot) -> Iterator[str]:
 
 def check_budget(counts: Iterable[tuple[int, bool]], budget: int) -> list[str]:
     """List what is wrong with the chunks planned for a step: for each how many tokens it has and whether it is part of
-    a prompt. Next tokens go first; parts of prompts share what is left of the budget."""
+    a prompt. Next tokens go first; parts of prompts share what is left of the budget, and get a token if nothing is."""
     counts = list(counts)
     ahead = sum(count for count, prompt in counts if not prompt)
     prompts = [count for count, prompt in counts if prompt]
     faults = []
     if any(count < 1 for count, _ in counts):
         faults.append("plan: a chunk has no token")
-    if sum(prompts) > max(0, budget - ahead):
+    if sum(prompts) > max(1, budget - ahead):
         faults.append(f"plan: {sum(prompts)} tokens of prompts and {ahead} next ones, the budget is {budget}")
     return faults
 
