@@ -77,3 +77,37 @@ def test_a_prompt_is_read_though_newcomers_take_the_whole_budget(budget):
             run.add(1, 3)
         run.step()
     assert run.ended[long] <= 42
+
+
+# ---------------------------------------------------------------- starts for which there is no room
+
+
+def hybrid() -> Simulation:
+    """Full attention and recurrent layers: 8 pages, 8 slots; a prompt of two pages and a bit was read and kept."""
+    run = Simulation("mamba and gqa", pages=8, reuse=True)
+    run.add(33, 1)
+    while run.busy:
+        run.step()
+    return run
+
+
+def test_a_checkpoint_is_not_given_up_for_pages_that_it_does_not_hold():
+    run = hybrid()
+    kept = list(run.prefixes.kept)
+    run.add(60, 60)  # all 8 pages, for as long as 60 steps
+    run.step()
+    run.add(60, 60)
+    run.step()
+    assert len(run.scheduler.waiting) == 1
+    assert kept and set(kept) <= set(run.prefixes.kept)
+
+
+def test_a_start_for_which_there_is_no_room_counts_no_hit():
+    run = hybrid()
+    asked = run.prefixes.asked
+    run.add(60, 60)
+    run.step()
+    run.add(60, 60)
+    for _ in range(20):
+        run.step()
+    assert run.prefixes.asked - asked == 59

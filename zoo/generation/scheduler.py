@@ -176,6 +176,8 @@ class Scheduler:
         if leader is not None and leader.row is not None and leader.row.source:
             row.share_source(leader.row)
         if self._reserve(row, sequence):
+            if self.prefixes is not None and restore:
+                self.prefixes.count(row, len(sequence.ids) - 1)
             return row
         row.release()
         return None
