@@ -73,6 +73,7 @@ def make_schedule(seed: int, vocab: int, requests: int = 16) -> Schedule:
         "budget": rng.choice((1, 7, 7, 64, 64)),
         "overcommit": rng.choice((2.0, 3.0, 5.0)) if tight else 1.0,
         "reuse": rng.random() < 0.7,
+        "speculate": rng.choice((0, 0, 3)),
     }
     preempts = {rng.randint(1, 60) for _ in range(rng.choice((0, 2, 6)))}
     return Schedule(options, joins, aborts, preempts, interval=rng.choice((16, 32, 256)))
@@ -85,6 +86,9 @@ def _request(rng: random.Random, stems: list[list[int]], vocab: int, copy: int) 
     ids = [*rng.choice(stems)[:shared], *(rng.randrange(vocab) for _ in range(64))][:length]
     drawn = Sampling(temperature=rng.choice((0.7, 1.2)), top_p=rng.choice((None, 0.9)), seed=rng.randrange(3))
     stops = frozenset(rng.sample(range(vocab), rng.choice((0, 0, 3))))
+    if rng.random() < 0.1:
+        beams = {"n": rng.choice((1, 2)), "n_beams": 2}
+        return Request(ids=ids, max_new_tokens=rng.choice((3, 8)), stop_ids=stops, **beams)
     sampling = rng.choice((GREEDY, GREEDY, drawn))
     new, samples = rng.choice((1, 3, 8, 20, 28)), rng.choice((1, 1, 1, 2, 3))
     return Request(ids=ids, max_new_tokens=new, sampling=sampling, stop_ids=stops, n=samples, copy=copy % 3)
@@ -102,6 +106,8 @@ def run_schedule(model: Any, schedule: Schedule) -> Outcome:
     with serving(model):
         while engine.busy or any(at >= step for at in schedule.joins):
             for request in schedule.joins.get(step, ()):
+                if request.n_beams > 1 < engine.scheduler.overcommit:
+                    continue  # pages may be fewer than it needs at once
                 found.requests[engine.add(request)] = request
             if step in schedule.aborts:
                 _take(found, engine.abort(schedule.aborts[step]))
@@ -162,12 +168,24 @@ def find_faults(model: Any, schedule: Schedule) -> tuple[list[str], Outcome]:
     outcome = run_schedule(model, schedule)
     faults = list(outcome.faults)
     for number, request in outcome.requests.items() if not faults else ():
-        for sample in range(request.n):
+        if request.n_beams > 1 and outcome.ended[number, 0] != "aborted":
+            found = {sample: outcome.tokens.get((number, sample), []) for sample in range(request.n)}
+            if found != (alone := search_alone(model, request)):
+                faults.append(f"request {number}: its beams are {found}, alone they are {alone}")
+        for sample in range(request.n) if request.n_beams == 1 else ():
             tokens, end = outcome.tokens.get((number, sample), []), outcome.ended.get((number, sample))
             wrong = check_alone(model, request, sample, tokens) or _check_end(request, tokens, end)
             if wrong:
                 faults.append(f"request {number}, sample {sample} after {len(request.ids)} tokens: {wrong}")
     return faults, outcome
+
+
+def search_alone(model: Any, request: Request) -> dict[int, list[int]]:
+    """The best beams of a request that is alone; test_beams.py holds them to transformers'."""
+    engine, found = Engine(model, rows=2, tokens=92, source=64, reuse=False), {}
+    for event in engine.run([request]):
+        found.setdefault(event.sample, []).append(event.token)
+    return found
 
 
 def _check_end(request: Request, tokens: list[int], end: str | None) -> str | None:

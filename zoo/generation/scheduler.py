@@ -78,8 +78,9 @@ class Scheduler:
     """First come, first served: waiting sequences start as soon as there is room, and run until they end.
 
     A step computes one token of each sequence that is past its prompt, and within `budget` tokens in all, chunks of
-    prompts: a token at least, or newcomers that are past theirs could keep one waiting for ever. With `overcommit` above 1 a sequence starts with room for its tokens divided by that; if pages run out,
-    the one that started last gives up its row and waits again.
+    prompts: a token at least, or newcomers that are past theirs could keep one waiting for ever. With `overcommit`
+    above 1 a sequence starts with room for its tokens divided by that; if pages run out, the one that started last
+    gives up its row and waits again.
     """
 
     def __init__(

@@ -98,7 +98,7 @@ class Store:
         self.free_slots = list(reversed(range(slots)))
         self.slots = slots
         self.layers = [self._layer(kind, dtype) for kind in tower.pattern]
-        self.evict: Callable[..., bool] = lambda group=None: False  # gives up what is kept for reuse, of a group's pages
+        self.evict: Callable[..., bool] = lambda group=None: False  # gives up some of what is kept for reuse
 
     def pages_of(self, group: Group, tokens: int) -> int:
         """The most pages that a row of up to `tokens` tokens needs at once in a group."""
