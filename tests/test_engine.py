@@ -8,7 +8,8 @@ import pytest
 from kinds import HYBRIDS, KINDS, MIXED, PREFIX_LM, SEQ2SEQ, make
 from schedules import check_alone, find_faults, make_schedule
 
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, ZooError
+from zoo.generation.cache import CachedRow
 from zoo.generation.engine import Engine, serving
 from zoo.generation.request import Request
 
@@ -109,3 +110,11 @@ def test_beams_that_branch_stay_in_front_of_requests_that_came_later():
         for _ in range(3):
             engine.step()
     assert [each.request for each in engine.scheduler.running] == [0, 0, 0, 1]
+
+
+def test_an_engine_that_is_done_and_still_holds_a_page_says_so(monkeypatch):
+    monkeypatch.setattr(CachedRow, "release", lambda self: self.store.free_slots.append(self.slot))
+    engine = Engine(make("attention=gqa"), rows=2, tokens=40)
+    told = r"^engine: pool 0: .* \(a fault of the engine: please report it\)$"
+    with pytest.raises(ZooError, match=told):
+        list(engine.run([Request(ids=[1, 2], max_new_tokens=2)]))

@@ -13,6 +13,7 @@ from zoo.errors import ConfigError
 from zoo.generation.beams import Beams, check_beams
 from zoo.generation.cache import Cache
 from zoo.generation.draws import DrawState
+from zoo.generation.invariants import ensure_drained
 from zoo.generation.prefix import Prefixes
 from zoo.generation.proposals import DraftModel, NGrams, Proposer
 from zoo.generation.request import Event, Reason, Request
@@ -179,7 +180,8 @@ class Engine:
                 yield from self.step()
 
     def step(self) -> list[Event]:
-        """Compute one step; the tokens that came of it. A sample whose logits are NaN ends as "failed"."""
+        """Compute one step; the tokens that came of it. A sample whose logits are NaN ends as "failed". Raises ZooError
+        when all requests are done and their pages and slots have not come back."""
         with torch.inference_mode():
             chunks = self._propose(self.scheduler.plan())
             before = [chunk.sequence.row.length for chunk in chunks]  # type: ignore[union-attr]
@@ -194,7 +196,10 @@ class Engine:
                 event for chunk, new in zip(ready, tokens, strict=True) for event in self._emit(chunk, new, found)
             ]
             searches = {id(beams): beams for chunk in ending if (beams := chunk.sequence.beams) is not None}
-            return events + [event for beams in searches.values() for event in self._search(beams, found)]
+            events += [event for beams in searches.values() for event in self._search(beams, found)]
+        if not self.live:
+            ensure_drained(self)
+        return events
 
     def _search(self, beams: Beams, found: Mapping[Continuation, Tensor]) -> list[Event]:
         """Take a beam search one token further; the events of its best beams when it is over."""

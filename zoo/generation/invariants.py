@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zoo.errors import ZooError
 from zoo.generation.store import Group
 
 Number = tuple[int, int]
@@ -250,7 +251,9 @@ def check_initial(found: Snapshot) -> list[str]:
     return faults
 
 
-def describe(faults: Sequence[str]) -> str:
-    """One line for an error."""
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    return f"engine: {faults[0]}{more} (a fault of the engine: please report it)"
+def ensure_drained(engine: Any) -> None:
+    """Raises ZooError, with the first broken rule, for an engine without requests that still holds something."""
+    faults = check_drained(snapshot(engine))
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise ZooError(f"engine: {faults[0]}{more} (a fault of the engine: please report it)")
