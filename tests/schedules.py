@@ -24,7 +24,7 @@ ROUNDING = 3e-4
 """Noise, in units of the largest logit, within which two choices count as a tie."""
 
 GREEDY = Sampling()
-LENGTHS = (1, 2, 4, 5, 6, 10, 15, 15, 16, 16, 17, 17, 31, 32, 33, 47, 48)
+LENGTHS = (1, 2, 4, 5, 6, 10, 15, 15, 16, 16, 17, 17, 31, 32, 33, 47, 48, 49, 64)
 """Lengths of prompts: around a page's border, and 1 to 3 times a window of 5 and of 16."""
 
 
@@ -58,7 +58,8 @@ class Outcome:
 def make_schedule(seed: int, vocab: int, requests: int = 16) -> Schedule:
     """Make a schedule of up to so many requests."""
     rng = random.Random(seed)
-    stems = [[rng.randrange(vocab) for _ in range(48)] for _ in range(2)]
+    stem = [rng.randrange(vocab) for _ in range(64)]
+    stems = [stem, [*stem[16:32], *stem[16:]]]  # different first pages, and the same pages after them
     count = rng.randint(1, requests)
     joins: dict[int, list[Request]] = {}
     for copy in range(count):
@@ -67,11 +68,12 @@ def make_schedule(seed: int, vocab: int, requests: int = 16) -> Schedule:
     tight = rng.random() < 0.5
     options = {
         "rows": rng.choice((2, 3, 5)),
-        "tokens": 76,
-        "source": 48,
-        "budget": rng.choice((1, 7, 64)),
+        "tokens": 92,
+        "source": 64,
+        "budget": rng.choice((1, 7, 7, 64, 64)),
         "overcommit": rng.choice((2.0, 3.0, 5.0)) if tight else 1.0,
-        "reuse": rng.random() < 0.8,
+        "reuse": rng.random() < 0.7,
+        "speculate": rng.choice((0, 0, 3)),
     }
     preempts = {rng.randint(1, 60) for _ in range(rng.choice((0, 2, 6)))}
     return Schedule(options, joins, aborts, preempts, interval=rng.choice((16, 32, 256)))
@@ -80,10 +82,13 @@ def make_schedule(seed: int, vocab: int, requests: int = 16) -> Schedule:
 def _request(rng: random.Random, stems: list[list[int]], vocab: int, copy: int) -> Request:
     """A prompt that begins as others do, up to any place; greedy or drawn, of one sample or several."""
     length = rng.choice(LENGTHS)
-    shared = rng.choice((0, length, length - 1, 16, 17, 32))
-    ids = [*rng.choice(stems)[:shared], *(rng.randrange(vocab) for _ in range(48))][:length]
+    shared = rng.choice((0, length, length - 1, 16, 17, 32, 48))
+    ids = [*rng.choice(stems)[:shared], *(rng.randrange(vocab) for _ in range(64))][:length]
     drawn = Sampling(temperature=rng.choice((0.7, 1.2)), top_p=rng.choice((None, 0.9)), seed=rng.randrange(3))
     stops = frozenset(rng.sample(range(vocab), rng.choice((0, 0, 3))))
+    if rng.random() < 0.1:
+        beams = {"n": rng.choice((1, 2)), "n_beams": 2}
+        return Request(ids=ids, max_new_tokens=rng.choice((3, 8)), stop_ids=stops, **beams)
     sampling = rng.choice((GREEDY, GREEDY, drawn))
     new, samples = rng.choice((1, 3, 8, 20, 28)), rng.choice((1, 1, 1, 2, 3))
     return Request(ids=ids, max_new_tokens=new, sampling=sampling, stop_ids=stops, n=samples, copy=copy % 3)
@@ -101,6 +106,8 @@ def run_schedule(model: Any, schedule: Schedule) -> Outcome:
     with serving(model):
         while engine.busy or any(at >= step for at in schedule.joins):
             for request in schedule.joins.get(step, ()):
+                if request.n_beams > 1 < engine.scheduler.overcommit:
+                    continue  # pages may be fewer than it needs at once
                 found.requests[engine.add(request)] = request
             if step in schedule.aborts:
                 _take(found, engine.abort(schedule.aborts[step]))
@@ -157,16 +164,28 @@ def _finish(engine: Engine, found: Outcome, steps: int) -> None:
 
 
 def find_faults(model: Any, schedule: Schedule) -> tuple[list[str], Outcome]:
-    """Run a schedule and list what is wrong: broken invariants, wrong ends, tokens that a request does not get alone."""
+    """Run a schedule and list the faults: broken invariants, wrong ends, tokens that no request gets alone."""
     outcome = run_schedule(model, schedule)
     faults = list(outcome.faults)
     for number, request in outcome.requests.items() if not faults else ():
-        for sample in range(request.n):
+        if request.n_beams > 1 and outcome.ended[number, 0] != "aborted":
+            found = {sample: outcome.tokens.get((number, sample), []) for sample in range(request.n)}
+            if found != (alone := search_alone(model, request)):
+                faults.append(f"request {number}: its beams are {found}, alone they are {alone}")
+        for sample in range(request.n) if request.n_beams == 1 else ():
             tokens, end = outcome.tokens.get((number, sample), []), outcome.ended.get((number, sample))
             wrong = check_alone(model, request, sample, tokens) or _check_end(request, tokens, end)
             if wrong:
                 faults.append(f"request {number}, sample {sample} after {len(request.ids)} tokens: {wrong}")
     return faults, outcome
+
+
+def search_alone(model: Any, request: Request) -> dict[int, list[int]]:
+    """The best beams of a request that is alone; test_beams.py holds them to transformers'."""
+    engine, found = Engine(model, rows=2, tokens=92, source=64, reuse=False), {}
+    for event in engine.run([request]):
+        found.setdefault(event.sample, []).append(event.token)
+    return found
 
 
 def _check_end(request: Request, tokens: list[int], end: str | None) -> str | None:

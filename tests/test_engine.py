@@ -8,7 +8,9 @@ import pytest
 from kinds import HYBRIDS, KINDS, MIXED, PREFIX_LM, SEQ2SEQ, make
 from schedules import check_alone, find_faults, make_schedule
 
-from zoo.generation.engine import Engine
+from zoo.errors import ConfigError, ZooError
+from zoo.generation.cache import CachedRow
+from zoo.generation.engine import Engine, serving
 from zoo.generation.request import Request
 
 SAME_CACHE = ("activation=", "norm=", "block=", "ffn=")
@@ -64,3 +66,55 @@ def test_a_checkpoint_that_keeps_no_page_is_restored(kind):
         tokens = [event.token for event in engine.run([request])]
         assert check_alone(model, request, 0, tokens) is None
         assert engine.prefixes.hits == reused
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "asked", "line"),
+    [
+        # keys and values of 2 heads 8 wide in 2 layers of float32: 256 bytes a token, 4,096 a page
+        ("attention=gqa", {}, {}, "a request of 49 tokens needs 16,384 bytes of cache, there are 12,288 "),
+        (
+            "attention=gqa",
+            {"tokens": 64},
+            {"n_beams": 2},
+            "of 49 tokens needs 32,768 bytes of cache, there are 16,384 ",
+        ),
+        ("gemma-like", {}, {}, "needs 8,192 bytes of cache in layers 'layer', there are 6,144 "),
+    ],
+)
+def test_a_request_that_can_never_fit_is_refused_with_the_bytes_of_the_pool_that_is_too_small(
+    kind, options, asked, line
+):
+    engine = Engine(make(kind), **{"rows": 2, "tokens": 48, "overcommit": 2.0} | options)
+    with pytest.raises(ConfigError) as refused:
+        engine.add(Request(ids=[1] * 33, max_new_tokens=16, **asked))
+    assert line in str(refused.value)
+    assert not engine.busy
+
+
+@pytest.mark.parametrize("samples", [0, -1])
+def test_a_request_of_no_samples_is_refused(samples):
+    engine = Engine(make("attention=gqa"), rows=2, tokens=48)
+    with pytest.raises(ConfigError, match=rf"^n: is {samples}, not 1 or more$"):
+        engine.add(Request(ids=[1], max_new_tokens=1, n=samples))
+    assert not engine.busy
+
+
+def test_beams_that_branch_stay_in_front_of_requests_that_came_later():
+    """The sequence at the end of the queue is the first to give up its row."""
+    model = make("attention=gqa")
+    engine = Engine(model, rows=4, tokens=40)
+    engine.add(Request(ids=[3, 4], max_new_tokens=9, n_beams=3))
+    engine.add(Request(ids=[5], max_new_tokens=9))
+    with serving(model):
+        for _ in range(3):
+            engine.step()
+    assert [each.request for each in engine.scheduler.running] == [0, 0, 0, 1]
+
+
+def test_an_engine_that_is_done_and_still_holds_a_page_says_so(monkeypatch):
+    monkeypatch.setattr(CachedRow, "release", lambda self: self.store.free_slots.append(self.slot))
+    engine = Engine(make("attention=gqa"), rows=2, tokens=40)
+    told = r"^engine: pool 0: .* \(a fault of the engine: please report it\)$"
+    with pytest.raises(ZooError, match=told):
+        list(engine.run([Request(ids=[1, 2], max_new_tokens=2)]))

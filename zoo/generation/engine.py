@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,13 +13,14 @@ from zoo.errors import ConfigError
 from zoo.generation.beams import Beams, check_beams
 from zoo.generation.cache import Cache
 from zoo.generation.draws import DrawState
+from zoo.generation.invariants import ensure_drained
 from zoo.generation.prefix import Prefixes
 from zoo.generation.proposals import DraftModel, NGrams, Proposer
 from zoo.generation.request import Event, Reason, Request
 from zoo.generation.sampler import Sampler, find_logprobs
 from zoo.generation.scheduler import Chunk, Continuation, Scheduler
 from zoo.generation.speculate import accept
-from zoo.generation.store import Store, plan_store, row_bytes
+from zoo.generation.store import Store, plan_store, token_bytes
 from zoo.generation.towers import check_length, check_prompt, find_reader, find_writer
 from zoo.lazy import torch
 
@@ -118,6 +120,8 @@ class Engine:
         if request.sampling.min_tokens > request.max_new_tokens:
             found = f"is {request.sampling.min_tokens}, and at most {request.max_new_tokens} tokens come"
             raise ConfigError(f"min_tokens: {found} (fewer, or more max_new_tokens)")
+        if request.n < 1:
+            raise ConfigError(f"n: is {request.n}, not 1 or more")
         for name in ("logprobs", "prompt_logprobs"):
             if (getattr(request, name) or 0) < 0:
                 raise ConfigError(f"{name}: is {getattr(request, name)}, not 0 or more (leave it out for none)")
@@ -135,9 +139,12 @@ class Engine:
             found = f"{request.n_beams} beams are as many rows at once, there are {self.scheduler.rows}"
             raise ConfigError(f"n_beams: {found} (fewer, or an engine of more rows)")
         for group, pool in zip(self.store.groups, self.store.pools, strict=True):
-            if request.n_beams * self.store.pages_of(group, source if group.cross else total) > pool.count:
-                need = row_bytes(self.writer, total, source, self.dtype.itemsize, page=self.store.page)
-                found = f"a request of {total} tokens needs {need:,} bytes of cache, there are {self.store.nbytes:,}"
+            pages = request.n_beams * self.store.pages_of(group, source if group.cross else total)
+            if pages > pool.count:
+                size = math.ceil(self.store.page * token_bytes(self.writer, group, self.dtype.itemsize))
+                where = f" in layers '{', '.join(group.kinds)}'" if len(self.store.groups) > 1 else ""
+                need = f"a request of {total} tokens needs {pages * size:,} bytes of cache{where}"
+                found = f"{need}, there are {pool.count * size:,}"
                 raise ConfigError(f"memory: {found} (fewer max_new_tokens, a shorter prompt, or more memory)")
 
     def abort(self, number: int, sample: int | None = None) -> list[Event]:
@@ -173,7 +180,8 @@ class Engine:
                 yield from self.step()
 
     def step(self) -> list[Event]:
-        """Compute one step; the tokens that came of it. A sample whose logits are NaN ends as "failed"."""
+        """Compute one step; the tokens that came of it. A sample whose logits are NaN ends as "failed". Raises ZooError
+        when all requests are done and their pages and slots have not come back."""
         with torch.inference_mode():
             chunks = self._propose(self.scheduler.plan())
             before = [chunk.sequence.row.length for chunk in chunks]  # type: ignore[union-attr]
@@ -188,7 +196,10 @@ class Engine:
                 event for chunk, new in zip(ready, tokens, strict=True) for event in self._emit(chunk, new, found)
             ]
             searches = {id(beams): beams for chunk in ending if (beams := chunk.sequence.beams) is not None}
-            return events + [event for beams in searches.values() for event in self._search(beams, found)]
+            events += [event for beams in searches.values() for event in self._search(beams, found)]
+        if not self.live:
+            ensure_drained(self)
+        return events
 
     def _search(self, beams: Beams, found: Mapping[Continuation, Tensor]) -> list[Event]:
         """Take a beam search one token further; the events of its best beams when it is over."""
@@ -201,7 +212,8 @@ class Engine:
         elif beams.advance(found):
             waiting = [each for each in beams.running if each not in self.scheduler.running]
             gone = [each for each in beams.spare if each in self.scheduler.running]
-            self.scheduler.running = [each for each in self.scheduler.running if each not in gone] + waiting
+            running = [each for each in self.scheduler.running if each not in gone] + waiting
+            self.scheduler.running = sorted(running, key=lambda each: (each.request, each.sample))  # as they came
             return []
         else:
             events = beams.tell(first.request)

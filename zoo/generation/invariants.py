@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zoo.errors import ZooError
 from zoo.generation.store import Group
 
 Number = tuple[int, int]
@@ -51,9 +52,11 @@ class KeptSnapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """An engine between two steps. `waiting`, `running` and `live` name the sequences in each queue, in order."""
+    """An engine between two steps. `waiting`, `running` and `live` name the sequences in each queue, in order. A row of
+    a window has room for `new` tokens a pass."""
 
     page: int
+    new: int
     groups: tuple[Group, ...]
     pools: tuple[PoolSnapshot, ...]
     slots: int
@@ -74,16 +77,24 @@ def snapshot(engine: Any) -> Snapshot:
     live = (each for request in engine.live.values() for each in request if each.finished is None)
     return Snapshot(
         page=store.page,
+        new=store.new,
         groups=tuple(store.groups),
         pools=tuple(_pool(pool) for pool in store.pools),
         slots=store.slots,
         free_slots=tuple(store.free_slots),
-        rows=tuple(_row(each, scheduler.limit) for each in scheduler.running),
+        rows=tuple(_row(each, scheduler.limit) for each in _with_rows(scheduler.running)),
         kept=tuple(_kept(each) for each in prefixes.kept.values()) if prefixes is not None else (),
         waiting=tuple(map(_number, scheduler.waiting)),
         running=tuple(map(_number, scheduler.running)),
         live=tuple(map(_number, live)),
     )
+
+
+def _with_rows(running: Sequence[Any]) -> list[Any]:
+    """The running sequences, and those whose rows wait for a beam to branch."""
+    searches = {id(each.beams): each.beams for each in running if each.beams is not None}
+    spare = [each for beams in searches.values() for each in beams.spare]
+    return [*running, *(each for each in spare if each not in running)]
 
 
 def _number(sequence: Any) -> Number:
@@ -104,7 +115,7 @@ def _row(sequence: Any, limit: int) -> RowSnapshot:
     return RowSnapshot(
         number=_number(sequence),
         length=row.length,
-        known=len(sequence.ids),
+        known=max(len(sequence.ids), row.length) if sequence.beams is not None else len(sequence.ids),
         most=min(sequence.total, limit),
         source=row.source,
         promised=len(sequence.source or ()),
@@ -182,7 +193,7 @@ def _check_row(found: Snapshot, row: RowSnapshot, number: int, group: Group) -> 
         yield f"the {dropped} pages before it are gone, and its next token sees token {first}"
     if (dropped + len(pages)) * page < row.length:
         yield f"{len(pages)} pages after {dropped} do not reach its {row.length} tokens"
-    if len(pages) > (most := group.pages(row.most, page=page)):
+    if len(pages) > (most := group.pages(row.most, found.new, page)):
         yield f"{len(pages)} pages, {most} would do"
     written = row.length // page if group.full else 0  # a window's pages move, so that all are written
     for place, each in enumerate(pages, dropped):
@@ -196,7 +207,7 @@ def _check_row(found: Snapshot, row: RowSnapshot, number: int, group: Group) -> 
 def _check_queues(found: Snapshot) -> Iterator[str]:
     """Every live sequence runs or waits, and those that came first run first."""
     queues = [*found.running, *found.waiting]
-    if sorted(queues) != sorted(found.live):
+    if sorted(set(queues)) != sorted(found.live):
         yield f"queues: {len(found.running)} run and {len(found.waiting)} wait, {len(found.live)} live"
     if queues != sorted(queues):
         yield "queues: a sequence is before one that came earlier"
@@ -204,14 +215,14 @@ def _check_queues(found: Snapshot) -> Iterator[str]:
 
 def check_budget(counts: Iterable[tuple[int, bool]], budget: int) -> list[str]:
     """List what is wrong with the chunks planned for a step: for each how many tokens it has and whether it is part of
-    a prompt. Next tokens go first; parts of prompts share what is left of the budget."""
+    a prompt. Next tokens go first; parts of prompts share what is left of the budget, and get a token if nothing is."""
     counts = list(counts)
     ahead = sum(count for count, prompt in counts if not prompt)
     prompts = [count for count, prompt in counts if prompt]
     faults = []
     if any(count < 1 for count, _ in counts):
         faults.append("plan: a chunk has no token")
-    if sum(prompts) > max(0, budget - ahead):
+    if sum(prompts) > max(1, budget - ahead):
         faults.append(f"plan: {sum(prompts)} tokens of prompts and {ahead} next ones, the budget is {budget}")
     return faults
 
@@ -240,7 +251,9 @@ def check_initial(found: Snapshot) -> list[str]:
     return faults
 
 
-def describe(faults: Sequence[str]) -> str:
-    """One line for an error."""
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    return f"engine: {faults[0]}{more} (a fault of the engine: please report it)"
+def ensure_drained(engine: Any) -> None:
+    """Raises ZooError, with the first broken rule, for an engine without requests that still holds something."""
+    faults = check_drained(snapshot(engine))
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise ZooError(f"engine: {faults[0]}{more} (a fault of the engine: please report it)")

@@ -66,7 +66,6 @@ class Prefixes:
 
     def restore(self, row: CachedRow, names: Sequence[bytes], most: int) -> None:
         """Start a new row with the longest kept prefix of its tokens, at most `most` of them."""
-        self.asked += most
         pages = min(len(names), most // self.store.page)
         held = next((n for n in range(pages) if any(self._find(g, names[n]) is None for g in self.full)), pages)
         while held and self.checkpoints and names[held - 1] not in self.kept:
@@ -79,10 +78,13 @@ class Prefixes:
                 self.store.pools[group].share(page)  # type: ignore[arg-type]
             row.pages[group] = found  # type: ignore[assignment]
         row.length = held * self.store.page
-        self.hits += row.length
         if self.checkpoints:
             self._start_from(row, self.kept[names[held - 1]])
             self.kept.move_to_end(names[held - 1])
+
+    def count(self, row: CachedRow, most: int) -> None:
+        """Count a row that started, and how many of its first `most` tokens were kept."""
+        self.asked, self.hits = self.asked + most, self.hits + row.length
 
     def _find(self, group: int, name: bytes) -> int | None:
         return self.store.pools[group].find(name)
@@ -137,9 +139,10 @@ class Prefixes:
     def _has_room(self, windows: dict[int, list[int]]) -> bool:
         return all(self.store.pools[group].available >= len(pages) for group, pages in windows.items())
 
-    def evict(self) -> bool:
-        """Give up the least recently used checkpoint; False if there is none."""
-        if not self.kept:
+    def evict(self, group: int | None = None) -> bool:
+        """Give up the least recently used checkpoint, for its slot or for its pages of a group; False if there is none,
+        or checkpoints hold no such pages."""
+        if not self.kept or (group is not None and group not in self.partial):
             return False
         _, oldest = self.kept.popitem(last=False)
         for group, pages in oldest.pages.items():

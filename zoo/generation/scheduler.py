@@ -78,8 +78,9 @@ class Scheduler:
     """First come, first served: waiting sequences start as soon as there is room, and run until they end.
 
     A step computes one token of each sequence that is past its prompt, and within `budget` tokens in all, chunks of
-    prompts. With `overcommit` above 1 a sequence starts with room for its tokens divided by that; if pages run out,
-    the one that started last gives up its row and waits again.
+    prompts: a token at least, or newcomers that are past theirs could keep one waiting for ever. With `overcommit`
+    above 1 a sequence starts with room for its tokens divided by that; if pages run out, the one that started last
+    gives up its row and waits again.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Scheduler:
             elif each.left == 1:
                 chunks.append(Chunk(each, 1))
                 left -= 1
+        left = max(left, 1)
         for each in self.running:
             if each.left > 1 and len(each.ids) <= self.limit and left > 0:
                 count = self._chunk(each, min(each.left, left))
@@ -175,6 +177,8 @@ class Scheduler:
         if leader is not None and leader.row is not None and leader.row.source:
             row.share_source(leader.row)
         if self._reserve(row, sequence):
+            if self.prefixes is not None and restore:
+                self.prefixes.count(row, len(sequence.ids) - 1)
             return row
         row.release()
         return None

@@ -98,7 +98,7 @@ class Store:
         self.free_slots = list(reversed(range(slots)))
         self.slots = slots
         self.layers = [self._layer(kind, dtype) for kind in tower.pattern]
-        self.evict: Callable[[], bool] = lambda: False  # gives up something that is kept for reuse, if there is any
+        self.evict: Callable[..., bool] = lambda group=None: False  # gives up some of what is kept for reuse
 
     def pages_of(self, group: Group, tokens: int) -> int:
         """The most pages that a row of up to `tokens` tokens needs at once in a group."""
@@ -106,7 +106,7 @@ class Store:
 
     def take(self, group: int, count: int, after: int | None = None) -> list[int]:
         """Pages of a group, at the cost of what is kept for reuse. Raises OutOfPages."""
-        while self.pools[group].available < count and self.evict():
+        while self.pools[group].available < count and self.evict(group):
             pass
         return self.pools[group].take(count, after)
 
