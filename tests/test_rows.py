@@ -222,7 +222,7 @@ def test_what_rows_share_is_read_once(of_rows, keys):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_merged_parts_err_no_more_than_twice_what_eager_does(dtype, seed):
     lengths = [1100 + 37 * n for n in range(6)]
     q, k, v, of_rows = make(seed, lengths, [1] * 5 + [20], 1100, heads=(6, 2), width=16)
