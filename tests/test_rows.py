@@ -7,9 +7,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import model_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.bench.kernels.errors import FACTOR, SLACK
+from zoo.generation.cache import Cache, CachedRow
+from zoo.generation.store import Store, list_groups
 from zoo.kernels import attend, merge, rows
 from zoo.kernels.mask import Mask
 from zoo.kernels.rows import PoolRow, PoolRows
@@ -95,9 +98,25 @@ def alone(q, k, v, row, number, **scores):
     )
 
 
-@given(data=st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+ROWS = given(data=st.data())
+SOON = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@SOON
+@ROWS
 def test_a_ragged_row_gets_what_it_gets_alone(data):
+    check(data)
+
+
+@pytest.mark.slow
+@settings(SOON, max_examples=1500)
+@ROWS
+def test_a_ragged_row_gets_what_it_gets_alone_in_many_more_shapes(data):
+    check(data)
+
+
+def check(data):
+    """Rows of any lengths, in any runs, under any mask, bias and kernel."""
     draw = data.draw
     lengths = draw(st.lists(st.integers(1, 260), min_size=1, max_size=5))
     single = draw(st.booleans())
@@ -123,7 +142,9 @@ def test_a_ragged_row_gets_what_it_gets_alone(data):
         scores["sinks"] = torch.randn(q.shape[2]) if draw(st.booleans()) else None
     kernel = draw(st.sampled_from(["auto", "eager"]))
     made = PoolRows(of_rows, splits=draw(st.booleans()))
-    with torch.no_grad():
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        for limit in ("SHORT", "LONG"):
+            patch.setattr(merge, limit, draw(st.sampled_from([1, 64])))
         for _ in range(2):  # layers
             y = attend(q, k, v, Mask(1, 1), scale=SCALE, rows=made, kernel=kernel, **scores)
             for number, row in enumerate(of_rows):
@@ -179,7 +200,12 @@ def row_of(*runs, count=1):
         ([row_of((0, 40), (100, 400)), row_of((0, 40), (500, 700))], [40, 300, 200]),  # whole runs, however short
         ([row_of((0, 30), (100, 400)), row_of((0, 35), (500, 700))], [30, 300, 35, 200]),  # too short to be cut
         # a chunk of four sees all of the prefix, and its last run in part
-        ([row_of((0, 300), (400, 410), count=4), row_of((0, 300), (500, 505))], [300, 10, 5]),
+        ([row_of((0, 1100), (1200, 1210), count=4), row_of((0, 1100), (1300, 1305))], [1100, 10, 5]),
+        # pages that the same rows read, one after the other, are copied together, once for all
+        ([row_of((0, 16), (32, 48), (64, 80), (200 + n, 400)) for n in range(3)], [48, 200, 199, 198]),
+        ([row_of((0, 16), (100 * n, 100 * n + 9)) for n in (1, 2)], [16, 9, 9]),  # but not those of one row
+        # nine queries on the last eight keys and one before: that one would see none of the last run
+        ([row_of((0, 1500), (1600, 1608), count=9)], [1508]),
         ([row_of((0, 8), (16, 24), (32, 40))], [24]),  # short ones of a row are copied together
     ],
 )
@@ -196,10 +222,10 @@ def test_what_rows_share_is_read_once(of_rows, keys):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_merged_parts_err_no_more_than_twice_what_eager_does(dtype, seed):
-    lengths = [1000 + 37 * n for n in range(6)]
-    q, k, v, of_rows = make(seed, lengths, [1] * 5 + [20], 1000, heads=(6, 2), width=16)
+    lengths = [1100 + 37 * n for n in range(6)]
+    q, k, v, of_rows = make(seed, lengths, [1] * 5 + [20], 1100, heads=(6, 2), width=16)
     q, k, v = (3 * x.to(getattr(torch, dtype)) for x in (q, k, v))
     with torch.no_grad():
         got, eager = (
@@ -235,3 +261,32 @@ def test_a_gradient_of_the_queries_is_that_of_each_row():
     (gradient,) = torch.autograd.grad(y.square().sum(), q)
     total = sum(alone(q, k, v, row, number).square().sum() for number, row in enumerate(of_rows))
     torch.testing.assert_close(gradient, torch.autograd.grad(total, q)[0])
+
+
+PAGES = {
+    "full": [],
+    "window": ["attention=sliding", "window=9"],
+    "ALiBi": ["position=alibi"],
+    "latent": ["attention=mla"],
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_rows_alike_on_scattered_pages_are_read_where_they_lie(name):
+    """Three rows grow in turns, a page at a time: their pages have no common stride."""
+    model = model_of(PAGES[name])
+    store = Store(model.spec, [40] * len(list_groups(model.spec)), 3, dtype=torch.float32, device="cpu")
+    cached = [CachedRow(store) for _ in range(3)]
+    ids = torch.randint(0, 67, (3, 45))
+    with torch.no_grad():
+        whole = model(ids).logits
+        for first, stop in ((0, 16), (16, 21), (21, 40)):
+            for number in random.sample(range(3), 3):
+                model(ids[number : number + 1, first:stop], cache=Cache(store, [cached[number]]))
+        for first in range(40, 45):
+            cache = Cache(store, cached)
+            got = model(ids[:, first : first + 1], cache=cache).logits
+            where = cache._laid[0]
+            assert where.index is None
+            assert where.ragged or name == "window"
+            torch.testing.assert_close(got[:, 0], whole[:, first], atol=1e-4, rtol=1e-4)
