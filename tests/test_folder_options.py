@@ -19,6 +19,8 @@ GREEDY = [
     {"min_new_tokens": 20, "eos_token_id": [*range(0, 256, 2), 256]},
     {"max_new_tokens": 7},
     {"bad_words_ids": [[token] for token in range(100)]},
+    {"num_beams": 3},
+    {"num_beams": 4, "length_penalty": 2.5, "eos_token_id": [*range(0, 60), 256]},
 ]
 
 
@@ -58,7 +60,7 @@ def generating(stating, tmp_path, monkeypatch, capsys):
     def command(options: dict, *args: str) -> tuple[list[int], str]:
         place = ["--checkpoint", str(stating(options)), "--device", "cpu", "--out", "o.jsonl", "--force"]
         assert run(["generate", *place, "--prompt", "abcab", *args]) == 0
-        return json.loads(Path("o.jsonl").read_text())["tokens"], capsys.readouterr().err
+        return json.loads(Path("o.jsonl").read_text().splitlines()[0])["tokens"], capsys.readouterr().err
 
     return command
 
@@ -99,6 +101,23 @@ def test_an_option_that_draws_is_not_undone_by_a_folder_whose_text_is_greedy(gen
     assert drawn != generating({}, "--temperature", "0", "--max-new-tokens", "30")[0]
 
 
+@pytest.mark.parametrize(
+    ("stated", "given", "written"),
+    [
+        ({"num_beams": 3}, ["--n", "2"], ["--n-beams", "3", "--n", "2"]),
+        ({"num_beams": 3}, ["--temperature", "0.9"], ["--temperature", "0.9"]),
+        ({"num_beams": 3}, ["--n-beams", "1"], ["--temperature", "0"]),
+        ({"num_beams": 3}, ["--n-beams", "2"], ["--n-beams", "2"]),
+        ({"do_sample": True, "top_p": 0.5, "temperature": 0.3}, ["--n-beams", "2"], ["--n-beams", "2"]),
+        ({"do_sample": True, "num_beams": 3}, [], ["--temperature", "0.8"]),
+    ],
+    ids=str,
+)
+def test_beams_that_a_folder_states_and_options_that_are_given(generating, stated, given, written):
+    common = ["--seed", "1", "--max-new-tokens", "20"]
+    assert generating(stated, *common, *given)[0] == generating({}, *common, *written)[0]
+
+
 def test_a_line_of_a_file_goes_before_both(generating, monkeypatch, folder, stating, capsys):
     stating({"do_sample": False, "max_new_tokens": 3})
     lines = [{"prompt": "ab"}, {"prompt": "ab", "max_new_tokens": 9}]
@@ -135,10 +154,10 @@ def test_what_transformers_reads_of_the_file_is_what_is_read_here(stating):
 
 
 def test_options_of_transformers_that_zoo_does_not_have_are_named(generating):
-    options = {"do_sample": False, "num_beams": 4, "no_repeat_ngram_size": 3, "suppress_tokens": [], "min_length": 0}
+    options = {"do_sample": False, "num_beams": 1, "no_repeat_ngram_size": 3, "suppress_tokens": [], "min_length": 0}
     _, said = generating(options, "--max-new-tokens", "2")
     assert "zoo: note: generation_config.json: takes temperature 0 (an option that is given goes before it); " in said
-    assert "cannot take num_beams, no_repeat_ngram_size\n" in said
+    assert "cannot take no_repeat_ngram_size\n" in said
 
 
 def test_values_that_will_not_do_are_refused_with_the_file_named(stating, capsys):

@@ -55,7 +55,8 @@ def add_folder_options(given: Mapping[str, Any], folder: Path) -> dict[str, Any]
     found = read_defaults(folder).beside(given)
     if (line := found.describe()) is not None:
         print_note(line)
-    return {"temperature": TEMPERATURE, **found.options, **given}
+    whole = {**found.options, **given}
+    return {"temperature": TEMPERATURE if whole.get("n_beams", 1) == 1 else 0, **whole}
 
 
 def compose_target(target: str, overrides: Sequence[str] | None) -> Composed:

@@ -108,12 +108,12 @@ def run(
         typer.Option(help="Above 1 makes tokens that are already in the text less likely.", rich_help_panel=DRAW),
     ] = None,
     presence_penalty: Annotated[
-        float,
+        float | None,
         typer.Option(help="Above 0 makes tokens that were written already less likely.", rich_help_panel=DRAW),
-    ] = 0.0,
+    ] = None,
     frequency_penalty: Annotated[
-        float, typer.Option(help="The same, once for each time that they were written.", rich_help_panel=DRAW)
-    ] = 0.0,
+        float | None, typer.Option(help="The same, once for each time that they were written.", rich_help_panel=DRAW)
+    ] = None,
     logit_bias: Annotated[
         list[str] | None,
         typer.Option(help="TOKEN=BIAS adds to the logit of a token. May be given several times.", rich_help_panel=DRAW),
@@ -201,7 +201,7 @@ def run(
         "typical_p": typical_p,
         "presence_penalty": presence_penalty,
         "frequency_penalty": frequency_penalty,
-        "logit_bias": parse_logit_bias(logit_bias or ()),
+        "logit_bias": parse_logit_bias(logit_bias) if logit_bias else None,
         "bad_words": bad_words,
         "min_tokens": min_tokens,
         "json_schema": json_schema if json_schema is None else _read_schema(json_schema),

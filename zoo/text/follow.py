@@ -136,8 +136,9 @@ def _follow(engine: Engine, live: dict[int, list[Sample]]) -> Generator[tuple[Sa
                         each.prompt_logprobs = event.prompt
                 sample = samples[event.sample]
                 piece = sample.take(event)
+                if sample.reason and event.finished is None:  # by a stop string, of which the engine does not know
+                    engine.abort(event.request, event.sample)
                 if all(each.reason for each in samples):
-                    engine.abort(event.request)  # the engine knows of no stop strings
                     del live[event.request]
                 yield sample, piece
     finally:
