@@ -42,7 +42,7 @@ class Sample:
         if event.token is not None:
             self.tokens.append(event.token)
             self.logprobs.append(event.logprob)
-            if event.finished != "stop":
+            if event.token not in self.job.request.stop_ids:  # a grammar may end a text with a token of its own
                 piece = self.stream.push(event.token)
         self.reason = "stop" if self.stream.stopped else event.finished
         if self.reason:
