@@ -212,8 +212,29 @@ def test_a_stop_string_ends_a_text_of_the_batch_and_frees_its_place(checkpoint, 
     done = [sample for sample, _ in follow(engine, jobs, tokenizer) if sample.reason]
     assert [sample.text for sample in done] == [plain[: plain.index(stop)]]
     assert done[0].reason == "stop"
-    assert engine.aborted == [0]
+    assert engine.aborted == [(0, 0)]
     assert not engine.busy
+
+
+def test_a_sample_that_a_stop_string_ends_frees_its_place_while_the_others_go_on(checkpoint):
+    model, tokenizer = store.load(checkpoint), make_byte_tokenizer()
+    asked = {"max_new_tokens": 12, "n": 3, "temperature": 1.0, "seed": 2, "ignore_eos": True}
+    plain = completed(model, tokenizer, asked)
+    stop = plain[1].text[3:5]
+    assert not any(stop in each.text for each in (plain[0], plain[2]))
+    engine = WatchedEngine(model, rows=4, tokens=96)
+    done = completed(model, tokenizer, {**asked, "stop": stop}, engine)
+    assert [each.text for each in done] == [plain[0].text, plain[1].text.split(stop)[0], plain[2].text]
+    assert [each.reason for each in done] == ["length", "stop", "length"]
+    assert engine.aborted == [(0, 1)]
+    assert len(done[1].tokens) < 12
+
+
+def completed(model, tokenizer, options, engine=None):
+    """The samples of one prompt, by number."""
+    jobs = Encoder(model, tokenizer).make_jobs([Prompt(0, "f:1", {"prompt": "qq"}, Options.checked(options))])
+    texts = follow(engine or WatchedEngine(model, rows=4, tokens=96), jobs, tokenizer)
+    return sorted((sample for sample, _ in texts if sample.reason), key=lambda sample: sample.number)
 
 
 def test_a_stop_string_that_spells_a_special_token_is_that_token(checkpoint):
@@ -232,7 +253,7 @@ def test_texts_not_done_are_dropped_when_nobody_asks_any_more(checkpoint):
     texts = follow(engine, Encoder(model, tokenizer).make_jobs(prompts), tokenizer)
     next(texts)
     texts.close()
-    assert engine.aborted == [0, 1, 2]
+    assert engine.aborted == [(0,), (1,), (2,)]
 
 
 def test_prompts_of_an_encoder_decoder_are_its_sources(tmp_path, monkeypatch, capsys):

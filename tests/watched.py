@@ -15,5 +15,5 @@ class WatchedEngine(Engine):
         return super().add(request)
 
     def abort(self, number, *sample):
-        self.aborted.append(number)
+        self.aborted.append((number, *sample))
         return super().abort(number, *sample)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zoo.cli.common import TEMPERATURE, add_folder_options, print_note
+
 if TYPE_CHECKING:
     from zoo.text.conversation import Conversation
 
@@ -22,6 +24,9 @@ COMMANDS = {
     "/save FILE": "write the conversation to FILE, as JSON",
     "/exit": "end (so does Ctrl-D)",
 }
+LONGEST_ANSWER = 1024
+"""Tokens of an answer, where neither the command line nor the checkpoint says how many."""
+
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Characters that a terminal obeys rather than shows: a model may write any."""
 
@@ -32,8 +37,13 @@ def run(
     template: Annotated[
         str | None, typer.Option(help="A chat template: chatml, or a file. [default: the checkpoint's]")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 1024,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="The most tokens of an answer. [default: the checkpoint's, else 1024]")
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help=f"0 always takes the likeliest token. [default: the checkpoint's, else {TEMPERATURE}]"),
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Draw from the likeliest tokens that together have this probability.")
@@ -50,18 +60,22 @@ def run(
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, /help lists the commands.
 
-    Without a terminal each line of standard input is a message, and each answer is printed with a line's end.
+    Without a terminal each line of standard input is a message, and each answer is printed with a line's end. Options
+    that are not given are those of the checkpoint's generation_config.json, if it has one.
     """
     from zoo.generation.engine import Engine, serving
     from zoo.text import chat
     from zoo.text.conversation import Conversation
     from zoo.text.jobs import Encoder
-    from zoo.text.loading import load
+    from zoo.text.loading import find_folder, load
     from zoo.text.prompts import Options
 
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
-    options = Options.checked({**given, "max_new_tokens": max_new_tokens})
-    loaded = load(checkpoint, device=device, dtype=dtype, note=_note)
+    given["max_new_tokens"] = max_new_tokens
+    Options.checked(given)
+    folder = find_folder(checkpoint)
+    options = Options.checked({"max_new_tokens": LONGEST_ANSWER, **add_folder_options(given, folder)})
+    loaded = load(folder, device=device, dtype=dtype, note=print_note)
     encoder = Encoder(loaded.model, loaded.tokenizer, loaded.ends, chat.load(loaded.folder, template))
     limit = loaded.model.spec.max_seq_len
     engine = Engine(loaded.model, rows=1, tokens=limit, kernel=kernel)
@@ -72,10 +86,6 @@ def run(
             _talk(conversation, loaded.folder.name)
         else:
             _pipe(conversation)
-
-
-def _note(line: str) -> None:
-    print("zoo: note:", line, file=sys.stderr)
 
 
 def _pipe(conversation: Conversation) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from zoo.cli.common import print_note
 
 
 def run(
@@ -27,8 +28,7 @@ def run(
     from zoo.text import fill
 
     folder = runs.last_run() if checkpoint is None else checkpoint
-    note = lambda line: print("zoo: note:", line, file=sys.stderr)  # noqa: E731
-    found = fill.fill(folder, texts, top_k=top_k, device=device, note=note)
+    found = fill.fill(folder, texts, top_k=top_k, device=device, note=print_note)
     if as_json:
         print(json.dumps(found, ensure_ascii=False, indent=1))
         return

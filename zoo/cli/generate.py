@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zoo.cli.common import TEMPERATURE, add_folder_options, print_note
+
 if TYPE_CHECKING:
     from zoo.text.prompts import Prompt
 
@@ -47,12 +49,16 @@ MOST_GUESSES = 64
 def run(
     prompt: Annotated[str | None, typer.Option(help="The text to continue; - reads standard input.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint or run folder. [default: the last run]")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="The most tokens to write.")] = 256,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="The most tokens to write. [default: the checkpoint's, else 256]")
+    ] = None,
     n: Annotated[int, typer.Option("--n", help="Texts for each prompt.")] = 1,
-    n_beams: Annotated[int, typer.Option(help="Search for the likeliest text with so many beams.")] = 1,
+    n_beams: Annotated[
+        int | None, typer.Option(help="Search for the likeliest text with so many beams. [default: 1]")
+    ] = None,
     length_penalty: Annotated[
-        float, typer.Option(help="Above 1 makes a beam search prefer longer texts, below 1 shorter ones.")
-    ] = 1.0,
+        float | None, typer.Option(help="Above 1 makes a beam search prefer longer texts, below 1 shorter ones.")
+    ] = None,
     prompt_file: Annotated[
         Path | None, typer.Option(help="A file with a prompt a line; - reads standard input.", rich_help_panel=MANY)
     ] = None,
@@ -75,7 +81,13 @@ def run(
         int | None,
         typer.Option(help="Give --out log-probabilities: each token's, and of the K likeliest.", rich_help_panel=MANY),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.", rich_help_panel=DRAW)] = 0.8,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            help=f"0 always takes the likeliest token. [default: the checkpoint's, else {TEMPERATURE}]",
+            rich_help_panel=DRAW,
+        ),
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.", rich_help_panel=DRAW)] = None,
     top_p: Annotated[
         float | None,
@@ -92,16 +104,16 @@ def run(
         ),
     ] = None,
     repetition_penalty: Annotated[
-        float,
+        float | None,
         typer.Option(help="Above 1 makes tokens that are already in the text less likely.", rich_help_panel=DRAW),
-    ] = 1.0,
+    ] = None,
     presence_penalty: Annotated[
-        float,
+        float | None,
         typer.Option(help="Above 0 makes tokens that were written already less likely.", rich_help_panel=DRAW),
-    ] = 0.0,
+    ] = None,
     frequency_penalty: Annotated[
-        float, typer.Option(help="The same, once for each time that they were written.", rich_help_panel=DRAW)
-    ] = 0.0,
+        float | None, typer.Option(help="The same, once for each time that they were written.", rich_help_panel=DRAW)
+    ] = None,
     logit_bias: Annotated[
         list[str] | None,
         typer.Option(help="TOKEN=BIAS adds to the logit of a token. May be given several times.", rich_help_panel=DRAW),
@@ -122,8 +134,8 @@ def run(
         bool, typer.Option("--ignore-eos", help="Go on past the end-of-text token.", rich_help_panel=END)
     ] = False,
     min_tokens: Annotated[
-        int, typer.Option(help="The fewest tokens before one that ends the text.", rich_help_panel=END)
-    ] = 0,
+        int | None, typer.Option(help="The fewest tokens before one that ends the text.", rich_help_panel=END)
+    ] = None,
     json_schema: Annotated[
         str | None,
         typer.Option(help="Write JSON that this schema admits: a file, or the schema itself.", rich_help_panel=FORM),
@@ -174,11 +186,12 @@ def run(
     """Write text with the last run, or with a checkpoint, token by token.
 
     Standard output gets the new text alone, without the prompt. With --prompt-file, prompts are served together.
+    Options that are not given are those of the checkpoint's generation_config.json, if it has one.
     """
     from zoo.cli import batching
-    from zoo.generation.engine import ROWS
-    from zoo.text.loading import load
-    from zoo.text.prompts import parse_logit_bias
+    from zoo.text.follow import count_rows
+    from zoo.text.loading import find_folder, load
+    from zoo.text.prompts import Options, parse_logit_bias
 
     given = {
         "temperature": temperature,
@@ -188,7 +201,7 @@ def run(
         "typical_p": typical_p,
         "presence_penalty": presence_penalty,
         "frequency_penalty": frequency_penalty,
-        "logit_bias": parse_logit_bias(logit_bias or ()),
+        "logit_bias": parse_logit_bias(logit_bias) if logit_bias else None,
         "bad_words": bad_words,
         "min_tokens": min_tokens,
         "json_schema": json_schema if json_schema is None else _read_schema(json_schema),
@@ -205,14 +218,16 @@ def run(
         "stop_ids": stop_id,
         "ignore_eos": ignore_eos,
     }
-    prompts = _read_prompts(prompt, prompt_file, form, given)
+    Options.checked(given)
     _check_use(prompt_file, out, resume=resume, force=force, logprobs=logprobs, template=template)
+    folder = find_folder(checkpoint)
+    prompts = _read_prompts(prompt, prompt_file, form, add_folder_options(given, folder))
     results = _plan_results(out, prompts, force=force, resume=resume)
-    rows = max(1, *(prompt.options.n * prompt.options.n_beams for prompt in prompts)) if len(prompts) == 1 else ROWS
-    loaded = load(checkpoint, device=device, dtype=dtype, fp8=fp8, weights=weights, rows=rows, note=_note)
+    rows = count_rows(prompt.options for prompt in prompts)
+    loaded = load(folder, device=device, dtype=dtype, fp8=fp8, weights=weights, rows=rows, note=print_note)
     speculation = _plan_speculation(ngram, draft, draft_tokens, device)
     options = {"template": template, "kernel": kernel, "speculation": speculation}
-    batching.run(loaded, prompts, results, **options, note=_note)
+    batching.run(loaded, prompts, results, **options, note=print_note)
 
 
 def _plan_speculation(ngram: int, draft: Path | None, tokens: int, device: str) -> dict[str, Any]:
@@ -228,10 +243,6 @@ def _plan_speculation(ngram: int, draft: Path | None, tokens: int, device: str) 
     if ngram:
         raise ConfigError("ngram: --draft guesses (one of the two)")
     return {"speculate": tokens, "draft": load(draft, device=device).model}
-
-
-def _note(line: str) -> None:
-    print("zoo: note:", line, file=sys.stderr)
 
 
 def _read_prompts(prompt: str | None, file: Path | None, form: Form | None, given: dict[str, Any]) -> list[Prompt]:

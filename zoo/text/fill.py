@@ -9,7 +9,7 @@ from typing import Any
 
 from zoo.errors import ConfigError
 from zoo.lazy import torch
-from zoo.run.dtypes import settle_cpu
+from zoo.text.reading import load_reader, longest_text, pad_rows
 
 MASKS = ("[MASK]", "<mask>")
 """The mask token of published tokenizers, for those whose files do not name it."""
@@ -31,24 +31,16 @@ def fill(
     Masks are filled each for itself, the others staying masked. Raises ConfigError for a model without such a head,
     a tokenizer without a mask token, and a text without one.
     """
-    from zoo import runs
-    from zoo.checkpoint import store
-
-    folder = runs.find(model) if isinstance(model, str | Path) else None
-    reader: Any = model if folder is None else store.load(folder, device=device)
-    _check_model(reader.spec)
-    if folder is not None:
-        settle_cpu(reader, note or (lambda line: None))
-    if tokenizer is None and folder is None:
-        raise ConfigError("tokenizer: a model alone does not read text (pass its tokenizer.json)")
-    backend, mask = _read_tokenizer(tokenizer or folder)
     if top_k < 1:
         raise ConfigError(f"top_k: is {top_k}, not 1 or more")
-    rows = _encode(backend, mask, texts, reader.spec)
+    reader = load_reader(model, tokenizer, device, note)
+    _check_model(reader.model.spec)
+    backend, mask = _read_tokenizer(reader.tokenizer)
+    rows = _encode(backend, mask, texts, longest_text(reader.model.spec))
     found: list[list[list[dict[str, Any]]]] = []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        found += [[_name(backend, *guess) for guess in guesses] for guesses in _guess(reader, batch, mask, top_k)]
+        found += [[_name(backend, *guess) for guess in guesses] for guesses in _guess(reader.model, batch, mask, top_k)]
     return found
 
 
@@ -77,9 +69,8 @@ def _read_tokenizer(given: Any) -> tuple[Any, int]:
     raise ConfigError(f"tokenizer: has no mask token (mask_token in tokenizer_config.json, or {' or '.join(MASKS)})")
 
 
-def _encode(backend: Any, mask: int, texts: Sequence[str], spec: Any) -> list[list[int]]:
+def _encode(backend: Any, mask: int, texts: Sequence[str], limit: int) -> list[list[int]]:
     """Token ids of each text. Raises ConfigError with a line for each that has no mask, or is too long."""
-    limit = spec.max_seq_len if spec.position.limit is None else min(spec.position.limit, spec.max_seq_len)
     rows = [each.ids for each in backend.encode_batch(list(texts))]
     word = backend.id_to_token(mask)
     none = [f"texts: number {index + 1} has no {word}" for index, row in enumerate(rows) if mask not in row]
@@ -93,10 +84,7 @@ def _encode(backend: Any, mask: int, texts: Sequence[str], spec: Any) -> list[li
 
 def _guess(model: Any, rows: list[list[int]], mask: int, top_k: int) -> list[list[tuple[list[int], list[float]]]]:
     """The likeliest tokens and their probabilities, for each mask of each row."""
-    length, pad = max(map(len, rows)), model.spec.position.padding_id or 0
-    device = next(model.parameters()).device
-    ids = torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows], device=device)
-    there = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=device)
+    ids, there = pad_rows(rows, model.spec.position.padding_id or 0, next(model.parameters()).device)
     with torch.inference_mode():
         logits = model(ids, there).logits  # N T V
     found = []

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError, ZooError
-from zoo.generation.engine import ROWS, Engine, serving
-from zoo.generation.request import Event, Logprob
+from zoo.generation.engine import BUDGET, ROWS, Engine, serving
+from zoo.generation.request import Event, Logprob, Request
 from zoo.text.detokenize import TextStream
 from zoo.text.jobs import Encoder, Job
 from zoo.text.prompts import Options
@@ -42,7 +42,7 @@ class Sample:
         if event.token is not None:
             self.tokens.append(event.token)
             self.logprobs.append(event.logprob)
-            if event.finished != "stop":
+            if event.token not in self.job.request.stop_ids:  # a grammar may end a text with a token of its own
                 piece = self.stream.push(event.token)
         self.reason = "stop" if self.stream.stopped else event.finished
         if self.reason:
@@ -52,13 +52,21 @@ class Sample:
 
 
 def make_engine(model: Any, jobs: Sequence[Job], kernel: str | None = None, **speculation: Any) -> Engine:
-    """Make an engine with room for these jobs: as many rows as they have samples or beams, up to the engine's own
-    number. `speculation` are Engine's `draft` and `speculate`."""
+    """Make an engine with room for these jobs. `speculation` are Engine's `draft` and `speculate`.
+
+    A prompt that is alone goes through the model in one piece: there is nobody else to wait for it.
+    """
     tokens, source = measure(jobs)
-    rows = min(ROWS, sum(max(job.request.n, job.request.n_beams) for job in jobs))
-    rows = max(rows, *(job.request.n_beams for job in jobs)) if jobs else 1
-    sizes = {"rows": rows, "tokens": tokens, "source": source}
-    return Engine(model, **sizes, reuse=len(jobs) > 1, kernel=kernel, **speculation)
+    rows = count_rows(job.request for job in jobs)
+    sizes = {"rows": rows, "tokens": tokens, "source": source, "budget": BUDGET if rows > 1 else max(BUDGET, source)}
+    return Engine(model, **sizes, reuse=rows > 1, kernel=kernel, **speculation)
+
+
+def count_rows(asked: Iterable[Request | Options]) -> int:
+    """How many rows serve these: one for each sample or beam, up to the engine's own number, or the beams of one."""
+    wanted = [(max(each.n, each.n_beams), each.n_beams) for each in asked]
+    most = max((beams for _, beams in wanted), default=1)
+    return max(most, min(ROWS, sum(rows for rows, _ in wanted)))
 
 
 def measure(jobs: Sequence[Job]) -> tuple[int, int]:
@@ -128,8 +136,9 @@ def _follow(engine: Engine, live: dict[int, list[Sample]]) -> Generator[tuple[Sa
                         each.prompt_logprobs = event.prompt
                 sample = samples[event.sample]
                 piece = sample.take(event)
+                if sample.reason and event.finished is None:  # by a stop string, of which the engine does not know
+                    engine.abort(event.request, event.sample)
                 if all(each.reason for each in samples):
-                    engine.abort(event.request)  # the engine knows of no stop strings
                     del live[event.request]
                 yield sample, piece
     finally:

@@ -27,6 +27,13 @@ class Loaded:
     folder: Path
 
 
+def find_folder(checkpoint: str | Path | None) -> Path:
+    """Find a checkpoint or a run folder; None finds the last run started from here."""
+    from zoo import runs
+
+    return runs.find(runs.last_run() if checkpoint is None else checkpoint)
+
+
 def load(
     checkpoint: str | Path | None,
     *,
@@ -39,12 +46,11 @@ def load(
 ) -> Loaded:
     """Load a model and its tokenizer for generating.
 
-    `checkpoint` is a checkpoint or a run folder; None takes the last run started from here. `dtype` None is the file's,
-    or float32 where a CPU computes that faster. `fp8` puts weights in float8 (`zoo.run.fp8.quantize`); the model is
-    then bfloat16 unless `dtype` says otherwise. On a CPU the model is made ready to serve (`zoo.run.linear.prepare`) up
-    to `rows` rows at once; `weights` names the bits that its products' weights are kept in. `note` is given a line each
-    about what is allowed but doubtful, what is in float8 or in fewer bits, a dtype that is not the file's, and a number
-    of threads that is not torch's own. Raises ConfigError.
+    `checkpoint` as of `find_folder`. `dtype` None is the file's, or float32 where a CPU computes that faster. `fp8`
+    puts weights in float8 (`zoo.run.fp8.quantize`); the model is then bfloat16 unless `dtype` says otherwise. On a CPU
+    the model is made ready to serve (`zoo.run.linear.prepare`) up to `rows` rows at once; `weights` names the bits that
+    its products' weights are kept in. `note` is given a line each about what is in float8 or in fewer bits, a dtype
+    that is not the file's, and a number of threads that is not torch's own. Raises ConfigError.
     """
     from zoo import runs
     from zoo.checkpoint import hf, store
@@ -57,7 +63,7 @@ def load(
         raise ConfigError(f"weights: {weights} was asked for beside fp8: {fp8} (one of the two)")
     if fp8:
         require_fp8(fp8, pick_device(device), f"fp8: {fp8}", WEIGHT_ONLY)
-    folder = runs.find(runs.last_run() if checkpoint is None else checkpoint)
+    folder = find_folder(checkpoint)
     tokenizer = Tokenizer.load(folder)
     model = store.load(folder, dtype or ("bf16" if fp8 else None), device)
     if fp8:
