@@ -163,8 +163,9 @@ class Where:
 class LayerCache:
     """The cache of one layer in one pass."""
 
-    def __init__(self, layer: LayerStore, slots: Any) -> None:
+    def __init__(self, layer: LayerStore, slots: Any, packs: bool = False) -> None:
         self.layer = layer
+        self.packs = packs  # whether keys are copied to be read, so that a product meets the same strides in any pool
         self.slots = slots  # of the rows' recurrent states: the first and one past the last, or a tensor [B]
 
     def append(self, where: Where, new: dict[str, Any]) -> tuple[Any, ...]:
@@ -180,9 +181,10 @@ class LayerCache:
         if where.in_place:
             keys = where.load(pool)
             keys[:, -new.shape[1] :] = new
-            return keys
-        where.store(pool, new)
-        return pool if where.ragged else where.load(pool)
+        else:
+            where.store(pool, new)
+            keys = pool if where.ragged else where.load(pool)
+        return keys.contiguous() if self.packs and not where.ragged else keys
 
     def recall(self, where: Where, compute: Callable[[], tuple[Any, ...]] | None, names: Sequence[str]) -> Any:
         """Keys and values of an encoder's output by name, [B, S, …] or pools: computed and written if `compute` is
@@ -213,16 +215,18 @@ class LayerCache:
 class Cache:
     """The rows of a Store that a forward pass reads and adds to, each with a length of its own.
 
-    A pass takes token ids [B, T], of which row b's first `counts[b]` are its next tokens and the rest is padding.
+    A pass takes token ids [B, T], of which row b's first `counts[b]` are its next tokens and the rest is padding. With
+    `apart` each row is attended by itself, whatever the others are like; `packs` copies the keys that it reads, so that
+    no bit depends on the pool.
     """
 
-    def __init__(self, store: Store, rows: Sequence[CachedRow]) -> None:
-        self.store, self.rows = store, list(rows)
+    def __init__(self, store: Store, rows: Sequence[CachedRow], *, apart: bool = False, packs: bool = False) -> None:
+        self.store, self.rows, self.apart, self.packs = store, list(rows), apart, packs
         self.counts: list[int] | None = None  # None: every row has T new tokens
         numbers = [row.slot for row in self.rows]
         consecutive = all(b == a + 1 for a, b in pairwise(numbers))
         slots = (numbers[0], numbers[-1] + 1) if consecutive else torch.tensor(numbers, device=store.device)
-        self.layers = [LayerCache(layer, slots) for layer in store.layers]
+        self.layers = [LayerCache(layer, slots, packs) for layer in store.layers]
 
     @classmethod
     def allocate(
@@ -266,7 +270,7 @@ class Cache:
     @property
     def alike(self) -> bool:
         """Whether all rows have as many tokens and get as many new ones."""
-        return self.counts is None and self.past is not None
+        return self.counts is None and self.past is not None and not self.apart
 
     def count(self, row: int, new: int) -> int:
         """The new tokens of a row in a pass of `new` columns."""
@@ -352,7 +356,7 @@ class Cache:
         takes 20 times longer to gather 32 rows of 400 tokens (float32). A row's first pass may have a prefix, which is
         for all rows at once."""
         able = all(self.store.tower.blocks[kind].attention.ragged for kind in group.kinds)
-        return able and self.rows[0].length > 0 and self.store.device.type == "cpu"
+        return able and self.rows[0].length > 0 and self.store.device.type == "cpu" and not self.packs
 
     def _slots(self, rows: list[list[Run]]) -> Any:
         """The slots of rows that have equally many [B, S]."""
@@ -370,7 +374,7 @@ class Cache:
                     raise ConfigError(f"cache: no room for a source of {tokens} tokens (allocate with source={tokens})")
                 row.source = tokens
         reads = [row.runs(number, 0, row.source) for row in self.rows]
-        where = Where(reads, ragged=len({row.source for row in self.rows}) > 1)
+        where = Where(reads, ragged=self.apart or len({row.source for row in self.rows}) > 1)
         strided = _strided(reads)
         where.in_place = strided and not where.ragged
         if not strided and not where.ragged:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
@@ -23,6 +24,7 @@ from zoo.generation.speculate import accept
 from zoo.generation.store import Store, plan_store, token_bytes
 from zoo.generation.towers import check_length, check_prompt, find_reader, find_writer
 from zoo.lazy import torch
+from zoo.spec import walk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +33,9 @@ ROWS = 32
 """Sequences that run at once, unless asked otherwise."""
 
 CURE = "(sound weights, or dtype=fp32 if the model overflows)"
+
+TILE = 64
+"""Tokens of a prompt that are computed at once where results must be the same to the bit."""
 
 BUDGET = 512
 """Tokens that a step computes, unless asked otherwise."""
@@ -43,8 +48,10 @@ class Engine:
     has room for `rows` sequences of `tokens` tokens (of an encoder-decoder: besides as many `source` tokens each), or
     for what fits `memory` bytes. Tokens that earlier requests began with are not computed again unless `reuse` is
     false. With `speculate`, up to so many tokens a step are proposed and verified together: by the model `draft`, or by
-    what followed the same tokens before. The model must stay in eval mode while requests are in flight; `serving` sees
-    to it.
+    what followed the same tokens before. With `deterministic` a request's log-probabilities are the same to the bit
+    whatever runs beside it: prompts are computed in tiles of TILE tokens, and rows together only where a model was made
+    ready for it (`zoo.prepare(model, stable=True)`), else one by one. The model must stay in eval mode while requests
+    are in flight; `serving` sees to it.
     """
 
     def __init__(
@@ -60,10 +67,13 @@ class Engine:
         reuse: bool = True,
         draft: Any = None,
         speculate: int = 0,
+        deterministic: bool = False,
         dtype: Any = None,
         kernel: str | None = None,
     ) -> None:
-        self.model, self.kernel = model, kernel
+        self.model, self.kernel, self.deterministic = model, kernel, deterministic
+        if deterministic:
+            check_deterministic(model, speculate)
         self.writer, self.reader = find_writer(model.spec), find_reader(model.spec)
         weight = next(each for each in model.parameters() if each.device.type != "meta")  # packed ones are
         self.device, self.dtype = weight.device, dtype or weight.dtype
@@ -78,8 +88,11 @@ class Engine:
         new = {"new": speculate + 1}
         plan = plan_store(self.writer, *sizes, overcommit=overcommit, reuse=reuse, **new)
         self.store = Store(self.writer, plan.pages, plan.slots, dtype=self.dtype, device=self.device, **new)
-        self.prefixes = Prefixes(self.store) if reuse else None
-        self.scheduler = Scheduler(self.store, self.prefixes, budget=budget, rows=plan.rows, overcommit=overcommit)
+        aligned = {"interval": TILE, "align": TILE} if deterministic else {}
+        self.prefixes = Prefixes(self.store, **aligned) if reuse else None
+        tile = TILE if deterministic else None
+        sizes = {"budget": budget, "rows": plan.rows, "overcommit": overcommit, "tile": tile}
+        self.scheduler = Scheduler(self.store, self.prefixes, **sizes)
         self.sampler, self.verifier = Sampler(), Sampler()
         self.recurrent = any(block.state() for block in self.writer.blocks.values())
         self.proposer: Proposer | None = None
@@ -256,6 +269,9 @@ class Engine:
         """Chunks that go through the model together: the next tokens of all rows; and parts of prompts that are alike,
         equally many tokens after equally many."""
         together = all(block.attention.ragged for block in self.writer.blocks.values())
+        if self.deterministic:
+            yield from self._stable_passes(chunks)
+            return
         batches: dict[Any, list[Chunk]] = {}
         for chunk in chunks:
             row, source = chunk.sequence.row, chunk.sequence.source
@@ -267,6 +283,23 @@ class Engine:
                 alike = None
             batches.setdefault(alike, []).append(chunk)
         yield from batches.values()
+
+    def _stable_passes(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
+        """Chunks that go through the model together where a row's bits must not depend on the others."""
+        ready = getattr(self.model, "ready", None)
+        single = [chunk for chunk in chunks if chunk.count == 1 and not chunk.whole and self._cached(chunk.sequence)]
+        if ready is not None and ready.stable and not self._mixes_rows and single:
+            yield single
+            single_ones = set(map(id, single))
+            chunks = [chunk for chunk in chunks if id(chunk) not in single_ones]
+        yield from ([chunk] for chunk in chunks)
+
+    @cached_property
+    def _mixes_rows(self) -> bool:
+        """Whether layers multiply rows together elsewhere than in products that `prepare` makes ready: recurrences, and
+        MLA's absorbed products."""
+        parts = (part for _, part in walk(self.writer, self.writer.d_model))
+        return self.recurrent or any(getattr(part, "bare", False) for part in parts)
 
     def _cached(self, sequence: Continuation) -> bool:
         """Whether a pass needs no source: all but the first one of an encoder-decoder."""
@@ -283,7 +316,8 @@ class Engine:
         keep = longest if scored else 1 + max(len(chunk.draft) for chunk in batch)
         options: dict[str, Any] = {"logits_to_keep": keep}
         if not batch[0].whole:
-            options["cache"] = Cache(self.store, rows)  # type: ignore[arg-type]
+            apart = self.deterministic and longest == 1
+            options["cache"] = Cache(self.store, rows, apart=apart, packs=self.deterministic)  # type: ignore[arg-type]
             options["counts"] = counts if min(counts) < longest else None
         if not self.seq2seq:
             if getattr(self.writer, "prefix_lm", False) and (batch[0].whole or not rows[0].length):  # type: ignore[union-attr]
@@ -380,6 +414,15 @@ class Engine:
         left = self.live[sequence.request]
         if all(each.finished for each in left):
             del self.live[sequence.request]
+
+
+def check_deterministic(model: Any, speculate: int) -> None:
+    """Raises ConfigError for what cannot give the same bits whatever runs beside it."""
+    if speculate:
+        raise ConfigError("speculate: a draft's tokens are computed together, and would differ in bits (0)")
+    if any(getattr(block, "ffn", None) is not None and block.ffn.axis == "ffn" and block.ffn.kind.startswith("moe")
+           for tower in model.spec.towers().values() for block in tower.blocks.values()):  # fmt: skip
+        raise ConfigError("deterministic: an expert's products differ in bits with the rows that it gets (false)")
 
 
 @contextmanager

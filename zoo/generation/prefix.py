@@ -30,9 +30,11 @@ class Checkpoint(NamedTuple):
 
 
 class Prefixes:
-    """What is kept of earlier rows of a store, in pages and slots that no row needs at the moment."""
+    """What is kept of earlier rows of a store, in pages and slots that no row needs at the moment. Rows start at
+    multiples of `align` tokens."""
 
-    def __init__(self, store: Store, interval: int = INTERVAL) -> None:
+    def __init__(self, store: Store, interval: int = INTERVAL, align: int = 1) -> None:
+        self.align = align
         self.store, self.interval = store, max(store.page, interval // store.page * store.page)
         self.full = [g for g, group in enumerate(store.groups) if group.full]
         self.partial = [g for g, group in enumerate(store.groups) if group.window or group.chunk]
@@ -68,7 +70,7 @@ class Prefixes:
         """Start a new row with the longest kept prefix of its tokens, at most `most` of them."""
         pages = min(len(names), most // self.store.page)
         held = next((n for n in range(pages) if any(self._find(g, names[n]) is None for g in self.full)), pages)
-        while held and self.checkpoints and names[held - 1] not in self.kept:
+        while held and (held * self.store.page % self.align or (self.checkpoints and names[held - 1] not in self.kept)):
             held -= 1
         if not held or not self._has_room(self.kept[names[held - 1]].pages if self.checkpoints else {}):
             return
@@ -104,8 +106,8 @@ class Prefixes:
     def keep(self, row: CachedRow, names: Sequence[bytes], before: int, last: int) -> None:
         """Keep what a pass computed of a row that had `before` tokens: its whole pages, and a checkpoint where one is
         due."""
-        page = self.store.page
-        for number in range(before // page, min(row.length // page, len(names))):
+        page, whole = self.store.page, row.length // self.align * self.align
+        for number in range(before // page, min(whole // page, len(names))):
             for group in self.full:
                 self.store.pools[group].keep(row.pages[group][number], names[number])
         due = row.length == last or row.length % self.interval == 0

@@ -91,9 +91,11 @@ class Scheduler:
         budget: int,
         rows: int,
         overcommit: float,
+        tile: int | None = None,
     ) -> None:
         self.store, self.prefixes = store, prefixes
         self.budget, self.rows, self.overcommit = budget, rows, overcommit
+        self.tile = tile
         self.limit = store.tower.cacheable_until or 1 << 60
         self.waiting: deque[Continuation] = deque()
         self.running: list[Continuation] = []
@@ -113,10 +115,20 @@ class Scheduler:
         left = max(left, 1)
         for each in self.running:
             if each.left > 1 and len(each.ids) <= self.limit and left > 0:
-                count = self._chunk(each, min(each.left, left))
+                count = self._tile(each) if self.tile else self._chunk(each, min(each.left, left))
                 chunks.append(Chunk(each, count))
                 left -= count
         return chunks
+
+    def _tile(self, sequence: Continuation) -> int:
+        """The tokens up to the end of a tile or of the prompt; of what was generated one."""
+        assert sequence.row is not None and self.tile is not None
+        length = sequence.row.length
+        if length >= sequence.prompt:
+            return 1
+        if getattr(self.store.tower, "prefix_lm", False):
+            return sequence.prompt
+        return min(self.tile - length % self.tile, sequence.prompt - length)
 
     def _chunk(self, sequence: Continuation, most: int) -> int:
         if sequence.source is None and getattr(self.store.tower, "prefix_lm", False):
@@ -269,7 +281,7 @@ class Scheduler:
         for chunk, length in zip(chunks, before, strict=True):
             each = chunk.sequence
             assert each.row is not None
-            if each.beams is not None and length >= each.prompt:
-                continue  # a row that other beams' tokens may be written over
+            if (each.beams is not None or self.tile) and length >= each.prompt:
+                continue  # a row that other beams may write over; tokens that were computed one by one
             self.prefixes.name(each.names, each.ids)
             self.prefixes.keep(each.row, each.names, length, self._last_page(each))

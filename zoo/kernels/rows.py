@@ -47,6 +47,7 @@ class PoolRows:
 
     rows: list[PoolRow]
     splits: bool = True
+    packs: bool = False
     kernels: list[Kernel] = field(default_factory=list)
     plans: list[MergePlan | None] = field(default_factory=list)  # one, once it is made
 
@@ -94,5 +95,7 @@ def attend_rows(q: Tensor, k: Tensor, v: Tensor, rows: PoolRows, choose: Any, **
     for place, row in enumerate(rows.rows):
         if place not in done:
             keys, values = row.read(k).to(q.dtype), row.read(v).to(q.dtype)
+            if rows.packs:
+                keys, values = keys.contiguous(), values.contiguous()
             done[place] = rows.kernels[place](q[place : place + 1, : row.count], keys, values, hows[place])
     return rows.join([done[place] for place in range(len(rows.rows))], q.shape[1])

@@ -193,7 +193,11 @@ class Scene:
                 if not scheme.per_layer:
                     each.bias = scheme.bias(own, attention.score_heads, *each.index, self.causal)
             rows.append(each)
-        return PoolRows(rows)
+        return self._pool_rows(rows)
+
+    def _pool_rows(self, rows: list[PoolRow]) -> PoolRows:
+        assert self.cache is not None
+        return PoolRows(rows, splits=not self.cache.apart, packs=self.cache.packs)
 
     def _draw(self, step: Step, attention: Any, dtype: torch.dtype) -> None:
         """Draw the mask as this kind's kernel reads it, once for all of its layers."""
@@ -214,7 +218,7 @@ class Scene:
             for number, runs in enumerate(where.rows):
                 count = self.cache.count(number, self.new)  # type: ignore[union-attr]
                 rows.append(PoolRow(count, runs, Mask(count, sum(b - a for a, b in runs), causal=False)))
-            step.rows = PoolRows(rows)
+            step.rows = self._pool_rows(rows)
             return step
         held = tokens if where is None else sum(end - start for start, end in where.rows[0])
         step.mask = Mask(self.new, held or 0, causal=False, padding=self.memory_mask)

@@ -23,8 +23,8 @@ SMALL = 65536
 class Prepared:
     """A model made ready to serve. As a context manager it undoes itself at the end of the block."""
 
-    def __init__(self, products: list[ReadyProduct], plain: int, left: Counter[str], stable: bool) -> None:
-        self.products, self.left = products, left
+    def __init__(self, model: Any, products: list[ReadyProduct], plain: int, left: Counter[str], stable: bool) -> None:
+        self.model, self.products, self.left = model, products, left
         self.stable = stable
         """Whether `stable` was asked for and every product gives a row the same bits among any number of rows. Where it
         is not, a row's bits depend on the bucket that the number of rows falls in (`probe.BUCKETS`)."""
@@ -42,6 +42,7 @@ class Prepared:
         for product in self.products:
             product.undo()
         self.products = []
+        self.model.__dict__.pop("ready", None)
 
     @property
     def bytes(self) -> int:
@@ -80,10 +81,10 @@ def prepare(
     Linears that read the same input become one product. The way of each product is the fastest here for `rows`, the
     numbers of rows that decoding will have, and for a prompt: timed once for each processor, in about two seconds, and
     kept on disk. Unless `weights` names fewer bits (fp16, bf16, int8, int4) all ways keep the model's dtype, and differ
-    by rounding alone. With `stable` a row's bits depend neither on its
-    neighbours nor its place nor, where a way is so here (`Prepared.stable`), on the number of rows.
-    `way` names one for all products that it can take (`zoo doctor` lists them), in place of a choice. Without `join`
-    each Linear stays a product of its own.
+    by rounding alone. With `stable` a row's bits depend neither on its neighbours nor its place nor, where a way is so
+    here (`Prepared.stable`), on the number of rows. `way` names one for all products that it can take (`zoo doctor`
+    lists them), in place of a choice. Without `join` each Linear stays a product of its own. The model keeps what was
+    made as `model.ready`.
 
     Memory: beside the plain weights one packed copy at most. With `keep` false plain weights go once they are packed,
     except those that something else reads (a tied embedding, MLA's absorbed products); such a model can generate, but
@@ -106,8 +107,9 @@ def prepare(
         for place, module in enumerate(group.modules):
             module.forward = ReadyForward(product, place)
         products.append(product)
-    alike = stable and all(group.way is not None for group in groups)
-    return Prepared(products, plain, left, alike)
+    alike = stable and not left and all(group.way is not None for group in groups)
+    model.__dict__["ready"] = prepared = Prepared(model, products, plain, left, alike)
+    return prepared
 
 
 WORTH = 32e6
