@@ -18,7 +18,7 @@ from zoo.generation.invariants import ensure_drained
 from zoo.generation.prefix import Prefixes
 from zoo.generation.proposals import DraftModel, NGrams, Proposer
 from zoo.generation.request import Event, Reason, Request
-from zoo.generation.sampler import Sampler, find_logprobs
+from zoo.generation.sampler import Sampler, find_logprobs, join_rows
 from zoo.generation.scheduler import Chunk, Continuation, Scheduler
 from zoo.generation.speculate import accept
 from zoo.generation.store import Store, plan_store, token_bytes
@@ -332,7 +332,7 @@ class Engine:
         """The next tokens of each sequence: one, or what of its draft holds and one more."""
         if not ready:
             return []
-        logits = torch.cat([found[chunk.sequence] for chunk in ready])
+        logits = join_rows([found[chunk.sequence] for chunk in ready])
         states = [chunk.sequence.draws for chunk in ready]
         if not any(chunk.draft for chunk in ready):
             return [[token] for token in self.sampler.choose(logits, states)]
@@ -371,7 +371,8 @@ class Engine:
     def _emit(self, chunk: Chunk, new: list[int], found: Mapping[Continuation, Tensor]) -> list[Event]:
         """Take the new tokens of a sequence, and tell of them."""
         each, events = chunk.sequence, []
-        logprobs = find_logprobs(found[each][: len(new)], new, [each.asked.logprobs] * len(new))
+        top = each.asked.logprobs
+        logprobs = [None] * len(new) if top is None else find_logprobs(found[each][: len(new)], new, [top] * len(new))
         for token, logprob in zip(new, logprobs, strict=True):
             if token < 0:
                 kind = str(found[each].dtype).removeprefix("torch.")
