@@ -365,4 +365,4 @@ def test_a_large_model_is_made_ready_unasked_and_a_small_one_is_not(checkpoint, 
     assert made == []
     monkeypatch.setattr(ready, "WORTH", 1e5)
     load(checkpoint, device="cpu", rows=3)
-    assert made == [{"keep": False, "rows": (1, 2)}]
+    assert made == [{"keep": False, "rows": (1, 2), "stable": False}]

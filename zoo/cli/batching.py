@@ -23,11 +23,11 @@ def run(
     *,
     template: str | None,
     kernel: str | None,
-    speculation: Mapping[str, Any],
+    serving: Mapping[str, Any],
     note: Callable[[str], object],
 ) -> None:
     """Write all texts: to `results`, or to standard output in the order of the prompts."""
-    from zoo.generation.engine import serving
+    from zoo.generation.engine import serving as serve
     from zoo.text import chat
     from zoo.text.follow import follow, make_engine, measure, write
     from zoo.text.jobs import Encoder
@@ -45,8 +45,8 @@ def run(
         trained = loaded.model.spec.max_seq_len
         note(f"{longest} tokens may come, the model is made for {trained}: what lies beyond may make less sense")
     keep = _Printed(len(jobs)).add if results is None else results.add
-    engine = make_engine(loaded.model, jobs, kernel, **speculation)
-    with serving(loaded.model, kernel):
+    engine = make_engine(loaded.model, jobs, kernel, **serving)
+    with serve(loaded.model, kernel):
         if results is None and len(jobs) == 1 and jobs[0].request.n == 1 and not jobs[0].where:
             _stream(write(engine, jobs[0], loaded.tokenizer))
             return

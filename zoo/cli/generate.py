@@ -159,6 +159,14 @@ def run(
         typer.Option(help="A smaller model of the same tokenizer, which guesses tokens.", rich_help_panel=MODEL),
     ] = None,
     draft_tokens: Annotated[int, typer.Option(help="Tokens that --draft guesses at once.", rich_help_panel=MODEL)] = 4,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic",
+            help="Give each text the bits that it would have alone, whatever is written beside it. Slower.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False,
     kernel: Annotated[
         str | None,
         typer.Option(
@@ -224,9 +232,12 @@ def run(
     prompts = _read_prompts(prompt, prompt_file, form, add_folder_options(given, folder))
     results = _plan_results(out, prompts, force=force, resume=resume)
     rows = count_rows(prompt.options for prompt in prompts)
-    loaded = load(folder, device=device, dtype=dtype, fp8=fp8, weights=weights, rows=rows, note=print_note)
+    loaded = load(
+        folder, device=device, dtype=dtype, fp8=fp8, weights=weights, rows=rows, stable=deterministic, note=print_note
+    )
     speculation = _plan_speculation(ngram, draft, draft_tokens, device)
-    options = {"template": template, "kernel": kernel, "speculation": speculation}
+    serving = {**speculation, "deterministic": deterministic}
+    options = {"template": template, "kernel": kernel, "serving": serving}
     batching.run(loaded, prompts, results, **options, note=print_note)
 
 

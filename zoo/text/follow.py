@@ -51,15 +51,16 @@ class Sample:
         return piece
 
 
-def make_engine(model: Any, jobs: Sequence[Job], kernel: str | None = None, **speculation: Any) -> Engine:
-    """Make an engine with room for these jobs. `speculation` are Engine's `draft` and `speculate`.
+def make_engine(model: Any, jobs: Sequence[Job], kernel: str | None = None, **serving: Any) -> Engine:
+    """Make an engine with room for these jobs. `serving` are Engine's `draft`, `speculate` and
+    `deterministic`.
 
     A prompt that is alone goes through the model in one piece: there is nobody else to wait for it.
     """
     tokens, source = measure(jobs)
     rows = count_rows(job.request for job in jobs)
     sizes = {"rows": rows, "tokens": tokens, "source": source, "budget": BUDGET if rows > 1 else max(BUDGET, source)}
-    return Engine(model, **sizes, reuse=rows > 1, kernel=kernel, **speculation)
+    return Engine(model, **sizes, reuse=rows > 1, kernel=kernel, **serving)
 
 
 def count_rows(asked: Iterable[Request | Options]) -> int:

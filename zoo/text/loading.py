@@ -42,6 +42,7 @@ def load(
     fp8: str | None = None,
     weights: str | None = None,
     rows: int = 1,
+    stable: bool = False,
     note: Callable[[str], object] | None = None,
 ) -> Loaded:
     """Load a model and its tokenizer for generating.
@@ -70,6 +71,6 @@ def load(
         tell(f"fp8 {fp8}: {summarize_products(quantize(model, fp8))}")
     settle_cpu(model, tell, dtype=None if dtype is None else f"dtype: {dtype}", keep=fp8 is not None)
     if not fp8:
-        make_ready(model, weights, tell, rows=tuple(count for count in BUCKETS if count <= rows))
+        make_ready(model, weights, tell, rows=tuple(count for count in BUCKETS if count <= rows), stable=stable)
     ends = [] if (folder / runs.ARCHITECTURE).is_file() else hf.read_end_ids(folder)
     return Loaded(model, tokenizer, ends, folder)

@@ -117,16 +117,23 @@ WORTH = 32e6
 
 
 def make_ready(
-    model: Any, weights: str | None, tell: Callable[[str], object], rows: Sequence[int] = BUCKETS[:-1]
+    model: Any,
+    weights: str | None,
+    tell: Callable[[str], object],
+    rows: Sequence[int] = BUCKETS[:-1],
+    *,
+    stable: bool = False,
 ) -> None:
-    """Make a model that will only generate ready to serve, where that pays: on a CPU, in place.
+    """Make a model that will only generate ready to serve, where that pays, or where a row's bits must be `stable`: on
+    a CPU, in place.
 
     Plain weights are not kept, so that packing takes no memory. `tell` gets a line where `weights` are in fewer bits.
     """
     on_cpu = next(model.parameters()).device.type == "cpu"
-    if weights is None and not (on_cpu and count_product_bytes(model) >= WORTH):
+    wanted = weights is not None or (on_cpu and (stable or count_product_bytes(model) >= WORTH))
+    if not wanted:
         return
-    ready = prepare(model, weights, keep=False, rows=rows)
+    ready = prepare(model, weights, keep=False, rows=rows, stable=stable)
     if weights is not None:
         tell(f"weights {weights}: {ready}")
 
