@@ -181,11 +181,30 @@ def find_faults(model: Any, schedule: Schedule) -> tuple[list[str], Outcome]:
 
 
 def search_alone(model: Any, request: Request) -> dict[int, list[int]]:
-    """The best beams of a request that is alone; test_beams.py holds them to transformers'."""
-    engine, found = Engine(model, rows=2, tokens=92, source=64, reuse=False), {}
-    for event in engine.run([request]):
-        found.setdefault(event.sample, []).append(event.token)
-    return found
+    """The best beams of a request by full forwards, under transformers' rules without early stopping."""
+    width, going, done = request.n_beams, [(0.0, [])], []
+    while going:
+        ranked = [
+            (score + chance, [*tokens, token])
+            for score, tokens in going
+            for token, chance in enumerate(_next_chances(model, request, tokens))
+        ]
+        ranked = sorted(ranked, key=lambda each: -each[0])[: (1 + len(request.stop_ids)) * width]
+        ends = [tokens[-1] in request.stop_ids or len(tokens) == request.max_new_tokens for _, tokens in ranked]
+        done += [_value(request, *each) for each, end in zip(ranked[:width], ends, strict=False) if end]
+        done = sorted(done, key=lambda each: -each[0])[:width]
+        going = [each for each, end in zip(ranked, ends, strict=True) if not end][:width]
+        if going and len(done) == width and _value(request, *going[0])[0] <= done[-1][0]:
+            break
+    return {sample: tokens for sample, (_, tokens) in enumerate(done[: request.n])}
+
+
+def _next_chances(model: Any, request: Request, tokens: list[int]) -> list[float]:
+    return full_logits(model, request.ids, [*tokens, 0])[-1].log_softmax(-1).tolist()
+
+
+def _value(request: Request, score: float, tokens: list[int]) -> tuple[float, list[int]]:
+    return score / len(tokens) ** request.length_penalty, tokens
 
 
 def _check_end(request: Request, tokens: list[int], end: str | None) -> str | None:

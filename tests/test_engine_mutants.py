@@ -13,6 +13,7 @@ from schedules import find_faults, make_schedule
 from test_engine import vocabulary
 
 from zoo.errors import ZooError
+from zoo.generation import beams
 from zoo.generation.cache import Cache, CachedRow
 from zoo.generation.engine import Engine
 from zoo.generation.pages import PagePool
@@ -241,8 +242,8 @@ def a_preempted_sequence_waits_behind_the_others(patch):
 
 @mutant("alone", GQA, MAMBA)
 def a_preempted_sequence_goes_on_as_if_its_tokens_were_there(patch):
-    def start(self, sequence):
-        row = real(self, sequence)
+    def start(self, sequence, **options):
+        row = real(self, sequence, **options)
         if row is not None and sequence.preempted:
             row.length = len(sequence.ids) - 1
         return row
@@ -297,6 +298,38 @@ def a_row_reads_the_source_of_its_neighbour(patch):
 
     real = Cache.lay_out_source
     patch.setattr(Cache, "lay_out_source", lay_out)
+
+
+# ---------------------------------------------------------------- drafts, and beams
+
+
+@mutant("alone", MAMBA, "capacity")
+def a_recurrent_row_keeps_the_states_of_a_draft_that_does_not_hold(patch):
+    def take_back(self, ready, tokens, saved):
+        for chunk, new in zip(ready, tokens, strict=True):
+            chunk.sequence.row.length -= len(chunk.draft) + 1 - len(new)
+        self.store.free_slots += saved.values()
+
+    patch.setattr(Engine, "_take_back", take_back)
+
+
+@mutant("are computed|alone|does not end", GQA, WINDOW)
+def a_row_keeps_a_token_of_a_draft_that_does_not_hold(patch):
+    def take_back(self, ready, tokens, saved):
+        real(self, ready, tokens, saved)
+        for chunk, new in zip(ready, tokens, strict=True):
+            chunk.sequence.row.length += len(chunk.draft) >= len(new)
+
+    real = Engine._take_back
+    patch.setattr(Engine, "_take_back", take_back)
+
+
+@mutant("beams are", MAMBA, GQA)
+def a_beam_that_branches_leaves_what_it_wrote_behind(patch):
+    def copy(source, target, start):
+        target.length = source.length
+
+    patch.setattr(beams, "copy_row", copy)
 
 
 # ---------------------------------------------------------------- the schedules
