@@ -9,9 +9,9 @@ from kinds import HYBRIDS, KINDS, MIXED, PREFIX_LM, SEQ2SEQ, make
 from schedules import check_alone, find_faults, make_schedule
 
 from zoo.errors import ConfigError, ZooError
-from zoo.generation.cache import CachedRow
 from zoo.generation.engine import Engine, serving
 from zoo.generation.request import Request
+from zoo.generation.rows import CachedRow
 
 SAME_CACHE = ("activation=", "norm=", "block=", "ffn=")
 """Choices that change nothing about what is kept: each gets fewer schedules."""

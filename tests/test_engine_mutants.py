@@ -14,10 +14,11 @@ from test_engine import vocabulary
 
 from zoo.errors import ZooError
 from zoo.generation import beams
-from zoo.generation.cache import Cache, CachedRow
+from zoo.generation.cache import Cache
 from zoo.generation.engine import Engine
 from zoo.generation.pages import PagePool
 from zoo.generation.prefix import Prefixes
+from zoo.generation.rows import CachedRow
 from zoo.generation.scheduler import Scheduler
 from zoo.generation.store import Group, Store
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.errors import ConfigError
-from zoo.generation.cache import copy_row
 from zoo.generation.request import Event, Reason, Request
+from zoo.generation.rows import copy_row
 from zoo.generation.sampling import Sampling
 from zoo.lazy import torch
 

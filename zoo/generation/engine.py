@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
 from zoo.generation.beams import Beams, check_beams
-from zoo.generation.cache import Cache
 from zoo.generation.draws import DrawState
 from zoo.generation.invariants import ensure_drained
+from zoo.generation.passes import Passes, check_deterministic, serving
 from zoo.generation.prefix import Prefixes
 from zoo.generation.proposals import DraftModel, NGrams, Proposer
 from zoo.generation.request import Event, Reason, Request
@@ -24,7 +22,6 @@ from zoo.generation.speculate import accept
 from zoo.generation.store import Store, plan_store, token_bytes
 from zoo.generation.towers import check_length, check_prompt, find_reader, find_writer
 from zoo.lazy import torch
-from zoo.spec import walk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,7 +91,7 @@ class Engine:
         sizes = {"budget": budget, "rows": plan.rows, "overcommit": overcommit, "tile": tile}
         self.scheduler = Scheduler(self.store, self.prefixes, **sizes)
         self.sampler, self.verifier = Sampler(), Sampler()
-        self.recurrent = any(block.state() for block in self.writer.blocks.values())
+        self.passes = Passes(model, self.writer, self.store, self.device, deterministic=deterministic)
         self.proposer: Proposer | None = None
         if speculate:
             sizes = {"rows": plan.rows, "tokens": tokens}
@@ -258,75 +255,12 @@ class Engine:
         """Run the passes of a step: for sequences that are ready, the logits after the last known token and after each
         token of the draft [K + 1, V]."""
         found = {}
-        for batch in self._passes(chunks):
-            for chunk, logits in zip(batch, self._pass(batch), strict=True):
+        for batch in self.passes.batches(chunks):
+            for chunk, logits in zip(batch, self.passes.run(batch), strict=True):
                 self._score_prompt(chunk, logits)
                 if chunk.sequence in ready:
                     found[chunk.sequence] = logits[len(logits) - 1 - len(chunk.draft) :]
         return found
-
-    def _passes(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
-        """Chunks that go through the model together: the next tokens of all rows; and parts of prompts that are alike,
-        equally many tokens after equally many."""
-        together = all(block.attention.ragged for block in self.writer.blocks.values())
-        if self.deterministic:
-            yield from self._stable_passes(chunks)
-            return
-        batches: dict[Any, list[Chunk]] = {}
-        for chunk in chunks:
-            row, source = chunk.sequence.row, chunk.sequence.source
-            assert row is not None
-            alike: Any = (row.length, chunk.count, chunk.whole)
-            if chunk.whole or not self._cached(chunk.sequence):
-                alike = (*alike, source and len(source))
-            elif together and (chunk.count == 1 or chunk.draft):
-                alike = None
-            batches.setdefault(alike, []).append(chunk)
-        yield from batches.values()
-
-    def _stable_passes(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
-        """Chunks that go through the model together where a row's bits must not depend on the others."""
-        ready = getattr(self.model, "ready", None)
-        single = [chunk for chunk in chunks if chunk.count == 1 and not chunk.whole and self._cached(chunk.sequence)]
-        if ready is not None and ready.stable and not self._mixes_rows and single:
-            yield single
-            single_ones = set(map(id, single))
-            chunks = [chunk for chunk in chunks if id(chunk) not in single_ones]
-        yield from ([chunk] for chunk in chunks)
-
-    @cached_property
-    def _mixes_rows(self) -> bool:
-        """Whether layers multiply rows together elsewhere than in products that `prepare` makes ready: recurrences, and
-        MLA's absorbed products."""
-        parts = (part for _, part in walk(self.writer, self.writer.d_model))
-        return self.recurrent or any(getattr(part, "bare", False) for part in parts)
-
-    def _cached(self, sequence: Continuation) -> bool:
-        """Whether a pass needs no source: all but the first one of an encoder-decoder."""
-        return sequence.source is None or bool(sequence.row and sequence.row.source)
-
-    def _pass(self, batch: list[Chunk]) -> Tensor:
-        """One forward of the next tokens of some sequences: the logits [B, K, V] of the last ones of each."""
-        first, rows = batch[0].sequence, [chunk.sequence.row for chunk in batch]
-        counts = [chunk.count for chunk in batch]
-        longest = max(counts)
-        ids = [chunk.tokens + [0] * (longest - chunk.count) for chunk in batch]
-        tokens = torch.tensor(ids, device=self.device)
-        scored = any(chunk.sequence.asked.prompt_logprobs is not None for chunk in batch)
-        keep = longest if scored else 1 + max(len(chunk.draft) for chunk in batch)
-        options: dict[str, Any] = {"logits_to_keep": keep}
-        if not batch[0].whole:
-            apart = self.deterministic and longest == 1
-            options["cache"] = Cache(self.store, rows, apart=apart, packs=self.deterministic)  # type: ignore[arg-type]
-            options["counts"] = counts if min(counts) < longest else None
-        if not self.seq2seq:
-            if getattr(self.writer, "prefix_lm", False) and (batch[0].whole or not rows[0].length):  # type: ignore[union-attr]
-                options["prefix"] = torch.tensor([chunk.sequence.prompt for chunk in batch], device=self.device)
-            return self.model(tokens, **options).logits
-        if batch[0].whole or not self._cached(first):
-            source = torch.tensor([chunk.sequence.source for chunk in batch], device=self.device)
-            options["memory"] = self.model.get_submodule("encoder")(source).hidden
-        return self.model.get_submodule("decoder")(tokens, **options).logits
 
     def _choose(self, ready: list[Chunk], found: Mapping[Continuation, Tensor]) -> list[list[int]]:
         """The next tokens of each sequence: one, or what of its draft holds and one more."""
@@ -341,7 +275,7 @@ class Engine:
 
     def _save_states(self, chunks: list[Chunk]) -> dict[Continuation, int]:
         """Copy the recurrent states of sequences that get a draft, as part of it may not hold; the slots of copies."""
-        drafted = [chunk.sequence for chunk in chunks if chunk.draft and self.recurrent]
+        drafted = [chunk.sequence for chunk in chunks if chunk.draft and self.passes.recurrent]
         saved = {}
         for each in drafted:
             while not self.store.free_slots and self.store.evict():
@@ -364,8 +298,8 @@ class Engine:
                 again.append(replace(chunk, count=len(new), draft=chunk.draft[: len(new) - 1]))
             else:
                 row.length -= wrong
-        for batch in self._passes(again):
-            self._pass(batch)
+        for batch in self.passes.batches(again):
+            self.passes.run(batch)
         self.store.free_slots += saved.values()
 
     def _emit(self, chunk: Chunk, new: list[int], found: Mapping[Continuation, Tensor]) -> list[Event]:
@@ -415,28 +349,3 @@ class Engine:
         left = self.live[sequence.request]
         if all(each.finished for each in left):
             del self.live[sequence.request]
-
-
-def check_deterministic(model: Any, speculate: int) -> None:
-    """Raises ConfigError for what cannot give the same bits whatever runs beside it."""
-    if speculate:
-        raise ConfigError("speculate: a draft's tokens are computed together, and would differ in bits (0)")
-    if any(getattr(block, "ffn", None) is not None and block.ffn.axis == "ffn" and block.ffn.kind.startswith("moe")
-           for tower in model.spec.towers().values() for block in tower.blocks.values()):  # fmt: skip
-        raise ConfigError("deterministic: an expert's products differ in bits with the rows that it gets (false)")
-
-
-@contextmanager
-def serving(model: Any, kernel: str | None = None) -> Iterator[None]:
-    """Put the model in eval mode and set its kernel; restore both afterwards, module by module."""
-    training = [module for module in model.modules() if module.training]
-    before = model.kernel
-    model.eval()
-    if kernel is not None:
-        model.kernel = kernel
-    try:
-        yield
-    finally:
-        model.kernel = before
-        for module in training:
-            module.training = True

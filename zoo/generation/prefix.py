@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
-from zoo.generation.cache import CachedRow
+from zoo.generation.rows import CachedRow
 from zoo.generation.store import Store
 
 INTERVAL = 256

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from zoo.errors import ConfigError
-from zoo.generation.cache import Cache, CachedRow
+from zoo.generation.cache import Cache
 from zoo.generation.draws import DrawState
+from zoo.generation.rows import CachedRow
 from zoo.generation.sampler import Sampler
 from zoo.generation.scheduler import Continuation
 from zoo.generation.speculate import PromptLookup, draw_draft

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zoo.generation.beams import Beams
-from zoo.generation.cache import CachedRow
 from zoo.generation.prefix import Prefixes
 from zoo.generation.request import Reason, Request
+from zoo.generation.rows import CachedRow
 from zoo.generation.store import Store
 
 
