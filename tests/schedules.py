@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from zoo.generation import invariants
-from zoo.generation.draws import DrawState
 from zoo.generation.engine import Engine, serving
 from zoo.generation.request import Request
-from zoo.generation.sampler import Sampler
-from zoo.generation.sampling import Sampling
 from zoo.generation.towers import find_reader, find_writer
+from zoo.sampling.draws import DrawState
+from zoo.sampling.options import Sampling
+from zoo.sampling.sampler import Sampler
 
 ROUNDING = 3e-4
 """Noise, in units of the largest logit, within which two choices count as a tie."""

@@ -10,7 +10,7 @@ import zoo
 from zoo.errors import ConfigError
 from zoo.generation.engine import Engine
 from zoo.generation.request import Request
-from zoo.generation.sampling import Sampling
+from zoo.sampling.options import Sampling
 
 VOCAB, STOP = 60, 1
 LIKELIEST = "a beam search looks for the likeliest text (leave it out, or n_beams=1)"

@@ -10,7 +10,7 @@ import zoo
 from zoo.errors import ConfigError
 from zoo.generation.engine import Engine, serving
 from zoo.generation.request import Request
-from zoo.generation.sampling import Sampling
+from zoo.sampling.options import Sampling
 
 KINDS = {
     "rope": ["llama-tiny"],

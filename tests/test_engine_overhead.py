@@ -12,12 +12,12 @@ import torch
 from loaded import load
 from torch import nn
 
-from zoo.generation.draws import DrawState
 from zoo.generation.engine import Engine
 from zoo.generation.request import Request
-from zoo.generation.sampler import Sampler, join_rows
-from zoo.generation.sampling import Sampling
 from zoo.model.step import Output
+from zoo.sampling.draws import DrawState
+from zoo.sampling.options import Sampling
+from zoo.sampling.sampler import Sampler, join_rows
 
 ROWS, NEW = 32, 60
 SHAPE = ["d_model=64", "n_layers=12", "n_heads=12", "n_kv_heads=4", "head_dim=8", "d_ff=64", "vocab_size=32000"]

@@ -13,7 +13,7 @@ import zoo
 from zoo.errors import ConfigError, ZooError
 from zoo.generation.cache import Cache
 from zoo.generation.generate import generate, stream
-from zoo.generation.sampling import Sampling
+from zoo.sampling.options import Sampling
 
 # ---------------------------------------------------------------- cached decoding
 

@@ -9,8 +9,8 @@ from zoo.cli import run
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError, ZooError
 from zoo.generation.generate import generate
-from zoo.generation.sampling import Sampling
 from zoo.runs import LAST_RUN
+from zoo.sampling.options import Sampling
 from zoo.text.follow import complete
 from zoo.text.loading import load
 from zoo.text.prompts import Options

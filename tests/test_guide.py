@@ -17,10 +17,10 @@ import jsonschema
 
 from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer, train_bpe
 from zoo.errors import ConfigError
-from zoo.generation.draws import DrawState
-from zoo.generation.guide import GuideCompiler, find_banned
-from zoo.generation.sampler import Sampler
-from zoo.generation.sampling import Sampling
+from zoo.sampling.draws import DrawState
+from zoo.sampling.guide import GuideCompiler, find_banned
+from zoo.sampling.options import Sampling
+from zoo.sampling.sampler import Sampler
 
 STRING, INTEGER = {"type": "string"}, {"type": "integer"}
 
@@ -273,7 +273,7 @@ def test_a_missing_package_is_one_line_with_the_way_to_get_it():
     code = (
         "import sys; sys.modules['llguidance'] = None\n"
         "from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer\n"
-        "from zoo.generation.guide import GuideCompiler\n"
+        "from zoo.sampling.guide import GuideCompiler\n"
         "from zoo.errors import ConfigError\n"
         "try: GuideCompiler(make_byte_tokenizer())\n"
         "except ConfigError as error: print(error, 'torch' in sys.modules)\n"

@@ -9,10 +9,10 @@ from effort import calls_of
 from transformers.generation import logits_process as theirs
 
 from zoo.errors import ConfigError
-from zoo.generation.draws import DrawState, Points, make_generator
-from zoo.generation.sampler import Sampler, find_logprobs
-from zoo.generation.sampling import Sampling
-from zoo.generation.truncate import Cuts, draw, find_head, find_likeliest
+from zoo.sampling.draws import DrawState, Points, make_generator
+from zoo.sampling.options import Sampling
+from zoo.sampling.sampler import Sampler, find_logprobs
+from zoo.sampling.truncate import Cuts, draw, find_head, find_likeliest
 from zoo.text.jobs import encode_words
 from zoo.text.prompts import Options, parse_logit_bias
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from zoo.data.tokenizer import make_byte_tokenizer
-from zoo.generation.draws import DrawState
-from zoo.generation.guide import GuideCompiler
-from zoo.generation.sampler import Sampler
-from zoo.generation.sampling import Sampling
-from zoo.generation.speculate import PromptLookup, accept, draw_draft
+from zoo.sampling.draws import DrawState
+from zoo.sampling.guide import GuideCompiler
+from zoo.sampling.options import Sampling
+from zoo.sampling.sampler import Sampler
+from zoo.sampling.speculate import PromptLookup, accept, draw_draft
 
 VOCAB = 40
 

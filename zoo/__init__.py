@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from zoo.generation.engine import Engine as Engine
     from zoo.generation.generate import generate as generate
     from zoo.generation.request import Request as Request
-    from zoo.generation.sampling import Sampling as Sampling
     from zoo.run.builder import build as build
     from zoo.run.linear.ready import prepare as prepare
+    from zoo.sampling.options import Sampling as Sampling
     from zoo.text.fill import fill as fill
     from zoo.text.vectors import embed as embed
 
@@ -42,7 +42,7 @@ _HOMES = {
     "generate": "zoo.generation.generate",
     "Engine": "zoo.generation.engine",
     "Request": "zoo.generation.request",
-    "Sampling": "zoo.generation.sampling",
+    "Sampling": "zoo.sampling.options",
     "prepare": "zoo.run.linear.ready",
     "fill": "zoo.text.fill",
     "embed": "zoo.text.vectors",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zoo.errors import ConfigError
 from zoo.generation.request import Event, Reason, Request
 from zoo.generation.rows import copy_row
-from zoo.generation.sampling import Sampling
 from zoo.lazy import torch
+from zoo.sampling.options import Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
 from zoo.generation.beams import Beams, check_beams
-from zoo.generation.draws import DrawState
 from zoo.generation.invariants import ensure_drained
 from zoo.generation.passes import Passes, check_deterministic, serving
 from zoo.generation.prefix import Prefixes
 from zoo.generation.proposals import DraftModel, NGrams, Proposer
 from zoo.generation.request import Event, Reason, Request
-from zoo.generation.sampler import Sampler, find_logprobs, join_rows
 from zoo.generation.scheduler import Chunk, Continuation, Scheduler
-from zoo.generation.speculate import accept
 from zoo.generation.store import Store, plan_store, token_bytes
 from zoo.generation.towers import check_length, check_prompt, find_reader, find_writer
 from zoo.lazy import torch
+from zoo.sampling.draws import DrawState
+from zoo.sampling.sampler import Sampler, find_logprobs, join_rows
+from zoo.sampling.speculate import accept
 
 if TYPE_CHECKING:
     from torch import Tensor

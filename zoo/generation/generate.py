@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import ConfigError, ZooError
 from zoo.generation.engine import Engine, serving
 from zoo.generation.request import Request
-from zoo.generation.sampling import Sampling
 from zoo.generation.towers import find_reader, find_writer
 from zoo.lazy import torch
+from zoo.sampling.options import Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,14 +7,14 @@ from typing import Any, Protocol
 
 from zoo.errors import ConfigError
 from zoo.generation.cache import Cache
-from zoo.generation.draws import DrawState
 from zoo.generation.rows import CachedRow
-from zoo.generation.sampler import Sampler
 from zoo.generation.scheduler import Continuation
-from zoo.generation.speculate import PromptLookup, draw_draft
 from zoo.generation.store import Store, plan_store
 from zoo.generation.towers import find_writer
 from zoo.lazy import torch
+from zoo.sampling.draws import DrawState
+from zoo.sampling.sampler import Sampler
+from zoo.sampling.speculate import PromptLookup, draw_draft
 
 Proposal = tuple[list[int], Any]
 """Tokens, and the probabilities [K, V] that they were drawn with; None for one guess at each place."""

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from zoo.generation.sampling import Sampling
+from zoo.sampling.options import Sampling
+from zoo.sampling.sampler import Logprob
 
 Reason = Literal["stop", "length", "aborted", "failed"]
 
@@ -34,14 +35,6 @@ class Request:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     guide: Any = None
-
-
-@dataclass(frozen=True)
-class Logprob:
-    """The log-probability of a token before sampling changes the logits, and the likeliest tokens there with theirs."""
-
-    value: float
-    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

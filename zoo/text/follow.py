@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError, ZooError
 from zoo.generation.engine import BUDGET, ROWS, Engine, serving
-from zoo.generation.request import Event, Logprob, Request
+from zoo.generation.request import Event, Request
+from zoo.sampling.sampler import Logprob
 from zoo.text.detokenize import TextStream
 from zoo.text.jobs import Encoder, Job
 from zoo.text.prompts import Options

@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
-from zoo.generation.guide import Guide, GuideCompiler, Kind
 from zoo.generation.request import Request
-from zoo.generation.sampling import Sampling
 from zoo.generation.towers import find_writer
+from zoo.sampling.guide import Guide, GuideCompiler, Kind
+from zoo.sampling.options import Sampling
 from zoo.text.chat import ChatTemplate
 from zoo.text.prompts import Options, Prompt
 

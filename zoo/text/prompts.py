@@ -10,8 +10,8 @@ from functools import cache
 from typing import Any, get_args
 
 from zoo.errors import ConfigError, did_you_mean
-from zoo.generation.guide import Kind
-from zoo.generation.sampling import Sampling
+from zoo.sampling.guide import Kind
+from zoo.sampling.options import Sampling
 from zoo.text.chat import list_faults
 
 SOURCES = ("prompt", "ids", "messages")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.disk import replace_file
 from zoo.errors import ConfigError
-from zoo.generation.request import Logprob
+from zoo.sampling.sampler import Logprob
 from zoo.text.follow import Sample
 from zoo.text.prompts import Prompt
 

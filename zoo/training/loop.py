@@ -17,10 +17,10 @@ from zoo.costs import price
 from zoo.data import Batch, Batches, Prepared
 from zoo.data.tokens import read_evaluation_batches, to_batch
 from zoo.errors import ZooError, short
-from zoo.generation.sampling import Sampling
 from zoo.lazy import torch
 from zoo.run.threads import ThreadWatch
 from zoo.runs import CHECKPOINTS
+from zoo.sampling.options import Sampling
 from zoo.text.follow import complete
 from zoo.text.prompts import Options
 from zoo.training.failures import FORESEEN

@@ -10,15 +10,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zoo.errors import ConfigError
-from zoo.generation.draws import DrawState
-from zoo.generation.guide import find_banned
-from zoo.generation.request import Logprob
-from zoo.generation.sampling import Sampling
-from zoo.generation.truncate import Cuts, draw, find_head, find_likeliest, find_shares
 from zoo.lazy import F, torch
+from zoo.sampling.draws import DrawState
+from zoo.sampling.guide import find_banned
+from zoo.sampling.options import Sampling
+from zoo.sampling.truncate import Cuts, draw, find_head, find_likeliest, find_shares
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """The log-probability of a token before sampling changes the logits, and the likeliest tokens there with theirs."""
+
+    value: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class Sampler:

@@ -8,11 +8,11 @@ from copy import copy as clone
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from zoo.generation.sampling import Sampling
 from zoo.lazy import torch
+from zoo.sampling.options import Sampling
 
 if TYPE_CHECKING:
-    from zoo.generation.guide import Guide
+    from zoo.sampling.guide import Guide
 
 BLOCK = 64  # random numbers made at a time
 

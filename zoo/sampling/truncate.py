@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from zoo.generation.sampling import Sampling
 from zoo.lazy import F, torch
+from zoo.sampling.options import Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor

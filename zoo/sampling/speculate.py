@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from zoo.generation.draws import DrawState
-from zoo.generation.sampler import Sampler
 from zoo.lazy import torch
+from zoo.sampling.draws import DrawState
+from zoo.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
     from torch import Tensor
