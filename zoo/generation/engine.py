@@ -125,6 +125,8 @@ class Engine:
         return number
 
     def _check_options(self, request: Request) -> None:
+        if request.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens: is {request.max_new_tokens}, not 1 or more")
         if request.prompt_logprobs is not None and self.seq2seq:
             raise ConfigError("prompt_logprobs: an encoder reads the prompt, and predicts nothing of it (leave it out)")
         if request.sampling.min_tokens > request.max_new_tokens:

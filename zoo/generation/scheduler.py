@@ -148,15 +148,21 @@ class Scheduler:
         while self.waiting:
             sequence = self.waiting[0]
             width = sequence.asked.n_beams
-            if len(self.running) + width > self.rows or self._awaits(sequence):
+            if self._count_rows() + width > self.rows or self._awaits(sequence):
                 return
             sequence.row = self._start(sequence)
             if sequence.row is None:
                 return
             self.running.append(self.waiting.popleft())
             if width > 1 and not self._widen(sequence):
-                self.preempt(sequence)
+                self.waiting.appendleft(self._narrow(sequence.beams))  # type: ignore[arg-type]
                 return
+
+    def _count_rows(self) -> int:
+        """The rows that are taken, those that wait for a beam to branch included."""
+        searches = {id(each.beams): each.beams for each in self.running if each.beams is not None}
+        beams = sum(len(each.running) + len(each.spare) for each in searches.values())
+        return beams + sum(each.beams is None for each in self.running)
 
     def _awaits(self, sequence: Continuation) -> bool:
         """Whether what the sequence reads is being computed: by the first sample of its request."""
