@@ -198,7 +198,7 @@ def run(
     """
     from zoo.cli import batching
     from zoo.text.follow import count_rows
-    from zoo.text.loading import find_folder, load
+    from zoo.text.loading import check_precision, find_folder, load
     from zoo.text.prompts import Options, parse_logit_bias
 
     given = {
@@ -228,6 +228,7 @@ def run(
     }
     Options.checked(given)
     _check_use(prompt_file, out, resume=resume, force=force, logprobs=logprobs, template=template)
+    check_precision(device, fp8, weights)
     folder = find_folder(checkpoint)
     prompts = _read_prompts(prompt, prompt_file, form, add_folder_options(given, folder))
     results = _plan_results(out, prompts, force=force, resume=resume)

@@ -55,11 +55,11 @@ class Beams:
             if not stops and len(tokens) < asked.max_new_tokens:
                 going.append((score, parent, token))
             elif place < width:
-                self._keep(Finished(self._value(score, len(tokens)), tokens, "stop" if stops else "length"))
+                self._keep(Finished(self._weigh(score, len(tokens)), tokens, "stop" if stops else "length"))
         if not going:
             return False
         self._branch(going[:width])
-        best = self._value(self.scores[0], len(self.running[0].ids) - self.running[0].prompt)
+        best = self._weigh(self.scores[0], len(self.running[0].ids) - self.running[0].prompt)
         return len(self.finished) < width or best > self.finished[-1].score
 
     def _rank(self, logits: Sequence[Tensor], count: int) -> list[tuple[float, Continuation, int]]:
@@ -71,7 +71,7 @@ class Beams:
         pairs = zip(values.tolist(), places.tolist(), strict=True)
         return [(value, self.running[place // size], place % size) for value, place in pairs]
 
-    def _value(self, score: float, length: int) -> float:
+    def _weigh(self, score: float, length: int) -> float:
         return score / length**self.asked.length_penalty
 
     def _keep(self, beam: Finished) -> None:

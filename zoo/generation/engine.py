@@ -216,9 +216,7 @@ class Engine:
     def _search(self, beams: Beams, found: Mapping[Continuation, Tensor]) -> list[Event]:
         """Take a beam search one token further; the events of its best beams when it is over."""
         first = beams.running[0]
-        if not all(
-            bool(found[each].isfinite().any()) and not bool(found[each].isnan().any()) for each in beams.running
-        ):
+        if beams.broken(found):
             self.fault = f"has logits that are NaN or all -inf {CURE}"
             events = [Event(first.request, sample, None, "failed") for sample in range(beams.asked.n)]
         elif beams.advance(found):

@@ -56,14 +56,10 @@ def load(
     from zoo import runs
     from zoo.checkpoint import hf, store
     from zoo.data.tokenizer import Tokenizer
-    from zoo.run.fp8 import WEIGHT_ONLY, quantize, require_fp8, summarize_products
+    from zoo.run.fp8 import quantize, summarize_products
 
     tell = note or (lambda line: None)
-    check_weights(weights, pick_device(device))
-    if fp8 and weights:
-        raise ConfigError(f"weights: {weights} was asked for beside fp8: {fp8} (one of the two)")
-    if fp8:
-        require_fp8(fp8, pick_device(device), f"fp8: {fp8}", WEIGHT_ONLY)
+    check_precision(device, fp8, weights)
     folder = find_folder(checkpoint)
     tokenizer = Tokenizer.load(folder)
     model = store.load(folder, dtype or ("bf16" if fp8 else None), device)
@@ -74,3 +70,14 @@ def load(
         make_ready(model, weights, tell, rows=tuple(count for count in BUCKETS if count <= rows), stable=stable)
     ends = [] if (folder / runs.ARCHITECTURE).is_file() else hf.read_end_ids(folder)
     return Loaded(model, tokenizer, ends, folder)
+
+
+def check_precision(device: str, fp8: str | None, weights: str | None) -> None:
+    """Raises ConfigError for a precision that this device does not have, before anything is read."""
+    from zoo.run.fp8 import WEIGHT_ONLY, require_fp8
+
+    check_weights(weights, pick_device(device))
+    if fp8 and weights:
+        raise ConfigError(f"weights: {weights} was asked for beside fp8: {fp8} (one of the two)")
+    if fp8:
+        require_fp8(fp8, pick_device(device), f"fp8: {fp8}", WEIGHT_ONLY)
