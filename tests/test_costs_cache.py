@@ -41,18 +41,18 @@ def agree(model, context=CONTEXT, batch=2, dtype="fp32"):
     """What a model's cache holds once `context` tokens are in it, token by token and all at once."""
     spec, ids = model.spec, tokens_for(model.spec, batch, context)
     writer = model.decoder if len(spec.towers()) > 1 else model
-    figures = priced(spec, batch=batch, context=context, dtype=dtype)
+    figures = priced(spec, batch=batch, context=context, dtype=dtype, engine="zoo")
     with torch.no_grad():
         rest = {"memory": model.encoder(ids).hidden} if writer is not model else {}
-        cache = Cache.allocate(model, batch, context)
+        cache = Cache.allocate(model, batch, context, source=context)
         for new in (ids[:, : context - 2], ids[:, -2:-1], ids[:, -1:]):
-            writer(new, cache=cache, **rest)
-    states = [state for layer in cache.layers for state in layer.states.values()]
-    crossed = [tensor for layer in cache.layers if layer.cross for tensor in layer.cross.held()]
+            writer(new, cache=cache, **({} if cache.past else rest))
+    states = [state for layer in cache.store.layers for state in layer.states.values()]
+    crossed = [tensor for layer in cache.store.layers for tensor in layer.cross.values()]
     assert figures["bytes"] == cache.nbytes
     assert figures["state_bytes"] == sum(tensor.nbytes for tensor in states)
     assert figures["cross_bytes"] == sum(tensor.nbytes for tensor in crossed)
-    assert cache.length == context
+    assert cache.past == context
 
 
 SEEN: set[str] = set()

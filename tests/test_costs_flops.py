@@ -49,9 +49,9 @@ def generated(model, context):
         if len(model.spec.towers()) > 1:
             writer, first = model.decoder, ids[:, :1]
             rest = {"memory": model.encoder(ids).hidden}
-        cache = Cache.allocate(model, 1, context)
+        cache = Cache.allocate(model, 1, context, source=context)
         writer(first, cache=cache, logits_to_keep=1, **rest)
-    held, cache = ids[:, : context - 1], Cache.allocate(model, 1, context)
+    held, cache = ids[:, : context - 1], Cache.allocate(model, 1, context, source=context)
     if context > 1:
         with torch.no_grad():
             writer(held, cache=cache, **rest)
@@ -66,7 +66,7 @@ def cache_of_memory(writer, cache, memory):
     """Makes the cache hold what cross-attention makes of the memory, and no token."""
     with torch.no_grad():
         writer(torch.zeros(1, 1, dtype=torch.long), cache=cache, memory=memory)
-    cache.length = 0
+    cache.rows[0].length = 0
 
 
 SEEN: set[str] = set()

@@ -239,7 +239,7 @@ def test_token_by_token_equals_the_whole_row_where_the_mask_is_causal(shared):
     parts = []
     for start, end in [(0, 4), *((t, t + 1) for t in range(4, 14))]:
         step = step_of(attention, position, end - start, causal=True, held=start, cache=cache)
-        step.layout = ()
+        step.where = ()
         parts.append(layer(x[:, start:end], step))
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=1e-5)
 
@@ -262,10 +262,10 @@ def test_counted_flops_equal_torchs_counter(types, shared, new, held):
     with torch.no_grad():
         if held:
             step = step_of(attention, position, held, causal=True, cache=cache)
-            step.layout = ()
+            step.where = ()
             layer(torch.randn(1, held, 16), step)
         step = step_of(attention, position, new, causal=True, held=held, cache=cache if held else None)
-        step.layout, step.kernel = (), "eager"
+        step.where, step.kernel = (), "eager"
         with FlopCounterMode(display=False) as counter:
             layer(torch.randn(1, new, 16), step)
     token = sum(part.flops for part in attention.parts(16).values())

@@ -54,7 +54,7 @@ def case(feature: str) -> tuple[Mask, dict]:
         "prefix": (Mask(T, T, prefix=torch.tensor([2, 4])), {}),
         "cached decode": (Mask(1, T), {}),
         "padded cache": (Mask(1, T, padding=padded), {}),
-        "ring of a window": (Mask(1, T, window=3, query_index=columns[-1:] + 3, key_index=columns.roll(2) + 3), {}),
+        "cached window": (Mask(1, T, window=3), {}),
         "lengths by row": (Mask(2, T, lengths=lengths), {}),
         "paged by 256": (Mask(1, 512, lengths=lengths * 80), {"pages": torch.tensor([[2, 0], [1, 3]]).int()}),
         "MLA 192/128": (Mask(T, T), {"widths": (192, 128)}),
@@ -278,7 +278,7 @@ def test_a_package_older_than_zoo_can_use_is_refused_with_its_version_and_what_i
 def test_json_has_every_cell_and_reason(capsys):
     assert run(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {"versions", "devices", "machine", "kernels", "others"} == set(found)
+    assert {"versions", "devices", "machine", "kernels", "others", "products"} == set(found)
     assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]  # +cu130: what it is built for
     machine = describe_here()
     assert found["machine"] == {

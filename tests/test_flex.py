@@ -16,6 +16,7 @@ from zoo.kernels.base import Ask, Machine
 from zoo.kernels.bias import Given
 from zoo.kernels.found import MACHINES
 from zoo.kernels.mask import Mask
+from zoo.kernels.rows import PoolRow, PoolRows
 from zoo.lazy import load
 from zoo.model.position.bias import ALiBi, T5Buckets
 
@@ -51,11 +52,6 @@ def padded(batch, queries, keys, **kind):
     return Mask(queries, keys, padding=real, **kind)
 
 
-def ring(batch, queries, keys):
-    newest = torch.arange(keys, keys + queries)
-    return Mask(queries, keys, window=9, query_index=newest, key_index=torch.randperm(keys) + queries)
-
-
 MASKS = {
     "causal": lambda batch, queries, keys: Mask(queries, keys),
     "all": lambda batch, queries, keys: Mask(queries, keys, causal=False),
@@ -65,7 +61,6 @@ MASKS = {
     "padded window": lambda *shape: padded(*shape, window=6),
     "documents": documents,
     "documents both ways": lambda *shape: documents(*shape, causal=False),
-    "ring": ring,
     "prefix": lambda batch, queries, keys: Mask(queries, keys, prefix=torch.randint(0, keys, (batch,))),
     "also": lambda batch, queries, keys: Mask(queries, keys, window=3, also=torch.rand(batch, queries, keys) < 0.1),
     "lengths": lambda batch, queries, keys: Mask(
@@ -83,10 +78,7 @@ class Table:
 
 def bias_of(kind, mask, batch, heads):
     queries, keys = mask.n_queries, mask.n_keys
-    columns = (
-        torch.arange(keys - queries, keys) if mask.query_index is None else mask.query_index,
-        torch.arange(keys) if mask.key_index is None else mask.key_index,
-    )
+    columns = torch.arange(keys - queries, keys), torch.arange(keys)
     if kind in ("alibi", "rounded alibi"):
         return ALiBi(rounded=kind != "alibi").bias(None, heads, *columns, mask.causal)
     if kind == "t5":
@@ -161,7 +153,7 @@ MORE = [
     ("window", "none", [(2, 7, 33), (3, 100, 100)], {}),
     ("padded", "alibi", [(2, 9, 40), (2, 13, 13)], {"softcap": 3.0, "sinks": True}),
     ("prefix", "given", [(2, 30, 30), (2, 17, 101)], {"softcap": 3.0}),
-    ("ring", "alibi", [(2, 1, 65)], {}),
+    ("window", "alibi", [(2, 1, 65)], {}),
     ("causal", "rounded alibi", [(2, 9, 700)], {}),
     ("lengths", "none", [(3, 5, 70)], {"sinks": True}),
     ("both ways", "none", [(2, 129, 129), (2, 257, 257)], {"dtype": torch.float16}),
@@ -368,3 +360,24 @@ def test_its_call_names_what_the_code_is_made_of():
     ask = Ask("bfloat16", 64, 64, 8, 2, window=5, softcap=2.0, bias="alibi", documents=True)
     call = flex.Flex().call(ask)
     assert str(call) == ("flex_attention(score_mod=softcap+alibi, block_mask=causal+window+documents, enable_gqa=True)")
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+def test_ragged_rows_get_what_each_gets_alone(sinks, traced):
+    """Rows of other lengths in one pool, one of them in two runs; the compiled code serves all."""
+    runs = [[(0, 40)], [(48, 60), (80, 99)], [(100, 107)]]
+    counts, q = (1, 5, 1), torch.randn(3, 5, 4, 8)
+    k, v = torch.randn(120, 2, 8), torch.randn(120, 2, 8)
+    features = {"softcap": 2.0, "sinks": torch.randn(4) if sinks else None}
+    rows = [
+        PoolRow(count, own, Mask(count, sum(b - a for a, b in own), window=9))
+        for count, own in zip(counts, runs, strict=True)
+    ]
+    with torch.no_grad():
+        y = attend(q, k, v, Mask(1, 1), scale=SCALE, rows=PoolRows(rows), kernel="flex", **features)
+        for number, row in enumerate(rows):
+            keys = torch.cat([torch.arange(*run) for run in row.runs])
+            mask = Mask(row.count, len(keys), window=9)
+            mine = q[number : number + 1, : row.count]
+            alone = attend(mine, k[None, keys], v[None, keys], mask, scale=SCALE, kernel="eager", **features)
+            torch.testing.assert_close(y[number : number + 1, : row.count], alone, atol=5e-6, rtol=1e-4)

@@ -22,13 +22,14 @@ from zoo.checkpoint import store
 from zoo.cli import run
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
-from zoo.generation import text
-from zoo.generation.engine import generate
-from zoo.generation.sample import Sampling
+from zoo.generation.generate import generate
 from zoo.jobs.plan import plan_launch, task_config
 from zoo.kernels.base import Machine
 from zoo.run import fp8
 from zoo.run.builder import build, check_built
+from zoo.text.follow import complete
+from zoo.text.loading import load
+from zoo.text.prompts import Options
 from zoo.training import task as tasks
 from zoo.training.gradient import choose_autocast
 
@@ -444,6 +445,6 @@ def test_a_checkpoint_writes_text_with_weights_in_float8_and_says_so_alone(tmp_p
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stderr == "zoo: note: fp8 weight_only: 7 of 8 products in float8, not 1 (head)\n"
-    options = {"max_new_tokens": 8, "device": "cpu", "fp8": "weight_only"}
-    pieces = text.stream(tmp_path / "some", "x", sampling=Sampling(temperature=0.0), **options)
+    loaded = load(tmp_path / "some", device="cpu", fp8="weight_only")
+    pieces = complete(loaded.model, loaded.tokenizer, "x", Options(max_new_tokens=8))
     assert done.stdout == "".join(pieces) + "\n"

@@ -57,16 +57,13 @@ def measured(model, spec, batch, context):
             tracker.know((*model.parameters(), *model.buffers(), *held_by(cache)))
             with tracker:
                 ids = torch.zeros(batch, new, dtype=torch.long)
-                columns = torch.empty(context, dtype=torch.long)  # which are allocated with the cache
                 model(ids, cache=cache, logits_to_keep=1)
-                del columns
             found.append(tracker.most)
     return found
 
 
 def held_by(cache):
-    yield from (tensor for layer in cache.layers for tensor in layer.held())
-    yield cache.every
+    yield from (tensor for layer in cache.store.layers for tensor in layer)
 
 
 def told(spec, batch, context, dtype):
@@ -91,19 +88,19 @@ def test_prefill_and_decode_take_what_a_real_run_takes(kind, dtype):
 def test_an_encoder_decoder_takes_what_a_real_run_takes(model, dtype):
     spec = load(model, ["d_model=64", "n_layers=2", "n_heads=4", "vocab_size=2000", "d_ff=96"])
     built = build(spec, device="cpu", dtype=dtype).eval()
-    cache, tracker, found = Cache.allocate(built, BATCH, CONTEXT), StorageTracker(), []
+    cache, tracker, found = Cache.allocate(built, BATCH, CONTEXT, source=CONTEXT), StorageTracker(), []
     tracker.know((*built.parameters(), *built.buffers(), *held_by(cache)))
     with torch.no_grad(), tracker:
         memory = built.encoder(torch.zeros(BATCH, CONTEXT, dtype=torch.long)).hidden
         found.append(tracker.most)
         tracker.most = tracker.live
         for _ in range(2):
-            ids, columns = torch.zeros(BATCH, 1, dtype=torch.long), torch.empty(CONTEXT, dtype=torch.long)
-            built.decoder(ids, memory=memory, cache=cache, logits_to_keep=1)
-            kept = sum(each.nbytes for layer in cache.layers for each in layer.cross.held())
-            found.append(tracker.most - kept)  # what is made of the memory is the cache's
-            del columns
-            tracker.most, cache.length = tracker.live, CONTEXT - 1
+            ids = torch.zeros(BATCH, 1, dtype=torch.long)
+            built.decoder(ids, memory=None if cache.has_source else memory, cache=cache, logits_to_keep=1)
+            found.append(tracker.most)
+            tracker.most = tracker.live
+            for row in cache.rows:
+                row.length = CONTEXT - 1
     peaks = measure_peaks(spec, Generation(CONTEXT, BATCH, dtype, fused=False))
     assert list(peaks) == pytest.approx(found, rel=0.03)
 

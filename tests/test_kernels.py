@@ -72,7 +72,6 @@ MASKS = {
     "padded": lambda b, t, s: Mask(t, s, padding=hidden_row(b, s)),
     "documents": lambda b, t, s: Mask(t, s, documents=documents(b, t, s)),
     "padded window": lambda b, t, s: Mask(t, s, window=2, padding=hidden_row(b, s)),
-    "ring": lambda b, t, s: Mask(t, s, window=4, key_index=torch.randperm(s), query_index=torch.arange(s - t, s)),
 }
 SHAPES = {"square": (5, 5), "rectangle": (3, 7), "one query": (1, 6)}
 

@@ -72,22 +72,14 @@ def test_documents_keep_to_themselves():
         assert bool(seen[row, 0, i, j]) == (same and visible(i, j, causal=True, window=2))
 
 
-def test_columns_in_any_order_are_read_by_their_numbers():
-    """A ring cache holds columns 4, 5, 2, 3; two queries at columns 5 and 6 have a window of 3."""
-    keys, queries = torch.tensor([4, 5, 2, 3]), torch.tensor([5, 6])
-    mask = Mask(2, 4, window=3, query_index=queries, key_index=keys)
-    assert drawn(mask) == [[[[True, True, False, True], [True, True, False, False]]]]
-    assert not mask.sees_all
-    assert not mask.plain_causal
-
-
 @pytest.mark.parametrize(
     "tensors",
     [
         {"padding": torch.ones(1, 1, dtype=torch.bool)},
         {"documents": (torch.zeros(1, 1), torch.zeros(1, 1))},
-        {"key_index": torch.zeros(1, dtype=torch.long)},
-        {"query_index": torch.zeros(1, dtype=torch.long)},
+        {"prefix": torch.ones(1, dtype=torch.long)},
+        {"also": torch.ones(1, 1, 1, dtype=torch.bool)},
+        {"lengths": torch.ones(1, dtype=torch.long)},
     ],
     ids=lambda tensors: next(iter(tensors)),
 )

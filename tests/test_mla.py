@@ -8,13 +8,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.deepseek_v2 import modeling_deepseek_v2 as deepseek_v2
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek_v3
 
-from zoo.generation.cache import CacheLayout, LayerCache
+from zoo.generation.cache import LayerCache, Where
+from zoo.generation.store import LayerStore
 from zoo.kernels.mask import Mask
 from zoo.model.attention import Attention
 from zoo.model.step import Step
 from zoo.run.layer import Layer
 
 D, H = 48, 4
+ROOM = 64  # slots of a row
 WIDTHS = {"kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10}
 TIGHT = {"atol": 5e-5, "rtol": 1e-5}
 YARN = {"factor": 8.0, "original_max_position_embeddings": 16, "beta_fast": 32.0, "beta_slow": 1.0}
@@ -38,8 +40,9 @@ def filled(module, seed=0):
 def step(kind, batch, length, *, start=0, cache=None, **fields):
     """The moment of tokens `start` to `start + length` of a causal row."""
     columns = torch.arange(start, start + length)
-    plan = None if cache is None else CacheLayout(start, start + length, start, False, torch.arange(start + length))
-    made = Step(mask=Mask(length, start + length), first=start == 0, cache=cache, layout=plan, **fields)
+    runs = [[(row * ROOM, row * ROOM + start + length)] for row in range(batch)]
+    where = None if cache is None else Where(runs, in_place=True)
+    made = Step(mask=Mask(length, start + length), first=start == 0, cache=cache, where=where, **fields)
     made.positions, made.index = columns[None], (columns, torch.arange(start + length))
     made.tables = kind.position.tables(
         columns[None], kind.rotary_width, torch.float32, torch.tensor([[start + length]])
@@ -49,8 +52,9 @@ def step(kind, batch, length, *, start=0, cache=None, **fields):
 
 
 def room(kind, batch, capacity):
-    tensors = {name: torch.zeros(batch, capacity, *shape) for name, shape in kind.cache().items()}
-    return LayerCache(tensors)
+    tensors = {name: torch.zeros(batch * ROOM, *shape) for name, shape in kind.cache().items()}
+    assert capacity <= ROOM
+    return LayerCache(LayerStore(tensors), (0, batch))
 
 
 def taken(reference):

@@ -19,6 +19,7 @@ from zoo.kernels.found import MACHINES
 from zoo.kernels.mask import Mask
 from zoo.kernels.varlen import lay_varlen
 from zoo.model.scene import Scene
+from zoo.model.step import Inputs
 
 lazy.load()
 CPU = torch.device("cpu")
@@ -77,7 +78,7 @@ def test_a_packed_pass_makes_no_tensor_of_pairs_of_tokens_outside_its_kernel(nam
 def test_each_token_counts_the_tokens_of_its_own_document():
     spec = spec_of([])
     documents = (torch.rand(B, 64) < 0.1).cumsum(1)
-    scene = Scene(spec, torch.zeros(B, 64, dtype=torch.long), None, causal=True, documents=documents)
+    scene = Scene(spec, Inputs(torch.zeros(B, 64, dtype=torch.long), documents=documents))
     pairs = documents[:, :, None] == documents[:, None, :]
     assert torch.equal(scene._count_lengths(), pairs.sum(-1))
     assert torch.equal(scene.every, (pairs & torch.ones(64, 64, dtype=torch.bool).tril(-1)).sum(-1))

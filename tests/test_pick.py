@@ -31,7 +31,6 @@ SHAPES = (
     {"documents": True},
     {"documents": True, "short_q": True},
     {"pairs": True},
-    {"wrapped": True, "short_q": True},
     {"lengths": True, "short_q": True},
     {"lengths": True, "short_q": True, "page": 16},
     {"lengths": True, "short_q": True, "page": 256},
@@ -48,7 +47,7 @@ AXES = {
     "shape": SHAPES,
 }
 DRAWN = random.Random(0).sample(list(itertools.product(*AXES.values())), 2000)
-"""Asks, as one value of each axis: a sample of the 42,240 that there are, the same in every run."""
+"""Asks, as one value of each axis: a sample of the 38,400 that there are, the same in every run."""
 
 
 def ask_of(drawn: tuple) -> Ask:
@@ -60,7 +59,7 @@ def ask_of(drawn: tuple) -> Ask:
 GRID = [ask_of(each) for each in DRAWN]
 
 # What each lacks, as its documentation has it, by the names that `features` gives.
-FLASH = {"float32", "fixed", "learned", "pairs", "wrapped", "odd width", "unequal"}
+FLASH = {"float32", "fixed", "learned", "pairs", "odd width", "unequal"}
 LACKS = {
     "flash2": FLASH | {"sinks", "over 256", "wider values", "small pages", "narrow cached values"},
     "flash3": FLASH | {"sinks", "alibi"},
@@ -87,7 +86,6 @@ def features(ask: Ask) -> set[str]:
         "softcap": ask.softcap,
         "sinks": ask.sinks,
         "pairs": ask.pairs,
-        "wrapped": ask.wrapped,
         "lengths": ask.lengths,
         "unequal": length,
         "odd width": ask.head_dim % 8 or ask.v_head_dim % 8,
@@ -157,7 +155,7 @@ def flex_can(ask: Ask, machine: Machine) -> bool:
 
 
 def shows_without_a_mask(ask: Ask) -> bool:
-    shape = ask.padding or ask.documents or ask.pairs or ask.wrapped or ask.lengths
+    shape = ask.padding or ask.documents or ask.pairs or ask.lengths
     return not shape and not ask.window and ask.bias == "none" and not (ask.causal and ask.short_q)
 
 
@@ -254,7 +252,7 @@ MISUSES = {  # a kernel forced to do what it lacks, on the machine that it is fo
     "flash4": ({"bias": "learned"}, "flash kernels have no learned bias"),
     "flash_torch": ({"softcap": 30.0}, "torch's flash kernels have no softcap"),
     "flash2_hub": ({"dtype": "float32"}, "flash kernels take float16 and bfloat16, not float32"),
-    "flash3_hub": ({"wrapped": True}, "flash kernels take keys in order, not those of a ring cache that wrapped"),
+    "flash3_hub": ({"pairs": True}, "flash kernels cannot show single pairs: a prefix, or global tokens"),
     "sdpa": ({"sinks": True}, "scaled_dot_product_attention has no attention sinks"),
     "flex": (
         {"head_dim": 8, "v_head_dim": 8},

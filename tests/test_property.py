@@ -255,7 +255,7 @@ def _cached_is_full(model, ids, whole, **more):
     decoder = model
     if "encoder" in model.spec.towers():
         decoder, more = model.get_submodule("decoder"), {"memory": model.get_submodule("encoder")(ids).hidden}
-    cache = Cache.allocate(model, 2, LENGTH)
+    cache = Cache.allocate(model, 2, LENGTH, source=LENGTH)
     with torch.inference_mode():
         parts = [decoder(part, cache=cache, **more).logits for part in ids.split([5, 1, 1, 4, 1, 2], 1)]
     torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)

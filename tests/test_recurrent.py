@@ -17,6 +17,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDel
 
 from zoo.errors import ConfigError
 from zoo.generation.cache import LayerCache
+from zoo.generation.store import LayerStore
 from zoo.kernels.mask import Mask
 from zoo.model.attention.delta import GatedDelta
 from zoo.model.attention.mamba import Mamba, Mamba2
@@ -165,7 +166,7 @@ def step(tokens, kernel="auto", **fields):
 def room(spec, rows):
     """An empty cache of one layer."""
     states = {name: torch.full((rows, *shape), float("nan")) for name, shape in spec.state().items()}
-    return LayerCache({}, states)
+    return LayerCache(LayerStore(states=states), (0, rows))
 
 
 def equal(ours, theirs, tolerance=5e-5):
@@ -339,8 +340,8 @@ def test_bfloat16_stays_near_float32_and_states_stay_float32(kind, kernel):
             mixed = layer(x, step(30, kernel)).float()
         half = layer.bfloat16()(x.bfloat16(), step(30, kernel, cache=held))
         layer(x[:, :1].bfloat16(), step(1, kernel, cache=held, first=False))
-    assert half.dtype == torch.bfloat16 and all(state.dtype == torch.float32 for state in held.states.values())
-    assert all(state.isfinite().all() for state in held.states.values())
+    assert half.dtype == torch.bfloat16 and all(state.dtype == torch.float32 for state in held.layer.states.values())
+    assert all(state.isfinite().all() for state in held.layer.states.values())
     for found in (half.float(), mixed):
         assert ((found - exact).norm() / exact.norm()).item() < 0.05
 
@@ -355,8 +356,8 @@ def test_it_compiles_whole_with_padding_and_a_state(kind):
 
     def run(x, real):
         held = room(spec, 2)
-        held.states = {name: state.clone() for name, state in states.items()}
-        return layer(x, step(9, cache=held, first=False, real=real)), held.states["ssm"]
+        held.layer.states = {name: state.clone() for name, state in states.items()}
+        return layer(x, step(9, cache=held, first=False, real=real)), held.layer.states["ssm"]
 
     with torch.no_grad():
         compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(x, real)

@@ -8,6 +8,8 @@ import torch
 from mixtures import TIGHT, D, E, F, layer, moe, step, tokens
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from zoo.generation.cache import LayerCache
+from zoo.generation.store import LayerStore
 from zoo.model.moe import MoE
 from zoo.model.router import ExpertChoice, Router, SigmoidTopK, SoftmaxTopK, SparseMixer
 
@@ -74,18 +76,17 @@ def test_a_tokens_experts_do_not_depend_on_later_tokens(name):
     assert EVERY[name].causal is None
 
 
-class Held:
+def room(spec, batch):
     """As much of a layer's cache as a router asks for."""
-
-    def __init__(self, spec, batch):
-        self.states = {name: torch.zeros(batch, *shape) for name, shape in spec.state().items()}
+    states = {name: torch.zeros(batch, *shape) for name, shape in spec.state().items()}
+    return LayerCache(LayerStore(states=states), (0, batch))
 
 
 @pytest.mark.parametrize("name", ["capacity", "sigmoid"])
 def test_capacity_is_counted_on_while_decoding(name):
     ours, x = layer(moe(EVERY[name])), tokens(4, length=16)
     assert ours.spec.state() == {"routed": (E,)}
-    cache, parts = Held(ours.spec, 3), []
+    cache, parts = room(ours.spec, 3), []
     with torch.no_grad():
         whole = ours(x, step(16))
         for index, part in enumerate(x.split((7, 1, 1, 4, 3), 1)):

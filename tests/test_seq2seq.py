@@ -7,7 +7,7 @@ from loaded import load
 import zoo
 from zoo.errors import ConfigError
 from zoo.generation.cache import Cache
-from zoo.generation.engine import generate
+from zoo.generation.generate import generate
 
 CLOSE = {"atol": 2e-5, "rtol": 0.0}
 SIZE = {"vocab_size": 61, "d_model": 32, "n_heads": 4, "head_dim": 6, "d_ff": 40, "max_seq_len": 48, "start_id": 3}
@@ -99,11 +99,11 @@ def test_cached_decoding_equals_the_full_forward_step_by_step(node):
     model, mask = random(node), padded()
     read, written = ids_of(model, 3, 11), ids_of(model, 3, 9, 1)
     whole = model(read, mask, decoder_input_ids=written).logits
-    cache = Cache.allocate(model, 3, 9)
+    cache = Cache.allocate(model, 3, 9, source=read.shape[1])
     for step in range(9):
         out = model(read, mask, decoder_input_ids=written[:, step : step + 1], cache=cache)
         torch.testing.assert_close(out.logits[:, 0], whole[:, step], **CLOSE)
-    assert cache.length == 9
+    assert cache.past == 9
 
 
 @EVERY
@@ -113,7 +113,7 @@ def test_a_decoder_reads_its_prompt_in_chunks(node, chunks):
     model = random(node)
     read, written = ids_of(model, 2, 7), ids_of(model, 2, 9, 1)
     whole = model(read, decoder_input_ids=written).logits
-    cache = Cache.allocate(model, 2, 9)
+    cache = Cache.allocate(model, 2, 9, source=read.shape[1])
     parts = [model(read, decoder_input_ids=part, cache=cache).logits for part in written.split(chunks, 1)]
     torch.testing.assert_close(torch.cat(parts, 1), whole, **CLOSE)
 

@@ -127,7 +127,7 @@ def test_cross_attention_and_both_towers_are_asked_for(asked):
     with torch.no_grad():
         memory = model.encoder(ids[:, :TOKENS]).hidden
         assert asked == expected(towers["encoder"], "encode")
-        cache = Cache.allocate(model, 2, TOKENS + 1)
+        cache = Cache.allocate(model, 2, TOKENS + 1, source=TOKENS)
         asked.clear()
         model.decoder(ids[:, :TOKENS], memory=memory, cache=cache)
         assert asked == expected(towers["decoder"], "prefill", TOKENS)

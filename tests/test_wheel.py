@@ -20,7 +20,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-LEFT_OUT = {"torch", "tokenizers", "safetensors", "numpy", "matplotlib"}  # listing and pricing must do without
+LEFT_OUT = {
+    "torch",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "matplotlib",
+    "jinja2",
+}  # pricing must do without
 SOURCE = ["pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"]
 SOURCE += ["Makefile", "cli.py", "zoo", "conf", "configs", "recipes", "docs", "tests"]
 

@@ -1,8 +1,8 @@
 """One YAML grammar for transformer architectures: priced before anything is built, then built, trained and run.
 
 `zoo.stats(config, overrides)`, `zoo.diff(a, b)`, `zoo.build(config, overrides)`, `zoo.train(config, overrides)`,
-`zoo.load(path)`, `zoo.generate(model, ids)` and `zoo.export(model, path)`. Importing this imports neither torch nor
-hydra; a name is looked up when it is first used.
+`zoo.load(path)`, `zoo.generate(model, ids)`, `zoo.fill(model, texts)` and `zoo.export(model, path)`. Importing this
+imports neither torch nor hydra; a name is looked up when it is first used.
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ if TYPE_CHECKING:
     from zoo.errors import FitError as FitError
     from zoo.errors import KernelError as KernelError
     from zoo.errors import ZooError as ZooError
-    from zoo.generation.engine import generate as generate
-    from zoo.generation.vectors import embed as embed
+    from zoo.generation.engine import Engine as Engine
+    from zoo.generation.generate import generate as generate
+    from zoo.generation.request import Request as Request
     from zoo.run.builder import build as build
+    from zoo.run.linear.ready import prepare as prepare
+    from zoo.sampling.options import Sampling as Sampling
+    from zoo.text.fill import fill as fill
+    from zoo.text.vectors import embed as embed
 
 _HOMES = {
     "diff": "zoo.api",
@@ -34,24 +39,34 @@ _HOMES = {
     "train": "zoo.api",
     "build": "zoo.run.builder",
     "load": "zoo.checkpoint.store",
-    "generate": "zoo.generation.engine",
-    "embed": "zoo.generation.vectors",
+    "generate": "zoo.generation.generate",
+    "Engine": "zoo.generation.engine",
+    "Request": "zoo.generation.request",
+    "Sampling": "zoo.sampling.options",
+    "prepare": "zoo.run.linear.ready",
+    "fill": "zoo.text.fill",
+    "embed": "zoo.text.vectors",
     **dict.fromkeys(("ZooError", "ConfigError", "KernelError", "CheckpointError", "FitError"), "zoo.errors"),
 }
 
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "Engine",
     "FitError",
     "KernelError",
+    "Request",
+    "Sampling",
     "ZooError",
     "__version__",
     "build",
     "diff",
     "embed",
     "export",
+    "fill",
     "generate",
     "load",
+    "prepare",
     "stats",
     "train",
 ]

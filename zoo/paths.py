@@ -1,7 +1,8 @@
-"""Where the files that ship with Zoo lie."""
+"""Where the files that ship with Zoo lie, and where it keeps what it can make again."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -10,3 +11,12 @@ def conf_dir() -> Path:
     package = Path(__file__).resolve().parent
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
+
+
+def find_cache_folder() -> Path:
+    """Find the cache: `$ZOO_CACHE`, or a folder where the platform keeps caches."""
+    if stated := os.environ.get("ZOO_CACHE"):
+        return Path(stated).expanduser()
+    if os.name == "nt":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "zoo" / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoo"

@@ -2,65 +2,29 @@
 
 A machine's speed drifts, so each round runs every contender once, and a ratio is the median over rounds of two rates
 of the same round. Before any ratio is given, the contenders' float32 logits must be equal, and so must the logits or
-losses of the timed runs.
+losses of the timed runs. Whether they generate the same tokens is reported: near ties may be rounded either way.
 """
 
 import dataclasses
-import json
 import math
-import os
-import statistics
-import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.bench.plan import INSTALL, OURS, Race
+from zoo.bench import loading
+from zoo.bench.calling import MACHINE, MissingPeer, run_worker
+from zoo.bench.isa import NAMES, name_isa
+from zoo.bench.plan import INSTALL, OURS, Race, Racer, list_racers, list_strangers
+from zoo.bench.report import make_report
 from zoo.errors import ConfigError, ZooError
 
-MACHINE = "machine"
-"""The worker that measures the machine itself, under zoo's interpreter."""
-WORKERS = Path(__file__).parent / "workers"
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 """Largest difference between contenders, as a share of the largest value: rounding, not another function."""
-BYTES = {"fp32": 4, "bf16": 2}
-ACCOUNTING = {
-    "train": "share: 6 N tok/s over the matrix rate; N = {n:,} weights in a product, attention's own not counted",
-    "decode": "share: N x weight bytes x steps/s over the read rate; N = {n:,}, cache and activations not counted",
-    "prefill": "share: 2 N tok/s over the matrix rate; N = {n:,}, of which the head, {head:,}, at the last token only",
-}
 
-
-def run_worker(name: str, python: str, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a worker in a fresh process and parse its last line as JSON. Raises ConfigError for a missing peer, and
-    ZooError if the worker fails."""
-    command = [python, str(WORKERS / f"run_{name}.py"), json.dumps(job)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, env=_make_environment(name, job), check=False)
-    except (FileNotFoundError, PermissionError) as error:
-        raise ConfigError(f"--peer-python {name}={python}: {error.strerror} (a Python that has {name})") from error
-    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-    if last.startswith("missing: "):
-        found = f"{python} says: {last.removeprefix('missing: ')}"
-        cure = f"{INSTALL[name]}; or --peer-python {name}=PATH, the Python of an environment that has it"
-        raise ConfigError(f"--against {name}: {found} ({cure})")
-    if done.returncode < 0:
-        raise ZooError(f"{name} {job['workload']}: ended by signal {-done.returncode} (9 is often a lack of memory)")
-    if done.returncode:
-        raise ZooError(f"{name} {job['workload']}: {last}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def _make_environment(name: str, job: Mapping[str, Any]) -> dict[str, str]:
-    env = dict(os.environ)
-    if threads := job["threads"]:
-        env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    if name in (OURS, MACHINE):
-        # A script run by path finds only its own folder: this is how it finds a checkout that is not installed.
-        paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    return env
+Tell = Callable[[str], None]
+Answer = dict[str, Any]
 
 
 def measure_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
@@ -70,9 +34,10 @@ def measure_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def require_equal(what: str, values: Mapping[str, Sequence[float]], tolerance: float) -> dict[str, float]:
-    """Measure each peer's difference from ours. Raises ZooError above `tolerance`, because the ratio would compare two
-    different functions."""
-    gaps = {name: measure_difference(values[OURS], theirs) for name, theirs in values.items() if name != OURS}
+    """Measure each one's difference from the first. Raises ZooError above `tolerance`, because the ratio would compare
+    two different functions."""
+    (_, ours), *others = values.items()
+    gaps = {name: measure_difference(ours, theirs) for name, theirs in others}
     for name, gap in gaps.items():
         if gap > tolerance:
             found = f"differ from ours by {gap:.2g} of the largest"
@@ -80,29 +45,133 @@ def require_equal(what: str, values: Mapping[str, Sequence[float]], tolerance: f
     return gaps
 
 
-def run_race(plan: Race, pythons: Mapping[str, str], tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+class Field:
+    """The racers that are in the race. One that is missing, fails or cannot do what is asked leaves it, with a line."""
+
+    def __init__(self, plan: Race, racers: Sequence[Racer], folder: str, tell: Tell) -> None:
+        self.plan, self.folder, self.tell = plan, folder, tell
+        self.racers = list(racers)
+        self.absent: dict[str, str] = {}
+        self._missing: dict[str, MissingPeer] = {}  # by worker, which may have several rows
+
+    def ask(self, racer: Racer, **changes: Any) -> Answer | None:
+        """Let a racer do a job; None if it leaves the race. Raises ZooError where zoo itself fails."""
+        try:
+            if racer.worker in self._missing:
+                raise self._missing[racer.worker]
+            if self.plan.workload == "load":
+                answer = loading.time_load(racer, self.plan.job(self.folder, **racer.changes))
+            else:
+                job = self.plan.job(self.folder, **racer.changes, **changes)
+                answer = run_worker(racer.worker, racer.python, job)
+        except ZooError as error:
+            if racer.worker == OURS or (isinstance(error, ConfigError) and not isinstance(error, MissingPeer)):
+                raise
+            self._leave(racer, error)
+            return None
+        if reason := answer.get("absent"):
+            self._leave(racer, reason)
+            return None
+        return answer
+
+    def _leave(self, racer: Racer, reason: ZooError | str) -> None:
+        """Take a racer out. A missing package is told once, with the Python that lacks it, which the report leaves
+        out: reports are shown to others."""
+        self.racers.remove(racer)
+        missing = isinstance(reason, MissingPeer)
+        self.absent[racer.name] = f"not installed ({INSTALL[racer.worker]})" if missing else str(reason)
+        if not missing:
+            self.tell(f"{racer.name}: {reason}")
+        elif racer.worker not in self._missing:
+            self.tell(str(reason))
+            self._missing[racer.worker] = reason
+
+    def require_peers(self) -> None:
+        """Raise ConfigError where peers were asked for and none of them is left."""
+        gone = {name: reason for name, reason in self.absent.items() if not name.startswith(OURS)}
+        if gone and all(racer.worker == OURS for racer in self.racers):
+            missing = [fault for error in self._missing.values() for fault in error.faults]
+            others = [f"--against {name}: {why}" for name, why in gone.items() if name not in self._missing]
+            raise ConfigError(*missing, *others)
+
+
+def run_race(plan: Race, pythons: Mapping[str, str], tell: Tell = lambda line: None) -> Answer:
     """Run the whole comparison and return its report as plain data. `tell` is called with lines of progress."""
-    plan = choose_threads(plan, pythons[OURS], tell)
-    with tempfile.TemporaryDirectory(prefix="zoo-bench-") as folder:
-        weights = str(Path(folder) / "weights.safetensors")
-        run_worker(OURS, pythons[OURS], plan.job(weights, workload="export"))
-        check = plan.job(weights, workload="check")
-        checks = {name: run_worker(name, python, check) for name, python in pythons.items()}
-        gaps = {"fp32 logits": require_equal("fp32 logits", _pick_values(checks, "logits"), TOLERANCE["fp32"])}
-        if len(pythons) > 1:
-            tell(
-                "same function: fp32 logits differ by "
-                + ", ".join(f"{n} {g:.1g}" for n, g in gaps["fp32 logits"].items())
-            )
-        runs, machine = _run_rounds(plan, pythons, weights, tell)
-    computed = "losses" if plan.workload == "train" else "logits"
-    first = _cut_to_shortest(_pick_values({name: answers[0] for name, answers in runs.items()}, computed))
-    gaps[f"{plan.dtype} {computed}"] = require_equal(f"{plan.dtype} {computed}", first, TOLERANCE[plan.dtype])
-    return make_report(plan, runs, machine) | {"differences": gaps}
+    plan, processor = settle_machine(plan, pythons[OURS], tell)
+    strangers = list_strangers(plan, [name for name in pythons if name != OURS])
+    for name, reason in strangers.items():
+        tell(f"{name}: {reason}")
+    racing = {name: python for name, python in pythons.items() if name not in strangers}
+    if strangers and list(racing) == [OURS]:
+        raise ConfigError(*(f"--against {name}: {reason}" for name, reason in strangers.items()))
+    with tempfile.TemporaryDirectory(prefix="zoo-bench-") as place:
+        folder = str(Path(place) / "model")
+        if plan.workload == "load":
+            loading.require_room(plan, place)
+        exported = plan.dtype if plan.workload == "load" else "fp32"  # each contender casts when it loads
+        run_worker(OURS, pythons[OURS], plan.job(folder, workload="export", dtype=exported))
+        loading.write_tokenizer(Path(folder))
+        field = Field(plan, list_racers(plan, racing), folder, tell)
+        field.absent |= strangers
+        gaps = _check_logits(field)
+        runs, machine = _run_rounds(field, pythons[OURS])
+    gaps |= _compare_results(plan, field.racers, runs)
+    return make_report(plan, field.racers, runs, machine) | {
+        "processor": processor,
+        "absent": field.absent,
+        "differences": gaps,
+    }
 
 
-def _pick_values(answers: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
+def settle_machine(plan: Race, python: str, tell: Tell) -> tuple[Race, Answer]:
+    """Describe the processor, and set the number of threads: the one given, or the one that a probe finds fastest
+    now. Raises ConfigError for an instruction set that the processor does not have."""
+    found = run_worker(MACHINE, python, plan.job("", workload="threads"))
+    processor = {key: found[key] for key in ("name", "cores", "memory_bytes", "isa")}
+    if plan.isa and processor["isa"] != plan.isa:
+        has = name_isa(processor["isa"])
+        raise ConfigError(f"--isa {plan.isa}: {processor['name']} has {has}, and not {NAMES[plan.isa]} (without --isa)")
+    held = f", held to {name_isa(plan.isa)}" if plan.isa else f", {name_isa(processor['isa'])}"
+    tell(f"on {processor['name']}{held}")
+    if plan.threads is not None:
+        return plan, processor
+    if found["why"]:
+        tell(f"every contender computes with {found['why']}")
+    return dataclasses.replace(plan, threads=found["threads"]), processor
+
+
+def _check_logits(field: Field) -> Answer:
+    """Let every racer compute float32 logits, and compare them. The first job of a racer: those missing leave here."""
+    if field.plan.workload == "load":
+        for racer in list(field.racers):
+            field.ask(racer)  # the files are then in memory, for all alike
+        field.require_peers()
+        return {}
+    checks = {racer.name: field.ask(racer, workload="check") for racer in list(field.racers)}
+    field.require_peers()
+    exact = {racer.name: checks[racer.name] for racer in field.racers if racer.exact}
+    gaps = require_equal("fp32 logits", _pick_values(exact, "logits"), TOLERANCE["fp32"])
+    if gaps:
+        found = ", ".join(f"{name} {gap:.1g}" for name, gap in gaps.items())
+        field.tell(f"same function: fp32 logits differ by {found}")
+    return {"fp32 logits": gaps}
+
+
+def _pick_values(answers: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {name: answer[key] for name, answer in answers.items()}
+
+
+def _compare_results(plan: Race, racers: Sequence[Racer], runs: Mapping[str, list[Answer]]) -> Answer:
+    """Compare what the timed runs computed. Racers with other weights may differ; by how much is reported."""
+    if plan.workload == "load":
+        return {}
+    computed = "losses" if plan.workload == "train" else "logits"
+    first = _cut_to_shortest(_pick_values({racer.name: runs[racer.name][0] for racer in racers}, computed))
+    exact = {racer.name: first[racer.name] for racer in racers if racer.exact}
+    gaps = {f"{plan.dtype} {computed}": require_equal(f"{plan.dtype} {computed}", exact, TOLERANCE[plan.dtype])}
+    ours = next(iter(exact.values()))
+    others = {racer.name: measure_difference(ours, first[racer.name]) for racer in racers if not racer.exact}
+    return gaps | ({f"{plan.weights} {computed}": others} if others else {})
 
 
 def _cut_to_shortest(values: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
@@ -111,65 +180,30 @@ def _cut_to_shortest(values: Mapping[str, Sequence[float]]) -> dict[str, Sequenc
     return {name: each[:length] for name, each in values.items()}
 
 
-def choose_threads(plan: Race, python: str, tell: Callable[[str], None]) -> Race:
-    """Set the number of threads: the one given, or the one that a probe finds fastest now."""
-    if plan.threads is not None:
-        return plan
-    found = run_worker(MACHINE, python, plan.job("", workload="threads"))
-    if found["why"]:
-        tell(f"every contender computes with {found['why']}")
-    return dataclasses.replace(plan, threads=found["threads"])
+def goes_on(plan: Race, rounds: Sequence[float]) -> bool:
+    """Tell whether another round begins after rounds of these seconds: one at least, then as many as were asked for or
+    as end in time."""
+    if plan.rounds is not None:
+        return len(rounds) < plan.rounds
+    return not rounds or sum(rounds) + max(rounds) <= plan.seconds
 
 
-def _run_rounds(
-    plan: Race, pythons: Mapping[str, str], weights: str, tell: Callable[[str], None]
-) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, float]]]:
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in pythons}
-    machine = []
-    for number in range(1, plan.rounds + 1):
-        machine.append(run_worker(MACHINE, pythons[OURS], plan.job(weights, workload="machine")))
-        for name, python in pythons.items():
-            runs[name].append(run_worker(name, python, plan.job(weights)))
-        rates = ", ".join(f"{name} {answers[-1]['rate']:,.1f}" for name, answers in runs.items())
-        tell(f"round {number} of {plan.rounds}: {rates} tok/s")
+def _run_rounds(field: Field, python: str) -> tuple[dict[str, list[Answer]], list[Answer]]:
+    plan = field.plan
+    runs: dict[str, list[Answer]] = {racer.name: [] for racer in field.racers}
+    machine: list[Answer] = []
+    rounds: list[float] = []
+    while goes_on(plan, rounds):
+        start = time.monotonic()
+        if plan.workload != "load":
+            machine.append(run_worker(MACHINE, python, plan.job(field.folder, workload="machine")))
+        for racer in list(field.racers):
+            if (answer := field.ask(racer)) is not None:
+                runs[racer.name].append(answer)
+        runs = {racer.name: runs[racer.name] for racer in field.racers}
+        field.require_peers()
+        rounds.append(time.monotonic() - start)
+        key, unit = ("seconds", "s") if plan.workload == "load" else ("rate", "tok/s")
+        rates = ", ".join(f"{name} {answers[-1][key]:,.1f}" for name, answers in runs.items())
+        field.tell(f"round {len(rounds)}{f' of {plan.rounds}' if plan.rounds else ''}: {rates} {unit}")
     return runs, machine
-
-
-def compute_share(plan: Race, rate: float, machine: Mapping[str, float]) -> float:
-    """Compute the achieved fraction of the machine's limit from tokens per second; ACCOUNTING says what is counted."""
-    n, head = plan.shape.matrix_params, plan.shape.head_params
-    peak = max(machine["gemm_fp32_tflops"], machine[f"gemm_{plan.dtype}_tflops"]) * 1e12  # bf16 may be the slower
-    if plan.workload == "train":
-        return 6 * n * rate / peak
-    if plan.workload == "prefill":
-        return 2 * (n - head + head / plan.length) * rate / peak
-    return n * BYTES[plan.dtype] * rate / plan.batch / (machine["read_gb_s"] * 1e9)
-
-
-def make_report(plan: Race, runs: Mapping[str, list[dict[str, Any]]], rounds: list[dict[str, float]]) -> dict[str, Any]:
-    """Make the report: medians, ratios (our rate ÷ theirs), fractions of the machine's limit and peak memory."""
-    machine = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
-    accounting = ACCOUNTING[plan.workload].format(n=plan.shape.matrix_params, head=plan.shape.head_params)
-    contenders = {name: _make_row(plan, answers, runs[OURS], machine) for name, answers in runs.items()}
-    return {"race": dataclasses.asdict(plan), "machine": machine, "accounting": accounting, "contenders": contenders}
-
-
-def _make_row(
-    plan: Race, answers: list[dict[str, Any]], ours: list[dict[str, Any]], machine: Mapping[str, float]
-) -> dict[str, Any]:
-    rates = [answer["rate"] for answer in answers]
-    ratios = [mine["rate"] / theirs for mine, theirs in zip(ours, rates, strict=True)]
-    row = {
-        "version": answers[0]["version"],
-        "torch": answers[0]["torch"],
-        "rate": statistics.median(rates),
-        "rates": rates,
-        "ratio": statistics.median(ratios),
-        "ratios": ratios,
-        "share": compute_share(plan, statistics.median(rates), machine),
-        "peak_bytes": max((a["peak_bytes"] for a in answers if a["peak_bytes"] is not None), default=None),
-        "busy": statistics.median(answer["busy"] for answer in answers),
-    }
-    if plan.workload != "train":
-        row["first_token_seconds"] = statistics.median(time for answer in answers for time in answer["first"])
-    return row

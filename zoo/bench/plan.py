@@ -1,8 +1,8 @@
-"""Plan a race from options: the workload and its sizes, the peers, and each peer's Python interpreter."""
+"""Plan a race from options: the workload and its sizes, the racers, and each racer's Python interpreter."""
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from zoo.bench.shape import Shape, parse_shape
@@ -11,48 +11,113 @@ from zoo.errors import ConfigError, did_you_mean
 OURS = "zoo"
 INSTALL = {
     "hf": "pip install transformers",
+    "hf_cb": "pip install transformers",
     "litgpt": "pip install litgpt requests",  # litgpt imports requests without asking for it
+    "ctranslate2": "pip install ctranslate2 transformers",  # its converter reads a folder by transformers
+    "onnx": "pip install onnxruntime-genai onnx_ir transformers",  # so does its model builder
 }
 PEERS = tuple(INSTALL)
-WORKLOADS: dict[str, dict[str, int]] = {
-    "train": {"batch": 4, "length": 512, "repeats": 2},
-    "decode": {"batch": 1, "length": 32, "new_tokens": 128, "repeats": 2},
-    "prefill": {"batch": 1, "length": 1024, "repeats": 3},
+TAKES = {
+    "hf": ("train", "decode", "prefill", "batch", "load"),
+    "hf_cb": ("decode", "batch"),
+    "litgpt": ("train", "decode", "prefill"),
+    "ctranslate2": ("decode", "prefill", "batch", "load"),
+    "onnx": ("decode", "prefill", "load"),
 }
+"""The workloads that each peer is raced in."""
+WORKLOADS: dict[str, dict[str, Any]] = {
+    "train": {"batch": 4, "length": 512, "spend": 10.0},
+    "decode": {"batch": 1, "length": 32, "new_tokens": 128, "spend": 12.0},
+    "prefill": {"batch": 1, "length": 1024, "spend": 6.0},
+    "batch": {"batch": 32, "length": 256, "new_tokens": 64, "spend": 10.0},
+    "load": {"batch": 1, "length": 8, "spend": 0.0, "dtype": "bf16"},
+}
+GENERATES = ("decode", "batch")
+WEIGHTS = ("fp16", "bf16", "int8", "int4")
+LOWER = {OURS: WEIGHTS, "ctranslate2": ("int8",), "onnx": ("int4",)}
+"""Which of them each can be raced with."""
+SECONDS = 300.0
+BILLION = {"d_model": 2048, "n_layers": 22, "n_heads": 32, "d_ff": 5632}
+"""What `load` changes in the shape: 1,100,048,384 parameters."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Race:
-    """The plan of a race. `length` is the tokens of a prompt or of a training row, `repeats` the measurements in one
-    process. With `threads` None, a probe chooses the fastest number when the race begins."""
+    """The plan of a race. `length` is the tokens of a prompt or of a training row, at most, `spend` the seconds of
+    measuring in one process.
+
+    Rounds begin as long as they end within `seconds`, as far as the longest tells; `rounds` sets their number instead.
+    With `threads` None, a probe chooses the fastest number when the race begins. `weights` adds a row of zoo, and of
+    each peer that can, with weights of that precision.
+    """
 
     workload: str
     dtype: str = "fp32"
     batch: int = 1
     length: int = 32
     new_tokens: int = 1
-    rounds: int = 5
+    rounds: int | None = None
+    seconds: float = SECONDS
     threads: int | None = None
-    repeats: int = 2
+    spend: float = 6.0
     seed: int = 0
+    compile: bool = False
+    weights: str = ""
+    isa: str = ""
     shape: Shape = dataclasses.field(default_factory=Shape)
 
-    def job(self, weights: str, **changes: Any) -> dict[str, Any]:
-        """Make the job that a worker gets, ready for JSON."""
-        return dataclasses.asdict(self) | {"weights": weights} | changes
+    @property
+    def precisions(self) -> list[str]:
+        """The precisions whose bare linears stand beside decoding."""
+        return list(dict.fromkeys(filter(None, (self.dtype, self.weights)))) if self.workload == "decode" else []
+
+    def job(self, folder: str, **changes: Any) -> dict[str, Any]:
+        """Make the job that a worker gets, ready for JSON. `weights` there is of the worker's own row."""
+        own = {"weights": "", "alone": False, "folder": folder, "precisions": self.precisions}
+        return dataclasses.asdict(self) | own | changes
 
 
-def plan_race(workload: str, given: Mapping[str, int | None], shape: Sequence[str], **options: Any) -> Race:
+@dataclasses.dataclass(frozen=True)
+class Racer:
+    """One row of a race: a worker, its Python, and what its job has beyond the race's own."""
+
+    name: str
+    worker: str
+    python: str
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def exact(self) -> bool:
+        """Its weights are the race's own, so that it must compute the same function."""
+        return not self.changes.get("weights")
+
+
+def plan_race(workload: str, given: Mapping[str, Any], shape: Sequence[str], **options: Any) -> Race:
     """Make a race: the workload's default sizes, replaced by those `given` (None: not given). Raises ConfigError."""
     sizes = WORKLOADS[workload] | {name: value for name, value in given.items() if value is not None}
-    if "new_tokens" in sizes and workload != "decode":
-        raise ConfigError(f"--new-tokens: {workload} has none (decode has)")
-    race = Race(workload=workload, shape=parse_shape(shape), **sizes, **options)
+    _refuse_options(workload, sizes)
+    changes = [f"{name}={value}" for name, value in BILLION.items()] if workload == "load" else []
+    race = Race(workload=workload, shape=parse_shape([*changes, *shape]), **sizes, **options)
     longest = race.shape.max_seq_len
     if race.length + race.new_tokens > longest:
         found = f"{race.length} tokens and {race.new_tokens} new"
         raise ConfigError(f"--length: {found}, max_seq_len is {longest} (--shape max_seq_len=N for more)")
     return race
+
+
+def _refuse_options(workload: str, sizes: Mapping[str, Any]) -> None:
+    """Raise ConfigError for options that would change nothing."""
+    faults = []
+    if "new_tokens" in sizes and workload not in GENERATES:
+        faults.append(f"--new-tokens: {workload} has none ({' and '.join(GENERATES)} have)")
+    if sizes.get("compile") and workload not in ("decode", "prefill"):
+        faults.append(f"--compile: {workload} is not raced compiled (decode and prefill are)")
+    if sizes.get("weights") and workload not in ("decode", "prefill", "batch"):
+        faults.append(f"--weights: {workload} has one precision (decode, prefill and batch take others)")
+    if workload == "load" and (sizes["batch"], sizes["length"]) != (1, 8):
+        faults.append("--batch, --length: load reads one short prompt (--shape changes the model)")
+    if faults:
+        raise ConfigError(*faults)
 
 
 def parse_peers(text: str) -> list[str]:
@@ -78,3 +143,25 @@ def choose_interpreters(peers: Sequence[str], given: Sequence[str]) -> dict[str,
         else:
             raise ConfigError(f"--peer-python {text}: '{name}' is not raced (--against {','.join((*peers, name))})")
     return pythons
+
+
+def list_racers(race: Race, pythons: Mapping[str, str]) -> list[Racer]:
+    """List the rows of a race: zoo and the peers; those that have other weights once more; for `batch`, zoo with one
+    request after the other."""
+    racers = [Racer(name, name, python) for name, python in pythons.items()]
+    if race.workload == "batch":
+        racers.insert(1, Racer("zoo, one by one", OURS, pythons[OURS], {"alone": True}))
+    if race.weights:
+        others = [name for name in pythons if race.weights in LOWER.get(name, ())]
+        changes = {"weights": race.weights}
+        racers += [Racer(f"{name} {race.weights}", name, pythons[name], changes) for name in others]
+    return racers
+
+
+def list_strangers(race: Race, peers: Iterable[str]) -> dict[str, str]:
+    """List the peers that are not raced in this workload, with the reason."""
+    return {
+        name: f"not raced in {race.workload} ({', '.join(TAKES[name])} are)"
+        for name in peers
+        if race.workload not in TAKES[name]
+    }

@@ -31,6 +31,10 @@ class Shape:
         attention = self.d_model * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
         return self.n_layers * (attention + 3 * self.d_model * self.d_ff) + self.head_params
 
+    def count_params(self) -> int:
+        norms = (2 * self.n_layers + 1) * self.d_model
+        return self.matrix_params + self.head_params + norms  # the input embedding is as large as the head
+
     def overrides(self) -> list[str]:
         return [f"{name}={value}" for name, value in dataclasses.asdict(self).items()]
 

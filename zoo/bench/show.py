@@ -1,65 +1,159 @@
 """Format a race's report as a table: rates, paired ratios, fractions of the machine's limit, peak memory."""
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from zoo.bench.isa import name_isa
 from zoo.bench.plan import OURS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 CROWDED = 0.97  # below this share of a core for the measuring thread, something else was running
+Row = Mapping[str, Any]
 
 
 def make_table(report: Mapping[str, Any]) -> "Table":
     """Make a table with one row per contender; a ratio above 1 means that zoo is faster."""
     from rich.table import Table
 
-    race = report["race"]
-    what = f"{race['batch']} x {race['length']}" + (f" + {race['new_tokens']}" if race["new_tokens"] > 1 else "")
-    terms = f"{_count(race['threads'], 'thread')}, medians of {_count(race['rounds'], 'round')}"
-    title = f"{race['workload']} {race['dtype']}, {what} tokens, {terms}"
-    grid = Table(title=title, title_justify="left")
+    rows = report["contenders"]
+    columns = list_columns(report)
+    grid = Table(title=f"{name_race(report['race'])}, {_describe_terms(report)}", title_justify="left")
     grid.add_column("")
-    timed = "first_token_seconds" in report["contenders"][OURS]
-    for name in ("tok/s", "zoo is", "of the limit", *(["first token"] if timed else []), "peak memory"):
+    for name in columns:
         grid.add_column(name, justify="right")
-    for name, row in report["contenders"].items():
-        cells = [
-            name,
-            f"{row['rate']:,.1f}",
-            "" if name == OURS else _format_ratio(row["ratios"]),
-            f"{row['share']:.0%}",
-        ]
-        if timed:
-            cells.append(f"{row['first_token_seconds'] * 1e3:,.0f} ms")
-        peak = row["peak_bytes"]
-        grid.add_row(*cells, "" if peak is None else f"{peak / 2**30:.2f} GiB")
+    for name, row in rows.items():
+        grid.add_row(name, *(cell(name, row) for cell in columns.values()))
+    for name, reason in report["absent"].items():
+        grid.add_row(name, "not yet" if reason.startswith("not yet") else "-", *[""] * (len(columns) - 1))
     return grid
+
+
+def name_race(race: Mapping[str, Any]) -> str:
+    """Name a race by what is run: `decode fp32, 1 x 32 + 128 tokens`."""
+    if race["workload"] == "load":
+        return f"load {race['dtype']}"
+    least = "up to " if race["workload"] == "batch" else ""
+    what = f"{race['batch']} x {least}{race['length']}"
+    what += f" + {least}{race['new_tokens']}" if race["new_tokens"] > 1 else ""
+    return f"{race['workload']} {race['dtype']}{', compiled' if race['compile'] else ''}, {what} tokens"
+
+
+def _describe_terms(report: Mapping[str, Any]) -> str:
+    race = report["race"]
+    isa = name_isa(report["processor"]["isa"])
+    return f"{_count(race['threads'], 'thread')}, {isa}, medians of {_count(race['rounds'], 'round')}"
+
+
+def list_columns(report: Mapping[str, Any]) -> dict[str, Callable[[str, Row], str]]:
+    """List the columns that have anything to say in this report, each with the function that writes its cell."""
+    rows, race = report["contenders"].values(), report["race"]
+
+    def some(key: str) -> bool:
+        return any(row.get(key) is not None for row in rows)
+
+    if race["workload"] == "load":
+        columns: dict[str, Callable[[str, Row], str]] = {"seconds": lambda name, row: f"{row['seconds']:.2f}"}
+    else:
+        columns = {"tok/s": lambda name, row: f"{row['rate']:,.1f}"}
+    for key, ours in (("ratios", OURS), ("ratios_weights", f"{OURS} {race['weights']}")):
+        if any(row[key] for row in rows):
+            columns[f"{ours} is"] = _write_ratio(key, ours)
+    if some("share"):
+        columns["of the limit"] = lambda name, row: f"{row['share']:.0%}"
+    if some("of_linears"):
+        columns["of its linears"] = _write("of_linears", lambda value: f"{value:.0%}")
+    if some("first_token_seconds"):
+        columns["first token"] = _write("first_token_seconds", lambda value: f"{value * 1e3:,.0f} ms")
+    if race["compile"]:
+        columns["start-up"] = _write("startup", lambda value: f"{value:.1f} s")
+    if some("peak_bytes"):
+        columns["peak memory"] = _write("peak_bytes", lambda value: f"{value / 2**30:.2f} GiB")
+    return columns
+
+
+def _write(key: str, spell: Callable[[Any], str]) -> Callable[[str, Row], str]:
+    return lambda name, row: "" if row.get(key) is None else spell(row[key])
+
+
+def _write_ratio(key: str, ours: str) -> Callable[[str, Row], str]:
+    return lambda name, row: "" if name == ours or not row[key] else format_ratio(row[key])
 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _format_ratio(ratios: list[float]) -> str:
+def format_ratio(ratios: Sequence[float]) -> str:
+    """Format the median and the spread of ratios: `1.06x (1.02-1.12)`."""
     spread = f" ({min(ratios):.2f}-{max(ratios):.2f})" if len(ratios) > 1 else ""
     return f"{statistics.median(ratios):.2f}x{spread}"
 
 
 def list_notes(report: Mapping[str, Any]) -> Iterator[str]:
-    """List the lines below the table: the machine's limits, what a share counts, and whether other programs ran."""
-    machine = report["machine"]
-    yield (
-        f"machine: matrix rate {machine['gemm_fp32_tflops']:.2f} TFLOP/s fp32, {machine['gemm_bf16_tflops']:.2f} bf16; "
-        f"reads {machine['read_gb_s']:.1f} GB/s"
-    )
+    """List the lines below the table: the processor and its limits, what a share counts, whether the tokens are equal,
+    the bare linears, who was absent and why, and whether other programs ran."""
+    machine, rows, processor = report["machine"], report["contenders"], report["processor"]
+    held = f", held to {name_isa(report['race']['isa'])}" if report["race"]["isa"] else ""
+    yield f"processor: {processor['name']}; {_count(processor['cores'], 'core')}, {name_isa(processor['isa'])}{held}"
+    if machine:
+        yield (
+            f"machine: matrix rate {machine['gemm_fp32_tflops']:.2f} TFLOP/s fp32, "
+            f"{machine['gemm_bf16_tflops']:.2f} bf16; reads {machine['read_gb_s']:.1f} GB/s"
+        )
     yield report["accounting"]
-    yield "; ".join(f"{name} {row['version']} on torch {row['torch']}" for name, row in report["contenders"].items())
-    fp32, bf16 = machine["gemm_fp32_tflops"], machine["gemm_bf16_tflops"]
-    if report["race"]["dtype"] == "bf16" and bf16 < fp32:
-        yield f"bf16 products are {fp32 / bf16:.1f} times slower than fp32 on this CPU (--dtype fp32 would do)"
-    crowded = [f"{name} {row['busy']:.0%}" for name, row in report["contenders"].items() if row["busy"] < CROWDED]
-    if crowded:
-        yield f"not a quiet machine: share of a core that the measuring threads had: {', '.join(crowded)}"
+    if line := describe_linears(report):
+        yield line
+    yield from (f"{name} multiplies: {row['ways']}" for name, row in rows.items() if row["ways"])
+    yield "; ".join(_name_versions(name, row) for name, row in rows.items())
+    if line := describe_tokens(rows):
+        yield line
+    yield from (f"{name}: {reason}" for name, reason in report["absent"].items())
+    if machine:
+        fp32, bf16 = machine["gemm_fp32_tflops"], machine["gemm_bf16_tflops"]
+        if report["race"]["dtype"] == "bf16" and bf16 < fp32:
+            yield f"bf16 products are {fp32 / bf16:.1f} times slower than fp32 on this CPU (--dtype fp32 would do)"
+    if line := describe_crowd(rows):
+        yield line
+
+
+def describe_crowd(rows: Mapping[str, Row]) -> str:
+    """Describe whether other programs ran: rows whose measuring thread had less than its core."""
+    busy = {name: row["busy"] for name, row in rows.items() if row["busy"] is not None}
+    crowded = [f"{name} {share:.0%}" for name, share in busy.items() if share < CROWDED]
+    return (
+        f"not a quiet machine: share of a core that the measuring threads had: {', '.join(crowded)}" if crowded else ""
+    )
+
+
+def _name_versions(name: str, row: Row) -> str:
+    return f"{name} {row['version']}" + (f" on torch {row['torch']}" if row["torch"] else "")
+
+
+def describe_linears(report: Mapping[str, Any]) -> str:
+    """Describe what the bare linears take in each way, the floor of a decoding step. The fastest of each precision has
+    a star: rows are held to it."""
+    times = []
+    for ways in report["machine"].get("linears", {}).values():
+        best = min(ways.values(), default=0)
+        times += [f"{way} {time:.1f}{'*' if time == best else ''}" for way, time in ways.items()]
+    return f"bare linears, ms a step (of its linears: beside *): {', '.join(times)}" if times else ""
+
+
+def describe_tokens(rows: Mapping[str, Row]) -> str:
+    """Describe whether the others generated the tokens of the first row."""
+    (first, own), *others = rows.items()
+    if "tokens" not in own or not others:
+        return ""
+    return f"greedy tokens beside those of {first}: " + ", ".join(
+        f"{name} {format_tokens(row)}" for name, row in others
+    )
+
+
+def format_tokens(row: Row) -> str:
+    """Format how many tokens are the same: `equal`, or `310 of 1024 before the first that differs`."""
+    if row["same_tokens"] == row["tokens"]:
+        return "equal"
+    return f"{row['same_tokens']} of {row['tokens']} before the first that differs"

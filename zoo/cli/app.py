@@ -6,7 +6,7 @@ import importlib
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from zoo.errors import did_you_mean
 
@@ -18,6 +18,8 @@ VERBS = {
     "build": "Build a model; show its modules, kernels and memory.",
     "train": "Train a model, resume a run, or sweep over many (-m).",
     "generate": "Write text with the last run, or with a checkpoint.",
+    "chat": "Talk with a model that has a chat template.",
+    "fill": "Fill the masks of texts with a masked model.",
     "embed": "Turn texts into vectors.",
     "convert": "Convert a checkpoint to a Hugging Face folder, or from one.",
     "check": "Compare a checkpoint's tensor names and shapes with its architecture.",
@@ -55,9 +57,25 @@ class Verbs(TyperGroup):
             formatter.write_dl(list(VERBS.items()))
 
 
+class Paneled(TyperCommand):
+    """Shows the options that have a panel (`rich_help_panel`) under its name; Typer does so in rich's help alone."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                kind = "Arguments" if param.param_type_name == "argument" else "Options"
+                panels.setdefault(getattr(param, "rich_help_panel", None) or kind, []).append(record)
+        for name, records in panels.items():
+            if records:
+                with formatter.section(name):
+                    formatter.write_dl(records)
+
+
 def _single(function: Any) -> typer.Typer:
     app = typer.Typer(add_completion=False, **SETTINGS)
-    app.command()(function)
+    app.command(cls=Paneled)(function)
     return app
 
 

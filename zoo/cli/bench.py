@@ -16,7 +16,25 @@ class Workload(StrEnum):
     train = "train"
     decode = "decode"
     prefill = "prefill"
+    batch = "batch"
+    load = "load"
     kernels = "kernels"
+
+
+class Weights(StrEnum):
+    """The precision of weights that are not the race's own."""
+
+    fp16 = "fp16"
+    bf16 = "bf16"
+    int8 = "int8"
+    int4 = "int4"
+
+
+class HeldIsa(StrEnum):
+    """The instruction set that every contender is held to."""
+
+    avx2 = "avx2"
+    avx512 = "avx512"
 
 
 class CheckDevice(StrEnum):
@@ -35,24 +53,53 @@ class RaceDtype(StrEnum):
 
 def run(
     workload: Annotated[
-        Workload, typer.Argument(help="train, decode or prefill (time to the first token); or kernels.")
+        Workload,
+        typer.Argument(
+            help="train; decode; prefill (time to the first token); batch (ragged requests together); load (from the "
+            "shell to the first token of a folder); or kernels."
+        ),
     ],
     against: Annotated[
-        str, typer.Option(help="Peers to race, comma-separated: hf, litgpt. Without it zoo runs alone.")
+        str,
+        typer.Option(
+            help="Peers to race, comma-separated: hf, hf_cb, litgpt, ctranslate2, onnx. Without it zoo runs alone."
+        ),
     ] = "",
     peer_python: Annotated[
         list[str] | None, typer.Option(help="Python that has a peer installed: NAME=PATH, or one PATH for all peers.")
     ] = None,
-    dtype: Annotated[RaceDtype, typer.Option(help="bf16 training is autocast over float32 weights.")] = RaceDtype.fp32,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each runs every contender once, in a fresh process.")] = 5,
+    dtype: Annotated[
+        RaceDtype | None,
+        typer.Option(help="bf16 training is autocast over float32 weights. [default: fp32; load bf16]"),
+    ] = None,
+    weights: Annotated[
+        Weights | None, typer.Option(help="Also race weights of this precision: zoo's, and those of peers that can.")
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="decode and prefill: every contender compiled; start-up is stated.")
+    ] = False,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds; each runs every contender once. [default: as --seconds allows]")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="No round begins that would end later; one at least is run.")
+    ] = 300,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each contender. [default: the number that is fastest now]")
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Rows. [default: 4 for train, else 1]")] = None,
-    length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a row or prompt. [default: train 512, decode 32, prefill 1024]")
+    isa: Annotated[HeldIsa | None, typer.Option(help="Hold every contender to an older instruction set.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Rows, or requests. [default: train 4, batch 32, else 1]")
     ] = None,
-    new_tokens: Annotated[int | None, typer.Option(min=2, help="Tokens that decode generates. [default: 128]")] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens of a row or prompt. [default: train 512, decode 32, prefill 1024, batch up to 256]"
+        ),
+    ] = None,
+    new_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Tokens that follow. [default: decode 128, batch up to 64]")
+    ] = None,
     shape: Annotated[str, typer.Option(help="Changes to the shape, comma-separated: d_model=64,n_layers=2")] = "",
     device: Annotated[CheckDevice, typer.Option(help="kernels only: a GPU, or with --quick a CPU.")] = CheckDevice.cuda,
     quick: Annotated[bool, typer.Option("--quick", help="kernels only: tiny sizes, whose speed says nothing.")] = False,
@@ -60,42 +107,56 @@ def run(
         bool, typer.Option("--hub", help="kernels only: also those that are downloaded from the hub.")
     ] = False,
     out: Annotated[
-        str, typer.Option(help="kernels only: write a JSON file, or one named by date and card in a folder.")
+        str,
+        typer.Option(
+            help="Write a JSON file; in a folder it is named by the instruction set and race, or date and card."
+        ),
     ] = "",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the whole report, with the figures of every round.")
     ] = False,
 ) -> None:
-    """Measure zoo beside transformers and LitGPT, and beside the best that this machine can do (CPU).
+    """Measure zoo beside transformers, LitGPT, CTranslate2 and onnxruntime-genai, and the machine's limits (CPU).
 
+    Every contender has the same random weights and runs in turn, in fresh processes; ratios are of the same round.
     `kernels` compares each attention kernel with the eager one, then times kernels, training and decoding on a GPU, in
     ten minutes at most.
     """
-    races = {"against": against, "peer-python": peer_python, "batch": batch, "length": length}
-    races |= {"new-tokens": new_tokens, "shape": shape}
-    checks = {"device": device is not CheckDevice.cuda, "quick": quick, "hub": fetched, "out": out}
+    given = {"batch": batch, "length": length, "new_tokens": new_tokens, "dtype": dtype and dtype.value}
+    races = {"against": against, "peer-python": peer_python, "shape": shape, "weights": weights, "compile": compiled}
+    races |= {name.replace("_", "-"): value for name, value in given.items()} | {"isa": isa}
+    checks = {"device": device is not CheckDevice.cuda, "quick": quick, "hub": fetched}
     if workload is Workload.kernels:
-        _refuse(races, "races have it (train, decode or prefill)")
+        _refuse(races, "races have it (train, decode, prefill, batch or load)")
         _check(device.value, quick, fetched, out, as_json)
         return
     _refuse(checks, f"{workload.value} has none (kernels has)")
+    options = {"rounds": rounds, "seconds": seconds, "threads": threads, "compile": compiled}
+    options |= {"weights": weights.value if weights else "", "isa": isa.value if isa else ""}
+    _race(workload.value, given | options, shape, against, peer_python or [], out, as_json)
 
+
+def _race(
+    workload: str, given: Mapping[str, Any], shape: str, against: str, peer_python: list[str], out: str, as_json: bool
+) -> None:
+    """Run a race, show its table, and write its report where --out says."""
     from rich.console import Console
 
-    from zoo.bench import compare, plan, show
+    from zoo.bench import compare, plan, report, show
 
-    given = {"batch": batch, "length": length, "new_tokens": new_tokens}
-    changes = shape.split(",") if shape else []
-    race = plan.plan_race(workload.value, given, changes, dtype=dtype.value, rounds=rounds, threads=threads)
-    pythons = plan.choose_interpreters(plan.parse_peers(against), peer_python or [])
-    report = compare.run_race(race, pythons, tell=Console(stderr=True, highlight=False).print)
+    place = report.check_place(out) if out else None
+    race = plan.plan_race(workload, given, shape.split(",") if shape else [])
+    pythons = plan.choose_interpreters(plan.parse_peers(against), peer_python)
+    found = compare.run_race(race, pythons, tell=Console(stderr=True, highlight=False).print)
     if as_json:
-        print(json.dumps(report, indent=2))
-        return
-    screen = Console()
-    screen.print(show.make_table(report))
-    for line in show.list_notes(report):
-        screen.print(line, style="dim", highlight=False)
+        print(json.dumps(found, indent=2))
+    else:
+        screen = Console()
+        screen.print(show.make_table(found))
+        for line in show.list_notes(found):
+            screen.print(line, style="dim", highlight=False)
+    if place is not None:
+        print(report.write_report(found, place), file=sys.stderr)
 
 
 def _refuse(options: Mapping[str, Any], why: str) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zoo.cli.completing import complete_override, complete_target
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from zoo.compose.composing import Composed
 
 
@@ -36,13 +38,34 @@ Cfg = Annotated[ConfigPart | None, typer.Option("--cfg", help="Print the compose
 Resolve = Annotated[bool, typer.Option("--resolve", help="Print the composed YAML, its interpolations resolved.")]
 
 
+TEMPERATURE = 0.8
+"""What text is drawn at where neither the command line nor the checkpoint says it."""
+
+
+def print_note(line: str) -> None:
+    """Say something on standard error that is no fault."""
+    print("zoo: note:", line, file=sys.stderr)
+
+
+def add_folder_options(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Add to the options of the command line those that a checkpoint's folder states for its model, and say which."""
+    from zoo.text.defaults import read_defaults
+
+    given = {name: value for name, value in given.items() if value is not None}
+    found = read_defaults(folder).beside(given)
+    if (line := found.describe()) is not None:
+        print_note(line)
+    whole = {**found.options, **given}
+    return {"temperature": TEMPERATURE if whole.get("n_beams", 1) == 1 else 0, **whole}
+
+
 def compose_target(target: str, overrides: Sequence[str] | None) -> Composed:
     """Compose the model, and print on stderr what may be a mistake but is legal."""
     from zoo.compose.targets import compose_model
 
     found = compose_model(target, overrides or ())
     for note in found.notes:
-        print("zoo: note:", note, file=sys.stderr)
+        print_note(note)
     return found
 
 

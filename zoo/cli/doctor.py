@@ -37,19 +37,22 @@ def run(as_json: Json = False) -> None:
 
     machine = describe_here()
     versions = [("zoo", zoo.__version__), ("python", platform.python_version()), *((n, _version(n)) for n in PACKAGES)]
-    devices, rows, others = _devices(), tabulate(machine), list(_others(machine))
+    devices, rows, others, products = _devices(), tabulate(machine), list(_others(machine)), list(_products())
     if as_json:
         kernels = {row.kernel.name: row_as_data(row) for row in rows}
-        rest = {name: {"runs_here": usable, "about": about} for name, usable, about in others}
         data = {"versions": dict(versions), "devices": dict(devices), "machine": _machine(machine)}
-        print(report.format_json({**data, "kernels": kernels, "others": rest}))
+        print(
+            report.format_json({**data, "kernels": kernels, "others": _as_data(others), "products": _as_data(products)})
+        )
         return
     told = [f"{name:16} {'yes' if usable else 'no':4} {about}" for name, usable, about in others]
+    ways = [f"{name:16} {'yes' if usable else 'no':4} {about}" for name, usable, about in products]
     parts = [
         report.align_columns([("Versions", ""), *_indented(versions)]),
         report.align_columns([("Devices", ""), *_indented(devices)]),
         "\n".join(_kernels(rows, machine)),
         "\n".join(["Other kernels", *(report.wrap_text(each, 2, 24, WIDTH) for each in told)]),
+        "\n".join(["Products on a CPU, float32", *(report.wrap_text(each, 2, 24, WIDTH) for each in ways)]),
     ]
     print("\n\n".join(parts))
 
@@ -104,6 +107,21 @@ def _others(machine: Machine) -> Iterator[tuple[str, bool, str]]:
         yield f"fp8 {recipe}", not reason, reason or f"by torchao {torchao}"
     compiles = "compiler" in machine.packages
     yield "compiler", compiles, "for torch.compile" if compiles else f"torch.compile needs it: {SOURCES['compiler']}"
+
+
+def _products() -> Iterator[tuple[str, bool, str]]:
+    """Yield the ways to multiply on this CPU: name, whether it can run here, and what it is, or why not."""
+    from zoo.run.linear.base import EXACT, describe_processor
+    from zoo.run.linear.ways import survey_ways
+
+    for way, reason, stable in survey_ways(describe_processor()):
+        asked = "" if way.precision == EXACT else f"; with --weights {way.precision}"
+        moved = "; a row has the same bits among any number" if stable else ""
+        yield way.name, reason is None, reason or f"{way.about}{asked}{moved}"
+
+
+def _as_data(rows: Sequence[tuple[str, bool, str]]) -> dict[str, Any]:
+    return {name: {"runs_here": usable, "about": about} for name, usable, about in rows}
 
 
 def _machine(machine: Machine) -> dict[str, Any]:

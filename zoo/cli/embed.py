@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from zoo.cli.common import print_note
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -43,7 +45,7 @@ def run(
     """
     from zoo import report
     from zoo.errors import ConfigError
-    from zoo.generation import vectors
+    from zoo.text import vectors
 
     if out is not None and out.suffix not in (".npy", ".safetensors", ".jsonl"):
         raise ConfigError(f"out: cannot write {out.suffix or 'a file without suffix'} (.npy, .safetensors or .jsonl)")
@@ -57,7 +59,7 @@ def run(
         normalize=normalize,
         batch_size=batch_size,
         device=device,
-        note=lambda line: print("zoo: note:", line, file=sys.stderr),
+        note=print_note,
     )
     if similarity:
         rows = [(f"{i}", *(f"{cosine:.3f}" for cosine in row)) for i, row in enumerate(vectors.cosines(found).tolist())]

@@ -215,10 +215,11 @@ class _Trace:
     def _begin(self, ids: Any, memory: Any) -> tuple[Any, Any]:
         """Make the layers' input and the scene, as `Tower.run` does."""
         from zoo.model.scene import Scene
+        from zoo.model.step import Inputs
 
         m, tower = self.layer, replace_torch(self.tower)
         x = tower.embedding.lookup(m.embedding, ids, None)
-        scene = replace_torch(Scene)(tower, ids, None, causal=tower.causal, memory=memory)
+        scene = replace_torch(Scene)(tower, Inputs(ids, memory=memory if tower.causal else None))
         if tower.has_position:
             x = tower.position.embed(m.position, x, scene.table_positions)
         return tower.embedding.finish(m.embedding, x, scene.real), scene

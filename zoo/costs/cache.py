@@ -3,7 +3,8 @@
 
 Engines keep different amounts of the same model, so a figure always names its engine:
 
-- `ideal`: what attention can still see, and no more. Zoo's own cache is this one.
+- `ideal`: what attention can still see, and no more.
+- `zoo`: what Zoo allocates for it: pages of PAGE tokens. A window, or a chunk, need not begin where a page does.
 - `hf`: transformers' DynamicCache, which `generate` takes unless told otherwise (read and measured at 5.24). A window,
   or a chunk, of W tokens keeps W − 1, as the newest token's own is joined to them before it is seen; MLA keeps its
   latent; a convolution keeps as many inputs as it is wide, one more than it needs. That a layer has a window is taken
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 STATE_BYTES = 4
 """Of a value of a recurrent state, which is float32 whatever the model's dtype."""
+
+PAGE = 16
+"""Tokens of a page of Zoo's own engine."""
 
 BLOCK = 16
 """Tokens of a page: vLLM's default."""
@@ -91,13 +95,15 @@ def kv_cache(spec: Priced, setup: Setup) -> dict[str, Any]:
         "engine": setup.engine,
         "cross_bytes": round(crossed * setup.batch),
         "state_bytes": round(states * setup.batch),
+        **({"block_size": PAGE} if setup.engine == "zoo" else {}),
         **({"block_size": BLOCK, "max_batched_tokens": MAX_BATCHED_TOKENS} if setup.engine == "paged" else {}),
     }
 
 
 def memory_tokens(context: int, engine: str) -> int:
     """Tokens of an encoder's output that cross-attention keeps, or has pages for."""
-    return -(-context // BLOCK) * BLOCK if engine == "paged" else context
+    size = {"paged": BLOCK, "zoo": PAGE}.get(engine, 1)
+    return -(-context // size) * size
 
 
 def held_tokens(attention: Any, context: int, engine: str) -> int:
@@ -106,6 +112,9 @@ def held_tokens(attention: Any, context: int, engine: str) -> int:
     reach = window or chunk
     if engine == "ideal":
         return min(context, reach or context)
+    if engine == "zoo":
+        most = context if reach is None else reach + PAGE - 1
+        return -(-min(context, most) // PAGE) * PAGE
     if engine == "hf":
         # The newest W - 1 are `[-W + 1 :]` there, which for a window of one token is all.
         return context if reach is None or reach == 1 else min(context, reach - 1)
@@ -141,7 +150,7 @@ def padded_counts(blocks: dict[str, Any], counts: dict[str, int]) -> dict[str, i
 
 def state_bytes(block: Any, setup: Setup) -> int:
     """Bytes of a layer's states. Only Zoo counts the tokens that a router with a capacity has sent to its experts."""
-    if setup.engine == "ideal":
+    if setup.engine in ("ideal", "zoo"):
         return _values(block.state()) * STATE_BYTES
     states, held = block.attention.state(), 0
     for name, shape in states.items():

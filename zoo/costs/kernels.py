@@ -98,10 +98,9 @@ def _mask(tower: Any, attention: Any, use: str, setup: Setup) -> Mask:
     documents: Any = None if chunk is None and (use != "train" or setup.document is None) else ()
     if use != "decode":
         return Mask(tokens, tokens, causal=tower.causal, window=window, documents=documents)
-    held = min(tokens + 1, window or chunk or tokens + 1)  # cache slots: a window or chunk is a ring
-    biased = attention.positioning is not None and attention.positioning.biases
-    index: Any = () if biased and held <= tokens else None  # a bias needs the token indices of a ring that wrapped
-    return Mask(1, held, causal=True, documents=documents, query_index=index, key_index=index)
+    first = max(0, tokens - window + 1) if window else 0
+    first = tokens // chunk * chunk if chunk else first
+    return Mask(1, tokens + 1 - first, causal=True)  # a cache gives a new token just the keys that it sees
 
 
 def _lines(name: str, tower: Any, spec: Any, setup: Setup, machine: Machine) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 """Bytes per value, by the name that users give a dtype."""
 
 CONVENTIONS = ("exact", "palm", "megatron", "kaplan", "hfu")
-ENGINES = ("ideal", "hf", "paged")
+ENGINES = ("ideal", "zoo", "hf", "paged")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "muon", "sgd")
 PRECISIONS = ("mixed", "fp32", "amp", "megatron", "pure")
 RECOMPUTE = ("none", "selective", "full")

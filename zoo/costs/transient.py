@@ -153,6 +153,7 @@ CACHED = {"fp8": "float8_e4m3fn"}
 def _run(tape: Tape, tower: Any, run: Generation, new: int, cache: Any, memory: Any) -> Any:
     """Trace a tower's pass over `new` tokens of each row, up to the logits of the last one."""
     from zoo.model.scene import Scene
+    from zoo.model.step import Inputs
 
     with named_failures(f"{tower.axis}={tower.kind}"):
         m = ShadowLayer(tower, tower.d_model, DTYPES[NAMES[run.dtype]], kernel=run.kernel)
@@ -162,5 +163,5 @@ def _run(tape: Tape, tower: Any, run: Generation, new: int, cache: Any, memory: 
         ids = make_shadow((run.batch, new), INT64, "ids")
         causal = bool(tower.causal)
         drawn = replace_torch(tower)
-        scene = replace_torch(Scene)(drawn, ids, None, causal=causal, cache=cache, memory=memory if causal else None)
-        return drawn.run(m, ids, None, scene, 1 if causal else None)
+        inputs = Inputs(ids, cache=cache, memory=memory if causal else None, logits_to_keep=1 if causal else None)
+        return drawn.run(m, inputs, replace_torch(Scene)(drawn, inputs))

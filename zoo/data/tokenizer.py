@@ -44,6 +44,11 @@ class Tokenizer:
         self.backend.encode_special_tokens = not special
         return self.backend.encode(text, add_special_tokens=special).ids
 
+    def encode_rendered(self, text: str) -> list[int]:
+        """Encode what a chat template has rendered: the special tokens are those that the text spells."""
+        self.backend.encode_special_tokens = False
+        return self.backend.encode(text, add_special_tokens=False).ids
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode many texts on all cores, as `encode` does."""
         self.backend.encode_special_tokens = True
@@ -74,7 +79,7 @@ class Tokenizer:
         backend.no_truncation()  # some files ask for both, which would cut documents short
         backend.no_padding()
         if eos is None:
-            eos = read_eos(file.with_name("tokenizer_config.json"), where)
+            eos = read_special_token(file, "eos_token", where)
         if eos is None:
             eos = next((known for known in KNOWN_EOS if backend.token_to_id(known) is not None), None)
         if eos is None:
@@ -115,9 +120,11 @@ def read_json(file: Path, where: str, needs: str | None = None) -> dict[str, Any
     return found
 
 
-def read_eos(file: Path, where: str) -> str | None:
-    """Read `eos_token` from a tokenizer_config.json: a string, or an object with its `content`."""
-    stated = read_json(file, where).get("eos_token") if file.is_file() else None
+def read_special_token(file: Path, name: str, where: str) -> str | None:
+    """Read a special token (`eos_token`, `mask_token`) from the tokenizer_config.json beside a tokenizer.json: a
+    string, or an object with its `content`."""
+    config = file.with_name("tokenizer_config.json")
+    stated = read_json(config, where).get(name) if config.is_file() else None
     return stated.get("content") if isinstance(stated, dict) else stated
 
 

@@ -6,7 +6,6 @@ B rows, T tokens a row.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from zoo.data.corpus import Part
 from zoo.data.tokenizer import Tokenizer
 from zoo.disk import remove_drafts, replace_folder
 from zoo.errors import ConfigError, ZooError
+from zoo.paths import find_cache_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -225,15 +225,6 @@ def open_tokens(folder: Path) -> dict[Part, TokenFile]:
         )
         for part in PARTS
     }
-
-
-def find_cache_folder() -> Path:
-    """Find the cache: `$ZOO_CACHE`, or a folder where the platform keeps caches."""
-    if stated := os.environ.get("ZOO_CACHE"):
-        return Path(stated).expanduser()
-    if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "zoo" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoo"
 
 
 def fill_cache(name: str, build: Callable[[Path], object]) -> Path:

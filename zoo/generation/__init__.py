@@ -1,1 +1,1 @@
-"""Generation: token ids in, token ids out (engine, cache, sample); and the same for text (text)."""
+"""The generation engine: token ids in, token ids out."""

@@ -1,146 +1,288 @@
-# B batch, T new tokens, S keys
-"""KV cache and recurrent states. Allocated from each component's own `cache()` and `state()` tables."""
+# B rows, T new tokens, S keys, N slots
+"""The rows of one pass in a Store: where their new tokens go, and where the keys lie that they read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from zoo.errors import ConfigError
+from zoo.generation.pages import OutOfPages
+from zoo.generation.rows import CachedRow, list_slots
+from zoo.generation.store import PAGE, Group, LayerStore, Store, list_groups
+from zoo.kernels.rows import Run
 from zoo.lazy import torch
-from zoo.spec import Spec
 
 
-@dataclass(frozen=True)
-class CacheLayout:
-    """The cache slots that the next tokens go to, for one kind of layer, and the index of every key then read.
+@dataclass
+class Where:
+    """Where a pass's tokens lie in the pools of a group.
 
-    An index is a token's place in its row, pads included. Slot s of a ring of W slots holds an index equal
-    to s modulo W. With W = 4 and six tokens cached, one more goes to slot 2, and `index` is [4, 5, 6, 3].
+    `rows` are the runs of slots of each row's keys. With `in_place` the new tokens are the last of these; else `write`
+    [n] are the slots of those that stay, and `taken` [n] which of the B·T tokens they are (None: all). With `joins`
+    they go into the pool after they are read: keys are those in the pool, then the new ones.
     """
 
-    start: int  # first slot to write
-    stop: int  # one past the last
-    held: int  # slots that hold a token before the new ones come
-    wraps: bool  # whether the new tokens do not fit before the ring's end: old and new are joined, then the newest kept
-    index: torch.Tensor  # of every key, int64 [S]
+    rows: list[list[Run]]
+    write: Any = None
+    taken: Any = None
+    in_place: bool = False
+    joins: bool = False
+    ragged: bool = False
+    index: Any = None  # [B, S] of the slots to read, where rows have no common stride
+    first: int = 0  # the index of the first key, of rows that are alike
+
+    def store(self, pool: Any, new: Any) -> None:
+        """Write new tokens [B, T, …] of rows whose slots have no common stride."""
+        if self.write is None:
+            return
+        flat = new.flatten(0, 1)
+        flat = (flat if self.taken is None else flat[self.taken]).to(pool.dtype)
+        pool[self.write] = flat
+
+    def load(self, pool: Any) -> Any:
+        """The rows' keys [B, S, …], of rows that have equally many: a view if their slots have one stride."""
+        if self.index is not None:
+            return pool[self.index]
+        start, stop = self.rows[0][0]
+        if len(self.rows) == 1:
+            return pool[start:stop][None]
+        stride = self.rows[1][0][0] - start
+        held = pool[start : start + stride * (len(self.rows) - 1) + stop - start]
+        return held.unfold(0, stop - start, stride).movedim(-1, 1)
 
 
 class LayerCache:
-    """One layer's cache: tensors [B, capacity, …]. A window or chunk of W tokens is a ring of W slots: new tokens
-    overwrite those that left it."""
+    """The cache of one layer in one pass."""
 
-    def __init__(
-        self,
-        tensors: dict[str, torch.Tensor],
-        states: dict[str, torch.Tensor] | None = None,
-        cross: LayerCache | None = None,
-    ) -> None:
-        self.tensors = tensors
-        self.states = states or {}  # a recurrent mixer's [B, …], of the same size at any length
-        self.cross = cross
-        self.filled = False  # whether `recall` has computed its tensors
+    def __init__(self, layer: LayerStore, slots: Any, packs: bool = False) -> None:
+        self.layer = layer
+        self.packs = packs  # whether keys are copied to be read, so that a product meets the same strides in any pool
+        self.slots = slots  # of the rows' recurrent states: the first and one past the last, or a tensor [B]
 
-    def append(self, layout: CacheLayout, new: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Write the new tokens; give all tokens that may be read, the new ones included, in the order of
-        `layout.index`."""
-        return tuple(self._append(layout, self.tensors[name], tensor) for name, tensor in new.items())
+    def append(self, where: Where, new: dict[str, Any]) -> tuple[Any, ...]:
+        """Write the new tokens. Give the keys that may be read, the new ones included [B, S, …]; for ragged rows the
+        pools [N, …]."""
+        return tuple(self._append(where, self.layer.tensors[name], tensor) for name, tensor in new.items())
 
-    def held(self) -> Iterator[torch.Tensor]:
-        """Yield every tensor that this layer's cache keeps."""
-        yield from self.tensors.values()
-        yield from self.states.values()
-        if self.cross is not None:
-            yield from self.cross.held()
+    def _append(self, where: Where, pool: Any, new: Any) -> Any:
+        if where.joins:
+            joined = torch.cat((where.load(pool), new.to(pool.dtype)), 1) if where.rows[0] else new
+            where.store(pool, new)
+            return joined
+        if where.in_place:
+            keys = where.load(pool)
+            keys[:, -new.shape[1] :] = new
+        else:
+            where.store(pool, new)
+            keys = pool if where.ragged else where.load(pool)
+        return keys.contiguous() if self.packs and not where.ragged else keys
 
-    def recall(
-        self, compute: Callable[[], tuple[torch.Tensor, ...]], names: tuple[str, ...]
-    ) -> tuple[torch.Tensor, ...]:
-        """Keys and values of an encoder's output [B, S, …] by name: computed the first time, then read."""
-        if not self.filled:
-            self.tensors = dict(zip(names, compute(), strict=True))
-            self.filled = True
-        return tuple(self.tensors[name] for name in names)
+    def recall(self, where: Where, compute: Callable[[], tuple[Any, ...]] | None, names: Sequence[str]) -> Any:
+        """Keys and values of an encoder's output by name, [B, S, …] or pools: computed and written if `compute` is
+        given, else read."""
+        pools = [self.layer.cross[name] for name in names]
+        if compute is not None:
+            for pool, new in zip(pools, compute(), strict=True):
+                if where.in_place:
+                    where.load(pool)[:] = new
+                else:
+                    where.store(pool, new)
+        return tuple(pool if where.ragged else where.load(pool) for pool in pools)
 
-    def _append(self, layout: CacheLayout, buffer: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        if not layout.wraps:
-            buffer[:, layout.start : layout.stop] = new
-            return buffer[:, : max(layout.held, layout.stop)]
-        joined = torch.cat((buffer[:, : layout.held], new.to(buffer.dtype)), 1)
-        newest = layout.index.argsort()[-buffer.shape[1] :]
-        slots = layout.index[newest] % buffer.shape[1]
-        buffer[:, slots] = joined[:, newest]
-        return joined
+    def state(self, name: str) -> Any:
+        """A recurrent state of the rows [B, …]."""
+        slots, state = self.slots, self.layer.states[name]
+        return state[slots[0] : slots[1]] if isinstance(slots, tuple) else state[slots]
+
+    def hold(self, name: str, value: Any) -> None:
+        """Keep a recurrent state for the rows' next tokens."""
+        slots, state = self.slots, self.layer.states[name]
+        if isinstance(slots, tuple):
+            state[slots[0] : slots[1]] = value
+        else:
+            state[slots] = value.to(torch.float32)
 
 
 class Cache:
-    """All layers' caches. `length` is the number of tokens cached, pads included; each forward with this cache appends
-    to it."""
+    """The rows of a Store that a forward pass reads and adds to, each with a length of its own.
 
-    def __init__(self, spec: Any, layers: list[LayerCache], capacities: dict[str, int], every: torch.Tensor) -> None:
-        self.spec = spec
-        self.layers = layers
-        self.capacities = capacities
-        self.every = every  # 0 … capacity − 1, from which indices are cut: no step copies any from the host
-        self.capacity = len(every)
-        self.length = 0
+    A pass takes token ids [B, T], of which row b's first `counts[b]` are its next tokens and the rest is padding. With
+    `apart` each row is attended by itself, whatever the others are like; `packs` copies the keys that it reads, so that
+    no bit depends on the pool.
+    """
+
+    def __init__(self, store: Store, rows: Sequence[CachedRow], *, apart: bool = False, packs: bool = False) -> None:
+        self.store, self.rows, self.apart, self.packs = store, list(rows), apart, packs
+        self.counts: list[int] | None = None  # None: every row has T new tokens
+        numbers = [row.slot for row in self.rows]
+        consecutive = all(b == a + 1 for a, b in pairwise(numbers))
+        slots = (numbers[0], numbers[-1] + 1) if consecutive else torch.tensor(numbers, device=store.device)
+        self.layers = [LayerCache(layer, slots, packs) for layer in store.layers]
 
     @classmethod
-    def allocate(cls, model: Any, batch: int, capacity: int, *, dtype: Any = None, device: Any = None) -> Cache:
-        """Allocate caches for `capacity` tokens in `batch` rows, of the model's own dtype and device unless given."""
+    def allocate(
+        cls, model: Any, batch: int, capacity: int, *, source: int = 0, dtype: Any = None, device: Any = None
+    ) -> Cache:
+        """Allocate for `batch` rows of up to `capacity` tokens, each of which reads `source` tokens of an encoder's
+        output; of the model's own dtype and device unless given."""
         spec = next(tower for tower in getattr(model, "spec", model).towers().values() if tower.causal)
         if dtype is None or device is None:
             weight = next(model.parameters())
             dtype, device = dtype or weight.dtype, device or weight.device
-        capacities = {kind: min(capacity, _window(block) or capacity) for kind, block in spec.blocks.items()}
-        layers = []
-        for kind in spec.pattern:
-            block = spec.blocks[kind]
-            shapes = block.attention.cache()
-            size = (batch, capacities[kind])
-            tensors = {name: _allocate(*size, shape, dtype, device) for name, shape in shapes.items()}
-            states = {
-                name: torch.zeros(batch, *shape, dtype=torch.float32, device=device)
-                for name, shape in block.state().items()
-            }
-            cross = LayerCache({}) if block.cross else None
-            layers.append(LayerCache(tensors, states, cross))
-        return cls(spec, layers, capacities, torch.arange(capacity, device=device))
+        pages = [group.pages(source if group.cross else capacity) for group in list_groups(spec)]
+        store = Store(spec, [batch * each for each in pages], batch, dtype=dtype, device=device)
+        rows = [CachedRow(store) for _ in range(batch)]
+        for row in rows:
+            for group, count in enumerate(pages):
+                row.reserve(group, count * PAGE)
+        return cls(store, rows)
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated."""
-        return sum(tensor.nbytes for layer in self.layers for tensor in layer.held())
+        """Bytes allocated, those of rows that are not in this pass too."""
+        return self.store.nbytes
 
-    def lay_out(self, kind: str, new: int) -> CacheLayout:
-        """The slots that `new` tokens go to in layers of this kind. Raises ConfigError when they do not fit."""
-        if self.length + new > self.capacity:
-            found = f"holds {self.length} of at most {self.capacity} tokens, {new} more came"
-            raise ConfigError(f"cache: {found} (allocate a larger capacity)")
-        size = self.capacities[kind]
-        start, held = self.length % size, min(self.length, size)
-        if start + new <= size and (self.length + new <= size or new == 1):
-            end = self.length + new
-            index = self.every[:end] if end <= size else _ring_index(self.every[:size], end)
-            return CacheLayout(start, start + new, held, False, index)
-        old = _ring_index(self.every[:size], self.length) if self.length > size else self.every[:held]
-        return CacheLayout(start, start, held, True, torch.cat((old, self.every[self.length : self.length + new])))
+    @property
+    def past(self) -> int | None:
+        """How many tokens every row holds; None where rows differ."""
+        lengths = {row.length for row in self.rows}
+        return lengths.pop() if len(lengths) == 1 else None
+
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest row."""
+        return max(row.length for row in self.rows)
+
+    @property
+    def has_source(self) -> bool:
+        """Whether every row has the keys of an encoder's output."""
+        return all(row.source for row in self.rows)
+
+    @property
+    def alike(self) -> bool:
+        """Whether all rows have as many tokens and get as many new ones."""
+        return self.counts is None and self.past is not None and not self.apart
+
+    def count(self, row: int, new: int) -> int:
+        """The new tokens of a row in a pass of `new` columns."""
+        return new if self.counts is None else self.counts[row]
+
+    def lay_out(self, kind: str, new: int) -> Where | None:
+        """Say where the next tokens [B, T] go in layers of this kind, and make room for them; None for layers that keep
+        no tokens. Raises ConfigError where there is no room."""
+        if kind not in self.store.group_of:
+            return None
+        number = self.store.group_of[kind]
+        if number not in self._laid:
+            self._laid[number] = self._lay_out(number, self.store.groups[number], new)
+        return self._laid[number]
+
+    def begin(self, counts: Sequence[int] | None) -> None:
+        """Start a pass in which row b adds `counts[b]` tokens; None: as many as there are columns."""
+        self.counts = None if counts is None else list(counts)
+        self._laid: dict[int, Where] = {}
+
+    def end(self, new: int) -> None:
+        """End a pass of `new` columns."""
+        for number, row in enumerate(self.rows):
+            row.length += self.count(number, new)
+
+    def _lay_out(self, number: int, group: Group, new: int) -> Where:
+        room = self.store.pages_of(group, 1 << 60) if group.window or group.chunk else None
+        reads, slots, taken, joins = [], [], [], False
+        for place, row in enumerate(self.rows):
+            count = self.count(place, new)
+            stop, first = row.length + count, group.first_seen(row.length)
+            joins = joins or (room is not None and count > 1 and self._span(first, stop) > room)
+        for place, row in enumerate(self.rows):
+            count = self.count(place, new)
+            stop, first = row.length + count, group.first_seen(row.length)
+            if joins:
+                reads.append(row.runs(number, first, row.length))
+            begin = max(row.length, group.first_seen(stop)) if joins else row.length
+            if joins:
+                row.drop(number, begin)
+            elif room is not None:
+                row.slide(number, first, stop)
+            self._reserve(row, number, begin, stop)
+            for start, end in row.runs(number, begin, stop):
+                slots.extend(range(start, end))
+            taken.extend(range(place * new + begin - row.length, place * new + count))
+            if not joins:
+                reads.append(row.runs(number, first, stop))
+        return self._where(reads, slots, taken, new, joins, group)
+
+    def _span(self, first: int, stop: int) -> int:
+        return (stop - 1) // self.store.page - first // self.store.page + 1
+
+    def _reserve(self, row: CachedRow, number: int, begin: int, stop: int) -> None:
+        if not row.pages[number]:
+            row.dropped[number] = begin // self.store.page
+        try:
+            row.reserve(number, stop)
+        except OutOfPages as error:
+            found = f"holds {row.length} tokens, {stop - row.length} more came"
+            raise ConfigError(f"cache: {found}, and no page is left (allocate a larger capacity)") from error
+
+    def _where(
+        self, reads: list[list[Run]], slots: list[int], taken: list[int], new: int, joins: bool, group: Group
+    ) -> Where:
+        where = Where(reads, joins=joins, ragged=not self.alike)
+        if where.ragged and joins:
+            raise ConfigError("cache: a window takes this many new tokens of rows that are alike (fewer at a time)")
+        if not where.ragged:
+            where.first = group.first_seen(self.rows[0].length)
+            strided = _strided(reads)
+            where.ragged = not strided and not joins and self._reads_apart(group)
+            where.index = None if strided or where.ragged else self._slots(reads)
+            where.in_place = strided and not joins
+        if not where.in_place and slots:
+            where.write = torch.tensor(slots, device=self.store.device)
+            whole = len(taken) == len(self.rows) * new
+            where.taken = None if whole else torch.tensor(taken, device=self.store.device)
+        return where
+
+    def _reads_apart(self, group: Group) -> bool:
+        """Whether rows that are alike are attended one by one all the same, if their slots have no common stride. A CPU
+        takes 20 times longer to gather 32 rows of 400 tokens (float32). A row's first pass may have a prefix, which is
+        for all rows at once."""
+        able = all(self.store.tower.blocks[kind].attention.ragged for kind in group.kinds)
+        return able and self.rows[0].length > 0 and self.store.device.type == "cpu" and not self.packs
+
+    def _slots(self, rows: list[list[Run]]) -> Any:
+        """The slots of rows that have equally many [B, S]."""
+        return torch.tensor([list_slots(runs) for runs in rows], dtype=torch.long, device=self.store.device)
+
+    def lay_out_source(self, tokens: int | None) -> Where | None:
+        """Say where the keys of an encoder's output lie; `tokens` is how many the rows now come to read, or None if
+        they have them."""
+        number = self.store.cross_group
+        if number is None:
+            return None
+        if tokens is not None:
+            for row in self.rows:
+                if not row.own(number, -(-tokens // self.store.page)):
+                    raise ConfigError(f"cache: no room for a source of {tokens} tokens (allocate with source={tokens})")
+                row.source = tokens
+        reads = [row.runs(number, 0, row.source) for row in self.rows]
+        where = Where(reads, ragged=self.apart or len({row.source for row in self.rows}) > 1)
+        strided = _strided(reads)
+        where.in_place = strided and not where.ragged
+        if not strided and not where.ragged:
+            where.index = self._slots(reads)
+        if tokens is not None and not where.in_place:
+            where.write = self._slots(reads).flatten()
+        return where
 
 
-def _allocate(batch: int, capacity: int, shape: tuple[int, ...], dtype: Any, device: Any) -> torch.Tensor:
-    """Zeros [B, capacity, …]. A head's tokens lie together in memory, which is how attention reads them: decoding one
-    token at 4096 takes a quarter less time for it (CPU, float32 and bfloat16, November 2026)."""
-    heads, *rest = shape if len(shape) > 1 else (1, *shape)
-    zeros = torch.zeros(batch, heads, capacity, *rest, dtype=dtype, device=device).transpose(1, 2)
-    return zeros if len(shape) > 1 else zeros.squeeze(2)
-
-
-def _ring_index(slots: torch.Tensor, end: int) -> torch.Tensor:
-    """The index in each slot of a full ring after `end` tokens: the newest one that is ≡ slot (mod size)."""
-    return end - 1 - (end - 1 - slots) % len(slots)
-
-
-def _window(block: Spec) -> int | None:
-    """The slots of a layer's ring: its window or its chunk, which is all that it may still see. None for no ring."""
-    return block.attention.visible_window or block.attention.visible_chunk  # type: ignore[attr-defined]
+def _strided(rows: list[list[Run]]) -> bool:
+    """Whether each row is one run, of equal length and at equal distance from the one before, with room between."""
+    if any(len(runs) != 1 for runs in rows):
+        return not any(rows)
+    starts = [runs[0][0] for runs in rows]
+    lengths = {stop - start for ((start, stop),) in rows}
+    strides = {b - a for a, b in pairwise(starts)}
+    return len(lengths) == 1 and len(strides) <= 1 and all(stride >= next(iter(lengths)) for stride in strides)

@@ -1,245 +1,351 @@
-# B batch, P prompt, T tokens, V vocabulary
-"""Prefill, then one token at a time with a cache: ids in, ids out."""
+# B rows, T tokens, V vocabulary
+"""The engine: requests of any length join and leave at any step. Token ids in, token ids out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from itertools import compress
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import ConfigError, ZooError
-from zoo.generation.cache import Cache
-from zoo.generation.sample import Sampling, draw_points, sample
+from zoo.errors import ConfigError
+from zoo.generation.beams import Beams, check_beams
+from zoo.generation.invariants import ensure_drained
+from zoo.generation.passes import Passes, check_deterministic, serving
+from zoo.generation.prefix import Prefixes
+from zoo.generation.proposals import DraftModel, NGrams, Proposer
+from zoo.generation.request import Event, Reason, Request
+from zoo.generation.scheduler import Chunk, Continuation, Scheduler
+from zoo.generation.store import Store, plan_store, token_bytes
+from zoo.generation.towers import check_length, check_prompt, find_reader, find_writer
 from zoo.lazy import torch
-from zoo.model.position.base import Position
-from zoo.spec import components
+from zoo.sampling.draws import DrawState
+from zoo.sampling.sampler import Sampler, find_logprobs, join_rows
+from zoo.sampling.speculate import accept
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+ROWS = 32
+"""Sequences that run at once, unless asked otherwise."""
 
-def generate(
-    model: Any,
-    ids: Tensor,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    stop_ids: Sequence[int] = (),
-    *,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    seed: int | None = None,
-    attention_mask: Tensor | None = None,
-    kernel: str | None = None,
-) -> Tensor:
-    """Continue the prompts: prompts and new tokens [B, length], on the model's device. Of an encoder-decoder: what the
-    decoder writes after reading the prompts, its start token first.
+CURE = "(sound weights, or dtype=fp32 if the model overflows)"
 
-    Ends after `max_new_tokens`, or as soon as every row has met one of `stop_ids`; a row that met it before the others
-    repeats it up to the end. Prompts of unequal length are padded on the left (those of an encoder-decoder anywhere),
-    with zeros in `attention_mask` [B, P] for the padding: each row then gets what it would get alone, drawn tokens too.
-    The other options are those of `Sampling`.
+TILE = 64
+"""Tokens of a prompt that are computed at once where results must be the same to the bit."""
 
-    Raises ConfigError for options that will not do and for a length that the model has no positions for, ZooError when
-    the logits of a step are NaN.
+BUDGET = 512
+"""Tokens that a step computes, unless asked otherwise."""
+
+
+class Engine:
+    """Continue many requests at once with one model.
+
+    A step computes the next token of every running sequence and, within `budget` tokens, parts of prompts. The cache
+    has room for `rows` sequences of `tokens` tokens (of an encoder-decoder: besides as many `source` tokens each), or
+    for what fits `memory` bytes. Tokens that earlier requests began with are not computed again unless `reuse` is
+    false. With `speculate`, up to so many tokens a step are proposed and verified together: by the model `draft`, or by
+    what followed the same tokens before. With `deterministic` a request's log-probabilities are the same to the bit
+    whatever runs beside it: prompts are computed in tiles of TILE tokens, and rows together only where a model was made
+    ready for it (`zoo.prepare(model, stable=True)`), else one by one. The model must stay in eval mode while requests
+    are in flight; `serving` sees to it.
     """
-    options = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
-    sampling = Sampling.checked(temperature=temperature, seed=seed, **options)
-    tokens = stream(model, ids, max_new_tokens, sampling, stop_ids, attention_mask=attention_mask, kernel=kernel)
-    added = [token[:, None] for token in tokens]
-    first = begin(model.spec, ids.to(_device(model)))
-    return torch.cat([first, *added], 1)
 
+    def __init__(
+        self,
+        model: Any,
+        *,
+        rows: int = ROWS,
+        tokens: int | None = None,
+        source: int | None = None,
+        memory: int | None = None,
+        budget: int = BUDGET,
+        overcommit: float = 1.0,
+        reuse: bool = True,
+        draft: Any = None,
+        speculate: int = 0,
+        deterministic: bool = False,
+        dtype: Any = None,
+        kernel: str | None = None,
+    ) -> None:
+        self.model, self.kernel, self.deterministic = model, kernel, deterministic
+        if deterministic:
+            check_deterministic(model, speculate)
+        self.writer, self.reader = find_writer(model.spec), find_reader(model.spec)
+        weight = next(each for each in model.parameters() if each.device.type != "meta")  # packed ones are
+        self.device, self.dtype = weight.device, dtype or weight.dtype
+        self.seq2seq = self.writer is not model.spec
+        tokens = int(tokens or self.writer.max_seq_len)
+        if self.writer.cacheable_until is not None:
+            tokens = min(tokens, self.writer.cacheable_until)
+        self.tokens, self.source = tokens, (source or self.reader.max_seq_len) if self.seq2seq else 0
+        plain = not self.seq2seq and not getattr(self.writer, "prefix_lm", False)
+        reuse = reuse and plain
+        sizes = rows, self.tokens, self.source, self.dtype.itemsize, memory
+        new = {"new": speculate + 1}
+        plan = plan_store(self.writer, *sizes, overcommit=overcommit, reuse=reuse, **new)
+        self.store = Store(self.writer, plan.pages, plan.slots, dtype=self.dtype, device=self.device, **new)
+        aligned = {"interval": TILE, "align": TILE} if deterministic else {}
+        self.prefixes = Prefixes(self.store, **aligned) if reuse else None
+        tile = TILE if deterministic else None
+        sizes = {"budget": budget, "rows": plan.rows, "overcommit": overcommit, "tile": tile}
+        self.scheduler = Scheduler(self.store, self.prefixes, **sizes)
+        self.sampler, self.verifier = Sampler(), Sampler()
+        self.passes = Passes(model, self.writer, self.store, self.device, deterministic=deterministic)
+        self.proposer: Proposer | None = None
+        if speculate:
+            sizes = {"rows": plan.rows, "tokens": tokens}
+            self.proposer = NGrams() if draft is None else DraftModel(draft, self.writer.vocab_size, **sizes)
+        self.live: dict[int, list[Continuation]] = {}
+        self.fault = ""
+        self._next = 0
 
-def stream(
-    model: Any,
-    ids: Tensor,
-    max_new_tokens: int,
-    sampling: Sampling | None = None,
-    stop_ids: Sequence[int] = (),
-    *,
-    attention_mask: Tensor | None = None,
-    kernel: str | None = None,
-) -> Iterator[Tensor]:
-    """Yields the tokens that `generate` adds, one step [B] at a time. Stops and options as there.
+    # ---------------------------------------------------------------- requests
 
-    While the iterator is at work the model is in eval mode and uses `kernel`; once it ends or is closed the model is as
-    it was before. Raises ConfigError as `generate` does, at the call rather than at the first step, and ZooError at a
-    step whose logits are NaN.
-    """
-    device = _device(model)
-    ids, mask = _prompt(model, ids.to(device), attention_mask)
-    if max_new_tokens < 0:
-        raise ConfigError(f"max_new_tokens: is {max_new_tokens}, not 0 or more")
-    first = begin(model.spec, ids)
-    check_length(writer(model.spec), first.shape[1], max_new_tokens)
-    return _steps(model, ids, mask, max_new_tokens, sampling or Sampling(), list(stop_ids), kernel)
+    def add(self, request: Request) -> int:
+        """Queue a request; the number under which its events come. Raises ConfigError for one that can never be served:
+        tokens outside the vocabulary, no positions for its length, or more cache than there is."""
+        check_prompt(self.reader, request.ids, self.seq2seq)
+        ids = [self.model.spec.start_id] if self.seq2seq else list(request.ids)
+        check_length(self.writer, len(ids), request.max_new_tokens)
+        request.sampling.check_vocabulary(self.writer.vocab_size)
+        check_beams(request, self.writer.vocab_size)
+        self._check_options(request)
+        self._check_fits(request, len(ids))
+        number, self._next = self._next, self._next + 1
+        source = tuple(request.ids) if self.seq2seq else None
+        samples = 1 if request.n_beams > 1 else request.n
+        self.live[number] = [
+            Continuation(number, sample, request, list(ids), len(ids), self._draws(request, ids, sample), source)
+            for sample in range(samples)
+        ]
+        for each in self.live[number][1:]:
+            each.leader = self.live[number][0]
+        self.scheduler.waiting.extend(self.live[number])
+        return number
 
+    def _check_options(self, request: Request) -> None:
+        if request.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens: is {request.max_new_tokens}, not 1 or more")
+        if request.prompt_logprobs is not None and self.seq2seq:
+            raise ConfigError("prompt_logprobs: an encoder reads the prompt, and predicts nothing of it (leave it out)")
+        if request.sampling.min_tokens > request.max_new_tokens:
+            found = f"is {request.sampling.min_tokens}, and at most {request.max_new_tokens} tokens come"
+            raise ConfigError(f"min_tokens: {found} (fewer, or more max_new_tokens)")
+        if request.n < 1:
+            raise ConfigError(f"n: is {request.n}, not 1 or more")
+        for name in ("logprobs", "prompt_logprobs"):
+            if (getattr(request, name) or 0) < 0:
+                raise ConfigError(f"{name}: is {getattr(request, name)}, not 0 or more (leave it out for none)")
 
-def writer(spec: Any) -> Any:
-    """The tower that generates: the model itself, or its decoder. Raises ConfigError for a model that has none."""
-    towers = [tower for tower in spec.towers().values() if tower.causal]
-    if not towers:
-        raise ConfigError(f"generate: an {spec.kind} writes no text (a decoder or an encoder_decoder does)")
-    if towers[0].head.kind == "none":
-        raise ConfigError("generate: the model has no head, so there is nothing to choose a token from (head: lm)")
-    return towers[0]
+    def _draws(self, request: Request, context: Sequence[int], sample: int) -> DrawState:
+        copy = request.copy + sample
+        options = {"context": context, "stop_ids": request.stop_ids, "guide": request.guide}
+        return DrawState(request.sampling, request.ids, copy, **options)
 
+    def _check_fits(self, request: Request, prompt: int) -> None:
+        total, source = prompt + request.max_new_tokens, len(request.ids) if self.seq2seq else 0
+        if self.writer.cacheable_until is not None:
+            total = min(total, self.writer.cacheable_until)
+        if request.n_beams > self.scheduler.rows:
+            found = f"{request.n_beams} beams are as many rows at once, there are {self.scheduler.rows}"
+            raise ConfigError(f"n_beams: {found} (fewer, or an engine of more rows)")
+        for group, pool in zip(self.store.groups, self.store.pools, strict=True):
+            pages = request.n_beams * self.store.pages_of(group, source if group.cross else total)
+            if pages > pool.count:
+                size = math.ceil(self.store.page * token_bytes(self.writer, group, self.dtype.itemsize))
+                where = f" in layers '{', '.join(group.kinds)}'" if len(self.store.groups) > 1 else ""
+                need = f"a request of {total} tokens needs {pages * size:,} bytes of cache{where}"
+                found = f"{need}, there are {pool.count * size:,}"
+                raise ConfigError(f"memory: {found} (fewer max_new_tokens, a shorter prompt, or more memory)")
 
-def reader(spec: Any) -> Any:
-    """The tower that reads the prompts: the model itself, or its encoder."""
-    return next(iter(spec.towers().values()))
+    def abort(self, number: int, sample: int | None = None) -> list[Event]:
+        """Drop a request, or one of its samples; the events that end them. One that is not live gives none."""
+        live = self.live.get(number, [])
+        gone = [each for each in live if each.finished is None and sample in (None, each.sample)]
+        self.scheduler.remove(gone)
+        for each in gone:
+            each.finished = "aborted"
+            if self.proposer is not None:
+                self.proposer.forget(each)
+        if all(each.finished for each in live):
+            self.live.pop(number, None)
+        samples = [sample for each in gone for sample in self._samples(each)]
+        return [Event(number, sample, None, "aborted") for sample in samples]
 
+    def _samples(self, sequence: Continuation) -> Iterable[int]:
+        return range(sequence.asked.n) if sequence.asked.n_beams > 1 else (sequence.sample,)
 
-def begin(spec: Any, ids: Tensor) -> Tensor:
-    """The tokens that generation continues [B, P]: the prompts, or an encoder-decoder's start token."""
-    return ids if writer(spec) is spec else torch.full_like(ids[:, :1], spec.start_id)
+    @property
+    def busy(self) -> bool:
+        """Whether any request is in flight."""
+        return bool(self.live)
 
+    # ---------------------------------------------------------------- steps
 
-def _ask(model: Any, ids: Tensor, mask: Tensor | None) -> Callable[..., Any]:
-    """The function from tokens to logits. Of an encoder-decoder it is the decoder, once the encoder has run."""
-    spec = writer(model.spec)
-    if spec is not model.spec:
-        memory = model.get_submodule("encoder")(ids, mask).hidden
-        return partial(model.get_submodule("decoder"), memory=memory, memory_mask=mask)
-    if spec.prefix_lm:
-        return partial(model, prefix=torch.full_like(ids[:, 0], ids.shape[1]))
-    return model
+    def run(self, requests: Iterable[Request] = ()) -> Iterator[Event]:
+        """Queue requests, and step until all are done."""
+        for request in requests:
+            self.add(request)
+        with serving(self.model, self.kernel):
+            while self.busy:
+                yield from self.step()
 
-
-def check_length(spec: Any, prompt: int, new: int) -> None:
-    """Raises ConfigError when a position scheme ends before `prompt + new` tokens: a learned table. Others go on."""
-    limit = _limit(spec)
-    if limit is not None and prompt + new > limit:
-        would = f"at most {limit - prompt}" if limit > prompt else "a shorter prompt"
-        found = f"{new} more after a prompt of {prompt} tokens, the model's learned positions end at {limit}"
-        raise ConfigError(f"max_new_tokens: {found} ({would} would do)")
-
-
-def _limit(spec: Any) -> int | None:
-    """The longest row that every position scheme of a tower has positions for; None for any."""
-    limits = [part.limit for _, part, _ in components(spec, spec.d_model) if isinstance(part, Position)]
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _device(model: Any) -> Any:
-    return next(model.parameters()).device
-
-
-def _prompt(model: Any, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Check the prompts; give them and their mask, or None for it when nothing is padded."""
-    if ids.ndim != 2 or not ids.numel():
-        raise ConfigError(f"ids: shape {list(ids.shape)}, not [batch, length] with a token at least (start from BOS)")
-    reads = reader(model.spec)
-    apart, limit = reads is not writer(model.spec), _limit(reads)
-    if not 0 <= int(ids.min()) <= int(ids.max()) < reads.vocab_size:
-        found = f"tokens from {int(ids.min())} to {int(ids.max())}"
-        raise ConfigError(f"ids: {found}, the model's vocabulary is 0 to {reads.vocab_size - 1}")
-    if apart and limit is not None and ids.shape[1] > limit:
-        raise ConfigError(f"ids: {ids.shape[1]} tokens, the encoder's positions end at {limit} (shorter prompts)")
-    if mask is None:
-        return ids, None
-    real = mask.to(ids.device) != 0
-    if real.shape != ids.shape:
-        raise ConfigError(f"attention_mask: shape {list(mask.shape)}, not that of ids, {list(ids.shape)}")
-    if apart and not bool(real.any(1).all()):
-        raise ConfigError("attention_mask: a row has no token (a one at least in every row)")
-    if not apart and (not bool(real[:, -1].all()) or bool((real[:, :-1] & ~real[:, 1:]).any())):
-        raise ConfigError("attention_mask: a zero stands after a one (pad on the left: zeros, then ones, in every row)")
-    return ids, None if bool(real.all()) else real
-
-
-@contextmanager
-def _serving(model: Any, kernel: str | None) -> Iterator[None]:
-    """Put the model in eval mode and set its kernel; restore both afterwards, module by module."""
-    training = [module for module in model.modules() if module.training]
-    before = model.kernel
-    model.eval()
-    if kernel is not None:
-        model.kernel = kernel
-    try:
-        yield
-    finally:
-        model.kernel = before
-        for module in training:
-            module.training = True
-
-
-def _steps(
-    model: Any,
-    ids: Tensor,
-    mask: Tensor | None,
-    budget: int,
-    sampling: Sampling,
-    stop_ids: list[int],
-    kernel: str | None,
-) -> Iterator[Tensor]:
-    """Inference mode is entered for each step anew: held across a yield, it would be the caller's mode too.
-
-    What a step needs of the host (stop ids, the numbers that decide draws) goes to the device before the first one.
-    """
-    first = begin(model.spec, ids)
-    padding = mask if first is ids else None
-    (batch, prompt), known = first.shape, first.shape[1]
-    whole = ids.new_empty(batch, prompt + budget)
-    # Padding is masked, whatever stands there: a token that the row has anyway, so that a penalty counts nothing more.
-    whole[:, :prompt] = first if padding is None else torch.where(padding, first, first[:, -1:])
-    if padding is not None:
-        padding = torch.cat([padding, padding.new_ones(batch, budget)], 1)
-    points = None if sampling.temperature == 0 else draw_points(sampling, _rows(ids, mask), budget).to(ids.device)
-    stop, ended = ids.new_tensor(stop_ids), torch.zeros_like(ids[:, 0], dtype=torch.bool)
-    with _serving(model, kernel):
+    def step(self) -> list[Event]:
+        """Compute one step; the tokens that came of it. A sample whose logits are NaN ends as "failed". Raises ZooError
+        when all requests are done and their pages and slots have not come back."""
         with torch.inference_mode():
-            ask = _ask(model, ids, mask)
-        cache = _cache(model, batch, prompt, prompt + budget)
-        for step in range(budget):
-            with torch.inference_mode():
-                logits = _next_logits(ask, whole[:, :known], padding, cache)
-                token = sample(logits, sampling, None if points is None else points[step], whole[:, :known])
-                if stop_ids:
-                    token = torch.where(ended, whole[:, known - 1], token)
-                    ended = torch.isin(token, stop)
-                whole[:, known] = token
-            chosen = token.tolist()  # the one wait for the device in a step: whether to go on depends on the tokens
-            _check_chosen(chosen, step, logits.dtype)
-            yield whole[:, known].clone()
-            if stop_ids and all(each in stop_ids for each in chosen):
-                return
-            known += 1
+            chunks = self._propose(self.scheduler.plan())
+            before = [chunk.sequence.row.length for chunk in chunks]  # type: ignore[union-attr]
+            ending = [chunk for chunk in chunks if chunk.ends]
+            ready = [chunk for chunk in ending if chunk.sequence.beams is None]
+            saved = self._save_states(chunks)
+            found = self._compute(chunks, {chunk.sequence for chunk in ending})
+            tokens = self._choose(ready, found)
+            self._take_back(ready, tokens, saved)
+            self.scheduler.keep(chunks, before)
+            events = [
+                event for chunk, new in zip(ready, tokens, strict=True) for event in self._emit(chunk, new, found)
+            ]
+            searches = {id(beams): beams for chunk in ending if (beams := chunk.sequence.beams) is not None}
+            events += [event for beams in searches.values() for event in self._search(beams, found)]
+        if not self.live:
+            ensure_drained(self)
+        return events
 
+    def _search(self, beams: Beams, found: Mapping[Continuation, Tensor]) -> list[Event]:
+        """Take a beam search one token further; the events of its best beams when it is over."""
+        first = beams.running[0]
+        if beams.broken(found):
+            self.fault = f"has logits that are NaN or all -inf {CURE}"
+            events = [Event(first.request, sample, None, "failed") for sample in range(beams.asked.n)]
+        elif beams.advance(found):
+            waiting = [each for each in beams.running if each not in self.scheduler.running]
+            gone = [each for each in beams.spare if each in self.scheduler.running]
+            running = [each for each in self.scheduler.running if each not in gone] + waiting
+            self.scheduler.running = sorted(running, key=lambda each: (each.request, each.sample))  # as they came
+            return []
+        else:
+            events = beams.tell(first.request)
+        self.scheduler.end(beams)
+        del self.live[first.request]
+        return events
 
-def _rows(ids: Tensor, mask: Tensor | None) -> list[list[int]]:
-    """The tokens of each prompt, its padding left out."""
-    rows = ids.tolist()
-    kept = [[True] * ids.shape[1]] * len(rows) if mask is None else mask.tolist()
-    return [list(compress(row, real)) for row, real in zip(rows, kept, strict=True)]
+    def _propose(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Add drafts to the chunks of sequences that are past their prompts."""
+        if self.proposer is None:
+            return chunks
+        going = [
+            chunk
+            for chunk in chunks
+            if chunk.count == 1 and chunk.ends and not chunk.whole and chunk.sequence.asked.n_beams == 1
+        ]
+        rooms = [
+            min(self.store.new - 1, each.total - len(each.ids) - 1, self.scheduler.limit - len(each.ids))
+            for each in (chunk.sequence for chunk in going)
+        ]
+        drafts = self.proposer.propose([chunk.sequence for chunk in going], rooms)
+        added = {
+            id(chunk): replace(chunk, count=1 + len(draft), draft=tuple(draft), shares=shares)
+            for chunk, (draft, shares) in zip(going, drafts, strict=True)
+        }
+        return [added.get(id(chunk), chunk) for chunk in chunks]
 
+    def _compute(self, chunks: list[Chunk], ready: Collection[Continuation]) -> dict[Continuation, Tensor]:
+        """Run the passes of a step: for sequences that are ready, the logits after the last known token and after each
+        token of the draft [K + 1, V]."""
+        found = {}
+        for batch in self.passes.batches(chunks):
+            for chunk, logits in zip(batch, self.passes.run(batch), strict=True):
+                self._score_prompt(chunk, logits)
+                if chunk.sequence in ready:
+                    found[chunk.sequence] = logits[len(logits) - 1 - len(chunk.draft) :]
+        return found
 
-def _check_chosen(chosen: list[int], step: int, dtype: torch.dtype) -> None:
-    """Raises ZooError where a row has no token: `sample` gives −1."""
-    if min(chosen) >= 0:
-        return
-    found = f"row {chosen.index(-1)} has logits that are NaN or all -inf, in {str(dtype).removeprefix('torch.')}"
-    raise ZooError(f"generate: step {step + 1}: {found} (sound weights, or dtype=fp32 if the model overflows)")
+    def _choose(self, ready: list[Chunk], found: Mapping[Continuation, Tensor]) -> list[list[int]]:
+        """The next tokens of each sequence: one, or what of its draft holds and one more."""
+        if not ready:
+            return []
+        logits = join_rows([found[chunk.sequence] for chunk in ready])
+        states = [chunk.sequence.draws for chunk in ready]
+        if not any(chunk.draft for chunk in ready):
+            return [[token] for token in self.sampler.choose(logits, states)]
+        drafts, shares = [chunk.draft for chunk in ready], [chunk.shares for chunk in ready]
+        return accept(self.verifier, drafts, logits, states, shares)
 
+    def _save_states(self, chunks: list[Chunk]) -> dict[Continuation, int]:
+        """Copy the recurrent states of sequences that get a draft, as part of it may not hold; the slots of copies."""
+        drafted = [chunk.sequence for chunk in chunks if chunk.draft and self.passes.recurrent]
+        saved = {}
+        for each in drafted:
+            while not self.store.free_slots and self.store.evict():
+                pass
+            saved[each] = self.store.free_slots.pop()
+            self.store.copy_states(each.row.slot, saved[each])  # type: ignore[union-attr]
+        return saved
 
-def _cache(model: Any, batch: int, prompt: int, length: int) -> Cache | None:
-    """A cache for as many tokens as can be cached, or None when not even the prompt can be."""
-    until = model.spec.cacheable_until
-    if until is not None and prompt > until:
-        return None
-    with torch.inference_mode():
-        return Cache.allocate(model, batch, length if until is None else min(length, until))
+    def _take_back(self, ready: list[Chunk], tokens: list[list[int]], saved: Mapping[Continuation, int]) -> None:
+        """Undo what was computed of tokens of drafts that do not hold. Recurrent layers go back to the states before
+        the draft, and read once more what holds of it."""
+        again = []
+        for chunk, new in zip(ready, tokens, strict=True):
+            each, row = chunk.sequence, chunk.sequence.row
+            assert row is not None
+            wrong = len(chunk.draft) + 1 - len(new)
+            if wrong and each in saved:
+                row.length -= chunk.count
+                self.store.copy_states(saved[each], row.slot)
+                again.append(replace(chunk, count=len(new), draft=chunk.draft[: len(new) - 1]))
+            else:
+                row.length -= wrong
+        for batch in self.passes.batches(again):
+            self.passes.run(batch)
+        self.store.free_slots += saved.values()
 
+    def _emit(self, chunk: Chunk, new: list[int], found: Mapping[Continuation, Tensor]) -> list[Event]:
+        """Take the new tokens of a sequence, and tell of them."""
+        each, events = chunk.sequence, []
+        top = each.asked.logprobs
+        logprobs = [None] * len(new) if top is None else find_logprobs(found[each][: len(new)], new, [top] * len(new))
+        for token, logprob in zip(new, logprobs, strict=True):
+            if token < 0:
+                kind = str(found[each].dtype).removeprefix("torch.")
+                self.fault = each.draws.fault or f"has logits that are NaN or all -inf, in {kind} {CURE}"
+                events.append(Event(each.request, each.sample, None, "failed"))
+                self._finish(each, "failed")
+                break
+            each.ids.append(token)
+            each.draws.advance(token)
+            reason: Reason | None = None
+            if token in each.asked.stop_ids or each.draws.finished:
+                reason = "stop"
+            elif len(each.ids) >= each.total:
+                reason = "length"
+            prompt = tuple(each.scores) if len(each.ids) == each.prompt + 1 and each.scores else None
+            events.append(Event(each.request, each.sample, token, reason, logprob, prompt))
+            if reason:
+                self._finish(each, reason)
+                return events
+        if chunk.draft and self.proposer is not None and each.finished is None:
+            self.proposer.report(each, len(chunk.draft), len(new) - 1)
+        return events
 
-def _next_logits(ask: Callable[..., Any], held: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
-    """Logits [B, V] after the tokens `held` [B, T]. Past the length that can be cached (dynamic RoPE) the whole row is
-    computed anew."""
-    known = held.shape[1]
-    padding = None if mask is None else mask[:, :known]
-    if cache is None or known > cache.capacity:
-        return ask(held, padding, logits_to_keep=1).logits[:, -1]
-    return ask(held[:, cache.length :], padding, cache=cache, logits_to_keep=1).logits[:, -1]
+    def _score_prompt(self, chunk: Chunk, logits: Tensor) -> None:
+        """Add the log-probabilities of the prompt's tokens that a pass predicts, where a request asks for them."""
+        each, top = chunk.sequence, chunk.sequence.asked.prompt_logprobs
+        if top is None or len(each.ids) > each.prompt or len(each.scores) >= each.prompt:
+            return
+        each.scores = each.scores or [None]
+        start = len(each.scores)
+        targets = each.ids[start : start + chunk.count]
+        rows = logits[len(logits) - chunk.count :][: len(targets)]
+        each.scores += find_logprobs(rows, targets, [top] * len(targets))
+
+    def _finish(self, sequence: Continuation, reason: Reason) -> None:
+        sequence.finished = reason
+        self.scheduler.leave(sequence)
+        if self.proposer is not None:
+            self.proposer.forget(sequence)
+        left = self.live[sequence.request]
+        if all(each.finished for each in left):
+            del self.live[sequence.request]

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from zoo.generation.sample import Sampling
+from zoo.sampling.options import Sampling
+from zoo.sampling.sampler import Logprob
 
-Reason = Literal["stop", "length", "aborted"]
+Reason = Literal["stop", "length", "aborted", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +18,10 @@ class Request:
 
     `ids` are the prompt's tokens; of an encoder-decoder, the source's. Ends at one of `stop_ids` ("stop") or after
     `max_new_tokens` ("length"). `n` samples continue one prompt; with `n_beams` above 1 they are the best of a beam
-    search. `logprobs` k reports each new token's log-probability and those of the k likeliest, `prompt_logprobs` the
-    same of the prompt's tokens. `guide` is a compiled grammar that every token must follow.
+    search, by log-probability over length to the power of `length_penalty` (Wu et al., 2016). `copy` tells equal
+    prompts apart, which then draw other tokens. `logprobs` k reports each new token's log-probability and those of the
+    k likeliest, `prompt_logprobs` the same of the prompt's tokens. `guide` is a compiled grammar that every token must
+    follow.
     """
 
     ids: Sequence[int]
@@ -26,24 +29,19 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: frozenset[int] = frozenset()
     n: int = 1
+    copy: int = 0
     n_beams: int = 1
+    length_penalty: float = 1.0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     guide: Any = None
 
 
 @dataclass(frozen=True)
-class Logprob:
-    """The log-probability of a token before sampling changes the logits, and the likeliest tokens there with theirs."""
-
-    value: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True)
 class Event:
     """A new token of a request's sample; or the end of one, where `finished` says why (the stop id itself comes as a
-    token). `prompt` holds the prompt's log-probabilities, with the first event of a request that asks for them."""
+    token; "failed": its logits were NaN). `prompt` holds the prompt's log-probabilities, with the first event of a
+    request that asks for them."""
 
     request: int
     sample: int

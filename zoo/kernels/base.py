@@ -31,8 +31,8 @@ class Ask:
 
     `dtype` is torch's name without the prefix. `bias` is "alibi" (a slope times the distance), "fixed", "learned" or
     "none". `pairs`: some pairs are visible beyond what causality and the window show (a prefix, global tokens).
-    `wrapped`: keys are not in the order of their token index, as in a ring cache that wrapped. `lengths`: each row has
-    its own number of keys. `page`: the page size of a paged cache in tokens. `short_q`: fewer queries than keys, T < S.
+    `lengths`: each row has its own number of keys. `page`: the page size of a paged cache in tokens. `short_q`: fewer
+    queries than keys, T < S.
     """
 
     dtype: str
@@ -49,7 +49,6 @@ class Ask:
     padding: bool = False
     documents: bool = False
     pairs: bool = False
-    wrapped: bool = False
     lengths: bool = False
     page: int | None = None
     short_q: bool = False

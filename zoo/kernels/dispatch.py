@@ -16,6 +16,7 @@ from zoo.kernels.flash4 import Flash4
 from zoo.kernels.flash_torch import FlashTorch
 from zoo.kernels.flex import Flex
 from zoo.kernels.found import machine_of
+from zoo.kernels.rows import PoolRows, attend_rows
 from zoo.kernels.sdpa import SDPA, plain
 from zoo.lazy import torch
 
@@ -53,6 +54,7 @@ def attend(
     sinks: Tensor | None = None,
     bias: Bias | Tensor | None = None,
     pages: Tensor | None = None,
+    rows: PoolRows | None = None,
     kernel: str = "auto",
 ) -> Tensor:
     """Compute attention: q [B, T, H, C] over k [B, S, K, C] and v [B, S, K, Cv], H a multiple of K → [B, T, H, Cv].
@@ -61,9 +63,16 @@ def attend(
     `bias` is a Bias, or a tensor that broadcasts to [B, H, T, S]. `sinks` [H] adds to each head's softmax a logit
     without a value (gpt-oss). A query that sees no key gives 0; the output of padding is not specified. K and V are
     cast to q's dtype. With `pages` [B, P] int32, k and v are pools of pages [N, page, K, C]: row b's keys are those of
-    its pages in order, as many as `mask.lengths` says, and mask.n_keys is P·page. Raises KernelError when the kernel
-    named cannot do it.
+    its pages in order, as many as `mask.lengths` says, and mask.n_keys is P·page. With `rows`, k and v are pools of
+    slots [N, K, C], and each row's keys, mask and bias are those that it names, in place of `mask` and `bias`. Raises
+    KernelError when the kernel named cannot do it.
     """
+    if rows is not None:
+
+        def choose(q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Kernel:
+            return select(_ask(q, k, v, how.mask, softcap, sinks, how.bias, None), machine_of(q.device), kernel)
+
+        return attend_rows(q, k, v, rows, choose, scale=scale, softcap=softcap, sinks=sinks)
     bias = describe_bias(bias)
     ask = _ask(q, k, v, mask, softcap, sinks, bias, pages)
     chosen = select(ask, machine_of(q.device), kernel)

@@ -162,8 +162,6 @@ def _refuse_ask(ask: Ask) -> str | None:
         return f"flash kernels have no {ask.bias} bias"
     if ask.pairs:
         return "flash kernels cannot show single pairs: a prefix, or global tokens"
-    if ask.wrapped:
-        return "flash kernels take keys in order, not those of a ring cache that wrapped"
     return _refuse_width(ask) or _refuse_lengths(ask)
 
 

@@ -120,7 +120,7 @@ def _drawn(mask: Mask, column: bool, device: torch.device) -> Drawn:
     like = mask if torch.compiler.is_compiling() else _measured(mask, device)
     if mask.n_queries <= BLOCK:
         drawn = Drawn(like, _once(_whole, device), WHOLE)
-    elif mask.query_index is mask.key_index is None and next(_of_rows(mask), None) is None:
+    elif next(_of_rows(mask), None) is None:
         numbers = (mask.n_queries, mask.n_keys, mask.causal, mask.window)
         drawn = Drawn(like, _once(_blocks_of_numbers, *numbers, column, device), BLOCK)
     else:
@@ -137,7 +137,7 @@ def _measured(mask: Mask, device: torch.device) -> Mask:
     like.kept = {}
     for name in ("n_queries", "n_keys"):
         setattr(like, name, torch.full((), getattr(mask, name), device=device))
-    for name, axes in {"padding": 1, "also": 2, "query_index": 1, "key_index": 1}.items():
+    for name, axes in {"padding": 1, "also": 2}.items():
         setattr(like, name, _roomy(getattr(mask, name), axes))
     if mask.documents is not None:
         queries, keys = mask.documents

@@ -18,8 +18,8 @@ class Mask:
     """Which of `n_keys` keys each of `n_queries` queries may see, by token index: a token's place in its row, pads
     included.
 
-    Without `key_index` the keys are tokens 0 … S-1; without `query_index` the queries are the last T of them, so that a
-    causal mask on a rectangle is aligned at its bottom right. `causal` shows keys at or before the query. A `window` W
+    Keys are consecutive tokens, and the queries are the last T of them, so that a causal mask on a rectangle is aligned
+    at its bottom right. `causal` shows keys at or before the query. A `window` W
     shows a causal query the W newest of those, itself included; a query that sees both ways, all with |i-j| <= W.
     Two fields show more pairs: tokens before `prefix` [B] all see one another (Raffel et al., 2020, prefix-LM), and
     `also` [B|1, T, S] names pairs one by one. Two fields hide pairs: `padding` [B, S] is True where a key is a real
@@ -44,8 +44,6 @@ class Mask:
         documents: tuple[Tensor, Tensor] | None = None,
         prefix: Tensor | None = None,
         also: Tensor | None = None,
-        query_index: Tensor | None = None,
-        key_index: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> None:
         self.n_queries = n_queries
@@ -56,8 +54,6 @@ class Mask:
         self.documents = documents
         self.prefix = prefix
         self.also = also
-        self.query_index = query_index
-        self.key_index = key_index
         self.lengths = lengths
         self.kept: dict[Any, Any] = {}  # what kernels drew from it
         self._dense: Tensor | None = None
@@ -67,7 +63,7 @@ class Mask:
     @property
     def sees_all(self) -> bool:
         """Whether every query sees every key. False where that depends on a tensor's values, which are not read."""
-        if not self._in_order:
+        if not self._by_numbers:
             return False
         if self.causal:
             return self.n_queries == 1 and not self._window_bites
@@ -76,12 +72,12 @@ class Mask:
     @property
     def plain_causal(self) -> bool:
         """Whether there are as many queries as keys and only later keys are hidden."""
-        return self.causal and self._in_order and self.n_queries == self.n_keys and not self._window_bites
+        return self.causal and self._by_numbers and self.n_queries == self.n_keys and not self._window_bites
 
     @property
-    def _in_order(self) -> bool:
-        """Whether visibility depends on token indices alone, and those are in order."""
-        return all(each is None for each in (self.query_index, self.key_index, *self._of_rows))
+    def _by_numbers(self) -> bool:
+        """Whether visibility depends on token indices alone, and on no tensor."""
+        return all(each is None for each in self._of_rows)
 
     @property
     def _of_rows(self) -> tuple[Any, ...]:
@@ -94,18 +90,17 @@ class Mask:
         nothing."""
         return {
             "causal": self.causal and not self.sees_all,
-            "window": self.window if self._window_bites or not self._in_order else None,
+            "window": self.window if self._window_bites or not self._by_numbers else None,
             "padding": self.padding is not None,
             "documents": self.documents is not None,
             "pairs": self.prefix is not None or self.also is not None,
-            "wrapped": self.query_index is not None or self.key_index is not None,
             "lengths": self.lengths is not None,
             "short_q": self.n_queries < self.n_keys,
         }
 
     @property
     def _window_bites(self) -> bool:
-        """Whether the window hides anything, if token indices are in order."""
+        """Whether the window hides anything of a row that has all of the keys."""
         if self.window is None:
             return False
         farthest = self.n_keys - 1
@@ -114,7 +109,7 @@ class Mask:
     def sees(self, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """Whether query i of a row sees key j: indices, tensors of any shapes that broadcast."""
         device = key.device
-        i, j = self._query_token(row, query), key if self.key_index is None else self.key_index.to(device)[key]
+        i, j = self._query_token(row, query), key
         seen = self._by_distance(i - j)
         if self.prefix is not None:
             limit = _of(self.prefix, row, device)
@@ -162,8 +157,6 @@ class Mask:
 
     def _query_token(self, row: Tensor, query: Tensor) -> Tensor:
         """The token index of a query."""
-        if self.query_index is not None:
-            return self.query_index.to(query.device)[query]
         keys = self.n_keys if self.lengths is None else _of(self.lengths, row, query.device)
         return query + (keys - self.n_queries)
 

@@ -50,7 +50,7 @@ FEATURES = (
     Feature("prefix", replace(PLAIN, causal=True, pairs=True)),
     Feature("cached decode", replace(PLAIN, short_q=True), trains=False),
     Feature("padded cache", replace(PLAIN, causal=True, padding=True, short_q=True), trains=False),
-    Feature("ring of a window", replace(PLAIN, causal=True, window=1024, wrapped=True, short_q=True), trains=False),
+    Feature("cached window", replace(PLAIN, causal=True, window=1024, short_q=True), trains=False),
     Feature("lengths by row", replace(PLAIN, causal=True, short_q=True, lengths=True), trains=False),
     Feature("paged by 256", replace(PLAIN, causal=True, short_q=True, lengths=True, page=256), trains=False),
     Feature("MLA 192/128", replace(PLAIN, head_dim=192, causal=True)),

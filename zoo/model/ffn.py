@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -53,6 +53,8 @@ class MLP(FFN, kind="mlp"):
 class Gated(FFN, kind="gated"):
     """(act(x·W_gate) ⊙ x·W_up)·W_down (Shazeer, 2020): SwiGLU with SiLU, GEGLU with GELU, ReGLU with ReLU."""
 
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)
+
     d_ff: PositiveInt
     activation: Activation
     bias: bool = False
@@ -78,6 +80,8 @@ class GatedClamped(FFN, kind="gated_clamped"):
 
     The gate has no lower bound, where its sigmoid holds it anyway.
     """
+
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)
 
     d_ff: PositiveInt
     alpha: PositiveFloat = 1.702

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from zoo import kernels
 from zoo.errors import ConfigError
 from zoo.kernels.mask import Mask
+from zoo.kernels.rows import PoolRow, PoolRows
 from zoo.kernels.varlen import run_starts
 from zoo.lazy import F, torch
-from zoo.model.step import Step
+from zoo.model.step import Inputs, Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,44 +20,44 @@ if TYPE_CHECKING:
 class Scene:
     """The tokens of one pass as the layers of `spec` need them. Raises ConfigError for inputs that do not go together.
 
-    `index` [S] is the token index: a token's place in its row, pads and the tokens in the cache included.
+    `index` [S] is the token index: a token's place in its row, pads and the tokens in the cache included; of rows that
+    are not alike, [B, T] for the new tokens alone.
     """
 
-    def __init__(
-        self,
-        spec: Any,
-        ids: Tensor,
-        padding: Tensor | None,
-        *,
-        causal: bool,
-        documents: Tensor | None = None,
-        prefix: Tensor | None = None,
-        cache: Any = None,
-        memory: Tensor | None = None,
-        memory_mask: Tensor | None = None,
-        extra: dict[str, Any] | None = None,
-    ) -> None:
-        if documents is not None and (cache is not None or padding is not None):
-            raise ConfigError(
-                "documents: packed rows take neither a cache nor an attention_mask (pass one or the other)"
-            )
-        self.spec, self.causal, self.cache = spec, causal, cache
-        self.documents, self.prefix = documents, prefix
-        self.memory, self.memory_mask = memory, None if memory_mask is None else memory_mask.bool()
-        self.extra = extra or {}
-        self.padding = None if padding is None else padding.bool()
-        self.ids, self.new = ids, ids.shape[1]
-        self.past = 0 if cache is None else cache.length
-        self.device = ids.device
-        self.index = torch.arange(self.past + self.new, device=ids.device)
-        self._check(spec)
-        self.every = self._count_positions()  # B|1 S
-        self.positions = self.every[:, self.past :]  # B|1 T
+    def __init__(self, spec: Any, inputs: Inputs) -> None:
+        self.spec, self.causal, self.cache = spec, bool(spec.causal), inputs.cache
+        self.documents, self.prefix = inputs.documents, inputs.prefix
+        read = self.cache is not None and self.cache.has_source  # its keys are in the cache already
+        self.memory, mask = None if read else inputs.memory, inputs.memory_mask
+        self.memory_mask = None if mask is None else mask.bool()
+        everywhere = inputs.global_attention_mask
+        self.extra = {} if everywhere is None else {"global": everywhere.bool()}
+        self.padding = None if inputs.attention_mask is None else inputs.attention_mask.bool()
+        self.ids, self.new = inputs.input_ids, inputs.input_ids.shape[1]
+        self.device = self.ids.device
+        if self.cache is not None:
+            self.cache.begin(inputs.counts)
+        self.past = 0 if self.cache is None else self.cache.past
+        self.total = self.new + (self.cache.longest if self.cache is not None else 0)
+        self._check(spec, inputs)
+        if self.past is None:  # rows of other lengths
+            starts = torch.tensor([row.length for row in self.cache.rows], device=self.device)  # type: ignore[union-attr]
+            self.index = starts[:, None] + torch.arange(self.new, device=self.device)
+            self.positions = self.every = self.index  # B T
+        else:
+            self.index = torch.arange(self.total, device=self.device)
+            self.every = self._count_positions()  # B|1 S
+            self.positions = self.every[:, self.past :]  # B|1 T
+        self.real = self._find_real(inputs.counts)
 
-    @property
-    def real(self) -> Tensor | None:
-        """True for each new token that is no padding [B, T]; None without an attention_mask."""
-        return None if self.padding is None else self.padding[:, self.past :]
+    def _find_real(self, counts: Any) -> Tensor | None:
+        """True for each new token that is no padding [B, T]; None where none is."""
+        if self.padding is not None:
+            return self.padding
+        if counts is None or all(count == self.new for count in counts):
+            return None
+        columns = torch.arange(self.new, device=self.device)
+        return columns < torch.tensor(counts, device=self.device)[:, None]
 
     @property
     def table_positions(self) -> Tensor:
@@ -72,27 +73,35 @@ class Scene:
             counted = counted & self.padding
         return torch.where(counted, counted.long().cumsum(1) - 1, -1)
 
-    def _check(self, spec: Any) -> None:
-        total, limit = self.past + self.new, spec.position.limit
-        if limit is not None and total > limit:
+    def _check(self, spec: Any, inputs: Inputs) -> None:
+        if self.documents is not None and (self.cache is not None or self.padding is not None):
             raise ConfigError(
-                f"position: {spec.position.kind} has {limit} positions, the sequence has {total} (shorten it)"
+                "documents: packed rows take neither a cache nor an attention_mask (pass one or the other)"
+            )
+        if self.cache is None and inputs.counts is not None:
+            raise ConfigError("counts: says how many tokens rows of a cache get, and there is none (attention_mask)")
+        if self.cache is not None and self.padding is not None:
+            raise ConfigError("attention_mask: rows of a cache have no padding but at their end (pass `counts`)")
+        limit = spec.position.limit
+        if limit is not None and self.total > limit:
+            raise ConfigError(
+                f"position: {spec.position.kind} has {limit} positions, the sequence has {self.total} (shorten it)"
             )
         stable = None if self.cache is None else spec.cacheable_until
-        if stable is not None and total > stable:
+        if stable is not None and self.total > stable:
             raise ConfigError(
-                f"position: a cache drifts beyond {stable} tokens, the sequence has {total} (go without a cache)"
+                f"position: a cache drifts beyond {stable} tokens, the sequence has {self.total} (go without a cache)"
             )
-        if self.padding is not None and self.padding.shape[1] != total:
-            found = f"{self.padding.shape[1]} tokens, the sequence has {total}"
-            raise ConfigError(f"attention_mask: has {found} (tokens in the cache and new tokens together)")
+        if self.padding is not None and self.padding.shape[1] != self.total:
+            found = f"{self.padding.shape[1]} tokens, the sequence has {self.total}"
+            raise ConfigError(f"attention_mask: has {found} (one number for each)")
         whole = self.prefix is None or self.cache is None or self.past or torch.compiler.is_compiling()
         if not whole and int(self.prefix.max()) > self.new:  # type: ignore[union-attr]
             found = f"reaches token {int(self.prefix.max())}, {self.new} tokens came"  # type: ignore[union-attr]
             raise ConfigError(
                 f"prefix: {found} (a prefix sees itself, so with a cache it comes whole in the first pass)"
             )
-        if spec.reads_memory and self.memory is None:
+        if spec.reads_memory and self.memory is None and (self.cache is None or not self.cache.has_source):
             raise ConfigError("memory: the layers read an encoder's output, and none was given (pass it)")
 
     def _count_positions(self) -> Tensor:
@@ -116,23 +125,21 @@ class Scene:
             return following - self.index + self.every
         if self.padding is not None:
             return self.padding.sum(1, keepdim=True)
-        return self.index[-1:, None] + 1
+        return self.positions[:, -1:] + 1
 
     def step(self, kind: str, kernel: str, x: Tensor, m: Any) -> Step:
         """Make the Step of the layers of this kind; `m` are the model's modules, x [B, T, D] the layers' input."""
         block = self.spec.blocks[kind]
         attention, dtype = block.attention, _compute_dtype(x)
-        layout = None if self.cache is None else self.cache.lay_out(kind, self.new)
-        index = (self.index[self.past :], self.index if layout is None else layout.index)
+        where = None if self.cache is None else self.cache.lay_out(kind, self.new)
         step = Step(
-            mask=self._mask(attention, layout),
+            mask=Mask(self.new, self.new),
             kernel=kernel,
             positions=self.positions,
-            index=index,
             real=self.real,
             documents=self.documents,
-            first=self.past == 0,
-            layout=layout,
+            first=self.cache is None or not self.cache.longest,
+            where=where,
             extra=dict(self.extra),
         )
         own = m.position if self.spec.has_position else None
@@ -140,57 +147,95 @@ class Scene:
         if position is not None:
             lengths = self._count_lengths() if position.reads_length else None
             step.tables = position.tables(self.positions, attention.rotary_width, dtype, lengths)
-            if not position.per_layer:
-                step.bias = position.bias(own, attention.score_heads, *index, self.causal)
-        attention.prepare(own, step)
-        self._draw(step, attention, dtype)
+        if where is not None and where.ragged:
+            step.rows = self._rows(attention, own, where)
+        else:
+            self._share(step, attention, own, where)
+            self._draw(step, attention, dtype)
         if block.cross is not None:
             step.cross = self._cross(block.cross, kernel, dtype)
         return step
+
+    def _share(self, step: Step, attention: Any, own: Any, where: Any) -> None:
+        """Give the step a mask and a bias that serve rows which are alike."""
+        first = 0 if where is None else where.first
+        keys = self.index[first:]
+        step.index = (self.index[self.past :], keys)
+        step.mask = Mask(
+            self.new,
+            keys.shape[0],
+            causal=self.causal,
+            window=attention.visible_window,
+            padding=self.padding,
+            documents=self._apart(attention.visible_chunk, first),
+            prefix=None if self.past else self.prefix,
+        )
+        position = attention.positioning
+        if position is not None and not position.per_layer:
+            step.bias = position.bias(own, attention.score_heads, *step.index, self.causal)
+        attention.prepare(own, step)
+
+    def _rows(self, attention: Any, own: Any, where: Any) -> PoolRows:
+        """The rows of a ragged pass: each with its own mask, and its own bias."""
+        rows, position, chunk = [], attention.positioning, attention.visible_chunk
+        scheme = position if position is not None and position.biases else None
+        for number, (row, runs) in enumerate(zip(self.cache.rows, where.rows, strict=True)):  # type: ignore[union-attr]
+            count = self.cache.count(number, self.new)  # type: ignore[union-attr]
+            stop, held = row.length + count, sum(end - start for start, end in runs)
+            keys: Any = torch.arange(stop - held, stop, device=self.device) if scheme or chunk else None
+            chunks = None
+            if chunk and count > 1:
+                chunks = (keys[None, held - count :] // chunk, keys[None] // chunk)
+            mask = Mask(count, held, causal=self.causal, window=attention.visible_window, documents=chunks)
+            each = PoolRow(count, runs, mask)
+            if scheme:
+                each.index = (keys[held - count :], keys)
+                if not scheme.per_layer:
+                    each.bias = scheme.bias(own, attention.score_heads, *each.index, self.causal)
+            rows.append(each)
+        return self._pool_rows(rows)
+
+    def _pool_rows(self, rows: list[PoolRow]) -> PoolRows:
+        assert self.cache is not None
+        return PoolRows(rows, splits=not self.cache.apart, packs=self.cache.packs)
 
     def _draw(self, step: Step, attention: Any, dtype: torch.dtype) -> None:
         """Draw the mask as this kind's kernel reads it, once for all of its layers."""
         name = str(dtype).removeprefix("torch.")
         features = {**step.mask.features, "needs_grad": torch.is_grad_enabled()}
-        later = self.past and step.memory is None
+        later = self.past and not step.crosses
         ask = attention.decode_ask(name, self.new, **features) if later else attention.ask(name, **features)
         if ask is not None:
             kernels.prepare(step.mask, ask, self.device, dtype, bias=step.bias, kernel=step.kernel)
 
     def _cross(self, attention: Any, kernel: str, dtype: torch.dtype) -> Step:
         """Make the step of cross-attention: every query sees the whole memory but its padding."""
-        assert self.memory is not None
-        mask = Mask(self.new, self.memory.shape[1], causal=False, padding=self.memory_mask)
-        step = Step(mask=mask, kernel=kernel, memory=self.memory)
+        tokens = None if self.memory is None else self.memory.shape[1]
+        where = None if self.cache is None else self.cache.lay_out_source(tokens)
+        step = Step(mask=Mask(self.new, 0), kernel=kernel, memory=self.memory, where=where, crosses=True)
+        if where is not None and where.ragged:
+            rows = []
+            for number, runs in enumerate(where.rows):
+                count = self.cache.count(number, self.new)  # type: ignore[union-attr]
+                rows.append(PoolRow(count, runs, Mask(count, sum(b - a for a, b in runs), causal=False)))
+            step.rows = self._pool_rows(rows)
+            return step
+        held = tokens if where is None else sum(end - start for start, end in where.rows[0])
+        step.mask = Mask(self.new, held or 0, causal=False, padding=self.memory_mask)
         self._draw(step, attention, dtype)
         return step
 
-    def _mask(self, attention: Any, layout: Any) -> Mask:
-        window, keys = attention.visible_window, self.index if layout is None else layout.index
-        alone = layout is not None and self.new == 1 and self.padding is None  # a ring cache holds just what it sees
-        whole = layout is None or keys.shape[0] == self.past + self.new
-        biased = attention.positioning is not None and attention.positioning.biases
-        in_order = whole or (alone and not biased)  # a bias depends on the index, even where all is seen
-        return Mask(
-            self.new,
-            keys.shape[0],
-            causal=self.causal,
-            window=None if alone else window,
-            padding=self.padding if layout is None or self.padding is None else self.padding[:, keys],
-            documents=self._apart(attention.visible_chunk, keys),
-            prefix=None if self.past else self.prefix,
-            query_index=None if in_order else self.index[self.past :],
-            key_index=None if in_order else keys,
-        )
-
-    def _apart(self, chunk: int | None, keys: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Number the documents, or the chunks in them, of queries [B, T] and keys [B, S]; None where there are none."""
+    def _apart(self, chunk: int | None, first: int) -> tuple[Tensor, Tensor] | None:
+        """Number the documents, or the chunks in them, of queries [B, T] and keys [B, S] from token `first` on; None
+        where there are none."""
         if chunk is None:
             return None if self.documents is None else (self.documents, self.documents)
+        if self.cache is not None and self.total <= first + chunk:
+            return None  # all in one chunk
         chunks = self.every // chunk  # B|1 S
         if self.documents is not None:
             chunks = chunks + self.documents * (self.index.shape[0] // chunk + 1)
-        return chunks[:, self.past :], chunks[:, keys]
+        return chunks[:, self.past :], chunks[:, first:]
 
 
 def _compute_dtype(x: Tensor) -> Any:

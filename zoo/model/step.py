@@ -1,6 +1,6 @@
 # B batch, T queries, S keys, D model width, V vocabulary
 """What a component's `forward` takes beside the hidden states: its weights by name, and the step: masks, positions and
-caches of one forward pass."""
+caches of one forward pass. And what goes into a tower and comes out of it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from zoo.generation.cache import CacheLayout, LayerCache
+    from zoo.generation.cache import Cache, LayerCache, Where
     from zoo.kernels.bias import Bias
     from zoo.kernels.mask import Mask
+    from zoo.kernels.rows import PoolRows
 
 
 class Weights(Protocol):
@@ -22,6 +23,36 @@ class Weights(Protocol):
     for each, or shadows of these where activations are priced."""
 
     def __getattr__(self, name: str) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a tower's forward is given.
+
+    - `input_ids` [B, T].
+    - `attention_mask` [B, T], 1 for a real token. Without a cache only; see `counts`.
+    - `token_type_ids` [B, T], the segment of each token.
+    - `global_attention_mask` [B, T], 1 for a token that sees and is seen by all (Longformer).
+    - `documents` [B, T] numbers the documents packed into a row: positions restart, attention stays inside.
+    - `prefix` [B], how many leading tokens of a row all see one another (prefix-LM); with a cache they come at once.
+    - `memory` [B, M, D], an encoder's output, which cross-attention reads where `memory_mask` [B, M] is 1. With a
+      cache, only the first pass needs it.
+    - `cache`, the rows that these tokens continue. Row b gets its first `counts[b]` tokens and padding behind them; all
+      T unless given.
+    - `logits_to_keep` asks for the last so many positions only (0: none).
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    global_attention_mask: Tensor | None = None
+    documents: Tensor | None = None
+    prefix: Tensor | None = None
+    memory: Tensor | None = None
+    memory_mask: Tensor | None = None
+    cache: Cache | None = None
+    counts: Sequence[int] | None = None
+    logits_to_keep: int | None = None
 
 
 @dataclass
@@ -38,42 +69,47 @@ class Step:
     real: Tensor | None = None  # B T, True for a token that is no padding; None when all are real
     documents: Tensor | None = None  # B T, the number of each token's packed document
     first: bool = True  # whether nothing came before these tokens
-    layout: CacheLayout | None = None  # the cache slots that new tokens go to, in layers of this kind
+    where: Where | None = None  # the cache slots of these tokens and of their keys, in layers of this kind
+    rows: PoolRows | None = None  # for rows that are not alike: keys are pools, and each row has a mask of its own
     cache: LayerCache | None = None
     memory: Tensor | None = None  # B S D, what cross-attention reads in place of the tokens themselves
     cross: Step | None = None  # the step of this layer's cross-attention
+    crosses: bool = False  # whether it is one
     extra: dict[str, Any] = field(default_factory=dict)  # what `Attention.prepare` made once for all layers of a kind
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's, to be added to the objective
 
     def for_layer(self, cache: LayerCache | None) -> Step:
         """The step of one layer: its cache, and an empty list of losses so that equal layers compile once."""
-        cross = self.cross
-        if cross is not None:
-            cross = replace(cross, cache=None if cache is None else cache.cross)
+        cross = None if self.cross is None else replace(self.cross, cache=cache)
         return replace(self, cache=cache, cross=cross, losses=[])
 
     def remember(self, **new: Tensor) -> tuple[Tensor, ...]:
-        """Append new tensors [B, T, …] to the cache; give each behind its earlier tokens [B, S, …], in order."""
+        """Append new tensors [B, T, …] to the cache; give each behind its earlier tokens [B, S, …], in order. With
+        `rows`, give the pools [N, …] in which they lie."""
         if self.cache is None:
             return tuple(new.values())
-        assert self.layout is not None
-        return self.cache.append(self.layout, new)
+        assert self.where is not None
+        return self.cache.append(self.where, new)
 
     def recall(self, compute: Callable[[Tensor], tuple[Tensor, ...]], *names: str) -> tuple[Tensor, ...]:
-        """Keys and values that `compute` makes of the memory: computed once, then read from the cache."""
-        assert self.memory is not None
+        """Keys and values that `compute` makes of the memory, [B, S, …] or pools: computed once, then read from the
+        cache."""
         memory = self.memory
-        return compute(memory) if self.cache is None else self.cache.recall(lambda: compute(memory), names)
+        if self.cache is None:
+            assert memory is not None
+            return compute(memory)
+        assert self.where is not None
+        return self.cache.recall(self.where, None if memory is None else lambda: compute(memory), names)
 
     def state(self, name: str) -> Tensor | None:
         """A recurrent mixer's state after all earlier tokens [B, …]; None where nothing came before."""
-        return None if self.cache is None or self.first else self.cache.states[name]
+        return None if self.cache is None or self.first else self.cache.state(name)
 
     def hold(self, **states: Tensor) -> None:
         """Keep a recurrent mixer's states for the next tokens, where there is a cache."""
         if self.cache is not None:
             for name, value in states.items():
-                self.cache.states[name].copy_(value)
+                self.cache.hold(name, value)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from zoo.model.init import Init, Normal
 from zoo.model.norm import WholeNorm
 from zoo.model.position.base import Position
 from zoo.model.scene import Scene
-from zoo.model.step import Output, Weights
+from zoo.model.step import Inputs, Output, Weights
 from zoo.model.whole import Misfit, find_misfits, find_misfits_between, refuse_borrowed_table
 from zoo.spec import Linear, Sized, Spec, Stack, components
 from zoo.spec.faults import make_refusals
@@ -150,28 +150,54 @@ class Tower(Topology):
             "head": Sized(self.head, self.out_width or d_model),
         }
 
-    def run(self, m: Weights, ids: Tensor, types: Tensor | None, scene: Scene, keep: int | None) -> Output:
+    def forward(self, m: Weights, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Output:
+        """Hidden states [B, T, D], and logits [B, T, V] where there is a head, for token ids [B, T]; the other
+        arguments are those of Inputs. Raises ConfigError for those that this tower does not take."""
+        inputs = Inputs(input_ids, attention_mask, **others)
+        self.check_inputs(inputs)
+        return self.run(m, inputs, Scene(self, inputs))
+
+    def check_inputs(self, inputs: Inputs) -> None:
+        """Raises ConfigError for inputs that would do nothing in this tower."""
+        everywhere = inputs.global_attention_mask is not None
+        if everywhere and not any(block.attention.takes_global for block in self.blocks.values()):
+            raise ConfigError("global_attention_mask: no layer has global tokens (attention=longformer would do)")
+        if inputs.memory is not None and not self.reads_memory:
+            raise ConfigError("memory: no layer has cross-attention to read it (block.cross would give one)")
+
+    def run(self, m: Weights, inputs: Inputs, scene: Scene) -> Output:
         """One forward pass: token ids [B, T] through embedding, layers, norm and head."""
-        place = self.position.embed
-        x = self.embedding.lookup(m.embedding, ids, types)
+        x = self.embedding.lookup(m.embedding, inputs.input_ids, inputs.token_type_ids)
         if self.has_position:
-            x = place(m.position, x, scene.table_positions)
+            x = self.position.embed(m.position, x, scene.table_positions)
         x = self.embedding.finish(m.embedding, x, scene.real)  # B T D
         steps = {kind: scene.step(kind, m.kernel, x, m) for kind in self.blocks}
         losses: dict[str, Tensor] = {}
-        stack, cache = self.stack, scene.cache
+        stack, cache = self.stack, inputs.cache
         for index, kind in enumerate(self.pattern):
             step = steps[kind].for_layer(None if cache is None else cache.layers[index])
             x = m.blocks[stack.index(index)](x, step)
             for name, loss in step.losses:
                 losses[name] = losses[name] + loss if name in losses else loss
         if cache is not None:
-            cache.length += ids.shape[1]
+            cache.end(scene.new)
         hidden = m.norm(x) if self.has_final_norm else x
         hidden = m.project(hidden) if self.out_width else hidden
-        kept = hidden if keep is None else hidden[:, hidden.shape[1] - keep :]
+        kept = _keep_last(hidden, inputs)
         pooled = m.pooler(hidden) if self.pooler else None
-        return Output(hidden, None if keep == 0 else m.head(kept), losses, pooled)
+        return Output(hidden, None if inputs.logits_to_keep == 0 else m.head(kept), losses, pooled)
+
+
+def _keep_last(hidden: Tensor, inputs: Inputs) -> Tensor:
+    """The last `logits_to_keep` tokens of each row [B, K, D], padding left out; all unless given."""
+    keep, tokens = inputs.logits_to_keep, hidden.shape[1]
+    if keep is None:
+        return hidden
+    if inputs.counts is None or all(count == tokens for count in inputs.counts):
+        return hidden[:, tokens - keep :]
+    ends = torch.tensor(inputs.counts, device=hidden.device)[:, None]
+    columns = (ends - keep + torch.arange(keep, device=hidden.device)).clamp(min=0)  # B K
+    return hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 class Decoder(Tower, kind="decoder"):
@@ -182,42 +208,10 @@ class Decoder(Tower, kind="decoder"):
 
     prefix_lm: bool = False
 
-    def forward(
-        self,
-        m: Weights,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        token_type_ids: Tensor | None = None,
-        documents: Tensor | None = None,
-        prefix: Tensor | None = None,
-        memory: Tensor | None = None,
-        memory_mask: Tensor | None = None,
-        cache: Any = None,
-        logits_to_keep: int | None = None,
-    ) -> Output:
-        """Logits for token ids [B, T].
-
-        `attention_mask` [B, S], 1 for a real token, covers what the cache holds and the new tokens. `documents` [B, T]
-        numbers the documents packed into a row: positions restart, attention stays inside. `prefix` [B] is the number
-        of leading tokens of a row that all see one another; with a cache they come in its first pass. `memory` [B, M,
-        D] is what cross-attention reads, where `memory_mask` [B, M] is 1. `logits_to_keep` asks for the last so many
-        positions only (0: none).
-        """
-        if prefix is not None and not self.prefix_lm:
+    def check_inputs(self, inputs: Inputs) -> None:
+        super().check_inputs(inputs)
+        if inputs.prefix is not None and not self.prefix_lm:
             raise ConfigError("prefix: this decoder sees only what came before (prefix_lm: true would do)")
-        scene = Scene(
-            self,
-            input_ids,
-            attention_mask,
-            causal=True,
-            documents=documents,
-            prefix=prefix,
-            cache=cache,
-            memory=memory,
-            memory_mask=memory_mask,
-        )
-        return self.run(m, input_ids, token_type_ids, scene, logits_to_keep)
 
 
 class Encoder(Tower, kind="encoder"):
@@ -225,29 +219,12 @@ class Encoder(Tower, kind="encoder"):
 
     causal: ClassVar[bool | None] = False
 
-    def forward(
-        self,
-        m: Weights,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        token_type_ids: Tensor | None = None,
-        global_attention_mask: Tensor | None = None,
-        documents: Tensor | None = None,
-        logits_to_keep: int | None = None,
-    ) -> Output:
-        """Hidden states, and logits where there is a head, for token ids [B, T].
-
-        `attention_mask` [B, T] is 1 for a real token, `token_type_ids` [B, T] says which segment a token is of,
-        `global_attention_mask` [B, T] is 1 for one that sees and is seen by all (Longformer). `documents` and
-        `logits_to_keep` as a decoder's.
-        """
-        everywhere = None if global_attention_mask is None else global_attention_mask.bool()
-        if everywhere is not None and not any(block.attention.takes_global for block in self.blocks.values()):
-            raise ConfigError("global_attention_mask: no layer has global tokens (attention=longformer would do)")
-        extra = {"global": everywhere}
-        scene = Scene(self, input_ids, attention_mask, causal=False, documents=documents, extra=extra)
-        return self.run(m, input_ids, token_type_ids, scene, logits_to_keep)
+    def check_inputs(self, inputs: Inputs) -> None:
+        super().check_inputs(inputs)
+        if inputs.cache is not None:
+            raise ConfigError("cache: an encoder reads a row whole, so that nothing of it can be kept (leave it out)")
+        if inputs.prefix is not None:
+            raise ConfigError("prefix: an encoder's tokens all see one another (leave it out)")
 
 
 class EncoderDecoder(Topology, kind="encoder_decoder"):
@@ -317,21 +294,13 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
         *,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
-        cache: Any = None,
-        logits_to_keep: int | None = None,
+        **others: Any,
     ) -> Output:
-        """Logits for `decoder_input_ids` [B, T] (the start token alone unless given), after reading token ids [B,
-        S]."""
+        """Logits for `decoder_input_ids` [B, T] (the start token alone unless given), after reading token ids [B, S].
+        The other arguments are the decoder's."""
         if decoder_input_ids is None:
             decoder_input_ids = torch.full_like(input_ids[:, :1], self.start_id)
         memory = m.encoder(input_ids, attention_mask).hidden
-        out = m.decoder(
-            decoder_input_ids,
-            decoder_attention_mask,
-            memory=memory,
-            memory_mask=attention_mask,
-            cache=cache,
-            logits_to_keep=logits_to_keep,
-        )
+        out = m.decoder(decoder_input_ids, decoder_attention_mask, memory=memory, memory_mask=attention_mask, **others)
         out.memory = memory
         return out

@@ -17,11 +17,12 @@ from zoo.costs import price
 from zoo.data import Batch, Batches, Prepared
 from zoo.data.tokens import read_evaluation_batches, to_batch
 from zoo.errors import ZooError, short
-from zoo.generation.sample import Sampling
-from zoo.generation.text import complete
 from zoo.lazy import torch
 from zoo.run.threads import ThreadWatch
 from zoo.runs import CHECKPOINTS
+from zoo.sampling.options import Sampling
+from zoo.text.follow import complete
+from zoo.text.prompts import Options
 from zoo.training.failures import FORESEEN
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_blocks, move_batch
 from zoo.training.log import PICTURE, Records, draw_losses
@@ -270,9 +271,9 @@ def continue_prompt(run: Run, sample: TextSample) -> str:
     sampling = Sampling(temperature=sample.temperature, seed=run.settings.seed)
     eager = torch.compiler.set_stance("force_eager") if run.settings.compile else nullcontext()
     kernel, _ = choose_sampling_kernel(run.model.spec, run.settings.kernel, run.device)
-    options: dict[str, Any] = {"max_new_tokens": sample.tokens, "sampling": sampling, "kernel": kernel}
+    options = Options(max_new_tokens=sample.tokens, sampling=sampling)
     with eager:  # the length grows with each token, and each would compile anew
-        return "".join(complete(run.model, run.data.tokenizer, sample.prompt, **options))
+        return "".join(complete(run.model, run.data.tokenizer, sample.prompt, options, kernel=kernel))
 
 
 # ---------------------------------------------------------------- what is kept

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, field_validator
 
 from zoo.errors import ConfigError
-from zoo.generation.sample import Sampling
 from zoo.run.fp8 import MULTIPLE
+from zoo.sampling.options import Sampling
 from zoo.spec import Spec
 from zoo.training.objective import Objective
 from zoo.training.optim import Optim

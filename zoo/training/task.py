@@ -18,7 +18,7 @@ from zoo.checkpoint import store
 from zoo.data import BPE_SIZE, Batches, DataSettings, Prepared, prepare
 from zoo.disk import write_text
 from zoo.errors import CheckpointError, ConfigError, ZooError, did_you_mean, short
-from zoo.generation.engine import check_length
+from zoo.generation.towers import check_length
 from zoo.grammar.saved import read_spec
 from zoo.kernels import KERNELS, machine_of, select
 from zoo.lazy import torch

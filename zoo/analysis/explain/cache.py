@@ -6,11 +6,12 @@ from typing import Any
 
 from zoo.analysis.explain.line import Line, Sheet, cite_class, count_layers, name_component, times
 from zoo.analysis.explain.terms import Term, Traced, call, name_number, symbol, term, total
-from zoo.costs.cache import BLOCK, CacheRow, held_tokens, list_cache_rows, memory_tokens
+from zoo.costs.cache import BLOCK, PAGE, CacheRow, held_tokens, list_cache_rows, memory_tokens
 from zoo.costs.setup import DTYPES, Setup
 
 ENGINES = {
     "ideal": "what attention can still see",
+    "zoo": f"Zoo's own engine: pages of {PAGE} tokens",
     "hf": "transformers' DynamicCache: a window or chunk keeps one token less",
     "paged": f"vLLM: pages of {BLOCK} tokens (Kwon et al., 2023)",
 }

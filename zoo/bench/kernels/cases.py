@@ -137,16 +137,14 @@ def _unequal(size: Size) -> list[AttentionCase]:
 
 
 def _cached(size: Size) -> list[AttentionCase]:
-    """List the cases of decoding from a cache: few queries, wrapped rings, cache lengths by row, pages."""
+    """List the cases of decoding from a cache: few queries, windows, cache lengths by row, pages."""
     n, window, few = size.length, size.window, 5
     cached = {"trains": False, "queries": 1}
     return [
         _case(size, "one query", **cached),
         _case(size, "one query, padded cache", hides=("left",), **cached),
-        _case(size, "ring of a window, ALiBi", hides=("ring",), bias="alibi", window=window, keys=window, **cached),
-        _case(
-            size, "chunk over a ring", hides=("ring",), window=window, keys=window + few, **cached | {"queries": few}
-        ),
+        _case(size, "one query, window and ALiBi", bias="alibi", window=window, **cached),
+        _case(size, "a chunk over a window", window=window, keys=window - 1 + few, **cached | {"queries": few}),
         _case(size, "lengths by row", hides=("lengths",), **cached),
         _case(size, "lengths by row, a chunk", hides=("lengths",), **cached | {"queries": few}),
         _case(size, "lengths by row and window", hides=("lengths",), window=window, **cached),
@@ -208,17 +206,6 @@ def _global(case: AttentionCase, generator: Generator) -> dict[str, Any]:
     return {"also": chosen[:, :, None] | chosen[:, None, :]}
 
 
-def _ring(case: AttentionCase, generator: Generator) -> dict[str, Any]:
-    """Draw the token index of each cache slot in a wrapped ring; keys of a chunk of queries follow the ring's."""
-    ring = case.window or case.keys
-    start, new = int(torch.randint(1, ring, (), generator=generator)), case.keys - ring
-    first = 3 * ring
-    held = torch.arange(first, first + ring).roll(start)
-    keys = torch.cat((held, torch.arange(first + ring, first + ring + new)))
-    end = first + ring + new
-    return {"key_index": keys, "query_index": torch.arange(end - case.queries, end)}
-
-
 def _lengths(case: AttentionCase, generator: Generator) -> dict[str, Any]:
     lengths = torch.randint(case.queries, case.keys + 1, (case.batch,), generator=generator)
     lengths[0] = case.keys - 1
@@ -232,7 +219,6 @@ DRAWN: dict[str, Callable[[AttentionCase, Generator], dict[str, Any]]] = {
     "documents": _documents,
     "prefix": _prefix,
     "global": _global,
-    "ring": _ring,
     "lengths": _lengths,
 }
 """Functions that draw fields of a Mask, by the names in a case's `hides`."""
@@ -280,27 +266,24 @@ class Inputs:
         return {"y": y.detach(), **dict(zip(leaves, gradients, strict=True))}
 
     def _attended(self, tensors: dict[str, Tensor], kernel: str) -> Tensor:
-        mask = self.mask()
         y = attend(
             tensors["q"],
             tensors["k"],
             tensors["v"],
-            mask,
+            self.mask(),
             scale=self.case.head_dim**-0.5,
             softcap=self.case.softcap,
             sinks=tensors.get("sinks"),
-            bias=self._bias(tensors, mask),
+            bias=self._bias(tensors),
             pages=self.pages,
             kernel=kernel,
         )
         return y if self.real is None else y.where(self.real, 0)
 
-    def _bias(self, tensors: dict[str, Tensor], mask: Mask) -> Bias | None:
+    def _bias(self, tensors: dict[str, Tensor]) -> Bias | None:
         case, device = self.case, self.output_gradient.device
-        queries, columns = mask.query_index, mask.key_index
-        if columns is None or queries is None:
-            columns = torch.arange(case.keys, device=device)
-            queries = columns[case.keys - case.queries :]
+        columns = torch.arange(case.keys, device=device)
+        queries = columns[case.keys - case.queries :]
         if case.bias == "alibi":
             return ALiBi().bias(None, case.heads, queries, columns, case.causal)
         if case.bias == "t5":

@@ -12,7 +12,7 @@ from zoo.bench.kernels.timing import synchronize
 from zoo.bench.kernels.training import TINY, name_kernel
 from zoo.compose import load
 from zoo.costs.operators import Widths, operators
-from zoo.generation.engine import stream
+from zoo.generation.generate import stream
 from zoo.lazy import torch
 from zoo.run.builder import build
 

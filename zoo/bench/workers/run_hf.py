@@ -1,13 +1,24 @@
-"""Run transformers' Llama as its users do: `generate` with the default cache, and its own loss."""
+"""Run transformers' Llama as its users do: `generate` with the default cache, and its own loss.
+
+Compiled, it is `generate` with a static cache and transformers' own switch. Ragged prompts are padded to one batch.
+"""
 
 import sys
 from typing import Any
 
 try:
-    from transformers import LlamaConfig, LlamaForCausalLM, __version__
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        CompileConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
+        __version__,
+    )
 except ImportError as error:
     sys.exit(f"missing: {error}")
 import harness
+import timing
 import torch
 
 
@@ -30,9 +41,34 @@ def make_config(shape: dict[str, Any]) -> LlamaConfig:
     )
 
 
-def generate(model: LlamaForCausalLM, ids: torch.Tensor, new: int) -> torch.Tensor:
+def generate(model: LlamaForCausalLM, ids: torch.Tensor, new: int, job: dict[str, Any]) -> torch.Tensor:
+    options = {}
+    if job["compile"]:
+        compiling = CompileConfig()
+        compiling._compile_all_devices = True  # by default transformers compiles on GPUs alone
+        options = {"cache_implementation": "static", "compile_config": compiling}
     mask = torch.ones_like(ids)
-    return model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False)[:, ids.shape[1] :]
+    made = model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, **options)
+    return made[:, ids.shape[1] :]
+
+
+def serve(model: LlamaForCausalLM, requests: list[timing.Request], job: dict[str, Any]) -> timing.Rows:
+    """Generate for all requests in one batch, padded on the left, up to the longest answer."""
+    longest = max(len(ids) for ids, _ in requests)
+    ids = torch.tensor([[0] * (longest - len(row)) + row for row, _ in requests])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row, _ in requests])
+    most = max(new for _, new in requests)
+    made = model.generate(ids, attention_mask=mask, max_new_tokens=most, do_sample=False)[:, longest:].tolist()
+    return [row[:new] for row, (_, new) in zip(made, requests, strict=True)]
+
+
+def load_folder(job: dict[str, Any]) -> dict[str, Any]:
+    """Open a folder and write one token, as a script of a user would."""
+    tokenizer = AutoTokenizer.from_pretrained(job["folder"])
+    model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype="auto")
+    found = tokenizer(job["prompt"], return_tensors="pt")
+    made = model.generate(**found, max_new_tokens=1, do_sample=False)
+    return {"text": tokenizer.decode(made[0, found["input_ids"].shape[1] :])}
 
 
 def loss(model: LlamaForCausalLM, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -47,7 +83,8 @@ CONTENDER = harness.make_peer(
     logits=lambda model, ids: model(ids).logits,
     generate=generate,
     loss=loss,
+    serve=serve,
 )
 
 if __name__ == "__main__":
-    harness.run_job(CONTENDER)
+    harness.run_job(CONTENDER, load_folder)

@@ -1,12 +1,16 @@
-"""Run LitGPT's GPT as its own scripts do: `generate_fn`, and the chunked cross-entropy of its pretraining."""
+"""Run LitGPT's GPT as its own scripts do: `generate_fn`, and the chunked cross-entropy of its pretraining.
+
+Compiled, the function that makes the next token is, as `litgpt generate --compile` does.
+"""
 
 import sys
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
 try:
     from litgpt.config import Config
-    from litgpt.generate.base import batched_generate_fn, generate_fn
+    from litgpt.generate import base
     from litgpt.model import GPT
     from litgpt.utils import chunked_cross_entropy
 except ImportError as error:
@@ -63,17 +67,28 @@ def rename_tensor(name: str, shape: dict[str, Any]) -> tuple[str, int]:
     return f"transformer.h.{layer}.{PARTS.get(part, 'attn.qkv')}.{leaf}", rows.get(part, 0)
 
 
-def generate(model: GPT, ids: torch.Tensor, new: int) -> torch.Tensor:
+def generate(model: GPT, ids: torch.Tensor, new: int, job: dict[str, Any]) -> torch.Tensor:
+    if job["compile"]:
+        compile_steps()
     length = ids.shape[1] + new
     model.clear_kv_cache()
     model.max_seq_length = length
     model.set_kv_cache(batch_size=len(ids), dtype=model.lm_head.weight.dtype)
     if len(ids) == 1:
-        made = generate_fn(model, ids[0], length, temperature=0, include_prompt=False, include_eos=True)
+        made = base.generate_fn(model, ids[0], length, temperature=0, include_prompt=False, include_eos=True)
         return torch.cat(list(made)).view(1, -1)
     greedy = {"temperature": 0}
-    made = batched_generate_fn(model, ids, length, sample_args=greedy, include_prompt=False, include_eos=True)
+    made = base.batched_generate_fn(model, ids, length, sample_args=greedy, include_prompt=False, include_eos=True)
     return torch.stack([torch.cat(row) for row in made], dim=1)
+
+
+@cache
+def compile_steps() -> None:
+    """Compile the functions that make the next token, once a process, with the settings of LitGPT's own script."""
+    torch._dynamo.config.automatic_dynamic_shapes = True
+    torch._inductor.config.coordinate_descent_tuning = True
+    base.next_token = torch.compile(base.next_token, mode="reduce-overhead")
+    base.batched_next_token = torch.compile(base.batched_next_token, mode="reduce-overhead")
 
 
 CONTENDER = harness.make_peer(

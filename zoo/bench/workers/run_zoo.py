@@ -1,12 +1,15 @@
-"""Run zoo through its public names, and write the weights that every contender starts from."""
+"""Run zoo through its public names, and write the folder that every contender starts from."""
 
+import importlib
+import importlib.util
+import inspect
 import json
 import sys
 from typing import Any
 
 import harness
+import timing
 import torch
-from safetensors.torch import save_file
 
 import zoo
 from zoo.data import Batch
@@ -34,6 +37,10 @@ OUTSIDE = {
 }
 
 
+WAYS: list[str] = []
+"""How the products of the model are computed, once it is ready."""
+
+
 def rename_tensor(name: str) -> str:
     """Rename a tensor of our Llama to Hugging Face's."""
     if name in OUTSIDE:
@@ -50,18 +57,61 @@ def build_model(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
 def load_model(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
     model = build_model(job, dtype)
     ours = {rename_tensor(name): name for name in model.state_dict()}
-    return harness.fill_model(model, job["weights"], lambda name: (ours[name], 0))
+    harness.fill_model(model, job["folder"], lambda name: (ours[name], 0))
+    return model if job["workload"] == "train" else make_ready(model, job)
 
 
-def export_weights(job: dict[str, Any]) -> dict[str, Any]:
-    """Write the seeded weights to the job's path, under Hugging Face's names."""
-    state = build_model(job, torch.float32).state_dict()
-    save_file({rename_tensor(name): tensor.contiguous() for name, tensor in state.items()}, job["weights"])
-    return {"written": len(state)}
+def make_ready(model: torch.nn.Module, job: dict[str, Any]) -> torch.nn.Module:
+    """Make a model ready to serve, as `zoo generate` does, with weights of the job's precision; and note how."""
+    found = importlib.util.find_spec("zoo.run.linear")
+    if found is None and job["weights"]:
+        raise timing.Absent("not yet: zoo has no weights of fewer bits on a CPU")
+    if found is not None:
+        prepare = importlib.import_module("zoo.run.linear").prepare
+        WAYS.append(str(prepare(model, job["weights"] or None, keep=False)))
+    return model
 
 
-def generate(model: torch.nn.Module, ids: torch.Tensor, new: int) -> torch.Tensor:
-    return zoo.generate(model, ids, max_new_tokens=new, temperature=0)[:, ids.shape[1] :]
+def export_folder(job: dict[str, Any]) -> dict[str, Any]:
+    """Write the seeded weights to the job's folder, as `zoo convert` writes them for transformers."""
+    zoo.export(build_model(job, harness.DTYPES[job["dtype"]]), job["folder"], verify=False)
+    return {}
+
+
+def list_options(job: dict[str, Any]) -> dict[str, Any]:
+    """List what the job asks of `zoo.generate` beyond the defaults. Raises Absent for what it does not take."""
+    if job["compile"] and "compile" not in inspect.signature(zoo.generate).parameters:
+        raise timing.Absent("not yet: zoo.generate takes no compile")
+    return {"compile": True} if job["compile"] else {}
+
+
+def generate(model: torch.nn.Module, ids: torch.Tensor, new: int, job: dict[str, Any]) -> torch.Tensor:
+    return zoo.generate(model, ids, max_new_tokens=new, temperature=0, **list_options(job))[:, ids.shape[1] :]
+
+
+def serve(model: torch.nn.Module, requests: list[timing.Request], job: dict[str, Any]) -> timing.Rows:
+    """Give the requests to the engine together, or to `zoo.generate` one after the other."""
+    if job["alone"]:
+        return [generate(model, torch.tensor([ids]), new, job)[0].tolist() for ids, new in requests]
+    return serve_together(model, requests, job)
+
+
+def serve_together(model: torch.nn.Module, requests: list[timing.Request], job: dict[str, Any]) -> timing.Rows:
+    """Give all requests to one engine, and step until it has answered them."""
+    from zoo.generation import engine
+    from zoo.generation.request import Request
+
+    make_engine = getattr(engine, "Engine", None)
+    if make_engine is None:
+        raise timing.Absent("not yet: zoo has no Engine")
+    running = make_engine(model)
+    names = [running.add(Request(ids=ids, max_new_tokens=new)) for ids, new in requests]
+    made: dict[int, list[int]] = {name: [] for name in names}
+    while running.busy:
+        for event in running.step():
+            if event.token is not None:
+                made[event.request].append(event.token)
+    return [made[name] for name in names]
 
 
 def backward(model: torch.nn.Module, ids: torch.Tensor, targets: torch.Tensor, autocast: harness.Autocast) -> float:
@@ -75,12 +125,14 @@ CONTENDER = harness.Contender(
     generate=generate,
     backward=backward,
     optimizer=AdamW(**harness.ADAMW).build,
+    serve=serve,
+    describe=lambda: "; ".join(WAYS),
 )
 
 if __name__ == "__main__":
     job = json.loads(sys.argv[1])
     if job["workload"] == "export":
-        print(json.dumps(export_weights(job)))
+        print(json.dumps(export_folder(job)))
     else:
         if job["workload"] == "train":
             keep_memory()  # as `zoo train` does

@@ -1,8 +1,8 @@
 # B batch, S slots
-"""Trace the KV cache of a pass on shadows: the memory that `zoo.generation.cache` allocates to store and read tokens.
+"""Trace the KV cache of a pass on shadows: the memory that `zoo.generation.cache` takes to store and read tokens.
 
 The cache's own tensors are `held`: `zoo.costs.cache` counts them. What a pass makes beside them, such as the copy of
-a window whose ring is written across its end, is counted by the tape.
+a window that new tokens are joined to, is counted by the tape. Rows are alike.
 """
 
 from __future__ import annotations
@@ -11,99 +11,108 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from zoo.costs.shadow.dtypes import FLOAT32, INT64, ShadowDtype
-from zoo.costs.shadow.recording import (
-    current_tape,
-)
+from zoo.costs.cache import PAGE
+from zoo.costs.shadow.dtypes import FLOAT32, ShadowDtype
 from zoo.costs.shadow.reductions import cat
 from zoo.costs.shadow.tensor import make_shadow
 
 
-class ShadowCacheLayout(NamedTuple):
-    """Where new tokens go in the caches of one kind of layer: the fields of the real cache's layout."""
+class ShadowWhere(NamedTuple):
+    """Where a pass reads and writes in the caches of one kind of layer: the index of the first key, how many keys there
+    are, and whether new ones are joined to them before they are stored."""
 
-    start: int
-    stop: int
-    held: int
-    wraps: bool
-    index: Any
+    first: int
+    keys: int
+    joins: bool
+    ragged: bool = False
+
+    @property
+    def rows(self) -> list[list[tuple[int, int]]]:
+        """The slots of each row, as the real one gives them."""
+        return [[(0, self.keys)]]
 
 
 class ShadowLayerCache:
     """One layer's cached tensors [B, S, …], its recurrent states [B, …], and cross-attention's keys and values."""
 
-    def __init__(self, tensors: dict[str, Any], states: dict[str, Any], cross: ShadowLayerCache | None) -> None:
-        self.tensors, self.states, self.cross = tensors, states, cross
-        self.filled = False
+    def __init__(self, tensors: dict[str, Any], states: dict[str, Any], cross: dict[str, Any], filled: bool) -> None:
+        self.tensors, self.states, self.cross, self.filled = tensors, states, cross, filled
 
-    def append(self, layout: ShadowCacheLayout, new: dict[str, Any]) -> tuple[Any, ...]:
+    def append(self, where: ShadowWhere, new: dict[str, Any]) -> tuple[Any, ...]:
         """Store the new tokens, and return all visible ones with them."""
-        return tuple(self._append(layout, self.tensors[name], tensor) for name, tensor in new.items())
+        return tuple(self._append(where, self.tensors[name], tensor) for name, tensor in new.items())
 
-    def _append(self, layout: ShadowCacheLayout, buffer: Any, new: Any) -> Any:
-        if not layout.wraps:
-            return buffer[:, : max(layout.held, layout.stop)]
-        joined = cat((buffer[:, : layout.held], new.to(buffer.dtype)), 1)
-        newest = layout.index.argsort()[-buffer.shape[1] :]
-        slots = layout.index[newest] % buffer.shape[1]
-        stored = joined[:, newest]
-        del slots, stored
+    def _append(self, where: ShadowWhere, buffer: Any, new: Any) -> Any:
+        held = where.keys - new.shape[1]
+        if not where.joins:
+            return buffer[:, : where.keys]
+        joined = cat((buffer[:, :held], new.to(buffer.dtype)), 1) if held else new
+        stored = new[:, max(0, new.shape[1] - buffer.shape[1]) :].flatten(0, 1).to(buffer.dtype)
+        del stored
         return joined
 
-    def recall(self, compute: Callable[[], tuple[Any, ...]], names: tuple[str, ...]) -> tuple[Any, ...]:
-        """Return the memory's keys and values, computed at the first call. The tape does not count them, because they
-        belong to the cache, which `zoo.costs.cache` counts."""
-        if not self.filled:
-            moment = current_tape()
-            due = sum(each.storage.nbytes for each in self.tensors.values())
-            moment.count(-due)
+    def recall(self, where: ShadowWhere, compute: Callable[[], tuple[Any, ...]] | None, names: tuple[str, ...]) -> Any:
+        """Return the memory's keys and values, which are computed in the first pass and copied into the cache."""
+        if not self.filled and compute is not None:
             made = compute()
-            for each in made:
-                each.storage.hold()
-            moment.count(due)
-            self.tensors, self.filled = dict(zip(names, made, strict=True)), True
-        return tuple(self.tensors[name] for name in names)
+            del made
+        self.filled = True
+        return tuple(self.cross[name] for name in names)
+
+    def state(self, name: str) -> Any:
+        """A recurrent state of the rows."""
+        return self.states[name]
+
+    def hold(self, name: str, value: Any) -> None:
+        """Keep a state: it is copied into the cache's own tensor."""
 
 
 class ShadowCache:
     """The caches of the layers of `pattern`, with `length` tokens in them and room for `capacity`."""
 
     def __init__(self, tower: Any, batch: int, length: int, capacity: int, memory: int, dtype: ShadowDtype) -> None:
-        self.length, self.capacity, self.tower = length, capacity, tower
-        self.every = make_shadow((capacity,), INT64, "index")
+        self.past = self.longest = length
+        self.capacity, self.tower = capacity, tower
+        self.has_source = length > 0
+        self.memory = memory
         self.layers = [self._layer(tower.blocks[kind], batch, memory, dtype) for kind in tower.pattern]
 
     def _layer(self, block: Any, batch: int, memory: int, dtype: ShadowDtype) -> ShadowLayerCache:
         size = self._slots(block)
         tensors = {name: _room(batch, size, shape, dtype) for name, shape in block.attention.cache().items()}
         states = {name: make_shadow((batch, *shape), FLOAT32, held=True) for name, shape in block.state().items()}
-        cross = None
-        if block.cross is not None:
-            kept = {name: _room(batch, memory, shape, dtype) for name, shape in block.cross.cache().items()}
-            cross = ShadowLayerCache(kept, {}, None)
-            cross.filled = self.length > 0
-        return ShadowLayerCache(tensors, states, cross)
+        crossed = {} if block.cross is None else block.cross.cache()
+        cross = {name: _room(batch, memory, shape, dtype) for name, shape in crossed.items()}
+        return ShadowLayerCache(tensors, states, cross, self.longest > 0)
 
     def _slots(self, block: Any) -> int:
         reach = block.attention.visible_window or block.attention.visible_chunk
-        return min(self.capacity, reach or self.capacity)
+        return self.capacity if reach is None else min(self.capacity, reach + PAGE - 1)
 
-    def lay_out(self, kind: str, new: int) -> ShadowCacheLayout:
-        """Choose the cache slots of `new` tokens in layers of this kind, as the real cache does."""
-        size, end = self._slots(self.tower.blocks[kind]), self.length + new
-        start, held = self.length % size, min(self.length, size)
-        if start + new <= size and (end <= size or new == 1):
-            visible = self.every[:end] if end <= size else self._ring(end, size)
-            return ShadowCacheLayout(start, start + new, held, False, visible)
-        old = self._ring(self.length, size) if self.length > size else self.every[:held]
-        return ShadowCacheLayout(start, start, held, True, cat((old, self.every[self.length : end])))
+    def begin(self, counts: Any) -> None:
+        """Start a pass."""
 
-    def _ring(self, end: int, size: int) -> Any:
-        return end - 1 - (end - 1 - self.every[:size]) % size
+    def end(self, new: int) -> None:
+        """End a pass."""
+
+    def lay_out(self, kind: str, new: int) -> ShadowWhere | None:
+        """Say where `new` tokens go in layers of this kind, as the real cache does."""
+        attention = self.tower.blocks[kind].attention
+        if not attention.cache():
+            return None
+        window, chunk = attention.visible_window, attention.visible_chunk
+        first = max(0, self.longest - window + 1) if window else 0
+        first = self.longest // chunk * chunk if chunk else first
+        keys = self.longest + new - first
+        return ShadowWhere(first, keys, new > 1 and keys > self._slots(self.tower.blocks[kind]))
+
+    def lay_out_source(self, tokens: int | None) -> ShadowWhere:
+        """Say where the keys of an encoder's output lie."""
+        return ShadowWhere(0, self.memory, False)
 
 
 def _room(batch: int, slots: int, shape: tuple[int, ...], dtype: ShadowDtype) -> Any:
-    """Make a cache tensor [B, S, …] with the real one's strides: a head's tokens are contiguous."""
+    """Make a cache tensor [B, S, …] with the real one's strides: a head's tokens are contiguous, row after row."""
     heads, *rest = shape if len(shape) > 1 else (1, *shape)
-    room = make_shadow((batch, heads, slots, *rest), dtype, held=True).transpose(1, 2)
+    room = make_shadow((heads, batch, slots, *rest), dtype, held=True).transpose(0, 1).transpose(1, 2)
     return room if len(shape) > 1 else room.reshape(batch, slots, math.prod(rest))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
+from zoo.kernels import attend
 from zoo.kernels.base import Ask
 from zoo.model.position.base import Position
 from zoo.spec import Spec
@@ -13,7 +15,6 @@ from zoo.spec import Spec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.kernels.bias import Bias
     from zoo.model.step import Step, Weights
 
 
@@ -21,6 +22,8 @@ class Attention(Spec, axis="attention"):
     """Mix tokens: attention over keys, or a recurrence over earlier tokens."""
 
     takes_global: ClassVar[bool] = False  # whether some tokens can be global: `step.extra["global"]` [B, T]
+
+    ragged: ClassVar[bool] = True  # whether rows of unequal length can be computed in one pass with a cache
 
     takes_memory: ClassVar[bool] = False  # whether it can read an encoder's output in place of the tokens
 
@@ -105,11 +108,14 @@ class SoftmaxAttention(Attention):
             **features,
         )
 
-    def bias_of(self, m: Weights, step: Step) -> Bias | Tensor | None:
-        """The bias on a layer's scores: the layer's own where its position scheme has weights in every layer, else the
-        one that all layers share."""
-        if not self.position.per_layer:
-            return step.bias
-        assert step.index is not None
-        queries, keys = step.index
-        return self.position.bias(m.position, self.n_heads, queries, keys, step.mask.causal)
+    def attend(self, m: Weights, step: Step, q: Tensor, k: Tensor, v: Tensor, scale: float, **scores: Any) -> Tensor:
+        """Attend with the bias of this layer: its own where its position scheme has weights in every layer, else the
+        one that all layers share. q [B, T, H, C] → [B, T, H, Cv]; `scores` are softcap and sinks."""
+        bias, rows = step.bias, step.rows
+        if self.position.per_layer:
+            make = partial(self.position.bias, m.position, self.n_heads, causal=step.mask.causal)
+            if rows is not None:
+                rows = rows.with_biases(make)
+            elif step.index is not None:
+                bias = make(*step.index)
+        return attend(q, k, v, step.mask, scale=scale, bias=bias, rows=rows, kernel=step.kernel, **scores)

@@ -44,6 +44,7 @@ class GatedDelta(Attention, kind="gated_delta"):
     """
 
     causal: ClassVar[bool | None] = True
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "z", "b", "a"),)
 
     n_k_heads: PositiveInt
     n_v_heads: PositiveInt

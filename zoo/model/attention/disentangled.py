@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -42,6 +42,8 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
     `share_att_key` projects positions by the q and k of the content (v2, v3) rather than by weights of their own, and
     `key_bias` gives k and p_k a bias (v2, v3), which q, v, o and p_q always have. v1 has neither.
     """
+
+    ragged: ClassVar[bool] = False  # its bias is made of all queries and keys at once
 
     head_dim: PositiveInt
     types: tuple[Literal["c2p", "p2c"], ...] = ("c2p", "p2c")

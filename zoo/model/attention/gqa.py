@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from zoo.kernels import attend
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
 from zoo.model.attention.base import SoftmaxAttention
@@ -57,6 +56,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     """
 
     takes_memory: ClassVar[bool] = True
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate"),)
 
     n_kv_heads: PositiveInt
     head_dim: PositiveInt
@@ -149,17 +149,14 @@ class GQA(SoftmaxAttention, kind="gqa"):
         if self.tempering is not None:
             assert step.positions is not None
             q = (q * self.tempering.factor(step.positions)).to(q.dtype)
-        if step.memory is None:
-            k, v = self._keys_values(m, x, step)
-            k, v = step.remember(k=k, v=v)  # B S K C
+        if step.crosses:
+            k, v = step.recall(lambda memory: self._keys_values(m, memory, step), "k", "v")  # B S K C
         else:
-            k, v = step.recall(lambda memory: self._keys_values(m, memory, step), "k", "v")
+            k, v = self._keys_values(m, x, step)
+            k, v = step.remember(k=k, v=v)
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
         sinks = m.sinks if self.sinks else None
-        bias = self.bias_of(m, step)
-        y = attend(
-            q, k, v, step.mask, scale=scale, softcap=self.softcap, sinks=sinks, bias=bias, kernel=step.kernel
-        ).flatten(-2)  # B T H·C
+        y = self.attend(m, step, q, k, v, scale, softcap=self.softcap, sinks=sinks).flatten(-2)  # B T H·C
         return m.o(y * torch.sigmoid(m.gate(x)) if self.output_gate else y)  # B T D
 
     def _keys_values(self, m: Weights, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:

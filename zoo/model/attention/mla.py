@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
-from zoo.kernels import attend
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
 from zoo.model.attention.base import SoftmaxAttention
@@ -34,6 +33,8 @@ class MLA(SoftmaxAttention, kind="mla"):
     Absorbed, for few tokens after many: since (q·W_kbᵀ)·c = q·(c·W_kb), queries go to the latents' space, all heads
     read the cache as one key and value, and W_vb comes after, so that no earlier token is expanded again.
     """
+
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "q_a", "kv_a"),)
 
     kv_lora_rank: PositiveInt
     qk_nope_head_dim: PositiveInt
@@ -118,8 +119,10 @@ class MLA(SoftmaxAttention, kind="mla"):
         (latent,) = step.remember(latent=torch.cat((m.kv_norm(latent), k_rope), -1))  # B S R+P
         q_rope = self.position.rotate(q_rope, step.tables)
         few = step.cache is not None and not step.first and x.shape[1] <= self.absorbs_until
-        attended = self._absorbed if few else self._expanded
-        return m.o(attended(m, q_nope, q_rope, latent.to(x.dtype), step).flatten(-2))  # B T D
+        if step.rows is None:
+            latent = latent.to(x.dtype)
+        attended = self._absorbed if few or step.rows is not None else self._expanded
+        return m.o(attended(m, q_nope, q_rope, latent, step).flatten(-2))  # B T D
 
     def _expanded(self, m: Weights, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step) -> Tensor:
         """Attend to keys and values of every head, expanded from the latents [B, S, R+P]: [B, T, H, V]."""
@@ -131,15 +134,15 @@ class MLA(SoftmaxAttention, kind="mla"):
         return self._attend(m, torch.cat((q_nope, q_rope), -1), k, v, step)
 
     def _absorbed(self, m: Weights, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step) -> Tensor:
-        """Attend to the latents [B, S, R+P] as the one key and value of all heads: [B, T, H, V]."""
+        """Attend to the latents [B, S, R+P] or [N, R+P] as the one key and value of all heads: [B, T, H, V]."""
         k_b = m.k_b.weight.unflatten(0, (self.n_heads, self.qk_nope_head_dim))  # H N R
         v_b = m.v_b.weight.unflatten(0, (self.n_heads, self.v_head_dim))  # H V R
         q_latent = torch.einsum("bthn,hnr->bthr", q_nope, k_b)
         q = torch.cat((q_latent, q_rope.to(q_latent.dtype)), -1)  # B T H R+P
-        k = latent[:, :, None]  # B S 1 R+P
+        k = latent.unsqueeze(-2)  # B S 1 R+P
         y = self._attend(m, q, k, k[..., : self.kv_lora_rank], step)  # B T H R
         return torch.einsum("bthr,hvr->bthv", y, v_b)
 
     def _attend(self, m: Weights, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
         scale = self.qk_head_dim**-0.5 if self.scale is None else self.scale
-        return attend(q, k, v, step.mask, scale=scale, bias=self.bias_of(m, step), kernel=step.kernel)
+        return self.attend(m, step, q, k, v, scale)

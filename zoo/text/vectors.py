@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import ConfigError, did_you_mean
 from zoo.families.described import read_json
 from zoo.lazy import F, torch
-from zoo.run.dtypes import settle_cpu
+from zoo.text.reading import load_reader, longest_text, pad_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,35 +36,26 @@ def embed(
     what the folder's 1_Pooling/config.json says, else the mean. `normalize` makes every vector of length 1. A text
     longer than the model's positions is cut there, and `note` is told. Raises ConfigError.
     """
-    from zoo import runs
-    from zoo.checkpoint import store
-
-    folder = runs.find(model) if isinstance(model, str | Path) else None
-    reader: Any = model if folder is None else store.load(folder, device=device)
-    if folder is not None:
-        settle_cpu(reader, note or (lambda line: None))
-    tokenizer = tokenizer or folder
-    if tokenizer is None:
-        raise ConfigError("tokenizer: a model alone does not read text (pass its tokenizer.json)")
-    pooling = pooling or (stated_pooling(folder) if folder else None) or "mean"
+    reader = load_reader(model, tokenizer, device, note)
+    pooling = pooling or (read_pooling(reader.folder) if reader.folder else None) or "mean"
     if pooling not in POOLINGS:
         raise ConfigError(
             f"pooling: {pooling!r} is none{did_you_mean(pooling, POOLINGS)} (one of: {', '.join(POOLINGS)})"
         )
-    rows = _encoded(tokenizer, texts, _limit(reader.spec), note)
+    rows = _encode(reader.tokenizer, texts, longest_text(reader.model.spec), note)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # alike lengths together: less padding
     found: dict[int, Tensor] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         with torch.inference_mode():
-            vectors = _pooled(reader, [rows[index] for index in batch], pooling)
+            vectors = _pool(reader.model, [rows[index] for index in batch], pooling)
         found |= dict(zip(batch, F.normalize(vectors, dim=-1) if normalize else vectors, strict=True))
-    width = reader.spec.d_model
+    width = reader.model.spec.d_model
     return torch.stack([found[index] for index in range(len(rows))]) if rows else torch.empty(0, width)
 
 
-def stated_pooling(folder: Path) -> str | None:
-    """The pooling that sentence-transformers wrote beside a model, if it did."""
+def read_pooling(folder: Path) -> str | None:
+    """Read the pooling that sentence-transformers wrote beside a model, if it did."""
     file = folder / "1_Pooling" / "config.json"
     if not file.is_file():
         return None
@@ -76,14 +67,7 @@ def stated_pooling(folder: Path) -> str | None:
     return chosen[0]
 
 
-def _limit(spec: Any) -> int:
-    """The largest number of tokens that the model reads."""
-    tower = next(iter(spec.towers().values()))
-    limit = tower.position.limit
-    return tower.max_seq_len if limit is None else min(limit, tower.max_seq_len)
-
-
-def _encoded(tokenizer: Any, texts: Sequence[str], limit: int, note: Callable[[str], object] | None) -> list[list[int]]:
+def _encode(tokenizer: Any, texts: Sequence[str], limit: int, note: Callable[[str], object] | None) -> list[list[int]]:
     """Token ids of each text, with the special tokens that the tokenizer's file asks for."""
     from zoo.data.tokenizer import find_tokenizer_file, read_backend
 
@@ -102,18 +86,13 @@ def _encoded(tokenizer: Any, texts: Sequence[str], limit: int, note: Callable[[s
     return rows
 
 
-def _pooled(model: Any, rows: list[list[int]], pooling: str) -> Tensor:
+def _pool(model: Any, rows: list[list[int]], pooling: str) -> Tensor:
     """The vectors of some texts [N, D], padded to one length."""
-    device = next(model.parameters()).device
-    length = max(map(len, rows))
     pad = model.spec.position.padding_id if hasattr(model.spec, "position") else None
-    ids = torch.full((len(rows), length), pad or 0, dtype=torch.long)
-    mask = torch.zeros(len(rows), length, dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row)
-        mask[index, : len(row)] = 1
+    ids, mask = pad_rows(rows, pad or 0, next(model.parameters()).device)
     reader = model.get_submodule("encoder") if "encoder" in model.spec.towers() else model
-    hidden = reader(ids.to(device), mask.to(device), logits_to_keep=0).hidden.float().cpu()  # N T D
+    hidden = reader(ids, mask, logits_to_keep=0).hidden.float().cpu()  # N T D
+    mask = mask.cpu()
     if pooling == "mean":
         weights = mask[..., None].float()
         return (hidden * weights).sum(1) / weights.sum(1)

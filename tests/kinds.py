@@ -1,0 +1,76 @@
+"""Tiny writers of every kind that the grammar can say, their weights so loud that one key too many shows."""
+
+import functools
+
+import torch
+from loaded import load
+from test_generate import COMBINATIONS, TINY
+from test_seq2seq import ALIBI, BART, BIASED, MODERN, NEAR, PREFIX, SINES, T5, UMT5
+
+from zoo.run.builder import build
+
+LONG = "max_seq_len=96"
+MIXED = {
+    "gemma-like": [
+        "pattern=[near*2,layer]",
+        "+layers={near:{attention:{window:5},position:{theta:100.0}}}",
+        "n_layers=3",
+    ],
+    "two windows": ["pattern=[near,far]", "+layers={near:{attention:{window:5}},far:{attention:{window:20}}}"],
+    "chunk": ["+attention.chunk=8"],
+    "chunk beyond a page": ["+attention.chunk=24"],
+    "chunks and full": ["pattern=[near,layer]", "+layers={near:{attention:{chunk:8}}}"],
+    "window of a page": ["attention=sliding", "window=16"],
+    "window beyond a page": ["attention=sliding", "window=17"],
+    "capacity": ["ffn=moe", "router.capacity=3"],
+    "capacity and window": ["ffn=moe", "router.capacity=5", "attention=sliding", "window=5"],
+    "mla and window": [
+        *("attention=mla", "pattern=[near,layer]"),
+        "+layers={near:{attention:{kind:gqa,n_heads:4,n_kv_heads:2,head_dim:8,window:5,position:{kind:none}}}}",
+    ],
+    "ntk": ["position=rope_dynamic", "original_max_seq_len=20"],
+}
+"""Layers of several reaches, states that count, and positions that end a cache."""
+MIXERS = {
+    "mamba": "d_model:24",
+    "mamba2": "n_heads:4,head_dim:8,d_state:8",
+    "gated_delta": "n_k_heads:2,n_v_heads:4,head_k_dim:8,head_v_dim:8,norm:{kind:rmsnorm}",
+}
+HYBRIDS = {f"{mixer} and {others}": (mixer, others) for mixer in MIXERS for others in ("gqa", "sliding")}
+SEQ2SEQ = {"t5": T5, "umt5": UMT5, "bart": BART, "sines": SINES, "modern": MODERN}
+PREFIX_LM = {"prefix": PREFIX, "prefix alibi": ALIBI, "prefix t5": BIASED, "prefix window": NEAR}
+PLAIN = {" ".join(overrides): overrides for overrides in COMBINATIONS}
+KINDS = [*PLAIN, *MIXED, *HYBRIDS, *PREFIX_LM, *SEQ2SEQ]
+"""The names of all kinds."""
+
+
+@functools.cache
+def make(kind: str):
+    """Make the model of a kind, in eval mode; every parameter of it is random. Shared: it must not be changed."""
+    if kind in SEQ2SEQ or kind in PREFIX_LM:
+        spec = load({**(SEQ2SEQ.get(kind) or PREFIX_LM[kind]), "max_seq_len": 96})
+    elif kind in HYBRIDS:
+        spec = load(TINY, _hybrid(*HYBRIDS[kind]))
+    else:
+        spec = load(TINY, [LONG, *(PLAIN.get(kind) or MIXED[kind])])
+    model = build(spec, device="cpu", dtype="fp32").eval()
+    _shout(model)
+    return model
+
+
+def _hybrid(mixer: str, others: str) -> list[str]:
+    window = ["attention=sliding", "window=5"] if others == "sliding" else []
+    state = f"+layers={{state:{{attention:{{kind:{mixer},{MIXERS[mixer]}}}}}}}"
+    return [LONG, *window, "pattern=[state,layer]", state, "n_layers=3"]
+
+
+def _shout(model) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter += 0.2 * noise
+            else:
+                table = parameter.shape[0] in (53, 61, 96, 98)
+                parameter.copy_(noise * (1.0 if table else 2 * parameter.shape[-1] ** -0.5))

@@ -1,0 +1,120 @@
+"""The engine: what a request gets beside others, cut into chunks, preempted or with its prompt reused is what it gets
+alone, for every kind of layer. Its pools stay sound after every step.
+
+Which mistake turns which test red is said in test_engine_mutants.py.
+"""
+
+import pytest
+from kinds import HYBRIDS, KINDS, MIXED, PREFIX_LM, SEQ2SEQ, make
+from schedules import check_alone, find_faults, make_schedule
+
+from zoo.errors import ConfigError, ZooError
+from zoo.generation.engine import Engine, serving
+from zoo.generation.request import Request
+from zoo.generation.rows import CachedRow
+
+SAME_CACHE = ("activation=", "norm=", "block=", "ffn=")
+"""Choices that change nothing about what is kept: each gets fewer schedules."""
+
+
+def vocabulary(model) -> int:
+    """The tokens that every tower of a model has."""
+    return min(tower.vocab_size for tower in model.spec.towers().values())
+
+
+def run_many(kind: str, seeds, requests: int) -> tuple[int, int]:
+    """Run schedules of a kind, none of which may go wrong; how many preemptions and reused tokens there were."""
+    model, preemptions, hits = make(kind), 0, 0
+    for seed in seeds:
+        faults, outcome = find_faults(model, make_schedule(seed, vocabulary(model), requests))
+        assert not faults, f"schedule {seed}: {faults[0]}"
+        preemptions, hits = preemptions + outcome.preemptions, hits + outcome.hits
+    return preemptions, hits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_request_gets_in_any_schedule_what_it_gets_alone(kind):
+    run_many(kind, [KINDS.index(kind)], 8)
+
+
+@pytest.mark.parametrize(
+    "kind", [*MIXED, *HYBRIDS, *PREFIX_LM, *SEQ2SEQ, "attention=mla", "attention=mamba position=none"]
+)
+def test_a_request_gets_in_a_crowded_schedule_what_it_gets_alone(kind):
+    run_many(kind, [100 + KINDS.index(kind)], 12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_request_gets_in_two_hundred_schedules_what_it_gets_alone(kind):
+    few = kind.startswith(SAME_CACHE)
+    preemptions, hits = run_many(kind, range(1000, 1020 if few else 1200), 16)
+    assert preemptions >= 3
+    assert hits or kind in SEQ2SEQ or kind in PREFIX_LM or "rope_dynamic" in kind
+
+
+# ---------------------------------------------------------------- single rules
+
+
+@pytest.mark.parametrize("kind", ["attention=sliding window=1", "chunk", "chunks and full"])
+def test_a_checkpoint_that_keeps_no_page_is_restored(kind):
+    """After 16 tokens a window of one token, or the next chunk of 8, sees none of them."""
+    model = make(kind)
+    engine = Engine(model, rows=2, tokens=40)
+    for reused in (0, 16):
+        request = Request(ids=list(range(17)), max_new_tokens=12)
+        tokens = [event.token for event in engine.run([request])]
+        assert check_alone(model, request, 0, tokens) is None
+        assert engine.prefixes.hits == reused
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "asked", "line"),
+    [
+        # keys and values of 2 heads 8 wide in 2 layers of float32: 256 bytes a token, 4,096 a page
+        ("attention=gqa", {}, {}, "a request of 49 tokens needs 16,384 bytes of cache, there are 12,288 "),
+        (
+            "attention=gqa",
+            {"tokens": 64},
+            {"n_beams": 2},
+            "of 49 tokens needs 32,768 bytes of cache, there are 16,384 ",
+        ),
+        ("gemma-like", {}, {}, "needs 8,192 bytes of cache in layers 'layer', there are 6,144 "),
+    ],
+)
+def test_a_request_that_can_never_fit_is_refused_with_the_bytes_of_the_pool_that_is_too_small(
+    kind, options, asked, line
+):
+    engine = Engine(make(kind), **{"rows": 2, "tokens": 48, "overcommit": 2.0} | options)
+    with pytest.raises(ConfigError) as refused:
+        engine.add(Request(ids=[1] * 33, max_new_tokens=16, **asked))
+    assert line in str(refused.value)
+    assert not engine.busy
+
+
+@pytest.mark.parametrize("samples", [0, -1])
+def test_a_request_of_no_samples_is_refused(samples):
+    engine = Engine(make("attention=gqa"), rows=2, tokens=48)
+    with pytest.raises(ConfigError, match=rf"^n: is {samples}, not 1 or more$"):
+        engine.add(Request(ids=[1], max_new_tokens=1, n=samples))
+    assert not engine.busy
+
+
+def test_beams_that_branch_stay_in_front_of_requests_that_came_later():
+    """The sequence at the end of the queue is the first to give up its row."""
+    model = make("attention=gqa")
+    engine = Engine(model, rows=4, tokens=40)
+    engine.add(Request(ids=[3, 4], max_new_tokens=9, n_beams=3))
+    engine.add(Request(ids=[5], max_new_tokens=9))
+    with serving(model):
+        for _ in range(3):
+            engine.step()
+    assert [each.request for each in engine.scheduler.running] == [0, 0, 0, 1]
+
+
+def test_an_engine_that_is_done_and_still_holds_a_page_says_so(monkeypatch):
+    monkeypatch.setattr(CachedRow, "release", lambda self: self.store.free_slots.append(self.slot))
+    engine = Engine(make("attention=gqa"), rows=2, tokens=40)
+    told = r"^engine: pool 0: .* \(a fault of the engine: please report it\)$"
+    with pytest.raises(ZooError, match=told):
+        list(engine.run([Request(ids=[1, 2], max_new_tokens=2)]))

@@ -1,0 +1,366 @@
+"""Ways to multiply on a CPU: each against the product in float64, the choice against all choices, the kept timings
+against a file that is missing, damaged or another processor's."""
+
+import json
+import random
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from zoo.run.linear import plan as plans
+from zoo.run.linear import probe
+from zoo.run.linear.base import EXACT, LOWER, Processor, Way, describe_processor
+from zoo.run.linear.exact import Plain
+from zoo.run.linear.plan import choose_plan, find_bucket, plan_named
+from zoo.run.linear.probe import BUCKETS, RESTORED, Shape, time_shapes, times_file
+from zoo.run.linear.ways import WAYS, is_row_stable, refuse, survey_ways, try_way
+
+EVERY = pytest.mark.parametrize("name", list(WAYS))
+
+ERROR = {EXACT: 2e-6, "fp16": 6e-4, "bf16": 6e-3, "int8": 2e-2, "int4": 0.15}
+"""The root of the mean squared error of a product of normal numbers over that of the product itself."""
+
+
+def able(name: str, shape: tuple[int, int], dtype: str = "float32", rows: int = 1) -> Way:
+    """The way of this name, or a skip with its reason."""
+    if reason := refuse(WAYS[name], shape, dtype, rows, describe_processor()):
+        pytest.skip(f"{name} {reason}")
+    return WAYS[name]
+
+
+def draw(*size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def off(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got.double() - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+
+
+@contextmanager
+def torch_threads(count: int):
+    """Set torch's threads for a block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# The products
+
+
+@EVERY
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_way_gives_the_product_of_any_shape_and_number_of_rows(name, bias):
+    dice = random.Random(name)
+    for trial in range(8):
+        n, k, rows = dice.choice([16, 48, 208, 512]), dice.choice([32, 96, 320]), dice.randint(1, 32)
+        way = able(name, (n, k), rows=rows)
+        weight, b, x = draw(n, k, seed=trial), draw(n, seed=trial + 50), draw(rows, k, seed=trial + 99)
+        expected = x.double() @ weight.double().T + (b.double() if bias else 0)
+        with torch.inference_mode():
+            y = way.run(x, way.prepare(weight, b if bias else None, rows))
+        assert y.dtype == torch.float32 and y.shape == (rows, n)
+        assert off(y, expected) <= ERROR[way.precision], (n, k, rows)
+
+
+@EVERY
+def test_a_way_packed_for_few_rows_gives_the_product_of_many(name):
+    way = able(name, (96, 64))
+    weight, x = draw(96, 64), draw(150, 64, seed=1)
+    with torch.inference_mode():
+        y = way.run(x, way.prepare(weight, None, 1))
+    assert off(y, x.double() @ weight.double().T) <= ERROR[way.precision]
+
+
+@EVERY
+def test_a_way_multiplies_rows_of_very_different_size(name):
+    """A scale shared by all rows would leave nothing of the small ones."""
+    way = able(name, (64, 128))
+    weight, x = draw(64, 128), draw(6, 128, seed=1) * 10.0 ** torch.arange(-3, 3)[:, None]
+    with torch.inference_mode():
+        y = way.run(x, way.prepare(weight, None, 6))
+    for got, row in zip(y, x, strict=True):
+        assert off(got, row.double() @ weight.double().T) <= 2 * ERROR[way.precision]
+
+
+@EVERY
+def test_rows_of_zeros_give_the_bias(name):
+    way = able(name, (32, 32))
+    weight, bias = draw(32, 32), draw(32, seed=1)
+    weight[5] = 0
+    with torch.inference_mode():
+        y = way.run(torch.zeros(3, 32), way.prepare(weight, bias, 3))
+    torch.testing.assert_close(y, bias.expand(3, -1), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@EVERY
+def test_a_way_takes_a_model_in_16_bits_and_answers_in_them(name, dtype):
+    way, kind = able(name, (64, 96), dtype), getattr(torch, dtype)
+    weight, bias, x = draw(64, 96, dtype=kind), draw(64, seed=1, dtype=kind), draw(5, 96, seed=2, dtype=kind)
+    with torch.inference_mode():
+        y = way.run(x, way.prepare(weight, bias, 5))
+    assert y.dtype == kind
+    assert off(y, x.double() @ weight.double().T + bias.double()) <= max(ERROR[way.precision], 6e-3)
+
+
+@pytest.mark.parametrize("name", [name for name, way in WAYS.items() if way.restores])
+def test_what_is_unpacked_is_the_weight_that_the_way_multiplies_by(name):
+    way, weight = able(name, (48, 64)), draw(48, 64)
+    with torch.inference_mode():
+        packed = way.prepare(weight, None, 1)
+        restored, multiplied = way.restore(packed, torch.float32), way.run(torch.eye(64), packed).T
+    torch.testing.assert_close(restored, multiplied, rtol=4e-3, atol=0)  # int8's goes through bfloat16
+    if way.precision == EXACT:
+        assert torch.equal(restored, weight)
+
+
+@pytest.mark.parametrize("name", ["transposed", "int8_weights", "int4_weights", "bf16_plain"])
+def test_the_bytes_said_are_those_of_the_tensors_packed(name):
+    way = able(name, (96, 128))
+    tensors = [each for each in way.prepare(draw(96, 128), None, 1) if isinstance(each, torch.Tensor)]
+    assert way.count_bytes((96, 128), 4) == sum(each.numel() * each.element_size() for each in tensors)
+
+
+# What cannot run
+
+
+def machine(**given) -> Processor:
+    libraries = frozenset({"mkl", "onednn", "fbgemm"})
+    return Processor(**{"architecture": "x86_64", "libraries": libraries, **given})
+
+
+NOT_ON = {
+    "AVX2 alone": (machine(), {"bf16_onednn", "int8_both"}),
+    "AMX": (machine(features=frozenset({"avx512_bf16", "amx", "vnni"})), set()),
+    "an Arm processor": (
+        machine(architecture="aarch64", libraries=frozenset({"onednn"})),
+        {"mkl", "fp16_fbgemm"},
+    ),
+    "a torch without libraries": (
+        machine(libraries=frozenset()),
+        {"onednn", "onednn_pairs", "mkl", "fp16_fbgemm", "fp16_onednn", "bf16_onednn", "int8_both"},
+    ),
+}
+
+
+@pytest.mark.parametrize("where", NOT_ON)
+def test_a_processor_that_is_only_described_is_refused_what_it_lacks(where):
+    processor, lacking = NOT_ON[where]
+    refused = {name for name, way in WAYS.items() if way.refuses((512, 512), "float32", 1, processor)}
+    assert refused == lacking
+
+
+class _Broken(Plain):
+    name = "broken"
+
+    def run(self, x, packed):
+        raise RuntimeError("no kernel for this processor\nand more")
+
+
+class _Wrong(Plain):
+    name = "wrong"
+
+    def run(self, x, packed):
+        return super().run(x, packed) * 1.1
+
+
+class _WholeBatch(Way):
+    """torch's dynamic int8, whose scale is that of all rows together: what must be found unstable."""
+
+    name, precision = "whole_batch", "int8"
+
+    def prepare(self, weight, bias, rows=1):
+        scales = weight.abs().amax(1) / 127
+        zeros = torch.zeros(len(weight), dtype=torch.long)
+        whole = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
+        return torch.ops.quantized.linear_prepack(whole, bias)
+
+    def run(self, x, packed):
+        return torch.ops.quantized.linear_dynamic(x, packed)
+
+
+def test_a_way_that_fails_or_is_wrong_in_this_torch_is_refused_in_one_line(monkeypatch):
+    for way in (_Broken(), _Wrong()):
+        monkeypatch.setitem(WAYS, way.name, way)
+    broken, wrong = (try_way(name, "float32", describe_processor()) for name in ("broken", "wrong"))
+    assert broken == f"fails in torch {torch.__version__}: no kernel for this processor"
+    assert wrong is not None and wrong.startswith("is wrong by 0.1")
+
+
+def test_every_way_is_surveyed_and_one_of_each_precision_runs():
+    found = {each.way.name: each for each in survey_ways(describe_processor())}
+    assert set(found) == set(WAYS)
+    for precision in (EXACT, *LOWER):
+        assert any(each.reason is None for each in found.values() if each.way.precision == precision)
+    assert all((each.stable is None) == (each.reason is not None) for each in found.values())
+
+
+# Whether a row's bits are its own
+
+
+@pytest.mark.skipif("fbgemm" not in describe_processor().libraries, reason="needs FBGEMM, whose int8 it is")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_product_with_one_scale_for_the_batch_is_found_unstable(monkeypatch):
+    monkeypatch.setitem(WAYS, "whole_batch", _WholeBatch())
+    assert not is_row_stable("whole_batch", (64, 96), "float32", 8)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 32])
+@EVERY
+def test_a_row_found_stable_has_the_same_bits_beside_other_neighbours(name, rows):
+    way = able(name, (160, 224), rows=rows)
+    if not is_row_stable(name, (160, 224), "float32", rows):
+        pytest.skip(f"{name} is not, at {rows} rows")
+    weight, row = draw(160, 224, seed=5), draw(224, seed=6)
+    with torch.inference_mode():
+        packed, seen = way.prepare(weight, None, rows), []
+        for place in range(rows):
+            x = draw(rows, 224, seed=place + 7) * 5
+            x[place] = row
+            seen.append(way.run(x, packed)[place])
+    assert all(torch.equal(each, seen[0]) for each in seen)
+
+
+# The choice
+
+
+def random_times(dice: random.Random, precision: str) -> dict[str, dict[int, float]]:
+    names = [name for name, way in WAYS.items() if way.precision == precision]
+    restores = any(WAYS[name].restores and WAYS[name].packs for name in names)
+    return {
+        name: {rows: dice.uniform(1, 2) * rows**0.5 for rows in BUCKETS if probe.takes(name, rows)}
+        for name in [*names, *([RESTORED] if restores else [])]
+    }
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("precision", [EXACT, *LOWER])
+def test_no_other_choice_of_one_packing_would_be_faster(precision, keep):
+    dice = random.Random(f"{precision}{keep}")
+    for _ in range(20):
+        times = random_times(dice, precision)
+        rows = dice.choice([(1,), (8,), (1, 2, 4, 8, 16, 32)])
+        chosen = choose_plan(times, precision, rows, keep=keep)
+        expected = {find_bucket(each) for each in rows}
+        assert chosen is not None
+        used = {way for way in chosen.ways if way in WAYS and WAYS[way].packs}
+        assert used <= {chosen.packing} and (keep or chosen.packing is None or not chosen.reads_plain)
+        if not keep and chosen.packing is not None:
+            continue  # a brute force over what may be used with each packing is the other case's
+        free = [way for way in times if way in WAYS and not WAYS[way].packs]
+        packings = [way for way in times if way in WAYS and WAYS[way].packs and not WAYS[way].one_size]
+        least = float("inf")
+        for packing in [None, *packings] if keep else [None]:
+            options = [*free, packing] if packing else free
+            if not options:
+                continue
+            ways = [min((w for w in options if b in times[w]), key=lambda w, b=b: times[w][b]) for b in BUCKETS]
+            margin = plans.math.log(plans.GAIN) if packing and precision == EXACT else 0.0
+            least = min(least, plans._score(times, ways, expected) + margin)
+        cost = plans._score(times, chosen.ways, expected)
+        margin = plans.math.log(plans.GAIN) if chosen.packing and precision == EXACT else 0.0
+        assert cost + margin <= least + 1.25 * plans.math.log(plans.ALIKE) + 1e-9
+
+
+def test_a_packed_copy_is_made_only_where_it_gains_more_than_timing_errs():
+    flat = dict.fromkeys(BUCKETS, 1.0)
+    slight, clear = dict.fromkeys(BUCKETS, 0.97), dict.fromkeys(BUCKETS, 0.5)
+    assert choose_plan({"plain": flat, "onednn": slight}).packing is None
+    assert choose_plan({"plain": flat, "onednn": clear}).packing == "onednn"
+
+
+def test_a_way_that_is_not_allowed_is_not_chosen_and_gaps_take_the_nearest_timing():
+    times = {"plain": {1: 1.0}, "onednn": {1: 0.1, 128: 0.1}}
+    assert set(choose_plan(times).ways) == {"onednn"}
+    assert set(choose_plan(times, allows=lambda way, rows: way == "plain").ways) == {"plain"}
+    assert choose_plan(times, allows=lambda way, rows: False) is None
+
+
+def test_what_is_packed_for_one_number_of_rows_serves_that_alone():
+    times = {"plain": dict.fromkeys(BUCKETS, 1.0), "mkl": dict.fromkeys(BUCKETS, 0.1)}
+    assert choose_plan(times, rows=(8,)).ways == ("plain", "plain", "plain", "mkl", "plain", "plain", "plain")
+    assert choose_plan(times, rows=(1, 8)).packing is None
+    assert plan_named("mkl", 8) == choose_plan(times, rows=(8,))
+
+
+# The timings kept
+
+
+SHAPE = Shape(64, 64, "float32")
+
+
+@pytest.fixture
+def counted(monkeypatch, tmp_path):
+    """Timings that cost nothing: a list of the calls that were made for them."""
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    monkeypatch.delenv(probe.IGNORE, raising=False)
+    monkeypatch.setattr(probe, "is_crowded", lambda: False)
+    calls = []
+
+    def fake(shapes, processor, spend):
+        calls.append(list(shapes))
+        return {shape: {"plain": dict.fromkeys(BUCKETS, 1.5)} for shape in shapes}
+
+    monkeypatch.setattr(probe, "_time_together", fake)
+    return calls
+
+
+def test_a_shape_is_timed_once_for_each_processor(counted):
+    here, there = machine(name="one", threads=2), machine(name="one", threads=1)
+    first = time_shapes([SHAPE], here)
+    assert time_shapes([SHAPE], here) == first == {SHAPE: {"plain": dict.fromkeys(BUCKETS, 1.5)}}
+    assert counted == [[SHAPE]]
+    time_shapes([SHAPE], there)
+    time_shapes([SHAPE, SHAPE._replace(n=32)], here)
+    assert counted == [[SHAPE], [SHAPE], [SHAPE._replace(n=32)]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"version": 0, "times": {}}', '{"version": 1, "times": 3}', "null"],
+)
+def test_a_damaged_file_of_timings_is_made_anew(counted, text):
+    times_file().write_text(text)
+    time_shapes([SHAPE], machine())
+    assert len(counted) == 1 and json.loads(times_file().read_text())["version"] == probe.VERSION
+    kept = json.loads(times_file().read_text())
+    kept["times"][machine().key][SHAPE.key] = {"plain": {"one": "x"}}
+    times_file().write_text(json.dumps(kept))
+    time_shapes([SHAPE], machine())
+    assert len(counted) == 2
+
+
+def test_timings_are_neither_read_nor_kept_when_told_to_ignore_them(counted, monkeypatch):
+    time_shapes([SHAPE], machine())
+    before = times_file().read_text()
+    monkeypatch.setenv(probe.IGNORE, "ignore")
+    time_shapes([SHAPE, SHAPE._replace(n=32)], machine())
+    assert len(counted) == 2 and times_file().read_text() == before
+
+
+def test_timings_beside_another_program_are_not_kept(counted, monkeypatch):
+    monkeypatch.setattr(probe, "is_crowded", lambda: True)
+    with torch_threads(2):
+        time_shapes([SHAPE], machine())
+    assert not times_file().exists()
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(counted, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "file"))
+    assert SHAPE in time_shapes([SHAPE], machine())
+
+
+def test_timing_ends_when_its_time_is_over_and_times_every_way_of_a_small_shape(monkeypatch):
+    monkeypatch.setenv(probe.IGNORE, "ignore")
+    monkeypatch.setattr(probe, "SPAN", 1e5)
+    monkeypatch.setattr(probe, "TOGETHER", 1e5)
+    (times,) = time_shapes([Shape(64, 64, "float32")], describe_processor(), spend=0.3).values()
+    expected = {way.name for way in probe._candidates(SHAPE, describe_processor()).values()}
+    assert set(times) == expected | {RESTORED}
+    assert all(seconds > 0 for of in times.values() for seconds in of.values())
+    assert times["plain"].keys() == set(BUCKETS) and times["left"].keys() == set(BUCKETS[:-1])

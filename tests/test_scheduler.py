@@ -1,0 +1,113 @@
+"""The scheduler alone, on a store without a model: who starts when, who is starved, what a refused start leaves."""
+
+import random
+
+import pytest
+import torch
+from kinds import make
+
+from zoo.generation.prefix import Prefixes
+from zoo.generation.request import Request
+from zoo.generation.scheduler import Continuation, Scheduler
+from zoo.generation.store import Store, list_groups
+
+PAGE = 16
+
+
+class Simulation:
+    """A scheduler whose sequences get a random token when a model would have computed one."""
+
+    def __init__(self, kind="attention=gqa", *, pages=64, slots=8, rows=4, budget=8, overcommit=1.0, reuse=False):
+        tower = make(kind).spec
+        self.store = Store(tower, [pages] * len(list_groups(tower)), slots, dtype=torch.float32, device="cpu")
+        self.prefixes = Prefixes(self.store) if reuse else None
+        self.scheduler = Scheduler(self.store, self.prefixes, budget=budget, rows=rows, overcommit=overcommit)
+        self.rng, self.made, self.started, self.ended, self.steps = random.Random(0), 0, {}, {}, 0
+
+    def add(self, prompt: int, new: int) -> int:
+        ids = [self.rng.randrange(60) for _ in range(prompt)]
+        request = Request(ids=ids, max_new_tokens=new)
+        self.scheduler.waiting.append(Continuation(self.made, 0, request, ids, prompt, None))
+        self.made += 1
+        return self.made - 1
+
+    def step(self) -> None:
+        chunks = self.scheduler.plan()
+        for each in self.scheduler.running:
+            self.started.setdefault(each.request, self.steps)
+        before = [chunk.sequence.row.length for chunk in chunks]
+        for chunk in chunks:
+            chunk.sequence.row.length += chunk.count
+        self.scheduler.keep(chunks, before)
+        for each in [chunk.sequence for chunk in chunks if chunk.sequence.left == 0]:
+            each.ids.append(self.rng.randrange(60))
+            if len(each.ids) == each.total:
+                self.ended[each.request] = self.steps
+                self.scheduler.leave(each)
+        self.steps += 1
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+
+@pytest.mark.parametrize("overcommit", [1.0, 3.0])
+@pytest.mark.parametrize("budget", [1, 7, 64])
+def test_a_request_starts_before_those_ahead_of_it_could_have_had_a_token_a_step(budget, overcommit):
+    """Every step computes a token at least of the sequence that came first, so that it ends within its own length."""
+    run, rng, ahead = Simulation(pages=12, budget=budget, overcommit=overcommit), random.Random(1), 0
+    bounds = {}
+    for _ in range(60):
+        prompt, new = rng.randint(1, 80), rng.randint(1, 40)
+        bounds[run.add(prompt, new)] = ahead
+        ahead += prompt + new
+    while run.busy:
+        run.step()
+    assert len(run.ended) == 60
+    assert all(run.started[number] <= bound for number, bound in bounds.items())
+
+
+@pytest.mark.parametrize("budget", [1, 3])
+def test_a_prompt_is_read_though_newcomers_take_the_whole_budget(budget):
+    """Prompts of one token are next tokens at once, and go first: a long prompt must not wait for a gap in them."""
+    run = Simulation(rows=4, budget=budget)
+    long = run.add(40, 2)
+    for _ in range(60):
+        while len(run.scheduler.waiting) < 3:
+            run.add(1, 3)
+        run.step()
+    assert run.ended[long] <= 42
+
+
+# ---------------------------------------------------------------- starts for which there is no room
+
+
+def hybrid() -> Simulation:
+    """Full attention and recurrent layers: 8 pages, 8 slots; a prompt of two pages and a bit was read and kept."""
+    run = Simulation("mamba and gqa", pages=8, reuse=True)
+    run.add(33, 1)
+    while run.busy:
+        run.step()
+    return run
+
+
+def test_a_checkpoint_is_not_given_up_for_pages_that_it_does_not_hold():
+    run = hybrid()
+    kept = list(run.prefixes.kept)
+    run.add(60, 60)  # all 8 pages, for as long as 60 steps
+    run.step()
+    run.add(60, 60)
+    run.step()
+    assert len(run.scheduler.waiting) == 1
+    assert kept and set(kept) <= set(run.prefixes.kept)
+
+
+def test_a_start_for_which_there_is_no_room_counts_no_hit():
+    run = hybrid()
+    asked = run.prefixes.asked
+    run.add(60, 60)
+    run.step()
+    run.add(60, 60)
+    for _ in range(20):
+        run.step()
+    assert run.prefixes.asked - asked == 59

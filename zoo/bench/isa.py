@@ -1,0 +1,27 @@
+"""Hold every contender to an older instruction set by the variables of the libraries that choose one."""
+
+from collections.abc import Mapping
+
+HELD: dict[str, Mapping[str, str]] = {
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
+        "CT2_FORCE_CPU_ISA": "AVX2",
+    },
+    "avx512": {
+        "ATEN_CPU_CAPABILITY": "avx512",
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX512",
+        "CT2_FORCE_CPU_ISA": "AVX512",
+    },
+}
+"""torch's own kernels, oneDNN, MKL (on Intel), FBGEMM and CTranslate2. "avx512" is without AMX."""
+NAMES = {"avx2": "AVX2", "avx512": "AVX-512", "amx": "AVX-512 with AMX"}
+
+
+def name_isa(isa: str) -> str:
+    """Name an instruction set as its makers do."""
+    return NAMES.get(isa, isa.upper())

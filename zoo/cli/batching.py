@@ -1,0 +1,127 @@
+"""Serve the prompts of `zoo generate` together: a progress bar, texts in order on the screen, or lines in a file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ConfigError, ZooError
+
+if TYPE_CHECKING:
+    from zoo.text.follow import Sample
+    from zoo.text.loading import Loaded
+    from zoo.text.prompts import Prompt
+    from zoo.text.results import Results
+
+
+def run(
+    loaded: Loaded,
+    prompts: Sequence[Prompt],
+    results: Results | None,
+    *,
+    template: str | None,
+    kernel: str | None,
+    serving: Mapping[str, Any],
+    note: Callable[[str], object],
+) -> None:
+    """Write all texts: to `results`, or to standard output in the order of the prompts."""
+    from zoo.generation.engine import serving as serve
+    from zoo.text import chat
+    from zoo.text.follow import follow, make_engine, measure, write
+    from zoo.text.jobs import Encoder
+
+    wanted = prompts if results is None else results.missing
+    if len(wanted) < len(prompts):
+        note(f"{len(prompts) - len(wanted)} of {len(prompts)} prompts are done already")
+    talks = any("messages" in prompt.given for prompt in wanted)
+    if template is not None and not talks:
+        raise ConfigError("template: is for messages, and there are none (prompts are continued as they are)")
+    written = chat.load(loaded.folder, template) if talks else None
+    jobs = Encoder(loaded.model, loaded.tokenizer, loaded.ends, written).make_jobs(wanted)
+    longest, _ = measure(jobs)
+    if longest > loaded.model.spec.max_seq_len:
+        trained = loaded.model.spec.max_seq_len
+        note(f"{longest} tokens may come, the model is made for {trained}: what lies beyond may make less sense")
+    keep = _Printed(len(jobs)).add if results is None else results.add
+    engine = make_engine(loaded.model, jobs, kernel, **serving)
+    with serve(loaded.model, kernel):
+        if results is None and len(jobs) == 1 and jobs[0].request.n == 1 and not jobs[0].where:
+            _stream(write(engine, jobs[0], loaded.tokenizer))
+            return
+        texts = follow(engine, jobs, loaded.tokenizer)
+        if results is not None:
+            results.begin()  # once nothing is refused any more
+        bar = _make_bar(shown=results is not None or not sys.stdout.isatty())
+        _serve(texts, sum(job.request.n for job in jobs), bar, lambda text: keep(text, loaded.tokenizer), note)
+
+
+def _stream(pieces: Iterable[str]) -> None:
+    """Print the one text that the command line asks for, as it comes."""
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def _serve(texts: Any, count: int, bar: Any, keep: Callable[[Sample], Any], note: Callable[[str], object]) -> None:
+    """Follow the texts to their end; each that is done is kept at once, so that Ctrl-C loses none of them."""
+    failed, done, tokens = 0, 0, 0
+    begun = shown = time.monotonic()
+    try:
+        with bar:
+            task = bar.add_task("", total=count, speed="")
+            for sample, _ in texts:
+                tokens += 1
+                if sample.reason:
+                    failed, done = failed + (sample.reason == "failed"), done + 1
+                    keep(sample)
+                if (now := time.monotonic()) - shown > 0.1:  # a bar costs more than a token of a fast model
+                    bar.update(task, completed=done, speed=f"{tokens / (now - begun):,.0f} tokens/s")
+                    shown = now
+    finally:
+        texts.close()
+        seconds = max(time.monotonic() - begun, 1e-9)
+        if done:
+            note(f"{done} of {count} texts, {tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:,.0f} tokens/s)")
+    if failed:
+        raise ZooError(f"generate: {failed} texts have logits that are NaN (sound weights, or dtype=fp32)")
+
+
+def _make_bar(*, shown: bool) -> Any:
+    """A progress bar on standard error, if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
+    hidden = not (shown and console.is_terminal)
+    return Progress(*columns, console=console, disable=hidden, transient=True, redirect_stdout=False)
+
+
+class _Printed:
+    """Print texts in the order of their prompts: each as soon as those before it are done."""
+
+    def __init__(self, prompts: int) -> None:
+        self.prompts = prompts
+        self._ready: dict[tuple[int, int], Sample] = {}
+        self._next = (0, 0)
+
+    def add(self, sample: Sample, tokenizer: Any) -> None:
+        assert sample.job.prompt is not None
+        self._ready[sample.job.prompt.index, sample.number] = sample
+        while (found := self._ready.pop(self._next, None)) is not None:
+            self._print(found)
+            index, number = self._next
+            self._next = (index, number + 1) if number + 1 < found.job.request.n else (index + 1, 0)
+
+    def _print(self, sample: Sample) -> None:
+        """A line that names the prompt, then the text."""
+        prompt = sample.job.prompt
+        assert prompt is not None
+        several = f", text {sample.number + 1} of {sample.job.request.n}" if sample.job.request.n > 1 else ""
+        given = prompt.given.get("prompt") or prompt.given.get("messages") or prompt.given.get("ids")
+        start = " ".join(str(given).split())
+        shown = start if len(start) <= 60 else start[:59] + "…"
+        text = "(no text: its logits are NaN)" if sample.reason == "failed" else sample.text
+        print(f"--- {prompt.index + 1} of {self.prompts}{several}: {shown}\n{text}\n", flush=True)

@@ -1,0 +1,202 @@
+"""`zoo chat`: talk with a model in the terminal, or through a pipe."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zoo.cli.common import TEMPERATURE, add_folder_options, print_note
+
+if TYPE_CHECKING:
+    from zoo.text.conversation import Conversation
+
+COMMANDS = {
+    "/reset": "forget the conversation, all but the system message",
+    "/system TEXT": "set the system message; without TEXT there is none",
+    "/save FILE": "write the conversation to FILE, as JSON",
+    "/exit": "end (so does Ctrl-D)",
+}
+LONGEST_ANSWER = 1024
+"""Tokens of an answer, where neither the command line nor the checkpoint says how many."""
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that a terminal obeys rather than shows: a model may write any."""
+
+
+def run(
+    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint or run folder. [default: the last run]")] = None,
+    system: Annotated[str | None, typer.Option(help="The system message: how the model is to answer.")] = None,
+    template: Annotated[
+        str | None, typer.Option(help="A chat template: chatml, or a file. [default: the checkpoint's]")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="The most tokens of an answer. [default: the checkpoint's, else 1024]")
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help=f"0 always takes the likeliest token. [default: the checkpoint's, else {TEMPERATURE}]"),
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest tokens that together have this probability.")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Draw from tokens at least this likely, relative to the likeliest.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
+    kernel: Annotated[
+        str | None, typer.Option(help="The attention kernel (`zoo doctor`). [default: the first that can run]")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16. [default: as in the checkpoint]")] = None,
+) -> None:
+    """Talk with a model. Ctrl-C stops an answer, /help lists the commands.
+
+    Without a terminal each line of standard input is a message, and each answer is printed with a line's end. Options
+    that are not given are those of the checkpoint's generation_config.json, if it has one.
+    """
+    from zoo.generation.engine import Engine, serving
+    from zoo.text import chat
+    from zoo.text.conversation import Conversation
+    from zoo.text.jobs import Encoder
+    from zoo.text.loading import find_folder, load
+    from zoo.text.prompts import Options
+
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    given["max_new_tokens"] = max_new_tokens
+    Options.checked(given)
+    folder = find_folder(checkpoint)
+    options = Options.checked({"max_new_tokens": LONGEST_ANSWER, **add_folder_options(given, folder)})
+    loaded = load(folder, device=device, dtype=dtype, note=print_note)
+    encoder = Encoder(loaded.model, loaded.tokenizer, loaded.ends, chat.load(loaded.folder, template))
+    limit = loaded.model.spec.max_seq_len
+    engine = Engine(loaded.model, rows=1, tokens=limit, kernel=kernel)
+    with serving(loaded.model, kernel):
+        conversation = Conversation(encoder, engine, options, limit)
+        conversation.system = system
+        if sys.stdin.isatty():
+            _talk(conversation, loaded.folder.name)
+        else:
+            _pipe(conversation)
+
+
+def _pipe(conversation: Conversation) -> None:
+    """Answer each line of standard input."""
+    for line in sys.stdin:
+        text = line.removesuffix("\n").removesuffix("\r")
+        if text.strip() and not _obey(conversation, text, lambda line: print(line, file=sys.stderr)):
+            break
+        if text.strip() and not _is_command(text):
+            _print_answer(conversation, text, lambda piece: print(piece, end="", flush=True))
+
+
+def _talk(conversation: Conversation, name: str) -> None:
+    """Read messages from the terminal until /exit or Ctrl-D. A fault is said, and the conversation goes on."""
+    from rich.console import Console
+
+    from zoo.errors import ConfigError, ZooError
+
+    _edit_lines()
+    console = Console(highlight=False, markup=False)
+    console.out(f"{name}: Ctrl-C stops an answer, /help lists the commands, /exit ends.", style="dim")
+    while True:
+        try:
+            text = input("> ")
+            if not _obey(conversation, text, lambda line: console.out(line, style="dim")):
+                return
+            if text.strip() and not _is_command(text):
+                _print_answer(conversation, text, lambda piece: console.out(CONTROL.sub("\ufffd", piece), end=""))
+        except EOFError:
+            console.out("")
+            return
+        except KeyboardInterrupt:
+            console.out("\n(/exit or Ctrl-D ends)", style="dim")
+        except (ZooError, OSError) as error:
+            for fault in error.faults if isinstance(error, ConfigError) else [str(error)]:
+                print("zoo: error:", fault, file=sys.stderr)
+
+
+def _edit_lines() -> None:
+    """Let the arrow keys edit the line and bring back earlier ones, where Python has readline."""
+    try:
+        import readline
+    except ImportError:
+        return
+    readline.set_auto_history(True)
+
+
+def _is_command(text: str) -> bool:
+    return text.startswith("/") and not text.startswith("//")
+
+
+def _obey(conversation: Conversation, text: str, say: Callable[[str], object]) -> bool:
+    """Carry out a command, if the text is one; False for the one that ends."""
+    from zoo.errors import ConfigError, did_you_mean
+
+    if not _is_command(text):
+        return True
+    command, _, rest = text.strip().partition(" ")
+    rest = rest.strip()
+    if command in ("/exit", "/quit"):
+        return False
+    if command == "/reset":
+        conversation.reset()
+        say("(a new conversation)")
+    elif command == "/system":
+        conversation.system = rest or None
+        say("(the system message is set)" if rest else "(no system message)")
+    elif command == "/save":
+        _save(conversation, rest)
+        say(f"(written: {rest}, {len(conversation.messages)} messages)")
+    elif command == "/help":
+        say("\n".join(f"{name:14}{meaning}" for name, meaning in COMMANDS.items()) + "\n//TEXT        say /TEXT")
+    else:
+        names = [name.split()[0] for name in COMMANDS]
+        hint = did_you_mean(command, names) or f" (one of: {', '.join(names)}; // says it)"
+        raise ConfigError(f"chat: there is no command {command}{hint}")
+    return True
+
+
+def _save(conversation: Conversation, name: str) -> None:
+    from zoo import disk
+    from zoo.errors import ConfigError
+
+    if not name:
+        raise ConfigError("save: to which file is not said (/save FILE)")
+    if Path(name).exists():
+        raise ConfigError(f"save: {name} is there already (another name)")
+    disk.write_text(Path(name), json.dumps(conversation.messages, ensure_ascii=False, indent=1) + "\n")
+
+
+def _print_answer(conversation: Conversation, text: str, show: Callable[[str], Any]) -> None:
+    """Show an answer as it comes, up to Ctrl-C."""
+    with _interruptible(conversation):
+        for piece in conversation.answer(text.removeprefix("/") if text.startswith("//") else text):
+            show(piece)
+            sys.stdout.flush()
+    show("\n")
+
+
+@contextmanager
+def _interruptible(conversation: Conversation) -> Iterator[None]:
+    """Let Ctrl-C end the answer between two tokens. A second one, during the same answer, ends the program: in the
+    middle of a step the engine cannot go on with another request."""
+
+    def interrupt(signum: int, frame: Any) -> None:
+        if conversation.interrupted:
+            sys.exit(130)
+        conversation.interrupted = True
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,138 @@
+# V vocabulary
+"""Beam search inside the batch: each beam of a request is one of the engine's sequences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoo.errors import ConfigError
+from zoo.generation.request import Event, Reason, Request
+from zoo.generation.rows import copy_row
+from zoo.lazy import torch
+from zoo.sampling.options import Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.generation.scheduler import Continuation
+
+
+class Finished(NamedTuple):
+    """A beam that has ended: its new tokens, and the log-probability of them all over their number to the power of the
+    length penalty."""
+
+    score: float
+    tokens: list[int]
+    reason: Reason
+
+
+@dataclass
+class Beams:
+    """The beams of one request, and those that have ended.
+
+    The rules are those of transformers with `early_stopping=False`: of the likeliest continuations of all beams, those
+    that stop are kept if they are among the best `n_beams`; the best `n_beams` others go on, until none can become
+    better than what is kept.
+    """
+
+    asked: Request
+    running: list[Continuation]
+    scores: list[float] = field(default_factory=lambda: [0.0])
+    finished: list[Finished] = field(default_factory=list)
+    spare: list[Continuation] = field(default_factory=list)  # whose rows wait for a beam to branch
+
+    def advance(self, found: Mapping[Continuation, Tensor]) -> bool:
+        """Choose the next tokens from the logits of each beam [1, V]. False when the search is over."""
+        asked, width = self.asked, self.asked.n_beams
+        candidates = self._rank([found[each] for each in self.running], (1 + len(asked.stop_ids)) * width)
+        going: list[tuple[float, Continuation, int]] = []
+        for place, (score, parent, token) in enumerate(candidates):
+            tokens = [*parent.ids[parent.prompt :], token]
+            stops = token in asked.stop_ids
+            if not stops and len(tokens) < asked.max_new_tokens:
+                going.append((score, parent, token))
+            elif place < width:
+                self._keep(Finished(self._weigh(score, len(tokens)), tokens, "stop" if stops else "length"))
+        if not going:
+            return False
+        self._branch(going[:width])
+        best = self._weigh(self.scores[0], len(self.running[0].ids) - self.running[0].prompt)
+        return len(self.finished) < width or best > self.finished[-1].score
+
+    def _rank(self, logits: Sequence[Tensor], count: int) -> list[tuple[float, Continuation, int]]:
+        """The likeliest continuations of all beams, best first: score, beam and token."""
+        scores = torch.tensor(self.scores, device=logits[0].device)[:, None]
+        chances = (torch.cat(list(logits)).float().log_softmax(-1) + scores).flatten()
+        values, places = chances.topk(min(count, len(chances)))
+        size = logits[0].shape[-1]
+        pairs = zip(values.tolist(), places.tolist(), strict=True)
+        return [(value, self.running[place // size], place % size) for value, place in pairs]
+
+    def _weigh(self, score: float, length: int) -> float:
+        return score / length**self.asked.length_penalty
+
+    def _keep(self, beam: Finished) -> None:
+        self.finished = sorted([*self.finished, beam], key=lambda each: -each.score)[: self.asked.n_beams]
+
+    def _branch(self, chosen: Sequence[tuple[float, Continuation, int]]) -> None:
+        """Continue with these. A beam that goes on keeps its row; where it goes on twice, a row of a beam that ends is
+        made like it, which copies only what differs."""
+        parents = [parent for _, parent, _ in chosen]
+        free = [each for each in self.running if each not in parents] + self.spare
+        kept: dict[Continuation, list[int]] = {}
+        running = []
+        for _, parent, token in chosen:
+            ids = [*kept.get(parent, parent.ids), token]
+            if parent in kept:
+                each = free.pop()
+                copy_row(parent.row, each.row, _agree(kept[parent], each.ids))  # type: ignore[arg-type]
+            else:
+                each = parent
+                kept[parent] = list(parent.ids)
+            each.ids = ids
+            running.append(each)
+        self.spare = free
+        self.running, self.scores = running, [score for score, _, _ in chosen]
+
+    def broken(self, found: Mapping[Continuation, Tensor]) -> bool:
+        """Whether a beam's logits are NaN, or all −inf."""
+        best = torch.cat([found[each] for each in self.running]).amax(-1)
+        return not bool((best > -math.inf).all())  # NaN is above nothing
+
+    def tell(self, number: int) -> list[Event]:
+        """The events of the best `n` beams, once the search is over."""
+        events = []
+        for sample, beam in enumerate(self.finished[: self.asked.n]):
+            for place, token in enumerate(beam.tokens, 1):
+                last = place == len(beam.tokens)
+                events.append(Event(number, sample, token, beam.reason if last else None))
+        return events
+
+
+def _agree(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading tokens two rows have in common."""
+    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def check_beams(request: Request, vocab_size: int) -> None:
+    """Raises ConfigError for what a beam search cannot honour."""
+    if request.n_beams == 1:
+        return
+    if request.n_beams < 1 or request.n > request.n_beams:
+        found = f"{request.n_beams} beams for the best {request.n}"
+        raise ConfigError(f"n_beams: {found} (as many beams as samples, at least)")
+    plain = Sampling(seed=request.sampling.seed)
+    asked: dict[str, Any] = {
+        "sampling": request.sampling != plain,
+        "logprobs": request.logprobs is not None,
+        "prompt_logprobs": request.prompt_logprobs is not None,
+        "guide": request.guide is not None,
+    }
+    for name, given in asked.items():
+        if given:
+            raise ConfigError(f"{name}: a beam search looks for the likeliest text (leave it out, or n_beams=1)")
+    if (1 + len(request.stop_ids)) * request.n_beams > vocab_size:
+        raise ConfigError(f"n_beams: {request.n_beams} are more than a vocabulary of {vocab_size} can branch into")

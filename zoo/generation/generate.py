@@ -1,0 +1,120 @@
+# B batch, P prompt
+"""Continue a batch of prompts: `generate`, and `stream`, which gives each step's tokens as they come."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import compress
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ConfigError, ZooError
+from zoo.generation.engine import Engine, serving
+from zoo.generation.request import Request
+from zoo.generation.towers import find_reader, find_writer
+from zoo.lazy import torch
+from zoo.sampling.options import Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def generate(
+    model: Any,
+    ids: Tensor,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    stop_ids: Sequence[int] = (),
+    *,
+    attention_mask: Tensor | None = None,
+    kernel: str | None = None,
+    **options: Any,
+) -> Tensor:
+    """Continue the prompts: prompts and new tokens [B, length], on the model's device. Of an encoder-decoder: what the
+    decoder writes after reading the prompts, its start token first.
+
+    Ends after `max_new_tokens`, or as soon as every row has met one of `stop_ids`; a row that met it before the others
+    repeats it up to the end. Prompts of unequal length are padded on the left (those of an encoder-decoder anywhere),
+    with zeros in `attention_mask` [B, P] for the padding: each row gets what it would get alone, drawn tokens too. The
+    other `options` are those of `Sampling`.
+
+    Raises ConfigError for options that will not do and for a length that the model has no positions for, ZooError when
+    the logits of a step are NaN.
+    """
+    sampling = Sampling.checked(temperature=temperature, **options)
+    tokens = stream(model, ids, max_new_tokens, sampling, stop_ids, attention_mask=attention_mask, kernel=kernel)
+    added = [token[:, None] for token in tokens]
+    return torch.cat([begin(model.spec, ids.to(next(model.parameters()).device)), *added], 1)
+
+
+def begin(spec: Any, ids: Tensor) -> Tensor:
+    """The tokens that generation continues [B, P]: the prompts, or an encoder-decoder's start token."""
+    return ids if find_writer(spec) is spec else torch.full_like(ids[:, :1], spec.start_id)
+
+
+def stream(
+    model: Any,
+    ids: Tensor,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    stop_ids: Sequence[int] = (),
+    *,
+    attention_mask: Tensor | None = None,
+    kernel: str | None = None,
+) -> Iterator[Tensor]:
+    """Yields the tokens that `generate` adds, one step [B] at a time. Stops and options as there.
+
+    While the iterator is at work the model is in eval mode and uses `kernel`; once it ends or is closed the model is as
+    it was before. Raises ConfigError as `generate` does, at the call rather than at the first step, and ZooError at a
+    step whose logits are NaN.
+    """
+    prompts = _read_prompts(find_reader(model.spec) is not find_writer(model.spec), ids, attention_mask)
+    if max_new_tokens < 0:
+        raise ConfigError(f"max_new_tokens: is {max_new_tokens}, not 0 or more")
+    chosen, stops = (sampling or Sampling()).seeded(), frozenset(stop_ids)
+    copies: Counter[tuple[int, ...]] = Counter()
+    requests = []
+    for prompt in map(tuple, prompts):
+        copy, copies[prompt] = copies[prompt], copies[prompt] + 1
+        requests.append(Request(ids=prompt, max_new_tokens=max_new_tokens, sampling=chosen, stop_ids=stops, copy=copy))
+    longest = max(map(len, prompts))
+    own = find_writer(model.spec) is model.spec
+    tokens = (longest if own else 1) + max_new_tokens
+    rows = len(requests)
+    # As prompts come in whole, and rows keep in step, a step of this engine is one token of each.
+    engine = Engine(
+        model, rows=rows, tokens=tokens, source=longest, budget=rows * (longest + 1), reuse=False, kernel=kernel
+    )
+    for request in requests:
+        engine.add(request)
+    return _steps(engine, rows) if max_new_tokens else iter(())
+
+
+def _steps(engine: Engine, rows: int) -> Iterator[Tensor]:
+    """The tokens of each step [B]; a row that has ended repeats its last."""
+    tokens, step = [0] * rows, 0
+    with serving(engine.model, engine.kernel):
+        while engine.busy:
+            step += 1
+            for event in engine.step():
+                if event.token is None:
+                    raise ZooError(f"generate: step {step}: row {event.request} {engine.fault}")
+                tokens[event.request] = event.token
+            yield torch.tensor(tokens, device=engine.device)
+
+
+def _read_prompts(apart: bool, ids: Tensor, mask: Tensor | None) -> list[list[int]]:
+    """The tokens of each prompt, its padding left out. `apart`: an encoder reads them."""
+    if ids.ndim != 2 or not ids.numel():
+        raise ConfigError(f"ids: shape {list(ids.shape)}, not [batch, length] with a token at least (start from BOS)")
+    rows = ids.tolist()
+    if mask is None:
+        return rows
+    real = mask != 0
+    if real.shape != ids.shape:
+        raise ConfigError(f"attention_mask: shape {list(mask.shape)}, not that of ids, {list(ids.shape)}")
+    if apart and not bool(real.any(1).all()):
+        raise ConfigError("attention_mask: a row has no token (a one at least in every row)")
+    if not apart and (not bool(real[:, -1].all()) or bool((real[:, :-1] & ~real[:, 1:]).any())):
+        raise ConfigError("attention_mask: a zero stands after a one (pad on the left: zeros, then ones, in every row)")
+    return [list(compress(row, kept)) for row, kept in zip(rows, real.tolist(), strict=True)]

@@ -1,0 +1,105 @@
+"""Pages of cache slots, counted by reference: who owns which, which are free, which are kept for reuse. No tensors."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+
+from zoo.errors import ZooError
+
+
+class OutOfPages(ZooError):
+    """No page is free, and none that is kept for reuse can go."""
+
+
+class PagePool:
+    """`count` pages. A page is free, cached (kept for reuse under a key, nobody's), or owned by one or several rows.
+
+    Rows that share a page only read it. Pages are given out in runs of consecutive numbers where there are such: a CPU
+    reads a run without copying it.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.owners = [0] * count
+        self._free = dict.fromkeys(range(count))  # ordered, and quick to search
+        self._cached: OrderedDict[Hashable, int] = OrderedDict()  # least recently used first
+        self._keys: dict[int, Hashable] = {}  # of owned and cached pages
+        self._pages: dict[Hashable, int] = {}  # the reverse
+
+    @property
+    def available(self) -> int:
+        """Pages that can be given out."""
+        return len(self._free) + len(self._cached)
+
+    def counts(self) -> dict[str, int]:
+        """How many pages are in each state; they sum to `count`."""
+        owned = sum(owners > 0 for owners in self.owners)
+        return {"free": len(self._free), "cached": len(self._cached), "owned": owned}
+
+    def take(self, count: int, after: int | None = None) -> list[int]:
+        """Give out `count` pages, the ones that follow page `after` where these are free, else a run if there is one.
+
+        Cached pages go when no others are left, the least recently used first. Raises OutOfPages.
+        """
+        if count > self.available:
+            raise OutOfPages(f"cache: {count} pages are wanted, {self.available} of {self.count} can be had")
+        while len(self._free) < count:
+            key, page = self._cached.popitem(last=False)
+            del self._keys[page], self._pages[key]
+            self._free[page] = None
+        pages = self._find(count, after)
+        for page in pages:
+            del self._free[page]
+            self.owners[page] = 1
+        return pages
+
+    def _find(self, count: int, after: int | None) -> list[int]:
+        if after is not None:
+            next_ones = range(after + 1, after + 1 + count)
+            if all(page in self._free for page in next_ones):
+                return list(next_ones)
+        if count == 1:
+            return [next(iter(self._free))]
+        ordered = sorted(self._free)
+        start = 0
+        for place, page in enumerate(ordered):
+            if page != ordered[start] + place - start:
+                start = place
+            if place - start + 1 == count:
+                return ordered[start : place + 1]
+        return ordered[:count]
+
+    def share(self, page: int) -> None:
+        """Make one more row an owner of a page that is owned or cached."""
+        if not self.owners[page]:
+            del self._cached[self._keys[page]]
+        self.owners[page] += 1
+
+    def release(self, pages: Sequence[int]) -> None:
+        """Give back pages that a row owns. Those with a key stay cached when their last owner leaves."""
+        for page in pages:
+            self.owners[page] -= 1
+            if self.owners[page]:
+                continue
+            if page in self._keys:
+                self._cached[self._keys[page]] = page
+            else:
+                self._free[page] = None
+
+    def keep(self, page: int, key: Hashable) -> None:
+        """Name what an owned page holds, for reuse. A key that another page has already stays that one's."""
+        if key not in self._pages and page not in self._keys:
+            self._pages[key], self._keys[page] = page, key
+
+    def find(self, key: Hashable) -> int | None:
+        """The page that holds what this key names."""
+        return self._pages.get(key)
+
+    def forget(self) -> None:
+        """Drop what is kept for reuse."""
+        for page in self._cached.values():
+            self._free[page] = None
+        self._cached.clear()
+        self._keys.clear()
+        self._pages.clear()

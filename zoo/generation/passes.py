@@ -1,0 +1,117 @@
+# B rows, T tokens, K logits of a row, V vocabulary
+"""Forward passes of a step: which tokens go through the model together, and what goes in with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ConfigError
+from zoo.generation.cache import Cache
+from zoo.generation.scheduler import Chunk, Continuation
+from zoo.generation.store import Store
+from zoo.lazy import torch
+from zoo.spec import walk
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Passes:
+    """Run the tokens of a step through `model`, whose cache is `store`. With `deterministic` a row's bits do not depend
+    on the rows beside it."""
+
+    def __init__(self, model: Any, writer: Any, store: Store, device: Any, *, deterministic: bool = False) -> None:
+        self.model, self.writer, self.store, self.device = model, writer, store, device
+        self.seq2seq, self.deterministic = writer is not model.spec, deterministic
+        self.recurrent = any(block.state() for block in writer.blocks.values())
+
+    def batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
+        """Chunks that go through the model together: the next tokens of all rows; and parts of prompts that are alike,
+        equally many tokens after equally many."""
+        together = all(block.attention.ragged for block in self.writer.blocks.values())
+        if self.deterministic:
+            yield from self._stable_batches(chunks)
+            return
+        batches: dict[Any, list[Chunk]] = {}
+        for chunk in chunks:
+            row, source = chunk.sequence.row, chunk.sequence.source
+            assert row is not None
+            alike: Any = (row.length, chunk.count, chunk.whole)
+            if chunk.whole or not self._cached(chunk.sequence):
+                alike = (*alike, source and len(source))
+            elif together and (chunk.count == 1 or chunk.draft):
+                alike = None
+            batches.setdefault(alike, []).append(chunk)
+        yield from batches.values()
+
+    def _stable_batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
+        """Chunks that go through the model together where a row's bits must not depend on the others."""
+        ready = getattr(self.model, "ready", None)
+        single = [chunk for chunk in chunks if chunk.count == 1 and not chunk.whole and self._cached(chunk.sequence)]
+        if ready is not None and ready.stable and not self._mixes_rows and single:
+            yield single
+            single_ones = set(map(id, single))
+            chunks = [chunk for chunk in chunks if id(chunk) not in single_ones]
+        yield from ([chunk] for chunk in chunks)
+
+    @cached_property
+    def _mixes_rows(self) -> bool:
+        """Whether layers multiply rows together elsewhere than in products that `prepare` makes ready: recurrences, and
+        MLA's absorbed products."""
+        parts = (part for _, part in walk(self.writer, self.writer.d_model))
+        return self.recurrent or any(getattr(part, "bare", False) for part in parts)
+
+    def _cached(self, sequence: Continuation) -> bool:
+        """Whether a pass needs no source: all but the first one of an encoder-decoder."""
+        return sequence.source is None or bool(sequence.row and sequence.row.source)
+
+    def run(self, batch: list[Chunk]) -> Tensor:
+        """One forward of the next tokens of some sequences: the logits [B, K, V] of the last ones of each."""
+        first, rows = batch[0].sequence, [chunk.sequence.row for chunk in batch]
+        counts = [chunk.count for chunk in batch]
+        longest = max(counts)
+        ids = [chunk.tokens + [0] * (longest - chunk.count) for chunk in batch]
+        tokens = torch.tensor(ids, device=self.device)
+        scored = any(chunk.sequence.asked.prompt_logprobs is not None for chunk in batch)
+        keep = longest if scored else 1 + max(len(chunk.draft) for chunk in batch)
+        options: dict[str, Any] = {"logits_to_keep": keep}
+        if not batch[0].whole:
+            apart = self.deterministic and longest == 1
+            options["cache"] = Cache(self.store, rows, apart=apart, packs=self.deterministic)  # type: ignore[arg-type]
+            options["counts"] = counts if min(counts) < longest else None
+        if not self.seq2seq:
+            if getattr(self.writer, "prefix_lm", False) and (batch[0].whole or not rows[0].length):  # type: ignore[union-attr]
+                options["prefix"] = torch.tensor([chunk.sequence.prompt for chunk in batch], device=self.device)
+            return self.model(tokens, **options).logits
+        if batch[0].whole or not self._cached(first):
+            source = torch.tensor([chunk.sequence.source for chunk in batch], device=self.device)
+            options["memory"] = self.model.get_submodule("encoder")(source).hidden
+        return self.model.get_submodule("decoder")(tokens, **options).logits
+
+
+def check_deterministic(model: Any, speculate: int) -> None:
+    """Raises ConfigError for what cannot give the same bits whatever runs beside it."""
+    if speculate:
+        raise ConfigError("speculate: a draft's tokens are computed together, and would differ in bits (0)")
+    if any(getattr(block, "ffn", None) is not None and block.ffn.axis == "ffn" and block.ffn.kind.startswith("moe")
+           for tower in model.spec.towers().values() for block in tower.blocks.values()):  # fmt: skip
+        raise ConfigError("deterministic: an expert's products differ in bits with the rows that it gets (false)")
+
+
+@contextmanager
+def serving(model: Any, kernel: str | None = None) -> Iterator[None]:
+    """Put the model in eval mode and set its kernel; restore both afterwards, module by module."""
+    training = [module for module in model.modules() if module.training]
+    before = model.kernel
+    model.eval()
+    if kernel is not None:
+        model.kernel = kernel
+    try:
+        yield
+    finally:
+        model.kernel = before
+        for module in training:
+            module.training = True

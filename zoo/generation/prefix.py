@@ -1,0 +1,161 @@
+"""Reuse of prompts: which leading tokens of a new row lie in the store already.
+
+A row can start at position n where every kind of layer can be restored: all pages before n for full attention, those of
+the last window for a window, and for recurrent layers the state after exactly n tokens. Pages are named by the tokens
+in and before them. Windows and states are kept at checkpoints, every `interval` tokens and at a prompt's last page.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import NamedTuple
+
+from zoo.generation.rows import CachedRow
+from zoo.generation.store import Store
+
+INTERVAL = 256
+"""Tokens between two checkpoints of windows and recurrent states."""
+
+
+class Checkpoint(NamedTuple):
+    """What a row of `tokens` tokens needs beside the pages of full attention, copied: by group the pages of its window,
+    and the slot of its recurrent states."""
+
+    tokens: int
+    pages: dict[int, list[int]]
+    slot: int | None
+
+
+class Prefixes:
+    """What is kept of earlier rows of a store, in pages and slots that no row needs at the moment. Rows start at
+    multiples of `align` tokens."""
+
+    def __init__(self, store: Store, interval: int = INTERVAL, align: int = 1) -> None:
+        self.align = align
+        self.store, self.interval = store, max(store.page, interval // store.page * store.page)
+        self.full = [g for g, group in enumerate(store.groups) if group.full]
+        self.partial = [g for g, group in enumerate(store.groups) if group.window or group.chunk]
+        self.recurrent = any(layer.states for layer in store.layers)
+        self.kept: OrderedDict[bytes, Checkpoint] = OrderedDict()
+        self.hits = self.asked = 0
+        store.evict = self.evict
+
+    @property
+    def checkpoints(self) -> bool:
+        """Whether any layer can be restored at some positions only."""
+        return bool(self.partial) or self.recurrent
+
+    def name(self, names: list[bytes], ids: Sequence[int]) -> None:
+        """Add the names of whole pages of these tokens that are not in `names` yet. A name depends on all tokens up to
+        the page's end."""
+        page = self.store.page
+        while (len(names) + 1) * page <= len(ids):
+            start = len(names) * page
+            digest = blake2b(names[-1] if names else b"", digest_size=16)
+            digest.update(array("q", ids[start : start + page]).tobytes())
+            names.append(digest.digest())
+
+    def next_stop(self, row: CachedRow, end: int, last: int) -> int:
+        """Where a pass from the row's last token towards token `end` must stop for a checkpoint. `last` is the end of
+        the prompt's last whole page."""
+        if not self.checkpoints:
+            return end
+        stops = [(row.length // self.interval + 1) * self.interval, *([last] if row.length < last else [])]
+        return min(end, *stops)
+
+    def restore(self, row: CachedRow, names: Sequence[bytes], most: int) -> None:
+        """Start a new row with the longest kept prefix of its tokens, at most `most` of them."""
+        pages = min(len(names), most // self.store.page)
+        held = next((n for n in range(pages) if any(self._find(g, names[n]) is None for g in self.full)), pages)
+        while held and (held * self.store.page % self.align or (self.checkpoints and names[held - 1] not in self.kept)):
+            held -= 1
+        if not held or not self._has_room(self.kept[names[held - 1]].pages if self.checkpoints else {}):
+            return
+        for group in self.full:
+            found = [self._find(group, name) for name in names[:held]]
+            for page in found:
+                self.store.pools[group].share(page)  # type: ignore[arg-type]
+            row.pages[group] = found  # type: ignore[assignment]
+        row.length = held * self.store.page
+        if self.checkpoints:
+            self._start_from(row, self.kept[names[held - 1]])
+            self.kept.move_to_end(names[held - 1])
+
+    def count(self, row: CachedRow, most: int) -> None:
+        """Count a row that started, and how many of its first `most` tokens were kept."""
+        self.asked, self.hits = self.asked + most, self.hits + row.length
+
+    def _find(self, group: int, name: bytes) -> int | None:
+        return self.store.pools[group].find(name)
+
+    def _start_from(self, row: CachedRow, checkpoint: Checkpoint) -> None:
+        for group, pages in checkpoint.pages.items():
+            row.dropped[group] = row.length // self.store.page - len(pages)
+            row.pages[group] = self.store.pools[group].take(len(pages))
+            self.store.copy(group, self._slots(pages), self._slots(row.pages[group]))
+        if checkpoint.slot is not None:
+            self.store.copy_states(checkpoint.slot, row.slot)
+
+    def _slots(self, pages: Sequence[int]) -> list[int]:
+        page = self.store.page
+        return [slot for each in pages for slot in range(each * page, (each + 1) * page)]
+
+    def keep(self, row: CachedRow, names: Sequence[bytes], before: int, last: int) -> None:
+        """Keep what a pass computed of a row that had `before` tokens: its whole pages, and a checkpoint where one is
+        due."""
+        page, whole = self.store.page, row.length // self.align * self.align
+        for number in range(before // page, min(whole // page, len(names))):
+            for group in self.full:
+                self.store.pools[group].keep(row.pages[group][number], names[number])
+        due = row.length == last or row.length % self.interval == 0
+        if self.checkpoints and row.length and row.length % page == 0 and due and row.length // page <= len(names):
+            self._checkpoint(row, names[row.length // page - 1])
+
+    def _checkpoint(self, row: CachedRow, name: bytes) -> None:
+        if name in self.kept:
+            self.kept.move_to_end(name)
+            return
+        windows = {group: self._window(row, group) for group in self.partial}
+        while not self._has_room(windows) or (self.recurrent and not self.store.free_slots):
+            if not self.evict():
+                return
+        slot = None
+        if self.recurrent:
+            slot = self.store.free_slots.pop()
+            self.store.copy_states(row.slot, slot)
+        pages = {}
+        for group, held in windows.items():
+            pages[group] = self.store.pools[group].take(len(held))
+            self.store.copy(group, self._slots(held), self._slots(pages[group]))
+        self.kept[name] = Checkpoint(row.length, pages, slot)
+
+    def _window(self, row: CachedRow, group: int) -> list[int]:
+        """The pages of a row's window that its next token sees."""
+        page, dropped = self.store.page, row.dropped[group]
+        first = self.store.groups[group].first_seen(row.length) // page
+        return row.pages[group][first - dropped : row.length // page - dropped]
+
+    def _has_room(self, windows: dict[int, list[int]]) -> bool:
+        return all(self.store.pools[group].available >= len(pages) for group, pages in windows.items())
+
+    def evict(self, group: int | None = None) -> bool:
+        """Give up the least recently used checkpoint, for its slot or for its pages of a group; False if there is none,
+        or checkpoints hold no such pages."""
+        if not self.kept or (group is not None and group not in self.partial):
+            return False
+        _, oldest = self.kept.popitem(last=False)
+        for group, pages in oldest.pages.items():
+            self.store.pools[group].release(pages)
+        if oldest.slot is not None:
+            self.store.free_slots.append(oldest.slot)
+        return True
+
+    def forget(self) -> None:
+        """Give up all that is kept."""
+        while self.evict():
+            pass
+        for pool in self.store.pools:
+            pool.forget()

@@ -1,0 +1,128 @@
+"""Who proposes tokens for speculative decoding: the text itself, or a smaller model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from zoo.errors import ConfigError
+from zoo.generation.cache import Cache
+from zoo.generation.rows import CachedRow
+from zoo.generation.scheduler import Continuation
+from zoo.generation.store import Store, plan_store
+from zoo.generation.towers import find_writer
+from zoo.lazy import torch
+from zoo.sampling.draws import DrawState
+from zoo.sampling.sampler import Sampler
+from zoo.sampling.speculate import PromptLookup, draw_draft
+
+Proposal = tuple[list[int], Any]
+"""Tokens, and the probabilities [K, V] that they were drawn with; None for one guess at each place."""
+
+
+class Proposer(Protocol):
+    """Proposes what comes next."""
+
+    def propose(self, sequences: Sequence[Continuation], counts: Sequence[int]) -> list[Proposal]:
+        """Up to `counts[i]` tokens for each sequence."""
+        ...
+
+    def report(self, sequence: Continuation, proposed: int, accepted: int) -> None:
+        """Learn how many of the tokens proposed were accepted, which now are the sequence's."""
+        ...
+
+    def forget(self, sequence: Continuation) -> None:
+        """Drop what is kept of a sequence that has ended."""
+        ...
+
+
+class NGrams:
+    """Propose what followed the same tokens before, in the prompt or in the text (Saxena, 2023)."""
+
+    def __init__(self) -> None:
+        self._lookups: dict[Continuation, PromptLookup] = {}
+
+    def propose(self, sequences: Sequence[Continuation], counts: Sequence[int]) -> list[Proposal]:
+        found: list[Proposal] = []
+        for each, count in zip(sequences, counts, strict=True):
+            lookup = self._lookups.setdefault(each, PromptLookup(each.source or ()))
+            known = len(each.source or ())
+            lookup.extend(each.ids[len(lookup.ids) - known :])
+            found.append((lookup.propose(count) if count > 0 else [], None))
+        return found
+
+    def report(self, sequence: Continuation, proposed: int, accepted: int) -> None:
+        self._lookups[sequence].report(proposed, accepted)
+
+    def forget(self, sequence: Continuation) -> None:
+        self._lookups.pop(sequence, None)
+
+
+class DraftModel:
+    """Propose what a smaller model of the same vocabulary draws (Leviathan et al., 2023). It has a cache of its own."""
+
+    def __init__(self, model: Any, vocab_size: int, *, rows: int, tokens: int) -> None:
+        writer = find_writer(model.spec)
+        refused = {
+            "is an encoder-decoder": writer is not model.spec,
+            "reads its prompt both ways": getattr(writer, "prefix_lm", False),
+            "has recurrent layers, whose states cannot be taken back": any(b.state() for b in writer.blocks.values()),
+            f"has a vocabulary of {writer.vocab_size}, the model {vocab_size}": writer.vocab_size != vocab_size,
+        }
+        for why, holds in refused.items():
+            if holds:
+                raise ConfigError(f"draft: {why} (a decoder of attention with the model's tokenizer)")
+        self.model = model
+        weight = next(model.parameters())
+        plan = plan_store(writer, rows, tokens, 0, weight.dtype.itemsize, None)
+        self.store = Store(writer, plan.pages, plan.slots, dtype=weight.dtype, device=weight.device)
+        self.sampler = Sampler()
+        self._rows: dict[Continuation, CachedRow] = {}
+
+    def propose(self, sequences: Sequence[Continuation], counts: Sequence[int]) -> list[Proposal]:
+        wanted = [each for each, count in zip(sequences, counts, strict=True) if count > 0]
+        logits = [self._catch_up(each) for each in wanted]
+        drafts: dict[Continuation, list[int]] = {each: [] for each in wanted}
+        shares: dict[Continuation, list[Any]] = {each: [] for each in wanted}
+        room = dict(zip(sequences, counts, strict=True))
+        live, scores = wanted, torch.cat(logits) if logits else None
+        while live:
+            states = [self._state(each, drafts[each]) for each in live]
+            tokens, found = draw_draft(self.sampler, scores, states)  # type: ignore[arg-type]
+            going = []
+            for number, (each, token) in enumerate(zip(live, tokens, strict=True)):
+                if token < 0:
+                    continue
+                drafts[each].append(token)
+                shares[each].append(found[number])
+                if len(drafts[each]) < room[each] and token not in each.asked.stop_ids:
+                    going.append(each)
+            live = going
+            if live:
+                scores = self._pass(live, [[drafts[each][-1]] for each in live])
+        return [(drafts.get(each, []), torch.stack(shares[each]) if shares.get(each) else None) for each in sequences]
+
+    def _state(self, sequence: Continuation, draft: list[int]) -> DrawState:
+        return sequence.draws.ahead(draft)[-1] if draft else sequence.draws
+
+    def _catch_up(self, sequence: Continuation) -> Any:
+        """Compute what the draft model has not read yet: the logits after the sequence's last token [1, V]."""
+        if sequence not in self._rows:
+            self._rows[sequence] = CachedRow(self.store)
+        return self._pass([sequence], [sequence.ids[self._rows[sequence].length :]])
+
+    def _pass(self, sequences: Sequence[Continuation], tokens: list[list[int]]) -> Any:
+        cache = Cache(self.store, [self._rows[each] for each in sequences])
+        ids = torch.tensor(tokens, device=self.store.device)
+        with torch.inference_mode():
+            return self.model(ids, cache=cache, logits_to_keep=1).logits[:, -1]
+
+    def report(self, sequence: Continuation, proposed: int, accepted: int) -> None:
+        row = self._rows.get(sequence)
+        if row is not None:
+            row.length = min(row.length, len(sequence.ids) - 1)
+
+    def forget(self, sequence: Continuation) -> None:
+        row = self._rows.pop(sequence, None)
+        if row is not None:
+            row.release()

@@ -1,0 +1,117 @@
+"""One sequence in a Store: the pages that it owns, and where its tokens lie in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zoo.generation.pages import OutOfPages
+from zoo.generation.store import Store
+from zoo.kernels.rows import Run
+
+
+class CachedRow:
+    """One sequence in a Store: `length` tokens, whose slots are in `pages` (a list a group, in order); `dropped` pages
+    before them are gone, as no later token sees them. `source` is how many tokens of an encoder's output it reads.
+    `slot` is that of its recurrent states."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.length = self.source = 0
+        self.pages: list[list[int]] = [[] for _ in store.groups]
+        self.dropped = [0 for _ in store.groups]
+        self.slot = store.free_slots.pop()
+        for layer in store.layers:
+            for state in layer.states.values():
+                state[self.slot].zero_()
+
+    def reserve(self, group: int, tokens: int) -> None:
+        """Own pages for the tokens before index `tokens`. Raises OutOfPages, owning no more than before."""
+        own = self.pages[group]
+        wanted = -(-tokens // self.store.page) - self.dropped[group] - len(own)
+        if wanted > 0:
+            own += self.store.take(group, wanted, own[-1] if own else None)
+
+    def own(self, group: int, pages: int) -> bool:
+        """Own so many pages at least, if they can be had; False if not, owning no more than before."""
+        try:
+            self.reserve(group, (self.dropped[group] + pages) * self.store.page)
+        except OutOfPages:
+            return False
+        return True
+
+    def drop(self, group: int, token: int) -> None:
+        """Give back the pages that lie whole before this token."""
+        gone = min(token // self.store.page - self.dropped[group], len(self.pages[group]))
+        if gone > 0:
+            self.store.pools[group].release(self.pages[group][:gone])
+            del self.pages[group][:gone]
+            self.dropped[group] += gone
+
+    def slide(self, group: int, first: int, stop: int) -> None:
+        """Make room for the tokens before `stop` in a window that no longer sees those before `first`.
+
+        The pages of the tokens in sight move down over those out of sight, so that a window always lies in one run,
+        which is read without a copy. Pages of 16 tokens move once in 16 steps.
+        """
+        page, own = self.store.page, self.pages[group]
+        gone = min(first // page - self.dropped[group], len(own))
+        if gone <= 0 or -(-stop // page) - self.dropped[group] <= len(own):
+            return
+        if len(own) > gone:
+            sources = [slot for each in own[gone:] for slot in range(each * page, (each + 1) * page)]
+            self.store.copy(group, sources, [slot for each in own for slot in range(each * page, (each + 1) * page)])
+        self.dropped[group] += gone
+
+    def runs(self, group: int, start: int, stop: int) -> list[Run]:
+        """The slots of tokens `start` to `stop`, as runs of consecutive slots."""
+        page, first, own = self.store.page, self.dropped[group], self.pages[group]
+        found: list[Run] = []
+        token = start
+        while token < stop:
+            place = token // page
+            last = place
+            while (last + 1) * page < stop and own[last + 1 - first] == own[last - first] + 1:
+                last += 1
+            end, shift = min(stop, (last + 1) * page), (own[place - first] - place) * page
+            found.append((token + shift, end + shift))
+            token = end
+        return found
+
+    def share_source(self, other: CachedRow) -> None:
+        """Read the same encoder's output as another row."""
+        group = self.store.cross_group
+        assert group is not None
+        self.store.pools[group].release(self.pages[group])
+        for page in other.pages[group]:
+            self.store.pools[group].share(page)
+        self.pages[group], self.source = list(other.pages[group]), other.source
+
+    def release(self) -> None:
+        """Give back all that the row owns."""
+        for pool, own in zip(self.store.pools, self.pages, strict=True):
+            pool.release(own)
+            own.clear()
+        self.store.free_slots.append(self.slot)
+
+
+def copy_row(source: CachedRow, target: CachedRow, start: int) -> None:
+    """Make a row hold what another does. Tokens before `start` are the same already."""
+    store = source.store
+    for group, each in enumerate(store.groups):
+        if each.cross:
+            if target.source != source.source:
+                target.share_source(source)
+            continue
+        begin = start
+        if not each.full:
+            target.dropped[group], begin = source.dropped[group], source.dropped[group] * store.page
+        target.reserve(group, source.length)
+        read, write = source.runs(group, begin, source.length), target.runs(group, begin, source.length)
+        store.copy(group, list_slots(read), list_slots(write))
+    store.copy_states(source.slot, target.slot)
+    target.length = source.length
+
+
+def list_slots(runs: Sequence[Run]) -> list[int]:
+    """The slots of some runs, one by one."""
+    return [slot for run in runs for slot in range(*run)]

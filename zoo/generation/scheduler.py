@@ -1,0 +1,293 @@
+"""Which sequences run, and how many tokens of each come into the next step. Plain numbers; no tensors."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from zoo.generation.beams import Beams
+from zoo.generation.prefix import Prefixes
+from zoo.generation.request import Reason, Request
+from zoo.generation.rows import CachedRow
+from zoo.generation.store import Store
+
+
+@dataclass(eq=False)
+class Continuation:
+    """One of a request's samples: its tokens so far, and its row in the store while it runs.
+
+    `ids` are what the decoder has read or will read next, `prompt` how many of them were given. `source` are an
+    encoder-decoder's prompt tokens. `draws` is the state of its sampling.
+    """
+
+    request: int
+    sample: int
+    asked: Request
+    ids: list[int]
+    prompt: int
+    draws: Any
+    source: tuple[int, ...] | None = None
+    row: CachedRow | None = None
+    names: list[bytes] = field(default_factory=list)
+    finished: Reason | None = None
+    leader: Continuation | None = None  # the first sample of the same request
+    beams: Beams | None = None
+    scores: list[Any] = field(default_factory=list)  # the prompt's log-probabilities, as far as they are known
+    preempted: int = 0
+
+    @property
+    def total(self) -> int:
+        """The most tokens that it may come to have."""
+        return self.prompt + self.asked.max_new_tokens
+
+    @property
+    def left(self) -> int:
+        """Tokens that are known and not computed yet."""
+        return len(self.ids) - (self.row.length if self.row else 0)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens of one sequence that come into a step: the next `count` that are not computed. The last of them may be a
+    `draft`: tokens proposed, with the probabilities `shares` [K, V] that they were drawn with. `whole` takes all tokens
+    without the cache, where a model's positions make earlier keys useless (dynamic NTK)."""
+
+    sequence: Continuation
+    count: int
+    whole: bool = False
+    draft: tuple[int, ...] = ()
+    shares: Any = None
+
+    @property
+    def tokens(self) -> list[int]:
+        """Their ids."""
+        row = self.sequence.row
+        assert row is not None
+        start = 0 if self.whole else row.length
+        return [*self.sequence.ids[start : start + self.count - len(self.draft)], *self.draft]
+
+    @property
+    def ends(self) -> bool:
+        """Whether it ends with the last known token, so that the next one can be chosen."""
+        return self.whole or self.sequence.left == self.count - len(self.draft)
+
+
+class Scheduler:
+    """First come, first served: waiting sequences start as soon as there is room, and run until they end.
+
+    A step computes one token of each sequence that is past its prompt, and within `budget` tokens in all, chunks of
+    prompts: a token at least, or newcomers that are past theirs could keep one waiting for ever. With `overcommit`
+    above 1 a sequence starts with room for its tokens divided by that; if pages run out, the one that started last
+    gives up its row and waits again.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        prefixes: Prefixes | None,
+        *,
+        budget: int,
+        rows: int,
+        overcommit: float,
+        tile: int | None = None,
+    ) -> None:
+        self.store, self.prefixes = store, prefixes
+        self.budget, self.rows, self.overcommit = budget, rows, overcommit
+        self.tile = tile
+        self.limit = store.tower.cacheable_until or 1 << 60
+        self.waiting: deque[Continuation] = deque()
+        self.running: list[Continuation] = []
+        self.preemptions = 0
+
+    def plan(self) -> list[Chunk]:
+        """Admit what fits, and say what the next step computes."""
+        self._admit()
+        self._make_room()
+        chunks, left = [], self.budget
+        for each in self.running:
+            if len(each.ids) > self.limit:
+                chunks.append(Chunk(each, len(each.ids), whole=True))
+            elif each.left == 1:
+                chunks.append(Chunk(each, 1))
+                left -= 1
+        left = max(left, 1)
+        for each in self.running:
+            if each.left > 1 and len(each.ids) <= self.limit and left > 0:
+                count = self._tile(each) if self.tile else self._chunk(each, min(each.left, left))
+                chunks.append(Chunk(each, count))
+                left -= count
+        return chunks
+
+    def _tile(self, sequence: Continuation) -> int:
+        """The tokens up to the end of a tile or of the prompt; of what was generated one."""
+        assert sequence.row is not None and self.tile is not None
+        length = sequence.row.length
+        if length >= sequence.prompt:
+            return 1
+        if getattr(self.store.tower, "prefix_lm", False):
+            return sequence.prompt
+        return min(self.tile - length % self.tile, sequence.prompt - length)
+
+    def _chunk(self, sequence: Continuation, most: int) -> int:
+        if sequence.source is None and getattr(self.store.tower, "prefix_lm", False):
+            return sequence.left  # a prefix that sees itself comes whole
+        if self.prefixes is None:
+            return most
+        assert sequence.row is not None
+        length = sequence.row.length
+        return self.prefixes.next_stop(sequence.row, length + most, self._last_page(sequence)) - length
+
+    def _last_page(self, sequence: Continuation) -> int:
+        return (sequence.prompt - 1) // self.store.page * self.store.page
+
+    # ---------------------------------------------------------------- starting
+
+    def _admit(self) -> None:
+        while self.waiting:
+            sequence = self.waiting[0]
+            width = sequence.asked.n_beams
+            if self._count_rows() + width > self.rows or self._awaits(sequence):
+                return
+            sequence.row = self._start(sequence)
+            if sequence.row is None:
+                return
+            self.running.append(self.waiting.popleft())
+            if width > 1 and not self._widen(sequence):
+                self.waiting.appendleft(self._narrow(sequence.beams))  # type: ignore[arg-type]
+                return
+
+    def _count_rows(self) -> int:
+        """The rows that are taken, those that wait for a beam to branch included."""
+        searches = {id(each.beams): each.beams for each in self.running if each.beams is not None}
+        beams = sum(len(each.running) + len(each.spare) for each in searches.values())
+        return beams + sum(each.beams is None for each in self.running)
+
+    def _awaits(self, sequence: Continuation) -> bool:
+        """Whether what the sequence reads is being computed: by the first sample of its request."""
+        leader = sequence.leader
+        return leader is not None and leader.row is not None and leader.row.length < leader.prompt
+
+    def _widen(self, sequence: Continuation) -> bool:
+        """Give a beam search the rows of its other beams; False where there is no room yet."""
+        spare = [replace(sequence, ids=[], row=None) for _ in range(sequence.asked.n_beams - 1)]
+        sequence.beams = Beams(sequence.asked, [sequence], spare=spare)
+        for each in spare:
+            each.beams, each.ids = sequence.beams, list(sequence.ids)
+            each.row = self._start(each, restore=False)
+            each.ids = []
+            if each.row is None:
+                return False
+        return True
+
+    def _start(self, sequence: Continuation, restore: bool = True) -> CachedRow | None:
+        """A row with room for the sequence, or None where there is none yet."""
+        while not self.store.free_slots:
+            if self.prefixes is None or not self.prefixes.evict():
+                return None
+        row = CachedRow(self.store)
+        if self.prefixes is not None and restore:
+            self.prefixes.name(sequence.names, sequence.ids)
+            if sequence.asked.prompt_logprobs is None:  # these are made of logits, which nothing keeps
+                self.prefixes.restore(row, sequence.names, len(sequence.ids) - 1)
+        leader = sequence.leader
+        if leader is not None and leader.row is not None and leader.row.source:
+            row.share_source(leader.row)
+        if self._reserve(row, sequence):
+            if self.prefixes is not None and restore:
+                self.prefixes.count(row, len(sequence.ids) - 1)
+            return row
+        row.release()
+        return None
+
+    def _reserve(self, row: CachedRow, sequence: Continuation) -> bool:
+        """Own what the sequence needs to start: all of it, unless more is promised than there is."""
+        tokens = max(len(sequence.ids) + 1, int(sequence.total / self.overcommit))
+        tokens = min(tokens, sequence.total, self.limit)
+        for number, group in enumerate(self.store.groups):
+            wanted = len(sequence.source or ()) if group.cross else tokens
+            room = self.store.pages_of(group, wanted)
+            if not row.own(number, room):
+                return False
+        return True
+
+    # ---------------------------------------------------------------- running out
+
+    def _make_room(self) -> None:
+        """Make sure that every running sequence can store what the next step may compute of it."""
+        for sequence in list(self.running):
+            while sequence.row is not None and not self._grow(sequence):
+                self.preempt(self.running[-1])
+
+    def _grow(self, sequence: Continuation) -> bool:
+        row = sequence.row
+        assert row is not None
+        for number, group in enumerate(self.store.groups):
+            if group.cross:
+                continue
+            reach = self.store.pages_of(group, 1 << 60) if group.window or group.chunk else None
+            tokens = min(len(sequence.ids) + self.store.new - 1, sequence.total, self.limit)
+            needed = -(-tokens // self.store.page) - row.dropped[number]
+            needed = needed if reach is None else min(needed, reach)
+            if not row.own(number, needed):
+                return False
+        return True
+
+    def preempt(self, sequence: Continuation) -> None:
+        """Take a running sequence's row away; it starts over, with the tokens it has, before all others that wait. A
+        beam search starts over with its prompt."""
+        if sequence.beams is not None:
+            sequence = self._narrow(sequence.beams)
+        else:
+            self.leave(sequence)
+        sequence.preempted += 1
+        self.preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def _narrow(self, beams: Beams) -> Continuation:
+        """End all rows of a beam search; the sequence with which it starts again."""
+        first, *_ = beams.running
+        self.end(beams)
+        first.beams, first.ids = None, first.ids[: first.prompt]
+        return first
+
+    def end(self, beams: Beams) -> None:
+        """End all rows of a beam search."""
+        for each in (*beams.running, *beams.spare):
+            if each in self.running:
+                self.running.remove(each)
+            if each.row is not None:
+                each.row.release()
+                each.row = None
+
+    def leave(self, sequence: Continuation) -> None:
+        """End a running sequence's row."""
+        self.running.remove(sequence)
+        assert sequence.row is not None
+        sequence.row.release()
+        sequence.row = None
+
+    def remove(self, sequences: Iterable[Continuation]) -> None:
+        """Drop sequences wherever they are."""
+        for each in sequences:
+            if each.beams is not None:
+                self.end(each.beams)
+            elif each in self.running:
+                self.leave(each)
+            elif each in self.waiting:
+                self.waiting.remove(each)
+
+    # ---------------------------------------------------------------- afterwards
+
+    def keep(self, chunks: Sequence[Chunk], before: Sequence[int]) -> None:
+        """Keep what a step computed for reuse; `before` are the lengths that rows had."""
+        if self.prefixes is None:
+            return
+        for chunk, length in zip(chunks, before, strict=True):
+            each = chunk.sequence
+            assert each.row is not None
+            if (each.beams is not None or self.tile) and length >= each.prompt:
+                continue  # a row that other beams may write over; tokens that were computed one by one
+            self.prefixes.name(each.names, each.ids)
+            self.prefixes.keep(each.row, each.names, length, self._last_page(each))

@@ -1,0 +1,230 @@
+# T queries of a row, Q of all rows, N slots of a pool, P parts of a row, H heads, K kv heads, G = H/K, C head width
+"""Attention over parts of a row's keys, merged by log-sum-exp: what several rows share is read once for all of them.
+
+softmax(s)·V over keys in parts p is Σ wₚ·yₚ, where yₚ is attention over part p alone and w the softmax of the parts'
+logsumexps (Dao et al., 2023, Flash-Decoding). A part that rows share takes the queries of all of them in one product
+(Juravsky et al., 2024, Hydragen).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from zoo.kernels.mask import Mask
+from zoo.lazy import F, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.kernels.rows import PoolRow
+
+Run = tuple[int, int]
+"""The first of some consecutive slots of a pool, and one past the last."""
+
+SHORT = 128
+"""Runs of fewer slots that follow one another are copied together, as calls for each would take longer: for 16 rows of
+two runs of 64, 128 and 256, copied 0.9, 1.6 and 3.1 ms, merged 1.1, 1.4 and 2.2 (float32, H 12, K 4, C 64, 1 thread). A
+longer run is not cut for a shorter prefix either."""
+
+LONG = 1024
+"""A row of several queries computes more for each key that it copies: it gains from so many keys on."""
+
+
+@dataclass
+class KeyPart:
+    """Consecutive keys of these rows, in runs of slots. With `mask`, one row's last keys, which not all of its queries
+    see; the queries of other parts see all of their keys."""
+
+    runs: list[Run]
+    rows: list[int]
+    mask: Mask | None = None
+
+    @property
+    def size(self) -> int:
+        """How many keys it has."""
+        return sum(stop - start for start, stop in self.runs)
+
+    def read(self, pool: Tensor) -> Tensor:
+        """The part of a pool [1, K, N, C], without a copy if it is one run: [1, K, S, C]."""
+        held = [pool.narrow(2, start, stop - start) for start, stop in self.runs]
+        return held[0] if len(held) == 1 else torch.cat(held, 2)
+
+    def additive(self, q: Tensor, group: int) -> Tensor | None:
+        """The mask as numbers to add for queries [1, K, T·G, C]: [1, 1, T·G, S]; None where all is seen."""
+        if self.mask is None:
+            return None
+        return self.mask.additive(q.device, q.dtype).repeat_interleave(group, 2)
+
+
+@dataclass
+class MergePlan:
+    """The rows that `attend` serves, with how many queries each has, and the parts of their keys."""
+
+    counts: dict[int, int]
+    parts: list[KeyPart]
+    _places: Tensor | None = None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> dict[int, Tensor]:
+        """Attend: q [B, T, H, C] over pools k and v [N, K, C] → each row's output [1, count, H, C]."""
+        operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        k, v = k.transpose(0, 1)[None], v.transpose(0, 1)[None]  # 1 K N C
+        queries, group = _by_kv_head(q, k.shape[1], self.counts), q.shape[2] // k.shape[1]
+        outputs, sums = [], []
+        for part in self.parts:
+            mine = [queries[row] for row in part.rows]
+            together = mine[0] if len(mine) == 1 else torch.cat(mine, 2)
+            keys, values = part.read(k), part.read(v)
+            if keys.dtype != q.dtype:
+                keys, values = keys.to(q.dtype), values.to(q.dtype)
+            added = part.additive(together, group)
+            y, lse = operator(together, keys, values, 0.0, False, attn_mask=added, scale=scale)
+            outputs.append(y)
+            sums.append(lse)
+        y = _merge(torch.cat(outputs, 2)[0], torch.cat(sums, 2)[0], self._place(group, q.device))[None]
+        sizes = [count * group for count in self.counts.values()]
+        return {row: _by_query(each, group) for row, each in zip(self.counts, y.split(sizes, 2), strict=True)}
+
+    def _place(self, group: int, device: torch.device) -> Tensor:
+        """Where the queries of all rows lie in the parts' outputs laid end to end [Q, P]. A row of fewer parts has the
+        place behind these for the rest."""
+        if self._places is None:
+            firsts: dict[int, list[int]] = {row: [] for row in self.counts}
+            total = 0
+            for part in self.parts:
+                for row in part.rows:
+                    firsts[row].append(total)
+                    total += self.counts[row] * group
+            most = max(map(len, firsts.values()))
+            places = [
+                [first + query for first in firsts[row]] + [total] * (most - len(firsts[row]))
+                for row, count in self.counts.items()
+                for query in range(count * group)
+            ]
+            self._places = torch.tensor(places, device=device)
+        return self._places
+
+
+def _merge(y: Tensor, lse: Tensor, places: Tensor) -> Tensor:
+    """Merge the outputs of parts [K, n, C] by their logsumexps [K, n]: for each query those at `places` [Q, P], where n
+    stands for no part → [K, Q, C]."""
+    weights = F.pad(lse, (0, 1), value=-torch.inf)[:, places].softmax(-1)  # K Q P
+    parts = F.pad(y, (0, 0, 0, 1))[:, places]  # K Q P C
+    return (parts * weights[..., None]).sum(2).to(y.dtype)
+
+
+def _by_kv_head(q: Tensor, n_kv_heads: int, counts: dict[int, int]) -> dict[int, Tensor]:
+    """The first queries of these rows of q [B, T, H, C], as queries of their kv heads [1, K, count·G, C]."""
+    of_rows = q.unflatten(2, (n_kv_heads, -1)).transpose(1, 2).unbind(0)  # K T G C each
+    return {row: of_rows[row][:, :count].flatten(1, 2)[None] for row, count in counts.items()}
+
+
+def _by_query(y: Tensor, group: int) -> Tensor:
+    """The reverse, [1, K, T·G, C] → [1, T, H, C]."""
+    if y.shape[2] == group:
+        return y.reshape(1, 1, -1, y.shape[3])
+    return y.unflatten(2, (-1, group)).transpose(1, 2).flatten(2, 3)
+
+
+def plan_merge(rows: Sequence[PoolRow]) -> MergePlan | None:
+    """Plan for those of the rows that gain by it, None if none does: rows of several long runs, and rows that share the
+    start of one. The kernel that they would have must be sdpa."""
+    starts = Counter(start for row in rows for start, _ in row.runs)
+    several = (
+        number for number, row in enumerate(rows) if len(row.runs) > 1 or any(starts[a] > 1 for a, _ in row.runs)
+    )
+    able = {number: rows[number] for number in several if _eligible(rows[number])}
+    cuts = _cuts(able.values())
+    pieces = {number: _cut(row.runs, cuts, _unmasked(row)) for number, row in able.items()}
+    readers: dict[Run, list[int]] = {}
+    for number, runs in pieces.items():
+        for run in runs:
+            readers.setdefault(run, []).append(number)
+    counts: dict[int, int] = {}
+    parts: dict[Any, KeyPart] = {}
+    for number, row in able.items():
+        own = _join(row, pieces[number], readers)
+        if _gains(row, own):
+            counts[number] = row.count
+            for part in own:
+                parts.setdefault((*part.runs, part.mask), replace(part, rows=[])).rows.append(number)
+    return MergePlan(counts, list(parts.values())) if counts else None
+
+
+def _gains(row: PoolRow, parts: list[KeyPart]) -> bool:
+    """Whether a row is served faster in these parts than with its keys in one piece."""
+    if row.count > 1:
+        return len(parts) > 1 and row.mask.n_keys - parts[-1].size >= LONG
+    return len(parts) > 1 or len(parts[0].rows) > 1
+
+
+def _eligible(row: PoolRow) -> bool:
+    """Whether a row's mask is causality alone, or none at all."""
+    found = row.mask.features
+    hidden = any(found[name] for name in ("window", "padding", "documents", "pairs", "lengths"))
+    return row.bias is None and not hidden
+
+
+def _unmasked(row: PoolRow) -> int:
+    """How many of a row's keys, from the first on, may be read without a mask. Its queries' own keys are left to the
+    last part, so that there too each query sees a key: the kernel has no logsumexp for one that sees none."""
+    held = row.mask.n_keys
+    return held if row.count == 1 or not row.mask.causal else held - row.count
+
+
+def _cuts(rows: Iterable[PoolRow]) -> dict[int, list[int]]:
+    """Where to cut the runs that start at a slot, so that rows with a common prefix have a common part: of rows that
+    have 200, 1000 and 1016 slots from there on, at 200 and at 1000."""
+    reaches: dict[int, list[int]] = {}
+    for row in rows:
+        left = _unmasked(row)
+        for start, stop in row.runs:
+            reaches.setdefault(start, []).append(min(stop, start + left))
+            left -= stop - start
+    cuts: dict[int, list[int]] = {}
+    for start, stops in reaches.items():
+        last = start
+        for stop in sorted(stops)[:-1]:
+            if stop - last >= SHORT:
+                cuts.setdefault(start, []).append(stop)
+                last = stop
+    return cuts
+
+
+def _cut(runs: Sequence[Run], cuts: dict[int, list[int]], left: int) -> list[Run]:
+    """Cut a row's runs, within the first `left` of its keys."""
+    pieces = []
+    for start, stop in runs:
+        first = start
+        for cut in cuts.get(start, ()):
+            if cut <= min(stop, start + left):
+                pieces.append((first, cut))
+                first = cut
+        if first < stop:
+            pieces.append((first, stop))
+        left -= stop - start
+    return pieces
+
+
+def _join(row: PoolRow, pieces: list[Run], readers: dict[Run, list[int]]) -> list[KeyPart]:
+    """Make the parts of a row: short runs of the same readers are joined, and so are those that need a mask."""
+    left = _unmasked(row)
+    parts: list[KeyPart] = []
+    tail: list[Run] = []
+    short = False
+    for run in pieces:
+        size = run[1] - run[0]
+        left -= size
+        before, short = short, size < SHORT
+        if left < 0:
+            tail.append(run)
+        elif before and short and parts[-1].rows == readers[run]:
+            parts[-1].runs.append(run)
+        else:
+            parts.append(KeyPart([run], readers[run]))
+    if tail:
+        size = sum(stop - start for start, stop in tail)
+        parts.append(KeyPart(tail, [], Mask(row.count, size)))
+    return parts

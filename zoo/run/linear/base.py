@@ -1,0 +1,147 @@
+# N rows of a weight (d_out), K its columns (d_in), R rows of x
+"""The vocabulary of matrix products on a CPU: a Processor, and the Way base class."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EXACT = "exact"
+"""The precision of ways that keep the model's dtype. The others are named by `weights=`."""
+
+LOWER = ("fp16", "bf16", "int8", "int4")
+"""What `weights=` names: the precision that the weights of products are stored in."""
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A CPU as ways to multiply see it, with the libraries of this torch. The processor itself need not be present.
+
+    `features` are instruction sets that decide whether a way is fast (vnni, avx512_bf16, amx) or right. `libraries` are
+    those that torch was built with (mkl, onednn, fbgemm).
+    """
+
+    architecture: str
+    name: str = ""
+    isa: str = ""
+    features: frozenset[str] = frozenset()
+    libraries: frozenset[str] = frozenset()
+    torch: str = ""
+    threads: int = 1
+
+    @property
+    def is_x86(self) -> bool:
+        return self.architecture in ("x86_64", "AMD64")
+
+    @property
+    def key(self) -> str:
+        """What timings hold for: all that changes which way is fastest."""
+        sets = "+".join((self.isa, *sorted(self.features)))
+        return f"{self.name or self.architecture}, {sets}, torch {self.torch}, {self.threads} threads"
+
+
+FEATURES = {
+    "avx512_bf16": "_is_avx512_bf16_supported",
+    "amx": "_is_amx_tile_supported",
+    "vnni": "_is_vnni_supported",
+}
+"""Instruction sets by torch's own question for each."""
+
+HELD_TO_AVX2 = ("AVX2", "AVX", "SSE41")
+"""Values of ONEDNN_MAX_CPU_ISA that keep oneDNN from every set in FEATURES."""
+
+
+def describe_processor() -> Processor:
+    """Describe the CPU of this process: its name, what torch may use of it, and the number of threads now."""
+    return Processor(
+        architecture=platform.machine(),
+        name=_read_name(),
+        isa=torch.backends.cpu.get_cpu_capability(),
+        features=_find_features(),
+        libraries=_find_libraries(),
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _find_features() -> frozenset[str]:
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in HELD_TO_AVX2:
+        return frozenset()
+    asked = {name: getattr(torch.cpu, question, None) for name, question in FEATURES.items()}
+    return frozenset(name for name, question in asked.items() if question is not None and question())
+
+
+def _find_libraries() -> frozenset[str]:
+    here = {
+        "mkl": torch.backends.mkl.is_available(),
+        "onednn": torch.backends.mkldnn.is_available(),
+        "fbgemm": "fbgemm" in torch.backends.quantized.supported_engines,
+    }
+    return frozenset(name for name, usable in here.items() if usable)
+
+
+@cache
+def _read_name() -> str:
+    """The processor's name, with family and model where the name alone says little (virtual machines)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+    except OSError:
+        return platform.processor()
+    rows: dict[str, str] = {}
+    for line in text.splitlines():
+        field, _, value = line.partition(":")
+        rows[field.strip()] = value.strip()
+    parts = ("model name", ""), ("cpu family", "family "), ("model", "model ")
+    return " ".join(f"{word}{rows[field]}" for field, word in parts if rows.get(field))
+
+
+class Way:
+    """A way to compute x·Wᵀ + b on a CPU, for inference. Stateless: one instance serves all products.
+
+    `prepare` may copy the weight into a layout of its own (`packs`); `run` reads what it returned. What `prepare` makes
+    depends on the processor, and is never saved.
+    """
+
+    name: str
+    about: str  # one line for `zoo doctor`
+    precision: str = EXACT
+    packs: bool = True  # whether `prepare` makes a copy of the weight
+    restores: bool = False  # whether `restore` can unpack the weight
+    on_request: bool = False  # left out of the timed choice
+    most_rows: int | None = None  # beyond which it is not used
+    one_size: bool = False  # whether what is packed serves only the number of rows that it was packed for
+
+    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+        """Say why this way cannot multiply `rows` rows of `dtype` by a weight of this shape (N, K), or None. Pure: the
+        processor is described, not used. `dtype` is torch's name without the prefix."""
+        raise NotImplementedError
+
+    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+        """Make what `run` reads of a weight [N, K] and a bias [N]. `rows` are the rows expected, a hint unless the way
+        is `one_size`."""
+        raise NotImplementedError
+
+    def run(self, x: Tensor, packed: Any) -> Tensor:
+        """Multiply x [R, K] to [R, N], in x's dtype."""
+        raise NotImplementedError
+
+    def restore(self, packed: Any, dtype: torch.dtype) -> Tensor:
+        """Unpack the weight [N, K], as it was rounded. Only of a way that `restores`."""
+        raise NotImplementedError
+
+    def count_bytes(self, shape: tuple[int, int], itemsize: int) -> int:
+        """Count the bytes of what `prepare` makes for a weight (N, K) whose dtype takes `itemsize`."""
+        return shape[0] * shape[1] * itemsize if self.packs else 0
+
+    def suits(self, weight: Tensor) -> str | None:
+        """Say why this way would spoil the values of a weight, or None."""
+        return None

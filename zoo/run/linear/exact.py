@@ -1,0 +1,141 @@
+# N rows of a weight (d_out), K its columns (d_in), R rows of x
+"""Ways to multiply that keep the model's dtype: they sum in another order, and nothing else differs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zoo.lazy import F, torch
+from zoo.run.linear.base import Processor, Way
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Plain(Way):
+    """torch's own F.linear."""
+
+    name = "plain"
+    about = "F.linear, the weight as it is"
+    restores = True
+    packs = False
+
+    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+        return None
+
+    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+        return weight, bias
+
+    def run(self, x: Tensor, packed: Any) -> Tensor:
+        return F.linear(x, *packed)
+
+    def restore(self, packed: Any, dtype: torch.dtype) -> Tensor:
+        return packed[0].to(dtype)
+
+
+class Left(Way):
+    """The weight on the left: W·xᵀ, a matrix-vector product for one row."""
+
+    name = "left"
+    about = "mv, or mm with the weight on the left, the weight as it is"
+    packs = False
+    most_rows = 32
+
+    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+        return None if rows <= 32 else "is for 32 rows at most"
+
+    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+        return weight, bias
+
+    def run(self, x: Tensor, packed: Any) -> Tensor:
+        weight, bias = packed
+        if x.shape[0] == 1:
+            y = torch.mv(weight, x[0])
+            return (y if bias is None else y.add_(bias))[None]
+        y = torch.mm(weight, x.t()).t().contiguous()
+        return y if bias is None else y.add_(bias)
+
+
+class Transposed(Way):
+    """The weight stored transposed, [K, N]."""
+
+    name = "transposed"
+    about = "mm with the weight stored transposed"
+    restores = True
+
+    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+        return None if dtype == "float32" else f"is many times slower in {dtype}"
+
+    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+        return weight.t().contiguous(), bias
+
+    def run(self, x: Tensor, packed: Any) -> Tensor:
+        weight, bias = packed
+        return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
+
+    def restore(self, packed: Any, dtype: torch.dtype) -> Tensor:
+        return packed[0].t().to(dtype)
+
+
+def refuse_onednn(dtype: str, processor: Processor) -> str | None:
+    """Say why oneDNN has no fast product in this dtype here, or None."""
+    if "onednn" not in processor.libraries:
+        return "needs a torch built with oneDNN"
+    if dtype == "bfloat16" and processor.is_x86 and not processor.features & {"avx512_bf16", "amx"}:
+        return "needs AVX-512 BF16 or AMX for bfloat16"
+    return f"has no product in {dtype}" if dtype not in ("float32", "bfloat16", "float16") else None
+
+
+class OneDNN(Way):
+    """oneDNN with the weight reordered into blocks, as Inductor's freezing uses it."""
+
+    name = "onednn"
+    about = "oneDNN, the weight reordered into blocks"
+    restores = True
+
+    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+        return refuse_onednn(dtype, processor)
+
+    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows), bias
+
+    def run(self, x: Tensor, packed: Any) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, *packed, "none", [], "")
+
+    def restore(self, packed: Any, dtype: torch.dtype) -> Tensor:
+        return packed[0].to_dense().to(dtype)
+
+
+class OneDNNPairs(OneDNN):
+    """oneDNN, one row computed as two.
+
+    oneDNN sums one row alone in another order than more rows, and two or more in the same. So here a row has the same
+    bits whatever their number.
+    """
+
+    name = "onednn_pairs"
+    about = "oneDNN, one row computed as two, so that a row's bits do not depend on the number of rows"
+    on_request = True
+
+    def run(self, x: Tensor, packed: Any) -> Tensor:
+        return super().run(x.expand(2, -1), packed)[:1] if x.shape[0] == 1 else super().run(x, packed)
+
+
+class MKL(Way):
+    """MKL with the weight packed for one number of rows."""
+
+    name = "mkl"
+    about = "MKL, the weight packed for one number of rows"
+    one_size = True
+
+    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+        if "mkl" not in processor.libraries:
+            return "needs a torch built with MKL"
+        return None if dtype == "float32" else f"has no packed product in {dtype}"
+
+    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+        weight = weight.contiguous()
+        return torch.ops.mkl._mkl_reorder_linear_weight(weight, rows), weight, bias, rows
+
+    def run(self, x: Tensor, packed: Any) -> Tensor:
+        return torch.ops.mkl._mkl_linear(x, *packed)

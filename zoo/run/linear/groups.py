@@ -1,0 +1,114 @@
+"""Find a model's matrix products, those of one input together, and the precision that each may have."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from zoo.lazy import torch
+from zoo.run.linear.base import EXACT
+from zoo.run.linear.probe import Shape
+from zoo.spec import CROSS, LOGITS, Experts, Linear, Part, Sized, Spec, Tied
+
+AXES = ("attention", "ffn")
+"""The components whose weights `weights=` lowers, beside the head's product with the vocabulary."""
+
+
+@dataclass(eq=False)
+class ProductGroup:
+    """Linears that become one product: their modules, the precision wanted, and whether the plain weight must stay."""
+
+    modules: list[Any]
+    precision: str
+    pinned: bool
+    way: str | None = None  # the one way of all its rows, where that was found
+
+    @property
+    def shape(self) -> Shape:
+        weights = [module.weight for module in self.modules]
+        dtype = str(weights[0].dtype).removeprefix("torch.")
+        return Shape(sum(weight.shape[0] for weight in weights), weights[0].shape[1], dtype, self.precision)
+
+
+def find_groups(model: Any, precision: str, *, join: bool = True) -> tuple[list[ProductGroup], Counter[str]]:
+    """Find the products to make ready, those of one input together; and why others stay exact, counted."""
+    from zoo.run.layer import Borrowed, Layer
+
+    lent = {id(module._owner[0]) for module in model.modules() if isinstance(module, Borrowed)}
+    left: Counter[str] = Counter()
+    groups: list[ProductGroup] = []
+    done: set[int] = set()
+    crossed = {id(layer) for layer in _list_cross(model)}
+    for layer in model.modules():
+        if not isinstance(layer, Layer):
+            continue
+        joins = layer.spec.joins if join and id(layer) not in crossed else ()
+        found: dict[str, ProductGroup] = {}
+        for name, module, part in _list_linears(layer):
+            if id(module) in done:
+                continue
+            done.add(id(module))
+            own, why = _precision_of(layer.spec, part, precision)
+            if why:
+                left[why] += 1
+            pinned = isinstance(part, Tied) or part.bare or id(module) in lent
+            groups.append(ProductGroup([module], own, pinned))
+            found[name] = groups[-1]
+        for names in joins:
+            _join([found[name] for name in names if name in found], groups)
+        if precision != EXACT:
+            parts = [part for _, part, _ in layer.spec.children(layer.d_model)]
+            left["stacked experts"] += sum(isinstance(part, Experts) for part in parts)
+    return groups, +left
+
+
+def _list_cross(model: Any) -> Iterator[Any]:
+    """List the layers of cross-attention, whose products do not all read the same tokens."""
+    from zoo.run.layer import Layer
+
+    for layer in model.modules():
+        if isinstance(layer, Layer):
+            for name, part, slot in layer.spec.children(layer.d_model):
+                if isinstance(part, Sized) and CROSS in slot.roles:
+                    yield layer.get_submodule(name)
+
+
+def _list_linears(layer: Any) -> Iterator[tuple[str, Any, Any]]:
+    """List a Layer's own products that are plain: not quantised, sharded, wrapped or parametrised."""
+    from zoo.run.layer import LinearModule, TiedLinear
+
+    for name, part, _ in layer.spec.children(layer.d_model):
+        if not isinstance(part, Part) or not isinstance(part, Linear | Tied):
+            continue
+        module = getattr(layer, name, None) if "." not in name else None
+        if type(module) not in (LinearModule, TiedLinear):
+            continue
+        weight: Any = module.weight  # type: ignore[union-attr]
+        if type(weight) is torch.nn.Parameter and weight.device.type == "cpu" and weight.dtype.is_floating_point:
+            yield name, module, part  # type: ignore[misc]
+
+
+def _precision_of(owner: Spec, part: Any, wanted: str) -> tuple[str, str | None]:
+    """The precision of one product, and why it is exact where less was wanted."""
+    if wanted == EXACT:
+        return EXACT, None
+    if LOGITS in (part.role, getattr(getattr(part, "of", None), "role", "")):
+        return ("int8" if wanted == "int4" else wanted), None  # a logit's error is not averaged by later layers
+    if owner.axis not in AXES:
+        return EXACT, owner.axis
+    if part.precise:
+        return EXACT, "precise by design"
+    return (EXACT, "read as a plain weight") if part.bare else (wanted, None)
+
+
+def _join(members: list[ProductGroup], groups: list[ProductGroup]) -> None:
+    """Make one group of those that have the same columns, dtype and precision as the first."""
+    while members:
+        first, *rest = members
+        alike = [each for each in rest if each.shape[1:] == first.shape[1:] and not each.pinned | first.pinned]
+        for each in alike:
+            first.modules += each.modules
+            groups.remove(each)
+        members = [each for each in rest if each not in alike]

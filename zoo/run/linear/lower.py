@@ -1,0 +1,229 @@
+# N rows of a weight (d_out), K its columns (d_in), R rows of x, G columns that share a scale
+"""Ways to multiply with weights in fewer bits, used only where `weights=` names the precision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zoo.lazy import F, torch
+from zoo.run.linear.base import Processor, Way
+from zoo.run.linear.exact import refuse_onednn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LARGEST_FP16 = 65504.0
+
+
+def _needs_floats(dtype: str) -> str | None:
+    """Refuse inputs whose dtype a way cannot convert and give back."""
+    return None if dtype in ("float32", "bfloat16", "float16") else f"has no product in {dtype}"
+
+
+class Half(Way):
+    """What both fp16 ways share: weights in float16, inputs and sums in float32."""
+
+    precision = "fp16"
+
+    def count_bytes(self, shape: tuple[int, int], itemsize: int) -> int:
+        return 2 * shape[0] * shape[1]
+
+    def suits(self, weight: Tensor) -> str | None:
+        return None if float(weight.detach().abs().max()) <= LARGEST_FP16 else "has weights beyond float16's range"
+
+
+class HalfFbgemm(Half):
+    """FBGEMM: weights in float16, inputs and sums in float32."""
+
+    name = "fp16_fbgemm"
+    about = "FBGEMM, weights in float16, inputs and sums in float32"
+    restores = True
+
+    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+        if "fbgemm" not in processor.libraries or not processor.is_x86:
+            return "needs a torch built with FBGEMM, on x86"
+        return _needs_floats(dtype)
+
+    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+        return torch.ops.quantized.linear_prepack_fp16(weight.float(), None if bias is None else bias.float())
+
+    def run(self, x: Tensor, packed: Any) -> Tensor:
+        return torch.ops.quantized.linear_dynamic_fp16(x.float(), packed).to(x.dtype)
+
+    def restore(self, packed: Any, dtype: torch.dtype) -> Tensor:
+        return torch.ops.quantized.linear_unpack_fp16(packed)[0].to(dtype)
+
+
+class HalfOneDNN(Half):
+    """oneDNN: weights in float16, inputs and sums in float32."""
+
+    name = "fp16_onednn"
+    about = "oneDNN, weights in float16, inputs and sums in float32"
+
+    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+        if "onednn" not in processor.libraries:
+            return "needs a torch built with oneDNN"
+        return _needs_floats(dtype)
+
+    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+        packed = torch.ops.onednn.linear_prepack_fp16(weight.float(), [rows, weight.shape[1]])
+        return packed, None if bias is None else bias.float()
+
+    def run(self, x: Tensor, packed: Any) -> Tensor:
+        return torch.ops.onednn.linear_dynamic_fp16(x.float(), *packed).to(x.dtype)
+
+
+class Brain(Way):
+    """oneDNN with weights and inputs in bfloat16, sums in float32."""
+
+    name = "bf16_onednn"
+    about = "oneDNN, weights and inputs in bfloat16"
+    restores = True
+    precision = "bf16"
+
+    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+        return refuse_onednn("bfloat16", processor) or _needs_floats(dtype)
+
+    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16().contiguous(), rows)
+        return packed, None if bias is None else bias.bfloat16()
+
+    def run(self, x: Tensor, packed: Any) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x.bfloat16(), *packed, "none", [], "").to(x.dtype)
+
+    def restore(self, packed: Any, dtype: torch.dtype) -> Tensor:
+        return packed[0].to_dense().to(dtype)
+
+    def count_bytes(self, shape: tuple[int, int], itemsize: int) -> int:
+        return 2 * shape[0] * shape[1]
+
+
+class BrainPlain(Brain):
+    """torch's own product with weights and inputs in bfloat16."""
+
+    name = "bf16_plain"
+    about = "mv or F.linear, weights and inputs in bfloat16"
+    restores = True
+
+    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+        return _needs_floats(dtype)
+
+    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+        return weight.bfloat16().contiguous(), None if bias is None else bias.bfloat16()
+
+    def run(self, x: Tensor, packed: Any) -> Tensor:
+        weight, bias = packed
+        if bias is None and x.shape[0] == 1:
+            return torch.mv(weight, x[0].bfloat16())[None].to(x.dtype)
+        return F.linear(x.bfloat16(), weight, bias).to(x.dtype)
+
+    def restore(self, packed: Any, dtype: torch.dtype) -> Tensor:
+        return packed[0].to(dtype)
+
+
+def quantize_rows(weight: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Round each row of a weight [N, K] to integers from −most to most: int8 [N, K], and the rows' scales [N] in
+    float32. A row of zeros has scale 1."""
+    wide = weight.float()
+    scale = wide.abs().amax(1) / most
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (wide / scale[:, None]).round_().clamp_(-most, most).to(torch.int8), scale
+
+
+class Int8Weights(Way):
+    """Weights in int8 with a scale for each row; inputs in bfloat16, sums in float32."""
+
+    name = "int8_weights"
+    about = "weights in int8 by rows, inputs in bfloat16"
+    restores = True
+    precision = "int8"
+
+    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+        if shape[1] % 16:
+            return f"needs a multiple of 16 columns, found {shape[1]}"  # its loop has no tail
+        return _needs_floats(dtype)
+
+    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+        whole, scale = quantize_rows(weight, 127)
+        return whole, scale.bfloat16(), bias
+
+    def run(self, x: Tensor, packed: Any) -> Tensor:
+        whole, scale, bias = packed
+        y = torch._weight_int8pack_mm(x.bfloat16(), whole, scale).to(x.dtype)  # type: ignore[reportPrivateImportUsage]
+        return y if bias is None else y.add_(bias)
+
+    def restore(self, packed: Any, dtype: torch.dtype) -> Tensor:
+        return (packed[0].float() * packed[1].float()[:, None]).to(dtype)
+
+    def count_bytes(self, shape: tuple[int, int], itemsize: int) -> int:
+        return shape[0] * (shape[1] + 2)
+
+
+class Int8Both(Way):
+    """Weights and inputs in int8, each row of either with a scale of its own; sums in int32.
+
+    torch's operator knows one scale for all of x. So it is told 1, and each row of the result is multiplied by its own
+    scale afterwards: a row's answer does not depend on its neighbours.
+    """
+
+    name = "int8_both"
+    about = "oneDNN, weights and inputs in int8 by rows"
+    precision = "int8"
+
+    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+        if "onednn" not in processor.libraries:
+            return "needs a torch built with oneDNN"
+        if processor.is_x86 and not processor.features & {"vnni", "amx"}:
+            return "needs VNNI or AMX: without them its sums saturate, and are slower than float32's"
+        return _needs_floats(dtype)
+
+    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+        whole, scale = quantize_rows(weight, 127)
+        packed = torch.ops.onednn.qlinear_prepack(whole, [rows, weight.shape[1]])
+        return packed, scale, torch.zeros(weight.shape[0], dtype=torch.int64), bias
+
+    def run(self, x: Tensor, packed: Any) -> Tensor:
+        weight, scale, zeros, bias = packed
+        own = x.abs().amax(1, keepdim=True).float().mul_(1 / 127).clamp_(min=1e-30)
+        whole = (x / own).round_().to(torch.int8)
+        rest = (None, 1.0, 0, torch.float32, "none", [], "")
+        y = torch.ops.onednn.qlinear_pointwise(whole, 1.0, 0, weight, scale, zeros, *rest).mul_(own).to(x.dtype)
+        return y if bias is None else y.add_(bias)
+
+    def count_bytes(self, shape: tuple[int, int], itemsize: int) -> int:
+        return shape[0] * (shape[1] + 12)
+
+
+class Int4(Way):
+    """Weights in 4 bits with a scale and a zero for each group of columns; inputs in bfloat16, sums in float32."""
+
+    name = "int4_weights"
+    about = "weights in int4 by groups of columns, inputs in bfloat16"
+    precision = "int4"
+    groups = (32, 64, 128, 256)  # those that torch's operator has; the smallest loses least
+
+    def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
+        if shape[1] % self.groups[0]:
+            return f"needs a multiple of {self.groups[0]} columns, found {shape[1]}"
+        if shape[0] % 16:
+            return f"needs a multiple of 16 rows, found {shape[0]}"
+        return _needs_floats(dtype)
+
+    def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
+        group = self.groups[0]
+        parts = weight.float().unflatten(1, (-1, group))  # N K/G G
+        low, high = parts.amin(2), parts.amax(2)
+        scale = ((high - low) / 15).clamp_(min=1e-8).bfloat16().float()
+        zero = (low + 8 * scale).bfloat16().float()  # a value q stands for (q − 8)·scale + zero
+        whole = ((parts - zero[..., None]) / scale[..., None] + 8).round_().clamp_(0, 15).to(torch.int32).flatten(1)
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole, 1)
+        scales = torch.stack((scale, zero), -1).transpose(0, 1).contiguous().bfloat16()  # K/G N 2
+        return packed, group, scales, bias
+
+    def run(self, x: Tensor, packed: Any) -> Tensor:
+        *weight, bias = packed
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(x.bfloat16(), *weight).to(x.dtype)
+        return y if bias is None else y.add_(bias)
+
+    def count_bytes(self, shape: tuple[int, int], itemsize: int) -> int:
+        return shape[0] * shape[1] // 2 + 4 * shape[0] * shape[1] // self.groups[0]

@@ -1,0 +1,169 @@
+# N rows of a weight (d_out), K its columns (d_in), R rows of x
+"""One product made ready to serve: the modules that it stands for, what is packed, and the way of each bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ZooError
+from zoo.lazy import F, torch
+from zoo.run.linear.plan import WayPlan
+from zoo.run.linear.probe import BUCKETS, RESTORED
+from zoo.run.linear.ways import WAYS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ReadyProduct:
+    """The product of one Linear, or of several that read the same input, computed by the ways of a plan.
+
+    What is in memory: the plain weights, which of several Linears lie end to end in one tensor, and the packed copy
+    where the plan has one. Without `keep` and where no bucket reads them, the plain weights go once they are packed.
+    """
+
+    def __init__(self, modules: Sequence[Any], plan: WayPlan, *, keep: bool, rows: int) -> None:
+        self.modules, self.plan = list(modules), plan
+        self.dropped = not keep and plan.packing is not None and not plan.reads_plain
+        weights: list[Tensor] = [module.weight for module in modules]
+        self.dtype, self.widths = weights[0].dtype, [weight.shape[0] for weight in weights]
+        self.columns = weights[0].shape[1]
+        with torch.inference_mode(False), torch.no_grad():
+            self.weight = weights[0].detach() if len(weights) == 1 else self._lay_end_to_end(weights)
+            bias = self._join_biases()
+            self.packed = WAYS[plan.packing].prepare(self.weight, bias, rows) if plan.packing else None
+            self.bytes = self._count_bytes() if plan.packing else 0
+            plain = (self.weight, bias)
+            if self.dropped:
+                self.weight, plain = weights[0].new_empty(0), None
+                for module in modules:
+                    _drop_weight(module)
+        self._seen = None if self.dropped else _fingerprint(self.modules)
+        by_bucket = [self._runner(way, plain) for way in plan.ways]
+        buckets = [next(number for number, most in enumerate(BUCKETS) if rows <= most) for rows in range(1, 33)]
+        self._few = [by_bucket[0], *(by_bucket[number] for number in buckets)]  # by rows, from none to 32
+        self._many = by_bucket[-1]
+        self._held: Tensor | None = None
+        self._slices: list[Tensor | None] = []
+
+    def _lay_end_to_end(self, weights: list[Tensor]) -> Tensor:
+        """Copy the weights into one tensor, and make each a view of it: no memory is taken twice."""
+        whole = torch.cat([weight.detach() for weight in weights])
+        for weight, part in zip(weights, whole.split(self.widths), strict=True):
+            weight.data = part
+        return whole
+
+    def _join_biases(self) -> Tensor | None:
+        biases = [module.bias for module in self.modules]
+        if all(bias is None for bias in biases):
+            return None
+        made = [
+            torch.zeros(width, dtype=self.dtype) if bias is None else bias.detach().to(self.dtype)
+            for bias, width in zip(biases, self.widths, strict=True)
+        ]
+        return torch.cat(made).clone()
+
+    def _count_bytes(self) -> int:
+        assert self.plan.packing is not None
+        return WAYS[self.plan.packing].count_bytes((sum(self.widths), self.columns), self.dtype.itemsize)
+
+    def _runner(self, name: str, plain: Any) -> Callable[[Tensor], Tensor]:
+        if name == RESTORED:
+            assert self.plan.packing is not None
+            restore, packed = WAYS[self.plan.packing].restore, self.packed
+            bias = None if plain is None else plain[1]
+            if plain is None:
+                bias = self._join_biases()
+            return lambda x: F.linear(x, restore(packed, x.dtype), bias)
+        way = WAYS[name]
+        run, packed = way.run, self.packed if way.packs else way.prepare(*plain)
+        return lambda x: run(x, packed)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Multiply x [..., K] to [..., N]."""
+        flat = x.reshape(-1, self.columns)
+        rows = flat.shape[0]
+        y = self._few[rows](flat) if rows <= 32 else self._many(flat)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+    def take(self, place: int, x: Tensor) -> Tensor:
+        """Compute the product of one of the Linears: for all of them, when the first is called with a tensor."""
+        if len(self.widths) == 1:
+            return self.compute(x)
+        self._held, self._slices = x, list(self.compute(x).split(self.widths, -1))
+        mine = self.take_held(place, x)
+        assert mine is not None
+        return mine
+
+    def take_held(self, place: int, x: Tensor) -> Tensor | None:
+        """Hand out what was computed for a Linear when another was called with this very tensor, once; else None."""
+        if self._held is not x:
+            return None
+        mine, self._slices[place] = self._slices[place], None
+        if all(each is None for each in self._slices):
+            self._held = None  # the input need not live longer
+        return mine
+
+    def serves(self, x: Tensor) -> bool:
+        """Tell whether x takes the ways of the plan: in inference, in the dtype that was prepared, with the weights
+        unchanged since. Anything else is the plain module's."""
+        if x.dtype is not self.dtype or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        return x.device.type == "cpu" and (self.dropped or _fingerprint(self.modules) == self._seen)
+
+    def undo(self) -> None:
+        """Make the modules what they were. Raises ZooError where the plain weights went."""
+        if self.dropped:
+            raise ZooError("prepare: the plain weights went when they were packed (keep=True keeps them)")
+        with torch.inference_mode(False), torch.no_grad():
+            for module in self.modules:
+                module.__dict__.pop("forward", None)
+                if len(self.modules) > 1:
+                    module.weight.data = module.weight.detach().clone()  # no longer a view of one tensor
+
+
+class ReadyForward:
+    """The `forward` of a Linear made ready: the product's where it serves, else the module's own."""
+
+    def __init__(self, product: ReadyProduct, place: int) -> None:
+        self.product, self.place = product, place
+        self.module = product.modules[place]
+        self.plain = type(self.module).forward
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if (held := self.product.take_held(self.place, x)) is not None:
+            return held
+        if self.product.serves(x):
+            return self.product.take(self.place, x)
+        if self.product.dropped:
+            return self._serve_anyway(x)
+        return self.plain(self.module, x)
+
+    def _serve_anyway(self, x: Tensor) -> Tensor:
+        """Multiply without gradients, as there is no plain weight to fall back on."""
+        if x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
+            raise ZooError(
+                "prepare: the plain weights went when they were packed: it generates on the CPU alone (load it anew)"
+            )
+        with torch.no_grad():
+            return self.product.take(self.place, x.to(self.product.dtype)).to(x.dtype)
+
+
+def _fingerprint(modules: Sequence[Any]) -> list[tuple[int, int]]:
+    """Where the weights lie and how often they were written, to tell that they changed after they were packed."""
+    return [(_versioned(module.weight), module.weight.data_ptr()) for module in modules]
+
+
+def _versioned(weight: Any) -> int:
+    try:
+        return weight._version
+    except RuntimeError:  # of a model built in inference mode, where torch counts no writes
+        return 0
+
+
+def _drop_weight(module: Any) -> None:
+    """Leave a weight its shape and dtype, and no memory: whoever reads it directly is told so by torch."""
+    weight = module.weight
+    empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+    module.weight = torch.nn.Parameter(empty, requires_grad=False)

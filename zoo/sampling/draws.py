@@ -1,0 +1,155 @@
+"""What one sequence's sampling depends on besides logits: options, random numbers, tokens so far, a grammar."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Collection, Iterable, Sequence
+from copy import copy as clone
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from zoo.lazy import torch
+from zoo.sampling.options import Sampling
+
+if TYPE_CHECKING:
+    from zoo.sampling.guide import Guide
+
+BLOCK = 64  # random numbers made at a time
+
+
+def make_generator(seed: int, prompt: tuple[int, ...], copy: int, stream: str = "") -> torch.Generator:
+    """A generator for one sequence, seeded from the seed, its prompt and which copy of the prompt it is.
+
+    Neither the batch, nor other sequences, nor the device changes what it gives. `stream` names further ones.
+    """
+    key = f"{seed} {copy} {prompt}{stream}".encode()
+    return torch.Generator().manual_seed(int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 1)
+
+
+class Points:
+    """Uniform numbers in [0, 1) by position; equal to `torch.rand` of any length from the same generator."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+        self._made: list[float] = []
+
+    def __getitem__(self, position: int) -> float:
+        while len(self._made) <= position:
+            self._made += torch.rand(BLOCK, dtype=torch.float64, generator=self._generator).tolist()
+        return self._made[position]
+
+
+class Tally:
+    """The distinct tokens of a sequence, and how often each was generated, in arrays that go to the device as bytes."""
+
+    def __init__(self, context: Iterable[int]) -> None:
+        self.tokens = array("q", dict.fromkeys(context))
+        self.counts = array("f", bytes(4 * len(self.tokens)))
+        self._slots = {token: slot for slot, token in enumerate(self.tokens)}
+
+    def add(self, token: int) -> None:
+        """Count a generated token."""
+        slot = self._slots.setdefault(token, len(self.tokens))
+        if slot == len(self.tokens):
+            self.tokens.append(token)
+            self.counts.append(0)
+        self.counts[slot] += 1
+
+    def copy(self) -> Tally:
+        """A tally that counts on by itself."""
+        other = clone(self)
+        other.tokens, other.counts, other._slots = self.tokens[:], self.counts[:], dict(self._slots)
+        return other
+
+
+class DrawState:
+    """The state of one sequence's sampling. Made once a sequence, it outlives preemption.
+
+    What a sequence draws depends on its seed, its prompt, which copy of the prompt it is, and its own position: never
+    on the batch, on how the prompt was chunked, nor on how often it was preempted.
+
+    `prompt` keys the random numbers; `context` are the tokens before the first generated one that a repetition penalty
+    counts: the prompt, or an encoder-decoder's start token. `stop_ids` are what `min_tokens` bars.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        copy: int = 0,
+        *,
+        context: Sequence[int] | None = None,
+        stop_ids: Collection[int] = (),
+        guide: Guide | None = None,
+    ) -> None:
+        self.sampling = sampling.seeded()
+        self.prompt = tuple(prompt)
+        self.context = self.prompt if context is None else tuple(context)
+        self.copy = copy
+        self.stop_ids = tuple(sorted(stop_ids))
+        self.generated: list[int] = []
+        self.matcher: Any = None if guide is None else guide.start()
+        repeats = sampling.repetition_penalty != 1
+        counts = repeats or sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
+        self.tally = Tally(self.context if repeats else ()) if counts else None
+        self._streams: dict[str, Points] = {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the grammar is complete, so that no token but the end of the text may follow."""
+        return self.matcher is not None and self.matcher.finished
+
+    @property
+    def fault(self) -> str | None:
+        """Why the grammar can no longer be followed, if so: such a row gets no token."""
+        return None if self.matcher is None else self.matcher.fault
+
+    def point(self, stream: str = "") -> float:
+        """The uniform number that decides the draw at this position; `stream` names an independent second one."""
+        points = self._streams.get(stream)
+        if points is None:
+            generator = make_generator(self.sampling.seed or 0, self.prompt, self.copy, stream)
+            points = self._streams[stream] = Points(generator)
+        return points[len(self.generated)]
+
+    def advance(self, *tokens: int) -> None:
+        """Take the tokens that were chosen, the grammar's state and the penalties' counts with them."""
+        for token in tokens:
+            self.generated.append(token)
+            if self.tally is not None:
+                self.tally.add(token)
+            if self.matcher is not None:
+                self.matcher.consume(token)
+
+    def ahead(self, draft: Sequence[int]) -> list[DrawState]:
+        """The states before and after each token of a draft, for verifying it in one go. This state stays as it is.
+
+        They end where the grammar forbids a draft token, as no choice can agree with the draft there, or where the
+        draft ends the text.
+        """
+        masks = None if self.matcher is None else self.matcher.ahead(draft)
+        states: list[DrawState] = [self]
+        for token in draft[: None if masks is None else len(masks) - 1]:
+            state = clone(states[-1])
+            state.generated = [*state.generated, token]
+            if state.tally is not None:
+                state.tally = state.tally.copy()
+                state.tally.add(token)
+            states.append(state)
+        for state, mask in zip(states[1:], masks[1:] if masks else (), strict=masks is not None):
+            state.matcher = mask
+        return states
+
+    def barred(self) -> list[int]:
+        """The tokens that must not come next: ends of bad words, and stop ids before `min_tokens`."""
+        tokens = [] if len(self.generated) >= self.sampling.min_tokens else list(self.stop_ids)
+        if self.sampling.bad_words:
+            longest = max(map(len, self.sampling.bad_words)) - 1
+            past = self.generated[-longest:] if longest else []
+            past = (*(self.context[len(past) - longest :] if len(past) < longest else ()), *past)
+            tokens += [
+                word[-1]
+                for word in self.sampling.bad_words
+                if len(word) - 1 <= len(past) and past[len(past) - len(word) + 1 :] == word[:-1]
+            ]
+        return tokens

@@ -1,0 +1,218 @@
+# B rows, V vocabulary, N tokens with a penalty
+"""Choose the next tokens of a batch whose rows have different options: edit logits, then take the likeliest or draw."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zoo.errors import ConfigError
+from zoo.lazy import F, torch
+from zoo.sampling.draws import DrawState
+from zoo.sampling.guide import find_banned
+from zoo.sampling.options import Sampling
+from zoo.sampling.truncate import Cuts, draw, find_head, find_likeliest, find_shares
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """The log-probability of a token before sampling changes the logits, and the likeliest tokens there with theirs."""
+
+    value: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Sampler:
+    """Choose a token for each row. What the options of a batch say is laid out as tensors once, and kept while the
+    batch has the same rows in the same order."""
+
+    def __init__(self) -> None:
+        self._layout: BatchLayout | None = None
+
+    def choose(self, logits: Tensor, states: Sequence[DrawState]) -> list[int]:
+        """The next token of each row from logits [B, V]; −1 for a row that has none: its logits are NaN or all −inf,
+        its options bar every token, or its grammar cannot be followed (`DrawState.fault`).
+
+        States are read, not advanced. A step that starts no transfer but that of the tokens: all rows greedy without
+        further options. Raises ConfigError for a `process` that gives no logits.
+        """
+        layout = self._lay_out(logits, states)
+        scores = layout.edit(logits)
+        tokens = None
+        for group in layout.groups:
+            some = scores if group.index is None else scores[group.index]
+            chosen = _take_likeliest(some) if group.cuts is None else self._draw(some, group, states)
+            if group.index is None:
+                return chosen.tolist()
+            tokens = torch.empty_like(scores[:, 0], dtype=torch.int64) if tokens is None else tokens
+            tokens[group.index] = chosen
+        return [] if tokens is None else tokens.tolist()
+
+    def _draw(self, scores: Tensor, group: RowGroup, states: Sequence[DrawState]) -> Tensor:
+        assert group.cuts is not None
+        points = torch.tensor([[states[row].point()] for row in group.rows], dtype=torch.float64, device=scores.device)
+        return draw(scores, group.cuts, points, group.head)
+
+    def find_shares(self, logits: Tensor, states: Sequence[DrawState]) -> Tensor:
+        """The probabilities [B, V] of the next tokens, all options applied; NaN for a row without a token."""
+        layout = self._lay_out(logits, states)
+        scores = layout.edit(logits)
+        shares = torch.empty_like(scores, dtype=torch.float64)
+        for group in layout.groups:
+            rows = slice(None) if group.index is None else group.index
+            if group.cuts is None:
+                best, tokens = find_likeliest(scores[rows])
+                alone = torch.zeros_like(shares[rows]).scatter_(1, tokens[:, None], 1.0)
+                shares[rows] = alone.masked_fill_((best > -math.inf).logical_not()[:, None], math.nan)
+            else:
+                shares[rows] = find_shares(scores[rows], group.cuts, group.head)
+        return shares
+
+    def _lay_out(self, logits: Tensor, states: Sequence[DrawState]) -> BatchLayout:
+        """The batch's layout: the one before, if the rows and the logits' width are the same."""
+        layout, key = self._layout, (logits.shape[1], logits.device)
+        if layout is None or layout.key != key or layout.states != list(states):
+            layout = self._layout = BatchLayout(states, *key)
+        return layout
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows of a batch that are chosen for in the same way: greedy without `cuts`, else drawn by their `head`."""
+
+    rows: list[int]
+    index: Tensor | None  # None for all of the batch
+    cuts: Cuts | None
+    head: int | None
+
+
+def _group(options: Sequence[Sampling], vocab: int, device: torch.device) -> list[RowGroup]:
+    """Group rows by what each needs by itself, so that a row is computed in one way whatever else is in the batch."""
+    alike: dict[tuple[bool, int | None], list[int]] = defaultdict(list)
+    for row, each in enumerate(options):
+        alike[(False, None) if each.temperature == 0 else (True, find_head(each, vocab))].append(row)
+    groups = []
+    for (drawn, head), rows in alike.items():
+        cuts = Cuts.of([options[row] for row in rows], vocab, device) if drawn else None
+        index = None if len(rows) == len(options) else torch.tensor(rows, device=device)
+        groups.append(RowGroup(rows, index, cuts, head))
+    return groups
+
+
+class BatchLayout:
+    """The options of a batch's rows, as tensors where they are tensors."""
+
+    def __init__(self, states: Sequence[DrawState], vocab: int, device: torch.device) -> None:
+        self.key = vocab, device
+        self.states = list(states)
+        options = [state.sampling for state in states]
+        self.groups = _group(options, vocab, device)
+        self.barring = [row for row, each in enumerate(options) if each.bad_words or each.min_tokens]
+        self.processed = [row for row, each in enumerate(options) if each.process is not None]
+        self.guided = [row for row, state in enumerate(states) if state.matcher is not None]
+        self.tallied = [row for row, state in enumerate(states) if state.tally is not None]
+        biased = [(row, *pair) for row, each in enumerate(options) for pair in each.logit_bias.items()]
+        self.bias = None
+        if biased:
+            rows, tokens, values = zip(*biased, strict=True)
+            self.bias = torch.tensor([rows, tokens], device=device), torch.tensor(values, device=device)
+        penalties = [(each.repetition_penalty, each.presence_penalty, each.frequency_penalty) for each in options]
+        self.penalties = torch.tensor(penalties, device=device) if self.tallied else None  # [B, 3]
+
+    def edit(self, logits: Tensor) -> Tensor:
+        """Logits after every option that comes before the temperature; the same tensor if no row has one."""
+        if not (self.bias or self.tallied or self.barring or self.processed or self.guided):
+            return logits
+        scores = logits.to(torch.float32, copy=True)
+        if self.bias is not None:
+            (rows, tokens), values = self.bias
+            scores.index_put_((rows, tokens), values, accumulate=True)
+        if self.tallied:
+            self._penalise(scores)
+        barred = [(row, token) for row in self.barring for token in self.states[row].barred()]
+        if barred:
+            rows, tokens = torch.tensor(barred, device=scores.device).T
+            scores[rows, tokens] = -math.inf
+        for row in self.processed:
+            scores[row] = _process(scores[row], self.states[row])
+        if self.guided:
+            self._constrain(scores)
+        return scores
+
+    def _penalise(self, scores: Tensor) -> None:
+        """Repetition, presence and frequency penalties, at the tokens that rows have [N] rather than everywhere."""
+        tallies = [(row, tally) for row in self.tallied if (tally := self.states[row].tally) and tally.tokens]
+        if not tallies:
+            return
+        tokens = torch.frombuffer(bytearray().join(tally.tokens for _, tally in tallies), dtype=torch.int64)
+        counts = torch.frombuffer(bytearray().join(tally.counts for _, tally in tallies), dtype=torch.float32)
+        lengths = torch.tensor([len(tally.tokens) for _, tally in tallies])
+        rows = torch.tensor([row for row, _ in tallies]).repeat_interleave(lengths)
+        rows, tokens, counts = (each.to(scores.device) for each in (rows, tokens, counts))
+        assert self.penalties is not None
+        repetition, presence, frequency = self.penalties[rows].unbind(1)
+        old = scores[rows, tokens]
+        new = torch.where(old < 0, old * repetition, old / repetition)
+        scores[rows, tokens] = new - counts * frequency - (counts > 0) * presence
+
+    def _constrain(self, scores: Tensor) -> None:
+        banned = find_banned([self.states[row].matcher for row in self.guided], scores.shape[1], scores.device)
+        if len(self.guided) == len(scores):
+            scores.masked_fill_(banned, -math.inf)
+        else:
+            rows = torch.tensor(self.guided, device=scores.device)
+            scores[rows] = scores[rows].masked_fill_(banned, -math.inf)
+
+
+def _process(scores: Tensor, state: DrawState) -> Tensor:
+    """What the caller's function makes of a row of logits."""
+    assert state.sampling.process is not None
+    found = state.sampling.process([*state.context, *state.generated], scores.clone())
+    if not isinstance(found, torch.Tensor) or found.shape != scores.shape:
+        shape = f"shape {list(found.shape)}" if isinstance(found, torch.Tensor) else repr(type(found).__name__)
+        raise ConfigError(f"process: gave {shape}, not logits of shape {list(scores.shape)}")
+    return found
+
+
+def _take_likeliest(scores: Tensor) -> Tensor:
+    best, tokens = find_likeliest(scores)
+    return torch.where(best > -math.inf, tokens, -1)  # a NaN is the largest of its row, and not above -inf
+
+
+def join_rows(parts: Sequence[Tensor]) -> Tensor:
+    """Logits [B, V] of parts [K, V]: a view where these follow one another in memory, as those of one pass do.
+
+    A copy of 32 rows of 32,000 tokens takes longer than all else that a step does beside the model.
+    """
+    first = parts[0]
+    rows, start = 0, first.storage_offset()
+    for part in parts:
+        follows = part.storage_offset() == start + rows * first.shape[1] and part.is_contiguous()
+        if not follows or part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+            return torch.cat(list(parts))
+        rows += len(part)
+    return first.as_strided((rows, first.shape[1]), (first.shape[1], 1))
+
+
+def find_logprobs(logits: Tensor, tokens: Sequence[int], tops: Sequence[int | None]) -> list[Logprob | None]:
+    """The log-probabilities of these tokens, one a row of logits [B, V] before any option, and of the `tops` likeliest
+    of each row; None for rows that ask for none. A token that the model excludes has −inf."""
+    asked = [row for row, top in enumerate(tops) if top is not None and tokens[row] >= 0]
+    found: list[Logprob | None] = [None] * len(tops)
+    if not asked:
+        return found
+    chosen = logits if len(asked) == len(tops) else logits[torch.tensor(asked, device=logits.device)]
+    logprobs = F.log_softmax(chosen.float(), -1)
+    own = logprobs.gather(1, torch.tensor([[tokens[row]] for row in asked], device=logits.device))[:, 0].tolist()
+    most = min(max(tops[row] or 0 for row in asked), logits.shape[1])
+    values, ids = (each.tolist() for each in logprobs.topk(most))
+    for row, value, likeliest, at in zip(asked, own, values, ids, strict=True):
+        pairs = zip(at, likeliest, strict=True)
+        found[row] = Logprob(value, tuple(pairs)[: tops[row]])
+    return found

@@ -1,0 +1,252 @@
+# R rows, V vocabulary (padded to whole blocks), K likeliest tokens of a row
+"""Truncate distributions (top-k, top-p, min-p, typical) and draw from them, for rows with different options at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from zoo.lazy import F, torch
+from zoo.sampling.options import Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TILE, BLOCK = 32, 128  # logits whose largest is found, and whose probabilities are summed, at a time
+CHUNK = 2**18  # logits that are sorted at a time: what is computed of them stays in the cache
+HEADS = (64, 128)  # likeliest tokens that are looked at before a whole row is sorted
+
+
+def find_head(sampling: Sampling, vocab: int) -> int | None:
+    """How many likeliest tokens probably tell what a row keeps; 0 where all must be sorted, None where none need be."""
+    top_k = min(sampling.top_k or vocab, vocab)
+    if top_k == vocab and sampling.top_p in (None, 1):
+        return None if sampling.typical_p in (None, 1) else 0
+    sizes = HEADS if top_k < vocab else HEADS[:1]
+    return next((size for size in sizes if size * TILE < vocab and (top_k == vocab or top_k < size)), 0)
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """The options of draws as tensors with an entry a row [R, 1]. None where no row has the option; a row without it
+    has a value that keeps every token."""
+
+    temperature: Tensor
+    top_k: Tensor | None
+    top_p: Tensor | None
+    min_p: Tensor | None
+    typical_p: Tensor | None
+    bounded: Tensor  # whether the row has a top_k
+
+    @classmethod
+    def of(cls, options: Sequence[Sampling], vocab: int, device: torch.device) -> Cuts:
+        """Lay these rows' options out."""
+
+        def column(values: Sequence[float], neutral: float, dtype: torch.dtype) -> Tensor | None:
+            if all(value == neutral for value in values):
+                return None
+            return torch.tensor(values, dtype=dtype, device=device)[:, None]
+
+        ks = [min(each.top_k or vocab, vocab) for each in options]
+        typical = [each.typical_p if each.typical_p and each.typical_p < 1 else math.inf for each in options]
+        return cls(
+            temperature=torch.tensor([[each.temperature] for each in options], device=device),
+            top_k=column(ks, vocab, torch.int64),
+            top_p=column([p if (p := each.top_p) and p < 1 else math.inf for each in options], math.inf, torch.float64),
+            min_p=column([each.min_p or 0.0 for each in options], 0, torch.float32),
+            typical_p=column(typical, math.inf, torch.float64),
+            bounded=torch.tensor([[k < vocab] for k in ks], device=device),
+        )
+
+    def take(self, rows: Tensor) -> Cuts:
+        """The options of some of the rows."""
+        columns = (getattr(self, field.name) for field in fields(self))
+        return Cuts(*(None if column is None else column[rows] for column in columns))  # pyright: ignore
+
+
+def find_likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logit of each row and the first token that has it: (values [R], tokens [R]); NaN counts as largest.
+
+    torch's argmax takes a CPU three times as long as the largest of each block, and then the place in the one block.
+    """
+    vocab = logits.shape[1]
+    if not logits.is_cpu or vocab < 2 * BLOCK:
+        tokens = logits.argmax(-1)
+        return logits.gather(1, tokens[:, None])[:, 0], tokens
+    even = vocab // BLOCK * BLOCK
+    largest = logits[:, :even].unflatten(1, (-1, BLOCK)).amax(-1)
+    if even < vocab:
+        largest = torch.cat([largest, logits[:, even:].amax(-1, keepdim=True)], 1)
+    ids = (largest.argmax(-1, keepdim=True) * BLOCK + torch.arange(BLOCK)).clamp_(max=vocab - 1)
+    block = logits.gather(1, ids)
+    place = block.argmax(-1, keepdim=True)
+    return block.gather(1, place)[:, 0], ids.gather(1, place)[:, 0]
+
+
+def draw(scores: Tensor, cuts: Cuts, points: Tensor, head: int | None) -> Tensor:
+    """One token a row [R] from edited logits [R, V], decided by `points` [R, 1] in [0, 1); −1 for rows without any.
+
+    The cumulative distribution, in the order of token ids, is inverted at the point. `head` is `find_head` of all these
+    rows: of most distributions a few tokens tell what is kept, and only the other rows are sorted whole.
+    """
+    scores, tiles, best = _tile(scores)
+    if head and scores.is_cpu:
+        tokens = _draw_from_head(scores, tiles, best, cuts, points, head)
+    else:
+        tokens = _invert(_weigh(scores, best, cuts, head), points)
+    return torch.where(best[:, 0] > -math.inf, tokens, -1)
+
+
+def find_shares(scores: Tensor, cuts: Cuts, head: int | None) -> Tensor:
+    """The probabilities [R, V] that `draw` draws by, in float64; NaN for rows that have no token."""
+    padded, _, best = _tile(scores)
+    weights = _weigh(padded, best, cuts, head)[:, : scores.shape[1]].double()
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _tile(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits in float32, padded to whole blocks with -inf; the largest of each tile; each row's largest [R, 1].
+
+    Logits of +inf are held at float32's largest number: they share all the probability.
+    """
+    scores = scores.float()
+    if over := -scores.shape[1] % BLOCK:
+        scores = F.pad(scores, (0, over), value=-math.inf)
+    tiles = scores.unflatten(1, (-1, TILE)).amax(-1)
+    best = tiles.amax(-1, keepdim=True)
+    if not scores.is_cpu or bool((best == math.inf).any()):
+        most = torch.finfo(torch.float32).max
+        scores, tiles, best = scores.clamp(max=most), tiles.clamp_(max=most), best.clamp_(max=most)
+    return scores, tiles, best
+
+
+def _weigh(scores: Tensor, best: Tensor, cuts: Cuts, head: int | None) -> Tensor:
+    """Each token's probability over the largest one [R, V], 0 for those that are refused.
+
+    Of tokens that tie at the border of top_p the first are kept.
+    """
+    falls = (scores - best).div_(cuts.temperature)  # below the largest, in the units of the draw
+    weights = falls.exp()
+    if head is None:
+        return weights if cuts.min_p is None else weights.masked_fill_(weights < cuts.min_p, 0)
+    ordered = _sort(falls)
+    whole = _sum_blocks(weights).sum(-1, keepdim=True)
+    kept = _count_kept(ordered, ordered.exp(), whole, cuts)
+    last = ordered.gather(1, kept - 1)
+    stays = falls >= last
+    surplus = stays.sum(-1, keepdim=True, dtype=torch.int32) - kept
+    if not scores.is_cpu or bool((surplus > 0).any()):
+        ties = falls == last
+        stays &= ~ties | (ties.cumsum(-1) <= ties.sum(-1, keepdim=True) - surplus)
+    weights.mul_(stays)
+    return weights if cuts.typical_p is None else weights.mul_(_find_typical(weights, cuts.typical_p))
+
+
+def _draw_from_head(scores: Tensor, tiles: Tensor, best: Tensor, cuts: Cuts, points: Tensor, size: int) -> Tensor:
+    """Draw from the likeliest tokens of each row; where more than these may be kept, from the whole row."""
+    values, ids = _find_head(scores, tiles, size)
+    falls = (values - best).div_(cuts.temperature)
+    weights = falls.double().exp_()
+    whole = None
+    if cuts.top_p is not None and not bool(cuts.bounded.all()):
+        whole = _sum_blocks((scores - best).div_(cuts.temperature).exp_()).sum(-1, keepdim=True)
+    kept = _count_kept(falls, weights, whole, cuts)
+    last, tail = falls.gather(1, kept - 1), falls[:, -1:]
+    enough = ((tail < last) | (tail == -math.inf))[:, 0]
+    weights *= torch.arange(size) < kept
+    weights = weights if cuts.typical_p is None else weights * _find_typical(weights, cuts.typical_p)
+    ids, order = ids.sort()
+    tokens = ids.gather(1, _invert(weights.gather(1, order), points)[:, None])[:, 0]
+    for rows in (~enough).nonzero()[:, 0].split(max(1, CHUNK // scores.shape[1])):
+        tokens[rows] = _invert(_weigh(scores[rows], best[rows], cuts.take(rows), 0), points[rows])
+    return tokens
+
+
+def _find_head(scores: Tensor, tiles: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens of each row, descending, ties in the order of ids: (values, ids) [R, size].
+
+    They stand in the tiles whose largest logits are the largest; a top-k of the whole row takes several times as long.
+    Of tokens that tie with the last of these, any may be missing.
+    """
+    best = tiles.topk(size, sorted=False).indices
+    inside = scores.unflatten(1, (-1, TILE)).gather(1, best[..., None].expand(-1, -1, TILE))
+    values, places = inside.flatten(1).topk(size, sorted=False)
+    ids, order = (best.gather(1, places // TILE) * TILE + places % TILE).sort()
+    values, order = values.gather(1, order).sort(descending=True, stable=True)
+    return values, ids.gather(1, order)
+
+
+def _count_kept(falls: Tensor, weights: Tensor, whole: Tensor | None, cuts: Cuts) -> Tensor:
+    """How many of the descending logits top_k, top_p and min_p keep [R, 1]. `whole` is the sum of the row's weights,
+    for rows without top_k."""
+    width = falls.shape[1]
+    kept = torch.full_like(falls[:, :1], width, dtype=torch.int64)
+    if cuts.top_k is not None:
+        kept = (falls >= falls.gather(1, (cuts.top_k - 1).clamp(max=width - 1))).sum(-1, keepdim=True)
+    if cuts.top_p is not None:
+        if whole is not None and cuts.top_k is None:
+            total = whole
+        else:
+            held = (weights * (torch.arange(width, device=weights.device) < kept)).sum(-1, keepdim=True).double()
+            total = held if whole is None else torch.where(cuts.bounded, held, whole)
+        likelier = _search(weights, cuts.top_p * total, right=False)  # tokens that do not hold p by themselves
+        kept = torch.minimum(kept, likelier + 1)
+    if cuts.min_p is not None:
+        kept = torch.minimum(kept, (weights >= cuts.min_p).sum(-1, keepdim=True))
+    return kept.clamp_(min=1)
+
+
+def _find_typical(weights: Tensor, mass: Tensor) -> Tensor:
+    """Which tokens typical sampling keeps: those nearest to the entropy, up to the mass, and all that tie with the
+    last of them."""
+    shares = weights.double() / weights.sum(-1, keepdim=True)
+    surprisal = -shares.log()
+    distance = (surprisal - (shares * surprisal).nansum(-1, keepdim=True)).abs()
+    nearest, order = distance.sort()
+    last = (shares.gather(1, order).cumsum(-1) < mass).sum(-1, keepdim=True)
+    return distance <= nearest.gather(1, last.clamp_(max=weights.shape[1] - 1))
+
+
+# ---------------------------------------------------------------- order and sums
+
+
+def _sort(falls: Tensor) -> Tensor:
+    """Rows in descending order. numpy sorts with vector instructions, in a tenth of torch's time on a CPU."""
+    if not falls.is_cpu:
+        return falls.sort(descending=True).values
+    import numpy as np
+
+    return torch.from_numpy(np.sort(falls.numpy(), axis=-1)).flip(1)
+
+
+def _invert(weights: Tensor, points: Tensor) -> Tensor:
+    """The token [R] at which the cumulative weights pass `points` [R, 1] of their sum."""
+    sums = _sum_blocks(weights)
+    return _search(weights, points * sums.cumsum(-1)[:, -1:], right=True, sums=sums)[:, 0]
+
+
+def _sum_blocks(weights: Tensor) -> Tensor:
+    """The sum of each block, in float64 from there on, so that rare tokens keep their share."""
+    size = min(BLOCK, weights.shape[1])
+    return weights.unflatten(1, (-1, size)).sum(-1).double()
+
+
+def _search(weights: Tensor, target: Tensor, *, right: bool, sums: Tensor | None = None) -> Tensor:
+    """The index [R, 1] at which the cumulative weights reach the target; `right`: exceed it. The block first, then in
+    it, as a cumulative sum of the whole row takes ten times as long."""
+    sums = _sum_blocks(weights) if sums is None else sums
+    blocks = weights.unflatten(1, (sums.shape[1], -1))
+    block, rest = _pick(sums, target, right)
+    inside = blocks.gather(1, block[..., None].expand(-1, -1, blocks.shape[2]))[:, 0].double()
+    return block * blocks.shape[2] + _pick(inside, rest, right)[0]
+
+
+def _pick(weights: Tensor, target: Tensor, right: bool) -> tuple[Tensor, Tensor]:
+    """The index [R, 1] whose weight covers the target, and how far in; never one of weight 0, whatever the rounding."""
+    total = weights.cumsum(-1)
+    places = torch.arange(weights.shape[1], device=weights.device)
+    last = (places * (weights > 0)).amax(-1, keepdim=True)
+    index = torch.minimum(torch.searchsorted(total, target, right=right), last)
+    return index, (target - total.gather(1, index) + weights.gather(1, index)).clamp_(min=0)

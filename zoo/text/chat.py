@@ -1,0 +1,159 @@
+"""Turn conversations into prompts by the chat template that comes with a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.data.tokenizer import read_json
+from zoo.errors import ConfigError, did_you_mean
+from zoo.text.template import RENDERER
+
+if TYPE_CHECKING:
+    from zoo.data.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+
+CHATML = """\
+{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}\
+{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+NAMED = {"chatml": CHATML}
+"""Templates of zoo's own, for models that come without one."""
+
+FILE = "chat_template.jinja"
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names under which a message's reasoning is passed; templates read the first, some the second."""
+MARK = "zoo-marks-an-answer"
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat template: messages → the text that the model continues.
+
+    `tool_use` is the template for conversations with tools, where it is another. `special` are the special tokens that
+    a template may name (`bos_token`, …).
+    """
+
+    default: str
+    tool_use: str | None = None
+    special: Mapping[str, Any] = field(default_factory=dict)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+        **values: Any,
+    ) -> str:
+        """Render the text of a conversation, as transformers' `apply_chat_template` does; with `add_generation_prompt`
+        up to where the answer begins. Further `values` are for the template (`enable_thinking=False`).
+
+        Raises ConfigError for messages that are none, and for what the template refuses or does not manage in time.
+        """
+        if faults := list_faults(messages):
+            raise ConfigError(*faults)
+        template = self.tool_use if tools and self.tool_use is not None else self.default
+        given = {**self.special, **values, "messages": [_complete(message) for message in messages]}
+        given |= {"tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt}
+        return RENDERER.render(template, given)
+
+    def encode(self, tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> list[int]:
+        """Token ids of a conversation; options as of `render`. The template spells the start token itself, so that the
+        tokenizer adds none."""
+        return tokenizer.encode_rendered(self.render(messages, **options))
+
+    def find_end(self, tokenizer: Tokenizer) -> tuple[list[int], list[str]]:
+        """Find what ends an answer: the special token that the template puts behind one, or the line of text."""
+        asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
+        try:
+            _, found, after = self.render(asked, add_generation_prompt=False).rpartition(MARK)
+        except ConfigError:  # a template for other conversations than this: the tokenizer's own end has to do
+            return [], []
+        if not found:
+            return [], []
+        ids = tokenizer.encode_rendered(after.lstrip())
+        if ids and tokenizer.backend.get_added_tokens_decoder().get(ids[0]) is not None:
+            return [ids[0]], []
+        return [], after.strip().splitlines()[:1]
+
+
+def load(folder: Path, chosen: str | None = None) -> ChatTemplate:
+    """Load the template of a checkpoint, or the `chosen` one: a name of zoo's own, or a file.
+
+    Raises ConfigError for a checkpoint without one.
+    """
+    special = _read_special(folder)
+    if chosen is not None:
+        return ChatTemplate(_read_chosen(chosen), special=special)
+    file, stated = folder / FILE, None
+    if file.is_file():
+        return ChatTemplate(_read_text(file), special=special)
+    config = folder / "tokenizer_config.json"
+    if config.is_file():
+        stated = read_json(config, "chat template").get("chat_template")
+    if stated is None:
+        raise ConfigError(
+            f"chat template: {folder} has none, so how a conversation is written for it is not known "
+            f"(--template FILE, or --template {', '.join(NAMED)})"
+        )
+    if isinstance(stated, str):
+        return ChatTemplate(stated, special=special)
+    try:
+        named = {each["name"]: each["template"] for each in stated}
+        return ChatTemplate(named["default"], named.get("tool_use"), special)
+    except (TypeError, KeyError) as error:
+        raise ConfigError(f"{config}: chat_template is no template, found no {error} (a text, or a list)") from error
+
+
+def _read_chosen(chosen: str) -> str:
+    if chosen in NAMED:
+        return NAMED[chosen]
+    if not Path(chosen).is_file():
+        hint = did_you_mean(chosen, NAMED) or f" (a file, or one of: {', '.join(NAMED)})"
+        raise ConfigError(f"template: there is no file {chosen}{hint}")
+    return _read_text(Path(chosen))
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: is not UTF-8 (a chat template)") from error
+
+
+def _read_special(folder: Path) -> dict[str, Any]:
+    """The special tokens that the folder's files name, as text."""
+    found: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        stated = read_json(folder / name, "tokenizer") if (folder / name).is_file() else {}
+        for key, value in stated.items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(text, str):
+                found[key] = text
+    return found
+
+
+def list_faults(messages: Any, where: str = "messages") -> list[str]:
+    """What is wrong with the form of a conversation, one line each."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        return [f"{where}: not a list of messages (one at least, each with role and content)"]
+    faults = []
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            faults.append(f"{where}[{index}]: has no role (system, user or assistant, say)")
+        elif not isinstance(message.get("content"), str | list | None):
+            faults.append(f"{where}[{index}].content: is {message['content']!r} (a text)")
+        elif message.get("content") is None and not message.get("tool_calls"):
+            faults.append(f"{where}[{index}]: has no content (a text)")
+    return faults
+
+
+def _complete(message: Message) -> dict[str, Any]:
+    """A message without what is None, and with its reasoning under the names that templates read."""
+    message = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((message[key] for key in REASONING if key in message), None)
+    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}

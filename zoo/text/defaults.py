@@ -1,0 +1,116 @@
+"""Read the options of sampling that a Hugging Face folder states for its model, in generation_config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import ConfigError
+from zoo.text.prompts import Options
+
+FILE = "generation_config.json"
+
+NAMES = {
+    **{name: name for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p")},
+    "repetition_penalty": "repetition_penalty",
+    "min_new_tokens": "min_tokens",
+    "bad_words_ids": "bad_words",
+    "num_beams": "n_beams",
+    "length_penalty": "length_penalty",
+}
+"""transformers' name of an option → ours."""
+
+NEUTRAL = {"top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1, "repetition_penalty": 1, "min_new_tokens": 0}
+NEUTRAL |= {"num_beams": 1, "length_penalty": 1}
+"""Values that change nothing."""
+
+DRAWS = ("top_k", "top_p", "min_p", "typical_p")
+"""Options that do nothing where the likeliest token is taken."""
+
+SEARCHES = ("max_new_tokens", "n_beams", "length_penalty")
+"""Options that a beam search has; transformers draws beams too, which we do not."""
+
+PLAIN = ("max_new_tokens", "n", "n_beams", "length_penalty", "stop", "stop_ids", "ignore_eos", "seed")
+"""Options that may be given beside a beam search."""
+
+UNKNOWN = {
+    **{"num_beam_groups": 1, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0},
+    **{"min_length": 0, "epsilon_cutoff": 0, "eta_cutoff": 0, "encoder_repetition_penalty": 1},
+    **{"penalty_alpha": 0, "exponential_decay_length_penalty": None, "sequence_bias": None},
+    **{"forced_bos_token_id": None, "forced_eos_token_id": None},
+    **{"suppress_tokens": None, "begin_suppress_tokens": None},
+}
+"""Options of transformers that change the text and that we do not have, with the value that changes nothing."""
+
+
+@dataclass(frozen=True)
+class FolderDefaults:
+    """Options that a folder states, by our names; and the names of those that it states and we do not have."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+
+    def beside(self, given: Mapping[str, Any]) -> FolderDefaults:
+        """What is left of them beside the options `given`. What is given acts: a folder whose text is greedy, or is
+        searched for with beams, does not keep an option that draws from that, nor a folder that draws a beam search."""
+        options = dict(self.options)
+        asked = {name for name, value in given.items() if (name, value) not in (("temperature", 0), ("n_beams", 1))}
+        if "n_beams" in asked or ("n_beams" in options and not asked <= {*PLAIN}):
+            kept = SEARCHES if asked <= {*PLAIN} else ("max_new_tokens",)
+            options = {name: value for name, value in options.items() if name in kept}
+        if options.get("temperature") == 0 and asked & {*DRAWS}:
+            del options["temperature"]
+        return FolderDefaults({name: options[name] for name in options if name not in given}, self.missing)
+
+    def describe(self) -> str | None:
+        """One line about the options that are taken, and about what is missing."""
+        taken = [f"{name} {_show(value)}" for name, value in self.options.items()]
+        parts = [f"takes {', '.join(taken)} (an option that is given goes before it)"] if taken else []
+        parts += [f"cannot take {', '.join(self.missing)}"] if self.missing else []
+        return f"{FILE}: {'; '.join(parts)}" if parts else None
+
+
+def read_defaults(folder: Path) -> FolderDefaults:
+    """Read the options that a Hugging Face folder states; none if it is not one, or states none.
+
+    `do_sample: false` is temperature 0, and so is a beam search. Raises ConfigError for values that will not do.
+    """
+    from zoo import runs
+    from zoo.families.described import read_json
+
+    file = folder / FILE
+    if (folder / runs.ARCHITECTURE).is_file() or not file.is_file():
+        return FolderDefaults()
+    stated = read_json(file)
+    found = {
+        ours: stated[theirs]
+        for theirs, ours in NAMES.items()
+        if stated.get(theirs) is not None and stated[theirs] != NEUTRAL.get(theirs)
+    }
+    missing = [name for name, neutral in UNKNOWN.items() if stated.get(name) not in (None, neutral, [])]
+    if "n_beams" in found and not stated.get("do_sample"):
+        found, without = _take_search(found)
+        missing += [*without, *(["early_stopping"] if stated.get("early_stopping") else [])]
+    else:
+        missing += ["num_beams"] if found.pop("n_beams", None) else []
+        found.pop("length_penalty", None)
+    if stated.get("do_sample") is False:
+        found = {name: value for name, value in found.items() if name not in DRAWS} | {"temperature": 0}
+    try:
+        Options.checked(found)
+    except ConfigError as error:
+        raise ConfigError(*(f"{file}: {fault}" for fault in error.faults)) from None
+    return FolderDefaults(found, tuple(missing))
+
+
+def _take_search(found: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The options of a beam search, which is greedy; and the names of those that it does not have. transformers leaves
+    out those of a draw as well."""
+    without = [name for name in found if name not in (*SEARCHES, *DRAWS, "temperature")]
+    return {**{name: value for name, value in found.items() if name in SEARCHES}, "temperature": 0}, without
+
+
+def _show(value: Any) -> str:
+    return str(value) if isinstance(value, int | float) else f"({len(value)})"

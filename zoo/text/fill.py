@@ -1,0 +1,102 @@
+# N texts, T tokens, V vocabulary
+"""Fill masked tokens: what an encoder with a head for masked language modelling expects in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import ConfigError
+from zoo.lazy import torch
+from zoo.text.reading import load_reader, longest_text, pad_rows
+
+MASKS = ("[MASK]", "<mask>")
+"""The mask token of published tokenizers, for those whose files do not name it."""
+
+
+def fill(
+    model: Any,
+    texts: Sequence[str],
+    *,
+    tokenizer: Any = None,
+    top_k: int = 5,
+    batch_size: int = 32,
+    device: str = "cpu",
+    note: Callable[[str], object] | None = None,
+) -> list[list[list[dict[str, Any]]]]:
+    """Fill the masks of texts: for each text and each of its masks the `top_k` likeliest tokens, as `id`, `token` and
+    `probability`. `model` is a folder, or a model with its `tokenizer` (a tokenizer.json or its folder).
+
+    Masks are filled each for itself, the others staying masked. Raises ConfigError for a model without such a head,
+    a tokenizer without a mask token, and a text without one.
+    """
+    if top_k < 1:
+        raise ConfigError(f"top_k: is {top_k}, not 1 or more")
+    reader = load_reader(model, tokenizer, device, note)
+    _check_model(reader.model.spec)
+    backend, mask = _read_tokenizer(reader.tokenizer)
+    rows = _encode(backend, mask, texts, longest_text(reader.model.spec))
+    found: list[list[list[dict[str, Any]]]] = []
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        found += [[_name(backend, *guess) for guess in guesses] for guesses in _guess(reader.model, batch, mask, top_k)]
+    return found
+
+
+def _check_model(spec: Any) -> None:
+    if spec.kind != "encoder":
+        raise ConfigError(f"fill: the model is a {spec.kind}, which fills no masks (an encoder does; or zoo generate)")
+    if spec.head.kind == "none":
+        raise ConfigError("fill: the model has no head, so no token is likelier than another (head: mlm)")
+
+
+def _read_tokenizer(given: Any) -> tuple[Any, int]:
+    """The tokenizer, and the id of its mask token."""
+    from zoo.data.tokenizer import find_tokenizer_file, read_backend, read_special_token
+
+    stated = None
+    if isinstance(given, str | Path):
+        file = find_tokenizer_file(given, "tokenizer")
+        given, stated = read_backend(file, "tokenizer"), read_special_token(file, "mask_token", "tokenizer")
+    for word in (stated, *MASKS):
+        mask = None if word is None else given.token_to_id(word)
+        if mask is not None:
+            given.no_padding()
+            given.no_truncation()
+            given.encode_special_tokens = False
+            return given, mask
+    raise ConfigError(f"tokenizer: has no mask token (mask_token in tokenizer_config.json, or {' or '.join(MASKS)})")
+
+
+def _encode(backend: Any, mask: int, texts: Sequence[str], limit: int) -> list[list[int]]:
+    """Token ids of each text. Raises ConfigError with a line for each that has no mask, or is too long."""
+    rows = [each.ids for each in backend.encode_batch(list(texts))]
+    word = backend.id_to_token(mask)
+    none = [f"texts: number {index + 1} has no {word}" for index, row in enumerate(rows) if mask not in row]
+    long = {index + 1: len(row) for index, row in enumerate(rows) if len(row) > limit}
+    faults = [f"{fault} (the model's word for what is to be filled)" for fault in none]
+    faults += [f"texts: number {n} has {count} tokens, the model reads {limit} (less)" for n, count in long.items()]
+    if faults:
+        raise ConfigError(*faults)
+    return rows
+
+
+def _guess(model: Any, rows: list[list[int]], mask: int, top_k: int) -> list[list[tuple[list[int], list[float]]]]:
+    """The likeliest tokens and their probabilities, for each mask of each row."""
+    ids, there = pad_rows(rows, model.spec.position.padding_id or 0, next(model.parameters()).device)
+    with torch.inference_mode():
+        logits = model(ids, there).logits  # N T V
+    found = []
+    for row, scores in zip(rows, logits, strict=True):
+        places = [place for place, token in enumerate(row) if token == mask]
+        top = scores[places].float().softmax(-1).topk(min(top_k, scores.shape[-1]))
+        found.append(list(zip(top.indices.tolist(), top.values.tolist(), strict=True)))
+    return found
+
+
+def _name(backend: Any, ids: list[int], probabilities: list[float]) -> list[dict[str, Any]]:
+    return [
+        {"id": token, "token": backend.decode([token], skip_special_tokens=False), "probability": probability}
+        for token, probability in zip(ids, probabilities, strict=True)
+    ]

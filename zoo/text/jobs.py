@@ -1,0 +1,129 @@
+"""Make jobs of prompts: the request that the engine is asked, and what makes text of its answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ConfigError
+from zoo.generation.request import Request
+from zoo.generation.towers import find_writer
+from zoo.sampling.guide import Guide, GuideCompiler, Kind
+from zoo.sampling.options import Sampling
+from zoo.text.chat import ChatTemplate
+from zoo.text.prompts import Options, Prompt
+
+if TYPE_CHECKING:
+    from zoo.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request and what makes text of it. `before` are the tokens that its text follows."""
+
+    request: Request
+    where: str
+    stop: tuple[str, ...] = ()
+    before: Sequence[int] = ()
+    prompt: Prompt | None = None
+
+
+class Encoder:
+    """Make jobs of prompts, for one model and its tokenizer.
+
+    `ends` are the tokens that end a text besides the tokenizer's own. `template` is for conversations.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Tokenizer, ends: Sequence[int] = (), template: ChatTemplate | None = None
+    ) -> None:
+        self.tokenizer, self.template = tokenizer, template
+        self.ends = {tokenizer.eos_id, *ends}
+        self.continues = find_writer(model.spec) is model.spec  # else a decoder of its own begins a text of its own
+        self._vocab_size: int = find_writer(model.spec).vocab_size
+        self._compilers: dict[frozenset[int], GuideCompiler] = {}
+        self._guides: dict[tuple[str, str, frozenset[int]], Guide] = {}
+        self._special = {each.content: id for id, each in tokenizer.backend.get_added_tokens_decoder().items()}
+
+    def make_job(self, given: Mapping[str, Any], options: Options, where: str, prompt: Prompt | None = None) -> Job:
+        """Make a job of a prompt, token ids or messages. Raises ConfigError for messages without a template, and for
+        those that it refuses."""
+        ids, stop, ends = self._encode(given), list(options.stop), {*options.stop_ids}
+        if not options.ignore_eos:
+            ends |= self.ends
+            if "messages" in given:
+                found, words = self._answer_end
+                stop, ends = [*stop, *words], ends | {*found}
+        # A special token is no text, so a stop string that spells one could not be found in the text.
+        ends |= {self._special[word] for word in stop if word in self._special}
+        request = Request(
+            ids=ids,
+            max_new_tokens=options.max_new_tokens,
+            sampling=self._settle_sampling(options),
+            guide=None if options.guide is None else self._compile(*options.guide, frozenset(ends)),
+            stop_ids=frozenset(ends),
+            n=options.n,
+            n_beams=options.n_beams,
+            length_penalty=options.length_penalty,
+            logprobs=options.logprobs,
+            prompt_logprobs=options.prompt_logprobs,
+        )
+        return Job(request, where, tuple(stop), ids if self.continues else (), prompt)
+
+    def _settle_sampling(self, options: Options) -> Sampling:
+        """The sampling parameters, with the words that were given as text."""
+        sampling = options.sampling
+        if options.bad_words:
+            words = encode_words(self.tokenizer, options.bad_words)
+            sampling = replace(sampling, bad_words=(*sampling.bad_words, *words))
+        sampling.check_vocabulary(self._vocab_size)
+        return sampling
+
+    def _compile(self, kind: Kind, source: Any, ends: frozenset[int]) -> Guide:
+        """Compile a grammar, once for all requests that have it."""
+        if ends not in self._compilers:
+            self._compilers[ends] = GuideCompiler(self.tokenizer, self._vocab_size, ends)
+        key = (kind, json.dumps(source), ends)
+        if key not in self._guides:
+            self._guides[key] = self._compilers[ends].compile(kind, source)
+        return self._guides[key]
+
+    @cached_property
+    def _answer_end(self) -> tuple[list[int], list[str]]:
+        return ([], []) if self.template is None else self.template.find_end(self.tokenizer)
+
+    def _encode(self, given: Mapping[str, Any]) -> list[int]:
+        if "ids" in given:
+            return list(given["ids"])
+        if "prompt" in given:
+            return self.tokenizer.encode(given["prompt"], special=True) or [self.tokenizer.eos_id]
+        if self.template is None:
+            raise ConfigError("messages: the model has no chat template (--template FILE, or a prompt)")
+        return self.template.encode(self.tokenizer, given["messages"], tools=given.get("tools"))
+
+    def make_jobs(self, prompts: Sequence[Prompt]) -> list[Job]:
+        """Make a job of each prompt. Raises ConfigError with the faults of all of them."""
+        jobs: list[Job] = []
+        faults: list[str] = []
+        for prompt in prompts:
+            try:
+                jobs.append(self.make_job(prompt.given, prompt.options, prompt.where, prompt))
+            except ConfigError as error:
+                faults += [f"{prompt.where}: {fault}" for fault in error.faults]
+        if faults:
+            raise ConfigError(*faults)
+        return jobs
+
+
+def encode_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """The token sequences that spell these words, at the start of a text and after a space.
+
+    A word can be spelled by other tokens too: `bad_words` bars the spellings that the tokenizer itself gives.
+    """
+    if "" in words:
+        raise ConfigError("bad_words: an empty word bars nothing (leave it out)")
+    spelled = [tuple(tokenizer.encode(prefix + word)) for word in words for prefix in ("", " ")]
+    return tuple(dict.fromkeys(ids for ids in spelled if ids))

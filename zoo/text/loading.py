@@ -1,0 +1,83 @@
+"""Load what writes text: a model, its tokenizer, and what its folder says about ending a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ConfigError
+from zoo.run.builder import pick_device
+from zoo.run.dtypes import settle_cpu
+from zoo.run.linear.probe import BUCKETS
+from zoo.run.linear.ready import check_weights, make_ready
+
+if TYPE_CHECKING:
+    from zoo.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that writes, its tokenizer, the token ids that end a text besides the tokenizer's own, and its folder."""
+
+    model: Any
+    tokenizer: Tokenizer
+    ends: Sequence[int]
+    folder: Path
+
+
+def find_folder(checkpoint: str | Path | None) -> Path:
+    """Find a checkpoint or a run folder; None finds the last run started from here."""
+    from zoo import runs
+
+    return runs.find(runs.last_run() if checkpoint is None else checkpoint)
+
+
+def load(
+    checkpoint: str | Path | None,
+    *,
+    device: str = "auto",
+    dtype: Any = None,
+    fp8: str | None = None,
+    weights: str | None = None,
+    rows: int = 1,
+    stable: bool = False,
+    note: Callable[[str], object] | None = None,
+) -> Loaded:
+    """Load a model and its tokenizer for generating.
+
+    `checkpoint` as of `find_folder`. `dtype` None is the file's, or float32 where a CPU computes that faster. `fp8`
+    puts weights in float8 (`zoo.run.fp8.quantize`); the model is then bfloat16 unless `dtype` says otherwise. On a CPU
+    the model is made ready to serve (`zoo.run.linear.prepare`) up to `rows` rows at once; `weights` names the bits that
+    its products' weights are kept in. `note` is given a line each about what is in float8 or in fewer bits, a dtype
+    that is not the file's, and a number of threads that is not torch's own. Raises ConfigError.
+    """
+    from zoo import runs
+    from zoo.checkpoint import hf, store
+    from zoo.data.tokenizer import Tokenizer
+    from zoo.run.fp8 import quantize, summarize_products
+
+    tell = note or (lambda line: None)
+    check_precision(device, fp8, weights)
+    folder = find_folder(checkpoint)
+    tokenizer = Tokenizer.load(folder)
+    model = store.load(folder, dtype or ("bf16" if fp8 else None), device)
+    if fp8:
+        tell(f"fp8 {fp8}: {summarize_products(quantize(model, fp8))}")
+    settle_cpu(model, tell, dtype=None if dtype is None else f"dtype: {dtype}", keep=fp8 is not None)
+    if not fp8:
+        make_ready(model, weights, tell, rows=tuple(count for count in BUCKETS if count <= rows), stable=stable)
+    ends = [] if (folder / runs.ARCHITECTURE).is_file() else hf.read_end_ids(folder)
+    return Loaded(model, tokenizer, ends, folder)
+
+
+def check_precision(device: str, fp8: str | None, weights: str | None) -> None:
+    """Raises ConfigError for a precision that this device does not have, before anything is read."""
+    from zoo.run.fp8 import WEIGHT_ONLY, require_fp8
+
+    check_weights(weights, pick_device(device))
+    if fp8 and weights:
+        raise ConfigError(f"weights: {weights} was asked for beside fp8: {fp8} (one of the two)")
+    if fp8:
+        require_fp8(fp8, pick_device(device), f"fp8: {fp8}", WEIGHT_ONLY)

@@ -1,0 +1,219 @@
+"""Read what a request asks for: options, and files of prompts, a line each."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any, get_args
+
+from zoo.errors import ConfigError, did_you_mean
+from zoo.sampling.guide import Kind
+from zoo.sampling.options import Sampling
+from zoo.text.chat import list_faults
+
+SOURCES = ("prompt", "ids", "messages")
+"""What a request continues: one of these. `messages` are a conversation, for models with a chat template."""
+
+GUIDES: tuple[Kind, ...] = get_args(Kind)
+"""Kinds of grammars: a request follows at most one."""
+
+MOST_SAMPLES, MOST_LOGPROBS = 128, 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a request asks for besides its prompt. `stop_ids` end a text besides the tokens that the model ends one
+    with, which `ignore_eos` takes for tokens like others. `bad_words` are those given as text, and `guide` is the
+    kind of a grammar and its source: both are made tokens of when the tokenizer is at hand."""
+
+    max_new_tokens: int = 256
+    n: int = 1
+    n_beams: int = 1
+    length_penalty: float = 1.0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    bad_words: tuple[str, ...] = ()
+    guide: tuple[Kind, Any] | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+
+    @classmethod
+    def checked(cls, given: Mapping[str, Any]) -> Options:
+        """Options that a user gave, by the names that `option_names` lists; those that are None are left out.
+
+        Raises ConfigError with one line for each that will not do.
+        """
+        given = {name: value for name, value in given.items() if value is not None}
+        faults = [f"{name}: no such option{_hint(name)}" for name in given if name not in option_names()]
+        own = {name: value for name, value in given.items() if name in CHECKS}
+        if not any(isinstance(word, str) for word in _as_tuple(own.get("bad_words", ()))):
+            own.pop("bad_words", None)  # token ids, which are for the sampling
+        wrong = {name: value for name, value in own.items() if not CHECKS[name][0](value)}
+        faults += [f"{name}: is {value!r}, not {CHECKS[name][1]}" for name, value in wrong.items()]
+        sampling = Sampling()
+        try:
+            taken = [name for name in given if name in sampling_names() and name not in own]
+            sampling = Sampling.checked(**{name: given[name] for name in taken})
+        except ConfigError as error:
+            faults += error.faults
+        guides = {kind: own.pop(kind) for kind in GUIDES if kind in own}
+        if len(guides) > 1:
+            faults.append(f"{' and '.join(guides)}: a text follows one grammar (one of these)")
+        if guides and own.get("ignore_eos"):
+            faults.append("ignore_eos: a grammar's text ends with that token (without one of the two)")
+        if faults:
+            raise ConfigError(*faults)
+        lists = {name: _as_tuple(own[name]) for name in ("stop", "stop_ids", "bad_words") if name in own}
+        return cls(**{**own, **lists, "sampling": sampling, "guide": next(iter(guides.items()), None)})
+
+
+def _number(least: int, most: float) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_new_tokens": (_number(1, math.inf), "a whole number from 1"),
+    "n": (_number(1, MOST_SAMPLES), f"a whole number from 1 to {MOST_SAMPLES}"),
+    "n_beams": (_number(1, MOST_SAMPLES), f"a whole number from 1 to {MOST_SAMPLES}"),
+    "length_penalty": (_is_finite, "a finite number"),
+    "logprobs": (_number(0, MOST_LOGPROBS), f"a whole number from 0 to {MOST_LOGPROBS}"),
+    "prompt_logprobs": (_number(0, MOST_LOGPROBS), f"a whole number from 0 to {MOST_LOGPROBS}"),
+    "stop": (
+        lambda value: all(isinstance(each, str) and each for each in _as_tuple(value)),
+        "a text that is not empty, or a list of such",
+    ),
+    "bad_words": (
+        lambda value: all(_is_text(each) for each in _as_tuple(value)),
+        "all texts that are not empty, or all lists of token ids",
+    ),
+    "stop_ids": (
+        lambda value: all(type(each) is int and each >= 0 for each in _as_tuple(value)),
+        "a token id, or a list of such",
+    ),
+    "json_schema": (lambda value: isinstance(value, dict | bool) or _is_text(value), "a JSON schema"),
+    "regex": (lambda value: _is_text(value), "a regular expression"),
+    "grammar": (lambda value: _is_text(value), "a grammar of Lark"),
+    "ignore_eos": (lambda value: type(value) is bool, "true or false"),
+}
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _hint(name: str) -> str:
+    return did_you_mean(name, option_names()) or f" (one of: {', '.join(option_names())})"
+
+
+@cache
+def sampling_names() -> tuple[str, ...]:
+    """The sampling parameters that can be written down: all but functions of the caller's."""
+    return tuple(each.name for each in fields(Sampling) if each.name != "process")  # type: ignore[arg-type]
+
+
+@cache
+def option_names() -> tuple[str, ...]:
+    return (*(name for name in CHECKS if name != "bad_words"), *sampling_names())
+
+
+def parse_logit_bias(pairs: Sequence[str]) -> dict[int, float]:
+    """Read `TOKEN=BIAS` pairs of the command line. Raises ConfigError for one that is none."""
+    bias: dict[int, float] = {}
+    for pair in pairs:
+        token, _, value = pair.partition("=")
+        try:
+            bias[int(token)] = float(value)
+        except ValueError:
+            raise ConfigError(f"logit_bias: is {pair!r}, not a token id and a number (42=-1.5)") from None
+    return bias
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One line of a file of prompts. `given` is what it continues, and its `id` if it has one; `where` its place."""
+
+    index: int
+    where: str
+    given: Mapping[str, Any]
+    options: Options
+
+
+def read_lines(text: str, where: str, defaults: Mapping[str, Any]) -> list[Prompt]:
+    """Read prompts, one a line; empty lines are none. Every one has the options `defaults`."""
+    options = Options.checked(defaults)
+    lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1)]
+    kept = [(number, line) for number, line in lines if line.strip()]
+    return [Prompt(index, f"{where}:{n}", {"prompt": line}, options) for index, (n, line) in enumerate(kept)]
+
+
+def read_jsonl(text: str, where: str, defaults: Mapping[str, Any]) -> list[Prompt]:
+    """Read prompts from lines of JSON: `prompt`, `ids` or `messages` (with `tools`), an `id`, and any option, which
+    goes before `defaults`. Raises ConfigError with all of the file's faults."""
+    Options.checked(defaults)
+    found: list[Prompt] = []
+    faults: list[str] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{where}:{number}"
+        try:
+            found.append(_read_row(line, place, len(found), defaults))
+        except ConfigError as error:
+            faults += [f"{place}: {fault}" for fault in error.faults]
+    if faults:
+        raise ConfigError(*faults)
+    return found
+
+
+def _read_row(line: str, place: str, index: int, defaults: Mapping[str, Any]) -> Prompt:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"is no JSON, found {error}") from error
+    if not isinstance(row, dict):
+        raise ConfigError(f'is no object, found {line.strip()[:40]} ({{"prompt": "…"}}, say)')
+    given = {name: row.pop(name) for name in (*SOURCES, "tools", "id") if name in row}
+    faults = check_source(given)
+    try:
+        json.dumps(given, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        faults.append("has half of a surrogate pair in it (\\ud83d\\ude42, say, stands for one character)")
+    try:
+        before = {name: value for name, value in defaults.items() if name not in GUIDES or not row.keys() & {*GUIDES}}
+        options = Options.checked({**before, **row})
+    except ConfigError as error:
+        faults += error.faults
+        options = Options()
+    if faults:
+        raise ConfigError(*faults)
+    return Prompt(index, place, given, options)
+
+
+def check_source(given: Mapping[str, Any]) -> list[str]:
+    """What is wrong with what a request continues, one line each."""
+    stated = [name for name in SOURCES if name in given]
+    if len(stated) != 1:
+        return [f"has {' and '.join(stated) or 'nothing to continue'} (one of: {', '.join(SOURCES)})"]
+    if "prompt" in given and not isinstance(given["prompt"], str):
+        return [f"prompt: is {given['prompt']!r} (a text)"]
+    if "messages" in given:
+        return list_faults(given["messages"])
+    if "tools" in given:
+        return ["tools: are for a conversation (with messages)"]
+    ids = given.get("ids")
+    if "ids" in given and not (isinstance(ids, Sequence) and ids and all(type(each) is int for each in ids)):
+        return [f"ids: is {str(ids)[:40]} (a list of token ids, one at least)"]
+    return []

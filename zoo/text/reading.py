@@ -1,0 +1,55 @@
+# N texts, T tokens
+"""Prepare what reads whole texts at once, to fill masks or to embed: the model, its limit, and padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ConfigError
+from zoo.lazy import torch
+from zoo.run.dtypes import settle_cpu
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model that reads texts; its tokenizer, or the place of its tokenizer.json; and its folder, if it has one."""
+
+    model: Any
+    tokenizer: Any
+    folder: Path | None
+
+
+def load_reader(model: Any, tokenizer: Any, device: str, note: Callable[[str], object] | None) -> Reader:
+    """Load the model of a folder, or take the one that is given. Raises ConfigError for a model without a tokenizer."""
+    from zoo import runs
+    from zoo.checkpoint import store
+
+    if not isinstance(model, str | Path):
+        if tokenizer is None:
+            raise ConfigError("tokenizer: a model alone does not read text (pass its tokenizer.json)")
+        return Reader(model, tokenizer, None)
+    folder = runs.find(model)
+    loaded = store.load(folder, device=device)
+    settle_cpu(loaded, note or (lambda line: None))
+    return Reader(loaded, tokenizer or folder, folder)
+
+
+def longest_text(spec: Any) -> int:
+    """The largest number of tokens that the model reads."""
+    tower = next(iter(spec.towers().values()))
+    limit = tower.position.limit
+    return tower.max_seq_len if limit is None else min(limit, tower.max_seq_len)
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+    """Token ids of rows of unequal length, padded on the right, and the mask of what is there [N, T] each."""
+    length = max(map(len, rows))
+    ids = [[*row, *[pad] * (length - len(row))] for row in rows]
+    there = [[1] * len(row) + [0] * (length - len(row)) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(there, device=device)

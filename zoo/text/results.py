@@ -1,0 +1,106 @@
+"""Keep the texts of a file of prompts as lines of JSON, each as it is done, and go on where a file was left."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.disk import replace_file
+from zoo.errors import ConfigError
+from zoo.sampling.sampler import Logprob
+from zoo.text.follow import Sample
+from zoo.text.prompts import Prompt
+
+if TYPE_CHECKING:
+    from zoo.data.tokenizer import Tokenizer
+
+
+class Results:
+    """A file with a line for each text, in the order in which they are done.
+
+    A file that is there already is refused, unless `force` replaces it or `resume` keeps its lines; `missing` are the
+    prompts that have none yet. Raises ConfigError for a file to resume that belongs to other prompts.
+    """
+
+    def __init__(self, file: Path, prompts: Sequence[Prompt], *, force: bool = False, resume: bool = False) -> None:
+        self.file, self._waiting = file, dict[int, list[Sample]]()
+        self._kept: dict[int, str] = {}
+        if file.is_file() and not force:
+            if not resume:
+                raise ConfigError(f"out: {file} is there already (--resume adds what is missing, --force replaces it)")
+            self._kept = self._read(prompts)
+        self.missing = [prompt for prompt in prompts if prompt.index not in self._kept]
+
+    def begin(self) -> None:
+        """Make the file hold what is kept, and nothing else. One that cannot be written fails now."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(self.file) as draft:
+            draft.write_text("".join(self._kept.values()), encoding="utf-8")
+
+    def _read(self, prompts: Sequence[Prompt]) -> dict[int, str]:
+        """The lines of each prompt that is done. What was cut off is left out."""
+        text = self.file.read_text(encoding="utf-8", errors="replace")
+        lines: dict[int, list[str]] = {}
+        for number, line in enumerate(text.split("\n")[:-1], 1):  # what follows the last is a line that was cut off
+            try:
+                row = json.loads(line)
+                index = row["index"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise ConfigError(f"out: {self.file}:{number} is no line of results (--force, or another)") from error
+            if not (isinstance(index, int) and 0 <= index < len(prompts)) or _differs(row, prompts[index]):
+                raise ConfigError(f"out: {self.file}:{number} is of other prompts (--force, or another file)")
+            lines.setdefault(index, []).append(line + "\n")
+        return {index: "".join(kept) for index, kept in lines.items() if len(kept) == prompts[index].options.n}
+
+    def add(self, sample: Sample, tokenizer: Tokenizer) -> None:
+        """Take a text that is done; all of a prompt's samples are written together, unless one of them failed."""
+        prompt = sample.job.prompt
+        assert prompt is not None
+        samples = self._waiting.setdefault(prompt.index, [])
+        samples.append(sample)
+        if len(samples) < sample.job.request.n:
+            return
+        del self._waiting[prompt.index]
+        if any(each.reason == "failed" for each in samples):
+            return
+        samples.sort(key=lambda each: each.number)
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write("".join(dump(each, prompt, tokenizer) for each in samples))
+
+
+def _differs(row: dict[str, Any], prompt: Prompt) -> bool:
+    return any(row.get(name) != value for name, value in prompt.given.items())
+
+
+def dump(sample: Sample, prompt: Prompt, tokenizer: Tokenizer) -> str:
+    """One line of results."""
+    request = sample.job.request
+    row: dict[str, Any] = {"index": prompt.index, **prompt.given, "sample": sample.number, "text": sample.text}
+    row |= {"tokens": sample.tokens, "finish_reason": sample.reason}
+    row |= {"prompt_tokens": len(request.ids), "new_tokens": len(sample.tokens)}
+    if request.logprobs is not None:
+        row["logprobs"] = _describe(sample.tokens, sample.logprobs, tokenizer)
+    if request.prompt_logprobs is not None:
+        assert sample.prompt_logprobs is not None, "the engine said nothing of the prompt"
+        row["prompt_logprobs"] = _describe(request.ids, sample.prompt_logprobs, tokenizer)
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _describe(tokens: Sequence[int], logprobs: Sequence[Logprob | None], tokenizer: Tokenizer) -> list[Any]:
+    """Each token with its log-probability and the likeliest ones there; null for what has none."""
+    rows: list[Any] = []
+    for token, found in zip(tokens, logprobs, strict=True):
+        if found is None:
+            rows.append(None)
+            continue
+        top = [_name(tokenizer, each, value) for each, value in found.top]
+        rows.append({**_name(tokenizer, token, found.value), "top": top})
+    return rows
+
+
+def _name(tokenizer: Tokenizer, token: int, value: float) -> dict[str, Any]:
+    shown = value if math.isfinite(value) else None  # JSON has no −inf
+    return {"id": token, "token": tokenizer.decode([token], special=True), "logprob": shown}

@@ -1,0 +1,98 @@
+"""Run the process that renders chat templates, and end it when a template takes too long."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import ConfigError, ZooError
+
+WORKER = Path(__file__).with_name("template_worker.py")
+START = 60.0  # seconds that the process may take to begin on a busy machine
+PATIENCE = 5.0  # seconds by the clock for one text; the process itself stops after half a second of its own time
+
+
+class Renderer:
+    """A process that renders templates, started with the first one and anew after one that had to be stopped.
+
+    It ends with `close`, and with this process, however that ends: its standard input is then closed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._owner = 0
+
+    def render(self, template: str, values: Mapping[str, Any], where: str = "chat template") -> str:
+        """Render a template of jinja2 with these values, plain data alone. Raises ConfigError where it fails, and where
+        it takes more time, memory or text than a template may."""
+        job = json.dumps({"template": template, "values": dict(values)}) + "\n"
+        with self._lock:
+            process = self._started()
+            line = _ask(process, job, PATIENCE)
+            if not line:
+                self._end()
+                raise ConfigError(f"{where}: was stopped, it took too much time or memory (a template that ends)")
+        found = json.loads(line)
+        if "error" in found:
+            raise ConfigError(f"{where}: {' '.join(found['error'].split())}")
+        return found["text"]
+
+    def close(self) -> None:
+        """End the process."""
+        with self._lock:
+            self._end()
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
+            return self._process
+        self._end()
+        # -P: the folder of the script is not searched, so that none of zoo's own files hides a module of another's.
+        command = [sys.executable, "-P", str(WORKER)]
+        pipe, none = subprocess.PIPE, subprocess.DEVNULL
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=none, text=True, encoding="utf-8")
+        if not _ask(process, "", START):
+            process.kill()
+            process.wait()
+            raise ZooError("chat template: the process that renders templates did not start (pip install jinja2)")
+        self._process, self._owner = process, os.getpid()
+        atexit.register(self.close)
+        return process
+
+    def _end(self) -> None:
+        atexit.unregister(self.close)
+        process, self._process = self._process, None
+        if process is None or self._owner != os.getpid():  # after a fork it is the parent's
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError):
+                pipe.close()  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def _ask(process: subprocess.Popen[str], job: str, seconds: float) -> str:
+    """Send a job and return the line that answers it; nothing once `seconds` are over or the process has ended."""
+    assert process.stdin is not None and process.stdout is not None
+    alarm = threading.Timer(seconds, process.kill)
+    alarm.start()
+    try:
+        process.stdin.write(job)
+        process.stdin.flush()
+        return process.stdout.readline()
+    except OSError:  # it has ended
+        return ""
+    finally:
+        alarm.cancel()
+
+
+RENDERER = Renderer()
+"""One process for all templates: starting it takes longer than rendering hundreds of texts."""

@@ -1,0 +1,145 @@
+"""Render chat templates in a process of their own: a template is a program, written by whoever wrote the checkpoint.
+
+Run as a script by `zoo.text.template`: each line of standard input is one job, each line of standard output its
+answer. A job that takes too much time ends this process, one that takes too much memory ends in an error.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import ext, nodes, parser, runtime, sandbox, utils
+
+SECONDS = 0.5  # of processor time for one text; what is real takes a few milliseconds
+MEMORY = 2**29  # bytes of this process
+LENGTH = 2**24  # characters of a text
+
+
+class Generation(ext.Extension):
+    """`{% generation %}…{% endgeneration %}` marks what the assistant wrote, for training; here it changes nothing."""
+
+    tags = {"generation"}  # noqa: RUF012  (jinja2's own declaration)
+
+    def parse(self, parser: parser.Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_give"), [], [], body).set_lineno(line)
+
+    def _give(self, caller: runtime.Macro) -> str:
+        return caller()
+
+
+class Namespace(utils.Namespace):
+    """A `namespace` whose attributes have no private names, which would lead out of the sandbox."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # pyright: ignore[reportSelfClsParameterName]
+        values = dict(*args[1:], **kwargs)
+        for name in values:
+            _check_public(name)
+        utils.Namespace.__init__(args[0], values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_public(name)
+        utils.Namespace.__setitem__(self, name, value)
+
+
+def _check_public(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace keeps nothing under the private name {name!r}")
+
+
+class Dict:
+    """The `dict` of templates: it makes dicts, and has no other attribute."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+def raise_exception(message: Any) -> NoReturn:
+    raise jinja2.exceptions.TemplateError(str(message))
+
+
+def to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """JSON as it is; jinja2's own filter escapes what HTML would read."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def make_environment() -> sandbox.ImmutableSandboxedEnvironment:
+    """Make the environment that published templates are written for, which is transformers'."""
+    environment = sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals |= {
+        "raise_exception": raise_exception,
+        "strftime_now": lambda form: datetime.now().strftime(form),
+        "dict": Dict(),
+        "namespace": Namespace,
+    }
+    return environment
+
+
+ENVIRONMENT = make_environment()
+compiled = lru_cache(ENVIRONMENT.from_string)
+
+
+def answer(job: dict[str, Any]) -> dict[str, str]:
+    """Render one job: its text, or the error that the template ended in."""
+    try:
+        text = compiled(job["template"]).render(**job["values"])
+        if len(text) > LENGTH:
+            return {"error": f"it wrote {len(text)} characters (at most {LENGTH})"}
+        return {"text": text}
+    except MemoryError:
+        return {"error": f"it took more than {MEMORY >> 20} MiB of memory"}
+    except RecursionError:
+        return {"error": "its macros call each other without end"}
+    except jinja2.exceptions.TemplateSyntaxError as error:
+        return {"error": f"line {error.lineno}: {error.message}"}
+    except jinja2.exceptions.TemplateError as error:
+        return {"error": f"{error.message or error}"}
+    except (
+        Exception
+    ) as error:  # what a template does wrong can be any error of Python's: it is the template's all the same
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def limit_memory() -> None:
+    """Bound this process's memory, where the system can."""
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (ImportError, ValueError, OSError):
+        pass
+
+
+def main() -> None:
+    """Answer jobs until standard input ends, which it does when the parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which may go on
+    limit_memory()
+    timer = getattr(signal, "setitimer", None)  # absent on Windows, where the parent's own limit has to do
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        if timer is not None:
+            timer(signal.ITIMER_PROF, SECONDS)  # its signal ends this process, whatever it is doing
+        text = json.dumps(answer(json.loads(line)))
+        if timer is not None:
+            timer(signal.ITIMER_PROF, 0)
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()
