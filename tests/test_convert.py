@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from loaded import one_in
 from safetensors.torch import load_file, save_file
 
 import zoo
@@ -101,7 +102,7 @@ def test_a_mistake_is_found_in_16_bits_as_in_32(spoil, change, tmp_path):
         verify_folder(model, out)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", one_in(2, [torch.bfloat16, torch.float64]))
 def test_a_model_is_after_its_export_what_it_was_before_and_can_be_trained(dtype, tmp_path):
     model = zoo.load(folder(tmp_path / "there")).to(dtype)
     for parameter in model.parameters():

@@ -87,6 +87,7 @@ def test_a_failed_job_does_not_lose_the_others(here: Path, capsys: pytest.Captur
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_joblib_runs_the_jobs_of_a_sweep_that_the_config_asks_for(here: Path, capsys) -> None:
     (here / "sweep.yaml").write_text(
         "defaults: [/config, override /model: mixtral-tiny]\n"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import ConfigError, ZooError
 from zoo.generation.engine import Engine, serving
 from zoo.generation.request import Request
-from zoo.generation.towers import find_reader, find_writer
+from zoo.generation.towers import check_length, check_prompt, find_reader, find_writer
 from zoo.lazy import torch
 from zoo.sampling.options import Sampling
 
@@ -77,6 +77,9 @@ def stream(
     for prompt in map(tuple, prompts):
         copy, copies[prompt] = copies[prompt], copies[prompt] + 1
         requests.append(Request(ids=prompt, max_new_tokens=max_new_tokens, sampling=chosen, stop_ids=stops, copy=copy))
+    if not max_new_tokens:
+        _check(model.spec, prompts)
+        return iter(())
     longest = max(map(len, prompts))
     own = find_writer(model.spec) is model.spec
     tokens = (longest if own else 1) + max_new_tokens
@@ -87,7 +90,15 @@ def stream(
     )
     for request in requests:
         engine.add(request)
-    return _steps(engine, rows) if max_new_tokens else iter(())
+    return _steps(engine, rows)
+
+
+def _check(spec: Any, prompts: Sequence[Sequence[int]]) -> None:
+    """Raises ConfigError for prompts that no engine would take, where none is needed."""
+    reader, writer = find_reader(spec), find_writer(spec)
+    for prompt in prompts:
+        check_prompt(reader, prompt, reader is not writer)
+        check_length(writer, len(prompt) if reader is writer else 1, 0)
 
 
 def _steps(engine: Engine, rows: int) -> Iterator[Tensor]:
