@@ -2,8 +2,7 @@
 
 import functools
 
-import torch
-from loaded import load
+from loaded import load, make_loud
 from test_generate import COMBINATIONS, TINY
 from test_seq2seq import ALIBI, BART, BIASED, MODERN, NEAR, PREFIX, SINES, T5, UMT5
 
@@ -54,23 +53,10 @@ def make(kind: str):
     else:
         spec = load(TINY, [LONG, *(PLAIN.get(kind) or MIXED[kind])])
     model = build(spec, device="cpu", dtype="fp32").eval()
-    _shout(model)
-    return model
+    return make_loud(model, (53, 61, 96, 98))
 
 
 def _hybrid(mixer: str, others: str) -> list[str]:
     window = ["attention=sliding", "window=5"] if others == "sliding" else []
     state = f"+layers={{state:{{attention:{{kind:{mixer},{MIXERS[mixer]}}}}}}}"
     return [LONG, *window, "pattern=[state,layer]", state, "n_layers=3"]
-
-
-def _shout(model) -> None:
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 1:
-                parameter += 0.2 * noise
-            else:
-                table = parameter.shape[0] in (53, 61, 96, 98)
-                parameter.copy_(noise * (1.0 if table else 2 * parameter.shape[-1] ** -0.5))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from close import assert_close
-from loaded import load, one_in
+from loaded import load, make_loud, one_in
 from tiny import choices, needs
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -51,16 +51,7 @@ TINY = {
 
 def tiny(*overrides):
     """A model whose weights are so loud that a key too many, too few or misplaced shows in the logits."""
-    model = zoo.build(load(TINY, overrides), device="cpu").eval()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 1:
-                parameter += 0.2 * noise
-            else:
-                parameter.copy_(noise * (1.0 if parameter.shape[0] in (61, 64) else 2 * parameter.shape[-1] ** -0.5))
-    return model
+    return make_loud(zoo.build(load(TINY, overrides), device="cpu").eval(), (61, 64))
 
 
 def prompt(batch=2, length=9):

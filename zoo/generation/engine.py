@@ -70,7 +70,7 @@ class Engine:
     ) -> None:
         self.model, self.kernel, self.deterministic = model, kernel, deterministic
         if deterministic:
-            check_deterministic(model, speculate)
+            check_deterministic(model.spec, speculate)
         self.writer, self.reader = find_writer(model.spec), find_reader(model.spec)
         weight = next(each for each in model.parameters() if each.device.type != "meta")  # packed ones are
         self.device, self.dtype = weight.device, dtype or weight.dtype

@@ -13,7 +13,7 @@ from zoo.generation.cache import Cache
 from zoo.generation.scheduler import Chunk, Continuation
 from zoo.generation.store import Store
 from zoo.lazy import torch
-from zoo.spec import walk
+from zoo.spec import Experts, Linear, walk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,10 +31,10 @@ class Passes:
     def batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
         """Chunks that go through the model together: the next tokens of all rows; and parts of prompts that are alike,
         equally many tokens after equally many."""
-        together = all(block.attention.ragged for block in self.writer.blocks.values())
         if self.deterministic:
             yield from self._stable_batches(chunks)
             return
+        together = all(block.attention.ragged for block in self.writer.blocks.values())
         batches: dict[Any, list[Chunk]] = {}
         for chunk in chunks:
             row, source = chunk.sequence.row, chunk.sequence.source
@@ -51,18 +51,17 @@ class Passes:
         """Chunks that go through the model together where a row's bits must not depend on the others."""
         ready = getattr(self.model, "ready", None)
         single = [chunk for chunk in chunks if chunk.count == 1 and not chunk.whole and self._cached(chunk.sequence)]
-        if ready is not None and ready.stable and not self._mixes_rows and single:
+        together = ready is not None and ready.stable and not self._mixes_rows
+        if together and single:
             yield single
-            single_ones = set(map(id, single))
-            chunks = [chunk for chunk in chunks if id(chunk) not in single_ones]
-        yield from ([chunk] for chunk in chunks)
+        yield from ([chunk] for chunk in chunks if not (together and chunk in single))
 
     @cached_property
     def _mixes_rows(self) -> bool:
         """Whether layers multiply rows together elsewhere than in products that `prepare` makes ready: recurrences, and
         MLA's absorbed products."""
         parts = (part for _, part in walk(self.writer, self.writer.d_model))
-        return self.recurrent or any(getattr(part, "bare", False) for part in parts)
+        return self.recurrent or any(isinstance(part, Linear) and part.bare for part in parts)
 
     def _cached(self, sequence: Continuation) -> bool:
         """Whether a pass needs no source: all but the first one of an encoder-decoder."""
@@ -92,12 +91,11 @@ class Passes:
         return self.model.get_submodule("decoder")(tokens, **options).logits
 
 
-def check_deterministic(model: Any, speculate: int) -> None:
+def check_deterministic(spec: Any, speculate: int) -> None:
     """Raises ConfigError for what cannot give the same bits whatever runs beside it."""
     if speculate:
         raise ConfigError("speculate: a draft's tokens are computed together, and would differ in bits (0)")
-    if any(getattr(block, "ffn", None) is not None and block.ffn.axis == "ffn" and block.ffn.kind.startswith("moe")
-           for tower in model.spec.towers().values() for block in tower.blocks.values()):  # fmt: skip
+    if any(isinstance(part, Experts) for _, part in walk(spec, spec.d_model)):
         raise ConfigError("deterministic: an expert's products differ in bits with the rows that it gets (false)")
 
 

@@ -80,7 +80,8 @@ class Scheduler:
     A step computes one token of each sequence that is past its prompt, and within `budget` tokens in all, chunks of
     prompts: a token at least, or newcomers that are past theirs could keep one waiting for ever. With `overcommit`
     above 1 a sequence starts with room for its tokens divided by that; if pages run out, the one that started last
-    gives up its row and waits again.
+    gives up its row and waits again. With `tile`, prompts are cut at its multiples and what was generated is computed a
+    token at a time, so that a token meets the same shapes whatever runs beside it.
     """
 
     def __init__(

@@ -179,8 +179,9 @@ def plan_store(
 ) -> StorePlan:
     """Plan for `rows` rows of up to `tokens` tokens (and `source` tokens of an encoder's output), or for as many as
     `memory` bytes hold. With `overcommit` above 1 pages of full attention are that many times fewer than rows may come
-    to need, yet enough for one row. With `reuse`, recurrent layers have as many slots again for checkpoints. Raises
-    ConfigError for memory that holds no row."""
+    to need, yet enough for one row. With `reuse`, windows and recurrent layers have as much again, for checkpoints.
+    With `new` above 1, for drafts of new − 1 tokens, recurrent layers have as many slots again, to take tokens back.
+    Raises ConfigError for memory that holds no row."""
     groups = list_groups(tower)
     copies = 1 + (reuse + (new > 1)) * any(block.state() for block in tower.blocks.values())
     each = [group.pages(source if group.cross else tokens, new) for group in groups]
