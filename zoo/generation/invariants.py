@@ -213,16 +213,17 @@ def _check_queues(found: Snapshot) -> Iterator[str]:
         yield "queues: a sequence is before one that came earlier"
 
 
-def check_budget(counts: Iterable[tuple[int, bool]], budget: int) -> list[str]:
+def check_budget(counts: Iterable[tuple[int, bool]], budget: int, *, cut: bool = True) -> list[str]:
     """List what is wrong with the chunks planned for a step: for each how many tokens it has and whether it is part of
-    a prompt. Next tokens go first; parts of prompts share what is left of the budget, and get a token if nothing is."""
+    a prompt. Next tokens go first; parts of prompts share what is left of the budget, and get a token if nothing is.
+    Without `cut`, parts have sizes of their own (tiles, whole prompts), and one alone may be larger than that."""
     counts = list(counts)
     ahead = sum(count for count, prompt in counts if not prompt)
     prompts = [count for count, prompt in counts if prompt]
     faults = []
     if any(count < 1 for count, _ in counts):
         faults.append("plan: a chunk has no token")
-    if sum(prompts) > max(1, budget - ahead):
+    if sum(prompts) > max(1, budget - ahead) and (cut or len(prompts) > 1):
         faults.append(f"plan: {sum(prompts)} tokens of prompts and {ahead} next ones, the budget is {budget}")
     return faults
 

@@ -113,12 +113,13 @@ class Scheduler:
             elif each.left == 1:
                 chunks.append(Chunk(each, 1))
                 left -= 1
-        left = max(left, 1)
+        whole = left = max(left, 1)
         for each in self.running:
             if each.left > 1 and len(each.ids) <= self.limit and left > 0:
                 count = self._tile(each) if self.tile else self._chunk(each, min(each.left, left))
-                chunks.append(Chunk(each, count))
-                left -= count
+                if count <= left or left == whole:  # what cannot be cut goes over the budget alone, or waits
+                    chunks.append(Chunk(each, count))
+                    left -= count
         return chunks
 
     def _tile(self, sequence: Continuation) -> int:
