@@ -97,7 +97,6 @@ class Engine:
             sizes = {"rows": plan.rows, "tokens": tokens}
             self.proposer = NGrams() if draft is None else DraftModel(draft, self.writer.vocab_size, **sizes)
         self.live: dict[int, list[Continuation]] = {}
-        self.fault = ""
         self._next = 0
 
     # ---------------------------------------------------------------- requests
@@ -192,7 +191,7 @@ class Engine:
                 yield from self.step()
 
     def step(self) -> list[Event]:
-        """Compute one step; the tokens that came of it. A sample whose logits are NaN ends as "failed". Raises ZooError
+        """Compute one step; the tokens that came of it. A sample without a next token ends as "failed". Raises ZooError
         when all requests are done and their pages and slots have not come back."""
         with torch.inference_mode():
             chunks = self._propose(self.scheduler.plan())
@@ -217,8 +216,8 @@ class Engine:
         """Take a beam search one token further; the events of its best beams when it is over."""
         first = beams.running[0]
         if beams.broken(found):
-            self.fault = f"has logits that are NaN or all -inf {CURE}"
-            events = [Event(first.request, sample, None, "failed") for sample in range(beams.asked.n)]
+            fault = name_fault(found[first])
+            events = [Event(first.request, sample, None, "failed", fault=fault) for sample in range(beams.asked.n)]
         elif beams.advance(found):
             waiting = [each for each in beams.running if each not in self.scheduler.running]
             gone = [each for each in beams.spare if each in self.scheduler.running]
@@ -309,9 +308,8 @@ class Engine:
         logprobs = [None] * len(new) if top is None else find_logprobs(found[each][: len(new)], new, [top] * len(new))
         for token, logprob in zip(new, logprobs, strict=True):
             if token < 0:
-                kind = str(found[each].dtype).removeprefix("torch.")
-                self.fault = each.draws.fault or f"has logits that are NaN or all -inf, in {kind} {CURE}"
-                events.append(Event(each.request, each.sample, None, "failed"))
+                fault = name_fault(found[each][len(new) - 1], each.draws)
+                events.append(Event(each.request, each.sample, None, "failed", fault=fault))
                 self._finish(each, "failed")
                 break
             each.ids.append(token)
@@ -349,3 +347,13 @@ class Engine:
         left = self.live[sequence.request]
         if all(each.finished for each in left):
             del self.live[sequence.request]
+
+
+def name_fault(logits: Tensor, draws: DrawState | None = None) -> str:
+    """Why a row with these logits [V] has no next token; reads on from the token's number."""
+    if draws is not None and draws.fault:
+        return f"cannot follow its grammar, found {draws.fault}"
+    if draws is not None and float(logits.amax()) > -math.inf:  # NaN is above nothing
+        return "is barred by its options (fewer bad_words, or another logit_bias or process)"
+    kind = str(logits.dtype).removeprefix("torch.")
+    return f"has logits that are NaN or all -inf, in {kind} {CURE}"
