@@ -243,6 +243,7 @@ class Scheduler:
             sequence = self._narrow(sequence.beams)
         else:
             self.leave(sequence)
+        sequence.scores.clear()  # it reads its prompt again, from the start
         sequence.preempted += 1
         self.preemptions += 1
         self.waiting.appendleft(sequence)
