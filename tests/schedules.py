@@ -190,9 +190,10 @@ def _finish(engine: Engine, found: Outcome, steps: int) -> None:
     if found.faults:
         return
     found.faults += invariants.check_drained(invariants.snapshot(engine))
-    if engine.prefixes is not None:
-        found.hits = engine.prefixes.hits
-        engine.prefixes.forget()
+    for kept in (engine.prefixes, engine.sources):
+        if kept is not None:
+            found.hits += kept.hits
+            kept.forget()
     found.faults += invariants.check_initial(invariants.snapshot(engine))
 
 

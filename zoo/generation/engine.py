@@ -16,6 +16,7 @@ from zoo.generation.prefix import Prefixes
 from zoo.generation.proposals import DraftModel, NGrams, Proposer
 from zoo.generation.request import Event, Reason, Request
 from zoo.generation.scheduler import Chunk, Continuation, Scheduler
+from zoo.generation.sources import Sources
 from zoo.generation.store import Store, plan_store, token_bytes
 from zoo.generation.towers import check_length, check_prompt, find_reader, find_writer
 from zoo.lazy import torch
@@ -43,8 +44,8 @@ class Engine:
 
     A step computes the next token of every running sequence and, within `budget` tokens, parts of prompts. The cache
     has room for `rows` sequences of `tokens` tokens (of an encoder-decoder: besides as many `source` tokens each), or
-    for what fits `memory` bytes. Tokens that earlier requests began with are not computed again unless `reuse` is
-    false. With `speculate`, up to so many tokens a step are proposed and verified together: by the model `draft`, or by
+    for what fits `memory` bytes. Tokens that earlier requests began with, and sources that they had, are not computed
+    again unless `reuse` is false. With `speculate`, up to so many tokens a step are proposed and verified together: by the model `draft`, or by
     what followed the same tokens before. With `deterministic` a request's log-probabilities are the same to the bit
     whatever runs beside it: prompts are computed in tiles of TILE tokens, and rows together only where a model was made
     ready for it (`zoo.prepare(model, stable=True)`), else one by one. The model must stay in eval mode while requests
@@ -79,17 +80,18 @@ class Engine:
         if self.writer.cacheable_until is not None:
             tokens = min(tokens, self.writer.cacheable_until)
         self.tokens, self.source = tokens, (source or self.reader.max_seq_len) if self.seq2seq else 0
-        plain = not self.seq2seq and not getattr(self.writer, "prefix_lm", False)
-        reuse = reuse and plain
+        sources = reuse and self.seq2seq
+        reuse = reuse and not self.seq2seq and not getattr(self.writer, "prefix_lm", False)
         sizes = rows, self.tokens, self.source, self.dtype.itemsize, memory
         new = {"new": speculate + 1}
         plan = plan_store(self.writer, *sizes, overcommit=overcommit, reuse=reuse, **new)
         self.store = Store(self.writer, plan.pages, plan.slots, dtype=self.dtype, device=self.device, **new)
         aligned = {"interval": TILE, "align": TILE} if deterministic else {}
         self.prefixes = Prefixes(self.store, **aligned) if reuse else None
+        self.sources = Sources(self.store) if sources else None
         tile = TILE if deterministic else None
         sizes = {"budget": budget, "rows": plan.rows, "overcommit": overcommit, "tile": tile}
-        self.scheduler = Scheduler(self.store, self.prefixes, **sizes)
+        self.scheduler = Scheduler(self.store, self.prefixes, self.sources, **sizes)
         self.sampler, self.verifier = Sampler(), Sampler()
         self.passes = Passes(model, self.writer, self.store, self.device, deterministic=deterministic)
         self.proposer: Proposer | None = None

@@ -27,7 +27,7 @@ class PoolSnapshot:
 @dataclass(frozen=True, kw_only=True)
 class RowSnapshot:
     """A running sequence and its CachedRow. `known` are its tokens, `most` the most that its row may hold of them,
-    `promised` the tokens of an encoder's output that it reads; `names` those of its whole pages."""
+    `promised` the tokens of an encoder's output that it reads; `names` those of its whole pages, or of its source's."""
 
     number: Number
     length: int
@@ -53,10 +53,11 @@ class KeptSnapshot:
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """An engine between two steps. `waiting`, `running` and `live` name the sequences in each queue, in order. A row of
-    a window has room for `new` tokens a pass."""
+    a window has room for `new` tokens a pass. With `shares`, rows of one source share its pages."""
 
     page: int
     new: int
+    shares: bool
     groups: tuple[Group, ...]
     pools: tuple[PoolSnapshot, ...]
     slots: int
@@ -78,6 +79,7 @@ def snapshot(engine: Any) -> Snapshot:
     return Snapshot(
         page=store.page,
         new=store.new,
+        shares=engine.sources is not None,
         groups=tuple(store.groups),
         pools=tuple(_pool(pool) for pool in store.pools),
         slots=store.slots,
@@ -187,6 +189,7 @@ def _check_row(found: Snapshot, row: RowSnapshot, number: int, group: Group) -> 
     if group.cross:
         if dropped or len(pages) != -(-row.promised // page):
             yield f"{len(pages)} pages for a source of {row.promised} tokens"
+        yield from _check_source(found, row, number)
         return
     first = group.first_seen(row.length)
     if dropped * page > first:
@@ -202,6 +205,15 @@ def _check_row(found: Snapshot, row: RowSnapshot, number: int, group: Group) -> 
             yield f"page {each} will be written, and {kept}"
         elif group.full and each in pool.names and pool.names[each] not in row.names[place : place + 1]:
             yield f"page {each} is named for other tokens than those it holds"
+
+
+def _check_source(found: Snapshot, row: RowSnapshot, number: int) -> Iterator[str]:
+    """A source that is kept for reuse lies in the store once, in the pages that have its names."""
+    names, pages = found.pools[number].names, row.pages[number]
+    if row.source and found.shares and [names.get(page) for page in pages] != [*row.names]:
+        yield "the pages of its source have other names than its tokens give"
+    if not row.source and names.keys() & {*pages}:
+        yield "pages that its source will be written to are kept for reuse"
 
 
 def _check_queues(found: Snapshot) -> Iterator[str]:

@@ -11,6 +11,7 @@ from zoo.generation.beams import Beams
 from zoo.generation.prefix import Prefixes
 from zoo.generation.request import Reason, Request
 from zoo.generation.rows import CachedRow
+from zoo.generation.sources import Sources
 from zoo.generation.store import Store
 
 
@@ -19,7 +20,7 @@ class Continuation:
     """One of a request's samples: its tokens so far, and its row in the store while it runs.
 
     `ids` are what the decoder has read or will read next, `prompt` how many of them were given. `source` are an
-    encoder-decoder's prompt tokens. `draws` is the state of its sampling.
+    encoder-decoder's prompt tokens, whose pages then have the `names`. `draws` is the state of its sampling.
     """
 
     request: int
@@ -88,13 +89,14 @@ class Scheduler:
         self,
         store: Store,
         prefixes: Prefixes | None,
+        sources: Sources | None = None,
         *,
         budget: int,
         rows: int,
         overcommit: float,
         tile: int | None = None,
     ) -> None:
-        self.store, self.prefixes = store, prefixes
+        self.store, self.prefixes, self.sources = store, prefixes, sources
         self.budget, self.rows, self.overcommit = budget, rows, overcommit
         self.tile = tile
         self.limit = store.tower.cacheable_until or 1 << 60
@@ -167,9 +169,15 @@ class Scheduler:
         return beams + sum(each.beams is None for each in self.running)
 
     def _awaits(self, sequence: Continuation) -> bool:
-        """Whether what the sequence reads is being computed: by the first sample of its request."""
+        """Whether what the sequence reads is being computed: by the first sample of its request, or by one that has the
+        same source."""
         leader = sequence.leader
-        return leader is not None and leader.row is not None and leader.row.length < leader.prompt
+        if leader is not None and leader.row is not None and leader.row.length < leader.prompt:
+            return True
+        return self.sources is not None and any(
+            each.source == sequence.source and not each.row.source and len(each.ids) <= self.limit  # type: ignore[union-attr]
+            for each in self.running
+        )
 
     def _widen(self, sequence: Continuation) -> bool:
         """Give a beam search the rows of its other beams; False where there is no room yet."""
@@ -193,12 +201,17 @@ class Scheduler:
             self.prefixes.name(sequence.names, sequence.ids)
             if sequence.asked.prompt_logprobs is None:  # these are made of logits, which nothing keeps
                 self.prefixes.restore(row, sequence.names, len(sequence.ids) - 1)
+        if self.sources is not None and restore and sequence.source is not None:
+            sequence.names = sequence.names or self.sources.name(sequence.source)
+            self.sources.restore(row, sequence.names, len(sequence.source))
         leader = sequence.leader
-        if leader is not None and leader.row is not None and leader.row.source:
+        if leader is not None and leader.row is not None and leader.row.source and not row.source:
             row.share_source(leader.row)
         if self._reserve(row, sequence):
             if self.prefixes is not None and restore:
                 self.prefixes.count(row, len(sequence.ids) - 1)
+            if self.sources is not None and restore:
+                self.sources.count(row, len(sequence.source or ()))
             return row
         row.release()
         return None
@@ -285,6 +298,10 @@ class Scheduler:
 
     def keep(self, chunks: Sequence[Chunk], before: Sequence[int]) -> None:
         """Keep what a step computed for reuse; `before` are the lengths that rows had."""
+        for chunk, length in zip(chunks, before, strict=True):
+            row = chunk.sequence.row
+            if self.sources is not None and not length and row is not None and row.source:
+                self.sources.keep(row, chunk.sequence.names)
         if self.prefixes is None:
             return
         for chunk, length in zip(chunks, before, strict=True):
