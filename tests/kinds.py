@@ -13,7 +13,7 @@ from zoo.generation.towers import find_writer
 from zoo.run.builder import build
 from zoo.sampling.guide import GuideCompiler
 
-LONG = "max_seq_len=96"
+LONG = "max_seq_len=92"
 MIXED = {
     "gemma-like": [
         "pattern=[near*2,layer]",
@@ -52,12 +52,12 @@ KINDS = [*PLAIN, *MIXED, *HYBRIDS, *PREFIX_LM, *SEQ2SEQ]
 def make(kind: str):
     """Make the model of a kind, in eval mode; every parameter of it is random. Shared: it must not be changed."""
     if kind in SEQ2SEQ or kind in PREFIX_LM:
-        spec = load({**(SEQ2SEQ.get(kind) or PREFIX_LM[kind]), "max_seq_len": 96})
+        spec = load({**(SEQ2SEQ.get(kind) or PREFIX_LM[kind]), "max_seq_len": 92})
     elif kind in HYBRIDS:
         spec = load(TINY, _hybrid(*HYBRIDS[kind]))
     else:
         spec = load(TINY, [LONG, *(PLAIN.get(kind) or MIXED[kind])])
-    model = make_loud(build(spec, device="cpu", dtype="fp32").eval(), (53, 61, 96, 98))
+    model = make_loud(build(spec, device="cpu", dtype="fp32").eval(), (53, 61, 92, 94))
     if kind == "sines":  # a token that has no position is for padding: written in a cache it counts, as in transformers
         model.state_dict()["decoder.head.offset"][spec.decoder.position.skip_id] = -40
     return model
@@ -77,7 +77,7 @@ def make_draft(kind: str):
     unlike = kind in SEQ2SEQ or kind in PREFIX_LM or any(block.state() for block in writer.blocks.values())
     if unlike or writer.cacheable_until is not None:
         spec = load(TINY, [LONG, f"vocab_size={writer.vocab_size}"])
-        return make_loud(build(spec, device="cpu", dtype="fp32").eval(), (writer.vocab_size, 96))
+        return make_loud(build(spec, device="cpu", dtype="fp32").eval(), (writer.vocab_size, 92))
     model, generator = build(writer, device="cpu", dtype="fp32").eval(), torch.Generator().manual_seed(2)
     model.load_state_dict(make(kind).state_dict())
     with torch.no_grad():

@@ -150,3 +150,21 @@ def test_an_engine_that_is_done_and_still_holds_a_page_says_so(monkeypatch):
     told = r"^engine: pool 0: .* \(a fault of the engine: please report it\)$"
     with pytest.raises(ZooError, match=told):
         list(engine.run([Request(ids=[1, 2], max_new_tokens=2)]))
+
+
+@pytest.mark.parametrize("kind", ["position=learned", "ntk"])
+def test_a_row_at_the_end_of_its_positions_is_served_beside_one_with_a_longer_draft(kind):
+    """A pass is as wide as its longest draft, and the other row's padding has no position of its own."""
+    model = make(kind)
+    end = 20 if kind == "ntk" else 92
+    draft = make("attention=gqa") if kind == "ntk" else model
+    engine = Engine(model, rows=2, tokens=end, draft=draft, speculate=3)
+    widths, run = [], engine.passes.run
+    engine.passes.run = lambda batch: (widths.append([chunk.count for chunk in batch]), run(batch))[1]
+    requests = [Request(ids=[n % 60 for n in range(end - 10)], max_new_tokens=10), Request(ids=[1, 2], max_new_tokens=end - 2)]
+    found = {0: [], 1: []}
+    for event in engine.run(requests):
+        found[event.request].append(event.token)
+    for number, request in enumerate(requests):
+        assert check_alone(model, request, 0, found[number]) is None
+    assert any(min(each) < max(each) for each in widths if len(each) > 1)

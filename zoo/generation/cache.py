@@ -156,6 +156,12 @@ class Cache:
         """The tokens of the longest row."""
         return max(row.length for row in self.rows)
 
+    def reach(self, new: int) -> int:
+        """The tokens of the longest row after a pass of `new` columns."""
+        if self.past is not None:
+            return self.past + new
+        return max(row.length + self.count(number, new) for number, row in enumerate(self.rows))
+
     @property
     def has_source(self) -> bool:
         """Whether every row has the keys of an encoder's output."""
