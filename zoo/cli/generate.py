@@ -198,7 +198,7 @@ def run(
     """
     from zoo.cli import batching
     from zoo.text.follow import count_rows
-    from zoo.text.loading import check_precision, find_folder, load
+    from zoo.text.loading import check_precision, check_serving, find_folder, load
     from zoo.text.prompts import Options, parse_logit_bias
 
     given = {
@@ -233,28 +233,27 @@ def run(
     prompts = _read_prompts(prompt, prompt_file, form, add_folder_options(given, folder))
     results = _plan_results(out, prompts, force=force, resume=resume)
     rows = count_rows(prompt.options for prompt in prompts)
+    speculate = _count_guesses(ngram, draft, draft_tokens)
+    check_serving(folder, speculate, draft, deterministic)
     loaded = load(
         folder, device=device, dtype=dtype, fp8=fp8, weights=weights, rows=rows, stable=deterministic, note=print_note
     )
-    speculation = _plan_speculation(ngram, draft, draft_tokens, device)
-    serving = {**speculation, "deterministic": deterministic}
+    guessing = None if draft is None else load(draft, device=device).model
+    serving = {"speculate": speculate, "draft": guessing, "deterministic": deterministic}
     options = {"template": template, "kernel": kernel, "serving": serving}
     batching.run(loaded, prompts, results, **options, note=print_note)
 
 
-def _plan_speculation(ngram: int, draft: Path | None, tokens: int, device: str) -> dict[str, Any]:
-    """What an engine is told of guesses. Raises ConfigError."""
+def _count_guesses(ngram: int, draft: Path | None, tokens: int) -> int:
+    """How many tokens are guessed at once. Raises ConfigError."""
     from zoo.errors import ConfigError
-    from zoo.text.loading import load
 
     for name, count, least in (("ngram", ngram, 0), ("draft_tokens", tokens, 1)):
         if not least <= count <= MOST_GUESSES:
             raise ConfigError(f"{name}: is {count}, not a whole number from {least} to {MOST_GUESSES}")
-    if draft is None:
-        return {"speculate": ngram}
-    if ngram:
+    if ngram and draft is not None:
         raise ConfigError("ngram: --draft guesses (one of the two)")
-    return {"speculate": tokens, "draft": load(draft, device=device).model}
+    return ngram if draft is None else tokens
 
 
 def _read_prompts(prompt: str | None, file: Path | None, form: Form | None, given: dict[str, Any]) -> list[Prompt]:
