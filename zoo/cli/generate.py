@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.common import TEMPERATURE, add_folder_options, print_note
+from zoo.cli.common import TEMPERATURE, print_note, read_folder_options
 
 if TYPE_CHECKING:
-    from zoo.text.prompts import Prompt
+    from zoo.text.prompts import Complete, Prompt
 
 
 class Fp8(StrEnum):
@@ -230,7 +230,7 @@ def run(
     _check_use(prompt_file, out, resume=resume, force=force, logprobs=logprobs, template=template)
     check_precision(device, fp8, weights)
     folder = find_folder(checkpoint)
-    prompts = _read_prompts(prompt, prompt_file, form, add_folder_options(given, folder))
+    prompts = _read_prompts(prompt, prompt_file, form, given, read_folder_options(folder, given))
     results = _plan_results(out, prompts, force=force, resume=resume)
     rows = count_rows(prompt.options for prompt in prompts)
     speculate = _count_guesses(ngram, draft, draft_tokens)
@@ -256,7 +256,9 @@ def _count_guesses(ngram: int, draft: Path | None, tokens: int) -> int:
     return ngram if draft is None else tokens
 
 
-def _read_prompts(prompt: str | None, file: Path | None, form: Form | None, given: dict[str, Any]) -> list[Prompt]:
+def _read_prompts(
+    prompt: str | None, file: Path | None, form: Form | None, given: dict[str, Any], complete: Complete
+) -> list[Prompt]:
     """The prompts that the command line names, each with its options. Raises ConfigError for all faults together."""
     from zoo.errors import ConfigError
     from zoo.text.prompts import Options, Prompt, read_jsonl, read_lines
@@ -265,7 +267,7 @@ def _read_prompts(prompt: str | None, file: Path | None, form: Form | None, give
         if form is not None:
             raise ConfigError("prompt_format: says what a file holds, and there is none (--prompt-file FILE)")
         whole = sys.stdin.read() if prompt == "-" else prompt or ""
-        return [Prompt(0, "", {"prompt": whole}, Options.checked(given))]
+        return [Prompt(0, "", {"prompt": whole}, Options.checked(complete(given)))]
     if prompt is not None:
         raise ConfigError("prompt: --prompt-file has the prompts (one of the two)")
     try:
@@ -273,7 +275,7 @@ def _read_prompts(prompt: str | None, file: Path | None, form: Form | None, give
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"prompt_file: cannot read {file}, found {type(error).__name__} (a UTF-8 file)") from error
     as_json = form is Form.jsonl or (form is None and file.suffix == ".jsonl")
-    found = (read_jsonl if as_json else read_lines)(text, str(file), given)
+    found = (read_jsonl if as_json else read_lines)(text, str(file), given, complete)
     if not found:
         raise ConfigError(f"prompt_file: {file} has no prompt (a line each)")
     return found
