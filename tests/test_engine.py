@@ -8,14 +8,17 @@ from contextlib import nullcontext
 
 import pytest
 from kinds import HYBRIDS, KINDS, MIXED, PREFIX_LM, SEQ2SEQ, make, make_draft, make_guides
-from loaded import one_in
+from loaded import load, make_loud, one_in
 from schedules import check_alone, find_bit_faults, find_faults, make_schedule
+from test_generate import TINY
 
 import zoo
 from zoo.errors import ConfigError, ZooError
+from zoo.generation import invariants
 from zoo.generation.engine import Engine, serving
 from zoo.generation.request import Request
 from zoo.generation.rows import CachedRow
+from zoo.run.builder import build
 
 SAME_CACHE = ("activation=", "norm=", "block=", "ffn=")
 """Choices that change nothing about what is kept: each gets fewer schedules."""
@@ -168,3 +171,22 @@ def test_a_row_at_the_end_of_its_positions_is_served_beside_one_with_a_longer_dr
     for number, request in enumerate(requests):
         assert check_alone(model, request, 0, found[number]) is None
     assert any(min(each) < max(each) for each in widths if len(each) > 1)
+
+
+@pytest.mark.parametrize("window", [24, 40, 100])
+@pytest.mark.parametrize("budget", [17, 40, 64])
+def test_a_prompt_longer_than_its_window_may_come_in_parts_shorter_than_that(window, budget):
+    """A part that is joined to the window leaves those of its tokens that the next part sees."""
+    model = make_loud(build(load(TINY, ["attention=sliding", f"window={window}"]), device="cpu").eval(), (61,))
+    engine = Engine(model, rows=3, tokens=240, budget=budget)
+    requests = [Request(ids=[(7 * n + k) % 61 for n in range(200 + k)], max_new_tokens=6) for k in range(3)]
+    found = {}
+    with serving(model):
+        for request in requests:
+            engine.add(request)
+        while engine.busy:
+            for event in engine.step():
+                found.setdefault(event.request, []).append(event.token)
+            assert not invariants.check(invariants.snapshot(engine))
+    for number, request in enumerate(requests):
+        assert check_alone(model, request, 0, found[number]) is None
