@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
 from zoo.generation.pages import OutOfPages
@@ -14,6 +14,9 @@ from zoo.generation.rows import CachedRow, list_slots
 from zoo.generation.store import PAGE, Group, LayerStore, Store, list_groups
 from zoo.kernels.rows import Run
 from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from zoo.run.recording import Recordings
 
 
 @dataclass
@@ -48,7 +51,7 @@ class Where:
             return pool[self.index]
         start, stop = self.rows[0][0]
         if len(self.rows) == 1:
-            return pool[start:stop][None]
+            return pool.narrow(0, start, stop - start).unsqueeze(0)
         stride = self.rows[1][0][0] - start
         held = pool[start : start + stride * (len(self.rows) - 1) + stop - start]
         return held.unfold(0, stop - start, stride).movedim(-1, 1)
@@ -74,7 +77,7 @@ class LayerCache:
             return joined
         if where.in_place:
             keys = where.load(pool)
-            keys[:, -new.shape[1] :] = new
+            keys.narrow(1, keys.shape[1] - new.shape[1], new.shape[1]).copy_(new)
         else:
             where.store(pool, new)
             keys = pool if where.ragged else where.load(pool)
@@ -114,8 +117,17 @@ class Cache:
     no bit depends on the pool.
     """
 
-    def __init__(self, store: Store, rows: Sequence[CachedRow], *, apart: bool = False, packs: bool = False) -> None:
+    def __init__(
+        self,
+        store: Store,
+        rows: Sequence[CachedRow],
+        *,
+        apart: bool = False,
+        packs: bool = False,
+        recordings: Recordings | None = None,
+    ) -> None:
         self.store, self.rows, self.apart, self.packs = store, list(rows), apart, packs
+        self.recordings = recordings
         self.counts: list[int] | None = None  # None: every row has T new tokens
         numbers = [row.slot for row in self.rows]
         consecutive = all(b == a + 1 for a, b in pairwise(numbers))

@@ -26,6 +26,9 @@ class Passes:
     def __init__(self, model: Any, writer: Any, store: Store, device: Any, *, deterministic: bool = False) -> None:
         self.model, self.writer, self.store, self.device = model, writer, store, device
         self.seq2seq, self.deterministic = writer is not model.spec, deterministic
+        from zoo.run.recording import Recordings
+
+        self.recordings = Recordings()
         self.recurrent = any(block.state() for block in writer.blocks.values())
 
     def batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
@@ -79,7 +82,8 @@ class Passes:
         options: dict[str, Any] = {"logits_to_keep": keep}
         if not batch[0].whole:
             apart = self.deterministic and longest == 1
-            options["cache"] = Cache(self.store, rows, apart=apart, packs=self.deterministic)  # type: ignore[arg-type]
+            how: dict[str, Any] = {"apart": apart, "packs": self.deterministic, "recordings": self.recordings}
+            options["cache"] = Cache(self.store, rows, **how)  # type: ignore[arg-type]
             options["counts"] = counts if min(counts) < longest else None
         if not self.seq2seq:
             if getattr(self.writer, "prefix_lm", False) and (batch[0].whole or not rows[0].length):  # type: ignore[union-attr]

@@ -56,6 +56,7 @@ def attend(
     pages: Tensor | None = None,
     rows: PoolRows | None = None,
     kernel: str = "auto",
+    chosen: list[Kernel] | None = None,
 ) -> Tensor:
     """Compute attention: q [B, T, H, C] over k [B, S, K, C] and v [B, S, K, Cv], H a multiple of K → [B, T, H, Cv].
 
@@ -64,8 +65,9 @@ def attend(
     without a value (gpt-oss). A query that sees no key gives 0; the output of padding is not specified. K and V are
     cast to q's dtype. With `pages` [B, P] int32, k and v are pools of pages [N, page, K, C]: row b's keys are those of
     its pages in order, as many as `mask.lengths` says, and mask.n_keys is P·page. With `rows`, k and v are pools of
-    slots [N, K, C], and each row's keys, mask and bias are those that it names, in place of `mask` and `bias`. Raises
-    KernelError when the kernel named cannot do it.
+    slots [N, K, C], and each row's keys, mask and bias are those that it names, in place of `mask` and `bias`. `chosen`
+    holds the kernel that an earlier call with the same arguments but for the tensors chose; an empty list is given it.
+    Raises KernelError when the kernel named cannot do it.
     """
     if rows is not None:
 
@@ -74,11 +76,13 @@ def attend(
 
         return attend_rows(q, k, v, rows, choose, scale=scale, softcap=softcap, sinks=sinks)
     bias = describe_bias(bias)
-    ask = _ask(q, k, v, mask, softcap, sinks, bias, pages)
-    chosen = select(ask, machine_of(q.device), kernel)
+    chosen = [] if chosen is None else chosen
+    if not chosen:
+        ask = _ask(q, k, v, mask, softcap, sinks, bias, pages)
+        chosen.append(select(ask, machine_of(q.device), kernel))
     if k.dtype != q.dtype or v.dtype != q.dtype:
         k, v = k.to(q.dtype), v.to(q.dtype)  # a cache may be in another dtype
-    return chosen(q, k, v, Scores(mask, scale, softcap, sinks, bias, pages))
+    return chosen[0](q, k, v, Scores(mask, scale, softcap, sinks, bias, pages))
 
 
 def order(ask: Ask, machine: Machine) -> Iterator[Kernel]:

@@ -4,8 +4,12 @@ caches of one forward pass. And what goes into a tower and comes out of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
+
+from zoo.kernels import attend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -13,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.generation.cache import Cache, LayerCache, Where
+    from zoo.kernels.base import Kernel
     from zoo.kernels.bias import Bias
     from zoo.kernels.mask import Mask
     from zoo.kernels.rows import PoolRows
@@ -58,7 +63,11 @@ class Inputs:
 @dataclass
 class Step:
     """The inputs of one layer in one forward pass, beside its hidden states. Layers of one kind share all but their
-    cache and their losses."""
+    cache and their losses.
+
+    Whatever a layer computes from the pass itself, rather than from its input and its weights, it asks of its Step: the
+    rest is the same sequence of torch calls in every pass (`zoo.run.recording`).
+    """
 
     mask: Mask
     kernel: str = "auto"
@@ -77,11 +86,33 @@ class Step:
     crosses: bool = False  # whether it is one
     extra: dict[str, Any] = field(default_factory=dict)  # what `Attention.prepare` made once for all layers of a kind
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's, to be added to the objective
+    chosen: list[Kernel] = field(default_factory=list)  # one, once a layer of this kind has attended to a cache
 
     def for_layer(self, cache: LayerCache | None) -> Step:
         """The step of one layer: its cache, and an empty list of losses so that equal layers compile once."""
-        cross = None if self.cross is None else replace(self.cross, cache=cache)
-        return replace(self, cache=cache, cross=cross, losses=[])
+        mine = copy(self)
+        mine.cache, mine.losses = cache, []
+        if self.cross is not None:
+            mine.cross = copy(self.cross)
+            mine.cross.cache = cache
+        return mine
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, own: tuple[Any, Any] | None = None, **scores: Any
+    ) -> Tensor:
+        """Attend under this pass's mask: q [B, T, H, C] → [B, T, H, Cv]. The bias is the one that layers of this kind
+        share, or that of this layer's `own` position scheme, given with its weights. `scores` are softcap and sinks."""
+        bias, rows = self.bias, self.rows
+        if own is not None:
+            scheme, weights = own
+            make = partial(scheme.bias, weights, q.shape[2], causal=self.mask.causal)
+            if rows is not None:
+                rows = rows.with_biases(make)
+            elif self.index is not None:
+                bias = make(*self.index)
+        chosen = None if self.cache is None else self.chosen
+        how = {"scale": scale, "bias": bias, "rows": rows, "kernel": self.kernel, "chosen": chosen, **scores}
+        return attend(q, k, v, self.mask, **how)  # type: ignore[arg-type]
 
     def remember(self, **new: Tensor) -> tuple[Tensor, ...]:
         """Append new tensors [B, T, …] to the cache; give each behind its earlier tokens [B, S, …], in order. With

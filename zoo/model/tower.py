@@ -174,9 +174,11 @@ class Tower(Topology):
         steps = {kind: scene.step(kind, m.kernel, x, m) for kind in self.blocks}
         losses: dict[str, Tensor] = {}
         stack, cache = self.stack, inputs.cache
+        recordings = None if cache is None else cache.recordings
         for index, kind in enumerate(self.pattern):
             step = steps[kind].for_layer(None if cache is None else cache.layers[index])
-            x = m.blocks[stack.index(index)](x, step)
+            layer = m.blocks[stack.index(index)]
+            x = layer(x, step) if recordings is None else recordings.run(index, layer, x, step)
             for name, loss in step.losses:
                 losses[name] = losses[name] + loss if name in losses else loss
         if cache is not None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.kernels import attend
 from zoo.kernels.base import Ask
 from zoo.model.position.base import Position
 from zoo.spec import Spec
@@ -111,11 +109,5 @@ class SoftmaxAttention(Attention):
     def attend(self, m: Weights, step: Step, q: Tensor, k: Tensor, v: Tensor, scale: float, **scores: Any) -> Tensor:
         """Attend with the bias of this layer: its own where its position scheme has weights in every layer, else the
         one that all layers share. q [B, T, H, C] → [B, T, H, Cv]; `scores` are softcap and sinks."""
-        bias, rows = step.bias, step.rows
-        if self.position.per_layer:
-            make = partial(self.position.bias, m.position, self.n_heads, causal=step.mask.causal)
-            if rows is not None:
-                rows = rows.with_biases(make)
-            elif step.index is not None:
-                bias = make(*step.index)
-        return attend(q, k, v, step.mask, scale=scale, bias=bias, rows=rows, kernel=step.kernel, **scores)
+        own = (self.position, m.position) if self.position.per_layer else None
+        return step.attend(q, k, v, scale, own, **scores)

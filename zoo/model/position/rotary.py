@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveFloat, PositiveInt
 
 from zoo.lazy import torch
 from zoo.model.position.base import Position
-from zoo.model.position.constants import place_constants
+from zoo.model.position.constants import keep_constant, place_constants
 from zoo.spec import Spec
 
 if TYPE_CHECKING:
@@ -249,10 +250,12 @@ class RoPE(Position, kind="rope"):
     def tables(self, positions: Tensor, head_dim: int, dtype: torch.dtype, length: Tensor | None = None) -> Any:
         width, device = self.spacing or self.rotary_dim or head_dim, positions.device
         if self.scaling is None:
-            frequencies, magnitude = _frequencies(width, self.theta, device), 1.0
+            make, magnitude = partial(_frequencies, width, self.theta, device), 1.0
         else:
-            frequencies = self.scaling.frequencies(width, self.theta, length, device)
+            make = partial(self.scaling.frequencies, width, self.theta, length, device)
             magnitude = self.scaling.magnitude_of(length)
+        key = self.scaling, width, self.theta
+        frequencies = make() if self.reads_length else keep_constant(key, device, make)
         angles = positions[..., None].float() * frequencies  # B T R/2
         cos, sin = angles.cos() * magnitude, angles.sin() * magnitude
         return cos.to(dtype)[:, :, None], sin.to(dtype)[:, :, None]  # B T 1 R/2
@@ -263,11 +266,16 @@ class RoPE(Position, kind="rope"):
         turned, kept = (x, None) if width == x.shape[-1] else x.split((width, x.shape[-1] - width), -1)
         if self.interleaved:
             a, b = turned[..., 0::2], turned[..., 1::2]
-            turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+            turned = torch.stack(_turn(a, b, cos, sin), -1).flatten(-2)
         else:
             a, b = turned.chunk(2, -1)
-            turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+            turned = torch.cat(_turn(a, b, cos, sin), -1)
         return turned if kept is None else torch.cat((turned, kept), -1)
+
+
+def _turn(a: Tensor, b: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """The points (a, b) turned."""
+    return torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
 
 
 def _frequencies(width: int, theta: float, device: torch.device) -> Tensor:

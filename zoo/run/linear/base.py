@@ -118,6 +118,7 @@ class Way:
     restores: bool = False  # whether `restore` can unpack the weight
     on_request: bool = False  # left out of the timed choice
     most_rows: int | None = None  # beyond which it is not used
+    any_shape: bool = False  # whether `run` takes x [..., K] too
     one_size: bool = False  # whether what is packed serves only the number of rows that it was packed for
 
     def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:

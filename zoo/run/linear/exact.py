@@ -19,6 +19,7 @@ class Plain(Way):
     about = "F.linear, the weight as it is"
     restores = True
     packs = False
+    any_shape = True
 
     def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
         return None
@@ -62,6 +63,7 @@ class Transposed(Way):
     name = "transposed"
     about = "mm with the weight stored transposed"
     restores = True
+    any_shape = True
 
     def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
         return None if dtype == "float32" else f"is many times slower in {dtype}"
@@ -71,7 +73,7 @@ class Transposed(Way):
 
     def run(self, x: Tensor, packed: Any) -> Tensor:
         weight, bias = packed
-        return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
+        return torch.matmul(x, weight) if bias is None else torch.matmul(x, weight).add_(bias)
 
     def restore(self, packed: Any, dtype: torch.dtype) -> Tensor:
         return packed[0].t().to(dtype)
@@ -92,6 +94,7 @@ class OneDNN(Way):
     name = "onednn"
     about = "oneDNN, the weight reordered into blocks"
     restores = True
+    any_shape = True
 
     def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
         return refuse_onednn(dtype, processor)
@@ -116,6 +119,7 @@ class OneDNNPairs(OneDNN):
     name = "onednn_pairs"
     about = "oneDNN, one row computed as two, so that a row's bits do not depend on the number of rows"
     on_request = True
+    any_shape = False
 
     def run(self, x: Tensor, packed: Any) -> Tensor:
         return super().run(x.expand(2, -1), packed)[:1] if x.shape[0] == 1 else super().run(x, packed)

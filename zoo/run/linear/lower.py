@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from zoo.lazy import F, torch
@@ -79,6 +80,7 @@ class Brain(Way):
     name = "bf16_onednn"
     about = "oneDNN, weights and inputs in bfloat16"
     restores = True
+    any_shape = True
     precision = "bf16"
 
     def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
@@ -104,6 +106,7 @@ class BrainPlain(Brain):
     name = "bf16_plain"
     about = "mv or F.linear, weights and inputs in bfloat16"
     restores = True
+    any_shape = False
 
     def refuses(self, shape: tuple[int, int], dtype: str, rows: int, processor: Processor) -> str | None:
         return _needs_floats(dtype)
@@ -180,11 +183,12 @@ class Int8Both(Way):
     def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
         whole, scale = quantize_rows(weight, 127)
         packed = torch.ops.onednn.qlinear_prepack(whole, [rows, weight.shape[1]])
-        return packed, scale, torch.zeros(weight.shape[0], dtype=torch.int64), bias
+        return packed, scale, torch.zeros(weight.shape[0], dtype=torch.int64), torch.tensor(1e-30), bias
 
     def run(self, x: Tensor, packed: Any) -> Tensor:
-        weight, scale, zeros, bias = packed
-        own = x.abs().amax(1, keepdim=True).float().mul_(1 / 127).clamp_(min=1e-30)
+        weight, scale, zeros, least, bias = packed
+        largest = torch.linalg.vector_norm(x, math.inf, 1, True)
+        own = torch.add(least, largest.float(), alpha=1 / 127)  # above 0 for a row of zeros, in one call
         whole = (x / own).round_().to(torch.int8)
         rest = (None, 1.0, 0, torch.float32, "none", [], "")
         y = torch.ops.onednn.qlinear_pointwise(whole, 1.0, 0, weight, scale, zeros, *rest).mul_(own).to(x.dtype)

@@ -44,6 +44,7 @@ class ReadyProduct:
         buckets = [next(number for number, most in enumerate(BUCKETS) if rows <= most) for rows in range(1, 33)]
         self._few = [by_bucket[0], *(by_bucket[number] for number in buckets)]  # by rows, from none to 32
         self._many = by_bucket[-1]
+        self._takes_any = all(way == RESTORED or WAYS[way].any_shape for way in plan.ways)
         self._held: Tensor | None = None
         self._slices: list[Tensor | None] = []
 
@@ -82,16 +83,18 @@ class ReadyProduct:
 
     def compute(self, x: Tensor) -> Tensor:
         """Multiply x [..., K] to [..., N]."""
-        flat = x.reshape(-1, self.columns)
-        rows = flat.shape[0]
-        y = self._few[rows](flat) if rows <= 32 else self._many(flat)
+        rows = x.numel() // self.columns
+        run = self._few[rows] if rows <= 32 else self._many
+        if x.dim() == 2 or self._takes_any:
+            return run(x)
+        y = run(x.reshape(-1, self.columns))
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
     def take(self, place: int, x: Tensor) -> Tensor:
         """Compute the product of one of the Linears: for all of them, when the first is called with a tensor."""
         if len(self.widths) == 1:
             return self.compute(x)
-        self._held, self._slices = x, list(self.compute(x).split(self.widths, -1))
+        self._held, self._slices = x, list(torch.split_with_sizes(self.compute(x), self.widths, -1))
         mine = self.take_held(place, x)
         assert mine is not None
         return mine

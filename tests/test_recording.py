@@ -1,0 +1,131 @@
+"""Decoding replays the torch calls of a layer: the same bits as running it, or it is run."""
+
+import collections
+
+import pytest
+import torch
+from kinds import KINDS, make
+from torch import nn
+
+import zoo
+from zoo.kernels.mask import Mask
+from zoo.model.step import Step
+from zoo.run.recording import Recordings
+
+REREADS = {"position=rope_dynamic original_max_seq_len=8"}
+"""Kinds whose positions end the cache before a layer is replayed."""
+
+
+class Running(Recordings):
+    """Layers that are run, never recorded."""
+
+    def run(self, number, layer, x, step):
+        return layer(x, step)
+
+
+def serve(model, recordings=None, **options):
+    """Tokens and log-probabilities of prompts of three lengths, the second of which ends early; and the recordings."""
+    engine = zoo.Engine(model, rows=4, **options)
+    engine.passes.recordings = recordings or engine.passes.recordings
+    for number, new in enumerate((12, 6, 12)):
+        engine.add(zoo.Request(ids=tuple(range(3, 7 + number)), max_new_tokens=new, logprobs=2))
+    found = collections.defaultdict(list)
+    for event in engine.run():
+        found[event.request].append((event.token, event.logprob))
+    return found, engine.passes.recordings
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_replayed_has_the_bits_of_what_is_run(kind):
+    model = make(kind)
+    replayed, recordings = serve(model)
+    assert replayed == serve(model, Running())[0]
+    assert recordings.replayed or kind in REREADS, recordings.refused
+
+
+@pytest.mark.parametrize("way", ["plain", "transposed", "onednn"])
+def test_products_that_were_made_ready_are_replayed(way):
+    overrides = ["n_layers=2", "d_model=64", "n_heads=4", "n_kv_heads=2", "d_ff=96", "vocab_size=98"]
+    model = zoo.build("llama-tiny", overrides, device="cpu", seed=3).eval()
+    with zoo.prepare(model, way=way):
+        replayed, recordings = serve(model)
+        assert replayed == serve(model, Running())[0]
+    assert recordings.replayed and not recordings.refused
+
+
+class Layer(nn.Module):
+    """A layer made of one function of its input, its weight and how often it was called."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.5, -2.0]))
+        self.function, self.calls = function, 0
+
+    def forward(self, x, step):
+        self.calls += 1
+        return self.function(x, self.weight, self.calls)
+
+
+def take(function, passes=5, **options):
+    """Outputs of a layer in some passes, what they should be, and the recordings."""
+    layer, twin, recordings = Layer(function), Layer(function), Recordings()
+    with torch.inference_mode():
+        inputs = [torch.randn(3, 1, 2) for _ in range(passes)]
+        step = Step(mask=Mask(1, 1), first=False)
+        found = [recordings.run(0, layer, x, step) for x in inputs]
+        wanted = [twin(x, step) for x in inputs]
+    assert all(map(torch.equal, found, wanted))
+    return layer, recordings
+
+
+def test_a_layer_runs_three_times_and_is_replayed_from_then_on():
+    layer, recordings = take(lambda x, weight, _: (x * weight).reshape(3, 1, 2).relu() + 1)
+    assert layer.calls == 3 and recordings.replayed == 1
+
+
+def test_what_comes_of_weights_alone_is_computed_once():
+    _, recordings = take(lambda x, weight, _: x * (weight.exp() * 2))
+    (course,) = recordings._courses.values()
+    assert len(course.recording.recorded) == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x, weight, _: x * float(x.sum()), "__float__ reads a tensor's values"),
+        (lambda x, weight, _: x if x.sum() > 0 else -x, "__bool__ reads a tensor's values"),
+        (lambda x, weight, _: x * x.flatten().tolist()[0], "tolist reads a tensor's values"),
+        (lambda x, weight, _: x + x[x.abs() > 0].sum(), "__getitem__ takes as many as values say"),
+        (lambda x, weight, _: x * x.abs().nonzero().shape[0], "nonzero takes as many as values say"),
+        (lambda x, weight, calls: x * calls, "its calls differ from pass to pass"),
+        (lambda x, weight, calls: x + 1 if calls % 2 else x - 1, "its calls differ from pass to pass"),
+        (lambda x, weight, calls: x + torch.full((2,), float(calls)), "its calls differ from pass to pass"),
+        (lambda x, weight, _: torch.zeros(3, 1, 2).add_(x), "add_ changes what a layer keeps"),
+        (lambda x, weight, _: _fill(torch.zeros(3, 1, 2), x), "__setitem__ changes what a layer keeps"),
+    ],
+)
+def test_a_layer_that_cannot_be_replayed_runs_and_says_why(function, reason):
+    layer, recordings = take(function)
+    assert layer.calls == 5 and recordings.replayed == 0
+    assert list(recordings.refused) == [reason]
+
+
+def _fill(buffer, x):
+    buffer[:2] = x[:2]
+    return buffer
+
+
+def test_hooks_are_called_in_every_step():
+    model = make("attention=gqa")
+    seen = []
+    handle = model.blocks[0].register_forward_hook(lambda *_: seen.append(1))
+    _, recordings = serve(model)
+    handle.remove()
+    assert len(seen) >= 12 and "it has hooks" in recordings.refused
+
+
+def test_more_layers_than_are_kept_are_recorded_anew(monkeypatch):
+    monkeypatch.setattr("zoo.run.recording.MOST", 3)
+    model = make("attention=gqa")
+    replayed, recordings = serve(model)
+    assert replayed == serve(model, Running())[0] and len(recordings._courses) <= 3
