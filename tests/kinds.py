@@ -92,7 +92,9 @@ def make_guides(vocab: int):
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models
 
-    backend = Backend(models.BPE({letter: number for number, letter in enumerate("01" + string.ascii_letters[:-2])}, []))
+    backend = Backend(
+        models.BPE({letter: number for number, letter in enumerate("01" + string.ascii_letters[:-2])}, [])
+    )
     backend.decoder = decoders.ByteFallback()
     backend.add_special_tokens(["<|endoftext|>"])
     compiler = GuideCompiler(Tokenizer(backend), vocab)

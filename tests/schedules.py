@@ -88,14 +88,14 @@ def make_schedule(seed: int, vocab: int, requests: int = 16, guides: Sequence[An
 def _enrich(made: Schedule, rng: random.Random, guides: Sequence[Any]) -> Schedule:
     """Ask for log-probabilities and grammars too, and let a model guess in half of the schedules with speculation. The
     random numbers are others, so that a seed's prompts and steps stay what they were."""
+    made.drafted = made.options["speculate"] > 0 and rng.random() < 0.5
     for batch in made.joins.values():
         for place, request in enumerate(batch):
             asked: dict[str, Any] = {"logprobs": rng.choice((None, None, 0, 2))}
-            asked["prompt_logprobs"] = rng.choice((None,) * 9 + (1,))
+            asked["prompt_logprobs"] = rng.choice((None, None, None, 1))
             guide = rng.choice(guides) if guides and rng.random() < 0.3 else None
             if request.n_beams == 1:
                 batch[place] = replace(request, guide=guide, **asked)
-    made.drafted = made.options["speculate"] > 0 and rng.random() < 0.5
     return made
 
 
@@ -272,9 +272,7 @@ def follow_guide(request: Request, tokens: list[int]) -> Any:
     return matcher
 
 
-def check_alone(
-    model: Any, request: Request, sample: int, tokens: list[int], *, any_draw: bool = False
-) -> str | None:
+def check_alone(model: Any, request: Request, sample: int, tokens: list[int], *, any_draw: bool = False) -> str | None:
     """Where these tokens are not those that the request gets by full forwards alone; None if they are. With `any_draw`
     a token may be any that could have been drawn there."""
     start = [model.spec.start_id] if find_reader(model.spec) is not find_writer(model.spec) else None
@@ -347,9 +345,7 @@ def find_bit_faults(model: Any, schedule: Schedule) -> tuple[list[str], Outcome]
     outcome = run_schedule(model, replace(schedule, options=options, joins=joins, drafted=False))
     faults = list(outcome.faults)
     for number, request in outcome.requests.items() if not faults else ():
-        alone = Engine(
-            model, rows=request.n_beams, tokens=92, source=64, reuse=False, deterministic=True
-        )
+        alone = Engine(model, rows=request.n_beams, tokens=92, source=64, reuse=False, deterministic=True)
         found: dict[int, list[Any]] = {}
         for event in alone.run([request]):
             found.setdefault(event.sample, []).append((event.token, event.logprob))

@@ -64,7 +64,11 @@ class Served:
     def run_batch(self, seed: int) -> None:
         """Serve the requests of a schedule, some of which fail, while some are aborted and some lose their rows."""
         rng, engine = self.rng, self.engine
-        batch = [each for step in make_schedule(seed, self.vocab, 12, make_guides(self.vocab)).joins.values() for each in step]
+        batch = [
+            each
+            for step in make_schedule(seed, self.vocab, 12, make_guides(self.vocab)).joins.values()
+            for each in step
+        ]
         batch += [Request(ids=[1, 2, 3], max_new_tokens=20, sampling=Sampling(process=fail))] * rng.choice((0, 1))
         with serving(self.model):
             while batch or engine.busy:

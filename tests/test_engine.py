@@ -164,7 +164,10 @@ def test_a_row_at_the_end_of_its_positions_is_served_beside_one_with_a_longer_dr
     engine = Engine(model, rows=2, tokens=end, draft=draft, speculate=3)
     widths, run = [], engine.passes.run
     engine.passes.run = lambda batch: (widths.append([chunk.count for chunk in batch]), run(batch))[1]
-    requests = [Request(ids=[n % 60 for n in range(end - 10)], max_new_tokens=10), Request(ids=[1, 2], max_new_tokens=end - 2)]
+    requests = [
+        Request(ids=[n % 60 for n in range(end - 10)], max_new_tokens=10),
+        Request(ids=[1, 2], max_new_tokens=end - 2),
+    ]
     found = {0: [], 1: []}
     for event in engine.run(requests):
         found[event.request].append(event.token)

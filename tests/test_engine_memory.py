@@ -169,7 +169,11 @@ STATE = "attention:{kind:gated_delta,n_k_heads:16,n_v_heads:16,head_k_dim:128,he
 BOUNDED = {
     "window": [*HEADS, "attention=sliding", "window=128"],
     "chunk": [*HEADS, "+attention.chunk=128"],
-    "two windows": [*HEADS, "pattern=[near,far]", "+layers={near:{attention:{window:16}},far:{attention:{window:128}}}"],
+    "two windows": [
+        *HEADS,
+        "pattern=[near,far]",
+        "+layers={near:{attention:{window:16}},far:{attention:{window:128}}}",
+    ],
     "recurrent": ["attention=mamba", "position=none"],
     "hybrid": [*HEADS, "attention=sliding", "window=128", "pattern=[state,layer]", f"+layers={{state:{{{STATE}}}}}"],
 }
@@ -193,7 +197,7 @@ def test_a_bounded_memory_takes_no_more_after_its_window(kind):
 
 FILLED = {
     "full": (["n_layers=2", "n_heads=32", "n_kv_heads=32", "head_dim=64"], 8, 256),
-    "mla": (["attention=mla", "n_layers=8", "kv_lora_rank=960", "qk_rope_head_dim=64"], 8, 256),
+    "mla": (["attention=mla", "n_layers=16", "kv_lora_rank=448", "qk_rope_head_dim=64"], 8, 256),
     "window": (["attention=sliding", "window=464", "n_layers=4", "n_heads=32", "n_kv_heads=32", "head_dim=64"], 8, 240),
     "state": (["position=none", "n_layers=8", "pattern=[state]", f"+layers={{state:{{{STATE}}}}}"], 32, None),
 }

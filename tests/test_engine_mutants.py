@@ -329,7 +329,7 @@ def a_prompt_that_is_read_again_keeps_the_log_probabilities_it_had(patch):
 # ---------------------------------------------------------------- sources
 
 
-@mutant("alone|log-probabilities", "bart", "t5")
+@mutant("alone|log-probabilities|raised KeyError", "bart", "t5")
 def a_source_is_known_by_the_tokens_of_each_page(patch):
     def name(self, source):
         starts = range(0, len(source), self.page)
@@ -353,12 +353,7 @@ def rows_of_one_source_that_start_together_each_read_it(patch):
     patch.setattr(Scheduler, "_awaits", lambda self, sequence: False)
 
 
-@mutant("other names", "t5", "bart")
-def what_is_left_of_a_source_stays(patch):
-    patch.setattr(PagePool, "drop", lambda self, page: None)
-
-
-@mutant("miscounted", "t5")
+@mutant("are not all", "t5")
 def a_source_that_is_shared_is_not_counted(patch):
     def restore(self, row, names, tokens):
         self.pool.share, share = lambda page: None, self.pool.share
@@ -370,11 +365,6 @@ def a_source_that_is_shared_is_not_counted(patch):
 
 
 # ---------------------------------------------------------------- drafts, and beams
-
-
-@mutant("raised ConfigError: position", "ntk")
-def a_row_is_as_long_as_its_neighbours_draft_makes_it(patch):
-    patch.setattr(Cache, "reach", lambda self, new: self.longest + new)
 
 
 @mutant("raised|draft", GQA)

@@ -80,7 +80,9 @@ class DraftModel:
         writer = model.spec
         ends = [end for end in (find_limit(writer), writer.cacheable_until) if end is not None]
         if ends and min(ends) < tokens:
-            raise ConfigError(f"draft: its positions end at {min(ends)}, and {tokens} tokens may come (fewer, or another)")
+            raise ConfigError(
+                f"draft: its positions end at {min(ends)}, and {tokens} tokens may come (fewer, or another)"
+            )
         self.model = model
         weight = next(model.parameters())
         plan = plan_store(writer, rows, tokens, 0, weight.dtype.itemsize, None)

@@ -30,7 +30,7 @@ class Sources:
         return [whole + number.to_bytes(4, "little") for number in range(-(-len(source) // self.page))]
 
     def restore(self, row: CachedRow, names: Sequence[bytes], tokens: int) -> None:
-        """Start a new row with a source of so many tokens, if it is there. What is left of one that is not whole goes."""
+        """Start a new row with a source of so many tokens, if it is there; one that is there in part goes."""
         found = [page for name in names if (page := self.pool.find(name)) is not None]
         if len(found) < len(names):
             for page in found:
