@@ -1,4 +1,4 @@
-"""Speculation in the engine keeps the distribution: drawn pairs of tokens against the probabilities of full forwards."""
+"""Speculation in the engine keeps the distribution: pairs of tokens against the probabilities of full forwards."""
 
 from collections import Counter
 
