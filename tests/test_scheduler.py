@@ -17,7 +17,9 @@ PAGE = 16
 class Simulation:
     """A scheduler whose sequences get a random token when a model would have computed one."""
 
-    def __init__(self, kind="attention=gqa", *, pages=64, slots=8, rows=4, budget=8, beside=None, overcommit=1.0, reuse=False):
+    def __init__(
+        self, kind="attention=gqa", *, pages=64, slots=8, rows=4, budget=8, beside=None, overcommit=1.0, reuse=False
+    ):
         tower = make(kind).spec
         self.store = Store(tower, [pages] * len(list_groups(tower)), slots, dtype=torch.float32, device="cpu")
         self.prefixes = Prefixes(self.store) if reuse else None

@@ -44,12 +44,13 @@ class Engine:
     A step computes the next token of every running sequence and, within `budget` tokens, parts of prompts: at most
     `beside` tokens of them where a sequence waits for its next token (fewer keep it from waiting long, and let prompts
     wait). The cache has room for `rows` sequences of `tokens` tokens (of an encoder-decoder: besides as many `source`
-    tokens each), or for what fits `memory` bytes. Tokens that earlier requests began with are not computed again unless `reuse` is
-    false. With `speculate`, up to so many tokens a step are proposed and verified together: by the model `draft`, or by
-    what followed the same tokens before. With `deterministic` a request's log-probabilities are the same to the bit
-    whatever runs beside it: prompts are computed in tiles of TILE tokens, and rows together only where a model was made
-    ready for it (`zoo.prepare(model, stable=True)`), else one by one. The model must stay in eval mode while requests
-    are in flight; `serving` sees to it.
+    tokens each), or for what fits `memory` bytes. Tokens that earlier requests began with are not computed again unless
+    `reuse` is false. With `speculate`, up to so many tokens a step are proposed and verified together: by the model
+    `draft`, or by what followed the same tokens before. With `deterministic` a request's log-probabilities are the same
+    to the bit whatever runs beside it: prompts are computed in tiles of TILE tokens, and rows together only where a
+    model was made ready for it (`zoo.prepare(model, stable=True)`), else one by one. The model must stay in eval mode
+    while requests are in flight (`serving` sees to it), and its weights the same: layers are replayed
+    (`zoo.run.recording`).
     """
 
     def __init__(
