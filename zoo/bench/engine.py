@@ -243,7 +243,7 @@ def _wait(model: Any, vocab: int) -> tuple[list[float], list[float]]:
     with serving(model):
         for step in range(LONG):
             if step == 30:
-                long = engine.add(Request(ids=_ids(LONG, vocab), max_new_tokens=1))
+                long = engine.add(Request(ids=_ids(LONG, vocab, 5000), max_new_tokens=1))
             events, now = engine.step(), time.perf_counter()
             if any(event.request == long for event in events):
                 break
