@@ -257,6 +257,7 @@ def test_the_engines_events_are_gathered_by_request(scripts, monkeypatch):
 
 def test_a_race_of_compiled_peers_says_that_zoo_is_not(scripts, monkeypatch):
     import run_zoo
+
     from zoo.run import linear
 
     monkeypatch.setattr(run_zoo, "WAYS", [])
