@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.common import TEMPERATURE, add_folder_options, print_note
+from zoo.cli.common import TEMPERATURE, print_note, read_folder_options
 
 if TYPE_CHECKING:
     from zoo.text.conversation import Conversation
@@ -74,7 +74,7 @@ def run(
     given["max_new_tokens"] = max_new_tokens
     Options.checked(given)
     folder = find_folder(checkpoint)
-    options = Options.checked({"max_new_tokens": LONGEST_ANSWER, **add_folder_options(given, folder)})
+    options = Options.checked({"max_new_tokens": LONGEST_ANSWER, **read_folder_options(folder, given)(given)})
     loaded = load(folder, device=device, dtype=dtype, note=print_note)
     encoder = Encoder(loaded.model, loaded.tokenizer, loaded.ends, chat.load(loaded.folder, template))
     limit = loaded.model.spec.max_seq_len

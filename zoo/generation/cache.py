@@ -25,7 +25,7 @@ class Where:
 
     `rows` are the runs of slots of each row's keys. With `in_place` the new tokens are the last of these; else `write`
     [n] are the slots of those that stay, and `taken` [n] which of the B·T tokens they are (None: all). With `joins`
-    they go into the pool after they are read: keys are those in the pool, then the new ones.
+    keys are those in the pool, then the new ones; of both [B·S] `taken` go into the pool, once they are read.
     """
 
     rows: list[list[Run]]
@@ -73,7 +73,7 @@ class LayerCache:
     def _append(self, where: Where, pool: Any, new: Any) -> Any:
         if where.joins:
             joined = torch.cat((where.load(pool), new.to(pool.dtype)), 1) if where.rows[0] else new
-            where.store(pool, new)
+            where.store(pool, joined)
             return joined
         if where.in_place:
             keys = where.load(pool)
@@ -168,6 +168,12 @@ class Cache:
         """The tokens of the longest row."""
         return max(row.length for row in self.rows)
 
+    def reach(self, new: int) -> int:
+        """The tokens of the longest row after a pass of `new` columns."""
+        if self.past is not None:
+            return self.past + new
+        return max(row.length + self.count(number, new) for number, row in enumerate(self.rows))
+
     @property
     def has_source(self) -> bool:
         """Whether every row has the keys of an encoder's output."""
@@ -212,17 +218,17 @@ class Cache:
         for place, row in enumerate(self.rows):
             count = self.count(place, new)
             stop, first = row.length + count, group.first_seen(row.length)
+            begin, origin = row.length, row.length  # the first token to write, and the first of those at hand
             if joins:
                 reads.append(row.runs(number, first, row.length))
-            begin = max(row.length, group.first_seen(stop)) if joins else row.length
-            if joins:
-                row.drop(number, begin)
+                begin, origin = row.turn(number, group.first_seen(stop)), first
             elif room is not None:
                 row.slide(number, first, stop)
             self._reserve(row, number, begin, stop)
             for start, end in row.runs(number, begin, stop):
                 slots.extend(range(start, end))
-            taken.extend(range(place * new + begin - row.length, place * new + count))
+            start = place * (row.length - origin + new)
+            taken.extend(range(start + begin - origin, start + stop - origin))
             if not joins:
                 reads.append(row.runs(number, first, stop))
         return self._where(reads, slots, taken, new, joins, group)
@@ -253,7 +259,7 @@ class Cache:
             where.in_place = strided and not joins
         if not where.in_place and slots:
             where.write = torch.tensor(slots, device=self.store.device)
-            whole = len(taken) == len(self.rows) * new
+            whole = len(taken) == len(self.rows) * new and (not joins or not any(reads))
             where.taken = None if whole else torch.tensor(taken, device=self.store.device)
         return where
 

@@ -38,11 +38,14 @@ class Scene:
         if self.cache is not None:
             self.cache.begin(inputs.counts)
         self.past = 0 if self.cache is None else self.cache.past
-        self.total = self.new + (self.cache.longest if self.cache is not None else 0)
+        self.total = self.new if self.cache is None else self.cache.reach(self.new)
         self._check(spec, inputs)
         if self.past is None:  # rows of other lengths
             starts = torch.tensor([row.length for row in self.cache.rows], device=self.device)  # type: ignore[union-attr]
-            self.index = starts[:, None] + torch.arange(self.new, device=self.device)
+            columns = torch.arange(self.new, device=self.device)[None]
+            if inputs.counts is not None:  # padding stands where its row ends: there may be no position after that
+                columns = torch.minimum(columns, torch.tensor(inputs.counts, device=self.device)[:, None] - 1)
+            self.index = starts[:, None] + columns
             self.positions = self.every = self.index  # B T
         else:
             self.index = torch.arange(self.total, device=self.device)
