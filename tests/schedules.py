@@ -135,12 +135,24 @@ def run_schedule(model: Any, schedule: Schedule, draft: Any = None) -> Outcome:
                 engine.scheduler.preempt(engine.scheduler.running[-1])
             _take(found, engine.step())
             found.faults += invariants.check(invariants.snapshot(engine))
+            found.faults += _check_guesser(engine)
             step += 1
             if found.faults or step > 3000:
                 found.faults += [] if found.faults else ["schedule: does not end"]
                 break
     _finish(engine, found, step)
     return found
+
+
+def _check_guesser(engine: Engine) -> list[str]:
+    """List the rows of a draft model that no longer have what their next token sees."""
+    rows = getattr(engine.proposer, "_rows", {})
+    return [
+        f"draft of request {each.request}: {row.dropped[number]} pages are gone, its next token sees token {first}"
+        for each, row in rows.items()
+        for number, group in enumerate(row.store.groups)
+        if row.dropped[number] * row.store.page > (first := group.first_seen(row.length))
+    ]
 
 
 def _join(engine: Engine, request: Request, found: Outcome) -> None:

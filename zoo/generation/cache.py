@@ -223,7 +223,7 @@ class Cache:
                 reads.append(row.runs(number, first, row.length))
                 begin, origin = row.turn(number, group.first_seen(stop)), first
             elif room is not None:
-                row.slide(number, first, stop)
+                row.slide(number, group.first_seen(max(0, row.length - self.store.undone)), stop)
             self._reserve(row, number, begin, stop)
             for start, end in row.runs(number, begin, stop):
                 slots.extend(range(start, end))

@@ -99,7 +99,7 @@ class Engine:
         self.passes = Passes(model, self.writer, self.store, self.device, deterministic=deterministic)
         self.proposer: Proposer | None = None
         if speculate:
-            sizes = {"rows": plan.rows, "tokens": tokens}
+            sizes = {"rows": plan.rows, "tokens": tokens, "ahead": speculate}
             self.proposer = NGrams() if draft is None else DraftModel(draft, self.writer.vocab_size, **sizes)
         self.live: dict[int, list[Continuation]] = {}
         self._next = 0

@@ -73,9 +73,10 @@ def check_draft(spec: Any, vocab_size: int) -> None:
 
 
 class DraftModel:
-    """Propose what a smaller model of the same vocabulary draws (Leviathan et al., 2023). It has a cache of its own."""
+    """Propose what a smaller model of the same vocabulary draws (Leviathan et al., 2023). It has a cache of its own, and
+    goes `ahead` by so many tokens at most."""
 
-    def __init__(self, model: Any, vocab_size: int, *, rows: int, tokens: int) -> None:
+    def __init__(self, model: Any, vocab_size: int, *, rows: int, tokens: int, ahead: int) -> None:
         check_draft(model.spec, vocab_size)
         writer = model.spec
         ends = [end for end in (find_limit(writer), writer.cacheable_until) if end is not None]
@@ -85,8 +86,9 @@ class DraftModel:
             )
         self.model = model
         weight = next(model.parameters())
-        plan = plan_store(writer, rows, tokens, 0, weight.dtype.itemsize, None)
-        self.store = Store(writer, plan.pages, plan.slots, dtype=weight.dtype, device=weight.device)
+        plan = plan_store(writer, rows, tokens, 0, weight.dtype.itemsize, None, new=1 + ahead)
+        where = {"dtype": weight.dtype, "device": weight.device}
+        self.store = Store(writer, plan.pages, plan.slots, undone=ahead, **where)
         self.sampler = Sampler()
         self._rows: dict[Continuation, CachedRow] = {}
 

@@ -81,7 +81,8 @@ class LayerStore:
 
 class Store:
     """The pools of a decoder's layers: `pages[g]` pages for group g, and `slots` recurrent states in each layer. A row
-    of a window has room for `new` tokens beside those that they see; longer parts of a prompt are joined to them."""
+    of a window has room for `new` tokens beside those that they see; longer parts of a prompt are joined to them. Up to
+    `undone` of a row's last tokens may be taken back after several passes."""
 
     def __init__(
         self,
@@ -91,10 +92,12 @@ class Store:
         *,
         page: int = PAGE,
         new: int = 1,
+        undone: int = 0,
         dtype: Any,
         device: Any,
     ) -> None:
         self.tower, self.page, self.new, self.device = tower, page, new, torch.device(device)
+        self.undone = undone
         self.groups = list_groups(tower)
         self.pools = [PagePool(count) for count in pages]
         self.group_of = {kind: g for g, group in enumerate(self.groups) if not group.cross for kind in group.kinds}
@@ -106,7 +109,7 @@ class Store:
 
     def pages_of(self, group: Group, tokens: int) -> int:
         """The most pages that a row of up to `tokens` tokens needs at once in a group."""
-        return group.pages(tokens, self.new, self.page)
+        return group.pages(tokens, self.new + self.undone, self.page)
 
     def take(self, group: int, count: int, after: int | None = None) -> list[int]:
         """Pages of a group, at the cost of what is kept for reuse. Raises OutOfPages."""
