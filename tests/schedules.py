@@ -135,7 +135,7 @@ def run_schedule(model: Any, schedule: Schedule, draft: Any = None) -> Outcome:
                 engine.scheduler.preempt(engine.scheduler.running[-1])
             _take(found, engine.step())
             found.faults += invariants.check(invariants.snapshot(engine))
-            found.faults += _check_guesser(engine)
+            found.faults += check_guesser(engine)
             step += 1
             if found.faults or step > 3000:
                 found.faults += [] if found.faults else ["schedule: does not end"]
@@ -144,7 +144,7 @@ def run_schedule(model: Any, schedule: Schedule, draft: Any = None) -> Outcome:
     return found
 
 
-def _check_guesser(engine: Engine) -> list[str]:
+def check_guesser(engine: Engine) -> list[str]:
     """List the rows of a draft model that no longer have what their next token sees."""
     rows = getattr(engine.proposer, "_rows", {})
     return [

@@ -4,6 +4,7 @@ import pytest
 import torch
 from kinds import make, make_draft
 from loaded import load, make_loud
+from schedules import check_guesser
 from test_generate import TINY
 
 import zoo
@@ -11,7 +12,8 @@ from zoo.checkpoint import store
 from zoo.cli import run
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
-from zoo.generation.engine import Engine
+from zoo.generation.engine import Engine, serving
+from zoo.generation.request import Request
 
 SMALL = ["d_model=32", "n_layers=1", "n_heads=2", "n_kv_heads=2", "head_dim=16", "d_ff=32", "max_seq_len=64"]
 WOULD = "(a decoder of attention with the model's tokenizer)"
@@ -103,3 +105,19 @@ def test_the_drafts_of_the_schedules_are_partly_right():
     with torch.no_grad():
         agree = (model(ids).logits.argmax(-1) == draft(ids).logits.argmax(-1)).float().mean()
     assert 0.3 < agree < 0.99
+
+
+@pytest.mark.parametrize("undone", [3, 0])
+def test_a_draft_model_keeps_of_its_window_what_it_may_come_back_to(undone):
+    """Of a window of a page and a token, three tokens at once. The inverse: a store that does not expect it."""
+    model, faults = make("window beyond a page"), []
+    for first in range(8):
+        engine = Engine(model, rows=1, tokens=92, draft=make_draft("window beyond a page"), speculate=3)
+        assert engine.proposer.store.undone == 3
+        engine.proposer.store.undone = undone
+        engine.add(Request(ids=[first, 1, 2], max_new_tokens=89))
+        with serving(model):
+            while engine.busy:
+                engine.step()
+                faults += check_guesser(engine)
+    assert bool(faults) == (undone == 0)
