@@ -170,7 +170,7 @@ def test_the_pieces_of_a_random_text_join_to_its_decode_in_one(tokenizer, count)
 
 
 @every_tokenizer
-@pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(5000, marks=pytest.mark.slow)])
 def test_after_any_prompt_comes_what_it_did_not_have_yet(tokenizer, count):
     """Prompts that end inside a character: nothing of them is repeated, and the character comes whole."""
     dice = random.Random(1)
@@ -219,7 +219,7 @@ def live(text: str, stop: list[str]) -> int:
 
 
 @every_tokenizer
-@pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(5000, marks=pytest.mark.slow)])
 def test_a_stop_string_ends_the_text_wherever_tokens_cut_it_and_no_more_is_held_back_than_may_become_one(
     tokenizer, count
 ):

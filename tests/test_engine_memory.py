@@ -86,11 +86,11 @@ def count_prompt(engine: Engine, request: Request) -> int:
     return sum(counts) - made + 1
 
 
-def reuse_twice(kind: str, length: int, interval: int) -> None:
+def reuse_twice(kind: str, length: int, interval: int, rows: int) -> None:
     """The second of two equal prompts costs a page at most; one that parts from it, what is behind the last checkpoint
-    both have in common."""
+    both have in common. There is room for as many checkpoints as rows."""
     model = make(kind)
-    engine = Engine(model, rows=2, tokens=length + 4, budget=64)
+    engine = Engine(model, rows=rows, tokens=length + 4, budget=64)
     engine.prefixes.interval = interval
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(vocabulary(model), (length,), generator=generator).tolist()
@@ -106,13 +106,13 @@ def reuse_twice(kind: str, length: int, interval: int) -> None:
 
 @pytest.mark.parametrize("kind", choose(REUSING))
 def test_a_prompt_that_came_before_costs_a_page_and_an_interval_at_most(kind):
-    reuse_twice(kind, 88, 32)
+    reuse_twice(kind, 88, 32, rows=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in REUSING if "learned" not in kind])
 def test_a_long_prompt_that_came_before_costs_a_page_and_an_interval_at_most(kind):
-    reuse_twice(kind, 2048, 256)
+    reuse_twice(kind, 2048, 256, rows=9)
 
 
 # ---------------------------------------------------------------- cached against full
