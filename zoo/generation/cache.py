@@ -113,8 +113,8 @@ class Cache:
     """The rows of a Store that a forward pass reads and adds to, each with a length of its own.
 
     A pass takes token ids [B, T], of which row b's first `counts[b]` are its next tokens and the rest is padding; or,
-    if `varlen`, [1, N], the next tokens of all rows end to end. With `apart` each row is attended by itself, whatever the
-    others are like; `packs` copies the keys that it reads, so that no bit depends on the pool.
+    if `varlen`, [1, N], the next tokens of all rows end to end. With `apart` each row is attended by itself, whatever
+    the others are like; `packs` copies the keys that it reads, so that no bit depends on the pool.
     """
 
     def __init__(
