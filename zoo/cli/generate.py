@@ -9,27 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.common import TEMPERATURE, add_folder_options, print_note
+from zoo.cli.common import TEMPERATURE, Fp8, Weights, add_folder_options, keep_memory_on, print_note
 
 if TYPE_CHECKING:
     from zoo.text.prompts import Prompt
-
-
-class Fp8(StrEnum):
-    """How values are scaled into float8's range (`zoo.run.fp8`)."""
-
-    tensorwise = "tensorwise"
-    rowwise = "rowwise"
-    weight_only = "weight_only"
-
-
-class Weights(StrEnum):
-    """What the weights of products are stored in while generating (`zoo.run.linear`)."""
-
-    fp16 = "fp16"
-    bf16 = "bf16"
-    int8 = "int8"
-    int4 = "int4"
 
 
 class Form(StrEnum):
@@ -233,6 +216,7 @@ def run(
     prompts = _read_prompts(prompt, prompt_file, form, add_folder_options(given, folder))
     results = _plan_results(out, prompts, force=force, resume=resume)
     rows = count_rows(prompt.options for prompt in prompts)
+    keep_memory_on(device)
     loaded = load(
         folder, device=device, dtype=dtype, fp8=fp8, weights=weights, rows=rows, stable=deterministic, note=print_note
     )

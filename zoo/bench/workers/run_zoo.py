@@ -13,10 +13,10 @@ import torch
 
 import zoo
 from zoo.data import Batch
+from zoo.run.memory import keep_memory
 from zoo.training.gradient import accumulate_gradient
 from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW
-from zoo.training.speed import keep_memory
 
 # Our names -> those of Hugging Face's Llama, the format that every peer has a reader for.
 PARTS = {
@@ -69,6 +69,7 @@ def make_ready(model: torch.nn.Module, job: dict[str, Any]) -> torch.nn.Module:
     if found is not None:
         prepare = importlib.import_module("zoo.run.linear").prepare
         WAYS.append(str(prepare(model, job["weights"] or None, keep=False)))
+    keep_memory()
     return model
 
 
