@@ -255,18 +255,15 @@ def test_the_engines_events_are_gathered_by_request(scripts, monkeypatch):
     assert made == [[100 * number + index for index in range(new)] for number, (_, new) in enumerate(requests)]
 
 
-def test_an_option_that_zoo_does_not_take_yet_is_absent_and_not_ignored(scripts, monkeypatch):
+def test_a_race_of_compiled_peers_says_that_zoo_is_not(scripts, monkeypatch):
     import run_zoo
-    import timing
 
-    import zoo
+    from zoo.run import linear
 
-    monkeypatch.setattr(zoo, "generate", lambda model, ids, max_new_tokens, temperature: None)
-    with pytest.raises(timing.Absent, match=r"not yet: zoo\.generate takes no compile"):
-        run_zoo.list_options(scripts | {"compile": True})
-    monkeypatch.setattr(zoo, "generate", lambda model, ids, compile=False: None)
-    assert run_zoo.list_options(scripts | {"compile": True}) == {"compile": True}
-    assert run_zoo.list_options(scripts) == {}
+    monkeypatch.setattr(run_zoo, "WAYS", [])
+    monkeypatch.setattr(linear, "prepare", lambda *args, **options: "ready")
+    run_zoo.make_ready(None, scripts | {"compile": True, "weights": ""})
+    assert run_zoo.WAYS == ["ready", "not compiled: its decoding steps are replayed"]
 
 
 def test_weights_of_fewer_bits_are_prepared_as_asked_and_how_is_told(scripts, monkeypatch):

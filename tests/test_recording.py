@@ -124,6 +124,19 @@ def test_hooks_are_called_in_every_step():
     assert len(seen) >= 12 and "it has hooks" in recordings.refused
 
 
+def test_layers_that_were_compiled_to_train_decode_as_they_are_written():
+    model = zoo.build("llama-tiny", ["n_layers=1", "d_model=32", "vocab_size=98"], device="cpu", seed=3).eval()
+    written, _ = serve(model)
+    model.blocks[0].compile(backend=_refuse_one_token, dynamic=False)
+    found, recordings = serve(model)
+    assert found == written and recordings.replayed
+
+
+def _refuse_one_token(graph, examples):
+    assert all(each.shape[1] != 1 for each in examples if each.ndim == 3 and each.shape[-1] == 32)
+    return graph.forward
+
+
 def test_more_layers_than_are_kept_are_recorded_anew(monkeypatch):
     monkeypatch.setattr("zoo.run.recording.MOST", 3)
     model = make("attention=gqa")

@@ -17,11 +17,15 @@ PAGE = 16
 class Simulation:
     """A scheduler whose sequences get a random token when a model would have computed one."""
 
-    def __init__(self, kind="attention=gqa", *, pages=64, slots=8, rows=4, budget=8, overcommit=1.0, reuse=False):
+    def __init__(
+        self, kind="attention=gqa", *, pages=64, slots=8, rows=4, budget=8, beside=None, overcommit=1.0, reuse=False
+    ):
         tower = make(kind).spec
         self.store = Store(tower, [pages] * len(list_groups(tower)), slots, dtype=torch.float32, device="cpu")
         self.prefixes = Prefixes(self.store) if reuse else None
-        self.scheduler = Scheduler(self.store, self.prefixes, budget=budget, rows=rows, overcommit=overcommit)
+        limits = {"budget": budget, "beside": beside, "rows": rows, "overcommit": overcommit}
+        self.scheduler = Scheduler(self.store, self.prefixes, **limits)
+        self.read = 0
         self.rng, self.made, self.started, self.ended, self.steps = random.Random(0), 0, {}, {}, 0
 
     def add(self, prompt: int, new: int) -> int:
@@ -38,6 +42,7 @@ class Simulation:
         before = [chunk.sequence.row.length for chunk in chunks]
         for chunk in chunks:
             chunk.sequence.row.length += chunk.count
+            self.read += chunk.count
         self.scheduler.keep(chunks, before)
         for each in [chunk.sequence for chunk in chunks if chunk.sequence.left == 0]:
             each.ids.append(self.rng.randrange(60))
@@ -89,6 +94,37 @@ def hybrid() -> Simulation:
     while run.busy:
         run.step()
     return run
+
+
+def test_a_long_prompt_comes_in_parts_beside_those_who_wait_and_whole_without_them():
+    run = Simulation(budget=64, beside=5)
+    run.add(3, 9)
+    run.step()
+    run.add(40, 4)
+    lengths = []
+    while run.busy:
+        run.step()
+        lengths += [each.row.length for each in run.scheduler.running if each.prompt == 40]
+    assert lengths[:8] == [5, 10, 15, 20, 25, 30, 35, 40]
+    alone = Simulation(budget=64, beside=5)
+    alone.add(40, 4)
+    alone.step()
+    assert alone.scheduler.running[0].row.length == 40
+
+
+@pytest.mark.parametrize("kind", ["attention=gqa", "attention=mla", "attention=sliding window=5", "mamba and gqa"])
+def test_prompts_that_begin_alike_and_come_together_are_read_once_up_to_where_they_part(kind):
+    run = Simulation(kind, pages=400, slots=16, rows=8, budget=512, reuse=True)
+    run.prefixes.interval = 32
+    shared = [run.rng.randrange(60) for _ in range(70)]
+    other = run.add(20, 3)
+    for number in range(6):
+        ids = [*shared, number, *shared[:5]]
+        run.scheduler.waiting.append(Continuation(10 + number, 0, Request(ids=ids, max_new_tokens=3), ids, 76, None))
+    while run.busy:
+        run.step()
+    assert run.read == 22 + 78 + 5 * (78 - 64)  # of each but the last token
+    assert set(run.ended) == {other, *range(10, 16)}
 
 
 def test_a_checkpoint_is_not_given_up_for_pages_that_it_does_not_hold():

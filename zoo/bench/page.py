@@ -8,12 +8,12 @@ from typing import Any
 
 from zoo.bench.isa import name_isa
 from zoo.bench.plan import OURS
-from zoo.bench.show import describe_crowd, format_ratio, format_tokens, name_race
+from zoo.bench.show import describe_crowd, format_ratio, format_tokens, list_scenario_cells, name_race
 from zoo.errors import ConfigError
 
 PLACE = "<!-- bench: sections -->"
 """Where a section goes that the page does not have yet."""
-WORKLOADS = ("decode", "prefill", "batch", "load", "train")
+WORKLOADS = ("decode", "prefill", "batch", "load", "train", "engine")
 Report = Mapping[str, Any]
 
 
@@ -50,15 +50,27 @@ def replace_section(page: str, isa: str, reports: Sequence[Report]) -> str:
 
 
 def write_section(isa: str, reports: Sequence[Report]) -> str:
-    """Write a section: where it was measured, the table of races, and what the bare linears took."""
+    """Write a section: where it was measured, the table of races, what the bare linears took, and the engine beside
+    itself."""
+    alone = [report for report in reports if report["race"]["workload"] == "engine"]
+    reports = [report for report in reports if report["race"]["workload"] != "engine"]
     names = list(dict.fromkeys(name for report in reports for name in [*report["contenders"], *report["absent"]]))
     names.sort(key=lambda name: (not name.startswith(OURS), name != OURS))  # stable: ours first
     table = [["what", *names, "of its linears"], ["---"] * (len(names) + 2)]
     table += [[name_race(report["race"]), *_write_cells(report, names), _write_share(report)] for report in reports]
-    lines = [f"### {name_isa(isa)}", "", _describe_place(reports), ""]
-    lines += [f"| {' | '.join(row)} |" for row in table]
-    lines += ["", *_list_notes(reports)]
+    lines = [f"### {name_isa(isa)}", ""]
+    if reports:
+        lines += [_describe_place(reports), "", *_write_table(table), "", *_list_notes(reports)]
+    for report in alone:
+        race, processor = report["race"], report["processor"]
+        where = f"{report['date'][:10]}, {processor['name']}, {race['threads']} threads, torch {report['torch']}"
+        head = ["the engine beside itself", "", "against", "ratio", "goal"]
+        lines += ["", f"{where}:", "", *_write_table([head, ["---"] * 5, *list_scenario_cells(report)])]
     return "\n".join(lines)
+
+
+def _write_table(rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def _write_cells(report: Report, names: Iterable[str]) -> list[str]:

@@ -31,6 +31,26 @@ def make_table(report: Mapping[str, Any]) -> "Table":
     return grid
 
 
+def make_scenario_table(report: Mapping[str, Any]) -> "Table":
+    """Make a table of what the engine's scenarios gave, one row for each."""
+    from rich.table import Table
+
+    grid = Table(title=f"engine, {_describe_terms(report)}", title_justify="left")
+    for name in ("", "", "against", "ratio", "goal"):
+        grid.add_column(name, justify="right" if name else "left")
+    for row in list_scenario_cells(report):
+        grid.add_row(*row)
+    return grid
+
+
+def list_scenario_cells(report: Mapping[str, Any]) -> Iterator[list[str]]:
+    """List the cells of the engine's scenarios: what, its figure, that of the other way, the ratio, the goal."""
+    for row in report["scenarios"]:
+        own, base = (f"{row[key]:,.1f} {row['unit']}" for key in ("own", "base"))
+        goal = f"{'≥' if row['least'] else '≤'} {row['goal']:.2f}{'' if row['met'] else ' missed'}"
+        yield [row["name"], own, f"{base} ({row['against']})", format_ratio(row["ratios"]), goal]
+
+
 def name_race(race: Mapping[str, Any]) -> str:
     """Name a race by what is run: `decode fp32, 1 x 32 + 128 tokens`."""
     if race["workload"] == "load":

@@ -18,6 +18,7 @@ class Workload(StrEnum):
     prefill = "prefill"
     batch = "batch"
     load = "load"
+    engine = "engine"
     kernels = "kernels"
 
 
@@ -56,7 +57,8 @@ def run(
         Workload,
         typer.Argument(
             help="train; decode; prefill (time to the first token); batch (ragged requests together); load (from the "
-            "shell to the first token of a folder); or kernels."
+            "shell to the first token of a folder); engine (zoo beside itself: what batching, schemas, speculation and "
+            "determinism bring or cost); or kernels."
         ),
     ],
     against: Annotated[
@@ -131,6 +133,10 @@ def run(
         _check(device.value, quick, fetched, out, as_json)
         return
     _refuse(checks, f"{workload.value} has none (kernels has)")
+    if workload is Workload.engine:
+        _refuse({**races, "rounds": rounds, "shape": None}, "races have it (train, decode, prefill, batch or load)")
+        _measure_engine(shape, seconds, threads, out, as_json)
+        return
     options = {"rounds": rounds, "seconds": seconds, "threads": threads, "compile": compiled}
     options |= {"weights": weights.value if weights else "", "isa": isa.value if isa else ""}
     _race(workload.value, given | options, shape, against, peer_python or [], out, as_json)
@@ -155,6 +161,30 @@ def _race(
         screen.print(show.make_table(found))
         for line in show.list_notes(found):
             screen.print(line, style="dim", highlight=False)
+    if place is not None:
+        print(report.write_report(found, place), file=sys.stderr)
+
+
+def _measure_engine(shape: str, seconds: float, threads: int | None, out: str, as_json: bool) -> None:
+    """Run the engine's scenarios, show their table, and write the report where --out says."""
+    from rich.console import Console
+
+    from zoo.bench import compare, engine, plan, report, show
+    from zoo.bench.shape import parse_shape
+    from zoo.lazy import torch
+
+    place = report.check_place(out) if out else None
+    tell = Console(stderr=True, highlight=False).print
+    chosen = parse_shape(shape.split(",") if shape else [])
+    race = plan.plan_race("decode", {}, [], threads=threads)
+    race, processor = compare.settle_machine(race, sys.executable, tell)
+    torch.set_num_threads(race.threads or 1)
+    rows = engine.run_scenarios(chosen, seconds, tell)
+    found = engine.make_report(rows, processor, race.threads or 1, chosen)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        Console().print(show.make_scenario_table(found))
     if place is not None:
         print(report.write_report(found, place), file=sys.stderr)
 

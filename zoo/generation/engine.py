@@ -41,14 +41,16 @@ BUDGET = 512
 class Engine:
     """Continue many requests at once with one model.
 
-    A step computes the next token of every running sequence and, within `budget` tokens, parts of prompts. The cache
-    has room for `rows` sequences of `tokens` tokens (of an encoder-decoder: besides as many `source` tokens each), or
-    for what fits `memory` bytes. Tokens that earlier requests began with are not computed again unless `reuse` is
-    false. With `speculate`, up to so many tokens a step are proposed and verified together: by the model `draft`, or by
-    what followed the same tokens before. With `deterministic` a request's log-probabilities are the same to the bit
-    whatever runs beside it: prompts are computed in tiles of TILE tokens, and rows together only where a model was made
-    ready for it (`zoo.prepare(model, stable=True)`), else one by one. The model must stay in eval mode while requests
-    are in flight; `serving` sees to it.
+    A step computes the next token of every running sequence and, within `budget` tokens, parts of prompts: at most
+    `beside` tokens of them where a sequence waits for its next token (fewer keep it from waiting long, and let prompts
+    wait). The cache has room for `rows` sequences of `tokens` tokens (of an encoder-decoder: besides as many `source`
+    tokens each), or for what fits `memory` bytes. Tokens that earlier requests began with are not computed again unless
+    `reuse` is false. With `speculate`, up to so many tokens a step are proposed and verified together: by the model
+    `draft`, or by what followed the same tokens before. With `deterministic` a request's log-probabilities are the same
+    to the bit whatever runs beside it: prompts are computed in tiles of TILE tokens, and rows together only where a
+    model was made ready for it (`zoo.prepare(model, stable=True)`), else one by one. The model must stay in eval mode
+    while requests are in flight (`serving` sees to it), and its weights the same: layers are replayed
+    (`zoo.run.recording`).
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Engine:
         source: int | None = None,
         memory: int | None = None,
         budget: int = BUDGET,
+        beside: int | None = None,
         overcommit: float = 1.0,
         reuse: bool = True,
         draft: Any = None,
@@ -87,9 +90,9 @@ class Engine:
         self.store = Store(self.writer, plan.pages, plan.slots, dtype=self.dtype, device=self.device, **new)
         aligned = {"interval": TILE, "align": TILE} if deterministic else {}
         self.prefixes = Prefixes(self.store, **aligned) if reuse else None
-        tile = TILE if deterministic else None
-        sizes = {"budget": budget, "rows": plan.rows, "overcommit": overcommit, "tile": tile}
-        self.scheduler = Scheduler(self.store, self.prefixes, **sizes)
+        limits: dict[str, Any] = {"budget": budget, "rows": plan.rows, "overcommit": overcommit}
+        limits |= {"beside": beside, "tile": TILE if deterministic else None}
+        self.scheduler = Scheduler(self.store, self.prefixes, **limits)
         self.sampler, self.verifier = Sampler(), Sampler()
         self.passes = Passes(model, self.writer, self.store, self.device, deterministic=deterministic)
         self.proposer: Proposer | None = None

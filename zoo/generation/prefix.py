@@ -8,6 +8,7 @@ in and before them. Windows and states are kept at checkpoints, every `interval`
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -68,10 +69,7 @@ class Prefixes:
 
     def restore(self, row: CachedRow, names: Sequence[bytes], most: int) -> None:
         """Start a new row with the longest kept prefix of its tokens, at most `most` of them."""
-        pages = min(len(names), most // self.store.page)
-        held = next((n for n in range(pages) if any(self._find(g, names[n]) is None for g in self.full)), pages)
-        while held and (held * self.store.page % self.align or (self.checkpoints and names[held - 1] not in self.kept)):
-            held -= 1
+        held = self._count_held(names, most)
         if not held or not self._has_room(self.kept[names[held - 1]].pages if self.checkpoints else {}):
             return
         for group in self.full:
@@ -83,6 +81,25 @@ class Prefixes:
         if self.checkpoints:
             self._start_from(row, self.kept[names[held - 1]])
             self.kept.move_to_end(names[held - 1])
+
+    def _count_held(self, names: Sequence[bytes], most: int) -> int:
+        """How many leading pages of at most `most` tokens a row can start with."""
+        pages = min(len(names), most // self.store.page)
+        held = next((n for n in range(pages) if any(self._find(g, names[n]) is None for g in self.full)), pages)
+        while held and (held * self.store.page % self.align or (self.checkpoints and names[held - 1] not in self.kept)):
+            held -= 1
+        return held
+
+    def awaits(self, names: Sequence[bytes], most: int, ahead: Sequence[bytes], length: int, last: int) -> bool:
+        """Whether a row yet to start would gain by what a row ahead of it, of `length` tokens now, is about to keep:
+        pages that both have, up to a checkpoint where these are needed. `last` is the end of that row's last page."""
+        page = self.store.page
+        pages = min(len(names), len(ahead), most // page)
+        common = bisect_left(range(pages), True, key=lambda n: names[n] != ahead[n]) * page
+        if self.checkpoints and common != last:
+            common = common // self.interval * self.interval
+        common = common // self.align * self.align
+        return length < common and self._count_held(names, most) * page < common
 
     def count(self, row: CachedRow, most: int) -> None:
         """Count a row that started, and how many of its first `most` tokens were kept."""

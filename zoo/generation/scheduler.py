@@ -78,7 +78,8 @@ class Scheduler:
     """First come, first served: waiting sequences start as soon as there is room, and run until they end.
 
     A step computes one token of each sequence that is past its prompt, and within `budget` tokens in all, chunks of
-    prompts: a token at least, or newcomers that are past theirs could keep one waiting for ever. With `overcommit`
+    prompts: a token at least, or newcomers that are past theirs could keep one waiting for ever; and at most `beside`
+    tokens of them where a sequence waits for its next token, so that it does not wait long. With `overcommit`
     above 1 a sequence starts with room for its tokens divided by that; if pages run out, the one that started last
     gives up its row and waits again. With `tile`, prompts are cut at its multiples and what was generated is computed a
     token at a time, so that a token meets the same shapes whatever runs beside it.
@@ -92,11 +93,12 @@ class Scheduler:
         budget: int,
         rows: int,
         overcommit: float,
+        beside: int | None = None,
         tile: int | None = None,
     ) -> None:
         self.store, self.prefixes = store, prefixes
         self.budget, self.rows, self.overcommit = budget, rows, overcommit
-        self.tile = tile
+        self.beside, self.tile = beside or budget, tile
         self.limit = store.tower.cacheable_until or 1 << 60
         self.waiting: deque[Continuation] = deque()
         self.running: list[Continuation] = []
@@ -113,7 +115,7 @@ class Scheduler:
             elif each.left == 1:
                 chunks.append(Chunk(each, 1))
                 left -= 1
-        left = max(left, 1)
+        left = max(min(left, self.beside) if chunks else left, 1)
         for each in self.running:
             if each.left > 1 and len(each.ids) <= self.limit and left > 0:
                 count = self._tile(each) if self.tile else self._chunk(each, min(each.left, left))
@@ -166,9 +168,21 @@ class Scheduler:
         return beams + sum(each.beams is None for each in self.running)
 
     def _awaits(self, sequence: Continuation) -> bool:
-        """Whether what the sequence reads is being computed: by the first sample of its request."""
+        """Whether what the sequence reads is being computed: by the first sample of its request, or by a sequence whose
+        prompt begins as its own does."""
         leader = sequence.leader
-        return leader is not None and leader.row is not None and leader.row.length < leader.prompt
+        if leader is not None and leader.row is not None and leader.row.length < leader.prompt:
+            return True
+        if self.prefixes is None or sequence.asked.prompt_logprobs is not None:
+            return False
+        reading = [each for each in self.running if each.row is not None and each.row.length < each.prompt]
+        if reading:
+            self.prefixes.name(sequence.names, sequence.ids)
+        most = len(sequence.ids) - 1
+        return any(
+            self.prefixes.awaits(sequence.names, most, each.names, each.row.length, self._last_page(each))  # type: ignore[union-attr]
+            for each in reading
+        )
 
     def _widen(self, sequence: Continuation) -> bool:
         """Give a beam search the rows of its other beams; False where there is no room yet."""

@@ -388,7 +388,7 @@ class Recordings:
             return course.recording.replay(x, step)
         course.passes += 1
         if course.refused or course.passes == 1:
-            return layer(x, step)
+            return _run(layer, x, step)
         return self._record(course, layer, x, step)
 
     def _begin(self, key: Any) -> _Course:
@@ -399,7 +399,7 @@ class Recordings:
     def _record(self, course: _Course, layer: Any, x: Any, step: Step) -> Any:
         recorder = Recorder(x, step)
         with recorder:
-            y = layer(x, recorder.step)
+            y = _run(layer, x, recorder.step)
         step.losses += recorder.step.losses
         recording, earlier = Recording(recorder, y), course.recording
         reason = recorder.refused or ("it has hooks" if _has_hooks(layer) else None)
@@ -410,6 +410,11 @@ class Recordings:
         course.refused, course.recording = bool(reason), None if reason else recording
         course.replays = course.recording is not None and earlier is not None
         return y
+
+
+def _run(layer: Any, x: Any, step: Step) -> Any:
+    """The output of a layer, as it is written: one that was compiled to train would be compiled anew for one token."""
+    return (layer if layer._compiled_call_impl is None else layer.forward)(x, step)
 
 
 def _has_hooks(layer: Any) -> bool:

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import inspect
 import json
 import sys
 from typing import Any
@@ -69,6 +68,8 @@ def make_ready(model: torch.nn.Module, job: dict[str, Any]) -> torch.nn.Module:
     if found is not None:
         prepare = importlib.import_module("zoo.run.linear").prepare
         WAYS.append(str(prepare(model, job["weights"] or None, keep=False)))
+    if job["compile"]:
+        WAYS.append("not compiled: its decoding steps are replayed")
     keep_memory()
     return model
 
@@ -79,15 +80,8 @@ def export_folder(job: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def list_options(job: dict[str, Any]) -> dict[str, Any]:
-    """List what the job asks of `zoo.generate` beyond the defaults. Raises Absent for what it does not take."""
-    if job["compile"] and "compile" not in inspect.signature(zoo.generate).parameters:
-        raise timing.Absent("not yet: zoo.generate takes no compile")
-    return {"compile": True} if job["compile"] else {}
-
-
 def generate(model: torch.nn.Module, ids: torch.Tensor, new: int, job: dict[str, Any]) -> torch.Tensor:
-    return zoo.generate(model, ids, max_new_tokens=new, temperature=0, **list_options(job))[:, ids.shape[1] :]
+    return zoo.generate(model, ids, max_new_tokens=new, temperature=0)[:, ids.shape[1] :]
 
 
 def serve(model: torch.nn.Module, requests: list[timing.Request], job: dict[str, Any]) -> timing.Rows:
