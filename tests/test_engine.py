@@ -16,6 +16,7 @@ import zoo
 from zoo.errors import ConfigError, ZooError
 from zoo.generation import invariants
 from zoo.generation.engine import Engine, serving
+from zoo.generation.passes import Passes
 from zoo.generation.request import Request
 from zoo.generation.rows import CachedRow
 from zoo.run.builder import build
@@ -89,6 +90,24 @@ def test_a_request_gets_in_many_deterministic_schedules_the_bits_that_it_gets_al
 
 
 # ---------------------------------------------------------------- single rules
+
+
+ONE_PASS = ["attention=gqa", "position=alibi", "position=t5_layerwise", "position=learned", "ffn=moe", "block=parallel"]
+
+
+@pytest.mark.parametrize("kind", [*ONE_PASS, "attention=mla", "attention=sliding window=5"])
+def test_what_a_step_computes_goes_through_the_model_in_one_pass_where_that_costs_no_more(kind, monkeypatch):
+    passes, run = [], Passes.run
+    monkeypatch.setattr(Passes, "run", lambda self, batch: passes.append(len(batch)) or run(self, batch))
+    engine, steps = Engine(make(kind), rows=4, budget=24), 0
+    for length, new in ((3, 9), (17, 4), (30, 6), (11, 5)):
+        engine.add(Request(ids=list(range(1, length + 1)), max_new_tokens=new))
+    with serving(engine.model):
+        while engine.busy:
+            engine.step()
+            steps += 1
+    assert max(passes) == 4
+    assert (len(passes) == steps) == (kind in ONE_PASS)
 
 
 @pytest.mark.parametrize("kind", ["attention=sliding window=1", "chunk", "chunks and full"])

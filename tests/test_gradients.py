@@ -8,10 +8,11 @@ from tiny import model_of, spec_of
 from torch.nn import functional as F
 
 from zoo.data import Batch
+from zoo.run import likelihood
 from zoo.run.builder import build
-from zoo.training import objective
+from zoo.run.likelihood import IGNORED
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient
-from zoo.training.objective import IGNORED, NextToken
+from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW
 
 
@@ -56,8 +57,8 @@ HEADS = {
 @pytest.mark.parametrize("overrides", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
 def test_the_chunked_loss_has_the_gradient_that_autograd_finds_through_full_logits(overrides, z_loss, monkeypatch):
-    monkeypatch.setitem(objective.BLOCK, "cpu", 5 * 67 * 4)
-    monkeypatch.setattr(NextToken, "_chunks", lambda self, hidden, vocab_size: objective.split_evenly(len(hidden), 17))
+    monkeypatch.setitem(likelihood.BLOCK, "cpu", 5 * 67 * 4)
+    monkeypatch.setattr(NextToken, "_chunks", lambda self, hidden, vocab_size: likelihood.split_evenly(len(hidden), 17))
     model = model_of(overrides).train()
     batch = batch_of(4, 12, 67, ignored=9)
     expected_loss, expected = by_autograd(model, batch, z_loss)

@@ -1,8 +1,9 @@
 """One YAML grammar for transformer architectures: priced before anything is built, then built, trained and run.
 
 `zoo.stats(config, overrides)`, `zoo.diff(a, b)`, `zoo.build(config, overrides)`, `zoo.train(config, overrides)`,
-`zoo.load(path)`, `zoo.generate(model, ids)`, `zoo.fill(model, texts)` and `zoo.export(model, path)`. Importing this
-imports neither torch nor hydra; a name is looked up when it is first used.
+`zoo.load(path)`, `zoo.generate(model, ids)`, `zoo.fill(model, texts)`,
+`zoo.evaluate(model, texts)` and `zoo.export(model, path)`. Importing this imports neither torch nor hydra; a name is
+looked up when it is first used.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from zoo.sampling.options import Sampling as Sampling
     from zoo.text.fill import fill as fill
     from zoo.text.vectors import embed as embed
+    from zoo.training.evaluate import evaluate as evaluate
 
 _HOMES = {
     "diff": "zoo.api",
@@ -43,6 +45,7 @@ _HOMES = {
     "Engine": "zoo.generation.engine",
     "Request": "zoo.generation.request",
     "Sampling": "zoo.sampling.options",
+    "evaluate": "zoo.training.evaluate",
     "prepare": "zoo.run.linear.ready",
     "fill": "zoo.text.fill",
     "embed": "zoo.text.vectors",
@@ -62,6 +65,7 @@ __all__ = [
     "build",
     "diff",
     "embed",
+    "evaluate",
     "export",
     "fill",
     "generate",

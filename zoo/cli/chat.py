@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.common import TEMPERATURE, print_note, read_folder_options
+from zoo.cli.common import TEMPERATURE, keep_memory_on, print_note, read_folder_options
 
 if TYPE_CHECKING:
     from zoo.text.conversation import Conversation
@@ -75,6 +75,7 @@ def run(
     Options.checked(given)
     folder = find_folder(checkpoint)
     options = Options.checked({"max_new_tokens": LONGEST_ANSWER, **read_folder_options(folder, given)(given)})
+    keep_memory_on(device)
     loaded = load(folder, device=device, dtype=dtype, note=print_note)
     encoder = Encoder(loaded.model, loaded.tokenizer, loaded.ends, chat.load(loaded.folder, template))
     limit = loaded.model.spec.max_seq_len

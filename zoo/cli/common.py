@@ -23,6 +23,23 @@ class ConfigPart(StrEnum):
     job = "job"
 
 
+class Fp8(StrEnum):
+    """How values are scaled into float8's range (`zoo.run.fp8`)."""
+
+    tensorwise = "tensorwise"
+    rowwise = "rowwise"
+    weight_only = "weight_only"
+
+
+class Weights(StrEnum):
+    """What the weights of products are stored in (`zoo.run.linear`)."""
+
+    fp16 = "fp16"
+    bf16 = "bf16"
+    int8 = "int8"
+    int4 = "int4"
+
+
 Target = Annotated[
     str,
     typer.Argument(
@@ -45,6 +62,15 @@ TEMPERATURE = 0.8
 def print_note(line: str) -> None:
     """Say something on standard error that is no fault."""
     print("zoo: note:", line, file=sys.stderr)
+
+
+def keep_memory_on(device: str) -> None:
+    """Let this process keep the memory that it frees, where it computes on a CPU (`zoo.run.memory`)."""
+    from zoo.run.builder import pick_device
+    from zoo.run.memory import keep_memory
+
+    if pick_device(device).type == "cpu":
+        keep_memory()
 
 
 def read_folder_options(folder: Path, given: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.cli.common import print_note
+from zoo.cli.common import keep_memory_on, print_note
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +52,7 @@ def run(
     given = [*(texts or []), *_lines(lines)]
     if not given:
         raise ConfigError("texts: there are none (give them as arguments, or --lines FILE)")
+    keep_memory_on(device)
     found = vectors.embed(
         checkpoint,
         given,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli.common import print_note
+from zoo.cli.common import keep_memory_on, print_note
 
 
 def run(
@@ -27,6 +27,7 @@ def run(
     from zoo import runs
     from zoo.text import fill
 
+    keep_memory_on(device)
     folder = runs.last_run() if checkpoint is None else checkpoint
     found = fill.fill(folder, texts, top_k=top_k, device=device, note=print_note)
     if as_json:

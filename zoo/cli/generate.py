@@ -9,27 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.common import TEMPERATURE, print_note, read_folder_options
+from zoo.cli.common import TEMPERATURE, Fp8, Weights, keep_memory_on, print_note, read_folder_options
 
 if TYPE_CHECKING:
     from zoo.text.prompts import Complete, Prompt
-
-
-class Fp8(StrEnum):
-    """How values are scaled into float8's range (`zoo.run.fp8`)."""
-
-    tensorwise = "tensorwise"
-    rowwise = "rowwise"
-    weight_only = "weight_only"
-
-
-class Weights(StrEnum):
-    """What the weights of products are stored in while generating (`zoo.run.linear`)."""
-
-    fp16 = "fp16"
-    bf16 = "bf16"
-    int8 = "int8"
-    int4 = "int4"
 
 
 class Form(StrEnum):
@@ -235,6 +218,7 @@ def run(
     rows = count_rows(prompt.options for prompt in prompts)
     speculate = _count_guesses(ngram, draft, draft_tokens)
     check_serving(folder, speculate, draft, deterministic)
+    keep_memory_on(device)
     loaded = load(
         folder, device=device, dtype=dtype, fp8=fp8, weights=weights, rows=rows, stable=deterministic, note=print_note
     )

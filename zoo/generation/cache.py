@@ -112,9 +112,9 @@ class LayerCache:
 class Cache:
     """The rows of a Store that a forward pass reads and adds to, each with a length of its own.
 
-    A pass takes token ids [B, T], of which row b's first `counts[b]` are its next tokens and the rest is padding. With
-    `apart` each row is attended by itself, whatever the others are like; `packs` copies the keys that it reads, so that
-    no bit depends on the pool.
+    A pass takes token ids [B, T], of which row b's first `counts[b]` are its next tokens and the rest is padding; or,
+    if `varlen`, [1, N], the next tokens of all rows end to end. With `apart` each row is attended by itself, whatever
+    the others are like; `packs` copies the keys that it reads, so that no bit depends on the pool.
     """
 
     def __init__(
@@ -124,9 +124,11 @@ class Cache:
         *,
         apart: bool = False,
         packs: bool = False,
+        varlen: bool = False,
         recordings: Recordings | None = None,
     ) -> None:
         self.store, self.rows, self.apart, self.packs = store, list(rows), apart, packs
+        self.varlen = varlen
         self.recordings = recordings
         self.counts: list[int] | None = None  # None: every row has T new tokens
         numbers = [row.slot for row in self.rows]
@@ -159,7 +161,9 @@ class Cache:
 
     @property
     def past(self) -> int | None:
-        """How many tokens every row holds; None where rows differ."""
+        """How many tokens every row holds; None where rows differ, or lie end to end."""
+        if self.varlen:
+            return None
         lengths = {row.length for row in self.rows}
         return lengths.pop() if len(lengths) == 1 else None
 
@@ -182,7 +186,12 @@ class Cache:
     @property
     def alike(self) -> bool:
         """Whether all rows have as many tokens and get as many new ones."""
-        return self.counts is None and self.past is not None and not self.apart
+        return self.counts is None and self.past is not None and not (self.apart or self.varlen)
+
+    def list_places(self) -> list[int]:
+        """The places of all rows' new tokens in their rows, end to end."""
+        counts = self.counts or [1] * len(self.rows)
+        return [row.length + n for row, count in zip(self.rows, counts, strict=True) for n in range(count)]
 
     def count(self, row: int, new: int) -> int:
         """The new tokens of a row in a pass of `new` columns."""
@@ -210,7 +219,7 @@ class Cache:
 
     def _lay_out(self, number: int, group: Group, new: int) -> Where:
         room = self.store.pages_of(group, 1 << 60) if group.window or group.chunk else None
-        reads, slots, taken, joins = [], [], [], False
+        reads, slots, taken, joins, column = [], [], [], False, 0
         for place, row in enumerate(self.rows):
             count = self.count(place, new)
             stop, first = row.length + count, group.first_seen(row.length)
@@ -227,7 +236,8 @@ class Cache:
             self._reserve(row, number, begin, stop)
             for start, end in row.runs(number, begin, stop):
                 slots.extend(range(start, end))
-            start = place * (row.length - origin + new)
+            start = column if self.varlen else place * (row.length - origin + new)
+            column += count
             taken.extend(range(start + begin - origin, start + stop - origin))
             if not joins:
                 reads.append(row.runs(number, first, stop))

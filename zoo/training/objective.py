@@ -4,7 +4,6 @@ weight."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import NonNegativeFloat, PositiveInt
 
 from zoo.lazy import torch
+from zoo.run.likelihood import (
+    IGNORED,
+    compute_negative_log_likelihood,
+    split_for_head,
+    split_for_softmax,
+    sum_negative_log_likelihood,
+)
 from zoo.spec import Spec
 
 if TYPE_CHECKING:
@@ -20,14 +26,6 @@ if TYPE_CHECKING:
     from zoo.data import Batch
 
     Autocast = Callable[[], AbstractContextManager[Any]]
-
-IGNORED = -100
-"""The target of a position without one (torch's convention)."""
-
-BLOCK = {"cpu": 4 << 20}
-"""Bytes of float32 logits in one softmax. On a CPU they should stay in its cache."""
-
-LARGE_BLOCK = 256 << 20  # elsewhere: enough to keep the device busy
 
 
 class Objective(Spec, axis="objective"):
@@ -96,40 +94,10 @@ class NextToken(Objective, kind="next_token"):
     def measure(self, model: Any, batch: Batch, autocast: Autocast) -> Tensor:
         with torch.no_grad(), autocast():
             out = model(batch.input_ids, documents=batch.documents, logits_to_keep=0)
-            hidden, targets = out.hidden.flatten(0, 1), batch.targets.flatten()
-            total = torch.zeros((), device=hidden.device)
-            for rows in self._chunks(hidden, model.spec.vocab_size):
-                logits = model.head_logits(hidden[rows])
-                for block in split_for_softmax(logits):
-                    total += compute_negative_log_likelihood(logits[block], targets[rows][block])[0].sum()
-        return total
+            return sum_negative_log_likelihood(model, out.hidden, batch.targets, self.chunk_mib << 20)
 
     def _chunks(self, hidden: Tensor, vocab_size: int) -> Iterator[slice]:
-        return split_evenly(len(hidden), (self.chunk_mib << 20) // (vocab_size * hidden.element_size()))
-
-
-def split_evenly(count: int, most: int) -> Iterator[slice]:
-    """Split `count` rows into slices of at most `most` rows (but one at least), whose lengths differ by at most one."""
-    runs = math.ceil(count / max(most, 1))
-    return (slice(count * run // runs, count * (run + 1) // runs) for run in range(runs))
-
-
-def split_for_softmax(logits: Tensor) -> Iterator[slice]:
-    """Split the rows of logits into blocks for the softmax."""
-    size = BLOCK.get(logits.device.type, LARGE_BLOCK)
-    return split_evenly(len(logits), size // (4 * logits.shape[-1]))
-
-
-def compute_negative_log_likelihood(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute the negative log-likelihood of the targets [N, 1], log p [N, V], the targets' indices [N, 1], and a mask
-    [N, 1].
-
-    The mask is 0 where a target is ignored, else 1; the first is 0 there too. All but the indices are float32.
-    """
-    kept = (targets != IGNORED)[:, None].float()
-    index = targets.clamp_min(0)[:, None]
-    log_p = torch.log_softmax(logits, -1, dtype=torch.float32)
-    return -log_p.gather(1, index) * kept, log_p, index, kept
+        return split_for_head(hidden, vocab_size, self.chunk_mib << 20)
 
 
 def replace_by_gradient_(logits: Tensor, targets: Tensor, weight: float, z_loss: float) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import platform
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -103,21 +101,6 @@ def measure_product_rate(
 def _finish(device: Device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def keep_memory() -> None:
-    """Let this process keep the memory that it frees, for the rest of its life.
-
-    By default glibc gives each large tensor back to the system when it is freed, and the next one is zeroed page by
-    page: 6 to 17% of a training step on a CPU. Each step wants the same sizes again, so the peak stays what it was.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
-    libc = ctypes.CDLL(None)
-    libc.mallopt(m_mmap_max, 0)  # all from the heap
-    libc.mallopt(m_trim_threshold, -1)  # which never shrinks
-    libc.mallopt(m_top_pad, 64 << 20)  # and grows by so many bytes
 
 
 @dataclass

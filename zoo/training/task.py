@@ -25,7 +25,7 @@ from zoo.lazy import torch
 from zoo.run import fp8
 from zoo.run.builder import build, pick_device
 from zoo.run.dtypes import describe_slow_dtype
-from zoo.run.memory import read_free_memory
+from zoo.run.memory import keep_memory, read_free_memory
 from zoo.run.threads import ThreadWatch, keep_threads
 from zoo.training import settings as S
 from zoo.training.failures import advise_smaller_batch, failures_in_one_line
@@ -33,7 +33,7 @@ from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
 from zoo.training.loop import Run, fit
 from zoo.training.sampling import choose_sampling_kernel
 from zoo.training.show import Show
-from zoo.training.speed import find_peak, keep_memory
+from zoo.training.speed import find_peak
 
 CONFIG, MODEL = "config.yaml", "model.yaml"
 

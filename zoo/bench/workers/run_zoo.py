@@ -12,10 +12,10 @@ import torch
 
 import zoo
 from zoo.data import Batch
+from zoo.run.memory import keep_memory
 from zoo.training.gradient import accumulate_gradient
 from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW
-from zoo.training.speed import keep_memory
 
 # Our names -> those of Hugging Face's Llama, the format that every peer has a reader for.
 PARTS = {
@@ -70,6 +70,7 @@ def make_ready(model: torch.nn.Module, job: dict[str, Any]) -> torch.nn.Module:
         WAYS.append(str(prepare(model, job["weights"] or None, keep=False)))
     if job["compile"]:
         WAYS.append("not compiled: its decoding steps are replayed")
+    keep_memory()
     return model
 
 

@@ -70,6 +70,8 @@ class ShadowLayerCache:
 class ShadowCache:
     """The caches of the layers of `pattern`, with `length` tokens in them and room for `capacity`."""
 
+    recordings = None  # a pass on shadows runs every layer as it is written
+
     def __init__(self, tower: Any, batch: int, length: int, capacity: int, memory: int, dtype: ShadowDtype) -> None:
         self.past = self.longest = length
         self.capacity, self.tower = capacity, tower

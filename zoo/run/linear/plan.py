@@ -35,6 +35,13 @@ class WayPlan:
             return runs[0][0]
         return ", ".join([*(f"{way} to {rows} rows" for way, rows in runs[:-1]), f"{runs[-1][0]} beyond"])
 
+    def uniform(self, rows: int) -> WayPlan:
+        """The plan by which a product of any number of rows goes the way of one of `rows`, as long as no way of this
+        plan is bound to some number of rows."""
+        way = self.ways[find_bucket(rows)]
+        bound = way == RESTORED or WAYS[way].most_rows is not None or WAYS[way].one_size
+        return self if bound else WayPlan(self.packing, (way,) * len(BUCKETS))
+
     @property
     def reads_plain(self) -> bool:
         """Whether some bucket reads the weight as it was."""

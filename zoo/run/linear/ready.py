@@ -75,6 +75,7 @@ def prepare(
     stable: bool = False,
     way: str | None = None,
     join: bool = True,
+    uniform: bool = False,
 ) -> Prepared:
     """Make a model ready to serve on a CPU, in place; `undo()` makes it what it was, to the bit.
 
@@ -83,8 +84,9 @@ def prepare(
     kept on disk. Unless `weights` names fewer bits (fp16, bf16, int8, int4) all ways keep the model's dtype, and differ
     by rounding alone. With `stable` a row's bits depend neither on its neighbours nor its place nor, where a way is so
     here (`Prepared.stable`), on the number of rows. `way` names one for all products that it can take (`zoo doctor`
-    lists them), in place of a choice. Without `join` each Linear stays a product of its own. The model keeps what was
-    made as `model.ready`.
+    lists them), in place of a choice. Without `join` each Linear stays a product of its own. With `uniform` products in
+    fewer bits go one way for any number of rows, that of the fewest `rows`, so that a text which is read at once meets
+    the rounding of a token that is decoded. The model keeps what was made as `model.ready`.
 
     Memory: beside the plain weights one packed copy at most. With `keep` false plain weights go once they are packed,
     except those that something else reads (a tied embedding, MLA's absorbed products); such a model can generate, but
@@ -97,6 +99,9 @@ def prepare(
         weights = _check_named(way, weights, processor)
     groups, left = find_groups(model, weights or EXACT, join=join)
     plans = _plan_all(groups, processor, left, keep=keep, rows=rows, stable=stable, named=way)
+    if uniform:
+        lower = [group.precision != EXACT for group in groups]
+        plans = [plan.uniform(min(rows)) if each else plan for plan, each in zip(plans, lower, strict=True)]
     _fit(groups, plans, keep)
     products, plain = [], 0
     for group, plan in zip(groups, plans, strict=True):

@@ -1,0 +1,218 @@
+# B rows, T tokens of a window, N tokens scored
+"""Score texts: the negative log-likelihood of their tokens under a model that reads them in sliding windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoo.data.tokens import Batch, to_batch
+from zoo.errors import ConfigError, ZooError
+from zoo.generation.towers import find_limit
+from zoo.lazy import torch
+from zoo.run.likelihood import IGNORED, sum_negative_log_likelihood
+from zoo.text.reading import longest_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from zoo.data.tokenizer import Tokenizer
+
+CHUNK = 64 << 20
+"""Bytes of logits that are there at once."""
+
+TOGETHER = {"cpu": 2048}
+"""Tokens of the windows that go through the model together: enough for its products to be fast."""
+
+MANY_TOGETHER = 32768  # elsewhere
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Tokens to score: ids, the first `given` of which are only read, and the bytes of their text in UTF-8.
+
+    With `documents`, an `eos_id` opens a document, whose tokens see nothing of the one before, as in training.
+    """
+
+    ids: np.ndarray
+    n_bytes: int
+    eos_id: int
+    given: int = 1
+    documents: bool = False
+
+    @property
+    def n_scored(self) -> int:
+        return len(self.ids) - self.given
+
+
+class Window(NamedTuple):
+    """A piece of a stream: the model reads `length` tokens from `start`; what follows the last `scored` of them is
+    scored."""
+
+    start: int
+    length: int
+    scored: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """The negative log-likelihood of all tokens in nats, their number, and the bytes of their text."""
+
+    nll: float
+    tokens: int
+    n_bytes: int
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return self.nll / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the loss; infinite beyond the range of floats."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nll / math.log(2) / self.n_bytes
+
+
+# ---------------------------------------------------------------- windows
+
+
+def list_windows(tokens: int, context: int, stride: int, given: int = 1) -> Iterator[Window]:
+    """List the windows of a stream of so many tokens: each reads `context` of them, starts `stride` after the one
+    before, and scores what that did not (Radford et al., 2019).
+
+    Example: 10 tokens, context 4, stride 2 are read from 0, 2, 4 and 6 on. The first window scores tokens 1 to 4, the
+    others tokens 5 and 6, 7 and 8, and 9, which the last predicts from 6 to 8.
+    """
+    start, done = 0, given - 1
+    while done < tokens - 1:
+        end = min(start + context, tokens - 1)
+        if end > done:
+            yield Window(start, end - start, end - done)
+        start, done = start + stride, max(end, done)
+
+
+def settle_windows(
+    spec: Any, context: int | None, stride: int | None, note: Callable[[str], object]
+) -> tuple[int, int]:
+    """Settle the context, which is the model's length unless given, and the stride: half the context, so that each
+    token has at least half a window before it. Raises ConfigError for those that will not do."""
+    limit: int | None = find_limit(spec)
+    if context is None:
+        context = longest_text(spec)
+    if context < 1 or (limit is not None and context > limit):
+        most = "" if limit is None else f" to {limit}, where the model's positions end"
+        raise ConfigError(f"context: is {context}, not a whole number from 1{most}")
+    if context > spec.max_seq_len:
+        note(f"windows have {context} tokens, the model is made for {spec.max_seq_len}: it may predict worse there")
+    stride = (context + 1) // 2 if stride is None else stride
+    if not 1 <= stride <= context:
+        raise ConfigError(f"stride: is {stride}, not a whole number from 1 to context={context}")
+    return context, stride
+
+
+# ---------------------------------------------------------------- from a text to a stream
+
+
+def encode(text: str, tokenizer: Tokenizer, where: str, start: Sequence[int]) -> Stream:
+    """Encode one text as a document of its own, after the tokens `start`. Raises ConfigError for a text without
+    tokens."""
+    import numpy as np
+
+    ids = tokenizer.encode(text)
+    if not ids:
+        found = "is empty" if not text else "has no token that the tokenizer knows"
+        raise ConfigError(f"{where}: {found}, so there is nothing to score (a text)")
+    return Stream(np.array([*start, *ids]), len(text.encode()), tokenizer.eos_id, given=len(start))
+
+
+def find_start(tokenizer: Tokenizer, place: Path) -> list[int]:
+    """Find the tokens that open a text: those that the tokenizer's file puts before one, else the start token named
+    beside it, else the one that ends the text before."""
+    from zoo.data.tokenizer import find_tokenizer_file, read_special_token
+
+    backend = tokenizer.backend
+    backend.encode_special_tokens = True
+    found = backend.encode("a", add_special_tokens=True)
+    opening = list(takewhile(lambda pair: pair[1], zip(found.ids, found.special_tokens_mask, strict=True)))
+    if opening:
+        return [token for token, _ in opening]
+    named = read_special_token(find_tokenizer_file(place, "tokenizer"), "bos_token", "tokenizer")
+    start = None if named is None else backend.token_to_id(named)
+    return [tokenizer.eos_id if start is None else start]
+
+
+# ---------------------------------------------------------------- scoring
+
+
+def check_model(spec: Any) -> None:
+    """Raises ConfigError for a model that gives a text no likelihood, with what would do."""
+    if spec.kind == "encoder":
+        raise ConfigError("eval: an encoder predicts no next token (`zoo fill` says what it expects behind a mask)")
+    if spec.kind == "encoder_decoder" or spec.reads_memory:
+        what = spec.kind.replace("_", "-")
+        raise ConfigError(
+            f"eval: the model is an {what} and writes only what follows from a source (a decoder would do)"
+        )
+    if spec.head.kind == "none":
+        raise ConfigError("eval: the model has no head, so no token is likelier than another (head: lm)")
+
+
+def check_vocabulary(spec: Any, streams: Sequence[Stream]) -> None:
+    """Raises ConfigError for a token that the model has no number for."""
+    largest = max(int(stream.ids.max()) for stream in streams)
+    if largest >= spec.vocab_size:
+        found = f"gives token {largest}, the model's vocabulary is 0 to {spec.vocab_size - 1}"
+        raise ConfigError(f"tokenizer: {found} (the tokenizer that the model was trained with)")
+
+
+def score(
+    model: Any, streams: Sequence[Stream], context: int, stride: int, advance: Callable[[int], object] | None = None
+) -> Score:
+    """Score streams, each by itself, in windows of `context` tokens; each token once, except those that are given.
+
+    A window reads nothing of what lies before it. `advance` is called with the number of tokens scored since. Raises
+    ZooError where a likelihood is no number.
+    """
+    device = next(model.parameters()).device
+    rows = max(TOGETHER.get(device.type, MANY_TOGETHER) // context, 1)
+    total = 0.0
+    with torch.inference_mode():
+        for stream in streams:
+            for group in _group(list_windows(len(stream.ids), context, stride, stream.given), rows):
+                batch = _make_batch(stream, group)
+                documents = None if batch.documents is None else batch.documents.to(device)
+                hidden = model(batch.input_ids.to(device), documents=documents, logits_to_keep=0).hidden
+                total += float(sum_negative_log_likelihood(model, hidden, batch.targets.to(device), CHUNK))
+                if not math.isfinite(total):
+                    raise ZooError(f"eval: the loss is {total} (sound weights, or dtype=fp32)")
+                if advance is not None:
+                    advance(sum(window.scored for window in group))
+    return Score(total, sum(stream.n_scored for stream in streams), sum(stream.n_bytes for stream in streams))
+
+
+def _group(windows: Iterator[Window], rows: int) -> Iterator[list[Window]]:
+    """Groups of at most `rows` windows that are equally long."""
+    for _, alike in groupby(windows, lambda window: window.length):
+        held = list(alike)
+        yield from (held[first : first + rows] for first in range(0, len(held), rows))
+
+
+def _make_batch(stream: Stream, group: Sequence[Window]) -> Batch:
+    """The tokens of equally long windows, with targets where they are scored [B, T]."""
+    import numpy as np
+
+    length = group[0].length
+    rows = np.stack([stream.ids[window.start : window.start + length + 1] for window in group]).astype(np.int64)
+    batch = to_batch(rows, stream.eos_id, stream.documents)
+    targets = batch.targets.clone()  # of one row they are a view of the tokens that are read
+    for row, window in zip(targets, group, strict=True):
+        row[: length - window.scored] = IGNORED
+    return batch._replace(targets=targets)
