@@ -216,11 +216,11 @@ def run(
     prompts = _read_prompts(prompt, prompt_file, form, add_folder_options(given, folder))
     results = _plan_results(out, prompts, force=force, resume=resume)
     rows = count_rows(prompt.options for prompt in prompts)
-    keep_memory_on(device)
     loaded = load(
         folder, device=device, dtype=dtype, fp8=fp8, weights=weights, rows=rows, stable=deterministic, note=print_note
     )
     speculation = _plan_speculation(ngram, draft, draft_tokens, device)
+    keep_memory_on(device)  # from here on: the weights that packing dropped were given back
     serving = {**speculation, "deterministic": deterministic}
     options = {"template": template, "kernel": kernel, "serving": serving}
     batching.run(loaded, prompts, results, **options, note=print_note)
