@@ -1,14 +1,19 @@
 """Tiny writers of every kind that the grammar can say, their weights so loud that one key too many shows."""
 
 import functools
+import string
 
+import torch
 from loaded import load, make_loud
 from test_generate import COMBINATIONS, TINY
 from test_seq2seq import ALIBI, BART, BIASED, MODERN, NEAR, PREFIX, SINES, T5, UMT5
 
+from zoo.data.tokenizer import Tokenizer
+from zoo.generation.towers import find_writer
 from zoo.run.builder import build
+from zoo.sampling.guide import GuideCompiler
 
-LONG = "max_seq_len=96"
+LONG = "max_seq_len=92"
 MIXED = {
     "gemma-like": [
         "pattern=[near*2,layer]",
@@ -47,16 +52,50 @@ KINDS = [*PLAIN, *MIXED, *HYBRIDS, *PREFIX_LM, *SEQ2SEQ]
 def make(kind: str):
     """Make the model of a kind, in eval mode; every parameter of it is random. Shared: it must not be changed."""
     if kind in SEQ2SEQ or kind in PREFIX_LM:
-        spec = load({**(SEQ2SEQ.get(kind) or PREFIX_LM[kind]), "max_seq_len": 96})
+        spec = load({**(SEQ2SEQ.get(kind) or PREFIX_LM[kind]), "max_seq_len": 92})
     elif kind in HYBRIDS:
         spec = load(TINY, _hybrid(*HYBRIDS[kind]))
     else:
         spec = load(TINY, [LONG, *(PLAIN.get(kind) or MIXED[kind])])
-    model = build(spec, device="cpu", dtype="fp32").eval()
-    return make_loud(model, (53, 61, 96, 98))
+    model = make_loud(build(spec, device="cpu", dtype="fp32").eval(), (53, 61, 92, 94))
+    if kind == "sines":  # a token that has no position is for padding: written in a cache it counts, as in transformers
+        model.state_dict()["decoder.head.offset"][spec.decoder.position.skip_id] = -40
+    return model
 
 
 def _hybrid(mixer: str, others: str) -> list[str]:
     window = ["attention=sliding", "window=5"] if others == "sliding" else []
     state = f"+layers={{state:{{attention:{{kind:{mixer},{MIXERS[mixer]}}}}}}}"
     return [LONG, *window, "pattern=[state,layer]", state, "n_layers=3"]
+
+
+@functools.cache
+def make_draft(kind: str):
+    """Make a model that guesses for a kind: the kind's own with noise on its weights, so that some guesses hold; where
+    its states or its source forbid that, any decoder of the vocabulary."""
+    writer = find_writer(make(kind).spec)
+    unlike = kind in SEQ2SEQ or kind in PREFIX_LM or any(block.state() for block in writer.blocks.values())
+    if unlike or writer.cacheable_until is not None:
+        spec = load(TINY, [LONG, f"vocab_size={writer.vocab_size}"])
+        return make_loud(build(spec, device="cpu", dtype="fp32").eval(), (writer.vocab_size, 92))
+    model, generator = build(writer, device="cpu", dtype="fp32").eval(), torch.Generator().manual_seed(2)
+    model.load_state_dict(make(kind).state_dict())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * parameter.abs().mean() * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@functools.cache
+def make_guides(vocab: int):
+    """Compile some grammars over a vocabulary whose tokens from 2 on are letters."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models
+
+    backend = Backend(
+        models.BPE({letter: number for number, letter in enumerate("01" + string.ascii_letters[:-2])}, [])
+    )
+    backend.decoder = decoders.ByteFallback()
+    backend.add_special_tokens(["<|endoftext|>"])
+    compiler = GuideCompiler(Tokenizer(backend), vocab)
+    return [compiler.compile("regex", text) for text in ("(ab|c[d-k]){1,6}[x-z]", "[A-M]{3,9}", "a(bc)*d?")]

@@ -110,7 +110,7 @@ def test_the_best_beams_are_those_of_transformers_with_other_requests_beside_the
         ),
         (
             {"n_beams": 2, "sampling": Sampling(temperature=1.0)},
-            "sampling: a beam search looks for the likeliest text (leave it out, or n_beams=1)",
+            "temperature: a beam search looks for the likeliest text (leave it out, or n_beams=1)",
         ),
     ],
 )

@@ -8,7 +8,7 @@ import re
 from hashlib import blake2b
 
 import pytest
-from kinds import make
+from kinds import make, make_draft, make_guides
 from schedules import find_faults, make_schedule
 from test_engine import vocabulary
 
@@ -18,9 +18,13 @@ from zoo.generation.cache import Cache
 from zoo.generation.engine import Engine
 from zoo.generation.pages import PagePool
 from zoo.generation.prefix import Prefixes
+from zoo.generation.proposals import DraftModel
 from zoo.generation.rows import CachedRow
 from zoo.generation.scheduler import Scheduler
+from zoo.generation.sources import Sources
 from zoo.generation.store import Group, Store
+from zoo.sampling import speculate
+from zoo.sampling.guide import Matcher
 
 GQA, MAMBA, WINDOW, MIXED = "attention=gqa", "attention=mamba position=none", "attention=sliding window=5", "gemma-like"
 MUTANTS = {}
@@ -301,7 +305,93 @@ def a_row_reads_the_source_of_its_neighbour(patch):
     patch.setattr(Cache, "lay_out_source", lay_out)
 
 
+@mutant("the budget is", "prefix", "prefix window")
+def prompts_that_cannot_be_cut_go_over_the_budget_together(patch):
+    class Small(int):
+        def __le__(self, other):
+            return True
+
+    real = Scheduler._chunk
+    patch.setattr(Scheduler, "_chunk", lambda self, sequence, most: Small(real(self, sequence, most)))
+
+
+@mutant("log-probabilities", GQA, MIXED)
+def a_prompt_that_is_read_again_keeps_the_log_probabilities_it_had(patch):
+    def preempt(self, sequence):
+        scores = list(sequence.scores)
+        real(self, sequence)
+        sequence.scores = scores
+
+    real = Scheduler.preempt
+    patch.setattr(Scheduler, "preempt", preempt)
+
+
+# ---------------------------------------------------------------- sources
+
+
+@mutant("alone|log-probabilities|raised KeyError", "bart", "t5")
+def a_source_is_known_by_the_tokens_of_each_page(patch):
+    def name(self, source):
+        starts = range(0, len(source), self.page)
+        return [blake2b(repr((start, source[start : start + self.page])).encode()).digest() for start in starts]
+
+    patch.setattr(Sources, "name", name)
+
+
+@mutant("are kept for reuse", "t5")
+def a_source_that_is_there_is_read_again(patch):
+    def restore(self, row, names, tokens):
+        real(self, row, names, tokens)
+        row.source = 0
+
+    real = Sources.restore
+    patch.setattr(Sources, "restore", restore)
+
+
+@mutant("other names", "t5", "modern")
+def rows_of_one_source_that_start_together_each_read_it(patch):
+    patch.setattr(Scheduler, "_awaits", lambda self, sequence: False)
+
+
+@mutant("are not all", "t5")
+def a_source_that_is_shared_is_not_counted(patch):
+    def restore(self, row, names, tokens):
+        self.pool.share, share = lambda page: None, self.pool.share
+        real(self, row, names, tokens)
+        self.pool.share = share
+
+    real = Sources.restore
+    patch.setattr(Sources, "restore", restore)
+
+
 # ---------------------------------------------------------------- drafts, and beams
+
+
+@mutant("raised|draft", GQA)
+def a_draft_model_keeps_the_row_of_a_sequence_that_has_ended(patch):
+    patch.setattr(DraftModel, "forget", lambda self, sequence: None)
+
+
+@mutant("raised", GQA, WINDOW)
+def a_draft_model_keeps_its_tokens_that_do_not_hold(patch):
+    patch.setattr(DraftModel, "report", lambda self, sequence, proposed, accepted: None)
+
+
+@mutant("alone|are computed", GQA, MIXED)
+def a_draft_is_accepted_to_a_token_that_does_not_hold(patch):
+    def agree(draft, chosen):
+        return [*draft[:1], *real(draft, chosen)[1:]]
+
+    real = speculate._agree
+    patch.setattr(speculate, "_agree", agree)
+
+
+@mutant("alone|raised", GQA)
+def a_guess_does_not_follow_the_grammar(patch):
+    def ahead(self, draft):
+        return [self, *([self] * len(draft))]
+
+    patch.setattr(Matcher, "ahead", ahead)
 
 
 @mutant("alone", MAMBA, "capacity")
@@ -343,7 +433,8 @@ def first_fault(kind: str) -> str | None:
     model = make(kind)
     for seed in SEEDS:
         try:
-            faults, _ = find_faults(model, make_schedule(seed, vocabulary(model), 12))
+            schedule = make_schedule(seed, vocabulary(model), 12, make_guides(vocabulary(model)))
+            faults, _ = find_faults(model, schedule, make_draft(kind))
         except (ZooError, RuntimeError, IndexError, ValueError, AssertionError, KeyError, TypeError) as error:
             return f"raised {type(error).__name__}: {error}"
         if faults:

@@ -57,9 +57,10 @@ def generating(stating, tmp_path, monkeypatch, capsys):
     """The tokens that `zoo generate` writes for a folder that states these options, and what it says."""
     monkeypatch.chdir(tmp_path)
 
-    def command(options: dict, *args: str) -> tuple[list[int], str]:
+    def command(options: dict, *args: str, prompts: str | None = None) -> tuple[list[int], str]:
         place = ["--checkpoint", str(stating(options)), "--device", "cpu", "--out", "o.jsonl", "--force"]
-        assert run(["generate", *place, "--prompt", "abcab", *args]) == 0
+        asked = ["--prompt", "abcab"] if prompts is None else ["--prompt-file", prompts]
+        assert run(["generate", *place, *asked, *args]) == 0
         return json.loads(Path("o.jsonl").read_text().splitlines()[0])["tokens"], capsys.readouterr().err
 
     return command
@@ -127,6 +128,36 @@ def test_a_line_of_a_file_goes_before_both(generating, monkeypatch, folder, stat
         assert run(["generate", *args, "--force", *given]) == 0
         rows = map(json.loads, Path("o.jsonl").read_text().splitlines())
         assert {len(row["tokens"]) for row in rows} == counts
+
+
+@pytest.mark.parametrize(
+    ("stated", "row", "written"),
+    [
+        ({"num_beams": 3}, {}, ["--n-beams", "3"]),
+        ({"num_beams": 3}, {"temperature": 0.9}, ["--temperature", "0.9"]),
+        ({"num_beams": 3}, {"top_k": 5}, ["--top-k", "5"]),
+        ({"num_beams": 3, "length_penalty": 2.0}, {"n_beams": 2}, ["--n-beams", "2", "--length-penalty", "2.0"]),
+        ({"do_sample": True, "top_p": 0.5, "temperature": 0.3}, {"n_beams": 2}, ["--n-beams", "2"]),
+        ({"do_sample": False}, {"top_p": 0.9}, ["--temperature", "0.8", "--top-p", "0.9"]),
+        ({}, {"n_beams": 2}, ["--n-beams", "2"]),
+    ],
+    ids=str,
+)
+def test_a_line_of_json_acts_as_the_same_options_on_the_command_line(generating, stated, row, written):
+    common = ["--seed", "1", "--max-new-tokens", "20"]
+    expected = generating({}, *common, *written)[0]
+    Path("p.jsonl").write_text(json.dumps({"prompt": "abcab", **row}))
+    assert generating(stated, *common, prompts="p.jsonl")[0] == expected
+
+
+def test_beams_of_the_command_line_and_a_temperature_of_a_line_are_refused_by_name(folder, stating, tmp_path, capsys):
+    stating({})
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps({"prompt": "ab", "temperature": 0.5}))
+    args = ["--checkpoint", str(folder), "--device", "cpu", "--prompt-file", str(file), "--n-beams", "2"]
+    assert run(["generate", *args]) == 2
+    told = f"zoo: error: {file}:1: temperature: a beam search looks for the likeliest text (leave it out, or n_beams=1)"
+    assert told in capsys.readouterr().err
 
 
 def test_what_transformers_reads_of_the_file_is_what_is_read_here(stating):

@@ -88,12 +88,13 @@ def test_what_will_not_do_is_refused_at_the_call(checkpoint):
         complete(model, tokenizer, "x", Options.checked({"logit_bias": {999: 1.0}}))
 
 
-def test_logits_that_are_no_numbers_end_the_text_with_its_token_named(checkpoint):
+def test_options_that_leave_no_token_end_the_text_with_its_token_named(checkpoint):
     model, tokenizer = store.load(checkpoint), make_byte_tokenizer()
     sound = generate(model, torch.tensor([[ord("x")]]), 3)[0, 1:].tolist()
     options = {"process": lambda ids, logits: logits * (float("nan") if len(ids) == 4 else 1)}
     pieces, came = complete(model, tokenizer, "x", Options(max_new_tokens=9, sampling=Sampling(**options))), []
-    with pytest.raises(ZooError, match=r"^generate: token 4 has logits that are NaN"):
+    told = r"^generate: token 4 is barred by its options \(fewer bad_words, or another logit_bias or process\)$"
+    with pytest.raises(ZooError, match=told):
         came.extend(pieces)
     assert "".join(came) == tokenizer.decode(sound)
 

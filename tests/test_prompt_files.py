@@ -364,3 +364,15 @@ def test_ctrl_c_keeps_what_is_finished(checkpoint, tmp_path):
 def test_every_option_of_a_request_is_read_from_a_file_and_nothing_that_is_no_data():
     assert {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"} <= set(option_names())
     assert "process" not in option_names()
+
+
+def test_a_text_that_fails_is_told_with_its_line_and_the_reason_and_the_others_are_written(generating):
+    barred = {"bad_words": [[token] for token in range(260)]}
+    lines = [{"prompt": "a"}, {"prompt": "b", **barred}, {"prompt": "c", **barred}]
+    Path("p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    why = "token 1 is barred by its options (fewer bad_words, or another logit_bias or process)"
+    given = ["--prompt-file", "p.jsonl", "--temperature", "0", "--max-new-tokens", "3"]
+    said = generating(*given, "--out", "o.jsonl", code=1)
+    assert f"zoo: error: generate: p.jsonl:2: {why} (and 1 more of 3 texts failed)\n" in said.err
+    assert [row["index"] for row in rows("o.jsonl")] == [0]
+    assert f"--- 2 of 3: b\n(no text: {why})\n" in generating(*given, code=1).out

@@ -152,6 +152,12 @@ def check(data):
                 expected = alone(q, k, v, row, number, **scores)
                 torch.testing.assert_close(y[number : number + 1, : row.count].double(), expected, atol=5e-6, rtol=1e-4)
                 assert not y[number, row.count :].any()
+        flat = torch.cat([q[number, : row.count] for number, row in enumerate(of_rows)])[None]
+        laid = PoolRows(of_rows, splits=made.splits, varlen=True)
+        ends = attend(flat, k, v, Mask(1, 1), scale=SCALE, rows=laid, kernel=kernel, **scores)
+        for number, each in enumerate(ends.split(counts, 1)):
+            expected = alone(q, k, v, of_rows[number], number, **scores)
+            torch.testing.assert_close(each.double(), expected, atol=5e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -73,6 +73,14 @@ def load(path: str | Path, dtype: Any = None, device: str = "cpu") -> nn.Module:
     return load_model(folder, dtype, device) if (folder / ARCHITECTURE).is_file() else hf.load(folder, dtype, device)
 
 
+def load_spec(path: str | Path) -> Any:
+    """Load the architecture of what `load` takes; no weight is read. Raises CheckpointError."""
+    from zoo.checkpoint import hf
+
+    folder = find(path)
+    return read_spec(folder) if (folder / ARCHITECTURE).is_file() else hf.compose_spec(hf.open_folder(folder)[0].body)
+
+
 def load_model(folder: str | Path, dtype: Any = None, device: str = "cpu") -> nn.Module:
     """Load the model of one of our checkpoint folders, in eval mode."""
     from safetensors.torch import load_file

@@ -66,7 +66,8 @@ def _stream(pieces: Iterable[str]) -> None:
 
 def _serve(texts: Any, count: int, bar: Any, keep: Callable[[Sample], Any], note: Callable[[str], object]) -> None:
     """Follow the texts to their end; each that is done is kept at once, so that Ctrl-C loses none of them."""
-    failed, done, tokens = 0, 0, 0
+    failed: list[Sample] = []
+    done = tokens = 0
     begun = shown = time.monotonic()
     try:
         with bar:
@@ -74,7 +75,7 @@ def _serve(texts: Any, count: int, bar: Any, keep: Callable[[Sample], Any], note
             for sample, _ in texts:
                 tokens += 1
                 if sample.reason:
-                    failed, done = failed + (sample.reason == "failed"), done + 1
+                    failed, done = [*failed, *([sample] if sample.reason == "failed" else [])], done + 1
                     keep(sample)
                 if (now := time.monotonic()) - shown > 0.1:  # a bar costs more than a token of a fast model
                     bar.update(task, completed=done, speed=f"{tokens / (now - begun):,.0f} tokens/s")
@@ -85,7 +86,9 @@ def _serve(texts: Any, count: int, bar: Any, keep: Callable[[Sample], Any], note
         if done:
             note(f"{done} of {count} texts, {tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:,.0f} tokens/s)")
     if failed:
-        raise ZooError(f"generate: {failed} texts have logits that are NaN (sound weights, or dtype=fp32)")
+        where = f"{failed[0].job.where}: " if failed[0].job.where else ""
+        more = f" (and {len(failed) - 1} more of {count} texts failed)" if len(failed) > 1 else ""
+        raise ZooError(f"generate: {where}{failed[0].describe_fault()}{more}")
 
 
 def _make_bar(*, shown: bool) -> Any:
@@ -123,5 +126,5 @@ class _Printed:
         given = prompt.given.get("prompt") or prompt.given.get("messages") or prompt.given.get("ids")
         start = " ".join(str(given).split())
         shown = start if len(start) <= 60 else start[:59] + "…"
-        text = "(no text: its logits are NaN)" if sample.reason == "failed" else sample.text
+        text = f"(no text: {sample.describe_fault()})" if sample.reason == "failed" else sample.text
         print(f"--- {prompt.index + 1} of {self.prompts}{several}: {shown}\n{text}\n", flush=True)

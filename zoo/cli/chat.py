@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.common import TEMPERATURE, add_folder_options, keep_memory_on, print_note
+from zoo.cli.common import TEMPERATURE, keep_memory_on, print_note, read_folder_options
 
 if TYPE_CHECKING:
     from zoo.text.conversation import Conversation
@@ -74,7 +74,7 @@ def run(
     given["max_new_tokens"] = max_new_tokens
     Options.checked(given)
     folder = find_folder(checkpoint)
-    options = Options.checked({"max_new_tokens": LONGEST_ANSWER, **add_folder_options(given, folder)})
+    options = Options.checked({"max_new_tokens": LONGEST_ANSWER, **read_folder_options(folder, given)(given)})
     loaded = load(folder, device=device, dtype=dtype, note=print_note)
     keep_memory_on(device)  # from here on: the weights that packing dropped were given back
     encoder = Encoder(loaded.model, loaded.tokenizer, loaded.ends, chat.load(loaded.folder, template))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,16 +73,24 @@ def keep_memory_on(device: str) -> None:
         keep_memory()
 
 
-def add_folder_options(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Add to the options of the command line those that a checkpoint's folder states for its model, and say which."""
+def read_folder_options(folder: Path, given: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Read the options that a checkpoint's folder states for its model, and say which hold beside those `given`.
+
+    Returns what completes the options of a request: with the folder's, and with a temperature.
+    """
     from zoo.text.defaults import read_defaults
 
-    given = {name: value for name, value in given.items() if value is not None}
-    found = read_defaults(folder).beside(given)
-    if (line := found.describe()) is not None:
+    defaults = read_defaults(folder)
+
+    def complete(asked: Mapping[str, Any]) -> dict[str, Any]:
+        asked = {name: value for name, value in asked.items() if value is not None}
+        whole = {**defaults.beside(asked).options, **asked}
+        return {"temperature": TEMPERATURE if whole.get("n_beams", 1) == 1 else 0, **whole}
+
+    stated = {name: value for name, value in given.items() if value is not None}
+    if (line := defaults.beside(stated).describe()) is not None:
         print_note(line)
-    whole = {**found.options, **given}
-    return {"temperature": TEMPERATURE if whole.get("n_beams", 1) == 1 else 0, **whole}
+    return complete
 
 
 def compose_target(target: str, overrides: Sequence[str] | None) -> Composed:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.common import TEMPERATURE, Fp8, Weights, add_folder_options, keep_memory_on, print_note
+from zoo.cli.common import TEMPERATURE, Fp8, Weights, keep_memory_on, print_note, read_folder_options
 
 if TYPE_CHECKING:
-    from zoo.text.prompts import Prompt
+    from zoo.text.prompts import Complete, Prompt
 
 
 class Form(StrEnum):
@@ -181,7 +181,7 @@ def run(
     """
     from zoo.cli import batching
     from zoo.text.follow import count_rows
-    from zoo.text.loading import check_precision, find_folder, load
+    from zoo.text.loading import check_precision, check_serving, find_folder, load
     from zoo.text.prompts import Options, parse_logit_bias
 
     given = {
@@ -213,35 +213,36 @@ def run(
     _check_use(prompt_file, out, resume=resume, force=force, logprobs=logprobs, template=template)
     check_precision(device, fp8, weights)
     folder = find_folder(checkpoint)
-    prompts = _read_prompts(prompt, prompt_file, form, add_folder_options(given, folder))
+    prompts = _read_prompts(prompt, prompt_file, form, given, read_folder_options(folder, given))
     results = _plan_results(out, prompts, force=force, resume=resume)
     rows = count_rows(prompt.options for prompt in prompts)
+    speculate = _count_guesses(ngram, draft, draft_tokens)
+    check_serving(folder, speculate, draft, deterministic)
     loaded = load(
         folder, device=device, dtype=dtype, fp8=fp8, weights=weights, rows=rows, stable=deterministic, note=print_note
     )
-    speculation = _plan_speculation(ngram, draft, draft_tokens, device)
+    guessing = None if draft is None else load(draft, device=device).model
     keep_memory_on(device)  # from here on: the weights that packing dropped were given back
-    serving = {**speculation, "deterministic": deterministic}
+    serving = {"speculate": speculate, "draft": guessing, "deterministic": deterministic}
     options = {"template": template, "kernel": kernel, "serving": serving}
     batching.run(loaded, prompts, results, **options, note=print_note)
 
 
-def _plan_speculation(ngram: int, draft: Path | None, tokens: int, device: str) -> dict[str, Any]:
-    """What an engine is told of guesses. Raises ConfigError."""
+def _count_guesses(ngram: int, draft: Path | None, tokens: int) -> int:
+    """How many tokens are guessed at once. Raises ConfigError."""
     from zoo.errors import ConfigError
-    from zoo.text.loading import load
 
     for name, count, least in (("ngram", ngram, 0), ("draft_tokens", tokens, 1)):
         if not least <= count <= MOST_GUESSES:
             raise ConfigError(f"{name}: is {count}, not a whole number from {least} to {MOST_GUESSES}")
-    if draft is None:
-        return {"speculate": ngram}
-    if ngram:
+    if ngram and draft is not None:
         raise ConfigError("ngram: --draft guesses (one of the two)")
-    return {"speculate": tokens, "draft": load(draft, device=device).model}
+    return ngram if draft is None else tokens
 
 
-def _read_prompts(prompt: str | None, file: Path | None, form: Form | None, given: dict[str, Any]) -> list[Prompt]:
+def _read_prompts(
+    prompt: str | None, file: Path | None, form: Form | None, given: dict[str, Any], complete: Complete
+) -> list[Prompt]:
     """The prompts that the command line names, each with its options. Raises ConfigError for all faults together."""
     from zoo.errors import ConfigError
     from zoo.text.prompts import Options, Prompt, read_jsonl, read_lines
@@ -250,7 +251,7 @@ def _read_prompts(prompt: str | None, file: Path | None, form: Form | None, give
         if form is not None:
             raise ConfigError("prompt_format: says what a file holds, and there is none (--prompt-file FILE)")
         whole = sys.stdin.read() if prompt == "-" else prompt or ""
-        return [Prompt(0, "", {"prompt": whole}, Options.checked(given))]
+        return [Prompt(0, "", {"prompt": whole}, Options.checked(complete(given)))]
     if prompt is not None:
         raise ConfigError("prompt: --prompt-file has the prompts (one of the two)")
     try:
@@ -258,7 +259,7 @@ def _read_prompts(prompt: str | None, file: Path | None, form: Form | None, give
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"prompt_file: cannot read {file}, found {type(error).__name__} (a UTF-8 file)") from error
     as_json = form is Form.jsonl or (form is None and file.suffix == ".jsonl")
-    found = (read_jsonl if as_json else read_lines)(text, str(file), given)
+    found = (read_jsonl if as_json else read_lines)(text, str(file), given, complete)
     if not found:
         raise ConfigError(f"prompt_file: {file} has no prompt (a line each)")
     return found

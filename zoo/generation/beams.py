@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.errors import ConfigError
@@ -126,7 +126,7 @@ def check_beams(request: Request, vocab_size: int) -> None:
         raise ConfigError(f"n_beams: {found} (as many beams as samples, at least)")
     plain = Sampling(seed=request.sampling.seed)
     asked: dict[str, Any] = {
-        "sampling": request.sampling != plain,
+        **{each.name: getattr(request.sampling, each.name) != getattr(plain, each.name) for each in fields(plain)},  # type: ignore[arg-type]
         "logprobs": request.logprobs is not None,
         "prompt_logprobs": request.prompt_logprobs is not None,
         "guide": request.guide is not None,

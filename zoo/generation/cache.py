@@ -25,7 +25,7 @@ class Where:
 
     `rows` are the runs of slots of each row's keys. With `in_place` the new tokens are the last of these; else `write`
     [n] are the slots of those that stay, and `taken` [n] which of the B·T tokens they are (None: all). With `joins`
-    they go into the pool after they are read: keys are those in the pool, then the new ones.
+    keys are those in the pool, then the new ones; of both [B·S] `taken` go into the pool, once they are read.
     """
 
     rows: list[list[Run]]
@@ -73,7 +73,7 @@ class LayerCache:
     def _append(self, where: Where, pool: Any, new: Any) -> Any:
         if where.joins:
             joined = torch.cat((where.load(pool), new.to(pool.dtype)), 1) if where.rows[0] else new
-            where.store(pool, new)
+            where.store(pool, joined)
             return joined
         if where.in_place:
             keys = where.load(pool)
@@ -112,9 +112,9 @@ class LayerCache:
 class Cache:
     """The rows of a Store that a forward pass reads and adds to, each with a length of its own.
 
-    A pass takes token ids [B, T], of which row b's first `counts[b]` are its next tokens and the rest is padding. With
-    `apart` each row is attended by itself, whatever the others are like; `packs` copies the keys that it reads, so that
-    no bit depends on the pool.
+    A pass takes token ids [B, T], of which row b's first `counts[b]` are its next tokens and the rest is padding; or,
+    if `varlen`, [1, N], the next tokens of all rows end to end. With `apart` each row is attended by itself, whatever
+    the others are like; `packs` copies the keys that it reads, so that no bit depends on the pool.
     """
 
     def __init__(
@@ -124,9 +124,11 @@ class Cache:
         *,
         apart: bool = False,
         packs: bool = False,
+        varlen: bool = False,
         recordings: Recordings | None = None,
     ) -> None:
         self.store, self.rows, self.apart, self.packs = store, list(rows), apart, packs
+        self.varlen = varlen
         self.recordings = recordings
         self.counts: list[int] | None = None  # None: every row has T new tokens
         numbers = [row.slot for row in self.rows]
@@ -159,7 +161,9 @@ class Cache:
 
     @property
     def past(self) -> int | None:
-        """How many tokens every row holds; None where rows differ."""
+        """How many tokens every row holds; None where rows differ, or lie end to end."""
+        if self.varlen:
+            return None
         lengths = {row.length for row in self.rows}
         return lengths.pop() if len(lengths) == 1 else None
 
@@ -167,6 +171,12 @@ class Cache:
     def longest(self) -> int:
         """The tokens of the longest row."""
         return max(row.length for row in self.rows)
+
+    def reach(self, new: int) -> int:
+        """The tokens of the longest row after a pass of `new` columns."""
+        if self.past is not None:
+            return self.past + new
+        return max(row.length + self.count(number, new) for number, row in enumerate(self.rows))
 
     @property
     def has_source(self) -> bool:
@@ -176,7 +186,12 @@ class Cache:
     @property
     def alike(self) -> bool:
         """Whether all rows have as many tokens and get as many new ones."""
-        return self.counts is None and self.past is not None and not self.apart
+        return self.counts is None and self.past is not None and not (self.apart or self.varlen)
+
+    def list_places(self) -> list[int]:
+        """The places of all rows' new tokens in their rows, end to end."""
+        counts = self.counts or [1] * len(self.rows)
+        return [row.length + n for row, count in zip(self.rows, counts, strict=True) for n in range(count)]
 
     def count(self, row: int, new: int) -> int:
         """The new tokens of a row in a pass of `new` columns."""
@@ -204,7 +219,7 @@ class Cache:
 
     def _lay_out(self, number: int, group: Group, new: int) -> Where:
         room = self.store.pages_of(group, 1 << 60) if group.window or group.chunk else None
-        reads, slots, taken, joins = [], [], [], False
+        reads, slots, taken, joins, column = [], [], [], False, 0
         for place, row in enumerate(self.rows):
             count = self.count(place, new)
             stop, first = row.length + count, group.first_seen(row.length)
@@ -212,17 +227,18 @@ class Cache:
         for place, row in enumerate(self.rows):
             count = self.count(place, new)
             stop, first = row.length + count, group.first_seen(row.length)
+            begin, origin = row.length, row.length  # the first token to write, and the first of those at hand
             if joins:
                 reads.append(row.runs(number, first, row.length))
-            begin = max(row.length, group.first_seen(stop)) if joins else row.length
-            if joins:
-                row.drop(number, begin)
+                begin, origin = row.turn(number, group.first_seen(stop)), first
             elif room is not None:
                 row.slide(number, first, stop)
             self._reserve(row, number, begin, stop)
             for start, end in row.runs(number, begin, stop):
                 slots.extend(range(start, end))
-            taken.extend(range(place * new + begin - row.length, place * new + count))
+            start = column if self.varlen else place * (row.length - origin + new)
+            column += count
+            taken.extend(range(start + begin - origin, start + stop - origin))
             if not joins:
                 reads.append(row.runs(number, first, stop))
         return self._where(reads, slots, taken, new, joins, group)
@@ -253,7 +269,7 @@ class Cache:
             where.in_place = strided and not joins
         if not where.in_place and slots:
             where.write = torch.tensor(slots, device=self.store.device)
-            whole = len(taken) == len(self.rows) * new
+            whole = len(taken) == len(self.rows) * new and (not joins or not any(reads))
             where.taken = None if whole else torch.tensor(taken, device=self.store.device)
         return where
 

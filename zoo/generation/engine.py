@@ -16,6 +16,7 @@ from zoo.generation.prefix import Prefixes
 from zoo.generation.proposals import DraftModel, NGrams, Proposer
 from zoo.generation.request import Event, Reason, Request
 from zoo.generation.scheduler import Chunk, Continuation, Scheduler
+from zoo.generation.sources import Sources
 from zoo.generation.store import Store, plan_store, token_bytes
 from zoo.generation.towers import check_length, check_prompt, find_reader, find_writer
 from zoo.lazy import torch
@@ -44,13 +45,13 @@ class Engine:
     A step computes the next token of every running sequence and, within `budget` tokens, parts of prompts: at most
     `beside` tokens of them where a sequence waits for its next token (fewer keep it from waiting long, and let prompts
     wait). The cache has room for `rows` sequences of `tokens` tokens (of an encoder-decoder: besides as many `source`
-    tokens each), or for what fits `memory` bytes. Tokens that earlier requests began with are not computed again unless
-    `reuse` is false. With `speculate`, up to so many tokens a step are proposed and verified together: by the model
-    `draft`, or by what followed the same tokens before. With `deterministic` a request's log-probabilities are the same
-    to the bit whatever runs beside it: prompts are computed in tiles of TILE tokens, and rows together only where a
-    model was made ready for it (`zoo.prepare(model, stable=True)`), else one by one. The model must stay in eval mode
-    while requests are in flight (`serving` sees to it), and its weights the same: layers are replayed
-    (`zoo.run.recording`).
+    tokens each), or for what fits `memory` bytes. Tokens that earlier requests began with, and sources that they had,
+    are not computed again unless `reuse` is false. With `speculate`, up to so many tokens a step are proposed and
+    verified together: by the model `draft`, or by what followed the same tokens before. With `deterministic` a
+    request's log-probabilities are the same to the bit whatever runs beside it: prompts are computed in tiles of TILE
+    tokens, and rows together only where a model was made ready for it (`zoo.prepare(model, stable=True)`), else one by
+    one. The model must stay in eval mode while requests are in flight (`serving` sees to it), and its weights the same:
+    layers are replayed (`zoo.run.recording`).
     """
 
     def __init__(
@@ -82,8 +83,8 @@ class Engine:
         if self.writer.cacheable_until is not None:
             tokens = min(tokens, self.writer.cacheable_until)
         self.tokens, self.source = tokens, (source or self.reader.max_seq_len) if self.seq2seq else 0
-        plain = not self.seq2seq and not getattr(self.writer, "prefix_lm", False)
-        reuse = reuse and plain
+        sources = reuse and self.seq2seq
+        reuse = reuse and not self.seq2seq and not getattr(self.writer, "prefix_lm", False)
         sizes = rows, self.tokens, self.source, self.dtype.itemsize, memory
         new = {"new": speculate + 1}
         plan = plan_store(self.writer, *sizes, overcommit=overcommit, reuse=reuse, **new)
@@ -92,7 +93,8 @@ class Engine:
         self.prefixes = Prefixes(self.store, **aligned) if reuse else None
         limits: dict[str, Any] = {"budget": budget, "rows": plan.rows, "overcommit": overcommit}
         limits |= {"beside": beside, "tile": TILE if deterministic else None}
-        self.scheduler = Scheduler(self.store, self.prefixes, **limits)
+        self.sources = Sources(self.store) if sources else None
+        self.scheduler = Scheduler(self.store, self.prefixes, self.sources, **limits)
         self.sampler, self.verifier = Sampler(), Sampler()
         self.passes = Passes(model, self.writer, self.store, self.device, deterministic=deterministic)
         self.proposer: Proposer | None = None
@@ -100,7 +102,6 @@ class Engine:
             sizes = {"rows": plan.rows, "tokens": tokens}
             self.proposer = NGrams() if draft is None else DraftModel(draft, self.writer.vocab_size, **sizes)
         self.live: dict[int, list[Continuation]] = {}
-        self.fault = ""
         self._next = 0
 
     # ---------------------------------------------------------------- requests
@@ -195,7 +196,7 @@ class Engine:
                 yield from self.step()
 
     def step(self) -> list[Event]:
-        """Compute one step; the tokens that came of it. A sample whose logits are NaN ends as "failed". Raises ZooError
+        """Compute one step; the tokens that came of it. A sample without a next token ends as "failed". Raises ZooError
         when all requests are done and their pages and slots have not come back."""
         with torch.inference_mode():
             chunks = self._propose(self.scheduler.plan())
@@ -220,8 +221,8 @@ class Engine:
         """Take a beam search one token further; the events of its best beams when it is over."""
         first = beams.running[0]
         if beams.broken(found):
-            self.fault = f"has logits that are NaN or all -inf {CURE}"
-            events = [Event(first.request, sample, None, "failed") for sample in range(beams.asked.n)]
+            fault = name_fault(found[first])
+            events = [Event(first.request, sample, None, "failed", fault=fault) for sample in range(beams.asked.n)]
         elif beams.advance(found):
             waiting = [each for each in beams.running if each not in self.scheduler.running]
             gone = [each for each in beams.spare if each in self.scheduler.running]
@@ -312,9 +313,8 @@ class Engine:
         logprobs = [None] * len(new) if top is None else find_logprobs(found[each][: len(new)], new, [top] * len(new))
         for token, logprob in zip(new, logprobs, strict=True):
             if token < 0:
-                kind = str(found[each].dtype).removeprefix("torch.")
-                self.fault = each.draws.fault or f"has logits that are NaN or all -inf, in {kind} {CURE}"
-                events.append(Event(each.request, each.sample, None, "failed"))
+                fault = name_fault(found[each][len(new) - 1], each.draws)
+                events.append(Event(each.request, each.sample, None, "failed", fault=fault))
                 self._finish(each, "failed")
                 break
             each.ids.append(token)
@@ -352,3 +352,13 @@ class Engine:
         left = self.live[sequence.request]
         if all(each.finished for each in left):
             del self.live[sequence.request]
+
+
+def name_fault(logits: Tensor, draws: DrawState | None = None) -> str:
+    """Why a row with these logits [V] has no next token; reads on from the token's number."""
+    if draws is not None and draws.fault:
+        return f"cannot follow its grammar, found {draws.fault}"
+    if draws is not None and float(logits.amax()) > -math.inf:  # NaN is above nothing
+        return "is barred by its options (fewer bad_words, or another logit_bias or process)"
+    kind = str(logits.dtype).removeprefix("torch.")
+    return f"has logits that are NaN or all -inf, in {kind} {CURE}"

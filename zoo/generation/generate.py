@@ -109,7 +109,7 @@ def _steps(engine: Engine, rows: int) -> Iterator[Tensor]:
             step += 1
             for event in engine.step():
                 if event.token is None:
-                    raise ZooError(f"generate: step {step}: row {event.request} {engine.fault}")
+                    raise ZooError(f"generate: step {step}: row {event.request} {event.fault}")
                 tokens[event.request] = event.token
             yield torch.tensor(tokens, device=engine.device)
 

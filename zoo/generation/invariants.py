@@ -27,7 +27,7 @@ class PoolSnapshot:
 @dataclass(frozen=True, kw_only=True)
 class RowSnapshot:
     """A running sequence and its CachedRow. `known` are its tokens, `most` the most that its row may hold of them,
-    `promised` the tokens of an encoder's output that it reads; `names` those of its whole pages."""
+    `promised` the tokens of an encoder's output that it reads; `names` those of its whole pages, or of its source's."""
 
     number: Number
     length: int
@@ -53,10 +53,11 @@ class KeptSnapshot:
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """An engine between two steps. `waiting`, `running` and `live` name the sequences in each queue, in order. A row of
-    a window has room for `new` tokens a pass."""
+    a window has room for `new` tokens a pass. With `shares`, rows of one source share its pages."""
 
     page: int
     new: int
+    shares: bool
     groups: tuple[Group, ...]
     pools: tuple[PoolSnapshot, ...]
     slots: int
@@ -78,6 +79,7 @@ def snapshot(engine: Any) -> Snapshot:
     return Snapshot(
         page=store.page,
         new=store.new,
+        shares=engine.sources is not None,
         groups=tuple(store.groups),
         pools=tuple(_pool(pool) for pool in store.pools),
         slots=store.slots,
@@ -187,6 +189,7 @@ def _check_row(found: Snapshot, row: RowSnapshot, number: int, group: Group) -> 
     if group.cross:
         if dropped or len(pages) != -(-row.promised // page):
             yield f"{len(pages)} pages for a source of {row.promised} tokens"
+        yield from _check_source(found, row, number)
         return
     first = group.first_seen(row.length)
     if dropped * page > first:
@@ -204,6 +207,15 @@ def _check_row(found: Snapshot, row: RowSnapshot, number: int, group: Group) -> 
             yield f"page {each} is named for other tokens than those it holds"
 
 
+def _check_source(found: Snapshot, row: RowSnapshot, number: int) -> Iterator[str]:
+    """A source that is kept for reuse lies in the store once, in the pages that have its names."""
+    names, pages = found.pools[number].names, row.pages[number]
+    if row.source and found.shares and [names.get(page) for page in pages] != [*row.names]:
+        yield "the pages of its source have other names than its tokens give"
+    if not row.source and names.keys() & {*pages}:
+        yield "pages that its source will be written to are kept for reuse"
+
+
 def _check_queues(found: Snapshot) -> Iterator[str]:
     """Every live sequence runs or waits, and those that came first run first."""
     queues = [*found.running, *found.waiting]
@@ -213,16 +225,17 @@ def _check_queues(found: Snapshot) -> Iterator[str]:
         yield "queues: a sequence is before one that came earlier"
 
 
-def check_budget(counts: Iterable[tuple[int, bool]], budget: int) -> list[str]:
+def check_budget(counts: Iterable[tuple[int, bool]], budget: int, *, cut: bool = True) -> list[str]:
     """List what is wrong with the chunks planned for a step: for each how many tokens it has and whether it is part of
-    a prompt. Next tokens go first; parts of prompts share what is left of the budget, and get a token if nothing is."""
+    a prompt. Next tokens go first; parts of prompts share what is left of the budget, and get a token if nothing is.
+    Without `cut`, parts have sizes of their own (tiles, whole prompts), and one alone may be larger than that."""
     counts = list(counts)
     ahead = sum(count for count, prompt in counts if not prompt)
     prompts = [count for count, prompt in counts if prompt]
     faults = []
     if any(count < 1 for count, _ in counts):
         faults.append("plan: a chunk has no token")
-    if sum(prompts) > max(1, budget - ahead):
+    if sum(prompts) > max(1, budget - ahead) and (cut or len(prompts) > 1):
         faults.append(f"plan: {sum(prompts)} tokens of prompts and {ahead} next ones, the budget is {budget}")
     return faults
 

@@ -92,6 +92,12 @@ class PagePool:
         if key not in self._pages and page not in self._keys:
             self._pages[key], self._keys[page] = page, key
 
+    def drop(self, page: int) -> None:
+        """Forget what a cached page holds, and free it."""
+        key = self._keys.pop(page)
+        del self._pages[key], self._cached[key]
+        self._free[page] = None
+
     def find(self, key: Hashable) -> int | None:
         """The page that holds what this key names."""
         return self._pages.get(key)

@@ -32,11 +32,15 @@ class Passes:
         self.recurrent = any(block.state() for block in writer.blocks.values())
 
     def batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
-        """Chunks that go through the model together: the next tokens of all rows; and parts of prompts that are alike,
-        equally many tokens after equally many."""
+        """Chunks that go through the model together: all of a step, end to end, where the model can; else the next
+        tokens of all rows, and parts of prompts that are alike, equally many tokens after equally many."""
         if self.deterministic:
             yield from self._stable_batches(chunks)
             return
+        flat = [chunk for chunk in chunks if not chunk.whole and chunk.sequence.asked.prompt_logprobs is None]
+        if self._lies_flat(flat):
+            yield flat
+            chunks = [chunk for chunk in chunks if chunk not in flat]
         together = all(block.attention.ragged for block in self.writer.blocks.values())
         batches: dict[Any, list[Chunk]] = {}
         for chunk in chunks:
@@ -49,6 +53,25 @@ class Passes:
                 alike = None
             batches.setdefault(alike, []).append(chunk)
         yield from batches.values()
+
+    @cached_property
+    def _takes_varlen(self) -> bool:
+        """Whether tokens of rows end to end cost no more than each row by itself. On CUDA rows are read by page."""
+        blocks = self.writer.blocks.values()
+        able = all(block.attention.varlen and block.attention.ragged for block in blocks)
+        fixed = not any(each.reads_length for block in blocks if (each := block.attention.positioning))
+        plain = not (self.seq2seq or self.recurrent or getattr(self.writer, "prefix_lm", False))
+        return able and fixed and plain and self.device.type == "cpu" and all(group.full for group in self.store.groups)
+
+    def _lies_flat(self, batch: list[Chunk]) -> bool:
+        """Whether these chunks go through the model end to end: parts of prompts and what else there is, not alike."""
+        if (
+            self.deterministic
+            or not self._takes_varlen
+            or not any(chunk.count > 1 and not chunk.draft for chunk in batch)
+        ):
+            return False
+        return len({(chunk.sequence.row.length, chunk.count) for chunk in batch}) > 1  # type: ignore[union-attr]
 
     def _stable_batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
         """Chunks that go through the model together where a row's bits must not depend on the others."""
@@ -74,8 +97,11 @@ class Passes:
         """One forward of the next tokens of some sequences: the logits [B, K, V] of the last ones of each."""
         first, rows = batch[0].sequence, [chunk.sequence.row for chunk in batch]
         counts = [chunk.count for chunk in batch]
-        longest = max(counts)
-        ids = [chunk.tokens + [0] * (longest - chunk.count) for chunk in batch]
+        longest, varlen = max(counts), self._lies_flat(batch)
+        if varlen:
+            ids = [[token for chunk in batch for token in chunk.tokens]]
+        else:
+            ids = [chunk.tokens + [0] * (longest - chunk.count) for chunk in batch]
         tokens = torch.tensor(ids, device=self.device)
         scored = any(chunk.sequence.asked.prompt_logprobs is not None for chunk in batch)
         keep = longest if scored else 1 + max(len(chunk.draft) for chunk in batch)
@@ -83,8 +109,8 @@ class Passes:
         if not batch[0].whole:
             apart = self.deterministic and longest == 1
             how: dict[str, Any] = {"apart": apart, "packs": self.deterministic, "recordings": self.recordings}
-            options["cache"] = Cache(self.store, rows, **how)  # type: ignore[arg-type]
-            options["counts"] = counts if min(counts) < longest else None
+            options["cache"] = Cache(self.store, rows, varlen=varlen, **how)  # type: ignore[arg-type]
+            options["counts"] = counts if varlen or min(counts) < longest else None
         if not self.seq2seq:
             if getattr(self.writer, "prefix_lm", False) and (batch[0].whole or not rows[0].length):  # type: ignore[union-attr]
                 options["prefix"] = torch.tensor([chunk.sequence.prompt for chunk in batch], device=self.device)

@@ -10,7 +10,7 @@ from zoo.generation.cache import Cache
 from zoo.generation.rows import CachedRow
 from zoo.generation.scheduler import Continuation
 from zoo.generation.store import Store, plan_store
-from zoo.generation.towers import find_writer
+from zoo.generation.towers import find_limit, find_writer
 from zoo.lazy import torch
 from zoo.sampling.draws import DrawState
 from zoo.sampling.sampler import Sampler
@@ -58,20 +58,31 @@ class NGrams:
         self._lookups.pop(sequence, None)
 
 
+def check_draft(spec: Any, vocab_size: int) -> None:
+    """Raises ConfigError for a model that cannot guess for one of this vocabulary."""
+    writer = find_writer(spec)
+    refused = {
+        "is an encoder-decoder": writer is not spec,
+        "reads its prompt both ways": getattr(writer, "prefix_lm", False),
+        "has recurrent layers, whose states cannot be taken back": any(b.state() for b in writer.blocks.values()),
+        f"has a vocabulary of {writer.vocab_size}, the model {vocab_size}": writer.vocab_size != vocab_size,
+    }
+    for why, holds in refused.items():
+        if holds:
+            raise ConfigError(f"draft: {why} (a decoder of attention with the model's tokenizer)")
+
+
 class DraftModel:
     """Propose what a smaller model of the same vocabulary draws (Leviathan et al., 2023). It has a cache of its own."""
 
     def __init__(self, model: Any, vocab_size: int, *, rows: int, tokens: int) -> None:
-        writer = find_writer(model.spec)
-        refused = {
-            "is an encoder-decoder": writer is not model.spec,
-            "reads its prompt both ways": getattr(writer, "prefix_lm", False),
-            "has recurrent layers, whose states cannot be taken back": any(b.state() for b in writer.blocks.values()),
-            f"has a vocabulary of {writer.vocab_size}, the model {vocab_size}": writer.vocab_size != vocab_size,
-        }
-        for why, holds in refused.items():
-            if holds:
-                raise ConfigError(f"draft: {why} (a decoder of attention with the model's tokenizer)")
+        check_draft(model.spec, vocab_size)
+        writer = model.spec
+        ends = [end for end in (find_limit(writer), writer.cacheable_until) if end is not None]
+        if ends and min(ends) < tokens:
+            raise ConfigError(
+                f"draft: its positions end at {min(ends)}, and {tokens} tokens may come (fewer, or another)"
+            )
         self.model = model
         weight = next(model.parameters())
         plan = plan_store(writer, rows, tokens, 0, weight.dtype.itemsize, None)

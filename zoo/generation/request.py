@@ -40,8 +40,8 @@ class Request:
 @dataclass(frozen=True)
 class Event:
     """A new token of a request's sample; or the end of one, where `finished` says why (the stop id itself comes as a
-    token; "failed": its logits were NaN). `prompt` holds the prompt's log-probabilities, with the first event of a
-    request that asks for them."""
+    token). One that "failed" has no next token, and `fault` says why: "has logits that are NaN …". `prompt` holds the
+    prompt's log-probabilities, with the first event of a request that asks for them."""
 
     request: int
     sample: int
@@ -49,3 +49,4 @@ class Event:
     finished: Reason | None = None
     logprob: Logprob | None = None
     prompt: tuple[Logprob | None, ...] | None = None
+    fault: str = ""

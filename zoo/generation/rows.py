@@ -39,13 +39,14 @@ class CachedRow:
             return False
         return True
 
-    def drop(self, group: int, token: int) -> None:
-        """Give back the pages that lie whole before this token."""
-        gone = min(token // self.store.page - self.dropped[group], len(self.pages[group]))
-        if gone > 0:
-            self.store.pools[group].release(self.pages[group][:gone])
-            del self.pages[group][:gone]
-            self.dropped[group] += gone
+    def turn(self, group: int, token: int) -> int:
+        """Let the pages hold the tokens from the one of `token` on, in the same run; the first that must be written. If
+        the pages stay what they were, that is the next new one."""
+        gone = token // self.store.page - self.dropped[group]
+        if gone <= 0:
+            return max(token, self.length)
+        self.dropped[group] += gone
+        return token
 
     def slide(self, group: int, first: int, stop: int) -> None:
         """Make room for the tokens before `stop` in a window that no longer sees those before `first`.

@@ -11,6 +11,7 @@ from zoo.generation.beams import Beams
 from zoo.generation.prefix import Prefixes
 from zoo.generation.request import Reason, Request
 from zoo.generation.rows import CachedRow
+from zoo.generation.sources import Sources
 from zoo.generation.store import Store
 
 
@@ -19,7 +20,7 @@ class Continuation:
     """One of a request's samples: its tokens so far, and its row in the store while it runs.
 
     `ids` are what the decoder has read or will read next, `prompt` how many of them were given. `source` are an
-    encoder-decoder's prompt tokens. `draws` is the state of its sampling.
+    encoder-decoder's prompt tokens, whose pages then have the `names`. `draws` is the state of its sampling.
     """
 
     request: int
@@ -89,6 +90,7 @@ class Scheduler:
         self,
         store: Store,
         prefixes: Prefixes | None,
+        sources: Sources | None = None,
         *,
         budget: int,
         rows: int,
@@ -96,7 +98,7 @@ class Scheduler:
         beside: int | None = None,
         tile: int | None = None,
     ) -> None:
-        self.store, self.prefixes = store, prefixes
+        self.store, self.prefixes, self.sources = store, prefixes, sources
         self.budget, self.rows, self.overcommit = budget, rows, overcommit
         self.beside, self.tile = beside or budget, tile
         self.limit = store.tower.cacheable_until or 1 << 60
@@ -115,12 +117,13 @@ class Scheduler:
             elif each.left == 1:
                 chunks.append(Chunk(each, 1))
                 left -= 1
-        left = max(min(left, self.beside) if chunks else left, 1)
+        whole = left = max(min(left, self.beside) if chunks else left, 1)
         for each in self.running:
             if each.left > 1 and len(each.ids) <= self.limit and left > 0:
                 count = self._tile(each) if self.tile else self._chunk(each, min(each.left, left))
-                chunks.append(Chunk(each, count))
-                left -= count
+                if count <= left or left == whole:  # what cannot be cut goes over the budget alone, or waits
+                    chunks.append(Chunk(each, count))
+                    left -= count
         return chunks
 
     def _tile(self, sequence: Continuation) -> int:
@@ -168,13 +171,20 @@ class Scheduler:
         return beams + sum(each.beams is None for each in self.running)
 
     def _awaits(self, sequence: Continuation) -> bool:
-        """Whether what the sequence reads is being computed: by the first sample of its request, or by a sequence whose
-        prompt begins as its own does."""
+        """Whether what the sequence reads is being computed: by the first sample of its request, by one that has the
+        same source, or by one whose prompt begins as its own does."""
         leader = sequence.leader
         if leader is not None and leader.row is not None and leader.row.length < leader.prompt:
             return True
-        if self.prefixes is None or sequence.asked.prompt_logprobs is not None:
-            return False
+        if self.sources is not None:
+            return any(
+                each.source == sequence.source and not each.row.source and len(each.ids) <= self.limit  # type: ignore[union-attr]
+                for each in self.running
+            )
+        return self.prefixes is not None and sequence.asked.prompt_logprobs is None and self._awaits_prefix(sequence)
+
+    def _awaits_prefix(self, sequence: Continuation) -> bool:
+        assert self.prefixes is not None
         reading = [each for each in self.running if each.row is not None and each.row.length < each.prompt]
         if reading:
             self.prefixes.name(sequence.names, sequence.ids)
@@ -206,12 +216,17 @@ class Scheduler:
             self.prefixes.name(sequence.names, sequence.ids)
             if sequence.asked.prompt_logprobs is None:  # these are made of logits, which nothing keeps
                 self.prefixes.restore(row, sequence.names, len(sequence.ids) - 1)
+        if self.sources is not None and restore and sequence.source is not None:
+            sequence.names = sequence.names or self.sources.name(sequence.source)
+            self.sources.restore(row, sequence.names, len(sequence.source))
         leader = sequence.leader
-        if leader is not None and leader.row is not None and leader.row.source:
+        if leader is not None and leader.row is not None and leader.row.source and not row.source:
             row.share_source(leader.row)
         if self._reserve(row, sequence):
             if self.prefixes is not None and restore:
                 self.prefixes.count(row, len(sequence.ids) - 1)
+            if self.sources is not None and restore:
+                self.sources.count(row, len(sequence.source or ()))
             return row
         row.release()
         return None
@@ -256,6 +271,7 @@ class Scheduler:
             sequence = self._narrow(sequence.beams)
         else:
             self.leave(sequence)
+        sequence.scores.clear()  # it reads its prompt again, from the start
         sequence.preempted += 1
         self.preemptions += 1
         self.waiting.appendleft(sequence)
@@ -297,6 +313,10 @@ class Scheduler:
 
     def keep(self, chunks: Sequence[Chunk], before: Sequence[int]) -> None:
         """Keep what a step computed for reuse; `before` are the lengths that rows had."""
+        for chunk, length in zip(chunks, before, strict=True):
+            row = chunk.sequence.row
+            if self.sources is not None and not length and row is not None and row.source:
+                self.sources.keep(row, chunk.sequence.names)
         if self.prefixes is None:
             return
         for chunk, length in zip(chunks, before, strict=True):

@@ -67,23 +67,23 @@ class MergePlan:
     parts: list[KeyPart]
     _places: Tensor | None = None
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> dict[int, Tensor]:
-        """Attend: q [B, T, H, C] over pools k and v [N, K, C] → each row's output [1, count, H, C]."""
+    def attend(self, q: Sequence[Tensor], k: Tensor, v: Tensor, scale: float) -> dict[int, Tensor]:
+        """Attend: each row's queries [1, count, H, C] over pools k and v [N, K, C] → its output, of the same shape."""
         operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         k, v = k.transpose(0, 1)[None], v.transpose(0, 1)[None]  # 1 K N C
-        queries, group = _by_kv_head(q, k.shape[1], self.counts), q.shape[2] // k.shape[1]
+        queries, group = {row: _by_kv_head(q[row], k.shape[1]) for row in self.counts}, q[0].shape[2] // k.shape[1]
         outputs, sums = [], []
         for part in self.parts:
             mine = [queries[row] for row in part.rows]
             together = mine[0] if len(mine) == 1 else torch.cat(mine, 2)
             keys, values = part.read(k), part.read(v)
-            if keys.dtype != q.dtype:
-                keys, values = keys.to(q.dtype), values.to(q.dtype)
+            if keys.dtype != together.dtype:
+                keys, values = keys.to(together.dtype), values.to(together.dtype)
             added = part.additive(together, group)
             y, lse = operator(together, keys, values, 0.0, False, attn_mask=added, scale=scale)
             outputs.append(y)
             sums.append(lse)
-        y = _merge(torch.cat(outputs, 2)[0], torch.cat(sums, 2)[0], self._place(group, q.device))[None]
+        y = _merge(torch.cat(outputs, 2)[0], torch.cat(sums, 2)[0], self._place(group, k.device))[None]
         sizes = [count * group for count in self.counts.values()]
         return {row: _by_query(each, group) for row, each in zip(self.counts, y.split(sizes, 2), strict=True)}
 
@@ -115,10 +115,9 @@ def _merge(y: Tensor, lse: Tensor, places: Tensor) -> Tensor:
     return (parts * weights[..., None]).sum(2).to(y.dtype)
 
 
-def _by_kv_head(q: Tensor, n_kv_heads: int, counts: dict[int, int]) -> dict[int, Tensor]:
-    """The first queries of these rows of q [B, T, H, C], as queries of their kv heads [1, K, count·G, C]."""
-    of_rows = q.unflatten(2, (n_kv_heads, -1)).transpose(1, 2).unbind(0)  # K T G C each
-    return {row: of_rows[row][:, :count].flatten(1, 2)[None] for row, count in counts.items()}
+def _by_kv_head(q: Tensor, n_kv_heads: int) -> Tensor:
+    """A row's queries [1, T, H, C] as queries of their kv heads [1, K, T·G, C]."""
+    return q.unflatten(2, (n_kv_heads, -1)).transpose(1, 2).flatten(2, 3)
 
 
 def _by_query(y: Tensor, group: int) -> Tensor:

@@ -48,6 +48,7 @@ class PoolRows:
     rows: list[PoolRow]
     splits: bool = True
     packs: bool = False
+    varlen: bool = False  # whether queries are [1, N, H, C], those of all rows end to end
     kernels: list[Kernel] = field(default_factory=list)
     plans: list[MergePlan | None] = field(default_factory=list)  # one, once it is made
 
@@ -65,8 +66,16 @@ class PoolRows:
             self.plans.append(plan_merge(self.rows) if taken else None)
         return self.plans[0]
 
+    def split(self, q: Tensor) -> list[Tensor]:
+        """The queries of each row [1, count, H, C]."""
+        if self.varlen:
+            return list(q.split([row.count for row in self.rows], 1))
+        return [q[place : place + 1, : row.count] for place, row in enumerate(self.rows)]
+
     def join(self, outputs: list[Tensor], tokens: int) -> Tensor:
-        """Lay the rows' outputs [1, count, H, C] into one tensor [B, T, H, C], 0 behind a row's last query."""
+        """Lay the rows' outputs [1, count, H, C] into one tensor like their queries, 0 behind a row's last one."""
+        if self.varlen:
+            return torch.cat(outputs, 1)
         if all(row.count == tokens for row in self.rows):
             return torch.cat(outputs)
         whole = outputs[0].new_zeros(len(outputs), tokens, *outputs[0].shape[2:])
@@ -87,15 +96,15 @@ def attend_rows(q: Tensor, k: Tensor, v: Tensor, rows: PoolRows, choose: Any, **
     from zoo.kernels.base import Scores
 
     hows = [Scores(row.mask, bias=row.bias, **scores) for row in rows.rows]
+    queries = rows.split(q)
     if not rows.kernels:
-        for place, (row, how) in enumerate(zip(rows.rows, hows, strict=True)):
-            rows.kernels.append(choose(q[place : place + 1, : row.count], k[None], v[None], how))
+        rows.kernels += [choose(each, k[None], v[None], how) for each, how in zip(queries, hows, strict=True)]
     plan = rows.plan(q, k, v)
-    done = {} if plan is None else plan.attend(q, k, v, scores["scale"])
+    done = {} if plan is None else plan.attend(queries, k, v, scores["scale"])
     for place, row in enumerate(rows.rows):
         if place not in done:
             keys, values = row.read(k).to(q.dtype), row.read(v).to(q.dtype)
             if rows.packs:
                 keys, values = keys.contiguous(), values.contiguous()
-            done[place] = rows.kernels[place](q[place : place + 1, : row.count], keys, values, hows[place])
+            done[place] = rows.kernels[place](queries[place], keys, values, hows[place])
     return rows.join([done[place] for place in range(len(rows.rows))], q.shape[1])

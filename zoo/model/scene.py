@@ -38,11 +38,17 @@ class Scene:
         if self.cache is not None:
             self.cache.begin(inputs.counts)
         self.past = 0 if self.cache is None else self.cache.past
-        self.total = self.new + (self.cache.longest if self.cache is not None else 0)
+        self.total = self.new if self.cache is None else self.cache.reach(self.new)
         self._check(spec, inputs)
-        if self.past is None:  # rows of other lengths
+        if self.past is None and self.cache.varlen:  # type: ignore[union-attr]
+            self.index = torch.tensor([self.cache.list_places()], device=self.device)  # type: ignore[union-attr]
+            self.positions = self.every = self.index  # 1 N
+        elif self.past is None:  # rows of other lengths
             starts = torch.tensor([row.length for row in self.cache.rows], device=self.device)  # type: ignore[union-attr]
-            self.index = starts[:, None] + torch.arange(self.new, device=self.device)
+            columns = torch.arange(self.new, device=self.device)[None]
+            if inputs.counts is not None:  # padding stands where its row ends: there may be no position after that
+                columns = torch.minimum(columns, torch.tensor(inputs.counts, device=self.device)[:, None] - 1)
+            self.index = starts[:, None] + columns
             self.positions = self.every = self.index  # B T
         else:
             self.index = torch.arange(self.total, device=self.device)
@@ -54,7 +60,7 @@ class Scene:
         """True for each new token that is no padding [B, T]; None where none is."""
         if self.padding is not None:
             return self.padding
-        if counts is None or all(count == self.new for count in counts):
+        if counts is None or all(count == self.new for count in counts) or self.cache.varlen:  # type: ignore[union-attr]
             return None
         columns = torch.arange(self.new, device=self.device)
         return columns < torch.tensor(counts, device=self.device)[:, None]
@@ -197,7 +203,8 @@ class Scene:
 
     def _pool_rows(self, rows: list[PoolRow]) -> PoolRows:
         assert self.cache is not None
-        return PoolRows(rows, splits=not self.cache.apart, packs=self.cache.packs)
+        cache = self.cache
+        return PoolRows(rows, splits=not cache.apart, packs=cache.packs, varlen=cache.varlen)
 
     def _draw(self, step: Step, attention: Any, dtype: torch.dtype) -> None:
         """Draw the mask as this kind's kernel reads it, once for all of its layers."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeInt, PositiveInt
@@ -197,8 +198,11 @@ def _keep_last(hidden: Tensor, inputs: Inputs) -> Tensor:
         return hidden
     if inputs.counts is None or all(count == tokens for count in inputs.counts):
         return hidden[:, tokens - keep :]
-    ends = torch.tensor(inputs.counts, device=hidden.device)[:, None]
+    varlen = inputs.cache is not None and inputs.cache.varlen
+    ends = torch.tensor(list(accumulate(inputs.counts)) if varlen else inputs.counts, device=hidden.device)[:, None]
     columns = (ends - keep + torch.arange(keep, device=hidden.device)).clamp(min=0)  # B K
+    if varlen:
+        return hidden[0][columns]
     return hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
 
 

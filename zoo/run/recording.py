@@ -118,6 +118,12 @@ class Recorder(TorchFunctionMode):
             self._slot_of[id(self.step.cross)] = CROSS
         self._offered = dict(_list_tensors(step))
 
+    def let_go(self) -> None:
+        """Free what the layer computed: recorder and Step refer to each other, and would keep it for Python's collector
+        of cycles to find."""
+        self._held.clear()
+        del self.step
+
     def refuse(self, reason: str) -> None:
         """Note why this cannot be replayed."""
         self.refused = self.refused or reason
@@ -402,6 +408,7 @@ class Recordings:
             y = _run(layer, x, recorder.step)
         step.losses += recorder.step.losses
         recording, earlier = Recording(recorder, y), course.recording
+        recorder.let_go()
         reason = recorder.refused or ("it has hooks" if _has_hooks(layer) else None)
         if earlier is not None and recording != earlier:
             reason = reason or "its calls differ from pass to pass"

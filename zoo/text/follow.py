@@ -32,10 +32,15 @@ class Sample:
     prompt_logprobs: tuple[Logprob | None, ...] | None = None
     parts: list[str] = field(default_factory=list)
     reason: str | None = None
+    fault: str = ""
 
     @property
     def text(self) -> str:
         return "".join(self.parts)
+
+    def describe_fault(self) -> str:
+        """Why a sample that failed has no next token: "token 4 has logits that are NaN …"."""
+        return f"token {len(self.tokens) + 1} {self.fault}"
 
     def take(self, event: Event) -> str:
         """Take an event of the engine's and return the text that is certain now."""
@@ -45,7 +50,7 @@ class Sample:
             self.logprobs.append(event.logprob)
             if event.token not in self.job.request.stop_ids:  # a grammar may end a text with a token of its own
                 piece = self.stream.push(event.token)
-        self.reason = "stop" if self.stream.stopped else event.finished
+        self.reason, self.fault = "stop" if self.stream.stopped else event.finished, event.fault
         if self.reason:
             piece += self.stream.finish()
         self.parts.append(piece)
@@ -103,17 +108,17 @@ def _serve(engine: Engine, pieces: Generator[str]) -> Iterator[str]:
 
 
 def write(engine: Engine, job: Job, tokenizer: Tokenizer) -> Generator[str]:
-    """Follow one text: its pieces. Raises ConfigError as `follow` does, and ZooError where the logits are NaN."""
-    return _write(engine, follow(engine, [job], tokenizer))
+    """Follow one text: its pieces. Raises ConfigError as `follow` does, and ZooError where there is no next token."""
+    return _write(follow(engine, [job], tokenizer))
 
 
-def _write(engine: Engine, texts: Generator[tuple[Sample, str]]) -> Generator[str]:
+def _write(texts: Generator[tuple[Sample, str]]) -> Generator[str]:
     with closing(texts):
         for sample, piece in texts:
             if piece:
                 yield piece
             if sample.reason == "failed":
-                raise ZooError(f"generate: token {len(sample.tokens) + 1} {engine.fault}")
+                raise ZooError(f"generate: {sample.describe_fault()}")
 
 
 def follow(engine: Engine, jobs: Sequence[Job], tokenizer: Tokenizer) -> Generator[tuple[Sample, str]]:

@@ -72,6 +72,23 @@ def load(
     return Loaded(model, tokenizer, ends, folder)
 
 
+def check_serving(folder: Path, speculate: int, draft: Path | None, deterministic: bool) -> None:
+    """Raises ConfigError for what a folder's model cannot be served with, before any weight is read: another model that
+    cannot guess for it, or a deterministic mode that it does not have."""
+    from zoo.checkpoint import store
+    from zoo.generation.passes import check_deterministic
+    from zoo.generation.proposals import check_draft
+    from zoo.generation.towers import find_writer
+
+    if draft is None and not deterministic:
+        return
+    spec = store.load_spec(folder)
+    if deterministic:
+        check_deterministic(spec, speculate)
+    if draft is not None:
+        check_draft(store.load_spec(find_folder(draft)), find_writer(spec).vocab_size)
+
+
 def check_precision(device: str, fp8: str | None, weights: str | None) -> None:
     """Raises ConfigError for a precision that this device does not have, before anything is read."""
     from zoo.run.fp8 import WEIGHT_ONLY, require_fp8

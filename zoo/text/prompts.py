@@ -151,18 +151,22 @@ class Prompt:
     options: Options
 
 
-def read_lines(text: str, where: str, defaults: Mapping[str, Any]) -> list[Prompt]:
-    """Read prompts, one a line; empty lines are none. Every one has the options `defaults`."""
-    options = Options.checked(defaults)
+Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""Adds to the options that a request states those that it leaves to others."""
+
+
+def read_lines(text: str, where: str, given: Mapping[str, Any], complete: Complete = dict) -> list[Prompt]:
+    """Read prompts, one a line; empty lines are none. Every one has the options `given`, completed."""
+    options = Options.checked(complete(given))
     lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1)]
     kept = [(number, line) for number, line in lines if line.strip()]
     return [Prompt(index, f"{where}:{n}", {"prompt": line}, options) for index, (n, line) in enumerate(kept)]
 
 
-def read_jsonl(text: str, where: str, defaults: Mapping[str, Any]) -> list[Prompt]:
+def read_jsonl(text: str, where: str, given: Mapping[str, Any], complete: Complete = dict) -> list[Prompt]:
     """Read prompts from lines of JSON: `prompt`, `ids` or `messages` (with `tools`), an `id`, and any option, which
-    goes before `defaults`. Raises ConfigError with all of the file's faults."""
-    Options.checked(defaults)
+    goes before those `given`; both are completed. Raises ConfigError with all of the file's faults."""
+    Options.checked(complete(given))
     found: list[Prompt] = []
     faults: list[str] = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -170,7 +174,7 @@ def read_jsonl(text: str, where: str, defaults: Mapping[str, Any]) -> list[Promp
             continue
         place = f"{where}:{number}"
         try:
-            found.append(_read_row(line, place, len(found), defaults))
+            found.append(_read_row(line, place, len(found), given, complete))
         except ConfigError as error:
             faults += [f"{place}: {fault}" for fault in error.faults]
     if faults:
@@ -178,7 +182,7 @@ def read_jsonl(text: str, where: str, defaults: Mapping[str, Any]) -> list[Promp
     return found
 
 
-def _read_row(line: str, place: str, index: int, defaults: Mapping[str, Any]) -> Prompt:
+def _read_row(line: str, place: str, index: int, beside: Mapping[str, Any], complete: Complete) -> Prompt:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -192,8 +196,8 @@ def _read_row(line: str, place: str, index: int, defaults: Mapping[str, Any]) ->
     except UnicodeEncodeError:
         faults.append("has half of a surrogate pair in it (\\ud83d\\ude42, say, stands for one character)")
     try:
-        before = {name: value for name, value in defaults.items() if name not in GUIDES or not row.keys() & {*GUIDES}}
-        options = Options.checked({**before, **row})
+        before = {name: value for name, value in beside.items() if name not in GUIDES or not row.keys() & {*GUIDES}}
+        options = Options.checked(complete({**before, **row}))
     except ConfigError as error:
         faults += error.faults
         options = Options()

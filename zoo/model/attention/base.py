@@ -23,6 +23,8 @@ class Attention(Spec, axis="attention"):
 
     ragged: ClassVar[bool] = True  # whether rows of unequal length can be computed in one pass with a cache
 
+    varlen: ClassVar[bool] = True  # whether rows of any length, end to end, cost no more than each by itself
+
     takes_memory: ClassVar[bool] = False  # whether it can read an encoder's output in place of the tokens
 
     def check_cross(self) -> None:

@@ -34,6 +34,7 @@ class MLA(SoftmaxAttention, kind="mla"):
     read the cache as one key and value, and W_vb comes after, so that no earlier token is expanded again.
     """
 
+    varlen: ClassVar[bool] = False  # rows that are not alike are absorbed, which takes more for a prompt
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "q_a", "kv_a"),)
 
     kv_lora_rank: PositiveInt
