@@ -195,10 +195,8 @@ def test_a_row_at_the_end_of_its_positions_is_served_beside_one_with_a_longer_dr
     assert any(min(each) < max(each) for each in widths if len(each) > 1)
 
 
-@pytest.mark.parametrize("window", [24, 40, 100])
-@pytest.mark.parametrize("budget", [17, 40, 64])
-def test_a_prompt_longer_than_its_window_may_come_in_parts_shorter_than_that(window, budget):
-    """A part that is joined to the window leaves those of its tokens that the next part sees."""
+def serve_long(window: int, budget: int) -> None:
+    """Serve prompts of 200 tokens beside each other; invariants after every step, and texts as they are alone."""
     model = make_loud(build(load(TINY, ["attention=sliding", f"window={window}"]), device="cpu").eval(), (61,))
     engine = Engine(model, rows=3, tokens=240, budget=budget)
     requests = [Request(ids=[(7 * n + k) % 61 for n in range(200 + k)], max_new_tokens=6) for k in range(3)]
@@ -209,6 +207,21 @@ def test_a_prompt_longer_than_its_window_may_come_in_parts_shorter_than_that(win
         while engine.busy:
             for event in engine.step():
                 found.setdefault(event.request, []).append(event.token)
-            assert not invariants.check(invariants.snapshot(engine))
+            assert invariants.check(invariants.snapshot(engine)) == []
     for number, request in enumerate(requests):
         assert check_alone(model, request, 0, found[number]) is None
+
+
+@pytest.mark.parametrize("window", [24, 40, 100])
+@pytest.mark.parametrize("budget", [17, 40, 64])
+def test_a_prompt_longer_than_its_window_may_come_in_parts_shorter_than_that(window, budget):
+    """A part that is joined to the window leaves those of its tokens that the next part sees."""
+    serve_long(window, budget)
+
+
+def test_a_window_that_gives_back_what_the_next_part_sees_is_caught(monkeypatch):
+    """The inverse of the test before."""
+    turn = CachedRow.turn
+    monkeypatch.setattr(CachedRow, "turn", lambda row, group, token: turn(row, group, max(token, row.length)))
+    with pytest.raises(AssertionError, match="pages before it are gone, and its next token sees token"):
+        serve_long(40, 17)
