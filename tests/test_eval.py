@@ -199,7 +199,7 @@ def test_the_second_row_is_the_loss_of_the_rounded_weights(llama, tmp_path):
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_a_text_that_is_read_at_once_meets_the_rounding_of_a_token_that_is_decoded(weights, monkeypatch):
+def test_a_text_that_is_read_at_once_meets_the_rounding_of_a_token_that_is_decoded(llama, weights, monkeypatch):
     """Products of many rows go the way of one row, whatever is the fastest for a prompt."""
     from zoo.run.linear import ready
     from zoo.run.linear.plan import WayPlan
@@ -221,6 +221,9 @@ def test_a_text_that_is_read_at_once_meets_the_rounding_of_a_token_that_is_decod
             x = torch.randn(40, lower[0].columns)
             one_by_one = torch.cat([lower[0].compute(row[None]) for row in x])
             torch.testing.assert_close(lower[0].compute(x), one_by_one, rtol=1e-3, atol=1e-3)
+    found = zoo.evaluate(llama, [TEXT], weights=weights)
+    assert f"{way.name};" in found["results"][1]["made"]
+    assert "beyond" not in found["results"][1]["made"]
 
 
 def test_a_model_that_is_given_is_afterwards_what_it_was(llama):

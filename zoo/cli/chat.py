@@ -75,8 +75,8 @@ def run(
     Options.checked(given)
     folder = find_folder(checkpoint)
     options = Options.checked({"max_new_tokens": LONGEST_ANSWER, **read_folder_options(folder, given)(given)})
-    keep_memory_on(device)
     loaded = load(folder, device=device, dtype=dtype, note=print_note)
+    keep_memory_on(device)  # from here on: the weights that packing dropped were given back
     encoder = Encoder(loaded.model, loaded.tokenizer, loaded.ends, chat.load(loaded.folder, template))
     limit = loaded.model.spec.max_seq_len
     engine = Engine(loaded.model, rows=1, tokens=limit, kernel=kernel)

@@ -218,11 +218,11 @@ def run(
     rows = count_rows(prompt.options for prompt in prompts)
     speculate = _count_guesses(ngram, draft, draft_tokens)
     check_serving(folder, speculate, draft, deterministic)
-    keep_memory_on(device)
     loaded = load(
         folder, device=device, dtype=dtype, fp8=fp8, weights=weights, rows=rows, stable=deterministic, note=print_note
     )
     guessing = None if draft is None else load(draft, device=device).model
+    keep_memory_on(device)  # from here on: the weights that packing dropped were given back
     serving = {"speculate": speculate, "draft": guessing, "deterministic": deterministic}
     options = {"template": template, "kernel": kernel, "serving": serving}
     batching.run(loaded, prompts, results, **options, note=print_note)

@@ -101,7 +101,13 @@ def keep_memory() -> None:
     """Let this process keep the memory that it frees, for the rest of its life.
 
     By default glibc gives each large tensor back to the system when it is freed, and the next one is zeroed page by
-    page: 6 to 17% of a training step on a CPU. Each step wants the same sizes again, so the peak stays what it was.
+    page: 6 to 17% of a training step on a CPU. So is a prompt's: of a forward pass over 1,024 tokens (12 layers of
+    width 768, float32, one thread) 90,000 page faults and 0.2 of 1.9 s of processor time, of 3,000 tokens through the
+    engine 340,000 and 0.8 of 6.8 s, and with this none. 1,024 tokens through the engine had none either way, as glibc
+    keeps more by itself once a block of some size was freed. The next pass wants the same sizes again, so the peak
+    stays what it was.
+
+    Only verbs call it: it changes the process of whoever imports zoo.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -71,6 +71,7 @@ class ShadowCache:
     """The caches of the layers of `pattern`, with `length` tokens in them and room for `capacity`."""
 
     recordings = None  # a pass on shadows runs every layer as it is written
+    varlen = False  # rows are alike: a tensor of [B, T] tokens
 
     def __init__(self, tower: Any, batch: int, length: int, capacity: int, memory: int, dtype: ShadowDtype) -> None:
         self.past = self.longest = length
@@ -90,6 +91,10 @@ class ShadowCache:
     def _slots(self, block: Any) -> int:
         reach = block.attention.visible_window or block.attention.visible_chunk
         return self.capacity if reach is None else min(self.capacity, reach + PAGE - 1)
+
+    def reach(self, new: int) -> int:
+        """The tokens of each row after a pass of `new`."""
+        return self.past + new
 
     def begin(self, counts: Any) -> None:
         """Start a pass."""

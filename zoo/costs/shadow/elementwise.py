@@ -181,7 +181,11 @@ def masked_fill(x: Any, mask: Any, value: float) -> Any:
     return make_result("masked_fill", [x], shape, x.dtype, saves=[mask], strides=elementwise_strides(shape, [x]))
 
 
-def addcmul(x: Any, a: Any, b: Any) -> Any:
+def hypot(a: Any, b: Any) -> Any:
+    return _combine("hypot", (a, b), (a, b), saves_result=True)
+
+
+def addcmul(x: Any, a: Any, b: Any, *, value: float = 1) -> Any:
     return _combine("addcmul", (x, a, b), [*([a] if wants_gradient(b) else []), *([b] if wants_gradient(a) else [])])
 
 

@@ -172,9 +172,9 @@ def _class(cls: type) -> type:
 
 
 def _works(cls: type) -> bool:
-    """Whether a class's module uses torch."""
+    """Whether a class's module uses torch, or attends."""
     return any(
-        isinstance(value, _LAZY) or (isinstance(value, ModuleType) and value.__name__ == "torch")
+        value is attend or isinstance(value, _LAZY) or (isinstance(value, ModuleType) and value.__name__ == "torch")
         for value in vars(sys.modules[cls.__module__]).values()
     )
 
