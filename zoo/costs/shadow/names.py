@@ -19,6 +19,7 @@ from zoo.costs.shadow.recording import (
     UnknownOperation,
     current_tape,
 )
+from zoo.costs.shadow.reductions import vector_norm
 from zoo.costs.shadow.tensor import make_result, make_shadow
 
 
@@ -146,7 +147,7 @@ torch = Namespace(
     get_autocast_dtype=lambda *_: current_tape().autocast,
     amp=Namespace(is_autocast_available=lambda *_: True),
     compiler=Namespace(is_compiling=lambda: True),  # so that nothing is kept for another pass
-    linalg=Namespace(solve_triangular=solve_triangular),
+    linalg=Namespace(solve_triangular=solve_triangular, vector_norm=refuse_others("vector_norm", vector_norm)),
 )
 
 

@@ -17,6 +17,7 @@ from zoo.costs.shadow.elementwise import (
     compare,
     divide,
     divide_whole,
+    hypot,
     logical_not,
     masked_fill,
     multiply,
@@ -68,6 +69,7 @@ COMPARISONS = {name: compare for name in ("lt", "le", "gt", "ge", "eq", "ne")}
 TORCH: dict[str, Callable[..., Any]] = {
     **{"cat": cat, "stack": stack, "where": where, "einsum": einsum, "baddbmm": baddbmm, "addcmul": addcmul},
     **{"minimum": pick_extreme, "maximum": pick_extreme, "sum": sum_along, "mean": mean},
+    "hypot": hypot,
 }
 """Functions of torch."""
 

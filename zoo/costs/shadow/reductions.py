@@ -37,6 +37,10 @@ def logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
     return make_result("logsumexp", [x], _reduce_shape(x, dim, keepdim), x.dtype, saves=[x], saves_result=True)
 
 
+def vector_norm(x: Any, *, dim: Any, keepdim: bool = False) -> Any:
+    return make_result("vector_norm", [x], _reduce_shape(x, dim, keepdim), x.dtype, saves=[x], saves_result=True)
+
+
 def softmax(x: Any, dim: int, dtype: ShadowDtype | None = None) -> Any:
     return make_result("softmax", [x], x.shape, dtype or x.dtype, saves_result=True)
 
