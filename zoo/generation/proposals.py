@@ -12,6 +12,7 @@ from zoo.generation.scheduler import Continuation
 from zoo.generation.store import Store, plan_store
 from zoo.generation.towers import find_limit, find_writer
 from zoo.lazy import torch
+from zoo.run.layout import choose_layout
 from zoo.sampling.draws import DrawState
 from zoo.sampling.sampler import Sampler
 from zoo.sampling.speculate import PromptLookup, draw_draft
@@ -85,8 +86,9 @@ class DraftModel:
             )
         self.model = model
         weight = next(model.parameters())
-        plan = plan_store(writer, rows, tokens, 0, weight.dtype.itemsize, None)
-        self.store = Store(writer, plan.pages, plan.slots, dtype=weight.dtype, device=weight.device)
+        layout = choose_layout(writer, weight.dtype, weight.device, model.kernel)
+        plan = plan_store(writer, rows, tokens, 0, weight.dtype.itemsize, None, **layout)
+        self.store = Store(writer, plan.pages, plan.slots, dtype=weight.dtype, device=weight.device, **layout)
         self.sampler = Sampler()
         self._rows: dict[Continuation, CachedRow] = {}
 
