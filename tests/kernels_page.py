@@ -54,10 +54,28 @@ zoo train model=llama-tiny kernel=eager           # any command that runs a mode
 """
 
 GPU = """
+## Pages
+
+The engine decodes on a GPU from a paged cache: `attend(pages=…)`, with a length for each row. Which kernels read pages
+where they lie, and of what size:
+
+| kernel | pages | else |
+| --- | --- | --- |
+| flash2 | multiples of 256 tokens | refuses |
+| flash3 | any | |
+| flash4 | any, heads in multiples of 16 channels | refuses |
+| flash_torch | none | refuses |
+| sdpa, flex, eager | any | a row's keys are copied out of the pages first |
+
+The size is chosen when an engine is made, 16 or 256: the one at which more of the model's kinds of layer are read in
+place. Heads wider than 256 channels (MLA's latents), sinks without flash4, ALiBi without flash2 and learned biases are
+copied.
+
 ## On a GPU
 
 Nothing on this page is from one. `make gpu-check` (ten minutes at most) runs the same cases at a GPU's sizes under
-the same rule, and measures TFLOP/s, training MFU, decoding against the card's own bandwidth, and windows against a
+the same rule, and measures TFLOP/s, training MFU, decoding of 1 row and of 32 against the card's own bandwidth (with
+CUDA graphs and without, and beside vLLM where that is installed), whether the tokens are a CPU's, and windows against a
 masked scaled_dot_product_attention; what it writes is kept in [docs/gpu](gpu/README.md), only ever from a real run.
 Until there is one, the CUDA kernels are checked by contract, and where their code is Triton's by running it on a CPU:
 

@@ -139,6 +139,18 @@ def test_logits_with_a_cache_are_those_of_a_full_forward(kind):
         assert_close(torch.stack(kept[id(state)]), full_logits(model, request.ids, tokens))
 
 
+def test_a_long_part_of_a_prompt_leaves_what_its_window_still_sees():
+    """A window of 20 tokens holds 34 when 15 more come, which are joined to them: tokens 30 and 31, on a page before
+    that of the 34th, are seen by the 50th."""
+    model, kept = make("two windows"), []
+    ids = torch.randint(vocabulary(model), (49,), generator=torch.Generator().manual_seed(1)).tolist()
+    engine = Engine(model, rows=1, tokens=92, budget=17, reuse=False)
+    choose = engine.sampler.choose
+    engine.sampler.choose = lambda logits, states: kept.append(logits[0].clone()) or choose(logits, states)
+    tokens = [event.token for event in engine.run([Request(ids=ids, max_new_tokens=4)])]
+    assert_close(torch.stack(kept), full_logits(model, ids, tokens))
+
+
 # ---------------------------------------------------------------- resident memory
 
 

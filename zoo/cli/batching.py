@@ -29,7 +29,7 @@ def run(
     """Write all texts: to `results`, or to standard output in the order of the prompts."""
     from zoo.generation.engine import serving as serve
     from zoo.text import chat
-    from zoo.text.follow import follow, make_engine, measure, write
+    from zoo.text.follow import describe_cache, follow, make_engine, measure, write
     from zoo.text.jobs import Encoder
 
     wanted = prompts if results is None else results.missing
@@ -46,6 +46,8 @@ def run(
         note(f"{longest} tokens may come, the model is made for {trained}: what lies beyond may make less sense")
     keep = _Printed(len(jobs)).add if results is None else results.add
     engine = make_engine(loaded.model, jobs, kernel, **serving)
+    if engine.store.paged:
+        note(describe_cache(engine))
     with serve(loaded.model, kernel):
         if results is None and len(jobs) == 1 and jobs[0].request.n == 1 and not jobs[0].where:
             _stream(write(engine, jobs[0], loaded.tokenizer))

@@ -150,6 +150,14 @@ def run(
             rich_help_panel=MODEL,
         ),
     ] = False,
+    graphs: Annotated[
+        bool | None,
+        typer.Option(
+            "--graphs/--no-graphs",
+            help="Replay decoding steps as CUDA graphs. [default: where there is CUDA]",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     kernel: Annotated[
         str | None,
         typer.Option(
@@ -224,6 +232,7 @@ def run(
     guessing = None if draft is None else load(draft, device=device).model
     keep_memory_on(device)  # from here on: the weights that packing dropped were given back
     serving = {"speculate": speculate, "draft": guessing, "deterministic": deterministic}
+    serving |= {"graphs": graphs, "note": print_note}
     options = {"template": template, "kernel": kernel, "serving": serving}
     batching.run(loaded, prompts, results, **options, note=print_note)
 

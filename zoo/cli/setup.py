@@ -22,6 +22,7 @@ HELP = {
     "cache_dtype": "The dtype of the KV cache. [default: that of the weights]",
     "convention": "How FLOPs are counted.",
     "engine": "The engine whose KV cache is counted: what it keeps of earlier tokens.",
+    "page": "Tokens of a page where Zoo's engine reads by page table: 16 or 256, as `zoo generate` says on a GPU.",
     "optimizer": "The optimizer, whose states training keeps.",
     "fused_optimizer": "AdamW updates in place, without temporaries.",
     "precision": "The precision of training: what it keeps of a parameter.",

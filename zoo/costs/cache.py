@@ -4,7 +4,9 @@
 Engines keep different amounts of the same model, so a figure always names its engine:
 
 - `ideal`: what attention can still see, and no more.
-- `zoo`: what Zoo allocates for it: pages of PAGE tokens. A window, or a chunk, need not begin where a page does.
+- `zoo`: what Zoo allocates for it: pages of PAGE tokens. A window, or a chunk, need not begin where a page does. With
+  `Setup.page`, as on a GPU, pages of that size; and in every layer room for one token more, of no sequence, which the
+  padding of a pass is written to.
 - `hf`: transformers' DynamicCache, which `generate` takes unless told otherwise (read and measured at 5.24). A window,
   or a chunk, of W tokens keeps W − 1, as the newest token's own is joined to them before it is seen; MLA keeps its
   latent; a convolution keeps as many inputs as it is wide, one more than it needs. That a layer has a window is taken
@@ -80,41 +82,51 @@ def kv_cache(spec: Priced, setup: Setup) -> dict[str, Any]:
     """
     context, dtype = setup.tokens(spec), setup.cache_dtype or setup.dtype
     width, rows = DTYPES[dtype], list(list_cache_rows(spec, setup))
+    page = setup.page or PAGE
     tokens = sum(
-        row.values * width * held_tokens(row.block.attention, context, setup.engine) * row.room for row in rows
+        row.values * width * held_tokens(row.block.attention, context, setup.engine, page) * row.room for row in rows
     )
-    memory = memory_tokens(context, setup.engine)
+    memory = memory_tokens(context, setup.engine, page)
     crossed = sum(row.cross_values * width * memory * row.layers for row in rows)
     states = sum(row.state * row.layers for row in rows)
     return {
         "bytes_per_token": round(sum(row.values * width * row.layers for row in rows)),
-        "bytes": round((tokens + crossed + states) * setup.batch),
+        "bytes": round((tokens + crossed + states) * setup.batch + padding_bytes(rows, setup)),
         "tokens": context,
         "batch": setup.batch,
         "dtype": dtype,
         "engine": setup.engine,
         "cross_bytes": round(crossed * setup.batch),
         "state_bytes": round(states * setup.batch),
-        **({"block_size": PAGE} if setup.engine == "zoo" else {}),
+        **({"padding_bytes": round(padding_bytes(rows, setup))} if setup.page else {}),
+        **({"block_size": page} if setup.engine == "zoo" else {}),
         **({"block_size": BLOCK, "max_batched_tokens": MAX_BATCHED_TOKENS} if setup.engine == "paged" else {}),
     }
 
 
-def memory_tokens(context: int, engine: str) -> int:
+def padding_bytes(rows: list[CacheRow], setup: Setup) -> float:
+    """Bytes that a pass's padding is written to, where rows are read by page table: a token's and a row's states."""
+    width = DTYPES[setup.cache_dtype or setup.dtype]
+    kept = sum(((row.values + row.cross_values) * width + row.state) * row.layers for row in rows)
+    return kept if setup.page else 0
+
+
+def memory_tokens(context: int, engine: str, page: int = PAGE) -> int:
     """Tokens of an encoder's output that cross-attention keeps, or has pages for."""
-    size = {"paged": BLOCK, "zoo": PAGE}.get(engine, 1)
+    size = {"paged": BLOCK, "zoo": page}.get(engine, 1)
     return -(-context // size) * size
 
 
-def held_tokens(attention: Any, context: int, engine: str) -> int:
-    """Tokens whose keys and values a layer keeps, or has pages for, when a sequence has `context`."""
+def held_tokens(attention: Any, context: int, engine: str, page: int = PAGE) -> int:
+    """Tokens whose keys and values a layer keeps, or has pages for, when a sequence has `context`. `page` is the page
+    size of Zoo's own engine."""
     window, chunk = attention.visible_window, attention.visible_chunk
     reach = window or chunk
     if engine == "ideal":
         return min(context, reach or context)
     if engine == "zoo":
-        most = context if reach is None else reach + PAGE - 1
-        return -(-min(context, most) // PAGE) * PAGE
+        most = context if reach is None else reach + page - 1
+        return -(-min(context, most) // page) * page
     if engine == "hf":
         # The newest W - 1 are `[-W + 1 :]` there, which for a window of one token is all.
         return context if reach is None or reach == 1 else min(context, reach - 1)

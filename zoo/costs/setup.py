@@ -42,7 +42,8 @@ class Setup:
     update; a `fused_optimizer` updates in place (torch's AdamW with fused=True). `recompute` says which activations are
     computed a second time; with `chunked_loss` the logits are never whole. `dp`, `tp`, `pp`, `ep` and `cp` are the
     ranks of each kind of parallelism, `zero` the stage of ZeRO over the data-parallel ones (3 is FSDP). `gpu` is a file
-    of conf/hardware/; `train_tokens` and `mfu` are for the time to train.
+    of conf/hardware/; `train_tokens` and `mfu` are for the time to train. `page` is for the engine "zoo" where it reads
+    rows by page table, as it does on a GPU: the tokens of a page.
     """
 
     context: int | None = None
@@ -52,6 +53,7 @@ class Setup:
     cache_dtype: str | None = None
     convention: str = "exact"
     engine: str = "ideal"
+    page: int | None = None
     optimizer: str = "adamw"
     fused_optimizer: bool = False
     precision: str = "mixed"
@@ -93,7 +95,9 @@ def _faults(setup: Setup) -> Any:
         found = getattr(setup, name)
         if found not in known and not (name == "cache_dtype" and found is None):
             yield f"{name}: unknown {found!r}{did_you_mean(str(found), known)} (one of: {', '.join(known)})"
-    for name in ("context", "batch", "document", "dp", "tp", "pp", "ep", "cp"):
+    if setup.page is not None and setup.engine != "zoo":
+        yield f"page: is of Zoo's own engine, found engine={setup.engine} (engine: zoo, or no page)"
+    for name in ("context", "batch", "document", "page", "dp", "tp", "pp", "ep", "cp"):
         found = getattr(setup, name)
         if found is not None and found < 1:
             yield f"{name}: must be 1 or more, found {found}"

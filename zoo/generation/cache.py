@@ -9,9 +9,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
-from zoo.generation.pages import OutOfPages
+from zoo.generation.paged import make_room, place_rows
 from zoo.generation.rows import CachedRow, list_slots
 from zoo.generation.store import PAGE, Group, LayerStore, Store, list_groups
+from zoo.kernels.paging import PassTensors, as_tensor
 from zoo.kernels.rows import Run
 from zoo.lazy import torch
 
@@ -35,7 +36,10 @@ class Where:
     joins: bool = False
     ragged: bool = False
     index: Any = None  # [B, S] of the slots to read, where rows have no common stride
-    first: int = 0  # the index of the first key, of rows that are alike
+    first: Any = 0  # the index of the first key, of rows that are alike; by page [B]
+    table: Any = None  # [B, P] int32, for rows that are read by page: each row's pages, of `page` slots
+    lengths: Any = None  # [B] int32, how many of these slots are read
+    page: int = 0
 
     def store(self, pool: Any, new: Any) -> None:
         """Write new tokens [B, T, …] of rows whose slots have no common stride."""
@@ -44,6 +48,10 @@ class Where:
         flat = new.flatten(0, 1)
         flat = (flat if self.taken is None else flat[self.taken]).to(pool.dtype)
         pool[self.write] = flat
+
+    def whole(self, pool: Any) -> Any:
+        """The pool as ragged rows read it: by page without the slot of padding, which is its last."""
+        return pool if self.table is None else pool[:-1]
 
     def load(self, pool: Any) -> Any:
         """The rows' keys [B, S, …], of rows that have equally many: a view if their slots have one stride."""
@@ -80,7 +88,7 @@ class LayerCache:
             keys.narrow(1, keys.shape[1] - new.shape[1], new.shape[1]).copy_(new)
         else:
             where.store(pool, new)
-            keys = pool if where.ragged else where.load(pool)
+            keys = where.whole(pool) if where.ragged else where.load(pool)
         return keys.contiguous() if self.packs and not where.ragged else keys
 
     def recall(self, where: Where, compute: Callable[[], tuple[Any, ...]] | None, names: Sequence[str]) -> Any:
@@ -93,7 +101,7 @@ class LayerCache:
                     where.load(pool)[:] = new
                 else:
                     where.store(pool, new)
-        return tuple(pool if where.ragged else where.load(pool) for pool in pools)
+        return tuple(where.whole(pool) if where.ragged else where.load(pool) for pool in pools)
 
     def state(self, name: str) -> Any:
         """A recurrent state of the rows [B, …]."""
@@ -114,7 +122,8 @@ class Cache:
 
     A pass takes token ids [B, T], of which row b's first `counts[b]` are its next tokens and the rest is padding; or,
     if `varlen`, [1, N], the next tokens of all rows end to end. With `apart` each row is attended by itself, whatever
-    the others are like; `packs` copies the keys that it reads, so that no bit depends on the pool.
+    the others are like; `packs` copies the keys that it reads, so that no bit depends on the pool. In a paged
+    store rows are read by page, but for long parts of prompts.
     """
 
     def __init__(
@@ -131,6 +140,7 @@ class Cache:
         self.varlen = varlen
         self.recordings = recordings
         self.counts: list[int] | None = None  # None: every row has T new tokens
+        self.tensors: PassTensors | None = None  # of a pass that reads by page
         numbers = [row.slot for row in self.rows]
         consecutive = all(b == a + 1 for a, b in pairwise(numbers))
         slots = (numbers[0], numbers[-1] + 1) if consecutive else torch.tensor(numbers, device=store.device)
@@ -138,20 +148,29 @@ class Cache:
 
     @classmethod
     def allocate(
-        cls, model: Any, batch: int, capacity: int, *, source: int = 0, dtype: Any = None, device: Any = None
+        cls,
+        model: Any,
+        batch: int,
+        capacity: int,
+        *,
+        source: int = 0,
+        dtype: Any = None,
+        device: Any = None,
+        **layout: Any,
     ) -> Cache:
         """Allocate for `batch` rows of up to `capacity` tokens, each of which reads `source` tokens of an encoder's
-        output; of the model's own dtype and device unless given."""
+        output; of the model's own dtype and device unless given. `layout` are Store's `page` and `paged`."""
         spec = next(tower for tower in getattr(model, "spec", model).towers().values() if tower.causal)
         if dtype is None or device is None:
             weight = next(model.parameters())
             dtype, device = dtype or weight.dtype, device or weight.device
-        pages = [group.pages(source if group.cross else capacity) for group in list_groups(spec)]
-        store = Store(spec, [batch * each for each in pages], batch, dtype=dtype, device=device)
+        page = layout.get("page", PAGE)
+        pages = [group.pages(source if group.cross else capacity, page=page) for group in list_groups(spec)]
+        store = Store(spec, [batch * each for each in pages], batch, dtype=dtype, device=device, **layout)
         rows = [CachedRow(store) for _ in range(batch)]
         for row in rows:
             for group, count in enumerate(pages):
-                row.reserve(group, count * PAGE)
+                row.reserve(group, count * page)
         return cls(store, rows)
 
     @property
@@ -161,11 +180,18 @@ class Cache:
 
     @property
     def past(self) -> int | None:
-        """How many tokens every row holds; None where rows differ, or lie end to end."""
-        if self.varlen:
+        """How many tokens every row holds; None where rows differ, lie end to end, or are read by page."""
+        if self.varlen or self.tensors is not None:
             return None
         lengths = {row.length for row in self.rows}
         return lengths.pop() if len(lengths) == 1 else None
+
+    @property
+    def starts(self) -> Any:
+        """How many tokens each row holds [B]."""
+        if self.tensors is not None:
+            return self.tensors.starts
+        return torch.tensor([row.length for row in self.rows], device=self.store.device)
 
     @property
     def longest(self) -> int:
@@ -203,14 +229,29 @@ class Cache:
         if kind not in self.store.group_of:
             return None
         number = self.store.group_of[kind]
+        if self.tensors is not None and number not in self._laid:
+            self._laid[number] = lay_pages(self.store, self.tensors, number)
         if number not in self._laid:
             self._laid[number] = self._lay_out(number, self.store.groups[number], new)
         return self._laid[number]
 
-    def begin(self, counts: Sequence[int] | None) -> None:
-        """Start a pass in which row b adds `counts[b]` tokens; None: as many as there are columns."""
+    def begin(self, counts: Sequence[int] | None, new: int) -> None:
+        """Start a pass of `new` columns in which row b adds `counts[b]` tokens; None: as many as there are columns."""
         self.counts = None if counts is None else list(counts)
         self._laid: dict[int, Where] = {}
+        self.tensors = None
+        if self._reads_pages(new):
+            placed = place_rows(self.store, self.rows, self.counts or [new] * len(self.rows), new)
+            numbers = as_tensor(placed.pack(placed.shape)).to(self.store.device)
+            self.tensors = PassTensors(numbers, placed.shape)
+
+    def _reads_pages(self, new: int) -> bool:
+        """Whether a pass of `new` columns reads by page: next tokens and drafts, which have no prefix to see whole and
+        no source to keep."""
+        if not self.store.paged or new > self.store.new or self.apart or self.packs or self.varlen:
+            return False
+        begun = new == 1 or all(row.length for row in self.rows)
+        return begun and (self.store.cross_group is None or self.has_source)
 
     def end(self, new: int) -> None:
         """End a pass of `new` columns."""
@@ -233,7 +274,7 @@ class Cache:
                 begin, origin = row.turn(number, group.first_seen(stop)), first
             elif room is not None:
                 row.slide(number, group.first_seen(max(0, row.length - self.store.undone)), stop)
-            self._reserve(row, number, begin, stop)
+            make_room(row, number, begin, stop)
             for start, end in row.runs(number, begin, stop):
                 slots.extend(range(start, end))
             start = column if self.varlen else place * (row.length - origin + new)
@@ -245,15 +286,6 @@ class Cache:
 
     def _span(self, first: int, stop: int) -> int:
         return (stop - 1) // self.store.page - first // self.store.page + 1
-
-    def _reserve(self, row: CachedRow, number: int, begin: int, stop: int) -> None:
-        if not row.pages[number]:
-            row.dropped[number] = begin // self.store.page
-        try:
-            row.reserve(number, stop)
-        except OutOfPages as error:
-            found = f"holds {row.length} tokens, {stop - row.length} more came"
-            raise ConfigError(f"cache: {found}, and no page is left (allocate a larger capacity)") from error
 
     def _where(
         self, reads: list[list[Run]], slots: list[int], taken: list[int], new: int, joins: bool, group: Group
@@ -290,6 +322,8 @@ class Cache:
         number = self.store.cross_group
         if number is None:
             return None
+        if self.tensors is not None:
+            return lay_pages(self.store, self.tensors, number)
         if tokens is not None:
             for row in self.rows:
                 if not row.own(number, -(-tokens // self.store.page)):
@@ -304,6 +338,37 @@ class Cache:
         if tokens is not None and not where.in_place:
             where.write = self._slots(reads).flatten()
         return where
+
+
+class TensorCache(Cache):
+    """The rows of a pass given by tensors alone. What reads it does nothing on the host that depends on them, so that a
+    pass can be recorded and run again when the tensors hold other rows.
+
+    Each row has a token at least and, of an encoder-decoder, its source.
+    """
+
+    longest, has_source, varlen = 1, True, False  # type: ignore[assignment]
+
+    def __init__(self, store: Store, tensors: PassTensors) -> None:
+        self.store, self.tensors, self._laid, self.recordings = store, tensors, {}, None
+        self.layers = [LayerCache(layer, tensors.slots) for layer in store.layers]
+
+    def begin(self, counts: Sequence[int] | None, new: int) -> None:
+        """Start a pass."""
+
+    def reach(self, new: int) -> int:
+        """At least so many tokens: how many a row may have was checked when it was asked for."""
+        return new
+
+    def end(self, new: int) -> None:
+        """End a pass: the rows themselves grow on the host."""
+
+
+def lay_pages(store: Store, tensors: PassTensors, number: int) -> Where:
+    """Where the tokens of a pass lie in a group, read by page."""
+    write, first, lengths, table = tensors.groups[number]
+    by_page = {"table": table.int(), "lengths": lengths.int(), "first": first, "page": store.page}
+    return Where([], write=write, ragged=True, **by_page)
 
 
 def _strided(rows: list[list[Run]]) -> bool:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
 from zoo.generation.beams import Beams, check_beams
+from zoo.generation.graphs import make_graphs
 from zoo.generation.invariants import ensure_drained
 from zoo.generation.passes import Passes, check_deterministic, serving
 from zoo.generation.prefix import Prefixes
@@ -20,6 +22,7 @@ from zoo.generation.sources import Sources
 from zoo.generation.store import Store, plan_store, token_bytes
 from zoo.generation.towers import check_length, check_prompt, find_reader, find_writer
 from zoo.lazy import torch
+from zoo.run.layout import choose_layout
 from zoo.sampling.draws import DrawState
 from zoo.sampling.sampler import Sampler, find_logprobs, join_rows
 from zoo.sampling.speculate import accept
@@ -52,6 +55,10 @@ class Engine:
     tokens, and rows together only where a model was made ready for it (`zoo.prepare(model, stable=True)`), else one by
     one. The model must stay in eval mode while requests are in flight (`serving` sees to it), and its weights the same:
     layers are replayed (`zoo.run.recording`).
+
+    With `paged`, as on any device but a CPU unless told otherwise, rows that decode are read by page table; `page` is
+    the size of a page, else what the kernels of the device read. On CUDA steps of one token a row are recorded as
+    graphs and replayed, unless `graphs` is false; `note` gets a line where that cannot be done.
     """
 
     def __init__(
@@ -69,12 +76,16 @@ class Engine:
         draft: Any = None,
         speculate: int = 0,
         deterministic: bool = False,
+        paged: bool | None = None,
+        page: int | None = None,
+        graphs: bool | None = None,
         dtype: Any = None,
         kernel: str | None = None,
+        note: Callable[[str], object] = warnings.warn,
     ) -> None:
         self.model, self.kernel, self.deterministic = model, kernel, deterministic
         if deterministic:
-            check_deterministic(model.spec, speculate)
+            check_deterministic(model.spec, speculate, paged)
         self.writer, self.reader = find_writer(model.spec), find_reader(model.spec)
         weight = next(each for each in model.parameters() if each.device.type != "meta")  # packed ones are
         self.device, self.dtype = weight.device, dtype or weight.dtype
@@ -86,9 +97,11 @@ class Engine:
         sources = reuse and self.seq2seq
         reuse = reuse and not self.seq2seq and not getattr(self.writer, "prefix_lm", False)
         sizes = rows, self.tokens, self.source, self.dtype.itemsize, memory
-        new = {"new": speculate + 1}
-        plan = plan_store(self.writer, *sizes, overcommit=overcommit, reuse=reuse, **new)
-        self.store = Store(self.writer, plan.pages, plan.slots, dtype=self.dtype, device=self.device, **new)
+        layout = {"paged": False if deterministic else paged, "page": page}
+        layout = choose_layout(self.writer, self.dtype, self.device, kernel or model.kernel, **layout)
+        layout["new"] = speculate + 1
+        plan = plan_store(self.writer, *sizes, overcommit=overcommit, reuse=reuse, **layout)
+        self.store = Store(self.writer, plan.pages, plan.slots, dtype=self.dtype, device=self.device, **layout)
         aligned = {"interval": TILE, "align": TILE} if deterministic else {}
         self.prefixes = Prefixes(self.store, **aligned) if reuse else None
         limits: dict[str, Any] = {"budget": budget, "rows": plan.rows, "overcommit": overcommit}
@@ -97,6 +110,7 @@ class Engine:
         self.scheduler = Scheduler(self.store, self.prefixes, self.sources, **limits)
         self.sampler, self.verifier = Sampler(), Sampler()
         self.passes = Passes(model, self.writer, self.store, self.device, deterministic=deterministic)
+        self.passes.graphs = make_graphs(model, self.writer, self.store, asked=graphs, note=note)
         self.proposer: Proposer | None = None
         if speculate:
             sizes = {"rows": plan.rows, "tokens": tokens, "ahead": speculate}

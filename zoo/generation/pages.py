@@ -32,11 +32,6 @@ class PagePool:
         """Pages that can be given out."""
         return len(self._free) + len(self._cached)
 
-    def counts(self) -> dict[str, int]:
-        """How many pages are in each state; they sum to `count`."""
-        owned = sum(owners > 0 for owners in self.owners)
-        return {"free": len(self._free), "cached": len(self._cached), "owned": owned}
-
     def take(self, count: int, after: int | None = None) -> list[int]:
         """Give out `count` pages, the ones that follow page `after` where these are free, else a run if there is one.
 

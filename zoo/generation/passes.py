@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
 from zoo.generation.cache import Cache
+from zoo.generation.graphs import Graphs
 from zoo.generation.scheduler import Chunk, Continuation
 from zoo.generation.store import Store
 from zoo.lazy import torch
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 
 class Passes:
     """Run the tokens of a step through `model`, whose cache is `store`. With `deterministic` a row's bits do not depend
-    on the rows beside it."""
+    on the rows beside it. `graphs` replays passes of one token a row."""
 
     def __init__(self, model: Any, writer: Any, store: Store, device: Any, *, deterministic: bool = False) -> None:
         self.model, self.writer, self.store, self.device = model, writer, store, device
         self.seq2seq, self.deterministic = writer is not model.spec, deterministic
+        self.graphs: Graphs | None = None
         from zoo.run.recording import Recordings
 
         self.recordings = Recordings()
@@ -61,7 +63,7 @@ class Passes:
         able = all(block.attention.varlen and block.attention.ragged for block in blocks)
         fixed = not any(each.reads_length for block in blocks if (each := block.attention.positioning))
         plain = not (self.seq2seq or self.recurrent or getattr(self.writer, "prefix_lm", False))
-        return able and fixed and plain and self.device.type == "cpu" and all(group.full for group in self.store.groups)
+        return able and fixed and plain and not self.store.paged and all(group.full for group in self.store.groups)
 
     def _lies_flat(self, batch: list[Chunk]) -> bool:
         """Whether these chunks go through the model end to end: parts of prompts and what else there is, not alike."""
@@ -98,6 +100,10 @@ class Passes:
         first, rows = batch[0].sequence, [chunk.sequence.row for chunk in batch]
         counts = [chunk.count for chunk in batch]
         longest, varlen = max(counts), self._lies_flat(batch)
+        if self.graphs is not None and longest == 1 and not batch[0].whole and self._cached(first):
+            logits = self.graphs.run(rows, [chunk.tokens[0] for chunk in batch])  # type: ignore[arg-type]
+            if logits is not None:
+                return logits
         if varlen:
             ids = [[token for chunk in batch for token in chunk.tokens]]
         else:
@@ -121,8 +127,10 @@ class Passes:
         return self.model.get_submodule("decoder")(tokens, **options).logits
 
 
-def check_deterministic(spec: Any, speculate: int) -> None:
+def check_deterministic(spec: Any, speculate: int, paged: bool | None = None) -> None:
     """Raises ConfigError for what cannot give the same bits whatever runs beside it."""
+    if paged:
+        raise ConfigError("paged: rows that are read together may differ in bits from a row alone (false)")
     if speculate:
         raise ConfigError("speculate: a draft's tokens are computed together, and would differ in bits (0)")
     if any(isinstance(part, Experts) for _, part in walk(spec, spec.d_model)):

@@ -12,6 +12,7 @@ from zoo.generation.scheduler import Continuation
 from zoo.generation.store import Store, plan_store
 from zoo.generation.towers import find_limit, find_writer
 from zoo.lazy import torch
+from zoo.run.layout import choose_layout
 from zoo.sampling.draws import DrawState
 from zoo.sampling.sampler import Sampler
 from zoo.sampling.speculate import PromptLookup, draw_draft
@@ -73,8 +74,8 @@ def check_draft(spec: Any, vocab_size: int) -> None:
 
 
 class DraftModel:
-    """Propose what a smaller model of the same vocabulary draws (Leviathan et al., 2023). It has a cache of its own, and
-    goes `ahead` by so many tokens at most."""
+    """Propose what a smaller model of the same vocabulary draws (Leviathan et al., 2023), `ahead` tokens at most. It has
+    a cache of its own."""
 
     def __init__(self, model: Any, vocab_size: int, *, rows: int, tokens: int, ahead: int) -> None:
         check_draft(model.spec, vocab_size)
@@ -86,8 +87,9 @@ class DraftModel:
             )
         self.model = model
         weight = next(model.parameters())
-        plan = plan_store(writer, rows, tokens, 0, weight.dtype.itemsize, None, new=1 + ahead)
-        where = {"dtype": weight.dtype, "device": weight.device}
+        layout = choose_layout(writer, weight.dtype, weight.device, model.kernel)
+        plan = plan_store(writer, rows, tokens, 0, weight.dtype.itemsize, None, new=1 + ahead, **layout)
+        where = {"dtype": weight.dtype, "device": weight.device, **layout}
         self.store = Store(writer, plan.pages, plan.slots, undone=ahead, **where)
         self.sampler = Sampler()
         self._rows: dict[Continuation, CachedRow] = {}

@@ -52,13 +52,17 @@ class CachedRow:
         """Make room for the tokens before `stop` in a window that no longer sees those before `first`.
 
         The pages of the tokens in sight move down over those out of sight, so that a window always lies in one run,
-        which is read without a copy. Pages of 16 tokens move once in 16 steps.
+        which is read without a copy. Pages of 16 tokens move once in 16 steps. (In a paged store only their order
+        changes.)
         """
         page, own = self.store.page, self.pages[group]
         gone = min(first // page - self.dropped[group], len(own))
         if gone <= 0 or -(-stop // page) - self.dropped[group] <= len(own):
             return
-        if len(own) > gone:
+        if self.store.paged:  # read by table: the pages out of sight take the next tokens, and nothing moves
+            own += own[:gone]
+            del own[:gone]
+        elif len(own) > gone:
             sources = [slot for each in own[gone:] for slot in range(each * page, (each + 1) * page)]
             self.store.copy(group, sources, [slot for each in own for slot in range(each * page, (each + 1) * page)])
         self.dropped[group] += gone

@@ -82,7 +82,11 @@ class LayerStore:
 class Store:
     """The pools of a decoder's layers: `pages[g]` pages for group g, and `slots` recurrent states in each layer. A row
     of a window has room for `new` tokens beside those that they see; longer parts of a prompt are joined to them. Up to
-    `undone` of a row's last tokens may be taken back after several passes."""
+    `undone` of a row's last tokens may be taken back after several passes.
+
+    In a `paged` store, which is what a device other than a CPU has unless told otherwise, rows that decode are read by
+    page table. There each pool and state has one slot more, which the padding of a pass is written to.
+    """
 
     def __init__(
         self,
@@ -91,6 +95,7 @@ class Store:
         slots: int,
         *,
         page: int = PAGE,
+        paged: bool | None = None,
         new: int = 1,
         undone: int = 0,
         dtype: Any,
@@ -98,6 +103,7 @@ class Store:
     ) -> None:
         self.tower, self.page, self.new, self.device = tower, page, new, torch.device(device)
         self.undone = undone
+        self.paged = self.device.type not in ("cpu", "meta") if paged is None else paged
         self.groups = list_groups(tower)
         self.pools = [PagePool(count) for count in pages]
         self.group_of = {kind: g for g, group in enumerate(self.groups) if not group.cross for kind in group.kinds}
@@ -127,12 +133,17 @@ class Store:
             count = self.pools[self.cross_group].count * self.page  # type: ignore[index]
             layer.cross = {name: self._pool(count, shape, dtype) for name, shape in block.cross.cache().items()}
         for name, shape in block.state().items():
-            layer.states[name] = make_zeros((self.slots, *shape), torch.float32, self.device)
+            layer.states[name] = make_zeros((self.slots + self.paged, *shape), torch.float32, self.device)
         return layer
+
+    def scratch(self, group: int) -> int:
+        """The slot of a paged store that padding is written to, behind those of all pages."""
+        return self.pools[group].count * self.page
 
     def _pool(self, slots: int, shape: tuple[int, ...], dtype: Any) -> Any:
         """Zeros [N, …]. On a CPU a head's tokens lie together in memory, which is how attention reads them: decoding
         one token at 4096 takes a quarter less time for it (float32 and bfloat16, November 2026)."""
+        slots += self.paged
         if len(shape) == 1 or self.device.type == "cuda":
             return make_zeros((slots, *shape), dtype, self.device)
         heads, *rest = shape
@@ -172,9 +183,9 @@ def make_zeros(shape: Sequence[int], dtype: Any, device: Any) -> Any:
     import numpy as np
 
     size = math.prod(shape) * dtype.itemsize
-    whole = torch.from_numpy(np.zeros(size + ALIGNED, np.uint8))
-    start = -whole.data_ptr() % ALIGNED
-    return whole[start : start + size].view(dtype).view(*shape)
+    whole = np.zeros(size + ALIGNED, np.uint8)
+    start = -whole.ctypes.data % ALIGNED
+    return torch.from_numpy(whole[start : start + size]).view(dtype).view(*shape)
 
 
 class StorePlan(NamedTuple):
@@ -196,17 +207,19 @@ def plan_store(
     overcommit: float = 1.0,
     reuse: bool = False,
     new: int = 1,
+    page: int = PAGE,
+    paged: bool = False,
 ) -> StorePlan:
     """Plan for `rows` rows of up to `tokens` tokens (and `source` tokens of an encoder's output), or for as many as
     `memory` bytes hold. With `overcommit` above 1 pages of full attention are that many times fewer than rows may come
     to need, yet enough for one row. With `reuse`, windows and recurrent layers have as much again, for checkpoints.
     With `new` above 1, for drafts of new − 1 tokens, recurrent layers have as many slots again, to take tokens back.
-    Raises ConfigError for memory that holds no row."""
+    A `paged` store has one slot more of everything. Raises ConfigError for memory that holds no row."""
     groups = list_groups(tower)
     copies = 1 + (reuse + (new > 1)) * any(block.state() for block in tower.blocks.values())
-    each = [group.pages(source if group.cross else tokens, new) for group in groups]
-    states = row_bytes(tower, 0, 0, width)
-    sizes = [PAGE * token_bytes(tower, group, width) for group in groups]
+    each = [group.pages(source if group.cross else tokens, new, page) for group in groups]
+    states = state_bytes(tower)
+    sizes = [page * token_bytes(tower, group, width) for group in groups]
 
     def plan(rows: int) -> StorePlan:
         whole = [
@@ -217,8 +230,10 @@ def plan_store(
         ]
         return StorePlan(whole, copies * rows, rows)
 
+    spare = states + sum(sizes) / page if paged else 0
+
     def needed(plan: StorePlan) -> float:
-        return plan.slots * states + sum(count * size for count, size in zip(plan.pages, sizes, strict=True))
+        return spare + plan.slots * states + sum(count * size for count, size in zip(plan.pages, sizes, strict=True))
 
     while memory is not None and rows and needed(plan(rows)) > memory:
         rows -= 1
@@ -238,15 +253,9 @@ def token_bytes(tower: Any, group: Group, width: float) -> float:
     return total * width
 
 
-def row_bytes(tower: Any, tokens: int, source: int, width: float, *, page: int = PAGE) -> int:
-    """The most bytes that one row of `tokens` tokens keeps: pages of cached values `width` bytes wide, and float32
-    states. `source` are the tokens of an encoder's output that cross-attention reads."""
-    total = sum(
-        group.pages(source if group.cross else tokens, page=page) * page * token_bytes(tower, group, width)
-        for group in list_groups(tower)
-    )
-    states = sum(4 * count_values(block.state()) * tower.pattern.count(kind) for kind, block in tower.blocks.items())
-    return math.ceil(total + states)
+def state_bytes(tower: Any) -> int:
+    """Bytes of a row's recurrent states in all layers, in float32."""
+    return sum(4 * count_values(block.state()) * tower.pattern.count(kind) for kind, block in tower.blocks.items())
 
 
 def count_values(shapes: dict[str, tuple[int, ...]]) -> int:

@@ -97,6 +97,7 @@ class Kernel:
     about: str  # one line for `zoo doctor`
     fused: bool = True  # never holds all scores in memory
     on_request: bool = False  # left out by `auto`, used only when named
+    pages_in_place: bool = False  # reads the pages of a cache where they lie; else a row's keys are copied out of them
 
     def refuses(self, ask: Ask, machine: Machine) -> str | None:
         """Say why this kernel cannot serve the ask on that machine, or None. Pure and cheap: decoding asks once a

@@ -73,7 +73,7 @@ class Given(Bias):
 
 class Placed(Bias):
     """A bias that is a function of a head and of the token indices of a query and a key; `queries` [T] and `keys` [S]
-    are those indices."""
+    are those indices, or [B, T] and [B, S] where rows differ in them."""
 
     def __init__(self, queries: Tensor, keys: Tensor, n_heads: int, learned: bool = False) -> None:
         super().__init__(learned)
@@ -84,10 +84,14 @@ class Placed(Bias):
         raise NotImplementedError
 
     def at(self, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        if self.keys.ndim == 2:
+            return self.of(head, self.queries[row, query], self.keys[row, key])
         return self.of(head, self.queries[query], self.keys[key])
 
     def draw(self) -> Tensor:
         heads = torch.arange(self.n_heads, device=self.keys.device)
+        if self.keys.ndim == 2:
+            return self.of(heads[:, None, None], self.queries[:, None, :, None], self.keys[:, None, None, :])
         return self.of(heads[:, None, None], self.queries[:, None], self.keys[None, :])[None]
 
 

@@ -75,6 +75,8 @@ def attend(
             return select(_ask(q, k, v, how.mask, softcap, sinks, how.bias, None), machine_of(q.device), kernel)
 
         return attend_rows(q, k, v, rows, choose, scale=scale, softcap=softcap, sinks=sinks)
+    if pages is not None and not k.dtype == v.dtype == q.dtype:  # only the rows' keys are cast, not the pools
+        (k, v), pages = Scores(mask, scale, pages=pages).gather_pages(k, v), None
     bias = describe_bias(bias)
     chosen = [] if chosen is None else chosen
     if not chosen:

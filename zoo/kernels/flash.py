@@ -43,6 +43,7 @@ class Flash(Kernel):
         CACHED: "flash_attn_with_kvcache",
     }
     table: str = "page_table"  # the keyword for the page table
+    pages_in_place = True
     unlimited: int | None = -1  # how window_size spells a side without limit
 
     def __init__(self) -> None:

@@ -24,6 +24,7 @@ class FlashTorch(Flash):
     name = "flash_torch"
     about = "torch's own flash-attn 2: windows, documents; no ALiBi, no softcap, no sinks"
     functions: ClassVar = dict.fromkeys((DENSE, VARLEN, CACHED), OPERATOR)
+    pages_in_place = False
     unlimited = None
 
     def refuses_capability(self, capability: tuple[int, int] | None) -> str | None:

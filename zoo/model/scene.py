@@ -36,7 +36,7 @@ class Scene:
         self.ids, self.new = inputs.input_ids, inputs.input_ids.shape[1]
         self.device = self.ids.device
         if self.cache is not None:
-            self.cache.begin(inputs.counts)
+            self.cache.begin(inputs.counts, self.new)
         self.past = 0 if self.cache is None else self.cache.past
         self.total = self.new if self.cache is None else self.cache.reach(self.new)
         self._check(spec, inputs)
@@ -44,7 +44,7 @@ class Scene:
             self.index = torch.tensor([self.cache.list_places()], device=self.device)  # type: ignore[union-attr]
             self.positions = self.every = self.index  # 1 N
         elif self.past is None:  # rows of other lengths
-            starts = torch.tensor([row.length for row in self.cache.rows], device=self.device)  # type: ignore[union-attr]
+            starts = self.cache.starts  # type: ignore[union-attr]
             columns = torch.arange(self.new, device=self.device)[None]
             if inputs.counts is not None:  # padding stands where its row ends: there may be no position after that
                 columns = torch.minimum(columns, torch.tensor(inputs.counts, device=self.device)[:, None] - 1)
@@ -153,7 +153,10 @@ class Scene:
         if position is not None:
             lengths = self._count_lengths() if position.reads_length else None
             step.tables = position.tables(self.positions, attention.rotary_width, dtype, lengths)
-        if where is not None and where.ragged:
+        if where is not None and where.table is not None:
+            self._share_pages(step, attention, own, where)
+            self._draw(step, attention, dtype)
+        elif where is not None and where.ragged:
             step.rows = self._rows(attention, own, where)
         else:
             self._share(step, attention, own, where)
@@ -180,6 +183,22 @@ class Scene:
         if position is not None and not position.per_layer:
             step.bias = position.bias(own, attention.score_heads, *step.index, self.causal)
         attention.prepare(own, step)
+
+    def _share_pages(self, step: Step, attention: Any, own: Any, where: Any) -> None:
+        """Give the step what rows that are read by page have in common: tensors of a row each, and no number that
+        changes from pass to pass."""
+        step.pages, step.page = where.table, where.page
+        n_keys, chunk, chunks = where.table.shape[1] * where.page, attention.visible_chunk, None
+        keys = where.first[:, None] + torch.arange(n_keys, device=self.device)  # B S
+        if chunk and (self.new > 1 or chunk % where.page):  # else the first page is the first of the query's chunk
+            chunks = (self.index // chunk, keys // chunk)
+        reach = {"causal": self.causal, "window": attention.visible_window}
+        step.mask = Mask(self.new, n_keys, **reach, documents=chunks, lengths=where.lengths)
+        position = attention.positioning
+        if position is not None and position.biases:
+            step.index = (self.index, keys)
+            if not position.per_layer:
+                step.bias = position.bias(own, attention.score_heads, *step.index, self.causal)
 
     def _rows(self, attention: Any, own: Any, where: Any) -> PoolRows:
         """The rows of a ragged pass: each with its own mask, and its own bias."""
@@ -209,8 +228,8 @@ class Scene:
     def _draw(self, step: Step, attention: Any, dtype: torch.dtype) -> None:
         """Draw the mask as this kind's kernel reads it, once for all of its layers."""
         name = str(dtype).removeprefix("torch.")
-        features = {**step.mask.features, "needs_grad": torch.is_grad_enabled()}
-        later = self.past and not step.crosses
+        features = {**step.mask.features, "needs_grad": torch.is_grad_enabled(), "page": step.page or None}
+        later = self.past != 0 and not step.crosses
         ask = attention.decode_ask(name, self.new, **features) if later else attention.ask(name, **features)
         if ask is not None:
             kernels.prepare(step.mask, ask, self.device, dtype, bias=step.bias, kernel=step.kernel)
@@ -220,6 +239,11 @@ class Scene:
         tokens = None if self.memory is None else self.memory.shape[1]
         where = None if self.cache is None else self.cache.lay_out_source(tokens)
         step = Step(mask=Mask(self.new, 0), kernel=kernel, memory=self.memory, where=where, crosses=True)
+        if where is not None and where.table is not None:
+            step.pages, step.page = where.table, where.page
+            step.mask = Mask(self.new, where.table.shape[1] * where.page, causal=False, lengths=where.lengths)
+            self._draw(step, attention, dtype)
+            return step
         if where is not None and where.ragged:
             rows = []
             for number, runs in enumerate(where.rows):

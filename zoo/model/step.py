@@ -72,7 +72,8 @@ class Step:
     mask: Mask
     kernel: str = "auto"
     positions: Tensor | None = None  # B|1 T, of the queries
-    index: tuple[Tensor, Tensor] | None = None  # place in the row, pads included: [T] of queries, [S] of keys
+    index: tuple[Tensor, Tensor] | None = None  # place in the row, pads included: [T] of queries, [S] of keys; by page
+    # [B, T] and [B, S]
     tables: Any = None  # cosines and sines, or what else the position scheme rotates queries and new keys with
     bias: Bias | None = None  # added to the scores
     real: Tensor | None = None  # B T, True for a token that is no padding; None when all are real
@@ -80,6 +81,8 @@ class Step:
     first: bool = True  # whether nothing came before these tokens
     where: Where | None = None  # the cache slots of these tokens and of their keys, in layers of this kind
     rows: PoolRows | None = None  # for rows that are not alike: keys are pools, and each row has a mask of its own
+    pages: Tensor | None = None  # B P int32, for rows that are read by page: keys are pools of pages of `page` slots
+    page: int = 0
     cache: LayerCache | None = None
     memory: Tensor | None = None  # B S D, what cross-attention reads in place of the tokens themselves
     cross: Step | None = None  # the step of this layer's cross-attention
@@ -110,13 +113,15 @@ class Step:
                 rows = rows.with_biases(make)
             elif self.index is not None:
                 bias = make(*self.index)
+        if self.pages is not None:
+            k, v = (pool.unflatten(0, (-1, self.page)) for pool in (k, v))  # pages page K C
         chosen = None if self.cache is None else self.chosen
-        how = {"scale": scale, "bias": bias, "rows": rows, "kernel": self.kernel, "chosen": chosen, **scores}
-        return attend(q, k, v, self.mask, **how)  # type: ignore[arg-type]
+        how = {"bias": bias, "rows": rows, "pages": self.pages, "kernel": self.kernel, "chosen": chosen, **scores}
+        return attend(q, k, v, self.mask, scale=scale, **how)  # type: ignore[arg-type]
 
     def remember(self, **new: Tensor) -> tuple[Tensor, ...]:
         """Append new tensors [B, T, …] to the cache; give each behind its earlier tokens [B, S, …], in order. With
-        `rows`, give the pools [N, …] in which they lie."""
+        `rows` or `pages`, give the pools [N, …] in which they lie."""
         if self.cache is None:
             return tuple(new.values())
         assert self.where is not None

@@ -387,7 +387,7 @@ class Recordings:
         """The output of layer `number` for x [B, T, D]."""
         if x.shape[1] != 1:
             return layer(x, step)
-        key = number, x.shape[0], step.first, step.rows is None, step.real is None
+        key = number, x.shape[0], step.first, step.rows is None, step.pages is None, step.real is None
         course = self._courses.get(key) or self._begin(key)
         if course.replays:
             assert course.recording is not None

@@ -58,8 +58,8 @@ class Sample:
 
 
 def make_engine(model: Any, jobs: Sequence[Job], kernel: str | None = None, **serving: Any) -> Engine:
-    """Make an engine with room for these jobs. `serving` are Engine's `draft`, `speculate` and
-    `deterministic`.
+    """Make an engine with room for these jobs. `serving` are Engine's `draft`, `speculate`, `deterministic`, `graphs`
+    and `note`.
 
     A prompt that is alone goes through the model in one piece: there is nobody else to wait for it.
     """
@@ -67,6 +67,14 @@ def make_engine(model: Any, jobs: Sequence[Job], kernel: str | None = None, **se
     rows = count_rows(job.request for job in jobs)
     sizes = {"rows": rows, "tokens": tokens, "source": source, "budget": BUDGET if rows > 1 else max(BUDGET, source)}
     return Engine(model, **sizes, reuse=rows > 1, kernel=kernel, **serving)
+
+
+def describe_cache(engine: Engine) -> str:
+    """Say what an engine that reads by page has allocated, and what comes to it as steps are recorded."""
+    size = f"{engine.store.nbytes / 1e9:,.2f} GB in pages of {engine.store.page} tokens"
+    graphs = engine.passes.graphs
+    later = "" if graphs is None or graphs.refusal else ", and memory for each step that is recorded as a CUDA graph"
+    return f"cache: {engine.scheduler.rows} rows of up to {engine.tokens:,} tokens, {size}{later}"
 
 
 def count_rows(asked: Iterable[Request | Options]) -> int:

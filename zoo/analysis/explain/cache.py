@@ -6,7 +6,7 @@ from typing import Any
 
 from zoo.analysis.explain.line import Line, Sheet, cite_class, count_layers, name_component, times
 from zoo.analysis.explain.terms import Term, Traced, call, name_number, symbol, term, total
-from zoo.costs.cache import BLOCK, PAGE, CacheRow, held_tokens, list_cache_rows, memory_tokens
+from zoo.costs.cache import BLOCK, PAGE, CacheRow, held_tokens, list_cache_rows, memory_tokens, padding_bytes
 from zoo.costs.setup import DTYPES, Setup
 
 ENGINES = {
@@ -24,7 +24,8 @@ def list_cache_lines(model: Any, setup: Setup) -> list[Line]:
     sheet = Sheet("KV cache")
     context, batch = name_number("context", setup.tokens(model)), symbol("batch", setup.batch)
     width = symbol("bytes a value", DTYPES[setup.cache_dtype or setup.dtype])
-    memory = term(memory_tokens(context, setup.engine))
+    page = setup.page or PAGE
+    memory = term(memory_tokens(context, setup.engine, page))
     token, tokens, crossed, states = [], [], [], []
     for row in list_cache_rows(model, setup):
         count = count_layers(row.tower, row.kind)
@@ -32,7 +33,7 @@ def list_cache_lines(model: Any, setup: Setup) -> list[Line]:
             kept = sheet.add(_name(row, "layer"), term(row.values) * width, PER_TOKEN, cite_class(row.block.attention))
             token.append(count * kept)
             room = count + (row.room - row.layers)
-            tokens.append(room * kept * _held(row.block.attention, context, setup.engine))
+            tokens.append(room * kept * _held(row.block.attention, context, setup.engine, page))
         if row.block.cross:
             each = term(row.cross_values) * width
             crossed.append(
@@ -46,13 +47,18 @@ def list_cache_lines(model: Any, setup: Setup) -> list[Line]:
     if not sheet.lines:
         return []
     sheet.sum("a token", token, "bytes", "while every layer keeps all tokens", "kv_cache.bytes_per_token")
-    source = ENGINES[setup.engine]
+    source = f"Zoo's own engine: pages of {page} tokens" if setup.page else ENGINES[setup.engine]
     parts = [sheet.add("tokens", times(batch, total(tokens)), "bytes", source)] if tokens else []
     for name, held, figure, why in (
         ("cross-attention", crossed, "kv_cache.cross_bytes", "made once of the encoder's output"),
         ("states", states, "kv_cache.state_bytes", "of recurrent layers, however many tokens"),
     ):
         parts += [sheet.add(name, times(batch, total(held)), "bytes", why, figure)] if held else []
+    if setup.page:
+        spare = _integer(padding_bytes(list(list_cache_rows(model, setup)), setup))
+        parts += [
+            sheet.add("padding", term(spare), "bytes", "a token and states of no sequence", "kv_cache.padding_bytes")
+        ]
     sheet.sum("all", parts, "bytes", source, "kv_cache.bytes")
     return sheet.lines
 
@@ -61,12 +67,12 @@ def _name(row: CacheRow, what: str) -> str:
     return name_component(row.where, what, row.tower, row.kind)
 
 
-def _held(attention: Any, context: Traced, engine: str) -> Term:
+def _held(attention: Any, context: Traced, engine: str, page: int) -> Term:
     """Give the tokens that a layer caches."""
     window = attention.visible_window
     if engine == "ideal" and window is not None:
         return call("min", context, window)
-    return term(held_tokens(attention, context, engine))
+    return term(held_tokens(attention, context, engine, page))
 
 
 def _integer(value: Any) -> Any:

@@ -1,30 +1,40 @@
-"""Measure the fraction of memory bandwidth that decoding one row achieves, with the engine of `zoo generate`."""
+# B rows
+"""Measure the fraction of memory bandwidth that decoding achieves, with the engine of `zoo generate`: one row and many,
+with CUDA graphs and without; and check its tokens against a CPU's."""
 
 from __future__ import annotations
 
-import itertools
+import random
 import time
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from zoo.bench.kernels.parts import Job, ReportRow, Settings
 from zoo.bench.kernels.timing import synchronize
-from zoo.bench.kernels.training import TINY, name_kernel
+from zoo.bench.kernels.training import TINY
 from zoo.compose import load
+from zoo.costs import Setup, price
 from zoo.costs.operators import Widths, operators
-from zoo.generation.generate import stream
+from zoo.generation.engine import Engine, serving
+from zoo.generation.request import Request
+from zoo.kernels import machine_of, select
 from zoo.lazy import torch
 from zoo.run.builder import build
+from zoo.run.memory import read_free_memory
 
 ACCOUNTING = (
-    "decoding: one row, random weights in bf16; bytes per token are all weights in a product and the cached keys and "
-    "values (zoo.costs); share = bytes per token × tokens/s ÷ copy bandwidth, which counts bytes read and written"
+    "decoding: random weights in bf16, greedy; a step is the engine's, from tokens to tokens; bytes per step are all "
+    "weights in a product once and every row's cached keys and values (zoo.costs); share = bytes per step ÷ seconds of "
+    "a step ÷ copy bandwidth, which counts bytes read and written; plain is without CUDA graphs. Equal tokens: a small "
+    "model in float32, rows of other lengths, beside the engine on a CPU. vLLM has the same shape, weights of its own "
+    "making, prompts and lengths; its step is the difference of two runs that differ in new tokens alone"
 )
 WIDTH = 2  # bytes of a bfloat16
+SLACK = 1.1  # times weights and cache: what is alive at once beside them
 
 
 class DecodedModel(NamedTuple):
-    """A model by its packaged name, and the share of copy bandwidth that is its goal."""
+    """A model by its packaged name, and the share of copy bandwidth that is its goal for one row."""
 
     name: str
     of: str
@@ -32,44 +42,179 @@ class DecodedModel(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
+class Lengths(NamedTuple):
+    """Tokens of a prompt, then steps that are not timed and steps that are."""
+
+    prompt: int
+    warm: int
+    timed: int
+
+
 MODELS = (DecodedModel("Llama 3.2 1B", "llama3.2-1b", 0.5), DecodedModel("Llama 3 8B", "llama3-8b", 0.7))
+QUICK_MODELS = (DecodedModel(TINY.name, TINY.of, None, TINY.overrides),)
+ROWS = (1, 32)
+WHOLE, QUICK = Lengths(128, 16, 128), Lengths(4, 2, 8)
 
 
 def list_jobs(settings: Settings) -> list[Job]:
-    """List one job per model."""
-    models = (DecodedModel(TINY.name, TINY.of, None, TINY.overrides),) if settings.quick else MODELS
-    return [Job(f"decode {model.name}", partial(time_decoding, model, settings)) for model in models]
+    """List the job that checks tokens, and one for each model and number of rows."""
+    timed = [
+        Job(f"decode {model.name}, {count_rows(rows)}", partial(time_decoding, model, rows, settings))
+        for model in (QUICK_MODELS if settings.quick else MODELS)
+        for rows in ROWS
+    ]
+    return [Job("decode equal tokens", partial(check_tokens, settings)), *timed]
 
 
-def time_decoding(model: DecodedModel, settings: Settings) -> ReportRow:
-    """Measure greedy decoding of one row: tokens/s, and the achieved fraction of memory bandwidth (bytes read per token
-    × tokens/s ÷ measured copy bandwidth)."""
-    prompt, warm, timed = (4, 2, 8) if settings.quick else (128, 16, 128)
-    spec = load(model.of, model.overrides)
-    built = build(spec, device=settings.device, dtype="bf16", seed=settings.seed)
-    ids = torch.randint(spec.vocab_size, (1, prompt), generator=torch.Generator().manual_seed(settings.seed))
-    tokens = stream(built, ids, warm + timed)
-    _draw_tokens(tokens, warm)
-    synchronize(settings.device)
-    start = time.perf_counter()
-    _draw_tokens(tokens, timed)
-    synchronize(settings.device)
-    taken = (time.perf_counter() - start) / timed
-    context = prompt + warm + timed // 2
-    read = sum(each.bytes(1) for each in operators(spec, context, Widths(WIDTH, WIDTH), decode=True).values())
+def count_rows(rows: int) -> str:
+    """`1 row`, `32 rows`."""
+    return f"{rows} row" + "s" * (rows > 1)
+
+
+def time_decoding(model: DecodedModel, rows: int, settings: Settings) -> ReportRow:
+    """Measure greedy decoding: tokens/s, and the achieved fraction of memory bandwidth (bytes read per step ÷ seconds
+    of a step ÷ measured copy bandwidth). On CUDA also `plain`, without graphs."""
+    spec, lengths = load(model.of, model.overrides), QUICK if settings.quick else WHOLE
+    if not settings.quick and (reason := refuse_size(spec, rows, lengths, settings.device)):
+        return {"left_out": reason}
+    built = _build(model, settings.device, settings.seed)
+    context = lengths.prompt + lengths.warm + lengths.timed // 2
+    read = sum(each.bytes(rows) for each in operators(spec, context, Widths(WIDTH, WIDTH), decode=True).values())
+    ways: dict[str, bool | None] = {"graphs": True, "plain": False} if settings.device == "cuda" else {"plain": None}
+    figures, engine = {}, None
+    for way, graphs in ways.items():
+        engine = make_engine(built, rows, lengths, graphs)
+        seconds = time_steps(engine, rows, lengths, settings)
+        share = None if settings.limits is None else read / seconds / settings.limits.copy
+        figures[way] = {
+            "tokens_per_second": rows / seconds,
+            "bytes_per_second": read / seconds,
+            "share_of_copy": share,
+            "graphs": describe_graphs(engine),
+        }
+    assert engine is not None
+    best, *rest = figures
     return {
         "model": model.name,
-        "prompt": prompt,
+        "rows": rows,
+        "prompt": lengths.prompt,
         "context": context,
-        "kernel": name_kernel(spec, context, torch.device(settings.device), grad=False, short_q=True),
-        "tokens_per_second": 1 / taken,
-        "bytes_per_token": round(read),
-        "bytes_per_second": read / taken,
-        "share_of_copy": None if settings.limits is None else read / taken / settings.limits.copy,
-        "goal": model.goal,
+        "kernel": name_kernel(spec, engine),
+        "page": engine.store.page,
+        "bytes_per_step": round(read),
+        **figures[best],
+        **{way: figures[way] for way in rest},
+        "goal": model.goal if rows == 1 else None,
     }
 
 
-def _draw_tokens(tokens: Any, count: int) -> None:
-    for _ in itertools.islice(tokens, count):
-        pass
+def refuse_size(spec: Any, rows: int, lengths: Lengths, device: str) -> str | None:
+    """Say that a model and its cache do not fit the free memory, or None."""
+    setup = Setup(dtype="bf16", context=sum(lengths), batch=rows, engine="zoo")
+    priced = price(spec, setup)
+    needed = SLACK * (priced["memory"]["weights"] + priced["kv_cache"]["bytes"])
+    free = read_free_memory(torch.device(device)) or 0
+    free += torch.cuda.memory_reserved() if device == "cuda" else 0  # the same model's, when it is built already
+    return f"it needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free" if needed > free else None
+
+
+@lru_cache(maxsize=1)
+def _build(model: DecodedModel, device: str, seed: int) -> Any:
+    """A model with random weights, for all numbers of rows."""
+    return build(load(model.of, model.overrides), device=device, dtype="bf16", seed=seed)
+
+
+def make_engine(model: Any, rows: int, lengths: Lengths, graphs: bool | None) -> Engine:
+    """An engine that reads all prompts in its first step."""
+    sizes: dict[str, Any] = {"rows": rows, "tokens": sum(lengths) + 2, "budget": rows * (lengths.prompt + 1)}
+    return Engine(model, **sizes, reuse=False, graphs=graphs, note=lambda line: None)
+
+
+def time_steps(engine: Engine, rows: int, lengths: Lengths, settings: Settings) -> float:
+    """Seconds of a decoding step of rows that are equally long."""
+    for ids in draw_prompts(engine.writer.vocab_size, [lengths.prompt] * rows, settings.seed):
+        engine.add(Request(ids=ids, max_new_tokens=sum(lengths[1:]) + 2))
+    with serving(engine.model):
+        for _ in range(1 + lengths.warm):
+            engine.step()
+        synchronize(settings.device)
+        start = time.perf_counter()
+        for _ in range(lengths.timed):
+            engine.step()
+        synchronize(settings.device)
+    return (time.perf_counter() - start) / lengths.timed
+
+
+def draw_prompts(vocab: int, lengths: list[int], seed: int) -> list[list[int]]:
+    """Random tokens, for each prompt as many as it is long."""
+    rng = random.Random(seed)
+    return [[rng.randrange(vocab) for _ in range(length)] for length in lengths]
+
+
+def describe_graphs(engine: Engine) -> dict[str, Any]:
+    """How many steps an engine recorded as graphs, the bytes that they hold, and why it records none, if so."""
+    graphs = engine.passes.graphs
+    if graphs is None:
+        return {"steps": 0, "bytes": 0, "refusal": None}
+    return {"steps": len(graphs.steps), "bytes": getattr(graphs.record, "nbytes", 0), "refusal": graphs.refusal}
+
+
+def name_kernel(spec: Any, engine: Engine) -> str:
+    """Name the kernel that attends in an engine's decoding steps, in the first kind of layer."""
+    by_page = {"lengths": True, "page": engine.store.page} if engine.store.paged else {}
+    attention = next(iter(spec.blocks.values())).attention
+    ask = attention.decode_ask("bfloat16", 1, short_q=True, causal=engine.store.paged, **by_page)
+    return "none" if ask is None else select(ask, machine_of(engine.device)).name
+
+
+# ---------------------------------------------------------------- equal tokens
+
+
+CHECKED = ("n_layers=4", "d_model=128", "n_heads=8", "n_kv_heads=2", "head_dim=16", "d_ff=256", "vocab_size=512")
+PROMPTS, NEW = (3, 1, 40, 17, 300), 48
+LOUD = 2.0  # times 1/√d_in, the spread of weights
+
+
+def check_tokens(settings: Settings) -> ReportRow:
+    """Compare the tokens of rows of other lengths, in float32, with those of the engine on a CPU: on CUDA with graphs
+    and without, on a CPU read by page table."""
+    spec = load("llama-tiny", (*CHECKED, "max_seq_len=512"))
+    prompts = draw_prompts(spec.vocab_size, list(PROMPTS), settings.seed)
+    model = build_loud(spec, settings.seed)
+    wanted = generate_tokens(model, prompts)
+    model = model.to(settings.device)
+    on_cuda = {"graphs": {"graphs": True}, "plain": {"graphs": False}}
+    ways = on_cuda if settings.device == "cuda" else {"plain": {"paged": True}}
+    found = {way: generate_tokens(model, prompts, **options) for way, options in ways.items()}
+    wrong = [
+        f"{way}: row {row} parts from the CPU's at token {_first_difference(tokens, wanted[row])}"
+        for way, each in found.items()
+        for row, tokens in enumerate(each)
+        if tokens != wanted[row]
+    ]
+    row: ReportRow = {"prompts": list(PROMPTS), "new": NEW, "ways": list(ways), "passed": not wrong}
+    return row | ({"fault": "; ".join(wrong)} if wrong else {})
+
+
+def build_loud(spec: Any, seed: int) -> Any:
+    """A model on the CPU whose matrices are large enough that a key too many or too few changes what is chosen."""
+    model, generator = build(spec, device="cpu", dtype="fp32", seed=seed), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for each in model.parameters():
+            if each.ndim > 1:
+                each.copy_(torch.randn(each.shape, generator=generator) * LOUD / each.shape[-1] ** 0.5)
+    return model
+
+
+def generate_tokens(model: Any, prompts: list[list[int]], **options: Any) -> list[list[int]]:
+    """Greedy tokens of all prompts, which an engine continues together."""
+    engine = Engine(model.eval(), rows=len(prompts), tokens=max(PROMPTS) + NEW, reuse=False, **options)
+    tokens: dict[int, list[int]] = {engine.add(Request(ids=ids, max_new_tokens=NEW)): [] for ids in prompts}
+    for event in engine.run():
+        if event.token is not None:
+            tokens[event.request].append(event.token)
+    return list(tokens.values())
+
+
+def _first_difference(found: list[int], wanted: list[int]) -> int:
+    return next((at for at, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]), len(found))

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from zoo.bench.kernels.checking import KINDS, list_failures, name_state
+from zoo.bench.kernels.decoding import count_rows
 from zoo.bench.kernels.parts import ReportRow
+from zoo.bench.kernels.vllm import LEAST
 from zoo.disk import write_text
 from zoo.errors import ConfigError
 from zoo.report import align_columns, format_share, format_si, wrap_text
@@ -170,13 +172,29 @@ def _models(report: Mapping[str, Any]) -> list[str]:
             ]
             size = f"{row['rows']} × {row['length']:,} tokens, {row['kernel']}"
             lines += [f"train {row['model']}, {size}: {row['tokens_per_second']:,.0f} tok/s; MFU {'; '.join(mfu)}"]
-    for row in report["decoding"]:
-        if "tokens_per_second" in row:
-            goal = "" if row["goal"] is None else f" (goal {format_share(row['goal'], 1)})"
-            share = format_share(row["share_of_copy"], 1)
-            read = f"{format_si(row['bytes_per_token'], 'B')} a token, {share} of copy{goal}"
-            lines += [f"decode {row['model']}, {row['kernel']}: {row['tokens_per_second']:,.1f} tok/s; {read}"]
+    lines += [line for row in report["decoding"] for line in _decoding(row, report["decoding"])]
     return [wrap_text(line, 0, 2, WIDTH) for line in lines]
+
+
+def _decoding(row: ReportRow, rows: list[ReportRow]) -> Iterator[str]:
+    """Format one row of decoding: tokens that are equal, a model that was timed, or vLLM beside it."""
+    if "ways" in row and row["passed"]:
+        yield f"decode in float32, {' and '.join(row['ways'])}: the tokens are those of a CPU"
+    if "tokens_per_second" not in row:
+        return
+    name, rate = f"decode {row['model']}, {count_rows(row['rows'])}", f"{row['tokens_per_second']:,.1f} tok/s"
+    if "peer" in row:
+        alike = (each for each in rows if (each.get("model"), each.get("rows")) == (row["model"], row["rows"]))
+        ours = next((each["tokens_per_second"] for each in alike if each is not row and "kernel" in each), None)
+        ratio = "" if ours is None else f"; ours {ours / row['tokens_per_second']:.2f} × that (goal {LEAST})"
+        yield f"{name}, {row['peer']}: {rate}{ratio}"
+        return
+    goal = "" if row["goal"] is None else f" (goal {format_share(row['goal'], 1)})"
+    read = f"{format_si(row['bytes_per_step'], 'B')} a step, {format_share(row['share_of_copy'], 1)} of copy{goal}"
+    plain = f"; without graphs {row['plain']['tokens_per_second']:,.1f} tok/s" if "plain" in row else ""
+    refusal = row["graphs"]["refusal"]
+    refused = "" if refusal is None else f"; no graphs: {refusal}"
+    yield f"{name}, {row['kernel']}, pages of {row['page']}: {rate}; {read}{plain}{refused}"
 
 
 def _pieces(report: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from zoo.lazy import torch
 
 PACKAGES = (
     *("torch", "triton", "flash-attn", "flash-attn-3", "flash-attn-4", "kernels"),
-    *("liger-kernel", "quack-kernels", "torchao"),
+    *("liger-kernel", "quack-kernels", "torchao", "vllm"),
 )
 
 WARM = 3  # calls that are not timed

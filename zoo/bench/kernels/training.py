@@ -149,9 +149,8 @@ def time_steps(step: Callable[[], Any], device: str, least: int, spend: float) -
             return passed / steps
 
 
-def name_kernel(spec: Any, length: int, device: Any, *, grad: bool = True, short_q: bool = False) -> str:
-    """Name the kernel that `auto` chooses for the model's attention, in a causal pass or in decoding (`short_q`)."""
+def name_kernel(spec: Any, length: int, device: Any, *, grad: bool = True) -> str:
+    """Name the kernel that `auto` chooses for the model's attention in a causal pass."""
     attention = next(iter(spec.blocks.values())).attention
-    mask = Mask(1 if short_q else length, length)
-    ask: Ask | None = attention.ask("bfloat16", **{**mask.features, "needs_grad": grad})
+    ask: Ask | None = attention.ask("bfloat16", **{**Mask(length, length).features, "needs_grad": grad})
     return "none" if ask is None else select(ask, machine_of(device)).name

@@ -25,6 +25,7 @@ class ShadowWhere(NamedTuple):
     keys: int
     joins: bool
     ragged: bool = False
+    table: None = None
 
     @property
     def rows(self) -> list[list[tuple[int, int]]]:
@@ -77,6 +78,7 @@ class ShadowCache:
         self.past = self.longest = length
         self.capacity, self.tower = capacity, tower
         self.has_source = length > 0
+        self.recordings = None
         self.memory = memory
         self.layers = [self._layer(tower.blocks[kind], batch, memory, dtype) for kind in tower.pattern]
 
@@ -92,12 +94,12 @@ class ShadowCache:
         reach = block.attention.visible_window or block.attention.visible_chunk
         return self.capacity if reach is None else min(self.capacity, reach + PAGE - 1)
 
-    def reach(self, new: int) -> int:
-        """The tokens of each row after a pass of `new`."""
-        return self.past + new
-
-    def begin(self, counts: Any) -> None:
+    def begin(self, counts: Any, new: int) -> None:
         """Start a pass."""
+
+    def reach(self, new: int) -> int:
+        """The tokens of a row after a pass of `new` columns."""
+        return self.longest + new
 
     def end(self, new: int) -> None:
         """End a pass."""

@@ -150,6 +150,10 @@ def power(a: Any, b: Any) -> Any:
     return _combine("pow", (a, b), [a, b], saves_result=wants_gradient(b))
 
 
+def hypot(a: Any, b: Any) -> Any:
+    return _combine("hypot", (a, b), [a, b], saves_result=True)
+
+
 def divide_whole(a: Any, b: Any) -> Any:
     """Apply `//`, `%` or a logical operator to tensors that require no gradient."""
     if wants_gradient(a) or wants_gradient(b):
@@ -179,10 +183,6 @@ def masked_fill(x: Any, mask: Any, value: float) -> Any:
         raise TypeError("a number to fill with")
     shape = broadcast(x.shape, mask.shape)
     return make_result("masked_fill", [x], shape, x.dtype, saves=[mask], strides=elementwise_strides(shape, [x]))
-
-
-def hypot(a: Any, b: Any) -> Any:
-    return _combine("hypot", (a, b), (a, b), saves_result=True)
 
 
 def addcmul(x: Any, a: Any, b: Any, *, value: float = 1) -> Any:

@@ -172,9 +172,11 @@ def _class(cls: type) -> type:
 
 
 def _works(cls: type) -> bool:
-    """Whether a class's module uses torch, or attends."""
+    """Whether a class's module uses torch, or calls a function that stands in REPLACED."""
     return any(
-        value is attend or isinstance(value, _LAZY) or (isinstance(value, ModuleType) and value.__name__ == "torch")
+        isinstance(value, _LAZY)
+        or (isinstance(value, ModuleType) and value.__name__ == "torch")
+        or (isinstance(value, FunctionType) and (value.__module__, value.__name__) in REPLACED)
         for value in vars(sys.modules[cls.__module__]).values()
     )
 

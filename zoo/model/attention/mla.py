@@ -120,9 +120,10 @@ class MLA(SoftmaxAttention, kind="mla"):
         (latent,) = step.remember(latent=torch.cat((m.kv_norm(latent), k_rope), -1))  # B S R+P
         q_rope = self.position.rotate(q_rope, step.tables)
         few = step.cache is not None and not step.first and x.shape[1] <= self.absorbs_until
-        if step.rows is None:
+        pooled = step.rows is not None or step.pages is not None
+        if not pooled:
             latent = latent.to(x.dtype)
-        attended = self._absorbed if few or step.rows is not None else self._expanded
+        attended = self._absorbed if few or pooled else self._expanded
         return m.o(attended(m, q_nope, q_rope, latent, step).flatten(-2))  # B T D
 
     def _expanded(self, m: Weights, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step) -> Tensor:

@@ -48,8 +48,8 @@ class ALiBi(Position, kind="alibi"):
     def bias(self, m: Any, n_heads: int, queries: Tensor, keys: Tensor, causal: bool) -> Any:
         slopes = place_constants(tuple(self.slopes_of(n_heads)), keys.device)
         if self.rounded:  # by key alone: softmax does not see what a query's own place would add
-            products = slopes.to(torch.bfloat16)[:, None] * keys.to(torch.bfloat16)
-            return Given((products.float() * self.scale)[None, :, None, :])  # 1 H 1 S
+            products = slopes.to(torch.bfloat16)[:, None] * keys.to(torch.bfloat16)[..., None, :]  # B|- H S
+            return Given((products.float() * self.scale)[..., None, :])  # B|- H 1 S
         return Sloped(queries, keys, slopes * self.scale)
 
 
@@ -150,5 +150,8 @@ class Bucketed(Placed):
 
     def draw(self) -> Tensor:
         # A row of the table for each pair: one look-up, whose gradient is an embedding's, in place of one a head.
+        if self.keys.ndim == 2:
+            buckets = self.scheme.buckets(self.keys[:, None, :] - self.queries[:, :, None], self.causal)  # B T S
+            return self.table(buckets).permute(0, 3, 1, 2)  # B H T S
         buckets = self.scheme.buckets(self.keys[None, :] - self.queries[:, None], self.causal)  # T S
         return self.table(buckets).permute(2, 0, 1)[None]  # 1 H T S

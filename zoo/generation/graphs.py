@@ -1,0 +1,120 @@
+# B rows, V vocabulary
+"""Decoding steps recorded as CUDA graphs: one launch in place of hundreds, and nothing on the host between them.
+
+A graph runs the same kernels on the same memory, so a step is recorded once for a number of rows and a width of their
+page tables, and reads what changes from one tensor that is filled before it is replayed.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoo.errors import ConfigError
+from zoo.generation.cache import TensorCache
+from zoo.generation.paged import RowsOfPass, place_rows
+from zoo.generation.rows import CachedRow
+from zoo.generation.store import Store
+from zoo.kernels.paging import PassShape, PassTensors, as_tensor
+from zoo.run.capture import CudaRecorder, Record, find_blocker
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEAST = 256
+"""Tokens that a page table has room for at least. Wider ones have room for twice as many, and so on: a step of rows
+that grow is recorded anew when they have doubled."""
+
+
+class RecordedStep(NamedTuple):
+    """A step that was recorded: the numbers that it reads, ids first; what replays it; where its logits are."""
+
+    numbers: Tensor
+    replay: Callable[[], object]
+    logits: Tensor
+
+
+class Graphs:
+    """The recorded decoding steps of a decoder over a store. `record` records a step; `note` is told what cannot be
+    recorded."""
+
+    def __init__(self, model: Any, store: Store, record: Record, note: Callable[[str], object]) -> None:
+        self.model, self.store, self.record, self.note = model, store, record, note
+        pages = zip(store.groups, store.pools, strict=True)
+        self.widest = [min(pool.count, store.pages_of(group, 1 << 60)) for group, pool in pages]
+        self.steps: dict[PassShape, RecordedStep] = {}
+        self.refusal: str | None = None  # why nothing is recorded any more
+
+    def run(self, rows: Sequence[CachedRow], ids: Sequence[int]) -> Tensor | None:
+        """Compute the next token of each row: the logits [B, 1, V]. None where the step cannot be recorded, and nothing
+        was computed."""
+        if self.refusal is not None:
+            return None
+        placed = place_rows(self.store, rows, [1] * len(rows), 1)
+        shape = self._round(placed.shape)
+        if shape not in self.steps and not self._add(shape):
+            return None
+        step = self.steps[shape]
+        step.numbers.copy_(_pack(placed, ids, shape))
+        step.replay()
+        for row in rows:
+            row.length += 1
+        return step.logits[: len(rows)].clone()  # the next replay overwrites them
+
+    def _round(self, shape: PassShape) -> PassShape:
+        """The shape of the recorded step that serves a pass: rows and pages are rounded up to powers of two."""
+        least = max(1, LEAST // self.store.page)
+        widths = (min(most, max(least, _double(pages))) for pages, most in zip(shape.pages, self.widest, strict=True))
+        return PassShape(_double(shape.rows), 1, tuple(widths))
+
+    def _add(self, shape: PassShape) -> bool:
+        """Record a step of this shape, with rows of padding; whether it could be done."""
+        nobody = RowsOfPass(self.store, [], 1, [[] for _ in self.store.groups])
+        numbers = _pack(nobody, [], shape).to(self.store.device)
+        try:
+            replay, logits = self.record(lambda given: self.decode(given, shape), numbers)
+        except RuntimeError as error:
+            found = str(error).strip().splitlines() or [type(error).__name__]
+            self.refuse(f"a step with rows={shape.rows} could not be recorded, found: {found[0]}")
+            return False
+        self.steps[shape] = RecordedStep(numbers, replay, logits)
+        return True
+
+    def refuse(self, reason: str) -> None:
+        """Record nothing from now on, and say why."""
+        self.refusal = reason
+        self.note(f"graphs: decoding runs without CUDA graphs: {reason}")
+
+    def decode(self, numbers: Tensor, shape: PassShape) -> Tensor:
+        """The step itself: logits [B, 1, V] for the rows that `numbers` describe, a function of these alone."""
+        cache = TensorCache(self.store, PassTensors(numbers[shape.rows :], shape))
+        return self.model(numbers[: shape.rows, None], cache=cache, logits_to_keep=1).logits
+
+
+def _pack(placed: RowsOfPass, ids: Sequence[int], shape: PassShape) -> Tensor:
+    """The numbers of a step on the host: the token of each row, then where the rows lie."""
+    return as_tensor(array("q", [*ids, *[0] * (shape.rows - len(ids))]) + placed.pack(shape))
+
+
+def _double(count: int) -> int:
+    """The least power of two that is no smaller: 5 → 8."""
+    return 1 << (count - 1).bit_length()
+
+
+def make_graphs(
+    model: Any, writer: Any, store: Store, *, asked: bool | None, note: Callable[[str], object]
+) -> Graphs | None:
+    """Graphs for an engine: where they are `asked` for or, if that is None, wherever there is CUDA and rows are read
+    by page. Raises ConfigError where they are asked for and cannot be had."""
+    able = store.device.type == "cuda" and store.paged
+    if asked is False or (asked is None and not able):
+        return None
+    if not able:
+        found = f"found {store.device.type}, paged={str(store.paged).lower()}"
+        raise ConfigError(f"graphs: CUDA records steps that read rows by page, {found} (leave it out)")
+    module = model if writer is model.spec else model.get_submodule("decoder")
+    graphs = Graphs(module, store, CudaRecorder(store.device), note)
+    if (reason := find_blocker(writer, str(next(module.parameters()).dtype).removeprefix("torch."))) is not None:
+        graphs.refuse(reason)
+    return graphs

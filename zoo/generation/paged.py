@@ -1,0 +1,96 @@
+"""The rows of a pass that is read by page, on the host: where new tokens go, and where each row's keys lie."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from zoo.errors import ConfigError
+from zoo.generation.pages import OutOfPages
+from zoo.generation.rows import CachedRow
+from zoo.generation.store import Group, Store
+from zoo.kernels.paging import PassShape
+
+
+class PlacedRow(NamedTuple):
+    """A row in a group: the slots of its new tokens, its first token in sight, how many slots it reads, its pages."""
+
+    write: list[int]
+    first: int
+    length: int
+    pages: list[int]
+
+
+def place_row(row: CachedRow, number: int, group: Group, count: int, new: int) -> PlacedRow:
+    """Make room for a row's next `count` tokens in a group, in a pass of `new` columns, and say where they lie.
+
+    With pages of 4, a window of 3 and 9 tokens held, the next one sees tokens 7 to 9: the first page is that of tokens
+    4 to 7, and 6 slots are read, two of which the mask hides. Padding counts as tokens that come after the row's.
+    """
+    page, start = row.store.page, row.length
+    if group.cross:
+        return PlacedRow([row.store.scratch(number)] * new, 0, row.source, row.pages[number])
+    first, stop = group.first_seen(start), start + count
+    if not group.full:
+        row.slide(number, group.first_seen(max(0, start - row.store.undone)), stop)
+    make_room(row, number, start, stop)
+    own, before = row.pages[number], row.dropped[number]
+    write = [own[token // page - before] * page + token % page for token in range(start, stop)]
+    write += [row.store.scratch(number)] * (new - count)
+    begin = first // page
+    return PlacedRow(write, begin * page, start + new - begin * page, own[begin - before : -(-stop // page) - before])
+
+
+def make_room(row: CachedRow, number: int, begin: int, stop: int) -> None:
+    """Own pages for a row's tokens from `begin` to `stop` in a group. Raises ConfigError where there are none."""
+    if not row.pages[number]:
+        row.dropped[number] = begin // row.store.page
+    try:
+        row.reserve(number, stop)
+    except OutOfPages as error:
+        found = f"holds {row.length} tokens, {stop - row.length} more came"
+        raise ConfigError(f"cache: {found}, and no page is left (allocate a larger capacity)") from error
+
+
+class RowsOfPass(NamedTuple):
+    """The rows of a pass on the host: how many new columns there are, and where each row lies in each group."""
+
+    store: Store
+    rows: Sequence[CachedRow]
+    new: int
+    groups: list[list[PlacedRow]]
+
+    @property
+    def shape(self) -> PassShape:
+        """The smallest shape that holds them."""
+        page = self.store.page
+        pages = (max(-(-each.length // page) for each in group) for group in self.groups)
+        return PassShape(len(self.rows), self.new, tuple(pages))
+
+    def pack(self, shape: PassShape) -> array[int]:
+        """The numbers of a pass of this shape. Rows that it has besides read one token of page 0, and write where
+        nobody reads."""
+        store, spare = self.store, shape.rows - len(self.rows)
+        numbers = array("q", [row.length for row in self.rows] + [0] * spare)
+        numbers.extend([row.slot for row in self.rows] + [store.slots] * spare)
+        for number, (group, width) in enumerate(zip(self.groups, shape.pages, strict=True)):
+            for each in group:
+                numbers.extend(each.write)
+            numbers.extend([store.scratch(number)] * (spare * self.new))
+            numbers.extend([each.first for each in group] + [0] * spare)
+            numbers.extend([each.length for each in group] + [self.new] * spare)
+            for each in group:
+                numbers.extend(each.pages)
+                numbers.extend([0] * (width - len(each.pages)))
+            numbers.extend([0] * (spare * width))
+        return numbers
+
+
+def place_rows(store: Store, rows: Sequence[CachedRow], counts: Sequence[int], new: int) -> RowsOfPass:
+    """Make room for the next `counts` tokens of these rows. Raises ConfigError where there is none."""
+    groups = [
+        [place_row(row, number, group, count, new) for row, count in zip(rows, counts, strict=True)]
+        for number, group in enumerate(store.groups)
+    ]
+    return RowsOfPass(store, rows, new, groups)
