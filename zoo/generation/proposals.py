@@ -73,7 +73,7 @@ def check_draft(spec: Any, vocab_size: int) -> None:
 
 
 class DraftModel:
-    """Propose what a smaller model of the same vocabulary draws (Leviathan et al., 2023). It has a cache of its own, and
+    """Propose what a smaller model of the same vocabulary draws (Leviathan et al., 2023). It has its own cache, and
     goes `ahead` by so many tokens at most."""
 
     def __init__(self, model: Any, vocab_size: int, *, rows: int, tokens: int, ahead: int) -> None:
