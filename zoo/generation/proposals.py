@@ -74,8 +74,8 @@ def check_draft(spec: Any, vocab_size: int) -> None:
 
 
 class DraftModel:
-    """Propose what a smaller model of the same vocabulary draws (Leviathan et al., 2023), `ahead` tokens at most. It has
-    a cache of its own."""
+    """Propose what a smaller model of the same vocabulary draws (Leviathan et al., 2023), `ahead` tokens at most.
+    It has a cache of its own."""
 
     def __init__(self, model: Any, vocab_size: int, *, rows: int, tokens: int, ahead: int) -> None:
         check_draft(model.spec, vocab_size)
