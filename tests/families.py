@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import zoo
 
 # Correct float32 kernels differ by 2e-6 to 2e-5; exact and tanh GELU by 1e-3, which a looser bound would let pass.
-CLOSE = {"atol": 5e-5, "rtol": 0.0}
+CLOSE = {"atol": 5e-5, "rtol": 2e-5}  # a logit of 2 that differs by 5e-5 on one processor differs by 5.3e-5 on another
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,9 +52,8 @@ class RecordingStep(Step):
 
     def _ask(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
         recorder = self._recorder
-        recorder.paused = True
-        result = method(self, *args, **options)
-        recorder.paused = False
+        with recorder.pause():
+            result = method(self, *args, **options)
         recorder.note(method, (self, *args), options, result)
         return result
 
@@ -110,7 +110,6 @@ class Recorder(TorchFunctionMode):
         self.calls: list[TorchCall] = []
         self.constants: list[tuple[TorchCall, Any]] = []
         self.refused: str | None = None
-        self.paused = False
         self.slots = FIRST
         self._held: list[Any] = [x]  # so that no id is used twice
         self._slot_of: dict[int, int] = {id(x): X, id(self.step): STEP}
@@ -124,14 +123,22 @@ class Recorder(TorchFunctionMode):
         self._held.clear()
         del self.step
 
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Note nothing in the block. What is compiled there would be compiled anew for this mode, so it is left."""
+        self.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self.__enter__()
+
     def refuse(self, reason: str) -> None:
         """Note why this cannot be replayed."""
         self.refused = self.refused or reason
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not self.paused:
-            self.note(func, args, kwargs or {}, result)
+        self.note(func, args, kwargs or {}, result)
         return result
 
     def note(self, func: Any, args: Sequence[Any], options: dict[str, Any], result: Any) -> None:

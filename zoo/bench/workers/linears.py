@@ -5,6 +5,7 @@ The weights are a whole model's, so that they come from memory as they do in a m
 itself uses, so that the two can be compared.
 """
 
+import functools
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -80,7 +81,20 @@ def use_int8_both(weight: torch.Tensor, rows: int) -> Product:
         rounded, own = round_rows(x)
         return torch.ops.onednn.qlinear_pointwise(rounded, 1.0, 0, packed, scale, zeros, *rest) * own[:, None]
 
+    if sums_saturate():
+        raise NotImplementedError("without VNNI its sums of two products saturate at 16 bits")
     return product
+
+
+@functools.cache
+def sums_saturate() -> bool:
+    """Try whether int8 products are summed in fewer bits than they take."""
+    largest = torch.full((64, 64), 127, dtype=torch.int8)
+    packed, scale = torch.ops.onednn.qlinear_prepack(largest, [1, 64]), torch.ones(64)
+    rest = (None, 1.0, 0, torch.float32, "none", [], "")
+    zeros = torch.zeros(64, dtype=torch.int64)
+    sums = torch.ops.onednn.qlinear_pointwise(largest[:1], 1.0, 0, packed, scale, zeros, *rest)
+    return bool((sums != 64 * 127**2).any())
 
 
 def round_rows(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
