@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from zoo.kernels.grouped import refuses
 from zoo.lazy import torch
 from zoo.spec import Experts, Linear, walk
 
@@ -51,6 +50,8 @@ class CudaRecorder:
 
 def find_blocker(writer: Any, dtype: str) -> str | None:
     """Say which part of a decoder waits for the device in the middle of a step on CUDA, or None."""
+    from zoo.kernels.grouped import refuses
+
     for path, part in walk(writer, writer.d_model):
         if isinstance(part, Experts) and isinstance(part.of, Linear):
             reason = refuses("cuda", dtype, part.of.d_in, part.of.d_out)
