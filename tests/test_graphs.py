@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 from kinds import HYBRIDS, KINDS, MIXED, make
+from loaded import one_in
 from schedules import find_faults, make_schedule
 from test_engine import SAME_CACHE, vocabulary
 from tiny import model_of
@@ -72,12 +73,7 @@ def run_recorded(kind, seed, requests, tracer, page, **options):
     assert not tracer.waits
 
 
-def choose(kinds):
-    """Kinds as parameters; those that keep the same as others come with the slow ones, as recording takes seconds."""
-    return [pytest.param(kind, marks=pytest.mark.slow if kind.startswith(SAME_CACHE) else ()) for kind in kinds]
-
-
-@pytest.mark.parametrize("kind", choose(KINDS))
+@pytest.mark.parametrize("kind", one_in(40, KINDS))
 def test_a_step_that_was_recorded_gives_other_rows_what_they_get_alone(kind, tracer):
     number = KINDS.index(kind)
     for seed in (500 + number, 600 + number, 700 + number):

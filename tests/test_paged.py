@@ -8,6 +8,7 @@ import standins
 import torch
 from close import assert_close
 from kinds import HYBRIDS, KINDS, MIXED, PREFIX_LM, SEQ2SEQ, make
+from loaded import one_in
 from schedules import find_faults, full_logits, make_schedule
 from test_engine import SAME_CACHE, vocabulary
 from tiny import model_of
@@ -60,7 +61,7 @@ def run_paged(kind, seed, requests, page):
     assert not faults, f"schedule {seed}: {faults[0]}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", one_in(30, KINDS))
 def test_a_request_read_by_page_gets_what_it_gets_alone(kind, passes):
     number = KINDS.index(kind)
     run_paged(kind, number, 8, (8, 16, 32)[number % 3])
@@ -78,7 +79,7 @@ def test_a_request_read_by_page_gets_in_many_schedules_what_it_gets_alone(kind):
 LONG = [*MIXED, *HYBRIDS, "attention=gqa", "attention=mla", "attention=sliding window=5"]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in LONG if kind != "ntk"])
+@pytest.mark.parametrize("kind", one_in(9, [kind for kind in LONG if kind != "ntk"]))
 def test_rows_of_other_lengths_get_the_logits_of_a_full_forward(kind):
     """Three rows whose keys lie on pages of 4 tokens in mixed order grow by a token at a time."""
     model, numbers = make(kind), random.Random(5)
@@ -176,7 +177,7 @@ IN_PLACE = {
 
 
 @pytest.mark.parametrize("name", PACKAGE)
-@pytest.mark.parametrize("kind", FLASH_KINDS)
+@pytest.mark.parametrize("kind", one_in(3, FLASH_KINDS))
 def test_flash_kernels_read_the_pages_of_the_engine_where_they_lie(name, kind, monkeypatch):
     """Over stand-ins that have each version's signature and demands, and count what they are asked."""
     model = model_of(["max_seq_len=600", *FLASH_KINDS[kind]], dtype="bf16")
@@ -220,7 +221,7 @@ def test_pools_of_another_dtype_are_cast_row_by_row():
 
 
 @pytest.mark.parametrize("page", [16, 64])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith(SAME_CACHE)])
+@pytest.mark.parametrize("kind", one_in(20, [kind for kind in KINDS if not kind.startswith(SAME_CACHE)]))
 def test_an_engine_that_reads_by_page_allocates_the_bytes_that_are_priced(kind, page):
     engine = Engine(make(kind), rows=3, tokens=92, source=92, reuse=False, paged=True, page=page)
     setup = Setup(dtype="fp32", context=engine.tokens, batch=3, engine="zoo", page=page)

@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 from kinds import KINDS, make
+from loaded import one_in
 from torch import nn
 
 import zoo
@@ -37,7 +38,7 @@ def serve(model, recordings=None, **options):
     return found, engine.passes.recordings
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", one_in(4, KINDS))
 def test_what_is_replayed_has_the_bits_of_what_is_run(kind):
     model = make(kind)
     replayed, recordings = serve(model)
