@@ -1,7 +1,7 @@
 """The engine: what a request gets beside others, cut into chunks, preempted or with its prompt reused is what it gets
 alone, for every kind of layer. Its pools stay sound after every step.
 
-Which mistake turns which test red is said in test_engine_mutants.py.
+Which mistake turns which test red is said in mutants.py.
 """
 
 from contextlib import nullcontext

@@ -92,6 +92,14 @@ def test_what_comes_of_weights_alone_is_computed_once():
     assert len(course.recording.recorded) == 1
 
 
+def test_a_large_copy_of_a_weight_is_made_anew_rather_than_kept(monkeypatch):
+    monkeypatch.setattr("zoo.run.recording.SMALL", 1)
+    _, recordings = take(lambda x, weight, _: x * (weight.view(1, 2).exp() * 2))
+    (course,) = recordings._courses.values()
+    names = [call.function.__name__ for call in course.recording.recorded]
+    assert names == ["exp", "mul", "mul"]  # the view takes no memory
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [

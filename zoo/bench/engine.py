@@ -24,7 +24,7 @@ LONG = 8192
 BESIDE = 32
 """Tokens of it in each step."""
 SCHEMA = {"type": "array", "items": {"type": "object", "properties": {"id": {"type": "integer"}}}, "minItems": 1000}
-
+"""Of text that does not end within NEW tokens."""
 
 Pair = tuple[float, float]
 
@@ -62,7 +62,7 @@ def run_scenarios(shape: Shape, seconds: float, tell: Tell) -> list[dict[str, An
 
 
 def describe_row(row: Mapping[str, Any]) -> str:
-    """Describe a row: `0.94x free text's (at least 0.90 wanted)`."""
+    """Describe a row: `0.94x free text (at least 0.90 wanted)`."""
     bound, missed = "at least" if row["least"] else "at most", "" if row["met"] else ": missed"
     return f"{row['ratio']:.2f}x {row['against']} ({bound} {row['goal']:.2f} wanted{missed})"
 

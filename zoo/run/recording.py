@@ -33,9 +33,13 @@ SHAPING = frozenset({"nonzero", "argwhere", "masked_select", "unique", "unique_c
 """Calls that give as many elements as values say."""
 
 WRITING = frozenset(f"__{name}__" for name in ("setitem", "iadd", "isub", "imul", "itruediv", "iand", "ior", "ipow"))
+"""Operators that change their first argument."""
 
 VIEWS = frozenset({"reshape", "view", "unflatten", "flatten", "expand", "view_as"})
 """Calls that are left out where they give their input as it is."""
+
+SMALL = 65536
+"""Numbers up to which what is made of weights alone is kept: not a copy of a matrix for each number of rows."""
 
 MOST = 2048
 """Recordings kept at most, the oldest go first: 12 layers with 32 numbers of rows are 384."""
@@ -44,11 +48,11 @@ MOST = 2048
 class RecordingStep(Step):
     """A Step that notes what a layer asks of it, as calls to be made again on the Step of a later pass."""
 
-    def __init__(self, step: Step, recorder: Recorder, slot: int) -> None:
+    def __init__(self, step: Step, recorder: Recorder) -> None:
         self.__dict__ |= step.__dict__
-        self._recorder, self._slot = recorder, slot
+        self._recorder = recorder
         if step.cross is not None:
-            self.cross = RecordingStep(step.cross, recorder, CROSS)
+            self.cross = RecordingStep(step.cross, recorder)
 
     def _ask(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
         recorder = self._recorder
@@ -106,7 +110,7 @@ class Recorder(TorchFunctionMode):
 
     def __init__(self, x: Any, step: Step) -> None:
         super().__init__()
-        self.step = RecordingStep(step, self, STEP)
+        self.step = RecordingStep(step, self)
         self.calls: list[TorchCall] = []
         self.constants: list[tuple[TorchCall, Any]] = []
         self.refused: str | None = None
@@ -158,7 +162,7 @@ class Recorder(TorchFunctionMode):
         if (_writes(name) or "out" in options) and id(args[0]) not in self._slot_of:
             self.refuse(f"{name} changes what a layer keeps")
         call = TorchCall(func, self._place(tuple(args)), self._place(options), FIRST)
-        if _nested(call.args) or _nested(call.options):
+        if _nested(call.args) or _nested(call.options) or not _is_light(result, args):
             self.calls.append(replace(call, out=self._give(result)))
         else:  # of constants alone: its result is one
             self.constants.append((call, result))
@@ -227,6 +231,16 @@ def _shapes(name: str, args: Sequence[Any]) -> bool:
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         return any(isinstance(each, torch.Tensor) and each.dtype is torch.bool for each in index)
     return name in SHAPING or (name == "repeat_interleave" and isinstance(args[1], torch.Tensor))
+
+
+def _is_light(result: Any, args: Sequence[Any]) -> bool:
+    """Whether keeping a result takes little memory: it is small, or a view of an argument."""
+    if isinstance(result, tuple | list):
+        return all(_is_light(each, args) for each in result)
+    if not isinstance(result, torch.Tensor) or result.numel() <= SMALL:
+        return True
+    given = (each for each in args if isinstance(each, torch.Tensor))
+    return any(each.untyped_storage().data_ptr() == result.untyped_storage().data_ptr() for each in given)
 
 
 def _list_tensors(step: Step) -> list[tuple[int, tuple[Any, ...]]]:
