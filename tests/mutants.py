@@ -6,16 +6,16 @@ Each is a rule of the engine broken by a patch, the kind of layer on which it is
 
 from hashlib import blake2b
 
+from zoo.cache.cache import Cache
+from zoo.cache.pages import PagePool
+from zoo.cache.prefix import Prefixes
+from zoo.cache.rows import CachedRow
+from zoo.cache.sources import Sources
+from zoo.cache.store import Group, Store
 from zoo.generation import beams
-from zoo.generation.cache import Cache
 from zoo.generation.engine import Engine
-from zoo.generation.pages import PagePool
-from zoo.generation.prefix import Prefixes
 from zoo.generation.proposals import DraftModel
-from zoo.generation.rows import CachedRow
 from zoo.generation.scheduler import Scheduler
-from zoo.generation.sources import Sources
-from zoo.generation.store import Group, Store
 from zoo.sampling import speculate
 from zoo.sampling.guide import Matcher
 

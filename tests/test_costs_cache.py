@@ -21,10 +21,10 @@ from tiny import MIXED, every_choice, model_of, name, spec_of
 from transformers import cache_utils
 
 import zoo
+from zoo.cache.cache import Cache
 from zoo.compose.targets import list_packaged
 from zoo.costs import Setup
 from zoo.costs.cache import BLOCK, MAX_BATCHED_TOKENS, held_tokens, kv_cache
-from zoo.generation.cache import Cache
 from zoo.model.attention.gqa import GQA
 
 CONTEXT = 23  # beyond the windows of the tiny models

@@ -10,6 +10,7 @@ from test_property import architectures, made
 from tiny import MIXED, every_choice, model_of, name, spec_of
 
 import zoo
+from zoo.cache.cache import Cache
 from zoo.compose.targets import list_packaged
 from zoo.costs import price
 from zoo.costs.flops import CONVENTIONS, count_flops, multiplied
@@ -17,7 +18,6 @@ from zoo.costs.pairs import Look
 from zoo.costs.params import count_parameters
 from zoo.costs.setup import CONVENTIONS as OFFERED
 from zoo.errors import ConfigError
-from zoo.generation.cache import Cache
 from zoo.kernels.mask import Mask
 
 TOKENS = 16  # more than the windows of the tiny models, and a whole share of tokens for experts that choose

@@ -14,7 +14,7 @@ import zoo
 from zoo.bench.kernels.cases import list_cases
 from zoo.bench.kernels.errors import check_case
 from zoo.bench.kernels.parts import Settings
-from zoo.generation.cache import Cache
+from zoo.cache.cache import Cache
 from zoo.kernels import KERNELS, machine_of
 from zoo.kernels.table import PLAIN
 

@@ -13,12 +13,12 @@ from schedules import check_alone, find_bit_faults, find_faults, make_schedule
 from test_generate import TINY
 
 import zoo
+from zoo.cache.rows import CachedRow
 from zoo.errors import ConfigError, ZooError
 from zoo.generation import invariants
 from zoo.generation.engine import Engine, serving
 from zoo.generation.passes import Passes
 from zoo.generation.request import Request
-from zoo.generation.rows import CachedRow
 from zoo.run.builder import build
 
 SAME_CACHE = ("activation=", "norm=", "block=", "ffn=")

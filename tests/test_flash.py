@@ -12,8 +12,8 @@ import zoo.run.layer  # (which reads torch's operators, before a test lays one o
 from zoo.bench.kernels.cases import find_case, list_cases, make_inputs
 from zoo.bench.kernels.errors import check_case, list_refusals
 from zoo.bench.kernels.parts import Settings
+from zoo.cache.cache import Cache
 from zoo.errors import KernelError
-from zoo.generation.cache import Cache
 from zoo.generation.generate import generate
 from zoo.kernels import KERNELS, Machine
 from zoo.kernels.found import MACHINES

@@ -10,8 +10,8 @@ from tiny import choices, needs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoo
+from zoo.cache.cache import Cache
 from zoo.errors import ConfigError, ZooError
-from zoo.generation.cache import Cache
 from zoo.generation.generate import generate, stream
 from zoo.sampling.options import Sampling
 

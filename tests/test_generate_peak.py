@@ -9,13 +9,13 @@ from tiny import MIXED, spec_of
 from tracked import StorageTracker
 
 from zoo.analysis.solve import Room, find_largest_batch
+from zoo.cache.cache import Cache
 from zoo.compose import load
 from zoo.costs import Setup, price
 from zoo.costs.activations import PassShape, list_sections
 from zoo.costs.generating import generating
 from zoo.costs.shadow.layer import FEW_ROWS
 from zoo.costs.transient import Generation, _traced, measure_peaks
-from zoo.generation.cache import Cache
 from zoo.run import layer
 from zoo.run.builder import build
 from zoo.verify import _fake as fake_model

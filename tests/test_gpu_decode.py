@@ -13,7 +13,7 @@ from test_gpu_check import CPU, spec_shapes
 
 from zoo.bench.kernels import checking, decoding, report, training, vllm
 from zoo.bench.kernels.parts import Settings
-from zoo.generation import paged
+from zoo.cache import paged
 
 
 def test_decoding_reads_every_weight_but_the_table_and_all_that_is_held():

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from zoo import lazy
-from zoo.generation.cache import Cache
+from zoo.cache.cache import Cache
 from zoo.kernels import KERNELS, Machine, attend, prepare
 from zoo.kernels.base import Ask
 from zoo.kernels.eager import Eager

@@ -13,13 +13,13 @@ from schedules import find_faults, full_logits, make_schedule
 from test_engine import SAME_CACHE, vocabulary
 from tiny import model_of
 
+from zoo.cache.cache import Cache
+from zoo.cache.store import Store
 from zoo.costs import Setup
 from zoo.costs.cache import kv_cache
 from zoo.errors import ConfigError
-from zoo.generation.cache import Cache
 from zoo.generation.engine import Engine
 from zoo.generation.request import Request
-from zoo.generation.store import Store
 from zoo.kernels import KERNELS, Machine, attend
 from zoo.kernels.base import Ask
 from zoo.kernels.found import MACHINES

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from loaded import load
 
 import zoo
+from zoo.cache.cache import Cache
 from zoo.costs import price
 from zoo.errors import ConfigError
-from zoo.generation.cache import Cache
 
 VOCAB, LENGTH = 61, 14
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}

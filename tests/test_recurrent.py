@@ -15,9 +15,9 @@ from transformers.models.mamba.modeling_mamba import MambaMixer
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
+from zoo.cache.cache import LayerCache
+from zoo.cache.store import LayerStore
 from zoo.errors import ConfigError
-from zoo.generation.cache import LayerCache
-from zoo.generation.store import LayerStore
 from zoo.kernels.mask import Mask
 from zoo.model.attention.delta import GatedDelta
 from zoo.model.attention.mamba import Mamba, Mamba2

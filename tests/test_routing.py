@@ -8,8 +8,8 @@ import torch
 from mixtures import TIGHT, D, E, F, layer, moe, step, tokens
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zoo.generation.cache import LayerCache
-from zoo.generation.store import LayerStore
+from zoo.cache.cache import LayerCache
+from zoo.cache.store import LayerStore
 from zoo.model.moe import MoE
 from zoo.model.router import ExpertChoice, Router, SigmoidTopK, SoftmaxTopK, SparseMixer
 

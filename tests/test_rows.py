@@ -11,9 +11,9 @@ from tiny import model_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.bench.kernels.errors import FACTOR, SLACK
-from zoo.generation.cache import Cache
-from zoo.generation.rows import CachedRow
-from zoo.generation.store import Store, list_groups
+from zoo.cache.cache import Cache
+from zoo.cache.rows import CachedRow
+from zoo.cache.store import Store, list_groups
 from zoo.kernels import attend, merge, rows
 from zoo.kernels.mask import Mask
 from zoo.kernels.rows import PoolRow, PoolRows

@@ -6,10 +6,10 @@ import pytest
 import torch
 from kinds import make
 
-from zoo.generation.prefix import Prefixes
+from zoo.cache.prefix import Prefixes
+from zoo.cache.store import Store, list_groups
 from zoo.generation.request import Request
 from zoo.generation.scheduler import Continuation, Scheduler
-from zoo.generation.store import Store, list_groups
 
 PAGE = 16
 

@@ -5,8 +5,8 @@ import torch
 from loaded import load
 
 import zoo
+from zoo.cache.cache import Cache
 from zoo.errors import ConfigError
-from zoo.generation.cache import Cache
 from zoo.generation.generate import generate
 
 CLOSE = {"atol": 2e-5, "rtol": 0.0}

@@ -6,9 +6,9 @@ import pytest
 from kinds import SEQ2SEQ, make
 from schedules import check_alone, search_alone
 
+from zoo.cache.pages import PagePool
 from zoo.generation import invariants
 from zoo.generation.engine import Engine, serving
-from zoo.generation.pages import PagePool
 from zoo.generation.request import Request
 from zoo.sampling.options import Sampling
 

@@ -15,12 +15,12 @@ import torch
 from loaded import load
 
 import zoo
+from zoo.cache.cache import Cache
 from zoo.cli import run
 from zoo.costs.hardware import hardware, list_gpus
 from zoo.costs.kernels import asks, kernels
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError, KernelError
-from zoo.generation.cache import Cache
 from zoo.kernels import KERNELS, dispatch
 from zoo.paths import conf_dir
 

@@ -19,6 +19,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from zoo.cache.cache import Cache
 from zoo.costs.activations import PassShape, list_sections
 from zoo.costs.cache import kv_cache
 from zoo.costs.flops import core_flops, memory_flops, product_flops, row_flops
@@ -26,7 +27,6 @@ from zoo.costs.memory import training
 from zoo.costs.params import count_parameters
 from zoo.costs.setup import Setup
 from zoo.costs.states import states
-from zoo.generation.cache import Cache
 from zoo.run.builder import build, resolve_dtype
 
 Row = dict[str, Any]

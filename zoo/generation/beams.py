@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from zoo.cache.rows import copy_row
 from zoo.errors import ConfigError
 from zoo.generation.request import Event, Reason, Request
-from zoo.generation.rows import copy_row
 from zoo.lazy import torch
 from zoo.sampling.options import Sampling
 

@@ -11,11 +11,11 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from zoo.cache.cache import TensorCache
+from zoo.cache.paged import RowsOfPass, place_rows
+from zoo.cache.rows import CachedRow
+from zoo.cache.store import Store
 from zoo.errors import ConfigError
-from zoo.generation.cache import TensorCache
-from zoo.generation.paged import RowsOfPass, place_rows
-from zoo.generation.rows import CachedRow
-from zoo.generation.store import Store
 from zoo.kernels.paging import PassShape, PassTensors, as_tensor
 from zoo.run.capture import CudaRecorder, Record, find_blocker
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zoo.cache.store import Group
 from zoo.errors import ZooError
-from zoo.generation.store import Group
 
 Number = tuple[int, int]
 """A sequence: its request's number and its own among the request's samples."""

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from zoo.cache.cache import Cache
+from zoo.cache.store import Store
 from zoo.errors import ConfigError
-from zoo.generation.cache import Cache
 from zoo.generation.graphs import Graphs
 from zoo.generation.scheduler import Chunk, Continuation
-from zoo.generation.store import Store
 from zoo.lazy import torch
 from zoo.spec import Experts, Linear, walk
 

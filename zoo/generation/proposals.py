@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from zoo.cache.cache import Cache
+from zoo.cache.rows import CachedRow
+from zoo.cache.store import Store, plan_store
 from zoo.errors import ConfigError
-from zoo.generation.cache import Cache
-from zoo.generation.rows import CachedRow
 from zoo.generation.scheduler import Continuation
-from zoo.generation.store import Store, plan_store
 from zoo.generation.towers import find_limit, find_writer
 from zoo.lazy import torch
 from zoo.run.layout import choose_layout

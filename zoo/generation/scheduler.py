@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from zoo.cache.prefix import Prefixes
+from zoo.cache.rows import CachedRow
+from zoo.cache.sources import Sources
+from zoo.cache.store import Store
 from zoo.generation.beams import Beams
-from zoo.generation.prefix import Prefixes
 from zoo.generation.request import Reason, Request
-from zoo.generation.rows import CachedRow
-from zoo.generation.sources import Sources
-from zoo.generation.store import Store
 
 
 @dataclass(eq=False)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from zoo.generation.cache import Cache, LayerCache, Where
+    from zoo.cache.cache import Cache, LayerCache, Where
     from zoo.kernels.base import Kernel
     from zoo.kernels.bias import Bias
     from zoo.kernels.mask import Mask

@@ -1,5 +1,5 @@
 # B batch, S slots
-"""Trace the KV cache of a pass on shadows: the memory that `zoo.generation.cache` takes to store and read tokens.
+"""Trace the KV cache of a pass on shadows: the memory that `zoo.cache.cache` takes to store and read tokens.
 
 The cache's own tensors are `held`: `zoo.costs.cache` counts them. What a pass makes beside them, such as the copy of
 a window that new tokens are joined to, is counted by the tape. Rows are alike.

@@ -10,8 +10,8 @@ from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from zoo.generation.rows import CachedRow
-from zoo.generation.store import Store
+from zoo.cache.rows import CachedRow
+from zoo.cache.store import Store
 
 
 class Sources:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from zoo.cache.paged import make_room, place_rows
+from zoo.cache.rows import CachedRow, list_slots
+from zoo.cache.store import PAGE, Group, LayerStore, Store, list_groups
 from zoo.errors import ConfigError
-from zoo.generation.paged import make_room, place_rows
-from zoo.generation.rows import CachedRow, list_slots
-from zoo.generation.store import PAGE, Group, LayerStore, Store, list_groups
 from zoo.kernels.paging import PassTensors, as_tensor
 from zoo.kernels.rows import Run
 from zoo.lazy import torch

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from zoo.cache.pages import PagePool
 from zoo.costs.cache import PAGE
 from zoo.errors import ConfigError
-from zoo.generation.pages import PagePool
 from zoo.lazy import torch
 
 

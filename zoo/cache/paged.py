@@ -6,10 +6,10 @@ from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from zoo.cache.pages import OutOfPages
+from zoo.cache.rows import CachedRow
+from zoo.cache.store import Group, Store
 from zoo.errors import ConfigError
-from zoo.generation.pages import OutOfPages
-from zoo.generation.rows import CachedRow
-from zoo.generation.store import Group, Store
 from zoo.kernels.paging import PassShape
 
 

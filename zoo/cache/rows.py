@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zoo.generation.pages import OutOfPages
-from zoo.generation.store import Store
+from zoo.cache.pages import OutOfPages
+from zoo.cache.store import Store
 from zoo.kernels.rows import Run
 
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
-from zoo.generation.rows import CachedRow
-from zoo.generation.store import Store
+from zoo.cache.rows import CachedRow
+from zoo.cache.store import Store
 
 INTERVAL = 256
 """Tokens between two checkpoints of windows and recurrent states."""
