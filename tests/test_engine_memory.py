@@ -1,10 +1,12 @@
 """What an engine allocates is what is priced, what it reuses is nearly all, and what it takes stays flat."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import textwrap
+import weakref
 from pathlib import Path
 
 import pytest
@@ -275,3 +277,15 @@ def test_an_engine_is_after_many_requests_as_it_was(kind):
     assert not invariants.check_initial(after)
     assert [sorted(pool.free) for pool in after.pools] == [sorted(pool.free) for pool in before.pools]
     assert run_schedule(model, make_schedule(0, vocabulary(model))).faults == []
+
+
+def test_an_engine_that_is_let_go_frees_its_cache_at_once():
+    gc.disable()
+    try:
+        engine = Engine(make("attention=gqa"), rows=2, tokens=64)
+        list(engine.run([Request(ids=(1, 2, 3), max_new_tokens=4)]))
+        store = weakref.ref(engine.store)
+        del engine
+        assert store() is None
+    finally:
+        gc.enable()

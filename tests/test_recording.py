@@ -69,11 +69,11 @@ class Layer(nn.Module):
         return self.function(x, self.weight, self.calls)
 
 
-def take(function, passes=5, **options):
+def take(function, passes=5, rows=3):
     """Outputs of a layer in some passes, what they should be, and the recordings."""
     layer, twin, recordings = Layer(function), Layer(function), Recordings()
     with torch.inference_mode():
-        inputs = [torch.randn(3, 1, 2) for _ in range(passes)]
+        inputs = [torch.randn(rows, 1, 2) for _ in range(passes)]
         step = Step(mask=Mask(1, 1), first=False)
         found = [recordings.run(0, layer, x, step) for x in inputs]
         wanted = [twin(x, step) for x in inputs]
@@ -84,6 +84,12 @@ def take(function, passes=5, **options):
 def test_a_layer_runs_three_times_and_is_replayed_from_then_on():
     layer, recordings = take(lambda x, weight, _: (x * weight).reshape(3, 1, 2).relu() + 1)
     assert layer.calls == 3 and recordings.replayed == 1
+
+
+@pytest.mark.parametrize(("rows", "runs"), [(1, 1), (2, 1), (8, 4), (32, 16)])
+def test_a_layer_of_many_rows_runs_half_as_often_as_it_has_rows_before_it_is_recorded(rows, runs):
+    layer, recordings = take(lambda x, weight, _: x * weight, passes=40, rows=rows)
+    assert layer.calls == runs + 2 and recordings.replayed == 1
 
 
 def test_what_comes_of_weights_alone_is_computed_once():

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import NamedTuple
+from weakref import WeakMethod
 
 from zoo.cache.rows import CachedRow
 from zoo.cache.store import Store
@@ -42,7 +43,10 @@ class Prefixes:
         self.recurrent = any(layer.states for layer in store.layers)
         self.kept: OrderedDict[bytes, Checkpoint] = OrderedDict()
         self.hits = self.asked = 0
-        store.evict = self.evict
+        evict = WeakMethod(
+            self.evict
+        )  # a store that knew its keeper would outlive them both, until cycles are collected
+        store.evict = lambda group=None: (found := evict()) is not None and found(group)
 
     @property
     def checkpoints(self) -> bool:

@@ -123,11 +123,10 @@ def _attend_whole(q: list[Tensor], k: Tensor, v: Tensor, rows: PoolRows, done: d
             for row, kernel in zip(rows.rows, rows.kernels, strict=True)
         ]
     k, v = k.transpose(0, 1)[None], v.transpose(0, 1)[None]  # 1 K N C
-    n_kv_heads, width = k.shape[1], v.shape[3]
+    n_kv_heads, width, attend = k.shape[1], v.shape[3], F.scaled_dot_product_attention
     for place, whole in enumerate(rows.whole):
         if whole and place not in done:
             ((start, stop),) = rows.rows[place].runs
-            keys, values = k.narrow(2, start, stop - start), v.narrow(2, start, stop - start)
-            query = q[place].reshape(1, n_kv_heads, -1, k.shape[3])  # 1 K G C
-            y = F.scaled_dot_product_attention(query, keys, values, scale=scale)
-            done[place] = y.reshape(1, 1, -1, width)
+            query = q[place].view(1, n_kv_heads, -1, k.shape[3])  # 1 K G C
+            y = attend(query, k[:, :, start:stop], v[:, :, start:stop], scale=scale)
+            done[place] = y.view(1, 1, -1, width)

@@ -390,9 +390,10 @@ class _Course:
 class Recordings:
     """The recordings of a model's layers in decoding steps, one for each layer and number of rows.
 
-    A layer runs once as it is, since most steps with so many rows are the only ones. It is recorded in the next two
-    passes, and replayed once both made the same calls with the same constants: a number that counts tokens, say, would
-    differ. What cannot be replayed runs as it is; `refused` counts the reasons. `model` must not change meanwhile.
+    A layer first runs as it is, in half as many passes as there are rows: a step of many rows gains less by a replay,
+    and is soon one of fewer. It is recorded in the next two passes, and replayed once both made the same calls with the
+    same constants: a number that counts tokens, say, would differ. What cannot be replayed runs as it is; `refused`
+    counts the reasons. `model` must not change meanwhile.
     """
 
     def __init__(self) -> None:
@@ -414,7 +415,7 @@ class Recordings:
             assert course.recording is not None
             return course.recording.replay(x, step)
         course.passes += 1
-        if course.refused or course.passes == 1:
+        if course.refused or course.passes <= max(1, x.shape[0] // 2):
             return _run(layer, x, step)
         return self._record(course, layer, x, step)
 

@@ -67,7 +67,8 @@ def make_ready(model: torch.nn.Module, job: dict[str, Any]) -> torch.nn.Module:
         raise timing.Absent("not yet: zoo has no weights of fewer bits on a CPU")
     if found is not None:
         prepare = importlib.import_module("zoo.run.linear").prepare
-        WAYS.append(str(prepare(model, job["weights"] or None, keep=False)))
+        rows = tuple(each for each in importlib.import_module("zoo.run.linear.probe").BUCKETS if each <= job["batch"])
+        WAYS.append(str(prepare(model, job["weights"] or None, keep=False, rows=rows)))
     if job["compile"]:
         WAYS.append("not compiled: its decoding steps are replayed")
     keep_memory()

@@ -88,6 +88,11 @@ def refuse_onednn(dtype: str, processor: Processor) -> str | None:
     return f"has no product in {dtype}" if dtype not in ("float32", "bfloat16", "float16") else None
 
 
+BLOCKED = 8
+"""Rows that oneDNN lays out a weight for. What it makes for one row is read no faster by one (0.60 and 0.64 ms for
+4096 × 768 in float32, AVX-512), and slower by more: 0.98 and 0.76 by 8, 1.35 and 1.17 by 32."""
+
+
 class OneDNN(Way):
     """oneDNN with the weight reordered into blocks, as Inductor's freezing uses it."""
 
@@ -100,7 +105,7 @@ class OneDNN(Way):
         return refuse_onednn(dtype, processor)
 
     def prepare(self, weight: Tensor, bias: Tensor | None, rows: int = 1) -> Any:
-        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows), bias
+        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), BLOCKED), bias
 
     def run(self, x: Tensor, packed: Any) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, *packed, "none", [], "")

@@ -39,7 +39,7 @@ WATCH, SHARE = 0.03, 0.9  # seconds that a core is watched, and the part of it t
 IGNORE = "ZOO_LINEAR_TIMES"
 """A variable that, set to `ignore`, makes a process time anew, and keep nothing."""
 
-VERSION = 1
+VERSION = 2
 
 Times = Mapping[str, Mapping[int, float]]
 """Seconds of each way, by bucket."""
