@@ -273,8 +273,9 @@ def test_an_engine_is_after_many_requests_as_it_was(kind):
         for _ in engine.run():
             pass
         assert not invariants.check_drained(invariants.snapshot(engine))
-    if engine.prefixes is not None:
-        engine.prefixes.forget()
+    for kept in (engine.prefixes, engine.sources):
+        if kept is not None:
+            kept.forget()
     after = invariants.snapshot(engine)
     assert not invariants.check_initial(after)
     assert [sorted(pool.free) for pool in after.pools] == [sorted(pool.free) for pool in before.pools]
