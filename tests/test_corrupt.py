@@ -135,7 +135,7 @@ def test_words_and_sentences_are_read_off_a_vocabulary():
     spelled = "def f_1(x): go.\n  and"
     ids = np.array(tokenizer.encode(spelled))
     words = number_words(ids, pieces)
-    groups = ["".join(chr(ids[place]) for place in group) for _, group in itertools.groupby(range(len(ids)), words.__getitem__)]
-    assert groups == ["def", " f_1", "(", "x", "):", " go", ".", "\n", " ", " and"]
+    groups = itertools.groupby(range(len(ids)), words.__getitem__)
+    assert ["".join(chr(ids[place]) for place in group) for _, group in groups] == ["def", " f_1", "(", "x", "):", " go", ".", "\n", " ", " and"]
     assert [chr(each) for each in range(128) if pieces.ends[each]] == ["\n", "!", ".", "?"]
     assert pieces.ends[tokenizer.eos_id]

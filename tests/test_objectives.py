@@ -78,7 +78,7 @@ def test_a_batch_follows_from_seed_row_and_epoch_and_all_have_one_shape(name, do
         other = collate(rows, KEYS)
         assert [None if each is None else each.shape for each in other] == shapes
         widths = objective_of(name).widths(spec_for(name), 64, documents)
-        assert other.input_ids.shape[1] == next(iter(widths.values())) and other.targets.shape[1] == [*widths.values()][-1]
+        assert [other.input_ids.shape[1], other.targets.shape[1]] == [[*widths.values()][place] for place in (0, -1)]
     again = [collate(rows_of(), [(epoch, number) for _, number in KEYS]) for epoch in (0, 1, EVALUATION)]
     assert same(again[0], whole)
     if name != "next_token":
@@ -149,7 +149,9 @@ def test_a_source_is_not_asked_for_and_an_answer_ends_its_text():
     assert pairs.decoder_input_ids.tolist() == [[99, 10, 11], [99, 12, 13], [99, 0, 0]]
     alone = pad_pairs(sources, answers, eos_id=0, start_id=None, widths=(4, 3))
     assert alone.input_ids.tolist() == [[1, 2, 3, 10, 11, 0], [4, 12, 13, 0, 0, 0], [6, 7, 8, 9, 0, 0]]
-    assert alone.targets.tolist() == [[-100, -100, 10, 11, 0, -100], [12, 13, 14, -100, -100, -100], [-100] * 3 + [0, -100, -100]]
+    first, second, third = alone.targets.tolist()
+    assert first == [-100, -100, 10, 11, 0, -100]
+    assert second == [12, 13, 14, -100, -100, -100] and third == [-100] * 3 + [0, -100, -100]
 
 
 # ---------------------------------------------------------------- losses
@@ -157,17 +159,24 @@ def test_a_source_is_not_asked_for_and_an_answer_ends_its_text():
 HUGGING = {
     "mlm": Case(
         "bert", "BertConfig", "BertForMaskedLM",
-        {"vocab_size": 67, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48},
+        {
+            **{"vocab_size": 67, "hidden_size": 32, "num_hidden_layers": 2},
+            **{"num_attention_heads": 4, "intermediate_size": 48},
+        },
     ),
     "span_corruption": Case(
         "t5", "T5Config", "T5ForConditionalGeneration",
-        {"vocab_size": 67, "d_model": 32, "num_layers": 2, "num_heads": 4, "d_kv": 8, "d_ff": 48, "decoder_start_token_id": 0},
+        {
+            **{"vocab_size": 67, "d_model": 32, "num_layers": 2, "num_heads": 4},
+            **{"d_kv": 8, "d_ff": 48, "decoder_start_token_id": 0},
+        },
     ),
     "denoising": Case(
         "bart", "BartConfig", "BartForConditionalGeneration",
         {
-            **{"vocab_size": 67, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "max_position_embeddings": 64},
-            **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48},
+            **{"vocab_size": 67, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2},
+            **{"encoder_attention_heads": 4, "decoder_attention_heads": 4},
+            **{"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64},
         },
     ),
 }  # fmt: skip
@@ -230,26 +239,28 @@ def test_distillation_is_the_divergence_of_both_models_logits_at_a_temperature(t
 @pytest.mark.parametrize(
     ("model", "overrides", "fault"),
     [
-        ("llama-tiny", ["objective=mlm"], r"objective: mlm is learned by an encoder, the model is a decoder \(.*next_token"),
+        ("llama-tiny", ["objective=mlm"], r"mlm is learned by an encoder, the model is a decoder \(.*next_token"),
         ("llama-tiny", ["objective=prefix_lm"], r"objective: prefix_lm needs .*model.prefix_lm=true"),
         ("llama-tiny", ["objective=seq2seq"], r"objective: seq2seq learns from pairs .*data=stdlib"),
         ("bert-tiny", ["objective=seq2seq"], "objective: seq2seq writes answers, the model is an encoder"),
         ("bert-tiny", ["objective=span_corruption"], r"learned by an encoder-decoder, .*objective=mlm"),
         ("t5-tiny", ["objective=next_token"], r"learned by a decoder, .*objective=span_corruption"),
-        ("bert-tiny", ["objective=mlm", "objective.mask_id=9999"], "mask_id is 9999, the model's vocabulary is 0 to 4223"),
+        ("bert-tiny", ["objective=mlm", "objective.mask_id=9999"], "mask_id is 9999, .* is 0 to 4223"),
         ("bert-tiny", ["objective=mlm", "objective.masked=0.95"], "masked=0.95 and random=0.1 are more than all"),
-        ("bert-tiny", ["model.vocab_size=4096"], r"fewer than the tokenizer's 4097 with 1 special .*model.vocab_size=4097"),
-        ("t5-tiny", ["model.vocab_size=4100"], r"the tokenizer's 4109 with 13 special .*data.tokenizer.vocab_size=4087"),
+        ("bert-tiny", ["model.vocab_size=4096"], r"the tokenizer's 4097 with 1 special .*model.vocab_size=4097"),
+        ("t5-tiny", ["model.vocab_size=4100"], r"4109 with 13 special .*data.tokenizer.vocab_size=4087"),
         ("bert-tiny", ["seq_len=600"], r"seq_len: is 600, more than model.max_seq_len=512 \(seq_len=512"),
         ("t5-tiny", ["seq_len=600"], r"seq_len: .*model.encoder.max_seq_len=512"),
         ("llama-tiny", ["objective=distil"], "objective.teacher"),
         ("llama-tiny", ["objective=distil", "objective.teacher=/nowhere"], "objective: teacher: /nowhere"),
-        ("llama-tiny", ["router_bias_rate=0.1"], "router_bias_rate: is 0.1, and no router of the model has a selection bias"),
+        ("llama-tiny", ["router_bias_rate=0.1"], "router_bias_rate: is 0.1, and no router of the model has"),
         ("llama-tiny", ["objective=ul2", "objective.denoisers=[]"], "denoisers: there are none"),
         ("llama-tiny", ["objective=mlmm"], "mlm"),
     ],
 )  # fmt: skip
-def test_what_a_model_cannot_learn_is_refused_in_a_line_before_anything_is_written(model, overrides, fault, tmp_path, monkeypatch):
+def test_what_a_model_cannot_learn_is_refused_before_anything_is_written(
+    model, overrides, fault, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=fault):
         zoo.train(model, ["steps=1", *overrides])

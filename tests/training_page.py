@@ -1,5 +1,5 @@
-"""Writes docs/training.md: every packaged tiny model on every objective that it takes, loss before and after some steps on
-the Python standard library. `python tests/training_page.py` runs it; test_training_page.py trains each pair."""
+"""Writes docs/training.md: every packaged tiny model on every objective that it takes, loss before and after some steps
+on the Python standard library. `python tests/training_page.py` runs it; test_training_page.py trains each pair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Corrupt rows of token ids for a model to restore: masks, noise spans and sentinels, infilling, sentences in another order.
+"""Corrupt rows of token ids for a model to restore: masks, noise spans, infilling, sentences in another order.
 
 Each function takes one row or document [L] and a numpy generator, and depends on nothing else. L tokens.
 """
@@ -31,7 +31,7 @@ def count_noise(length: int, rate: float, mean: float) -> tuple[int, int]:
 
 
 def draw_spans(length: int, rate: float, mean: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw which tokens of a row are noise [L], in spans that are equally likely to be cut in any way (T5). A row begins
+    """Draw which tokens of a row are noise [L], in spans that are cut in any way with equal chance (T5). A row begins
     with a token that is none."""
     noise, spans = count_noise(length, rate, mean)
     lengths = np.stack([_segment(length - noise, spans, rng), _segment(noise, spans, rng)], 1).ravel()
@@ -52,7 +52,7 @@ def fold(ids: np.ndarray, noise: np.ndarray, sentinels: Sequence[int], eos_id: i
     starts = noise & ~np.concatenate(([False], noise[:-1]))
     numbers = np.asarray(sentinels)[np.cumsum(starts) - 1]  # of the span that a token is in, or that came last
     inputs = np.where(starts, numbers, ids)[~noise | starts]
-    spelled = np.stack([numbers, ids], 1)[noise]  # a sentinel before each token of noise, kept before the first of a span
+    spelled = np.stack([numbers, ids], 1)[noise]  # a sentinel before each; kept before a span's first
     kept = np.stack([starts[noise], np.ones(int(noise.sum()), bool)], 1)
     return Corrupted(np.append(inputs, eos_id), np.append(spelled[kept], eos_id))
 
@@ -116,7 +116,7 @@ def mask_tokens(
 
 
 def _choose_words(places: np.ndarray, words: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Choose whole words of `count` tokens at most, in random order; one that would be too many is passed over (BERT)."""
+    """Choose whole words of `count` tokens at most, in random order; one that would be too long is passed over."""
     _, numbers = np.unique(words, return_inverse=True)
     sizes = np.bincount(numbers)
     chosen = np.zeros(len(sizes), bool)

@@ -257,7 +257,8 @@ class Scene:
             return step
         held = tokens if where is None else sum(end - start for start, end in where.rows[0])
         apart = None if self.memory_documents is None else (self.documents, self.memory_documents)
-        step.mask = Mask(self.new, held or 0, causal=False, padding=self.memory_mask, documents=apart)  # type: ignore[arg-type]
+        hides: Any = {"padding": self.memory_mask, "documents": apart}
+        step.mask = Mask(self.new, held or 0, causal=False, **hides)
         self._draw(step, attention, dtype)
         return step
 

@@ -33,8 +33,8 @@ def has_selection_bias(spec: Any) -> bool:
 
 
 def balance_routers(model: Any, loads: list[Tensor], rate: float) -> None:
-    """Move each router's selection bias by `rate`: up for an expert with less than the mean load, down for one with more
-    (Wang et al., 2024: auxiliary-loss-free balancing). `loads` [E] are those of the step, of all of its microbatches."""
+    """Move each router's selection bias by `rate`: up for an expert with less than the mean load, down for one with
+    more (Wang et al., 2024, loss-free balancing). `loads` [E] are those of the step, of all of its microbatches."""
     totals: dict[int, tuple[Any, Tensor]] = {}
     for router, load in zip(list_routers(model), loads, strict=True):
         if getattr(router.spec, "selection_bias", False):

@@ -61,7 +61,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
     save_every: PositiveInt | None = None
     keep: PositiveInt = 2  # newest checkpoints that are kept
     sample: Sample | None = None
-    router_bias_rate: NonNegativeFloat | None = None  # step of routers' selection biases; null: 0.001 where there are any
+    router_bias_rate: NonNegativeFloat | None = None  # of selection biases; null: 0.001
     objective: Objective
     optim: Optim
     schedule: Schedule

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 class Distil(Objective, kind="distil"):
-    """(1 − mix) × the cross-entropy of another objective, `on`, and mix × t² · KL(teacher ‖ student) of the same tokens,
-    both models' logits divided by the `temperature` t (Hinton et al., 2015).
+    """(1 − mix) × the cross-entropy of another objective, `on`, and mix × t² · KL(teacher ‖ student) of the same
+    tokens, both models' logits divided by the `temperature` t (Hinton et al., 2015).
 
     The `teacher` is a folder that `zoo.load` reads: of the student's topology, vocabulary and tokenizer.
     """

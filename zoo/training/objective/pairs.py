@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Seq2Seq(Objective, kind="seq2seq"):
     """Answers, given their sources: the loss is on the answers alone (Sutskever et al., 2014).
 
-    An encoder reads the source and a decoder writes the answer, of `answer_len` tokens at most (`seq_len` unless given).
+    An encoder reads the source, a decoder writes the answer, of at most `answer_len` tokens (`seq_len` unless given).
     A decoder alone reads both in one row of `seq_len`, of which an answer may take `answer_len` (half unless given).
     """
 
@@ -48,7 +48,8 @@ class Seq2Seq(Objective, kind="seq2seq"):
     def collator(self, context: Context) -> Collate:
         start = None if context.spec.kind == "decoder" else context.spec.start_id
         widths = self.lay_out(context.spec, context.seq_len)
-        return partial(_collate_pairs, eos_id=context.tokenizer.eos_id, start_id=start, widths=widths)  # type: ignore[return-value]
+        eos = context.tokenizer.eos_id
+        return partial(_collate_pairs, eos_id=eos, start_id=start, widths=widths)  # type: ignore[return-value]
 
 
 def _collate_pairs(rows: Sequence[tuple[Sequence[int], Sequence[int]]], keys: Any, **how: Any) -> Batch:

@@ -186,8 +186,8 @@ MODES = {"R": "[NLU]", "S": "[S2S]", "X": "[NLG]"}
 
 
 class UL2(Rewriting, kind="ul2"):
-    """A mixture of denoisers, one drawn for each run (Tay et al., 2022, UL2). With `modes` the encoder's row begins with
-    the token of the denoiser's mode."""
+    """A mixture of denoisers, one drawn for each run (Tay et al., 2022, UL2). With `modes` the encoder's row begins
+    with the token of the denoiser's mode."""
 
     denoisers: tuple[Denoiser, ...]
     modes: bool = True
