@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,6 +28,8 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, the bytes of text done, and the bytes in all."""
 
 PARTS: tuple[Part, ...] = ("train", "validation")
+EVALUATION = 1 << 32
+"""The epoch of rows that evaluate: what is random in them is the same every time, and unlike that of any other."""
 GROUP = 1 << 20  # bytes of text encoded at once: enough for all cores, little to hold
 
 
@@ -62,11 +64,28 @@ class TokenFile:
 
 
 class Batch(NamedTuple):
-    """`targets` are the ids one further on; `documents` numbers the documents of each row from 0. All int64 [B, T]."""
+    """A batch, of which an objective fills the fields that it needs. All tensors are int64.
+
+    - `input_ids` [B, T]: what the model reads; of an encoder-decoder, what its encoder reads [B, S].
+    - `targets` [B, T]: what each position is to predict, -100 where it predicts nothing. Of an encoder-decoder they are
+      those of `decoder_input_ids` [B, T].
+    - `documents`, `decoder_documents`: the number of each token's document, where rows are packed.
+    - `attention_mask` [B, T|S]: 1 for a real token, where rows have padding.
+    - `prefix` [B]: how many leading tokens of a row see one another.
+    """
 
     input_ids: torch.Tensor
     targets: torch.Tensor
-    documents: torch.Tensor | None
+    documents: torch.Tensor | None = None
+    decoder_input_ids: torch.Tensor | None = None
+    decoder_documents: torch.Tensor | None = None
+    attention_mask: torch.Tensor | None = None
+    prefix: torch.Tensor | None = None
+
+
+Collate = Callable[["np.ndarray", Sequence[tuple[int, int]]], Batch]
+"""Makes a batch of rows of ids [B, T + 1], given the epoch and the number of each row: what is random follows from
+these and a seed."""
 
 
 def to_batch(rows: np.ndarray, eos_id: int, documents: bool) -> Batch:
@@ -82,6 +101,11 @@ def to_batch(rows: np.ndarray, eos_id: int, documents: bool) -> Batch:
     return Batch(input_ids, targets, numbers - numbers[:, :1])
 
 
+def to_next_tokens(rows: np.ndarray, keys: Sequence[tuple[int, int]], *, eos_id: int, documents: bool) -> Batch:
+    """Make a batch whose targets are the next tokens: nothing in it is random."""
+    return to_batch(rows, eos_id, documents)
+
+
 class Batches:
     """Endless shuffled batches. Each epoch is another permutation of the same windows, which share no input.
 
@@ -90,7 +114,13 @@ class Batches:
     """
 
     def __init__(
-        self, tokens: TokenFile, batch_size: int, seq_len: int, seed: int = 0, documents: bool = False
+        self,
+        tokens: TokenFile,
+        batch_size: int,
+        seq_len: int,
+        seed: int = 0,
+        documents: bool = False,
+        collate: Collate | None = None,
     ) -> None:
         self.n_windows = (len(tokens) - 1) // seq_len
         if self.n_windows < 1:
@@ -103,6 +133,7 @@ class Batches:
         self.seq_len = seq_len
         self.seed = seed
         self.documents = documents
+        self.collate = collate or partial(to_next_tokens, eos_id=tokens.eos_id, documents=documents)
         self.step = 0
         self._orders: dict[int, np.ndarray] = {}
 
@@ -117,8 +148,10 @@ class Batches:
     def batch(self, step: int) -> Batch:
         """Make the batch of a step, whatever was read before."""
         first = step * self.batch_size
-        starts = [self._window(number) * self.seq_len for number in range(first, first + self.batch_size)]
-        return to_batch(self.tokens.rows(starts, self.seq_len + 1), self.tokens.eos_id, self.documents)
+        numbers = range(first, first + self.batch_size)
+        keys = [(number // self.n_windows, self._window(number)) for number in numbers]
+        rows = self.tokens.rows((window * self.seq_len for _, window in keys), self.seq_len + 1)
+        return self.collate(rows, keys)
 
     def _window(self, number: int) -> int:
         epoch, place = divmod(number, self.n_windows)

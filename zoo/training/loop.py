@@ -8,14 +8,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import store
 from zoo.costs import price
 from zoo.data import Batch, Batches, Prepared
-from zoo.data.tokens import read_evaluation_batches, to_batch
+from zoo.data.tokens import EVALUATION, Collate, read_evaluation_batches, to_next_tokens
 from zoo.errors import ZooError, short
 from zoo.lazy import torch
 from zoo.run.threads import ThreadWatch
@@ -26,7 +26,8 @@ from zoo.text.prompts import Options
 from zoo.training.failures import FORESEEN
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_blocks, move_batch
 from zoo.training.log import PICTURE, Records, draw_losses
-from zoo.training.sampling import choose_sampling_kernel
+from zoo.training.routing import RATE, balance_routers, describe_loads
+from zoo.training.sampling import choose_sampling_kernel, writes
 from zoo.training.settings import TextSample, Training
 from zoo.training.show import Show
 from zoo.training.speed import Clock, Peak
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from torch import device as Device
     from torch.optim import Optimizer
 
-    from zoo.training.objective import Autocast
+    from zoo.training.gradient import Autocast
 
 
 @dataclass
@@ -71,7 +72,8 @@ class Run:
         settings, data = self.settings, self.data
         rows = (settings.batch_size // settings.accumulate, settings.seq_len)
         wanted = None if settings.eval_batches is None else settings.eval_batches * settings.batch_size
-        return take_validation(data, *rows, wanted=wanted, documents=self.batches.documents)
+        how = {"documents": self.batches.documents, "collate": self.batches.collate}
+        return take_validation(data, *rows, wanted=wanted, whole=self.settings.objective.every_token, **how)
 
     @cached_property
     def flops_per_token(self) -> int:
@@ -144,15 +146,17 @@ def update(run: Run) -> dict[str, Any]:
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     batch = next(run.batches)
-    terms = accumulate_gradient(run.model, settings.objective, batch, settings.accumulate, run.autocast)
+    terms, loads = accumulate_gradient(run.model, settings.objective, batch, settings.accumulate, run.autocast)
     terms["grad_norm"] = clip_gradient(list(run.model.parameters()), settings.clip)
     run.step += 1
-    run.tokens += batch.input_ids.numel()
+    run.tokens += settings.batch_size * settings.seq_len
     if run.device.type == "cpu":  # elsewhere this would wait for the device at each step: `record` looks instead
         refuse_nonfinite(run, terms)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
-    return {**terms, "lr": lr}
+    if loads:
+        balance_routers(run.model, loads, RATE if settings.router_bias_rate is None else settings.router_bias_rate)
+    return {**terms, **describe_loads(loads), "lr": lr}
 
 
 def refuse_nonfinite(run: Run, terms: dict[str, Any]) -> None:
@@ -200,7 +204,9 @@ def record(run: Run, terms: dict[str, Any]) -> None:
 
 def compute_mfu(run: Run, speed: float) -> float | None:
     """Compute the MFU at so many tokens a second; None where that lies above the measured peak, which then was measured
-    too low."""
+    too low, and where the objective's FLOPs are not counted."""
+    if not run.settings.objective.every_token:  # the head runs on fewer tokens than `flops_per_token` counts
+        return None
     share = run.peak.share(speed * run.flops_per_token)
     return None if share is None else round(share, 4)
 
@@ -218,16 +224,19 @@ def evaluate(run: Run) -> None:
     """Measure the validation loss and write it as a line of metrics."""
     run.peak = run.peak.again(run.device, run.settings.arithmetic)
     loss = measure_validation_loss(run)
-    bits = loss / math.log(2) * (len(run.data.validation) - 1) / run.data.validation.n_bytes
-    run.records.write_line(step=run.step, tokens=run.tokens, val_loss=loss, bits_per_byte=bits)
-    run.last |= {"val_loss": loss, "bits_per_byte": bits}
+    found: dict[str, float] = {"val_loss": loss}
+    if run.settings.objective.every_token:
+        bits = loss / math.log(2) * (len(run.data.validation) - 1) / run.data.validation.n_bytes
+        found["bits_per_byte"] = bits
+    run.records.write_line(step=run.step, tokens=run.tokens, **found)
+    run.last |= found
     run.evaluation_due = False
-    run.show.evaluation(run.step, loss, bits)
+    run.show.evaluation(run.step, loss, found.get("bits_per_byte"))
 
 
 def write_sample(run: Run) -> None:
-    """Let the model continue the prompt, where the config has one."""
-    if isinstance(sample := run.settings.sample, TextSample):
+    """Let the model continue the prompt, where the config has one and the model writes."""
+    if isinstance(sample := run.settings.sample, TextSample) and writes(run.model.spec):
         text = sample.prompt + continue_prompt(run, sample)
         run.records.write_sample(run.step, text)
         run.show.sample(text)
@@ -245,25 +254,45 @@ def measure_validation_loss(run: Run) -> float:
     run.model.eval()
     try:
         for batch in run.validation:
-            total += objective.measure(run.model, move_batch(batch, run.device), run.autocast)
-            targets += objective.targets(batch)
+            count = objective.targets(batch)
+            with torch.no_grad(), run.autocast():
+                total += objective.loss(run.model, move_batch(batch, run.device), count=count).terms["loss"]
+            targets += count
     finally:
         run.model.train()
     return float(total) / targets
 
 
 def take_validation(
-    data: Prepared, batch_size: int, seq_len: int, *, wanted: int | None, documents: bool
+    data: Prepared,
+    batch_size: int,
+    seq_len: int,
+    *,
+    wanted: int | None,
+    documents: bool,
+    whole: bool = True,
+    collate: Collate | None = None,
 ) -> list[Batch]:
     """Take the whole validation split as batches, or `wanted` rows spread evenly over it: its first rows alone would be
-    a few documents."""
+    a few documents. Unless each token is a target (`whole`), what fills no row is left out.
+
+    Raises ZooError where the split fills none.
+    """
     tokens = data.validation
     there = (len(tokens) - 1) // seq_len
-    if wanted is None or wanted >= there:
+    if whole and (wanted is None or wanted >= there):
         return list(read_evaluation_batches(tokens, batch_size, seq_len, documents=documents))
-    starts = [row * there // wanted * seq_len for row in range(wanted)]
-    groups = [starts[first : first + batch_size] for first in range(0, wanted, batch_size)]
-    return [to_batch(tokens.rows(group, seq_len + 1), tokens.eos_id, documents) for group in groups]
+    taken = there if wanted is None else min(wanted, there)
+    if not taken:
+        found = f"found {len(tokens)} tokens, a row has {seq_len} and one more"
+        raise ZooError(f"data: the validation split fills no row, {found} (a larger data.validation_fraction)")
+    numbers = [row * there // taken for row in range(taken)]
+    collate = collate or partial(to_next_tokens, eos_id=tokens.eos_id, documents=documents)
+    groups = [numbers[first : first + batch_size] for first in range(0, taken, batch_size)]
+    return [
+        collate(tokens.rows((row * seq_len for row in group), seq_len + 1), [(EVALUATION, row) for row in group])
+        for group in groups
+    ]
 
 
 def continue_prompt(run: Run, sample: TextSample) -> str:
