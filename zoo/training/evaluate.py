@@ -63,7 +63,7 @@ def evaluate(
     subject.check_precision(weights, fp8)
     check_model(subject.spec)
     windows = settle_windows(subject.spec, context, stride, tell)
-    streams = subject.encode(texts) if texts is not None else [subject.read_validation(report)]
+    streams = subject.encode(texts) if texts is not None else subject.read_validation(report)
     check_vocabulary(subject.spec, streams)
     exact = subject.load()
 
@@ -186,9 +186,9 @@ class Subject:
             raise ConfigError(*faults)
         return streams
 
-    def read_validation(self, progress: Progress) -> Stream:
-        """The validation split of the run that the folder is of, or lies in. Raises ConfigError where there is none,
-        and where the text has changed since."""
+    def read_validation(self, progress: Progress) -> list[Stream]:
+        """The validation split of the run that the folder is of, or lies in; of a mix, that of each source. Raises
+        ConfigError where there is none, and where the text has changed since."""
         if self.place is None or self.folder is None:
             raise ConfigError("texts: a model that is given has no validation split of its own (pass texts)")
         run = self.place if (self.place / CONFIG).is_file() else self.folder.parent.parent
@@ -198,5 +198,5 @@ class Subject:
         data = prepare_data(planned.data, progress)
         if data.key != (was := store.read_counters(self.folder)["data"]["key"]):
             raise ConfigError(f"{run}: its data is not what it was, found {data.key} (was {was}; --file TEXT would do)")
-        held = data.validation
-        return Stream(held.ids, held.n_bytes, held.eos_id, documents=planned.data.documents)
+        held = [source.tokens for source in data.held_out]
+        return [Stream(each.ids, each.n_bytes, each.eos_id, documents=planned.data.documents) for each in held]

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zoo import grammar, runs
 from zoo.checkpoint import store
-from zoo.data import BPE_SIZE, Batches, DataSettings, Prepared, prepare
+from zoo.data import BPE_SIZE, Batches, DataSettings, Prepared, make_paths_absolute, prepare, refuse_old_position
 from zoo.disk import write_text
 from zoo.errors import CheckpointError, ConfigError, ZooError, did_you_mean, short
 from zoo.generation.towers import check_length
@@ -38,7 +38,7 @@ from zoo.training.speed import find_peak
 CONFIG, MODEL = "config.yaml", "model.yaml"
 
 MAY_CHANGE = (
-    *("steps", "log_every", "eval_every", "eval_batches", "save_every", "keep", "sample"),
+    *("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batches", "save_every", "keep", "sample"),
     *("compile", "device", "kernel"),
 )
 """The keys that may change when a run is resumed. Any other would make it another run."""
@@ -90,6 +90,7 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
         checkpoint = runs.find(folder)
         counters = store.read_counters(checkpoint)
         refuse_other_run(planned, folder, checkpoint, counters)
+        refuse_old_position(counters["data"])
         device, data = prepare_device_and_data(planned, show)
         if data.key != (was := counters["data"]["key"]):
             raise ConfigError(f"{folder}: its data is not what it was, found {data.key} (was {was})")
@@ -156,9 +157,7 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
     assert isinstance(config, dict)
-    for node in (config.get("data"), (config.get("data") or {}).get("tokenizer")):
-        if isinstance(node, dict) and isinstance(path := node.get("path"), str):
-            node["path"] = str(Path(path).expanduser().absolute())  # a run may go on from another folder
+    make_paths_absolute(config.get("data"))
     return {"model": model, **{str(key): value for key, value in config.items()}}
 
 
@@ -166,6 +165,9 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
     """List what does not go together, as far as the config alone tells."""
     refused = settings.objective.refuses(spec)
     faults = [f"objective: {refused}"] if refused else []
+    if data.paired and not getattr(settings.objective, "reads_pairs", False):
+        found = "found data.source and data.target (data.field=NAME)"
+        faults.append(f"data: {settings.objective.kind} learns from text, not from pairs, {found}")
     if settings.kernel not in (names := ("auto", *KERNELS)):
         hint = did_you_mean(settings.kernel, names)
         faults.append(f"kernel: there is no {settings.kernel!r}{hint} (there are {', '.join(names)})")
@@ -236,7 +238,7 @@ def build_run(
     checkpoint that a run goes on from."""
     settings = planned.settings
     watch = choose_computing(settings, device, show, counters)
-    batches = Batches(data.train, settings.batch_size, settings.seq_len, settings.seed, planned.data.documents)
+    batches = Batches(data.sources, settings.batch_size, settings.seq_len, settings.seed, planned.data.documents)
     torch.manual_seed(settings.seed)
     if device.type == "cpu":
         keep_memory()
