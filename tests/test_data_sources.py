@@ -209,7 +209,6 @@ def datasets(tmp_path, monkeypatch):
     return library
 
 
-@pytest.mark.filterwarnings("ignore:Cannot (locate reference|pickle)")  # datasets pickles pyarrow's classes
 def test_a_saved_data_set_gives_its_rows(tmp_path, datasets):
     one = datasets.Dataset.from_list(RECORDS)
     one.save_to_disk(str(tmp_path / "one"))
