@@ -1,6 +1,7 @@
 """Prepared data: the cache, what its key depends on, and the settings."""
 
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -15,7 +16,8 @@ import zoo.data
 from zoo.data import DataSettings, prepare
 from zoo.data.cache import fill_cache
 from zoo.data.corpus import Corpus, open_text_corpus
-from zoo.data.split import join_pieces, split_corpus
+from zoo.data.split import join_pieces, split_corpus, split_units
+from zoo.data.survey import survey
 from zoo.data.tokenizer import make_byte_tokenizer, train_bpe
 from zoo.errors import ZooError
 from zoo.paths import conf_dir, find_cache_folder
@@ -142,6 +144,30 @@ def test_the_vocabulary_is_learnt_from_the_training_part_alone(cache, folder):
     parts = split_corpus(corpus, settings.validation_fraction)
     train = [text for part, text in texts_of(corpus, parts) if part == "train"]
     assert learnt.tokenizer.backend.to_str() == train_bpe(train, 300).backend.to_str()
+
+
+def test_a_sample_is_bounded_and_is_of_the_documents_that_max_bytes_takes():
+    texts = [f"{n:09}\n" * (n % 5 + 1) for n in range(3000)]
+    whole = survey(documents(*texts), 10**9, lambda done: None)
+    assert whole.sample.size == sum(map(len, texts))
+    small = survey(documents(*texts), 5000, lambda done: None)
+    assert 5000 <= small.sample.size < 5050
+    parts = split_units(small.units, 0.2, 20_000)
+    kept = set(small.sample.texts(parts))
+    assert len(kept) > 100
+    assert kept <= {text for text, part in zip(texts, parts, strict=True) if part == "train"}
+    shuffled = random.sample(texts, len(texts))
+    again = survey(documents(*shuffled), 5000, lambda done: None)
+    assert set(again.sample.texts(split_units(again.units, 0.2, 20_000))) == kept
+
+
+def test_a_sample_without_training_text_is_one_line(cache, tmp_path, monkeypatch):
+    for n in range(4):
+        (tmp_path / f"{n}.txt").write_text(f"text {n}", "utf-8")
+    monkeypatch.setattr("zoo.data.BPE_SAMPLE", 1)
+    node = {"kind": "text", "path": str(tmp_path), "validation_fraction": 0.9}
+    (fault,) = faults_of(lambda: prepare(DataSettings.read(node)))
+    assert fault.startswith("data.tokenizer: a BPE learns from a sample of")
 
 
 def test_the_key_follows_what_the_tokens_depend_on_and_nothing_else(cache, folder, tmp_path):

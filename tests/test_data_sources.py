@@ -126,10 +126,14 @@ def test_a_packed_file_that_is_cut_or_spoilt_is_one_line(tmp_path):
 
 
 def test_a_path_that_has_no_records_is_one_line(tmp_path):
-    (fault,) = faults_in({"kind": "jsonl", "path": str(tmp_path)})
-    assert fault.startswith(
-        f"data.path: no records to read, found nothing in {tmp_path} (a file, or a folder of .jsonl"
-    )
+    for path, found in (
+        (tmp_path / "a.jsonl", "no such file or folder"),
+        (tmp_path, "no records to read, found nothing in"),
+        (tmp_path / "*.jsonl", "no records to read, found nothing in"),
+    ):
+        (fault,) = faults_in({"kind": "jsonl", "path": str(path)})
+        assert fault.startswith(f"data.path: {found}")
+        assert f" {path} (a file, or a folder of .jsonl, " in fault
 
 
 # Pairs
@@ -158,6 +162,10 @@ def test_a_source_and_a_target_are_a_pair(tmp_path):
         (
             {"source": "q", "target": "a", "field": "text"},
             "data.target: a record is one text or a pair, found field: text beside a pair (field: null)",
+        ),
+        (
+            {"source": "q", "target": "a", "documents": True},
+            "data.target: a row of pairs holds one of them, found documents: true beside a pair (documents: false)",
         ),
         ({"path": None}, "data.path: data=jsonl needs records, found none (data.path=FILE_OR_FOLDER)"),
     ],

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PARTS: tuple[Part, ...] = ("train", "validation")
 INDEX = "index.json"
-GROUP = 4 << 20
+GROUP = 2 << 20
 """Characters of text encoded at once: enough for all cores, little to hold."""
 
 

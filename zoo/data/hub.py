@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.data.corpus import Document
-from zoo.data.records import FIELDS_SHOWN, Faults, import_package, make_document
+from zoo.data.records import FIELDS_SHOWN, Faults, import_package, make_document, name_keys
 from zoo.errors import ConfigError, short
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ def open_dataset(settings: HF) -> Rows:
     names = getattr(rows, "column_names", None)
     if names and (lacking := [column for column in settings.columns if column not in names]):
         fields = ", ".join(names[:FIELDS_SHOWN])
-        raise ConfigError(f"data.path: {path} has no field '{lacking[0]}', found {fields} (data.field=NAME)")
+        raise ConfigError(
+            f"data.path: {path} has no field '{lacking[0]}', found {fields} ({name_keys(settings.columns)})"
+        )
     return Rows(rows, path, settings.columns, settings.max_rows)
 
 

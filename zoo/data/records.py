@@ -42,6 +42,8 @@ def find_files(path: str, suffixes: Sequence[str]) -> tuple[Path, ...]:
         )
     else:
         found = tuple(sorted(Path(each) for each in glob.glob(str(root), recursive=True) if Path(each).is_file()))
+        if not found and not glob.has_magic(str(root)):
+            raise ConfigError(f"data.path: no such file or folder, found {root} (a file, or a folder of {wanted})")
     if not found:
         raise ConfigError(f"data.path: no records to read, found nothing in {root} (a file, or a folder of {wanted})")
     return found
@@ -74,13 +76,20 @@ class Faults:
             raise ConfigError(*self.lines)
 
 
+def name_keys(columns: Sequence[str]) -> str:
+    """Name the keys of a config that choose these columns."""
+    return "data.field=NAME" if len(columns) == 1 else "data.source=NAME data.target=NAME"
+
+
 def make_document(record: Mapping[str, Any], columns: Sequence[str], where: str, faults: Faults) -> Document | None:
     """Make a document of a record; None for one without text, and for one that is at fault."""
     texts = []
     for column in columns:
         if column not in record:
             fields = ", ".join(list(record)[:FIELDS_SHOWN]) or "none"
-            faults.add(f"{where} has no field '{column}', found {fields} (data.field=NAME, or a record that has it)")
+            faults.add(
+                f"{where} has no field '{column}', found {fields} ({name_keys(columns)}, or a record that has it)"
+            )
             return None
         if not isinstance(text := record[column], str):
             faults.add(f"{where} has no text in '{column}', found {type(text).__name__} (a string, or another field)")
@@ -239,7 +248,7 @@ class Parquet:
                 names = table.schema_arrow.names
                 if lacking := [column for column in self.columns if column not in names]:
                     found = ", ".join(names[:FIELDS_SHOWN]) or "none"
-                    faults.add(f"{file} has no field '{lacking[0]}', found {found} (data.field=NAME)")
+                    faults.add(f"{file} has no field '{lacking[0]}', found {found} ({name_keys(self.columns)})")
                     return
                 for batch in table.iter_batches(batch_size=READ_AT_ONCE, columns=list(self.columns)):
                     for record in batch.to_pylist():

@@ -166,6 +166,8 @@ class Records(DataSettings):
             raise ValueError(f"a pair has a source and a target, found {has!r} alone (data.{lacks}=FIELD)")
         if value is not None and field is not None:
             raise ValueError(f"a record is one text or a pair, found field: {field} beside a pair (field: null)")
+        if value is not None and info.data.get("documents"):
+            raise ValueError("a row of pairs holds one of them, found documents: true beside a pair (documents: false)")
         return value
 
     @classmethod

@@ -52,7 +52,8 @@ def evaluate(
 
     `model` is a folder, or a model with its `tokenizer` (a tokenizer.json or its folder). Each text is a document of
     its own; without texts, the validation split of the run that the folder belongs to. Windows of `context` tokens (the
-    model's length unless given) begin `stride` apart (half of that), and each token is scored once.
+    model's length unless given) begin `stride` apart (half of that), and each token is scored once. The ends of text in
+    a run's split are among them, and have no bytes; a text that is given has none at its end.
 
     `weights` (fp16, bf16, int8, int4; on a CPU) and `fp8` (`zoo.run.fp8`) evaluate the model a second time in that
     precision: `results` has a row for each, the second with its `loss_difference` and how its products are `made`. They
