@@ -119,6 +119,12 @@ def test_a_word_has_the_bytes_from_its_start_to_the_next():
     assert lengths_of(tokenizer, " \n").tolist() == [2]  # a text without tokens: its end has it
 
 
+def test_no_token_has_fewer_than_no_bytes_where_offsets_go_back(monkeypatch):
+    tokenizer = word_pieces()
+    monkeypatch.setattr(tokenizer, "find_offsets", lambda text: [(1, 2), (4, 5), (2, 3), (5, 6)])
+    assert measure_by_offsets(tokenizer, "abécdef", 4).tolist() == [5, 0, 1, 2, 0]
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("wanted", [None, 1, 3, 7])
 def test_the_bytes_of_held_out_rows_are_those_of_their_targets(tmp_path, kind, wanted):

@@ -62,15 +62,15 @@ def measure_characters(text: str) -> np.ndarray:
 def tabulate_byte_level(tokenizer: Tokenizer) -> np.ndarray | None:
     """List the bytes of each token of a byte-level vocabulary, by id; None for another kind of vocabulary.
 
-    Such a vocabulary spells each byte as one character (GPT-2, 2019). Added tokens are spelled as they are.
+    Such a vocabulary spells each byte as one character (GPT-2, 2019). Added tokens are spelled as they are: of one that
+    is not ASCII the number is wrong, so that a text with it does not add up.
     """
     import numpy as np
 
     backend = tokenizer.backend
     if BYTE_LEVEL not in json.dumps(json.loads(backend.to_str()).get("decoder")):
         return None
-    added = backend.get_added_tokens_decoder()
     table = np.zeros(tokenizer.vocab_size, np.int64)
     for token, number in backend.get_vocab(with_added_tokens=True).items():
-        table[number] = len(token.encode()) if number in added else len(token)
+        table[number] = len(token)
     return table
