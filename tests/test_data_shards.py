@@ -241,8 +241,8 @@ PROGRAM = """
 import sys
 from zoo.data import DataSettings, prepare
 import zoo.data.shards, zoo.data.encode
-zoo.data.shards.SHARD, zoo.data.encode.GROUP = 60_000, 50_000
-node = {"kind": "stdlib", "max_bytes": 1_500_000, "tokenizer": {"vocab_size": 500}}
+zoo.data.shards.SHARD, zoo.data.encode.GROUP = 30_000, 25_000
+node = {"kind": "stdlib", "max_bytes": 700_000, "tokenizer": {"vocab_size": 500}}
 print(prepare(DataSettings.read(node)).folder)
 """
 

@@ -194,7 +194,7 @@ def write_source(
         join_pieces(fingerprint.follow(source.settings.open()), parts),
         tokenizer,
         lambda done: progress("encoding", min(done, total), total),
-        sequences=2 if source.settings.paired else 1,
+        sequences=2 if source.settings.reads_pairs else 1,
         unchanged=lambda: fingerprint.hexdigest() == found.fingerprint,
     )
     progress("encoding", total, total)

@@ -93,7 +93,7 @@ class DataSettings(Spec, axis="data", default="stdlib"):
         return {"": Weighted(Fraction(1), self)}
 
     @property
-    def paired(self) -> bool:
+    def reads_pairs(self) -> bool:
         """Whether a document is a source and its target."""
         return False
 
@@ -175,7 +175,7 @@ class Records(DataSettings):
         return "FILE_OR_FOLDER"
 
     @property
-    def paired(self) -> bool:
+    def reads_pairs(self) -> bool:
         return self.target is not None
 
     @property
@@ -268,7 +268,7 @@ class Mix(DataSettings, kind="mix"):
             raise ValueError("data=mix needs sources, found none (data.of={a: {kind: stdlib, weight: 1}, …})")
         if odd := [name for name in value if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]:
             raise ValueError(f"a source's name is the name of a folder, found {odd[0]!r} (letters, digits, _ and -)")
-        if len(pairs := {name for name, each in value.items() if each.settings.paired}) not in (0, len(value)):
+        if len(pairs := {name for name, each in value.items() if each.settings.reads_pairs}) not in (0, len(value)):
             raise ValueError(f"sources are all of pairs or none is, found pairs in {', '.join(sorted(pairs))}")
         return value
 
@@ -278,8 +278,8 @@ class Mix(DataSettings, kind="mix"):
         return self.of
 
     @property
-    def paired(self) -> bool:
-        return all(each.settings.paired for each in self.sources.values())
+    def reads_pairs(self) -> bool:
+        return all(each.settings.reads_pairs for each in self.sources.values())
 
 
 def make_paths_absolute(node: Any) -> None:

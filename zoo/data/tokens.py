@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data.order import Interleaving, Permutation
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, ZooError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the bytes of text done, and the bytes in all."""
+
+EVALUATION = 1 << 32
+"""The epoch of rows that evaluate: what is random in them is the same every time, and unlike that of any other."""
 
 AHEAD = 1024  # rows whose places are computed together, which takes hardly longer than for one
 
@@ -104,8 +107,8 @@ class Batch(NamedTuple):
 
 
 Collate = Callable[[Any, Sequence[tuple[int, int]]], Batch]
-"""Makes a batch of rows of ids [B, T + 1], or of B pairs of ids, given the epoch and the number of each row: what is
-random follows from these and a seed."""
+"""Makes a batch of rows of ids [B, T + 1], or of a list of B pairs of ids, given the epoch and the number of each row:
+what is random follows from these and a seed."""
 
 
 def to_batch(rows: np.ndarray, eos_id: int, documents: bool) -> Batch:
@@ -121,13 +124,16 @@ def to_batch(rows: np.ndarray, eos_id: int, documents: bool) -> Batch:
     return Batch(input_ids, targets, numbers - numbers[:, :1])
 
 
-def to_next_tokens(
-    rows: Sequence[np.ndarray], keys: Sequence[tuple[int, int]], *, eos_id: int, documents: bool
-) -> Batch:
+def to_next_tokens(rows: np.ndarray, keys: Sequence[tuple[int, int]], *, eos_id: int, documents: bool) -> Batch:
     """Make a batch whose targets are the next tokens: nothing in it is random."""
+    return to_batch(rows, eos_id, documents)
+
+
+def gather(rows: Sequence[Any]) -> Any:
+    """Stack rows of ids to [B, T + 1]; pairs, which differ in length, stay a list."""
     import numpy as np
 
-    return to_batch(np.stack(rows), eos_id, documents)
+    return list(rows) if isinstance(rows[0], tuple) else np.stack(rows)
 
 
 class Source(NamedTuple):
@@ -192,7 +198,9 @@ class Batches:
         numbers = range(first, first + count)
         places = [self.place(number) for number in numbers]
         rows = [self.sources[place.source].tokens.read_row(place.window, self.seq_len) for place in places]
-        return self.collate(rows, [(place.epoch, number) for place, number in zip(places, numbers, strict=True)])
+        return self.collate(
+            gather(rows), [(place.epoch, number) for place, number in zip(places, numbers, strict=True)]
+        )
 
     def place(self, number: int) -> Place:
         """Find where a row lies."""
@@ -287,7 +295,8 @@ def read_groups(
     """Make a batch of each group of row numbers of a split."""
     collate = collate or partial(to_next_tokens, eos_id=tokens.eos_id, documents=documents)
     for numbers in groups:
-        yield collate([tokens.read_row(number, seq_len) for number in numbers], [(0, number) for number in numbers])
+        rows = gather([tokens.read_row(number, seq_len) for number in numbers])
+        yield collate(rows, [(EVALUATION, number) for number in numbers])
 
 
 class Held(NamedTuple):
@@ -308,11 +317,18 @@ def hold_out(
     collate: Collate | None = None,
 ) -> list[Held]:
     """Take the validation splits of all sources as batches, or about `wanted` rows spread evenly over them: the first
-    rows alone would be a few documents. Each source gives rows by its length, one at least."""
+    rows alone would be a few documents. Each source gives rows by its length, one at least.
+
+    With `collate` what fills no row is left out. Raises ZooError where a split fills none.
+    """
     there = [source.tokens.count_rows(seq_len) for source in sources]
     held = []
     for source, rows in zip(sources, there, strict=True):
         tokens = source.tokens
+        if collate is not None and not rows:
+            found = f"found {len(tokens)} tokens, a row has {seq_len} and one more"
+            where = f"data.of.{source.name}" if source.name else "data"
+            raise ZooError(f"{where}: the validation split fills no row, {found} (a larger data.validation_fraction)")
         share = rows if wanted is None or wanted >= sum(there) else max(round(wanted * rows / sum(there)), 1)
         if share >= rows:
             whole = read_evaluation_batches(tokens, batch_size, seq_len, documents=documents, collate=collate)

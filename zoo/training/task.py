@@ -165,7 +165,7 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
     """List what does not go together, as far as the config alone tells."""
     refused = settings.objective.refuses(spec)
     faults = [f"objective: {refused}"] if refused else []
-    if data.paired and not getattr(settings.objective, "reads_pairs", False):
+    if data.reads_pairs and not getattr(settings.objective, "reads_pairs", False):
         found = "found data.source and data.target (data.field=NAME)"
         faults.append(f"data: {settings.objective.kind} learns from text, not from pairs, {found}")
     if settings.kernel not in (names := ("auto", *KERNELS)):
