@@ -25,9 +25,11 @@ def counted(model, ids, **more):
     """The experts that each router chose, counted by a hook on its scores."""
     found, hooks = [], []
     for router in list_routers(model):
+
         def count(module, given, logits, router=router):
             scores = logits.float().sigmoid() + router.selection_bias
             found.append(torch.bincount(scores.topk(router.spec.top_k, -1).indices.flatten(), minlength=4))
+
         hooks.append(router.gate.register_forward_hook(count))
     with torch.no_grad():
         model(ids, **more)

@@ -25,8 +25,8 @@ def text(length: int, number: int = 0):
 
 def t5_lengths(length: int, rate: float, mean: float) -> tuple[int, int]:
     """What the encoder and the decoder get, as T5's `random_spans_helper` counts them (Raffel et al., 2020)."""
-    noise = int(round(length * rate))
-    spans = int(round(noise / mean))
+    noise = round(length * rate)
+    spans = round(noise / mean)
     return length - noise + spans + 1, noise + spans + 1
 
 
@@ -136,6 +136,17 @@ def test_words_and_sentences_are_read_off_a_vocabulary():
     ids = np.array(tokenizer.encode(spelled))
     words = number_words(ids, pieces)
     groups = itertools.groupby(range(len(ids)), words.__getitem__)
-    assert ["".join(chr(ids[place]) for place in group) for _, group in groups] == ["def", " f_1", "(", "x", "):", " go", ".", "\n", " ", " and"]
+    assert ["".join(chr(ids[place]) for place in group) for _, group in groups] == [
+        "def",
+        " f_1",
+        "(",
+        "x",
+        "):",
+        " go",
+        ".",
+        "\n",
+        " ",
+        " and",
+    ]
     assert [chr(each) for each in range(128) if pieces.ends[each]] == ["\n", "!", ".", "?"]
     assert pieces.ends[tokenizer.eos_id]

@@ -5,7 +5,6 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-import transformers
 from families import Case, pair
 from loaded import load
 from tiny import model_of, spec_of
@@ -190,6 +189,7 @@ def test_the_loss_and_its_gradient_are_transformers_own(name):
     labels[torch.rand(labels.shape) < 0.4] = IGNORED
     mask = torch.ones_like(ids)
     mask[0, 15:] = 0
+    labels[0, 15:] = IGNORED
     theirs = two.reference(input_ids=ids, attention_mask=mask, labels=labels)
     theirs.loss.backward()
     batch = Batch(ids, labels, attention_mask=mask)
@@ -199,10 +199,11 @@ def test_the_loss_and_its_gradient_are_transformers_own(name):
         batch = batch._replace(decoder_input_ids=written.masked_fill(written == IGNORED, pad))
     found = accumulate_gradient(two.ours.train(), objective_of(name), batch, 3, nullcontext).terms["loss"]
     two.ours.eval()
-    assert float(found) == pytest.approx(float(theirs.loss), rel=1e-4)
+    assert float(found) == pytest.approx(float(theirs.loss.detach()), rel=1e-4)
     table = next(name for name, _ in two.ours.named_parameters() if name.endswith("embedding.tokens.weight"))
     ours, expected = two.ours.get_parameter(table).grad, two.reference.get_input_embeddings().weight.grad
-    torch.testing.assert_close(ours, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-3)
+    kept = torch.arange(67) != two.reference.config.pad_token_id  # whose look-up has no gradient there
+    torch.testing.assert_close(ours[kept], expected[kept], atol=1e-5 * float(expected.abs().max()), rtol=1e-3)
     two.ours.zero_grad(), two.reference.zero_grad()
 
 

@@ -126,7 +126,8 @@ def pad_pairs(
     if start_id is not None:
         read, real = _pad(asked, s, eos_id), _pad([np.ones(len(each), np.int64) for each in asked], s, 0)
         written = _pad([np.append(start_id, each[:-1]) for each in told], t, eos_id)
-        return Batch(*map(to_tensor, (read, _pad(told, t, IGNORED))), None, to_tensor(written), None, to_tensor(real))
+        targets = to_tensor(_pad(told, t, IGNORED))
+        return Batch(to_tensor(read), targets, None, to_tensor(written), None, to_tensor(real))
     rows = [np.concatenate(pair) for pair in zip(asked, told, strict=True)]
     unasked = [np.full(max(len(each) - 1, 0), IGNORED) for each in asked]  # the last of a source predicts the answer
     targets = [np.concatenate([quiet, row[len(quiet) + 1 :]]) for quiet, row in zip(unasked, rows, strict=True)]

@@ -123,7 +123,7 @@ def _choose_words(places: np.ndarray, words: np.ndarray, count: int, rng: np.ran
     for word in rng.permutation(len(sizes)):
         if sizes[word] <= count:
             chosen[word] = True
-            count -= sizes[word]
+            count -= int(sizes[word])
         if not count:
             break
     return places[chosen[numbers]] if len(places) else places

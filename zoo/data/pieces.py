@@ -17,7 +17,7 @@ CONTINUES = "##"
 
 LINE_ENDS = ("Ċ", "\n", "<0x0A>")
 STOPS = (".", "!", "?")
-CLOSING = "\"')]»”’"
+CLOSING = "\"')]»”\u2019"
 """What may stand between a full stop and the end of its sentence."""
 
 

@@ -136,11 +136,12 @@ def find_labelled(targets: Tensor, count: int | None = None) -> Tensor | None:
     return torch.nonzero_static(kept, size=count)[:, 0]
 
 
-def _measure(head: Weights, loss: TokenLoss, hidden: Tensor, targets: Tensor, rows: Any) -> Tensor:
+def _measure(head: Any, loss: TokenLoss, hidden: Tensor, targets: Tensor, rows: Any) -> Tensor:
     """The weighted total and terms [1 + n]."""
     sums = _zeros(loss, hidden)
     for part in split_for_head(hidden, targets, head.spec.vocab_size, loss.chunk):
-        sums += loss.measure(head(hidden[rows[part]]), targets[part], rows[part]).to(sums.dtype)
+        places = part if rows is None else rows[part]
+        sums += loss.measure(head(hidden[places]), targets[part], places).to(sums.dtype)
     return _weigh(sums, loss)
 
 

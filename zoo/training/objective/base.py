@@ -91,7 +91,10 @@ class Objective(Spec, axis="objective"):
         out = model(**inputs, targets=batch.targets, loss=self.weigh(inputs, weight, count))
         own = {name: loss * (weight * count) for name, loss in out.losses.items()}
         terms = {**out.terms, **{name: loss.detach() for name, loss in own.items()}}
-        return Loss(sum(own.values(), out.loss), count, terms, out.loads)
+        total = out.loss
+        for each in own.values():
+            total = total + each
+        return Loss(total, count, terms, out.loads)
 
     def weigh(self, inputs: dict[str, Tensor], weight: float, count: int) -> TokenLoss:
         """Say how the targets are weighed in a pass of these inputs."""

@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 
 
 class Distil(Objective, kind="distil"):
-    """(1 − mix) × the cross-entropy of another objective, `on`, and mix × t² · KL(teacher ‖ student) of the same
+    """(1 − mix) × the cross-entropy of another objective, `base`, and mix × t² · KL(teacher ‖ student) of the same
     tokens, both models' logits divided by the `temperature` t (Hinton et al., 2015).
 
     The `teacher` is a folder that `zoo.load` reads: of the student's topology, vocabulary and tokenizer.
     """
 
     teacher: str
-    on: Objective = NextToken()
+    base: Objective = NextToken()
     temperature: PositiveFloat = 1.0
     mix: Annotated[float, Field(gt=0, le=1)] = 0.5
 
     def settle(self, spec: Any) -> Objective:
         from dataclasses import replace
 
-        return replace(self, on=self.on.settle(spec))  # type: ignore[type-var]
+        return replace(self, base=self.base.settle(spec))  # type: ignore[type-var]
 
     def refuses(self, spec: Any) -> str | None:
         from zoo.checkpoint import store
 
-        if isinstance(self.on, Distil):
-            return "distil: on is distil itself (another objective, whose targets are learned beside the teacher)"
-        if reason := self.on.refuses(spec):
+        if isinstance(self.base, Distil):
+            return "distil: base is distil itself (another objective, whose targets are learned beside the teacher)"
+        if reason := self.base.refuses(spec):
             return reason
         try:
             taught = store.load_spec(self.teacher)
@@ -54,20 +54,20 @@ class Distil(Objective, kind="distil"):
         if taught.vocab_size != spec.vocab_size:
             found = f"has a vocabulary of {taught.vocab_size}, the model's is {spec.vocab_size}"
             return f"teacher {found} (model.vocab_size={taught.vocab_size})"
-        return self.on.refuses(taught)
+        return self.base.refuses(taught)
 
     def widths(self, spec: Any, seq_len: int, documents: bool) -> dict[str, int]:
-        return self.on.widths(spec, seq_len, documents)
+        return self.base.widths(spec, seq_len, documents)
 
     def count_special(self, seq_len: int) -> int:
-        return self.on.count_special(seq_len)
+        return self.base.count_special(seq_len)
 
     def extend(self, tokenizer: Tokenizer, seq_len: int) -> None:
-        self.on.extend(tokenizer, seq_len)
+        self.base.extend(tokenizer, seq_len)
         refuse_other_tokenizer(self.teacher, tokenizer)
 
     def collator(self, context: Context) -> Collate:
-        return self.on.collator(context)
+        return self.base.collator(context)
 
     def loss(self, model: Any, batch: Batch, *, weight: float = 1.0, count: int | None = None) -> Loss:
         load_teacher(self.teacher, batch.input_ids.device)  # before the student's pass takes memory

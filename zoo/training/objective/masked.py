@@ -24,8 +24,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 class MLM(Objective, kind="mlm"):
     """Tokens that were masked (Devlin et al., 2018, BERT). `rate` of a row's ordinary tokens are asked for; of these
-    the share `masked` become the mask, `random` any other token, and the rest stay as they are. With `whole_word` a word is
-    asked for whole.
+    the share `masked` become the mask, `random` any other token, and the rest stay as they are. With `whole_word` a
+    word is asked for whole.
 
     The mask is the tokenizer's, or the token `mask_id`; a tokenizer that has none gets one behind its vocabulary.
     """
