@@ -45,7 +45,7 @@ PUBLISHED = {
     "t5-tiny": 2_878_080,
     "bart-tiny": 3_085_824,
     "deepseek-tiny": 3_606_976,
-    "qwen3-next-tiny": 0,
+    "qwen3-next-tiny": 3_887_224,
     "mamba-130m": 129_135_360,
     "mamba2-130m": 128_989_632,
 }

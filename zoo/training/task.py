@@ -171,10 +171,11 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
 def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list[str]:
     """List what does not go together, as far as the config alone tells."""
     refused = settings.objective.refuses(spec)
-    faults = [f"objective: {refused}"] if refused else [*find_misfits_of_rows(settings, data, spec)]
+    faults = [f"objective: {refused}"] if refused else []
     if settings.kernel not in (names := ("auto", *KERNELS)):
         hint = did_you_mean(settings.kernel, names)
         faults.append(f"kernel: there is no {settings.kernel!r}{hint} (there are {', '.join(names)})")
+    faults += [] if refused else find_misfits_of_rows(settings, data, spec)
     if settings.router_bias_rate is not None and not has_selection_bias(spec):
         found = f"is {settings.router_bias_rate}, and no router of the model has a selection bias"
         faults.append(f"router_bias_rate: {found} (null; or router.selection_bias=true)")
