@@ -153,6 +153,26 @@ def test_a_source_is_not_asked_for_and_an_answer_ends_its_text():
     assert second == [12, 13, 14, -100, -100, -100] and third == [-100] * 3 + [0, -100, -100]
 
 
+@pytest.mark.parametrize("model", ["t5-tiny", "llama-tiny"])
+def test_pairs_are_learned_by_both_kinds_of_writers_and_padding_changes_nothing(model):
+    context = Context(load(model, []), make_byte_tokenizer(), 16, 0, False)
+    objective = objective_of("seq2seq", answer_len=6)
+    assert objective.refuses(context.spec) is None
+    pairs = [([1, 2, 3], [4, 5]), ([6] * 40, [7] * 40), ([8], [])]
+    built = zoo.build(model, [], device="cpu").train()
+    whole = objective.loss(built, objective.collator(context)(pairs, KEYS[:3]))
+    assert whole.count == 3 + 6 + 1
+    alone = 0.0
+    for source, answer in pairs:
+        source, answer = source[-(16 if model == "t5-tiny" else 11) :], [*answer, 256][:6]
+        if model == "t5-tiny":
+            logits = built(torch.tensor([source]), decoder_input_ids=torch.tensor([[0, *answer[:-1]]])).logits[0]
+        else:
+            logits = built(torch.tensor([[*source, *answer[:-1]]])).logits[0, len(source) - 1 :]
+        alone += float(F.cross_entropy(logits, torch.tensor(answer), reduction="sum").detach())
+    assert float(whole.terms["loss"]) == pytest.approx(alone, rel=1e-5)
+
+
 # ---------------------------------------------------------------- losses
 
 HUGGING = {
