@@ -158,6 +158,22 @@ def test_packed_documents_and_padded_rows_are_what_eager_makes_of_them(flash, na
         assert (got - exact).norm() <= 2 * (eager - exact).norm() + 1e-3 * exact.norm()
 
 
+@pytest.mark.parametrize("source", [12, 24])
+def test_rows_of_both_towers_are_packed_as_eager_packs_them(flash, source):
+    """With as many queries as keys or more, cross-attention is a varlen batch of two sides."""
+    sizes = ["d_model=32", "n_heads=4", "head_dim=8", "d_ff=48", "n_layers=2", "vocab_size=67"]
+    model = zoo.build("bart-base", sizes, device="cpu", dtype="bf16").eval()
+    ids, written = torch.randint(1, 67, (3, source)), torch.randint(1, 67, (3, 24))
+    read = torch.tensor([[0] * 5 + [1] * 4 + [3] * (source - 9), [0] * (source - 1) + [1], [0] * source])
+    wrote = torch.tensor([[0] * 9 + [1] * 8 + [3] * 7, [0] * 24, [0] * 24])
+    options = {"decoder_input_ids": written, "documents": read, "decoder_documents": wrote}
+    standins.calls.clear()
+    got, eager = (of(model, kernel, ids, **options) for kernel in ("auto", "eager"))
+    assert len(standins.calls) == 3 * 2
+    exact = of(model.float(), "eager", ids, **options)
+    assert (got - exact).norm() <= 2 * (eager - exact).norm() + 1e-3 * exact.norm()
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_decoding_through_the_cache_is_the_whole_pass(flash, name):
     model = wide(DECODERS[name])

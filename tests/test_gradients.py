@@ -8,9 +8,10 @@ from tiny import model_of, spec_of
 from torch.nn import functional as F
 
 from zoo.data import Batch
-from zoo.run import likelihood
+from zoo.errors import ConfigError
+from zoo.model import loss as losses
+from zoo.model.loss import IGNORED, TokenLoss
 from zoo.run.builder import build
-from zoo.run.likelihood import IGNORED
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient
 from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW
@@ -20,7 +21,7 @@ def batch_of(rows: int, length: int, vocab_size: int, ignored: int = 0) -> Batch
     ids = torch.randint(0, vocab_size, (rows, length + 1))
     targets = ids[:, 1:].clone()
     targets.view(-1)[torch.randperm(rows * length)[:ignored]] = IGNORED
-    return Batch(ids[:, :-1].contiguous(), targets, None)
+    return Batch(ids[:, :-1].contiguous(), targets)
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
@@ -32,7 +33,8 @@ def gradients(model) -> dict[str, torch.Tensor]:
 def by_autograd(model, batch, z_loss=0.0) -> tuple[float, dict[str, torch.Tensor]]:
     """The mean loss and its gradient as torch computes them from full logits."""
     out = model(batch.input_ids, documents=batch.documents)
-    logits, targets = out.logits.flatten(0, 1).float(), batch.targets.flatten()
+    logits, targets = out.logits.flatten(0, 1), batch.targets.flatten()
+    logits = logits.to(losses.accumulating(logits))
     loss = F.cross_entropy(logits, targets, ignore_index=IGNORED)
     z = z_loss * (logits.logsumexp(-1).square() * (targets != IGNORED)).sum() / (targets != IGNORED).sum()
     (loss + z + sum(out.losses.values())).backward()
@@ -50,21 +52,61 @@ HEADS = {
     "tied": [],
     "untied": ["head={kind:lm,tied:false,bias:true}"],
     "softcap": ["head={kind:lm,tied:true,softcap:2.0,scale:0.5}"],
+    "scaled by the width": ["head={kind:lm,tied:true,scale:rsqrt_d_model,offset:true}"],
+    "narrow": ["out_width=24", "head={kind:lm,tied:false}"],
+    "masked": ["kind=encoder", "head={kind:mlm,activation:{kind:gelu},norm:{kind:layernorm}}"],
     "mixture": ["ffn=moe"],
 }
+
+CHUNK = 17 * 67 * 8
+"""Bytes of logits: 17 tokens at a time in float64."""
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setitem(losses.BLOCK, "cpu", 5 * 67 * 4)
 
 
 @pytest.mark.parametrize("overrides", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
-def test_the_chunked_loss_has_the_gradient_that_autograd_finds_through_full_logits(overrides, z_loss, monkeypatch):
-    monkeypatch.setitem(likelihood.BLOCK, "cpu", 5 * 67 * 4)
-    monkeypatch.setattr(NextToken, "_chunks", lambda self, hidden, vocab_size: likelihood.split_evenly(len(hidden), 17))
-    model = model_of(overrides).train()
+def test_the_chunked_loss_has_the_gradient_that_autograd_finds_through_full_logits(overrides, z_loss, small_blocks):
+    model = model_of(overrides).double().train()
     batch = batch_of(4, 12, 67, ignored=9)
     expected_loss, expected = by_autograd(model, batch, z_loss)
-    terms = NextToken(z_loss=z_loss).backward(model, batch, 1 / 39, 1.0, nullcontext)
-    assert float(terms["loss"]) == pytest.approx(expected_loss, rel=1e-5)
-    assert_equal_gradients(gradients(model), expected)
+    out = model(batch.input_ids, targets=batch.targets, loss=TokenLoss(1 / 39, z_loss, CHUNK))
+    assert out.logits is None and out.loss.dtype is torch.float64
+    (out.loss + sum(out.losses.values())).backward()
+    assert float(out.terms["loss"]) == pytest.approx(expected_loss, rel=1e-7)
+    assert_equal_gradients(gradients(model), expected, 1e-6)  # norms and routers compute in float32
+
+
+def test_the_backward_pass_scales_by_what_comes_in_and_runs_once(small_blocks):
+    model, batch = model_of(), batch_of(4, 12, 67, ignored=9)
+    model(batch.input_ids, targets=batch.targets, loss=TokenLoss(chunk=CHUNK)).loss.backward()
+    whole = gradients(model)
+    total = model(batch.input_ids, targets=batch.targets, loss=TokenLoss(chunk=CHUNK)).loss
+    (3 * total.square() / total.detach()).backward(retain_graph=True)  # a factor of 6
+    assert_equal_gradients(gradients(model), {name: 6 * each for name, each in whole.items()})
+    with pytest.raises(RuntimeError, match="went back once already"):
+        total.backward()
+
+
+def test_the_head_runs_on_labelled_rows_alone_and_a_frozen_one_gets_no_gradient(monkeypatch):
+    model, batch, met = model_of(["head={kind:lm,tied:false}"]), batch_of(4, 12, 67, ignored=40), []
+    model.head.requires_grad_(False)
+    model.head.out.register_forward_hook(lambda module, given, made: met.append(len(made)))
+    for count in (None, 8):
+        model(batch.input_ids, targets=batch.targets, loss=TokenLoss(count=count)).loss.backward()
+    assert met == [8, 8]
+    assert model.head.out.weight.grad is None and model.embedding.tokens.weight.grad.abs().sum() > 0
+
+
+def test_targets_without_a_head_and_a_loss_without_targets_are_refused():
+    model, ids = model_of(["head.kind=none", "~head.tied"]), torch.zeros(1, 4, dtype=torch.long)
+    with pytest.raises(ConfigError, match="targets: the model has no head"):
+        model(ids, targets=ids)
+    with pytest.raises(ConfigError, match="loss: says how targets are weighed, and there are none"):
+        model_of()(ids, loss=TokenLoss())
 
 
 def test_under_autocast_the_gradient_is_that_of_autograd_under_autocast():
@@ -72,8 +114,10 @@ def test_under_autocast_the_gradient_is_that_of_autograd_under_autocast():
     batch = batch_of(4, 12, 67)
     with torch.autocast("cpu", torch.bfloat16):
         expected_loss, expected = by_autograd(model, batch)
-    terms = NextToken().backward(model, batch, 1 / 48, 1.0, choose_autocast(torch.device("cpu"), "bf16"))
-    assert float(terms["loss"]) == pytest.approx(expected_loss, rel=1e-3)
+    with choose_autocast(torch.device("cpu"), "bf16")():
+        found = NextToken().loss(model, batch, weight=1 / 48)
+    found.total.backward()
+    assert float(found.terms["loss"]) == pytest.approx(expected_loss, rel=1e-3)
     assert_equal_gradients(gradients(model), expected, tolerance=0.02)
 
 
@@ -81,7 +125,11 @@ def test_what_is_measured_is_the_sum_over_targets_alone():
     model, batch = model_of(), batch_of(3, 10, 67, ignored=7)
     logits = model(batch.input_ids).logits.flatten(0, 1)
     expected = F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    torch.testing.assert_close(NextToken().measure(model, batch, nullcontext), expected.detach())
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            found = NextToken().loss(model, batch)
+        torch.testing.assert_close(found.terms["loss"], expected.detach())
+        assert found.count == 23
 
 
 def test_microbatches_give_the_gradient_of_the_whole_batch_however_their_targets_are_spread():
@@ -89,9 +137,9 @@ def test_microbatches_give_the_gradient_of_the_whole_batch_however_their_targets
     batch = batch_of(8, 12, 67)
     batch.targets[:2] = IGNORED  # a part without any target
     batch.targets[3, :7] = IGNORED
-    whole = accumulate_gradient(model, NextToken(), batch, 1, nullcontext)
+    whole = accumulate_gradient(model, NextToken(), batch, 1, nullcontext).terms
     expected = gradients(model)
-    parts = accumulate_gradient(model, NextToken(), batch, 4, nullcontext)
+    parts = accumulate_gradient(model, NextToken(), batch, 4, nullcontext).terms
     assert float(parts["loss"]) == pytest.approx(float(whole["loss"]), rel=1e-6)
     assert_equal_gradients(gradients(model), expected)
 
@@ -102,8 +150,8 @@ def test_packed_documents_weigh_as_if_each_stood_alone():
     accumulate_gradient(model, NextToken(), packed, 1, nullcontext)
     found = gradients(model)
     for part in (slice(0, 5), slice(5, 12)):
-        alone = Batch(batch.input_ids[:, part], batch.targets[:, part], None)
-        NextToken().backward(model, alone, 1 / 12, 1.0, nullcontext)
+        alone = Batch(batch.input_ids[:, part], batch.targets[:, part])
+        NextToken().loss(model, alone, weight=1 / 12).total.backward()
     assert_equal_gradients(found, gradients(model))
 
 

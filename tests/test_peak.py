@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.costs import Setup, price
 from zoo.costs.memory import CHUNK, training
+from zoo.model.loss import LARGE_BLOCK
 from zoo.run.builder import build
-from zoo.run.likelihood import LARGE_BLOCK
 from zoo.training.objective import NextToken
 
 BATCH, CONTEXT = 2, 128

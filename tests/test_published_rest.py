@@ -41,6 +41,11 @@ PUBLISHED = {
     "deepseek-v3": 671_026_404_352,
     "gpt-oss-20b": 20_914_757_184,
     "gpt-oss-120b": 116_829_156_672,
+    "bert-tiny": 2_731_200,
+    "t5-tiny": 2_878_080,
+    "bart-tiny": 3_085_824,
+    "deepseek-tiny": 3_606_976,
+    "qwen3-next-tiny": 3_887_224,
     "mamba-130m": 129_135_360,
     "mamba2-130m": 128_989_632,
 }
@@ -48,9 +53,9 @@ PUBLISHED = {
 UNTIED = {"tie_word_embeddings": False}
 
 
-def bert(d: int, layers: int, heads: int) -> Any:
+def bert(d: int, layers: int, heads: int, vocab: int = 30522) -> Any:
     return transformers.BertConfig(
-        vocab_size=30522,
+        vocab_size=vocab,
         hidden_size=d,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -115,14 +120,14 @@ def mt5(d: int, layers: int, heads: int, d_ff: int) -> Any:
     return t5(d, layers, heads, d_ff, kind="MT5", vocab_size=250112, feed_forward_proj="gated-gelu", **UNTIED)
 
 
-def bart(d: int, layers: int, heads: int) -> Any:
+def bart(d: int, layers: int, heads: int, vocab: int = 50265, positions: int = 1024) -> Any:
     towers = {
         f"{tower}_{name}": value
         for tower in ("encoder", "decoder")
         for name, value in (("layers", layers), ("ffn_dim", 4 * d), ("attention_heads", heads))
     }
     own = {"activation_function": "gelu", "scale_embedding": False, "decoder_start_token_id": 2}
-    return transformers.BartConfig(vocab_size=50265, d_model=d, max_position_embeddings=1024, **towers, **own)
+    return transformers.BartConfig(vocab_size=vocab, d_model=d, max_position_embeddings=positions, **towers, **own)
 
 
 def gqa(kind: str, vocab: int, d: int, layers: int, heads: int, kv_heads: int, **more: Any) -> Any:
@@ -278,6 +283,30 @@ REFERENCE = {
         norm_topk_prob=True,
         routed_scaling_factor=2.5,
     ),
+    "bert-tiny": bert(192, 4, 6, vocab=4224),
+    "t5-tiny": t5(192, 2, 6, 768, d_kv=32, vocab_size=4224),
+    "bart-tiny": bart(192, 2, 6, vocab=4224, positions=512),
+    "deepseek-tiny": gqa(
+        *("DeepseekV3", 4096, 192, 4, 6, 6),
+        **{"kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32},
+        **{"q_lora_rank": None, "intermediate_size": 512, "moe_intermediate_size": 128, "first_k_dense_replace": 1},
+        **{"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+        **{"norm_topk_prob": True, "routed_scaling_factor": 1.0, "max_position_embeddings": 512},
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+    ),
+    "qwen3-next-tiny": gqa(
+        *("Qwen3Next", 4096, 192, 4, 6, 2),
+        **{"head_dim": 32, "intermediate_size": 5120, "moe_intermediate_size": 128},
+        **{"shared_expert_intermediate_size": 128, "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True},
+        layer_types=["linear_attention", "linear_attention", "linear_attention", "full_attention"],
+        **{"linear_conv_kernel_dim": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32},
+        **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "max_position_embeddings": 512},
+        **{"decoder_sparse_step": 1, "mlp_only_layers": [], "partial_rotary_factor": 0.25, "rope_theta": 1e4},
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+    ),
     "gpt-oss-20b": gpt_oss(24, 32),
     "gpt-oss-120b": gpt_oss(36, 128),
     "mamba-130m": transformers.MambaConfig(
@@ -376,6 +405,8 @@ IDLE = {
     "qwen3-next-80b-a3b": 48 * 502 * (3 * 2048 * 512),
     "deepseek-v2-lite": 26 * 58 * (3 * 2048 * 1408),
     "deepseek-v3": 58 * 248 * (3 * 7168 * 2048),
+    "deepseek-tiny": 3 * 6 * (3 * 192 * 128),
+    "qwen3-next-tiny": 4 * 6 * (3 * 192 * 128),
     "gpt-oss-20b": 24 * 28 * (3 * 2880 * 2880 + 3 * 2880),
     "gpt-oss-120b": 36 * 124 * (3 * 2880 * 2880 + 3 * 2880),
 }

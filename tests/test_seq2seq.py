@@ -270,7 +270,7 @@ def test_a_prefix_that_does_not_come_whole_with_a_cache_is_refused():
 @pytest.mark.parametrize(("model", "kind"), [("bert-base", "an encoder"), ("t5-small", "an encoder-decoder")])
 def test_the_next_token_is_learned_by_decoders_alone(model, kind):
     with pytest.raises(ConfigError, match=f"objective: next_token is learned by a decoder, the model is {kind} "):
-        zoo.train(model, ["steps=1"])
+        zoo.train(model, ["steps=1", "objective=next_token"])
 
 
 def test_a_tower_is_patched_like_a_kind_of_layer(tmp_path):

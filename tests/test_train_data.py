@@ -119,6 +119,13 @@ def test_a_mix_is_evaluated_by_source_and_as_a_whole(config, tmp_path):
 def test_pairs_are_refused_by_an_objective_that_learns_from_text(config, tmp_path):
     pairs = ("data=jsonl", f"data.path={tmp_path}/a.jsonl", "data.source=q", "data.target=a")
     with pytest.raises(
-        ConfigError, match=r"next_token learns from text, not from pairs, found data\.source and data\.target"
+        ConfigError, match=r"next_token learns from text, not pairs, found data=jsonl"
     ):
         plan_training(config(*pairs))
+
+
+def test_pairs_of_a_file_train_a_decoder(config, tmp_path):
+    pairs = ("data=jsonl", f"data.path={tmp_path}/a.jsonl", "data.source=q", "data.target=a", "objective=seq2seq")
+    result = start_run(config(*pairs, "steps=12", "optim.lr=0.01"), tmp_path / "run")
+    losses = [line["loss"] for line in lines_of(tmp_path / "run") if "loss" in line]
+    assert losses[-1] < losses[0] and result["val_loss"] < losses[0] and result["bits_per_byte"] is None

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import tokenizers
 
 EOS = "<|endoftext|>"
+MASKS = ("[MASK]", "<mask>")
+"""The mask token of published tokenizers."""
 # The end of a text in published tokenizers, for those without a file beside them that names it.
 KNOWN_EOS = (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
 
@@ -36,6 +38,17 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Count the rows that an embedding needs: the largest id plus one, since some vocabularies have gaps."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def add_special(self, names: Sequence[str]) -> None:
+        """Add special tokens behind the vocabulary, those that it lacks."""
+        self.backend.add_special_tokens([name for name in names if self.backend.token_to_id(name) is None])
+        self.__dict__.pop("vocab_size", None)
+
+    def ids_of(self, names: Sequence[str]) -> list[int]:
+        """Return the ids of tokens that the vocabulary has."""
+        found = [self.backend.token_to_id(name) for name in names]
+        assert None not in found, f"of {names} some are no tokens"
+        return found  # type: ignore[return-value]
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Encode text. `<|endoftext|>` in it is thirteen characters, so that no text can end a document.

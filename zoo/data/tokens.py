@@ -99,11 +99,23 @@ class PairFile(TokenFile):
 
 
 class Batch(NamedTuple):
-    """`targets` are the ids one further on; `documents` numbers the documents of each row from 0. All int64 [B, T]."""
+    """A batch, of which an objective fills the fields that it needs. All tensors are int64.
+
+    - `input_ids` [B, T]: what the model reads; of an encoder-decoder, what its encoder reads [B, S].
+    - `targets` [B, T]: what each position is to predict, -100 where it predicts nothing. Of an encoder-decoder they are
+      those of `decoder_input_ids` [B, T].
+    - `documents`, `decoder_documents`: the number of each token's document, where rows are packed.
+    - `attention_mask` [B, T|S]: 1 for a real token, where rows have padding.
+    - `prefix` [B]: how many leading tokens of a row see one another.
+    """
 
     input_ids: torch.Tensor
     targets: torch.Tensor
-    documents: torch.Tensor | None
+    documents: torch.Tensor | None = None
+    decoder_input_ids: torch.Tensor | None = None
+    decoder_documents: torch.Tensor | None = None
+    attention_mask: torch.Tensor | None = None
+    prefix: torch.Tensor | None = None
 
 
 Collate = Callable[[Any, Sequence[tuple[int, int]]], Batch]

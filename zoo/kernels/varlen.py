@@ -74,7 +74,10 @@ def _lay_documents(mask: Mask, device: torch.device) -> VarlenBatch:
     The end is repeated, which adds empty sequences, up to a power of two: batches of about as many documents then have
     cu_seqlens of one shape.
     """
-    numbers = mask.documents[0].to(device)  # type: ignore[index]
+    queries, keys = mask.documents  # type: ignore[misc]
+    if queries.shape != keys.shape or queries.data_ptr() != keys.data_ptr():
+        return _lay_two_sides(mask, device)
+    numbers = queries.to(device)
     rows, total = numbers.shape[0], numbers.numel()
     starts = run_starts(numbers).flatten()  # N
     which = starts.cumsum(0)  # the number of a token's document, from 1
@@ -84,6 +87,20 @@ def _lay_documents(mask: Mask, device: torch.device) -> VarlenBatch:
     ends = token.new_full((room + 2,), total)  # the last entry takes all that starts nothing
     ends = ends.scatter_(0, torch.where(starts, which - 1, room + 1), torch.where(starts, token, total))[:-1]
     return VarlenBatch(Side(), Side(), _arguments(mask, ends, ends), rows)
+
+
+def _lay_two_sides(mask: Mask, device: torch.device) -> VarlenBatch:
+    """The same where queries and keys are rows of their own (cross-attention), numbered from 0 in the order of the row:
+    a document that only one side has is a sequence of no queries, or of no keys.
+
+    Queries [0, 0, 1] and keys [0, 1, 1, 2] give cu_seqlens_q [0, 2, 3, 3, 3] and cu_seqlens_k [0, 1, 3, 4, 4].
+    """
+    sides = [each.to(device) for each in mask.documents or ()]
+    count = int(torch.stack([each.max() for each in sides]).max()) + 1  # waits for the device: once a pass
+    room = 1 << (count - 1).bit_length()
+    counts = [each.new_zeros(len(each), room).scatter_add_(1, each, torch.ones_like(each)) for each in sides]
+    query_ends, key_ends = (_ends(each.flatten().cumsum(0)) for each in counts)
+    return VarlenBatch(Side(), Side(), _arguments(mask, query_ends, key_ends), len(sides[0]))
 
 
 def _lay_padded(mask: Mask, device: torch.device) -> VarlenBatch:

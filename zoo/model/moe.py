@@ -70,6 +70,8 @@ class MoE(FFN, kind="moe"):
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         routes = m.router(x, step)
+        if m.training:
+            step.ends.append(routes.ends if step.real is None else routes.end_real(step.real))
         tokens = x.flatten(0, 1)  # N D
         rows = tokens[routes.tokens]  # M D
         weights = routes.weights[:, None]

@@ -28,6 +28,11 @@ class Routes:
     weights: Tensor  # M float32; 0 for a row that is dropped
     back: Tensor | None = None  # N K, the rows of each token, where all have as many
 
+    def end_real(self, real: Tensor) -> Tensor:
+        """Where each expert's rows would end without padding, which `real` [B, T] is False for: [E]."""
+        rows = real.flatten()[self.tokens].to(self.ends.dtype)
+        return torch.zeros_like(self.ends).index_add(0, self.experts, rows).cumsum(0)
+
     def gather(self, y: Tensor, n_tokens: int) -> Tensor:
         """Sum the experts' outputs y [M, D] of each token: [N, D]."""
         if self.back is not None:

@@ -30,6 +30,7 @@ class Scene:
         read = self.cache is not None and self.cache.has_source  # its keys are in the cache already
         self.memory, mask = None if read else inputs.memory, inputs.memory_mask
         self.memory_mask = None if mask is None else mask.bool()
+        self.memory_documents = inputs.memory_documents
         everywhere = inputs.global_attention_mask
         self.extra = {} if everywhere is None else {"global": everywhere.bool()}
         self.padding = None if inputs.attention_mask is None else inputs.attention_mask.bool()
@@ -101,6 +102,9 @@ class Scene:
         if self.padding is not None and self.padding.shape[1] != self.total:
             found = f"{self.padding.shape[1]} tokens, the sequence has {self.total}"
             raise ConfigError(f"attention_mask: has {found} (one number for each)")
+        if self.memory_documents is not None and (self.documents is None or self.memory_mask is not None):
+            found = "an encoder's rows are packed"
+            raise ConfigError(f"memory_documents: {found} (number the decoder's too, and leave out masks)")
         whole = self.prefix is None or self.cache is None or self.past or torch.compiler.is_compiling()
         if not whole and int(self.prefix.max()) > self.new:  # type: ignore[union-attr]
             found = f"reaches token {int(self.prefix.max())}, {self.new} tokens came"  # type: ignore[union-attr]
@@ -235,7 +239,7 @@ class Scene:
             kernels.prepare(step.mask, ask, self.device, dtype, bias=step.bias, kernel=step.kernel)
 
     def _cross(self, attention: Any, kernel: str, dtype: torch.dtype) -> Step:
-        """Make the step of cross-attention: every query sees the whole memory but its padding."""
+        """Make the step of cross-attention: every query sees the whole memory but its padding and other documents."""
         tokens = None if self.memory is None else self.memory.shape[1]
         where = None if self.cache is None else self.cache.lay_out_source(tokens)
         step = Step(mask=Mask(self.new, 0), kernel=kernel, memory=self.memory, where=where, crosses=True)
@@ -252,7 +256,9 @@ class Scene:
             step.rows = self._pool_rows(rows)
             return step
         held = tokens if where is None else sum(end - start for start, end in where.rows[0])
-        step.mask = Mask(self.new, held or 0, causal=False, padding=self.memory_mask)
+        apart = None if self.memory_documents is None else (self.documents, self.memory_documents)
+        hides: Any = {"padding": self.memory_mask, "documents": apart}
+        step.mask = Mask(self.new, held or 0, causal=False, **hides)
         self._draw(step, attention, dtype)
         return step
 

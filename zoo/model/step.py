@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zoo.kernels.bias import Bias
     from zoo.kernels.mask import Mask
     from zoo.kernels.rows import PoolRows
+    from zoo.model.loss import TokenLoss
 
 
 class Weights(Protocol):
@@ -40,11 +41,13 @@ class Inputs:
     - `global_attention_mask` [B, T], 1 for a token that sees and is seen by all (Longformer).
     - `documents` [B, T] numbers the documents packed into a row: positions restart, attention stays inside.
     - `prefix` [B], how many leading tokens of a row all see one another (prefix-LM); with a cache they come at once.
-    - `memory` [B, M, D], an encoder's output, which cross-attention reads where `memory_mask` [B, M] is 1. With a
-      cache, only the first pass needs it.
+    - `memory` [B, M, D], an encoder's output, which cross-attention reads where `memory_mask` [B, M] is 1, and where
+      `memory_documents` [B, M] has the number of the token's own document. With a cache, only the first pass needs it.
     - `cache`, the rows that these tokens continue. Row b gets its first `counts[b]` tokens and padding behind them; all
       T unless given.
     - `logits_to_keep` asks for the last so many positions only (0: none).
+    - `targets` [B, T], the token that each position is to predict, -100 where it predicts none; they ask for a loss in
+      place of logits. `loss` says how they are weighed.
     """
 
     input_ids: Tensor
@@ -55,9 +58,12 @@ class Inputs:
     prefix: Tensor | None = None
     memory: Tensor | None = None
     memory_mask: Tensor | None = None
+    memory_documents: Tensor | None = None
     cache: Cache | None = None
     counts: Sequence[int] | None = None
     logits_to_keep: int | None = None
+    targets: Tensor | None = None
+    loss: TokenLoss | None = None
 
 
 @dataclass
@@ -89,12 +95,13 @@ class Step:
     crosses: bool = False  # whether it is one
     extra: dict[str, Any] = field(default_factory=dict)  # what `Attention.prepare` made once for all layers of a kind
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's, to be added to the objective
+    ends: list[Tensor] = field(default_factory=list)  # in training, where the rows of a router's experts end [E]
     chosen: list[Kernel] = field(default_factory=list)  # one, once a layer of this kind has attended to a cache
 
     def for_layer(self, cache: LayerCache | None) -> Step:
-        """The step of one layer: its cache, and an empty list of losses so that equal layers compile once."""
+        """The step of one layer: its cache, and empty lists so that equal layers compile once."""
         mine = copy(self)
-        mine.cache, mine.losses = cache, []
+        mine.cache, mine.losses, mine.ends = cache, [], []
         if self.cross is not None:
             mine.cross = copy(self.cross)
             mine.cross.cache = cache
@@ -152,10 +159,17 @@ class Step:
 class Output:
     """What a forward gives: `hidden` [B, T, D] after the final norm, `logits` [B, T, V], a router's weighted `losses`,
     `pooled` [B, …] where the model has a pooler (a vector or logits for a row), and the encoder's `memory` [B, S, D]
-    where there is one."""
+    where there is one.
+
+    With targets, `loss` is the weighted sum over them, which has a gradient, and `terms` are its parts by name, which
+    have none. In training `loads` are the real tokens [E] that chose each expert, of each mixture, first layer to last.
+    """
 
     hidden: Tensor
     logits: Tensor | None
     losses: dict[str, Tensor] = field(default_factory=dict)
     pooled: Tensor | None = None
     memory: Tensor | None = None
+    loss: Tensor | None = None
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    loads: list[Tensor] = field(default_factory=list)

@@ -15,6 +15,7 @@ from zoo.model.block.base import Block
 from zoo.model.embedding import TokenEmbedding
 from zoo.model.head import Head, Pooler
 from zoo.model.init import Init, Normal
+from zoo.model.loss import TokenLoss, sum_loss
 from zoo.model.norm import WholeNorm
 from zoo.model.position.base import Position
 from zoo.model.scene import Scene
@@ -153,7 +154,8 @@ class Tower(Topology):
 
     def forward(self, m: Weights, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Output:
         """Hidden states [B, T, D], and logits [B, T, V] where there is a head, for token ids [B, T]; the other
-        arguments are those of Inputs. Raises ConfigError for those that this tower does not take."""
+        arguments are those of Inputs. With `targets` the loss stands in place of the logits, which are never whole.
+        Raises ConfigError for inputs that this tower does not take."""
         inputs = Inputs(input_ids, attention_mask, **others)
         self.check_inputs(inputs)
         return self.run(m, inputs, Scene(self, inputs))
@@ -165,6 +167,10 @@ class Tower(Topology):
             raise ConfigError("global_attention_mask: no layer has global tokens (attention=longformer would do)")
         if inputs.memory is not None and not self.reads_memory:
             raise ConfigError("memory: no layer has cross-attention to read it (block.cross would give one)")
+        if inputs.targets is not None and self.head.kind == "none":
+            raise ConfigError("targets: the model has no head to predict them (head.kind: lm)")
+        if inputs.loss is not None and inputs.targets is None:
+            raise ConfigError("loss: says how targets are weighed, and there are none (pass targets)")
 
     def run(self, m: Weights, inputs: Inputs, scene: Scene) -> Output:
         """One forward pass: token ids [B, T] through embedding, layers, norm and head."""
@@ -174,6 +180,7 @@ class Tower(Topology):
         x = self.embedding.finish(m.embedding, x, scene.real)  # B T D
         steps = {kind: scene.step(kind, m.kernel, x, m) for kind in self.blocks}
         losses: dict[str, Tensor] = {}
+        loads: list[Tensor] = []
         stack, cache = self.stack, inputs.cache
         recordings = None if cache is None else cache.recordings
         for index, kind in enumerate(self.pattern):
@@ -182,13 +189,18 @@ class Tower(Topology):
             x = layer(x, step) if recordings is None else recordings.run(index, layer, x, step)
             for name, loss in step.losses:
                 losses[name] = losses[name] + loss if name in losses else loss
+            loads += [torch.diff(ends, prepend=ends.new_zeros(1)) for ends in step.ends]
         if cache is not None:
             cache.end(scene.new)
         hidden = m.norm(x) if self.has_final_norm else x
         hidden = m.project(hidden) if self.out_width else hidden
-        kept = _keep_last(hidden, inputs)
         pooled = m.pooler(hidden) if self.pooler else None
-        return Output(hidden, None if inputs.logits_to_keep == 0 else m.head(kept), losses, pooled)
+        out = Output(hidden, None, losses, pooled, loads=loads)
+        if inputs.targets is not None:
+            out.loss, out.terms = sum_loss(m.head, hidden, inputs.targets, inputs.loss or TokenLoss())
+        elif inputs.logits_to_keep != 0:
+            out.logits = m.head(_keep_last(hidden, inputs))
+        return out
 
 
 def _keep_last(hidden: Tensor, inputs: Inputs) -> Tensor:
@@ -300,13 +312,27 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
         *,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
+        documents: Tensor | None = None,
+        decoder_documents: Tensor | None = None,
         **others: Any,
     ) -> Output:
         """Logits for `decoder_input_ids` [B, T] (the start token alone unless given), after reading token ids [B, S].
-        The other arguments are the decoder's."""
+        `documents` [B, S] and `decoder_documents` [B, T] number what is packed into the rows of either tower: a target
+        reads its own source alone. The other arguments are the decoder's."""
         if decoder_input_ids is None:
             decoder_input_ids = torch.full_like(input_ids[:, :1], self.start_id)
-        memory = m.encoder(input_ids, attention_mask).hidden
-        out = m.decoder(decoder_input_ids, decoder_attention_mask, memory=memory, memory_mask=attention_mask, **others)
-        out.memory = memory
+        if (documents is None) != (decoder_documents is None):
+            raise ConfigError("documents: number the rows of one tower (documents and decoder_documents, or neither)")
+        read = m.encoder(input_ids, attention_mask, documents=documents)
+        about = {"memory": read.hidden, "memory_mask": attention_mask, "memory_documents": documents}
+        out = m.decoder(decoder_input_ids, decoder_attention_mask, documents=decoder_documents, **about, **others)
+        out.memory = read.hidden
+        out.losses = {name: _sum(name, read.losses, out.losses) for name in {**read.losses, **out.losses}}
+        out.loads = [*read.loads, *out.loads]
         return out
+
+
+def _sum(name: str, *losses: dict[str, Tensor]) -> Tensor:
+    """Sum a loss up over the towers that have it."""
+    first, *others = (each[name] for each in losses if name in each)
+    return first + others[0] if others else first

@@ -46,6 +46,11 @@ class Layer(nn.Module):
     def forward(self) -> Callable[..., Any]:  # type: ignore[override]
         return partial(self.spec.forward, self)
 
+    def list_weights(self) -> list[torch.Tensor]:
+        """List the weights that it reads: its own, and those that it borrows."""
+        borrowed = [module.weight for module in self.modules() if isinstance(module, Borrowed)]
+        return [*self.parameters(), *borrowed]
+
     def extra_repr(self) -> str:
         return f"{self.spec.axis}={self.spec.kind}"
 

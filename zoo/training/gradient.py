@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data import Batch
 from zoo.lazy import torch
@@ -14,13 +14,21 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch import device as Device
 
-    from zoo.training.objective import Autocast, Objective
+    from zoo.training.objective import Objective
+
+    Autocast = Callable[[], AbstractContextManager[Any]]
 
 
-def accumulate_gradient(
-    model: Any, objective: Objective, batch: Batch, parts: int, autocast: Autocast
-) -> dict[str, Any]:
-    """Accumulate the gradient of the batch's mean loss, one microbatch at a time. Returns the terms of the loss.
+class Gradient(NamedTuple):
+    """What is known once a batch's gradient is accumulated: the terms of its mean loss by name, and for each mixture of
+    experts the tokens [E] that chose each."""
+
+    terms: dict[str, Any]
+    loads: list[Any]
+
+
+def accumulate_gradient(model: Any, objective: Objective, batch: Batch, parts: int, autocast: Autocast) -> Gradient:
+    """Accumulate the gradient of the batch's mean loss, one microbatch at a time.
 
     Each microbatch's sum is divided by the targets of the whole batch, so that those with fewer targets weigh less. A
     model's own losses are means: they are weighted by the microbatch's share of the targets.
@@ -28,11 +36,15 @@ def accumulate_gradient(
     device = next(model.parameters()).device
     total = max(objective.targets(batch), 1)
     terms: dict[str, Tensor] = {}
+    loads: list[Tensor] = []
     for part in split_rows(batch, parts):
-        share = objective.targets(part) / total
-        found = objective.backward(model, move_batch(part, device), 1 / total, share, autocast)
-        terms = {name: terms[name] + value if name in terms else value for name, value in found.items()}
-    return terms
+        count = objective.targets(part)
+        with autocast():
+            found = objective.loss(model, move_batch(part, device), weight=1 / total, count=count)
+        found.total.backward()
+        terms = {name: terms[name] + value if name in terms else value for name, value in found.terms.items()}
+        loads = [mine + more for mine, more in zip(loads, found.loads, strict=True)] if loads else found.loads
+    return Gradient(terms, loads)
 
 
 def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:
@@ -50,8 +62,7 @@ def move_batch(batch: Batch, device: Device) -> Batch:
 
 def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     """Apply a function to every tensor of a batch."""
-    documents = None if batch.documents is None else change(batch.documents)
-    return Batch(change(batch.input_ids), change(batch.targets), documents)
+    return Batch(*(None if each is None else change(each) for each in batch))  # type: ignore[arg-type]
 
 
 def clip_gradient(parameters: list[Any], most: float | None) -> Tensor:
@@ -72,5 +83,6 @@ def choose_autocast(device: Device, precision: str) -> Callable[[], AbstractCont
 
 def compile_blocks(model: Any) -> None:
     """Compile each layer by itself: equal layers share one compilation, so its time does not grow with depth."""
-    for block in model.blocks:
-        block.compile(dynamic=False)
+    for path, _ in model.towers():
+        for block in model.get_submodule(path).blocks:
+            block.compile(dynamic=False)

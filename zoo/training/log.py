@@ -107,10 +107,11 @@ def draw_losses(lines: list[dict[str, Any]], title: str, file: Path) -> None:
         where = {"xytext": (0, 8), "textcoords": "offset points", "ha": "right"}
         axes.annotate(f"{losses[-1]:.3f}", (tokens[-1], losses[-1]), color="tab:orange", **where)
         last = lines[-1] if "val_loss" in lines[-1] else next(line for line in reversed(lines) if "val_loss" in line)
-        title += f": validation loss {last['val_loss']:.3f} ({last['bits_per_byte']:.3f} bits per byte)"
+        bits = f" ({last['bits_per_byte']:.3f} bits per byte)" if "bits_per_byte" in last else ""
+        title += f": validation loss {last['val_loss']:.3f}{bits}"
     axes.set_title(title)
     axes.set_xlabel("tokens seen")
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylabel("loss (nats per target)")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -26,7 +26,8 @@ from zoo.text.prompts import Options
 from zoo.training.failures import FORESEEN
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_blocks, move_batch
 from zoo.training.log import PICTURE, Records, draw_losses
-from zoo.training.sampling import choose_sampling_kernel
+from zoo.training.routing import RATE, balance_routers, describe_loads
+from zoo.training.sampling import choose_sampling_kernel, writes
 from zoo.training.settings import TextSample, Training
 from zoo.training.show import Show
 from zoo.training.speed import Clock, Peak
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from torch import device as Device
     from torch.optim import Optimizer
 
-    from zoo.training.objective import Autocast
+    from zoo.training.gradient import Autocast
 
 
 @dataclass
@@ -71,7 +72,9 @@ class Run:
         settings = self.settings
         rows = (settings.batch_size // settings.accumulate, settings.seq_len)
         wanted = None if settings.eval_batches is None else settings.eval_batches * settings.batch_size
-        return hold_out(self.data.held_out, *rows, wanted=wanted, documents=self.batches.documents)
+        collate = None if settings.objective.every_token else self.batches.collate
+        documents = self.batches.documents
+        return hold_out(self.data.held_out, *rows, wanted=wanted, documents=documents, collate=collate)
 
     @cached_property
     def flops_per_token(self) -> int:
@@ -144,15 +147,17 @@ def update(run: Run) -> dict[str, Any]:
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     batch = next(run.batches)
-    terms = accumulate_gradient(run.model, settings.objective, batch, settings.accumulate, run.autocast)
+    terms, loads = accumulate_gradient(run.model, settings.objective, batch, settings.accumulate, run.autocast)
     terms["grad_norm"] = clip_gradient(list(run.model.parameters()), settings.clip)
     run.step += 1
-    run.tokens += batch.input_ids.numel()
+    run.tokens += settings.batch_size * settings.seq_len
     if run.device.type == "cpu":  # elsewhere this would wait for the device at each step: `record` looks instead
         refuse_nonfinite(run, terms)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
-    return {**terms, "lr": lr}
+    if loads:
+        balance_routers(run.model, loads, RATE if settings.router_bias_rate is None else settings.router_bias_rate)
+    return {**terms, **describe_loads(loads), "lr": lr}
 
 
 def refuse_nonfinite(run: Run, terms: dict[str, Any]) -> None:
@@ -200,7 +205,9 @@ def record(run: Run, terms: dict[str, Any]) -> None:
 
 def compute_mfu(run: Run, speed: float) -> float | None:
     """Compute the MFU at so many tokens a second; None where that lies above the measured peak, which then was measured
-    too low."""
+    too low, and where the objective's FLOPs are not counted."""
+    if not run.settings.objective.every_token:  # the head runs on fewer tokens than `flops_per_token` counts
+        return None
     share = run.peak.share(speed * run.flops_per_token)
     return None if share is None else round(share, 4)
 
@@ -229,7 +236,7 @@ def evaluate(run: Run) -> None:
     run.records.write_line(step=run.step, tokens=run.tokens, **values)
     run.last |= values
     run.evaluation_due = False
-    run.show.evaluation(run.step, values["val_loss"], values["bits_per_byte"])
+    run.show.evaluation(run.step, values["val_loss"], values.get("bits_per_byte"))
 
 
 def name_losses(suffix: str, nats: float, targets: int, n_bytes: int | None) -> dict[str, float]:
@@ -239,8 +246,8 @@ def name_losses(suffix: str, nats: float, targets: int, n_bytes: int | None) -> 
 
 
 def write_sample(run: Run) -> None:
-    """Let the model continue the prompt, where the config has one."""
-    if isinstance(sample := run.settings.sample, TextSample):
+    """Let the model continue the prompt, where the config has one and the model writes."""
+    if isinstance(sample := run.settings.sample, TextSample) and writes(run.model.spec):
         text = sample.prompt + continue_prompt(run, sample)
         run.records.write_sample(run.step, text)
         run.show.sample(text)
@@ -258,8 +265,10 @@ def measure_validation_loss(run: Run, batches: list[Batch]) -> tuple[float, int]
     run.model.eval()
     try:
         for batch in batches:
-            total += objective.measure(run.model, move_batch(batch, run.device), run.autocast)
-            targets += objective.targets(batch)
+            count = objective.targets(batch)
+            with torch.no_grad(), run.autocast():
+                total += objective.loss(run.model, move_batch(batch, run.device), count=count).terms["loss"]
+            targets += count
     finally:
         run.model.train()
     return float(total), targets

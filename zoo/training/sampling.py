@@ -9,6 +9,11 @@ from zoo.costs.setup import Setup
 from zoo.kernels import KERNELS, machine_of
 
 
+def writes(spec: Any) -> bool:
+    """Whether a model writes text, so that samples can be taken."""
+    return any(tower.causal and tower.head.kind != "none" for tower in spec.towers().values())
+
+
 def choose_sampling_kernel(spec: Any, kernel: str, device: Any) -> tuple[str, str | None]:
     """Choose the kernel for samples. Returns its name, and a line that says so where it is not the one that trains.
 
@@ -19,9 +24,10 @@ def choose_sampling_kernel(spec: Any, kernel: str, device: Any) -> tuple[str, st
     if kernel == "auto":
         return kernel, None
     machine, setup = machine_of(device), Setup(dtype="fp32")
-    for use in ("prefill", "decode"):
-        for kind in spec.blocks:
-            for ask in asks(spec, kind, use, setup).values():
+    towers = spec.towers().values()
+    for use, tower in ((use, tower) for use in ("prefill", "decode") for tower in towers if tower.causal):
+        for kind in tower.blocks:
+            for ask in asks(tower, kind, use, setup).values():
                 reason = None if ask is None else KERNELS[kernel].refuses(ask, machine)
                 if reason is not None:
                     return "auto", f"kernel={kernel} trains and evaluates; samples take kernel=auto, as {reason}"

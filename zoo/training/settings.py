@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, field_validator
 
 from zoo.errors import ConfigError
 from zoo.run.fp8 import MULTIPLE
@@ -61,6 +61,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
     save_every: PositiveInt | None = None
     keep: PositiveInt = 2  # newest checkpoints that are kept
     sample: Sample | None = None
+    router_bias_rate: NonNegativeFloat | None = None  # of selection biases; null: 0.001
     objective: Objective
     optim: Optim
     schedule: Schedule

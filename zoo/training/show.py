@@ -56,12 +56,12 @@ class Show:
             self._shown = time.monotonic()
             self.say(f"step {step}/{self.steps}  {training}  {speed}")
 
-    def evaluation(self, step: int, val_loss: float, bits_per_byte: float) -> None:
+    def evaluation(self, step: int, val_loss: float, bits_per_byte: float | None) -> None:
         """Show the result of an evaluation."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], validation=f"val {val_loss:.3f}")
-        found = f"validation loss {val_loss:.4f}, {bits_per_byte:.4f} bits per byte"
-        self.say(f"step {step}/{self.steps}  {found}", style="bold")
+        bits = "" if bits_per_byte is None else f", {bits_per_byte:.4f} bits per byte"
+        self.say(f"step {step}/{self.steps}  validation loss {val_loss:.4f}{bits}", style="bold")
 
     def sample(self, text: str) -> None:
         """Show the beginning of a sample."""

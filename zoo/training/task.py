@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,10 @@ from zoo.training import settings as S
 from zoo.training.failures import advise_smaller_batch, failures_in_one_line
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
 from zoo.training.loop import Run, fit
-from zoo.training.sampling import choose_sampling_kernel
+from zoo.training.objective import Auto, Context
+from zoo.training.objective.base import describe
+from zoo.training.routing import has_selection_bias
+from zoo.training.sampling import choose_sampling_kernel, writes
 from zoo.training.show import Show
 from zoo.training.speed import find_peak
 
@@ -132,6 +135,8 @@ def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
     settings = collect_faults(faults, lambda: S.read_settings(rest))
     data = collect_faults(faults, lambda: DataSettings.read(config.get("data") or {}))
     spec = collect_faults(faults, lambda: grammar.to_spec(cfg.model, touched), "model.")
+    if settings and spec:
+        settings = replace(settings, objective=settings.objective.settle(spec))
     if settings and data and spec:
         faults += find_mismatches(settings, data, spec)
     if faults:
@@ -158,6 +163,9 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
     assert isinstance(config, dict)
     make_paths_absolute(config.get("data"))
+    objective = config.get("objective")
+    if isinstance(objective, dict) and isinstance(path := objective.get("teacher"), str):
+        objective["teacher"] = str(Path(path).expanduser().absolute())  # a run may go on from another folder
     return {"model": model, **{str(key): value for key, value in config.items()}}
 
 
@@ -165,26 +173,49 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
     """List what does not go together, as far as the config alone tells."""
     refused = settings.objective.refuses(spec)
     faults = [f"objective: {refused}"] if refused else []
-    if data.reads_pairs and not getattr(settings.objective, "reads_pairs", False):
-        found = "found data.source and data.target (data.field=NAME)"
-        faults.append(f"data: {settings.objective.kind} learns from text, not from pairs, {found}")
     if settings.kernel not in (names := ("auto", *KERNELS)):
         hint = did_you_mean(settings.kernel, names)
         faults.append(f"kernel: there is no {settings.kernel!r}{hint} (there are {', '.join(names)})")
-    if settings.seq_len > spec.max_seq_len:
-        would = f"seq_len={spec.max_seq_len}, or model.max_seq_len={settings.seq_len}"
-        faults.append(f"seq_len: is {settings.seq_len}, more than model.max_seq_len={spec.max_seq_len} ({would})")
+    faults += [] if refused else find_misfits_of_rows(settings, data, spec)
+    if settings.router_bias_rate is not None and not has_selection_bias(spec):
+        found = f"is {settings.router_bias_rate}, and no router of the model has a selection bias"
+        faults.append(f"router_bias_rate: {found} (null; or router.selection_bias=true)")
     if settings.recipe and (idle := fp8.explain_no_effect(spec)):
         faults.append(f"precision: {settings.precision} {idle} (precision=bf16 would do)")
-    if data.tokenizer.kind == "bpe" and (size := data.tokenizer.vocab_size or BPE_SIZE) > spec.vocab_size:
-        or_else = f", or data.tokenizer.vocab_size={spec.vocab_size}"
-        faults.append(describe_vocabulary_fault(spec.vocab_size, size, or_else))
+    special = settings.objective.count_special(settings.seq_len)
+    if data.tokenizer.kind == "bpe" and (size := special + (data.tokenizer.vocab_size or BPE_SIZE)) > spec.vocab_size:
+        left = spec.vocab_size - special
+        or_else = f", or data.tokenizer.vocab_size={left}" if left > SMALLEST_BPE else ""
+        faults.append(describe_vocabulary_fault(spec.vocab_size, size, or_else, special))
     return faults
 
 
-def describe_vocabulary_fault(vocabulary: int, needed: int, or_else: str = "") -> str:
-    """Write the line for a vocabulary that has fewer rows than the tokenizer has ids."""
-    found = f"is {vocabulary}, fewer than the tokenizer's {needed}"
+def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Any) -> Iterator[str]:
+    """Yield what does not go together of the data, the rows that an objective makes of it, and the model."""
+    objective = settings.objective
+    if objective.reads_pairs != data.reads_pairs:
+        needs = "pairs of a source and an answer" if objective.reads_pairs else "text, not pairs"
+        would = "data of pairs" if objective.reads_pairs else "objective=seq2seq"
+        yield f"objective: {objective.kind} learns from {needs}, found data={data.kind} ({would})"
+    if objective.reads_pairs and data.documents:
+        yield "data.documents: is true, and pairs are not packed (data.documents=false)"
+    for path, width in objective.widths(spec, settings.seq_len, data.documents).items():
+        most, place = spec.towers()[path].max_seq_len, f"model.{path}.max_seq_len" if path else "model.max_seq_len"
+        if width > most:
+            found = f"is {settings.seq_len}, more than {place}={most}"
+            if width != settings.seq_len:
+                found = f"is {settings.seq_len}, which makes rows of {width} tokens, more than {place}={most}"
+            yield f"seq_len: {found} (seq_len={most - max(width - settings.seq_len, 0)}, or {place}={width})"
+
+
+SMALLEST_BPE = 256  # the bytes alone; a vocabulary has the end of a text as well
+
+
+def describe_vocabulary_fault(vocabulary: int, needed: int, or_else: str = "", special: int = 0) -> str:
+    """Write the line for a vocabulary that has fewer rows than the tokenizer has ids, of which so many are `special`
+    tokens that the objective adds."""
+    of_them = f" with {special} special tokens of the objective's" if special else ""
+    found = f"is {vocabulary}, fewer than the tokenizer's {needed}{of_them}"
     return f"model.vocab_size: {found} (model.vocab_size={needed}{or_else})"
 
 
@@ -195,10 +226,11 @@ def prepare_device_and_data(planned: TrainingPlan, show: Show) -> tuple[Any, Pre
         fp8.require_fp8(recipe, device, f"precision: {planned.settings.precision}", "precision=bf16")
     check_kernel(planned, device)
     data = prepare(planned.data, show.preparing)
-    faults = []
+    faults: list[str] = []
+    collect_faults(faults, lambda: planned.settings.objective.extend(data.tokenizer, planned.settings.seq_len))
     if data.tokenizer.vocab_size > planned.spec.vocab_size:
         faults.append(describe_vocabulary_fault(planned.spec.vocab_size, data.tokenizer.vocab_size))
-    if isinstance(sample := planned.settings.sample, S.TextSample):
+    if isinstance(sample := planned.settings.sample, S.TextSample) and writes(planned.spec):
         ids = data.tokenizer.encode(sample.prompt) or [data.tokenizer.eos_id]
         collect_faults(faults, lambda: check_length(planned.spec, len(ids), sample.tokens), "sample.")
     if faults:
@@ -209,12 +241,13 @@ def prepare_device_and_data(planned: TrainingPlan, show: Show) -> tuple[Any, Pre
 def check_kernel(planned: TrainingPlan, device: Any) -> None:
     """Raise KernelError when the kernel that the user named cannot train or evaluate one of the kinds of layers."""
     machine, dtype = machine_of(device), {"fp32": "float32", "bf16": "bfloat16"}[planned.settings.arithmetic]
-    for block in planned.spec.blocks.values():
-        packed = planned.data.documents or block.attention.visible_chunk is not None
-        seen = {"window": block.attention.visible_window, "documents": packed}
-        for ask in (block.attention.ask(dtype, needs_grad=grad, **seen) for grad in (True, False)):
-            if ask is not None:
-                select(ask, machine, planned.settings.kernel)
+    for tower in planned.spec.towers().values():
+        for block in tower.blocks.values():
+            packed = planned.data.documents or block.attention.visible_chunk is not None
+            seen = {"window": block.attention.visible_window, "documents": packed, "causal": tower.causal}
+            for ask in (block.attention.ask(dtype, needs_grad=grad, **seen) for grad in (True, False)):
+                if ask is not None:
+                    select(ask, machine, planned.settings.kernel)
 
 
 def make_title(node: Mapping[str, Any], spec: Any) -> str:
@@ -238,7 +271,11 @@ def build_run(
     checkpoint that a run goes on from."""
     settings = planned.settings
     watch = choose_computing(settings, device, show, counters)
-    batches = Batches(data.sources, settings.batch_size, settings.seq_len, settings.seed, planned.data.documents)
+    documents = planned.data.documents
+    collate = settings.objective.collator(
+        Context(planned.spec, data.tokenizer, settings.seq_len, settings.seed, documents)
+    )
+    batches = Batches(data.sources, settings.batch_size, settings.seq_len, settings.seed, documents, collate)
     torch.manual_seed(settings.seed)
     if device.type == "cpu":
         keep_memory()
@@ -300,7 +337,11 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
     what = f"{params:,} parameters on {run.device} in {settings.precision}"
     size = f"{settings.steps:,} steps of {settings.batch_size * settings.seq_len:,} tokens"
     run.show.say(f"{run.name}: {what}, {size}; MFU of {run.peak}")
-    if isinstance(settings.sample, S.TextSample):
+    if planned.config.get("objective", {}).get("kind") == Auto.kind:
+        run.show.say(f"objective: {settings.objective.kind}, as the model is {describe(planned.spec)}")
+    if isinstance(settings.sample, S.TextSample) and not writes(planned.spec):
+        run.show.say(f"sample: none, as the model is {describe(planned.spec)}, which writes no text")
+    elif isinstance(settings.sample, S.TextSample):
         _, line = choose_sampling_kernel(run.model.spec, settings.kernel, run.device)
         if line is not None:
             run.show.say(line)

@@ -19,11 +19,11 @@ from zoo.kernels import machine_of
 from zoo.kernels.grouped import grouped_linear
 from zoo.lazy import torch
 from zoo.model.activation import SiLU
+from zoo.model.loss import replace_by_gradient_
 from zoo.model.norm import LayerNorm, Norm, RMSNorm
 from zoo.model.position.rotary import RoPE
 from zoo.run import fp8
 from zoo.run.builder import build
-from zoo.training.objective import replace_by_gradient_
 
 ACCOUNTING = (
     "pieces: activations in bf16, weights in float32; share = fewest possible bytes (inputs and gradients read once, "

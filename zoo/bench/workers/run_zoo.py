@@ -110,7 +110,7 @@ def serve_together(model: torch.nn.Module, requests: list[timing.Request], job: 
 
 
 def backward(model: torch.nn.Module, ids: torch.Tensor, targets: torch.Tensor, autocast: harness.Autocast) -> float:
-    return float(accumulate_gradient(model, NextToken(), Batch(ids, targets, None), 1, autocast)["loss"])
+    return float(accumulate_gradient(model, NextToken(), Batch(ids, targets), 1, autocast).terms["loss"])
 
 
 CONTENDER = harness.Contender(

@@ -1,0 +1,100 @@
+"""Writes docs/training.md: every packaged tiny model on every objective that it takes, loss before and after some steps
+on the Python standard library. `python tests/training_page.py` runs it; test_training_page.py trains each pair."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from loaded import load
+
+import zoo
+from zoo.paths import conf_dir
+from zoo.training.objective import Objective
+
+PAGE = Path(__file__).parents[1] / "docs" / "training.md"
+STEPS = 30
+SETTINGS = [
+    *(f"steps={STEPS}", "batch_size=4", "seq_len=128", "data.max_bytes=2000000", "eval_batches=4", "eval_every=null"),
+    *("save_every=null", "sample=null", "optim.lr=2e-3", "schedule=constant", "schedule.warmup=5"),
+]
+
+HEAD = """\
+# What trains on what
+
+Written by `python tests/training_page.py`; a slow test trains each pair.
+
+Every packaged tiny model on every objective that it takes, {steps} steps of 4 rows of 128 tokens of the Python standard
+library: the loss of the first step and the mean of the last five, in nats per target, and the validation loss after
+them. `prefix_lm` is trained with `model.prefix_lm=true`, `distil` from the same model after {steps} steps on its own
+objective. `seq2seq` learns from pairs, which this text has none of. Losses of different objectives are not comparable.
+{date}.
+
+| model | objective | first | last | validation |
+| --- | --- | --- | --- | --- |
+"""
+
+
+class Pair(NamedTuple):
+    """A model, and an objective that it takes."""
+
+    model: str
+    objective: str
+
+    @property
+    def overrides(self) -> list[str]:
+        prefix = ["model.prefix_lm=true"] if self.objective == "prefix_lm" else []
+        return [f"objective={self.objective}", *prefix]
+
+
+def tiny_models() -> list[str]:
+    return sorted(file.stem for file in (conf_dir() / "model").glob("*-tiny.yaml"))
+
+
+def list_pairs() -> Iterator[Pair]:
+    """List the pairs that are legal, as the objectives themselves say it."""
+    for model in tiny_models():
+        for kind in sorted(Objective.kinds):
+            if kind in ("auto", "seq2seq"):
+                continue
+            prefix = ["prefix_lm=true"] if kind == "prefix_lm" and load(model, []).kind == "decoder" else []
+            if kind == "distil" or takes(load(model, prefix), kind):
+                yield Pair(model, kind)
+
+
+def takes(spec: Any, kind: str) -> bool:
+    """Whether an objective takes a model."""
+    fields = {"denoisers": [{"mode": "S", "kind": "suffix", "rate": 0.25}]} if kind == "ul2" else {}
+    return Objective.parse({"kind": kind, **fields}).refuses(spec) is None
+
+
+def train(pair: Pair, folder: Path) -> tuple[float, float, float]:
+    """Train a pair; returns its first loss, its last and the validation loss."""
+    overrides = pair.overrides
+    if pair.objective == "distil":
+        zoo.train(pair.model, [*SETTINGS, f"hydra.run.dir={folder / 'teacher'}"])
+        overrides = [*overrides, f"objective.teacher={folder / 'teacher'}"]
+    run = folder / pair.objective
+    result = zoo.train(pair.model, [*SETTINGS, *overrides, f"hydra.run.dir={run}"])
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    return losses[0], sum(losses[-5:]) / 5, result["val_loss"]
+
+
+def main() -> None:
+    rows = []
+    for pair in list_pairs():
+        with tempfile.TemporaryDirectory() as place:
+            first, last, validation = train(pair, Path(place))
+        rows.append(f"| `{pair.model}` | `{pair.objective}` | {first:.3f} | {last:.3f} | {validation:.3f} |\n")
+    PAGE.write_text(HEAD.format(steps=STEPS, date=f"{date.today():%d %B %Y}") + "".join(rows), encoding="utf-8")
+    print(f"written: {PAGE.name}, {len(rows)} pairs", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+# B rows, T tokens, S tokens of an encoder
+"""Make batches of corrupted rows. A row's corruption follows from the seed, its number and the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from zoo.data.corrupt import IGNORED, Corrupted
+from zoo.data.tokens import Batch
+
+if TYPE_CHECKING:
+    import torch
+
+Corrupt = Callable[[np.ndarray, np.random.Generator], Corrupted]
+"""What a model reads of a run of tokens, and what it is to write."""
+
+
+def make_generator(seed: int, key: tuple[int, int]) -> np.random.Generator:
+    """Make the generator of a row, given the epoch and the row's number."""
+    return np.random.default_rng([seed, *key])
+
+
+def split_documents(row: np.ndarray, eos_id: int) -> list[np.ndarray]:
+    """Split a row into its documents. An EOS belongs to the document that it opens."""
+    return np.split(row, np.flatnonzero(row[1:] == eos_id) + 1)
+
+
+def number_documents(rows: np.ndarray, eos_id: int) -> np.ndarray:
+    """Number the documents of rows [B, T] from 0."""
+    numbers = (rows == eos_id).cumsum(1)
+    return numbers - numbers[:, :1]
+
+
+def to_tensor(values: np.ndarray) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """Batches for one tower: each token is read, or its corruption, and predicted where it stands."""
+
+    corrupt: Corrupt
+    seed: int
+    eos_id: int
+    documents: bool
+
+    def __call__(self, rows: np.ndarray, keys: Sequence[tuple[int, int]]) -> Batch:
+        rows = rows[:, :-1]
+        made = [self.corrupt(row, make_generator(self.seed, key)) for row, key in zip(rows, keys, strict=True)]
+        numbers = to_tensor(number_documents(rows, self.eos_id)) if self.documents else None
+        inputs, targets = (to_tensor(np.stack(each)) for each in zip(*made, strict=True))
+        return Batch(inputs, targets, numbers)
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """Batches for an encoder-decoder: the encoder reads corrupted runs, the decoder writes what they were.
+
+    A run is the first `length` tokens of a row, or with `documents` each document in them: then the documents stand in
+    both towers' rows, and one that does not fit its row any more is left out. `widths` are those of the encoder's and
+    the decoder's rows; all batches have one shape. `padded` says that a run may be shorter than they are.
+    """
+
+    corrupt: Corrupt
+    seed: int
+    eos_id: int
+    start_id: int
+    length: int
+    widths: tuple[int, int]
+    documents: bool
+    padded: bool
+
+    def __call__(self, rows: np.ndarray, keys: Sequence[tuple[int, int]]) -> Batch:
+        sheets = [self._write(row[: self.length], key) for row, key in zip(rows, keys, strict=True)]
+        read, targets, written, source, target, real = (to_tensor(np.stack(each)) for each in zip(*sheets, strict=True))
+        if self.documents:
+            return Batch(read, targets, source, written, target)
+        return Batch(read, targets, None, written, None, real if self.padded else None)
+
+    def _write(self, row: np.ndarray, key: tuple[int, int]) -> tuple[np.ndarray, ...]:
+        """The encoder's ids, the targets, the decoder's ids, the numbers of both towers' documents, and which of the
+        encoder's tokens are real."""
+        s, t = 0, 0
+        read, source = np.full(self.widths[0], self.eos_id, np.int64), np.zeros(self.widths[0], np.int64)
+        written, target = np.full(self.widths[1], self.eos_id, np.int64), np.zeros(self.widths[1], np.int64)
+        targets = np.full(self.widths[1], IGNORED, np.int64)
+        for number, part in enumerate(self._parts(row, make_generator(self.seed, key))):
+            behind, after = s + len(part.inputs), t + len(part.targets)
+            if behind > self.widths[0] or after > self.widths[1]:
+                continue
+            read[s:behind], source[s:behind], targets[t:after] = part.inputs, number, part.targets
+            written[t:after] = np.append(self.start_id, part.targets[:-1])
+            target[t:] = number  # padding too: it reads that document's source, and nothing reads it
+            source[behind:] = number + 1  # padding, which no target reads
+            s, t = behind, after
+        return read, targets, written, source, target, np.arange(self.widths[0]) < s
+
+    def _parts(self, row: np.ndarray, rng: np.random.Generator) -> Iterator[Corrupted]:
+        runs = split_documents(row, self.eos_id) if self.documents else [row]
+        return (self.corrupt(run, rng) for run in runs if len(run) > 1)
+
+
+def pad_pairs(
+    sources: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    *,
+    eos_id: int,
+    start_id: int | None,
+    widths: tuple[int, int],
+) -> Batch:
+    """Make a batch of pairs: an answer to each source, which ends in `eos_id`. The loss is on the answers alone.
+
+    An encoder reads the sources [B, S] and a decoder writes the answers [B, T] from `start_id` on. Where that is None,
+    one decoder reads a source with its answer behind it, in rows of S + T tokens. Rows are padded at their end to the
+    `widths` (S, T). Longer sources lose their beginning, longer answers their end.
+    """
+    s, t = widths
+    asked = [np.asarray(source[-s:], np.int64) for source in sources]
+    told = [np.append(np.asarray(answer, np.int64), eos_id)[:t] for answer in answers]
+    if start_id is not None:
+        read, real = _pad(asked, s, eos_id), _pad([np.ones(len(each), np.int64) for each in asked], s, 0)
+        written = _pad([np.append(start_id, each[:-1]) for each in told], t, eos_id)
+        targets = to_tensor(_pad(told, t, IGNORED))
+        return Batch(to_tensor(read), targets, None, to_tensor(written), None, to_tensor(real))
+    rows = [np.concatenate(pair) for pair in zip(asked, told, strict=True)]
+    unasked = [np.full(max(len(each) - 1, 0), IGNORED) for each in asked]  # the last of a source predicts the answer
+    targets = [np.concatenate([quiet, row[len(quiet) + 1 :]]) for quiet, row in zip(unasked, rows, strict=True)]
+    return Batch(
+        to_tensor(_pad([row[:-1] for row in rows], s + t - 1, eos_id)), to_tensor(_pad(targets, s + t - 1, IGNORED))
+    )
+
+
+def _pad(rows: Sequence[np.ndarray], width: int, value: int) -> np.ndarray:
+    return np.stack([np.concatenate([row, np.full(width - len(row), value)]) for row in rows])

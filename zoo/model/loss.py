@@ -1,0 +1,268 @@
+# B rows, T tokens, N labelled tokens, D model width, V vocabulary
+"""The loss of a head on chunks of logits, which are never whole: each chunk is overwritten by its gradient, which goes
+back through the head at once. Losses are float32 sums over the labelled tokens."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
+
+IGNORED = -100
+"""The target of a position without one (torch's convention)."""
+
+BLOCK = {"cpu": 4 << 20}
+"""Bytes of float32 logits in one softmax. On a CPU they should stay in its cache."""
+
+LARGE_BLOCK = 256 << 20  # elsewhere: enough to keep the device busy
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """`weight` × Σ over labelled tokens of (−log p(target) + z_loss · log²Z), Z = Σ exp logits (PaLM, 2022).
+
+    `chunk` is the bytes of logits that stand at once. `count` is the number of labelled tokens where it is known, so
+    that a device need not be waited for.
+    """
+
+    terms: ClassVar[tuple[str, ...]] = ("loss", "z_loss")
+
+    weight: float = 1.0
+    z_loss: float = 0.0
+    chunk: int = 256 << 20
+    count: int | None = None
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """The share of each term in the total."""
+        return (1.0, 1.0)
+
+    def overwrite(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
+        """Overwrite logits [N, V] with the gradient of the total; return the sums of the terms, without the weight.
+        `rows` are the places of these tokens in the batch: a slice, or a tensor of indices."""
+        return replace_by_gradient_(logits, targets, self.weight, self.z_loss)
+
+    def measure(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
+        """Sum the terms up, without a gradient and without the weight."""
+        sums = torch.zeros(2, device=logits.device, dtype=accumulating(logits))
+        for block in split_for_softmax(logits):
+            nll, _, index = compute_negative_log_likelihood(logits[block], targets[block])
+            log_z = logits[block].gather(1, index).to(nll.dtype) + nll  # as log p = logit − log Z, at the target
+            sums += torch.stack([nll.sum(), self.z_loss * log_z.square().sum()])
+        return sums
+
+
+@dataclass(frozen=True)
+class TeacherLoss(TokenLoss):
+    """(1 − mix) × cross-entropy + mix × t² · KL(teacher ‖ student), both at temperature t (Hinton et al., 2015).
+
+    `teacher` gives the teacher's logits [N, V] of the tokens at the given places of the batch.
+    """
+
+    terms: ClassVar[tuple[str, ...]] = ("loss", "z_loss", "distil")
+
+    teacher: Callable[[Any], Any] = field(kw_only=True)
+    temperature: float = 1.0
+    mix: float = 0.5
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        return (1.0 - self.mix, 1.0, self.mix)
+
+    def overwrite(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
+        taught, t, hard = self.teacher(rows), self.temperature, 1 - self.mix
+        sums = torch.zeros(3, device=logits.device, dtype=accumulating(logits))
+        for rows in split_for_softmax(logits):
+            block = logits[rows]
+            nll, p, index = compute_negative_log_likelihood(block, targets[rows])
+            log_z = block.gather(1, index).to(nll.dtype) + nll
+            kl, soft = self._compare(block, taught[rows])
+            p.exp_().mul_(hard + 2 * self.z_loss * log_z).scatter_add_(1, index, torch.full_like(nll, -hard))
+            torch.mul(p.add_(soft, alpha=self.mix * t), self.weight, out=block)
+            sums += torch.stack([nll.sum(), self.z_loss * log_z.square().sum(), t * t * kl])
+        return sums
+
+    def measure(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
+        taught, t = self.teacher(rows), self.temperature
+        kl = [self._compare(logits[block], taught[block])[0] for block in split_for_softmax(logits)]
+        return torch.cat([super().measure(logits, targets, rows), t * t * torch.stack(kl).sum()[None]])
+
+    def _compare(self, logits: Tensor, taught: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum KL(teacher ‖ student) at the temperature over rows; and its gradient [N, V] in the logits divided by
+        the temperature."""
+        dtype = accumulating(logits)
+        student = torch.log_softmax(logits.to(dtype) / self.temperature, -1)
+        teacher = torch.log_softmax(taught.to(dtype) / self.temperature, -1)
+        p = teacher.exp()
+        kl = (p * (teacher - student)).sum()
+        return kl, student.exp_().sub_(p)
+
+
+def sum_loss(head: Weights, hidden: Tensor, targets: Tensor, loss: TokenLoss) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum the loss over the labelled tokens of a batch: hidden states [B, T, D] and targets [B, T].
+
+    The head runs on the labelled tokens alone. Returns the weighted total, through which a gradient goes back to the
+    hidden states and to the head's weights, and its weighted terms by name, through which none does.
+    """
+    hidden, targets = hidden.flatten(0, 1), targets.flatten()
+    rows = find_labelled(targets, loss.count)
+    targets = targets if rows is None else targets[rows]
+    weights = [each for each in head.list_weights() if each.requires_grad]
+    if torch.is_grad_enabled() and (weights or hidden.requires_grad):
+        sums = _chunked_loss().apply(head, loss, hidden, targets, rows, *weights)
+    else:
+        sums = _measure(head, loss, hidden, targets, rows)
+    total, terms = sums[0], sums[1:].detach()
+    return total, {name: terms[place] for place, name in enumerate(loss.terms) if name != "z_loss" or loss.z_loss}
+
+
+def find_labelled(targets: Tensor, count: int | None = None) -> Tensor | None:
+    """Find the places of the targets [N] that are not to be ignored; None where all are so. `count` is their number,
+    where it is known."""
+    if count == len(targets):
+        return None
+    kept = targets != IGNORED
+    if count is None:
+        return kept.nonzero()[:, 0]
+    return torch.nonzero_static(kept, size=count)[:, 0]
+
+
+def _measure(head: Any, loss: TokenLoss, hidden: Tensor, targets: Tensor, rows: Any) -> Tensor:
+    """The weighted total and terms [1 + n]."""
+    sums = _zeros(loss, hidden)
+    for part in split_for_head(hidden, targets, head.spec.vocab_size, loss.chunk):
+        places = part if rows is None else rows[part]
+        sums += loss.measure(head(hidden[places]), targets[part], places).to(sums.dtype)
+    return _weigh(sums, loss)
+
+
+def _zeros(loss: TokenLoss, hidden: Tensor) -> Tensor:
+    return torch.zeros(len(loss.terms), device=hidden.device, dtype=accumulating(hidden))
+
+
+def _weigh(sums: Tensor, loss: TokenLoss) -> Tensor:
+    """The total before the terms, all weighted."""
+    sums = sums * loss.weight
+    total = sum(share * term for share, term in zip(loss.coefficients, sums, strict=True))
+    return torch.stack([total, *sums])  # type: ignore[list-item]
+
+
+@functools.cache
+def _chunked_loss() -> Any:
+    """The autograd function, made on first use: torch is not imported to price a model."""
+
+    class ChunkedLoss(torch.autograd.Function):
+        """The gradients are made in the forward pass, chunk by chunk, for a total that is passed on as it is (the usual
+        `loss.backward()`). The backward pass multiplies them by what comes in, where that is not 1."""
+
+        @staticmethod
+        def forward(ctx: Any, head: Any, loss: TokenLoss, hidden: Tensor, targets: Tensor, rows: Any, *weights: Any):
+            found = _Gradients(hidden if ctx.needs_input_grad[2] else None, len(weights))
+            sums = _zeros(loss, hidden)
+            for part in split_for_head(hidden, targets, head.spec.vocab_size, loss.chunk):
+                places = part if rows is None else rows[part]
+                with torch.enable_grad():
+                    piece = hidden.detach()[places].requires_grad_(found.hidden is not None)
+                    logits = head(piece)
+                chunk = logits.detach()  # in place: autograd raises if the head saved its output
+                sums += loss.overwrite(chunk, targets[part], places).to(sums.dtype)
+                found.add(logits, chunk, piece, places, weights)
+                del logits, chunk  # before the next chunk is made
+            ctx.found = found
+            return _weigh(sums, loss)
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, incoming: Tensor):  # type: ignore[override]
+            found, ctx.found = ctx.found, None  # given away, so that autograd keeps them without a copy
+            if found is None:
+                raise RuntimeError("the loss went back once already, and its gradients are given away (run it again)")
+            return (None, None, found.hidden, None, None, *found.scaled(incoming[0]))
+
+    return ChunkedLoss
+
+
+class _Gradients:
+    """The gradients of a total: of the hidden states [N, D] (None where they need none), and of the head's weights."""
+
+    def __init__(self, hidden: Tensor | None, count: int) -> None:
+        self.hidden = None if hidden is None else torch.zeros_like(hidden)
+        self.weights: list[Tensor | None] = [None] * count
+
+    def add(self, logits: Tensor, gradient: Tensor, piece: Tensor, rows: Any, weights: tuple[Any, ...]) -> None:
+        """Send a chunk's gradient back through the head."""
+        inputs = [*([] if self.hidden is None else [piece]), *weights]
+        with torch.autocast(logits.device.type, enabled=False):  # dtypes are those of the forward pass
+            made = list(torch.autograd.grad(logits, inputs, gradient, allow_unused=True))
+        if self.hidden is not None:
+            self.hidden[rows] = made.pop(0)
+        for place, each in enumerate(made):
+            there = self.weights[place]
+            self.weights[place] = each if there is None or each is None else there.add_(each)
+
+    def scaled(self, factor: Tensor) -> list[Tensor | None]:
+        """Multiply by what came in; returns those of the weights."""
+        weights, self.weights = self.weights, []
+        if factor.device.type != "cpu" or float(factor) != 1:  # reading a number on another device would wait for it
+            for each in (self.hidden, *weights):
+                if each is not None:
+                    each.mul_(factor)
+        return weights
+
+
+# ---------------------------------------------------------------- chunks, blocks and the softmax
+
+
+def accumulating(values: Tensor) -> torch.dtype:
+    """The dtype of softmax and sums: float32, or float64 for such values."""
+    return torch.float64 if values.dtype is torch.float64 else torch.float32
+
+
+def split_for_head(hidden: Tensor, targets: Tensor, vocab_size: int, chunk: int) -> Iterator[slice]:
+    """Split labelled tokens into slices whose logits take at most `chunk` bytes."""
+    return split_evenly(len(targets), chunk // (vocab_size * hidden.element_size()))
+
+
+def split_evenly(count: int, most: int) -> Iterator[slice]:
+    """Split `count` rows into slices of at most `most` rows (but one at least), whose lengths differ by at most one."""
+    runs = math.ceil(count / max(most, 1))
+    return (slice(count * run // runs, count * (run + 1) // runs) for run in range(runs))
+
+
+def split_for_softmax(logits: Tensor) -> Iterator[slice]:
+    """Split the rows of logits into blocks for the softmax."""
+    size = BLOCK.get(logits.device.type, LARGE_BLOCK)
+    return split_evenly(len(logits), size // (4 * logits.shape[-1]))
+
+
+def compute_negative_log_likelihood(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the negative log-likelihood of the targets [N, 1], log p [N, V], and the targets' indices [N, 1]; the
+    first two in float32."""
+    index = targets[:, None]
+    log_p = torch.log_softmax(logits, -1, dtype=accumulating(logits))
+    return -log_p.gather(1, index), log_p, index
+
+
+def replace_by_gradient_(logits: Tensor, targets: Tensor, weight: float, z_loss: float) -> Tensor:
+    """Overwrite logits [N, V] with the gradient of `weight` × Σ (−log p(target) + z_loss · log²Z); return both sums."""
+    sums = torch.zeros(2, device=logits.device, dtype=accumulating(logits))
+    for rows in split_for_softmax(logits):
+        block = logits[rows]
+        nll, p, index = compute_negative_log_likelihood(block, targets[rows])
+        log_z = block.gather(1, index).to(nll.dtype) + nll  # as log p = logit − log Z, at the target
+        p.exp_()  # from here on the block's gradient, step by step
+        if z_loss:
+            p.mul_(1 + 2 * z_loss * log_z)
+        p.scatter_add_(1, index, torch.full_like(nll, -1.0))
+        torch.mul(p, weight, out=block)
+        sums += torch.stack([nll.sum(), z_loss * log_z.square().sum()])
+    return sums

@@ -1,0 +1,75 @@
+# B rows, T tokens
+"""Objectives of decoders: the next token, of all or of those after a prefix."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zoo.model.loss import IGNORED
+from zoo.training.objective.base import Context, Objective, refuse_headless, refuse_topology, suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from zoo.data import Batch
+    from zoo.data.tokens import Collate
+
+
+class NextToken(Objective, kind="next_token"):
+    """Each token from those before it (Radford et al., 2018)."""
+
+    every_token: ClassVar[bool] = True
+
+    def refuses(self, spec: Any) -> str | None:
+        return refuse_decoder(self.kind, spec)
+
+    def collator(self, context: Context) -> Collate:
+        from zoo.data.tokens import to_next_tokens
+
+        return partial(to_next_tokens, eos_id=context.tokenizer.eos_id, documents=context.documents)
+
+
+class PrefixLM(Objective, kind="prefix_lm"):
+    """Each token after a prefix, which is seen whole (Liu et al., 2018; Raffel et al., 2020). The prefix of a row has
+    from one token to all but one, each number as likely. Documents of a row stay apart in its prefix as well."""
+
+    def refuses(self, spec: Any) -> str | None:
+        if reason := refuse_decoder(self.kind, spec):
+            return reason
+        if not spec.prefix_lm:
+            return "prefix_lm needs a model that sees a prefix whole (model.prefix_lm=true, or objective=next_token)"
+        for block in spec.blocks.values():
+            if block.attention.state():
+                found = f"'{block.attention.kind}' layers read earlier tokens only"
+                return f"prefix_lm shows a prefix whole, and the {found} (attention=gqa, or objective=next_token)"
+        return None
+
+    def collator(self, context: Context) -> Collate:
+        return partial(_hide_prefix, context=context)
+
+
+def _hide_prefix(rows: np.ndarray, keys: Sequence[tuple[int, int]], context: Context) -> Batch:
+    """The next tokens of rows [B, T + 1], but those inside of a prefix."""
+    import torch
+
+    from zoo.data.collate import make_generator
+    from zoo.data.tokens import to_batch
+
+    batch = to_batch(rows, context.tokenizer.eos_id, context.documents)
+    length = batch.input_ids.shape[1]
+    drawn = [int(make_generator(context.seed, key).integers(1, max(length, 2))) for key in keys]
+    prefix = torch.tensor(drawn)
+    inside = torch.arange(length) < prefix[:, None] - 1  # its last token predicts the first one after it
+    return batch._replace(targets=batch.targets.masked_fill(inside, IGNORED), prefix=prefix)
+
+
+def refuse_decoder(name: str, spec: Any) -> str | None:
+    """Return the reason why a model does not write text after text, or None."""
+    if reason := refuse_topology(name, spec, "decoder", suggest(spec)):
+        return reason
+    if spec.reads_memory:
+        return f"{name} gives no encoder's output to read, and the model's layers read one (no block.cross)"
+    return refuse_headless(name, spec)

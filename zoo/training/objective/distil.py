@@ -1,0 +1,112 @@
+# N labelled tokens, V vocabulary
+"""Distillation: another model's logits beside the targets."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, PositiveFloat
+
+from zoo.errors import ZooError
+from zoo.lazy import torch
+from zoo.model.loss import TeacherLoss
+from zoo.training.objective.base import Context, Loss, Objective, describe
+from zoo.training.objective.causal import NextToken
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.data import Batch, Tokenizer
+    from zoo.data.tokens import Collate
+
+
+class Distil(Objective, kind="distil"):
+    """(1 − mix) × the cross-entropy of another objective, `base`, and mix × t² · KL(teacher ‖ student) of the same
+    tokens, both models' logits divided by the `temperature` t (Hinton et al., 2015).
+
+    The `teacher` is a folder that `zoo.load` reads: of the student's topology, vocabulary and tokenizer.
+    """
+
+    teacher: str
+    base: Objective = NextToken()
+    temperature: PositiveFloat = 1.0
+    mix: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+    def settle(self, spec: Any) -> Objective:
+        from dataclasses import replace
+
+        return replace(self, base=self.base.settle(spec))  # type: ignore[type-var]
+
+    def refuses(self, spec: Any) -> str | None:
+        from zoo.checkpoint import store
+
+        if isinstance(self.base, Distil):
+            return "distil: base is distil itself (another objective, whose targets are learned beside the teacher)"
+        if reason := self.base.refuses(spec):
+            return reason
+        try:
+            taught = store.load_spec(self.teacher)
+        except ZooError as error:
+            return f"teacher: {error} (a folder that zoo train or transformers wrote)"
+        if taught.kind != spec.kind:
+            return f"teacher is {describe(taught)}, the model is {describe(spec)} (one of the same kind)"
+        if taught.vocab_size != spec.vocab_size:
+            found = f"has a vocabulary of {taught.vocab_size}, the model's is {spec.vocab_size}"
+            return f"teacher {found} (model.vocab_size={taught.vocab_size})"
+        return self.base.refuses(taught)
+
+    def widths(self, spec: Any, seq_len: int, documents: bool) -> dict[str, int]:
+        return self.base.widths(spec, seq_len, documents)
+
+    def count_special(self, seq_len: int) -> int:
+        return self.base.count_special(seq_len)
+
+    def extend(self, tokenizer: Tokenizer, seq_len: int) -> None:
+        self.base.extend(tokenizer, seq_len)
+        refuse_other_tokenizer(self.teacher, tokenizer)
+
+    def collator(self, context: Context) -> Collate:
+        return self.base.collator(context)
+
+    def loss(self, model: Any, batch: Batch, *, weight: float = 1.0, count: int | None = None) -> Loss:
+        load_teacher(self.teacher, batch.input_ids.device)  # before the student's pass takes memory
+        return super().loss(model, batch, weight=weight, count=count)
+
+    def weigh(self, inputs: dict[str, Tensor], weight: float, count: int) -> TeacherLoss:
+        teacher = load_teacher(self.teacher, inputs["input_ids"].device)
+        with torch.no_grad():
+            hidden = teacher(**inputs, logits_to_keep=0).hidden.flatten(0, 1)  # N D
+
+        def teach(rows: Any) -> Tensor:
+            with torch.no_grad():
+                return teacher.head_logits(hidden[rows])
+
+        how = {"teacher": teach, "temperature": self.temperature, "mix": self.mix}
+        return TeacherLoss(weight, self.z_loss, self.chunk_mib << 20, count, **how)
+
+
+@cache
+def load_teacher(folder: str, device: Any) -> Any:
+    """Load a teacher, once for each device."""
+    from zoo.checkpoint import store
+
+    model = store.load(folder, torch.float32, str(device))
+    return model.requires_grad_(False)
+
+
+def refuse_other_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
+    """Raise ConfigError where a teacher's folder has a tokenizer that gives other ids."""
+    from zoo import runs
+    from zoo.data.tokenizer import Tokenizer
+    from zoo.errors import ConfigError
+
+    place = runs.find(folder)
+    if not (place / "tokenizer.json").is_file():
+        return
+    theirs = Tokenizer.load(place, tokenizer.eos, where="objective.teacher").backend
+    ours = tokenizer.backend.get_vocab(with_added_tokens=True)
+    if any(theirs.token_to_id(piece) not in (None, number) for piece, number in ours.items()):
+        found = "has another tokenizer than the data"
+        would = f"data.tokenizer={{kind: file, path: {place}}}"
+        raise ConfigError(f"objective.teacher: {folder} {found} ({would})")

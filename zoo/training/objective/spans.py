@@ -1,0 +1,264 @@
+# S tokens of the encoder, T of the decoder
+"""Objectives of encoder-decoders: spans of text that are gone, restored from what is left."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import NonNegativeInt, PositiveFloat
+
+from zoo.spec import Spec
+from zoo.training.objective.base import Context, Objective, refuse_headless, refuse_topology, suggest
+from zoo.training.objective.masked import Rate, find_mask, refuse_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from zoo.data import Tokenizer
+    from zoo.data.collate import Corrupt
+    from zoo.data.corrupt import Corrupted
+    from zoo.data.pieces import Pieces
+    from zoo.data.tokens import Collate
+
+ROOM = 16
+"""With documents apart, a row keeps room for as many ends of text as 1/16 of its tokens."""
+
+
+class Rewriting(Objective):
+    """Base of the objectives in which a decoder writes what is missing in its encoder's row. A row of text is corrupted
+    whole, or each of its documents for itself. All batches have one shape."""
+
+    def refuses(self, spec: Any) -> str | None:
+        reason = refuse_topology(self.kind, spec, "encoder_decoder", suggest(spec))
+        return reason or refuse_headless(self.kind, spec)
+
+    def widths(self, spec: Any, seq_len: int, documents: bool) -> dict[str, int]:
+        _, source, target = self.lay_out(seq_len, documents)
+        return {"encoder": source, "decoder": target}
+
+    def lay_out(self, seq_len: int, documents: bool) -> tuple[int, int, int]:
+        """Count the tokens of text in a row, and of both towers' rows."""
+        room = max(seq_len // ROOM, 1) if documents else 0
+        source, target = self.measure(seq_len - room)
+        spare = max(source, target) + room - seq_len  # a decoder that writes all writes an end of text besides
+        length = max(seq_len - room - max(spare, 0), 2)
+        source, target = self.measure(length)
+        return length, source + room, target + room
+
+    def measure(self, length: int) -> tuple[int, int]:
+        """Count what the encoder reads and what the decoder writes of so many tokens: the most, if it varies."""
+        raise NotImplementedError
+
+    def corrupter(self, context: Context) -> Corrupt:
+        """Make what corrupts a run of tokens."""
+        raise NotImplementedError
+
+    @property
+    def padded(self) -> bool:
+        """Whether runs of equal length differ in length afterwards."""
+        return False
+
+    def collator(self, context: Context) -> Collate:
+        from zoo.data.collate import Rewritten
+
+        length, *widths = self.lay_out(context.seq_len, context.documents)
+        eos, start = context.tokenizer.eos_id, context.spec.start_id
+        shape = {"length": length, "widths": tuple(widths), "documents": context.documents, "padded": self.padded}
+        return Rewritten(self.corrupter(context), context.seed, eos, start, **shape)  # type: ignore[arg-type]
+
+
+class SpanCorruption(Rewriting, kind="span_corruption"):
+    """Spans of noise are replaced by a sentinel each; the decoder writes the sentinels, and what stood there (Raffel et
+    al., 2020, T5). `rate` of the tokens are noise, in spans of `mean_span` on average.
+
+    Sentinels are the tokenizer's `<extra_id_0>` …; those that it lacks come behind its vocabulary.
+    """
+
+    rate: Rate = 0.15
+    mean_span: PositiveFloat = 3.0
+
+    def count_special(self, seq_len: int) -> int:
+        return _count_spans(seq_len, self.rate, self.mean_span)
+
+    def extend(self, tokenizer: Tokenizer, seq_len: int) -> None:
+        tokenizer.add_special(_sentinels(self.count_special(seq_len)))
+
+    def measure(self, length: int) -> tuple[int, int]:
+        return _measure_spans(length, self.rate, self.mean_span)
+
+    def corrupter(self, context: Context) -> Corrupt:
+        names = _sentinels(self.count_special(context.seq_len))
+        sentinels, eos = context.tokenizer.ids_of(names), context.tokenizer.eos_id
+        return partial(_corrupt_spans, rate=self.rate, mean=self.mean_span, sentinels=sentinels, eos_id=eos)
+
+
+class Denoising(Rewriting, kind="denoising"):
+    """Text infilling and sentence permutation; the decoder writes the whole text (Lewis et al., 2019, BART). `rate` of
+    the tokens go, in spans of Poisson(`mean_span`) tokens with one mask for each. With `permute` the sentences come in
+    any order: they end at a full stop, a line end or the end of a text, as the vocabulary spells them.
+    """
+
+    rate: Rate = 0.3
+    mean_span: PositiveFloat = 3.0
+    permute: bool = True
+    mask_id: NonNegativeInt | None = None
+
+    def refuses(self, spec: Any) -> str | None:
+        return super().refuses(spec) or refuse_mask(self.mask_id, spec)
+
+    def count_special(self, seq_len: int) -> int:
+        return int(self.mask_id is None)
+
+    def extend(self, tokenizer: Tokenizer, seq_len: int) -> None:
+        if self.mask_id is None:
+            find_mask(tokenizer)
+
+    def measure(self, length: int) -> tuple[int, int]:
+        from zoo.data.corrupt import count_infilled
+
+        noise, masks = count_infilled(length, self.rate, self.mean_span)
+        return length - noise + masks + 1, length + 1
+
+    def corrupter(self, context: Context) -> Corrupt:
+        from zoo.data.pieces import read_pieces
+
+        mask = find_mask(context.tokenizer) if self.mask_id is None else self.mask_id
+        pieces = read_pieces(context.tokenizer)
+        return partial(self._infill, pieces=pieces, mask=mask, eos=context.tokenizer.eos_id)
+
+    def _infill(self, ids: np.ndarray, rng: np.random.Generator, *, pieces: Pieces, mask: int, eos: int) -> Corrupted:
+        import numpy as np
+
+        from zoo.data.corrupt import Corrupted, infill, permute_sentences
+
+        given = permute_sentences(ids, pieces.ends, rng) if self.permute else ids
+        given = infill(given, self.rate, self.mean_span, mask, rng)
+        return Corrupted(np.append(given, eos), np.append(ids, eos))
+
+
+class Denoiser(Spec, axis="denoiser", default="spans"):
+    """One of UL2's ways to corrupt a run. `mode` names the token that may tell it to the model; ways are drawn in
+    proportion to their `weight`."""
+
+    mode: Literal["R", "S", "X"]
+    rate: Rate
+    weight: PositiveFloat = 1.0
+
+    def count_spans(self, length: int) -> int:
+        """Count the spans that it takes out of so many tokens."""
+        return 1
+
+    def draw(self, length: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw which tokens are noise [L]."""
+        raise NotImplementedError
+
+
+class Spans(Denoiser, kind="spans"):
+    """Spans of `mean_span` tokens on average, as in T5: short and few (R), or long or many (X)."""
+
+    mean_span: PositiveFloat = 3.0
+
+    def count_spans(self, length: int) -> int:
+        return _count_spans(length, self.rate, self.mean_span)
+
+    def draw(self, length: int, rng: np.random.Generator) -> np.ndarray:
+        from zoo.data.corrupt import draw_spans
+
+        return draw_spans(length, self.rate, self.mean_span, rng)
+
+
+class Suffix(Denoiser, kind="suffix"):
+    """The last tokens in one span: the model goes on from what stands before (S)."""
+
+    def draw(self, length: int, rng: np.random.Generator) -> np.ndarray:
+        import numpy as np
+
+        from zoo.data.corrupt import count_noise
+
+        return np.arange(length) >= length - count_noise(length, self.rate, length)[0]
+
+
+MODES = {"R": "[NLU]", "S": "[S2S]", "X": "[NLG]"}
+"""The tokens that tell the denoiser, spelled as in UL2's published vocabulary."""
+
+
+class UL2(Rewriting, kind="ul2"):
+    """A mixture of denoisers, one drawn for each run (Tay et al., 2022, UL2). With `modes` the encoder's row begins
+    with the token of the denoiser's mode."""
+
+    denoisers: tuple[Denoiser, ...]
+    modes: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.denoisers:
+            raise ValueError("denoisers: there are none (one at least; objective=ul2 has seven)")
+
+    def count_special(self, seq_len: int) -> int:
+        return self._count_sentinels(seq_len) + (len(MODES) if self.modes else 0)
+
+    def _count_sentinels(self, seq_len: int) -> int:
+        return max(each.count_spans(seq_len) for each in self.denoisers)
+
+    def extend(self, tokenizer: Tokenizer, seq_len: int) -> None:
+        tokenizer.add_special([*_sentinels(self._count_sentinels(seq_len)), *(MODES.values() if self.modes else ())])
+
+    @property
+    def padded(self) -> bool:
+        return len(self.denoisers) > 1
+
+    def measure(self, length: int) -> tuple[int, int]:
+        from zoo.data.corrupt import count_noise
+
+        sizes = []
+        for each in self.denoisers:
+            spans = each.count_spans(length)
+            noise = count_noise(length, each.rate, length)[0]
+            sizes.append((length - noise + spans + 1 + int(self.modes), noise + spans + 1))
+        return max(source for source, _ in sizes), max(target for _, target in sizes)
+
+    def corrupter(self, context: Context) -> Corrupt:
+        names = _sentinels(self._count_sentinels(context.seq_len))
+        modes = dict(zip(MODES, context.tokenizer.ids_of(list(MODES.values())), strict=True)) if self.modes else {}
+        sentinels, eos = context.tokenizer.ids_of(names), context.tokenizer.eos_id
+        return partial(self._corrupt, sentinels=sentinels, modes=modes, eos_id=eos)
+
+    def _corrupt(
+        self, ids: np.ndarray, rng: np.random.Generator, *, sentinels: Sequence[int], modes: dict[str, int], eos_id: int
+    ) -> Corrupted:
+        import numpy as np
+
+        from zoo.data.corrupt import fold
+
+        weights = np.array([each.weight for each in self.denoisers])
+        way = self.denoisers[rng.choice(len(weights), p=weights / weights.sum())]
+        made = fold(ids, way.draw(len(ids), rng), sentinels, eos_id)
+        return made._replace(inputs=np.append(modes[way.mode], made.inputs)) if modes else made
+
+
+def _sentinels(count: int) -> list[str]:
+    return [f"<extra_id_{number}>" for number in range(count)]
+
+
+def _count_spans(length: int, rate: float, mean: float) -> int:
+    from zoo.data.corrupt import count_noise
+
+    return count_noise(length, rate, mean)[1]
+
+
+def _measure_spans(length: int, rate: float, mean: float) -> tuple[int, int]:
+    """The tokens that the encoder reads and that the decoder writes."""
+    from zoo.data.corrupt import count_noise
+
+    noise, spans = count_noise(length, rate, mean)
+    return length - noise + spans + 1, noise + spans + 1
+
+
+def _corrupt_spans(
+    ids: np.ndarray, rng: np.random.Generator, *, rate: float, mean: float, sentinels: Sequence[int], eos_id: int
+) -> Corrupted:
+    from zoo.data.corrupt import draw_spans, fold
+
+    return fold(ids, draw_spans(len(ids), rate, mean, rng), sentinels, eos_id)
