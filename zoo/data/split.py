@@ -16,7 +16,7 @@ Texts = tuple[str, ...]
 
 MOST_BLOCKS = 10  # contiguous blocks of validation text in one large file
 LONGEST = 1 << 20
-"""Characters of a text that is encoded as a whole. A tokenizer takes about 120 bytes of memory for each, and one core."""
+"""Characters of a text that is encoded whole: a tokenizer takes about 120 bytes of memory for each, and one core."""
 PIECES_PER_BLOCK = 2  # at least, where a file has more than one block
 
 
