@@ -144,6 +144,21 @@ def test_a_short_text_validates_on_its_end(tmp_path):
     assert 0.05 < len(validation) / len(text) < 0.15
 
 
+def test_a_long_text_is_cut_where_paragraphs_end(tmp_path, monkeypatch):
+    file = book(tmp_path)
+    corpus = open_text_corpus(file)
+    parts = split_corpus(corpus, 0.05)
+    whole = texts_of(corpus, parts)
+    monkeypatch.setattr("zoo.data.split.LONGEST", 5000)
+    cut = texts_of(corpus, parts)
+    assert [part + text for part, text in whole] != [part + text for part, text in cut]
+    assert "".join(text for _, text in cut) == file.read_text("utf-8")
+    assert max(len(text) for _, text in cut) <= 10_000 < max(len(text) for _, text in whole)
+    assert all(text.endswith("\n\n") for _, text in cut[:-1])
+    pair = Document("a", 0, "a\n\n" * 9000, "b")
+    assert list(join_pieces([pair], ["train"])) == [("train", pair.texts)]
+
+
 def test_a_gap_in_a_file_ends_a_document():
     pieces = [Document("a", 0, "A"), Document("a", 1, "B"), Document("a", 3, "D"), Document("b", 4, "E")]
     assert texts_of(pieces, ["train"] * 4) == [("train", "AB"), ("train", "D"), ("train", "E")]

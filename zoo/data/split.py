@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
-from zoo.data.corpus import Document
+from zoo.data.corpus import Document, cut_paragraphs
 from zoo.errors import ConfigError, ZooError
 
 Part = Literal["train", "validation"]
@@ -15,6 +15,8 @@ Texts = tuple[str, ...]
 """A document as text: one, or a source and its target."""
 
 MOST_BLOCKS = 10  # contiguous blocks of validation text in one large file
+LONGEST = 1 << 20
+"""Characters of a text that is encoded whole: a tokenizer takes about 120 bytes of memory for each, and one core."""
 PIECES_PER_BLOCK = 2  # at least, where a file has more than one block
 
 
@@ -132,7 +134,8 @@ def sample_within(units: list[Unit], numbers: list[int], room: int, most: int = 
 
 
 def join_pieces(documents: Iterable[Document], parts: Iterable[Part | None]) -> Iterator[tuple[Part, Texts]]:
-    """Yield the texts of each part. Pieces that follow one another in a file and share a part are joined again.
+    """Yield the texts of each part. Pieces that follow one another in a file and share a part are joined again; a text
+    of more than LONGEST characters is cut where a paragraph ends.
 
     Raises ZooError when the corpus no longer has as many documents as there are parts.
     """
@@ -143,16 +146,20 @@ def join_pieces(documents: Iterable[Document], parts: Iterable[Part | None]) -> 
         for document, part in zip(documents, parts, strict=True):
             if (document.path, document.piece) != expected or part != held_part:
                 if held_part is not None:
-                    yield held_part, join_texts(held)
+                    yield from cut_long(held_part, held)
                 held = []
             held.append(document.texts)
             held_part, expected = part, (document.path, document.piece + 1)
     except ValueError as error:  # of the zip
         raise ZooError("data: the corpus changed while it was read (start again)") from error
     if held_part is not None:
-        yield held_part, join_texts(held)
+        yield from cut_long(held_part, held)
 
 
-def join_texts(pieces: list[tuple[str, ...]]) -> Texts:
-    """Join pieces of one text; a pair comes alone."""
-    return pieces[0] if len(pieces) == 1 else ("".join(text for (text,) in pieces),)
+def cut_long(part: Part, pieces: list[Texts]) -> Iterator[tuple[Part, Texts]]:
+    """Join the pieces of one text, and cut it to texts of LONGEST to 2 × LONGEST characters. A pair stays as it is."""
+    if len(pieces[0]) > 1:
+        yield part, pieces[0]
+        return
+    for text in cut_paragraphs("".join(text for (text,) in pieces), LONGEST):
+        yield part, (text,)
