@@ -5,6 +5,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 from tiny import model_of, spec_of
+from torch import distributed
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 from zoo.data import Batch
@@ -99,6 +101,23 @@ def test_the_head_runs_on_labelled_rows_alone_and_a_frozen_one_gets_no_gradient(
         model(batch.input_ids, targets=batch.targets, loss=TokenLoss(count=count)).loss.backward()
     assert met == [8, 8]
     assert model.head.out.weight.grad is None and model.embedding.tokens.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("overrides", [[], ["head={kind:lm,tied:false}"]], ids=["tied", "untied"])
+def test_a_sharded_model_computes_its_loss_in_its_own_forward(overrides, tmp_path):
+    model, batch = model_of(overrides).train(), batch_of(4, 12, 67, ignored=9)
+    sharded, how = model_of(overrides).train(), TokenLoss(1 / 39, chunk=CHUNK)
+    model(batch.input_ids, targets=batch.targets, loss=how).loss.backward()
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        for block in sharded.blocks:
+            fully_shard(block)
+        fully_shard(sharded)
+        sharded(batch.input_ids, targets=batch.targets, loss=how).loss.backward()
+        for name, parameter in sharded.named_parameters():
+            torch.testing.assert_close(parameter.grad.full_tensor(), model.get_parameter(name).grad)
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_targets_without_a_head_and_a_loss_without_targets_are_refused():

@@ -118,10 +118,9 @@ def sum_loss(head: Weights, hidden: Tensor, targets: Tensor, loss: TokenLoss) ->
     targets = targets if rows is None else targets[rows]
     weights = [each for each in head.list_weights() if each.requires_grad]
     if torch.is_grad_enabled() and (weights or hidden.requires_grad):
-        sums = _chunked_loss().apply(head, loss, hidden, targets, rows, *weights)
+        total, terms = _chunked_loss().apply(head, loss, hidden, targets, rows, *weights)
     else:
-        sums = _measure(head, loss, hidden, targets, rows)
-    total, terms = sums[0], sums[1:].detach()
+        total, terms = _measure(head, loss, hidden, targets, rows)
     return total, {name: terms[place] for place, name in enumerate(loss.terms) if name != "z_loss" or loss.z_loss}
 
 
@@ -136,8 +135,8 @@ def find_labelled(targets: Tensor, count: int | None = None) -> Tensor | None:
     return torch.nonzero_static(kept, size=count)[:, 0]
 
 
-def _measure(head: Any, loss: TokenLoss, hidden: Tensor, targets: Tensor, rows: Any) -> Tensor:
-    """The weighted total and terms [1 + n]."""
+def _measure(head: Any, loss: TokenLoss, hidden: Tensor, targets: Tensor, rows: Any) -> tuple[Tensor, Tensor]:
+    """The weighted total and terms."""
     sums = _zeros(loss, hidden)
     for part in split_for_head(hidden, targets, head.spec.vocab_size, loss.chunk):
         places = part if rows is None else rows[part]
@@ -149,11 +148,13 @@ def _zeros(loss: TokenLoss, hidden: Tensor) -> Tensor:
     return torch.zeros(len(loss.terms), device=hidden.device, dtype=accumulating(hidden))
 
 
-def _weigh(sums: Tensor, loss: TokenLoss) -> Tensor:
-    """The total before the terms, all weighted."""
-    sums = sums * loss.weight
-    total = sum(share * term for share, term in zip(loss.coefficients, sums, strict=True))
-    return torch.stack([total, *sums])  # type: ignore[list-item]
+def _weigh(sums: Tensor, loss: TokenLoss) -> tuple[Tensor, Tensor]:
+    """The weighted total, and the weighted terms."""
+    terms = sums * loss.weight
+    total = torch.zeros_like(terms[0])
+    for share, term in zip(loss.coefficients, terms, strict=True):
+        total += share * term
+    return total, terms
 
 
 @functools.cache
@@ -178,15 +179,17 @@ def _chunked_loss() -> Any:
                 found.add(logits, chunk, piece, places, weights)
                 del logits, chunk  # before the next chunk is made
             ctx.found = found
-            return _weigh(sums, loss)
+            total, terms = _weigh(sums, loss)
+            ctx.mark_non_differentiable(terms)
+            return total, terms
 
         @staticmethod
         @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, incoming: Tensor):  # type: ignore[override]
+        def backward(ctx: Any, incoming: Tensor, _: Any):  # type: ignore[override]
             found, ctx.found = ctx.found, None  # given away, so that autograd keeps them without a copy
             if found is None:
                 raise RuntimeError("the loss went back once already, and its gradients are given away (run it again)")
-            return (None, None, found.hidden, None, None, *found.scaled(incoming[0]))
+            return (None, None, found.hidden, None, None, *found.scaled(incoming))
 
     return ChunkedLoss
 
