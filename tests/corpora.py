@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 
 from zoo.data.corpus import Document
+from zoo.data.split import join_pieces
 from zoo.errors import ConfigError
 
 POEM = [f"Line {n} of a poem that says {n * n}, naïvely: 漢字 🦓.\n" for n in range(400)]
@@ -21,6 +22,11 @@ def faults_of(call) -> list[str]:
 
 def documents(*texts: str) -> list[Document]:
     return [Document(f"{number}.txt", 0, text) for number, text in enumerate(texts)]
+
+
+def texts_of(documents, parts) -> list[tuple]:
+    """The part and the text of each document after the split, pieces joined."""
+    return [(part, text) for part, (text,) in join_pieces(documents, parts)]
 
 
 def write_documents(root: Path) -> Path:

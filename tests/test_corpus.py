@@ -4,19 +4,17 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from corpora import FAST, POEM, documents, faults_of, write_documents
+from corpora import FAST, POEM, documents, faults_of, texts_of, write_documents
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zoo.data.corpus import (
     Document,
     cut_paragraphs,
-    hash_text,
-    join_pieces,
     open_stdlib_corpus,
     open_text_corpus,
-    split_corpus,
 )
+from zoo.data.split import hash_text, join_pieces, split_corpus
 
 
 @pytest.fixture
@@ -56,7 +54,7 @@ def test_a_missing_or_empty_text_is_one_line(tmp_path):
     (tmp_path / "blank.txt").write_text("\n \n", "utf-8")
     (tmp_path / "empty").mkdir()
     for name in ("blank.txt", "empty"):
-        (fault,) = faults_of(lambda name=name: open_text_corpus(tmp_path / name))
+        (fault,) = faults_of(lambda name=name: list(open_text_corpus(tmp_path / name)))
         assert fault.startswith("data.path: no text to read") and name in fault
 
 
@@ -74,7 +72,7 @@ def test_files_that_are_not_utf8_are_all_named_with_the_place(tmp_path):
 def test_a_long_list_of_faulty_files_is_cut_short(tmp_path):
     for n in range(25):
         (tmp_path / f"{n}.txt").write_bytes(b"\xff")
-    faults = faults_of(lambda: open_text_corpus(tmp_path))
+    faults = faults_of(lambda: list(open_text_corpus(tmp_path)))
     assert len(faults) == 11 and faults[-1] == "data.path: and 15 more such files"
 
 
@@ -107,7 +105,7 @@ def test_json_and_archives_among_other_files_are_read_or_passed_over_as_before(t
     assert [each.path for each in open_text_corpus(tmp_path)] == ["notes.csv.txt", "package.json"]
     (tmp_path / "records.json").write_text('[\n  {"text": "one"}]', "utf-8")
     (fault,) = faults_of(lambda: list(open_text_corpus(tmp_path)))
-    assert "records.json holds records, not text, found JSON (write its texts to .txt files" in fault
+    assert "records.json holds records, not text, found JSON (data=jsonl and data=parquet read records;" in fault
 
 
 def book(tmp_path, lines: int = 4000) -> Path:
@@ -120,7 +118,7 @@ def book(tmp_path, lines: int = 4000) -> Path:
 def test_of_one_file_validation_has_its_share_of_the_bytes_in_few_blocks_of_equal_distance(tmp_path, fraction):
     file = book(tmp_path)
     corpus = open_text_corpus(file)
-    texts = list(join_pieces(corpus, split_corpus(corpus, fraction)))
+    texts = texts_of(corpus, split_corpus(corpus, fraction))
     assert "".join(piece for _, piece in texts) == file.read_text("utf-8")
     assert all(one != other for (one, _), (other, _) in pairwise(texts))  # pieces that follow one another are joined
     blocks = [len(text.encode()) for part, text in texts if part == "validation"]
@@ -141,15 +139,35 @@ def test_a_short_text_validates_on_its_end(tmp_path):
     text = "\n\n".join(POEM[:150])
     (tmp_path / "short.txt").write_text(text, "utf-8")
     corpus = open_text_corpus(tmp_path / "short.txt")
-    (_, train), (part, validation) = join_pieces(corpus, split_corpus(corpus, 0.1))
+    (_, train), (part, validation) = texts_of(corpus, split_corpus(corpus, 0.1))
     assert part == "validation" and train + validation == text
     assert 0.05 < len(validation) / len(text) < 0.15
 
 
+def test_a_long_text_is_cut_where_paragraphs_end(tmp_path, monkeypatch):
+    file = book(tmp_path)
+    corpus = open_text_corpus(file)
+    parts = split_corpus(corpus, 0.05)
+    whole = texts_of(corpus, parts)
+    monkeypatch.setattr("zoo.data.split.LONGEST", 5000)
+    cut = texts_of(corpus, parts)
+    assert [part + text for part, text in whole] != [part + text for part, text in cut]
+    assert "".join(text for _, text in cut) == file.read_text("utf-8")
+    assert max(len(text) for _, text in cut) <= 10_000 < max(len(text) for _, text in whole)
+    assert all(text.endswith("\n\n") for _, text in cut[:-1])
+    pair = Document("a", 0, "a\n\n" * 9000, "b")
+    assert list(join_pieces([pair], ["train"])) == [("train", pair.texts)]
+
+
 def test_a_gap_in_a_file_ends_a_document():
     pieces = [Document("a", 0, "A"), Document("a", 1, "B"), Document("a", 3, "D"), Document("b", 4, "E")]
-    assert list(join_pieces(pieces, ["train"] * 4)) == [("train", "AB"), ("train", "D"), ("train", "E")]
-    assert list(join_pieces(pieces[:2], ["train", None])) == [("train", "A")]
+    assert texts_of(pieces, ["train"] * 4) == [("train", "AB"), ("train", "D"), ("train", "E")]
+    assert texts_of(pieces[:2], ["train", None]) == [("train", "A")]
+    pair = Document("a", 0, "A", "one")
+    assert list(join_pieces([pair, pair._replace(text="B")], ["train"] * 2)) == [
+        ("train", ("A", "one")),
+        ("train", ("B", "one")),
+    ]
 
 
 @FAST
@@ -181,7 +199,7 @@ def moved_bytes(before: dict[str, str], after: dict[str, str]) -> int:
 
 def parts_of_lines(root: Path) -> dict[str, str]:
     corpus = open_text_corpus(root)
-    texts = join_pieces(corpus, split_corpus(corpus, 0.05))
+    texts = texts_of(corpus, split_corpus(corpus, 0.05))
     return {line: part for part, text in texts for line in text.splitlines(keepends=True)}
 
 

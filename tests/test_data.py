@@ -1,27 +1,26 @@
 """Prepared data: the cache, what its key depends on, and the settings."""
 
 import os
+import random
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from corpora import POEM, documents, faults_of, write_documents
+from corpora import POEM, documents, faults_of, texts_of, write_documents
 
 import zoo.data
 from zoo.data import DataSettings, prepare
-from zoo.data.corpus import (
-    Corpus,
-    join_pieces,
-    open_text_corpus,
-    split_corpus,
-)
+from zoo.data.cache import fill_cache
+from zoo.data.corpus import Corpus, open_text_corpus
+from zoo.data.split import join_pieces, split_corpus, split_units
+from zoo.data.survey import survey
 from zoo.data.tokenizer import make_byte_tokenizer, train_bpe
-from zoo.data.tokens import fill_cache, find_cache_folder
 from zoo.errors import ZooError
-from zoo.paths import conf_dir
+from zoo.paths import conf_dir, find_cache_folder
 
 
 @pytest.fixture
@@ -55,10 +54,38 @@ def test_a_broken_off_build_leaves_nothing_that_is_used(cache):
 
     with pytest.raises(KeyboardInterrupt):
         fill_cache("it", breaks_off)
-    assert list((cache / "data").iterdir()) == []
-    found = fill_cache("it", lambda folder: (folder / "whole").write_text("whole", "utf-8"))
+    assert not (cache / "data" / "it").exists()
+    found = fill_cache("other", lambda folder: (folder / "whole").write_text("whole", "utf-8"))
     assert [file.name for file in found.iterdir()] == ["whole"]
-    assert fill_cache("it", breaks_off) == found
+    assert fill_cache("other", breaks_off) == found
+
+
+def test_a_build_goes_on_with_what_a_killed_one_left_and_starts_anew_after_an_error_of_ours(cache):
+    def breaks_off(folder, error):
+        (folder / "half").write_text("half", "utf-8")
+        raise error
+
+    for error, left in ((KeyboardInterrupt(), ["half"]), (OSError("full"), ["half"]), (ZooError("useless"), [])):
+        with pytest.raises(type(error)):
+            fill_cache("it", lambda folder, error=error: breaks_off(folder, error))
+        seen = []
+        assert not (cache / "data" / "it").exists()
+        with pytest.raises(KeyboardInterrupt):
+            fill_cache(
+                "it", lambda folder, seen=seen: (seen.extend(folder.iterdir()), breaks_off(folder, KeyboardInterrupt()))
+            )
+        assert [file.name for file in seen] == left
+    assert [file.name for file in fill_cache("it", lambda folder: None).iterdir()] == ["half"]
+    assert [file.name for file in (cache / "data").iterdir()] == ["it"]
+
+
+def test_a_draft_that_nobody_goes_on_with_is_deleted_after_a_week(cache):
+    for name, days in (("old", 8), ("young", 6)):
+        draft = cache / "data" / f".{name}.zoo-partial"
+        draft.mkdir(parents=True)
+        os.utime(draft, (time.time() - days * 86400,) * 2)
+    fill_cache("it", lambda folder: None)
+    assert sorted(file.name for file in (cache / "data").iterdir()) == [".young.zoo-partial", "it"]
 
 
 def test_builders_at_once_agree_on_one_folder(cache):
@@ -99,7 +126,7 @@ def test_preparing_gives_both_parts_and_the_second_time_only_reads(cache, folder
     assert {what for what, _, _ in told} == {"reading", "learning the vocabulary", "encoding"}
     assert all(0 <= done <= total for _, done, total in told)
     assert first.tokenizer.vocab_size == 300
-    texts = [first.tokenizer.decode(part.ids) for part in (first.train, first.validation)]
+    texts = [first.tokenizer.decode(part.ids[:]) for part in (first.train, first.validation)]
     assert sorted(POEM) == sorted(line for text in texts for line in text.splitlines(keepends=True))
     assert first.train.n_documents + first.validation.n_documents == 40
     monkeypatch.setattr(zoo.data, "write_prepared", None)
@@ -115,8 +142,32 @@ def test_the_vocabulary_is_learnt_from_the_training_part_alone(cache, folder):
     learnt = prepare(settings)
     corpus = open_text_corpus(folder)
     parts = split_corpus(corpus, settings.validation_fraction)
-    train = [text for part, text in join_pieces(corpus, parts) if part == "train"]
+    train = [text for part, text in texts_of(corpus, parts) if part == "train"]
     assert learnt.tokenizer.backend.to_str() == train_bpe(train, 300).backend.to_str()
+
+
+def test_a_sample_is_bounded_and_is_of_the_documents_that_max_bytes_takes():
+    texts = [f"{n:09}\n" * (n % 5 + 1) for n in range(3000)]
+    whole = survey(documents(*texts), 10**9, lambda done: None)
+    assert whole.sample.size == sum(map(len, texts))
+    small = survey(documents(*texts), 5000, lambda done: None)
+    assert 5000 <= small.sample.size < 5050
+    parts = split_units(small.units, 0.2, 20_000)
+    kept = set(small.sample.texts(parts))
+    assert len(kept) > 100
+    assert kept <= {text for text, part in zip(texts, parts, strict=True) if part == "train"}
+    shuffled = random.sample(texts, len(texts))
+    again = survey(documents(*shuffled), 5000, lambda done: None)
+    assert set(again.sample.texts(split_units(again.units, 0.2, 20_000))) == kept
+
+
+def test_a_sample_without_training_text_is_one_line(cache, tmp_path, monkeypatch):
+    for n in range(4):
+        (tmp_path / f"{n}.txt").write_text(f"text {n}", "utf-8")
+    monkeypatch.setattr("zoo.data.BPE_SAMPLE", 1)
+    node = {"kind": "text", "path": str(tmp_path), "validation_fraction": 0.9}
+    (fault,) = faults_of(lambda: prepare(DataSettings.read(node)))
+    assert fault.startswith("data.tokenizer: a BPE learns from a sample of")
 
 
 def test_the_key_follows_what_the_tokens_depend_on_and_nothing_else(cache, folder, tmp_path):
@@ -146,28 +197,39 @@ def test_the_key_follows_what_the_tokens_depend_on_and_nothing_else(cache, folde
 
 
 def test_a_corpus_that_changes_meanwhile_is_not_cached(cache, folder, monkeypatch):
-    unchanged = Corpus.fingerprint
-    seen = []
+    unchanged = Corpus.__iter__
+    passes = []
 
-    def grows(corpus):
-        seen.append(unchanged(corpus))
-        (folder / f"{len(seen)}.txt").write_text(f"more {len(seen)}", "utf-8")
-        (folder / "00.md").write_text(f"other {len(seen)}", "utf-8")
-        return seen[-1]
+    def changes(corpus):
+        passes.append(corpus)
+        if len(passes) == 2:
+            (folder / "00.md").write_text("other", "utf-8")
+        return unchanged(corpus)
 
-    monkeypatch.setattr(Corpus, "fingerprint", grows)
+    monkeypatch.setattr(Corpus, "__iter__", changes)
     with pytest.raises(ZooError, match="changed while it was read"):
-        prepare(DataSettings(kind="text", path=str(folder)))
+        prepare(DataSettings.read({"kind": "text", "path": str(folder)}))
     assert list((cache / "data").iterdir()) == []
     with pytest.raises(ZooError, match="changed while it was read"):
         list(join_pieces(documents("a"), ["train", "train"]))
+
+
+def test_each_file_is_read_twice_and_once_where_its_tokens_are_cached(cache, folder, monkeypatch):
+    read, reads = Path.read_bytes, []
+    monkeypatch.setattr(Path, "read_bytes", lambda file: (reads.append(file.name), read(file))[1])
+    node = {"kind": "text", "path": str(folder), "tokenizer": {"vocab_size": 300}}
+    prepare(DataSettings.read(node))
+    counts = [reads.count(file.name) for file in folder.rglob("*") if file.is_file()]
+    assert counts == [2] * 41
+    prepare(DataSettings.read(node))
+    assert [reads.count(file.name) for file in folder.rglob("*") if file.is_file()] == [3] * 41
 
 
 def test_the_standard_library_is_prepared_within_its_limit(cache):
     ready = prepare(DataSettings.read({"max_bytes": 200_000, "tokenizer": {"kind": "byte"}}))
     assert 100_000 < ready.train.n_bytes + ready.validation.n_bytes <= 200_000
     assert len(ready.train) == ready.train.n_bytes + ready.train.n_documents + 1
-    assert "import" in ready.tokenizer.decode(ready.train.ids)
+    assert "import" in ready.tokenizer.decode(ready.train.ids[:])
 
 
 # Settings
@@ -185,11 +247,24 @@ def test_every_fault_of_the_settings_is_a_line_with_its_path():
             }
         )
     )
+    assert faults == [
+        "data: kind 'stdlb' is not a choice of data (did you mean 'stdlib'?) "
+        "(one of: hf, jsonl, mix, parquet, stdlib, text)"
+    ]
+    faults = faults_of(
+        lambda: DataSettings.read(
+            {
+                "tokenizer": {"kind": "byte", "vocab_size": 500, "path": "x", "eso": 1},
+                "validation_fraction": 1.5,
+                "max_byte": 3,
+                "documents": "perhaps",
+            }
+        )
+    )
     assert sorted(faults) == [
         "data.documents: input should be a valid boolean, unable to interpret input, found 'perhaps'",
-        "data.kind: input should be 'stdlib' or 'text', found 'stdlb' (did you mean 'stdlib'?)",
-        "data.max_byte: no such setting (did you mean 'max_bytes'?)",
-        "data.tokenizer.eso: no such setting (did you mean 'eos'?)",
+        "data.max_byte: data 'stdlib' has no such field (did you mean 'max_bytes'?)",
+        "data.tokenizer.eso: tokenizer 'byte' has no such field (did you mean 'eos'?)",
         "data.tokenizer.path: a byte tokenizer is read from no file, found 'x' (null, or kind: file)",
         "data.tokenizer.vocab_size: a byte tokenizer has the size it has, found 500 (null, or kind: bpe)",
         "data.validation_fraction: input should be less than 1, found 1.5",
@@ -228,12 +303,11 @@ def test_packaged_data_configs_state_every_setting_at_its_default(name):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         node = OmegaConf.to_container(compose(f"data/{name}").data)
     assert isinstance(node, dict)
-    if name == "text":
-        assert node["path"] is None
-        node["path"] = "a.txt"
-    read = DataSettings.read(node)
-    assert read == DataSettings(kind=read.kind, path=read.path)
-    assert set(DataSettings.model_fields) - set(node) <= {"path"}
+    needed = {"mix": {"of": {"a": {"weight": 1}}}, "stdlib": {}}.get(name, {"path": "a.txt"})
+    assert all(node[key] is None for key in needed)
+    read = DataSettings.read({**node, **needed})
+    assert read == DataSettings.read({"kind": read.kind, **needed})
+    assert {field.name for field in read.fields()} - set(node) <= {"path"}
 
 
 def test_importing_the_package_loads_nothing_heavy():

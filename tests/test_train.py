@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from zoo import runs
 from zoo.checkpoint import store
-from zoo.data import DataSettings, prepare
+from zoo.data import DataSettings, hold_out, prepare
 from zoo.errors import CheckpointError, ConfigError, ZooError
 from zoo.jobs.plan import plan_launch, task_config
 from zoo.paths import conf_dir
@@ -397,7 +397,7 @@ def test_every_fault_of_a_config_is_listed_at_once(config):
     assert sorted(found) == sorted(
         [
             *("steps", "accumulate", "precision", "schedule.warmup", "optim.betas.1", "sample.temperature"),
-            *("data.tokenizer.kind", "model.d_model"),
+            *("data.tokenizer", "model.d_model"),
         ]
     )
 
@@ -441,7 +441,8 @@ def test_in_bf16_the_weights_stay_in_float32_and_the_loss_close(config, tmp_path
 def test_held_out_rows_are_spread_over_the_whole_split(corpus):
     data = data_of(corpus)
     rows = (len(data.validation) - 1) // 4
-    batches = loop.take_validation(data, 3, 4, wanted=rows // 2, documents=False)
+    (held,) = hold_out(data.held_out, 3, 4, wanted=rows // 2, documents=False)
+    batches = held.batches
     found = torch.cat([batch.input_ids for batch in batches])
     expected = torch.tensor(data.validation.ids[: rows * 4].astype("int64")).view(rows, 4)
     assert len(found) == rows // 2

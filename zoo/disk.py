@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, ZooError
 
 OLD = ".zoo-old"
 DRAFT = r"\..+\.([0-9a-f]{32}|zoo-old)"
+PARTIAL = ".zoo-partial"
+A_WEEK = 7 * 86400  # seconds
 A_DAY = 86400  # seconds: the age of a draft that no process writes any more, where no locks tell
 NO_LOCKS = {
     errno.ENOLCK,
@@ -60,6 +62,44 @@ def replace_folder(folder: Path, *, keep: bool = False) -> Iterator[Path]:
             flush(folder.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def complete_folder(folder: Path) -> Iterator[Path]:
+    """Yield a draft of `folder` that survives a kill: the next call yields it with what is in it, to be completed.
+
+    It gets the folder's name when the block ends, unless another process was faster. An error of ours (ZooError) says
+    that what was written is of no use, and the draft goes; it stays after any other. Where another process holds the
+    draft, one of its own is yielded (`replace_folder`). Abandoned drafts of other folders go after A_WEEK.
+    """
+    folder = _real(folder)
+    draft = folder.with_name(f".{folder.name}{PARTIAL}")
+    draft.mkdir(parents=True, exist_ok=True)
+    with _lock_on(draft) as free:
+        if free and draft.exists():  # it is gone where its writer has just given it the folder's name
+            _remove_abandoned(folder.parent)
+            try:
+                yield draft
+            except ZooError:
+                shutil.rmtree(draft, ignore_errors=True)
+                raise
+            for file in draft.rglob("*"):
+                flush(file)
+            flush(draft)
+            _put_in_place(draft, folder, keep=True)
+            flush(folder.parent)
+            shutil.rmtree(draft, ignore_errors=True)  # where another process was faster
+            return
+    with replace_folder(folder, keep=True) as own:
+        yield own
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Delete the drafts of `complete_folder` that nobody went on with for a week."""
+    for draft in parent.glob(f".*{PARTIAL}"):
+        with suppress(OSError), _lock_on(draft) as free:
+            if free and time.time() - draft.stat().st_mtime > A_WEEK:
+                shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PACKAGES = (
     *("torch", "hydra-core", "omegaconf", "pydantic", "tokenizers", "safetensors", "numpy", "matplotlib"),
     *("triton", "flash-attn", "flash-attn-4", "kernels", "torchao"),
-    *("transformers", "datasets", "hydra-joblib-launcher", "hydra-submitit-launcher"),
+    *("transformers", "datasets", "pyarrow", "hydra-joblib-launcher", "hydra-submitit-launcher"),
 )
 
 WIDTH = 120

@@ -5,197 +5,205 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
-
-from zoo.data.corpus import Corpus, join_pieces, open_stdlib_corpus, open_text_corpus, split_corpus
+from zoo.data.cache import fill_cache
+from zoo.data.checked import read_sealed, record_file, verify_file, write_sealed
+from zoo.data.encode import INDEX, open_tokens, write_tokens
+from zoo.data.settings import DataSettings, TokenizerSettings, Weighted, make_paths_absolute
+from zoo.data.split import Part, join_pieces, split_units
+from zoo.data.survey import Fingerprint, Survey, survey
 from zoo.data.tokenizer import Tokenizer, find_tokenizer_file, make_byte_tokenizer, train_bpe
 from zoo.data.tokens import (
     Batch,
     Batches,
     Progress,
+    Source,
     TokenFile,
-    fill_cache,
-    open_tokens,
+    hold_out,
     read_evaluation_batches,
-    write_tokens,
+    refuse_old_position,
 )
-from zoo.errors import ConfigError, ZooError, did_you_mean
+from zoo.errors import ConfigError
 
 __all__ = [
     "Batch",
     "Batches",
     "DataSettings",
     "Prepared",
+    "Source",
     "TokenFile",
     "Tokenizer",
     "TokenizerSettings",
+    "hold_out",
+    "make_paths_absolute",
     "prepare",
     "read_evaluation_batches",
+    "refuse_old_position",
 ]
 
-LAYOUT = 2  # version of a cached folder; folders of another one are not used
+LAYOUT = 3  # version of a cached folder; folders of another one are not used
 BPE_SIZE = 4096
 BPE_SAMPLE = 16 << 20  # bytes of text that a BPE is trained on, evenly spread: more of the same text changes few merges
-
-
-class TokenizerSettings(BaseModel):
-    """`data.tokenizer`. A field that the kind does not read must stay null."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["bpe", "byte", "file"] = "bpe"
-    vocab_size: int | None = Field(default=None, ge=257, validate_default=True)
-    path: str | None = Field(default=None, validate_default=True)
-    eos: str | None = None
-
-    @field_validator("vocab_size")
-    @classmethod
-    def only_bpe_has_a_size(cls, value: int | None, info: ValidationInfo) -> int | None:
-        kind = info.data.get("kind", "bpe")
-        if kind != "bpe" and value is not None:
-            raise ValueError(f"a {kind} tokenizer has the size it has, found {value} (null, or kind: bpe)")
-        return value
-
-    @field_validator("path")
-    @classmethod
-    def only_a_file_has_a_path(cls, value: str | None, info: ValidationInfo) -> str | None:
-        kind = info.data.get("kind")
-        if kind == "file" and not value:
-            raise ValueError("kind: file needs a tokenizer.json, found none (a file, or a folder that has one)")
-        if kind in ("bpe", "byte") and value is not None:
-            raise ValueError(f"a {kind} tokenizer is read from no file, found {value!r} (null, or kind: file)")
-        return value
-
-    @field_validator("eos")
-    @classmethod
-    def only_a_file_names_its_eos(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and info.data.get("kind") in ("bpe", "byte"):
-            raise ValueError(f"only kind: file has an end of text of its own, found {value!r} (null)")
-        return value
-
-
-class DataSettings(BaseModel):
-    """The `data` node of a training config."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["stdlib", "text"] = "stdlib"
-    path: str | None = Field(default=None, validate_default=True)
-    tokenizer: TokenizerSettings = TokenizerSettings()
-    validation_fraction: float = Field(default=0.05, gt=0, lt=1)
-    max_bytes: int | None = Field(default=None, gt=0)
-    documents: bool = False
-
-    @field_validator("path")
-    @classmethod
-    def only_text_has_a_path(cls, value: str | None, info: ValidationInfo) -> str | None:
-        kind = info.data.get("kind")
-        if kind == "text" and not value:
-            raise ValueError("data=text needs a text, found none (data.path=FILE_OR_FOLDER)")
-        if kind == "stdlib" and value is not None:
-            raise ValueError(f"data=stdlib reads Python's own source, found {value!r} (data=text data.path={value})")
-        return value
-
-    @classmethod
-    def read(cls, node: Mapping[Any, Any], where: str = "data") -> DataSettings:
-        """Validate a resolved node at the path `where`. Raises ConfigError with every fault in it."""
-        try:
-            return cls.model_validate(dict(node))
-        except ValidationError as error:
-            raise ConfigError(*(describe_fault(found, where) for found in error.errors())) from error
-
-
-def describe_fault(found: Any, where: str) -> str:
-    """Describe one of pydantic's errors in one line."""
-    path = ".".join([where, *map(str, found["loc"])])
-    if found["type"] == "extra_forbidden":
-        settings = TokenizerSettings if found["loc"][0] == "tokenizer" else DataSettings
-        return f"{path}: no such setting{did_you_mean(str(found['loc'][-1]), settings.model_fields)}"
-    if found["type"] == "value_error":
-        return f"{path}: {found['ctx']['error']}"
-    options = re.findall(r"'([^']+)'", str(found.get("ctx", {}).get("expected", "")))
-    hint = did_you_mean(str(found["input"]), options)
-    return f"{path}: {found['msg'][0].lower()}{found['msg'][1:]}, found {found['input']!r}{hint}"
+SEALS = "tokenizer.seal.json"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Both parts of a corpus as tokens. Equal keys mean equal tokens: a resumed run compares the two keys."""
+    """Both parts of each source as tokens. Equal keys mean equal tokens: a resumed run compares the two keys."""
 
     tokenizer: Tokenizer
-    train: TokenFile
-    validation: TokenFile
+    sources: tuple[Source, ...]
+    held_out: tuple[Source, ...]
     key: str
     folder: Path
+
+    @property
+    def train(self) -> TokenFile:
+        """The training tokens of the only source."""
+        (source,) = self.sources
+        return source.tokens
+
+    @property
+    def validation(self) -> TokenFile:
+        """The validation tokens of the only source."""
+        (source,) = self.held_out
+        return source.tokens
 
 
 def prepare(settings: DataSettings, progress: Progress | None = None) -> Prepared:
     """Read and split a corpus, train a tokenizer and encode; or find all that in the cache. Raises ConfigError.
 
+    The text is read once to find the key, and once more where nothing is cached under it (`zoo.data.survey` says why).
     `progress(what, done, total)` is called with bytes of text.
     """
     progress = progress or (lambda what, done, total: None)
-    corpus = open_text_corpus(settings.path) if settings.path else open_stdlib_corpus()
-    progress("reading", 0, corpus.n_bytes)
-    fingerprint = corpus.fingerprint()
-    progress("reading", corpus.n_bytes, corpus.n_bytes)
-    key = hash_settings(settings, fingerprint)
+    surveys = {}
+    for name, source in settings.sources.items():
+        with faults_of_source(name):
+            surveys[name] = survey_source(source, settings, progress)
+    key = hash_settings(settings, {name: found.fingerprint for name, found in surveys.items()})
 
     def build(folder: Path) -> None:
-        write_prepared(folder, corpus, settings, progress)
-        if corpus.fingerprint() != fingerprint:
-            raise ZooError("data: the corpus changed while it was read (start again)")
+        write_prepared(folder, settings, surveys, progress)
 
     folder = fill_cache(f"{settings.kind}-{key}", build)
-    tokens = open_tokens(folder)
-    return Prepared(Tokenizer.load(folder), tokens["train"], tokens["validation"], key, folder)
+    return open_prepared(folder, settings, key)
 
 
-def hash_settings(settings: DataSettings, fingerprint: str) -> str:
-    """Hash everything that the tokens depend on. `documents` is left out: it is about batches."""
+@contextmanager
+def faults_of_source(name: str) -> Iterator[None]:
+    """Word faults of a source of a mix at its own place in the config: `data.of.NAME.path` for `data.path`."""
+    try:
+        yield
+    except ConfigError as error:
+        if not name:
+            raise
+        raise ConfigError(*(re.sub(r"^data(?=[.:])", f"data.of.{name}", fault) for fault in error.faults)) from error
+
+
+def survey_source(source: Weighted, settings: DataSettings, progress: Progress) -> Survey:
+    """Read a source for the first time."""
+    documents = source.settings.open()
+    total = documents.n_bytes
+    room = BPE_SAMPLE if settings.tokenizer.kind == "bpe" else 0
+    progress("reading", 0, total)
+    return survey(documents, room, lambda done: progress("reading", min(done, total), total))
+
+
+def open_prepared(folder: Path, settings: DataSettings, key: str) -> Prepared:
+    """Open a folder of the cache. Raises ZooError when a file in it is damaged."""
+    for name, record in read_sealed(folder / SEALS).items():
+        if name in TOKENIZER:
+            verify_file(folder / name, record)
+    tokens = {name: open_tokens(folder / name) for name in settings.sources}
+    sources, held_out = (
+        tuple(Source(name, each.weight, tokens[name][part]) for name, each in settings.sources.items())
+        for part in ("train", "validation")
+    )
+    return Prepared(Tokenizer.load(folder), sources, held_out, key, folder)
+
+
+def hash_settings(settings: DataSettings, fingerprints: Mapping[str, str]) -> str:
+    """Hash everything that the tokens depend on. `documents` and weights are left out: they are about batches."""
     import tokenizers
 
-    on = settings.model_dump(include={"validation_fraction", "max_bytes"})
-    on |= {"layout": LAYOUT, "corpus": fingerprint, "tokenizers": tokenizers.__version__}
-    on["tokenizer"] = settings.tokenizer.model_dump(exclude={"path"})
-    if settings.tokenizer.path is not None:
-        file = find_tokenizer_file(settings.tokenizer.path, "data.tokenizer")
+    tokenizer = settings.tokenizer
+    on = {
+        "layout": LAYOUT,
+        "tokenizers": tokenizers.__version__,
+        "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "eos": tokenizer.eos},
+        "validation_fraction": settings.validation_fraction,
+        "sources": {name: [fingerprints[name], each.settings.max_bytes] for name, each in settings.sources.items()},
+    }
+    if tokenizer.path is not None:
+        file = find_tokenizer_file(tokenizer.path, "data.tokenizer")
         beside = file.with_name("tokenizer_config.json")
         on["files"] = [hashlib.blake2b(f.read_bytes()).hexdigest() for f in (file, beside) if f.is_file()]
     return hashlib.blake2b(json.dumps(on, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def write_prepared(folder: Path, corpus: Corpus, settings: DataSettings, progress: Progress) -> None:
-    """Write the tokenizer and the tokens of a corpus into an empty folder."""
-    total = min(corpus.n_bytes, settings.max_bytes or corpus.n_bytes)
-    parts = split_corpus(corpus, settings.validation_fraction, settings.max_bytes)
+def write_prepared(folder: Path, settings: DataSettings, surveys: Mapping[str, Survey], progress: Progress) -> None:
+    """Write the tokenizer and the tokens of all sources into a folder, or what a killed process had yet to write."""
+    parts = {}
+    for name, source in settings.sources.items():
+        with faults_of_source(name):
+            parts[name] = split_units(surveys[name].units, settings.validation_fraction, source.settings.max_bytes)
+    tokenizer = make_tokenizer(settings.tokenizer, lambda: read_samples(surveys, parts, progress))
+    tokenizer.save(folder)
+    write_sealed(folder / SEALS, {name: record_file(folder / name) for name in TOKENIZER})
+    for name, source in settings.sources.items():
+        if not (folder / name / INDEX).is_file():
+            write_source(folder / name, source, surveys[name], parts[name], tokenizer, progress)
 
-    def texts_to_learn() -> Iterator[str]:
-        every = -(-total // BPE_SAMPLE)
-        done = 0
-        for number, text in enumerate(text for part, text in join_pieces(corpus, parts) if part == "train"):
-            if number % every == 0:
-                yield text
+
+def read_samples(
+    surveys: Mapping[str, Survey], parts: Mapping[str, list[Part | None]], progress: Progress
+) -> Iterator[str]:
+    """Yield the training texts of all samples. Raises ConfigError where there is none."""
+    total, done = sum(found.sample.size for found in surveys.values()), 0
+    progress("learning the vocabulary", 0, total)
+    for name, found in surveys.items():
+        for text in found.sample.texts(parts[name]):
+            yield text
             done += len(text.encode())
             progress("learning the vocabulary", min(done, total), total)
+    if not done:
+        what = f"learns from a sample of {BPE_SAMPLE >> 20} MiB, found no training text in it"
+        raise ConfigError(f"data.tokenizer: a BPE {what} (a smaller validation_fraction, or kind: byte)")
 
-    tokenizer = make_tokenizer(settings.tokenizer, texts_to_learn())
-    tokenizer.save(folder)
+
+def write_source(
+    folder: Path,
+    source: Weighted,
+    found: Survey,
+    parts: list[Part | None],
+    tokenizer: Tokenizer,
+    progress: Progress,
+) -> None:
+    """Read a source for the second time, and write its tokens. Raises ZooError when it is not what it was."""
+    total = sum(unit.size for unit, part in zip(found.units, parts, strict=True) if part is not None)
+    fingerprint = Fingerprint()
+    folder.mkdir(exist_ok=True)
     write_tokens(
-        folder, join_pieces(corpus, parts), tokenizer, lambda done: progress("encoding", min(done, total), total)
+        folder,
+        join_pieces(fingerprint.follow(source.settings.open()), parts),
+        tokenizer,
+        lambda done: progress("encoding", min(done, total), total),
+        sequences=2 if source.settings.reads_pairs else 1,
+        unchanged=lambda: fingerprint.hexdigest() == found.fingerprint,
     )
     progress("encoding", total, total)
 
 
-def make_tokenizer(settings: TokenizerSettings, texts: Iterator[str]) -> Tokenizer:
+def make_tokenizer(settings: TokenizerSettings, texts: Callable[[], Iterator[str]]) -> Tokenizer:
     """Make the tokenizer that the settings name. Only a BPE reads the texts."""
     if settings.kind == "byte":
         return make_byte_tokenizer()
     if settings.path is not None:
         return Tokenizer.load(settings.path, settings.eos, where="data.tokenizer")
-    return train_bpe(texts, settings.vocab_size or BPE_SIZE)
+    return train_bpe(texts(), settings.vocab_size or BPE_SIZE)

@@ -1,22 +1,16 @@
-"""Read a corpus as documents, and split them into training and validation.
-
-Each pass reads the files again, so that only one is in memory.
-"""
+"""Read text files as documents. Each pass reads the files again, so that only one is in memory."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple, Protocol
 
-from zoo.errors import ConfigError, ZooError
-
-Part = Literal["train", "validation"]
+from zoo.errors import ConfigError
 
 # Folders below the standard library that are left out: other people's packages, tests, and the tables of `encodings`,
 # which are made by a program and near copies of one another, so that they would stand on both sides of the split.
@@ -27,19 +21,37 @@ RECORDS = {".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather"
 PACKED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz"}
 # A file of more than 1/20 of a corpus is cut into pieces of about 1/200 of it, so that some of them can validate.
 LARGE, PIECES, SMALLEST_PIECE, LARGEST_PIECE = 20, 200, 256, 16384
-MOST_BLOCKS = 10  # contiguous blocks of validation text in one large file
-PIECES_PER_BLOCK = 2  # at least, where a file has more than one block
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 FAULTS_SHOWN = 10
-WOULD = "write its texts to .txt files and name their folder, or move it away"
+WOULD = "data=jsonl and data=parquet read records; or move it away"
 
 
 class Document(NamedTuple):
-    """The unit of the split: a file, or a piece of a large one (pieces count from 0)."""
+    """The unit of the split: a file, a piece of a large one (pieces count from 0), or a record.
+
+    A pair has a `target`, of which `text` is the source.
+    """
 
     path: str
     piece: int
     text: str
+    target: str | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text; of a pair, the source and the target."""
+        return (self.text,) if self.target is None else (self.text, self.target)
+
+
+class Documents(Protocol):
+    """A source of text: it can be read again and again, each time the same documents in the same order."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Tell about how much there is to read, in bytes; 0 where that is not known."""
+        ...
+
+    def __iter__(self) -> Iterator[Document]: ...
 
 
 @dataclass(frozen=True)
@@ -55,8 +67,9 @@ class Corpus:
     strict: bool = True
 
     def __iter__(self) -> Iterator[Document]:
-        """Read every file. Raises ConfigError at the end, with a line for each that cannot be read as text."""
-        total = self.n_bytes
+        """Read every file. Raises ConfigError at the end, with a line for each that cannot be read as text, and where
+        there is no text at all."""
+        total, empty = self.n_bytes, True
         faults = []
         for file in self.files:
             if self.strict and (found := describe_records_fault(file)):
@@ -74,24 +87,22 @@ class Corpus:
                 if self.strict and file.suffix.lower() == ".json" and (len(self.files) == 1 or is_json_records(text)):
                     faults.append(f"data.path: {file} holds records, not text, found JSON ({WOULD})")
                     continue
-                yield from cut_document(file.relative_to(self.root).as_posix(), text, total)
+                for document in cut_document(file.relative_to(self.root).as_posix(), text, total):
+                    empty = False
+                    yield document
         if faults:
             more = len(faults) - FAULTS_SHOWN
             raise ConfigError(*faults[:FAULTS_SHOWN], *([f"data.path: and {more} more such files"] if more > 0 else []))
+        if empty:
+            place = self.files[0] if len(self.files) == 1 else self.root
+            raise ConfigError(
+                f"data.path: no text to read, found nothing in {place} (a text file, or a folder of them)"
+            )
 
     @property
     def n_bytes(self) -> int:
         """Add up the files' sizes, text or not."""
         return sum(file.stat().st_size for file in self.files)
-
-    def fingerprint(self) -> str:
-        """Hash the content and its order, but not names, dates or the place on disk."""
-        whole = hashlib.blake2b(digest_size=16)
-        for document in self:
-            data = document.text.encode()
-            whole.update(f"{document.piece} {len(data)} ".encode())
-            whole.update(data)
-        return whole.hexdigest()
 
 
 def open_stdlib_corpus() -> Corpus:
@@ -110,8 +121,7 @@ def open_stdlib_corpus() -> Corpus:
 
 
 def open_text_corpus(path: str | Path) -> Corpus:
-    """Open a file, or every text file below a folder, without hidden ones. Raises ConfigError where there is no
-    text."""
+    """Open a file, or every text file below a folder, without hidden ones. Raises ConfigError where there is none."""
     root = Path(path).expanduser()
     if root.is_dir():
         files = list_files(root, set(), lambda file: not file.name.startswith("."))
@@ -119,10 +129,7 @@ def open_text_corpus(path: str | Path) -> Corpus:
         files = (root,)
     else:
         raise ConfigError(f"data.path: no such file or folder, found {root} (a text file, or a folder of them)")
-    corpus = Corpus(root if root.is_dir() else root.parent, files)
-    if next(iter(corpus), None) is None:
-        raise ConfigError(f"data.path: no text to read, found nothing in {root} (a text file, or a folder of them)")
-    return corpus
+    return Corpus(root if root.is_dir() else root.parent, files)
 
 
 def list_files(root: Path, without: set[str], keep: Callable[[Path], bool]) -> tuple[Path, ...]:
@@ -196,128 +203,3 @@ def cut_paragraphs(text: str, size: int) -> Iterator[str]:
         start = end
     if start < len(text):
         yield text[start:]
-
-
-def hash_text(text: str) -> bytes:
-    """Hash a text without its white space: a copy with other line ends is a copy."""
-    return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
-
-
-def split_corpus(
-    documents: Iterable[Document], validation_fraction: float, max_bytes: int | None = None
-) -> list[Part | None]:
-    """Choose the part of each document; None for a repeated one and for those left out by `max_bytes`.
-
-    Validation gets its fraction of the bytes, in contiguous blocks. A large file (one in pieces) gives blocks of its
-    own, at the end of each of up to MOST_BLOCKS equal sections. The rest are whole files, in the order of the hash of
-    their content until there are bytes enough. So neither names nor order matter, no copy stands in both parts, and a
-    file that is added moves about as much text as it has itself. Raises ConfigError unless both parts get a document.
-
-    Example: of a book of 1,000,000 bytes and a fraction of 0.05, validation has the bytes from 190,000 to 200,000, from
-    390,000 to 400,000 and so on, cut where paragraphs end.
-    """
-    units = [Unit(hash_text(each.text), each.path, len(each.text.encode())) for each in documents]
-    first: dict[bytes, int] = {}
-    for number, unit in enumerate(units):
-        first.setdefault(unit.key, number)
-    kept = sorted(first.values(), key=lambda number: units[number].key)
-    chosen = choose_validation(units, kept, validation_fraction)
-    validation, train = ([n for n in kept if (n in chosen) == side] for side in (True, False))
-    if max_bytes is not None:
-        validation = sample_within(units, validation, round(max_bytes * validation_fraction), max_bytes)
-        train = sample_within(units, train, max_bytes - sum(units[n].size for n in validation))
-    if not (validation and train):
-        raise ConfigError(describe_missing_part(len(units), len(kept), len(validation) + len(train), max_bytes))
-    parts: list[Part | None] = [None] * len(units)
-    for number in validation:
-        parts[number] = "validation"
-    for number in train:
-        parts[number] = "train"
-    return parts
-
-
-def describe_missing_part(pieces: int, different: int, chosen: int, max_bytes: int | None) -> str:
-    """Word why there is no text for one of the two parts: so many pieces, so many of them different, so many
-    chosen."""
-    if different == 1 and pieces > 1:
-        found = f"found {pieces:,} pieces of text that are all the same, of which one is kept"
-        return f"data: training and validation need different text, {found} (a text that repeats itself less)"
-    what = "a longer text" if max_bytes is None else f"a larger data.max_bytes than {max_bytes}"
-    return f"data: training and validation need a document each at least, found {chosen} ({what})"
-
-
-class Unit(NamedTuple):
-    """A document as the split sees it: the hash of its text, its file, and its bytes."""
-
-    key: bytes
-    path: str
-    size: int
-
-
-def choose_validation(units: list[Unit], kept: list[int], fraction: float) -> set[int]:
-    """Choose the documents that validate, of those `kept`, which are in the order of their hashes. Neither part is
-    empty."""
-    files: dict[str, list[int]] = {}
-    for number, unit in enumerate(units):
-        files.setdefault(unit.path, []).append(number)
-    large = [numbers for numbers in files.values() if len(numbers) > 1]
-    in_pieces = {number for numbers in large for number in numbers}
-    chosen = {number for numbers in large for number in choose_blocks(units, numbers, fraction)} & set(kept)
-    missing = fraction * sum(units[n].size for n in kept) - sum(units[n].size for n in chosen)
-    for number in kept:
-        if number not in in_pieces and missing >= units[number].size / 2:
-            chosen.add(number)
-            missing -= units[number].size
-    if not chosen:
-        return set(kept[:1]) if len(kept) > 1 else set()
-    return chosen - set(kept[-1:]) if len(chosen) == len(kept) else chosen
-
-
-def choose_blocks(units: list[Unit], numbers: list[int], fraction: float) -> set[int]:
-    """Choose the validation pieces of one file: it is divided into sections of equally many bytes, and each gives the
-    pieces at its end."""
-    total = sum(units[number].size for number in numbers)
-    sections = min(MOST_BLOCKS, max(1, int(fraction * len(numbers) / PIECES_PER_BLOCK)))
-    length, start, chosen = total / sections, 0, set()
-    for number in numbers:
-        middle = start + units[number].size / 2
-        if middle % length >= (1 - fraction) * length:
-            chosen.add(number)
-        start += units[number].size
-    return chosen
-
-
-def sample_within(units: list[Unit], numbers: list[int], room: int, most: int = 0) -> list[int]:
-    """Sample documents of `room` bytes evenly: they are taken while they fit, in the order of the half of the hash that
-    the split does not use. Where none fits, the smallest is taken if it has at most `most` bytes."""
-    chosen = []
-    for number in sorted(numbers, key=lambda number: units[number].key[8:]):
-        if units[number].size <= room:
-            chosen.append(number)
-            room -= units[number].size
-    smallest = min(numbers, key=lambda number: units[number].size, default=None)
-    if not chosen and smallest is not None and units[smallest].size <= most:
-        return [smallest]
-    return chosen
-
-
-def join_pieces(documents: Iterable[Document], parts: list[Part | None]) -> Iterator[tuple[Part, str]]:
-    """Yield the texts of each part. Pieces that follow one another in a file and share a part are joined again.
-
-    Raises ZooError when the corpus no longer has as many documents as there are parts.
-    """
-    held: list[str] = []
-    held_part: Part | None = None
-    expected = ("", 0)
-    try:
-        for document, part in zip(documents, parts, strict=True):
-            if (document.path, document.piece) != expected or part != held_part:
-                if held_part is not None:
-                    yield held_part, "".join(held)
-                held = []
-            held.append(document.text)
-            held_part, expected = part, (document.path, document.piece + 1)
-    except ValueError as error:  # of the zip
-        raise ZooError("data: the corpus changed while it was read (start again)") from error
-    if held_part is not None:
-        yield held_part, "".join(held)

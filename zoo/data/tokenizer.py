@@ -8,9 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.data.lengths import tabulate_byte_level
 from zoo.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
+    import numpy as np
     import tokenizers
 
 EOS = "<|endoftext|>"
@@ -64,8 +66,23 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode many texts on all cores, as `encode` does."""
+        return [found.ids for found in self.encode_many(texts)]
+
+    def encode_many(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        """Encode many texts on all cores, without their offsets and without making lists of the ids: in a thread of
+        its own this leaves Python free meanwhile."""
         self.backend.encode_special_tokens = True
-        return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+
+    def find_offsets(self, text: str) -> list[tuple[int, int]]:
+        """Find where each token of a text begins and ends in it, in characters."""
+        self.backend.encode_special_tokens = True
+        return self.backend.encode(text, add_special_tokens=False).offsets
+
+    @cached_property
+    def byte_lengths(self) -> np.ndarray | None:
+        """The bytes of each token of a byte-level vocabulary, by id; None for another kind."""
+        return tabulate_byte_level(self)
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """Decode ids. Bytes that are not UTF-8 become U+FFFD; special tokens are left out unless `special`."""

@@ -1,66 +1,101 @@
-"""Write token ids to disk and read batches from them: each batch is a function of the seed and the step alone.
+"""Read batches of tokens: each row is a function of the seed and of its number alone.
 
 B rows, T tokens a row.
 """
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.data.corpus import Part
-from zoo.data.tokenizer import Tokenizer
-from zoo.disk import remove_drafts, replace_folder
+from zoo.data.order import Interleaving, Permutation
 from zoo.errors import ConfigError, ZooError
-from zoo.paths import find_cache_folder
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from zoo.data.shards import Joined
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the bytes of text done, and the bytes in all."""
 
-PARTS: tuple[Part, ...] = ("train", "validation")
 EVALUATION = 1 << 32
 """The epoch of rows that evaluate: what is random in them is the same every time, and unlike that of any other."""
-GROUP = 1 << 20  # bytes of text encoded at once: enough for all cores, little to hold
+
+AHEAD = 1024  # rows whose places are computed together, which takes hardly longer than for one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenFile:
-    """One part of a corpus as token ids, mapped into memory: EOS, then each document followed by EOS.
+    """One part of a corpus as token ids: the end of text, then each document followed by it.
 
-    The EOS between two documents is the last target of one and the first input of the other.
+    The end of text between two documents is the last target of one and the first input of the other. A row is a window
+    of T + 1 ids; windows share their ends.
     """
 
-    path: Path
-    dtype: str
+    ids: np.ndarray | Joined = field(compare=False, repr=False)
     eos_id: int
     n_documents: int
     n_bytes: int
     """Bytes of the text in UTF-8: bits per byte compare models with different tokenizers."""
+    lengths: np.ndarray | Joined | None = field(default=None, compare=False, repr=False)
+    """The bytes of text that each token stands for (`zoo.data.lengths`), of a validation part."""
+    path: Path | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def count_rows(self, seq_len: int) -> int:
+        """Count the whole rows of T = `seq_len` tokens and a target."""
+        return max(len(self) - 1, 0) // seq_len
+
+    def read_row(self, number: int, seq_len: int) -> np.ndarray:
+        """Read a row as int64 [T + 1]; the last may be shorter."""
+        import numpy as np
+
+        start = number * seq_len
+        return self.ids[start : start + seq_len + 1].astype(np.int64)
+
+    def count_bytes(self, numbers: Iterable[int], seq_len: int) -> int:
+        """Count the bytes of text that the targets of rows stand for.
+
+        An end of text is a target too, and has no bytes.
+        """
+        assert self.lengths is not None
+        firsts = [number * seq_len + 1 for number in numbers]
+        return sum(int(self.lengths[first : first + seq_len].sum()) for first in firsts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairFile(TokenFile):
+    """One part of a corpus of pairs. A row is a pair: the ids of a source and of its target."""
+
+    sizes: Callable[[], np.ndarray] = field(compare=False, repr=False)
+    """Reads the tokens of each sequence, sources and targets by turns; each ends with the end of text."""
+
     @cached_property
-    def ids(self) -> np.ndarray:
+    def ends(self) -> np.ndarray:
+        """The place in `ids` behind each sequence. The first id is before them all."""
         import numpy as np
 
-        return np.memmap(self.path, dtype=self.dtype, mode="r")
+        return 1 + np.cumsum(self.sizes())
 
-    def rows(self, starts: Iterable[int], length: int) -> np.ndarray:
-        """Read a row of `length` ids from each start, as int64."""
+    def count_rows(self, seq_len: int) -> int:
+        """Count the pairs, which may have any length."""
+        return self.n_documents
+
+    def read_row(self, number: int, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read the source and the target of a pair as int64, without the ends of text."""
         import numpy as np
 
-        return np.stack([self.ids[start : start + length] for start in starts]).astype(np.int64)
+        first = int(self.ends[2 * number - 1]) if number else 1
+        middle, last = int(self.ends[2 * number]), int(self.ends[2 * number + 1])
+        return self.ids[first : middle - 1].astype(np.int64), self.ids[middle : last - 1].astype(np.int64)
 
 
 class Batch(NamedTuple):
@@ -83,9 +118,9 @@ class Batch(NamedTuple):
     prefix: torch.Tensor | None = None
 
 
-Collate = Callable[["np.ndarray", Sequence[tuple[int, int]]], Batch]
-"""Makes a batch of rows of ids [B, T + 1], given the epoch and the number of each row: what is random follows from
-these and a seed."""
+Collate = Callable[[Any, Sequence[tuple[int, int]]], Batch]
+"""Makes a batch of rows of ids [B, T + 1], or of a list of B pairs of ids, given the epoch and the number of each row:
+what is random follows from these and a seed."""
 
 
 def to_batch(rows: np.ndarray, eos_id: int, documents: bool) -> Batch:
@@ -106,68 +141,108 @@ def to_next_tokens(rows: np.ndarray, keys: Sequence[tuple[int, int]], *, eos_id:
     return to_batch(rows, eos_id, documents)
 
 
+def gather(rows: Sequence[Any]) -> Any:
+    """Stack rows of ids to [B, T + 1]; pairs, which differ in length, stay a list."""
+    import numpy as np
+
+    return list(rows) if isinstance(rows[0], tuple) else np.stack(rows)
+
+
+class Source(NamedTuple):
+    """A source of rows: its name (none where it is the only one), its weight in a mix, and its tokens."""
+
+    name: str
+    weight: Fraction
+    tokens: TokenFile
+
+
+class Place(NamedTuple):
+    """Where a row lies: the number of its source, which of its windows, and how often that source was read before."""
+
+    source: int
+    window: int
+    epoch: int
+
+
 class Batches:
     """Endless shuffled batches. Each epoch is another permutation of the same windows, which share no input.
 
-    `batch(step)` depends on (seed, step) alone, so resuming needs a step counter only. Where an epoch ends within a
-    batch, the next one fills it up, so all batches have one shape.
+    Row n is a function of (seed, n) alone: sources take turns by weight (`Interleaving`), and each gives its windows in
+    an order of its own. So the position is one count, `consumed`, and the stream of rows stays the same when the
+    batch size changes. Where an epoch ends within a batch, the next one fills it up, so all batches have one shape.
     """
 
     def __init__(
         self,
-        tokens: TokenFile,
+        tokens: TokenFile | Sequence[Source],
         batch_size: int,
         seq_len: int,
         seed: int = 0,
         documents: bool = False,
         collate: Collate | None = None,
     ) -> None:
-        self.n_windows = (len(tokens) - 1) // seq_len
-        if self.n_windows < 1:
-            raise ConfigError(
-                f"data: the training split must fill one row of {seq_len} tokens and a target, found {len(tokens)} "
-                "(a longer text, or shorter rows)"
-            )
-        self.tokens = tokens
+        self.sources = [Source("", Fraction(1), tokens)] if isinstance(tokens, TokenFile) else list(tokens)
+        self.windows = [count_windows(source, seq_len) for source in self.sources]
+        self.interleave = Interleaving([source.weight for source in self.sources])
         self.batch_size = batch_size
         self.seq_len = seq_len
         self.seed = seed
         self.documents = documents
-        self.collate = collate or partial(to_next_tokens, eos_id=tokens.eos_id, documents=documents)
-        self.step = 0
-        self._orders: dict[int, np.ndarray] = {}
+        eos_id = self.sources[0].tokens.eos_id
+        self.collate = collate or partial(to_next_tokens, eos_id=eos_id, documents=documents)
+        self.consumed = 0
+        self._places: tuple[int, list[Place]] = (-1, [])
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        batch = self.batch(self.step)
-        self.step += 1
+        batch = self.read(self.consumed, self.batch_size)
+        self.consumed += self.batch_size
         return batch
 
     def batch(self, step: int) -> Batch:
-        """Make the batch of a step, whatever was read before."""
-        first = step * self.batch_size
-        numbers = range(first, first + self.batch_size)
-        keys = [(number // self.n_windows, self._window(number)) for number in numbers]
-        rows = self.tokens.rows((window * self.seq_len for _, window in keys), self.seq_len + 1)
-        return self.collate(rows, keys)
+        """Make the batch of a step, where all batches before have the same size."""
+        return self.read(step * self.batch_size, self.batch_size)
 
-    def _window(self, number: int) -> int:
-        epoch, place = divmod(number, self.n_windows)
-        if epoch not in self._orders:
-            import numpy as np
+    def read(self, first: int, count: int) -> Batch:
+        """Make the batch of `count` rows from row `first` on, whatever was read before."""
+        numbers = range(first, first + count)
+        places = [self.place(number) for number in numbers]
+        rows = [self.sources[place.source].tokens.read_row(place.window, self.seq_len) for place in places]
+        return self.collate(
+            gather(rows), [(place.epoch, number) for place, number in zip(places, numbers, strict=True)]
+        )
 
-            self._orders = {past: order for past, order in self._orders.items() if past == epoch - 1}
-            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.n_windows)
-        return int(self._orders[epoch][place])
+    def place(self, number: int) -> Place:
+        """Find where a row lies."""
+        block, within = divmod(number, AHEAD)
+        if self._places[0] != block:
+            self._places = block, self._find_places(block * AHEAD)
+        return self._places[1][within]
 
-    def state(self) -> dict[str, int]:
-        """Return what `restore` needs: the step, and the settings that the order of batches depends on."""
-        return {"step": self.step, **self._order_settings()}
+    def _find_places(self, first: int) -> list[Place]:
+        """Find the places of AHEAD rows from row `first` on."""
+        import numpy as np
 
-    def restore(self, state: dict[str, int]) -> None:
-        """Set the step from a state. Raises ConfigError when data or settings differ, as the order of batches would."""
+        sources, turns = self.interleave(np.arange(first, first + AHEAD))
+        epochs, windows = np.empty_like(turns), np.empty_like(turns)
+        for number, (source, n_windows) in enumerate(zip(self.sources, self.windows, strict=True)):
+            mine = np.flatnonzero(sources == number)
+            epochs[mine] = turns[mine] // n_windows
+            for epoch in np.unique(epochs[mine]).tolist():
+                now = mine[epochs[mine] == epoch]
+                order = Permutation(n_windows, f"{self.seed}/{source.name}/{epoch}")
+                windows[now] = order(turns[now] % n_windows)
+        return [Place(*each) for each in zip(sources.tolist(), windows.tolist(), epochs.tolist(), strict=True)]
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs: the rows consumed, and the settings that their order depends on."""
+        return {"consumed": self.consumed, **self._order_settings()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Set the position from a state. Raises ConfigError when data or settings differ: the order of rows would."""
+        refuse_old_position(state)
         faults = [
             f"data: to resume, {name} must be as before, found {now} (was {state.get(name)})"
             for name, now in self._order_settings().items()
@@ -175,107 +250,104 @@ class Batches:
         ]
         if faults:
             raise ConfigError(*faults)
-        self.step = state["step"]
+        self.consumed = state["consumed"]
 
-    def _order_settings(self) -> dict[str, int]:
-        names = {"seed": self.seed, "batch_size": self.batch_size, "seq_len": self.seq_len}
-        return {**names, "n_tokens": len(self.tokens)}
+    def _order_settings(self) -> dict[str, Any]:
+        order: dict[str, Any] = {"seed": self.seed, "seq_len": self.seq_len}
+        if len(self.sources) > 1:
+            order["weights"] = {source.name: str(source.weight) for source in self.sources}
+        return {**order, "n_tokens": sum(len(source.tokens) for source in self.sources)}
+
+
+def count_windows(source: Source, seq_len: int) -> int:
+    """Count the rows of a source. Raises ConfigError where it fills none."""
+    if not (count := source.tokens.count_rows(seq_len)):
+        where = f"data.of.{source.name}" if source.name else "data"
+        found = f"found {len(source.tokens)} (a longer text, or shorter rows)"
+        raise ConfigError(f"{where}: the training split must fill one row of {seq_len} tokens and a target, {found}")
+    return count
+
+
+def refuse_old_position(state: Mapping[str, Any]) -> None:
+    """Raise ConfigError for the position of a run of an earlier version, which counted steps in another order of rows.
+
+    To go on from it would read some rows twice and others never.
+    """
+    if "consumed" not in state:
+        found = "found a count of steps" if "step" in state else "found no count of rows"
+        raise ConfigError(f"data: the checkpoint's position is of another version's order of rows, {found} (a new run)")
 
 
 def read_evaluation_batches(
-    tokens: TokenFile, batch_size: int, seq_len: int, *, documents: bool = False, limit: int | None = None
+    tokens: TokenFile,
+    batch_size: int,
+    seq_len: int,
+    *,
+    documents: bool = False,
+    limit: int | None = None,
+    collate: Collate | None = None,
 ) -> Iterator[Batch]:
     """Yield the split in order, so that each id after the first is a target once; or its first `limit` batches.
 
     The last full batch may have fewer rows, and the ids left over form a batch of one shorter row: weight batches by
-    their numbers of targets.
+    their numbers of targets. With `collate` there are whole rows alone.
     """
-    n_targets = len(tokens) - 1
-    n_rows, left = divmod(n_targets, seq_len)
-    starts = [row * seq_len for row in range(n_rows)]
-    groups = [(starts[first : first + batch_size], seq_len) for first in range(0, n_rows, batch_size)]
-    if left:
-        groups.append(([n_targets - left], left))
-    for group, length in groups[:limit]:
-        yield to_batch(tokens.rows(group, length + 1), tokens.eos_id, documents)
+    n_rows = tokens.count_rows(seq_len)
+    groups: list[Sequence[int]] = [
+        range(first, min(first + batch_size, n_rows)) for first in range(0, n_rows, batch_size)
+    ]
+    if collate is None and (len(tokens) - 1) % seq_len:
+        groups.append([n_rows])
+    return read_groups(tokens, groups[:limit], seq_len, documents, collate)
 
 
-def write_tokens(
-    folder: Path, texts: Iterable[tuple[Part, str]], tokenizer: Tokenizer, report: Callable[[int], None]
-) -> None:
-    """Encode the documents of both parts into `folder`. `report` is called with the bytes of text done so far."""
-    import numpy as np
-
-    dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
-    counts = {part: {"n_tokens": 1, "n_documents": 0, "n_bytes": 0} for part in PARTS}
-    with ExitStack() as stack:
-        files = {part: stack.enter_context(open(folder / f"{part}.bin", "wb")) for part in PARTS}
-        for file in files.values():
-            file.write(np.array([tokenizer.eos_id], dtype).tobytes())
-        for group in group_texts(texts):
-            encoded = tokenizer.encode_batch([text for _, text in group])
-            for (part, text), ids in zip(group, encoded, strict=True):
-                files[part].write(np.array([*ids, tokenizer.eos_id], dtype).tobytes())
-                counts[part]["n_tokens"] += len(ids) + 1
-                counts[part]["n_documents"] += 1
-                counts[part]["n_bytes"] += len(text.encode())
-            report(sum(count["n_bytes"] for count in counts.values()))
-    about = {"dtype": dtype, "eos_id": tokenizer.eos_id, **counts}
-    (folder / "tokens.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+def read_groups(
+    tokens: TokenFile, groups: Iterable[Sequence[int]], seq_len: int, documents: bool, collate: Collate | None
+) -> Iterator[Batch]:
+    """Make a batch of each group of row numbers of a split."""
+    collate = collate or partial(to_next_tokens, eos_id=tokens.eos_id, documents=documents)
+    for numbers in groups:
+        rows = gather([tokens.read_row(number, seq_len) for number in numbers])
+        yield collate(rows, [(EVALUATION, number) for number in numbers])
 
 
-def group_texts(texts: Iterable[tuple[Part, str]]) -> Iterator[list[tuple[Part, str]]]:
-    """Collect texts into groups of about GROUP characters."""
-    group: list[tuple[Part, str]] = []
-    length = 0
-    for part, text in texts:
-        group.append((part, text))
-        length += len(text)
-        if length >= GROUP:
-            yield group
-            group, length = [], 0
-    if group:
-        yield group
+class Held(NamedTuple):
+    """Rows of a source that are held out, and the bytes of text of their targets: None where `collate` chose these."""
+
+    name: str
+    batches: list[Batch]
+    n_bytes: int | None
 
 
-def open_tokens(folder: Path) -> dict[Part, TokenFile]:
-    """Open what `write_tokens` wrote. Raises ZooError when a file has another length than then."""
-    try:
-        about = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
-        sizes = {part: (folder / f"{part}.bin").stat().st_size for part in PARTS}
-        whole = all(sizes[part] == about[part]["n_tokens"] * int(about["dtype"][-1]) for part in PARTS)
-    except (OSError, ValueError, KeyError) as error:
-        raise ZooError(f"{folder}: the cached tokens are damaged, found {error!r} (delete the folder)") from error
-    if not whole:
-        raise ZooError(f"{folder}: the cached tokens are damaged, found files of {sizes} bytes (delete the folder)")
-    return {
-        part: TokenFile(
-            path=folder / f"{part}.bin",
-            dtype=about["dtype"],
-            eos_id=about["eos_id"],
-            n_documents=about[part]["n_documents"],
-            n_bytes=about[part]["n_bytes"],
-        )
-        for part in PARTS
-    }
+def hold_out(
+    sources: Sequence[Source],
+    batch_size: int,
+    seq_len: int,
+    *,
+    wanted: int | None,
+    documents: bool,
+    collate: Collate | None = None,
+) -> list[Held]:
+    """Take the validation splits of all sources as batches, or about `wanted` rows spread evenly over them: the first
+    rows alone would be a few documents. Each source gives rows by its length, one at least.
 
-
-def fill_cache(name: str, build: Callable[[Path], object]) -> Path:
-    """Return the folder `name` of the cache. Where there is none, `build` fills a draft that gets the name when
-    complete.
-
-    Of two processes that build it at once the second drops its own: both hold the same.
+    With `collate` what fills no row is left out. Raises ZooError where a split fills none.
     """
-    folder = find_cache_folder() / "data" / name
-    if folder.is_dir():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_drafts(folder.parent)
-        tempfile.TemporaryFile(dir=folder.parent).close()  # raises where nothing may be written
-    except OSError as error:
-        what = f"cannot write to {folder.parent}, found {error.strerror}"
-        raise ConfigError(f"ZOO_CACHE: {what} (set ZOO_CACHE to a folder of yours)") from error
-    with replace_folder(folder, keep=True) as draft:
-        build(draft)
-    return folder
+    there = [source.tokens.count_rows(seq_len) for source in sources]
+    held = []
+    for source, rows in zip(sources, there, strict=True):
+        tokens = source.tokens
+        if collate is not None and not rows:
+            found = f"found {len(tokens)} tokens, a row has {seq_len} and one more"
+            where = f"data.of.{source.name}" if source.name else "data"
+            raise ZooError(f"{where}: the validation split fills no row, {found} (a larger data.validation_fraction)")
+        share = rows if wanted is None or wanted >= sum(there) else max(round(wanted * rows / sum(there)), 1)
+        if share >= rows:
+            whole = read_evaluation_batches(tokens, batch_size, seq_len, documents=documents, collate=collate)
+            held.append(Held(source.name, list(whole), None if collate else tokens.n_bytes))
+            continue
+        numbers = [row * rows // share for row in range(share)]
+        groups = [numbers[first : first + batch_size] for first in range(0, share, batch_size)]
+        batches = list(read_groups(tokens, groups, seq_len, documents, collate))
+        held.append(Held(source.name, batches, None if collate else tokens.count_bytes(numbers, seq_len)))
+    return held

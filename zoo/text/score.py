@@ -20,6 +20,7 @@ from zoo.text.reading import longest_text
 if TYPE_CHECKING:
     import numpy as np
 
+    from zoo.data.shards import Joined
     from zoo.data.tokenizer import Tokenizer
 
 CHUNK = 64 << 20
@@ -38,7 +39,7 @@ class Stream:
     With `documents`, an `eos_id` opens a document, whose tokens see nothing of the one before, as in training.
     """
 
-    ids: np.ndarray
+    ids: np.ndarray | Joined
     n_bytes: int
     eos_id: int
     given: int = 1

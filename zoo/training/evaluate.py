@@ -52,7 +52,8 @@ def evaluate(
 
     `model` is a folder, or a model with its `tokenizer` (a tokenizer.json or its folder). Each text is a document of
     its own; without texts, the validation split of the run that the folder belongs to. Windows of `context` tokens (the
-    model's length unless given) begin `stride` apart (half of that), and each token is scored once.
+    model's length unless given) begin `stride` apart (half of that), and each token is scored once. The ends of text in
+    a run's split are among them, and have no bytes; a text that is given has none at its end.
 
     `weights` (fp16, bf16, int8, int4; on a CPU) and `fp8` (`zoo.run.fp8`) evaluate the model a second time in that
     precision: `results` has a row for each, the second with its `loss_difference` and how its products are `made`. They
@@ -63,7 +64,7 @@ def evaluate(
     subject.check_precision(weights, fp8)
     check_model(subject.spec)
     windows = settle_windows(subject.spec, context, stride, tell)
-    streams = subject.encode(texts) if texts is not None else [subject.read_validation(report)]
+    streams = subject.encode(texts) if texts is not None else subject.read_validation(report)
     check_vocabulary(subject.spec, streams)
     exact = subject.load()
 
@@ -186,9 +187,9 @@ class Subject:
             raise ConfigError(*faults)
         return streams
 
-    def read_validation(self, progress: Progress) -> Stream:
-        """The validation split of the run that the folder is of, or lies in. Raises ConfigError where there is none,
-        and where the text has changed since."""
+    def read_validation(self, progress: Progress) -> list[Stream]:
+        """The validation split of the run that the folder is of, or lies in; of a mix, that of each source. Raises
+        ConfigError where there is none, and where the text has changed since."""
         if self.place is None or self.folder is None:
             raise ConfigError("texts: a model that is given has no validation split of its own (pass texts)")
         run = self.place if (self.place / CONFIG).is_file() else self.folder.parent.parent
@@ -198,5 +199,5 @@ class Subject:
         data = prepare_data(planned.data, progress)
         if data.key != (was := store.read_counters(self.folder)["data"]["key"]):
             raise ConfigError(f"{run}: its data is not what it was, found {data.key} (was {was}; --file TEXT would do)")
-        held = data.validation
-        return Stream(held.ids, held.n_bytes, held.eos_id, documents=planned.data.documents)
+        held = [source.tokens for source in data.held_out]
+        return [Stream(each.ids, each.n_bytes, each.eos_id, documents=planned.data.documents) for each in held]

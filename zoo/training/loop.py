@@ -8,14 +8,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import store
 from zoo.costs import price
-from zoo.data import Batch, Batches, Prepared
-from zoo.data.tokens import EVALUATION, Collate, read_evaluation_batches, to_next_tokens
+from zoo.data import Batch, Batches, Prepared, hold_out
+from zoo.data.tokens import Held
 from zoo.errors import ZooError, short
 from zoo.lazy import torch
 from zoo.run.threads import ThreadWatch
@@ -68,12 +68,13 @@ class Run:
         return next(self.model.parameters()).device
 
     @cached_property
-    def validation(self) -> list[Batch]:
-        settings, data = self.settings, self.data
+    def held_out(self) -> list[Held]:
+        settings = self.settings
         rows = (settings.batch_size // settings.accumulate, settings.seq_len)
         wanted = None if settings.eval_batches is None else settings.eval_batches * settings.batch_size
-        how = {"documents": self.batches.documents, "collate": self.batches.collate}
-        return take_validation(data, *rows, wanted=wanted, whole=self.settings.objective.every_token, **how)
+        collate = None if settings.objective.every_token else self.batches.collate
+        documents = self.batches.documents
+        return hold_out(self.data.held_out, *rows, wanted=wanted, documents=documents, collate=collate)
 
     @cached_property
     def flops_per_token(self) -> int:
@@ -221,17 +222,27 @@ def follow_pace(run: Run, speed: float) -> None:
 
 
 def evaluate(run: Run) -> None:
-    """Measure the validation loss and write it as a line of metrics."""
+    """Measure the validation loss and write it as a line of metrics, of a mix also that of each source.
+
+    Bits per byte divide by the bytes of the targets that were scored. An end of text is scored and has no bytes.
+    """
     run.peak = run.peak.again(run.device, run.settings.arithmetic)
-    loss = measure_validation_loss(run)
-    found: dict[str, float] = {"val_loss": loss}
-    if run.settings.objective.every_token:
-        bits = loss / math.log(2) * (len(run.data.validation) - 1) / run.data.validation.n_bytes
-        found["bits_per_byte"] = bits
-    run.records.write_line(step=run.step, tokens=run.tokens, **found)
-    run.last |= found
+    found = [(each, *measure_validation_loss(run, each.batches)) for each in run.held_out]
+    nats, targets = sum(nats for _, nats, _ in found), sum(targets for _, _, targets in found)
+    values = name_losses("", nats, targets, sum(each.n_bytes or 0 for each, _, _ in found))
+    if len(found) > 1:
+        for each, nats, targets in found:
+            values |= name_losses(f"/{each.name}", nats, targets, each.n_bytes)
+    run.records.write_line(step=run.step, tokens=run.tokens, **values)
+    run.last |= values
     run.evaluation_due = False
-    run.show.evaluation(run.step, loss, found.get("bits_per_byte"))
+    run.show.evaluation(run.step, values["val_loss"], values.get("bits_per_byte"))
+
+
+def name_losses(suffix: str, nats: float, targets: int, n_bytes: int | None) -> dict[str, float]:
+    """Name the mean loss over targets and, where the bytes of their text are known, the bits per byte."""
+    bits = {f"bits_per_byte{suffix}": nats / math.log(2) / n_bytes} if n_bytes else {}
+    return {f"val_loss{suffix}": nats / targets, **bits}
 
 
 def write_sample(run: Run) -> None:
@@ -247,52 +258,20 @@ def draw_picture(run: Run) -> None:
     draw_losses(run.records.lines, run.name, run.folder / PICTURE)
 
 
-def measure_validation_loss(run: Run) -> float:
-    """Compute the mean negative log-likelihood over the validation batches, in nats, in eval mode."""
+def measure_validation_loss(run: Run, batches: list[Batch]) -> tuple[float, int]:
+    """Sum the negative log-likelihood over batches, in nats, in eval mode. Returns it and the number of targets."""
     objective, targets = run.settings.objective, 0
     total = torch.zeros((), dtype=torch.float64, device=run.device)
     run.model.eval()
     try:
-        for batch in run.validation:
+        for batch in batches:
             count = objective.targets(batch)
             with torch.no_grad(), run.autocast():
                 total += objective.loss(run.model, move_batch(batch, run.device), count=count).terms["loss"]
             targets += count
     finally:
         run.model.train()
-    return float(total) / targets
-
-
-def take_validation(
-    data: Prepared,
-    batch_size: int,
-    seq_len: int,
-    *,
-    wanted: int | None,
-    documents: bool,
-    whole: bool = True,
-    collate: Collate | None = None,
-) -> list[Batch]:
-    """Take the whole validation split as batches, or `wanted` rows spread evenly over it: its first rows alone would be
-    a few documents. Unless each token is a target (`whole`), what fills no row is left out.
-
-    Raises ZooError where the split fills none.
-    """
-    tokens = data.validation
-    there = (len(tokens) - 1) // seq_len
-    if whole and (wanted is None or wanted >= there):
-        return list(read_evaluation_batches(tokens, batch_size, seq_len, documents=documents))
-    taken = there if wanted is None else min(wanted, there)
-    if not taken:
-        found = f"found {len(tokens)} tokens, a row has {seq_len} and one more"
-        raise ZooError(f"data: the validation split fills no row, {found} (a larger data.validation_fraction)")
-    numbers = [row * there // taken for row in range(taken)]
-    collate = collate or partial(to_next_tokens, eos_id=tokens.eos_id, documents=documents)
-    groups = [numbers[first : first + batch_size] for first in range(0, taken, batch_size)]
-    return [
-        collate(tokens.rows((row * seq_len for row in group), seq_len + 1), [(EVALUATION, row) for row in group])
-        for group in groups
-    ]
+    return float(total), targets
 
 
 def continue_prompt(run: Run, sample: TextSample) -> str:

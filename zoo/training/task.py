@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zoo import grammar, runs
 from zoo.checkpoint import store
-from zoo.data import BPE_SIZE, Batches, DataSettings, Prepared, prepare
+from zoo.data import BPE_SIZE, Batches, DataSettings, Prepared, make_paths_absolute, prepare, refuse_old_position
 from zoo.disk import write_text
 from zoo.errors import CheckpointError, ConfigError, ZooError, did_you_mean, short
 from zoo.generation.towers import check_length
@@ -41,7 +41,7 @@ from zoo.training.speed import find_peak
 CONFIG, MODEL = "config.yaml", "model.yaml"
 
 MAY_CHANGE = (
-    *("steps", "log_every", "eval_every", "eval_batches", "save_every", "keep", "sample"),
+    *("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batches", "save_every", "keep", "sample"),
     *("compile", "device", "kernel"),
 )
 """The keys that may change when a run is resumed. Any other would make it another run."""
@@ -93,6 +93,7 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
         checkpoint = runs.find(folder)
         counters = store.read_counters(checkpoint)
         refuse_other_run(planned, folder, checkpoint, counters)
+        refuse_old_position(counters["data"])
         device, data = prepare_device_and_data(planned, show)
         if data.key != (was := counters["data"]["key"]):
             raise ConfigError(f"{folder}: its data is not what it was, found {data.key} (was {was})")
@@ -161,10 +162,10 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
     assert isinstance(config, dict)
-    data, objective = config.get("data"), config.get("objective")
-    for node, key in ((data, "path"), ((data or {}).get("tokenizer"), "path"), (objective, "teacher")):
-        if isinstance(node, dict) and isinstance(path := node.get(key), str):
-            node[key] = str(Path(path).expanduser().absolute())  # a run may go on from another folder
+    make_paths_absolute(config.get("data"))
+    objective = config.get("objective")
+    if isinstance(objective, dict) and isinstance(path := objective.get("teacher"), str):
+        objective["teacher"] = str(Path(path).expanduser().absolute())  # a run may go on from another folder
     return {"model": model, **{str(key): value for key, value in config.items()}}
 
 
@@ -192,7 +193,7 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
 def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Any) -> Iterator[str]:
     """Yield what does not go together of the data, the rows that an objective makes of it, and the model."""
     objective = settings.objective
-    if objective.reads_pairs != getattr(data, "reads_pairs", False):
+    if objective.reads_pairs != data.reads_pairs:
         needs = "pairs of a source and an answer" if objective.reads_pairs else "text, not pairs"
         would = "data of pairs" if objective.reads_pairs else "objective=seq2seq"
         yield f"objective: {objective.kind} learns from {needs}, found data={data.kind} ({would})"
@@ -274,7 +275,7 @@ def build_run(
     collate = settings.objective.collator(
         Context(planned.spec, data.tokenizer, settings.seq_len, settings.seed, documents)
     )
-    batches = Batches(data.train, settings.batch_size, settings.seq_len, settings.seed, documents, collate)
+    batches = Batches(data.sources, settings.batch_size, settings.seq_len, settings.seed, documents, collate)
     torch.manual_seed(settings.seed)
     if device.type == "cpu":
         keep_memory()

@@ -1,0 +1,197 @@
+"""Encode the documents of a corpus into shards, on all cores, and open them again."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoo.data.checked import read_sealed, write_sealed
+from zoo.data.lengths import measure_tokens
+from zoo.data.shards import Joined, Shard, SplitWriter, choose_dtype
+from zoo.data.split import Part, Texts
+from zoo.data.tokenizer import Tokenizer
+from zoo.data.tokens import PairFile, TokenFile
+from zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import tokenizers
+
+PARTS: tuple[Part, ...] = ("train", "validation")
+INDEX = "index.json"
+GROUP = 2 << 20
+"""Characters of text encoded at once: enough for all cores, little to hold."""
+
+
+class Encoded(NamedTuple):
+    """A document of a part: its texts, what the tokenizer made of each, and for validation the bytes of each token."""
+
+    part: Part
+    texts: Texts
+    encodings: Sequence[tokenizers.Encoding]
+    lengths: np.ndarray | None
+
+
+def write_tokens(
+    folder: Path,
+    texts: Iterable[tuple[Part, Texts]],
+    tokenizer: Tokenizer,
+    report: Callable[[int], object],
+    *,
+    sequences: int = 1,
+    unchanged: Callable[[], bool] = lambda: True,
+) -> None:
+    """Encode the documents of both parts into `folder`: shards (`zoo.data.shards`), then the index of all of them.
+
+    A document has so many `sequences`: one, or a source and its target. Whole shards that a killed process left are
+    kept: their documents are read and not encoded. `report` is called with the bytes of text done so far. Raises
+    ZooError when the texts are not `unchanged` at their end; the index is then not written.
+    """
+    dtype = choose_dtype(tokenizer.vocab_size)
+    writers: dict[Part, SplitWriter] = {
+        part: SplitWriter(folder, part, dtype, sequences=sequences, keep_lengths=part == "validation") for part in PARTS
+    }
+    done = 0
+
+    def skip_whole_shards() -> Iterator[tuple[Part, Texts]]:
+        nonlocal done
+        left = {part: writer.n_documents for part, writer in writers.items()}
+        for part, document in texts:
+            if left[part]:
+                left[part] -= 1
+                done += count_bytes(document)
+            else:
+                yield part, document
+
+    for document in encode_ahead(group_texts(skip_whole_shards()), tokenizer):
+        ids = [pack_ids(each.ids, tokenizer.eos_id, dtype) for each in document.encodings]
+        size = count_bytes(document.texts)
+        writers[document.part].add(ids, size, document.lengths)
+        done += size
+        report(done)
+    if not unchanged():
+        raise ZooError("data: the corpus changed while it was read (start again)")
+    write_index(folder, writers, tokenizer, dtype)
+
+
+def count_bytes(texts: Texts) -> int:
+    """Count the bytes of a document's text in UTF-8."""
+    return sum(len(text.encode()) for text in texts)
+
+
+def pack_ids(ids: Sequence[int], eos_id: int, dtype: str) -> np.ndarray:
+    """Make an array of ids with the end of text after them. `array` reads a list in half of numpy's time."""
+    import numpy as np
+
+    packed = array("H" if dtype == "uint16" else "i", ids)
+    packed.append(eos_id)
+    return np.frombuffer(packed, dtype)
+
+
+def encode_ahead(groups: Iterable[list[tuple[Part, Texts]]], tokenizer: Tokenizer) -> Iterator[Encoded]:
+    """Encode groups of documents in a thread: the next group while the one before is written.
+
+    The thread waits in the tokenizer's own threads, one a core (RAYON_NUM_THREADS sets how many), without Python's
+    lock. The ids do not depend on how many there are. Nothing else may use the tokenizer meanwhile.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        waiting: Future[list[Encoded]] | None = None
+        for group in groups:
+            ahead = pool.submit(encode_group, group, tokenizer)
+            if waiting is not None:
+                yield from waiting.result()
+            waiting = ahead
+        if waiting is not None:
+            yield from waiting.result()
+
+
+def encode_group(group: list[tuple[Part, Texts]], tokenizer: Tokenizer) -> list[Encoded]:
+    """Encode the documents of a group, and measure the tokens of those that validate."""
+    rest = iter(tokenizer.encode_many([text for _, texts in group for text in texts]))
+    found = []
+    for part, texts in group:
+        encodings = [next(rest) for _ in texts]
+        found.append(Encoded(part, texts, encodings, measure(texts, encodings, tokenizer, part)))
+    return found
+
+
+def measure(
+    texts: Texts, encodings: Sequence[tokenizers.Encoding], tokenizer: Tokenizer, part: Part
+) -> np.ndarray | None:
+    """Measure the tokens of a validation document; None for another."""
+    import numpy as np
+
+    if part != "validation":
+        return None
+    pairs = zip(texts, encodings, strict=True)
+    return np.concatenate([measure_tokens(tokenizer, text, np.array(each.ids, np.int64)) for text, each in pairs])
+
+
+def group_texts(texts: Iterable[tuple[Part, Texts]]) -> Iterator[list[tuple[Part, Texts]]]:
+    """Collect documents into groups of about GROUP characters."""
+    group: list[tuple[Part, Texts]] = []
+    length = 0
+    for part, document in texts:
+        group.append((part, document))
+        length += sum(map(len, document))
+        if length >= GROUP:
+            yield group
+            group, length = [], 0
+    if group:
+        yield group
+
+
+def write_index(folder: Path, writers: Mapping[Part, SplitWriter], tokenizer: Tokenizer, dtype: str) -> None:
+    """Write the last shards, and the index of all with their checksums."""
+    splits = {}
+    for part, writer in writers.items():
+        writer.flush()
+        splits[part] = writer.shards
+    about = {"dtype": dtype, "eos_id": tokenizer.eos_id, "sequences": writers["train"].sequences}
+    write_sealed(folder / INDEX, {**about, "splits": splits})
+    for record in (folder / f"{shard['name']}.json" for shards in splits.values() for shard in shards):
+        record.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def open_tokens(folder: Path) -> dict[Part, TokenFile]:
+    """Open what `write_tokens` wrote. Raises ZooError when the index is damaged or a file has another length than then;
+    what files hold is compared with their checksums when they are first read."""
+    index = read_sealed(folder / INDEX)
+    return {part: open_split(folder, part, index) for part in PARTS}
+
+
+def open_split(folder: Path, part: Part, index: Mapping[str, Any]) -> TokenFile:
+    """Open the shards of one split as one array: the end of text first, as what comes before the first document."""
+    import numpy as np
+
+    records = index["splits"][part]
+    shards = [Shard(folder / each["name"], index["dtype"], each["n_tokens"], each["files"]) for each in records]
+    if not shards:
+        raise ZooError(f"{folder}: has no {part} split, found no shard of it (delete the folder: it is made again)")
+    for shard in shards:
+        shard.check_lengths()
+    about = {
+        "ids": join_shards(shards, np.array([index["eos_id"]], index["dtype"]), lambda shard: shard.ids),
+        "lengths": None,
+        "eos_id": index["eos_id"],
+        "n_documents": sum(each["n_documents"] for each in records),
+        "n_bytes": sum(each["n_bytes"] for each in records),
+        "path": folder / part,
+    }
+    if "len" in shards[0].files:
+        about["lengths"] = join_shards(shards, np.zeros(1, "<u4"), lambda shard: shard.lengths)
+    if index["sequences"] == 1:
+        return TokenFile(**about)
+    return PairFile(**about, sizes=lambda: np.concatenate([shard.sizes for shard in shards]))
+
+
+def join_shards(shards: Sequence[Shard], first: np.ndarray, read: Callable[[Shard], np.ndarray]) -> Joined:
+    """Join an array of each shard, after `first`."""
+    return Joined([(len(first), lambda: first), *((each.n_tokens, partial(read, each)) for each in shards)])

@@ -1,0 +1,101 @@
+"""Read a data set of Hugging Face's `datasets`: a folder on disk, or a name on the hub, streamed if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.data.corpus import Document
+from zoo.data.records import FIELDS_SHOWN, Faults, import_package, make_document, name_keys
+from zoo.errors import ConfigError, short
+
+if TYPE_CHECKING:
+    from zoo.data.settings import HF
+
+
+SAVED = ("state.json", "dataset_dict.json")
+"""Files of a folder that `save_to_disk` wrote: of one split, and of several."""
+
+DEFAULT_SPLIT = "train"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a data set as documents. `n_bytes` is the text's size as far as the library knows it, else 0."""
+
+    rows: Any
+    name: str
+    columns: tuple[str, ...]
+    max_rows: int | None
+
+    @property
+    def n_bytes(self) -> int:
+        return int(getattr(self.rows, "dataset_size", None) or 0)
+
+    def __iter__(self) -> Iterator[Document]:
+        """Read every row. Raises ConfigError with a line for each that cannot be read, and where the network fails."""
+        faults, found, number = Faults(), False, 0
+        try:
+            for number, record in enumerate(islice(iter(self.rows), self.max_rows), 1):
+                texts = {name: "" if value is None else value for name, value in record.items()}
+                document = make_document(texts, self.columns, f"{self.name}, row {number:,}", faults)
+                if document is not None:
+                    found = True
+                    yield document
+        except (OSError, ValueError) as error:
+            line = f"{self.name} cannot be read after row {number:,}, found {short(error)}"
+            raise ConfigError(f"data.path: {line} (a network, or streaming=false)") from error
+        faults.settle()
+        if not found:
+            raise ConfigError(f"data.path: {self.name}: nothing to read, found no row with a text (rows with texts)")
+
+
+def open_dataset(settings: HF) -> Rows:
+    """Open the data set that the settings name. Raises ConfigError in one line, also without a network."""
+    path = str(settings.path)
+    datasets = import_package("datasets", "'transformer-zoo[hf]'", f"{path} is read by Hugging Face's datasets")
+    folder = Path(path).expanduser()
+    try:
+        if any((folder / file).is_file() for file in SAVED):
+            refuse_idle_fields(settings)
+            rows = pick_split(datasets.load_from_disk(str(folder)), settings)
+        else:
+            known = str(folder) if folder.exists() else path
+            split = settings.split or DEFAULT_SPLIT
+            rows = datasets.load_dataset(known, settings.name, split=split, streaming=settings.streaming)
+    except (OSError, ValueError, LookupError, ImportError, RuntimeError) as error:
+        would = "a folder of save_to_disk, a name on the hub, or a network to reach it"
+        raise ConfigError(f"data.path: cannot open {path}, found {short(error)} ({would})") from error
+    names = getattr(rows, "column_names", None)
+    if names and (lacking := [column for column in settings.columns if column not in names]):
+        fields = ", ".join(names[:FIELDS_SHOWN])
+        raise ConfigError(
+            f"data.path: {path} has no field '{lacking[0]}', found {fields} ({name_keys(settings.columns)})"
+        )
+    return Rows(rows, path, settings.columns, settings.max_rows)
+
+
+def refuse_idle_fields(settings: HF) -> None:
+    """Raise ConfigError for what would change nothing in a folder that `save_to_disk` wrote."""
+    if settings.name is not None:
+        raise ConfigError(f"data.name: {settings.path} is a saved data set, found name {settings.name!r} (null)")
+    if settings.streaming:
+        raise ConfigError(f"data.streaming: {settings.path} is on this disk and is read as it lies, found true (false)")
+
+
+def pick_split(saved: Any, settings: HF) -> Any:
+    """Return the split that the settings name; a folder may hold one alone. Raises ConfigError with those there are."""
+    wanted = settings.split or DEFAULT_SPLIT
+    if not isinstance(saved, dict):
+        own = str(saved.split) if saved.split is not None else None
+        if settings.split is None or settings.split == own:
+            return saved
+        saved = {str(own): saved}
+    if wanted not in saved:
+        raise ConfigError(
+            f"data.split: {settings.path} has no split '{wanted}', found {', '.join(saved)} (one of these)"
+        )
+    return saved[wanted]

@@ -1,0 +1,261 @@
+"""Read records as documents: JSON Lines and Parquet. Each record is a document; or a pair, a source and its target.
+
+A record that cannot be read is named by its file and line. Reading stops after a few of them.
+"""
+
+from __future__ import annotations
+
+import codecs
+import glob
+import gzip
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from zoo.data.corpus import FAULTS_SHOWN, Document, list_files
+from zoo.errors import ConfigError, short
+
+JSONL = (".jsonl", ".ndjson")
+PACKED_JSONL = tuple(f"{suffix}{packed}" for suffix in JSONL for packed in (".gz", ".zst"))
+PARQUET = (".parquet",)
+READ_AT_ONCE = 1024  # records of a Parquet file: a few MiB of ordinary text
+FIELDS_SHOWN = 8
+
+
+def find_files(path: str, suffixes: Sequence[str]) -> tuple[Path, ...]:
+    """List the files that `data.path` means: a file, those below a folder by their suffix, or those of a pattern.
+
+    Raises ConfigError where there are none.
+    """
+    root = Path(path).expanduser()
+    wanted = ", ".join(suffixes)
+    if root.is_file():
+        return (root,)
+    if root.is_dir():
+        found = list_files(
+            root, set(), lambda file: file.name.lower().endswith(tuple(suffixes)) and not file.name.startswith(".")
+        )
+    else:
+        found = tuple(sorted(Path(each) for each in glob.glob(str(root), recursive=True) if Path(each).is_file()))
+        if not found and not glob.has_magic(str(root)):
+            raise ConfigError(f"data.path: no such file or folder, found {root} (a file, or a folder of {wanted})")
+    if not found:
+        raise ConfigError(f"data.path: no records to read, found nothing in {root} (a file, or a folder of {wanted})")
+    return found
+
+
+def find_jsonl_files(path: str) -> tuple[Path, ...]:
+    """List the JSON Lines of `data.path`, packed ones included."""
+    return find_files(path, (*JSONL, *PACKED_JSONL))
+
+
+def find_parquet_files(path: str) -> tuple[Path, ...]:
+    """List the Parquet files of `data.path`."""
+    return find_files(path, PARQUET)
+
+
+class Faults:
+    """The faults that were found so far. Raises ConfigError with all of them when there are FAULTS_SHOWN."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, line: str) -> None:
+        self.lines.append(f"data.path: {line}")
+        if len(self.lines) >= FAULTS_SHOWN:
+            raise ConfigError(*self.lines, "data.path: reading stopped here, there may be more")
+
+    def settle(self) -> None:
+        """Raise ConfigError where there are any."""
+        if self.lines:
+            raise ConfigError(*self.lines)
+
+
+def name_keys(columns: Sequence[str]) -> str:
+    """Name the keys of a config that choose these columns."""
+    return "data.field=NAME" if len(columns) == 1 else "data.source=NAME data.target=NAME"
+
+
+def make_document(record: Mapping[str, Any], columns: Sequence[str], where: str, faults: Faults) -> Document | None:
+    """Make a document of a record; None for one without text, and for one that is at fault."""
+    texts = []
+    for column in columns:
+        if column not in record:
+            fields = ", ".join(list(record)[:FIELDS_SHOWN]) or "none"
+            faults.add(
+                f"{where} has no field '{column}', found {fields} ({name_keys(columns)}, or a record that has it)"
+            )
+            return None
+        if not isinstance(text := record[column], str):
+            faults.add(f"{where} has no text in '{column}', found {type(text).__name__} (a string, or another field)")
+            return None
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            found = f"\\u{ord(text[error.start]):04x} alone at character {error.start}"
+            faults.add(f"{where} has half a character in '{column}', found {found} (both halves, or neither)")
+            return None
+        texts.append(text)
+    if any(not text or text.isspace() for text in texts):
+        return None
+    return Document(where, 0, *texts)
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """JSON Lines as documents, in the order of files and lines. Blank lines and records without text are left out."""
+
+    files: tuple[Path, ...]
+    columns: tuple[str, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Add up the files' sizes, as they are packed."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def __iter__(self) -> Iterator[Document]:
+        """Read every record. Raises ConfigError with a line for each that cannot be read."""
+        faults, found = Faults(), False
+        for file in self.files:
+            for line, record in read_json_lines(file, faults):
+                document = make_document(record, self.columns, f"{file}, line {line:,}", faults)
+                if document is not None:
+                    found = True
+                    yield document
+        faults.settle()
+        refuse_no_records(found, self.files)
+
+
+def refuse_no_records(found: bool, files: Sequence[Path]) -> None:
+    """Raise ConfigError where no record has a text, with the reason if all files are empty."""
+    if not found:
+        empty = all(file.stat().st_size == 0 for file in files)
+        what = "an empty file" if empty else "no record with a text"
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        raise ConfigError(f"data.path: {files[0]}{more}: nothing to read, found {what} (records with texts)")
+
+
+def read_json_lines(file: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a file with the numbers of their lines, from 1. What is no object in UTF-8 is a fault."""
+    offset, number = 0, 0
+    try:
+        with open_packed(file) as lines:
+            for number, line in enumerate(lines, 1):
+                record = parse_line(line, f"{file}, line {number:,}", offset, faults)
+                offset += len(line)
+                if record is not None:
+                    yield number, record
+    except (EOFError, OSError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            faults.add(f"cannot read {file}, found {error.strerror} (allow it, or move it away)")
+            return
+        faults.add(f"{file} is damaged after line {number:,}, found {short(error)} (a whole file)")
+
+
+def parse_line(line: bytes, where: str, offset: int, faults: Faults) -> dict[str, Any] | None:
+    """Read one line as an object; None for a blank one, and for one at fault. `offset` is its first byte's."""
+    line = line.rstrip()
+    if offset == 0:
+        line = line.removeprefix(codecs.BOM_UTF8)
+    if not line:
+        return None
+    try:
+        record = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{line[error.start]:02x} at {offset + error.start}"
+        faults.add(f"{where} is not UTF-8, found {found} (convert it)")
+    except json.JSONDecodeError as error:
+        found = f"{error.msg.removesuffix(' at')} at {offset + len(error.doc[: error.pos].encode())}"
+        faults.add(f"{where} is not JSON, found {found} (an object in each line)")
+    except RecursionError:
+        faults.add(f"{where} is not read as JSON, found too many brackets within one another (fewer)")
+    else:
+        if isinstance(record, dict):
+            return record
+        faults.add(f"{where} is no record, found {type(record).__name__} (an object in each line)")
+    return None
+
+
+@contextmanager
+def open_packed(file: Path) -> Iterator[IO[bytes]]:
+    """Open a file of bytes, unpacked where its suffix says gzip or zstd. Raises ConfigError where a package lacks."""
+    suffix = file.suffix.lower()
+    if suffix == ".gz":
+        with gzip.open(file, "rb") as lines:
+            yield lines  # pyright: ignore[reportReturnType]
+    elif suffix == ".zst":
+        zstd = import_zstd(file)
+        try:
+            with zstd.open(file, "rb") as lines:
+                yield lines
+        except zstd.ZstdError as error:
+            raise EOFError(str(error)) from error
+    else:
+        with open(file, "rb") as lines:
+            yield lines
+
+
+def import_zstd(file: Path) -> Any:
+    """Import Python's own zstd (3.14), or its backport. Unlike `zstandard` both notice a file that is cut off."""
+    if sys.version_info >= (3, 14):
+        return import_package("compression.zstd", "a Python with zstd", f"{file} is packed by zstd")
+    return import_package("backports.zstd", "'transformer-zoo[zstd]'", f"{file} is packed by zstd")
+
+
+def import_package(name: str, install: str, what: str) -> Any:
+    """Import a package of an extra. Raises ConfigError with how to install it."""
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"data.path: {what}, found no {name} (pip install {install})") from error
+
+
+@dataclass(frozen=True)
+class Parquet:
+    """The rows of Parquet files as documents, in order. Rows without text (null included) are left out."""
+
+    files: tuple[Path, ...]
+    columns: tuple[str, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Add up the files' sizes, as they are packed."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def __iter__(self) -> Iterator[Document]:
+        """Read every row. Raises ConfigError with a line for each file or row that cannot be read."""
+        parquet = import_package("pyarrow.parquet", "'transformer-zoo[parquet]'", f"{self.files[0]} is Parquet")
+        faults, found = Faults(), False
+        for file in self.files:
+            for document in self.read_file(parquet.ParquetFile, file, faults):
+                found = True
+                yield document
+        faults.settle()
+        refuse_no_records(found, self.files)
+
+    def read_file(self, opener: Callable[[Path], Any], file: Path, faults: Faults) -> Iterator[Document]:
+        """Read one file, a few records at a time."""
+        number = 0
+        try:
+            with opener(file) as table:
+                names = table.schema_arrow.names
+                if lacking := [column for column in self.columns if column not in names]:
+                    found = ", ".join(names[:FIELDS_SHOWN]) or "none"
+                    faults.add(f"{file} has no field '{lacking[0]}', found {found} ({name_keys(self.columns)})")
+                    return
+                for batch in table.iter_batches(batch_size=READ_AT_ONCE, columns=list(self.columns)):
+                    for record in batch.to_pylist():
+                        number += 1
+                        texts = {name: "" if value is None else value for name, value in record.items()}
+                        document = make_document(texts, self.columns, f"{file}, row {number:,}", faults)
+                        if document is not None:
+                            yield document
+        except (OSError, ValueError) as error:  # what pyarrow raises is one of the two
+            faults.add(f"{file} is damaged after row {number:,}, found {short(error)} (a whole file)")

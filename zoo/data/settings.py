@@ -1,0 +1,297 @@
+"""Validate the `data` node: a kind for each source of text, and the tokenizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from pydantic import Field, PlainValidator, PositiveInt, ValidationError, field_validator
+
+from zoo.data.corpus import open_stdlib_corpus, open_text_corpus
+from zoo.data.records import JsonLines, Parquet, find_jsonl_files, find_parquet_files
+from zoo.errors import ConfigError
+from zoo.spec import Spec
+from zoo.spec.faults import make_refusals
+
+if TYPE_CHECKING:
+    from zoo.data.corpus import Documents
+
+Default = Field(validate_default=True)
+"""A field whose default is refused where the kind needs another value."""
+
+TEXT_FIELD = "text"
+
+
+class TokenizerSettings(Spec, axis="tokenizer", default="bpe"):
+    """`data.tokenizer`. A field that the kind does not read must stay null."""
+
+    vocab_size: Annotated[int, Field(ge=257)] | None = None
+    path: Annotated[str | None, Default] = None
+    eos: str | None = None
+
+    @field_validator("vocab_size")
+    @classmethod
+    def only_bpe_has_a_size(cls, value: int | None) -> int | None:
+        if cls.kind != "bpe" and value is not None:
+            raise ValueError(f"a {cls.kind} tokenizer has the size it has, found {value} (null, or kind: bpe)")
+        return value
+
+    @field_validator("path")
+    @classmethod
+    def only_a_file_has_a_path(cls, value: str | None) -> str | None:
+        if cls.kind == "file" and not value:
+            raise ValueError("kind: file needs a tokenizer.json, found none (a file, or a folder that has one)")
+        if cls.kind != "file" and value is not None:
+            raise ValueError(f"a {cls.kind} tokenizer is read from no file, found {value!r} (null, or kind: file)")
+        return value
+
+    @field_validator("eos")
+    @classmethod
+    def only_a_file_names_its_eos(cls, value: str | None) -> str | None:
+        if cls.kind != "file" and value is not None:
+            raise ValueError(f"only kind: file has an end of text of its own, found {value!r} (null)")
+        return value
+
+
+class BPE(TokenizerSettings, kind="bpe"):
+    """A byte-level BPE, trained on the training split. `vocab_size` counts its end of text; null is 4096."""
+
+
+class Bytes(TokenizerSettings, kind="byte"):
+    """A token for each byte, and the end of text."""
+
+
+class TokenizerFile(TokenizerSettings, kind="file"):
+    """The tokenizer.json at `path`, or in the folder there. `eos` names the token that ends a text."""
+
+
+class DataSettings(Spec, axis="data", default="stdlib"):
+    """The `data` node of a training config: a source of text, and what is made of it."""
+
+    tokenizer: TokenizerSettings = Field(default_factory=BPE)
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    max_bytes: PositiveInt | None = None
+    documents: bool = False
+
+    @classmethod
+    def read(cls, node: Mapping[Any, Any], where: str = "data") -> DataSettings:
+        """Validate a resolved node at the path `where`. Raises ConfigError with every fault in it."""
+        try:
+            return cls.parse(node)
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+            raise ConfigError(*(f"{'.'.join([where, *map(str, each['loc'])])}: {each['msg']}" for each in found)) from (
+                error
+            )
+
+    @property
+    def sources(self) -> dict[str, Weighted]:
+        """The sources that are read, by name. All kinds but a mix have one, without a name."""
+        return {"": Weighted(Fraction(1), self)}
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether a document is a source and its target."""
+        return False
+
+    def open(self) -> Documents:
+        """Open the source as documents. Raises ConfigError."""
+        raise NotImplementedError
+
+
+class Weighted(NamedTuple):
+    """A source of a mix, and its weight: its share of the rows, relative to the others."""
+
+    weight: Fraction
+    settings: DataSettings
+
+
+class Stdlib(DataSettings, kind="stdlib"):
+    """The source of Python's standard library on this machine, without its tests."""
+
+    path: str | None = None
+
+    @field_validator("path")
+    @classmethod
+    def is_not_read_from_a_path(cls, value: str | None) -> str | None:
+        if value is not None:
+            raise ValueError(f"data=stdlib reads Python's own source, found {value!r} (data=text data.path={value})")
+        return value
+
+    def open(self) -> Documents:
+        return open_stdlib_corpus()
+
+
+class Text(DataSettings, kind="text"):
+    """A text file, or every text file below a folder. Each file is a document."""
+
+    path: Annotated[str | None, Default] = None
+
+    @field_validator("path")
+    @classmethod
+    def is_given(cls, value: str | None) -> str | None:
+        if not value:
+            raise ValueError("data=text needs a text, found none (data.path=FILE_OR_FOLDER)")
+        return value
+
+    def open(self) -> Documents:
+        assert self.path is not None
+        return open_text_corpus(self.path)
+
+
+class Records(DataSettings):
+    """Records with fields. `field` holds the text of one (null: `text`); or `source` and `target` hold a pair."""
+
+    path: Annotated[str | None, Default] = None
+    field: str | None = None
+    source: str | None = None
+    target: Annotated[str | None, Default] = None
+
+    @field_validator("path")
+    @classmethod
+    def is_given(cls, value: str | None) -> str | None:
+        if not value:
+            raise ValueError(f"data={cls.kind} needs records, found none (data.path={cls.example()})")
+        return value
+
+    @field_validator("target")
+    @classmethod
+    def makes_a_pair(cls, value: str | None, info: Any) -> str | None:
+        field, source = info.data.get("field"), info.data.get("source")
+        if (value is None) != (source is None):
+            lacks, has = ("target", source) if value is None else ("source", value)
+            raise ValueError(f"a pair has a source and a target, found {has!r} alone (data.{lacks}=FIELD)")
+        if value is not None and field is not None:
+            raise ValueError(f"a record is one text or a pair, found field: {field} beside a pair (field: null)")
+        if value is not None and info.data.get("documents"):
+            raise ValueError("a row of pairs holds one of them, found documents: true beside a pair (documents: false)")
+        return value
+
+    @classmethod
+    def example(cls) -> str:
+        return "FILE_OR_FOLDER"
+
+    @property
+    def reads_pairs(self) -> bool:
+        return self.target is not None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The fields that are read: the text's, or the source's and the target's."""
+        if self.source is not None and self.target is not None:
+            return (self.source, self.target)
+        return (self.field or TEXT_FIELD,)
+
+
+class Jsonl(Records, kind="jsonl"):
+    """JSON Lines: a file, a folder of them, or a pattern (`*.jsonl`); packed by gzip or zstd too."""
+
+    def open(self) -> Documents:
+        assert self.path is not None
+        return JsonLines(find_jsonl_files(self.path), self.columns)
+
+
+class ParquetFiles(Records, kind="parquet"):
+    """Parquet: a file, a folder of them, or a pattern (the extra `parquet`)."""
+
+    def open(self) -> Documents:
+        assert self.path is not None
+        return Parquet(find_parquet_files(self.path), self.columns)
+
+
+class HF(Records, kind="hf"):
+    """A data set of Hugging Face's `datasets` (the extra `hf`): a folder on disk, or a name on the hub.
+
+    `split` null is `train`, or the only one there is. `streaming` reads over the network without a copy on disk, twice;
+    `max_rows` takes the first rows alone.
+    """
+
+    name: str | None = None
+    split: str | None = None
+    streaming: bool = False
+    max_rows: PositiveInt | None = None
+
+    @classmethod
+    def example(cls) -> str:
+        return "FOLDER_OR_NAME"
+
+    def open(self) -> Documents:
+        from zoo.data.hub import open_dataset
+
+        assert self.path is not None
+        return open_dataset(self)
+
+
+SHARED = ("tokenizer", "validation_fraction", "documents")
+"""Settings that a mix has once for all of its sources."""
+
+
+def read_weighted(node: Any) -> Weighted:
+    """Read one source of a mix. Raises ValidationError with its faults."""
+    if not isinstance(node, Mapping):
+        raise ValueError(f"a source is a node with a kind and a weight, found {node!r} ({{kind: text, weight: 1, …}})")
+    fields = dict(node)
+    weight = fields.pop("weight", None)
+    faults = [
+        ((name,), f"a mix has one for all of its sources, found one here (data.{name})")
+        for name in SHARED
+        if name in fields
+    ]
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+        faults.append((("weight",), f"is a number above 0, found {weight!r} (a share of the rows, as 1 or 0.7)"))
+    if fields.get("kind") == "mix":
+        faults.append((("kind",), "a mix holds no other mix, found one (its sources beside the others)"))
+    if faults:
+        raise make_refusals(DataSettings, faults)
+    return Weighted(Fraction(str(weight)), DataSettings.parse(fields))
+
+
+class Mix(DataSettings, kind="mix"):
+    """Several sources. After n rows each has given its share of them, ± 1: `of: {name: {weight: 7, kind: text, …}}`."""
+
+    of: Annotated[dict[str, Annotated[Any, PlainValidator(read_weighted)]] | None, Default] = None
+
+    @field_validator("max_bytes")
+    @classmethod
+    def is_each_sources_own(cls, value: int | None) -> int | None:
+        if value is not None:
+            raise ValueError(f"a mix limits each source by itself, found {value} (data.of.NAME.max_bytes={value})")
+        return value
+
+    @field_validator("of")
+    @classmethod
+    def has_sources_with_names(cls, value: dict[str, Weighted] | None) -> dict[str, Weighted] | None:
+        if not value:
+            raise ValueError("data=mix needs sources, found none (data.of={a: {kind: stdlib, weight: 1}, …})")
+        if odd := [name for name in value if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]:
+            raise ValueError(f"a source's name is the name of a folder, found {odd[0]!r} (letters, digits, _ and -)")
+        if len(pairs := {name for name, each in value.items() if each.settings.reads_pairs}) not in (0, len(value)):
+            raise ValueError(f"sources are all of pairs or none is, found pairs in {', '.join(sorted(pairs))}")
+        return value
+
+    @property
+    def sources(self) -> dict[str, Weighted]:
+        assert self.of is not None
+        return self.of
+
+    @property
+    def reads_pairs(self) -> bool:
+        return all(each.settings.reads_pairs for each in self.sources.values())
+
+
+def make_paths_absolute(node: Any) -> None:
+    """Make the paths of a `data` node absolute, in place: a run may go on from another folder.
+
+    A name on the hub stays as it is: there is no such file.
+    """
+    if not isinstance(node, dict):
+        return
+    for each in (node, node.get("tokenizer"), *((node.get("of") or {}).values())):
+        if not isinstance(each, dict) or not isinstance(path := each.get("path"), str):
+            continue
+        place = Path(path).expanduser()
+        if each.get("kind") != "hf" or place.exists():
+            each["path"] = str(place.absolute())

@@ -1,0 +1,165 @@
+"""Split documents into training and validation by their content, and join the pieces of each part again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple
+
+from zoo.data.corpus import Document, cut_paragraphs
+from zoo.errors import ConfigError, ZooError
+
+Part = Literal["train", "validation"]
+
+Texts = tuple[str, ...]
+"""A document as text: one, or a source and its target."""
+
+MOST_BLOCKS = 10  # contiguous blocks of validation text in one large file
+LONGEST = 1 << 20
+"""Characters of a text that is encoded whole: a tokenizer takes about 120 bytes of memory for each, and one core."""
+PIECES_PER_BLOCK = 2  # at least, where a file has more than one block
+
+
+def hash_text(text: str) -> bytes:
+    """Hash a text without its white space: a copy with other line ends is a copy."""
+    return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
+
+
+def split_corpus(
+    documents: Iterable[Document], validation_fraction: float, max_bytes: int | None = None
+) -> list[Part | None]:
+    """Choose the part of each document; None for a repeated one and for those left out by `max_bytes`.
+
+    Validation gets its fraction of the bytes, in contiguous blocks. A large file (one in pieces) gives blocks of its
+    own, at the end of each of up to MOST_BLOCKS equal sections. The rest are whole files, in the order of the hash of
+    their content until there are bytes enough. So neither names nor order matter, no copy stands in both parts, and a
+    file that is added moves about as much text as it has itself. Raises ConfigError unless both parts get a document.
+
+    Example: of a book of 1,000,000 bytes and a fraction of 0.05, validation has the bytes from 190,000 to 200,000, from
+    390,000 to 400,000 and so on, cut where paragraphs end.
+    """
+    return split_units([measure_unit(each) for each in documents], validation_fraction, max_bytes)
+
+
+def split_units(units: list[Unit], validation_fraction: float, max_bytes: int | None = None) -> list[Part | None]:
+    """Choose the part of each document from what the split sees of it; see `split_corpus`."""
+    first: dict[bytes, int] = {}
+    for number, unit in enumerate(units):
+        first.setdefault(unit.key, number)
+    kept = sorted(first.values(), key=lambda number: units[number].key)
+    chosen = choose_validation(units, kept, validation_fraction)
+    validation, train = ([n for n in kept if (n in chosen) == side] for side in (True, False))
+    if max_bytes is not None:
+        validation = sample_within(units, validation, round(max_bytes * validation_fraction), max_bytes)
+        train = sample_within(units, train, max_bytes - sum(units[n].size for n in validation))
+    if not (validation and train):
+        raise ConfigError(describe_missing_part(len(units), len(kept), len(validation) + len(train), max_bytes))
+    parts: list[Part | None] = [None] * len(units)
+    for number in validation:
+        parts[number] = "validation"
+    for number in train:
+        parts[number] = "train"
+    return parts
+
+
+def describe_missing_part(pieces: int, different: int, chosen: int, max_bytes: int | None) -> str:
+    """Word why there is no text for one of the two parts: so many pieces, so many of them different, so many
+    chosen."""
+    if different == 1 and pieces > 1:
+        found = f"found {pieces:,} pieces of text that are all the same, of which one is kept"
+        return f"data: training and validation need different text, {found} (a text that repeats itself less)"
+    what = "a longer text" if max_bytes is None else f"a larger data.max_bytes than {max_bytes}"
+    return f"data: training and validation need a document each at least, found {chosen} ({what})"
+
+
+class Unit(NamedTuple):
+    """A document as the split sees it: the hash of its text, its file, and its bytes."""
+
+    key: bytes
+    path: str
+    size: int
+
+
+def measure_unit(document: Document) -> Unit:
+    """Measure a document for the split. A pair is hashed as a whole: two targets of one source are two documents."""
+    size = sum(len(text.encode()) for text in document.texts)
+    return Unit(hash_text("\0".join(document.texts)), document.path, size)
+
+
+def choose_validation(units: list[Unit], kept: list[int], fraction: float) -> set[int]:
+    """Choose the documents that validate, of those `kept`, which are in the order of their hashes. Neither part is
+    empty."""
+    files: dict[str, list[int]] = {}
+    for number, unit in enumerate(units):
+        files.setdefault(unit.path, []).append(number)
+    large = [numbers for numbers in files.values() if len(numbers) > 1]
+    in_pieces = {number for numbers in large for number in numbers}
+    chosen = {number for numbers in large for number in choose_blocks(units, numbers, fraction)} & set(kept)
+    missing = fraction * sum(units[n].size for n in kept) - sum(units[n].size for n in chosen)
+    for number in kept:
+        if number not in in_pieces and missing >= units[number].size / 2:
+            chosen.add(number)
+            missing -= units[number].size
+    if not chosen:
+        return set(kept[:1]) if len(kept) > 1 else set()
+    return chosen - set(kept[-1:]) if len(chosen) == len(kept) else chosen
+
+
+def choose_blocks(units: list[Unit], numbers: list[int], fraction: float) -> set[int]:
+    """Choose the validation pieces of one file: it is divided into sections of equally many bytes, and each gives the
+    pieces at its end."""
+    total = sum(units[number].size for number in numbers)
+    sections = min(MOST_BLOCKS, max(1, int(fraction * len(numbers) / PIECES_PER_BLOCK)))
+    length, start, chosen = total / sections, 0, set()
+    for number in numbers:
+        middle = start + units[number].size / 2
+        if middle % length >= (1 - fraction) * length:
+            chosen.add(number)
+        start += units[number].size
+    return chosen
+
+
+def sample_within(units: list[Unit], numbers: list[int], room: int, most: int = 0) -> list[int]:
+    """Sample documents of `room` bytes evenly: they are taken while they fit, in the order of the half of the hash that
+    the split does not use. Where none fits, the smallest is taken if it has at most `most` bytes."""
+    chosen = []
+    for number in sorted(numbers, key=lambda number: units[number].key[8:]):
+        if units[number].size <= room:
+            chosen.append(number)
+            room -= units[number].size
+    smallest = min(numbers, key=lambda number: units[number].size, default=None)
+    if not chosen and smallest is not None and units[smallest].size <= most:
+        return [smallest]
+    return chosen
+
+
+def join_pieces(documents: Iterable[Document], parts: Iterable[Part | None]) -> Iterator[tuple[Part, Texts]]:
+    """Yield the texts of each part. Pieces that follow one another in a file and share a part are joined again; a text
+    of more than LONGEST characters is cut where a paragraph ends.
+
+    Raises ZooError when the corpus no longer has as many documents as there are parts.
+    """
+    held: list[tuple[str, ...]] = []
+    held_part: Part | None = None
+    expected = ("", 0)
+    try:
+        for document, part in zip(documents, parts, strict=True):
+            if (document.path, document.piece) != expected or part != held_part:
+                if held_part is not None:
+                    yield from cut_long(held_part, held)
+                held = []
+            held.append(document.texts)
+            held_part, expected = part, (document.path, document.piece + 1)
+    except ValueError as error:  # of the zip
+        raise ZooError("data: the corpus changed while it was read (start again)") from error
+    if held_part is not None:
+        yield from cut_long(held_part, held)
+
+
+def cut_long(part: Part, pieces: list[Texts]) -> Iterator[tuple[Part, Texts]]:
+    """Join the pieces of one text, and cut it to texts of LONGEST to 2 × LONGEST characters. A pair stays as it is."""
+    if len(pieces[0]) > 1:
+        yield part, pieces[0]
+        return
+    for text in cut_paragraphs("".join(text for (text,) in pieces), LONGEST):
+        yield part, (text,)

@@ -1,0 +1,83 @@
+"""Read a source once: hash it, measure its documents for the split, and keep a sample to learn a vocabulary from.
+
+Text is read twice in all. No document's part is known before every document was hashed, and a BPE must see text before
+any is encoded. So the first pass keeps a few bytes a document and a bounded sample; the second, which encodes, hashes
+again and so notices a source that has changed meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from zoo.data.corpus import Document
+from zoo.data.split import Part, Unit, join_pieces, measure_unit
+
+
+class Fingerprint:
+    """A hash of the documents that pass through `follow`: of content and order, not of names, dates or places."""
+
+    def __init__(self) -> None:
+        self._whole = hashlib.blake2b(digest_size=16)
+
+    def follow(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """Hash each document, then yield it."""
+        for document in documents:
+            for number, text in enumerate(document.texts):
+                data = text.encode()
+                self._whole.update(f"{document.piece} {number} {len(data)} ".encode())
+                self._whole.update(data)
+            yield document
+
+    def hexdigest(self) -> str:
+        return self._whole.hexdigest()
+
+
+class Sample:
+    """The documents with the lowest hashes, of about `room` bytes together, however many there are.
+
+    The hash is the half that `max_bytes` samples by, so that the documents kept here are among those it takes.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.room, self.size = room, 0
+        self._heap: list[tuple[int, int, int, Document]] = []  # the highest hash first
+
+    def add(self, number: int, unit: Unit, document: Document) -> None:
+        """Keep a document, and drop those with the highest hashes while the others fill the room."""
+        if not self.room:
+            return
+        heapq.heappush(self._heap, (-int.from_bytes(unit.key[8:]), number, unit.size, document))
+        self.size += unit.size
+        while self.size - self._heap[0][2] >= self.room:
+            self.size -= heapq.heappop(self._heap)[2]
+
+    def texts(self, parts: list[Part | None]) -> Iterator[str]:
+        """Yield the training texts in the order of the source; pieces that follow one another are joined."""
+        kept = sorted((number, document) for _, number, _, document in self._heap)
+        chosen: list[Part | None] = [parts[number] for number, _ in kept]
+        for part, texts in join_pieces((document for _, document in kept), chosen):
+            if part == "train":
+                yield from texts
+
+
+class Survey(NamedTuple):
+    """What the first pass found: a Unit for each document, the fingerprint of all, and a sample."""
+
+    units: list[Unit]
+    fingerprint: str
+    sample: Sample
+
+
+def survey(documents: Iterable[Document], room: int, report: Callable[[int], object]) -> Survey:
+    """Read a source once, keeping a sample of `room` bytes. `report` is called with the bytes read so far."""
+    fingerprint, sample, units, done = Fingerprint(), Sample(room), [], 0
+    for number, document in enumerate(fingerprint.follow(documents)):
+        unit = measure_unit(document)
+        units.append(unit)
+        sample.add(number, unit, document)
+        done += unit.size
+        report(done)
+    return Survey(units, fingerprint.hexdigest(), sample)
