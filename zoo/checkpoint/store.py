@@ -13,7 +13,7 @@ A checkpoint's folder is always whole: it is written under another name, flushed
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from zoo.checkpoint.files import BESIDE, read_header, refuse_to_replace, write_tensors
-from zoo.disk import remove_drafts, remove_folder, replace_folder, write_text
+from zoo.checkpoint.publish import publish, retire
+from zoo.disk import replace_folder, write_text
 from zoo.errors import CheckpointError, did_you_mean, short
 from zoo.grammar import to_dict
 from zoo.grammar.saved import FORMAT, check_format, read_spec
 from zoo.lazy import torch
 from zoo.run.builder import build, pick_device, resolve_dtype
-from zoo.runs import ARCHITECTURE, CHECKPOINTS, LATEST, WEIGHTS, find, steps
+from zoo.runs import ARCHITECTURE, CHECKPOINTS, WEIGHTS, find
 from zoo.spec import table
 
 if TYPE_CHECKING:
@@ -130,23 +131,25 @@ class Resumable:
 
 
 def save_run(run: Path, step: int, state: Resumable, tokenizer: Any, keep: int) -> Path:
-    """Write the checkpoint of a step, point `latest` at it, then delete all but the `keep` newest.
+    """Publish the checkpoint of a step (`zoo.checkpoint.publish`). Of those up to it the `keep` newest stay."""
+    folder = run / CHECKPOINTS / f"step-{step:06}"
 
-    The one just written always stays. Those of later steps, which a run has when it was set back to an earlier one,
-    stay until the run comes past them.
-    """
-    root = run / CHECKPOINTS
-    folder = root / f"step-{step:06}"
-    with replace_folder(folder) as draft:
+    def write(draft: Path) -> None:
         write_model(state.model, draft, tokenizer)
         write_state(draft, state)
-    write_text(root / LATEST, f"{folder.name}\n")
-    remove_drafts(root, "step-*")  # of checkpoints that a killed process was writing or deleting
-    there = steps(root)
-    earlier = there[: there.index(folder)]
-    for old in earlier[: len(earlier) - min(max(keep - 1, 0), len(earlier))]:
-        remove_folder(old)
+
+    publish(folder, write, choose_kept(keep))
     return folder
+
+
+def choose_kept(keep: int) -> Callable[[list[Path]], list[Path]]:
+    """Make the choice of the checkpoints that stay, among all of a run up to the newest."""
+    return lambda upto: upto[-keep:]
+
+
+def tidy_run(newest: Path, keep: int) -> None:
+    """Finish what a process began that was killed while it published the newest checkpoint, the last perhaps."""
+    retire(newest, choose_kept(keep))
 
 
 def write_state(folder: Path, state: Resumable) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ class Records:
 
     def __init__(self, folder: Path, lengths: Mapping[str, int] | None = None) -> None:
         self.folder = folder
+        self.failed = False  # a line could not be written, so the files lack it
         for name, length in (lengths or {}).items():
             cut_file(folder / name, length)
         self.lines: list[dict[str, Any]] = []
@@ -56,16 +59,21 @@ class Records:
 
     def close(self) -> None:
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):  # of a full disk, which has been told
+                file.close()
 
     def _row(self, values: Iterable[Any]) -> None:
-        file = self._files[TABLE]
-        csv.writer(file, lineterminator="\n").writerow(values)
-        file.flush()
+        row = io.StringIO()
+        csv.writer(row, lineterminator="\n").writerow(values)
+        self._append(TABLE, row.getvalue())
 
     def _append(self, name: str, text: str) -> None:
-        self._files[name].write(text)
-        self._files[name].flush()
+        try:
+            self._files[name].write(text)
+            self._files[name].flush()
+        except OSError:
+            self.failed = True
+            raise
 
 
 def cut_file(file: Path, length: int) -> None:

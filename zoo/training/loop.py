@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from zoo.checkpoint import store
 from zoo.costs import price
 from zoo.data import Batch, Batches, Prepared, hold_out
 from zoo.data.tokens import Held
-from zoo.errors import ZooError, short
+from zoo.errors import Terminated, ZooError, short
 from zoo.lazy import torch
 from zoo.run.threads import ThreadWatch
 from zoo.runs import CHECKPOINTS
@@ -61,7 +61,7 @@ class Run:
     saved: int = 0  # the step of the newest checkpoint
     last: dict[str, float] = field(default_factory=dict)  # the newest value of each metric
     evaluation_due: bool = False  # this step's evaluation is still to come
-    stopped: bool = False
+    stopped: signal.Signals | None = None  # what asked the run to stop
 
     @cached_property
     def device(self) -> Device:
@@ -92,8 +92,8 @@ class Run:
 def fit(run: Run) -> dict[str, Any]:
     """Train to the last step and return the outcome.
 
-    Raises ZooError when the loss, a gradient or a weight is not finite, and KeyboardInterrupt, after a checkpoint, when
-    asked to stop.
+    Raises ZooError when the loss, a gradient or a weight is not finite; when asked to stop, after a checkpoint,
+    KeyboardInterrupt, or Terminated where SIGTERM asked.
     """
     run.model.train()
     if run.settings.compile:
@@ -117,12 +117,21 @@ def fit(run: Run) -> dict[str, Any]:
     return describe_outcome(run)
 
 
+class EvaluationStopped(Exception):
+    """The run was asked to stop during an evaluation, which is still due when it goes on."""
+
+
 def measure(run: Run) -> None:
     """Evaluate, write a sample and draw the losses. What fails is told, and training goes on without it."""
     for what, work in (("evaluation", evaluate), ("sample", write_sample), ("picture", draw_picture)):
         try:
             work(run)
+        except EvaluationStopped:
+            run.model.train()
+            return
         except FORESEEN as error:
+            if run.records.failed:  # the run's own record would lack a line
+                raise
             run.show.say(f"step {run.step}: no {what}, found {short(error)} (training goes on)")
         run.model.train()
     if run.saved == run.step:
@@ -130,11 +139,11 @@ def measure(run: Run) -> None:
 
 
 def stop_if_asked(run: Run, terms: dict[str, Any]) -> None:
-    """Save and raise KeyboardInterrupt when the run was asked to stop before its last step."""
-    if run.stopped and run.step < run.settings.steps:
+    """Save and raise KeyboardInterrupt or Terminated when the run was asked to stop and is not at its end."""
+    if run.stopped and (run.step < run.settings.steps or run.evaluation_due):
         save_checkpoint(run, terms)
         run.show.say(f"stopped after step {run.step}; `zoo train --resume {run.folder}` goes on from there")
-        raise KeyboardInterrupt
+        raise Terminated if run.stopped is signal.SIGTERM else KeyboardInterrupt
 
 
 # ---------------------------------------------------------------- one update
@@ -265,6 +274,8 @@ def measure_validation_loss(run: Run, batches: list[Batch]) -> tuple[float, int]
     run.model.eval()
     try:
         for batch in batches:
+            if run.stopped:
+                raise EvaluationStopped
             count = objective.targets(batch)
             with torch.no_grad(), run.autocast():
                 total += objective.loss(run.model, move_batch(batch, run.device), count=count).terms["loss"]
@@ -314,7 +325,8 @@ def gather_counters(run: Run) -> dict[str, Any]:
 
 @contextmanager
 def stop_on_signals(run: Run) -> Iterator[None]:
-    """Stop the run after the present step at Ctrl-C or a scheduler's SIGTERM; at once at the second."""
+    """Stop the run after the present step, or the present batch of an evaluation, at Ctrl-C or a scheduler's SIGTERM;
+    at once at the second."""
     if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield
         return
@@ -322,8 +334,9 @@ def stop_on_signals(run: Run) -> Iterator[None]:
     def ask(number: int, frame: Any) -> None:
         if run.stopped:
             raise KeyboardInterrupt
-        run.stopped = True
-        run.show.say("stopping after this step (once more: at once, without a checkpoint)")
+        run.stopped = signal.Signals(number)
+        with suppress(RuntimeError):  # where the signal came while a line was printed
+            run.show.say("stopping after this step (once more: at once, without a checkpoint)")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

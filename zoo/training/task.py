@@ -99,6 +99,7 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
             raise ConfigError(f"{folder}: its data is not what it was, found {data.key} (was {was})")
         run = build_run(planned, folder, device, data, show, counters)
         restore_run(run, checkpoint)
+        store.tidy_run(checkpoint, planned.settings.keep)
         write_yaml(folder / CONFIG, planned.config)
         show.say(f"goes on after step {run.step}")
         return complete_run(run, planned)
@@ -114,8 +115,8 @@ def refuse_other_run(planned: TrainingPlan, folder: Path, checkpoint: Path, coun
     """Raise ConfigError when the checkpoint has another model than the config, or when it is of the last step."""
     if read_spec(checkpoint) != planned.spec:
         raise ConfigError(f"{folder / CONFIG}: model: is not the one of {checkpoint} (as it was when the run began)")
-    step = counters["step"]
-    if step >= planned.settings.steps and not counters.get("evaluation_due"):
+    step, due = counters["step"], counters.get("evaluation_due")
+    if step >= planned.settings.steps and not due and runs.read_result(folder / runs.RESULT).get("status") == "done":
         more = f"steps={2 * step} goes on with it, or any above {step}"
         raise ConfigError(f"{folder}: is finished, found a checkpoint of step {step} ({more})")
 
