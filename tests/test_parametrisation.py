@@ -11,7 +11,7 @@ from tiny import spec_of
 from zoo.cli import run
 from zoo.grammar import from_dict, to_dict
 from zoo.run.builder import build
-from zoo.training.coordinates import FLAT, check_coordinates, fit_slope
+from zoo.training.coordinates import FLAT, check_coordinates, check_depths, fit_slope
 from zoo.training.optim import AdamW, Lion, Muon
 from zoo.training.parametrisation import CompleteP, MuP, Parametrisation, Standard
 
@@ -118,6 +118,13 @@ def test_changes_do_not_depend_on_the_width_under_mup_and_do_under_the_standard(
     assert not plain.flat and max(plain.slopes.values()) > 2 * FLAT, plain.slopes
 
 
+def test_changes_do_not_depend_on_the_depth_under_completep_and_do_under_mup():
+    found = check_depths("llama-tiny", MODEL, CompleteP(base_width=64, base_depth=2), (2, 4, 8))
+    assert found.flat, found.slopes
+    plain = check_depths("llama-tiny", MODEL, MuP(base_width=64), (2, 4, 8))
+    assert plain.slopes["layer"] > 1.5 * FLAT, plain.slopes
+
+
 def test_a_rule_that_is_left_out_is_seen(monkeypatch):
     monkeypatch.setattr(MuP, "scale", Parametrisation.scale)
     found = check_coordinates("llama-tiny", MODEL, MuP(base_width=64), WIDTHS)
@@ -130,12 +137,14 @@ def test_slopes_are_of_logarithms():
 
 
 def test_the_command_tells_the_slopes_and_fails_where_they_are_steep(capsys):
-    size = [*MODEL, "n_layers=1", "--widths", "64,128,256"]
+    size = [*MODEL, "--widths", "64,128,256"]
     assert run(["check", "llama-tiny", *size, "--coordinates", "mup"]) == 0
     out = capsys.readouterr().out
     assert "attention" in out and "logits" in out and "every slope is within" in out
+    assert run(["check", "llama-tiny", *size, "--coordinates", "completep"]) == 0
+    assert "change by depth" in capsys.readouterr().out
     assert run(["check", "llama-tiny", *size, "--coordinates", "standard"]) == 1
-    assert "changes depend on the width under standard" in capsys.readouterr().err
+    assert "changes depend on width under standard" in capsys.readouterr().err
     assert run(["check", "llama-tiny", "--coordinates", "mupp"]) == 2
     assert "did you mean 'mup'?" in capsys.readouterr().err
     assert run(["check", "llama-tiny", "--coordinates", "mup", "--widths", "64"]) == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +14,7 @@ def run(
     overrides: Annotated[list[str] | None, typer.Argument(help="With --coordinates: key=value, as for stats.")] = None,
     coordinates: Annotated[
         str | None,
-        typer.Option(metavar="KIND", help="Check a parametrisation (standard, mup) at several widths on the CPU."),
+        typer.Option(metavar="KIND", help="Check a parametrisation (standard, mup, completep) at several widths."),
     ] = None,
     widths: Annotated[
         str | None,
@@ -58,24 +58,41 @@ def read_widths(text: str) -> list[int]:
 
 
 def print_coordinates(model: str, overrides: list[str], kind: str, widths: list[int] | None) -> None:
-    """Print the change of each component at each width, and its slope. Raises ZooError where a slope is not near 0."""
-    from zoo import report
+    """Print the change of each component at each width, and its slope; the same by depth where the kind has a rule for
+    it. Raises ZooError where a slope is not near 0."""
     from zoo.errors import ConfigError, ZooError, did_you_mean
-    from zoo.training.coordinates import FLAT, check_coordinates, choose_widths
+    from zoo.training.coordinates import FLAT, check_coordinates, check_depths, list_sizes
     from zoo.training.parametrisation import Parametrisation
 
-    known = [name for name in Parametrisation.kinds if name != "completep"]  # whose rules are of depth too
+    known = list(Parametrisation.kinds)
     if kind not in known:
         raise ConfigError(f"coordinates: there is no {kind!r}{did_you_mean(kind, known)} (one of: {', '.join(known)})")
-    widths = widths or choose_widths(model, overrides)
-    node = {"kind": kind, **({} if kind == "standard" else {"base_width": widths[0]})}
-    found = check_coordinates(model, overrides, Parametrisation.parse(node), widths)
-    head = ("change of", *map(str, found.widths), "slope")
+    widths = widths or list_sizes(model, overrides, "d_model")
+    depths = list_sizes(model, overrides, "n_layers")
+    base = {"base_width": widths[0], **({"base_depth": depths[0]} if kind == "completep" else {})}
+    found = {"width": check_coordinates(model, overrides, _parse(kind, base), widths)}
+    if kind == "completep":
+        own = {**base, "base_width": list_sizes(model, overrides, "d_model")[0]}
+        found["depth"] = check_depths(model, overrides, _parse(kind, own), depths)
+    for name, each in found.items():
+        print(_format(name, each))
+    if steep := [name for name, each in found.items() if not each.flat]:
+        raise ZooError(f"coordinates: changes depend on {' and '.join(steep)} under {kind}, a slope is beyond ±{FLAT}")
+    print(f"changes do not depend on {' and '.join(found)}: every slope is within ±{FLAT}")
+
+
+def _parse(kind: str, base: dict[str, int]) -> Any:
+    from zoo.training.parametrisation import Parametrisation
+
+    return Parametrisation.parse({"kind": kind, **({} if kind == "standard" else base)})
+
+
+def _format(name: str, found: Any) -> str:
+    from zoo import report
+
+    head = (f"change by {name}", *map(str, found.sizes), "slope")
     rows = [
-        (name, *(f"{value:.2e}" for value in found.changes[name]), f"{slope:+.2f}")
-        for name, slope in found.slopes.items()
+        (part, *(f"{value:.2e}" for value in found.changes[part]), f"{slope:+.2f}")
+        for part, slope in found.slopes.items()
     ]
-    print(report.align_columns([head, *rows], right=tuple(range(1, len(head)))))
-    if not found.flat:
-        raise ZooError(f"coordinates: changes depend on the width under {kind}, a slope is beyond ±{FLAT}")
-    print(f"changes do not depend on the width: every slope is within ±{FLAT}")
+    return report.align_columns([head, *rows], right=tuple(range(1, len(head))))

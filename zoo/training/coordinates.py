@@ -1,8 +1,8 @@
-"""Check a parametrisation's coordinates: how much activations change in a few updates, against the model's width.
+"""Check a parametrisation's coordinates: how much activations change in a few updates, against width or depth.
 
 Under muP a change does not depend on the width; under the standard parametrisation it grows (Yang et al., 2022, section
-D.1). So the slope of log change over log width tells whether a parametrisation is right for an architecture, before
-anything long is trained.
+D.1). Under CompleteP it does not depend on the depth either (Dey et al., 2025). So the slope of log change over log
+size tells whether a parametrisation is right for an architecture, before anything long is trained.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SCALED = ("d_model", "n_heads", "n_kv_heads", "d_ff", "kv_lora_rank", "q_lora_rank")
 """Dimensions that grow with the width."""
 
-UPDATES, SEEDS = 4, 8
+UPDATES, SEEDS = 4, 4
 ROWS, TOKENS = 1, 8
 """Few tokens: their gradients do not cancel, so that what a step changes is not hidden by noise at small widths."""
 
@@ -39,15 +39,15 @@ the logits of a head of its own, whose start counts less at larger widths). A fa
 
 @dataclass(frozen=True)
 class Coordinates:
-    """The changes at each width, by the component whose output changes, and their slopes."""
+    """The changes at each size (widths or depths), by the component whose output changes, and their slopes."""
 
-    widths: tuple[int, ...]
+    sizes: tuple[int, ...]
     changes: dict[str, tuple[float, ...]]
 
     @property
     def slopes(self) -> dict[str, float]:
-        """Fit log change over log width by least squares."""
-        return {name: fit_slope(self.widths, values) for name, values in self.changes.items()}
+        """Fit log change over log size by least squares."""
+        return {name: fit_slope(self.sizes, values) for name, values in self.changes.items()}
 
     @property
     def flat(self) -> bool:
@@ -61,8 +61,6 @@ def check_coordinates(
     widths: Sequence[int],
     *,
     optim: Optim | None = None,
-    updates: int = UPDATES,
-    seeds: int = SEEDS,
 ) -> Coordinates:
     """Train a model at several widths on one batch of random tokens, and measure how much the outputs of its components
     change: the mean of |after − before|, its geometric mean over seeds.
@@ -70,22 +68,43 @@ def check_coordinates(
     Heads and d_ff grow with the width. Raises ConfigError where a width does not fit, or for what the parametrisation
     has no rule for.
     """
-    optim = AdamW(lr=RATE / widths[0], weight_decay=0.0) if optim is None else optim
     recipe = Recipe(model, [*overrides])
-    sums: dict[str, list[float]] = {}
-    for place, width in enumerate(widths):
-        spec = scale_model(recipe, width)
-        if faults := parametrisation.refuses(spec, optim):
-            raise ConfigError(*(f"parametrisation: {fault}" for fault in faults))
-        for seed in range(seeds):
-            for name, change in _measure(spec, parametrisation, optim, updates, seed).items():
-                sums.setdefault(name, [0.0] * len(widths))[place] += math.log(change) / seeds
-    return Coordinates(tuple(widths), {name: tuple(map(math.exp, values)) for name, values in sums.items()})
+    specs = [scale_model(recipe, width) for width in widths]
+    return _compare(specs, widths, parametrisation, optim, widths[0])
 
 
-def choose_widths(model: Any, overrides: Iterable[str]) -> list[int]:
-    """Choose the widths of a check: 1, 2 and 4 times the model's own."""
-    own = Recipe(model, [*overrides]).dims["d_model"]
+def check_depths(
+    model: Any,
+    overrides: Iterable[str],
+    parametrisation: Parametrisation,
+    depths: Sequence[int],
+    *,
+    optim: Optim | None = None,
+) -> Coordinates:
+    """The same at several depths (n_layers), of the last layer's components."""
+    recipe = Recipe(model, [*overrides])
+    recipe.solved = ["n_layers"]
+    specs = [recipe.spec({"n_layers": depth}) for depth in depths]
+    return _compare(specs, depths, parametrisation, optim, recipe.dims["d_model"])
+
+
+def _compare(
+    specs: Sequence[Any], sizes: Sequence[int], parametrisation: Parametrisation, optim: Optim | None, width: int
+) -> Coordinates:
+    optim = AdamW(lr=RATE / width, weight_decay=0.0) if optim is None else optim
+    if faults := parametrisation.refuses(specs[0], optim):
+        raise ConfigError(*(f"parametrisation: {fault}" for fault in faults))
+    logs: dict[str, list[float]] = {}
+    for place, spec in enumerate(specs):
+        for seed in range(SEEDS):
+            for name, change in _measure(spec, parametrisation, optim, seed).items():
+                logs.setdefault(name, [0.0] * len(specs))[place] += math.log(change) / SEEDS
+    return Coordinates(tuple(sizes), {name: tuple(map(math.exp, values)) for name, values in logs.items()})
+
+
+def list_sizes(model: Any, overrides: Iterable[str], name: str) -> list[int]:
+    """List the sizes of a check, of d_model or n_layers: 1, 2 and 4 times the model's own."""
+    own = Recipe(model, [*overrides]).dims[name]
     return [own, 2 * own, 4 * own]
 
 
@@ -101,7 +120,7 @@ def scale_model(recipe: Recipe, width: int) -> Any:
     return recipe.spec({key: int(value) for key, value in dims.items()})
 
 
-def _measure(spec: Any, parametrisation: Parametrisation, optim: Optim, updates: int, seed: int) -> dict[str, float]:
+def _measure(spec: Any, parametrisation: Parametrisation, optim: Optim, seed: int) -> dict[str, float]:
     from zoo.run.builder import build
 
     model = build(parametrisation.adapt(spec), device="cpu", seed=seed).train()
@@ -110,7 +129,7 @@ def _measure(spec: Any, parametrisation: Parametrisation, optim: Optim, updates:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, spec.vocab_size, (ROWS, TOKENS + 1), generator=generator)
     before = _outputs(model, ids)
-    for _ in range(updates):
+    for _ in range(UPDATES):
         logits = model(ids[:, :-1]).logits
         torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten()).backward()
         optimizer.step()
@@ -139,9 +158,9 @@ def _outputs(model: Any, ids: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def fit_slope(widths: Sequence[int], values: Sequence[float]) -> float:
-    """Fit the slope of log value over log width by least squares."""
-    x, y = [math.log(width) for width in widths], [math.log(max(value, 1e-30)) for value in values]
+def fit_slope(sizes: Sequence[int], values: Sequence[float]) -> float:
+    """Fit the slope of log value over log size by least squares."""
+    x, y = [math.log(size) for size in sizes], [math.log(max(value, 1e-30)) for value in values]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     above = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
     return above / sum((a - mean_x) ** 2 for a in x)
