@@ -70,6 +70,8 @@ class Optim(Spec, axis="optim"):
 
     def refuses(self, spec: Any) -> list[str]:
         """List the faults of these options for a model, without torch: groups that none of its tensors is in."""
+        if not self.groups:
+            return []
         known: set[str] = set()
         met: set[str] = set()
         for where, tower in spec.towers().items():
@@ -80,7 +82,7 @@ class Optim(Spec, axis="optim"):
         return [
             f"groups.{name}: no tensor of the model is in it{did_you_mean(name, sorted(known))} "
             f"(there are: {', '.join(sorted(known))})"
-            for name in self.groups or ()
+            for name in self.groups
             if name not in met
         ]
 
