@@ -32,7 +32,7 @@ SAMPLES = {
     **{"qk_rope_head_dim": 4, "v_head_dim": 6, "conv_width": 5, "n_experts": 4, "top_k": 2, "vocab_size": VOCAB},
     **{"norm_groups": 2, "rotary_dim": 4, "spacing": 7, "conv_groups": 2, "ssm_groups": 2, "n_buckets": 16},
     **{"max_distance": 64, "n_groups": 2, "d_state": 8, "expand": 1, "dt_rank": 3},
-    **{"factor": 4.0, "original_max_seq_len": 16, "max_relative_positions": 24},
+    **{"factor": 4.0, "wider": 4.0, "original_max_seq_len": 16, "max_relative_positions": 24},
     **{"short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.0, 1.5, 2.0, 4.0]},
 }
 """What a field that a kind cannot do without is given."""
@@ -376,6 +376,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "sentences": ("llama-tiny", ("kind=encoder", "attention=mha", HEAD, "pooler={kind: next_sentence}"), ("pooler",)),
     "decoder": ("llama-tiny", ("head.tied=false",), (TOP, "embedding", "head", "init", POOLER)),
     "tied decoder": ("llama-tiny", (), (TOP, "embedding", "head")),
+    "scaled init": ("llama-tiny", ("ffn=moe", "init={kind: scaled, wider: 4.0, deeper: 2.0}"), ("init",)),
     "learned embedding": ("llama-tiny", (EMBEDDING, "position=learned", "head.tied=false"), ("embedding",)),
     "mlm encoder": (
         "llama-tiny",

@@ -13,7 +13,7 @@ from zoo.analysis.explain import explain, format_explanation
 from zoo.analysis.explain.cache import ENGINES
 from zoo.analysis.explain.memory import PRECISIONS
 from zoo.costs import Setup, price
-from zoo.costs.flops import CONVENTIONS
+from zoo.costs.flops import CONVENTIONS, optimizer_flops
 from zoo.costs.rules import rules_of_thumb
 from zoo.costs.setup import OPTIMIZERS
 from zoo.costs.states import states, widths
@@ -86,7 +86,8 @@ Bytes a parameter of a 16-bit model with AdamW, before ZeRO (`--precision`):
 """
 
 OPTIMIZER = """
-Of the optimizer with `--precision mixed`, for {title} (`--optimizer`): states and master copy.
+Of the optimizer with `--precision mixed`, for {title} (`--optimizer`): bytes a parameter of states and of the master
+copy, and FLOPs of the matrix products in a step.
 
 """
 
@@ -143,8 +144,9 @@ def optimizers(spec: Any) -> str:
     rows = []
     for name in OPTIMIZERS:
         found = states(spec, Setup(optimizer=name))["bytes_per_param"]
-        rows.append([f"`{name}`", f"{found['optimizer'] - found['master']:.3f}", f"{found['master']:g}"])
-    return table(["optimizer", "states", "master"], rows)
+        step = f"{optimizer_flops(spec, name) / 1e12:.2f} T" if optimizer_flops(spec, name) else "none"
+        rows.append([f"`{name}`", f"{found['optimizer'] - found['master']:.3f}", f"{found['master']:g}", step])
+    return table(["optimizer", "states", "master", "a step"], rows)
 
 
 def rules() -> str:

@@ -17,6 +17,7 @@ from zoo.model.ffn import FFN, MLP
 from zoo.model.norm import Norm
 from zoo.run.builder import build, check_fit
 from zoo.spec import Spec, Weight, components
+from zoo.training.optim import AdamW
 
 
 def test_counting_never_imports_torch():
@@ -186,7 +187,7 @@ def test_a_component_of_the_users_own_works_by_its_class_alone():
 
 def test_decay_pulls_matrices_and_tables_and_leaves_scales_and_biases():
     model = model_of(["norm=layernorm", "bias=true"])
-    pulled, left = model.decay_groups(0.1)
+    pulled, left = AdamW(weight_decay=0.1).make_groups(model)
     assert pulled["weight_decay"] == 0.1 and left["weight_decay"] == 0.0
     assert all(p.ndim == 2 for p in pulled["params"]) and all(p.ndim == 1 for p in left["params"])
     assert len(pulled["params"]) + len(left["params"]) == len(list(model.parameters()))

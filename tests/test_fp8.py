@@ -32,6 +32,7 @@ from zoo.text.loading import load
 from zoo.text.prompts import Options
 from zoo.training import task as tasks
 from zoo.training.gradient import choose_autocast
+from zoo.training.optim import AdamW
 
 needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao (the extra fp8)")
 
@@ -250,7 +251,7 @@ def test_training_in_float8_learns_as_in_bfloat16(overrides):
         model = build(spec_of(overrides), device="cpu").train()
         if recipe:
             fp8.convert_to_fp8(model, recipe, emulate=True)
-        optimizer = torch.optim.AdamW(model.decay_groups(0.1), lr=1e-2)
+        optimizer = AdamW(lr=1e-2, weight_decay=0.1).build(model)
         found = []
         for _ in range(25):
             with choose_autocast(torch.device("cpu"), "bf16")():
@@ -289,14 +290,14 @@ def test_conversion_changes_the_modules_planned_and_leaves_weights_their_names_a
 
     model = model_of(overrides)
     expected = may_be_converted(model)
-    before, groups = dict(model.named_parameters()), model.decay_groups(0.1)
+    before, groups = dict(model.named_parameters()), AdamW().make_groups(model)
     store.save_model(model, tmp_path / "before")
     fp8.convert_to_fp8(model, "tensorwise", emulate=True)
     check_built(model)
     assert {path for path, module in model.named_modules() if isinstance(module, Float8Linear)} == expected
     after = dict(model.named_parameters())
     assert list(after) == list(before) and all(after[path] is before[path] for path in before)
-    assert [[id(each) for each in group["params"]] for group in model.decay_groups(0.1)] == [
+    assert [[id(each) for each in group["params"]] for group in AdamW().make_groups(model)] == [
         [id(each) for each in group["params"]] for group in groups
     ]
     assert not any(module.training for module in model.modules())

@@ -23,15 +23,19 @@ from zoo.errors import CheckpointError, ConfigError
 
 ARCHITECTURE, WEIGHTS = "zoo.yaml", "model.safetensors"
 CHECKPOINTS, LATEST = "checkpoints", "latest"
+AVERAGES = ("ema", "lawa")  # averages of the weights in a checkpoint: `RUN/ema` is that of the newest one
 RESULT = "result.json"
 LOCK = "lock"
 LAST_RUN = Path("runs", "last")
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint folder that a path means: itself, or the newest of a run. Raises CheckpointError."""
+    """The checkpoint folder that a path means: itself, the newest of a run, or an average in it (`RUN/ema`). Raises
+    CheckpointError."""
     path = Path(path).expanduser()
     disk.recover(path)
+    if path.name in AVERAGES and not path.exists() and path.parent.exists():
+        return _find_average(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such folder (a checkpoint, or the folder of a run)")
     if (path / ARCHITECTURE).is_file() or (path / "config.json").is_file():
@@ -52,12 +56,26 @@ def find(path: str | Path) -> Path:
     return folder
 
 
+def _find_average(path: Path) -> Path:
+    """The average of the weights, named last in `path`, of the checkpoint or run before it."""
+    folder = find(path.parent) / path.name
+    if not folder.is_dir():
+        asked = "ema=0.999" if path.name == "ema" else "lawa=5"
+        raise CheckpointError(f"{path}: {folder.parent} has no such average of weights (zoo train {asked} keeps one)")
+    return folder
+
+
 def steps(root: Path) -> list[Path]:
     """The checkpoints of a run, oldest first. Other folders, such as a copy that the user named step-400-best, are not
     among them."""
     numbers = {each: each.name.removeprefix("step-") for each in root.glob("step-*")}
     ours = [each for each, number in numbers.items() if number.isascii() and number.isdigit()]
     return sorted(ours, key=lambda each: int(numbers[each]))
+
+
+def read_step(folder: Path) -> int:
+    """The step of a checkpoint that `steps` lists."""
+    return int(folder.name.removeprefix("step-"))
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from zoo.costs.params import count_parameters
 from zoo.costs.setup import Setup
 from zoo.costs.states import states
 from zoo.run.builder import build, resolve_dtype
+from zoo.training.optim import Optim
 
 Row = dict[str, Any]
 
@@ -139,39 +140,27 @@ def _cached(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
 
 
 def _optimized(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:
-    """Measure the states of a torch optimizer after one step, without its step counters."""
-    optimizers = _optimizers(model, setup.optimizer)
-    if not optimizers:
-        why = f"torch has no {setup.optimizer} that a fake step can be taken of"
+    """Measure the states of the optimizer of that name after one step, without its counters."""
+    if setup.optimizer in UNFAKED:
+        why = f"a fake step of {setup.optimizer} cannot be taken: it {UNFAKED[setup.optimizer]}"
         yield {"name": "optimizer states, bytes", "counted": None, "found": None, "equal": None, "note": why}
         return
     model.requires_grad_(True)
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
-    found = 0
-    for optimizer in optimizers:
-        optimizer.step()
-        kept = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
-        found += sum(value.nbytes for value in kept if torch.is_tensor(value))
+    options = {"dtype": "bf16"} if setup.optimizer == "muon" else {}  # `auto` would time products
+    optimizer = Optim.parse({"kind": setup.optimizer, **options}).build(model)
+    optimizer.step()
+    kept = [value for state in optimizer.state.values() for value in state.values()]
+    found = sum(value.nbytes for value in kept if torch.is_tensor(value) and value.ndim)
     model.zero_grad(set_to_none=True)
     alone = Setup(dtype="bf16" if setup.dtype == "fp8" else setup.dtype, precision="pure", optimizer=setup.optimizer)
-    note = f"a step of torch.optim, {setup.optimizer}, states in the weights' dtype"
+    note = f"a step of {setup.optimizer}, states in the weights' dtype"
     yield _row("optimizer states, bytes", states(spec, alone)["optimizer"], found, note)
 
 
-def _optimizers(model: Any, name: str) -> list[torch.optim.Optimizer]:
-    """Make torch's own optimizers of that name. The list is empty if torch has none, or one whose step reads its
-    tensors' values (Adafactor), which fake tensors lack."""
-    every = list(model.parameters())
-    if name == "adamw":
-        return [torch.optim.AdamW(every)]
-    if name == "sgd":
-        return [torch.optim.SGD(every, momentum=0.9)]
-    if name == "muon":
-        inside = {id(m.weight) for n, m in model.named_modules() if "blocks." in n and isinstance(m, nn.Linear)}
-        others = [p for p in every if id(p) not in inside]
-        return [torch.optim.Muon([p for p in every if id(p) in inside]), torch.optim.AdamW(others)]
-    return []
+UNFAKED = {"adafactor": "reads its tensors' values", "adamw8bit": "is compiled"}
+"""Optimizers that do not run on fake tensors, which have no values, and why."""
 
 
 def _kept(spec: Any, model: Any, setup: Setup) -> Iterator[Row]:

@@ -22,7 +22,7 @@ from zoo.runs import LATEST, steps
 def publish(folder: Path, write: Callable[[Path], object], keeps: Callable[[list[Path]], Iterable[Path]]) -> None:
     """Take a checkpoint from a draft, which `write` fills, to the newest of its run; then retire older ones.
 
-    `keeps` chooses among the checkpoints up to this one, oldest first, those that stay. Those of later steps, which a
+    `keeps` chooses among the checkpoints before this one, oldest first, those that stay. Those of later steps, which a
     run has when it was set back to an earlier one, stay until the run comes past them.
     """
     root = folder.parent
@@ -39,11 +39,11 @@ def point(root: Path, pointer: str, folder: Path) -> None:
 
 
 def retire(folder: Path, keeps: Callable[[list[Path]], Iterable[Path]]) -> None:
-    """Delete the checkpoints up to `folder` that are not kept, and what killed processes left. `folder` stays."""
+    """Delete the checkpoints before `folder` that are not kept, and what killed processes left."""
     there = steps(folder.parent)
-    upto = there[: there.index(folder) + 1]
-    stay = {folder, *keeps(upto)}
+    earlier = there[: there.index(folder)]
+    stay = set(keeps(earlier))
     remove_drafts(folder.parent, "step-*")
-    for old in upto:
+    for old in earlier:
         if old not in stay:
             remove_folder(old)

@@ -7,14 +7,16 @@ A checkpoint's folder is always whole: it is written under another name, flushed
         zoo.yaml  model.safetensors      the model: `load` needs no more
         tokenizer.json …                 its tokenizer, where it has one
         training.json                  of a run: its counters
-        training.safetensors           of a run: states of the optimizer and of the random generators
+        training.safetensors           of a run: states of the optimizer and of the random generators; trained weights
+                                       where the model is saved with others (schedule-free)
+        ema/ lawa/                     of a run: averages of the weights, each a checkpoint of its own
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,7 @@ from zoo.grammar import to_dict
 from zoo.grammar.saved import FORMAT, check_format, read_spec
 from zoo.lazy import torch
 from zoo.run.builder import build, pick_device, resolve_dtype
-from zoo.runs import ARCHITECTURE, CHECKPOINTS, WEIGHTS, find
+from zoo.runs import ARCHITECTURE, CHECKPOINTS, WEIGHTS, find, read_step
 from zoo.spec import table
 
 if TYPE_CHECKING:
@@ -53,12 +55,12 @@ def save_model(model: Any, folder: str | Path, tokenizer: Any = None) -> Path:
     return folder
 
 
-def write_model(model: Any, folder: Path, tokenizer: Any = None) -> None:
-    """Write the files of `save_model` into an existing folder."""
+def write_model(model: Any, folder: Path, tokenizer: Any = None, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write the files of `save_model` into an existing folder, with `weights` in place of the model's own."""
     node = {"format": FORMAT, "model": to_dict(model.spec)}
     text = yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120)
     (folder / ARCHITECTURE).write_text(text, encoding="utf-8")
-    write_tensors(model.state_dict(), folder / WEIGHTS)
+    write_tensors({**model.state_dict(), **(weights or {})}, folder / WEIGHTS)
     if tokenizer is not None:
         tokenizer.save(folder)
 
@@ -123,43 +125,78 @@ def check_tensors(file: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
 
 @dataclass
 class Resumable:
-    """What a run resumes from. `counters` is plain data, which the run defines."""
+    """What a run resumes from. `counters` is plain data, which the run defines.
+
+    `evaluated` are weights that a model is evaluated with in place of those that are trained, by name: they are saved
+    as the model's, and the trained ones beside the optimizer's states. `averages` are other averages of the weights by
+    name; each becomes a checkpoint of its own in the folder (`step-000400/ema`).
+    """
 
     model: Any
     optimizer: Optimizer
     counters: dict[str, Any]
+    evaluated: Mapping[str, Tensor] = field(default_factory=dict)
+    averages: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
-def save_run(run: Path, step: int, state: Resumable, tokenizer: Any, keep: int) -> Path:
-    """Publish the checkpoint of a step (`zoo.checkpoint.publish`). Of those up to it the `keep` newest stay."""
+def save_run(
+    run: Path,
+    step: int,
+    state: Resumable,
+    tokenizer: Any,
+    keep: int,
+    spared: Callable[[int], bool] = lambda step: False,
+) -> Path:
+    """Publish the checkpoint of a step (`zoo.checkpoint.publish`). Of those up to it the `keep` newest stay, and those
+    of the steps that are `spared`."""
     folder = run / CHECKPOINTS / f"step-{step:06}"
 
     def write(draft: Path) -> None:
-        write_model(state.model, draft, tokenizer)
+        write_model(state.model, draft, tokenizer, state.evaluated)
+        for name, weights in state.averages.items():
+            (draft / name).mkdir()
+            write_model(state.model, draft / name, tokenizer, weights)
         write_state(draft, state)
 
-    publish(folder, write, choose_kept(keep))
+    publish(folder, write, choose_kept(keep, spared))
     return folder
 
 
-def choose_kept(keep: int) -> Callable[[list[Path]], list[Path]]:
-    """Make the choice of the checkpoints that stay, among all of a run up to the newest."""
-    return lambda upto: upto[-keep:]
+def choose_kept(keep: int, spared: Callable[[int], bool]) -> Callable[[list[Path]], list[Path]]:
+    """Make the choice of the checkpoints that stay, among all those of a run before the newest."""
+
+    def choose(earlier: list[Path]) -> list[Path]:
+        for_good = [each for each in earlier if spared(read_step(each))]
+        others = [each for each in earlier if each not in for_good]
+        return for_good + others[len(others) - min(keep - 1, len(others)) :]
+
+    return choose
 
 
-def tidy_run(newest: Path, keep: int) -> None:
+def tidy_run(newest: Path, keep: int, spared: Callable[[int], bool]) -> None:
     """Finish what a process began that was killed while it published the newest checkpoint, the last perhaps."""
-    retire(newest, choose_kept(keep))
+    retire(newest, choose_kept(keep, spared))
 
 
 def write_state(folder: Path, state: Resumable) -> None:
-    """Write the optimizer's tensors by parameter name, the states of the random generators and the counters."""
+    """Write the optimizer's tensors by parameter name, trained weights that are not the model's as it is saved, the
+    states of the random generators and the counters."""
     tensors = {f"random.{name}": each for name, each in read_random_states().items()}
     for name, parameter in state.model.named_parameters():
+        if name in state.evaluated:
+            tensors[f"weights.{name}"] = parameter.detach()
         for key, value in state.optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{name}/{key}"] = torch.as_tensor(value)
+            for inner, tensor in take_apart(value).items():
+                tensors[f"optimizer.{name}/{key}{inner}"] = tensor
     write_tensors(tensors, folder / STATES)
     write_counters(folder, state.counters)
+
+
+def take_apart(value: Any) -> dict[str, Tensor]:
+    """Give the plain tensors of a state by what to add to its name: itself, or those that one of 8 bits is made of."""
+    if hasattr(value, "__tensor_flatten__"):
+        return {f":{inner}": getattr(value, inner) for inner in value.__tensor_flatten__()[0]}
+    return {"": value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)}
 
 
 def write_counters(folder: Path, counters: Mapping[str, Any]) -> None:
@@ -167,8 +204,8 @@ def write_counters(folder: Path, counters: Mapping[str, Any]) -> None:
     write_text(folder / COUNTERS, json.dumps({"format": FORMAT, **counters}, indent=2) + "\n")
 
 
-def load_run(folder: Path, model: Any, optimizer: Optimizer) -> dict[str, Any]:
-    """Restore weights, optimizer and random generators from a checkpoint; return its counters. Raises
+def load_run(folder: Path, model: Any, optimizer: Optimizer, *, random: bool = True) -> dict[str, Any]:
+    """Restore weights, optimizer and with `random` the random generators from a checkpoint; return its counters. Raises
     CheckpointError."""
     from safetensors.torch import load_file
 
@@ -181,7 +218,10 @@ def load_run(folder: Path, model: Any, optimizer: Optimizer) -> dict[str, Any]:
     for name, tensor in load_file(folder / STATES).items():
         kind, _, rest = name.partition(".")
         if kind == "random":
-            restore_random(rest, tensor)
+            if random:
+                restore_random(rest, tensor)
+        elif kind == "weights":
+            names[rest].data.copy_(tensor)
         else:
             owner, _, key = rest.rpartition("/")
             restore_optimizer(optimizer, names[owner], key, tensor)
@@ -205,8 +245,12 @@ def read_counters(folder: Path) -> dict[str, Any]:
 
 def restore_optimizer(optimizer: Optimizer, parameter: Tensor, key: str, value: Tensor) -> None:
     """Set one tensor of a parameter's optimizer state. A fused optimizer has its step counters on the device, any
-    other on the CPU."""
+    other on the CPU. A state of 8 bits, which is made of several tensors, must be there already."""
     own = optimizer.state[parameter]
+    key, _, inner = key.partition(":")
+    if inner:
+        getattr(own[key], inner).copy_(value)
+        return
     beside = value.ndim > 0 or any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     own[key] = value.to(parameter.device) if beside else value
 

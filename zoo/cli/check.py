@@ -1,21 +1,98 @@
-"""`zoo check`: compare a checkpoint's tensors with its architecture."""
+"""`zoo check`: compare a checkpoint with its architecture, or a parametrisation with the widths of a model."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 
 def run(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, a run, or a Hugging Face folder.")],
+    target: Annotated[
+        str, typer.Argument(help="A checkpoint, a run, or a Hugging Face folder; with --coordinates a model.")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(help="With --coordinates: key=value, as for stats.")] = None,
+    coordinates: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="Check a parametrisation (standard, mup, completep) at several widths."),
+    ] = None,
+    widths: Annotated[
+        str | None,
+        typer.Option(help="Of --coordinates: widths (d_model), the base first. [default: the model's × 1, 2, 4]"),
+    ] = None,
 ) -> None:
-    """Compare the names and shapes in a checkpoint's headers with those of its architecture. No weight is read."""
-    from zoo.checkpoint.tensors import compare_tensors
-    from zoo.errors import CheckpointError
+    """Compare the names and shapes in a checkpoint's headers with those of its architecture. No weight is read.
 
-    found = compare_tensors(checkpoint)
+    With --coordinates, train a model at several widths for a few updates and tell how much what its components give
+    changes with the width. A slope near 0 means that the best learning rate carries over; the command fails otherwise.
+
+    \b
+    Examples:
+      zoo check runs/last
+      zoo check llama-tiny n_layers=2 --coordinates mup
+    """
+    from pathlib import Path
+
+    from zoo.checkpoint.tensors import compare_tensors
+    from zoo.errors import CheckpointError, ConfigError
+
+    if coordinates is not None:
+        print_coordinates(target, overrides or [], coordinates, None if widths is None else read_widths(widths))
+        return
+    if overrides:
+        raise ConfigError(f"{overrides[0]}: is for a model, and a checkpoint is as it is (--coordinates KIND)")
+    found = compare_tensors(Path(target))
     if found.faults:
         raise CheckpointError(*found.faults)
     print(found)
+
+
+def read_widths(text: str) -> list[int]:
+    """Read two or more widths. Raises ConfigError."""
+    from zoo.errors import ConfigError
+
+    parts = [each.strip() for each in text.split(",")]
+    if not all(each.isdigit() and int(each) for each in parts) or len(set(parts)) < 2:
+        raise ConfigError(f"widths: needs two numbers or more, found {text!r} (64,128,256)")
+    return [int(each) for each in parts]
+
+
+def print_coordinates(model: str, overrides: list[str], kind: str, widths: list[int] | None) -> None:
+    """Print the change of each component at each width, and its slope; the same by depth where the kind has a rule for
+    it. Raises ZooError where a slope is not near 0."""
+    from zoo.errors import ConfigError, ZooError, did_you_mean
+    from zoo.training.coordinates import FLAT, check_coordinates, check_depths, list_sizes
+    from zoo.training.parametrisation import Parametrisation
+
+    known = list(Parametrisation.kinds)
+    if kind not in known:
+        raise ConfigError(f"coordinates: there is no {kind!r}{did_you_mean(kind, known)} (one of: {', '.join(known)})")
+    widths = widths or list_sizes(model, overrides, "d_model")
+    depths = list_sizes(model, overrides, "n_layers")
+    base = {"base_width": widths[0], **({"base_depth": depths[0]} if kind == "completep" else {})}
+    found = {"width": check_coordinates(model, overrides, _parse(kind, base), widths)}
+    if kind == "completep":
+        own = {**base, "base_width": list_sizes(model, overrides, "d_model")[0]}
+        found["depth"] = check_depths(model, overrides, _parse(kind, own), depths)
+    for name, each in found.items():
+        print(_format(name, each))
+    if steep := [name for name, each in found.items() if not each.flat]:
+        raise ZooError(f"coordinates: changes depend on {' and '.join(steep)} under {kind}, a slope is beyond ±{FLAT}")
+    print(f"changes do not depend on {' and '.join(found)}: every slope is within ±{FLAT}")
+
+
+def _parse(kind: str, base: dict[str, int]) -> Any:
+    from zoo.training.parametrisation import Parametrisation
+
+    return Parametrisation.parse({"kind": kind, **({} if kind == "standard" else base)})
+
+
+def _format(name: str, found: Any) -> str:
+    from zoo import report
+
+    head = (f"change by {name}", *map(str, found.sizes), "slope")
+    rows = [
+        (part, *(f"{value:.2e}" for value in found.changes[part]), f"{slope:+.2f}")
+        for part, slope in found.slopes.items()
+    ]
+    return report.align_columns([head, *rows], right=tuple(range(1, len(head))))

@@ -23,7 +23,7 @@ HELP = {
     "convention": "How FLOPs are counted.",
     "engine": "The engine whose KV cache is counted: what it keeps of earlier tokens.",
     "page": "Tokens of a page where Zoo's engine reads by page table: 16 or 256, as `zoo generate` says on a GPU.",
-    "optimizer": "The optimizer, whose states training keeps.",
+    "optimizer": "The optimizer, by its name in conf/optim: its states, and what its step costs.",
     "fused_optimizer": "AdamW updates in place, without temporaries.",
     "precision": "The precision of training: what it keeps of a parameter.",
     "recompute": "The activations that training recomputes instead of keeping.",

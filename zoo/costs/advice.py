@@ -33,7 +33,7 @@ def _options(setup: Setup) -> Iterator[tuple[str, Setup]]:
         yield "--recompute full", replace(setup, recompute="full")
     if setup.optimizer == "adamw" and not setup.fused_optimizer:
         yield "--fused-optimizer", replace(setup, fused_optimizer=True)
-    if setup.optimizer in ("adamw", "lion", "sgd", "muon"):
+    if setup.optimizer in ("adamw", "lion", "muon", "schedule_free", "sgd"):
         yield "--optimizer adamw8bit", replace(setup, optimizer="adamw8bit")
     if setup.dp * setup.cp == 1:
         yield "--dp 8 --zero 3", replace(setup, dp=8, zero=3)

@@ -11,6 +11,7 @@ through. An encoder-decoder reads as many tokens as it writes.
 Frameworks define FLOPs differently, up to twofold in a long context. CONVENTIONS has each definition by name.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from zoo.costs.rows import CostTable, PartRow, Priced, tabulate
 from zoo.costs.setup import RECOMPUTE
 from zoo.costs.sums import Amount
 from zoo.errors import ConfigError, did_you_mean
-from zoo.spec import CROSS, LOGITS, READ, Embedding, Linear, Tied
+from zoo.spec import CROSS, LOGITS, READ, Embedding, Linear, Tied, is_hidden_matrix
 
 CONVENTIONS = {
     "exact": "exact: matrix products, visible pairs only, 2 FLOPs a multiply-add; backward = 2 × forward",
@@ -95,6 +96,27 @@ def core_flops(spec: Priced | CostTable, pairs: Callable[[Look], int], new: int,
     they look."""
     table = tabulate(spec)
     return pair_flops(table, pairs, decoding=new == 1 and held > 0) + other_flops(table, new, held)
+
+
+ITERATIONS = 5
+"""Newton-Schulz iterations of a step of Muon: the default of conf/optim/muon.yaml."""
+
+
+def optimizer_flops(spec: Priced | CostTable, optimizer: str) -> int:
+    """FLOPs of the matrix products in one step of an optimizer: Muon's, which orthogonalises every matrix inside a
+    layer. The others multiply no matrices.
+
+    An iteration on an [A, B] matrix, A ≤ B, is X·Xᵀ, its square, and that times X: 2·A²·B + 2·A³ + 2·A²·B.
+    """
+    if optimizer != "muon":
+        return 0
+    found = 0
+    for row in tabulate(spec).parts:
+        if is_hidden_matrix(row.kind, row.part, "weight"):
+            *stack, height, width = map(int, row.part.shapes()["weight"])
+            short, long = sorted((height, width))
+            found += math.prod(stack) * row.stored * (4 * short**2 * long + 2 * short**3)
+    return ITERATIONS * found
 
 
 # ---------------------------------------------------------------- the conventions

@@ -20,7 +20,7 @@ from zoo.costs.shards import expert_faults, numel, shard_tower, tensor_faults
 from zoo.costs.sums import Amount
 from zoo.errors import ConfigError
 from zoo.model.tower import Tower
-from zoo.spec import Buffer, Conv, Experts, Linear, Tied, owner_of
+from zoo.spec import Buffer, Conv, Experts, Linear, Tied, is_hidden_matrix, owner_of
 
 FIRST, LAST = ("embedding", "position"), ("norm", "project", "pooler", "head")
 """The components before a stack's layers, and those after them."""
@@ -37,7 +37,7 @@ class RankTensor(NamedTuple):
     shape: tuple[int, ...]
     copies: int
     expert: bool  # one of those that expert parallelism spreads
-    hidden: bool  # the matrix of a product inside a layer
+    hidden: bool  # the matrix of a product inside a layer, or a stack of such: what Muon orthogonalises
     product: bool  # of a matrix product, so that autocast casts it
 
     @property
@@ -176,7 +176,7 @@ def _tensors(row: PartRow, copies: int, ep: int) -> Iterator[RankTensor]:
     part = row.part.shard(ep) if isinstance(row.part, Experts) else row.part
     product = isinstance(part, Linear | Experts | Conv | Tied)
     for leaf, shape in part.shapes().items():
-        hidden = isinstance(part, Linear) and leaf == "weight" and row.kind is not None
+        hidden = is_hidden_matrix(row.kind, part, leaf)
         path = f"{row.path}.{leaf}" if leaf else row.path
         yield RankTensor(path, row.where, row.kind, row.slot, shape, copies, expert, hidden, product)
 

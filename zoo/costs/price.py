@@ -15,7 +15,8 @@ def price(
     """Every figure of a set-up, or of the one that `changes` are the fields of, as plain data.
 
     `parts` are dotted paths of those that are wanted, if not all: most of the time goes to tracing a pass for its
-    activations. `traffic` is there for more than one rank, `roofline` where the set-up names a GPU. Raises ConfigError
+    activations. `traffic` is there for more than one rank, `roofline` where the set-up names a GPU, and of the FLOPs
+    `optimizer_step` where the optimizer multiplies matrices (Muon; in all, not a token). Raises ConfigError
     for a set-up at fault.
     """
     setup = Setup(**changes) if setup is None else setup
@@ -32,13 +33,12 @@ def price(
 
 
 def _counted(spec: Priced, setup: Setup, table: CostTable) -> dict[str, Any]:
-    return {
-        "params": params.count_parameters(table),
-        "flops": flops.count_flops(
-            table, setup.tokens(spec), setup.convention, setup.recompute, documents=setup.documents(spec)
-        ),
-        "kv_cache": kv_cache(spec, setup),
-    }
+    counted = flops.count_flops(
+        table, setup.tokens(spec), setup.convention, setup.recompute, documents=setup.documents(spec)
+    )
+    if step := flops.optimizer_flops(table, setup.optimizer):
+        counted["optimizer_step"] = step
+    return {"params": params.count_parameters(table), "flops": counted, "kv_cache": kv_cache(spec, setup)}
 
 
 def _whole(spec: Priced, setup: Setup) -> dict[str, Any]:

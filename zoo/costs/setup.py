@@ -16,7 +16,7 @@ DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 
 CONVENTIONS = ("exact", "palm", "megatron", "kaplan", "hfu")
 ENGINES = ("ideal", "zoo", "hf", "paged")
-OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "muon", "sgd")
+OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "muon", "schedule_free", "sgd")
 PRECISIONS = ("mixed", "fp32", "amp", "megatron", "pure")
 RECOMPUTE = ("none", "selective", "full")
 ZERO = (0, 1, 2, 3)

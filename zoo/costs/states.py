@@ -10,8 +10,8 @@ Bytes a parameter, with AdamW and a dtype of 2 bytes, before ZeRO:
 | amp | 4 | 4 | 8 | 0 | torch.autocast, which copies what enters matrix products |
 | pure | 2 | 2 | 4 | 0 | torch.optim, whose states take the parameter's dtype |
 
-Where the weights are fp32 already there is no master copy. Every parameter is trained. Counters of steps (a number a
-tensor) and the tables of 8-bit codes (2 KiB) are left out.
+Where the weights are fp32 already there is no master copy. Every parameter is trained. Counters (a number or two a
+tensor) are left out.
 """
 
 from collections.abc import Iterable
@@ -25,10 +25,23 @@ from zoo.costs.sums import Amount
 from zoo.errors import ConfigError
 
 BLOCK, SMALL = 256, 4096
-"""Of 8-bit states: values that share a scale, and elements below which a tensor's states are fp32."""
+"""Of 8-bit states: values that share a scale, and elements below which a tensor has AdamW's states."""
 
-VALUES = {"adamw": 2, "lion": 1, "sgd": 1}
-"""Values an optimizer keeps of each element: Loshchilov and Hutter, 2017; Chen et al., 2023; SGD with momentum."""
+TABLES = 2 * 256 * 4
+"""Bytes of the tables of a tensor's 8-bit codes, one a moment."""
+
+STACK = 1 << 24
+"""Elements that Muon orthogonalises at once (`zoo.training.optim.rules`)."""
+
+VALUES = {"adamw": 2, "adamw8bit": 2, "lion": 1, "schedule_free": 2, "sgd": 1}
+"""Values an optimizer keeps of each element: Loshchilov and Hutter, 2017; Chen et al., 2023; Defazio et al., 2024; SGD
+with momentum. In adamw8bit those of tensors that are not in 8 bits."""
+
+EVEN = ("adamw", "lion", "schedule_free", "sgd")
+"""Those that keep as many values of each element, whatever the tensor."""
+
+PASSING = {"adafactor": 2, "lion": 1, "schedule_free": 2}
+"""Values of each element of a tensor that its update holds at once."""
 
 
 def states(spec: Priced, setup: Setup, stage: Stage | None = None) -> dict[str, Any]:
@@ -80,7 +93,7 @@ def list_state_rows(pieces: Iterable[RankTensor], setup: Setup) -> dict[str, Sta
         "gradients": StateRow(count_sharded(pieces, setup, 2), gradient),
         "master": StateRow(count_sharded(pieces, setup, 1), master),
     }
-    if setup.optimizer in VALUES and setup.zero in (0, 3):  # 1 and 2 share out the bytes of all states
+    if setup.optimizer in EVEN and setup.zero in (0, 3):  # 1 and 2 share out the bytes of all states
         rows["states"] = StateRow(count_sharded(pieces, setup, 1), state, VALUES[setup.optimizer])
     return rows
 
@@ -150,18 +163,17 @@ def optimizer_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
 
 
 def state_bytes(optimizer: str, shape: tuple[int, ...], hidden: bool, width: int) -> int:
-    """Bytes of an optimizer's states of one tensor, with values of `width` bytes.
+    """Bytes of an optimizer's states of one tensor, with values of `width` bytes. The kinds are those of conf/optim.
 
-    adamw8bit (Dettmers et al., 2021): two codes of a byte and two fp32 scales for each 256 elements or part of them;
-    fp32 below 4096 elements (measured: bitsandbytes 0.50.2; torchao 0.18.0 keeps tensors that are no multiple of 256 in
-    the parameter's dtype). adafactor (Shazeer and Stern, 2018): a row's and a column's means of each matrix, of each in
-    a stack, and one value an element of a vector (torch.optim.Adafactor). muon (Jordan et al., 2024): one value for the
-    `hidden` matrices; AdamW for tables, heads, vectors, and stacked experts and convolutions, since torch.optim.Muon
-    takes nothing of three dimensions.
+    adamw8bit (Dettmers et al., 2021), as torchao 0.18 has it: two codes of a byte, two fp32 scales for each 256
+    elements and two tables of 256 fp32 values; tensors below 4096 elements, or of no multiple of 256, have AdamW's
+    states. adafactor (Shazeer and Stern, 2018): a row's and a column's means of each matrix, of each in a stack, and
+    one value an element of a vector (torch.optim.Adafactor). muon (Jordan et al., 2024): one value for the `hidden`
+    matrices, those of experts too; AdamW for tables, heads, vectors and convolutions.
     """
     elements = numel(shape)
-    if optimizer == "adamw8bit":
-        return 8 * elements if elements < SMALL else 2 * elements + 8 * -(-elements // BLOCK)
+    if optimizer == "adamw8bit" and elements >= SMALL and elements % BLOCK == 0:
+        return 2 * elements + 8 * elements // BLOCK + TABLES
     if optimizer == "adafactor":
         return width * (elements // shape[-1] + elements // shape[-2] if len(shape) > 1 else elements)
     if optimizer == "muon":
@@ -170,24 +182,43 @@ def state_bytes(optimizer: str, shape: tuple[int, ...], hidden: bool, width: int
 
 
 def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
-    """Bytes that the update itself takes, of torch's implementations and by their defaults on a GPU (measured, torch
+    """Bytes that the update itself takes, by the defaults on a GPU of the optimizers in conf/optim (measured, torch
     2.13).
 
     adamw's `foreach` holds one value for every element at once; `fused=True` takes nothing. The others go tensor by
-    tensor: two values for each element of the largest (adafactor; lion), a matrix' update in the states' dtype and its
-    orthogonalisation in bf16 (muon); sgd and adamw8bit work in place.
+    tensor: two values for each element of the largest (adafactor, schedule_free) or one (lion); muon a stack of
+    matrices of one shape; sgd and adamw8bit work in place.
     """
     width, pieces = widths(setup)[2], list(pieces)
     tensors = _optimized(pieces, setup)
     if setup.optimizer == "adamw":
         return 0 if setup.fused_optimizer else count_sharded(pieces, setup, 1) * width
-    if setup.optimizer in ("adafactor", "lion"):
-        return 2 * width * max(numel(shape) for shape, _, _ in tensors)
+    if setup.optimizer in PASSING:
+        return PASSING[setup.optimizer] * width * max(numel(shape) for shape, _, _ in tensors)
     if setup.optimizer == "muon":
-        others = count_sharded([piece for piece in pieces if not piece.hidden], setup, 1) * width
-        matrices = (piece.shape for piece in pieces if piece.hidden)  # whole: shards are put together to orthogonalise
-        return max([others, *(width * numel(s) + 2 * (2 * numel(s) + 2 * min(s) ** 2) for s in matrices)])
+        others = [piece for piece in pieces if not piece.hidden]
+        foreach = 0 if setup.fused_optimizer else count_sharded(others, setup, 1) * width
+        return max([foreach, *_stack_bytes(pieces, width)])
     return 0
+
+
+def _stack_bytes(pieces: Iterable[RankTensor], width: int) -> Iterable[int]:
+    """Bytes of orthogonalising each stack of matrices: an update in the states' dtype beside the stack in bf16; then
+    the stack before and after an iteration, and two square matrices of the short side each.
+
+    Shards are put together first, so each matrix is whole. A stack has at most STACK elements, or one tensor.
+    """
+    alike: dict[tuple[int, int], dict[int, int]] = {}
+    for piece in pieces:
+        if piece.hidden:
+            sizes = alike.setdefault((min(piece.shape[-2:]), max(piece.shape[-2:])), {})
+            sizes[numel(piece.shape)] = sizes.get(numel(piece.shape), 0) + piece.copies
+    for (short, long), sizes in alike.items():
+        largest = max(sizes)
+        whole = sum(size * copies for size, copies in sizes.items())
+        stack = max(largest, min(whole, STACK // largest * largest))
+        squares = stack // long * short
+        yield max(width * largest + 2 * stack, 2 * (2 * stack + 2 * squares))
 
 
 def cast_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from pydantic import PositiveFloat
 
-from zoo.spec import Buffer, Conv, Experts, Linear, Part, Spec, Weight, tensors
+from zoo.lazy import torch
+from zoo.spec import Buffer, Conv, Experts, Linear, Spec, SpecRow, Weight, is_hidden_matrix, placed_tensors
 
 
 class Init(Spec, axis="init", default="normal"):
     """Draw matrices and tables. Biases start at 0, and other weights at the value that their part states."""
 
-    def deviation(self, part: Part, n_layers: int) -> float:
-        """The standard deviation that a part's weight is drawn with."""
+    def deviation(self, row: SpecRow, n_layers: float) -> float:
+        """The standard deviation that the weight of a part is drawn with, in a model of so many layers."""
         raise NotImplementedError
 
 
@@ -24,7 +26,8 @@ class Normal(Init, kind="normal"):
     std: PositiveFloat = 0.02
     residual_scaled: bool = True
 
-    def deviation(self, part: Part, n_layers: int) -> float:
+    def deviation(self, row: SpecRow, n_layers: float) -> float:
+        part = row.part
         if isinstance(part, Conv):  # as torch's own: with a matrix's deviation a depthwise one would give almost 0
             return (3 * part.width * part.d_in / part.groups) ** -0.5
         linear = part.of if isinstance(part, Experts) else part
@@ -32,14 +35,49 @@ class Normal(Init, kind="normal"):
         return self.std * ((2 * n_layers) ** -0.5 if scaled else 1.0)
 
 
-def initialise(model: Any, generator: Any) -> None:
-    """Fill every tensor of a built model in place, in the order of `tensors`, from one generator."""
+class Scaled(Init, kind="scaled"):
+    """Draw as `of` does for a base model that this one is so many times `wider` and `deeper` than: the matrices inside
+    layers divided by √wider (Yang et al., 2022, table 8), those with few outputs (routers) by `wider`."""
+
+    of: Init = Normal()
+    wider: PositiveFloat
+    deeper: PositiveFloat = 1.0
+
+    def deviation(self, row: SpecRow, n_layers: float) -> float:
+        base = self.of.deviation(row, n_layers / self.deeper)
+        if has_few_outputs(row):
+            return base / self.wider
+        assert row.part is not None
+        return base / self.wider**0.5 if is_hidden_matrix(row.kind, row.part, "weight") else base
+
+
+def has_few_outputs(row: SpecRow) -> bool:
+    """Whether a matrix inside a layer gives as many values whatever the model's width: a router's, or one value."""
+    linear = row.part.of if isinstance(row.part, Experts) else row.part
+    return row.kind is not None and isinstance(linear, Linear) and ("router" in row.roles or linear.d_out == 1)
+
+
+def initialise(model: Any, seed: int) -> None:
+    """Fill every tensor of a built model in place.
+
+    Each is drawn by itself, from the seed and its name: models share the values of what they share, and of one seed
+    differ only where they differ. A CPU and a GPU draw other numbers.
+    """
     held = model.state_dict()
-    for name, part, leaf in tensors(model.spec, model.d_model):
-        parameter = held[name]
-        if isinstance(part, Weight | Buffer):
-            part.init(parameter) if callable(part.init) else parameter.fill_(part.init)
-        elif leaf == "bias":
-            parameter.zero_()
-        else:
-            parameter.normal_(0.0, model.spec.init.deviation(part, model.spec.n_layers), generator=generator)
+    generator = torch.Generator(next(iter(held.values())).device)
+    for where, tower in model.spec.towers().items():
+        for name, row, leaf in placed_tensors(tower, tower.d_model, where):
+            parameter, part = held[name], row.part
+            if isinstance(part, Weight | Buffer):
+                part.init(parameter) if callable(part.init) else parameter.fill_(part.init)
+            elif leaf == "bias":
+                parameter.zero_()
+            else:
+                generator.manual_seed(mix_seed(seed, name))
+                deviation = model.spec.init.deviation(row, model.spec.n_layers)
+                parameter.normal_(0.0, deviation, generator=generator)
+
+
+def mix_seed(seed: int, name: str) -> int:
+    """Mix a seed and a tensor's name into 64 bits."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest())

@@ -23,7 +23,7 @@ def build(
     kernel: str = "auto",
     seed: int = 0,
 ) -> Any:
-    """Build the model of a packaged name, a YAML path or a Spec, with fresh weights drawn from `seed`.
+    """Build the model of a packaged name, a YAML path or a Spec, its weights drawn from `seed` and their names.
 
     `device` is auto (CUDA where there is one), cuda, cuda:N, cpu or meta (shapes only); `dtype` is fp32 unless given,
     by our name or torch's.
@@ -45,7 +45,7 @@ def build(
     model.kernel = kernel
     check_built(model)
     if where.type != "meta":
-        initialise(model, torch.Generator(where).manual_seed(seed))
+        initialise(model, seed)
     return model
 
 

@@ -218,15 +218,6 @@ class Model(Layer):
         """List the stacks of layers: the path of each one's module, and its Spec."""
         return list(self.spec.towers().items())  # type: ignore[attr-defined]
 
-    def decay_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Group the parameters: matrices and tables with weight decay, norm scales and biases without."""
-        decays = {name: part.decays(leaf) for name, part, leaf in S.tensors(self.spec, self.d_model)}
-        pulled, left = [], []
-        for name, parameter in self.named_parameters():
-            (pulled if decays[name] else left).append(parameter)
-        groups = [{"params": pulled, "weight_decay": weight_decay}, {"params": left, "weight_decay": 0.0}]
-        return [group for group in groups if group["params"]]
-
 
 def list_shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
     """List name and shape of every tensor that a built model holds."""

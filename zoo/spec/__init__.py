@@ -22,7 +22,7 @@ from zoo.spec.parts import (
 )
 from zoo.spec.sharding import split
 from zoo.spec.spec import Spec
-from zoo.spec.walk import SpecRow, components, owner_of, rows, table, tensors, walk
+from zoo.spec.walk import SpecRow, components, is_hidden_matrix, owner_of, placed_tensors, rows, table, tensors, walk
 
 __all__ = [
     "CROSS",
@@ -45,7 +45,9 @@ __all__ = [
     "Tied",
     "Weight",
     "components",
+    "is_hidden_matrix",
     "owner_of",
+    "placed_tensors",
     "rows",
     "split",
     "table",

@@ -4,7 +4,8 @@
   whoever needs both, as `zoo.costs.rows` does: the prices are sums over these rows.
 - `walk`: those rows that are parts. For counting and listing weights by kind of layer: never grows with depth.
 - `components`: path, component and its uses in a pass. For asking components questions (which positions, which kinds).
-- `tensors`: every tensor layer by layer, under its name in `state_dict`. For initialising, loading and saving: grows
+- `tensors`: every tensor layer by layer, under its name in `state_dict`. For loading and saving: grows with depth.
+- `placed_tensors`: the same with the row of each, for whoever asks for roles too: initial values, optimizers. Grows
   with depth.
 - `table`: name and shape of every tensor, for comparing with a file or a built model.
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from zoo.spec.parts import Group, Part, Sized, Stack
+from zoo.spec.parts import Experts, Group, Linear, Part, Sized, Stack
 from zoo.spec.spec import Spec
 
 
@@ -90,24 +91,48 @@ def owner_of(path: str, ties: Mapping[str, str | None]) -> str:
 def tensors(spec: Spec, d_model: int, prefix: str = "") -> Iterator[tuple[str, Part, str]]:
     """Yield every tensor, layer by layer: its name as in a built model's `state_dict`, its part, and its name within
     the part."""
+    for name, _, part, leaf in _leaves_below(spec, d_model, prefix, prefix):
+        yield name, part, leaf
+
+
+def placed_tensors(spec: Spec, d_model: int, path: str = "") -> Iterator[tuple[str, SpecRow, str]]:
+    """Yield every tensor, layer by layer: its name in `state_dict`, the row of its part, and its name within the part.
+    `path` is where `spec` stands in the whole model."""
+    found = {row.path: row for row in rows(spec, d_model, path) if row.part is not None}
+    prefix = f"{path}." if path else ""
+    for name, at, _, leaf in _leaves_below(spec, d_model, prefix, prefix):
+        yield name, found[at], leaf
+
+
+def is_hidden_matrix(kind: str | None, part: Part, leaf: str) -> bool:
+    """Whether a tensor is a matrix of a product inside a layer (of `kind`), or a stack of such (experts): what Muon
+    orthogonalises. One row or column is a vector."""
+    linear = part.of if isinstance(part, Experts) else part
+    if kind is None or leaf != "weight" or not isinstance(linear, Linear):
+        return False
+    return min(linear.d_in, linear.d_out) > 1
+
+
+def _leaves_below(spec: Spec, d_model: int, prefix: str, at: str) -> Iterator[tuple[str, str, Part, str]]:
+    """Yield name, the path of its part in `rows` (where a layer goes by its kind), part and leaf of every tensor."""
     for name, part in spec.parts(d_model).items():
-        path = prefix + name
+        path, row = prefix + name, at + name
         if isinstance(part, Stack):
             for index, kind in enumerate(part.stored()):
-                yield from tensors(part.kinds[kind], d_model, f"{path}.{index}.")
+                yield from _leaves_below(part.kinds[kind], d_model, f"{path}.{index}.", f"{row}.{kind}.")
         elif isinstance(part, Group):
             for inner, leaf in part.parts.items():
-                yield from _leaves(leaf, f"{path}.{inner}")
+                yield from _leaves(leaf, f"{path}.{inner}", f"{row}.{inner}")
         elif isinstance(part, Part):
-            yield from _leaves(part, path)
+            yield from _leaves(part, path, row)
         else:
             sub = part if isinstance(part, Sized) else Sized(part, d_model)
-            yield from tensors(sub.spec, sub.d_model, f"{path}.")
+            yield from _leaves_below(sub.spec, sub.d_model, f"{path}.", f"{row}.")
 
 
-def _leaves(part: Part, path: str) -> Iterator[tuple[str, Part, str]]:
+def _leaves(part: Part, path: str, row: str) -> Iterator[tuple[str, str, Part, str]]:
     for leaf in part.shapes():
-        yield (f"{path}.{leaf}" if leaf else path), part, leaf
+        yield (f"{path}.{leaf}" if leaf else path), row, part, leaf
 
 
 def table(spec: Spec, d_model: int) -> dict[str, tuple[int, ...]]:

@@ -66,7 +66,9 @@ def advise_smaller_batch(settings: Training, spec: Any, free: int | None) -> str
 
 def price_training_peak(settings: Training, spec: Any, rows: int) -> int | None:
     """Price the peak of a step with so many rows at a time, in bytes; None where the model's activations are
-    unknown."""
+    unknown. A moving average of the weights stands beside it."""
     precision = "fp32" if settings.precision == "fp32" else "amp"
-    how = {"precision": precision, "fused_optimizer": True, "chunked_loss": True}
-    return price(spec, context=settings.seq_len, batch=rows, **how)["memory"].get("train_peak")
+    how = {"precision": precision, "optimizer": settings.optim.kind, "fused_optimizer": True, "chunked_loss": True}
+    found = price(spec, context=settings.seq_len, batch=rows, **how)
+    peak, average = found["memory"].get("train_peak"), 0 if settings.ema is None else 4 * found["params"]["total"]
+    return None if peak is None else peak + average

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +23,18 @@ from zoo.runs import CHECKPOINTS
 from zoo.sampling.options import Sampling
 from zoo.text.follow import complete
 from zoo.text.prompts import Options
+from zoo.training.averages import (
+    MovingAverage,
+    compute_averages,
+    find_evaluated_weights,
+    find_optimizer_average,
+    go_back_if_due,
+    use_weights,
+)
 from zoo.training.failures import FORESEEN
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_blocks, move_batch
 from zoo.training.log import PICTURE, Records, draw_losses
+from zoo.training.optim import set_rates
 from zoo.training.routing import RATE, balance_routers, describe_loads
 from zoo.training.sampling import choose_sampling_kernel, writes
 from zoo.training.settings import TextSample, Training
@@ -54,6 +63,7 @@ class Run:
     show: Show
     peak: Peak
     watch: ThreadWatch
+    ema: MovingAverage | None = None
     free: int | None = None  # bytes of memory that were free before the model was built
     clock: Clock = field(default_factory=Clock)
     step: int = 0
@@ -103,12 +113,13 @@ def fit(run: Run) -> dict[str, Any]:
             measure(run)
         run.clock.start(run.tokens)
         while run.step < run.settings.steps:
+            go_back_if_due(run)
             terms = update(run)
             run.evaluation_due = run.due(run.settings.eval_every)
             if run.step == 1 or run.due(run.settings.log_every) or run.evaluation_due:
                 record(run, terms)
             with run.clock.pause():
-                if run.due(run.settings.save_every):
+                if run.due(run.settings.save_every) or is_milestone(run, run.step):
                     save_checkpoint(run, terms)
                 stop_if_asked(run, terms)
                 if run.evaluation_due:
@@ -125,7 +136,8 @@ def measure(run: Run) -> None:
     """Evaluate, write a sample and draw the losses. What fails is told, and training goes on without it."""
     for what, work in (("evaluation", evaluate), ("sample", write_sample), ("picture", draw_picture)):
         try:
-            work(run)
+            with use_weights(run.model, find_evaluated_weights(run)):
+                work(run)
         except EvaluationStopped:
             run.model.train()
             return
@@ -150,11 +162,13 @@ def stop_if_asked(run: Run, terms: dict[str, Any]) -> None:
 
 
 def update(run: Run) -> dict[str, Any]:
-    """Take one optimizer step. Returns the terms of its loss and the gradient's norm, still on the device."""
+    """Take one optimizer step. Returns the terms of its loss and the gradient's norm, still on the device.
+
+    `lr` is the optimizer's own; groups with a rate of their own have that times the same factor.
+    """
     settings = run.settings
-    lr = settings.optim.lr * settings.schedule.factor(run.step, settings.steps)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
+    factor = settings.schedule.factor(run.step, settings.steps)
+    set_rates(run.optimizer, factor)
     batch = next(run.batches)
     terms, loads = accumulate_gradient(run.model, settings.objective, batch, settings.accumulate, run.autocast)
     terms["grad_norm"] = clip_gradient(list(run.model.parameters()), settings.clip)
@@ -166,7 +180,14 @@ def update(run: Run) -> dict[str, Any]:
     run.optimizer.zero_grad(set_to_none=True)
     if loads:
         balance_routers(run.model, loads, RATE if settings.router_bias_rate is None else settings.router_bias_rate)
-    return {**terms, **describe_loads(loads), "lr": lr}
+    if run.ema is not None:
+        run.ema.update(run.model, run.step)
+    return {**terms, **describe_loads(loads), "lr": settings.optim.lr * factor}
+
+
+def is_milestone(run: Run, step: int) -> bool:
+    """Whether the schedule wants the checkpoint after `step` updates, for good."""
+    return run.settings.schedule.is_milestone(step, run.settings.steps)
 
 
 def refuse_nonfinite(run: Run, terms: dict[str, Any]) -> None:
@@ -304,8 +325,10 @@ def save_checkpoint(run: Run, terms: dict[str, Any]) -> None:
         return
     refuse_nonfinite(run, terms)
     refuse_nonfinite_weights(run)
-    state = store.Resumable(run.model, run.optimizer, gather_counters(run))
-    store.save_run(run.folder, run.step, state, run.data.tokenizer, run.settings.keep)
+    state = store.Resumable(
+        run.model, run.optimizer, gather_counters(run), find_optimizer_average(run), compute_averages(run)
+    )
+    store.save_run(run.folder, run.step, state, run.data.tokenizer, run.settings.keep, partial(is_milestone, run))
     run.saved = run.step
 
 

@@ -39,6 +39,18 @@ class Schedule(Spec, axis="schedule"):
             return (step + 1) / warmup
         return self.after_warmup(step - warmup, max(steps - warmup, 1))
 
+    def fault(self, steps: int) -> str | None:
+        """Say why the schedule does not fit a run of `steps`, or None."""
+        return None
+
+    def is_milestone(self, step: int, steps: int) -> bool:
+        """Whether the checkpoint after `step` updates must be written and never deleted."""
+        return False
+
+    def goes_back_to(self, step: int, steps: int) -> int | None:
+        """Give the step whose weights and optimizer states update `step` starts from, where it is not the last one."""
+        return None
+
     def after_warmup(self, step: int, steps: int) -> float:
         """Compute the factor at a step counted from the end of the warm-up."""
         raise NotImplementedError
@@ -84,6 +96,63 @@ class WSD(Schedule, kind="wsd"):
         if step < steps - decay:
             return super().factor(step, steps)
         return decay_factor(self.shape, (step - steps + decay) / decay, self.min_ratio)
+
+    def after_warmup(self, step: int, steps: int) -> float:
+        return 1.0
+
+
+class InverseSqrt(Schedule, kind="inverse_sqrt"):
+    """√(w / t) at update t, counted from 1, after a warm-up of w updates (Vaswani et al., 2017). Without a warm-up w
+    is 1."""
+
+    def factor(self, step: int, steps: int) -> float:
+        warmup = max(count_steps(self.warmup, steps), 1)
+        return (step + 1) / warmup if step < warmup else math.sqrt(warmup / (step + 1))
+
+
+class WSDS(Schedule, kind="wsd_s"):
+    """WSD with several decays in one run, each of which ends at a point, the last at the end of the run.
+
+    So one run gives the losses of several lengths. `points` are parts of the run below 1, or numbers of steps. `decay`
+    is a part of the steps up to the point below 1, or a number of steps. A checkpoint stands before and after each
+    decay, and `keep` never deletes it. After a decay the peak rate goes on with the weights and optimizer states
+    `before` it, so that each decay is that of a run of its own (Hägele et al., 2024); or with the `decayed` ones, which
+    wastes no step (Wen et al., 2024, WSD-S). The data goes on either way: no batch comes twice.
+    """
+
+    points: tuple[Annotated[Span, Field(gt=0)], ...]
+    decay: Annotated[Span, Field(gt=0)] = 0.1
+    shape: Literal["linear", "cosine", "sqrt"] = "sqrt"
+    min_ratio: Ratio = 0.0
+    continue_from: Literal["before", "decayed"] = "before"
+
+    def decays(self, steps: int) -> list[tuple[int, int]]:
+        """List the first update of each decay, and the number of updates after its last."""
+        ends = [count_steps(point, steps) for point in self.points] + [steps]
+        return [(end - max(count_steps(self.decay, end), 1), end) for end in ends]
+
+    def fault(self, steps: int) -> str | None:
+        free = max(count_steps(self.warmup, steps), 1)
+        for begin, end in self.decays(steps):
+            if begin < free:
+                what = f"points: the decay to step {end} begins at {begin}, and could not before step {free}"
+                return f"{what} (points further apart, or a shorter decay or warmup)"
+            free = end + 1
+        return None
+
+    def is_milestone(self, step: int, steps: int) -> bool:
+        return any(step in decay for decay in self.decays(steps))
+
+    def goes_back_to(self, step: int, steps: int) -> int | None:
+        if self.continue_from == "before":
+            return next((begin for begin, end in self.decays(steps) if step == end < steps), None)
+        return None
+
+    def factor(self, step: int, steps: int) -> float:
+        for begin, end in self.decays(steps):
+            if begin <= step < end:
+                return decay_factor(self.shape, (step - begin) / (end - begin), self.min_ratio)
+        return super().factor(step, steps)
 
     def after_warmup(self, step: int, steps: int) -> float:
         return 1.0

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 
 from zoo.errors import ConfigError
 from zoo.run.fp8 import MULTIPLE
 from zoo.sampling.options import Sampling
 from zoo.spec import Spec
+from zoo.training.averages import Average
 from zoo.training.objective import Objective
 from zoo.training.optim import Optim
+from zoo.training.parametrisation import Parametrisation, Standard
 from zoo.training.schedule import Schedule
 
 FP8 = "fp8_"  # the prefix of a float8 recipe
@@ -60,11 +70,15 @@ class Training(Spec, axis="command", kind="train", default="train"):
     eval_batches: PositiveInt | None = None  # of batch_size rows, spread over the validation split; null: all of it
     save_every: PositiveInt | None = None
     keep: PositiveInt = 2  # newest checkpoints that are kept
+    ema: Average | None = None  # a moving average of the weights, by its decay
+    lawa: Annotated[int, Field(ge=2)] | None = None  # the mean of so many newest checkpoints
+    eval_weights: Literal["model", "ema", "lawa"] = "model"  # what is evaluated and sampled from
     sample: Sample | None = None
     router_bias_rate: NonNegativeFloat | None = None  # of selection biases; null: 0.001
     objective: Objective
     optim: Optim
     schedule: Schedule
+    parametrisation: Parametrisation = Standard()
 
     @field_validator("accumulate")
     @classmethod
@@ -93,6 +107,34 @@ class Training(Spec, axis="command", kind="train", default="train"):
             raise ValueError(f"is {value!r}, which trains nothing (one of: auto, cpu, cuda, cuda:N)")
         return value
 
+    @field_validator("lawa")
+    @classmethod
+    def has_its_checkpoints(cls, value: int | None, info: Any) -> int | None:
+        if value is not None and info.data.get("save_every", 1) is None:
+            raise ValueError(f"is {value}, and one checkpoint is saved, at the end (save_every=100, say)")
+        if value is not None and info.data.get("keep", value) < value:
+            raise ValueError(f"is {value}, more than are kept, keep={info.data['keep']} (keep={value})")
+        return value
+
+    @field_validator("eval_weights")
+    @classmethod
+    def are_there_to_evaluate(cls, value: str, info: Any) -> str:
+        if value != "model" and info.data.get(value, 0) is None:
+            would = {"ema": "ema=0.999", "lawa": "lawa=5"}[value]
+            raise ValueError(f"is {value}, which the run does not keep ({would}, or eval_weights=model)")
+        saves, evaluates = info.data.get("save_every"), info.data.get("eval_every")
+        if value == "lawa" and saves and (evaluates or saves) % saves:
+            raise ValueError(f"is lawa, which changes with a checkpoint alone (eval_every a multiple of {saves})")
+        return value
+
+    @field_validator("schedule")
+    @classmethod
+    def fits_the_run(cls, value: Schedule, info: Any) -> Schedule:
+        fault = value.fault(info.data["steps"]) if "steps" in info.data else None
+        if fault is not None:
+            raise ValueError(fault)
+        return value
+
     @property
     def recipe(self) -> str | None:
         """The float8 recipe (`zoo.run.fp8.RECIPES`), or None."""
@@ -111,3 +153,18 @@ def read_settings(node: Mapping[str, Any]) -> Training:
     except ValidationError as error:
         faults = error.errors(include_url=False)
         raise ConfigError(*(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in faults)) from error
+
+
+def find_optimizer_mismatches(settings: Training, spec: Any) -> list[str]:
+    """List what does not go with the optimizer, and what the parametrisation has no rule for."""
+    faults = [f"optim.{fault}" for fault in settings.optim.refuses(spec)]
+    faults += [f"parametrisation: {fault}" for fault in settings.parametrisation.refuses(spec, settings.optim)]
+    if settings.optim.averages:
+        kind = settings.optim.kind
+        if settings.schedule.kind != "constant":
+            found = f"is {settings.schedule.kind}, and {kind} averages weights where others decay the rate"
+            faults.append(f"schedule: {found} (schedule=constant would do)")
+        for name in ("ema", "lawa"):
+            if getattr(settings, name) is not None:
+                faults.append(f"{name}: averages what {kind} averages itself (leave it out)")
+    return faults

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from zoo.run.dtypes import describe_slow_dtype
 from zoo.run.memory import keep_memory, read_free_memory
 from zoo.run.threads import ThreadWatch, keep_threads
 from zoo.training import settings as S
+from zoo.training.averages import MovingAverage
 from zoo.training.failures import advise_smaller_batch, failures_in_one_line
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
-from zoo.training.loop import Run, fit
+from zoo.training.loop import Run, fit, is_milestone
 from zoo.training.objective import Auto, Context
 from zoo.training.objective.base import describe
 from zoo.training.routing import has_selection_bias
@@ -41,7 +43,8 @@ from zoo.training.speed import find_peak
 CONFIG, MODEL = "config.yaml", "model.yaml"
 
 MAY_CHANGE = (
-    *("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batches", "save_every", "keep", "sample"),
+    *("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batches", "eval_weights", "save_every"),
+    *("keep", "lawa", "sample"),
     *("compile", "device", "kernel"),
 )
 """The keys that may change when a run is resumed. Any other would make it another run."""
@@ -99,7 +102,7 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
             raise ConfigError(f"{folder}: its data is not what it was, found {data.key} (was {was})")
         run = build_run(planned, folder, device, data, show, counters)
         restore_run(run, checkpoint)
-        store.tidy_run(checkpoint, planned.settings.keep)
+        store.tidy_run(checkpoint, planned.settings.keep, partial(is_milestone, run))
         write_yaml(folder / CONFIG, planned.config)
         show.say(f"goes on after step {run.step}")
         return complete_run(run, planned)
@@ -142,7 +145,8 @@ def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
         faults += find_mismatches(settings, data, spec)
     if faults:
         raise ConfigError(*faults)
-    return TrainingPlan(make_title(config["model"], spec), settings, data, spec, config)
+    title = make_title(config["model"], spec)
+    return TrainingPlan(title, settings, data, settings.parametrisation.adapt(spec), config)
 
 
 def collect_faults(faults: list[str], read: Callable[[], Any], prefix: str = "") -> Any:
@@ -174,6 +178,7 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
     """List what does not go together, as far as the config alone tells."""
     refused = settings.objective.refuses(spec)
     faults = [f"objective: {refused}"] if refused else []
+    faults += S.find_optimizer_mismatches(settings, spec)
     if settings.kernel not in (names := ("auto", *KERNELS)):
         hint = did_you_mean(settings.kernel, names)
         faults.append(f"kernel: there is no {settings.kernel!r}{hint} (there are {', '.join(names)})")
@@ -225,6 +230,7 @@ def prepare_device_and_data(planned: TrainingPlan, show: Show) -> tuple[Any, Pre
     device = pick_device(planned.settings.device)
     if recipe := planned.settings.recipe:
         fp8.require_fp8(recipe, device, f"precision: {planned.settings.precision}", "precision=bf16")
+    planned.settings.optim.check_device(device)
     check_kernel(planned, device)
     data = prepare(planned.data, show.preparing)
     faults: list[str] = []
@@ -286,6 +292,9 @@ def build_run(
         products = fp8.convert_to_fp8(model, settings.recipe)
         slow = "" if settings.compile else "; nothing is gained without compile=true"
         show.say(f"{settings.precision}: {fp8.summarize_products(products)}{slow}")
+    optimizer = settings.optim.build(model, settings.parametrisation.scale(planned.spec))
+    if line := settings.optim.describe(device):
+        show.say(line)
     return Run(
         name=planned.name,
         folder=folder,
@@ -293,11 +302,12 @@ def build_run(
         data=data,
         batches=batches,
         model=model,
-        optimizer=settings.optim.build(model),
+        optimizer=optimizer,
         records=Records(folder, (counters or {}).get("lengths")),
         show=show,
         peak=find_peak(device, settings.arithmetic),
         watch=watch,
+        ema=MovingAverage(settings.ema, model) if settings.ema else None,
         free=free,
     )
 
@@ -324,6 +334,8 @@ def choose_computing(
 def restore_run(run: Run, checkpoint: Path) -> None:
     """Restore a run's state from a checkpoint."""
     counters = store.load_run(checkpoint, run.model, run.optimizer)
+    if run.ema is not None:
+        run.ema.restore(checkpoint / "ema")
     run.batches.restore(counters["data"])
     run.step = run.saved = counters["step"]
     run.tokens, run.last = counters["tokens"], counters["last"]

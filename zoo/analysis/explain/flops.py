@@ -18,6 +18,7 @@ from zoo.costs.flops import (
     PassFlops,
     count_training,
     multiplied_by,
+    optimizer_flops,
     reads_memory,
     sum_decoding,
     sum_prompt,
@@ -85,6 +86,7 @@ class Flops:
             self.sheet.add("prefill", each * term(self.context), SEQUENCE, source, "flops.prefill")
             if self.model.causal:
                 self.sheet.add("decode", each, TOKEN, source, "flops.decode")
+        self._optimizer_step()
         return self.sheet.lines
 
     # ---------------------------------------------------------------- products with weights
@@ -157,6 +159,11 @@ class Flops:
         self.sheet.add("train", round(train / term(self.context)), TOKEN, why, "flops.train")
         why = f"with recomputation: {self.setup.recompute}"
         self.sheet.add("train on hardware", round(hardware / term(self.context)), TOKEN, why, "flops.train_hardware")
+
+    def _optimizer_step(self) -> None:
+        if made := optimizer_flops(self.table, self.setup.optimizer):
+            why = "Newton-Schulz on each matrix inside a layer, 4·A²·B + 2·A³ an iteration (Jordan et al., 2024)"
+            self.sheet.add("optimizer step", term(made), "FLOP a step", why, "flops.optimizer_step")
 
     def _prefill(self, pairs: Number, other: Number) -> None:
         towers = self.model.towers()

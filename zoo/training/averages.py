@@ -1,0 +1,157 @@
+"""Average the weights of a run: exponentially over its updates (EMA), or over its last checkpoints (LAWA)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from zoo.checkpoint import store
+from zoo.checkpoint.files import read_header
+from zoo.errors import CheckpointError, ZooError
+from zoo.lazy import torch
+from zoo.runs import CHECKPOINTS, WEIGHTS, read_step, steps
+from zoo.spec import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.training.loop import Run
+
+    Tensors = Mapping[str, Tensor]
+
+
+class EMA(Spec, axis="ema", kind="ema", default="ema"):
+    """An exponential moving average of the weights: e ← d·e + (1 − d)·w after each update, with d = `decay`.
+
+    With `warmup` d is at most (1 + t) / (10 + t) at update t, so that the first weights are soon forgotten (the rule of
+    TensorFlow's ExponentialMovingAverage).
+    """
+
+    decay: Annotated[float, Field(gt=0, lt=1)]
+    warmup: bool = False
+
+    def decay_at(self, step: int) -> float:
+        """The decay at an update, counted from 1."""
+        return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+
+
+def _read_decay(value: Any) -> Any:
+    return {"decay": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Average = Annotated[EMA, BeforeValidator(_read_decay)]
+"""An EMA, or its decay alone."""
+
+
+class MovingAverage:
+    """The moving average of a model's parameters, by name."""
+
+    def __init__(self, settings: EMA, model: Any) -> None:
+        self.settings = settings
+        self.weights = {name: each.detach().clone() for name, each in model.named_parameters()}
+
+    def update(self, model: Any, step: int) -> None:
+        """Take in the weights after update `step`, counted from 1."""
+        now = [each.detach() for each in model.parameters()]
+        take_in = torch.optim.swa_utils.get_ema_multi_avg_fn(self.settings.decay_at(step))
+        take_in(list(self.weights.values()), now, step)
+
+    def restore(self, folder: Path) -> None:
+        """Read the average from its folder in a checkpoint. Raises CheckpointError."""
+        found = read_weights(folder)
+        for name, each in self.weights.items():
+            each.copy_(found[name])
+
+
+def read_weights(folder: Path) -> Tensors:
+    """Read the tensors of a checkpoint's model. Raises CheckpointError."""
+    from safetensors.torch import load_file
+
+    file = folder / WEIGHTS
+    if not file.is_file():
+        raise CheckpointError(f"{file}: is not there (a checkpoint that this run wrote has it)")
+    read_header(file)  # raises where the file is broken
+    return load_file(file)
+
+
+def average_checkpoints(folders: Iterable[Path], model: Any) -> Tensors:
+    """Compute the mean of a model's parameters and of those in earlier checkpoints (Kaddour, 2022, LAWA), in float64.
+    Raises CheckpointError."""
+    sums = {name: each.detach().double() for name, each in model.named_parameters()}
+    count = 1
+    for folder in folders:
+        found = read_weights(folder)
+        for name, total in sums.items():
+            total += found[name].to(total.device)
+        count += 1
+    return {name: (total / count).to(dtype) for (name, total), dtype in zip(sums.items(), _dtypes(model), strict=True)}
+
+
+def _dtypes(model: Any) -> list[torch.dtype]:
+    return [each.dtype for each in model.parameters()]
+
+
+@contextmanager
+def use_weights(model: Any, weights: Tensors) -> Iterator[None]:
+    """Let a model have other weights while the block runs. Then it has its own again, to the bit."""
+    parameters = dict(model.named_parameters())
+    held = {name: parameters[name].detach().clone() for name in weights if name in parameters}
+    with torch.no_grad():
+        for name in held:
+            parameters[name].copy_(weights[name])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, each in held.items():
+                parameters[name].copy_(each)
+
+
+# ---------------------------------------------------------------- a run's
+
+
+def compute_averages(run: Run) -> dict[str, Tensors]:
+    """Compute the averages of weights that a checkpoint has, by name."""
+    found: dict[str, Tensors] = {}
+    if run.ema is not None:
+        found["ema"] = run.ema.weights
+    if run.settings.lawa is not None:
+        earlier = [each for each in steps(run.folder / CHECKPOINTS) if read_step(each) < run.step]
+        found["lawa"] = average_checkpoints(earlier[1 - run.settings.lawa :], run.model)
+    return found
+
+
+def find_optimizer_average(run: Run) -> dict[str, Tensor]:
+    """Give by name the weights that the optimizer evaluates in place of those that it trains; most have none."""
+    find = getattr(run.optimizer, "evaluation_weights", None)
+    found = {} if find is None else find()
+    return {name: found[each] for name, each in run.model.named_parameters() if each in found}
+
+
+def find_evaluated_weights(run: Run) -> Tensors:
+    """Give by name the weights to evaluate and sample from, where they are not the model's own."""
+    if run.settings.eval_weights == "ema":
+        assert run.ema is not None
+        return run.ema.weights
+    if run.settings.eval_weights == "lawa":
+        return read_weights(run.folder / CHECKPOINTS / f"step-{run.step:06}" / "lawa")
+    return find_optimizer_average(run)
+
+
+def go_back_if_due(run: Run) -> None:
+    """Where the next update starts from an earlier checkpoint's weights and states, restore them; the data goes on.
+    Raises ZooError."""
+    before = run.settings.schedule.goes_back_to(run.step, run.settings.steps)
+    if before is None:
+        return
+    folder = run.folder / CHECKPOINTS / f"step-{before:06}"
+    if not folder.is_dir():
+        raise ZooError(f"{folder}: is not there, and the run goes on from it after a decay (schedule.continue_from)")
+    store.load_run(folder, run.model, run.optimizer, random=False)
+    if run.ema is not None:
+        run.ema.restore(folder / "ema")
+    run.show.say(f"goes on after step {run.step} from the weights of step {before}, before the decay")

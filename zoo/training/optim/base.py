@@ -1,0 +1,164 @@
+"""Define what all optimizers share: hyperparameters, and the groups of parameters that they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+
+from zoo.errors import did_you_mean
+from zoo.lazy import torch
+from zoo.spec import Buffer, Spec, SpecRow, placed_tensors
+
+if TYPE_CHECKING:
+    from torch import device as Device
+    from torch.optim import Optimizer
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+FUSED = ("cpu", "cuda", "xpu", "mps")
+"""Devices with a fused AdamW in torch. On a CPU it takes a quarter of the time of the unfused one."""
+
+
+class Factors(NamedTuple):
+    """What a tensor's learning rate, weight decay and epsilon are multiplied by."""
+
+    lr: float = 1.0
+    weight_decay: float = 1.0
+    eps: float = 1.0
+
+
+Scale = Callable[[SpecRow | None, str], Factors]
+"""Gives the factors of a tensor by the row of its part and its name there: what a parametrisation says of it."""
+
+
+def unscaled(row: SpecRow | None, leaf: str) -> Factors:
+    """The factors of the standard parametrisation: 1."""
+    return Factors()
+
+
+class GroupOptions(Spec, axis="optim_group", kind="group", default="group"):
+    """What a group of tensors has in place of the optimizer's own `lr` and `weight_decay`; null leaves it."""
+
+    lr: PositiveFloat | None = None
+    weight_decay: NonNegativeFloat | None = None
+
+    def __post_init__(self) -> None:
+        if self.lr is None and self.weight_decay is None:
+            raise ValueError("changes nothing (give lr, weight_decay or both)")
+
+
+class Optim(Spec, axis="optim"):
+    """An optimizer's hyperparameters. `lr` is the peak of the schedule.
+
+    `groups` gives tensors another `lr` or `weight_decay` by what they are: a role or an axis (embedding, tokens, head,
+    logits, norm, attention, ffn, router, experts …), `bias`, or `layers` for all inside layers. Words joined by dots
+    must all hold (`attention.norm`). The first group that a tensor fits is its own. Weight decay pulls matrices and
+    tables, never scales and biases; a group that states one states it for all its tensors.
+    """
+
+    averages: ClassVar[bool] = False  # whether it evaluates another average of the weights than it trains
+
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat = 0.1
+    groups: dict[str, GroupOptions] | None = None
+
+    def build(self, model: Any, scale: Scale = unscaled) -> Optimizer:
+        """Make torch's optimizer over the model's trained parameters. `scale` gives each tensor's factors."""
+        raise NotImplementedError
+
+    def refuses(self, spec: Any) -> list[str]:
+        """List the faults of these options for a model, without torch: groups that none of its tensors is in."""
+        if not self.groups:
+            return []
+        known: set[str] = set()
+        met: set[str] = set()
+        for where, tower in spec.towers().items():
+            for _, row, leaf in placed_tensors(tower, tower.d_model, where):
+                if not isinstance(row.part, Buffer):
+                    known |= label(row, leaf)
+                    met.add(self.group_of(row, leaf) or "")
+        return [
+            f"groups.{name}: no tensor of the model is in it{did_you_mean(name, sorted(known))} "
+            f"(there are: {', '.join(sorted(known))})"
+            for name in self.groups
+            if name not in met
+        ]
+
+    def check_device(self, device: Device) -> None:
+        """Raise ConfigError where this optimizer cannot run on the device."""
+
+    def describe(self, device: Device) -> str | None:
+        """Say in one line what the optimizer chose for this device, where it has a choice."""
+        return None
+
+    def mark(self, row: SpecRow | None, leaf: str) -> dict[str, Any]:
+        """Options of torch's group that a tensor needs beside rate, decay and epsilon. Tensors that differ are in
+        different groups."""
+        return {}
+
+    def group_of(self, row: SpecRow | None, leaf: str) -> str | None:
+        """Name the first of `groups` that a tensor fits."""
+        words = label(row, leaf)
+        return next((name for name in self.groups or () if words.issuperset(name.split("."))), None)
+
+    def make_groups(self, model: Any, scale: Scale = unscaled) -> list[dict[str, Any]]:
+        """Group the trained parameters by what differs between them.
+
+        `peak_lr` is a group's own peak: the schedule multiplies it (`set_rates`).
+        """
+        eps = getattr(self, "eps", None)
+        groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for row, leaf, parameter in list_trained(model):
+            own = (self.groups or {}).get(self.group_of(row, leaf) or "")
+            decays = row.part.decays(leaf) if row is not None and row.part is not None else parameter.ndim > 1
+            lr = self.lr if own is None or own.lr is None else own.lr
+            decay = self.weight_decay if decays else 0.0
+            decay = decay if own is None or own.weight_decay is None else own.weight_decay
+            factors = scale(row, leaf)
+            options = {"lr": lr * factors.lr, "weight_decay": decay * factors.weight_decay, **self.mark(row, leaf)}
+            if isinstance(eps, float):
+                options["eps"] = eps * factors.eps
+            key = tuple(options.items())
+            group = groups.setdefault(key, {"params": [], "peak_lr": options["lr"], **options})
+            group["params"].append(parameter)
+        return sorted(groups.values(), key=lambda group: not group["weight_decay"])
+
+
+def list_trained(model: Any) -> Iterator[tuple[SpecRow | None, str, Any]]:
+    """Yield each trained parameter with the row of its part and its name there; without a row what the Spec does not
+    list, such as an adapter's matrices."""
+    placed = {
+        name: (row, leaf)
+        for where, tower in model.spec.towers().items()
+        for name, row, leaf in placed_tensors(tower, tower.d_model, where)
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            row, leaf = placed.get(name, (None, ""))
+            yield row, leaf, parameter
+
+
+def label(row: SpecRow | None, leaf: str) -> set[str]:
+    """List the words by which a tensor can be named in `groups`."""
+    if row is None:
+        return set()
+    words = {role for role in row.roles if role} | {row.component.axis}
+    words |= {"bias"} if leaf == "bias" or (row.path.endswith(".bias") and not leaf) else set()
+    return (words | ({"layers"} if row.kind is not None else set())) - {"topology"}
+
+
+def set_rates(optimizer: Optimizer, factor: float) -> None:
+    """Set every group's learning rate to its own peak times the schedule's factor."""
+    for group in optimizer.param_groups:
+        rate = group["peak_lr"] * factor
+        if isinstance(group["lr"], torch.Tensor):  # torchao's, whose compiled step would hold a number fast
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def can_fuse(groups: Iterable[dict[str, Any]]) -> bool:
+    """Whether torch has fused kernels where all parameters are."""
+    return all(parameter.device.type in FUSED for group in groups for parameter in group["params"])

@@ -1,0 +1,134 @@
+"""Parametrise a model so that its best learning rate stays the same at another width (muP) and depth (CompleteP).
+
+A parametrisation changes the Spec (initial values, multipliers of logits, scores and residual branches) and scales the
+learning rate, weight decay and epsilon of each tensor. It reads what a tensor is from its row: part, roles, layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pydantic import PositiveInt
+
+from zoo.errors import did_you_mean
+from zoo.model.embedding import ROOT as EMBEDDING_ROOT
+from zoo.model.head import ROOT as HEAD_ROOT
+from zoo.model.init import Scaled, has_few_outputs
+from zoo.spec import Spec, SpecRow, is_hidden_matrix
+from zoo.training.optim import Factors, Optim, unscaled
+from zoo.training.optim.base import Scale
+
+ADAPTIVE = ("adamw", "adamw8bit", "lion", "schedule_free")
+"""Optimizers whose steps do not grow with the gradient, element by element: the rules here are theirs."""
+
+
+class Parametrisation(Spec, axis="parametrisation", default="standard"):
+    """What changes with a model's width and depth."""
+
+    def refuses(self, spec: Any, optim: Optim) -> list[str]:
+        """List what of a model or an optimizer this parametrisation has no rule for."""
+        return []
+
+    def adapt(self, spec: Any) -> Any:
+        """Give the Spec with this parametrisation's initial values and multipliers."""
+        return spec
+
+    def scale(self, spec: Any) -> Scale:
+        """Give the factors of each tensor's learning rate, weight decay and epsilon."""
+        return unscaled
+
+
+class Standard(Parametrisation, kind="standard"):
+    """As the model's YAML has it, at any width."""
+
+
+class MuP(Parametrisation, kind="mup"):
+    """Maximal update parametrisation for Adam (Yang et al., 2022, table 8): with m = d_model / `base_width`
+
+    - matrices inside layers start √m times smaller and have rate lr / m; those with few outputs (routers) m times;
+    - logits are multiplied by 1/m; tables, norms and biases keep start and rate;
+    - with `base_head_dim` scores are multiplied by √base_head_dim / head_dim, where they had 1/√head_dim;
+    - weight decay is multiplied by m where the rate is divided, so that their product stays (as in the package `mup`);
+      epsilon is divided by m everywhere, as gradients shrink so (Dey et al., 2025).
+
+    At the base width it changes nothing. Every width of a layer (d_ff, heads, ranks of MLA) must grow with d_model.
+    """
+
+    base_width: PositiveInt
+    base_head_dim: PositiveInt | None = None
+
+    def refuses(self, spec: Any, optim: Optim) -> list[str]:
+        faults = []
+        if optim.kind not in ADAPTIVE:
+            does = did_you_mean(optim.kind, ADAPTIVE)
+            faults.append(f"{self.kind} has no rule for {optim.kind}{does} (one of: {', '.join(ADAPTIVE)})")
+        for tower in spec.towers().values():
+            if not hasattr(tower.head, "scale") and tower.head.kind != "none":
+                faults.append(f"{self.kind} multiplies logits, and head '{tower.head.kind}' cannot (lm)")
+            for block in tower.blocks.values():
+                own = block.attention
+                if not hasattr(own, "scale"):
+                    would = "gqa or mla would do, or parametrisation=standard"
+                    faults.append(f"{self.kind} has no rule for attention '{own.kind}' ({would})")
+        return list(dict.fromkeys(faults))
+
+    def wider(self, spec: Any) -> float:
+        """m, how many times wider a model is than the base."""
+        return spec.d_model / self.base_width
+
+    def deeper(self, spec: Any) -> float:
+        """How many times deeper a model is than the base; 1 where depth changes nothing."""
+        return 1.0
+
+    def adapt(self, spec: Any) -> Any:
+        towers = {name: self._adapt_tower(spec, tower) for name, tower in spec.towers().items()}
+        return towers[""] if "" in towers else replace(spec, **towers)
+
+    def _adapt_tower(self, spec: Any, tower: Any) -> Any:
+        m, deeper = self.wider(spec), self.deeper(spec)
+        head, embedding = tower.head, tower.embedding
+        if hasattr(head, "scale"):
+            scale = (tower.out_width or tower.d_model) ** -0.5 * m**0.5 if head.scale == HEAD_ROOT else head.scale
+            head = replace(head, scale=scale / m)
+        if getattr(embedding, "scale", None) == EMBEDDING_ROOT:
+            embedding = replace(embedding, scale=((embedding.width or tower.d_model) / m) ** 0.5)
+        blocks = {name: self._adapt_block(block, deeper) for name, block in tower.blocks.items()}
+        init = Scaled(of=tower.init, wider=m, deeper=deeper)
+        return replace(tower, head=head, embedding=embedding, blocks=blocks, init=init)
+
+    def _adapt_block(self, block: Any, deeper: float) -> Any:
+        fields = {"attention": self._adapt_attention(block.attention)}
+        if block.cross is not None:
+            fields["cross"] = self._adapt_attention(block.cross)
+        return replace(block, residual_scale=block.residual_scale / deeper, **fields)
+
+    def _adapt_attention(self, attention: Any) -> Any:
+        if self.base_head_dim is None:
+            return attention
+        width = attention.head_widths[0]
+        own = width**-0.5 if attention.scale is None else attention.scale
+        return replace(attention, scale=own * (self.base_head_dim / width) ** 0.5)
+
+    def scale(self, spec: Any) -> Scale:
+        m, deeper = self.wider(spec), self.deeper(spec)
+
+        def factors(row: SpecRow | None, leaf: str) -> Factors:
+            inside = row is not None and row.kind is not None
+            eps = 1 / m / (deeper if inside else 1.0)
+            if row is None or row.part is None or leaf != "weight":
+                return Factors(eps=eps)
+            narrows = is_hidden_matrix(row.kind, row.part, leaf) or has_few_outputs(row)
+            return Factors(lr=1 / m, weight_decay=m, eps=eps) if narrows else Factors(eps=eps)
+
+        return factors
+
+
+class CompleteP(MuP, kind="completep"):
+    """muP, and depth with α = 1 (Dey et al., 2025): what a sub-layer adds to the stream is multiplied by
+    `base_depth` / n_layers; epsilon inside layers is divided by as much again. Rates do not change with depth."""
+
+    base_depth: PositiveInt
+
+    def deeper(self, spec: Any) -> float:
+        return spec.n_layers / self.base_depth
