@@ -11,10 +11,7 @@ from typing import Any, NoReturn
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run `zoo` and exit: 0 done, 1 the work failed, 2 the user's input is wrong, 130 interrupted.
-
-    A run that ends after a checkpoint because SIGTERM asked it to is done: 0.
-    """
+    """Run `zoo` and exit: 0 done, 1 the work failed, 2 the user's input is wrong, 130 interrupted."""
     args = sys.argv[1:] if args is None else args
     if args[:1] in (["stats"], ["list"]):
         gc.disable()  # over before there is anything to collect: 20 of 350 ms
@@ -33,8 +30,8 @@ def run(args: Sequence[str]) -> int:
     usage_error: Any = typer.BadParameter.__bases__[0].__bases__[0]  # click's own class, which Typer keeps in private
     try:
         return make_command().main(args, prog_name="zoo", standalone_mode=False) or 0
-    except (KeyboardInterrupt, typer.Abort) as error:
-        return exit_code_of_interrupt(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
     except BrokenPipeError:  # `zoo list | head`: nobody is listening any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -45,13 +42,6 @@ def run(args: Sequence[str]) -> int:
         return _refuse([_describe_os_error(error)], ZooError.exit_code, debug)
     except usage_error as error:
         return _refuse([_describe_usage_error(error)], error.exit_code, debug)
-
-
-def exit_code_of_interrupt(error: BaseException) -> int:
-    """Return 130 as shells do; 0 for a run that SIGTERM asked to save and end, or schedulers would call it failed."""
-    from zoo.errors import Terminated
-
-    return 0 if isinstance(error, Terminated) else 130
 
 
 def _describe_os_error(error: OSError) -> str:
