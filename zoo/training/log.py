@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from zoo.disk import replace_file
 from zoo.errors import CheckpointError
 
 METRICS, TABLE, SAMPLES, PICTURE = "metrics.jsonl", "metrics.csv", "samples.txt", "loss.png"
 APPENDED = (METRICS, TABLE, SAMPLES)
+NONFINITE = "nonfinite.jsonl"  # a line for each skipped update; there once there was one
 EVALUATION = ("val_loss", "bits_per_byte")
 SMOOTHED_OVER = 0.04  # of the run: the span of the training curve's moving average
 
@@ -36,7 +37,11 @@ class Records:
         if lengths:
             self.lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
         mode = "a" if lengths else "w"
-        self._files = {name: (folder / name).open(mode, encoding="utf-8", newline="\n") for name in APPENDED}
+        self._files = {name: self._open(name, mode) for name in APPENDED}
+        if NONFINITE in (lengths or {}):
+            self._files[NONFINITE] = self._open(NONFINITE, mode)
+        else:
+            (folder / NONFINITE).unlink(missing_ok=True)  # of steps that are repeated, or of a run that left nothing
 
     def write_line(self, **line: Any) -> None:
         """Append a line of metrics. The first one sets the columns of the table."""
@@ -50,6 +55,12 @@ class Records:
         """Append what the model wrote after a step."""
         self._append(SAMPLES, f"──── step {step} ────\n{text}\n\n")
 
+    def write_nonfinite(self, line: str) -> None:
+        """Append a line about an update that was skipped."""
+        if NONFINITE not in self._files:
+            self._files[NONFINITE] = self._open(NONFINITE, "a")
+        self._append(NONFINITE, line + "\n")
+
     def lengths(self) -> dict[str, int]:
         """Flush the files to the disk and return their lengths in bytes: what `Records` resumes from."""
         for file in self._files.values():
@@ -61,6 +72,9 @@ class Records:
         for file in self._files.values():
             with suppress(OSError):  # of a full disk, which has been told
                 file.close()
+
+    def _open(self, name: str, mode: str) -> TextIO:
+        return (self.folder / name).open(mode, encoding="utf-8", newline="\n")  # type: ignore[return-value]
 
     def _row(self, values: Iterable[Any]) -> None:
         row = io.StringIO()

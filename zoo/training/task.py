@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,12 @@ from zoo.training import settings as S
 from zoo.training.averages import MovingAverage
 from zoo.training.failures import advise_smaller_batch, failures_in_one_line
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
-from zoo.training.loop import Run, fit, is_milestone
+from zoo.training.loop import Run, fit
 from zoo.training.objective import Auto, Context
 from zoo.training.objective.base import describe
 from zoo.training.routing import has_selection_bias
 from zoo.training.sampling import choose_sampling_kernel, writes
+from zoo.training.saving import restore_counters, tidy_checkpoints
 from zoo.training.show import Show
 from zoo.training.speed import find_peak
 
@@ -44,7 +44,7 @@ CONFIG, MODEL = "config.yaml", "model.yaml"
 
 MAY_CHANGE = (
     *("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batches", "eval_weights", "save_every"),
-    *("keep", "lawa", "sample"),
+    *("keep", "keep_best", "skip_nonfinite", "lawa", "sample"),
     *("compile", "device", "kernel"),
 )
 """The keys that may change when a run is resumed. Any other would make it another run."""
@@ -102,7 +102,7 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
             raise ConfigError(f"{folder}: its data is not what it was, found {data.key} (was {was})")
         run = build_run(planned, folder, device, data, show, counters)
         restore_run(run, checkpoint)
-        store.tidy_run(checkpoint, planned.settings.keep, partial(is_milestone, run))
+        tidy_checkpoints(run)
         write_yaml(folder / CONFIG, planned.config)
         show.say(f"goes on after step {run.step}")
         return complete_run(run, planned)
@@ -336,11 +336,7 @@ def restore_run(run: Run, checkpoint: Path) -> None:
     counters = store.load_run(checkpoint, run.model, run.optimizer)
     if run.ema is not None:
         run.ema.restore(checkpoint / "ema")
-    run.batches.restore(counters["data"])
-    run.step = run.saved = counters["step"]
-    run.tokens, run.last = counters["tokens"], counters["last"]
-    run.clock.seconds = counters["seconds"]
-    run.evaluation_due = counters.get("evaluation_due", False)
+    restore_counters(run, counters)
 
 
 def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
