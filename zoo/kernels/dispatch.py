@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.errors import KernelError, did_you_mean
@@ -57,6 +58,7 @@ def attend(
     rows: PoolRows | None = None,
     kernel: str = "auto",
     chosen: list[Kernel] | None = None,
+    again: bool = False,
 ) -> Tensor:
     """Compute attention: q [B, T, H, C] over k [B, S, K, C] and v [B, S, K, Cv], H a multiple of K → [B, T, H, Cv].
 
@@ -67,8 +69,14 @@ def attend(
     its pages in order, as many as `mask.lengths` says, and mask.n_keys is P·page. With `rows`, k and v are pools of
     slots [N, K, C], and each row's keys, mask and bias are those that it names, in place of `mask` and `bias`. `chosen`
     holds the kernel that an earlier call with the same arguments but for the tensors chose; an empty list is given it.
-    Raises KernelError when the kernel named cannot do it.
+    With `again` nothing of its inside is kept for the backward pass, which computes it a second time (Korthikanti et
+    al., 2022). Raises KernelError when the kernel named cannot do it.
     """
+    if again and torch.is_grad_enabled():
+        from torch.utils.checkpoint import checkpoint
+
+        how = {"scale": scale, "softcap": softcap, "sinks": sinks, "bias": bias, "kernel": kernel}
+        return checkpoint(partial(attend, mask=mask, **how), q, k, v, use_reentrant=False)  # type: ignore[return-value]
     if rows is not None:
 
         def choose(q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Kernel:

@@ -69,6 +69,7 @@ def price_training_peak(settings: Training, spec: Any, rows: int) -> int | None:
     unknown. A moving average of the weights stands beside it."""
     precision = "fp32" if settings.precision == "fp32" else "amp"
     how = {"precision": precision, "optimizer": settings.optim.kind, "fused_optimizer": True, "chunked_loss": True}
+    how["recompute"] = settings.recompute
     found = price(spec, context=settings.seq_len, batch=rows, **how)
     peak, average = found["memory"].get("train_peak"), 0 if settings.ema is None else 4 * found["params"]["total"]
     return None if peak is None else peak + average

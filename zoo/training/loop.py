@@ -324,7 +324,7 @@ def describe_outcome(run: Run) -> dict[str, Any]:
         "params": sum(each.numel() for each in run.model.parameters()),
         "steps": run.step,
         "tokens": run.tokens,
-        "skipped": run.skipped or None,
+        **({"skipped": run.skipped} if run.skipped else {}),
         "train_loss": run.last.get("loss"),
         "val_loss": run.last.get("val_loss"),
         "bits_per_byte": run.last.get("bits_per_byte"),

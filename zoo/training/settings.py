@@ -63,6 +63,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
         "fp32"  # of matrix products; weights are float32
     )
     compile: bool = False
+    recompute: Literal["none", "selective", "full"] = "none"  # of activations (`zoo.run.recompute`)
     device: str = "auto"
     kernel: str = "auto"
     log_every: PositiveInt = 1
@@ -99,6 +100,15 @@ class Training(Spec, axis="command", kind="train", default="train"):
             found = f"found {batch // parts} rows of {length} at a time"
             raise ValueError(
                 f"is {value}, which takes tokens by multiples of {MULTIPLE}, {found} (precision=bf16 would do)"
+            )
+        return value
+
+    @field_validator("recompute")
+    @classmethod
+    def can_be_recomputed(cls, value: str, info: Any) -> str:
+        if value == "selective" and info.data.get("compile"):
+            raise ValueError(
+                "is selective, inside of layers that are compiled whole (recompute=full, or compile=false)"
             )
         return value
 

@@ -26,6 +26,7 @@ from zoo.run import fp8
 from zoo.run.builder import build, pick_device
 from zoo.run.dtypes import describe_slow_dtype
 from zoo.run.memory import keep_memory, read_free_memory
+from zoo.run.recompute import set_recompute
 from zoo.run.threads import ThreadWatch, keep_threads
 from zoo.training import settings as S
 from zoo.training.averages import MovingAverage
@@ -45,7 +46,7 @@ CONFIG, MODEL = "config.yaml", "model.yaml"
 MAY_CHANGE = (
     *("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batches", "eval_weights", "save_every"),
     *("keep", "keep_best", "skip_nonfinite", "lawa", "sample"),
-    *("compile", "device", "kernel"),
+    *("compile", "recompute", "device", "kernel"),
 )
 """The keys that may change when a run is resumed. Any other would make it another run."""
 
@@ -288,6 +289,7 @@ def build_run(
         keep_memory()
     free = read_free_memory(device)
     model = build(planned.spec, device=str(device), kernel=settings.kernel, seed=settings.seed)
+    set_recompute(model, settings.recompute)
     if settings.recipe:
         products = fp8.convert_to_fp8(model, settings.recipe)
         slow = "" if settings.compile else "; nothing is gained without compile=true"
