@@ -72,11 +72,6 @@ def attend(
     With `again` nothing of its inside is kept for the backward pass, which computes it a second time (Korthikanti et
     al., 2022). Raises KernelError when the kernel named cannot do it.
     """
-    if again and torch.is_grad_enabled():
-        from torch.utils.checkpoint import checkpoint
-
-        how = {"scale": scale, "softcap": softcap, "sinks": sinks, "bias": bias, "kernel": kernel}
-        return checkpoint(partial(attend, mask=mask, **how), q, k, v, use_reentrant=False)  # type: ignore[return-value]
     if rows is not None:
 
         def choose(q: Tensor, k: Tensor, v: Tensor, how: Scores) -> Kernel:
@@ -92,7 +87,14 @@ def attend(
         chosen.append(select(ask, machine_of(q.device), kernel))
     if k.dtype != q.dtype or v.dtype != q.dtype:
         k, v = k.to(q.dtype), v.to(q.dtype)  # a cache may be in another dtype
-    return chosen[0](q, k, v, Scores(mask, scale, softcap, sinks, bias, pages))
+    how = Scores(mask, scale, softcap, sinks, bias, pages)
+    if again and torch.is_grad_enabled():
+        from torch.utils.checkpoint import checkpoint
+
+        ask = _ask(q, k, v, mask, softcap, sinks, bias, pages)
+        chosen[0].prepare(mask, ask, q.device, q.dtype, bias)  # a mask is drawn once: not there, then, a second time
+        return checkpoint(partial(chosen[0], how=how), q, k, v, use_reentrant=False)  # type: ignore[return-value]
+    return chosen[0](q, k, v, how)
 
 
 def order(ask: Ask, machine: Machine) -> Iterator[Kernel]:

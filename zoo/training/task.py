@@ -30,7 +30,8 @@ from zoo.run.recompute import set_recompute
 from zoo.run.threads import ThreadWatch, keep_threads
 from zoo.training import settings as S
 from zoo.training.averages import MovingAverage
-from zoo.training.failures import advise_smaller_batch, failures_in_one_line
+from zoo.training.failures import failures_in_one_line
+from zoo.training.fitting import advise, check_memory
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
 from zoo.training.loop import Run, fit
 from zoo.training.objective import Auto, Context
@@ -233,6 +234,8 @@ def prepare_device_and_data(planned: TrainingPlan, show: Show) -> tuple[Any, Pre
         fp8.require_fp8(recipe, device, f"precision: {planned.settings.precision}", "precision=bf16")
     planned.settings.optim.check_device(device)
     check_kernel(planned, device)
+    if (line := check_memory(planned.settings, planned.spec, read_free_memory(device))) is not None:
+        show.say(line)
     data = prepare(planned.data, show.preparing)
     faults: list[str] = []
     collect_faults(faults, lambda: planned.settings.objective.extend(data.tokenizer, planned.settings.seq_len))
@@ -357,7 +360,7 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
         if line is not None:
             run.show.say(line)
     try:
-        with failures_in_one_line(run.folder, lambda: advise_smaller_batch(settings, planned.spec, run.free)):
+        with failures_in_one_line(run.folder, lambda: advise(settings, planned.spec, run.free)):
             result = fit(run)
     except (ZooError, KeyboardInterrupt) as error:
         status = "failed" if isinstance(error, ZooError) else "stopped"
