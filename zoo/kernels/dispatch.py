@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -92,7 +93,9 @@ def attend(
         from torch.utils.checkpoint import checkpoint
 
         ask = _ask(q, k, v, mask, softcap, sinks, bias, pages)
-        chosen[0].prepare(mask, ask, q.device, q.dtype, bias)  # a mask is drawn once: not there, then, a second time
+        mine = copy(mask)  # keeps what is drawn for this layer's bias until its backward pass
+        chosen[0].prepare(mine, ask, q.device, q.dtype, bias)
+        how = Scores(mine, scale, softcap, sinks, bias, pages)
         return checkpoint(partial(chosen[0], how=how), q, k, v, use_reentrant=False)  # type: ignore[return-value]
     return chosen[0](q, k, v, how)
 

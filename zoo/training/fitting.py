@@ -7,6 +7,7 @@ from typing import Any
 
 from zoo.costs import price
 from zoo.errors import ConfigError
+from zoo.training.precision import find_priced
 from zoo.training.settings import Training
 
 
@@ -82,8 +83,12 @@ def price_training_peak(settings: Training, spec: Any, rows: int, recompute: str
 def price_training(settings: Training, spec: Any, rows: int, recompute: str | None = None) -> dict[str, Any]:
     """Price a step with so many rows at a time, in bytes: its `peak`, None where the model's activations are unknown,
     and `states`, what is held whatever the rows are. A moving average of the weights stands beside it."""
-    precision = "fp32" if settings.precision == "fp32" else "amp"
-    how = {"precision": precision, "optimizer": settings.optim.kind, "fused_optimizer": True, "chunked_loss": True}
+    how = {
+        "precision": find_priced(settings.precision),
+        "optimizer": settings.optim.kind,
+        "fused_optimizer": True,
+        "chunked_loss": True,
+    }
     how["recompute"] = recompute or settings.recompute
     found = price(spec, context=settings.seq_len, batch=rows, **how)
     memory, average = found["memory"], 0 if settings.ema is None else 4 * found["params"]["total"]

@@ -28,6 +28,7 @@ from zoo.training.finite import may_update, refuse_nonfinite
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_blocks, move_batch
 from zoo.training.log import PICTURE, Records, draw_losses
 from zoo.training.optim import set_rates
+from zoo.training.precision import Computing
 from zoo.training.routing import RATE, balance_routers, describe_loads
 from zoo.training.sampling import choose_sampling_kernel, writes
 from zoo.training.saving import keep_if_best, note_evaluation, save_checkpoint, save_if_due
@@ -58,6 +59,7 @@ class Run:
     peak: Peak
     watch: ThreadWatch
     ema: MovingAverage | None = None
+    computing: Computing | None = None  # what computes gradients, where it is not the model itself
     free: int | None = None  # bytes of memory that were free before the model was built
     clock: Clock = field(default_factory=Clock)
     step: int = 0
@@ -105,7 +107,7 @@ def fit(run: Run) -> dict[str, Any]:
     """
     run.model.train()
     if run.settings.compile:
-        compile_blocks(run.model)
+        compile_blocks(run.model if run.computing is None else run.computing.model)
     with run.show, stop_on_signals(run):
         if run.evaluation_due:  # of the step that the run resumes from
             measure(run)
@@ -167,7 +169,8 @@ def update(run: Run) -> dict[str, Any]:
     factor = settings.schedule.factor(run.step, settings.steps)
     set_rates(run.optimizer, factor)
     batch = next(run.batches)
-    terms, loads = accumulate_gradient(run.model, settings.objective, batch, settings.accumulate, run.autocast)
+    model, autocast = (run.model, run.autocast) if run.computing is None else (run.computing.refresh(), nullcontext)
+    terms, loads = accumulate_gradient(model, settings.objective, batch, settings.accumulate, autocast)
     terms["grad_norm"] = clip_gradient(list(run.model.parameters()), settings.clip)
     run.step += 1
     run.tokens += settings.batch_size * settings.seq_len

@@ -59,8 +59,8 @@ class Training(Spec, axis="command", kind="train", default="train"):
     seq_len: PositiveInt
     seed: NonNegativeInt = 0
     clip: PositiveFloat | None = 1.0  # largest norm of the gradient; null: no clipping
-    precision: Literal["fp32", "bf16", "fp8_tensorwise", "fp8_rowwise"] = (
-        "fp32"  # of matrix products; weights are float32
+    precision: Literal["fp32", "bf16", "bf16_master", "fp8_tensorwise", "fp8_rowwise"] = (
+        "fp32"  # of matrix products (`zoo.training.precision`); trained weights are float32
     )
     compile: bool = False
     recompute: Literal["none", "selective", "full"] = "none"  # of activations (`zoo.run.recompute`)

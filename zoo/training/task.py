@@ -36,6 +36,7 @@ from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
 from zoo.training.loop import Run, fit
 from zoo.training.objective import Auto, Context
 from zoo.training.objective.base import describe
+from zoo.training.precision import MASTER, Computing
 from zoo.training.routing import has_selection_bias
 from zoo.training.sampling import choose_sampling_kernel, writes
 from zoo.training.saving import restore_counters, tidy_checkpoints
@@ -312,6 +313,7 @@ def build_run(
         show=show,
         peak=find_peak(device, settings.arithmetic),
         watch=watch,
+        computing=Computing(model.train()) if settings.precision == MASTER else None,
         ema=MovingAverage(settings.ema, model) if settings.ema else None,
         free=free,
     )

@@ -1,0 +1,70 @@
+"""What a run computes with and what it keeps, by the name of its precision; `zoo stats --precision` prices the same.
+
+| precision | weights that compute | gradients | trained weights | priced as |
+| --- | --- | --- | --- | --- |
+| fp32 | float32 | float32 | the same | fp32 |
+| bf16, fp8_… | float32, cast by autocast or to float8 | float32 | the same | amp |
+| bf16_master | bfloat16 copies, no autocast | float32, summed up over microbatches | float32 masters | megatron |
+
+In every one the trained weights, the optimizer's states and what a checkpoint holds are float32, so that averages,
+resuming and evaluation know nothing of it.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MASTER = "bf16_master"
+PRICED = {"fp32": "fp32", MASTER: "megatron"}
+"""The names that `zoo stats --precision` has for these; any other is amp."""
+
+
+def find_priced(precision: str) -> str:
+    """Find the name by which a run's precision is priced."""
+    return PRICED.get(precision, "amp")
+
+
+class Computing:
+    """A model in bfloat16 that computes the gradients of another, its masters in float32 (Micikevicius et al., 2017).
+
+    Each gradient is added to its master's in float32 as soon as it is whole, and freed: one microbatch's sum is not
+    rounded against that of the others (Megatron-LM). Buffers, such as a router's selection biases, are the master's.
+    """
+
+    def __init__(self, masters: Any) -> None:
+        pairs = []
+        self.model = copy.deepcopy(masters)
+        for mine, theirs in zip(self.model.modules(), masters.modules(), strict=True):
+            for name, parameter in mine._parameters.items():
+                if parameter is not None:
+                    low = torch.nn.Parameter(parameter.detach().bfloat16(), requires_grad=parameter.requires_grad)
+                    mine._parameters[name] = low
+                    pairs.append((low, theirs._parameters[name]))
+            mine._buffers.update(theirs._buffers)
+        self.low, self.high = [low for low, _ in pairs], [high for _, high in pairs]
+        for low, high in pairs:
+            if low.requires_grad:
+                low.register_post_accumulate_grad_hook(lambda low, high=high: hand_over(low, high))
+
+    def refresh(self) -> Any:
+        """Round the masters to the weights that compute, and return the model of these. A step begins with it, so that
+        it does not matter what has changed the masters."""
+        with torch.no_grad():
+            torch._foreach_copy_(self.low, self.high)
+        return self.model
+
+
+def hand_over(low: Tensor, high: Tensor) -> None:
+    """Add a weight's gradient to its master's, and free it."""
+    assert low.grad is not None
+    if high.grad is None:
+        high.grad = low.grad.to(high.dtype)
+    else:
+        high.grad.add_(low.grad)
+    low.grad = None
