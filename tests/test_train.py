@@ -22,8 +22,9 @@ from zoo.data import DataSettings, hold_out, prepare
 from zoo.errors import CheckpointError, ConfigError, ZooError
 from zoo.jobs.plan import plan_launch, task_config
 from zoo.paths import conf_dir
-from zoo.training import loop
-from zoo.training.failures import advise_smaller_batch, is_out_of_memory, price_training_peak
+from zoo.training import finite, loop
+from zoo.training.failures import is_out_of_memory
+from zoo.training.fitting import advise, price_training_peak
 from zoo.training.objective import NextToken
 from zoo.training.task import plan_training, resume_run, start_run
 
@@ -203,7 +204,7 @@ def test_a_run_does_not_go_on_with_other_data(config, tmp_path, corpus):
 
 def test_a_loss_that_is_no_number_ends_the_run_with_one_line_and_keeps_the_checkpoint(config, tmp_path):
     with pytest.raises(ZooError) as failed:
-        start_run(config("optim.lr=1e30", "clip=null", "save_every=1"), tmp_path)
+        start_run(config("optim.lr=1e30", "clip=null", "save_every=1", "skip_nonfinite=0"), tmp_path)
     assert failed.value.exit_code == 1
     assert str(failed.value).startswith("step 2: the ") and "\n" not in str(failed.value)
     assert runs.find(tmp_path).name == "step-000001"
@@ -234,7 +235,7 @@ def test_the_largest_finite_weights_are_saved():
     run = SimpleNamespace(model=model_of(), step=1, saved=0)
     with torch.no_grad():
         run.model.norm.weight.fill_(torch.finfo(torch.float32).max)  # their norm would overflow
-    loop.refuse_nonfinite_weights(run)
+    finite.refuse_nonfinite_weights(run)
 
 
 FAILURES = {
@@ -372,10 +373,10 @@ def test_what_fits_is_said_as_the_exact_price_has_it(config):
     plan = plan_training(config("batch_size=8", "accumulate=1"))
     peaks = {rows: price_training_peak(plan.settings, plan.spec, rows) for rows in (1, 2, 4, 8)}
     assert sorted(peaks.values()) == list(peaks.values())
-    advice = [advise_smaller_batch(plan.settings, plan.spec, peaks[rows]) for rows in (4, 2, 1)]
+    advice = [advise(plan.settings, plan.spec, peaks[rows]) for rows in (4, 2, 1)]
     assert [each.split(" ")[0] for each in advice] == ["accumulate=2", "accumulate=4", "accumulate=8"]
-    assert "one row of 16 tokens does not fit either" in advise_smaller_batch(plan.settings, plan.spec, 1000)
-    assert advise_smaller_batch(plan.settings, plan.spec, None).startswith("accumulate=2 takes 4 of 8 rows at a time")
+    assert "one row of 16 tokens does not fit either" in advise(plan.settings, plan.spec, 1000)
+    assert advise(plan.settings, plan.spec, None).startswith("accumulate=2 takes 4 of 8 rows at a time")
 
 
 def test_every_fault_of_a_config_is_listed_at_once(config):

@@ -10,6 +10,10 @@ class ZooError(Exception):
     exit_code = 1
 
 
+class Terminated(KeyboardInterrupt):
+    """A run ended after a checkpoint because SIGTERM asked it to, as a scheduler does: nothing failed (exit code 0)."""
+
+
 class ConfigError(ZooError):
     """The user's input is wrong. Holds every fault found, one line each: `path: what is wrong, what was found (what
     would do)`."""

@@ -2,6 +2,7 @@
 
 RUN/lock                             held by the process that trains, with its id and its machine
 RUN/checkpoints/latest               the name of the newest checkpoint
+RUN/checkpoints/best                 the name of that with the lowest validation loss, where such are kept
 RUN/checkpoints/step-000400/         a checkpoint (zoo/checkpoint/store.py)
 RUN/result.json                      the run's outcome
 runs/last                            the folder of the last run, for `zoo generate`
@@ -22,7 +23,7 @@ from zoo import disk
 from zoo.errors import CheckpointError, ConfigError
 
 ARCHITECTURE, WEIGHTS = "zoo.yaml", "model.safetensors"
-CHECKPOINTS, LATEST = "checkpoints", "latest"
+CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
 AVERAGES = ("ema", "lawa")  # averages of the weights in a checkpoint: `RUN/ema` is that of the newest one
 RESULT = "result.json"
 LOCK = "lock"
@@ -30,9 +31,9 @@ LAST_RUN = Path("runs", "last")
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint folder that a path means: itself, the newest of a run, or an average in it (`RUN/ema`). Raises
-    CheckpointError."""
-    path = Path(path).expanduser()
+    """The checkpoint folder that a path means: itself, the newest of a run, the best (`RUN@best`) or that of a step
+    (`RUN@400`), or an average in it (`RUN/ema`). Raises CheckpointError."""
+    path, which = _split_choice(Path(path).expanduser())
     disk.recover(path)
     if path.name in AVERAGES and not path.exists() and path.parent.exists():
         return _find_average(path)
@@ -45,15 +46,35 @@ def find(path: str | Path) -> Path:
         raise CheckpointError(
             f"{path}: no checkpoint in it (a folder with {ARCHITECTURE} or config.json, or that of a run)"
         )
-    name = (root / LATEST).read_text(encoding="utf-8", errors="replace").strip()
+    if which.isdigit():
+        return _find_step(root, int(which))
+    if not (pointer := root / (which or LATEST)).is_file():
+        raise CheckpointError(f"{path}@{BEST}: the run has kept none (zoo train keep_best=1 does)")
+    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
     folder = root / name
     known = re.fullmatch(r"step-\d+", name) is not None  # else it may be a path to elsewhere
     if known:
         disk.recover(folder)
     if not known or not folder.is_dir():
         there = ", ".join(each.name for each in steps(root)) or "none"
-        raise CheckpointError(f"{root / LATEST}: names {name or 'nothing'}, which is not there (there are: {there})")
+        raise CheckpointError(f"{pointer}: names {name or 'nothing'}, which is not there (there are: {there})")
     return folder
+
+
+def _split_choice(path: Path) -> tuple[Path, str]:
+    """Split `RUN@best` and `RUN@400`; nothing is chosen where a folder has that very name."""
+    run, at, which = path.name.rpartition("@")
+    chosen = run and at and (which == BEST or (which.isascii() and which.isdigit()))
+    return (path.with_name(run), which) if chosen and not path.exists() else (path, "")
+
+
+def _find_step(root: Path, step: int) -> Path:
+    """The checkpoint of a step. Raises CheckpointError with those that are there."""
+    for folder in (there := steps(root)):
+        if read_step(folder) == step:
+            return folder
+    found = ", ".join(str(read_step(each)) for each in there)
+    raise CheckpointError(f"{root}: no checkpoint of step {step} (there are: {found})")
 
 
 def _find_average(path: Path) -> Path:

@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from zoo.checkpoint.files import BESIDE, read_header, refuse_to_replace, write_tensors
-from zoo.disk import remove_drafts, remove_folder, replace_folder, write_text
+from zoo.checkpoint.publish import publish, retire
+from zoo.disk import replace_folder, write_text
 from zoo.errors import CheckpointError, did_you_mean, short
 from zoo.grammar import to_dict
 from zoo.grammar.saved import FORMAT, check_format, read_spec
 from zoo.lazy import torch
 from zoo.run.builder import build, pick_device, resolve_dtype
-from zoo.runs import ARCHITECTURE, CHECKPOINTS, LATEST, WEIGHTS, find, read_step, steps
+from zoo.runs import ARCHITECTURE, CHECKPOINTS, WEIGHTS, find, read_step
 from zoo.spec import table
 
 if TYPE_CHECKING:
@@ -146,26 +147,35 @@ def save_run(
     keep: int,
     spared: Callable[[int], bool] = lambda step: False,
 ) -> Path:
-    """Write the checkpoint of a step, point `latest` at it, then delete all but the `keep` newest and those `spared`.
+    """Publish the checkpoint of a step (`zoo.checkpoint.publish`). Of those up to it the `keep` newest stay, and those
+    of the steps that are `spared`."""
+    folder = run / CHECKPOINTS / f"step-{step:06}"
 
-    The one just written always stays. Those of later steps, which a run has when it was set back to an earlier one,
-    stay until the run comes past them.
-    """
-    root = run / CHECKPOINTS
-    folder = root / f"step-{step:06}"
-    with replace_folder(folder) as draft:
+    def write(draft: Path) -> None:
         write_model(state.model, draft, tokenizer, state.evaluated)
         for name, weights in state.averages.items():
             (draft / name).mkdir()
             write_model(state.model, draft / name, tokenizer, weights)
         write_state(draft, state)
-    write_text(root / LATEST, f"{folder.name}\n")
-    remove_drafts(root, "step-*")  # of checkpoints that a killed process was writing or deleting
-    there = steps(root)
-    earlier = [each for each in there[: there.index(folder)] if not spared(read_step(each))]
-    for old in earlier[: len(earlier) - min(max(keep - 1, 0), len(earlier))]:
-        remove_folder(old)
+
+    publish(folder, write, choose_kept(keep, spared))
     return folder
+
+
+def choose_kept(keep: int, spared: Callable[[int], bool]) -> Callable[[list[Path]], list[Path]]:
+    """Make the choice of the checkpoints that stay, among all those of a run before the newest."""
+
+    def choose(earlier: list[Path]) -> list[Path]:
+        for_good = [each for each in earlier if spared(read_step(each))]
+        others = [each for each in earlier if each not in for_good]
+        return for_good + others[len(others) - min(keep - 1, len(others)) :]
+
+    return choose
+
+
+def tidy_run(newest: Path, keep: int, spared: Callable[[int], bool]) -> None:
+    """Finish what a process began that was killed while it published the newest checkpoint, the last perhaps."""
+    retire(newest, choose_kept(keep, spared))
 
 
 def write_state(folder: Path, state: Resumable) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,15 +64,27 @@ def run(
     if resume is not None:
         if multirun or config or cfg or info or resolve:
             raise ConfigError("resume: takes overrides of what may change, and no other option (leave them out)")
-        return _resume(resume, overrides)
+        with _ended_by_sigterm():
+            return _resume(resume, overrides)
     if cfg or resolve or info:
         with jobs.plan_launch(overrides, config=config, sweeps=multirun, check=False) as plan:
             return _show(plan, cfg, resolve, info)
-    with jobs.plan_launch(overrides, config=config, sweeps=multirun) as plan:
+    with _ended_by_sigterm(), jobs.plan_launch(overrides, config=config, sweeps=multirun) as plan:
         if plan.sweeps:
             _sweep(plan)
         else:
             plan.run()
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Exit with 0 where a scheduler's SIGTERM ended a run after its checkpoint: else it would count as failed."""
+    from zoo.errors import Terminated
+
+    try:
+        yield
+    except Terminated:
+        raise typer.Exit(0) from None
 
 
 def _resume(folder: Path, overrides: list[str]) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.errors import KernelError, did_you_mean
@@ -57,6 +58,7 @@ def attend(
     rows: PoolRows | None = None,
     kernel: str = "auto",
     chosen: list[Kernel] | None = None,
+    again: bool = False,
 ) -> Tensor:
     """Compute attention: q [B, T, H, C] over k [B, S, K, C] and v [B, S, K, Cv], H a multiple of K → [B, T, H, Cv].
 
@@ -67,7 +69,8 @@ def attend(
     its pages in order, as many as `mask.lengths` says, and mask.n_keys is P·page. With `rows`, k and v are pools of
     slots [N, K, C], and each row's keys, mask and bias are those that it names, in place of `mask` and `bias`. `chosen`
     holds the kernel that an earlier call with the same arguments but for the tensors chose; an empty list is given it.
-    Raises KernelError when the kernel named cannot do it.
+    With `again` nothing of its inside is kept for the backward pass, which computes it a second time (Korthikanti et
+    al., 2022). Raises KernelError when the kernel named cannot do it.
     """
     if rows is not None:
 
@@ -84,7 +87,14 @@ def attend(
         chosen.append(select(ask, machine_of(q.device), kernel))
     if k.dtype != q.dtype or v.dtype != q.dtype:
         k, v = k.to(q.dtype), v.to(q.dtype)  # a cache may be in another dtype
-    return chosen[0](q, k, v, Scores(mask, scale, softcap, sinks, bias, pages))
+    how = Scores(mask, scale, softcap, sinks, bias, pages)
+    if again and torch.is_grad_enabled():
+        from torch.utils.checkpoint import checkpoint
+
+        ask = _ask(q, k, v, mask, softcap, sinks, bias, pages)
+        chosen[0].prepare(mask, ask, q.device, q.dtype, bias)  # a mask is drawn once: not there, then, a second time
+        return checkpoint(partial(chosen[0], how=how), q, k, v, use_reentrant=False)  # type: ignore[return-value]
+    return chosen[0](q, k, v, how)
 
 
 def order(ask: Ask, machine: Machine) -> Iterator[Kernel]:

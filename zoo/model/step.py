@@ -94,6 +94,7 @@ class Step:
     cross: Step | None = None  # the step of this layer's cross-attention
     crosses: bool = False  # whether it is one
     extra: dict[str, Any] = field(default_factory=dict)  # what `Attention.prepare` made once for all layers of a kind
+    again: bool = False  # whether attention's inside is computed a second time in the backward pass
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's, to be added to the objective
     ends: list[Tensor] = field(default_factory=list)  # in training, where the rows of a router's experts end [E]
     chosen: list[Kernel] = field(default_factory=list)  # one, once a layer of this kind has attended to a cache
@@ -123,7 +124,8 @@ class Step:
         if self.pages is not None:
             k, v = (pool.unflatten(0, (-1, self.page)) for pool in (k, v))  # pages page K C
         chosen = None if self.cache is None else self.chosen
-        how = {"bias": bias, "rows": rows, "pages": self.pages, "kernel": self.kernel, "chosen": chosen, **scores}
+        how = {"bias": bias, "rows": rows, "pages": self.pages, "kernel": self.kernel, "chosen": chosen}
+        how |= {"again": self.again, **scores}
         return attend(q, k, v, self.mask, scale=scale, **how)  # type: ignore[arg-type]
 
     def remember(self, **new: Tensor) -> tuple[Tensor, ...]:

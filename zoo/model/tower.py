@@ -182,11 +182,11 @@ class Tower(Topology):
         losses: dict[str, Tensor] = {}
         loads: list[Tensor] = []
         stack, cache = self.stack, inputs.cache
-        recordings = None if cache is None else cache.recordings
+        runner = m.recompute if cache is None else cache.recordings
         for index, kind in enumerate(self.pattern):
             step = steps[kind].for_layer(None if cache is None else cache.layers[index])
             layer = m.blocks[stack.index(index)]
-            x = layer(x, step) if recordings is None else recordings.run(index, layer, x, step)
+            x = layer(x, step) if runner is None else runner.run(index, layer, x, step)
             for name, loss in step.losses:
                 losses[name] = losses[name] + loss if name in losses else loss
             loads += [torch.diff(ends, prepend=ends.new_zeros(1)) for ends in step.ends]

@@ -26,6 +26,7 @@ class Layer(nn.Module):
     """
 
     kernel = "auto"  # the attention kernel's name; read by the tower, which passes it on to its layers
+    recompute = None  # of a tower that computes activations a second time (`zoo.run.recompute`)
 
     def __init__(self, spec: S.Spec, d_model: int) -> None:
         super().__init__()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from zoo.disk import replace_file
 from zoo.errors import CheckpointError
 
 METRICS, TABLE, SAMPLES, PICTURE = "metrics.jsonl", "metrics.csv", "samples.txt", "loss.png"
 APPENDED = (METRICS, TABLE, SAMPLES)
+NONFINITE = "nonfinite.jsonl"  # a line for each skipped update; there once there was one
 EVALUATION = ("val_loss", "bits_per_byte")
 SMOOTHED_OVER = 0.04  # of the run: the span of the training curve's moving average
 
@@ -27,13 +30,18 @@ class Records:
 
     def __init__(self, folder: Path, lengths: Mapping[str, int] | None = None) -> None:
         self.folder = folder
+        self.failed = False  # a line could not be written, so the files lack it
         for name, length in (lengths or {}).items():
             cut_file(folder / name, length)
         self.lines: list[dict[str, Any]] = []
         if lengths:
             self.lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
         mode = "a" if lengths else "w"
-        self._files = {name: (folder / name).open(mode, encoding="utf-8", newline="\n") for name in APPENDED}
+        self._files = {name: self._open(name, mode) for name in APPENDED}
+        if NONFINITE in (lengths or {}):
+            self._files[NONFINITE] = self._open(NONFINITE, mode)
+        else:
+            (folder / NONFINITE).unlink(missing_ok=True)  # of steps that are repeated, or of a run that left nothing
 
     def write_line(self, **line: Any) -> None:
         """Append a line of metrics. The first one sets the columns of the table."""
@@ -47,6 +55,12 @@ class Records:
         """Append what the model wrote after a step."""
         self._append(SAMPLES, f"──── step {step} ────\n{text}\n\n")
 
+    def write_nonfinite(self, line: str) -> None:
+        """Append a line about an update that was skipped."""
+        if NONFINITE not in self._files:
+            self._files[NONFINITE] = self._open(NONFINITE, "a")
+        self._append(NONFINITE, line + "\n")
+
     def lengths(self) -> dict[str, int]:
         """Flush the files to the disk and return their lengths in bytes: what `Records` resumes from."""
         for file in self._files.values():
@@ -56,16 +70,24 @@ class Records:
 
     def close(self) -> None:
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):  # of a full disk, which has been told
+                file.close()
+
+    def _open(self, name: str, mode: str) -> TextIO:
+        return (self.folder / name).open(mode, encoding="utf-8", newline="\n")  # type: ignore[return-value]
 
     def _row(self, values: Iterable[Any]) -> None:
-        file = self._files[TABLE]
-        csv.writer(file, lineterminator="\n").writerow(values)
-        file.flush()
+        row = io.StringIO()
+        csv.writer(row, lineterminator="\n").writerow(values)
+        self._append(TABLE, row.getvalue())
 
     def _append(self, name: str, text: str) -> None:
-        self._files[name].write(text)
-        self._files[name].flush()
+        try:
+            self._files[name].write(text)
+            self._files[name].flush()
+        except OSError:
+            self.failed = True
+            raise
 
 
 def cut_file(file: Path, length: int) -> None:

@@ -6,37 +6,31 @@ import math
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint import store
 from zoo.costs import price
 from zoo.data import Batch, Batches, Prepared, hold_out
 from zoo.data.tokens import Held
-from zoo.errors import ZooError, short
+from zoo.errors import Terminated, short
 from zoo.lazy import torch
 from zoo.run.threads import ThreadWatch
 from zoo.runs import CHECKPOINTS
 from zoo.sampling.options import Sampling
 from zoo.text.follow import complete
 from zoo.text.prompts import Options
-from zoo.training.averages import (
-    MovingAverage,
-    compute_averages,
-    find_evaluated_weights,
-    find_optimizer_average,
-    go_back_if_due,
-    use_weights,
-)
+from zoo.training.averages import MovingAverage, find_evaluated_weights, go_back_if_due, use_weights
 from zoo.training.failures import FORESEEN
+from zoo.training.finite import may_update, refuse_nonfinite
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_blocks, move_batch
 from zoo.training.log import PICTURE, Records, draw_losses
 from zoo.training.optim import set_rates
 from zoo.training.routing import RATE, balance_routers, describe_loads
 from zoo.training.sampling import choose_sampling_kernel, writes
+from zoo.training.saving import keep_if_best, note_evaluation, save_checkpoint, save_if_due
 from zoo.training.settings import TextSample, Training
 from zoo.training.show import Show
 from zoo.training.speed import Clock, Peak
@@ -71,7 +65,11 @@ class Run:
     saved: int = 0  # the step of the newest checkpoint
     last: dict[str, float] = field(default_factory=dict)  # the newest value of each metric
     evaluation_due: bool = False  # this step's evaluation is still to come
-    stopped: bool = False
+    skipped: int = 0  # updates whose loss or gradient was no number
+    skipped_in_row: int = 0  # the last ones of them, with none between
+    save_due: bool = False  # a checkpoint that waits for the next update that is made
+    best: list[tuple[float, int]] = field(default_factory=list)  # lowest validation losses that are kept, with steps
+    stopped: signal.Signals | None = None  # what asked the run to stop
 
     @cached_property
     def device(self) -> Device:
@@ -102,8 +100,8 @@ class Run:
 def fit(run: Run) -> dict[str, Any]:
     """Train to the last step and return the outcome.
 
-    Raises ZooError when the loss, a gradient or a weight is not finite, and KeyboardInterrupt, after a checkpoint, when
-    asked to stop.
+    Raises ZooError when the loss, a gradient or a weight is not finite; when asked to stop, after a checkpoint,
+    KeyboardInterrupt, or Terminated where SIGTERM asked.
     """
     run.model.train()
     if run.settings.compile:
@@ -119,13 +117,16 @@ def fit(run: Run) -> dict[str, Any]:
             if run.step == 1 or run.due(run.settings.log_every) or run.evaluation_due:
                 record(run, terms)
             with run.clock.pause():
-                if run.due(run.settings.save_every) or is_milestone(run, run.step):
-                    save_checkpoint(run, terms)
+                save_if_due(run, terms)
                 stop_if_asked(run, terms)
                 if run.evaluation_due:
                     measure(run)
                 stop_if_asked(run, terms)  # it may have been asked meanwhile
     return describe_outcome(run)
+
+
+class EvaluationStopped(Exception):
+    """The run was asked to stop during an evaluation, which is still due when it goes on."""
 
 
 def measure(run: Run) -> None:
@@ -134,19 +135,24 @@ def measure(run: Run) -> None:
         try:
             with use_weights(run.model, find_evaluated_weights(run)):
                 work(run)
+        except EvaluationStopped:
+            run.model.train()
+            return
         except FORESEEN as error:
+            if run.records.failed:  # the run's own record would lack a line
+                raise
             run.show.say(f"step {run.step}: no {what}, found {short(error)} (training goes on)")
         run.model.train()
-    if run.saved == run.step:
-        store.write_counters(run.folder / CHECKPOINTS / f"step-{run.step:06}", gather_counters(run))
+    keep_if_best(run)
+    note_evaluation(run)
 
 
 def stop_if_asked(run: Run, terms: dict[str, Any]) -> None:
-    """Save and raise KeyboardInterrupt when the run was asked to stop before its last step."""
-    if run.stopped and run.step < run.settings.steps:
+    """Save and raise KeyboardInterrupt or Terminated when the run was asked to stop and is not at its end."""
+    if run.stopped and (run.step < run.settings.steps or run.evaluation_due):
         save_checkpoint(run, terms)
         run.show.say(f"stopped after step {run.step}; `zoo train --resume {run.folder}` goes on from there")
-        raise KeyboardInterrupt
+        raise Terminated if run.stopped is signal.SIGTERM else KeyboardInterrupt
 
 
 # ---------------------------------------------------------------- one update
@@ -165,46 +171,20 @@ def update(run: Run) -> dict[str, Any]:
     terms["grad_norm"] = clip_gradient(list(run.model.parameters()), settings.clip)
     run.step += 1
     run.tokens += settings.batch_size * settings.seq_len
-    if run.device.type == "cpu":  # elsewhere this would wait for the device at each step: `record` looks instead
-        refuse_nonfinite(run, terms)
-    run.optimizer.step()
+    if may_update(run, terms):
+        apply_update(run, loads)
     run.optimizer.zero_grad(set_to_none=True)
-    if loads:
-        balance_routers(run.model, loads, RATE if settings.router_bias_rate is None else settings.router_bias_rate)
-    if run.ema is not None:
-        run.ema.update(run.model, run.step)
     return {**terms, **describe_loads(loads), "lr": settings.optim.lr * factor}
 
 
-def is_milestone(run: Run, step: int) -> bool:
-    """Whether the schedule wants the checkpoint after `step` updates, for good."""
-    return run.settings.schedule.is_milestone(step, run.settings.steps)
-
-
-def refuse_nonfinite(run: Run, terms: dict[str, Any]) -> None:
-    """Raise ZooError when the loss or the gradient's norm is not finite."""
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(value := float(terms[name])):
-            what = "loss" if name == "loss" else "gradient's norm"
-            raise ZooError(f"step {run.step}: the {what} is {value}; {describe_what_stays(run)}")
-
-
-def refuse_nonfinite_weights(run: Run) -> None:
-    """Raise ZooError with the name of the first tensor to be saved that is not finite. Waits for the device once."""
-    state = run.model.state_dict()
-    names = [name for name, each in state.items() if each.is_floating_point() and each.numel()]
-    extremes = torch.stack([torch.stack(torch.aminmax(state[name])).float() for name in names])  # NaN gives NaN
-    for name, finite in zip(names, extremes.isfinite().all(1).tolist(), strict=True):
-        if not finite:
-            bad = int((~state[name].isfinite()).sum())
-            found = f"{bad:,} of its {state[name].numel():,} values"
-            raise ZooError(f"step {run.step}: {name} is not finite, found {found}; {describe_what_stays(run)}")
-
-
-def describe_what_stays(run: Run) -> str:
-    """Say what a run that diverged still has, and what would keep it from diverging."""
-    kept = f"the checkpoint of step {run.saved} is whole" if run.saved else "no checkpoint was written"
-    return f"{kept} (a lower optim.lr, or a longer schedule.warmup)"
+def apply_update(run: Run, loads: list[Any]) -> None:
+    """Change what is trained: the weights, the routers' biases and the average of the weights."""
+    run.optimizer.step()
+    if loads:
+        rate = run.settings.router_bias_rate
+        balance_routers(run.model, loads, RATE if rate is None else rate)
+    if run.ema is not None:
+        run.ema.update(run.model, run.step)
 
 
 # ---------------------------------------------------------------- what is measured
@@ -213,13 +193,14 @@ def describe_what_stays(run: Run) -> str:
 def record(run: Run, terms: dict[str, Any]) -> None:
     """Write the step's metrics as a line. Waits for the device."""
     refuse_nonfinite(run, terms)
-    values = {name: float(value) for name, value in terms.items()}
+    values = {name: value for name, each in terms.items() if math.isfinite(value := float(each))}
     speed = run.clock.lap(run.tokens)
     mfu = compute_mfu(run, speed)
-    run.records.write_line(step=run.step, tokens=run.tokens, **values, tokens_per_second=round(speed, 1), mfu=mfu)
+    measured = {"skipped": run.skipped, "tokens_per_second": round(speed, 1), "mfu": mfu}
+    run.records.write_line(step=run.step, tokens=run.tokens, **values, **measured)
     run.last |= values
     left = (run.settings.steps - run.step) * run.tokens / run.step
-    run.show.step(run.step, values["loss"], speed, mfu, left / run.clock.pace)
+    run.show.step(run.step, values.get("loss", math.nan), speed, mfu, left / run.clock.pace)
     with run.clock.pause():
         follow_pace(run, speed)
 
@@ -286,6 +267,8 @@ def measure_validation_loss(run: Run, batches: list[Batch]) -> tuple[float, int]
     run.model.eval()
     try:
         for batch in batches:
+            if run.stopped:
+                raise EvaluationStopped
             count = objective.targets(batch)
             with torch.no_grad(), run.autocast():
                 total += objective.loss(run.model, move_batch(batch, run.device), count=count).terms["loss"]
@@ -305,39 +288,13 @@ def continue_prompt(run: Run, sample: TextSample) -> str:
         return "".join(complete(run.model, run.data.tokenizer, sample.prompt, options, kernel=kernel))
 
 
-# ---------------------------------------------------------------- what is kept
-
-
-def save_checkpoint(run: Run, terms: dict[str, Any]) -> None:
-    """Write a checkpoint of this step, unless there is one. Raises ZooError for values that are not finite."""
-    if run.saved == run.step:
-        return
-    refuse_nonfinite(run, terms)
-    refuse_nonfinite_weights(run)
-    state = store.Resumable(
-        run.model, run.optimizer, gather_counters(run), find_optimizer_average(run), compute_averages(run)
-    )
-    store.save_run(run.folder, run.step, state, run.data.tokenizer, run.settings.keep, partial(is_milestone, run))
-    run.saved = run.step
-
-
-def gather_counters(run: Run) -> dict[str, Any]:
-    """Gather the counters that a run resumes from. `lengths` are those of its files, which this flushes to the disk."""
-    return {
-        "step": run.step,
-        "tokens": run.tokens,
-        "seconds": run.clock.seconds,
-        "last": run.last,
-        "evaluation_due": run.evaluation_due,
-        "data": {**run.batches.state(), "key": run.data.key},
-        "lengths": run.records.lengths(),
-        "threads": run.watch.state(),
-    }
+# ---------------------------------------------------------------- how it ends
 
 
 @contextmanager
 def stop_on_signals(run: Run) -> Iterator[None]:
-    """Stop the run after the present step at Ctrl-C or a scheduler's SIGTERM; at once at the second."""
+    """Stop the run after the present step, or the present batch of an evaluation, at Ctrl-C or a scheduler's SIGTERM;
+    at once at the second."""
     if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield
         return
@@ -345,8 +302,9 @@ def stop_on_signals(run: Run) -> Iterator[None]:
     def ask(number: int, frame: Any) -> None:
         if run.stopped:
             raise KeyboardInterrupt
-        run.stopped = True
-        run.show.say("stopping after this step (once more: at once, without a checkpoint)")
+        run.stopped = signal.Signals(number)
+        with suppress(RuntimeError):  # where the signal came while a line was printed
+            run.show.say("stopping after this step (once more: at once, without a checkpoint)")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -366,7 +324,8 @@ def describe_outcome(run: Run) -> dict[str, Any]:
         "params": sum(each.numel() for each in run.model.parameters()),
         "steps": run.step,
         "tokens": run.tokens,
-        "train_loss": run.last["loss"],
+        **({"skipped": run.skipped} if run.skipped else {}),
+        "train_loss": run.last.get("loss"),
         "val_loss": run.last.get("val_loss"),
         "bits_per_byte": run.last.get("bits_per_byte"),
         "seconds": round(run.clock.seconds, 3),

@@ -63,6 +63,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
         "fp32"  # of matrix products; weights are float32
     )
     compile: bool = False
+    recompute: Literal["none", "selective", "full"] = "none"  # of activations (`zoo.run.recompute`)
     device: str = "auto"
     kernel: str = "auto"
     log_every: PositiveInt = 1
@@ -70,6 +71,8 @@ class Training(Spec, axis="command", kind="train", default="train"):
     eval_batches: PositiveInt | None = None  # of batch_size rows, spread over the validation split; null: all of it
     save_every: PositiveInt | None = None
     keep: PositiveInt = 2  # newest checkpoints that are kept
+    keep_best: NonNegativeInt = 0  # checkpoints with the lowest validation losses that are kept beside them
+    skip_nonfinite: NonNegativeInt = 10  # updates in a row without a finite loss that end the run; 0: the first does
     ema: Average | None = None  # a moving average of the weights, by its decay
     lawa: Annotated[int, Field(ge=2)] | None = None  # the mean of so many newest checkpoints
     eval_weights: Literal["model", "ema", "lawa"] = "model"  # what is evaluated and sampled from
@@ -97,6 +100,15 @@ class Training(Spec, axis="command", kind="train", default="train"):
             found = f"found {batch // parts} rows of {length} at a time"
             raise ValueError(
                 f"is {value}, which takes tokens by multiples of {MULTIPLE}, {found} (precision=bf16 would do)"
+            )
+        return value
+
+    @field_validator("recompute")
+    @classmethod
+    def can_be_recomputed(cls, value: str, info: Any) -> str:
+        if value == "selective" and info.data.get("compile"):
+            raise ValueError(
+                "is selective, inside of layers that are compiled whole (recompute=full, or compile=false)"
             )
         return value
 

@@ -26,16 +26,19 @@ from zoo.run import fp8
 from zoo.run.builder import build, pick_device
 from zoo.run.dtypes import describe_slow_dtype
 from zoo.run.memory import keep_memory, read_free_memory
+from zoo.run.recompute import set_recompute
 from zoo.run.threads import ThreadWatch, keep_threads
 from zoo.training import settings as S
 from zoo.training.averages import MovingAverage
-from zoo.training.failures import advise_smaller_batch, failures_in_one_line
+from zoo.training.failures import failures_in_one_line
+from zoo.training.fitting import advise, check_memory
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
 from zoo.training.loop import Run, fit
 from zoo.training.objective import Auto, Context
 from zoo.training.objective.base import describe
 from zoo.training.routing import has_selection_bias
 from zoo.training.sampling import choose_sampling_kernel, writes
+from zoo.training.saving import restore_counters, tidy_checkpoints
 from zoo.training.show import Show
 from zoo.training.speed import find_peak
 
@@ -43,8 +46,8 @@ CONFIG, MODEL = "config.yaml", "model.yaml"
 
 MAY_CHANGE = (
     *("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batches", "eval_weights", "save_every"),
-    *("keep", "lawa", "sample"),
-    *("compile", "device", "kernel"),
+    *("keep", "keep_best", "skip_nonfinite", "lawa", "sample"),
+    *("compile", "recompute", "device", "kernel"),
 )
 """The keys that may change when a run is resumed. Any other would make it another run."""
 
@@ -101,6 +104,7 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
             raise ConfigError(f"{folder}: its data is not what it was, found {data.key} (was {was})")
         run = build_run(planned, folder, device, data, show, counters)
         restore_run(run, checkpoint)
+        tidy_checkpoints(run)
         write_yaml(folder / CONFIG, planned.config)
         show.say(f"goes on after step {run.step}")
         return complete_run(run, planned)
@@ -116,8 +120,8 @@ def refuse_other_run(planned: TrainingPlan, folder: Path, checkpoint: Path, coun
     """Raise ConfigError when the checkpoint has another model than the config, or when it is of the last step."""
     if read_spec(checkpoint) != planned.spec:
         raise ConfigError(f"{folder / CONFIG}: model: is not the one of {checkpoint} (as it was when the run began)")
-    step = counters["step"]
-    if step >= planned.settings.steps and not counters.get("evaluation_due"):
+    step, due = counters["step"], counters.get("evaluation_due")
+    if step >= planned.settings.steps and not due and runs.read_result(folder / runs.RESULT).get("status") == "done":
         more = f"steps={2 * step} goes on with it, or any above {step}"
         raise ConfigError(f"{folder}: is finished, found a checkpoint of step {step} ({more})")
 
@@ -230,6 +234,8 @@ def prepare_device_and_data(planned: TrainingPlan, show: Show) -> tuple[Any, Pre
         fp8.require_fp8(recipe, device, f"precision: {planned.settings.precision}", "precision=bf16")
     planned.settings.optim.check_device(device)
     check_kernel(planned, device)
+    if (line := check_memory(planned.settings, planned.spec, read_free_memory(device))) is not None:
+        show.say(line)
     data = prepare(planned.data, show.preparing)
     faults: list[str] = []
     collect_faults(faults, lambda: planned.settings.objective.extend(data.tokenizer, planned.settings.seq_len))
@@ -286,6 +292,7 @@ def build_run(
         keep_memory()
     free = read_free_memory(device)
     model = build(planned.spec, device=str(device), kernel=settings.kernel, seed=settings.seed)
+    set_recompute(model, settings.recompute)
     if settings.recipe:
         products = fp8.convert_to_fp8(model, settings.recipe)
         slow = "" if settings.compile else "; nothing is gained without compile=true"
@@ -334,11 +341,7 @@ def restore_run(run: Run, checkpoint: Path) -> None:
     counters = store.load_run(checkpoint, run.model, run.optimizer)
     if run.ema is not None:
         run.ema.restore(checkpoint / "ema")
-    run.batches.restore(counters["data"])
-    run.step = run.saved = counters["step"]
-    run.tokens, run.last = counters["tokens"], counters["last"]
-    run.clock.seconds = counters["seconds"]
-    run.evaluation_due = counters.get("evaluation_due", False)
+    restore_counters(run, counters)
 
 
 def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
@@ -357,7 +360,7 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
         if line is not None:
             run.show.say(line)
     try:
-        with failures_in_one_line(run.folder, lambda: advise_smaller_batch(settings, planned.spec, run.free)):
+        with failures_in_one_line(run.folder, lambda: advise(settings, planned.spec, run.free)):
             result = fit(run)
     except (ZooError, KeyboardInterrupt) as error:
         status = "failed" if isinstance(error, ZooError) else "stopped"

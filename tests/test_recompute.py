@@ -1,0 +1,146 @@
+"""Recomputed activations: what is kept is what `zoo stats --recompute` prices, and the gradients stay the same."""
+
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+from loaded import load
+from saved import passes, saved_by, told
+from tiny import every_choice, name, spec_of
+from tinyrun import compose_run, read_metrics, write_corpus
+from tracked import StorageTracker
+
+from zoo.costs.activations import PassShape, list_sections
+from zoo.costs.setup import RECOMPUTE
+from zoo.errors import ConfigError
+from zoo.run.builder import build
+from zoo.run.recompute import set_recompute
+from zoo.training.settings import Training
+from zoo.training.task import plan_training, resume_run, start_run
+
+SMALL = ["d_model=32", "n_heads=4", "vocab_size=67", "n_layers=2", "d_ff=48"]
+MODELS = {
+    "llama": lambda: spec_of([]),
+    "experts": lambda: spec_of(["ffn=moe"]),
+    "softcap and window": lambda: spec_of(["attention.window=4", "attention.softcap=20"]),
+    "latent": lambda: spec_of(["attention=mla"]),
+    "relative bias": lambda: spec_of(["position=t5"]),
+    "recurrent": lambda: spec_of(["attention=mamba2", "position=none"]),
+    "both towers": lambda: load("t5-small", [*SMALL, "head_dim=8"]),
+    "bert": lambda: load("bert-base", SMALL),
+}
+
+
+def gradients(spec, what):
+    """Logits' mean square and its gradients, of a model made from one seed."""
+    model = build(spec, device="cpu", seed=3).train()
+    set_recompute(model, what)
+    torch.manual_seed(7)
+    out = passes(model, spec, 2, 9)()
+    total = out.logits.square().mean() + sum(out.losses.values())
+    total.backward()
+    return total.detach(), {name: each.grad for name, each in model.named_parameters()}
+
+
+@pytest.mark.parametrize("what", ["selective", "full"])
+@pytest.mark.parametrize("model", MODELS)
+def test_gradients_are_those_without_recomputation_bit_for_bit(model, what):
+    spec = MODELS[model]()
+    (loss, plain), (same, again) = gradients(spec, "none"), gradients(spec, what)
+    assert torch.equal(loss, same)
+    for key, grad in plain.items():
+        assert (grad is None) == (again[key] is None), key
+        assert grad is None or torch.equal(grad, again[key]), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["selective", "full"])
+@pytest.mark.parametrize("overrides", list(every_choice()), ids=name)
+def test_every_choice_has_the_same_gradients(overrides, what):
+    spec = spec_of(overrides)
+    if spec.towers() and all(tower.head.kind == "none" for tower in spec.towers().values()):
+        return  # nothing to take the gradient of
+    plain, again = gradients(spec, "none")[1], gradients(spec, what)[1]
+    assert all(grad is None or torch.equal(grad, again[key]) for key, grad in plain.items())
+
+
+@pytest.mark.parametrize("model", ["llama", "softcap and window", "latent", "both towers", "bert"])
+def test_selective_keeps_the_bytes_that_are_priced(model):
+    spec = MODELS[model]()
+    built = build(spec, device="cpu").train()
+    set_recompute(built, "selective")
+    expected = told(spec, list_sections(spec, PassShape(batch=2, context=9, dtype="fp32", fused=False, selective=True)))
+    found = saved_by(built, passes(built, spec, 2, 9))
+    found.pop(0, None)  # an empty tensor that torch 2.11 keeps for a checkpoint
+    assert found == expected
+
+
+@pytest.mark.parametrize("model", ["llama", "softcap and window", "latent", "experts", "both towers", "bert"])
+def test_full_keeps_the_bytes_that_are_priced(model):
+    spec = MODELS[model]()
+    sections = list_sections(spec, PassShape(batch=2, context=9, dtype="fp32", fused=False))
+    spared = 0
+    for path, tower in spec.towers().items():
+        prefix = f"{path}." if path else ""
+        layers = [sections[f"{prefix}layer:{kind}"] for kind in tower.pattern]
+        spared += sum(each.bytes - each.input for each in layers)
+        shared = sections[f"{prefix}shared"]
+        spared -= shared.input - shared.bytes  # all of it is read a second time
+    found = held_after_a_pass(spec, "none") - held_after_a_pass(spec, "full")
+    indices = {"experts": 60, "bert": 72}  # bytes of numbers of rows and of places, which only the plain pass lets go
+    assert abs(found - spared) <= indices.get(model, 0) and spared > 0
+
+
+def held_after_a_pass(spec, what):
+    """Bytes that stand between a forward pass and its backward pass, weights left out."""
+    model = build(spec, device="cpu").train()
+    set_recompute(model, what)
+    run = passes(model, spec, 2, 9)
+    with StorageTracker() as tracker:
+        tracker.know([*model.parameters(), *model.buffers()])
+        out = run()
+        loss, logits = out.logits.square().mean() + sum(out.losses.values()), out.logits
+        del out, logits
+        held = tracker.live
+        del loss
+    return held
+
+
+def test_nothing_is_recomputed_where_no_gradient_is_wanted(monkeypatch):
+    spec = spec_of([])
+    model = build(spec, device="cpu").eval()
+    set_recompute(model, "full")
+    monkeypatch.setattr("torch.utils.checkpoint.checkpoint", None)
+    with torch.no_grad():
+        passes(model, spec, 2, 9)()
+
+
+def test_the_names_are_those_of_the_price():
+    assert get_args(get_type_hints(Training)["recompute"]) == RECOMPUTE
+
+
+def test_a_run_learns_the_same_whatever_it_recomputes_and_may_change_it(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    corpus = write_corpus(tmp_path / "corpus")
+    for what in RECOMPUTE:
+        start_run(compose_run(corpus, f"recompute={what}", "steps=4", "accumulate=2", "ffn=moe"), tmp_path / what)
+        resume_run(tmp_path / what, ["steps=6", "recompute=full"])
+    plain, *others = (read_metrics(tmp_path / what) for what in RECOMPUTE)
+    assert all(each == plain for each in others)
+
+
+def test_recomputation_inside_of_a_compiled_layer_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"recompute: .*is selective, inside of layers that are compiled whole"):
+        plan_training(compose_run(tmp_path, "compile=true", "recompute=selective"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, which inductor imports
+def test_compiled_layers_are_recomputed_to_the_same_losses(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    config = ["compile=true", "steps=4", "eval_every=null"]
+    corpus = write_corpus(tmp_path / "corpus")
+    for what in ("none", "full"):
+        start_run(compose_run(corpus, *config, f"recompute={what}"), tmp_path / what)
+    losses = [[line["loss"] for line in read_metrics(tmp_path / what) if "lr" in line] for what in ("none", "full")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -1,0 +1,122 @@
+"""When a run saves a checkpoint, what it keeps of them, and the counters that it resumes from."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from zoo.checkpoint import store
+from zoo.checkpoint.publish import point
+from zoo.runs import BEST, CHECKPOINTS
+from zoo.training.averages import compute_averages, find_optimizer_average
+from zoo.training.finite import refuse_nonfinite, refuse_nonfinite_weights
+
+if TYPE_CHECKING:
+    from zoo.training.loop import Run
+
+
+def save_if_due(run: Run, terms: dict[str, Any]) -> None:
+    """Save where the config or the schedule wants it.
+
+    After a skipped update the checkpoint waits for the next one that is made: the weights may be the reason, and each
+    checkpoint takes the place of an older one. The last step saves in any case.
+    """
+    run.save_due |= run.due(run.settings.save_every) or is_milestone(run, run.step)
+    if run.save_due and (not run.skipped_in_row or run.step == run.settings.steps):
+        save_checkpoint(run, terms)
+
+
+def save_checkpoint(run: Run, terms: dict[str, Any] | None = None, also: frozenset[int] = frozenset()) -> None:
+    """Write a checkpoint of this step, unless there is one; those of the steps `also` stay as well. Raises ZooError for
+    values that are not finite."""
+    run.save_due = False
+    if run.saved == run.step:
+        return
+    if terms is not None:
+        refuse_nonfinite(run, terms)
+    refuse_nonfinite_weights(run)
+    state = store.Resumable(
+        run.model, run.optimizer, gather_counters(run), find_optimizer_average(run), compute_averages(run)
+    )
+    spared = partial(is_spared, run, also=also)
+    store.save_run(run.folder, run.step, state, run.data.tokenizer, run.settings.keep, spared)
+    run.saved = run.step
+
+
+def is_milestone(run: Run, step: int) -> bool:
+    """Whether the schedule wants the checkpoint after `step` updates, for good."""
+    return run.settings.schedule.is_milestone(step, run.settings.steps)
+
+
+def is_spared(run: Run, step: int, also: frozenset[int] = frozenset()) -> bool:
+    """Whether a checkpoint stays, however many newer ones there are."""
+    return step in also or is_milestone(run, step) or any(step == kept for _, kept in run.best)
+
+
+def keep_if_best(run: Run) -> None:
+    """Save this step, and let `best` name it, where its validation loss is among the `keep_best` lowest so far.
+
+    Those that it takes the place of go last: `best` never names one that is gone.
+    """
+    loss, most = run.last.get("val_loss", math.nan), run.settings.keep_best
+    if not most or run.evaluation_due or not math.isfinite(loss):
+        return
+    ranked = sorted([*(each for each in run.best if each[1] != run.step), (loss, run.step)])[:most]
+    if (loss, run.step) in ranked:
+        before, run.best = frozenset(step for _, step in run.best), ranked
+        save_checkpoint(run, also=before)
+        point_at_best(run)
+
+
+def note_evaluation(run: Run) -> None:
+    """Note in this step's checkpoint, where there is one, that its evaluation is done; then let go of what was the
+    best."""
+    if run.saved == run.step:
+        newest = run.folder / CHECKPOINTS / f"step-{run.step:06}"
+        store.write_counters(newest, gather_counters(run))
+        store.tidy_run(newest, run.settings.keep, partial(is_spared, run))
+
+
+def point_at_best(run: Run) -> None:
+    """Let `best` name the checkpoint with the lowest validation loss of those that are kept for it."""
+    root = run.folder / CHECKPOINTS
+    if run.best:
+        point(root, BEST, root / f"step-{run.best[0][1]:06}")
+    else:
+        (root / BEST).unlink(missing_ok=True)
+
+
+def gather_counters(run: Run) -> dict[str, Any]:
+    """Gather the counters that a run resumes from. `lengths` are those of its files, which this flushes to the disk."""
+    return {
+        "step": run.step,
+        "tokens": run.tokens,
+        "seconds": run.clock.seconds,
+        "last": run.last,
+        "evaluation_due": run.evaluation_due,
+        "data": {**run.batches.state(), "key": run.data.key},
+        "lengths": run.records.lengths(),
+        "threads": run.watch.state(),
+        "skipped": run.skipped,
+        "skipped_in_row": run.skipped_in_row,
+        "best": run.best,
+    }
+
+
+def restore_counters(run: Run, counters: dict[str, Any]) -> None:
+    """Set a run to where a checkpoint's counters say it was."""
+    run.batches.restore(counters["data"])
+    run.step = run.saved = counters["step"]
+    run.tokens, run.last = counters["tokens"], counters["last"]
+    run.clock.seconds = counters["seconds"]
+    run.evaluation_due = counters.get("evaluation_due", False)
+    run.skipped, run.skipped_in_row = counters.get("skipped", 0), counters.get("skipped_in_row", 0)
+    run.best = [(loss, step) for loss, step in counters.get("best", [])]
+
+
+def tidy_checkpoints(run: Run) -> None:
+    """Finish what a process began that was killed while it saved."""
+    newest = run.folder / CHECKPOINTS / f"step-{run.step:06}"
+    point_at_best(run)
+    store.tidy_run(newest, run.settings.keep, partial(is_spared, run))
