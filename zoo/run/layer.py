@@ -219,11 +219,13 @@ class Model(Layer):
         return list(self.spec.towers().items())  # type: ignore[attr-defined]
 
     def decay_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Group the parameters: matrices and tables with weight decay, norm scales and biases without."""
+        """Group the parameters that train: matrices, tables and adapters with weight decay, norm scales and biases
+        without."""
         decays = {name: part.decays(leaf) for name, part, leaf in S.tensors(self.spec, self.d_model)}
         pulled, left = [], []
         for name, parameter in self.named_parameters():
-            (pulled if decays[name] else left).append(parameter)
+            if parameter.requires_grad:
+                (pulled if decays.get(name, True) else left).append(parameter)  # an adapter's are no part's
         groups = [{"params": pulled, "weight_decay": weight_decay}, {"params": left, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]
 

@@ -15,6 +15,7 @@ from zoo.spec import Spec
 from zoo.training.objective import Objective
 from zoo.training.optim import Optim
 from zoo.training.schedule import Schedule
+from zoo.training.start.lora import Lora
 
 FP8 = "fp8_"  # the prefix of a float8 recipe
 
@@ -62,6 +63,11 @@ class Training(Spec, axis="command", kind="train", default="train"):
     keep: PositiveInt = 2  # newest checkpoints that are kept
     sample: Sample | None = None
     router_bias_rate: NonNegativeFloat | None = None  # of selection biases; null: 0.001
+    weights: str | None = None  # a folder that the run's first weights are read from; null: drawn from the seed
+    deepen: Literal["stack", "identity"] = "stack"  # how layers that these weights lack are made
+    freeze: tuple[str, ...] = ()  # patterns of weights that do not train
+    train: tuple[str, ...] = ()  # patterns of the only ones that do; empty: all
+    lora: Lora | None = None
     objective: Objective
     optim: Optim
     schedule: Schedule

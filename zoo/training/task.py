@@ -37,6 +37,7 @@ from zoo.training.routing import has_selection_bias
 from zoo.training.sampling import choose_sampling_kernel, writes
 from zoo.training.show import Show
 from zoo.training.speed import find_peak
+from zoo.training.start.begin import Start
 
 CONFIG, MODEL = "config.yaml", "model.yaml"
 
@@ -69,6 +70,7 @@ def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, An
     show = Show(planned.settings.steps)
     with failures_in_one_line(where), keep_threads():
         refuse_second_run(where)
+        Start.of(planned.settings).check(planned.spec)
         device, data = prepare_device_and_data(planned, show)
         with runs.locked(where, show.say):
             refuse_second_run(where)  # another process may have had the folder meanwhile
@@ -165,6 +167,8 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
     for node, key in ((data, "path"), ((data or {}).get("tokenizer"), "path"), (objective, "teacher")):
         if isinstance(node, dict) and isinstance(path := node.get(key), str):
             node[key] = str(Path(path).expanduser().absolute())  # a run may go on from another folder
+    if isinstance(weights := config.get("weights"), str):
+        config["weights"] = str(Path(weights).expanduser().absolute())
     return {"model": model, **{str(key): value for key, value in config.items()}}
 
 
@@ -181,6 +185,7 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
         faults.append(f"router_bias_rate: {found} (null; or router.selection_bias=true)")
     if settings.recipe and (idle := fp8.explain_no_effect(spec)):
         faults.append(f"precision: {settings.precision} {idle} (precision=bf16 would do)")
+    faults += Start.of(settings).find_faults(spec, fp8=settings.recipe is not None)
     special = settings.objective.count_special(settings.seq_len)
     if data.tokenizer.kind == "bpe" and (size := special + (data.tokenizer.vocab_size or BPE_SIZE)) > spec.vocab_size:
         left = spec.vocab_size - special
@@ -280,10 +285,15 @@ def build_run(
         keep_memory()
     free = read_free_memory(device)
     model = build(planned.spec, device=str(device), kernel=settings.kernel, seed=settings.seed)
+    start = Start.of(settings)
+    if counters is None:
+        start.read(model, show.say)
     if settings.recipe:
         products = fp8.convert_to_fp8(model, settings.recipe)
         slow = "" if settings.compile else "; nothing is gained without compile=true"
         show.say(f"{settings.precision}: {fp8.summarize_products(products)}{slow}")
+    if line := start.restrict(model):
+        show.say(line)
     return Run(
         name=planned.name,
         folder=folder,

@@ -1,0 +1,33 @@
+"""Start a run from the weights of a folder, ours or Hugging Face's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from zoo.checkpoint import store
+from zoo.lazy import torch
+from zoo.runs import find
+from zoo.spec import table
+from zoo.training.start.transfer import transfer
+
+
+def check_weights(folder: str | Path, spec: Any, added: str) -> None:
+    """Tell whether a folder's weights can start this model, from its architecture alone. Raises ConfigError and
+    CheckpointError."""
+    source = store.load_spec(folder)
+    shapes = table(source, source.d_model)
+    transfer(source, spec, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, added)
+
+
+def load_weights(model: Any, folder: str | Path, added: str, seed: int) -> list[str]:
+    """Fill a built model with a folder's weights, in place. Returns lines that say what was read and what was made
+    of it."""
+    source = store.load(folder, "fp32", "cpu")
+    held = source.state_dict()
+    made = transfer(source.spec, model.spec, held, added, seed)
+    names = {name: tensor for name, tensor in made.held.items() if name not in made.fresh}
+    found = model.load_state_dict(names, strict=False)
+    assert set(found.missing_keys) == made.fresh and not found.unexpected_keys, found
+    count = sum(tensor.numel() for tensor in held.values())
+    return [f"weights: {len(held)} tensors, {count:,} values, of {find(folder)}", *made.lines]
