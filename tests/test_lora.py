@@ -52,7 +52,7 @@ def test_a_fresh_adapter_changes_nothing_and_another_seed_draws_others():
     assert not torch.equal(first.blocks[0].attention.q.lora.a, second.blocks[0].attention.q.lora.a)
 
 
-@pytest.mark.parametrize("extra", [[], ["ffn=moe"], ["bias=true", "block=parallel"], ["ffn=moe", "ffn.shared={kind: gated, d_ff: 32}"]])
+@pytest.mark.parametrize("extra", [[], ["ffn=moe"], ["bias=true", "block=parallel"], ["block=post", "norm=layernorm"]])
 def test_merged_weights_are_w_plus_scale_times_b_a_and_give_the_same_logits(extra, tmp_path):
     model = adapted(model_of(extra), ("attention", "ffn"))
     store.save_model(model, tmp_path / "saved")
@@ -61,7 +61,12 @@ def test_merged_weights_are_w_plus_scale_times_b_a_and_give_the_same_logits(extr
     product = model.get_submodule(model.adapters.paths[-1])
     a, b = (getattr(product.lora, name).detach().double().numpy() for name in "ab")
     expected = product.weight.detach().double().numpy() + 5.0 / 3 * (b @ a)
-    assert_close(merged.get_submodule(model.adapters.paths[-1]).weight.detach().double(), torch.tensor(expected), rtol=1e-5, atol=1e-6)
+    assert_close(
+        merged.get_submodule(model.adapters.paths[-1]).weight.detach().double(),
+        torch.tensor(expected),
+        rtol=1e-5,
+        atol=1e-6,
+    )
     assert not any("lora" in name for name in merged.state_dict())
 
 
@@ -71,7 +76,7 @@ def test_dropout_drops_the_share_of_an_adapters_inputs_in_training_alone():
     product = model.blocks[0].attention.q
     assert torch.equal(product(x), product(x))
     dropped = product.train().lora.drop(x)
-    assert set(dropped.unique().tolist()) == {0.0, pytest.approx(4 / 3)}
+    assert dropped.unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert float((dropped == 0).float().mean()) == pytest.approx(0.25, abs=0.03)
     assert not torch.equal(product(x), product(x))
 
@@ -115,7 +120,13 @@ def test_what_can_have_no_adapter_is_refused_by_name(overrides, on, fault):
 CASES = {
     "llama": (
         transformers.LlamaConfig,
-        {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+        {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        },
         ("attention", "ffn"),
     ),
     "gpt2, whose q, k and v are fused and transposed": (
@@ -165,7 +176,9 @@ def test_what_pefts_format_cannot_hold_is_refused_by_name(tmp_path):
     with pytest.raises(CheckpointError, match="has no adapters"):
         adapters.save_for_peft(tmp_path / "plain", tmp_path / "out")
     store.save_model(adapted(model_of(["ffn=moe"]), ("ffn",)), tmp_path / "experts")
-    with pytest.raises(CheckpointError, match=r"blocks.0.ffn.experts.gate.weight is adapted, and peft adapts no stacked"):
+    with pytest.raises(
+        CheckpointError, match=r"blocks.0.ffn.experts.gate.weight is adapted, and peft adapts no stacked"
+    ):
         adapters.save_for_peft(tmp_path / "experts", tmp_path / "out")
     model = adapted(model_of(), ("ffn",))
     model.adapters = Adapters(3, 5.0, 0.0, model.adapters.paths, trained=("norm.weight",))
@@ -199,10 +212,8 @@ def test_a_run_trains_adapters_alone_and_its_checkpoint_generates_converts_and_s
     before, after = weights_of(here / "first"), weights_of(here / "whole")
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     result = json.loads((here / "whole" / "result.json").read_text())
-    per_layer = 4 * (4 * 192 + 192 + 64 + 64 + 192 + 192) - 4 * 192 + 3 * 4 * (192 + 512)
-    assert result["trained"] == sum(
-        each.numel() for each in _adapter_tensors(here / "whole").values()
-    ) and result["trained"] != per_layer * 0
+    widths = [(192, 192), (192, 64), (192, 64), (192, 192), (192, 512), (192, 512), (512, 192)]
+    assert result["trained"] == 2 * sum(4 * (d_in + d_out) for d_in, d_out in widths)
     assert f"trains {result['trained']:,} of {result['params']:,} parameters" in said
     assert run(["generate", "--checkpoint", "whole", "--prompt", "word", "--max-new-tokens", "3"]) == 0
     assert run(["convert", "whole", "merged"]) == 0
@@ -221,17 +232,17 @@ def _adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_run_with_adapters_goes_on_to_the_last_bit_without_the_weights_it_began_with(here):
     assert run(["train", *SMALL, *MODEL, "steps=1", "hydra.run.dir=first"]) == 0
-    lora = ["weights=first", "lora={rank:2,dropout:0.3}", "train=[norm*]", "save_every=2", "data.tokenizer.kind=byte"]
-    assert run(["train", *SMALL, *lora, "steps=4", "hydra.run.dir=whole"]) == 0
+    lora = ["weights=first", "lora={rank:2,dropout:0.3}", "train=[norm*]", "save_every=2"]
     assert run(["train", *SMALL, *lora, "steps=2", "schedule=constant", "hydra.run.dir=parts"]) == 0
     assert run(["train", *SMALL, *lora, "steps=4", "schedule=constant", "hydra.run.dir=reference"]) == 0
-    (here / "first").rename(here / "gone")
+    before = weights_of(here / "first")["norm.weight"]
+    (zoo.runs.find(here / "first") / "model.safetensors").unlink()
     assert run(["train", "--resume", "parts", "steps=4"]) == 0
-    for mine, other in ((_adapter_tensors, "reference"), (weights_of, "reference")):
-        assert all(torch.equal(each, mine(here / other)[name]) for name, each in mine(here / "parts").items())
-    assert not torch.equal(weights_of(here / "parts")["norm.weight"], weights_of(here / "gone")["norm.weight"])
+    for read in (_adapter_tensors, weights_of):
+        assert all(torch.equal(each, read(here / "reference")[name]) for name, each in read(here / "parts").items())
+    assert not torch.equal(weights_of(here / "parts")["norm.weight"], before)
 
 
-def test_adapters_of_nothing_or_beside_float8_are_refused(here, refused):
+def test_adapters_of_nothing_are_refused(here, refused):
     (line,) = refused("train", *SMALL, *MODEL, "lora={rank:2}")
     assert line == "lora: adapts weights, and there are none (weights=FOLDER)"

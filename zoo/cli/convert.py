@@ -20,7 +20,9 @@ class Kind(StrEnum):
 def run(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, a run, or a Hugging Face folder.")],
     out: Annotated[Path, typer.Argument(help="The folder to write: written completely or not at all.")],
-    to: Annotated[Kind, typer.Option(help="hf (transformers loads it), zoo (our own) or peft (a run's adapters alone).")] = Kind.hf,
+    to: Annotated[
+        Kind, typer.Option(help="hf (transformers loads it), zoo (our own) or peft (a run's adapters alone).")
+    ] = Kind.hf,
     verify: Annotated[bool, typer.Option(help="Compare logits with transformers in a fresh process.")] = True,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16. [default: as in the checkpoint]")] = None,
 ) -> None:

@@ -179,7 +179,11 @@ def imply_by_weights(parsed: Sequence[Override], body: Mapping[str, Any]) -> lis
     if len(chosen) != 1 or chosen[0] in ("None", "null", ""):
         return list(parsed)
     listed = [key for entry in body.get("defaults", []) if isinstance(entry, Mapping) for key in entry]
-    implied = [] if ROOT in typed or ROOT in body or ROOT in listed else [f"{ROOT}='{Path(chosen[0]).expanduser().absolute()}'"]
+    implied = (
+        []
+        if ROOT in typed or ROOT in body or ROOT in listed
+        else [f"{ROOT}='{Path(chosen[0]).expanduser().absolute()}'"]
+    )
     stated = (body.get("data") or {}).get("tokenizer") if isinstance(body.get("data"), Mapping) else None
     if not stated and not any(key.startswith("data.tokenizer") for key in typed):
         folder = runs.find(Path(chosen[0]))

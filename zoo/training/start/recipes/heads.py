@@ -27,7 +27,9 @@ def regroup_heads(source: Any, target: Any, held: Tensors, path: str) -> str | N
 
     for name in ("k.weight", "k.bias", "v.weight", "v.bias"):
         change(held, f"{path}{name}", merge)
-    how = "each the mean of its group's (Ainslie et al., 2023)" if after < before else "repeated, with the same function"
+    how = (
+        "each the mean of its group's (Ainslie et al., 2023)" if after < before else "repeated, with the same function"
+    )
     return f"attention: {before} key-value heads became {after}, {how}"
 
 
