@@ -26,6 +26,8 @@ class Layer(nn.Module):
     """
 
     kernel = "auto"  # the attention kernel's name; read by the tower, which passes it on to its layers
+    attention_dropout = 0.0  # share of attention's probabilities that training drops; read by the tower too
+    embedding_dropout = 0.0  # of the channels that go into the first layer
 
     def __init__(self, spec: S.Spec, d_model: int) -> None:
         super().__init__()

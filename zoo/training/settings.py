@@ -12,6 +12,7 @@ from zoo.errors import ConfigError
 from zoo.run.fp8 import MULTIPLE
 from zoo.sampling.options import Sampling
 from zoo.spec import Spec
+from zoo.training.dropout import Dropout
 from zoo.training.objective import Objective
 from zoo.training.optim import Optim
 from zoo.training.schedule import Schedule
@@ -68,6 +69,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
     freeze: tuple[str, ...] = ()  # patterns of weights that do not train
     train: tuple[str, ...] = ()  # patterns of the only ones that do; empty: all
     lora: Lora | None = None
+    dropout: Dropout | None = None
     objective: Objective
     optim: Optim
     schedule: Schedule

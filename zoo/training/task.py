@@ -186,6 +186,8 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
     if settings.recipe and (idle := fp8.explain_no_effect(spec)):
         faults.append(f"precision: {settings.precision} {idle} (precision=bf16 would do)")
     faults += Start.of(settings).find_faults(spec, fp8=settings.recipe is not None)
+    if settings.dropout:
+        faults += settings.dropout.find_faults(spec, settings.compile, settings.recipe is not None)
     special = settings.objective.count_special(settings.seq_len)
     if data.tokenizer.kind == "bpe" and (size := special + (data.tokenizer.vocab_size or BPE_SIZE)) > spec.vocab_size:
         left = spec.vocab_size - special
@@ -249,7 +251,9 @@ def check_kernel(planned: TrainingPlan, device: Any) -> None:
         for block in tower.blocks.values():
             packed = planned.data.documents or block.attention.visible_chunk is not None
             seen = {"window": block.attention.visible_window, "documents": packed, "causal": tower.causal}
-            for ask in (block.attention.ask(dtype, needs_grad=grad, **seen) for grad in (True, False)):
+            drops = bool(planned.settings.dropout and planned.settings.dropout.attention)
+            asks = ({"needs_grad": True, "dropout": drops}, {"needs_grad": False})
+            for ask in (block.attention.ask(dtype, **each, **seen) for each in asks):
                 if ask is not None:
                     select(ask, machine, planned.settings.kernel)
 
@@ -294,6 +298,8 @@ def build_run(
         show.say(f"{settings.precision}: {fp8.summarize_products(products)}{slow}")
     if line := start.restrict(model):
         show.say(line)
+    if settings.dropout:
+        settings.dropout.apply(model)
     return Run(
         name=planned.name,
         folder=folder,

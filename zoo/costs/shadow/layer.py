@@ -84,6 +84,7 @@ class ShadowLayer:
     """A component with shadows of its weights. Parts are made at their first use."""
 
     blocks: list[ShadowLayer]  # of a tower whose own pass is run
+    attention_dropout = embedding_dropout = 0.0
 
     def __init__(self, spec: Any, d_model: int, dtype: ShadowDtype, name: str = "", kernel: str = "auto") -> None:
         self.spec, self.d_model, self.dtype, self.name, self.kernel = spec, d_model, dtype, name, kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,5 +30,13 @@ def load_weights(model: Any, folder: str | Path, added: str, seed: int) -> list[
     names = {name: tensor for name, tensor in made.held.items() if name not in made.fresh}
     found = model.load_state_dict(names, strict=False)
     assert set(found.missing_keys) == made.fresh and not found.unexpected_keys, found
+    notes = describe_dropout(getattr(getattr(source, "source", None), "config", {}))
     count = sum(tensor.numel() for tensor in held.values())
-    return [f"weights: {len(held)} tensors, {count:,} values, of {find(folder)}", *made.lines]
+    return [f"weights: {len(held)} tensors, {count:,} values, of {find(folder)}", *made.lines, *notes]
+
+
+def describe_dropout(config: Mapping[str, Any]) -> list[str]:
+    """Say which rates of a config.json are not taken over: a run's `dropout` is its own setting."""
+    stated = {key: each for key, each in config.items() if "drop" in key and isinstance(each, float) and each > 0}
+    fields = ", ".join(f"{key}={each}" for key, each in stated.items())
+    return [f"dropout: as the run's settings say, not as config.json ({fields})"] if stated else []
