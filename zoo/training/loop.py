@@ -207,8 +207,10 @@ def record(run: Run, terms: dict[str, Any]) -> None:
 
 def compute_mfu(run: Run, speed: float) -> float | None:
     """Compute the MFU at so many tokens a second; None where that lies above the measured peak, which then was measured
-    too low, and where the objective's FLOPs are not counted."""
+    too low, and where the FLOPs are not counted: of some objectives, and with frozen weights."""
     if not run.settings.objective.every_token:  # the head runs on fewer tokens than `flops_per_token` counts
+        return None
+    if not all(each.requires_grad for each in run.model.parameters()):  # nor are frozen weights' gradients left out
         return None
     share = run.peak.share(speed * run.flops_per_token)
     return None if share is None else round(share, 4)
@@ -322,6 +324,7 @@ def describe_outcome(run: Run) -> dict[str, Any]:
         "run": str(run.folder),
         "checkpoint": str(run.folder / CHECKPOINTS / f"step-{run.step:06}"),
         "params": sum(each.numel() for each in run.model.parameters()),
+        "trained": sum(each.numel() for each in run.model.parameters() if each.requires_grad),
         "steps": run.step,
         "tokens": run.tokens,
         **({"skipped": run.skipped} if run.skipped else {}),

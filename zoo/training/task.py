@@ -41,6 +41,7 @@ from zoo.training.sampling import choose_sampling_kernel, writes
 from zoo.training.saving import restore_counters, tidy_checkpoints
 from zoo.training.show import Show
 from zoo.training.speed import find_peak
+from zoo.training.start.begin import Start
 
 CONFIG, MODEL = "config.yaml", "model.yaml"
 
@@ -74,6 +75,7 @@ def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, An
     show = Show(planned.settings.steps)
     with failures_in_one_line(where), keep_threads():
         refuse_second_run(where)
+        Start.of(planned.settings).check(planned.spec)
         device, data = prepare_device_and_data(planned, show)
         with runs.locked(where, show.say):
             refuse_second_run(where)  # another process may have had the folder meanwhile
@@ -170,9 +172,9 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
     assert isinstance(config, dict)
     make_paths_absolute(config.get("data"))
-    objective = config.get("objective")
-    if isinstance(objective, dict) and isinstance(path := objective.get("teacher"), str):
-        objective["teacher"] = str(Path(path).expanduser().absolute())  # a run may go on from another folder
+    for node, key in ((config.get("objective"), "teacher"), (config, "weights")):
+        if isinstance(node, dict) and isinstance(path := node.get(key), str):
+            node[key] = str(Path(path).expanduser().absolute())  # a run may go on from another folder
     return {"model": model, **{str(key): value for key, value in config.items()}}
 
 
@@ -190,6 +192,9 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
         faults.append(f"router_bias_rate: {found} (null; or router.selection_bias=true)")
     if settings.recipe and (idle := fp8.explain_no_effect(spec)):
         faults.append(f"precision: {settings.precision} {idle} (precision=bf16 would do)")
+    faults += Start.of(settings).find_faults(spec, fp8=settings.recipe is not None)
+    if settings.dropout:
+        faults += settings.dropout.find_faults(spec, settings.compile, settings.recipe is not None)
     special = settings.objective.count_special(settings.seq_len)
     if data.tokenizer.kind == "bpe" and (size := special + (data.tokenizer.vocab_size or BPE_SIZE)) > spec.vocab_size:
         left = spec.vocab_size - special
@@ -256,7 +261,9 @@ def check_kernel(planned: TrainingPlan, device: Any) -> None:
         for block in tower.blocks.values():
             packed = planned.data.documents or block.attention.visible_chunk is not None
             seen = {"window": block.attention.visible_window, "documents": packed, "causal": tower.causal}
-            for ask in (block.attention.ask(dtype, needs_grad=grad, **seen) for grad in (True, False)):
+            drops = bool(planned.settings.dropout and planned.settings.dropout.attention)
+            asks = ({"needs_grad": True, "dropout": drops}, {"needs_grad": False})
+            for ask in (block.attention.ask(dtype, **each, **seen) for each in asks):
                 if ask is not None:
                     select(ask, machine, planned.settings.kernel)
 
@@ -293,10 +300,17 @@ def build_run(
     free = read_free_memory(device)
     model = build(planned.spec, device=str(device), kernel=settings.kernel, seed=settings.seed)
     set_recompute(model, settings.recompute)
+    start = Start.of(settings)
+    if counters is None:
+        start.read(model, show.say)
     if settings.recipe:
         products = fp8.convert_to_fp8(model, settings.recipe)
         slow = "" if settings.compile else "; nothing is gained without compile=true"
         show.say(f"{settings.precision}: {fp8.summarize_products(products)}{slow}")
+    if line := start.restrict(model):
+        show.say(line)
+    if settings.dropout:
+        settings.dropout.apply(model)
     optimizer = settings.optim.build(model, settings.parametrisation.scale(planned.spec))
     if line := settings.optim.describe(device):
         show.say(line)
