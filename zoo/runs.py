@@ -4,6 +4,8 @@ RUN/lock                             held by the process that trains, with its i
 RUN/checkpoints/latest               the name of the newest checkpoint
 RUN/checkpoints/step-000400/         a checkpoint (zoo/checkpoint/store.py)
 RUN/result.json                      the run's outcome
+RUN/metrics.jsonl                    a line for each step that was recorded, and for each evaluation
+RUN/config.yaml, model.yaml          the training config, and the model's Spec
 runs/last                            the folder of the last run, for `zoo generate`
 """
 
@@ -24,7 +26,8 @@ from zoo.errors import CheckpointError, ConfigError
 ARCHITECTURE, WEIGHTS = "zoo.yaml", "model.safetensors"
 CHECKPOINTS, LATEST = "checkpoints", "latest"
 AVERAGES = ("ema", "lawa")  # averages of the weights in a checkpoint: `RUN/ema` is that of the newest one
-RESULT = "result.json"
+RESULT, METRICS = "result.json", "metrics.jsonl"
+CONFIG, MODEL = "config.yaml", "model.yaml"
 LOCK = "lock"
 LAST_RUN = Path("runs", "last")
 

@@ -39,7 +39,7 @@ from zoo.training.sampling import choose_sampling_kernel, writes
 from zoo.training.show import Show
 from zoo.training.speed import find_peak
 
-CONFIG, MODEL = "config.yaml", "model.yaml"
+CONFIG, MODEL = runs.CONFIG, runs.MODEL
 
 MAY_CHANGE = (
     *("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batches", "eval_weights", "save_every"),
