@@ -65,7 +65,7 @@ def test_a_run_is_running_while_its_folder_is_held_and_cut_off_when_it_ended_wit
     assert (told["steps"], told["tokens"], told["params"]) == (6, 6 * 64, whole.result["params"])
     assert (told["val_loss"], told["train_loss"]) == (whole.result["val_loss"], whole.result["train_loss"])
     (folder / "metrics.jsonl").write_text("no json\n{}\n")
-    with pytest.raises(CheckpointError, match="metrics.jsonl:1: is no line of metrics"):
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl:1: is no line of metrics"):
         _ = RunRecord(folder).lines
 
 

@@ -43,7 +43,7 @@ def run(
     report.print_tables(report.make_table("", header, cells, right=right))
 
 
-HEADER = ("run", "model", "params", "steps", "tokens", "loss", "val loss", "status", "when")
+HEADER: tuple[str, ...] = ("run", "model", "params", "steps", "tokens", "loss", "val loss", "status", "when")
 NUMBERS = HEADER[2:7]
 EXPENDABLE = ("model", "loss", "tokens", "params", "steps")
 """Columns that a narrow screen goes without, the first first."""
@@ -53,7 +53,7 @@ def fit_columns(rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
     """Leave out columns until the table fits the screen. Returns the header and the rows."""
     from zoo.report.text import measure_screen
 
-    kept = list(HEADER)
+    kept: list[str] = list(HEADER)
     widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
     for name in EXPENDABLE:
         if sum(widths[HEADER.index(each)] + 2 for each in kept) <= measure_screen():

@@ -18,6 +18,8 @@ from zoo.data import Batch, Batches, Prepared, hold_out
 from zoo.data.tokens import Held
 from zoo.errors import ZooError, short
 from zoo.lazy import torch
+from zoo.report.history import RunRecord
+from zoo.report.page import PAGE, write_page
 from zoo.run.threads import ThreadWatch
 from zoo.runs import CHECKPOINTS
 from zoo.sampling.options import Sampling
@@ -129,8 +131,13 @@ def fit(run: Run) -> dict[str, Any]:
 
 
 def measure(run: Run) -> None:
-    """Evaluate, write a sample and draw the losses. What fails is told, and training goes on without it."""
-    for what, work in (("evaluation", evaluate), ("sample", write_sample), ("picture", draw_picture)):
+    """Evaluate, write a sample, draw the losses, write the page. What fails is told, and training goes on without it."""
+    for what, work in (
+        ("evaluation", evaluate),
+        ("sample", write_sample),
+        ("picture", draw_picture),
+        ("page", draw_page),
+    ):
         try:
             with use_weights(run.model, find_evaluated_weights(run)):
                 work(run)
@@ -277,6 +284,19 @@ def write_sample(run: Run) -> None:
 def draw_picture(run: Run) -> None:
     """Draw the losses so far."""
     draw_losses(run.records.lines, run.name, run.folder / PICTURE)
+
+
+def draw_page(run: Run) -> None:
+    """Write the page of the run so far."""
+    write_page(RunRecord(run.folder), "running")
+
+
+def draw_last_page(run: Run, status: str) -> None:
+    """Write the page of a run that ended. What fails is told, as the run itself is whole."""
+    try:
+        write_page(RunRecord(run.folder), status)
+    except FORESEEN as error:
+        run.show.say(f"{run.folder / PAGE}: cannot be written, found {short(error)}")
 
 
 def measure_validation_loss(run: Run, batches: list[Batch]) -> tuple[float, int]:

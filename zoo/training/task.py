@@ -22,16 +22,18 @@ from zoo.generation.towers import check_length
 from zoo.grammar.saved import read_spec
 from zoo.kernels import KERNELS, machine_of, select
 from zoo.lazy import torch
+from zoo.report.page import PAGE, add_environment
 from zoo.run import fp8
 from zoo.run.builder import build, pick_device
 from zoo.run.dtypes import describe_slow_dtype
+from zoo.run.environment import describe_environment
 from zoo.run.memory import keep_memory, read_free_memory
 from zoo.run.threads import ThreadWatch, keep_threads
 from zoo.training import settings as S
 from zoo.training.averages import MovingAverage
 from zoo.training.failures import advise_smaller_batch, failures_in_one_line
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
-from zoo.training.loop import Run, fit
+from zoo.training.loop import Run, draw_last_page, fit
 from zoo.training.objective import Auto, Context
 from zoo.training.objective.base import describe
 from zoo.training.routing import has_selection_bias
@@ -356,6 +358,7 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
         _, line = choose_sampling_kernel(run.model.spec, settings.kernel, run.device)
         if line is not None:
             run.show.say(line)
+    add_environment(run.folder, describe_environment(run.device))
     try:
         with failures_in_one_line(run.folder, lambda: advise_smaller_batch(settings, planned.spec, run.free)):
             result = fit(run)
@@ -363,6 +366,7 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
         status = "failed" if isinstance(error, ZooError) else "stopped"
         try:
             write_result(run.folder, {"status": status, "error": str(error), "run": str(run.folder), "steps": run.step})
+            draw_last_page(run, status)
         except OSError as second:  # the disk that is full is often the reason for the first
             run.show.say(f"{run.folder / runs.RESULT}: cannot be written, found {short(second)}")
         raise
@@ -370,7 +374,8 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
         run.records.close()
         run.watch.end()
     write_result(run.folder, {"error": None, **result})
-    run.show.say(f"{run.folder}: checkpoints, {PICTURE}, {METRICS}, {SAMPLES}")
+    draw_last_page(run, "done")
+    run.show.say(f"{run.folder}: {PAGE}, checkpoints, {PICTURE}, {METRICS}, {SAMPLES}")
     return result
 
 
