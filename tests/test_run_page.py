@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -113,7 +114,7 @@ def test_a_long_curve_is_thinned_evenly_and_keeps_its_last_point(count: int) -> 
     at = [float(each) for each in range(count)]
     kept, values = thin(at, at)
     assert kept == values and len(kept) <= 1500 and kept[-1:] == at[-1:]
-    assert len({b - a for a, b in zip(kept, kept[1:], strict=False)}) <= 1
+    assert len({b - a for a, b in itertools.pairwise(kept)}) <= 1
 
 
 def test_a_run_that_fails_leaves_a_page_that_says_so(tmp_path: Path) -> None:

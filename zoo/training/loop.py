@@ -33,6 +33,7 @@ from zoo.training.averages import (
     go_back_if_due,
     use_weights,
 )
+from zoo.training.callbacks import introduce, tell
 from zoo.training.failures import FORESEEN
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_blocks, move_batch
 from zoo.training.log import PICTURE, Records, draw_losses
@@ -107,6 +108,7 @@ def fit(run: Run) -> dict[str, Any]:
     Raises ZooError when the loss, a gradient or a weight is not finite, and KeyboardInterrupt, after a checkpoint, when
     asked to stop.
     """
+    introduce(run)
     run.model.train()
     if run.settings.compile:
         compile_blocks(run.model)
@@ -121,6 +123,7 @@ def fit(run: Run) -> dict[str, Any]:
             if run.step == 1 or run.due(run.settings.log_every) or run.evaluation_due:
                 record(run, terms)
             with run.clock.pause():
+                tell(run, "after_update")
                 if run.due(run.settings.save_every) or is_milestone(run, run.step):
                     save_checkpoint(run, terms)
                 stop_if_asked(run, terms)
@@ -131,7 +134,7 @@ def fit(run: Run) -> dict[str, Any]:
 
 
 def measure(run: Run) -> None:
-    """Evaluate, write a sample, draw the losses, write the page. What fails is told, and training goes on without it."""
+    """Evaluate, write a sample, draw the losses, write the page. What fails is told; training goes on without it."""
     for what, work in (
         ("evaluation", evaluate),
         ("sample", write_sample),
@@ -146,6 +149,8 @@ def measure(run: Run) -> None:
         run.model.train()
     if run.saved == run.step:
         store.write_counters(run.folder / CHECKPOINTS / f"step-{run.step:06}", gather_counters(run))
+    if not run.evaluation_due:  # it did not fail
+        tell(run, "after_eval")
 
 
 def stop_if_asked(run: Run, terms: dict[str, Any]) -> None:
@@ -339,6 +344,7 @@ def save_checkpoint(run: Run, terms: dict[str, Any]) -> None:
     )
     store.save_run(run.folder, run.step, state, run.data.tokenizer, run.settings.keep, partial(is_milestone, run))
     run.saved = run.step
+    tell(run, "on_save", run.folder / CHECKPOINTS / f"step-{run.step:06}")
 
 
 def gather_counters(run: Run) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from zoo.run.memory import keep_memory, read_free_memory
 from zoo.run.threads import ThreadWatch, keep_threads
 from zoo.training import settings as S
 from zoo.training.averages import MovingAverage
+from zoo.training.callbacks import is_hosted
 from zoo.training.failures import advise_smaller_batch, failures_in_one_line
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
 from zoo.training.loop import Run, draw_last_page, fit
@@ -284,7 +285,7 @@ def build_run(
     )
     batches = Batches(data.sources, settings.batch_size, settings.seq_len, settings.seed, documents, collate)
     torch.manual_seed(settings.seed)
-    if device.type == "cpu":
+    if device.type == "cpu" and not is_hosted():
         keep_memory()
     free = read_free_memory(device)
     model = build(planned.spec, device=str(device), kernel=settings.kernel, seed=settings.seed)
