@@ -17,12 +17,15 @@ from zoo.data import Batch, Batches, Prepared, hold_out
 from zoo.data.tokens import Held
 from zoo.errors import Terminated, short
 from zoo.lazy import torch
+from zoo.report.history import RunRecord
+from zoo.report.page import PAGE, write_page
 from zoo.run.threads import ThreadWatch
 from zoo.runs import CHECKPOINTS
 from zoo.sampling.options import Sampling
 from zoo.text.follow import complete
 from zoo.text.prompts import Options
 from zoo.training.averages import MovingAverage, find_evaluated_weights, go_back_if_due, use_weights
+from zoo.training.callbacks import introduce, tell
 from zoo.training.failures import FORESEEN
 from zoo.training.finite import may_update, refuse_nonfinite
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_blocks, move_batch
@@ -103,6 +106,7 @@ def fit(run: Run) -> dict[str, Any]:
     Raises ZooError when the loss, a gradient or a weight is not finite; when asked to stop, after a checkpoint,
     KeyboardInterrupt, or Terminated where SIGTERM asked.
     """
+    introduce(run)
     run.model.train()
     if run.settings.compile:
         compile_blocks(run.model)
@@ -117,6 +121,7 @@ def fit(run: Run) -> dict[str, Any]:
             if run.step == 1 or run.due(run.settings.log_every) or run.evaluation_due:
                 record(run, terms)
             with run.clock.pause():
+                tell(run, "after_update")
                 save_if_due(run, terms)
                 stop_if_asked(run, terms)
                 if run.evaluation_due:
@@ -130,8 +135,13 @@ class EvaluationStopped(Exception):
 
 
 def measure(run: Run) -> None:
-    """Evaluate, write a sample and draw the losses. What fails is told, and training goes on without it."""
-    for what, work in (("evaluation", evaluate), ("sample", write_sample), ("picture", draw_picture)):
+    """Evaluate, write a sample, draw the losses, write the page. What fails is told; training goes on without it."""
+    for what, work in (
+        ("evaluation", evaluate),
+        ("sample", write_sample),
+        ("picture", draw_picture),
+        ("page", draw_page),
+    ):
         try:
             with use_weights(run.model, find_evaluated_weights(run)):
                 work(run)
@@ -145,6 +155,8 @@ def measure(run: Run) -> None:
         run.model.train()
     keep_if_best(run)
     note_evaluation(run)
+    if not run.evaluation_due:  # it did not fail
+        tell(run, "after_eval")
 
 
 def stop_if_asked(run: Run, terms: dict[str, Any]) -> None:
@@ -260,6 +272,19 @@ def write_sample(run: Run) -> None:
 def draw_picture(run: Run) -> None:
     """Draw the losses so far."""
     draw_losses(run.records.lines, run.name, run.folder / PICTURE)
+
+
+def draw_page(run: Run) -> None:
+    """Write the page of the run so far."""
+    write_page(RunRecord(run.folder), "running")
+
+
+def draw_last_page(run: Run, status: str) -> None:
+    """Write the page of a run that ended. What fails is told, as the run itself is whole."""
+    try:
+        write_page(RunRecord(run.folder), status)
+    except FORESEEN as error:
+        run.show.say(f"{run.folder / PAGE}: cannot be written, found {short(error)}")
 
 
 def measure_validation_loss(run: Run, batches: list[Batch]) -> tuple[float, int]:

@@ -22,18 +22,21 @@ from zoo.generation.towers import check_length
 from zoo.grammar.saved import read_spec
 from zoo.kernels import KERNELS, machine_of, select
 from zoo.lazy import torch
+from zoo.report.page import PAGE, add_environment
 from zoo.run import fp8
 from zoo.run.builder import build, pick_device
 from zoo.run.dtypes import describe_slow_dtype
+from zoo.run.environment import describe_environment
 from zoo.run.memory import keep_memory, read_free_memory
 from zoo.run.recompute import set_recompute
 from zoo.run.threads import ThreadWatch, keep_threads
 from zoo.training import settings as S
 from zoo.training.averages import MovingAverage
+from zoo.training.callbacks import is_hosted
 from zoo.training.failures import failures_in_one_line
 from zoo.training.fitting import advise, check_memory
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
-from zoo.training.loop import Run, fit
+from zoo.training.loop import Run, draw_last_page, fit
 from zoo.training.objective import Auto, Context
 from zoo.training.objective.base import describe
 from zoo.training.routing import has_selection_bias
@@ -43,7 +46,7 @@ from zoo.training.show import Show
 from zoo.training.speed import find_peak
 from zoo.training.start.begin import Start
 
-CONFIG, MODEL = "config.yaml", "model.yaml"
+CONFIG, MODEL = runs.CONFIG, runs.MODEL
 
 MAY_CHANGE = (
     *("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batches", "eval_weights", "save_every"),
@@ -295,7 +298,7 @@ def build_run(
     )
     batches = Batches(data.sources, settings.batch_size, settings.seq_len, settings.seed, documents, collate)
     torch.manual_seed(settings.seed)
-    if device.type == "cpu":
+    if device.type == "cpu" and not is_hosted():
         keep_memory()
     free = read_free_memory(device)
     model = build(planned.spec, device=str(device), kernel=settings.kernel, seed=settings.seed)
@@ -373,6 +376,7 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
         _, line = choose_sampling_kernel(run.model.spec, settings.kernel, run.device)
         if line is not None:
             run.show.say(line)
+    add_environment(run.folder, describe_environment(run.device))
     try:
         with failures_in_one_line(run.folder, lambda: advise(settings, planned.spec, run.free)):
             result = fit(run)
@@ -380,6 +384,7 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
         status = "failed" if isinstance(error, ZooError) else "stopped"
         try:
             write_result(run.folder, {"status": status, "error": str(error), "run": str(run.folder), "steps": run.step})
+            draw_last_page(run, status)
         except OSError as second:  # the disk that is full is often the reason for the first
             run.show.say(f"{run.folder / runs.RESULT}: cannot be written, found {short(second)}")
         raise
@@ -387,7 +392,8 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
         run.records.close()
         run.watch.end()
     write_result(run.folder, {"error": None, **result})
-    run.show.say(f"{run.folder}: checkpoints, {PICTURE}, {METRICS}, {SAMPLES}")
+    draw_last_page(run, "done")
+    run.show.say(f"{run.folder}: {PAGE}, checkpoints, {PICTURE}, {METRICS}, {SAMPLES}")
     return result
 
 
