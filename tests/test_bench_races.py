@@ -275,8 +275,8 @@ def test_weights_of_fewer_bits_are_prepared_as_asked_and_how_is_told(scripts, mo
     asked = []
     monkeypatch.setattr(run_zoo, "WAYS", [])
 
-    def prepare(model, weights, keep):
-        asked.append((weights, keep))
+    def prepare(model, weights, keep, rows):
+        asked.append((weights, keep, rows))
         return "113 products in 61 calls"
 
     monkeypatch.setattr(run_zoo.importlib.util, "find_spec", lambda name: None)
@@ -284,10 +284,12 @@ def test_weights_of_fewer_bits_are_prepared_as_asked_and_how_is_told(scripts, mo
         run_zoo.make_ready(None, scripts | {"weights": "int8"})
     assert run_zoo.make_ready("model", scripts) == "model"
     monkeypatch.setattr(run_zoo.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(run_zoo.importlib, "import_module", lambda name: types.SimpleNamespace(prepare=prepare))
+    monkeypatch.setattr(
+        run_zoo.importlib, "import_module", lambda name: types.SimpleNamespace(prepare=prepare, BUCKETS=(1, 2, 4, 8))
+    )
     for weights in ("int8", ""):
-        run_zoo.make_ready("model", scripts | {"weights": weights})
-    assert asked == [("int8", False), (None, False)]
+        run_zoo.make_ready("model", scripts | {"weights": weights, "batch": 4})
+    assert asked == [("int8", False, (1, 2, 4)), (None, False, (1, 2, 4))]
     assert run_zoo.CONTENDER.describe() == "113 products in 61 calls; 113 products in 61 calls"
 
 

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from zoo.sampling.options import Sampling as Sampling
     from zoo.text.fill import fill as fill
     from zoo.text.vectors import embed as embed
+    from zoo.training.callbacks import Callback as Callback
+    from zoo.training.callbacks import TrainingState as TrainingState
     from zoo.training.evaluate import evaluate as evaluate
+    from zoo.training.result import TrainingResult as TrainingResult
 
 _HOMES = {
     "diff": "zoo.api",
@@ -46,6 +49,9 @@ _HOMES = {
     "Request": "zoo.generation.request",
     "Sampling": "zoo.sampling.options",
     "evaluate": "zoo.training.evaluate",
+    "Callback": "zoo.training.callbacks",
+    "TrainingState": "zoo.training.callbacks",
+    "TrainingResult": "zoo.training.result",
     "prepare": "zoo.run.linear.ready",
     "fill": "zoo.text.fill",
     "embed": "zoo.text.vectors",
@@ -53,6 +59,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Callback",
     "CheckpointError",
     "ConfigError",
     "Engine",
@@ -60,6 +67,8 @@ __all__ = [
     "KernelError",
     "Request",
     "Sampling",
+    "TrainingResult",
+    "TrainingState",
     "ZooError",
     "__version__",
     "build",

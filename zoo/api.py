@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zoo.training.result import TrainingResult
 
 
 def stats(config: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[str, Any]:
@@ -40,20 +43,61 @@ def _setup(fields: Mapping[str, Any]) -> Any:
 
 
 def train(
-    config: str | Path | None = None, overrides: Iterable[str] = (), *, recipe: str | Path | None = None
-) -> Mapping[str, Any]:
-    """Train one run, as `zoo train model=CONFIG OVERRIDES` does; return what its result.json holds.
+    config: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    recipe: str | Path | None = None,
+    resume: str | Path | None = None,
+    callbacks: Iterable[Any] = (),
+) -> TrainingResult:
+    """Train one run, as `zoo train model=CONFIG OVERRIDES` does; return its outcome, history and model.
 
-    `config` is a packaged model or the path of a YAML file, `recipe` a whole training config to start from (`-c`).
+    `config` is a packaged model or the path of a YAML file, `recipe` a whole training config to start from (`-c`), and
+    `resume` the folder of a run that goes on (`--resume`). `callbacks` have methods of `zoo.Callback`.
+
+    The program's own state stays as it is: Hydra's globals, logging, signal handlers, torch's random numbers on the
+    CPU and its number of threads, and how the process gives memory back (`zoo train` keeps what it frees).
+
+    Raises ConfigError before anything is written, ZooError when the training or a callback fails, and
+    KeyboardInterrupt, after a checkpoint, at Ctrl-C.
     """
+    from zoo.errors import ConfigError
+    from zoo.lazy import torch
+    from zoo.training.callbacks import hosted
+    from zoo.training.result import TrainingResult
+
+    chosen = [] if config is None else [f"model='{config}'"]
+    with hosted(list(callbacks)) as host, torch.random.fork_rng(devices=[]):
+        if resume is None:
+            outcome = _launch([*chosen, *overrides], recipe)
+        elif config is None and recipe is None:
+            outcome = _resume(Path(resume), list(overrides))
+        else:
+            raise ConfigError("resume: the run has its config, and goes on with it (leave out config and recipe)")
+    run = host.runs[-1]
+    return TrainingResult(outcome, run.records.lines, run.model.eval())
+
+
+def _launch(overrides: list[str], recipe: str | Path | None) -> Mapping[str, Any]:
     from zoo.errors import ConfigError
     from zoo.jobs.plan import plan_launch
 
-    chosen = [] if config is None else [f"model='{config}'"]
-    with plan_launch([*chosen, *overrides], config=None if recipe is None else Path(recipe)) as plan:
+    logs = ("hydra/job_logging", "hydra/hydra_logging")
+    quiet = [f"{key}=none" for key in logs if not any(each.startswith(f"{key}=") for each in overrides)]
+    with plan_launch([*quiet, *overrides], config=None if recipe is None else Path(recipe)) as plan:
         if plan.sweeps:
             raise ConfigError("hydra.mode: a sweep is for `zoo train -m` (one value each)")
         return plan.run()
+
+
+def _resume(folder: Path, overrides: list[str]) -> Mapping[str, Any]:
+    from zoo.runs import remember
+    from zoo.training.task import resume_run
+
+    try:
+        return resume_run(folder, overrides)
+    finally:
+        remember(folder)
 
 
 def export(model: Any, path: str | Path, *, verify: bool = True, shard: int | None = None) -> Path:

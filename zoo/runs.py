@@ -5,6 +5,8 @@ RUN/checkpoints/latest               the name of the newest checkpoint
 RUN/checkpoints/best                 the name of that with the lowest validation loss, where such are kept
 RUN/checkpoints/step-000400/         a checkpoint (zoo/checkpoint/store.py)
 RUN/result.json                      the run's outcome
+RUN/metrics.jsonl                    a line for each step that was recorded, and for each evaluation
+RUN/config.yaml, model.yaml          the training config, and the model's Spec
 runs/last                            the folder of the last run, for `zoo generate`
 """
 
@@ -25,7 +27,8 @@ from zoo.errors import CheckpointError, ConfigError
 ARCHITECTURE, WEIGHTS = "zoo.yaml", "model.safetensors"
 CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
 AVERAGES = ("ema", "lawa")  # averages of the weights in a checkpoint: `RUN/ema` is that of the newest one
-RESULT = "result.json"
+RESULT, METRICS = "result.json", "metrics.jsonl"
+CONFIG, MODEL = "config.yaml", "model.yaml"
 LOCK = "lock"
 LAST_RUN = Path("runs", "last")
 

@@ -42,11 +42,11 @@ def compare_specs(first: Any, second: Any, priced: Sequence[Mapping[str, Any]]) 
     `priced` are their figures. `relative` is the difference as a share of the first figure, null where that is zero.
     """
     a, b = (flatten(figures) for figures in priced)
-    rows = {path: _delta(a.get(path), b.get(path)) for path in merge_orders([a, b])}
+    rows = {path: compare_values(a.get(path), b.get(path)) for path in merge_orders([a, b])}
     return {"architecture": compare_fields(first, second), "figures": rows}
 
 
-def _delta(a: Any, b: Any) -> dict[str, Any]:
+def compare_values(a: Any, b: Any) -> dict[str, Any]:
     """Two figures, and their difference where both are numbers. A component that one model lacks counts as zero."""
     numbers = [value for value in (a, b) if _is_number(value)]
     if not numbers or len(numbers) + (a is None) + (b is None) < 2:

@@ -6,6 +6,7 @@ A checkpoint's folder is always whole: it is written under another name, flushed
     RUN/checkpoints/step-000400/
         zoo.yaml  model.safetensors      the model: `load` needs no more
         tokenizer.json …                 its tokenizer, where it has one
+        adapter.json adapter.safetensors  of a run with low-rank adapters: these, beside weights without them
         training.json                  of a run: its counters
         training.safetensors           of a run: states of the optimizer and of the random generators; trained weights
                                        where the model is saved with others (schedule-free)
@@ -22,10 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from zoo.checkpoint import adapters
 from zoo.checkpoint.files import BESIDE, read_header, refuse_to_replace, write_tensors
+from zoo.checkpoint.headers import check_tensors
 from zoo.checkpoint.publish import publish, retire
 from zoo.disk import replace_folder, write_text
-from zoo.errors import CheckpointError, did_you_mean, short
+from zoo.errors import CheckpointError, short
 from zoo.grammar import to_dict
 from zoo.grammar.saved import FORMAT, check_format, read_spec
 from zoo.lazy import torch
@@ -49,7 +52,7 @@ def save_model(model: Any, folder: str | Path, tokenizer: Any = None) -> Path:
     Replaces an older checkpoint there. Raises CheckpointError when something else is there.
     """
     folder = Path(folder)
-    refuse_to_replace(folder, "a model of ours", (ARCHITECTURE, WEIGHTS, *BESIDE))
+    refuse_to_replace(folder, "a model of ours", (ARCHITECTURE, WEIGHTS, *adapters.FILES, *BESIDE))
     with replace_folder(folder) as draft:
         write_model(model, draft, tokenizer)
     return folder
@@ -60,7 +63,7 @@ def write_model(model: Any, folder: Path, tokenizer: Any = None, weights: Mappin
     node = {"format": FORMAT, "model": to_dict(model.spec)}
     text = yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120)
     (folder / ARCHITECTURE).write_text(text, encoding="utf-8")
-    write_tensors({**model.state_dict(), **(weights or {})}, folder / WEIGHTS)
+    write_tensors(adapters.write(model, folder, weights or {}), folder / WEIGHTS)
     if tokenizer is not None:
         tokenizer.save(folder)
 
@@ -85,7 +88,7 @@ def load_spec(path: str | Path) -> Any:
 
 
 def load_model(folder: str | Path, dtype: Any = None, device: str = "cpu") -> nn.Module:
-    """Load the model of one of our checkpoint folders, in eval mode."""
+    """Load the model of one of our checkpoint folders, in eval mode. Adapters are merged into its weights."""
     from safetensors.torch import load_file
 
     folder = Path(folder)
@@ -97,27 +100,8 @@ def load_model(folder: str | Path, dtype: Any = None, device: str = "cpu") -> nn
         tensors = {name: each.to(resolve_dtype(dtype)) for name, each in tensors.items()}
     model = build(spec, device="meta")
     model.load_state_dict(tensors, assign=True)
+    adapters.merge(model, folder)
     return model.eval()
-
-
-def check_tensors(file: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare names and shapes in a file's header with those expected. Raises CheckpointError, one line for each
-    difference."""
-    found = {name: header.shape for name, header in read_header(file).items()}
-    unexpected = [name for name in found if name not in expected]
-    faults = [
-        f"{file}: {name} is missing, of shape {list(shape)}{did_you_mean(name, unexpected)}"
-        for name, shape in expected.items()
-        if name not in found
-    ]
-    faults += [f"{file}: {name} belongs to no part of the model (leave it out)" for name in unexpected]
-    faults += [
-        f"{file}: {name} has shape {list(found[name])}, the model's is {list(shape)}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    if faults:
-        raise CheckpointError(*faults)
 
 
 # ---------------------------------------------------------------- a run
@@ -212,7 +196,8 @@ def load_run(folder: Path, model: Any, optimizer: Optimizer, *, random: bool = T
     counters = read_counters(folder)
     check_tensors(folder / WEIGHTS, table(model.spec, model.spec.d_model))
     device = next(model.parameters()).device
-    model.load_state_dict(load_file(folder / WEIGHTS, device=str(device)))
+    own = load_file(folder / WEIGHTS, device=str(device))
+    model.load_state_dict({**own, **adapters.read(model, folder)})
     names = {name: parameter for name, parameter in model.named_parameters()}
     read_header(folder / STATES)  # raises where the file is broken
     for name, tensor in load_file(folder / STATES).items():

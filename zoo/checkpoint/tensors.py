@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zoo import runs
-from zoo.checkpoint import hf, store
+from zoo.checkpoint import hf
+from zoo.checkpoint.headers import check_tensors
 from zoo.costs.params import count_parameters
 from zoo.errors import CheckpointError
 from zoo.grammar.saved import read_spec
@@ -40,7 +41,7 @@ def compare_tensors(path: Path) -> TensorReport:
         spec = read_spec(folder)
         names, faults = table(spec, spec.d_model), []
         try:
-            store.check_tensors(folder / runs.WEIGHTS, names)
+            check_tensors(folder / runs.WEIGHTS, names)
         except CheckpointError as error:
             faults = error.faults
         return TensorReport(folder, "zoo", len(names), len(names), count_parameters(spec)["total"], tuple(faults))

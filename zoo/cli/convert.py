@@ -14,27 +14,36 @@ class Kind(StrEnum):
 
     hf = "hf"
     zoo = "zoo"
+    peft = "peft"
 
 
 def run(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, a run, or a Hugging Face folder.")],
     out: Annotated[Path, typer.Argument(help="The folder to write: written completely or not at all.")],
-    to: Annotated[Kind, typer.Option(help="hf (a folder that transformers loads) or zoo (our own).")] = Kind.hf,
+    to: Annotated[
+        Kind, typer.Option(help="hf (transformers loads it), zoo (our own) or peft (a run's adapters alone).")
+    ] = Kind.hf,
     verify: Annotated[bool, typer.Option(help="Compare logits with transformers in a fresh process.")] = True,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16. [default: as in the checkpoint]")] = None,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder, or convert such a folder to our own layout.
 
-    With --verify the command succeeds only if transformers, in a fresh process, gives the same logits.
+    With --verify the command succeeds only if transformers, in a fresh process, gives the same logits. Low-rank
+    adapters are merged into the weights, except with --to peft, which writes them alone.
     """
     from zoo import report, runs
-    from zoo.checkpoint import hf, store
+    from zoo.checkpoint import adapters, hf, store
     from zoo.checkpoint import verify as verification
     from zoo.errors import CheckpointError
 
     if verify and to is Kind.hf:
         verification.require_transformers()
     folder = runs.find(checkpoint)
+    if to is Kind.peft:
+        config = adapters.save_for_peft(folder, out)
+        print(f"written: {out}, adapters of {len(config['target_modules'])} products in peft's format")
+        print(f"not verified: `zoo convert {checkpoint} OUT` compares the merged model with transformers")
+        return
     model = store.load(folder, dtype)
     held = sum(parameter.numel() for parameter in model.parameters())
     if to is Kind.zoo:

@@ -167,13 +167,14 @@ def open_session(*folders: Path, loader: type[ConfigLoaderImpl] = ConfigLoaderIm
     for folder in folders:  # before the schema source, which Hydra wants last
         anchor = SearchPathQuery(provider="schema", path=None)
         path.prepend(provider="user", path=f"zoo://{folder}", anchor=anchor)
+    before, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
     try:
         hydra = Hydra("train", config_loader=loader(path))
         GlobalHydra.instance().initialize(hydra)
         yield hydra
-    finally:
-        GlobalHydra.instance().clear()
+    finally:  # a program that uses Hydra itself has its own back
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = before, config
 
 
 def fill_hydra_node(

@@ -27,7 +27,7 @@ from zoo.compose.engine import (
 )
 from zoo.compose.overrides import format_override, list_alternatives, list_values, parse_overrides
 from zoo.compose.shorthand import anchor_defaults
-from zoo.compose.targets import Target, find_target, is_file, list_defaults, list_packaged, read_yaml
+from zoo.compose.targets import Target, drop_swapped, find_target, is_file, list_defaults, list_packaged, read_yaml
 from zoo.errors import ConfigError, short
 from zoo.jobs.loader import ROOT, JobLoader
 from zoo.jobs.record import run_one_job
@@ -137,7 +137,7 @@ def plan_launch(
     With `check` every job is held against what training needs; without, the overrides alone have to fit the config.
     """
     faults: list[str] = []
-    parsed = parse_overrides(overrides, faults)
+    parsed = imply_by_weights(parse_overrides(overrides, faults), read_yaml(config) if config else {})
     models = {value: find_target(value) for value in _model_files(parsed)}
     folders = [config.resolve().parent] if config else []
     folders += [target.folder for target in models.values() if target.folder]
@@ -149,7 +149,8 @@ def plan_launch(
             loader.label = str(config)
             loader.body = list_defaults(read_yaml(config), loader.repo, loader.label, "/config")
             name = stack.enter_context(store_primary(loader.body))  # for `--info`, which asks Hydra itself
-        options = {value: _as_option(value, target, loader.repo) for value, target in models.items()}
+        typed = [format_override(each) for each in parsed]
+        options = {value: _as_option(value, target, loader.repo, typed) for value, target in models.items()}
         parsed = [_of_loader(_with_options(each, options), loader) for each in parsed]
         faults += [_no_sweep(each) for each in parsed if each.is_sweep_override() and each.is_hydra_override()]
         master = loader.compose_job([format_override(each) for each in parsed if not each.is_sweep_override()])
@@ -165,6 +166,32 @@ def plan_launch(
         if faults := [*dict.fromkeys([*faults, *_faults(jobs)])]:
             raise ConfigError(*faults)
         yield LaunchPlan(hydra, loader, name, typed, jobs, sweeps)
+
+
+def imply_by_weights(parsed: Sequence[Override], body: Mapping[str, Any]) -> list[Override]:
+    """Add what `weights=FOLDER`, typed or in the file `body`, implies: the folder's model and its tokenizer, unless
+    others are named.
+
+    Raises ConfigError where the folder has no tokenizer and none is named.
+    """
+    typed = {each.get_key_element(): each for each in parsed}
+    chosen = list_values(typed["weights"]) if "weights" in typed else [str(body.get("weights") or "null")]
+    if len(chosen) != 1 or chosen[0] in ("None", "null", ""):
+        return list(parsed)
+    listed = [key for entry in body.get("defaults", []) if isinstance(entry, Mapping) for key in entry]
+    implied = (
+        []
+        if ROOT in typed or ROOT in body or ROOT in listed
+        else [f"{ROOT}='{Path(chosen[0]).expanduser().absolute()}'"]
+    )
+    stated = (body.get("data") or {}).get("tokenizer") if isinstance(body.get("data"), Mapping) else None
+    if not stated and not any(key.startswith("data.tokenizer") for key in typed):
+        folder = runs.find(Path(chosen[0]))
+        if not (folder / "tokenizer.json").is_file():
+            found = f"{folder} has no tokenizer.json"
+            raise ConfigError(f"weights: {found} (data.tokenizer.kind=file data.tokenizer.path=… names another)")
+        implied += ["data.tokenizer.kind=file", f"data.tokenizer.path='{folder}'"]
+    return [*parsed, *parse_overrides(implied, [])]
 
 
 def _no_sweep(override: Override) -> str:
@@ -216,11 +243,12 @@ def _model_files(parsed: Sequence[Override]) -> list[str]:
     return [value for each in chosen for value in list_values(each) if is_file(value)]
 
 
-def _as_option(value: str, target: Target, repo: CachingConfigRepository) -> str:
+def _as_option(value: str, target: Target, repo: CachingConfigRepository, overrides: Sequence[str]) -> str:
     """Make a user's file an option of the group `model` in this process, and return its name. The run folder has that
-    name too."""
+    name too. Axes that the overrides swap are left out of it."""
     if target.option not in list_packaged():
-        store_model(target.option, anchor_defaults(list_defaults(target.body, repo, value)))
+        body = drop_swapped(list_defaults(target.body, repo, value), overrides)
+        store_model(target.option, anchor_defaults(body))
     return target.option
 
 

@@ -32,7 +32,7 @@ class Ask:
     `dtype` is torch's name without the prefix. `bias` is "alibi" (a slope times the distance), "fixed", "learned" or
     "none". `pairs`: some pairs are visible beyond what causality and the window show (a prefix, global tokens).
     `lengths`: each row has its own number of keys. `page`: the page size of a paged cache in tokens. `short_q`: fewer
-    queries than keys, T < S.
+    queries than keys, T < S. `dropout`: some of the probabilities are dropped, as in training.
     """
 
     dtype: str
@@ -52,6 +52,7 @@ class Ask:
     lengths: bool = False
     page: int | None = None
     short_q: bool = False
+    dropout: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Call:
 class Scores:
     """How scores are made from q and k and which of them count: all that a kernel takes beside q, k and v.
 
-    `sinks` [H] are gpt-oss's learned sinks. With `pages` [B, P], k and v are pools of pages [N, page, K, C], and row
+    `sinks` [H] are gpt-oss's learned sinks. `dropout` is the share of probabilities that is dropped. With `pages` [B, P], k and v are pools of pages [N, page, K, C], and row
     b's keys are those of pages[b] in order.
     """
 
@@ -80,6 +81,7 @@ class Scores:
     sinks: Tensor | None = None
     bias: Bias | None = None
     pages: Tensor | None = None
+    dropout: float = 0.0
 
     def gather_pages(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Copy the keys and values of each row out of their pools, [B, P·page, K, C]; without pages, k and v as they

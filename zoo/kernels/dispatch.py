@@ -57,6 +57,7 @@ def attend(
     bias: Bias | Tensor | None = None,
     pages: Tensor | None = None,
     rows: PoolRows | None = None,
+    dropout: float = 0.0,
     kernel: str = "auto",
     chosen: list[Kernel] | None = None,
     again: bool = False,
@@ -68,7 +69,8 @@ def attend(
     without a value (gpt-oss). A query that sees no key gives 0; the output of padding is not specified. K and V are
     cast to q's dtype. With `pages` [B, P] int32, k and v are pools of pages [N, page, K, C]: row b's keys are those of
     its pages in order, as many as `mask.lengths` says, and mask.n_keys is P·page. With `rows`, k and v are pools of
-    slots [N, K, C], and each row's keys, mask and bias are those that it names, in place of `mask` and `bias`. `chosen`
+    slots [N, K, C], and each row's keys, mask and bias are those that it names, in place of `mask` and `bias`. `dropout`
+    is the share of probabilities that training drops, without a cache alone. `chosen`
     holds the kernel that an earlier call with the same arguments but for the tensors chose; an empty list is given it.
     With `again` nothing of its inside is kept for the backward pass, which computes it a second time (Korthikanti et
     al., 2022). Raises KernelError when the kernel named cannot do it.
@@ -84,18 +86,18 @@ def attend(
     bias = describe_bias(bias)
     chosen = [] if chosen is None else chosen
     if not chosen:
-        ask = _ask(q, k, v, mask, softcap, sinks, bias, pages)
+        ask = _ask(q, k, v, mask, softcap, sinks, bias, pages, dropout > 0)
         chosen.append(select(ask, machine_of(q.device), kernel))
     if k.dtype != q.dtype or v.dtype != q.dtype:
         k, v = k.to(q.dtype), v.to(q.dtype)  # a cache may be in another dtype
-    how = Scores(mask, scale, softcap, sinks, bias, pages)
+    how = Scores(mask, scale, softcap, sinks, bias, pages, dropout)
     if again and torch.is_grad_enabled():
         from torch.utils.checkpoint import checkpoint
 
-        ask = _ask(q, k, v, mask, softcap, sinks, bias, pages)
+        ask = _ask(q, k, v, mask, softcap, sinks, bias, pages, dropout > 0)
         mine = copy(mask)  # keeps what is drawn for this layer's bias until its backward pass
         chosen[0].prepare(mine, ask, q.device, q.dtype, bias)
-        how = Scores(mine, scale, softcap, sinks, bias, pages)
+        how = Scores(mine, scale, softcap, sinks, bias, pages, dropout)
         return checkpoint(partial(chosen[0], how=how), q, k, v, use_reentrant=False)  # type: ignore[return-value]
     return chosen[0](q, k, v, how)
 
@@ -180,6 +182,7 @@ def _ask(
     sinks: Tensor | None,
     bias: Bias | None,
     pages: Tensor | None,
+    dropout: bool = False,
 ) -> Ask:
     wanted = any(each is not None and each.requires_grad for each in (q, k, v, sinks))
     wanted = wanted or (bias is not None and bias.learned)
@@ -195,5 +198,6 @@ def _ask(
         sinks=sinks is not None,
         bias="none" if bias is None else bias.kind,
         page=None if pages is None else k.shape[1],
+        dropout=dropout,
         **mask.features,
     )

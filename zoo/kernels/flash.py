@@ -161,6 +161,8 @@ def _refuse_ask(ask: Ask) -> str | None:
         return f"flash kernels take float16 and bfloat16, not {ask.dtype}"
     if ask.bias in ("fixed", "learned"):
         return f"flash kernels have no {ask.bias} bias"
+    if ask.dropout:
+        return "flash kernels drop no probabilities here"
     if ask.pairs:
         return "flash kernels cannot show single pairs: a prefix, or global tokens"
     return _refuse_width(ask) or _refuse_lengths(ask)

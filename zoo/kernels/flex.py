@@ -52,6 +52,8 @@ class Flex(Kernel):
     def refuses(self, ask: Ask, machine: Machine) -> str | None:
         if machine.device not in ("cpu", "cuda"):
             return f"flex_attention is compiled for CPUs and CUDA, not for {machine.device}"
+        if ask.dropout:
+            return "flex_attention has no dropout"
         if "compiler" not in machine.packages:
             return f"torch.compile finds no {'triton' if machine.device == 'cuda' else 'C++ compiler'}"
         if ask.dtype not in ("float32", "bfloat16", "float16"):

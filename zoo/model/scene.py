@@ -150,6 +150,7 @@ class Scene:
             documents=self.documents,
             first=self.cache is None or not self.cache.longest,
             where=where,
+            dropout=m.attention_dropout if m.training else 0.0,
             extra=dict(self.extra),
         )
         own = m.position if self.spec.has_position else None
@@ -166,7 +167,7 @@ class Scene:
             self._share(step, attention, own, where)
             self._draw(step, attention, dtype)
         if block.cross is not None:
-            step.cross = self._cross(block.cross, kernel, dtype)
+            step.cross = self._cross(block.cross, kernel, dtype, step.dropout)
         return step
 
     def _share(self, step: Step, attention: Any, own: Any, where: Any) -> None:
@@ -233,16 +234,17 @@ class Scene:
         """Draw the mask as this kind's kernel reads it, once for all of its layers."""
         name = str(dtype).removeprefix("torch.")
         features = {**step.mask.features, "needs_grad": torch.is_grad_enabled(), "page": step.page or None}
+        features |= {"dropout": step.dropout > 0}
         later = self.past != 0 and not step.crosses
         ask = attention.decode_ask(name, self.new, **features) if later else attention.ask(name, **features)
         if ask is not None:
             kernels.prepare(step.mask, ask, self.device, dtype, bias=step.bias, kernel=step.kernel)
 
-    def _cross(self, attention: Any, kernel: str, dtype: torch.dtype) -> Step:
+    def _cross(self, attention: Any, kernel: str, dtype: torch.dtype, dropout: float) -> Step:
         """Make the step of cross-attention: every query sees the whole memory but its padding and other documents."""
         tokens = None if self.memory is None else self.memory.shape[1]
         where = None if self.cache is None else self.cache.lay_out_source(tokens)
-        step = Step(mask=Mask(self.new, 0), kernel=kernel, memory=self.memory, where=where, crosses=True)
+        step = Step(Mask(self.new, 0), kernel, memory=self.memory, where=where, crosses=True, dropout=dropout)
         if where is not None and where.table is not None:
             step.pages, step.page = where.table, where.page
             step.mask = Mask(self.new, where.table.shape[1] * where.page, causal=False, lengths=where.lengths)

@@ -84,6 +84,7 @@ class Step:
     bias: Bias | None = None  # added to the scores
     real: Tensor | None = None  # B T, True for a token that is no padding; None when all are real
     documents: Tensor | None = None  # B T, the number of each token's packed document
+    dropout: float = 0.0  # share of attention's probabilities that are dropped: 0 but in training
     first: bool = True  # whether nothing came before these tokens
     where: Where | None = None  # the cache slots of these tokens and of their keys, in layers of this kind
     rows: PoolRows | None = None  # for rows that are not alike: keys are pools, and each row has a mask of its own
@@ -125,7 +126,7 @@ class Step:
             k, v = (pool.unflatten(0, (-1, self.page)) for pool in (k, v))  # pages page K C
         chosen = None if self.cache is None else self.chosen
         how = {"bias": bias, "rows": rows, "pages": self.pages, "kernel": self.kernel, "chosen": chosen}
-        how |= {"again": self.again, **scores}
+        how |= {"again": self.again, **scores} | ({"dropout": self.dropout} if self.dropout else {})
         return attend(q, k, v, self.mask, scale=scale, **how)  # type: ignore[arg-type]
 
     def remember(self, **new: Tensor) -> tuple[Tensor, ...]:

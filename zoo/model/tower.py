@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import NonNegativeInt, PositiveInt
 
 from zoo.errors import ConfigError
-from zoo.lazy import torch
+from zoo.lazy import F, torch
 from zoo.model.block.base import Block
 from zoo.model.embedding import TokenEmbedding
 from zoo.model.head import Head, Pooler
@@ -178,6 +178,8 @@ class Tower(Topology):
         if self.has_position:
             x = self.position.embed(m.position, x, scene.table_positions)
         x = self.embedding.finish(m.embedding, x, scene.real)  # B T D
+        if m.training and m.embedding_dropout:
+            x = F.dropout(x, m.embedding_dropout)
         steps = {kind: scene.step(kind, m.kernel, x, m) for kind in self.blocks}
         losses: dict[str, Tensor] = {}
         loads: list[Tensor] = []

@@ -40,8 +40,6 @@ def draw_models(specs: Mapping[str, Any], setup: Setup, file: Path) -> None:
     Raises ConfigError as `check_picture` does, and if the file cannot be written.
     """
     check_picture(file, len(specs))
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     wide = 3 if setup.gpu else 2
@@ -53,18 +51,27 @@ def draw_models(specs: Mapping[str, Any], setup: Setup, file: Path) -> None:
         _roofline(axes[2], specs, setup)
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
-    svg = file.suffix.lower() == ".svg"
-    canvas = (FigureCanvasSVG if svg else FigureCanvasAgg)(figure)
-    try:
-        from matplotlib import rc_context
+    write_figure(figure, file)
 
+
+def write_figure(figure: Any, file: Path) -> None:
+    """Write a matplotlib figure as its file's name ends. Raises ConfigError where the file cannot be written."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    try:
         with rc_context({"svg.fonttype": "none"}), replace_file(file) as draft:  # text stays text
-            canvas.print_svg(draft) if svg else canvas.print_png(draft)  # type: ignore[attr-defined]
+            if file.suffix.lower() == ".svg":
+                FigureCanvasSVG(figure).print_svg(draft)
+            else:
+                FigureCanvasAgg(figure).print_png(draft)
     except OSError as error:
         raise ConfigError(f"plot: {file} cannot be written, {error.strerror or error}") from error
 
 
-def _colors(count: int) -> list[Any]:
+def list_colors(count: int) -> list[Any]:
+    """Give a colour to each of so many things, all different."""
     from matplotlib import colormaps
 
     return [colormaps["tab10" if count <= 10 else "tab20"](index) for index in range(count)]
@@ -78,7 +85,7 @@ def _parameters(axes: Any, counted: Mapping[str, Mapping[str, Any]]) -> None:
     labels = list(counted)
     names = merge_orders(each["by_component"] for each in counted.values())
     left = [0] * len(labels)
-    for name, color in zip(names, _colors(len(names)), strict=True):
+    for name, color in zip(names, list_colors(len(names)), strict=True):
         widths = [each["by_component"].get(name, 0) for each in counted.values()]
         axes.barh(labels, widths, left=left, color=color, label=name.replace("_", " "))
         left = [start + width for start, width in zip(left, widths, strict=True)]
@@ -108,7 +115,7 @@ def _memory(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
     """Draw weights and KV cache by context length. For several models: their sum, and weights as a dotted line."""
     alone = len(specs) == 1
     longest = max(setup.tokens(spec) for spec in specs.values())
-    for (label, spec), color in zip(specs.items(), _colors(len(specs)), strict=True):
+    for (label, spec), color in zip(specs.items(), list_colors(len(specs)), strict=True):
         lengths = list_contexts(setup.tokens(spec))
         priced = price(spec, setup)
         weights = priced["memory"]["weights"]
@@ -156,7 +163,7 @@ def _roofline(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
     from zoo.report.units import format_si
 
     seen: list[float] = []
-    for (label, spec), color in zip(specs.items(), _colors(len(specs)), strict=True):
+    for (label, spec), color in zip(specs.items(), list_colors(len(specs)), strict=True):
         for phase, marker in (("decode", "o"), ("prefill", "^")):
             found = [roofline(spec, replace(setup, batch=batch)).get(phase) for batch in BATCHES]
             found = [each for each in found if each is not None]

@@ -27,6 +27,8 @@ class Layer(nn.Module):
 
     kernel = "auto"  # the attention kernel's name; read by the tower, which passes it on to its layers
     recompute = None  # of a tower that computes activations a second time (`zoo.run.recompute`)
+    attention_dropout = 0.0  # share of attention's probabilities that training drops; read by the tower too
+    embedding_dropout = 0.0  # of the channels that go into the first layer
 
     def __init__(self, spec: S.Spec, d_model: int) -> None:
         super().__init__()

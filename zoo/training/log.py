@@ -8,18 +8,18 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, TextIO
 
 from zoo.disk import replace_file
 from zoo.errors import CheckpointError
+from zoo.report.curves import read_curve, smooth
+from zoo.runs import METRICS
 
-METRICS, TABLE, SAMPLES, PICTURE = "metrics.jsonl", "metrics.csv", "samples.txt", "loss.png"
+TABLE, SAMPLES, PICTURE = "metrics.csv", "samples.txt", "loss.png"
 APPENDED = (METRICS, TABLE, SAMPLES)
 NONFINITE = "nonfinite.jsonl"  # a line for each skipped update; there once there was one
 EVALUATION = ("val_loss", "bits_per_byte")
-SMOOTHED_OVER = 0.04  # of the run: the span of the training curve's moving average
 
 
 class Records:
@@ -96,20 +96,6 @@ def cut_file(file: Path, length: int) -> None:
     if found < length:
         raise CheckpointError(f"{file}: has lost lines, found {found} bytes of {length} (as the run left it)")
     os.truncate(file, length)
-
-
-def read_curve(lines: Iterable[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Read the points of a metric's curve: tokens seen, and its values."""
-    points = [(line["tokens"], line[name]) for line in lines if name in line]
-    return [tokens for tokens, _ in points], [value for _, value in points]
-
-
-def smooth(values: list[float]) -> list[float]:
-    """Compute the moving average. Its window is symmetric at the start too, where it is shorter: there the loss falls
-    fast."""
-    half, sums = int(SMOOTHED_OVER * len(values) / 2), [0.0, *accumulate(values)]
-    edges = [(max(at - half, 0), min(at + min(half, at) + 1, len(values))) for at in range(len(values))]
-    return [(sums[end] - sums[start]) / (end - start) for start, end in edges]
 
 
 def draw_losses(lines: list[dict[str, Any]], title: str, file: Path) -> None:

@@ -17,12 +17,15 @@ from zoo.data import Batch, Batches, Prepared, hold_out
 from zoo.data.tokens import Held
 from zoo.errors import Terminated, short
 from zoo.lazy import torch
+from zoo.report.history import RunRecord
+from zoo.report.page import PAGE, write_page
 from zoo.run.threads import ThreadWatch
 from zoo.runs import CHECKPOINTS
 from zoo.sampling.options import Sampling
 from zoo.text.follow import complete
 from zoo.text.prompts import Options
 from zoo.training.averages import MovingAverage, find_evaluated_weights, go_back_if_due, use_weights
+from zoo.training.callbacks import introduce, tell
 from zoo.training.failures import FORESEEN
 from zoo.training.finite import may_update, refuse_nonfinite
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_blocks, move_batch
@@ -105,6 +108,7 @@ def fit(run: Run) -> dict[str, Any]:
     Raises ZooError when the loss, a gradient or a weight is not finite; when asked to stop, after a checkpoint,
     KeyboardInterrupt, or Terminated where SIGTERM asked.
     """
+    introduce(run)
     run.model.train()
     if run.settings.compile:
         compile_blocks(run.model if run.computing is None else run.computing.model)
@@ -119,6 +123,7 @@ def fit(run: Run) -> dict[str, Any]:
             if run.step == 1 or run.due(run.settings.log_every) or run.evaluation_due:
                 record(run, terms)
             with run.clock.pause():
+                tell(run, "after_update")
                 save_if_due(run, terms)
                 stop_if_asked(run, terms)
                 if run.evaluation_due:
@@ -132,8 +137,13 @@ class EvaluationStopped(Exception):
 
 
 def measure(run: Run) -> None:
-    """Evaluate, write a sample and draw the losses. What fails is told, and training goes on without it."""
-    for what, work in (("evaluation", evaluate), ("sample", write_sample), ("picture", draw_picture)):
+    """Evaluate, write a sample, draw the losses, write the page. What fails is told; training goes on without it."""
+    for what, work in (
+        ("evaluation", evaluate),
+        ("sample", write_sample),
+        ("picture", draw_picture),
+        ("page", draw_page),
+    ):
         try:
             with use_weights(run.model, find_evaluated_weights(run)):
                 work(run)
@@ -147,6 +157,8 @@ def measure(run: Run) -> None:
         run.model.train()
     keep_if_best(run)
     note_evaluation(run)
+    if not run.evaluation_due:  # it did not fail
+        tell(run, "after_eval")
 
 
 def stop_if_asked(run: Run, terms: dict[str, Any]) -> None:
@@ -210,8 +222,10 @@ def record(run: Run, terms: dict[str, Any]) -> None:
 
 def compute_mfu(run: Run, speed: float) -> float | None:
     """Compute the MFU at so many tokens a second; None where that lies above the measured peak, which then was measured
-    too low, and where the objective's FLOPs are not counted."""
+    too low, and where the FLOPs are not counted: of some objectives, and with frozen weights."""
     if not run.settings.objective.every_token:  # the head runs on fewer tokens than `flops_per_token` counts
+        return None
+    if not all(each.requires_grad for each in run.model.parameters()):  # nor are frozen weights' gradients left out
         return None
     share = run.peak.share(speed * run.flops_per_token)
     return None if share is None else round(share, 4)
@@ -261,6 +275,19 @@ def write_sample(run: Run) -> None:
 def draw_picture(run: Run) -> None:
     """Draw the losses so far."""
     draw_losses(run.records.lines, run.name, run.folder / PICTURE)
+
+
+def draw_page(run: Run) -> None:
+    """Write the page of the run so far."""
+    write_page(RunRecord(run.folder), "running")
+
+
+def draw_last_page(run: Run, status: str) -> None:
+    """Write the page of a run that ended. What fails is told, as the run itself is whole."""
+    try:
+        write_page(RunRecord(run.folder), status)
+    except FORESEEN as error:
+        run.show.say(f"{run.folder / PAGE}: cannot be written, found {short(error)}")
 
 
 def measure_validation_loss(run: Run, batches: list[Batch]) -> tuple[float, int]:
@@ -325,6 +352,7 @@ def describe_outcome(run: Run) -> dict[str, Any]:
         "run": str(run.folder),
         "checkpoint": str(run.folder / CHECKPOINTS / f"step-{run.step:06}"),
         "params": sum(each.numel() for each in run.model.parameters()),
+        "trained": sum(each.numel() for each in run.model.parameters() if each.requires_grad),
         "steps": run.step,
         "tokens": run.tokens,
         **({"skipped": run.skipped} if run.skipped else {}),

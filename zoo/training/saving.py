@@ -10,6 +10,7 @@ from zoo.checkpoint import store
 from zoo.checkpoint.publish import point
 from zoo.runs import BEST, CHECKPOINTS
 from zoo.training.averages import compute_averages, find_optimizer_average
+from zoo.training.callbacks import tell
 from zoo.training.finite import refuse_nonfinite, refuse_nonfinite_weights
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ def save_checkpoint(run: Run, terms: dict[str, Any] | None = None, also: frozens
         run.model, run.optimizer, gather_counters(run), find_optimizer_average(run), compute_averages(run)
     )
     spared = partial(is_spared, run, also=also)
-    store.save_run(run.folder, run.step, state, run.data.tokenizer, run.settings.keep, spared)
+    folder = store.save_run(run.folder, run.step, state, run.data.tokenizer, run.settings.keep, spared)
     run.saved = run.step
+    tell(run, "on_save", folder)
 
 
 def is_milestone(run: Run, step: int) -> bool:

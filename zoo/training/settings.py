@@ -21,10 +21,12 @@ from zoo.run.fp8 import MULTIPLE
 from zoo.sampling.options import Sampling
 from zoo.spec import Spec
 from zoo.training.averages import Average
+from zoo.training.dropout import Dropout
 from zoo.training.objective import Objective
 from zoo.training.optim import Optim
 from zoo.training.parametrisation import Parametrisation, Standard
 from zoo.training.schedule import Schedule
+from zoo.training.start.lora import Lora
 
 FP8 = "fp8_"  # the prefix of a float8 recipe
 
@@ -78,6 +80,12 @@ class Training(Spec, axis="command", kind="train", default="train"):
     eval_weights: Literal["model", "ema", "lawa"] = "model"  # what is evaluated and sampled from
     sample: Sample | None = None
     router_bias_rate: NonNegativeFloat | None = None  # of selection biases; null: 0.001
+    weights: str | None = None  # a folder that the run's first weights are read from; null: drawn from the seed
+    deepen: Literal["stack", "identity"] = "stack"  # how layers that these weights lack are made
+    freeze: tuple[str, ...] = ()  # patterns of weights that do not train
+    train: tuple[str, ...] = ()  # patterns of the only ones that do; empty: all
+    lora: Lora | None = None
+    dropout: Dropout | None = None
     objective: Objective
     optim: Optim
     schedule: Schedule

@@ -22,18 +22,21 @@ from zoo.generation.towers import check_length
 from zoo.grammar.saved import read_spec
 from zoo.kernels import KERNELS, machine_of, select
 from zoo.lazy import torch
+from zoo.report.page import PAGE, add_environment
 from zoo.run import fp8
 from zoo.run.builder import build, pick_device
 from zoo.run.dtypes import describe_slow_dtype
+from zoo.run.environment import describe_environment
 from zoo.run.memory import keep_memory, read_free_memory
 from zoo.run.recompute import set_recompute
 from zoo.run.threads import ThreadWatch, keep_threads
 from zoo.training import settings as S
 from zoo.training.averages import MovingAverage
+from zoo.training.callbacks import is_hosted
 from zoo.training.failures import failures_in_one_line
 from zoo.training.fitting import advise, check_memory
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
-from zoo.training.loop import Run, fit
+from zoo.training.loop import Run, draw_last_page, fit
 from zoo.training.objective import Auto, Context
 from zoo.training.objective.base import describe
 from zoo.training.precision import MASTER, Computing
@@ -42,8 +45,9 @@ from zoo.training.sampling import choose_sampling_kernel, writes
 from zoo.training.saving import restore_counters, tidy_checkpoints
 from zoo.training.show import Show
 from zoo.training.speed import find_peak
+from zoo.training.start.begin import Start
 
-CONFIG, MODEL = "config.yaml", "model.yaml"
+CONFIG, MODEL = runs.CONFIG, runs.MODEL
 
 MAY_CHANGE = (
     *("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batches", "eval_weights", "save_every"),
@@ -75,6 +79,7 @@ def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, An
     show = Show(planned.settings.steps)
     with failures_in_one_line(where), keep_threads():
         refuse_second_run(where)
+        Start.of(planned.settings).check(planned.spec)
         device, data = prepare_device_and_data(planned, show)
         with runs.locked(where, show.say):
             refuse_second_run(where)  # another process may have had the folder meanwhile
@@ -171,9 +176,9 @@ def resolve_config(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
     assert isinstance(config, dict)
     make_paths_absolute(config.get("data"))
-    objective = config.get("objective")
-    if isinstance(objective, dict) and isinstance(path := objective.get("teacher"), str):
-        objective["teacher"] = str(Path(path).expanduser().absolute())  # a run may go on from another folder
+    for node, key in ((config.get("objective"), "teacher"), (config, "weights")):
+        if isinstance(node, dict) and isinstance(path := node.get(key), str):
+            node[key] = str(Path(path).expanduser().absolute())  # a run may go on from another folder
     return {"model": model, **{str(key): value for key, value in config.items()}}
 
 
@@ -191,6 +196,9 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
         faults.append(f"router_bias_rate: {found} (null; or router.selection_bias=true)")
     if settings.recipe and (idle := fp8.explain_no_effect(spec)):
         faults.append(f"precision: {settings.precision} {idle} (precision=bf16 would do)")
+    faults += Start.of(settings).find_faults(spec, fp8=settings.recipe is not None)
+    if settings.dropout:
+        faults += settings.dropout.find_faults(spec, settings.compile, settings.recipe is not None)
     special = settings.objective.count_special(settings.seq_len)
     if data.tokenizer.kind == "bpe" and (size := special + (data.tokenizer.vocab_size or BPE_SIZE)) > spec.vocab_size:
         left = spec.vocab_size - special
@@ -257,7 +265,9 @@ def check_kernel(planned: TrainingPlan, device: Any) -> None:
         for block in tower.blocks.values():
             packed = planned.data.documents or block.attention.visible_chunk is not None
             seen = {"window": block.attention.visible_window, "documents": packed, "causal": tower.causal}
-            for ask in (block.attention.ask(dtype, needs_grad=grad, **seen) for grad in (True, False)):
+            drops = bool(planned.settings.dropout and planned.settings.dropout.attention)
+            asks = ({"needs_grad": True, "dropout": drops}, {"needs_grad": False})
+            for ask in (block.attention.ask(dtype, **each, **seen) for each in asks):
                 if ask is not None:
                     select(ask, machine, planned.settings.kernel)
 
@@ -289,15 +299,22 @@ def build_run(
     )
     batches = Batches(data.sources, settings.batch_size, settings.seq_len, settings.seed, documents, collate)
     torch.manual_seed(settings.seed)
-    if device.type == "cpu":
+    if device.type == "cpu" and not is_hosted():
         keep_memory()
     free = read_free_memory(device)
     model = build(planned.spec, device=str(device), kernel=settings.kernel, seed=settings.seed)
     set_recompute(model, settings.recompute)
+    start = Start.of(settings)
+    if counters is None:
+        start.read(model, show.say)
     if settings.recipe:
         products = fp8.convert_to_fp8(model, settings.recipe)
         slow = "" if settings.compile else "; nothing is gained without compile=true"
         show.say(f"{settings.precision}: {fp8.summarize_products(products)}{slow}")
+    if line := start.restrict(model):
+        show.say(line)
+    if settings.dropout:
+        settings.dropout.apply(model)
     optimizer = settings.optim.build(model, settings.parametrisation.scale(planned.spec))
     if line := settings.optim.describe(device):
         show.say(line)
@@ -361,6 +378,7 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
         _, line = choose_sampling_kernel(run.model.spec, settings.kernel, run.device)
         if line is not None:
             run.show.say(line)
+    add_environment(run.folder, describe_environment(run.device))
     try:
         with failures_in_one_line(run.folder, lambda: advise(settings, planned.spec, run.free)):
             result = fit(run)
@@ -368,6 +386,7 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
         status = "failed" if isinstance(error, ZooError) else "stopped"
         try:
             write_result(run.folder, {"status": status, "error": str(error), "run": str(run.folder), "steps": run.step})
+            draw_last_page(run, status)
         except OSError as second:  # the disk that is full is often the reason for the first
             run.show.say(f"{run.folder / runs.RESULT}: cannot be written, found {short(second)}")
         raise
@@ -375,7 +394,8 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
         run.records.close()
         run.watch.end()
     write_result(run.folder, {"error": None, **result})
-    run.show.say(f"{run.folder}: checkpoints, {PICTURE}, {METRICS}, {SAMPLES}")
+    draw_last_page(run, "done")
+    run.show.say(f"{run.folder}: {PAGE}, checkpoints, {PICTURE}, {METRICS}, {SAMPLES}")
     return result
 
 

@@ -85,6 +85,7 @@ class ShadowLayer:
 
     blocks: list[ShadowLayer]  # of a tower whose own pass is run
     recompute = None  # a pass that is priced is priced as it is; what is computed again is deducted by the price
+    attention_dropout = embedding_dropout = 0.0
 
     def __init__(self, spec: Any, d_model: int, dtype: ShadowDtype, name: str = "", kernel: str = "auto") -> None:
         self.spec, self.d_model, self.dtype, self.name, self.kernel = spec, d_model, dtype, name, kernel

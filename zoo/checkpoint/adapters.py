@@ -1,0 +1,182 @@
+"""Save and load low-rank adapters in a checkpoint of ours, beside the weights that they adapt; export them to peft."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.checkpoint.files import write_tensors
+from zoo.checkpoint.headers import check_tensors
+from zoo.checkpoint.inverse import find_config
+from zoo.checkpoint.mapping import Entry, Transpose, map_tensors
+from zoo.errors import CheckpointError, short
+from zoo.grammar.saved import read_spec
+from zoo.lazy import torch
+from zoo.spec import table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.run.adapters import Adapters
+
+PLAN, TENSORS = "adapter.json", "adapter.safetensors"
+FILES = (PLAN, TENSORS)
+
+PEFT = ("adapter_config.json", "adapter_model.safetensors")
+"""The files of peft's format."""
+
+
+# ---------------------------------------------------------------- in a checkpoint of ours
+
+
+def write(model: Any, folder: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Write a model's adapters, where it has any, into a folder. Returns the model's own tensors. `weights` stand in
+    for those of the same names."""
+    plan: Adapters | None = getattr(model, "adapters", None)
+    tensors = {**model.state_dict(), **weights}
+    if plan is None:
+        return tensors
+    from zoo.run.adapters import split_adapters
+
+    own, adapters = split_adapters(tensors)
+    (folder / PLAN).write_text(json.dumps(dataclasses.asdict(plan), indent=2) + "\n", encoding="utf-8")
+    write_tensors(adapters, folder / TENSORS)
+    return own
+
+
+def read_plan(folder: Path) -> Adapters | None:
+    """Read what the adapters of a checkpoint are like; None where it has none. Raises CheckpointError."""
+    from zoo.run.adapters import Adapters
+
+    file = folder / PLAN
+    if not file.is_file():
+        return None
+    try:
+        node = json.loads(file.read_text(encoding="utf-8"))
+        return Adapters(**{**node, "paths": tuple(node["paths"]), "trained": tuple(node["trained"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{file}: cannot be read, found {short(error)} (a file that zoo wrote)") from error
+
+
+def read(model: Any, folder: Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint's adapters for a model that has the same ones. Raises CheckpointError."""
+    plan, own = read_plan(folder), getattr(model, "adapters", None)
+    if plan != own:
+        raise CheckpointError(f"{folder / PLAN}: its adapters are not the run's (as they were when the run began)")
+    return {} if plan is None else _read_tensors(plan, model.spec, folder, next(model.parameters()).device)
+
+
+def merge(model: Any, folder: Path) -> None:
+    """Merge a checkpoint's adapters, where it has any, into the weights of its model."""
+    plan = read_plan(folder)
+    if plan is not None:
+        from zoo.run.adapters import merge_adapters
+
+        merge_adapters(model, plan, _read_tensors(plan, model.spec, folder, "cpu"))
+
+
+def _read_tensors(plan: Adapters, spec: Any, folder: Path, device: Any) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    from zoo.run.adapters import list_adapter_shapes
+
+    check_tensors(folder / TENSORS, list_adapter_shapes(plan, table(spec, spec.d_model)))
+    return load_file(folder / TENSORS, device=str(device))
+
+
+# ---------------------------------------------------------------- for peft
+
+
+def save_for_peft(folder: Path, out: Path) -> dict[str, Any]:
+    """Write a checkpoint's adapters in peft's format, under the names of the Hugging Face model; gives the config.
+
+    Products that are fused there (GPT-2's c_attn) get one adapter of the ranks' sum: A's stand below each other, B's on
+    a diagonal. Raises CheckpointError where there are no adapters, and for what peft's format cannot hold.
+    """
+    from zoo.checkpoint.files import refuse_to_replace
+    from zoo.disk import replace_folder
+
+    plan = read_plan(folder)
+    if plan is None:
+        raise CheckpointError(f"{folder}: has no adapters (a checkpoint of a run with lora=…, or --to hf)")
+    if plan.trained:
+        more = f"and {len(plan.trained) - 1} more " if len(plan.trained) > 1 else ""
+        found = f"found {plan.trained[0]} {more}trained beside them"
+        raise CheckpointError(f"{folder}: adapters alone would not be the model, {found} (--to hf merges all)")
+    spec = read_spec(folder)
+    body = find_config(spec)[1]
+    entries = [each for each in map_tensors(spec, body) if {_path_of(name) for name in each.ours} & {*plan.paths}]
+    entries = [each for each in entries if each.ours[0].endswith(".weight")]
+    refuse_unknown_to_peft(folder, entries)
+    held = _read_tensors(plan, spec, folder, "cpu")
+    tensors, ranks = {}, {}
+    for entry in entries:
+        module = entry.theirs[0].removesuffix(".weight")
+        a, b = fuse_adapters(entry, held)
+        ranks[module] = len(a)
+        tensors |= {f"base_model.model.{module}.lora_A.weight": a, f"base_model.model.{module}.lora_B.weight": b}
+    config = describe_for_peft(plan, ranks, any(isinstance(step, Transpose) for e in entries for step in e.steps))
+    refuse_to_replace(out, "adapters", PEFT)
+    with replace_folder(out) as draft:
+        (draft / PEFT[0]).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_tensors(tensors, draft / PEFT[1])
+    return config
+
+
+def _path_of(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def refuse_unknown_to_peft(folder: Path, entries: Sequence[Entry]) -> None:
+    """Raise CheckpointError with a line for each adapted product that peft's LoRA has no layer for."""
+    faults = [
+        f"{folder}: {name} is adapted, and peft adapts no stacked experts (--to hf merges all)"
+        for entry in entries
+        if entry.experts or entry.stacked
+        for name in entry.ours
+    ]
+    turned = {any(isinstance(step, Transpose) for step in entry.steps) for entry in entries}
+    if len(turned) > 1:
+        faults.append(f"{folder}: some of the adapted weights are transposed there, and peft takes all or none so")
+    if faults:
+        raise CheckpointError(*faults)
+
+
+def fuse_adapters(entry: Entry, held: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Make A [R, d_in] and B [d_out, R] of the product that holds an entry's products, R the sum of their ranks."""
+    paths = [_path_of(name) for name in entry.ours]
+    found = {path: (held[f"{path}.lora.a"], held[f"{path}.lora.b"]) for path in paths if f"{path}.lora.a" in held}
+    total, start, columns = sum(len(a) for a, _ in found.values()), 0, []
+    for path, shape in zip(paths, entry.shapes, strict=True):
+        column = torch.zeros(shape[0], total)
+        if path in found:
+            rank = len(found[path][0])
+            column[:, start : start + rank] = found[path][1]
+            start += rank
+        columns.append(column)
+    for step in reversed(entry.steps):
+        columns = columns if isinstance(step, Transpose) else step.write(columns, entry)
+    return torch.cat([a for a, _ in found.values()]), columns[0].contiguous()
+
+
+def describe_for_peft(plan: Adapters, ranks: Mapping[str, int], transposed: bool) -> dict[str, Any]:
+    """Make the adapter_config.json."""
+    larger = {module: rank for module, rank in ranks.items() if rank != plan.rank}
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": plan.base,
+        "inference_mode": True,
+        "r": plan.rank,
+        "lora_alpha": plan.alpha,
+        "lora_dropout": plan.dropout,
+        "target_modules": sorted(ranks),
+        "rank_pattern": larger,
+        "alpha_pattern": {module: plan.scale * rank for module, rank in larger.items()},
+        "bias": "none",
+        "fan_in_fan_out": transposed,
+        "use_rslora": False,
+    }

@@ -1,0 +1,81 @@
+"""`zoo runs`: list the runs in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoo.cli.showing import Json
+
+FOLDERS = ("runs", "sweeps")
+
+
+def run(
+    folder: Annotated[
+        Path | None, typer.Argument(help="A folder with runs below it. [default: runs and sweeps here]")
+    ] = None,
+    sort: Annotated[str, typer.Option(help="The column to sort by: when, val_loss, params, …")] = "when",
+    reverse: Annotated[bool, typer.Option("--reverse", help="The largest, or the latest, first.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List runs: model, parameters, steps, tokens, losses, status, when each last wrote, and where it is.
+
+    A run is done, failed, stopped (it can be resumed), running, or cut off: it ended without a word.
+    """
+    from zoo import report
+    from zoo.errors import ConfigError
+    from zoo.report.history import collect_runs, find_runs, list_rows, sort_rows
+
+    if folder is not None:
+        root, records = folder, collect_runs([folder])
+    else:
+        root, records = Path(), [each for name in FOLDERS for each in find_runs(Path(name))]
+        if not records:
+            raise ConfigError("folder: there are no runs here (`zoo train` makes one, or name a folder with some)")
+    rows = sort_rows(list_rows(records, root), sort, reverse)
+    if as_json:
+        print(report.format_json(rows))
+        return
+    header, cells = fit_columns([_cells(row) for row in rows])
+    right = [at for at, name in enumerate(header) if name in NUMBERS]
+    report.print_tables(report.make_table("", header, cells, right=right))
+
+
+HEADER: tuple[str, ...] = ("run", "model", "params", "steps", "tokens", "loss", "val loss", "status", "when")
+NUMBERS = HEADER[2:7]
+EXPENDABLE = ("model", "loss", "tokens", "params", "steps")
+"""Columns that a narrow screen goes without, the first first."""
+
+
+def fit_columns(rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Leave out columns until the table fits the screen. Returns the header and the rows."""
+    from zoo.report.text import measure_screen
+
+    kept: list[str] = list(HEADER)
+    widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
+    for name in EXPENDABLE:
+        if sum(widths[HEADER.index(each)] + 2 for each in kept) <= measure_screen():
+            break
+        kept.remove(name)
+    return kept, [[row[HEADER.index(name)] for name in kept] for row in rows]
+
+
+def _cells(row: Any) -> list[str]:
+    from zoo import report
+
+    def show(name: str, form: Any) -> str:
+        return "" if row[name] is None else form(row[name])
+
+    return [
+        row["name"],
+        show("model", str),
+        show("params", report.format_count),
+        show("steps", "{:,}".format),
+        show("tokens", report.format_count),
+        show("train_loss", "{:.4f}".format),
+        show("val_loss", "{:.4f}".format),
+        row["status"],
+        row["when"][:16],
+    ]

@@ -1,0 +1,24 @@
+"""Read curves from a run's lines of metrics, and smooth them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+from typing import Any
+
+SMOOTHED_OVER = 0.04  # of the run: the span of the training curve's moving average
+
+
+def read_curve(lines: Iterable[Mapping[str, Any]], name: str, x: str = "tokens") -> tuple[list[float], list[float]]:
+    """Read the points of a metric's curve: the values of `x` (tokens seen, unless named), and its own. A line without
+    the metric, or with null, has no point."""
+    points = [(line[x], line[name]) for line in lines if line.get(name) is not None]
+    return [at for at, _ in points], [value for _, value in points]
+
+
+def smooth(values: list[float], share: float = SMOOTHED_OVER) -> list[float]:
+    """Compute the moving average over a share of the points. Its window is symmetric at the start too, where it is
+    shorter: there the loss falls fast."""
+    half, sums = int(share * len(values) / 2), [0.0, *accumulate(values)]
+    edges = [(max(at - half, 0), min(at + min(half, at) + 1, len(values))) for at in range(len(values))]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in edges]

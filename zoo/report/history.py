@@ -1,0 +1,215 @@
+"""Read what runs left in their folders: config, metrics and outcome, also of a run that is still going."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zoo import grammar, runs
+from zoo.costs.price import price
+from zoo.errors import CheckpointError, ConfigError, did_you_mean, short
+
+RESULTS = ("steps", "tokens", "train_loss", "val_loss", "bits_per_byte", "seconds", "tokens_per_second", "mfu")
+"""The figures of a run's outcome that two runs are compared by."""
+
+SHOWN = ("status", "model", "params", "steps", "tokens", "train_loss", "val_loss", "bits_per_byte", "seconds")
+COLUMNS = ("name", *SHOWN, "when", "path")
+"""What `zoo runs` tells of a run."""
+
+AXES = {
+    "tokens": "tokens seen",
+    "steps": "steps",
+    "seconds": "seconds of training, evaluations left out",
+    "flops": "training FLOPs",
+}
+"""What curves may be drawn over, with the axis' label."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its folder has it. Metrics are in the order in which they were written."""
+
+    folder: Path
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """The outcome (result.json); empty while the run goes on."""
+        return runs.read_result(self.folder / runs.RESULT)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The training config. Raises CheckpointError."""
+        return _read_mapping(self.folder / runs.CONFIG)
+
+    @cached_property
+    def spec(self) -> Any:
+        """The model's Spec. Raises CheckpointError."""
+        node = _read_mapping(self.folder / runs.MODEL)
+        try:
+            return grammar.from_dict(node)
+        except ConfigError as error:
+            raise CheckpointError(*(f"{self.folder / runs.MODEL}: {fault}" for fault in error.faults)) from error
+
+    @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines of metrics. Raises CheckpointError for one that is no JSON, but for the last: it may be half
+        written."""
+        return read_lines(self.folder / runs.METRICS)
+
+    @property
+    def status(self) -> str:
+        """done, failed or stopped; running while a process holds the folder; cut off where none said how it ended."""
+        if runs.is_locked(self.folder):
+            return "running"
+        return str(self.result.get("status", "cut off"))
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """The figures that `SHOWN` lists, of a run that is not done those it has come to."""
+        found = {key: self.result.get(key) for key in (*SHOWN, *RESULTS)}
+        status = self.status
+        if status != "done":
+            found |= self._progress()
+        return {**found, "status": status}
+
+    def _progress(self) -> dict[str, Any]:
+        last = {name: value for line in self.lines for name, value in line.items() if value is not None}
+        figures = {"steps": last.get("step"), "tokens": last.get("tokens"), "train_loss": last.get("loss")}
+        figures |= {name: last.get(name) for name in ("val_loss", "bits_per_byte", "tokens_per_second", "mfu")}
+        points = self.points()
+        figures["seconds"] = round(points[-1]["seconds"], 3) if points else None
+        if (self.folder / runs.MODEL).is_file():
+            spec = self.spec
+            figures["params"] = price(spec)["params"]["total"]
+            figures["model"] = (
+                self.result.get("model") or f"{spec.kind}, {spec.n_layers} layers of width {spec.d_model}"
+            )
+        return figures
+
+    def points(self, *, flops: bool = False) -> list[dict[str, Any]]:
+        """Each line of metrics with its place on every axis: `steps`, `tokens`, `seconds` and, if asked for, `flops`.
+
+        Seconds are those of training steps: the tokens between two lines over the tokens a second that were measured.
+        """
+        each_token = price(self.spec, context=self.config["seq_len"])["flops"]["train"] if flops else 0
+        made, seconds, tokens = [], 0.0, 0
+        for line in self.lines:
+            if line.get("tokens_per_second"):
+                seconds += (line["tokens"] - tokens) / line["tokens_per_second"]
+                tokens = line["tokens"]
+            made.append({**line, "steps": line["step"], "seconds": seconds, "flops": each_token * line["tokens"]})
+        return made
+
+
+def _read_mapping(file: Path) -> dict[str, Any]:
+    try:
+        node = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{file}: cannot be read, found {short(error)} (a file that zoo train wrote)") from error
+    if not isinstance(node, dict):
+        raise CheckpointError(f"{file}: holds a {type(node).__name__}, not a mapping (a file that zoo train wrote)")
+    return node
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines; none where there is no file. The last line may be half written, and is left out."""
+    if not file.is_file():
+        return []
+    found: list[dict[str, Any]] = []
+    rows = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, row in enumerate(rows, 1):
+        try:
+            found.append(json.loads(row))
+        except ValueError:
+            if number < len(rows):
+                raise CheckpointError(f"{file}:{number}: is no line of metrics, found {row[:40]!r}") from None
+    return found
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's: it has metrics, or the outcome of one that failed before its first step."""
+    return (folder / runs.METRICS).is_file() or (folder / runs.RESULT).is_file()
+
+
+def find_runs(folder: Path) -> Iterator[RunRecord]:
+    """Find the runs in a folder and below it, by path. What is inside of a run is not looked at."""
+    if is_run(folder):
+        yield RunRecord(folder)
+        return
+    for parent, names, _ in os.walk(folder):
+        names.sort()
+        for name in list(names):
+            if is_run(Path(parent, name)):
+                names.remove(name)
+                yield RunRecord(Path(parent, name))
+
+
+def collect_runs(paths: Sequence[Path]) -> list[RunRecord]:
+    """Find the runs that paths name: runs, or folders with runs below. Raises ConfigError with all faults."""
+    found: dict[Path, RunRecord] = {}
+    faults = []
+    for path in paths:
+        there = list(find_runs(path.expanduser())) if path.expanduser().is_dir() else []
+        if not there:
+            what = "has no run in it" if path.expanduser().is_dir() else "is no folder"
+            faults.append(f"{path}: {what} (the folder of a run or of a sweep; `zoo runs` lists them)")
+        found |= {each.folder.resolve(): each for each in there}
+    if faults:
+        raise ConfigError(*faults)
+    return list(found.values())
+
+
+def list_rows(records: Sequence[RunRecord], root: Path | None = None) -> list[dict[str, Any]]:
+    """Make a row of plain data for each run, with the keys of `COLUMNS`."""
+    rows = []
+    for each in records:
+        file = next(file for name in (runs.METRICS, runs.RESULT) if (file := each.folder / name).is_file())
+        when = datetime.fromtimestamp(file.stat().st_mtime).isoformat(" ", "seconds")
+        name = each.folder.relative_to(root) if root and each.folder.is_relative_to(root) else each.folder
+        shown = str(name) if str(name) != "." else each.folder.resolve().name
+        outcome = each.outcome
+        figures = {key: outcome[key] for key in SHOWN}
+        rows.append({"name": shown, **figures, "when": when, "path": str(each.folder.absolute())})
+    return rows
+
+
+def sort_rows(rows: Sequence[Mapping[str, Any]], by: str, reverse: bool = False) -> list[Mapping[str, Any]]:
+    """Sort rows by a column, smallest first; rows without a value come last either way. Raises ConfigError."""
+    if by not in COLUMNS:
+        hint = did_you_mean(by, COLUMNS) or f" (one of: {', '.join(COLUMNS)})"
+        raise ConfigError(f"sort: there is no column {by!r}{hint}")
+    known = [row for row in rows if row[by] is not None]
+    return [*sorted(known, key=lambda row: row[by], reverse=reverse), *(row for row in rows if row[by] is None)]
+
+
+def compare_runs(first: RunRecord, second: RunRecord) -> dict[str, Any]:
+    """Compare the training configs of two runs and their results.
+
+    `config` has the keys that differ, the model's apart, each with both values; `results` each figure, with `delta`
+    and `relative`. `val_loss_at_equal_tokens` is that of the last evaluation that both made after as many tokens.
+    """
+    from zoo.analysis.compare import compare_values, flatten, merge_orders
+
+    a, b = (flatten({key: node for key, node in each.config.items() if key != "model"}) for each in (first, second))
+    config = {path: {"a": a.get(path), "b": b.get(path)} for path in merge_orders([a, b]) if a.get(path) != b.get(path)}
+    results = {"status": {"a": first.status, "b": second.status}}
+    one, other = first.outcome, second.outcome
+    results |= {name: compare_values(one[name], other[name]) for name in RESULTS}
+    curves = [
+        {line["tokens"]: line["val_loss"] for line in each.lines if "val_loss" in line} for each in (first, second)
+    ]
+    if both := set(curves[0]) & set(curves[1]):
+        at = max(both)
+        results["val_loss_at_equal_tokens"] = {**compare_values(curves[0][at], curves[1][at]), "tokens": at}
+    return {
+        "config": config,
+        "results": {name: row for name, row in results.items() if row["a"] != row["b"] or row["a"] is not None},
+    }

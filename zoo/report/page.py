@@ -1,0 +1,227 @@
+"""Write a run's page: one HTML file with its curves, figures, samples, config and environment. It needs no network."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo import runs
+from zoo.disk import write_text
+from zoo.report.curves import read_curve, smooth
+from zoo.report.history import RunRecord
+from zoo.report.svg import Curve, draw_panel
+from zoo.report.units import format_count, format_figure, format_seconds, format_size
+
+PAGE, ENVIRONMENT, SAMPLES = "index.html", "environment.json", "samples.txt"
+MOST_POINTS = 1500  # of a curve: more than a screen has columns, and the page stays small
+MOST_SAMPLES = 20  # the newest
+
+FORMS = {
+    "params": format_count,
+    "seconds": format_seconds,
+    "tokens_per_second": lambda value: f"{value:,.0f}",
+    "mfu": lambda value: f"{value:.1%}",
+    "free_memory": format_size,
+}
+NAMES = {"mfu": "MFU", "params": "parameters", "gpu": "GPU", "cuda": "CUDA"}
+
+
+def write_page(record: RunRecord, status: str | None = None) -> Path:
+    """Write a run's page from what its folder has, and return the file. `status` is as of now, where the folder does
+    not say it yet. Raises OSError, and CheckpointError for files that are no run's."""
+    file = record.folder / PAGE
+    write_text(file, make_page(record, status))
+    return file
+
+
+def make_page(record: RunRecord, status: str | None = None) -> str:
+    """Make the page's HTML."""
+    import jinja2
+
+    outcome = {**record.outcome, "status": status or record.status}
+    title = outcome.pop("model") or record.folder.resolve().name
+    environments = read_environments(record.folder)
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE)
+    return template.render(
+        title=title,
+        folder=record.folder.resolve().name,
+        error=record.result.get("error") if outcome["status"] != "running" else None,
+        figures=_show(outcome),
+        curves=draw_curves(record.points()),
+        samples=read_samples(record.folder / SAMPLES)[-MOST_SAMPLES:][::-1],
+        overrides=record.result.get("overrides", []),
+        config=_read(record.folder / runs.CONFIG),
+        model=_read(record.folder / runs.MODEL),
+        environments=[_show(each) for each in reversed(environments)],
+    )
+
+
+def _show(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Give names and values for people; what is not known is left out."""
+    known = {name: value for name, value in values.items() if value is not None}
+    return [
+        (NAMES.get(name, name.replace("_", " ")), FORMS[name](value) if name in FORMS else format_figure(value, ""))
+        for name, value in known.items()
+    ]
+
+
+def _read(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+
+
+def read_environments(folder: Path) -> list[dict[str, Any]]:
+    """Read where a run computed: one mapping for each time that it was started or resumed, oldest first."""
+    try:
+        found = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return []
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def add_environment(folder: Path, environment: Mapping[str, Any]) -> None:
+    """Note where a run computes from now on."""
+    write_text(folder / ENVIRONMENT, json.dumps([*read_environments(folder), environment], indent=2) + "\n")
+
+
+def read_samples(file: Path) -> list[tuple[str, str]]:
+    """Read the samples that a run wrote, oldest first: the step of each, and its text."""
+    parts = re.split(r"^──── step (\d+) ────\n", _read(file), flags=re.MULTILINE)
+    return [(step, text.removesuffix("\n\n")) for step, text in zip(parts[1::2], parts[2::2], strict=True)]
+
+
+# ---------------------------------------------------------------- curves
+
+X_LABEL = "tokens seen"
+PLACES = ("step", "steps", "tokens", "seconds", "flops")
+LOSSES = ("loss", "val_loss")
+TITLES = {
+    "lr": "learning rate",
+    "grad_norm": "norm of the gradient",
+    "tokens_per_second": "tokens a second",
+    "mfu": "MFU",
+    "memory": "memory (bytes)",
+    "bits_per_byte": "bits per byte, validation",
+}
+
+
+def draw_curves(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Draw the losses, then every other metric, as SVG panels.
+
+    Metrics of one name before a slash (`val_loss/code`) share a panel.
+    """
+    panels = group_metrics(points)
+    drawn = [_draw_losses(points)] if panels.pop("loss", None) else []
+    return drawn + [_draw_metrics(points, panel, names) for panel, names in panels.items()]
+
+
+def group_metrics(points: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Group the metrics that have a value into panels, in the order in which they came up."""
+    panels: dict[str, list[str]] = {}
+    for line in points:
+        for name, value in line.items():
+            if name in PLACES or not isinstance(value, int | float):
+                continue
+            panel = "loss" if name in LOSSES else name.partition("/")[0]
+            names = panels.setdefault(panel if panel not in LOSSES or name in LOSSES else "val_loss by source", [])
+            if name not in names:
+                names.append(name)
+    return panels
+
+
+def thin(at: list[float], values: list[float]) -> tuple[list[float], list[float]]:
+    """Keep so many points of a curve as can be seen, evenly spread, the last among them."""
+    every = max(1, -(-len(at) // MOST_POINTS))
+    first = (len(at) - 1) % every if at else 0
+    return at[first::every], values[first::every]
+
+
+def _draw_losses(points: Sequence[Mapping[str, Any]]) -> str:
+    at, values = read_curve(points, "loss")
+    curves = [
+        Curve(*thin(at, values), faint=True),
+        Curve(*thin(at, smooth(values)), "training"),
+        Curve(*read_curve(points, "val_loss"), "validation", color=1, marks=True),
+    ]
+    return draw_panel("loss (nats per target)", curves, X_LABEL, width=984, height=400)
+
+
+def _draw_metrics(points: Sequence[Mapping[str, Any]], panel: str, names: Sequence[str]) -> str:
+    curves = []
+    for color, name in enumerate(names):
+        at, values = thin(*read_curve(points, name))
+        marks = len(at) < 3 or name.startswith(("val_loss", "bits_per_byte"))
+        label = name.partition("/")[2] or name.replace("_", " ")
+        curves.append(Curve(at, values, label if len(names) > 1 else "", color, marks))
+    return draw_panel(TITLES.get(panel, panel.replace("_", " ")), curves, X_LABEL)
+
+
+TEMPLATE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }} · {{ folder }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1000px; margin: 2em auto; padding: 0 1em; }
+h1 { margin: 0; } h2 { margin: 2em 0 .5em; border-bottom: 1px solid #ddd; }
+.folder { color: #777; margin: 0 0 1em; } .error { color: #b00; white-space: pre-wrap; }
+table { border-collapse: collapse; } td { padding: .15em 1.5em .15em 0; vertical-align: top; }
+td:first-child { color: #777; white-space: nowrap; }
+pre { background: #f6f6f6; padding: .8em; white-space: pre-wrap; font: 13px/1.4 ui-monospace, monospace; }
+summary { cursor: pointer; }
+.curves svg { width: 49%; height: auto; } .curves svg:first-child { width: 100%; }
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+<p class="folder">{{ folder }}</p>
+{% if error %}
+<p class="error">{{ error }}</p>
+{% endif %}
+<table>
+{% for name, value in figures %}
+<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
+{% endfor %}
+</table>
+{% if curves %}
+<h2>Curves</h2>
+<div class="curves">
+{% for each in curves %}
+{{ each | safe }}
+{% endfor %}
+</div>
+{% endif %}
+{% if samples %}
+<h2>Samples</h2>
+{% for step, text in samples %}
+<details{{ " open" if loop.first }}><summary>step {{ step }}</summary>
+<pre>{{ text }}</pre></details>
+{% endfor %}
+{% endif %}
+<h2>Config</h2>
+{% if overrides %}
+<pre>{{ overrides | join("\\n") }}</pre>
+{% endif %}
+<details><summary>the whole training config</summary>
+<pre>{{ config }}</pre></details>
+<details><summary>the model</summary>
+<pre>{{ model }}</pre></details>
+{% if environments %}
+<h2>Environment</h2>
+{% for each in environments %}
+{% if loop.index == 2 %}
+<p>Before, when the run was started or resumed:</p>
+{% endif %}
+<table>
+{% for name, value in each %}
+<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
+{% endfor %}
+</table>
+{% endfor %}
+{% endif %}
+</body>
+</html>
+"""

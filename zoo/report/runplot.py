@@ -1,0 +1,86 @@
+"""Draw the curves of several runs over one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import ConfigError, did_you_mean
+from zoo.report.curves import SMOOTHED_OVER, read_curve, smooth
+from zoo.report.history import AXES, RunRecord
+from zoo.report.plot import check_picture, list_colors, write_figure
+
+LABELS = {"loss": "loss (nats per target)", "val_loss": "validation loss (nats per target)"}
+NOT_DRAWN = ("step", "tokens", "steps", "seconds", "flops")
+
+
+def check_curves(records: Mapping[str, RunRecord], metric: str, share: float, file: Path) -> None:
+    """Raise ConfigError for a picture that cannot be drawn: its file, the share that is smoothed, the metric."""
+    check_picture(file, len(records))
+    if not 0 <= share < 1:
+        raise ConfigError(f"smooth: is {share}, not a share of a run (0 draws every point; 0.04 is usual)")
+    known = {name for each in records.values() for line in each.lines for name in line}.difference(NOT_DRAWN)
+    if not known:
+        raise ConfigError("plot: no run has a line of metrics yet (wait for the first step)")
+    if metric not in known:
+        hint = did_you_mean(metric, known) or f" (one of: {', '.join(sorted(known))})"
+        raise ConfigError(f"y: no run has a metric {metric!r}{hint}")
+
+
+def draw_runs(
+    records: Mapping[str, RunRecord],
+    file: Path,
+    *,
+    x: str = "tokens",
+    metric: str = "loss",
+    share: float = SMOOTHED_OVER,
+    log: bool = False,
+) -> None:
+    """Draw a metric of runs, by label, over `x` (one of `AXES`) into a .png or .svg file.
+
+    The training loss is drawn smoothed over a share of each run, every point faint behind it, and the validation loss
+    beside it with marks. Raises ConfigError as `check_curves` does.
+    """
+    check_curves(records, metric, share, file)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for (label, each), color in zip(records.items(), list_colors(len(records)), strict=True):
+        _draw_run(axes, each.points(flops=x == "flops"), label, color, x, metric, share)
+    _dress(axes, records, x, metric, log)
+    write_figure(figure, file)
+
+
+def _draw_run(
+    axes: Any, points: list[dict[str, Any]], label: str, color: Any, x: str, metric: str, share: float
+) -> None:
+    at, values = read_curve(points, metric, x)
+    evaluated = metric.startswith(("val_loss", "bits_per_byte"))
+    if evaluated or not share:
+        axes.plot(at, values, "o-" if evaluated else "-", color=color, markersize=4, linewidth=1.5, label=label)
+    else:
+        axes.plot(at, values, color=color, alpha=0.2, linewidth=0.7)
+        axes.plot(at, smooth(values, share), color=color, linewidth=1.5, label=label)
+    if metric == "loss":
+        at, values = read_curve(points, "val_loss", x)
+        axes.plot(at, values, "o--", color=color, markersize=4, linewidth=1)
+        if values:
+            where = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+            axes.annotate(f"{values[-1]:.3f}", (at[-1], values[-1]), color=color, **where)
+
+
+def _dress(axes: Any, records: Mapping[str, RunRecord], x: str, metric: str, log: bool) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    if metric == "loss" and any("val_loss" in line for each in records.values() for line in each.lines):
+        axes.plot([], [], "o--", color="grey", markersize=4, linewidth=1, label="validation")
+    if log:
+        axes.set_yscale("log")
+    axes.set_xlabel(AXES[x])
+    axes.set_ylabel(LABELS.get(metric, metric.replace("_", " ")))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)

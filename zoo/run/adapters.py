@@ -1,0 +1,126 @@
+# R rank, E experts, N tokens
+"""Low-rank adapters (LoRA; Hu et al., 2021) on a built model's products: attach them, tell them apart, merge them.
+
+An adapted product computes W·x + (alpha / R)·B·A·dropout(x). A is drawn, B starts at 0, so that a fresh adapter changes
+nothing. The product keeps its own names in `state_dict`; its adapter stands below it as `lora.a` and `lora.b`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.kernels.grouped import grouped_linear
+from zoo.run.layer import LinearModule, StackedLinear
+
+INSIDE = ".lora."
+"""What the names of an adapter's tensors have, and no other's."""
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """The adapters of a model: their rank and scale, the share of inputs dropped in training, and the paths of the
+    products that have one. `trained` names the model's own weights that train beside them; `base` is the folder that
+    these weights came from."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    paths: tuple[str, ...]
+    trained: tuple[str, ...] = ()
+    base: str | None = None
+
+    @property
+    def scale(self) -> float:
+        """What B·A is multiplied by."""
+        return self.alpha / self.rank
+
+
+class Adapter(nn.Module):
+    """The matrices of one adapter: a [R, d_in] and b [d_out, R]; of stacked experts [E, R, d_in] and [E, d_out, R]."""
+
+    def __init__(self, weight: Tensor, plan: Adapters) -> None:
+        super().__init__()
+        *experts, d_out, d_in = weight.shape
+        self.scale, self.dropout = plan.scale, plan.dropout
+        self.a = nn.Parameter(weight.new_empty(*experts, plan.rank, d_in))
+        self.b = nn.Parameter(weight.new_zeros(*experts, d_out, plan.rank))
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Draw A uniformly within ±1/√d_in, as peft does."""
+        bound = self.a.shape[-1] ** -0.5
+        with torch.no_grad():
+            self.a.uniform_(-bound, bound, generator=generator)
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Drop some of the inputs while training."""
+        return F.dropout(x, self.dropout, self.training)
+
+    def change(self) -> Tensor:
+        """Compute what the adapter adds to the weight: scale · B·A, in float32."""
+        return self.scale * (self.b.float() @ self.a.float())
+
+
+class AdaptedLinear(LinearModule):
+    """A product with an adapter."""
+
+    lora: Adapter
+
+    def forward(self, x: Tensor) -> Tensor:
+        adapter = self.lora
+        return super().forward(x) + adapter.scale * F.linear(F.linear(adapter.drop(x), adapter.a), adapter.b)
+
+
+class AdaptedExperts(StackedLinear):
+    """Stacked experts' products, each with an adapter of its own."""
+
+    lora: Adapter
+
+    def forward(self, x: Tensor, offsets: Tensor, expert_of_row: Tensor) -> Tensor:
+        adapter, where = self.lora, {"bias": None, "expert_of_row": expert_of_row}
+        inner = grouped_linear(adapter.drop(x), adapter.a, offsets, **where)
+        return super().forward(x, offsets, expert_of_row) + adapter.scale * grouped_linear(
+            inner, adapter.b, offsets, **where
+        )
+
+
+def attach_adapters(model: Any, plan: Adapters, seed: int = 0) -> None:
+    """Give the products at the plan's paths an adapter each, drawn from `seed`, in place."""
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    for path in plan.paths:
+        module = model.get_submodule(path)
+        module.__class__ = AdaptedExperts if isinstance(module, StackedLinear) else AdaptedLinear
+        module.add_module("lora", Adapter(module.weight, plan))
+        module.lora.train(module.training)
+        module.lora.draw(generator)
+    model.adapters = plan
+
+
+def split_adapters(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split a state_dict into the model's own tensors and its adapters'."""
+    own = {name: each for name, each in state.items() if INSIDE not in name}
+    return own, {name: each for name, each in state.items() if INSIDE in name}
+
+
+def merge_adapters(model: Any, plan: Adapters, tensors: Mapping[str, Tensor]) -> None:
+    """Add saved adapters to the weights of a model without any: W + scale · B·A, computed in float32."""
+    with torch.no_grad():
+        for path in plan.paths:
+            weight = model.get_submodule(path).weight
+            a, b = (tensors[f"{path}{INSIDE}{name}"].to(weight.device).float() for name in "ab")
+            weight.copy_(weight.float() + plan.scale * (b @ a))
+
+
+def list_adapter_shapes(plan: Adapters, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """List name and shape of every tensor of the adapters; `shapes` are those of the model's own tensors."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path in plan.paths:
+        *experts, d_out, d_in = shapes[f"{path}.weight"]
+        found[f"{path}{INSIDE}a"] = (*experts, plan.rank, d_in)
+        found[f"{path}{INSIDE}b"] = (*experts, d_out, plan.rank)
+    return found

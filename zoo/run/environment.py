@@ -1,0 +1,69 @@
+"""Describe where a run computes: versions, machine, device, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from zoo import __version__
+from zoo.lazy import torch
+from zoo.run.linear.base import describe_processor
+from zoo.run.memory import read_free_memory
+
+PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "hydra-core", "pydantic", "triton", "torchao", "flash-attn")
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Describe this process: when and how it was started, versions, machine and device, and the commit of the folder
+    that it works in, where that is in a git repository."""
+    processor = describe_processor()
+    found: dict[str, Any] = {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "zoo": __version__,
+        "python": platform.python_version(),
+        **{name: version for name in PACKAGES if (version := find_version(name)) is not None},
+        "system": platform.platform(),
+        "host": platform.node(),
+        "processor": f"{processor.name or processor.architecture}, {processor.isa}",
+        "threads": f"{processor.threads} of {os.cpu_count()} CPUs",
+        "free_memory": read_free_memory(torch.device("cpu")),
+        "device": str(device),
+    }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+        found["cuda"] = torch.version.cuda
+    if (commit := read_commit(Path())) is not None:
+        found["commit"] = commit
+    return found
+
+
+def find_version(package: str) -> str | None:
+    """Find the version of an installed package; None where it is not."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def read_commit(folder: Path) -> str | None:
+    """Read the commit of the repository that a folder is in, with `+changes` where tracked files differ from it; None
+    outside of one, or without git."""
+    commit = _ask_git(folder, "rev-parse", "HEAD")
+    if not commit:
+        return None
+    return f"{commit}+changes" if _ask_git(folder, "status", "--porcelain", "--untracked-files=no") else commit
+
+
+def _ask_git(folder: Path, *words: str) -> str:
+    try:
+        asked = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return asked.stdout.strip() if asked.returncode == 0 else ""

@@ -1,0 +1,112 @@
+"""Call functions of the user's while a run trains, and note that it trains inside another program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ConfigError, ZooError, short
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from zoo.training.loop import Run
+
+MOMENTS = ("after_update", "after_eval", "on_save")
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a callback is given: the run as it is. The model and the optimizer are the run's own, not copies."""
+
+    step: int
+    """Updates taken so far."""
+    tokens: int
+    """Tokens seen so far."""
+    metrics: Mapping[str, float]
+    """The newest value of each metric: of training as of the last line of metrics (`log_every`), `val_loss` and the
+    like as of the last evaluation."""
+    model: Any
+    optimizer: Optimizer
+    folder: Path
+    """The run's folder."""
+
+
+class Callback:
+    """Methods that a run calls. Any object that has one of these will do; a subclass gets those that do nothing.
+
+    They are called between steps, where the clock of `tokens_per_second` stands still, and may read all and change the
+    weights. Random numbers that they draw are training's too. Afterwards the model is put back into training mode. An
+    exception ends the run as a failed one, with a ZooError that names the callback, the method and the step.
+    """
+
+    def after_update(self, state: TrainingState) -> None:
+        """Called after each optimizer step, and after its line of metrics where it has one."""
+
+    def after_eval(self, state: TrainingState) -> None:
+        """Called after each evaluation, its sample and picture."""
+
+    def on_save(self, state: TrainingState, checkpoint: Path) -> None:
+        """Called after a checkpoint was written whole, with its folder."""
+
+
+@dataclass
+class Host:
+    """The program that a run trains in: its callbacks, and the run once there is one."""
+
+    callbacks: tuple[Any, ...] = ()
+    runs: list[Run] = field(default_factory=list)
+
+
+_host: ContextVar[Host | None] = ContextVar("host", default=None)
+
+
+@contextmanager
+def hosted(callbacks: Sequence[Any] = ()) -> Iterator[Host]:
+    """Train inside another program, with these callbacks. Raises ConfigError for one without any of the methods."""
+    faults = [
+        f"callbacks[{number}]: {type(each).__name__} has none of the methods of a callback ({', '.join(MOMENTS)})"
+        for number, each in enumerate(callbacks)
+        if isinstance(each, type) or not any(callable(getattr(each, name, None)) for name in MOMENTS)
+    ]
+    if faults:
+        raise ConfigError(*faults)
+    host = Host(tuple(callbacks))
+    token = _host.set(host)
+    try:
+        yield host
+    finally:
+        _host.reset(token)
+
+
+def is_hosted() -> bool:
+    """Whether the run trains inside another program, whose process is not ours to settle."""
+    return _host.get() is not None
+
+
+def introduce(run: Run) -> None:
+    """Tell the host which run trains."""
+    if (host := _host.get()) is not None:
+        host.runs.append(run)
+
+
+def tell(run: Run, moment: str, *more: Any) -> None:
+    """Call a method of all callbacks that have it. Raises ZooError with the callback whose method failed."""
+    host = _host.get()
+    if host is None or not host.callbacks:
+        return
+    state = TrainingState(run.step, run.tokens, dict(run.last), run.model, run.optimizer, run.folder)
+    for each in host.callbacks:
+        call: Callable[..., object] | None = getattr(each, moment, None)
+        if call is None:
+            continue
+        try:
+            call(state, *more)
+        except Exception as error:  # the code is not ours: it may raise anything
+            what = f"{type(each).__name__}.{moment}"
+            raise ZooError(f"callback {what}, after step {run.step}: {short(error)}") from error
+    run.model.train()

@@ -1,0 +1,82 @@
+"""Prepare a built model for training: its first weights, its adapters, and which of them train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from zoo.errors import ConfigError
+from zoo.training.start.frozen import choose_trained, freeze_others
+from zoo.training.start.lora import Lora
+from zoo.training.start.weights import check_weights, load_weights
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run starts. The fields are those of a training config."""
+
+    weights: str | None
+    deepen: str
+    freeze: tuple[str, ...]
+    train: tuple[str, ...]
+    lora: Lora | None
+    seed: int
+
+    @classmethod
+    def of(cls, settings: Any) -> Start:
+        """Take over the fields of a run's settings."""
+        return cls(**{name: getattr(settings, name) for name in cls.__dataclass_fields__})
+
+    @property
+    def partly(self) -> bool:
+        """Whether some of the model's weights may not train."""
+        return bool(self.freeze or self.train or self.lora)
+
+    def find_faults(self, spec: Any, fp8: bool) -> list[str]:
+        """List what does not go together, as far as the config alone tells."""
+        faults: list[str] = []
+        checks: list[Callable[[], Any]] = [lambda: self.choose_trained(spec)]
+        if self.lora is not None:
+            checks.append(lambda: self.lora and self.lora.choose(spec))
+            if self.weights is None:
+                faults.append("lora: adapts weights, and there are none (weights=FOLDER)")
+            if fp8:
+                faults.append("lora: its products are not taken in float8 (precision=bf16)")
+        elif self.weights is None and self.deepen != "stack":
+            faults.append(f"deepen: is {self.deepen}, and no weights are read (weights=FOLDER)")
+        for check in checks:
+            try:
+                check()
+            except ConfigError as error:
+                faults += error.faults
+        return faults
+
+    def choose_trained(self, spec: Any) -> set[str]:
+        """Give the names of the model's own weights that train. Raises ConfigError."""
+        return choose_trained(spec, self.freeze, self.train, self.lora is not None)
+
+    def check(self, spec: Any) -> None:
+        """Check the weights' folder, where there is one. Raises ConfigError and CheckpointError."""
+        if self.weights is not None:
+            check_weights(self.weights, spec, self.deepen)
+
+    def read(self, model: Any, say: Callable[[str], object]) -> None:
+        """Fill a built model with the first weights, and say what was read."""
+        if self.weights is not None:
+            for line in load_weights(model, self.weights, self.deepen, self.seed):
+                say(line)
+
+    def restrict(self, model: Any) -> str | None:
+        """Attach adapters and freeze what does not train; returns how much trains, where not all does."""
+        trained = self.choose_trained(model.spec)
+        if self.lora is not None:
+            from zoo.run.adapters import Adapters, attach_adapters
+
+            lora, beside = self.lora, tuple(sorted(trained))
+            plan = Adapters(lora.rank, lora.alpha, lora.dropout, lora.choose(model.spec), beside, self.weights)
+            attach_adapters(model, plan, self.seed)
+        if not self.partly:
+            return None
+        count, whole = freeze_others(model, trained)
+        return f"trains {count:,} of {whole:,} parameters ({count / whole:.2%})"

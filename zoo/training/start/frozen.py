@@ -1,0 +1,55 @@
+"""Choose which weights train, by patterns of their names, from the Spec alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from zoo.errors import ConfigError
+from zoo.spec import Buffer, tensors
+
+
+def choose_trained(spec: Any, freeze: Sequence[str], train: Sequence[str], adapted: bool = False) -> set[str]:
+    """Give the names of the model's own weights that train: those that match `train` (all, where it is empty), without
+    those that match `freeze`. Where the model is `adapted`, only those of `train`.
+
+    In a pattern `*` is any text, dots too. Raises ConfigError for one that matches nothing, and where nothing is left.
+    """
+    names = [name for name, part, _ in tensors(spec, spec.d_model) if not isinstance(part, Buffer)]
+    faults = [*_idle("freeze", freeze, names), *_idle("train", train, names)]
+    if adapted and freeze and not train:
+        faults.append("freeze: lora freezes all of the model's own weights (leave it out, or name some in train)")
+    kept = {name for name in names if _matches(name, train)} if train or adapted else set(names)
+    kept -= {name for name in names if _matches(name, freeze)}
+    if not kept and not adapted and not faults:
+        faults.append(f"freeze: leaves nothing to train of {len(names)} weights (fewer patterns)")
+    if faults:
+        raise ConfigError(*faults)
+    return kept
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _idle(key: str, patterns: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Write a line for each pattern that matches no name, with what there is."""
+    there = ", ".join(dict.fromkeys(re.sub(r"^((?:\w+\.)?\w+\.\d+|\w+)\..*", r"\1.*", name) for name in names))
+    there = re.sub(r"((\w+\.)+)0\.\*, (?:.*\1(\d+)\.\*)", r"\g<1>0.* to \g<1>\3.*", there)
+    return [
+        f"{key}: {pattern!r} matches no weight (there are {there})"
+        for pattern in patterns
+        if not any(fnmatchcase(name, pattern) for name in names)
+    ]
+
+
+def freeze_others(model: Any, trained: set[str]) -> tuple[int, int]:
+    """Let only these weights of a built model train, and its adapters. Returns how many parameters train, and all."""
+    from zoo.run.adapters import INSIDE
+
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained or INSIDE in name)
+    sizes = [(each.requires_grad, each.numel()) for each in model.parameters()]
+    return sum(size for trains, size in sizes if trains), sum(size for _, size in sizes)

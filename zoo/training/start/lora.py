@@ -1,0 +1,85 @@
+"""Choose the products that get a low-rank adapter (LoRA; Hu et al., 2021), from the Spec alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from zoo.errors import ConfigError, did_you_mean
+from zoo.spec import Experts, Group, Linear, Part, Sized, Spec, Stack, Tied
+
+ANY = "*?["
+"""What a pattern has and a name has not."""
+
+
+class Lora(Spec, axis="lora", kind="lora", default="lora"):
+    """Train W + (alpha / rank)·B·A in place of W, with W as it is (Hu et al., 2021).
+
+    `on` names the axes whose products are adapted (attention, ffn, head …), or products by pattern
+    (`blocks.*.attention.[qv]`). `dropout` is the share of an adapter's inputs that training drops.
+    """
+
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+    on: tuple[str, ...] = ("attention",)
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    def choose(self, spec: Any) -> tuple[str, ...]:
+        """List the paths of the products that get an adapter. Raises ConfigError for a name that stands for none, and
+        for products that can have none."""
+        products = list(list_products(spec, spec.d_model))
+        axes = list(dict.fromkeys(each.axis for each in products))
+        chosen: dict[str, Product] = {}
+        faults: list[str] = [] if self.on else ["lora.on: is empty (lora.on=[attention])"]
+        for name in self.on:
+            found = [each for each in products if name == each.axis or fnmatchcase(each.path, name)]
+            if not found:
+                hint = did_you_mean(name, axes) or f" (there are {', '.join(axes)}, and patterns as {products[0].path})"
+                faults.append(f"lora.on: {name!r} names no product{hint}")
+            chosen |= {each.path: each for each in found}
+        faults += [f"lora.on: {each.path} {each.refused}" for each in chosen.values() if each.refused]
+        if faults:
+            raise ConfigError(*dict.fromkeys(faults))
+        return tuple(chosen)
+
+
+class Product(NamedTuple):
+    """A matrix product of a model: its path, the axis of the component that it belongs to, and why it can have no
+    adapter, or None."""
+
+    path: str
+    axis: str
+    refused: str | None
+
+
+def list_products(spec: Spec, d_model: int, prefix: str = "") -> Iterator[Product]:
+    """List every matrix product of a model, layer by layer."""
+    for name, part in spec.parts(d_model).items():
+        path = prefix + name
+        if isinstance(part, Stack):
+            for index, kind in enumerate(part.stored()):
+                yield from list_products(part.kinds[kind], d_model, f"{path}.{index}.")
+        elif isinstance(part, Group):
+            yield from (_describe(inner, f"{path}.{leaf}", spec) for leaf, inner in part.parts.items() if _is(inner))
+        elif isinstance(part, Part):
+            if _is(part):
+                yield _describe(part, path, spec)
+        else:
+            sub = part if isinstance(part, Sized) else Sized(part, d_model)
+            yield from list_products(sub.spec, sub.d_model, f"{path}.")
+
+
+def _is(part: Part) -> bool:
+    return isinstance(part, Linear | Experts) or (isinstance(part, Tied) and isinstance(part.of, Linear))
+
+
+def _describe(part: Part, path: str, owner: Spec) -> Product:
+    refused = None
+    if isinstance(part, Tied):
+        refused = f"is tied to {part.to}, which an adapter would part it from (another product; or head.tied=false)"
+    elif isinstance(part, Linear) and part.bare:
+        refused = "is also read as a plain weight, which would pass by its adapter (another product)"
+    return Product(path, owner.axis, refused)

@@ -1,0 +1,169 @@
+"""Make the weights of one architecture into those of another: what is the same is taken, what differs goes by a
+published recipe (`recipes/`), and anything else is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from zoo.errors import ConfigError
+from zoo.grammar import to_dict
+from zoo.lazy import torch
+from zoo.spec import table
+from zoo.training.start.recipes import Tensors
+from zoo.training.start.recipes.depth import add_layers, find_unsilenced
+from zoo.training.start.recipes.experts import upcycle
+from zoo.training.start.recipes.heads import add_heads, regroup_heads
+from zoo.training.start.recipes.vocabulary import add_tokens
+from zoo.training.start.recipes.width import widen_ffn, widen_stream
+
+BY_RECIPE = re.compile(
+    r"(.*\.)?(n_heads|n_kv_heads|d_ff|d_model|vocab_size|pattern|tied|n_experts)|(.*\.)?(init|ffn|position)\..*"
+)
+"""Fields whose change a recipe's own line tells, or that say nothing of weights that are there."""
+
+
+SHOWN = 10
+"""How many kinds of tensors that do not fit are named."""
+
+
+@dataclass
+class Transfer:
+    """Tensors on their way: `held` by name, `fresh` those that keep the values they were drawn with, and a line for
+    each thing that was done."""
+
+    held: Tensors
+    fresh: set[str] = field(default_factory=set)
+    lines: list[str] = field(default_factory=list)
+
+    def say(self, line: str | None) -> None:
+        """Add a line, once."""
+        if line is not None and line not in self.lines:
+            self.lines.append(line)
+
+
+def transfer(source: Any, target: Any, tensors: Mapping[str, Any], added: str = "stack", seed: int = 0) -> Transfer:
+    """Make tensors of the Spec `source` into tensors of `target`; those of the result's `fresh` are left out.
+
+    `added` says how added layers are made, `seed` what recipes draw from. Tensors on meta tell whether it can be done.
+    Raises ConfigError with a line for each kind of tensor that no recipe makes.
+    """
+    made = Transfer(dict(tensors))
+    if source == target:
+        return made
+    generator = torch.Generator().manual_seed(seed)
+    shapes = table(target, target.d_model)
+    towers, others = target.towers(), source.towers()
+    if set(towers) != set(others):
+        raise ConfigError(f"weights: are of a model of kind '{source.kind}', found kind '{target.kind}' (the same)")
+    for path, tower in towers.items():
+        prefix = f"{path}." if path else ""
+        if added == "identity" and len(tower.pattern) > len(others[path].pattern) and (kind := find_unsilenced(tower)):
+            raise ConfigError(f"deepen: identity needs blocks that add to the stream, found {kind} (stack)")
+        _transfer_tower(made, others[path], tower, prefix, added, shapes, generator)
+    if faults := [*dict.fromkeys(_find_misfits(made, shapes))]:
+        more = len(faults) - SHOWN
+        raise ConfigError(*faults[:SHOWN], *([f"weights: and {more} more kinds of tensors"] if more > 0 else []))
+    return made
+
+
+def _transfer_tower(
+    made: Transfer, source: Any, target: Any, prefix: str, added: str, shapes: dict[str, Any], generator: Any
+) -> None:
+    held = made.held
+    line, origins = add_layers(source, target, held, prefix, added)
+    made.say(line)
+    kinds = target.stack.stored()
+    before = source.stack.stored()
+    for layer, kind in enumerate(kinds):
+        own, block = source.blocks[before[origins[layer]]], target.blocks[kind]
+        path = f"{prefix}blocks.{layer}."
+        made.say(regroup_heads(own.attention, block.attention, held, f"{path}attention."))
+        made.say(add_heads(own.attention, block.attention, held, f"{path}attention.", generator))
+        if own.ffn is not None and block.ffn is not None:
+            made.say(upcycle(own.ffn, block.ffn, held, made.fresh, f"{path}ffn.", source.d_model))
+            made.say(widen_ffn(own.ffn, block.ffn, held, f"{path}ffn.", generator))
+    made.say(_untie(source, target, held, prefix))
+    made.say(_swap_positions(source, target, made, prefix, shapes))
+    made.say(widen_stream(source, target, held, prefix, generator))
+    made.say(add_tokens(source, target, held, shapes, prefix))
+    pairs = {(before[origins[layer]], kind) for layer, kind in enumerate(kinds)}
+    made.say(_describe_other_settings(source, target, pairs))
+
+
+def _untie(source: Any, target: Any, held: Tensors, prefix: str) -> str | None:
+    """Give a head of its own the values of the table that it was tied to."""
+    if not getattr(source.head, "tied", False) or getattr(target.head, "tied", True):
+        return None
+    tokens = held.get(f"{prefix}embedding.tokens.weight")
+    if tokens is None:
+        return None
+    held[f"{prefix}head.out.weight"] = tokens.clone()
+    return "head: was tied, its own weight begins as a copy of the token table"
+
+
+def _swap_positions(source: Any, target: Any, made: Transfer, prefix: str, shapes: dict[str, Any]) -> str | None:
+    """Leave out the weights of another position scheme, and draw those of the model's own."""
+    if source.position.kind == target.position.kind:
+        return None
+    lost = [name for name in made.held if name.startswith(prefix) and _is_position(name) and name not in shapes]
+    for name in lost:
+        del made.held[name]
+    new = {name for name in shapes if name.startswith(prefix) and _is_position(name) and name not in made.held}
+    made.fresh |= new
+    notes = (["its weights are left out"] if lost else []) + (["the new one's are drawn"] if new else [])
+    swap = f"position: {source.position.kind} became {target.position.kind}, the other weights are taken as they are"
+    return ", ".join([swap, *notes])
+
+
+def _is_position(name: str) -> bool:
+    return "position" in name.split(".")
+
+
+# ---------------------------------------------------------------- what is said, and what is refused
+
+
+def _describe_other_settings(source: Any, target: Any, pairs: set[tuple[str, str]]) -> str | None:
+    """Say which settings differ that no weight depends on."""
+    changes: dict[str, str] = {}
+    for old, new in sorted(pairs):
+        changes |= dict(_compare(to_dict(source.blocks[old]), to_dict(target.blocks[new]), ""))
+    one, other = ({key: each for key, each in to_dict(tower).items() if key != "blocks"} for tower in (source, target))
+    changes |= dict(_compare(one, other, ""))
+    told = [f"{key} {change}" for key, change in changes.items() if not BY_RECIPE.fullmatch(key)]
+    return f"taken as they are under other settings: {', '.join(told)}" if told else None
+
+
+def _compare(one: Any, other: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield the path of each field that differs, and both values."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in [*one, *(key for key in other if key not in one)]:
+            yield from _compare(one.get(key), other.get(key), f"{path}.{key}" if path else key)
+    elif one != other:
+        yield path, f"{_shorten(one)} → {_shorten(other)}"
+
+
+def _shorten(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(value.get("kind", "…"))
+    return "null" if value is None else str(value)
+
+
+def _find_misfits(made: Transfer, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """Write a line for each kind of tensor that the recipes did not make."""
+    would = "no recipe makes it"
+    for name, shape in shapes.items():
+        if name not in made.held and name not in made.fresh:
+            yield f"weights: have no {_kind(name)}, of shape {list(shape)} ({would}; the architecture of the weights)"
+        elif name in made.held and tuple(made.held[name].shape) != shape:
+            found = f"{list(made.held[name].shape)}, the model's is {list(shape)}"
+            yield f"weights: {_kind(name)} has shape {found} ({would})"
+    for name in made.held:
+        if name not in shapes:
+            yield f"weights: {_kind(name)} belongs to no part of the model (the architecture of the weights)"
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".#.", name)
