@@ -277,8 +277,8 @@ def check_newest(folder: Path, made: int) -> None:
 
 
 def read_run(folder: Path) -> dict[str, bytes]:
-    """What must be equal: all files of a run but those that name its folder, its process, or a picture."""
-    other = ("result.json", "config.yaml", "loss.png", "lock")
+    """What must be equal: all files of a run but those that name its folder or its starts, and pictures."""
+    other = ("result.json", "config.yaml", "loss.png", "index.html", "environment.json", "lock")
     files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name not in other)
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
