@@ -71,7 +71,9 @@ class Call:
 class Scores:
     """How scores are made from q and k and which of them count: all that a kernel takes beside q, k and v.
 
-    `sinks` [H] are gpt-oss's learned sinks. `dropout` is the share of probabilities that is dropped. With `pages` [B, P], k and v are pools of pages [N, page, K, C], and row
+    `sinks` [H] are gpt-oss's learned sinks. `dropout` is the share of probabilities that is dropped.
+
+    With `pages` [B, P], k and v are pools of pages [N, page, K, C], and row
     b's keys are those of pages[b] in order.
     """
 

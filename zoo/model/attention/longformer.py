@@ -99,4 +99,6 @@ class Longformer(SoftmaxAttention, kind="longformer"):
         """Attend by these projections of q, k and v: [B, T, H, C]."""
         q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in parts)  # B T H C
         q, k = self.position.rotate(q, step.tables), self.position.rotate(k, step.tables)
-        return attend(q, k, v, mask, scale=self.head_dim**-0.5, bias=step.bias, kernel=step.kernel, dropout=step.dropout)
+        return attend(
+            q, k, v, mask, scale=self.head_dim**-0.5, bias=step.bias, kernel=step.kernel, dropout=step.dropout
+        )
