@@ -73,8 +73,7 @@ class Scores:
 
     `sinks` [H] are gpt-oss's learned sinks. `dropout` is the share of probabilities that is dropped.
 
-    With `pages` [B, P], k and v are pools of pages [N, page, K, C], and row
-    b's keys are those of pages[b] in order.
+    With `pages` [B, P], k and v are pools of pages [N, page, K, C], and row b's keys are those of pages[b] in order.
     """
 
     mask: Mask

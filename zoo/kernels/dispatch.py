@@ -67,7 +67,8 @@ def attend(
     cast to q's dtype. With `pages` [B, P] int32, k and v are pools of pages [N, page, K, C]: row b's keys are those of
     its pages in order, as many as `mask.lengths` says, and mask.n_keys is P·page. With `rows`, k and v are pools of
     slots [N, K, C], and each row's keys, mask and bias are those that it names, in place of `mask` and `bias`.
-    `dropout` is the share of probabilities that training drops, without a cache alone. `chosen` holds the kernel that an earlier call with the same arguments but for the tensors chose; an empty list is given it.
+    `dropout` is the share of probabilities that training drops, without a cache alone. `chosen` holds the kernel that
+    an earlier call with the same arguments but for the tensors chose; an empty list is given it.
     Raises KernelError when the kernel named cannot do it.
     """
     if rows is not None:
