@@ -341,6 +341,7 @@ def restore_run(run: Run, checkpoint: Path) -> None:
     run.step = run.saved = counters["step"]
     run.tokens, run.last = counters["tokens"], counters["last"]
     run.clock.seconds = counters["seconds"]
+    run.means.restore(counters.get("means") or {"steps": 0, "sums": {}})
     run.evaluation_due = counters.get("evaluation_due", False)
 
 
