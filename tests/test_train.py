@@ -33,7 +33,7 @@ TINY = [
     *("model.d_ff=48", "model.vocab_size=257", "model.max_seq_len=32", "data=text", "data.tokenizer.kind=byte"),
     *("steps=6", "batch_size=4", "seq_len=16", "eval_every=3", "eval_batches=2", "save_every=3", "sample.tokens=4"),
 ]
-MEASURED = ("tokens_per_second", "mfu")
+MEASURED = ("tokens_per_second", "mfu", "memory")
 
 
 @pytest.fixture(scope="module")

@@ -32,9 +32,14 @@ def train(name, *more):
     return zoo.train(model, [*SMALL, *SIZES[model], f"objective={name}", *own, *more])
 
 
+MEASURED = ("tokens_per_second", "mfu", "memory")
+
+
 def lines_of(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: each for key, each in line.items() if key not in ("tokens_per_second", "mfu")} for line in lines]
+    return [
+        {key: each for key, each in line.items() if key not in ("tokens_per_second", "mfu", "memory")} for line in lines
+    ]
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -10,7 +10,7 @@ SMALL = [
     *("model.d_ff=48", "model.vocab_size=257", "model.max_seq_len=32", "data=text", "data.tokenizer.kind=byte"),
     *("steps=6", "batch_size=4", "seq_len=16", "eval_every=3", "eval_batches=2", "save_every=3", "sample=null"),
 ]
-MEASURED = ("tokens_per_second", "mfu")
+MEASURED = ("tokens_per_second", "mfu", "memory")
 
 
 def write_corpus(folder: Path) -> Path:

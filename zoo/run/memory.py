@@ -97,6 +97,15 @@ def read_peak_memory(device: torch.device) -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def read_used_memory(device: torch.device) -> int | None:
+    """Read how many bytes training takes: the peak so far of the CUDA device, or what this process has resident now (on
+    systems that do not say it, its peak)."""
+    statm = Path("/proc/self/statm")
+    if device.type == "cuda" or not statm.exists():
+        return read_peak_memory(device)
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def keep_memory() -> None:
     """Let this process keep the memory that it frees, for the rest of its life.
 

@@ -54,7 +54,7 @@ def note_batch(run: Run, found: Mapping[str, float]) -> None:
     run.records.write_nonfinite(json.dumps(line))
 
 
-def refuse_nonfinite(run: Run, terms: dict[str, Any]) -> None:
+def refuse_nonfinite(run: Run, terms: Mapping[str, Any]) -> None:
     """Raise ZooError when the loss or the gradient's norm is not finite, unless such updates are skipped."""
     for name, what in LOOKED_AT.items() if run.settings.skip_nonfinite == 0 else ():
         if not math.isfinite(value := float(terms[name])):

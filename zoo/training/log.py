@@ -15,6 +15,7 @@ from zoo.disk import replace_file
 from zoo.errors import CheckpointError
 from zoo.report.curves import read_curve, smooth
 from zoo.runs import METRICS
+from zoo.training.loggers import Relay
 
 TABLE, SAMPLES, PICTURE = "metrics.csv", "samples.txt", "loss.png"
 APPENDED = (METRICS, TABLE, SAMPLES)
@@ -36,6 +37,8 @@ class Records:
         self.lines: list[dict[str, Any]] = []
         if lengths:
             self.lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+        self.relay: Relay | None = None
+        """A tracker that gets lines and samples too."""
         mode = "a" if lengths else "w"
         self._files = {name: self._open(name, mode) for name in APPENDED}
         if NONFINITE in (lengths or {}):
@@ -50,10 +53,14 @@ class Records:
         self.lines.append(line)
         self._append(METRICS, json.dumps(line) + "\n")
         self._row([line.get(column, "") for column in [*self.lines[0], *EVALUATION]])
+        if self.relay is not None:
+            self.relay.write_line(line)
 
     def write_sample(self, step: int, text: str) -> None:
         """Append what the model wrote after a step."""
         self._append(SAMPLES, f"──── step {step} ────\n{text}\n\n")
+        if self.relay is not None:
+            self.relay.write_sample(step, text)
 
     def write_nonfinite(self, line: str) -> None:
         """Append a line about an update that was skipped."""
@@ -68,7 +75,10 @@ class Records:
             os.fsync(file.fileno())
         return {name: file.tell() for name, file in self._files.items()}
 
-    def close(self) -> None:
+    def close(self, status: str = "done") -> None:
+        """Close the files, and the tracker with how the run ended: done, failed or stopped."""
+        if self.relay is not None:
+            self.relay.close(status)
         for file in self._files.values():
             with suppress(OSError):  # of a full disk, which has been told
                 file.close()

@@ -19,6 +19,7 @@ from zoo.errors import Terminated, short
 from zoo.lazy import torch
 from zoo.report.history import RunRecord
 from zoo.report.page import PAGE, write_page
+from zoo.run.memory import read_used_memory
 from zoo.run.threads import ThreadWatch
 from zoo.runs import CHECKPOINTS
 from zoo.sampling.options import Sampling
@@ -30,6 +31,7 @@ from zoo.training.failures import FORESEEN
 from zoo.training.finite import may_update, refuse_nonfinite
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_blocks, move_batch
 from zoo.training.log import PICTURE, Records, draw_losses
+from zoo.training.means import Means
 from zoo.training.optim import set_rates
 from zoo.training.precision import Computing
 from zoo.training.routing import RATE, balance_routers, describe_loads
@@ -65,6 +67,7 @@ class Run:
     computing: Computing | None = None  # what computes gradients, where it is not the model itself
     free: int | None = None  # bytes of memory that were free before the model was built
     clock: Clock = field(default_factory=Clock)
+    means: Means = field(default_factory=Means)
     step: int = 0
     tokens: int = 0
     saved: int = 0  # the step of the newest checkpoint
@@ -119,6 +122,7 @@ def fit(run: Run) -> dict[str, Any]:
         while run.step < run.settings.steps:
             go_back_if_due(run)
             terms = update(run)
+            run.means.add(terms)
             run.evaluation_due = run.due(run.settings.eval_every)
             if run.step == 1 or run.due(run.settings.log_every) or run.evaluation_due:
                 record(run, terms)
@@ -206,16 +210,20 @@ def apply_update(run: Run, loads: list[Any]) -> None:
 
 
 def record(run: Run, terms: dict[str, Any]) -> None:
-    """Write the step's metrics as a line. Waits for the device."""
+    """Write a line of metrics, means over the steps since the line before. Waits for the device."""
     refuse_nonfinite(run, terms)
-    values = {name: value for name, each in terms.items() if math.isfinite(value := float(each))}
+    values = run.means.take()
     speed = run.clock.lap(run.tokens)
-    mfu = compute_mfu(run, speed)
-    measured = {"skipped": run.skipped, "tokens_per_second": round(speed, 1), "mfu": mfu}
+    measured = {
+        "skipped": run.skipped,
+        "tokens_per_second": round(speed, 1),
+        "mfu": compute_mfu(run, speed),
+        "memory": read_used_memory(run.device),
+    }
     run.records.write_line(step=run.step, tokens=run.tokens, **values, **measured)
     run.last |= values
     left = (run.settings.steps - run.step) * run.tokens / run.step
-    run.show.step(run.step, values.get("loss", math.nan), speed, mfu, left / run.clock.pace)
+    run.show.step(run.step, {**values, **measured}, left / run.clock.pace)
     with run.clock.pause():
         follow_pace(run, speed)
 

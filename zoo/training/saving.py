@@ -96,6 +96,7 @@ def gather_counters(run: Run) -> dict[str, Any]:
         "tokens": run.tokens,
         "seconds": run.clock.seconds,
         "last": run.last,
+        "means": run.means.state(),
         "evaluation_due": run.evaluation_due,
         "data": {**run.batches.state(), "key": run.data.key},
         "lengths": run.records.lengths(),
@@ -112,6 +113,7 @@ def restore_counters(run: Run, counters: dict[str, Any]) -> None:
     run.step = run.saved = counters["step"]
     run.tokens, run.last = counters["tokens"], counters["last"]
     run.clock.seconds = counters["seconds"]
+    run.means.restore(counters.get("means", {}))
     run.evaluation_due = counters.get("evaluation_due", False)
     run.skipped, run.skipped_in_row = counters.get("skipped", 0), counters.get("skipped_in_row", 0)
     run.best = [(loss, step) for loss, step in counters.get("best", [])]

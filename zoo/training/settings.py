@@ -22,6 +22,7 @@ from zoo.sampling.options import Sampling
 from zoo.spec import Spec
 from zoo.training.averages import Average
 from zoo.training.dropout import Dropout
+from zoo.training.loggers import Logger, NoLogger
 from zoo.training.objective import Objective
 from zoo.training.optim import Optim
 from zoo.training.parametrisation import Parametrisation, Standard
@@ -90,6 +91,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
     optim: Optim
     schedule: Schedule
     parametrisation: Parametrisation = Standard()
+    logger: Logger = NoLogger()  # a tracker that gets the metrics too
 
     @field_validator("accumulate")
     @classmethod

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from zoo.report import format_si
 
 LINE_EVERY = 10.0  # seconds between plain lines
 EXCERPT = 160  # characters of a sample that are shown
+ACROSS = 4  # figures in a row of the live view
+
+FIGURES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "loss": ("loss", "{:.3f}".format),
+    "lr": ("lr", "{:.2e}".format),
+    "grad_norm": ("grad norm", "{:.2f}".format),
+    "tokens_per_second": ("tok/s", "{:,.0f}".format),
+    "mfu": ("MFU", "{:.1%}".format),
+    "memory": ("memory", lambda value: format_si(value, "B")),
+    "load_max": ("busiest expert", "{:.2f} loads".format),
+    "load_min": ("idlest", "{:.2f}".format),
+}
+"""The metrics that are shown: each one's label, and how it is formatted."""
 
 
 def format_duration(seconds: float) -> str:
@@ -28,38 +47,58 @@ class Show:
         self._shown = 0.0
         self._preparing = ""
         self._bar: Progress | None = None
+        self._live: Live | None = None
+        self._figures: dict[str, str] = {}
 
     def __enter__(self) -> Show:
         if self.console.is_terminal:
-            columns = [TextColumn("step"), MofNCompleteColumn(), BarColumn(None)]
-            columns += [TextColumn(f"{{task.fields[{name}]}}") for name in ("training", "validation", "speed")]
-            self._bar = Progress(*columns, console=self.console, expand=True)
-            self._bar.add_task("", total=self.steps, training="", validation="", speed="")
-            self._bar.start()
+            columns = [TextColumn("step"), MofNCompleteColumn(), BarColumn(None), TaskProgressColumn()]
+            self._bar = Progress(*columns, TextColumn("{task.fields[left]}"), console=self.console, expand=True)
+            self._bar.add_task("", total=self.steps, left="")
+            self._live = Live(self._view(), console=self.console, refresh_per_second=4)
+            self._live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _view(self) -> Any:
+        """The bar, and below it the newest figures in columns."""
+        table = Table.grid(padding=(0, 3))
+        rows = list(self._figures.items())
+        for row in (rows[at : at + ACROSS] for at in range(0, len(rows), ACROSS)):
+            table.add_row(*(Text.assemble((f"{name} ", "dim"), value) for name, value in row))
+        return Group(self._bar, table) if rows and self._bar is not None else self._bar
+
+    def _refresh(self, figures: Mapping[str, str]) -> None:
+        self._figures |= figures
+        if self._live is not None:
+            self._live.update(self._view())
 
     def say(self, text: str, **style: Any) -> None:
         self.console.print(text, markup=False, **style)
 
-    def step(self, step: int, loss: float, tokens_per_second: float, mfu: float | None, seconds_left: float) -> None:
-        """Show a training step: its loss, the speed and the time left. MFU is left out where it has no yardstick."""
-        training = f"loss {loss:.3f}"
-        share = "" if mfu is None else f"  MFU {mfu:.1%}"
-        speed = f"{tokens_per_second:,.0f} tok/s{share}  ETA {format_duration(seconds_left)}"
+    def step(self, step: int, metrics: Mapping[str, Any], seconds_left: float) -> None:
+        """Show a training step: the metrics of its line, and the time left. What is None has no yardstick, and is left
+        out."""
+        known = {name: value for name, value in metrics.items() if value is not None}
+        figures = {label: form(known[name]) for name, (label, form) in FIGURES.items() if name in known}
+        left = f"ETA {format_duration(seconds_left)}"
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, training=training, speed=speed)
+            self._bar.update(self._bar.task_ids[0], completed=step, left=left)
+            self._refresh(figures)
         elif step in (1, self.steps) or time.monotonic() - self._shown >= LINE_EVERY:
             self._shown = time.monotonic()
-            self.say(f"step {step}/{self.steps}  {training}  {speed}")
+            share = f"  MFU {figures['MFU']}" if "MFU" in figures else ""
+            self.say(
+                f"step {step}/{self.steps}  loss {figures.get('loss', 'no number')}  {figures['tok/s']} tok/s{share}  {left}"
+            )
 
     def evaluation(self, step: int, val_loss: float, bits_per_byte: float | None) -> None:
         """Show the result of an evaluation."""
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], validation=f"val {val_loss:.3f}")
+        self._refresh({"val loss": f"{val_loss:.4f}"})
         bits = "" if bits_per_byte is None else f", {bits_per_byte:.4f} bits per byte"
         self.say(f"step {step}/{self.steps}  validation loss {val_loss:.4f}{bits}", style="bold")
 

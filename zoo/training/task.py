@@ -36,6 +36,7 @@ from zoo.training.callbacks import is_hosted
 from zoo.training.failures import failures_in_one_line
 from zoo.training.fitting import advise, check_memory
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
+from zoo.training.loggers import open_relay
 from zoo.training.loop import Run, draw_last_page, fit
 from zoo.training.objective import Auto, Context
 from zoo.training.objective.base import describe
@@ -187,6 +188,7 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
     refused = settings.objective.refuses(spec)
     faults = [f"objective: {refused}"] if refused else []
     faults += S.find_optimizer_mismatches(settings, spec)
+    faults += [f"logger: {missing}"] if (missing := settings.logger.refuses()) else []
     if settings.kernel not in (names := ("auto", *KERNELS)):
         hint = did_you_mean(settings.kernel, names)
         faults.append(f"kernel: there is no {settings.kernel!r}{hint} (there are {', '.join(names)})")
@@ -379,9 +381,12 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
         if line is not None:
             run.show.say(line)
     add_environment(run.folder, describe_environment(run.device))
+    status = "failed"
     try:
+        run.records.relay = open_relay(settings.logger, run.folder, planned.config, run.step, run.show.say)
         with failures_in_one_line(run.folder, lambda: advise(settings, planned.spec, run.free)):
             result = fit(run)
+        status = "done"
     except (ZooError, KeyboardInterrupt) as error:
         status = "failed" if isinstance(error, ZooError) else "stopped"
         try:
@@ -391,7 +396,7 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
             run.show.say(f"{run.folder / runs.RESULT}: cannot be written, found {short(second)}")
         raise
     finally:
-        run.records.close()
+        run.records.close(status)
         run.watch.end()
     write_result(run.folder, {"error": None, **result})
     draw_last_page(run, "done")

@@ -1,0 +1,275 @@
+"""Send a run's metrics to an experiment tracker as well: TensorBoard, Weights & Biases, MLflow or Trackio."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from zoo.disk import write_text
+from zoo.errors import ConfigError, short
+from zoo.spec import Spec
+
+LOGGER = "logger.json"  # in a run's folder: which of the tracker's runs it is
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a tracker is told of a run when it starts or goes on."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    """The training config, by dotted path."""
+    step: int = 0
+    """The last step before it: 0, or that of the checkpoint from which the run goes on."""
+    key: str | None = None
+    """The tracker's name for the run that goes on."""
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+
+class Sink(Protocol):
+    """An open run of a tracker."""
+
+    @property
+    def key(self) -> str | None:
+        """The tracker's name for the run, by which it goes on."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Send the metrics of a step."""
+
+    def write_sample(self, step: int, text: str) -> None:
+        """Send a sample of text."""
+
+    def close(self, status: str) -> None:
+        """Send what is left. `status` is done, failed or stopped."""
+
+
+class Logger(Spec, axis="logger", default="none"):
+    """A tracker that gets each line of metrics and each sample, beside the run's own files."""
+
+    package: ClassVar[str | None] = None
+    """What it imports."""
+
+    def refuses(self) -> str | None:
+        """Say what is missing, or None."""
+        if self.package is None or importlib.util.find_spec(self.package) is not None:
+            return None
+        return f"{self.kind} needs {self.package}, which is not installed (pip install 'transformer-zoo[{self.kind}]')"
+
+    def open(self, start: Start) -> Sink | None:
+        """Open a run of the tracker."""
+        return None
+
+
+class NoLogger(Logger, kind="none"):
+    """The run's own files alone."""
+
+
+class TensorBoard(Logger, kind="tensorboard"):
+    """Event files for TensorBoard. A run that goes on hides what was written after its checkpoint."""
+
+    package = "tensorboardX"
+    folder: str | None = None
+
+    def open(self, start: Start) -> Sink:
+        return _TensorBoardSink(Path(self.folder or start.folder / "tensorboard"), start)
+
+
+class _TensorBoardSink:
+    def __init__(self, folder: Path, start: Start) -> None:
+        from tensorboardX import SummaryWriter
+
+        self.key = str(folder)
+        self.writer = SummaryWriter(str(folder), purge_step=start.step + 1 if start.key else None)
+        if not start.key:
+            rows = "".join(f"    {name}: {value}\n" for name, value in start.config.items())
+            self.writer.add_text("config", rows, 0)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def write_sample(self, step: int, text: str) -> None:
+        self.writer.add_text("sample", text, step)
+
+    def close(self, status: str) -> None:
+        self.writer.close()
+
+
+class WandB(Logger, kind="wandb"):
+    """Weights & Biases. Offline, a run that goes on is a further part of the same run, joined when it is synced."""
+
+    package = "wandb"
+    project: str = "zoo"
+    name: str | None = None
+    entity: str | None = None
+    mode: Literal["offline", "online"] = "offline"
+
+    def open(self, start: Start) -> Sink:
+        return _WandBSink(self, start)
+
+
+class _WandBSink:
+    def __init__(self, logger: WandB, start: Start) -> None:
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        self.run = wandb.init(
+            project=logger.project,
+            name=logger.name or start.name,
+            entity=logger.entity,
+            mode=logger.mode,
+            dir=str(start.folder),
+            config=dict(start.config),
+            id=start.key,
+            resume="allow" if logger.mode == "online" and start.key else None,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        self.key: str = self.run.id
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log(dict(values), step=step)
+
+    def write_sample(self, step: int, text: str) -> None:
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        self.run.log({"sample": wandb.Html(text, inject=False)}, step=step)
+
+    def close(self, status: str) -> None:
+        self.run.finish(exit_code=0 if status == "done" else 1)
+
+
+class MLflow(Logger, kind="mlflow"):
+    """MLflow, by its client, so that the active run of a program around it stays as it is."""
+
+    package = "mlflow"
+    experiment: str = "zoo"
+    name: str | None = None
+    uri: str | None = None
+
+    def open(self, start: Start) -> Sink:
+        return _MLflowSink(self, start)
+
+
+class _MLflowSink:
+    def __init__(self, logger: MLflow, start: Start) -> None:
+        from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
+
+        self.client = MlflowClient(tracking_uri=logger.uri)
+        if start.key is None:
+            found = self.client.get_experiment_by_name(logger.experiment)
+            place = found.experiment_id if found else self.client.create_experiment(logger.experiment)
+            self.key = self.client.create_run(place, run_name=logger.name or start.name).info.run_id
+            for name, value in start.config.items():
+                self.client.log_param(self.key, name, value)
+        else:
+            self.key = start.key
+            self.client.update_run(self.key, status="RUNNING")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.client.log_metric(self.key, name, value, step=step)
+
+    def write_sample(self, step: int, text: str) -> None:
+        self.client.log_text(self.key, text, f"samples/step-{step:06}.txt")
+
+    def close(self, status: str) -> None:
+        self.client.set_terminated(self.key, {"done": "FINISHED", "stopped": "KILLED"}.get(status, "FAILED"))
+
+
+class Trackio(Logger, kind="trackio"):
+    """Trackio: wandb's interface over a local database."""
+
+    package = "trackio"
+    project: str = "zoo"
+    name: str | None = None
+    space: str | None = None
+
+    def open(self, start: Start) -> Sink:
+        return _TrackioSink(self, start)
+
+
+class _TrackioSink:
+    def __init__(self, logger: Trackio, start: Start) -> None:
+        import trackio  # pyright: ignore[reportMissingImports]
+
+        self.key: str = start.key or logger.name or start.name
+        self.run = trackio.init(
+            project=logger.project,
+            name=self.key,
+            space_id=logger.space,
+            config=dict(start.config),
+            resume="allow" if start.key else "never",
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log(dict(values), step=step)
+
+    def write_sample(self, step: int, text: str) -> None:
+        self.run.log({"sample": text}, step=step)
+
+    def close(self, status: str) -> None:
+        self.run.finish()
+
+
+class Relay:
+    """Pass a run's lines on to a tracker. One that fails is told once and gets no more; training goes on."""
+
+    def __init__(self, sink: Sink | None, kind: str, say: Callable[[str], object]) -> None:
+        self._sink, self._kind, self._say = sink, kind, say
+
+    def write_line(self, line: Mapping[str, Any]) -> None:
+        """Send a line of metrics; what is null or no number is left out."""
+        values = {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
+        step = int(values.pop("step"))
+        self._pass(lambda sink: sink.write(step, values))
+
+    def write_sample(self, step: int, text: str) -> None:
+        self._pass(lambda sink: sink.write_sample(step, text))
+
+    def close(self, status: str) -> None:
+        self._pass(lambda sink: sink.close(status))
+        self._sink = None
+
+    def _pass(self, send: Callable[[Sink], object]) -> None:
+        if self._sink is None:
+            return
+        try:
+            send(self._sink)
+        except Exception as error:  # a tracker's own code: it may raise anything
+            self._say(f"logger: {self._kind} gets no more, found {short(error)} (training goes on)")
+            self._sink = None
+
+
+def open_relay(
+    logger: Logger, folder: Path, config: Mapping[str, Any], step: int, say: Callable[[str], object]
+) -> Relay:
+    """Open the tracker for a run that starts, or that goes on after `step` with the same run of the tracker.
+
+    Raises ConfigError when the tracker cannot be started.
+    """
+    from zoo.analysis.compare import flatten
+
+    key = _read_key(folder / LOGGER, logger.kind) if step else None
+    try:
+        sink = logger.open(Start(folder, flatten(config), step, key))
+    except Exception as error:  # a tracker's own code: it may raise anything
+        would = "logger=none trains without"
+        raise ConfigError(f"logger: {logger.kind} cannot be started, found {short(error)} ({would})") from error
+    if sink is not None:
+        write_text(folder / LOGGER, json.dumps({"kind": logger.kind, "key": sink.key}) + "\n")
+    return Relay(sink, logger.kind, say)
+
+
+def _read_key(file: Path, kind: str) -> str | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found.get("key") if isinstance(found, dict) and found.get("kind") == kind else None
