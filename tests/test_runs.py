@@ -28,7 +28,7 @@ def trained(tmp_path_factory) -> Path:
     start_run(compose_run(corpus), folder / "sweep" / "one")
     start_run(compose_run(corpus, "optim.lr=0.02", "seed=1", "model.n_kv_heads=4", "steps=9"), folder / "sweep" / "two")
     with pytest.raises(ZooError):
-        start_run(compose_run(corpus, "optim.lr=1e30", "clip=null", "save_every=1"), folder / "bad")
+        start_run(compose_run(corpus, "skip_nonfinite=0", "optim.lr=1e30", "clip=null", "save_every=1"), folder / "bad")
     return folder
 
 

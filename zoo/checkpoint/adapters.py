@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.files import write_tensors
+from zoo.checkpoint import hf
+from zoo.checkpoint.files import refuse_to_replace, write_tensors
 from zoo.checkpoint.headers import check_tensors
 from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import Entry, Transpose, map_tensors
+from zoo.disk import replace_folder
 from zoo.errors import CheckpointError, short
 from zoo.grammar.saved import read_spec
 from zoo.lazy import torch
@@ -96,18 +98,15 @@ def save_for_peft(folder: Path, out: Path) -> dict[str, Any]:
     Products that are fused there (GPT-2's c_attn) get one adapter of the ranks' sum: A's stand below each other, B's on
     a diagonal. Raises CheckpointError where there are no adapters, and for what peft's format cannot hold.
     """
-    from zoo.checkpoint.files import refuse_to_replace
-    from zoo.disk import replace_folder
-
     plan = read_plan(folder)
     if plan is None:
         raise CheckpointError(f"{folder}: has no adapters (a checkpoint of a run with lora=…, or --to hf)")
     if plan.trained:
-        more = f"and {len(plan.trained) - 1} more " if len(plan.trained) > 1 else ""
-        found = f"found {plan.trained[0]} {more}trained beside them"
+        first, *others = plan.trained
+        found = f"found {first}{f' and {len(others)} more' if others else ''} trained beside them"
         raise CheckpointError(f"{folder}: adapters alone would not be the model, {found} (--to hf merges all)")
     spec = read_spec(folder)
-    body = find_config(spec)[1]
+    body = find_config(spec, _open_base(plan))[1]
     entries = [each for each in map_tensors(spec, body) if {_path_of(name) for name in each.ours} & {*plan.paths}]
     entries = [each for each in entries if each.ours[0].endswith(".weight")]
     refuse_unknown_to_peft(folder, entries)
@@ -124,6 +123,13 @@ def save_for_peft(folder: Path, out: Path) -> dict[str, Any]:
         (draft / PEFT[0]).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         write_tensors(tensors, draft / PEFT[1])
     return config
+
+
+def _open_base(plan: Adapters) -> Any:
+    """Open the Hugging Face folder that the adapted weights came from, where it is still there: its names are meant."""
+    if plan.base is None or not (Path(plan.base) / "config.json").is_file():
+        return None
+    return hf.open_folder(Path(plan.base))[0]
 
 
 def _path_of(name: str) -> str:

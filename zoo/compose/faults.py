@@ -85,7 +85,9 @@ def describe_unknown_key(cfg: DictConfig, key: str, extra: Iterable[str] = ()) -
     here = [o.removeprefix(parent) for o in options if o.startswith(parent) and "." not in o.removeprefix(parent)]
     near = [".".join([parent + name, *missing[1:]]) for name in difflib.get_close_matches(missing[0], here, n=3)]
     same = sorted((o for o in options if o.split(".")[-1] == key.split(".")[-1]), key=lambda o: o.count("."))
-    best = [*(o for o in near if o in options), *same, *near, *difflib.get_close_matches(key, options, n=1)]
+    there = [option for option in near if option in options]
+    ranked = [*there, *same] if "." in key else [*same, *there]  # a bare name is rather a key without its prefix
+    best = [*ranked, *near, *difflib.get_close_matches(key, options, n=1)]
     if best:
         return f"{key}: unknown key (did you mean '{best[0]}'?)"
     if node is None:

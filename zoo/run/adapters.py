@@ -89,12 +89,16 @@ class AdaptedExperts(StackedLinear):
         )
 
 
+ADAPTED: dict[type[nn.Module], type[nn.Module]] = {LinearModule: AdaptedLinear, StackedLinear: AdaptedExperts}
+"""The class that a product becomes when it gets an adapter."""
+
+
 def attach_adapters(model: Any, plan: Adapters, seed: int = 0) -> None:
     """Give the products at the plan's paths an adapter each, drawn from `seed`, in place."""
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     for path in plan.paths:
-        module = model.get_submodule(path)
-        module.__class__ = AdaptedExperts if isinstance(module, StackedLinear) else AdaptedLinear
+        module: Any = model.get_submodule(path)
+        module.__class__ = ADAPTED[type(module)]
         module.add_module("lora", Adapter(module.weight, plan))
         module.lora.train(module.training)
         module.lora.draw(generator)
