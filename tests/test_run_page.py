@@ -119,7 +119,9 @@ def test_a_long_curve_is_thinned_evenly_and_keeps_its_last_point(count: int) -> 
 
 def test_a_run_that_fails_leaves_a_page_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
-    cfg = compose_run(write_corpus(tmp_path / "corpus"), "optim.lr=1e30", "clip=null", "skip_nonfinite=0", "save_every=1")
+    cfg = compose_run(
+        write_corpus(tmp_path / "corpus"), "optim.lr=1e30", "clip=null", "skip_nonfinite=0", "save_every=1"
+    )
     with pytest.raises(ZooError) as failed:
         start_run(cfg, tmp_path / "run")
     shown = Checked((tmp_path / "run" / PAGE).read_text()).text
