@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LOOKED_AT = {"loss": "loss", "grad_norm": "gradient's norm"}
 
 
-def may_update(run: Run, terms: Mapping[str, Any]) -> bool:
+def may_update(run: Run, terms: dict[str, Any]) -> bool:
     """Tell whether a step's gradient may change the weights. One that is not finite is counted, and its rows noted.
 
     Waits for the device, unless `skip_nonfinite` is 0: then nothing is skipped, a CPU looks at once and any other

@@ -56,7 +56,8 @@ class Computing:
         """Round the masters to the weights that compute, and return the model of these. A step begins with it, so that
         it does not matter what has changed the masters."""
         with torch.no_grad():
-            torch._foreach_copy_(self.low, self.high)  # type: ignore[attr-defined]
+            for low, high in zip(self.low, self.high, strict=True):
+                low.copy_(high)
         return self.model
 
 
