@@ -92,9 +92,8 @@ class Show:
         elif step in (1, self.steps) or time.monotonic() - self._shown >= LINE_EVERY:
             self._shown = time.monotonic()
             share = f"  MFU {figures['MFU']}" if "MFU" in figures else ""
-            self.say(
-                f"step {step}/{self.steps}  loss {figures.get('loss', 'no number')}  {figures['tok/s']} tok/s{share}  {left}"
-            )
+            loss = figures.get("loss", "no number")  # where each update was skipped
+            self.say(f"step {step}/{self.steps}  loss {loss}  {figures['tok/s']} tok/s{share}  {left}")
 
     def evaluation(self, step: int, val_loss: float, bits_per_byte: float | None) -> None:
         """Show the result of an evaluation."""
