@@ -7,7 +7,8 @@ from zoo.costs import price
 from zoo.errors import ConfigError, ZooError
 from zoo.training import task
 from zoo.training.fitting import advise, check_memory, price_training, price_training_peak
-from zoo.training.task import plan_training, start_run
+from zoo.training.planning import plan_training
+from zoo.training.task import start_run
 
 LARGE = ["batch_size=8", "seq_len=32", "model.n_layers=8"]
 

@@ -12,7 +12,8 @@ from zoo.data import Batches
 from zoo.errors import CheckpointError, ConfigError, ZooError
 from zoo.training import loop
 from zoo.training.objective import NextToken
-from zoo.training.task import plan_training, resume_run, start_run
+from zoo.training.planning import plan_training
+from zoo.training.task import resume_run, start_run
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from zoo.errors import ConfigError
 from zoo.paths import conf_dir
 from zoo.report.history import RunRecord
 from zoo.training import loggers
-from zoo.training.task import plan_training, resume_run, start_run
+from zoo.training.planning import plan_training
+from zoo.training.task import resume_run, start_run
 
 
 @pytest.fixture(scope="module")

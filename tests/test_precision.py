@@ -16,8 +16,9 @@ from zoo.data import Batch
 from zoo.run.builder import build
 from zoo.training import loop
 from zoo.training.gradient import accumulate_gradient
+from zoo.training.planning import plan_training
 from zoo.training.precision import Computing, find_priced
-from zoo.training.task import plan_training, resume_run, start_run
+from zoo.training.task import resume_run, start_run
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from zoo.costs.setup import RECOMPUTE
 from zoo.errors import ConfigError
 from zoo.run.builder import build
 from zoo.run.recompute import set_recompute
+from zoo.training.planning import plan_training
 from zoo.training.settings import Training
-from zoo.training.task import plan_training, resume_run, start_run
+from zoo.training.task import resume_run, start_run
 
 SMALL = ["d_model=32", "n_heads=4", "vocab_size=67", "n_layers=2", "d_ff=48"]
 MODELS = {

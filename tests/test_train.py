@@ -26,7 +26,8 @@ from zoo.training import finite, loop
 from zoo.training.failures import is_out_of_memory
 from zoo.training.fitting import advise, price_training_peak
 from zoo.training.objective import NextToken
-from zoo.training.task import plan_training, resume_run, start_run
+from zoo.training.planning import plan_training
+from zoo.training.task import resume_run, start_run
 
 TINY = [
     *("model.n_layers=2", "model.d_model=32", "model.n_heads=4", "model.n_kv_heads=2", "model.head_dim=8"),

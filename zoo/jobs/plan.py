@@ -204,7 +204,7 @@ def _checked(composed: Composed, varied: set[str] | None) -> Composed:
     A key that nothing reads is one: in a sweep only where its value is `varied`, as some jobs may read what others
     do not.
     """
-    from zoo.training.task import plan_training
+    from zoo.training.planning import plan_training
 
     touched = [key for key in composed.touched if varied is None or key in varied]
     try:

@@ -20,7 +20,7 @@ from zoo.run.dtypes import settle_cpu, spell_dtype
 from zoo.run.linear.ready import prepare
 from zoo.text import loading
 from zoo.text.score import Stream, check_model, check_vocabulary, encode, find_start, score, settle_windows
-from zoo.training.task import CONFIG, plan_resumption
+from zoo.training.planning import CONFIG, plan_resumption
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is: bytes of text, or tokens scored."""

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from zoo import grammar, runs
 from zoo.checkpoint import store
-from zoo.data import BPE_SIZE, Batches, DataSettings, Prepared, make_paths_absolute, prepare, refuse_old_position
+from zoo.data import Batches, Prepared, prepare, refuse_old_position
 from zoo.disk import write_text
-from zoo.errors import CheckpointError, ConfigError, ZooError, did_you_mean, short
+from zoo.errors import ConfigError, ZooError, short
 from zoo.generation.towers import check_length
 from zoo.grammar.saved import read_spec
-from zoo.kernels import KERNELS, machine_of, select
+from zoo.kernels import machine_of, select
 from zoo.lazy import torch
 from zoo.report.page import PAGE, add_environment
 from zoo.run import fp8
@@ -40,34 +38,21 @@ from zoo.training.loggers import open_relay
 from zoo.training.loop import Run, draw_last_page, fit
 from zoo.training.objective import Auto, Context
 from zoo.training.objective.base import describe
+from zoo.training.planning import (
+    CONFIG,
+    MODEL,
+    TrainingPlan,
+    collect_faults,
+    describe_vocabulary_fault,
+    plan_resumption,
+    plan_training,
+)
 from zoo.training.precision import MASTER, Computing
-from zoo.training.routing import has_selection_bias
 from zoo.training.sampling import choose_sampling_kernel, writes
 from zoo.training.saving import restore_counters, tidy_checkpoints
 from zoo.training.show import Show
 from zoo.training.speed import find_peak
 from zoo.training.start.begin import Start
-
-CONFIG, MODEL = runs.CONFIG, runs.MODEL
-
-MAY_CHANGE = (
-    *("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batches", "eval_weights", "save_every"),
-    *("keep", "keep_best", "skip_nonfinite", "lawa", "sample"),
-    *("compile", "recompute", "device", "kernel"),
-)
-"""The keys that may change when a run is resumed. Any other would make it another run."""
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """A training config, checked as far as it can be before any work."""
-
-    name: str
-    settings: S.Training
-    data: DataSettings
-    spec: Any
-    config: Mapping[str, Any]
-    """The config as plain data, resolved except for the model's node, whose interpolations are the grammar's."""
 
 
 def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, Any]:
@@ -136,108 +121,6 @@ def refuse_other_run(planned: TrainingPlan, folder: Path, checkpoint: Path, coun
 # ---------------------------------------------------------------- checks
 
 
-def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
-    """Check a composed config without torch. Raises ConfigError with the faults of all its parts.
-
-    `touched` are keys of the model that the user set (see `grammar.to_spec`).
-    """
-    grammar.register_resolvers()
-    faults: list[str] = []
-    config = resolve_config(cfg)
-    rest = {key: value for key, value in config.items() if key not in ("model", "data")}
-    settings = collect_faults(faults, lambda: S.read_settings(rest))
-    data = collect_faults(faults, lambda: DataSettings.read(config.get("data") or {}))
-    spec = collect_faults(faults, lambda: grammar.to_spec(cfg.model, touched), "model.")
-    if settings and spec:
-        settings = replace(settings, objective=settings.objective.settle(spec))
-    if settings and data and spec:
-        faults += find_mismatches(settings, data, spec)
-    if faults:
-        raise ConfigError(*faults)
-    title = make_title(config["model"], spec)
-    return TrainingPlan(title, settings, data, settings.parametrisation.adapt(spec), config)
-
-
-def collect_faults(faults: list[str], read: Callable[[], Any], prefix: str = "") -> Any:
-    """Return what `read` returns, or None after adding its faults to the list."""
-    try:
-        return read()
-    except ConfigError as error:
-        faults += [prefix + fault for fault in error.faults]
-        return None
-
-
-def resolve_config(cfg: DictConfig) -> dict[str, Any]:
-    """Convert the config to plain data, all but the model's node resolved. Raises ConfigError."""
-    try:
-        rest = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "model"])
-        config = OmegaConf.to_container(rest, resolve=True, throw_on_missing=True)
-        model = OmegaConf.to_container(cfg.model, resolve=False)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
-    assert isinstance(config, dict)
-    make_paths_absolute(config.get("data"))
-    for node, key in ((config.get("objective"), "teacher"), (config, "weights")):
-        if isinstance(node, dict) and isinstance(path := node.get(key), str):
-            node[key] = str(Path(path).expanduser().absolute())  # a run may go on from another folder
-    return {"model": model, **{str(key): value for key, value in config.items()}}
-
-
-def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list[str]:
-    """List what does not go together, as far as the config alone tells."""
-    refused = settings.objective.refuses(spec)
-    faults = [f"objective: {refused}"] if refused else []
-    faults += S.find_optimizer_mismatches(settings, spec)
-    faults += [f"logger: {missing}"] if (missing := settings.logger.refuses()) else []
-    if settings.kernel not in (names := ("auto", *KERNELS)):
-        hint = did_you_mean(settings.kernel, names)
-        faults.append(f"kernel: there is no {settings.kernel!r}{hint} (there are {', '.join(names)})")
-    faults += [] if refused else find_misfits_of_rows(settings, data, spec)
-    if settings.router_bias_rate is not None and not has_selection_bias(spec):
-        found = f"is {settings.router_bias_rate}, and no router of the model has a selection bias"
-        faults.append(f"router_bias_rate: {found} (null; or router.selection_bias=true)")
-    if settings.recipe and (idle := fp8.explain_no_effect(spec)):
-        faults.append(f"precision: {settings.precision} {idle} (precision=bf16 would do)")
-    faults += Start.of(settings).find_faults(spec, fp8=settings.recipe is not None)
-    if settings.dropout:
-        faults += settings.dropout.find_faults(spec, settings.compile, settings.recipe is not None)
-    special = settings.objective.count_special(settings.seq_len)
-    if data.tokenizer.kind == "bpe" and (size := special + (data.tokenizer.vocab_size or BPE_SIZE)) > spec.vocab_size:
-        left = spec.vocab_size - special
-        or_else = f", or data.tokenizer.vocab_size={left}" if left > SMALLEST_BPE else ""
-        faults.append(describe_vocabulary_fault(spec.vocab_size, size, or_else, special))
-    return faults
-
-
-def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Any) -> Iterator[str]:
-    """Yield what does not go together of the data, the rows that an objective makes of it, and the model."""
-    objective = settings.objective
-    if objective.reads_pairs != data.reads_pairs:
-        needs = "pairs of a source and an answer" if objective.reads_pairs else "text, not pairs"
-        would = "data of pairs" if objective.reads_pairs else "objective=seq2seq"
-        yield f"objective: {objective.kind} learns from {needs}, found data={data.kind} ({would})"
-    if objective.reads_pairs and data.documents:
-        yield "data.documents: is true, and pairs are not packed (data.documents=false)"
-    for path, width in objective.widths(spec, settings.seq_len, data.documents).items():
-        most, place = spec.towers()[path].max_seq_len, f"model.{path}.max_seq_len" if path else "model.max_seq_len"
-        if width > most:
-            found = f"is {settings.seq_len}, more than {place}={most}"
-            if width != settings.seq_len:
-                found = f"is {settings.seq_len}, which makes rows of {width} tokens, more than {place}={most}"
-            yield f"seq_len: {found} (seq_len={most - max(width - settings.seq_len, 0)}, or {place}={width})"
-
-
-SMALLEST_BPE = 256  # the bytes alone; a vocabulary has the end of a text as well
-
-
-def describe_vocabulary_fault(vocabulary: int, needed: int, or_else: str = "", special: int = 0) -> str:
-    """Write the line for a vocabulary that has fewer rows than the tokenizer has ids, of which so many are `special`
-    tokens that the objective adds."""
-    of_them = f" with {special} special tokens of the objective's" if special else ""
-    found = f"is {vocabulary}, fewer than the tokenizer's {needed}{of_them}"
-    return f"model.vocab_size: {found} (model.vocab_size={needed}{or_else})"
-
-
 def prepare_device_and_data(planned: TrainingPlan, show: Show) -> tuple[Any, Prepared]:
     """Pick the device, prepare the data, and check the model against both. Raises ConfigError."""
     device = pick_device(planned.settings.device)
@@ -272,12 +155,6 @@ def check_kernel(planned: TrainingPlan, device: Any) -> None:
             for ask in (block.attention.ask(dtype, **each, **seen) for each in asks):
                 if ask is not None:
                     select(ask, machine, planned.settings.kernel)
-
-
-def make_title(node: Mapping[str, Any], spec: Any) -> str:
-    """Return the model's own title, or make one from its size."""
-    stated = (node.get("about") or {}).get("title")
-    return stated or f"{spec.kind}, {spec.n_layers} layers of width {spec.d_model}"
 
 
 # ---------------------------------------------------------------- from a plan to an outcome
@@ -405,35 +282,6 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- a run's own files
-
-
-def plan_resumption(folder: Path, overrides: Sequence[str]) -> TrainingPlan:
-    """Plan how an existing run goes on, with the user's overrides. Raises ConfigError."""
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder}: is no run, it has no {CONFIG} (the folder that zoo train wrote to)")
-    try:
-        cfg = OmegaConf.load(folder / CONFIG)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: cannot be read, found {type(error).__name__}") from error
-    if not isinstance(cfg, DictConfig) or "model" not in cfg:
-        raise CheckpointError(
-            f"{folder / CONFIG}: is no config of a run, it has no model (the file that zoo train wrote)"
-        )
-    changes, faults = OmegaConf.create(), []
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals:
-            faults.append(f"{override}: not an override, there is no '=' (write key=value)")
-        elif key.split(".")[0] not in MAY_CHANGE:
-            hint = did_you_mean(key, MAY_CHANGE) or f" (these may change: {', '.join(MAY_CHANGE)})"
-            faults.append(f"{key}: a run that goes on keeps it{hint}")
-        else:
-            changes = OmegaConf.merge(changes, OmegaConf.from_dotlist([override]))
-    if faults:
-        raise ConfigError(*faults)
-    merged = OmegaConf.merge(cfg, changes)
-    assert isinstance(merged, DictConfig)
-    return plan_training(merged)
 
 
 def find_output_folder() -> Path:
