@@ -40,7 +40,11 @@ def faults(config, *overrides) -> list[str]:
 
 
 CASES = {
-    **{kind: [f"optim={kind}"] for kind in OPTIMIZERS if kind not in ("adamw", "adamw8bit", "schedule_free")},
+    **{
+        kind: pytest.param([f"optim={kind}"], marks=() if kind == "muon" else pytest.mark.slow)
+        for kind in OPTIMIZERS
+        if kind not in ("adamw", "adamw8bit", "schedule_free")
+    },
     "schedule_free": ["optim=schedule_free", "schedule=constant"],
     "averages": ["ema={decay: 0.8, warmup: true}", "lawa=2", "eval_weights=ema"],
     "lawa": ["lawa=2", "eval_weights=lawa", "ffn=moe", "model.n_experts=2", "optim=muon"],
@@ -216,6 +220,7 @@ def test_checkpoints_around_each_decay_stay_and_the_run_goes_on_from_before_it(c
     )
 
 
+@pytest.mark.slow
 def test_the_published_wsd_s_goes_on_from_the_decayed_weights(config, tmp_path):
     start_run(config(*DECAYS, "schedule.continue_from=decayed"), tmp_path / "on")
     start_run(config(*DECAYS), tmp_path / "back")

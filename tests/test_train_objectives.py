@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from loaded import one_in
 
 import zoo
 from zoo.checkpoint import store
@@ -42,7 +43,7 @@ def lines_of(folder):
     ]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", one_in(2, RUNS))
 def test_a_run_resumes_to_the_bit(name, here):
     result = train(name, "steps=6", "hydra.run.dir=whole")
     train(name, "steps=3")
@@ -62,6 +63,7 @@ def test_an_objective_is_chosen_by_the_topology_and_said(here, capsys):
     assert len(fill(str(here / "run"), ["word1 <mask>xx"])[0]) == 1  # the mask that was added is saved with the run
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_trained_teacher(here):
     own = ["model.n_layers=2", "model.n_kv_heads=2"]
     zoo.train("llama-tiny", [*SMALL, *own, "steps=20", "hydra.run.dir=teacher"])
