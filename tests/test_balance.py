@@ -87,6 +87,7 @@ def test_biases_even_out_a_load_that_is_not_even():
     assert spread[0] == 2.0 and max(spread[-10:]) < 1.3
 
 
+@pytest.mark.slow
 def test_loads_come_out_of_compiled_layers_and_of_both_towers():
     model, batch = model_of(SIGMOID).train(), batch_of()
     plain = model(batch.input_ids).loads

@@ -73,6 +73,7 @@ def test_nothing_is_autocast_and_gradients_are_summed_up_in_float32(corpus):
         assert torch.equal(each.grad, sums), name
 
 
+@pytest.mark.slow
 def test_masters_learn_what_float32_learns(tmp_path, corpus):
     options = ["steps=30", "eval_every=null", "save_every=null", "optim.lr=0.01"]
     losses = {}

@@ -120,6 +120,7 @@ def test_the_names_are_those_of_the_price():
     assert get_args(get_type_hints(Training)["recompute"]) == RECOMPUTE
 
 
+@pytest.mark.slow
 def test_a_run_learns_the_same_whatever_it_recomputes_and_may_change_it(tmp_path):
     (tmp_path / "corpus").mkdir()
     corpus = write_corpus(tmp_path / "corpus")
