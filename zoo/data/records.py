@@ -11,7 +11,7 @@ import gzip
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,8 +107,8 @@ def make_document(record: Mapping[str, Any], columns: Sequence[str], where: str,
 
 
 @dataclass(frozen=True)
-class JsonLines:
-    """JSON Lines as documents, in the order of files and lines. Blank lines and records without text are left out."""
+class Records:
+    """Files of records as documents, in the order of files and records. Those without text are left out."""
 
     files: tuple[Path, ...]
     columns: tuple[str, ...]
@@ -122,13 +122,25 @@ class JsonLines:
         """Read every record. Raises ConfigError with a line for each that cannot be read."""
         faults, found = Faults(), False
         for file in self.files:
-            for line, record in read_json_lines(file, faults):
-                document = make_document(record, self.columns, f"{file}, line {line:,}", faults)
-                if document is not None:
-                    found = True
-                    yield document
+            for document in self.read_file(file, faults):
+                found = True
+                yield document
         faults.settle()
         refuse_no_records(found, self.files)
+
+    def read_file(self, file: Path, faults: Faults) -> Iterator[Document]:
+        """Read the documents of one file; a record that cannot be read is a fault."""
+        raise NotImplementedError
+
+
+class JsonLines(Records):
+    """JSON Lines. Blank lines are left out."""
+
+    def read_file(self, file: Path, faults: Faults) -> Iterator[Document]:
+        for line, record in read_json_lines(file, faults):
+            document = make_document(record, self.columns, f"{file}, line {line:,}", faults)
+            if document is not None:
+                yield document
 
 
 def refuse_no_records(found: bool, files: Sequence[Path]) -> None:
@@ -217,31 +229,12 @@ def import_package(name: str, install: str, what: str) -> Any:
         raise ConfigError(f"data.path: {what}, found no {name} (pip install {install})") from error
 
 
-@dataclass(frozen=True)
-class Parquet:
-    """The rows of Parquet files as documents, in order. Rows without text (null included) are left out."""
+class Parquet(Records):
+    """The rows of Parquet files. Null is no text."""
 
-    files: tuple[Path, ...]
-    columns: tuple[str, ...]
-
-    @property
-    def n_bytes(self) -> int:
-        """Add up the files' sizes, as they are packed."""
-        return sum(file.stat().st_size for file in self.files)
-
-    def __iter__(self) -> Iterator[Document]:
-        """Read every row. Raises ConfigError with a line for each file or row that cannot be read."""
-        parquet = import_package("pyarrow.parquet", "'transformer-zoo[parquet]'", f"{self.files[0]} is Parquet")
-        faults, found = Faults(), False
-        for file in self.files:
-            for document in self.read_file(parquet.ParquetFile, file, faults):
-                found = True
-                yield document
-        faults.settle()
-        refuse_no_records(found, self.files)
-
-    def read_file(self, opener: Callable[[Path], Any], file: Path, faults: Faults) -> Iterator[Document]:
-        """Read one file, a few records at a time."""
+    def read_file(self, file: Path, faults: Faults) -> Iterator[Document]:
+        """Read one file, a few rows at a time."""
+        opener = import_package("pyarrow.parquet", "'transformer-zoo[parquet]'", f"{file} is Parquet").ParquetFile
         number = 0
         try:
             with opener(file) as table:
