@@ -375,7 +375,8 @@ def test_the_page_holds_the_reports_that_are_kept():
     assert page.PLACE in written
     for reports in page.read_reports(performance_page.REPORTS).values():
         for report in reports:
-            assert "/" not in "".join(report["absent"].values())  # no path of a machine
+            # No path of a machine. A race against no other program (the engine's scenarios) misses none.
+            assert "/" not in "".join(report.get("absent", {}).values())
 
 
 @pytest.mark.slow
