@@ -23,7 +23,7 @@ from zoo.compose.engine import (
     name_primary,
     store_primary,
 )
-from zoo.compose.faults import FAULTS, descend, describe_unknown_key, shorten_error
+from zoo.compose.faults import FAULTS, descend, describe_unknown_key, find_mapping, shorten_error
 from zoo.compose.overrides import (
     Choices,
     format_override,
@@ -201,7 +201,7 @@ def _takes(cfg: DictConfig, key: str, root: str, extra: Sequence[str]) -> bool:
 
     The fields of components have defaults that their YAML leaves out; the Spec refuses those that it does not have.
     """
-    if key in extra or any(key.startswith(f"{name}.") for name in extra if name not in cfg):
+    if key in extra or any(key.startswith(f"{name}.") and name not in cfg for name in extra):
         return True
     node, missing = descend(cfg, key)
     depth = root.count(".") + 1 if root else 0
@@ -247,14 +247,17 @@ def _shared(cfg: DictConfig, key: str) -> str | None:
     """Describe the fault of setting something below an interpolation: it would be lost, or change every other reader of
     it."""
     parts = key.split(".")
-    node: Any = OmegaConf.to_container(cfg, resolve=False) if len(parts) > 1 else None
-    for depth, part in enumerate(parts[:-1]):
-        node = node.get(part) if isinstance(node, dict) else None
-        if isinstance(node, str) and "${" in node:
-            names = _READS.findall(node)
-            source = ".".join([names[0].split(",")[0], *parts[depth + 1 :]]) if names else "the original"
-            place = ".".join(parts[: depth + 1])
-            return f"{key}: '{place}' is {node}, what the rest of the model has too (set {source} instead)"
+    node: DictConfig | None = cfg
+    for depth, part in enumerate(parts[:-1], 1):
+        if node is None or descend(node, part)[1]:
+            return None
+        if OmegaConf.is_interpolation(node, part):
+            text = OmegaConf.to_container(node, resolve=False)[part]  # type: ignore[index,call-overload]
+            names = _READS.findall(text)
+            source = ".".join([names[0].split(",")[0], *parts[depth:]]) if names else "the original"
+            place = ".".join(parts[:depth])
+            return f"{key}: '{place}' is {text}, what the rest of the model has too (set {source} instead)"
+        node = find_mapping(node, part)
     return None
 
 

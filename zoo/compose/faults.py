@@ -52,19 +52,22 @@ def descend(cfg: DictConfig, key: str) -> tuple[DictConfig | None, list[str]]:
     node: DictConfig | None = cfg
     parts = key.split(".")
     for depth, part in enumerate(parts):
-        below = {} if node is None else dict(list_children(node))
-        if part not in below:
+        if node is None or part not in {str(key) for key in node}:
             return node, parts[depth:]
-        node = below[part]
+        node = find_mapping(node, part)
     return node, []
 
 
 def list_children(cfg: DictConfig) -> Iterator[tuple[str, DictConfig | None]]:
     """Yield the keys of a mapping, each with the mapping below it, if there is one. Interpolations are not followed."""
     for key in cfg:
-        name = str(key)
-        child = None if OmegaConf.is_interpolation(cfg, name) or OmegaConf.is_missing(cfg, name) else cfg[key]
-        yield name, child if isinstance(child, DictConfig) else None
+        yield str(key), find_mapping(cfg, str(key))
+
+
+def find_mapping(cfg: DictConfig, name: str) -> DictConfig | None:
+    """Find the mapping under a key that a mapping has; None for a value, an interpolation or what is missing."""
+    child = None if OmegaConf.is_interpolation(cfg, name) or OmegaConf.is_missing(cfg, name) else cfg[name]
+    return child if isinstance(child, DictConfig) else None
 
 
 def list_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -72,13 +72,14 @@ def measure_peak(device: Device, precision: str) -> float:
 
 
 def measure_product_rate(
-    device: Device, dtype: torch.dtype, shapes: Iterable[ProductShape], spend: float = MEASURED_FOR
+    device: Device, dtype: torch.dtype, shapes: Iterable[ProductShape], spend: float | None = None
 ) -> float:
     """Measure the best rate of products of these shapes, in FLOP/s, with the threads that torch has.
 
-    Takes about `spend` seconds whatever the rate: a shape that would take longer than is left is not begun.
+    Takes about `spend` seconds (MEASURED_FOR) whatever the rate: a shape that would take longer than is left is not
+    begun.
     """
-    best, until = 0.0, time.perf_counter() + spend
+    best, until = 0.0, time.perf_counter() + (MEASURED_FOR if spend is None else spend)
     for rows, inner, columns in shapes:
         work = 2 * rows * inner * columns
         if best and time.perf_counter() + 2 * work / best > until:
