@@ -35,6 +35,12 @@ def rms_norm(x: Any, normalized_shape: Any, weight: Any = None, eps: float | Non
     return (y if weight is None else multiply(y, weight)).to(x.dtype)
 
 
+def divide_by_rms(x: Any, scale: Any, eps: float) -> Any:
+    """Apply `zoo.model.norm.divide_by_rms`, which saves the same on every device: its input and each row's rstd."""
+    rstd = make_result("rstd", [], (*x.shape[:-1], 1), x.dtype)
+    return make_result("rms_norm", [x, scale], x.shape, x.dtype, saves=[x, rstd, *_present(scale)])
+
+
 def _present(*tensors: Any) -> list[Any]:
     return [each for each in tensors if each is not None]
 

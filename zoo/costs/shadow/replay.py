@@ -14,13 +14,15 @@ from typing import Any
 
 from zoo import lazy
 from zoo.costs.shadow import names
-from zoo.costs.shadow.norms import fused_attention
+from zoo.costs.shadow.norms import divide_by_rms, fused_attention
 from zoo.costs.shadow.recording import (
     current_tape,
 )
 from zoo.costs.shadow.tensor import collect_saved, find_reached, is_shadow, record_node
 from zoo.kernels import attend, machine_of
 from zoo.kernels.base import Kernel, Machine
+from zoo.model import norm
+from zoo.model.position import rotary
 from zoo.spec import Spec
 
 
@@ -143,8 +145,11 @@ def _core(attend_on_shadows: Any) -> Any:
 REPLACED = {
     (attend.__module__, attend.__name__): _core,
     (machine_of.__module__, machine_of.__name__): _machine_of,
+    (norm.divide_by_rms.__module__, norm.divide_by_rms.__name__): lambda _: divide_by_rms,
+    (rotary.turn.__module__, rotary.turn.__name__): lambda _: replace_torch(rotary.turn_pairs),
 }
-"""Functions with a wrapper or a substitute: `attend`, and `machine_of`, which gives a machine with torch alone."""
+"""Functions with a wrapper or a substitute: `attend`; `machine_of`, which gives a machine with torch alone; and what
+has a derivative of its own."""
 
 
 class Fused:

@@ -24,7 +24,7 @@ from zoo.model.attention.recurrent import (
     spread_steps,
     starts,
 )
-from zoo.model.norm import WholeNorm
+from zoo.model.norm import WholeNorm, divide_by_rms
 from zoo.spec import Conv, Linear, Sized, Weight, split
 from zoo.spec.sharding import uneven
 
@@ -294,7 +294,7 @@ class Mamba2(Attention, kind="mamba2"):
             y = y * F.silu(z)
         if self.norm_eps is not None:
             groups = y.unflatten(-1, (self.norm_groups or self.n_groups, -1))
-            y = F.rms_norm(groups, groups.shape[-1:], eps=self.norm_eps).flatten(-2) * m.norm.float()
+            y = divide_by_rms(groups, None, self.norm_eps).flatten(-2) * m.norm.float()
         return y * F.silu(z) if self.norm_before_gate else y
 
 

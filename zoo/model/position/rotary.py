@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -264,18 +265,45 @@ class RoPE(Position, kind="rope"):
         cos, sin = tables
         width = 2 * cos.shape[-1]
         turned, kept = (x, None) if width == x.shape[-1] else x.split((width, x.shape[-1] - width), -1)
-        if self.interleaved:
-            a, b = turned[..., 0::2], turned[..., 1::2]
-            turned = torch.stack(_turn(a, b, cos, sin), -1).flatten(-2)
-        else:
-            a, b = turned.chunk(2, -1)
-            turned = torch.cat(_turn(a, b, cos, sin), -1)
+        turned = turn(turned, cos, sin, self.interleaved)
         return turned if kept is None else torch.cat((turned, kept), -1)
 
 
-def _turn(a: Tensor, b: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """The points (a, b) turned."""
-    return torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
+def turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Turn pairs of channels of x [..., R] by angles with these cosines and sines [..., R/2]. Pairs are neighbours
+    where `interleaved`, else channels R/2 apart."""
+    if x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _turning().apply(x, cos, sin, interleaved)
+    return turn_pairs(x, cos, sin, interleaved)
+
+
+def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Compute what `turn` does, by operations that autograd knows."""
+    a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, -1)
+    pair = torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
+    return torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)
+
+
+@functools.cache
+def _turning() -> Any:
+    """The autograd function, made on first use: torch is not imported to price a model."""
+
+    class Turning(torch.autograd.Function):
+        """The derivative of a turn is the turn back: autograd alone would fill two halves with zeros and add them."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+            ctx.save_for_backward(cos, sin)
+            ctx.interleaved, ctx.dtype = interleaved, x.dtype
+            return turn_pairs(x, cos, sin, interleaved)
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, g: Tensor):  # type: ignore[override]
+            cos, sin = ctx.saved_tensors
+            return turn_pairs(g, cos, -sin, ctx.interleaved).to(ctx.dtype), None, None, None
+
+    return Turning
 
 
 def _frequencies(width: int, theta: float, device: torch.device) -> Tensor:

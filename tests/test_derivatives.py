@@ -1,0 +1,58 @@
+"""Derivatives that are written by hand, against autograd through the same formula in float64."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from zoo.model.norm import divide_by_rms
+from zoo.model.position.rotary import turn, turn_pairs
+
+
+def gradients(function, *inputs):
+    """The result, and the gradients of a random function of it, for those of the inputs that want one."""
+    leaves = [each.detach().clone().requires_grad_(each.requires_grad) for each in inputs]
+    y = function(*leaves)
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(y.dtype)
+    return [y.detach(), *torch.autograd.grad((y * weights).sum(), [each for each in leaves if each.requires_grad])]
+
+
+@pytest.mark.parametrize("scaled", ["scale", "a fixed scale", "no scale"])
+@pytest.mark.parametrize("spread", [1.0, 1e-4], ids=["vectors", "vectors near zero"])
+def test_division_by_rms_has_the_gradients_of_the_formula(scaled, spread):
+    x = (torch.randn(3, 5, 24, dtype=torch.float64) * spread).transpose(0, 1).requires_grad_()
+    scale = None if scaled == "no scale" else torch.randn(24, dtype=torch.float64).requires_grad_(scaled == "scale")
+    given = [x] if scale is None else [x, scale]
+
+    def formula(x, scale=None):
+        return F.rms_norm(x, (24,), scale, 1e-6)
+
+    def ours(x, scale=None):
+        return divide_by_rms(x, scale, 1e-6)
+
+    for found, wanted in zip(gradients(ours, *given), gradients(formula, *given), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_division_by_rms_of_vectors_that_stay_has_its_scales_gradient():
+    x, scale = torch.randn(6, 24, dtype=torch.float64), torch.randn(24, dtype=torch.float64, requires_grad=True)
+    found = gradients(lambda x, scale: divide_by_rms(x, scale, 1e-6), x, scale)
+    wanted = gradients(lambda x, scale: F.rms_norm(x, (24,), scale, 1e-6), x, scale)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("magnitude", [1.0, 1.3])
+def test_a_turn_has_the_gradient_of_the_turn_back(interleaved, magnitude):
+    x = torch.randn(2, 7, 3, 16, dtype=torch.float64, requires_grad=True)
+    angles = torch.randn(2, 7, 1, 8, dtype=torch.float64)
+    cos, sin = angles.cos() * magnitude, angles.sin() * magnitude
+    found = gradients(lambda x: turn(x, cos, sin, interleaved), x)
+    torch.testing.assert_close(found, gradients(lambda x: turn_pairs(x, cos, sin, interleaved), x))
+
+
+def test_a_turned_bfloat16_vector_gets_a_gradient_of_its_own_dtype():
+    x = torch.randn(4, 16, dtype=torch.bfloat16, requires_grad=True)
+    turned = turn(x, torch.ones(4, 8), torch.zeros(4, 8), interleaved=False)
+    turned.sum().backward()
+    assert (turned.dtype, x.grad.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(x.grad, torch.ones_like(x))
