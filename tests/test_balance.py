@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import zoo
 from zoo.data import Batch
-from zoo.training.gradient import accumulate_gradient, compile_blocks
+from zoo.training.gradient import accumulate_gradient, compile_model
 from zoo.training.objective import NextToken
 from zoo.training.routing import balance_routers, describe_loads, list_routers
 
@@ -91,7 +91,7 @@ def test_biases_even_out_a_load_that_is_not_even():
 def test_loads_come_out_of_compiled_layers_and_of_both_towers():
     model, batch = model_of(SIGMOID).train(), batch_of()
     plain = model(batch.input_ids).loads
-    compile_blocks(model)
+    compile_model(model)
     assert [each.tolist() for each in model(batch.input_ids).loads] == [each.tolist() for each in plain]
     both = zoo.build("t5-tiny", ["ffn=moe", "d_ff=32", "d_model=32", "n_heads=4", "head_dim=8"], device="cpu").train()
     ids = torch.randint(0, 67, (2, 9))

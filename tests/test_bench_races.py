@@ -128,7 +128,7 @@ def test_rounds_end_by_the_clock_or_by_number():
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        (["train", "--compile"], "--compile: train is not raced compiled"),
+        (["batch", "--compile"], "--compile: batch is not raced compiled"),
         (["load", "--weights", "int8"], "--weights: load has one precision"),
         (["load", "--batch", "8"], "--batch, --length: load reads one short prompt"),
         (["kernels", "--isa", "avx2"], "--isa: races have it"),

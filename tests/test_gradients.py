@@ -1,6 +1,7 @@
 """The loss on chunks of logits and the optimizer, against autograd through full logits and the published formula."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from zoo.errors import ConfigError
 from zoo.model import loss as losses
 from zoo.model.loss import IGNORED, TokenLoss
 from zoo.run.builder import build
-from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient
+from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_model
 from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW
 
@@ -208,3 +209,30 @@ def test_an_update_is_the_published_formula_of_adamw():
             parameter.grad = gradient if parameter is weight else torch.zeros_like(parameter)
         optimizer.step()
     torch.testing.assert_close(weight.detach(), before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_the_compiled_loss_is_the_plain_one_whatever_the_number_of_targets(dtype, z_loss):
+    for count in (40, 37, 11):
+        logits = (torch.randn(count, 300) * 3).to(dtype)
+        targets, plain, compiled = torch.randint(0, 300, (count,)), logits.clone(), logits.clone()
+        loss = TokenLoss(weight=1 / count, z_loss=z_loss)
+        sums = loss.overwrite(plain, targets, slice(None))
+        torch.testing.assert_close(replace(loss, compiled=True).overwrite(compiled, targets, slice(None)), sums)
+        torch.testing.assert_close(compiled, plain)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_has_the_gradients_of_the_plain_one():
+    model, batch = model_of().train(), batch_of(2, 16, 67)
+
+    def step():
+        model(batch.input_ids, targets=batch.targets).loss.backward()
+        return gradients(model)
+
+    plain = step()
+    compile_model(model)
+    for name, found in step().items():
+        torch.testing.assert_close(found, plain[name], rtol=1e-4, atol=1e-5 * float(plain[name].abs().max()))

@@ -110,8 +110,8 @@ def _refuse_options(workload: str, sizes: Mapping[str, Any]) -> None:
     faults = []
     if "new_tokens" in sizes and workload not in GENERATES:
         faults.append(f"--new-tokens: {workload} has none ({' and '.join(GENERATES)} have)")
-    if sizes.get("compile") and workload not in ("decode", "prefill"):
-        faults.append(f"--compile: {workload} is not raced compiled (decode and prefill are)")
+    if sizes.get("compile") and workload not in ("train", "decode", "prefill"):
+        faults.append(f"--compile: {workload} is not raced compiled (train, decode and prefill are)")
     if sizes.get("weights") and workload not in ("decode", "prefill", "batch"):
         faults.append(f"--weights: {workload} has one precision (decode, prefill and batch take others)")
     if workload == "load" and (sizes["batch"], sizes["length"]) != (1, 8):

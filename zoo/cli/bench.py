@@ -78,7 +78,7 @@ def run(
         Weights | None, typer.Option(help="Also race weights of this precision: zoo's, and those of peers that can.")
     ] = None,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="decode and prefill: every contender compiled; start-up is stated.")
+        bool, typer.Option("--compile", help="train, decode, prefill: every contender compiled; start-up is stated.")
     ] = False,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Rounds; each runs every contender once. [default: as --seconds allows]")

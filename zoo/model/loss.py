@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.lazy import torch
@@ -31,7 +31,7 @@ class TokenLoss:
     """`weight` × Σ over labelled tokens of (−log p(target) + z_loss · log²Z), Z = Σ exp logits (PaLM, 2022).
 
     `chunk` is the bytes of logits that stand at once. `count` is the number of labelled tokens where it is known, so
-    that a device need not be waited for.
+    that a device need not be waited for. `compiled` makes one pass of the softmax, its gradient and the sums.
     """
 
     terms: ClassVar[tuple[str, ...]] = ("loss", "z_loss")
@@ -40,6 +40,7 @@ class TokenLoss:
     z_loss: float = 0.0
     chunk: int = 256 << 20
     count: int | None = None
+    compiled: bool = False
 
     @property
     def coefficients(self) -> tuple[float, ...]:
@@ -49,6 +50,8 @@ class TokenLoss:
     def overwrite(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
         """Overwrite logits [N, V] with the gradient of the total; return the sums of the terms, without the weight.
         `rows` are the places of these tokens in the batch: a slice, or a tensor of indices."""
+        if self.compiled:
+            return _compiled_replacement()(logits, targets, torch.tensor(self.weight), self.z_loss)
         return replace_by_gradient_(logits, targets, self.weight, self.z_loss)
 
     def measure(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
@@ -114,6 +117,7 @@ def sum_loss(head: Weights, hidden: Tensor, targets: Tensor, loss: TokenLoss) ->
     hidden states and to the head's weights, and its weighted terms by name, through which none does.
     """
     hidden, targets = hidden.flatten(0, 1), targets.flatten()
+    loss = replace(loss, compiled=True) if head.compiles_loss else loss
     rows = find_labelled(targets, loss.count)
     targets = targets if rows is None else targets[rows]
     weights = [each for each in head.list_weights() if each.requires_grad]
@@ -269,3 +273,20 @@ def replace_by_gradient_(logits: Tensor, targets: Tensor, weight: float, z_loss:
         torch.mul(p, weight, out=block)
         sums += torch.stack([nll.sum(), z_loss * log_z.square().sum()])
     return sums
+
+
+@functools.cache
+def _compiled_replacement() -> Callable[..., Tensor]:
+    """`replace_by_gradient_`, compiled: each logit is read three times and written once, where its operations one after
+    the other read and write a block five times. `weight` is a tensor, so that it may change."""
+
+    def replace_whole_(logits: Tensor, targets: Tensor, weight: Tensor, z_loss: float) -> Tensor:
+        values = logits.to(accumulating(logits))
+        log_z = values.logsumexp(-1, keepdim=True)
+        nll = log_z - values.gather(1, targets[:, None])
+        hot = torch.arange(values.shape[1], device=values.device) == targets[:, None]
+        gradient = (values - log_z).exp() * (1 + 2 * z_loss * log_z) - hot.to(values.dtype)
+        logits.copy_(gradient * weight)
+        return torch.stack([nll.sum(), z_loss * log_z.square().sum()])
+
+    return torch.compile(replace_whole_)

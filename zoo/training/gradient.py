@@ -81,8 +81,11 @@ def choose_autocast(device: Device, precision: str) -> Callable[[], AbstractCont
     return partial(torch.autocast, device.type, torch.bfloat16)
 
 
-def compile_blocks(model: Any) -> None:
-    """Compile each layer by itself: equal layers share one compilation, so its time does not grow with depth."""
+def compile_model(model: Any) -> None:
+    """Compile each layer by itself, as equal layers share one compilation and its time does not grow with depth; and
+    the loss behind each head."""
     for path, _ in model.towers():
-        for block in model.get_submodule(path).blocks:
+        tower = model.get_submodule(path)
+        tower.head.compiles_loss = True
+        for block in tower.blocks:
             block.compile(dynamic=False)

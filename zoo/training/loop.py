@@ -29,7 +29,7 @@ from zoo.training.averages import MovingAverage, find_evaluated_weights, go_back
 from zoo.training.callbacks import introduce, tell
 from zoo.training.failures import FORESEEN
 from zoo.training.finite import may_update, refuse_nonfinite
-from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_blocks, move_batch
+from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_model, move_batch
 from zoo.training.log import PICTURE, Records, draw_losses
 from zoo.training.means import Means
 from zoo.training.optim import set_rates
@@ -114,7 +114,7 @@ def fit(run: Run) -> dict[str, Any]:
     introduce(run)
     run.model.train()
     if run.settings.compile:
-        compile_blocks(run.model if run.computing is None else run.computing.model)
+        compile_model(run.model if run.computing is None else run.computing.model)
     with run.show, stop_on_signals(run):
         if run.evaluation_due:  # of the step that the run resumes from
             measure(run)

@@ -21,7 +21,7 @@ from zoo.kernels.mask import Mask
 from zoo.lazy import torch
 from zoo.run.builder import build
 from zoo.run.memory import read_free_memory
-from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_blocks
+from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_model
 from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW
 
@@ -125,7 +125,7 @@ def make_step(model: Any, rows: int, length: int, *, compiled: bool) -> Callable
     objective, optimizer, under = NextToken(), AdamW(lr=1e-4).build(model), choose_autocast(device, "bf16")
     model.train()
     if compiled:
-        compile_blocks(model)
+        compile_model(model)
 
     def step() -> None:
         accumulate_gradient(model, objective, batch, 1, under)

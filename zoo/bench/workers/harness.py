@@ -44,6 +44,8 @@ class Contender:
     """The work is done in another thread than the one that asks for it."""
     describe: Callable[[], str] | None = None
     """Say how the products are computed, once the model is loaded."""
+    compile: Callable[[Any], object] = torch.nn.Module.compile
+    """Compile a model for training; by default as `torch.compile(model)` does, in Trainer and in LitGPT's scripts."""
 
 
 def make_token_ids(batch: int, length: int, vocab_size: int) -> torch.Tensor:
@@ -133,7 +135,8 @@ def sample_logits(contender: Contender, model: Any, job: dict[str, Any]) -> list
 
 
 def time_train(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
-    """Time training steps after the first: forward, backward and optimizer on float32 weights; bf16 means autocast."""
+    """Time training steps: forward, backward and optimizer on float32 weights; bf16 means autocast. `startup` is the
+    seconds of the steps before, in which a compiled model is compiled."""
     if contender.backward is None or contender.optimizer is None:
         raise timing.Absent("it does not train")
     model, backward = contender.load(job, torch.float32).train(), contender.backward
@@ -149,10 +152,13 @@ def time_train(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    step()
+    if job["compile"]:
+        contender.compile(model)
+    startup = timing.time_call(lambda: [step() for _ in range(2 if job["compile"] else 1)])
     with timing.Busy() as busy:
         times = timing.time_calls(step, job["spend"])
-    return {"full": times, "losses": losses, "rate": ids.numel() / statistics.median(times), "busy": busy.share}
+    found = {"full": times, "losses": losses, "rate": ids.numel() / statistics.median(times), "busy": busy.share}
+    return found | {"startup": startup}
 
 
 def time_generate(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:

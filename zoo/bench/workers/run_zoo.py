@@ -13,7 +13,7 @@ import torch
 import zoo
 from zoo.data import Batch
 from zoo.run.memory import keep_memory
-from zoo.training.gradient import accumulate_gradient
+from zoo.training.gradient import accumulate_gradient, compile_model
 from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW
 
@@ -123,6 +123,7 @@ CONTENDER = harness.Contender(
     optimizer=AdamW(**harness.ADAMW).build,
     serve=serve,
     describe=lambda: "; ".join(WAYS),
+    compile=compile_model,
 )
 
 if __name__ == "__main__":
