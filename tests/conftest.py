@@ -95,6 +95,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem in QUICK and "slow" not in item.keywords:
             item.add_marker(pytest.mark.quick)
+        if "slow" in item.keywords and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(3600))  # the others' limit is for what hangs
     if torch.cuda.is_available():
         return
     for item in items:
