@@ -132,17 +132,20 @@ def test_a_missing_peer_is_said_with_how_to_install_it(tmp_path):
 
 
 @pytest.fixture
-def workers(monkeypatch, tmp_path):
+def workers(monkeypatch, tmp_path, request):
     """The workers of zoo and transformers, imported here rather than run, and a job with weights for both."""
     monkeypatch.syspath_prepend(WORKERS)
     import run_hf
     import run_zoo
 
-    job = plan_race("train", {"batch": 2, "length": 16, "spend": 0.2}, TINY).job(str(tmp_path / "model"))
+    workload = getattr(request, "param", "train")
+    shape = TINY if workload == "train" else [*TINY, "n_kv_heads=4"]
+    job = plan_race(workload, {"batch": 2, "length": 16, "spend": 0.2}, shape).job(str(tmp_path / "model"))
     run_zoo.export_folder(job)
     return run_zoo.CONTENDER, run_hf.CONTENDER, job
 
 
+@pytest.mark.parametrize("workers", ["train", "mlm"], indirect=True)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_three_steps_of_training_give_the_losses_of_transformers(workers, dtype):
     ours, theirs, job = workers

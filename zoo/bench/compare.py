@@ -165,7 +165,7 @@ def _compare_results(plan: Race, racers: Sequence[Racer], runs: Mapping[str, lis
     """Compare what the timed runs computed. Racers with other weights may differ; by how much is reported."""
     if plan.workload == "load":
         return {}
-    computed = "losses" if plan.workload == "train" else "logits"
+    computed = "losses" if plan.workload in ("train", "mlm") else "logits"
     first = _cut_to_shortest(_pick_values({racer.name: runs[racer.name][0] for racer in racers}, computed))
     exact = {racer.name: first[racer.name] for racer in racers if racer.exact}
     gaps = {f"{plan.dtype} {computed}": require_equal(f"{plan.dtype} {computed}", exact, TOLERANCE[plan.dtype])}

@@ -13,7 +13,7 @@ from zoo.errors import ConfigError
 
 PLACE = "<!-- bench: sections -->"
 """Where a section goes that the page does not have yet."""
-WORKLOADS = ("decode", "prefill", "batch", "load", "train", "engine")
+WORKLOADS = ("decode", "prefill", "batch", "load", "train", "mlm", "engine")
 Report = Mapping[str, Any]
 
 

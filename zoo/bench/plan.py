@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from zoo.bench.shape import Shape, parse_shape
+from zoo.bench.shape import BertShape, Shape, parse_shape
 from zoo.errors import ConfigError, did_you_mean
 
 OURS = "zoo"
@@ -18,7 +18,7 @@ INSTALL = {
 }
 PEERS = tuple(INSTALL)
 TAKES = {
-    "hf": ("train", "decode", "prefill", "batch", "load"),
+    "hf": ("train", "mlm", "decode", "prefill", "batch", "load"),
     "hf_cb": ("decode", "batch"),
     "litgpt": ("train", "decode", "prefill"),
     "ctranslate2": ("decode", "prefill", "batch", "load"),
@@ -27,6 +27,7 @@ TAKES = {
 """The workloads that each peer is raced in."""
 WORKLOADS: dict[str, dict[str, Any]] = {
     "train": {"batch": 4, "length": 512, "spend": 10.0},
+    "mlm": {"batch": 8, "length": 256, "spend": 10.0},
     "decode": {"batch": 1, "length": 32, "new_tokens": 128, "spend": 12.0},
     "prefill": {"batch": 1, "length": 1024, "spend": 6.0},
     "batch": {"batch": 32, "length": 256, "new_tokens": 64, "spend": 10.0},
@@ -74,6 +75,7 @@ class Race:
     def job(self, folder: str, **changes: Any) -> dict[str, Any]:
         """Make the job that a worker gets, ready for JSON. `weights` there is of the worker's own row."""
         own = {"weights": "", "alone": False, "folder": folder, "precisions": self.precisions}
+        own["model"] = self.shape.model
         return dataclasses.asdict(self) | own | changes
 
 
@@ -97,7 +99,8 @@ def plan_race(workload: str, given: Mapping[str, Any], shape: Sequence[str], **o
     sizes = WORKLOADS[workload] | {name: value for name, value in given.items() if value is not None}
     _refuse_options(workload, sizes)
     changes = [f"{name}={value}" for name, value in BILLION.items()] if workload == "load" else []
-    race = Race(workload=workload, shape=parse_shape([*changes, *shape]), **sizes, **options)
+    over = BertShape if workload == "mlm" else Shape
+    race = Race(workload=workload, shape=parse_shape([*changes, *shape], over), **sizes, **options)
     longest = race.shape.max_seq_len
     if race.length + race.new_tokens > longest:
         found = f"{race.length} tokens and {race.new_tokens} new"
@@ -110,8 +113,8 @@ def _refuse_options(workload: str, sizes: Mapping[str, Any]) -> None:
     faults = []
     if "new_tokens" in sizes and workload not in GENERATES:
         faults.append(f"--new-tokens: {workload} has none ({' and '.join(GENERATES)} have)")
-    if sizes.get("compile") and workload not in ("train", "decode", "prefill"):
-        faults.append(f"--compile: {workload} is not raced compiled (train, decode and prefill are)")
+    if sizes.get("compile") and workload not in ("train", "mlm", "decode", "prefill"):
+        faults.append(f"--compile: {workload} is not raced compiled (train, mlm, decode and prefill are)")
     if sizes.get("weights") and workload not in ("decode", "prefill", "batch"):
         faults.append(f"--weights: {workload} has one precision (decode, prefill and batch take others)")
     if workload == "load" and (sizes["batch"], sizes["length"]) != (1, 8):

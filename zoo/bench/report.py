@@ -17,6 +17,7 @@ Answers = list[dict[str, Any]]
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "int4": 0.5}
 ACCOUNTING = {
     "train": "share: 6 N tok/s over the matrix rate; N = {n:,} weights in a product, attention's own not counted",
+    "mlm": "tok/s: tokens read, of which 15% are predicted; forward, backward and AdamW",
     "decode": "share: N x weight bytes x steps/s over the read rate; N = {n:,}, cache and activations not counted",
     "prefill": "share: 2 N tok/s over the matrix rate; N = {n:,}, of which the head, {head:,}, at the last token only",
     "batch": "tok/s: new tokens over the seconds from the first prompt to the last token",
@@ -27,7 +28,7 @@ ACCOUNTING = {
 def compute_share(plan: Race, rate: float, machine: Mapping[str, float], weights: str = "") -> float | None:
     """Compute the achieved fraction of the machine's limit from tokens per second; ACCOUNTING says what is counted.
     None where no limit is counted."""
-    if plan.workload in ("batch", "load"):
+    if plan.workload in ("batch", "load", "mlm"):
         return None
     n, head = plan.shape.matrix_params, plan.shape.head_params
     if plan.workload == "decode":

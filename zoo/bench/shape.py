@@ -1,7 +1,8 @@
-"""The model that every contender runs: one Llama-like shape, small enough for two CPU cores."""
+"""The model that every contender runs: one Llama-like shape, small enough for two CPU cores; and BERT base."""
 
 import dataclasses
 from collections.abc import Iterable
+from typing import ClassVar
 
 from zoo.errors import ConfigError, did_you_mean
 
@@ -9,6 +10,9 @@ from zoo.errors import ConfigError, did_you_mean
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
     """Pre-norm, RoPE, RMSNorm, SwiGLU, grouped-query attention, untied head: 124,668,672 parameters."""
+
+    model: ClassVar[str] = "llama3-8b"
+    """The packaged model that it is a shape of."""
 
     d_model: int = 768
     n_layers: int = 12
@@ -39,10 +43,35 @@ class Shape:
         return [f"{name}={value}" for name, value in dataclasses.asdict(self).items()]
 
 
-def parse_shape(pairs: Iterable[str]) -> Shape:
-    """Parse pairs such as `["n_layers=2", "d_model=64"]` over the default shape. Raises ConfigError listing every wrong
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BertShape(Shape):
+    """Post-norm, learned positions, LayerNorm, GELU, biases, tied head with a layer of its own: 109,514,298
+    parameters."""
+
+    model: ClassVar[str] = "bert-base"
+
+    n_kv_heads: int = 12
+    d_ff: int = 3072
+    vocab_size: int = 30522
+    max_seq_len: int = 512
+    norm_eps: float = 1e-12
+
+    @property
+    def head_params(self) -> int:
+        return self.d_model * (self.vocab_size + self.d_model)
+
+    @property
+    def matrix_params(self) -> int:
+        return self.n_layers * (4 * self.d_model * self.n_heads * self.head_dim + 2 * self.d_model * self.d_ff)
+
+    def overrides(self) -> list[str]:
+        return [each for each in super().overrides() if each.partition("=")[0] not in ("n_kv_heads", "rope_theta")]
+
+
+def parse_shape(pairs: Iterable[str], over: type[Shape] = Shape) -> Shape:
+    """Parse pairs such as `["n_layers=2", "d_model=64"]` over a default shape. Raises ConfigError listing every wrong
     pair."""
-    kinds = {field.name: type(field.default) for field in dataclasses.fields(Shape)}
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(over)}
     values, faults = {}, []
     for pair in pairs:
         name, _, text = pair.partition("=")
@@ -56,7 +85,7 @@ def parse_shape(pairs: Iterable[str]) -> Shape:
             continue
         if values[name] <= 0:
             faults.append(f"--shape {pair}: {text} is not positive")
-    shape = Shape(**values)
+    shape = over(**values)
     if shape.n_heads % shape.n_kv_heads:
         faults.append(f"--shape: n_heads={shape.n_heads} is no multiple of n_kv_heads={shape.n_kv_heads}")
     if shape.head_dim % 2:

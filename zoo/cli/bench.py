@@ -14,6 +14,7 @@ class Workload(StrEnum):
     """The thing that is timed."""
 
     train = "train"
+    mlm = "mlm"
     decode = "decode"
     prefill = "prefill"
     batch = "batch"
@@ -56,7 +57,7 @@ def run(
     workload: Annotated[
         Workload,
         typer.Argument(
-            help="train; decode; prefill (time to the first token); batch (ragged requests together); load (from the "
+            help="train; mlm (BERT base trains); decode; prefill (time to the first token); batch (ragged requests together); load (from the "
             "shell to the first token of a folder); engine (zoo beside itself: what batching, schemas, speculation and "
             "determinism bring or cost); or kernels."
         ),
@@ -78,7 +79,8 @@ def run(
         Weights | None, typer.Option(help="Also race weights of this precision: zoo's, and those of peers that can.")
     ] = None,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="train, decode, prefill: every contender compiled; start-up is stated.")
+        bool,
+        typer.Option("--compile", help="train, mlm, decode, prefill: every contender compiled; start-up is stated."),
     ] = False,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Rounds; each runs every contender once. [default: as --seconds allows]")

@@ -127,6 +127,17 @@ def make_adamw(model: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), **ADAMW, fused=True)
 
 
+def make_targets(job: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make ids and targets [B, T]: the next tokens; or for `mlm` 15 in 100, which the ids lack, and -100 elsewhere."""
+    vocab_size = job["shape"]["vocab_size"]
+    tokens = make_token_ids(job["batch"], job["length"] + 1, vocab_size)
+    if job["workload"] == "train":
+        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    ids = tokens[:, 1:].contiguous()
+    hidden = torch.rand(ids.shape, generator=torch.Generator().manual_seed(job["seed"])) < 0.15
+    return ids.masked_fill(hidden, vocab_size - 1), ids.masked_fill(~hidden, -100)
+
+
 def sample_logits(contender: Contender, model: Any, job: dict[str, Any]) -> list[float]:
     """Sample the logits after a fixed prompt. They are equal for contenders that compute the same function."""
     with torch.inference_mode():
@@ -141,8 +152,7 @@ def time_train(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
         raise timing.Absent("it does not train")
     model, backward = contender.load(job, torch.float32).train(), contender.backward
     optimizer = contender.optimizer(model)
-    tokens = make_token_ids(job["batch"], job["length"] + 1, job["shape"]["vocab_size"])
-    ids, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    ids, targets = make_targets(job)
     losses: list[float] = []
 
     autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=job["dtype"] == "bf16")
@@ -194,6 +204,7 @@ def compute_logits(contender: Contender, job: dict[str, Any]) -> dict[str, Any]:
 WORKLOADS: dict[str, Callable[[Contender, dict[str, Any]], dict[str, Any]]] = {
     "check": compute_logits,
     "train": time_train,
+    "mlm": time_train,
     "decode": time_generate,
     "prefill": time_generate,
     "batch": time_batch,

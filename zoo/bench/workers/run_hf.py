@@ -1,14 +1,16 @@
-"""Run transformers' Llama as its users do: `generate` with the default cache, and its own loss.
+"""Run transformers' Llama as its users do: `generate` with the default cache, and its own loss. BERT by its own loss.
 
 Compiled, it is `generate` with a static cache and transformers' own switch. Ragged prompts are padded to one batch.
 """
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 try:
     from transformers import (
         AutoModelForCausalLM,
+        AutoModelForMaskedLM,
         AutoTokenizer,
         CompileConfig,
         LlamaConfig,
@@ -71,12 +73,14 @@ def load_folder(job: dict[str, Any]) -> dict[str, Any]:
     return {"text": tokenizer.decode(made[0, found["input_ids"].shape[1] :])}
 
 
-def loss(model: LlamaForCausalLM, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def loss(model: Any, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    if not isinstance(model, LlamaForCausalLM):
+        return model(ids, labels=targets).loss
     # shift_labels: the targets are already the next tokens, so that every contender scores the same positions.
     return model(ids, labels=targets, shift_labels=targets, use_cache=False).loss
 
 
-CONTENDER = harness.make_peer(
+LLAMA = harness.make_peer(
     version=__version__,
     build=lambda shape: LlamaForCausalLM(make_config(shape)),
     rename=lambda name, shape: (name, 0),
@@ -85,6 +89,17 @@ CONTENDER = harness.make_peer(
     loss=loss,
     serve=serve,
 )
+
+
+def load(job: dict[str, Any], dtype: torch.dtype) -> Any:
+    """Load the race's Llama, or its BERT without dropout, which would give each contender another loss."""
+    if job["model"] != "bert-base":
+        return LLAMA.load(job, dtype)
+    rates = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
+    return AutoModelForMaskedLM.from_pretrained(job["folder"], dtype=dtype, **rates)
+
+
+CONTENDER = replace(LLAMA, load=load)
 
 if __name__ == "__main__":
     harness.run_job(CONTENDER, load_folder)

@@ -11,10 +11,11 @@ import timing
 import torch
 
 import zoo
+from zoo.bench.shape import BertShape, Shape
 from zoo.data import Batch
 from zoo.run.memory import keep_memory
 from zoo.training.gradient import accumulate_gradient, compile_model
-from zoo.training.objective import NextToken
+from zoo.training.objective import MLM, NextToken
 from zoo.training.optim import AdamW
 
 # Our names -> those of Hugging Face's Llama, the format that every peer has a reader for.
@@ -36,6 +37,8 @@ OUTSIDE = {
 }
 
 
+BERT = BertShape.model
+
 WAYS: list[str] = []
 """How the products of the model are computed, once it is ready."""
 
@@ -49,11 +52,13 @@ def rename_tensor(name: str) -> str:
 
 
 def build_model(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
-    overrides = [f"{name}={value}" for name, value in job["shape"].items()]
-    return zoo.build("llama3-8b", overrides, device="cpu", dtype=dtype, seed=job["seed"])
+    shape = (BertShape if job["model"] == BERT else Shape)(**job["shape"])
+    return zoo.build(job["model"], shape.overrides(), device="cpu", dtype=dtype, seed=job["seed"])
 
 
 def load_model(job: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+    if job["model"] == BERT:
+        return zoo.load(job["folder"], dtype=dtype, device="cpu")
     model = build_model(job, dtype)
     ours = {rename_tensor(name): name for name in model.state_dict()}
     harness.fill_model(model, job["folder"], lambda name: (ours[name], 0))
@@ -110,8 +115,9 @@ def serve_together(model: torch.nn.Module, requests: list[timing.Request], job: 
     return [made[name] for name in names]
 
 
-def backward(model: torch.nn.Module, ids: torch.Tensor, targets: torch.Tensor, autocast: harness.Autocast) -> float:
-    return float(accumulate_gradient(model, NextToken(), Batch(ids, targets), 1, autocast).terms["loss"])
+def backward(model: Any, ids: torch.Tensor, targets: torch.Tensor, autocast: harness.Autocast) -> float:
+    objective = MLM() if model.spec.kind == "encoder" else NextToken()
+    return float(accumulate_gradient(model, objective, Batch(ids, targets), 1, autocast).terms["loss"])
 
 
 CONTENDER = harness.Contender(
@@ -131,6 +137,6 @@ if __name__ == "__main__":
     if job["workload"] == "export":
         print(json.dumps(export_folder(job)))
     else:
-        if job["workload"] == "train":
+        if job["workload"] in ("train", "mlm"):
             keep_memory()  # as `zoo train` does
         harness.run_job(CONTENDER)
