@@ -13,7 +13,7 @@ from torch import nn
 import zoo
 from zoo.kernels.mask import Mask
 from zoo.model.step import Step
-from zoo.run.recording import Recordings
+from zoo.run.recordings import Recordings
 
 REREADS = {"position=rope_dynamic original_max_seq_len=8"}
 """Kinds whose positions end the cache before a layer is replayed."""
@@ -155,7 +155,7 @@ def _refuse_one_token(graph, examples):
 
 
 def test_more_layers_than_are_kept_are_recorded_anew(monkeypatch):
-    monkeypatch.setattr("zoo.run.recording.MOST", 3)
+    monkeypatch.setattr("zoo.run.recordings.MOST", 3)
     model = make("attention=gqa")
     replayed, recordings = serve(model)
     assert replayed == serve(model, Running())[0] and len(recordings._courses) <= 3

@@ -17,7 +17,7 @@ from zoo.kernels.rows import Run
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
-    from zoo.run.recording import Recordings
+    from zoo.run.recordings import Recordings
 
 
 @dataclass

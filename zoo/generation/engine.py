@@ -54,7 +54,7 @@ class Engine:
     request's log-probabilities are the same to the bit whatever runs beside it: prompts are computed in tiles of TILE
     tokens, and rows together only where a model was made ready for it (`zoo.prepare(model, stable=True)`), else one by
     one. The model must stay in eval mode while requests are in flight (`serving` sees to it), and its weights the same:
-    layers are replayed (`zoo.run.recording`).
+    layers are replayed (`zoo.run.recordings`).
 
     With `paged`, as on any device but a CPU unless told otherwise, rows that decode are read by page table; `page` is
     the size of a page, else what the kernels of the device read. On CUDA steps of one token a row are recorded as

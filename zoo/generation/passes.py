@@ -28,7 +28,7 @@ class Passes:
         self.model, self.writer, self.store, self.device = model, writer, store, device
         self.seq2seq, self.deterministic = writer is not model.spec, deterministic
         self.graphs: Graphs | None = None
-        from zoo.run.recording import Recordings
+        from zoo.run.recordings import Recordings
 
         self.recordings = Recordings()
         self.recurrent = any(block.state() for block in writer.blocks.values())

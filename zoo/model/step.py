@@ -72,7 +72,7 @@ class Step:
     cache and their losses.
 
     Whatever a layer computes from the pass itself, rather than from its input and its weights, it asks of its Step: the
-    rest is the same sequence of torch calls in every pass (`zoo.run.recording`).
+    rest is the same sequence of torch calls in every pass (`zoo.run.recordings`).
     """
 
     mask: Mask

@@ -1,0 +1,91 @@
+"""Decide which layers of a decoding step are run, recorded or replayed (`zoo.run.recording`)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from torch.nn.modules import module as hooks
+
+from zoo.model.step import Step
+from zoo.run.recording import Recorder, Recording
+
+MOST = 2048
+"""Recordings kept at most, the oldest go first: 12 layers with 32 numbers of rows are 384."""
+
+
+@dataclass
+class _Course:
+    """How far a layer is on its way to a replay: passes seen, and what the last of them made."""
+
+    passes: int = 0
+    recording: Recording | None = None
+    replays: bool = False
+    refused: bool = False
+
+
+class Recordings:
+    """The recordings of a model's layers in decoding steps, one for each layer and number of rows.
+
+    A layer first runs as it is, in half as many passes as there are rows: a step of many rows gains less by a replay,
+    and is soon one of fewer. It is recorded in the next two passes, and replayed once both made the same calls with the
+    same constants: a number that counts tokens, say, would differ. What cannot be replayed runs as it is; `refused`
+    counts the reasons. `model` must not change meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.refused: Counter[str] = Counter()
+        self._courses: dict[Any, _Course] = {}
+
+    @property
+    def replayed(self) -> int:
+        """How many recordings there are that steps replay."""
+        return sum(course.replays for course in self._courses.values())
+
+    def run(self, number: int, layer: Any, x: Any, step: Step) -> Any:
+        """The output of layer `number` for x [B, T, D]."""
+        if x.shape[1] != 1:
+            return layer(x, step)
+        key = number, x.shape[0], step.first, step.rows is None, step.pages is None, step.real is None
+        course = self._courses.get(key) or self._begin(key)
+        if course.replays:
+            assert course.recording is not None
+            return course.recording.replay(x, step)
+        course.passes += 1
+        if course.refused or course.passes <= max(1, x.shape[0] // 2):
+            return _run(layer, x, step)
+        return self._record(course, layer, x, step)
+
+    def _begin(self, key: Any) -> _Course:
+        if len(self._courses) >= MOST:
+            del self._courses[next(iter(self._courses))]
+        return self._courses.setdefault(key, _Course())
+
+    def _record(self, course: _Course, layer: Any, x: Any, step: Step) -> Any:
+        recorder = Recorder(x, step)
+        with recorder:
+            y = _run(layer, x, recorder.step)
+        step.losses += recorder.step.losses
+        recording, earlier = Recording(recorder, y), course.recording
+        recorder.let_go()
+        reason = recorder.refused or ("it has hooks" if _has_hooks(layer) else None)
+        if earlier is not None and recording != earlier:
+            reason = reason or "its calls differ from pass to pass"
+        if reason:
+            self.refused[reason] += 1
+        course.refused, course.recording = bool(reason), None if reason else recording
+        course.replays = course.recording is not None and earlier is not None
+        return y
+
+
+def _run(layer: Any, x: Any, step: Step) -> Any:
+    """The output of a layer, as it is written: one that was compiled to train would be compiled anew for one token."""
+    return (layer if layer._compiled_call_impl is None else layer.forward)(x, step)
+
+
+def _has_hooks(layer: Any) -> bool:
+    """Whether someone is told of the calls of modules, which a replay would pass by."""
+    own = ("_forward_hooks", "_forward_pre_hooks")
+    everywhere = hooks._global_forward_hooks or hooks._global_forward_pre_hooks
+    return bool(everywhere) or any(getattr(module, name) for module in layer.modules() for name in own)
