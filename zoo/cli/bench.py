@@ -58,8 +58,8 @@ def run(
         Workload,
         typer.Argument(
             help="train; mlm (BERT base trains); decode; prefill (time to the first token); batch (ragged requests "
-            "together); load (from the shell to the first token of a folder); engine (zoo beside itself: what batching, "
-            "schemas, speculation and determinism bring or cost); or kernels."
+            "together); load (from the shell to the first token of a folder); engine (zoo beside itself: what "
+            "batching, schemas, speculation and determinism bring or cost); or kernels."
         ),
     ],
     against: Annotated[
