@@ -54,7 +54,7 @@ def test_threads_that_read_nodes_at_once_get_the_specs_that_one_alone_gets(hasty
     alone = [to_spec(*each) for each in nodes]
 
     def read(thread: int) -> list[bool]:
-        order = [(thread + step) % len(nodes) for step in range(50)]
+        order = [(thread + step) % len(nodes) for step in range(20)]
         return [to_spec(*nodes[index]) == alone[index] for index in order]
 
     with ThreadPoolExecutor(8) as pool:
