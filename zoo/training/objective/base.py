@@ -51,6 +51,8 @@ class Objective(Spec, axis="objective"):
     the head runs on all tokens, as MFU counts."""
     reads_pairs: ClassVar[bool] = False
     """Whether its rows are pairs of a source and an answer, in place of text."""
+    scored: ClassVar[str] = "targets"
+    """What its loss is a mean over, in words."""
 
     z_loss: NonNegativeFloat = 0.0
     chunk_mib: PositiveInt = 256
