@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from loaded import one_in
 from test_eval import LLAMA, save
 from test_train_objectives import SIZES, SMALL
 from torch.nn import functional as F
@@ -18,7 +19,11 @@ from zoo.cli import run
 from zoo.training.objective import MLM
 
 EOS = 256
-TEXTS = ["The first document, é.\n", "A second one; it is longer than a window of sixteen tokens.\n", "The first document, é.\n"]
+TEXTS = [
+    "The first document, é.\n",
+    "A second one; it is longer than a window of sixteen tokens.\n",
+    "The first document, é.\n",
+]
 OTHER = ["def f():\n    return 1\n", "∑ of nothing is 0.\n"]
 
 
@@ -86,7 +91,9 @@ def zoo_loss(folder: Path, file: str) -> float:
 
 
 def test_each_source_of_a_mix_has_figures_of_its_own_and_they_add_up(llama, tmp_path, capsys):
-    files = {name: write(tmp_path / f"{name}.jsonl", [{"text": t} for t in of]) for name, of in (("a", TEXTS), ("b", OTHER))}
+    files = {
+        name: write(tmp_path / f"{name}.jsonl", [{"text": t} for t in of]) for name, of in (("a", TEXTS), ("b", OTHER))
+    }
     of = ",".join(f"{name}:{{kind:jsonl,path:'{file}',weight:1}}" for name, file in files.items())
     mix = ["data=mix", f"data.of={{{of}}}"]
     found = zoo.evaluate(llama, overrides=mix)
@@ -111,20 +118,38 @@ def test_each_source_of_a_mix_has_figures_of_its_own_and_they_add_up(llama, tmp_
 PAIRS = [{"q": f"the number {n}", "a": f"is {n * n} and no other"} for n in range(60)]
 RUNS = {
     "mlm": ("bert-tiny", []),
-    "span_corruption": ("t5-tiny", ["data.documents=true"]),
-    "seq2seq": ("t5-tiny", ["data=jsonl", "data.path=pairs.jsonl", "data.source=q", "data.target=a"]),
     "prefix_lm": ("llama-tiny", ["model.prefix_lm=true", "model.n_layers=1", "model.n_kv_heads=2"]),
+    "seq2seq": ("t5-tiny", ["data=jsonl", "data.path=pairs.jsonl", "data.source=q", "data.target=a"]),
+    "span_corruption": ("t5-tiny", ["data.documents=true"]),
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_is_scored_by_its_objective_as_its_training_scored_it(name, here, capsys):
-    write(here / "pairs.jsonl", PAIRS)
-    model, own = RUNS[name]
-    sizes = [each for each in (*SMALL, *SIZES.get(model, ())) if name != "seq2seq" or not each.startswith("data=")]
-    sizes = [each for each in sizes if name != "seq2seq" or each != "data.path=text.txt"]
-    more = ["steps=1", "eval_batches=null", "sample=null", "seed=3"]
-    said = zoo.train(model, [*sizes, f"objective={name}", *own, *more])
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Trains a run of one step for an objective, once; gives its folder, in which it is `run`, and its result."""
+    made = {}
+
+    def train(name: str) -> tuple[Path, dict]:
+        if name not in made:
+            folder, (model, own) = tmp_path_factory.mktemp(name), RUNS[name]
+            (folder / "text.txt").write_text("\n\n".join(f"words of line {n}, {n * n} in all" for n in range(300)))
+            write(folder / "pairs.jsonl", PAIRS)
+            sizes = [*SMALL, *SIZES.get(model, ())]
+            if any(each.startswith("data=") for each in own):
+                sizes = [each for each in sizes if not each.startswith(("data=", "data.path="))]
+            more = ["steps=1", "eval_batches=null", "sample=null", "seed=3"]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(folder)
+                made[name] = folder, zoo.train(model, [*sizes, f"objective={name}", *own, *more])
+        return made[name]
+
+    return train
+
+
+@pytest.mark.parametrize("name", one_in(2, RUNS))
+def test_a_run_is_scored_by_its_objective_as_its_training_scored_it(name, trained, capsys, monkeypatch):
+    folder, said = trained(name)
+    monkeypatch.chdir(folder)
     found = zoo.evaluate("run")
     (row,) = found["results"]
     assert row["loss"] == pytest.approx(said["val_loss"], rel=2e-6)
@@ -135,7 +160,7 @@ def test_a_run_is_scored_by_its_objective_as_its_training_scored_it(name, here, 
     out = capsys.readouterr().out
     assert f"loss per target of {name}, in rows of 32 tokens" in out and "bits per byte have no meaning" in out
     again = zoo.evaluate("run", overrides=["data=text", "data.path=text.txt", "objective=auto"], context=16)
-    assert again["data"] == ("all of data=text" + f" ({here / 'text.txt'})" if name == "seq2seq" else found["data"])
+    assert again["data"] == (f"all of data=text ({folder / 'text.txt'})" if name == "seq2seq" else found["data"])
 
 
 def test_answers_are_scored_as_transformers_scores_them(tmp_path):
@@ -164,7 +189,9 @@ def test_a_published_encoder_is_asked_for_masked_tokens_the_same_each_time(tmp_p
     folder = save(tmp_path / "bert", transformers.BertConfig(vocab_size=300, **size), "AutoModelForMaskedLM")
     (tmp_path / "text.txt").write_text("Words that are masked, again and again.\n" * 12)
     batches, loss = [], MLM.loss
-    monkeypatch.setattr(MLM, "loss", lambda self, model, batch, **how: (batches.append(batch), loss(self, model, batch, **how))[1])
+    monkeypatch.setattr(
+        MLM, "loss", lambda self, model, batch, **how: (batches.append(batch), loss(self, model, batch, **how))[1]
+    )
     notes: list[str] = []
     how = {"overrides": ["data=text", f"data.path={tmp_path / 'text.txt'}"], "context": 32, "note": notes.append}
     first, second = (zoo.evaluate(folder, **how) for _ in range(2))
@@ -188,13 +215,22 @@ def test_a_published_encoder_is_asked_for_masked_tokens_the_same_each_time(tmp_p
     ("args", "fault"),
     [
         (["n_layers=2"], "n_layers: an evaluation takes no such override (these change: data=…, objective=…)"),
-        (["data=text", "seq_len=8"], "seq_len: an evaluation takes no such override (--context has the tokens of a row)"),
+        (
+            ["data=text", "seq_len=8"],
+            "seq_len: an evaluation takes no such override (--context has the tokens of a row)",
+        ),
         (["~data"], "~data: nothing can be deleted (name another: data=…)"),
         (["data=txt"], "data: no option 'txt' (did you mean 'text'?)"),
         (["data=text"], "data.path: data=text needs a text, found none (data.path=FILE_OR_FOLDER)"),
         (["objective=mlm"], "file: "),
-        (["data=text", "data.path=a.txt", "objective=mlm"], "objective: mlm is learned by an encoder, the model is a decoder"),
-        (["data=text", "data.path=a.txt", "objective=seq2seq"], "objective: seq2seq scores answers to a source, found text"),
+        (
+            ["data=text", "data.path=a.txt", "objective=mlm"],
+            "objective: mlm is learned by an encoder, the model is a decoder",
+        ),
+        (
+            ["data=text", "data.path=a.txt", "objective=seq2seq"],
+            "objective: seq2seq scores answers to a source, found text",
+        ),
         (
             ["data=jsonl", "data.path=a.jsonl", "data.source=q", "data.target=a"],
             "objective: next_token scores text, found pairs (objective=seq2seq, or data.field=…)",
@@ -203,7 +239,10 @@ def test_a_published_encoder_is_asked_for_masked_tokens_the_same_each_time(tmp_p
             ["data=text", "data.path=a.txt", "data.tokenizer.kind=byte"],
             "data.tokenizer.kind: the model reads with its own tokenizer (leave it out)",
         ),
-        (["data=text", "data.path=a.txt", "data.validation_fraction=0.5"], "data.validation_fraction: all of this data"),
+        (
+            ["data=text", "data.path=a.txt", "data.validation_fraction=0.5"],
+            "data.validation_fraction: all of this data",
+        ),
         (["data=text", "data.path=a.txt", "data.max_bytes=1"], "data: there is nothing to score, found 1 documents"),
         (["data=text", "data.path=a.txt", "--file", "a.txt"], "file: texts were given beside data=text"),
     ],
@@ -216,19 +255,22 @@ def test_what_will_not_do_costs_one_line(llama, tmp_path, monkeypatch, refused, 
     assert line.startswith(fault)
 
 
-def test_a_runs_own_data_keeps_its_split(here, refused, capsys):
-    zoo.train("llama-tiny", [*SMALL, "model.n_layers=1", "model.n_kv_heads=2", "steps=1", "sample=null"])
+def test_a_runs_own_data_keeps_its_split(trained, refused, capsys, monkeypatch):
+    folder, _ = trained("mlm")
+    monkeypatch.chdir(folder)
     capsys.readouterr()
     own = ["data=text", "data.path=text.txt", "--device", "cpu"]
     (line,) = refused("eval", "run", *own, "data.validation_fraction=0.5")
     assert line == "data.validation_fraction: the run's own data keeps its split (leave it out)"
     (line,) = refused("eval", "run", "data.max_bytes=100", "--device", "cpu")
     assert line == "data.max_bytes: the run's own data keeps its split (leave it out)"
-    (line,) = refused("eval", "run", "objective=prefix_lm", "--device", "cpu", "--stride", "3")
-    assert line.startswith("objective: prefix_lm needs a model that sees a prefix whole")
+    (line,) = refused("eval", "run", "--device", "cpu", "--stride", "3")
+    assert line == "stride: is 3, and rows of mlm do not overlap (leave it out)"
+    (line,) = refused("eval", "run", "--device", "cpu", "--context", "65")
+    assert line == "context: is 65, and the model reads 64 (--context 64)"
+    (line,) = refused("eval", "run/ema", "--device", "cpu")
+    assert "no such average of weights" in line
     assert run(["eval", "data.documents=true", "--device", "cpu", "--json"]) == 0  # of the last run
-    apart = json.loads(capsys.readouterr().out)
-    assert run(["eval", "run/ema", "--device", "cpu"]) == 2
-    packed = zoo.evaluate("run")
+    apart, packed = json.loads(capsys.readouterr().out), zoo.evaluate("run")
     assert apart["tokens"] == packed["tokens"]
     assert apart["data"] == packed["data"] == "the run's validation split"

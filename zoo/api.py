@@ -116,8 +116,8 @@ def evaluate(
       perplexity and bits per byte (`zoo.training.evaluate.evaluate` has the options, of which `context`, `stride`,
       `weights` and `fp8` are some).
     - `tasks`: of lm-evaluation-harness, by name or YAML file, with `limit` and `num_fewshot` (`zoo.text.tasks`).
-    - `similarity`: a file of judged pairs; `retrieval`: one of queries and their documents (`zoo.text.similarity`), with
-      `pooling` and `batch_size`.
+    - `similarity`: a file of judged pairs; `retrieval`: one of queries and their documents; with `pooling` and
+      `batch_size` (`zoo.text.similarity`).
 
     Raises ConfigError.
     """

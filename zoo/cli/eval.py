@@ -121,4 +121,5 @@ def run(
             options["progress"] = progress
         place = runs.last_run() if folder is None else folder
         found = zoo.evaluate(place, **options, device=device, note=print_note)
-    print(json.dumps(found, indent=2) if as_json else report.format_evaluation(found, file or [similarity or retrieval]))
+    files = [each for each in (similarity, retrieval, *(file or ())) if each is not None]
+    print(json.dumps(found, indent=2) if as_json else report.format_evaluation(found, files))

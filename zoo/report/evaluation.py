@@ -67,3 +67,24 @@ def format_vectors(found: Mapping[str, Any], file: Any) -> str:
     figures = [(name, f"{value:.4f}") for name, value in found.items() if isinstance(value, float)]
     lines = [f"{found['model']} on {file}: {', '.join(amounts)}, vectors compared by their cosine", ""]
     return "\n".join([*lines, align_columns(figures, right=(1,))])
+
+
+def format_tasks(found: Mapping[str, Any]) -> str:
+    """Format the metrics of tasks, with their standard errors."""
+    limit = "" if found["limit"] is None else f", at most {found['limit']:,} examples of each task"
+    lines = [f"{found['model']} by lm-evaluation-harness {found['lm_eval']}{limit}", ""]
+    table = [("task", "examples", "solved before", "metric", "value", "± standard error")]
+    for name, task in found["tasks"].items():
+        about = [name, _count(task["examples"]), _count(task["num_fewshot"])]
+        for metric, each in task["metrics"].items():
+            table.append((*about, metric, *(_round(each[key]) for key in ("value", "stderr"))))
+            about = ["", "", ""]
+    return "\n".join([*lines, align_columns(table, right=(1, 2, 4, 5))])
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _round(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -6,16 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from zoo.errors import ConfigError, ZooError
 from zoo.lazy import torch
 from zoo.run.likelihood import score_targets
 from zoo.text.reading import pad_rows
 from zoo.text.score import CHUNK, MANY_TOGETHER, TOGETHER
-
-if TYPE_CHECKING:
-    from zoo.data.tokenizer import Tokenizer
 
 
 class Continuation(NamedTuple):
@@ -39,20 +36,6 @@ class Row:
 
     ids: Sequence[int]
     asked: list[tuple[int, Sequence[int]]] = field(default_factory=list)
-
-
-def split_pair(tokenizer: Tokenizer, context: str, continuation: str, bos: Sequence[int]) -> Continuation:
-    """Encode a text as a context and its continuation. Both are encoded together, and cut after as many tokens as the
-    context alone has; spaces at its end belong to what follows, where tokenizers have them.
-
-    `bos` opens the text, and stands alone before a continuation of nothing.
-    """
-    bare = context.rstrip()
-    if not context:
-        return Continuation(bos, tokenizer.encode_rendered(continuation))
-    whole = [*bos, *tokenizer.encode_rendered(context + continuation)]
-    before = len(bos) + len(tokenizer.encode_rendered(bare))
-    return Continuation(whole[:before], whole[before:])
 
 
 def score_continuations(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,8 +45,8 @@ def evaluate_similarity(model: Any, file: str | Path, **options: Any) -> dict[st
     """Correlate the cosine of two sentences with the score that people gave them: `spearman`, of the ranks, and
     `pearson`, over so many `pairs`. That is the STS of MTEB (Muennighoff et al., 2022), whose main figure is the first.
 
-    `file` has the fields sentence1, sentence2 and score: JSON Lines, or CSV or TSV with a header. `options` are those of
-    `zoo.embed`. Raises ConfigError for a file at fault, ZooError where nothing can correlate.
+    `file` has the fields sentence1, sentence2 and score: JSON Lines, or CSV or TSV with a header. `options` are those
+    of `zoo.embed`. Raises ConfigError for a file at fault, ZooError where nothing can correlate.
     """
     pairs = read_pairs(file)
     scores = [pair.score for pair in pairs]
@@ -158,7 +158,7 @@ def read_pairs(file: str | Path) -> list[Judged]:
     faults: list[str] = []
     for where, record in read_records(Path(file), "similarity"):
         texts = read_texts(record, ("sentence1", "sentence2"), where, faults)
-        score = read_score(record, where, faults)
+        score = read_score(record, where, faults) if texts else None
         if texts and score is not None:
             found.append(Judged(*texts, score))
         if len(faults) >= FAULTS_SHOWN:
