@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -253,6 +254,19 @@ def test_what_will_not_do_costs_one_line(llama, tmp_path, monkeypatch, refused, 
     write(tmp_path / "a.jsonl", [{"q": "a", "a": "b"}])
     (line,) = refused("eval", str(llama), *args, "--device", "cpu")
     assert line.startswith(fault)
+
+
+def test_tasks_need_their_package(llama, refused, monkeypatch):
+    for found, said in ((None, "none"), ("0.4.9", "0.4.9")):
+
+        def version(name, found=found):
+            if found is None:
+                raise metadata.PackageNotFoundError(name)
+            return found
+
+        monkeypatch.setattr(metadata, "version", version)
+        (line,) = refused("eval", str(llama), "--tasks", "hellaswag", "--device", "cpu")
+        assert line == f"tasks: need lm-eval 0.4.13 or newer, found {said} (pip install 'transformer-zoo[evals]')"
 
 
 def test_a_runs_own_data_keeps_its_split(trained, refused, capsys, monkeypatch):

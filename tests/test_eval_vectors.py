@@ -1,4 +1,4 @@
-"""`zoo eval --similarity` and `--retrieval`: figures worked by hand, and a trained encoder's vectors by transformers."""
+"""`zoo eval --similarity` and `--retrieval`: figures by hand, and a trained encoder's vectors by transformers."""
 
 from __future__ import annotations
 

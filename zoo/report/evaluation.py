@@ -23,9 +23,11 @@ def format_losses(found: Mapping[str, Any], files: Sequence[Any] = ()) -> str:
     lines = [f"{found['model']} on {text}: {amount}", _describe_reading(found), ""]
     rows = found["results"]
     beside = len(rows) > 1
-    table = [("weights", "computes in", "source", "loss", "perplexity", "bits per byte", "loss over exact")]
+    table: list[tuple[str, ...]] = [
+        ("weights", "computes in", "source", "loss", "perplexity", "bits per byte", "loss over exact")
+    ]
     for row in rows:
-        table += _list_rows(row)
+        table.extend(_list_rows(row))
     kept = [True, True, any("sources" in row for row in rows), True, True, found["bytes"] is not None, beside]
     shown = [tuple(cell for cell, there in zip(line, kept, strict=True) if there) for line in table]
     first = 2 + kept[2]
@@ -73,7 +75,7 @@ def format_tasks(found: Mapping[str, Any]) -> str:
     """Format the metrics of tasks, with their standard errors."""
     limit = "" if found["limit"] is None else f", at most {found['limit']:,} examples of each task"
     lines = [f"{found['model']} by lm-evaluation-harness {found['lm_eval']}{limit}", ""]
-    table = [("task", "examples", "solved before", "metric", "value", "± standard error")]
+    table: list[tuple[str, ...]] = [("task", "examples", "solved before", "metric", "value", "± standard error")]
     for name, task in found["tasks"].items():
         about = [name, _count(task["examples"]), _count(task["num_fewshot"])]
         for metric, each in task["metrics"].items():

@@ -99,7 +99,7 @@ class Harness(TemplateLM):
     def _score(self, asked: Sequence[Continuation]) -> list[tuple[float, bool]]:
         advance = self._count("scoring answers", len(asked))
         with serving(self.model, self.kernel):
-            return [tuple(each) for each in score_continuations(self.model, asked, self.max_length, advance)]
+            return list(score_continuations(self.model, asked, self.max_length, advance))  # tuples of both
 
     # ---------------------------------------------------------------- texts
 

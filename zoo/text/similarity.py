@@ -160,7 +160,7 @@ def read_pairs(file: str | Path) -> list[Judged]:
         texts = read_texts(record, ("sentence1", "sentence2"), where, faults)
         score = read_score(record, where, faults) if texts else None
         if texts and score is not None:
-            found.append(Judged(*texts, score))
+            found.append(Judged(texts[0], texts[1], score))
         if len(faults) >= FAULTS_SHOWN:
             break
     return settle(found, faults, f"similarity: {file}", "pairs")
@@ -172,7 +172,7 @@ def read_sought(file: str | Path) -> list[Sought]:
     faults: list[str] = []
     for where, record in read_records(Path(file), "retrieval"):
         if texts := read_texts(record, ("query", "positive"), where, faults):
-            found.append(Sought(*texts))
+            found.append(Sought(texts[0], texts[1]))
         if len(faults) >= FAULTS_SHOWN:
             break
     return settle(found, faults, f"retrieval: {file}", "queries")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from packaging.version import Version
 
 from zoo.checkpoint import store
 from zoo.data.tokenizer import Tokenizer
@@ -16,6 +18,8 @@ from zoo.text.reading import longest_text
 from zoo.text.score import check_model
 
 Tell = Callable[[str], object]
+
+OLDEST = "0.4.13"  # whose TaskManager loads tasks by name and by file
 
 ROWS = 32
 """Rows that are served at once."""
@@ -60,9 +64,14 @@ def evaluate_tasks(
 
 
 def require_harness() -> None:
-    """Raise ConfigError where lm-evaluation-harness is not installed."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError("tasks: need lm-evaluation-harness, found no package lm_eval (pip install lm-eval)")
+    """Raise ConfigError where lm-evaluation-harness is not installed, or too old."""
+    try:
+        found = metadata.version("lm_eval")
+    except metadata.PackageNotFoundError:
+        found = None
+    if found is None or Version(found) < Version(OLDEST):
+        what = "none" if found is None else found
+        raise ConfigError(f"tasks: need lm-eval {OLDEST} or newer, found {what} (pip install 'transformer-zoo[evals]')")
 
 
 def load(model: Any, tokenizer: Any, how: dict[str, Any], note: Tell) -> Loaded:
