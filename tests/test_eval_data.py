@@ -147,7 +147,7 @@ def trained(tmp_path_factory):
     return train
 
 
-@pytest.mark.parametrize("name", one_in(2, RUNS))
+@pytest.mark.parametrize("name", one_in(4, RUNS))
 def test_a_run_is_scored_by_its_objective_as_its_training_scored_it(name, trained, capsys, monkeypatch):
     folder, said = trained(name)
     monkeypatch.chdir(folder)
@@ -162,6 +162,21 @@ def test_a_run_is_scored_by_its_objective_as_its_training_scored_it(name, traine
     assert f"loss per target of {name}, in rows of 32 tokens" in out and "bits per byte have no meaning" in out
     again = zoo.evaluate("run", overrides=["data=text", "data.path=text.txt", "objective=auto"], context=16)
     assert again["data"] == (f"all of data=text ({folder / 'text.txt'})" if name == "seq2seq" else found["data"])
+
+
+@pytest.mark.slow
+def test_a_run_of_a_mix_has_the_figures_of_each_source_that_its_training_said(here):
+    of = "a:{kind:text,path:text.txt,weight:3},b:{kind:jsonl,path:b.jsonl,weight:1}"
+    write(here / "b.jsonl", [{"text": f"record {n} of many, {n * 7} in all"} for n in range(200)])
+    sizes = [each for each in SMALL if not each.startswith(("data=", "data.path="))]
+    own = ["data=mix", f"data.of={{{of}}}", "model.n_layers=1", "model.n_kv_heads=2", "eval_batches=null"]
+    zoo.train("llama-tiny", [*sizes, *own, "steps=1", "sample=null", "seq_len=32"])
+    said = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()][-1]
+    (row,) = zoo.evaluate("run", context=32, stride=32)["results"]
+    assert row["loss"] == pytest.approx(said["val_loss"], rel=1e-6)
+    for name, each in row["sources"].items():
+        assert each["loss"] == pytest.approx(said[f"val_loss/{name}"], rel=1e-6)
+        assert each["bits_per_byte"] == pytest.approx(said[f"bits_per_byte/{name}"], rel=1e-6)
 
 
 def test_answers_are_scored_as_transformers_scores_them(tmp_path):

@@ -215,7 +215,7 @@ def test_tasks_end_as_with_the_harness_own_model(folder, reference, tasks, capsy
     assert (shot["examples"], shot["num_fewshot"]) == (5, 1)
     assert run(["eval", str(folder), *few, "--weights", "bf16"]) == 0
     out = capsys.readouterr().out
-    assert "local_choices" in out and "acc_norm" in out
+    assert "local_choices" in out and "acc_norm" in out and "bf16 weights, computes in float32" in out
 
 
 def test_tasks_that_cannot_be_run_say_why(folder, tasks, tmp_path, refused):

@@ -48,10 +48,14 @@ def run(
         int | None, typer.Option(help="New tokens that each window scores. [default: half the context]")
     ] = None,
     weights: Annotated[
-        Weights | None, typer.Option(help="Evaluate again with the weights of products in fewer bits, on a CPU.")
+        Weights | None,
+        typer.Option(
+            help="Evaluate again with the weights of products in fewer bits, on a CPU; tasks with these alone."
+        ),
     ] = None,
     fp8: Annotated[
-        Fp8 | None, typer.Option(help="Evaluate again in float8 (CUDA); weight_only runs on any device.")
+        Fp8 | None,
+        typer.Option(help="Evaluate again in float8 (CUDA), tasks in it alone; weight_only runs on any device."),
     ] = None,
     kernel: Annotated[
         str | None, typer.Option(help="The attention kernel (`zoo doctor`). [default: the first that can run]")

@@ -74,7 +74,8 @@ def format_vectors(found: Mapping[str, Any], file: Any) -> str:
 def format_tasks(found: Mapping[str, Any]) -> str:
     """Format the metrics of tasks, with their standard errors."""
     limit = "" if found["limit"] is None else f", at most {found['limit']:,} examples of each task"
-    lines = [f"{found['model']} by lm-evaluation-harness {found['lm_eval']}{limit}", ""]
+    how = f"{found['weights']} weights, computes in {found['dtype']}{limit}"
+    lines = [f"{found['model']} by lm-evaluation-harness {found['lm_eval']}: {how}", ""]
     table: list[tuple[str, ...]] = [("task", "examples", "solved before", "metric", "value", "± standard error")]
     for name, task in found["tasks"].items():
         about = [name, _count(task["examples"]), _count(task["num_fewshot"])]

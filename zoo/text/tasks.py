@@ -12,6 +12,7 @@ from packaging.version import Version
 from zoo.checkpoint import store
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ConfigError
+from zoo.run.dtypes import spell_dtype
 from zoo.text import loading
 from zoo.text.loading import Loaded
 from zoo.text.reading import longest_text
@@ -60,7 +61,10 @@ def evaluate_tasks(
 
     lm = Harness(loaded, most, kernel=kernel, progress=progress)
     found = run_tasks(lm, [str(task) for task in tasks], limit=limit, num_fewshot=num_fewshot)
-    return {"model": str(loaded.folder) if isinstance(model, str | Path) else "", **found}
+    stored = weights or (f"fp8 {fp8}" if fp8 else "exact")
+    weight = next(each for each in loaded.model.parameters() if each.device.type != "meta")  # packed ones are
+    about = {"weights": stored, "dtype": spell_dtype(weight.dtype)}
+    return {"model": str(loaded.folder) if isinstance(model, str | Path) else "", **about, **found}
 
 
 def require_harness() -> None:
