@@ -23,14 +23,17 @@ def draw(count: int, most: int) -> list[Continuation]:
     ids = [[chosen.randrange(256) for _ in range(chosen.randrange(2, most))] for _ in range(count)]
     pairs = [Continuation(row[:cut], row[cut:]) for row in ids for cut in {1, len(row) - 1}]
     pairs += [Continuation(row[:-1], [token]) for row in ids[:4] for token in (7, 8, 9)]
+    pairs += [Continuation(ids[0], [token] * length) for token in (7, 8) for length in (1, 2, 5)]
+    pairs += [Continuation(ids[1], tokens) for tokens in ([3, 4], [3, 5], [3, 4])]
     chosen.shuffle(pairs)
     return pairs
 
 
 @pytest.mark.parametrize(("config", "limit"), [(LLAMA, 20), (GPT2, 48)], ids=["llama", "gpt2"])
-@pytest.mark.parametrize("together", [1, 64, 4096])
-def test_each_continuation_is_as_likely_as_alone_by_transformers(config, limit, together, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("together", "least"), [(1, 1), (64, 1), (4096, 32), (4096, 1), (64, 9999)])
+def test_each_continuation_is_as_likely_as_alone_by_transformers(config, limit, together, least, tmp_path, monkeypatch):
     folder, told = save(tmp_path / "model", config), []
+    monkeypatch.setattr(continuations, "LEAST", least)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     monkeypatch.setattr(continuations, "TOGETHER", {"cpu": together})
     asked = draw(6, limit)
@@ -44,6 +47,37 @@ def test_each_continuation_is_as_likely_as_alone_by_transformers(config, limit, 
         target = torch.tensor(tokens)
         assert logprob == pytest.approx(-float(F.cross_entropy(logits, target, reduction="sum")), abs=1e-4, rel=1e-5)
         assert greedy == bool((logits.argmax(-1) == target).all())
+
+
+MIXED = ["pattern=[near,layer]", "layers={near:{attention:{window:4}}}"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["attention=mla"],
+        ["position=alibi"],
+        ["ffn=moe"],
+        ["ffn=moe", "router.capacity=2"],
+        ["attention=mamba2"],
+        MIXED,
+    ],
+    ids=str,
+)
+def test_a_shared_context_is_read_once_where_that_changes_nothing(overrides, monkeypatch):
+    model = model_of([*overrides, *(["position=none"] if overrides == ["attention=mamba2"] else [])])
+    context = [random.Random(3).randrange(67) for _ in range(25)]
+    asked = [Continuation(context, tokens) for tokens in ([1], [2, 3], [2, 4, 5], [9, 9, 9, 9], [2, 3])]
+    read: list[int] = []
+    seen = model.register_forward_hook(lambda module, args, out: read.append(args[0].numel()))
+    together = score_continuations(model, asked, 64)
+    seen.remove()
+    monkeypatch.setattr(continuations, "LEAST", 9999)
+    apart = score_continuations(model, asked, 64)
+    assert [each.logprob for each in together] == pytest.approx([each.logprob for each in apart], abs=1e-5)
+    shared = overrides not in (["attention=mla"], ["ffn=moe", "router.capacity=2"], ["attention=mamba2"], MIXED)
+    assert (read == [25 + 1 + 2 + 3 + 1]) == shared
 
 
 def test_a_short_row_has_the_positions_that_it_has_alone():
