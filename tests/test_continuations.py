@@ -88,6 +88,20 @@ def test_a_short_row_has_the_positions_that_it_has_alone():
     assert [each.logprob for each in together] == pytest.approx([each.logprob for each in alone], abs=1e-5)
 
 
+def test_a_model_that_sees_a_prefix_whole_sees_a_context_so():
+    model = model_of(["+prefix_lm=true"])
+    context = [random.Random(3).randrange(67) for _ in range(40)]
+    asked = [Continuation(context, [5, 6]), Continuation(context[:7], [8, 9, 1]), Continuation([*context, 5], [6])]
+    found = score_continuations(model, asked, 64)
+    for (before, tokens), (logprob, _) in zip(asked, found, strict=True):
+        row = torch.tensor([[*before, *tokens[:-1]]])
+        with torch.no_grad():
+            logits = model(row, prefix=torch.tensor([len(before)])).logits[0, -len(tokens) :]
+        assert logprob == pytest.approx(
+            -float(F.cross_entropy(logits, torch.tensor(tokens), reduction="sum")), abs=1e-5
+        )
+
+
 def test_what_cannot_be_scored_is_refused():
     model = model_of([])
     with pytest.raises(ConfigError, match="has 9 tokens, the model reads 1 to 8"):

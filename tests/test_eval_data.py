@@ -74,6 +74,8 @@ def test_all_documents_of_other_data_are_scored_repeated_ones_too(llama, referen
     assert row["loss"] == pytest.approx(nll / found["tokens"], rel=2e-6)
     assert row["bits_per_byte"] == pytest.approx(nll / math.log(2) / size, rel=2e-6)
     assert found["data"] == f"all of data=jsonl ({file})"
+    sample = zoo.evaluate(llama, overrides=read(file, "data.field=body", "data.max_bytes=50"))
+    assert sample["bytes"] == 2 * len(TEXTS[0].encode())  # the long one does not fit
     apart = zoo.evaluate(llama, overrides=read(file, "data.field=body", "data.documents=true"), context=64, stride=64)
     # within a window of the packed text, each document sees itself alone; one that a window cuts begins anew there
     ids, alone = join(TEXTS), 0.0
@@ -160,6 +162,11 @@ def test_a_run_is_scored_by_its_objective_as_its_training_scored_it(name, traine
     assert run(["eval", "run", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert f"loss per target of {name}, in rows of 32 tokens" in out and "bits per byte have no meaning" in out
+    if name == "span_corruption":  # documents stay apart as in training, unless told otherwise
+        other = ["data=jsonl", "data.path=pairs.jsonl", "data.field=a"]
+        stated = [[], ["data.documents=true"], ["data.documents=false"]]
+        kept, apart, joined = (zoo.evaluate("run", overrides=[*other, *more]) for more in stated)
+        assert kept == apart != joined
     again = zoo.evaluate("run", overrides=["data=text", "data.path=text.txt", "objective=auto"], context=16)
     assert again["data"] == (f"all of data=text ({folder / 'text.txt'})" if name == "seq2seq" else found["data"])
 

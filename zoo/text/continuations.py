@@ -36,9 +36,11 @@ class Likelihood(NamedTuple):
 
 @dataclass
 class Row:
-    """A row of tokens that the model reads once, and the continuations at its end: their numbers and lengths."""
+    """A row of tokens that the model reads once, and the continuations at its end: their numbers and lengths. Where a
+    model sees a prefix whole, that is their context, of `prefix` tokens."""
 
     ids: Sequence[int]
+    prefix: int | None = None
     asked: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -56,7 +58,8 @@ def score_continuations(
     together = TOGETHER.get(device.type, MANY_TOGETHER)
     branches = find_branches(asked, limit) if shares_contexts(model.spec, device) else []
     branched = {number for branch in branches for number, _ in branch.asked}
-    rows = make_rows(asked, limit, [number for number in range(len(asked)) if number not in branched])
+    alone = [number for number in range(len(asked)) if number not in branched]
+    rows = make_rows(asked, limit, alone, prefixed=model.spec.prefix_lm)
     found: dict[int, Likelihood] = {}
 
     def take(scored: dict[int, Likelihood]) -> None:
@@ -100,14 +103,17 @@ def find_branches(asked: Sequence[Continuation], limit: int) -> list[Branch]:
     return sorted(paying, key=lambda branch: -branch.size)
 
 
-def make_rows(asked: Sequence[Continuation], limit: int, numbers: Sequence[int]) -> list[Row]:
+def make_rows(
+    asked: Sequence[Continuation], limit: int, numbers: Sequence[int], *, prefixed: bool = False
+) -> list[Row]:
     """Make the rows that the model reads for the continuations of these numbers, the longest first; equal ones are
     one."""
-    rows: dict[tuple[int, ...], Row] = {}
+    rows: dict[tuple[Any, ...], Row] = {}
     for number in numbers:
         context, tokens = asked[number]
         ids = tuple([*context, *tokens][-(limit + 1) : -1])  # the last is predicted only
-        rows.setdefault(ids, Row(ids)).asked.append((number, len(tokens)))
+        prefix = len(ids) + 1 - len(tokens) if prefixed else None
+        rows.setdefault((ids, prefix), Row(ids, prefix)).asked.append((number, len(tokens)))
     return sorted(rows.values(), key=lambda row: -len(row.ids))
 
 
@@ -124,7 +130,9 @@ def _read_rows(model: Any, rows: Sequence[Row], device: Any) -> tuple[Tensor, li
     """Read rows: the last hidden states [N, D], and the places that each continuation's tokens are predicted at."""
     ids, there = pad_rows([row.ids for row in rows], 0, device)
     padded = any(len(row.ids) < ids.shape[1] for row in rows)
-    hidden = model(ids, there if padded else None, logits_to_keep=0).hidden.flatten(0, 1)  # N D
+    prefix = None if rows[0].prefix is None else torch.tensor([row.prefix for row in rows], device=device)
+    out = model(ids, there if padded else None, prefix=prefix, logits_to_keep=0)
+    hidden = out.hidden.flatten(0, 1)  # N D
     places = []
     for line, row in enumerate(rows):
         last = line * ids.shape[1] + len(row.ids)

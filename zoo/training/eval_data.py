@@ -81,7 +81,8 @@ def plan_evaluation(
     data = None if own is None else read_own_data(own, node["data"], typed)
     whole = data is None
     if data is None:
-        data = read_other_data(node["data"], tokenizer, typed)
+        apart = own is not None and own.data.documents
+        data = read_other_data(node["data"], tokenizer, typed, apart)
     objective = choose_objective(own, node["objective"], typed, spec)
     refuse_misfits(objective, data, spec)
     if own is None:
@@ -155,8 +156,9 @@ def read_own_data(own: TrainingPlan, node: Mapping[str, Any], typed: set[str]) -
     return found
 
 
-def read_other_data(node: Mapping[str, Any], tokenizer: str | Path, typed: set[str]) -> DataSettings:
-    """Read a `data` node all of which is scored, in the ids of the model's tokenizer. Raises ConfigError."""
+def read_other_data(node: Mapping[str, Any], tokenizer: str | Path, typed: set[str], apart: bool) -> DataSettings:
+    """Read a `data` node all of which is scored, in the ids of the model's tokenizer; documents stay `apart` where the
+    run's did, unless the overrides say otherwise. Raises ConfigError."""
     own = [key for key in typed if key.startswith("data.tokenizer.") and key != "data.tokenizer.eos"]
     faults = [f"{key}: the model reads with its own tokenizer (leave it out)" for key in sorted(own)]
     if "data.validation_fraction" in typed:
@@ -164,7 +166,10 @@ def read_other_data(node: Mapping[str, Any], tokenizer: str | Path, typed: set[s
     if faults:
         raise ConfigError(*faults)
     eos = node.get("tokenizer", {}).get("eos") if "data.tokenizer.eos" in typed else None
-    return DataSettings.read({**node, "tokenizer": {"kind": "file", "path": str(tokenizer), "eos": eos}})
+    node = {**node, "tokenizer": {"kind": "file", "path": str(tokenizer), "eos": eos}}
+    data = DataSettings.read(node)
+    inherits = apart and "data.documents" not in typed and not data.reads_pairs
+    return DataSettings.read({**node, "documents": True}) if inherits else data
 
 
 def list_fields(data: DataSettings, without: Sequence[str]) -> dict[str, Any]:
