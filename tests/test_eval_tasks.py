@@ -48,28 +48,39 @@ PAIRS = [
 ]
 
 
-def make(folder: Path, opened: bool) -> Path:
-    """A random Llama whose tokenizer has merges, and with `opened` puts <s> before each text."""
+def make_tokenizer(kind: str) -> Tokenizer:
+    """A tokenizer that has merges: of bytes, of bytes with <s> before each text, or of words with their spaces before
+    them, of which an answer loses the first."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
     from tokenizers.processors import TemplateProcessing
 
+    if kind == "metaspace":
+        backend = Backend(models.BPE(unk_token="<unk>"))
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        trainer = trainers.BpeTrainer(vocab_size=90, special_tokens=["<unk>", "</s>", "<s>"], show_progress=False)
+        backend.train_from_iterator([WORDS], trainer)
+        return Tokenizer(backend, "</s>")
     tokenizer = train_bpe([WORDS], 290)
     tokenizer.backend.add_special_tokens(["<s>"])
-    if opened:
+    if kind == "opened":
         at = tokenizer.backend.token_to_id("<s>")
         tokenizer.backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", at)])
+    return tokenizer
+
+
+@pytest.fixture(scope="module", params=["bytes", "opened", "metaspace"])
+def folder(request, tmp_path_factory) -> Path:
+    """A random Llama with a tokenizer."""
+    folder, tokenizer = tmp_path_factory.mktemp("llama"), make_tokenizer(request.param)
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     vocab = {"vocab_size": tokenizer.vocab_size + 3, "eos_token_id": tokenizer.eos_id, "bos_token_id": None}
     save(folder, transformers.LlamaConfig(**size, **vocab, max_position_embeddings=48))
-    Tokenizer(tokenizer.backend).save(folder)
-    if opened:
+    tokenizer.save(folder)
+    if request.param == "opened":
         config = json.loads((folder / "tokenizer_config.json").read_text())
         (folder / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": "<s>"}))
     return folder
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "opened"])
-def folder(request, tmp_path_factory) -> Path:
-    return make(tmp_path_factory.mktemp("llama"), request.param)
 
 
 @pytest.fixture(scope="module")
