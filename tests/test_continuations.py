@@ -75,7 +75,7 @@ def test_a_shared_context_is_read_once_where_that_changes_nothing(overrides, mon
     seen.remove()
     monkeypatch.setattr(continuations, "LEAST", 9999)
     apart = score_continuations(model, asked, 64)
-    assert [each.logprob for each in together] == pytest.approx([each.logprob for each in apart], abs=1e-5)
+    assert [each.logprob for each in together] == pytest.approx([each.logprob for each in apart], abs=3e-5)
     shared = overrides not in (["attention=mla"], ["ffn=moe", "router.capacity=2"], ["attention=mamba2"], MIXED)
     assert (read == [25 + 1 + 2 + 3 + 1]) == shared
 
@@ -85,7 +85,7 @@ def test_a_short_row_has_the_positions_that_it_has_alone():
     asked = [Continuation(list(range(30)), [7]), Continuation([3, 9, 3], [4, 5]), Continuation(list(range(12)), [2])]
     together = score_continuations(model, asked, 64)
     alone = [score_continuations(model, [each], 64)[0] for each in asked]
-    assert [each.logprob for each in together] == pytest.approx([each.logprob for each in alone], abs=1e-5)
+    assert [each.logprob for each in together] == pytest.approx([each.logprob for each in alone], abs=3e-5)
 
 
 def test_a_model_that_sees_a_prefix_whole_sees_a_context_so():
