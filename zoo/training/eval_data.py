@@ -143,7 +143,7 @@ def read_own_data(own: TrainingPlan, node: Mapping[str, Any], typed: set[str]) -
 
     Raises ConfigError where it splits the run's text in another way: what was trained on might validate.
     """
-    found = DataSettings.read({**node, "tokenizer": own.config["data"].get("tokenizer", {})})
+    found = DataSettings.read({**node, "tokenizer": own.data.tokenizer})
     if list_fields(found, SPLIT + BATCHES) != list_fields(own.data, SPLIT + BATCHES):
         return None
     faults = [f"data.{name}: the run's own data keeps its split (leave it out)" for name in SPLIT]
