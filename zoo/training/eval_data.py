@@ -201,6 +201,9 @@ def choose_objective(own: TrainingPlan | None, node: Mapping[str, Any], typed: s
 
 def refuse_misfits(objective: Objective, data: DataSettings, spec: Any) -> None:
     """Raise ConfigError where objective, data and model do not go together."""
+    if getattr(objective, "reads_labels", False):
+        found = f"{objective.kind} is measured on labels, at each evaluation of its training"
+        raise ConfigError(f"objective: {found} (result.json of the run has the figures)")
     if reason := objective.refuses(spec):
         raise ConfigError(f"objective: {reason}")
     if objective.reads_pairs and not data.reads_pairs:
