@@ -291,7 +291,7 @@ def test_folders_that_cannot_be_evaluated_say_why(gpt2, tmp_path, refused, capsy
     starts = {
         "bare": "tokenizer.path: no such file",
         "small": "tokenizer: gives token 256, the model's vocabulary is 0 to 119 (",
-        "bert": "eval: an encoder predicts no next token (`zoo fill` ",
+        "bert": "eval: an encoder predicts no next token (data=text data.path=FILE scores masked ones)",
         "t5": "eval: the model is an encoder-decoder",
     }
     capsys.readouterr()  # transformers shows how it writes
@@ -299,7 +299,7 @@ def test_folders_that_cannot_be_evaluated_say_why(gpt2, tmp_path, refused, capsy
         (line,) = refused("eval", str(tmp_path / name), "--file", str(tmp_path / "text.txt"), "--device", "cpu")
         assert line.startswith(start)
     (line,) = refused("eval", str(gpt2), "--device", "cpu")
-    assert line.endswith("is no run, so it has no validation split (--file TEXT)")
+    assert line.endswith("is no run, so it has no validation split (--file TEXT, or data=text …)")
 
 
 def test_what_python_gives_is_checked_too(llama):

@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from zoo.api import diff as diff
+    from zoo.api import evaluate as evaluate
     from zoo.api import export as export
     from zoo.api import stats as stats
     from zoo.api import train as train
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from zoo.text.vectors import embed as embed
     from zoo.training.callbacks import Callback as Callback
     from zoo.training.callbacks import TrainingState as TrainingState
-    from zoo.training.evaluate import evaluate as evaluate
     from zoo.training.result import TrainingResult as TrainingResult
 
 _HOMES = {
@@ -48,7 +48,7 @@ _HOMES = {
     "Engine": "zoo.generation.engine",
     "Request": "zoo.generation.request",
     "Sampling": "zoo.sampling.options",
-    "evaluate": "zoo.training.evaluate",
+    "evaluate": "zoo.api",
     "Callback": "zoo.training.callbacks",
     "TrainingState": "zoo.training.callbacks",
     "TrainingResult": "zoo.training.result",

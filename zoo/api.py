@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,50 @@ def _resume(folder: Path, overrides: list[str]) -> Mapping[str, Any]:
         return resume_run(folder, overrides)
     finally:
         remember(folder)
+
+
+def evaluate(
+    model: Any,
+    texts: Sequence[Any] | None = None,
+    *,
+    tasks: Sequence[str | Path] | None = None,
+    similarity: str | Path | None = None,
+    retrieval: str | Path | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Evaluate a model, as `zoo eval` does: what it prints with `--json`. `model` is a folder, or a model with its
+    `tokenizer`.
+
+    - `texts`, `overrides=["data=jsonl", "data.path=…"]` or neither, which is the run's own validation split: loss,
+      perplexity and bits per byte (`zoo.training.evaluate.evaluate` has the options, of which `context`, `stride`,
+      `weights` and `fp8` are some).
+    - `tasks`: of lm-evaluation-harness, by name or YAML file, with `limit` and `num_fewshot` (`zoo.text.tasks`).
+    - `similarity`: a file of judged pairs; `retrieval`: one of queries and their documents; with `pooling` and
+      `batch_size` (`zoo.text.similarity`).
+
+    Raises ConfigError.
+    """
+    from zoo.errors import ConfigError
+
+    asked = {"tasks": tasks, "similarity": similarity, "retrieval": retrieval}
+    chosen = [name for name, value in {"texts": texts, **asked}.items() if value is not None]
+    if len(chosen) > 1:
+        raise ConfigError(f"{chosen[1]}: was asked for beside {chosen[0]} (one of the two)")
+    if tasks is not None:
+        from zoo.text.tasks import evaluate_tasks
+
+        return evaluate_tasks(model, tasks, **options)
+    if similarity is not None:
+        from zoo.text.similarity import evaluate_similarity
+
+        return evaluate_similarity(model, similarity, **options)
+    if retrieval is not None:
+        from zoo.text.similarity import evaluate_retrieval
+
+        return evaluate_retrieval(model, retrieval, **options)
+    from zoo.training.evaluate import evaluate as evaluate_loss
+
+    return evaluate_loss(model, texts, **options)
 
 
 def export(model: Any, path: str | Path, *, verify: bool = True, shard: int | None = None) -> Path:

@@ -28,6 +28,11 @@ def complete_training(ctx: Any, incomplete: str) -> list[str]:
     return _overrides(None, incomplete)
 
 
+def complete_evaluation(ctx: Any, incomplete: str) -> list[str]:
+    """Complete an override of what is evaluated: the data and the objective of a training config."""
+    return [each for each in _overrides(None, incomplete) if each.startswith(("data", "objective")) or "=" not in each]
+
+
 def _overrides(target: str | None, incomplete: str) -> list[str]:
     from zoo.compose import completion
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from zoo.data.cache import fill_cache
 from zoo.data.checked import read_sealed, record_file, verify_file, write_sealed
-from zoo.data.encode import INDEX, open_tokens, write_tokens
+from zoo.data.encode import INDEX, PARTS, open_tokens, write_tokens
 from zoo.data.settings import DataSettings, TokenizerSettings, Weighted, make_paths_absolute
-from zoo.data.split import Part, join_pieces, split_units
+from zoo.data.split import Part, join_pieces, keep_whole, split_units
 from zoo.data.survey import Fingerprint, Survey, survey
 from zoo.data.tokenizer import Tokenizer, find_tokenizer_file, make_byte_tokenizer, train_bpe
 from zoo.data.tokens import (
@@ -75,9 +75,10 @@ class Prepared:
         return source.tokens
 
 
-def prepare(settings: DataSettings, progress: Progress | None = None) -> Prepared:
+def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: bool = False) -> Prepared:
     """Read and split a corpus, train a tokenizer and encode; or find all that in the cache. Raises ConfigError.
 
+    With `whole` nothing is split: all documents are held out, repeated ones too, and the tokenizer must be a file.
     The text is read once to find the key, and once more where nothing is cached under it (`zoo.data.survey` says why).
     `progress(what, done, total)` is called with bytes of text.
     """
@@ -86,13 +87,13 @@ def prepare(settings: DataSettings, progress: Progress | None = None) -> Prepare
     for name, source in settings.sources.items():
         with faults_of_source(name):
             surveys[name] = survey_source(source, settings, progress)
-    key = hash_settings(settings, {name: found.fingerprint for name, found in surveys.items()})
+    key = hash_settings(settings, {name: found.fingerprint for name, found in surveys.items()}, whole)
 
     def build(folder: Path) -> None:
-        write_prepared(folder, settings, surveys, progress)
+        write_prepared(folder, settings, surveys, progress, whole)
 
     folder = fill_cache(f"{settings.kind}-{key}", build)
-    return open_prepared(folder, settings, key)
+    return open_prepared(folder, settings, key, whole)
 
 
 @contextmanager
@@ -115,20 +116,21 @@ def survey_source(source: Weighted, settings: DataSettings, progress: Progress) 
     return survey(documents, room, lambda done: progress("reading", min(done, total), total))
 
 
-def open_prepared(folder: Path, settings: DataSettings, key: str) -> Prepared:
+def open_prepared(folder: Path, settings: DataSettings, key: str, whole: bool = False) -> Prepared:
     """Open a folder of the cache. Raises ZooError when a file in it is damaged."""
     for name, record in read_sealed(folder / SEALS).items():
         if name in TOKENIZER:
             verify_file(folder / name, record)
-    tokens = {name: open_tokens(folder / name) for name in settings.sources}
+    parts: tuple[Part, ...] = ("validation",) if whole else PARTS
+    tokens = {name: open_tokens(folder / name, parts) for name in settings.sources}
     sources, held_out = (
-        tuple(Source(name, each.weight, tokens[name][part]) for name, each in settings.sources.items())
-        for part in ("train", "validation")
+        tuple(Source(name, each.weight, tokens[name][part]) for name, each in settings.sources.items() if part in parts)
+        for part in PARTS
     )
     return Prepared(Tokenizer.load(folder), sources, held_out, key, folder)
 
 
-def hash_settings(settings: DataSettings, fingerprints: Mapping[str, str]) -> str:
+def hash_settings(settings: DataSettings, fingerprints: Mapping[str, str], whole: bool = False) -> str:
     """Hash everything that the tokens depend on. `documents` and weights are left out: they are about batches."""
     import tokenizers
 
@@ -137,7 +139,7 @@ def hash_settings(settings: DataSettings, fingerprints: Mapping[str, str]) -> st
         "layout": LAYOUT,
         "tokenizers": tokenizers.__version__,
         "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "eos": tokenizer.eos},
-        "validation_fraction": settings.validation_fraction,
+        "validation_fraction": 1 if whole else settings.validation_fraction,
         "sources": {name: [fingerprints[name], each.settings.max_bytes] for name, each in settings.sources.items()},
     }
     if tokenizer.path is not None:
@@ -147,12 +149,16 @@ def hash_settings(settings: DataSettings, fingerprints: Mapping[str, str]) -> st
     return hashlib.blake2b(json.dumps(on, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def write_prepared(folder: Path, settings: DataSettings, surveys: Mapping[str, Survey], progress: Progress) -> None:
+def write_prepared(
+    folder: Path, settings: DataSettings, surveys: Mapping[str, Survey], progress: Progress, whole: bool = False
+) -> None:
     """Write the tokenizer and the tokens of all sources into a folder, or what a killed process had yet to write."""
+    assert not (whole and settings.tokenizer.kind == "bpe"), "a BPE learns from a training split"
     parts = {}
     for name, source in settings.sources.items():
         with faults_of_source(name):
-            parts[name] = split_units(surveys[name].units, settings.validation_fraction, source.settings.max_bytes)
+            units, most = surveys[name].units, source.settings.max_bytes
+            parts[name] = keep_whole(units, most) if whole else split_units(units, settings.validation_fraction, most)
     tokenizer = make_tokenizer(settings.tokenizer, lambda: read_samples(surveys, parts, progress))
     tokenizer.save(folder)
     write_sealed(folder / SEALS, {name: record_file(folder / name) for name in TOKENIZER})

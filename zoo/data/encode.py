@@ -160,11 +160,11 @@ def write_index(folder: Path, writers: Mapping[Part, SplitWriter], tokenizer: To
 # ---------------------------------------------------------------- reading
 
 
-def open_tokens(folder: Path) -> dict[Part, TokenFile]:
-    """Open what `write_tokens` wrote. Raises ZooError when the index is damaged or a file has another length than then;
-    what files hold is compared with their checksums when they are first read."""
+def open_tokens(folder: Path, parts: Sequence[Part] = PARTS) -> dict[Part, TokenFile]:
+    """Open these parts of what `write_tokens` wrote. Raises ZooError when the index is damaged or a file has another
+    length than then; what files hold is compared with their checksums when they are first read."""
     index = read_sealed(folder / INDEX)
-    return {part: open_split(folder, part, index) for part in PARTS}
+    return {part: open_split(folder, part, index) for part in parts}
 
 
 def open_split(folder: Path, part: Part, index: Mapping[str, Any]) -> TokenFile:

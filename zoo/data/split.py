@@ -62,6 +62,17 @@ def split_units(units: list[Unit], validation_fraction: float, max_bytes: int | 
     return parts
 
 
+def keep_whole(units: list[Unit], max_bytes: int | None = None) -> list[Part | None]:
+    """Take all documents for validation, repeated ones too; or with `max_bytes` an even sample, as a split does.
+    Raises ConfigError where there is none."""
+    everything = list(range(len(units)))
+    chosen = set(everything if max_bytes is None else sample_within(units, everything, max_bytes))
+    if not chosen:
+        what = "a text" if max_bytes is None else f"a larger data.max_bytes than {max_bytes}"
+        raise ConfigError(f"data: there is nothing to score, found {len(units)} documents ({what})")
+    return ["validation" if number in chosen else None for number in everything]
+
+
 def describe_missing_part(pieces: int, different: int, chosen: int, max_bytes: int | None) -> str:
     """Word why there is no text for one of the two parts: so many pieces, so many of them different, so many
     chosen."""

@@ -1,5 +1,6 @@
 """Format figures for people: tables that fit 80 columns, with units. `--json` has the same figures exactly."""
 
+from zoo.report.evaluation import format_evaluation
 from zoo.report.figures import format_cost_table, list_cost_rows, list_exact_rows
 from zoo.report.tables import format_csv, format_markdown, make_table, print_tables
 from zoo.report.text import align_columns, format_json, make_bold, wrap_text
@@ -12,6 +13,7 @@ __all__ = [
     "format_cost_table",
     "format_count",
     "format_csv",
+    "format_evaluation",
     "format_figure",
     "format_json",
     "format_markdown",

@@ -11,7 +11,7 @@ from zoo.model.loss import IGNORED, compute_negative_log_likelihood, find_labell
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["IGNORED", "sum_negative_log_likelihood"]
+__all__ = ["IGNORED", "score_targets", "sum_negative_log_likelihood"]
 
 
 def sum_negative_log_likelihood(model: Any, hidden: Tensor, targets: Tensor, chunk: int) -> Tensor:
@@ -28,3 +28,16 @@ def sum_negative_log_likelihood(model: Any, hidden: Tensor, targets: Tensor, chu
         for block in split_for_softmax(logits):
             total += compute_negative_log_likelihood(logits[block], targets[part][block])[0].sum()
     return total
+
+
+def score_targets(model: Any, hidden: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """Compute the log-probabilities of targets [N] given last hidden states [N, D], in nats, and whether each is the
+    likeliest token of all; both [N], the first in float32. `chunk` bytes of logits are there at once."""
+    found, likeliest = [], []
+    for part in split_for_head(hidden, targets, model.spec.vocab_size, chunk):
+        logits = model.head_logits(hidden[part])
+        for block in split_for_softmax(logits):
+            nll, log_p, index = compute_negative_log_likelihood(logits[block], targets[part][block])
+            found.append(-nll[:, 0])
+            likeliest.append(log_p.argmax(-1) == index[:, 0])
+    return torch.cat(found), torch.cat(likeliest)

@@ -61,11 +61,12 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """The negative log-likelihood of all tokens in nats, their number, and the bytes of their text."""
+    """The negative log-likelihood of all tokens in nats, their number, and the bytes of their text; None where the
+    tokens that were scored are not all of a text."""
 
     nll: float
     tokens: int
-    n_bytes: int
+    n_bytes: int | None
 
     @property
     def loss(self) -> float:
@@ -78,8 +79,15 @@ class Score:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     @property
-    def bits_per_byte(self) -> float:
-        return self.nll / math.log(2) / self.n_bytes
+    def bits_per_byte(self) -> float | None:
+        return None if self.n_bytes is None else self.nll / math.log(2) / self.n_bytes
+
+
+def add_scores(scores: Sequence[Score]) -> Score:
+    """Add scores up."""
+    sizes = [each.n_bytes for each in scores if each.n_bytes is not None]
+    n_bytes = sum(sizes) if len(sizes) == len(scores) else None
+    return Score(sum(each.nll for each in scores), sum(each.tokens for each in scores), n_bytes)
 
 
 # ---------------------------------------------------------------- windows
@@ -154,14 +162,12 @@ def find_start(tokenizer: Tokenizer, place: Path) -> list[int]:
 
 
 def check_model(spec: Any) -> None:
-    """Raises ConfigError for a model that gives a text no likelihood, with what would do."""
+    """Raise ConfigError for a model that gives a text no likelihood, with what would do."""
     if spec.kind == "encoder":
-        raise ConfigError("eval: an encoder predicts no next token (`zoo fill` says what it expects behind a mask)")
+        raise ConfigError("eval: an encoder predicts no next token (data=text data.path=FILE scores masked ones)")
     if spec.kind == "encoder_decoder" or spec.reads_memory:
-        what = spec.kind.replace("_", "-")
-        raise ConfigError(
-            f"eval: the model is an {what} and writes only what follows from a source (a decoder would do)"
-        )
+        what, would = spec.kind.replace("_", "-"), "data=text data.path=FILE scores what is missing in it"
+        raise ConfigError(f"eval: the model is an {what} and writes only what follows from a source ({would})")
     if spec.head.kind == "none":
         raise ConfigError("eval: the model has no head, so no token is likelier than another (head: lm)")
 

@@ -1,29 +1,30 @@
-"""Evaluate a model on texts, or on a run's own validation split; and what fewer bits for its weights cost."""
+"""Evaluate a model on texts, on its run's validation split or on other data; and what fewer bits for its weights
+cost."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo import runs
-from zoo.checkpoint import hf, store
+from zoo.checkpoint import store
 from zoo.data import prepare as prepare_data
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ConfigError
 from zoo.generation.passes import serving
-from zoo.grammar.saved import read_spec
 from zoo.run.dtypes import settle_cpu, spell_dtype
 from zoo.run.linear.ready import prepare
 from zoo.text import loading
-from zoo.text.score import Stream, check_model, check_vocabulary, encode, find_start, score, settle_windows
-from zoo.training.planning import CONFIG, plan_resumption
+from zoo.text.score import Score, Stream, add_scores, check_model, encode, find_start, settle_windows
+from zoo.training.eval_data import find_run, plan_evaluation
+from zoo.training.eval_parts import Material, cut_windows, make_parts
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is: bytes of text, or tokens scored."""
+"""Called with what is being done, how much of it is done, and how much there is: bytes of text, tokens or rows
+scored."""
 
 
 class Text(NamedTuple):
@@ -37,6 +38,7 @@ def evaluate(
     model: Any,
     texts: Sequence[str | Text] | None = None,
     *,
+    overrides: Iterable[str] = (),
     tokenizer: Any = None,
     context: int | None = None,
     stride: int | None = None,
@@ -48,12 +50,20 @@ def evaluate(
     note: Callable[[str], object] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a decoder: `loss` (nats a token), `perplexity` and `bits_per_byte` of so many `tokens` and `bytes`.
+    """Evaluate a model: `loss` (nats a target), `perplexity` and `bits_per_byte` of so many `tokens` and `bytes`.
 
-    `model` is a folder, or a model with its `tokenizer` (a tokenizer.json or its folder). Each text is a document of
-    its own; without texts, the validation split of the run that the folder belongs to. Windows of `context` tokens (the
-    model's length unless given) begin `stride` apart (half of that), and each token is scored once. The ends of text in
-    a run's split are among them, and have no bytes; a text that is given has none at its end.
+    `model` is a folder, or a model with its `tokenizer` (a tokenizer.json or its folder). What is scored:
+
+    - `texts`, each a document of its own, by a decoder; no end of text is scored.
+    - with `overrides`, as `zoo train` takes them (`data=jsonl`, `data.path=…`, `objective=…`): all of that data, by the
+      objective of the run or that of the model's topology.
+    - else the validation split of the run that the folder belongs to, by its own objective.
+
+    The next token is scored in windows of `context` tokens (the model's length unless given) that begin `stride` apart
+    (half of that), each token once; in data the ends of text are among them, and have no bytes. Other objectives are
+    scored in rows of `context` tokens (the run's unless given), corrupted the same way every time; their loss is the
+    mean over targets, and bits per byte are None, as targets are not all of the text. Of a mix `sources` has each
+    source's figures.
 
     `weights` (fp16, bf16, int8, int4; on a CPU) and `fp8` (`zoo.run.fp8`) evaluate the model a second time in that
     precision: `results` has a row for each, the second with its `loss_difference` and how its products are `made`. They
@@ -62,63 +72,58 @@ def evaluate(
     tell, report = note or (lambda line: None), progress or (lambda what, done, total: None)
     subject = Subject(model, tokenizer, dtype=dtype, device=device, note=tell)
     subject.check_precision(weights, fp8)
-    check_model(subject.spec)
-    windows = settle_windows(subject.spec, context, stride, tell)
-    streams = subject.encode(texts) if texts is not None else subject.read_validation(report)
-    check_vocabulary(subject.spec, streams)
+    overrides = list(overrides)
+    if texts is not None and overrides:
+        raise ConfigError(f"file: texts were given beside {overrides[0]}, which names other data (one of the two)")
+    if texts is not None:
+        material = subject.read_texts(texts, context, stride)
+    else:
+        material = subject.read_data(overrides, context, stride, report)
     exact = subject.load()
 
-    scorer = Scorer(streams, windows, kernel, report)
+    scorer = Scorer(material, kernel, report)
     results = [scorer.measure(exact, "exact")]
+    total = scorer.total
     del exact
     if weights is not None or fp8 is not None:
         with subject.lowered(weights, fp8) as (lowered, made):
             row = scorer.measure(lowered, weights or f"fp8 {fp8}")
         results.append({**row, "loss_difference": row["loss"] - results[0]["loss"], "made": made})
-    how = {"context": windows[0], "stride": windows[1]}
-    amount = {"tokens": scorer.tokens, "bytes": sum(stream.n_bytes for stream in streams)}
-    return {"model": str(subject.folder or ""), **how, **amount, "results": results}
+    amount = {"tokens": total.tokens, "bytes": total.n_bytes}
+    return {"model": str(subject.folder or ""), **material.describe(), **amount, "results": results}
 
 
-@dataclass(frozen=True)
 class Scorer:
-    """What every precision is measured on, and who is told how far it is."""
+    """What every precision is measured on, and who is told how far it is. `total` is the newest score of all parts."""
 
-    streams: Sequence[Stream]
-    windows: tuple[int, int]
-    kernel: str | None
-    progress: Progress
-
-    @property
-    def tokens(self) -> int:
-        return sum(stream.n_scored for stream in self.streams)
+    def __init__(self, material: Material, kernel: str | None, progress: Progress) -> None:
+        self.parts, self.kernel, self.progress = material.parts, kernel, progress
+        self.size = sum(part.size for part in self.parts)
+        self.total = Score(0.0, 0, None)
 
     def measure(self, model: Any, name: str) -> dict[str, Any]:
-        """Score all streams: a row of results. A perplexity beyond the range of floats is None, as JSON has no
-        infinity."""
+        """Score all parts: a row of results, with those of each part where there are several."""
         done = 0
 
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            self.progress(f"scoring, {name} weights", done, self.tokens)
+            self.progress(f"scoring, {name} weights", done, self.size)
 
         with serving(model, self.kernel):
-            found = score(model, self.streams, *self.windows, advance)
-        return {
-            "weights": name,
-            "dtype": spell_dtype(next(model.parameters()).dtype),
-            "loss": found.loss,
-            "perplexity": found.perplexity if math.isfinite(found.perplexity) else None,
-            "bits_per_byte": found.bits_per_byte,
-        }
+            scores = {part.name: part.score(model, advance) for part in self.parts}
+        self.total = add_scores(list(scores.values()))
+        row = {"weights": name, "dtype": spell_dtype(next(model.parameters()).dtype), **describe_score(self.total)}
+        if len(scores) > 1:
+            sizes = {name: {"tokens": each.tokens, "bytes": each.n_bytes} for name, each in scores.items()}
+            row["sources"] = {name: {**describe_score(each), **sizes[name]} for name, each in scores.items()}
+        return row
 
 
-def read_spec_of(folder: Path) -> Any:
-    """Read the Spec of a folder's model, of ours or Hugging Face's, without its weights."""
-    if (folder / runs.ARCHITECTURE).is_file():
-        return read_spec(folder)
-    return hf.compose_spec(hf.open_folder(folder)[0].body)
+def describe_score(score: Score) -> dict[str, float | None]:
+    """Describe a score as plain data. A perplexity beyond the range of floats is None, as JSON has no infinity."""
+    perplexity = score.perplexity if math.isfinite(score.perplexity) else None
+    return {"loss": score.loss, "perplexity": perplexity, "bits_per_byte": score.bits_per_byte}
 
 
 class Subject:
@@ -133,7 +138,7 @@ class Subject:
         self.place = None if self.given else Path(model).expanduser()
         self.folder = None if self.place is None else runs.find(self.place)
         self._tokenizer = tokenizer if tokenizer is not None else self.folder
-        self.spec: Any = model.spec if self.folder is None else read_spec_of(self.folder)
+        self.spec: Any = model.spec if self.folder is None else store.load_spec(self.folder)
 
     def check_precision(self, weights: str | None, fp8: str | None) -> None:
         """Raises ConfigError for a precision that will not do, before anything is read."""
@@ -168,14 +173,18 @@ class Subject:
             if self.given:
                 ready.undo()
 
+    def read_texts(self, texts: Sequence[str | Text], context: int | None, stride: int | None) -> Material:
+        """The windows of texts, each a document of its own. Raises ConfigError for all faults together."""
+        check_model(self.spec)
+        windows = settle_windows(self.spec, context, stride, self.note)
+        return cut_windows([("", self.encode(texts))], "texts", self.spec, windows)
+
     def encode(self, texts: Sequence[str | Text]) -> list[Stream]:
         """The texts as tokens. Raises ConfigError for all faults together."""
         if not texts:
             raise ConfigError("texts: there are none (one at least)")
-        if self._tokenizer is None:
-            raise ConfigError("tokenizer: a model alone does not read text (pass its tokenizer.json)")
-        tokenizer = Tokenizer.load(self._tokenizer)
-        start = find_start(tokenizer, Path(self._tokenizer))
+        tokenizer = Tokenizer.load(self.tokenizer)
+        start = find_start(tokenizer, Path(self.tokenizer))
         streams, faults = [], []
         for number, each in enumerate(texts, 1):
             name, text = each if isinstance(each, Text) else (f"texts: number {number}", each)
@@ -187,17 +196,31 @@ class Subject:
             raise ConfigError(*faults)
         return streams
 
-    def read_validation(self, progress: Progress) -> list[Stream]:
-        """The validation split of the run that the folder is of, or lies in; of a mix, that of each source. Raises
-        ConfigError where there is none, and where the text has changed since."""
-        if self.place is None or self.folder is None:
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer.json or its folder. Raises ConfigError where there is none."""
+        if self._tokenizer is None:
+            raise ConfigError("tokenizer: a model alone does not read text (pass its tokenizer.json)")
+        return self._tokenizer
+
+    def read_data(
+        self, overrides: Sequence[str], context: int | None, stride: int | None, progress: Progress
+    ) -> Material:
+        """The data that overrides name, or the validation split of the run that the folder is of, or lies in. Raises
+        ConfigError where there is none, and where the run's text has changed since."""
+        if self.folder is None and not overrides:
             raise ConfigError("texts: a model that is given has no validation split of its own (pass texts)")
-        run = self.place if (self.place / CONFIG).is_file() else self.folder.parent.parent
-        if self.folder.parent.name != runs.CHECKPOINTS or not (run / CONFIG).is_file():
-            raise ConfigError(f"file: {self.place} is no run, so it has no validation split (--file TEXT)")
-        planned = plan_resumption(run, ())
-        data = prepare_data(planned.data, progress)
-        if data.key != (was := store.read_counters(self.folder)["data"]["key"]):
-            raise ConfigError(f"{run}: its data is not what it was, found {data.key} (was {was}; --file TEXT would do)")
-        held = [source.tokens for source in data.held_out]
-        return [Stream(each.ids, each.n_bytes, each.eos_id, documents=planned.data.documents) for each in held]
+        run = None if self.place is None or self.folder is None else find_run(self.place, self.folder)
+        plan = plan_evaluation(self.spec, run, self.tokenizer, overrides, str(self.place or "the model"))
+        data = prepare_data(plan.data, progress, whole=plan.whole)
+        if plan.run is not None and not plan.whole:
+            assert self.folder is not None
+            self.check_key(plan.run, data.key)
+        return make_parts(plan, data, self.spec, context, stride, self.note)
+
+    def check_key(self, run: Path, key: str) -> None:
+        """Raises ConfigError where the run's data is not what it was."""
+        assert self.folder is not None
+        checkpoint = self.folder.parent if self.folder.name in runs.AVERAGES else self.folder
+        if key != (was := store.read_counters(checkpoint)["data"]["key"]):
+            raise ConfigError(f"{run}: its data is not what it was, found {key} (was {was}; --file TEXT would do)")

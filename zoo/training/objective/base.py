@@ -49,6 +49,8 @@ class Objective(Spec, axis="objective"):
     every_token: ClassVar[bool] = False
     """Whether every token of the text is a target, given those before it: then bits per byte follow from the loss, and
     the head runs on all tokens, as MFU counts."""
+    scored: ClassVar[str] = "targets"
+    """What its loss is a mean over, in words."""
     reads_pairs: ClassVar[bool] = False
     """Whether its rows are pairs of a source and an answer, in place of text."""
 

@@ -22,6 +22,7 @@ class NextToken(Objective, kind="next_token"):
     """Each token from those before it (Radford et al., 2018)."""
 
     every_token: ClassVar[bool] = True
+    scored: ClassVar[str] = "tokens"
 
     def refuses(self, spec: Any) -> str | None:
         return refuse_decoder(self.kind, spec)
@@ -35,6 +36,8 @@ class NextToken(Objective, kind="next_token"):
 class PrefixLM(Objective, kind="prefix_lm"):
     """Each token after a prefix, which is seen whole (Liu et al., 2018; Raffel et al., 2020). The prefix of a row has
     from one token to all but one, each number as likely. Documents of a row stay apart in its prefix as well."""
+
+    scored: ClassVar[str] = "tokens after a prefix"
 
     def refuses(self, spec: Any) -> str | None:
         if reason := refuse_decoder(self.kind, spec):

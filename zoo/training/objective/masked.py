@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, NonNegativeInt
 
@@ -29,6 +29,8 @@ class MLM(Objective, kind="mlm"):
 
     The mask is the tokenizer's, or the token `mask_id`; a tokenizer that has none gets one behind its vocabulary.
     """
+
+    scored: ClassVar[str] = "masked tokens"
 
     rate: Rate = 0.15
     masked: Share = 0.8

@@ -26,6 +26,7 @@ class Seq2Seq(Objective, kind="seq2seq"):
     """
 
     reads_pairs: ClassVar[bool] = True
+    scored: ClassVar[str] = "tokens of the answers"
 
     answer_len: PositiveInt | None = None
 

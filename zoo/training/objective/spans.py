@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import NonNegativeInt, PositiveFloat
 
@@ -30,6 +30,8 @@ ROOM = 16
 class Rewriting(Objective):
     """Base of the objectives in which a decoder writes what is missing in its encoder's row. A row of text is corrupted
     whole, or each of its documents for itself. All batches have one shape."""
+
+    scored: ClassVar[str] = "tokens that the decoder restores"
 
     def refuses(self, spec: Any) -> str | None:
         reason = refuse_topology(self.kind, spec, "encoder_decoder", suggest(spec))

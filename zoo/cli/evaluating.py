@@ -1,0 +1,81 @@
+"""What `zoo eval` reads, refuses and shows beside its figures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zoo.training.evaluate import Text
+
+
+def tell_apart(folder: Path | None, overrides: list[str]) -> tuple[Path | None, list[str]]:
+    """Tell a folder from an override that stands where a folder would: `zoo eval data=text`."""
+    if folder is not None and "=" in str(folder) and not folder.exists():
+        return None, [str(folder), *overrides]
+    return folder, overrides
+
+
+def choose_mode(asked: Mapping[str, Any]) -> str | None:
+    """Choose what else than a text is evaluated. Raises ConfigError for two of them."""
+    from zoo.errors import ConfigError
+
+    chosen = [name for name, value in asked.items() if value]
+    if len(chosen) > 1:
+        raise ConfigError(f"{chosen[1]}: was asked for beside --{chosen[0]} (one of the two)")
+    return chosen[0] if chosen else None
+
+
+def refuse_idle(given: Mapping[str, Any], taken: Collection[str], mode: str | None) -> None:
+    """Raise ConfigError for options that have no effect in a mode."""
+    from zoo.errors import ConfigError
+
+    beside = f"beside --{mode}" if mode else "on a text"
+    idle = [name for name, value in given.items() if value not in (None, []) and name not in taken]
+    if idle:
+        raise ConfigError(*(f"{name}: has no effect {beside} (leave it out)" for name in idle))
+
+
+def read_texts(files: list[Path]) -> list[Text]:
+    """Read files as they are, line ends included, as their bytes are counted. Raises ConfigError for all faults at
+    once."""
+    from zoo.errors import ConfigError
+    from zoo.training.evaluate import Text
+
+    found, faults = [], []
+    for file in files:
+        try:
+            data = sys.stdin.buffer.read() if str(file) == "-" else file.expanduser().read_bytes()
+            found.append(Text(f"file: {file}", data.decode("utf-8-sig")))
+        except UnicodeDecodeError as error:
+            place = f"byte 0x{error.object[error.start]:02x} at {error.start}"
+            faults.append(f"file: {file} is not UTF-8, found {place} (convert it)")
+        except OSError as error:
+            faults.append(f"file: cannot read {file}, found {error.strerror} (a UTF-8 file)")
+    if faults:
+        raise ConfigError(*faults)
+    return found
+
+
+@contextmanager
+def showing_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on standard error, if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, transient=True, redirect_stdout=False
+    ) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total or None)
+            bar.update(tasks[what], completed=done, total=total or None)
+
+        yield progress

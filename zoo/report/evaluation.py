@@ -1,0 +1,93 @@
+"""Show what an evaluation found: losses, scores of tasks, similarities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from zoo.report.text import align_columns
+
+
+def format_evaluation(found: Mapping[str, Any], files: Sequence[Any] = ()) -> str:
+    """Format what `zoo.evaluate` returned; `files` are what was read, by the names that the user gave."""
+    if "tasks" in found:
+        return format_tasks(found)
+    return format_losses(found, files) if "results" in found else format_vectors(found, files[0])
+
+
+def format_losses(found: Mapping[str, Any], files: Sequence[Any] = ()) -> str:
+    """Format what `zoo.evaluate` found of a text: what was scored, how, and a row for each precision and source."""
+    text = ", ".join(map(str, files)) or found["data"]
+    amount = f"{found['tokens']:,} {found['targets']}"
+    amount += "" if found["bytes"] is None else f", {found['bytes']:,} bytes"
+    lines = [f"{found['model']} on {text}: {amount}", _describe_reading(found), ""]
+    rows = found["results"]
+    beside = len(rows) > 1
+    table: list[tuple[str, ...]] = [
+        ("weights", "computes in", "source", "loss", "perplexity", "bits per byte", "loss over exact")
+    ]
+    for row in rows:
+        table.extend(_list_rows(row))
+    kept = [True, True, any("sources" in row for row in rows), True, True, found["bytes"] is not None, beside]
+    shown = [tuple(cell for cell, there in zip(line, kept, strict=True) if there) for line in table]
+    first = 2 + kept[2]
+    lines.append(align_columns(shown, right=tuple(range(first, len(shown[0])))))
+    lines += ["", *(row["made"] for row in rows if "made" in row)] if beside else []
+    return "\n".join(lines)
+
+
+def _describe_reading(found: Mapping[str, Any]) -> str:
+    """Say what each target is predicted from."""
+    context, stride = found["context"], found["stride"]
+    if stride is None:
+        what = f"loss per target of {found['objective']}, in rows of {context:,} tokens that are made the same way"
+        return f"{what} every time; bits per byte have no meaning there, as not every byte is a target"
+    least = context - stride + 1
+    before = f"{least:,} to {context:,}" if least < context else f"{context:,}"
+    windows = f"windows of {context:,} tokens, one every {stride:,}"
+    return f"{windows}: each token is predicted from the {before} before it, or from all where there are fewer"
+
+
+def _list_rows(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The lines of one precision: the figures of all sources, and those of each where there are several."""
+    more = f"{row['loss_difference']:+.4f}" if "loss_difference" in row else ""
+    sources = row.get("sources", {})
+    yield (row["weights"], row["dtype"], "all" if sources else "", *_list_figures(row), more)
+    for name, each in sources.items():
+        yield ("", "", name, *_list_figures(each), "")
+
+
+def _list_figures(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    perplexity, bits = row["perplexity"], row["bits_per_byte"]
+    shown = "above 1e304" if perplexity is None else f"{perplexity:,.4f}"
+    return f"{row['loss']:.4f}", shown, "" if bits is None else f"{bits:.4f}"
+
+
+def format_vectors(found: Mapping[str, Any], file: Any) -> str:
+    """Format the figures of a similarity or retrieval file."""
+    amounts = [f"{found[name]:,} {name}" for name in ("pairs", "queries", "documents") if name in found]
+    figures = [(name, f"{value:.4f}") for name, value in found.items() if isinstance(value, float)]
+    lines = [f"{found['model']} on {file}: {', '.join(amounts)}, vectors compared by their cosine", ""]
+    return "\n".join([*lines, align_columns(figures, right=(1,))])
+
+
+def format_tasks(found: Mapping[str, Any]) -> str:
+    """Format the metrics of tasks, with their standard errors."""
+    limit = "" if found["limit"] is None else f", at most {found['limit']:,} examples of each task"
+    how = f"{found['weights']} weights, computes in {found['dtype']}{limit}"
+    lines = [f"{found['model']} by lm-evaluation-harness {found['lm_eval']}: {how}", ""]
+    table: list[tuple[str, ...]] = [("task", "examples", "solved before", "metric", "value", "± standard error")]
+    for name, task in found["tasks"].items():
+        about = [name, _count(task["examples"]), _count(task["num_fewshot"])]
+        for metric, each in task["metrics"].items():
+            table.append((*about, metric, *(_round(each[key]) for key in ("value", "stderr"))))
+            about = ["", "", ""]
+    return "\n".join([*lines, align_columns(table, right=(1, 2, 4, 5))])
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _round(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

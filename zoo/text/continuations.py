@@ -1,0 +1,158 @@
+# B rows, T tokens, N tokens of continuations, D model width
+"""Score continuations: how likely a model finds some tokens after others, for many of them together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoo.errors import ConfigError, ZooError
+from zoo.lazy import torch
+from zoo.run.likelihood import score_targets
+from zoo.text.reading import pad_rows
+from zoo.text.score import CHUNK, MANY_TOGETHER, TOGETHER
+from zoo.text.shared import LEAST, Branch, group_branches, make_store, read_branches, shares_contexts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Continuation(NamedTuple):
+    """Tokens after a context, of one token at least. Where both are longer than a model reads, the context loses its
+    beginning."""
+
+    context: Sequence[int]
+    tokens: Sequence[int]
+
+
+class Likelihood(NamedTuple):
+    """The log-probability of a continuation in nats, and whether each of its tokens is the likeliest at its place."""
+
+    logprob: float
+    greedy: bool
+
+
+@dataclass
+class Row:
+    """A row of tokens that the model reads once, and the continuations at its end: their numbers and lengths. Where a
+    model sees a prefix whole, that is their context, of `prefix` tokens."""
+
+    ids: Sequence[int]
+    prefix: int | None = None
+    asked: list[tuple[int, int]] = field(default_factory=list)
+
+
+def score_continuations(
+    model: Any, asked: Sequence[Continuation], limit: int, advance: Callable[[int], object] | None = None
+) -> list[Likelihood]:
+    """Score continuations of a decoder, which reads at most `limit` tokens. Equal rows are read once, and so is a
+    context of several continuations where the model's layers can share it (`zoo.text.shared`).
+
+    The longest come first. `advance` is called with the number of continuations scored since. Raises ConfigError for a
+    continuation that is longer than the model reads or has no token, ZooError where a likelihood is no number.
+    """
+    check_lengths(asked, limit)
+    device = find_weight(model).device
+    together = TOGETHER.get(device.type, MANY_TOGETHER)
+    branches = find_branches(asked, limit) if shares_contexts(model.spec, device) else []
+    branched = {number for branch in branches for number, _ in branch.asked}
+    alone = [number for number in range(len(asked)) if number not in branched]
+    rows = make_rows(asked, limit, alone, prefixed=model.spec.prefix_lm)
+    found: dict[int, Likelihood] = {}
+
+    def take(scored: dict[int, Likelihood]) -> None:
+        found.update(scored)
+        if advance is not None:
+            advance(len(scored))
+
+    with torch.inference_mode():
+        groups = list(group_branches(branches, together))
+        store = make_store(model, groups) if groups else None
+        for group in groups:
+            assert store is not None
+            hidden, places = read_branches(model, store, group)
+            take(_score(model, hidden, places, asked))
+        del store
+        for batch in group_rows(rows, together):
+            take(_score(model, *_read_rows(model, batch, device), asked))
+    return [found[number] for number in range(len(asked))]
+
+
+def check_lengths(asked: Sequence[Continuation], limit: int) -> None:
+    """Raise ConfigError for a continuation that has no token, or more than the model reads."""
+    for _, tokens in asked:
+        if not 0 < len(tokens) <= limit:
+            raise ConfigError(f"tasks: a continuation has {len(tokens)} tokens, the model reads 1 to {limit}")
+
+
+def find_weight(model: Any) -> Tensor:
+    """Find a weight that is there: those that were packed are on no device."""
+    return next(each for each in model.parameters() if each.device.type != "meta")
+
+
+def find_branches(asked: Sequence[Continuation], limit: int) -> list[Branch]:
+    """Find the contexts that it pays to read by themselves, the longest first. One that loses its beginning does so in
+    another place for each continuation."""
+    branches: dict[tuple[int, ...], Branch] = {}
+    for number, (context, tokens) in enumerate(asked):
+        if len(context) + len(tokens) - 1 <= limit:
+            branches.setdefault(tuple(context), Branch(context, [])).asked.append((number, tokens))
+    paying = [branch for branch in branches.values() if branch.saved >= LEAST]
+    return sorted(paying, key=lambda branch: -branch.size)
+
+
+def make_rows(
+    asked: Sequence[Continuation], limit: int, numbers: Sequence[int], *, prefixed: bool = False
+) -> list[Row]:
+    """Make the rows that the model reads for the continuations of these numbers, the longest first; equal ones are
+    one."""
+    rows: dict[tuple[Any, ...], Row] = {}
+    for number in numbers:
+        context, tokens = asked[number]
+        ids = tuple([*context, *tokens][-(limit + 1) : -1])  # the last is predicted only
+        prefix = len(ids) + 1 - len(tokens) if prefixed else None
+        rows.setdefault((ids, prefix), Row(ids, prefix)).asked.append((number, len(tokens)))
+    return sorted(rows.values(), key=lambda row: -len(row.ids))
+
+
+def group_rows(rows: Sequence[Row], tokens: int) -> Iterator[Sequence[Row]]:
+    """Groups of rows that have about so many tokens together with their padding."""
+    start = 0
+    while start < len(rows):
+        count = max(tokens // max(len(rows[start].ids), 1), 1)
+        yield rows[start : start + count]
+        start += count
+
+
+def _read_rows(model: Any, rows: Sequence[Row], device: Any) -> tuple[Tensor, list[tuple[int, list[int]]]]:
+    """Read rows: the last hidden states [N, D], and the places that each continuation's tokens are predicted at."""
+    ids, there = pad_rows([row.ids for row in rows], 0, device)
+    padded = any(len(row.ids) < ids.shape[1] for row in rows)
+    prefix = None if rows[0].prefix is None else torch.tensor([row.prefix for row in rows], device=device)
+    out = model(ids, there if padded else None, prefix=prefix, logits_to_keep=0)
+    hidden = out.hidden.flatten(0, 1)  # N D
+    places = []
+    for line, row in enumerate(rows):
+        last = line * ids.shape[1] + len(row.ids)
+        places += [(number, list(range(last - size, last))) for number, size in row.asked]
+    return hidden, places
+
+
+def _score(
+    model: Any, hidden: Tensor, places: Sequence[tuple[int, list[int]]], asked: Sequence[Continuation]
+) -> dict[int, Likelihood]:
+    """Score the continuations whose tokens are predicted at these places of the hidden states [N, D]."""
+    at = torch.tensor([place for _, own in places for place in own], device=hidden.device)
+    targets = torch.tensor([token for number, _ in places for token in asked[number].tokens], device=hidden.device)
+    logprobs, likeliest = (each.tolist() for each in score_targets(model, hidden[at], targets, CHUNK))
+    found, start = {}, 0
+    for number, own in places:
+        stop = start + len(own)
+        total = math.fsum(logprobs[start:stop])
+        if math.isnan(total):  # a token that the model excludes has -inf
+            raise ZooError(f"eval: a log-likelihood is {total} (sound weights, or dtype=fp32)")
+        found[number] = Likelihood(total, all(likeliest[start:stop]))
+        start = stop
+    return found

@@ -1,0 +1,255 @@
+# N pairs, Q queries, M documents, D vector width
+"""Evaluate a model's vectors of texts: similarity that people judged, and retrieval, each from a local file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoo import runs
+from zoo.errors import ConfigError, ZooError
+from zoo.text.vectors import embed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+KINDS = (".jsonl", ".ndjson", ".csv", ".tsv")
+FAULTS_SHOWN = 10
+CUTS = (1, 5, 10)
+"""How many of the nearest documents recall looks at."""
+
+NEAREST = 10
+"""How many of them MRR and nDCG look at, as MTEB's do."""
+
+
+class Judged(NamedTuple):
+    """Two sentences, and how alike people found them."""
+
+    first: str
+    second: str
+    score: float
+
+
+class Sought(NamedTuple):
+    """A query, and a document that answers it."""
+
+    query: str
+    positive: str
+
+
+def evaluate_similarity(model: Any, file: str | Path, **options: Any) -> dict[str, Any]:
+    """Correlate the cosine of two sentences with the score that people gave them: `spearman`, of the ranks, and
+    `pearson`, over so many `pairs`. That is the STS of MTEB (Muennighoff et al., 2022), whose main figure is the first.
+
+    `file` has the fields sentence1, sentence2 and score: JSON Lines, or CSV or TSV with a header. `options` are those
+    of `zoo.embed`. Raises ConfigError for a file at fault, ZooError where nothing can correlate.
+    """
+    pairs = read_pairs(file)
+    scores = [pair.score for pair in pairs]
+    if len(set(scores)) < 2:
+        raise ConfigError(f"similarity: {file} has one score for all, found {len(pairs)} pairs (scores that differ)")
+    vectors = embed_once(model, (text for pair in pairs for text in pair[:2]), **options)
+    cosines = [float(vectors[pair.first] @ vectors[pair.second]) for pair in pairs]
+    if not all(map(math.isfinite, cosines)) or len(set(cosines)) < 2:
+        raise ZooError("eval: the cosines of all pairs are the same or no numbers (a model that was trained)")
+    return {
+        "model": name_model(model),
+        "spearman": correlate(rank(cosines), rank(scores)),
+        "pearson": correlate(cosines, scores),
+        "pairs": len(pairs),
+    }
+
+
+def evaluate_retrieval(model: Any, file: str | Path, **options: Any) -> dict[str, Any]:
+    """Find each query's documents among those of all queries, by cosine: `recall@k` (the share of them among the k
+    nearest), `mrr@10` (one over the rank of the first) and `ndcg@10`, means over `queries`. Equal cosines count against
+    the document.
+
+    `file` has the fields query and positive: a query on several lines has several documents. `options` are those of
+    `zoo.embed`. Raises ConfigError for a file at fault.
+    """
+    sought = read_sought(file)
+    wanted: dict[str, set[str]] = {}
+    for query, positive in sought:
+        wanted.setdefault(query, set()).add(positive)
+    documents = list(dict.fromkeys(pair.positive for pair in sought))
+    if len(documents) < 2:
+        raise ConfigError(f"retrieval: {file} has one document, which any query would find (two at least)")
+    vectors = embed_once(model, [*wanted, *documents], **options)
+    found = [place_documents(vectors, query, documents, wanted[query]) for query in wanted]
+    return {"model": name_model(model), **summarize_places(found), "queries": len(found), "documents": len(documents)}
+
+
+def name_model(model: Any) -> str:
+    """Name a model that is a folder; one that is given has no name."""
+    return str(runs.find(model)) if isinstance(model, str | Path) else ""
+
+
+def embed_once(model: Any, texts: Iterable[str], **options: Any) -> dict[str, np.ndarray]:
+    """Embed each text once: unit vectors [D] by text, in float64."""
+    import numpy as np
+
+    distinct = list(dict.fromkeys(texts))
+    vectors = embed(model, distinct, normalize=True, **options).numpy().astype(np.float64)
+    return dict(zip(distinct, vectors, strict=True))
+
+
+# ---------------------------------------------------------------- figures
+
+
+def rank(values: Sequence[float]) -> np.ndarray:
+    """Rank values from 1; equal ones share the mean of their ranks.
+
+    Example: 3, 1, 3, 2 have the ranks 3.5, 1, 3.5, 2.
+    """
+    import numpy as np
+
+    _, place, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+
+def correlate(a: Any, b: Any) -> float:
+    """Compute Pearson's correlation of two lists."""
+    import numpy as np
+
+    return float(np.corrcoef(np.asarray(a, np.float64), np.asarray(b, np.float64))[0, 1])
+
+
+def place_documents(
+    vectors: Mapping[str, np.ndarray], query: str, documents: Sequence[str], wanted: set[str]
+) -> list[int]:
+    """Find the places, from 1, of the wanted documents among all by their cosine with the query. Of equal cosines those
+    that are not wanted come first."""
+    import numpy as np
+
+    cosines = np.stack([vectors[each] for each in documents]) @ vectors[query]
+    hit = np.array([each in wanted for each in documents])
+    order = np.lexsort((hit, -cosines))
+    return (np.flatnonzero(hit[order]) + 1).tolist()
+
+
+def summarize_places(found: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Summarize the places of each query's documents, nearest first."""
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(values) / len(found)
+
+    figures = {f"recall@{k}": mean(sum(place <= k for place in places) / len(places) for places in found) for k in CUTS}
+    figures[f"mrr@{NEAREST}"] = mean(1 / places[0] if places[0] <= NEAREST else 0.0 for places in found)
+    figures[f"ndcg@{NEAREST}"] = mean(discount(places) / discount(range(1, len(places) + 1)) for places in found)
+    return figures
+
+
+def discount(places: Iterable[int]) -> float:
+    """Sum the gains of documents at these places (Järvelin and Kekäläinen, 2002): 1/log2(1 + place) up to NEAREST."""
+    return sum(1 / math.log2(1 + place) for place in places if place <= NEAREST)
+
+
+# ---------------------------------------------------------------- files
+
+
+def read_pairs(file: str | Path) -> list[Judged]:
+    """Read judged pairs. Raises ConfigError with the first faults, each with its line."""
+    found: list[Judged] = []
+    faults: list[str] = []
+    for where, record in read_records(Path(file), "similarity"):
+        texts = read_texts(record, ("sentence1", "sentence2"), where, faults)
+        score = read_score(record, where, faults) if texts else None
+        if texts and score is not None:
+            found.append(Judged(texts[0], texts[1], score))
+        if len(faults) >= FAULTS_SHOWN:
+            break
+    return settle(found, faults, f"similarity: {file}", "pairs")
+
+
+def read_sought(file: str | Path) -> list[Sought]:
+    """Read queries and their documents. Raises ConfigError with the first faults, each with its line."""
+    found: list[Sought] = []
+    faults: list[str] = []
+    for where, record in read_records(Path(file), "retrieval"):
+        if texts := read_texts(record, ("query", "positive"), where, faults):
+            found.append(Sought(texts[0], texts[1]))
+        if len(faults) >= FAULTS_SHOWN:
+            break
+    return settle(found, faults, f"retrieval: {file}", "queries")
+
+
+def settle(found: list[Any], faults: Sequence[str], where: str, what: str) -> list[Any]:
+    """Return what was found. Raises ConfigError for faults, and where there is nothing."""
+    if faults:
+        raise ConfigError(*faults)
+    if not found:
+        raise ConfigError(f"{where} has no {what} in it (a line for each)")
+    return found
+
+
+def read_texts(record: Mapping[str, Any], names: Sequence[str], where: str, faults: list[str]) -> list[str] | None:
+    """Read fields that hold text; None after adding a fault."""
+    for name in names:
+        text = record.get(name)
+        if not isinstance(text, str) or not text.strip():
+            there = ", ".join(str(key) for key in record) or "none"
+            found = f"'{name}' is {str(text)[:40]!r}" if name in record else f"there are {there}"
+            faults.append(f"{where} has no text '{name}', found {found} (fields: {', '.join(names)})")
+            return None
+    return [record[name] for name in names]
+
+
+def read_score(record: Mapping[str, Any], where: str, faults: list[str]) -> float | None:
+    """Read the score; None after adding a fault."""
+    given = record.get("score")
+    try:
+        score = float("nan" if given is None or isinstance(given, bool) else given)
+    except (TypeError, ValueError):
+        score = math.nan
+    if not math.isfinite(score):
+        faults.append(f"{where} has no number 'score', found {str(given)[:40]!r} (how alike the two are)")
+        return None
+    return score
+
+
+def read_records(file: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Read the records of a file, each with the name of its line. Raises ConfigError."""
+    if file.suffix not in KINDS:
+        raise ConfigError(f"{name}: {file} ends in {file.suffix or 'nothing'} (one of: {', '.join(KINDS)})")
+    try:
+        with file.expanduser().open(encoding="utf-8-sig", newline="") as stream:
+            if file.suffix in (".jsonl", ".ndjson"):
+                yield from _read_json(stream, f"{name}: {file}")
+            else:
+                yield from _read_table(stream, f"{name}: {file}", file.suffix)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: {file} is not UTF-8, found byte 0x{error.object[error.start]:02x}") from error
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot read {file}, found {error.strerror} (a UTF-8 file)") from error
+
+
+def _read_json(stream: Iterable[str], place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        where = f"{place}, line {number:,}:"
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{where} is not JSON, found {error} (an object a line)") from error
+        if not isinstance(record, dict):
+            raise ConfigError(f"{where} holds {type(record).__name__} (an object with the fields)")
+        yield where, record
+
+
+def _read_table(stream: Iterable[str], place: str, suffix: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rows of a table with a header. TSV has no quotes, as sentences have theirs."""
+    how: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {"strict": True}
+    table = csv.DictReader(stream, **how)
+    try:
+        for record in table:
+            yield f"{place}, line {table.line_num:,}:", {key: value for key, value in record.items() if key}
+    except csv.Error as error:
+        raise ConfigError(f"{place}, line {table.line_num:,}: is no table, found {error} (a header, then rows)") from (
+            error
+        )

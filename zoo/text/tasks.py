@@ -1,0 +1,99 @@
+"""Run tasks of lm-evaluation-harness (Gao et al., 2021) on a model: by name, or from a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packaging.version import Version
+
+from zoo.checkpoint import store
+from zoo.data.tokenizer import Tokenizer
+from zoo.errors import ConfigError
+from zoo.run.dtypes import spell_dtype
+from zoo.text import loading
+from zoo.text.loading import Loaded
+from zoo.text.reading import longest_text
+from zoo.text.score import check_model
+
+Tell = Callable[[str], object]
+
+OLDEST = "0.4.13"  # whose TaskManager loads tasks by name and by file
+
+ROWS = 32
+"""Rows that are served at once."""
+
+
+def evaluate_tasks(
+    model: Any,
+    tasks: Sequence[str | Path],
+    *,
+    tokenizer: Any = None,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    context: int | None = None,
+    weights: str | None = None,
+    fp8: str | None = None,
+    dtype: str | None = None,
+    kernel: str | None = None,
+    device: str = "cpu",
+    note: Tell | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Score a decoder on tasks: `tasks` has the metrics of each with their standard errors, its version, and how many
+    examples and solved ones it had.
+
+    `model` is a folder, or a model with its `tokenizer`. A task is a name that lm-evaluation-harness knows, or a YAML
+    file in its format. `limit` takes the first examples alone, `num_fewshot` puts so many solved ones before each, and
+    `context` is the most tokens that the model reads (its own length unless given). Tokens, where they are cut and what
+    opens a text are as the harness's `hf` models have them. `weights` and `fp8` put products in fewer bits.
+
+    Raises ConfigError, also where the package lm_eval is missing.
+    """
+    require_harness()
+    how = {"device": device, "dtype": dtype, "fp8": fp8, "weights": weights}
+    loaded = load(model, tokenizer, how, note or (lambda line: None))
+    most = settle_context(loaded.model.spec, context)
+
+    from zoo.text.harness import Harness, run_tasks
+
+    lm = Harness(loaded, most, kernel=kernel, progress=progress)
+    found = run_tasks(lm, [str(task) for task in tasks], limit=limit, num_fewshot=num_fewshot)
+    stored = weights or (f"fp8 {fp8}" if fp8 else "exact")
+    weight = next(each for each in loaded.model.parameters() if each.device.type != "meta")  # packed ones are
+    about = {"weights": stored, "dtype": spell_dtype(weight.dtype)}
+    return {"model": str(loaded.folder) if isinstance(model, str | Path) else "", **about, **found}
+
+
+def require_harness() -> None:
+    """Raise ConfigError where lm-evaluation-harness is not installed, or too old."""
+    try:
+        found = metadata.version("lm_eval")
+    except metadata.PackageNotFoundError:
+        found = None
+    if found is None or Version(found) < Version(OLDEST):
+        what = "none" if found is None else found
+        raise ConfigError(f"tasks: need lm-eval {OLDEST} or newer, found {what} (pip install 'transformer-zoo[evals]')")
+
+
+def load(model: Any, tokenizer: Any, how: dict[str, Any], note: Tell) -> Loaded:
+    """Load the model of a folder, or take the one that is given. Raises ConfigError for one that writes no text."""
+    if isinstance(model, str | Path):
+        check_model(store.load_spec(model))
+        return loading.load(model, rows=ROWS, note=note, **how)
+    check_model(model.spec)
+    if tokenizer is None:
+        raise ConfigError("tokenizer: a model alone does not read text (pass its tokenizer.json)")
+    if changed := [name for name, value in how.items() if value is not None and name != "device"]:
+        raise ConfigError(f"{changed[0]}: the model is given, and stays as it is (a folder, or convert the model)")
+    return Loaded(model, Tokenizer.load(tokenizer), (), Path(tokenizer))
+
+
+def settle_context(spec: Any, context: int | None) -> int:
+    """Settle the most tokens that the model reads at once. Raises ConfigError for more than it has."""
+    most = longest_text(spec)
+    if context is not None and not 2 <= context <= most:
+        raise ConfigError(f"context: is {context}, not a whole number from 2 to {most}, the model's length")
+    return context or most

@@ -1,0 +1,213 @@
+"""Settle what a model is evaluated on: the data of its run or of overrides, and the objective that is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+
+from zoo import runs
+from zoo.compose.composing import compose
+from zoo.compose.engine import Override, open_repository
+from zoo.compose.overrides import parse_overrides
+from zoo.compose.targets import drop_swapped
+from zoo.data import DataSettings, make_paths_absolute
+from zoo.errors import ConfigError
+from zoo.training.objective import Distil, Objective
+from zoo.training.planning import CONFIG, TrainingPlan, plan_resumption
+
+DEFAULTS = {"data": "stdlib", "objective": "auto"}
+"""What overrides may change, and what they change where there is no run."""
+
+ELSEWHERE = {
+    "seq_len": "--context has the tokens of a row",
+    "batch_size": "rows are read together as many as are fast",
+    "eval_batches": "all rows are read; data.max_bytes takes a sample of a text",
+}
+"""Settings of training that an evaluation has otherwise."""
+
+SPLIT = ("validation_fraction", "max_bytes")
+"""Settings that decide which text validates."""
+
+BATCHES = ("tokenizer", "documents")
+"""Settings that do not decide which text there is."""
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What a model is evaluated on: the validation split that its `run` has not trained on, or with `whole` all of the
+    data. Rows have `seq_len` tokens in the run, and `seed` draws what is random in them."""
+
+    data: DataSettings
+    objective: Objective
+    whole: bool
+    run: Path | None = None
+    seq_len: int | None = None
+    seed: int = 0
+
+    def describe(self) -> str:
+        """Name the data in a sentence."""
+        if not self.whole:
+            return "the run's validation split"
+        names = ", ".join(name for name in self.data.sources if name)
+        place = names or getattr(self.data, "path", None)
+        return f"all of data={self.data.kind}" + (f" ({place})" if place else "")
+
+
+def find_run(place: Path, folder: Path) -> Path | None:
+    """Find the run that a checkpoint's `folder` is of, of which the user named `place`; None for any other folder."""
+    checkpoint = folder.parent if folder.name in runs.AVERAGES else folder
+    run = place if (place / CONFIG).is_file() else checkpoint.parent.parent
+    return run if checkpoint.parent.name == runs.CHECKPOINTS and (run / CONFIG).is_file() else None
+
+
+def plan_evaluation(
+    spec: Any, run: Path | None, tokenizer: str | Path, overrides: Sequence[str], name: str
+) -> EvaluationPlan:
+    """Plan an evaluation of a model on the data of its `run`, or on what overrides name (`data=…`, `objective=…`).
+
+    Text that the run was trained on is scored by its validation split, other data whole, in the ids of the model's
+    `tokenizer`. `name` is what messages call the model. Raises ConfigError.
+    """
+    typed = list_typed(overrides)
+    own = None if run is None else plan_resumption(run, ())
+    if own is None and "data" not in {key.split(".")[0] for key in typed}:
+        raise ConfigError(f"file: {name} is no run, so it has no validation split (--file TEXT, or data=text …)")
+    node = compose_evaluation(None if own is None else own.config, overrides)
+    data = None if own is None else read_own_data(own, node["data"], typed)
+    whole = data is None
+    if data is None:
+        apart = own is not None and own.data.documents
+        data = read_other_data(node["data"], tokenizer, typed, apart)
+    objective = choose_objective(own, node["objective"], typed, spec)
+    refuse_misfits(objective, data, spec)
+    if own is None:
+        return EvaluationPlan(data, objective, whole)
+    return EvaluationPlan(data, objective, whole, run, own.settings.seq_len, own.settings.seed)
+
+
+# ---------------------------------------------------------------- overrides
+
+
+def list_typed(overrides: Sequence[str]) -> set[str]:
+    """List the dotted keys that overrides set. Raises ConfigError for those that an evaluation does not take."""
+    faults: list[str] = []
+    typed: set[str] = set()
+    for override in parse_overrides(overrides, faults):
+        key = override.key_or_group
+        if key.split(".")[0] not in DEFAULTS:
+            instead = ELSEWHERE.get(key, "these change: data=…, objective=…")
+            faults.append(f"{key}: an evaluation takes no such override ({instead})")
+        elif override.is_delete():
+            faults.append(f"{override.input_line}: nothing can be deleted (name another: {key}=…)")
+        typed |= set(_flatten(key, override))
+    if faults:
+        raise ConfigError(*faults)
+    return typed
+
+
+def _flatten(key: str, override: Override) -> Iterator[str]:
+    """The key of an override, and those in a mapping that is its value."""
+    nodes = [(key, override.value())]
+    while nodes:
+        path, value = nodes.pop()
+        yield path
+        if isinstance(value, Mapping):
+            nodes += [(f"{path}.{name}", inner) for name, inner in value.items()]
+
+
+def compose_evaluation(config: Mapping[str, Any] | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose the nodes `data` and `objective`: those of a run's config under overrides, or the packaged defaults.
+    Raises ConfigError with the faults of all overrides."""
+    given = {} if config is None else {key: config[key] for key in DEFAULTS if key in config}
+    body = drop_swapped(given, overrides)
+    groups = [{key: option} for key, option in DEFAULTS.items() if key not in body]
+    body = {"defaults": [*groups, "_self_"], **body}
+    composed = compose(open_repository(), body, list(overrides), label=CONFIG, root="model")
+    composed.refuse_faults()
+    node = OmegaConf.to_container(composed.cfg, resolve=True)
+    assert isinstance(node, dict)
+    make_paths_absolute(node["data"])
+    return {key: node[key] for key in DEFAULTS}
+
+
+# ---------------------------------------------------------------- data
+
+
+def read_own_data(own: TrainingPlan, node: Mapping[str, Any], typed: set[str]) -> DataSettings | None:
+    """Read a `data` node that names what the run was trained on; None for one that names something else.
+
+    Raises ConfigError where it splits the run's text in another way: what was trained on might validate.
+    """
+    found = DataSettings.read({**node, "tokenizer": own.data.tokenizer})
+    if list_fields(found, SPLIT + BATCHES) != list_fields(own.data, SPLIT + BATCHES):
+        return None
+    faults = [f"data.{name}: the run's own data keeps its split (leave it out)" for name in SPLIT]
+    changed = [getattr(found, name) != getattr(own.data, name) for name in SPLIT]
+    faults = [fault for fault, differs in zip(faults, changed, strict=True) if differs]
+    if any(key.startswith("data.tokenizer") for key in typed):
+        faults.append("data.tokenizer: the run's own data keeps its tokenizer (leave it out)")
+    if faults:
+        raise ConfigError(*faults)
+    return found
+
+
+def read_other_data(node: Mapping[str, Any], tokenizer: str | Path, typed: set[str], apart: bool) -> DataSettings:
+    """Read a `data` node all of which is scored, in the ids of the model's tokenizer; documents stay `apart` where the
+    run's did, unless the overrides say otherwise. Raises ConfigError."""
+    own = [key for key in typed if key.startswith("data.tokenizer.") and key != "data.tokenizer.eos"]
+    faults = [f"{key}: the model reads with its own tokenizer (leave it out)" for key in sorted(own)]
+    if "data.validation_fraction" in typed:
+        faults.append("data.validation_fraction: all of this data is scored, as no run has it (leave it out)")
+    if faults:
+        raise ConfigError(*faults)
+    eos = node.get("tokenizer", {}).get("eos") if "data.tokenizer.eos" in typed else None
+    node = {**node, "tokenizer": {"kind": "file", "path": str(tokenizer), "eos": eos}}
+    data = DataSettings.read(node)
+    inherits = apart and "data.documents" not in typed and not data.reads_pairs
+    return DataSettings.read({**node, "documents": True}) if inherits else data
+
+
+def list_fields(data: DataSettings, without: Sequence[str]) -> dict[str, Any]:
+    """List the kind and the fields of a source, but for some."""
+    fields = {field.name: getattr(data, field.name) for field in data.fields() if field.name not in without}
+    return {"kind": data.kind, **fields}
+
+
+# ---------------------------------------------------------------- the objective
+
+
+def choose_objective(own: TrainingPlan | None, node: Mapping[str, Any], typed: set[str], spec: Any) -> Objective:
+    """Choose the objective that is scored: the run's, unless overrides name one. Of a distillation it is the one that
+    has targets of its own."""
+    if own is not None and not any(key.split(".")[0] == "objective" for key in typed):
+        objective = own.settings.objective
+    else:
+        try:
+            objective = Objective.parse(node).settle(spec)
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+            raise ConfigError(
+                *(f"{'.'.join(['objective', *map(str, each['loc'])])}: {each['msg']}" for each in found)
+            ) from error
+    while isinstance(objective, Distil):
+        objective = objective.base
+    return objective
+
+
+def refuse_misfits(objective: Objective, data: DataSettings, spec: Any) -> None:
+    """Raise ConfigError where objective, data and model do not go together."""
+    if getattr(objective, "reads_labels", False):
+        found = f"{objective.kind} is measured on labels, at each evaluation of its training"
+        raise ConfigError(f"objective: {found} (result.json of the run has the figures)")
+    if reason := objective.refuses(spec):
+        raise ConfigError(f"objective: {reason}")
+    if objective.reads_pairs and not data.reads_pairs:
+        would = "data.source=FIELD data.target=FIELD"
+        raise ConfigError(f"objective: {objective.kind} scores answers to a source, found text alone ({would})")
+    if data.reads_pairs and not objective.reads_pairs:
+        raise ConfigError(f"objective: {objective.kind} scores text, found pairs (objective=seq2seq, or data.field=…)")

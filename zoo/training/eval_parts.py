@@ -1,0 +1,201 @@
+# B rows, T tokens
+"""Score the parts of an evaluation: texts in sliding windows, or the rows that a training objective makes of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from zoo.data.tokens import PairFile, TokenFile, read_evaluation_batches
+from zoo.errors import ConfigError, ZooError
+from zoo.lazy import torch
+from zoo.text.reading import longest_text
+from zoo.text.score import MANY_TOGETHER, TOGETHER, Score, Stream, check_vocabulary, score, settle_windows
+from zoo.training.gradient import move_batch
+from zoo.training.objective import Context, Objective, Seq2Seq
+
+if TYPE_CHECKING:
+    from zoo.data import Prepared
+    from zoo.data.tokens import Collate
+    from zoo.training.eval_data import EvaluationPlan
+
+Tell = Callable[[str], object]
+Advance = Callable[[int], object]
+"""Called with how much more was scored, in a part's own unit."""
+
+
+class Part(Protocol):
+    """A source of what is scored. `size` counts what its progress is told in."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def score(self, model: Any, advance: Advance) -> Score: ...
+
+
+@dataclass(frozen=True)
+class Windowed:
+    """Streams of tokens in sliding windows: each token is scored once, given those before it in its window."""
+
+    name: str
+    streams: Sequence[Stream]
+    context: int
+    stride: int
+
+    @property
+    def size(self) -> int:
+        return sum(stream.n_scored for stream in self.streams)
+
+    def score(self, model: Any, advance: Advance) -> Score:
+        return score(model, self.streams, self.context, self.stride, advance)
+
+
+@dataclass(frozen=True)
+class Collated:
+    """Rows of a source as an objective makes them: its targets are scored, whose bytes of text are not known."""
+
+    name: str
+    tokens: TokenFile
+    objective: Objective
+    collate: Collate
+    context: int
+    documents: bool
+
+    @property
+    def size(self) -> int:
+        return self.tokens.count_rows(self.context)
+
+    def score(self, model: Any, advance: Advance) -> Score:
+        """Score all rows. Raises ZooError where a loss is no number, and where no row has a target."""
+        device = next(model.parameters()).device
+        together = max(TOGETHER.get(device.type, MANY_TOGETHER) // self.context, 1)
+        rows = read_evaluation_batches(
+            self.tokens, together, self.context, documents=self.documents, collate=self.collate
+        )
+        total, targets = 0.0, 0
+        for batch in rows:
+            count = self.objective.targets(batch)
+            if count:
+                with torch.no_grad():
+                    total += float(self.objective.loss(model, move_batch(batch, device), count=count).terms["loss"])
+            if not math.isfinite(total):
+                raise ZooError(f"eval: the loss is {total} (sound weights, or dtype=fp32)")
+            targets += count
+            advance(len(batch.input_ids))
+        if not targets:
+            raise ZooError(f"eval: {self.objective.kind} asks for nothing in these rows (more of them, or longer ones)")
+        return Score(total, targets, None)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is scored, in parts; and for who reads the figures, what it is and how it is read: `data` in words, the kind
+    of the `objective`, its `targets` in words, and the windows or rows. Rows do not overlap, so they have no stride."""
+
+    parts: Sequence[Part]
+    data: str
+    objective: str
+    targets: str
+    context: int
+    stride: int | None
+
+    def describe(self) -> dict[str, Any]:
+        about = {name: getattr(self, name) for name in ("objective", "targets", "context", "stride")}
+        return {"data": self.data, **about}
+
+
+def cut_windows(
+    streams: Sequence[tuple[str, Sequence[Stream]]],
+    data: str,
+    spec: Any,
+    windows: tuple[int, int],
+) -> Material:
+    """Cut the streams of each source into windows (context, stride). Raises ConfigError for a token that the model has
+    no number for."""
+    check_vocabulary(spec, [each for _, of in streams for each in of])
+    parts = [Windowed(name, of, *windows) for name, of in streams]
+    return Material(parts, data, "next_token", "tokens", *windows)
+
+
+def make_parts(
+    plan: EvaluationPlan, data: Prepared, spec: Any, context: int | None, stride: int | None, tell: Tell
+) -> Material:
+    """Make windows or rows of prepared data, as the objective has it. Raises ConfigError."""
+    if plan.objective.every_token:
+        windows = settle_windows(spec, context, stride, tell)
+        streams = [(each.name, [make_stream(each.tokens, plan.data.documents)]) for each in data.held_out]
+        return cut_windows(streams, plan.describe(), spec, windows)
+    return make_rows(plan, data, spec, context, stride, tell)
+
+
+def make_stream(tokens: TokenFile, documents: bool) -> Stream:
+    """Make a stream of a source's tokens."""
+    return Stream(tokens.ids, tokens.n_bytes, tokens.eos_id, documents=documents)
+
+
+def make_rows(
+    plan: EvaluationPlan, data: Prepared, spec: Any, context: int | None, stride: int | None, tell: Tell
+) -> Material:
+    """Make rows of an objective: of its run's length, else of the model's, unless `context` says another."""
+    objective, documents = plan.objective, plan.data.documents
+    if stride is not None:
+        raise ConfigError(f"stride: is {stride}, and rows of {objective.kind} do not overlap (leave it out)")
+    context = context or plan.seq_len or longest_text(spec)
+    check_rows(objective, spec, context, documents)
+    there = data.tokenizer.vocab_size
+    objective.extend(data.tokenizer, context)
+    check_ids(data, spec, added=data.tokenizer.vocab_size - there)
+    collate = objective.collator(Context(spec, data.tokenizer, context, plan.seed, documents))
+    parts = [Collated(each.name, each.tokens, objective, collate, context, documents) for each in data.held_out]
+    for part in parts:
+        tell_of_rest(part, spec, tell)
+    return Material(parts, plan.describe(), objective.kind, objective.scored, context, None)
+
+
+def check_rows(objective: Objective, spec: Any, context: int, documents: bool) -> None:
+    """Raise ConfigError for rows that are longer than the model reads."""
+    if context < 2:
+        raise ConfigError(f"context: is {context}, which is no row of {objective.kind} (2 at least)")
+    for path, width in objective.widths(spec, context, documents).items():
+        most = spec.towers()[path].max_seq_len
+        if width > most:
+            made = f", which makes rows of {width} tokens" if width != context else ""
+            would = most - max(width - context, 0)
+            raise ConfigError(f"context: is {context}{made}, and the model reads {most} (--context {would})")
+
+
+def check_ids(data: Prepared, spec: Any, added: int) -> None:
+    """Raise ConfigError for a token that the model has no number for: of the text, or of those that were `added`."""
+    largest = max(int(each.tokens.ids.max()) for each in data.held_out)
+    largest = max(largest, data.tokenizer.vocab_size - 1 if added else 0)
+    if largest >= spec.vocab_size:
+        with_them = f" with {added} special tokens of the objective's" if added else ""
+        found = f"gives token {largest}{with_them}, the model's vocabulary is 0 to {spec.vocab_size - 1}"
+        raise ConfigError(f"tokenizer: {found} (the tokenizer that the model was trained with)")
+
+
+def tell_of_rest(part: Collated, spec: Any, tell: Tell) -> None:
+    """Say what of a source is not scored. Raises ConfigError where it fills no row."""
+    tokens, of = part.tokens, f" of {part.name}" if part.name else ""
+    if not part.size:
+        found = f"fills no row of {part.context} tokens, found {len(tokens)}"
+        raise ConfigError(f"data: the text{of} {found} (a longer text, or --context {max(len(tokens) - 1, 2)})")
+    if isinstance(tokens, PairFile):
+        if isinstance(part.objective, Seq2Seq):
+            tell_of_cuts(tokens, of, part.objective.lay_out(spec, part.context), tell)
+    elif left := len(tokens) - 1 - part.size * part.context:
+        tell(f"{left:,} of {len(tokens) - 1:,} tokens{of} fill no row of {part.context}, and are not scored")
+
+
+def tell_of_cuts(pairs: PairFile, of: str, most: tuple[int, int], tell: Tell) -> None:
+    """Say how many sources lose their beginning, and answers their end, at `most` so many tokens."""
+    sizes = pairs.sizes()  # each with an end of text, which an answer's last target is
+    sources, answers = int((sizes[::2] - 1 > most[0]).sum()), int((sizes[1::2] > most[1]).sum())
+    for count, what, lost, length in ((sources, "sources", "beginning", most[0]), (answers, "answers", "end", most[1])):
+        if count:
+            tell(f"{count:,} of {pairs.n_documents:,} {what}{of} lose their {lost}, at {length} tokens")
