@@ -22,6 +22,7 @@ from zoo.compose import compose
 from zoo.costs import price
 from zoo.errors import ConfigError
 from zoo.grammar import AXES, TOWERS
+from zoo.grammar.towers import is_task_head
 from zoo.paths import conf_dir
 from zoo.run.builder import build
 from zoo.spec import Spec
@@ -151,7 +152,7 @@ class Base:
         axis = spec_axis(key.split(".")[-1])
         found = OmegaConf.select(self.config, key)
         data: Any = {} if found is None else OmegaConf.to_container(found, resolve=True)
-        if axis.axis in ("embedding", "head"):
+        if axis.axis in ("embedding", "head") and not is_task_head(axis.axis, data):
             data.setdefault("vocab_size", VOCAB)
         spec = axis.parse(grammar_tuples(data))
         return type(spec), spec

@@ -1,4 +1,4 @@
-"""Fine-tune the packaged MiniLM to tell from a docstring which package of Python's standard library it comes from,
+"""Fine-tune the packaged MiniLM to tell from a function which package of Python's standard library it comes from,
 beside the same head on the frozen encoder and the nearest centroid. `python tests/tuning.py` prints the figures of
 docs/training.md; test_tuning.py holds them."""
 
@@ -34,12 +34,15 @@ PACKAGES = (
     "urllib",
     "xml",
 )
+BEGINNING = 150  # characters of a function's code
+MOST = 300  # functions of a package that train
+TESTS = {"test", "tests", "idle_test"}
 HELD_OUT = 0.25
-"""About the share of a package's docstrings that validate: whole files, so that none of their neighbours trains."""
+"""About the share of a package's functions that validate: whole files, so that none of their neighbours trains."""
 
 SETTINGS = [
-    *("objective=classify", "objective.pooling=mean", "data=jsonl", "batch_size=16", "seq_len=64", "steps=300"),
-    *("optim.lr=1e-4", "optim.groups={head: {lr: 3e-3}}", "schedule=linear", "eval_every=null", "eval_batches=null"),
+    *("objective=classify", "objective.pooling=mean", "data=jsonl", "batch_size=16", "seq_len=48", "steps=250"),
+    *("optim.lr=1e-4", "optim.groups={head: {lr: 1e-2}}", "schedule=linear", "eval_every=null", "eval_batches=null"),
     *("save_every=null", "log_every=20", "device=cpu"),
 ]
 
@@ -50,38 +53,32 @@ def find_minilm() -> Path:
     return Path(PACKAGE.origin).parent / "model"
 
 
-def read_docstrings(file: Path, package: str) -> Iterator[dict[str, str]]:
-    """The classes and functions of a file by name and first paragraph, without the names of packages."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
-            text := ast.get_docstring(node)
-        ):
-            first = " ".join(text.split("\n\n")[0].split())
-            yield {"text": re.sub("|".join(PACKAGES), "it", f"{node.name}: {first}", flags=re.I), "label": package}
+def read_definitions(file: Path, package: str) -> Iterator[dict[str, str]]:
+    """The functions of a file: the beginning of each one's code, without the names of packages."""
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            code = " ".join(ast.unparse(node).split())[:BEGINNING]
+            yield {"text": re.sub("|".join(PACKAGES), "it", code, flags=re.I), "label": package}
 
 
 def write_set(folder: Path) -> dict[str, tuple[int, int]]:
     """Write train.jsonl and held.jsonl; returns how many records of each package they have. Copies are left out."""
     root, seen, counts = Path(sysconfig.get_path("stdlib")), set(), {}
-    parts: dict[bool, list[dict[str, str]]] = {True: [], False: []}
+    parts: tuple[list[str], list[str]] = [], []
     for package in PACKAGES:
-        files = sorted(
-            each for each in (root / package).rglob("*.py") if not {"test", "tests", "idle_test"} & {*each.parts}
-        )
-        by_file = {each: list(read_docstrings(each, package)) for each in files}
+        files = [each for each in (root / package).rglob("*.py") if not TESTS & {*each.parts}]
         order = sorted(files, key=lambda each: hashlib.blake2b(each.relative_to(root).as_posix().encode()).digest())
-        wanted, sizes = HELD_OUT * sum(map(len, by_file.values())), [0, 0]
+        wanted, sizes = (MOST, round(HELD_OUT * MOST)), [0, 0]
         for file in order:
-            held = sizes[1] + len(by_file[file]) / 2 <= wanted
-            for record in by_file[file]:
-                if record["text"] not in seen:
+            held = int(sizes[1] < HELD_OUT * sum(sizes))
+            for record in read_definitions(file, package):
+                if record["text"] not in seen and sizes[held] < wanted[held]:
                     seen.add(record["text"])
-                    parts[held].append(record)
+                    parts[held].append(json.dumps(record) + "\n")
                     sizes[held] += 1
-        counts[package] = tuple(sizes)
-    for held, name in ((False, "train"), (True, "held")):
-        lines = "".join(json.dumps(record) + "\n" for record in parts[held])
-        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        counts[package] = (sizes[0], sizes[1])
+    for lines, name in zip(parts, ("train", "held"), strict=True):
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     return counts
 
 
