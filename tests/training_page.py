@@ -41,6 +41,27 @@ none of. Losses of different objectives are not comparable.
 """
 
 
+TAIL = """
+## Labels
+
+The packaged all-MiniLM-L6-v2 (22.6 M parameters, mean pooling) learns which of ten packages of Python's standard library a
+function is from, given the first 150 characters of its code with the packages' names taken out. 3,415 functions train and
+1,120 validate, none of them from one file. The head, the steps (300 of 16 rows of at most 48 tokens), the rates (1e-4, of
+the head 1e-2) and the seeds are the same; frozen is `freeze=['*']`. `python tests/tuning.py` prints the figures, and a slow
+test holds them.
+
+| encoder | accuracy, seeds 0, 1, 2 | macro F1 |
+| --- | --- | --- |
+| nearest centroid of the encoder's own vectors | 0.561 | |
+| frozen, with a trained head | FROZEN |
+| fine-tuned with its head | TUNED |
+
+26 November 2026; Python 3.11, torch 2.13, float32, one thread of a busy 2-core Intel Xeon VM (AMX): one to two minutes frozen, four to
+eight fine-tuned.
+"""
+"""Figures that tests/tuning.py printed."""
+
+
 class Pair(NamedTuple):
     """A model, and an objective that it takes."""
 
@@ -93,7 +114,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             first, last, validation = train(pair, Path(place))
         rows.append(f"| `{pair.model}` | `{pair.objective}` | {first:.3f} | {last:.3f} | {validation:.3f} |\n")
-    PAGE.write_text(HEAD.format(steps=STEPS, date=f"{date.today():%d %B %Y}") + "".join(rows), encoding="utf-8")
+    PAGE.write_text(HEAD.format(steps=STEPS, date=f"{date.today():%d %B %Y}") + "".join(rows) + TAIL, encoding="utf-8")
     print(f"written: {PAGE.name}, {len(rows)} pairs", file=sys.stderr)
 
 
