@@ -44,20 +44,20 @@ none of. Losses of different objectives are not comparable.
 TAIL = """
 ## Labels
 
-The packaged all-MiniLM-L6-v2 (22.6 M parameters, mean pooling) learns which of ten packages of Python's standard library a
-function is from, given the first 150 characters of its code with the packages' names taken out. 3,415 functions train and
-1,120 validate, none of them from one file. The head, the steps (300 of 16 rows of at most 48 tokens), the rates (1e-4, of
-the head 1e-2) and the seeds are the same; frozen is `freeze=['*']`. `python tests/tuning.py` prints the figures, and a slow
-test holds them.
+The packaged all-MiniLM-L6-v2 (22.6 M parameters, mean pooling) learns which of ten packages of Python's standard
+library a function is from, given the first 150 characters of its code with the packages' names taken out. 3,415
+functions train and 1,120 validate, of other files. The head, the steps (300 of 16 rows of at most 48 tokens), the rates
+(1e-4, of the head 1e-2) and the seeds are the same; frozen is `freeze=['*']`. `python tests/tuning.py` prints the
+figures, and a slow test holds that fine-tuning is better.
 
 | encoder | accuracy, seeds 0, 1, 2 | macro F1 |
 | --- | --- | --- |
 | nearest centroid of the encoder's own vectors | 0.561 | |
-| frozen, with a trained head | FROZEN |
-| fine-tuned with its head | TUNED |
+| frozen, with a trained head | 0.599, 0.604, 0.591 | 0.568, 0.570, 0.554 |
+| fine-tuned with its head | 0.667, 0.659, 0.645 | 0.644, 0.627, 0.618 |
 
-26 November 2026; Python 3.11, torch 2.13, float32, one thread of a busy 2-core Intel Xeon VM (AMX): one to two minutes frozen, four to
-eight fine-tuned.
+26 November 2026; Python 3.11, torch 2.13, float32, one thread of a busy 2-core Intel Xeon VM (AMX): one to two minutes
+frozen, three to eight fine-tuned.
 """
 """Figures that tests/tuning.py printed."""
 
