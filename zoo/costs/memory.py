@@ -152,10 +152,19 @@ def sum_ends(kept: Mapping[str, Amount]) -> tuple[Amount, Amount]:
 
 def _loss_bytes(spec: Any, setup: Setup) -> float | None:
     """What logits, their chances and gradients take at most; None where there are none."""
-    if all(tower.head.kind == "none" for tower in spec.towers().values()):
+    if (head := find_head(spec)) is None:
         return None
-    values = spec.vocab_size * setup.batch * setup.tokens(spec) / (setup.tp * setup.cp)
-    return count_loss(values, setup)
+    return count_loss(_count_logits(head, spec, setup) / (setup.tp * setup.cp), setup)
+
+
+def find_head(spec: Any) -> Any:
+    """Find the head that gives a model's logits; None where it has none."""
+    return next((tower.head for tower in spec.towers().values() if tower.head.n_logits), None)
+
+
+def _count_logits(head: Any, spec: Any, setup: Setup) -> int:
+    """Count the logits of a batch: of each token, or of each row."""
+    return head.n_logits * setup.batch * (1 if head.reads_rows else setup.tokens(spec))
 
 
 def count_loss(values: Amount, setup: Setup) -> Amount:
@@ -215,7 +224,7 @@ def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section]) -> list[Pass
 def _met_again(spec: Any, name: str, tower: Any, setup: Setup) -> int:
     """Bytes of a token table's gradient where a head or another tower's embedding has given it one before; torch sums
     the two up in a third."""
-    tied = tower.head.kind != "none" and tower.head.tied
+    tied = getattr(tower.head, "tied", False)
     if name == "encoder":
         tied = tied or spec.towers()["decoder"].embedding.tied is not None
     width = 4 if setup.precision in ("fp32", "amp") else max(DTYPES[setup.dtype], 2)
@@ -267,8 +276,9 @@ def _decisive(piece: PassPiece) -> list[PassPiece]:
 def _chunked_loss(spec: Any, setup: Setup, head: Section) -> dict[str, float]:
     """List what stands at a chunk of the loss: it, the hidden states, their gradient, and the gradients of the head's
     weights, once more where another chunk's are to be added."""
-    loss, values = _loss_bytes(spec, setup), spec.vocab_size * setup.batch * setup.tokens(spec)
+    loss = _loss_bytes(spec, setup)
     assert loss is not None
+    values = _count_logits(find_head(spec), spec, setup)
     width = 4 if setup.precision == "fp32" else DTYPES[setup.dtype]
     gradients = head.gradients * (2 if values * width > CHUNK else 1)
     return {"hidden states": head.bytes, "their gradient": head.input, "gradients": gradients, "loss_head": loss}

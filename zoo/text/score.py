@@ -14,6 +14,7 @@ from zoo.data.tokens import Batch, to_batch
 from zoo.errors import ConfigError, ZooError
 from zoo.generation.towers import find_limit
 from zoo.lazy import torch
+from zoo.model.head import describe_lack
 from zoo.run.likelihood import IGNORED, sum_negative_log_likelihood
 from zoo.text.reading import longest_text
 
@@ -168,8 +169,8 @@ def check_model(spec: Any) -> None:
     if spec.kind == "encoder_decoder" or spec.reads_memory:
         what, would = spec.kind.replace("_", "-"), "data=text data.path=FILE scores what is missing in it"
         raise ConfigError(f"eval: the model is an {what} and writes only what follows from a source ({would})")
-    if spec.head.kind == "none":
-        raise ConfigError("eval: the model has no head, so no token is likelier than another (head: lm)")
+    if not spec.head.predicts_tokens:
+        raise ConfigError(f"eval: {describe_lack(spec.head)}, so no token is likelier than another (head: lm)")
 
 
 def check_vocabulary(spec: Any, streams: Sequence[Stream]) -> None:

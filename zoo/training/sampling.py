@@ -11,7 +11,7 @@ from zoo.kernels import KERNELS, machine_of
 
 def writes(spec: Any) -> bool:
     """Whether a model writes text, so that samples can be taken."""
-    return any(tower.causal and tower.head.kind != "none" for tower in spec.towers().values())
+    return any(tower.causal and tower.head.predicts_tokens for tower in spec.towers().values())
 
 
 def choose_sampling_kernel(spec: Any, kernel: str, device: Any) -> tuple[str, str | None]:
