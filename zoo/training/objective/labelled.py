@@ -29,6 +29,7 @@ class Labelled(Objective):
     """Base of the objectives that learn from labelled records."""
 
     reads_labels: ClassVar[bool] = True
+    scored: ClassVar[str] = "labels"
     by_token: ClassVar[bool] = False
     """Whether each token has a label, rather than a row."""
     head: ClassVar[type[Head]]
