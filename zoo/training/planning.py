@@ -170,7 +170,15 @@ def plan_resumption(folder: Path, overrides: Sequence[str]) -> TrainingPlan:
         raise ConfigError(*faults)
     merged = OmegaConf.merge(cfg, changes)
     assert isinstance(merged, DictConfig)
-    return plan_training(merged)
+    return use_own_tokenizer(plan_training(merged), folder / runs.TOKENIZER)
+
+
+def use_own_tokenizer(planned: TrainingPlan, folder: Path) -> TrainingPlan:
+    """Let a run read the copy of its tokenizer in its own folder, where it has one: the original may be gone."""
+    stated = planned.data.tokenizer
+    if stated.path is None or not folder.is_dir():
+        return planned
+    return replace(planned, data=replace(planned.data, tokenizer=replace(stated, path=str(folder.absolute()))))
 
 
 def make_title(node: Mapping[str, Any], spec: Any) -> str:

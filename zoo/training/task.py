@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from zoo import grammar, runs
 from zoo.checkpoint import store
-from zoo.data import Batches, Prepared, prepare, refuse_old_position
+from zoo.data import Batches, Prepared, copy_tokenizer, prepare, refuse_old_position
 from zoo.disk import write_text
 from zoo.errors import ConfigError, ZooError, short
 from zoo.generation.towers import check_length
@@ -70,6 +70,7 @@ def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, An
         with runs.locked(where, show.say):
             refuse_second_run(where)  # another process may have had the folder meanwhile
             run = build_run(planned, where, device, data, show)
+            copy_tokenizer(planned.data, where / runs.TOKENIZER)
             write_yaml(where / CONFIG, planned.config)
             write_yaml(where / MODEL, grammar.to_dict(planned.spec))
             return complete_run(run, planned)

@@ -1,0 +1,26 @@
+"""A run keeps the tokenizer that it was given, and goes on where the original is gone."""
+
+import shutil
+
+from tinyrun import compose_run, read_metrics, write_corpus
+
+from zoo.data.tokenizer import make_byte_tokenizer
+from zoo.training.evaluate import Subject
+from zoo.training.task import resume_run, start_run
+
+
+def test_a_run_goes_on_after_its_tokenizer_was_moved(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    make_byte_tokenizer().save(tmp_path / "words")
+    chosen = ["data.tokenizer.kind=file", f"data.tokenizer.path={tmp_path / 'words'}"]
+    config = compose_run(write_corpus(tmp_path / "corpus"), *chosen)
+    start_run(config, tmp_path / "whole")
+    start_run(config, tmp_path / "parts")
+    shutil.rmtree(tmp_path / "words")
+    (tmp_path / "parts").rename(tmp_path / "moved")
+    (tmp_path / "moved/checkpoints/latest").write_text("step-000003\n")
+    resume_run(tmp_path / "moved")
+    assert read_metrics(tmp_path / "moved") == read_metrics(tmp_path / "whole")
+    assert f"path: {tmp_path / 'words'}" in (tmp_path / "moved/config.yaml").read_text()  # as the user typed it
+    subject = Subject(tmp_path / "moved", None, dtype=None, device="cpu", note=lambda line: None)
+    assert subject.read_validation(lambda what, done, total: None)
