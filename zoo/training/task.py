@@ -188,6 +188,7 @@ def build_run(
     if counters is None:
         start.read(model, show.say)
     if settings.recipe:
+    deposit_tied_gradients(model)
         products = fp8.convert_to_fp8(model, settings.recipe)
         slow = "" if settings.compile else "; nothing is gained without compile=true"
         show.say(f"{settings.precision}: {fp8.summarize_products(products)}{slow}")
@@ -222,6 +223,26 @@ def choose_computing(
     """Choose the number of threads, before anything is timed, and say where the precision asked for is slow.
 
     A run that goes on has the threads of its checkpoint, as another number adds floats up in another order.
+def deposit_tied_gradients(model: Any) -> None:
+    """Let the losses of tied heads add their gradients to the tables' own: `backward()` is all that a run calls."""
+    for path, tower in model.towers():
+        if tower.head.kind != "none" and tower.head.tied:
+            model.get_submodule(f"{path}.head" if path else "head").deposits_gradients = True
+
+
+def build_optimizer(planned: TrainingPlan, model: Any) -> Any:
+    """Build the optimizer over the weights that train: one that rounds them where they are bfloat16, and keeps its
+    states where they belong."""
+    settings = planned.settings
+    made = settings.optim.build(model, settings.parametrisation.scale(planned.spec))
+    if not settings.pure and settings.offload == "none":
+        return made
+    from zoo.training.optim.piecewise import Beside, HostMemory, Piecewise
+
+    place = HostMemory() if settings.offload == "states" else Beside()
+    return Piecewise(made, rounds=settings.pure, by_element=settings.optim.by_element, place=place)
+
+
     """
     watch = ThreadWatch(device)
     if counters:
