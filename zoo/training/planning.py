@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo import grammar, runs
+from zoo.costs.again import mark_layers
 from zoo.data import BPE_SIZE, DataSettings, make_paths_absolute
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.kernels import KERNELS
@@ -25,7 +26,7 @@ CONFIG, MODEL = runs.CONFIG, runs.MODEL
 MAY_CHANGE = (
     *("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batches", "eval_weights", "save_every"),
     *("keep", "keep_best", "skip_nonfinite", "lawa", "sample"),
-    *("compile", "recompute", "device", "kernel"),
+    *("compile", "recompute", "offload", "device", "kernel"),
 )
 """The keys that may change when a run is resumed. Any other would make it another run."""
 
@@ -94,6 +95,7 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
     refused = settings.objective.refuses(spec)
     faults = [f"objective: {refused}"] if refused else []
     faults += S.find_optimizer_mismatches(settings, spec)
+    collect_faults(faults, lambda: mark_layers(spec, settings.recompute))
     faults += [f"logger: {missing}"] if (missing := settings.logger.refuses()) else []
     if settings.kernel not in (names := ("auto", *KERNELS)):
         hint = did_you_mean(settings.kernel, names)

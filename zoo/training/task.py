@@ -47,7 +47,7 @@ from zoo.training.planning import (
     plan_resumption,
     plan_training,
 )
-from zoo.training.precision import MASTER, Computing
+from zoo.training.precision import MASTER, Computing, lower_weights
 from zoo.training.sampling import choose_sampling_kernel, writes
 from zoo.training.saving import restore_counters, tidy_checkpoints
 from zoo.training.show import Show
@@ -129,7 +129,11 @@ def prepare_device_and_data(planned: TrainingPlan, show: Show) -> tuple[Any, Pre
         fp8.require_fp8(recipe, device, f"precision: {planned.settings.precision}", "precision=bf16")
     planned.settings.optim.check_device(device)
     check_kernel(planned, device)
-    if (line := check_memory(planned.settings, planned.spec, read_free_memory(device))) is not None:
+    if planned.settings.offload != "none" and device.type != "cuda":
+        found = f"is {planned.settings.offload}, and a run on {device.type} has them in the host's memory anyway"
+        raise ConfigError(f"offload: {found} (none, or device=cuda)")
+    free, cuda = read_free_memory(device), device.type == "cuda"
+    if (line := check_memory(planned.settings, planned.spec, free, cuda=cuda)) is not None:
         show.say(line)
     data = prepare(planned.data, show.preparing)
     faults: list[str] = []
@@ -184,11 +188,11 @@ def build_run(
     free = read_free_memory(device)
     model = build(planned.spec, device=str(device), kernel=settings.kernel, seed=settings.seed)
     set_recompute(model, settings.recompute)
+    deposit_tied_gradients(model)
     start = Start.of(settings)
     if counters is None:
         start.read(model, show.say)
     if settings.recipe:
-    deposit_tied_gradients(model)
         products = fp8.convert_to_fp8(model, settings.recipe)
         slow = "" if settings.compile else "; nothing is gained without compile=true"
         show.say(f"{settings.precision}: {fp8.summarize_products(products)}{slow}")
@@ -196,7 +200,9 @@ def build_run(
         show.say(line)
     if settings.dropout:
         settings.dropout.apply(model)
-    optimizer = settings.optim.build(model, settings.parametrisation.scale(planned.spec))
+    if settings.pure:
+        lower_weights(model)
+    optimizer = build_optimizer(planned, model)
     if line := settings.optim.describe(device):
         show.say(line)
     return Run(
@@ -217,12 +223,6 @@ def build_run(
     )
 
 
-def choose_computing(
-    settings: S.Training, device: Any, show: Show, counters: Mapping[str, Any] | None = None
-) -> ThreadWatch:
-    """Choose the number of threads, before anything is timed, and say where the precision asked for is slow.
-
-    A run that goes on has the threads of its checkpoint, as another number adds floats up in another order.
 def deposit_tied_gradients(model: Any) -> None:
     """Let the losses of tied heads add their gradients to the tables' own: `backward()` is all that a run calls."""
     for path, tower in model.towers():
@@ -243,6 +243,12 @@ def build_optimizer(planned: TrainingPlan, model: Any) -> Any:
     return Piecewise(made, rounds=settings.pure, by_element=settings.optim.by_element, place=place)
 
 
+def choose_computing(
+    settings: S.Training, device: Any, show: Show, counters: Mapping[str, Any] | None = None
+) -> ThreadWatch:
+    """Choose the number of threads, before anything is timed, and say where the precision asked for is slow.
+
+    A run that goes on has the threads of its checkpoint, as another number adds floats up in another order.
     """
     watch = ThreadWatch(device)
     if counters:
@@ -276,14 +282,14 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
     if isinstance(settings.sample, S.TextSample) and not writes(planned.spec):
         run.show.say(f"sample: none, as the model is {describe(planned.spec)}, which writes no text")
     elif isinstance(settings.sample, S.TextSample):
-        _, line = choose_sampling_kernel(run.model.spec, settings.kernel, run.device)
+        _, line = choose_sampling_kernel(run.model.spec, settings, run.device)
         if line is not None:
             run.show.say(line)
     add_environment(run.folder, describe_environment(run.device))
-    status = "failed"
+    status, cuda = "failed", run.device.type == "cuda"
     try:
         run.records.relay = open_relay(settings.logger, run.folder, planned.config, run.step, run.show.say)
-        with failures_in_one_line(run.folder, lambda: advise(settings, planned.spec, run.free)):
+        with failures_in_one_line(run.folder, lambda: advise(settings, planned.spec, run.free, cuda=cuda)):
             result = fit(run)
         status = "done"
     except (ZooError, KeyboardInterrupt) as error:
