@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+import shutil
 
 import pytest
 import torch
@@ -11,11 +12,8 @@ from tinyrun import compose_run, read_folder, read_metrics, write_corpus
 
 from zoo import runs
 from zoo.checkpoint.files import read_header
-from zoo.costs import price
 from zoo.errors import ConfigError
 from zoo.run.builder import build
-from zoo.training import loop
-from zoo.training.fitting import price_training
 from zoo.training.optim import Optim, piecewise
 from zoo.training.optim.piecewise import Piecewise
 from zoo.training.optim.rounding import copy_rounded
@@ -140,7 +138,7 @@ def assert_neighbour(found, value, name):
 def test_weight_decay_far_below_the_last_place_shrinks_weights_on_average(kind):
     """lr·λ is 1e-5, an update 400 times below half of the last place. After 100 updates without gradient the mean is
     that of the rule in float64; rounding to nearest leaves every weight where it was."""
-    before = (1 + torch.rand(64, 1024, generator=torch.Generator().manual_seed(1))).bfloat16()
+    before = (1 + torch.rand(32, 1024, generator=torch.Generator().manual_seed(1))).bfloat16()
     low, near = (torch.nn.Parameter(before.clone()) for _ in range(2))
     exact, steps = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64)), 100
     how = {"lr": 1e-4, "weight_decay": 0.1, **({"momentum": 0.0} if kind == "sgd" else {})}
@@ -183,34 +181,16 @@ def test_what_keeps_its_states_in_eight_bits_is_refused(tmp_path):
 # ---------------------------------------------------------------- runs
 
 
-@pytest.mark.parametrize("extra", [[], ["ffn=moe", "accumulate=2", "optim=lion"]], ids=["dense", "experts"])
-def test_the_bytes_held_after_a_pure_update_are_those_that_are_priced(tmp_path, corpus, monkeypatch, extra):
-    held = {}
-
-    def look(run):
-        tensors = [*run.model.parameters(), *(each.grad for each in run.model.parameters())]
-        tensors += [each for state in run.optimizer.state.values() for each in state.values() if torch.is_tensor(each)]
-        storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors if each.ndim}
-        held["bytes"] = sum(storages.values())
-
-    apply = loop.apply_update
-    monkeypatch.setattr(loop, "apply_update", lambda run, loads: (apply(run, loads), look(run)))
-    config = compose_run(corpus, "precision=bf16_pure", "steps=2", *extra)
-    start_run(config, tmp_path / "run")
-    planned = plan_training(config)
-    told = price(planned.spec, context=16, precision="pure", optimizer=planned.settings.optim.kind)["memory"]
-    assert held["bytes"] == told["weights"] + told["gradients"] + told["optimizer"]
-    assert price_training(planned.settings, planned.spec, 4)["states"] == held["bytes"]
+ALL = ["ema=0.9", "optim=muon", "ffn=moe", "dropout={ffn:0.1}"]
 
 
 @pytest.mark.parametrize(
-    "extra", [["optim=schedule_free", "schedule=constant"], ["ema=0.9", "optim=muon", "ffn=moe", "dropout={ffn:0.1}"]]
+    "extra", [["optim=schedule_free", "schedule=constant"], pytest.param(ALL, marks=pytest.mark.slow)], ids=" ".join
 )
 def test_a_pure_run_resumes_to_the_last_bit_and_saves_bfloat16(tmp_path, corpus, extra):
-    config = compose_run(corpus, "precision=bf16_pure", *extra)
-    start_run(config, tmp_path / "whole")
-    start_run(config, tmp_path / "parts")
-    (tmp_path / "parts/checkpoints/latest").write_text("step-000003\n")
+    start_run(compose_run(corpus, "precision=bf16_pure", "steps=4", "save_every=2", "eval_every=null", *extra), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    (tmp_path / "parts/checkpoints/latest").write_text("step-000002\n")
     resume_run(tmp_path / "parts")
     found, whole = (read_folder(runs.find(tmp_path / name)) for name in ("parts", "whole"))
     assert found == whole

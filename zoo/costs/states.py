@@ -222,8 +222,8 @@ def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: 
     """Bytes of the update of one tensor by pieces (`zoo.training.optim.piecewise`).
 
     Of a piece there are, in fp32 where it is rounded, weights, gradients and states; beside them the more of what the
-    rule passes through and of what rounding draws (2 bytes and a flag an element). Of states from the host there are
-    those of the piece. Where a rule needs the whole tensor (adafactor; muon's hidden matrices) it is one piece.
+    rule passes through and of what rounding draws (2 bytes an element, on CUDA a flag besides). Of states from the host
+    there are those of the piece. Where a rule needs the whole tensor (adafactor; muon's hidden matrices) it is one.
     """
     optimizer, elements, rounds = setup.optimizer, numel(shape), setup.precision == "pure" and width == 2
     orthogonal = optimizer == "muon" and hidden
@@ -237,7 +237,7 @@ def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: 
         passing = max((wide + 2) * elements, 2 * (2 * elements + 2 * squares))
     if not rounds:
         return own + passing
-    return 2 * wide * piece + own + max(passing, 3 * piece)
+    return 2 * wide * piece + own + max(passing, 2 * piece)
 
 
 def _stack_bytes(pieces: Iterable[RankTensor], width: int) -> Iterable[int]:

@@ -19,10 +19,18 @@ def copy_rounded(target: Tensor, value: Tensor) -> None:
     `value` is contiguous and is overwritten. Numbers that bfloat16 has, infinities and NaN stay what they are. Draws
     from the device's own random generator, whose state a checkpoint holds.
     """
-    nan = value.isnan()  # adding could carry one into the sign, which would make it 0
-    bits = value.view(torch.int32)
     drawn = torch.empty(-(-value.numel() // 4), dtype=torch.int64, device=value.device)
     drawn.random_(-(2**63), None)  # all 64 bits: four numbers of 16, from −2¹⁵ on
+    nan = find_nan(value)
+    bits = value.view(torch.int32)
     bits.add_(drawn.view(torch.int16)[: value.numel()].view(value.shape))
     bits.add_(1 << (DROPPED - 1)).bitwise_and_(-(1 << DROPPED))
-    target.copy_(value.masked_fill_(nan, torch.nan))
+    target.copy_(value if nan is None else value.masked_fill_(nan, torch.nan))
+
+
+def find_nan(value: Tensor) -> Tensor | None:
+    """Find the values that are no number, whose bits a carry would make into a number. None where a CPU sees at once
+    that there are none; another device is not waited for."""
+    if value.device.type == "cpu" and bool(value.sum().isfinite()):
+        return None
+    return value.isnan()
