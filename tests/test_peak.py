@@ -13,7 +13,6 @@ from zoo.costs.memory import CHUNK, training
 from zoo.model.loss import LARGE_BLOCK
 from zoo.run.builder import build
 from zoo.training.objective import NextToken
-from zoo.training.optim.piecewise import Piecewise
 
 BATCH, CONTEXT = 2, 128
 
@@ -37,10 +36,7 @@ def tracked(spec, dtype, *, recompute=False):
     if recompute:
         for index, block in enumerate(model.blocks):
             model.blocks[index] = Again(block)
-    if dtype == "bf16":
-        optimizer = Piecewise(torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True), rounds=True)
-    else:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
     ids = torch.randint(0, spec.vocab_size, (BATCH, CONTEXT))
 
     def step():

@@ -188,7 +188,8 @@ ALL = ["ema=0.9", "optim=muon", "ffn=moe", "dropout={ffn:0.1}"]
     "extra", [["optim=schedule_free", "schedule=constant"], pytest.param(ALL, marks=pytest.mark.slow)], ids=" ".join
 )
 def test_a_pure_run_resumes_to_the_last_bit_and_saves_bfloat16(tmp_path, corpus, extra):
-    start_run(compose_run(corpus, "precision=bf16_pure", "steps=4", "save_every=2", "eval_every=null", *extra), tmp_path / "whole")
+    options = ["precision=bf16_pure", "steps=4", "save_every=2", "eval_every=null"]
+    start_run(compose_run(corpus, *options, *extra), tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     (tmp_path / "parts/checkpoints/latest").write_text("step-000002\n")
     resume_run(tmp_path / "parts")

@@ -41,12 +41,12 @@ class Setup:
     `batch` sequences of `context` tokens (the model's max_seq_len unless given) are on each data-parallel rank at once;
     training packs documents of `document` tokens into them, which see themselves alone. `precision` says what a
     training run keeps of a parameter (`zoo.costs.states`), `optimizer` what is kept for its update; a `fused_optimizer`
-    updates in place (torch's AdamW with fused=True). `recompute` says which activations are computed a second time;
-    with `chunked_loss` the logits are never whole. `accumulate` passes are summed up for an update, and what is in
-    `offload` is kept in the host's memory between updates. `dp`, `tp`, `pp`, `ep` and `cp` are the ranks of each kind
-    of parallelism, `zero` the stage of ZeRO over the data-parallel ones (3 is FSDP). `gpu` is a file of conf/hardware/;
-    `train_tokens` and `mfu` are for the time to train. `page` is for the engine "zoo" where it reads rows by page
-    table, as it does on a GPU: the tokens of a page.
+    updates in place (torch's AdamW with fused=True; Zoo's of `pure` in 16 bits). `recompute` says which activations are
+    computed a second time; with `chunked_loss` the logits are never whole. `accumulate` passes are summed up for an
+    update, and what is in `offload` is kept in the host's memory between updates. `dp`, `tp`, `pp`, `ep` and `cp` are
+    the ranks of each kind of parallelism, `zero` the stage of ZeRO over the data-parallel ones (3 is FSDP). `gpu` is a
+    file of conf/hardware/; `train_tokens` and `mfu` are for the time to train. `page` is for the engine "zoo" where it
+    reads rows by page table, as it does on a GPU: the tokens of a page.
     """
 
     context: int | None = None

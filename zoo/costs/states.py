@@ -8,7 +8,7 @@ Bytes a parameter, with AdamW and a dtype of 2 bytes, before ZeRO:
 | megatron | 2 | 4 | 8 | 4 | Megatron-LM, whose gradients are summed up in fp32 |
 | fp32 | 4 | 4 | 8 | 0 | |
 | amp | 4 | 4 | 8 | 0 | torch.autocast, which copies what enters matrix products |
-| pure | 2 | 2 | 4 | 0 | states in the parameter's dtype; 16 bits are rounded stochastically (Zoo's bf16_pure) |
+| pure | 2 | 2 | 4 | 0 | torch.optim, whose states take the parameter's dtype; Zoo's bf16_pure, which rounds |
 
 Where the weights are fp32 already there is no master copy. Every parameter is trained. Counters (a number or two a
 tensor) are left out.
@@ -200,12 +200,12 @@ def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
 
     adamw's `foreach` holds one value for every element at once; `fused=True` takes nothing. The others go tensor by
     tensor: two values for each element of the largest (adafactor, schedule_free) or one (lion); muon a stack of
-    matrices of one shape; sgd and adamw8bit work in place. For `pure` in 16 bits, and for states of the host, see
-    `_piecewise_bytes`.
+    matrices of one shape; sgd and adamw8bit work in place. With a `fused_optimizer`, `pure` in 16 bits goes by pieces,
+    as states of the host do: see `_piecewise_bytes`.
     """
     width, pieces = widths(setup)[2], list(pieces)
     tensors = _optimized(pieces, setup)
-    if (setup.precision == "pure" and width == 2) or setup.offload == "states":
+    if setup.offload == "states" or (setup.precision == "pure" and width == 2 and setup.fused_optimizer):
         return max(_piecewise_bytes(setup, shape, hidden, width) for shape, _, hidden in tensors)
     if setup.optimizer == "adamw":
         return 0 if setup.fused_optimizer else count_sharded(pieces, setup, 1) * width

@@ -24,7 +24,7 @@ PRECISIONS = {
     "megatron": "gradients, a master copy and states in fp32 (Megatron-LM)",
     "fp32": "everything in fp32",
     "amp": "everything in fp32, products in copies (torch.autocast)",
-    "pure": "everything in the weights' dtype (16 bits are rounded stochastically)",
+    "pure": "everything in the weights' dtype (torch.optim; Zoo's bf16_pure)",
 }
 RECOMPUTED = {
     "none": "what autograd keeps of the forward pass",
