@@ -171,6 +171,7 @@ RUNS = {
     "a large tied table": [*TABLE, "model.head.tied=true"],
     "every second layer": ["model.n_layers=4", "recompute=every_2"],
     "masters": ["precision=bf16_master", "accumulate=2"],
+    "masters of a large tied table": ["precision=bf16_master", "accumulate=4", *TABLE, "model.head.tied=true"],
     "pure": ["precision=bf16_pure"],
     "pure, with experts": ["precision=bf16_pure", "ffn=moe", "optim=lion"],
     "pure and tied": ["precision=bf16_pure", "accumulate=2", "model.head.tied=true"],

@@ -241,7 +241,8 @@ def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section], tuned: Tuned
         if f"{prefix}loss" in passes and not setup.chunked_loss:
             last = passes[f"{prefix}loss"]
         label = "loss" if f"{prefix}loss" in passes else "head"
-        found.append(PassPiece(label, last, last.bytes, last.gradients, table=met))
+        waits = met or (table if setup.precision == "megatron" else 0)  # for fp32, till its 16 bits are whole
+        found.append(PassPiece(label, last, last.bytes, last.gradients, table=waits))
     return found
 
 
