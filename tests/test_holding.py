@@ -178,7 +178,7 @@ RUNS = {
 }
 
 
-FAST = ("frozen", "accumulated, a large tied table", "every second layer", "masters", "pure")
+FAST = ("frozen", "accumulated, a large tied table", "pure")
 EACH_RUN = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
 
 
