@@ -5,7 +5,7 @@ import shutil
 from tinyrun import compose_run, read_metrics, write_corpus
 
 from zoo.data.tokenizer import make_byte_tokenizer
-from zoo.training.evaluate import Subject
+from zoo.training.evaluate import evaluate
 from zoo.training.task import resume_run, start_run
 
 
@@ -21,5 +21,5 @@ def test_a_run_goes_on_after_its_tokenizer_was_moved(tmp_path):
     resume_run(tmp_path / "moved")
     assert read_metrics(tmp_path / "moved") == read_metrics(tmp_path / "whole")
     assert f"path: {tmp_path / 'words'}" in (tmp_path / "moved/config.yaml").read_text()  # as the user typed it
-    subject = Subject(tmp_path / "moved", None, dtype=None, device="cpu", note=lambda line: None)
-    assert subject.read_validation(lambda what, done, total: None)
+    scored = evaluate(tmp_path / "moved", device="cpu")
+    assert scored["results"][0]["loss"] > 0  # on the run's own validation split
