@@ -94,7 +94,8 @@ copy, and FLOPs of the matrix products in a step.
 ACTIVATIONS = """
 What autograd keeps of a layer is read off the model's own forward pass, run on tensors without values. It is exact for
 the kernels of a CUDA device. `--recompute full` keeps each layer's input alone, and one layer's working set while it is
-computed again; `selective` computes the attention core again.
+computed again; `every_2` does so for every second layer, and so on; `selective` computes the attention core again.
+`--accumulate` keeps all gradients through each pass; `--offload states` has the optimizer's in the host's memory.
 """
 
 RULES = """

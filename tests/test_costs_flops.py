@@ -160,7 +160,11 @@ def test_pairs_that_see_both_ways_are_those_that_a_mask_shows(look):
     ("overrides", "options", "fault"),
     [
         ([], {"convention": "pal"}, r"^convention: unknown 'pal' \(did you mean 'palm'\?\)"),
-        ([], {"recompute": "half"}, r"^recompute: unknown 'half'.* \(one of: none, selective, full\)"),
+        (
+            [],
+            {"recompute": "half"},
+            r"^recompute: unknown 'half'.* \(one of: none, selective, full, every_2, every_3 …\)",
+        ),
         ([], {"documents": [3, 4]}, r"^documents: 2 of 7 tokens in all, the sequence has 16"),
         ([], {"documents": [0, 16]}, r"^documents: .*lengths from 1 up"),
         ([], {"prefix": 3}, r"^prefix: this model has no tokens that all see one another"),

@@ -29,6 +29,7 @@ from zoo.analysis.explain.terms import (
 )
 from zoo.compose.targets import list_packaged
 from zoo.costs import Setup, price
+from zoo.costs.again import RECOMPUTE
 from zoo.costs.flops import count_training
 from zoo.costs.memory import count_loss
 from zoo.costs.operators import Chosen, Operator
@@ -42,7 +43,7 @@ from zoo.costs.roofline import (
     roofline,
     usable_bytes,
 )
-from zoo.costs.setup import CONVENTIONS, ENGINES, OPTIMIZERS, PRECISIONS, RECOMPUTE
+from zoo.costs.setup import CONVENTIONS, ENGINES, OFFLOAD, OPTIMIZERS, PRECISIONS
 from zoo.costs.states import StateRow
 
 OPERATORS: dict[type, Any] = {
@@ -145,7 +146,9 @@ def test_every_choice_of_every_axis_explains_itself(overrides):
 SETUPS = {
     "context": [64, 1000],
     "batch": [1, 3],
-    "recompute": RECOMPUTE,
+    "recompute": (*RECOMPUTE, "every_2"),
+    "accumulate": [1, 4],
+    "offload": OFFLOAD,
     "precision": PRECISIONS,
     "optimizer": OPTIMIZERS,
     "chunked_loss": [False, True],

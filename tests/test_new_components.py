@@ -59,6 +59,9 @@ EXACT = {
     "a dtype by its own name": lambda x: x.exp() if x.dtype == float32 else x,
     "nn.functional by nn": lambda x: nn.functional.silu(x),
     "a slice": lambda x: torch.cat((x[..., ::2].exp(), x[..., 1::2]), -1),
+    "dropout": lambda x: F.dropout(x, 0.3),
+    "dropout of nothing": lambda x: F.dropout(x.exp(), 0.0),
+    "attention with dropout": lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=0.2)[0],
 }
 """Forwards that a shadow follows."""
 
@@ -146,7 +149,7 @@ UNKNOWN = {
     "a type by its own name": (lambda x: x.exp() if isinstance(x, Tensor) else x, "Tensor"),
     "nn.functional": (lambda x: nn.functional.elu(x), "elu"),
     "out=": (lambda x: x + torch.exp(x.detach(), out=torch.empty_like(x)), "exp"),
-    "dropout": (lambda x: F.dropout(x, 0.0), "dropout"),
+    "dropout of channels": (lambda x: F.dropout1d(x, 0.5), "dropout1d"),
     "T": (lambda x: (x[0].T @ x[0]).sum() * x, "'T'"),
     "data": (lambda x: x * x.data, "data"),
     "grad": (lambda x: x.exp() if x.grad is None else x, "grad"),
@@ -161,10 +164,6 @@ UNKNOWN = {
     "max of all": (lambda x: x / x.max(), "max"),
     "norm": (lambda x: F.normalize(x, dim=-1), "normalize"),
     "a deep copy": (lambda x: x + copy.deepcopy(x.detach()), "__deepcopy__"),
-    "attention with dropout": (
-        lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=0.0)[0],
-        "scaled_dot_product_attention",
-    ),
 }
 """Forwards that it does not, and what the message names."""
 

@@ -7,6 +7,7 @@ RUN/checkpoints/step-000400/         a checkpoint (zoo/checkpoint/store.py)
 RUN/result.json                      the run's outcome
 RUN/metrics.jsonl                    a line for each step that was recorded, and for each evaluation
 RUN/config.yaml, model.yaml          the training config, and the model's Spec
+RUN/tokenizer/                       the files of a tokenizer that the config names by its path, as they were
 runs/last                            the folder of the last run, for `zoo generate`
 """
 
@@ -28,7 +29,7 @@ ARCHITECTURE, WEIGHTS = "zoo.yaml", "model.safetensors"
 CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
 AVERAGES = ("ema", "lawa")  # averages of the weights in a checkpoint: `RUN/ema` is that of the newest one
 RESULT, METRICS = "result.json", "metrics.jsonl"
-CONFIG, MODEL = "config.yaml", "model.yaml"
+CONFIG, MODEL, TOKENIZER = "config.yaml", "model.yaml", "tokenizer"
 LOCK = "lock"
 LAST_RUN = Path("runs", "last")
 

@@ -236,6 +236,9 @@ def restore_optimizer(optimizer: Optimizer, parameter: Tensor, key: str, value: 
     if inner:
         getattr(own[key], inner).copy_(value)
         return
+    if (keep := getattr(optimizer, "keep_state", None)) is not None:  # it keeps them in a place of its own
+        own[key] = keep(parameter, value)
+        return
     beside = value.ndim > 0 or any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     own[key] = value.to(parameter.device) if beside else value
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from zoo.costs.again import AGAIN, name_stored
 from zoo.costs.shadow import (
     DTYPES,
     INT64,
@@ -27,6 +28,8 @@ from zoo.costs.shadow import (
     taping,
 )
 from zoo.costs.shadow.backward import replay_backward
+from zoo.costs.shadow.norms import dropout
+from zoo.costs.tuning import TunedModel
 
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
 """The dtype of activations by the model's dtype; an fp8 model has bf16 activations."""
@@ -73,7 +76,8 @@ class PassShape(NamedTuple):
     """The shape of a forward pass: `batch` sequences of `context` tokens.
 
     `fused` is on a CUDA device, otherwise on a CPU. `dtype` is that of weights; with `autocast` products are in that
-    one. `selective` keeps nothing of attention's inside, to compute it a second time. `kernel` is attention's.
+    one. `selective` keeps nothing of attention's inside, to compute it a second time. `kernel` is attention's. `model`
+    says what trains, and what is added to the pass; None is all, and nothing.
     """
 
     context: int
@@ -83,6 +87,7 @@ class PassShape(NamedTuple):
     autocast: str | None = None
     selective: bool = False
     kernel: str = "auto"
+    model: TunedModel | None = None
 
 
 def list_kept(spec: Any, **fields: Any) -> dict[str, list[Kept]]:
@@ -114,8 +119,8 @@ def _traced(spec: Any, run: PassShape, *, loops: bool = True) -> dict[str, Secti
         found: dict[str, Section] = {}
         memory = None
         for name, tower in spec.towers().items():
-            layer = ShadowLayer(tower, tower.d_model, DTYPES[NAMES[run.dtype]], kernel=run.kernel)
-            trace = _Trace(tape, tower, f"{name}." if name else "", layer)
+            layer = _make_tower(tower, name, run)
+            trace = _Trace(tape, tower, name, layer, run.model)
             with named_failures(f"{tower.axis}={tower.kind}"):
                 if memory is None and tower.reads_memory:  # a decoder alone, given a memory as long as the context
                     memory = make_shadow((run.batch, run.context, tower.d_model), DTYPES[NAMES[run.dtype]], "memory")
@@ -124,6 +129,16 @@ def _traced(spec: Any, run: PassShape, *, loops: bool = True) -> dict[str, Secti
         if tape.unknown is not None:  # which a component may have caught
             raise tape.unknown
         return found
+
+
+def _make_tower(tower: Any, name: str, run: PassShape) -> ShadowLayer:
+    tuning = None if run.model is None else run.model.ends[name]
+    made = ShadowLayer(tower, tower.d_model, DTYPES[NAMES[run.dtype]], kernel=run.kernel, tuning=tuning)
+    if tuning is not None:
+        made.attention_dropout, made.embedding_dropout = (
+            0.5 if each in tuning.whole.drops else 0.0 for each in ("attention", "embedding")
+        )
+    return made
 
 
 # ---------------------------------------------------------------- long sequences through loops
@@ -184,8 +199,9 @@ def _by_name(kept: Iterable[Kept]) -> dict[tuple[str, str], int]:
 class _Trace:
     """Trace a tower's pass, section by section."""
 
-    def __init__(self, tape: Tape, tower: Any, prefix: str, layer: ShadowLayer) -> None:
-        self.tape, self.tower, self.prefix, self.layer = tape, tower, prefix, layer
+    def __init__(self, tape: Tape, tower: Any, where: str, layer: ShadowLayer, model: TunedModel | None) -> None:
+        self.tape, self.tower, self.layer, self.where, self.model = tape, tower, layer, where, model
+        self.prefix = f"{where}." if where else ""
         self.found: dict[str, Section] = {}
 
     def run(self, batch: int, context: int, memory: Any, loops: bool) -> Any:
@@ -195,20 +211,26 @@ class _Trace:
         x, scene = self._begin(ids, memory)
         self.file("embedding", begun, [x], ids)
         begun = self.tape.begin()
-        steps = {name: scene.step(name, m.kernel, x, m) for name in self.tower.blocks}
+        steps: dict[str, Any] = {}
+        for name in self.tower.blocks:  # layers that are told apart here have one step in the model
+            same = next((other for other in steps if name_stored(other) == name_stored(name)), None)
+            steps[name] = scene.step(name, m.kernel, x, m) if same is None else steps[same]
         shared = collect_saved(find_reached((each for step in steps.values() for each in _shared(step)), begun[0]))
         for name, block in self.tower.blocks.items():
             if loops or not block.attention.state():
                 shared |= self._layer(name, block, steps[name].for_layer(None), x)
-        read = shared | {each.storage: None for step in steps.values() for each in _shared(step)}
+        again = {name: step for name, step in steps.items() if name.endswith(AGAIN)} or steps
+        read = shared | {each.storage: None for step in again.values() for each in _shared(step)}
         self.found[f"{self.prefix}shared"] = Section(*_described(shared), input=sum(each.nbytes for each in read))
         return self._end(x.shape, x.dtype)
 
     def _layer(self, name: str, block: Any, step: Any, x: Any) -> dict[Storage, None]:
         """Trace one layer of a kind; return the storages that it saves of those shared by all layers."""
         begun = self.tape.begin()
-        stream = make_shadow(x.shape, x.dtype, INPUT, grad=True)
-        y = ShadowLayer(block, self.tower.d_model, self.layer.dtype, "", self.layer.kernel)(stream, step)
+        tuning = None if self.model is None else self.model.layers[self.where, name.removesuffix(AGAIN)]
+        stream = make_shadow(x.shape, x.dtype, INPUT, grad=tuning is None or tuning.reached)
+        layer = ShadowLayer(block, self.tower.d_model, self.layer.dtype, "", self.layer.kernel, tuning)
+        y = layer(stream, step)
         shared = {each.storage for each in _shared(step)}
         return self.file(f"layer:{name}", begun, [y, *(loss for _, loss in step.losses)], stream, shared)
 
@@ -222,11 +244,12 @@ class _Trace:
         scene = replace_torch(Scene)(tower, Inputs(ids, memory=memory if tower.causal else None))
         if tower.has_position:
             x = tower.position.embed(m.position, x, scene.table_positions)
-        return tower.embedding.finish(m.embedding, x, scene.real), scene
+        x = tower.embedding.finish(m.embedding, x, scene.real)
+        return dropout(x, m.embedding_dropout), scene
 
     def _end(self, shape: Any, dtype: Any) -> Any:
         m, tower, begun = self.layer, self.tower, self.tape.begin()
-        x = make_shadow(shape, dtype, INPUT, grad=True)
+        x = make_shadow(shape, dtype, INPUT, grad=self.model is None or self.model.reached[self.where])
         hidden = m.norm(x) if tower.has_final_norm else x
         hidden = m.project(hidden) if tower.out_width else hidden
         logits = m.head(tower.head.gather(hidden, None))
@@ -246,8 +269,9 @@ class _Trace:
         storages = collect_saved(nodes)
         own = [each for each in storages if each not in shared]
         forward = self.tape.most - live
+        seeds = [each for each in roots if each.wants_grad]
         self.found[self.prefix + name] = Section(
-            *_described(own), given.nbytes, forward, *replay_backward(nodes, roots)
+            *_described(own), given.nbytes, forward, *replay_backward(nodes, seeds)
         )
         return {each: None for each in storages if each in shared}
 

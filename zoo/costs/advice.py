@@ -35,6 +35,8 @@ def _options(setup: Setup) -> Iterator[tuple[str, Setup]]:
         yield "--fused-optimizer", replace(setup, fused_optimizer=True)
     if setup.optimizer in ("adamw", "lion", "muon", "schedule_free", "sgd"):
         yield "--optimizer adamw8bit", replace(setup, optimizer="adamw8bit")
+    if setup.offload == "none" and setup.optimizer != "adamw8bit":
+        yield "--offload states", replace(setup, offload="states")
     if setup.dp * setup.cp == 1:
         yield "--dp 8 --zero 3", replace(setup, dp=8, zero=3)
     elif setup.zero < 3:

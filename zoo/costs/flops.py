@@ -15,9 +15,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from zoo.costs.again import AGAIN, explain_unknown, mark_layers, read_every
 from zoo.costs.pairs import Look
-from zoo.costs.rows import CostTable, PartRow, Priced, tabulate
-from zoo.costs.setup import RECOMPUTE
+from zoo.costs.rows import CostTable, PartRow, Priced, tabulate, tabulate_towers
 from zoo.costs.sums import Amount
 from zoo.errors import ConfigError, did_you_mean
 from zoo.spec import CROSS, LOGITS, READ, Embedding, Linear, Tied, is_hidden_matrix
@@ -146,12 +146,12 @@ def count_flops(
     """Count the FLOPs of one sequence of `context` tokens.
 
     `forward` and `train` are per token, the mean over the sequence, `train` being three times forward (`hfu` adds what
-    is computed again). `train_hardware` adds to `train` what `recompute` makes again: the pairs' work (selective) or a
-    whole forward (full). `prefill` is a prompt of `context` tokens up to the first logits: an encoder-decoder reads it
-    and begins to write. `decode` is one token when `context` are in the sequence, itself included (of an
-    encoder-decoder: and as many were read), `decode_expanded` the same where MLA decodes with keys and values of every
-    head at hand, in place of its latents. `palm` and `megatron` are for training and have neither; `kaplan` has them
-    for one tower.
+    is computed again). `train_hardware` adds to `train` what `recompute` makes again: the pairs' work (selective), a
+    whole forward (full), or that of every n-th layer. `prefill` is a prompt of `context` tokens up to the first logits:
+    an encoder-decoder reads it and begins to write. `decode` is one token when `context` are in the sequence, itself
+    included (of an encoder-decoder: and as many were read), `decode_expanded` the same where MLA decodes with keys and
+    values of every head at hand, in place of its latents. `palm` and `megatron` are for training and have neither;
+    `kaplan` has them for one tower.
 
     `documents` are the lengths of those packed into the sequence, which see themselves alone; the first `prefix` tokens
     all see one another. Both change `exact` and `hfu`; the others count every sequence as one.
@@ -162,7 +162,8 @@ def count_flops(
     table = tabulate(spec)
     _check(table, context, convention, recompute, documents, prefix)
     passed = _passed(table, context, convention, documents, prefix)
-    train, hardware = count_training(passed.whole, passed.pairs, convention, recompute)
+    again = count_again(table, context, convention, recompute, documents, prefix)
+    train, hardware = count_training(passed.whole, passed.pairs, convention, recompute, again)
     return {
         "convention": CONVENTIONS[convention],
         "context": context,
@@ -173,10 +174,32 @@ def count_flops(
     }
 
 
-def count_training(whole: Amount, pairs: Amount, convention: str, recompute: str) -> tuple[Amount, Amount]:
+def count_again(
+    table: CostTable,
+    context: int,
+    convention: str,
+    recompute: str,
+    documents: Sequence[int] | None = None,
+    prefix: int = 0,
+) -> Amount:
+    """Forward FLOPs of the layers that are computed again under `every_n`, for a sequence; 0 under other names."""
+    if read_every(recompute) is None:
+        return 0
+    marked = mark_layers(table.spec, recompute)
+    made = tabulate_towers(marked.towers(), table.spec)
+    parts, attentions = (
+        tuple(row for row in rows if (row.kind or "").endswith(AGAIN)) for rows in (made.parts, made.attentions)
+    )
+    kept = CostTable(table.spec, made.towers, parts, attentions, ())  # type: ignore[arg-type]
+    return _passed(kept, context, convention, documents, prefix).whole
+
+
+def count_training(
+    whole: Amount, pairs: Amount, convention: str, recompute: str, layers: Amount = 0
+) -> tuple[Amount, Amount]:
     """Count the FLOPs of training on a sequence, without and with what is computed again, from those of its forward
-    pass and of the pairs in it."""
-    again = {"none": 0, "selective": pairs, "full": whole}[recompute]
+    pass, of the pairs in it, and of the `layers` that are computed again one by one."""
+    again = {"none": 0, "selective": pairs, "full": whole}.get(recompute, layers)
     if convention == "hfu":
         train = whole * 3 + pairs * (FLASH_BACKWARD - 2) + again
         return train, train
@@ -274,10 +297,11 @@ def sum_decoding(products: Amount, memory: Amount, core: Amount) -> Amount:
 
 def _check(table: CostTable, context: int, convention: str, recompute: str, documents: Any, prefix: int) -> None:
     spec = table.spec
-    for name, found, known in (("convention", convention, CONVENTIONS), ("recompute", recompute, RECOMPUTE)):
-        if found not in known:
-            hint = did_you_mean(found, known)
-            raise ConfigError(f"{name}: unknown {found!r}{hint} (one of: {', '.join(known)})")
+    if convention not in CONVENTIONS:
+        hint = did_you_mean(convention, CONVENTIONS)
+        raise ConfigError(f"convention: unknown {convention!r}{hint} (one of: {', '.join(CONVENTIONS)})")
+    if reason := explain_unknown(recompute):
+        raise ConfigError(f"recompute: {reason}")
     if documents:
         if sum(documents) != context or min(documents) < 1:
             found = f"{len(documents)} of {sum(documents)} tokens in all, the sequence has {context}"

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from zoo.costs.activations import PassShape, Section, list_sections
 from zoo.costs.advice import advice
+from zoo.costs.again import AGAIN, mark_layers, name_stored, read_every
 from zoo.costs.generating import generating
 from zoo.costs.parallel import sum_activations
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shadow import UnknownOperation
-from zoo.costs.states import states
+from zoo.costs.states import states, widths
 from zoo.costs.sums import Amount, take_smaller
+from zoo.costs.tuning import TunedModel, Tuning, apply_tuning
 from zoo.errors import ConfigError
 
 Value = TypeVar("Value")
@@ -20,6 +22,9 @@ Value = TypeVar("Value")
 CHUNK = 256 << 20
 """Bytes of logits that a chunked loss has at once, and of the float32 that their softmax is worked out in: the defaults
 of Zoo's training (`zoo.training.objective`)."""
+
+BLOCK = 4 << 20
+"""Bytes of logits, in float32, that a CPU takes the softmax of at once (`zoo.model.loss`)."""
 
 
 def memory(spec: Any, setup: Setup) -> dict[str, Any]:
@@ -32,7 +37,8 @@ def memory(spec: Any, setup: Setup) -> dict[str, Any]:
     if setup.ranks > 1:
         figures["on"] = f"each of {setup.ranks:,} ranks"
     if passes is not None:
-        figures |= advice(setup, figures, lambda changed: _training(spec, changed, passes=passes)[0]["train_peak"])
+        serves = passes if read_every(setup.recompute) is None else None  # what layers read that run again
+        figures |= advice(setup, figures, lambda changed: _training(spec, changed, passes=serves)[0]["train_peak"])
     if any(tower.causal for tower in spec.towers().values()):
         figures |= _generating(spec, setup)
     return figures
@@ -61,35 +67,46 @@ def without_passes(spec: Any, setup: Setup) -> dict[str, int]:
     return {name: round(held[name]) for name in KEPT}
 
 
-def training(spec: Any, setup: Setup, *, fused: bool = True) -> dict[str, Any]:
+def training(spec: Any, setup: Setup, *, fused: bool = True, tuning: Tuning | None = None) -> dict[str, Any]:
     """Bytes of a training step on one rank.
 
     `weights`, `gradients`, `optimizer` (`master` among it): see `states`. `activations` are what the passes of `batch`
     sequences keep for their backward passes, the loss left out; `activations_by_layer` those of one layer of each kind.
-    With recompute `full` a layer keeps its input alone (Chen et al., 2016), with `selective` all but attention's inside
-    (Korthikanti et al., 2022), which a fused kernel has made small already. `loss_head` is what the loss takes at most:
-    12 bytes a token and word, which are the logarithms of chances, their gradient and the logits', all in float32; or a
-    chunk. `step` is what the update takes besides.
+    With recompute `full` a layer keeps its input alone (Chen et al., 2016), with `every_n` every n-th does, with
+    `selective` all but attention's inside (Korthikanti et al., 2022), which a fused kernel has made small already.
+    `loss_head` is what the loss takes at most: 12 bytes a token and word, which are the logarithms of chances, their
+    gradient and the logits', all in float32; or a chunk. `step` is what the update takes besides.
 
     `train_peak` is the most that stands at once, reached at `peak_at`: in the backward pass of the "loss", of a kind of
     "layer" or of the "embedding", or in the "step". It is torch's own peak to 2 % (its MemTracker), without the
     allocator's rounding and what CUDA and its libraries take.
 
-    `fused` is a CUDA device's kernels, otherwise a CPU's. Where a component uses a torch operation whose saved tensors
-    are not listed in operations.py, or the model cannot read so many tokens, `activations_unknown` says so in place of
-    the activations and the peak.
+    With `offload` the host keeps `offloaded` of the optimizer's states, and the update has some of them at a time.
+
+    `tuning` says what trains and what a run adds, on one rank. `fused` is a CUDA device's kernels, otherwise a CPU's.
+    Where a component uses a torch operation whose saved tensors are not listed in operations.py, or the model cannot
+    read so many tokens, `activations_unknown` says so in place of the activations and the peak.
     """
-    return _training(spec, setup, fused=fused)[0]
+    tuned = None if tuning is None or tuning.plain else apply_tuning(spec, tuning)
+    return _training(spec, setup, fused=fused, tuned=tuned)[0]
 
 
 def _training(
-    spec: Any, setup: Setup, *, fused: bool = True, passes: Mapping[str, Section] | None = None
+    spec: Any,
+    setup: Setup,
+    *,
+    fused: bool = True,
+    passes: Mapping[str, Section] | None = None,
+    tuned: TunedModel | None = None,
 ) -> tuple[dict[str, Any], Mapping[str, Section] | None]:
     """The figures, and the sections they are of, unless those are given."""
-    held = states(spec, setup)
+    held = states(spec, setup, tuned=tuned)
+    spec = mark_layers(spec if tuned is None else tuned.spec, setup.recompute)
     figures: dict[str, Any] = {name: round(held[name]) for name in ("weights", "gradients", "optimizer", "master")}
+    if setup.offload != "none":
+        figures["offloaded"] = round(held["offloaded"])
     try:
-        passes = _sections(spec, setup, fused) if passes is None else passes
+        passes = _sections(spec, setup, fused, tuned) if passes is None else passes
     except (UnknownOperation, ConfigError) as error:
         return {**figures, "step": round(held["step"]), "activations_unknown": str(error)}, None
     kept = {name: section.input if keeps_input(name, setup) else section.bytes for name, section in passes.items()}
@@ -103,14 +120,14 @@ def _training(
     if loss is not None:
         figures["loss_head"] = round(loss)
     figures["step"] = round(held["step"])
-    moments = list_moments(spec, setup, passes, held, activations)
+    moments = list_moments(spec, setup, passes, held, activations, tuned, fused)
     where = max(moments, key=lambda name: sum(moments[name].values()))
     stays = sum(held[name] for name in STAYS)
     return {**figures, "train_peak": round(stays + sum(moments[where].values())), "peak_at": where}, passes
 
 
-def _sections(spec: Any, setup: Setup, fused: bool) -> dict[str, Section]:
-    return list_sections(spec, shape_pass(setup, setup.tokens(spec), setup.batch)._replace(fused=fused))
+def _sections(spec: Any, setup: Setup, fused: bool, tuned: TunedModel | None) -> dict[str, Section]:
+    return list_sections(spec, shape_pass(setup, setup.tokens(spec), setup.batch)._replace(fused=fused, model=tuned))
 
 
 def shape_pass(setup: Setup, context: int, batch: int) -> PassShape:
@@ -128,6 +145,8 @@ def keeps_input(name: str, setup: Setup) -> bool:
     """Whether a section keeps only what it reads: a layer that is to be run again does, and needs all that layers
     share."""
     piece = name.split(".")[-1]
+    if read_every(setup.recompute):
+        return piece.endswith(AGAIN) or piece == "shared"
     return setup.recompute == "full" and (piece.startswith("layer:") or piece == "shared")
 
 
@@ -179,18 +198,28 @@ def count_loss(values: Amount, setup: Setup) -> Amount:
 
 
 def list_moments(
-    spec: Any, setup: Setup, passes: Mapping[str, Section], held: Mapping[str, Any], activations: float
+    spec: Any,
+    setup: Setup,
+    passes: Mapping[str, Section],
+    held: Mapping[str, Any],
+    activations: float,
+    tuned: TunedModel | None = None,
+    fused: bool = True,
 ) -> dict[str, dict[str, int]]:
     """List the fullest moments of a step by where it is (`peak_at`). Each lists, by name, the bytes of what stands then
     and does not stay."""
-    found = _single(spec, setup, passes) if setup.ranks == 1 else _many(spec, setup, passes, held, activations)
+    if setup.ranks == 1:
+        found = _single(_pieces(spec, setup, passes, tuned), spec, setup, passes, held, fused)
+    else:
+        found = _many(spec, setup, passes, held, activations)
     found["step"] = {"gradients": held["gradients"], "step": held["step"]}
     return {where: {name: round(size) for name, size in parts.items()} for where, parts in found.items()}
 
 
 class PassPiece(NamedTuple):
     """A piece of a pass, in the order of the forward one, `count` times in a row: what it leaves kept, what its
-    backward pass leaves of gradients, and the `sum` of a table's that meets one which is there already."""
+    backward pass leaves of gradients, and the `sum` of a table's that meets one which is there already. With `again` it
+    keeps its input alone. A tied `table` is what the loss leaves of its gradient until the embedding's meets it."""
 
     label: str
     section: Section
@@ -198,63 +227,88 @@ class PassPiece(NamedTuple):
     gradients: int
     sum: int = 0
     count: int = 1
+    again: bool = False
+    table: int = 0
 
 
-def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section]) -> list[PassPiece]:
-    found, full = [], setup.recompute == "full"
+def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section], tuned: TunedModel | None = None) -> list[PassPiece]:
+    found = []
     for name, tower in spec.towers().items():
         prefix, seen = f"{name}." if name else "", set()
-        embedding, table = passes[f"{prefix}embedding"], _met_again(spec, name, tower, setup)
-        met = 0 if setup.chunked_loss else table  # a chunk's has been added to the weight's own by then, in place
+        embedding, table = passes[f"{prefix}embedding"], _met_again(spec, name, tower, setup, tuned)
+        met = 0 if setup.chunked_loss else table  # Zoo's loss has added its own to the weight's by then, in place
         found.append(PassPiece("embedding", embedding, embedding.bytes, embedding.gradients - table, met))
         for kind, run in groupby(tower.pattern):
             section, count = passes[f"{prefix}layer:{kind}"], sum(1 for _ in run)
-            kept = section.input if full else section.bytes
-            own = (kind not in seen) if tower.shared_layers else count  # the others' gradients are there already
-            seen.add(kind)
+            again, stored = keeps_input(f"layer:{kind}", setup) and section.bytes > 0, name_stored(kind)
+            kept = section.input if again else section.bytes
+            own = (stored not in seen) if tower.shared_layers else count  # the others' gradients are there already
+            seen.add(stored)
             made = ((section.gradients, int(own)), (0, count - own))
-            found += [PassPiece("layer", section, kept, each, count=times) for each, times in made if times]
+            found += [PassPiece("layer", section, kept, each, 0, times, again) for each, times in made if times]
         last = passes[f"{prefix}head"]
         if f"{prefix}loss" in passes and not setup.chunked_loss:
             last = passes[f"{prefix}loss"]
-        found.append(PassPiece("loss" if f"{prefix}loss" in passes else "head", last, last.bytes, last.gradients))
+        label = "loss" if f"{prefix}loss" in passes else "head"
+        waits = met or (table if setup.precision == "megatron" else 0)  # for fp32, till its 16 bits are whole
+        found.append(PassPiece(label, last, last.bytes, last.gradients, table=waits))
     return found
 
 
-def _met_again(spec: Any, name: str, tower: Any, setup: Setup) -> int:
+def _met_again(spec: Any, name: str, tower: Any, setup: Setup, tuned: TunedModel | None = None) -> int:
     """Bytes of a token table's gradient where a head or another tower's embedding has given it one before; torch sums
     the two up in a third."""
+    if tuned is not None and "embedding.tokens.weight" in tuned.ends[name].frozen:
+        return 0
     tied = getattr(tower.head, "tied", False)
     if name == "encoder":
         tied = tied or spec.towers()["decoder"].embedding.tied is not None
-    width = 4 if setup.precision in ("fp32", "amp") else max(DTYPES[setup.dtype], 2)
-    return tower.vocab_size * (tower.embedding.width or tower.d_model) * width if tied else 0
+    return tower.vocab_size * (tower.embedding.width or tower.d_model) * _computed_width(setup) if tied else 0
 
 
-def _single(spec: Any, setup: Setup, passes: Mapping[str, Section]) -> dict[str, dict[str, float]]:
+def _computed_width(setup: Setup) -> int:
+    """Bytes of a value of the gradients that a pass computes."""
+    return 4 if setup.precision in ("fp32", "amp") else max(DTYPES[setup.dtype], 2)
+
+
+def _single(
+    pieces: list[PassPiece],
+    spec: Any,
+    setup: Setup,
+    passes: Mapping[str, Section],
+    held: Mapping[str, Any],
+    fused: bool,
+) -> dict[str, dict[str, float]]:
     """Most bytes of activations and gradients in the passes of each kind of piece, all on one rank: the pieces are
-    undone last to first, each beside what those before it keep and the gradients of those behind it."""
-    pieces, again = _pieces(spec, setup, passes), setup.recompute == "full"
-    shared = [section for name, section in passes.items() if name.split(".")[-1] == "shared"]
-    before = sum(each.input if again else each.bytes for each in shared) + sum(
-        piece.kept * piece.count for piece in pieces
-    )
-    gradients = beside = 0
+    undone last to first, each beside what those before it keep and the gradients of those behind it.
+
+    Where passes are accumulated, all gradients stand from the first pass on. A weight's new gradient goes as soon as it
+    is added, a tied table's when its second one has come.
+    """
+    standing = held["gradients"] if setup.accumulate > 1 else 0
+    wider = widths(setup)[1] / _computed_width(setup)  # Megatron's gradients are fp32, those of its passes are not
+    shared = {name: section for name, section in passes.items() if name.split(".")[-1] == "shared"}
+    before = sum(each.input if keeps_input(name, setup) else each.bytes for name, each in shared.items())
+    before += sum(piece.kept * piece.count for piece in pieces)
+    gradients = beside = waiting = 0
     peaks: dict[str, dict[str, float]] = {}
     for piece in (step for run in reversed(pieces) for step in _decisive(run)):
         section = piece.section
         before -= piece.kept * piece.count
-        undone = section.peak
-        if again and piece.label == "layer":  # its forward pass a second time, beside the gradient of its result
-            undone = max(section.peak + (0 if section.keeps_input else section.input), section.forward + section.input)
-        backward = {"gradients": gradients, "shared gradients": beside, "its backward pass": undone, "sum": piece.sum}
+        undone = section.moving if standing else section.peak + (wider - 1) * section.gradients
+        if piece.again:  # its forward pass a second time, beside the gradient of its result
+            undone = max(undone + (0 if section.keeps_input else section.input), section.forward + section.input)
+        there = {"gradients": standing or gradients * wider, "shared gradients": beside, "the table's": waiting}
+        backward = {**there, "its backward pass": undone, "sum": piece.sum}
         if piece.label == "loss" and setup.chunked_loss:
-            most = _chunked_loss(spec, setup, section)
+            most = _chunked_loss(spec, setup, section, fused) | ({"accumulated": standing} if standing else {})
         else:
-            most = max(backward, {"its forward pass": section.forward}, key=lambda parts: sum(parts.values()))
+            forward = {"gradients": standing, "its forward pass": section.forward}
+            most = max(backward, forward, key=lambda parts: sum(parts.values()))
         moment = {"kept before it": before, **most}
         peaks[piece.label] = max(peaks.get(piece.label, {}), moment, key=lambda parts: sum(parts.values()))
         gradients += piece.gradients * piece.count
+        waiting = 0 if piece.label == "embedding" else max(waiting, piece.table if standing else 0)
         beside = 0 if piece.label == "embedding" else max(beside, section.beside)
     return peaks
 
@@ -273,15 +327,21 @@ def _decisive(piece: PassPiece) -> list[PassPiece]:
     return [one, one, piece._replace(count=piece.count - 3), one]
 
 
-def _chunked_loss(spec: Any, setup: Setup, head: Section) -> dict[str, float]:
-    """List what stands at a chunk of the loss: it, the hidden states, their gradient, and the gradients of the head's
-    weights, once more where another chunk's are to be added."""
-    loss = _loss_bytes(spec, setup)
-    assert loss is not None
+def _chunked_loss(spec: Any, setup: Setup, head: Section, fused: bool) -> dict[str, float]:
+    """List what stands at a chunk of the loss: the hidden states, their gradient, and the more of the chunk with its
+    softmax, or with the gradients that it gives the head's weights. Those of the chunks before stand beside both.
+
+    A CPU takes the softmax of BLOCK bytes at a time, of 16 bits in a float32 copy.
+    """
     values = _count_logits(find_head(spec), spec, setup)
     width = 4 if setup.precision == "fp32" else DTYPES[setup.dtype]
-    gradients = head.gradients * (2 if values * width > CHUNK else 1)
-    return {"hidden states": head.bytes, "their gradient": head.input, "gradients": gradients, "loss_head": loss}
+    logits, block = min(values * width, CHUNK), CHUNK if fused else BLOCK
+    softmax = min(values * 4, block) * (1 if fused or width == 4 else 2)
+    before = head.gradients if values * width > CHUNK else 0
+    there = {"hidden states": head.bytes, "their gradient": head.input, "gradients": before, "logits": logits}
+    if softmax >= head.gradients:
+        return {**there, "their softmax": softmax}
+    return {**there, "a chunk's gradients": head.gradients}
 
 
 def _many(
@@ -292,7 +352,7 @@ def _many(
     share, layers = setup.tp * setup.cp, name_layers(spec, passes).values()
     made = {"gradients": held["gradients"], "whole gradients": held["reducing"]}
     layer = {"its backward pass": max(each.peak - each.bytes - each.gradients for each in layers) / share}
-    if setup.recompute == "full":
+    if setup.recompute == "full" or read_every(setup.recompute):
         layer["its forward pass"] = max(each.bytes - each.input for each in layers) / share
     found = {"layer": {**made, "activations": activations, **layer}}
     loss = _loss_bytes(spec, setup)

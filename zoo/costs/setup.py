@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from zoo.costs.again import RECOMPUTE, explain_unknown
 from zoo.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ CONVENTIONS = ("exact", "palm", "megatron", "kaplan", "hfu")
 ENGINES = ("ideal", "zoo", "hf", "paged")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "muon", "schedule_free", "sgd")
 PRECISIONS = ("mixed", "fp32", "amp", "megatron", "pure")
-RECOMPUTE = ("none", "selective", "full")
+OFFLOAD = ("none", "states")
 ZERO = (0, 1, 2, 3)
 
 CHOICES = {
@@ -26,9 +27,10 @@ CHOICES = {
     "cache_dtype": tuple(DTYPES),
     "convention": CONVENTIONS,
     "engine": ENGINES,
+    "offload": OFFLOAD,
     "optimizer": OPTIMIZERS,
     "precision": PRECISIONS,
-    "recompute": RECOMPUTE,
+    "recompute": (*RECOMPUTE, "every_2"),
 }
 
 
@@ -37,13 +39,14 @@ class Setup:
     """One use of a model.
 
     `batch` sequences of `context` tokens (the model's max_seq_len unless given) are on each data-parallel rank at once;
-    training packs documents of `document` tokens into them, which see themselves alone.
-    `precision` says what a training run keeps of a parameter (`zoo.costs.states`), `optimizer` what is kept for its
-    update; a `fused_optimizer` updates in place (torch's AdamW with fused=True). `recompute` says which activations are
-    computed a second time; with `chunked_loss` the logits are never whole. `dp`, `tp`, `pp`, `ep` and `cp` are the
-    ranks of each kind of parallelism, `zero` the stage of ZeRO over the data-parallel ones (3 is FSDP). `gpu` is a file
-    of conf/hardware/; `train_tokens` and `mfu` are for the time to train. `page` is for the engine "zoo" where it reads
-    rows by page table, as it does on a GPU: the tokens of a page.
+    training packs documents of `document` tokens into them, which see themselves alone. `precision` says what a
+    training run keeps of a parameter (`zoo.costs.states`), `optimizer` what is kept for its update; a `fused_optimizer`
+    updates in place (torch's AdamW with fused=True; Zoo's of `pure` in 16 bits). `recompute` says which activations are
+    computed a second time; with `chunked_loss` the logits are never whole. `accumulate` passes are summed up for an
+    update, and what is in `offload` is kept in the host's memory between updates. `dp`, `tp`, `pp`, `ep` and `cp` are
+    the ranks of each kind of parallelism, `zero` the stage of ZeRO over the data-parallel ones (3 is FSDP). `gpu` is a
+    file of conf/hardware/; `train_tokens` and `mfu` are for the time to train. `page` is for the engine "zoo" where it
+    reads rows by page table, as it does on a GPU: the tokens of a page.
     """
 
     context: int | None = None
@@ -58,6 +61,8 @@ class Setup:
     fused_optimizer: bool = False
     precision: str = "mixed"
     recompute: str = "none"
+    accumulate: int = 1
+    offload: str = "none"
     chunked_loss: bool = False
     dp: int = 1
     tp: int = 1
@@ -93,11 +98,13 @@ class Setup:
 def _faults(setup: Setup) -> Any:
     for name, known in CHOICES.items():
         found = getattr(setup, name)
-        if found not in known and not (name == "cache_dtype" and found is None):
+        if name != "recompute" and found not in known and not (name == "cache_dtype" and found is None):
             yield f"{name}: unknown {found!r}{did_you_mean(str(found), known)} (one of: {', '.join(known)})"
+    if reason := explain_unknown(setup.recompute):
+        yield f"recompute: {reason}"
     if setup.page is not None and setup.engine != "zoo":
         yield f"page: is of Zoo's own engine, found engine={setup.engine} (engine: zoo, or no page)"
-    for name in ("context", "batch", "document", "page", "dp", "tp", "pp", "ep", "cp"):
+    for name in ("context", "batch", "document", "page", "accumulate", "dp", "tp", "pp", "ep", "cp"):
         found = getattr(setup, name)
         if found is not None and found < 1:
             yield f"{name}: must be 1 or more, found {found}"

@@ -8,7 +8,7 @@ Bytes a parameter, with AdamW and a dtype of 2 bytes, before ZeRO:
 | megatron | 2 | 4 | 8 | 4 | Megatron-LM, whose gradients are summed up in fp32 |
 | fp32 | 4 | 4 | 8 | 0 | |
 | amp | 4 | 4 | 8 | 0 | torch.autocast, which copies what enters matrix products |
-| pure | 2 | 2 | 4 | 0 | torch.optim, whose states take the parameter's dtype |
+| pure | 2 | 2 | 4 | 0 | torch.optim, whose states take the parameter's dtype; Zoo's bf16_pure, which rounds |
 
 Where the weights are fp32 already there is no master copy. Every parameter is trained. Counters (a number or two a
 tensor) are left out.
@@ -22,6 +22,7 @@ from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shards import ceil_share, dim0_share, numel
 from zoo.costs.sums import Amount
+from zoo.costs.tuning import TunedModel
 from zoo.errors import ConfigError
 
 BLOCK, SMALL = 256, 4096
@@ -32,6 +33,9 @@ TABLES = 2 * 256 * 4
 
 STACK = 1 << 24
 """Elements that Muon orthogonalises at once (`zoo.training.optim.rules`)."""
+
+PIECE = 1 << 22
+"""Elements that an update takes at once where it rounds (`zoo.training.optim.piecewise`)."""
 
 VALUES = {"adamw": 2, "adamw8bit": 2, "lion": 1, "schedule_free": 2, "sgd": 1}
 """Values an optimizer keeps of each element: Loshchilov and Hutter, 2017; Chen et al., 2023; Defazio et al., 2024; SGD
@@ -44,27 +48,32 @@ PASSING = {"adafactor": 2, "lion": 1, "schedule_free": 2}
 """Values of each element of a tensor that its update holds at once."""
 
 
-def states(spec: Priced, setup: Setup, stage: Stage | None = None) -> dict[str, Any]:
+def states(spec: Priced, setup: Setup, stage: Stage | None = None, tuned: TunedModel | None = None) -> dict[str, Any]:
     """Bytes of training states on one rank: one of `stage`, or of the stage with most parameters.
 
     `weights`, `gradients`, `optimizer` (the master copy among it, and `master` once more apart) are what ZeRO leaves
-    there, `total` their sum. What comes and goes: `cast`, autocast's copies, kept for a step's passes; `step`, what the
-    update itself takes; with ZeRO 3 `gathered` and `reducing`, what is whole in between (`gathered_bytes`).
-    `bytes_per_param` is over the rank's `parameters` before ZeRO.
+    there, `total` their sum; `offloaded` is what the host keeps of the optimizer's. What comes and goes: `cast`,
+    autocast's copies, kept for a step's passes; `step`, what the update itself takes; with ZeRO 3 `gathered` and
+    `reducing`, what is whole in between (`gathered_bytes`). `bytes_per_param` is over the rank's `parameters` before
+    ZeRO. `tuned` says what trains, and which adapters there are; None is all, and none.
 
     Raises ConfigError for dimensions that the ranks do not divide, and for `pure` in 8 bits.
     """
     stage = fullest(spec, setup) if stage is None else stage
-    pieces, rows = stage.pieces, list_state_rows(stage.pieces, setup)
+    pieces = stage.pieces if tuned is None else (*stage.pieces, *tuned.adapters)
+    trained = pieces if tuned is None else tuned.trained(stage.pieces)
+    rows = list_state_rows(pieces, setup, trained)
     weights, gradients, master = (rows[name].bytes for name in ("weights", "gradients", "master"))
-    own = rows["states"].bytes if "states" in rows else optimizer_bytes(pieces, setup)
-    kept = {"weights": weights, "gradients": gradients, "optimizer": own + master, "master": master}
+    own = rows["states"].bytes if "states" in rows else optimizer_bytes(trained, setup)
+    away = own if setup.offload == "states" else 0
+    kept = {"weights": weights, "gradients": gradients, "optimizer": own - away + master, "master": master}
     kept["total"] = kept["weights"] + kept["gradients"] + kept["optimizer"]
     gathered, reducing = gathered_bytes(stage, setup)
     return {
         **kept,
-        "cast": cast_bytes(pieces, setup),
-        "step": step_bytes(pieces, setup),
+        "offloaded": away,
+        "cast": cast_bytes(trained, setup),
+        "step": step_bytes(trained, setup),
         "gathered": gathered,
         "reducing": reducing,
         "parameters": stage.params,
@@ -84,17 +93,21 @@ class StateRow(NamedTuple):
         return self.elements * self.values * self.width
 
 
-def list_state_rows(pieces: Iterable[RankTensor], setup: Setup) -> dict[str, StateRow]:
+def list_state_rows(
+    pieces: Iterable[RankTensor], setup: Setup, trained: Iterable[RankTensor] | None = None
+) -> dict[str, StateRow]:
     """List what a rank holds: `weights`, `gradients`, the `master` copy, and the optimizer's `states` where each
-    element has as many values (otherwise they are counted tensor by tensor)."""
+    element has as many values (otherwise they are counted tensor by tensor). Gradients and states are those of
+    `trained` tensors, of all unless given."""
     pieces, (weight, gradient, state, master) = list(pieces), widths(setup)
+    trained = pieces if trained is None else list(trained)
     rows = {
         "weights": StateRow(count_sharded(pieces, setup, 3), weight),
-        "gradients": StateRow(count_sharded(pieces, setup, 2), gradient),
+        "gradients": StateRow(count_sharded(trained, setup, 2), gradient),
         "master": StateRow(count_sharded(pieces, setup, 1), master),
     }
     if setup.optimizer in EVEN and setup.zero in (0, 3):  # 1 and 2 share out the bytes of all states
-        rows["states"] = StateRow(count_sharded(pieces, setup, 1), state, VALUES[setup.optimizer])
+        rows["states"] = StateRow(count_sharded(trained, setup, 1), state, VALUES[setup.optimizer])
     return rows
 
 
@@ -187,10 +200,13 @@ def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
 
     adamw's `foreach` holds one value for every element at once; `fused=True` takes nothing. The others go tensor by
     tensor: two values for each element of the largest (adafactor, schedule_free) or one (lion); muon a stack of
-    matrices of one shape; sgd and adamw8bit work in place.
+    matrices of one shape; sgd and adamw8bit work in place. With a `fused_optimizer`, `pure` in 16 bits goes by pieces,
+    as states of the host do: see `_piecewise_bytes`.
     """
     width, pieces = widths(setup)[2], list(pieces)
     tensors = _optimized(pieces, setup)
+    if setup.offload == "states" or (setup.precision == "pure" and width == 2 and setup.fused_optimizer):
+        return max(_piecewise_bytes(setup, shape, hidden, width) for shape, _, hidden in tensors)
     if setup.optimizer == "adamw":
         return 0 if setup.fused_optimizer else count_sharded(pieces, setup, 1) * width
     if setup.optimizer in PASSING:
@@ -200,6 +216,28 @@ def step_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
         foreach = 0 if setup.fused_optimizer else count_sharded(others, setup, 1) * width
         return max([foreach, *_stack_bytes(pieces, width)])
     return 0
+
+
+def _piecewise_bytes(setup: Setup, shape: tuple[int, ...], hidden: bool, width: int) -> int:
+    """Bytes of the update of one tensor by pieces (`zoo.training.optim.piecewise`).
+
+    Of a piece there are, in fp32 where it is rounded, weights, gradients and states; beside them the more of what the
+    rule passes through and of what rounding draws (2 bytes an element, on CUDA a flag besides). Of states from the host
+    there are those of the piece. Where a rule needs the whole tensor (adafactor; muon's hidden matrices) it is one.
+    """
+    optimizer, elements, rounds = setup.optimizer, numel(shape), setup.precision == "pure" and width == 2
+    orthogonal = optimizer == "muon" and hidden
+    whole = optimizer == "adafactor" or orthogonal
+    piece = elements if whole else -(-elements // -(-elements // PIECE))
+    wide = 4 if rounds else width
+    own = state_bytes(optimizer, shape, hidden, wide) * piece // elements
+    passing = wide * piece * (1 if optimizer == "adafactor" else PASSING.get(optimizer, 0))  # of no tensor before
+    if orthogonal:
+        squares = elements // max(shape[-2:]) * min(shape[-2:])
+        passing = max((wide + 2) * elements, 2 * (2 * elements + 2 * squares))
+    if not rounds:
+        return own + passing
+    return 2 * wide * piece + own + max(passing, 2 * piece)
 
 
 def _stack_bytes(pieces: Iterable[RankTensor], width: int) -> Iterable[int]:

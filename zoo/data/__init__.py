@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from zoo.data.tokens import (
     read_evaluation_batches,
     refuse_old_position,
 )
+from zoo.disk import replace_folder
 from zoo.errors import ConfigError
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "TokenFile",
     "Tokenizer",
     "TokenizerSettings",
+    "copy_tokenizer",
     "hold_out",
     "make_paths_absolute",
     "prepare",
@@ -144,10 +147,25 @@ def hash_settings(settings: DataSettings, fingerprints: Mapping[str, str], whole
         "sources": {name: [fingerprints[name], each.settings.max_bytes] for name, each in settings.sources.items()},
     }
     if tokenizer.path is not None:
-        file = find_tokenizer_file(tokenizer.path, "data.tokenizer")
-        beside = file.with_name("tokenizer_config.json")
-        on["files"] = [hashlib.blake2b(f.read_bytes()).hexdigest() for f in (file, beside) if f.is_file()]
+        files = find_tokenizer_files(tokenizer.path).values()
+        on["files"] = [hashlib.blake2b(file.read_bytes()).hexdigest() for file in files]
     return hashlib.blake2b(json.dumps(on, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def find_tokenizer_files(path: str) -> dict[str, Path]:
+    """Find the files that a tokenizer is read from, by the names that they have in a folder. Raises ConfigError."""
+    file = find_tokenizer_file(path, "data.tokenizer")
+    files = dict(zip(TOKENIZER, (file, file.with_name(TOKENIZER[1])), strict=True))
+    return {name: file for name, file in files.items() if file.is_file()}
+
+
+def copy_tokenizer(settings: DataSettings, folder: Path) -> None:
+    """Copy the files of a tokenizer that has a path, byte for byte: equal bytes are an equal key. Raises
+    ConfigError."""
+    if settings.tokenizer.path is not None:
+        with replace_folder(folder) as draft:
+            for name, file in find_tokenizer_files(settings.tokenizer.path).items():
+                shutil.copyfile(file, draft / name)
 
 
 def write_prepared(

@@ -202,7 +202,7 @@ def _chunked_loss() -> Any:
                 sums += loss.overwrite(chunk, targets[part], places).to(sums.dtype)
                 found.add(logits, chunk, piece, places, weights)
                 del logits, chunk  # before the next chunk is made
-            ctx.found = found
+            ctx.found, ctx.deposited = found, weights if head.deposits_gradients else ()
             total, terms = _weigh(sums, loss)
             ctx.mark_non_differentiable(terms)
             return total, terms
@@ -213,9 +213,21 @@ def _chunked_loss() -> Any:
             found, ctx.found = ctx.found, None  # given away, so that autograd keeps them without a copy
             if found is None:
                 raise RuntimeError("the loss went back once already, and its gradients are given away (run it again)")
-            return (None, None, found.hidden, None, None, *found.scaled(incoming))
+            made = found.scaled(incoming)
+            if ctx.deposited:
+                made = [deposit(weight, each) for weight, each in zip(ctx.deposited, made, strict=True)]
+            return (None, None, found.hidden, None, None, *made)
 
     return ChunkedLoss
+
+
+def deposit(weight: Tensor, gradient: Tensor | None) -> None:
+    """Add a gradient to the weight's own at once.
+
+    Of a tied table, autograd would keep the head's gradient until the embedding's has come, and sum them up in a third.
+    """
+    if gradient is not None:
+        weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
 
 
 class _Gradients:

@@ -28,6 +28,7 @@ LABELS = {
     "flops.optimizer_step": "a step of the optimizer",
     "kv_cache.bytes_per_token": "a token",
     "memory.optimizer": "optimizer states",
+    "memory.offloaded": "optimizer states in the host's memory",
     "memory.master": "of them fp32 master weights",
     "memory.step": "the optimizer step's temporaries",
     "memory.activations": "activations, training",

@@ -30,6 +30,7 @@ class Layer(nn.Module):
     attention_dropout = 0.0  # share of attention's probabilities that training drops; read by the tower too
     embedding_dropout = 0.0  # of the channels that go into the first layer
     compiles_loss = False  # of a head: whether its loss is compiled
+    deposits_gradients = False  # of a head whose loss adds to `.grad` itself (`zoo.model.loss.deposit`)
 
     def __init__(self, spec: S.Spec, d_model: int) -> None:
         super().__init__()

@@ -48,23 +48,32 @@ Average = Annotated[EMA, BeforeValidator(_read_decay)]
 
 
 class MovingAverage:
-    """The moving average of a model's parameters, by name."""
+    """The moving average of a model's parameters, by name, in float32."""
 
     def __init__(self, settings: EMA, model: Any) -> None:
         self.settings = settings
-        self.weights = {name: each.detach().clone() for name, each in model.named_parameters()}
+        self.weights = {name: copy_wide(each) for name, each in model.named_parameters()}
 
     def update(self, model: Any, step: int) -> None:
         """Take in the weights after update `step`, counted from 1."""
-        now = [each.detach() for each in model.parameters()]
+        now, mine = [each.detach() for each in model.parameters()], list(self.weights.values())
         take_in = torch.optim.swa_utils.get_ema_multi_avg_fn(self.settings.decay_at(step))
-        take_in(list(self.weights.values()), now, step)
+        if all(each.dtype is own.dtype for each, own in zip(now, mine, strict=True)):
+            take_in(mine, now, step)
+            return
+        for each, own in zip(now, mine, strict=True):  # one by one: wide copies of all would stand at once
+            take_in([own], [each.to(own.dtype)], step)
 
     def restore(self, folder: Path) -> None:
         """Read the average from its folder in a checkpoint. Raises CheckpointError."""
         found = read_weights(folder)
         for name, each in self.weights.items():
             each.copy_(found[name])
+
+
+def copy_wide(weight: Tensor) -> Tensor:
+    """Copy a weight, 16 bits to float32: an average in 16 bits would not move."""
+    return weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True)
 
 
 def read_weights(folder: Path) -> Tensors:

@@ -2,99 +2,210 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-from zoo.costs import price
+from zoo.costs.again import RECOMPUTE, mark_layers, read_every
+from zoo.costs.memory import training
+from zoo.costs.params import count_parameters
+from zoo.costs.setup import Setup
+from zoo.costs.tuning import Tuning, count_adapters
 from zoo.errors import ConfigError
-from zoo.training.precision import find_priced
+from zoo.run.fp8 import MULTIPLE
+from zoo.training.precision import PURE, find_priced
 from zoo.training.settings import Training
+from zoo.training.start.begin import Start
+
+EVERY = (4, 3, 2)
+"""Layers of which one is computed again, in the order in which they are proposed: least work first."""
+
+Changes = Mapping[str, str]
+"""Settings by name, as they are typed."""
 
 
-def check_memory(settings: Training, spec: Any, free: int | None) -> str | None:
+def check_memory(settings: Training, spec: Any, free: int | None, *, cuda: bool = True) -> str | None:
     """Compare the price of a step with the bytes that are free. Returns a line where it is more, with what would fit.
 
     Raises ConfigError where not even weights, gradients and the optimizer's states fit, which are counted exactly. What
-    a pass takes is priced for a CUDA device's kernels and may be some percent off, so that is no reason to refuse.
+    a pass takes may be some percent off, so that is no reason to refuse. `cuda` says whose kernels are priced.
     """
     if free is None:
         return None
-    figures = price_training(settings, spec, settings.batch_size // settings.accumulate)
+    figures = price_training(settings, spec, settings.batch_size // settings.accumulate, cuda=cuda)
     if (states := figures["states"]) > free:
         found = f"weights, gradients and states take {gigabytes(states)}, found {gigabytes(free)} free"
-        raise ConfigError(f"model: does not fit into memory, {found} (a smaller model, or an optimizer with fewer)")
+        raise ConfigError(f"model: does not fit into memory, {found} ({advise_states(settings, spec, free, cuda)})")
     peak = figures["peak"]
     if peak is None or peak <= free:
         return None
-    return f"memory: a step takes about {gigabytes(peak)}, {gigabytes(free)} are free ({advise(settings, spec, free)})"
+    advice = advise(settings, spec, free, cuda=cuda)
+    return f"memory: a step takes about {gigabytes(peak)}, {gigabytes(free)} are free ({advice})"
 
 
-def advise(settings: Training, spec: Any, free: int | None) -> str:
-    """Name what would fit into the memory that was free before the model was built: rows in more parts, or activations
-    that are computed again; both where neither is enough alone. Without a price, name what takes less."""
+def advise_states(settings: Training, spec: Any, free: int, cuda: bool) -> str:
+    """Name what would make weights, gradients and states fit."""
+    ways = list_lighter_states(settings, cuda)
+    for changes in [*ways, {name: value for each in ways for name, value in each.items()}]:
+        if changes and (found := price_training(settings, spec, 1, cuda=cuda, **changes)["states"]) <= free:
+            return f"{spell(changes)} takes {gigabytes(found)}; or a smaller model"
+    return "a smaller model, or an optimizer with fewer"
+
+
+def advise(settings: Training, spec: Any, free: int | None, *, cuda: bool = True) -> str:
+    """Name what would fit into the memory that was free before the model was built: rows in more parts, activations
+    that are computed again, states elsewhere or in 16 bits; some of these together where none is enough alone. Without
+    a price, name what takes less."""
     size, now = settings.batch_size, settings.batch_size // settings.accumulate
-    finer = [parts for parts in range(settings.accumulate + 1, size + 1) if size % parts == 0]
-    if free is None or price_training_peak(settings, spec, 1) is None:
+    finer = list_finer(settings)
+    if free is None or price_training(settings, spec, 1, cuda=cuda)["peak"] is None:
         less = "recompute=full" if settings.recompute != "full" else "a shorter seq_len"
         if not finer:
             return f"{less}, a smaller batch_size or a smaller model"
         return f"accumulate={finer[0]} takes {size // finer[0]} of {now} rows at a time, or {less}"
-    fits = list(find_fitting(settings, spec, free, finer))
+    fits = list(find_fitting(settings, spec, free, cuda=cuda))
     if not fits:
         return f"a shorter seq_len or a smaller model: one row of {settings.seq_len} tokens does not fit either"
-    changes, rows, peak = fits[0]
-    instead = f"; so does {fits[1][0]}" if len(fits) > 1 else ""
-    verb = "fit" if "," in changes else "fits"
-    needs = f"{rows} of {now} rows at a time need {gigabytes(peak)}, {gigabytes(free)} were free"
-    return f"{changes} {verb}: {needs}{instead}"
+    first, *others = fits
+    verb = "fit" if "," in first.changes else "fits"
+    needs = f"{first.rows} of {now} rows at a time need {gigabytes(first.peak)}, {gigabytes(free)} were free"
+    also = ", ".join(each.changes for each in others)
+    also = f"; so {'do' if len(others) > 1 else 'does'} {also}" if others else ""
+    return f"{first.changes} {verb}: {needs}{also}"
 
 
-def find_fitting(settings: Training, spec: Any, free: int, finer: list[int]) -> Iterator[tuple[str, int, int]]:
-    """Yield changes that fit, with the rows at a time and the peak: the fewest parts, which cost next to no time; what
-    is computed again; and only where neither does, both together."""
+class Fit(NamedTuple):
+    """Changes that make a run fit, the rows that are then computed at a time, and the peak."""
+
+    changes: str
+    rows: int
+    peak: int
+
+
+def find_fitting(settings: Training, spec: Any, free: int, *, cuda: bool) -> Iterator[Fit]:
+    """Yield what fits: the fewest parts, which cost next to no time; the least that is computed again; lighter states;
+    and only where none of these does alone, the first that do together."""
     now, found = settings.batch_size // settings.accumulate, False
-    ways = {"selective": ("full",), "none": ("full",) if settings.compile else ("selective", "full")}
-    again = ways.get(settings.recompute, ())
-    for parts in finer:
-        rows = settings.batch_size // parts
-        if (peak := price_training_peak(settings, spec, rows)) is not None and peak <= free:
-            found = True
-            yield f"accumulate={parts}", rows, peak
-            break
-    for what in again:
-        if (peak := price_training_peak(settings, spec, now, what)) is not None and peak <= free:
-            found = True
-            yield f"recompute={what}", now, peak
-            break
-    for parts in () if found else finer:
-        rows = settings.batch_size // parts
-        for what in again:
-            if (peak := price_training_peak(settings, spec, rows, what)) is not None and peak <= free:
-                yield f"accumulate={parts}, recompute={what}", rows, peak
-                return
+    again, lighter = list_recomputation(settings, spec), list_lighter_states(settings, cuda)
+    parts = [{"accumulate": str(count)} for count in list_finer(settings)]
+    for ways in (parts, again, *([way] for way in lighter)):
+        for changes in ways:
+            if fit := try_changes(settings, spec, free, cuda, changes):
+                found = True
+                yield fit
+                break
+    if found:
+        return
+    rest = [{}, *lighter, {name: value for each in lighter for name, value in each.items()}]
+    for more in rest:
+        for part in parts or [{"accumulate": str(settings.batch_size // now)}]:
+            for changes in again or [{}]:
+                if fit := try_changes(settings, spec, free, cuda, {**part, **changes, **more}):
+                    yield fit
+                    return
 
 
-def price_training_peak(settings: Training, spec: Any, rows: int, recompute: str | None = None) -> int | None:
+def try_changes(settings: Training, spec: Any, free: int, cuda: bool, changes: Changes) -> Fit | None:
+    """Price a run with some settings changed; None where it does not fit."""
+    others = dict(changes)
+    parts = int(others.pop("accumulate", settings.accumulate))
+    rows = settings.batch_size // parts
+    peak = price_training(settings, spec, rows, cuda=cuda, **others)["peak"]
+    stated = {name: value for name, value in changes.items() if value != str(getattr(settings, name))}
+    return Fit(spell(stated), rows, peak) if peak is not None and peak <= free and stated else None
+
+
+def spell(changes: Changes) -> str:
+    """Write changes as they are typed."""
+    return ", ".join(f"{name}={value}" for name, value in changes.items())
+
+
+def list_finer(settings: Training) -> list[int]:
+    """List the numbers of parts above the present one that a batch can be split into."""
+    size = settings.batch_size
+    found = [parts for parts in range(settings.accumulate + 1, size + 1) if size % parts == 0]
+    return [parts for parts in found if not settings.recipe or size // parts * settings.seq_len % MULTIPLE == 0]
+
+
+def list_recomputation(settings: Training, spec: Any) -> list[Changes]:
+    """List what computes more activations again than the run does, least work first."""
+    names = ["none", "selective", *(f"every_{each}" for each in EVERY), "full"]
+    every = read_every(settings.recompute)
+    after = names.index(settings.recompute) if settings.recompute in RECOMPUTE else 1
+    found = [name for name in names[after + 1 :] if every is None or (read_every(name) or 1) < every]
+    if settings.compile:
+        found = [name for name in found if name != "selective"]
+    return [{"recompute": name} for name in found if has_layers_for(name, spec)]
+
+
+def has_layers_for(recompute: str, spec: Any) -> bool:
+    """Whether a model has as many layers as `every_n` counts to."""
+    try:
+        mark_layers(spec, recompute)
+    except ConfigError:
+        return False
+    return True
+
+
+def list_lighter_states(settings: Training, cuda: bool) -> list[Changes]:
+    """List what makes the optimizer's states lighter: in the host's memory, which changes no result; then in 16 bits
+    with the weights, which rounds."""
+    if settings.optim.whole_step is not None:
+        return []
+    found: list[Changes] = [{"offload": "states"}] if cuda and settings.offload == "none" else []
+    return [*found, {"precision": PURE}] if not settings.pure and not settings.recipe else found
+
+
+# ---------------------------------------------------------------- the price
+
+
+def price_training_peak(
+    settings: Training, spec: Any, rows: int, recompute: str | None = None, *, cuda: bool = True
+) -> int | None:
     """Price the peak of a step with so many rows at a time, in bytes; None where the model's activations are
     unknown."""
-    return price_training(settings, spec, rows, recompute)["peak"]
+    changes = {} if recompute is None else {"recompute": recompute}
+    return price_training(settings, spec, rows, cuda=cuda, **changes)["peak"]
 
 
-def price_training(settings: Training, spec: Any, rows: int, recompute: str | None = None) -> dict[str, Any]:
+def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = True, **changes: str) -> dict[str, Any]:
     """Price a step with so many rows at a time, in bytes: its `peak`, None where the model's activations are unknown,
-    and `states`, what is held whatever the rows are. A moving average of the weights stands beside it."""
-    how = {
-        "precision": find_priced(settings.precision),
-        "optimizer": settings.optim.kind,
-        "fused_optimizer": True,
-        "chunked_loss": True,
-    }
-    how["recompute"] = recompute or settings.recompute
-    found = price(spec, context=settings.seq_len, batch=rows, **how)
-    memory, average = found["memory"], 0 if settings.ema is None else 4 * found["params"]["total"]
-    states = sum(memory[name] for name in ("weights", "gradients", "optimizer")) + average
-    peak = memory.get("train_peak")
-    return {"peak": None if peak is None else peak + average, "states": states}
+    and `states`, what is held whatever the rows are. A moving average of the weights stands beside it.
+
+    Counts what this run holds: no gradients nor states of frozen weights, adapters, what dropout keeps, gradients that
+    are accumulated. `changes` are settings in place of the run's: recompute, offload, precision.
+    """
+    setup = Setup(
+        context=settings.seq_len,
+        batch=rows,
+        accumulate=settings.batch_size // rows,
+        precision=find_priced(changes.get("precision", settings.precision)),
+        recompute=changes.get("recompute", settings.recompute),
+        offload=changes.get("offload", settings.offload),
+        optimizer=settings.optim.kind,
+        fused_optimizer=True,
+        chunked_loss=True,
+    )
+    tuning = describe_tuning(settings, spec)
+    found = training(spec, setup, fused=cuda, tuning=tuning)
+    average = 0
+    if settings.ema is not None:
+        average = 4 * (count_parameters(spec)["total"] + count_adapters(spec, tuning))
+    peak = found.get("train_peak")
+    states = sum(found[name] for name in ("weights", "gradients", "optimizer"))
+    return {"peak": None if peak is None else peak + average, "states": states + average}
+
+
+def describe_tuning(settings: Training, spec: Any) -> Tuning:
+    """Say what trains in a run, and what it adds to a pass, for the price."""
+    start, dropout, lora = Start.of(settings), settings.dropout, settings.lora
+    names = ("attention", "residual", "embedding", "ffn", "layers")
+    return Tuning(
+        trained=frozenset(start.choose_trained(spec)) if start.partly else None,
+        adapted=() if lora is None else lora.choose(spec),
+        rank=0 if lora is None else lora.rank,
+        drops_adapted=lora is not None and lora.dropout > 0,
+        drops=frozenset(name for name in names if dropout and getattr(dropout, name)),
+    )
 
 
 def gigabytes(size: int) -> str:

@@ -101,7 +101,7 @@ class Run:
 
     @property
     def autocast(self) -> Autocast:
-        return choose_autocast(self.device, self.settings.arithmetic)
+        return nullcontext if self.settings.pure else choose_autocast(self.device, self.settings.arithmetic)
 
     def due(self, every: int | None) -> bool:
         """Tell whether something that happens every `every` steps, and after the last one, happens after this step."""
@@ -332,7 +332,7 @@ def continue_prompt(run: Run, sample: TextSample) -> str:
     """Generate what follows the prompt. The seed is the same each time, and training's random numbers are not used."""
     sampling = Sampling(temperature=sample.temperature, seed=run.settings.seed)
     eager = torch.compiler.set_stance("force_eager") if run.settings.compile else nullcontext()
-    kernel, _ = choose_sampling_kernel(run.model.spec, run.settings.kernel, run.device)
+    kernel, _ = choose_sampling_kernel(run.model.spec, run.settings, run.device)
     options = Options(max_new_tokens=sample.tokens, sampling=sampling)
     with eager:  # the length grows with each token, and each would compile anew
         return "".join(complete(run.model, run.data.tokenizer, sample.prompt, options, kernel=kernel))

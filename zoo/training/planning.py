@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo import grammar, runs
+from zoo.costs.again import mark_layers
 from zoo.data import BPE_SIZE, DataSettings, make_paths_absolute
 from zoo.data.settings import Records
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
@@ -26,7 +27,7 @@ CONFIG, MODEL = runs.CONFIG, runs.MODEL
 MAY_CHANGE = (
     *("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batches", "eval_weights", "save_every"),
     *("keep", "keep_best", "skip_nonfinite", "lawa", "sample"),
-    *("compile", "recompute", "device", "kernel"),
+    *("compile", "recompute", "offload", "device", "kernel"),
 )
 """The keys that may change when a run is resumed. Any other would make it another run."""
 
@@ -112,6 +113,7 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
     faults = [f"objective: {refused}"] if refused else []
     trained = spec if refused else settings.objective.adapt(spec)
     faults += S.find_optimizer_mismatches(settings, trained)
+    collect_faults(faults, lambda: mark_layers(trained, settings.recompute))
     faults += [f"logger: {missing}"] if (missing := settings.logger.refuses()) else []
     if settings.kernel not in (names := ("auto", *KERNELS)):
         hint = did_you_mean(settings.kernel, names)
@@ -207,7 +209,15 @@ def plan_resumption(folder: Path, overrides: Sequence[str]) -> TrainingPlan:
         raise ConfigError(*faults)
     merged = OmegaConf.merge(cfg, changes)
     assert isinstance(merged, DictConfig)
-    return plan_training(merged)
+    return use_own_tokenizer(plan_training(merged), folder / runs.TOKENIZER)
+
+
+def use_own_tokenizer(planned: TrainingPlan, folder: Path) -> TrainingPlan:
+    """Let a run read the copy of its tokenizer in its own folder, where it has one: the original may be gone."""
+    stated = planned.data.tokenizer
+    if stated.path is None or not folder.is_dir():
+        return planned
+    return replace(planned, data=replace(planned.data, tokenizer=replace(stated, path=str(folder.absolute()))))
 
 
 def make_title(node: Mapping[str, Any], spec: Any) -> str:

@@ -5,9 +5,11 @@
 | fp32 | float32 | float32 | the same | fp32 |
 | bf16, fp8_… | float32, cast by autocast or to float8 | float32 | the same | amp |
 | bf16_master | bfloat16 copies, no autocast | float32, summed up over microbatches | float32 masters | megatron |
+| bf16_pure | bfloat16, no autocast | bfloat16 | the same; updates round stochastically | pure |
 
-In every one the trained weights, the optimizer's states and what a checkpoint holds are float32, so that averages,
-resuming and evaluation know nothing of it.
+In all but the last the trained weights, the optimizer's states and what a checkpoint holds are float32, so that
+averages, resuming and evaluation know nothing of it. In bf16_pure all of these are bfloat16, and a moving average of
+the weights is float32.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-MASTER = "bf16_master"
-PRICED = {"fp32": "fp32", MASTER: "megatron"}
+MASTER, PURE = "bf16_master", "bf16_pure"
+PRICED = {"fp32": "fp32", MASTER: "megatron", PURE: "pure"}
 """The names that `zoo stats --precision` has for these; any other is amp."""
 
 
@@ -59,6 +61,12 @@ class Computing:
             for low, high in zip(self.low, self.high, strict=True):
                 low.copy_(high)
         return self.model
+
+
+def lower_weights(model: Any) -> None:
+    """Round a model's parameters to bfloat16, in place. Buffers, such as a router's selection biases, stay float32."""
+    for each in model.parameters():
+        each.data = each.data.bfloat16()
 
 
 def hand_over(low: Tensor, high: Tensor) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.costs.kernels import asks
 from zoo.costs.setup import Setup
 from zoo.kernels import KERNELS, machine_of
+
+if TYPE_CHECKING:
+    from zoo.training.settings import Training
 
 
 def writes(spec: Any) -> bool:
@@ -14,16 +17,17 @@ def writes(spec: Any) -> bool:
     return any(tower.causal and tower.head.predicts_tokens for tower in spec.towers().values())
 
 
-def choose_sampling_kernel(spec: Any, kernel: str, device: Any) -> tuple[str, str | None]:
+def choose_sampling_kernel(spec: Any, settings: Training, device: Any) -> tuple[str, str | None]:
     """Choose the kernel for samples. Returns its name, and a line that says so where it is not the one that trains.
 
-    Training and evaluation compute in the run's precision. Samples are generated with the weights as they are, in
-    float32, a token at a time and without gradients: other asks, which a kernel named for training may refuse. Then
+    Training and evaluation compute in the run's precision. Samples are generated with the weights as they are, mostly
+    in float32, a token at a time and without gradients: other asks, which a kernel named for training may refuse. Then
     `auto` generates them.
     """
+    kernel = settings.kernel
     if kernel == "auto":
         return kernel, None
-    machine, setup = machine_of(device), Setup(dtype="fp32")
+    machine, setup = machine_of(device), Setup(dtype="bf16" if settings.pure else "fp32")
     towers = spec.towers().values()
     for use, tower in ((use, tower) for use in ("prefill", "decode") for tower in towers if tower.causal):
         for kind in tower.blocks:

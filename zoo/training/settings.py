@@ -16,6 +16,7 @@ from pydantic import (
     field_validator,
 )
 
+from zoo.costs.again import explain_unknown
 from zoo.errors import ConfigError
 from zoo.run.fp8 import MULTIPLE
 from zoo.sampling.options import Sampling
@@ -62,11 +63,12 @@ class Training(Spec, axis="command", kind="train", default="train"):
     seq_len: PositiveInt
     seed: NonNegativeInt = 0
     clip: PositiveFloat | None = 1.0  # largest norm of the gradient; null: no clipping
-    precision: Literal["fp32", "bf16", "bf16_master", "fp8_tensorwise", "fp8_rowwise"] = (
-        "fp32"  # of matrix products (`zoo.training.precision`); trained weights are float32
+    precision: Literal["fp32", "bf16", "bf16_master", "bf16_pure", "fp8_tensorwise", "fp8_rowwise"] = (
+        "fp32"  # of matrix products (`zoo.training.precision`); trained weights are float32, but in bf16_pure
     )
     compile: bool = False
-    recompute: Literal["none", "selective", "full"] = "none"  # of activations (`zoo.run.recompute`)
+    offload: Literal["none", "states"] = "none"  # what the host keeps between updates, of a CUDA device
+    recompute: str = "none"  # none, selective, full or every_n: of activations (`zoo.run.recompute`)
     device: str = "auto"
     kernel: str = "auto"
     log_every: PositiveInt = 1
@@ -116,6 +118,8 @@ class Training(Spec, axis="command", kind="train", default="train"):
     @field_validator("recompute")
     @classmethod
     def can_be_recomputed(cls, value: str, info: Any) -> str:
+        if reason := explain_unknown(value):
+            raise ValueError(reason)
         if value == "selective" and info.data.get("compile"):
             raise ValueError(
                 "is selective, inside of layers that are compiled whole (recompute=full, or compile=false)"
@@ -163,6 +167,11 @@ class Training(Spec, axis="command", kind="train", default="train"):
         return self.precision.removeprefix(FP8) if self.precision.startswith(FP8) else None
 
     @property
+    def pure(self) -> bool:
+        """Whether trained weights are bfloat16 (`zoo.training.precision`)."""
+        return self.precision == "bf16_pure"
+
+    @property
     def arithmetic(self) -> str:
         """fp32 or bf16: the precision of products outside float8, and of the peak that MFU is measured against."""
         return "fp32" if self.precision == "fp32" else "bf16"
@@ -180,6 +189,12 @@ def read_settings(node: Mapping[str, Any]) -> Training:
 def find_optimizer_mismatches(settings: Training, spec: Any) -> list[str]:
     """List what does not go with the optimizer, and what the parametrisation has no rule for."""
     faults = [f"optim.{fault}" for fault in settings.optim.refuses(spec)]
+    if reason := settings.optim.whole_step:
+        kind = settings.optim.kind
+        if settings.pure:
+            faults.append(f"precision: is bf16_pure, and {kind} {reason} (bf16_master, or optim=adamw)")
+        if settings.offload != "none":
+            faults.append(f"offload: is {settings.offload}, and {kind} {reason} (none, or optim=adamw)")
     faults += [f"parametrisation: {fault}" for fault in settings.parametrisation.refuses(spec, settings.optim)]
     if settings.optim.averages:
         kind = settings.optim.kind

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from zoo import grammar, runs
 from zoo.checkpoint import store
-from zoo.data import Batches, Prepared, prepare, refuse_old_position
+from zoo.data import Batches, Prepared, copy_tokenizer, prepare, refuse_old_position
 from zoo.disk import write_text
 from zoo.errors import ConfigError, ZooError, short
 from zoo.generation.towers import check_length
@@ -47,7 +47,7 @@ from zoo.training.planning import (
     plan_resumption,
     plan_training,
 )
-from zoo.training.precision import MASTER, Computing
+from zoo.training.precision import MASTER, Computing, lower_weights
 from zoo.training.sampling import choose_sampling_kernel, writes
 from zoo.training.saving import restore_counters, tidy_checkpoints
 from zoo.training.show import Show
@@ -70,6 +70,7 @@ def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, An
         with runs.locked(where, show.say):
             refuse_second_run(where)  # another process may have had the folder meanwhile
             run = build_run(planned, where, device, data, show)
+            copy_tokenizer(planned.data, where / runs.TOKENIZER)
             write_yaml(where / CONFIG, planned.config)
             write_yaml(where / MODEL, grammar.to_dict(planned.spec))
             return complete_run(run, planned)
@@ -129,7 +130,11 @@ def prepare_device_and_data(planned: TrainingPlan, show: Show) -> tuple[Training
         fp8.require_fp8(recipe, device, f"precision: {planned.settings.precision}", "precision=bf16")
     planned.settings.optim.check_device(device)
     check_kernel(planned, device)
-    if (line := check_memory(planned.settings, planned.spec, read_free_memory(device))) is not None:
+    if planned.settings.offload != "none" and device.type != "cuda":
+        found = f"is {planned.settings.offload}, and a run on {device.type} has them in the host's memory anyway"
+        raise ConfigError(f"offload: {found} (none, or device=cuda)")
+    free, cuda = read_free_memory(device), device.type == "cuda"
+    if (line := check_memory(planned.settings, planned.spec, free, cuda=cuda)) is not None:
         show.say(line)
     data = prepare_data(planned, show)
     planned = planned.learn(data)
@@ -198,6 +203,7 @@ def build_run(
     free = read_free_memory(device)
     model = build(planned.spec, device=str(device), kernel=settings.kernel, seed=settings.seed)
     set_recompute(model, settings.recompute)
+    deposit_tied_gradients(model)
     start = Start.of(settings)
     if counters is None:
         start.read(model, show.say)
@@ -209,7 +215,9 @@ def build_run(
         show.say(line)
     if settings.dropout:
         settings.dropout.apply(model)
-    optimizer = settings.optim.build(model, settings.parametrisation.scale(planned.spec))
+    if settings.pure:
+        lower_weights(model)
+    optimizer = build_optimizer(planned, model)
     if line := settings.optim.describe(device):
         show.say(line)
     return Run(
@@ -228,6 +236,26 @@ def build_run(
         ema=MovingAverage(settings.ema, model) if settings.ema else None,
         free=free,
     )
+
+
+def deposit_tied_gradients(model: Any) -> None:
+    """Let the losses of tied heads add their gradients to the tables' own: `backward()` is all that a run calls."""
+    for path, tower in model.towers():
+        if tower.head.kind != "none" and tower.head.tied:
+            model.get_submodule(f"{path}.head" if path else "head").deposits_gradients = True
+
+
+def build_optimizer(planned: TrainingPlan, model: Any) -> Any:
+    """Build the optimizer over the weights that train: one that rounds them where they are bfloat16, and keeps its
+    states where they belong."""
+    settings = planned.settings
+    made = settings.optim.build(model, settings.parametrisation.scale(planned.spec))
+    if not settings.pure and settings.offload == "none":
+        return made
+    from zoo.training.optim.piecewise import Beside, HostMemory, Piecewise
+
+    place = HostMemory() if settings.offload == "states" else Beside()
+    return Piecewise(made, rounds=settings.pure, by_element=settings.optim.by_element, place=place)
 
 
 def choose_computing(
@@ -269,16 +297,16 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
     if isinstance(settings.sample, S.TextSample) and not writes(planned.spec):
         run.show.say(f"sample: none, as the model is {describe_silence(planned.spec)}, which writes no text")
     elif isinstance(settings.sample, S.TextSample):
-        _, line = choose_sampling_kernel(run.model.spec, settings.kernel, run.device)
+        _, line = choose_sampling_kernel(run.model.spec, settings, run.device)
         if line is not None:
             run.show.say(line)
     if settings.objective.reads_labels and (line := describe_sample_of_rows(run)):
         run.show.say(line)
     add_environment(run.folder, describe_environment(run.device))
-    status = "failed"
+    status, cuda = "failed", run.device.type == "cuda"
     try:
         run.records.relay = open_relay(settings.logger, run.folder, planned.config, run.step, run.show.say)
-        with failures_in_one_line(run.folder, lambda: advise(settings, planned.spec, run.free)):
+        with failures_in_one_line(run.folder, lambda: advise(settings, planned.spec, run.free, cuda=cuda)):
             result = fit(run)
         status = "done"
     except (ZooError, KeyboardInterrupt) as error:

@@ -16,6 +16,7 @@ from zoo.analysis.explain.terms import Number, Term, name_number, symbol, term, 
 from zoo.costs.flops import (
     CONVENTIONS,
     PassFlops,
+    count_again,
     count_training,
     multiplied_by,
     optimizer_flops,
@@ -154,10 +155,13 @@ class Flops:
     def _per_token(self, whole: Number, pairs: Number) -> None:
         mean = "the mean over a sequence's tokens"
         self.sheet.add("forward", round(whole / term(self.context)), TOKEN, mean, "flops.forward")
-        train, hardware = count_training(whole, pairs, self.convention, self.setup.recompute)
+        documents, recompute = self.setup.documents(self.model), self.setup.recompute
+        again = int(count_again(self.table, self.setup.tokens(self.model), self.convention, recompute, documents))
+        layers = symbol("forward of those layers", again)
+        train, hardware = count_training(whole, pairs, self.convention, recompute, layers)
         why = "backward is twice forward: a product for each of its two inputs"
         self.sheet.add("train", round(train / term(self.context)), TOKEN, why, "flops.train")
-        why = f"with recomputation: {self.setup.recompute}"
+        why = f"with recomputation: {recompute}"
         self.sheet.add("train on hardware", round(hardware / term(self.context)), TOKEN, why, "flops.train_hardware")
 
     def _optimizer_step(self) -> None:

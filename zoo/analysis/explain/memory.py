@@ -12,6 +12,7 @@ from typing import Any
 from zoo.analysis.explain.line import Line, Sheet, count_layers
 from zoo.analysis.explain.terms import Number, Term, name_number, symbol, term, total
 from zoo.costs.activations import Section, list_sections
+from zoo.costs.again import mark_layers, read_every
 from zoo.costs.generating import generating
 from zoo.costs.memory import (
     STAYS,
@@ -32,7 +33,7 @@ PRECISIONS = {
     "megatron": "gradients, a master copy and states in fp32 (Megatron-LM)",
     "fp32": "everything in fp32",
     "amp": "everything in fp32, products in copies (torch.autocast)",
-    "pure": "everything in the weights' dtype (torch.optim)",
+    "pure": "everything in the weights' dtype (torch.optim; Zoo's bf16_pure)",
 }
 RECOMPUTED = {
     "none": "what autograd keeps of the forward pass",
@@ -49,6 +50,7 @@ class Memory:
         self.spec, self.model, self.setup, self.figures = spec, model, setup, figures
         self.found = figures["memory"]
         self.sheet = Sheet("Memory")
+        self.marked = mark_layers(spec, setup.recompute)
         self.context, self.batch = name_number("context", setup.tokens(model)), name_number("batch", setup.batch)
         self.split = symbol("tp", setup.tp) * symbol("cp", setup.cp)
 
@@ -82,11 +84,16 @@ class Memory:
         weights = self.sheet.add("weights", trace(rows["weights"]), BYTES, why, "memory.weights")
         self.sheet.add("gradients", trace(rows["gradients"]), BYTES, why, "memory.gradients")
         copy = self.sheet.add("master", trace(rows["master"]), BYTES, "fp32 copy of weights", "memory.master")
-        made, how = term(found["optimizer"] - found["master"]), "counted tensor by tensor"
+        made, how = term(found["optimizer"] + found["offloaded"] - found["master"]), "counted tensor by tensor"
         if "states" in rows:
             made, how = trace(rows["states"]), "so many values of each parameter"
-        own = self.sheet.add("states", made, BYTES, f"{self.setup.optimizer}: {how}")
-        optimizer = self.sheet.sum("optimizer", [own, copy], BYTES, "states and master copy", "memory.optimizer")
+        away = self.setup.offload == "states"
+        what, figure = ("offloaded", "memory.offloaded") if away else ("states", "")
+        own = self.sheet.add(what, made, BYTES, f"{self.setup.optimizer}: {how}", figure)
+        parts, why = (
+            ([copy], "the master copy, states are the host's") if away else ([own, copy], "states and master copy")
+        )
+        optimizer = self.sheet.sum("optimizer", parts, BYTES, why, "memory.optimizer")
         self.stays = [
             {"weights": weights, "optimizer": optimizer}.get(name, symbol(name, found[name]))
             for name in STAYS
@@ -101,7 +108,8 @@ class Memory:
         towers = self.spec.towers().values()
         loops = any(block.attention.state() for tower in towers for block in tower.blocks.values())
         context, batch = (int(self.context), int(self.batch)) if loops else (self.context, self.batch)
-        return list_sections(self.spec if loops else self.model, shape_pass(self.setup, context, batch))
+        marked = self.marked if loops else mark_layers(self.model, self.setup.recompute)
+        return list_sections(marked, shape_pass(self.setup, context, batch))
 
     def _kept(self, name: str, section: Section) -> Number:
         """Add the saved bytes of a section, with a line for each of its components."""
@@ -110,7 +118,8 @@ class Memory:
             if layer:
                 return self._layer(name, self.sheet.add(f"{label}, input", section.input, BYTES, RECOMPUTED["full"]))
             return self.sheet.add(f"{label}, read", section.input, BYTES, "what layers read when they run again")
-        source = f"{RECOMPUTED[self.setup.recompute]}, one layer" if layer else RECOMPUTED["none"]
+        recomputed = "none" if read_every(self.setup.recompute) else self.setup.recompute
+        source = f"{RECOMPUTED[recomputed]}, one layer" if layer else RECOMPUTED["none"]
         parts = [self.sheet.add(f"{label} {what}", made, BYTES, source) for what, made in _components(section)]
         made = self.sheet.sum(f"{label}, kept", parts, BYTES, "each storage once")
         return self._layer(name, made) if layer else made
@@ -125,8 +134,8 @@ class Memory:
     def _activations(self, kept: Mapping[str, Number]) -> StageActivations:
         """Add what all passes keep on the fullest rank; give the sum in numbers."""
         numbers = {name: made.value for name, made in kept.items()}
-        found = sum_activations(self.spec, self.setup, name_layers(self.spec, numbers), *sum_ends(numbers))
-        each, (first, last) = name_layers(self.spec, kept), sum_ends(kept)
+        found = sum_activations(self.marked, self.setup, name_layers(self.marked, numbers), *sum_ends(numbers))
+        each, (first, last) = name_layers(self.marked, kept), sum_ends(kept)
         made = StageActivations(
             tuple((where, kind, self._count(where, kind, n), each[where, kind]) for where, kind, n, _ in found.layers),
             first if found.first else term(0),
@@ -139,6 +148,8 @@ class Memory:
         return found
 
     def _count(self, where: str, kind: str, count: int) -> Term:
+        if read_every(self.setup.recompute):
+            return symbol("layers", count)
         whole = count_layers(self.model.towers()[where], kind)
         return whole if whole.value == count else symbol("layers of the stage", count)
 
@@ -160,7 +171,7 @@ class Memory:
     def _train_peak(self, passes: Mapping[str, Section], activations: StageActivations) -> None:
         where = self.found["peak_at"]
         plain = {name: section._replace(**_untraced(section)) for name, section in passes.items()}
-        moments = list_moments(self.spec, self.setup, plain, self.held, activations.bytes)
+        moments = list_moments(self.marked, self.setup, plain, self.held, activations.bytes)
         why = f"activations and gradients in the backward pass of the {where}"
         if where == "step":
             why = "while weights are updated"

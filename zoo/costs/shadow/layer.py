@@ -9,6 +9,8 @@ from typing import Any
 
 from zoo import spec as S
 from zoo.costs.shadow.dtypes import BFLOAT16, FLOAT32, ShadowDtype
+from zoo.costs.shadow.elementwise import add, multiply
+from zoo.costs.shadow.norms import dropout
 from zoo.costs.shadow.products import conv1d, embedding, grouped_linear, linear
 from zoo.costs.shadow.recording import (
     UnknownOperation,
@@ -16,11 +18,20 @@ from zoo.costs.shadow.recording import (
     named_failures,
 )
 from zoo.costs.shadow.replay import replace_torch
-from zoo.costs.shadow.tensor import make_shadow
+from zoo.costs.shadow.tensor import is_shadow, make_result, make_shadow
+from zoo.costs.tuning import PartTuning
+
+BRANCHES, DOWN = ("attention", "ffn"), "down"
+"""Axes whose outputs join the residual stream, and the product that reads hidden units: what `zoo.training.dropout`
+hooks, too."""
 
 
 class Weighted:
-    """A callable part with a weight and perhaps a bias."""
+    """A callable part with a weight and perhaps a bias. A run may drop some of its input, and give it an adapter."""
+
+    drops_input = False
+    adapter: tuple[Any, Any] | None = None  # the matrices a and b
+    drops_adapted = False
 
     def __init__(self, name: str, part: Any, dtype: ShadowDtype) -> None:
         shapes = part.shapes()
@@ -30,7 +41,19 @@ class Weighted:
 
     def __call__(self, *given: Any, **options: Any) -> Any:
         with current_tape().inside(self.name):
-            return _named(self.run(*given, **options))
+            x, *others = given
+            if self.drops_input:
+                x = dropout(x)
+            return _named(self._adapt(self.run(x, *others, **options), x, options.get("offsets")))
+
+    def _adapt(self, y: Any, x: Any, offsets: Any) -> Any:
+        """Add what an adapter gives, as `zoo.run.adapters` does."""
+        if self.adapter is None:
+            return y
+        a, b = self.adapter
+        x = dropout(x) if self.drops_adapted else x
+        inner = linear(x, a) if offsets is None else grouped_linear(x, a, offsets)
+        return add(y, multiply(linear(inner, b) if offsets is None else grouped_linear(inner, b, offsets), 1.0))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -83,12 +106,22 @@ class ShadowConvolution(Weighted):
 class ShadowLayer:
     """A component with shadows of its weights. Parts are made at their first use."""
 
+    branch = False  # whether it stands in a block, and its result joins the residual stream
     blocks: list[ShadowLayer]  # of a tower whose own pass is run
     recompute = None  # a pass that is priced is priced as it is; what is computed again is deducted by the price
     attention_dropout = embedding_dropout = 0.0
 
-    def __init__(self, spec: Any, d_model: int, dtype: ShadowDtype, name: str = "", kernel: str = "auto") -> None:
+    def __init__(
+        self,
+        spec: Any,
+        d_model: int,
+        dtype: ShadowDtype,
+        name: str = "",
+        kernel: str = "auto",
+        tuning: PartTuning | None = None,
+    ) -> None:
         self.spec, self.d_model, self.dtype, self.name, self.kernel = spec, d_model, dtype, name, kernel
+        self._tuning = tuning
         self._parts = dict(spec.parts(d_model))
         self._shaded = replace_torch(spec)
 
@@ -96,12 +129,26 @@ class ShadowLayer:
         if name.startswith("__") or name not in self._parts:
             raise AttributeError(name)
         made = part_of(name, self._parts[name], self.d_model, self.dtype)
+        if self._tuning is not None:
+            set_tuning(name, made, self._tuning)
+            if isinstance(made, ShadowLayer):
+                made.branch = self.spec.axis == "block" and made.spec.axis in BRANCHES
         setattr(self, name, made)
         return made
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         with current_tape().inside(self.name), named_failures(f"{self.spec.axis}={self.spec.kind}"):
-            return _named(self._shaded.forward(self, *args, **options))
+            return _named(self._drop(self._shaded.forward(self, *args, **options)))
+
+    def _drop(self, result: Any) -> Any:
+        """Drop some of what a branch gives, or all of it in some rows, as `zoo.training.dropout` hooks it."""
+        drops = self._tuning.whole.drops if self._tuning is not None and self.branch else ()
+        if "residual" in drops:
+            result = dropout(result)
+        if "layers" in drops:
+            kept = make_result("kept", [], (result.shape[0], 1, 1), result.dtype)
+            result = multiply(result, kept)
+        return result
 
     @property
     def training(self) -> bool:
@@ -134,6 +181,28 @@ def part_of(name: str, part: Any, d_model: int, dtype: ShadowDtype) -> Any:
         case S.Sized():
             return ShadowLayer(part.spec, part.d_model, dtype, name)
     return ShadowLayer(part, d_model, dtype, name)
+
+
+def set_tuning(name: str, made: Any, tuning: PartTuning) -> None:
+    """Let a part train as a run says: freeze its weights, adapt it, drop what goes into it."""
+    if is_shadow(made):
+        made.wants_grad = made.wants_grad and name not in tuning.frozen
+    elif isinstance(made, dict):
+        for inner, each in made.items():
+            set_tuning(f"{name}.{inner}", each, tuning)
+    elif isinstance(made, ShadowLayer):
+        made._tuning = tuning.below(name)
+    elif isinstance(made, Weighted):
+        for leaf in ("weight", "bias"):
+            if f"{name}.{leaf}" in tuning.frozen and (held := getattr(made, leaf)) is not None:
+                held.wants_grad = False
+        made.drops_input = "ffn" in tuning.whole.drops and name.split(".")[-1] == DOWN
+        if name in tuning.adapted:
+            *experts, d_out, d_in = made.weight.shape
+            rank, dtype = tuning.whole.rank, made.weight.dtype
+            shapes = (*experts, rank, d_in), (*experts, d_out, rank)
+            a, b = (make_shadow(shape, dtype, grad=True, held=True) for shape in shapes)
+            made.adapter, made.drops_adapted = (a, b), tuning.whole.drops_adapted
 
 
 def _is_tensor(part: Any) -> bool:

@@ -160,8 +160,9 @@ def _attention(
     is_causal: bool = False,
     scale: Any = None,
     enable_gqa: bool = False,
+    dropout_p: float = 0.0,
 ) -> Any:
-    return attend_torch(q, k, v, attn_mask, is_causal)
+    return attend_torch(q, k, v, attn_mask, is_causal, dropout_p)
 
 
 _ACTIVATIONS = ("gelu", "hardswish", "leaky_relu", "mish", "relu", "relu6", "sigmoid", "silu", "softplus")

@@ -25,7 +25,7 @@ from zoo.costs.shadow.elementwise import (
     power,
     where,
 )
-from zoo.costs.shadow.norms import layer_norm, rms_norm
+from zoo.costs.shadow.norms import dropout, layer_norm, rms_norm
 from zoo.costs.shadow.products import baddbmm, conv1d, einsum, embedding, linear, matmul
 from zoo.costs.shadow.reductions import (
     argmax,
@@ -75,6 +75,6 @@ TORCH: dict[str, Callable[..., Any]] = {
 
 FUNCTIONAL: dict[str, Callable[..., Any]] = {
     **{"layer_norm": layer_norm, "rms_norm": rms_norm, "linear": linear, "pad": pad, "conv1d": conv1d},
-    "embedding": embedding,
+    **{"embedding": embedding, "dropout": dropout},
 }
 """Functions of torch.nn.functional."""

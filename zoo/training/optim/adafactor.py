@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
@@ -25,6 +25,8 @@ class Adafactor(Optim, kind="adafactor"):
     Steps are relative: `lr`, or 1/√t where that is less, times the tensor's RMS, at least `min_rms`. An update is
     scaled down to an RMS of `clip_rms`. β₂ at step t is 1 − t^`beta2_decay`. Weight decay is decoupled.
     """
+
+    by_element: ClassVar[bool] = False
 
     lr: PositiveFloat = 1e-2
     beta2_decay: Annotated[float, Field(lt=0)] = -0.8

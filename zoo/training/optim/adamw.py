@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeFloat, PositiveFloat
 
@@ -34,6 +34,8 @@ class AdamW8bit(Optim, kind="adamw8bit"):
     Tensors of fewer than 4,096 elements, or no multiple of 256, keep moments in their own dtype. torchao compiles the
     update, once for each shape.
     """
+
+    whole_step: ClassVar[str | None] = "packs its states in 8 bits by itself"
 
     lr: PositiveFloat = 1e-3
     betas: tuple[Beta, Beta] = (0.9, 0.95)

@@ -128,22 +128,12 @@ class Muon(Optimizer):
         eps: float,
         fused: bool = False,
     ) -> None:
-        self.dtype, self.fused = dtype, fused
+        self.dtype = dtype
         mine = {"momentum": momentum, "nesterov": nesterov, "iterations": iterations}
         adamw = {"lr": lr, "weight_decay": 0.0, "betas": betas, "eps": eps}
         super().__init__(groups, {**adamw, "orthogonalise": True, **mine})
-        self._share()
-
-    def _share(self) -> None:
-        """Let torch's AdamW step the other groups: the same dictionaries, and the same states."""
         others = [group for group in self.param_groups if not group["orthogonalise"]]
-        self._adamw = torch.optim.AdamW(others, fused=self.fused) if others else None
-        if self._adamw is not None:
-            self._adamw.state = self.state
-
-    def load_state_dict(self, state_dict: Any) -> None:
-        super().load_state_dict(state_dict)
-        self._share()
+        self._adamw = torch.optim.AdamW(others, fused=fused) if others else None
 
     @torch.no_grad()
     def step(self, closure: Closure = None) -> float | None:  # type: ignore[override]
@@ -152,8 +142,11 @@ class Muon(Optimizer):
             if group["orthogonalise"]:
                 for tensors in stack_by_shape(group["params"]):
                     self._step_stack(group, tensors)
-        if self._adamw is not None:
+        others = [group for group in self.param_groups if not group["orthogonalise"]]
+        if self._adamw is not None and others:  # torch's AdamW steps them: the same dictionaries, and the same states
+            self._adamw.param_groups, self._adamw.state = others, self.state
             self._adamw.step()
+            self._adamw.param_groups, self._adamw.state = [], defaultdict(dict)
         return loss
 
     def _step_stack(self, group: dict[str, Any], tensors: list[Tensor]) -> None:

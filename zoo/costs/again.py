@@ -1,0 +1,99 @@
+"""Tell apart the layers whose activations are computed a second time: every n-th layer, as kinds of their own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from zoo.costs.rows import Priced
+
+RECOMPUTE = ("none", "selective", "full")
+"""What is computed again, by name; and `every_N`."""
+
+AGAIN = " (again)"
+"""What is added to the kind of a layer that is computed again where others of its kind are not."""
+
+
+def name_part(kind: str, number: int) -> str:
+    """Name some of the layers of a kind, which train otherwise than the others."""
+    return f"{kind} (part {number})"
+
+
+def name_stored(kind: str) -> str:
+    """Give back the name that a kind of layer has in the model itself."""
+    return re.sub(r"( \(part \d+\))?( \(again\))?$", "", kind)
+
+
+def read_every(recompute: str) -> int | None:
+    """Read n from `every_n`; None for another name."""
+    found = re.fullmatch(r"every_(\d{1,9})", recompute)
+    return int(found[1]) if found and int(found[1]) > 1 else None
+
+
+def explain_unknown(recompute: str) -> str | None:
+    """Say why a name is none of recomputation; None for one that is."""
+    if recompute in RECOMPUTE or read_every(recompute):
+        return None
+    if re.fullmatch(r"every_0*1", recompute):
+        return f"is {recompute}, which is every layer (full)"
+    hint = did_you_mean(recompute, RECOMPUTE)
+    return f"unknown {recompute!r}{hint} (one of: {', '.join(RECOMPUTE)}, every_2, every_3 …)"
+
+
+def runs_again(index: int, every: int) -> bool:
+    """Whether a layer, counted from 0, is one of every n: of eight layers with n = 3 the third and the sixth are."""
+    return (index + 1) % every == 0
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """A model whose towers have other names for their kinds of layer. It is priced as the model is."""
+
+    held: Mapping[str, Any]
+    spec: Priced
+
+    def towers(self) -> Mapping[str, Any]:
+        return self.held
+
+    @property
+    def max_seq_len(self) -> int:
+        return self.spec.max_seq_len
+
+    @property
+    def d_model(self) -> int:
+        return self.spec.d_model
+
+    @property
+    def vocab_size(self) -> int:
+        return self.spec.vocab_size
+
+
+def mark_layers(spec: Any, recompute: str) -> Any:
+    """Give the layers that `every_n` computes again a kind of their own, by the suffix AGAIN; the same model for other
+    names. Raises ConfigError where that is no layer."""
+    every = read_every(recompute)
+    if every is None:
+        return spec
+    towers = {name: _mark(tower, every) for name, tower in spec.towers().items()}
+    if all(tower is own for tower, own in zip(towers.values(), spec.towers().values(), strict=True)):
+        most = max(len(tower.pattern) for tower in towers.values())
+        would = f"every_{most}, or recompute=full" if most > 1 else "recompute=full"
+        raise ConfigError(f"recompute: is {recompute}, and of {most} layers none is computed again ({would})")
+    return Relabelled(towers, spec)
+
+
+def _mark(tower: Any, every: int) -> Any:
+    if len(tower.pattern) < every:
+        return tower
+    made = copy(tower)  # not `replace`, which would make plain numbers of those that an explanation traces
+    pattern = tuple(f"{kind}{AGAIN}" if runs_again(i, every) else kind for i, kind in enumerate(tower.pattern))
+    again = {kind: tower.blocks[kind.removesuffix(AGAIN)] for kind in dict.fromkeys(pattern) if kind.endswith(AGAIN)}
+    blocks = {**tower.blocks, **again}  # all, so that a traced pass serves another recomputation too
+    vars(made).update(pattern=pattern, blocks=blocks)
+    return made

@@ -1,0 +1,179 @@
+# R rank
+"""What of a model trains, and what a run adds to its passes: frozen weights, low-rank adapters, dropout.
+
+A kind of layer whose layers differ in it becomes several kinds (`Relabelled`), so that prices still count kinds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from zoo.costs.again import Relabelled, name_part
+from zoo.costs.parallel import RankTensor
+from zoo.spec import Buffer, Experts, Tied, owner_of, placed_tensors, rows
+
+LOW_RANK = "lora"
+"""The name of an adapter below its product."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a run trains a model. `trained` are the names of the weights that do, None for all; `adapted` the paths of
+    the products with an adapter of `rank`, some of whose inputs are dropped where `drops_adapted`. `drops` names what
+    else dropout is applied to: attention, residual, embedding, ffn, layers."""
+
+    trained: frozenset[str] | None = None
+    adapted: tuple[str, ...] = ()
+    rank: int = 0
+    drops_adapted: bool = False
+    drops: frozenset[str] = frozenset()
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a pass in which all trains and nothing is added."""
+        return self == Tuning()
+
+
+@dataclass(frozen=True)
+class PartTuning:
+    """What differs in the modules below one point of a model: paths of its `frozen` tensors and `adapted` products from
+    there on. Without `reached` no gradient goes into it, as nothing trains before it."""
+
+    frozen: frozenset[str] = frozenset()
+    adapted: frozenset[str] = frozenset()
+    reached: bool = True
+    whole: Tuning = field(default_factory=Tuning)
+
+    def below(self, name: str) -> PartTuning:
+        """Give what differs in a module by its name."""
+        return replace(self, frozen=_below(self.frozen, name), adapted=_below(self.adapted, name))
+
+
+def _below(paths: Collection[str], name: str) -> frozenset[str]:
+    return frozenset(path[len(name) + 1 :] for path in paths if path.startswith(f"{name}."))
+
+
+class TunedModel(NamedTuple):
+    """A model whose kinds of layer tell apart what trains: `spec`; what differs in each tower beside its layers, and in
+    each kind of layer; whether what stands behind the layers is `reached`; the copies of each tensor that train, by its
+    path (None: all); and the tensors of adapters."""
+
+    spec: Any
+    ends: Mapping[str, PartTuning]
+    layers: Mapping[tuple[str, str], PartTuning]
+    reached: Mapping[str, bool]
+    copies: Mapping[str, int] | None
+    adapters: tuple[RankTensor, ...]
+
+    def trained(self, pieces: Collection[RankTensor]) -> list[RankTensor]:
+        """Keep what trains of a model's tensors, and add the adapters'."""
+        kept = pieces
+        if self.copies is not None:
+            kept = [each._replace(copies=self.copies.get(each.path, 0)) for each in pieces]
+        return [*(each for each in kept if each.copies), *self.adapters]
+
+
+def apply_tuning(spec: Any, tuning: Tuning) -> TunedModel:
+    """Tell apart what trains in each layer of a model. Takes time in proportion to depth."""
+    towers, ends, layers, reached = {}, {}, {}, {}
+    memory = False  # whether what an encoder gives has a gradient
+    for where, tower in spec.towers().items():
+        prefix = f"{where}." if where else ""
+        frozen = _list_frozen(spec, where, tower, tuning)
+        own = [_tune(f"{prefix}blocks.{tower.stack.index(i)}.", frozen, tuning) for i in range(len(tower.pattern))]
+        ends[where] = _tune(prefix, frozen, tuning)
+        before = _trains_first(where, tower, ends[where])
+        labels: dict[tuple[str, PartTuning], str] = {}
+        pattern = []
+        for kind, each in zip(tower.pattern, own, strict=True):
+            key, block = (kind, replace(each, reached=before)), tower.blocks[kind]
+            label = labels.setdefault(key, name_part(kind, len(labels)))
+            pattern.append(label)
+            layers[where, label] = key[1]
+            before = before or (memory and block.cross is not None) or _trains(block, tower.d_model, each)
+        memory = memory or before
+        reached[where] = before
+        made = copy(tower)
+        vars(made).update(
+            pattern=tuple(pattern), blocks={label: tower.blocks[kind] for (kind, _), label in labels.items()}
+        )
+        towers[where] = made
+    adapters = tuple(_list_adapters(spec, tuning))
+    return TunedModel(Relabelled(towers, spec), ends, layers, reached, _count_trained(spec, tuning), adapters)
+
+
+def _list_frozen(spec: Any, where: str, tower: Any, tuning: Tuning) -> frozenset[str]:
+    """List the paths of a tower's tensors that do not train, and of tied parts that read one."""
+    if tuning.trained is None:
+        return frozenset()
+    placed = list(placed_tensors(tower, tower.d_model, where))
+    frozen = {name for name, row, _ in placed if name not in tuning.trained}
+    every = [row for path, each in spec.towers().items() for row in rows(each, each.d_model, path) if row.part]
+    ties = {row.path: row.part.to if isinstance(row.part, Tied) else None for row in every}
+    for row in every:
+        if isinstance(row.part, Tied) and f"{owner_of(row.path, ties)}.weight" not in tuning.trained:
+            frozen.add(f"{row.path}.weight")
+    return frozenset(frozen)
+
+
+def _tune(prefix: str, frozen: Collection[str], tuning: Tuning) -> PartTuning:
+    name = prefix.removesuffix(".")
+    if not name:
+        return PartTuning(frozenset(frozen), frozenset(tuning.adapted), True, tuning)
+    return PartTuning(_below(frozen, name), _below(tuning.adapted, name), True, tuning)
+
+
+def _trains_first(where: str, tower: Any, ends: PartTuning) -> bool:
+    """Whether anything trains before a tower's layers."""
+    prefix = f"{where}." if where else ""
+    for row in rows(tower, tower.d_model, where):
+        path = row.path.removeprefix(prefix)
+        if row.part is not None and row.kind is None and path.startswith(("embedding.", "position.")):
+            leaves = [f"{path}.{leaf}" if leaf else path for leaf in _shapes(row.part)]
+            if not isinstance(row.part, Buffer) and not ends.frozen.issuperset(leaves):
+                return True
+    return False
+
+
+def _shapes(part: Any) -> Any:
+    """The tensors of a part by name, of a tied one those that it reads."""
+    return part.of.shapes() if isinstance(part, Tied) else part.shapes()
+
+
+def _trains(block: Any, d_model: int, part: PartTuning) -> bool:
+    """Whether anything trains in a layer."""
+    names = {name for name, row, _ in placed_tensors(block, d_model) if not isinstance(row.part, Buffer)}
+    return bool(part.adapted) or bool(names - part.frozen)
+
+
+def _count_trained(spec: Any, tuning: Tuning) -> dict[str, int] | None:
+    if tuning.trained is None:
+        return None
+    found: Counter[str] = Counter()
+    for where, tower in spec.towers().items():
+        for name, row, leaf in placed_tensors(tower, tower.d_model, where):
+            if name in tuning.trained:
+                found[f"{row.path}.{leaf}" if leaf else row.path] += 1
+    return dict(found)
+
+
+def count_adapters(spec: Any, tuning: Tuning) -> int:
+    """Count the parameters of all adapters."""
+    return sum(each.params for each in _list_adapters(spec, tuning))
+
+
+def _list_adapters(spec: Any, tuning: Tuning) -> Iterator[RankTensor]:
+    """List the tensors of all adapters: a [R, d_in] and b [d_out, R]; of stacked experts one of each."""
+    adapted = {f"{path}.weight" for path in tuning.adapted}
+    for where, tower in spec.towers().items() if adapted else ():
+        for name, row, leaf in placed_tensors(tower, tower.d_model, where):
+            if name not in adapted or row.part is None:
+                continue
+            *experts, d_out, d_in = row.part.shapes()[leaf]
+            for each, shape in (("a", (*experts, tuning.rank, d_in)), ("b", (*experts, d_out, tuning.rank))):
+                path, expert = f"{row.path}.{LOW_RANK}.{each}", isinstance(row.part, Experts)
+                yield RankTensor(path, where, row.kind, row.roles[0], shape, 1, expert, False, True)

@@ -1,0 +1,179 @@
+"""Step an optimizer piece by piece, where weights or states are kept otherwise than its rule computes with them: in
+bfloat16 with stochastic rounding, or in the host's memory."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from zoo.costs.states import PIECE
+from zoo.training.optim.rounding import copy_rounded
+from zoo.training.optim.rules import Closure, evaluate, list_due
+
+
+class Beside:
+    """Keeps an optimizer's states on the device of their parameter."""
+
+    def make_room(self, shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Allocate memory for the state of a parameter on `device`."""
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    def fetch(self, kept: Tensor, device: torch.device) -> Tensor:
+        """Give a piece of a state to update on `device`."""
+        return kept
+
+    def give_back(self, value: Tensor, kept: Tensor) -> None:
+        """Write an updated piece to where it is kept."""
+        write(value, kept)
+
+    def finish(self) -> None:
+        """Wait until every piece is back."""
+
+
+class HostMemory(Beside):
+    """Keeps an optimizer's states in pinned memory of the host (Ren et al., 2021, ZeRO-Offload). CUDA alone.
+
+    Copies are queued on the device's stream between the updates, so that the host waits once a step.
+    """
+
+    def make_room(self, shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def fetch(self, kept: Tensor, device: torch.device) -> Tensor:
+        return kept.to(device, non_blocking=True)
+
+    def give_back(self, value: Tensor, kept: Tensor) -> None:
+        if value.dtype is not kept.dtype:  # rounded here, so that half as many bytes travel
+            low = torch.empty_like(value, dtype=kept.dtype)
+            write(value, low)
+            value = low
+        kept.copy_(value, non_blocking=True)
+
+    def finish(self) -> None:
+        torch.cuda.current_stream().synchronize()
+
+
+class Piecewise(Optimizer):
+    """Steps the rule of another optimizer on at most PIECE elements of one tensor at a time.
+
+    With `rounds`, weights, gradients and states are bfloat16. A piece of them is float32 while the rule computes, decay
+    included, and is then rounded stochastically. Counters stay what the rule makes them. `place` keeps the states.
+
+    The update of an element depends on its whole tensor unless `by_element`, and in groups with `orthogonalise`. Such a
+    tensor is one piece.
+    """
+
+    def __init__(self, rule: Optimizer, *, rounds: bool, by_element: bool = True, place: Beside | None = None) -> None:
+        super().__init__(rule.param_groups, rule.defaults)
+        self._rule, self._rounds, self._by_element = rule, rounds, by_element
+        self._place = place or Beside()
+
+    @torch.no_grad()
+    def step(self, closure: Closure = None) -> float | None:  # type: ignore[override]
+        loss = evaluate(closure)
+        for group, parameter, gradient, state in list_due(self):
+            self._step_tensor(group, parameter.detach(), gradient, state)
+        self._place.finish()
+        return loss
+
+    @torch.no_grad()
+    def evaluation_weights(self) -> dict[Tensor, Tensor]:
+        """Give the weights that the rule evaluates in place of those that it trains, by parameter; most have none."""
+        found: dict[Tensor, Tensor] = {}
+        evaluates = getattr(self._rule, "evaluation_weights", None)
+        if evaluates is None:
+            return found
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._lend(group, parameter.detach(), None, self.state.get(parameter, {}))
+                for made in evaluates().values():
+                    found[parameter] = made.to(parameter.dtype)
+                self._take_back()
+        return found
+
+    def keep_state(self, parameter: Tensor, value: Tensor) -> Tensor:
+        """Put a saved state where it is kept between updates, for whoever restores one."""
+        if is_counter(value):
+            fused = any(group.get("fused") or group.get("capturable") for group in self.param_groups)
+            return value.to(parameter.device) if fused else value
+        return self._place.make_room(value.shape, value.dtype, parameter.device).copy_(value)
+
+    def _step_tensor(self, group: dict[str, Any], weight: Tensor, gradient: Tensor, state: dict[str, Any]) -> None:
+        whole = not self._by_element or group.get("orthogonalise", False)
+        before, gradient = dict(state), gradient.contiguous()
+        for cut in [lambda each: each] if whole else cut_evenly(weight.numel()):
+            own = {name: each if is_counter(each) else cut(each) for name, each in before.items()}
+            shell = self._lend(group, cut(weight), cut(gradient), own)
+            self._rule.step()
+            write(shell.data, cut(weight))
+            self._keep_states(shell, weight, state, cut, whole)
+            del shell  # or it would stand beside the next piece
+            self._take_back()
+
+    def _keep_states(
+        self, shell: Tensor, weight: Tensor, state: dict[str, Any], cut: Callable[[Tensor], Tensor], whole: bool
+    ) -> None:
+        """Write what the rule made of a piece's states to where the whole tensor's are kept."""
+        for name, value in sorted(self._rule.state[shell].items()):  # a resumed run, which read a file, has their order
+            if is_counter(value):
+                state[name] = value
+                continue
+            if name not in state:
+                shape, dtype = value.shape if whole else weight.shape, weight.dtype if self._rounds else value.dtype
+                state[name] = self._place.make_room(shape, dtype, weight.device)
+            self._place.give_back(value, cut(state[name]))
+
+    def _lend(self, group: dict[str, Any], weight: Tensor, gradient: Tensor | None, state: dict[str, Any]) -> Tensor:
+        """Give the rule one weight with its gradient and state, and no other. Returns the rule's name for it."""
+        shell = torch.nn.Parameter(self._widen(weight), requires_grad=False)
+        shell.grad = None if gradient is None else self._widen(gradient)
+        own = {
+            name: copy_counter(each) if is_counter(each) else self._widen(self._place.fetch(each, weight.device))
+            for name, each in state.items()
+        }
+        self._rule.param_groups = [{**group, "params": [shell]}]
+        self._rule.state = defaultdict(dict, {shell: own} if own else {})
+        return shell
+
+    def _take_back(self) -> None:
+        """Let the rule keep nothing between steps."""
+        self._rule.param_groups, self._rule.state = [], defaultdict(dict)
+
+    def _widen(self, value: Tensor) -> Tensor:
+        return value.float() if self._rounds else value
+
+
+def write(value: Tensor, kept: Tensor) -> None:
+    """Write an updated piece: rounded where it is kept in bfloat16, and not at all where it was updated in place."""
+    if value.dtype is not kept.dtype:
+        copy_rounded(kept, value)
+    elif value.data_ptr() != kept.data_ptr():
+        kept.copy_(value)
+
+
+def is_counter(value: Any) -> bool:
+    """Whether a state is a number, not a tensor of values."""
+    return not torch.is_tensor(value) or value.ndim == 0
+
+
+def copy_counter(value: Any) -> Any:
+    """Copy a counter, so that each piece of a tensor counts from the same number."""
+    return value.clone() if torch.is_tensor(value) else value
+
+
+def cut_evenly(count: int) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Yield functions that view one piece after another of a tensor with `count` elements, flat."""
+    runs = -(-count // PIECE)
+    for run in range(runs):
+        yield partial(view_piece, start=count * run // runs, end=count * (run + 1) // runs)
+
+
+def view_piece(tensor: Tensor, start: int, end: int) -> Tensor:
+    """View the elements `start` to `end` of a flattened tensor, which is contiguous."""
+    return tensor.view(-1)[start:end]
