@@ -22,6 +22,7 @@ from zoo.compose import compose
 from zoo.costs import price
 from zoo.errors import ConfigError
 from zoo.grammar import AXES, TOWERS
+from zoo.grammar.towers import is_task_head
 from zoo.paths import conf_dir
 from zoo.run.builder import build
 from zoo.spec import Spec
@@ -33,6 +34,7 @@ SAMPLES = {
     **{"norm_groups": 2, "rotary_dim": 4, "spacing": 7, "conv_groups": 2, "ssm_groups": 2, "n_buckets": 16},
     **{"max_distance": 64, "n_groups": 2, "d_state": 8, "expand": 1, "dt_rank": 3},
     **{"factor": 4.0, "wider": 4.0, "original_max_seq_len": 16, "max_relative_positions": 24},
+    **{"labels": 3, "n_outputs": 2},
     **{"short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.0, 1.5, 2.0, 4.0]},
 }
 """What a field that a kind cannot do without is given."""
@@ -150,7 +152,7 @@ class Base:
         axis = spec_axis(key.split(".")[-1])
         found = OmegaConf.select(self.config, key)
         data: Any = {} if found is None else OmegaConf.to_container(found, resolve=True)
-        if axis.axis in ("embedding", "head"):
+        if axis.axis in ("embedding", "head") and not is_task_head(axis.axis, data):
             data.setdefault("vocab_size", VOCAB)
         spec = axis.parse(grammar_tuples(data))
         return type(spec), spec
@@ -222,7 +224,7 @@ class Base:
             found = self._differs(model, figures)
         except FAILURES as error:
             return f"breaks: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        if not found and change.key.split(".")[-1] in NULL_IS_ONE_OF:
+        if not found and change.key.split(".")[-1] in (*NULL_IS_ONE_OF, *NAMES):
             return "same"
         return f"bites: {found}" if found else "idle"
 
@@ -240,6 +242,9 @@ class Base:
 
 NULL_IS_ONE_OF = ("final_norm", "o_bias")
 """Flags whose null is what the blocks or `bias` say: one of true and false states outright what is there already."""
+
+NAMES = ("labels",)
+"""Names of what a model gives: another name changes nothing of it, another number of names does."""
 
 FAILURES = (RuntimeError, ValueError, AssertionError, TypeError, LookupError, AttributeError, ArithmeticError)
 """What a config that was let through, and should not have been, ends in."""
@@ -388,6 +393,18 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("kind=encoder", "attention=mha", HEAD, "head.tied=false"),
         ("keys out_width", "head", POOLER),
     ),
+    **{
+        f"{kind} head": (
+            "llama-tiny",
+            ("kind=encoder", "attention=mha", "~head.tied", f"head={{kind: {kind}, {own}}}"),
+            ("head",),
+        )
+        for kind, own in {
+            "sequence": "labels: 3, activation: {kind: tanh}",
+            "token": "labels: 3",
+            "regression": "n_outputs: 2, pooling: mean, activation: {kind: gelu}",
+        }.items()
+    },
     "headless": (
         "llama-tiny",
         ("kind=encoder", "attention=mha", "~head.tied", "head.kind=none"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from corpora import faults_of
 from loaded import one_in
 from test_eval import LLAMA, save
 from test_train_objectives import SIZES, SMALL
@@ -310,3 +311,35 @@ def test_a_runs_own_data_keeps_its_split(trained, refused, capsys, monkeypatch):
     apart, packed = json.loads(capsys.readouterr().out), zoo.evaluate("run")
     assert apart["tokens"] == packed["tokens"]
     assert apart["data"] == packed["data"] == "the run's validation split"
+
+
+LABELLED = {
+    "classify": [{"text": f"the {word} number {n}", "label": word} for n in range(40) for word in ("cat", "dog")],
+    "tag": [{"tokens": ["a", f"w{n}", "b"], "tags": ["O", "B-x" if n % 2 else "O", "O"]} for n in range(60)],
+    "regress": [{"text": f"number {n % 17} of {n}", "label": n % 17} for n in range(60)],
+}
+
+
+@pytest.mark.parametrize("name", one_in(3, LABELLED))
+def test_a_run_on_labels_is_judged_as_its_training_judged_it(name, here, capsys):
+    write(here / "labelled.jsonl", LABELLED[name])
+    write(here / "other.jsonl", LABELLED[name][:9])
+    sizes = [each for each in (*SMALL, *SIZES["bert-tiny"]) if not each.startswith(("data=", "data.path="))]
+    own = ["data=jsonl", "data.path=labelled.jsonl", f"objective={name}", "steps=1", "eval_batches=null", "sample=null"]
+    said = zoo.train("bert-tiny", [*sizes, *own])
+    found = zoo.evaluate("run")
+    (row,) = found["results"]
+    assert row["loss"] == pytest.approx(said["val_loss"], rel=1e-5)
+    assert row["perplexity"] is None and row["bits_per_byte"] is None
+    assert {f"val_{key}": value for key, value in row["measures"].items()} == pytest.approx(
+        {key: said[key] for key in said if key in ("val_accuracy", "val_f1", "val_pearson", "val_spearman")}, abs=1e-6
+    )
+    other = zoo.evaluate("run", overrides=["data=jsonl", "data.path=other.jsonl"])
+    assert other["tokens"] == (27 if name == "tag" else 9)
+    assert other["data"].startswith("all of data=jsonl")
+    capsys.readouterr()
+    assert run(["eval", "run", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert f"loss per label of {name}" in out and "perplexity" not in out
+    (fault,) = faults_of(lambda: zoo.evaluate("run", overrides=["data=text", "data.path=text.txt"]))
+    assert "labelled records" in fault

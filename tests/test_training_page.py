@@ -23,5 +23,6 @@ def test_every_topology_has_an_objective_and_every_objective_a_model():
 
 
 def test_the_page_has_a_row_for_each():
-    rows = re.findall(r"^\| `(.+?)` \| `(.+?)` \|", training_page.PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert rows == PAIRS
+    page = training_page.PAGE.read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(.+?)` \| `(.+?)` \|", page, re.MULTILINE) == PAIRS
+    assert page.endswith(training_page.TAIL)

@@ -32,12 +32,34 @@ Written by `python tests/training_page.py`; a slow test trains each pair.
 Every packaged tiny model on every objective that it takes, {steps} steps of 4 rows of 128 tokens of the Python standard
 library: the loss of the first step and the mean of the last five, in nats per target, and the validation loss after
 them. `prefix_lm` is trained with `model.prefix_lm=true`, `distil` from the same model after {steps} steps on its own
-objective. `seq2seq` learns from pairs, which this text has none of. Losses of different objectives are not comparable.
+objective. `seq2seq` learns from pairs, and `classify`, `tag` and `regress` from labels (below), which this text has
+none of. Losses of different objectives are not comparable.
 {date}.
 
 | model | objective | first | last | validation |
 | --- | --- | --- | --- | --- |
 """
+
+
+TAIL = """
+## Labels
+
+The packaged all-MiniLM-L6-v2 (22.6 M parameters, mean pooling) learns which of ten packages of Python's standard
+library a function is from, given the first 150 characters of its code with the packages' names taken out. 3,415
+functions train and 1,120 validate, of other files. The head, the steps (300 of 16 rows of at most 48 tokens), the rates
+(1e-4, of the head 1e-2) and the seeds are the same; frozen is `freeze=['*']`. `python tests/tuning.py` prints the
+figures, and a slow test holds that fine-tuning is better.
+
+| encoder | accuracy, seeds 0, 1, 2 | macro F1 |
+| --- | --- | --- |
+| nearest centroid of the encoder's own vectors | 0.561 | |
+| frozen, with a trained head | 0.599, 0.604, 0.591 | 0.568, 0.570, 0.554 |
+| fine-tuned with its head | 0.667, 0.659, 0.645 | 0.644, 0.627, 0.618 |
+
+26 November 2026; Python 3.11, torch 2.13, float32, one thread of a busy 2-core Intel Xeon VM (AMX): one to two minutes
+frozen, three to eight fine-tuned.
+"""
+"""Figures that tests/tuning.py printed."""
 
 
 class Pair(NamedTuple):
@@ -60,7 +82,7 @@ def list_pairs() -> Iterator[Pair]:
     """List the pairs that are legal, as the objectives themselves say it."""
     for model in tiny_models():
         for kind in sorted(Objective.kinds):
-            if kind in ("auto", "seq2seq"):
+            if kind in ("auto", "seq2seq") or Objective.kinds[kind].reads_labels:  # this text has no pairs or labels
                 continue
             prefix = ["prefix_lm=true"] if kind == "prefix_lm" and load(model, []).kind == "decoder" else []
             if kind == "distil" or takes(load(model, prefix), kind):
@@ -92,7 +114,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             first, last, validation = train(pair, Path(place))
         rows.append(f"| `{pair.model}` | `{pair.objective}` | {first:.3f} | {last:.3f} | {validation:.3f} |\n")
-    PAGE.write_text(HEAD.format(steps=STEPS, date=f"{date.today():%d %B %Y}") + "".join(rows), encoding="utf-8")
+    PAGE.write_text(HEAD.format(steps=STEPS, date=f"{date.today():%d %B %Y}") + "".join(rows) + TAIL, encoding="utf-8")
     print(f"written: {PAGE.name}, {len(rows)} pairs", file=sys.stderr)
 
 

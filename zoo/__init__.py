@@ -1,7 +1,7 @@
 """One YAML grammar for transformer architectures: priced before anything is built, then built, trained and run.
 
 `zoo.stats(config, overrides)`, `zoo.diff(a, b)`, `zoo.build(config, overrides)`, `zoo.train(config, overrides)`,
-`zoo.load(path)`, `zoo.generate(model, ids)`, `zoo.fill(model, texts)`,
+`zoo.load(path)`, `zoo.generate(model, ids)`, `zoo.fill(model, texts)`, `zoo.score(model, texts)`,
 `zoo.evaluate(model, texts)` and `zoo.export(model, path)`. Importing this imports neither torch nor hydra; a name is
 looked up when it is first used.
 """
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from zoo.run.linear.ready import prepare as prepare
     from zoo.sampling.options import Sampling as Sampling
     from zoo.text.fill import fill as fill
+    from zoo.text.labels import score as score
     from zoo.text.vectors import embed as embed
     from zoo.training.callbacks import Callback as Callback
     from zoo.training.callbacks import TrainingState as TrainingState
@@ -55,6 +56,7 @@ _HOMES = {
     "prepare": "zoo.run.linear.ready",
     "fill": "zoo.text.fill",
     "embed": "zoo.text.vectors",
+    "score": "zoo.text.labels",
     **dict.fromkeys(("ZooError", "ConfigError", "KernelError", "CheckpointError", "FitError"), "zoo.errors"),
 }
 
@@ -80,6 +82,7 @@ __all__ = [
     "generate",
     "load",
     "prepare",
+    "score",
     "stats",
     "train",
 ]

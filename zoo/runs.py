@@ -2,7 +2,7 @@
 
 RUN/lock                             held by the process that trains, with its id and its machine
 RUN/checkpoints/latest               the name of the newest checkpoint
-RUN/checkpoints/best                 the name of that with the lowest validation loss, where such are kept
+RUN/checkpoints/best                 the name of that with the best evaluation, where such are kept
 RUN/checkpoints/step-000400/         a checkpoint (zoo/checkpoint/store.py)
 RUN/result.json                      the run's outcome
 RUN/metrics.jsonl                    a line for each step that was recorded, and for each evaluation

@@ -119,9 +119,10 @@ def _decoding_flops(spec: Any, model: Any, ids: torch.Tensor) -> int:
             with FlopCounterMode(display=False) as counter:
                 model.decoder(ids[:, -1:], memory=memory, cache=cache)
         else:
-            model(ids[:, :-1], cache=cache)
+            keep = 0 if spec.head.reads_rows else None
+            model(ids[:, :-1], cache=cache, logits_to_keep=keep)
             with FlopCounterMode(display=False) as counter:
-                model(ids[:, -1:], cache=cache)
+                model(ids[:, -1:], cache=cache, logits_to_keep=keep)
     return counter.get_total_flops()
 
 
@@ -231,7 +232,9 @@ def _everything(spec: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
 def _step(spec: Any, model: Any, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> None:
     """Take one training step, freeing each tensor after its last use."""
     out = model(ids, **_inputs(spec, ids), **_everything(spec, ids))
-    loss = sum(out.losses.values(), F.cross_entropy(out.logits.float().flatten(0, 1), ids.flatten()))
+    logits = out.logits.float().flatten(0, -2)  # of each token, or of each row
+    loss = sum(out.losses.values(), F.cross_entropy(logits, ids.flatten()[: len(logits)]))
+    del logits
     del out
     loss.backward()
     del loss

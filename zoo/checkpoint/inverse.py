@@ -125,7 +125,8 @@ def _change_of_tying(family: Family, template: Mapping[str, Any], spec: Any) -> 
     """The change that ties the head as the Spec does: importing a folder takes it from the tensors, not the config."""
     head = next((tower.head for tower in spec.towers().values() if tower.head.kind != "none"), None)
     without = family.about.get("head") is None or (template.get("head") or {}).get("kind") == "none"
-    return None if head is None or without else {"head": {"tied": head.tied}}
+    tied = getattr(head, "tied", None)
+    return None if tied is None or without else {"head": {"tied": tied}}
 
 
 def _index_weights(spec: Any) -> list[int]:

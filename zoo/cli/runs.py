@@ -43,17 +43,20 @@ def run(
     report.print_tables(report.make_table("", header, cells, right=right))
 
 
-HEADER: tuple[str, ...] = ("run", "model", "params", "steps", "tokens", "loss", "val loss", "status", "when")
-NUMBERS = HEADER[2:7]
+HEADER: tuple[str, ...] = ("run", "model", "params", "steps", "tokens", "loss", "val loss", "score", "status", "when")
+NUMBERS = HEADER[2:8]
+SCORES = ("val_f1", "val_pearson")
+"""The metrics of labelled rows that the column `score` shows, where a run has one."""
 EXPENDABLE = ("model", "loss", "tokens", "params", "steps")
 """Columns that a narrow screen goes without, the first first."""
 
 
 def fit_columns(rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """Leave out columns until the table fits the screen. Returns the header and the rows."""
+    """Leave out scores where no run has one, and columns until the table fits the screen. Returns the header and the
+    rows."""
     from zoo.report.text import measure_screen
 
-    kept: list[str] = list(HEADER)
+    kept: list[str] = [name for at, name in enumerate(HEADER) if name != "score" or any(row[at] for row in rows)]
     widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
     for name in EXPENDABLE:
         if sum(widths[HEADER.index(each)] + 2 for each in kept) <= measure_screen():
@@ -64,10 +67,12 @@ def fit_columns(rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
 
 def _cells(row: Any) -> list[str]:
     from zoo import report
+    from zoo.report.history import MEASURES
 
     def show(name: str, form: Any) -> str:
         return "" if row[name] is None else form(row[name])
 
+    score = next((name for name in SCORES if row[name] is not None), None)
     return [
         row["name"],
         show("model", str),
@@ -76,6 +81,7 @@ def _cells(row: Any) -> list[str]:
         show("tokens", report.format_count),
         show("train_loss", "{:.4f}".format),
         show("val_loss", "{:.4f}".format),
+        "" if score is None else f"{MEASURES[score]} {row[score]:.4f}",
         row["status"],
         row["when"][:16],
     ]

@@ -252,7 +252,7 @@ class _Trace:
         x = make_shadow(shape, dtype, INPUT, grad=self.model is None or self.model.reached[self.where])
         hidden = m.norm(x) if tower.has_final_norm else x
         hidden = m.project(hidden) if tower.out_width else hidden
-        logits = m.head(hidden)
+        logits = m.head(tower.head.gather(hidden, None))
         self.file("head", begun, [hidden if logits is None else logits], x)
         if logits is not None:
             targets = make_shadow((logits.shape[0] * logits.shape[1],), INT64, "targets")

@@ -42,8 +42,9 @@ FLASH_BACKWARD = 2.5
 
 
 def is_row_wise(row: PartRow) -> bool:
-    """Whether a part is applied once for a row of tokens rather than to each: a pooler's."""
-    return row.slot == "pooler"
+    """Whether a part is applied once for a row of tokens rather than to each: a pooler's, and that of a head which
+    reads whole rows."""
+    return row.slot == "pooler" or (row.slot == "head" and getattr(row.owner, "reads_rows", False))
 
 
 def reads_memory(row: PartRow) -> bool:
@@ -58,7 +59,7 @@ def product_flops(spec: Priced | CostTable, *, head: bool = True) -> int:
 
 
 def row_flops(spec: Priced | CostTable) -> int:
-    """Forward FLOPs of the matrix products that are made once for a row: a pooler's, of its first token."""
+    """Forward FLOPs of the matrix products that are made once for a row (`is_row_wise`)."""
     return _flops(spec, is_row_wise)
 
 

@@ -171,10 +171,19 @@ def sum_ends(kept: Mapping[str, Amount]) -> tuple[Amount, Amount]:
 
 def _loss_bytes(spec: Any, setup: Setup) -> float | None:
     """What logits, their chances and gradients take at most; None where there are none."""
-    if all(tower.head.kind == "none" for tower in spec.towers().values()):
+    if (head := find_head(spec)) is None:
         return None
-    values = spec.vocab_size * setup.batch * setup.tokens(spec) / (setup.tp * setup.cp)
-    return count_loss(values, setup)
+    return count_loss(_count_logits(head, spec, setup) / (setup.tp * setup.cp), setup)
+
+
+def find_head(spec: Any) -> Any:
+    """Find the head that gives a model's logits; None where it has none."""
+    return next((tower.head for tower in spec.towers().values() if tower.head.n_logits), None)
+
+
+def _count_logits(head: Any, spec: Any, setup: Setup) -> int:
+    """Count the logits of a batch: of each token, or of each row."""
+    return head.n_logits * setup.batch * (1 if head.reads_rows else setup.tokens(spec))
 
 
 def count_loss(values: Amount, setup: Setup) -> Amount:
@@ -251,7 +260,7 @@ def _met_again(spec: Any, name: str, tower: Any, setup: Setup, tuned: TunedModel
     the two up in a third."""
     if tuned is not None and "embedding.tokens.weight" in tuned.ends[name].frozen:
         return 0
-    tied = tower.head.kind != "none" and tower.head.tied
+    tied = getattr(tower.head, "tied", False)
     if name == "encoder":
         tied = tied or spec.towers()["decoder"].embedding.tied is not None
     return tower.vocab_size * (tower.embedding.width or tower.d_model) * _computed_width(setup) if tied else 0
@@ -324,7 +333,7 @@ def _chunked_loss(spec: Any, setup: Setup, head: Section, fused: bool) -> dict[s
 
     A CPU takes the softmax of BLOCK bytes at a time, of 16 bits in a float32 copy.
     """
-    values = spec.vocab_size * setup.batch * setup.tokens(spec)
+    values = _count_logits(find_head(spec), spec, setup)
     width = 4 if setup.precision == "fp32" else DTYPES[setup.dtype]
     logits, block = min(values * width, CHUNK), CHUNK if fused else BLOCK
     softmax = min(values * 4, block) * (1 if fused or width == 4 else 2)

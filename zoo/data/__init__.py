@@ -63,7 +63,8 @@ class Prepared:
     sources: tuple[Source, ...]
     held_out: tuple[Source, ...]
     key: str
-    folder: Path
+    folder: Path | None
+    """The folder of the cache that it was read from, where it was."""
 
     @property
     def train(self) -> TokenFile:

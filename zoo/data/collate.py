@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from zoo.data.tokens import Batch
 
 if TYPE_CHECKING:
     import torch
+
+    from zoo.data.labelled import LabelledRow
 
 Corrupt = Callable[[np.ndarray, np.random.Generator], Corrupted]
 """What a model reads of a run of tokens, and what it is to write."""
@@ -35,10 +37,10 @@ def number_documents(rows: np.ndarray, eos_id: int) -> np.ndarray:
     return numbers - numbers[:, :1]
 
 
-def to_tensor(values: np.ndarray) -> torch.Tensor:
+def to_tensor(values: np.ndarray, dtype: Any = np.int64) -> torch.Tensor:
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=dtype))
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,35 @@ def pad_pairs(
     targets = [np.concatenate([quiet, row[len(quiet) + 1 :]]) for quiet, row in zip(unasked, rows, strict=True)]
     return Batch(
         to_tensor(_pad([row[:-1] for row in rows], s + t - 1, eos_id)), to_tensor(_pad(targets, s + t - 1, IGNORED))
+    )
+
+
+STEP = 8
+"""Rows of one batch are padded to a multiple of so many tokens, so that few shapes come up."""
+
+
+def pad_labelled(
+    rows: Sequence[LabelledRow],
+    keys: Sequence[tuple[int, int]],
+    *,
+    pad_id: int,
+    seq_len: int,
+    one_shape: bool,
+    typed: bool,
+    by_token: bool,
+) -> Batch:
+    """Make a batch of labelled rows: nothing in it is random. They are padded at their end to the longest of them, or
+    with `one_shape` to `seq_len`. `typed` models are told which text a token is of; targets are `by_token` [B, T], or
+    a row's [B, 1] and [B, 1, C]."""
+    longest = max(len(row.ids) for row in rows)
+    width = seq_len if one_shape else min(-(-longest // STEP) * STEP, seq_len)
+    there = [np.ones(len(row.ids), np.int64) for row in rows]
+    targets = _pad([row.target for row in rows], width, IGNORED) if by_token else np.stack([row.target for row in rows])
+    return Batch(
+        to_tensor(_pad([row.ids for row in rows], width, pad_id)),
+        to_tensor(targets, targets.dtype),
+        attention_mask=to_tensor(_pad(there, width, 0)),
+        token_type_ids=to_tensor(_pad([row.types for row in rows], width, 0)) if typed else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -37,24 +37,37 @@ class Rows:
 
     def __iter__(self) -> Iterator[Document]:
         """Read every row. Raises ConfigError with a line for each that cannot be read, and where the network fails."""
-        faults, found, number = Faults(), False, 0
+        faults, found = Faults(), False
+        for where, record in self.read(faults):
+            document = make_document(record, self.columns, where, faults)
+            if document is not None:
+                found = True
+                yield document
+        faults.settle()
+        self.refuse_nothing(found)
+
+    def read(self, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Read every row as it is, and say where it stands; null is an empty text. Raises ConfigError where the network
+        fails."""
+        number = 0
         try:
             for number, record in enumerate(islice(iter(self.rows), self.max_rows), 1):
-                texts = {name: "" if value is None else value for name, value in record.items()}
-                document = make_document(texts, self.columns, f"{self.name}, row {number:,}", faults)
-                if document is not None:
-                    found = True
-                    yield document
+                values = {name: "" if value is None else value for name, value in record.items()}
+                yield f"{self.name}, row {number:,}", values
         except (OSError, ValueError) as error:
             line = f"{self.name} cannot be read after row {number:,}, found {short(error)}"
             raise ConfigError(f"data.path: {line} (a network, or streaming=false)") from error
-        faults.settle()
+
+    def refuse_nothing(self, found: bool) -> None:
+        """Raise ConfigError where no row was of use."""
         if not found:
             raise ConfigError(f"data.path: {self.name}: nothing to read, found no row with a text (rows with texts)")
 
 
-def open_dataset(settings: HF) -> Rows:
-    """Open the data set that the settings name. Raises ConfigError in one line, also without a network."""
+def open_dataset(settings: HF, columns: tuple[str, ...] = (), keys: str = "") -> Rows:
+    """Open the data set that the settings name, for its text or for other `columns` that `keys` of the config name.
+    Raises ConfigError in one line, also without a network."""
+    columns, keys = columns or settings.columns, keys or name_keys(settings.columns)
     path = str(settings.path)
     datasets = import_package("datasets", "'transformer-zoo[hf]'", f"{path} is read by Hugging Face's datasets")
     folder = Path(path).expanduser()
@@ -70,12 +83,10 @@ def open_dataset(settings: HF) -> Rows:
         would = "a folder of save_to_disk, a name on the hub, or a network to reach it"
         raise ConfigError(f"data.path: cannot open {path}, found {short(error)} ({would})") from error
     names = getattr(rows, "column_names", None)
-    if names and (lacking := [column for column in settings.columns if column not in names]):
+    if names and (lacking := [column for column in columns if column not in names]):
         fields = ", ".join(names[:FIELDS_SHOWN])
-        raise ConfigError(
-            f"data.path: {path} has no field '{lacking[0]}', found {fields} ({name_keys(settings.columns)})"
-        )
-    return Rows(rows, path, settings.columns, settings.max_rows)
+        raise ConfigError(f"data.path: {path} has no field '{lacking[0]}', found {fields} ({keys})")
+    return Rows(rows, path, columns, settings.max_rows)
 
 
 def refuse_idle_fields(settings: HF) -> None:

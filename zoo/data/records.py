@@ -1,4 +1,5 @@
 """Read records as documents: JSON Lines and Parquet. Each record is a document; or a pair, a source and its target.
+Labelled records are read as they are (`zoo.data.labelled`).
 
 A record that cannot be read is named by its file and line. Reading stops after a few of them.
 """
@@ -27,8 +28,8 @@ READ_AT_ONCE = 1024  # records of a Parquet file: a few MiB of ordinary text
 FIELDS_SHOWN = 8
 
 
-def find_files(path: str, suffixes: Sequence[str]) -> tuple[Path, ...]:
-    """List the files that `data.path` means: a file, those below a folder by their suffix, or those of a pattern.
+def find_files(path: str, suffixes: Sequence[str], key: str = "data.path") -> tuple[Path, ...]:
+    """List the files that `key` means: a file, those below a folder by their suffix, or those of a pattern.
 
     Raises ConfigError where there are none.
     """
@@ -43,32 +44,34 @@ def find_files(path: str, suffixes: Sequence[str]) -> tuple[Path, ...]:
     else:
         found = tuple(sorted(Path(each) for each in glob.glob(str(root), recursive=True) if Path(each).is_file()))
         if not found and not glob.has_magic(str(root)):
-            raise ConfigError(f"data.path: no such file or folder, found {root} (a file, or a folder of {wanted})")
+            raise ConfigError(f"{key}: no such file or folder, found {root} (a file, or a folder of {wanted})")
     if not found:
-        raise ConfigError(f"data.path: no records to read, found nothing in {root} (a file, or a folder of {wanted})")
+        raise ConfigError(f"{key}: no records to read, found nothing in {root} (a file, or a folder of {wanted})")
     return found
 
 
-def find_jsonl_files(path: str) -> tuple[Path, ...]:
-    """List the JSON Lines of `data.path`, packed ones included."""
-    return find_files(path, (*JSONL, *PACKED_JSONL))
+def find_jsonl_files(path: str, key: str = "data.path") -> tuple[Path, ...]:
+    """List the JSON Lines of a path, packed ones included; `key` names it in messages."""
+    return find_files(path, (*JSONL, *PACKED_JSONL), key)
 
 
-def find_parquet_files(path: str) -> tuple[Path, ...]:
-    """List the Parquet files of `data.path`."""
-    return find_files(path, PARQUET)
+def find_parquet_files(path: str, key: str = "data.path") -> tuple[Path, ...]:
+    """List the Parquet files of a path; `key` names it in messages."""
+    return find_files(path, PARQUET, key)
 
 
 class Faults:
-    """The faults that were found so far. Raises ConfigError with all of them when there are FAULTS_SHOWN."""
+    """The faults that were found so far, with the `key` that named the records. Raises ConfigError with all of them
+    when there are FAULTS_SHOWN."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: str = "data.path") -> None:
+        self.key = key
         self.lines: list[str] = []
 
     def add(self, line: str) -> None:
-        self.lines.append(f"data.path: {line}")
+        self.lines.append(f"{self.key}: {line}")
         if len(self.lines) >= FAULTS_SHOWN:
-            raise ConfigError(*self.lines, "data.path: reading stopped here, there may be more")
+            raise ConfigError(*self.lines, f"{self.key}: reading stopped here, there may be more")
 
     def settle(self) -> None:
         """Raise ConfigError where there are any."""
@@ -81,24 +84,37 @@ def name_keys(columns: Sequence[str]) -> str:
     return "data.field=NAME" if len(columns) == 1 else "data.source=NAME data.target=NAME"
 
 
+def has_fields(record: Mapping[str, Any], columns: Sequence[str], keys: str, where: str, faults: Faults) -> bool:
+    """Whether a record has all of these fields, which the `keys` of the config name. One that it lacks is a fault."""
+    for column in columns:
+        if column not in record:
+            fields = ", ".join(list(record)[:FIELDS_SHOWN]) or "none"
+            faults.add(f"{where} has no field '{column}', found {fields} ({keys}, or a record that has it)")
+            return False
+    return True
+
+
+def is_text(text: Any, column: str, where: str, faults: Faults) -> bool:
+    """Whether the value of a field is a text that UTF-8 can hold. Another value is a fault."""
+    if not isinstance(text, str):
+        faults.add(f"{where} has no text in '{column}', found {type(text).__name__} (a string, or another field)")
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = f"\\u{ord(text[error.start]):04x} alone at character {error.start}"
+        faults.add(f"{where} has half a character in '{column}', found {found} (both halves, or neither)")
+        return False
+    return True
+
+
 def make_document(record: Mapping[str, Any], columns: Sequence[str], where: str, faults: Faults) -> Document | None:
     """Make a document of a record; None for one without text, and for one that is at fault."""
     texts = []
     for column in columns:
-        if column not in record:
-            fields = ", ".join(list(record)[:FIELDS_SHOWN]) or "none"
-            faults.add(
-                f"{where} has no field '{column}', found {fields} ({name_keys(columns)}, or a record that has it)"
-            )
+        if not has_fields(record, [column], name_keys(columns), where, faults):
             return None
-        if not isinstance(text := record[column], str):
-            faults.add(f"{where} has no text in '{column}', found {type(text).__name__} (a string, or another field)")
-            return None
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            found = f"\\u{ord(text[error.start]):04x} alone at character {error.start}"
-            faults.add(f"{where} has half a character in '{column}', found {found} (both halves, or neither)")
+        if not is_text(text := record[column], column, where, faults):
             return None
         texts.append(text)
     if any(not text or text.isspace() for text in texts):
@@ -108,10 +124,14 @@ def make_document(record: Mapping[str, Any], columns: Sequence[str], where: str,
 
 @dataclass(frozen=True)
 class Records:
-    """Files of records as documents, in the order of files and records. Those without text are left out."""
+    """Files of records as documents, in the order of files and records. Those without text are left out.
+
+    `keys` are those of the config that choose the columns, as messages name them; unless given, those of `data`.
+    """
 
     files: tuple[Path, ...]
     columns: tuple[str, ...]
+    keys: str = ""
 
     @property
     def n_bytes(self) -> int:
@@ -121,35 +141,38 @@ class Records:
     def __iter__(self) -> Iterator[Document]:
         """Read every record. Raises ConfigError with a line for each that cannot be read."""
         faults, found = Faults(), False
-        for file in self.files:
-            for document in self.read_file(file, faults):
+        for where, record in self.read(faults):
+            document = make_document(record, self.columns, where, faults)
+            if document is not None:
                 found = True
                 yield document
         faults.settle()
-        refuse_no_records(found, self.files)
+        self.refuse_nothing(found)
 
-    def read_file(self, file: Path, faults: Faults) -> Iterator[Document]:
-        """Read the documents of one file; a record that cannot be read is a fault."""
+    def read(self, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Read every record as it is, and say where it stands; one that cannot be read is a fault."""
+        for file in self.files:
+            yield from self.read_file(file, faults)
+
+    def read_file(self, file: Path, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Read the records of one file."""
         raise NotImplementedError
+
+    def refuse_nothing(self, found: bool) -> None:
+        """Raise ConfigError where no record was of use, with the reason if all files are empty."""
+        if not found:
+            empty = all(file.stat().st_size == 0 for file in self.files)
+            what = "an empty file" if empty else "no record with a text"
+            first, *others = self.files
+            more = f" and {len(others)} more" if others else ""
+            raise ConfigError(f"data.path: {first}{more}: nothing to read, found {what} (records with texts)")
 
 
 class JsonLines(Records):
     """JSON Lines. Blank lines are left out."""
 
-    def read_file(self, file: Path, faults: Faults) -> Iterator[Document]:
-        for line, record in read_json_lines(file, faults):
-            document = make_document(record, self.columns, f"{file}, line {line:,}", faults)
-            if document is not None:
-                yield document
-
-
-def refuse_no_records(found: bool, files: Sequence[Path]) -> None:
-    """Raise ConfigError where no record has a text, with the reason if all files are empty."""
-    if not found:
-        empty = all(file.stat().st_size == 0 for file in files)
-        what = "an empty file" if empty else "no record with a text"
-        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-        raise ConfigError(f"data.path: {files[0]}{more}: nothing to read, found {what} (records with texts)")
+    def read_file(self, file: Path, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        return ((f"{file}, line {line:,}", record) for line, record in read_json_lines(file, faults))
 
 
 def read_json_lines(file: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -232,7 +255,7 @@ def import_package(name: str, install: str, what: str) -> Any:
 class Parquet(Records):
     """The rows of Parquet files. Null is no text."""
 
-    def read_file(self, file: Path, faults: Faults) -> Iterator[Document]:
+    def read_file(self, file: Path, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Read one file, a few rows at a time."""
         opener = import_package("pyarrow.parquet", "'transformer-zoo[parquet]'", f"{file} is Parquet").ParquetFile
         number = 0
@@ -241,14 +264,14 @@ class Parquet(Records):
                 names = table.schema_arrow.names
                 if lacking := [column for column in self.columns if column not in names]:
                     found = ", ".join(names[:FIELDS_SHOWN]) or "none"
-                    faults.add(f"{file} has no field '{lacking[0]}', found {found} ({name_keys(self.columns)})")
+                    faults.add(
+                        f"{file} has no field '{lacking[0]}', found {found} ({self.keys or name_keys(self.columns)})"
+                    )
                     return
                 for batch in table.iter_batches(batch_size=READ_AT_ONCE, columns=list(self.columns)):
                     for record in batch.to_pylist():
                         number += 1
-                        texts = {name: "" if value is None else value for name, value in record.items()}
-                        document = make_document(texts, self.columns, f"{file}, row {number:,}", faults)
-                        if document is not None:
-                            yield document
+                        values = {name: "" if value is None else value for name, value in record.items()}
+                        yield f"{file}, row {number:,}", values
         except (OSError, ValueError) as error:  # what pyarrow raises is one of the two
             faults.add(f"{file} is damaged after row {number:,}, found {short(error)} (a whole file)")

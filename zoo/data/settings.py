@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
 from pydantic import Field, PlainValidator, PositiveInt, ValidationError, field_validator
 
@@ -18,11 +19,23 @@ from zoo.spec.faults import make_refusals
 
 if TYPE_CHECKING:
     from zoo.data.corpus import Documents
+    from zoo.data.records import Faults
 
 Default = Field(validate_default=True)
 """A field whose default is refused where the kind needs another value."""
 
 TEXT_FIELD = "text"
+
+
+class LabelledSource(Protocol):
+    """Records as they are, which can be read again and again."""
+
+    @property
+    def n_bytes(self) -> int: ...
+
+    def read(self, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]: ...
+
+    def refuse_nothing(self, found: bool) -> None: ...
 
 
 class TokenizerSettings(Spec, axis="tokenizer", default="bpe"):
@@ -143,12 +156,15 @@ class Text(DataSettings, kind="text"):
 
 
 class Records(DataSettings):
-    """Records with fields. `field` holds the text of one (null: `text`); or `source` and `target` hold a pair."""
+    """Records with fields. `field` holds the text of one (null: `text`); or `source` and `target` hold a pair. Where an
+    objective reads labels, it names the fields, and `validation` names the records that validate: files, of `hf` a
+    split (null: `validation_fraction` of all)."""
 
     path: Annotated[str | None, Default] = None
     field: str | None = None
     source: str | None = None
     target: Annotated[str | None, Default] = None
+    validation: str | None = None
 
     @field_validator("path")
     @classmethod
@@ -185,6 +201,11 @@ class Records(DataSettings):
             return (self.source, self.target)
         return (self.field or TEXT_FIELD,)
 
+    def open_records(self, columns: tuple[str, ...], keys: str, validation: bool = False) -> LabelledSource:
+        """Open the records with these columns, which `keys` of the config name: all of them, or those of
+        `validation`. Raises ConfigError."""
+        raise NotImplementedError
+
 
 class Jsonl(Records, kind="jsonl"):
     """JSON Lines: a file, a folder of them, or a pattern (`*.jsonl`); packed by gzip or zstd too."""
@@ -193,6 +214,14 @@ class Jsonl(Records, kind="jsonl"):
         assert self.path is not None
         return JsonLines(find_jsonl_files(self.path), self.columns)
 
+    def open_records(self, columns: tuple[str, ...], keys: str, validation: bool = False) -> LabelledSource:
+        files = (
+            find_jsonl_files(str(self.validation), "data.validation")
+            if validation
+            else find_jsonl_files(str(self.path))
+        )
+        return JsonLines(files, columns, keys)
+
 
 class ParquetFiles(Records, kind="parquet"):
     """Parquet: a file, a folder of them, or a pattern (the extra `parquet`)."""
@@ -200,6 +229,14 @@ class ParquetFiles(Records, kind="parquet"):
     def open(self) -> Documents:
         assert self.path is not None
         return Parquet(find_parquet_files(self.path), self.columns)
+
+    def open_records(self, columns: tuple[str, ...], keys: str, validation: bool = False) -> LabelledSource:
+        files = (
+            find_parquet_files(str(self.validation), "data.validation")
+            if validation
+            else find_parquet_files(str(self.path))
+        )
+        return Parquet(files, columns, keys)
 
 
 class HF(Records, kind="hf"):
@@ -223,6 +260,11 @@ class HF(Records, kind="hf"):
 
         assert self.path is not None
         return open_dataset(self)
+
+    def open_records(self, columns: tuple[str, ...], keys: str, validation: bool = False) -> LabelledSource:
+        from zoo.data.hub import open_dataset
+
+        return open_dataset(replace(self, split=self.validation) if validation else self, columns, keys)
 
 
 SHARED = ("tokenizer", "validation_fraction", "documents")
@@ -295,3 +337,5 @@ def make_paths_absolute(node: Any) -> None:
         place = Path(path).expanduser()
         if each.get("kind") != "hf" or place.exists():
             each["path"] = str(place.absolute())
+        if each.get("kind") != "hf" and isinstance(other := each.get("validation"), str):
+            each["validation"] = str(Path(other).expanduser().absolute())

@@ -99,14 +99,15 @@ class PairFile(TokenFile):
 
 
 class Batch(NamedTuple):
-    """A batch, of which an objective fills the fields that it needs. All tensors are int64.
+    """A batch, of which an objective fills the fields that it needs. Tensors are int64, but targets that are numbers.
 
     - `input_ids` [B, T]: what the model reads; of an encoder-decoder, what its encoder reads [B, S].
     - `targets` [B, T]: what each position is to predict, -100 where it predicts nothing. Of an encoder-decoder they are
-      those of `decoder_input_ids` [B, T].
+      those of `decoder_input_ids` [B, T]; of a head that reads whole rows, a row's class [B, 1] or numbers [B, 1, C].
     - `documents`, `decoder_documents`: the number of each token's document, where rows are packed.
     - `attention_mask` [B, T|S]: 1 for a real token, where rows have padding.
     - `prefix` [B]: how many leading tokens of a row see one another.
+    - `token_type_ids` [B, T]: which of its row's texts a token is of.
     """
 
     input_ids: torch.Tensor
@@ -116,6 +117,7 @@ class Batch(NamedTuple):
     decoder_documents: torch.Tensor | None = None
     attention_mask: torch.Tensor | None = None
     prefix: torch.Tensor | None = None
+    token_type_ids: torch.Tensor | None = None
 
 
 Collate = Callable[[Any, Sequence[tuple[int, int]]], Batch]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zoo.errors import ConfigError
+from zoo.model.head import describe_lack
 from zoo.model.position.base import Position
 from zoo.spec import components
 
@@ -16,8 +17,8 @@ def find_writer(spec: Any) -> Any:
     towers = [tower for tower in spec.towers().values() if tower.causal]
     if not towers:
         raise ConfigError(f"generate: an {spec.kind} writes no text (a decoder or an encoder_decoder does)")
-    if towers[0].head.kind == "none":
-        raise ConfigError("generate: the model has no head, so there is nothing to choose a token from (head: lm)")
+    if not (head := towers[0].head).predicts_tokens:
+        raise ConfigError(f"generate: {describe_lack(head)}, so there is nothing to choose a token from (head: lm)")
     return towers[0]
 
 

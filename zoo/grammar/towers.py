@@ -12,6 +12,7 @@ from zoo.grammar.keys import BASES, KNOWN, OWN, TOWER_DEFAULTS, TOWERS
 from zoo.grammar.patches import lay_patch
 from zoo.grammar.pattern import get_kinds, lay_kind, read_pattern
 from zoo.grammar.resolvers import find_unresolvable, record_reads
+from zoo.model.head import Head, VocabularyHead
 from zoo.model.tower import EncoderDecoder
 from zoo.spec.faults import describe_no_node, describe_unknown_kind
 
@@ -43,7 +44,7 @@ class TowerNode:
         tree = read_fields(self.root, OWN)
         for part in ("embedding", "head"):
             inner = tree.setdefault(part, {})
-            if isinstance(inner, dict):
+            if isinstance(inner, dict) and not is_task_head(part, inner):
                 stated = tree.get("vocab_size")  # a fault in it is reported once, as the model's own
                 inner.setdefault("vocab_size", stated if type(stated) is int and stated > 0 else 1)
         blocks, read = {}, {}
@@ -80,6 +81,13 @@ class TowerNode:
                 why = "nothing in these layers reads it (leave it out, or choose what does)"
                 faults.append(f"layers.{kind}.{key}: {why if known else 'no such key' + did_you_mean(str(key), used)}")
         return faults
+
+
+def is_task_head(part: str, node: Mapping[str, Any]) -> bool:
+    """Whether a part of a tower is a head that knows no vocabulary."""
+    kind = node.get("kind", Head.default)
+    choice = Head.kinds.get(kind) if part == "head" and isinstance(kind, str) else None
+    return choice is not None and not issubclass(choice, VocabularyHead)
 
 
 def split_towers(root: DictConfig, problems: list[str]) -> list[TowerNode]:

@@ -1,6 +1,6 @@
 """The components of a model, an axis a file or a folder, and the towers that are built of them."""
 
-from zoo.model import activation, attention, block, embedding, ffn, head, moe, norm, position, router  # noqa: F401
+from zoo.model import activation, attention, block, embedding, ffn, head, moe, norm, position, router, task_head  # noqa: F401
 from zoo.model.tower import Decoder, Encoder, EncoderDecoder, Topology, Tower
 
 __all__ = ["Decoder", "Encoder", "EncoderDecoder", "Topology", "Tower"]

@@ -1,11 +1,11 @@
 # B batch, T tokens, D model width, V vocabulary
-"""Heads: logits of hidden states; and poolers: one vector for a row."""
+"""Heads: logits of hidden states; and poolers: one vector for a row. Heads for a task are in `task_head.py`."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, PositiveFloat, PositiveInt
 
@@ -26,15 +26,42 @@ TABLE = "embedding.tokens"
 class Head(Spec, axis="head", default="lm"):
     """Predict from the last hidden states."""
 
-    vocab_size: PositiveInt
+    predicts_tokens: ClassVar[bool] = False
+    """Whether its logits are those of the vocabulary's tokens."""
+    reads_rows: ClassVar[bool] = False
+    """Whether it reads a row as a whole, and gives one result for it rather than one for each token."""
+
+    @property
+    def n_logits(self) -> int:
+        """Count the numbers that it gives at a place; 0 where there is no head."""
+        raise NotImplementedError
 
     def shard(self, ranks: int) -> Head:
-        """A part of the vocabulary, padded to as many tokens as any other rank's."""
-        return replace(self, vocab_size=-(-self.vocab_size // ranks))
+        """What one of `ranks` ranks holds of it: a small head, all."""
+        return self
+
+    def gather(self, hidden: Tensor, real: Tensor | None) -> Tensor:
+        """Select what `forward` reads of hidden states [B, T, D]: all of them; of a head that reads rows [B, 1, D].
+        `real` [B, T] is False for padding."""
+        return hidden
 
     def forward(self, m: Weights, x: Tensor) -> Tensor | None:
         """Logits [..., V] of hidden states x [..., D]; None where there is no head."""
         raise NotImplementedError
+
+
+class VocabularyHead(Head):
+    """Base of the heads that know the vocabulary."""
+
+    vocab_size: PositiveInt
+
+    @property
+    def n_logits(self) -> int:
+        return self.vocab_size if self.predicts_tokens else 0
+
+    def shard(self, ranks: int) -> Head:
+        """A part of the vocabulary, padded to as many tokens as any other rank's."""
+        return replace(self, vocab_size=-(-self.vocab_size // ranks))
 
 
 ROOT = "rsqrt_d_model"
@@ -46,12 +73,14 @@ def _number_or_root(scale: Any) -> Any:
     return scale
 
 
-class LMHead(Head, kind="lm"):
+class LMHead(VocabularyHead, kind="lm"):
     """A logit for each token of the vocabulary; `tied` uses the token embedding's weight (Press and Wolf, 2016).
 
     Logits are multiplied by `scale` (1/√d_model in T5), then bounded by `softcap` c to c·tanh(l/c) (Gemma 2). `offset`
     adds a constant to each logit, saved and not trained (BART's final_logits_bias).
     """
+
+    predicts_tokens: ClassVar[bool] = True
 
     tied: bool = False
     bias: bool = False
@@ -75,11 +104,13 @@ class LMHead(Head, kind="lm"):
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
-class MLMHead(Head, kind="mlm"):
+class MLMHead(VocabularyHead, kind="mlm"):
     """A masked token's logits: norm(act(x·W)), then the vocabulary (Devlin et al., 2018, BERT).
 
     `width` is that of the transform, d_model unless given (ALBERT: the embedding's).
     """
+
+    predicts_tokens: ClassVar[bool] = True
 
     activation: PlainActivation
     norm: WholeNorm
@@ -101,11 +132,18 @@ class MLMHead(Head, kind="mlm"):
         return m.out(m.norm(self.activation.apply(m.transform(x))))
 
 
-class NoHead(Head, kind="none"):
+class NoHead(VocabularyHead, kind="none"):
     """The hidden states themselves."""
 
     def forward(self, m: Weights, x: Tensor) -> None:
         return None
+
+
+def describe_lack(head: Head) -> str:
+    """Say why a model with this head predicts no token."""
+    if head.kind == "none":
+        return "the model has no head"
+    return f"the model's head is of kind '{head.kind}', which predicts no token"
 
 
 class Pooler(Spec, axis="pooler", default="first_token"):

@@ -110,13 +110,33 @@ class TeacherLoss(TokenLoss):
         return kl, student.exp_().sub_(p)
 
 
+@dataclass(frozen=True)
+class SquaredLoss(TokenLoss):
+    """`weight` × Σ over rows of the mean of (output − target)² over a row's C numbers. Targets are [N, C]."""
+
+    terms: ClassVar[tuple[str, ...]] = ("loss",)
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        return (1.0,)
+
+    def overwrite(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
+        sums = self.measure(logits, targets, rows)
+        logits.sub_(targets).mul_(2 * self.weight / logits.shape[-1])
+        return sums
+
+    def measure(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
+        return (logits.to(accumulating(logits)) - targets).square().mean(-1).sum()[None]
+
+
 def sum_loss(head: Weights, hidden: Tensor, targets: Tensor, loss: TokenLoss) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum the loss over the labelled tokens of a batch: hidden states [B, T, D] and targets [B, T].
+    """Sum the loss over the labelled tokens of a batch: hidden states [B, T, D] and targets [B, T], or [B, T, C] where
+    these are numbers.
 
     The head runs on the labelled tokens alone. Returns the weighted total, through which a gradient goes back to the
     hidden states and to the head's weights, and its weighted terms by name, through which none does.
     """
-    hidden, targets = hidden.flatten(0, 1), targets.flatten()
+    hidden, targets = hidden.flatten(0, 1), targets.flatten(0, 1)
     loss = replace(loss, compiled=True) if head.compiles_loss else loss
     rows = find_labelled(targets, loss.count)
     targets = targets if rows is None else targets[rows]
@@ -129,9 +149,9 @@ def sum_loss(head: Weights, hidden: Tensor, targets: Tensor, loss: TokenLoss) ->
 
 
 def find_labelled(targets: Tensor, count: int | None = None) -> Tensor | None:
-    """Find the places of the targets [N] that are not to be ignored; None where all are so. `count` is their number,
-    where it is known."""
-    if count == len(targets):
+    """Find the places of the targets [N] that are not to be ignored; None where all are so, as targets [N, C] that are
+    numbers always are. `count` is how many there are, where it is known."""
+    if count == len(targets) or targets.ndim > 1:
         return None
     kept = targets != IGNORED
     if count is None:
@@ -142,7 +162,7 @@ def find_labelled(targets: Tensor, count: int | None = None) -> Tensor | None:
 def _measure(head: Any, loss: TokenLoss, hidden: Tensor, targets: Tensor, rows: Any) -> tuple[Tensor, Tensor]:
     """The weighted total and terms."""
     sums = _zeros(loss, hidden)
-    for part in split_for_head(hidden, targets, head.spec.vocab_size, loss.chunk):
+    for part in split_for_head(hidden, targets, head.spec.n_logits, loss.chunk):
         places = part if rows is None else rows[part]
         sums += loss.measure(head(hidden[places]), targets[part], places).to(sums.dtype)
     return _weigh(sums, loss)
@@ -173,7 +193,7 @@ def _chunked_loss() -> Any:
         def forward(ctx: Any, head: Any, loss: TokenLoss, hidden: Tensor, targets: Tensor, rows: Any, *weights: Any):
             found = _Gradients(hidden if ctx.needs_input_grad[2] else None, len(weights))
             sums = _zeros(loss, hidden)
-            for part in split_for_head(hidden, targets, head.spec.vocab_size, loss.chunk):
+            for part in split_for_head(hidden, targets, head.spec.n_logits, loss.chunk):
                 places = part if rows is None else rows[part]
                 with torch.enable_grad():
                     piece = hidden.detach()[places].requires_grad_(found.hidden is not None)

@@ -47,7 +47,8 @@ class Inputs:
       T unless given.
     - `logits_to_keep` asks for the last so many positions only (0: none).
     - `targets` [B, T], the token that each position is to predict, -100 where it predicts none; they ask for a loss in
-      place of logits. `loss` says how they are weighed.
+      place of logits. `loss` says how they are weighed. Of a head that reads whole rows they are its class [B, 1], or
+      its numbers [B, 1, C].
     """
 
     input_ids: Tensor
@@ -160,9 +161,9 @@ class Step:
 
 @dataclass
 class Output:
-    """What a forward gives: `hidden` [B, T, D] after the final norm, `logits` [B, T, V], a router's weighted `losses`,
-    `pooled` [B, …] where the model has a pooler (a vector or logits for a row), and the encoder's `memory` [B, S, D]
-    where there is one.
+    """What a forward gives: `hidden` [B, T, D] after the final norm, `logits` [B, T, V] (of a head that reads whole
+    rows [B, C]), a router's weighted `losses`, `pooled` [B, …] where the model has a pooler (a vector or logits for a
+    row), and the encoder's `memory` [B, S, D] where there is one.
 
     With targets, `loss` is the weighted sum over them, which has a gradient, and `terms` are its parts by name, which
     have none. In training `loads` are the real tokens [E] that chose each expert, of each mixture, first layer to last.

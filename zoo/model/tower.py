@@ -153,9 +153,9 @@ class Tower(Topology):
         }
 
     def forward(self, m: Weights, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Output:
-        """Hidden states [B, T, D], and logits [B, T, V] where there is a head, for token ids [B, T]; the other
-        arguments are those of Inputs. With `targets` the loss stands in place of the logits, which are never whole.
-        Raises ConfigError for inputs that this tower does not take."""
+        """Hidden states [B, T, D], and logits [B, T, V] where there is a head, [B, C] of one that reads whole rows, for
+        token ids [B, T]; the other arguments are those of Inputs. With `targets` the loss stands in place of the
+        logits, which are never whole. Raises ConfigError for inputs that this tower does not take."""
         inputs = Inputs(input_ids, attention_mask, **others)
         self.check_inputs(inputs)
         return self.run(m, inputs, Scene(self, inputs))
@@ -171,6 +171,17 @@ class Tower(Topology):
             raise ConfigError("targets: the model has no head to predict them (head.kind: lm)")
         if inputs.loss is not None and inputs.targets is None:
             raise ConfigError("loss: says how targets are weighed, and there are none (pass targets)")
+        if self.head.reads_rows and (inputs.targets is not None or inputs.logits_to_keep != 0):
+            self._check_whole_rows(inputs)
+
+    def _check_whole_rows(self, inputs: Inputs) -> None:
+        """Raises ConfigError for inputs that are no whole rows, or not one text each, where the head reads such."""
+        name = next((each for each in ("cache", "documents") if getattr(inputs, each) is not None), None)
+        if name is not None:
+            raise ConfigError(f"{name}: the head reads a row as one text (leave it out, or logits_to_keep=0)")
+        if inputs.logits_to_keep is not None and inputs.targets is None:
+            found = f"is {inputs.logits_to_keep}, and the head gives one result for a row"
+            raise ConfigError(f"logits_to_keep: {found} (0 for none, or leave it out)")
 
     def run(self, m: Weights, inputs: Inputs, scene: Scene) -> Output:
         """One forward pass: token ids [B, T] through embedding, layers, norm and head."""
@@ -199,7 +210,10 @@ class Tower(Topology):
         pooled = m.pooler(hidden) if self.pooler else None
         out = Output(hidden, None, losses, pooled, loads=loads)
         if inputs.targets is not None:
-            out.loss, out.terms = sum_loss(m.head, hidden, inputs.targets, inputs.loss or TokenLoss())
+            read = self.head.gather(hidden, scene.real)
+            out.loss, out.terms = sum_loss(m.head, read, inputs.targets, inputs.loss or TokenLoss())
+        elif inputs.logits_to_keep != 0 and self.head.reads_rows:
+            out.logits = m.head(self.head.gather(hidden, scene.real)[:, 0])  # B C
         elif inputs.logits_to_keep != 0:
             out.logits = m.head(_keep_last(hidden, inputs))
         return out

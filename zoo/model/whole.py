@@ -23,6 +23,7 @@ def find_misfits(tower: Tower) -> Iterator[Misfit]:
     """Yield what does not go together in one tower, as a field's path and a line about it."""
     yield from _compare_vocabularies(tower)
     yield from _check_tied_head(tower)
+    yield from _check_row_head(tower)
     yield from _check_positions(tower)
     yield from _check_embedding(tower)
 
@@ -52,8 +53,8 @@ def refuse_borrowed_table(tower: Tower) -> Iterator[Misfit]:
 
 def _compare_vocabularies(tower: Tower) -> Iterator[Misfit]:
     for name in ("embedding", "head"):
-        found = getattr(tower, name).vocab_size
-        if found != tower.vocab_size:
+        found = getattr(getattr(tower, name), "vocab_size", None)
+        if found is not None and found != tower.vocab_size:
             would = f"vocab_size: {found} for the whole model, or leave it out"
             yield (name, "vocab_size"), f"is {found}, the model's vocabulary has {tower.vocab_size} ({would})"
 
@@ -67,6 +68,13 @@ def _check_tied_head(tower: Tower) -> Iterator[Misfit]:
     if out.of.d_in != width:
         found = f"the token table is {width} wide, the vectors that the head reads are {out.of.d_in}"
         yield ("head", "tied"), f"{found} (the same width for both, or head.tied: false)"
+
+
+def _check_row_head(tower: Tower) -> Iterator[Misfit]:
+    """The first token of a row knows the others only where it sees them."""
+    if tower.causal and getattr(tower.head, "pooling", None) == "cls":
+        found = "is cls, the first token, and in a decoder that sees no other"
+        yield ("head", "pooling"), f"{found} (last or mean)"
 
 
 def _check_positions(tower: Tower) -> Iterator[Misfit]:

@@ -23,12 +23,13 @@ def format_losses(found: Mapping[str, Any], files: Sequence[Any] = ()) -> str:
     lines = [f"{found['model']} on {text}: {amount}", _describe_reading(found), ""]
     rows = found["results"]
     beside = len(rows) > 1
-    table: list[tuple[str, ...]] = [
-        ("weights", "computes in", "source", "loss", "perplexity", "bits per byte", "loss over exact")
-    ]
+    measures = list(rows[0].get("measures", ()))
+    figures = ("loss", "perplexity", "bits per byte", *measures)
+    table: list[tuple[str, ...]] = [("weights", "computes in", "source", *figures, "loss over exact")]
     for row in rows:
-        table.extend(_list_rows(row))
-    kept = [True, True, any("sources" in row for row in rows), True, True, found["bytes"] is not None, beside]
+        table.extend(_list_rows(row, measures))
+    of_tokens = [not measures, found["bytes"] is not None]
+    kept = [True, True, any("sources" in row for row in rows), True, *of_tokens, *(True for _ in measures), beside]
     shown = [tuple(cell for cell, there in zip(line, kept, strict=True) if there) for line in table]
     first = 2 + kept[2]
     lines.append(align_columns(shown, right=tuple(range(first, len(shown[0])))))
@@ -39,6 +40,8 @@ def format_losses(found: Mapping[str, Any], files: Sequence[Any] = ()) -> str:
 def _describe_reading(found: Mapping[str, Any]) -> str:
     """Say what each target is predicted from."""
     context, stride = found["context"], found["stride"]
+    if stride is None and "measures" in found["results"][0]:
+        return f"loss per label of {found['objective']}, in rows of at most {context:,} tokens"
     if stride is None:
         what = f"loss per target of {found['objective']}, in rows of {context:,} tokens that are made the same way"
         return f"{what} every time; bits per byte have no meaning there, as not every byte is a target"
@@ -48,11 +51,13 @@ def _describe_reading(found: Mapping[str, Any]) -> str:
     return f"{windows}: each token is predicted from the {before} before it, or from all where there are fewer"
 
 
-def _list_rows(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def _list_rows(row: Mapping[str, Any], measures: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """The lines of one precision: the figures of all sources, and those of each where there are several."""
     more = f"{row['loss_difference']:+.4f}" if "loss_difference" in row else ""
     sources = row.get("sources", {})
-    yield (row["weights"], row["dtype"], "all" if sources else "", *_list_figures(row), more)
+    own = row.get("measures", {})
+    more_figures = (f"{own[name]:.4f}" if name in own else "" for name in measures)
+    yield (row["weights"], row["dtype"], "all" if sources else "", *_list_figures(row), *more_figures, more)
     for name, each in sources.items():
         yield ("", "", name, *_list_figures(each), "")
 

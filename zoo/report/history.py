@@ -17,10 +17,34 @@ from zoo import grammar, runs
 from zoo.costs.price import price
 from zoo.errors import CheckpointError, ConfigError, did_you_mean, short
 
-RESULTS = ("steps", "tokens", "train_loss", "val_loss", "bits_per_byte", "seconds", "tokens_per_second", "mfu")
+MEASURES = {"val_accuracy": "accuracy", "val_f1": "F1", "val_pearson": "Pearson", "val_spearman": "Spearman"}
+"""What evaluations of labelled rows measure, and how it is called."""
+
+RESULTS = (
+    "steps",
+    "tokens",
+    "train_loss",
+    "val_loss",
+    "bits_per_byte",
+    *MEASURES,
+    "seconds",
+    "tokens_per_second",
+    "mfu",
+)
 """The figures of a run's outcome that two runs are compared by."""
 
-SHOWN = ("status", "model", "params", "steps", "tokens", "train_loss", "val_loss", "bits_per_byte", "seconds")
+SHOWN = (
+    "status",
+    "model",
+    "params",
+    "steps",
+    "tokens",
+    "train_loss",
+    "val_loss",
+    "bits_per_byte",
+    *MEASURES,
+    "seconds",
+)
 COLUMNS = ("name", *SHOWN, "when", "path")
 """What `zoo runs` tells of a run."""
 
@@ -83,7 +107,9 @@ class RunRecord:
     def _progress(self) -> dict[str, Any]:
         last = {name: value for line in self.lines for name, value in line.items() if value is not None}
         figures = {"steps": last.get("step"), "tokens": last.get("tokens"), "train_loss": last.get("loss")}
-        figures |= {name: last.get(name) for name in ("val_loss", "bits_per_byte", "tokens_per_second", "mfu")}
+        figures |= {
+            name: last.get(name) for name in ("val_loss", "bits_per_byte", *MEASURES, "tokens_per_second", "mfu")
+        }
         points = self.points()
         figures["seconds"] = round(points[-1]["seconds"], 3) if points else None
         if (self.folder / runs.MODEL).is_file():

@@ -11,7 +11,7 @@ from typing import Any
 from zoo import runs
 from zoo.disk import write_text
 from zoo.report.curves import read_curve, smooth
-from zoo.report.history import RunRecord
+from zoo.report.history import MEASURES, RunRecord
 from zoo.report.svg import Curve, draw_panel
 from zoo.report.units import format_count, format_figure, format_seconds, format_size
 
@@ -26,7 +26,7 @@ FORMS = {
     "mfu": lambda value: f"{value:.1%}",
     "free_memory": format_size,
 }
-NAMES = {"mfu": "MFU", "params": "parameters", "gpu": "GPU", "cuda": "CUDA"}
+NAMES = {"mfu": "MFU", "params": "parameters", "gpu": "GPU", "cuda": "CUDA", **MEASURES}
 
 
 def write_page(record: RunRecord, status: str | None = None) -> Path:
@@ -50,6 +50,7 @@ def make_page(record: RunRecord, status: str | None = None) -> str:
         folder=record.folder.resolve().name,
         error=record.result.get("error") if outcome["status"] != "running" else None,
         figures=_show(outcome),
+        classes=list_classes(record.result.get("by_class", {})),
         curves=draw_curves(record.points()),
         samples=read_samples(record.folder / SAMPLES)[-MOST_SAMPLES:][::-1],
         overrides=record.result.get("overrides", []),
@@ -66,6 +67,15 @@ def _show(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         (NAMES.get(name, name.replace("_", " ")), FORMS[name](value) if name in FORMS else format_figure(value, ""))
         for name, value in known.items()
     ]
+
+
+def list_classes(by_class: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """List the figures of the last evaluation by class, where it has some, below a header."""
+    rows = [
+        (name, *(f"{row[key]:.3f}" for key in ("precision", "recall", "f1")), f"{row['count']:,}")
+        for name, row in by_class.items()
+    ]
+    return [("class", "precision", "recall", "F1", "count"), *rows] if rows else []
 
 
 def _read(file: Path) -> str:
@@ -104,6 +114,7 @@ TITLES = {
     "mfu": "MFU",
     "memory": "memory (bytes)",
     "bits_per_byte": "bits per byte, validation",
+    **{name: f"{label}, validation" for name, label in MEASURES.items()},
 }
 
 
@@ -152,7 +163,7 @@ def _draw_metrics(points: Sequence[Mapping[str, Any]], panel: str, names: Sequen
     curves = []
     for color, name in enumerate(names):
         at, values = thin(*read_curve(points, name))
-        marks = len(at) < 3 or name.startswith(("val_loss", "bits_per_byte"))
+        marks = len(at) < 3 or name.startswith(("val_", "bits_per_byte"))
         label = name.partition("/")[2] or name.replace("_", " ")
         curves.append(Curve(at, values, label if len(names) > 1 else "", color, marks))
     return draw_panel(TITLES.get(panel, panel.replace("_", " ")), curves, X_LABEL)
@@ -186,6 +197,14 @@ summary { cursor: pointer; }
 <tr><td>{{ name }}</td><td>{{ value }}</td></tr>
 {% endfor %}
 </table>
+{% if classes %}
+<h2>Classes</h2>
+<table>
+{% for row in classes %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</table>
+{% endif %}
 {% if curves %}
 <h2>Curves</h2>
 <div class="curves">

@@ -57,7 +57,7 @@ def _draw_run(
     axes: Any, points: list[dict[str, Any]], label: str, color: Any, x: str, metric: str, share: float
 ) -> None:
     at, values = read_curve(points, metric, x)
-    evaluated = metric.startswith(("val_loss", "bits_per_byte"))
+    evaluated = metric.startswith(("val_", "bits_per_byte"))
     if evaluated or not share:
         axes.plot(at, values, "o-" if evaluated else "-", color=color, markersize=4, linewidth=1.5, label=label)
     else:

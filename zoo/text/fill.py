@@ -9,6 +9,7 @@ from typing import Any
 
 from zoo.errors import ConfigError
 from zoo.lazy import torch
+from zoo.model.head import describe_lack
 from zoo.text.reading import load_reader, longest_text, pad_rows
 
 MASKS = ("[MASK]", "<mask>")
@@ -47,8 +48,8 @@ def fill(
 def _check_model(spec: Any) -> None:
     if spec.kind != "encoder":
         raise ConfigError(f"fill: the model is a {spec.kind}, which fills no masks (an encoder does; or zoo generate)")
-    if spec.head.kind == "none":
-        raise ConfigError("fill: the model has no head, so no token is likelier than another (head: mlm)")
+    if not spec.head.predicts_tokens:
+        raise ConfigError(f"fill: {describe_lack(spec.head)}, so no token is likelier than another (head: mlm)")
 
 
 def _read_tokenizer(given: Any) -> tuple[Any, int]:

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +14,7 @@ from zoo.data.tokens import Batch, to_batch
 from zoo.errors import ConfigError, ZooError
 from zoo.generation.towers import find_limit
 from zoo.lazy import torch
+from zoo.model.head import describe_lack
 from zoo.run.likelihood import IGNORED, sum_negative_log_likelihood
 from zoo.text.reading import longest_text
 
@@ -62,11 +63,12 @@ class Window(NamedTuple):
 @dataclass(frozen=True)
 class Score:
     """The negative log-likelihood of all tokens in nats, their number, and the bytes of their text; None where the
-    tokens that were scored are not all of a text."""
+    tokens that were scored are not all of a text. With `measures`, by name, it is another loss, of labels."""
 
     nll: float
     tokens: int
     n_bytes: int | None
+    measures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
@@ -87,7 +89,8 @@ def add_scores(scores: Sequence[Score]) -> Score:
     """Add scores up."""
     sizes = [each.n_bytes for each in scores if each.n_bytes is not None]
     n_bytes = sum(sizes) if len(sizes) == len(scores) else None
-    return Score(sum(each.nll for each in scores), sum(each.tokens for each in scores), n_bytes)
+    measures = scores[0].measures if len(scores) == 1 else {}
+    return Score(sum(each.nll for each in scores), sum(each.tokens for each in scores), n_bytes, measures)
 
 
 # ---------------------------------------------------------------- windows
@@ -168,8 +171,8 @@ def check_model(spec: Any) -> None:
     if spec.kind == "encoder_decoder" or spec.reads_memory:
         what, would = spec.kind.replace("_", "-"), "data=text data.path=FILE scores what is missing in it"
         raise ConfigError(f"eval: the model is an {what} and writes only what follows from a source ({would})")
-    if spec.head.kind == "none":
-        raise ConfigError("eval: the model has no head, so no token is likelier than another (head: lm)")
+    if not spec.head.predicts_tokens:
+        raise ConfigError(f"eval: {describe_lack(spec.head)}, so no token is likelier than another (head: lm)")
 
 
 def check_vocabulary(spec: Any, streams: Sequence[Stream]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import ConfigError, did_you_mean
 from zoo.families.described import read_json
 from zoo.lazy import F, torch
+from zoo.model.task_head import pool
 from zoo.text.reading import load_reader, longest_text, pad_rows
 
 if TYPE_CHECKING:
@@ -86,19 +87,13 @@ def _encode(tokenizer: Any, texts: Sequence[str], limit: int, note: Callable[[st
     return rows
 
 
-def _pool(model: Any, rows: list[list[int]], pooling: str) -> Tensor:
+def _pool(model: Any, rows: list[list[int]], pooling: Any) -> Tensor:
     """The vectors of some texts [N, D], padded to one length."""
     pad = model.spec.position.padding_id if hasattr(model.spec, "position") else None
     ids, mask = pad_rows(rows, pad or 0, next(model.parameters()).device)
     reader = model.get_submodule("encoder") if "encoder" in model.spec.towers() else model
     hidden = reader(ids, mask, logits_to_keep=0).hidden.float().cpu()  # N T D
-    mask = mask.cpu()
-    if pooling == "mean":
-        weights = mask[..., None].float()
-        return (hidden * weights).sum(1) / weights.sum(1)
-    if pooling == "cls":
-        return hidden[:, 0]
-    return hidden[torch.arange(len(rows)), mask.sum(1) - 1]
+    return pool(hidden, mask.cpu().bool(), pooling)
 
 
 def cosines(vectors: Tensor) -> Tensor:

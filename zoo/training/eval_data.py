@@ -18,7 +18,7 @@ from zoo.compose.targets import drop_swapped
 from zoo.data import DataSettings, make_paths_absolute
 from zoo.errors import ConfigError
 from zoo.training.objective import Distil, Objective
-from zoo.training.planning import CONFIG, TrainingPlan, plan_resumption
+from zoo.training.planning import CONFIG, TrainingPlan, find_misfits_of_labels, plan_resumption
 
 DEFAULTS = {"data": "stdlib", "objective": "auto"}
 """What overrides may change, and what they change where there is no run."""
@@ -80,10 +80,14 @@ def plan_evaluation(
     node = compose_evaluation(None if own is None else own.config, overrides)
     data = None if own is None else read_own_data(own, node["data"], typed)
     whole = data is None
+    objective = choose_objective(own, node["objective"], typed, spec)
     if data is None:
         apart = own is not None and own.data.documents
+        if objective.reads_labels and "validation" in node["data"]:  # the records that validate: all of these
+            records = node["data"]
+            validating = (records.get("split") or "train") if records.get("kind") == "hf" else records.get("path")
+            node["data"] = {**records, "validation": validating}
         data = read_other_data(node["data"], tokenizer, typed, apart)
-    objective = choose_objective(own, node["objective"], typed, spec)
     refuse_misfits(objective, data, spec)
     if own is None:
         return EvaluationPlan(data, objective, whole)
@@ -201,11 +205,14 @@ def choose_objective(own: TrainingPlan | None, node: Mapping[str, Any], typed: s
 
 def refuse_misfits(objective: Objective, data: DataSettings, spec: Any) -> None:
     """Raise ConfigError where objective, data and model do not go together."""
-    if getattr(objective, "reads_labels", False):
-        found = f"{objective.kind} is measured on labels, at each evaluation of its training"
-        raise ConfigError(f"objective: {found} (result.json of the run has the figures)")
     if reason := objective.refuses(spec):
         raise ConfigError(f"objective: {reason}")
+    if objective.reads_labels:
+        if faults := list(find_misfits_of_labels(objective, data)):
+            raise ConfigError(*faults)
+        if objective.adapt(spec) != spec:
+            raise ConfigError(f"objective: {objective.kind} needs its own head, the model has another (a run of it)")
+        return
     if objective.reads_pairs and not data.reads_pairs:
         would = "data.source=FIELD data.target=FIELD"
         raise ConfigError(f"objective: {objective.kind} scores answers to a source, found text alone ({would})")

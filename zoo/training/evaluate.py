@@ -20,6 +20,7 @@ from zoo.run.linear.ready import prepare
 from zoo.text import loading
 from zoo.text.score import Score, Stream, add_scores, check_model, encode, find_start, settle_windows
 from zoo.training.eval_data import find_run, plan_evaluation
+from zoo.training.eval_labels import make_judged, prepare_records
 from zoo.training.eval_parts import Material, cut_windows, make_parts
 
 Progress = Callable[[str, int, int], None]
@@ -120,10 +121,13 @@ class Scorer:
         return row
 
 
-def describe_score(score: Score) -> dict[str, float | None]:
-    """Describe a score as plain data. A perplexity beyond the range of floats is None, as JSON has no infinity."""
-    perplexity = score.perplexity if math.isfinite(score.perplexity) else None
-    return {"loss": score.loss, "perplexity": perplexity, "bits_per_byte": score.bits_per_byte}
+def describe_score(score: Score) -> dict[str, Any]:
+    """Describe a score as plain data. A perplexity beyond the range of floats is None, as JSON has no infinity; labels
+    have none, but measures of their own."""
+    finite = not score.measures and math.isfinite(score.perplexity)
+    perplexity = score.perplexity if finite else None
+    measures = {"measures": dict(score.measures)} if score.measures else {}
+    return {"loss": score.loss, "perplexity": perplexity, "bits_per_byte": score.bits_per_byte, **measures}
 
 
 class Subject:
@@ -212,10 +216,15 @@ class Subject:
             raise ConfigError("texts: a model that is given has no validation split of its own (pass texts)")
         run = None if self.place is None or self.folder is None else find_run(self.place, self.folder)
         plan = plan_evaluation(self.spec, run, self.tokenizer, overrides, str(self.place or "the model"))
-        data = prepare_data(plan.data, progress, whole=plan.whole)
+        if plan.objective.reads_labels:
+            data = prepare_records(plan, self.spec, context, self.note, progress)
+        else:
+            data = prepare_data(plan.data, progress, whole=plan.whole)
         if plan.run is not None and not plan.whole:
             assert self.folder is not None
             self.check_key(plan.run, data.key)
+        if plan.objective.reads_labels:
+            return make_judged(plan, data, self.spec, context, stride)
         return make_parts(plan, data, self.spec, context, stride, self.note)
 
     def check_key(self, run: Path, key: str) -> None:

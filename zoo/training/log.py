@@ -27,10 +27,12 @@ class Records:
     """The files that a run appends to. Each line is flushed before the next step, so a killed run loses none.
 
     `lengths` are the files' lengths at the checkpoint that the run resumes from: what was written later is cut off.
+    `measures` are the metrics of an evaluation that the table has columns for beside the usual ones.
     """
 
-    def __init__(self, folder: Path, lengths: Mapping[str, int] | None = None) -> None:
+    def __init__(self, folder: Path, lengths: Mapping[str, int] | None = None, measures: tuple[str, ...] = ()) -> None:
         self.folder = folder
+        self.evaluation = (*EVALUATION, *measures)
         self.failed = False  # a line could not be written, so the files lack it
         for name, length in (lengths or {}).items():
             cut_file(folder / name, length)
@@ -49,10 +51,10 @@ class Records:
     def write_line(self, **line: Any) -> None:
         """Append a line of metrics. The first one sets the columns of the table."""
         if not self.lines:
-            self._row([*line, *EVALUATION])
+            self._row([*line, *self.evaluation])
         self.lines.append(line)
         self._append(METRICS, json.dumps(line) + "\n")
-        self._row([line.get(column, "") for column in [*self.lines[0], *EVALUATION]])
+        self._row([line.get(column, "") for column in [*self.lines[0], *self.evaluation]])
         if self.relay is not None:
             self.relay.write_line(line)
 

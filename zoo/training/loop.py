@@ -76,7 +76,10 @@ class Run:
     skipped: int = 0  # updates whose loss or gradient was no number
     skipped_in_row: int = 0  # the last ones of them, with none between
     save_due: bool = False  # a checkpoint that waits for the next update that is made
-    best: list[tuple[float, int]] = field(default_factory=list)  # lowest validation losses that are kept, with steps
+    best: list[tuple[float, int]] = field(
+        default_factory=list
+    )  # ranks of the best evaluations that are kept, with steps
+    by_class: dict[str, Any] = field(default_factory=dict)  # the newest evaluation's figures by class
     stopped: signal.Signals | None = None  # what asked the run to stop
 
     @cached_property
@@ -189,7 +192,7 @@ def update(run: Run) -> dict[str, Any]:
     terms, loads = accumulate_gradient(model, settings.objective, batch, settings.accumulate, autocast)
     terms["grad_norm"] = clip_gradient(list(run.model.parameters()), settings.clip)
     run.step += 1
-    run.tokens += settings.batch_size * settings.seq_len
+    run.tokens += settings.objective.count_tokens(batch, settings.seq_len)
     if may_update(run, terms):
         apply_update(run, loads)
     run.optimizer.zero_grad(set_to_none=True)
@@ -254,16 +257,20 @@ def evaluate(run: Run) -> None:
     Bits per byte divide by the bytes of the targets that were scored. An end of text is scored and has no bytes.
     """
     run.peak = run.peak.again(run.device, run.settings.arithmetic)
-    found = [(each, *measure_validation_loss(run, each.batches)) for each in run.held_out]
+    metrics = run.settings.objective.open_metrics()
+    found = [(each, *measure_validation_loss(run, each.batches, metrics)) for each in run.held_out]
     nats, targets = sum(nats for _, nats, _ in found), sum(targets for _, _, targets in found)
     values = name_losses("", nats, targets, sum(each.n_bytes or 0 for each, _, _ in found))
     if len(found) > 1:
         for each, nats, targets in found:
             values |= name_losses(f"/{each.name}", nats, targets, each.n_bytes)
+    measured = {} if metrics is None else {f"val_{name}": value for name, value in metrics.compute().items()}
+    run.by_class = {} if metrics is None else metrics.describe()
+    values |= measured
     run.records.write_line(step=run.step, tokens=run.tokens, **values)
     run.last |= values
     run.evaluation_due = False
-    run.show.evaluation(run.step, values["val_loss"], values.get("bits_per_byte"))
+    run.show.evaluation(run.step, values["val_loss"], values.get("bits_per_byte"), measured)
 
 
 def name_losses(suffix: str, nats: float, targets: int, n_bytes: int | None) -> dict[str, float]:
@@ -298,8 +305,9 @@ def draw_last_page(run: Run, status: str) -> None:
         run.show.say(f"{run.folder / PAGE}: cannot be written, found {short(error)}")
 
 
-def measure_validation_loss(run: Run, batches: list[Batch]) -> tuple[float, int]:
-    """Sum the negative log-likelihood over batches, in nats, in eval mode. Returns it and the number of targets."""
+def measure_validation_loss(run: Run, batches: list[Batch], metrics: Any = None) -> tuple[float, int]:
+    """Sum the loss over batches, in eval mode: of tokens and classes the negative log-likelihood, in nats. Returns it
+    and the number of targets. `metrics`, where an objective has some, get the results too."""
     objective, targets = run.settings.objective, 0
     total = torch.zeros((), dtype=torch.float64, device=run.device)
     run.model.eval()
@@ -309,7 +317,11 @@ def measure_validation_loss(run: Run, batches: list[Batch]) -> tuple[float, int]
                 raise EvaluationStopped
             count = objective.targets(batch)
             with torch.no_grad(), run.autocast():
-                total += objective.loss(run.model, move_batch(batch, run.device), count=count).terms["loss"]
+                moved = move_batch(batch, run.device)
+                if metrics is None:
+                    total += objective.loss(run.model, moved, count=count).terms["loss"]
+                else:
+                    total += objective.judge(run.model, moved, metrics)
             targets += count
     finally:
         run.model.train()
@@ -367,8 +379,10 @@ def describe_outcome(run: Run) -> dict[str, Any]:
         "train_loss": run.last.get("loss"),
         "val_loss": run.last.get("val_loss"),
         "bits_per_byte": run.last.get("bits_per_byte"),
+        **{name: run.last.get(name) for name in run.settings.objective.measures},
         "seconds": round(run.clock.seconds, 3),
         "tokens_per_second": round(run.tokens / run.clock.seconds, 1),
         "mfu": compute_mfu(run, run.tokens / run.clock.seconds),
         "peak": str(run.peak),
+        **run.by_class,
     }

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from zoo import grammar, runs
 from zoo.costs.again import mark_layers
 from zoo.data import BPE_SIZE, DataSettings, make_paths_absolute
+from zoo.data.settings import Records
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.kernels import KERNELS
 from zoo.run import fp8
@@ -42,6 +43,21 @@ class TrainingPlan:
     config: Mapping[str, Any]
     """The config as plain data, resolved except for the model's node, whose interpolations are the grammar's."""
 
+    def learn(self, data: Any) -> TrainingPlan:
+        """The plan with what the data decides, such as the classes of a labelled set: in the objective, in the model's
+        head, and in the config, whose model then has that head too."""
+        if not self.settings.objective.reads_labels:
+            return self
+        learned = self.settings.objective.learn(data)  # type: ignore[attr-defined]
+        objective = replace(self.settings.objective, **learned)  # type: ignore[type-var]
+        plain = {name: list(each) if isinstance(each, tuple) else each for name, each in learned.items()}
+        settings = replace(self.settings, objective=objective)  # type: ignore[type-var]
+        spec = objective.adapt(self.spec)
+        model = {**self.config["model"], "head": grammar.to_dict(spec.head)}
+        model |= {"pooler": None} if spec.pooler is None and "pooler" in model else {}
+        config = {**self.config, "model": model, "objective": {**self.config["objective"], **plain}}
+        return replace(self, settings=settings, spec=spec, config=config)
+
 
 def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
     """Check a composed config without torch. Raises ConfigError with the faults of all its parts.
@@ -62,7 +78,8 @@ def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
     if faults:
         raise ConfigError(*faults)
     title = make_title(config["model"], spec)
-    return TrainingPlan(title, settings, data, settings.parametrisation.adapt(spec), config)
+    spec = settings.objective.adapt(settings.parametrisation.adapt(spec))
+    return TrainingPlan(title, settings, data, spec, config)
 
 
 def collect_faults(faults: list[str], read: Callable[[], Any], prefix: str = "") -> Any:
@@ -94,7 +111,8 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
     """List what does not go together, as far as the config alone tells."""
     refused = settings.objective.refuses(spec)
     faults = [f"objective: {refused}"] if refused else []
-    faults += S.find_optimizer_mismatches(settings, spec)
+    trained = spec if refused else settings.objective.adapt(spec)
+    faults += S.find_optimizer_mismatches(settings, trained)
     collect_faults(faults, lambda: mark_layers(spec, settings.recompute))
     faults += [f"logger: {missing}"] if (missing := settings.logger.refuses()) else []
     if settings.kernel not in (names := ("auto", *KERNELS)):
@@ -106,7 +124,7 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
         faults.append(f"router_bias_rate: {found} (null; or router.selection_bias=true)")
     if settings.recipe and (idle := fp8.explain_no_effect(spec)):
         faults.append(f"precision: {settings.precision} {idle} (precision=bf16 would do)")
-    faults += Start.of(settings).find_faults(spec, fp8=settings.recipe is not None)
+    faults += Start.of(settings).find_faults(trained, fp8=settings.recipe is not None)
     if settings.dropout:
         faults += settings.dropout.find_faults(spec, settings.compile, settings.recipe is not None)
     special = settings.objective.count_special(settings.seq_len)
@@ -120,7 +138,11 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
 def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Any) -> Iterator[str]:
     """Yield what does not go together of the data, the rows that an objective makes of it, and the model."""
     objective = settings.objective
-    if objective.reads_pairs != data.reads_pairs:
+    if objective.reads_labels:
+        yield from find_misfits_of_labels(objective, data)
+    elif getattr(data, "validation", None) is not None:
+        yield f"data.validation: is read with labels alone, and {objective.kind} reads none (null)"
+    if not objective.reads_labels and objective.reads_pairs != data.reads_pairs:
         needs = "pairs of a source and an answer" if objective.reads_pairs else "text, not pairs"
         would = "data of pairs" if objective.reads_pairs else "objective=seq2seq"
         yield f"objective: {objective.kind} learns from {needs}, found data={data.kind} ({would})"
@@ -133,6 +155,21 @@ def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Any) ->
             if width != settings.seq_len:
                 found = f"is {settings.seq_len}, which makes rows of {width} tokens, more than {place}={most}"
             yield f"seq_len: {found} (seq_len={most - max(width - settings.seq_len, 0)}, or {place}={width})"
+
+
+def find_misfits_of_labels(objective: Any, data: DataSettings) -> Iterator[str]:
+    """Yield what does not go together of an objective that reads labelled records, and the data."""
+    if not isinstance(data, Records):
+        yield f"objective: {objective.kind} reads labelled records, found data={data.kind} (data=jsonl data.path=FILE)"
+        return
+    fields = "objective.tokens and objective.tags" if objective.by_token else "objective.text and objective.label"
+    for name in ("field", "source", "target"):
+        if (found := getattr(data, name)) is not None:
+            yield f"data.{name}: is {found!r}, and {fields} name the fields (data.{name}=null)"
+    if data.max_bytes is not None:
+        yield f"data.max_bytes: is {data.max_bytes}, and labelled records are read whole (data.max_bytes=null)"
+    if data.documents:
+        yield "data.documents: is true, and a row has one record (data.documents=false)"
 
 
 SMALLEST_BPE = 256  # the bytes alone; a vocabulary has the end of a text as well

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def writes(spec: Any) -> bool:
     """Whether a model writes text, so that samples can be taken."""
-    return any(tower.causal and tower.head.kind != "none" for tower in spec.towers().values())
+    return any(tower.causal and tower.head.predicts_tokens for tower in spec.towers().values())
 
 
 def choose_sampling_kernel(spec: Any, settings: Training, device: Any) -> tuple[str, str | None]:

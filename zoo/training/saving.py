@@ -57,18 +57,25 @@ def is_spared(run: Run, step: int, also: frozenset[int] = frozenset()) -> bool:
 
 
 def keep_if_best(run: Run) -> None:
-    """Save this step, and let `best` name it, where its validation loss is among the `keep_best` lowest so far.
+    """Save this step, and let `best` name it, where its evaluation is among the `keep_best` best so far: by the lowest
+    validation loss, or by the largest value of the metric that the objective is ranked by.
 
     Those that it takes the place of go last: `best` never names one that is gone.
     """
-    loss, most = run.last.get("val_loss", math.nan), run.settings.keep_best
-    if not most or run.evaluation_due or not math.isfinite(loss):
+    rank, most = rank_evaluation(run), run.settings.keep_best
+    if not most or run.evaluation_due or not math.isfinite(rank):
         return
-    ranked = sorted([*(each for each in run.best if each[1] != run.step), (loss, run.step)])[:most]
-    if (loss, run.step) in ranked:
+    ranked = sorted([*(each for each in run.best if each[1] != run.step), (rank, run.step)])[:most]
+    if (rank, run.step) in ranked:
         before, run.best = frozenset(step for _, step in run.best), ranked
         save_checkpoint(run, also=before)
         point_at_best(run)
+
+
+def rank_evaluation(run: Run) -> float:
+    """Rank the newest evaluation: the lower, the better."""
+    metric = run.settings.objective.ranked_by
+    return run.last.get("val_loss", math.nan) if metric is None else -run.last.get(metric, math.nan)
 
 
 def note_evaluation(run: Run) -> None:
@@ -81,7 +88,7 @@ def note_evaluation(run: Run) -> None:
 
 
 def point_at_best(run: Run) -> None:
-    """Let `best` name the checkpoint with the lowest validation loss of those that are kept for it."""
+    """Let `best` name the checkpoint with the best evaluation of those that are kept for it."""
     root = run.folder / CHECKPOINTS
     if run.best:
         point(root, BEST, root / f"step-{run.best[0][1]:06}")
@@ -116,7 +123,7 @@ def restore_counters(run: Run, counters: dict[str, Any]) -> None:
     run.means.restore(counters.get("means", {}))
     run.evaluation_due = counters.get("evaluation_due", False)
     run.skipped, run.skipped_in_row = counters.get("skipped", 0), counters.get("skipped_in_row", 0)
-    run.best = [(loss, step) for loss, step in counters.get("best", [])]
+    run.best = [(rank, step) for rank, step in counters.get("best", [])]
 
 
 def tidy_checkpoints(run: Run) -> None:

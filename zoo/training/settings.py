@@ -76,7 +76,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
     eval_batches: PositiveInt | None = None  # of batch_size rows, spread over the validation split; null: all of it
     save_every: PositiveInt | None = None
     keep: PositiveInt = 2  # newest checkpoints that are kept
-    keep_best: NonNegativeInt = 0  # checkpoints with the lowest validation losses that are kept beside them
+    keep_best: NonNegativeInt = 0  # checkpoints with the best evaluations that are kept beside them
     skip_nonfinite: NonNegativeInt = 10  # updates in a row without a finite loss that end the run; 0: the first does
     ema: Average | None = None  # a moving average of the weights, by its decay
     lawa: Annotated[int, Field(ge=2)] | None = None  # the mean of so many newest checkpoints

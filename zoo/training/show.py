@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zoo.report import format_si
+from zoo.report.history import MEASURES
 
 LINE_EVERY = 10.0  # seconds between plain lines
 EXCERPT = 160  # characters of a sample that are shown
@@ -95,11 +96,15 @@ class Show:
             loss = figures.get("loss", "no number")  # where each update was skipped
             self.say(f"step {step}/{self.steps}  loss {loss}  {figures['tok/s']} tok/s{share}  {left}")
 
-    def evaluation(self, step: int, val_loss: float, bits_per_byte: float | None) -> None:
-        """Show the result of an evaluation."""
-        self._refresh({"val loss": f"{val_loss:.4f}"})
+    def evaluation(
+        self, step: int, val_loss: float, bits_per_byte: float | None, measured: Mapping[str, float] | None = None
+    ) -> None:
+        """Show the result of an evaluation; `measured` are its other metrics by name."""
+        named = {MEASURES[name]: f"{value:.4f}" for name, value in (measured or {}).items()}
+        self._refresh({"val loss": f"{val_loss:.4f}", **named})
         bits = "" if bits_per_byte is None else f", {bits_per_byte:.4f} bits per byte"
-        self.say(f"step {step}/{self.steps}  validation loss {val_loss:.4f}{bits}", style="bold")
+        more = "".join(f", {label} {value}" for label, value in named.items())
+        self.say(f"step {step}/{self.steps}  validation loss {val_loss:.4f}{bits}{more}", style="bold")
 
     def sample(self, text: str) -> None:
         """Show the beginning of a sample."""

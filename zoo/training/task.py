@@ -36,7 +36,7 @@ from zoo.training.fitting import advise, check_memory
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
 from zoo.training.loggers import open_relay
 from zoo.training.loop import Run, draw_last_page, fit
-from zoo.training.objective import Auto, Context
+from zoo.training.objective import Auto, Context, Labelled
 from zoo.training.objective.base import describe
 from zoo.training.planning import (
     CONFIG,
@@ -66,7 +66,7 @@ def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, An
     with failures_in_one_line(where), keep_threads():
         refuse_second_run(where)
         Start.of(planned.settings).check(planned.spec)
-        device, data = prepare_device_and_data(planned, show)
+        planned, device, data = prepare_device_and_data(planned, show)
         with runs.locked(where, show.say):
             refuse_second_run(where)  # another process may have had the folder meanwhile
             run = build_run(planned, where, device, data, show)
@@ -92,7 +92,7 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
         counters = store.read_counters(checkpoint)
         refuse_other_run(planned, folder, checkpoint, counters)
         refuse_old_position(counters["data"])
-        device, data = prepare_device_and_data(planned, show)
+        planned, device, data = prepare_device_and_data(planned, show)
         if data.key != (was := counters["data"]["key"]):
             raise ConfigError(f"{folder}: its data is not what it was, found {data.key} (was {was})")
         run = build_run(planned, folder, device, data, show, counters)
@@ -122,8 +122,9 @@ def refuse_other_run(planned: TrainingPlan, folder: Path, checkpoint: Path, coun
 # ---------------------------------------------------------------- checks
 
 
-def prepare_device_and_data(planned: TrainingPlan, show: Show) -> tuple[Any, Prepared]:
-    """Pick the device, prepare the data, and check the model against both. Raises ConfigError."""
+def prepare_device_and_data(planned: TrainingPlan, show: Show) -> tuple[TrainingPlan, Any, Prepared]:
+    """Pick the device, prepare the data, and check the model against both. Returns the plan with what the data decides,
+    the device and the data. Raises ConfigError."""
     device = pick_device(planned.settings.device)
     if recipe := planned.settings.recipe:
         fp8.require_fp8(recipe, device, f"precision: {planned.settings.precision}", "precision=bf16")
@@ -135,7 +136,8 @@ def prepare_device_and_data(planned: TrainingPlan, show: Show) -> tuple[Any, Pre
     free, cuda = read_free_memory(device), device.type == "cuda"
     if (line := check_memory(planned.settings, planned.spec, free, cuda=cuda)) is not None:
         show.say(line)
-    data = prepare(planned.data, show.preparing)
+    data = prepare_data(planned, show)
+    planned = planned.learn(data)
     faults: list[str] = []
     collect_faults(faults, lambda: planned.settings.objective.extend(data.tokenizer, planned.settings.seq_len))
     if data.tokenizer.vocab_size > planned.spec.vocab_size:
@@ -145,7 +147,19 @@ def prepare_device_and_data(planned: TrainingPlan, show: Show) -> tuple[Any, Pre
         collect_faults(faults, lambda: check_length(planned.spec, len(ids), sample.tokens), "sample.")
     if faults:
         raise ConfigError(*faults)
-    return device, data
+    return planned, device, data
+
+
+def prepare_data(planned: TrainingPlan, show: Show) -> Prepared:
+    """Prepare text, pairs or labelled records, as the objective reads them."""
+    objective = planned.settings.objective
+    if not isinstance(objective, Labelled):
+        return prepare(planned.data, show.preparing)
+    from zoo.data.labelled import prepare_labelled
+
+    how = {"limit": planned.settings.seq_len, "opens": objective.pools_first}
+    task, known = objective.make_task(), getattr(objective, objective.shared[0])
+    return prepare_labelled(planned.data, task, known, **how, say=show.say, progress=show.preparing)
 
 
 def check_kernel(planned: TrainingPlan, device: Any) -> None:
@@ -178,8 +192,9 @@ def build_run(
     settings = planned.settings
     watch = choose_computing(settings, device, show, counters)
     documents = planned.data.documents
+    one_shape = settings.compile or settings.recipe is not None
     collate = settings.objective.collator(
-        Context(planned.spec, data.tokenizer, settings.seq_len, settings.seed, documents)
+        Context(planned.spec, data.tokenizer, settings.seq_len, settings.seed, documents, one_shape)
     )
     batches = Batches(data.sources, settings.batch_size, settings.seq_len, settings.seed, documents, collate)
     torch.manual_seed(settings.seed)
@@ -213,7 +228,7 @@ def build_run(
         batches=batches,
         model=model,
         optimizer=optimizer,
-        records=Records(folder, (counters or {}).get("lengths")),
+        records=Records(folder, (counters or {}).get("lengths"), settings.objective.measures),
         show=show,
         peak=find_peak(device, settings.arithmetic),
         watch=watch,
@@ -226,7 +241,7 @@ def build_run(
 def deposit_tied_gradients(model: Any) -> None:
     """Let the losses of tied heads add their gradients to the tables' own: `backward()` is all that a run calls."""
     for path, tower in model.towers():
-        if tower.head.kind != "none" and tower.head.tied:
+        if getattr(tower.head, "tied", False):
             model.get_submodule(f"{path}.head" if path else "head").deposits_gradients = True
 
 
@@ -280,11 +295,13 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
     if planned.config.get("objective", {}).get("kind") == Auto.kind:
         run.show.say(f"objective: {settings.objective.kind}, as the model is {describe(planned.spec)}")
     if isinstance(settings.sample, S.TextSample) and not writes(planned.spec):
-        run.show.say(f"sample: none, as the model is {describe(planned.spec)}, which writes no text")
+        run.show.say(f"sample: none, as the model is {describe_silence(planned.spec)}, which writes no text")
     elif isinstance(settings.sample, S.TextSample):
         _, line = choose_sampling_kernel(run.model.spec, settings, run.device)
         if line is not None:
             run.show.say(line)
+    if settings.objective.reads_labels and (line := describe_sample_of_rows(run)):
+        run.show.say(line)
     add_environment(run.folder, describe_environment(run.device))
     status, cuda = "failed", run.device.type == "cuda"
     try:
@@ -307,6 +324,19 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
     draw_last_page(run, "done")
     run.show.say(f"{run.folder}: {PAGE}, checkpoints, {PICTURE}, {METRICS}, {SAMPLES}")
     return result
+
+
+def describe_sample_of_rows(run: Run) -> str | None:
+    """Say how many labelled rows evaluations take, where that is not all."""
+    taken = sum(len(batch.input_ids) for held in run.held_out for batch in held.batches)
+    there = sum(source.tokens.n_documents for source in run.data.held_out)
+    return None if taken == there else f"evaluates on {taken:,} of {there:,} rows (eval_batches=null: on all)"
+
+
+def describe_silence(spec: Any) -> str:
+    """Name what keeps a model from writing text: its topology, or its head."""
+    heads = [tower.head for tower in spec.towers().values() if tower.causal]
+    return f"{describe(spec)} with a head of kind '{heads[-1].kind}'" if heads else describe(spec)
 
 
 # ---------------------------------------------------------------- a run's own files

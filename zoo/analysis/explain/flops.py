@@ -96,7 +96,7 @@ class Flops:
         """Add a line for each component of a kind of layer: its FLOPs, or its parameters for the convention 6N."""
         unit = "parameters a token" if self.convention in ("palm", "kaplan") else TOKEN
         for piece in list_component_formulas(self.table, COUNTED[self.convention], stored=False):
-            row = "FLOP a sequence" if piece.what == "pooler" and unit == TOKEN else unit
+            row = "FLOP a sequence" if piece.once and unit == TOKEN else unit
             self.products[piece.name] = piece, self.sheet.add(piece.name, piece.all, row, piece.source)
 
     def _sum(self, kept: Callable[[ComponentFormula], bool]) -> Term:
@@ -108,11 +108,11 @@ class Flops:
         return self._tokens(lambda piece: True) + self._rows(lambda piece: True)
 
     def _tokens(self, kept: Callable[[ComponentFormula], bool]) -> Term:
-        """Sum the components that run on every token, the head included."""
-        return self._sum(lambda piece: piece.what != "pooler" and kept(piece)) * term(self.context)
+        """Sum the components that run on every token, most heads included."""
+        return self._sum(lambda piece: not piece.once and kept(piece)) * term(self.context)
 
     def _rows(self, kept: Callable[[ComponentFormula], bool]) -> Term:
-        return self._sum(lambda piece: piece.what == "pooler" and kept(piece))
+        return self._sum(lambda piece: piece.once and kept(piece))
 
     # ---------------------------------------------------------------- pairs, and what neither explains
 
@@ -182,14 +182,14 @@ class Flops:
             return
         rows, core = self._rows(lambda piece: True), pairs + other
         if self.model.causal:
-            heads = self._sum(lambda piece: piece.what == "head")
+            heads = self._sum(lambda piece: piece.what == "head" and not piece.once)
             made = self._prompt(lambda piece: piece.what != "head", heads + rows, core)
         else:
             made = self._prompt(lambda piece: True, rows, core)
         self.sheet.add("prefill", made, SEQUENCE, why, "flops.prefill")
 
     def _prompt(self, kept: Callable[[ComponentFormula], bool], once: Term, core: Term, memory: Term | int = 0) -> Term:
-        products = self._sum(lambda piece: piece.what != "pooler" and kept(piece))
+        products = self._sum(lambda piece: not piece.once and kept(piece))
         return sum_prompt(products, term(self.context), once, core, memory)
 
     def _decode(self) -> None:
@@ -207,7 +207,7 @@ class Flops:
     def _decoded(self, decoder: str, known: Any, name: str, *, expanded: bool = False, write: bool = True) -> Term:
         """Give the FLOPs of decoding the last of `known` tokens; with `write`, add a line for each attention."""
         held = known - 1
-        products = self._sum(lambda piece: piece.where == decoder and piece.what != "pooler")
+        products = self._sum(lambda piece: piece.where == decoder and not piece.once)
         found = []
         for core in (core for core in self.cores if core.where == decoder):
             pairs = core.pairs(core.look.pairs(1, held, self.context), int(held) > 0 and not expanded)

@@ -14,7 +14,16 @@ from zoo.analysis.explain.terms import Number, Term, name_number, symbol, term, 
 from zoo.costs.activations import Section, list_sections
 from zoo.costs.again import mark_layers, read_every
 from zoo.costs.generating import generating
-from zoo.costs.memory import STAYS, count_loss, keeps_input, list_moments, name_layers, shape_pass, sum_ends
+from zoo.costs.memory import (
+    STAYS,
+    count_loss,
+    find_head,
+    keeps_input,
+    list_moments,
+    name_layers,
+    shape_pass,
+    sum_ends,
+)
 from zoo.costs.parallel import StageActivations, fullest, sum_activations
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.states import StateRow, list_state_rows, states
@@ -149,7 +158,11 @@ class Memory:
     def _loss(self) -> None:
         if "loss_head" not in self.found:
             return
-        values = symbol("vocab_size", self.spec.vocab_size) * term(self.batch) * term(self.context) / self.split
+        head = find_head(self.spec)
+        name = "vocab_size" if head.predicts_tokens else "outputs of the head"
+        values = symbol(name, head.n_logits) * term(self.batch) / self.split
+        if not head.reads_rows:
+            values = symbol(name, head.n_logits) * term(self.batch) * term(self.context) / self.split
         why = "logarithms of chances, their gradient and the logits', in fp32"
         if self.setup.chunked_loss:
             why = "logits of a chunk, and the fp32 of their softmax"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from zoo.analysis.explain.line import Line, Sheet, cite_class, count_layers, name_component, times
 from zoo.analysis.explain.terms import Term, symbol, term, total
+from zoo.costs.flops import is_row_wise
 from zoo.costs.params import component_of, count_parameters
 from zoo.costs.rows import CostTable, PartRow
 
@@ -24,6 +25,7 @@ class ComponentFormula(NamedTuple):
     each: Term  # in one layer
     copies: Term
     source: str
+    once: bool = False  # applied once for a row rather than to each token
 
     @property
     def all(self) -> Term:
@@ -46,7 +48,8 @@ def list_component_formulas(
             tower = table.towers[where]
             copies = term(1) if kind is None else count_layers(tower, kind, stored)
             name = name_component(where, label, tower, kind)
-            yield ComponentFormula(where, kind, what, name, each, copies, cite_class(counted[0].owner))
+            first = counted[0]
+            yield ComponentFormula(where, kind, what, name, each, copies, cite_class(first.owner), is_row_wise(first))
 
 
 def list_parameter_lines(table: CostTable) -> list[Line]:

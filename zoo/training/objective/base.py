@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import NonNegativeFloat, PositiveInt
 
+from zoo.model.head import describe_lack
 from zoo.model.loss import IGNORED, TokenLoss
 from zoo.spec import Spec
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from zoo.data import Batch, Tokenizer
     from zoo.data.tokens import Collate
+    from zoo.training.metrics import Metrics
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Context:
     seq_len: int
     seed: int
     documents: bool
+    one_shape: bool = True
+    """Whether all batches must have one shape, rather than be as wide as their longest row."""
 
 
 class Loss(NamedTuple):
@@ -53,6 +57,12 @@ class Objective(Spec, axis="objective"):
     """What its loss is a mean over, in words."""
     reads_pairs: ClassVar[bool] = False
     """Whether its rows are pairs of a source and an answer, in place of text."""
+    reads_labels: ClassVar[bool] = False
+    """Whether its rows are labelled records (`zoo.training.objective.labelled`)."""
+    measures: ClassVar[tuple[str, ...]] = ()
+    """The metrics of an evaluation beside `val_loss`, as lines of metrics name them."""
+    ranked_by: ClassVar[str | None] = None
+    """The metric of an evaluation whose largest value marks the best checkpoint; None: the lowest `val_loss` does."""
 
     z_loss: NonNegativeFloat = 0.0
     chunk_mib: PositiveInt = 256
@@ -64,6 +74,10 @@ class Objective(Spec, axis="objective"):
     def refuses(self, spec: Any) -> str | None:
         """Return the reason why a model cannot be trained on this objective, or None. Reads no weights."""
         return None
+
+    def adapt(self, spec: Any) -> Any:
+        """The model as it is trained on this objective: with a head for the task, where that is one."""
+        return spec
 
     def widths(self, spec: Any, seq_len: int, documents: bool) -> dict[str, int]:
         """Count the tokens of a row in each tower, by the tower's path."""
@@ -84,6 +98,18 @@ class Objective(Spec, axis="objective"):
     def targets(self, batch: Batch) -> int:
         """Count the targets of a batch on the CPU: its loss is divided by them."""
         return int((batch.targets != IGNORED).sum())
+
+    def count_tokens(self, batch: Batch, seq_len: int) -> int:
+        """Count the tokens that a batch adds to those seen: whole rows of `seq_len`, padding included."""
+        return len(batch.input_ids) * seq_len
+
+    def open_metrics(self) -> Metrics | None:
+        """Begin to gather what an evaluation measures beside the loss; None where that is all."""
+        return None
+
+    def judge(self, model: Any, batch: Batch, metrics: Metrics) -> Tensor:
+        """Compute the loss of a batch, summed over its targets, and add the results to the metrics."""
+        raise NotImplementedError
 
     def loss(self, model: Any, batch: Batch, *, weight: float = 1.0, count: int | None = None) -> Loss:
         """Compute the loss of a batch: `weight` × (the sum over its targets + their `count` × the model's own losses,
@@ -128,7 +154,11 @@ def suggest(spec: Any) -> str:
 
 
 def refuse_headless(name: str, spec: Any) -> str | None:
-    """Return the reason where no tower of a model has a head, or None."""
-    if all(tower.head.kind == "none" for tower in spec.towers().values()):
-        return f"{name} needs a head, the model has none (head.kind: {'mlm' if spec.kind == 'encoder' else 'lm'})"
-    return None
+    """Return the reason where no tower of a model has a head that predicts tokens, or None."""
+    heads = [tower.head for tower in spec.towers().values()]
+    if any(head.predicts_tokens for head in heads):
+        return None
+    would = f"head.kind: {'mlm' if spec.kind == 'encoder' else 'lm'}"
+    if all(head.kind == "none" for head in heads):
+        return f"{name} needs a head, the model has none ({would})"
+    return f"{name} predicts tokens, and {describe_lack(heads[-1])} ({would})"

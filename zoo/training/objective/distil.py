@@ -43,6 +43,8 @@ class Distil(Objective, kind="distil"):
 
         if isinstance(self.base, Distil):
             return "distil: base is distil itself (another objective, whose targets are learned beside the teacher)"
+        if self.base.reads_labels:
+            return f"distil: base is {self.base.kind}, whose head predicts no token (an objective of text)"
         if reason := self.base.refuses(spec):
             return reason
         try:

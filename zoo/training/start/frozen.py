@@ -15,19 +15,34 @@ def choose_trained(spec: Any, freeze: Sequence[str], train: Sequence[str], adapt
     """Give the names of the model's own weights that train: those that match `train` (all, where it is empty), without
     those that match `freeze`. Where the model is `adapted`, only those of `train`.
 
-    In a pattern `*` is any text, dots too. Raises ConfigError for one that matches nothing, and where nothing is left.
+    The head of a task trains in any case, unless a pattern of `freeze` begins with its name: `freeze=['*']` trains it
+    alone. In a pattern `*` is any text, dots too. Raises ConfigError for one that matches nothing, and where nothing is
+    left.
     """
     names = [name for name, part, _ in tensors(spec, spec.d_model) if not isinstance(part, Buffer)]
     faults = [*_idle("freeze", freeze, names), *_idle("train", train, names)]
     if adapted and freeze and not train:
         faults.append("freeze: lora freezes all of the model's own weights (leave it out, or name some in train)")
     kept = {name for name in names if _matches(name, train)} if train or adapted else set(names)
-    kept -= {name for name in names if _matches(name, freeze)}
+    heads = find_task_heads(spec)
+    kept |= {name for name in names if name.startswith(heads)}
+    named = [pattern for pattern in freeze if pattern.startswith(tuple(each.rstrip(".") for each in heads))]
+    kept -= {name for name in names if _matches(name, named if name.startswith(heads) else freeze)}
     if not kept and not adapted and not faults:
         faults.append(f"freeze: leaves nothing to train of {len(names)} weights (fewer patterns)")
     if faults:
         raise ConfigError(*faults)
     return kept
+
+
+def find_task_heads(spec: Any) -> tuple[str, ...]:
+    """Find what the names of weights of heads for a task begin with."""
+    heads = {path: tower.head for path, tower in spec.towers().items()}
+    return tuple(
+        f"{path}.head." if path else "head."
+        for path, head in heads.items()
+        if head.n_logits and not head.predicts_tokens
+    )
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

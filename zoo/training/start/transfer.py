@@ -85,12 +85,42 @@ def _transfer_tower(
         if own.ffn is not None and block.ffn is not None:
             made.say(upcycle(own.ffn, block.ffn, held, made.fresh, f"{path}ffn.", source.d_model))
             made.say(widen_ffn(own.ffn, block.ffn, held, f"{path}ffn.", generator))
+    swapped = _swap_head(source, target, made, prefix, shapes)
+    made.say(swapped)
     made.say(_untie(source, target, held, prefix))
     made.say(_swap_positions(source, target, made, prefix, shapes))
     made.say(widen_stream(source, target, held, prefix, generator))
     made.say(add_tokens(source, target, held, shapes, prefix))
     pairs = {(before[origins[layer]], kind) for layer, kind in enumerate(kinds)}
-    made.say(_describe_other_settings(source, target, pairs))
+    made.say(_describe_other_settings(source, target, pairs, ("head", "pooler") if swapped else ()))
+
+
+def _swap_head(source: Any, target: Any, made: Transfer, prefix: str, shapes: dict[str, Any]) -> str | None:
+    """Draw the weights of a head for a task, where the source's is another or has other classes, and leave out those of
+    the source's head and pooler. A head whose first product is BERT's pooler begins with the pooler's weights."""
+    head, own = target.head, source.head
+    names = [getattr(each, "labels", each.n_logits) for each in (head, own)]
+    if head.predicts_tokens or not head.n_logits or (own.kind == head.kind and names[0] == names[1]):
+        return None
+    held = made.held
+    pooled = {name.rpartition(".")[2]: held[name] for name in held if name.startswith(f"{prefix}pooler.dense.")}
+    ends = tuple(f"{prefix}{part}." for part in ("head", *(() if target.pooler else ("pooler",))))
+    for name in [name for name in held if name.startswith(ends)]:
+        del held[name]
+    first = f"{prefix}head.transform"
+    taken = {f"{first}.{leaf}": tensor for leaf, tensor in pooled.items()}
+    begins = {name: tuple(each.shape) for name, each in taken.items()}
+    kept = bool(taken) and begins == {name: shape for name, shape in shapes.items() if name.startswith(f"{first}.")}
+    held |= taken if kept else {}
+    made.fresh |= {name for name in shapes if name.startswith(f"{prefix}head.")} - held.keys()
+    what = f"classes {_list(head.labels)}" if hasattr(head, "labels") else f"{head.n_logits} numbers"
+    before = ", its first product begins as the pooler's" if kept else ""
+    left = f"; the weights' head of kind '{own.kind}' is left out" if own.kind != "none" else ""
+    return f"head: drawn anew, for {what}{before}{left}"
+
+
+def _list(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" … ({len(names)})" if len(names) > SHOWN else "")
 
 
 def _untie(source: Any, target: Any, held: Tensors, prefix: str) -> str | None:
@@ -125,15 +155,18 @@ def _is_position(name: str) -> bool:
 # ---------------------------------------------------------------- what is said, and what is refused
 
 
-def _describe_other_settings(source: Any, target: Any, pairs: set[tuple[str, str]]) -> str | None:
-    """Say which settings differ that no weight depends on."""
+def _describe_other_settings(
+    source: Any, target: Any, pairs: set[tuple[str, str]], told: tuple[str, ...] = ()
+) -> str | None:
+    """Say which settings differ that no weight depends on, those of the parts left out that were `told` already."""
     changes: dict[str, str] = {}
     for old, new in sorted(pairs):
         changes |= dict(_compare(to_dict(source.blocks[old]), to_dict(target.blocks[new]), ""))
-    one, other = ({key: each for key, each in to_dict(tower).items() if key != "blocks"} for tower in (source, target))
+    parts = ("blocks", *told)
+    one, other = ({key: each for key, each in to_dict(tower).items() if key not in parts} for tower in (source, target))
     changes |= dict(_compare(one, other, ""))
-    told = [f"{key} {change}" for key, change in changes.items() if not BY_RECIPE.fullmatch(key)]
-    return f"taken as they are under other settings: {', '.join(told)}" if told else None
+    others = [f"{key} {change}" for key, change in changes.items() if not BY_RECIPE.fullmatch(key)]
+    return f"taken as they are under other settings: {', '.join(others)}" if others else None
 
 
 def _compare(one: Any, other: Any, path: str) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,347 @@
+# C numbers of a label
+"""Read labelled records: a text, or two, with a class or with numbers; or words with a tag each. Such sets are small,
+and are kept in memory.
+
+A record that cannot be read is named by its file and line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from zoo.data import Prepared, hash_settings, make_tokenizer
+from zoo.data.records import Faults, has_fields, is_text
+from zoo.data.rowcode import Row, RowEncoder
+from zoo.data.settings import DataSettings
+from zoo.data.split import Part, Unit, hash_text, split_units
+from zoo.data.tokens import Progress, Source, TokenFile
+from zoo.errors import ConfigError
+from zoo.model.loss import IGNORED
+from zoo.model.task_head import spell_label
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LABELS_SHOWN = 8
+
+
+class Example(NamedTuple):
+    """A labelled record: where it stands, its text or texts (or its words), and its label: the classes that it names,
+    or its numbers."""
+
+    where: str
+    texts: tuple[str, ...]
+    label: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """How examples are read off records. `texts` and `label` are the names of fields."""
+
+    texts: tuple[str, ...]
+    label: str
+    keys: ClassVar[str] = "objective.text=NAME objective.label=NAME"
+    """The keys of a config that name the fields."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.texts, self.label)
+
+    def read(self, record: Mapping[str, Any], where: str, faults: Faults) -> Example | None:
+        """Read an example; None for a record without text, and for one that is at fault."""
+        if not has_fields(record, self.columns, self.keys, where, faults):
+            return None
+        texts = self.read_texts(record, where, faults)
+        label = None if texts is None else self.read_label(record[self.label], where, faults)
+        return None if texts is None or label is None else Example(where, texts, label)
+
+    def read_texts(self, record: Mapping[str, Any], where: str, faults: Faults) -> tuple[str, ...] | None:
+        """Read the texts; None where one is empty or at fault."""
+        texts = tuple(record[column] for column in self.texts)
+        if not all(is_text(text, column, where, faults) for text, column in zip(texts, self.texts, strict=True)):
+            return None
+        return None if any(not text or text.isspace() for text in texts) else texts
+
+    def read_label(self, value: Any, where: str, faults: Faults) -> tuple[Any, ...] | None:
+        """Read the label; None for one that is at fault."""
+        raise NotImplementedError
+
+    def encode(self, examples: Sequence[Example], encoder: RowEncoder) -> list[Row]:
+        """Encode the texts of examples."""
+        return encoder.encode([example.texts for example in examples])
+
+    def make_target(self, example: Example, row: Row, classes: Mapping[str, int]) -> np.ndarray:
+        """Make what a row is to be predicted as."""
+        raise NotImplementedError
+
+
+class ClassTask(Task):
+    """A class for each record: a string, a whole number, or true and false."""
+
+    def read_label(self, value: Any, where: str, faults: Faults) -> tuple[Any, ...] | None:
+        name = spell_label(value)
+        if not name:
+            faults.add(f"{where} has no class in '{self.label}', found {_show(value)} (a string or a whole number)")
+            return None
+        return (name,)
+
+    def make_target(self, example: Example, row: Row, classes: Mapping[str, int]) -> np.ndarray:
+        """The number of the class [1]."""
+        import numpy as np
+
+        return np.array([classes[example.label[0]]], np.int64)
+
+
+class NumberTask(Task):
+    """A number for each record, or a list of as many as any other has."""
+
+    def read_label(self, value: Any, where: str, faults: Faults) -> tuple[Any, ...] | None:
+        given = value if isinstance(value, list) else [value]
+        if not given or any(isinstance(each, bool) or not isinstance(each, int | float) for each in given):
+            faults.add(f"{where} has no number in '{self.label}', found {_show(value)} (a number, or a list of them)")
+            return None
+        if not all(math.isfinite(each) for each in given):
+            faults.add(
+                f"{where} has a number in '{self.label}' that is not finite, found {_show(value)} (a finite one)"
+            )
+            return None
+        return tuple(map(float, given))
+
+    def make_target(self, example: Example, row: Row, classes: Mapping[str, int]) -> np.ndarray:
+        """The numbers [1, C]."""
+        import numpy as np
+
+        return np.array([example.label], np.float32)
+
+
+class TagTask(Task):
+    """A tag for each word: two lists of one length."""
+
+    keys: ClassVar[str] = "objective.tokens=NAME objective.tags=NAME"
+
+    def read_texts(self, record: Mapping[str, Any], where: str, faults: Faults) -> tuple[str, ...] | None:
+        (column,) = self.texts
+        words = record[column]
+        if not isinstance(words, list):
+            faults.add(f"{where} has no words in '{column}', found {_show(words)} (a list of strings)")
+            return None
+        if not all(is_text(word, column, where, faults) for word in words):
+            return None
+        tags = record[self.label]
+        if isinstance(tags, list) and len(tags) != len(words):
+            found = f"found {len(tags)} in '{self.label}' for {len(words)} in '{column}'"
+            faults.add(f"{where} has not a tag for each word, {found} (lists of one length)")
+            return None
+        return tuple(words) or None
+
+    def read_label(self, value: Any, where: str, faults: Faults) -> tuple[Any, ...] | None:
+        names = [spell_label(each) for each in value] if isinstance(value, list) else [None]
+        if not all(names):
+            faults.add(f"{where} has no tags in '{self.label}', found {_show(value)} (a list of strings)")
+            return None
+        return tuple(names)
+
+    def encode(self, examples: Sequence[Example], encoder: RowEncoder) -> list[Row]:
+        return encoder.encode_words([example.texts for example in examples])
+
+    def make_target(self, example: Example, row: Row, classes: Mapping[str, int]) -> np.ndarray:
+        """The number of each word's tag at its first piece [T]; no other token is scored."""
+        import numpy as np
+
+        target = np.full(len(row.ids), IGNORED, np.int64)
+        for tag, place in zip(example.label, row.places, strict=True):
+            if place is not None:
+                target[place] = classes[tag]
+        return target
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+# ---------------------------------------------------------------- a prepared set
+
+
+class LabelledRow(NamedTuple):
+    """A row of a labelled set: ids [T], the number of each token's text [T], and its target: the number of a class [1]
+    or of each token's [T], or numbers [1, C]."""
+
+    ids: np.ndarray
+    types: np.ndarray
+    target: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledFile(TokenFile):
+    """One part of a labelled set, a row for each record."""
+
+    rows: tuple[LabelledRow, ...] = field(compare=False, repr=False)
+
+    def count_rows(self, seq_len: int) -> int:
+        return len(self.rows)
+
+    def read_row(self, number: int, seq_len: int) -> LabelledRow:  # type: ignore[override]
+        """Read a row, which was cut to the length of rows when it was encoded."""
+        return self.rows[number]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedLabels(Prepared):
+    """A labelled set, prepared. `labels` are the classes, in the order of the head's logits; none of numbers.
+    `n_outputs` is how many numbers a label has."""
+
+    labels: tuple[str, ...]
+    n_outputs: int
+
+
+def prepare_labelled(
+    settings: DataSettings,
+    task: Task,
+    known: Sequence[str] | int | None,
+    *,
+    limit: int,
+    opens: bool,
+    say: Callable[[str], object],
+    progress: Progress,
+) -> PreparedLabels:
+    """Read a labelled set, split it, find its classes or how many numbers a label has, unless those are `known`, and
+    encode rows of at most `limit` tokens (`RowEncoder` says what `opens` does). Raises ConfigError."""
+    parts = read_parts(settings, task, progress)
+    for line in describe_copies(parts):
+        say(line)
+    if isinstance(known, int) or isinstance(task, NumberTask):
+        classes, n_outputs = {}, count_numbers(parts, known)
+    else:
+        classes = settle_classes(parts, known, task)
+        n_outputs = len(classes)
+    tokenizer = make_tokenizer(settings.tokenizer, lambda: (text for each in parts["train"] for text in each.texts))
+    encoder = RowEncoder(tokenizer, limit, opens)
+    files = {part: encode_part(examples, task, classes, encoder, say, part) for part, examples in parts.items()}
+    key = hash_settings(settings, {"": fingerprint(parts, task, limit, opens)})
+    sources = {part: (Source("", Fraction(1), file),) for part, file in files.items()}
+    return PreparedLabels(
+        tokenizer, sources["train"], sources["validation"], key, None, labels=tuple(classes), n_outputs=n_outputs
+    )
+
+
+def read_parts(settings: DataSettings, task: Task, progress: Progress) -> dict[Part, list[Example]]:
+    """Read both parts of a labelled set."""
+    validation = getattr(settings, "validation", None)
+    read = read_examples(settings, task, False, progress)
+    if validation is not None:
+        return {"train": read, "validation": read_examples(settings, task, True, progress)}
+    units = [Unit(hash_text("\0".join(each.texts)), each.where, sum(map(len, each.texts))) for each in read]
+    chosen = split_units(units, settings.validation_fraction)
+    of_text: dict[bytes, Part] = {unit.key: part for unit, part in zip(units, chosen, strict=True) if part is not None}
+    parts: dict[Part, list[Example]] = {"train": [], "validation": []}
+    for unit, example in zip(units, read, strict=True):
+        parts[of_text[unit.key]].append(example)  # a copy stands in the part of the text's first record
+    return parts
+
+
+def read_examples(settings: Any, task: Task, validation: bool, progress: Progress) -> list[Example]:
+    """Read the examples of a source. Raises ConfigError with a line for each record that cannot be read."""
+    source = settings.open_records(task.columns, task.keys, validation)
+    progress("reading", 0, source.n_bytes)
+    faults = Faults("data.validation" if validation else "data.path")
+    found = [task.read(record, where, faults) for where, record in source.read(faults)]
+    examples = [each for each in found if each is not None]
+    faults.settle()
+    source.refuse_nothing(bool(examples))
+    progress("reading", source.n_bytes, source.n_bytes)
+    return examples
+
+
+def describe_copies(parts: Mapping[Part, Sequence[Example]]) -> Iterator[str]:
+    """Say how many texts that validate are trained on too, as they may where files say which validate."""
+    known = {example.texts for example in parts["train"]}
+    copies = sum(example.texts in known for example in parts["validation"])
+    if copies:
+        yield f"data: {copies:,} of {len(parts['validation']):,} records that validate have a text that trains too"
+
+
+def settle_classes(parts: Mapping[Part, Sequence[Example]], labels: Sequence[str] | None, task: Task) -> dict[str, int]:
+    """Number the classes: those of `labels`, or those that the training part has, sorted. Raises ConfigError for a
+    record of another class, and where there is one class alone."""
+    found = {name for example in parts["train"] for name in example.label}
+    names = list(labels) if labels is not None else sorted(found, key=_order)
+    if len(names) < 2:
+        raise ConfigError(
+            f"objective.labels: one class alone, found '{names[0]}' in all {len(parts['train']):,} records that train "
+            f"(two at least in '{task.label}')"
+        )
+    classes = {name: number for number, name in enumerate(names)}
+    strange: dict[str, str] = {}
+    for example in (example for examples in parts.values() for example in examples):
+        for name in example.label:
+            if name not in classes:
+                strange.setdefault(name, example.where)
+    if strange:
+        there = ", ".join(names[:LABELS_SHOWN]) + (" …" if len(names) > LABELS_SHOWN else "")
+        none = "which no record that trains has" if labels is None else "which is none of the classes"
+        faults = [f"{where} has label '{name}', {none}: {there}" for name, where in strange.items()]
+        raise ConfigError(*(f"objective.labels: {fault} (labels=[…] names all)" for fault in faults[:LABELS_SHOWN]))
+    return classes
+
+
+def _order(name: str) -> tuple[bool, int, str]:
+    """Numbers by their value, before all other names."""
+    number = name.removeprefix("-").isdecimal()
+    return (not number, int(name) if number else 0, name)
+
+
+def count_numbers(parts: Mapping[Part, Sequence[Example]], known: Any = None) -> int:
+    """Count the numbers of a label. Raises ConfigError for a record that has another count than is `known`, or than the
+    first has."""
+    every = [example for examples in parts.values() for example in examples]
+    wanted, whose = (known, "the head") if known is not None else (len(every[0].label), every[0].where)
+    for each in every:
+        if len(each.label) != wanted:
+            found = f"found {len(each.label)}, where {whose} has {wanted}"
+            raise ConfigError(f"objective.n_outputs: {each.where} has another count of numbers, {found} (one for all)")
+    return wanted
+
+
+def encode_part(
+    examples: Sequence[Example],
+    task: Task,
+    classes: Mapping[str, int],
+    encoder: RowEncoder,
+    say: Callable[[str], object],
+    part: str,
+) -> LabelledFile:
+    """Encode the examples of a part; `say` is told what does not fit its row."""
+    import numpy as np
+
+    encoded = task.encode(examples, encoder)
+    if cut := sum(row.cut for row in encoded):
+        say(f"data: {cut:,} of {len(encoded):,} texts ({part}) are cut at {encoder.limit} tokens")
+    rows = tuple(
+        LabelledRow(np.array(row.ids), np.array(row.types), task.make_target(example, row, classes))
+        for example, row in zip(examples, encoded, strict=True)
+        if row.ids and (not row.places or any(place is not None for place in row.places))
+    )
+    if lost := len(encoded) - len(rows):
+        say(f"data: {lost:,} of {len(encoded):,} texts ({part}) have no token to score, and are left out")
+    if not rows:
+        raise ConfigError(f"data.path: no text of the {part} split has a token, found {len(examples)} texts (others)")
+    n_bytes = sum(len(text.encode()) for example in examples for text in example.texts)
+    ids = np.concatenate([row.ids for row in rows])
+    eos_id = encoder.tokenizer.eos_id
+    return LabelledFile(ids=ids, rows=rows, eos_id=eos_id, n_documents=len(rows), n_bytes=n_bytes)
+
+
+def fingerprint(parts: Mapping[Part, Iterable[Example]], task: Task, limit: int, opens: bool) -> str:
+    """Hash what the rows are made of, names and places of files left out."""
+    whole = hashlib.blake2b(f"{type(task).__name__} {limit} {opens}".encode(), digest_size=16)
+    for part, examples in parts.items():
+        for each in examples:
+            whole.update(json.dumps([part, each.texts, each.label]).encode())
+    return whole.hexdigest()

@@ -1,0 +1,121 @@
+# B rows, T tokens, D model width, C classes or values
+"""Heads for a task: a class for a row or for each token, or numbers for a row; and how a row becomes one vector."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, PositiveInt
+
+from zoo.lazy import torch
+from zoo.model.activation import PlainActivation
+from zoo.model.head import Head
+from zoo.spec import Linear
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
+
+Pooling = Literal["cls", "mean", "last"]
+"""How the vectors of a row's tokens become one: the first, the mean or the last, padding left out."""
+
+
+def spell_label(value: Any) -> str | None:
+    """Spell a label as a class is named: a string as it is, 3 as "3", true as "true"; None for anything else."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, str | int) else None
+
+
+def name_classes(value: Any) -> Any:
+    """Check the names of classes; a number n stands for n of them, "0" to "n-1"."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = range(value)
+    if not isinstance(value, list | tuple | range):
+        raise ValueError(f"must be names of classes, or how many there are, found {value!r} ([spam, ham], or 2)")
+    names = [spell_label(each) for each in value]
+    if None in names or len(set(names)) < len(names):
+        odd = next(each for each, name in zip(value, names, strict=True) if name is None or names.count(name) > 1)
+        raise ValueError(f"must be names that differ, found {odd!r} (strings, each once)")
+    if len(names) < 2:
+        raise ValueError(f"must be two classes at least, found {len(names)} ([spam, ham], or 2)")
+    return tuple(names)
+
+
+ClassNames = Annotated[tuple[str, ...], BeforeValidator(name_classes)]
+
+
+class RowHead(Head):
+    """Base of the heads that read a row as a whole: act(x·W + b)·V + c, where x is the row's vector by `pooling`.
+    Without an `activation` there is no first product."""
+
+    reads_rows: ClassVar[bool] = True
+
+    pooling: Pooling = "cls"
+    activation: PlainActivation | None = None
+    bias: bool = True
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        transform = {} if self.activation is None else {"transform": Linear(d_model, d_model, self.bias)}
+        return {**transform, "out": Linear(d_model, self.n_logits, self.bias)}
+
+    def gather(self, hidden: Tensor, real: Tensor | None) -> Tensor:
+        return pool(hidden, real, self.pooling)[:, None]  # B 1 D
+
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
+        """Logits [..., C] of the vectors of rows [..., D]."""
+        return m.out(x if self.activation is None else self.activation.apply(m.transform(x)))
+
+
+class SequenceHead(RowHead, kind="sequence"):
+    """A logit for each class of a row. Of the first token, with a tanh between two products, it is BERT's (Devlin et
+    al., 2018, §4.1); of the last token, without, what decoders are fine-tuned with (Radford et al., 2018)."""
+
+    labels: ClassNames
+
+    @property
+    def n_logits(self) -> int:
+        return len(self.labels)
+
+
+class RegressionHead(RowHead, kind="regression"):
+    """`n_outputs` numbers for a row (BERT on STS-B; Devlin et al., 2018)."""
+
+    n_outputs: PositiveInt = 1
+
+    @property
+    def n_logits(self) -> int:
+        return self.n_outputs
+
+
+class TokenHead(Head, kind="token"):
+    """A logit for each class of each token (Devlin et al., 2018, §5.3): x·V + c."""
+
+    labels: ClassNames
+    bias: bool = True
+
+    @property
+    def n_logits(self) -> int:
+        return len(self.labels)
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {"out": Linear(d_model, self.n_logits, self.bias)}
+
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
+        return m.out(x)
+
+
+def pool(hidden: Tensor, real: Tensor | None, pooling: Pooling) -> Tensor:
+    """Pool the hidden states of rows [B, T, D] to a vector each [B, D]. `real` [B, T] is False for padding, which may
+    stand on either side; None where there is none.
+
+    Example: of a row whose tokens are (pad, a, b, pad), `cls` is a, `last` is b, and `mean` (a + b) / 2.
+    """
+    if real is None:
+        return hidden.mean(1) if pooling == "mean" else hidden[:, 0 if pooling == "cls" else -1]
+    if pooling == "mean":
+        weights = real[..., None].to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1)
+    places = real.long() if pooling == "cls" else real.long().cumsum(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), places.argmax(1)]  # argmax takes the first of equals

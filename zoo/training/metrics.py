@@ -1,0 +1,202 @@
+# B rows, T tokens, N scored places, C classes or numbers
+"""Metrics of labelled rows, gathered batch by batch: accuracy and F1, F1 of entities, correlations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoo.model.loss import IGNORED
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+OUTSIDE = "O"
+"""The tag of a word that is in no entity."""
+
+PREFIXES = "BIES"
+"""How the tags of entities begin: of its first, inner and last word, and of one that is an entity alone."""
+
+MOST_CLASSES = 64
+"""A confusion matrix of more classes is not written: nobody reads it."""
+
+
+class Metrics:
+    """Figures over all batches that were added since it was made."""
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """Add a batch: logits [B, C] or [B, T, C], and its targets as in a Batch."""
+        raise NotImplementedError
+
+    def compute(self) -> dict[str, float]:
+        """Compute the figures. One that is not defined is left out."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the result by class, as plain data."""
+        return {}
+
+
+class ClassMetrics(Metrics):
+    """Accuracy, and the mean over classes of F1 = 2tp / (2tp + fp + fn): the macro F1, in which each class that a row
+    has or is taken for counts as much (Lewis et al., 1996; scikit-learn's)."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        import numpy as np
+
+        self.labels = tuple(labels)
+        self.counts = np.zeros((len(self.labels), len(self.labels)), np.int64)  # of a true class, taken for another
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        import numpy as np
+
+        found = logits.float().argmax(-1).flatten().cpu().numpy()
+        true = targets.flatten().cpu().numpy()
+        scored = true != IGNORED
+        np.add.at(self.counts, (true[scored], found[scored]), 1)
+
+    def compute(self) -> dict[str, float]:
+        f1 = [row.f1 for row in self.rows() if row.met]
+        return {"accuracy": float(self.counts.trace() / self.counts.sum()), "f1": sum(f1) / len(f1)}
+
+    def rows(self) -> Iterator[ClassRow]:
+        """Each class' own counts."""
+        counted = zip(self.counts.diagonal(), self.counts.sum(1), self.counts.sum(0), strict=True)
+        for label, counts in zip(self.labels, counted, strict=True):
+            yield ClassRow(label, *map(int, counts))
+
+    def describe(self) -> dict[str, Any]:
+        few = {"confusion": self.counts.tolist()} if len(self.labels) <= MOST_CLASSES else {}
+        return {"by_class": {row.label: row.figures() for row in self.rows()}, **few}
+
+
+class ClassRow(NamedTuple):
+    """How often a class was found `right`, is `true`, and was `taken` for true."""
+
+    label: str
+    right: int
+    true: int
+    taken: int
+
+    @property
+    def met(self) -> bool:
+        return bool(self.true or self.taken)
+
+    @property
+    def f1(self) -> float:
+        return 2 * self.right / (self.true + self.taken) if self.met else 0.0
+
+    def figures(self) -> dict[str, Any]:
+        precision, recall = (self.right / each if each else 0.0 for each in (self.taken, self.true))
+        return {"precision": precision, "recall": recall, "f1": self.f1, "count": self.true}
+
+
+class TagMetrics(Metrics):
+    """Accuracy of words, and F1 = 2·right / (true + found) of entities where tags are spelled B-PER, I-PER, O (as
+    conlleval and seqeval count them: Tjong Kim Sang and De Meulder, 2003; Nakayama, 2018), or with E- and S-. Else F1
+    of the words whose tag is not O."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = tuple(labels)
+        self.of_entities = spell_entities(self.labels)
+        self.words = ClassMetrics(self.labels)
+        self.counts: dict[str, list[int]] = {}  # of a kind of entity: right, true, found
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        self.words.add(logits, targets)
+        every, true = logits.float().argmax(-1).cpu().numpy(), targets.cpu().numpy()
+        for row, wanted in zip(every, true, strict=True):
+            scored = wanted != IGNORED
+            self._add_row(*([self.labels[tag] for tag in tags[scored]] for tags in (wanted, row)))
+
+    def _add_row(self, true: list[str], found: list[str]) -> None:
+        list_them = list_entities if self.of_entities else list_words
+        wanted, given = set(list_them(true)), set(list_them(found))
+        for place, of in enumerate((wanted & given, wanted, given)):
+            for entity in of:
+                self.counts.setdefault(entity.kind, [0, 0, 0])[place] += 1
+
+    def compute(self) -> dict[str, float]:
+        right, true, found = (sum(counts[place] for counts in self.counts.values()) for place in range(3))
+        f1 = 2 * right / (true + found) if true + found else 0.0
+        return {"accuracy": self.words.compute()["accuracy"], "f1": f1}
+
+    def describe(self) -> dict[str, Any]:
+        rows = [ClassRow(kind, *counts) for kind, counts in sorted(self.counts.items())]
+        return {"by_class": {row.label: row.figures() for row in rows}}
+
+
+def spell_entities(labels: Sequence[str]) -> bool:
+    """Whether tags name entities: each is O, or one of B, I, E and S, or that and a dash before a kind; some are B or
+    I."""
+    inside = [label for label in labels if label != OUTSIDE]
+    spelled = all(label[:1] in PREFIXES and label[1:2] in ("", "-") for label in inside)
+    return spelled and any(label[0] in "BI" for label in inside)
+
+
+class Entity(NamedTuple):
+    """An entity of a row: its kind, and its first and last word."""
+
+    kind: str
+    first: int
+    last: int
+
+
+def list_words(tags: Sequence[str]) -> Iterator[Entity]:
+    """List the words that have another tag than O, each as an entity."""
+    return (Entity(tag, at, at) for at, tag in enumerate(tags) if tag != OUTSIDE)
+
+
+def list_entities(tags: Sequence[str]) -> Iterator[Entity]:
+    """List the entities of a row of tags. An I- without its B- begins one, as in conlleval.
+
+    Example: B-PER I-PER O I-LOC B-LOC has PER from 0 to 1, LOC from 3 to 3 and LOC from 4 to 4.
+    """
+    kind, first, before = "", 0, OUTSIDE
+    for at, tag in enumerate([*tags, OUTSIDE]):
+        mark, name = tag[:1], tag[2:]
+        if before != OUTSIDE and (mark in "BSO" or before in "ES" or name != kind):
+            yield Entity(kind, first, at - 1)
+            before = OUTSIDE
+        if mark != OUTSIDE and before == OUTSIDE:
+            kind, first = name, at
+        before = mark
+
+
+class NumberMetrics(Metrics):
+    """Pearson's correlation of outputs and targets, and Spearman's, which is Pearson's of their ranks (equal numbers
+    share the mean of their ranks). Of several numbers, the mean over them. Not defined where a number is the same in
+    all rows."""
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        self.pairs.append((logits.double().cpu().numpy(), targets[:, 0].double().cpu().numpy()))
+
+    def compute(self) -> dict[str, float]:
+        import numpy as np
+
+        found, true = (np.concatenate(each) for each in zip(*self.pairs, strict=True))  # B C each
+        columns = list(zip(found.T, true.T, strict=True))
+        pearson = [correlate(a, b) for a, b in columns]
+        spearman = [correlate(rank(a), rank(b)) for a, b in columns]
+        means = {"pearson": sum(pearson) / len(pearson), "spearman": sum(spearman) / len(spearman)}
+        return {name: float(value) for name, value in means.items() if value == value}
+
+
+def correlate(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's correlation of two arrays [B]; NaN where one of them is constant."""
+    a, b = a - a.mean(), b - b.mean()
+    scale = float((a @ a) * (b @ b)) ** 0.5
+    return float(a @ b) / scale if scale else float("nan")
+
+
+def rank(values: np.ndarray) -> np.ndarray:
+    """The ranks of values [B] from 1; equal ones share the mean of theirs."""
+    import numpy as np
+
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[which]

@@ -1,0 +1,219 @@
+# B rows, T tokens, C classes or numbers
+"""Objectives of labelled records: a class for each, a tag for each word, or numbers. They put a head for the task on
+the model (`zoo.model.task_head`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PositiveInt
+
+from zoo.model.activation import Tanh
+from zoo.model.head import Head
+from zoo.model.loss import IGNORED, SquaredLoss, TokenLoss
+from zoo.model.task_head import ClassNames, Pooling, RegressionHead, SequenceHead, TokenHead
+from zoo.training.objective.base import Context, Objective, describe, list_inputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.data import Batch
+    from zoo.data.labelled import PreparedLabels, Task
+    from zoo.data.tokens import Collate
+    from zoo.training.metrics import Metrics
+
+
+class Labelled(Objective):
+    """Base of the objectives that learn from labelled records."""
+
+    reads_labels: ClassVar[bool] = True
+    scored: ClassVar[str] = "labels"
+    by_token: ClassVar[bool] = False
+    """Whether each token has a label, rather than a row."""
+    head: ClassVar[type[Head]]
+    """The kind of head that it trains."""
+    shared: ClassVar[tuple[str, ...]]
+    """The fields that it has in common with its head, and decides for it. Null stands for what the head says where it
+    is of this kind already; else for what is usual, or for what the data says."""
+    guessed: ClassVar[dict[str, Any]] = {"labels": ("0", "1")}
+    """What stands in the head until the data is read."""
+
+    def settle(self, spec: Any) -> Objective:
+        own = getattr(spec, "head", None)
+        known: dict[str, Any] = {"pooling": "last" if getattr(spec, "causal", False) else "cls"}
+        if isinstance(own, self.head):
+            known = {name: getattr(own, name) for name in self.shared}
+        return replace(self, **{name: known.get(name) for name in self.shared if getattr(self, name) is None})
+
+    def refuses(self, spec: Any) -> str | None:
+        if spec.kind == "encoder_decoder":
+            return f"{self.kind} reads a text with one tower, the model is {describe(spec)} (an encoder or a decoder)"
+        if spec.reads_memory:
+            return f"{self.kind} gives no encoder's output to read, and the model's layers read one (no block.cross)"
+        if spec.causal and self.pools_first:
+            return (
+                f"{self.kind} pools the first token, which in a decoder sees no other (objective.pooling=last, or mean)"
+            )
+        return None
+
+    @property
+    def pools_first(self) -> bool:
+        """Whether a row is read off its first token, which then should be none of the text's."""
+        return getattr(self, "pooling", None) == "cls"
+
+    def adapt(self, spec: Any) -> Any:
+        """Put the task's head on the model, in place of its own and of its pooler. One of the task's kind stays as it
+        is but for the fields that are shared."""
+        given = {name: each for name in self.shared if (each := getattr(self, name)) is not None}
+        fields = {**{name: each for name, each in self.guessed.items() if name in self.shared}, **given}
+        if isinstance(spec.head, self.head):
+            return replace(spec, head=replace(spec.head, **fields))
+        tanh = {"activation": Tanh()} if self.pools_first else {}
+        return replace(spec, head=self.head(**fields, **tanh), pooler=None)
+
+    def make_task(self) -> Task:
+        """Say how examples are read off records."""
+        raise NotImplementedError
+
+    def learn(self, data: PreparedLabels) -> dict[str, Any]:
+        """Give the fields that the data decides, where nothing else has."""
+        return {"labels": data.labels}
+
+    def collator(self, context: Context) -> Collate:
+        from zoo.data.collate import pad_labelled
+
+        spec = context.spec
+        how = {"typed": bool(getattr(spec.embedding, "n_types", None)), "by_token": self.by_token}
+        return partial(
+            pad_labelled,
+            pad_id=spec.position.padding_id or 0,
+            seq_len=context.seq_len,
+            one_shape=context.one_shape,
+            **how,
+        )  # type: ignore[return-value]
+
+    def count_tokens(self, batch: Batch, seq_len: int) -> int:
+        """Count the real tokens of a batch."""
+        assert batch.attention_mask is not None
+        return int(batch.attention_mask.sum())
+
+    def open_metrics(self) -> Metrics:
+        """Begin to gather the figures of an evaluation."""
+        raise NotImplementedError
+
+    def judge(self, model: Any, batch: Batch, metrics: Metrics) -> Tensor:
+        """Compute the loss of a batch, summed over its targets, and add the results to the metrics."""
+        logits = model(**list_inputs(batch)).logits
+        metrics.add(logits, batch.targets)
+        logits, targets = logits.flatten(0, -2), batch.targets.flatten(0, 1)
+        if targets.ndim == 1:
+            scored = targets != IGNORED
+            logits, targets = logits[scored], targets[scored]
+        return self.weigh({}, 1.0, len(targets)).measure(logits, targets, None)[0]
+
+
+class Classify(Labelled, kind="classify"):
+    """A class for each text, or for each pair of texts (Devlin et al., 2018, §4.1): records with the fields `text`,
+    `second` (of a pair) and `label`. The classes are `labels`, or those of the training split, sorted.
+
+    The row's vector is by `pooling` the first token's (cls), the mean or the last token's: cls for an encoder and last
+    for a decoder unless given. With cls the head has BERT's first product and tanh. Evaluations give accuracy and the
+    macro F1.
+    """
+
+    head: ClassVar[type[Head]] = SequenceHead
+    shared: ClassVar[tuple[str, ...]] = ("labels", "pooling")
+    measures: ClassVar[tuple[str, ...]] = ("val_accuracy", "val_f1")
+    ranked_by: ClassVar[str | None] = "val_f1"
+
+    text: str = "text"
+    second: str | None = None
+    label: str = "label"
+    labels: ClassNames | None = None
+    pooling: Pooling | None = None
+
+    def make_task(self) -> Task:
+        from zoo.data import labelled
+
+        return labelled.ClassTask((self.text, *([self.second] if self.second else [])), self.label)
+
+    def open_metrics(self) -> Metrics:
+        from zoo.training.metrics import ClassMetrics
+
+        assert self.labels is not None  # the data has been read
+        return ClassMetrics(self.labels)
+
+
+class Tag(Labelled, kind="tag"):
+    """A tag for each word (Devlin et al., 2018, §5.3): records with the fields `tokens` and `tags`, lists of one
+    length. A word's tag is asked of its first token alone. The tags are `labels`, or those of the training split,
+    sorted.
+
+    Evaluations give the accuracy of words, and F1: of entities where tags are spelled B-…, I-… and O, else of the words
+    whose tag is not O.
+    """
+
+    by_token: ClassVar[bool] = True
+    head: ClassVar[type[Head]] = TokenHead
+    shared: ClassVar[tuple[str, ...]] = ("labels",)
+    measures: ClassVar[tuple[str, ...]] = ("val_accuracy", "val_f1")
+    ranked_by: ClassVar[str | None] = "val_f1"
+
+    tokens: str = "tokens"
+    tags: str = "tags"
+    labels: ClassNames | None = None
+
+    def make_task(self) -> Task:
+        from zoo.data import labelled
+
+        return labelled.TagTask((self.tokens,), self.tags)
+
+    def open_metrics(self) -> Metrics:
+        from zoo.training.metrics import TagMetrics
+
+        assert self.labels is not None
+        return TagMetrics(self.labels)
+
+
+class Regress(Labelled, kind="regress"):
+    """A number for each text or pair of texts, or a list of numbers: records with the fields `text`, `second` and
+    `label`. The loss is the mean square error; evaluations give Pearson's and Spearman's correlation.
+
+    `n_outputs` is how many numbers there are, as the data has them unless given. `pooling` is as of `classify`.
+    """
+
+    head: ClassVar[type[Head]] = RegressionHead
+    shared: ClassVar[tuple[str, ...]] = ("n_outputs", "pooling")
+    guessed: ClassVar[dict[str, Any]] = {"n_outputs": 1}
+    measures: ClassVar[tuple[str, ...]] = ("val_pearson", "val_spearman")
+
+    text: str = "text"
+    second: str | None = None
+    label: str = "label"
+    n_outputs: PositiveInt | None = None
+    pooling: Pooling | None = None
+
+    def __post_init__(self) -> None:
+        if self.z_loss:
+            raise ValueError(f"z_loss: is of a softmax, and numbers have none, found {self.z_loss} (0)")
+
+    def learn(self, data: PreparedLabels) -> dict[str, Any]:
+        return {"n_outputs": data.n_outputs}
+
+    def weigh(self, inputs: dict[str, Tensor], weight: float, count: int) -> TokenLoss:
+        return SquaredLoss(weight, 0.0, self.chunk_mib << 20, count)
+
+    def targets(self, batch: Batch) -> int:
+        return len(batch.targets)
+
+    def make_task(self) -> Task:
+        from zoo.data import labelled
+
+        return labelled.NumberTask((self.text, *([self.second] if self.second else [])), self.label)
+
+    def open_metrics(self) -> Metrics:
+        from zoo.training.metrics import NumberMetrics
+
+        return NumberMetrics()
