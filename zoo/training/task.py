@@ -241,7 +241,7 @@ def build_run(
 def deposit_tied_gradients(model: Any) -> None:
     """Let the losses of tied heads add their gradients to the tables' own: `backward()` is all that a run calls."""
     for path, tower in model.towers():
-        if tower.head.kind != "none" and tower.head.tied:
+        if getattr(tower.head, "tied", False):
             model.get_submodule(f"{path}.head" if path else "head").deposits_gradients = True
 
 
