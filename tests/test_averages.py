@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loaded import one_in
 from safetensors.torch import load_file
 from tinyrun import compose_run, read_folder, read_metrics, write_corpus
 from torch.nn import functional as F
@@ -142,7 +143,7 @@ def validation_loss(model, corpus) -> float:
     return total / (len(ids) - 1)
 
 
-@pytest.mark.parametrize("average", ["ema", "lawa"])
+@pytest.mark.parametrize("average", one_in(2, ["ema", "lawa"]))
 def test_an_average_is_evaluated_where_asked_and_found_by_name(config, tmp_path, corpus, average):
     overrides = ["ema=0.9", "lawa=2", "eval_batches=null"]
     plain = start_run(config(*overrides), tmp_path / "plain")

@@ -84,7 +84,7 @@ def rebased(config):
     [
         pytest.param(lambda tensors: tensors, rebased, id="a rope base of 9000, not 10000", marks=pytest.mark.slow),
         pytest.param(dict, lambda config: config | {"rms_norm_eps": 1e-3}, id="another eps", marks=pytest.mark.slow),
-        pytest.param(swapped, dict, id="two matrices swapped"),
+        pytest.param(swapped, dict, id="two matrices swapped", marks=pytest.mark.slow),
     ],
 )
 def test_a_mistake_is_found_in_16_bits_as_in_32(spoil, change, tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from close import assert_close
+from loaded import one_in
 from tiny import every_choice, model_of, name, spec_of
 from torch import nn
 from torch.nn import functional as F
@@ -243,7 +244,7 @@ def test_gradients_are_those_of_float32_up_to_the_rounding(recipe):
 
 
 @needs_torchao
-@pytest.mark.parametrize("overrides", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("overrides", one_in(2, MODELS.values()), ids=MODELS)
 def test_training_in_float8_learns_as_in_bfloat16(overrides):
     ids = torch.randint(0, 67, (4, 17))
 
@@ -271,7 +272,7 @@ def test_training_in_float8_learns_as_in_bfloat16(overrides):
 
 
 @needs_torchao
-@pytest.mark.parametrize("recipe", fp8.RECIPES)
+@pytest.mark.parametrize("recipe", one_in(2, fp8.RECIPES))
 def test_a_converted_block_is_one_graph_with_the_same_gradients(recipe):
     ids = torch.randint(0, 67, (4, 17))
     eager, whole = (build(spec_of(["n_layers=1"]), device="cpu") for _ in range(2))

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from loaded import one_in
 from tinyrun import compose_run, read_folder, read_metrics, write_corpus
 
 from zoo import runs
@@ -86,7 +87,7 @@ def test_the_rows_of_a_skipped_batch_are_noted_and_are_those_that_were_read(tmp_
     assert [(0, row["window"], row["epoch"]) for row in line["rows"]] == rows[8]
 
 
-@pytest.mark.parametrize("most", [1, 3])
+@pytest.mark.parametrize("most", one_in(2, [3, 1]))
 def test_so_many_skipped_in_a_row_end_the_run_and_no_checkpoint_is_written_meanwhile(
     tmp_path, corpus, monkeypatch, most
 ):
@@ -129,7 +130,7 @@ def losses_of(run):
     return {line["step"]: line["val_loss"] for line in read_metrics(run) if "val_loss" in line}
 
 
-@pytest.mark.parametrize("most", [1, 2])
+@pytest.mark.parametrize("most", one_in(2, [2, 1]))
 def test_the_lowest_validation_losses_stay_beside_the_newest(tmp_path, corpus, monkeypatch, most):
     options = ["steps=12", "eval_every=2", "save_every=3", "keep=1", f"keep_best={most}"]
     wanted = {2: 5.0, 4: 3.0, 6: 4.0, 8: 3.5, 10: 6.0, 12: 3.7}
@@ -142,7 +143,7 @@ def test_the_lowest_validation_losses_stay_beside_the_newest(tmp_path, corpus, m
         return found
 
     monkeypatch.setattr(loop, "update", counted)
-    monkeypatch.setattr(loop, "measure_validation_loss", lambda run, batches: (wanted[step["now"]], 1))
+    monkeypatch.setattr(loop, "measure_validation_loss", lambda run, batches, metrics: (wanted[step["now"]], 1))
     start_run(compose_run(corpus, *options), tmp_path / "run")
     assert losses_of(tmp_path / "run") == wanted
     best = sorted(wanted, key=wanted.__getitem__)[:most]

@@ -234,8 +234,8 @@ REFERENCE = {
 }
 
 EVERY = pytest.mark.parametrize("name", REFERENCE)
-SOME = pytest.mark.parametrize(  # one in four, the others are slow
-    "name", [pytest.param(name, marks=() if at % 4 == 0 else pytest.mark.slow) for at, name in enumerate(REFERENCE)]
+SOME = pytest.mark.parametrize(  # one in eight, the others are slow
+    "name", [pytest.param(name, marks=() if at % 8 == 0 else pytest.mark.slow) for at, name in enumerate(REFERENCE)]
 )
 
 

@@ -4,8 +4,10 @@ import shutil
 
 from tinyrun import compose_run, read_metrics, write_corpus
 
+from zoo.data import DataSettings
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.training.evaluate import evaluate
+from zoo.training.planning import TrainingPlan, use_own_tokenizer
 from zoo.training.task import resume_run, start_run
 
 
@@ -23,3 +25,12 @@ def test_a_run_goes_on_after_its_tokenizer_was_moved(tmp_path):
     assert f"path: {tmp_path / 'words'}" in (tmp_path / "moved/config.yaml").read_text()  # as the user typed it
     scored = evaluate(tmp_path / "moved", device="cpu")
     assert scored["results"][0]["loss"] > 0  # on the run's own validation split
+
+
+def test_a_mix_reads_the_copy_too(tmp_path):
+    make_byte_tokenizer().save(tmp_path / "copy")
+    source = {"kind": "text", "path": str(tmp_path), "weight": 1}
+    data = DataSettings.read({"kind": "mix", "of": {"a": source}, "tokenizer": {"kind": "file", "path": "/gone"}})
+    found = use_own_tokenizer(TrainingPlan("", None, data, None, {}), tmp_path / "copy")  # type: ignore[arg-type]
+    assert found.data.tokenizer.path == str(tmp_path / "copy")
+    assert found.data.sources == data.sources  # type: ignore[attr-defined]

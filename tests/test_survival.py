@@ -53,7 +53,7 @@ def test_two_hundred_kills_lose_nothing(tmp_path, overrides):
 
 
 def test_an_error_of_the_disk_ends_a_run_in_one_line_and_loses_nothing(tmp_path):
-    report = live(tmp_path / "lives", errors=["ENOSPC", "EIO"], turns=[1, 60, 29], everywhere=True)
+    report = live(tmp_path / "lives", errors=["ENOSPC", "EIO"], turns=[1, 60, 40], everywhere=True)
     assert all(report[name] for name in ("ENOSPC", "EIO"))
 
 
@@ -66,7 +66,7 @@ def test_an_error_at_any_write_fsync_or_rename_loses_nothing(tmp_path, name, eve
 
 
 def test_a_run_that_sigterm_asks_to_stop_loses_nothing_wherever_it_is(tmp_path):
-    assert live(tmp_path / "lives", stops=[1, 60, 19])["stops"] >= 2
+    assert live(tmp_path / "lives", stops=[1, 60, 29])["stops"] >= 2
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from loaded import one_in
 from omegaconf import OmegaConf
 from tiny import model_of
 from torch.nn import functional as F
@@ -178,7 +179,7 @@ def test_a_run_whose_metrics_were_cut_off_does_not_go_on(config, tmp_path):
 
 
 @pytest.mark.parametrize("text", [b"[1, 2]", b"x", b"", b"\xff"])
-@pytest.mark.parametrize("file", ["config.yaml", "checkpoints/step-000006/training.json"])
+@pytest.mark.parametrize("file", one_in(2, ["checkpoints/step-000006/training.json", "config.yaml"]))
 def test_a_run_whose_own_files_hold_something_else_is_refused_in_one_line(config, tmp_path, file, text):
     start_run(config("save_every=6", "eval_every=null", "sample=null"), tmp_path)
     (tmp_path / file).write_bytes(text)
@@ -211,7 +212,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_one_line_and_keeps_the_check
     assert runs.find(tmp_path).name == "step-000001"
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("value", one_in(3, [math.nan, math.inf, -math.inf]))
 def test_weights_that_are_not_finite_are_named_and_never_saved(config, tmp_path, monkeypatch, value):
     update = loop.update
 
@@ -246,7 +247,7 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("work", FAILURES)
+@pytest.mark.parametrize("work", one_in(3, FAILURES))
 def test_a_failing_evaluation_sample_or_picture_is_a_warning_after_the_checkpoint(
     config, tmp_path, monkeypatch, capsys, work
 ):
@@ -272,7 +273,7 @@ def test_a_failing_evaluation_sample_or_picture_is_a_warning_after_the_checkpoin
     assert lines_of(tmp_path / "run") == lines
 
 
-@pytest.mark.parametrize("step", [3, 6])
+@pytest.mark.parametrize("step", one_in(2, [3, 6]))
 def test_a_process_killed_while_it_evaluates_goes_on_with_that_evaluation(config, tmp_path, monkeypatch, step):
     start_run(config(), tmp_path / "whole")
     evaluate = loop.evaluate

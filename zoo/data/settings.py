@@ -272,7 +272,9 @@ SHARED = ("tokenizer", "validation_fraction", "documents")
 
 
 def read_weighted(node: Any) -> Weighted:
-    """Read one source of a mix. Raises ValidationError with its faults."""
+    """Read one source of a mix; one that was read stays. Raises ValidationError with its faults."""
+    if isinstance(node, Weighted):
+        return node
     if not isinstance(node, Mapping):
         raise ValueError(f"a source is a node with a kind and a weight, found {node!r} ({{kind: text, weight: 1, …}})")
     fields = dict(node)
