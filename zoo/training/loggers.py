@@ -86,7 +86,9 @@ class _TensorBoardSink:
         from tensorboardX import SummaryWriter
 
         self.key = str(folder)
-        self.writer = SummaryWriter(str(folder), purge_step=start.step + 1 if start.key else None)
+        # Files are read in the order of their names, which begin with the second: the step tells those of one apart.
+        purge, suffix = start.step + 1 if start.key else None, f".{start.step:08}"
+        self.writer = SummaryWriter(str(folder), purge_step=purge, filename_suffix=suffix)
         if not start.key:
             rows = "".join(f"    {name}: {value}\n" for name, value in start.config.items())
             self.writer.add_text("config", rows, 0)
