@@ -72,8 +72,8 @@ def divide_by_rms(x: Tensor, scale: Tensor | None, eps: float) -> Tensor:
     """Compute x / √(mean(x²) + eps) · scale over the last dimension of x [..., D], with scale [D].
 
     torch has no kernel of its own for it on a CPU: autograd goes back through each operation of the formula. There
-    training takes the formula's derivative instead: 0.8 + 2.0 ms forward and backward in place of 1.2 + 17 (2048
-    vectors of 768, float32, 2 threads, AVX-512), and the normalised x need not be kept.
+    training takes the formula's derivative instead, six passes over memory for some fourteen, and does not keep the
+    normalised x.
     """
     if torch.is_grad_enabled() and x.device.type == "cpu" and not torch.compiler.is_compiling():
         return _division_by_rms().apply(x, scale, eps)
