@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.data.corpus import Document
-from zoo.data.records import FIELDS_SHOWN, Faults, import_package, make_document, name_keys
+from zoo.data.records import FIELDS_SHOWN, Faults, import_package, name_keys, read_documents
 from zoo.errors import ConfigError, short
 
 if TYPE_CHECKING:
@@ -37,14 +37,7 @@ class Rows:
 
     def __iter__(self) -> Iterator[Document]:
         """Read every row. Raises ConfigError with a line for each that cannot be read, and where the network fails."""
-        faults, found = Faults(), False
-        for where, record in self.read(faults):
-            document = make_document(record, self.columns, where, faults)
-            if document is not None:
-                found = True
-                yield document
-        faults.settle()
-        self.refuse_nothing(found)
+        return read_documents(self)
 
     def read(self, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Read every row as it is, and say where it stands; null is an empty text. Raises ConfigError where the network

@@ -122,6 +122,19 @@ def make_document(record: Mapping[str, Any], columns: Sequence[str], where: str,
     return Document(where, 0, *texts)
 
 
+def read_documents(source: Any) -> Iterator[Document]:
+    """Make a document of each record that a source reads. Raises ConfigError with a line for each that cannot be read,
+    and where there is none."""
+    faults, found = Faults(), False
+    for where, record in source.read(faults):
+        document = make_document(record, source.columns, where, faults)
+        if document is not None:
+            found = True
+            yield document
+    faults.settle()
+    source.refuse_nothing(found)
+
+
 @dataclass(frozen=True)
 class Records:
     """Files of records as documents, in the order of files and records. Those without text are left out.
@@ -140,14 +153,7 @@ class Records:
 
     def __iter__(self) -> Iterator[Document]:
         """Read every record. Raises ConfigError with a line for each that cannot be read."""
-        faults, found = Faults(), False
-        for where, record in self.read(faults):
-            document = make_document(record, self.columns, where, faults)
-            if document is not None:
-                found = True
-                yield document
-        faults.settle()
-        self.refuse_nothing(found)
+        return read_documents(self)
 
     def read(self, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Read every record as it is, and say where it stands; one that cannot be read is a fault."""
