@@ -200,7 +200,7 @@ class Runs:
             return DONE
         except ZooError as error:
             print(f"zoo: error: {error}", file=sys.stderr)
-            return FAILED
+            return DONE if "is finished" in str(error) else FAILED  # killed after its result was written
         except Terminated:
             return STOPPED
         except BaseException:
