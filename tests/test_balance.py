@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 import zoo
 from zoo.data import Batch
-from zoo.training.gradient import accumulate_gradient, compile_model
+from zoo.training.compiling import compile_model
+from zoo.training.gradient import accumulate_gradient
 from zoo.training.objective import NextToken
 from zoo.training.routing import balance_routers, describe_loads, list_routers
 

@@ -328,7 +328,7 @@ def test_a_models_key_without_its_prefix_is_told_where_it_is() -> None:
         ("llama3-8b", [], "+bia", ["+bias="]),
         ("nope", [], "att", []),
         (None, [], "optim.l", ["optim.lr=", "optim.lr=0.002"]),
-        (None, [], "compile=", ["compile=false", "compile=true"]),
+        (None, [], "data.documents=", ["data.documents=false", "data.documents=true"]),
         (None, [], "model.attention=mq", ["model.attention=mqa"]),
         (
             None,

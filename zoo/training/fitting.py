@@ -132,7 +132,7 @@ def list_recomputation(settings: Training, spec: Any) -> list[Changes]:
     every = read_every(settings.recompute)
     after = names.index(settings.recompute) if settings.recompute in RECOMPUTE else 1
     found = [name for name in names[after + 1 :] if every is None or (read_every(name) or 1) < every]
-    if settings.compile:
+    if settings.compile is True:
         found = [name for name in found if name != "selective"]
     return [{"recompute": name} for name in found if has_layers_for(name, spec)]
 

@@ -1,4 +1,4 @@
-"""Compute the gradient of one optimizer step: microbatches, accumulation, clipping, autocast and compilation."""
+"""Compute the gradient of one optimizer step: microbatches, accumulation, clipping and autocast."""
 
 from __future__ import annotations
 
@@ -79,13 +79,3 @@ def choose_autocast(device: Device, precision: str) -> Callable[[], AbstractCont
     if precision == "fp32":
         return nullcontext
     return partial(torch.autocast, device.type, torch.bfloat16)
-
-
-def compile_model(model: Any) -> None:
-    """Compile each layer by itself, as equal layers share one compilation and its time does not grow with depth; and
-    the loss behind each head."""
-    for path, _ in model.towers():
-        tower = model.get_submodule(path)
-        tower.head.compiles_loss = True
-        for block in tower.blocks:
-            block.compile(dynamic=False)

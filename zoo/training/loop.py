@@ -27,9 +27,10 @@ from zoo.text.follow import complete
 from zoo.text.prompts import Options
 from zoo.training.averages import MovingAverage, find_evaluated_weights, go_back_if_due, use_weights
 from zoo.training.callbacks import introduce, tell
+from zoo.training.compiling import compile_if_it_pays, compile_if_stated, run_eagerly
 from zoo.training.failures import FORESEEN
 from zoo.training.finite import may_update, refuse_nonfinite
-from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_model, move_batch
+from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, move_batch
 from zoo.training.log import PICTURE, Records, draw_losses
 from zoo.training.means import Means
 from zoo.training.optim import set_rates
@@ -80,6 +81,7 @@ class Run:
         default_factory=list
     )  # ranks of the best evaluations that are kept, with steps
     by_class: dict[str, Any] = field(default_factory=dict)  # the newest evaluation's figures by class
+    compiled: bool | None = None  # whether layers are compiled; None: it is not known yet
     stopped: signal.Signals | None = None  # what asked the run to stop
 
     @cached_property
@@ -116,8 +118,7 @@ def fit(run: Run) -> dict[str, Any]:
     """
     introduce(run)
     run.model.train()
-    if run.settings.compile:
-        compile_model(run.model if run.computing is None else run.computing.model)
+    compile_if_stated(run)
     with run.show, stop_on_signals(run):
         if run.evaluation_due:  # of the step that the run resumes from
             measure(run)
@@ -131,6 +132,7 @@ def fit(run: Run) -> dict[str, Any]:
                 record(run, terms)
             with run.clock.pause():
                 tell(run, "after_update")
+                compile_if_it_pays(run)
                 save_if_due(run, terms)
                 stop_if_asked(run, terms)
                 if run.evaluation_due:
@@ -244,8 +246,6 @@ def compute_mfu(run: Run, speed: float) -> float | None:
 
 def follow_pace(run: Run, speed: float) -> None:
     """Choose the number of threads again where the pace has fallen, or may have recovered, and say so."""
-    if run.settings.compile:  # compiled code holds the number of threads: with another it would compile anew
-        return
     if choice := run.watch.follow(speed):
         run.show.say(f"computes from step {run.step + 1} on with {choice}")
         run.peak = run.peak.again(run.device, run.settings.arithmetic)
@@ -331,10 +331,9 @@ def measure_validation_loss(run: Run, batches: list[Batch], metrics: Any = None)
 def continue_prompt(run: Run, sample: TextSample) -> str:
     """Generate what follows the prompt. The seed is the same each time, and training's random numbers are not used."""
     sampling = Sampling(temperature=sample.temperature, seed=run.settings.seed)
-    eager = torch.compiler.set_stance("force_eager") if run.settings.compile else nullcontext()
     kernel, _ = choose_sampling_kernel(run.model.spec, run.settings, run.device)
     options = Options(max_new_tokens=sample.tokens, sampling=sampling)
-    with eager:  # the length grows with each token, and each would compile anew
+    with run_eagerly(run.compiled is True):  # the length grows with each token, and each would compile anew
         return "".join(complete(run.model, run.data.tokenizer, sample.prompt, options, kernel=kernel))
 
 

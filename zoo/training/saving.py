@@ -111,6 +111,7 @@ def gather_counters(run: Run) -> dict[str, Any]:
         "skipped": run.skipped,
         "skipped_in_row": run.skipped_in_row,
         "best": run.best,
+        "compiled": run.compiled,
     }
 
 
@@ -123,6 +124,7 @@ def restore_counters(run: Run, counters: dict[str, Any]) -> None:
     run.means.restore(counters.get("means", {}))
     run.evaluation_due = counters.get("evaluation_due", False)
     run.skipped, run.skipped_in_row = counters.get("skipped", 0), counters.get("skipped_in_row", 0)
+    run.compiled = counters.get("compiled", False) if run.settings.compile == "auto" else None
     run.best = [(rank, step) for rank, step in counters.get("best", [])]
 
 

@@ -66,7 +66,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
     precision: Literal["fp32", "bf16", "bf16_master", "bf16_pure", "fp8_tensorwise", "fp8_rowwise"] = (
         "fp32"  # of matrix products (`zoo.training.precision`); trained weights are float32, but in bf16_pure
     )
-    compile: bool = False
+    compile: Literal["auto", True, False] = "auto"  # layers (`zoo.training.compiling`)
     offload: Literal["none", "states"] = "none"  # what the host keeps between updates, of a CUDA device
     recompute: str = "none"  # none, selective, full or every_n: of activations (`zoo.run.recompute`)
     device: str = "auto"
@@ -120,7 +120,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
     def can_be_recomputed(cls, value: str, info: Any) -> str:
         if reason := explain_unknown(value):
             raise ValueError(reason)
-        if value == "selective" and info.data.get("compile"):
+        if value == "selective" and info.data.get("compile") is True:
             raise ValueError(
                 "is selective, inside of layers that are compiled whole (recompute=full, or compile=false)"
             )

@@ -192,7 +192,7 @@ def build_run(
     settings = planned.settings
     watch = choose_computing(settings, device, show, counters)
     documents = planned.data.documents
-    one_shape = settings.compile or settings.recipe is not None
+    one_shape = settings.compile is True or settings.recipe is not None
     collate = settings.objective.collator(
         Context(planned.spec, data.tokenizer, settings.seq_len, settings.seed, documents, one_shape)
     )
@@ -209,7 +209,7 @@ def build_run(
         start.read(model, show.say)
     if settings.recipe:
         products = fp8.convert_to_fp8(model, settings.recipe)
-        slow = "" if settings.compile else "; nothing is gained without compile=true"
+        slow = "" if settings.compile is True else "; nothing is gained without compile=true"
         show.say(f"{settings.precision}: {fp8.summarize_products(products)}{slow}")
     if line := start.restrict(model):
         show.say(line)
