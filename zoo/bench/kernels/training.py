@@ -21,7 +21,8 @@ from zoo.kernels.mask import Mask
 from zoo.lazy import torch
 from zoo.run.builder import build
 from zoo.run.memory import read_free_memory
-from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_model
+from zoo.training.compiling import compile_model
+from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient
 from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW
 

@@ -14,7 +14,8 @@ import zoo
 from zoo.bench.shape import BertShape, Shape
 from zoo.data import Batch
 from zoo.run.memory import keep_memory
-from zoo.training.gradient import accumulate_gradient, compile_model
+from zoo.training.compiling import compile_model
+from zoo.training.gradient import accumulate_gradient
 from zoo.training.objective import MLM, NextToken
 from zoo.training.optim import AdamW
 
