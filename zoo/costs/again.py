@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from zoo.costs.rows import PricedPart
 from zoo.errors import ConfigError, did_you_mean
-
-if TYPE_CHECKING:
-    from zoo.costs.rows import Priced
 
 RECOMPUTE = ("none", "selective", "full")
 """What is computed again, by name; and `every_N`."""
@@ -51,29 +47,6 @@ def runs_again(index: int, every: int) -> bool:
     return (index + 1) % every == 0
 
 
-@dataclass(frozen=True)
-class Relabelled:
-    """A model whose towers have other names for their kinds of layer. It is priced as the model is."""
-
-    held: Mapping[str, Any]
-    spec: Priced
-
-    def towers(self) -> Mapping[str, Any]:
-        return self.held
-
-    @property
-    def max_seq_len(self) -> int:
-        return self.spec.max_seq_len
-
-    @property
-    def d_model(self) -> int:
-        return self.spec.d_model
-
-    @property
-    def vocab_size(self) -> int:
-        return self.spec.vocab_size
-
-
 def mark_layers(spec: Any, recompute: str) -> Any:
     """Give the layers that `every_n` computes again a kind of their own, by the suffix AGAIN; the same model for other
     names. Raises ConfigError where that is no layer."""
@@ -85,7 +58,7 @@ def mark_layers(spec: Any, recompute: str) -> Any:
         most = max(len(tower.pattern) for tower in towers.values())
         would = f"every_{most}, or recompute=full" if most > 1 else "recompute=full"
         raise ConfigError(f"recompute: is {recompute}, and of {most} layers none is computed again ({would})")
-    return Relabelled(towers, spec)
+    return PricedPart(towers, spec)
 
 
 def _mark(tower: Any, every: int) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from zoo.costs.rows import CostTable, PartRow, Priced, tabulate_towers
+from zoo.costs.rows import CostTable, PartRow, Priced, PricedPart, tabulate_towers
 from zoo.costs.setup import Setup
 from zoo.costs.shards import expert_faults, numel, shard_tower, tensor_faults
 from zoo.costs.sums import Amount
@@ -46,7 +46,7 @@ class RankTensor(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(PricedPart):
     """One stage of a pipeline, on one rank of tensor parallelism.
 
     `held` has the rank's part of its towers by name, with the layers of this stage alone. `ends` says which slots
@@ -56,25 +56,8 @@ class Stage:
 
     index: int
     of: int
-    held: Mapping[str, Any]
     ends: Mapping[str, tuple[str, ...]]
     pieces: tuple[RankTensor, ...]
-    spec: Priced
-
-    def towers(self) -> Mapping[str, Any]:
-        return self.held
-
-    @property
-    def max_seq_len(self) -> int:
-        return self.spec.max_seq_len
-
-    @property
-    def d_model(self) -> int:
-        return self.spec.d_model
-
-    @property
-    def vocab_size(self) -> int:
-        return self.spec.vocab_size
 
     @property
     def params(self) -> int:
@@ -125,7 +108,7 @@ def stages(spec: Priced, setup: Setup) -> tuple[Stage, ...]:
         if key not in made:  # the stages in the middle mostly hold the same
             own = table if setup.pp == 1 else tabulate_towers(held)
             made[key] = tuple(_tensors_of(own, ends, table, setup.ep))
-        found.append(Stage(index, setup.pp, held, ends, made[key], spec))
+        found.append(Stage(held, spec, index, setup.pp, ends, made[key]))
         start = end
     return tuple(found)
 

@@ -36,6 +36,30 @@ class Priced(Protocol):
     def towers(self) -> Mapping[str, Any]: ...
 
 
+@dataclass(frozen=True)
+class PricedPart:
+    """Towers that stand for those of a model, such as a part of each or with other names for their kinds of layer.
+    What counts a model's cache or activations counts theirs."""
+
+    held: Mapping[str, Any]
+    spec: Priced
+
+    def towers(self) -> Mapping[str, Any]:
+        return self.held
+
+    @property
+    def max_seq_len(self) -> int:
+        return self.spec.max_seq_len
+
+    @property
+    def d_model(self) -> int:
+        return self.spec.d_model
+
+    @property
+    def vocab_size(self) -> int:
+        return self.spec.vocab_size
+
+
 class PartRow(NamedTuple):
     """A part. `where` names its tower ("" for a model of one), `kind` the kind of layer it is in (None outside layers);
     `stored` and `used` say how often it is stored, and used in one pass."""

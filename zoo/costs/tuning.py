@@ -1,7 +1,7 @@
 # R rank
 """What of a model trains, and what a run adds to its passes: frozen weights, low-rank adapters, dropout.
 
-A kind of layer whose layers differ in it becomes several kinds (`Relabelled`), so that prices still count kinds.
+A kind of layer whose layers differ in it becomes several kinds (`PricedPart`), so that prices still count kinds.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from zoo.costs.again import Relabelled, name_part
+from zoo.costs.again import name_part
 from zoo.costs.parallel import RankTensor
+from zoo.costs.rows import PricedPart
 from zoo.spec import Buffer, Experts, Tied, owner_of, placed_tensors, rows
 
 LOW_RANK = "lora"
@@ -103,7 +104,7 @@ def apply_tuning(spec: Any, tuning: Tuning) -> TunedModel:
         )
         towers[where] = made
     adapters = tuple(_list_adapters(spec, tuning))
-    return TunedModel(Relabelled(towers, spec), ends, layers, reached, _count_trained(spec, tuning), adapters)
+    return TunedModel(PricedPart(towers, spec), ends, layers, reached, _count_trained(spec, tuning), adapters)
 
 
 def _list_frozen(spec: Any, where: str, tower: Any, tuning: Tuning) -> frozenset[str]:

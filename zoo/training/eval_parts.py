@@ -64,7 +64,7 @@ class Collated:
     objective: Objective
     collate: Collate
     context: int
-    documents: bool
+    documents: bool = False
 
     @property
     def size(self) -> int:
@@ -77,19 +77,19 @@ class Collated:
         rows = read_evaluation_batches(
             self.tokens, together, self.context, documents=self.documents, collate=self.collate
         )
-        total, targets = 0.0, 0
+        total, targets, metrics = 0.0, 0, self.objective.open_metrics()
         for batch in rows:
             count = self.objective.targets(batch)
             if count:
                 with torch.no_grad():
-                    total += float(self.objective.loss(model, move_batch(batch, device), count=count).terms["loss"])
+                    total += float(self.objective.judge(model, move_batch(batch, device), count, metrics))
             if not math.isfinite(total):
                 raise ZooError(f"eval: the loss is {total} (sound weights, or dtype=fp32)")
             targets += count
             advance(len(batch.input_ids))
         if not targets:
             raise ZooError(f"eval: {self.objective.kind} asks for nothing in these rows (more of them, or longer ones)")
-        return Score(total, targets, None)
+        return Score(total, targets, None, {} if metrics is None else metrics.compute())
 
 
 @dataclass(frozen=True)

@@ -318,10 +318,7 @@ def measure_validation_loss(run: Run, batches: list[Batch], metrics: Any = None)
             count = objective.targets(batch)
             with torch.no_grad(), run.autocast():
                 moved = move_batch(batch, run.device)
-                if metrics is None:
-                    total += objective.loss(run.model, moved, count=count).terms["loss"]
-                else:
-                    total += objective.judge(run.model, moved, metrics)
+                total += objective.judge(run.model, moved, count, metrics)
             targets += count
     finally:
         run.model.train()

@@ -107,9 +107,10 @@ class Objective(Spec, axis="objective"):
         """Begin to gather what an evaluation measures beside the loss; None where that is all."""
         return None
 
-    def judge(self, model: Any, batch: Batch, metrics: Metrics) -> Tensor:
-        """Compute the loss of a batch, summed over its targets, and add the results to the metrics."""
-        raise NotImplementedError
+    def judge(self, model: Any, batch: Batch, count: int, metrics: Metrics | None) -> Tensor:
+        """Compute the loss of a batch, summed over its `count` targets. The metrics that `open_metrics` gave get the
+        results too."""
+        return self.loss(model, batch, count=count).terms["loss"]
 
     def loss(self, model: Any, batch: Batch, *, weight: float = 1.0, count: int | None = None) -> Loss:
         """Compute the loss of a batch: `weight` × (the sum over its targets + their `count` × the model's own losses,

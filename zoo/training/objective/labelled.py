@@ -103,8 +103,8 @@ class Labelled(Objective):
         """Begin to gather the figures of an evaluation."""
         raise NotImplementedError
 
-    def judge(self, model: Any, batch: Batch, metrics: Metrics) -> Tensor:
-        """Compute the loss of a batch, summed over its targets, and add the results to the metrics."""
+    def judge(self, model: Any, batch: Batch, count: int, metrics: Metrics | None) -> Tensor:
+        assert metrics is not None
         logits = model(**list_inputs(batch)).logits
         metrics.add(logits, batch.targets)
         logits, targets = logits.flatten(0, -2), batch.targets.flatten(0, 1)
