@@ -86,3 +86,23 @@ def test_a_gate_that_stays_or_an_input_that_stays_gets_no_gradient(frozen):
     assert len(found) == 2
     for mine, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_a_gate_is_computed_again_under_the_autocast_of_the_forward_pass():
+    given = [torch.randn(5, 24, requires_grad=True) for _ in range(2)]
+    mixing = torch.randn(24, 24)
+
+    def act(gate):
+        return F.silu(gate) + torch.mm(gate, mixing)  # a product, which autocast rounds
+
+    def under_autocast(multiply):
+        def run(gate, up):
+            with torch.autocast("cpu", torch.bfloat16):
+                return multiply(gate, up)
+
+        return run
+
+    found = gradients(under_autocast(lambda gate, up: multiply_gate(act, gate, up)), *given)
+    wanted = gradients(under_autocast(lambda gate, up: act(gate) * up), *given)
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs)

@@ -126,7 +126,8 @@ def _gating() -> Any:
 
         @staticmethod
         def forward(ctx: Any, act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
-            ctx.act = act
+            device = gate.device.type
+            ctx.act, ctx.cast = act, (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
             ctx.save_for_backward(gate, up)
             return act(gate) * up
 
@@ -135,7 +136,8 @@ def _gating() -> Any:
         def backward(ctx: Any, g: Tensor):  # type: ignore[override]
             gate, up = ctx.saved_tensors
             dgate = dup = None
-            with torch.enable_grad():
+            enabled, dtype = ctx.cast  # as the forward pass had it
+            with torch.enable_grad(), torch.autocast(gate.device.type, dtype, enabled=enabled):
                 inner = gate.detach().requires_grad_(ctx.needs_input_grad[1])
                 a = ctx.act(inner)
             if ctx.needs_input_grad[1]:
