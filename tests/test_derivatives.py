@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from zoo.model.activation import Activation
+from zoo.model.ffn import multiply_gate
 from zoo.model.norm import divide_by_rms
 from zoo.model.position.rotary import turn, turn_pairs
 
@@ -56,3 +58,51 @@ def test_a_turned_bfloat16_vector_gets_a_gradient_of_its_own_dtype():
     (gradient,) = torch.autograd.grad(turned.sum(), x)
     assert (turned.dtype, gradient.dtype) == (torch.float32, torch.bfloat16)
     assert torch.equal(gradient, torch.ones_like(x))
+
+
+PLAIN = {
+    kind: each for kind, each in Activation.kinds.items() if not each.learned and each.__module__.startswith("zoo.")
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_gate_has_the_gradients_of_the_formula_and_keeps_its_two_inputs_alone(name):
+    act = PLAIN[name]().apply
+    given = [torch.randn(5, 24, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    found = gradients(lambda gate, up: multiply_gate(act, gate, up), *given)
+    for mine, wanted in zip(found, gradients(lambda gate, up: act(gate) * up, *given), strict=True):
+        torch.testing.assert_close(mine, wanted)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each.data_ptr()) or each, lambda each: each):
+        multiply_gate(act, *given)
+    assert sorted(kept) == sorted(each.data_ptr() for each in given)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_gate_that_stays_or_an_input_that_stays_gets_no_gradient(frozen):
+    given = [torch.randn(5, 24, dtype=torch.float64, requires_grad=number != frozen) for number in range(2)]
+    found = gradients(lambda gate, up: multiply_gate(F.silu, gate, up), *given)
+    wanted = gradients(lambda gate, up: F.silu(gate) * up, *given)
+    assert len(found) == 2
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_gate_is_computed_again_under_the_autocast_of_the_forward_pass():
+    given = [torch.randn(5, 24, requires_grad=True) for _ in range(2)]
+    mixing = torch.randn(24, 24)
+
+    def act(gate):
+        return F.silu(gate) + torch.mm(gate, mixing)  # a product, which autocast rounds
+
+    def under_autocast(multiply):
+        def run(gate, up):
+            with torch.autocast("cpu", torch.bfloat16):
+                return multiply(gate, up)
+
+        return run
+
+    found = gradients(under_autocast(lambda gate, up: multiply_gate(act, gate, up)), *given)
+    wanted = gradients(under_autocast(lambda gate, up: act(gate) * up), *given)
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs)

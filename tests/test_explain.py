@@ -179,7 +179,7 @@ def test_what_a_layer_keeps_is_explained_by_its_dimensions():
         for row in explain(spec_of("llama3-8b"), Setup(batch=2))
         if row["section"] == "Memory"
     }
-    assert rows["layer ffn"] == "8·batch·context·d_ff"  # gate, up, silu(gate) and their product, in two bytes
+    assert rows["layer ffn"] == "6·batch·context·d_ff"  # gate, up and their product, in two bytes
     assert rows["layer attention"] == (
         "4·batch·context·n_heads·head_dim + 4·batch·context·n_kv_heads·head_dim + 4·batch·n_heads·context"
     )  # q, k, v, the output, and a float32 for each query and head

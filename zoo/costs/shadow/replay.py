@@ -14,6 +14,7 @@ from typing import Any
 
 from zoo import lazy
 from zoo.costs.shadow import names
+from zoo.costs.shadow.elementwise import multiply
 from zoo.costs.shadow.norms import divide_by_rms, fused_attention
 from zoo.costs.shadow.recording import (
     current_tape,
@@ -21,7 +22,7 @@ from zoo.costs.shadow.recording import (
 from zoo.costs.shadow.tensor import collect_saved, find_reached, is_shadow, record_node
 from zoo.kernels import attend, machine_of
 from zoo.kernels.base import Kernel, Machine
-from zoo.model import norm
+from zoo.model import ffn, norm
 from zoo.model.position import rotary
 from zoo.spec import Spec
 
@@ -142,10 +143,22 @@ def _core(attend_on_shadows: Any) -> Any:
     return run
 
 
+def multiply_gate(act: Any, gate: Any, up: Any) -> Any:
+    """Apply `zoo.model.ffn.multiply_gate`, which saves its two inputs and goes through `act` again to go back."""
+    begun = current_tape().operations
+    result = multiply(act(gate), up)
+    if result.wants_grad:
+        again = collect_saved(find_reached([result], begun))
+        work = sum(each.nbytes for each in again if each not in (gate.storage, up.storage))
+        record_node(result, "gating", [each for each in (gate, up) if each.wants_grad], [gate, up], work)
+    return result
+
+
 REPLACED = {
     (attend.__module__, attend.__name__): _core,
     (machine_of.__module__, machine_of.__name__): _machine_of,
     (norm.divide_by_rms.__module__, norm.divide_by_rms.__name__): lambda _: divide_by_rms,
+    (ffn.multiply_gate.__module__, ffn.multiply_gate.__name__): lambda _: multiply_gate,
     (rotary.turn.__module__, rotary.turn.__name__): lambda _: replace_torch(rotary.turn_pairs),
 }
 """Functions with a wrapper or a substitute: `attend`; `machine_of`, which gives a machine with torch alone; and what
