@@ -81,6 +81,13 @@ def test_the_page_of_a_run_is_well_formed_and_shows_figures_samples_config_and_e
     assert titles <= set(panels_of(page))
 
 
+def test_skipped_updates_are_drawn_where_there_are_some(folder: Path) -> None:
+    points = RunRecord(folder).points()
+    assert not any('aria-label="updates skipped"' in each for each in draw_curves(points))
+    points[-1]["skipped"] = 1
+    assert any('aria-label="updates skipped"' in each for each in draw_curves(points))
+
+
 def test_the_curves_of_the_page_are_those_of_the_metrics(folder: Path) -> None:
     (curves,) = [each for each in draw_curves(RunRecord(folder).points()) if 'aria-label="learning rate"' in each]
     drawn = path_of(curves, "#1f77b4")

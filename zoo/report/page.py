@@ -113,6 +113,7 @@ TITLES = {
     "tokens_per_second": "tokens a second",
     "mfu": "MFU",
     "memory": "memory (bytes)",
+    "skipped": "updates skipped",
     "bits_per_byte": "bits per byte, validation",
     **{name: f"{label}, validation" for name, label in MEASURES.items()},
 }
@@ -121,9 +122,11 @@ TITLES = {
 def draw_curves(points: Sequence[Mapping[str, Any]]) -> list[str]:
     """Draw the losses, then every other metric, as SVG panels.
 
-    Metrics of one name before a slash (`val_loss/code`) share a panel.
+    Metrics of one name before a slash (`val_loss/code`) share a panel. Skipped updates have one where there are some.
     """
     panels = group_metrics(points)
+    if not any(line.get("skipped") for line in points):
+        panels.pop("skipped", None)
     drawn = [_draw_losses(points)] if panels.pop("loss", None) else []
     return drawn + [_draw_metrics(points, panel, names) for panel, names in panels.items()]
 
