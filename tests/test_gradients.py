@@ -15,7 +15,8 @@ from zoo.errors import ConfigError
 from zoo.model import loss as losses
 from zoo.model.loss import IGNORED, TokenLoss
 from zoo.run.builder import build
-from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, compile_model
+from zoo.training.compiling import compile_model
+from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient
 from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW
 

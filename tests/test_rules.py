@@ -117,8 +117,9 @@ def test_sixteen_bytes_a_parameter_hold_for_adam():
     assert rules("llama3-8b", precision="megatron")["adam_states"]["error"] == pytest.approx(16 / 18 - 1)
 
 
-def test_activations_of_a_llama_are_more_than_of_a_gpt():
-    assert rules("llama3-8b")["activations"]["error"] == pytest.approx(-0.17, abs=0.01)
+def test_activations_of_a_llama_are_near_those_of_a_gpt():
+    # its gate adds a tensor to its feed-forward, and what it leaves out are masks and biases
+    assert rules("llama3-8b")["activations"]["error"] == pytest.approx(-0.005, abs=0.001)
     assert 0 < rules("gpt2")["activations"]["error"] < 34 / 32 - 1  # two masks of dropout that are not there
 
 

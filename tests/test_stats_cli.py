@@ -309,7 +309,7 @@ def test_what_to_change_first_is_said_with_what_it_saves() -> None:
             fields = {name.replace("-", "_"): value[0] if value else True}
             assert zoo.stats("llama3-8b", **fields)["memory"]["train_peak"] == each["train_peak"]
     out = format_cost_table(zoo.stats("llama3-8b"), "llama3-8b")
-    assert re.search(r"with --chunked-loss +8.62 GB less", out)
+    assert re.search(r"with --chunked-loss +1.11 GB less", out)
 
 
 def test_the_rules_of_thumb_are_explained_beside_the_exact_figures(capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,7 +89,8 @@ def test_logits_loss_and_gradients_are_those_of_transformers(name, tmp_path):
     with torch.no_grad():
         found = ours(batch.input_ids, **inputs).logits
         metrics = objective_of("classify", labels=3).open_metrics() if name != "regress" else objective.open_metrics()
-        judged = objective.judge(ours, batch, metrics) / objective.targets(batch)
+        count = objective.targets(batch)
+        judged = objective.judge(ours, batch, count, metrics) / count
     real = batch.attention_mask.bool() if name == "tag" else ...
     torch.testing.assert_close(found[real], wanted.logits[real], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(judged, wanted.loss.detach(), rtol=1e-5, atol=1e-5)

@@ -74,8 +74,9 @@ class Gated(FFN, kind="gated"):
         return split(self, ranks, equal=("d_ff",))
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        if self.activation.learned:
-            return m.down(m.activation(m.gate(x)) * m.up(x))
+        if self.activation.learned or not torch.is_grad_enabled():
+            act = m.activation if self.activation.learned else self.activation.apply
+            return m.down(act(m.gate(x)) * m.up(x))  # the gate is freed before `up` is made
         return m.down(multiply_gate(self.activation.apply, m.gate(x), m.up(x)))
 
 

@@ -15,6 +15,8 @@ def format_si(value: float, unit: str = "") -> str:
 
 
 def _digits(value: float) -> str:
+    if 999.5 <= abs(value) < 1024:  # of a power of 1024
+        return f"{value:,.0f}"
     return f"{value:#.3g}".rstrip(".")
 
 

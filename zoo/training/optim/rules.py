@@ -160,8 +160,7 @@ class Muon(Optimizer):
             tensor.add_(update, alpha=-lr * 0.2 * math.sqrt(long))
 
     def _stack(self, group: dict[str, Any], tensors: list[Tensor]) -> Tensor:
-        """Stack what is to be orthogonalised: [N, A, B] with A ≤ B. No other reference to it is left, so that each
-        iteration can free what the one before it made."""
+        """Stack what is to be orthogonalised: [N, A, B] with A ≤ B."""
         counts, (short, long) = count_matrices(tensors), sorted(tensors[0].shape[-2:])
         dtype = torch.float64 if tensors[0].dtype is torch.float64 else self.dtype
         x = torch.empty(sum(counts), short, long, dtype=dtype, device=tensors[0].device)
@@ -208,11 +207,14 @@ def lay_down(matrices: Tensor) -> Tensor:
 def orthogonalise(x: Tensor, iterations: int) -> Tensor:
     """Bring the singular values of x [N, A, B], A ≤ B, near 1 by Newton-Schulz iterations. Overwrites x.
 
-    Costs `iterations` × (4·A²·B + 2·A³) FLOPs a matrix.
+    Costs `iterations` × (4·A²·B + 2·A³) FLOPs a matrix. Two stacks take turns, however many references to x there are:
+    once Dynamo has run in a process, callers hold what they pass.
     """
     a, b, c = COEFFICIENTS
     x.div_(torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_(min=LEAST_NORM))
+    other = torch.empty_like(x)
     for _ in range(iterations):
         gram = x @ x.mT  # N A A
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a, out=other)
+        x, other = other, x
     return x
