@@ -110,8 +110,8 @@ class GatedClamped(FFN, kind="gated_clamped"):
 
 
 def multiply_gate(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
-    """Compute act(gate) ⊙ up for gate and up [..., F]. Training keeps these two alone, and computes act(gate) a second
-    time in the backward pass, as Liger's kernels do (Hsu et al., 2024): a third of what autograd would keep."""
+    """Compute act(gate) ⊙ up for gate and up [..., F]. Training keeps these two, not act(gate), which the backward pass
+    computes a second time, as Liger's kernels do (Hsu et al., 2024)."""
     wanted = torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad)
     if wanted and not torch.compiler.is_compiling():
         return _gating().apply(act, gate, up)

@@ -56,6 +56,9 @@ def may_pay(run: Run) -> bool:
     plain = settings.recipe is None and not (settings.dropout and settings.dropout.layers) and not is_hosted()
     if run.device.type != "cpu" or not fits or not plain or "compiler" not in machine_of(run.device).packages:
         return False
+    held = run.held_out[0].batches
+    if not held or len(held[0].input_ids) != settings.batch_size // settings.accumulate:
+        return False  # another shape than training's: it would be compiled for the trial alone
     microbatches = (settings.steps - run.step) * settings.accumulate
     return microbatches >= FEWEST and microbatches * Trial(run).lap() > LEAST
 
