@@ -138,7 +138,7 @@ def _memory(axes: Any, specs: Mapping[str, Any], setup: Setup) -> None:
     axes.set_ylabel("memory (GB, powers of 1000)")
     batch = f"{setup.batch} sequences" if setup.batch > 1 else "one sequence"
     axes.set_title(f"Weights and KV cache of {batch}, {setup.dtype}")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
 
 
 def _ticks(axes: Any) -> None:

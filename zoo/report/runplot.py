@@ -12,6 +12,9 @@ from zoo.report.history import AXES, RunRecord
 from zoo.report.plot import check_picture, list_colors, write_figure
 
 LABELS = {"loss": "loss (nats per target)", "val_loss": "validation loss (nats per target)"}
+LINE = 100
+"""Characters of labels that stand beside each other below a picture."""
+
 NOT_DRAWN = ("step", "tokens", "steps", "seconds", "flops")
 
 
@@ -83,4 +86,6 @@ def _dress(axes: Any, records: Mapping[str, RunRecord], x: str, metric: str, log
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    columns = max(LINE // (max(len(label) for label in axes.get_legend_handles_labels()[1]) + 5), 1)
+    # below the axes: it covers no curve, and the best place within takes seconds to find in long runs
+    axes.figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=columns)

@@ -135,6 +135,6 @@ def draw_losses(lines: list[dict[str, Any]], title: str, file: Path) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right")  # the best place takes seconds to find in a long run
     with replace_file(file) as draft:
         FigureCanvasAgg(figure).print_png(draft)
