@@ -71,7 +71,7 @@ def test_a_run_is_running_while_its_folder_is_held_and_cut_off_when_it_ended_wit
 
 def test_the_axes_of_a_curve_agree_with_the_clock_and_with_the_price(trained: Path) -> None:
     record = RunRecord(trained / "sweep" / "one")
-    last = record.points(flops=True)[-1]
+    last = record.points()[-1]
     assert last["seconds"] == pytest.approx(record.result["seconds"], rel=0.02)
     priced = zoo.stats(record.folder, context=16)["flops"]["train"]
     assert (last["steps"], last["flops"]) == (6, priced * 6 * 4 * 16)

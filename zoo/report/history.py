@@ -23,6 +23,7 @@ MEASURES = {"val_accuracy": "accuracy", "val_f1": "F1", "val_pearson": "Pearson"
 RESULTS = (
     "steps",
     "tokens",
+    "flops",
     "train_loss",
     "val_loss",
     "bits_per_byte",
@@ -106,7 +107,12 @@ class RunRecord:
 
     def _progress(self) -> dict[str, Any]:
         last = {name: value for line in self.lines for name, value in line.items() if value is not None}
-        figures = {"steps": last.get("step"), "tokens": last.get("tokens"), "train_loss": last.get("loss")}
+        figures = {
+            "steps": last.get("step"),
+            "tokens": last.get("tokens"),
+            "flops": last.get("flops"),
+            "train_loss": last.get("loss"),
+        }
         figures |= {
             name: last.get(name) for name in ("val_loss", "bits_per_byte", *MEASURES, "tokens_per_second", "mfu")
         }
@@ -120,18 +126,18 @@ class RunRecord:
             )
         return figures
 
-    def points(self, *, flops: bool = False) -> list[dict[str, Any]]:
-        """Each line of metrics with its place on every axis: `steps`, `tokens`, `seconds` and, if asked for, `flops`.
+    def points(self) -> list[dict[str, Any]]:
+        """Each line of metrics with its place on every axis: `steps`, `tokens`, `seconds` and, where they were counted,
+        `flops`.
 
         Seconds are those of training steps: the tokens between two lines over the tokens a second that were measured.
         """
-        each_token = price(self.spec, context=self.config["seq_len"])["flops"]["train"] if flops else 0
         made, seconds, tokens = [], 0.0, 0
         for line in self.lines:
             if line.get("tokens_per_second"):
                 seconds += (line["tokens"] - tokens) / line["tokens_per_second"]
                 tokens = line["tokens"]
-            made.append({**line, "steps": line["step"], "seconds": seconds, "flops": each_token * line["tokens"]})
+            made.append({**line, "steps": line["step"], "seconds": seconds})
         return made
 
 

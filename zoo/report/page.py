@@ -13,7 +13,7 @@ from zoo.disk import write_text
 from zoo.report.curves import read_curve, smooth
 from zoo.report.history import MEASURES, RunRecord
 from zoo.report.svg import Curve, draw_panel
-from zoo.report.units import format_count, format_figure, format_seconds, format_size
+from zoo.report.units import format_count, format_figure, format_seconds, format_si, format_size
 
 PAGE, ENVIRONMENT, SAMPLES = "index.html", "environment.json", "samples.txt"
 MOST_POINTS = 1500  # of a curve: more than a screen has columns, and the page stays small
@@ -21,12 +21,13 @@ MOST_SAMPLES = 20  # the newest
 
 FORMS = {
     "params": format_count,
+    "flops": format_si,
     "seconds": format_seconds,
     "tokens_per_second": lambda value: f"{value:,.0f}",
     "mfu": lambda value: f"{value:.1%}",
     "free_memory": format_size,
 }
-NAMES = {"mfu": "MFU", "params": "parameters", "gpu": "GPU", "cuda": "CUDA", **MEASURES}
+NAMES = {"mfu": "MFU", "flops": "training FLOPs", "params": "parameters", "gpu": "GPU", "cuda": "CUDA", **MEASURES}
 
 
 def write_page(record: RunRecord, status: str | None = None) -> Path:

@@ -18,8 +18,9 @@ LINE = 100
 NOT_DRAWN = ("step", "tokens", "steps", "seconds", "flops")
 
 
-def check_curves(records: Mapping[str, RunRecord], metric: str, share: float, file: Path) -> None:
-    """Raise ConfigError for a picture that cannot be drawn: its file, the share that is smoothed, the metric."""
+def check_curves(records: Mapping[str, RunRecord], x: str, metric: str, share: float, file: Path) -> None:
+    """Raise ConfigError for a picture that cannot be drawn: its file, the share that is smoothed, the metric, the axis
+    that it is drawn over."""
     check_picture(file, len(records))
     if not 0 <= share < 1:
         raise ConfigError(f"smooth: is {share}, not a share of a run (0 draws every point; 0.04 is usual)")
@@ -29,6 +30,9 @@ def check_curves(records: Mapping[str, RunRecord], metric: str, share: float, fi
     if metric not in known:
         hint = did_you_mean(metric, known) or f" (one of: {', '.join(sorted(known))})"
         raise ConfigError(f"y: no run has a metric {metric!r}{hint}")
+    if lacking := [label for label, each in records.items() if any(x not in point for point in each.points())]:
+        reason = "those of frozen weights are not counted, nor were any by an older zoo"
+        raise ConfigError(*(f"x: {label} has no {AXES[x]}, {reason} (--x tokens)" for label in lacking))
 
 
 def draw_runs(
@@ -45,13 +49,13 @@ def draw_runs(
     The training loss is drawn smoothed over a share of each run, every point faint behind it, and the validation loss
     beside it with marks. Raises ConfigError as `check_curves` does.
     """
-    check_curves(records, metric, share, file)
+    check_curves(records, x, metric, share, file)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for (label, each), color in zip(records.items(), list_colors(len(records)), strict=True):
-        _draw_run(axes, each.points(flops=x == "flops"), label, color, x, metric, share)
+        _draw_run(axes, each.points(), label, color, x, metric, share)
     _dress(axes, records, x, metric, log)
     write_figure(figure, file)
 

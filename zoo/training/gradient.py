@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 
 class Gradient(NamedTuple):
-    """What is known once a batch's gradient is accumulated: the terms of its mean loss by name, and for each mixture of
-    experts the tokens [E] that chose each."""
+    """What is known once a batch's gradient is accumulated: the terms of its mean loss by name, for each mixture of
+    experts the tokens [E] that chose each, and the number of targets."""
 
     terms: dict[str, Any]
     loads: list[Any]
+    targets: int
 
 
 def accumulate_gradient(model: Any, objective: Objective, batch: Batch, parts: int, autocast: Autocast) -> Gradient:
@@ -34,7 +35,8 @@ def accumulate_gradient(model: Any, objective: Objective, batch: Batch, parts: i
     model's own losses are means: they are weighted by the microbatch's share of the targets.
     """
     device = next(model.parameters()).device
-    total = max(objective.targets(batch), 1)
+    targets = objective.targets(batch)
+    total = max(targets, 1)
     terms: dict[str, Tensor] = {}
     loads: list[Tensor] = []
     for part in split_rows(batch, parts):
@@ -44,7 +46,7 @@ def accumulate_gradient(model: Any, objective: Objective, batch: Batch, parts: i
         found.total.backward()
         terms = {name: terms[name] + value if name in terms else value for name, value in found.terms.items()}
         loads = [mine + more for mine, more in zip(loads, found.loads, strict=True)] if loads else found.loads
-    return Gradient(terms, loads)
+    return Gradient(terms, loads, targets)
 
 
 def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:

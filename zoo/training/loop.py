@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.costs import price
 from zoo.data import Batch, Batches, Prepared, hold_out
 from zoo.data.tokens import Held
 from zoo.errors import Terminated, short
@@ -30,6 +29,7 @@ from zoo.training.callbacks import introduce, tell
 from zoo.training.compiling import compile_if_it_pays, compile_if_stated, run_eagerly
 from zoo.training.failures import FORESEEN
 from zoo.training.finite import may_update, refuse_nonfinite
+from zoo.training.flops import TrainingFlops
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, move_batch
 from zoo.training.log import PICTURE, Records, draw_losses
 from zoo.training.means import Means
@@ -71,6 +71,7 @@ class Run:
     means: Means = field(default_factory=Means)
     step: int = 0
     tokens: int = 0
+    flops: int | None = 0  # of training, without evaluations; None where they are not counted
     saved: int = 0  # the step of the newest checkpoint
     last: dict[str, float] = field(default_factory=dict)  # the newest value of each metric
     evaluation_due: bool = False  # this step's evaluation is still to come
@@ -98,8 +99,13 @@ class Run:
         return hold_out(self.data.held_out, *rows, wanted=wanted, documents=documents, collate=collate)
 
     @cached_property
-    def flops_per_token(self) -> int:
-        return price(self.model.spec, context=self.settings.seq_len)["flops"]["train"]
+    def counter(self) -> TrainingFlops:
+        return TrainingFlops(self.model.spec, self.settings.objective)
+
+    @property
+    def place(self) -> dict[str, int]:
+        """Where a line of metrics stands."""
+        return {"step": self.step, "tokens": self.tokens, **({} if self.flops is None else {"flops": self.flops})}
 
     @property
     def autocast(self) -> Autocast:
@@ -191,10 +197,12 @@ def update(run: Run) -> dict[str, Any]:
     set_rates(run.optimizer, factor)
     batch = next(run.batches)
     model, autocast = (run.model, run.autocast) if run.computing is None else (run.computing.refresh(), nullcontext)
-    terms, loads = accumulate_gradient(model, settings.objective, batch, settings.accumulate, autocast)
+    terms, loads, targets = accumulate_gradient(model, settings.objective, batch, settings.accumulate, autocast)
     terms["grad_norm"] = clip_gradient(list(run.model.parameters()), settings.clip)
     run.step += 1
     run.tokens += settings.objective.count_tokens(batch, settings.seq_len)
+    if run.flops is not None:
+        run.flops += run.counter.count(batch, targets)
     if may_update(run, terms):
         apply_update(run, loads)
     run.optimizer.zero_grad(set_to_none=True)
@@ -225,7 +233,7 @@ def record(run: Run, terms: dict[str, Any]) -> None:
         "mfu": compute_mfu(run, speed),
         "memory": read_used_memory(run.device),
     }
-    run.records.write_line(step=run.step, tokens=run.tokens, **values, **measured)
+    run.records.write_line(**run.place, **values, **measured)
     run.last |= values
     left = (run.settings.steps - run.step) * run.tokens / run.step
     run.show.step(run.step, {**values, **measured}, left / run.clock.pace)
@@ -235,12 +243,10 @@ def record(run: Run, terms: dict[str, Any]) -> None:
 
 def compute_mfu(run: Run, speed: float) -> float | None:
     """Compute the MFU at so many tokens a second; None where that lies above the measured peak, which then was measured
-    too low, and where the FLOPs are not counted: of some objectives, and with frozen weights."""
-    if not run.settings.objective.every_token:  # the head runs on fewer tokens than `flops_per_token` counts
+    too low, and where the useful FLOPs are not counted: with frozen weights, and where much of a row is padding."""
+    if run.flops is None or run.settings.objective.reads_labels:
         return None
-    if not all(each.requires_grad for each in run.model.parameters()):  # nor are frozen weights' gradients left out
-        return None
-    share = run.peak.share(speed * run.flops_per_token)
+    share = run.peak.share(speed * run.flops / run.tokens)
     return None if share is None else round(share, 4)
 
 
@@ -267,7 +273,7 @@ def evaluate(run: Run) -> None:
     measured = {} if metrics is None else {f"val_{name}": value for name, value in metrics.compute().items()}
     run.by_class = {} if metrics is None else metrics.describe()
     values |= measured
-    run.records.write_line(step=run.step, tokens=run.tokens, **values)
+    run.records.write_line(**run.place, **values)
     run.last |= values
     run.evaluation_due = False
     run.show.evaluation(run.step, values["val_loss"], values.get("bits_per_byte"), measured)
@@ -371,6 +377,7 @@ def describe_outcome(run: Run) -> dict[str, Any]:
         "trained": sum(each.numel() for each in run.model.parameters() if each.requires_grad),
         "steps": run.step,
         "tokens": run.tokens,
+        "flops": run.flops,
         **({"skipped": run.skipped} if run.skipped else {}),
         "train_loss": run.last.get("loss"),
         "val_loss": run.last.get("val_loss"),

@@ -101,6 +101,7 @@ def gather_counters(run: Run) -> dict[str, Any]:
     return {
         "step": run.step,
         "tokens": run.tokens,
+        "flops": run.flops,
         "seconds": run.clock.seconds,
         "last": run.last,
         "means": run.means.state(),
@@ -120,6 +121,7 @@ def restore_counters(run: Run, counters: dict[str, Any]) -> None:
     run.batches.restore(counters["data"])
     run.step = run.saved = counters["step"]
     run.tokens, run.last = counters["tokens"], counters["last"]
+    run.flops = counters.get("flops")
     run.clock.seconds = counters["seconds"]
     run.means.restore(counters.get("means", {}))
     run.evaluation_due = counters.get("evaluation_due", False)

@@ -235,6 +235,7 @@ def build_run(
         computing=Computing(model.train()) if settings.precision == MASTER else None,
         ema=MovingAverage(settings.ema, model) if settings.ema else None,
         free=free,
+        flops=0 if all(each.requires_grad for each in model.parameters()) else None,
     )
 
 

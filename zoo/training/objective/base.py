@@ -13,6 +13,8 @@ from zoo.model.loss import IGNORED, TokenLoss
 from zoo.spec import Spec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from zoo.data import Batch, Tokenizer
@@ -102,6 +104,10 @@ class Objective(Spec, axis="objective"):
     def count_tokens(self, batch: Batch, seq_len: int) -> int:
         """Count the tokens that a batch adds to those seen: whole rows of `seq_len`, padding included."""
         return len(batch.input_ids) * seq_len
+
+    def list_teachers(self) -> Sequence[Any]:
+        """List the models whose forward pass a step runs beside the trained one's, as Specs."""
+        return ()
 
     def open_metrics(self) -> Metrics | None:
         """Begin to gather what an evaluation measures beside the loss; None where that is all."""

@@ -15,6 +15,8 @@ from zoo.training.objective.base import Context, Loss, Objective, describe
 from zoo.training.objective.causal import NextToken
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from zoo.data import Batch, Tokenizer
@@ -70,6 +72,11 @@ class Distil(Objective, kind="distil"):
 
     def collator(self, context: Context) -> Collate:
         return self.base.collator(context)
+
+    def list_teachers(self) -> Sequence[Any]:
+        from zoo.checkpoint import store
+
+        return [store.load_spec(self.teacher)]
 
     def loss(self, model: Any, batch: Batch, *, weight: float = 1.0, count: int | None = None) -> Loss:
         load_teacher(self.teacher, batch.input_ids.device)  # before the student's pass takes memory

@@ -1,0 +1,36 @@
+"""Count the FLOPs that a run trains with, batch by batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zoo.costs.batches import RowFlops
+
+if TYPE_CHECKING:
+    from zoo.data import Batch
+    from zoo.training.objective import Objective
+
+
+class TrainingFlops:
+    """Counts the FLOPs of training on batches: three times a forward pass in which the head runs on the targets alone,
+    and a forward pass of the model that teaches, where one does. What recomputation makes again is no part of them.
+
+    Only a model all of which trains has them: frozen weights have no gradient, and not all activations have one.
+    """
+
+    def __init__(self, spec: Any, objective: Objective) -> None:
+        self.student = RowFlops(spec)
+        self.teachers = [RowFlops(each) for each in objective.list_teachers()]
+
+    def count(self, batch: Batch, targets: int) -> int:
+        """Count the FLOPs of a batch with so many targets."""
+        forward = sum_forward(self.student, batch, targets)
+        return 3 * forward + sum(sum_forward(each, batch, targets) for each in self.teachers)
+
+
+def sum_forward(rows: RowFlops, batch: Batch, targets: int) -> int:
+    """Sum up the forward FLOPs of a batch's rows."""
+    written = None if batch.decoder_input_ids is None else batch.decoder_input_ids.shape[1]
+    body = len(batch.input_ids) * rows.body(batch.input_ids.shape[1], written)
+    shown = 0 if batch.prefix is None else sum(rows.shown(prefix) for prefix in batch.prefix.tolist())
+    return body + shown + targets * rows.target
