@@ -61,25 +61,70 @@ class InPlace:
 
 
 @dataclass(frozen=True)
-class Rewritten:
-    """Batches for an encoder-decoder: the encoder reads corrupted runs, the decoder writes what they were.
-
-    A run is the first `length` tokens of a row, or with `documents` each document in them: then the documents stand in
-    both towers' rows, and one that does not fit its row any more is left out. `widths` are those of the encoder's and
-    the decoder's rows; all batches have one shape. `padded` says that a run may be shorter than they are.
-    """
+class Runs:
+    """Corrupts the runs of a row. A run is the first `length` tokens of a row, or with `documents` each document in
+    them: then several stand in a row, and one that does not fit it any more is left out."""
 
     corrupt: Corrupt
     seed: int
     eos_id: int
-    start_id: int
     length: int
-    widths: tuple[int, int]
     documents: bool
+
+    def corrupt_row(self, row: np.ndarray, key: tuple[int, int]) -> Iterator[Corrupted]:
+        row, rng = row[: self.length], make_generator(self.seed, key)
+        runs = split_documents(row, self.eos_id) if self.documents else [row]
+        return (self.corrupt(run, rng) for run in runs if len(run) > 1)
+
+
+@dataclass(frozen=True)
+class Continued(Runs):
+    """Batches for a decoder: it reads corrupted runs, and behind each it writes what it was, in one row.
+
+    Rows have `width` tokens. With `prefixed` the tokens of a run that are read see one another.
+    """
+
+    width: int
+    prefixed: bool
+
+    def __call__(self, rows: np.ndarray, keys: Sequence[tuple[int, int]]) -> Batch:
+        sheets = [self._write(row, key) for row, key in zip(rows, keys, strict=True)]
+        ids, targets, numbers, read = (to_tensor(np.stack(each)) for each in zip(*sheets, strict=True))
+        prefix = read if self.prefixed else None
+        return Batch(ids, targets, numbers if self.documents else None, prefix=prefix)
+
+    def _write(self, row: np.ndarray, key: tuple[int, int]) -> tuple[np.ndarray, ...]:
+        """A row's ids, its targets, the numbers of its documents, and how many tokens are read before the first
+        target."""
+        at, read = 0, 0
+        ids, targets = np.full(self.width, self.eos_id, np.int64), np.full(self.width, IGNORED, np.int64)
+        numbers = np.zeros(self.width, np.int64)
+        for number, part in enumerate(self.corrupt_row(row, key)):
+            whole = np.append(part.inputs, part.targets)
+            behind = at + len(whole) - 1  # the last is predicted only
+            if behind > self.width:
+                continue
+            ids[at:behind] = whole[:-1]
+            targets[behind - len(part.targets) : behind] = part.targets
+            numbers[at:behind], numbers[behind:] = number, number + 1
+            at, read = behind, read or len(part.inputs)
+        return ids, targets, numbers, np.asarray(read)
+
+
+@dataclass(frozen=True)
+class Rewritten(Runs):
+    """Batches for an encoder-decoder: the encoder reads corrupted runs, the decoder writes what they were.
+
+    The documents stand in both towers' rows. `widths` are those of the encoder's and the decoder's rows; all batches
+    have one shape. `padded` says that a run may be shorter than they are.
+    """
+
+    start_id: int
+    widths: tuple[int, int]
     padded: bool
 
     def __call__(self, rows: np.ndarray, keys: Sequence[tuple[int, int]]) -> Batch:
-        sheets = [self._write(row[: self.length], key) for row, key in zip(rows, keys, strict=True)]
+        sheets = [self._write(row, key) for row, key in zip(rows, keys, strict=True)]
         read, targets, written, source, target, real = (to_tensor(np.stack(each)) for each in zip(*sheets, strict=True))
         if self.documents:
             return Batch(read, targets, source, written, target)
@@ -92,7 +137,7 @@ class Rewritten:
         read, source = np.full(self.widths[0], self.eos_id, np.int64), np.zeros(self.widths[0], np.int64)
         written, target = np.full(self.widths[1], self.eos_id, np.int64), np.zeros(self.widths[1], np.int64)
         targets = np.full(self.widths[1], IGNORED, np.int64)
-        for number, part in enumerate(self._parts(row, make_generator(self.seed, key))):
+        for number, part in enumerate(self.corrupt_row(row, key)):
             behind, after = s + len(part.inputs), t + len(part.targets)
             if behind > self.widths[0] or after > self.widths[1]:
                 continue
@@ -102,10 +147,6 @@ class Rewritten:
             source[behind:] = number + 1  # padding, which no target reads
             s, t = behind, after
         return read, targets, written, source, target, np.arange(self.widths[0]) < s
-
-    def _parts(self, row: np.ndarray, rng: np.random.Generator) -> Iterator[Corrupted]:
-        runs = split_documents(row, self.eos_id) if self.documents else [row]
-        return (self.corrupt(run, rng) for run in runs if len(run) > 1)
 
 
 def pad_pairs(

@@ -213,6 +213,8 @@ def refuse_misfits(objective: Objective, data: DataSettings, spec: Any) -> None:
         if objective.adapt(spec) != spec:
             raise ConfigError(f"objective: {objective.kind} needs its own head, the model has another (a run of it)")
         return
+    if data.documents and (reason := objective.refuses_documents(spec)):
+        raise ConfigError(f"data.documents: {reason}")
     if objective.reads_pairs and not data.reads_pairs:
         would = "data.source=FIELD data.target=FIELD"
         raise ConfigError(f"objective: {objective.kind} scores answers to a source, found text alone ({would})")

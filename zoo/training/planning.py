@@ -146,8 +146,8 @@ def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Any) ->
         needs = "pairs of a source and an answer" if objective.reads_pairs else "text, not pairs"
         would = "data of pairs" if objective.reads_pairs else "objective=seq2seq"
         yield f"objective: {objective.kind} learns from {needs}, found data={data.kind} ({would})"
-    if objective.reads_pairs and data.documents:
-        yield "data.documents: is true, and pairs are not packed (data.documents=false)"
+    if data.documents and (reason := objective.refuses_documents(spec)):
+        yield f"data.documents: {reason}"
     for path, width in objective.widths(spec, settings.seq_len, data.documents).items():
         most, place = spec.towers()[path].max_seq_len, f"model.{path}.max_seq_len" if path else "model.max_seq_len"
         if width > most:

@@ -77,6 +77,10 @@ class Objective(Spec, axis="objective"):
         """Return the reason why a model cannot be trained on this objective, or None. Reads no weights."""
         return None
 
+    def refuses_documents(self, spec: Any) -> str | None:
+        """Return the reason why the documents of a row cannot be kept apart (`data.documents`), or None."""
+        return "is true, and pairs are not packed (data.documents=false)" if self.reads_pairs else None
+
     def adapt(self, spec: Any) -> Any:
         """The model as it is trained on this objective: with a head for the task, where that is one."""
         return spec

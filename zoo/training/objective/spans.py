@@ -1,16 +1,16 @@
-# S tokens of the encoder, T of the decoder
-"""Objectives of encoder-decoders: spans of text that are gone, restored from what is left."""
+"""Objectives of spans that are gone from a text, to be restored from what is left."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import NonNegativeInt, PositiveFloat
 
 from zoo.spec import Spec
-from zoo.training.objective.base import Context, Objective, refuse_headless, refuse_topology, suggest
+from zoo.training.objective.base import Context
 from zoo.training.objective.masked import Rate, find_mask, refuse_mask
+from zoo.training.objective.rewriting import Rewriting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,59 +21,10 @@ if TYPE_CHECKING:
     from zoo.data.collate import Corrupt
     from zoo.data.corrupt import Corrupted
     from zoo.data.pieces import Pieces
-    from zoo.data.tokens import Collate
-
-ROOM = 16
-"""With documents apart, a row keeps room for as many ends of text as 1/16 of its tokens."""
-
-
-class Rewriting(Objective):
-    """Base of the objectives in which a decoder writes what is missing in its encoder's row. A row of text is corrupted
-    whole, or each of its documents for itself. All batches have one shape."""
-
-    scored: ClassVar[str] = "tokens that the decoder restores"
-
-    def refuses(self, spec: Any) -> str | None:
-        reason = refuse_topology(self.kind, spec, "encoder_decoder", suggest(spec))
-        return reason or refuse_headless(self.kind, spec)
-
-    def widths(self, spec: Any, seq_len: int, documents: bool) -> dict[str, int]:
-        _, source, target = self.lay_out(seq_len, documents)
-        return {"encoder": source, "decoder": target}
-
-    def lay_out(self, seq_len: int, documents: bool) -> tuple[int, int, int]:
-        """Count the tokens of text in a row, and of both towers' rows."""
-        room = max(seq_len // ROOM, 1) if documents else 0
-        source, target = self.measure(seq_len - room)
-        spare = max(source, target) + room - seq_len  # a decoder that writes all writes an end of text besides
-        length = max(seq_len - room - max(spare, 0), 2)
-        source, target = self.measure(length)
-        return length, source + room, target + room
-
-    def measure(self, length: int) -> tuple[int, int]:
-        """Count what the encoder reads and what the decoder writes of so many tokens: the most, if it varies."""
-        raise NotImplementedError
-
-    def corrupter(self, context: Context) -> Corrupt:
-        """Make what corrupts a run of tokens."""
-        raise NotImplementedError
-
-    @property
-    def padded(self) -> bool:
-        """Whether runs of equal length differ in length afterwards."""
-        return False
-
-    def collator(self, context: Context) -> Collate:
-        from zoo.data.collate import Rewritten
-
-        length, *widths = self.lay_out(context.seq_len, context.documents)
-        eos, start = context.tokenizer.eos_id, context.spec.start_id
-        shape = {"length": length, "widths": tuple(widths), "documents": context.documents, "padded": self.padded}
-        return Rewritten(self.corrupter(context), context.seed, eos, start, **shape)  # type: ignore[arg-type]
 
 
 class SpanCorruption(Rewriting, kind="span_corruption"):
-    """Spans of noise are replaced by a sentinel each; the decoder writes the sentinels, and what stood there (Raffel et
+    """Spans of noise are replaced by a sentinel each; the model writes the sentinels, and what stood there (Raffel et
     al., 2020, T5). `rate` of the tokens are noise, in spans of `mean_span` on average.
 
     Sentinels are the tokenizer's `<extra_id_0>` …; those that it lacks come behind its vocabulary.
@@ -88,8 +39,8 @@ class SpanCorruption(Rewriting, kind="span_corruption"):
     def extend(self, tokenizer: Tokenizer, seq_len: int) -> None:
         tokenizer.add_special(_sentinels(self.count_special(seq_len)))
 
-    def measure(self, length: int) -> tuple[int, int]:
-        return _measure_spans(length, self.rate, self.mean_span)
+    def list_sizes(self, length: int) -> list[tuple[int, int]]:
+        return [_measure_spans(length, self.rate, self.mean_span)]
 
     def corrupter(self, context: Context) -> Corrupt:
         names = _sentinels(self.count_special(context.seq_len))
@@ -98,7 +49,7 @@ class SpanCorruption(Rewriting, kind="span_corruption"):
 
 
 class Denoising(Rewriting, kind="denoising"):
-    """Text infilling and sentence permutation; the decoder writes the whole text (Lewis et al., 2019, BART). `rate` of
+    """Text infilling and sentence permutation; the model writes the whole text (Lewis et al., 2019, BART). `rate` of
     the tokens go, in spans of Poisson(`mean_span`) tokens with one mask for each. With `permute` the sentences come in
     any order: they end at a full stop, a line end or the end of a text, as the vocabulary spells them.
     """
@@ -118,11 +69,11 @@ class Denoising(Rewriting, kind="denoising"):
         if self.mask_id is None:
             find_mask(tokenizer)
 
-    def measure(self, length: int) -> tuple[int, int]:
+    def list_sizes(self, length: int) -> list[tuple[int, int]]:
         from zoo.data.corrupt import count_infilled
 
         noise, masks = count_infilled(length, self.rate, self.mean_span)
-        return length - noise + masks + 1, length + 1
+        return [(length - noise + masks + 1, length + 1)]
 
     def corrupter(self, context: Context) -> Corrupt:
         from zoo.data.pieces import read_pieces
@@ -188,8 +139,8 @@ MODES = {"R": "[NLU]", "S": "[S2S]", "X": "[NLG]"}
 
 
 class UL2(Rewriting, kind="ul2"):
-    """A mixture of denoisers, one drawn for each run (Tay et al., 2022, UL2). With `modes` the encoder's row begins
-    with the token of the denoiser's mode."""
+    """A mixture of denoisers, one drawn for each run (Tay et al., 2022, UL2). With `modes` what is read begins with the
+    token of the denoiser's mode."""
 
     denoisers: tuple[Denoiser, ...]
     modes: bool = True
@@ -207,11 +158,7 @@ class UL2(Rewriting, kind="ul2"):
     def extend(self, tokenizer: Tokenizer, seq_len: int) -> None:
         tokenizer.add_special([*_sentinels(self._count_sentinels(seq_len)), *(MODES.values() if self.modes else ())])
 
-    @property
-    def padded(self) -> bool:
-        return len(self.denoisers) > 1
-
-    def measure(self, length: int) -> tuple[int, int]:
+    def list_sizes(self, length: int) -> list[tuple[int, int]]:
         from zoo.data.corrupt import count_noise
 
         sizes = []
@@ -219,7 +166,7 @@ class UL2(Rewriting, kind="ul2"):
             spans = each.count_spans(length)
             noise = count_noise(length, each.rate, length)[0]
             sizes.append((length - noise + spans + 1 + int(self.modes), noise + spans + 1))
-        return max(source for source, _ in sizes), max(target for _, target in sizes)
+        return sizes
 
     def corrupter(self, context: Context) -> Corrupt:
         names = _sentinels(self._count_sentinels(context.seq_len))
@@ -251,7 +198,7 @@ def _count_spans(length: int, rate: float, mean: float) -> int:
 
 
 def _measure_spans(length: int, rate: float, mean: float) -> tuple[int, int]:
-    """The tokens that the encoder reads and that the decoder writes."""
+    """The tokens that are read and that are written."""
     from zoo.data.corrupt import count_noise
 
     noise, spans = count_noise(length, rate, mean)

@@ -1,0 +1,85 @@
+# S tokens that are read, T that are written
+"""Base of the objectives in which a model reads a corrupted text, and writes what it was."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zoo.training.objective.base import Context, Objective, refuse_headless, refuse_topology, suggest
+from zoo.training.objective.causal import refuse_decoder
+
+if TYPE_CHECKING:
+    from zoo.data.collate import Corrupt
+    from zoo.data.tokens import Collate
+
+ROOM = 16
+"""With documents apart, a row keeps room for as many ends of text as 1/16 of its tokens."""
+
+
+class Rewriting(Objective):
+    """Base of the objectives in which what is missing in a text is written. A row of text is corrupted whole, or each
+    of its documents for itself. All batches have one shape.
+
+    An encoder reads the text and a decoder writes. A decoder alone reads it and goes on to write in the same row (Tay
+    et al., 2022, §3.3.1); a prefix LM sees all that it reads.
+    """
+
+    scored: ClassVar[str] = "tokens that are restored"
+
+    def refuses(self, spec: Any) -> str | None:
+        if spec.kind == "decoder":
+            return refuse_decoder(self.kind, spec)
+        reason = refuse_topology(self.kind, spec, "encoder_decoder", suggest(spec))
+        return reason or refuse_headless(self.kind, spec)
+
+    def refuses_documents(self, spec: Any) -> str | None:
+        if spec.kind == "decoder" and spec.prefix_lm:
+            return f"is true, and a row has one prefix, which {self.kind} needs for each (data.documents=false)"
+        return None
+
+    def widths(self, spec: Any, seq_len: int, documents: bool) -> dict[str, int]:
+        _, *widths = self.lay_out(spec, seq_len, documents)
+        return dict(zip(spec.towers(), widths, strict=True))
+
+    def lay_out(self, spec: Any, seq_len: int, documents: bool) -> tuple[int, ...]:
+        """Count the tokens of text in a row, and those of each tower's row: as much text as fits rows of `seq_len`."""
+        room = max(seq_len // ROOM, 1) if documents else 0
+        if spec.kind == "decoder":
+            lengths = range(2, seq_len + 1)
+            fitting = bisect_right(lengths, seq_len - room, key=self.measure_row)
+            length = lengths[max(fitting - 1, 0)]
+            return length, self.measure_row(length) + room
+        source, target = self.measure(seq_len - room)
+        spare = max(source, target) + room - seq_len  # a decoder that writes all writes an end of text besides
+        length = max(seq_len - room - max(spare, 0), 2)
+        source, target = self.measure(length)
+        return length, source + room, target + room
+
+    def measure(self, length: int) -> tuple[int, int]:
+        """Count what is read and what is written of so many tokens: the most of each."""
+        sizes = self.list_sizes(length)
+        return max(source for source, _ in sizes), max(target for _, target in sizes)
+
+    def measure_row(self, length: int) -> int:
+        """Count the tokens of a row that holds both, the last of which is predicted only."""
+        return max(source + target for source, target in self.list_sizes(length)) - 1
+
+    def list_sizes(self, length: int) -> list[tuple[int, int]]:
+        """List what is read and what is written of so many tokens, for each way to corrupt them."""
+        raise NotImplementedError
+
+    def corrupter(self, context: Context) -> Corrupt:
+        """Make what corrupts a run of tokens."""
+        raise NotImplementedError
+
+    def collator(self, context: Context) -> Collate:
+        from zoo.data.collate import Continued, Rewritten
+
+        spec = context.spec
+        length, *widths = self.lay_out(spec, context.seq_len, context.documents)
+        common = (self.corrupter(context), context.seed, context.tokenizer.eos_id, length, context.documents)
+        if spec.kind == "decoder":
+            return Continued(*common, width=widths[0], prefixed=spec.prefix_lm)
+        padded = len(self.list_sizes(length)) > 1  # then runs of equal length differ in length afterwards
+        return Rewritten(*common, start_id=spec.start_id, widths=(widths[0], widths[1]), padded=padded)
