@@ -32,7 +32,8 @@ Written by `python tests/training_page.py`; a slow test trains each pair.
 Every packaged tiny model on every objective that it takes, {steps} steps of 4 rows of 128 tokens of the Python standard
 library: the loss of the first step and the mean of the last five, in nats per target, and the validation loss after
 them. `prefix_lm` is trained with `model.prefix_lm=true`, `distil` from the same model after {steps} steps on its own
-objective. `seq2seq` learns from pairs, and `classify`, `tag` and `regress` from labels (below), which this text has
+objective. Decoders have 128 more tokens in their vocabulary for `span_corruption`, `denoising` and `ul2`: sentinels,
+masks and modes. `seq2seq` learns from pairs, and `classify`, `tag` and `regress` from labels (below), which this text has
 none of. Losses of different objectives are not comparable.
 {date}.
 
@@ -71,7 +72,9 @@ class Pair(NamedTuple):
     @property
     def overrides(self) -> list[str]:
         prefix = ["model.prefix_lm=true"] if self.objective == "prefix_lm" else []
-        return [f"objective={self.objective}", *prefix]
+        restores = self.objective in ("span_corruption", "denoising", "ul2")
+        room = ["model.vocab_size=4224"] if restores and load(self.model, []).kind == "decoder" else []
+        return [f"objective={self.objective}", *prefix, *room]
 
 
 def tiny_models() -> list[str]:
