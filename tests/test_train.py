@@ -23,6 +23,7 @@ from zoo.data import DataSettings, hold_out, prepare
 from zoo.errors import CheckpointError, ConfigError, ZooError
 from zoo.jobs.plan import plan_launch, task_config
 from zoo.paths import conf_dir
+from zoo.ranks.world import ALONE
 from zoo.training import finite, loop
 from zoo.training.failures import is_out_of_memory
 from zoo.training.fitting import advise, price_training_peak
@@ -234,7 +235,7 @@ def test_weights_that_are_not_finite_are_named_and_never_saved(config, tmp_path,
 
 
 def test_the_largest_finite_weights_are_saved():
-    run = SimpleNamespace(model=model_of(), step=1, saved=0)
+    run = SimpleNamespace(model=model_of(), step=1, saved=0, world=ALONE)
     with torch.no_grad():
         run.model.norm.weight.fill_(torch.finfo(torch.float32).max)  # their norm would overflow
     finite.refuse_nonfinite_weights(run)

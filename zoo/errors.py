@@ -10,6 +10,10 @@ class ZooError(Exception):
     exit_code = 1
 
 
+class LostProcess(ZooError):
+    """Another process of the run is gone: it, or what started it, says why."""
+
+
 class Terminated(KeyboardInterrupt):
     """A run ended after a checkpoint because SIGTERM asked it to, as a scheduler does: nothing failed (exit code 0)."""
 

@@ -32,6 +32,8 @@ from zoo.errors import CheckpointError, short
 from zoo.grammar import to_dict
 from zoo.grammar.saved import FORMAT, check_format, read_spec
 from zoo.lazy import torch
+from zoo.ranks.shards import drop_gathered, is_shared, make_whole, take_part
+from zoo.ranks.world import ALONE, World
 from zoo.run.builder import build, pick_device, resolve_dtype
 from zoo.runs import ARCHITECTURE, CHECKPOINTS, WEIGHTS, find, read_step
 from zoo.spec import table
@@ -113,7 +115,8 @@ class Resumable:
 
     `evaluated` are weights that a model is evaluated with in place of those that are trained, by name: they are saved
     as the model's, and the trained ones beside the optimizer's states. `averages` are other averages of the weights by
-    name; each becomes a checkpoint of its own in the folder (`step-000400/ema`).
+    name; each becomes a checkpoint of its own in the folder (`step-000400/ema`). The processes of `world` may each hold
+    a part of all these.
     """
 
     model: Any
@@ -121,6 +124,7 @@ class Resumable:
     counters: dict[str, Any]
     evaluated: Mapping[str, Tensor] = field(default_factory=dict)
     averages: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    world: World = ALONE
 
 
 def save_run(
@@ -132,18 +136,31 @@ def save_run(
     spared: Callable[[int], bool] = lambda step: False,
 ) -> Path:
     """Publish the checkpoint of a step (`zoo.checkpoint.publish`). Of those up to it the `keep` newest stay, and those
-    of the steps that are `spared`."""
+    of the steps that are `spared`. All processes of its world call this; the main one writes."""
     folder = run / CHECKPOINTS / f"step-{step:06}"
+    shared = {name: each for name, each in state.model.state_dict().items() if is_shared(each)}
+    own = make_all_whole(shared)
+    evaluated = make_all_whole(state.evaluated)
+    averages = {name: make_all_whole(weights) for name, weights in state.averages.items()}
+    states = list_states(state)
 
     def write(draft: Path) -> None:
-        write_model(state.model, draft, tokenizer, state.evaluated)
-        for name, weights in state.averages.items():
+        write_model(state.model, draft, tokenizer, {**own, **evaluated})
+        for name, weights in averages.items():
             (draft / name).mkdir()
-            write_model(state.model, draft / name, tokenizer, weights)
-        write_state(draft, state)
+            write_model(state.model, draft / name, tokenizer, {**own, **weights})
+        write_tensors(states, draft / STATES)
+        write_counters(draft, state.counters)
 
-    publish(folder, write, choose_kept(keep, spared))
+    if state.world.main:
+        publish(folder, write, choose_kept(keep, spared))
+    state.world.wait()
     return folder
+
+
+def make_all_whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gather tensors of which each process may hold a part."""
+    return {name: make_whole(each) for name, each in tensors.items()}
 
 
 def choose_kept(keep: int, spared: Callable[[int], bool]) -> Callable[[list[Path]], list[Path]]:
@@ -162,22 +179,30 @@ def tidy_run(newest: Path, keep: int, spared: Callable[[int], bool]) -> None:
     retire(newest, choose_kept(keep, spared))
 
 
-def write_state(folder: Path, state: Resumable) -> None:
-    """Write the optimizer's tensors by parameter name, trained weights that are not the model's as it is saved, the
-    states of the random generators and the counters."""
-    tensors = {f"random.{name}": each for name, each in read_random_states().items()}
+def list_states(state: Resumable) -> dict[str, Tensor]:
+    """List what a run resumes from beside the model: the optimizer's tensors by parameter name, trained weights that
+    are not the model's as it is saved, and the states of every process' random generators."""
+    tensors: dict[str, Tensor] = {}
+    for rank, found in enumerate(state.world.gather(read_random_states())):
+        tensors |= {f"random.{name_random(name, rank)}": each for name, each in found.items()}
     for name, parameter in state.model.named_parameters():
         if name in state.evaluated:
-            tensors[f"weights.{name}"] = parameter.detach()
+            tensors[f"weights.{name}"] = make_whole(parameter.detach())
         for key, value in state.optimizer.state.get(parameter, {}).items():
             for inner, tensor in take_apart(value).items():
                 tensors[f"optimizer.{name}/{key}{inner}"] = tensor
-    write_tensors(tensors, folder / STATES)
-    write_counters(folder, state.counters)
+    return tensors
+
+
+def name_random(device: str, rank: int) -> str:
+    """Name the random generator of a device and a process; those of the main one by the device alone."""
+    return f"{device}@{rank}" if rank else device
 
 
 def take_apart(value: Any) -> dict[str, Tensor]:
     """Give the plain tensors of a state by what to add to its name: itself, or those that one of 8 bits is made of."""
+    if is_shared(value):
+        return {"": make_whole(value)}
     if hasattr(value, "__tensor_flatten__"):
         return {f":{inner}": getattr(value, inner) for inner in value.__tensor_flatten__()[0]}
     return {"": value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)}
@@ -188,25 +213,31 @@ def write_counters(folder: Path, counters: Mapping[str, Any]) -> None:
     write_text(folder / COUNTERS, json.dumps({"format": FORMAT, **counters}, indent=2) + "\n")
 
 
-def load_run(folder: Path, model: Any, optimizer: Optimizer, *, random: bool = True) -> dict[str, Any]:
-    """Restore weights, optimizer and with `random` the random generators from a checkpoint; return its counters. Raises
-    CheckpointError."""
+def load_run(folder: Path, model: Any, optimizer: Optimizer, *, random: bool = True, rank: int = 0) -> dict[str, Any]:
+    """Restore weights, optimizer and with `random` the random generators of a process from a checkpoint; return its
+    counters. As many processes may go on as like: each takes its part. Raises CheckpointError."""
     from safetensors.torch import load_file
 
     counters = read_counters(folder)
     check_tensors(folder / WEIGHTS, table(model.spec, model.spec.d_model))
     device = next(model.parameters()).device
     own = load_file(folder / WEIGHTS, device=str(device))
-    model.load_state_dict({**own, **adapters.read(model, folder)})
+    held = model.state_dict()
+    model.load_state_dict(
+        {name: take_part(each, held[name]) for name, each in {**own, **adapters.read(model, folder)}.items()}
+    )
+    drop_gathered(model)
     names = {name: parameter for name, parameter in model.named_parameters()}
     read_header(folder / STATES)  # raises where the file is broken
     for name, tensor in load_file(folder / STATES).items():
         kind, _, rest = name.partition(".")
         if kind == "random":
-            if random:
-                restore_random(rest, tensor)
+            place, _, owner = rest.partition("@")
+            if random and int(owner or 0) == rank:
+                restore_random(place, tensor)
         elif kind == "weights":
-            names[rest].data.copy_(tensor)
+            with torch.no_grad():
+                names[rest].copy_(take_part(tensor, names[rest]))
         else:
             owner, _, key = rest.rpartition("/")
             restore_optimizer(optimizer, names[owner], key, tensor)
@@ -240,7 +271,7 @@ def restore_optimizer(optimizer: Optimizer, parameter: Tensor, key: str, value: 
         own[key] = keep(parameter, value)
         return
     beside = value.ndim > 0 or any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
-    own[key] = value.to(parameter.device) if beside else value
+    own[key] = take_part(value.to(parameter.device), parameter) if beside else value
 
 
 def read_random_states() -> dict[str, Tensor]:

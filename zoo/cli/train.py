@@ -59,6 +59,7 @@ def run(
     """
     from zoo.errors import ConfigError
     from zoo.jobs import plan as jobs
+    from zoo.jobs.plan import task_config
 
     overrides = overrides or []
     if resume is not None:
@@ -70,10 +71,23 @@ def run(
         with jobs.plan_launch(overrides, config=config, sweeps=multirun, check=False) as plan:
             return _show(plan, cfg, resolve, info)
     with _ended_by_sigterm(), jobs.plan_launch(overrides, config=config, sweeps=multirun) as plan:
-        if plan.sweeps:
+        settings = None if plan.sweeps else task_config(plan.jobs[0])
+        if settings is None:
             _sweep(plan)
-        else:
+        elif not _launched(settings.launcher, settings.nproc, [*(["-c", str(config)] if config else []), *overrides]):
             plan.run()
+
+
+def _launched(launcher: str, processes: int | None, args: list[str]) -> bool:
+    """Start the processes of a run whose config has a launcher, and exit with their code; False where there is nothing
+    to start."""
+    from zoo.ranks.world import read_world
+
+    if launcher == "none" or processes is None or read_world().size > 1:
+        return False
+    from zoo.jobs.launch import launch
+
+    raise typer.Exit(launch(processes, ["train", *args]))
 
 
 @contextmanager
@@ -90,7 +104,11 @@ def _ended_by_sigterm() -> Iterator[None]:
 def _resume(folder: Path, overrides: list[str]) -> None:
     from zoo.runs import remember
     from zoo.training import task
+    from zoo.training.planning import plan_resumption
 
+    settings = plan_resumption(folder, overrides).settings
+    if _launched(settings.launcher, settings.nproc, ["--resume", str(folder), *overrides]):
+        return
     try:
         task.resume_run(folder, overrides)
     finally:

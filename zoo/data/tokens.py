@@ -193,13 +193,17 @@ class Batches:
         eos_id = self.sources[0].tokens.eos_id
         self.collate = collate or partial(to_next_tokens, eos_id=eos_id, documents=documents)
         self.consumed = 0
+        self.share: tuple[int, int] = (0, 1)
+        """Which part of each batch this process reads, of how many."""
         self._places: tuple[int, list[Place]] = (-1, [])
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        batch = self.read(self.consumed, self.batch_size)
+        part, parts = self.share
+        rows = self.batch_size // parts
+        batch = self.read(self.consumed + part * rows, rows)
         self.consumed += self.batch_size
         return batch
 

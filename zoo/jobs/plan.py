@@ -31,6 +31,7 @@ from zoo.compose.targets import Target, drop_swapped, find_target, is_file, list
 from zoo.errors import ConfigError, short
 from zoo.jobs.loader import ROOT, JobLoader
 from zoo.jobs.record import run_one_job
+from zoo.ranks.world import read_world
 
 
 @dataclasses.dataclass
@@ -88,6 +89,8 @@ class LaunchPlan:
 
     def run(self) -> Any:
         """Run the one job. Gives what the task returned, or raises what it raised."""
+        if not read_world().main:
+            return self._follow()
         with self.hold_folder() as folder:
             self.loader.folder = str(folder)
             result = self.hydra.run(self.config_name, run_one_job, self.overrides).return_value
@@ -96,6 +99,14 @@ class LaunchPlan:
         if isinstance(result, BaseException):
             raise result
         return result
+
+    def _follow(self) -> Any:
+        """Run the one job as another process than the main one: without a folder of its own, and without Hydra."""
+        from zoo.grammar import register_resolvers
+        from zoo.training.task import start_run
+
+        register_resolvers()
+        return start_run(task_config(self.jobs[0]))
 
     def sweep(self, folder: Path) -> None:
         """Run every job. Each that ends, failed or not, leaves a `result.json` in its own folder below."""

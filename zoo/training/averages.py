@@ -13,6 +13,7 @@ from zoo.checkpoint import store
 from zoo.checkpoint.files import read_header
 from zoo.errors import CheckpointError, ZooError
 from zoo.lazy import torch
+from zoo.ranks.shards import drop_gathered, take_part
 from zoo.runs import CHECKPOINTS, WEIGHTS, read_step, steps
 from zoo.spec import Spec
 
@@ -68,7 +69,7 @@ class MovingAverage:
         """Read the average from its folder in a checkpoint. Raises CheckpointError."""
         found = read_weights(folder)
         for name, each in self.weights.items():
-            each.copy_(found[name])
+            each.copy_(take_part(found[name], each))
 
 
 def copy_wide(weight: Tensor) -> Tensor:
@@ -112,12 +113,14 @@ def use_weights(model: Any, weights: Tensors) -> Iterator[None]:
     with torch.no_grad():
         for name in held:
             parameters[name].copy_(weights[name])
+    drop_gathered(model)
     try:
         yield
     finally:
         with torch.no_grad():
             for name, each in held.items():
                 parameters[name].copy_(each)
+        drop_gathered(model)
 
 
 # ---------------------------------------------------------------- a run's

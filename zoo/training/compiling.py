@@ -54,7 +54,8 @@ def may_pay(run: Run) -> bool:
     settings = run.settings
     fits = settings.objective.every_token and not run.batches.documents and settings.recompute != "selective"
     plain = settings.recipe is None and not (settings.dropout and settings.dropout.layers) and not is_hosted()
-    if run.device.type != "cpu" or not fits or not plain or "compiler" not in machine_of(run.device).packages:
+    fits = fits and plain and run.world.size == 1
+    if run.device.type != "cpu" or not fits or "compiler" not in machine_of(run.device).packages:
         return False
     held = run.held_out[0].batches
     if not held or len(held[0].input_ids) != settings.batch_size // settings.accumulate:

@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from zoo.errors import ZooError, short
+from zoo.errors import LostProcess, ZooError, short
 from zoo.lazy import torch
+from zoo.ranks.world import leave_at_once, read_world
 
 FORESEEN = (ZooError, OSError, MemoryError, RuntimeError, ValueError, ImportError)
 """Errors of an evaluation, a sample or a picture that a run survives. Any other is a bug, and shows its trace."""
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 """Phrases by which torch's allocators and libraries say it in a plain RuntimeError."""
+
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out", "timed out")
+"""Phrases by which gloo and NCCL say that another process is gone."""
 
 
 @contextmanager
@@ -31,10 +35,19 @@ def failures_in_one_line(folder: Path, advice: Callable[[], str] | None = None) 
         found = error.strerror or short(error)
         raise ZooError(f"{where}: cannot be read or written, found {found} (the run's checkpoints stay)") from error
     except (MemoryError, RuntimeError) as error:
+        if lost_another(error):
+            leave_at_once()
+            where = f"what started it says which; `zoo train --resume {folder}` goes on"
+            raise LostProcess(f"another process of the run does not answer any more ({where})") from error
         if not is_out_of_memory(error):
             raise
         would = advice() if advice is not None else "a smaller model"
         raise ZooError(f"memory: ran out, found {short(error)} ({would})") from error
+
+
+def lost_another(error: BaseException) -> bool:
+    """Tell whether an error says that another process of the run does not answer any more."""
+    return read_world().size > 1 and any(words in str(error) for words in LOST)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

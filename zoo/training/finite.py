@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ZooError
 from zoo.lazy import torch
+from zoo.ranks.shards import own_part
 from zoo.training.log import NONFINITE
 
 if TYPE_CHECKING:
@@ -63,12 +64,14 @@ def refuse_nonfinite(run: Run, terms: Mapping[str, Any]) -> None:
 
 def refuse_nonfinite_weights(run: Run) -> None:
     """Raise ZooError with the name of the first tensor to be saved that is not finite. Waits for the device once."""
-    state = run.model.state_dict()
-    names = [name for name, each in state.items() if each.is_floating_point() and each.numel()]
-    extremes = torch.stack([torch.stack(torch.aminmax(state[name])).float() for name in names])  # NaN gives NaN
-    for name, finite in zip(names, extremes.isfinite().all(1).tolist(), strict=True):
-        if not finite:
-            bad = int((~state[name].isfinite()).sum())
+    state = {name: each for name, each in run.model.state_dict().items() if each.is_floating_point()}
+    parts = {name: own_part(each) for name, each in state.items() if each.numel()}
+    nothing = torch.zeros(2, device=next(iter(parts.values())).device)  # of what other processes hold
+    extremes = [torch.stack(torch.aminmax(each)).float() if each.numel() else nothing for each in parts.values()]
+    broken = (~torch.stack(extremes).isfinite().all(1)).long()  # NaN gives NaN
+    for name, is_broken in zip(parts, run.world.add_up_(broken).tolist(), strict=True):
+        if is_broken:
+            (bad,) = run.world.sum(int((~parts[name].isfinite()).sum()))
             found = f"{bad:,} of its {state[name].numel():,} values"
             raise ZooError(f"step {run.step}: {name} is not finite, found {found}; {describe_what_stays(run)}")
 

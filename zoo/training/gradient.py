@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data import Batch
 from zoo.lazy import torch
+from zoo.ranks.shards import make_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch import device as Device
 
+    from zoo.ranks.world import World
     from zoo.training.objective import Objective
 
     Autocast = Callable[[], AbstractContextManager[Any]]
@@ -28,15 +30,18 @@ class Gradient(NamedTuple):
     targets: int
 
 
-def accumulate_gradient(model: Any, objective: Objective, batch: Batch, parts: int, autocast: Autocast) -> Gradient:
+def accumulate_gradient(
+    model: Any, objective: Objective, batch: Batch, parts: int, autocast: Autocast, whole: int | None = None
+) -> Gradient:
     """Accumulate the gradient of the batch's mean loss, one microbatch at a time.
 
     Each microbatch's sum is divided by the targets of the whole batch, so that those with fewer targets weigh less. A
-    model's own losses are means: they are weighted by the microbatch's share of the targets.
+    model's own losses are means: they are weighted by the microbatch's share of the targets. Where the batch is a part
+    of one that several processes share, `whole` are the targets of all of it.
     """
     device = next(model.parameters()).device
     targets = objective.targets(batch)
-    total = max(targets, 1)
+    total = max(targets if whole is None else whole, 1)
     terms: dict[str, Tensor] = {}
     loads: list[Tensor] = []
     for part in split_rows(batch, parts):
@@ -55,6 +60,16 @@ def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:
     return (map_tensors(batch, lambda rows, part=part: rows[part * size : (part + 1) * size]) for part in range(parts))
 
 
+def share_rows(batch: Batch, world: World) -> tuple[Batch, int]:
+    """Take this process' rows of a batch, and whether they count (1). Of fewer rows than processes each takes all, as
+    their passes must be equally many, and the main one's count."""
+    rows = len(batch.input_ids)
+    if rows < world.size:
+        return batch, int(world.main)
+    cuts = [part * rows // world.size for part in (world.rank, world.rank + 1)]
+    return map_tensors(batch, lambda each: each[cuts[0] : cuts[1]]), 1
+
+
 def move_batch(batch: Batch, device: Device) -> Batch:
     """Copy a batch to a device, without waiting for the copy."""
     if device.type == "cuda":
@@ -69,7 +84,7 @@ def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
 
 def clip_gradient(parameters: list[Any], most: float | None) -> Tensor:
     """Scale the gradient down to the norm `most` where its norm is larger. Returns the norm it had."""
-    norm = torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+    norm = make_whole(torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None]))
     looks = norm.device.type == "cpu"  # reading a norm on another device would wait for it
     if most is not None and not (looks and norm <= most):
         torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)

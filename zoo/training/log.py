@@ -102,6 +102,29 @@ class Records:
             raise
 
 
+class Unwritten(Records):
+    """The records of a process that leaves writing to the main one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.failed, self.relay = folder, False, None
+        self.lines = []
+
+    def write_line(self, **line: Any) -> None:
+        self.lines.append(line)
+
+    def write_sample(self, step: int, text: str) -> None:
+        pass
+
+    def write_nonfinite(self, line: str) -> None:
+        pass
+
+    def lengths(self) -> dict[str, int]:
+        return {}
+
+    def close(self, status: str = "done") -> None:
+        pass
+
+
 def cut_file(file: Path, length: int) -> None:
     """Cut a file back to a length that it once had. Raises CheckpointError when it is shorter than that."""
     found = file.stat().st_size if file.is_file() else 0

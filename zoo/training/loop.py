@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.data import Batch, Batches, Prepared, hold_out
 from zoo.data.tokens import Held
-from zoo.errors import Terminated, short
+from zoo.errors import short
 from zoo.lazy import torch
+from zoo.ranks.shards import ends_gathered
+from zoo.ranks.world import ALONE, World
 from zoo.report.history import RunRecord
 from zoo.report.page import PAGE, write_page
 from zoo.run.memory import read_used_memory
@@ -30,17 +30,18 @@ from zoo.training.compiling import compile_if_it_pays, compile_if_stated, run_ea
 from zoo.training.failures import FORESEEN
 from zoo.training.finite import may_update, refuse_nonfinite
 from zoo.training.flops import TrainingFlops
-from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, move_batch
+from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, move_batch, share_rows
 from zoo.training.log import PICTURE, Records, draw_losses
 from zoo.training.means import Means
 from zoo.training.optim import set_rates
 from zoo.training.precision import Computing
 from zoo.training.routing import RATE, balance_routers, describe_loads
 from zoo.training.sampling import choose_sampling_kernel, writes
-from zoo.training.saving import keep_if_best, note_evaluation, save_checkpoint, save_if_due
+from zoo.training.saving import keep_if_best, note_evaluation, save_if_due
 from zoo.training.settings import TextSample, Training
 from zoo.training.show import Show
 from zoo.training.speed import Clock, Peak
+from zoo.training.stopping import stop_if_asked, stop_on_signals
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -64,6 +65,7 @@ class Run:
     show: Show
     peak: Peak
     watch: ThreadWatch
+    world: World = ALONE
     ema: MovingAverage | None = None
     computing: Computing | None = None  # what computes gradients, where it is not the model itself
     free: int | None = None  # bytes of memory that were free before the model was built
@@ -83,7 +85,8 @@ class Run:
     )  # ranks of the best evaluations that are kept, with steps
     by_class: dict[str, Any] = field(default_factory=dict)  # the newest evaluation's figures by class
     compiled: bool | None = None  # whether layers are compiled; None: it is not known yet
-    stopped: signal.Signals | None = None  # what asked the run to stop
+    asked: signal.Signals | None = None  # what asked this process to stop
+    stopped: signal.Signals | None = None  # what all processes stop for
 
     @cached_property
     def device(self) -> Device:
@@ -156,8 +159,7 @@ def measure(run: Run) -> None:
     for what, work in (
         ("evaluation", evaluate),
         ("sample", write_sample),
-        ("picture", draw_picture),
-        ("page", draw_page),
+        *((("picture", draw_picture), ("page", draw_page)) if run.world.main else ()),
     ):
         try:
             with use_weights(run.model, find_evaluated_weights(run)):
@@ -176,14 +178,6 @@ def measure(run: Run) -> None:
         tell(run, "after_eval")
 
 
-def stop_if_asked(run: Run, terms: dict[str, Any]) -> None:
-    """Save and raise KeyboardInterrupt or Terminated when the run was asked to stop and is not at its end."""
-    if run.stopped and (run.step < run.settings.steps or run.evaluation_due):
-        save_checkpoint(run, terms)
-        run.show.say(f"stopped after step {run.step}; `zoo train --resume {run.folder}` goes on from there")
-        raise Terminated if run.stopped is signal.SIGTERM else KeyboardInterrupt
-
-
 # ---------------------------------------------------------------- one update
 
 
@@ -196,17 +190,30 @@ def update(run: Run) -> dict[str, Any]:
     factor = settings.schedule.factor(run.step, settings.steps)
     set_rates(run.optimizer, factor)
     batch = next(run.batches)
+    count = agree(run, batch)
     model, autocast = (run.model, run.autocast) if run.computing is None else (run.computing.refresh(), nullcontext)
-    terms, loads, targets = accumulate_gradient(model, settings.objective, batch, settings.accumulate, autocast)
+    terms, loads, _ = accumulate_gradient(model, settings.objective, batch, settings.accumulate, autocast, count)
+    terms, loads = run.world.add_up(terms), [run.world.add_up_(each) for each in loads]
     terms["grad_norm"] = clip_gradient(list(run.model.parameters()), settings.clip)
     run.step += 1
-    run.tokens += settings.objective.count_tokens(batch, settings.seq_len)
-    if run.flops is not None:
-        run.flops += run.counter.count(batch, targets)
     if may_update(run, terms):
         apply_update(run, loads)
     run.optimizer.zero_grad(set_to_none=True)
     return {**terms, **describe_loads(loads), "lr": settings.optim.lr * factor}
+
+
+def agree(run: Run, batch: Batch) -> int:
+    """Count a step's tokens, FLOPs and targets over all processes, and stop where one was asked to. Returns the
+    targets."""
+    objective = run.settings.objective
+    targets = objective.targets(batch)
+    flops = 0 if run.flops is None else run.counter.count(batch, targets)
+    tokens = objective.count_tokens(batch, run.settings.seq_len)
+    targets, flops, tokens = run.world.sum(targets, flops, tokens)
+    run.tokens += tokens
+    if run.flops is not None:
+        run.flops += flops
+    return targets
 
 
 def apply_update(run: Run, loads: list[Any]) -> None:
@@ -246,7 +253,7 @@ def compute_mfu(run: Run, speed: float) -> float | None:
     too low, and where the useful FLOPs are not counted: with frozen weights, and where much of a row is padding."""
     if run.flops is None or run.settings.objective.reads_labels:
         return None
-    share = run.peak.share(speed * run.flops / run.tokens)
+    share = run.peak.share(speed * run.flops / run.tokens / run.world.size)
     return None if share is None else round(share, 4)
 
 
@@ -288,7 +295,8 @@ def name_losses(suffix: str, nats: float, targets: int, n_bytes: int | None) -> 
 def write_sample(run: Run) -> None:
     """Let the model continue the prompt, where the config has one and the model writes."""
     if isinstance(sample := run.settings.sample, TextSample) and writes(run.model.spec):
-        text = sample.prompt + continue_prompt(run, sample)
+        with ends_gathered(run.model):  # every process writes it, as each may hold a part of the weights
+            text = sample.prompt + continue_prompt(run, sample)
         run.records.write_sample(run.step, text)
         run.show.sample(text)
 
@@ -316,19 +324,22 @@ def measure_validation_loss(run: Run, batches: list[Batch], metrics: Any = None)
     and the number of targets. `metrics`, where an objective has some, get the results too."""
     objective, targets = run.settings.objective, 0
     total = torch.zeros((), dtype=torch.float64, device=run.device)
+    world = run.world if metrics is None else ALONE  # figures of rows need all of them
     run.model.eval()
     try:
         for batch in batches:
-            if run.stopped:
+            if run.asked and run.world.size == 1:  # several would have to agree on it for each batch
                 raise EvaluationStopped
+            batch, counts = share_rows(batch, world)
             count = objective.targets(batch)
             with torch.no_grad(), run.autocast():
                 moved = move_batch(batch, run.device)
-                total += objective.judge(run.model, moved, count, metrics)
-            targets += count
+                found = objective.judge(run.model, moved, count, metrics)
+            total += found * counts
+            targets += count * counts
     finally:
         run.model.train()
-    return float(total), targets
+    return float(world.add_up_(total)), world.sum(targets)[0]
 
 
 def continue_prompt(run: Run, sample: TextSample) -> str:
@@ -341,29 +352,6 @@ def continue_prompt(run: Run, sample: TextSample) -> str:
 
 
 # ---------------------------------------------------------------- how it ends
-
-
-@contextmanager
-def stop_on_signals(run: Run) -> Iterator[None]:
-    """Stop the run after the present step, or the present batch of an evaluation, at Ctrl-C or a scheduler's SIGTERM;
-    at once at the second."""
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
-        yield
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        if run.stopped:
-            raise KeyboardInterrupt
-        run.stopped = signal.Signals(number)
-        with suppress(RuntimeError):  # where the signal came while a line was printed
-            run.show.say("stopping after this step (once more: at once, without a checkpoint)")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def describe_outcome(run: Run) -> dict[str, Any]:

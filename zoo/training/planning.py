@@ -19,6 +19,7 @@ from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.kernels import KERNELS
 from zoo.run import fp8
 from zoo.training import settings as S
+from zoo.training.parallel import find_parallel_faults, find_world
 from zoo.training.routing import has_selection_bias
 from zoo.training.start.begin import Start
 
@@ -27,7 +28,7 @@ CONFIG, MODEL = runs.CONFIG, runs.MODEL
 MAY_CHANGE = (
     *("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batches", "eval_weights", "save_every"),
     *("keep", "keep_best", "skip_nonfinite", "lawa", "sample"),
-    *("compile", "recompute", "offload", "device", "kernel"),
+    *("compile", "recompute", "offload", "device", "kernel", "parallel", "launcher", "nproc"),
 )
 """The keys that may change when a run is resumed. Any other would make it another run."""
 
@@ -114,6 +115,7 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
     trained = spec if refused else settings.objective.adapt(spec)
     faults += S.find_optimizer_mismatches(settings, trained)
     collect_faults(faults, lambda: mark_layers(trained, settings.recompute))
+    faults += find_parallel_faults(settings, find_world(settings))
     faults += [f"logger: {missing}"] if (missing := settings.logger.refuses()) else []
     if settings.kernel not in (names := ("auto", *KERNELS)):
         hint = did_you_mean(settings.kernel, names)

@@ -38,7 +38,7 @@ def save_checkpoint(run: Run, terms: dict[str, Any] | None = None, also: frozens
         refuse_nonfinite(run, terms)
     refuse_nonfinite_weights(run)
     state = store.Resumable(
-        run.model, run.optimizer, gather_counters(run), find_optimizer_average(run), compute_averages(run)
+        run.model, run.optimizer, gather_counters(run), find_optimizer_average(run), compute_averages(run), run.world
     )
     spared = partial(is_spared, run, also=also)
     folder = store.save_run(run.folder, run.step, state, run.data.tokenizer, run.settings.keep, spared)
@@ -81,7 +81,7 @@ def rank_evaluation(run: Run) -> float:
 def note_evaluation(run: Run) -> None:
     """Note in this step's checkpoint, where there is one, that its evaluation is done; then let go of what was the
     best."""
-    if run.saved == run.step:
+    if run.saved == run.step and run.world.main:
         newest = run.folder / CHECKPOINTS / f"step-{run.step:06}"
         store.write_counters(newest, gather_counters(run))
         store.tidy_run(newest, run.settings.keep, partial(is_spared, run))
@@ -90,6 +90,8 @@ def note_evaluation(run: Run) -> None:
 def point_at_best(run: Run) -> None:
     """Let `best` name the checkpoint with the best evaluation of those that are kept for it."""
     root = run.folder / CHECKPOINTS
+    if not run.world.main:
+        return
     if run.best:
         point(root, BEST, root / f"step-{run.best[0][1]:06}")
     else:
@@ -132,6 +134,8 @@ def restore_counters(run: Run, counters: dict[str, Any]) -> None:
 
 def tidy_checkpoints(run: Run) -> None:
     """Finish what a process began that was killed while it saved."""
+    if not run.world.main:
+        return
     newest = run.folder / CHECKPOINTS / f"step-{run.step:06}"
     point_at_best(run)
     store.tidy_run(newest, run.settings.keep, partial(is_spared, run))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -26,6 +27,7 @@ from zoo.training.dropout import Dropout
 from zoo.training.loggers import Logger, NoLogger
 from zoo.training.objective import Objective
 from zoo.training.optim import Optim
+from zoo.training.parallel import Parallel, read_parallel
 from zoo.training.parametrisation import Parametrisation, Standard
 from zoo.training.schedule import Schedule
 from zoo.training.start.lora import Lora
@@ -93,6 +95,9 @@ class Training(Spec, axis="command", kind="train", default="train"):
     optim: Optim
     schedule: Schedule
     parametrisation: Parametrisation = Standard()
+    parallel: Annotated[Parallel, BeforeValidator(read_parallel)] = Parallel()  # how processes share the run
+    launcher: Literal["none", "torchrun"] = "none"  # what starts them, on this machine; none: they are started
+    nproc: Annotated[int, Field(ge=2)] | None = None  # how many the launcher starts
     logger: Logger = NoLogger()  # a tracker that gets the metrics too
 
     @field_validator("accumulate")
@@ -131,6 +136,16 @@ class Training(Spec, axis="command", kind="train", default="train"):
     def can_be_trained_on(cls, value: str) -> str:
         if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d+)?", value):
             raise ValueError(f"is {value!r}, which trains nothing (one of: auto, cpu, cuda, cuda:N)")
+        return value
+
+    @field_validator("nproc")
+    @classmethod
+    def is_of_a_launcher(cls, value: int | None, info: Any) -> int | None:
+        launched = info.data.get("launcher") == "torchrun"
+        if launched and value is None:
+            raise ValueError("is null, and launcher=torchrun starts processes (nproc=2, say)")
+        if value is not None and not launched:
+            raise ValueError(f"is {value}, and nothing starts them (launcher=torchrun, or nproc=null)")
         return value
 
     @field_validator("lawa")

@@ -42,8 +42,8 @@ def format_duration(seconds: float) -> str:
 class Show:
     """Prints progress to standard error, which leaves standard output to results."""
 
-    def __init__(self, steps: int, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    def __init__(self, steps: int, console: Console | None = None, *, quiet: bool = False) -> None:
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
         self.steps = steps
         self._shown = 0.0
         self._preparing = ""
@@ -52,7 +52,7 @@ class Show:
         self._figures: dict[str, str] = {}
 
     def __enter__(self) -> Show:
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.quiet:
             columns = [TextColumn("step"), MofNCompleteColumn(), BarColumn(None), TaskProgressColumn()]
             self._bar = Progress(*columns, TextColumn("{task.fields[left]}"), console=self.console, expand=True)
             self._bar.add_task("", total=self.steps, left="")

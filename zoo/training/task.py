@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from zoo.generation.towers import check_length
 from zoo.grammar.saved import read_spec
 from zoo.kernels import machine_of, select
 from zoo.lazy import torch
+from zoo.model.init import mix_seed
+from zoo.ranks.world import World, join, read_world
 from zoo.report.page import PAGE, add_environment
 from zoo.run import fp8
 from zoo.run.builder import build, pick_device
@@ -33,11 +36,12 @@ from zoo.training.averages import MovingAverage
 from zoo.training.callbacks import is_hosted
 from zoo.training.failures import failures_in_one_line
 from zoo.training.fitting import advise, check_memory
-from zoo.training.log import METRICS, PICTURE, SAMPLES, Records
+from zoo.training.log import METRICS, PICTURE, SAMPLES, Records, Unwritten
 from zoo.training.loggers import open_relay
 from zoo.training.loop import Run, draw_last_page, fit
 from zoo.training.objective import Auto, Context, Labelled
 from zoo.training.objective.base import describe
+from zoo.training.parallel import lay_out
 from zoo.training.planning import (
     CONFIG,
     MODEL,
@@ -60,20 +64,25 @@ def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, An
 
     Raises ConfigError with every fault found, before anything is written; ZooError when the training fails.
     """
-    planned = plan_training(cfg)
-    where = Path(folder) if folder is not None else find_output_folder()
-    show = Show(planned.settings.steps)
-    with failures_in_one_line(where), keep_threads():
+    planned, world = plan_training(cfg), read_world()
+    show = Show(planned.settings.steps, quiet=not world.main)
+    join(world, pick_device(planned.settings.device).type)
+    with ExitStack() as held:
+        where = Path(world.tell(str(folder or find_output_folder()) if world.main else ""))
+        held.enter_context(failures_in_one_line(where))
+        held.enter_context(keep_threads())
         refuse_second_run(where)
         Start.of(planned.settings).check(planned.spec)
-        planned, device, data = prepare_device_and_data(planned, show)
-        with runs.locked(where, show.say):
+        planned, device, data = prepare_device_and_data(planned, show, world)
+        if world.main:
+            held.enter_context(runs.locked(where, show.say))
             refuse_second_run(where)  # another process may have had the folder meanwhile
-            run = build_run(planned, where, device, data, show)
+        run = build_run(planned, where, device, data, show, world)
+        if world.main:
             copy_tokenizer(planned.data, where / runs.TOKENIZER)
             write_yaml(where / CONFIG, planned.config)
             write_yaml(where / MODEL, grammar.to_dict(planned.spec))
-            return complete_run(run, planned)
+        return complete_run(run, planned)
 
 
 def resume_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -84,21 +93,27 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
 
     Raises ConfigError when no step is left, or when the data has changed.
     """
-    folder = Path(folder).expanduser()
+    folder, world = Path(folder).expanduser(), read_world()
     planned = plan_resumption(folder, overrides)
-    show = Show(planned.settings.steps)
-    with failures_in_one_line(folder), keep_threads(), runs.locked(folder, show.say):
+    show = Show(planned.settings.steps, quiet=not world.main)
+    join(world, pick_device(planned.settings.device).type)
+    with ExitStack() as held:
+        held.enter_context(failures_in_one_line(folder))
+        held.enter_context(keep_threads())
+        if world.main:
+            held.enter_context(runs.locked(folder, show.say))
         checkpoint = runs.find(folder)
         counters = store.read_counters(checkpoint)
         refuse_other_run(planned, folder, checkpoint, counters)
         refuse_old_position(counters["data"])
-        planned, device, data = prepare_device_and_data(planned, show)
+        planned, device, data = prepare_device_and_data(planned, show, world)
         if data.key != (was := counters["data"]["key"]):
             raise ConfigError(f"{folder}: its data is not what it was, found {data.key} (was {was})")
-        run = build_run(planned, folder, device, data, show, counters)
+        run = build_run(planned, folder, device, data, show, world, counters)
         restore_run(run, checkpoint)
         tidy_checkpoints(run)
-        write_yaml(folder / CONFIG, planned.config)
+        if world.main:
+            write_yaml(folder / CONFIG, planned.config)
         show.say(f"goes on after step {run.step}")
         return complete_run(run, planned)
 
@@ -122,10 +137,15 @@ def refuse_other_run(planned: TrainingPlan, folder: Path, checkpoint: Path, coun
 # ---------------------------------------------------------------- checks
 
 
-def prepare_device_and_data(planned: TrainingPlan, show: Show) -> tuple[TrainingPlan, Any, Prepared]:
+def prepare_device_and_data(planned: TrainingPlan, show: Show, world: World) -> tuple[TrainingPlan, Any, Prepared]:
     """Pick the device, prepare the data, and check the model against both. Returns the plan with what the data decides,
     the device and the data. Raises ConfigError."""
+    if planned.settings.launcher != "none" and world.size == 1:
+        found = f"is {planned.settings.launcher}, and a program starts no processes"
+        raise ConfigError(f"launcher: {found} (`zoo train` does; or torchrun, and launcher=none)")
     device = pick_device(planned.settings.device)
+    if device.type == "cuda" and world.size > 1:
+        device = pick_device(f"cuda:{world.local_rank}")
     if recipe := planned.settings.recipe:
         fp8.require_fp8(recipe, device, f"precision: {planned.settings.precision}", "precision=bf16")
     planned.settings.optim.check_device(device)
@@ -136,7 +156,8 @@ def prepare_device_and_data(planned: TrainingPlan, show: Show) -> tuple[Training
     free, cuda = read_free_memory(device), device.type == "cuda"
     if (line := check_memory(planned.settings, planned.spec, free, cuda=cuda)) is not None:
         show.say(line)
-    data = prepare_data(planned, show)
+    with world.main_first():
+        data = prepare_data(planned, show)
     planned = planned.learn(data)
     faults: list[str] = []
     collect_faults(faults, lambda: planned.settings.objective.extend(data.tokenizer, planned.settings.seq_len))
@@ -185,6 +206,7 @@ def build_run(
     device: Any,
     data: Prepared,
     show: Show,
+    world: World,
     counters: Mapping[str, Any] | None = None,
 ) -> Run:
     """Build a run before its first step. Everything random is drawn from the seed. `counters` are those of the
@@ -197,13 +219,15 @@ def build_run(
         Context(planned.spec, data.tokenizer, settings.seq_len, settings.seed, documents, one_shape)
     )
     batches = Batches(data.sources, settings.batch_size, settings.seq_len, settings.seed, documents, collate)
-    torch.manual_seed(settings.seed)
+    batches.share = (world.rank, world.size)
+    torch.manual_seed(mix_seed(settings.seed, f"rank {world.rank}") if world.rank else settings.seed)
     if device.type == "cpu" and not is_hosted():
         keep_memory()
     free = read_free_memory(device)
     model = build(planned.spec, device=str(device), kernel=settings.kernel, seed=settings.seed)
     set_recompute(model, settings.recompute)
-    deposit_tied_gradients(model)
+    if world.size == 1:
+        deposit_tied_gradients(model)
     start = Start.of(settings)
     if counters is None:
         start.read(model, show.say)
@@ -217,6 +241,7 @@ def build_run(
         settings.dropout.apply(model)
     if settings.pure:
         lower_weights(model)
+    lay_out(model, settings.parallel.settle(world), device, settings.precision)
     optimizer = build_optimizer(planned, model)
     if line := settings.optim.describe(device):
         show.say(line)
@@ -228,11 +253,14 @@ def build_run(
         batches=batches,
         model=model,
         optimizer=optimizer,
-        records=Records(folder, (counters or {}).get("lengths"), settings.objective.measures),
+        records=Records(folder, (counters or {}).get("lengths"), settings.objective.measures)
+        if world.main
+        else Unwritten(folder),
         show=show,
         peak=find_peak(device, settings.arithmetic),
         watch=watch,
-        computing=Computing(model.train()) if settings.precision == MASTER else None,
+        world=world,
+        computing=Computing(model.train()) if settings.precision == MASTER and world.size == 1 else None,
         ema=MovingAverage(settings.ema, model) if settings.ema else None,
         free=free,
         flops=0 if all(each.requires_grad for each in model.parameters()) else None,
@@ -280,7 +308,7 @@ def choose_computing(
 
 def restore_run(run: Run, checkpoint: Path) -> None:
     """Restore a run's state from a checkpoint."""
-    counters = store.load_run(checkpoint, run.model, run.optimizer)
+    counters = store.load_run(checkpoint, run.model, run.optimizer, rank=run.world.rank)
     if run.ema is not None:
         run.ema.restore(checkpoint / "ema")
     restore_counters(run, counters)
@@ -290,7 +318,8 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
     """Train to the end and write the outcome, also when it is a failure."""
     settings = run.settings
     params = sum(parameter.numel() for parameter in run.model.parameters())
-    what = f"{params:,} parameters on {run.device} in {settings.precision}"
+    spread = f", over {run.world.size} processes" if run.world.size > 1 else ""
+    what = f"{params:,} parameters on {run.device} in {settings.precision}{spread}"
     size = f"{settings.steps:,} steps of {settings.batch_size * settings.seq_len:,} tokens"
     run.show.say(f"{run.name}: {what}, {size}; MFU of {run.peak}")
     if planned.config.get("objective", {}).get("kind") == Auto.kind:
@@ -303,6 +332,8 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
             run.show.say(line)
     if settings.objective.reads_labels and (line := describe_sample_of_rows(run)):
         run.show.say(line)
+    if not run.world.main:
+        return fit(run)
     add_environment(run.folder, describe_environment(run.device))
     status, cuda = "failed", run.device.type == "cuda"
     try:

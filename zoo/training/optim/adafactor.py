@@ -27,6 +27,7 @@ class Adafactor(Optim, kind="adafactor"):
     """
 
     by_element: ClassVar[bool] = False
+    by_part: ClassVar[bool] = False
 
     lr: PositiveFloat = 1e-2
     beta2_decay: Annotated[float, Field(lt=0)] = -0.8

@@ -36,6 +36,7 @@ class AdamW8bit(Optim, kind="adamw8bit"):
     """
 
     whole_step: ClassVar[str | None] = "packs its states in 8 bits by itself"
+    by_part: ClassVar[bool] = False
 
     lr: PositiveFloat = 1e-3
     betas: tuple[Beta, Beta] = (0.9, 0.95)

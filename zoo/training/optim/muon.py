@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -24,6 +24,8 @@ class Muon(Optim, kind="muon"):
     scaled by 0.2·√max(A, B), which gives it the RMS of AdamW's, so that AdamW's `lr` and `weight_decay` stand (Liu et
     al., 2025). `dtype` is that of the iterations: auto takes bf16 where it is as fast as float32.
     """
+
+    by_part: ClassVar[bool] = False
 
     lr: PositiveFloat = 1e-3
     momentum: Beta = 0.95

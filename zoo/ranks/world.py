@@ -1,0 +1,129 @@
+"""The processes of a run, as torchrun starts them: who they are, and what they agree on."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TIMEOUT = timedelta(minutes=10)
+"""After which a rank gives up waiting for the others."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run: this one is number `rank` of `size`, and `local_rank` on its machine. A process alone
+    agrees with itself."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and shows."""
+        return self.rank == 0
+
+    def sum(self, *values: int) -> list[int]:
+        """Sum up whole numbers over all processes."""
+        if self.size == 1:
+            return list(values)
+        from torch import distributed
+
+        total = torch.tensor(values, dtype=torch.int64)
+        distributed.all_reduce(total)
+        return total.tolist()
+
+    def add_up(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Sum up scalars by name over all processes, on their device."""
+        if self.size == 1 or not values:
+            return dict(values)
+        from torch import distributed
+
+        total = torch.stack([each.detach().double() for each in values.values()])
+        distributed.all_reduce(total)
+        return dict(zip(values, total.float().unbind(), strict=True))
+
+    def add_up_(self, value: Tensor) -> Tensor:
+        """Sum up a tensor over all processes, in place."""
+        if self.size > 1:
+            from torch import distributed
+
+            distributed.all_reduce(value)
+        return value
+
+    def tell(self, value: Any) -> Any:
+        """Give every process what the main one has."""
+        if self.size == 1:
+            return value
+        from torch import distributed
+
+        told = [value]
+        distributed.broadcast_object_list(told, src=0)
+        return told[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Give the main process what each one has, by rank; the others get nothing."""
+        if self.size == 1:
+            return [value]
+        from torch import distributed
+
+        found: list[Any] = [None] * self.size
+        distributed.gather_object(value, found if self.main else None)
+        return found if self.main else []
+
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+        if self.size > 1:
+            from torch import distributed
+
+            distributed.barrier()
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Let the main process do something before the others do it too: they find its files."""
+        if not self.main:
+            self.wait()
+        yield
+        if self.main:
+            self.wait()
+
+
+ALONE = World()
+
+
+def read_world() -> World:
+    """Read from torchrun's variables which process of how many this is."""
+    found = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    if None in found:
+        return ALONE
+    rank, size, local = (int(each) for each in found if each is not None)
+    return World(rank, size, local)
+
+
+def join(world: World, device: str) -> None:
+    """Join the other processes, over gloo, and between CUDA devices over NCCL: once in the life of a process, as
+    torchrun's meeting point serves for one. A program that has joined them itself stays as it is."""
+    if world.size == 1:
+        return
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
+        atexit.register(distributed.destroy_process_group)
+
+
+def leave_at_once() -> None:
+    """Let this process end without taking leave of the others, one of which is gone: it would wait for it."""
+    from torch import distributed
+
+    atexit.unregister(distributed.destroy_process_group)

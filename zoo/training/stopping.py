@@ -1,0 +1,54 @@
+"""Stop a run when it is asked to: Ctrl-C, or a scheduler's SIGTERM, sent to any of its processes."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import Terminated
+from zoo.training.saving import save_checkpoint
+
+if TYPE_CHECKING:
+    from zoo.training.loop import Run
+
+
+@contextmanager
+def stop_on_signals(run: Run) -> Iterator[None]:
+    """Stop the run after the present step, or the present batch of an evaluation, at Ctrl-C or a scheduler's SIGTERM;
+    at once at the second."""
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+        yield
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if run.asked:
+            raise KeyboardInterrupt
+        run.asked = signal.Signals(number)
+        with suppress(RuntimeError):  # where the signal came while a line was printed
+            run.show.say("stopping after this step (once more: at once, without a checkpoint)")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def heed_signals(run: Run) -> None:
+    """Stop for a signal that any process was sent."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    found = run.world.sum(*(int(run.asked is each) for each in signals))
+    run.stopped = next((each for each, count in zip(signals, found, strict=True) if count), None)
+
+
+def stop_if_asked(run: Run, terms: dict[str, Any]) -> None:
+    """Save and raise KeyboardInterrupt or Terminated when the run was asked to stop and is not at its end."""
+    heed_signals(run)
+    if run.stopped and (run.step < run.settings.steps or run.evaluation_due):
+        save_checkpoint(run, terms)
+        run.show.say(f"stopped after step {run.step}; `zoo train --resume {run.folder}` goes on from there")
+        raise Terminated if run.stopped is signal.SIGTERM else KeyboardInterrupt
