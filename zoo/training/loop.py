@@ -203,8 +203,7 @@ def update(run: Run) -> dict[str, Any]:
 
 
 def agree(run: Run, batch: Batch) -> int:
-    """Count a step's tokens, FLOPs and targets over all processes, and stop where one was asked to. Returns the
-    targets."""
+    """Count a step's tokens, FLOPs and targets over all processes. Returns the targets."""
     objective = run.settings.objective
     targets = objective.targets(batch)
     flops = 0 if run.flops is None else run.counter.count(batch, targets)

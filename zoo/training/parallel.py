@@ -39,7 +39,7 @@ class Mesh:
 class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
     """The processes of a run by what they share.
 
-    `dp` replicas of the model train on rows of their own and average their gradients (Li et al., 2020, DDP). The
+    `dp` replicas of the model train on rows of their own and sum up their gradients (Li et al., 2020, DDP). The
     `shard` processes of a replica train on rows of their own too, and each holds a part of every weight, gradient and
     optimizer state (Rajbhandari et al., 2020, ZeRO-3; torch's FSDP2): a layer's weights are gathered where they
     compute. One of the two may be `auto`: as many as torchrun started.
@@ -96,9 +96,8 @@ def find_parallel_faults(settings: Training, world: World) -> list[str]:
         return []
     faults = []
     if settings.batch_size % (parts := mesh.size * settings.accumulate):
-        found = (
-            f"is {settings.batch_size}, which {mesh.size} processes × accumulate={settings.accumulate} do not divide"
-        )
+        by = f"{mesh.size} processes × accumulate={settings.accumulate}"
+        found = f"is {settings.batch_size}, which {by} do not divide"
         faults.append(f"batch_size: {found} (a multiple of {parts})")
     for name, value, would in (
         ("precision", settings.precision, ("fp32", "bf16", "bf16_master")),
@@ -147,9 +146,8 @@ def place_experts(model: Any, ways: int) -> Any:
 
     from zoo.run.layer import StackedLinear
 
-    stacked = {
-        id(each) for module in model.modules() if isinstance(module, StackedLinear) for each in module.parameters()
-    }
+    stacks = [module for module in model.modules() if isinstance(module, StackedLinear)]
+    stacked = {id(each) for module in stacks for each in module.parameters()}
 
     def choose(parameter: Any) -> Shard | None:
         few = id(parameter) in stacked and parameter.shape[0] < ways
