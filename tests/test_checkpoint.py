@@ -263,7 +263,7 @@ def test_a_write_that_fails_leaves_the_older_checkpoint_and_no_trace(tmp_path, m
     def full(*args):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(store, "write_state", full)
+    monkeypatch.setattr(store, "write_counters", full)
     with pytest.raises(OSError, match="no space"):
         save(tmp_path, 4, model, optimizer)
     assert runs.find(tmp_path) == older
