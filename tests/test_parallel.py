@@ -36,8 +36,12 @@ MODELS = {
     "encoder": ("bert-tiny", ["model.n_layers=2"]),
     "averaged": ("llama-tiny", [*SMALL, "ema=0.9", "eval_weights=ema"]),
     "schedule_free": ("llama-tiny", [*SMALL, "optim=schedule_free"]),
+    "accumulated": ("llama-tiny", SMALL),
     "recomputed": ("gpt-tiny", ["model.n_layers=2", "recompute=full"]),
 }
+MICROBATCHES = {"accumulated": 2}
+"""Of each process, where they are several."""
+
 QUICK = ("dense", "encoder_decoder")
 
 
@@ -86,7 +90,7 @@ def compare(one, other, weights=1e-4):
 def list_cases():
     for name in MODELS:
         yield pytest.param(name, 2, ("ddp", "fsdp"), marks=[] if name in QUICK else [pytest.mark.slow], id=f"{name}-2")
-    for name in ("dense", "experts", "hybrid", "latents", "encoder_decoder"):
+    for name in ("dense", "accumulated", "experts", "hybrid", "latents", "encoder_decoder"):
         yield pytest.param(name, 4, ("ddp", "fsdp", "hsdp"), marks=[pytest.mark.slow], id=f"{name}-4")
 
 
@@ -94,8 +98,10 @@ def list_cases():
 def test_processes_train_as_one_does_on_their_rows_by_turns(name, processes, ways, here):
     model, own = MODELS[name]
     steps = ["steps=20" if processes == 4 else "steps=6", "eval_every=3", "batch_size=8", *BASE, *own]
-    zoo.train(model, [*steps, f"accumulate={processes}", "hydra.run.dir=one"])
-    spread(processes, [(model, [*steps, f"parallel={way}", f"hydra.run.dir={way}"]) for way in ways])
+    parts = MICROBATCHES.get(name, 1)
+    zoo.train(model, [*steps, f"accumulate={processes * parts}", "hydra.run.dir=one"])
+    each = [*steps, f"accumulate={parts}"]
+    spread(processes, [(model, [*each, f"parallel={way}", f"hydra.run.dir={way}"]) for way in ways])
     for way in ways:
         compare("one", way)
 

@@ -45,6 +45,13 @@ def drop_gathered(model: Any) -> None:
             reshard()
 
 
+def hold_back_replicas(model: Any, hold: bool) -> None:
+    """Say whether the next backward pass leaves gradients of this replica alone, to be summed up over replicas with
+    those of a later microbatch. Over the parts of a replica they are summed up each time."""
+    if (require := getattr(model, "set_requires_all_reduce", None)) is not None:
+        require(not hold)
+
+
 @contextmanager
 def ends_gathered(model: Any) -> Iterator[None]:
     """Hold the weights beside a model's layers whole inside the block, for passes that begin at a part of it, such as

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data import Batch
 from zoo.lazy import torch
-from zoo.ranks.shards import make_whole
+from zoo.ranks.shards import hold_back_replicas, make_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,8 @@ def accumulate_gradient(
     total = max(targets if whole is None else whole, 1)
     terms: dict[str, Tensor] = {}
     loads: list[Tensor] = []
-    for part in split_rows(batch, parts):
+    for number, part in enumerate(split_rows(batch, parts), 1):
+        hold_back_replicas(model, number < parts)
         count = objective.targets(part)
         with autocast():
             found = objective.loss(model, move_batch(part, device), weight=1 / total, count=count)
