@@ -189,6 +189,23 @@ def test_a_rank_that_dies_ends_the_run_in_one_line_and_a_signal_stops_all(rank, 
     assert result["status"] == "done" and result["steps"] == done + 2
 
 
+def test_a_process_needs_memory_for_its_part_alone(here, monkeypatch):
+    from zoo.training.fitting import price_training, take_share
+    from zoo.training.planning import plan_resumption
+
+    zoo.train("llama-tiny", [*BASE, *SMALL, "steps=1", "batch_size=8", "hydra.run.dir=run"])
+    whole = plan_resumption(Path("run"), [])
+    monkeypatch.setenv("RANK", "0"), monkeypatch.setenv("LOCAL_RANK", "0"), monkeypatch.setenv("WORLD_SIZE", "4")
+    parts = plan_resumption(Path("run"), ["parallel=fsdp"])
+    assert take_share(parts.settings).batch_size == 2
+    shared = price_training(take_share(parts.settings), parts.spec, 2)
+    copied = price_training(take_share(plan_resumption(Path("run"), ["parallel=ddp"]).settings), parts.spec, 2)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    alone = price_training(whole.settings, whole.spec, 2)
+    assert copied["states"] == alone["states"]
+    assert shared["states"] == pytest.approx(alone["states"] / 4, rel=0.02)
+
+
 # ---------------------------------------------------------------- refusals
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import PositiveFloat
 
 from zoo.lazy import torch
+from zoo.ranks.shards import is_shared, take_part
 from zoo.spec import Buffer, Conv, Experts, Linear, Spec, SpecRow, Weight, is_hidden_matrix, placed_tensors
 
 
@@ -61,21 +62,27 @@ def initialise(model: Any, seed: int) -> None:
     """Fill every tensor of a built model in place.
 
     Each is drawn by itself, from the seed and its name: models share the values of what they share, and of one seed
-    differ only where they differ. A CPU and a GPU draw other numbers.
+    differ only where they differ. A CPU and a GPU draw other numbers. Of a model that several processes share, each
+    draws a tensor whole and keeps its part.
     """
     held = model.state_dict()
     generator = torch.Generator(next(iter(held.values())).device)
     for where, tower in model.spec.towers().items():
         for name, row, leaf in placed_tensors(tower, tower.d_model, where):
             parameter, part = held[name], row.part
+            whole = parameter
+            if is_shared(parameter):
+                whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=generator.device)
             if isinstance(part, Weight | Buffer):
-                part.init(parameter) if callable(part.init) else parameter.fill_(part.init)
+                part.init(whole) if callable(part.init) else whole.fill_(part.init)
             elif leaf == "bias":
-                parameter.zero_()
+                whole.zero_()
             else:
                 generator.manual_seed(mix_seed(seed, name))
                 deviation = model.spec.init.deviation(row, model.spec.n_layers)
-                parameter.normal_(0.0, deviation, generator=generator)
+                whole.normal_(0.0, deviation, generator=generator)
+            if whole is not parameter:
+                parameter.copy_(take_part(whole, parameter))
 
 
 def mix_seed(seed: int, name: str) -> int:

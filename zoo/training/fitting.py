@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from zoo.costs.setup import Setup
 from zoo.costs.tuning import Tuning, count_adapters
 from zoo.errors import ConfigError
 from zoo.run.fp8 import MULTIPLE
+from zoo.training.parallel import find_world
 from zoo.training.precision import PURE, find_priced
 from zoo.training.settings import Training
 from zoo.training.start.begin import Start
@@ -21,6 +23,12 @@ EVERY = (4, 3, 2)
 
 Changes = Mapping[str, str]
 """Settings by name, as they are typed."""
+
+
+def take_share(settings: Training) -> Training:
+    """The settings of one process of a run: its rows of a batch are all that it computes."""
+    size = settings.parallel.settle(find_world(settings)).size
+    return dataclasses.replace(settings, batch_size=settings.batch_size // size) if size > 1 else settings  # type: ignore[type-var]
 
 
 def check_memory(settings: Training, spec: Any, free: int | None, *, cuda: bool = True) -> str | None:
@@ -172,9 +180,13 @@ def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = Tru
     and `states`, what is held whatever the rows are. A moving average of the weights stands beside it.
 
     Counts what this run holds: no gradients nor states of frozen weights, adapters, what dropout keeps, gradients that
-    are accumulated. `changes` are settings in place of the run's: recompute, offload, precision.
+    are accumulated; of weights that several processes share, its part. `changes` are settings in place of the run's:
+    recompute, offload, precision.
     """
+    ways = settings.parallel.settle(find_world(settings)).shard
     setup = Setup(
+        dp=ways,
+        zero=3 if ways > 1 else 0,
         context=settings.seq_len,
         batch=rows,
         accumulate=settings.batch_size // rows,

@@ -21,7 +21,7 @@ from zoo.generation.towers import check_length
 from zoo.grammar.saved import read_spec
 from zoo.kernels import machine_of, select
 from zoo.lazy import torch
-from zoo.model.init import mix_seed
+from zoo.model.init import initialise, mix_seed
 from zoo.ranks.world import World, join, read_world
 from zoo.report.page import PAGE, add_environment
 from zoo.run import fp8
@@ -35,7 +35,7 @@ from zoo.training import settings as S
 from zoo.training.averages import MovingAverage
 from zoo.training.callbacks import is_hosted
 from zoo.training.failures import failures_in_one_line
-from zoo.training.fitting import advise, check_memory
+from zoo.training.fitting import advise, check_memory, take_share
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records, Unwritten
 from zoo.training.loggers import open_relay
 from zoo.training.loop import Run, draw_last_page, fit
@@ -154,7 +154,7 @@ def prepare_device_and_data(planned: TrainingPlan, show: Show, world: World) -> 
         found = f"is {planned.settings.offload}, and a run on {device.type} has them in the host's memory anyway"
         raise ConfigError(f"offload: {found} (none, or device=cuda)")
     free, cuda = read_free_memory(device), device.type == "cuda"
-    if (line := check_memory(planned.settings, planned.spec, free, cuda=cuda)) is not None:
+    if (line := check_memory(take_share(planned.settings), planned.spec, free, cuda=cuda)) is not None:
         show.say(line)
     with world.main_first():
         data = prepare_data(planned, show)
@@ -224,7 +224,9 @@ def build_run(
     if device.type == "cpu" and not is_hosted():
         keep_memory()
     free = read_free_memory(device)
-    model = build(planned.spec, device=str(device), kernel=settings.kernel, seed=settings.seed)
+    mesh = settings.parallel.settle(world)
+    apart = mesh.shard > 1 and settings.weights is None  # then no process ever has the whole model
+    model = build(planned.spec, device="meta" if apart else str(device), kernel=settings.kernel, seed=settings.seed)
     set_recompute(model, settings.recompute)
     if world.size == 1:
         deposit_tied_gradients(model)
@@ -241,7 +243,9 @@ def build_run(
         settings.dropout.apply(model)
     if settings.pure:
         lower_weights(model)
-    lay_out(model, settings.parallel.settle(world), device, settings.precision)
+    lay_out(model, mesh, device, settings.precision)
+    if apart:
+        initialise(model.to_empty(device=device), settings.seed)
     optimizer = build_optimizer(planned, model)
     if line := settings.optim.describe(device):
         show.say(line)
@@ -338,7 +342,7 @@ def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
     status, cuda = "failed", run.device.type == "cuda"
     try:
         run.records.relay = open_relay(settings.logger, run.folder, planned.config, run.step, run.show.say)
-        with failures_in_one_line(run.folder, lambda: advise(settings, planned.spec, run.free, cuda=cuda)):
+        with failures_in_one_line(run.folder, lambda: advise(take_share(settings), planned.spec, run.free, cuda=cuda)):
             result = fit(run)
         status = "done"
     except (ZooError, KeyboardInterrupt) as error:
