@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator
 
 from zoo.errors import ConfigError, did_you_mean
 from zoo.lazy import torch
@@ -17,7 +17,14 @@ from zoo.spec import Spec
 if TYPE_CHECKING:
     from zoo.training.settings import Training
 
-Ways = Annotated[int, Field(ge=1)] | Literal["auto"]
+
+def _check_ways(value: Any) -> Any:
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"must be a whole number from 1 up, or auto, found {value!r}")
+    return value
+
+
+Ways = Annotated[int | Literal["auto"], BeforeValidator(_check_ways)]
 
 DP, SHARD = "dp", "shard"
 """The dimensions of a mesh, by torch's names for them here."""

@@ -22,7 +22,7 @@ from zoo.grammar.saved import read_spec
 from zoo.kernels import machine_of, select
 from zoo.lazy import torch
 from zoo.model.init import initialise, mix_seed
-from zoo.ranks.world import World, join, read_world
+from zoo.ranks.world import ALONE, World, join, read_world
 from zoo.report.page import PAGE, add_environment
 from zoo.run import fp8
 from zoo.run.builder import build, pick_device
@@ -206,7 +206,7 @@ def build_run(
     device: Any,
     data: Prepared,
     show: Show,
-    world: World,
+    world: World = ALONE,
     counters: Mapping[str, Any] | None = None,
 ) -> Run:
     """Build a run before its first step. Everything random is drawn from the seed. `counters` are those of the
