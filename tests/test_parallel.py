@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 import zoo
+from zoo import cli
 from zoo.compose import load
 from zoo.costs.parallel import fullest
 from zoo.costs.setup import Setup
@@ -242,6 +243,16 @@ def test_what_processes_cannot_share_is_refused_before_one_starts(overrides, fau
     launched = ["launcher=torchrun", "nproc=2", "parallel=fsdp", *BASE, *SMALL, "steps=2"]
     with pytest.raises(ConfigError, match=fault):
         zoo.train("llama-tiny", [*launched, *overrides])
+
+
+def test_a_sweep_is_no_work_of_several_processes(here, monkeypatch, capsys):
+    sweep = ["train", "-m", *BASE, *SMALL, "steps=1", "seed=0,1", "hydra.sweep.dir=sweep"]
+    assert cli.run([*sweep, "launcher=torchrun", "nproc=2", "parallel=ddp", "batch_size=8"]) == 1
+    assert "launcher: is torchrun, and neither a sweep nor a program starts processes" in capsys.readouterr().err
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert cli.run([*sweep, "parallel=ddp"]) == 2
+    assert "multirun: torchrun has started 2 processes, and each would run the sweep" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

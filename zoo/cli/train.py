@@ -71,11 +71,23 @@ def run(
         with jobs.plan_launch(overrides, config=config, sweeps=multirun, check=False) as plan:
             return _show(plan, cfg, resolve, info)
     with _ended_by_sigterm(), jobs.plan_launch(overrides, config=config, sweeps=multirun) as plan:
-        settings = None if plan.sweeps else task_config(plan.jobs[0])
-        if settings is None:
+        settings = task_config(plan.jobs[0])
+        if plan.sweeps:
+            refuse_processes()
             _sweep(plan)
         elif not _launched(settings.launcher, settings.nproc, [*(["-c", str(config)] if config else []), *overrides]):
             plan.run()
+
+
+def refuse_processes() -> None:
+    """Raise ConfigError where torchrun has started several processes, each of which would run the whole sweep."""
+    from zoo.errors import ConfigError
+    from zoo.ranks.world import read_world
+
+    if (size := read_world().size) > 1:
+        raise ConfigError(
+            f"multirun: torchrun has started {size} processes, and each would run the sweep (one run of it)"
+        )
 
 
 def _launched(launcher: str, processes: int | None, args: list[str]) -> bool:

@@ -141,8 +141,8 @@ def prepare_device_and_data(planned: TrainingPlan, show: Show, world: World) -> 
     """Pick the device, prepare the data, and check the model against both. Returns the plan with what the data decides,
     the device and the data. Raises ConfigError."""
     if planned.settings.launcher != "none" and world.size == 1:
-        found = f"is {planned.settings.launcher}, and a program starts no processes"
-        raise ConfigError(f"launcher: {found} (`zoo train` does; or torchrun, and launcher=none)")
+        found = f"is {planned.settings.launcher}, and neither a sweep nor a program starts processes"
+        raise ConfigError(f"launcher: {found} (`zoo train` of one run does; or torchrun, and launcher=none)")
     device = pick_device(planned.settings.device)
     if device.type == "cuda" and world.size > 1:
         device = pick_device(f"cuda:{world.local_rank}")
