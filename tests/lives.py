@@ -157,6 +157,7 @@ class Runs:
         self.report = Counter(runs=0)
         self.met: Counter[str] = Counter()
         self.number = 0
+        self.asked = False  # whether runs are asked to stop, and save then
         whole = root / "whole"
         began = time.perf_counter()
         assert self.live(whole, None) == DONE, (root / "log").read_text()
@@ -223,9 +224,20 @@ class Runs:
 
     def finish(self) -> None:
         """Hold a run that has ended against the whole one, and begin another."""
-        found = read_run(self.folder)
-        assert found.keys() == self.whole.keys(), found.keys() ^ self.whole.keys()
-        for name, content in self.whole.items():
+        found, whole = read_run(self.folder), self.whole
+        if self.asked:  # a stop saves too: before the last checkpoint the one that is kept may be of another step
+            newest = max(name.split("/")[1] for name in whole if "/step-" in name)
+            found, whole = (
+                {
+                    name: content
+                    for name, content in each.items()
+                    # a draft of the page stays where the signal came after the run's end, which nothing goes on from
+                    if ("/step-" not in name or newest in name) and not name.startswith(".index.html.")
+                }
+                for each in (found, whole)
+            )
+        assert found.keys() == whole.keys(), found.keys() ^ whole.keys()
+        for name, content in whole.items():
             assert found[name] == content, f"{name} of {self.folder} is not that of the run that nothing happened to"
         shutil.rmtree(self.folder)
         self.number += 1
@@ -309,6 +321,7 @@ def main() -> None:
             everywhere = options.get("everywhere", False)
             lives.report[name] += lives.meet(fail(getattr(errno, name)), FAILED, turn=turn, everywhere=everywhere)
         lives.complete()
+    lives.asked = "stops" in options
     for turn in range(*options.get("stops", (0, 0))):
         lives.report["stops"] += lives.meet(ask_to_stop, STOPPED, -signal.SIGTERM, turn=turn, everywhere=True)
     lives.complete()
