@@ -81,13 +81,12 @@ def _without_debug(args: list[str]) -> tuple[list[str], bool]:
 
 def _refuse(faults: Sequence[str], code: int, debug: bool) -> int:
     from zoo.errors import ConfigError, LostProcess
+    from zoo.ranks.world import read_world
 
     if debug:
         import traceback
 
         traceback.print_exc()
-    from zoo.ranks.world import read_world
-
     world = read_world()
     if not world.main:  # the main process refuses the same input, and loses the same connection
         if code == ConfigError.exit_code or isinstance(sys.exc_info()[1], LostProcess):

@@ -59,7 +59,6 @@ def run(
     """
     from zoo.errors import ConfigError
     from zoo.jobs import plan as jobs
-    from zoo.jobs.plan import task_config
 
     overrides = overrides or []
     if resume is not None:
@@ -71,15 +70,15 @@ def run(
         with jobs.plan_launch(overrides, config=config, sweeps=multirun, check=False) as plan:
             return _show(plan, cfg, resolve, info)
     with _ended_by_sigterm(), jobs.plan_launch(overrides, config=config, sweeps=multirun) as plan:
-        settings = task_config(plan.jobs[0])
+        settings = jobs.task_config(plan.jobs[0])
         if plan.sweeps:
-            refuse_processes()
+            _refuse_processes()
             _sweep(plan)
         elif not _launched(settings.launcher, settings.nproc, [*(["-c", str(config)] if config else []), *overrides]):
             plan.run()
 
 
-def refuse_processes() -> None:
+def _refuse_processes() -> None:
     """Raise ConfigError where torchrun has started several processes, each of which would run the whole sweep."""
     from zoo.errors import ConfigError
     from zoo.ranks.world import read_world
