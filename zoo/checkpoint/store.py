@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from zoo.errors import CheckpointError, short
 from zoo.grammar import to_dict
 from zoo.grammar.saved import FORMAT, check_format, read_spec
 from zoo.lazy import torch
-from zoo.ranks.shards import drop_gathered, is_shared, make_whole, take_part
+from zoo.ranks.shards import Shares, drop_gathered
 from zoo.ranks.world import ALONE, World
 from zoo.run.builder import build, pick_device, resolve_dtype
 from zoo.runs import ARCHITECTURE, CHECKPOINTS, WEIGHTS, find, read_step
@@ -62,7 +63,7 @@ def save_model(model: Any, folder: str | Path, tokenizer: Any = None) -> Path:
 
 def write_model(model: Any, folder: Path, tokenizer: Any = None, weights: Mapping[str, Tensor] | None = None) -> None:
     """Write the files of `save_model` into an existing folder, with `weights` in place of the model's own."""
-    node = {"format": FORMAT, "model": to_dict(model.spec)}
+    node = {"format": FORMAT, "model": to_dict(model.whole)}
     text = yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120)
     (folder / ARCHITECTURE).write_text(text, encoding="utf-8")
     write_tensors(adapters.write(model, folder, weights or {}), folder / WEIGHTS)
@@ -138,10 +139,11 @@ def save_run(
     """Publish the checkpoint of a step (`zoo.checkpoint.publish`). Of those up to it the `keep` newest stay, and those
     of the steps that are `spared`. All processes of its world call this; the main one writes."""
     folder = run / CHECKPOINTS / f"step-{step:06}"
-    shared = {name: each for name, each in state.model.state_dict().items() if is_shared(each)}
-    own = make_all_whole(shared)
-    evaluated = make_all_whole(state.evaluated)
-    averages = {name: make_all_whole(weights) for name, weights in state.averages.items()}
+    shares = state.model.shares
+    shared = {name: each for name, each in state.model.state_dict().items() if shares.splits(name, each)}
+    own = make_all_whole(shared, shares)
+    evaluated = make_all_whole(state.evaluated, shares)
+    averages = {name: make_all_whole(weights, shares) for name, weights in state.averages.items()}
     states = list_states(state)
 
     def write(draft: Path) -> None:
@@ -158,9 +160,9 @@ def save_run(
     return folder
 
 
-def make_all_whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def make_all_whole(tensors: Mapping[str, Tensor], shares: Shares) -> dict[str, Tensor]:
     """Gather tensors of which each process may hold a part."""
-    return {name: make_whole(each) for name, each in tensors.items()}
+    return {name: shares.make_whole(name, each) for name, each in tensors.items()}
 
 
 def choose_kept(keep: int, spared: Callable[[int], bool]) -> Callable[[list[Path]], list[Path]]:
@@ -185,11 +187,13 @@ def list_states(state: Resumable) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for rank, found in enumerate(state.world.gather(read_random_states())):
         tensors |= {f"random.{name_random(name, rank)}": each for name, each in found.items()}
+    shares = state.model.shares
     for name, parameter in state.model.named_parameters():
         if name in state.evaluated:
-            tensors[f"weights.{name}"] = make_whole(parameter.detach())
+            tensors[f"weights.{name}"] = shares.make_whole(name, parameter.detach())
         for key, value in state.optimizer.state.get(parameter, {}).items():
-            for inner, tensor in take_apart(value).items():
+            whole = shares.make_whole(name, value) if torch.is_tensor(value) and shares.splits(name, value) else value
+            for inner, tensor in take_apart(whole).items():
                 tensors[f"optimizer.{name}/{key}{inner}"] = tensor
     return tensors
 
@@ -201,8 +205,6 @@ def name_random(device: str, rank: int) -> str:
 
 def take_apart(value: Any) -> dict[str, Tensor]:
     """Give the plain tensors of a state by what to add to its name: itself, or those that one of 8 bits is made of."""
-    if is_shared(value):
-        return {"": make_whole(value)}
     if hasattr(value, "__tensor_flatten__"):
         return {f":{inner}": getattr(value, inner) for inner in value.__tensor_flatten__()[0]}
     return {"": value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)}
@@ -219,12 +221,12 @@ def load_run(folder: Path, model: Any, optimizer: Optimizer, *, random: bool = T
     from safetensors.torch import load_file
 
     counters = read_counters(folder)
-    check_tensors(folder / WEIGHTS, table(model.spec, model.spec.d_model))
+    check_tensors(folder / WEIGHTS, table(model.whole, model.whole.d_model))
     device = next(model.parameters()).device
     own = load_file(folder / WEIGHTS, device=str(device))
-    held = model.state_dict()
+    held, take = model.state_dict(), model.shares.take_part
     model.load_state_dict(
-        {name: take_part(each, held[name]) for name, each in {**own, **adapters.read(model, folder)}.items()}
+        {name: take(name, each, held[name]) for name, each in {**own, **adapters.read(model, folder)}.items()}
     )
     drop_gathered(model)
     names = {name: parameter for name, parameter in model.named_parameters()}
@@ -237,10 +239,10 @@ def load_run(folder: Path, model: Any, optimizer: Optimizer, *, random: bool = T
                 restore_random(place, tensor)
         elif kind == "weights":
             with torch.no_grad():
-                names[rest].copy_(take_part(tensor, names[rest]))
+                names[rest].copy_(take(rest, tensor, names[rest]))
         else:
             owner, _, key = rest.rpartition("/")
-            restore_optimizer(optimizer, names[owner], key, tensor)
+            restore_optimizer(optimizer, names[owner], key, tensor, partial(take, owner))
     return counters
 
 
@@ -259,9 +261,12 @@ def read_counters(folder: Path) -> dict[str, Any]:
     return counters
 
 
-def restore_optimizer(optimizer: Optimizer, parameter: Tensor, key: str, value: Tensor) -> None:
-    """Set one tensor of a parameter's optimizer state. A fused optimizer has its step counters on the device, any
-    other on the CPU. A state of 8 bits, which is made of several tensors, must be there already."""
+def restore_optimizer(
+    optimizer: Optimizer, parameter: Tensor, key: str, value: Tensor, take: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """Set one tensor of a parameter's optimizer state to the part that `take` takes of a whole one. A fused optimizer
+    has its step counters on the device, any other on the CPU. A state of 8 bits, which is made of several tensors, must
+    be there already."""
     own = optimizer.state[parameter]
     key, _, inner = key.partition(":")
     if inner:
@@ -271,7 +276,7 @@ def restore_optimizer(optimizer: Optimizer, parameter: Tensor, key: str, value: 
         own[key] = keep(parameter, value)
         return
     beside = value.ndim > 0 or any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
-    own[key] = take_part(value.to(parameter.device), parameter) if beside else value
+    own[key] = take(value.to(parameter.device), parameter) if beside else value
 
 
 def read_random_states() -> dict[str, Tensor]:

@@ -26,6 +26,15 @@ def shard_tower(tower: Tower, tp: int) -> Tower:
     return replace(tower, blocks=blocks, embedding=tower.embedding.shard(tp), head=tower.head.shard(tp))
 
 
+def shard_model(spec: Any, tp: int) -> Any:
+    """Give the model that one of `tp` ranks computes. Raises ConfigError with a line for each part that refuses."""
+    towers = spec.towers()
+    if faults := [fault for tower in towers.values() for fault in tensor_faults(tower, tp)]:
+        raise ConfigError(*dict.fromkeys(faults))
+    shared = {name: shard_tower(tower, tp) for name, tower in towers.items()}
+    return shared[""] if "" in shared else replace(spec, **shared)
+
+
 def tensor_faults(tower: Tower, tp: int) -> Iterator[str]:
     """List a line for each component that cannot be divided over that many ranks."""
     for part in (*tower.blocks.values(), tower.embedding, tower.head):

@@ -95,6 +95,22 @@ class Placed(Bias):
         return self.of(heads[:, None, None], self.queries[:, None], self.keys[None, :])[None]
 
 
+class OwnHeads(Bias):
+    """The bias of `count` heads of a description, from head `first` on: those of one rank."""
+
+    def __init__(self, whole: Bias, first: int, count: int) -> None:
+        super().__init__(whole.learned)
+        self.whole, self.first, self.count = whole, first, count
+        self.slopes = None if whole.slopes is None else whole.slopes[first : first + count]
+
+    def at(self, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return self.whole.at(row, head + self.first, query, key)
+
+    def draw(self) -> Tensor:
+        drawn = self.whole.draw()
+        return drawn if drawn.shape[1] == 1 else drawn[:, self.first : self.first + self.count]
+
+
 def describe_bias(bias: Bias | Tensor | None) -> Bias | None:
     """Wrap a tensor as a Bias; anything else as it is."""
     return Given(bias) if hasattr(bias, "shape") else bias  # type: ignore[return-value, arg-type]

@@ -97,7 +97,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
         """Look up token ids [B, T], before positions are added: [B, T, E]."""
         if types is not None and not self.n_types:
             raise ConfigError("token_type_ids: the embedding has no token types (embedding.n_types would give it some)")
-        x = m.tokens(ids)
+        x = m.seam.look_up(m.tokens, ids)
         if self.scale is not None:
             scale = x.shape[-1] ** 0.5 if self.scale == ROOT else float(self.scale)
             # In the weight's dtype, as the published models were trained; filled on the device, not copied there.

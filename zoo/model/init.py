@@ -8,7 +8,6 @@ from typing import Any
 from pydantic import PositiveFloat
 
 from zoo.lazy import torch
-from zoo.ranks.shards import is_shared, take_part
 from zoo.spec import Buffer, Conv, Experts, Linear, Spec, SpecRow, Weight, is_hidden_matrix, placed_tensors
 
 
@@ -67,12 +66,13 @@ def initialise(model: Any, seed: int) -> None:
     """
     held = model.state_dict()
     generator = torch.Generator(next(iter(held.values())).device)
-    for where, tower in model.spec.towers().items():
+    for where, tower in model.whole.towers().items():
         for name, row, leaf in placed_tensors(tower, tower.d_model, where):
             parameter, part = held[name], row.part
             whole = parameter
-            if is_shared(parameter):
-                whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=generator.device)
+            if model.shares.splits(name, parameter):
+                shape = part.shapes()[leaf]  # type: ignore[union-attr]
+                whole = torch.empty(shape, dtype=parameter.dtype, device=generator.device)
             if isinstance(part, Weight | Buffer):
                 part.init(whole) if callable(part.init) else whole.fill_(part.init)
             elif leaf == "bias":
@@ -82,7 +82,7 @@ def initialise(model: Any, seed: int) -> None:
                 deviation = model.spec.init.deviation(row, model.spec.n_layers)
                 whole.normal_(0.0, deviation, generator=generator)
             if whole is not parameter:
-                parameter.copy_(take_part(whole, parameter))
+                parameter.copy_(model.shares.take_part(name, whole, parameter))
 
 
 def mix_seed(seed: int, name: str) -> int:

@@ -12,6 +12,7 @@ from zoo.kernels.rows import PoolRow, PoolRows
 from zoo.kernels.varlen import run_starts
 from zoo.lazy import F, torch
 from zoo.model.step import Inputs, Step
+from zoo.ranks.seam import WHOLE, Seam
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,8 +25,8 @@ class Scene:
     are not alike, [B, T] for the new tokens alone.
     """
 
-    def __init__(self, spec: Any, inputs: Inputs) -> None:
-        self.spec, self.causal, self.cache = spec, bool(spec.causal), inputs.cache
+    def __init__(self, spec: Any, inputs: Inputs, seam: Seam = WHOLE) -> None:
+        self.spec, self.causal, self.cache, self.seam = spec, bool(spec.causal), inputs.cache, seam
         self.documents, self.prefix = inputs.documents, inputs.prefix
         read = self.cache is not None and self.cache.has_source  # its keys are in the cache already
         self.memory, mask = None if read else inputs.memory, inputs.memory_mask
@@ -152,6 +153,7 @@ class Scene:
             where=where,
             dropout=m.attention_dropout if m.training else 0.0,
             extra=dict(self.extra),
+            seam=self.seam,
         )
         own = m.position if self.spec.has_position else None
         position = attention.positioning
@@ -186,7 +188,7 @@ class Scene:
         )
         position = attention.positioning
         if position is not None and not position.per_layer:
-            step.bias = position.bias(own, attention.score_heads, *step.index, self.causal)
+            step.bias = self.seam.bias(position, own, attention.score_heads, *step.index, self.causal)
         attention.prepare(own, step)
 
     def _share_pages(self, step: Step, attention: Any, own: Any, where: Any) -> None:
@@ -203,7 +205,7 @@ class Scene:
         if position is not None and position.biases:
             step.index = (self.index, keys)
             if not position.per_layer:
-                step.bias = position.bias(own, attention.score_heads, *step.index, self.causal)
+                step.bias = self.seam.bias(position, own, attention.score_heads, *step.index, self.causal)
 
     def _rows(self, attention: Any, own: Any, where: Any) -> PoolRows:
         """The rows of a ragged pass: each with its own mask, and its own bias."""
@@ -221,7 +223,7 @@ class Scene:
             if scheme:
                 each.index = (keys[held - count :], keys)
                 if not scheme.per_layer:
-                    each.bias = scheme.bias(own, attention.score_heads, *each.index, self.causal)
+                    each.bias = self.seam.bias(scheme, own, attention.score_heads, *each.index, self.causal)
             rows.append(each)
         return self._pool_rows(rows)
 

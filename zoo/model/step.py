@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.kernels import attend
+from zoo.ranks.seam import WHOLE, Seam
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -95,6 +96,7 @@ class Step:
     memory: Tensor | None = None  # B S D, what cross-attention reads in place of the tokens themselves
     cross: Step | None = None  # the step of this layer's cross-attention
     crosses: bool = False  # whether it is one
+    seam: Seam = WHOLE  # where the parts of several ranks come together
     extra: dict[str, Any] = field(default_factory=dict)  # what `Attention.prepare` made once for all layers of a kind
     again: bool = False  # whether attention's inside is computed a second time in the backward pass
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's, to be added to the objective
@@ -118,7 +120,7 @@ class Step:
         bias, rows = self.bias, self.rows
         if own is not None:
             scheme, weights = own
-            make = partial(scheme.bias, weights, q.shape[2], causal=self.mask.causal)
+            make = partial(self.seam.bias, scheme, weights, q.shape[2], causal=self.mask.causal)
             if rows is not None:
                 rows = rows.with_biases(make)
             elif self.index is not None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +20,7 @@ from zoo.model.loss import TokenLoss, sum_loss
 from zoo.model.norm import WholeNorm
 from zoo.model.position.base import Position
 from zoo.model.scene import Scene
+from zoo.model.spread_loss import SpreadLoss
 from zoo.model.step import Inputs, Output, Weights
 from zoo.model.whole import Misfit, find_misfits, find_misfits_between, refuse_borrowed_table
 from zoo.spec import Linear, Sized, Spec, Stack, components
@@ -158,7 +160,7 @@ class Tower(Topology):
         logits, which are never whole. Raises ConfigError for inputs that this tower does not take."""
         inputs = Inputs(input_ids, attention_mask, **others)
         self.check_inputs(inputs)
-        return self.run(m, inputs, Scene(self, inputs))
+        return self.run(m, inputs, Scene(self, inputs, m.seam))
 
     def check_inputs(self, inputs: Inputs) -> None:
         """Raises ConfigError for inputs that would do nothing in this tower."""
@@ -185,10 +187,11 @@ class Tower(Topology):
 
     def run(self, m: Weights, inputs: Inputs, scene: Scene) -> Output:
         """One forward pass: token ids [B, T] through embedding, layers, norm and head."""
-        x = self.embedding.lookup(m.embedding, inputs.input_ids, inputs.token_type_ids)
+        seam = m.seam
+        x = self.embedding.lookup(m.embedding, inputs.input_ids, seam.own(inputs.token_type_ids))
         if self.has_position:
-            x = self.position.embed(m.position, x, scene.table_positions)
-        x = self.embedding.finish(m.embedding, x, scene.real)  # B T D
+            x = self.position.embed(m.position, x, seam.own(scene.table_positions))
+        x = self.embedding.finish(m.embedding, x, seam.own(scene.real))  # B T D
         if m.training and m.embedding_dropout:
             x = F.dropout(x, m.embedding_dropout)
         steps = {kind: scene.step(kind, m.kernel, x, m) for kind in self.blocks}
@@ -201,22 +204,35 @@ class Tower(Topology):
             layer = m.blocks[stack.index(index)]
             x = layer(x, step) if runner is None else runner.run(index, layer, x, step)
             for name, loss in step.losses:
+                loss = seam.share(loss)
                 losses[name] = losses[name] + loss if name in losses else loss
             loads += [torch.diff(ends, prepend=ends.new_zeros(1)) for ends in step.ends]
         if cache is not None:
             cache.end(scene.new)
         hidden = m.norm(x) if self.has_final_norm else x
-        hidden = m.project(hidden) if self.out_width else hidden
+        hidden = seam.gather(m.project(hidden) if self.out_width else hidden, scene.new)
         pooled = m.pooler(hidden) if self.pooler else None
         out = Output(hidden, None, losses, pooled, loads=loads)
         if inputs.targets is not None:
             read = self.head.gather(hidden, scene.real)
-            out.loss, out.terms = sum_loss(m.head, read, inputs.targets, inputs.loss or TokenLoss())
+            out.loss, out.terms = self._sum_loss(m, read, inputs.targets, inputs.loss or TokenLoss())
         elif inputs.logits_to_keep != 0 and self.head.reads_rows:
             out.logits = m.head(self.head.gather(hidden, scene.real)[:, 0])  # B C
         elif inputs.logits_to_keep != 0:
-            out.logits = m.head(_keep_last(hidden, inputs))
+            logits = m.head(_keep_last(hidden, inputs))
+            out.logits = seam.join_logits(logits, self.vocab_size) if self.head.predicts_tokens else logits
         return out
+
+    def _sum_loss(self, m: Weights, hidden: Tensor, targets: Tensor, loss: TokenLoss) -> tuple[Tensor, dict[str, Any]]:
+        """The loss of a head, whose vocabulary several ranks may have parts of."""
+        if m.seam.size == 1:
+            return sum_loss(m.head, hidden, targets, loss)
+        if not self.head.predicts_tokens:
+            total, terms = sum_loss(m.head, hidden, targets, loss)
+            return m.seam.share(total), terms
+        stated = {each.name: getattr(loss, each.name) for each in fields(TokenLoss)}
+        spread = SpreadLoss(**{**stated, "compiled": False}, seam=m.seam, width=self.vocab_size)
+        return sum_loss(m.head, hidden, targets, spread)
 
 
 def _keep_last(hidden: Tensor, inputs: Inputs) -> Tensor:

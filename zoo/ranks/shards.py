@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from zoo.ranks.cuts import Cut
 
 
 def is_shared(tensor: Any) -> bool:
@@ -36,6 +39,49 @@ def take_part(whole: Tensor, like: Tensor) -> Tensor:
 
     with torch.no_grad():
         return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What a process holds of each tensor of a model, by name: of one that tensor parallelism cuts, the part of its
+    `rank` in `group`, and of that the part which torch's DTensor says. `groups` are the processes that have the same
+    values, by how many they are."""
+
+    cuts: Mapping[str, Cut] = field(default_factory=dict)
+    rank: int = 0
+    group: Any = None
+    groups: Mapping[int, Any] = field(default_factory=dict)
+
+    def splits(self, name: str, tensor: Tensor) -> bool:
+        """Whether a process holds a part of a tensor."""
+        return is_shared(tensor) or (name in self.cuts and not self.cuts[name].is_whole)
+
+    def make_whole(self, name: str, tensor: Tensor) -> Tensor:
+        """Gather a tensor, or a state as large as it, whole on every process, which all must call."""
+        part, cut = make_whole(tensor), self.cuts.get(name)
+        if cut is None or cut.is_whole or not part.ndim:
+            return part
+        from torch import distributed
+
+        parts = [torch.empty_like(part) for _ in range(cut.ranks)]
+        distributed.all_gather(parts, part.contiguous(), group=self.group)
+        return cut.join(parts)
+
+    def mark_common(self, name: str, parameter: Tensor) -> Tensor | None:
+        """Mark in what a process holds of a tensor the values that it has in common with others, where not all are."""
+        cut = self.cuts[name]
+        whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+        marks = cut.mark_common(whole)
+        return None if marks is None else take_part(marks, parameter)
+
+    def take_part(self, name: str, whole: Tensor, like: Tensor) -> Tensor:
+        """Take of a whole tensor the part that a process holds of a tensor `like` it."""
+        cut = self.cuts.get(name)
+        return take_part(whole if cut is None or not whole.ndim else cut.take(whole, self.rank), like)
+
+
+ALL = Shares()
+"""Those of a model that tensor parallelism does not cut."""
 
 
 def drop_gathered(model: Any) -> None:

@@ -22,11 +22,12 @@ TIMEOUT = timedelta(minutes=10)
 @dataclass(frozen=True)
 class World:
     """The processes of a run: this one is number `rank` of `size`, and `local_rank` on its machine. A process alone
-    agrees with itself."""
+    agrees with itself. Of a part of all processes `group` is torch's process group."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    group: Any = None
 
     @property
     def main(self) -> bool:
@@ -40,7 +41,7 @@ class World:
         from torch import distributed
 
         total = torch.tensor(values, dtype=torch.int64)
-        distributed.all_reduce(total)
+        distributed.all_reduce(total, group=self.group)
         return total.tolist()
 
     def add_up(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -50,7 +51,7 @@ class World:
         from torch import distributed
 
         total = torch.stack([each.detach().double() for each in values.values()])
-        distributed.all_reduce(total)
+        distributed.all_reduce(total, group=self.group)
         return dict(zip(values, total.float().unbind(), strict=True))
 
     def add_up_(self, value: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ class World:
         if self.size > 1:
             from torch import distributed
 
-            distributed.all_reduce(value)
+            distributed.all_reduce(value, group=self.group)
         return value
 
     def tell(self, value: Any) -> Any:

@@ -12,6 +12,8 @@ from zoo import kernels, lazy
 from zoo import spec as S
 from zoo.kernels.grouped import grouped_linear
 from zoo.model.step import Output
+from zoo.ranks.seam import WHOLE
+from zoo.ranks.shards import ALL
 
 lazy.load()
 torch.export.register_dataclass(Output)
@@ -31,6 +33,8 @@ class Layer(nn.Module):
     embedding_dropout = 0.0  # of the channels that go into the first layer
     compiles_loss = False  # of a head: whether its loss is compiled
     deposits_gradients = False  # of a head whose loss adds to `.grad` itself (`zoo.model.loss.deposit`)
+    seam = WHOLE  # where the parts of several ranks come together
+    divided = False  # whether each rank computes a part of it, for all tokens
 
     def __init__(self, spec: S.Spec, d_model: int) -> None:
         super().__init__()
@@ -49,7 +53,11 @@ class Layer(nn.Module):
 
     @property
     def forward(self) -> Callable[..., Any]:  # type: ignore[override]
-        return partial(self.spec.forward, self)
+        return self._run_divided if self.divided else partial(self.spec.forward, self)
+
+    def _run_divided(self, x: torch.Tensor, step: Any) -> torch.Tensor:
+        """A rank's part of a sub-layer: all tokens in, the sum over ranks out."""
+        return self.seam.add_up(self.spec.forward(self, self.seam.gather(x, step.mask.n_queries), step))  # type: ignore[attr-defined]
 
     def list_weights(self) -> list[torch.Tensor]:
         """List the weights that it reads: its own, and those that it borrows."""
@@ -84,12 +92,16 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
 class LinearModule(nn.Linear):
     """torch's Linear, computed by `multiply`."""
 
+    adds_bias = True  # on one rank of those that compute parts of a sum
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return multiply(x, self.weight, self.bias)
+        return multiply(x, self.weight, self.bias if self.adds_bias else None)
 
 
 class StackedLinear(nn.Module):
     """One Linear of all experts, stacked: weight [E, d_out, d_in]."""
+
+    adds_bias = True
 
     def __init__(self, part: S.Experts) -> None:
         super().__init__()
@@ -100,7 +112,8 @@ class StackedLinear(nn.Module):
     def forward(self, x: torch.Tensor, offsets: torch.Tensor, expert_of_row: torch.Tensor) -> torch.Tensor:
         """Multiply x [N, d_in], its rows sorted by expert, to [N, d_out]. `offsets` [E] says where each expert's rows
         end."""
-        return grouped_linear(x, self.weight, offsets, bias=self.bias, expert_of_row=expert_of_row)
+        bias = self.bias if self.adds_bias else None
+        return grouped_linear(x, self.weight, offsets, bias=bias, expert_of_row=expert_of_row)
 
 
 class Borrowed(nn.Module):
@@ -183,6 +196,8 @@ def _device() -> torch.device:
 class Model(Layer):
     """A whole model: the outermost Layer, which resolves ties and finds the kernels of its device."""
 
+    shares = ALL  # what this process holds of each tensor
+
     def __init__(self, spec: Any) -> None:
         super().__init__(spec, spec.d_model)
         modules = dict(self.named_modules())
@@ -214,10 +229,19 @@ class Model(Layer):
             if module is not self and isinstance(module, Layer) and module.spec.axis == "topology":
                 module.kernel = name
 
+    @property
+    def whole(self) -> Any:
+        """The Spec of the whole model, where this is the part that one rank computes."""
+        return self.__dict__.get("_whole", self.spec)
+
+    def set_whole(self, spec: Any) -> None:
+        self.__dict__["_whole"] = spec
+
     def head_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Compute the logits [..., V] of hidden states [..., D] after the final norm."""
-        path = next(name for name, tower in self.towers() if tower.head.kind != "none")
-        return self.get_submodule(f"{path}.head" if path else "head")(hidden)
+        path, tower = next((name, tower) for name, tower in self.towers() if tower.head.kind != "none")
+        logits = self.get_submodule(f"{path}.head" if path else "head")(hidden)
+        return self.seam.join_logits(logits, tower.vocab_size) if tower.head.predicts_tokens else logits
 
     def towers(self) -> list[tuple[str, Any]]:
         """List the stacks of layers: the path of each one's module, and its Spec."""

@@ -94,7 +94,8 @@ class Linear(Part):
 
     `residual` marks one that writes to the residual stream: its initial values are scaled by depth. `precise` marks one
     that is kept out of float8, because its rounding error would be amplified downstream (routers, gates). `bare` marks
-    one whose weight the forward also reads directly, which a quantised weight does not allow.
+    one whose weight the forward also reads directly, which a quantised weight does not allow. `segments` are the widths
+    of several results in one product, which tensor parallelism divides each by itself.
     """
 
     d_in: int
@@ -103,6 +104,7 @@ class Linear(Part):
     residual: bool = False
     precise: bool = False
     bare: bool = False
+    segments: tuple[int, ...] = ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         bias = {"bias": (self.d_out,)} if self.bias else {}
@@ -116,13 +118,14 @@ class Linear(Part):
 @dataclasses.dataclass(frozen=True)
 class Conv(Part):
     """A convolution along the tokens, `width` of them: weight [d_out, d_in / groups, width]. `groups` = d_in = d_out
-    is a depthwise one."""
+    is a depthwise one. `segments` are as a Linear's."""
 
     d_in: int
     d_out: int
     width: int
     groups: int = 1
     bias: bool = False
+    segments: tuple[int, ...] = ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         bias = {"bias": (self.d_out,)} if self.bias else {}

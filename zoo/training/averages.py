@@ -13,7 +13,7 @@ from zoo.checkpoint import store
 from zoo.checkpoint.files import read_header
 from zoo.errors import CheckpointError, ZooError
 from zoo.lazy import torch
-from zoo.ranks.shards import drop_gathered, take_part
+from zoo.ranks.shards import drop_gathered
 from zoo.runs import CHECKPOINTS, WEIGHTS, read_step, steps
 from zoo.spec import Spec
 
@@ -54,6 +54,7 @@ class MovingAverage:
     def __init__(self, settings: EMA, model: Any) -> None:
         self.settings = settings
         self.weights = {name: copy_wide(each) for name, each in model.named_parameters()}
+        self.shares = model.shares
 
     def update(self, model: Any, step: int) -> None:
         """Take in the weights after update `step`, counted from 1."""
@@ -69,7 +70,7 @@ class MovingAverage:
         """Read the average from its folder in a checkpoint. Raises CheckpointError."""
         found = read_weights(folder)
         for name, each in self.weights.items():
-            each.copy_(take_part(found[name], each))
+            each.copy_(self.shares.take_part(name, found[name], each))
 
 
 def copy_wide(weight: Tensor) -> Tensor:

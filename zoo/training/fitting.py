@@ -27,7 +27,7 @@ Changes = Mapping[str, str]
 
 def take_share(settings: Training) -> Training:
     """The settings of one process of a run: its rows of a batch are all that it computes."""
-    size = settings.parallel.settle(find_world(settings)).size
+    size = settings.parallel.settle(find_world(settings)).rows
     return dataclasses.replace(settings, batch_size=settings.batch_size // size) if size > 1 else settings  # type: ignore[type-var]
 
 
@@ -183,10 +183,11 @@ def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = Tru
     are accumulated; of weights that several processes share, its part. `changes` are settings in place of the run's:
     recompute, offload, precision.
     """
-    ways = settings.parallel.settle(find_world(settings)).shard
+    mesh = settings.parallel.settle(find_world(settings))
     setup = Setup(
-        dp=ways,
-        zero=3 if ways > 1 else 0,
+        dp=mesh.shard,
+        tp=mesh.tp,
+        zero=3 if mesh.shard > 1 else 0,
         context=settings.seq_len,
         batch=rows,
         accumulate=settings.batch_size // rows,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data import Batch
 from zoo.lazy import torch
-from zoo.ranks.shards import hold_back_replicas, make_whole
+from zoo.ranks.shards import hold_back_replicas
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,13 +83,11 @@ def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     return Batch(*(None if each is None else change(each) for each in batch))  # type: ignore[arg-type]
 
 
-def clip_gradient(parameters: list[Any], most: float | None) -> Tensor:
-    """Scale the gradient down to the norm `most` where its norm is larger. Returns the norm it had."""
-    norm = make_whole(torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None]))
+def clip_gradient(parameters: list[Any], most: float | None, norm: Tensor) -> None:
+    """Scale a gradient of this norm down to the norm `most` where it is larger."""
     looks = norm.device.type == "cpu"  # reading a norm on another device would wait for it
     if most is not None and not (looks and norm <= most):
         torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
-    return norm
 
 
 def choose_autocast(device: Device, precision: str) -> Callable[[], AbstractContextManager[Any]]:

@@ -14,6 +14,7 @@ from zoo.data import Batch, Batches, Prepared, hold_out
 from zoo.data.tokens import Held
 from zoo.errors import short
 from zoo.lazy import torch
+from zoo.ranks.gradients import measure_gradient, sum_common_gradients
 from zoo.ranks.shards import ends_gathered
 from zoo.ranks.world import ALONE, World
 from zoo.report.history import RunRecord
@@ -66,6 +67,7 @@ class Run:
     peak: Peak
     watch: ThreadWatch
     world: World = ALONE
+    rows: World = ALONE  # the processes that train on rows of their own
     ema: MovingAverage | None = None
     computing: Computing | None = None  # what computes gradients, where it is not the model itself
     free: int | None = None  # bytes of memory that were free before the model was built
@@ -103,7 +105,7 @@ class Run:
 
     @cached_property
     def counter(self) -> TrainingFlops:
-        return TrainingFlops(self.model.spec, self.settings.objective)
+        return TrainingFlops(self.model.whole, self.settings.objective)
 
     @property
     def place(self) -> dict[str, int]:
@@ -193,8 +195,10 @@ def update(run: Run) -> dict[str, Any]:
     count = agree(run, batch)
     model, autocast = (run.model, run.autocast) if run.computing is None else (run.computing.refresh(), nullcontext)
     terms, loads, _ = accumulate_gradient(model, settings.objective, batch, settings.accumulate, autocast, count)
-    terms, loads = run.world.add_up(terms), [run.world.add_up_(each) for each in loads]
-    terms["grad_norm"] = clip_gradient(list(run.model.parameters()), settings.clip)
+    terms, loads = run.rows.add_up(terms), [run.rows.add_up_(each) for each in loads]
+    sum_common_gradients(run.model)
+    terms["grad_norm"] = measure_gradient(run.model)
+    clip_gradient(list(run.model.parameters()), settings.clip, terms["grad_norm"])
     run.step += 1
     if may_update(run, terms):
         apply_update(run, loads)
@@ -208,7 +212,7 @@ def agree(run: Run, batch: Batch) -> int:
     targets = objective.targets(batch)
     flops = 0 if run.flops is None else run.counter.count(batch, targets)
     tokens = objective.count_tokens(batch, run.settings.seq_len)
-    targets, flops, tokens = run.world.sum(targets, flops, tokens)
+    targets, flops, tokens = run.rows.sum(targets, flops, tokens)
     run.tokens += tokens
     if run.flops is not None:
         run.flops += flops
@@ -323,7 +327,7 @@ def measure_validation_loss(run: Run, batches: list[Batch], metrics: Any = None)
     and the number of targets. `metrics`, where an objective has some, get the results too."""
     objective, targets = run.settings.objective, 0
     total = torch.zeros((), dtype=torch.float64, device=run.device)
-    world = run.world if metrics is None else ALONE  # figures of rows need all of them
+    world = run.rows if metrics is None else ALONE  # figures of rows need all of them
     run.model.eval()
     try:
         for batch in batches:

@@ -1,20 +1,24 @@
 # n processes
-"""How a run is spread over processes: its mesh, read from the config, and the model laid out on it."""
+"""How a run is spread over processes: its mesh, read from the config."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
+from zoo.costs.shards import shard_model
 from zoo.errors import ConfigError, did_you_mean
-from zoo.lazy import torch
 from zoo.paths import conf_dir
+from zoo.ranks.cuts import find_cut_faults, find_cuts
 from zoo.ranks.world import World, read_world
 from zoo.spec import Spec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from zoo.training.settings import Training
 
 
@@ -26,21 +30,24 @@ def _check_ways(value: Any) -> Any:
 
 Ways = Annotated[int | Literal["auto"], BeforeValidator(_check_ways)]
 
-DP, SHARD = "dp", "shard"
-"""The dimensions of a mesh, by torch's names for them here."""
-
 
 @dataclass(frozen=True)
 class Mesh:
-    """How many ways a run is spread: `dp` replicas, each of whose weights lie in `shard` parts. Every process trains on
-    rows of its own."""
+    """How many ways a run is spread: `dp` replicas, each of whose weights lie in `shard` parts, each of which is what
+    `tp` processes compute together. These have their rows in common."""
 
     dp: int = 1
     shard: int = 1
+    tp: int = 1
+
+    @property
+    def rows(self) -> int:
+        """The ways in which the rows of a batch are divided."""
+        return self.dp * self.shard
 
     @property
     def size(self) -> int:
-        return self.dp * self.shard
+        return self.rows * self.tp
 
 
 class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
@@ -49,30 +56,37 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
     `dp` replicas of the model train on rows of their own and sum up their gradients (Li et al., 2020, DDP). The
     `shard` processes of a replica train on rows of their own too, and each holds a part of every weight, gradient and
     optimizer state (Rajbhandari et al., 2020, ZeRO-3; torch's FSDP2): a layer's weights are gathered where they
-    compute. One of the two may be `auto`: as many as torchrun started.
+    compute. `tp` processes have their rows in common, and each computes with its own heads, hidden units and part of
+    the vocabulary (Shoeybi et al., 2019, Megatron-LM), with sequence parallelism between (Korthikanti et al., 2022).
+    One of the three may be `auto`: as many as torchrun started.
     """
 
     dp: Ways = 1
     shard: Ways = 1
+    tp: Ways = 1
 
     def __post_init__(self) -> None:
-        if self.dp == self.shard == "auto":
-            raise ValueError("dp and shard are both auto (a number for one of them)")
+        open_ = [name for name, ways in self.ways.items() if ways == "auto"]
+        if len(open_) > 1:
+            raise ValueError(f"{' and '.join(open_)} are both auto (a number for one of them)")
+
+    @property
+    def ways(self) -> dict[str, int | str]:
+        return {"dp": self.dp, "shard": self.shard, "tp": self.tp}
 
     def settle(self, world: World) -> Mesh:
         """Give the mesh of so many processes. Raises ConfigError where they do not come out even."""
-        stated = (1 if self.dp == "auto" else self.dp) * (1 if self.shard == "auto" else self.shard)
+        stated = math.prod(each for each in self.ways.values() if isinstance(each, int))
         left, rest = divmod(world.size, stated)
-        open_ = "auto" in (self.dp, self.shard)
+        open_ = "auto" in self.ways.values()
         if rest or (left > 1 and not open_):
-            said = f"dp={self.dp} shard={self.shard}"
+            said = " ".join(f"{name}={ways}" for name, ways in self.ways.items())
             if world.size > 1 and stated == 1:
                 raise ConfigError(f"parallel: {said} uses one process, found {world.size} (parallel=ddp or fsdp)")
             needs = f"{'a multiple of ' if open_ else ''}{stated} processes"
             would = f"torchrun --nproc-per-node {stated} -m zoo train …"
             raise ConfigError(f"parallel: {said} needs {needs}, found {world.size} ({would})")
-        dp = left if self.dp == "auto" else self.dp
-        return Mesh(dp, left if self.shard == "auto" else self.shard)
+        return Mesh(**{name: left if each == "auto" else int(each) for name, each in self.ways.items()})
 
 
 def read_parallel(value: Any) -> Any:
@@ -93,7 +107,7 @@ def find_world(settings: Training) -> World:
     return World(size=settings.nproc) if settings.nproc and world.size == 1 else world
 
 
-def find_parallel_faults(settings: Training, world: World) -> list[str]:
+def find_parallel_faults(settings: Training, world: World, spec: Any) -> list[str]:
     """List what does not go with a run that is spread over the processes that there are."""
     try:
         mesh = settings.parallel.settle(world)
@@ -102,8 +116,8 @@ def find_parallel_faults(settings: Training, world: World) -> list[str]:
     if mesh.size == 1:
         return []
     faults = []
-    if settings.batch_size % (parts := mesh.size * settings.accumulate):
-        by = f"{mesh.size} processes × accumulate={settings.accumulate}"
+    if settings.batch_size % (parts := mesh.rows * settings.accumulate):
+        by = f"{mesh.rows} processes × accumulate={settings.accumulate}"
         found = f"is {settings.batch_size}, which {by} do not divide"
         faults.append(f"batch_size: {found} (a multiple of {parts})")
     for name, value, would in (
@@ -118,46 +132,35 @@ def find_parallel_faults(settings: Training, world: World) -> list[str]:
     if not settings.optim.by_part:
         found = f"{settings.optim.kind} needs whole tensors, of which each process has a part"
         faults.append(f"optim: {found} (optim=adamw, or parallel=none)")
+    return faults + (find_tensor_faults(settings, mesh, spec) if mesh.tp > 1 else [])
+
+
+def find_tensor_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
+    """List what tensor parallelism does not go together with."""
+    try:
+        faults = list(find_cut_faults(find_cuts(spec, shard_model(spec, mesh.tp), mesh.tp)))
+    except ConfigError as error:
+        faults = list(error.faults)
+    faults += [f"tp: {line}" for line in find_wide_norms(spec)]
+    if mesh.rows == 1 and settings.precision == "bf16_master":
+        faults.append("precision: is bf16_master, whose copies are those of dp or shard processes (fp32, bf16)")
+    for name, is_on, would in (
+        ("objective", settings.objective.kind == "distil", "objective=causal"),
+        ("dropout", settings.dropout is not None, "dropout=null"),
+        ("compile", settings.compile is True, "compile=false"),
+        ("weights", settings.weights is not None, "weights=null"),
+    ):
+        if is_on:
+            faults.append(
+                f"{name}: goes with no tensor parallelism yet, found tp={mesh.tp} ({would}, or parallel.tp=1)"
+            )
     return faults
 
 
-def lay_out(model: Any, mesh: Mesh, device: Any, precision: str) -> None:
-    """Spread a built model over the processes of a mesh, in place: each layer's weights by themselves, and the others
-    together. Gradients are summed up over all processes, not averaged."""
-    if mesh.size == 1:
-        return
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-
-    ranks = init_device_mesh(device.type, (mesh.dp, mesh.shard), mesh_dim_names=(DP, SHARD))
-    policy = MixedPrecisionPolicy()
-    if precision == "bf16_master":
-        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    how: dict[str, Any] = {"mesh": ranks, "mp_policy": policy, "shard_placement_fn": place_experts(model, mesh.shard)}
-    for path, tower in model.towers():
-        stack = model.get_submodule(path) if path else model
-        if len(stack.blocks) == len(tower.pattern):  # one that is used several times stays with the others
-            for layer in stack.blocks:
-                fully_shard(layer, **how)
-    fully_shard(model, **how)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)  # gloo has no other
-
-
-def place_experts(model: Any, ways: int) -> Any:
-    """Make the choice of the dimension that a parameter is cut along: the first, and of a stack of fewer experts than
-    ways its second, as `zoo stats` prices it."""
-    from torch.distributed.tensor import Shard
-
-    from zoo.run.layer import StackedLinear
-
-    stacks = [module for module in model.modules() if isinstance(module, StackedLinear)]
-    stacked = {id(each) for module in stacks for each in module.parameters()}
-
-    def choose(parameter: Any) -> Shard | None:
-        few = id(parameter) in stacked and parameter.shape[0] < ways
-        return Shard(1) if few and parameter.ndim > 1 else None
-
-    return choose
+def find_wide_norms(spec: Any) -> Iterator[str]:
+    """List norms over the channels of several ranks that are no RMS norms, whose mean is not only of squares."""
+    for tower in spec.towers().values():
+        for block in tower.blocks.values():
+            norm = getattr(block.attention, "qk_norm", None)
+            if norm is not None and block.attention.qk_norm_over == "whole" and norm.kind != "rmsnorm":
+                yield f"qk_norm_over=whole has a {norm.kind} over the heads of all ranks (tp=1, or rmsnorm)"

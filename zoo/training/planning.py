@@ -115,7 +115,7 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
     trained = spec if refused else settings.objective.adapt(spec)
     faults += S.find_optimizer_mismatches(settings, trained)
     collect_faults(faults, lambda: mark_layers(trained, settings.recompute))
-    faults += find_parallel_faults(settings, find_world(settings))
+    faults += find_parallel_faults(settings, find_world(settings), trained)
     faults += [f"logger: {missing}"] if (missing := settings.logger.refuses()) else []
     if settings.kernel not in (names := ("auto", *KERNELS)):
         hint = did_you_mean(settings.kernel, names)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from zoo import grammar, runs
 from zoo.checkpoint import store
+from zoo.costs.shards import shard_model
 from zoo.data import Batches, Prepared, copy_tokenizer, prepare, refuse_old_position
 from zoo.disk import write_text
 from zoo.errors import ConfigError, ZooError, short
@@ -36,12 +37,12 @@ from zoo.training.averages import MovingAverage
 from zoo.training.callbacks import is_hosted
 from zoo.training.failures import failures_in_one_line
 from zoo.training.fitting import advise, check_memory, take_share
+from zoo.training.layout import Layout
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records, Unwritten
 from zoo.training.loggers import open_relay
 from zoo.training.loop import Run, draw_last_page, fit
 from zoo.training.objective import Auto, Context, Labelled
 from zoo.training.objective.base import describe
-from zoo.training.parallel import lay_out
 from zoo.training.planning import (
     CONFIG,
     MODEL,
@@ -219,14 +220,17 @@ def build_run(
         Context(planned.spec, data.tokenizer, settings.seq_len, settings.seed, documents, one_shape)
     )
     batches = Batches(data.sources, settings.batch_size, settings.seq_len, settings.seed, documents, collate)
-    batches.share = (world.rank, world.size)
-    torch.manual_seed(mix_seed(settings.seed, f"rank {world.rank}") if world.rank else settings.seed)
+    mesh = settings.parallel.settle(world)
+    layout = Layout.open(mesh, world, device)
+    rows = layout.rows
+    batches.share = (rows.rank, rows.size)
+    torch.manual_seed(mix_seed(settings.seed, f"rank {rows.rank}") if rows.rank else settings.seed)
     if device.type == "cpu" and not is_hosted():
         keep_memory()
     free = read_free_memory(device)
-    mesh = settings.parallel.settle(world)
-    apart = mesh.shard > 1 and settings.weights is None  # then no process ever has the whole model
-    model = build(planned.spec, device="meta" if apart else str(device), kernel=settings.kernel, seed=settings.seed)
+    apart = (mesh.shard > 1 and settings.weights is None) or mesh.tp > 1  # then no process ever has the whole model
+    spec = shard_model(planned.spec, mesh.tp)
+    model = build(spec, device="meta" if apart else str(device), kernel=settings.kernel, seed=settings.seed)
     set_recompute(model, settings.recompute)
     if world.size == 1:
         deposit_tied_gradients(model)
@@ -243,7 +247,8 @@ def build_run(
         settings.dropout.apply(model)
     if settings.pure:
         lower_weights(model)
-    lay_out(model, mesh, device, settings.precision)
+    layout.divide(model, planned.spec)
+    layout.lay_out(model, settings.precision)
     if apart:
         initialise(model.to_empty(device=device), settings.seed)
     optimizer = build_optimizer(planned, model)
@@ -264,6 +269,7 @@ def build_run(
         peak=find_peak(device, settings.arithmetic),
         watch=watch,
         world=world,
+        rows=rows,
         computing=Computing(model.train()) if settings.precision == MASTER and world.size == 1 else None,
         ema=MovingAverage(settings.ema, model) if settings.ema else None,
         free=free,

@@ -78,7 +78,7 @@ class GatedDelta(Attention, kind="gated_delta"):
             "z": Linear(d_model, value),
             "b": Linear(d_model, heads, precise=True),
             "a": Linear(d_model, heads, precise=True),
-            "conv": Conv(mixed, mixed, self.d_conv, groups=mixed, bias=self.conv_bias),  # q, k, v
+            "conv": Conv(mixed, mixed, self.d_conv, groups=mixed, bias=self.conv_bias, segments=(key, key, value)),
             "dt_bias": Weight((heads,), init=spread_steps),
             "A_log": Weight((heads,), init=partial(spread_rates, low=0.0, high=16.0)),
             "norm": Sized(self.norm, self.head_v_dim),

@@ -145,7 +145,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return replace(ask, n_kv_heads=self.n_kv_heads, softcap=self.softcap, sinks=self.sinks)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        q = self._turned(m.q(x), m.q_norm if self.qk_norm else None, self.n_heads, step)  # B T H C
+        q = self._turned(m, m.q(x), m.q_norm if self.qk_norm else None, self.n_heads, step)  # B T H C
         if self.tempering is not None:
             assert step.positions is not None
             q = (q * self.tempering.factor(step.positions)).to(q.dtype)
@@ -161,14 +161,14 @@ class GQA(SoftmaxAttention, kind="gqa"):
 
     def _keys_values(self, m: Weights, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Keys and values of x [B, S, D]: [B, S, K, C] each."""
-        k = self._turned(m.k(x), m.k_norm if self.qk_norm else None, self.n_kv_heads, step)
+        k = self._turned(m, m.k(x), m.k_norm if self.qk_norm else None, self.n_kv_heads, step)
         return k, self._clipped(m.v(x)).unflatten(-1, (self.n_kv_heads, self.head_dim))
 
-    def _turned(self, x: Tensor, norm: Any, n_heads: int, step: Step) -> Tensor:
+    def _turned(self, m: Weights, x: Tensor, norm: Any, n_heads: int, step: Step) -> Tensor:
         """Queries or keys [B, T, heads·C], clipped, normalised and rotated: [B, T, heads, C]."""
         x = x if self.clip_normed else self._clipped(x)
         if norm is not None and self.qk_norm_over == "whole":
-            x = norm(x)
+            x = m.seam.normalise(norm, x)
         x = x.unflatten(-1, (n_heads, self.head_dim))
         if norm is not None and not self.qk_norm_last and self.qk_norm_over != "whole":
             x = norm(x)

@@ -26,7 +26,7 @@ from zoo.model.attention.recurrent import (
 )
 from zoo.model.norm import WholeNorm, divide_by_rms
 from zoo.spec import Conv, Linear, Sized, Weight, split
-from zoo.spec.sharding import uneven
+from zoo.spec.sharding import divisors, uneven
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +72,7 @@ class Mamba(Attention, kind="mamba"):
             raise ValueError(f"d_model={self.d_model}, where the stream is {d_model} wide (give it that)")
         inner, rank, state = self.d_inner, self.rank, self.d_state
         parts: dict[str, Any] = {
-            "in_proj": Linear(d_model, 2 * inner, self.bias),  # u and z
+            "in_proj": Linear(d_model, 2 * inner, self.bias, segments=(inner, inner)),  # u and z
             "conv": Conv(inner, inner, self.d_conv, groups=inner, bias=self.conv_bias),
             "x_proj": Linear(inner, rank + 2 * state, precise=True),  # Δ, B and C
             "dt_proj": Linear(rank, inner, precise=True),
@@ -103,7 +103,7 @@ class Mamba(Attention, kind="mamba"):
         check_causal(step)
         u, z = m.in_proj(x).chunk(2, -1)  # B T E
         u = self.activation.apply(convolve(m.conv, u, step))
-        dt, B, C = m.x_proj(u).split([self.rank, self.d_state, self.d_state], -1)
+        dt, B, C = m.seam.add_up_whole(m.x_proj(u)).split([self.rank, self.d_state, self.d_state], -1)
         if self.inner_norm:
             dt, B, C = m.dt_norm(dt), m.B_norm(B), m.C_norm(C)
         dt = m.dt_proj(dt).float() + m.dt_bias.float()  # B T E
@@ -245,10 +245,11 @@ class Mamba2(Attention, kind="mamba2"):
         return self.d_inner + 2 * self.n_groups * self.d_state
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        inner, mixed, heads = self.d_inner, self.d_mixed, self.n_heads
+        inner, mixed, heads, width = self.d_inner, self.d_mixed, self.n_heads, self.n_groups * self.d_state
+        xBC = (inner, width, width)
         return {
-            "in_proj": Linear(d_model, inner + mixed + heads, self.bias),  # z, (x, B, C), Δ
-            "conv": Conv(mixed, mixed, self.d_conv, groups=mixed, bias=self.conv_bias),
+            "in_proj": Linear(d_model, inner + mixed + heads, self.bias, segments=(inner, *xBC, heads)),  # z, xBC, Δ
+            "conv": Conv(mixed, mixed, self.d_conv, groups=mixed, bias=self.conv_bias, segments=xBC),
             "dt_bias": Weight((heads,), init=spread_steps),
             "A_log": Weight((heads,), init=partial(spread_rates, low=1.0, high=16.0)),
             "D": Weight((heads,), init=1.0),
@@ -257,7 +258,15 @@ class Mamba2(Attention, kind="mamba2"):
         }
 
     def shard(self, ranks: int) -> Mamba2:
-        return split(self, ranks, equal=("n_heads",), shared=("n_groups", "norm_groups"))
+        """Its heads. Groups of the norm lie on one rank each, or one on all."""
+        own = split(self, ranks, equal=("n_heads",), shared=("n_groups", "norm_groups"))
+        groups = self.norm_groups or self.n_groups
+        if self.norm_eps is None or groups % ranks == 0:
+            return own
+        if groups > 1:
+            would = divisors(groups)
+            raise ConfigError(f"tp: {ranks} does not divide the {groups} groups of the norm ({would} would do)")
+        return Mamba2Shard(**{field.name: getattr(own, field.name) for field in own.fields()})
 
     def state(self) -> dict[str, tuple[int, ...]]:
         return {"conv": (self.d_conv - 1, self.d_mixed), "ssm": (self.n_heads, self.head_dim, self.d_state)}
@@ -294,8 +303,22 @@ class Mamba2(Attention, kind="mamba2"):
             y = y * F.silu(z)
         if self.norm_eps is not None:
             groups = y.unflatten(-1, (self.norm_groups or self.n_groups, -1))
-            y = divide_by_rms(groups, None, self.norm_eps).flatten(-2) * m.norm.float()
+            y = self._divide(groups, m).flatten(-2) * m.norm.float()
         return y * F.silu(z) if self.norm_before_gate else y
+
+    def _divide(self, groups: Tensor, m: Weights) -> Tensor:
+        """Divide the groups [B, T, G, C] by their root mean squares."""
+        assert self.norm_eps is not None
+        return divide_by_rms(groups, None, self.norm_eps)
+
+
+class Mamba2Shard(Mamba2):
+    """A Mamba-2 of which a rank has its own heads, with one norm over the channels of all ranks."""
+
+    def _divide(self, groups: Tensor, m: Weights) -> Tensor:
+        assert self.norm_eps is not None
+        mean = m.seam.add_up_whole(groups.square().mean(-1, keepdim=True)) / m.seam.size
+        return groups * (mean + self.norm_eps).rsqrt()
 
 
 def _scan_heads(x: Tensor, log: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None) -> tuple[Tensor, Tensor]:

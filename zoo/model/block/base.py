@@ -40,6 +40,9 @@ class Block(Spec, axis="block"):
         False  # whether a norm stands last on the stream, so that no final one is needed
     )
     takes_cross: ClassVar[bool] = False
+    divided: ClassVar[tuple[str, ...]] = ("attention", "cross", "ffn")
+    """Its sub-layers, whose parts each rank of tensor parallelism computes for all tokens, between seams of their own.
+    A block that names none has its seams in its `forward`."""
 
     attention: Attention
     norm: WholeNorm

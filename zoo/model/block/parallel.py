@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.model.block.base import Block
 from zoo.model.ffn import FFN
@@ -19,6 +19,8 @@ class Parallel(Block, kind="parallel"):
     `shared_norm` gives both the same norm (GPT-J); otherwise each has its own (GPT-NeoX).
     """
 
+    divided: ClassVar[tuple[str, ...]] = ()
+
     ffn: FFN
     shared_norm: bool = True
 
@@ -32,6 +34,7 @@ class Parallel(Block, kind="parallel"):
         return {"attention_norm": self.norm, "attention": self.attention, **second, "ffn": self.ffn}
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        normed = m.attention_norm(x)
-        inner = normed if self.shared_norm else m.ffn_norm(x)
-        return self.add(x, m.attention(normed, step) + m.ffn(inner, step))
+        seam, tokens = m.seam, step.mask.n_queries
+        normed = seam.gather(m.attention_norm(x), tokens)
+        inner = normed if self.shared_norm else seam.gather(m.ffn_norm(x), tokens)
+        return self.add(x, seam.add_up(m.attention(normed, step) + m.ffn(inner, step)))

@@ -55,7 +55,8 @@ class PostConv(Block, kind="post_conv"):
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         y = m.attention_norm(self.add(x, m.attention(x, step)))
         y = m.ffn_norm(self.add(y, m.ffn(y, step)))
-        return m.conv_norm(y + self.conv_activation.apply(self._convolve(m, x, step)))
+        convolved = m.seam.own(self._convolve(m, m.seam.gather(x, step.mask.n_queries), step))
+        return m.conv_norm(y + self.conv_activation.apply(convolved))
 
     def _convolve(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         side = self.conv_width // 2

@@ -1,0 +1,55 @@
+# N labelled tokens, V vocabulary, R ranks
+"""The loss of a head of which each rank of tensor parallelism has a part of the vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from zoo.lazy import torch
+from zoo.model.loss import TokenLoss, accumulating, split_for_softmax
+from zoo.ranks.seam import WHOLE, Seam
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SpreadLoss(TokenLoss):
+    """TokenLoss from a rank's logits [N, V/R], V being the `width` of the whole vocabulary (Shoeybi et al., 2019, §3).
+
+    Two numbers of each token go between the ranks. The last rank's columns beyond the vocabulary count for nothing.
+    """
+
+    seam: Seam = field(default=WHOLE, kw_only=True)
+    width: int = field(default=0, kw_only=True)
+
+    def overwrite(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
+        sums = torch.zeros(2, device=logits.device, dtype=accumulating(logits))
+        for block in split_for_softmax(logits):
+            values = self._mask(logits[block])
+            log_z, logit = self.seam.measure(values, targets[block])
+            p = (values - log_z).exp_().mul_(1 + 2 * self.z_loss * log_z)
+            places = targets[block] - self.seam.rank * values.shape[1]
+            mine = ((places >= 0) & (places < values.shape[1])).nonzero()[:, 0]
+            p[mine, places[mine]] -= 1
+            logits[block] = p * self.weight
+            sums += torch.stack([(log_z - logit).sum(), self.z_loss * log_z.square().sum()])
+        return sums
+
+    def measure(self, logits: Tensor, targets: Tensor, rows: Any) -> Tensor:
+        sums = torch.zeros(2, device=logits.device, dtype=accumulating(logits))
+        for block in split_for_softmax(logits):
+            log_z, logit = self.seam.measure(self._mask(logits[block]), targets[block])
+            sums += torch.stack([(log_z - logit).sum(), self.z_loss * log_z.square().sum()])
+        return sums
+
+    def _mask(self, block: Tensor) -> Tensor:
+        """The logits in float32, with −∞ for columns that stand for no token."""
+        values = block.to(accumulating(block))
+        there = max(self.width - self.seam.rank * block.shape[1], 0)
+        return values if there >= block.shape[1] else values.index_fill(1, _columns(there, block), -torch.inf)
+
+
+def _columns(first: int, block: Tensor) -> Tensor:
+    return torch.arange(first, block.shape[1], device=block.device)

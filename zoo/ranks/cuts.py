@@ -1,0 +1,123 @@
+"""What a process of tensor parallelism holds of each tensor: read off the whole model's Spec and that of its part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoo.lazy import F, torch
+from zoo.spec import Experts, placed_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Segment(NamedTuple):
+    """A run of a tensor along the dimension that it is cut along: how long it is as a whole, and in a part."""
+
+    whole: int
+    part: int
+
+    def copies(self, ranks: int) -> int:
+        """On how many ranks the same of it is."""
+        if self.part == self.whole:
+            return ranks
+        apart = self.whole >= ranks and self.part == -(-self.whole // ranks)
+        return 1 if apart else self.part * ranks // self.whole
+
+    def start(self, rank: int, ranks: int) -> int:
+        """Where the part of a rank begins."""
+        return rank // self.copies(ranks) * self.part
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A tensor of which each of `ranks` ranks holds a part: of each segment along `dim` its share, those in the last
+    one filled up with zeros. A tensor that all have whole is its own part."""
+
+    dim: int
+    segments: tuple[Segment, ...]
+    ranks: int
+
+    @property
+    def copies(self) -> int:
+        """On how many ranks the same values are: those of the segments that are on most."""
+        return max(each.copies(self.ranks) for each in self.segments)
+
+    def mark_common(self, part: Tensor) -> Tensor | None:
+        """Mark in a part the values of the segments that are on most ranks: ones along `dim`, and zeros for others.
+        None where that is all of them."""
+        held = [each.copies(self.ranks) == self.copies for each in self.segments]
+        if all(held):
+            return None
+        lengths = torch.tensor([each.part for each in self.segments])
+        marks = torch.tensor(held).repeat_interleave(lengths).to(part)
+        return marks.view(*(-1 if dim == self.dim else 1 for dim in range(part.ndim))).expand(part.shape).contiguous()
+
+    @property
+    def is_whole(self) -> bool:
+        return all(each.part == each.whole for each in self.segments)
+
+    def take(self, whole: Tensor, rank: int) -> Tensor:
+        """Take a rank's part of the whole tensor."""
+        if self.is_whole:
+            return whole
+        found, before = [], 0
+        for each in self.segments:
+            start = min(each.start(rank, self.ranks), each.whole)
+            there = min(each.part, each.whole - start)
+            piece = whole.narrow(self.dim, before + start, there)
+            found.append(_fill_up(piece, self.dim, each.part - there))
+            before += each.whole
+        return torch.cat(found, self.dim)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Put the whole tensor together from the parts of all ranks, by rank."""
+        if self.is_whole:
+            return parts[0]
+        found, before = [], 0
+        for each in self.segments:
+            ranks = range(0, self.ranks, each.copies(self.ranks))
+            run = torch.cat([parts[rank].narrow(self.dim, before, each.part) for rank in ranks], self.dim)
+            found.append(run.narrow(self.dim, 0, each.whole))
+            before += each.part
+        return torch.cat(found, self.dim)
+
+
+def _fill_up(piece: Tensor, dim: int, missing: int) -> Tensor:
+    """Add zeros at the end of a dimension."""
+    return piece if not missing else F.pad(piece, (*(0, 0) * (piece.ndim - 1 - dim), 0, missing))
+
+
+def find_cuts(whole: Any, part: Any, ranks: int) -> dict[str, Cut]:
+    """Find by name how each tensor of a model is cut into the parts of so many ranks."""
+    cuts: dict[str, Cut] = {}
+    parts = part.towers()
+    for where, tower in whole.towers().items():
+        theirs = {name: (row.part, leaf) for name, row, leaf in placed_tensors(parts[where], tower.d_model, where)}
+        for name, row, leaf in placed_tensors(tower, tower.d_model, where):
+            cuts[name] = _compare(row.part, theirs[name][0], leaf, ranks)
+    return cuts
+
+
+def find_cut_faults(cuts: dict[str, Cut]) -> Iterator[str]:
+    """List the tensors whose values are on three numbers of ranks: their gradients are not summed up."""
+    for name, cut in cuts.items():
+        if len({each.copies(cut.ranks) for each in cut.segments} - {1}) > 1:
+            found = ", ".join(str(each.whole) for each in cut.segments)
+            yield f"tp: {cut.ranks} does not divide the parts of {name} in two ways, found {found} (fewer would do)"
+
+
+def _compare(whole: Any, part: Any, leaf: str, ranks: int) -> Cut:
+    shapes = [each.shapes()[leaf] for each in (whole, part)]
+    dims = [dim for dim, (one, other) in enumerate(zip(*shapes, strict=True)) if one != other]
+    dim = dims[0] if dims else 0
+    assert len(dims) < 2, f"{leaf} is cut along {dims}"
+    stacked = isinstance(whole, Experts)
+    sizes = [getattr(each.of if stacked else each, "segments", ()) for each in (whole, part)]
+    along = dim == int(stacked)  # segments are of the outputs
+    if dims and along and sizes[0]:
+        return Cut(dim, tuple(map(Segment, *sizes)), ranks)
+    size = [shape[dim] if shape else 1 for shape in shapes]
+    return Cut(dim, (Segment(*size),), ranks)

@@ -1,0 +1,63 @@
+"""Gradients of a model that several processes compute parts of: those of what they have in common, and the norm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from zoo.lazy import torch
+from zoo.ranks.shards import make_whole, own_part
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def sum_common_gradients(model: Any) -> None:
+    """Sum up the gradients of weights that ranks of tensor parallelism have in common, each of which has a part of
+    them."""
+    from torch import distributed
+
+    common: dict[int, list[tuple[Tensor, Tensor | None]]] = {}
+    for copies, each, marks in list_shared(model):
+        if copies > 1:  # a bias that one rank adds has no gradient on the others
+            each.grad = torch.zeros_like(each) if each.grad is None else each.grad
+            common.setdefault(copies, []).append((own_part(each.grad), None if marks is None else own_part(marks)))
+    for copies, parts in common.items():
+        sent = [each if marks is None else each * marks for each, marks in parts]
+        together = torch.cat([each.flatten() for each in sent])
+        distributed.all_reduce(together, group=model.shares.groups[copies])
+        for (each, marks), total in zip(parts, together.split([each.numel() for each in sent]), strict=True):
+            total = total.view(each.shape)
+            each.copy_(total if marks is None else torch.where(marks.bool(), total, each))
+
+
+def list_shared(model: Any) -> Iterator[tuple[int, Any, Tensor | None]]:
+    """List the weights that train with the number of ranks of tensor parallelism that have the same values; and, where
+    only some of their values are on so many, marks of these."""
+    for name, each in model.named_parameters():
+        if each.requires_grad:
+            cut = model.shares.cuts.get(name)
+            yield (1, each, None) if cut is None else (cut.copies, each, model.shares.mark_common(name, each))
+
+
+def measure_gradient(model: Any) -> Tensor:
+    """Compute the norm of the gradient of all weights, each counted once."""
+    if not model.shares.cuts:
+        return measure_norm([each.grad for each in model.parameters() if each.grad is not None])
+    from torch import distributed
+
+    by_copies: dict[int, list[Tensor]] = {}
+    for copies, each, marks in list_shared(model):
+        if each.grad is None:
+            continue
+        by_copies.setdefault(copies, []).append(each.grad if marks is None else each.grad * marks)
+        if marks is not None:
+            by_copies.setdefault(1, []).append(each.grad * (1 - marks))
+    total = torch.stack([measure_norm(each).square() / copies for copies, each in by_copies.items()]).sum()
+    distributed.all_reduce(total, group=model.shares.group)
+    return total.sqrt()
+
+
+def measure_norm(gradients: list[Tensor]) -> Tensor:
+    """Compute the norm of some gradients together."""
+    return make_whole(torch.nn.utils.get_total_norm(gradients))

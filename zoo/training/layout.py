@@ -1,0 +1,127 @@
+"""Lay a model out on the processes of a mesh: replicas, their parts, and the parts of each layer's computation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from zoo.lazy import torch
+from zoo.ranks.cuts import find_cuts
+from zoo.ranks.shards import Shares
+from zoo.ranks.world import World
+from zoo.spec import Experts, Linear, placed_tensors
+from zoo.training.parallel import Mesh
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DP, SHARD, TP = "dp", "shard", "tp"
+"""The dimensions of a mesh, by torch's names for them here; the ranks of the last are next to each other."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The processes of a mesh as torch has them: `ranks` is the device mesh, `rows` those that train on rows of their
+    own, and `groups` the ranks of tensor parallelism that have the same values, by how many they are."""
+
+    mesh: Mesh
+    rows: World
+    ranks: Any = None
+    groups: dict[int, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, mesh: Mesh, world: World, device: Any) -> Layout:
+        """Make the process groups of a mesh, which all processes must do together."""
+        if mesh.size == 1:
+            return cls(mesh, world)
+        from torch.distributed.device_mesh import init_device_mesh
+
+        ranks = init_device_mesh(device.type, (mesh.dp, mesh.shard, mesh.tp), mesh_dim_names=(DP, SHARD, TP))
+        if mesh.tp == 1:
+            return cls(mesh, world, ranks)
+        group = _open_groups(world, [list(range(first, world.size, mesh.tp)) for first in range(mesh.tp)])
+        rows = World(world.rank // mesh.tp, world.size // mesh.tp, world.local_rank, group)
+        groups = {mesh.tp: ranks.get_group(TP)}
+        for copies in (each for each in range(2, mesh.tp) if mesh.tp % each == 0):
+            runs = [list(range(first, first + copies)) for first in range(0, world.size, copies)]
+            groups[copies] = _open_groups(world, runs)
+        return cls(mesh, rows, ranks, groups)
+
+    def divide(self, model: Any, whole: Any) -> None:
+        """Let a model that was built of a rank's part compute as a part of the whole one: with the others of its group,
+        at the seams."""
+        if self.mesh.tp == 1:
+            return
+        from zoo.ranks.tensor import TensorSeam
+        from zoo.run.layer import Layer
+
+        seam = TensorSeam(self.groups[self.mesh.tp])
+        model.set_whole(whole)
+        model.shares = Shares(find_cuts(whole, model.spec, seam.size), seam.rank, seam.group, self.groups)
+        for module in model.modules():
+            if isinstance(module, Layer):
+                module.seam = seam
+                if module.spec.axis == "block":
+                    for name in module.spec.divided:  # type: ignore[attr-defined]
+                        if (part := getattr(module, name, None)) is not None:
+                            part.divided = True
+        if seam.rank:
+            for name in list_summed_biases(model.spec):
+                model.get_submodule(name).adds_bias = False
+
+    def lay_out(self, model: Any, precision: str) -> None:
+        """Spread a model over the processes that have rows of their own, in place: each layer's weights by themselves,
+        and the others together. Gradients are summed up over all of them, not averaged."""
+        if self.rows.size == 1:
+            return
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+        policy = MixedPrecisionPolicy()
+        if precision == "bf16_master":
+            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        how: dict[str, Any] = {"mesh": self.ranks[DP, SHARD], "mp_policy": policy}
+        how["shard_placement_fn"] = place_experts(model, self.mesh.shard)
+        for path, tower in model.towers():
+            stack = model.get_submodule(path) if path else model
+            if len(stack.blocks) == len(tower.pattern):  # one that is used several times stays with the others
+                for layer in stack.blocks:
+                    fully_shard(layer, **how)
+        fully_shard(model, **how)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+
+
+def _open_groups(world: World, runs: list[list[int]]) -> Any:
+    """Make a process group of each run of ranks; returns the one that this process is in."""
+    from torch import distributed
+
+    groups = [distributed.new_group(ranks) for ranks in runs]
+    return next(group for ranks, group in zip(runs, groups, strict=True) if world.rank in ranks)
+
+
+def list_summed_biases(spec: Any) -> Iterator[str]:
+    """List the modules whose bias joins a sum over ranks, so that one of these alone adds it."""
+    for where, tower in spec.towers().items():
+        for name, row, leaf in placed_tensors(tower, tower.d_model, where):
+            linear = row.part.of if isinstance(row.part, Experts) else row.part
+            if leaf == "bias" and isinstance(linear, Linear) and linear.residual:
+                yield name.rpartition(".")[0]
+
+
+def place_experts(model: Any, ways: int) -> Any:
+    """Make the choice of the dimension that a parameter is cut along: the first, and of a stack of fewer experts than
+    ways its second, as `zoo stats` prices it."""
+    from torch.distributed.tensor import Shard
+
+    from zoo.run.layer import StackedLinear
+
+    stacks = [module for module in model.modules() if isinstance(module, StackedLinear)]
+    stacked = {id(each) for module in stacks for each in module.parameters()}
+
+    def choose(parameter: Any) -> Shard | None:
+        few = id(parameter) in stacked and parameter.shape[0] < ways
+        return Shard(1) if few and parameter.ndim > 1 else None
+
+    return choose
