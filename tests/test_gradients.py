@@ -14,9 +14,9 @@ from zoo.data import Batch
 from zoo.errors import ConfigError
 from zoo.model import loss as losses
 from zoo.model.loss import IGNORED, TokenLoss
+from zoo.ranks.gradients import measure_norm
 from zoo.run.builder import build
 from zoo.training.compiling import compile_model
-from zoo.ranks.gradients import measure_norm
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient
 from zoo.training.objective import NextToken
 from zoo.training.optim import AdamW

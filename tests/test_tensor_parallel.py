@@ -155,4 +155,4 @@ def test_a_vocabulary_that_ranks_do_not_divide_is_filled_up_with_zeros():
 )
 def test_a_model_that_ranks_do_not_divide_is_refused_with_what_would_do(overrides, fault):
     with pytest.raises(ConfigError, match=fault):
-        shard_model(load("llama-tiny", ["d_model=96", "n_heads=8", "n_kv_heads=4", *overrides]), 4)
+        shard_model(load("llama-tiny", ["d_model=96", *overrides]), 4)

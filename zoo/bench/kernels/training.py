@@ -19,6 +19,7 @@ from zoo.kernels import machine_of, select
 from zoo.kernels.base import Ask
 from zoo.kernels.mask import Mask
 from zoo.lazy import torch
+from zoo.ranks.gradients import measure_gradient
 from zoo.run.builder import build
 from zoo.run.memory import read_free_memory
 from zoo.training.compiling import compile_model
@@ -130,7 +131,7 @@ def make_step(model: Any, rows: int, length: int, *, compiled: bool) -> Callable
 
     def step() -> None:
         accumulate_gradient(model, objective, batch, 1, under)
-        clip_gradient(list(model.parameters()), 1.0)
+        clip_gradient(list(model.parameters()), 1.0, measure_gradient(model))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
