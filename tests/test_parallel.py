@@ -91,7 +91,7 @@ def compare(one, other, weights=1e-4):
 def list_cases():
     for name in MODELS:
         yield pytest.param(
-            name, 2, ("ddp", "fsdp", "tp"), marks=[] if name in QUICK else [pytest.mark.slow], id=f"{name}-2"
+            name, 2, ("ddp", "fsdp", "tp", "cp"), marks=[] if name in QUICK else [pytest.mark.slow], id=f"{name}-2"
         )
     for name in ("dense", "accumulated", "experts", "hybrid", "latents", "encoder_decoder"):
         yield pytest.param(name, 4, ("ddp", "fsdp", "hsdp", "tp", "fsdp_tp"), marks=[pytest.mark.slow], id=f"{name}-4")

@@ -11,8 +11,8 @@ from zoo.kernels.mask import Mask
 from zoo.kernels.rows import PoolRow, PoolRows
 from zoo.kernels.varlen import run_starts
 from zoo.lazy import F, torch
-from zoo.model.step import Inputs, Step
-from zoo.ranks.seam import WHOLE, Seam
+from zoo.model.step import Inputs, Span, Step
+from zoo.ranks.seam import WHOLE, WHOLE_ROWS, ContextSeam, Seam
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +25,14 @@ class Scene:
     are not alike, [B, T] for the new tokens alone.
     """
 
-    def __init__(self, spec: Any, inputs: Inputs, seam: Seam = WHOLE) -> None:
-        self.spec, self.causal, self.cache, self.seam = spec, bool(spec.causal), inputs.cache, seam
+    def __init__(self, spec: Any, inputs: Inputs, seam: Seam = WHOLE, context: ContextSeam = WHOLE_ROWS) -> None:
+        self.spec, self.causal, self.cache, self.seam, self.context = (
+            spec,
+            bool(spec.causal),
+            inputs.cache,
+            seam,
+            context,
+        )
         self.documents, self.prefix = inputs.documents, inputs.prefix
         read = self.cache is not None and self.cache.has_source  # its keys are in the cache already
         self.memory, mask = None if read else inputs.memory, inputs.memory_mask
@@ -66,6 +72,11 @@ class Scene:
             return None
         columns = torch.arange(self.new, device=self.device)
         return columns < torch.tensor(counts, device=self.device)[:, None]
+
+    @property
+    def own(self) -> int:
+        """How many of the new tokens are this rank's own."""
+        return sum(stop - start for start, stop in self.context.spans(self.new)) if self.context.active else self.new
 
     @property
     def table_positions(self) -> Tensor:
@@ -146,25 +157,29 @@ class Scene:
         step = Step(
             mask=Mask(self.new, self.new),
             kernel=kernel,
-            positions=self.positions,
+            positions=self.context.own(self.positions),
             real=self.real,
-            documents=self.documents,
+            documents=self.context.own(self.documents),
             first=self.cache is None or not self.cache.longest,
             where=where,
             dropout=m.attention_dropout if m.training else 0.0,
             extra=dict(self.extra),
             seam=self.seam,
+            context=self.context,
         )
         own = m.position if self.spec.has_position else None
         position = attention.positioning
         if position is not None:
             lengths = self._count_lengths() if position.reads_length else None
-            step.tables = position.tables(self.positions, attention.rotary_width, dtype, lengths)
+            step.tables = position.tables(self.context.own(self.positions), attention.rotary_width, dtype, lengths)
         if where is not None and where.table is not None:
             self._share_pages(step, attention, own, where)
             self._draw(step, attention, dtype)
         elif where is not None and where.ragged:
             step.rows = self._rows(attention, own, where)
+        elif self.context.active:
+            self._share_runs(step, attention, own)
+            self._draw(step, attention, dtype)
         else:
             self._share(step, attention, own, where)
             self._draw(step, attention, dtype)
@@ -190,6 +205,20 @@ class Scene:
         if position is not None and not position.per_layer:
             step.bias = self.seam.bias(position, own, attention.score_heads, *step.index, self.causal)
         attention.prepare(own, step)
+
+    def _share_runs(self, step: Step, attention: Any, own: Any) -> None:
+        """Give the step a mask and a bias for each run of tokens that is this rank's: those of later tokens of the row,
+        which read all keys up to their own."""
+        chunk, position = attention.visible_chunk, attention.positioning
+        chunks = self._apart(chunk, 0)
+        for start, stop in self.context.spans(self.new):
+            apart = None if chunks is None else (chunks[0][:, start:stop], chunks[1][:, :stop])
+            mask = Mask(stop - start, stop, causal=True, window=attention.visible_window, documents=apart)
+            places, bias = (self.index[start:stop], self.index[:stop]), None
+            if position is not None and not position.per_layer:
+                bias = self.seam.bias(position, own, attention.score_heads, *places, True)
+            step.runs.append(Span(mask, places, bias))
+        step.mask = Mask(sum(each.mask.n_queries for each in step.runs), self.new)
 
     def _share_pages(self, step: Step, attention: Any, own: Any, where: Any) -> None:
         """Give the step what rows that are read by page have in common: tensors of a row each, and no number that
@@ -238,6 +267,11 @@ class Scene:
         features = {**step.mask.features, "needs_grad": torch.is_grad_enabled(), "page": step.page or None}
         features |= {"dropout": step.dropout > 0}
         later = self.past != 0 and not step.crosses
+        if step.runs:
+            for each in step.runs:
+                ask = attention.ask(name, **{**features, **each.mask.features})
+                kernels.prepare(each.mask, ask, self.device, dtype, bias=each.bias, kernel=step.kernel)
+            return
         ask = attention.decode_ask(name, self.new, **features) if later else attention.ask(name, **features)
         if ask is not None:
             kernels.prepare(step.mask, ask, self.device, dtype, bias=step.bias, kernel=step.kernel)

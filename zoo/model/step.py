@@ -7,10 +7,11 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from zoo.kernels import attend
-from zoo.ranks.seam import WHOLE, Seam
+from zoo.lazy import torch
+from zoo.ranks.seam import WHOLE, WHOLE_ROWS, ContextSeam, Seam
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -68,6 +69,15 @@ class Inputs:
     loss: TokenLoss | None = None
 
 
+class Span(NamedTuple):
+    """A run of queries that attend by themselves: their mask over the keys up to their own, the token indices of both,
+    and the bias that layers of a kind share."""
+
+    mask: Mask
+    index: tuple[Tensor, Tensor]
+    bias: Bias | None
+
+
 @dataclass
 class Step:
     """The inputs of one layer in one forward pass, beside its hidden states. Layers of one kind share all but their
@@ -97,6 +107,8 @@ class Step:
     cross: Step | None = None  # the step of this layer's cross-attention
     crosses: bool = False  # whether it is one
     seam: Seam = WHOLE  # where the parts of several ranks come together
+    context: ContextSeam = WHOLE_ROWS  # where the tokens of several ranks do
+    runs: list[Span] = field(default_factory=list)  # of tokens, where a rank has several of a row's
     extra: dict[str, Any] = field(default_factory=dict)  # what `Attention.prepare` made once for all layers of a kind
     again: bool = False  # whether attention's inside is computed a second time in the backward pass
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's, to be added to the objective
@@ -117,6 +129,8 @@ class Step:
     ) -> Tensor:
         """Attend under this pass's mask: q [B, T, H, C] → [B, T, H, Cv]. The bias is the one that layers of this kind
         share, or that of this layer's `own` position scheme, given with its weights. `scores` are softcap and sinks."""
+        if self.runs:
+            return self._attend_runs(q, k, v, scale, own, **scores)
         bias, rows = self.bias, self.rows
         if own is not None:
             scheme, weights = own
@@ -132,11 +146,24 @@ class Step:
         how |= {"again": self.again, **scores} | ({"dropout": self.dropout} if self.dropout else {})
         return attend(q, k, v, self.mask, scale=scale, **how)  # type: ignore[arg-type]
 
+    def _attend_runs(self, q: Tensor, k: Tensor, v: Tensor, scale: float, own: Any, **scores: Any) -> Tensor:
+        """Attend with each run of queries to the keys up to its own."""
+        found, first = [], 0
+        for span in self.runs:
+            mine = copy(self)
+            mine.runs, mine.mask, mine.index, mine.bias = [], span.mask, span.index, span.bias
+            here = slice(first, first + span.mask.n_queries)
+            keys = slice(span.mask.n_keys)
+            found.append(mine.attend(q[:, here], k[:, keys], v[:, keys], scale, own, **scores))
+            first = here.stop
+        return torch.cat(found, 1)
+
     def remember(self, **new: Tensor) -> tuple[Tensor, ...]:
         """Append new tensors [B, T, …] to the cache; give each behind its earlier tokens [B, S, …], in order. With
-        `rows` or `pages`, give the pools [N, …] in which they lie."""
+        `rows` or `pages`, give the pools [N, …] in which they lie. Without a cache, other ranks' tokens are among them.
+        """
         if self.cache is None:
-            return tuple(new.values())
+            return tuple(self.context.gather(each) for each in new.values()) if self.runs else tuple(new.values())
         assert self.where is not None
         return self.cache.append(self.where, new)
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -160,7 +160,7 @@ class Tower(Topology):
         logits, which are never whole. Raises ConfigError for inputs that this tower does not take."""
         inputs = Inputs(input_ids, attention_mask, **others)
         self.check_inputs(inputs)
-        return self.run(m, inputs, Scene(self, inputs, m.seam))
+        return self.run(m, inputs, Scene(self, inputs, m.seam, m.context))
 
     def check_inputs(self, inputs: Inputs) -> None:
         """Raises ConfigError for inputs that would do nothing in this tower."""
@@ -187,10 +187,11 @@ class Tower(Topology):
 
     def run(self, m: Weights, inputs: Inputs, scene: Scene) -> Output:
         """One forward pass: token ids [B, T] through embedding, layers, norm and head."""
-        seam = m.seam
-        x = self.embedding.lookup(m.embedding, inputs.input_ids, seam.own(inputs.token_type_ids))
+        seam, context = m.seam, m.context
+        types = seam.own(context.own(inputs.token_type_ids))
+        x = self.embedding.lookup(m.embedding, context.own(inputs.input_ids), types)
         if self.has_position:
-            x = self.position.embed(m.position, x, seam.own(scene.table_positions))
+            x = self.position.embed(m.position, x, seam.own(context.own(scene.table_positions)))
         x = self.embedding.finish(m.embedding, x, seam.own(scene.real))  # B T D
         if m.training and m.embedding_dropout:
             x = F.dropout(x, m.embedding_dropout)
@@ -204,18 +205,19 @@ class Tower(Topology):
             layer = m.blocks[stack.index(index)]
             x = layer(x, step) if runner is None else runner.run(index, layer, x, step)
             for name, loss in step.losses:
-                loss = seam.share(loss)
+                loss = context.share(seam.share(loss))
                 losses[name] = losses[name] + loss if name in losses else loss
             loads += [torch.diff(ends, prepend=ends.new_zeros(1)) for ends in step.ends]
         if cache is not None:
             cache.end(scene.new)
         hidden = m.norm(x) if self.has_final_norm else x
-        hidden = seam.gather(m.project(hidden) if self.out_width else hidden, scene.new)
+        hidden = seam.gather(m.project(hidden) if self.out_width else hidden, scene.own)
         pooled = m.pooler(hidden) if self.pooler else None
         out = Output(hidden, None, losses, pooled, loads=loads)
         if inputs.targets is not None:
-            read = self.head.gather(hidden, scene.real)
-            out.loss, out.terms = self._sum_loss(m, read, inputs.targets, inputs.loss or TokenLoss())
+            read, loss = self.head.gather(hidden, scene.real), inputs.loss or TokenLoss()
+            loss = replace(loss, count=None) if context.active else loss  # which is of whole rows
+            out.loss, out.terms = self._sum_loss(m, read, context.own(inputs.targets), loss)
         elif inputs.logits_to_keep != 0 and self.head.reads_rows:
             out.logits = m.head(self.head.gather(hidden, scene.real)[:, 0])  # B C
         elif inputs.logits_to_keep != 0:

@@ -63,3 +63,35 @@ class Seam:
 
 
 WHOLE = Seam()
+
+
+class ContextSeam:
+    """The seam of rows whose tokens one process has all of. Context parallelism has its own, `zoo.ranks.context`: each
+    rank has two runs of a row's tokens, and only attention's keys and values come together."""
+
+    rank = 0
+    size = 1
+
+    @property
+    def active(self) -> bool:
+        """Whether a pass that begins now has some of a row's tokens."""
+        return False
+
+    def spans(self, tokens: int) -> list[tuple[int, int]]:
+        """Where the rank's own runs of a row of so many tokens begin and end."""
+        return [(0, tokens)]
+
+    def own(self, each: Any) -> Any:
+        """Keep the rank's own tokens of [B|1, T, …]."""
+        return each
+
+    def share(self, loss: Tensor) -> Tensor:
+        """Take a rank's share of a loss that is a mean over its own tokens."""
+        return loss
+
+    def gather(self, new: Tensor) -> Tensor:
+        """Gather what attention reads of all ranks' tokens, in order: [B, T, …]."""
+        return new
+
+
+WHOLE_ROWS = ContextSeam()

@@ -8,11 +8,11 @@ weight that ranks have in common meets on each of them a part of what it is for:
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 from zoo.kernels.bias import OwnHeads
 from zoo.lazy import F, torch
+from zoo.ranks.group import Group
 from zoo.ranks.seam import Seam
 
 if TYPE_CHECKING:
@@ -23,16 +23,14 @@ class TensorSeam(Seam):
     """The seams between the ranks of a process group."""
 
     def __init__(self, group: Any) -> None:
-        self.group = group
-        self.rank, self.size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+        self.group = Group(group)
+        self.rank, self.size = self.group.rank, self.group.size
 
     def gather(self, x: Tensor, tokens: int) -> Tensor:
-        return _gathering().apply(x, self)[:, :tokens] if torch.is_grad_enabled() else x
+        return self.group.gather_tokens(x)[:, :tokens] if torch.is_grad_enabled() else x
 
     def add_up(self, y: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return _scattering().apply(self._pad(y), self)
-        return sum_up(y, self.group)
+        return self.group.scatter_tokens(self._pad(y)) if torch.is_grad_enabled() else self.group.sum_up(y)
 
     def own(self, each: Tensor | None) -> Tensor | None:
         if each is None or not torch.is_grad_enabled():
@@ -46,14 +44,12 @@ class TensorSeam(Seam):
         return F.pad(each, (*(0, 0) * (each.ndim - 2), 0, missing)) if missing else each
 
     def look_up(self, table: Any, ids: Tensor) -> Tensor:
-        count = table.weight.shape[0]
-        places = ids - self.rank * count
-        strange = (places < 0) | (places >= count)
-        found = F.embedding(places.masked_fill(strange, 0), table.weight)
+        places, strange = self._own_tokens(ids, table.weight.shape[0])
+        found = F.embedding(places, table.weight)
         return self.add_up(found.masked_fill(strange[..., None], 0))
 
     def add_up_whole(self, y: Tensor) -> Tensor:
-        return _adding().apply(y, self)
+        return self.group.sum_whole(y)
 
     def normalise(self, norm: Any, x: Tensor) -> Tensor:
         wide = x.float()
@@ -71,101 +67,16 @@ class TensorSeam(Seam):
         return loss if not loss.requires_grad else loss.detach() + (loss - loss.detach()) / self.size
 
     def measure(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        count = logits.shape[1]
-        places = targets - self.rank * count
-        strange = (places < 0) | (places >= count)
-        logit = logits.gather(1, places.masked_fill(strange, 0)[:, None]).masked_fill(strange[:, None], 0)
-        log_z = logits.logsumexp(1, keepdim=True)
-        all_ranks = gather_up(torch.stack((log_z, logit)), self)  # R 2 N 1
+        places, strange = self._own_tokens(targets, logits.shape[1])
+        logit = logits.gather(1, places[:, None]).masked_fill(strange[:, None], 0)
+        all_ranks = self.group.stack(torch.stack((logits.logsumexp(1, keepdim=True), logit)))  # R 2 N 1
         return all_ranks[:, 0].logsumexp(0), all_ranks[:, 1].sum(0)
 
+    def _own_tokens(self, ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Where token ids are in the rank's part of the vocabulary, `count` of it, and which are in another's."""
+        places = ids - self.rank * count
+        strange = (places < 0) | (places >= count)
+        return places.masked_fill(strange, 0), strange
+
     def join_logits(self, logits: Tensor, width: int) -> Tensor:
-        return torch.cat(gather_up(logits, self).unbind(), -1)[..., :width]
-
-
-# ---------------------------------------------------------------- what is sent
-
-
-def sum_up(y: Tensor, group: Any) -> Tensor:
-    """Sum up a tensor over the ranks of a group."""
-    total = y.contiguous()
-    total = total.clone() if total is y else total
-    torch.distributed.all_reduce(total, group=group)
-    return total
-
-
-def _call(name: str, older: str) -> Any:
-    """A function of torch.distributed by its name from torch 2.13 on, or the one before."""
-    return getattr(torch.distributed, name, None) or getattr(torch.distributed, older)
-
-
-def gather_up(x: Tensor, seam: TensorSeam) -> Tensor:
-    """Stack the tensors of all ranks [R, …]."""
-    whole = x.new_empty(seam.size * x.numel())
-    _call("all_gather_single", "all_gather_into_tensor")(whole, x.flatten(), group=seam.group)
-    return whole.view(seam.size, *x.shape)
-
-
-def _gather(x: Tensor, seam: TensorSeam) -> Tensor:
-    """The tokens of all ranks [B, R·T, …] of those of each [B, T, …]."""
-    whole = gather_up(x, seam)
-    return whole.transpose(0, 1).flatten(1, 2)
-
-
-def _scatter(y: Tensor, seam: TensorSeam) -> Tensor:
-    """The sum over ranks of [B, R·T, …], of which each keeps its own tokens [B, T, …]."""
-    by_rank = y.unflatten(1, (seam.size, -1)).transpose(0, 1).contiguous()
-    own = by_rank.new_empty(by_rank[0].numel())
-    _call("reduce_scatter_single", "reduce_scatter_tensor")(own, by_rank.flatten(), group=seam.group)
-    return own.view(by_rank.shape[1:])
-
-
-@functools.cache
-def _gathering() -> Any:
-    class Gathering(torch.autograd.Function):
-        """All-gather; its gradient is a reduce-scatter, as each rank has a part of the gradient of all tokens."""
-
-        @staticmethod
-        def forward(ctx: Any, x: Tensor, seam: TensorSeam) -> Tensor:
-            ctx.seam = seam
-            return _gather(x, seam)
-
-        @staticmethod
-        def backward(ctx: Any, g: Tensor):  # type: ignore[override]
-            return _scatter(g, ctx.seam), None
-
-    return Gathering
-
-
-@functools.cache
-def _scattering() -> Any:
-    class Scattering(torch.autograd.Function):
-        """Reduce-scatter; its gradient is an all-gather."""
-
-        @staticmethod
-        def forward(ctx: Any, y: Tensor, seam: TensorSeam) -> Tensor:
-            ctx.seam = seam
-            return _scatter(y, seam)
-
-        @staticmethod
-        def backward(ctx: Any, g: Tensor):  # type: ignore[override]
-            return _gather(g, ctx.seam), None
-
-    return Scattering
-
-
-@functools.cache
-def _adding() -> Any:
-    class Adding(torch.autograd.Function):
-        """All-reduce; so is its gradient, as what each rank goes on to compute is a part."""
-
-        @staticmethod
-        def forward(ctx: Any, y: Tensor, seam: TensorSeam) -> Tensor:
-            ctx.seam = seam
-            return sum_up(y, seam.group)
-
-        @staticmethod
-        def backward(ctx: Any, g: Tensor):  # type: ignore[override]
-            return sum_up(g, ctx.seam.group), None
-
-    return Adding
+        return torch.cat(self.group.stack(logits).unbind(), -1)[..., :width]

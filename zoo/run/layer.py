@@ -12,7 +12,7 @@ from zoo import kernels, lazy
 from zoo import spec as S
 from zoo.kernels.grouped import grouped_linear
 from zoo.model.step import Output
-from zoo.ranks.seam import WHOLE
+from zoo.ranks.seam import WHOLE, WHOLE_ROWS
 from zoo.ranks.shards import ALL
 
 lazy.load()
@@ -34,6 +34,7 @@ class Layer(nn.Module):
     compiles_loss = False  # of a head: whether its loss is compiled
     deposits_gradients = False  # of a head whose loss adds to `.grad` itself (`zoo.model.loss.deposit`)
     seam = WHOLE  # where the parts of several ranks come together
+    context = WHOLE_ROWS  # of a tower: where the tokens of several ranks do
     divided = False  # whether each rank computes a part of it, for all tokens
 
     def __init__(self, spec: S.Spec, d_model: int) -> None:

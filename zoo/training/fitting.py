@@ -187,6 +187,7 @@ def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = Tru
     setup = Setup(
         dp=mesh.shard,
         tp=mesh.tp,
+        cp=mesh.cp,
         zero=3 if mesh.shard > 1 else 0,
         context=settings.seq_len,
         batch=rows,

@@ -22,42 +22,52 @@ DP, SHARD, TP = "dp", "shard", "tp"
 @dataclass(frozen=True)
 class Layout:
     """The processes of a mesh as torch has them: `ranks` is the device mesh, `rows` those that train on rows of their
-    own, and `groups` the ranks of tensor parallelism that have the same values, by how many they are."""
+    own, `tokens` on tokens of their own, `context` those with rows in common and tokens of their own. `groups` are the
+    ranks of tensor parallelism that have the same values, by how many they are."""
 
     mesh: Mesh
     rows: World
+    tokens: World
     ranks: Any = None
+    context: Any = None
     groups: dict[int, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, mesh: Mesh, world: World, device: Any) -> Layout:
         """Make the process groups of a mesh, which all processes must do together."""
         if mesh.size == 1:
-            return cls(mesh, world)
+            return cls(mesh, world, world)
         from torch.distributed.device_mesh import init_device_mesh
 
-        ranks = init_device_mesh(device.type, (mesh.dp, mesh.shard, mesh.tp), mesh_dim_names=(DP, SHARD, TP))
-        if mesh.tp == 1:
-            return cls(mesh, world, ranks)
-        group = _open_groups(world, [list(range(first, world.size, mesh.tp)) for first in range(mesh.tp)])
-        rows = World(world.rank // mesh.tp, world.size // mesh.tp, world.local_rank, group)
+        ranks = init_device_mesh(device.type, (*mesh.weights, mesh.tp), mesh_dim_names=(DP, SHARD, TP))
+        tokens = _open_world(world, mesh.tp, range(mesh.tp)) if mesh.tp > 1 else world
+        rows = _open_world(world, mesh.tp * mesh.cp, range(mesh.tp * mesh.cp)) if mesh.cp > 1 else tokens
+        context = None
+        if mesh.cp > 1:
+            size = mesh.tp * mesh.cp
+            firsts = [row + rank for row in range(0, world.size, size) for rank in range(mesh.tp)]
+            context = _open_groups(world, [list(range(first, first + size, mesh.tp)) for first in firsts])
         groups = {mesh.tp: ranks.get_group(TP)}
         for copies in (each for each in range(2, mesh.tp) if mesh.tp % each == 0):
             runs = [list(range(first, first + copies)) for first in range(0, world.size, copies)]
             groups[copies] = _open_groups(world, runs)
-        return cls(mesh, rows, ranks, groups)
+        return cls(mesh, rows, tokens, ranks, context, groups)
 
     def divide(self, model: Any, whole: Any) -> None:
         """Let a model that was built of a rank's part compute as a part of the whole one: with the others of its group,
         at the seams."""
-        if self.mesh.tp == 1:
-            return
+        from zoo.ranks.context import SpreadContext
         from zoo.ranks.tensor import TensorSeam
         from zoo.run.layer import Layer
 
+        if self.context is not None:
+            for path, _ in model.towers():
+                model.get_submodule(path).context = SpreadContext(self.context)
+        if self.mesh.tp == 1:
+            return
         seam = TensorSeam(self.groups[self.mesh.tp])
         model.set_whole(whole)
-        model.shares = Shares(find_cuts(whole, model.spec, seam.size), seam.rank, seam.group, self.groups)
+        model.shares = Shares(find_cuts(whole, model.spec, seam.size), seam.rank, seam.group.group, self.groups)
         for module in model.modules():
             if isinstance(module, Layer):
                 module.seam = seam
@@ -72,7 +82,7 @@ class Layout:
     def lay_out(self, model: Any, precision: str) -> None:
         """Spread a model over the processes that have rows of their own, in place: each layer's weights by themselves,
         and the others together. Gradients are summed up over all of them, not averaged."""
-        if self.rows.size == 1:
+        if self.tokens.size == 1:
             return
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -80,7 +90,7 @@ class Layout:
         if precision == "bf16_master":
             policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         how: dict[str, Any] = {"mesh": self.ranks[DP, SHARD], "mp_policy": policy}
-        how["shard_placement_fn"] = place_experts(model, self.mesh.shard)
+        how["shard_placement_fn"] = place_experts(model, self.mesh.weights[1])
         for path, tower in model.towers():
             stack = model.get_submodule(path) if path else model
             if len(stack.blocks) == len(tower.pattern):  # one that is used several times stays with the others
@@ -91,6 +101,12 @@ class Layout:
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+
+
+def _open_world(world: World, every: int, firsts: range) -> World:
+    """Make the worlds of every so manieth process, from each first one on; returns the one that this process is in."""
+    group = _open_groups(world, [list(range(first, world.size, every)) for first in firsts])
+    return World(world.rank // every, world.size // every, world.local_rank, group)
 
 
 def _open_groups(world: World, runs: list[list[int]]) -> Any:

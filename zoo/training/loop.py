@@ -67,7 +67,8 @@ class Run:
     peak: Peak
     watch: ThreadWatch
     world: World = ALONE
-    rows: World = ALONE  # the processes that train on rows of their own
+    row_world: World = ALONE  # the processes that train on rows of their own
+    token_world: World = ALONE  # and those on tokens of their own
     ema: MovingAverage | None = None
     computing: Computing | None = None  # what computes gradients, where it is not the model itself
     free: int | None = None  # bytes of memory that were free before the model was built
@@ -195,7 +196,7 @@ def update(run: Run) -> dict[str, Any]:
     count = agree(run, batch)
     model, autocast = (run.model, run.autocast) if run.computing is None else (run.computing.refresh(), nullcontext)
     terms, loads, _ = accumulate_gradient(model, settings.objective, batch, settings.accumulate, autocast, count)
-    terms, loads = run.rows.add_up(terms), [run.rows.add_up_(each) for each in loads]
+    terms, loads = run.token_world.add_up(terms), [run.token_world.add_up_(each) for each in loads]
     sum_common_gradients(run.model)
     terms["grad_norm"] = measure_gradient(run.model)
     clip_gradient(list(run.model.parameters()), settings.clip, terms["grad_norm"])
@@ -212,7 +213,7 @@ def agree(run: Run, batch: Batch) -> int:
     targets = objective.targets(batch)
     flops = 0 if run.flops is None else run.counter.count(batch, targets)
     tokens = objective.count_tokens(batch, run.settings.seq_len)
-    targets, flops, tokens = run.rows.sum(targets, flops, tokens)
+    targets, flops, tokens = run.row_world.sum(targets, flops, tokens)
     run.tokens += tokens
     if run.flops is not None:
         run.flops += flops
@@ -327,7 +328,7 @@ def measure_validation_loss(run: Run, batches: list[Batch], metrics: Any = None)
     and the number of targets. `metrics`, where an objective has some, get the results too."""
     objective, targets = run.settings.objective, 0
     total = torch.zeros((), dtype=torch.float64, device=run.device)
-    world = run.rows if metrics is None else ALONE  # figures of rows need all of them
+    world = run.row_world if metrics is None else ALONE  # figures of rows need all of them
     run.model.eval()
     try:
         for batch in batches:

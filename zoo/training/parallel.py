@@ -33,11 +33,13 @@ Ways = Annotated[int | Literal["auto"], BeforeValidator(_check_ways)]
 
 @dataclass(frozen=True)
 class Mesh:
-    """How many ways a run is spread: `dp` replicas, each of whose weights lie in `shard` parts, each of which is what
-    `tp` processes compute together. These have their rows in common."""
+    """How many ways a run is spread: `dp` replicas, each of whose weights lie in `shard` parts. `cp` processes have
+    rows in common, of which each has its own tokens; and `tp` compute one part together, with rows and tokens in
+    common."""
 
     dp: int = 1
     shard: int = 1
+    cp: int = 1
     tp: int = 1
 
     @property
@@ -46,8 +48,19 @@ class Mesh:
         return self.dp * self.shard
 
     @property
+    def tokens(self) -> int:
+        """The ways in which the tokens of a batch are divided."""
+        return self.rows * self.cp
+
+    @property
     def size(self) -> int:
-        return self.rows * self.tp
+        return self.tokens * self.tp
+
+    @property
+    def weights(self) -> tuple[int, int]:
+        """How many processes hold the same weights, and in how many parts weights lie: those of `cp` add to the parts
+        where there are any, and else to the replicas."""
+        return (self.dp, self.shard * self.cp) if self.shard > 1 else (self.dp * self.cp, 1)
 
 
 class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
@@ -58,11 +71,13 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
     optimizer state (Rajbhandari et al., 2020, ZeRO-3; torch's FSDP2): a layer's weights are gathered where they
     compute. `tp` processes have their rows in common, and each computes with its own heads, hidden units and part of
     the vocabulary (Shoeybi et al., 2019, Megatron-LM), with sequence parallelism between (Korthikanti et al., 2022).
-    One of the three may be `auto`: as many as torchrun started.
+    `cp` processes have rows in common, too, and each computes with its own tokens of them (Dubey et al., 2024, Llama
+    3). One of the four may be `auto`: as many as torchrun started.
     """
 
     dp: Ways = 1
     shard: Ways = 1
+    cp: Ways = 1
     tp: Ways = 1
 
     def __post_init__(self) -> None:
@@ -72,7 +87,7 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
 
     @property
     def ways(self) -> dict[str, int | str]:
-        return {"dp": self.dp, "shard": self.shard, "tp": self.tp}
+        return {"dp": self.dp, "shard": self.shard, "cp": self.cp, "tp": self.tp}
 
     def settle(self, world: World) -> Mesh:
         """Give the mesh of so many processes. Raises ConfigError where they do not come out even."""
@@ -132,7 +147,24 @@ def find_parallel_faults(settings: Training, world: World, spec: Any) -> list[st
     if not settings.optim.by_part:
         found = f"{settings.optim.kind} needs whole tensors, of which each process has a part"
         faults.append(f"optim: {found} (optim=adamw, or parallel=none)")
+    faults += find_context_faults(settings, mesh, spec) if mesh.cp > 1 else []
     return faults + (find_tensor_faults(settings, mesh, spec) if mesh.tp > 1 else [])
+
+
+def find_context_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
+    """List what context parallelism does not go together with."""
+    faults = []
+    if settings.objective.kind != "next_token":
+        faults.append(f"objective: is {settings.objective.kind}, and cp={mesh.cp} cuts rows of text (next_token)")
+    if settings.seq_len % (parts := 2 * mesh.cp):
+        faults.append(f"seq_len: is {settings.seq_len}, which 2·cp={parts} do not divide (a multiple of {parts})")
+    blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
+    for kind in dict.fromkeys(each.attention.kind for each in blocks if not each.attention.splits_tokens):
+        faults.append(f"cp: {mesh.cp} processes would each have some tokens, and '{kind}' layers need a row's (cp=1)")
+    for block in blocks:
+        if getattr(block, "ffn", None) is not None and block.ffn.state():
+            faults.append(f"cp: the {block.ffn.router.kind} router counts a row's tokens (cp=1)")
+    return list(dict.fromkeys(faults))
 
 
 def find_tensor_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:

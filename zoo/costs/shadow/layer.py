@@ -20,7 +20,7 @@ from zoo.costs.shadow.recording import (
 from zoo.costs.shadow.replay import replace_torch
 from zoo.costs.shadow.tensor import is_shadow, make_result, make_shadow
 from zoo.costs.tuning import PartTuning
-from zoo.ranks.seam import WHOLE
+from zoo.ranks.seam import WHOLE, WHOLE_ROWS
 
 BRANCHES, DOWN = ("attention", "ffn"), "down"
 """Axes whose outputs join the residual stream, and the product that reads hidden units: what `zoo.training.dropout`
@@ -111,7 +111,7 @@ class ShadowLayer:
     blocks: list[ShadowLayer]  # of a tower whose own pass is run
     recompute = None  # a pass that is priced is priced as it is; what is computed again is deducted by the price
     attention_dropout = embedding_dropout = 0.0
-    seam = WHOLE
+    seam, context = WHOLE, WHOLE_ROWS
 
     def __init__(
         self,

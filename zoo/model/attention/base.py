@@ -25,6 +25,8 @@ class Attention(Spec, axis="attention"):
 
     varlen: ClassVar[bool] = True  # whether rows of any length, end to end, cost no more than each by itself
 
+    splits_tokens: ClassVar[bool] = False  # whether ranks can have some of a row's tokens each
+
     takes_memory: ClassVar[bool] = False  # whether it can read an encoder's output in place of the tokens
 
     def check_cross(self) -> None:

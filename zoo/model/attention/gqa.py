@@ -56,6 +56,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     """
 
     takes_memory: ClassVar[bool] = True
+    splits_tokens: ClassVar[bool] = True
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate"),)
 
     n_kv_heads: PositiveInt

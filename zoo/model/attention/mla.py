@@ -35,6 +35,7 @@ class MLA(SoftmaxAttention, kind="mla"):
     """
 
     varlen: ClassVar[bool] = False  # rows that are not alike are absorbed, which takes more for a prompt
+    splits_tokens: ClassVar[bool] = True
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "q_a", "kv_a"),)
 
     kv_lora_rank: PositiveInt

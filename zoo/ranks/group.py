@@ -1,0 +1,91 @@
+# B rows, T tokens, R ranks
+"""What the ranks of a process group send each other in a pass, with the gradients of it."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Group:
+    """A process group of torch's, and this process' rank in it."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+        self.rank, self.size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+
+    def sum_up(self, y: Tensor) -> Tensor:
+        """Sum up a tensor over the ranks; without a gradient."""
+        total = y.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total, group=self.group)
+        return total
+
+    def stack(self, x: Tensor) -> Tensor:
+        """Stack the tensors of all ranks [R, …]; without a gradient."""
+        whole = x.new_empty(self.size * x.numel())
+        _call("all_gather_single", "all_gather_into_tensor")(whole, x.flatten(), group=self.group)
+        return whole.view(self.size, *x.shape)
+
+    def gather_tokens(self, x: Tensor) -> Tensor:
+        """Give the tokens of all ranks [B, R·T, …] of those of each [B, T, …]. The gradient is a reduce-scatter, as
+        each rank has a part of the gradient of all tokens."""
+        return _gathering().apply(x, self)
+
+    def scatter_tokens(self, y: Tensor) -> Tensor:
+        """Sum up [B, R·T, …] over the ranks, and keep the rank's own tokens [B, T, …]. The gradient is an
+        all-gather."""
+        return _scattering().apply(y, self)
+
+    def sum_whole(self, y: Tensor) -> Tensor:
+        """Sum up a tensor over the ranks. So is its gradient, as what each rank goes on to compute is a part."""
+        return _summing().apply(y, self)
+
+    def _gather(self, x: Tensor) -> Tensor:
+        return self.stack(x).transpose(0, 1).flatten(1, 2)
+
+    def _scatter(self, y: Tensor) -> Tensor:
+        by_rank = y.unflatten(1, (self.size, -1)).transpose(0, 1).contiguous()
+        own = by_rank.new_empty(by_rank[0].numel())
+        _call("reduce_scatter_single", "reduce_scatter_tensor")(own, by_rank.flatten(), group=self.group)
+        return own.view(by_rank.shape[1:])
+
+
+def _call(name: str, older: str) -> Any:
+    """A function of torch.distributed by its name from torch 2.13 on, or the one before."""
+    return getattr(torch.distributed, name, None) or getattr(torch.distributed, older)
+
+
+def _make_function(forward: str, backward: str) -> Any:
+    """An autograd function that calls one method of a Group forward and another one backward."""
+
+    class Sending(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+            ctx.group = group
+            return getattr(group, forward)(x)
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor):  # type: ignore[override]
+            return getattr(ctx.group, backward)(g), None
+
+    return Sending
+
+
+@functools.cache
+def _gathering() -> Any:
+    return _make_function("_gather", "_scatter")
+
+
+@functools.cache
+def _scattering() -> Any:
+    return _make_function("_scatter", "_gather")
+
+
+@functools.cache
+def _summing() -> Any:
+    return _make_function("sum_up", "sum_up")
