@@ -132,10 +132,9 @@ def test_the_parts_of_all_ranks_join_to_the_whole(cut):
     assert parts[0].shape[cut.dim] == sum(each.part for each in cut.segments)
     assert torch.equal(cut.join(parts), whole)
     marks = cut.mark_common(parts[0])
-    if marks is not None:
-        same = [rank for rank in range(cut.ranks) if rank // cut.copies == 0]
-        for rank in same:  # what is marked is the same on the ranks that have it in common
-            assert torch.equal(parts[rank] * marks, parts[0] * marks)
+    for rank in range(cut.copies):  # what is marked is the same on the ranks that have it in common
+        assert torch.equal(parts[rank] * marks, parts[0] * marks)
+    assert cut.is_mixed == (0 < marks.mean() < 1)
 
 
 def test_a_vocabulary_that_ranks_do_not_divide_is_filled_up_with_zeros():

@@ -13,6 +13,7 @@ from typing import Any
 
 from zoo.costs.rows import Priced, tabulate
 from zoo.errors import ConfigError
+from zoo.model.moe import MoE
 from zoo.model.tower import Tower
 from zoo.spec import Experts
 from zoo.spec.sharding import divisors
@@ -26,8 +27,26 @@ def shard_tower(tower: Tower, tp: int) -> Tower:
     return replace(tower, blocks=blocks, embedding=tower.embedding.shard(tp), head=tower.head.shard(tp))
 
 
+def spread_experts(spec: Any, ep: int) -> Any:
+    """Give the model of which one of `ep` ranks has some of each mixture's experts. Raises ConfigError."""
+    if ep == 1:
+        return spec
+    if faults := list(expert_faults(spec, ep)):
+        raise ConfigError(*faults)
+    spread = {}
+    for name, tower in spec.towers().items():
+        blocks = {}
+        for kind, block in tower.blocks.items():
+            ffn = getattr(block, "ffn", None)
+            blocks[kind] = replace(block, ffn=ffn.spread(ep)) if isinstance(ffn, MoE) else block  # type: ignore[call-arg]
+        spread[name] = replace(tower, blocks=blocks)
+    return spread[""] if "" in spread else replace(spec, **spread)
+
+
 def shard_model(spec: Any, tp: int) -> Any:
     """Give the model that one of `tp` ranks computes. Raises ConfigError with a line for each part that refuses."""
+    if tp == 1:
+        return spec
     towers = spec.towers()
     if faults := [fault for tower in towers.values() for fault in tensor_faults(tower, tp)]:
         raise ConfigError(*dict.fromkeys(faults))

@@ -7,9 +7,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from zoo.errors import ConfigError
 from zoo.model.ffn import FFN
 from zoo.model.router import Router, Routes
+from zoo.ranks.experts import visit_experts
 from zoo.spec import EXPERTS, SHARED_EXPERT, Experts, Group, Linear, Sized
+from zoo.spec.sharding import divisors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,11 +78,10 @@ class MoE(FFN, kind="moe"):
         tokens = x.flatten(0, 1)  # N D
         rows = tokens[routes.tokens]  # M D
         weights = routes.weights[:, None]
-        experts: Any = _Routed(m, routes)
         if self.scale_input:
-            y = self.expert.forward(experts, rows * weights.to(rows.dtype), step)
+            y = self.compute(m, rows * weights.to(rows.dtype), routes, step)
         else:
-            y = self.expert.forward(experts, rows, step)
+            y = self.compute(m, rows, routes, step)
             y = y * weights.to(y.dtype)
         y = routes.gather(y, tokens.shape[0]).unflatten(0, x.shape[:2])  # B T D
         if not self.shared:
@@ -87,14 +89,42 @@ class MoE(FFN, kind="moe"):
         shared = m.shared(x, step)
         return y + (m.shared_gate(x).float().sigmoid().to(shared.dtype) * shared if self.shared_gate else shared)
 
+    def compute(self, m: Weights, rows: Tensor, routes: Routes, step: Step) -> Tensor:
+        """What the experts make of their rows [M, D]."""
+        experts: Any = _Routed(m, routes.ends, routes.experts)
+        return self.expert.forward(experts, rows, step)
+
+    def spread(self, ranks: int) -> MoE:
+        """What one of `ranks` ranks of expert parallelism holds: some of the experts, and all of the rest."""
+        if self.router.n_experts % ranks:
+            would = divisors(self.router.n_experts)
+            raise ConfigError(f"ep: {ranks} does not divide n_experts={self.router.n_experts} ({would} would do)")
+        return SpreadMoE(**{field.name: getattr(self, field.name) for field in self.fields()}, ranks=ranks)
+
+
+class SpreadMoE(MoE):
+    """A mixture of which each of `ranks` ranks has some of the experts, one after the other."""
+
+    ranks: int = 1
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        parts = super().parts(d_model)
+        stacked = {name: part.shard(self.ranks) for name, part in parts["experts"].parts.items()}
+        return parts | {"experts": replace(parts["experts"], parts=stacked)}
+
+    def compute(self, m: Weights, rows: Tensor, routes: Routes, step: Step) -> Tensor:
+        visit = visit_experts(rows, routes.ends, m.expert_group)
+        experts: Any = _Routed(m, visit.ends, visit.experts)
+        return visit.go_back(self.expert.forward(experts, visit.rows, step))
+
 
 class _Routed:
     """The weights that an expert's `forward` is given: under each part's name the stacked weights of all experts,
     applied to rows sorted by expert, or the module that all experts share."""
 
-    def __init__(self, m: Weights, routes: Routes) -> None:
+    def __init__(self, m: Weights, ends: Tensor, expert_of_row: Tensor) -> None:
         for name, module in m.named_children():
             if name not in OWN:
                 setattr(self, name, module)
         for name, linear in m.experts.items():
-            setattr(self, name, partial(linear, offsets=routes.ends, expert_of_row=routes.experts))
+            setattr(self, name, partial(linear, offsets=ends, expert_of_row=expert_of_row))

@@ -45,12 +45,14 @@ class Cut:
         """On how many ranks the same values are: those of the segments that are on most."""
         return max(each.copies(self.ranks) for each in self.segments)
 
-    def mark_common(self, part: Tensor) -> Tensor | None:
-        """Mark in a part the values of the segments that are on most ranks: ones along `dim`, and zeros for others.
-        None where that is all of them."""
+    @property
+    def is_mixed(self) -> bool:
+        """Whether some segments are on more ranks than others."""
+        return len({each.copies(self.ranks) for each in self.segments}) > 1
+
+    def mark_common(self, part: Tensor) -> Tensor:
+        """Mark in a part the values of the segments that are on most ranks: ones along `dim`, and zeros for others."""
         held = [each.copies(self.ranks) == self.copies for each in self.segments]
-        if all(held):
-            return None
         lengths = torch.tensor([each.part for each in self.segments])
         marks = torch.tensor(held).repeat_interleave(lengths).to(part)
         return marks.view(*(-1 if dim == self.dim else 1 for dim in range(part.ndim))).expand(part.shape).contiguous()

@@ -36,26 +36,33 @@ def list_shared(model: Any) -> Iterator[tuple[int, Any, Tensor | None]]:
     only some of their values are on so many, marks of these."""
     for name, each in model.named_parameters():
         if each.requires_grad:
-            cut = model.shares.cuts.get(name)
-            yield (1, each, None) if cut is None else (cut.copies, each, model.shares.mark_common(name, each))
+            yield model.shares.count_copies(name), each, model.shares.mark_common(name, each)
 
 
 def measure_gradient(model: Any) -> Tensor:
     """Compute the norm of the gradient of all weights, each counted once."""
-    if not model.shares.cuts:
+    shares = model.shares
+    if not shares.divisions:
         return measure_norm([each.grad for each in model.parameters() if each.grad is not None])
-    from torch import distributed
-
-    by_copies: dict[int, list[Tensor]] = {}
+    common: dict[int, list[Tensor]] = {}
+    experts: dict[int, list[Tensor]] = {}
+    names = {each: name for name, each in model.named_parameters()}
     for copies, each, marks in list_shared(model):
         if each.grad is None:
             continue
-        by_copies.setdefault(copies, []).append(each.grad if marks is None else each.grad * marks)
+        held = experts if shares.experts and shares.experts.find(names[each]) else common
+        held.setdefault(copies, []).append(each.grad if marks is None else each.grad * marks)
         if marks is not None:
-            by_copies.setdefault(1, []).append(each.grad * (1 - marks))
-    total = torch.stack([measure_norm(each).square() / copies for copies, each in by_copies.items()]).sum()
-    distributed.all_reduce(total, group=model.shares.group)
-    return total.sqrt()
+            held.setdefault(1, []).append(each.grad * (1 - marks))
+    total = sum_squares(common)
+    if experts:
+        total = total + shares.experts.group.sum_up(sum_squares(experts))
+    return (total if shares.tensor is None else shares.tensor.group.sum_up(total)).sqrt()
+
+
+def sum_squares(by_copies: dict[int, list[Tensor]]) -> Tensor:
+    """Sum up the squares of gradients, a rank's share of those that so many ranks have."""
+    return torch.stack([measure_norm(each).square() / copies for copies, each in by_copies.items()]).sum()
 
 
 def measure_norm(gradients: list[Tensor]) -> Tensor:

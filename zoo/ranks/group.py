@@ -45,6 +45,16 @@ class Group:
         """Sum up a tensor over the ranks. So is its gradient, as what each rank goes on to compute is a part."""
         return _summing().apply(y, self)
 
+    def exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """Send `sent[r]` of the rows [M, …] to rank r, and get `received[r]` of it, in order of the ranks. The
+        gradients go back the way that the rows came."""
+        return _exchanging().apply(rows, self, sent, received)
+
+    def _exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        found = rows.new_empty(sum(received), *rows.shape[1:])
+        torch.distributed.all_to_all_single(found, rows.contiguous(), received, sent, group=self.group)
+        return found
+
     def _gather(self, x: Tensor) -> Tensor:
         return self.stack(x).transpose(0, 1).flatten(1, 2)
 
@@ -89,3 +99,18 @@ def _scattering() -> Any:
 @functools.cache
 def _summing() -> Any:
     return _make_function("sum_up", "sum_up")
+
+
+@functools.cache
+def _exchanging() -> Any:
+    class Exchanging(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, rows: Tensor, group: Group, sent: list[int], received: list[int]) -> Tensor:
+            ctx.group, ctx.splits = group, (received, sent)
+            return group._exchange(rows, sent, received)
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor):  # type: ignore[override]
+            return ctx.group._exchange(g, *ctx.splits), None, None, None
+
+    return Exchanging

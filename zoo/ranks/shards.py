@@ -13,11 +13,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.ranks.cuts import Cut
+    from zoo.ranks.group import Group
 
 
 def is_shared(tensor: Any) -> bool:
     """Whether each process holds a part of a tensor (torch's DTensor)."""
     return hasattr(tensor, "placements") and hasattr(tensor, "full_tensor")
+
+
+def find_mesh(tensor: Any) -> Any:
+    """The device mesh that a tensor is shared on, None for a plain one."""
+    return getattr(tensor, "device_mesh", None)
 
 
 def own_part(tensor: Tensor) -> Tensor:
@@ -42,42 +48,70 @@ def take_part(whole: Tensor, like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Shares:
-    """What a process holds of each tensor of a model, by name: of one that tensor parallelism cuts, the part of its
-    `rank` in `group`, and of that the part which torch's DTensor says. `groups` are the processes that have the same
-    values, by how many they are."""
+class Division:
+    """How the ranks of a group divide the tensors of a model, by name."""
 
-    cuts: Mapping[str, Cut] = field(default_factory=dict)
-    rank: int = 0
-    group: Any = None
+    cuts: Mapping[str, Cut]
+    group: Group
+
+    def find(self, name: str) -> Cut | None:
+        """The cut of a tensor, where it is cut."""
+        cut = self.cuts.get(name)
+        return None if cut is None or cut.is_whole else cut
+
+    def join(self, name: str, part: Tensor) -> Tensor:
+        """Join the parts of all ranks."""
+        cut = self.find(name)
+        return part if cut is None else cut.join(self.group.stack(part).unbind())
+
+    def take(self, name: str, whole: Tensor) -> Tensor:
+        """Take this rank's part."""
+        cut = self.find(name)
+        return whole if cut is None else cut.take(whole, self.group.rank)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What a process holds of each tensor of a model, by name: of the `experts` the part of its rank of expert
+    parallelism, of that what its rank of tensor parallelism (`tensor`) computes, and of that the part which torch's
+    DTensor says. `groups` are the ranks of tensor parallelism that have the same values, by how many they are."""
+
+    experts: Division | None = None
+    tensor: Division | None = None
     groups: Mapping[int, Any] = field(default_factory=dict)
+
+    @property
+    def divisions(self) -> list[Division]:
+        """The divisions, first to last."""
+        return [each for each in (self.experts, self.tensor) if each is not None]
 
     def splits(self, name: str, tensor: Tensor) -> bool:
         """Whether a process holds a part of a tensor."""
-        return is_shared(tensor) or (name in self.cuts and not self.cuts[name].is_whole)
+        return is_shared(tensor) or any(each.find(name) for each in self.divisions)
 
     def make_whole(self, name: str, tensor: Tensor) -> Tensor:
         """Gather a tensor, or a state as large as it, whole on every process, which all must call."""
-        part, cut = make_whole(tensor), self.cuts.get(name)
-        if cut is None or cut.is_whole or not part.ndim:
-            return part
-        from torch import distributed
+        part = make_whole(tensor)
+        for each in reversed(self.divisions if part.ndim else []):
+            part = each.join(name, part)
+        return part
 
-        parts = [torch.empty_like(part) for _ in range(cut.ranks)]
-        distributed.all_gather(parts, part.contiguous(), group=self.group)
-        return cut.join(parts)
+    def count_copies(self, name: str) -> int:
+        """Count the ranks of tensor parallelism that have the same values of a tensor."""
+        return 1 if self.tensor is None else self.tensor.cuts[name].copies
 
     def mark_common(self, name: str, parameter: Tensor) -> Tensor | None:
         """Mark in what a process holds of a tensor the values that it has in common with others, where not all are."""
-        cut = self.cuts[name]
-        whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
-        marks = cut.mark_common(whole)
-        return None if marks is None else take_part(marks, parameter)
+        if self.tensor is None or not self.tensor.cuts[name].is_mixed:
+            return None
+        part = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+        return take_part(self.tensor.cuts[name].mark_common(part), parameter)
 
     def take_part(self, name: str, whole: Tensor, like: Tensor) -> Tensor:
         """Take of a whole tensor the part that a process holds of a tensor `like` it."""
-        cut = self.cuts.get(name)
-        return take_part(whole if cut is None or not whole.ndim else cut.take(whole, self.rank), like)
+        for each in self.divisions if whole.ndim else []:
+            whole = each.take(name, whole)
+        return take_part(whole, like)
 
 
 ALL = Shares()

@@ -35,6 +35,7 @@ class Layer(nn.Module):
     deposits_gradients = False  # of a head whose loss adds to `.grad` itself (`zoo.model.loss.deposit`)
     seam = WHOLE  # where the parts of several ranks come together
     context = WHOLE_ROWS  # of a tower: where the tokens of several ranks do
+    expert_group: Any = None  # of a mixture: the ranks that have its experts
     divided = False  # whether each rank computes a part of it, for all tokens
 
     def __init__(self, spec: S.Spec, d_model: int) -> None:

@@ -13,7 +13,7 @@ from zoo.checkpoint import store
 from zoo.checkpoint.files import read_header
 from zoo.errors import CheckpointError, ZooError
 from zoo.lazy import torch
-from zoo.ranks.shards import drop_gathered
+from zoo.ranks.shards import drop_gathered, own_part
 from zoo.runs import CHECKPOINTS, WEIGHTS, read_step, steps
 from zoo.spec import Spec
 
@@ -58,7 +58,8 @@ class MovingAverage:
 
     def update(self, model: Any, step: int) -> None:
         """Take in the weights after update `step`, counted from 1."""
-        now, mine = [each.detach() for each in model.parameters()], list(self.weights.values())
+        now = [own_part(each.detach()) for each in model.parameters()]
+        mine = [own_part(each) for each in self.weights.values()]
         take_in = torch.optim.swa_utils.get_ema_multi_avg_fn(self.settings.decay_at(step))
         if all(each.dtype is own.dtype for each, own in zip(now, mine, strict=True)):
             take_in(mine, now, step)

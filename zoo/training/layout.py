@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from zoo.costs.shards import shard_model, spread_experts
 from zoo.lazy import torch
 from zoo.ranks.cuts import find_cuts
-from zoo.ranks.shards import Shares
+from zoo.ranks.shards import Division, Shares
 from zoo.ranks.world import World
 from zoo.spec import Experts, Linear, placed_tensors
 from zoo.training.parallel import Mesh
@@ -15,7 +17,7 @@ from zoo.training.parallel import Mesh
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DP, SHARD, TP = "dp", "shard", "tp"
+DP, SHARD, EP, TP = "dp", "shard", "ep", "tp"
 """The dimensions of a mesh, by torch's names for them here; the ranks of the last are next to each other."""
 
 
@@ -23,7 +25,8 @@ DP, SHARD, TP = "dp", "shard", "tp"
 class Layout:
     """The processes of a mesh as torch has them: `ranks` is the device mesh, `rows` those that train on rows of their
     own, `tokens` on tokens of their own, `context` those with rows in common and tokens of their own. `groups` are the
-    ranks of tensor parallelism that have the same values, by how many they are."""
+    ranks of tensor parallelism that have the same values, by how many they are. `of_experts` is the device mesh of the
+    processes that hold the same experts, and `experts` those that have others."""
 
     mesh: Mesh
     rows: World
@@ -31,6 +34,8 @@ class Layout:
     ranks: Any = None
     context: Any = None
     groups: dict[int, Any] = field(default_factory=dict)
+    of_experts: Any = None
+    experts: Any = None
 
     @classmethod
     def open(cls, mesh: Mesh, world: World, device: Any) -> Layout:
@@ -51,23 +56,46 @@ class Layout:
         for copies in (each for each in range(2, mesh.tp) if mesh.tp % each == 0):
             runs = [list(range(first, first + copies)) for first in range(0, world.size, copies)]
             groups[copies] = _open_groups(world, runs)
-        return cls(mesh, rows, tokens, ranks, context, groups)
+        layout = cls(mesh, rows, tokens, ranks, context, groups)
+        if mesh.ep == 1:
+            return layout
+        shape, names = (*mesh.experts, mesh.ep, mesh.tp), (DP, SHARD, EP, TP)
+        of_experts = init_device_mesh(device.type, shape, mesh_dim_names=names)
+        return replace(layout, of_experts=of_experts[DP, SHARD], experts=of_experts.get_group(EP))
+
+    def take_part(self, whole: Any) -> Any:
+        """Give the Spec of what a rank computes of a model."""
+        return shard_model(spread_experts(whole, self.mesh.ep), self.mesh.tp)
 
     def divide(self, model: Any, whole: Any) -> None:
         """Let a model that was built of a rank's part compute as a part of the whole one: with the others of its group,
         at the seams."""
         from zoo.ranks.context import SpreadContext
+        from zoo.ranks.group import Group
         from zoo.ranks.tensor import TensorSeam
         from zoo.run.layer import Layer
 
         if self.context is not None:
             for path, _ in model.towers():
                 model.get_submodule(path).context = SpreadContext(self.context)
-        if self.mesh.tp == 1:
-            return
-        seam = TensorSeam(self.groups[self.mesh.tp])
         model.set_whole(whole)
-        model.shares = Shares(find_cuts(whole, model.spec, seam.size), seam.rank, seam.group.group, self.groups)
+        experts = tensor = None
+        spread = spread_experts(whole, self.mesh.ep)
+        if self.experts is not None:
+            experts = Division(find_cuts(whole, spread, self.mesh.ep), Group(self.experts))
+            for module in model.modules():
+                if isinstance(module, Layer):
+                    module.expert_group = experts.group
+        if self.mesh.tp > 1:
+            seam = TensorSeam(self.groups[self.mesh.tp])
+            tensor = Division(find_cuts(spread, model.spec, seam.size), seam.group)
+            self._divide_layers(model, seam)
+        model.shares = Shares(experts, tensor, self.groups)
+
+    def _divide_layers(self, model: Any, seam: Any) -> None:
+        """Put a seam on both sides of every sub-layer that the ranks of tensor parallelism divide."""
+        from zoo.run.layer import Layer
+
         for module in model.modules():
             if isinstance(module, Layer):
                 module.seam = seam
@@ -91,6 +119,8 @@ class Layout:
             policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         how: dict[str, Any] = {"mesh": self.ranks[DP, SHARD], "mp_policy": policy}
         how["shard_placement_fn"] = place_experts(model, self.mesh.weights[1])
+        if self.of_experts is not None:
+            self._lay_out_experts(model, how)
         for path, tower in model.towers():
             stack = model.get_submodule(path) if path else model
             if len(stack.blocks) == len(tower.pattern):  # one that is used several times stays with the others
@@ -101,6 +131,22 @@ class Layout:
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+
+    def _lay_out_experts(self, model: Any, how: dict[str, Any]) -> None:
+        """Spread each mixture's experts over the processes that hold the same; where there is one, they stay as they
+        are."""
+        from torch.distributed.fsdp import fully_shard
+
+        from zoo.run.layer import Layer
+
+        found = [each for each in model.modules() if isinstance(each, Layer) and each.spec.kind == "moe"]
+        if math.prod(self.mesh.experts) == 1:
+            how["ignored_params"] = {each for layer in found for each in layer.experts.parameters()}  # type: ignore[union-attr]
+            return
+        for layer in found:
+            placing = place_experts(layer, self.mesh.experts[1])
+            own = {**how, "mesh": self.of_experts, "shard_placement_fn": placing}
+            fully_shard(list(layer.experts.children()), **own)  # type: ignore[union-attr, call-overload]
 
 
 def _open_world(world: World, every: int, firsts: range) -> World:

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from zoo.costs.shards import shard_model
+from zoo.costs.shards import expert_faults, shard_model
 from zoo.errors import ConfigError, did_you_mean
 from zoo.paths import conf_dir
 from zoo.ranks.cuts import find_cut_faults, find_cuts
@@ -35,12 +35,13 @@ Ways = Annotated[int | Literal["auto"], BeforeValidator(_check_ways)]
 class Mesh:
     """How many ways a run is spread: `dp` replicas, each of whose weights lie in `shard` parts. `cp` processes have
     rows in common, of which each has its own tokens; and `tp` compute one part together, with rows and tokens in
-    common."""
+    common. Among the former, each run of `ep` divides the experts."""
 
     dp: int = 1
     shard: int = 1
     cp: int = 1
     tp: int = 1
+    ep: int = 1
 
     @property
     def rows(self) -> int:
@@ -62,6 +63,12 @@ class Mesh:
         where there are any, and else to the replicas."""
         return (self.dp, self.shard * self.cp) if self.shard > 1 else (self.dp * self.cp, 1)
 
+    @property
+    def experts(self) -> tuple[int, int]:
+        """The same for experts, of which the ranks of `ep` have others."""
+        copies, parts = self.weights
+        return (copies, parts // self.ep) if parts % self.ep == 0 else (copies * parts // self.ep, 1)
+
 
 class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
     """The processes of a run by what they share.
@@ -72,13 +79,15 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
     compute. `tp` processes have their rows in common, and each computes with its own heads, hidden units and part of
     the vocabulary (Shoeybi et al., 2019, Megatron-LM), with sequence parallelism between (Korthikanti et al., 2022).
     `cp` processes have rows in common, too, and each computes with its own tokens of them (Dubey et al., 2024, Llama
-    3). One of the four may be `auto`: as many as torchrun started.
+    3). One of the four may be `auto`: as many as torchrun started. Among all but those of `tp`, each run of `ep`
+    divides the experts of a mixture, and sends tokens to theirs (Lepikhin et al., 2020, GShard); `auto` is all of them.
     """
 
     dp: Ways = 1
     shard: Ways = 1
     cp: Ways = 1
     tp: Ways = 1
+    ep: Ways = 1
 
     def __post_init__(self) -> None:
         open_ = [name for name, ways in self.ways.items() if ways == "auto"]
@@ -101,7 +110,12 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
             needs = f"{'a multiple of ' if open_ else ''}{stated} processes"
             would = f"torchrun --nproc-per-node {stated} -m zoo train …"
             raise ConfigError(f"parallel: {said} needs {needs}, found {world.size} ({would})")
-        return Mesh(**{name: left if each == "auto" else int(each) for name, each in self.ways.items()})
+        mesh = Mesh(**{name: left if each == "auto" else int(each) for name, each in self.ways.items()})
+        ep = mesh.tokens if self.ep == "auto" else self.ep
+        if mesh.tokens % ep or (mesh.weights[1] % ep and ep % mesh.weights[1]):
+            found = f"ep={ep} divides neither the {mesh.tokens} processes of dp, shard and cp nor their parts"
+            raise ConfigError(f"parallel: {found} (a divisor of {mesh.tokens})")
+        return replace(mesh, ep=ep)
 
 
 def read_parallel(value: Any) -> Any:
@@ -147,6 +161,7 @@ def find_parallel_faults(settings: Training, world: World, spec: Any) -> list[st
     if not settings.optim.by_part:
         found = f"{settings.optim.kind} needs whole tensors, of which each process has a part"
         faults.append(f"optim: {found} (optim=adamw, or parallel=none)")
+    faults += expert_faults(spec, mesh.ep)
     faults += find_context_faults(settings, mesh, spec) if mesh.cp > 1 else []
     return faults + (find_tensor_faults(settings, mesh, spec) if mesh.tp > 1 else [])
 

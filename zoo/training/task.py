@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 
 from zoo import grammar, runs
 from zoo.checkpoint import store
-from zoo.costs.shards import shard_model
 from zoo.data import Batches, Prepared, copy_tokenizer, prepare, refuse_old_position
 from zoo.disk import write_text
 from zoo.errors import ConfigError, ZooError, short
@@ -228,8 +227,9 @@ def build_run(
     if device.type == "cpu" and not is_hosted():
         keep_memory()
     free = read_free_memory(device)
-    apart = (mesh.shard > 1 and settings.weights is None) or mesh.tp > 1  # then no process ever has the whole model
-    spec = shard_model(planned.spec, mesh.tp)
+    divided = mesh.tp > 1 or mesh.ep > 1
+    apart = divided or (mesh.shard > 1 and settings.weights is None)  # then no process ever has the whole model
+    spec = layout.take_part(planned.spec)
     model = build(spec, device="meta" if apart else str(device), kernel=settings.kernel, seed=settings.seed)
     set_recompute(model, settings.recompute)
     if world.size == 1:

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from zoo.errors import did_you_mean
 from zoo.lazy import torch
+from zoo.ranks.shards import find_mesh
 from zoo.spec import Buffer, Spec, SpecRow, placed_tensors
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Optim(Spec, axis="optim"):
             options = {"lr": lr * factors.lr, "weight_decay": decay * factors.weight_decay, **self.mark(row, leaf)}
             if isinstance(eps, float):
                 options["eps"] = eps * factors.eps
-            key = tuple(options.items())
+            key = (*options.items(), find_mesh(parameter))  # torch steps tensors of one mesh together
             group = groups.setdefault(key, {"params": [], "peak_lr": options["lr"], **options})
             group["params"].append(parameter)
         return sorted(groups.values(), key=lambda group: not group["weight_decay"])

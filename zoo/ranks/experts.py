@@ -1,0 +1,46 @@
+# M rows, a token once for each of its experts; E experts, R ranks, D width
+"""Expert parallelism: each rank has some of the experts, and rows go to the rank of theirs and back (Lepikhin et al.,
+2020, GShard)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.ranks.group import Group
+
+
+@dataclass(frozen=True)
+class Visit:
+    """Rows of all ranks at the rank that has their experts: `rows` [M', D] sorted by expert, `ends` [E/R] int32 where
+    each expert's end, `experts` [M']; and how they go back."""
+
+    group: Group
+    rows: Tensor
+    ends: Tensor
+    experts: Tensor
+    order: Tensor
+    sent: list[int]
+    received: list[int]
+
+    def go_back(self, y: Tensor) -> Tensor:
+        """Send what the experts made of the rows [M', D] back to where they came from: [M, D]."""
+        return self.group.exchange(y[self.order.argsort()], self.received, self.sent)
+
+
+def visit_experts(rows: Tensor, ends: Tensor, group: Group) -> Visit:
+    """Send rows [M, D], sorted by expert with their `ends` [E], to the ranks of their experts."""
+    counts = torch.diff(ends, prepend=ends.new_zeros(1)).view(group.size, -1)  # R E/R
+    theirs = group._exchange(counts, [1] * group.size, [1] * group.size)
+    sent, received = counts.sum(1).tolist(), theirs.sum(1).tolist()
+    found = group.exchange(rows, sent, received)  # by rank, and of each by expert
+    experts = torch.arange(theirs.shape[1], device=rows.device).repeat(group.size)
+    experts = experts.repeat_interleave(theirs.flatten().long(), output_size=len(found))
+    order = experts.argsort(stable=True)
+    ends = theirs.sum(0).cumsum(0).to(ends.dtype)
+    return Visit(group, found[order], ends, experts[order], order, sent, received)
