@@ -101,7 +101,6 @@ WAYS = {
     "averaged": ("ddp", "fsdp", "tp", "cp"),
     "schedule_free": ("ddp", "fsdp", "tp"),
     "accumulated": ("ddp", "fsdp", "tp", "cp"),
-    "even_experts": ("mixtral-tiny", ["model.n_layers=2", "model.router.balance_coef=0"]),
     "recomputed": ("ddp", "fsdp", "tp", "cp"),
 }
 """By model, how two processes share its run."""
