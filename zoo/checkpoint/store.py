@@ -140,7 +140,8 @@ def save_run(
     of the steps that are `spared`. All processes of its world call this; the main one writes."""
     folder = run / CHECKPOINTS / f"step-{step:06}"
     shares = state.model.shares
-    shared = {name: each for name, each in state.model.state_dict().items() if shares.splits(name, each)}
+    staged = shares.stages is not None
+    shared = {name: each for name, each in state.model.state_dict().items() if staged or shares.splits(name, each)}
     own = make_all_whole(shared, shares)
     evaluated = make_all_whole(state.evaluated, shares)
     averages = {name: make_all_whole(weights, shares) for name, weights in state.averages.items()}
@@ -162,7 +163,7 @@ def save_run(
 
 def make_all_whole(tensors: Mapping[str, Tensor], shares: Shares) -> dict[str, Tensor]:
     """Gather tensors of which each process may hold a part."""
-    return {name: shares.make_whole(name, each) for name, each in tensors.items()}
+    return shares.collect({name: shares.make_whole(name, each) for name, each in tensors.items()})
 
 
 def choose_kept(keep: int, spared: Callable[[int], bool]) -> Callable[[list[Path]], list[Path]]:
@@ -185,8 +186,6 @@ def list_states(state: Resumable) -> dict[str, Tensor]:
     """List what a run resumes from beside the model: the optimizer's tensors by parameter name, trained weights that
     are not the model's as it is saved, and the states of every process' random generators."""
     tensors: dict[str, Tensor] = {}
-    for rank, found in enumerate(state.world.gather(read_random_states())):
-        tensors |= {f"random.{name_random(name, rank)}": each for name, each in found.items()}
     shares = state.model.shares
     for name, parameter in state.model.named_parameters():
         if name in state.evaluated:
@@ -195,6 +194,9 @@ def list_states(state: Resumable) -> dict[str, Tensor]:
             whole = shares.make_whole(name, value) if torch.is_tensor(value) and shares.splits(name, value) else value
             for inner, tensor in take_apart(whole).items():
                 tensors[f"optimizer.{name}/{key}{inner}"] = tensor
+    tensors = shares.collect(tensors)
+    for rank, found in enumerate(state.world.gather(read_random_states())):
+        tensors |= {f"random.{name_random(name, rank)}": each for name, each in found.items()}
     return tensors
 
 
@@ -225,9 +227,8 @@ def load_run(folder: Path, model: Any, optimizer: Optimizer, *, random: bool = T
     device = next(model.parameters()).device
     own = load_file(folder / WEIGHTS, device=str(device))
     held, take = model.state_dict(), model.shares.take_part
-    model.load_state_dict(
-        {name: take(name, each, held[name]) for name, each in {**own, **adapters.read(model, folder)}.items()}
-    )
+    there = {**own, **adapters.read(model, folder)}
+    model.load_state_dict({name: take(name, each, held[name]) for name, each in there.items() if name in held})
     drop_gathered(model)
     names = {name: parameter for name, parameter in model.named_parameters()}
     read_header(folder / STATES)  # raises where the file is broken
@@ -238,10 +239,11 @@ def load_run(folder: Path, model: Any, optimizer: Optimizer, *, random: bool = T
             if random and int(owner or 0) == rank:
                 restore_random(place, tensor)
         elif kind == "weights":
-            with torch.no_grad():
-                names[rest].copy_(take(rest, tensor, names[rest]))
-        else:
-            owner, _, key = rest.rpartition("/")
+            if rest in names:
+                with torch.no_grad():
+                    names[rest].copy_(take(rest, tensor, names[rest]))
+        elif (owner := rest.rpartition("/")[0]) in names:
+            key = rest.rpartition("/")[2]
             restore_optimizer(optimizer, names[owner], key, tensor, partial(take, owner))
     return counters
 

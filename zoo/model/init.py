@@ -68,6 +68,8 @@ def initialise(model: Any, seed: int) -> None:
     generator = torch.Generator(next(iter(held.values())).device)
     for where, tower in model.whole.towers().items():
         for name, row, leaf in placed_tensors(tower, tower.d_model, where):
+            if name not in held:  # it is on another stage of a pipeline
+                continue
             parameter, part = held[name], row.part
             whole = parameter
             if model.shares.splits(name, parameter):
@@ -79,7 +81,7 @@ def initialise(model: Any, seed: int) -> None:
                 whole.zero_()
             else:
                 generator.manual_seed(mix_seed(seed, name))
-                deviation = model.spec.init.deviation(row, model.spec.n_layers)
+                deviation = model.whole.init.deviation(row, model.whole.n_layers)
                 whole.normal_(0.0, deviation, generator=generator)
             if whole is not parameter:
                 parameter.copy_(model.shares.take_part(name, whole, parameter))

@@ -51,6 +51,7 @@ class Inputs:
     - `targets` [B, T], the token that each position is to predict, -100 where it predicts none; they ask for a loss in
       place of logits. `loss` says how they are weighed. Of a head that reads whole rows they are its class [B, 1], or
       its numbers [B, 1, C].
+    - `stream` [B, T, D], what the layers before these gave, where those are on another stage of a pipeline.
     """
 
     input_ids: Tensor
@@ -67,6 +68,7 @@ class Inputs:
     logits_to_keep: int | None = None
     targets: Tensor | None = None
     loss: TokenLoss | None = None
+    stream: Tensor | None = None
 
 
 class Span(NamedTuple):

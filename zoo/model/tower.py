@@ -138,6 +138,11 @@ class Tower(Topology):
         return not self.blocks[self.pattern[-1]].normalises_output
 
     @property
+    def ends(self) -> bool:
+        """Whether the last layer here is the model's last, so that the head follows."""
+        return True
+
+    @property
     def has_position(self) -> bool:
         """Whether the position scheme is a part of the model, rather than of each layer."""
         return not self.position.per_layer
@@ -188,13 +193,7 @@ class Tower(Topology):
     def run(self, m: Weights, inputs: Inputs, scene: Scene) -> Output:
         """One forward pass: token ids [B, T] through embedding, layers, norm and head."""
         seam, context = m.seam, m.context
-        types = seam.own(context.own(inputs.token_type_ids))
-        x = self.embedding.lookup(m.embedding, context.own(inputs.input_ids), types)
-        if self.has_position:
-            x = self.position.embed(m.position, x, seam.own(context.own(scene.table_positions)))
-        x = self.embedding.finish(m.embedding, x, seam.own(scene.real))  # B T D
-        if m.training and m.embedding_dropout:
-            x = F.dropout(x, m.embedding_dropout)
+        x = self.embed(m, inputs, scene) if inputs.stream is None else inputs.stream  # B T D
         steps = {kind: scene.step(kind, m.kernel, x, m) for kind in self.blocks}
         losses: dict[str, Tensor] = {}
         loads: list[Tensor] = []
@@ -210,6 +209,8 @@ class Tower(Topology):
             loads += [torch.diff(ends, prepend=ends.new_zeros(1)) for ends in step.ends]
         if cache is not None:
             cache.end(scene.new)
+        if not self.ends:
+            return Output(x, None, losses, loads=loads)
         hidden = m.norm(x) if self.has_final_norm else x
         hidden = seam.gather(m.project(hidden) if self.out_width else hidden, scene.own)
         pooled = m.pooler(hidden) if self.pooler else None
@@ -224,6 +225,16 @@ class Tower(Topology):
             logits = m.head(_keep_last(hidden, inputs))
             out.logits = seam.join_logits(logits, self.vocab_size) if self.head.predicts_tokens else logits
         return out
+
+    def embed(self, m: Weights, inputs: Inputs, scene: Scene) -> Tensor:
+        """What goes into the first layer: [B, T, D]."""
+        seam, context = m.seam, m.context
+        types = seam.own(context.own(inputs.token_type_ids))
+        x = self.embedding.lookup(m.embedding, context.own(inputs.input_ids), types)
+        if self.has_position:
+            x = self.position.embed(m.position, x, seam.own(context.own(scene.table_positions)))
+        x = self.embedding.finish(m.embedding, x, seam.own(scene.real))
+        return F.dropout(x, m.embedding_dropout) if m.training and m.embedding_dropout else x
 
     def _sum_loss(self, m: Weights, hidden: Tensor, targets: Tensor, loss: TokenLoss) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a head, whose vocabulary several ranks may have parts of."""

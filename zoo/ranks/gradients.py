@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
 
 def sum_common_gradients(model: Any) -> None:
-    """Sum up the gradients of weights that ranks of tensor parallelism have in common, each of which has a part of
-    them."""
+    """Sum up the gradients of weights that ranks of tensor parallelism or stages of a pipeline have in common, each of
+    which has a part of them."""
     from torch import distributed
+
+    sum_over_stages(model)
 
     common: dict[int, list[tuple[Tensor, Tensor | None]]] = {}
     for copies, each, marks in list_shared(model):
@@ -31,6 +33,17 @@ def sum_common_gradients(model: Any) -> None:
             each.copy_(total if marks is None else torch.where(marks.bool(), total, each))
 
 
+def sum_over_stages(model: Any) -> None:
+    """Sum up the gradients of weights that several stages have."""
+    if model.shares.stages is None:
+        return
+    for name, each in model.named_parameters():
+        if each.requires_grad and (group := model.shares.stages.common.get(name)) is not None:
+            each.grad = torch.zeros_like(each) if each.grad is None else each.grad
+            part = own_part(each.grad)
+            part.copy_(group.sum_up(part))
+
+
 def list_shared(model: Any) -> Iterator[tuple[int, Any, Tensor | None]]:
     """List the weights that train with the number of ranks of tensor parallelism that have the same values; and, where
     only some of their values are on so many, marks of these."""
@@ -42,7 +55,7 @@ def list_shared(model: Any) -> Iterator[tuple[int, Any, Tensor | None]]:
 def measure_gradient(model: Any) -> Tensor:
     """Compute the norm of the gradient of all weights, each counted once."""
     shares = model.shares
-    if not shares.divisions:
+    if not shares.divisions and shares.stages is None:
         return measure_norm([each.grad for each in model.parameters() if each.grad is not None])
     common: dict[int, list[Tensor]] = {}
     experts: dict[int, list[Tensor]] = {}
@@ -51,13 +64,16 @@ def measure_gradient(model: Any) -> Tensor:
         if each.grad is None:
             continue
         held = experts if shares.experts and shares.experts.find(names[each]) else common
-        held.setdefault(copies, []).append(each.grad if marks is None else each.grad * marks)
+        stages = shares.stages.common[names[each]].size if shares.stages and names[each] in shares.stages.common else 1
+        held.setdefault(copies * stages, []).append(each.grad if marks is None else each.grad * marks)
         if marks is not None:
-            held.setdefault(1, []).append(each.grad * (1 - marks))
+            held.setdefault(stages, []).append(each.grad * (1 - marks))
     total = sum_squares(common)
     if experts:
         total = total + shares.experts.group.sum_up(sum_squares(experts))
-    return (total if shares.tensor is None else shares.tensor.group.sum_up(total)).sqrt()
+    for group in (shares.tensor and shares.tensor.group, shares.stages and shares.stages.group):
+        total = group.sum_up(total) if group else total
+    return total.sqrt()
 
 
 def sum_squares(by_copies: dict[int, list[Tensor]]) -> Tensor:

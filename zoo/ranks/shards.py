@@ -71,14 +71,44 @@ class Division:
 
 
 @dataclass(frozen=True)
+class Stages:
+    """The stages of a pipeline, each with layers of its own; and by name the weights that several of them have in
+    `common`, with those that have them."""
+
+    group: Group
+    common: Mapping[str, Group]
+
+    def collect(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Bring the tensors of all stages to the first one, one by one. All ranks of the group must call it."""
+        from torch import distributed
+
+        sizes = {name: (tuple(each.shape), each.dtype) for name, each in tensors.items()}
+        found: list[Any] = [None] * self.group.size
+        distributed.all_gather_object(found, sizes, group=self.group.group)
+        first = distributed.get_global_rank(self.group.group, 0)
+        for stage, theirs in enumerate(found[1:], 1):
+            for name, (shape, dtype) in theirs.items():
+                if self.group.rank == stage:
+                    distributed.send(tensors[name].contiguous(), first, group=self.group.group)
+                elif self.group.rank == 0:
+                    place = next(iter(tensors.values())).device
+                    received = torch.empty(shape, dtype=dtype, device=place)
+                    distributed.recv(received, distributed.get_global_rank(self.group.group, stage), self.group.group)
+                    tensors.setdefault(name, received)
+        return tensors
+
+
+@dataclass(frozen=True)
 class Shares:
     """What a process holds of each tensor of a model, by name: of the `experts` the part of its rank of expert
     parallelism, of that what its rank of tensor parallelism (`tensor`) computes, and of that the part which torch's
-    DTensor says. `groups` are the ranks of tensor parallelism that have the same values, by how many they are."""
+    DTensor says. `groups` are the ranks of tensor parallelism that have the same values, by how many they are; `stages`
+    those of a pipeline."""
 
     experts: Division | None = None
     tensor: Division | None = None
     groups: Mapping[int, Any] = field(default_factory=dict)
+    stages: Stages | None = None
 
     @property
     def divisions(self) -> list[Division]:
@@ -99,6 +129,10 @@ class Shares:
     def count_copies(self, name: str) -> int:
         """Count the ranks of tensor parallelism that have the same values of a tensor."""
         return 1 if self.tensor is None else self.tensor.cuts[name].copies
+
+    def collect(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Bring whole tensors of all stages to the first one."""
+        return tensors if self.stages is None else self.stages.collect(tensors)
 
     def mark_common(self, name: str, parameter: Tensor) -> Tensor | None:
         """Mark in what a process holds of a tensor the values that it has in common with others, where not all are."""

@@ -72,6 +72,16 @@ class World:
         distributed.broadcast_object_list(told, src=0)
         return told[0]
 
+    def share(self, value: Any) -> list[Any]:
+        """Give every process what each one has, by rank."""
+        if self.size == 1:
+            return [value]
+        from torch import distributed
+
+        found: list[Any] = [None] * self.size
+        distributed.all_gather_object(found, value, group=self.group)
+        return found
+
     def gather(self, value: Any) -> list[Any]:
         """Give the main process what each one has, by rank; the others get nothing."""
         if self.size == 1:

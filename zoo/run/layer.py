@@ -1,6 +1,6 @@
 """Define the only torch modules: a Layer allocates the parts that its Spec lists, and runs the Spec's forward."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -167,6 +167,18 @@ class ConvModule(nn.Module):
         return F.conv1d(x.transpose(1, 2), self.weight, self.bias, groups=self.groups).transpose(1, 2)
 
 
+class Layers(nn.ModuleList):
+    """Layers in order, under the numbers that they have in the whole model; `first` is that of the first one here."""
+
+    def __init__(self, modules: Iterable[nn.Module], first: int) -> None:
+        super().__init__()
+        for number, module in enumerate(modules, first):
+            self.add_module(str(number), module)
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self._modules.values())[index] if self and "0" not in self._modules else super().__getitem__(index)
+
+
 def make_module(part: Any, d_model: int) -> nn.Module:
     """Make the module that stores a part; tensors are not initialised."""
     match part:
@@ -183,7 +195,7 @@ def make_module(part: Any, d_model: int) -> nn.Module:
         case S.Sized():
             return Layer(part.spec, part.d_model)
         case S.Stack():
-            return nn.ModuleList(Layer(part.kinds[kind], d_model) for kind in part.stored())
+            return Layers((Layer(part.kinds[kind], d_model) for kind in part.stored()), part.first)
         case S.Group():
             return nn.ModuleDict({name: make_module(inner, d_model) for name, inner in part.parts.items()})
         case S.Spec():

@@ -213,12 +213,14 @@ class Stack:
     """Layers in order, by name of their kind. Layers of a kind share one Spec object: counting visits it once and
     multiplies.
 
-    In a `shared` one the layers of a kind share their weights as well (ALBERT).
+    In a `shared` one the layers of a kind share their weights as well (ALBERT). `first` is the number of the first one
+    in the whole model, of which these may be some.
     """
 
     kinds: Mapping[str, Spec]
     pattern: tuple[str, ...]
     shared: bool = False
+    first: int = 0
 
     def stored(self) -> tuple[str, ...]:
         """List the kind of each layer that has weights of its own."""

@@ -69,11 +69,14 @@ def refuse_nonfinite_weights(run: Run) -> None:
     nothing = torch.zeros(2, device=next(iter(parts.values())).device)  # of what other processes hold
     extremes = [torch.stack(torch.aminmax(each)).float() if each.numel() else nothing for each in parts.values()]
     broken = (~torch.stack(extremes).isfinite().all(1)).long()  # NaN gives NaN
-    for name, is_broken in zip(parts, run.world.add_up_(broken).tolist(), strict=True):
-        if is_broken:
-            (bad,) = run.world.sum(int((~parts[name].isfinite()).sum()))
-            found = f"{bad:,} of its {state[name].numel():,} values"
-            raise ZooError(f"step {run.step}: {name} is not finite, found {found}; {describe_what_stays(run)}")
+    if not run.world.sum(int(broken.any()))[0]:
+        return
+    here = [name for name, is_broken in zip(parts, broken.tolist(), strict=True) if is_broken]
+    found = run.world.share({name: (int((~parts[name].isfinite()).sum()), state[name].numel()) for name in here})
+    name = next(name for each in found for name in each)
+    bad, (_, size) = sum(each[name][0] for each in found if name in each), next(e[name] for e in found if name in e)
+    what = f"{name} is not finite, found {bad:,} of its {size:,} values"
+    raise ZooError(f"step {run.step}: {what}; {describe_what_stays(run)}")
 
 
 def describe_what_stays(run: Run) -> str:

@@ -8,25 +8,35 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.costs.shards import shard_model, spread_experts
 from zoo.lazy import torch
+from zoo.model.section import cut_sections, reads_table
 from zoo.ranks.cuts import find_cuts
-from zoo.ranks.shards import Division, Shares
+from zoo.ranks.group import Group
+from zoo.ranks.shards import Division, Shares, Stages
 from zoo.ranks.world import World
-from zoo.spec import Experts, Linear, placed_tensors
+from zoo.spec import Experts, Linear, placed_tensors, table
+from zoo.training.gradient import choose_autocast
 from zoo.training.parallel import Mesh
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DP, SHARD, EP, TP = "dp", "shard", "ep", "tp"
+    from zoo.training.pipeline import Pipeline
+    from zoo.training.settings import Training
+
+PP, DP, SHARD, EP, TP = "pp", "dp", "shard", "ep", "tp"
 """The dimensions of a mesh, by torch's names for them here; the ranks of the last are next to each other."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The processes of a mesh as torch has them: `ranks` is the device mesh, `rows` those that train on rows of their
-    own, `tokens` on tokens of their own, `context` those with rows in common and tokens of their own. `groups` are the
-    ranks of tensor parallelism that have the same values, by how many they are. `of_experts` is the device mesh of the
-    processes that hold the same experts, and `experts` those that have others."""
+    """The processes of a mesh as torch has them.
+
+    `ranks` is the device mesh of those that hold the same part of the same layers, `rows` those that train on rows of
+    their own, `tokens` on tokens of their own, `context` those with rows in common and tokens of their own. `groups`
+    are the ranks of tensor parallelism that have the same values, by how many they are; `of_experts` is the device mesh
+    of the processes that hold the same experts, and `experts` those that have others. `stages` are the ranks of a
+    pipeline, `ends` its first and last.
+    """
 
     mesh: Mesh
     rows: World
@@ -36,6 +46,8 @@ class Layout:
     groups: dict[int, Any] = field(default_factory=dict)
     of_experts: Any = None
     experts: Any = None
+    stages: Any = None
+    ends: Any = None
 
     @classmethod
     def open(cls, mesh: Mesh, world: World, device: Any) -> Layout:
@@ -44,34 +56,39 @@ class Layout:
             return cls(mesh, world, world)
         from torch.distributed.device_mesh import init_device_mesh
 
-        ranks = init_device_mesh(device.type, (*mesh.weights, mesh.tp), mesh_dim_names=(DP, SHARD, TP))
-        tokens = _open_world(world, mesh.tp, range(mesh.tp)) if mesh.tp > 1 else world
-        rows = _open_world(world, mesh.tp * mesh.cp, range(mesh.tp * mesh.cp)) if mesh.cp > 1 else tokens
-        context = None
+        grid = Grid(mesh, world)
+        names, weights = (PP, DP, SHARD, TP), (mesh.pp, *mesh.weights, mesh.tp)
+        ranks = init_device_mesh(device.type, weights, mesh_dim_names=names)
+        layout = cls(mesh, grid.open_world("dp", "shard"), grid.open_world("dp", "shard", "cp"), ranks[DP, SHARD])
         if mesh.cp > 1:
-            size = mesh.tp * mesh.cp
-            firsts = [row + rank for row in range(0, world.size, size) for rank in range(mesh.tp)]
-            context = _open_groups(world, [list(range(first, first + size, mesh.tp)) for first in firsts])
-        groups = {mesh.tp: ranks.get_group(TP)}
-        for copies in (each for each in range(2, mesh.tp) if mesh.tp % each == 0):
-            runs = [list(range(first, first + copies)) for first in range(0, world.size, copies)]
-            groups[copies] = _open_groups(world, runs)
-        layout = cls(mesh, rows, tokens, ranks, context, groups)
-        if mesh.ep == 1:
-            return layout
-        shape, names = (*mesh.experts, mesh.ep, mesh.tp), (DP, SHARD, EP, TP)
-        of_experts = init_device_mesh(device.type, shape, mesh_dim_names=names)
-        return replace(layout, of_experts=of_experts[DP, SHARD], experts=of_experts.get_group(EP))
+            layout = replace(layout, context=grid.open("cp"))
+        if mesh.tp > 1:
+            sizes = [each for each in range(2, mesh.tp + 1) if mesh.tp % each == 0]
+            layout = replace(layout, groups={size: grid.open("tp", size=size) for size in sizes})
+        if mesh.ep > 1:
+            names, shape = (PP, DP, SHARD, EP, TP), (mesh.pp, *mesh.experts, mesh.ep, mesh.tp)
+            experts = init_device_mesh(device.type, shape, mesh_dim_names=names)
+            layout = replace(layout, of_experts=experts[DP, SHARD], experts=experts.get_group(EP))
+        if mesh.pp > 1:
+            layout = replace(layout, stages=grid.open("pp"), ends=grid.open("pp", only=(0, mesh.pp - 1)))
+        return layout
+
+    @property
+    def stage(self) -> int:
+        """Which stage of a pipeline this process is on."""
+        from torch import distributed
+
+        return 0 if self.stages is None else distributed.get_rank(self.stages)
 
     def take_part(self, whole: Any) -> Any:
         """Give the Spec of what a rank computes of a model."""
-        return shard_model(spread_experts(whole, self.mesh.ep), self.mesh.tp)
+        part = cut_sections(whole, self.mesh.pp)[self.stage] if self.mesh.pp > 1 else whole
+        return shard_model(spread_experts(part, self.mesh.ep), self.mesh.tp)
 
     def divide(self, model: Any, whole: Any) -> None:
         """Let a model that was built of a rank's part compute as a part of the whole one: with the others of its group,
         at the seams."""
         from zoo.ranks.context import SpreadContext
-        from zoo.ranks.group import Group
         from zoo.ranks.tensor import TensorSeam
         from zoo.run.layer import Layer
 
@@ -80,9 +97,10 @@ class Layout:
                 model.get_submodule(path).context = SpreadContext(self.context)
         model.set_whole(whole)
         experts = tensor = None
-        spread = spread_experts(whole, self.mesh.ep)
+        section = cut_sections(whole, self.mesh.pp)[self.stage] if self.mesh.pp > 1 else whole
+        spread = spread_experts(section, self.mesh.ep)
         if self.experts is not None:
-            experts = Division(find_cuts(whole, spread, self.mesh.ep), Group(self.experts))
+            experts = Division(find_cuts(section, spread, self.mesh.ep), Group(self.experts))
             for module in model.modules():
                 if isinstance(module, Layer):
                     module.expert_group = experts.group
@@ -90,7 +108,18 @@ class Layout:
             seam = TensorSeam(self.groups[self.mesh.tp])
             tensor = Division(find_cuts(spread, model.spec, seam.size), seam.group)
             self._divide_layers(model, seam)
-        model.shares = Shares(experts, tensor, self.groups)
+        stages = None if self.stages is None else self._find_stages(whole, section)
+        model.shares = Shares(experts, tensor, self.groups, stages)
+
+    def _find_stages(self, whole: Any, section: Any) -> Stages:
+        """Find which weights of this stage are on others, too: a table that the head reads, and positions."""
+        group, common = Group(self.stages), {}
+        for name in table(section, section.d_model):
+            if name.startswith("position.") and whole.position.inside:
+                common[name] = group
+            elif name.startswith("embedding.") and reads_table(whole):
+                common[name] = Group(self.ends)
+        return Stages(group, common)
 
     def _divide_layers(self, model: Any, seam: Any) -> None:
         """Put a seam on both sides of every sub-layer that the ranks of tensor parallelism divide."""
@@ -107,6 +136,16 @@ class Layout:
             for name in list_summed_biases(model.spec):
                 model.get_submodule(name).adds_bias = False
 
+    def open_pipeline(self, model: Any, settings: Training, device: Any) -> Pipeline | None:
+        """Make the pipeline of a laid-out model's stages; None where it is whole."""
+        if self.stages is None:
+            return None
+        from zoo.training.pipeline import Pipeline
+
+        tokens = -(-settings.seq_len // self.mesh.cp // self.mesh.tp)
+        autocast = choose_autocast(device, settings.arithmetic)
+        return Pipeline(model, Group(self.stages), settings.objective, autocast, settings.accumulate, tokens)
+
     def lay_out(self, model: Any, precision: str) -> None:
         """Spread a model over the processes that have rows of their own, in place: each layer's weights by themselves,
         and the others together. Gradients are summed up over all of them, not averaged."""
@@ -117,7 +156,7 @@ class Layout:
         policy = MixedPrecisionPolicy()
         if precision == "bf16_master":
             policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-        how: dict[str, Any] = {"mesh": self.ranks[DP, SHARD], "mp_policy": policy}
+        how: dict[str, Any] = {"mesh": self.ranks, "mp_policy": policy}
         how["shard_placement_fn"] = place_experts(model, self.mesh.weights[1])
         if self.of_experts is not None:
             self._lay_out_experts(model, how)
@@ -149,18 +188,44 @@ class Layout:
             fully_shard(list(layer.experts.children()), **own)  # type: ignore[union-attr, call-overload]
 
 
-def _open_world(world: World, every: int, firsts: range) -> World:
-    """Make the worlds of every so manieth process, from each first one on; returns the one that this process is in."""
-    group = _open_groups(world, [list(range(first, world.size, every)) for first in firsts])
-    return World(world.rank // every, world.size // every, world.local_rank, group)
+class Grid:
+    """The ranks of all processes by their place in a mesh: stages outermost, those of tensor parallelism next to each
+    other."""
 
+    def __init__(self, mesh: Mesh, world: World) -> None:
+        self.world = world
+        self.dims = ["pp", "dp", "shard", "cp", "tp"]
+        self.ranks = torch.arange(mesh.size).view([getattr(mesh, name) for name in self.dims])
 
-def _open_groups(world: World, runs: list[list[int]]) -> Any:
-    """Make a process group of each run of ranks; returns the one that this process is in."""
-    from torch import distributed
+    def list_runs(self, *along: str) -> list[list[int]]:
+        """List the ranks that differ in their places along some dimensions alone."""
+        others = [self.dims.index(name) for name in self.dims if name not in along]
+        moved = self.ranks.permute(*others, *(self.dims.index(name) for name in along))
+        return moved.flatten(len(others)).flatten(0, len(others) - 1).tolist()
 
-    groups = [distributed.new_group(ranks) for ranks in runs]
-    return next(group for ranks, group in zip(runs, groups, strict=True) if world.rank in ranks)
+    def open(self, along: str, size: int | None = None, only: tuple[int, ...] | None = None) -> Any:
+        """Make the process groups along a dimension, `size` next to each other in each, or of `only` some places;
+        returns the one that this process is in, None where it is in none."""
+        runs = self.list_runs(along)
+        if only is not None:
+            runs = [[run[place] for place in dict.fromkeys(only)] for run in runs]
+        if size is not None:
+            runs = [run[first : first + size] for run in runs for first in range(0, len(run), size)]
+        return self._open(runs)
+
+    def open_world(self, *along: str) -> World:
+        """Make the worlds along some dimensions; returns the one that this process is in."""
+        runs = self.list_runs(*along)
+        run = next(run for run in runs if self.world.rank in run)
+        if len(run) == self.world.size:
+            return self.world
+        return World(run.index(self.world.rank), len(run), self.world.local_rank, self._open(runs))
+
+    def _open(self, runs: list[list[int]]) -> Any:
+        from torch import distributed
+
+        groups = [distributed.new_group(ranks) for ranks in runs]
+        return next((group for ranks, group in zip(runs, groups, strict=True) if self.world.rank in ranks), None)
 
 
 def list_summed_biases(spec: Any) -> Iterator[str]:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from zoo.training.gradient import Autocast
+    from zoo.training.pipeline import Pipeline
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Run:
     world: World = ALONE
     row_world: World = ALONE  # the processes that train on rows of their own
     token_world: World = ALONE  # and those on tokens of their own
+    pipeline: Pipeline | None = None  # where this process has some of the layers
     ema: MovingAverage | None = None
     computing: Computing | None = None  # what computes gradients, where it is not the model itself
     free: int | None = None  # bytes of memory that were free before the model was built
@@ -195,7 +197,10 @@ def update(run: Run) -> dict[str, Any]:
     batch = next(run.batches)
     count = agree(run, batch)
     model, autocast = (run.model, run.autocast) if run.computing is None else (run.computing.refresh(), nullcontext)
-    terms, loads, _ = accumulate_gradient(model, settings.objective, batch, settings.accumulate, autocast, count)
+    if run.pipeline is not None:
+        terms, loads, _ = run.pipeline.accumulate(batch, count)
+    else:
+        terms, loads, _ = accumulate_gradient(model, settings.objective, batch, settings.accumulate, autocast, count)
     terms, loads = run.token_world.add_up(terms), [run.token_world.add_up_(each) for each in loads]
     sum_common_gradients(run.model)
     terms["grad_norm"] = measure_gradient(run.model)
@@ -298,7 +303,7 @@ def name_losses(suffix: str, nats: float, targets: int, n_bytes: int | None) -> 
 
 def write_sample(run: Run) -> None:
     """Let the model continue the prompt, where the config has one and the model writes."""
-    if isinstance(sample := run.settings.sample, TextSample) and writes(run.model.spec):
+    if isinstance(sample := run.settings.sample, TextSample) and writes(run.model.spec) and run.pipeline is None:
         with ends_gathered(run.model):  # every process writes it, as each may hold a part of the weights
             text = sample.prompt + continue_prompt(run, sample)
         run.records.write_sample(run.step, text)
@@ -338,7 +343,11 @@ def measure_validation_loss(run: Run, batches: list[Batch], metrics: Any = None)
             count = objective.targets(batch)
             with torch.no_grad(), run.autocast():
                 moved = move_batch(batch, run.device)
-                found = objective.judge(run.model, moved, count, metrics)
+                found = (
+                    objective.judge(run.model, moved, count, metrics)
+                    if run.pipeline is None
+                    else run.pipeline.judge(moved)
+                )
             total += found * counts
             targets += count * counts
     finally:

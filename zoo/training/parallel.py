@@ -35,13 +35,15 @@ Ways = Annotated[int | Literal["auto"], BeforeValidator(_check_ways)]
 class Mesh:
     """How many ways a run is spread: `dp` replicas, each of whose weights lie in `shard` parts. `cp` processes have
     rows in common, of which each has its own tokens; and `tp` compute one part together, with rows and tokens in
-    common. Among the former, each run of `ep` divides the experts."""
+    common. Among the former, each run of `ep` divides the experts. Of all these there are as many on each of the `pp`
+    stages of a pipeline."""
 
     dp: int = 1
     shard: int = 1
     cp: int = 1
     tp: int = 1
     ep: int = 1
+    pp: int = 1
 
     @property
     def rows(self) -> int:
@@ -55,7 +57,7 @@ class Mesh:
 
     @property
     def size(self) -> int:
-        return self.tokens * self.tp
+        return self.tokens * self.tp * self.pp
 
     @property
     def weights(self) -> tuple[int, int]:
@@ -79,8 +81,10 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
     compute. `tp` processes have their rows in common, and each computes with its own heads, hidden units and part of
     the vocabulary (Shoeybi et al., 2019, Megatron-LM), with sequence parallelism between (Korthikanti et al., 2022).
     `cp` processes have rows in common, too, and each computes with its own tokens of them (Dubey et al., 2024, Llama
-    3). One of the four may be `auto`: as many as torchrun started. Among all but those of `tp`, each run of `ep`
-    divides the experts of a mixture, and sends tokens to theirs (Lepikhin et al., 2020, GShard); `auto` is all of them.
+    3). The `pp` stages of a pipeline have some of the layers each (Narayanan et al., 2021), and take `accumulate`
+    microbatches one after the other. One of the five may be `auto`: as many as torchrun started. Among those of dp,
+    shard and cp each run of `ep` divides the experts of a mixture, and sends tokens to theirs (Lepikhin et al., 2020,
+    GShard); `auto` is all of them.
     """
 
     dp: Ways = 1
@@ -88,6 +92,7 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
     cp: Ways = 1
     tp: Ways = 1
     ep: Ways = 1
+    pp: Ways = 1
 
     def __post_init__(self) -> None:
         open_ = [name for name, ways in self.ways.items() if ways == "auto"]
@@ -96,7 +101,7 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
 
     @property
     def ways(self) -> dict[str, int | str]:
-        return {"dp": self.dp, "shard": self.shard, "cp": self.cp, "tp": self.tp}
+        return {"dp": self.dp, "shard": self.shard, "cp": self.cp, "tp": self.tp, "pp": self.pp}
 
     def settle(self, world: World) -> Mesh:
         """Give the mesh of so many processes. Raises ConfigError where they do not come out even."""
@@ -162,8 +167,32 @@ def find_parallel_faults(settings: Training, world: World, spec: Any) -> list[st
         found = f"{settings.optim.kind} needs whole tensors, of which each process has a part"
         faults.append(f"optim: {found} (optim=adamw, or parallel=none)")
     faults += expert_faults(spec, mesh.ep)
+    faults += find_pipeline_faults(settings, mesh, spec) if mesh.pp > 1 else []
     faults += find_context_faults(settings, mesh, spec) if mesh.cp > 1 else []
     return faults + (find_tensor_faults(settings, mesh, spec) if mesh.tp > 1 else [])
+
+
+def find_pipeline_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
+    """List what a pipeline does not go together with."""
+    faults = []
+    if settings.objective.kind != "next_token":
+        faults.append(f"objective: is {settings.objective.kind}, and a pipeline takes rows of text (next_token)")
+    if settings.accumulate < mesh.pp:
+        found = f"is {settings.accumulate}, and the pp={mesh.pp} stages take as many microbatches at least"
+        faults.append(f"accumulate: {found} (accumulate={mesh.pp})")
+    if spec.kind != "decoder" or spec.shared_layers:
+        found = "shares its layers' weights" if spec.kind == "decoder" else f"is of kind {spec.kind}"
+        return [*faults, f"pp: is {mesh.pp}, and the model {found} (pp=1)"]
+    if len(spec.pattern) < mesh.pp:
+        faults.append(f"pp: {mesh.pp} stages for {len(spec.pattern)} layers (at most {len(spec.pattern)} would do)")
+    for name, is_on, would in (
+        ("compile", settings.compile is True, "compile=false"),
+        ("weights", settings.weights is not None, "weights=null"),
+        ("dropout", settings.dropout is not None, "dropout=null"),
+    ):
+        if is_on:
+            faults.append(f"{name}: goes with no pipeline yet, found pp={mesh.pp} ({would}, or parallel.pp=1)")
+    return faults
 
 
 def find_context_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:

@@ -227,7 +227,7 @@ def build_run(
     if device.type == "cpu" and not is_hosted():
         keep_memory()
     free = read_free_memory(device)
-    divided = mesh.tp > 1 or mesh.ep > 1
+    divided = mesh.tp > 1 or mesh.ep > 1 or mesh.pp > 1
     apart = divided or (mesh.shard > 1 and settings.weights is None)  # then no process ever has the whole model
     spec = layout.take_part(planned.spec)
     model = build(spec, device="meta" if apart else str(device), kernel=settings.kernel, seed=settings.seed)
@@ -271,6 +271,7 @@ def build_run(
         world=world,
         row_world=rows,
         token_world=layout.tokens,
+        pipeline=layout.open_pipeline(model, settings, device),
         computing=Computing(model.train()) if settings.precision == MASTER and world.size == 1 else None,
         ema=MovingAverage(settings.ema, model) if settings.ema else None,
         free=free,
