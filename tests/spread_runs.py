@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sent import Sent
 
 import zoo
 from zoo.ranks.shards import own_part
@@ -24,8 +25,16 @@ class Watch:
     def __init__(self) -> None:
         self.states = 0
         self.weights = 0
+        self.sent: dict[str, float] = {}  # in the second step
+        self._mode: Sent | None = None
 
     def after_update(self, state: Any) -> None:
+        if state.step == 1:
+            self._mode = Sent()
+            self._mode.__enter__()
+        elif self._mode is not None:
+            self._mode.__exit__(None, None, None)
+            self.sent, self._mode = self._mode.bytes, None
         parameters = list(state.model.parameters())
         self.weights = sum(own_part(each).numel() for each in parameters)
         held = [each for of in state.optimizer.state.values() for each in of.values() if torch.is_tensor(each)]
@@ -40,7 +49,8 @@ def main(jobs: str, out: str) -> None:
         else:
             zoo.train(model, overrides, callbacks=[watch])
     rank = os.environ.get("RANK", "0")
-    (Path(out) / f"{rank}.json").write_text(json.dumps(vars(watch)))
+    told = {name: each for name, each in vars(watch).items() if name[0] != "_"}
+    (Path(out) / f"{rank}.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -202,8 +202,10 @@ def test_roofline_and_traffic_send_the_sums_that_a_block_needs(overrides, a_laye
     found = roofline(spec, setup)
     assert found["prefill"]["all_reduce"]["bytes"] == 5 * a_layer * vectors
     assert found["decode"]["all_reduce"]["bytes"] == 5 * a_layer * vectors / 10
-    both_passes, ends = 2 * 5 * a_layer, 2  # the token table's and the head's
-    assert traffic(spec, setup)["tp"]["bytes"] == (both_passes + ends) * vectors
+    both_passes, ends = 5 * (a_layer + next(iter(spec.blocks.values())).gathers), 2  # the token table's and the head's
+    norms = sum(row.part.params * row.stored for row in tabulate(spec).parts if "norm" in row.path)
+    beside = 3 * 10 * 2 * 4 + norms * 2  # two numbers a token for the loss, and what both ranks have in common
+    assert traffic(spec, setup)["tp"]["bytes"] == (both_passes + ends) * vectors + beside
 
 
 # ---------------------------------------------------------------- ties

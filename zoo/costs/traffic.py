@@ -8,10 +8,13 @@ A ring sends (n − 1)/n of the bytes for an all-gather or a reduce-scatter amon
 import math
 from typing import Any
 
-from zoo.costs.parallel import Stage, fullest
+from zoo.costs.parallel import RankTensor, Stage, fullest
 from zoo.costs.rows import Priced, tabulate
 from zoo.costs.setup import DTYPES, Setup
+from zoo.costs.shards import dim0_share, numel
 from zoo.costs.states import ways, widths
+from zoo.ranks.cuts import compare_parts
+from zoo.spec import Buffer, Experts, Tied
 
 
 def traffic(spec: Priced, setup: Setup, stage: Stage | None = None) -> dict[str, dict[str, Any]]:
@@ -37,49 +40,93 @@ def _width(setup: Setup) -> int:
 
 
 def _tensor(stage: Stage, setup: Setup) -> tuple[float, str]:
-    """Each of a block's reductions is made once forward and once backward (Shoeybi et al., 2019, §3). Sequence
-    parallelism sends as much in two halves (Korthikanti et al., 2022, §4.2.2). The tables reduce once each."""
-    times = sum(2 * stage.held[name].blocks[kind].reductions * count for name, kind, count in stage.layers())
-    for name, tower in stage.held.items():
-        times += "embedding" in stage.ends[name]
-        times += "head" in stage.ends[name] and tower.head.kind != "none"
-    return times * 2 * (setup.tp - 1) / setup.tp * _stream(stage, setup), "all-reduce"
+    """With sequence parallelism the stream is gathered before what the ranks compute parts of, and reduce-scattered
+    after it; backward the other way round (Korthikanti et al., 2022, §4.2.2). So are the look-up in the table and the
+    last hidden states. Between ranks go besides two numbers of each token for the loss (Shoeybi et al., 2019, §3), what
+    some mixers add up amid themselves, and the gradients of the weights that ranks have in common."""
+    ring, vectors, amid = (setup.tp - 1) / setup.tp, 0, 0
+    for name, kind, count in stage.layers():
+        block = stage.held[name].blocks[kind]
+        vectors += count * (block.gathers + block.reductions)
+        amid += count * block.attention.summed
+    vectors += sum("embedding" in ends for ends in stage.ends.values())
+    ended = [stage.held[name] for name, ends in stage.ends.items() if "head" in ends]
+    vectors += len(ended)
+    sent = 2 * ring * vectors * _stream(stage, setup)
+    tokens = setup.batch * setup.tokens(stage) / setup.cp
+    sent += 2 * 2 * ring * amid * tokens * _width(setup)
+    sent += (setup.tp - 1) * 2 * 4 * tokens * sum(tower.head.predicts_tokens for tower in ended)
+    return sent + _common_gradients(stage, setup), "all-gather, reduce-scatter"
+
+
+def _common_gradients(stage: Stage, setup: Setup) -> float:
+    """Count the bytes of the all-reduce of gradients of weights that several ranks have."""
+    sent, gradient = 0.0, widths(setup)[1]
+    if setup.tp == 1:
+        return sent
+    whole = {(row.where, row.path): row.part for row in tabulate(stage.spec).parts}
+    here = {(piece.where, piece.path) for piece in stage.pieces}
+    for row in tabulate(stage).parts:
+        if isinstance(row.part, Buffer):
+            continue
+        for leaf, shape in row.part.shapes().items():
+            path = f"{row.path}.{leaf}" if leaf else row.path
+            copies = compare_parts(whole[row.where, row.path], row.part, leaf, setup.tp).copies
+            if (row.where, path) in here:
+                expert = isinstance(row.part, Experts)
+                shape = dim0_share(shape, ways(setup, expert) if setup.zero == 3 else 1, expert=expert)
+                sent += 2 * (copies - 1) / copies * numel(shape) * row.stored * gradient
+    return sent
 
 
 def _experts(stage: Stage, setup: Setup) -> tuple[float, str]:
     """Tokens go to their experts and back, forward and backward (Lepikhin et al., 2020, GShard): four times top_k
-    vectors a token, of which the rank's own experts take 1/ep. With sequence parallelism a rank has 1/t of the
-    tokens."""
+    vectors a token, of which the rank's own experts take 1/ep. A rank of tp sends as many, for its part of each
+    expert. Routing is taken to be even."""
     chosen = sum(row.router.top_k * row.used for row in tabulate(stage).routers)
     away = (setup.ep - 1) / setup.ep
-    return 4 * away * chosen * _stream(stage, setup) / setup.tp, "all-to-all"
+    return 4 * away * chosen * _stream(stage, setup), "all-to-all"
 
 
 def _context(stage: Stage, setup: Setup) -> tuple[float, str]:
-    """Keys and values pass round the ring in both passes, and their gradients in the second (Liu et al., 2023, Ring
-    Attention)."""
+    """Keys and values are gathered in the forward pass, and their gradients reduce-scattered in the backward pass
+    (Dubey et al., 2024, Llama 3, §3.3.2)."""
     rows = (row for row in tabulate(stage).attentions if not row.look.cross)
     values = sum(sum(map(math.prod, row.attention.cache().values())) * row.used for row in rows)
     own = setup.batch * setup.tokens(stage) / setup.cp * values * _width(setup)
-    return 3 * (setup.cp - 1) * own, "ring"
+    return 2 * (setup.cp - 1) * own, "all-gather, reduce-scatter"
 
 
 def _pipeline(stage: Stage, setup: Setup) -> tuple[float, str]:
     """The stream to the next stage and its gradient to the one before, each rank of tp its part (Narayanan et al.,
-    2021, §4.1)."""
+    2021, §4.1). Of a table that the first and the last stage read, both sum up the gradient."""
     neighbours = (stage.index < stage.of - 1) + (stage.index > 0)
-    return neighbours * _stream(stage, setup) / setup.tp, "send"
+    sent = neighbours * _stream(stage, setup) / setup.tp
+    if stage.of > 1 and stage.index in (0, stage.of - 1):
+        tower = next(iter(stage.spec.towers().values()))
+        if isinstance(tower.head.parts(tower.out_width or tower.d_model).get("out"), Tied):
+            table = sum(_sharded(piece, setup) for piece in stage.pieces if piece.slot == "embedding")
+            sent += table * widths(setup)[1]
+    return sent, "send"
+
+
+def _sharded(piece: RankTensor, setup: Setup) -> int:
+    """Count the elements of a tensor on a rank."""
+    ranks = ways(setup, piece.expert) if setup.zero == 3 else 1
+    return numel(dim0_share(piece.shape, ranks, expert=piece.expert)) * piece.copies
 
 
 def _data(stage: Stage, setup: Setup) -> tuple[float, str]:
     """Without ZeRO gradients are all-reduced; 1 and 2 reduce-scatter them and gather the new weights, which is as much;
-    3 gathers weights in both passes besides, half as much again (Rajbhandari et al., 2020, §7)."""
+    3 gathers weights in both passes besides, half as much again (Rajbhandari et al., 2020, §7). What stands beside the
+    layers stays gathered from the first pass to the second, as FSDP2 has it."""
     total, (weight, gradient, _, _) = 0.0, widths(setup)
-    weight = _width(setup) if setup.zero == 3 else weight
-    for expert in (False, True):
-        params = sum(piece.params for piece in stage.pieces if piece.expert is expert)
-        ranks = ways(setup, expert)
-        gathers = {0: 0, 1: 1, 2: 1, 3: 2}[setup.zero]
-        reduced = gradient * (2 if setup.zero == 0 else 1)
-        total += params * (ranks - 1) / ranks * (reduced + gathers * weight)
+    for piece in stage.pieces:
+        ranks = ways(setup, piece.expert)
+        if setup.zero == 3:
+            gathers, width = (1 if piece.kind is None else 2), _width(setup)
+            total += (ranks - 1) * _sharded(piece, setup) * (gathers * width + gradient)
+        else:
+            reduced = gradient * (2 if setup.zero == 0 else 1)
+            total += piece.params * (ranks - 1) / ranks * (reduced + (weight if setup.zero else 0))
     return total, "all-reduce" if setup.zero == 0 else "reduce-scatter, all-gather"

@@ -164,8 +164,8 @@ class Scene:
             where=where,
             dropout=m.attention_dropout if m.training else 0.0,
             extra=dict(self.extra),
-            seam=self.seam,
-            context=self.context,
+            seam=self.seam if self.seam.size > 1 else None,
+            context=self.context if self.context.size > 1 else None,
         )
         own = m.position if self.spec.has_position else None
         position = attention.positioning

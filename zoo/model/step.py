@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from zoo.kernels import attend
 from zoo.lazy import torch
-from zoo.ranks.seam import WHOLE, WHOLE_ROWS, ContextSeam, Seam
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from zoo.kernels.mask import Mask
     from zoo.kernels.rows import PoolRows
     from zoo.model.loss import TokenLoss
+    from zoo.ranks.seam import ContextSeam, Seam
 
 
 class Weights(Protocol):
@@ -108,8 +108,8 @@ class Step:
     memory: Tensor | None = None  # B S D, what cross-attention reads in place of the tokens themselves
     cross: Step | None = None  # the step of this layer's cross-attention
     crosses: bool = False  # whether it is one
-    seam: Seam = WHOLE  # where the parts of several ranks come together
-    context: ContextSeam = WHOLE_ROWS  # where the tokens of several ranks do
+    seam: Seam | None = None  # where the parts of several ranks come together
+    context: ContextSeam | None = None  # where the tokens of several ranks do
     runs: list[Span] = field(default_factory=list)  # of tokens, where a rank has several of a row's
     extra: dict[str, Any] = field(default_factory=dict)  # what `Attention.prepare` made once for all layers of a kind
     again: bool = False  # whether attention's inside is computed a second time in the backward pass
@@ -136,7 +136,8 @@ class Step:
         bias, rows = self.bias, self.rows
         if own is not None:
             scheme, weights = own
-            make = partial(self.seam.bias, scheme, weights, q.shape[2], causal=self.mask.causal)
+            make = scheme.bias if self.seam is None else partial(self.seam.bias, scheme)
+            make = partial(make, weights, q.shape[2], causal=self.mask.causal)
             if rows is not None:
                 rows = rows.with_biases(make)
             elif self.index is not None:
@@ -165,7 +166,8 @@ class Step:
         `rows` or `pages`, give the pools [N, …] in which they lie. Without a cache, other ranks' tokens are among them.
         """
         if self.cache is None:
-            return tuple(self.context.gather(each) for each in new.values()) if self.runs else tuple(new.values())
+            context = self.context if self.runs else None
+            return tuple(new.values()) if context is None else tuple(map(context.gather, new.values()))
         assert self.where is not None
         return self.cache.append(self.where, new)
 

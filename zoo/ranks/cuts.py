@@ -99,7 +99,7 @@ def find_cuts(whole: Any, part: Any, ranks: int) -> dict[str, Cut]:
     for where, tower in whole.towers().items():
         theirs = {name: (row.part, leaf) for name, row, leaf in placed_tensors(parts[where], tower.d_model, where)}
         for name, row, leaf in placed_tensors(tower, tower.d_model, where):
-            cuts[name] = _compare(row.part, theirs[name][0], leaf, ranks)
+            cuts[name] = compare_parts(row.part, theirs[name][0], leaf, ranks)
     return cuts
 
 
@@ -111,7 +111,8 @@ def find_cut_faults(cuts: dict[str, Cut]) -> Iterator[str]:
             yield f"tp: {cut.ranks} does not divide the parts of {name} in two ways, found {found} (fewer would do)"
 
 
-def _compare(whole: Any, part: Any, leaf: str, ranks: int) -> Cut:
+def compare_parts(whole: Any, part: Any, leaf: str, ranks: int) -> Cut:
+    """Find how one tensor of a part (`zoo.spec.parts`) is cut into those of so many ranks."""
     shapes = [each.shapes()[leaf] for each in (whole, part)]
     dims = [dim for dim, (one, other) in enumerate(zip(*shapes, strict=True)) if one != other]
     dim = dims[0] if dims else 0

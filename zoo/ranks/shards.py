@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,14 @@ def is_shared(tensor: Any) -> bool:
 def find_mesh(tensor: Any) -> Any:
     """The device mesh that a tensor is shared on, None for a plain one."""
     return getattr(tensor, "device_mesh", None)
+
+
+def group_by_mesh(tensors: Iterable[Any]) -> list[list[Any]]:
+    """Group tensors by the device mesh that they are shared on: torch computes with several of one mesh at once."""
+    groups: dict[Any, list[Any]] = {}
+    for each in tensors:
+        groups.setdefault(find_mesh(each), []).append(each)
+    return list(groups.values())
 
 
 def own_part(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from zoo.checkpoint import store
 from zoo.checkpoint.files import read_header
 from zoo.errors import CheckpointError, ZooError
 from zoo.lazy import torch
-from zoo.ranks.shards import drop_gathered, own_part
+from zoo.ranks.shards import ALL, Shares, drop_gathered, own_part
 from zoo.runs import CHECKPOINTS, WEIGHTS, read_step, steps
 from zoo.spec import Spec
 
@@ -54,7 +54,6 @@ class MovingAverage:
     def __init__(self, settings: EMA, model: Any) -> None:
         self.settings = settings
         self.weights = {name: copy_wide(each) for name, each in model.named_parameters()}
-        self.shares = model.shares
 
     def update(self, model: Any, step: int) -> None:
         """Take in the weights after update `step`, counted from 1."""
@@ -67,11 +66,11 @@ class MovingAverage:
         for each, own in zip(now, mine, strict=True):  # one by one: wide copies of all would stand at once
             take_in([own], [each.to(own.dtype)], step)
 
-    def restore(self, folder: Path) -> None:
-        """Read the average from its folder in a checkpoint. Raises CheckpointError."""
+    def restore(self, folder: Path, shares: Shares = ALL) -> None:
+        """Read what a process holds of the average from its folder in a checkpoint. Raises CheckpointError."""
         found = read_weights(folder)
         for name, each in self.weights.items():
-            each.copy_(self.shares.take_part(name, found[name], each))
+            each.copy_(shares.take_part(name, found[name], each))
 
 
 def copy_wide(weight: Tensor) -> Tensor:
@@ -167,5 +166,5 @@ def go_back_if_due(run: Run) -> None:
         raise ZooError(f"{folder}: is not there, and the run goes on from it after a decay (schedule.continue_from)")
     store.load_run(folder, run.model, run.optimizer, random=False)
     if run.ema is not None:
-        run.ema.restore(folder / "ema")
+        run.ema.restore(folder / "ema", run.model.shares)
     run.show.say(f"goes on after step {run.step} from the weights of step {before}, before the decay")

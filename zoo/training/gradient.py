@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data import Batch
 from zoo.lazy import torch
-from zoo.ranks.shards import hold_back_replicas, own_part
+from zoo.ranks.shards import group_by_mesh, hold_back_replicas
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,8 +87,8 @@ def clip_gradient(parameters: list[Any], most: float | None, norm: Tensor) -> No
     """Scale a gradient of this norm down to the norm `most` where it is larger."""
     looks = norm.device.type == "cpu"  # reading a norm on another device would wait for it
     if most is not None and not (looks and norm <= most):
-        parts = [own_part(each.grad) for each in parameters if each.grad is not None]
-        torch._foreach_mul_(parts, torch.clamp(most / (norm + 1e-6), max=1.0))
+        for group in group_by_mesh(parameters):
+            torch.nn.utils.clip_grads_with_norm_(group, most, norm)
 
 
 def choose_autocast(device: Device, precision: str) -> Callable[[], AbstractContextManager[Any]]:

@@ -109,7 +109,8 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
         left, rest = divmod(world.size, stated)
         open_ = "auto" in self.ways.values()
         if rest or (left > 1 and not open_):
-            said = " ".join(f"{name}={ways}" for name, ways in self.ways.items())
+            told = {name: ways for name, ways in self.ways.items() if ways != 1 or name in ("dp", "shard")}
+            said = " ".join(f"{name}={ways}" for name, ways in told.items())
             if world.size > 1 and stated == 1:
                 raise ConfigError(f"parallel: {said} uses one process, found {world.size} (parallel=ddp or fsdp)")
             needs = f"{'a multiple of ' if open_ else ''}{stated} processes"

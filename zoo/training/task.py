@@ -322,7 +322,7 @@ def restore_run(run: Run, checkpoint: Path) -> None:
     """Restore a run's state from a checkpoint."""
     counters = store.load_run(checkpoint, run.model, run.optimizer, rank=run.world.rank)
     if run.ema is not None:
-        run.ema.restore(checkpoint / "ema")
+        run.ema.restore(checkpoint / "ema", run.model.shares)
     restore_counters(run, counters)
 
 

@@ -57,6 +57,11 @@ class Attention(Spec, axis="attention"):
         """Channels of a head that a position scheme may rotate."""
         return 0
 
+    @property
+    def summed(self) -> int:
+        """Values of a token that the ranks of tensor parallelism add up amid it."""
+        return 0
+
     def prepare(self, m: Weights | None, step: Step) -> None:
         """Put into `step.extra` what all layers of this kind share in one forward pass. `m` are the weights of the
         model's position scheme, None where each layer has its own."""

@@ -106,6 +106,10 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return self.chunk
 
     @property
+    def summed(self) -> int:
+        return 2 if self.qk_norm and self.qk_norm_over == "whole" else 0  # the mean squares of queries and keys
+
+    @property
     def head_widths(self) -> tuple[int, int]:
         return self.head_dim, self.head_dim
 

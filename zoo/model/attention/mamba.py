@@ -131,6 +131,10 @@ class MambaShard(Mamba):
     def d_inner(self) -> int:
         return self.expand * self.d_model // self.ranks
 
+    @property
+    def summed(self) -> int:
+        return self.rank + 2 * self.d_state  # Δ, B and C
+
 
 def _scan_tokens(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, fresh: Tensor | None
@@ -314,6 +318,10 @@ class Mamba2(Attention, kind="mamba2"):
 
 class Mamba2Shard(Mamba2):
     """A Mamba-2 of which a rank has its own heads, with one norm over the channels of all ranks."""
+
+    @property
+    def summed(self) -> int:
+        return 1  # the mean square
 
     def _divide(self, groups: Tensor, m: Weights) -> Tensor:
         assert self.norm_eps is not None

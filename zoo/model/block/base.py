@@ -63,6 +63,11 @@ class Block(Spec, axis="block"):
         Megatron-LM)."""
         return 1 + (self.cross is not None) + (getattr(self, "ffn", None) is not None)
 
+    @property
+    def gathers(self) -> int:
+        """Times that the stream of all ranks' tokens is gathered in a forward pass: before each sub-layer."""
+        return self.reductions
+
     def shard(self, ranks: int) -> Block:
         """Each sub-layer's part. A block's own weights, and what says that it is whole, are on every rank."""
         inner = {field.name: getattr(self, field.name) for field in self.fields()}

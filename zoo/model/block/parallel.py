@@ -29,6 +29,10 @@ class Parallel(Block, kind="parallel"):
         """One: attention and feed-forward are added up on each rank first (Wang and Komatsuzaki, 2021)."""
         return 1
 
+    @property
+    def gathers(self) -> int:
+        return 1 if self.shared_norm else 2
+
     def parts(self, d_model: int) -> dict[str, Any]:
         second = {} if self.shared_norm else {"ffn_norm": self.norm}
         return {"attention_norm": self.norm, "attention": self.attention, **second, "ffn": self.ffn}

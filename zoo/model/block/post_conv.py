@@ -40,6 +40,11 @@ class PostConv(Block, kind="post_conv"):
         if self.conv_width % 2 == 0:
             raise ValueError(f"conv_width={self.conv_width} has no middle token (an odd one would do)")
 
+    @property
+    def gathers(self) -> int:
+        """Once more for the convolution, which each rank computes for all tokens."""
+        return super().gathers + 1
+
     def parts(self, d_model: int) -> dict[str, Any]:
         if d_model % self.conv_groups:
             raise ConfigError(f"conv_groups: {self.conv_groups} do not divide d_model={d_model} (choose a divisor)")

@@ -135,7 +135,7 @@ class Objective(Spec, axis="objective"):
             total = total + each
         return Loss(total, count, terms, out.loads)
 
-    def weigh(self, inputs: dict[str, Tensor], weight: float, count: int) -> TokenLoss:
+    def weigh(self, inputs: dict[str, Tensor], weight: float, count: int | None) -> TokenLoss:
         """Say how the targets are weighed in a pass of these inputs."""
         return TokenLoss(weight, self.z_loss, self.chunk_mib << 20, count)
 

@@ -82,7 +82,7 @@ class Distil(Objective, kind="distil"):
         load_teacher(self.teacher, batch.input_ids.device)  # before the student's pass takes memory
         return super().loss(model, batch, weight=weight, count=count)
 
-    def weigh(self, inputs: dict[str, Tensor], weight: float, count: int) -> TeacherLoss:
+    def weigh(self, inputs: dict[str, Tensor], weight: float, count: int | None) -> TeacherLoss:
         teacher = load_teacher(self.teacher, inputs["input_ids"].device)
         with torch.no_grad():
             hidden = teacher(**inputs, logits_to_keep=0).hidden.flatten(0, 1)  # N D

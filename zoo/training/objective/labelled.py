@@ -202,7 +202,7 @@ class Regress(Labelled, kind="regress"):
     def learn(self, data: PreparedLabels) -> dict[str, Any]:
         return {"n_outputs": data.n_outputs}
 
-    def weigh(self, inputs: dict[str, Tensor], weight: float, count: int) -> TokenLoss:
+    def weigh(self, inputs: dict[str, Tensor], weight: float, count: int | None) -> TokenLoss:
         return SquaredLoss(weight, 0.0, self.chunk_mib << 20, count)
 
     def targets(self, batch: Batch) -> int:
