@@ -12,7 +12,12 @@ from zoo.errors import CheckpointError, did_you_mean
 def check_tensors(file: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Compare names and shapes in a file's header with those expected. Raises CheckpointError, one line for each
     difference."""
-    found = {name: header.shape for name, header in read_header(file).items()}
+    compare_shapes(file, {name: header.shape for name, header in read_header(file).items()}, expected)
+
+
+def compare_shapes(file: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare names and shapes of tensors with those expected. Raises CheckpointError, one line for each difference.
+    A number may be stored as a tensor of one place."""
     unexpected = [name for name in found if name not in expected]
     faults = [
         f"{file}: {name} is missing, of shape {list(shape)}{did_you_mean(name, unexpected)}"

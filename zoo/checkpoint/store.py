@@ -16,7 +16,8 @@ A checkpoint's folder is always whole: it is written under another name, flushed
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,9 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from zoo.checkpoint import adapters
+from zoo.checkpoint import adapters, spread
 from zoo.checkpoint.files import BESIDE, read_header, refuse_to_replace, write_tensors
-from zoo.checkpoint.headers import check_tensors
 from zoo.checkpoint.publish import publish, retire
 from zoo.disk import replace_folder, write_text
 from zoo.errors import CheckpointError, short
@@ -36,7 +36,7 @@ from zoo.lazy import torch
 from zoo.ranks.shards import Shares, drop_gathered
 from zoo.ranks.world import ALONE, World
 from zoo.run.builder import build, pick_device, resolve_dtype
-from zoo.runs import ARCHITECTURE, CHECKPOINTS, WEIGHTS, find, read_step
+from zoo.runs import ARCHITECTURE, CHECKPOINTS, WEIGHTS, find, read_step, steps
 from zoo.spec import table
 
 if TYPE_CHECKING:
@@ -63,10 +63,15 @@ def save_model(model: Any, folder: str | Path, tokenizer: Any = None) -> Path:
 
 def write_model(model: Any, folder: Path, tokenizer: Any = None, weights: Mapping[str, Tensor] | None = None) -> None:
     """Write the files of `save_model` into an existing folder, with `weights` in place of the model's own."""
+    write_architecture(model, folder, tokenizer)
+    write_tensors(adapters.write(model, folder, weights or {}), folder / WEIGHTS)
+
+
+def write_architecture(model: Any, folder: Path, tokenizer: Any = None) -> None:
+    """Write what a checkpoint's folder has beside weights: the architecture, and the tokenizer where there is one."""
     node = {"format": FORMAT, "model": to_dict(model.whole)}
     text = yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120)
     (folder / ARCHITECTURE).write_text(text, encoding="utf-8")
-    write_tensors(adapters.write(model, folder, weights or {}), folder / WEIGHTS)
     if tokenizer is not None:
         tokenizer.save(folder)
 
@@ -92,15 +97,12 @@ def load_spec(path: str | Path) -> Any:
 
 def load_model(folder: str | Path, dtype: Any = None, device: str = "cpu") -> nn.Module:
     """Load the model of one of our checkpoint folders, in eval mode. Adapters are merged into its weights."""
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     spec = read_spec(folder)
     where = pick_device(device)
-    check_tensors(folder / WEIGHTS, table(spec, spec.d_model))
-    tensors = load_file(folder / WEIGHTS, device=str(where))
-    if dtype is not None:
-        tensors = {name: each.to(resolve_dtype(dtype)) for name, each in tensors.items()}
+    spread.check_weights(folder, table(spec, spec.d_model))
+    kind = None if dtype is None else resolve_dtype(dtype)
+    tensors = {name: each.to(where, kind) for name, each in spread.open_weights(folder, str(where)).items()}
     model = build(spec, device="meta")
     model.load_state_dict(tensors, assign=True)
     adapters.merge(model, folder)
@@ -117,7 +119,7 @@ class Resumable:
     `evaluated` are weights that a model is evaluated with in place of those that are trained, by name: they are saved
     as the model's, and the trained ones beside the optimizer's states. `averages` are other averages of the weights by
     name; each becomes a checkpoint of its own in the folder (`step-000400/ema`). The processes of `world` may each hold
-    a part of all these.
+    a part of all these. With `sharded` each writes its own part.
     """
 
     model: Any
@@ -126,6 +128,7 @@ class Resumable:
     evaluated: Mapping[str, Tensor] = field(default_factory=dict)
     averages: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     world: World = ALONE
+    sharded: bool = False
 
 
 def save_run(
@@ -139,6 +142,8 @@ def save_run(
     """Publish the checkpoint of a step (`zoo.checkpoint.publish`). Of those up to it the `keep` newest stay, and those
     of the steps that are `spared`. All processes of its world call this; the main one writes."""
     folder = run / CHECKPOINTS / f"step-{step:06}"
+    if state.sharded:
+        return Sharded(state, tokenizer).save(folder, choose_kept(keep, spared))
     shares = state.model.shares
     staged = shares.stages is not None
     shared = {name: each for name, each in state.model.state_dict().items() if staged or shares.splits(name, each)}
@@ -159,6 +164,66 @@ def save_run(
         publish(folder, write, choose_kept(keep, spared))
     state.world.wait()
     return folder
+
+
+def start_saving(
+    run: Path,
+    step: int,
+    state: Resumable,
+    tokenizer: Any,
+    keep: int,
+    spared: Callable[[int], bool],
+    world: World,
+) -> Future[Path]:
+    """Begin to save a checkpoint in shards; it is written and published while training goes on. The processes of
+    `world` have a process group of their own for it."""
+    saved = Sharded(state, tokenizer, copied=True)
+    state.world = world
+    chosen = {read_step(each): spared(read_step(each)) for each in steps(run / CHECKPOINTS)}
+    writer = ThreadPoolExecutor(1, thread_name_prefix="zoo-checkpoint")
+    folder = run / CHECKPOINTS / f"step-{step:06}"
+    done = writer.submit(saved.save, folder, choose_kept(keep, lambda step: chosen.get(step, True)))
+    writer.shutdown(wait=False)
+    return done
+
+
+class Sharded:
+    """A checkpoint in shards, of which each process writes what it holds. With `copied` that is copied first, so that
+    it can be written while training goes on."""
+
+    def __init__(self, state: Resumable, tokenizer: Any, copied: bool = False) -> None:
+        model = state.model
+        self.state, self.tokenizer = state, tokenizer
+        parts = {spread.SHARDS: spread.hold_weights(model, state.evaluated)}
+        for name, weights in state.averages.items():
+            parts[f"{name}/{spread.SHARDS}"] = spread.hold_weights(model, weights)
+        states = spread.hold_states(model, state.optimizer, take_apart)
+        names = {name: each for name, each in model.named_parameters() if name in state.evaluated}
+        states |= {f"weights.{name}": spread.locate(model.shares, name, each) for name, each in names.items()}
+        for name, each in read_random_states().items():
+            states[f"random.{name_random(name, state.world.rank)}"] = spread.Held.whole(each)
+        parts[spread.STATE_SHARDS] = states
+        if copied:
+            parts = {name: {key: each.copy() for key, each in held.items()} for name, held in parts.items()}
+        self.parts = parts
+
+    def save(self, folder: Path, keeps: Callable[[list[Path]], list[Path]]) -> Path:
+        """Write and publish it. All processes call this."""
+        world = self.state.world
+        if world.main:
+            publish(folder, self._write, keeps)
+        else:
+            spread.write_shards(Path(world.tell("")), self.parts, world.group)
+        world.wait()
+        return folder
+
+    def _write(self, draft: Path) -> None:
+        world, model = self.state.world, self.state.model
+        spread.write_shards(Path(world.tell(str(draft))), self.parts, world.group)
+        write_architecture(model, draft, self.tokenizer)
+        for name in self.state.averages:
+            write_architecture(model, draft / name, self.tokenizer)
+        write_counters(draft, self.state.counters)
 
 
 def make_all_whole(tensors: Mapping[str, Tensor], shares: Shares) -> dict[str, Tensor]:
@@ -220,19 +285,18 @@ def write_counters(folder: Path, counters: Mapping[str, Any]) -> None:
 def load_run(folder: Path, model: Any, optimizer: Optimizer, *, random: bool = True, rank: int = 0) -> dict[str, Any]:
     """Restore weights, optimizer and with `random` the random generators of a process from a checkpoint; return its
     counters. As many processes may go on as like: each takes its part. Raises CheckpointError."""
-    from safetensors.torch import load_file
-
     counters = read_counters(folder)
-    check_tensors(folder / WEIGHTS, table(model.whole, model.whole.d_model))
-    device = next(model.parameters()).device
-    own = load_file(folder / WEIGHTS, device=str(device))
-    held, take = model.state_dict(), model.shares.take_part
-    there = {**own, **adapters.read(model, folder)}
-    model.load_state_dict({name: take(name, each, held[name]) for name, each in there.items() if name in held})
+    spread.check_weights(folder, table(model.whole, model.whole.d_model))
+    take = model.shares.take_part
+    if spread.is_sharded(folder):
+        spread.fill_weights(model, folder)
+    else:
+        own, held = spread.open_weights(folder, str(next(model.parameters()).device)), model.state_dict()
+        there = {**own, **adapters.read(model, folder)}
+        model.load_state_dict({name: take(name, each, held[name]) for name, each in there.items() if name in held})
     drop_gathered(model)
     names = {name: parameter for name, parameter in model.named_parameters()}
-    read_header(folder / STATES)  # raises where the file is broken
-    for name, tensor in load_file(folder / STATES).items():
+    for name, tensor in open_states(folder):
         kind, _, rest = name.partition(".")
         if kind == "random":
             place, _, owner = rest.partition("@")
@@ -246,6 +310,18 @@ def load_run(folder: Path, model: Any, optimizer: Optimizer, *, random: bool = T
             key = rest.rpartition("/")[2]
             restore_optimizer(optimizer, names[owner], key, tensor, partial(take, owner))
     return counters
+
+
+def open_states(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Read the states of a checkpoint one by one, of shards each when it comes. Raises CheckpointError."""
+    from safetensors.torch import load_file
+
+    if not (folder / spread.STATE_SHARDS).is_dir():
+        read_header(folder / STATES)  # raises where the file is broken
+        yield from load_file(folder / STATES).items()
+        return
+    tensors = spread.ShardedTensors(folder / spread.STATE_SHARDS)
+    yield from ((name, tensors[name]) for name in tensors)
 
 
 def read_counters(folder: Path) -> dict[str, Any]:
@@ -271,6 +347,8 @@ def restore_optimizer(
     be there already."""
     own = optimizer.state[parameter]
     key, _, inner = key.partition(":")
+    if value.shape == (1,) and parameter.shape != (1,):  # a number, which a shard stores as a tensor of one place
+        value = value.reshape(())
     if inner:
         getattr(own[key], inner).copy_(value)
         return

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zoo import runs
 from zoo.checkpoint import hf
-from zoo.checkpoint.headers import check_tensors
+from zoo.checkpoint.spread import check_weights
 from zoo.costs.params import count_parameters
 from zoo.errors import CheckpointError
 from zoo.grammar.saved import read_spec
@@ -41,7 +41,7 @@ def compare_tensors(path: Path) -> TensorReport:
         spec = read_spec(folder)
         names, faults = table(spec, spec.d_model), []
         try:
-            check_tensors(folder / runs.WEIGHTS, names)
+            check_weights(folder, names)
         except CheckpointError as error:
             faults = error.faults
         return TensorReport(folder, "zoo", len(names), len(names), count_parameters(spec)["total"], tuple(faults))

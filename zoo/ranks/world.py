@@ -69,7 +69,7 @@ class World:
         from torch import distributed
 
         told = [value]
-        distributed.broadcast_object_list(told, src=0)
+        distributed.broadcast_object_list(told, src=0, group=self.group)
         return told[0]
 
     def share(self, value: Any) -> list[Any]:
@@ -89,7 +89,7 @@ class World:
         from torch import distributed
 
         found: list[Any] = [None] * self.size
-        distributed.gather_object(value, found if self.main else None)
+        distributed.gather_object(value, found if self.main else None, group=self.group)
         return found if self.main else []
 
     def wait(self) -> None:
@@ -97,7 +97,7 @@ class World:
         if self.size > 1:
             from torch import distributed
 
-            distributed.barrier()
+            distributed.barrier(self.group)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from zoo.checkpoint import store
-from zoo.checkpoint.files import read_header
+from zoo.checkpoint.spread import is_sharded, open_weights
 from zoo.errors import CheckpointError, ZooError
 from zoo.lazy import torch
 from zoo.ranks.shards import ALL, Shares, drop_gathered, own_part
@@ -80,13 +80,9 @@ def copy_wide(weight: Tensor) -> Tensor:
 
 def read_weights(folder: Path) -> Tensors:
     """Read the tensors of a checkpoint's model. Raises CheckpointError."""
-    from safetensors.torch import load_file
-
-    file = folder / WEIGHTS
-    if not file.is_file():
-        raise CheckpointError(f"{file}: is not there (a checkpoint that this run wrote has it)")
-    read_header(file)  # raises where the file is broken
-    return load_file(file)
+    if not is_sharded(folder) and not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder / WEIGHTS}: is not there (a checkpoint that this run wrote has it)")
+    return open_weights(folder)
 
 
 def average_checkpoints(folders: Iterable[Path], model: Any) -> Tensors:

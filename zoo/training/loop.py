@@ -38,7 +38,7 @@ from zoo.training.optim import set_rates
 from zoo.training.precision import Computing
 from zoo.training.routing import RATE, balance_routers, describe_loads
 from zoo.training.sampling import choose_sampling_kernel, writes
-from zoo.training.saving import keep_if_best, note_evaluation, save_if_due
+from zoo.training.saving import finish_saving, keep_if_best, note_evaluation, save_if_due
 from zoo.training.settings import TextSample, Training
 from zoo.training.show import Show
 from zoo.training.speed import Clock, Peak
@@ -71,6 +71,8 @@ class Run:
     row_world: World = ALONE  # the processes that train on rows of their own
     token_world: World = ALONE  # and those on tokens of their own
     pipeline: Pipeline | None = None  # where this process has some of the layers
+    save_world: World = ALONE  # all processes, by a group of their own for checkpoints
+    saving: Any = None  # a checkpoint that is being written, a Future
     ema: MovingAverage | None = None
     computing: Computing | None = None  # what computes gradients, where it is not the model itself
     free: int | None = None  # bytes of memory that were free before the model was built
@@ -152,6 +154,7 @@ def fit(run: Run) -> dict[str, Any]:
                 if run.evaluation_due:
                     measure(run)
                 stop_if_asked(run, terms)  # it may have been asked meanwhile
+        finish_saving(run)
     return describe_outcome(run)
 
 

@@ -27,6 +27,7 @@ CONFIG, MODEL = runs.CONFIG, runs.MODEL
 
 MAY_CHANGE = (
     *("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batches", "eval_weights", "save_every"),
+    "checkpoint",
     *("keep", "keep_best", "skip_nonfinite", "lawa", "sample"),
     *("compile", "recompute", "offload", "device", "kernel", "parallel", "launcher", "nproc"),
 )

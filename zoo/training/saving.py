@@ -34,16 +34,27 @@ def save_checkpoint(run: Run, terms: dict[str, Any] | None = None, also: frozens
     run.save_due = False
     if run.saved == run.step:
         return
+    finish_saving(run)
     if terms is not None:
         refuse_nonfinite(run, terms)
     refuse_nonfinite_weights(run)
-    state = store.Resumable(
-        run.model, run.optimizer, gather_counters(run), find_optimizer_average(run), compute_averages(run), run.world
-    )
+    averages = (find_optimizer_average(run), compute_averages(run))
+    sharded = run.settings.checkpoint != "whole"
+    state = store.Resumable(run.model, run.optimizer, gather_counters(run), *averages, run.world, sharded)
     spared = partial(is_spared, run, also=also)
-    folder = store.save_run(run.folder, run.step, state, run.data.tokenizer, run.settings.keep, spared)
+    where = (run.folder, run.step, state, run.data.tokenizer, run.settings.keep, spared)
     run.saved = run.step
-    tell(run, "on_save", folder)
+    if run.settings.checkpoint == "async":
+        run.saving = store.start_saving(*where, run.save_world)
+    else:
+        tell(run, "on_save", store.save_run(*where))
+
+
+def finish_saving(run: Run) -> None:
+    """Wait for a checkpoint that is written while training goes on. Raises what failed."""
+    saving, run.saving = run.saving, None
+    if saving is not None:
+        tell(run, "on_save", saving.result())
 
 
 def is_milestone(run: Run, step: int) -> bool:
@@ -63,6 +74,7 @@ def keep_if_best(run: Run) -> None:
     Those that it takes the place of go last: `best` never names one that is gone.
     """
     rank, most = rank_evaluation(run), run.settings.keep_best
+    finish_saving(run)
     if not most or run.evaluation_due or not math.isfinite(rank):
         return
     ranked = sorted([*(each for each in run.best if each[1] != run.step), (rank, run.step)])[:most]
@@ -81,6 +93,7 @@ def rank_evaluation(run: Run) -> float:
 def note_evaluation(run: Run) -> None:
     """Note in this step's checkpoint, where there is one, that its evaluation is done; then let go of what was the
     best."""
+    finish_saving(run)
     if run.saved == run.step and run.world.main:
         newest = run.folder / CHECKPOINTS / f"step-{run.step:06}"
         store.write_counters(newest, gather_counters(run))

@@ -77,6 +77,7 @@ class Training(Spec, axis="command", kind="train", default="train"):
     eval_every: PositiveInt | None = None
     eval_batches: PositiveInt | None = None  # of batch_size rows, spread over the validation split; null: all of it
     save_every: PositiveInt | None = None
+    checkpoint: Literal["whole", "sharded", "async"] = "whole"  # how they are written
     keep: PositiveInt = 2  # newest checkpoints that are kept
     keep_best: NonNegativeInt = 0  # checkpoints with the best evaluations that are kept beside them
     skip_nonfinite: NonNegativeInt = 10  # updates in a row without a finite loss that end the run; 0: the first does

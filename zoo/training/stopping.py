@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import Terminated
-from zoo.training.saving import save_checkpoint
+from zoo.training.saving import finish_saving, save_checkpoint
 
 if TYPE_CHECKING:
     from zoo.training.loop import Run
@@ -50,5 +50,6 @@ def stop_if_asked(run: Run, terms: dict[str, Any]) -> None:
     heed_signals(run)
     if run.stopped and (run.step < run.settings.steps or run.evaluation_due):
         save_checkpoint(run, terms)
+        finish_saving(run)
         run.show.say(f"stopped after step {run.step}; `zoo train --resume {run.folder}` goes on from there")
         raise Terminated if run.stopped is signal.SIGTERM else KeyboardInterrupt

@@ -271,12 +271,22 @@ def build_run(
         world=world,
         row_world=rows,
         token_world=layout.tokens,
+        save_world=open_save_world(world, settings),
         pipeline=layout.open_pipeline(model, settings, device),
         computing=Computing(model.train()) if settings.precision == MASTER and world.size == 1 else None,
         ema=MovingAverage(settings.ema, model) if settings.ema else None,
         free=free,
         flops=0 if all(each.requires_grad for each in model.parameters()) else None,
     )
+
+
+def open_save_world(world: World, settings: S.Training) -> World:
+    """The processes, by a process group of their own where checkpoints are written while training goes on."""
+    if world.size == 1 or settings.checkpoint != "async":
+        return world
+    from torch import distributed
+
+    return World(world.rank, world.size, world.local_rank, distributed.new_group(backend="gloo"))
 
 
 def deposit_tied_gradients(model: Any) -> None:

@@ -1,0 +1,205 @@
+"""Tensors of which each process writes its own part: safetensors files, by torch.distributed.checkpoint.
+
+    model.shards/shard-00001-model-00001-of-00001.safetensors …
+
+Each file says where its parts lie in the whole tensors. So any number of processes, with parts of any shape, reads
+them, and one process reads tensor by tensor. No file is unpickled.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoo.errors import CheckpointError, short
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Piece(NamedTuple):
+    """A part of a tensor, and where it begins in the whole."""
+
+    offset: tuple[int, ...]
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a process holds of a tensor of a shape."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    pieces: tuple[Piece, ...]
+
+    @classmethod
+    def whole(cls, tensor: Tensor) -> Held:
+        """All of a tensor; a number as one of one place."""
+        tensor = tensor.detach().reshape(1) if tensor.ndim == 0 else tensor.detach()
+        return cls(tuple(tensor.shape), tensor.dtype, (Piece((0,) * tensor.ndim, tensor),))
+
+    def copy(self) -> Held:
+        """A copy in the host's memory, which is written while training goes on."""
+        pieces = (Piece(each.offset, each.tensor.to("cpu", copy=True)) for each in self.pieces)
+        return Held(self.shape, self.dtype, tuple(pieces))
+
+
+def save_shards(held: Mapping[str, Held], folder: Path, group: Any = None) -> None:
+    """Write what each process of a group holds, by name; all must call it. Parts that several have are written once."""
+    from torch.distributed import is_initialized
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    alone = not is_initialized()
+    with _quiet():
+        save(dict(held), storage_writer=writer, planner=_make_saving()(), process_group=group, no_dist=alone)
+
+
+def load_shards(held: Mapping[str, Held], folder: Path) -> None:
+    """Fill what a process holds, by name, from a folder of shards; each process for itself. Raises CheckpointError."""
+    ShardedTensors(folder).fill(held)
+
+
+class ShardedTensors(Mapping[str, "Tensor"]):
+    """The whole tensors of a folder of shards by name, each read when it is asked for. Raises CheckpointError."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def _metadata(self) -> Any:
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+        reader = HuggingFaceStorageReader(str(self.folder))
+        try:
+            metadata = reader.read_metadata()
+        except Exception as error:  # safetensors has an error of its own
+            found = f"cannot be read, found {short(error)}"
+            raise CheckpointError(f"{self.folder}: {found} (a folder that zoo wrote)") from error
+        if not metadata.state_dict_metadata:
+            raise CheckpointError(f"{self.folder}: has no shards (a folder that zoo wrote)")
+        return metadata
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor. Raises CheckpointError where parts of one are missing."""
+        found = {}
+        for name, each in self._metadata.state_dict_metadata.items():
+            there = sum(chunk.sizes.numel() for chunk in each.chunks)
+            if there != each.size.numel():
+                what = f"{there:,} of the {each.size.numel():,} values of {name} are there"
+                raise CheckpointError(f"{self.folder}: a shard is missing, {what} (all that zoo wrote)")
+            found[name] = tuple(each.size)
+        return found
+
+    def __getitem__(self, name: str) -> Tensor:
+        each = self._metadata.state_dict_metadata[name]
+        whole = torch.empty(each.size, dtype=each.properties.dtype)
+        self.fill({name: Held.whole(whole)})
+        return whole
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._metadata.state_dict_metadata)
+
+    def __len__(self) -> int:
+        return len(self._metadata.state_dict_metadata)
+
+    def fill(self, held: Mapping[str, Held]) -> None:
+        """Fill what a process holds."""
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        reader = HuggingFaceStorageReader(str(self.folder))
+        metadata = self._metadata
+        reader.read_metadata = lambda *_, **__: metadata  # type: ignore[method-assign]
+        try:
+            with _quiet(), torch.no_grad():
+                load(dict(held), storage_reader=reader, planner=_make_loading()(), no_dist=True)
+        except Exception as error:
+            found = f"cannot be read, found {short(error)}"
+            raise CheckpointError(f"{self.folder}: {found} (a folder that zoo wrote)") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about itself
+        yield
+
+
+# ---------------------------------------------------------------- planners
+
+
+def _make_saving() -> Any:
+    from torch.distributed.checkpoint import metadata as M
+    from torch.distributed.checkpoint import planner as P
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+
+    class Saving(DefaultSavePlanner):
+        """Plans the pieces of Held tensors."""
+
+        def __init__(self) -> None:
+            super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+        def create_local_plan(self) -> Any:
+            items = []
+            for name, held in self.state_dict.items():
+                for each in held.pieces:
+                    chunk = M.ChunkStorageMetadata(torch.Size(each.offset), each.tensor.size())
+                    properties = M.TensorProperties.create_from_tensor(each.tensor)
+                    data = P.TensorWriteData(chunk, properties, torch.Size(held.shape))
+                    index = M.MetadataIndex(name, chunk.offsets)
+                    items.append(P.WriteItem(index, P.WriteItemType.SHARD, tensor_data=data))
+            self.plan = P.SavePlan(items)
+            return self.plan
+
+        def resolve_data(self, write_item: Any) -> Any:
+            index = write_item.index
+            return _find(self.state_dict[index.fqn], index.offset).contiguous()
+
+    return Saving
+
+
+def _make_loading() -> Any:
+    from torch.distributed.checkpoint import metadata as M
+    from torch.distributed.checkpoint import planner as P
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+    from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+    class Loading(DefaultLoadPlanner):
+        """Plans the pieces of Held tensors, from shards of any other shape."""
+
+        def __init__(self) -> None:
+            super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+        def set_up_planner(self, state_dict: Any, metadata: Any = None, is_coordinator: bool = False) -> None:
+            self.state_dict, self.metadata, self.is_coordinator = state_dict, metadata, is_coordinator
+
+        def create_local_plan(self) -> Any:
+            items, known = [], self.metadata.state_dict_metadata
+            for name, held in self.state_dict.items():
+                chunks = [M.ChunkStorageMetadata(torch.Size(o), t.size()) for o, t in held.pieces]
+                items += create_read_items_for_chunk_list(name, known[name], chunks)
+            return P.LoadPlan(items)
+
+        def resolve_tensor(self, read_item: Any) -> Any:
+            tensor = _find(self.state_dict[read_item.dest_index.fqn], read_item.dest_index.offset)
+            for dim, (start, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
+                tensor = tensor.narrow(dim, start, length)
+            return tensor
+
+        def commit_tensor(self, read_item: Any, tensor: Any) -> None:
+            pass  # it was filled in place
+
+    return Loading
+
+
+def _find(held: Held, offset: Any) -> Tensor:
+    return next(each.tensor for each in held.pieces if torch.Size(each.offset) == torch.Size(offset))

@@ -1,0 +1,119 @@
+"""Save and load a run's checkpoint in shards: each process writes what it holds, and reads what it will hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.checkpoint.headers import compare_shapes
+from zoo.checkpoint.sharded import Held, Piece, ShardedTensors, load_shards, save_shards
+from zoo.lazy import torch
+from zoo.ranks.shards import Shares, is_shared, own_part
+from zoo.runs import WEIGHTS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHARDS, STATE_SHARDS = "model.shards", "training.shards"
+"""Folders that stand in a checkpoint for the files of weights and of states."""
+
+
+def is_sharded(folder: Path) -> bool:
+    """Whether a checkpoint's weights are in shards."""
+    return (folder / SHARDS).is_dir()
+
+
+def open_weights(folder: Path, device: str = "cpu") -> Mapping[str, Tensor]:
+    """Open the whole tensors of a checkpoint's model: those of a file are read, those of shards when asked for. Raises
+    CheckpointError."""
+    if is_sharded(folder):
+        return ShardedTensors(folder / SHARDS)
+    from safetensors.torch import load_file
+
+    from zoo.checkpoint.files import read_header
+
+    read_header(folder / WEIGHTS)  # raises where the file is broken
+    return load_file(folder / WEIGHTS, device=device)
+
+
+def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare names and shapes of a checkpoint's tensors with those of its model. Raises CheckpointError, one line for
+    each difference."""
+    from zoo.checkpoint.headers import check_tensors
+
+    if is_sharded(folder):
+        compare_shapes(folder / SHARDS, ShardedTensors(folder / SHARDS).shapes, expected)
+    else:
+        check_tensors(folder / WEIGHTS, expected)
+
+
+# ---------------------------------------------------------------- what a process holds
+
+
+def locate(shares: Shares, name: str, tensor: Tensor) -> Held:
+    """Say what a process holds of a tensor, or of a state as large as it, and where that lies in the whole. Of one that
+    tensor parallelism cuts into several runs it is all, which every process must ask for."""
+    tensor = tensor.detach()
+    if shares.tensor is not None and len(shares.tensor.cuts[name].segments) > 1:
+        return Held.whole(shares.make_whole(name, tensor))
+    if not tensor.ndim:
+        return Held.whole(tensor)
+    local, offset = own_part(tensor), [0] * tensor.ndim
+    if local is not tensor:
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+        offset = list(compute_local_shape_and_global_offset(tensor.shape, mesh, placements)[1])
+    shape = list(tensor.shape)
+    for division in reversed(shares.divisions):
+        if (cut := division.find(name)) is not None:
+            (segment,), rank = cut.segments, division.group.rank
+            offset[cut.dim] += segment.start(rank, cut.ranks)
+            shape[cut.dim] = segment.whole
+            there = max(0, min(local.shape[cut.dim], segment.whole - offset[cut.dim]))
+            local = local.narrow(cut.dim, 0, there)  # without what fills the last part up
+    pieces = (Piece(tuple(offset), local),) if local.numel() else ()
+    return Held(tuple(shape), tensor.dtype, pieces)
+
+
+def hold_weights(model: Any, instead: Mapping[str, Tensor] | None = None) -> dict[str, Held]:
+    """What a process holds of a model's tensors, with others `instead` of some."""
+    tensors = {**model.state_dict(), **(instead or {})}
+    return {name: locate(model.shares, name, each) for name, each in tensors.items()}
+
+
+def hold_states(model: Any, optimizer: Any, take_apart: Callable[[Any], Mapping[str, Tensor]]) -> dict[str, Held]:
+    """What a process holds of an optimizer's states, by parameter."""
+    found: dict[str, Held] = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            plain = is_shared(value) or not hasattr(value, "__tensor_flatten__")  # and no tensor of 8 bits
+            if torch.is_tensor(value) and value.shape == parameter.shape and plain:
+                found[f"optimizer.{name}/{key}"] = locate(model.shares, name, value)
+                continue
+            for inner, each in take_apart(own_part(value)).items():
+                found[f"optimizer.{name}/{key}{inner}"] = Held.whole(each)
+    return found
+
+
+# ---------------------------------------------------------------- write and read
+
+
+def write_shards(draft: Path, parts: Mapping[str, Mapping[str, Held]], group: Any) -> None:
+    """Write what each process holds of several sets of tensors, by the folder of each; all processes call it."""
+    for name, held in parts.items():
+        save_shards(held, draft / name, group)
+
+
+def fill_weights(model: Any, folder: Path) -> None:
+    """Fill a model with its part of a checkpoint's weights. Raises CheckpointError."""
+    source = ShardedTensors(folder / SHARDS)
+    held: dict[str, Held] = {}
+    for name, each in model.state_dict().items():
+        if model.shares.tensor is not None and len(model.shares.tensor.cuts[name].segments) > 1:
+            with torch.no_grad():
+                each.copy_(model.shares.take_part(name, source[name].to(each.device), each))
+        else:
+            held[name] = locate(model.shares, name, each)
+    load_shards(held, folder / SHARDS)
