@@ -29,7 +29,7 @@ def run(args: Sequence[str]) -> int:
     args, debug = _without_debug(list(args) or ["--help"])
     usage_error: Any = typer.BadParameter.__bases__[0].__bases__[0]  # click's own class, which Typer keeps in private
     try:
-        return make_command().main(args, prog_name="zoo", standalone_mode=False) or 0
+        return make_command().main(args, prog_name="zoo", standalone_mode=False, obj=args) or 0
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:  # `zoo list | head`: nobody is listening any more

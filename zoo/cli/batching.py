@@ -25,8 +25,10 @@ def run(
     kernel: str | None,
     serving: Mapping[str, Any],
     note: Callable[[str], object],
+    writes: bool = True,
 ) -> None:
-    """Write all texts: to `results`, or to standard output in the order of the prompts."""
+    """Write all texts: to `results`, or to standard output in the order of the prompts. A process that `writes` not
+    computes them with one that does."""
     from zoo.generation.engine import serving as serve
     from zoo.text import chat
     from zoo.text.follow import describe_cache, follow, make_engine, measure, write
@@ -45,25 +47,30 @@ def run(
         trained = loaded.model.spec.max_seq_len
         note(f"{longest} tokens may come, the model is made for {trained}: what lies beyond may make less sense")
     keep = _Printed(len(jobs)).add if results is None else results.add
+    alone = results is None and len(jobs) == 1 and jobs[0].request.n == 1 and not jobs[0].where
+    if not writes:
+        keep, results = (lambda text, tokenizer: None), None
     engine = make_engine(loaded.model, jobs, kernel, **serving)
     if engine.store.paged:
         note(describe_cache(engine))
     with serve(loaded.model, kernel):
-        if results is None and len(jobs) == 1 and jobs[0].request.n == 1 and not jobs[0].where:
-            _stream(write(engine, jobs[0], loaded.tokenizer))
+        if alone:
+            _stream(write(engine, jobs[0], loaded.tokenizer), writes)
             return
         texts = follow(engine, jobs, loaded.tokenizer)
         if results is not None:
             results.begin()  # once nothing is refused any more
-        bar = _make_bar(shown=results is not None or not sys.stdout.isatty())
+        bar = _make_bar(shown=writes and (results is not None or not sys.stdout.isatty()))
         _serve(texts, sum(job.request.n for job in jobs), bar, lambda text: keep(text, loaded.tokenizer), note)
 
 
-def _stream(pieces: Iterable[str]) -> None:
-    """Print the one text that the command line asks for, as it comes."""
+def _stream(pieces: Iterable[str], writes: bool) -> None:
+    """Print the one text that the command line asks for, as it comes, where this process writes."""
     for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+        if writes:
+            print(piece, end="", flush=True)
+    if writes:
+        print()
 
 
 def _serve(texts: Any, count: int, bar: Any, keep: Callable[[Sample], Any], note: Callable[[str], object]) -> None:

@@ -12,6 +12,7 @@ import typer
 from zoo.cli.common import TEMPERATURE, Fp8, Weights, keep_memory_on, print_note, read_folder_options
 
 if TYPE_CHECKING:
+    from zoo.ranks.world import World
     from zoo.text.prompts import Complete, Prompt
 
 
@@ -30,6 +31,7 @@ MOST_GUESSES = 64
 
 
 def run(
+    context: typer.Context,
     prompt: Annotated[str | None, typer.Option(help="The text to continue; - reads standard input.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint or run folder. [default: the last run]")] = None,
     max_new_tokens: Annotated[
@@ -164,6 +166,9 @@ def run(
             help="The attention kernel (`zoo doctor`). [default: the first that can run]", rich_help_panel=MODEL
         ),
     ] = None,
+    tp: Annotated[
+        int, typer.Option(min=1, help="Processes that compute a part of the model each.", rich_help_panel=MODEL)
+    ] = 1,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.", rich_help_panel=MODEL)] = "auto",
     dtype: Annotated[
         str | None,
@@ -221,20 +226,46 @@ def run(
     _check_use(prompt_file, out, resume=resume, force=force, logprobs=logprobs, template=template)
     check_precision(device, fp8, weights)
     folder = find_folder(checkpoint)
+    reads_input = "-" in (prompt, str(prompt_file))
+    world = _find_world(tp, folder, context.find_root().obj, reads_input, fp8=fp8, weights=weights)
     prompts = _read_prompts(prompt, prompt_file, form, given, read_folder_options(folder, given))
     results = _plan_results(out, prompts, force=force, resume=resume)
     rows = count_rows(prompt.options for prompt in prompts)
     speculate = _count_guesses(ngram, draft, draft_tokens)
     check_serving(folder, speculate, draft, deterministic)
-    loaded = load(
-        folder, device=device, dtype=dtype, fp8=fp8, weights=weights, rows=rows, stable=deterministic, note=print_note
-    )
+    note = print_note if world.main else lambda line: None
+    how = {"device": device, "dtype": dtype, "fp8": fp8, "weights": weights, "rows": rows, "stable": deterministic}
+    loaded = load(folder, **how, world=world, note=note)
     guessing = None if draft is None else load(draft, device=device).model
     keep_memory_on(device)  # from here on: the weights that packing dropped were given back
     serving = {"speculate": speculate, "draft": guessing, "deterministic": deterministic}
-    serving |= {"graphs": graphs, "note": print_note}
+    serving |= {"graphs": graphs if world.size == 1 else False, "note": note}
     options = {"template": template, "kernel": kernel, "serving": serving}
-    batching.run(loaded, prompts, results, **options, note=print_note)
+    batching.run(loaded, prompts, results, **options, note=note, writes=world.main)
+
+
+def _find_world(tp: int, folder: Path, args: list[str], reads_input: bool, **lower: Any) -> World:
+    """The processes that compute a part of the model each; where none are started yet, start them, and exit with their
+    code. Raises ConfigError."""
+    from zoo.checkpoint import store
+    from zoo.errors import ConfigError
+    from zoo.ranks.serving import check_parts, find_ranks
+    from zoo.ranks.world import ALONE, read_world
+
+    started = read_world().size > 1
+    if tp == 1 and not started:
+        return ALONE
+    faults = [f"{name}: is for one process, found tp={tp} (leave it out)" for name, each in lower.items() if each]
+    if reads_input:
+        faults.append(f"prompt: is on standard input, which tp={tp} processes would share (--prompt-file FILE)")
+    if faults:
+        raise ConfigError(*faults)
+    check_parts(store.load_spec(folder), tp)
+    if started:
+        return find_ranks(tp)
+    from zoo.jobs.launch import launch
+
+    raise typer.Exit(launch(tp, args))
 
 
 def _count_guesses(ngram: int, draft: Path | None, tokens: int) -> int:

@@ -8,12 +8,14 @@ weight that ranks have in common meets on each of them a part of what it is for:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from zoo.kernels.bias import OwnHeads
 from zoo.lazy import F, torch
 from zoo.ranks.group import Group
 from zoo.ranks.seam import Seam
+from zoo.spec import Experts, Linear, placed_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,3 +82,30 @@ class TensorSeam(Seam):
 
     def join_logits(self, logits: Tensor, width: int) -> Tensor:
         return torch.cat(self.group.stack(logits).unbind(), -1)[..., :width]
+
+
+# ---------------------------------------------------------------- a model of a part
+
+
+def divide_layers(model: Any, seam: TensorSeam) -> None:
+    """Put a seam on both sides of every sub-layer of which a built model has a rank's part."""
+    for module in model.modules():
+        if (spec := getattr(module, "spec", None)) is None:
+            continue
+        module.seam = seam
+        if spec.axis == "block":
+            for name in spec.divided:
+                if (part := getattr(module, name, None)) is not None:
+                    part.divided = True
+    if seam.rank:
+        for name in list_summed_biases(model.spec):
+            model.get_submodule(name).adds_bias = False
+
+
+def list_summed_biases(spec: Any) -> Iterator[str]:
+    """List the modules whose bias joins a sum over ranks, so that one of these alone adds it."""
+    for where, tower in spec.towers().items():
+        for name, row, leaf in placed_tensors(tower, tower.d_model, where):
+            linear = row.part.of if isinstance(row.part, Experts) else row.part
+            if leaf == "bias" and isinstance(linear, Linear) and linear.residual:
+                yield name.rpartition(".")[0]

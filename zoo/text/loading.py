@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
+from zoo.ranks.serving import take_part
+from zoo.ranks.world import ALONE, World
 from zoo.run.builder import pick_device
 from zoo.run.dtypes import settle_cpu
 from zoo.run.linear.probe import BUCKETS
@@ -43,6 +45,7 @@ def load(
     weights: str | None = None,
     rows: int = 1,
     stable: bool = False,
+    world: World = ALONE,
     note: Callable[[str], object] | None = None,
 ) -> Loaded:
     """Load a model and its tokenizer for generating.
@@ -51,7 +54,8 @@ def load(
     puts weights in float8 (`zoo.run.fp8.quantize`); the model is then bfloat16 unless `dtype` says otherwise. On a CPU
     the model is made ready to serve (`zoo.run.linear.prepare`) up to `rows` rows at once; `weights` names the bits that
     its products' weights are kept in. `note` is given a line each about what is in float8 or in fewer bits, a dtype
-    that is not the file's, and a number of threads that is not torch's own. Raises ConfigError.
+    that is not the file's, and a number of threads that is not torch's own. The processes of `world` have a part of the
+    model each (tensor parallelism). Raises ConfigError.
     """
     from zoo import runs
     from zoo.checkpoint import hf, store
@@ -62,11 +66,13 @@ def load(
     check_precision(device, fp8, weights)
     folder = find_folder(checkpoint)
     tokenizer = Tokenizer.load(folder)
-    model = store.load(folder, dtype or ("bf16" if fp8 else None), device)
+    model = store.load(folder, dtype or ("bf16" if fp8 else None), device if world.size == 1 else "cpu")
     if fp8:
         tell(f"fp8 {fp8}: {summarize_products(quantize(model, fp8))}")
     settle_cpu(model, tell, dtype=None if dtype is None else f"dtype: {dtype}", keep=fp8 is not None)
-    if not fp8:
+    if world.size > 1:
+        model = take_part(model, world, device)
+    elif not fp8:
         make_ready(model, weights, tell, rows=tuple(count for count in BUCKETS if count <= rows), stable=stable)
     ends = [] if (folder / runs.ARCHITECTURE).is_file() else hf.read_end_ids(folder)
     return Loaded(model, tokenizer, ends, folder)

@@ -13,13 +13,11 @@ from zoo.ranks.cuts import find_cuts
 from zoo.ranks.group import Group
 from zoo.ranks.shards import Division, Shares, Stages
 from zoo.ranks.world import World
-from zoo.spec import Experts, Linear, placed_tensors, table
+from zoo.spec import table
 from zoo.training.gradient import choose_autocast
 from zoo.training.parallel import Mesh
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from zoo.training.pipeline import Pipeline
     from zoo.training.settings import Training
 
@@ -89,7 +87,7 @@ class Layout:
         """Let a model that was built of a rank's part compute as a part of the whole one: with the others of its group,
         at the seams."""
         from zoo.ranks.context import SpreadContext
-        from zoo.ranks.tensor import TensorSeam
+        from zoo.ranks.tensor import TensorSeam, divide_layers
         from zoo.run.layer import Layer
 
         if self.context is not None:
@@ -107,7 +105,7 @@ class Layout:
         if self.mesh.tp > 1:
             seam = TensorSeam(self.groups[self.mesh.tp])
             tensor = Division(find_cuts(spread, model.spec, seam.size), seam.group)
-            self._divide_layers(model, seam)
+            divide_layers(model, seam)
         stages = None if self.stages is None else self._find_stages(whole, section)
         model.shares = Shares(experts, tensor, self.groups, stages)
 
@@ -120,21 +118,6 @@ class Layout:
             elif name.startswith("embedding.") and reads_table(whole):
                 common[name] = Group(self.ends)
         return Stages(group, common)
-
-    def _divide_layers(self, model: Any, seam: Any) -> None:
-        """Put a seam on both sides of every sub-layer that the ranks of tensor parallelism divide."""
-        from zoo.run.layer import Layer
-
-        for module in model.modules():
-            if isinstance(module, Layer):
-                module.seam = seam
-                if module.spec.axis == "block":
-                    for name in module.spec.divided:  # type: ignore[attr-defined]
-                        if (part := getattr(module, name, None)) is not None:
-                            part.divided = True
-        if seam.rank:
-            for name in list_summed_biases(model.spec):
-                model.get_submodule(name).adds_bias = False
 
     def open_pipeline(self, model: Any, settings: Training, device: Any) -> Pipeline | None:
         """Make the pipeline of a laid-out model's stages; None where it is whole."""
@@ -226,15 +209,6 @@ class Grid:
 
         groups = [distributed.new_group(ranks) for ranks in runs]
         return next((group for ranks, group in zip(runs, groups, strict=True) if self.world.rank in ranks), None)
-
-
-def list_summed_biases(spec: Any) -> Iterator[str]:
-    """List the modules whose bias joins a sum over ranks, so that one of these alone adds it."""
-    for where, tower in spec.towers().items():
-        for name, row, leaf in placed_tensors(tower, tower.d_model, where):
-            linear = row.part.of if isinstance(row.part, Experts) else row.part
-            if leaf == "bias" and isinstance(linear, Linear) and linear.residual:
-                yield name.rpartition(".")[0]
 
 
 def place_experts(model: Any, ways: int) -> Any:

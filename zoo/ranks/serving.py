@@ -1,0 +1,47 @@
+"""A model that several processes serve together: each computes its part, and all draw the same tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo.costs.shards import shard_model
+from zoo.errors import ConfigError
+from zoo.lazy import torch
+from zoo.ranks.cuts import find_cuts
+from zoo.ranks.shards import Division, Shares
+from zoo.ranks.world import World, join, read_world
+
+
+def check_parts(spec: Any, ranks: int) -> None:
+    """Raise ConfigError with a line for each part of a model that so many ranks do not divide."""
+    shard_model(spec, ranks)
+
+
+def find_ranks(asked: int) -> World:
+    """The processes that serve a model together, which torchrun or `zoo generate --tp` has started. Raises ConfigError
+    where they are not as many as asked for."""
+    world = read_world()
+    if world.size != asked:
+        found = f"{asked} ranks were asked for, torchrun has started {world.size} processes"
+        raise ConfigError(f"tp: {found} (--tp {world.size}, or without torchrun)")
+    return world
+
+
+def take_part(model: Any, world: World, device: str) -> Any:
+    """Take a rank's part of a loaded model, on its device. All processes must call it."""
+    from zoo.ranks.tensor import TensorSeam, divide_layers
+    from zoo.run.builder import build, pick_device
+
+    where = pick_device(device)
+    if where.type == "cuda":
+        where = pick_device(f"cuda:{world.local_rank}")
+    join(world, where.type)
+    seam = TensorSeam(torch.distributed.group.WORLD)
+    part = build(shard_model(model.spec, world.size), device="meta")
+    part.set_whole(model.spec)
+    division = Division(find_cuts(model.spec, part.spec, world.size), seam.group)
+    part.shares = Shares(tensor=division)
+    divide_layers(part, seam)
+    tensors = {name: division.take(name, each).to(where) for name, each in model.state_dict().items()}
+    part.load_state_dict(tensors, assign=True)
+    return part.eval()
