@@ -1,13 +1,18 @@
-"""Count the FLOPs that a run trains with, batch by batch."""
+"""Count a run's parameters, and the FLOPs that it trains with, batch by batch."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from zoo.costs.batches import RowFlops
+from zoo.costs.params import count_parameters
+from zoo.costs.shards import numel
+from zoo.spec import table
+from zoo.training.start.begin import Start
 
 if TYPE_CHECKING:
     from zoo.data import Batch
+    from zoo.training.loop import Run
     from zoo.training.objective import Objective
 
 
@@ -34,3 +39,13 @@ def sum_forward(rows: RowFlops, batch: Batch, targets: int) -> int:
     body = len(batch.input_ids) * rows.body(batch.input_ids.shape[1], written)
     shown = 0 if batch.prefix is None else sum(rows.shown(prefix) for prefix in batch.prefix.tolist())
     return body + shown + targets * rows.target
+
+
+def count_run_parameters(run: Run) -> tuple[int, int]:
+    """Count the parameters of the whole model, adapters among them, and those that train."""
+    model = run.model
+    if model.shares.divisions or model.shares.stages:  # the built model is a rank's part
+        whole, trained = model.whole, Start.of(run.settings).choose_trained(model.whole)
+        return count_parameters(whole)["total"], sum(numel(table(whole, whole.d_model)[name]) for name in trained)
+    sizes = [(each.numel(), each.requires_grad) for each in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)

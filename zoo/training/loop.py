@@ -30,7 +30,7 @@ from zoo.training.callbacks import introduce, tell
 from zoo.training.compiling import compile_if_it_pays, compile_if_stated, run_eagerly
 from zoo.training.failures import FORESEEN
 from zoo.training.finite import may_update, refuse_nonfinite
-from zoo.training.flops import TrainingFlops
+from zoo.training.flops import TrainingFlops, count_run_parameters
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, move_batch, share_rows
 from zoo.training.log import PICTURE, Records, draw_losses
 from zoo.training.means import Means
@@ -372,13 +372,14 @@ def continue_prompt(run: Run, sample: TextSample) -> str:
 
 def describe_outcome(run: Run) -> dict[str, Any]:
     """Describe a finished run as plain data. Figures of an evaluation that failed are None."""
+    params, trained = count_run_parameters(run)
     return {
         "status": "done",
         "model": run.name,
         "run": str(run.folder),
         "checkpoint": str(run.folder / CHECKPOINTS / f"step-{run.step:06}"),
-        "params": sum(each.numel() for each in run.model.parameters()),
-        "trained": sum(each.numel() for each in run.model.parameters() if each.requires_grad),
+        "params": params,
+        "trained": trained,
         "steps": run.step,
         "tokens": run.tokens,
         "flops": run.flops,

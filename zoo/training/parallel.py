@@ -188,7 +188,6 @@ def find_pipeline_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]
         faults.append(f"pp: {mesh.pp} stages for {len(spec.pattern)} layers (at most {len(spec.pattern)} would do)")
     for name, is_on, would in (
         ("compile", settings.compile is True, "compile=false"),
-        ("weights", settings.weights is not None, "weights=null"),
         ("dropout", settings.dropout is not None, "dropout=null"),
     ):
         if is_on:
@@ -225,7 +224,6 @@ def find_tensor_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
         ("objective", settings.objective.kind == "distil", "objective=causal"),
         ("dropout", settings.dropout is not None, "dropout=null"),
         ("compile", settings.compile is True, "compile=false"),
-        ("weights", settings.weights is not None, "weights=null"),
     ):
         if is_on:
             faults.append(

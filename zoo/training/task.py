@@ -36,6 +36,7 @@ from zoo.training.averages import MovingAverage
 from zoo.training.callbacks import is_hosted
 from zoo.training.failures import failures_in_one_line
 from zoo.training.fitting import advise, check_memory, take_share
+from zoo.training.flops import count_run_parameters
 from zoo.training.layout import Layout
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records, Unwritten
 from zoo.training.loggers import open_relay
@@ -235,6 +236,10 @@ def build_run(
     if world.size == 1:
         deposit_tied_gradients(model)
     start = Start.of(settings)
+    layout.divide(model, planned.spec)
+    if divided and settings.weights:
+        initialise(model.to_empty(device=device), settings.seed)
+        apart = False
     if counters is None:
         start.read(model, show.say)
     if settings.recipe:
@@ -247,7 +252,6 @@ def build_run(
         settings.dropout.apply(model)
     if settings.pure:
         lower_weights(model)
-    layout.divide(model, planned.spec)
     layout.lay_out(model, settings.precision)
     if apart:
         initialise(model.to_empty(device=device), settings.seed)
@@ -339,7 +343,7 @@ def restore_run(run: Run, checkpoint: Path) -> None:
 def complete_run(run: Run, planned: TrainingPlan) -> dict[str, Any]:
     """Train to the end and write the outcome, also when it is a failure."""
     settings = run.settings
-    params = sum(parameter.numel() for parameter in run.model.parameters())
+    params, _ = count_run_parameters(run)
     spread = f", over {run.world.size} processes" if run.world.size > 1 else ""
     what = f"{params:,} parameters on {run.device} in {settings.precision}{spread}"
     size = f"{settings.steps:,} steps of {settings.batch_size * settings.seq_len:,} tokens"

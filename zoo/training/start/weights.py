@@ -26,10 +26,11 @@ def load_weights(model: Any, folder: str | Path, added: str, seed: int) -> list[
     of it."""
     source = store.load(folder, "fp32", "cpu")
     held = source.state_dict()
-    made = transfer(source.spec, model.spec, held, added, seed)
-    names = {name: tensor for name, tensor in made.held.items() if name not in made.fresh}
+    made = transfer(source.spec, model.whole, held, added, seed)
+    own, take = model.state_dict(), model.shares.take_part  # the rest of it is other processes'
+    names = {name: take(name, each, own[name]) for name, each in made.held.items() if name in own.keys() - made.fresh}
     found = model.load_state_dict(names, strict=False)
-    assert set(found.missing_keys) == made.fresh and not found.unexpected_keys, found
+    assert set(found.missing_keys) == made.fresh & own.keys() and not found.unexpected_keys, found
     notes = describe_dropout(getattr(getattr(source, "source", None), "config", {}))
     count = sum(tensor.numel() for tensor in held.values())
     return [f"weights: {len(held)} tensors, {count:,} values, of {find(folder)}", *made.lines, *notes]
