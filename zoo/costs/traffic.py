@@ -117,16 +117,25 @@ def _sharded(piece: RankTensor, setup: Setup) -> int:
 
 
 def _data(stage: Stage, setup: Setup) -> tuple[float, str]:
-    """Without ZeRO gradients are all-reduced; 1 and 2 reduce-scatter them and gather the new weights, which is as much;
+    return sum(split_data(stage, setup)), "all-reduce" if setup.zero == 0 else "reduce-scatter, all-gather"
+
+
+def split_data(stage: Stage, setup: Setup) -> tuple[float, float]:
+    """Count the bytes that a rank sends over the ranks that hold the same weights: of weights that are gathered, and of
+    gradients.
+
+    Without ZeRO gradients are all-reduced; 1 and 2 reduce-scatter them and gather the new weights, which is as much;
     3 gathers weights in both passes besides, half as much again (Rajbhandari et al., 2020, §7). What stands beside the
     layers stays gathered from the first pass to the second, as FSDP2 has it."""
-    total, (weight, gradient, _, _) = 0.0, widths(setup)
+    gathered, reduced, (weight, gradient, _, _) = 0.0, 0.0, widths(setup)
     for piece in stage.pieces:
         ranks = ways(setup, piece.expert)
         if setup.zero == 3:
-            gathers, width = (1 if piece.kind is None else 2), _width(setup)
-            total += (ranks - 1) * _sharded(piece, setup) * (gathers * width + gradient)
+            sent = (ranks - 1) * _sharded(piece, setup)
+            gathered += sent * (1 if piece.kind is None else 2) * _width(setup)
+            reduced += sent * gradient
         else:
-            reduced = gradient * (2 if setup.zero == 0 else 1)
-            total += piece.params * (ranks - 1) / ranks * (reduced + (weight if setup.zero else 0))
-    return total, "all-reduce" if setup.zero == 0 else "reduce-scatter, all-gather"
+            sent = piece.params * (ranks - 1) / ranks
+            gathered += sent * (weight if setup.zero else 0)
+            reduced += sent * gradient * (2 if setup.zero == 0 else 1)
+    return gathered, reduced
