@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -13,7 +15,7 @@ from test_solve_verb import failed
 from tiny import spec_of
 
 from zoo.analysis.solve import MeshSearch, Room, find_meshes
-from zoo.analysis.solve.mesh import list_candidates, list_meshes
+from zoo.analysis.solve.mesh import list_candidates, list_meshes, round_sequences
 from zoo.analysis.solve.mesh_prices import MeshPrices
 from zoo.cli import run
 from zoo.costs import Setup, price
@@ -42,6 +44,11 @@ def test_every_mesh_has_all_gpus_and_is_one_the_program_takes(name: str) -> None
         assert Parallel(**fields).settle(World(size=32)) == mesh
     assert any(mesh.ep > 1 for mesh in meshes) == (name == "mixtral-8x7b")
     assert any(mesh.pp > 1 for mesh in meshes) == (name != "t5-small")
+
+
+def test_tokens_of_a_step_are_rounded_to_sequences_that_meshes_divide() -> None:
+    assert [round_sequences(each, 64) for each in (0.1, 1, 61, 122, 512)] == [1, 1, 64, 128, 512]
+    assert [round_sequences(each, 24) for each in (1, 122, 512)] == [3, 96, 384]
 
 
 def test_tensor_parallelism_stays_on_a_node() -> None:
@@ -149,7 +156,7 @@ def test_json_is_the_answer_of_the_function_and_names_the_model_either_way(capsy
     for target in (["llama3-8b", "n_layers=4"], ["--model", "llama3-8b", "n_layers=4"]):
         assert run(["solve", "mesh", *target, *args]) == 0
         answers.append(json.loads(capsys.readouterr().out))
-    spec, search = load("llama3-8b", ["n_layers=4"]), search_for(8, setup=Setup(context=2048), sequences=31)
+    spec, search = load("llama3-8b", ["n_layers=4"]), search_for(8, setup=Setup(context=2048), sequences=32)
     setup = replace(search.setup, gpu="h100")
     assert answers[0] == answers[1] == find_meshes(spec, replace(search, setup=setup), ROOM)
     assert set(answers[0]["meshes"][0]) == {
@@ -185,6 +192,15 @@ def test_fewer_tokens_and_a_slow_network_change_the_answer(capsys) -> None:
         assert run(["solve", "mesh", "llama3-8b", *args]) == 0
         first.append(json.loads(capsys.readouterr().out)["meshes"][0]["seconds"])
     assert first[0] < first[1]
+
+
+def test_no_torch_is_imported() -> None:
+    code = (
+        "import sys; from zoo.cli import run; args = 'solve mesh llama3-8b --gpu h100 --count 16'.split();"
+        "assert run(args) == 0; assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_fits_nowhere_ends_with_1(capsys) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from zoo.cli.app import SETTINGS
 from zoo.cli.common import Overrides, Target, compose_target
+from zoo.cli.completing import complete_target
 from zoo.cli.setup import read_amount, setup_options
 from zoo.errors import ConfigError, ZooError
 
@@ -238,16 +239,20 @@ def shape(
 @setup_options
 def mesh(
     ctx: typer.Context,
-    target: Annotated[str | None, typer.Argument(help="The model, unless --model names it.")] = None,
+    target: Annotated[
+        str | None, typer.Argument(help="The model, unless --model names it.", autocompletion=complete_target)
+    ] = None,
     overrides: Overrides = None,
     *,
     setup: Any = None,
-    model: Annotated[str | None, typer.Option(help="The model: a packaged name or a file.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model: a packaged name or a file.", autocompletion=complete_target)
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="GPUs, of the kind that --gpu names.")],
     global_batch: Annotated[int | None, typer.Option(min=1, help="Sequences of a step.")] = None,
     batch_tokens: Annotated[
         float | None,
-        typer.Option(parser=read_number, metavar="NUMBER", help="The same in tokens: 4M. [default: 4194304]"),
+        typer.Option(parser=read_number, metavar="NUMBER", help="The same in tokens, rounded: 4M. [default: 4194304]"),
     ] = None,
     node: Annotated[int, typer.Option(min=1, help="GPUs of a node, which the GPU's own link joins.")] = 8,
     network: Annotated[
@@ -264,11 +269,8 @@ def mesh(
 ) -> None:
     """Rank the meshes of --count GPUs that hold a training step, by predicted time: every legal mesh, size of a
     microbatch, and recomputation (unless --recompute names one)."""
-    from zoo.analysis.solve.mesh import MeshSearch, find_meshes
+    from zoo.analysis.solve import find_meshes
     from zoo.compose.targets import spec_of_composed
-    from zoo.costs.again import RECOMPUTE
-    from zoo.costs.cluster import NETWORK, Cluster
-    from zoo.costs.hardware import hardware
     from zoo.report import format_json
     from zoo.report import meshes as answers
 
@@ -277,30 +279,50 @@ def mesh(
         target, overrides = model, [*([target] if target else []), *(overrides or [])]
     if target is None:
         raise ConfigError("model: is missing (zoo solve mesh llama3-70b --gpu h100 --count 64, say)")
-    if setup.gpu is None:
-        raise ConfigError("gpu: is missing (--gpu h100, say)")
     spec = spec_of_composed(compose_target(target, overrides))
-    if batch_tokens is not None:
-        if global_batch is not None:
-            raise ConfigError("batch-tokens: --global-batch was given too (one of them)")
-        global_batch = max(1, round(batch_tokens / setup.tokens(spec)))
     named = ctx.get_parameter_source("recompute")
-    search = MeshSearch(
-        count=count,
-        cluster=Cluster(device=hardware(setup.gpu), node=node, network=NETWORK if network is None else network),
-        setup=setup,
-        sequences=global_batch,
-        recompute=RECOMPUTE if named is None or named.name == "DEFAULT" else (setup.recompute,),
-        float8=fp8,
-    )
+    again = None if named is None or named.name == "DEFAULT" else setup.recompute
+    search = _mesh_search(spec, setup, count, global_batch, batch_tokens, node, network, again, fp8)
     answer = find_meshes(spec, search, _room(setup.gpu, usable, runtime), top=top)
-    title = " ".join([target, *(overrides or [])])
     if as_json:
         print(format_json(answer))
     elif answer["meshes"]:
-        print(answers.format_meshes(answer, title))
+        print(answers.format_meshes(answer, " ".join([target, *(overrides or [])])))
     if not answer["meshes"]:
         raise ZooError(f"{target}: {answers.format_no_mesh(answer)}")
+
+
+def _mesh_search(
+    spec: Any,
+    setup: Any,
+    count: int,
+    sequences: int | None,
+    tokens: float | None,
+    node: int,
+    network: float | None,
+    recompute: str | None,
+    fp8: bool,
+) -> Any:
+    """Read what is searched from the options. Raises ConfigError."""
+    from zoo.analysis.solve.mesh import MeshSearch, round_sequences
+    from zoo.costs.again import RECOMPUTE
+    from zoo.costs.cluster import NETWORK, Cluster
+    from zoo.costs.hardware import hardware
+
+    if setup.gpu is None:
+        raise ConfigError("gpu: is missing (--gpu h100, say)")
+    if tokens is not None:
+        if sequences is not None:
+            raise ConfigError("batch-tokens: --global-batch was given too (one of them)")
+        sequences = round_sequences(tokens / setup.tokens(spec), count)
+    return MeshSearch(
+        count=count,
+        cluster=Cluster(device=hardware(setup.gpu), node=node, network=NETWORK if network is None else network),
+        setup=setup,
+        sequences=sequences,
+        recompute=RECOMPUTE if recompute is None else (recompute,),
+        float8=fp8,
+    )
 
 
 def refuse_solved(setup: Any, *names: str) -> None:

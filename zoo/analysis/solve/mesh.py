@@ -8,6 +8,7 @@ per cent apart are as good as equal.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -85,7 +86,14 @@ class MeshSearch:
 
     def settle_sequences(self, spec: Any) -> int:
         """Give the sequences of a step."""
-        return self.sequences or max(1, round(STEP_TOKENS / self.setup.tokens(spec)))
+        return self.sequences or round_sequences(STEP_TOKENS / self.setup.tokens(spec), self.count)
+
+
+def round_sequences(sequences: float, count: int) -> int:
+    """Round the sequences of a step to a number that many meshes divide: a power of two, times what in the number of
+    GPUs is odd. Example: 122 sequences on 64 GPUs are 128, on 24 GPUs 96."""
+    odd = count // (count & -count)
+    return odd * 2 ** max(0, round(math.log2(max(sequences, 1) / odd)))
 
 
 def find_meshes(spec: Any, search: MeshSearch, room: Room, *, top: int = 10) -> dict[str, Any]:
@@ -230,5 +238,5 @@ def explain_none(spec: Any, search: MeshSearch, sequences: int) -> list[str]:
     why = f"; {'; '.join(each[0] for each in refused if each)}" if any(refused) else ""
     return [
         f"global-batch: no mesh of {search.count} GPUs divides {sequences} sequences of {context} tokens"
-        f"{why} (--global-batch {search.count * max(1, round(sequences / search.count))}, say)"
+        f"{why} (--global-batch {round_sequences(max(sequences, search.count), search.count)}, say)"
     ]
