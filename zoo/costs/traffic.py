@@ -14,7 +14,7 @@ from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shards import dim0_share, numel
 from zoo.costs.states import ways, widths
 from zoo.ranks.cuts import compare_parts
-from zoo.spec import Buffer, Experts, Tied
+from zoo.spec import LOGITS, Buffer, Experts, Tied
 
 
 def traffic(spec: Priced, setup: Setup, stage: Stage | None = None) -> dict[str, dict[str, Any]]:
@@ -102,11 +102,10 @@ def _pipeline(stage: Stage, setup: Setup) -> tuple[float, str]:
     2021, §4.1). Of a table that the first and the last stage read, both sum up the gradient."""
     neighbours = (stage.index < stage.of - 1) + (stage.index > 0)
     sent = neighbours * _stream(stage, setup) / setup.tp
-    if stage.of > 1 and stage.index in (0, stage.of - 1):
-        tower = next(iter(stage.spec.towers().values()))
-        if isinstance(tower.head.parts(tower.out_width or tower.d_model).get("out"), Tied):
-            table = sum(_sharded(piece, setup) for piece in stage.pieces if piece.slot == "embedding")
-            sent += table * widths(setup)[1]
+    ends = stage.of > 1 and stage.index in (0, stage.of - 1)
+    if ends and any(isinstance(row.part, Tied) and row.part.role == LOGITS for row in tabulate(stage.spec).parts):
+        table = sum(_sharded(piece, setup) for piece in stage.pieces if piece.slot == "embedding")
+        sent += table * widths(setup)[1]
     return sent, "send"
 
 
