@@ -9,6 +9,7 @@ import typer
 
 from zoo.cli.app import SETTINGS
 from zoo.cli.common import Overrides, Target, compose_target
+from zoo.cli.completing import complete_target
 from zoo.cli.setup import read_amount, setup_options
 from zoo.errors import ConfigError, ZooError
 
@@ -36,6 +37,14 @@ def read_pair(text: str) -> tuple[float, float]:
     if match is None:
         raise ConfigError(f"aspect: cannot read {text!r} (least:most, as 16:128)")
     return float(match[1]), float(match[2])
+
+
+def read_bandwidth(text: str) -> float:
+    """Read `400Gb` (bits) or `50GB` (bytes) as bytes a second. Raises ConfigError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])([bB])(?:/s|ps)?", str(text).strip())
+    if match is None:
+        raise ConfigError(f"network: cannot read {str(text)!r} as bits or bytes a second (400Gb or 50GB)")
+    return float(match[1]) * BYTES[match[2]] / (8 if match[3] == "b" else 1)
 
 
 Train = Annotated[bool, typer.Option("--train", help="Fit a training step instead of generating.")]
@@ -80,12 +89,10 @@ def _most(name: str, short: str, text: str) -> None:
     ) -> None:
         from zoo.analysis import solve
         from zoo.compose.targets import spec_of_composed
-        from zoo.costs.setup import Setup
         from zoo.report import format_json
         from zoo.report import solved as answers
 
-        if getattr(setup, name) != getattr(Setup, name):
-            raise ConfigError(f"{name}: is what is solved for (leave it out)")
+        refuse_solved(setup, name)
         room = choose_room(setup, memory, usable, runtime)
         largest = solve.find_largest_batch if name == "batch" else solve.find_largest_context
         more = {} if limit is None else {"most": limit}
@@ -131,13 +138,10 @@ def gpu(
     from zoo.analysis.solve import find_fewest_gpus
     from zoo.compose.targets import spec_of_composed
     from zoo.costs.hardware import list_gpus
-    from zoo.costs.setup import Setup
     from zoo.report import format_json
     from zoo.report import solved as answers
 
-    for name in ("dp", "zero") if train else ("tp",):
-        if getattr(setup, name) != getattr(Setup, name):
-            raise ConfigError(f"{name}: is what is solved for (leave it out)")
+    refuse_solved(setup, *(("dp", "zero") if train else ("tp",)))
     rooms = [_room(name, usable, runtime) for name in ([setup.gpu] if setup.gpu else list_gpus())]
     rows = find_fewest_gpus(
         spec_of_composed(compose_target(target, overrides)), setup, rooms, train=train, prefill=not cache_only
@@ -229,6 +233,105 @@ def shape(
         model, overrides or (), budget, setup, nearest=nearest, train=train, aspect=read_pair(aspect), count=count
     )
     print(format_json(found) if as_json else answers.format_shapes(found, model))
+
+
+@app.command(short_help="Find the mesh of GPUs that trains a model fastest.")
+@setup_options
+def mesh(
+    ctx: typer.Context,
+    target: Annotated[
+        str | None, typer.Argument(help="The model, unless --model names it.", autocompletion=complete_target)
+    ] = None,
+    overrides: Overrides = None,
+    *,
+    setup: Any = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model: a packaged name or a file.", autocompletion=complete_target)
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="GPUs, of the kind that --gpu names.")],
+    global_batch: Annotated[int | None, typer.Option(min=1, help="Sequences of a step.")] = None,
+    batch_tokens: Annotated[
+        float | None,
+        typer.Option(parser=read_number, metavar="NUMBER", help="The same in tokens, rounded: 4M. [default: 4194304]"),
+    ] = None,
+    node: Annotated[int, typer.Option(min=1, help="GPUs of a node, which the GPU's own link joins.")] = 8,
+    network: Annotated[
+        float | None,
+        typer.Option(
+            parser=read_bandwidth, metavar="RATE", help="What each GPU sends to other nodes. [default: 400Gb]"
+        ),
+    ] = None,
+    fp8: Annotated[bool, typer.Option("--fp8", help="Products inside layers are in float8.")] = False,
+    usable: Usable = 0.9,
+    runtime: Runtime = None,
+    top: Annotated[int, typer.Option(min=1, help="Meshes to show.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Rank the meshes of --count GPUs that hold a training step, by predicted time: every legal mesh, size of a
+    microbatch, and recomputation (unless --recompute names one)."""
+    from zoo.analysis.solve import find_meshes
+    from zoo.compose.targets import spec_of_composed
+    from zoo.report import format_json
+    from zoo.report import meshes as answers
+
+    refuse_solved(setup, "dp", "tp", "pp", "ep", "cp", "zero", "batch", "accumulate")
+    if model is not None:
+        target, overrides = model, [*([target] if target else []), *(overrides or [])]
+    if target is None:
+        raise ConfigError("model: is missing (zoo solve mesh llama3-70b --gpu h100 --count 64, say)")
+    spec = spec_of_composed(compose_target(target, overrides))
+    named = ctx.get_parameter_source("recompute")
+    again = None if named is None or named.name == "DEFAULT" else setup.recompute
+    search = _mesh_search(spec, setup, count, global_batch, batch_tokens, node, network, again, fp8)
+    answer = find_meshes(spec, search, _room(setup.gpu, usable, runtime), top=top)
+    if as_json:
+        print(format_json(answer))
+    elif answer["meshes"]:
+        print(answers.format_meshes(answer, " ".join([target, *(overrides or [])])))
+    if not answer["meshes"]:
+        raise ZooError(f"{target}: {answers.format_no_mesh(answer)}")
+
+
+def _mesh_search(
+    spec: Any,
+    setup: Any,
+    count: int,
+    sequences: int | None,
+    tokens: float | None,
+    node: int,
+    network: float | None,
+    recompute: str | None,
+    fp8: bool,
+) -> Any:
+    """Read what is searched from the options. Raises ConfigError."""
+    from zoo.analysis.solve.mesh import MeshSearch, round_sequences
+    from zoo.costs.again import RECOMPUTE
+    from zoo.costs.cluster import NETWORK, Cluster
+    from zoo.costs.hardware import hardware
+
+    if setup.gpu is None:
+        raise ConfigError("gpu: is missing (--gpu h100, say)")
+    if tokens is not None:
+        if sequences is not None:
+            raise ConfigError("batch-tokens: --global-batch was given too (one of them)")
+        sequences = round_sequences(tokens / setup.tokens(spec), count)
+    return MeshSearch(
+        count=count,
+        cluster=Cluster(device=hardware(setup.gpu), node=node, network=NETWORK if network is None else network),
+        setup=setup,
+        sequences=sequences,
+        recompute=RECOMPUTE if recompute is None else (recompute,),
+        float8=fp8,
+    )
+
+
+def refuse_solved(setup: Any, *names: str) -> None:
+    """Refuse options of what is solved for. Raises ConfigError."""
+    from zoo.costs.setup import Setup
+
+    for name in names:
+        if getattr(setup, name) != getattr(Setup, name):
+            raise ConfigError(f"{name}: is what is solved for (leave it out)")
 
 
 def choose_room(setup: Any, memory: float | None, usable: float, runtime: float | None) -> Any:

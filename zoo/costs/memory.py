@@ -106,10 +106,10 @@ def _training(
     if setup.offload != "none":
         figures["offloaded"] = round(held["offloaded"])
     try:
-        passes = _sections(spec, setup, fused, tuned) if passes is None else passes
+        passes = trace_passes(spec, setup, fused=fused, tuned=tuned) if passes is None else passes
     except (UnknownOperation, ConfigError) as error:
         return {**figures, "step": round(held["step"]), "activations_unknown": str(error)}, None
-    kept = {name: section.input if keeps_input(name, setup) else section.bytes for name, section in passes.items()}
+    kept = count_kept(passes, setup)
     layers = name_layers(spec, kept)
     loss = _loss_bytes(spec, setup)
     activations = sum_activations(spec, setup, layers, *sum_ends(kept)).bytes
@@ -120,13 +120,38 @@ def _training(
     if loss is not None:
         figures["loss_head"] = round(loss)
     figures["step"] = round(held["step"])
+    peak, where = find_peak(spec, setup, passes, held, activations, tuned, fused)
+    return {**figures, "train_peak": peak, "peak_at": where}, passes
+
+
+def find_peak(
+    spec: Any,
+    setup: Setup,
+    passes: Mapping[str, Section],
+    held: Mapping[str, Any],
+    activations: float,
+    tuned: TunedModel | None = None,
+    fused: bool = True,
+) -> tuple[int, str]:
+    """Give the most bytes that stand at once in a training step, and where: `train_peak` and `peak_at` of `training`.
+
+    `held` is what `states` counts, `activations` what `sum_activations` does.
+    """
     moments = list_moments(spec, setup, passes, held, activations, tuned, fused)
     where = max(moments, key=lambda name: sum(moments[name].values()))
-    stays = sum(held[name] for name in STAYS)
-    return {**figures, "train_peak": round(stays + sum(moments[where].values())), "peak_at": where}, passes
+    return round(sum(held[name] for name in STAYS) + sum(moments[where].values())), where
 
 
-def _sections(spec: Any, setup: Setup, fused: bool, tuned: TunedModel | None) -> dict[str, Section]:
+def count_kept(passes: Mapping[str, Section], setup: Setup) -> dict[str, int]:
+    """Count the bytes that each section keeps for its backward pass: its input alone where it runs again."""
+    return {name: section.input if keeps_input(name, setup) else section.bytes for name, section in passes.items()}
+
+
+def trace_passes(
+    spec: Any, setup: Setup, *, fused: bool = True, tuned: TunedModel | None = None
+) -> Mapping[str, Section]:
+    """Trace the passes of a microbatch on one rank alone. Raises UnknownOperation, and ConfigError for more tokens than
+    the model reads."""
     return list_sections(spec, shape_pass(setup, setup.tokens(spec), setup.batch)._replace(fused=fused, model=tuned))
 
 

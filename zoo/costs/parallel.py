@@ -10,7 +10,7 @@ tokens and no weights. The ranks of dp × cp hold the same weights, which ZeRO s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -194,9 +194,14 @@ class StageActivations(NamedTuple):
 
 
 def sum_activations(
-    spec: Priced, setup: Setup, layers: Mapping[tuple[str, str], float], first: float, last: float
+    spec: Priced,
+    setup: Setup,
+    layers: Mapping[tuple[str, str], float],
+    first: float,
+    last: float,
+    pipeline: Iterable[Stage] | None = None,
 ) -> StageActivations:
-    """Find the stage that keeps most; see `activation_bytes`."""
+    """Find the stage that keeps most; see `activation_bytes`. `pipeline` are its stages, where they are known."""
     found = (
         StageActivations(
             tuple((name, kind, count, layers[name, kind]) for name, kind, count in stage.layers()),
@@ -205,6 +210,6 @@ def sum_activations(
             stage.in_flight,
             setup.tp * setup.cp,
         )
-        for stage in stages(spec, setup)
+        for stage in (stages(spec, setup) if pipeline is None else pipeline)
     )
     return max(found, key=lambda stage: stage.bytes)

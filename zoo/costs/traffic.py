@@ -14,7 +14,7 @@ from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shards import dim0_share, numel
 from zoo.costs.states import ways, widths
 from zoo.ranks.cuts import compare_parts
-from zoo.spec import Buffer, Experts, Tied
+from zoo.spec import LOGITS, Buffer, Experts, Tied
 
 
 def traffic(spec: Priced, setup: Setup, stage: Stage | None = None) -> dict[str, dict[str, Any]]:
@@ -102,11 +102,10 @@ def _pipeline(stage: Stage, setup: Setup) -> tuple[float, str]:
     2021, §4.1). Of a table that the first and the last stage read, both sum up the gradient."""
     neighbours = (stage.index < stage.of - 1) + (stage.index > 0)
     sent = neighbours * _stream(stage, setup) / setup.tp
-    if stage.of > 1 and stage.index in (0, stage.of - 1):
-        tower = next(iter(stage.spec.towers().values()))
-        if isinstance(tower.head.parts(tower.out_width or tower.d_model).get("out"), Tied):
-            table = sum(_sharded(piece, setup) for piece in stage.pieces if piece.slot == "embedding")
-            sent += table * widths(setup)[1]
+    ends = stage.of > 1 and stage.index in (0, stage.of - 1)
+    if ends and any(isinstance(row.part, Tied) and row.part.role == LOGITS for row in tabulate(stage.spec).parts):
+        table = sum(_sharded(piece, setup) for piece in stage.pieces if piece.slot == "embedding")
+        sent += table * widths(setup)[1]
     return sent, "send"
 
 
@@ -117,16 +116,25 @@ def _sharded(piece: RankTensor, setup: Setup) -> int:
 
 
 def _data(stage: Stage, setup: Setup) -> tuple[float, str]:
-    """Without ZeRO gradients are all-reduced; 1 and 2 reduce-scatter them and gather the new weights, which is as much;
+    return sum(split_data(stage, setup)), "all-reduce" if setup.zero == 0 else "reduce-scatter, all-gather"
+
+
+def split_data(stage: Stage, setup: Setup) -> tuple[float, float]:
+    """Count the bytes that a rank sends over the ranks that hold the same weights: of weights that are gathered, and of
+    gradients.
+
+    Without ZeRO gradients are all-reduced; 1 and 2 reduce-scatter them and gather the new weights, which is as much;
     3 gathers weights in both passes besides, half as much again (Rajbhandari et al., 2020, §7). What stands beside the
     layers stays gathered from the first pass to the second, as FSDP2 has it."""
-    total, (weight, gradient, _, _) = 0.0, widths(setup)
+    gathered, reduced, (weight, gradient, _, _) = 0.0, 0.0, widths(setup)
     for piece in stage.pieces:
         ranks = ways(setup, piece.expert)
         if setup.zero == 3:
-            gathers, width = (1 if piece.kind is None else 2), _width(setup)
-            total += (ranks - 1) * _sharded(piece, setup) * (gathers * width + gradient)
+            sent = (ranks - 1) * _sharded(piece, setup)
+            gathered += sent * (1 if piece.kind is None else 2) * _width(setup)
+            reduced += sent * gradient
         else:
-            reduced = gradient * (2 if setup.zero == 0 else 1)
-            total += piece.params * (ranks - 1) / ranks * (reduced + (weight if setup.zero else 0))
-    return total, "all-reduce" if setup.zero == 0 else "reduce-scatter, all-gather"
+            sent = piece.params * (ranks - 1) / ranks
+            gathered += sent * (weight if setup.zero else 0)
+            reduced += sent * gradient * (2 if setup.zero == 0 else 1)
+    return gathered, reduced

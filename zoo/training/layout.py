@@ -11,11 +11,11 @@ from zoo.lazy import torch
 from zoo.model.section import cut_sections, reads_table
 from zoo.ranks.cuts import find_cuts
 from zoo.ranks.group import Group
+from zoo.ranks.mesh import Mesh
 from zoo.ranks.shards import Division, Shares, Stages
 from zoo.ranks.world import World
 from zoo.spec import table
 from zoo.training.gradient import choose_autocast
-from zoo.training.parallel import Mesh
 
 if TYPE_CHECKING:
     from zoo.training.pipeline import Pipeline

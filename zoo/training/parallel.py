@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator
@@ -13,6 +13,7 @@ from zoo.costs.shards import expert_faults, shard_model
 from zoo.errors import ConfigError, did_you_mean
 from zoo.paths import conf_dir
 from zoo.ranks.cuts import find_cut_faults, find_cuts
+from zoo.ranks.mesh import Mesh
 from zoo.ranks.world import World, read_world
 from zoo.spec import Spec
 
@@ -29,47 +30,6 @@ def _check_ways(value: Any) -> Any:
 
 
 Ways = Annotated[int | Literal["auto"], BeforeValidator(_check_ways)]
-
-
-@dataclass(frozen=True)
-class Mesh:
-    """How many ways a run is spread: `dp` replicas, each of whose weights lie in `shard` parts. `cp` processes have
-    rows in common, of which each has its own tokens; and `tp` compute one part together, with rows and tokens in
-    common. Among the former, each run of `ep` divides the experts. Of all these there are as many on each of the `pp`
-    stages of a pipeline."""
-
-    dp: int = 1
-    shard: int = 1
-    cp: int = 1
-    tp: int = 1
-    ep: int = 1
-    pp: int = 1
-
-    @property
-    def rows(self) -> int:
-        """The ways in which the rows of a batch are divided."""
-        return self.dp * self.shard
-
-    @property
-    def tokens(self) -> int:
-        """The ways in which the tokens of a batch are divided."""
-        return self.rows * self.cp
-
-    @property
-    def size(self) -> int:
-        return self.tokens * self.tp * self.pp
-
-    @property
-    def weights(self) -> tuple[int, int]:
-        """How many processes hold the same weights, and in how many parts weights lie: those of `cp` add to the parts
-        where there are any, and else to the replicas."""
-        return (self.dp, self.shard * self.cp) if self.shard > 1 else (self.dp * self.cp, 1)
-
-    @property
-    def experts(self) -> tuple[int, int]:
-        """The same for experts, of which the ranks of `ep` have others."""
-        copies, parts = self.weights
-        return (copies, parts // self.ep) if parts % self.ep == 0 else (copies * parts // self.ep, 1)
 
 
 class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):

@@ -1,4 +1,5 @@
-"""Solve for settings from a price: the largest batch or context that fits, the fewest GPUs, the shape for a budget.
+"""Solve for settings from a price: the largest batch or context that fits, the fewest GPUs, the fastest mesh, the shape
+for a budget.
 
 Each answer is searched for on the exact price, by bisection where the price only grows. So full windows, blocks of a
 paged cache and latents count as in `zoo stats`. Answers are plain data. Nothing here imports torch.
@@ -7,14 +8,17 @@ paged cache and latents count as in `zoo stats`. Answers are plain data. Nothing
 from zoo.analysis.solve.cache import find_smaller_caches
 from zoo.analysis.solve.fit import Room, find_largest_batch, find_largest_context
 from zoo.analysis.solve.gpus import find_fewest_gpus
+from zoo.analysis.solve.mesh import MeshSearch, find_meshes
 from zoo.analysis.solve.shape import Budget, solve_shapes
 
 __all__ = [
     "Budget",
+    "MeshSearch",
     "Room",
     "find_fewest_gpus",
     "find_largest_batch",
     "find_largest_context",
+    "find_meshes",
     "find_smaller_caches",
     "solve_shapes",
 ]

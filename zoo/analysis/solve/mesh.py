@@ -1,0 +1,242 @@
+# p = pp stages, m microbatches
+"""Find the mesh that trains a model fastest: price every legal one, and rank those that fit by predicted time.
+
+Memory is the exact price of the set-up that a mesh is. Time is predicted (`zoo.costs.step_time`), so that meshes a few
+per cent apart are as good as equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from zoo.analysis.solve.fit import Room
+from zoo.analysis.solve.mesh_prices import MeshPrices
+from zoo.costs import flops
+from zoo.costs.again import RECOMPUTE
+from zoo.costs.cluster import Cluster
+from zoo.costs.parallel import share_out
+from zoo.costs.setup import Setup
+from zoo.costs.shards import expert_faults
+from zoo.costs.step_time import StepPlan
+from zoo.errors import ConfigError
+from zoo.ranks.mesh import Mesh
+
+STEP_TOKENS = 1 << 22
+"""Tokens of a step unless given: 4 Mi, with which Llama 3 405B began (Dubey et al., 2024, §3.4.1)."""
+
+LARGEST = 32
+"""The most sequences of a microbatch that are tried."""
+
+
+class Candidate(NamedTuple):
+    """A way to take a step: a mesh, the `batch` sequences of a microbatch on a rank, the number of `microbatches`, and
+    which activations are computed again."""
+
+    mesh: Mesh
+    batch: int
+    microbatches: int
+    recompute: str
+
+    def plan(self, base: Setup, float8: bool = False) -> StepPlan:
+        """Give the step: the set-up of one replica, and how many replicas there are.
+
+        The program shards weights over `shard` and `cp` together, and holds them whole where `shard` is 1.
+        """
+        mesh, sharded = self.mesh, self.mesh.shard > 1
+        setup = dataclasses.replace(
+            base,
+            dp=mesh.shard if sharded else mesh.dp,
+            zero=3 if sharded else 0,
+            **{name: getattr(mesh, name) for name in ("cp", "tp", "ep", "pp")},
+            batch=self.batch,
+            accumulate=self.microbatches,
+            recompute=self.recompute,
+        )
+        return StepPlan(setup=setup, replicas=mesh.dp if sharded else 1, microbatches=self.microbatches, float8=float8)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshSearch:
+    """What is searched: `count` GPUs of a cluster, `sequences` of the set-up's context in a step (STEP_TOKENS' worth
+    unless given), and the ways to recompute. `setup` says what a parameter takes; its ranks are solved for."""
+
+    count: int
+    cluster: Cluster
+    setup: Setup = dataclasses.field(default_factory=Setup)
+    sequences: int | None = None
+    recompute: tuple[str, ...] = RECOMPUTE
+    float8: bool = False
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{name}: must be 1 or more, found {value}"
+            for name, value in (("count", self.count), ("global-batch", self.sequences))
+            if value is not None and value < 1
+        ]
+        if unknown := [each for each in self.recompute if each not in RECOMPUTE]:
+            faults.append(f"recompute: unknown {unknown[0]!r} (some of: {', '.join(RECOMPUTE)})")
+        if self.count > self.cluster.node and self.count % self.cluster.node:
+            whole = self.count // self.cluster.node * self.cluster.node
+            faults.append(f"count: {self.count} GPUs do not fill nodes of {self.cluster.node} (--count {whole}, say)")
+        if faults:
+            raise ConfigError(*faults)
+
+    def settle_sequences(self, spec: Any) -> int:
+        """Give the sequences of a step."""
+        return self.sequences or round_sequences(STEP_TOKENS / self.setup.tokens(spec), self.count)
+
+
+def round_sequences(sequences: float, count: int) -> int:
+    """Round the sequences of a step to a number that many meshes divide: a power of two, times what in the number of
+    GPUs is odd. Example: 122 sequences on 64 GPUs are 128, on 24 GPUs 96."""
+    odd = count // (count & -count)
+    return odd * 2 ** max(0, round(math.log2(max(sequences, 1) / odd)))
+
+
+def find_meshes(spec: Any, search: MeshSearch, room: Room, *, top: int = 10) -> dict[str, Any]:
+    """Rank the meshes of so many GPUs that hold a model: the `top` fastest, one for each mesh, as plain data.
+
+    `candidates` were priced, of which `fitting` fit; if none does, `meshes` is empty and `nearest` is the one that
+    takes least memory. Raises ConfigError where no mesh is legal, with the reasons.
+    """
+    sequences = search.settle_sequences(spec)
+    prices = MeshPrices(spec, search.setup, search.cluster)
+    found, least = [], None
+    candidates = 0
+    for candidate in list_candidates(spec, search):
+        plan = candidate.plan(search.setup, search.float8)
+        memory, candidates = prices.count_memory(plan.setup), candidates + 1
+        if least is None or memory < least[0]:
+            least = (memory, candidate, plan)
+        if memory <= room.bytes:
+            found.append((prices.predict(plan).total, memory, candidate, plan))
+    if least is None:
+        raise ConfigError(*explain_none(spec, search, sequences))
+    found.sort(key=lambda each: each[:2])
+    best: dict[Mesh, Any] = {}
+    for _, memory, candidate, plan in found:
+        best.setdefault(candidate.mesh, (memory, candidate, plan))
+    answer = {
+        "gpu": search.cluster.device.name,
+        "count": search.count,
+        "node": search.cluster.node,
+        "network_bytes_per_second": search.cluster.network,
+        "context": search.setup.tokens(spec),
+        "sequences": sequences,
+        "tokens": sequences * search.setup.tokens(spec),
+        "candidates": candidates,
+        "fitting": len(found),
+        "room": room.as_dict(),
+        "meshes": [describe(spec, prices, *each) for each in list(best.values())[:top]],
+    }
+    return answer if found else {**answer, "nearest": describe(spec, prices, *least)}
+
+
+def describe(spec: Any, prices: MeshPrices, memory: int, candidate: Candidate, plan: StepPlan) -> dict[str, Any]:
+    """Give a candidate's price as plain data. `mfu` is of the peak rate of the dtype, fp8 or not; `flops` are those of
+    the model, without what is computed again."""
+    time, context = prices.predict(plan), prices.base.tokens(spec)
+    tokens = plan.sequences * context
+    speed = tokens / time.total / plan.gpus
+    done = speed * flops.count_flops(spec, context)["train"]
+    dtype = "fp32" if plan.setup.precision == "fp32" else plan.setup.dtype
+    return {
+        "mesh": dataclasses.asdict(candidate.mesh),
+        "batch": candidate.batch,
+        "microbatches": candidate.microbatches,
+        "recompute": candidate.recompute,
+        "memory": memory,
+        "seconds": time.total,
+        **time._asdict(),
+        "tokens_per_second_per_gpu": speed,
+        "flops_per_second_per_gpu": done,
+        "mfu": done / prices.cluster.device.flops(dtype),
+    }
+
+
+# ---------------------------------------------------------------- which are legal
+
+
+def list_candidates(spec: Any, search: MeshSearch) -> Iterator[Candidate]:
+    """List every legal way to take a step: meshes, sizes of a microbatch in powers of two, and ways to recompute."""
+    sequences = search.settle_sequences(spec)
+    for mesh in list_meshes(spec, search.count, search.cluster.node, search.setup.tokens(spec)):
+        batch = 1
+        while batch <= LARGEST and batch * mesh.rows <= sequences:
+            passes, rest = divmod(sequences, batch * mesh.rows)
+            if not rest and (mesh.pp == 1 or passes >= mesh.pp):  # 1F1B takes as many microbatches as stages at least
+                yield from (Candidate(mesh, batch, passes, each) for each in search.recompute)
+            batch *= 2
+
+
+def list_meshes(spec: Any, count: int, node: int, context: int) -> Iterator[Mesh]:
+    """List the meshes of `count` GPUs that a model can be trained on, tensor parallelism within a node."""
+    sizes = divisors(count)
+    tensor = [tp for tp in sizes if tp <= node and not list_tensor_faults(spec, tp)]
+    contexts = [cp for cp in sizes if not list_context_faults(spec, cp, context)]
+    stages = [pp for pp in sizes if not list_pipeline_faults(spec, pp)]
+    experts = [ep for ep in sizes if ep == 1 or not list(expert_faults(spec, ep))]
+    for tp in tensor:
+        for pp in (each for each in stages if count % (tp * each) == 0):
+            for cp in (each for each in contexts if count % (tp * pp * each) == 0):
+                rows = count // (tp * pp * cp)
+                for shard in divisors(rows):
+                    parts = shard * cp if shard > 1 else rows * cp
+                    # experts that lie across sharded replicas have no set-up that prices them
+                    for ep in (each for each in experts if parts % each == 0):
+                        yield Mesh(dp=rows // shard, shard=shard, cp=cp, tp=tp, ep=ep, pp=pp)
+
+
+def divisors(count: int) -> list[int]:
+    """List the divisors of a number, the smallest first."""
+    low = [each for each in range(1, int(count**0.5) + 1) if count % each == 0]
+    return sorted({*low, *(count // each for each in low)})
+
+
+def list_tensor_faults(spec: Any, tp: int) -> list[str]:
+    """List why a model cannot be divided over so many ranks of tensor parallelism."""
+    try:
+        share_out(spec, Setup(tp=tp))
+    except ConfigError as error:
+        return list(error.faults)
+    return []
+
+
+def list_context_faults(spec: Any, cp: int, context: int) -> list[str]:
+    """List why rows of a model cannot be divided over so many ranks, each of which has two runs of a row's tokens."""
+    if cp == 1:
+        return []
+    if context % (2 * cp):
+        return [f"cp: 2·cp={2 * cp} does not divide context={context}"]
+    blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
+    kinds = dict.fromkeys(each.attention.kind for each in blocks if not each.attention.splits_tokens)
+    faults = [f"cp: '{kind}' layers need a whole row" for kind in kinds]
+    if any(getattr(block, "ffn", None) is not None and block.ffn.state() for block in blocks):
+        faults.append("cp: a router counts a row's tokens")
+    return faults
+
+
+def list_pipeline_faults(spec: Any, pp: int) -> list[str]:
+    """List why a model cannot be cut into so many stages: the program takes decoders whose layers have weights of their
+    own."""
+    if pp == 1:
+        return []
+    if spec.kind != "decoder" or spec.shared_layers:
+        return ["pp: a pipeline takes a decoder whose layers share no weights"]
+    layers = len(spec.pattern)
+    return [f"pp: {pp} stages for {layers} layers"] if layers < pp else []
+
+
+def explain_none(spec: Any, search: MeshSearch, sequences: int) -> list[str]:
+    """Say why no mesh is legal: what a step of so few sequences, or the model, does not divide."""
+    sizes, context = divisors(search.count), search.setup.tokens(spec)
+    refused = [list_tensor_faults(spec, each) for each in sizes[1:2]]
+    refused += [list_context_faults(spec, each, context) for each in sizes[1:2]]
+    why = f"; {'; '.join(each[0] for each in refused if each)}" if any(refused) else ""
+    return [
+        f"global-batch: no mesh of {search.count} GPUs divides {sequences} sequences of {context} tokens"
+        f"{why} (--global-batch {round_sequences(max(sequences, search.count), search.count)}, say)"
+    ]

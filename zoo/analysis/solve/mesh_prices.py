@@ -1,0 +1,101 @@
+"""Price many meshes of one model: what repeats among them is priced once.
+
+The stages of a pipeline depend on tp, pp and ep alone, states on how many ranks share the weights besides, activations
+on a microbatch and on what is computed again. So thousands of meshes take as many additions, and few prices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from zoo.costs.activations import Section
+from zoo.costs.cluster import Cluster
+from zoo.costs.memory import count_kept, find_peak, name_layers, sum_ends, trace_passes
+from zoo.costs.parallel import Stage, stages, sum_activations
+from zoo.costs.setup import Setup
+from zoo.costs.shadow import UnknownOperation
+from zoo.costs.step_time import (
+    StageTraffic,
+    StageWork,
+    StepPlan,
+    StepTime,
+    count_traffic,
+    find_slowest,
+    hold_states,
+    measure_work,
+    predict_step,
+)
+from zoo.errors import ConfigError
+
+STATES = ("tp", "pp", "ep", "cp", "dp", "zero")
+"""The fields of a set-up that its states and its traffic depend on; `base` has the others."""
+
+
+class MeshPrices:
+    """Memory and predicted time of set-ups that differ in ranks, ZeRO stage, microbatch and recomputation alone."""
+
+    def __init__(self, spec: Any, base: Setup, cluster: Cluster) -> None:
+        self.spec, self.base, self.cluster = spec, base, cluster
+        for name in ("_passes", "_pipeline", "_held", "_activations", "_work", "_sent"):
+            setattr(self, name, functools.cache(getattr(self, name)))
+
+    def count_memory(self, setup: Setup) -> int:
+        """Count the bytes at the peak of a step on the fullest rank: `train_peak` of `zoo stats`.
+
+        Raises ConfigError for a pass that cannot be traced.
+        """
+        activations = self._activations(setup.tp, setup.pp, setup.ep, setup.cp, setup.batch, setup.recompute)
+        passes = self._passes(setup.batch, setup.recompute == "selective")
+        return find_peak(self.spec, setup, passes, self._held(*_key(setup)), activations)[0]
+
+    def predict(self, plan: StepPlan) -> StepTime:
+        """Predict the time of a step on the slowest stage."""
+        setup, work = plan.setup, self._work(plan.setup.tp, plan.setup.pp)
+        slowest = find_slowest(work, plan, self.cluster.device)
+        sent = self._sent(slowest, *_key(setup))
+        return predict_step(work[slowest], sent, plan, self.cluster, self._held(*_key(setup)))
+
+    def _passes(self, batch: int, selective: bool) -> Mapping[str, Section]:
+        recompute = "selective" if selective else "none"
+        try:
+            return trace_passes(self.spec, dataclasses.replace(self.base, batch=batch, recompute=recompute))
+        except UnknownOperation as error:
+            raise ConfigError(f"train: its peak is not known, {error}") from error
+
+    def _pipeline(self, tp: int, pp: int, ep: int) -> tuple[Stage, ...]:
+        return stages(self.spec, dataclasses.replace(self.base, tp=tp, pp=pp, ep=ep, dp=ep))
+
+    def _held(self, *key: int) -> dict[str, Any]:
+        setup = self._setup(key)
+        return hold_states(self.spec, setup, self._pipeline(setup.tp, setup.pp, setup.ep))
+
+    def _activations(self, tp: int, pp: int, ep: int, cp: int, batch: int, recompute: str) -> float:
+        setup = dataclasses.replace(self.base, tp=tp, pp=pp, cp=cp, batch=batch, recompute=recompute)
+        kept = count_kept(self._passes(batch, recompute == "selective"), setup)
+        layers = name_layers(self.spec, kept)
+        return sum_activations(self.spec, setup, layers, *sum_ends(kept), self._pipeline(tp, pp, ep)).bytes
+
+    def _work(self, tp: int, pp: int) -> dict[int, StageWork]:
+        """Count what each stage computes for a sequence. Stages in the middle are alike, so few are counted."""
+        saved = {name: section.bytes for name, section in self._passes(1, False).items()}
+        context = self.base.tokens(self.spec)
+        found: dict[Any, StageWork] = {}
+        for stage in self._pipeline(tp, pp, 1):
+            alike = (tuple(stage.layers()), tuple(stage.ends.items()))
+            if alike not in found:
+                found[alike] = measure_work(stage, context, saved, tp)
+        return {each.index: each for each in found.values()}
+
+    def _sent(self, index: int, *key: int) -> StageTraffic:
+        setup = self._setup(key)
+        return count_traffic(self.spec, setup, self._pipeline(setup.tp, setup.pp, setup.ep)[index])
+
+    def _setup(self, key: tuple[int, ...]) -> Setup:
+        return dataclasses.replace(self.base, **dict(zip(STATES, key, strict=True)), batch=1)
+
+
+def _key(setup: Setup) -> tuple[int, ...]:
+    return tuple(getattr(setup, name) for name in STATES)

@@ -1,0 +1,83 @@
+# n ranks of a group, k of them on each node
+"""GPUs joined by two kinds of link: fast within a node, slower between nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zoo.costs.hardware import Hardware
+from zoo.errors import ConfigError
+
+NODE = 8
+"""GPUs of a node: DGX and HGX systems have eight."""
+
+NETWORK = 50e9
+"""Bytes a second that a GPU sends to other nodes, in one direction: 400 Gb/s, the network of torchtitan's benchmarks
+(benchmarks/llama3_h100_202412_torchtitan.md) and of a DGX H100."""
+
+LINK_SHARE, NETWORK_SHARE = 0.65, 0.9
+"""The share of a link's and of the network's bandwidth that collectives reach (Isaev et al., 2023, Calculon,
+systems/a100_80g.json)."""
+
+LINK_USAGE, NETWORK_USAGE = 0.15, 0.02
+"""The share of a GPU that sending over a link, or over the network, takes from what it computes meanwhile (the same
+file of Calculon)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """GPUs of one kind, `node` of them on each node; `network` is the bytes a second that each sends to other nodes."""
+
+    device: Hardware
+    node: int = NODE
+    network: float = NETWORK
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.node < 1:
+            faults.append(f"node: must be 1 or more GPUs, found {self.node}")
+        if not 0 < self.network < float("inf"):
+            faults.append(f"network: must be above 0, found {self.network:g} bytes a second (400Gb, say)")
+        if self.device.link is None and self.node > 1:
+            faults.append(f"gpu: the link of {self.device.title} is not known (--node 1, or another GPU)")
+        if faults:
+            raise ConfigError(*faults)
+
+    @property
+    def link(self) -> float:
+        """The bytes a second that a collective reaches within a node."""
+        return LINK_SHARE * (self.device.link or 0.0)
+
+    def is_inside(self, stride: int, size: int) -> bool:
+        """Whether a group of `size` ranks, `stride` apart, is on one node."""
+        return stride * size <= self.node
+
+    def members(self, stride: int, size: int) -> int:
+        """Count the ranks of a group that share a node."""
+        return max(1, min(size, self.node // stride))
+
+    def ring_seconds(self, sent: float, stride: int, size: int) -> float:
+        """Time a ring collective in which each rank of a group sends so many bytes.
+
+        A ring enters and leaves a node once for each network card, so that k ranks of a group on a node send at k times
+        the network's rate, or at the link's if that is slower.
+        """
+        if size == 1 or not sent:
+            return 0.0
+        if self.is_inside(stride, size):
+            return sent / self.link
+        across = self.members(stride, size) * NETWORK_SHARE * self.network
+        return sent / (min(self.link, across) if self.members(stride, size) > 1 else across)
+
+    def exchange_seconds(self, sent: float, stride: int, size: int) -> float:
+        """Time an all-to-all: what goes to other nodes passes through each GPU's own network card."""
+        if size == 1 or not sent:
+            return 0.0
+        here = self.members(stride, size)
+        away = 0.0 if self.is_inside(stride, size) else (size - here) / (size - 1)
+        inside = (1 - away) * sent / self.link if away < 1 else 0.0
+        return max(inside, away * sent / (NETWORK_SHARE * self.network))
+
+    def usage(self, stride: int, size: int) -> float:
+        """The share of a GPU that the collectives of a group take while it computes."""
+        return LINK_USAGE if self.is_inside(stride, size) else NETWORK_USAGE

@@ -1,0 +1,258 @@
+# b sequences of a microbatch, m microbatches, p stages, v chunks of a stage
+"""Predict how long a training step takes on a mesh of GPUs.
+
+A step is m microbatches through the slowest stage, the pipeline's bubble, what data parallelism sends beyond what
+compute covers, and the update. What is computed is timed by class of operator: matrix products and attention at a share
+of the peak rate, what lies between them at the memory's bandwidth. Collectives of tensor, context and expert
+parallelism are exposed, as a layer waits for them; those of data parallelism run beside the layers.
+
+Launches of kernels, waiting for data, uneven experts and stragglers cost nothing here. `docs/scale.md` compares
+predictions with published runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from zoo.costs.again import read_every
+from zoo.costs.cluster import Cluster
+from zoo.costs.flops import FLASH_BACKWARD, is_row_wise
+from zoo.costs.hardware import Hardware
+from zoo.costs.parallel import Stage
+from zoo.costs.rows import tabulate
+from zoo.costs.setup import Setup
+from zoo.costs.states import states
+from zoo.costs.traffic import split_data, traffic
+
+MATMUL = {"a100": 0.869, "gh200": 0.836, "h100": 0.803, "mi325x": 0.604, "mi300x": 0.514}
+"""The share of the peak that the fastest bf16 product reaches, by the beginning of a GPU's name (Bekman,
+ml-engineering, Maximum Achievable Matmul FLOPS, 2025). Others are taken to be like the H100."""
+
+MATMUL_FP8 = 0.709
+"""The same of fp8 products on an H100."""
+
+REACHED = 0.75
+"""What products of a whole training step reach of the fastest one's rate. CALIBRATED, as the only constant here: of
+steps of 0.05 the one at which the published dense runs of docs/scale.md have the smallest median error."""
+
+FLASH2, FUSED = 0.35, 0.62
+"""The share of the peak that attention reaches: FlashAttention-2 on an H100 (Shah et al., 2024, FlashAttention-3,
+abstract), and FlashAttention-3 with 8,192 tokens and heads of 128 (pytorch/benchmark, #2391: 614 of 989 TFLOP/s)."""
+
+FLASH2_A100 = 0.6
+"""FlashAttention-2 on an A100: 50 to 73 % of the peak (Dao, 2023, FlashAttention-2, §1)."""
+
+FORWARD_MOVES, BACKWARD_MOVES = 2, 3
+"""How often the bytes that a layer saves pass through memory: each is written and read once in the forward pass; in the
+backward pass it is read, and its gradient is written and read. (A fused kernel between two products has no other.)"""
+
+MEMORY_SHARE = 0.9
+"""The share of the memory's bandwidth that is reached (Isaev et al., 2023, Calculon, systems/a100_80g.json)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """A training step on a mesh.
+
+    `setup` has the ranks and one microbatch, of `batch` sequences; `microbatches` go through a rank in a step. Each
+    rank has `replicas`, among which gradients are all-reduced besides (HSDP). A stage of the pipeline is `chunks` runs
+    of layers (interleaved 1F1B; Narayanan et al., 2021, §2.2). With `float8` the products inside layers are in fp8.
+    `attention` is the share of the peak that attention reaches, that of FlashAttention-2 unless given; with
+    `keeps_gathered` FSDP gathers weights once a step.
+    """
+
+    setup: Setup
+    replicas: int = 1
+    microbatches: int = 1
+    chunks: int = 1
+    float8: bool = False
+    attention: float | None = None
+    keeps_gathered: bool = False
+
+    @property
+    def gpus(self) -> int:
+        return self.setup.ranks * self.replicas
+
+    @property
+    def sequences(self) -> int:
+        """Count the sequences of a step."""
+        return self.setup.batch * self.microbatches * self.setup.dp * self.replicas
+
+
+class StageWork(NamedTuple):
+    """What a rank of a stage computes for one sequence in a forward pass: FLOPs of products inside `layers` and
+    `beside` them, FLOPs of `attention`, and bytes that the pass saves (`saved`). `units` are the layers and ends that
+    FSDP gathers one by one. `index` is the stage's."""
+
+    layers: float
+    beside: float
+    attention: float
+    saved: float
+    units: int
+    index: int = 0
+
+
+class StageTraffic(NamedTuple):
+    """Bytes that a rank sends: for a sequence of a microbatch, by kind of parallelism (`streams`), and once a step
+    (`fixed`); of data parallelism the weights it `gathered` and the gradients it `reduced` in one pass."""
+
+    streams: Mapping[str, float]
+    fixed: Mapping[str, float]
+    gathered: float
+    reduced: float
+
+
+class StepTime(NamedTuple):
+    """Seconds of a step: `compute` and exposed `communication` of all microbatches, the pipeline's `bubble`, and the
+    optimizer's `update`."""
+
+    compute: float
+    communication: float
+    bubble: float
+    update: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
+def measure_work(stage: Stage, context: int, saved: Mapping[str, float], tp: int) -> StageWork:
+    """Count what a rank of a stage computes for one sequence. `saved` are the bytes that each section of a pass saves
+    of it on one rank alone, by the names of `list_sections`."""
+    table = tabulate(stage)
+    layers = beside = attention = kept = 0.0
+    for row in table.parts:
+        slot = row.slot if row.slot in ("embedding", "position", "norm", "project", "pooler") else "head"
+        if row.kind is None and slot not in stage.ends[row.where]:
+            continue
+        flops = row.part.flops * row.used * (1 if is_row_wise(row) else context)
+        inner = row.kind is not None and "router" not in row.roles
+        layers, beside = (layers + flops, beside) if inner else (layers, beside + flops)
+    for each in table.attentions:
+        own = each.attention.core_flops(each.look.pairs(context, 0, context))
+        own += each.attention.state_flops() * context
+        attention += (own + each.attention.pass_flops(each.tower.d_model, context, 0)) * each.used
+    for name, kind, count in stage.layers():
+        kept += saved[f"{name}.layer:{kind}" if name else f"layer:{kind}"] * count
+    for name, ends in stage.ends.items():
+        last = f"{name}.loss" if name else "loss"
+        first = f"{name}.embedding" if name else "embedding"
+        kept += saved[last] if "head" in ends and last in saved else 0
+        kept += saved[first] if "embedding" in ends else 0
+    units = sum(count for _, _, count in stage.layers()) + len(stage.ends)
+    return StageWork(layers, beside, attention, kept / tp, units, stage.index)
+
+
+def count_traffic(spec: Any, setup: Setup, stage: Stage) -> StageTraffic:
+    """Count what a rank of a stage sends. Every kind but data parallelism grows in proportion to the sequences, above
+    what is sent once a step; so two batches tell them apart."""
+    one, two = (traffic(spec, replace(setup, batch=batch), stage) for batch in (1, 2))
+    streams = {name: two[name]["bytes"] - one[name]["bytes"] for name in one if name != "dp"}
+    fixed = {name: one[name]["bytes"] - streams[name] for name in streams}
+    return StageTraffic(streams, fixed, *split_data(stage, setup))
+
+
+def pass_seconds(work: StageWork, plan: StepPlan, device: Hardware) -> tuple[float, float]:
+    """Time the compute of one microbatch: the forward pass, and the backward pass with what is computed again."""
+    setup = plan.setup
+    sequences = setup.batch / setup.cp
+    dtype = "fp32" if setup.precision == "fp32" else setup.dtype
+    peak = device.flops(dtype)
+    rate = peak * share_of_peak(device) * REACHED
+    fast = device.flops("fp8") * MATMUL_FP8 * REACHED if plan.float8 else rate
+    flash = plan.attention or (FLASH2_A100 if device.name.startswith("a100") else FLASH2)
+    products = work.layers / fast + work.beside / rate
+    attention = work.attention / (peak * flash)
+    moved = work.saved / (MEMORY_SHARE * device.bandwidth)
+    forward = products + attention + FORWARD_MOVES * moved
+    backward = 2 * products + FLASH_BACKWARD * attention + BACKWARD_MOVES * moved
+    again = attention if setup.recompute == "selective" else share_again(setup.recompute) * forward
+    return forward * sequences, (backward + again) * sequences
+
+
+def share_of_peak(device: Hardware) -> float:
+    """The share of a GPU's peak that its fastest product reaches."""
+    return next((share for name, share in MATMUL.items() if device.name.startswith(name)), MATMUL["h100"])
+
+
+def share_again(recompute: str) -> float:
+    """The share of the layers' forward pass that is computed again whole, and whose collectives run again."""
+    every = read_every(recompute)
+    return 1.0 if recompute == "full" else 1 / every if every else 0.0
+
+
+def exposed_seconds(sent: StageTraffic, plan: StepPlan, cluster: Cluster) -> tuple[float, float]:
+    """Time the collectives that layers wait for: in one microbatch, and once a step."""
+    setup = plan.setup
+    again = 1 + share_again(setup.recompute) / 2  # half of what is sent is the forward pass'
+    stage = setup.dp * plan.replicas * setup.cp * setup.tp  # GPUs from one stage to the next
+    times = {
+        "tp": lambda size: cluster.ring_seconds(size, 1, setup.tp) * again,
+        "cp": lambda size: cluster.ring_seconds(size, setup.tp, setup.cp) * again,
+        "ep": lambda size: cluster.exchange_seconds(size, setup.tp, setup.ep) * again,
+        "pp": lambda size: cluster.ring_seconds(size, stage, setup.pp) * plan.chunks,
+    }
+    each = sum(times[name](size * setup.batch) for name, size in sent.streams.items())
+    once = sum(times[name](size) for name, size in sent.fixed.items())
+    return each, once
+
+
+def data_seconds(
+    sent: StageTraffic, work: StageWork, plan: StepPlan, cluster: Cluster, compute: tuple[float, float], held: Any
+) -> float:
+    """Time what data parallelism adds to a step: what is sent beyond what compute covers, and what sending takes from
+    compute meanwhile. `compute` is a microbatch's forward and backward pass, `held` what `states` counts.
+
+    FSDP gathers weights for each microbatch; it reduces gradients after each, or with a pipeline or ZeRO 1 and 2 once.
+    """
+    setup, passes = plan.setup, plan.microbatches
+    size, copies = setup.dp * setup.cp, plan.replicas
+    gather, reduce = (cluster.ring_seconds(each, setup.tp, size) for each in (sent.gathered, sent.reduced))
+    reduce += cluster.ring_seconds(2 * (copies - 1) / copies * held["gradients"], setup.tp * size, copies)
+    gathers = 1 if plan.keeps_gathered or setup.zero < 3 else passes
+    reduces = 1 if setup.pp > 1 or setup.zero in (1, 2) else passes
+    forward, backward = compute
+
+    def beyond(gather: float, reduce: float) -> float:
+        """Half of the weights are gathered in the forward pass. The first unit's weights and the last one's gradients
+        are covered by nothing."""
+        waits = max(gather / 2 - forward, 0) + max(gather / 2 + reduce - backward, 0)
+        return max(waits, (gather + reduce) / work.units)
+
+    exposed = beyond(gather, reduce)
+    exposed += (passes - 1) * beyond(gather if gathers > 1 else 0.0, reduce if reduces > 1 else 0.0)
+    hidden = gather * gathers + reduce * reduces - exposed
+    return exposed + cluster.usage(setup.tp, size * copies) * max(hidden, 0)
+
+
+def bubble_share(stages: int, microbatches: int, chunks: int = 1) -> float:
+    """The share of a pipeline's time in which a stage waits: (p − 1)/(v·m + p − 1) (Narayanan et al., 2021, §2.2)."""
+    return (stages - 1) / (chunks * microbatches + stages - 1)
+
+
+def predict_step(
+    work: StageWork, sent: StageTraffic, plan: StepPlan, cluster: Cluster, held: Mapping[str, Any]
+) -> StepTime:
+    """Predict a step from what the slowest stage computes and sends, and from the states that it holds."""
+    forward, backward = pass_seconds(work, plan, cluster.device)
+    each, once = exposed_seconds(sent, plan, cluster)
+    compute = (forward + backward) * plan.microbatches
+    waiting = each * plan.microbatches
+    share = bubble_share(plan.setup.pp, plan.microbatches, plan.chunks)
+    bubble = (compute + waiting) * share / (1 - share)
+    moved = held["gradients"] + 2 * (held["weights"] + held["optimizer"])  # states are read and written
+    update = moved / (MEMORY_SHARE * cluster.device.bandwidth)
+    data = data_seconds(sent, work, plan, cluster, (forward, backward), held)
+    return StepTime(compute, waiting + once + data, bubble, update)
+
+
+def find_slowest(work: Mapping[int, StageWork], plan: StepPlan, device: Hardware) -> int:
+    """Find the stage whose passes take longest, by its index."""
+    return max(work, key=lambda index: sum(pass_seconds(work[index], plan, device)))
+
+
+def hold_states(spec: Any, setup: Setup, pipeline: tuple[Stage, ...]) -> dict[str, Any]:
+    """Count the states of the stage with most parameters."""
+    return states(spec, setup, max(pipeline, key=lambda stage: stage.params))
