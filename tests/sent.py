@@ -28,6 +28,8 @@ class Sent(TorchDispatchMode):
     def note(self, name: str, args: tuple[Any, ...]) -> None:
         ranks = next((distributed.ProcessGroup.unbox(each).size() for each in args[:3] if is_group(each)), 1)
         first = args[0][0] if isinstance(args[0], list) else args[0]
+        if isinstance(first, list):  # objects of Python's, which some agree on
+            return
         size = first.numel() * first.element_size()
         if name == "allreduce_" and size > AGREED:
             self.add("sum", 2 * (ranks - 1) / ranks * size)

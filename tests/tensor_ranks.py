@@ -15,11 +15,11 @@ from zoo.costs.shards import shard_model
 from zoo.errors import ZooError
 from zoo.grammar.plain import from_dict
 from zoo.model.init import initialise
-from zoo.ranks.cuts import find_cut_faults, find_cuts
 from zoo.ranks.gradients import measure_gradient, sum_common_gradients
 from zoo.ranks.mesh import Mesh
 from zoo.ranks.world import join, read_world
 from zoo.run.builder import build, load_spec
+from zoo.spec.cuts import find_cut_faults, find_cuts
 from zoo.training.layout import Layout
 from zoo.training.parallel import find_wide_norms
 

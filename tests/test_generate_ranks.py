@@ -11,7 +11,7 @@ from test_parallel import BASE, MODELS, here  # noqa: F401  (a fixture)
 import zoo
 from zoo import cli
 from zoo.errors import ConfigError
-from zoo.ranks.serving import find_ranks
+from zoo.run.rank import find_ranks
 
 PROMPTS = ["the quick fox", "a dog runs over the lazy tree and", "it"]
 

@@ -16,8 +16,8 @@ from zoo.compose import load
 from zoo.costs.shards import shard_model
 from zoo.errors import ConfigError
 from zoo.grammar import to_dict
-from zoo.ranks.cuts import Cut, Segment, find_cuts
 from zoo.spec import table
+from zoo.spec.cuts import Cut, Segment, find_cuts
 
 RANKS = Path(__file__).parent / "tensor_ranks.py"
 TINY = ["llama", "gpt", "bert", "bart", "t5", "mixtral", "deepseek", "qwen3-next"]

@@ -249,8 +249,8 @@ def _find_world(tp: int, folder: Path, args: list[str], reads_input: bool, **low
     code. Raises ConfigError."""
     from zoo.checkpoint import store
     from zoo.errors import ConfigError
-    from zoo.ranks.serving import check_parts, find_ranks
     from zoo.ranks.world import ALONE, read_world
+    from zoo.run.rank import check_parts, find_ranks
 
     started = read_world().size > 1
     if tp == 1 and not started:

@@ -13,8 +13,8 @@ from zoo.costs.rows import Priced, tabulate
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shards import dim0_share, numel
 from zoo.costs.states import ways, widths
-from zoo.ranks.cuts import compare_parts
 from zoo.spec import LOGITS, Buffer, Experts, Tied
+from zoo.spec.cuts import compare_parts
 
 
 def traffic(spec: Priced, setup: Setup, stage: Stage | None = None) -> dict[str, dict[str, Any]]:

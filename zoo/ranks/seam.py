@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class Seam:
     """The seam of a model that one process holds whole, where there is nothing to do.
 
-    Tensor parallelism (Shoeybi et al., 2019, Megatron-LM) has its own, `zoo.ranks.tensor.TensorSeam`. There, in a pass
+    Tensor parallelism (Shoeybi et al., 2019, Megatron-LM) has its own, `zoo.run.tensor.TensorSeam`. There, in a pass
     with gradients, each rank has the stream of its own tokens only, between the sub-layers that it computes a part of
     for all tokens (sequence parallelism; Korthikanti et al., 2022).
     """

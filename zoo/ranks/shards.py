@@ -12,8 +12,8 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.ranks.cuts import Cut
     from zoo.ranks.group import Group
+    from zoo.spec.cuts import Cut
 
 
 def is_shared(tensor: Any) -> bool:

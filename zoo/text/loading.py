@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError
-from zoo.ranks.serving import take_part
 from zoo.ranks.world import ALONE, World
 from zoo.run.builder import pick_device
 from zoo.run.dtypes import settle_cpu
 from zoo.run.linear.probe import BUCKETS
 from zoo.run.linear.ready import check_weights, make_ready
+from zoo.run.rank import take_part
 
 if TYPE_CHECKING:
     from zoo.data.tokenizer import Tokenizer

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from zoo.costs.shards import shard_model, spread_experts
 from zoo.lazy import torch
 from zoo.model.section import cut_sections, reads_table
-from zoo.ranks.cuts import find_cuts
 from zoo.ranks.group import Group
 from zoo.ranks.mesh import Mesh
 from zoo.ranks.shards import Division, Shares, Stages
 from zoo.ranks.world import World
 from zoo.spec import table
+from zoo.spec.cuts import find_cuts
 from zoo.training.gradient import choose_autocast
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ class Layout:
         """Let a model that was built of a rank's part compute as a part of the whole one: with the others of its group,
         at the seams."""
         from zoo.ranks.context import SpreadContext
-        from zoo.ranks.tensor import TensorSeam, divide_layers
         from zoo.run.layer import Layer
+        from zoo.run.tensor import TensorSeam, divide_layers
 
         if self.context is not None:
             for path, _ in model.towers():

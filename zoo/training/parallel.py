@@ -12,10 +12,10 @@ from pydantic import BeforeValidator
 from zoo.costs.shards import expert_faults, shard_model
 from zoo.errors import ConfigError, did_you_mean
 from zoo.paths import conf_dir
-from zoo.ranks.cuts import find_cut_faults, find_cuts
 from zoo.ranks.mesh import Mesh
 from zoo.ranks.world import World, read_world
 from zoo.spec import Spec
+from zoo.spec.cuts import find_cut_faults, find_cuts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,9 +7,9 @@ from typing import Any
 from zoo.costs.shards import shard_model
 from zoo.errors import ConfigError
 from zoo.lazy import torch
-from zoo.ranks.cuts import find_cuts
 from zoo.ranks.shards import Division, Shares
 from zoo.ranks.world import World, join, read_world
+from zoo.spec.cuts import find_cuts
 
 
 def check_parts(spec: Any, ranks: int) -> None:
@@ -29,8 +29,8 @@ def find_ranks(asked: int) -> World:
 
 def take_part(model: Any, world: World, device: str) -> Any:
     """Take a rank's part of a loaded model, on its device. All processes must call it."""
-    from zoo.ranks.tensor import TensorSeam, divide_layers
     from zoo.run.builder import build, pick_device
+    from zoo.run.tensor import TensorSeam, divide_layers
 
     where = pick_device(device)
     if where.type == "cuda":
