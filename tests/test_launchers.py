@@ -122,7 +122,7 @@ def test_a_job_takes_a_gpu_for_each_process_unless_told_otherwise(asked, line, h
         (["nproc=2"], "launcher: is slurm, and there is no sbatch here (launcher.submit=false writes the job alone)"),
         ([], "nproc: is null, and launcher=slurm starts processes (nproc=2, say)"),
         (["nproc=2", "launcher.time=soon"], "launcher.time: is 'soon', which is no time of SLURM's"),
-        (["nproc=2", "launcher.time=30"], "launcher.time: is the number 30 (in quotes in a file"),
+        (["nproc=2", "launcher.time=30"], "launcher.time: is the number 30 (a text, with its seconds"),
         (["nproc=2", "launcher.partition='a b'"], "launcher.partition: is 'a b', which is no name of SLURM's"),
         (["nproc=2", "launcher.lines=['a\nb']"], "launcher.lines: has 'a\\nb' as one line (an entry for each)"),
         (["nproc=2", "launcher.port=80"], "launcher.port: input should be greater than or equal to 1024"),

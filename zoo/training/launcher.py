@@ -25,7 +25,7 @@ class TorchrunLauncher(Launcher, kind="torchrun"):
 
 def _check_time(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):  # YAML reads 12:00:00 as 43200
-        raise ValueError(f"is the number {value} (in quotes in a file, and with its seconds: '00:30:00')")
+        raise ValueError(f"is the number {value} (a text, with its seconds: \"launcher.time='00:30:00'\")")
     if isinstance(value, str) and not re.fullmatch(r"\d+(:\d\d){1,2}|\d+-\d+(:\d\d){0,2}", value):
         raise ValueError(f"is {value!r}, which is no time of SLURM's ('00:30:00', '12:00:00' or '2-00:00:00')")
     return value

@@ -52,7 +52,7 @@ from zoo.training.planning import (
 )
 from zoo.training.precision import MASTER, Computing, lower_weights
 from zoo.training.restarts import describe_restart, has_checkpoint, is_launched
-from zoo.training.sampling import choose_sampling_kernel, writes
+from zoo.training.sampling import choose_sampling_kernel, describe_silence, writes
 from zoo.training.saving import restore_counters, tidy_checkpoints
 from zoo.training.show import Show
 from zoo.training.speed import find_peak
@@ -402,9 +402,3 @@ def describe_sample_of_rows(run: Run) -> str | None:
     taken = sum(len(batch.input_ids) for held in run.held_out for batch in held.batches)
     there = sum(source.tokens.n_documents for source in run.data.held_out)
     return None if taken == there else f"evaluates on {taken:,} of {there:,} rows (eval_batches=null: on all)"
-
-
-def describe_silence(spec: Any) -> str:
-    """Name what keeps a model from writing text: its topology, or its head."""
-    heads = [tower.head for tower in spec.towers().values() if tower.causal]
-    return f"{describe(spec)} with a head of kind '{heads[-1].kind}'" if heads else describe(spec)
