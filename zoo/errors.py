@@ -29,6 +29,10 @@ class ConfigError(ZooError):
         self.faults = list(faults)
 
 
+class FinishedRun(ConfigError):
+    """No step is left of the run that was to go on."""
+
+
 class KernelError(ConfigError):
     """A kernel was forced that cannot do what the architecture asks."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +15,7 @@ from zoo.cli.completing import complete_training
 
 if TYPE_CHECKING:
     from zoo.jobs.plan import LaunchPlan
+    from zoo.training.settings import Training
 
 
 class TrainingConfigPart(StrEnum):
@@ -70,12 +71,26 @@ def run(
         with jobs.plan_launch(overrides, config=config, sweeps=multirun, check=False) as plan:
             return _show(plan, cfg, resolve, info)
     with _ended_by_sigterm(), jobs.plan_launch(overrides, config=config, sweeps=multirun) as plan:
-        settings = jobs.task_config(plan.jobs[0])
         if plan.sweeps:
             _refuse_processes()
             _sweep(plan)
-        elif not _launched(settings.launcher, settings.nproc, [*(["-c", str(config)] if config else []), *overrides]):
-            plan.run()
+        else:
+            _run(plan, ["-c", str(config)] if config else [], overrides)
+
+
+def _run(plan: LaunchPlan, options: list[str], overrides: list[str]) -> None:
+    """Run one job, in the processes that its launcher starts where it has one."""
+    from zoo.errors import FinishedRun
+    from zoo.jobs.plan import task_config
+    from zoo.ranks.world import read_world
+    from zoo.training.planning import plan_training
+
+    _start_processes(plan_training(task_config(plan.jobs[0])).settings, options, overrides, plan.make_folder)
+    try:
+        plan.run()
+    except FinishedRun as error:  # restarted at its end
+        if read_world().main:
+            print(f"zoo: {error}", file=sys.stderr)
 
 
 def _refuse_processes() -> None:
@@ -89,16 +104,15 @@ def _refuse_processes() -> None:
         )
 
 
-def _launched(launcher: str, processes: int | None, args: list[str]) -> bool:
-    """Start the processes of a run whose config has a launcher, and exit with their code; False where there is nothing
-    to start."""
-    from zoo.ranks.world import read_world
+def _start_processes(
+    settings: Training, options: list[str], overrides: list[str], make_folder: Callable[[], Path]
+) -> None:
+    """Start the processes of a run whose config has a launcher, and exit with their code."""
+    from zoo.jobs.launch import Command, start_processes
 
-    if launcher == "none" or processes is None or read_world().size > 1:
-        return False
-    from zoo.jobs.launch import launch
-
-    raise typer.Exit(launch(processes, ["train", *args]))
+    code = start_processes(settings, Command(options, overrides), make_folder)
+    if code is not None:
+        raise typer.Exit(code)
 
 
 @contextmanager
@@ -118,8 +132,7 @@ def _resume(folder: Path, overrides: list[str]) -> None:
     from zoo.training.planning import plan_resumption
 
     settings = plan_resumption(folder, overrides).settings
-    if _launched(settings.launcher, settings.nproc, ["--resume", str(folder), *overrides]):
-        return
+    _start_processes(settings, ["--resume", str(folder)], overrides, lambda: folder)
     try:
         task.resume_run(folder, overrides)
     finally:

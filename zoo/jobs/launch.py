@@ -1,4 +1,4 @@
-"""Start the processes of a run on this machine, by torch's own launcher (torchrun)."""
+"""Start the processes of a run: on this machine by torch's own launcher (torchrun), or as a job of SLURM."""
 
 from __future__ import annotations
 
@@ -7,24 +7,45 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ZooError
+from zoo.jobs.command import Command
+from zoo.jobs.slurm import submit
+from zoo.training.restarts import is_launched
+
+if TYPE_CHECKING:
+    from zoo.training.settings import Training
 
 
-def launch(processes: int, args: Sequence[str]) -> int:
+def start_processes(settings: Training, command: Command, make_folder: Callable[[], Path]) -> int | None:
+    """Start the processes of a run whose config has a launcher, and return the exit code; None where there is nothing
+    to start. `make_folder` gives the run's folder, where it must be known before."""
+    launcher, count = settings.launcher, settings.nproc
+    if launcher.kind == "none" or count is None or is_launched():
+        return None
+    if launcher.kind == "slurm":
+        return submit(settings, command, make_folder)
+    if settings.restarts:
+        command = command.place(make_folder())
+    return launch(count, command.list_words(), settings.restarts)
+
+
+def launch(processes: int, args: Sequence[str], restarts: int = 0) -> int:
     """Run `zoo` with these arguments in so many processes, and return its exit code: 0, or that of the first process
-    that failed, which has said why. Raises ZooError with the process that was killed."""
+    that failed, which has said why. Raises ZooError with the process that was killed, where it was the last of so many
+    restarts."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     threads = max(len(os.sched_getaffinity(0)) // processes, 1) if hasattr(os, "sched_getaffinity") else 1
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # as torchrun does: each has its share of the cores
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    _silence_elastic(restarts)
     meeting: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
-    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=0, **meeting)
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=restarts, **meeting)
     try:
         elastic_launch(config, sys.executable)("-m", "zoo", *args)
     except ChildFailedError as error:
@@ -34,9 +55,38 @@ def launch(processes: int, args: Sequence[str]) -> int:
     return 0
 
 
+class RestartLines(logging.Handler):
+    """Print a line for each process that torch says was lost, while all are to be started again."""
+
+    def __init__(self, restarts: int) -> None:
+        super().__init__(logging.ERROR)
+        self.left = restarts
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not str(record.msg).startswith("failed (exitcode") or not isinstance(record.args, tuple):
+            return
+        self.left -= 1
+        if self.left >= 0:
+            code, rank, process = record.args[:3]
+            print(f"zoo: rank {rank}: {_describe_end(int(str(code)), process)}; restarting all", file=sys.stderr)
+
+
+def _silence_elastic(restarts: int) -> None:
+    """Keep torch's launcher from logging. What became of a process is said in one line."""
+    logger = logging.getLogger("torch.distributed.elastic")
+    logger.setLevel(logging.ERROR if restarts else logging.CRITICAL)
+    if restarts:
+        logger.handlers, logger.propagate = [RestartLines(restarts)], False
+
+
 def _explain(error: Any) -> int:
     rank, failure = error.get_first_failure()
     if failure.exitcode >= 0:
         return failure.exitcode
-    name = signal.Signals(-failure.exitcode).name
-    raise ZooError(f"rank {rank}: process {failure.pid} was killed by {name} (`zoo train --resume RUN` goes on)")
+    raise ZooError(f"rank {rank}: {_describe_end(failure.exitcode, failure.pid)} (`zoo train --resume RUN` goes on)")
+
+
+def _describe_end(code: int, process: Any) -> str:
+    if code >= 0:
+        return f"process {process} failed with exit code {code}"
+    return f"process {process} was killed by {signal.Signals(-code).name}"

@@ -32,6 +32,7 @@ from zoo.errors import ConfigError, short
 from zoo.jobs.loader import ROOT, JobLoader
 from zoo.jobs.record import run_one_job
 from zoo.ranks.world import read_world
+from zoo.training import restarts
 
 
 @dataclasses.dataclass
@@ -50,10 +51,7 @@ class LaunchPlan:
 
     def make_folder(self) -> Path:
         """Make a folder for this run or sweep alone. Two that start in the same second get two."""
-        mode = RunMode.MULTIRUN if self.sweeps else RunMode.RUN
-        cfg = self.loader.load_configuration(self.config_name, self.overrides, mode)
-        HydraConfig.instance().set_config(cfg)
-        key = "hydra.sweep.dir" if self.sweeps else "hydra.run.dir"
+        cfg, key = self._compose_hydra(), "hydra.sweep.dir" if self.sweeps else "hydra.run.dir"
         wanted = Path(str(OmegaConf.select(cfg, key)))
         try:
             self.made = [path for path in (wanted, *wanted.parents) if not path.exists()]
@@ -64,6 +62,26 @@ class LaunchPlan:
         except OSError as error:
             found = error.strerror or short(error)
             raise ConfigError(f"{wanted}: cannot be made, found {found} ({key}=FOLDER names another)") from error
+
+    def _compose_hydra(self) -> DictConfig:
+        """Compose the config with Hydra's own node, whose interpolations Hydra resolves."""
+        mode = RunMode.MULTIRUN if self.sweeps else RunMode.RUN
+        cfg = self.loader.load_configuration(self.config_name, self.overrides, mode)
+        HydraConfig.instance().set_config(cfg)
+        return cfg
+
+    def _find_own(self) -> Path | None:
+        """Find the run that this launch began before torchrun restarted its processes. Raises ConfigError where it
+        could not be found again, as its folder is named by the time."""
+        launch = restarts.read_launch()
+        if launch is None:
+            return None
+        cfg = self._compose_hydra()
+        if launch.most and "${now:" in str(OmegaConf.to_container(cfg.hydra.run, resolve=False)):
+            found = f"is named by the time, and torchrun may restart the run (--max-restarts={launch.most})"
+            raise ConfigError(f"hydra.run.dir: {found}, which then looks for its folder (hydra.run.dir=FOLDER)")
+        folder = Path(str(cfg.hydra.run.dir))
+        return folder if restarts.belongs_to_launch(folder, task_config(self.jobs[0])) else None
 
     @staticmethod
     def _make_new(wanted: Path) -> Path:
@@ -91,14 +109,28 @@ class LaunchPlan:
         """Run the one job. Gives what the task returned, or raises what it raised."""
         if not read_world().main:
             return self._follow()
+        if (own := self._find_own()) is not None:
+            if restarts.has_checkpoint(own):
+                return self._rejoin(own)
+            restarts.clear_for_restart(own)
         with self.hold_folder() as folder:
             self.loader.folder = str(folder)
+            restarts.note_launch(folder, task_config(self.jobs[0]))
             result = self.hydra.run(self.config_name, run_one_job, self.overrides).return_value
         if isinstance(result, ConfigError):
             self._discard(folder)
         if isinstance(result, BaseException):
             raise result
         return result
+
+    def _rejoin(self, folder: Path) -> Any:
+        """Go on with the run in a folder after a restart, as `--resume` does."""
+        from zoo.training.task import rejoin_run
+
+        try:
+            return rejoin_run(folder)
+        finally:
+            runs.remember(folder)
 
     def _follow(self) -> Any:
         """Run the one job as another process than the main one: without a folder of its own, and without Hydra."""
@@ -116,7 +148,8 @@ class LaunchPlan:
     def _discard(self, folder: Path) -> None:
         """Remove the folder of a run that refused its input before it had done anything, and the folders made to hold
         it."""
-        nothing_done = {path.name for path in folder.iterdir()} <= {".hydra", "train.log", runs.RESULT, runs.LOCK}
+        of_a_start = {".hydra", "train.log", runs.RESULT, runs.LOCK, restarts.FILE}
+        nothing_done = {path.name for path in folder.iterdir()} <= of_a_start
         if nothing_done and not runs.is_locked(folder):  # by the process that refuses this one
             shutil.rmtree(folder)
             for path in self.made:

@@ -1,4 +1,3 @@
-# n processes
 """How a run is spread over processes: its mesh, read from the config."""
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from zoo.costs.shards import expert_faults, shard_model
-from zoo.errors import ConfigError, did_you_mean
-from zoo.paths import conf_dir
+from zoo.errors import ConfigError
 from zoo.ranks.mesh import Mesh
 from zoo.ranks.world import World, read_world
 from zoo.spec import Spec
 from zoo.spec.cuts import find_cut_faults, find_cuts
+from zoo.training.packaged import read_packaged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,20 +85,13 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
 
 def read_parallel(value: Any) -> Any:
     """Read the fields of a packaged way by its name (ddp, fsdp); give back any other value."""
-    if not isinstance(value, str):
-        return value
-    from yaml import safe_load
-
-    names = sorted(file.stem for file in (conf_dir() / "parallel").glob("*.yaml"))
-    if value not in names:
-        raise ValueError(f"there is no {value!r}{did_you_mean(value, names)} (one of: {', '.join(names)})")
-    return safe_load((conf_dir() / "parallel" / f"{value}.yaml").read_text(encoding="utf-8"))
+    return read_packaged("parallel", value)
 
 
 def find_world(settings: Training) -> World:
     """The processes that there are, or that a launcher is to start."""
     world = read_world()
-    return World(size=settings.nproc) if settings.nproc and world.size == 1 else world
+    return World(size=settings.nproc * settings.nodes) if settings.nproc and world.size == 1 else world
 
 
 def find_parallel_faults(settings: Training, world: World, spec: Any) -> list[str]:

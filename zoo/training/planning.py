@@ -19,6 +19,7 @@ from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.kernels import KERNELS
 from zoo.run import fp8
 from zoo.training import settings as S
+from zoo.training.packaged import read_packaged
 from zoo.training.parallel import find_parallel_faults, find_world
 from zoo.training.routing import has_selection_bias
 from zoo.training.start.begin import Start
@@ -29,7 +30,7 @@ MAY_CHANGE = (
     *("steps", "batch_size", "accumulate", "log_every", "eval_every", "eval_batches", "eval_weights", "save_every"),
     "checkpoint",
     *("keep", "keep_best", "skip_nonfinite", "lawa", "sample"),
-    *("compile", "recompute", "offload", "device", "kernel", "parallel", "launcher", "nproc"),
+    *("compile", "recompute", "offload", "device", "kernel", "parallel", "launcher", "nproc", "nodes", "restarts"),
 )
 """The keys that may change when a run is resumed. Any other would make it another run."""
 
@@ -198,7 +199,7 @@ def plan_resumption(folder: Path, overrides: Sequence[str]) -> TrainingPlan:
         raise CheckpointError(
             f"{folder / CONFIG}: is no config of a run, it has no model (the file that zoo train wrote)"
         )
-    changes, faults = OmegaConf.create(), []
+    merged, faults = cfg, []
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals:
@@ -207,12 +208,29 @@ def plan_resumption(folder: Path, overrides: Sequence[str]) -> TrainingPlan:
             hint = did_you_mean(key, MAY_CHANGE) or f" (these may change: {', '.join(MAY_CHANGE)})"
             faults.append(f"{key}: a run that goes on keeps it{hint}")
         else:
-            changes = OmegaConf.merge(changes, OmegaConf.from_dotlist([override]))
+            merged = merge_change(merged, override, faults)
     if faults:
         raise ConfigError(*faults)
-    merged = OmegaConf.merge(cfg, changes)
-    assert isinstance(merged, DictConfig)
     return use_own_tokenizer(plan_training(merged), folder / runs.TOKENIZER)
+
+
+def merge_change(cfg: DictConfig, override: str, faults: list[str]) -> DictConfig:
+    """Merge an override into the config of a run that goes on. The name of a packaged choice replaces the whole node,
+    so that later overrides find its fields (`launcher=slurm launcher.partition=gpu`)."""
+    change = OmegaConf.from_dotlist([override])
+    for key in change.keys() & {"parallel", "launcher"}:
+        if isinstance(name := change[key], str):
+            try:
+                change = OmegaConf.create({key: read_packaged(str(key), name)})
+            except ValueError as error:
+                faults.append(f"{key}: {error}")
+                return cfg
+            cfg = OmegaConf.masked_copy(cfg, [str(each) for each in cfg if each != key])
+        elif isinstance(cfg.get(key), str):  # as older runs wrote it
+            cfg = OmegaConf.merge(cfg, {key: read_packaged(str(key), cfg[key])})  # type: ignore[assignment]
+    merged = OmegaConf.merge(cfg, change)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def use_own_tokenizer(planned: TrainingPlan, folder: Path) -> TrainingPlan:

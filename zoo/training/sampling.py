@@ -1,4 +1,4 @@
-"""Choose the attention kernel for the samples of text that a run writes while it trains."""
+"""Samples of text that a run writes while it trains: whether the model writes any, and by which kernel."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.costs.kernels import asks
 from zoo.costs.setup import Setup
 from zoo.kernels import KERNELS, machine_of
+from zoo.training.objective.base import describe
 
 if TYPE_CHECKING:
     from zoo.training.settings import Training
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 def writes(spec: Any) -> bool:
     """Whether a model writes text, so that samples can be taken."""
     return any(tower.causal and tower.head.predicts_tokens for tower in spec.towers().values())
+
+
+def describe_silence(spec: Any) -> str:
+    """Name what keeps a model from writing text: its topology, or its head."""
+    heads = [tower.head for tower in spec.towers().values() if tower.causal]
+    return f"{describe(spec)} with a head of kind '{heads[-1].kind}'" if heads else describe(spec)
 
 
 def choose_sampling_kernel(spec: Any, settings: Training, device: Any) -> tuple[str, str | None]:

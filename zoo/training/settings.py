@@ -24,6 +24,7 @@ from zoo.sampling.options import Sampling
 from zoo.spec import Spec
 from zoo.training.averages import Average
 from zoo.training.dropout import Dropout
+from zoo.training.launcher import Launcher, NoLauncher, find_count_fault, read_launcher
 from zoo.training.loggers import Logger, NoLogger
 from zoo.training.objective import Objective
 from zoo.training.optim import Optim
@@ -97,8 +98,10 @@ class Training(Spec, axis="command", kind="train", default="train"):
     schedule: Schedule
     parametrisation: Parametrisation = Standard()
     parallel: Annotated[Parallel, BeforeValidator(read_parallel)] = Parallel()  # how processes share the run
-    launcher: Literal["none", "torchrun"] = "none"  # what starts them, on this machine; none: they are started
-    nproc: Annotated[int, Field(ge=2)] | None = None  # how many the launcher starts
+    launcher: Annotated[Launcher, BeforeValidator(read_launcher)] = NoLauncher()  # what starts them
+    nproc: PositiveInt | None = None  # how many the launcher starts on each node
+    nodes: PositiveInt = 1
+    restarts: NonNegativeInt = 0  # how often the launcher starts all again after one was lost
     logger: Logger = NoLogger()  # a tracker that gets the metrics too
 
     @field_validator("accumulate")
@@ -139,14 +142,12 @@ class Training(Spec, axis="command", kind="train", default="train"):
             raise ValueError(f"is {value!r}, which trains nothing (one of: auto, cpu, cuda, cuda:N)")
         return value
 
-    @field_validator("nproc")
+    @field_validator("nproc", "nodes", "restarts")
     @classmethod
     def is_of_a_launcher(cls, value: int | None, info: Any) -> int | None:
-        launched = info.data.get("launcher") == "torchrun"
-        if launched and value is None:
-            raise ValueError("is null, and launcher=torchrun starts processes (nproc=2, say)")
-        if value is not None and not launched:
-            raise ValueError(f"is {value}, and nothing starts them (launcher=torchrun, or nproc=null)")
+        launcher = info.data.get("launcher")
+        if launcher is not None and (fault := find_count_fault(info.field_name, value, launcher.kind)):
+            raise ValueError(fault)
         return value
 
     @field_validator("lawa")

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig
 
 from zoo import grammar, runs
 from zoo.checkpoint import store
 from zoo.data import Batches, Prepared, copy_tokenizer, prepare, refuse_old_position
-from zoo.disk import write_text
-from zoo.errors import ConfigError, ZooError, short
+from zoo.errors import ConfigError, FinishedRun, ZooError, short
 from zoo.generation.towers import check_length
 from zoo.grammar.saved import read_spec
 from zoo.kernels import machine_of, select
 from zoo.lazy import torch
 from zoo.model.init import initialise, mix_seed
-from zoo.ranks.world import ALONE, World, join, read_world
+from zoo.ranks.world import ALONE, World, read_world
 from zoo.report.page import PAGE, add_environment
 from zoo.run import fp8
 from zoo.run.builder import build, pick_device
@@ -41,8 +37,10 @@ from zoo.training.layout import Layout
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records, Unwritten
 from zoo.training.loggers import open_relay
 from zoo.training.loop import Run, draw_last_page, fit
+from zoo.training.meeting import join_processes
 from zoo.training.objective import Auto, Context, Labelled
 from zoo.training.objective.base import describe
+from zoo.training.outcome import find_output_folder, write_result, write_yaml
 from zoo.training.planning import (
     CONFIG,
     MODEL,
@@ -53,7 +51,8 @@ from zoo.training.planning import (
     plan_training,
 )
 from zoo.training.precision import MASTER, Computing, lower_weights
-from zoo.training.sampling import choose_sampling_kernel, writes
+from zoo.training.restarts import describe_restart, has_checkpoint, is_launched
+from zoo.training.sampling import choose_sampling_kernel, describe_silence, writes
 from zoo.training.saving import restore_counters, tidy_checkpoints
 from zoo.training.show import Show
 from zoo.training.speed import find_peak
@@ -67,9 +66,12 @@ def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, An
     """
     planned, world = plan_training(cfg), read_world()
     show = Show(planned.settings.steps, quiet=not world.main)
-    join(world, pick_device(planned.settings.device).type)
+    join_processes(world, pick_device(planned.settings.device).type)
     with ExitStack() as held:
-        where = Path(world.tell(str(folder or find_output_folder()) if world.main else ""))
+        told, begins = world.tell((str(folder or find_output_folder()), True) if world.main else None)
+        if not begins:  # the main process has found its own run there (`rejoin_run`)
+            return resume_run(told)
+        where = Path(told)
         held.enter_context(failures_in_one_line(where))
         held.enter_context(keep_threads())
         refuse_second_run(where)
@@ -78,6 +80,8 @@ def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, An
         if world.main:
             held.enter_context(runs.locked(where, show.say))
             refuse_second_run(where)  # another process may have had the folder meanwhile
+        if again := describe_restart():
+            show.say(f"{again}starts anew, as there is no checkpoint yet")
         run = build_run(planned, where, device, data, show, world)
         if world.main:
             copy_tokenizer(planned.data, where / runs.TOKENIZER)
@@ -97,7 +101,7 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
     folder, world = Path(folder).expanduser(), read_world()
     planned = plan_resumption(folder, overrides)
     show = Show(planned.settings.steps, quiet=not world.main)
-    join(world, pick_device(planned.settings.device).type)
+    join_processes(world, pick_device(planned.settings.device).type)
     with ExitStack() as held:
         held.enter_context(failures_in_one_line(folder))
         held.enter_context(keep_threads())
@@ -115,13 +119,22 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
         tidy_checkpoints(run)
         if world.main:
             write_yaml(folder / CONFIG, planned.config)
-        show.say(f"goes on after step {run.step}")
+        show.say(f"{describe_restart()}goes on after step {run.step}")
         return complete_run(run, planned)
+
+
+def rejoin_run(folder: Path) -> dict[str, Any]:
+    """Go on with this launch's own run after a restart. The main process alone knows that it is one, and tells the
+    others, which have come to `start_run`. Raises FinishedRun where no step is left."""
+    planned, world = plan_resumption(folder, []), read_world()
+    join_processes(world, pick_device(planned.settings.device).type)
+    world.tell((str(folder), False))
+    return resume_run(folder)
 
 
 def refuse_second_run(folder: Path) -> None:
     """Raise ConfigError when a folder has a run in it already."""
-    if (folder / runs.CHECKPOINTS / runs.LATEST).exists():
+    if has_checkpoint(folder):
         raise ConfigError(f"{folder}: has a run in it (`zoo train --resume {folder}` goes on with it, or name another)")
 
 
@@ -132,7 +145,7 @@ def refuse_other_run(planned: TrainingPlan, folder: Path, checkpoint: Path, coun
     step, due = counters["step"], counters.get("evaluation_due")
     if step >= planned.settings.steps and not due and runs.read_result(folder / runs.RESULT).get("status") == "done":
         more = f"steps={2 * step} goes on with it, or any above {step}"
-        raise ConfigError(f"{folder}: is finished, found a checkpoint of step {step} ({more})")
+        raise FinishedRun(f"{folder}: is finished, found a checkpoint of step {step} ({more})")
 
 
 # ---------------------------------------------------------------- checks
@@ -141,8 +154,8 @@ def refuse_other_run(planned: TrainingPlan, folder: Path, checkpoint: Path, coun
 def prepare_device_and_data(planned: TrainingPlan, show: Show, world: World) -> tuple[TrainingPlan, Any, Prepared]:
     """Pick the device, prepare the data, and check the model against both. Returns the plan with what the data decides,
     the device and the data. Raises ConfigError."""
-    if planned.settings.launcher != "none" and world.size == 1:
-        found = f"is {planned.settings.launcher}, and neither a sweep nor a program starts processes"
+    if planned.settings.launcher.kind != "none" and not is_launched():
+        found = f"is {planned.settings.launcher.kind}, and neither a sweep nor a program starts processes"
         raise ConfigError(f"launcher: {found} (`zoo train` of one run does; or torchrun, and launcher=none)")
     device = pick_device(planned.settings.device)
     if device.type == "cuda" and world.size > 1:
@@ -389,34 +402,3 @@ def describe_sample_of_rows(run: Run) -> str | None:
     taken = sum(len(batch.input_ids) for held in run.held_out for batch in held.batches)
     there = sum(source.tokens.n_documents for source in run.data.held_out)
     return None if taken == there else f"evaluates on {taken:,} of {there:,} rows (eval_batches=null: on all)"
-
-
-def describe_silence(spec: Any) -> str:
-    """Name what keeps a model from writing text: its topology, or its head."""
-    heads = [tower.head for tower in spec.towers().values() if tower.causal]
-    return f"{describe(spec)} with a head of kind '{heads[-1].kind}'" if heads else describe(spec)
-
-
-# ---------------------------------------------------------------- a run's own files
-
-
-def find_output_folder() -> Path:
-    """Return Hydra's output folder of this job; without Hydra, one named by the time."""
-    from hydra.core.hydra_config import HydraConfig
-
-    if HydraConfig.initialized():
-        return Path(HydraConfig.get().runtime.output_dir)
-    return Path("outputs") / time.strftime("%Y-%m-%d_%H-%M-%S")
-
-
-def write_yaml(file: Path, node: Any) -> None:
-    """Write plain data, short nodes on one line."""
-    write_text(file, yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120))
-
-
-def write_result(folder: Path, result: Mapping[str, Any]) -> None:
-    """Update result.json. Keys of the one that is there stay, such as the overrides that the run was started with."""
-    file = folder / runs.RESULT
-    before = runs.read_result(file)
-    merged = {key: value for key, value in {**before, **result}.items() if value is not None}
-    write_text(file, json.dumps(merged, indent=2) + "\n")

@@ -1,0 +1,25 @@
+"""The command of a run, as another process is to be given it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Command:
+    """What `zoo train` was asked: its options (`-c FILE` or `--resume RUN`) and its overrides."""
+
+    options: Sequence[str]
+    overrides: Sequence[str]
+
+    def place(self, folder: Path) -> Command:
+        """The same run in a folder of this name. One that is resumed has its own."""
+        if "--resume" in self.options:
+            return self
+        rest = [each for each in self.overrides if not each.startswith("hydra.run.dir=")]
+        return Command(self.options, [*rest, f"hydra.run.dir='{folder}'"])
+
+    def list_words(self) -> list[str]:
+        return ["train", *self.options, *self.overrides]

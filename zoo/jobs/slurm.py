@@ -1,0 +1,91 @@
+"""Write a run as a job of SLURM (sbatch), and submit it."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoo import disk
+from zoo.errors import ConfigError, ZooError
+from zoo.jobs.command import Command
+from zoo.training.launcher import SlurmLauncher
+
+if TYPE_CHECKING:
+    from zoo.training.settings import Training
+
+SCRIPT = "launch.sbatch"
+WARNING = 120  # seconds before the job's limit at which its processes get SIGTERM, and save
+PATIENCE = 60  # seconds that sbatch may take
+
+
+def submit(settings: Training, command: Command, make_folder: Callable[[], Path]) -> int:
+    """Write the job into the run's folder, and submit it unless `launcher.submit` is false. Returns the exit code."""
+    launcher = settings.launcher
+    assert isinstance(launcher, SlurmLauncher)
+    if launcher.submit and shutil.which("sbatch") is None:
+        raise ConfigError(
+            "launcher: is slurm, and there is no sbatch here (launcher.submit=false writes the job alone)"
+        )
+    folder = make_folder().absolute()
+    file = folder / SCRIPT
+    words = command.place(folder).list_words()
+    disk.write_text(file, "\n".join(write_script(settings, launcher, words, folder)) + "\n")
+    if not launcher.submit:
+        print(f"{file}: written (`sbatch {shlex.quote(str(file))}` submits it)", file=sys.stderr)
+        return 0
+    print(f"job {_submit_file(file)}: {folder}", file=sys.stderr)
+    return 0
+
+
+def write_script(settings: Training, launcher: SlurmLauncher, words: list[str], folder: Path) -> Iterator[str]:
+    """Yield the lines of the job. All its submissions are one launch of torchrun by its id, so that a job that SLURM
+    requeues, or that is submitted again, goes on with its run."""
+    own = [line for line in launcher.lines if line.startswith("#SBATCH")]
+    yield "#!/bin/bash"
+    yield from (f"#SBATCH --{option}" for option in list_options(settings, launcher, folder))
+    yield from own
+    yield ""
+    yield f"cd {shlex.quote(str(Path.cwd()))} || exit 1"
+    yield from (line for line in launcher.lines if line not in own)
+    run = f"srun {shlex.quote(sys.executable)} -m torch.distributed.run"
+    spread = f"--nnodes {settings.nodes} --nproc-per-node {settings.nproc} --max-restarts {settings.restarts}"
+    meeting = f'--rdzv-backend c10d --rdzv-endpoint "$(hostname):{launcher.port}" --rdzv-id {uuid.uuid4().hex}'
+    yield f"{run} \\\n  {spread} \\\n  {meeting} \\\n  -m zoo {shlex.join(words)}"
+
+
+def list_options(settings: Training, launcher: SlurmLauncher, folder: Path) -> Iterator[str]:
+    """Yield the options of sbatch."""
+    on_cpu = settings.device.startswith("cpu")
+    gpus = launcher.gpus if launcher.gpus != "auto" else 0 if on_cpu else settings.nproc
+    yield f"job-name={shlex.quote(f'zoo-{folder.name}')}"
+    yield f"nodes={settings.nodes}"
+    yield "ntasks-per-node=1"  # torchrun, which starts the processes of its node
+    if gpus:
+        yield f"gpus-per-node={gpus}"
+    for name in ("partition", "account", "time"):
+        if (value := getattr(launcher, name)) is not None:
+            yield f"{name}={value}"
+    yield f"output={shlex.quote(str(folder / 'slurm-%j.log'))}"
+    yield "open-mode=append"
+    yield "requeue"
+    yield f"signal=TERM@{WARNING}"
+
+
+def _submit_file(file: Path) -> str:
+    """Submit a job, and return its number."""
+    try:
+        done = subprocess.run(["sbatch", "--parsable", str(file)], capture_output=True, text=True, timeout=PATIENCE)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ZooError(
+            f"{file}: cannot be submitted, found {type(error).__name__} of sbatch (run it by hand)"
+        ) from error
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise ZooError(f"{file}: sbatch refused it, found: {said} (launcher.lines=['#SBATCH …'] adds options)")
+    return done.stdout.strip().split(";")[0]

@@ -1,0 +1,66 @@
+"""Join the processes of a run, also after torchrun has restarted them.
+
+torchrun's agents keep one key-value store over all restarts, with the keys of processes that are gone: gloo would
+connect to their addresses (pytorch/pytorch#135712). So the processes of each start agree on a prefix of their own. The
+count of restarts would not do: each machine's agent counts for itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+import uuid
+from datetime import timedelta
+from typing import Any
+
+from zoo.errors import LostProcess
+from zoo.ranks.world import TIMEOUT, World, join
+
+PAUSE = 0.02  # seconds between two looks of the main process
+
+
+def join_processes(world: World, device: str) -> None:
+    """Join the other processes on their devices, once in the life of a process."""
+    if world.size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        from torch import distributed
+        from torch.distributed.rendezvous import rendezvous
+
+        if not distributed.is_initialized():
+            store, rank, size = next(iter(rendezvous("env://", timeout=TIMEOUT)))
+            prefix = agree_on_prefix(store, rank, size, TIMEOUT)
+            own = distributed.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+            backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+            distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=TIMEOUT)
+            atexit.register(distributed.destroy_process_group)
+    join(world, device)
+
+
+def agree_on_prefix(store: Any, rank: int, size: int, timeout: timedelta) -> str:
+    """Agree on a name that no earlier start has used, in a store that may hold what earlier starts wrote.
+
+    Rank 2 writes zoo/asks/2 = "a1" and waits for zoo/told/a1. Rank 0 answers what it finds in zoo/asks/2, be it an
+    older "f9" at first, until every rank has counted itself in under the name that it was told.
+    """
+    if rank == 0:
+        name = uuid.uuid4().hex
+        _tell_others(store, name, size, time.monotonic() + timeout.total_seconds())
+        return f"zoo/{name}"
+    ask = uuid.uuid4().hex
+    store.set(f"zoo/asks/{rank}", ask)
+    name = store.get(f"zoo/told/{ask}").decode()
+    store.add(f"zoo/joined/{name}", 1)
+    return f"zoo/{name}"
+
+
+def _tell_others(store: Any, name: str, size: int, until: float) -> None:
+    answered: set[str] = set()
+    while store.add(f"zoo/joined/{name}", 0) < size - 1:
+        if time.monotonic() > until:
+            raise LostProcess("the other processes of the run have not come (what started them says why)")
+        for key in (f"zoo/asks/{rank}" for rank in range(1, size)):
+            ask = store.get(key).decode() if store.check([key]) else None
+            if ask is not None and ask not in answered:
+                store.set(f"zoo/told/{ask}", name)
+                answered.add(ask)
+        time.sleep(PAUSE)
