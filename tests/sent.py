@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import distributed
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,8 +28,8 @@ class Sent(TorchDispatchMode):
 
     def note(self, name: str, args: tuple[Any, ...]) -> None:
         ranks = next((distributed.ProcessGroup.unbox(each).size() for each in args[:3] if is_group(each)), 1)
-        first = args[0][0] if isinstance(args[0], list) else args[0]
-        if isinstance(first, list):  # objects of Python's, which some agree on
+        first = (args[0] or [None])[0] if isinstance(args[0], list) else args[0]
+        if not torch.is_tensor(first):  # objects of Python's, which some agree on
             return
         size = first.numel() * first.element_size()
         if name == "allreduce_" and size > AGREED:
