@@ -20,8 +20,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "meshes.md"
 HEAD = """# Meshes: do they train what one process trains?
 
 Written by `python tests/mesh_page.py` on {date} ({machine}; gloo on one machine, torch {torch}). Tiny models, float32,
-AdamW at 3e-4, 20 steps of 8 rows of 32 tokens, evaluated every third step; each mesh on the microbatches that one process
-takes. The largest differences to that process: of a loss, of the gradient's norm (relative), and of a weight tensor
+AdamW at 3e-4, 20 steps of 8 rows of 32 tokens, evaluated every third step; each mesh on the microbatches that one
+process takes. The largest differences to that process: of a loss, of the gradient's norm (relative), and of a weight tensor
 after the run, relative to its norm. AdamW takes a whole step for a gradient that rounding gave its sign.
 
 `tests/test_parallel.py` holds the losses to 1e-5. That the ranks of tp compute the whole model's loss, gradients and
@@ -33,8 +33,8 @@ logits is tested for every architecture of the grammar and of the families (`tes
 SENDS = """
 ## Bytes that a process sends in a step
 
-Counted at torch's process groups in the second step of a run, beside the `traffic` that `zoo stats` predicts for the same
-set-up. The few bytes of counts and norms that all agree on are left out.
+Counted at torch's process groups in the second step of a run, beside the `traffic` that `zoo stats` predicts for the
+same set-up. The few bytes of counts and norms that all agree on are left out.
 
 | model | mesh | sent | predicted |
 | --- | --- | --- | --- |

@@ -242,7 +242,7 @@ def list_sent():
         yield pytest.param(*each, marks=[pytest.mark.slow] if number else [], id="-".join(each[:2]))
 
 
-@pytest.mark.parametrize(("name", "way", "ranks"), list_sent())
+@pytest.mark.parametrize(("name", "way", "ranks"), list(list_sent()))
 def test_what_a_process_sends_is_what_is_predicted(name, way, ranks, here):
     model, own = MODELS[name]
     microbatches = 2 if way == "pp" else 1
@@ -350,6 +350,12 @@ def test_a_mesh_fills_up_with_the_processes_that_there_are():
         (["lawa=2"], "lawa: is 2, which one process alone does"),
         (["batch_size=9"], r"batch_size: is 9, which 2 processes .* \(a multiple of 2\)"),
         (["parallel=none"], "uses one process, found 2"),
+        (["parallel=tp", "precision=bf16_master"], "precision: is bf16_master, whose copies are those of dp"),
+        (["parallel=tp", "dropout={residual: 0.1}"], "dropout: goes with no tensor parallelism yet, found tp=2"),
+        (["parallel=cp", "seq_len=34"], r"seq_len: is 34, which 2·cp=4 do not divide \(a multiple of 4\)"),
+        (["parallel=pp"], r"accumulate: is 1, and the pp=2 stages take as many microbatches"),
+        (["parallel=ep"], r"ep: 2 ranks for experts, of which this model has none \(ep=1\)"),
+        (["parallel={tp: 3}"], "needs 3 processes, found 2"),
     ],
 )
 def test_what_processes_cannot_share_is_refused_before_one_starts(overrides, fault, here):

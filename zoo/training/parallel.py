@@ -119,6 +119,8 @@ def find_parallel_faults(settings: Training, world: World, spec: Any) -> list[st
     if not settings.optim.by_part:
         found = f"{settings.optim.kind} needs whole tensors, of which each process has a part"
         faults.append(f"optim: {found} (optim=adamw, or parallel=none)")
+    if mesh.tokens == 1 and settings.precision == "bf16_master":
+        faults.append("precision: is bf16_master, whose copies are those of dp, shard or cp processes (fp32, bf16)")
     faults += expert_faults(spec, mesh.ep)
     faults += find_pipeline_faults(settings, mesh, spec) if mesh.pp > 1 else []
     faults += find_context_faults(settings, mesh, spec) if mesh.cp > 1 else []
@@ -170,8 +172,6 @@ def find_tensor_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
     except ConfigError as error:
         faults = list(error.faults)
     faults += [f"tp: {line}" for line in find_wide_norms(spec)]
-    if mesh.rows == 1 and settings.precision == "bf16_master":
-        faults.append("precision: is bf16_master, whose copies are those of dp or shard processes (fp32, bf16)")
     for name, is_on, would in (
         ("objective", settings.objective.kind == "distil", "objective=causal"),
         ("dropout", settings.dropout is not None, "dropout=null"),

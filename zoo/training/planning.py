@@ -118,6 +118,8 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
     faults += S.find_optimizer_mismatches(settings, trained)
     collect_faults(faults, lambda: mark_layers(trained, settings.recompute))
     faults += find_parallel_faults(settings, find_world(settings), trained)
+    if settings.checkpoint != "whole" and settings.lora is not None:
+        faults.append(f"checkpoint: is {settings.checkpoint}, and adapters are saved whole (checkpoint=whole)")
     faults += [f"logger: {missing}"] if (missing := settings.logger.refuses()) else []
     if settings.kernel not in (names := ("auto", *KERNELS)):
         hint = did_you_mean(settings.kernel, names)
