@@ -21,8 +21,8 @@ HEAD = """# Meshes: do they train what one process trains?
 
 Written by `python tests/mesh_page.py` on {date} ({machine}; gloo on one machine, torch {torch}). Tiny models, float32,
 AdamW at 3e-4, 20 steps of 8 rows of 32 tokens, evaluated every third step; each mesh on the microbatches that one
-process takes. The largest differences to that process: of a loss, of the gradient's norm (relative), and of a weight tensor
-after the run, relative to its norm. AdamW takes a whole step for a gradient that rounding gave its sign.
+process takes. The largest differences to that process: of a loss, of the gradient's norm (relative), and of a weight
+tensor after the run, relative to its norm. AdamW takes a whole step for a gradient that rounding gave its sign.
 
 `tests/test_parallel.py` holds the losses to 1e-5. That the ranks of tp compute the whole model's loss, gradients and
 logits is tested for every architecture of the grammar and of the families (`tests/test_tensor_parallel.py`).
