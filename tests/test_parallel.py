@@ -355,7 +355,7 @@ def test_a_mesh_fills_up_with_the_processes_that_there_are():
         (["parallel=cp", "seq_len=34"], r"seq_len: is 34, which 2·cp=4 do not divide \(a multiple of 4\)"),
         (["parallel=pp"], r"accumulate: is 1, and the pp=2 stages take as many microbatches"),
         (["parallel=ep"], r"ep: 2 ranks for experts, of which this model has none \(ep=1\)"),
-        (["parallel={tp: 3}"], "needs 3 processes, found 2"),
+        (["parallel={tp: 3}"], "needs a multiple of 3 processes, found 2"),
     ],
 )
 def test_what_processes_cannot_share_is_refused_before_one_starts(overrides, fault, here):
