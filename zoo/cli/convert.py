@@ -35,6 +35,7 @@ def run(
     from zoo.checkpoint import adapters, hf, store
     from zoo.checkpoint import verify as verification
     from zoo.errors import CheckpointError
+    from zoo.families.serving import describe_serving
 
     if verify and to is Kind.hf:
         verification.require_transformers()
@@ -57,6 +58,7 @@ def run(
     files = sorted(out.iterdir())
     size = report.format_size(sum(file.stat().st_size for file in files))
     print(f"written: {out}, {held:,} parameters as {config['architectures'][0]}, {size} in {len(files)} files")
+    print(f"{describe_serving(config['architectures'][0])} (docs/serving.md)")
     if verify:
         largest = verification.verify_folder(model, out)
         print(f"verified: transformers gives the same logits, largest difference {largest:.1e}")

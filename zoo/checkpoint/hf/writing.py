@@ -27,7 +27,9 @@ SHARD = 5_000_000_000
 def save(model: Any, out: Path, *, beside: Path | None = None, shard: int = SHARD) -> dict[str, Any]:
     """Write config.json, safetensors, and the tokenizer's files found in `beside` or where the model came from.
 
-    Gives the config. The folder appears whole or not at all. Raises ConfigError for an architecture that no family can
+    Gives the config. That of a model that came from no Hugging Face folder states the start and end tokens of the
+    tokenizer in `beside`: transformers and serving engines would otherwise take the defaults of the class (Llama: 2
+    ends a text). The folder appears whole or not at all. Raises ConfigError for an architecture that no family can
     describe, CheckpointError where `out` holds something else.
     """
     from zoo.disk import replace_folder
@@ -42,12 +44,28 @@ def save(model: Any, out: Path, *, beside: Path | None = None, shard: int = SHAR
     mapped = map_tensors(model.spec, body)
     with replace_folder(out) as draft:
         dtype = next(model.parameters()).dtype
-        config = {**config, "dtype": str(dtype).removeprefix("torch.")}
+        special = {} if source is not None or beside is None else _read_special_ids(beside)
+        config = {**special, **config, "dtype": str(dtype).removeprefix("torch.")}
         (draft / CONFIG).write_text(json.dumps(to_jsonable(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
         _write_shards(model, mapped, draft, shard, _unread_tensors(model, body, mapped, source))
         for folder in (each for each in (beside, source.folder if source else None) if each is not None):
             copy_beside(folder, draft)
     return config
+
+
+def _read_special_ids(folder: Path) -> dict[str, int]:
+    """Read `eos_token_id` and `bos_token_id` from the tokenizer in a folder, as far as it states them."""
+    if not all((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return {}
+    tokenizer, stated = read_json(folder / "tokenizer.json"), read_json(folder / "tokenizer_config.json")
+    numbers = {each["content"]: each["id"] for each in tokenizer.get("added_tokens") or []}
+    found = {}
+    for name in ("eos_token", "bos_token"):
+        token = stated.get(name)
+        text = token.get("content") if isinstance(token, dict) else token
+        if text in numbers:
+            found[f"{name}_id"] = numbers[text]
+    return found
 
 
 def copy_beside(folder: Path, out: Path) -> None:

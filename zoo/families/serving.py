@@ -1,0 +1,59 @@
+"""Look up which serving engines list an architecture: conf/serving.yaml, every list with its source."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from zoo.paths import conf_dir
+
+WAYS = ("text", "transformers", "pooling")
+"""How an engine runs an architecture, as the keys of its lists. The first that has an architecture counts."""
+
+REMARKS = {"text": "", "transformers": " (through transformers)", "pooling": " (pooling)"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingEngine:
+    """An engine at one version. `ways` gives the way, one of WAYS, of each architecture that it lists."""
+
+    title: str
+    version: str
+    source: str
+    checked: str
+    ways: Mapping[str, str]
+
+
+@functools.cache
+def read_engines() -> tuple[ServingEngine, ...]:
+    """Read the packaged engines."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    node = yaml.load((conf_dir() / "serving.yaml").read_text(encoding="utf-8"), loader)
+    engines = []
+    for body in node.values():
+        ways = {name: way for way in reversed(WAYS) for name in body.pop(way)}
+        engines.append(ServingEngine(**{key: str(value) for key, value in body.items()}, ways=ways))
+    return tuple(engines)
+
+
+def describe_serving(architecture: str) -> str:
+    """Say in one line which engines serve an architecture: "vLLM and SGLang serve GPT2LMHeadModel; TensorRT-LLM does
+    not list it"."""
+    engines = read_engines()
+    serving = [each.title + REMARKS[each.ways[architecture]] for each in engines if architecture in each.ways]
+    others = [each.title for each in engines if architecture not in each.ways]
+    if not serving:
+        return f"{_join_names(others)} {_agree(others, 'does not', 'do not')} list {architecture}"
+    served = f"{_join_names(serving)} {_agree(serving, 'serves', 'serve')} {architecture}"
+    return f"{served}; {_join_names(others)} {_agree(others, 'does not', 'do not')} list it" if others else served
+
+
+def _agree(names: Sequence[str], one: str, many: str) -> str:
+    return one if len(names) == 1 else many
+
+
+def _join_names(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
