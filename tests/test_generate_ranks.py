@@ -40,7 +40,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", ["dense", *(pytest.param(n, marks=pytest.mark.slow) for n in list(CASES)[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(CASES))
 def test_ranks_write_together_what_one_process_writes(name, train):
     train(name)
     Path("prompts.txt").write_text("\n".join(PROMPTS))

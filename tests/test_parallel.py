@@ -46,7 +46,7 @@ MODELS = {
 MICROBATCHES = {"accumulated": 2}
 """Of each process, where they are several."""
 
-QUICK = ("dense", "encoder_decoder")
+QUICK = ("dense",)
 
 
 @pytest.fixture

@@ -5,10 +5,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from zoo.spec import Spec
 from zoo.training.packaged import read_packaged
+
+
+def _check_gpus(value: Any) -> Any:
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        raise ValueError(f"must be a whole number from 0 up, or auto, found {value!r}")
+    return value
 
 
 class Launcher(Spec, axis="launcher", default="none"):
@@ -37,7 +43,7 @@ class SlurmLauncher(Launcher, kind="slurm"):
     partition: str | None = None
     account: str | None = None
     time: Annotated[str | None, BeforeValidator(_check_time)] = None
-    gpus: NonNegativeInt | Literal["auto"] = "auto"
+    gpus: Annotated[int | Literal["auto"], BeforeValidator(_check_gpus)] = "auto"
     port: Annotated[int, Field(ge=1024, le=65535)] = 29500
     lines: tuple[str, ...] = ()
     submit: bool = True

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import store
 from zoo.checkpoint.publish import point
+from zoo.ranks.world import World
 from zoo.runs import BEST, CHECKPOINTS
 from zoo.training.averages import compute_averages, find_optimizer_average
 from zoo.training.callbacks import tell
@@ -15,6 +16,16 @@ from zoo.training.finite import refuse_nonfinite, refuse_nonfinite_weights
 
 if TYPE_CHECKING:
     from zoo.training.loop import Run
+    from zoo.training.settings import Training
+
+
+def open_save_world(world: World, settings: Training) -> World:
+    """The processes, by a process group of their own where checkpoints are written while training goes on."""
+    if world.size == 1 or settings.checkpoint != "async":
+        return world
+    from torch import distributed
+
+    return World(world.rank, world.size, world.local_rank, distributed.new_group(backend="gloo"))
 
 
 def save_if_due(run: Run, terms: dict[str, Any]) -> None:

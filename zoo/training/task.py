@@ -53,7 +53,7 @@ from zoo.training.planning import (
 from zoo.training.precision import MASTER, Computing, lower_weights
 from zoo.training.restarts import describe_restart, has_checkpoint, is_launched
 from zoo.training.sampling import choose_sampling_kernel, describe_silence, writes
-from zoo.training.saving import restore_counters, tidy_checkpoints
+from zoo.training.saving import open_save_world, restore_counters, tidy_checkpoints
 from zoo.training.show import Show
 from zoo.training.speed import find_peak
 from zoo.training.start.begin import Start
@@ -295,15 +295,6 @@ def build_run(
         free=free,
         flops=0 if all(each.requires_grad for each in model.parameters()) else None,
     )
-
-
-def open_save_world(world: World, settings: S.Training) -> World:
-    """The processes, by a process group of their own where checkpoints are written while training goes on."""
-    if world.size == 1 or settings.checkpoint != "async":
-        return world
-    from torch import distributed
-
-    return World(world.rank, world.size, world.local_rank, distributed.new_group(backend="gloo"))
 
 
 def deposit_tied_gradients(model: Any) -> None:
