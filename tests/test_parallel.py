@@ -115,7 +115,6 @@ MESHES = {
         "{dp: 2, cp: 2}",
         "{dp: 2, tp: 2}",
         "cp",
-        "pp",
         "{pp: 2, dp: 2}",
         "{pp: 2, shard: 2}",
         "{pp: 2, tp: 2}",
@@ -182,8 +181,9 @@ def test_any_mesh_that_is_legal_trains_as_one_process_does(seed, here):
         sizes[drawn.choice(list(sizes))] *= 2
     tokens = sizes["dp"] * sizes["shard"] * sizes["cp"]
     sizes["ep"] = drawn.choice([each for each in (1, 2, 4) if each <= tokens]) if name != "dense" else 1
-    if sizes["tp"] == 4 and name != "dense":  # six heads
-        sizes["tp"], sizes["dp"] = 2, 2
+    for way in ("tp", "pp"):  # six heads and two layers
+        if sizes[way] == 4:
+            sizes[way], sizes["dp"] = 2, 2
     (folder,) = train_alike(name, 4, [yaml.safe_dump(sizes, default_flow_style=True).strip()], 6)
     compare("one", folder)
 
