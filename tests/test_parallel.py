@@ -59,7 +59,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def torchrun(processes, *args, timeout=240):
+def torchrun(processes, *args, timeout=600):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.run([*command, *map(str, args)], capture_output=True, text=True, timeout=timeout)
 
