@@ -17,7 +17,7 @@ from test_parallel import BASE, SMALL, compare, find_rank, here, lines_of, wait_
 import zoo
 from zoo import cli
 from zoo.errors import ConfigError
-from zoo.training.meeting import agree_on_prefix
+from zoo.ranks.meeting import agree_on_prefix
 from zoo.training.restarts import FILE
 
 __all__ = ["here"]  # the fixture

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_parallel import BASE, MODELS, SMALL, compare, here, settle, spread  # noqa: F401  (a fixture)
 
 import zoo
-from zoo.checkpoint.sharded import Held, Piece, ShardedTensors, load_shards, save_shards
+from zoo.checkpoint.sharded import HeldTensor, Piece, ShardedTensors, load_shards, save_shards
 from zoo.checkpoint.tensors import compare_tensors
 from zoo.errors import CheckpointError
 
@@ -40,14 +40,14 @@ def test_a_tensor_is_read_in_other_parts_than_it_was_written_in(tmp_path_factory
     whole = torch.randn(shape)
     pieces = [cut(whole, each) for each in rectangles]
     for number, piece in enumerate(pieces):  # a file of each, as of so many processes
-        save_shards({"x": Held(tuple(shape), whole.dtype, (piece,))}, folder / str(number))
+        save_shards({"x": HeldTensor(tuple(shape), whole.dtype, (piece,))}, folder / str(number))
         (file,) = (folder / str(number)).glob("*.safetensors")
         file.rename(folder / f"shard-{number}.safetensors")
     assert torch.equal(ShardedTensors(folder)["x"], whole)
     if len(theirs[0]) == len(shape):
         wanted = [each for each in theirs if all(stop <= size for (_, stop), size in zip(each, shape, strict=True))]
         blank = [cut(torch.zeros(shape), each) for each in wanted]
-        load_shards({"x": Held(tuple(shape), whole.dtype, tuple(blank))}, folder)
+        load_shards({"x": HeldTensor(tuple(shape), whole.dtype, tuple(blank))}, folder)
         for piece, each in zip(blank, wanted, strict=True):
             assert torch.equal(piece.tensor, cut(whole, each).tensor)
 

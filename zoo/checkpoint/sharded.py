@@ -31,7 +31,7 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldTensor:
     """What a process holds of a tensor of a shape."""
 
     shape: tuple[int, ...]
@@ -39,18 +39,18 @@ class Held:
     pieces: tuple[Piece, ...]
 
     @classmethod
-    def whole(cls, tensor: Tensor) -> Held:
+    def whole(cls, tensor: Tensor) -> HeldTensor:
         """All of a tensor; a number as one of one place."""
         tensor = tensor.detach().reshape(1) if tensor.ndim == 0 else tensor.detach()
         return cls(tuple(tensor.shape), tensor.dtype, (Piece((0,) * tensor.ndim, tensor),))
 
-    def copy(self) -> Held:
+    def copy(self) -> HeldTensor:
         """A copy in the host's memory, which is written while training goes on."""
         pieces = (Piece(each.offset, each.tensor.to("cpu", copy=True)) for each in self.pieces)
-        return Held(self.shape, self.dtype, tuple(pieces))
+        return HeldTensor(self.shape, self.dtype, tuple(pieces))
 
 
-def save_shards(held: Mapping[str, Held], folder: Path, group: Any = None) -> None:
+def save_shards(held: Mapping[str, HeldTensor], folder: Path, group: Any = None) -> None:
     """Write what each process of a group holds, by name; all must call it. Parts that several have are written once."""
     from torch.distributed import is_initialized
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -62,7 +62,7 @@ def save_shards(held: Mapping[str, Held], folder: Path, group: Any = None) -> No
         save(dict(held), storage_writer=writer, planner=_make_saving()(), process_group=group, no_dist=alone)
 
 
-def load_shards(held: Mapping[str, Held], folder: Path) -> None:
+def load_shards(held: Mapping[str, HeldTensor], folder: Path) -> None:
     """Fill what a process holds, by name, from a folder of shards; each process for itself. Raises CheckpointError."""
     ShardedTensors(folder).fill(held)
 
@@ -75,12 +75,13 @@ class ShardedTensors(Mapping[str, "Tensor"]):
 
     @cached_property
     def _metadata(self) -> Any:
+        from safetensors import SafetensorError
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
         reader = HuggingFaceStorageReader(str(self.folder))
         try:
             metadata = reader.read_metadata()
-        except Exception as error:  # safetensors has an error of its own
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
             found = f"cannot be read, found {short(error)}"
             raise CheckpointError(f"{self.folder}: {found} (a folder that zoo wrote)") from error
         if not metadata.state_dict_metadata:
@@ -102,7 +103,7 @@ class ShardedTensors(Mapping[str, "Tensor"]):
     def __getitem__(self, name: str) -> Tensor:
         each = self._metadata.state_dict_metadata[name]
         whole = torch.empty(each.size, dtype=each.properties.dtype)
-        self.fill({name: Held.whole(whole)})
+        self.fill({name: HeldTensor.whole(whole)})
         return whole
 
     def __iter__(self) -> Iterator[str]:
@@ -111,8 +112,9 @@ class ShardedTensors(Mapping[str, "Tensor"]):
     def __len__(self) -> int:
         return len(self._metadata.state_dict_metadata)
 
-    def fill(self, held: Mapping[str, Held]) -> None:
+    def fill(self, held: Mapping[str, HeldTensor]) -> None:
         """Fill what a process holds."""
+        from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
         from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -122,7 +124,7 @@ class ShardedTensors(Mapping[str, "Tensor"]):
         try:
             with _quiet(), torch.no_grad():
                 load(dict(held), storage_reader=reader, planner=_make_loading()(), no_dist=True)
-        except Exception as error:
+        except CheckpointException as error:  # torch's, around whatever failed
             found = f"cannot be read, found {short(error)}"
             raise CheckpointError(f"{self.folder}: {found} (a folder that zoo wrote)") from error
 
@@ -143,7 +145,7 @@ def _make_saving() -> Any:
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
     class Saving(DefaultSavePlanner):
-        """Plans the pieces of Held tensors."""
+        """Plans the pieces of HeldTensor tensors."""
 
         def __init__(self) -> None:
             super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -174,7 +176,7 @@ def _make_loading() -> Any:
     from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
     class Loading(DefaultLoadPlanner):
-        """Plans the pieces of Held tensors, from shards of any other shape."""
+        """Plans the pieces of HeldTensor tensors, from shards of any other shape."""
 
         def __init__(self) -> None:
             super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -201,5 +203,5 @@ def _make_loading() -> Any:
     return Loading
 
 
-def _find(held: Held, offset: Any) -> Tensor:
+def _find(held: HeldTensor, offset: Any) -> Tensor:
     return next(each.tensor for each in held.pieces if torch.Size(each.offset) == torch.Size(offset))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint.headers import compare_shapes
-from zoo.checkpoint.sharded import Held, Piece, ShardedTensors, load_shards, save_shards
+from zoo.checkpoint.sharded import HeldTensor, Piece, ShardedTensors, load_shards, save_shards
 from zoo.lazy import torch
 from zoo.ranks.shards import Shares, is_shared, own_part
 from zoo.runs import WEIGHTS
@@ -51,14 +51,14 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None
 # ---------------------------------------------------------------- what a process holds
 
 
-def locate(shares: Shares, name: str, tensor: Tensor) -> Held:
+def locate(shares: Shares, name: str, tensor: Tensor) -> HeldTensor:
     """Say what a process holds of a tensor, or of a state as large as it, and where that lies in the whole. Of one that
     tensor parallelism cuts into several runs it is all, which every process must ask for."""
     tensor = tensor.detach()
     if shares.tensor is not None and len(shares.tensor.cuts[name].segments) > 1:
-        return Held.whole(shares.make_whole(name, tensor))
+        return HeldTensor.whole(shares.make_whole(name, tensor))
     if not tensor.ndim:
-        return Held.whole(tensor)
+        return HeldTensor.whole(tensor)
     local, offset = own_part(tensor), [0] * tensor.ndim
     if local is not tensor:
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -74,18 +74,18 @@ def locate(shares: Shares, name: str, tensor: Tensor) -> Held:
             there = max(0, min(local.shape[cut.dim], segment.whole - offset[cut.dim]))
             local = local.narrow(cut.dim, 0, there)  # without what fills the last part up
     pieces = (Piece(tuple(offset), local),) if local.numel() else ()
-    return Held(tuple(shape), tensor.dtype, pieces)
+    return HeldTensor(tuple(shape), tensor.dtype, pieces)
 
 
-def hold_weights(model: Any, instead: Mapping[str, Tensor] | None = None) -> dict[str, Held]:
+def hold_weights(model: Any, instead: Mapping[str, Tensor] | None = None) -> dict[str, HeldTensor]:
     """What a process holds of a model's tensors, with others `instead` of some."""
     tensors = {**model.state_dict(), **(instead or {})}
     return {name: locate(model.shares, name, each) for name, each in tensors.items()}
 
 
-def hold_states(model: Any, optimizer: Any, take_apart: Callable[[Any], Mapping[str, Tensor]]) -> dict[str, Held]:
+def hold_states(model: Any, optimizer: Any, take_apart: Callable[[Any], Mapping[str, Tensor]]) -> dict[str, HeldTensor]:
     """What a process holds of an optimizer's states, by parameter."""
-    found: dict[str, Held] = {}
+    found: dict[str, HeldTensor] = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             plain = is_shared(value) or not hasattr(value, "__tensor_flatten__")  # and no tensor of 8 bits
@@ -93,14 +93,14 @@ def hold_states(model: Any, optimizer: Any, take_apart: Callable[[Any], Mapping[
                 found[f"optimizer.{name}/{key}"] = locate(model.shares, name, value)
                 continue
             for inner, each in take_apart(own_part(value)).items():
-                found[f"optimizer.{name}/{key}{inner}"] = Held.whole(each)
+                found[f"optimizer.{name}/{key}{inner}"] = HeldTensor.whole(each)
     return found
 
 
 # ---------------------------------------------------------------- write and read
 
 
-def write_shards(draft: Path, parts: Mapping[str, Mapping[str, Held]], group: Any) -> None:
+def write_shards(draft: Path, parts: Mapping[str, Mapping[str, HeldTensor]], group: Any) -> None:
     """Write what each process holds of several sets of tensors, by the folder of each; all processes call it."""
     for name, held in parts.items():
         save_shards(held, draft / name, group)
@@ -109,7 +109,7 @@ def write_shards(draft: Path, parts: Mapping[str, Mapping[str, Held]], group: An
 def fill_weights(model: Any, folder: Path) -> None:
     """Fill a model with its part of a checkpoint's weights. Raises CheckpointError."""
     source = ShardedTensors(folder / SHARDS)
-    held: dict[str, Held] = {}
+    held: dict[str, HeldTensor] = {}
     for name, each in model.state_dict().items():
         if model.shares.tensor is not None and len(model.shares.tensor.cuts[name].segments) > 1:
             with torch.no_grad():

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,8 +177,7 @@ def start_saving(
 ) -> Future[Path]:
     """Begin to save a checkpoint in shards; it is written and published while training goes on. The processes of
     `world` have a process group of their own for it."""
-    saved = Sharded(state, tokenizer, copied=True)
-    state.world = world
+    saved = Sharded(replace(state, world=world), tokenizer, copied=True)
     chosen = {read_step(each): spared(read_step(each)) for each in steps(run / CHECKPOINTS)}
     writer = ThreadPoolExecutor(1, thread_name_prefix="zoo-checkpoint")
     folder = run / CHECKPOINTS / f"step-{step:06}"
@@ -201,7 +200,7 @@ class Sharded:
         names = {name: each for name, each in model.named_parameters() if name in state.evaluated}
         states |= {f"weights.{name}": spread.locate(model.shares, name, each) for name, each in names.items()}
         for name, each in read_random_states().items():
-            states[f"random.{name_random(name, state.world.rank)}"] = spread.Held.whole(each)
+            states[f"random.{name_random(name, state.world.rank)}"] = spread.HeldTensor.whole(each)
         parts[spread.STATE_SHARDS] = states
         if copied:
             parts = {name: {key: each.copy() for key, each in held.items()} for name, held in parts.items()}

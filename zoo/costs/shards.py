@@ -54,6 +54,32 @@ def shard_model(spec: Any, tp: int) -> Any:
     return shared[""] if "" in shared else replace(spec, **shared)
 
 
+def context_faults(spec: Any, cp: int) -> list[str]:
+    """List a line for each kind of layer, or router, that needs a whole row, where ranks have some of its tokens."""
+    if cp == 1:
+        return []
+    blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
+    kinds = [each.attention.kind for each in blocks if not each.attention.splits_tokens]
+    found = [f"cp: {cp} ranks would each have some tokens, and '{kind}' layers need a row's (cp=1)" for kind in kinds]
+    counting = [
+        block.ffn.router.kind for block in blocks if isinstance(getattr(block, "ffn", None), MoE) and block.ffn.state()
+    ]
+    found += [f"cp: the {kind} router counts a row's tokens (cp=1)" for kind in counting]
+    return list(dict.fromkeys(found))
+
+
+def pipeline_faults(spec: Any, pp: int) -> list[str]:
+    """List why a model cannot be cut into so many stages: a pipeline takes decoders whose layers have weights of their
+    own."""
+    if pp == 1:
+        return []
+    if spec.kind != "decoder" or spec.shared_layers:
+        found = "shares its layers' weights" if spec.kind == "decoder" else f"is of kind {spec.kind}"
+        return [f"pp: is {pp}, and the model {found} (pp=1)"]
+    layers = len(spec.pattern)
+    return [f"pp: {pp} stages for {layers} layers (at most {layers} would do)"] if layers < pp else []
+
+
 def tensor_faults(tower: Tower, tp: int) -> Iterator[str]:
     """List a line for each component that cannot be divided over that many ranks."""
     for part in (*tower.blocks.values(), tower.embedding, tower.head):

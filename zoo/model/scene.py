@@ -11,7 +11,7 @@ from zoo.kernels.mask import Mask
 from zoo.kernels.rows import PoolRow, PoolRows
 from zoo.kernels.varlen import run_starts
 from zoo.lazy import F, torch
-from zoo.model.step import Inputs, Span, Step
+from zoo.model.step import Inputs, QueryRun, Step
 from zoo.ranks.seam import WHOLE, WHOLE_ROWS, ContextSeam, Seam
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ class Scene:
             places, bias = (self.index[start:stop], self.index[:stop]), None
             if position is not None and not position.per_layer:
                 bias = self.seam.bias(position, own, attention.score_heads, *places, True)
-            step.runs.append(Span(mask, places, bias))
+            step.runs.append(QueryRun(mask, places, bias))
         step.mask = Mask(sum(each.mask.n_queries for each in step.runs), self.new)
 
     def _share_pages(self, step: Step, attention: Any, own: Any, where: Any) -> None:

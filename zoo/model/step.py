@@ -71,7 +71,7 @@ class Inputs:
     stream: Tensor | None = None
 
 
-class Span(NamedTuple):
+class QueryRun(NamedTuple):
     """A run of queries that attend by themselves: their mask over the keys up to their own, the token indices of both,
     and the bias that layers of a kind share."""
 
@@ -110,7 +110,7 @@ class Step:
     crosses: bool = False  # whether it is one
     seam: Seam | None = None  # where the parts of several ranks come together
     context: ContextSeam | None = None  # where the tokens of several ranks do
-    runs: list[Span] = field(default_factory=list)  # of tokens, where a rank has several of a row's
+    runs: list[QueryRun] = field(default_factory=list)  # of tokens, where a rank has several of a row's
     extra: dict[str, Any] = field(default_factory=dict)  # what `Attention.prepare` made once for all layers of a kind
     again: bool = False  # whether attention's inside is computed a second time in the backward pass
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's, to be added to the objective

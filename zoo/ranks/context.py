@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from zoo.lazy import torch
-from zoo.ranks.group import Group
+from zoo.ranks.group import RankGroup
 from zoo.ranks.seam import ContextSeam
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class SpreadContext(ContextSeam):
     """The seam between the ranks of a process group that have rows in common."""
 
     def __init__(self, group: Any) -> None:
-        self.group = Group(group)
+        self.group = RankGroup(group)
         self.rank, self.size = self.group.rank, self.group.size
 
     @property

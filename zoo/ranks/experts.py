@@ -12,7 +12,7 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.ranks.group import Group
+    from zoo.ranks.group import RankGroup
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Visit:
     """Rows of all ranks at the rank that has their experts: `rows` [M', D] sorted by expert, `ends` [E/R] int32 where
     each expert's end, `experts` [M']; and how they go back."""
 
-    group: Group
+    group: RankGroup
     rows: Tensor
     ends: Tensor
     experts: Tensor
@@ -33,10 +33,10 @@ class Visit:
         return self.group.exchange(y[self.order.argsort()], self.received, self.sent)
 
 
-def visit_experts(rows: Tensor, ends: Tensor, group: Group) -> Visit:
+def visit_experts(rows: Tensor, ends: Tensor, group: RankGroup) -> Visit:
     """Send rows [M, D], sorted by expert with their `ends` [E], to the ranks of their experts."""
     counts = torch.diff(ends, prepend=ends.new_zeros(1)).view(group.size, -1)  # R E/R
-    theirs = group._exchange(counts, [1] * group.size, [1] * group.size)
+    theirs = group.send_rows(counts, [1] * group.size, [1] * group.size)
     sent, received = counts.sum(1).tolist(), theirs.sum(1).tolist()
     found = group.exchange(rows, sent, received)  # by rank, and of each by expert
     experts = torch.arange(theirs.shape[1], device=rows.device).repeat(group.size)

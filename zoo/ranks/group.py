@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Group:
+class RankGroup:
     """A process group of torch's, and this process' rank in it."""
 
     def __init__(self, group: Any) -> None:
@@ -50,7 +50,7 @@ class Group:
         gradients go back the way that the rows came."""
         return _exchanging().apply(rows, self, sent, received)
 
-    def _exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+    def send_rows(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
         found = rows.new_empty(sum(received), *rows.shape[1:])
         torch.distributed.all_to_all_single(found, rows.contiguous(), received, sent, group=self.group)
         return found
@@ -71,11 +71,11 @@ def _call(name: str, older: str) -> Any:
 
 
 def _make_function(forward: str, backward: str) -> Any:
-    """An autograd function that calls one method of a Group forward and another one backward."""
+    """An autograd function that calls one method of a RankGroup forward and another one backward."""
 
     class Sending(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        def forward(ctx: Any, x: Tensor, group: RankGroup) -> Tensor:
             ctx.group = group
             return getattr(group, forward)(x)
 
@@ -105,12 +105,12 @@ def _summing() -> Any:
 def _exchanging() -> Any:
     class Exchanging(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, rows: Tensor, group: Group, sent: list[int], received: list[int]) -> Tensor:
+        def forward(ctx: Any, rows: Tensor, group: RankGroup, sent: list[int], received: list[int]) -> Tensor:
             ctx.group, ctx.splits = group, (received, sent)
-            return group._exchange(rows, sent, received)
+            return group.send_rows(rows, sent, received)
 
         @staticmethod
         def backward(ctx: Any, g: Tensor):  # type: ignore[override]
-            return ctx.group._exchange(g, *ctx.splits), None, None, None
+            return ctx.group.send_rows(g, *ctx.splits), None, None, None
 
     return Exchanging

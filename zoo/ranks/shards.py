@@ -12,7 +12,7 @@ from zoo.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.ranks.group import Group
+    from zoo.ranks.group import RankGroup
     from zoo.spec.cuts import Cut
 
 
@@ -27,7 +27,7 @@ def find_mesh(tensor: Any) -> Any:
 
 
 def group_by_mesh(tensors: Iterable[Any]) -> list[list[Any]]:
-    """Group tensors by the device mesh that they are shared on: torch computes with several of one mesh at once."""
+    """RankGroup tensors by the device mesh that they are shared on: torch computes with several of one mesh at once."""
     groups: dict[Any, list[Any]] = {}
     for each in tensors:
         groups.setdefault(find_mesh(each), []).append(each)
@@ -60,7 +60,7 @@ class Division:
     """How the ranks of a group divide the tensors of a model, by name."""
 
     cuts: Mapping[str, Cut]
-    group: Group
+    group: RankGroup
 
     def find(self, name: str) -> Cut | None:
         """The cut of a tensor, where it is cut."""
@@ -83,8 +83,8 @@ class Stages:
     """The stages of a pipeline, each with layers of its own; and by name the weights that several of them have in
     `common`, with those that have them."""
 
-    group: Group
-    common: Mapping[str, Group]
+    group: RankGroup
+    common: Mapping[str, RankGroup]
 
     def collect(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Bring the tensors of all stages to the first one, one by one. All ranks of the group must call it."""

@@ -7,8 +7,9 @@ from typing import Any
 from zoo.costs.shards import shard_model
 from zoo.errors import ConfigError
 from zoo.lazy import torch
+from zoo.ranks.meeting import join_processes
 from zoo.ranks.shards import Division, Shares
-from zoo.ranks.world import World, join, read_world
+from zoo.ranks.world import World, read_world
 from zoo.spec.cuts import find_cuts
 
 
@@ -35,7 +36,7 @@ def take_part(model: Any, world: World, device: str) -> Any:
     where = pick_device(device)
     if where.type == "cuda":
         where = pick_device(f"cuda:{world.local_rank}")
-    join(world, where.type)
+    join_processes(world, where.type)
     seam = TensorSeam(torch.distributed.group.WORLD)
     part = build(shard_model(model.spec, world.size), device="meta")
     part.set_whole(model.spec)

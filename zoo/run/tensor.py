@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.kernels.bias import OwnHeads
 from zoo.lazy import F, torch
-from zoo.ranks.group import Group
+from zoo.ranks.group import RankGroup
 from zoo.ranks.seam import Seam
 from zoo.spec import Experts, Linear, placed_tensors
 
@@ -25,7 +25,7 @@ class TensorSeam(Seam):
     """The seams between the ranks of a process group."""
 
     def __init__(self, group: Any) -> None:
-        self.group = Group(group)
+        self.group = RankGroup(group)
         self.rank, self.size = self.group.rank, self.group.size
 
     def gather(self, x: Tensor, tokens: int) -> Tensor:

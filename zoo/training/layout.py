@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.costs.shards import shard_model, spread_experts
 from zoo.lazy import torch
-from zoo.model.section import cut_sections, reads_table
-from zoo.ranks.group import Group
+from zoo.model.stage import cut_stages, reads_table
+from zoo.ranks.group import RankGroup
 from zoo.ranks.mesh import Mesh
 from zoo.ranks.shards import Division, Shares, Stages
 from zoo.ranks.world import World
@@ -80,7 +80,7 @@ class Layout:
 
     def take_part(self, whole: Any) -> Any:
         """Give the Spec of what a rank computes of a model."""
-        part = cut_sections(whole, self.mesh.pp)[self.stage] if self.mesh.pp > 1 else whole
+        part = cut_stages(whole, self.mesh.pp)[self.stage] if self.mesh.pp > 1 else whole
         return shard_model(spread_experts(part, self.mesh.ep), self.mesh.tp)
 
     def divide(self, model: Any, whole: Any) -> None:
@@ -95,10 +95,10 @@ class Layout:
                 model.get_submodule(path).context = SpreadContext(self.context)
         model.set_whole(whole)
         experts = tensor = None
-        section = cut_sections(whole, self.mesh.pp)[self.stage] if self.mesh.pp > 1 else whole
+        section = cut_stages(whole, self.mesh.pp)[self.stage] if self.mesh.pp > 1 else whole
         spread = spread_experts(section, self.mesh.ep)
         if self.experts is not None:
-            experts = Division(find_cuts(section, spread, self.mesh.ep), Group(self.experts))
+            experts = Division(find_cuts(section, spread, self.mesh.ep), RankGroup(self.experts))
             for module in model.modules():
                 if isinstance(module, Layer):
                     module.expert_group = experts.group
@@ -111,12 +111,12 @@ class Layout:
 
     def _find_stages(self, whole: Any, section: Any) -> Stages:
         """Find which weights of this stage are on others, too: a table that the head reads, and positions."""
-        group, common = Group(self.stages), {}
+        group, common = RankGroup(self.stages), {}
         for name in table(section, section.d_model):
             if name.startswith("position.") and whole.position.inside:
                 common[name] = group
             elif name.startswith("embedding.") and reads_table(whole):
-                common[name] = Group(self.ends)
+                common[name] = RankGroup(self.ends)
         return Stages(group, common)
 
     def open_pipeline(self, model: Any, settings: Training, device: Any) -> Pipeline | None:
@@ -127,7 +127,7 @@ class Layout:
 
         tokens = -(-settings.seq_len // self.mesh.cp // self.mesh.tp)
         autocast = choose_autocast(device, settings.arithmetic)
-        return Pipeline(model, Group(self.stages), settings.objective, autocast, settings.accumulate, tokens)
+        return Pipeline(model, RankGroup(self.stages), settings.objective, autocast, settings.accumulate, tokens)
 
     def lay_out(self, model: Any, precision: str) -> None:
         """Spread a model over the processes that have rows of their own, in place: each layer's weights by themselves,

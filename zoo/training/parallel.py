@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from zoo.costs.shards import expert_faults, shard_model
+from zoo.costs.shards import context_faults, expert_faults, pipeline_faults, shard_model
 from zoo.errors import ConfigError
 from zoo.ranks.mesh import Mesh
 from zoo.ranks.world import World, read_world
@@ -135,11 +135,7 @@ def find_pipeline_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]
     if settings.accumulate < mesh.pp:
         found = f"is {settings.accumulate}, and the pp={mesh.pp} stages take as many microbatches at least"
         faults.append(f"accumulate: {found} (accumulate={mesh.pp})")
-    if spec.kind != "decoder" or spec.shared_layers:
-        found = "shares its layers' weights" if spec.kind == "decoder" else f"is of kind {spec.kind}"
-        return [*faults, f"pp: is {mesh.pp}, and the model {found} (pp=1)"]
-    if len(spec.pattern) < mesh.pp:
-        faults.append(f"pp: {mesh.pp} stages for {len(spec.pattern)} layers (at most {len(spec.pattern)} would do)")
+    faults += pipeline_faults(spec, mesh.pp)
     for name, is_on, would in (
         ("compile", settings.compile is True, "compile=false"),
         ("dropout", settings.dropout is not None, "dropout=null"),
@@ -156,13 +152,7 @@ def find_context_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
         faults.append(f"objective: is {settings.objective.kind}, and cp={mesh.cp} cuts rows of text (next_token)")
     if settings.seq_len % (parts := 2 * mesh.cp):
         faults.append(f"seq_len: is {settings.seq_len}, which 2·cp={parts} do not divide (a multiple of {parts})")
-    blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
-    for kind in dict.fromkeys(each.attention.kind for each in blocks if not each.attention.splits_tokens):
-        faults.append(f"cp: {mesh.cp} processes would each have some tokens, and '{kind}' layers need a row's (cp=1)")
-    for block in blocks:
-        if getattr(block, "ffn", None) is not None and block.ffn.state():
-            faults.append(f"cp: the {block.ffn.router.kind} router counts a row's tokens (cp=1)")
-    return list(dict.fromkeys(faults))
+    return faults + context_faults(spec, mesh.cp)
 
 
 def find_tensor_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:

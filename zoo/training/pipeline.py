@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from zoo.ranks.group import Group
+    from zoo.ranks.group import RankGroup
     from zoo.training.gradient import Autocast
     from zoo.training.objective import Objective
 
@@ -80,7 +80,7 @@ class Pipeline:
     """The stages of a pipeline, of which this process is one: `group` has them all."""
 
     def __init__(
-        self, model: Any, group: Group, objective: Objective, autocast: Autocast, microbatches: int, tokens: int
+        self, model: Any, group: RankGroup, objective: Objective, autocast: Autocast, microbatches: int, tokens: int
     ) -> None:
         self.model, self.group, self.objective, self.microbatches = model, group, objective, microbatches
         self.module = StageModule(model, objective, autocast)
@@ -94,10 +94,9 @@ class Pipeline:
         moved = move_batch(batch, device)
         self.module.weight, self.module.terms, self.module.loads = 1 / max(whole, 1), {}, []
         inputs = {**list_inputs(moved), "targets": moved.targets}
-        first = {"args": (moved.input_ids,)} if self.model.spec.begins else {"args": ()}
-        last = {"target": moved.targets} if self.model.spec.ends else {}
-        schedule = self._schedule(*moved.input_ids.shape)
-        schedule.step(*first["args"], **last, **inputs, return_outputs=False)
+        first = (moved.input_ids,) if self.model.spec.begins else ()
+        target = moved.targets if self.model.spec.ends else None
+        self._schedule(*moved.input_ids.shape).step(*first, target=target, **inputs, return_outputs=False)
         return Gradient(self._share_terms(device), self.module.loads, self.objective.targets(batch))
 
     def _schedule(self, rows: int, tokens: int) -> Any:

@@ -18,6 +18,7 @@ from zoo.grammar.saved import read_spec
 from zoo.kernels import machine_of, select
 from zoo.lazy import torch
 from zoo.model.init import initialise, mix_seed
+from zoo.ranks.meeting import join_processes
 from zoo.ranks.world import ALONE, World, read_world
 from zoo.report.page import PAGE, add_environment
 from zoo.run import fp8
@@ -37,7 +38,6 @@ from zoo.training.layout import Layout
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records, Unwritten
 from zoo.training.loggers import open_relay
 from zoo.training.loop import Run, draw_last_page, fit
-from zoo.training.meeting import join_processes
 from zoo.training.objective import Auto, Context, Labelled
 from zoo.training.objective.base import describe
 from zoo.training.outcome import find_output_folder, write_result, write_yaml

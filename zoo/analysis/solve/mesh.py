@@ -19,7 +19,7 @@ from zoo.costs.again import RECOMPUTE
 from zoo.costs.cluster import Cluster
 from zoo.costs.parallel import share_out
 from zoo.costs.setup import Setup
-from zoo.costs.shards import expert_faults
+from zoo.costs.shards import context_faults, expert_faults, pipeline_faults
 from zoo.costs.step_time import StepPlan
 from zoo.errors import ConfigError
 from zoo.ranks.mesh import Mesh
@@ -177,7 +177,7 @@ def list_meshes(spec: Any, count: int, node: int, context: int) -> Iterator[Mesh
     sizes = divisors(count)
     tensor = [tp for tp in sizes if tp <= node and not list_tensor_faults(spec, tp)]
     contexts = [cp for cp in sizes if not list_context_faults(spec, cp, context)]
-    stages = [pp for pp in sizes if not list_pipeline_faults(spec, pp)]
+    stages = [pp for pp in sizes if not pipeline_faults(spec, pp)]
     experts = [ep for ep in sizes if ep == 1 or not list(expert_faults(spec, ep))]
     for tp in tensor:
         for pp in (each for each in stages if count % (tp * each) == 0):
@@ -211,23 +211,7 @@ def list_context_faults(spec: Any, cp: int, context: int) -> list[str]:
         return []
     if context % (2 * cp):
         return [f"cp: 2·cp={2 * cp} does not divide context={context}"]
-    blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
-    kinds = dict.fromkeys(each.attention.kind for each in blocks if not each.attention.splits_tokens)
-    faults = [f"cp: '{kind}' layers need a whole row" for kind in kinds]
-    if any(getattr(block, "ffn", None) is not None and block.ffn.state() for block in blocks):
-        faults.append("cp: a router counts a row's tokens")
-    return faults
-
-
-def list_pipeline_faults(spec: Any, pp: int) -> list[str]:
-    """List why a model cannot be cut into so many stages: the program takes decoders whose layers have weights of their
-    own."""
-    if pp == 1:
-        return []
-    if spec.kind != "decoder" or spec.shared_layers:
-        return ["pp: a pipeline takes a decoder whose layers share no weights"]
-    layers = len(spec.pattern)
-    return [f"pp: {pp} stages for {layers} layers"] if layers < pp else []
+    return context_faults(spec, cp)
 
 
 def explain_none(spec: Any, search: MeshSearch, sequences: int) -> list[str]:

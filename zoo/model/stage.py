@@ -6,13 +6,13 @@ from dataclasses import fields, replace
 from typing import Any
 
 from zoo.model.tower import Decoder
-from zoo.spec import Stack, Tied
+from zoo.spec import LOGITS, Stack, Tied
 
 BEFORE, AFTER = ("embedding", "position"), ("norm", "project", "pooler", "head")
 """What stands before a stack's layers, and after them."""
 
 
-class Section(Decoder):
+class DecoderStage(Decoder):
     """Layers `first` to `first` + len(`pattern`) of the `of` layers of a decoder, with what stands before the first one
     and after the last one. A table that the head reads, too, and positions that act inside layers are on every stage
     that reads them (Narayanan et al., 2021)."""
@@ -46,10 +46,11 @@ class Section(Decoder):
 
 def reads_table(tower: Any) -> bool:
     """Whether the head reads the table of tokens."""
-    return isinstance(tower.head.parts(tower.out_width or tower.d_model).get("out"), Tied)
+    parts = tower.head.parts(tower.out_width or tower.d_model).values()
+    return any(isinstance(part, Tied) and part.role == LOGITS for part in parts)
 
 
-def cut_sections(tower: Decoder, ways: int) -> list[Section]:
+def cut_stages(tower: Decoder, ways: int) -> list[DecoderStage]:
     """Cut a decoder into so many sections: as many layers in each, one more in the earlier where they do not come out
     even."""
     least, more = divmod(len(tower.pattern), ways)
@@ -57,6 +58,6 @@ def cut_sections(tower: Decoder, ways: int) -> list[Section]:
     cut, first = [], 0
     for index in range(ways):
         last = first + least + (index < more)
-        cut.append(replace(Section(**own), pattern=tower.pattern[first:last], first=first, of=len(tower.pattern)))
+        cut.append(replace(DecoderStage(**own), pattern=tower.pattern[first:last], first=first, of=len(tower.pattern)))
         first = last
     return cut
