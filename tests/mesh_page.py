@@ -87,9 +87,9 @@ def measure_sent() -> list[str]:
 
 
 def spell(way: str, processes: int) -> str:
-    """A mesh by its dimensions above 1."""
+    """A mesh by its dimensions above 1, and by how the keys of cp meet where they travel."""
     mesh = vars(settle(way, processes))
-    return " ".join(f"{name}={size}" for name, size in mesh.items() if size > 1)
+    return " ".join([f"{name}={size}" for name, size in mesh.items() if size > 1] + ["ring"] * ("ring" in way))
 
 
 def describe_machine() -> str:

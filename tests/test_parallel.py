@@ -92,17 +92,18 @@ def compare(one, other, near=2e-4):
 
 
 WAYS = {
-    "dense": ("ddp", "fsdp", "tp", "cp", "pp"),
+    "dense": ("ddp", "fsdp", "tp", "cp", "{cp: 2, cp_comm: ring}", "pp"),
     "experts": ("ddp", "fsdp", "tp", "ep", "{dp: 2, ep: 2}", "pp"),
     "even_experts": ("cp", "{shard: 2, ep: 2}"),
     "latents": ("fsdp", "tp", "ep"),
+    "latents_alone": ("cp", "{cp: 2, cp_comm: ring}"),
     "hybrid": ("fsdp", "tp", "ep"),
     "encoder_decoder": ("ddp", "fsdp", "tp"),
     "encoder": ("ddp", "fsdp", "tp"),
     "averaged": ("ddp", "fsdp", "tp", "cp"),
     "schedule_free": ("ddp", "fsdp", "tp"),
     "accumulated": ("ddp", "fsdp", "tp", "cp"),
-    "recomputed": ("ddp", "fsdp", "tp", "cp"),
+    "recomputed": ("ddp", "fsdp", "tp", "cp", "{cp: 2, cp_comm: ring}"),
 }
 """By model, how two processes share its run."""
 
@@ -119,6 +120,10 @@ MESHES = {
         "{pp: 2, shard: 2}",
         "{pp: 2, tp: 2}",
         "{pp: 2, cp: 2}",
+        "{cp: 4, cp_comm: ring}",
+        "{cp: 2, tp: 2, cp_comm: ring}",
+        "{shard: 2, cp: 2, cp_comm: ring}",
+        "{pp: 2, cp: 2, cp_comm: ring}",
     ),
     "accumulated": ("fsdp", "hsdp", "fsdp_tp", "{cp: 2, tp: 2}"),
     "experts": (
@@ -224,6 +229,7 @@ SENT = [
     ("dense", "fsdp", {"dp": 2, "zero": 3}),
     ("dense", "ddp", {"dp": 2}),
     ("dense", "cp", {"cp": 2}),
+    ("dense", "{cp: 2, cp_comm: ring}", {"cp": 2, "cp_comm": "ring"}),
     ("dense", "pp", {"pp": 2}),
     ("latents", "tp", {"tp": 2}),
     ("hybrid", "tp", {"tp": 2}),

@@ -35,6 +35,7 @@ HELP = {
     "pp": "Pipeline stages.",
     "ep": "Expert-parallel ranks.",
     "cp": "Context-parallel ranks.",
+    "cp_comm": "How the keys of context-parallel ranks meet: gathered before attention, or round a ring during it.",
     "zero": "Stage of ZeRO over the data-parallel ranks; 3 is FSDP.",
     "gpu": "A GPU by its file name in conf/hardware, for the roofline.",
     "train_tokens": "Tokens to train on: 1e12, 300B, 15T.",

@@ -21,11 +21,13 @@ OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "muon", "schedule_free"
 PRECISIONS = ("mixed", "fp32", "amp", "megatron", "pure")
 OFFLOAD = ("none", "states")
 ZERO = (0, 1, 2, 3)
+CP_COMM = ("all_gather", "ring")
 
 CHOICES = {
     "dtype": tuple(DTYPES),
     "cache_dtype": tuple(DTYPES),
     "convention": CONVENTIONS,
+    "cp_comm": CP_COMM,
     "engine": ENGINES,
     "offload": OFFLOAD,
     "optimizer": OPTIMIZERS,
@@ -44,9 +46,9 @@ class Setup:
     updates in place (torch's AdamW with fused=True; Zoo's of `pure` in 16 bits). `recompute` says which activations are
     computed a second time; with `chunked_loss` the logits are never whole. `accumulate` passes are summed up for an
     update, and what is in `offload` is kept in the host's memory between updates. `dp`, `tp`, `pp`, `ep` and `cp` are
-    the ranks of each kind of parallelism, `zero` the stage of ZeRO over the data-parallel ones (3 is FSDP). `gpu` is a
-    file of conf/hardware/; `train_tokens` and `mfu` are for the time to train. `page` is for the engine "zoo" where it
-    reads rows by page table, as it does on a GPU: the tokens of a page.
+    the ranks of each kind of parallelism, `cp_comm` how the keys of `cp` meet, `zero` the stage of ZeRO over the
+    data-parallel ones (3 is FSDP). `gpu` is a file of conf/hardware/; `train_tokens` and `mfu` are for the time to
+    train. `page` is for the engine "zoo" where it reads rows by page table, as it does on a GPU: the tokens of a page.
     """
 
     context: int | None = None
@@ -69,6 +71,7 @@ class Setup:
     pp: int = 1
     ep: int = 1
     cp: int = 1
+    cp_comm: str = "all_gather"
     zero: int = 0
     gpu: str | None = None
     train_tokens: float | None = None

@@ -90,11 +90,14 @@ def _experts(stage: Stage, setup: Setup) -> tuple[float, str]:
 
 def _context(stage: Stage, setup: Setup) -> tuple[float, str]:
     """Keys and values are gathered in the forward pass, and their gradients reduce-scattered in the backward pass
-    (Dubey et al., 2024, Llama 3, §3.3.2)."""
+    (Dubey et al., 2024, Llama 3, §3.3.2). Round a ring they go in both passes, and their gradients in float32 in the
+    second (Liu et al., 2023)."""
     rows = (row for row in tabulate(stage).attentions if not row.look.cross)
     values = sum(sum(map(math.prod, row.attention.cache().values())) * row.used for row in rows)
-    own = setup.batch * setup.tokens(stage) / setup.cp * values * _width(setup)
-    return 2 * (setup.cp - 1) * own, "all-gather, reduce-scatter"
+    own = (setup.cp - 1) * setup.batch * setup.tokens(stage) / setup.cp * values
+    if setup.cp_comm == "ring":
+        return own * (2 * _width(setup) + 4), "send"
+    return 2 * own * _width(setup), "all-gather, reduce-scatter"
 
 
 def _pipeline(stage: Stage, setup: Setup) -> tuple[float, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from zoo import kernels
 from zoo.errors import ConfigError
 from zoo.kernels.mask import Mask
+from zoo.kernels.ring import Ring
 from zoo.kernels.rows import PoolRow, PoolRows
 from zoo.kernels.varlen import run_starts
 from zoo.lazy import F, torch
@@ -219,6 +220,10 @@ class Scene:
                 bias = self.seam.bias(position, own, attention.score_heads, *places, True)
             step.runs.append(QueryRun(mask, places, bias))
         step.mask = Mask(sum(each.mask.n_queries for each in step.runs), self.new)
+        if self.context.rings:
+            masks, biases = ([each[place] for each in step.runs] for place in (0, 2))
+            ring = Ring.plan(self.context, self.new, masks, self.device)  # type: ignore[arg-type]
+            step.ring = ring.with_biases(biases, attention.score_heads)
 
     def _share_pages(self, step: Step, attention: Any, own: Any, where: Any) -> None:
         """Give the step what rows that are read by page have in common: tensors of a row each, and no number that
@@ -263,6 +268,8 @@ class Scene:
 
     def _draw(self, step: Step, attention: Any, dtype: torch.dtype) -> None:
         """Draw the mask as this kind's kernel reads it, once for all of its layers."""
+        if step.ring is not None:  # which has drawn what it reads
+            return
         name = str(dtype).removeprefix("torch.")
         features = {**step.mask.features, "needs_grad": torch.is_grad_enabled(), "page": step.page or None}
         features |= {"dropout": step.dropout > 0}

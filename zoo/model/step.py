@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from zoo.kernels import attend
+from zoo.kernels.ring import attend_ring
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from zoo.kernels.base import Kernel
     from zoo.kernels.bias import Bias
     from zoo.kernels.mask import Mask
+    from zoo.kernels.ring import Expansion, Ring
     from zoo.kernels.rows import PoolRows
     from zoo.model.loss import TokenLoss
     from zoo.ranks.seam import ContextSeam, Seam
@@ -111,6 +113,7 @@ class Step:
     seam: Seam | None = None  # where the parts of several ranks come together
     context: ContextSeam | None = None  # where the tokens of several ranks do
     runs: list[QueryRun] = field(default_factory=list)  # of tokens, where a rank has several of a row's
+    ring: Ring | None = None  # where keys and values travel between such ranks
     extra: dict[str, Any] = field(default_factory=dict)  # what `Attention.prepare` made once for all layers of a kind
     again: bool = False  # whether attention's inside is computed a second time in the backward pass
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's, to be added to the objective
@@ -131,13 +134,13 @@ class Step:
     ) -> Tensor:
         """Attend under this pass's mask: q [B, T, H, C] → [B, T, H, Cv]. The bias is the one that layers of this kind
         share, or that of this layer's `own` position scheme, given with its weights. `scores` are softcap and sinks."""
+        if self.ring is not None:
+            return self.attend_ring(q, (k, v), scale, own, **scores)
         if self.runs:
             return self._attend_runs(q, k, v, scale, own, **scores)
         bias, rows = self.bias, self.rows
         if own is not None:
-            scheme, weights = own
-            make = scheme.bias if self.seam is None else partial(self.seam.bias, scheme)
-            make = partial(make, weights, q.shape[2], causal=self.mask.causal)
+            make = self._bias_maker(own, q.shape[2])
             if rows is not None:
                 rows = rows.with_biases(make)
             elif self.index is not None:
@@ -148,6 +151,30 @@ class Step:
         how = {"bias": bias, "rows": rows, "pages": self.pages, "kernel": self.kernel, "chosen": chosen}
         how |= {"again": self.again, **scores} | ({"dropout": self.dropout} if self.dropout else {})
         return attend(q, k, v, self.mask, scale=scale, **how)  # type: ignore[arg-type]
+
+    def attend_ring(
+        self,
+        q: Tensor,
+        held: tuple[Tensor, ...],
+        scale: float,
+        own: tuple[Any, Any] | None = None,
+        expansion: Expansion | None = None,
+        **scores: Any,
+    ) -> Tensor:
+        """Attend over the keys of all ranks, which travel: `held` are those of this rank's tokens, and their values, or
+        what an expansion makes both of. The rest as `attend` has it."""
+        ring = self.ring
+        assert ring is not None
+        if own is not None:
+            make = self._bias_maker(own, q.shape[2])
+            ring = ring.with_biases([make(*each.index) for each in self.runs], q.shape[2])
+        return attend_ring(q, held, ring, scale=scale, kernel=self.kernel, expansion=expansion, **scores)
+
+    def _bias_maker(self, own: tuple[Any, Any], n_heads: int) -> Callable[..., Any]:
+        """What makes the bias of a layer's own position scheme, given with its weights, of places in the row."""
+        scheme, weights = own
+        make = scheme.bias if self.seam is None else partial(self.seam.bias, scheme)
+        return partial(make, weights, n_heads, causal=self.mask.causal)
 
     def _attend_runs(self, q: Tensor, k: Tensor, v: Tensor, scale: float, own: Any, **scores: Any) -> Tensor:
         """Attend with each run of queries to the keys up to its own."""
@@ -163,10 +190,10 @@ class Step:
 
     def remember(self, **new: Tensor) -> tuple[Tensor, ...]:
         """Append new tensors [B, T, …] to the cache; give each behind its earlier tokens [B, S, …], in order. With
-        `rows` or `pages`, give the pools [N, …] in which they lie. Without a cache, other ranks' tokens are among them.
-        """
+        `rows` or `pages`, give the pools [N, …] in which they lie. Without a cache, other ranks' tokens are among them,
+        unless they travel."""
         if self.cache is None:
-            context = self.context if self.runs else None
+            context = self.context if self.runs and self.ring is None else None
             return tuple(new.values()) if context is None else tuple(map(context.gather, new.values()))
         assert self.where is not None
         return self.cache.append(self.where, new)

@@ -3,7 +3,8 @@
 
 Rank r has runs r and 2C − 1 − r of the 2C that a row is cut into: under a causal mask an early run sees few keys and a
 late one many, so that every rank has as much to do (Dubey et al., 2024, Llama 3, §3.3.2). Keys and values are gathered
-before each layer's attention; their gradients are summed up on the way back.
+before each layer's attention, and their gradients are summed up on the way back; or, in a ring, they stay where they
+are and `zoo.kernels.ring` sends them round.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ if TYPE_CHECKING:
 class SpreadContext(ContextSeam):
     """The seam between the ranks of a process group that have rows in common."""
 
-    def __init__(self, group: Any) -> None:
-        self.group = RankGroup(group)
+    def __init__(self, group: Any, rings: bool = False) -> None:
+        self.group, self.rings = RankGroup(group), rings
         self.rank, self.size = self.group.rank, self.group.size
 
     @property
     def active(self) -> bool:
         return torch.is_grad_enabled()
 
-    def spans(self, tokens: int) -> list[tuple[int, int]]:
-        run = tokens // (2 * self.size)
-        return [(place * run, (place + 1) * run) for place in (self.rank, 2 * self.size - 1 - self.rank)]
+    def spans(self, tokens: int, rank: int | None = None) -> list[tuple[int, int]]:
+        rank, run = self.rank if rank is None else rank, tokens // (2 * self.size)
+        return [(place * run, (place + 1) * run) for place in (rank, 2 * self.size - 1 - rank)]
 
     def own(self, each: Any) -> Any:
         if each is None or not self.active:

@@ -4,12 +4,27 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Passing(NamedTuple):
+    """Tensors under way between the ranks of a ring."""
+
+    received: list[Tensor]
+    sent: list[Tensor]  # held until they are away
+    work: list[Any]
+
+    def wait(self) -> list[Tensor]:
+        """Wait until all have come and gone; gives those of the rank before."""
+        for each in self.work:
+            each.wait()
+        return self.received
 
 
 class RankGroup:
@@ -54,6 +69,19 @@ class RankGroup:
         found = rows.new_empty(sum(received), *rows.shape[1:])
         torch.distributed.all_to_all_single(found, rows.contiguous(), received, sent, group=self.group)
         return found
+
+    def pass_on(self, tensors: Sequence[Tensor]) -> Passing:
+        """Begin to send tensors to the next rank of the ring, and to receive those of the rank before, of the same
+        shapes. Without a gradient; what is sent must stay as it is until then."""
+        next_, before = (
+            torch.distributed.get_global_rank(self.group, (self.rank + step) % self.size) for step in (1, -1)
+        )
+        sent = [each.contiguous() for each in tensors]
+        received = [torch.empty_like(each) for each in sent]
+        operation, send, receive = torch.distributed.P2POp, torch.distributed.isend, torch.distributed.irecv
+        operations = [operation(send, each, next_, self.group) for each in sent]
+        operations += [operation(receive, each, before, self.group) for each in received]
+        return Passing(received, sent, torch.distributed.batch_isend_irecv(operations))
 
     def _gather(self, x: Tensor) -> Tensor:
         return self.stack(x).transpose(0, 1).flatten(1, 2)

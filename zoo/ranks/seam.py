@@ -67,18 +67,20 @@ WHOLE = Seam()
 
 class ContextSeam:
     """The seam of rows whose tokens one process has all of. Context parallelism has its own, `zoo.ranks.context`: each
-    rank has two runs of a row's tokens, and only attention's keys and values come together."""
+    rank has two runs of a row's tokens, and only attention's keys and values come together. Where it `rings` they do so
+    inside attention, and nothing is gathered."""
 
     rank = 0
     size = 1
+    rings = False
 
     @property
     def active(self) -> bool:
         """Whether a pass that begins now has some of a row's tokens."""
         return False
 
-    def spans(self, tokens: int) -> list[tuple[int, int]]:
-        """Where the rank's own runs of a row of so many tokens begin and end."""
+    def spans(self, tokens: int, rank: int | None = None) -> list[tuple[int, int]]:
+        """Where the runs of a rank, of this one unless given, of a row of so many tokens begin and end."""
         return [(0, tokens)]
 
     def own(self, each: Any) -> Any:

@@ -188,6 +188,7 @@ def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = Tru
         dp=mesh.shard,
         tp=mesh.tp,
         cp=mesh.cp,
+        cp_comm=settings.parallel.cp_comm,
         zero=3 if mesh.shard > 1 else 0,
         context=settings.seq_len,
         batch=rows,

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator
 
 from zoo.costs.shards import context_faults, expert_faults, pipeline_faults, shard_model
 from zoo.errors import ConfigError
+from zoo.kernels.ring import PART_KERNELS
 from zoo.ranks.mesh import Mesh
 from zoo.ranks.world import World, read_world
 from zoo.spec import Spec
@@ -34,16 +35,17 @@ Ways = Annotated[int | Literal["auto"], BeforeValidator(_check_ways)]
 class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
     """The processes of a run by what they share.
 
-    `dp` replicas of the model train on rows of their own and sum up their gradients (Li et al., 2020, DDP). The
-    `shard` processes of a replica train on rows of their own too, and each holds a part of every weight, gradient and
-    optimizer state (Rajbhandari et al., 2020, ZeRO-3; torch's FSDP2): a layer's weights are gathered where they
-    compute. `tp` processes have their rows in common, and each computes with its own heads, hidden units and part of
-    the vocabulary (Shoeybi et al., 2019, Megatron-LM), with sequence parallelism between (Korthikanti et al., 2022).
-    `cp` processes have rows in common, too, and each computes with its own tokens of them (Dubey et al., 2024, Llama
-    3). The `pp` stages of a pipeline have some of the layers each (Narayanan et al., 2021), and take `accumulate`
-    microbatches one after the other. One of the five may be `auto`: as many as torchrun started. Among those of dp,
-    shard and cp each run of `ep` divides the experts of a mixture, and sends tokens to theirs (Lepikhin et al., 2020,
-    GShard); `auto` is all of them.
+    `dp` replicas of the model train on rows of their own and sum up their gradients (Li et al., 2020, DDP). The `shard`
+    processes of a replica train on rows of their own too, and each holds a part of every weight, gradient and optimizer
+    state (Rajbhandari et al., 2020, ZeRO-3; torch's FSDP2): a layer's weights are gathered where they compute. `tp`
+    processes have their rows in common, and each computes with its own heads, hidden units and part of the vocabulary
+    (Shoeybi et al., 2019, Megatron-LM), with sequence parallelism between (Korthikanti et al., 2022). `cp` processes
+    have rows in common, too, and each computes with its own tokens of them (Dubey et al., 2024, Llama 3); `cp_comm`
+    says how their keys meet: an `all_gather` before each layer's attention, or a `ring` on which they travel while it
+    computes (Liu et al., 2023). The `pp` stages of a pipeline have some of the layers each (Narayanan et al., 2021),
+    and take `accumulate` microbatches one after the other. One of the five may be `auto`: as many as torchrun started.
+    Among those of dp, shard and cp each run of `ep` divides the experts of a mixture, and sends tokens to theirs
+    (Lepikhin et al., 2020, GShard); `auto` is all of them.
     """
 
     dp: Ways = 1
@@ -52,11 +54,19 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
     tp: Ways = 1
     ep: Ways = 1
     pp: Ways = 1
+    cp_comm: Literal["all_gather", "ring"] = "all_gather"
 
     def __post_init__(self) -> None:
+        if self.rings and self.cp == 1:
+            raise ValueError("cp_comm: is ring, and cp=1 has no keys to send (cp from 2 up, or cp_comm=all_gather)")
         open_ = [name for name, ways in self.ways.items() if ways == "auto"]
         if len(open_) > 1:
             raise ValueError(f"{' and '.join(open_)} are both auto (a number for one of them)")
+
+    @property
+    def rings(self) -> bool:
+        """Whether keys and values travel round a ring."""
+        return self.cp_comm == "ring"
 
     @property
     def ways(self) -> dict[str, int | str]:
@@ -152,7 +162,21 @@ def find_context_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
         faults.append(f"objective: is {settings.objective.kind}, and cp={mesh.cp} cuts rows of text (next_token)")
     if settings.seq_len % (parts := 2 * mesh.cp):
         faults.append(f"seq_len: is {settings.seq_len}, which 2·cp={parts} do not divide (a multiple of {parts})")
-    return faults + context_faults(spec, mesh.cp)
+    return faults + context_faults(spec, mesh.cp) + (find_ring_faults(settings) if settings.parallel.rings else [])
+
+
+def find_ring_faults(settings: Training) -> list[str]:
+    """List what a ring of keys does not go together with."""
+    instead, drops = "or parallel.cp_comm=all_gather", settings.dropout is not None and settings.dropout.attention > 0
+    return [
+        f"{name}: {found}, found parallel.cp_comm=ring ({would}, {instead})"
+        for name, found, would, is_on in (
+            ("kernel", "computes whole rows of keys", "kernel=auto", settings.kernel not in PART_KERNELS),
+            ("dropout.attention", "drops of whole rows of probabilities", "dropout.attention=0", drops),
+            ("compile", "compiles no layer whose ranks wait for each other", "compile=false", settings.compile is True),
+        )
+        if is_on
+    ]
 
 
 def find_tensor_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
 from zoo.kernels.base import Ask
+from zoo.kernels.ring import Expansion
 from zoo.lazy import torch
 from zoo.model.attention.base import SoftmaxAttention
 from zoo.model.norm import WholeNorm
@@ -129,12 +131,20 @@ class MLA(SoftmaxAttention, kind="mla"):
 
     def _expanded(self, m: Weights, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step) -> Tensor:
         """Attend to keys and values of every head, expanded from the latents [B, S, R+P]: [B, T, H, V]."""
+        q = torch.cat((q_nope, q_rope), -1)
+        if step.ring is None:
+            return self._attend(m, q, *self._expand(m, latent), step)
+        expansion = Expansion(partial(self._expand, m), (m.k_b.weight, m.v_b.weight))
+        own = (self.position, m.position) if self.position.per_layer else None
+        return step.attend_ring(q, (latent,), self._scale, own, expansion)
+
+    def _expand(self, m: Weights, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys [B, S, H, N+P] and values [B, S, H, V] of every head, from the latents [B, S, R+P]."""
         latent, k_rope = latent.split((self.kv_lora_rank, self.qk_rope_head_dim), -1)
         k_nope = m.k_b(latent).unflatten(-1, (self.n_heads, self.qk_nope_head_dim))  # B S H N
         v = m.v_b(latent).unflatten(-1, (self.n_heads, self.v_head_dim))  # B S H V
         k_rope = k_rope[:, :, None].expand(-1, -1, self.n_heads, -1)  # B S H P
-        k = torch.cat((k_nope, k_rope.to(k_nope.dtype)), -1)
-        return self._attend(m, torch.cat((q_nope, q_rope), -1), k, v, step)
+        return torch.cat((k_nope, k_rope.to(k_nope.dtype)), -1), v
 
     def _absorbed(self, m: Weights, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step) -> Tensor:
         """Attend to the latents [B, S, R+P] or [N, R+P] as the one key and value of all heads: [B, T, H, V]."""
@@ -147,5 +157,8 @@ class MLA(SoftmaxAttention, kind="mla"):
         return torch.einsum("bthr,hvr->bthv", y, v_b)
 
     def _attend(self, m: Weights, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
-        scale = self.qk_head_dim**-0.5 if self.scale is None else self.scale
-        return self.attend(m, step, q, k, v, scale)
+        return self.attend(m, step, q, k, v, self._scale)
+
+    @property
+    def _scale(self) -> float:
+        return self.qk_head_dim**-0.5 if self.scale is None else self.scale

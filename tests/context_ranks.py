@@ -1,0 +1,85 @@
+"""Compares models whose ranks have some of a row's tokens each with whole ones, in the processes that torchrun starts:
+`context_ranks.py CASES OUT`. The largest differences go to OUT/RANK.json, by case."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from sent import Sent
+from torch import distributed
+
+from zoo.compose import load
+from zoo.ranks.context import SpreadContext
+from zoo.ranks.world import join, read_world
+from zoo.run.builder import build
+from zoo.run.recompute import set_recompute
+
+ROWS = 2
+
+
+def make_inputs(spec: Any, tokens: int, documents: bool) -> dict[str, Any]:
+    """Random rows, of several documents where asked, and targets of which some are left out."""
+    draw = torch.Generator().manual_seed(tokens)
+    ids, targets = torch.randint(3, spec.vocab_size, (2, ROWS, tokens), generator=draw)
+    found: dict[str, Any] = {"input_ids": ids}
+    found["targets"] = targets.masked_fill(torch.rand(targets.shape, generator=draw) < 0.3, -100)
+    if documents:
+        found["documents"] = (torch.rand((ROWS, tokens), generator=draw) < 0.15).long().cumsum(1)
+    return found
+
+
+def randomise(model: Any) -> None:
+    """Give scales, biases and sinks values that show."""
+    draw = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for each in model.parameters():
+            each.add_(torch.randn(each.shape, generator=draw) * 0.05)
+
+
+def run(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss and gradients of a training pass."""
+    model.zero_grad()
+    out = model.train()(**inputs)
+    out.loss.backward()
+    return out.loss.detach(), {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+
+
+def compare(case: dict[str, Any], group: Any) -> dict[str, Any]:
+    """Compare one case: overrides of a tiny model, tokens, how keys meet (`rings`), kernel, recompute."""
+    spec = load(case.get("model", "llama-tiny"), ["n_layers=2", "d_model=48", "d_ff=64", *case["overrides"]])
+    inputs = make_inputs(spec, case["tokens"], case.get("documents", False))
+    torch.manual_seed(0)
+    model = build(spec, kernel=case.get("kernel", "auto"), seed=0)
+    randomise(model)
+    if case.get("dtype"):
+        model = model.to(getattr(torch, case["dtype"]))
+    loss, gradients = run(model, inputs)
+    gradients = {name: each.clone() for name, each in gradients.items()}
+    set_recompute(model, case.get("recompute", "none"))
+    model.context = SpreadContext(group, rings=case["rings"])
+    with Sent() as sent:
+        mine, own = run(model, inputs)
+    distributed.all_reduce(mine)
+    worst, at = 0.0, ""
+    norm = torch.stack([each.norm() for each in gradients.values()]).norm()
+    for name, each in gradients.items():
+        distributed.all_reduce(own[name])
+        worst, at = max((worst, at), (float((own[name] - each).norm() / max(each.norm(), 1e-3 * norm)), name))
+    return {"loss": abs(float(mine / loss) - 1), "gradient": worst, "at": at, "sent": sent.bytes}
+
+
+def main(cases: str, out: str) -> None:
+    world = read_world()
+    join(world, "cpu")
+    group = distributed.group.WORLD
+    found = {name: compare(case, group) for name, case in json.loads(Path(cases).read_text()).items()}
+    Path(out, f"{os.environ['RANK']}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,188 @@
+# B rows, T queries, S keys, H heads, K kv heads, G = H/K query heads to a kv head, C head width
+"""Attention over a part of the keys, with its log-sum-exp, and a part's gradients of the softmax over all of them.
+
+The gradients of a part take the output y and the log-sum-exp of all parts together, and no other part: with P =
+exp(s − lse) it is dS = P·(dP − Σ dy·y) (Dao et al., 2022, FlashAttention, appendix B.4).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoo.lazy import F, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.kernels.mask import Mask
+
+WIDEST = 256  # head width of flash-attn 2
+
+
+class PartScores(NamedTuple):
+    """How the scores of a part are made and which of them count.
+
+    `mask` is that of queries over their own tokens, by token index alone; `seen` [B|1, 1, T, S] says it one by one.
+    Where both are None all keys count. `bias` is [B|1, H, T, S]; only a `learned` one is given a gradient.
+    """
+
+    scale: float
+    softcap: float | None = None
+    mask: Mask | None = None
+    seen: Tensor | None = None
+    bias: Tensor | None = None
+    learned: bool = False
+
+    @property
+    def only_causal(self) -> bool:
+        """Whether later keys are hidden, and nothing else changes the scores."""
+        return self.bias is None and self.mask is not None and self.mask.plain_causal
+
+    def draw_seen(self, device: torch.device) -> Tensor | None:
+        """Draw which keys count [B|1, 1, T, S]; None where all do."""
+        return self.seen if self.mask is None else self.mask.dense(device)
+
+
+class PartGradients(NamedTuple):
+    """The gradients of a part's q, k and v, and of a learned bias [B, H, T, S]."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None = None
+
+
+class PartKernel:
+    """A way to compute a part: q [B, T, H, C], k [B, S, K, C] and v [B, S, K, Cv] of one dtype."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, how: PartScores) -> tuple[Tensor, Tensor]:
+        """Give the output [B, T, H, Cv] and the log-sum-exp [B, H, T] in float32: -inf for a query that sees no key."""
+        raise NotImplementedError
+
+    def backward(
+        self, dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, how: PartScores
+    ) -> PartGradients:
+        """Give the gradients where dy is that of y, which like lse is of all parts together."""
+        raise NotImplementedError
+
+
+class EagerPart(PartKernel):
+    """Plain torch with the part's scores in memory, as `zoo.kernels.eager`: every feature, on any device."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, how: PartScores) -> tuple[Tensor, Tensor]:
+        scores, _ = _score(q, k, how)
+        lse = scores.logsumexp(-1)
+        chances = _exponentiate(scores, lse).to(v.dtype).unflatten(1, (k.shape[2], -1))  # B K G T S
+        return torch.einsum("bkgts,bskc->btkgc", chances, v).flatten(2, 3), lse
+
+    def backward(
+        self, dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, how: PartScores
+    ) -> PartGradients:
+        scores, slope = _score(q, k, how)
+        wide, heads = scores.dtype, (k.shape[2], -1)
+        chances, dy = _exponentiate(scores, lse), dy.to(wide)
+        spent = (dy * y).sum(-1).transpose(1, 2)[..., None]  # B H T 1
+        dy = dy.unflatten(2, heads)  # B T K G Cv
+        dv = torch.einsum("bkgts,btkgc->bskc", chances.unflatten(1, heads), dy)
+        met = torch.einsum("btkgc,bskc->bkgts", dy, v.to(wide)).flatten(1, 2)  # B H T S
+        found = chances * (met - spent)
+        bias = found if how.learned else None
+        found = (found * how.scale if slope is None else found * slope * how.scale).unflatten(1, heads)
+        dq = torch.einsum("bkgts,bskc->btkgc", found, k.to(wide)).flatten(2, 3)
+        dk = torch.einsum("bkgts,btkgc->bskc", found, q.to(wide).unflatten(2, heads))
+        return PartGradients(dq, dk, dv, bias)
+
+
+class FusedPart(PartKernel):
+    """The CPU kernel behind torch's scaled_dot_product_attention: no softcap, no learned bias."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, how: PartScores) -> tuple[Tensor, Tensor]:
+        operator, (added, seen) = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, _add(q, how)
+        tensors = (each.transpose(1, 2) for each in (q, k, _widen(v, q)))
+        y, lse = operator(*tensors, 0.0, how.only_causal, attn_mask=added, scale=how.scale)
+        if seen is not None:  # it gives 0 for a query that sees no key
+            lse = lse.masked_fill(~seen.any(-1), -math.inf)
+        return y.transpose(1, 2)[..., : v.shape[3]], lse
+
+    def backward(
+        self, dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, how: PartScores
+    ) -> PartGradients:
+        operator, (added, _) = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward, _add(q, how)
+        tensors = (each.transpose(1, 2) for each in (_widen(dy, q), q, k, _widen(v, q), _widen(y, q)))
+        found = operator(*tensors, lse.contiguous(), 0.0, how.only_causal, attn_mask=added, scale=how.scale)
+        dq, dk, dv = (each.transpose(1, 2) for each in found)
+        return PartGradients(dq, dk, dv[..., : v.shape[3]])
+
+
+class FlashPart(PartKernel):
+    """torch's own flash-attn 2 on CUDA, by the operators behind scaled_dot_product_attention: keys that all count, or
+    a causal mask, with a window or without."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, how: PartScores) -> tuple[Tensor, Tensor]:
+        lengths = (None, None, q.shape[1], k.shape[1])
+        given = (0.0, how.mask is not None, False)
+        found = torch.ops.aten._flash_attention_forward(q, k, _widen(v, q), *lengths, *given, **self._options(how))
+        return found[0][..., : v.shape[3]], found[1]
+
+    def backward(
+        self, dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, how: PartScores
+    ) -> PartGradients:
+        drawn = (torch.empty(shape, dtype=torch.uint64, device=q.device) for shape in (2, ()))  # of dropout: not read
+        lengths, given = (None, None, q.shape[1], k.shape[1]), (0.0, how.mask is not None, *drawn)
+        tensors = (_widen(dy, q), q, k, _widen(v, q), _widen(y, q), lse.contiguous())
+        dq, dk, dv = torch.ops.aten._flash_attention_backward(*tensors, *lengths, *given, **self._options(how))
+        return PartGradients(dq, dk, dv[..., : v.shape[3]])
+
+    def _options(self, how: PartScores) -> dict[str, Any]:
+        window = None if how.mask is None else how.mask.window
+        sides = {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
+        return {"scale": how.scale, **sides}
+
+
+EAGER, FUSED, FLASH = EagerPart(), FusedPart(), FlashPart()
+
+
+def choose_part(q: Tensor, v: Tensor, how: PartScores, kernel: str) -> PartKernel:
+    """Choose the kernel of a part: `kernel` is auto, the first that can, or eager."""
+    width = q.shape[3]
+    if kernel == "eager" or how.softcap is not None or how.learned or v.shape[3] > width:
+        return EAGER
+    if q.device.type == "cpu":
+        return FUSED
+    short = q.dtype in (torch.float16, torch.bfloat16) and width <= WIDEST and width % 8 == 0
+    return FLASH if q.is_cuda and short and how.seen is None and how.bias is None else EAGER
+
+
+def _score(q: Tensor, k: Tensor, how: PartScores) -> tuple[Tensor, Tensor | None]:
+    """The scores [B, H, T, S] in float32, and the slope of a softcap there."""
+    queries = q.unflatten(2, (k.shape[2], -1))  # B T K G C
+    scores, slope = torch.einsum("btkgc,bskc->bkgts", queries, k).flatten(1, 2), None
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * how.scale
+    if how.softcap is not None:
+        turned = torch.tanh(scores / how.softcap)
+        scores, slope = how.softcap * turned, 1 - turned.square()
+    if how.bias is not None:
+        scores = scores + how.bias
+    seen = how.draw_seen(q.device)
+    return scores if seen is None else scores.masked_fill(~seen, -math.inf), slope
+
+
+def _exponentiate(scores: Tensor, lse: Tensor) -> Tensor:
+    """exp(s − lse): 0 for what is hidden, also where a query sees nothing."""
+    return (scores - lse.clamp(min=torch.finfo(lse.dtype).min)[..., None]).exp()
+
+
+def _add(q: Tensor, how: PartScores) -> tuple[Tensor | None, Tensor | None]:
+    """What torch adds to the scores, and what is seen of a mask that is drawn."""
+    seen = None if how.only_causal else how.draw_seen(q.device)
+    wide = torch.promote_types(q.dtype, torch.float32)  # a bias is added unrounded
+    bias = None if how.bias is None else how.bias.to(wide)
+    if seen is None:
+        return bias, None
+    return torch.where(seen, torch.zeros((), dtype=wide, device=q.device) if bias is None else bias, -math.inf), seen
+
+
+def _widen(x: Tensor, q: Tensor) -> Tensor:
+    """A tensor [B, S, K, Cv] as wide as q and of its dtype: zeros behind, whose products are 0."""
+    return F.pad(x, (0, q.shape[3] - x.shape[3])).to(q.dtype)

@@ -1,0 +1,300 @@
+# B rows, T tokens of a rank's own, L tokens of a run, S keys, H heads, K kv heads, C head width, N ranks
+"""Ring attention: keys and values travel from rank to rank, and each rank attends to those that are with it.
+
+Liu et al., 2023, "Ring Attention with Blockwise Transformers". The outputs of parts are merged by their log-sum-exps in
+float32, so that the result is that of one softmax. The backward pass sends keys and values round again, and behind them
+their gradients, which end where the keys came from. So no rank ever holds the keys of all. Runs of keys that the mask
+hides from a run of queries are not computed with.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zoo.kernels.bias import describe_bias
+from zoo.kernels.mask import Mask
+from zoo.kernels.partial import PartScores, choose_part
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.kernels.bias import Bias
+    from zoo.ranks.context import SpreadContext
+
+PART_KERNELS = ("auto", "eager")
+"""The values of `kernel` that a ring takes: its parts have kernels of their own."""
+
+
+class RingBlock(NamedTuple):
+    """The rank's `run`-th run of queries over a run of keys: where both lie among their ranks' tokens, and the token
+    index of the first key. `mask` and `seen` are those of PartScores."""
+
+    run: int
+    queries: slice
+    keys: slice
+    first: int
+    mask: Mask | None
+    seen: Tensor | None
+
+
+class Expansion(NamedTuple):
+    """How keys and values are made of the tensors that travel in their place, and the weights that this takes."""
+
+    make: Callable[..., tuple[Tensor, Tensor]]
+    weights: tuple[Tensor, ...]
+
+
+@dataclass
+class Ring:
+    """What layers of a kind share in a pass: the ranks, and the blocks that this one computes, by turns. In turn n it
+    has the keys of the rank n places before it. `biases` are those of its runs of queries; of learned ones `learned`
+    are the tensors [1, H, L, L], one for each block."""
+
+    context: SpreadContext
+    device: torch.device
+    turns: list[list[RingBlock]]
+    biases: list[Bias | None] = field(default_factory=list)
+    learned: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def plan(cls, context: SpreadContext, tokens: int, masks: Sequence[Mask], device: torch.device) -> Ring:
+        """Plan for rows of so many tokens. `masks` are those of the rank's runs of queries, each over the keys up to
+        its own."""
+        # A run's own tokens come first: there each query sees a key, so that no sum of exponentials is 0 from then on.
+        pairs, turns = ((0, 0), (1, 1), (0, 1), (1, 0)), []
+        for turn in range(context.size):
+            spans = context.spans(tokens, (context.rank - turn) % context.size)
+            blocks = [_find_block(run, masks[run], place, spans[place], device) for run, place in pairs]
+            turns.append([each for each in blocks if each is not None])
+        return cls(context, device, turns)
+
+    def with_biases(self, biases: Sequence[Any], n_heads: int) -> Ring:
+        """The same ranks and blocks with a bias for each run of queries."""
+        ring = replace(self, biases=[describe_bias(each) for each in biases], learned=[])
+        if any(each is not None and each.learned for each in ring.biases):
+            ring.learned = [ring.draw_bias(block, n_heads) for turn in ring.turns for block in turn]
+        return ring
+
+    def draw_bias(self, block: RingBlock, n_heads: int) -> Any:
+        """Draw the bias of a block [1, H, L, L]; None where there is none."""
+        bias = self.biases[block.run] if self.biases else None
+        if bias is None:
+            return None
+        queries = torch.arange(block.queries.stop - block.queries.start, device=self.device)[:, None]
+        heads = torch.arange(n_heads, device=self.device)[:, None, None]
+        drawn = bias.at(torch.zeros_like(heads), heads, queries, queries.T + block.first)
+        return drawn.expand(n_heads, len(queries), len(queries))[None]
+
+    def send_round(self, held: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+        """Give by turns what each rank holds, the own first. The next turn's is under way meanwhile."""
+        for turn in range(self.context.size):
+            coming = self.context.group.pass_on(held) if turn + 1 < self.context.size else None
+            yield held
+            held = held if coming is None else coming.wait()
+
+
+@dataclass
+class RingCall:
+    """One layer's attention over a ring: how scores are made, and how many of the tensors that it takes travel."""
+
+    ring: Ring
+    how: PartScores
+    kernel: str
+    travelling: int
+    expansion: Expansion | None
+    autocast: Any = None
+
+    def split(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+        """Split tensors, or their gradients, into those that travel, the weights of the expansion, and learned
+        biases."""
+        weights = self.travelling + (0 if self.expansion is None else len(self.expansion.weights))
+        return tensors[: self.travelling], tensors[self.travelling : weights], tensors[weights:]
+
+    def expand(self, held: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Keys and values of what is here: [B, T, K, C] and [B, T, K, Cv]."""
+        return held if self.expansion is None else self.expansion.make(*held)
+
+    def forward(self, q: Tensor, sinks: Tensor | None, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The output [B, T, H, Cv] and its log-sum-exp [B, H, T], a sink's share included."""
+        held, _, learned = self.split(tensors)
+        drawn, y = iter(learned), None
+        wide = torch.promote_types(q.dtype, torch.float32)
+        shape = (q.shape[0], q.shape[2], q.shape[1])  # B H T
+        lse = q.new_full(shape, -torch.inf, dtype=wide)
+        if sinks is not None:
+            lse = sinks.detach().to(wide)[:, None].expand(shape).clone()
+        for blocks, theirs in zip(self.ring.turns, self.ring.send_round(held), strict=True):
+            k, v = self.expand(theirs) if blocks else (q, q)
+            y = q.new_zeros((*q.shape[:3], v.shape[3]), dtype=wide) if y is None else y
+            for block in blocks:
+                how, own = self._score(block, q, drawn), block.queries
+                tensors = q[:, own], k[:, block.keys], v[:, block.keys]
+                part, total = choose_part(q, v, how, self.kernel).forward(*tensors, how)
+                merged = torch.logaddexp(lse[..., own], total)
+                before, added = (_by_query(each - merged).exp() for each in (lse[..., own], total))
+                y[:, own] = y[:, own] * before + part * added
+                lse[..., own] = merged
+        assert y is not None
+        return y.to(q.dtype), lse
+
+    def backward(
+        self, dy: Tensor, q: Tensor, y: Tensor, lse: Tensor, tensors: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Any]]:
+        """The gradients of q and of the tensors. Those of what travels are a turn behind it, and in the last turn they
+        come home; a rank's own part of its own tokens' stays with it."""
+        held, weights, learned = self.split(tensors)
+        dq, drawn = torch.zeros_like(q, dtype=lse.dtype), iter(learned)
+        own: list[Tensor] = []
+        of_weights: list[Any] = [None] * len(weights)
+        of_biases: list[Tensor] = []
+        coming = None
+        for turn, theirs in enumerate(self.ring.send_round(held)):
+            found, more = self._turn_back(turn, theirs, weights, (dy, q, y, lse), dq, drawn, of_biases)
+            of_weights = [b if a is None else a if b is None else a + b for a, b in zip(of_weights, more, strict=True)]
+            if turn == 0:
+                own = found
+                continue
+            found = found if coming is None else [a + b for a, b in zip(found, coming.wait(), strict=True)]
+            coming = self.ring.context.group.pass_on(found)
+        if coming is not None:
+            own = [a + b for a, b in zip(own, coming.wait(), strict=True)]
+        found = [*own, *of_weights, *of_biases]
+        return dq.to(q.dtype), [g if g is None else g.to(t.dtype) for g, t in zip(found, tensors, strict=True)]
+
+    def _turn_back(
+        self,
+        turn: int,
+        theirs: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        whole: tuple[Tensor, ...],
+        dq: Tensor,
+        drawn: Iterator[Tensor],
+        of_biases: list[Tensor],
+    ) -> tuple[list[Tensor], list[Any]]:
+        """The gradients, of this rank's queries alone, of what travels and of weights. Adds to those of q."""
+        blocks, (dy, q, y, lse) = self.ring.turns[turn], whole
+        if not blocks:
+            return [torch.zeros_like(each, dtype=lse.dtype) for each in theirs], [None] * len(weights)
+        with torch.enable_grad(), self._as_before(q):
+            leaves = [each.detach().requires_grad_() for each in theirs]
+            made = self.expand(leaves)
+        k, v = (each.detach() for each in made)
+        dk, dv = (torch.zeros_like(each, dtype=lse.dtype) for each in (k, v))
+        for block in blocks:
+            how, mine, keys = self._score(block, q, drawn), block.queries, block.keys
+            kernel = choose_part(q, v, how, self.kernel)
+            part = kernel.backward(dy[:, mine], q[:, mine], k[:, keys], v[:, keys], y[:, mine], lse[..., mine], how)
+            dq[:, mine] += part.q
+            dk[:, keys] += part.k
+            dv[:, keys] += part.v
+            if part.bias is not None:
+                of_biases.append(part.bias.sum(0, keepdim=True))
+        if self.expansion is None:
+            return [dk, dv], []
+        wanted = [each for each in weights if each.requires_grad]
+        given = [g.to(each.dtype) for g, each in zip((dk, dv), made, strict=True)]
+        found = list(torch.autograd.grad(made, (*leaves, *wanted), given))
+        mine, rest = [each.to(lse.dtype) for each in found[: len(leaves)]], iter(found[len(leaves) :])
+        return mine, [next(rest) if each.requires_grad else None for each in weights]
+
+    def _score(self, block: RingBlock, q: Tensor, drawn: Iterator[Tensor]) -> PartScores:
+        """How the scores of a block are made."""
+        learned = bool(self.ring.learned)
+        bias = next(drawn) if learned else self.ring.draw_bias(block, q.shape[2])
+        return self.how._replace(mask=block.mask, seen=block.seen, bias=bias, learned=learned)
+
+    def _as_before(self, q: Tensor) -> Any:
+        """Autocast as it was in the forward pass, in which keys and values are made again."""
+        dtype, enabled = self.autocast
+        return torch.autocast(q.device.type, dtype=dtype, enabled=enabled, cache_enabled=False)
+
+
+def attend_ring(
+    q: Tensor,
+    held: tuple[Tensor, ...],
+    ring: Ring,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    kernel: str = "auto",
+    expansion: Expansion | None = None,
+) -> Tensor:
+    """Attend over the keys of all ranks: a rank's own q [B, T, H, C] and k [B, T, K, C], v [B, T, K, Cv] → [B, T, H,
+    Cv]; with an expansion, `held` are the tensors that it makes k and v of. What `attend` means, holds here too; the
+    masks and biases are the ring's. All ranks of the ring must call it together, and go backward together."""
+    kind = q.device.type
+    autocast = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+    if expansion is None:
+        held = tuple(each.to(q.dtype) for each in held)
+    call = RingCall(ring, PartScores(scale, softcap), kernel, len(held), expansion, autocast)
+    weights = () if expansion is None else expansion.weights
+    return _ring_function().apply(call, q, sinks, *held, *weights, *ring.learned)
+
+
+def _find_block(run: int, mask: Mask, place: int, span: tuple[int, int], device: torch.device) -> RingBlock | None:
+    """Find what a run of queries sees of a run of keys; None if nothing."""
+    start, (first, stop), length = mask.n_keys - mask.n_queries, span, mask.n_queries
+    if first > start or (mask.window is not None and start - stop + 1 >= mask.window):
+        return None
+    block = RingBlock(
+        run,
+        slice(run * length, run * length + length),
+        slice(place * length, place * length + length),
+        first,
+        None,
+        None,
+    )
+    if _is_one_document(mask, first, stop):
+        if first == start:
+            return block._replace(mask=Mask(length, length, window=mask.window))
+        if mask.window is None or mask.n_keys - first <= mask.window:
+            return block
+    rows = 1 if mask.documents is None else max(each.shape[0] for each in mask.documents)
+    row = torch.arange(rows, device=device)[:, None, None]
+    queries, keys = torch.arange(length, device=device)[:, None], torch.arange(first, stop, device=device)
+    seen = mask.sees(row, queries, keys).expand(rows, -1, -1)[:, None]  # B|1 1 L L
+    if not seen.any():
+        return None
+    return block if seen.all() else block._replace(seen=seen)
+
+
+def _is_one_document(mask: Mask, first: int, stop: int) -> bool:
+    """Whether queries and these keys are of one document in each row."""
+    if mask.documents is None:
+        return True
+    queries, keys = mask.documents[0], mask.documents[1][:, first:stop]
+    return bool((queries == keys[:, :1]).all() and (keys == keys[:, :1]).all())
+
+
+def _by_query(each: Tensor) -> Tensor:
+    """Numbers of each head and query [B, H, T] as [B, T, H, 1]."""
+    return each.transpose(1, 2)[..., None]
+
+
+@functools.cache
+def _ring_function() -> Any:
+    class RingFunction(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, call: RingCall, q: Tensor, sinks: Tensor | None, *tensors: Tensor) -> Tensor:
+            y, lse = call.forward(q, sinks, tensors)
+            ctx.call = call
+            ctx.save_for_backward(q, sinks, y, lse, *tensors)
+            return y
+
+        @staticmethod
+        def backward(ctx: Any, dy: Tensor):  # type: ignore[override]
+            q, sinks, y, lse, *tensors = ctx.saved_tensors
+            with torch.autocast(q.device.type, enabled=False):
+                dq, found = ctx.call.backward(dy, q, y, lse, tensors)
+            dsinks = None
+            if sinks is not None:  # a sink has a share of each query's chances, and no value
+                spent = (dy.to(lse.dtype) * y).sum(-1).transpose(1, 2)  # B H T
+                dsinks = -((sinks.to(lse.dtype)[:, None] - lse).exp() * spent).sum((0, 2)).to(sinks.dtype)
+            return None, dq, dsinks, *found
+
+    return RingFunction
