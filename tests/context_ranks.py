@@ -41,36 +41,47 @@ def randomise(model: Any) -> None:
             each.add_(torch.randn(each.shape, generator=draw) * 0.05)
 
 
-def run(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss and gradients of a training pass."""
+def run(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+    """Loss and gradients of a training pass, and the bytes of the tensors that autograd keeps for it."""
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor
+
     model.zero_grad()
-    out = model.train()(**inputs)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda each: each):
+        out = model.train()(**inputs)
+    held = sum(each.nbytes() for each in kept.values())
     out.loss.backward()
-    return out.loss.detach(), {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    return out.loss.detach(), gradients, held
 
 
 def compare(case: dict[str, Any], group: Any) -> dict[str, Any]:
-    """Compare one case: overrides of a tiny model, tokens, how keys meet (`rings`), kernel, recompute."""
+    """Compare one case: overrides of a tiny model, tokens, whether keys travel (`rings`), documents, kernel, dtype and
+    what is computed again."""
     spec = load(case.get("model", "llama-tiny"), ["n_layers=2", "d_model=48", "d_ff=64", *case["overrides"]])
     inputs = make_inputs(spec, case["tokens"], case.get("documents", False))
     torch.manual_seed(0)
     model = build(spec, kernel=case.get("kernel", "auto"), seed=0)
     randomise(model)
-    if case.get("dtype"):
-        model = model.to(getattr(torch, case["dtype"]))
-    loss, gradients = run(model, inputs)
+    model = model.to(getattr(torch, case.get("dtype", "float64")))
+    loss, gradients, _ = run(model, inputs)
     gradients = {name: each.clone() for name, each in gradients.items()}
     set_recompute(model, case.get("recompute", "none"))
     model.context = SpreadContext(group, rings=case["rings"])
     with Sent() as sent:
-        mine, own = run(model, inputs)
+        mine, own, kept = run(model, inputs)
     distributed.all_reduce(mine)
     worst, at = 0.0, ""
     norm = torch.stack([each.norm() for each in gradients.values()]).norm()
     for name, each in gradients.items():
         distributed.all_reduce(own[name])
         worst, at = max((worst, at), (float((own[name] - each).norm() / max(each.norm(), 1e-3 * norm)), name))
-    return {"loss": abs(float(mine / loss) - 1), "gradient": worst, "at": at, "sent": sent.bytes}
+    loss_off = abs(float(mine / loss) - 1)
+    return {"loss": loss_off, "gradient": worst, "at": at, "sent": sent.total, "kept": kept}
 
 
 def main(cases: str, out: str) -> None:

@@ -47,6 +47,15 @@ def runs_again(index: int, every: int) -> bool:
     return (index + 1) % every == 0
 
 
+def keeps_input(name: str, recompute: str) -> bool:
+    """Whether a section keeps only what it reads: a layer that is to be run again does, and needs all that layers
+    share."""
+    piece = name.split(".")[-1]
+    if read_every(recompute):
+        return piece.endswith(AGAIN) or piece == "shared"
+    return recompute == "full" and (piece.startswith("layer:") or piece == "shared")
+
+
 def mark_layers(spec: Any, recompute: str) -> Any:
     """Give the layers that `every_n` computes again a kind of their own, by the suffix AGAIN; the same model for other
     names. Raises ConfigError where that is no layer."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from zoo.costs.activations import PassShape, Section, list_sections
 from zoo.costs.advice import advice
-from zoo.costs.again import AGAIN, mark_layers, name_stored, read_every
+from zoo.costs.again import keeps_input, mark_layers, name_stored, read_every
 from zoo.costs.generating import generating
 from zoo.costs.parallel import sum_activations
 from zoo.costs.setup import DTYPES, Setup
@@ -144,7 +144,8 @@ def find_peak(
 
 def count_kept(passes: Mapping[str, Section], setup: Setup) -> dict[str, int]:
     """Count the bytes that each section keeps for its backward pass: its input alone where it runs again."""
-    return {name: section.input if keeps_input(name, setup) else section.bytes for name, section in passes.items()}
+    again = setup.recompute
+    return {name: each.input if keeps_input(name, again) else each.bytes for name, each in passes.items()}
 
 
 def trace_passes(
@@ -164,15 +165,6 @@ def shape_pass(setup: Setup, context: int, batch: int) -> PassShape:
         autocast=setup.dtype if setup.precision == "amp" else None,
         selective=setup.recompute == "selective",
     )
-
-
-def keeps_input(name: str, setup: Setup) -> bool:
-    """Whether a section keeps only what it reads: a layer that is to be run again does, and needs all that layers
-    share."""
-    piece = name.split(".")[-1]
-    if read_every(setup.recompute):
-        return piece.endswith(AGAIN) or piece == "shared"
-    return setup.recompute == "full" and (piece.startswith("layer:") or piece == "shared")
 
 
 def name_layers(spec: Any, sections: Mapping[str, Value]) -> dict[tuple[str, str], Value]:
@@ -265,7 +257,7 @@ def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section], tuned: Tuned
         found.append(PassPiece("embedding", embedding, embedding.bytes, embedding.gradients - table, met))
         for kind, run in groupby(tower.pattern):
             section, count = passes[f"{prefix}layer:{kind}"], sum(1 for _ in run)
-            again, stored = keeps_input(f"layer:{kind}", setup) and section.bytes > 0, name_stored(kind)
+            again, stored = keeps_input(f"layer:{kind}", setup.recompute) and section.bytes > 0, name_stored(kind)
             kept = section.input if again else section.bytes
             own = (stored not in seen) if tower.shared_layers else count  # the others' gradients are there already
             seen.add(stored)
@@ -313,7 +305,7 @@ def _single(
     standing = held["gradients"] if setup.accumulate > 1 else 0
     wider = widths(setup)[1] / _computed_width(setup)  # Megatron's gradients are fp32, those of its passes are not
     shared = {name: section for name, section in passes.items() if name.split(".")[-1] == "shared"}
-    before = sum(each.input if keeps_input(name, setup) else each.bytes for name, each in shared.items())
+    before = sum(each.input if keeps_input(name, setup.recompute) else each.bytes for name, each in shared.items())
     before += sum(piece.kept * piece.count for piece in pieces)
     gradients = beside = waiting = 0
     peaks: dict[str, dict[str, float]] = {}

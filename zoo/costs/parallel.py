@@ -10,12 +10,14 @@ tokens and no weights. The ranks of dp × cp hold the same weights, which ZeRO s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from zoo.costs.again import keeps_input
 from zoo.costs.rows import CostTable, PartRow, Priced, PricedPart, tabulate_towers
-from zoo.costs.setup import Setup
+from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shards import expert_faults, numel, shard_tower, tensor_faults
 from zoo.costs.sums import Amount
 from zoo.errors import ConfigError
@@ -179,18 +181,20 @@ def activation_bytes(
 
 class StageActivations(NamedTuple):
     """What the passes of a stage keep: `layers` (tower, kind, number, bytes of one), what stands before (`first`) and
-    behind them (`last`), the micro-batches `in_flight`, and over how many ranks all is `split`."""
+    behind them (`last`), the micro-batches `in_flight`, and over how many ranks all is `split`; `gathered` is what
+    layers keep of keys and values beside (`count_gathered`)."""
 
     layers: tuple[tuple[str, str, Amount, Amount], ...]
     first: Amount
     last: Amount
     in_flight: Amount
     split: Amount
+    gathered: Amount = 0
 
     @property
     def bytes(self) -> Amount:
         own = sum(count * each for _, _, count, each in self.layers) + self.first
-        return (own * self.in_flight + self.last) / self.split
+        return (own * self.in_flight + self.last) / self.split + self.gathered * self.in_flight
 
 
 def sum_activations(
@@ -209,7 +213,25 @@ def sum_activations(
             last if stage.index == setup.pp - 1 else 0.0,
             stage.in_flight,
             setup.tp * setup.cp,
+            count_gathered(stage, setup),
         )
         for stage in (stages(spec, setup) if pipeline is None else pipeline)
     )
     return max(found, key=lambda stage: stage.bytes)
+
+
+def count_gathered(stage: Stage, setup: Setup) -> int:
+    """Count the bytes that the layers of a stage keep of keys and values beside those of a rank's own tokens. Layers
+    that run again keep none. Round a ring none is kept of other ranks' tokens, nor what is expanded of the rank's own,
+    which makes the number negative for MLA."""
+    if setup.cp == 1:
+        return 0
+    own = setup.batch * setup.tokens(stage) // setup.cp
+    sent = made = 0
+    for name, kind, count in stage.layers():
+        if not keeps_input(f"layer:{kind}", setup.recompute):
+            attention = stage.held[name].blocks[kind].attention
+            sent += count * sum(map(math.prod, attention.cache().values()))
+            made += count * attention.expanded
+    values = -own * made if setup.cp_comm == "ring" else own * (setup.cp - 1) * (sent + made)
+    return values * (4 if setup.precision == "fp32" else DTYPES[setup.dtype])

@@ -12,13 +12,12 @@ from typing import Any
 from zoo.analysis.explain.line import Line, Sheet, count_layers
 from zoo.analysis.explain.terms import Number, Term, name_number, symbol, term, total
 from zoo.costs.activations import Section, list_sections
-from zoo.costs.again import mark_layers, read_every
+from zoo.costs.again import keeps_input, mark_layers, read_every
 from zoo.costs.generating import generating
 from zoo.costs.memory import (
     STAYS,
     count_loss,
     find_head,
-    keeps_input,
     list_moments,
     name_layers,
     shape_pass,
@@ -114,7 +113,7 @@ class Memory:
     def _kept(self, name: str, section: Section) -> Number:
         """Add the saved bytes of a section, with a line for each of its components."""
         label, layer = _label(name), "layer:" in name
-        if keeps_input(name, self.setup):
+        if keeps_input(name, self.setup.recompute):
             if layer:
                 return self._layer(name, self.sheet.add(f"{label}, input", section.input, BYTES, RECOMPUTED["full"]))
             return self.sheet.add(f"{label}, read", section.input, BYTES, "what layers read when they run again")
@@ -142,6 +141,7 @@ class Memory:
             last if found.last else term(0),
             symbol("in flight", found.in_flight) if self.setup.pp > 1 else term(1),
             self.split,
+            symbol("gathered keys and values", found.gathered) if found.gathered else term(0),
         )
         source = "sequence parallelism divides by tp (Korthikanti et al., 2022)" if self.setup.ranks > 1 else ""
         self.sheet.add("activations", round(made.bytes), BYTES, source, "memory.activations")

@@ -62,6 +62,11 @@ class Attention(Spec, axis="attention"):
         """Values of a token that the ranks of tensor parallelism add up amid it."""
         return 0
 
+    @property
+    def expanded(self) -> int:
+        """Values of a token that training makes of what is cached of it, and keeps for the backward pass."""
+        return 0
+
     def prepare(self, m: Weights | None, step: Step) -> None:
         """Put into `step.extra` what all layers of this kind share in one forward pass. `m` are the weights of the
         model's position scheme, None where each layer has its own."""

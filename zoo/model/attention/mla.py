@@ -57,6 +57,10 @@ class MLA(SoftmaxAttention, kind="mla"):
         return self.qk_rope_head_dim
 
     @property
+    def expanded(self) -> int:
+        return self.n_heads * sum(self.head_widths)  # keys and values
+
+    @property
     def head_widths(self) -> tuple[int, int]:
         return self.qk_head_dim, self.v_head_dim
 
