@@ -41,7 +41,9 @@ def randomise(model: Any) -> None:
             each.add_(torch.randn(each.shape, generator=draw) * 0.05)
 
 
-def run(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+def run(
+    model: Any, inputs: dict[str, Any], autocast: bool = False
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
     """Loss and gradients of a training pass, and the bytes of the tensors that autograd keeps for it."""
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -51,7 +53,10 @@ def run(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, tor
         return tensor
 
     model.zero_grad()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda each: each):
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda each: each),
+    ):
         out = model.train()(**inputs)
     held = sum(each.nbytes() for each in kept.values())
     out.loss.backward()
@@ -68,12 +73,12 @@ def compare(case: dict[str, Any], group: Any) -> dict[str, Any]:
     model = build(spec, kernel=case.get("kernel", "auto"), seed=0)
     randomise(model)
     model = model.to(getattr(torch, case.get("dtype", "float64")))
-    loss, gradients, _ = run(model, inputs)
+    loss, gradients, _ = run(model, inputs, case.get("autocast", False))
     gradients = {name: each.clone() for name, each in gradients.items()}
     set_recompute(model, case.get("recompute", "none"))
     model.context = SpreadContext(group, rings=case["rings"])
     with Sent() as sent:
-        mine, own, kept = run(model, inputs)
+        mine, own, kept = run(model, inputs, case.get("autocast", False))
     distributed.all_reduce(mine)
     worst, at = 0.0, ""
     norm = torch.stack([each.norm() for each in gradients.values()]).norm()

@@ -37,12 +37,23 @@ written. No figure here was measured by us: predictions stand beside what others
 | `hsdp` | a copy on each node | the same within a node; replicas between | the same within a node, gradients between | the network is slow |
 | `tp` | rows and tokens | heads, d_ff, vocabulary; activations | the stream, 4 times a layer and pass, exposed | activations or one layer do not fit; within a node |
 | `fsdp_tp` | both | both | both | many GPUs: fewer sequences a step than GPUs |
-| `cp` | rows | tokens of a row | keys and values, exposed | long rows |
+| `cp` | rows | tokens of a row | keys and values, exposed; `parallel.cp_comm=ring`: beside attention | long rows |
 | `ep` | rows of their own | the experts of a mixture | tokens to their experts and back, exposed | a mixture of experts |
 | `pp` | nothing | layers | the stream between stages, little | the network is slow, or there are hundreds of GPUs |
 
 They compose: `parallel={dp: 2, shard: 8, cp: 1, tp: 8, ep: 1, pp: 4}` is 2 × 8 × 1 × 8 × 4 = 512 processes. `ep` is among dp, shard
 and cp. Stages lie furthest apart, then dp, shard and cp; the processes of tp are neighbours, so that they are on one node.
+
+**How the keys of `cp` meet.** `cp_comm=all_gather`, the default, gathers keys and values before each layer's attention and keeps them for the
+backward pass: it sends least, one call computes a run's attention, and any kernel serves. With `cp_comm=ring` they travel from rank
+to rank while each attends to those it has (Liu et al., 2023), and travel again in the backward pass with their gradients in float32:
+twice the bytes in bfloat16, one and a half times in float32, but no rank keeps the keys of others. Take the ring where those do not fit
+(many key heads, MLA, whose gathered latents are expanded for the whole row on every rank), or where the link is slow beside long runs of
+tokens. Gather with few key heads, short rows, and with masks of many short documents. The ring's parts are computed by flash-attn 2
+on a GPU (bfloat16; no mask, causal, causal window) and by torch's fused kernel on a CPU; softcaps and learned biases, and on a GPU
+ALiBi and documents that end within a run, take a plain one that holds a run's scores. It takes no `kernel=` but auto and eager, no
+dropout of attention, no `compile=true`. `zoo solve mesh --cp-comm ring` prices its memory, and counts its bytes as exposed, so that it
+predicts too slow. On a GPU the ring has not been run: its calls are tested over stand-ins with torch's signatures.
 
 ## Choosing a mesh
 
@@ -208,8 +219,8 @@ FINDINGS = """
 Where it is wrong:
 
 - **Context parallelism in torchtitan (December 2024)**: at 4 and 8 ranks two thirds of what is predicted. Its attention went round a ring
-  in as many parts as ranks, and is taken here to run at FlashAttention's rate. Zoo gathers keys and values instead; its own speed is not
-  measured.
+  in as many parts as ranks, and is taken here to run at FlashAttention's rate. Zoo gathers keys and values unless told otherwise; its own
+  speed is not measured.
 - **Mixtures of experts.** Small experts, permuting tokens and launching kernels are not in the model, so two are predicted too fast. Qwen3
   30B on one machine was published at 5,113 and, a release later, at 9,058 tok/s. DeepSeek-V3's all-to-all is taken to be exposed over 64
   ranks, so it is predicted too slow. Rank mixtures by measuring.

@@ -69,16 +69,28 @@ def make_case(name, processes, seed, **changes):
 
 
 def test_two_ranks_give_what_one_gives_for_all_that_attention_does_with_scores(tmp_path):
-    cases = {name: make_case(name, 2, number) for number, name in enumerate(FEATURES)}
-    cases |= {f"{name}, eager": make_case(name, 2, 0, kernel="eager") for name in ("grouped", "window")}
+    check(compare(2, tmp_path, {name: make_case(name, 2, number) for number, name in enumerate(FEATURES)}))
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_same_by_eager_and_where_layers_run_again(tmp_path):
+    cases = {f"{name}, eager": make_case(name, 2, 0, kernel="eager") for name in ("grouped", "window")}
     cases |= {
         f"{each}, {name}": make_case(name, 2, 1, recompute=each) for each in ("full", "selective") for name in FEW
     }
     check(compare(2, tmp_path, cases))
 
 
+@pytest.mark.slow
 def test_four_ranks_give_what_one_gives(tmp_path):
     check(compare(4, tmp_path, {name: make_case(name, 4, number) for number, name in enumerate(FEW)}))
+
+
+@pytest.mark.slow
+def test_two_ranks_give_what_one_gives_under_autocast_to_its_rounding(tmp_path):
+    autocast = {"dtype": "float32", "autocast": True, "tokens": 32}
+    found = compare(2, tmp_path, {name: make_case(name, 2, 0, **autocast) for name in FEATURES})
+    check(found, near=0.03)
 
 
 @pytest.mark.slow
@@ -89,6 +101,7 @@ def test_any_ranks_give_what_one_gives_whatever_the_length_and_documents(process
     check(compare(processes, tmp_path, cases, timeout=1500))
 
 
+@pytest.mark.slow
 def test_a_ring_sends_what_is_predicted_and_keeps_no_keys_of_others(tmp_path):
     cases, tokens, ranks = {}, 48, 3
     widths = [f"attention.{name}={size}" for name, size in {"qk_nope_head_dim": 16, "qk_rope_head_dim": 8}.items()]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.kernels.bias import describe_bias
 from zoo.kernels.mask import Mask
-from zoo.kernels.partial import PartScores, choose_part
+from zoo.kernels.partial import PartGradients, PartScores, choose_part
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -99,118 +99,110 @@ class Ring:
 
 @dataclass
 class RingCall:
-    """One layer's attention over a ring: how scores are made, and how many of the tensors that it takes travel."""
+    """One layer's attention over a ring: how scores are made, and of the tensors that it takes, how many travel."""
 
     ring: Ring
     how: PartScores
     kernel: str
     travelling: int
     expansion: Expansion | None
-    autocast: Any = None
+    autocast: tuple[torch.dtype, bool]
 
     def split(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
-        """Split tensors, or their gradients, into those that travel, the weights of the expansion, and learned
-        biases."""
+        """Split the tensors into those that travel, the weights of the expansion, and learned biases."""
         weights = self.travelling + (0 if self.expansion is None else len(self.expansion.weights))
         return tensors[: self.travelling], tensors[self.travelling : weights], tensors[weights:]
 
-    def expand(self, held: Sequence[Tensor]) -> Sequence[Tensor]:
+    def expand(self, held: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of what is here: [B, T, K, C] and [B, T, K, Cv]."""
-        return held if self.expansion is None else self.expansion.make(*held)
+        k, v = held if self.expansion is None else self.expansion.make(*held)
+        return k.to(dtype), v.to(dtype)
 
-    def forward(self, q: Tensor, sinks: Tensor | None, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The output [B, T, H, Cv] and its log-sum-exp [B, H, T], a sink's share included."""
-        held, _, learned = self.split(tensors)
-        drawn, y = iter(learned), None
-        wide = torch.promote_types(q.dtype, torch.float32)
-        shape = (q.shape[0], q.shape[2], q.shape[1])  # B H T
-        lse = q.new_full(shape, -torch.inf, dtype=wide)
-        if sinks is not None:
-            lse = sinks.detach().to(wide)[:, None].expand(shape).clone()
+    def score(self, block: RingBlock, n_heads: int, learned: Iterator[Tensor]) -> PartScores:
+        """How the scores of a block are made; `learned` gives the biases of blocks in order."""
+        if self.ring.learned:
+            return self.how._replace(mask=block.mask, seen=block.seen, bias=next(learned), learned=True)
+        return self.how._replace(mask=block.mask, seen=block.seen, bias=self.ring.draw_bias(block, n_heads))
+
+    def attend(self, q: Tensor, sinks: Tensor | None, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Go round once: the output [B, T, H, Cv] and its log-sum-exp [B, H, T], a sink's share included."""
+        held, _, biases = self.split(tensors)
+        learned, y = iter(biases), None
+        wide, shape = torch.promote_types(q.dtype, torch.float32), (q.shape[0], q.shape[2], q.shape[1])  # B H T
+        begin = q.new_full((1,), -torch.inf) if sinks is None else sinks
+        lse = begin.to(wide)[:, None].expand(shape).clone()
         for blocks, theirs in zip(self.ring.turns, self.ring.send_round(held), strict=True):
-            k, v = self.expand(theirs) if blocks else (q, q)
+            if not blocks:
+                continue
+            k, v = self.expand(theirs, q.dtype)
             y = q.new_zeros((*q.shape[:3], v.shape[3]), dtype=wide) if y is None else y
             for block in blocks:
-                how, own = self._score(block, q, drawn), block.queries
-                tensors = q[:, own], k[:, block.keys], v[:, block.keys]
-                part, total = choose_part(q, v, how, self.kernel).forward(*tensors, how)
+                how, own, keys = self.score(block, q.shape[2], learned), block.queries, block.keys
+                part, total = choose_part(q, v, how, self.kernel).forward(q[:, own], k[:, keys], v[:, keys], how)
                 merged = torch.logaddexp(lse[..., own], total)
-                before, added = (_by_query(each - merged).exp() for each in (lse[..., own], total))
+                before, added = (_by_query((each - merged).exp()) for each in (lse[..., own], total))
                 y[:, own] = y[:, own] * before + part * added
                 lse[..., own] = merged
-        assert y is not None
+        assert y is not None, "a rank's own tokens come first, and see themselves"
         return y.to(q.dtype), lse
 
-    def backward(
-        self, dy: Tensor, q: Tensor, y: Tensor, lse: Tensor, tensors: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Any]]:
-        """The gradients of q and of the tensors. Those of what travels are a turn behind it, and in the last turn they
-        come home; a rank's own part of its own tokens' stays with it."""
-        held, weights, learned = self.split(tensors)
-        dq, drawn = torch.zeros_like(q, dtype=lse.dtype), iter(learned)
-        own: list[Tensor] = []
-        of_weights: list[Any] = [None] * len(weights)
-        of_biases: list[Tensor] = []
-        coming = None
-        for turn, theirs in enumerate(self.ring.send_round(held)):
-            found, more = self._turn_back(turn, theirs, weights, (dy, q, y, lse), dq, drawn, of_biases)
-            of_weights = [b if a is None else a if b is None else a + b for a, b in zip(of_weights, more, strict=True)]
+
+class RingGradients:
+    """The way back of a call: sums up gradients, in float32, while keys and values come round again."""
+
+    def __init__(
+        self, call: RingCall, dy: Tensor, q: Tensor, y: Tensor, lse: Tensor, weights: Sequence[Tensor], learned: Any
+    ) -> None:
+        self.call, self.dy, self.q, self.y, self.lse = call, dy, q, y, lse
+        self.weights, self.learned = weights, iter(learned)
+        self.of_q = torch.zeros_like(q, dtype=lse.dtype)
+        self.of_weights: list[Any] = [torch.zeros_like(each, dtype=lse.dtype) for each in weights]
+        self.of_biases: list[Tensor] = []
+
+    def go_round(self, held: Sequence[Tensor]) -> list[Tensor]:
+        """Go round, and give the gradients of what this rank sent. Those of others' follow it one turn behind, and come
+        home in the last; what a rank adds to its own stays with it."""
+        ring, coming, own = self.call.ring, None, []
+        for turn, theirs in enumerate(ring.send_round(held)):
+            found = self._go_back(ring.turns[turn], theirs)
             if turn == 0:
                 own = found
                 continue
             found = found if coming is None else [a + b for a, b in zip(found, coming.wait(), strict=True)]
-            coming = self.ring.context.group.pass_on(found)
-        if coming is not None:
-            own = [a + b for a, b in zip(own, coming.wait(), strict=True)]
-        found = [*own, *of_weights, *of_biases]
-        return dq.to(q.dtype), [g if g is None else g.to(t.dtype) for g, t in zip(found, tensors, strict=True)]
+            coming = ring.context.group.pass_on(found)
+        return own if coming is None else [a + b for a, b in zip(own, coming.wait(), strict=True)]
 
-    def _turn_back(
-        self,
-        turn: int,
-        theirs: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        whole: tuple[Tensor, ...],
-        dq: Tensor,
-        drawn: Iterator[Tensor],
-        of_biases: list[Tensor],
-    ) -> tuple[list[Tensor], list[Any]]:
-        """The gradients, of this rank's queries alone, of what travels and of weights. Adds to those of q."""
-        blocks, (dy, q, y, lse) = self.ring.turns[turn], whole
+    def _go_back(self, blocks: Sequence[RingBlock], theirs: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients that this rank's queries give to what is here; adds to those of q, weights and biases."""
+        wide, (dtype, enabled) = self.lse.dtype, self.call.autocast
         if not blocks:
-            return [torch.zeros_like(each, dtype=lse.dtype) for each in theirs], [None] * len(weights)
-        with torch.enable_grad(), self._as_before(q):
+            return [torch.zeros_like(each, dtype=wide) for each in theirs]
+        with torch.enable_grad(), torch.autocast(self.q.device.type, dtype, enabled, cache_enabled=False):
             leaves = [each.detach().requires_grad_() for each in theirs]
-            made = self.expand(leaves)
+            made = self.call.expand(leaves, self.q.dtype)
         k, v = (each.detach() for each in made)
-        dk, dv = (torch.zeros_like(each, dtype=lse.dtype) for each in (k, v))
+        of_k, of_v = (torch.zeros_like(each, dtype=wide) for each in (k, v))
         for block in blocks:
-            how, mine, keys = self._score(block, q, drawn), block.queries, block.keys
-            kernel = choose_part(q, v, how, self.kernel)
-            part = kernel.backward(dy[:, mine], q[:, mine], k[:, keys], v[:, keys], y[:, mine], lse[..., mine], how)
-            dq[:, mine] += part.q
-            dk[:, keys] += part.k
-            dv[:, keys] += part.v
-            if part.bias is not None:
-                of_biases.append(part.bias.sum(0, keepdim=True))
-        if self.expansion is None:
-            return [dk, dv], []
-        wanted = [each for each in weights if each.requires_grad]
-        given = [g.to(each.dtype) for g, each in zip((dk, dv), made, strict=True)]
-        found = list(torch.autograd.grad(made, (*leaves, *wanted), given))
-        mine, rest = [each.to(lse.dtype) for each in found[: len(leaves)]], iter(found[len(leaves) :])
-        return mine, [next(rest) if each.requires_grad else None for each in weights]
+            part = self._go_back_through(block, k, v)
+            of_k[:, block.keys] += part.k
+            of_v[:, block.keys] += part.v
+        if self.call.expansion is None:
+            return [of_k, of_v]
+        wanted = [place for place, each in enumerate(self.weights) if each.requires_grad]
+        given = (of_k.to(k.dtype), of_v.to(v.dtype))
+        found = torch.autograd.grad(made, (*leaves, *(self.weights[place] for place in wanted)), given)
+        for place, gradient in zip(wanted, found[len(leaves) :], strict=True):
+            self.of_weights[place] += gradient
+        return [each.to(wide) for each in found[: len(leaves)]]
 
-    def _score(self, block: RingBlock, q: Tensor, drawn: Iterator[Tensor]) -> PartScores:
-        """How the scores of a block are made."""
-        learned = bool(self.ring.learned)
-        bias = next(drawn) if learned else self.ring.draw_bias(block, q.shape[2])
-        return self.how._replace(mask=block.mask, seen=block.seen, bias=bias, learned=learned)
-
-    def _as_before(self, q: Tensor) -> Any:
-        """Autocast as it was in the forward pass, in which keys and values are made again."""
-        dtype, enabled = self.autocast
-        return torch.autocast(q.device.type, dtype=dtype, enabled=enabled, cache_enabled=False)
+    def _go_back_through(self, block: RingBlock, k: Tensor, v: Tensor) -> PartGradients:
+        how, own, keys = self.call.score(block, self.q.shape[2], self.learned), block.queries, block.keys
+        kernel, whole = choose_part(self.q, v, how, self.call.kernel), (self.y[:, own], self.lse[..., own])
+        part = kernel.backward(self.dy[:, own], self.q[:, own], k[:, keys], v[:, keys], *whole, how)
+        self.of_q[:, own] += part.q
+        if part.bias is not None:
+            self.of_biases.append(part.bias.sum(0, keepdim=True))
+        return part
 
 
 def attend_ring(
@@ -229,8 +221,6 @@ def attend_ring(
     masks and biases are the ring's. All ranks of the ring must call it together, and go backward together."""
     kind = q.device.type
     autocast = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
-    if expansion is None:
-        held = tuple(each.to(q.dtype) for each in held)
     call = RingCall(ring, PartScores(scale, softcap), kernel, len(held), expansion, autocast)
     weights = () if expansion is None else expansion.weights
     return _ring_function().apply(call, q, sinks, *held, *weights, *ring.learned)
@@ -276,25 +266,31 @@ def _by_query(each: Tensor) -> Tensor:
     return each.transpose(1, 2)[..., None]
 
 
+def _go_back_to_sinks(sinks: Tensor, dy: Tensor, y: Tensor, lse: Tensor) -> Tensor:
+    """The gradient of sinks [H], which have a share of each query's chances and no value."""
+    spent = (dy.to(lse.dtype) * y).sum(-1).transpose(1, 2)  # B H T
+    return -((sinks.to(lse.dtype)[:, None] - lse).exp() * spent).sum((0, 2)).to(sinks.dtype)
+
+
 @functools.cache
 def _ring_function() -> Any:
     class RingFunction(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, call: RingCall, q: Tensor, sinks: Tensor | None, *tensors: Tensor) -> Tensor:
-            y, lse = call.forward(q, sinks, tensors)
+            y, lse = call.attend(q, sinks, tensors)
             ctx.call = call
             ctx.save_for_backward(q, sinks, y, lse, *tensors)
             return y
 
         @staticmethod
         def backward(ctx: Any, dy: Tensor):  # type: ignore[override]
-            q, sinks, y, lse, *tensors = ctx.saved_tensors
+            call, (q, sinks, y, lse, *tensors) = ctx.call, ctx.saved_tensors
+            held, weights, learned = call.split(tensors)
             with torch.autocast(q.device.type, enabled=False):
-                dq, found = ctx.call.backward(dy, q, y, lse, tensors)
-            dsinks = None
-            if sinks is not None:  # a sink has a share of each query's chances, and no value
-                spent = (dy.to(lse.dtype) * y).sum(-1).transpose(1, 2)  # B H T
-                dsinks = -((sinks.to(lse.dtype)[:, None] - lse).exp() * spent).sum((0, 2)).to(sinks.dtype)
-            return None, dq, dsinks, *found
+                back = RingGradients(call, dy, q, y, lse, weights, learned)
+                found = [*back.go_round(held), *back.of_weights, *back.of_biases]
+                of_sinks = None if sinks is None else _go_back_to_sinks(sinks, dy, y, lse)
+            cast = (gradient.to(each.dtype) for gradient, each in zip(found, tensors, strict=True))
+            return None, back.of_q.to(q.dtype), of_sinks, *cast
 
     return RingFunction

@@ -27,6 +27,7 @@ def format_meshes(answer: Mapping[str, Any], title: str) -> str:
     ]
     first = answer["meshes"][0]
     mesh = ", ".join(f"{name}: {size}" for name, size in first["mesh"].items())
+    mesh += f", cp_comm: {answer['cp_comm']}" if first["mesh"]["cp"] > 1 and answer["cp_comm"] != "all_gather" else ""
     head = (
         f"{title}: training on {answer['count']:,} × {answer['gpu']}, {answer['sequences']:,} sequences of "
         f"{answer['context']:,} tokens a step. {answer['candidates']:,} ways were priced, {answer['fitting']:,} fit in "

@@ -125,6 +125,7 @@ def find_meshes(spec: Any, search: MeshSearch, room: Room, *, top: int = 10) -> 
         "node": search.cluster.node,
         "network_bytes_per_second": search.cluster.network,
         "context": search.setup.tokens(spec),
+        "cp_comm": search.setup.cp_comm,
         "sequences": sequences,
         "tokens": sequences * search.setup.tokens(spec),
         "candidates": candidates,

@@ -128,7 +128,7 @@ class MLA(SoftmaxAttention, kind="mla"):
         q_rope = self.position.rotate(q_rope, step.tables)
         few = step.cache is not None and not step.first and x.shape[1] <= self.absorbs_until
         pooled = step.rows is not None or step.pages is not None
-        if not pooled:
+        if not pooled and step.ring is None:  # what travels does so as it is
             latent = latent.to(x.dtype)
         attended = self._absorbed if few or pooled else self._expanded
         return m.o(attended(m, q_nope, q_rope, latent, step).flatten(-2))  # B T D
