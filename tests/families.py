@@ -57,6 +57,12 @@ class Case:
                 tensor.copy_(drawn + 1 if tensor.ndim == 1 and name.endswith("weight") else drawn)
         return model
 
+    def load(self, folder: Path) -> Any:
+        """Load a folder in transformers. A class may serve several types of config: Llama's, for one, reads EXAONE."""
+        config = getattr(transformers, self.config).from_pretrained(folder)
+        made = getattr(transformers, self.model)
+        return made.from_pretrained(folder, config=config, attn_implementation=self.attention).eval()
+
 
 @dataclass
 class Pair:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import cases_2025
 import cases_encoders
 import cases_experts
 import cases_gpt
@@ -28,6 +29,7 @@ CASES: list[Case] = [
     *cases_recurrent.CASES,
     *cases_encoders.CASES,
     *cases_seq2seq.CASES,
+    *cases_2025.CASES,
 ]
 
 
@@ -156,9 +158,7 @@ def test_export_gives_back_every_tensor_bit_for_bit_and_loads(case, tmp_path):
     assert sorted(before) == sorted(after)
     assert [name for name, tensor in before.items() if not torch.equal(tensor, after[name])] == []
     assert {name: t.dtype for name, t in before.items()} == {name: t.dtype for name, t in after.items()}
-    again = (
-        getattr(transformers, case.model).from_pretrained(tmp_path / "out", attn_implementation=case.attention).eval()
-    )
+    again = case.load(tmp_path / "out")
     ids = two.ids(seed=3)
     with torch.no_grad():
         extra = case.inputs(ids)

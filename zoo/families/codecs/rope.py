@@ -98,6 +98,24 @@ def _share(width: int, head_dim: int) -> float:
     return share if int(head_dim * share) == width else math.nextafter(share, 1.0)
 
 
+class RopeOfLayer(Rope):
+    """`rope_of_layer(head_dim, layer_rope_theta[layer])`: rotary positions with a layer's own theta, and none where that
+    is 0; the config's theta where it is None (Granite with windows). Whole heads are rotated."""
+
+    def value(self, env: Mapping[str, Any], *args: Any) -> Any:
+        head_dim, theta = args
+        own = require_whole(super().value(env, head_dim))
+        if theta == 0:
+            return {"kind": "none"}
+        return own if theta is None else {**own, "theta": float(theta)}
+
+    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
+        if isinstance(value, Mapping) and value.get("kind") == "none":
+            return bind(args[1], 0, env)
+        found = super().bind(value, env, args[0])
+        return {**found, **bind(args[1], value["theta"], env)} if found else {}
+
+
 class RopeInterleaved(Rope):
     """`rope_interleaved(head_dim)`: rotary positions that rotate pairs of neighbouring channels."""
 
@@ -194,7 +212,7 @@ def _scaling(found: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]
     if kind == "default":
         return None
     known_kinds = ("linear", "dynamic", "yarn", "llama3", "longrope")
-    kind = {"su": "longrope"}.get(kind, kind)
+    kind = {"su": "longrope", "deepseek_yarn": "yarn"}.get(kind, kind)
     if kind not in known_kinds:
         raise ConfigError(f"rope_type: {kind!r} is not supported (one of: {', '.join(known_kinds)})")
     longest: Any = env.get("max_position_embeddings")
@@ -254,6 +272,7 @@ def _written(scaling: Mapping[str, Any]) -> dict[str, Any]:
 FUNCTIONS |= {
     "rope": Rope(),
     "rope_interleaved": RopeInterleaved(),
+    "rope_of_layer": RopeOfLayer(),
     "rope_mscale": RopeMscale(),
     "rope_alpha": RopeAlpha(),
     "yarn_scale": YarnScale(),
