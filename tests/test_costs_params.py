@@ -87,7 +87,9 @@ PUBLISHED = {
     **{"qwen3-4b": 4_022_468_096, "gemma2-9b": 9_241_705_984, "mixtral-8x7b": 46_702_792_704},
     **{"qwen3-30b-a3b": 30_532_122_624, "deepseek-v3": 671_026_404_352, "gpt-oss-20b": 20_914_757_184},
     **{"falcon-7b": 6_921_720_704, "bloom-560m": 559_214_592, "bert-base": 109_514_298, "t5-small": 60_506_624},
-    "bart-large": 406_291_456,
+    **{"bart-large": 406_291_456, "minimax-m2": 228_689_748_992, "glm-4.7-flash": 29_943_390_976},
+    **{"granite-4.0-micro": 3_402_836_480, "granite-4.0-h-tiny": 6_939_037_248},
+    "granite-4.0-h-small": 32_207_337_984,
 }
 """Read off the models that transformers builds."""
 
@@ -104,6 +106,9 @@ def test_the_total_is_the_published_one(model):
         ("mixtral-8x7b", 12_879_925_248, 12_879_925_248 - 32000 * 4096),
         ("qwen3-30b-a3b", 3_353_032_704, 3_353_032_704 - 151936 * 2048),
         ("gpt-oss-20b", 3_608_307_264 + 201088 * 2880, 3_608_307_264),  # "3.61B active" in its model card
+        ("minimax-m2", 11_030_537_216, 11_030_537_216 - 200064 * 3072),
+        ("granite-4.0-h-tiny", 1_465_470_528, 1_465_470_528),
+        ("granite-4.0-h-small", 8_803_121_664, 8_803_121_664),
         ("qwen3-4b", 4_022_468_096, 4_022_468_096),  # tied: the head multiplies with the whole table
         ("t5-small", 60_506_624, 60_506_624),  # tied, by way of the decoder's own table, to the encoder's
     ],

@@ -23,6 +23,8 @@ SMALL = {
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
+SARVAM = {"type": "deepseek_yarn", "factor": 40.0, "original_max_position_embeddings": 64, "mscale_all_dim": 1.0}
+
 FILES = [
     ("LlamaForCausalLM", "LlamaConfig", {"rope_theta": 5e3, "rope_scaling": {"type": "linear", "factor": 2.0}}),
     (
@@ -56,6 +58,42 @@ FILES = [
     ("Exaone4ForCausalLM", "Exaone4Config", {"sliding_window_pattern": 2}),
     ("ApertusForCausalLM", "ApertusConfig", {"rope_theta": 5e3}),
     ("ApertusForCausalLM", "ApertusConfig", {"rope_theta": 5e3, "rope_scaling": LINEAR}),
+    ("MiniMaxM2ForCausalLM", "MiniMaxM2Config", {"head_dim": 16, "rotary_dim": 8, "rope_theta": 5e6}),
+    (
+        "GraniteMoeHybridForCausalLM",
+        "GraniteMoeHybridConfig",
+        {"layer_types": [*["mamba"] * 5, "attention", "mamba"], "position_embedding_type": "nope", "mamba_n_heads": 8},
+    ),
+    (
+        "GraniteMoeHybridForCausalLM",
+        "GraniteMoeHybridConfig",
+        {
+            "layer_types": ["attention"] * 7,
+            "position_embedding_type": "rope",
+            "rope_theta": 1e7,
+            "num_local_experts": 0,
+        },
+    ),
+    ("Glm4MoeLiteForCausalLM", "Glm4MoeLiteConfig", {"rope_theta": 1e6, "partial_rotary_factor": 1.0}),
+    ("AfmoeForCausalLM", "AfmoeConfig", {"rope_theta": 1e4, "num_dense_layers": 2}),
+    ("CwmForCausalLM", "CwmConfig", {}),
+    ("CwmForCausalLM", "CwmConfig", {"rope_theta": 5e4}),
+    ("CwmForCausalLM", "CwmConfig", {"rope_scaling": LLAMA3}),
+    ("LlamaForCausalLM", "ExaoneConfig", {"num_layers": 5, "layer_norm_epsilon": 1e-4, "activation_function": "gelu"}),
+    ("LlamaForCausalLM", "InternLM3Config", {"qkv_bias": True, "bias": True, "rope_theta": 5e7}),
+    ("LlamaForCausalLM", "IQuestCoderConfig", {"rope_theta": 5e5}),
+    ("ExaoneMoeForCausalLM", "ExaoneMoeConfig", {"sliding_window_pattern": 3, "first_k_dense_replace": 2}),
+    ("FlintForCausalLM", "FlintConfig", {}),
+    ("MellumForCausalLM", "MellumConfig", {}),
+    ("GraniteSWAForCausalLM", "GraniteSWAConfig", {"rope_theta": 5e5}),
+    ("GraniteMoeSWAForCausalLM", "GraniteMoeSWAConfig", {"layer_rope_theta": [0, 1e4, 1e4, 1e4, 0, 1e4, 1e4]}),
+    ("HYV3ForCausalLM", "HYV3Config", {}),
+    ("HyperCLOVAXForCausalLM", "HyperCLOVAXConfig", {"rope_theta": 5e5, "head_dim": 20}),
+    ("MiniCPM3ForCausalLM", "MiniCPM3Config", {}),
+    ("DeepseekV3ForCausalLM", "SarvamMLAConfig", {"num_experts": 8, "num_shared_experts": 2, "rope_scaling": SARVAM}),
+    ("Glm4MoeForCausalLM", "SarvamMoEConfig", {"num_experts": 8, "num_shared_experts": 2, "use_qkv_bias": True}),
+    ("SolarOpenForCausalLM", "SolarOpenConfig", {"rope_theta": 5e5}),
+    ("YoutuForCausalLM", "YoutuConfig", {"rope_theta": 1.6e6}),
 ]
 
 

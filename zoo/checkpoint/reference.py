@@ -12,7 +12,10 @@ def main(folder: Path, place: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model = getattr(transformers, config["architectures"][0]).from_pretrained(folder, dtype=torch.float32).eval()
+    known = config.get("model_type") in transformers.CONFIG_MAPPING  # a class may serve several: Llama's reads EXAONE
+    stated = {"config": transformers.AutoConfig.from_pretrained(folder)} if known else {}
+    made = getattr(transformers, config["architectures"][0])
+    model = made.from_pretrained(folder, dtype=torch.float32, **stated).eval()
     with torch.inference_mode():
         given = model(**load_file(place / "asked.safetensors"))[0]
     save_file({"given": given.contiguous()}, place / "given.safetensors")
