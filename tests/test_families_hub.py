@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import cases_2025
+import cases_gpt
 import pytest
+import torch
 import transformers
+from families import CLOSE, pair
 
+import zoo
 from zoo.checkpoint import hf
 from zoo.checkpoint.likeness import list_spec_differences
 from zoo.errors import CheckpointError
@@ -23,6 +29,7 @@ SMALL = {
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
+CASES = {case.name: case for case in [*cases_gpt.CASES, *cases_2025.CASES]}
 SARVAM = {"type": "deepseek_yarn", "factor": 40.0, "original_max_position_embeddings": 64, "mscale_all_dim": 1.0}
 
 FILES = [
@@ -120,3 +127,37 @@ def test_part_of_a_head_turned_is_refused_where_the_reference_does_not_read_it(t
     file.write_text(json.dumps({**SMALL, "model_type": "llama", "rope_theta": 1e4, "partial_rotary_factor": 0.5}))
     with pytest.raises(CheckpointError, match="partial_rotary_factor"):
         read_body(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("gpt2", "GPT2LMHeadModel"),
+        ("exaone", "ExaoneForCausalLM"),
+        ("internlm3", "InternLM3ForCausalLM"),
+        ("iquestcoder", "IQuestCoderForCausalLM"),
+        ("sarvam_mla", "SarvamMLAForCausalLM"),
+        ("sarvam_moe", "SarvamMoEForCausalLM"),
+    ],
+)
+def test_a_type_of_config_that_another_familys_class_serves_keeps_its_name(name, published, tmp_path):
+    two = pair(CASES[name])
+    config = json.loads((two.folder / "config.json").read_text())
+    kind = {"gpt2": "gpt-sw3"}.get(name, name)
+    shutil.copytree(two.folder, tmp_path / "hub")
+    stated = {**config, "model_type": kind, "architectures": [published]}
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(stated))
+    zoo.export(zoo.load(tmp_path / "hub"), tmp_path / "out", verify=False)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (written["model_type"], written["architectures"]) == (kind, [published])
+    given = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert type(given) is type(two.reference)
+    with torch.no_grad():
+        ours, theirs = two.ours(two.ids()).logits, given(two.ids()).logits
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+@pytest.mark.slow
+def test_a_folder_of_such_a_type_is_verified_by_its_own_config(tmp_path):
+    two = pair(CASES["exaone"])
+    zoo.export(two.ours, tmp_path / "out")  # raises unless transformers gives the same logits

@@ -3,22 +3,29 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main(folder: Path, place: Path) -> None:
     """Read the inputs at PLACE/asked.safetensors, write logits or hidden states to PLACE/given.safetensors."""
     import torch
-    import transformers
     from safetensors.torch import load_file, save_file
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    known = config.get("model_type") in transformers.CONFIG_MAPPING  # a class may serve several: Llama's reads EXAONE
-    stated = {"config": transformers.AutoConfig.from_pretrained(folder)} if known else {}
-    made = getattr(transformers, config["architectures"][0])
-    model = made.from_pretrained(folder, dtype=torch.float32, **stated).eval()
+    model = _open_model(folder, config, torch.float32).eval()
     with torch.inference_mode():
         given = model(**load_file(place / "asked.safetensors"))[0]
     save_file({"given": given.contiguous()}, place / "given.safetensors")
+
+
+def _open_model(folder: Path, config: dict[str, Any], dtype: Any) -> Any:
+    """Open the folder's model. transformers has no class of the name where another family's serves the type of config:
+    Llama's reads EXAONE."""
+    import transformers
+
+    name = config["architectures"][0]
+    auto = transformers.AutoModel if name.endswith("Model") else transformers.AutoModelForCausalLM
+    return getattr(transformers, name, auto).from_pretrained(folder, dtype=dtype)
 
 
 if __name__ == "__main__":

@@ -99,8 +99,8 @@ def _share(width: int, head_dim: int) -> float:
 
 
 class RopeOfLayer(Rope):
-    """`rope_of_layer(head_dim, layer_rope_theta[layer])`: rotary positions with a layer's own theta, and none where that
-    is 0; the config's theta where it is None (Granite with windows). Whole heads are rotated."""
+    """`rope_of_layer(head_dim, layer_rope_theta[layer])`: rotary positions with a theta of the layer's own, and none
+    where that is 0; the config's theta where it is None. Whole heads are rotated (Granite with windows)."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         head_dim, theta = args
