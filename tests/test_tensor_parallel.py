@@ -56,16 +56,10 @@ def list_kinds():
 
 
 def list_families():
-    import cases_encoders
-    import cases_experts
-    import cases_gpt
-    import cases_llama
-    import cases_recurrent
-    import cases_seq2seq
+    import test_families
     import transformers
 
-    modules = (cases_encoders, cases_experts, cases_gpt, cases_llama, cases_recurrent, cases_seq2seq)
-    for case in (case for module in modules for case in module.CASES):
+    for case in test_families.CASES:
         config = getattr(transformers, case.config)(**copy.deepcopy(dict(case.sizes)))
         config.architectures = [case.model]
         yield case.name, config

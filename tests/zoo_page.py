@@ -73,7 +73,8 @@ def difference(case: Case) -> float:
     two = pair(case)
     ours, theirs = both(two, two.ids())
     if ours.logits is not None:
-        return float((ours.logits - theirs.logits).abs().max())
+        given = theirs["prediction_logits" if "prediction_logits" in theirs else "logits"]
+        return float((ours.logits - given).abs().max())
     return float((ours.hidden - theirs[0]).abs().max())
 
 

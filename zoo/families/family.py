@@ -5,7 +5,7 @@ for each.
     architectures:                       # the classes, and what each changes of `model`; the first is the default
       LlamaForCausalLM: {prefix: model.}
       LlamaModel: {prefix: "", model: {head: {kind: none}}}
-      LLaMAForCausalLM: {as: LlamaForCausalLM}  # an older name of a class
+      LLaMAForCausalLM: {as: LlamaForCausalLM}  # another name of a class: an older one, or transformers' own
     defaults: {attention_bias: false}    # values of fields that a config.json may leave out
     requires: {pretraining_tp: 1}        # fields that must have this value: another is refused by name
     harmless: [use_cache]                # fields that change no number
