@@ -15,7 +15,7 @@ from tiny import every_choice, model_of, name
 
 from zoo import disk, runs
 from zoo.checkpoint import store
-from zoo.checkpoint.files import read_header
+from zoo.checkpoint.files import Reader, read_header, read_headers, stream_tensors, write_tensors
 from zoo.data.tokenizer import Tokenizer, make_byte_tokenizer
 from zoo.errors import CheckpointError, ConfigError
 from zoo.grammar import to_dict
@@ -166,6 +166,42 @@ def test_a_header_is_read_as_safetensors_wrote_it(tmp_path):
     save_file(tensors, tmp_path / "a.safetensors", {"format": "pt"})
     found = read_header(tmp_path / "a.safetensors")
     assert {name: header.shape for name, header in found.items()} == {k: tuple(v.shape) for k, v in tensors.items()}
+
+
+def test_tensors_of_any_dtype_are_written_one_by_one_in_any_order_as_safetensors_reads_them(tmp_path):
+    names = ("bool", "uint8", "float16", "bfloat16", "float32", "float64", "int64", "complex64", "float8_e4m3fn")
+    dtypes = [getattr(torch, each) for each in names]
+    tensors = {str(dtype): torch.arange(15).view(3, 5).to(dtype) for dtype in dtypes}  # widths that do not align
+    tensors |= {"scalar": torch.tensor(1.5), "empty": torch.zeros(0, 4), "turned": torch.rand(4, 3).T}
+    forms = {name: each.to("meta") for name, each in tensors.items()}
+    file = tmp_path / "model.safetensors"
+    stream_tensors(forms, ((name, tensors[name]) for name in sorted(tensors)), file)
+    reader = Reader(tmp_path, read_headers(tmp_path), mapped=False)
+    found = load_file(file)
+    assert found.keys() == tensors.keys()
+    for name, each in tensors.items():
+        for read in (found[name], reader[name]):
+            assert read.dtype is each.dtype and read.shape == each.shape
+            assert torch.equal(read.reshape(-1).view(torch.uint8), each.reshape(-1).view(torch.uint8))
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_is_told(tmp_path):
+    file = tmp_path / "model.safetensors"
+    write_tensors({"a": torch.zeros(1000)}, file)
+    reader = Reader(tmp_path, read_headers(tmp_path), mapped=False)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read, found OSError \(a whole file\)"):
+        reader["a"]
+
+
+def test_another_dtype_is_that_of_parameters_alone(tmp_path):
+    """A router's selection bias (DeepSeek-V3) chooses experts by small differences."""
+    model = model_of(["ffn=moe", "selection_bias=true"])
+    model.blocks[0].ffn.router.selection_bias.fill_(1.0001)
+    store.save_model(model, tmp_path)
+    loaded = store.load(tmp_path, dtype="bf16")
+    assert {each.dtype for each in loaded.parameters()} == {torch.bfloat16}
+    assert torch.equal(loaded.blocks[0].ffn.router.selection_bias, model.blocks[0].ffn.router.selection_bias)
 
 
 def test_saving_replaces_a_checkpoint_and_nothing_else(tmp_path):

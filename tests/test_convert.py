@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import zoo
 import zoo.cli
+from zoo.checkpoint import spread, store
 from zoo.errors import ConfigError
 
 SIZES = {
@@ -366,3 +367,69 @@ def test_a_file_without_the_head_of_its_class_is_read_as_the_class_without_one(t
     code, said, _ = run(capsys, "check", made)
     assert code == 0 and "BertModel" in said
     assert zoo.load(made)(torch.randint(5, 97, (1, 4))).logits is None
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+from zoo.cli import run
+
+def read_status(name):
+    return int(re.search(rf"{name}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+for source in sys.argv[1:]:
+    for to in ("hf", "zoo"):
+        for size in ("small", "large"):  # the small one imports what is needed
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+            before = read_status("VmRSS")
+            args = ["convert", f"{size}/{source}", f"{size}/{source}-{to}", "--to", to, "--no-verify"]
+            assert run(args) == 0
+        print(read_status("VmHWM") - before, file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads and resets the high-water mark in /proc")
+@pytest.mark.parametrize(("layers", "width"), [(6, 512), pytest.param(14, 1024, marks=pytest.mark.slow)])
+def test_converting_takes_the_memory_of_a_few_tensors_whatever_the_model_is(layers, width, tmp_path):
+    """45 tensors of 1 MB, or 101 of 4 MB. Mapped pages count as memory here."""
+    tensor = width * width * 4
+    for name, (count, width) in {"small": (1, 16), "large": (layers, width)}.items():
+        shape = ["d_model={0}", "d_ff={0}", "n_heads=1", "n_kv_heads=1", "head_dim={0}", "vocab_size={0}"]
+        own = [each.format(width) for each in shape]
+        model = zoo.build("llama-tiny", [f"n_layers={count}", *own], device="cpu")
+        save_three_ways(model, tmp_path / name)
+    assert sum(each.nbytes for each in model.parameters()) > 43 * tensor
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, "whole", "shards", "hf"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    growths = [int(line) for line in done.stderr.split()]
+    assert len(growths) == 6 and all(each < 3 * tensor + 4e6 for each in growths), growths
+
+
+def save_three_ways(model, folder):
+    """A checkpoint in one file, one in shards, and a Hugging Face folder."""
+    folder.mkdir()
+    store.save_model(model, folder / "whole")
+    zoo.export(model, folder / "hf", verify=False)
+    (folder / "shards").mkdir()
+    store.write_architecture(model.spec, folder / "shards")
+    spread.save_shards(spread.hold_weights(model), folder / "shards" / spread.SHARDS)
+
+
+def test_a_checkpoint_in_shards_is_converted_as_a_whole_one_is(tmp_path, capsys):
+    """Numbers (of the activation) are tensors of one place in shards, and none elsewhere."""
+    own = ["ffn=mlp", "activation=xielu", "attention.qk_norm=${norm}", "n_layers=2", "d_model=64", "d_ff=96"]
+    model = zoo.build("llama-tiny", [*own, "vocab_size=61"], device="cpu")
+    model.blocks[1].ffn.activation.beta.fill_(0.25)
+    save_three_ways(model, tmp_path / "from")
+    for name in ("whole", "shards", "hf"):
+        for to in ("hf", "zoo"):
+            out = tmp_path / f"{name}-{to}"
+            assert run(capsys, "convert", tmp_path / "from" / name, out, "--to", to, "--no-verify")[0] == 0
+            found, expected = (load_file(each / "model.safetensors") for each in (out, tmp_path / f"whole-{to}"))
+            assert found.keys() == expected.keys() and len(found) > 10
+            for key, each in found.items():
+                assert each.dtype is expected[key].dtype and torch.equal(each, expected[key])
+    for key, each in zoo.load(tmp_path / "shards-zoo").state_dict().items():
+        assert torch.equal(each, model.state_dict()[key])

@@ -13,7 +13,7 @@ from tiny import model_of, spec_of
 from torch.testing import assert_close
 
 import zoo
-from zoo.checkpoint import adapters, hf, store
+from zoo.checkpoint import adapters, store
 from zoo.cli import run
 from zoo.errors import CheckpointError, ConfigError
 from zoo.run.adapters import Adapters, attach_adapters
@@ -156,7 +156,7 @@ def test_peft_loads_exported_adapters_onto_the_hugging_face_model(case, tmp_path
         for each in reference.parameters():
             each.copy_(torch.randn(each.shape) * 0.2)
     reference.save_pretrained(tmp_path / "hf")
-    model = adapted(hf.load(tmp_path / "hf"), on)
+    model = adapted(store.load(tmp_path / "hf"), on)
     store.save_model(model, tmp_path / "ours")
     assert run(["convert", str(tmp_path / "ours"), str(tmp_path / "peft"), "--to", "peft"]) == 0
     with warnings.catch_warnings():

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny import model_of, spec_of
 
 import zoo
-from zoo.checkpoint import hf, store
+from zoo.checkpoint import store
 from zoo.cli import run
 from zoo.data.tokenizer import make_byte_tokenizer
 from zoo.errors import ConfigError
@@ -48,7 +48,7 @@ def published(here: Path) -> Path:
 def test_a_hugging_face_folder_is_model_weights_and_tokenizer_in_one_word(published, here, capsys):
     assert run(["train", *SMALL, "weights=there", BARELY, "hydra.run.dir=ours"]) == 0
     said = capsys.readouterr().err
-    whole = hf.load(published)
+    whole = store.load(published)
     count = sum(each.numel() for each in whole.parameters())
     assert f"weights: {len(whole.state_dict())} tensors, {count:,} values, of {published}" in said
     trained = weights_of(here / "ours")

@@ -10,7 +10,7 @@ from tiny import spec_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from zoo.checkpoint import store
+from zoo.checkpoint.states import take_apart
 from zoo.costs import Setup, params
 from zoo.costs.parallel import fullest
 from zoo.costs.setup import OPTIMIZERS
@@ -46,7 +46,7 @@ def trained(spec, dtype, optim):
         parameter.grad = torch.randn_like(parameter) * 0.01
     optimizer.step()
     values = [value for state in optimizer.state.values() for value in state.values()]
-    kept = [part for value in values for part in store.take_apart(value).values() if part.ndim]
+    kept = [part for value in values for part in take_apart(value).values() if part.ndim]
     return sum(part.nbytes for part in kept)
 
 

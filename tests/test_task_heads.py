@@ -9,7 +9,7 @@ from loaded import load, make_loud, one_in
 from torch.nn import functional as F
 
 import zoo
-from zoo.checkpoint import hf
+from zoo.checkpoint import store
 from zoo.costs import Setup
 from zoo.data import Batch
 from zoo.errors import ConfigError
@@ -47,7 +47,7 @@ def pair(name, folder):
     whole = type(theirs.base_model)(config)  # a tagger's has no pooler
     whole.load_state_dict(theirs.base_model.state_dict(), strict=False)
     whole.save_pretrained(folder)
-    source = hf.load(folder)
+    source = store.load(folder)
     objective = objective_of(name.split("_")[0], **fields).settle(source.spec)
     ours = build(objective.adapt(source.spec), device="cpu")
     made = transfer(source.spec, ours.spec, source.state_dict())

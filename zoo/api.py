@@ -153,11 +153,12 @@ def export(model: Any, path: str | Path, *, verify: bool = True, shard: int | No
     """
     from zoo.checkpoint import hf
     from zoo.checkpoint import verify as verification
+    from zoo.checkpoint.stored import StoredModel
 
     if verify:
         verification.require_transformers()
     folder = Path(path)
-    hf.save(model, folder, shard=shard or hf.SHARD)
+    hf.save(StoredModel.of(model), folder, shard=shard or hf.SHARD)
     if verify:
         verification.verify_folder(model, folder)
     return folder

@@ -13,6 +13,7 @@ from zoo.checkpoint.files import refuse_to_replace, write_tensors
 from zoo.checkpoint.headers import check_tensors
 from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import Entry, Transpose, map_tensors
+from zoo.checkpoint.stored import StoredTensors
 from zoo.disk import replace_folder
 from zoo.errors import CheckpointError, short
 from zoo.grammar.saved import read_spec
@@ -71,13 +72,22 @@ def read(model: Any, folder: Path) -> dict[str, Tensor]:
     return {} if plan is None else _read_tensors(plan, model.spec, folder, next(model.parameters()).device)
 
 
-def merge(model: Any, folder: Path) -> None:
-    """Merge a checkpoint's adapters, where it has any, into the weights of its model."""
+def merge(stored: StoredTensors, spec: Any, folder: Path) -> StoredTensors:
+    """Merge a checkpoint's adapters, where it has any, into the weights of its model, each when it is read."""
     plan = read_plan(folder)
-    if plan is not None:
-        from zoo.run.adapters import merge_adapters
+    if plan is None:
+        return stored
+    from zoo.run.adapters import INSIDE, merge_adapter
 
-        merge_adapters(model, plan, _read_tensors(plan, model.spec, folder, "cpu"))
+    held = _read_tensors(plan, spec, folder, "cpu")
+    adapted = {f"{path}.weight": path for path in plan.paths}
+
+    def read(name: str) -> Tensor:
+        if (path := adapted.get(name)) is None:
+            return stored[name]
+        return merge_adapter(stored[name], plan, held[f"{path}{INSIDE}a"], held[f"{path}{INSIDE}b"])
+
+    return StoredTensors(stored.forms, read)
 
 
 def _read_tensors(plan: Adapters, spec: Any, folder: Path, device: Any) -> dict[str, Tensor]:

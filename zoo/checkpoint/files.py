@@ -6,7 +6,6 @@ import json
 import pickle
 import zipfile
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -42,6 +41,15 @@ BITS = {
 }
 """Bits a value, by safetensors' name of a dtype."""
 
+TYPES = {
+    **{"BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "F16": "float16"},
+    **{"BF16": "bfloat16", "U32": "uint32", "I32": "int32", "F32": "float32", "U64": "uint64", "I64": "int64"},
+    **{"F64": "float64", "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
+    **{"F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz"},
+}
+"""torch's name of a dtype by safetensors'."""
+NAMES = {theirs: ours for ours, theirs in TYPES.items()}
+
 
 def refuse_to_replace(folder: Path, what: str, names: Iterable[str]) -> None:
     """Raise CheckpointError when a folder that `what` is to take the place of holds other files than these: they would
@@ -59,12 +67,25 @@ def refuse_to_replace(folder: Path, what: str, names: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file's header says of one tensor. `name` is its name in the file, where the model's is another."""
+    """What a file's header says of one tensor. `start` is the byte of the file where it begins, `name` its name in the
+    file, where the model's is another."""
 
     file: Path
     dtype: str
     shape: Shape
+    start: int = 0
     name: str | None = None
+
+    def make_empty(self, device: str) -> Tensor:
+        """Make an uninitialised tensor of its shape and dtype. Raises CheckpointError for a dtype that torch lacks."""
+        import torch
+
+        dtype = getattr(torch, TYPES.get(self.dtype, ""), None)
+        if dtype is None:
+            raise CheckpointError(
+                f"{self.file}: has a tensor of {self.dtype}, which torch has no dtype for (F32, BF16)"
+            )
+        return torch.empty(self.shape, dtype=dtype, device=device)
 
 
 def read_headers(folder: Path) -> dict[str, Header]:
@@ -77,7 +98,7 @@ def read_headers(folder: Path) -> dict[str, Header]:
     if len(others) == 1:
         return read_header(others[0])
     if (folder / BIN_INDEX).is_file() or (folder / BIN).is_file():
-        return {name: Header(file, str(t.dtype), tuple(t.shape)) for name, (file, t) in _bin_tensors(folder).items()}
+        return {name: Header(file, _name_type(t), tuple(t.shape)) for name, (file, t) in _bin_tensors(folder).items()}
     found = "several .safetensors and no index" if others else "no weights"
     raise CheckpointError(f"{folder}: {found} ({SINGLE}, {INDEX} or {BIN} would do)")
 
@@ -108,7 +129,10 @@ def read_header(file: Path) -> dict[str, Header]:
             node = json.loads(stream.read(length))
         entries = {name: entry for name, entry in node.items() if name != "__metadata__"}
         _check_offsets(entries, size - 8 - length)
-        return {name: Header(file, entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+        return {
+            name: Header(file, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+            for name, entry in entries.items()
+        }
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file (the checkpoint is not whole)") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -136,14 +160,55 @@ def _check_offsets(entries: Mapping[str, Any], size: int) -> None:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write a safetensors file. Raises OSError, also where safetensors has an error class of its own for it."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    """Write tensors that are in memory to a safetensors file. Raises OSError."""
+    stream_tensors(tensors, sort_aligned(tensors).items(), file)
 
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, {"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"{file}: {short(error)}") from error
+
+def stream_tensors(forms: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], file: Path) -> None:
+    """Write a safetensors file tensor by tensor, in any order, so that no two need be in memory. `forms` has a tensor
+    of the shape and dtype of each (on the meta device, say). Raises OSError."""
+    header, starts = lay_out_file(forms)
+    with file.open("wb") as stream:
+        stream.write(header)
+        at = len(header)
+        for name, tensor in tensors:
+            form, start = forms[name], starts.pop(name)
+            assert (tensor.shape, tensor.dtype) == (form.shape, form.dtype), f"{name}: is no {form.dtype} {form.shape}"
+            if start != at:  # what cannot be sought, as a pipe, is written in order
+                stream.seek(start)
+            at = start + stream.write(_view_bytes(tensor.detach().cpu().contiguous()))
+            del tensor  # before the next is read
+    assert not starts, f"{file}: {next(iter(starts))} was not given"
+
+
+def lay_out_file(forms: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
+    """Make the header of a safetensors file, and the byte where each tensor begins."""
+    node: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at, starts = 0, {}
+    for name, form in sort_aligned(forms).items():
+        starts[name], at = at, at + form.nbytes
+        offsets = [starts[name], at]
+        node[name] = {"dtype": _name_type(form), "shape": list(form.shape), "data_offsets": offsets}
+    text = json.dumps(node, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    return header, {name: len(header) + start for name, start in starts.items()}
+
+
+def sort_aligned(forms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sort tensors by the width of their values, widest first: so each begins at a multiple of its own."""
+    return dict(sorted(forms.items(), key=lambda each: -each[1].element_size()))
+
+
+def _name_type(tensor: Tensor) -> str:
+    return NAMES[str(tensor.dtype).removeprefix("torch.")]
+
+
+def _view_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    import torch
+
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _bin_tensors(folder: Path) -> dict[str, tuple[Path, Tensor]]:
@@ -166,31 +231,42 @@ def _bin_tensors(folder: Path) -> dict[str, tuple[Path, Tensor]]:
 
 
 class Reader:
-    """Read a folder's tensors by name, each when it is asked for. Those used as they are stay mapped into memory."""
+    """Read a folder's tensors by name, each when it is asked for.
 
-    def __init__(self, folder: Path, found: Mapping[str, Header]) -> None:
-        self.found = found
-        self._stack = ExitStack()
+    With `mapped` they are mapped into memory, and those used as they are stay so. Otherwise each is read into memory of
+    its own, which goes with it (torch's .bin files are mapped either way).
+    """
+
+    def __init__(self, folder: Path, found: Mapping[str, Header], mapped: bool = True) -> None:
+        self.found, self.mapped = found, mapped
         self._open: dict[Path, Any] = {}
         self._bin = None
         if any(header.file.suffix == ".bin" for header in found.values()):
             self._bin = _bin_tensors(folder)
 
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self._stack.close()
-
     def __getitem__(self, name: str) -> Tensor:
         from safetensors import SafetensorError, safe_open
 
-        file, name = self.found[name].file, self.found[name].name or name
+        header = self.found[name]
+        file, name = header.file, header.name or name
         if self._bin is not None:
             return self._bin[name][1]
         try:
+            if not self.mapped:
+                return _read_tensor(header)
             if file not in self._open:
-                self._open[file] = self._stack.enter_context(safe_open(file, framework="pt"))
+                self._open[file] = safe_open(file, framework="pt")
             return self._open[file].get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file}: cannot be read, found {type(error).__name__} (a whole file)") from error
+
+
+def _read_tensor(header: Header) -> Tensor:
+    """Read a tensor's bytes from a safetensors file. Raises OSError."""
+    tensor = header.make_empty("cpu")
+    place = _view_bytes(tensor)
+    with header.file.open("rb") as stream:
+        stream.seek(header.start)
+        if stream.readinto(place) != len(place):
+            raise OSError(f"{header.file}: ends in the middle of a tensor")
+    return tensor

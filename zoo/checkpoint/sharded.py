@@ -89,15 +89,16 @@ class ShardedTensors(Mapping[str, "Tensor"]):
         return metadata
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each tensor. Raises CheckpointError where parts of one are missing."""
+    def forms(self) -> dict[str, Tensor]:
+        """A tensor of the shape and dtype of each, on the meta device. Raises CheckpointError where parts of one are
+        missing."""
         found = {}
         for name, each in self._metadata.state_dict_metadata.items():
             there = sum(chunk.sizes.numel() for chunk in each.chunks)
             if there != each.size.numel():
                 what = f"{there:,} of the {each.size.numel():,} values of {name} are there"
                 raise CheckpointError(f"{self.folder}: a shard is missing, {what} (all that zoo wrote)")
-            found[name] = tuple(each.size)
+            found[name] = torch.empty(each.size, dtype=each.properties.dtype, device="meta")
         return found
 
     def __getitem__(self, name: str) -> Tensor:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.checkpoint.files import Reader, read_header
 from zoo.checkpoint.headers import compare_shapes
 from zoo.checkpoint.sharded import HeldTensor, Piece, ShardedTensors, load_shards, save_shards
+from zoo.checkpoint.stored import StoredTensors
 from zoo.lazy import torch
 from zoo.ranks.shards import Shares, is_shared, own_part
 from zoo.runs import WEIGHTS
@@ -24,17 +26,15 @@ def is_sharded(folder: Path) -> bool:
     return (folder / SHARDS).is_dir()
 
 
-def open_weights(folder: Path, device: str = "cpu") -> Mapping[str, Tensor]:
-    """Open the whole tensors of a checkpoint's model: those of a file are read, those of shards when asked for. Raises
-    CheckpointError."""
+def open_weights(folder: Path, mapped: bool = True) -> StoredTensors:
+    """Open the whole tensors of a checkpoint's model; each is read when it is asked for. Those of a file are mapped
+    into memory unless told otherwise. Raises CheckpointError."""
     if is_sharded(folder):
-        return ShardedTensors(folder / SHARDS)
-    from safetensors.torch import load_file
-
-    from zoo.checkpoint.files import read_header
-
-    read_header(folder / WEIGHTS)  # raises where the file is broken
-    return load_file(folder / WEIGHTS, device=device)
+        shards = ShardedTensors(folder / SHARDS)
+        return StoredTensors(shards.forms, shards.__getitem__)
+    found = read_header(folder / WEIGHTS)  # raises where the file is broken
+    forms = {name: header.make_empty("meta") for name, header in found.items()}
+    return StoredTensors(forms, Reader(folder, found, mapped).__getitem__)
 
 
 def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -43,7 +43,8 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None
     from zoo.checkpoint.headers import check_tensors
 
     if is_sharded(folder):
-        compare_shapes(folder / SHARDS, ShardedTensors(folder / SHARDS).shapes, expected)
+        found = ShardedTensors(folder / SHARDS).forms
+        compare_shapes(folder / SHARDS, {name: tuple(each.shape) for name, each in found.items()}, expected)
     else:
         check_tensors(folder / WEIGHTS, expected)
 

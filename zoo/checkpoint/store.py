@@ -16,7 +16,7 @@ A checkpoint's folder is always whole: it is written under another name, flushed
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,8 +26,19 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from zoo.checkpoint import adapters, spread
-from zoo.checkpoint.files import BESIDE, read_header, refuse_to_replace, write_tensors
+from zoo.checkpoint.files import BESIDE, refuse_to_replace, stream_tensors, write_tensors
 from zoo.checkpoint.publish import publish, retire
+from zoo.checkpoint.states import (
+    STATES,
+    list_states,
+    name_random,
+    open_states,
+    read_random_states,
+    restore_optimizer,
+    restore_random,
+    take_apart,
+)
+from zoo.checkpoint.stored import StoredModel, StoredTensors
 from zoo.disk import replace_folder, write_text
 from zoo.errors import CheckpointError, short
 from zoo.grammar import to_dict
@@ -35,7 +46,7 @@ from zoo.grammar.saved import FORMAT, check_format, read_spec
 from zoo.lazy import torch
 from zoo.ranks.shards import Shares, drop_gathered
 from zoo.ranks.world import ALONE, World
-from zoo.run.builder import build, pick_device, resolve_dtype
+from zoo.run.builder import pick_device, resolve_dtype
 from zoo.runs import ARCHITECTURE, CHECKPOINTS, WEIGHTS, find, read_step, steps
 from zoo.spec import table
 
@@ -43,7 +54,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-COUNTERS, STATES = "training.json", "training.safetensors"
+COUNTERS = "training.json"
+
+OWN = (ARCHITECTURE, WEIGHTS, *adapters.FILES, *BESIDE)
+"""The files of a model."""
 
 
 # ---------------------------------------------------------------- a model
@@ -55,21 +69,32 @@ def save_model(model: Any, folder: str | Path, tokenizer: Any = None) -> Path:
     Replaces an older checkpoint there. Raises CheckpointError when something else is there.
     """
     folder = Path(folder)
-    refuse_to_replace(folder, "a model of ours", (ARCHITECTURE, WEIGHTS, *adapters.FILES, *BESIDE))
+    refuse_to_replace(folder, "a model of ours", OWN)
     with replace_folder(folder) as draft:
         write_model(model, draft, tokenizer)
     return folder
 
 
+def save_stored(model: StoredModel, folder: Path, beside: Path) -> None:
+    """Write a model to `folder` as `save_model` does, a tensor at a time, with the tokenizer's files of `beside`."""
+    from zoo.checkpoint import hf
+
+    refuse_to_replace(folder, "a model of ours", OWN)
+    with replace_folder(folder) as draft:
+        write_architecture(model.spec, draft)
+        stream_tensors(model.tensors.forms, model.tensors.items(), draft / WEIGHTS)
+        hf.copy_beside(beside, draft)
+
+
 def write_model(model: Any, folder: Path, tokenizer: Any = None, weights: Mapping[str, Tensor] | None = None) -> None:
     """Write the files of `save_model` into an existing folder, with `weights` in place of the model's own."""
-    write_architecture(model, folder, tokenizer)
+    write_architecture(model.whole, folder, tokenizer)
     write_tensors(adapters.write(model, folder, weights or {}), folder / WEIGHTS)
 
 
-def write_architecture(model: Any, folder: Path, tokenizer: Any = None) -> None:
+def write_architecture(spec: Any, folder: Path, tokenizer: Any = None) -> None:
     """Write what a checkpoint's folder has beside weights: the architecture, and the tokenizer where there is one."""
-    node = {"format": FORMAT, "model": to_dict(model.whole)}
+    node = {"format": FORMAT, "model": to_dict(spec)}
     text = yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120)
     (folder / ARCHITECTURE).write_text(text, encoding="utf-8")
     if tokenizer is not None:
@@ -77,14 +102,38 @@ def write_architecture(model: Any, folder: Path, tokenizer: Any = None) -> None:
 
 
 def load(path: str | Path, dtype: Any = None, device: str = "cpu") -> nn.Module:
-    """Load the model of a checkpoint, of a run's newest one, or of a Hugging Face folder, in eval mode.
+    """Load the model of a checkpoint, of a run's newest one, or of a Hugging Face folder, in eval mode. Adapters are
+    merged into its weights.
 
     `dtype` is the file's unless given. Raises CheckpointError with a line for each fault, before any weight is read.
+    """
+    where = pick_device(device)
+    return open_model(path, dtype).build(where)
+
+
+def open_model(path: str | Path, dtype: Any = None, *, mapped: bool = True) -> StoredModel:
+    """Open what `load` takes; each tensor is read when it is asked for. With `mapped` tensors of files that need no
+    conversion are mapped into memory, otherwise each is read into memory of its own, which goes with it.
+
+    Raises CheckpointError with a line for each fault, before any weight is read.
     """
     from zoo.checkpoint import hf
 
     folder = find(path)
-    return load_model(folder, dtype, device) if (folder / ARCHITECTURE).is_file() else hf.load(folder, dtype, device)
+    own = (folder / ARCHITECTURE).is_file()
+    kind = None if dtype is None else resolve_dtype(dtype)
+    return (open_own(folder, mapped) if own else hf.open_model(folder, mapped)).cast(kind)
+
+
+def open_own(folder: Path, mapped: bool) -> StoredModel:
+    """Open the model of one of our checkpoint folders."""
+    spec = read_spec(folder)
+    shapes = table(spec, spec.d_model)
+    spread.check_weights(folder, shapes)
+    found = spread.open_weights(folder, mapped)
+    forms = {name: form.view(shapes[name]) for name, form in found.forms.items()}  # shards have numbers as one place
+    tensors = StoredTensors(forms, lambda name: found[name].view(shapes[name]))
+    return StoredModel(spec, adapters.merge(tensors, spec, folder))
 
 
 def load_spec(path: str | Path) -> Any:
@@ -93,20 +142,6 @@ def load_spec(path: str | Path) -> Any:
 
     folder = find(path)
     return read_spec(folder) if (folder / ARCHITECTURE).is_file() else hf.compose_spec(hf.open_folder(folder)[0].body)
-
-
-def load_model(folder: str | Path, dtype: Any = None, device: str = "cpu") -> nn.Module:
-    """Load the model of one of our checkpoint folders, in eval mode. Adapters are merged into its weights."""
-    folder = Path(folder)
-    spec = read_spec(folder)
-    where = pick_device(device)
-    spread.check_weights(folder, table(spec, spec.d_model))
-    kind = None if dtype is None else resolve_dtype(dtype)
-    tensors = {name: each.to(where, kind) for name, each in spread.open_weights(folder, str(where)).items()}
-    model = build(spec, device="meta")
-    model.load_state_dict(tensors, assign=True)
-    adapters.merge(model, folder)
-    return model.eval()
 
 
 # ---------------------------------------------------------------- a run
@@ -219,9 +254,9 @@ class Sharded:
     def _write(self, draft: Path) -> None:
         world, model = self.state.world, self.state.model
         spread.write_shards(Path(world.tell(str(draft))), self.parts, world.group)
-        write_architecture(model, draft, self.tokenizer)
+        write_architecture(model.whole, draft, self.tokenizer)
         for name in self.state.averages:
-            write_architecture(model, draft / name, self.tokenizer)
+            write_architecture(model.whole, draft / name, self.tokenizer)
         write_counters(draft, self.state.counters)
 
 
@@ -246,36 +281,6 @@ def tidy_run(newest: Path, keep: int, spared: Callable[[int], bool]) -> None:
     retire(newest, choose_kept(keep, spared))
 
 
-def list_states(state: Resumable) -> dict[str, Tensor]:
-    """List what a run resumes from beside the model: the optimizer's tensors by parameter name, trained weights that
-    are not the model's as it is saved, and the states of every process' random generators."""
-    tensors: dict[str, Tensor] = {}
-    shares = state.model.shares
-    for name, parameter in state.model.named_parameters():
-        if name in state.evaluated:
-            tensors[f"weights.{name}"] = shares.make_whole(name, parameter.detach())
-        for key, value in state.optimizer.state.get(parameter, {}).items():
-            whole = shares.make_whole(name, value) if torch.is_tensor(value) and shares.splits(name, value) else value
-            for inner, tensor in take_apart(whole).items():
-                tensors[f"optimizer.{name}/{key}{inner}"] = tensor
-    tensors = shares.collect(tensors)
-    for rank, found in enumerate(state.world.gather(read_random_states())):
-        tensors |= {f"random.{name_random(name, rank)}": each for name, each in found.items()}
-    return tensors
-
-
-def name_random(device: str, rank: int) -> str:
-    """Name the random generator of a device and a process; those of the main one by the device alone."""
-    return f"{device}@{rank}" if rank else device
-
-
-def take_apart(value: Any) -> dict[str, Tensor]:
-    """Give the plain tensors of a state by what to add to its name: itself, or those that one of 8 bits is made of."""
-    if hasattr(value, "__tensor_flatten__"):
-        return {f":{inner}": getattr(value, inner) for inner in value.__tensor_flatten__()[0]}
-    return {"": value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)}
-
-
 def write_counters(folder: Path, counters: Mapping[str, Any]) -> None:
     """Write a run's counters into a checkpoint, or replace those that are there."""
     write_text(folder / COUNTERS, json.dumps({"format": FORMAT, **counters}, indent=2) + "\n")
@@ -290,9 +295,11 @@ def load_run(folder: Path, model: Any, optimizer: Optimizer, *, random: bool = T
     if spread.is_sharded(folder):
         spread.fill_weights(model, folder)
     else:
-        own, held = spread.open_weights(folder, str(next(model.parameters()).device)), model.state_dict()
+        own, held = spread.open_weights(folder), model.state_dict()
         there = {**own, **adapters.read(model, folder)}
-        model.load_state_dict({name: take(name, each, held[name]) for name, each in there.items() if name in held})
+        place = next(model.parameters()).device
+        mine = {name: take(name, there[name].to(place), each) for name, each in held.items() if name in there}
+        model.load_state_dict(mine)
     drop_gathered(model)
     names = {name: parameter for name, parameter in model.named_parameters()}
     for name, tensor in open_states(folder):
@@ -311,18 +318,6 @@ def load_run(folder: Path, model: Any, optimizer: Optimizer, *, random: bool = T
     return counters
 
 
-def open_states(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Read the states of a checkpoint one by one, of shards each when it comes. Raises CheckpointError."""
-    from safetensors.torch import load_file
-
-    if not (folder / spread.STATE_SHARDS).is_dir():
-        read_header(folder / STATES)  # raises where the file is broken
-        yield from load_file(folder / STATES).items()
-        return
-    tensors = spread.ShardedTensors(folder / spread.STATE_SHARDS)
-    yield from ((name, tensors[name]) for name in tensors)
-
-
 def read_counters(folder: Path) -> dict[str, Any]:
     """Read the counters of a run's checkpoint. Raises CheckpointError."""
     file = folder / COUNTERS
@@ -336,37 +331,3 @@ def read_counters(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: holds no counters, found {type(counters).__name__} (a file that zoo wrote)")
     check_format(file, counters.get("format"))
     return counters
-
-
-def restore_optimizer(
-    optimizer: Optimizer, parameter: Tensor, key: str, value: Tensor, take: Callable[[Tensor, Tensor], Tensor]
-) -> None:
-    """Set one tensor of a parameter's optimizer state to the part that `take` takes of a whole one. A fused optimizer
-    has its step counters on the device, any other on the CPU. A state of 8 bits, which is made of several tensors, must
-    be there already."""
-    own = optimizer.state[parameter]
-    key, _, inner = key.partition(":")
-    if value.shape == (1,) and parameter.shape != (1,):  # a number, which a shard stores as a tensor of one place
-        value = value.reshape(())
-    if inner:
-        getattr(own[key], inner).copy_(value)
-        return
-    if (keep := getattr(optimizer, "keep_state", None)) is not None:  # it keeps them in a place of its own
-        own[key] = keep(parameter, value)
-        return
-    beside = value.ndim > 0 or any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
-    own[key] = take(value.to(parameter.device), parameter) if beside else value
-
-
-def read_random_states() -> dict[str, Tensor]:
-    """Read the states of torch's random generators, by device: dropout and the like draw from them."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {"cpu": torch.get_rng_state(), **{f"cuda:{index}": state for index, state in enumerate(cuda)}}
-
-
-def restore_random(device: str, state: Tensor) -> None:
-    """Set the state of a device's random generator, where the device is there."""
-    if device == "cpu":
-        torch.set_rng_state(state)
-    elif torch.cuda.is_available() and int(device.removeprefix("cuda:")) < torch.cuda.device_count():
-        torch.cuda.set_rng_state(state, device)

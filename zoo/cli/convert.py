@@ -29,11 +29,13 @@ def run(
     """Write a checkpoint as a Hugging Face folder, or convert such a folder to our own layout.
 
     With --verify the command succeeds only if transformers, in a fresh process, gives the same logits. Low-rank
-    adapters are merged into the weights, except with --to peft, which writes them alone.
+    adapters are merged into the weights, except with --to peft, which writes them alone. Weights are read, converted
+    and written a tensor at a time; only --verify needs memory for the model.
     """
     from zoo import report, runs
     from zoo.checkpoint import adapters, hf, store
     from zoo.checkpoint import verify as verification
+    from zoo.costs.params import count_parameters
     from zoo.errors import CheckpointError
     from zoo.families.serving import describe_serving
 
@@ -45,21 +47,21 @@ def run(
         print(f"written: {out}, adapters of {len(config['target_modules'])} products in peft's format")
         print(f"not verified: `zoo convert {checkpoint} OUT` compares the merged model with transformers")
         return
-    model = store.load(folder, dtype)
-    held = sum(parameter.numel() for parameter in model.parameters())
+    stored = store.open_model(folder, dtype, mapped=False)
+    held = count_parameters(stored.spec)["total"]
     if to is Kind.zoo:
-        if out.exists() and out.samefile(folder):  # its tokenizer is copied after the model is written
+        if out.exists() and out.samefile(folder):
             raise CheckpointError(f"{out}: is the checkpoint itself (a new folder would do)")
-        store.save_model(model, out)
-        hf.copy_beside(folder, out)
+        store.save_stored(stored, out, beside=folder)
         print(f"written: {out}, {held:,} parameters")
         return
-    config = hf.save(model, out, beside=folder)
+    model = store.load(folder, dtype) if verify else None  # before its folder is replaced, where `out` is the same
+    config = hf.save(stored, out, beside=folder)
     files = sorted(out.iterdir())
     size = report.format_size(sum(file.stat().st_size for file in files))
     print(f"written: {out}, {held:,} parameters as {config['architectures'][0]}, {size} in {len(files)} files")
     print(f"{describe_serving(config['architectures'][0])} (docs/serving.md)")
-    if verify:
+    if model is not None:
         largest = verification.verify_folder(model, out)
         print(f"verified: transformers gives the same logits, largest difference {largest:.1e}")
     else:

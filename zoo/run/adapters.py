@@ -111,13 +111,9 @@ def split_adapters(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
     return own, {name: each for name, each in state.items() if INSIDE in name}
 
 
-def merge_adapters(model: Any, plan: Adapters, tensors: Mapping[str, Tensor]) -> None:
-    """Add saved adapters to the weights of a model without any: W + scale · B·A, computed in float32."""
-    with torch.no_grad():
-        for path in plan.paths:
-            weight = model.get_submodule(path).weight
-            a, b = (tensors[f"{path}{INSIDE}{name}"].to(weight.device).float() for name in "ab")
-            weight.copy_(weight.float() + plan.scale * (b @ a))
+def merge_adapter(weight: Tensor, plan: Adapters, a: Tensor, b: Tensor) -> Tensor:
+    """Add a saved adapter to the weight that it adapts: W + scale · B·A, computed in float32, in the weight's dtype."""
+    return (weight.float() + plan.scale * (b.float() @ a.float())).to(weight.dtype)
 
 
 def list_adapter_shapes(plan: Adapters, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

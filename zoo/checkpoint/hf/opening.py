@@ -129,8 +129,8 @@ def _has_copied_head(folder: Path, body: Body, found: Mapping[str, Header]) -> b
     original = body.full_name(body.family.same.get(head, ""))
     if head not in found or original not in found or found[head].shape != found[original].shape:
         return False
-    with Reader(folder, found) as reader:
-        return torch.equal(reader[head], reader[original])
+    reader = Reader(folder, found)
+    return torch.equal(reader[head], reader[original])
 
 
 def _find_tying(body: Body, found: Mapping[str, Header]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Read a Hugging Face folder's tensors into a model of ours."""
+"""Read the tensors of a Hugging Face folder under our names."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.checkpoint.files import Header, Reader
 from zoo.checkpoint.hf.opening import HFSource, compose_spec, find_differences, open_folder
 from zoo.checkpoint.mapping import Entry, map_tensors
+from zoo.checkpoint.stored import StoredModel, StoredTensors
 from zoo.errors import CheckpointError
 from zoo.lazy import torch
 from zoo.spec import Buffer, tensors
@@ -17,30 +18,50 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def load(folder: Path, dtype: Any = None, device: str = "cpu") -> Any:
-    """Load the model of a Hugging Face folder, in eval mode. Its `source` says where it came from.
+def open_model(folder: Path, mapped: bool = True) -> StoredModel:
+    """Open the model of a Hugging Face folder; its tensors are read and converted when they are asked for.
 
-    Tensors that need no conversion stay memory-mapped until they are used; others are converted one by one. Raises
-    CheckpointError, a line for each fault, before any weight is read.
+    With `mapped` those that need no conversion stay memory-mapped. Raises CheckpointError, a line for each fault,
+    before any weight is read.
     """
-    from zoo.run.builder import build, pick_device, resolve_dtype
-
     source, found = open_folder(folder)
     spec = compose_spec(source.body)
-    mapped = map_tensors(spec, source.body)
-    faults = find_differences(mapped, found, source)
+    entries = map_tensors(spec, source.body)
+    faults = find_differences(entries, found, source)
     if faults:
         raise CheckpointError(*faults)
-    where, kind = pick_device(device), None if dtype is None else resolve_dtype(dtype)
-    model = build(spec, device="meta")
-    with Reader(folder, found) as reader:
-        _check_copies(mapped, reader, source)
-        for name, tensor in _read_ours(mapped, reader):
-            _place(model, name, tensor.to(where), kind)
-    for name, tensor in _initial_values(spec, mapped, found):
-        _place(model, name, tensor.to(where), kind)
-    model.source = source
-    return model.eval()
+    reader = Reader(folder, found, mapped)
+    _check_copies(entries, reader, source)
+    there = [entry for entry in entries if all(name in found for name in entry.theirs)]  # a file may lack buffers
+    fresh = dict(_initial_values(spec, entries, found))
+    forms = {name: form for entry in there for name, form in _list_forms(entry, found)}
+    forms |= {name: torch.empty_like(each, device="meta") for name, each in fresh.items()}
+    return StoredModel(spec, StoredTensors(forms, _OursReader(there, reader, fresh).read), source)
+
+
+def _list_forms(entry: Entry, found: Mapping[str, Header]) -> Iterator[tuple[str, Tensor]]:
+    """Give our tensors on the meta device."""
+    yield from zip(entry.ours, entry.to_ours([found[name].make_empty("meta") for name in entry.theirs]), strict=True)
+
+
+class _OursReader:
+    """Reads our tensors by name. Others of the same tensors of theirs are kept until they are asked for, or the next
+    entry is."""
+
+    def __init__(self, entries: Sequence[Entry], reader: Reader, fresh: Mapping[str, Tensor]) -> None:
+        self.entries = {name: entry for entry in entries for name in entry.ours}
+        self.reader, self.fresh = reader, fresh
+        self._made: dict[str, Tensor] = {}
+
+    def read(self, name: str) -> Tensor:
+        if name in self.fresh:
+            return self.fresh[name]
+        if name not in self._made:
+            self._made = {}  # before others are read
+            entry = self.entries[name]
+            ours = entry.to_ours([self.reader[each] for each in entry.theirs])
+            self._made = dict(zip(entry.ours, ours, strict=True))
+        return self._made.pop(name)
 
 
 def _check_copies(mapped: Sequence[Entry], reader: Reader, source: HFSource) -> None:
@@ -57,13 +78,6 @@ def _check_copies(mapped: Sequence[Entry], reader: Reader, source: HFSource) -> 
             )
 
 
-def _read_ours(mapped: Sequence[Entry], reader: Reader) -> Iterator[tuple[str, Tensor]]:
-    """Read our tensors by name, without those whose tensors the file may lack and does."""
-    for entry in mapped:
-        if all(name in reader.found for name in entry.theirs):
-            yield from zip(entry.ours, entry.to_ours([reader[name] for name in entry.theirs]), strict=True)
-
-
 def _initial_values(spec: Any, mapped: Sequence[Entry], found: Mapping[str, Header]) -> Iterator[tuple[str, Tensor]]:
     """The initial values of buffers whose tensors the file may lack and does."""
     lost = {name for entry in mapped if not all(each in found for each in entry.theirs) for name in entry.ours}
@@ -73,13 +87,3 @@ def _initial_values(spec: Any, mapped: Sequence[Entry], found: Mapping[str, Head
             tensor = torch.empty(part.shape)
             part.init(tensor) if callable(part.init) else tensor.fill_(part.init)
             yield name, tensor
-
-
-def _place(model: Any, name: str, tensor: Tensor, dtype: Any) -> None:
-    """Put a tensor into a model on meta; a parameter in this dtype, if one is given."""
-    path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
-    if leaf in module._buffers:
-        module._buffers[leaf] = tensor
-    else:
-        module._parameters[leaf] = torch.nn.Parameter(tensor if dtype is None else tensor.to(dtype))

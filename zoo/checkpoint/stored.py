@@ -1,0 +1,80 @@
+"""A model whose tensors are read one by one, from files or from a built model: what is loaded and what is converted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from zoo.lazy import torch
+from zoo.spec import Buffer, tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class StoredTensors(Mapping[str, "Tensor"]):
+    """Tensors by name, each read when it is asked for. `forms` has one of the same shape and dtype for each, on the
+    meta device."""
+
+    forms: Mapping[str, Tensor]
+    read: Callable[[str], Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.forms)
+
+    def __len__(self) -> int:
+        return len(self.forms)
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model by its Spec and its tensors, under our names. `source` is the Hugging Face folder that it came from."""
+
+    spec: Any
+    tensors: StoredTensors
+    source: Any = None
+
+    @classmethod
+    def of(cls, model: Any) -> StoredModel:
+        """A built model."""
+        held = model.state_dict()
+        forms = {name: torch.empty_like(each, device="meta") for name, each in held.items()}
+        return cls(model.spec, StoredTensors(forms, held.__getitem__), getattr(model, "source", None))
+
+    def list_parameters(self) -> list[str]:
+        """List the names of the tensors that are no buffers."""
+        return [name for name, part, _ in tensors(self.spec, self.spec.d_model) if not isinstance(part, Buffer)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its first parameter."""
+        return self.tensors.forms[self.list_parameters()[0]].dtype
+
+    def cast(self, dtype: torch.dtype | None) -> StoredModel:
+        """Give its parameters another dtype, where one is given. Buffers keep theirs."""
+        if dtype is None:
+            return self
+        parameters, read = {*self.list_parameters()}, self.tensors.read
+        forms = {name: form.to(dtype) if name in parameters else form for name, form in self.tensors.forms.items()}
+        return replace(self, tensors=StoredTensors(forms, lambda name: read(name).to(forms[name].dtype)))
+
+    def build(self, device: torch.device) -> nn.Module:
+        """Build the model on a device, in eval mode."""
+        from zoo.run.builder import build
+
+        model: Any = build(self.spec, device="meta")
+        for name, tensor in self.tensors.items():
+            path, _, leaf = name.rpartition(".")
+            module, placed = model.get_submodule(path), tensor.to(device)
+            if leaf in module._buffers:
+                module._buffers[leaf] = placed
+            else:
+                module._parameters[leaf] = torch.nn.Parameter(placed)
+        if self.source is not None:
+            model.source = self.source
+        return model.eval()
