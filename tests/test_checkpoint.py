@@ -179,8 +179,8 @@ def test_tensors_of_any_dtype_are_written_one_by_one_in_any_order_as_safetensors
     reader = Reader(tmp_path, read_headers(tmp_path), mapped=False)
     found = load_file(file)
     assert found.keys() == tensors.keys()
-    for name, each in tensors.items():
-        for read in (found[name], reader[name]):
+    for key, each in tensors.items():
+        for read in (found[key], reader[key]):
             assert read.dtype is each.dtype and read.shape == each.shape
             assert torch.equal(read.reshape(-1).view(torch.uint8), each.reshape(-1).view(torch.uint8))
 

@@ -393,9 +393,9 @@ for source in sys.argv[1:]:
 def test_converting_takes_the_memory_of_a_few_tensors_whatever_the_model_is(layers, width, tmp_path):
     """45 tensors of 1 MB, or 101 of 4 MB. Mapped pages count as memory here."""
     tensor = width * width * 4
-    for name, (count, width) in {"small": (1, 16), "large": (layers, width)}.items():
+    for name, (count, wide) in {"small": (1, 16), "large": (layers, width)}.items():
         shape = ["d_model={0}", "d_ff={0}", "n_heads=1", "n_kv_heads=1", "head_dim={0}", "vocab_size={0}"]
-        own = [each.format(width) for each in shape]
+        own = [each.format(wide) for each in shape]
         model = zoo.build("llama-tiny", [f"n_layers={count}", *own], device="cpu")
         save_three_ways(model, tmp_path / name)
     assert sum(each.nbytes for each in model.parameters()) > 43 * tensor
