@@ -1,36 +1,58 @@
 """Writes docs/meshes.md: `python tests/mesh_page.py`. Each model trains for 20 steps in one process and, on the same
-microbatches, in two and in four; that takes some 30 minutes on two cores. `python tests/mesh_page.py 4` measures those
-of four processes alone, and keeps the other rows of the page."""
+microbatches, in two and in four; that takes some 40 minutes on two cores.
+
+    python tests/mesh_page.py 4                     the meshes of four processes alone
+    python tests/mesh_page.py --only dense          the rows of a model; also --only dense:cp, of one way
+    python tests/mesh_page.py sent                  the bytes that are sent, alone
+
+Rows are written as they come, in place of those that the page has; the others stay. A mesh that fails costs its row
+alone.
+"""
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import os
 import random
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from test_parallel import BASE, MESHES, MODELS, SENT, WAYS, WORDS, lines_of, predict_sent, settle, spread, train_alike
+from test_parallel import (
+    MESHES,
+    SENT,
+    WAYS,
+    WORDS,
+    compare_gradients,
+    count_sent,
+    lines_of,
+    settle,
+    train_one,
+    train_spread,
+)
 
 from zoo.run.linear.base import describe_processor
 
 PAGE = Path(__file__).parents[1] / "docs" / "meshes.md"
 HEAD = """# Meshes: do they train what one process trains?
 
-Written by `python tests/mesh_page.py` on {date} ({machine}; gloo on one machine, torch {torch}). Tiny models, float32,
-AdamW at 3e-4, 20 steps of 8 rows of 32 tokens, evaluated every third step; each mesh on the microbatches that one
-process takes. The largest differences to that process: of a loss, of the gradient's norm (relative), and of a weight
-tensor after the run, relative to its norm. AdamW takes a whole step for a gradient that rounding gave its sign.
+Written by `python tests/mesh_page.py`, last on {date} ({machine}; gloo on one machine, torch {torch}). Tiny models,
+float32, AdamW at 3e-4, 20 steps of 8 rows of 32 tokens, evaluated every third step; each mesh on the microbatches that
+one process takes. The largest differences to that process: of a loss; of the gradient of a tensor in the first step,
+relative to its norm; of the norm of a step's gradient, relative; and of a weight tensor after the run, relative to its
+norm. AdamW takes a whole step for a gradient that rounding gave its sign.
 
-`tests/test_parallel.py` holds the losses to 1e-5. That the ranks of tp compute the whole model's loss, gradients and
-logits is tested for every architecture of the grammar and of the families (`tests/test_tensor_parallel.py`).
+`tests/test_parallel.py` holds losses and gradients to 1e-5. That the ranks of tp compute the whole model's loss,
+gradients and logits is tested for every architecture of the grammar and of the families
+(`tests/test_tensor_parallel.py`).
 
-| model | processes | mesh | loss | gradient norm | weights |
-| --- | --- | --- | --- | --- | --- |
+| model | processes | mesh | loss | gradients | gradient norm | weights |
+| --- | --- | --- | --- | --- | --- | --- |
 """
 SENDS = """
 ## Bytes that a process sends in a step
@@ -41,10 +63,41 @@ same set-up. The few bytes of counts and norms that all agree on are left out.
 | model | mesh | sent | predicted |
 | --- | --- | --- | --- |
 """
+CASES = [
+    (name, count, way) for count, cases in ((2, WAYS), (4, MESHES)) for name, ways in cases.items() for way in ways
+]
 
 
-def compare(one: str, other: str) -> tuple[float, float, float]:
-    """The largest differences of two runs: of losses, of gradient norms (relative), of weights (relative)."""
+class Page:
+    """The rows of the page by what they are of; written after each."""
+
+    def __init__(self) -> None:
+        lines = PAGE.read_text(encoding="utf-8").splitlines() if PAGE.exists() else []
+        known = {self.begin_row(*case) for case in CASES} | {self.begin_sent(*case[:2]) for case in SENT}
+        self.rows = {begin: line for line in lines for begin in known if line.startswith(begin)}
+        width = HEAD.strip().splitlines()[-1].count("|")
+        self.rows = {key: row for key, row in self.rows.items() if key.count("|") == 3 or row.count("|") == width}
+
+    @staticmethod
+    def begin_row(name: str, processes: int, way: str) -> str:
+        return f"| {name.replace('_', ' ')} | {processes} | {spell(way, processes)} |"
+
+    @staticmethod
+    def begin_sent(name: str, way: str) -> str:
+        return f"| {name.replace('_', ' ')} | {spell(way, count_processes(name, way))} |"
+
+    def write(self, begin: str, row: str) -> None:
+        self.rows[begin] = row
+        print(row, flush=True)
+        facts = {"date": f"{datetime.date.today():%d %B %Y}", "torch": torch.__version__.split("+")[0]}
+        text = HEAD.format(**facts, machine=f"{os.cpu_count()} cores, {describe_processor().isa}")
+        tables = [[self.begin_row(*case) for case in CASES], [self.begin_sent(*case[:2]) for case in SENT]]
+        first, second = ("".join(f"{self.rows[key]}\n" for key in keys if key in self.rows) for keys in tables)
+        PAGE.write_text(f"{text}{first}{SENDS}{second}", encoding="utf-8")
+
+
+def compare(one: str, other: str) -> tuple[float, float, float, float]:
+    """The largest differences of two runs: of losses, of gradients, of their norms (relative), of weights."""
     loss = norm = weights = 0.0
     for a, b in zip(lines_of(one), lines_of(other), strict=True):
         loss = max([loss, *(abs(a[name] - b[name]) for name in ("loss", "val_loss") if name in a)])
@@ -52,38 +105,36 @@ def compare(one: str, other: str) -> tuple[float, float, float]:
     tensors = [load_file(max(Path(run).glob("checkpoints/step-*")) / "model.safetensors") for run in (one, other)]
     for name, each in tensors[0].items():
         weights = max(weights, float((each - tensors[1][name]).norm() / each.norm().clamp(min=1)))
-    return loss, norm, weights
+    return loss, compare_gradients(one, other), norm, weights
 
 
-def measure_meshes(numbers: list[int]) -> list[str]:
-    """Train each model on each of its meshes of so many processes; a row each, behind those that the page has of other
-    numbers."""
-    there = PAGE.read_text(encoding="utf-8").splitlines() if PAGE.exists() else []
-    rows = [line for line in there if any(f"| {each} |" in line for each in {2, 4} - set(numbers))]
-    for processes, cases in ((2, WAYS), (4, MESHES)):
-        for name, ways in cases.items() if processes in numbers else ():
-            with tempfile.TemporaryDirectory() as folder:
-                begin(Path(folder))
-                for way, run in zip(ways, train_alike(name, processes, ways, 20), strict=True):
-                    found = " | ".join(f"{each:.1e}" for each in compare("one", run))
-                    rows.append(f"| {name.replace('_', ' ')} | {processes} | {spell(way, processes)} | {found} |")
-                    print(rows[-1], flush=True)
-    return rows
+def measure_model(page: Page, name: str, processes: int, ways: list[str]) -> list[str]:
+    """Train a model on some meshes, and write a row for each. Returns those that failed."""
+    with begun():
+        train_one(name, processes, 20)
+        try:
+            done = list(zip(ways, train_spread(name, processes, ways, 20), strict=True))
+        except AssertionError as error:
+            if len(ways) == 1:
+                print(f"FAILED {name} {processes} {ways[0]}: {error}", flush=True)
+                return [f"{name}:{ways[0]}"]
+            done = []
+        for way, run in done:
+            begin = page.begin_row(name, processes, way)
+            page.write(begin, f"{begin} {' | '.join(f'{each:.1e}' for each in compare('one', run))} |")
+    return [] if done else [lost for way in ways for lost in measure_model(page, name, processes, [way])]
 
 
-def measure_sent() -> list[str]:
-    """Count what a process sends, for each case that the tests have; a row each."""
-    rows = []
-    for name, way, ranks in SENT:
-        with tempfile.TemporaryDirectory() as folder:
-            begin(Path(folder))
-            model, own = MODELS[name]
-            how = ["steps=2", "batch_size=8", f"accumulate={2 if way == 'pp' else 1}", "sample=null", *BASE[:-1], *own]
-            held = spread(2, [(model, [*how, f"parallel={way}", "hydra.run.dir=run"])])
-            sent, predicted = sum(held[0]["sent"].values()), sum(predict_sent(model, own, ranks).values())
-            rows.append(f"| {name} | {spell(way, 2)} | {sent:,.0f} | {predicted:,.0f} |")
-            print(rows[-1], flush=True)
-    return rows
+def measure_sent(page: Page, name: str, way: str) -> None:
+    """Count what a process sends, and write a row."""
+    with begun():
+        sent, predicted = count_sent(name, way, count_processes(name, way))
+        begin = page.begin_sent(name, way)
+        page.write(begin, f"{begin} {sent:,.0f} | {predicted:,.0f} |")
+
+
+def count_processes(name: str, way: str) -> int:
+    return next(count for known, other, count in SENT if (known, other) == (name, way))
 
 
 def spell(way: str, processes: int) -> str:
@@ -92,27 +143,40 @@ def spell(way: str, processes: int) -> str:
     return " ".join([f"{name}={size}" for name, size in mesh.items() if size > 1] + ["ring"] * ("ring" in way))
 
 
-def describe_machine() -> str:
-    """The processor's instruction set, in a few words."""
-    isa = describe_processor().isa
-    return f"{os.cpu_count()} cores, {isa}"
+@contextmanager
+def begun() -> Iterator[None]:
+    """Go to a new folder with a text to train on."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        os.environ["OMP_NUM_THREADS"] = "1"
+        drawn = random.Random(0)
+        lines = (" ".join(drawn.choice(WORDS) for _ in range(9)) for _ in range(1500))
+        Path("text.txt").write_text(". ".join(lines))
+        try:
+            yield
+        finally:
+            os.chdir(before)
 
 
-def begin(folder: Path) -> None:
-    """Go to a folder with a text to train on."""
-    os.chdir(folder)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    drawn = random.Random(0)
-    lines = (" ".join(drawn.choice(WORDS) for _ in range(9)) for _ in range(1500))
-    Path("text.txt").write_text(". ".join(lines))
-
-
-def main(numbers: list[int]) -> None:
-    facts: dict[str, Any] = {"date": f"{datetime.date.today():%d %B %Y}", "torch": torch.__version__.split("+")[0]}
-    text = HEAD.format(**facts, machine=describe_machine()) + "\n".join(measure_meshes(numbers)) + "\n"
-    text += SENDS + "\n".join(measure_sent()) + "\n"
-    PAGE.write_text(text, encoding="utf-8")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", choices=["2", "4", "sent", []], help="[default: all]")
+    parser.add_argument("--only", help="MODEL or MODEL:WAY, as tests/test_parallel.py names them")
+    asked = parser.parse_args()
+    tables = asked.tables or ["2", "4", "sent"]
+    model, _, only = (asked.only or "").partition(":")
+    page, lost = Page(), []
+    for processes, cases in ((2, WAYS), (4, MESHES)):
+        for name, all_ways in cases.items() if str(processes) in tables else ():
+            ways = [way for way in all_ways if only in ("", way)]
+            if ways and model in ("", name):
+                lost += measure_model(page, name, processes, ways)
+    for name, way, _ in SENT if "sent" in tables else ():
+        if model in ("", name) and only in ("", way):
+            measure_sent(page, name, way)
+    sys.exit(f"failed: {', '.join(lost)}" if lost else 0)
 
 
 if __name__ == "__main__":
-    main([int(each) for each in sys.argv[1:]] or [2, 4])
+    main()

@@ -7,17 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from safetensors.torch import load_file
+from spread_runs import keeping_gradients
 
 import zoo
 from zoo import cli
 from zoo.compose import load
-from zoo.costs.parallel import fullest, stages
+from zoo.costs.parallel import stages
 from zoo.costs.setup import Setup
+from zoo.costs.states import states
 from zoo.costs.traffic import traffic
 from zoo.errors import ConfigError
 from zoo.ranks.world import World
@@ -32,6 +35,7 @@ BASE = [
 SMALL = ["model.n_layers=2", "model.d_model=64", "model.d_ff=96"]
 MODELS = {
     "dense": ("llama-tiny", SMALL),
+    "deep": ("llama-tiny", ["model.n_layers=5", "model.d_model=64", "model.d_ff=96"]),
     "experts": ("mixtral-tiny", ["model.n_layers=2"]),
     "latents": ("deepseek-tiny", []),
     "dense_latents": ("llama-tiny", [*SMALL, "attention=mla"]),
@@ -42,6 +46,7 @@ MODELS = {
     "schedule_free": ("llama-tiny", [*SMALL, "optim=schedule_free"]),
     "accumulated": ("llama-tiny", SMALL),
     "even_experts": ("mixtral-tiny", ["model.n_layers=2", "model.router.balance_coef=0"]),
+    "all_experts": ("mixtral-tiny", ["model.n_layers=2", "model.n_experts=4", "model.top_k=4"]),
     "recomputed": ("gpt-tiny", ["model.n_layers=2", "recompute=full"]),
 }
 MICROBATCHES = {"accumulated": 2}
@@ -67,10 +72,24 @@ def torchrun(processes, *args, timeout=600):
 
 def spread(processes, jobs):
     """Run jobs in so many processes; returns what each process held in the last."""
+    return [told[-1] for told in spread_all(processes, jobs)]
+
+
+def spread_all(processes, jobs):
+    """Run jobs in so many processes; returns what each process held in each."""
     Path("jobs.json").write_text(json.dumps([(*job, None)[:3] for job in jobs]))
     done = torchrun(processes, RUNS, "jobs.json", ".")
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(Path(f"{rank}.json").read_text()) for rank in range(processes)]
+
+
+def compare_gradients(one, other):
+    """The largest difference of a tensor's gradient in the first steps of two runs, relative to its norm; of one below
+    a thousandth of the whole norm, relative to that."""
+    first, second = (load_file(f"{run}.gradients") for run in (one, other))
+    assert first.keys() == second.keys()
+    least = 1e-3 * sum(float(each.norm()) ** 2 for each in first.values()) ** 0.5
+    return max(float((each - second[name]).norm()) / max(float(each.norm()), least) for name, each in first.items())
 
 
 def lines_of(folder):
@@ -157,24 +176,39 @@ def settle(way, processes):
     return Parallel.parse(read_parallel(node)).settle(World(size=processes))
 
 
-def train_alike(name, processes, ways, steps):
-    """Train a model in one process and in several, on the same microbatches; returns the folders."""
-    model, own = MODELS[name]
-    common = [f"steps={steps}", "eval_every=3", "batch_size=8", *BASE, *own]
+def list_common(name, steps):
+    return [f"steps={steps}", "eval_every=3", "batch_size=8", *BASE, *MODELS[name][1]]
+
+
+def train_one(name, processes, steps):
+    """Train a model in one process, on the microbatches of several, in the folder `one`."""
     parts = processes * MICROBATCHES.get(name, 1)
-    zoo.train(model, [*common, f"accumulate={parts}", "hydra.run.dir=one"])
+    with keeping_gradients("one"):
+        zoo.train(MODELS[name][0], [*list_common(name, steps), f"accumulate={parts}", "hydra.run.dir=one"])
+
+
+def train_spread(name, processes, ways, steps):
+    """Train a model in several processes, on the microbatches that one takes; returns the folders."""
+    parts = processes * MICROBATCHES.get(name, 1)
     jobs = []
     for number, way in enumerate(ways):
         each = [f"accumulate={parts // settle(way, processes).rows}", f"parallel={way}", f"hydra.run.dir=run-{number}"]
-        jobs.append((model, [*common, *each]))
+        jobs.append((MODELS[name][0], [*list_common(name, steps), *each]))
     spread(processes, jobs)
     return [f"run-{number}" for number in range(len(ways))]
+
+
+def train_alike(name, processes, ways, steps):
+    """Train a model in one process and in several, on the same microbatches; returns the folders."""
+    train_one(name, processes, steps)
+    return train_spread(name, processes, ways, steps)
 
 
 @pytest.mark.parametrize(("name", "processes", "ways"), list(list_cases()))
 def test_processes_train_as_one_does_on_their_rows_by_turns(name, processes, ways, here):
     for folder in train_alike(name, processes, ways, 20 if processes == 4 else 6):
         compare("one", folder)
+        assert compare_gradients("one", folder) < 1e-5, folder
 
 
 @pytest.mark.slow
@@ -207,42 +241,93 @@ def test_a_run_goes_on_with_any_number_of_processes(here):
     compare("whole", "run")
 
 
-@pytest.mark.parametrize("way", [["parallel=fsdp"], pytest.param(["parallel=ddp"], marks=pytest.mark.slow)])
-def test_what_a_process_holds_is_what_is_priced(way, here):
-    model, own = MODELS["experts"]
-    held = spread(4, [(model, ["steps=1", "batch_size=8", *BASE, *own, *way, "hydra.run.dir=run"])])
-    spec = load(model, [each.removeprefix("model.") for each in [*own, "model.vocab_size=301"]])
-    sharded = 4 if "fsdp" in way[0] else 1
-    stage = fullest(spec, Setup())
-    expected = sum(share(piece, sharded) for piece in stage.pieces)
-    assert max(each["weights"] for each in held) == expected
-    assert max(each["states"] for each in held) == 2 * 4 * expected
+def price_rank(name, way, processes):
+    """The set-up of a rank in a step of 8 rows of 32 tokens, and the stages of its pipeline."""
+    spec = load(MODELS[name][0], [each.removeprefix("model.") for each in ["model.vocab_size=301", *MODELS[name][1]]])
+    mesh = settle(way, processes)
+    setup = Setup(context=32, precision="fp32", dtype="fp32").on_mesh(mesh)
+    return spec, replace(setup, batch=8 // mesh.rows), stages(spec, setup)
 
 
-def share(piece, ways):
-    from zoo.costs.shards import dim0_share, numel
+def train_two_steps(name, processes, ways):
+    """What each process held and sent in two steps on each mesh."""
+    model, own = MODELS[name]
+    jobs = []
+    for number, way in enumerate(ways):
+        parts = settle(way, processes).pp
+        how = ["steps=2", "batch_size=8", f"accumulate={parts}", "sample=null", *BASE[:-1], *own]
+        jobs.append((model, [*how, f"parallel={way}", f"hydra.run.dir=run-{number}"]))
+    return spread_all(processes, jobs)
 
-    return numel(dim0_share(piece.shape, ways, expert=piece.expert)) * piece.copies
+
+HELD = {
+    ("experts", 4): ("fsdp", "ddp", "hsdp", "ep", "{shard: 2, tp: 2, ep: 2}", "{dp: 2, shard: 2, ep: 4}"),
+    ("deep", 2): ("fsdp", "tp", "cp", "pp"),
+    ("deep", 4): ("hsdp", "fsdp_tp", "{shard: 2, cp: 2}", "{pp: 2, tp: 2}", "{pp: 2, shard: 2}"),
+    ("latents", 2): ("fsdp", "tp", "ep"),
+    ("hybrid", 2): ("fsdp", "tp", "ep"),
+    ("encoder_decoder", 2): ("fsdp", "tp"),
+    ("encoder_decoder", 4): ("fsdp_tp",),
+}
+
+
+def list_held():
+    for case, ways in HELD.items():
+        yield pytest.param(
+            *case, ways, marks=[] if case == ("deep", 2) else [pytest.mark.slow], id=f"{case[0]}-{case[1]}"
+        )
+
+
+@pytest.mark.parametrize(("name", "processes", "ways"), list(list_held()))
+def test_what_each_process_holds_is_what_zoo_stats_prices_to_the_byte(name, processes, ways, here):
+    """Of the rank that has most, in a stage: FSDP cuts what it does not divide unevenly."""
+    told = train_two_steps(name, processes, ways)
+    for number, way in enumerate(ways):
+        spec, setup, pipeline = price_rank(name, way, processes)
+        per_stage = processes // setup.pp
+        for stage in pipeline:
+            ranks = [told[rank][number] for rank in range(stage.index * per_stage, (stage.index + 1) * per_stage)]
+            priced = states(spec, setup, stage)
+            assert max(each["weights"] for each in ranks) * 4 == priced["weights"], (way, stage.index)
+            assert max(each["gradients"] for each in ranks) == priced["gradients"], (way, stage.index)
+            assert max(each["states"] for each in ranks) == priced["optimizer"], (way, stage.index)
+            if setup.zero == 3:
+                assert {each["gathered"] for each in ranks} == {priced["gathered"]}, (way, stage.index)
 
 
 SENT = [
-    ("dense", "tp", {"tp": 2}),
-    ("dense", "fsdp", {"dp": 2, "zero": 3}),
-    ("dense", "ddp", {"dp": 2}),
-    ("dense", "cp", {"cp": 2}),
-    ("dense", "{cp: 2, cp_comm: ring}", {"cp": 2, "cp_comm": "ring"}),
-    ("dense", "pp", {"pp": 2}),
-    ("latents", "tp", {"tp": 2}),
-    ("dense_latents", "{cp: 2, cp_comm: ring}", {"cp": 2, "cp_comm": "ring"}),
-    ("hybrid", "tp", {"tp": 2}),
+    ("dense", "tp", 2),
+    ("dense", "fsdp", 2),
+    ("dense", "ddp", 2),
+    ("dense", "cp", 2),
+    ("dense", "{cp: 2, cp_comm: ring}", 2),
+    ("dense", "pp", 2),
+    ("latents", "fsdp", 2),
+    ("latents", "tp", 2),
+    ("dense_latents", "{cp: 2, cp_comm: ring}", 2),
+    ("hybrid", "fsdp", 2),
+    ("hybrid", "tp", 2),
+    ("encoder_decoder", "ddp", 2),
+    ("encoder_decoder", "fsdp", 2),
+    ("encoder_decoder", "tp", 2),
+    ("all_experts", "ep", 2),
+    ("all_experts", "{dp: 2, ep: 2}", 2),
+    ("dense", "hsdp", 4),
+    ("dense", "fsdp_tp", 4),
+    ("dense", "{shard: 2, cp: 2}", 4),
+    ("all_experts", "{shard: 2, tp: 2, ep: 2}", 4),
+    ("all_experts", "{dp: 2, shard: 2, ep: 4}", 4),
+    ("all_experts", "{shard: 4, ep: 2}", 4),
 ]
+"""Each token of `all_experts` goes to every expert, so that routing is even, as prices take it."""
 
 
-def predict_sent(model, own, ranks):
-    """The bytes that the first stage's rank sends in a step of 8 rows of 32 tokens, by kind of parallelism."""
-    spec = load(model, [each.removeprefix("model.") for each in [*own, "model.vocab_size=301"]])
-    setup = Setup(context=32, batch=8 // ranks.get("dp", 1), precision="fp32", dtype="fp32", **ranks)
-    return {kind: each["bytes"] for kind, each in traffic(spec, setup, stages(spec, setup)[0]).items()}
+def count_sent(name, way, processes):
+    """The bytes that the first process sends in a step, and those that are predicted for its stage."""
+    (told, *_) = train_two_steps(name, processes, [way])
+    spec, setup, pipeline = price_rank(name, way, processes)
+    predicted = sum(each["bytes"] for each in traffic(spec, setup, pipeline[0]).values())
+    return sum(told[0]["sent"].values()), predicted
 
 
 def list_sent():
@@ -250,13 +335,10 @@ def list_sent():
         yield pytest.param(*each, marks=[pytest.mark.slow] if number else [], id="-".join(each[:2]))
 
 
-@pytest.mark.parametrize(("name", "way", "ranks"), list(list_sent()))
-def test_what_a_process_sends_is_what_is_predicted(name, way, ranks, here):
-    model, own = MODELS[name]
-    microbatches = 2 if way == "pp" else 1
-    how = ["steps=2", "batch_size=8", f"accumulate={microbatches}", "sample=null", *BASE[:-1], *own]
-    held = spread(2, [(model, [*how, f"parallel={way}", "hydra.run.dir=run"])])
-    assert sum(held[0]["sent"].values()) == pytest.approx(sum(predict_sent(model, own, ranks).values()), abs=1)
+@pytest.mark.parametrize(("name", "way", "processes"), list(list_sent()))
+def test_what_a_process_sends_is_what_is_predicted(name, way, processes, here):
+    sent, predicted = count_sent(name, way, processes)
+    assert sent == pytest.approx(predicted, abs=1)
 
 
 def start(processes, folder, *more):
@@ -322,9 +404,12 @@ def test_a_process_needs_memory_for_its_part_alone(here, monkeypatch):
     assert take_share(parts.settings).batch_size == 2
     shared = price_training(take_share(parts.settings), parts.spec, 2)
     copied = price_training(take_share(plan_resumption(Path("run"), ["parallel=ddp"]).settings), parts.spec, 2)
+    half = plan_resumption(Path("run"), ["parallel={pp: 2, dp: 2}", "accumulate=2"]).settings
+    staged = price_training(take_share(half), parts.spec, 2)
     monkeypatch.setenv("WORLD_SIZE", "1")
     alone = price_training(whole.settings, whole.spec, 2)
     assert copied["states"] == alone["states"]
+    assert staged["states"] < 0.9 * alone["states"]  # the table is on both stages
     assert shared["states"] == pytest.approx(alone["states"] / 4, rel=0.02)
 
 

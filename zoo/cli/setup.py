@@ -37,6 +37,7 @@ HELP = {
     "cp": "Context-parallel ranks.",
     "cp_comm": "How the keys of context-parallel ranks meet: gathered before attention, or round a ring during it.",
     "zero": "Stage of ZeRO over the data-parallel ranks; 3 is FSDP.",
+    "replicas": "Groups of ranks that share weights so, and sum up gradients (HSDP).",
     "gpu": "A GPU by its file name in conf/hardware, for the roofline.",
     "train_tokens": "Tokens to train on: 1e12, 300B, 15T.",
     "mfu": "The share of the GPU's peak that training reaches.",

@@ -274,7 +274,7 @@ def mesh(
     from zoo.report import format_json
     from zoo.report import meshes as answers
 
-    refuse_solved(setup, "dp", "tp", "pp", "ep", "cp", "zero", "batch", "accumulate")
+    refuse_solved(setup, "dp", "tp", "pp", "ep", "cp", "zero", "replicas", "batch", "accumulate")
     if model is not None:
         target, overrides = model, [*([target] if target else []), *(overrides or [])]
     if target is None:

@@ -111,14 +111,14 @@ def _bound(
     closer = sum(bound_seconds(part.flops * batch, part.bytes(batch), peak, bandwidth) for part in parts.values())
     return {
         "seconds": seconds,
-        **count_rates(tokens, batch, setup.dp, seconds),
+        **count_rates(tokens, batch, setup.rows, seconds),
         "side": _side(work / peak, (weights + own) / bandwidth),
         "flops": round(work),
         "weight_bytes": round(weights),
         "cache_bytes": round(own),
         "bytes": round(weights) + round(own),
         "intensity": work / (weights + own),
-        "sum_of_operators": {"seconds": closer, **count_rates(tokens, batch, setup.dp, closer)},
+        "sum_of_operators": {"seconds": closer, **count_rates(tokens, batch, setup.rows, closer)},
     }
 
 
@@ -213,7 +213,7 @@ def _train(table: CostTable, setup: Setup, peak: float) -> dict[str, Any]:
     as MFU has it (Chowdhery et al., 2022)."""
     context = setup.tokens(table.spec)
     each = flops.count_flops(table, context, documents=setup.documents(table.spec))["train"]
-    found = bound_training(TrainingStep(context, setup.batch, setup.dp, each, setup.mfu, setup.ranks), peak)
+    found = bound_training(TrainingStep(context, setup.batch, setup.rows, each, setup.mfu, setup.ranks), peak)
     found = {"gpus": setup.ranks, "mfu": setup.mfu, **found}
     found["tokens_per_second_at_peak"] = found["tokens_per_second"] / setup.mfu
     if setup.train_tokens is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from zoo.costs.again import RECOMPUTE, explain_unknown
 from zoo.errors import ConfigError, did_you_mean
+from zoo.ranks.mesh import Mesh
 
 if TYPE_CHECKING:
     from zoo.costs.rows import Priced
@@ -47,8 +48,9 @@ class Setup:
     computed a second time; with `chunked_loss` the logits are never whole. `accumulate` passes are summed up for an
     update, and what is in `offload` is kept in the host's memory between updates. `dp`, `tp`, `pp`, `ep` and `cp` are
     the ranks of each kind of parallelism, `cp_comm` how the keys of `cp` meet, `zero` the stage of ZeRO over the
-    data-parallel ones (3 is FSDP). `gpu` is a file of conf/hardware/; `train_tokens` and `mfu` are for the time to
-    train. `page` is for the engine "zoo" where it reads rows by page table, as it does on a GPU: the tokens of a page.
+    data-parallel ones (3 is FSDP); of groups that share weights so there are `replicas`, which sum up their gradients
+    (HSDP). `gpu` is a file of conf/hardware/; `train_tokens` and `mfu` are for the time to train. `page` is for the
+    engine "zoo" where it reads rows by page table, as it does on a GPU: the tokens of a page.
     """
 
     context: int | None = None
@@ -73,6 +75,7 @@ class Setup:
     cp: int = 1
     cp_comm: str = "all_gather"
     zero: int = 0
+    replicas: int = 1
     gpu: str | None = None
     train_tokens: float | None = None
     mfu: float = 0.4
@@ -95,7 +98,26 @@ class Setup:
     @property
     def ranks(self) -> int:
         """Count all GPUs. The ranks of expert parallelism are among the data-parallel ones."""
-        return self.dp * self.tp * self.pp * self.cp
+        return self.rows * self.tp * self.pp * self.cp
+
+    @property
+    def rows(self) -> int:
+        """Count the ways in which the sequences of a step are divided."""
+        return self.dp * self.replicas
+
+    def count_holders(self, expert: bool) -> tuple[int, int]:
+        """Count the ranks that hold the same weights: over how many ZeRO shards them, and replicas of these. Those of
+        ep hold other experts; more of them than a replica has ranks are of several replicas."""
+        parts, ep = self.dp * self.cp, self.ep if expert else 1
+        return (parts // ep, self.replicas) if parts % ep == 0 else (1, self.replicas * parts // ep)
+
+    def on_mesh(self, mesh: Mesh) -> Setup:
+        """Give the set-up of a rank of a mesh. The program shards weights over `shard` and `cp` together, and holds
+        them whole where `shard` is 1."""
+        sharded = mesh.shard > 1
+        ways = {name: getattr(mesh, name) for name in ("cp", "cp_comm", "tp", "ep", "pp")}
+        dp, replicas = (mesh.shard, mesh.dp) if sharded else (mesh.dp, 1)
+        return replace(self, dp=dp, replicas=replicas, zero=3 if sharded else 0, **ways)
 
 
 def _faults(setup: Setup) -> Any:
@@ -107,7 +129,7 @@ def _faults(setup: Setup) -> Any:
         yield f"recompute: {reason}"
     if setup.page is not None and setup.engine != "zoo":
         yield f"page: is of Zoo's own engine, found engine={setup.engine} (engine: zoo, or no page)"
-    for name in ("context", "batch", "document", "page", "accumulate", "dp", "tp", "pp", "ep", "cp"):
+    for name in ("context", "batch", "document", "page", "accumulate", "dp", "tp", "pp", "ep", "cp", "replicas"):
         found = getattr(setup, name)
         if found is not None and found < 1:
             yield f"{name}: must be 1 or more, found {found}"
@@ -117,8 +139,12 @@ def _faults(setup: Setup) -> Any:
         yield f"mfu: is a share of the peak, found {setup.mfu} (above 0, at most 1)"
     if setup.train_tokens is not None and not 0 < setup.train_tokens < math.inf:
         yield f"train_tokens: must be a finite number above 0, found {setup.train_tokens:g}"
-    if setup.dp * setup.cp % setup.ep:
-        yield f"ep: {setup.ep} does not divide the {setup.dp * setup.cp} data-parallel ranks (dp × cp)"
+    if setup.replicas > 1 and setup.zero < 3:
+        yield f"replicas: are of groups that share weights, found zero={setup.zero} (zero=3, or more dp)"
+    parts, ranks = setup.dp * setup.cp, setup.rows * setup.cp
+    if ranks % setup.ep or (parts % setup.ep and setup.ep % parts):
+        of = "dp × cp" if ranks == parts else "dp × cp × replicas"
+        yield f"ep: {setup.ep} does not divide the {ranks} data-parallel ranks ({of})"
 
 
 NAMES = tuple(field.name for field in fields(Setup))

@@ -15,6 +15,7 @@ tensor) are left out.
 """
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from zoo.costs.parallel import FIRST, RankTensor, Stage, fullest
@@ -128,7 +129,7 @@ def widths(setup: Setup) -> tuple[int, int, int, int]:
 
 def ways(setup: Setup, expert: bool) -> int:
     """Count the ranks that hold the same weights, over which ZeRO shards them."""
-    return setup.dp * setup.cp // (setup.ep if expert else 1)
+    return setup.count_holders(expert)[0]
 
 
 def count_sharded(pieces: Iterable[RankTensor], setup: Setup, since: int) -> int:
@@ -267,35 +268,55 @@ def cast_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
     return sum(piece.params for piece in pieces if piece.product) * DTYPES[setup.dtype]
 
 
-def gathered_bytes(stage: Stage, setup: Setup) -> tuple[int, int]:
-    """Bytes of the weights that FSDP makes whole at once, two neighbouring units', of which the second is fetched
-    meanwhile; and of the largest unit's whole gradients, with the buffer that they are reduced from.
+class WholeUnits(NamedTuple):
+    """Parameters of what FSDP gathers by itself: by tower and kind a `layers`' own, its `experts` where these are a
+    unit of their own, all that stands `beside` the layers, and of that what stands behind them (`last`)."""
 
-    Layers are units, the embedding is one, and the last norm and the head are one, as torchtitan has them. That there
-    are two and two is what torch's FSDPMemTracker sees at the peak (2.13).
+    layers: dict[tuple[str, str], int]
+    experts: dict[tuple[str, str], int]
+    beside: int
+    last: int
+
+
+def gathered_bytes(stage: Stage, setup: Setup) -> tuple[int, int]:
+    """Bytes of the weights that FSDP2 makes whole at once in a step's passes; and of whole gradients, with the buffer
+    that the largest are reduced from.
+
+    What stands beside the layers stays whole from the first pass to the end of the second. Of the layers two neighbours
+    are whole, of which the second is fetched meanwhile; of spread experts those of the one layer.
     """
     if setup.zero < 3:
         return 0, 0
-    sizes: dict[tuple[str, str], int] = {}
-    for piece in stage.pieces:
-        unit = _unit(piece)
-        sizes[unit] = sizes.get(unit, 0) + piece.params
-    layers = {(name, kind): count for name, kind, count in stage.layers()}
-    each = {key: size // _stored(stage, *key) for key, size in sizes.items() if key in layers}
-    largest = max(each.values())
-    beside = [size for key, size in sizes.items() if key not in layers]
-    if sum(layers.values()) > 1:
-        beside.append(largest)
+    units = _list_units(stage, setup)
+    kinds = [(name, kind) for name, tower in stage.held.items() for kind in tower.pattern]
+    own = [units.layers.get(kind, 0) + units.experts.get(kind, 0) for kind in dict.fromkeys(kinds)]
+    pairs = [
+        units.layers.get(later, 0) + units.experts.get(later, 0) + units.layers.get(before, 0)
+        for before, later in dict.fromkeys(pairwise(kinds))
+    ]
     computed = 4 if setup.precision == "fp32" else DTYPES[setup.dtype]
-    reducing = max(computed, 2) + widths(setup)[1]
-    return (largest + max(beside, default=0)) * computed, max(largest, *beside, 0) * reducing
+    gradient = max(computed, 2)
+    both = gradient + widths(setup)[1]
+    reducing = max(units.last * gradient + max(own, default=0) * both, units.beside * both)
+    return (units.beside + max([*own, *pairs], default=0)) * computed, reducing
 
 
-def _unit(piece: RankTensor) -> tuple[str, str]:
-    """Name the FSDP unit of a tensor: tower and kind of layer, or an end of the stack."""
-    return piece.where, piece.kind or ("first:" if piece.slot in FIRST else "last:")
-
-
-def _stored(stage: Stage, name: str, kind: str) -> int:
-    """Count the layers of a kind that store weights."""
-    return stage.held[name].stack.stored().count(kind)
+def _list_units(stage: Stage, setup: Setup) -> WholeUnits:
+    """List the units of FSDP as the program has them (`zoo.training.layout`): each layer that is used once, the experts
+    of each where other ranks have others, and what is left."""
+    layers: dict[tuple[str, str], int] = {}
+    experts: dict[tuple[str, str], int] = {}
+    beside = last = 0
+    for piece in stage.pieces:
+        tower = stage.held.get(piece.where)
+        if piece.kind is None or tower is None or len(tower.stack.stored()) < len(tower.pattern):
+            beside += piece.params
+            last += piece.params if piece.slot not in FIRST else 0
+            continue
+        key = (piece.where, piece.kind)
+        size = piece.params // max(tower.stack.stored().count(piece.kind), 1)  # no layer of this kind is here: nothing
+        if not piece.expert or setup.ep == 1:
+            layers[key] = layers.get(key, 0) + size
+        elif ways(setup, True) > 1:
+            experts[key] = experts.get(key, 0) + size
+    return WholeUnits(layers, experts, beside, last)

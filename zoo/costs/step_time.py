@@ -56,15 +56,13 @@ MEMORY_SHARE = 0.9
 class StepPlan:
     """A training step on a mesh.
 
-    `setup` has the ranks and one microbatch, of `batch` sequences; `microbatches` go through a rank in a step. Each
-    rank has `replicas`, among which gradients are all-reduced besides (HSDP). A stage of the pipeline is `chunks` runs
-    of layers (interleaved 1F1B; Narayanan et al., 2021, §2.2). With `float8` the products inside layers are in fp8.
-    `attention` is the share of the peak that attention reaches, that of FlashAttention-2 unless given; with
-    `keeps_gathered` FSDP gathers weights once a step.
+    `setup` has the ranks and one microbatch, of `batch` sequences; `microbatches` go through a rank in a step. A stage
+    of the pipeline is `chunks` runs of layers (interleaved 1F1B; Narayanan et al., 2021, §2.2). With `float8` the
+    products inside layers are in fp8. `attention` is the share of the peak that attention reaches, that of
+    FlashAttention-2 unless given; with `keeps_gathered` FSDP gathers weights once a step.
     """
 
     setup: Setup
-    replicas: int = 1
     microbatches: int = 1
     chunks: int = 1
     float8: bool = False
@@ -73,12 +71,12 @@ class StepPlan:
 
     @property
     def gpus(self) -> int:
-        return self.setup.ranks * self.replicas
+        return self.setup.ranks
 
     @property
     def sequences(self) -> int:
         """Count the sequences of a step."""
-        return self.setup.batch * self.microbatches * self.setup.dp * self.replicas
+        return self.setup.batch * self.microbatches * self.setup.rows
 
 
 class StageWork(NamedTuple):
@@ -96,12 +94,14 @@ class StageWork(NamedTuple):
 
 class StageTraffic(NamedTuple):
     """Bytes that a rank sends: for a sequence of a microbatch, by kind of parallelism (`streams`), and once a step
-    (`fixed`); of data parallelism the weights it `gathered` and the gradients it `reduced` in one pass."""
+    (`fixed`); of data parallelism the weights it `gathered` and the gradients it `reduced` in one pass, and those that
+    replicas sum up (`replicated`)."""
 
     streams: Mapping[str, float]
     fixed: Mapping[str, float]
     gathered: float
     reduced: float
+    replicated: float
 
 
 class StepTime(NamedTuple):
@@ -187,7 +187,7 @@ def exposed_seconds(sent: StageTraffic, plan: StepPlan, cluster: Cluster) -> tup
     """Time the collectives that layers wait for: in one microbatch, and once a step."""
     setup = plan.setup
     again = 1 + share_again(setup.recompute) / 2  # half of what is sent is the forward pass'
-    stage = setup.dp * plan.replicas * setup.cp * setup.tp  # GPUs from one stage to the next
+    stage = setup.rows * setup.cp * setup.tp  # GPUs from one stage to the next
     times = {
         "tp": lambda size: cluster.ring_seconds(size, 1, setup.tp) * again,
         "cp": lambda size: cluster.ring_seconds(size, setup.tp, setup.cp) * again,
@@ -208,9 +208,9 @@ def data_seconds(
     FSDP gathers weights for each microbatch; it reduces gradients after each, or with a pipeline or ZeRO 1 and 2 once.
     """
     setup, passes = plan.setup, plan.microbatches
-    size, copies = setup.dp * setup.cp, plan.replicas
+    size, copies = setup.dp * setup.cp, setup.replicas
     gather, reduce = (cluster.ring_seconds(each, setup.tp, size) for each in (sent.gathered, sent.reduced))
-    reduce += cluster.ring_seconds(2 * (copies - 1) / copies * held["gradients"], setup.tp * size, copies)
+    reduce += cluster.ring_seconds(sent.replicated, setup.tp * size, copies)
     gathers = 1 if plan.keeps_gathered or setup.zero < 3 else passes
     reduces = 1 if setup.pp > 1 or setup.zero in (1, 2) else passes
     forward, backward = compute

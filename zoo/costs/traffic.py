@@ -6,7 +6,7 @@ A ring sends (n − 1)/n of the bytes for an all-gather or a reduce-scatter amon
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from zoo.costs.parallel import RankTensor, Stage, fullest
 from zoo.costs.rows import Priced, tabulate
@@ -119,19 +119,30 @@ def _sharded(piece: RankTensor, setup: Setup) -> int:
 
 
 def _data(stage: Stage, setup: Setup) -> tuple[float, str]:
-    return sum(split_data(stage, setup)), "all-reduce" if setup.zero == 0 else "reduce-scatter, all-gather"
+    shared = "reduce-scatter, all-gather" + ", all-reduce" * (setup.replicas > 1)
+    return sum(split_data(stage, setup)), "all-reduce" if setup.zero == 0 else shared
 
 
-def split_data(stage: Stage, setup: Setup) -> tuple[float, float]:
-    """Count the bytes that a rank sends over the ranks that hold the same weights: of weights that are gathered, and of
-    gradients.
+class DataTraffic(NamedTuple):
+    """Bytes that a rank sends over the ranks that hold the same weights: of weights that are `gathered`, of gradients
+    that are `reduced`, and of those that replicas sum up besides (`replicated`)."""
+
+    gathered: float
+    reduced: float
+    replicated: float
+
+
+def split_data(stage: Stage, setup: Setup) -> DataTraffic:
+    """Count the bytes that a rank sends over the ranks that hold the same weights.
 
     Without ZeRO gradients are all-reduced; 1 and 2 reduce-scatter them and gather the new weights, which is as much;
     3 gathers weights in both passes besides, half as much again (Rajbhandari et al., 2020, §7). What stands beside the
-    layers stays gathered from the first pass to the second, as FSDP2 has it."""
-    gathered, reduced, (weight, gradient, _, _) = 0.0, 0.0, widths(setup)
+    layers stays gathered from the first pass to the second, as FSDP2 has it. Replicas all-reduce what a rank has of the
+    sum."""
+    gathered, reduced, replicated, (weight, gradient, _, _) = 0.0, 0.0, 0.0, widths(setup)
     for piece in stage.pieces:
-        ranks = ways(setup, piece.expert)
+        ranks, replicas = setup.count_holders(piece.expert)
+        replicated += 2 * (replicas - 1) / replicas * _sharded(piece, setup) * gradient
         if setup.zero == 3:
             sent = (ranks - 1) * _sharded(piece, setup)
             gathered += sent * (1 if piece.kind is None else 2) * _width(setup)
@@ -140,4 +151,4 @@ def split_data(stage: Stage, setup: Setup) -> tuple[float, float]:
             sent = piece.params * (ranks - 1) / ranks
             gathered += sent * (weight if setup.zero else 0)
             reduced += sent * gradient * (2 if setup.zero == 0 else 1)
-    return gathered, reduced
+    return DataTraffic(gathered, reduced, replicated)

@@ -162,11 +162,6 @@ def _count_trained(spec: Any, tuning: Tuning) -> dict[str, int] | None:
     return dict(found)
 
 
-def count_adapters(spec: Any, tuning: Tuning) -> int:
-    """Count the parameters of all adapters."""
-    return sum(each.params for each in _list_adapters(spec, tuning))
-
-
 def _list_adapters(spec: Any, tuning: Tuning) -> Iterator[RankTensor]:
     """List the tensors of all adapters: a [R, d_in] and b [d_out, R]; of stacked experts one of each."""
     adapted = {f"{path}.weight" for path in tuning.adapted}

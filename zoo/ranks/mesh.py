@@ -8,16 +8,22 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Mesh:
     """How many ways a run is spread: `dp` replicas, each of whose weights lie in `shard` parts. `cp` processes have
-    rows in common, of which each has its own tokens; and `tp` compute one part together, with rows and tokens in
+    rows in common, of which each has its own tokens, and whose keys meet by `cp_comm`; and `tp` compute one part together, with rows and tokens in
     common. Among the former, each run of `ep` divides the experts. Of all these there are as many on each of the `pp`
     stages of a pipeline."""
 
     dp: int = 1
     shard: int = 1
     cp: int = 1
+    cp_comm: str = "all_gather"
     tp: int = 1
     ep: int = 1
     pp: int = 1
+
+    @property
+    def rings(self) -> bool:
+        """Whether the keys and values of `cp` travel between its processes."""
+        return self.cp_comm == "ring"
 
     @property
     def rows(self) -> int:

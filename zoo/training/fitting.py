@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from zoo.costs.again import RECOMPUTE, mark_layers, read_every
 from zoo.costs.memory import training
-from zoo.costs.params import count_parameters
 from zoo.costs.setup import Setup
-from zoo.costs.tuning import Tuning, count_adapters
+from zoo.costs.states import widths
+from zoo.costs.tuning import Tuning
 from zoo.errors import ConfigError
 from zoo.run.fp8 import MULTIPLE
 from zoo.training.parallel import find_world
@@ -185,11 +185,6 @@ def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = Tru
     """
     mesh = settings.parallel.settle(find_world(settings))
     setup = Setup(
-        dp=mesh.shard,
-        tp=mesh.tp,
-        cp=mesh.cp,
-        cp_comm=settings.parallel.cp_comm,
-        zero=3 if mesh.shard > 1 else 0,
         context=settings.seq_len,
         batch=rows,
         accumulate=settings.batch_size // rows,
@@ -199,12 +194,10 @@ def price_training(settings: Training, spec: Any, rows: int, *, cuda: bool = Tru
         optimizer=settings.optim.kind,
         fused_optimizer=True,
         chunked_loss=True,
-    )
+    ).on_mesh(mesh)
     tuning = describe_tuning(settings, spec)
     found = training(spec, setup, fused=cuda, tuning=tuning)
-    average = 0
-    if settings.ema is not None:
-        average = 4 * (count_parameters(spec)["total"] + count_adapters(spec, tuning))
+    average = 0 if settings.ema is None else 4 * found["weights"] // widths(setup)[0]  # a value of float32 for each
     peak = found.get("train_peak")
     states = sum(found[name] for name in ("weights", "gradients", "optimizer"))
     return {"peak": None if peak is None else peak + average, "states": states + average}

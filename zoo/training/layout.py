@@ -33,7 +33,7 @@ class Layout:
     their own, `tokens` on tokens of their own, `context` those with rows in common and tokens of their own. `groups`
     are the ranks of tensor parallelism that have the same values, by how many they are; `of_experts` is the device mesh
     of the processes that hold the same experts, and `experts` those that have others. `stages` are the ranks of a
-    pipeline, `ends` its first and last. With `rings` the keys of `context` travel.
+    pipeline, `ends` its first and last.
     """
 
     mesh: Mesh
@@ -46,10 +46,9 @@ class Layout:
     experts: Any = None
     stages: Any = None
     ends: Any = None
-    rings: bool = False
 
     @classmethod
-    def open(cls, mesh: Mesh, world: World, device: Any, rings: bool = False) -> Layout:
+    def open(cls, mesh: Mesh, world: World, device: Any) -> Layout:
         """Make the process groups of a mesh, which all processes must do together."""
         if mesh.size == 1:
             return cls(mesh, world, world)
@@ -60,7 +59,7 @@ class Layout:
         ranks = init_device_mesh(device.type, weights, mesh_dim_names=names)
         layout = cls(mesh, grid.open_world("dp", "shard"), grid.open_world("dp", "shard", "cp"), ranks[DP, SHARD])
         if mesh.cp > 1:
-            layout = replace(layout, context=grid.open("cp"), rings=rings)
+            layout = replace(layout, context=grid.open("cp"))
         if mesh.tp > 1:
             sizes = [each for each in range(2, mesh.tp + 1) if mesh.tp % each == 0]
             layout = replace(layout, groups={size: grid.open("tp", size=size) for size in sizes})
@@ -93,7 +92,7 @@ class Layout:
 
         if self.context is not None:
             for path, _ in model.towers():
-                model.get_submodule(path).context = SpreadContext(self.context, self.rings)
+                model.get_submodule(path).context = SpreadContext(self.context, self.mesh.rings)
         model.set_whole(whole)
         experts = tensor = None
         section = cut_stages(whole, self.mesh.pp)[self.stage] if self.mesh.pp > 1 else whole

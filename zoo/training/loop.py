@@ -336,7 +336,7 @@ def measure_validation_loss(run: Run, batches: list[Batch], metrics: Any = None)
     and the number of targets. `metrics`, where an objective has some, get the results too."""
     objective, targets = run.settings.objective, 0
     total = torch.zeros((), dtype=torch.float64, device=run.device)
-    world = run.row_world if metrics is None else ALONE  # figures of rows need all of them
+    world = run.token_world if metrics is None else ALONE  # figures of rows need all of them
     run.model.eval()
     try:
         for batch in batches:

@@ -57,16 +57,11 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
     cp_comm: Literal["all_gather", "ring"] = "all_gather"
 
     def __post_init__(self) -> None:
-        if self.rings and self.cp == 1:
+        if self.cp_comm == "ring" and self.cp == 1:
             raise ValueError("cp_comm: is ring, and cp=1 has no keys to send (cp from 2 up, or cp_comm=all_gather)")
         open_ = [name for name, ways in self.ways.items() if ways == "auto"]
         if len(open_) > 1:
             raise ValueError(f"{' and '.join(open_)} are both auto (a number for one of them)")
-
-    @property
-    def rings(self) -> bool:
-        """Whether keys and values travel round a ring."""
-        return self.cp_comm == "ring"
 
     @property
     def ways(self) -> dict[str, int | str]:
@@ -85,7 +80,8 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
             needs = f"{'a multiple of ' if open_ else ''}{stated} processes"
             would = f"torchrun --nproc-per-node {stated} -m zoo train …"
             raise ConfigError(f"parallel: {said} needs {needs}, found {world.size} ({would})")
-        mesh = Mesh(**{name: left if each == "auto" else int(each) for name, each in self.ways.items()})
+        ways = {name: left if each == "auto" else int(each) for name, each in self.ways.items()}
+        mesh = Mesh(**ways, cp_comm=self.cp_comm)
         ep = mesh.tokens if self.ep == "auto" else self.ep
         if mesh.tokens % ep or (mesh.weights[1] % ep and ep % mesh.weights[1]):
             found = f"ep={ep} divides neither the {mesh.tokens} processes of dp, shard and cp nor their parts"
@@ -162,7 +158,7 @@ def find_context_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
         faults.append(f"objective: is {settings.objective.kind}, and cp={mesh.cp} cuts rows of text (next_token)")
     if settings.seq_len % (parts := 2 * mesh.cp):
         faults.append(f"seq_len: is {settings.seq_len}, which 2·cp={parts} do not divide (a multiple of {parts})")
-    return faults + context_faults(spec, mesh.cp) + (find_ring_faults(settings) if settings.parallel.rings else [])
+    return faults + context_faults(spec, mesh.cp) + (find_ring_faults(settings) if mesh.rings else [])
 
 
 def find_ring_faults(settings: Training) -> list[str]:

@@ -41,21 +41,10 @@ class Candidate(NamedTuple):
     recompute: str
 
     def plan(self, base: Setup, float8: bool = False) -> StepPlan:
-        """Give the step: the set-up of one replica, and how many replicas there are.
-
-        The program shards weights over `shard` and `cp` together, and holds them whole where `shard` is 1.
-        """
-        mesh, sharded = self.mesh, self.mesh.shard > 1
-        setup = dataclasses.replace(
-            base,
-            dp=mesh.shard if sharded else mesh.dp,
-            zero=3 if sharded else 0,
-            **{name: getattr(mesh, name) for name in ("cp", "tp", "ep", "pp")},
-            batch=self.batch,
-            accumulate=self.microbatches,
-            recompute=self.recompute,
-        )
-        return StepPlan(setup=setup, replicas=mesh.dp if sharded else 1, microbatches=self.microbatches, float8=float8)
+        """Give the step."""
+        own = {"batch": self.batch, "accumulate": self.microbatches, "recompute": self.recompute}
+        setup = dataclasses.replace(base.on_mesh(self.mesh), **own)  # type: ignore[arg-type]
+        return StepPlan(setup=setup, microbatches=self.microbatches, float8=float8)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,9 +175,9 @@ def list_meshes(spec: Any, count: int, node: int, context: int) -> Iterator[Mesh
                 rows = count // (tp * pp * cp)
                 for shard in divisors(rows):
                     parts = shard * cp if shard > 1 else rows * cp
-                    # experts that lie across sharded replicas have no set-up that prices them
-                    for ep in (each for each in experts if parts % each == 0):
-                        yield Mesh(dp=rows // shard, shard=shard, cp=cp, tp=tp, ep=ep, pp=pp)
+                    for ep in (each for each in experts if rows * cp % each == 0):
+                        if parts % ep == 0 or ep % parts == 0:
+                            yield Mesh(dp=rows // shard, shard=shard, cp=cp, tp=tp, ep=ep, pp=pp)
 
 
 def divisors(count: int) -> list[int]:

@@ -30,7 +30,7 @@ from zoo.costs.step_time import (
 )
 from zoo.errors import ConfigError
 
-STATES = ("tp", "pp", "ep", "cp", "dp", "zero")
+STATES = ("tp", "pp", "ep", "cp", "dp", "zero", "replicas")
 """The fields of a set-up that its states and its traffic depend on; `base` has the others."""
 
 
@@ -66,7 +66,7 @@ class MeshPrices:
             raise ConfigError(f"train: its peak is not known, {error}") from error
 
     def _pipeline(self, tp: int, pp: int, ep: int) -> tuple[Stage, ...]:
-        return stages(self.spec, dataclasses.replace(self.base, tp=tp, pp=pp, ep=ep, dp=ep))
+        return stages(self.spec, dataclasses.replace(self.base, tp=tp, pp=pp, ep=ep, dp=ep, replicas=1))
 
     def _held(self, *key: int) -> dict[str, Any]:
         setup = self._setup(key)
