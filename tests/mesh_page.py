@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
-import random
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -27,13 +26,13 @@ from test_parallel import (
     MESHES,
     SENT,
     WAYS,
-    WORDS,
     compare_gradients,
     count_sent,
     lines_of,
     settle,
     train_one,
     train_spread,
+    write_texts,
 )
 
 from zoo.run.linear.base import describe_processor
@@ -45,7 +44,7 @@ Written by `python tests/mesh_page.py`, last on {date} ({machine}; gloo on one m
 float32, AdamW at 3e-4, 20 steps of 8 rows of 32 tokens, evaluated every third step; each mesh on the microbatches that
 one process takes. The largest differences to that process: of a loss; of the gradient of a tensor in the first step,
 relative to its norm; of the norm of a step's gradient, relative; and of a weight tensor after the run, relative to its
-norm. AdamW takes a whole step for a gradient that rounding gave its sign. (–: not measured yet.)
+norm. AdamW takes a whole step for a gradient that rounding gave its sign. (-: not measured yet.)
 
 `tests/test_parallel.py` holds losses and gradients to 1e-5. That the ranks of tp compute the whole model's loss,
 gradients and logits is tested for every architecture of the grammar and of the families
@@ -93,7 +92,7 @@ class Page:
         text = HEAD.format(**facts, machine=f"{os.cpu_count()} cores, {describe_processor().isa}")
         tables = [[self.begin_row(*case) for case in CASES], [self.begin_sent(*case[:2]) for case in SENT]]
         first, second = ("".join(f"{self.rows[key]}\n" for key in keys if key in self.rows) for keys in tables)
-        PAGE.write_text(f"{text}{first}{SENDS}{second}", encoding="utf-8")
+        PAGE.write_text(text + first + (SENDS + second if second else ""), encoding="utf-8")
 
 
 def compare(one: str, other: str) -> tuple[float, float, float, float]:
@@ -145,14 +144,12 @@ def spell(way: str, processes: int) -> str:
 
 @contextmanager
 def begun() -> Iterator[None]:
-    """Go to a new folder with a text to train on."""
+    """Go to a new folder with texts to train on."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ["OMP_NUM_THREADS"] = "1"
-        drawn = random.Random(0)
-        lines = (" ".join(drawn.choice(WORDS) for _ in range(9)) for _ in range(1500))
-        Path("text.txt").write_text(". ".join(lines))
+        write_texts(Path())
         try:
             yield
         finally:

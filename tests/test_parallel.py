@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ BASE = [
     *("data=text", "data.path=text.txt", "data.tokenizer.kind=byte", "model.vocab_size=301"),
     *("seq_len=32", "schedule=constant", "schedule.warmup=0", "optim.lr=3e-4", "eval_batches=2", "sample.tokens=3"),
 ]
+PAIRS = ["data=jsonl", "data.path=pairs.jsonl", "data.source=q", "data.target=a", "objective=seq2seq"]
 SMALL = ["model.n_layers=2", "model.d_model=64", "model.d_ff=96"]
 MODELS = {
     "dense": ("llama-tiny", SMALL),
@@ -41,6 +43,7 @@ MODELS = {
     "dense_latents": ("llama-tiny", [*SMALL, "attention=mla"]),
     "hybrid": ("qwen3-next-tiny", []),
     "encoder_decoder": ("t5-tiny", ["model.n_layers=1", "model.vocab_size=320"]),
+    "answers": ("t5-tiny", ["model.n_layers=1", "model.vocab_size=320", *PAIRS]),
     "encoder": ("bert-tiny", ["model.n_layers=2"]),
     "averaged": ("llama-tiny", [*SMALL, "ema=0.9", "eval_weights=ema"]),
     "schedule_free": ("llama-tiny", [*SMALL, "optim=schedule_free"]),
@@ -59,10 +62,17 @@ QUICK = ("dense",)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    drawn = random.Random(0)
-    lines = (" ".join(drawn.choice(WORDS) for _ in range(9)) for _ in range(1500))
-    (tmp_path / "text.txt").write_text(". ".join(lines))
+    write_texts(tmp_path)
     return tmp_path
+
+
+def write_texts(folder):
+    """A text to train on, and pairs of a source and an answer that fill their rows."""
+    drawn = random.Random(0)
+    lines = [" ".join(drawn.choice(WORDS) for _ in range(9)) for _ in range(1500)]
+    (folder / "text.txt").write_text(". ".join(lines))
+    pairs = (json.dumps({"q": q, "a": a}) for q, a in pairwise(lines) if min(len(q), len(a)) > 32)
+    (folder / "pairs.jsonl").write_text("\n".join(pairs))
 
 
 def torchrun(processes, *args, timeout=600):
@@ -243,7 +253,8 @@ def test_a_run_goes_on_with_any_number_of_processes(here):
 
 def price_rank(name, way, processes):
     """The set-up of a rank in a step of 8 rows of 32 tokens, and the stages of its pipeline."""
-    spec = load(MODELS[name][0], [each.removeprefix("model.") for each in ["model.vocab_size=301", *MODELS[name][1]]])
+    own = ["model.vocab_size=301", *MODELS[name][1]]
+    spec = load(MODELS[name][0], [each.removeprefix("model.") for each in own if each.startswith("model.")])
     mesh = settle(way, processes)
     setup = Setup(context=32, precision="fp32", dtype="fp32").on_mesh(mesh)
     return spec, replace(setup, batch=8 // mesh.rows), stages(spec, setup)
@@ -309,7 +320,7 @@ SENT = [
     ("hybrid", "tp", 2),
     ("encoder_decoder", "ddp", 2),
     ("encoder_decoder", "fsdp", 2),
-    ("encoder_decoder", "tp", 2),
+    ("answers", "tp", 2),
     ("all_experts", "ep", 2),
     ("all_experts", "{dp: 2, ep: 2}", 2),
     ("dense", "hsdp", 4),
@@ -319,7 +330,8 @@ SENT = [
     ("all_experts", "{dp: 2, shard: 2, ep: 4}", 4),
     ("all_experts", "{shard: 4, ep: 2}", 4),
 ]
-"""Each token of `all_experts` goes to every expert, so that routing is even, as prices take it."""
+"""Each token of `all_experts` goes to every expert, so that routing is even, as prices take it. Sources and `answers`
+have as many tokens, as a price has one context for both."""
 
 
 def count_sent(name, way, processes):
