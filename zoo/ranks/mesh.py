@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+WAYS = ("dp", "shard", "cp", "tp", "ep", "pp")
+"""The kinds of parallelism."""
 
 
 @dataclass(frozen=True)
 class Mesh:
     """How many ways a run is spread: `dp` replicas, each of whose weights lie in `shard` parts. `cp` processes have
-    rows in common, of which each has its own tokens, and whose keys meet by `cp_comm`; and `tp` compute one part together, with rows and tokens in
-    common. Among the former, each run of `ep` divides the experts. Of all these there are as many on each of the `pp`
-    stages of a pipeline."""
+    rows in common, of which each has its own tokens, and whose keys meet by `cp_comm`; and `tp` compute one part
+    together, with rows and tokens in common. Among the former, each run of `ep` divides the experts. Of all these there
+    are as many on each of the `pp` stages of a pipeline."""
 
     dp: int = 1
     shard: int = 1
@@ -19,6 +23,11 @@ class Mesh:
     tp: int = 1
     ep: int = 1
     pp: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the ways, and how the keys of `cp` meet where that is not as it is by default."""
+        ways = {name: getattr(self, name) for name in WAYS}
+        return {**ways, "cp_comm": self.cp_comm} if self.rings and self.cp > 1 else ways
 
     @property
     def rings(self) -> bool:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from zoo.ranks.mesh import WAYS
 from zoo.report.text import align_columns
 from zoo.report.units import format_si, format_size
 
@@ -20,14 +21,13 @@ def format_meshes(answer: Mapping[str, Any], title: str) -> str:
 
     Times of compute, exposed communication and the pipeline's bubble are per cent of a step.
     """
-    ways = [name for name in answer["meshes"][0]["mesh"] if any(each["mesh"][name] > 1 for each in answer["meshes"])]
+    ways = [name for name in WAYS if any(each["mesh"][name] > 1 for each in answer["meshes"])]
     shown = ("batch", "recompute", "GB", "tok/s", "MFU %", "comp/comm/bub")
     cells = [(*ways, *shown)] + [
         (*(str(each["mesh"][name]) for name in ways), *_cells(each)) for each in answer["meshes"]
     ]
     first = answer["meshes"][0]
     mesh = ", ".join(f"{name}: {size}" for name, size in first["mesh"].items())
-    mesh += f", cp_comm: {answer['cp_comm']}" if first["mesh"]["cp"] > 1 and answer["cp_comm"] != "all_gather" else ""
     head = (
         f"{title}: training on {answer['count']:,} × {answer['gpu']}, {answer['sequences']:,} sequences of "
         f"{answer['context']:,} tokens a step. {answer['candidates']:,} ways were priced, {answer['fitting']:,} fit in "
@@ -58,7 +58,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 def format_no_mesh(answer: Mapping[str, Any]) -> str:
     """Say which mesh comes nearest to fitting, and what to try."""
     near, room = answer["nearest"], answer["room"]["bytes"]
-    mesh = " ".join(f"{name}={size}" for name, size in near["mesh"].items() if size > 1) or "one GPU"
+    mesh = " ".join(f"{name}={size}" for name, size in near["mesh"].items() if name in WAYS and size > 1) or "one GPU"
     return (
         f"fits on no mesh of {answer['count']:,} × {answer['gpu']}: {mesh} with recompute={near['recompute']} takes "
         f"least, {format_size(near['memory'])} of the {format_size(room)} usable of each (more GPUs, --chunked-loss or "

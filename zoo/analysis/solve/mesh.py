@@ -114,7 +114,6 @@ def find_meshes(spec: Any, search: MeshSearch, room: Room, *, top: int = 10) -> 
         "node": search.cluster.node,
         "network_bytes_per_second": search.cluster.network,
         "context": search.setup.tokens(spec),
-        "cp_comm": search.setup.cp_comm,
         "sequences": sequences,
         "tokens": sequences * search.setup.tokens(spec),
         "candidates": candidates,
@@ -134,7 +133,7 @@ def describe(spec: Any, prices: MeshPrices, memory: int, candidate: Candidate, p
     done = speed * flops.count_flops(spec, context)["train"]
     dtype = "fp32" if plan.setup.precision == "fp32" else plan.setup.dtype
     return {
-        "mesh": dataclasses.asdict(candidate.mesh),
+        "mesh": candidate.mesh.as_dict(),
         "batch": candidate.batch,
         "microbatches": candidate.microbatches,
         "recompute": candidate.recompute,
@@ -153,7 +152,7 @@ def describe(spec: Any, prices: MeshPrices, memory: int, candidate: Candidate, p
 def list_candidates(spec: Any, search: MeshSearch) -> Iterator[Candidate]:
     """List every legal way to take a step: meshes, sizes of a microbatch in powers of two, and ways to recompute."""
     sequences = search.settle_sequences(spec)
-    for mesh in list_meshes(spec, search.count, search.cluster.node, search.setup.tokens(spec)):
+    for mesh in list_meshes(spec, search.count, search.cluster.node, search.setup.tokens(spec), search.setup.cp_comm):
         batch = 1
         while batch <= LARGEST and batch * mesh.rows <= sequences:
             passes, rest = divmod(sequences, batch * mesh.rows)
@@ -162,7 +161,7 @@ def list_candidates(spec: Any, search: MeshSearch) -> Iterator[Candidate]:
             batch *= 2
 
 
-def list_meshes(spec: Any, count: int, node: int, context: int) -> Iterator[Mesh]:
+def list_meshes(spec: Any, count: int, node: int, context: int, cp_comm: str = "all_gather") -> Iterator[Mesh]:
     """List the meshes of `count` GPUs that a model can be trained on, tensor parallelism within a node."""
     sizes = divisors(count)
     tensor = [tp for tp in sizes if tp <= node and not list_tensor_faults(spec, tp)]
@@ -177,7 +176,7 @@ def list_meshes(spec: Any, count: int, node: int, context: int) -> Iterator[Mesh
                     parts = shard * cp if shard > 1 else rows * cp
                     for ep in (each for each in experts if rows * cp % each == 0):
                         if parts % ep == 0 or ep % parts == 0:
-                            yield Mesh(dp=rows // shard, shard=shard, cp=cp, tp=tp, ep=ep, pp=pp)
+                            yield Mesh(dp=rows // shard, shard=shard, cp=cp, tp=tp, ep=ep, pp=pp, cp_comm=cp_comm)
 
 
 def divisors(count: int) -> list[int]:
