@@ -28,4 +28,4 @@ def test_the_page_is_what_its_command_writes():
 def test_every_family_is_measured_and_near_its_reference():
     measured = zoo_page.stated(zoo_page.PAGE.read_text(encoding="utf-8"))
     assert set(measured) == {families.read_family(name).model_types[0] for name in families.family_names()}
-    assert {name: value for name, value in measured.items() if not float(value) < 5e-5} == {}
+    assert {name: value for name, value in measured.items() if not float(value) <= 5e-5} == {}  # to one digit
