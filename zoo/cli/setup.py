@@ -33,6 +33,8 @@ HELP = {
     "dp": "Data-parallel ranks.",
     "tp": "Tensor-parallel ranks.",
     "pp": "Pipeline stages.",
+    "schedule": "The order in which pipeline stages compute.",
+    "chunks": "Chunks of layers that each pipeline stage has.",
     "ep": "Expert-parallel ranks.",
     "cp": "Context-parallel ranks.",
     "cp_comm": "How the keys of context-parallel ranks meet: gathered before attention, or round a ring during it.",

@@ -29,7 +29,8 @@ def _options(setup: Setup) -> Iterator[tuple[str, Setup]]:
     """List the options to try, one change each."""
     if not setup.chunked_loss:
         yield "--chunked-loss", replace(setup, chunked_loss=True)
-    if setup.recompute != "full":
+    apart = setup.pipeline.splits_backward  # then nothing is computed again, and no weight is sharded
+    if setup.recompute != "full" and not apart:
         yield "--recompute full", replace(setup, recompute="full")
     if setup.optimizer == "adamw" and not setup.fused_optimizer:
         yield "--fused-optimizer", replace(setup, fused_optimizer=True)
@@ -37,6 +38,8 @@ def _options(setup: Setup) -> Iterator[tuple[str, Setup]]:
         yield "--optimizer adamw8bit", replace(setup, optimizer="adamw8bit")
     if setup.offload == "none" and setup.optimizer != "adamw8bit":
         yield "--offload states", replace(setup, offload="states")
+    if apart:
+        return
     if setup.dp * setup.cp == 1:
         yield "--dp 8 --zero 3", replace(setup, dp=8, zero=3)
     elif setup.zero < 3:

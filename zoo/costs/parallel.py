@@ -1,9 +1,9 @@
 # b sequences, s tokens, d model width, t = tp, p = pp
 """What one rank holds when a model is spread over many, and what it sends in a step.
 
-Tensor and expert parallelism: `zoo.costs.shards`. Pipeline parallelism (Narayanan et al., 2021): consecutive layers on
-each stage, as many on each, one more on the earlier where they do not come out even; the embedding is on the first
-stage, the last norm and the head on the last, and a table that both read is on both. Context parallelism divides
+Tensor and expert parallelism: `zoo.costs.shards`. Pipeline parallelism (Narayanan et al., 2021): each stage has chunks
+of consecutive layers (`zoo.costs.layer_cut`, `zoo.ranks.schedule`); the embedding is with the first layer, the last
+norm and the head with the last, and a table that both read is on the stages of both. Context parallelism divides
 tokens and no weights. The ranks of dp × cp hold the same weights, which ZeRO shards among them (Rajbhandari et al.,
 2020); those of ep hold other experts, so that an expert is shared out among dp × cp / ep.
 """
@@ -11,21 +11,20 @@ tokens and no weights. The ranks of dp × cp hold the same weights, which ZeRO s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from zoo.costs.again import keeps_input
+from zoo.costs.layer_cut import BEFORE, BEHIND, cut_layers
 from zoo.costs.rows import CostTable, PartRow, Priced, PricedPart, tabulate_towers
 from zoo.costs.setup import DTYPES, Setup
-from zoo.costs.shards import expert_faults, numel, shard_tower, tensor_faults
+from zoo.costs.shards import expert_faults, layer_faults, numel, shard_tower, tensor_faults
 from zoo.costs.sums import Amount
 from zoo.errors import ConfigError
 from zoo.model.tower import Tower
+from zoo.ranks.schedule import Schedule
 from zoo.spec import Buffer, Conv, Experts, Linear, Tied, is_hidden_matrix, owner_of
-
-FIRST, LAST = ("embedding", "position"), ("norm", "project", "pooler", "head")
-"""The components before a stack's layers, and those after them."""
 
 
 class RankTensor(NamedTuple):
@@ -51,13 +50,15 @@ class RankTensor(NamedTuple):
 class Stage(PricedPart):
     """One stage of a pipeline, on one rank of tensor parallelism.
 
-    `held` has the rank's part of its towers by name, with the layers of this stage alone. `ends` says which slots
-    beside the layers (embedding, head …) the stage has of each tower. A Stage has a model's `towers()`, `max_seq_len`,
-    `d_model` and `vocab_size`, so a function that counts a model's cache or activations counts a stage's.
+    `held` has the rank's part of its towers by name, with the layers of this stage alone: those of its `chunks`, of
+    each its layers by tower and kind. `ends` says which slots beside the layers (embedding, head …) the stage has of
+    each tower. A Stage has a model's `towers()`, `max_seq_len`, `d_model` and `vocab_size`, so a function that counts a
+    model's cache or activations counts a stage's.
     """
 
     index: int
-    of: int
+    schedule: Schedule
+    chunks: tuple[Mapping[tuple[str, str], int], ...]
     ends: Mapping[str, tuple[str, ...]]
     pieces: tuple[RankTensor, ...]
 
@@ -67,10 +68,14 @@ class Stage(PricedPart):
         return sum(piece.params for piece in self.pieces)
 
     @property
-    def in_flight(self) -> int:
-        """Most micro-batches whose activations it holds at once. 1F1B fills the later stages first (Narayanan et al.,
-        2021, §2.2); a step is taken to have at least as many micro-batches as stages."""
-        return self.of - self.index
+    def begins(self) -> bool:
+        """Whether it has the model's first layer."""
+        return self.schedule.find_stage(0) == self.index
+
+    @property
+    def finishes(self) -> bool:
+        """Whether it has the model's last layer."""
+        return self.schedule.find_stage(self.schedule.n_chunks - 1) == self.index
 
     def layers(self) -> Iterator[tuple[str, str, int]]:
         """List the stage's layers: tower, kind, and number of layers."""
@@ -88,9 +93,7 @@ def share_out(spec: Priced, setup: Setup) -> dict[str, Tower]:
         except ConfigError as error:
             found += list(tensor_faults(tower, setup.tp)) or error.faults
     found += expert_faults(spec, setup.ep)
-    layers = sum(len(tower.pattern) for tower in towers.values())
-    if layers < setup.pp:
-        found.append(f"pp: {setup.pp} stages for {layers} layers (at most {layers} would do)")
+    found += layer_faults(spec, setup.pipeline)
     if found:
         raise ConfigError(*dict.fromkeys(found))
     return shared
@@ -98,20 +101,20 @@ def share_out(spec: Priced, setup: Setup) -> dict[str, Tower]:
 
 def stages(spec: Priced, setup: Setup) -> tuple[Stage, ...]:
     """List the stages of the pipeline. Raises ConfigError where `share_out` does."""
-    whole = share_out(spec, setup)
+    whole, schedule = share_out(spec, setup), setup.pipeline
     table = tabulate_towers(whole)
-    least, more = divmod(sum(len(tower.pattern) for tower in whole.values()), setup.pp)
+    cut = cut_layers(spec, setup.tokens(spec), schedule.n_chunks)
     made: dict[Any, tuple[RankTensor, ...]] = {}
-    found, start = [], 0
+    found = []
     for index in range(setup.pp):
-        end = start + least + (index < more)
-        held, ends = _cut(whole, start, end)
+        chunks = [cut[each] for each in schedule.list_chunks(index)]
+        held, ends = _take(whole, chunks)
         key = (tuple((name, tower.pattern) for name, tower in held.items()), tuple(ends.items()))
         if key not in made:  # the stages in the middle mostly hold the same
             own = table if setup.pp == 1 else tabulate_towers(held)
             made[key] = tuple(_tensors_of(own, ends, table, setup.ep))
-        found.append(Stage(held, spec, index, setup.pp, ends, made[key]))
-        start = end
+        kinds = tuple(_count_kinds(whole, *chunk) for chunk in chunks)
+        found.append(Stage(held, spec, index, schedule, kinds, ends, made[key]))
     return tuple(found)
 
 
@@ -120,18 +123,42 @@ def fullest(spec: Priced, setup: Setup) -> Stage:
     return max(stages(spec, setup), key=lambda stage: stage.params)
 
 
-def _cut(whole: Mapping[str, Any], start: int, end: int) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
-    """Cut layers `start` to `end` out of the concatenated stacks, with the components before or after them."""
-    held, ends, before = {}, {}, 0
-    for name, tower in whole.items():
-        low, high = max(start - before, 0), min(end - before, len(tower.pattern))
-        if low < high:
-            held[name] = tower if high - low == len(tower.pattern) else replace(tower, pattern=tower.pattern[low:high])
-            inside = ("position",) if tower.position.inside and low else ()  # which each layer reads
-            last = LAST if high == len(tower.pattern) else ()
-            ends[name] = (*(FIRST if low == 0 else inside), *last)
-        before += len(tower.pattern)
+def _take(
+    whole: Mapping[str, Any], chunks: Sequence[tuple[int, int]]
+) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
+    """Take chunks of layers out of the concatenated stacks, with the components before or after them."""
+    held, ends = {}, {}
+    for name, tower, runs in _list_runs(whole, chunks):
+        pattern = tuple(kind for run in runs for kind in tower.pattern[run[0] : run[1]])
+        if pattern:
+            held[name] = tower if len(pattern) == len(tower.pattern) else replace(tower, pattern=pattern)
+            begins = any(start == 0 < end for start, end in runs)
+            inside = ("position",) if tower.position.inside and not begins else ()  # which each layer reads
+            last = BEHIND if any(end == len(tower.pattern) for start, end in runs if start < end) else ()
+            ends[name] = (*(BEFORE if begins else inside), *last)
     return held, ends
+
+
+def _count_kinds(whole: Mapping[str, Any], start: int, end: int) -> dict[tuple[str, str], int]:
+    """Count the layers of a chunk by tower and kind."""
+    return {
+        (name, kind): own.count(kind)
+        for name, tower, ((low, high),) in _list_runs(whole, [(start, end)])
+        for own in [tower.pattern[low:high]]
+        for kind in dict.fromkeys(own)
+    }
+
+
+def _list_runs(
+    whole: Mapping[str, Any], chunks: Sequence[tuple[int, int]]
+) -> Iterator[tuple[str, Any, list[tuple[int, int]]]]:
+    """List each tower with what chunks of the concatenated stacks are in it; (0, 0) where nothing is."""
+    before = 0
+    for name, tower in whole.items():
+        count = len(tower.pattern)
+        runs = [(max(start - before, 0), min(end - before, count)) for start, end in chunks]
+        yield name, tower, [run if run[0] < run[1] else (0, 0) for run in runs]
+        before += count
 
 
 def _tensors_of(held: CostTable, ends: Mapping[str, Any], whole: CostTable, ep: int) -> Iterator[RankTensor]:
@@ -139,7 +166,7 @@ def _tensors_of(held: CostTable, ends: Mapping[str, Any], whole: CostTable, ep: 
     borrowed: dict[str, bool] = {}  # tables that something here reads, and whether in a matrix product
     own: list[RankTensor] = []
     for row in held.parts:
-        slot = row.slot if row.slot in (*FIRST, *LAST) else "head"  # one that is not known stands behind the layers
+        slot = row.slot if row.slot in (*BEFORE, *BEHIND) else "head"  # one that is not known stands behind the layers
         if row.kind is None and slot not in ends[row.where]:
             continue
         own += _tensors(row, row.stored, ep)
@@ -173,28 +200,40 @@ def activation_bytes(
     and kind, and `first` and `last` bytes beside them.
 
     Tensor with sequence parallelism divides all of them by t (Korthikanti et al., 2022, eq. 4), context parallelism the
-    tokens; a stage holds those of its layers for each micro-batch in flight, which makes the first the fullest.
+    tokens; a stage holds those of its layers for each micro-batch in flight, which with 1F1B makes the first the
+    fullest. A step is taken to have at least as many micro-batches as the schedule takes.
     """
 
     return sum_activations(spec, setup, layers, first, last).bytes
 
 
-class StageActivations(NamedTuple):
-    """What the passes of a stage keep: `layers` (tower, kind, number, bytes of one), what stands before (`first`) and
-    behind them (`last`), the micro-batches `in_flight`, and over how many ranks all is `split`; `gathered` is what
-    layers keep of keys and values beside (`count_gathered`)."""
+class ChunkActivations(NamedTuple):
+    """What the passes of a chunk keep: `layers` (tower, kind, number, bytes of one), what stands before (`first`) and
+    behind them (`last`), and over how many ranks all is `split`; `gathered` is what layers keep of keys and values
+    beside (`count_gathered`). So many micro-batches are `in_flight` when the stage keeps most."""
 
     layers: tuple[tuple[str, str, Amount, Amount], ...]
     first: Amount
     last: Amount
-    in_flight: Amount
     split: Amount
     gathered: Amount = 0
+    in_flight: Amount = 1
 
     @property
     def bytes(self) -> Amount:
-        own = sum(count * each for _, _, count, each in self.layers) + self.first
-        return (own * self.in_flight + self.last) / self.split + self.gathered * self.in_flight
+        """Bytes of one micro-batch, on a rank."""
+        own = sum(count * each for _, _, count, each in self.layers) + self.first + self.last
+        return own / self.split + self.gathered
+
+
+class StageActivations(NamedTuple):
+    """What the passes of a stage keep of its chunks."""
+
+    chunks: tuple[ChunkActivations, ...]
+
+    @property
+    def bytes(self) -> Amount:
+        return sum(chunk.bytes * chunk.in_flight for chunk in self.chunks)
 
 
 def sum_activations(
@@ -206,29 +245,34 @@ def sum_activations(
     pipeline: Iterable[Stage] | None = None,
 ) -> StageActivations:
     """Find the stage that keeps most; see `activation_bytes`. `pipeline` are its stages, where they are known."""
-    found = (
-        StageActivations(
-            tuple((name, kind, count, layers[name, kind]) for name, kind, count in stage.layers()),
-            first if stage.index == 0 else 0.0,
-            last if stage.index == setup.pp - 1 else 0.0,
-            stage.in_flight,
-            setup.tp * setup.cp,
-            count_gathered(stage, setup),
-        )
-        for stage in (stages(spec, setup) if pipeline is None else pipeline)
-    )
+    found = []
+    for stage in stages(spec, setup) if pipeline is None else pipeline:
+        schedule = stage.schedule
+        chunks = [
+            ChunkActivations(
+                tuple((*place, count, layers[place]) for place, count in kinds.items()),
+                first if number == 0 else 0.0,
+                last if number == schedule.n_chunks - 1 else 0.0,
+                setup.tp * setup.cp,
+                count_gathered(stage, kinds, setup),
+            )
+            for number, kinds in zip(schedule.list_chunks(stage.index), stage.chunks, strict=True)
+        ]
+        kept = schedule.count_kept(stage.index, setup.accumulate, [chunk.bytes for chunk in chunks])
+        own = (chunk._replace(in_flight=each) for chunk, each in zip(chunks, kept, strict=True))
+        found.append(StageActivations(tuple(own)))
     return max(found, key=lambda stage: stage.bytes)
 
 
-def count_gathered(stage: Stage, setup: Setup) -> int:
-    """Count the bytes that the layers of a stage keep of keys and values beside those of a rank's own tokens. Layers
-    that run again keep none. Round a ring none is kept of other ranks' tokens, nor what is expanded of the rank's own,
-    which makes the number negative for MLA."""
+def count_gathered(stage: Stage, layers: Mapping[tuple[str, str], int], setup: Setup) -> int:
+    """Count the bytes that some layers of a stage, by tower and kind, keep of keys and values beside those of a rank's
+    own tokens. Layers that run again keep none. Round a ring none is kept of other ranks' tokens, nor what is expanded
+    of the rank's own, which makes the number negative for MLA."""
     if setup.cp == 1:
         return 0
     own = setup.batch * setup.tokens(stage) // setup.cp
     sent = made = 0
-    for name, kind, count in stage.layers():
+    for (name, kind), count in layers.items():
         if not keeps_input(f"layer:{kind}", setup.recompute):
             attention = stage.held[name].blocks[kind].attention
             sent += count * sum(map(math.prod, attention.cache().values()))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.costs.again import RECOMPUTE, explain_unknown
 from zoo.errors import ConfigError, did_you_mean
 from zoo.ranks.mesh import Mesh
+from zoo.ranks.schedule import SCHEDULES, WHOLE_BACKWARD, Schedule
 
 if TYPE_CHECKING:
     from zoo.costs.rows import Priced
@@ -34,6 +35,7 @@ CHOICES = {
     "optimizer": OPTIMIZERS,
     "precision": PRECISIONS,
     "recompute": (*RECOMPUTE, "every_2"),
+    "schedule": SCHEDULES,
 }
 
 
@@ -49,8 +51,9 @@ class Setup:
     update, and what is in `offload` is kept in the host's memory between updates. `dp`, `tp`, `pp`, `ep` and `cp` are
     the ranks of each kind of parallelism, `cp_comm` how the keys of `cp` meet, `zero` the stage of ZeRO over the
     data-parallel ones (3 is FSDP); of groups that share weights so there are `replicas`, which sum up their gradients
-    (HSDP). `gpu` is a file of conf/hardware/; `train_tokens` and `mfu` are for the time to train. `page` is for the
-    engine "zoo" where it reads rows by page table, as it does on a GPU: the tokens of a page.
+    (HSDP). The stages of a pipeline compute by a `schedule`, with `chunks` of layers each (`zoo.ranks.schedule`). `gpu`
+    is a file of conf/hardware/; `train_tokens` and `mfu` are for the time to train. `page` is for the engine "zoo"
+    where it reads rows by page table, as it does on a GPU: the tokens of a page.
     """
 
     context: int | None = None
@@ -71,6 +74,8 @@ class Setup:
     dp: int = 1
     tp: int = 1
     pp: int = 1
+    schedule: str = "1f1b"
+    chunks: int = 1
     ep: int = 1
     cp: int = 1
     cp_comm: str = "all_gather"
@@ -96,6 +101,11 @@ class Setup:
         return [self.document] * whole + [rest] * (rest > 0)
 
     @property
+    def pipeline(self) -> Schedule:
+        """Give the schedule of the stages; of one stage there is nothing to order."""
+        return Schedule(self.schedule, self.pp, self.chunks) if self.pp > 1 else Schedule()
+
+    @property
     def ranks(self) -> int:
         """Count all GPUs. The ranks of expert parallelism are among the data-parallel ones."""
         return self.rows * self.tp * self.pp * self.cp
@@ -115,7 +125,7 @@ class Setup:
         """Give the set-up of a rank of a mesh. The program shards weights over `shard` and `cp` together, and holds
         them whole where `shard` is 1."""
         sharded = mesh.shard > 1
-        ways = {name: getattr(mesh, name) for name in ("cp", "cp_comm", "tp", "ep", "pp")}
+        ways = {name: getattr(mesh, name) for name in ("cp", "cp_comm", "tp", "ep", "pp", "schedule", "chunks")}
         dp, replicas = (mesh.shard, mesh.dp) if sharded else (mesh.dp, 1)
         return replace(self, dp=dp, replicas=replicas, zero=3 if sharded else 0, **ways)
 
@@ -129,10 +139,13 @@ def _faults(setup: Setup) -> Any:
         yield f"recompute: {reason}"
     if setup.page is not None and setup.engine != "zoo":
         yield f"page: is of Zoo's own engine, found engine={setup.engine} (engine: zoo, or no page)"
-    for name in ("context", "batch", "document", "page", "accumulate", "dp", "tp", "pp", "ep", "cp", "replicas"):
+    counts = ("context", "batch", "document", "page", "accumulate", "dp", "tp", "pp", "chunks", "ep", "cp", "replicas")
+    for name in counts:
         found = getattr(setup, name)
         if found is not None and found < 1:
             yield f"{name}: must be 1 or more, found {found}"
+    if setup.schedule in SCHEDULES:
+        yield from _schedule_faults(setup)
     if setup.zero not in ZERO:
         yield f"zero: unknown stage {setup.zero} (one of: 0, 1, 2, 3)"
     if not 0 < setup.mfu <= 1:
@@ -145,6 +158,20 @@ def _faults(setup: Setup) -> Any:
     if ranks % setup.ep or (parts % setup.ep and setup.ep % parts):
         of = "dp × cp" if ranks == parts else "dp × cp × replicas"
         yield f"ep: {setup.ep} does not divide the {ranks} data-parallel ranks ({of})"
+
+
+def _schedule_faults(setup: Setup) -> Any:
+    """A step of fewer microbatches than a schedule takes is priced as one of as many."""
+    schedule = Schedule(setup.schedule, setup.pp, setup.chunks)
+    if (fault := schedule.find_chunk_fault()) is not None:
+        yield fault
+        return
+    count = max(setup.accumulate, schedule.least)
+    faults = [schedule.find_microbatch_fault(count), schedule.find_recompute_fault(setup.recompute)]
+    faults += [schedule.find_ring_fault(setup.cp_comm)] if setup.cp > 1 else []
+    yield from (fault for fault in faults if fault is not None and setup.pp > 1)
+    if setup.zero == 3 and setup.pp > 1 and schedule.splits_backward:
+        yield f"zero: is 3, and schedule={setup.schedule} goes with no sharded weights (zero=0, or {WHOLE_BACKWARD})"
 
 
 NAMES = tuple(field.name for field in fields(Setup))

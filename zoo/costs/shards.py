@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from zoo.costs.layer_cut import count_layers
 from zoo.costs.rows import Priced, tabulate
 from zoo.errors import ConfigError
 from zoo.model.moe import MoE
 from zoo.model.tower import Tower
+from zoo.ranks.schedule import Schedule
 from zoo.spec import Experts
 from zoo.spec.sharding import divisors
 
@@ -68,16 +70,24 @@ def context_faults(spec: Any, cp: int) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def pipeline_faults(spec: Any, pp: int) -> list[str]:
-    """List why a model cannot be cut into so many stages: a pipeline takes decoders whose layers have weights of their
-    own."""
-    if pp == 1:
+def pipeline_faults(spec: Any, schedule: Schedule) -> list[str]:
+    """List why a model cannot be cut into the stages of a pipeline, which takes decoders whose layers have weights of
+    their own."""
+    if schedule.stages == 1:
         return []
     if spec.kind != "decoder" or spec.shared_layers:
         found = "shares its layers' weights" if spec.kind == "decoder" else f"is of kind {spec.kind}"
-        return [f"pp: is {pp}, and the model {found} (pp=1)"]
-    layers = len(spec.pattern)
-    return [f"pp: {pp} stages for {layers} layers (at most {layers} would do)"] if layers < pp else []
+        return [f"pp: is {schedule.stages}, and the model {found} (pp=1)"]
+    return layer_faults(spec, schedule)
+
+
+def layer_faults(spec: Priced, schedule: Schedule) -> list[str]:
+    """Say where a model has fewer layers than a pipeline has chunks."""
+    layers, stages, chunks = count_layers(spec), schedule.stages, schedule.chunks
+    if layers >= schedule.n_chunks:
+        return []
+    found = f"pp: {stages} stages" + (f" of chunks={chunks}" if chunks > 1 else "")
+    return [f"{found} for {layers} layers (at most {layers // chunks} would do)"]
 
 
 def tensor_faults(tower: Tower, tp: int) -> Iterator[str]:

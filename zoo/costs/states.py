@@ -18,7 +18,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from zoo.costs.parallel import FIRST, RankTensor, Stage, fullest
+from zoo.costs.layer_cut import BEFORE
+from zoo.costs.parallel import RankTensor, Stage, fullest
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shards import ceil_share, dim0_share, numel
@@ -311,7 +312,7 @@ def _list_units(stage: Stage, setup: Setup) -> WholeUnits:
         tower = stage.held.get(piece.where)
         if piece.kind is None or tower is None or len(tower.stack.stored()) < len(tower.pattern):
             beside += piece.params
-            last += piece.params if piece.slot not in FIRST else 0
+            last += piece.params if piece.slot not in BEFORE else 0
             continue
         key = (piece.where, piece.kind)
         size = piece.params // max(tower.stack.stored().count(piece.kind), 1)  # no layer of this kind is here: nothing

@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 
 from zoo.costs.again import read_every
 from zoo.costs.cluster import Cluster
-from zoo.costs.flops import FLASH_BACKWARD, is_row_wise
+from zoo.costs.flops import FLASH_BACKWARD
 from zoo.costs.hardware import Hardware
+from zoo.costs.layer_cut import BEFORE, BEHIND, count_attention, count_part
 from zoo.costs.parallel import Stage
 from zoo.costs.rows import tabulate
 from zoo.costs.setup import Setup
 from zoo.costs.states import states
 from zoo.costs.traffic import split_data, traffic
+from zoo.ranks.schedule import Schedule
 
 MATMUL = {"a100": 0.869, "gh200": 0.836, "h100": 0.803, "mi325x": 0.604, "mi300x": 0.514}
 """The share of the peak that the fastest bf16 product reaches, by the beginning of a GPU's name (Bekman,
@@ -56,15 +58,14 @@ MEMORY_SHARE = 0.9
 class StepPlan:
     """A training step on a mesh.
 
-    `setup` has the ranks and one microbatch, of `batch` sequences; `microbatches` go through a rank in a step. A stage
-    of the pipeline is `chunks` runs of layers (interleaved 1F1B; Narayanan et al., 2021, §2.2). With `float8` the
-    products inside layers are in fp8. `attention` is the share of the peak that attention reaches, that of
-    FlashAttention-2 unless given; with `keeps_gathered` FSDP gathers weights once a step.
+    `setup` has the ranks, the schedule of the pipeline and one microbatch, of `batch` sequences; `microbatches` go
+    through a rank in a step. With `float8` the products inside layers are in fp8. `attention` is the share of the peak
+    that attention reaches, that of FlashAttention-2 unless given; with `keeps_gathered` FSDP gathers weights once a
+    step.
     """
 
     setup: Setup
     microbatches: int = 1
-    chunks: int = 1
     float8: bool = False
     attention: float | None = None
     keeps_gathered: bool = False
@@ -122,18 +123,15 @@ def measure_work(stage: Stage, context: int, saved: Mapping[str, float], tp: int
     """Count what a rank of a stage computes for one sequence. `saved` are the bytes that each section of a pass saves
     of it on one rank alone, by the names of `list_sections`."""
     table = tabulate(stage)
-    layers = beside = attention = kept = 0.0
+    layers = beside = kept = 0.0
     for row in table.parts:
-        slot = row.slot if row.slot in ("embedding", "position", "norm", "project", "pooler") else "head"
+        slot = row.slot if row.slot in (*BEFORE, *BEHIND) else "head"
         if row.kind is None and slot not in stage.ends[row.where]:
             continue
-        flops = row.part.flops * row.used * (1 if is_row_wise(row) else context)
+        flops = count_part(row, context)
         inner = row.kind is not None and "router" not in row.roles
         layers, beside = (layers + flops, beside) if inner else (layers, beside + flops)
-    for each in table.attentions:
-        own = each.attention.core_flops(each.look.pairs(context, 0, context))
-        own += each.attention.state_flops() * context
-        attention += (own + each.attention.pass_flops(each.tower.d_model, context, 0)) * each.used
+    attention = sum(count_attention(each, context) for each in table.attentions)
     for name, kind, count in stage.layers():
         kept += saved[f"{name}.layer:{kind}" if name else f"layer:{kind}"] * count
     for name, ends in stage.ends.items():
@@ -154,8 +152,26 @@ def count_traffic(spec: Any, setup: Setup, stage: Stage) -> StageTraffic:
     return StageTraffic(streams, fixed, *split_data(stage, setup))
 
 
-def pass_seconds(work: StageWork, plan: StepPlan, device: Hardware) -> tuple[float, float]:
-    """Time the compute of one microbatch: the forward pass, and the backward pass with what is computed again."""
+class PassTime(NamedTuple):
+    """Seconds that a stage computes for one microbatch: in the forward pass, and in the backward pass, with what is
+    computed again, for the gradients of inputs and those of weights."""
+
+    forward: float
+    inputs: float
+    weights: float
+
+    @property
+    def backward(self) -> float:
+        return self.inputs + self.weights
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward
+
+
+def pass_seconds(work: StageWork, plan: StepPlan, device: Hardware) -> PassTime:
+    """Time the compute of one microbatch. Of a backward pass the gradients of weights are one product for each of the
+    forward pass."""
     setup = plan.setup
     sequences = setup.batch / setup.cp
     dtype = "fp32" if setup.precision == "fp32" else setup.dtype
@@ -167,9 +183,9 @@ def pass_seconds(work: StageWork, plan: StepPlan, device: Hardware) -> tuple[flo
     attention = work.attention / (peak * flash)
     moved = work.saved / (MEMORY_SHARE * device.bandwidth)
     forward = products + attention + FORWARD_MOVES * moved
-    backward = 2 * products + FLASH_BACKWARD * attention + BACKWARD_MOVES * moved
+    inputs = products + FLASH_BACKWARD * attention + BACKWARD_MOVES * moved
     again = attention if setup.recompute == "selective" else share_again(setup.recompute) * forward
-    return forward * sequences, (backward + again) * sequences
+    return PassTime(forward * sequences, (inputs + again) * sequences, products * sequences)
 
 
 def share_of_peak(device: Hardware) -> float:
@@ -192,7 +208,7 @@ def exposed_seconds(sent: StageTraffic, plan: StepPlan, cluster: Cluster) -> tup
         "tp": lambda size: cluster.ring_seconds(size, 1, setup.tp) * again,
         "cp": lambda size: cluster.ring_seconds(size, setup.tp, setup.cp) * again,
         "ep": lambda size: cluster.exchange_seconds(size, setup.tp, setup.ep) * again,
-        "pp": lambda size: cluster.ring_seconds(size, stage, setup.pp) * plan.chunks,
+        "pp": lambda size: cluster.ring_seconds(size, stage, setup.pp),
     }
     each = sum(times[name](size * setup.batch) for name, size in sent.streams.items())
     once = sum(times[name](size) for name, size in sent.fixed.items())
@@ -200,10 +216,10 @@ def exposed_seconds(sent: StageTraffic, plan: StepPlan, cluster: Cluster) -> tup
 
 
 def data_seconds(
-    sent: StageTraffic, work: StageWork, plan: StepPlan, cluster: Cluster, compute: tuple[float, float], held: Any
+    sent: StageTraffic, work: StageWork, plan: StepPlan, cluster: Cluster, compute: PassTime, held: Any
 ) -> float:
     """Time what data parallelism adds to a step: what is sent beyond what compute covers, and what sending takes from
-    compute meanwhile. `compute` is a microbatch's forward and backward pass, `held` what `states` counts.
+    compute meanwhile. `compute` is a microbatch's, `held` what `states` counts.
 
     FSDP gathers weights for each microbatch; it reduces gradients after each, or with a pipeline or ZeRO 1 and 2 once.
     """
@@ -213,12 +229,11 @@ def data_seconds(
     reduce += cluster.ring_seconds(sent.replicated, setup.tp * size, copies)
     gathers = 1 if plan.keeps_gathered or setup.zero < 3 else passes
     reduces = 1 if setup.pp > 1 or setup.zero in (1, 2) else passes
-    forward, backward = compute
 
     def beyond(gather: float, reduce: float) -> float:
         """Half of the weights are gathered in the forward pass. The first unit's weights and the last one's gradients
         are covered by nothing."""
-        waits = max(gather / 2 - forward, 0) + max(gather / 2 + reduce - backward, 0)
+        waits = max(gather / 2 - compute.forward, 0) + max(gather / 2 + reduce - compute.backward, 0)
         return max(waits, (gather + reduce) / work.units)
 
     exposed = beyond(gather, reduce)
@@ -227,30 +242,49 @@ def data_seconds(
     return exposed + cluster.usage(setup.tp, size * copies) * max(hidden, 0)
 
 
-def bubble_share(stages: int, microbatches: int, chunks: int = 1) -> float:
-    """The share of a pipeline's time in which a stage waits: (p − 1)/(v·m + p − 1) (Narayanan et al., 2021, §2.2)."""
-    return (stages - 1) / (chunks * microbatches + stages - 1)
+def bubble_seconds(schedule: Schedule, passes: PassTime) -> float:
+    """Time what a stage of a pipeline waits in a step, whose own passes of one microbatch take so long: once for each
+    other stage, in times of a chunk's passes
+
+    - 1f1b, interleaved: F + I + W (Narayanan et al., 2021, §2.2);
+    - zero_bubble: F + I − W (Qi et al., 2023, §2, ZB-H1), and I at least;
+    - zero_bubble_v: F where all three are equal. torch's order waits as long as the longest of F, I and 2·(I − W)
+      where W ≤ F ≤ I, as they are here.
+    """
+    forward, inputs, weights = passes
+    each = passes.total
+    if schedule.kind == "zero_bubble":
+        each = max(forward + inputs - weights, inputs)
+    elif schedule.kind == "zero_bubble_v":
+        each = max(forward, inputs, 2 * (inputs - weights))
+    return (schedule.stages - 1) * each / schedule.chunks
+
+
+def bubble_share(schedule: Schedule, microbatches: int, passes: PassTime) -> float:
+    """The share of a step in which a stage of a pipeline waits: of 1f1b and interleaved (p − 1)/(v·m + p − 1)
+    (Narayanan et al., 2021, §2.2), whatever the passes take."""
+    waits = bubble_seconds(schedule, passes)
+    return waits / (microbatches * passes.total + waits)
 
 
 def predict_step(
     work: StageWork, sent: StageTraffic, plan: StepPlan, cluster: Cluster, held: Mapping[str, Any]
 ) -> StepTime:
     """Predict a step from what the slowest stage computes and sends, and from the states that it holds."""
-    forward, backward = pass_seconds(work, plan, cluster.device)
+    passes = pass_seconds(work, plan, cluster.device)
     each, once = exposed_seconds(sent, plan, cluster)
-    compute = (forward + backward) * plan.microbatches
-    waiting = each * plan.microbatches
-    share = bubble_share(plan.setup.pp, plan.microbatches, plan.chunks)
-    bubble = (compute + waiting) * share / (1 - share)
+    waits = PassTime(passes.forward + each / 2, passes.inputs + each / 2, passes.weights)  # layers wait in both
+    bubble = bubble_seconds(plan.setup.pipeline, waits)
     moved = held["gradients"] + 2 * (held["weights"] + held["optimizer"])  # states are read and written
     update = moved / (MEMORY_SHARE * cluster.device.bandwidth)
-    data = data_seconds(sent, work, plan, cluster, (forward, backward), held)
-    return StepTime(compute, waiting + once + data, bubble, update)
+    data = data_seconds(sent, work, plan, cluster, passes, held)
+    communication = each * plan.microbatches + once + data
+    return StepTime(passes.total * plan.microbatches, communication, bubble, update)
 
 
 def find_slowest(work: Mapping[int, StageWork], plan: StepPlan, device: Hardware) -> int:
     """Find the stage whose passes take longest, by its index."""
-    return max(work, key=lambda index: sum(pass_seconds(work[index], plan, device)))
+    return max(work, key=lambda index: pass_seconds(work[index], plan, device).total)
 
 
 def hold_states(spec: Any, setup: Setup, pipeline: tuple[Stage, ...]) -> dict[str, Any]:

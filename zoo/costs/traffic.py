@@ -101,12 +101,13 @@ def _context(stage: Stage, setup: Setup) -> tuple[float, str]:
 
 
 def _pipeline(stage: Stage, setup: Setup) -> tuple[float, str]:
-    """The stream to the next stage and its gradient to the one before, each rank of tp its part (Narayanan et al.,
-    2021, §4.1). Of a table that the first and the last stage read, both sum up the gradient."""
-    neighbours = (stage.index < stage.of - 1) + (stage.index > 0)
-    sent = neighbours * _stream(stage, setup) / setup.tp
-    ends = stage.of > 1 and stage.index in (0, stage.of - 1)
-    if ends and any(isinstance(row.part, Tied) and row.part.role == LOGITS for row in tabulate(stage.spec).parts):
+    """The stream of each chunk to the next one and its gradient to the one before, where these are on other stages,
+    each rank of tp its part (Narayanan et al., 2021, §4.1). Of a table that the stages of the model's first and of its
+    last layer both read, they sum up the gradient."""
+    sent = stage.schedule.count_sends(stage.index) * _stream(stage, setup) / setup.tp
+    if stage.begins != stage.finishes and any(
+        isinstance(row.part, Tied) and row.part.role == LOGITS for row in tabulate(stage.spec).parts
+    ):
         table = sum(_sharded(piece, setup) for piece in stage.pieces if piece.slot == "embedding")
         sent += table * widths(setup)[1]
     return sent, "send"

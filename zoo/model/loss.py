@@ -203,6 +203,7 @@ def _chunked_loss() -> Any:
                 found.add(logits, chunk, piece, places, weights)
                 del logits, chunk  # before the next chunk is made
             ctx.found, ctx.deposited = found, weights if head.deposits_gradients else ()
+            ctx.goes_back_twice = head.goes_back_twice
             total, terms = _weigh(sums, loss)
             ctx.mark_non_differentiable(terms)
             return total, terms
@@ -210,6 +211,9 @@ def _chunked_loss() -> Any:
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx: Any, incoming: Tensor, _: Any):  # type: ignore[override]
+            if ctx.goes_back_twice:
+                hidden, *made = ctx.found.multiplied(incoming)
+                return (None, None, hidden, None, None, *made)
             found, ctx.found = ctx.found, None  # given away, so that autograd keeps them without a copy
             if found is None:
                 raise RuntimeError("the loss went back once already, and its gradients are given away (run it again)")
@@ -248,14 +252,24 @@ class _Gradients:
             there = self.weights[place]
             self.weights[place] = each if there is None or each is None else there.add_(each)
 
+    def multiplied(self, factor: Tensor) -> list[Tensor | None]:
+        """Give the gradient of the hidden states and those of the weights, multiplied by what came in; they stay."""
+        made = [self.hidden, *self.weights]
+        return made if _is_one(factor) else [None if each is None else each * factor for each in made]
+
     def scaled(self, factor: Tensor) -> list[Tensor | None]:
         """Multiply by what came in; returns those of the weights."""
         weights, self.weights = self.weights, []
-        if factor.device.type != "cpu" or float(factor) != 1:  # reading a number on another device would wait for it
+        if not _is_one(factor):
             for each in (self.hidden, *weights):
                 if each is not None:
                     each.mul_(factor)
         return weights
+
+
+def _is_one(factor: Tensor) -> bool:
+    """Whether a factor is known to be 1: reading a number on another device would wait for it."""
+    return factor.device.type == "cpu" and float(factor) == 1
 
 
 # ---------------------------------------------------------------- chunks, blocks and the softmax

@@ -1,47 +1,65 @@
-"""Some consecutive layers of a decoder: what one stage of a pipeline computes."""
+"""Some of the layers of a decoder: what one stage of a pipeline computes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.model.tower import Decoder
 from zoo.spec import LOGITS, Stack, Tied
 
-BEFORE, AFTER = ("embedding", "position"), ("norm", "project", "pooler", "head")
-"""What stands before a stack's layers, and after them."""
+if TYPE_CHECKING:
+    from zoo.model.step import Inputs
+
+AFTER = ("norm", "project", "pooler", "head")
+"""What stands after a stack's layers."""
 
 
 class DecoderStage(Decoder):
-    """Layers `first` to `first` + len(`pattern`) of the `of` layers of a decoder, with what stands before the first one
-    and after the last one. A table that the head reads, too, and positions that act inside layers are on every stage
-    that reads them (Narayanan et al., 2021)."""
+    """The `chunks` of the `of` layers of a decoder that a stage has: of each the number of its first layer, and that
+    behind its last. With the first layer of all comes what stands before it, with the last one what stands after it. A
+    table that the head reads, too, and positions that act inside layers are on every stage that reads them (Narayanan
+    et al., 2021). A pass runs one chunk."""
 
-    first: int = 0
+    chunks: tuple[tuple[int, int], ...] = ()
     of: int = 0
 
-    @property
-    def begins(self) -> bool:
-        """Whether the first layer here is the model's first."""
-        return self.first == 0
+    def begins(self, chunk: int) -> bool:
+        """Whether a chunk begins with the model's first layer."""
+        return self.chunks[chunk][0] == 0
 
-    @property
-    def ends(self) -> bool:
-        return self.first + len(self.pattern) == self.of
+    def ends(self, chunk: int) -> bool:
+        """Whether a chunk ends with the model's last layer, so that the head follows."""
+        return self.chunks[chunk][1] == self.of
 
     @property
     def stack(self) -> Stack:
-        return Stack(self.blocks, self.pattern, first=self.first)
+        return Stack(self.blocks, self.pattern, numbers=[each for chunk in self.chunks for each in range(*chunk)])
+
+    def find_section(self, inputs: Inputs) -> tuple[range, bool]:
+        before = sum(end - start for start, end in self.chunks[: inputs.chunk])
+        start, end = self.chunks[inputs.chunk]
+        return range(before, before + end - start), self.ends(inputs.chunk)
+
+    @property
+    def has_first(self) -> bool:
+        """Whether the model's first layer is here."""
+        return any(map(self.begins, range(len(self.chunks))))
+
+    @property
+    def has_last(self) -> bool:
+        """Whether the model's last layer is here."""
+        return any(map(self.ends, range(len(self.chunks))))
+
+    @property
+    def has_position(self) -> bool:
+        return super().has_position and (self.has_first or self.position.inside)
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        whole = super().parts(d_model)
-        return {name: part for name, part in whole.items() if self._has(name, whole)}
-
-    def _has(self, name: str, whole: dict[str, Any]) -> bool:
-        if name in BEFORE:
-            inside = name == "position" and self.position.inside
-            return self.begins or inside or (name == "embedding" and self.ends and reads_table(self))
-        return self.ends if name in AFTER else True
+        here: dict[str, bool] = {name: self.has_last for name in AFTER}
+        here["embedding"] = self.has_first or (self.has_last and reads_table(self))
+        return {name: part for name, part in super().parts(d_model).items() if here.get(name, True)}
 
 
 def reads_table(tower: Any) -> bool:
@@ -50,14 +68,8 @@ def reads_table(tower: Any) -> bool:
     return any(isinstance(part, Tied) and part.role == LOGITS for part in parts)
 
 
-def cut_stages(tower: Decoder, ways: int) -> list[DecoderStage]:
-    """Cut a decoder into so many sections: as many layers in each, one more in the earlier where they do not come out
-    even."""
-    least, more = divmod(len(tower.pattern), ways)
+def take_chunks(tower: Decoder, chunks: Sequence[tuple[int, int]]) -> DecoderStage:
+    """Take some of a decoder's layers: from the first of each chunk to that behind its last."""
     own = {each.name: getattr(tower, each.name) for each in fields(tower)}
-    cut, first = [], 0
-    for index in range(ways):
-        last = first + least + (index < more)
-        cut.append(replace(DecoderStage(**own), pattern=tower.pattern[first:last], first=first, of=len(tower.pattern)))
-        first = last
-    return cut
+    pattern = tuple(kind for start, end in chunks for kind in tower.pattern[start:end])
+    return replace(DecoderStage(**own), pattern=pattern, chunks=tuple(chunks), of=len(tower.pattern))

@@ -53,7 +53,8 @@ class Inputs:
     - `targets` [B, T], the token that each position is to predict, -100 where it predicts none; they ask for a loss in
       place of logits. `loss` says how they are weighed. Of a head that reads whole rows they are its class [B, 1], or
       its numbers [B, 1, C].
-    - `stream` [B, T, D], what the layers before these gave, where those are on another stage of a pipeline.
+    - `stream` [B, T, D], what the layers before these gave, where those are in another chunk of a pipeline; `chunk` is
+      the one that runs of those that a stage has.
     """
 
     input_ids: Tensor
@@ -71,6 +72,7 @@ class Inputs:
     targets: Tensor | None = None
     loss: TokenLoss | None = None
     stream: Tensor | None = None
+    chunk: int = 0
 
 
 class QueryRun(NamedTuple):

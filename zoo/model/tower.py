@@ -137,10 +137,9 @@ class Tower(Topology):
             return self.final_norm
         return not self.blocks[self.pattern[-1]].normalises_output
 
-    @property
-    def ends(self) -> bool:
-        """Whether the last layer here is the model's last, so that the head follows."""
-        return True
+    def find_section(self, inputs: Inputs) -> tuple[range, bool]:
+        """Find the layers that a pass runs, by their places here, and whether the head follows."""
+        return range(len(self.pattern)), True
 
     @property
     def has_position(self) -> bool:
@@ -199,8 +198,9 @@ class Tower(Topology):
         loads: list[Tensor] = []
         stack, cache = self.stack, inputs.cache
         runner = m.recompute if cache is None else cache.recordings
-        for index, kind in enumerate(self.pattern):
-            step = steps[kind].for_layer(None if cache is None else cache.layers[index])
+        layers, ends = self.find_section(inputs)
+        for index in layers:
+            step = steps[self.pattern[index]].for_layer(None if cache is None else cache.layers[index])
             layer = m.blocks[stack.index(index)]
             x = layer(x, step) if runner is None else runner.run(index, layer, x, step)
             for name, loss in step.losses:
@@ -209,7 +209,7 @@ class Tower(Topology):
             loads += [torch.diff(ends, prepend=ends.new_zeros(1)) for ends in step.ends]
         if cache is not None:
             cache.end(scene.new)
-        if not self.ends:
+        if not ends:
             return Output(x, None, losses, loads=loads)
         hidden = m.norm(x) if self.has_final_norm else x
         hidden = seam.gather(m.project(hidden) if self.out_width else hidden, scene.own)

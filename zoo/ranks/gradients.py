@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from zoo.lazy import torch
@@ -10,6 +11,24 @@ from zoo.ranks.shards import make_whole, own_part
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def hold_gradients(model: Any, keeps_weights: bool) -> None:
+    """Let FSDP leave the gradients of the next backward passes alone, until `reduce_held_gradients`. What it gathered
+    it also keeps until then with `keeps_weights`, for backward passes in two halves: in the second one nothing would
+    gather it again."""
+    model.set_requires_gradient_sync(False)
+    model.set_is_last_backward(False)
+    if keeps_weights:
+        model.set_reshard_after_forward(False)
+        model.set_reshard_after_backward(False)
+
+
+def reduce_held_gradients(model: Any) -> None:
+    """Sum up what `hold_gradients` held back, as torch's own pipelines do."""
+    from torch.distributed.pipelining import PipelineStage
+
+    PipelineStage.perform_reduce_grad(SimpleNamespace(submod=model), 1)  # type: ignore[arg-type]
 
 
 def sum_common_gradients(model: Any) -> None:

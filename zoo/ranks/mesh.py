@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from zoo.ranks.schedule import Schedule
+
 WAYS = ("dp", "shard", "cp", "tp", "ep", "pp")
 """The kinds of parallelism."""
 
@@ -14,7 +16,7 @@ class Mesh:
     """How many ways a run is spread: `dp` replicas, each of whose weights lie in `shard` parts. `cp` processes have
     rows in common, of which each has its own tokens, and whose keys meet by `cp_comm`; and `tp` compute one part
     together, with rows and tokens in common. Among the former, each run of `ep` divides the experts. Of all these there
-    are as many on each of the `pp` stages of a pipeline."""
+    are as many on each of the `pp` stages of a pipeline, which compute by a `schedule` with `chunks` of layers each."""
 
     dp: int = 1
     shard: int = 1
@@ -23,11 +25,20 @@ class Mesh:
     tp: int = 1
     ep: int = 1
     pp: int = 1
+    schedule: str = "1f1b"
+    chunks: int = 1
+
+    @property
+    def pipeline(self) -> Schedule:
+        """The schedule of the stages."""
+        return Schedule(self.schedule, self.pp, self.chunks)
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the ways, and how the keys of `cp` meet where that is not as it is by default."""
-        ways = {name: getattr(self, name) for name in WAYS}
-        return {**ways, "cp_comm": self.cp_comm} if self.rings and self.cp > 1 else ways
+        """Give the ways; and how the keys of `cp` meet, and stages compute, where that is not as it is by default."""
+        found: dict[str, Any] = {name: getattr(self, name) for name in WAYS}
+        found |= {"cp_comm": self.cp_comm} if self.rings and self.cp > 1 else {}
+        plain = self.pipeline == Schedule(stages=self.pp)
+        return found if plain else {**found, "schedule": self.schedule, "chunks": self.chunks}
 
     @property
     def rings(self) -> bool:

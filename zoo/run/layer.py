@@ -33,6 +33,7 @@ class Layer(nn.Module):
     embedding_dropout = 0.0  # of the channels that go into the first layer
     compiles_loss = False  # of a head: whether its loss is compiled
     deposits_gradients = False  # of a head whose loss adds to `.grad` itself (`zoo.model.loss.deposit`)
+    goes_back_twice = False  # of a head: whether its loss goes back for inputs and for weights apart
     seam = WHOLE  # where the parts of several ranks come together
     context = WHOLE_ROWS  # of a tower: where the tokens of several ranks do
     expert_group: Any = None  # of a mixture: the ranks that have its experts
@@ -168,15 +169,16 @@ class ConvModule(nn.Module):
 
 
 class Layers(nn.ModuleList):
-    """Layers in order, under the numbers that they have in the whole model; `first` is that of the first one here."""
+    """Layers in order, under the numbers that they have in the whole model."""
 
-    def __init__(self, modules: Iterable[nn.Module], first: int) -> None:
+    def __init__(self, modules: Iterable[tuple[int, nn.Module]]) -> None:
         super().__init__()
-        for number, module in enumerate(modules, first):
+        for number, module in modules:
             self.add_module(str(number), module)
+        self.some = [*self._modules] != [str(number) for number in range(len(self))]
 
     def __getitem__(self, index: Any) -> Any:
-        return list(self._modules.values())[index] if self and "0" not in self._modules else super().__getitem__(index)
+        return list(self._modules.values())[index] if self.some else super().__getitem__(index)
 
 
 def make_module(part: Any, d_model: int) -> nn.Module:
@@ -195,7 +197,7 @@ def make_module(part: Any, d_model: int) -> nn.Module:
         case S.Sized():
             return Layer(part.spec, part.d_model)
         case S.Stack():
-            return Layers((Layer(part.kinds[kind], d_model) for kind in part.stored()), part.first)
+            return Layers((number, Layer(part.kinds[kind], d_model)) for number, kind in part.numbered())
         case S.Group():
             return nn.ModuleDict({name: make_module(inner, d_model) for name, inner in part.parts.items()})
         case S.Spec():

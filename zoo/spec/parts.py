@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -213,18 +213,23 @@ class Stack:
     """Layers in order, by name of their kind. Layers of a kind share one Spec object: counting visits it once and
     multiplies.
 
-    In a `shared` one the layers of a kind share their weights as well (ALBERT). `first` is the number of the first one
-    in the whole model, of which these may be some.
+    In a `shared` one the layers of a kind share their weights as well (ALBERT). `numbers` are those of the layers in
+    the whole model, where these are some of it.
     """
 
     kinds: Mapping[str, Spec]
     pattern: tuple[str, ...]
     shared: bool = False
-    first: int = 0
+    numbers: Sequence[int] | None = None
 
     def stored(self) -> tuple[str, ...]:
         """List the kind of each layer that has weights of its own."""
         return tuple(dict.fromkeys(self.pattern)) if self.shared else self.pattern
+
+    def numbered(self) -> Iterable[tuple[int, str]]:
+        """List the layers that have weights of their own: the number of each in the whole model, and its kind."""
+        stored = self.stored()
+        return zip(range(len(stored)) if self.numbers is None else self.numbers, stored, strict=True)
 
     def index(self, layer: int) -> int:
         """Find where the weights of a layer are among those stored."""

@@ -118,7 +118,7 @@ def _leaves_below(spec: Spec, d_model: int, prefix: str, at: str) -> Iterator[tu
     for name, part in spec.parts(d_model).items():
         path, row = prefix + name, at + name
         if isinstance(part, Stack):
-            for index, kind in enumerate(part.stored(), part.first):
+            for index, kind in part.numbered():
                 yield from _leaves_below(part.kinds[kind], d_model, f"{path}.{index}.", f"{row}.{kind}.")
         elif isinstance(part, Group):
             for inner, leaf in part.parts.items():

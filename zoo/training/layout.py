@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from zoo.costs.layer_cut import cut_layers
 from zoo.costs.shards import shard_model, spread_experts
 from zoo.lazy import torch
-from zoo.model.stage import cut_stages, reads_table
+from zoo.model.stage import reads_table, take_chunks
 from zoo.ranks.group import RankGroup
 from zoo.ranks.mesh import Mesh
 from zoo.ranks.shards import Division, Shares, Stages
@@ -33,7 +34,8 @@ class Layout:
     their own, `tokens` on tokens of their own, `context` those with rows in common and tokens of their own. `groups`
     are the ranks of tensor parallelism that have the same values, by how many they are; `of_experts` is the device mesh
     of the processes that hold the same experts, and `experts` those that have others. `stages` are the ranks of a
-    pipeline, `ends` its first and last.
+    pipeline, `ends` those with the first and the last layer where these are two; layers are cut for rows of
+    `row_tokens`.
     """
 
     mesh: Mesh
@@ -46,9 +48,10 @@ class Layout:
     experts: Any = None
     stages: Any = None
     ends: Any = None
+    row_tokens: int = 0
 
     @classmethod
-    def open(cls, mesh: Mesh, world: World, device: Any) -> Layout:
+    def open(cls, mesh: Mesh, world: World, device: Any, row_tokens: int = 0) -> Layout:
         """Make the process groups of a mesh, which all processes must do together."""
         if mesh.size == 1:
             return cls(mesh, world, world)
@@ -68,7 +71,9 @@ class Layout:
             experts = init_device_mesh(device.type, shape, mesh_dim_names=names)
             layout = replace(layout, of_experts=experts[DP, SHARD], experts=experts.get_group(EP))
         if mesh.pp > 1:
-            layout = replace(layout, stages=grid.open("pp"), ends=grid.open("pp", only=(0, mesh.pp - 1)))
+            ends = sorted({mesh.pipeline.find_stage(each) for each in (0, mesh.pipeline.n_chunks - 1)})
+            both = grid.open("pp", only=tuple(ends)) if len(ends) > 1 else None
+            layout = replace(layout, stages=grid.open("pp"), ends=both, row_tokens=row_tokens)
         return layout
 
     @property
@@ -80,8 +85,15 @@ class Layout:
 
     def take_part(self, whole: Any) -> Any:
         """Give the Spec of what a rank computes of a model."""
-        part = cut_stages(whole, self.mesh.pp)[self.stage] if self.mesh.pp > 1 else whole
-        return shard_model(spread_experts(part, self.mesh.ep), self.mesh.tp)
+        return shard_model(spread_experts(self.take_section(whole), self.mesh.ep), self.mesh.tp)
+
+    def take_section(self, whole: Any) -> Any:
+        """Give the Spec of the layers that a rank's stage has of a model."""
+        if self.mesh.pp == 1:
+            return whole
+        schedule = self.mesh.pipeline
+        cut = cut_layers(whole, self.row_tokens, schedule.n_chunks)
+        return take_chunks(whole, [cut[each] for each in schedule.list_chunks(self.stage)])
 
     def divide(self, model: Any, whole: Any) -> None:
         """Let a model that was built of a rank's part compute as a part of the whole one: with the others of its group,
@@ -95,7 +107,7 @@ class Layout:
                 model.get_submodule(path).context = SpreadContext(self.context, self.mesh.rings)
         model.set_whole(whole)
         experts = tensor = None
-        section = cut_stages(whole, self.mesh.pp)[self.stage] if self.mesh.pp > 1 else whole
+        section = self.take_section(whole)
         spread = spread_experts(section, self.mesh.ep)
         if self.experts is not None:
             experts = Division(find_cuts(section, spread, self.mesh.ep), RankGroup(self.experts))
@@ -115,7 +127,7 @@ class Layout:
         for name in table(section, section.d_model):
             if name.startswith("position.") and whole.position.inside:
                 common[name] = group
-            elif name.startswith("embedding.") and reads_table(whole):
+            elif name.startswith("embedding.") and reads_table(whole) and self.ends is not None:
                 common[name] = RankGroup(self.ends)
         return Stages(group, common)
 
@@ -127,7 +139,16 @@ class Layout:
 
         tokens = -(-settings.seq_len // self.mesh.cp // self.mesh.tp)
         autocast = choose_autocast(device, settings.arithmetic)
-        return Pipeline(model, RankGroup(self.stages), settings.objective, autocast, settings.accumulate, tokens)
+        return Pipeline(
+            model,
+            RankGroup(self.stages),
+            self.mesh.pipeline,
+            settings.objective,
+            autocast,
+            settings.accumulate,
+            tokens,
+            holds=self.tokens.size > 1 and self.mesh.weights[1] == 1,
+        )
 
     def lay_out(self, model: Any, precision: str) -> None:
         """Spread a model over the processes that have rows of their own, in place: each layer's weights by themselves,

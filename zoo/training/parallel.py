@@ -6,12 +6,13 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, PositiveInt
 
 from zoo.costs.shards import context_faults, expert_faults, pipeline_faults, shard_model
 from zoo.errors import ConfigError
 from zoo.kernels.ring import PART_KERNELS
 from zoo.ranks.mesh import Mesh
+from zoo.ranks.schedule import WHOLE_BACKWARD, Schedule
 from zoo.ranks.world import World, read_world
 from zoo.spec import Spec
 from zoo.spec.cuts import find_cut_faults, find_cuts
@@ -42,10 +43,10 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
     (Shoeybi et al., 2019, Megatron-LM), with sequence parallelism between (Korthikanti et al., 2022). `cp` processes
     have rows in common, too, and each computes with its own tokens of them (Dubey et al., 2024, Llama 3); `cp_comm`
     says how their keys meet: an `all_gather` before each layer's attention, or a `ring` on which they travel while it
-    computes (Liu et al., 2023). The `pp` stages of a pipeline have some of the layers each (Narayanan et al., 2021),
-    and take `accumulate` microbatches one after the other. One of the five may be `auto`: as many as torchrun started.
-    Among those of dp, shard and cp each run of `ep` divides the experts of a mixture, and sends tokens to theirs
-    (Lepikhin et al., 2020, GShard); `auto` is all of them.
+    computes (Liu et al., 2023). The `pp` stages of a pipeline have some of the layers each (Narayanan et al., 2021), in
+    so many `chunks`, and take `accumulate` microbatches in the order of a `schedule` (`zoo.ranks.schedule`). One of the
+    five may be `auto`: as many as torchrun started. Among those of dp, shard and cp each run of `ep` divides the
+    experts of a mixture, and sends tokens to theirs (Lepikhin et al., 2020, GShard); `auto` is all of them.
     """
 
     dp: Ways = 1
@@ -55,6 +56,8 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
     ep: Ways = 1
     pp: Ways = 1
     cp_comm: Literal["all_gather", "ring"] = "all_gather"
+    schedule: Literal["1f1b", "interleaved", "zero_bubble", "zero_bubble_v"] = "1f1b"
+    chunks: PositiveInt = 1
 
     def __post_init__(self) -> None:
         if self.cp_comm == "ring" and self.cp == 1:
@@ -62,6 +65,8 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
         open_ = [name for name, ways in self.ways.items() if ways == "auto"]
         if len(open_) > 1:
             raise ValueError(f"{' and '.join(open_)} are both auto (a number for one of them)")
+        if (fault := Schedule(self.schedule, chunks=self.chunks).find_chunk_fault()) is not None:
+            raise ValueError(fault)
 
     @property
     def ways(self) -> dict[str, int | str]:
@@ -81,11 +86,14 @@ class Parallel(Spec, axis="parallel", kind="mesh", default="mesh"):
             would = f"torchrun --nproc-per-node {stated} -m zoo train …"
             raise ConfigError(f"parallel: {said} needs {needs}, found {world.size} ({would})")
         ways = {name: left if each == "auto" else int(each) for name, each in self.ways.items()}
-        mesh = Mesh(**ways, cp_comm=self.cp_comm)
+        mesh = Mesh(**ways, cp_comm=self.cp_comm, schedule=self.schedule, chunks=self.chunks)
         ep = mesh.tokens if self.ep == "auto" else self.ep
         if mesh.tokens % ep or (mesh.weights[1] % ep and ep % mesh.weights[1]):
             found = f"ep={ep} divides neither the {mesh.tokens} processes of dp, shard and cp nor their parts"
             raise ConfigError(f"parallel: {found} (a divisor of {mesh.tokens})")
+        if mesh.pp == 1 and self.schedule != "1f1b":
+            found = f"schedule: is {self.schedule}, and pp=1 leaves no stages to order"
+            raise ConfigError(f"parallel: {found} (pp of 2 or more, or schedule=1f1b)")
         return replace(mesh, ep=ep)
 
 
@@ -138,10 +146,22 @@ def find_pipeline_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]
     faults = []
     if settings.objective.kind != "next_token":
         faults.append(f"objective: is {settings.objective.kind}, and a pipeline takes rows of text (next_token)")
-    if settings.accumulate < mesh.pp:
-        found = f"is {settings.accumulate}, and the pp={mesh.pp} stages take as many microbatches at least"
-        faults.append(f"accumulate: {found} (accumulate={mesh.pp})")
-    faults += pipeline_faults(spec, mesh.pp)
+    schedule = mesh.pipeline
+    faults += [
+        each
+        for each in (
+            schedule.find_microbatch_fault(settings.accumulate),
+            schedule.find_recompute_fault(settings.recompute),
+            schedule.find_ring_fault(mesh.cp_comm),
+        )
+        if each is not None
+    ]
+    if schedule.splits_backward and mesh.shard > 1:
+        found = (
+            f"is {mesh.shard}, and schedule={schedule.kind} keeps weights whole between the halves of a backward pass"
+        )
+        faults.append(f"parallel.shard: {found} (shard=1, or {WHOLE_BACKWARD})")
+    faults += pipeline_faults(spec, schedule)
     for name, is_on, would in (
         ("compile", settings.compile is True, "compile=false"),
         ("dropout", settings.dropout is not None, "dropout=null"),

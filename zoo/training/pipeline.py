@@ -1,16 +1,18 @@
 # B rows of a microbatch, T tokens, D model width
-"""Train over the stages of a pipeline: microbatches one after the other, one forward and one backward in turn (1F1B;
-Narayanan et al., 2021), by torch.distributed.pipelining."""
+"""Train over the stages of a pipeline: microbatches pass through its chunks of layers in the order of a schedule
+(`zoo.ranks.schedule`), by torch.distributed.pipelining."""
 
 from __future__ import annotations
 
 import functools
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from torch import nn  # noqa: TID253  (imported where a pipeline is made)
 
 from zoo.data import Batch
 from zoo.lazy import torch
+from zoo.ranks.gradients import hold_gradients, reduce_held_gradients
 from zoo.training.gradient import Gradient, move_batch
 from zoo.training.objective.base import list_inputs
 
@@ -20,37 +22,46 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.ranks.group import RankGroup
+    from zoo.ranks.schedule import Schedule
     from zoo.training.gradient import Autocast
     from zoo.training.objective import Objective
 
 
-class StageModule(nn.Module):
-    """The layers of a stage as torch's pipeline calls them: ids [B, T] or the stream [B, T, D] of the stage before in,
-    the stream or, of the last one, the loss out. What else a batch has is given to every stage."""
+class ChunkModule(nn.Module):
+    """A chunk of a stage's layers as torch's pipeline calls it: ids [B, T] or the stream [B, T, D] of the chunk before
+    in, the stream or, of the last one, the loss out. What else a batch has is given to every chunk. With
+    `splits_backward` the gradients of inputs and of weights are made apart."""
 
-    def __init__(self, model: Any, objective: Objective, autocast: Autocast) -> None:
+    def __init__(
+        self, model: Any, chunk: int, objective: Objective, autocast: Autocast, splits_backward: bool = False
+    ) -> None:
         super().__init__()
-        self.model, self.objective, self.autocast = model, objective, autocast
-        self.weight = 1.0
+        self.model, self.chunk, self.objective, self.autocast = model, chunk, objective, autocast
+        self.begins, self.ends = model.spec.begins(chunk), model.spec.ends(chunk)
+        self.splits_backward = splits_backward
+        self.start(1.0)
+
+    def start(self, weight: float) -> None:
+        """Forget the last step; each target of the next one weighs so much."""
+        self.weight = weight
         self.terms: dict[str, Tensor] = {}
         self.loads: list[Tensor] = []
 
     def forward(self, x: Tensor, **batch: Tensor) -> Tensor:
-        spec = self.model.spec
         inputs = {name: each for name, each in batch.items() if name != "targets"}
-        stream = None if spec.begins else x
+        stream = None if self.begins else x
         asked: dict[str, Any] = {}
-        if spec.ends:
+        if self.ends:
             asked = {"targets": batch["targets"], "loss": self.objective.weigh(inputs, self.weight, None)}
         with self.autocast():
-            out = self.model(**inputs, stream=stream, **asked)
+            out = self.model(**inputs, stream=stream, chunk=self.chunk, **asked)
         count = self.objective.targets(Batch(**{**dict.fromkeys(Batch._fields), **batch}))
         own = {name: loss * (self.weight * count) for name, loss in out.losses.items()}
         self.note({**out.terms, **{name: loss.detach() for name, loss in own.items()}}, out.loads)
-        result = out.loss if spec.ends else out.hidden
+        result = out.loss if self.ends else out.hidden
         for loss in own.values():
-            result = result + loss if spec.ends else _attaching().apply(result, loss)
-        return result
+            result = result + loss if self.ends else _attaching().apply(result, loss)
+        return result.clone() if self.splits_backward else result  # torch detaches it in place, which no view can be
 
     def note(self, terms: dict[str, Tensor], loads: list[Tensor]) -> None:
         """Add up the terms and the loads of a step's microbatches."""
@@ -77,14 +88,29 @@ def _attaching() -> Any:
 
 
 class Pipeline:
-    """The stages of a pipeline, of which this process is one: `group` has them all."""
+    """The stages of a pipeline, of which this process is one: `group` has them all. A rank has `tokens` of a row
+    between sub-layers. With `holds`, where no weight is sharded, FSDP sums gradients up over replicas once a step
+    instead of once a microbatch."""
 
     def __init__(
-        self, model: Any, group: RankGroup, objective: Objective, autocast: Autocast, microbatches: int, tokens: int
+        self,
+        model: Any,
+        group: RankGroup,
+        schedule: Schedule,
+        objective: Objective,
+        autocast: Autocast,
+        microbatches: int,
+        tokens: int,
+        holds: bool = False,
     ) -> None:
-        self.model, self.group, self.objective, self.microbatches = model, group, objective, microbatches
-        self.module = StageModule(model, objective, autocast)
-        self.tokens = tokens  # of a row that this rank has, between sub-layers
+        self.model, self.group, self.schedule, self.objective = model, group, schedule, objective
+        self.microbatches, self.tokens, self.holds = microbatches, tokens, holds
+        self.chunks = schedule.list_chunks(group.rank)
+        apart = schedule.splits_backward
+        self.modules = [ChunkModule(model, own, objective, autocast, apart) for own in range(len(self.chunks))]
+        if apart:
+            for path, _ in model.towers() if model.spec.has_last else ():
+                model.get_submodule(f"{path}.head" if path else "head").goes_back_twice = True
         self.names: list[str] | None = None
         self._schedules: dict[tuple[int, int], Any] = {}
 
@@ -92,61 +118,92 @@ class Pipeline:
         """Accumulate the gradient of a batch's mean loss over its microbatches, as `accumulate_gradient` does."""
         device = next(self.model.parameters()).device
         moved = move_batch(batch, device)
-        self.module.weight, self.module.terms, self.module.loads = 1 / max(whole, 1), {}, []
+        for module in self.modules:
+            module.start(1 / max(whole, 1))
         inputs = {**list_inputs(moved), "targets": moved.targets}
-        first = (moved.input_ids,) if self.model.spec.begins else ()
-        target = moved.targets if self.model.spec.ends else None
-        self._schedule(*moved.input_ids.shape).step(*first, target=target, **inputs, return_outputs=False)
-        return Gradient(self._share_terms(device), self.module.loads, self.objective.targets(batch))
+        first = (moved.input_ids,) if self.model.spec.has_first else ()
+        target = moved.targets if self.model.spec.has_last else None
+        if self.holds:
+            hold_gradients(self.model, keeps_weights=self.schedule.splits_backward)
+        self._find_schedule(*moved.input_ids.shape).step(*first, target=target, **inputs, return_outputs=False)
+        if self.holds:
+            reduce_held_gradients(self.model)
+        loads = list(chain.from_iterable(module.loads for module in self.modules))
+        return Gradient(self._share_terms(device), loads, self.objective.targets(batch))
 
-    def _schedule(self, rows: int, tokens: int) -> Any:
-        """The schedule for batches of a shape."""
+    def _find_schedule(self, rows: int, tokens: int) -> Any:
+        """Find torch's schedule for batches of a shape."""
         key = (rows, tokens)
         if key not in self._schedules:
-            from torch.distributed.pipelining import PipelineStage, Schedule1F1B
-
-            spec, device = self.model.spec, next(self.model.parameters()).device
-            size = rows // self.microbatches
-            ids = torch.empty(size, tokens, dtype=torch.long, device=device)
-            stream = torch.empty(size, self.tokens, spec.d_model, device=device, requires_grad=True)
-            stage = PipelineStage(
-                self.module,
-                self.group.rank,
-                self.group.size,
-                device,
-                input_args=ids if spec.begins else stream,
-                output_args=torch.empty((), device=device, requires_grad=True) if spec.ends else stream,
-                group=self.group.group,
-            )
+            stages = [self._make_stage(*each, rows // self.microbatches, tokens) for each in enumerate(self.chunks)]
             loss: Callable[..., Any] = lambda total, targets: total  # noqa: E731
-            self._schedules[key] = Schedule1F1B(stage, self.microbatches, loss_fn=loss, scale_grads=False)
+            own: Any = stages[0] if self.schedule.kind == "1f1b" else stages
+            made = find_schedule_class(self.schedule.kind)
+            self._schedules[key] = made(own, self.microbatches, loss_fn=loss, scale_grads=False)
         return self._schedules[key]
+
+    def _make_stage(self, own: int, chunk: int, rows: int, tokens: int) -> Any:
+        """Make what torch calls a stage of one of this process' chunks, for microbatches of so many rows."""
+        from torch.distributed.pipelining import PipelineStage
+
+        module, device = self.modules[own], next(self.model.parameters()).device
+        ids = torch.empty(rows, tokens, dtype=torch.long, device=device)
+        stream = torch.empty(rows, self.tokens, self.model.spec.d_model, device=device, requires_grad=True)
+        return PipelineStage(
+            module,
+            chunk,
+            self.schedule.n_chunks,
+            device,
+            input_args=ids if module.begins else stream,
+            output_args=torch.empty((), device=device, requires_grad=True) if module.ends else stream,
+            group=self.group.group,
+        )
 
     def _share_terms(self, device: Any) -> dict[str, Tensor]:
         """The terms of all stages, by name, on each."""
         from torch import distributed
 
+        own: dict[str, Tensor] = {}
+        for name, value in chain.from_iterable(module.terms.items() for module in self.modules):
+            own[name] = own[name] + value if name in own else value
         if self.names is None:
             found: list[Any] = [None] * self.group.size
-            distributed.all_gather_object(found, list(self.module.terms), group=self.group.group)
+            distributed.all_gather_object(found, [*own], group=self.group.group)
             self.names = list(dict.fromkeys(name for names in reversed(found) for name in names))
         zero = torch.zeros((), device=device)
-        values = torch.stack([self.module.terms.get(name, zero).detach().float() for name in self.names])
+        values = torch.stack([own.get(name, zero).detach().float() for name in self.names])
         return dict(zip(self.names, self.group.sum_up(values).unbind(), strict=True))
 
     def judge(self, batch: Batch) -> Tensor:
-        """Sum the loss of a batch over its targets: a pass through the stages, one after the other, without gradients.
+        """Sum the loss of a batch over its targets: a pass through the chunks, one after the other, without gradients.
         Every stage gets the sum."""
         from torch import distributed
 
-        spec, group = self.model.spec, self.group.group
-        stream = None
-        if not spec.begins:
-            stream = torch.empty(*batch.input_ids.shape, spec.d_model, device=batch.input_ids.device)
-            distributed.recv(stream, distributed.get_global_rank(group, self.group.rank - 1), group)
-        asked = {"targets": batch.targets} if spec.ends else {}
-        out = self.model(**list_inputs(batch), stream=stream, **asked)
-        if spec.ends:
-            return self.group.sum_up(out.terms["loss"].float())
-        distributed.send(out.hidden.contiguous(), distributed.get_global_rank(group, self.group.rank + 1), group)
-        return self.group.sum_up(torch.zeros((), device=batch.input_ids.device))
+        group, device = self.group.group, batch.input_ids.device
+        total, stream = torch.zeros((), device=device), None
+        for module, chunk in zip(self.modules, self.chunks, strict=True):
+            before, after = (self.schedule.find_stage(each) for each in (chunk - 1, chunk + 1))
+            if not module.begins and before != self.group.rank:
+                stream = torch.empty(*batch.input_ids.shape, self.model.spec.d_model, device=device)
+                distributed.recv(stream, distributed.get_global_rank(group, before), group)
+            asked = {"targets": batch.targets} if module.ends else {}
+            out = self.model(**list_inputs(batch), stream=stream, chunk=module.chunk, **asked)
+            stream = out.hidden
+            if module.ends:
+                total = out.terms["loss"].float()
+            elif after != self.group.rank:
+                distributed.send(stream.contiguous(), distributed.get_global_rank(group, after), group)
+        return self.group.sum_up(total)
+
+
+def find_schedule_class(kind: str) -> Any:
+    """Find torch's class of a schedule."""
+    from torch.distributed import pipelining
+
+    name = {
+        "1f1b": "Schedule1F1B",
+        "interleaved": "ScheduleInterleaved1F1B",
+        "zero_bubble": "ScheduleInterleavedZeroBubble",
+        "zero_bubble_v": "ScheduleZBVZeroBubble",
+    }[kind]
+    return getattr(pipelining, name)

@@ -234,7 +234,7 @@ def build_run(
     )
     batches = Batches(data.sources, settings.batch_size, settings.seq_len, settings.seed, documents, collate)
     mesh = settings.parallel.settle(world)
-    layout = Layout.open(mesh, world, device)
+    layout = Layout.open(mesh, world, device, settings.seq_len)
     rows = layout.rows
     batches.share = (rows.rank, rows.size)
     torch.manual_seed(mix_seed(settings.seed, f"rank {rows.rank}") if rows.rank else settings.seed)

@@ -23,7 +23,7 @@ from zoo.costs.memory import (
     shape_pass,
     sum_ends,
 )
-from zoo.costs.parallel import StageActivations, fullest, sum_activations
+from zoo.costs.parallel import ChunkActivations, StageActivations, fullest, sum_activations
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.states import StateRow, list_state_rows, states
 
@@ -135,14 +135,20 @@ class Memory:
         numbers = {name: made.value for name, made in kept.items()}
         found = sum_activations(self.marked, self.setup, name_layers(self.marked, numbers), *sum_ends(numbers))
         each, (first, last) = name_layers(self.marked, kept), sum_ends(kept)
-        made = StageActivations(
-            tuple((where, kind, self._count(where, kind, n), each[where, kind]) for where, kind, n, _ in found.layers),
-            first if found.first else term(0),
-            last if found.last else term(0),
-            symbol("in flight", found.in_flight) if self.setup.pp > 1 else term(1),
-            self.split,
-            symbol("gathered keys and values", found.gathered) if found.gathered else term(0),
-        )
+        chunks = [
+            ChunkActivations(
+                tuple(
+                    (where, kind, self._count(where, kind, n), each[where, kind]) for where, kind, n, _ in one.layers
+                ),
+                first if one.first else term(0),
+                last if one.last else term(0),
+                self.split,
+                symbol("gathered keys and values", one.gathered) if one.gathered else term(0),
+                symbol("in flight", one.in_flight) if self.setup.pp > 1 else term(1),
+            )
+            for one in found.chunks
+        ]
+        made = StageActivations(tuple(chunks))
         source = "sequence parallelism divides by tp (Korthikanti et al., 2022)" if self.setup.ranks > 1 else ""
         self.sheet.add("activations", round(made.bytes), BYTES, source, "memory.activations")
         return found

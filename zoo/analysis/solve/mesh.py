@@ -23,6 +23,7 @@ from zoo.costs.shards import context_faults, expert_faults, pipeline_faults
 from zoo.costs.step_time import StepPlan
 from zoo.errors import ConfigError
 from zoo.ranks.mesh import Mesh
+from zoo.ranks.schedule import Schedule
 
 STEP_TOKENS = 1 << 22
 """Tokens of a step unless given: 4 Mi, with which Llama 3 405B began (Dubey et al., 2024, §3.4.1)."""
@@ -150,33 +151,40 @@ def describe(spec: Any, prices: MeshPrices, memory: int, candidate: Candidate, p
 
 
 def list_candidates(spec: Any, search: MeshSearch) -> Iterator[Candidate]:
-    """List every legal way to take a step: meshes, sizes of a microbatch in powers of two, and ways to recompute."""
+    """List every legal way to take a step: meshes, sizes of a microbatch in powers of two, and ways to recompute. How
+    keys meet and stages compute is the set-up's."""
     sequences = search.settle_sequences(spec)
-    for mesh in list_meshes(spec, search.count, search.cluster.node, search.setup.tokens(spec), search.setup.cp_comm):
+    for mesh in list_meshes(spec, search.count, search.cluster.node, search.setup):
+        ways = [each for each in search.recompute if mesh.pipeline.find_recompute_fault(each) is None]
         batch = 1
         while batch <= LARGEST and batch * mesh.rows <= sequences:
             passes, rest = divmod(sequences, batch * mesh.rows)
-            if not rest and (mesh.pp == 1 or passes >= mesh.pp):  # 1F1B takes as many microbatches as stages at least
-                yield from (Candidate(mesh, batch, passes, each) for each in search.recompute)
+            if not rest and (mesh.pp == 1 or mesh.pipeline.find_microbatch_fault(passes) is None):
+                yield from (Candidate(mesh, batch, passes, each) for each in ways)
             batch *= 2
 
 
-def list_meshes(spec: Any, count: int, node: int, context: int, cp_comm: str = "all_gather") -> Iterator[Mesh]:
-    """List the meshes of `count` GPUs that a model can be trained on, tensor parallelism within a node."""
-    sizes = divisors(count)
+def list_meshes(spec: Any, count: int, node: int, setup: Setup) -> Iterator[Mesh]:
+    """List the meshes of `count` GPUs that a model can be trained on, tensor parallelism within a node. The rows, how
+    keys meet and how stages compute are a set-up's."""
+    sizes, context = divisors(count), setup.tokens(spec)
     tensor = [tp for tp in sizes if tp <= node and not list_tensor_faults(spec, tp)]
     contexts = [cp for cp in sizes if not list_context_faults(spec, cp, context)]
-    stages = [pp for pp in sizes if not pipeline_faults(spec, pp)]
+    pipelines = [Schedule(setup.schedule, pp, setup.chunks) if pp > 1 else Schedule() for pp in sizes]
+    pipelines = [each for each in pipelines if not pipeline_faults(spec, each)]
     experts = [ep for ep in sizes if ep == 1 or not list(expert_faults(spec, ep))]
     for tp in tensor:
-        for pp in (each for each in stages if count % (tp * each) == 0):
-            for cp in (each for each in contexts if count % (tp * pp * each) == 0):
+        for pipeline in (each for each in pipelines if count % (tp * each.stages) == 0):
+            pp = pipeline.stages
+            how: Any = {"schedule": pipeline.kind, "chunks": pipeline.chunks, "cp_comm": setup.cp_comm}
+            alone = pipeline.find_ring_fault(setup.cp_comm) is not None
+            for cp in (each for each in contexts if count % (tp * pp * each) == 0 and (each == 1 or not alone)):
                 rows = count // (tp * pp * cp)
-                for shard in divisors(rows):
+                for shard in [1] if pipeline.splits_backward else divisors(rows):
                     parts = shard * cp if shard > 1 else rows * cp
                     for ep in (each for each in experts if rows * cp % each == 0):
                         if parts % ep == 0 or ep % parts == 0:
-                            yield Mesh(dp=rows // shard, shard=shard, cp=cp, tp=tp, ep=ep, pp=pp, cp_comm=cp_comm)
+                            yield Mesh(dp=rows // shard, shard=shard, cp=cp, tp=tp, ep=ep, pp=pp, **how)
 
 
 def divisors(count: int) -> list[int]:

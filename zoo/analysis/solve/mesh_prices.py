@@ -1,7 +1,8 @@
 """Price many meshes of one model: what repeats among them is priced once.
 
-The stages of a pipeline depend on tp, pp and ep alone, states on how many ranks share the weights besides, activations
-on a microbatch and on what is computed again. So thousands of meshes take as many additions, and few prices.
+The stages of a pipeline depend on tp, pp, its schedule and ep alone, states on how many ranks share the weights
+besides, activations on a microbatch and on what is computed again. So thousands of meshes take as many additions, and
+few prices.
 """
 
 from __future__ import annotations
@@ -30,8 +31,13 @@ from zoo.costs.step_time import (
 )
 from zoo.errors import ConfigError
 
-STATES = ("tp", "pp", "ep", "cp", "dp", "zero", "replicas")
-"""The fields of a set-up that its states and its traffic depend on; `base` has the others."""
+STAGES = ("tp", "pp", "schedule", "chunks", "ep")
+"""The fields of a set-up that its stages depend on; `base` has the others."""
+
+STATES = (*STAGES, "cp", "dp", "zero", "replicas")
+"""Those that its states and its traffic depend on."""
+
+Key = tuple[int | str, ...]
 
 
 class MeshPrices:
@@ -47,16 +53,17 @@ class MeshPrices:
 
         Raises ConfigError for a pass that cannot be traced.
         """
-        activations = self._activations(setup.tp, setup.pp, setup.ep, setup.cp, setup.batch, setup.recompute)
-        passes = self._passes(setup.batch, setup.recompute == "selective")
-        return find_peak(self.spec, setup, passes, self._held(*_key(setup)), activations)[0]
+        passes = setup.pipeline.shorten(setup.accumulate)
+        activations = self._activations(_key(setup, STAGES), setup.cp, setup.batch, setup.recompute, passes)
+        traced = self._passes(setup.batch, setup.recompute == "selective")
+        return find_peak(self.spec, setup, traced, self._held(_key(setup)), activations)[0]
 
     def predict(self, plan: StepPlan) -> StepTime:
         """Predict the time of a step on the slowest stage."""
-        setup, work = plan.setup, self._work(plan.setup.tp, plan.setup.pp)
+        setup, work = plan.setup, self._work(_key(dataclasses.replace(plan.setup, ep=1), STAGES))
         slowest = find_slowest(work, plan, self.cluster.device)
-        sent = self._sent(slowest, *_key(setup))
-        return predict_step(work[slowest], sent, plan, self.cluster, self._held(*_key(setup)))
+        sent = self._sent(slowest, _key(setup))
+        return predict_step(work[slowest], sent, plan, self.cluster, self._held(_key(setup)))
 
     def _passes(self, batch: int, selective: bool) -> Mapping[str, Section]:
         recompute = "selective" if selective else "none"
@@ -65,37 +72,37 @@ class MeshPrices:
         except UnknownOperation as error:
             raise ConfigError(f"train: its peak is not known, {error}") from error
 
-    def _pipeline(self, tp: int, pp: int, ep: int) -> tuple[Stage, ...]:
-        return stages(self.spec, dataclasses.replace(self.base, tp=tp, pp=pp, ep=ep, dp=ep, replicas=1))
+    def _pipeline(self, key: Key) -> tuple[Stage, ...]:
+        setup = {**dict(zip(STAGES, key, strict=True)), "replicas": 1}
+        return stages(self.spec, dataclasses.replace(self.base, **setup, dp=setup["ep"]))  # type: ignore[arg-type]
 
-    def _held(self, *key: int) -> dict[str, Any]:
-        setup = self._setup(key)
-        return hold_states(self.spec, setup, self._pipeline(setup.tp, setup.pp, setup.ep))
+    def _held(self, key: Key) -> dict[str, Any]:
+        return hold_states(self.spec, self._setup(key), self._pipeline(key[: len(STAGES)]))
 
-    def _activations(self, tp: int, pp: int, ep: int, cp: int, batch: int, recompute: str) -> float:
-        setup = dataclasses.replace(self.base, tp=tp, pp=pp, cp=cp, batch=batch, recompute=recompute)
+    def _activations(self, key: Key, cp: int, batch: int, recompute: str, passes: int) -> float:
+        own = {**dict(zip(STAGES, key, strict=True)), "ep": 1, "accumulate": passes}
+        setup = dataclasses.replace(self.base, **own, cp=cp, batch=batch, recompute=recompute)  # type: ignore[arg-type]
         kept = count_kept(self._passes(batch, recompute == "selective"), setup)
         layers = name_layers(self.spec, kept)
-        return sum_activations(self.spec, setup, layers, *sum_ends(kept), self._pipeline(tp, pp, ep)).bytes
+        return sum_activations(self.spec, setup, layers, *sum_ends(kept), self._pipeline(key)).bytes
 
-    def _work(self, tp: int, pp: int) -> dict[int, StageWork]:
+    def _work(self, key: Key) -> dict[int, StageWork]:
         """Count what each stage computes for a sequence. Stages in the middle are alike, so few are counted."""
         saved = {name: section.bytes for name, section in self._passes(1, False).items()}
         context = self.base.tokens(self.spec)
         found: dict[Any, StageWork] = {}
-        for stage in self._pipeline(tp, pp, 1):
+        for stage in self._pipeline(key):
             alike = (tuple(stage.layers()), tuple(stage.ends.items()))
             if alike not in found:
-                found[alike] = measure_work(stage, context, saved, tp)
+                found[alike] = measure_work(stage, context, saved, int(key[STAGES.index("tp")]))
         return {each.index: each for each in found.values()}
 
-    def _sent(self, index: int, *key: int) -> StageTraffic:
-        setup = self._setup(key)
-        return count_traffic(self.spec, setup, self._pipeline(setup.tp, setup.pp, setup.ep)[index])
+    def _sent(self, index: int, key: Key) -> StageTraffic:
+        return count_traffic(self.spec, self._setup(key), self._pipeline(key[: len(STAGES)])[index])
 
-    def _setup(self, key: tuple[int, ...]) -> Setup:
-        return dataclasses.replace(self.base, **dict(zip(STATES, key, strict=True)), batch=1)
+    def _setup(self, key: Key) -> Setup:
+        return dataclasses.replace(self.base, **dict(zip(STATES, key, strict=True)), batch=1)  # type: ignore[arg-type]
 
 
-def _key(setup: Setup) -> tuple[int, ...]:
-    return tuple(getattr(setup, name) for name in STATES)
+def _key(setup: Setup, names: tuple[str, ...] = STATES) -> Key:
+    return tuple(getattr(setup, name) for name in names)

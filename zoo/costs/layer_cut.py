@@ -1,0 +1,96 @@
+"""Cut the layers of a model into the chunks of a pipeline, by the time that each layer is priced at.
+
+Price and program cut alike: `zoo.costs.parallel.stages` and `zoo.training.layout`. A layer's time is in proportion to
+its FLOPs for one sequence of so many tokens: its products, and attention over what its kind sees. An embedding looks
+up and costs nothing; the head costs its product. So Llama 3 405B has 15 layers on the first and on the last of 8
+stages, and 16 on each other (Dubey et al., 2024, Llama 3, §3.3.2, has a layer less on both for the same reason).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
+from zoo.costs.flops import is_row_wise
+from zoo.costs.rows import AttentionRow, PartRow, Priced, tabulate
+
+BEFORE, BEHIND = ("embedding", "position"), ("norm", "project", "pooler", "head")
+"""The components before a stack's layers, and those behind them. One that is not known stands behind."""
+
+
+def cut_layers(spec: Priced, context: int, chunks: int) -> tuple[tuple[int, int], ...]:
+    """Cut the layers of a model, those of all its towers one after the other, into chunks: the first layer of each and
+    the one behind its last. The slowest chunk is as fast as can be; the others are as even as that leaves them, and
+    where they do not come out even the later ones have more."""
+    return cut_evenly(time_layers(spec, context), chunks) if chunks > 1 else ((0, count_layers(spec)),)
+
+
+def count_layers(spec: Priced) -> int:
+    """Count the layers of all towers."""
+    return sum(len(tower.pattern) for tower in spec.towers().values())
+
+
+def time_layers(spec: Priced, context: int) -> list[int]:
+    """Give the FLOPs of each layer for one sequence, those of a tower's head with its last layer's."""
+    table, sums = tabulate(spec), dict[tuple[str, str | None], float]()
+    for row in table.parts:
+        if row.kind is not None or row.slot not in BEFORE:
+            sums[row.where, row.kind] = sums.get((row.where, row.kind), 0.0) + count_part(row, context)
+    for each in table.attentions:
+        sums[each.where, each.kind] = sums.get((each.where, each.kind), 0.0) + count_attention(each, context)
+    times: list[int] = []
+    for name, tower in spec.towers().items():
+        own = {kind: round(sums[name, kind] / tower.pattern.count(kind)) for kind in dict.fromkeys(tower.pattern)}
+        times += [own[kind] for kind in tower.pattern]
+        times[-1] += round(sums.get((name, None), 0.0))
+    return times
+
+
+def count_part(row: PartRow, context: int) -> float:
+    """Count the FLOPs of a part, every time that a forward pass of a sequence uses it."""
+    return row.part.flops * row.used * (1 if is_row_wise(row) else context)
+
+
+def count_attention(row: AttentionRow, context: int) -> float:
+    """Count the FLOPs of an attention that no weight explains, every time that a forward pass uses it."""
+    own = row.attention.core_flops(row.look.pairs(context, 0, context)) + row.attention.state_flops() * context
+    return (own + row.attention.pass_flops(row.tower.d_model, context, 0)) * row.used
+
+
+def cut_evenly(times: Sequence[int], count: int) -> tuple[tuple[int, int], ...]:
+    """Cut a list into so many runs of one element at least, the largest sum of which is as small as can be.
+
+    Example: 2, 2, 2, 2, 2, 2, 2, 5 in 4 runs are 2 + 2, 2 + 2, 2 + 2 + 2, 5, as none of 4 can be below 6.
+    """
+    sums = [0, *accumulate(times)]
+    latest = _find_latest(sums, count, _find_bound(sums, count))
+    runs, start = [], 0
+    for left in range(count - 1, 0, -1):
+        fair = sums[start] + (sums[-1] - sums[start]) // (left + 1)
+        end = max(bisect_right(sums, fair) - 1, start + 1, latest[left])
+        end = min(end, len(times) - left)
+        runs.append((start, end))
+        start = end
+    return (*runs, (start, len(times)))
+
+
+def _find_bound(sums: Sequence[int], count: int) -> int:
+    """Find by bisection the smallest bound on a run's sum with which so many runs do."""
+    low, high = 0, sums[-1]
+    while low < high:
+        middle = (low + high) // 2
+        if _find_latest(sums, count, middle)[count] <= 0:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _find_latest(sums: Sequence[int], count: int, bound: int) -> list[int]:
+    """For each number of runs find the first element that they reach back to from the end, none above a bound: what
+    comes before that needs others."""
+    found = [len(sums) - 1]
+    for _ in range(count):
+        found.append(min(bisect_left(sums, sums[found[-1]] - bound), found[-1]))
+    return found

@@ -1,0 +1,199 @@
+# p stages, v chunks of a stage, m microbatches, F forward pass, B backward pass, I and W its halves
+"""In what order the stages of a pipeline compute.
+
+A chunk is a run of consecutive layers, and a stage has one chunk or several. Chunk c of p stages is on stage c mod p;
+of `zero_bubble_v`, whose chunks go to the last stage and back, chunk c of the second half is on stage 2p − 1 − c.
+
+| schedule | chunks of a stage | as in |
+| --- | --- | --- |
+| 1f1b | 1 | Narayanan et al., 2021, Megatron-LM, §2.2 |
+| interleaved | 2 or more | the same: a pass of a chunk is shorter, and so is the bubble |
+| zero_bubble | 1 or more | Qi et al., 2023, Zero Bubble, ZB-H1: the gradients of weights (W) wait for idle time |
+| zero_bubble_v | 2 | Qi et al., 2023, §6, ZB-V: every stage keeps as much, and no more than the first of 1f1b |
+
+The program runs torch's schedules of these names (`zoo.training.pipeline`); the order here is theirs, for prices.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+SCHEDULES = ("1f1b", "interleaved", "zero_bubble", "zero_bubble_v")
+
+WHOLE_BACKWARD = "schedule=1f1b or interleaved"
+"""What would do where the halves of a backward pass cannot be apart."""
+
+FORWARD, BACKWARD, INPUT, WEIGHT = "F", "B", "I", "W"
+"""A pass: forward, backward; or of the backward pass the half for the inputs and the one for the weights."""
+
+ROUNDS = 3
+"""Rounds of microbatches after which nothing new happens in a stage's memory."""
+
+
+class StagePass(NamedTuple):
+    """One pass of a stage: what it is, of which of its own chunks, and of which microbatch."""
+
+    what: str
+    chunk: int
+    microbatch: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A schedule of so many `stages`, with so many `chunks` each."""
+
+    kind: str = "1f1b"
+    stages: int = 1
+    chunks: int = 1
+
+    @property
+    def n_chunks(self) -> int:
+        """Count the chunks of all stages."""
+        return self.stages * self.chunks
+
+    @property
+    def splits_backward(self) -> bool:
+        """Whether the two halves of a backward pass are apart."""
+        return self.kind in ("zero_bubble", "zero_bubble_v")
+
+    def find_stage(self, chunk: int) -> int:
+        """Find the stage that a chunk is on, by its number in the model."""
+        if self.kind == "zero_bubble_v":
+            return min(chunk, 2 * self.stages - 1 - chunk)
+        return chunk % self.stages
+
+    def list_chunks(self, stage: int) -> tuple[int, ...]:
+        """List the chunks of a stage by their numbers in the model."""
+        return tuple(chunk for chunk in range(self.n_chunks) if self.find_stage(chunk) == stage)
+
+    def count_sends(self, stage: int) -> int:
+        """Count how often a stage sends the stream of a microbatch, or its gradient, to another one."""
+        found = 0
+        for chunk in self.list_chunks(stage):
+            beside = (each for each in (chunk - 1, chunk + 1) if 0 <= each < self.n_chunks)
+            found += sum(self.find_stage(each) != stage for each in beside)
+        return found
+
+    # ------------------------------------------------------------ what it takes
+
+    @property
+    def least(self) -> int:
+        """The fewest microbatches: with fewer some stage would never have work beside the others."""
+        return 2 * self.stages - 1 if self.kind == "zero_bubble_v" else self.stages
+
+    def find_chunk_fault(self) -> str | None:
+        """Say why a stage cannot have so many chunks."""
+        least, most = {"1f1b": (1, 1), "interleaved": (2, None), "zero_bubble": (1, None)}.get(self.kind, (2, 2))
+        if least <= self.chunks <= (most or self.chunks):
+            return None
+        would = f"chunks={least}" + ("" if most else " or more")
+        would += ", or schedule=interleaved" if self.kind == "1f1b" else ""
+        return f"chunks: is {self.chunks}, and schedule={self.kind} does not take it ({would})"
+
+    def find_microbatch_fault(self, count: int) -> str | None:
+        """Say why a step cannot have so many microbatches."""
+        if count < self.least:
+            found = f"is {count}, and the pp={self.stages} stages"
+            if self.kind == "zero_bubble_v":
+                return f"accumulate: {found} take 2·pp − 1 microbatches at least (accumulate={2 * self.stages})"
+            return f"accumulate: {found} take as many microbatches at least (accumulate={self.stages})"
+        if self.kind in ("interleaved", "zero_bubble") and count % (rounds := count // self.stages):
+            would = f"accumulate={rounds * self.stages}"
+            return f"accumulate: is {count}, which the {rounds} rounds of pp={self.stages} do not divide ({would})"
+        return None
+
+    def find_recompute_fault(self, recompute: str) -> str | None:
+        """Say why a run cannot compute activations again: each half of a backward pass would, once a weight."""
+        if recompute == "none" or not self.splits_backward:
+            return None
+        found = f"recompute: is {recompute}, and schedule={self.kind} goes back in two halves"
+        return f"{found}, each of which would compute again (recompute=none, or {WHOLE_BACKWARD})"
+
+    def find_ring_fault(self, cp_comm: str) -> str | None:
+        """Say why keys cannot travel on a ring: each half of a backward pass would send them, once a weight there."""
+        if cp_comm != "ring" or not self.splits_backward:
+            return None
+        found = f"cp_comm: is ring, and schedule={self.kind} goes back in two halves"
+        return f"{found}, each of which would go round (cp_comm=all_gather, or {WHOLE_BACKWARD})"
+
+    # ------------------------------------------------------------ the order
+
+    def order(self, stage: int, microbatches: int) -> Iterator[StagePass]:
+        """List the passes of a stage in a step, the first first."""
+        if self.kind == "zero_bubble_v":
+            return (each for each in self._order_v(stage, microbatches) if each.microbatch < microbatches)
+        return self._order(stage, microbatches)
+
+    def _order(self, stage: int, microbatches: int) -> Iterator[StagePass]:
+        """Some forward passes, then one forward and one backward in turn. Microbatches go through a chunk in rounds, of
+        as many as there are stages, say. In zero_bubble W comes as many backward passes later as the stage's number."""
+        each_round = microbatches // max(1, microbatches // self.stages)
+        total, further = microbatches * self.chunks, self.stages - 1 - stage
+        twice = 2 if self.kind == "interleaved" else 1
+        early = min((self.chunks - 1) * each_round + twice * further, total)
+        last = self.chunks - 1
+        forward = self._count_up(FORWARD, lambda step: step // each_round % self.chunks)
+        back = self._count_up(
+            INPUT if self.splits_backward else BACKWARD, lambda step: last - step // each_round % self.chunks
+        )
+        weights = self._count_up(WEIGHT, lambda step: last - step // each_round % self.chunks)
+        yield from itertools.islice(forward, early)
+        for step in range(total):
+            if step < total - early:
+                yield next(forward)
+            yield next(back)
+            if self.splits_backward and step >= stage:
+                yield next(weights)
+        if self.splits_backward:
+            yield from itertools.islice(weights, min(stage, total))
+
+    @staticmethod
+    def _count_up(what: str, chunk_of: Callable[[int], int]) -> Iterator[StagePass]:
+        """List passes without end, the microbatches of each chunk in order."""
+        counts: dict[int, int] = {}
+        for step in itertools.count():
+            chunk = chunk_of(step)
+            counts[chunk] = counts.get(chunk, -1) + 1
+            yield StagePass(what, chunk, counts[chunk])
+
+    def _order_v(self, stage: int, microbatches: int) -> Iterator[StagePass]:
+        """The passes of ZB-V for as many microbatches as fill the pipeline at least."""
+        count, further = max(microbatches, self.least), self.stages - stage
+        passes = {
+            (what, chunk): self._count_up(what, lambda _, chunk=chunk: chunk)
+            for what in (FORWARD, INPUT, WEIGHT)
+            for chunk in (0, 1)
+        }
+
+        def take(*wanted: tuple[str, int]) -> Iterator[StagePass]:
+            return (next(passes[each]) for each in wanted)
+
+        down, up = [(FORWARD, 0)], [(FORWARD, 1)]
+        back = [[(INPUT, chunk), (WEIGHT, chunk)] for chunk in (0, 1)]
+        yield from take(*down * (2 * further - 1), *(up + down) * stage, *(up + back[1]) * further)
+        begun = 2 * further - 1 + stage
+        for number in range(begun, begun + count - self.stages):
+            yield from take(*(down if number < count else []), *back[0], *up, *back[1])
+        yield from take(*[(INPUT, 0), (INPUT, 1)] * stage, *back[0] * further)
+        yield from take(*[(WEIGHT, 1)] * stage, *[(WEIGHT, 0)] * stage)
+
+    def shorten(self, microbatches: int) -> int:
+        """Give the fewest microbatches, of those that are legal, with which stages keep as much as with so many."""
+        count = self.least if self.kind == "1f1b" else max(microbatches, self.least)
+        rounds = count // self.stages
+        return count if rounds <= ROUNDS else ROUNDS * (count // rounds)
+
+    def count_kept(self, stage: int, microbatches: int, sizes: Sequence[float]) -> tuple[int, ...]:
+        """Count the microbatches of each chunk whose activations a stage keeps when it keeps most. A pass of a chunk
+        keeps `sizes` until its backward pass is over, W with it."""
+        if self.kind == "1f1b":
+            return (self.stages - stage,)
+        kept, most, found = [0] * self.chunks, 0.0, (0,) * self.chunks
+        for what, chunk, _ in self.order(stage, self.shorten(microbatches)):
+            kept[chunk] += {FORWARD: 1, INPUT: 0}.get(what, -1)
+            if (size := sum(number * each for number, each in zip(kept, sizes, strict=True))) > most:
+                most, found = size, tuple(kept)
+        return found
