@@ -137,9 +137,9 @@ def count_processes(name: str, way: str) -> int:
 
 
 def spell(way: str, processes: int) -> str:
-    """A mesh by its dimensions above 1, and by how the keys of cp meet where they travel."""
-    mesh = vars(settle(way, processes))
-    return " ".join([f"{name}={size}" for name, size in mesh.items() if size > 1] + ["ring"] * ("ring" in way))
+    """A mesh by its dimensions above 1, by how the keys of cp meet where they travel, and by how stages compute."""
+    mesh = settle(way, processes).as_dict()
+    return " ".join(each if name == "cp_comm" else f"{name}={each}" for name, each in mesh.items() if each != 1)
 
 
 @contextmanager

@@ -147,13 +147,13 @@ def predict(run: Run) -> float:
     titans = run.source.startswith("titan")
     base = Setup(context=run.context, precision="amp" if titans else "megatron")
     prices = MeshPrices(load(run.model), base, cluster_of(run))
-    setup = replace(base, **run.mesh, batch=run.batch, recompute=run.recompute)
+    order = {"schedule": "interleaved", "chunks": run.chunks} if run.chunks > 1 else {}
+    setup = replace(base, **run.mesh, **order, batch=run.batch, recompute=run.recompute)
     attention = None if titans else FUSED
     keeps = titans and setup.pp > 1
     plan = StepPlan(
         setup=setup,
         microbatches=run.passes,
-        chunks=run.chunks,
         float8=run.float8,
         attention=attention,
         keeps_gathered=keeps,

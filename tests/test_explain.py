@@ -33,7 +33,7 @@ from zoo.costs.again import RECOMPUTE
 from zoo.costs.flops import count_training
 from zoo.costs.memory import count_loss
 from zoo.costs.operators import Chosen, Operator
-from zoo.costs.parallel import StageActivations
+from zoo.costs.parallel import ChunkActivations, StageActivations
 from zoo.costs.roofline import (
     TrainingStep,
     bound_run,
@@ -298,9 +298,8 @@ def some_sums(a: dict[str, Any], tokens: Any, setup: Setup, convention: str, rec
     """What the functions that a price and its explanation share make of the same numbers, or terms."""
     step = TrainingStep(a["context"], a["batch"], a["dp"], a["work"], a["mfu"], a["gpus"])
     bounds = bound_training(step, a["peak"])
-    kept = StageActivations(
-        (("", "near", a["n"], a["each"]), ("", "far", a["m"], a["more"])), a["first"], a["last"], 2, 4
-    )
+    layers = (("", "near", a["n"], a["each"]), ("", "far", a["m"], a["more"]))
+    kept = StageActivations((ChunkActivations(layers, a["first"], a["last"], 4, a["m"], 2),))
     train, hardware = count_training(a["work"], a["each"], convention, recompute)
     return {
         "loss": count_loss(a["context"] * a["each"], setup),

@@ -51,8 +51,12 @@ MODELS = {
     "even_experts": ("mixtral-tiny", ["model.n_layers=2", "model.router.balance_coef=0"]),
     "all_experts": ("mixtral-tiny", ["model.n_layers=2", "model.n_experts=4", "model.top_k=4"]),
     "recomputed": ("gpt-tiny", ["model.n_layers=2", "recompute=full"]),
+    "chunked": ("llama-tiny", [*SMALL, "model.n_layers=4"]),
+    "chunked_experts": ("mixtral-tiny", ["model.n_layers=4"]),
+    "chunked_hybrid": ("qwen3-next-tiny", []),
 }
-MICROBATCHES = {"accumulated": 2}
+CHUNKED = ("chunked", "chunked_experts", "chunked_hybrid")
+MICROBATCHES = {"accumulated": 2, **dict.fromkeys(CHUNKED, 2)}
 """Of each process, where they are several."""
 
 QUICK = ("dense",)
@@ -121,6 +125,8 @@ def compare(one, other, near=2e-4):
     assert samples[0] == samples[1] or not samples[1]  # a pipeline writes none
 
 
+INTERLEAVED, ZERO_BUBBLE = "schedule: interleaved, chunks: 2", "schedule: zero_bubble"
+SCHEDULES = (INTERLEAVED, ZERO_BUBBLE, "schedule: zero_bubble_v, chunks: 2")
 WAYS = {
     "dense": ("ddp", "fsdp", "tp", "cp", "{cp: 2, cp_comm: ring}", "pp"),
     "experts": ("ddp", "fsdp", "tp", "ep", "{dp: 2, ep: 2}", "pp"),
@@ -134,6 +140,7 @@ WAYS = {
     "schedule_free": ("ddp", "fsdp", "tp"),
     "accumulated": ("ddp", "fsdp", "tp", "cp"),
     "recomputed": ("ddp", "fsdp", "tp", "cp", "{cp: 2, cp_comm: ring}"),
+    **{name: tuple(f"{{pp: 2, {each}}}" for each in SCHEDULES) for name in CHUNKED},
 }
 """By model, how two processes share its run."""
 
@@ -155,6 +162,15 @@ MESHES = {
         "{shard: 2, cp: 2, cp_comm: ring}",
         "{pp: 2, cp: 2, cp_comm: ring}",
     ),
+    "chunked": (
+        *(f"{{pp: 2, {other}: 2, {each}}}" for other in ("dp", "tp") for each in SCHEDULES),
+        f"{{pp: 2, shard: 2, {INTERLEAVED}}}",
+        f"{{pp: 2, cp: 2, {INTERLEAVED}}}",
+        f"{{pp: 2, cp: 2, {ZERO_BUBBLE}}}",
+        f"{{pp: 4, {ZERO_BUBBLE}}}",
+    ),
+    "chunked_experts": tuple(f"{{pp: 2, dp: 2, ep: 2, {each}}}" for each in SCHEDULES),
+    "chunked_hybrid": tuple(f"{{pp: 2, {other}: 2, {each}}}" for other in ("dp", "tp") for each in SCHEDULES),
     "accumulated": ("fsdp", "hsdp", "fsdp_tp", "{cp: 2, tp: 2}"),
     "experts": (
         "hsdp",
@@ -265,7 +281,7 @@ def train_two_steps(name, processes, ways):
     model, own = MODELS[name]
     jobs = []
     for number, way in enumerate(ways):
-        parts = settle(way, processes).pp
+        parts = settle(way, processes).pipeline.least
         how = ["steps=2", "batch_size=8", f"accumulate={parts}", "sample=null", *BASE[:-1], *own]
         jobs.append((model, [*how, f"parallel={way}", f"hydra.run.dir=run-{number}"]))
     return spread_all(processes, jobs)
@@ -275,6 +291,8 @@ HELD = {
     ("experts", 4): ("fsdp", "ddp", "hsdp", "ep", "{shard: 2, tp: 2, ep: 2}", "{dp: 2, shard: 2, ep: 4}"),
     ("deep", 2): ("fsdp", "tp", "cp", "pp"),
     ("deep", 4): ("hsdp", "fsdp_tp", "{shard: 2, cp: 2}", "{pp: 2, tp: 2}", "{pp: 2, shard: 2}"),
+    ("chunked", 2): tuple(f"{{pp: 2, {each}}}" for each in SCHEDULES),
+    ("chunked", 4): (f"{{pp: 2, tp: 2, {INTERLEAVED}}}", f"{{pp: 2, shard: 2, {INTERLEAVED}}}"),
     ("latents", 2): ("fsdp", "tp", "ep"),
     ("hybrid", 2): ("fsdp", "tp", "ep"),
     ("encoder_decoder", 2): ("fsdp", "tp"),
@@ -313,6 +331,9 @@ SENT = [
     ("dense", "cp", 2),
     ("dense", "{cp: 2, cp_comm: ring}", 2),
     ("dense", "pp", 2),
+    *(("chunked", f"{{pp: 2, {each}}}", 2) for each in SCHEDULES),
+    ("chunked_experts", f"{{pp: 2, dp: 2, {INTERLEAVED}}}", 4),
+    ("chunked", f"{{pp: 2, dp: 2, {ZERO_BUBBLE}}}", 4),
     ("latents", "fsdp", 2),
     ("latents", "tp", 2),
     ("dense_latents", "{cp: 2, cp_comm: ring}", 2),

@@ -8,7 +8,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_parallel import BASE, MODELS, SMALL, compare, here, settle, spread  # noqa: F401  (a fixture)
+from test_parallel import (  # noqa: F401  (a fixture)
+    BASE,
+    INTERLEAVED,
+    MODELS,
+    SCHEDULES,
+    SMALL,
+    ZERO_BUBBLE,
+    compare,
+    here,
+    settle,
+    spread,
+)
 
 import zoo
 from zoo.checkpoint.sharded import HeldTensor, Piece, ShardedTensors, load_shards, save_shards
@@ -126,10 +137,19 @@ def test_a_checkpoint_is_written_while_training_goes_on(here, monkeypatch):  # n
             id="2-4-2",
         ),
         pytest.param([(4, "{pp: 2, shard: 2}", "async"), (4, "hsdp", "sharded")], marks=pytest.mark.slow, id="4-4"),
+        pytest.param(
+            [
+                (2, f"{{pp: 2, {INTERLEAVED}}}", "whole"),
+                (4, f"{{pp: 4, {ZERO_BUBBLE}, chunks: 1}}", "sharded"),
+                (4, f"{{pp: 2, tp: 2, {SCHEDULES[-1]}}}", "async"),
+            ],
+            marks=pytest.mark.slow,
+            id="schedules",
+        ),
     ],
 )
 def test_a_run_goes_on_in_other_shards(changes, here):  # noqa: F811
-    model, own = MODELS["dense"]
+    model, own = MODELS["chunked" if any("schedule" in way for _, way, _ in changes) else "dense"]
     common = [*BASE[:-1], *own, "sample=null", "batch_size=8", "eval_every=2", "save_every=2"]
     zoo.train(model, [*common, f"steps={2 * len(changes) + 4}", "accumulate=4", "hydra.run.dir=whole"])
     zoo.train(model, [*common, "steps=2", "accumulate=4", "checkpoint=async", "hydra.run.dir=run"])

@@ -21,8 +21,9 @@ from zoo.cli import run
 from zoo.costs import Setup, price
 from zoo.costs.cluster import Cluster
 from zoo.costs.hardware import hardware
-from zoo.costs.step_time import StepPlan, bubble_share
+from zoo.costs.step_time import PassTime, StepPlan, bubble_share
 from zoo.errors import ConfigError
+from zoo.ranks.schedule import Schedule
 from zoo.ranks.world import World
 from zoo.training.parallel import Parallel
 
@@ -36,14 +37,28 @@ def search_for(count: int, **fields) -> MeshSearch:
 
 @pytest.mark.parametrize("name", ["llama3-70b", "mixtral-8x7b", "t5-small"])
 def test_every_mesh_has_all_gpus_and_is_one_the_program_takes(name: str) -> None:
-    meshes = list(list_meshes(load(name), 32, 8, 2048))
+    meshes = list(list_meshes(load(name), 32, 8, Setup(context=2048)))
     assert len(set(meshes)) == len(meshes) > 4
     for mesh in meshes:
         assert mesh.size == 32 and mesh.tp <= 8
-        fields = {each: getattr(mesh, each) for each in ("dp", "shard", "cp", "tp", "ep", "pp")}
-        assert Parallel(**fields).settle(World(size=32)) == mesh
+        assert Parallel(**mesh.as_dict()).settle(World(size=32)) == mesh
     assert any(mesh.ep > 1 for mesh in meshes) == (name == "mixtral-8x7b")
     assert any(mesh.pp > 1 for mesh in meshes) == (name != "t5-small")
+
+
+@pytest.mark.parametrize("way", [{"schedule": "interleaved", "chunks": 2}, {"schedule": "zero_bubble"}])
+def test_pipelines_compute_by_the_schedule_of_the_set_up(way: dict) -> None:
+    spec, base = load("llama3-8b"), Setup(context=512, **way)
+    candidates = list(list_candidates(spec, search_for(8, setup=base, sequences=48)))
+    prices = MeshPrices(spec, base, Cluster(device=H100))
+    staged = [each for each in candidates if each.mesh.pp > 1]
+    assert {each.mesh.schedule for each in staged} == {way["schedule"]}
+    for each in staged:
+        assert each.mesh.pipeline.find_microbatch_fault(each.microbatches) is None
+        assert way["schedule"] == "interleaved" or (each.mesh.shard == 1 and each.recompute == "none")
+    for each in staged[:: max(1, len(staged) // 10)]:
+        setup = each.plan(base).setup
+        assert prices.count_memory(setup) == price(spec, setup)["memory"]["train_peak"], each
 
 
 def test_tokens_of_a_step_are_rounded_to_sequences_that_meshes_divide() -> None:
@@ -53,13 +68,13 @@ def test_tokens_of_a_step_are_rounded_to_sequences_that_meshes_divide() -> None:
 
 def test_tensor_parallelism_stays_on_a_node() -> None:
     spec = load("llama3-70b")
-    assert max(mesh.tp for mesh in list_meshes(spec, 32, 8, 4096)) == 8
-    assert max(mesh.tp for mesh in list_meshes(spec, 32, 4, 4096)) == 4
+    assert max(mesh.tp for mesh in list_meshes(spec, 32, 8, Setup(context=4096))) == 8
+    assert max(mesh.tp for mesh in list_meshes(spec, 32, 4, Setup(context=4096))) == 4
 
 
 def test_what_the_models_own_shard_refuses_is_left_out() -> None:
     spec = spec_of(["attention=mqa", "n_heads=3", "d_model=48"])
-    assert {mesh.tp for mesh in list_meshes(spec, 8, 8, 16)} == {1}
+    assert {mesh.tp for mesh in list_meshes(spec, 8, 8, Setup(context=16))} == {1}
 
 
 def test_microbatches_make_up_the_step() -> None:
@@ -117,16 +132,18 @@ def test_a_model_that_fits_on_no_mesh_has_the_nearest_instead() -> None:
 
 
 def test_the_bubble_is_the_formula_of_narayanan() -> None:
-    assert bubble_share(1, 1) == 0
-    assert bubble_share(4, 8) == pytest.approx(3 / 11)
-    assert bubble_share(4, 8, chunks=2) == pytest.approx(3 / 19)
+    passes = PassTime(1.0, 1.2, 0.8)
+    assert bubble_share(Schedule(), 1, passes) == 0
+    assert bubble_share(Schedule(stages=4), 8, passes) == pytest.approx(3 / 11)
+    assert bubble_share(Schedule("interleaved", 4, 2), 8, passes) == pytest.approx(3 / 19)
     spec, base = load("llama3-8b"), Setup(context=4096)
     prices = MeshPrices(spec, base, Cluster(device=H100))
     plan = StepPlan(setup=replace(base, pp=4, recompute="full"), microbatches=16)
     found = prices.predict(plan)
     sent = found.bubble / (3 / 16) - found.compute  # of all microbatches
     assert 0 < sent < found.communication
-    assert found.bubble == pytest.approx((found.compute + sent) / (1 - bubble_share(4, 16)) * bubble_share(4, 16))
+    share = bubble_share(Schedule(stages=4), 16, passes)
+    assert found.bubble == pytest.approx((found.compute + sent) / (1 - share) * share)
 
 
 def test_recomputing_and_a_pipeline_with_few_microbatches_take_longer() -> None:
