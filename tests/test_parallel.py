@@ -35,6 +35,7 @@ BASE = [
 ]
 PAIRS = ["data=jsonl", "data.path=pairs.jsonl", "data.source=q", "data.target=a", "objective=seq2seq"]
 SMALL = ["model.n_layers=2", "model.d_model=64", "model.d_ff=96"]
+DROPS = "dropout={attention: 0.1, residual: 0.1, embedding: 0.1, ffn: 0.1, layers: 0.2}"
 MODELS = {
     "dense": ("llama-tiny", SMALL),
     "deep": ("llama-tiny", ["model.n_layers=5", "model.d_model=64", "model.d_ff=96"]),
@@ -54,9 +55,13 @@ MODELS = {
     "chunked": ("llama-tiny", [*SMALL, "model.n_layers=4"]),
     "chunked_experts": ("mixtral-tiny", ["model.n_layers=4"]),
     "chunked_hybrid": ("qwen3-next-tiny", []),
+    "dropped": ("llama-tiny", [*SMALL, "model.n_layers=4", DROPS]),
+    "dropped_experts": ("mixtral-tiny", ["model.n_layers=2", "model.router.balance_coef=0", DROPS]),
+    "dropped_towers": ("t5-tiny", ["model.n_layers=2", "model.vocab_size=320", DROPS, "recompute=full"]),
+    "dropped_parallel": ("llama-tiny", [*SMALL, "model.block=parallel", DROPS]),
 }
 CHUNKED = ("chunked", "chunked_experts", "chunked_hybrid")
-MICROBATCHES = {"accumulated": 2, **dict.fromkeys(CHUNKED, 2)}
+MICROBATCHES = {"accumulated": 2, "dropped": 2, **dict.fromkeys(CHUNKED, 2)}
 """Of each process, where they are several."""
 
 QUICK = ("dense",)
@@ -141,6 +146,10 @@ WAYS = {
     "accumulated": ("ddp", "fsdp", "tp", "cp"),
     "recomputed": ("ddp", "fsdp", "tp", "cp", "{cp: 2, cp_comm: ring}"),
     **{name: tuple(f"{{pp: 2, {each}}}" for each in SCHEDULES) for name in CHUNKED},
+    "dropped": ("ddp", "fsdp", "tp", "cp", "pp", f"{{pp: 2, {INTERLEAVED}}}"),
+    "dropped_experts": ("fsdp", "tp", "cp", "ep", "pp"),
+    "dropped_towers": ("ddp", "tp"),
+    "dropped_parallel": ("tp",),
 }
 """By model, how two processes share its run."""
 
@@ -185,6 +194,8 @@ MESHES = {
     "hybrid": ("hsdp", "fsdp_tp", "{dp: 2, tp: 2, ep: 2}", "pp"),
     "latents": ("hsdp", "fsdp_tp", "{shard: 4, ep: 2}", "{pp: 2, tp: 2}"),
     "encoder_decoder": ("fsdp", "hsdp", "fsdp_tp", "{dp: 2, tp: 2}"),
+    "dropped": ("hsdp", "fsdp_tp", "{cp: 2, tp: 2}", "{pp: 2, tp: 2}", "{pp: 2, cp: 2}", "{pp: 2, shard: 2}"),
+    "dropped_experts": ("{shard: 2, tp: 2, ep: 2}", "{cp: 2, tp: 2, ep: 2}"),
 }
 """And how four do."""
 

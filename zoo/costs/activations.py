@@ -16,6 +16,7 @@ from zoo.costs.again import AGAIN, name_stored
 from zoo.costs.shadow import (
     DTYPES,
     INT64,
+    ShadowDrops,
     ShadowLayer,
     Storage,
     Tape,
@@ -28,7 +29,6 @@ from zoo.costs.shadow import (
     taping,
 )
 from zoo.costs.shadow.backward import replay_backward
-from zoo.costs.shadow.norms import dropout
 from zoo.costs.tuning import TunedModel
 
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
@@ -133,12 +133,7 @@ def _traced(spec: Any, run: PassShape, *, loops: bool = True) -> dict[str, Secti
 
 def _make_tower(tower: Any, name: str, run: PassShape) -> ShadowLayer:
     tuning = None if run.model is None else run.model.ends[name]
-    made = ShadowLayer(tower, tower.d_model, DTYPES[NAMES[run.dtype]], kernel=run.kernel, tuning=tuning)
-    if tuning is not None:
-        made.attention_dropout, made.embedding_dropout = (
-            0.5 if each in tuning.whole.drops else 0.0 for each in ("attention", "embedding")
-        )
-    return made
+    return ShadowLayer(tower, tower.d_model, DTYPES[NAMES[run.dtype]], kernel=run.kernel, tuning=tuning)
 
 
 # ---------------------------------------------------------------- long sequences through loops
@@ -218,7 +213,7 @@ class _Trace:
         shared = collect_saved(find_reached((each for step in steps.values() for each in _shared(step)), begun[0]))
         for name, block in self.tower.blocks.items():
             if loops or not block.attention.state():
-                shared |= self._layer(name, block, steps[name].for_layer(None), x)
+                shared |= self._layer(name, block, steps[name].for_layer(None, scene.drops), x)
         again = {name: step for name, step in steps.items() if name.endswith(AGAIN)} or steps
         read = shared | {each.storage: None for step in again.values() for each in _shared(step)}
         self.found[f"{self.prefix}shared"] = Section(*_described(shared), input=sum(each.nbytes for each in read))
@@ -241,11 +236,12 @@ class _Trace:
 
         m, tower = self.layer, replace_torch(self.tower)
         x = tower.embedding.lookup(m.embedding, ids, None)
-        scene = replace_torch(Scene)(tower, Inputs(ids, memory=memory if tower.causal else None))
+        drops = self.model and ShadowDrops(self.model.ends[self.where].whole.drops)
+        scene = replace_torch(Scene)(tower, Inputs(ids, memory=memory if tower.causal else None), drops=drops)
         if tower.has_position:
             x = tower.position.embed(m.position, x, scene.table_positions)
         x = tower.embedding.finish(m.embedding, x, scene.real)
-        return dropout(x, m.embedding_dropout), scene
+        return x if drops is None else drops.drop_embedding(x), scene
 
     def _end(self, shape: Any, dtype: Any) -> Any:
         m, tower, begun = self.layer, self.tower, self.tape.begin()

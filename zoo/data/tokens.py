@@ -108,6 +108,7 @@ class Batch(NamedTuple):
     - `attention_mask` [B, T|S]: 1 for a real token, where rows have padding.
     - `prefix` [B]: how many leading tokens of a row see one another.
     - `token_type_ids` [B, T]: which of its row's texts a token is of.
+    - `row_numbers` [B]: the number of each row in a run, counted from its start, from which it follows what is dropped.
     """
 
     input_ids: torch.Tensor
@@ -118,6 +119,7 @@ class Batch(NamedTuple):
     attention_mask: torch.Tensor | None = None
     prefix: torch.Tensor | None = None
     token_type_ids: torch.Tensor | None = None
+    row_numbers: torch.Tensor | None = None
 
 
 Collate = Callable[[Any, Sequence[tuple[int, int]]], Batch]
@@ -213,12 +215,13 @@ class Batches:
 
     def read(self, first: int, count: int) -> Batch:
         """Make the batch of `count` rows from row `first` on, whatever was read before."""
+        import torch
+
         numbers = range(first, first + count)
         places = [self.place(number) for number in numbers]
         rows = [self.sources[place.source].tokens.read_row(place.window, self.seq_len) for place in places]
-        return self.collate(
-            gather(rows), [(place.epoch, number) for place, number in zip(places, numbers, strict=True)]
-        )
+        keys = [(place.epoch, number) for place, number in zip(places, numbers, strict=True)]
+        return self.collate(gather(rows), keys)._replace(row_numbers=torch.tensor(numbers))
 
     def place(self, number: int) -> Place:
         """Find where a row lies."""

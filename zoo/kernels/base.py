@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.kernels.bias import Bias
+    from zoo.kernels.drop import DroppedChances
     from zoo.kernels.mask import Mask
 
 
@@ -71,8 +72,8 @@ class Call:
 class Scores:
     """How scores are made from q and k and which of them count: all that a kernel takes beside q, k and v.
 
-    `sinks` [H] are gpt-oss's learned sinks. `dropout` is the share of probabilities that is dropped. With `pages`
-    [B, P], k and v are pools of pages [N, page, K, C], and row b's keys are those of pages[b] in order.
+    `sinks` [H] are gpt-oss's learned sinks. `dropout` says which probabilities are dropped. With `pages` [B, P], k and
+    v are pools of pages [N, page, K, C], and row b's keys are those of pages[b] in order.
     """
 
     mask: Mask
@@ -81,7 +82,7 @@ class Scores:
     sinks: Tensor | None = None
     bias: Bias | None = None
     pages: Tensor | None = None
-    dropout: float = 0.0
+    dropout: DroppedChances | None = None
 
     def gather_pages(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Copy the keys and values of each row out of their pools, [B, P·page, K, C]; without pages, k and v as they

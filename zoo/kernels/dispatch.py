@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.kernels.bias import Bias
+    from zoo.kernels.drop import DroppedChances
     from zoo.kernels.mask import Mask
 
 KERNELS: dict[str, Kernel] = {
@@ -57,7 +58,7 @@ def attend(
     bias: Bias | Tensor | None = None,
     pages: Tensor | None = None,
     rows: PoolRows | None = None,
-    dropout: float = 0.0,
+    dropout: DroppedChances | None = None,
     kernel: str = "auto",
     chosen: list[Kernel] | None = None,
     again: bool = False,
@@ -70,7 +71,7 @@ def attend(
     cast to q's dtype. With `pages` [B, P] int32, k and v are pools of pages [N, page, K, C]: row b's keys are those of
     its pages in order, as many as `mask.lengths` says, and mask.n_keys is P·page. With `rows`, k and v are pools of
     slots [N, K, C], and each row's keys, mask and bias are those that it names, in place of `mask` and `bias`.
-    `dropout` is the share of probabilities that training drops, without a cache alone. `chosen` holds the kernel that
+    `dropout` says which probabilities training drops, without a cache alone. `chosen` holds the kernel that
     an earlier call with the same arguments but for the tensors chose; an empty list is given it.
     With `again` nothing of its inside is kept for the backward pass, which computes it a second time (Korthikanti et
     al., 2022). Raises KernelError when the kernel named cannot do it.
@@ -86,7 +87,7 @@ def attend(
     bias = describe_bias(bias)
     chosen = [] if chosen is None else chosen
     if not chosen:
-        ask = _ask(q, k, v, mask, softcap, sinks, bias, pages, dropout > 0)
+        ask = _ask(q, k, v, mask, softcap, sinks, bias, pages, dropout is not None)
         chosen.append(select(ask, machine_of(q.device), kernel))
     if k.dtype != q.dtype or v.dtype != q.dtype:
         k, v = k.to(q.dtype), v.to(q.dtype)  # a cache may be in another dtype
@@ -94,7 +95,7 @@ def attend(
     if again and torch.is_grad_enabled():
         from torch.utils.checkpoint import checkpoint
 
-        ask = _ask(q, k, v, mask, softcap, sinks, bias, pages, dropout > 0)
+        ask = _ask(q, k, v, mask, softcap, sinks, bias, pages, dropout is not None)
         mine = copy(mask)  # keeps what is drawn for this layer's bias until its backward pass
         chosen[0].prepare(mine, ask, q.device, q.dtype, bias)
         how = Scores(mine, scale, softcap, sinks, bias, pages, dropout)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zoo.kernels.base import Ask, Call, Kernel, Machine, Scores
-from zoo.lazy import F, torch
+from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,8 +51,8 @@ class Eager(Kernel):
             scores = scores + how.bias.dense()
         seen = None if how.mask.sees_all else how.mask.dense(q.device)
         chances = _softmax(scores, seen, how.sinks).to(v.dtype).unflatten(1, queries.shape[2:4])  # B K G T S
-        if how.dropout:
-            chances = F.dropout(chances, how.dropout)
+        if how.dropout is not None:
+            chances = how.dropout.apply(chances)
         return torch.einsum("bkgts,bskc->btkgc", chances, v).flatten(2, 3)  # B T H Cv
 
 

@@ -26,6 +26,8 @@ class SDPA(Kernel):
             return "scaled_dot_product_attention has no softcap"
         if ask.sinks:
             return "scaled_dot_product_attention has no attention sinks"
+        if ask.dropout and machine.device == "cpu":
+            return "torch has no fused kernel with dropout on a CPU"
         return None
 
     def call(self, ask: Ask) -> Call:
@@ -40,7 +42,7 @@ class SDPA(Kernel):
         k, v = how.gather_pages(k, v)
         mask, scale = how.mask, how.scale
         added = _additive(mask, q.device, q.dtype, how.bias)
-        if q.shape[1] == 1 and q.shape[2] != k.shape[2] and not how.dropout:
+        if q.shape[1] == 1 and q.shape[2] != k.shape[2] and how.dropout is None:
             return _one_query(q, k, v, added, scale)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # B H T C, B K S C
         # is_causal is aligned at the upper left: right only where there are as many queries as keys.
@@ -49,7 +51,7 @@ class SDPA(Kernel):
         if shared and _must_repeat(q, v, added):
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
             shared = False
-        given = {"dropout_p": how.dropout} if how.dropout else {}
+        given = {} if how.dropout is None else {"dropout_p": how.dropout.rate}
         y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=added, is_causal=causal, scale=scale, enable_gqa=shared, **given
         )

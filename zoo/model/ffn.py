@@ -50,7 +50,7 @@ class MLP(FFN, kind="mlp"):
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         act = m.activation if self.activation.learned else self.activation.apply
-        return m.down(act(m.up(x)))
+        return m.down(step.drop_units(act(m.up(x))))
 
 
 class Gated(FFN, kind="gated"):
@@ -76,8 +76,8 @@ class Gated(FFN, kind="gated"):
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         if self.activation.learned or not torch.is_grad_enabled():
             act = m.activation if self.activation.learned else self.activation.apply
-            return m.down(act(m.gate(x)) * m.up(x))  # the gate is freed before `up` is made
-        return m.down(multiply_gate(self.activation.apply, m.gate(x), m.up(x)))
+            return m.down(step.drop_units(act(m.gate(x)) * m.up(x)))  # the gate is freed before `up` is made
+        return m.down(step.drop_units(multiply_gate(self.activation.apply, m.gate(x), m.up(x))))
 
 
 class GatedClamped(FFN, kind="gated_clamped"):
@@ -106,7 +106,8 @@ class GatedClamped(FFN, kind="gated_clamped"):
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         gate = m.gate(x).clamp(max=self.limit)
         up = m.up(x).clamp(-self.limit, self.limit)
-        return m.down(multiply_gate(lambda gate: gate * F.sigmoid(self.alpha * gate), gate, up + 1))
+        h = multiply_gate(lambda gate: gate * F.sigmoid(self.alpha * gate), gate, up + 1)
+        return m.down(step.drop_units(h))
 
 
 def multiply_gate(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:

@@ -78,10 +78,11 @@ class MoE(FFN, kind="moe"):
         tokens = x.flatten(0, 1)  # N D
         rows = tokens[routes.tokens]  # M D
         weights = routes.weights[:, None]
+        inner = step.for_rows(routes.tokens, routes.experts)
         if self.scale_input:
-            y = self.compute(m, rows * weights.to(rows.dtype), routes, step)
+            y = self.compute(m, rows * weights.to(rows.dtype), routes, inner)
         else:
-            y = self.compute(m, rows, routes, step)
+            y = self.compute(m, rows, routes, inner)
             y = y * weights.to(y.dtype)
         y = routes.gather(y, tokens.shape[0]).unflatten(0, x.shape[:2])  # B T D
         if not self.shared:
@@ -115,7 +116,7 @@ class SpreadMoE(MoE):
     def compute(self, m: Weights, rows: Tensor, routes: Routes, step: Step) -> Tensor:
         visit = visit_experts(rows, routes.ends, m.expert_group)
         experts: Any = _Routed(m, visit.ends, visit.experts)
-        return visit.go_back(self.expert.forward(experts, visit.rows, step))
+        return visit.go_back(self.expert.forward(experts, visit.rows, step.bring(visit)))
 
 
 class _Routed:

@@ -18,6 +18,8 @@ from zoo.ranks.seam import WHOLE, WHOLE_ROWS, ContextSeam, Seam
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.model.drops import Drops
+
 
 class Scene:
     """The tokens of one pass as the layers of `spec` need them. Raises ConfigError for inputs that do not go together.
@@ -26,14 +28,16 @@ class Scene:
     are not alike, [B, T] for the new tokens alone.
     """
 
-    def __init__(self, spec: Any, inputs: Inputs, seam: Seam = WHOLE, context: ContextSeam = WHOLE_ROWS) -> None:
-        self.spec, self.causal, self.cache, self.seam, self.context = (
-            spec,
-            bool(spec.causal),
-            inputs.cache,
-            seam,
-            context,
-        )
+    def __init__(
+        self,
+        spec: Any,
+        inputs: Inputs,
+        seam: Seam = WHOLE,
+        context: ContextSeam = WHOLE_ROWS,
+        drops: Drops | None = None,
+    ) -> None:
+        self.spec, self.causal, self.cache = spec, bool(spec.causal), inputs.cache
+        self.seam, self.context, self.drops = seam, context, drops
         self.documents, self.prefix = inputs.documents, inputs.prefix
         read = self.cache is not None and self.cache.has_source  # its keys are in the cache already
         self.memory, mask = None if read else inputs.memory, inputs.memory_mask
@@ -163,7 +167,7 @@ class Scene:
             documents=self.context.own(self.documents),
             first=self.cache is None or not self.cache.longest,
             where=where,
-            dropout=m.attention_dropout if m.training else 0.0,
+            drops=self.drops,
             extra=dict(self.extra),
             seam=self.seam if self.seam.size > 1 else None,
             context=self.context if self.context.size > 1 else None,
@@ -185,7 +189,7 @@ class Scene:
             self._share(step, attention, own, where)
             self._draw(step, attention, dtype)
         if block.cross is not None:
-            step.cross = self._cross(block.cross, kernel, dtype, step.dropout)
+            step.cross = self._cross(block.cross, kernel, dtype)
         return step
 
     def _share(self, step: Step, attention: Any, own: Any, where: Any) -> None:
@@ -272,7 +276,7 @@ class Scene:
             return
         name = str(dtype).removeprefix("torch.")
         features = {**step.mask.features, "needs_grad": torch.is_grad_enabled(), "page": step.page or None}
-        features |= {"dropout": step.dropout > 0}
+        features |= {"dropout": self.drops is not None and self.drops.attention}
         later = self.past != 0 and not step.crosses
         if step.runs:
             for each in step.runs:
@@ -283,11 +287,11 @@ class Scene:
         if ask is not None:
             kernels.prepare(step.mask, ask, self.device, dtype, bias=step.bias, kernel=step.kernel)
 
-    def _cross(self, attention: Any, kernel: str, dtype: torch.dtype, dropout: float) -> Step:
+    def _cross(self, attention: Any, kernel: str, dtype: torch.dtype) -> Step:
         """Make the step of cross-attention: every query sees the whole memory but its padding and other documents."""
         tokens = None if self.memory is None else self.memory.shape[1]
         where = None if self.cache is None else self.cache.lay_out_source(tokens)
-        step = Step(Mask(self.new, 0), kernel, memory=self.memory, where=where, crosses=True, dropout=dropout)
+        step = Step(Mask(self.new, 0), kernel, memory=self.memory, where=where, crosses=True)
         if where is not None and where.table is not None:
             step.pages, step.page = where.table, where.page
             step.mask = Mask(self.new, where.table.shape[1] * where.page, causal=False, lengths=where.lengths)

@@ -34,6 +34,10 @@ class DecoderStage(Decoder):
         return self.chunks[chunk][1] == self.of
 
     @property
+    def depth(self) -> int:
+        return self.of
+
+    @property
     def stack(self) -> Stack:
         return Stack(self.blocks, self.pattern, numbers=[each for chunk in self.chunks for each in range(*chunk)])
 

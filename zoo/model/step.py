@@ -5,7 +5,7 @@ caches of one forward pass. And what goes into a tower and comes out of it."""
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from zoo.cache.cache import Cache, LayerCache, Where
     from zoo.kernels.base import Kernel
     from zoo.kernels.bias import Bias
+    from zoo.kernels.drop import DroppedChances
     from zoo.kernels.mask import Mask
     from zoo.kernels.ring import Expansion, Ring
     from zoo.kernels.rows import PoolRows
+    from zoo.model.drops import Drops
     from zoo.model.loss import TokenLoss
+    from zoo.ranks.experts import Visit
     from zoo.ranks.seam import ContextSeam, Seam
 
 
@@ -55,6 +58,7 @@ class Inputs:
       its numbers [B, 1, C].
     - `stream` [B, T, D], what the layers before these gave, where those are in another chunk of a pipeline; `chunk` is
       the one that runs of those that a stage has.
+    - `row_numbers` [B], the number of each row in a run, from which it follows what training drops.
     """
 
     input_ids: Tensor
@@ -73,6 +77,7 @@ class Inputs:
     loss: TokenLoss | None = None
     stream: Tensor | None = None
     chunk: int = 0
+    row_numbers: Tensor | None = None
 
 
 class QueryRun(NamedTuple):
@@ -102,7 +107,7 @@ class Step:
     bias: Bias | None = None  # added to the scores
     real: Tensor | None = None  # B T, True for a token that is no padding; None when all are real
     documents: Tensor | None = None  # B T, the number of each token's packed document
-    dropout: float = 0.0  # share of attention's probabilities that are dropped: 0 but in training
+    drops: Drops | None = None  # what training drops
     first: bool = True  # whether nothing came before these tokens
     where: Where | None = None  # the cache slots of these tokens and of their keys, in layers of this kind
     rows: PoolRows | None = None  # for rows that are not alike: keys are pools, and each row has a mask of its own
@@ -122,13 +127,13 @@ class Step:
     ends: list[Tensor] = field(default_factory=list)  # in training, where the rows of a router's experts end [E]
     chosen: list[Kernel] = field(default_factory=list)  # one, once a layer of this kind has attended to a cache
 
-    def for_layer(self, cache: LayerCache | None) -> Step:
-        """The step of one layer: its cache, and empty lists so that equal layers compile once."""
+    def for_layer(self, cache: LayerCache | None, drops: Drops | None = None) -> Step:
+        """The step of one layer: its cache, what it drops, and empty lists so that equal layers compile once."""
         mine = copy(self)
-        mine.cache, mine.losses, mine.ends = cache, [], []
+        mine.cache, mine.drops, mine.losses, mine.ends = cache, drops, [], []
         if self.cross is not None:
             mine.cross = copy(self.cross)
-            mine.cross.cache = cache
+            mine.cross.cache, mine.cross.drops = cache, drops
         return mine
 
     def attend(
@@ -151,7 +156,7 @@ class Step:
             k, v = (pool.unflatten(0, (-1, self.page)) for pool in (k, v))  # pages page K C
         chosen = None if self.cache is None else self.chosen
         how = {"bias": bias, "rows": rows, "pages": self.pages, "kernel": self.kernel, "chosen": chosen}
-        how |= {"again": self.again, **scores} | ({"dropout": self.dropout} if self.dropout else {})
+        how |= {"again": self.again, "dropout": self.drop_chances(q), **scores}
         return attend(q, k, v, self.mask, scale=scale, **how)  # type: ignore[arg-type]
 
     def attend_ring(
@@ -186,9 +191,26 @@ class Step:
             mine.runs, mine.mask, mine.index, mine.bias = [], span.mask, span.index, span.bias
             here = slice(first, first + span.mask.n_queries)
             keys = slice(span.mask.n_keys)
+            mine.drops = self.drops and self.drops.for_queries(here)
             found.append(mine.attend(q[:, here], k[:, keys], v[:, keys], scale, own, **scores))
             first = here.stop
         return torch.cat(found, 1)
+
+    def drop_chances(self, q: Tensor) -> DroppedChances | None:
+        """What attention drops of the probabilities of queries [B, T, H, C]."""
+        return None if self.drops is None else self.drops.drop_chances(q.shape[2], self.crosses)
+
+    def for_rows(self, tokens: Tensor, experts: Tensor) -> Step:
+        """The step of rows [M] of these tokens, each for one of its experts."""
+        return self if self.drops is None else replace(self, drops=self.drops.for_rows(tokens, experts))
+
+    def bring(self, visit: Visit) -> Step:
+        """The step of the rows of all ranks that visit the experts here."""
+        return self if self.drops is None else replace(self, drops=self.drops.bring(visit))
+
+    def drop_units(self, h: Tensor) -> Tensor:
+        """Drop some of a feed-forward's hidden units [..., F]."""
+        return h if self.drops is None else self.drops.drop_units(h)
 
     def remember(self, **new: Tensor) -> tuple[Tensor, ...]:
         """Append new tensors [B, T, …] to the cache; give each behind its earlier tokens [B, S, …], in order. With

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import NonNegativeInt, PositiveInt
 
 from zoo.errors import ConfigError
-from zoo.lazy import F, torch
+from zoo.lazy import torch
 from zoo.model.block.base import Block
 from zoo.model.embedding import TokenEmbedding
 from zoo.model.head import Head, Pooler
@@ -116,6 +116,11 @@ class Tower(Topology):
         return len(self.pattern)
 
     @property
+    def depth(self) -> int:
+        """The layers of the whole tower, of which these may be some."""
+        return len(self.pattern)
+
+    @property
     def stack(self) -> Stack:
         return Stack(self.blocks, self.pattern, self.shared_layers)
 
@@ -164,7 +169,8 @@ class Tower(Topology):
         logits, which are never whole. Raises ConfigError for inputs that this tower does not take."""
         inputs = Inputs(input_ids, attention_mask, **others)
         self.check_inputs(inputs)
-        return self.run(m, inputs, Scene(self, inputs, m.seam, m.context))
+        drops = m.dropping.begin(inputs, m.seam, m.context) if m.training and m.dropping is not None else None
+        return self.run(m, inputs, Scene(self, inputs, m.seam, m.context, drops))
 
     def check_inputs(self, inputs: Inputs) -> None:
         """Raises ConfigError for inputs that would do nothing in this tower."""
@@ -199,8 +205,10 @@ class Tower(Topology):
         stack, cache = self.stack, inputs.cache
         runner = m.recompute if cache is None else cache.recordings
         layers, ends = self.find_section(inputs)
+        drops: Any = {} if scene.drops is None else scene.drops.for_layers(stack.number_layers(layers), self.depth)
         for index in layers:
-            step = steps[self.pattern[index]].for_layer(None if cache is None else cache.layers[index])
+            own = None if cache is None else cache.layers[index]
+            step = steps[self.pattern[index]].for_layer(own, drops.get(index))
             layer = m.blocks[stack.index(index)]
             x = layer(x, step) if runner is None else runner.run(index, layer, x, step)
             for name, loss in step.losses:
@@ -234,7 +242,7 @@ class Tower(Topology):
         if self.has_position:
             x = self.position.embed(m.position, x, seam.own(context.own(scene.table_positions)))
         x = self.embedding.finish(m.embedding, x, seam.own(scene.real))
-        return F.dropout(x, m.embedding_dropout) if m.training and m.embedding_dropout else x
+        return x if scene.drops is None else scene.drops.drop_embedding(x)
 
     def _sum_loss(self, m: Weights, hidden: Tensor, targets: Tensor, loss: TokenLoss) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a head, whose vocabulary several ranks may have parts of."""
@@ -359,6 +367,7 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
         decoder_attention_mask: Tensor | None = None,
         documents: Tensor | None = None,
         decoder_documents: Tensor | None = None,
+        row_numbers: Tensor | None = None,
         **others: Any,
     ) -> Output:
         """Logits for `decoder_input_ids` [B, T] (the start token alone unless given), after reading token ids [B, S].
@@ -368,8 +377,9 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
             decoder_input_ids = torch.full_like(input_ids[:, :1], self.start_id)
         if (documents is None) != (decoder_documents is None):
             raise ConfigError("documents: number the rows of one tower (documents and decoder_documents, or neither)")
-        read = m.encoder(input_ids, attention_mask, documents=documents)
+        read = m.encoder(input_ids, attention_mask, documents=documents, row_numbers=row_numbers)
         about = {"memory": read.hidden, "memory_mask": attention_mask, "memory_documents": documents}
+        about["row_numbers"] = row_numbers
         out = m.decoder(decoder_input_ids, decoder_attention_mask, documents=decoder_documents, **about, **others)
         out.memory = read.hidden
         out.losses = {name: _sum(name, read.losses, out.losses) for name in {**read.losses, **out.losses}}

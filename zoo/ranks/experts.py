@@ -28,6 +28,10 @@ class Visit:
     sent: list[int]
     received: list[int]
 
+    def bring(self, rows: Tensor) -> Tensor:
+        """Send other rows [M, …], without a gradient, the way that the rows came: [M', …]."""
+        return self.group.send_rows(rows, self.sent, self.received)[self.order]
+
     def go_back(self, y: Tensor) -> Tensor:
         """Send what the experts made of the rows [M', D] back to where they came from: [M, D]."""
         return self.group.exchange(y[self.order.argsort()], self.received, self.sent)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from zoo import kernels, lazy
 from zoo import spec as S
 from zoo.kernels.grouped import grouped_linear
+from zoo.model.drops import Dropping
 from zoo.model.step import Output
 from zoo.ranks.seam import WHOLE, WHOLE_ROWS
 from zoo.ranks.shards import ALL
@@ -29,8 +30,7 @@ class Layer(nn.Module):
 
     kernel = "auto"  # the attention kernel's name; read by the tower, which passes it on to its layers
     recompute = None  # of a tower that computes activations a second time (`zoo.run.recompute`)
-    attention_dropout = 0.0  # share of attention's probabilities that training drops; read by the tower too
-    embedding_dropout = 0.0  # of the channels that go into the first layer
+    dropping: Dropping | None = None  # of a tower: what training drops
     compiles_loss = False  # of a head: whether its loss is compiled
     deposits_gradients = False  # of a head whose loss adds to `.grad` itself (`zoo.model.loss.deposit`)
     goes_back_twice = False  # of a head: whether its loss goes back for inputs and for weights apart

@@ -53,8 +53,7 @@ def may_pay(run: Run) -> bool:
     """Whether a trial is worth its time: on a CPU, for steps of one shape, where those left would take minutes."""
     settings = run.settings
     fits = settings.objective.every_token and not run.batches.documents and settings.recompute != "selective"
-    plain = settings.recipe is None and not (settings.dropout and settings.dropout.layers) and not is_hosted()
-    fits = fits and plain and run.world.size == 1
+    fits = fits and settings.recipe is None and not is_hosted() and run.world.size == 1
     if run.device.type != "cpu" or not fits or "compiler" not in machine_of(run.device).packages:
         return False
     held = run.held_out[0].batches

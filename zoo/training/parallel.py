@@ -162,12 +162,8 @@ def find_pipeline_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]
         )
         faults.append(f"parallel.shard: {found} (shard=1, or {WHOLE_BACKWARD})")
     faults += pipeline_faults(spec, schedule)
-    for name, is_on, would in (
-        ("compile", settings.compile is True, "compile=false"),
-        ("dropout", settings.dropout is not None, "dropout=null"),
-    ):
-        if is_on:
-            faults.append(f"{name}: goes with no pipeline yet, found pp={mesh.pp} ({would}, or parallel.pp=1)")
+    if settings.compile is True:
+        faults.append(f"compile: goes with no pipeline yet, found pp={mesh.pp} (compile=false, or parallel.pp=1)")
     return faults
 
 
@@ -204,7 +200,6 @@ def find_tensor_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
     faults += [f"tp: {line}" for line in find_wide_norms(spec)]
     for name, is_on, would in (
         ("objective", settings.objective.kind == "distil", "objective=causal"),
-        ("dropout", settings.dropout is not None, "dropout=null"),
         ("compile", settings.compile is True, "compile=false"),
     ):
         if is_on:

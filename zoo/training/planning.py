@@ -132,7 +132,7 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
         faults.append(f"precision: {settings.precision} {idle} (precision=bf16 would do)")
     faults += Start.of(settings).find_faults(trained, fp8=settings.recipe is not None)
     if settings.dropout:
-        faults += settings.dropout.find_faults(spec, settings.compile is True, settings.recipe is not None)
+        faults += settings.dropout.find_faults(spec, settings.recipe is not None)
     special = settings.objective.count_special(settings.seq_len)
     if data.tokenizer.kind == "bpe" and (size := special + (data.tokenizer.vocab_size or BPE_SIZE)) > spec.vocab_size:
         left = spec.vocab_size - special

@@ -262,7 +262,7 @@ def build_run(
     if line := start.restrict(model):
         show.say(line)
     if settings.dropout:
-        settings.dropout.apply(model)
+        settings.dropout.apply(model, settings.seed)
     if settings.pure:
         lower_weights(model)
     layout.lay_out(model, settings.precision)

@@ -2,7 +2,7 @@
 
 from zoo.costs.shadow.cache import ShadowCache
 from zoo.costs.shadow.dtypes import INT64
-from zoo.costs.shadow.layer import ShadowLayer
+from zoo.costs.shadow.layer import ShadowDrops, ShadowLayer
 from zoo.costs.shadow.names import DTYPES
 from zoo.costs.shadow.recording import Node, Storage, Tape, UnknownOperation, named_failures, taping
 from zoo.costs.shadow.reductions import cross_entropy
@@ -16,6 +16,7 @@ __all__ = [
     "Node",
     "Shadow",
     "ShadowCache",
+    "ShadowDrops",
     "ShadowLayer",
     "Storage",
     "Tape",

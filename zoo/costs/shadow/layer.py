@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 from zoo import spec as S
 from zoo.costs.shadow.dtypes import BFLOAT16, FLOAT32, ShadowDtype
 from zoo.costs.shadow.elementwise import add, multiply
-from zoo.costs.shadow.norms import dropout
+from zoo.costs.shadow.norms import drop_values, dropout
 from zoo.costs.shadow.products import conv1d, embedding, grouped_linear, linear
 from zoo.costs.shadow.recording import (
     UnknownOperation,
@@ -22,15 +23,33 @@ from zoo.costs.shadow.tensor import is_shadow, make_result, make_shadow
 from zoo.costs.tuning import PartTuning
 from zoo.ranks.seam import WHOLE, WHOLE_ROWS
 
-BRANCHES, DOWN = ("attention", "ffn"), "down"
-"""Axes whose outputs join the residual stream, and the product that reads hidden units: what `zoo.training.dropout`
-hooks, too."""
+BRANCHES = ("attention", "ffn")
+"""Axes whose outputs join the residual stream: what `zoo.training.dropout` hooks, too."""
+
+
+class ShadowDrops:
+    """Stand in for `zoo.model.drops.Drops`: what a pass drops, by the names of the rates above 0."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self.names = names
+        self.attention = "attention" in names
+
+    def for_rows(self, *_: Any) -> ShadowDrops:
+        return self
+
+    def drop_embedding(self, x: Any) -> Any:
+        return drop_values(x) if "embedding" in self.names else x
+
+    def drop_units(self, h: Any) -> Any:
+        return drop_values(h) if "ffn" in self.names else h
+
+    def drop_chances(self, *_: Any) -> Any:
+        return SimpleNamespace(rate=0.5, apply=drop_values) if self.attention else None
 
 
 class Weighted:
-    """A callable part with a weight and perhaps a bias. A run may drop some of its input, and give it an adapter."""
+    """A callable part with a weight and perhaps a bias. A run may give it an adapter."""
 
-    drops_input = False
     adapter: tuple[Any, Any] | None = None  # the matrices a and b
     drops_adapted = False
 
@@ -43,8 +62,6 @@ class Weighted:
     def __call__(self, *given: Any, **options: Any) -> Any:
         with current_tape().inside(self.name):
             x, *others = given
-            if self.drops_input:
-                x = dropout(x)
             return _named(self._adapt(self.run(x, *others, **options), x, options.get("offsets")))
 
     def _adapt(self, y: Any, x: Any, offsets: Any) -> Any:
@@ -110,7 +127,7 @@ class ShadowLayer:
     branch = False  # whether it stands in a block, and its result joins the residual stream
     blocks: list[ShadowLayer]  # of a tower whose own pass is run
     recompute = None  # a pass that is priced is priced as it is; what is computed again is deducted by the price
-    attention_dropout = embedding_dropout = 0.0
+    dropping = None  # what a pass drops is given to its Scene (`ShadowDrops`)
     seam, context = WHOLE, WHOLE_ROWS
 
     def __init__(
@@ -146,7 +163,7 @@ class ShadowLayer:
         """Drop some of what a branch gives, or all of it in some rows, as `zoo.training.dropout` hooks it."""
         drops = self._tuning.whole.drops if self._tuning is not None and self.branch else ()
         if "residual" in drops:
-            result = dropout(result)
+            result = drop_values(result)
         if "layers" in drops:
             kept = make_result("kept", [], (result.shape[0], 1, 1), result.dtype)
             result = multiply(result, kept)
@@ -186,7 +203,7 @@ def part_of(name: str, part: Any, d_model: int, dtype: ShadowDtype) -> Any:
 
 
 def set_tuning(name: str, made: Any, tuning: PartTuning) -> None:
-    """Let a part train as a run says: freeze its weights, adapt it, drop what goes into it."""
+    """Let a part train as a run says: freeze its weights, adapt it."""
     if is_shadow(made):
         made.wants_grad = made.wants_grad and name not in tuning.frozen
     elif isinstance(made, dict):
@@ -198,7 +215,6 @@ def set_tuning(name: str, made: Any, tuning: PartTuning) -> None:
         for leaf in ("weight", "bias"):
             if f"{name}.{leaf}" in tuning.frozen and (held := getattr(made, leaf)) is not None:
                 held.wants_grad = False
-        made.drops_input = "ffn" in tuning.whole.drops and name.split(".")[-1] == DOWN
         if name in tuning.adapted:
             *experts, d_out, d_in = made.weight.shape
             rank, dtype = tuning.whole.rank, made.weight.dtype

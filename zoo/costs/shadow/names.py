@@ -162,7 +162,7 @@ def _attention(
     enable_gqa: bool = False,
     dropout_p: float = 0.0,
 ) -> Any:
-    return attend_torch(q, k, v, attn_mask, is_causal, dropout_p)
+    return attend_torch(q, k, v, attn_mask, is_causal)
 
 
 _ACTIVATIONS = ("gelu", "hardswish", "leaky_relu", "mish", "relu", "relu6", "sigmoid", "silu", "softplus")

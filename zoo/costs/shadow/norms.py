@@ -49,21 +49,26 @@ def dropout(x: Any, p: float = 0.5, training: bool = True) -> Any:
     return make_result("dropout", [x], x.shape, x.dtype, saves=[kept])
 
 
+def drop_values(x: Any) -> Any:
+    """Apply `zoo.kernels.drop.drop_values`, which saves a byte for each value on every device."""
+    return make_result("dropout", [x], x.shape, x.dtype, saves=[make_result("dropped", [], x.shape, BOOL)])
+
+
 def _present(*tensors: Any) -> list[Any]:
     return [each for each in tensors if each is not None]
 
 
-def attend_torch(q: Any, k: Any, v: Any, mask: Any, causal: bool = False, dropped: float = 0.0) -> Any:
+def attend_torch(q: Any, k: Any, v: Any, mask: Any, causal: bool = False) -> Any:
     """Apply torch's SDPA to q [B, H, T, C], k [B, K, S, C], v [B, K, S, Cv]: [B, H, T, Cv], laid out as [B, T, H, Cv].
 
     A fused kernel keeps those, the result and the logarithm of each row's sum. On a CPU there is none for values of
-    another width than keys, nor for a bias that learns, nor for dropout.
+    another width than keys, nor for a bias that learns.
     """
     q, k, v, mask = cast_for_autocast(q, k, v, mask)
-    fused = q.is_cuda or (q.shape[3] == v.shape[3] and not wants_gradient(mask) and not dropped)
+    fused = q.is_cuda or (q.shape[3] == v.shape[3] and not wants_gradient(mask))
     if not fused:
         with current_tape().set(autocast=None):
-            return _attend_unfused(q, k, v, mask, causal, dropped)
+            return _attend_unfused(q, k, v, mask, causal)
     batch, heads, tokens, _ = q.shape
     width = v.shape[3]
     sums = make_result("sdpa_lse", [], (batch, heads, tokens), FLOAT32)
@@ -82,7 +87,7 @@ def fused_attention(q: Any, k: Any, v: Any) -> Any:
     return make_result("attention", [q, k, v], shape, q.dtype, saves=[q, k, v, sums], saves_result=True)
 
 
-def _attend_unfused(q: Any, k: Any, v: Any, mask: Any, causal: bool, dropped: float) -> Any:
+def _attend_unfused(q: Any, k: Any, v: Any, mask: Any, causal: bool) -> Any:
     """Apply SDPA's math path: in float32, with the square root of the scale on q and k, and a dense causal mask."""
     dtype = q.dtype
     if k.shape[1] != q.shape[1]:
@@ -93,4 +98,4 @@ def _attend_unfused(q: Any, k: Any, v: Any, mask: Any, causal: bool, dropped: fl
     scores = matmul(multiply(q, 1.0), multiply(k, 1.0).transpose(-1, -2))
     if mask is not None:
         scores = add(scores, mask)
-    return matmul(dropout(softmax(scores, -1), dropped), v).to(dtype)
+    return matmul(softmax(scores, -1), v).to(dtype)

@@ -123,7 +123,7 @@ class Disentangled(SoftmaxAttention, kind="disentangled"):
         k, v = step.remember(k=k, v=v)  # B S H C
         scale = (self.head_dim * (1 + len(self.types))) ** -0.5 if self.scale is None else self.scale
         bias = self._position_scores(m, q, k.to(q.dtype), step, scale) if self.types else step.bias
-        how = {"kernel": step.kernel, "again": step.again, "dropout": step.dropout}
+        how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_chances(q)}
         y = attend(q, k, v, step.mask, scale=scale, bias=bias, **how)
         return m.o(y.flatten(-2))  # B T D
 

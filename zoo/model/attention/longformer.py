@@ -99,5 +99,5 @@ class Longformer(SoftmaxAttention, kind="longformer"):
         """Attend by these projections of q, k and v: [B, T, H, C]."""
         q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in parts)  # B T H C
         q, k = self.position.rotate(q, step.tables), self.position.rotate(k, step.tables)
-        how = {"kernel": step.kernel, "again": step.again, "dropout": step.dropout}
+        how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_chances(q)}
         return attend(q, k, v, mask, scale=self.head_dim**-0.5, bias=step.bias, **how)

@@ -1,0 +1,128 @@
+# B rows, T tokens, D model width, M rows of experts, F hidden units, L layers
+"""What a pass in training drops: each value by its row, token, layer, place in the layer and channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from zoo.kernels.drop import GOLDEN, DroppedChances, drop_values, mix, take_high
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from zoo.model.step import Inputs
+    from zoo.ranks.experts import Visit
+    from zoo.ranks.seam import ContextSeam, Seam
+
+PLACES = ("embedding", "attention", "cross", "ffn", "units", "chances", "cross chances")
+"""The places in a tower where values are dropped: its input, what a branch of a layer gives, hidden units, attention's
+probabilities."""
+KEYS = {place: ((number + 1) * GOLDEN + (1 << 63)) % (1 << 64) - (1 << 63) for number, place in enumerate(PLACES)}
+SKIPS = GOLDEN ^ 1  # sets what leaves out a branch apart from what drops its channels
+
+
+@dataclass(frozen=True)
+class Dropping:
+    """The shares that a tower drops in training (`zoo.training.dropout`), and the seed that decides which."""
+
+    seed: int
+    attention: float = 0.0
+    residual: float = 0.0
+    embedding: float = 0.0
+    ffn: float = 0.0
+    layers: float = 0.0
+
+    def begin(self, inputs: Inputs, seam: Seam, context: ContextSeam) -> Drops:
+        """Make the keys of a pass. Rows have the numbers that a run gives them; in a pass without them they are drawn
+        from torch's own generator."""
+        ids = inputs.input_ids
+        numbers = inputs.row_numbers
+        if numbers is None:
+            numbers = torch.randint(1 << 62, ids.shape[:1]).to(ids.device)
+        rows = mix(numbers * GOLDEN + (self.seed - (1 << 63)))  # B
+        tokens = mix(rows[:, None] + torch.arange(ids.shape[1], device=ids.device) * GOLDEN)  # B T
+        tokens = context.own(tokens)
+        own = seam.own(tokens)
+        assert own is not None
+        return Drops(self, rows, tokens, own, seam.rank)
+
+
+@dataclass(frozen=True)
+class Drops:
+    """The keys of a pass: of its `rows` [B], of the `tokens` [B, T] that sub-layers here compute, and of the rank's
+    `own` tokens of the stream [B, T']. In a layer also the `layer`'s key and the rate at which its branches are left
+    out. `rank` is that of tensor parallelism."""
+
+    dropping: Dropping
+    rows: Tensor
+    tokens: Tensor
+    own: Tensor
+    rank: int = 0
+    layer: Tensor | None = None
+    skipped: Tensor | None = None
+
+    @property
+    def attention(self) -> bool:
+        """Whether it drops probabilities of attention."""
+        return self.dropping.attention > 0
+
+    def for_layers(self, layers: Mapping[int, int], depth: int) -> dict[int, Drops]:
+        """The drops of some layers of a tower of so many, given with their numbers in it. What differs between them is
+        in tensors, so that equal layers compile once."""
+        numbers = torch.tensor([number + 1 for number in layers.values()], device=self.rows.device)
+        rates = self.dropping.layers * numbers / depth
+        each = zip(layers, mix(numbers).unbind(), rates.unbind(), strict=True)
+        return {layer: replace(self, layer=key, skipped=rate) for layer, key, rate in each}
+
+    def for_queries(self, where: slice) -> Drops:
+        """The drops of some of the tokens."""
+        return replace(self, tokens=self.tokens[:, where])
+
+    def for_rows(self, tokens: Tensor, experts: Tensor) -> Drops:
+        """The drops of rows [M] of these tokens, each for one of its experts."""
+        return replace(self, tokens=mix(self.tokens.flatten()[tokens] + (experts + 1) * GOLDEN))
+
+    def bring(self, visit: Visit) -> Drops:
+        """The drops of the rows of all ranks that visit the experts here."""
+        return replace(self, tokens=visit.bring(self.tokens))
+
+    def drop_embedding(self, x: Tensor) -> Tensor:
+        """Drop channels of the first layer's input [B, T', D]."""
+        rate = self.dropping.embedding
+        return self._drop(x, self.own, "embedding", rate) if rate else x
+
+    def drop_branch(self, y: Tensor, place: str, whole: bool) -> Tensor:
+        """Drop channels of what a branch gives, or in some rows all of it (stochastic depth): [B, T, D] of the tokens
+        that are computed here where it is `whole`, else of the rank's own."""
+        if self.dropping.residual:
+            y = self._drop(y, self.tokens if whole else self.own, place, self.dropping.residual)
+        if self.dropping.layers:
+            assert self.skipped is not None
+            chance = take_high(self._key(self.rows ^ SKIPS, place)).double() / (1 << 32) + 0.5
+            kept = (chance >= self.skipped).float() / (1 - self.skipped)
+            y = y * kept.to(y.dtype)[:, None, None]
+        return y
+
+    def drop_units(self, h: Tensor) -> Tensor:
+        """Drop hidden units [B, T, F] or, of experts, [M, F]: the rank's own of tensor parallelism."""
+        rate = self.dropping.ffn
+        return self._drop(h, self.tokens, "units", rate, self.rank * h.shape[-1]) if rate else h
+
+    def drop_chances(self, heads: int, crosses: bool) -> DroppedChances | None:
+        """What attention with so many heads here drops of its probabilities."""
+        if not self.attention:
+            return None
+        place = "cross chances" if crosses else "chances"
+        return DroppedChances(self.dropping.attention, self._key(self.tokens, place), self.rank * heads)
+
+    def _drop(self, x: Tensor, keys: Tensor, place: str, rate: float, first: int = 0) -> Tensor:
+        return drop_values(x, self._key(keys, place)[..., None], rate, first)
+
+    def _key(self, keys: Tensor, place: str) -> Tensor:
+        """Mix the keys of rows or tokens with a place in this layer."""
+        within = keys + KEYS[place]
+        return mix(within if self.layer is None else within + self.layer)
