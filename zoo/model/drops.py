@@ -27,9 +27,11 @@ SKIPS = GOLDEN ^ 1  # sets what leaves out a branch apart from what drops its ch
 
 @dataclass(frozen=True)
 class Dropping:
-    """The shares that a tower drops in training (`zoo.training.dropout`), and the seed that decides which."""
+    """The shares that a tower drops in training (`zoo.training.dropout`), and the seed that decides which. `width` is
+    that of the widest tensor that it drops of."""
 
     seed: int
+    width: int
     attention: float = 0.0
     residual: float = 0.0
     embedding: float = 0.0
@@ -48,19 +50,22 @@ class Dropping:
         tokens = context.own(tokens)
         own = seam.own(tokens)
         assert own is not None
-        return Drops(self, rows, tokens, own, seam.rank)
+        columns = mix(torch.arange(max(self.width, ids.shape[1]), device=ids.device) * GOLDEN)
+        return Drops(self, rows, tokens, own, columns, seam.rank)
 
 
 @dataclass(frozen=True)
 class Drops:
     """The keys of a pass: of its `rows` [B], of the `tokens` [B, T] that sub-layers here compute, and of the rank's
-    `own` tokens of the stream [B, T']. In a layer also the `layer`'s key and the rate at which its branches are left
-    out. `rank` is that of tensor parallelism."""
+    `own` tokens of the stream [B, T'], and of `columns`: channels, heads, or the keys that a query sees. They are made
+    here, as Inductor may compute an arange in the hash wrong (torch 2.13, on a CPU). In a layer also the `layer`'s key
+    and the rate at which its branches are left out. `rank` is that of tensor parallelism."""
 
     dropping: Dropping
     rows: Tensor
     tokens: Tensor
     own: Tensor
+    columns: Tensor
     rank: int = 0
     layer: Tensor | None = None
     skipped: Tensor | None = None
@@ -117,10 +122,11 @@ class Drops:
         if not self.attention:
             return None
         place = "cross chances" if crosses else "chances"
-        return DroppedChances(self.dropping.attention, self._key(self.tokens, place), self.rank * heads)
+        own = self.columns[self.rank * heads : (self.rank + 1) * heads]
+        return DroppedChances(self.dropping.attention, self._key(self.tokens, place), own, self.columns)
 
     def _drop(self, x: Tensor, keys: Tensor, place: str, rate: float, first: int = 0) -> Tensor:
-        return drop_values(x, self._key(keys, place)[..., None], rate, first)
+        return drop_values(x, self._key(keys, place)[..., None], self.columns[first : first + x.shape[-1]], rate)
 
     def _key(self, keys: Tensor, place: str) -> Tensor:
         """Mix the keys of rows or tokens with a place in this layer."""

@@ -13,6 +13,8 @@ from zoo.model.init import mix_seed
 from zoo.spec import Experts, Linear, Spec, walk
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -45,7 +47,7 @@ class Dropout(Spec, axis="dropout", kind="dropout", default="dropout"):
         blocks = [block for tower in towers for block in tower.blocks.values()]
         if self.attention and all(block.attention.ask("float32") is None for block in blocks):
             faults.append(f"dropout.attention: is {self.attention}, and no layer has probabilities to drop (0)")
-        if self.ffn and not any(_is_down(row.path, part) for row, part in walk(spec, spec.d_model)):
+        if self.ffn and not any(_list_downs(spec)):
             faults.append(f"dropout.ffn: is {self.ffn}, and no layer has a feed-forward (0)")
         if self.layers and any(tower.shared_layers for tower in towers):
             faults.append("dropout.layers: its rate grows with depth, and the layers share their weights (0)")
@@ -56,18 +58,22 @@ class Dropout(Spec, axis="dropout", kind="dropout", default="dropout"):
     def apply(self, model: Any, seed: int = 0) -> None:
         """Let a built model drop these shares whenever it is in training mode. What it drops of a row follows from the
         seed and the row's number (`zoo.model.drops`)."""
-        rates = {name: getattr(self, name) for name in RATES}
+        rates, whole = {name: getattr(self, name) for name in RATES}, model.whole
+        units = [part.of.d_in if isinstance(part, Experts) else part.d_in for part in _list_downs(whole)]
+        width = max(whole.d_model, *units, 1)
         for path, _ in model.towers():
             tower = model.get_submodule(path)
-            tower.dropping = Dropping(mix_seed(seed, f"dropout {path}"), **rates)
+            tower.dropping = Dropping(mix_seed(seed, f"dropout {path}"), width, **rates)
             for block in tower.blocks if self.residual or self.layers else ():
                 for name, child in block.named_children():
                     if child.spec.axis in BRANCHES:
                         child.register_forward_hook(partial(_drop_branch, name))
 
 
-def _is_down(path: str, part: Any) -> bool:
-    return isinstance(part, Linear | Experts) and path.endswith("down")
+def _list_downs(spec: Any) -> Iterator[Any]:
+    """List the products that read the hidden units of a feed-forward."""
+    parts = (part for row, part in walk(spec, spec.d_model) if row.path.split(".")[-1] == "down")
+    return (part for part in parts if isinstance(part, Linear | Experts))
 
 
 def _drop_branch(name: str, module: Any, args: Any, output: Tensor) -> Tensor:

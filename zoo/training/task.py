@@ -15,7 +15,6 @@ from zoo.data import Batches, Prepared, copy_tokenizer, prepare, refuse_old_posi
 from zoo.errors import ConfigError, FinishedRun, ZooError, short
 from zoo.generation.towers import check_length
 from zoo.grammar.saved import read_spec
-from zoo.kernels import machine_of, select
 from zoo.lazy import torch
 from zoo.model.init import initialise, mix_seed
 from zoo.ranks.meeting import join_processes
@@ -34,6 +33,7 @@ from zoo.training.callbacks import is_hosted
 from zoo.training.failures import failures_in_one_line
 from zoo.training.fitting import advise, check_memory, take_share
 from zoo.training.flops import count_run_parameters
+from zoo.training.kernels import choose_kernels, describe_own_draws
 from zoo.training.layout import Layout
 from zoo.training.log import METRICS, PICTURE, SAMPLES, Records, Unwritten
 from zoo.training.loggers import open_relay
@@ -163,7 +163,8 @@ def prepare_device_and_data(planned: TrainingPlan, show: Show, world: World) -> 
     if recipe := planned.settings.recipe:
         fp8.require_fp8(recipe, device, f"precision: {planned.settings.precision}", "precision=bf16")
     planned.settings.optim.check_device(device)
-    check_kernel(planned, device)
+    if line := describe_own_draws(planned, choose_kernels(planned, device), world):
+        show.say(line)
     if planned.settings.offload != "none" and device.type != "cuda":
         found = f"is {planned.settings.offload}, and a run on {device.type} has them in the host's memory anyway"
         raise ConfigError(f"offload: {found} (none, or device=cuda)")
@@ -197,20 +198,6 @@ def prepare_data(planned: TrainingPlan, show: Show) -> Prepared:
     return prepare_labelled(planned.data, task, known, **how, say=show.say, progress=show.preparing)
 
 
-def check_kernel(planned: TrainingPlan, device: Any) -> None:
-    """Raise KernelError when the kernel that the user named cannot train or evaluate one of the kinds of layers."""
-    machine, dtype = machine_of(device), {"fp32": "float32", "bf16": "bfloat16"}[planned.settings.arithmetic]
-    for tower in planned.spec.towers().values():
-        for block in tower.blocks.values():
-            packed = planned.data.documents or block.attention.visible_chunk is not None
-            seen = {"window": block.attention.visible_window, "documents": packed, "causal": tower.causal}
-            drops = bool(planned.settings.dropout and planned.settings.dropout.attention)
-            asks = ({"needs_grad": True, "dropout": drops}, {"needs_grad": False})
-            for ask in (block.attention.ask(dtype, **each, **seen) for each in asks):
-                if ask is not None:
-                    select(ask, machine, planned.settings.kernel)
-
-
 # ---------------------------------------------------------------- from a plan to an outcome
 
 
@@ -237,7 +224,8 @@ def build_run(
     layout = Layout.open(mesh, world, device, settings.seq_len)
     rows = layout.rows
     batches.share = (rows.rank, rows.size)
-    torch.manual_seed(mix_seed(settings.seed, f"rank {rows.rank}") if rows.rank else settings.seed)
+    apart_by = layout.tokens.rank
+    torch.manual_seed(mix_seed(settings.seed, f"rank {apart_by}") if apart_by else settings.seed)
     if device.type == "cpu" and not is_hosted():
         keep_memory()
     free = read_free_memory(device)
