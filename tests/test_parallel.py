@@ -59,6 +59,7 @@ MODELS = {
     "dropped_experts": ("mixtral-tiny", ["model.n_layers=2", "model.router.balance_coef=0", DROPS]),
     "dropped_towers": ("t5-tiny", ["model.n_layers=2", "model.vocab_size=320", DROPS, "recompute=full"]),
     "dropped_parallel": ("llama-tiny", [*SMALL, "model.block=parallel", DROPS]),
+    "compiled": ("llama-tiny", [*SMALL, "compile=true", DROPS]),
 }
 CHUNKED = ("chunked", "chunked_experts", "chunked_hybrid")
 MICROBATCHES = {"accumulated": 2, "dropped": 2, **dict.fromkeys(CHUNKED, 2)}
@@ -150,6 +151,7 @@ WAYS = {
     "dropped_experts": ("fsdp", "tp", "cp", "ep", "pp"),
     "dropped_towers": ("ddp", "tp"),
     "dropped_parallel": ("tp",),
+    "compiled": ("tp", "pp", "cp"),
 }
 """By model, how two processes share its run."""
 
@@ -275,6 +277,17 @@ def test_a_run_goes_on_with_any_number_of_processes(here):
         change = [f"steps={steps}", f"accumulate={accumulate}", "parallel=fsdp"]
         spread(processes, [(None, change, "run")])
     zoo.train(resume="run", overrides=["steps=8", "accumulate=4", "parallel=none"])
+    compare("whole", "run")
+
+
+@pytest.mark.slow
+def test_a_run_with_dropout_goes_on_with_another_mesh(here):
+    model, own = MODELS["dropped"]
+    common = [*BASE, *own, "batch_size=8", "eval_every=2", "save_every=2"]
+    zoo.train(model, [*common, "steps=6", "accumulate=4", "hydra.run.dir=whole"])
+    zoo.train(model, [*common, "steps=2", "accumulate=4", "hydra.run.dir=run"])
+    spread(2, [(None, ["steps=4", "accumulate=4", "parallel=tp"], "run")])
+    spread(2, [(None, ["steps=6", "accumulate=2", "parallel=fsdp"], "run")])
     compare("whole", "run")
 
 
@@ -488,7 +501,6 @@ def test_a_mesh_fills_up_with_the_processes_that_there_are():
         (["batch_size=9"], r"batch_size: is 9, which 2 processes .* \(a multiple of 2\)"),
         (["parallel=none"], "uses one process, found 2"),
         (["parallel=tp", "precision=bf16_master"], "precision: is bf16_master, whose copies are those of dp"),
-        (["parallel=tp", "dropout={residual: 0.1}"], "dropout: goes with no tensor parallelism yet, found tp=2"),
         (["parallel=cp", "seq_len=34"], r"seq_len: is 34, which 2·cp=4 do not divide \(a multiple of 4\)"),
         (["parallel={cp: 2, cp_comm: ring}", "kernel=sdpa"], r"kernel: .*kernel=auto, or parallel.cp_comm=all_gather"),
         (["parallel={cp: 2, cp_comm: ring}", "compile=true"], "compile: .*compile=false, or parallel.cp_comm=all_ga"),

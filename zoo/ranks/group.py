@@ -33,6 +33,8 @@ class RankGroup:
     def __init__(self, group: Any) -> None:
         self.group = group
         self.rank, self.size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+        self._gathering, self._scattering, self._summing = _gathering(), _scattering(), _summing()
+        self._exchanging = _exchanging()
 
     def sum_up(self, y: Tensor) -> Tensor:
         """Sum up a tensor over the ranks; without a gradient."""
@@ -49,21 +51,21 @@ class RankGroup:
     def gather_tokens(self, x: Tensor) -> Tensor:
         """Give the tokens of all ranks [B, R·T, …] of those of each [B, T, …]. The gradient is a reduce-scatter, as
         each rank has a part of the gradient of all tokens."""
-        return _gathering().apply(x, self)
+        return self._gathering.apply(x, self)
 
     def scatter_tokens(self, y: Tensor) -> Tensor:
         """Sum up [B, R·T, …] over the ranks, and keep the rank's own tokens [B, T, …]. The gradient is an
         all-gather."""
-        return _scattering().apply(y, self)
+        return self._scattering.apply(y, self)
 
     def sum_whole(self, y: Tensor) -> Tensor:
         """Sum up a tensor over the ranks. So is its gradient, as what each rank goes on to compute is a part."""
-        return _summing().apply(y, self)
+        return self._summing.apply(y, self)
 
     def exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """Send `sent[r]` of the rows [M, …] to rank r, and get `received[r]` of it, in order of the ranks. The
         gradients go back the way that the rows came."""
-        return _exchanging().apply(rows, self, sent, received)
+        return self._exchanging.apply(rows, self, sent, received)
 
     def send_rows(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
         found = rows.new_empty(sum(received), *rows.shape[1:])

@@ -126,7 +126,8 @@ def compile_model(model: Any) -> None:
     the loss behind each head."""
     for path, _ in model.towers():
         tower = model.get_submodule(path)
-        tower.head.compiles_loss = True
+        if hasattr(tower, "head"):  # of a pipeline's stages, the last has one
+            tower.head.compiles_loss = True
         for block in tower.blocks:
             block.compile(dynamic=False)
 
@@ -135,6 +136,7 @@ def undo_compilation(model: Any) -> None:
     """Let a model's layers run as they are again."""
     for path, _ in model.towers():
         tower = model.get_submodule(path)
-        tower.head.compiles_loss = False
+        if hasattr(tower, "head"):
+            tower.head.compiles_loss = False
         for block in tower.blocks:
             block._compiled_call_impl = None  # torch has no public way back

@@ -162,8 +162,9 @@ def find_pipeline_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]
         )
         faults.append(f"parallel.shard: {found} (shard=1, or {WHOLE_BACKWARD})")
     faults += pipeline_faults(spec, schedule)
-    if settings.compile is True:
-        faults.append(f"compile: goes with no pipeline yet, found pp={mesh.pp} (compile=false, or parallel.pp=1)")
+    if settings.compile is True and schedule.splits_backward:
+        found = f"goes with no backward pass in halves, which schedule={schedule.kind} takes"
+        faults.append(f"compile: {found} (compile=false, or {WHOLE_BACKWARD})")
     return faults
 
 
@@ -198,14 +199,9 @@ def find_tensor_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
     except ConfigError as error:
         faults = list(error.faults)
     faults += [f"tp: {line}" for line in find_wide_norms(spec)]
-    for name, is_on, would in (
-        ("objective", settings.objective.kind == "distil", "objective=causal"),
-        ("compile", settings.compile is True, "compile=false"),
-    ):
-        if is_on:
-            faults.append(
-                f"{name}: goes with no tensor parallelism yet, found tp={mesh.tp} ({would}, or parallel.tp=1)"
-            )
+    if settings.objective.kind == "distil":
+        found = f"is distil, which goes with no tensor parallelism yet, found tp={mesh.tp}"
+        faults.append(f"objective: {found} (objective=causal, or parallel.tp=1)")
     return faults
 
 
