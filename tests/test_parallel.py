@@ -60,6 +60,7 @@ MODELS = {
     "dropped_towers": ("t5-tiny", ["model.n_layers=2", "model.vocab_size=320", DROPS, "recompute=full"]),
     "dropped_parallel": ("llama-tiny", [*SMALL, "model.block=parallel", DROPS]),
     "compiled": ("llama-tiny", [*SMALL, "compile=true", DROPS]),
+    "pairs_of_layers": ("llama-tiny", [*SMALL, "model.n_layers=8"]),
 }
 CHUNKED = ("chunked", "chunked_experts", "chunked_hybrid")
 MICROBATCHES = {"accumulated": 2, "dropped": 2, **dict.fromkeys(CHUNKED, 2)}
@@ -305,7 +306,7 @@ def train_two_steps(name, processes, ways):
     model, own = MODELS[name]
     jobs = []
     for number, way in enumerate(ways):
-        parts = settle(way, processes).pipeline.least
+        parts = 1 << (settle(way, processes).pipeline.least - 1).bit_length()  # which divide the rows
         how = ["steps=2", "batch_size=8", f"accumulate={parts}", "sample=null", *BASE[:-1], *own]
         jobs.append((model, [*how, f"parallel={way}", f"hydra.run.dir=run-{number}"]))
     return spread_all(processes, jobs)
@@ -317,6 +318,7 @@ HELD = {
     ("deep", 4): ("hsdp", "fsdp_tp", "{shard: 2, cp: 2}", "{pp: 2, tp: 2}", "{pp: 2, shard: 2}"),
     ("chunked", 2): tuple(f"{{pp: 2, {each}}}" for each in SCHEDULES),
     ("chunked", 4): (f"{{pp: 2, tp: 2, {INTERLEAVED}}}", f"{{pp: 2, shard: 2, {INTERLEAVED}}}"),
+    ("pairs_of_layers", 4): (f"{{pp: 2, shard: 2, {INTERLEAVED}}}",),
     ("latents", 2): ("fsdp", "tp", "ep"),
     ("hybrid", 2): ("fsdp", "tp", "ep"),
     ("encoder_decoder", 2): ("fsdp", "tp"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 from zoo.costs.again import keeps_input
@@ -81,6 +82,11 @@ class Stage(PricedPart):
         """List the stage's layers: tower, kind, and number of layers."""
         for name, tower in self.held.items():
             yield from ((name, kind, tower.pattern.count(kind)) for kind in dict.fromkeys(tower.pattern))
+
+    def runs(self) -> list[list[tuple[str, str]]]:
+        """List the layers of each chunk in order, by tower and kind."""
+        layers = ((name, kind) for name, tower in self.held.items() for kind in tower.pattern)
+        return [list(islice(layers, sum(kinds.values()))) for kinds in self.chunks]
 
 
 def share_out(spec: Priced, setup: Setup) -> dict[str, Tower]:

@@ -15,7 +15,7 @@ tensor) are left out.
 """
 
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 from zoo.costs.layer_cut import BEFORE
@@ -283,17 +283,17 @@ def gathered_bytes(stage: Stage, setup: Setup) -> tuple[int, int]:
     """Bytes of the weights that FSDP2 makes whole at once in a step's passes; and of whole gradients, with the buffer
     that the largest are reduced from.
 
-    What stands beside the layers stays whole from the first pass to the end of the second. Of the layers two neighbours
-    are whole, of which the second is fetched meanwhile; of spread experts those of the one layer.
+    What stands beside the layers stays whole from the first pass to the end of the second. Of the layers of a chunk two
+    neighbours are whole, of which the second is fetched meanwhile; of spread experts those of the one layer.
     """
     if setup.zero < 3:
         return 0, 0
     units = _list_units(stage, setup)
-    kinds = [(name, kind) for name, tower in stage.held.items() for kind in tower.pattern]
-    own = [units.layers.get(kind, 0) + units.experts.get(kind, 0) for kind in dict.fromkeys(kinds)]
+    runs = stage.runs()
+    own = [units.layers.get(kind, 0) + units.experts.get(kind, 0) for kind in dict.fromkeys(chain(*runs))]
     pairs = [
         units.layers.get(later, 0) + units.experts.get(later, 0) + units.layers.get(before, 0)
-        for before, later in dict.fromkeys(pairwise(kinds))
+        for before, later in dict.fromkeys(chain(*map(pairwise, runs)))
     ]
     computed = 4 if setup.precision == "fp32" else DTYPES[setup.dtype]
     gradient = max(computed, 2)
