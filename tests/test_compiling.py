@@ -93,7 +93,6 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so(tmp_path, corpus, alw
         ["data.documents=true"],
         ["recompute=selective"],
         ["batch_size=512", "data.validation_fraction=0.01"],
-        ["dropout={layers:0.1}"],
         ["model=bert-tiny", "model.vocab_size=300", "objective=mlm"],
     ],
     ids=lambda each: each[-1],

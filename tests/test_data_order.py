@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoo.data.order import Interleaving, Permutation
-from zoo.data.tokens import AHEAD, EVALUATION, Batches, Source, TokenFile, hold_out
+from zoo.data.tokens import AHEAD, EVALUATION, Batch, Batches, Source, TokenFile, hold_out
 from zoo.errors import ZooError
 
 
@@ -120,12 +120,13 @@ def test_what_a_row_is_corrupted_by_is_its_epoch_and_its_number():
 
     def collate(rows, found):
         keys.extend(found)
-        return torch.tensor(np.stack(rows))
+        return Batch(ids := torch.tensor(np.stack(rows)), ids)
 
-    batches = Batches(tokens_of(10 * 2 + 1), 4, 2, seed=5, collate=collate)  # type: ignore[arg-type]
-    rows = torch.cat([next(batches) for _ in range(6)])  # type: ignore[arg-type]
+    batches = Batches(tokens_of(10 * 2 + 1), 4, 2, seed=5, collate=collate)
+    found = [next(batches) for _ in range(6)]
     assert keys == [(number // 10, number) for number in range(24)]
-    assert rows.shape == (24, 3)
+    assert torch.cat([batch.input_ids for batch in found]).shape == (24, 3)
+    assert [number for batch in found for number in batch.row_numbers.tolist()] == list(range(24))  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("state", "found"), [({"step": 4, "seed": 0}, "a count of steps"), ({}, "no count of rows")])

@@ -55,15 +55,16 @@ MODELS = {
     "chunked": ("llama-tiny", [*SMALL, "model.n_layers=4"]),
     "chunked_experts": ("mixtral-tiny", ["model.n_layers=4"]),
     "chunked_hybrid": ("qwen3-next-tiny", []),
-    "dropped": ("llama-tiny", [*SMALL, "model.n_layers=4", DROPS]),
+    "chunked_drops": ("llama-tiny", [*SMALL, "model.n_layers=4", DROPS]),
+    "dropped": ("llama-tiny", [*SMALL, "model.n_layers=3", DROPS]),
     "dropped_experts": ("mixtral-tiny", ["model.n_layers=2", "model.router.balance_coef=0", DROPS]),
     "dropped_towers": ("t5-tiny", ["model.n_layers=2", "model.vocab_size=320", DROPS, "recompute=full"]),
     "dropped_parallel": ("llama-tiny", [*SMALL, "model.block=parallel", DROPS]),
     "compiled": ("llama-tiny", [*SMALL, "compile=true", DROPS]),
     "pairs_of_layers": ("llama-tiny", [*SMALL, "model.n_layers=8"]),
 }
-CHUNKED = ("chunked", "chunked_experts", "chunked_hybrid")
-MICROBATCHES = {"accumulated": 2, "dropped": 2, **dict.fromkeys(CHUNKED, 2)}
+CHUNKED = ("chunked", "chunked_experts", "chunked_hybrid", "chunked_drops")
+MICROBATCHES = {"accumulated": 2, **dict.fromkeys(CHUNKED, 2)}
 """Of each process, where they are several."""
 
 QUICK = ("dense",)
@@ -148,7 +149,7 @@ WAYS = {
     "accumulated": ("ddp", "fsdp", "tp", "cp"),
     "recomputed": ("ddp", "fsdp", "tp", "cp", "{cp: 2, cp_comm: ring}"),
     **{name: tuple(f"{{pp: 2, {each}}}" for each in SCHEDULES) for name in CHUNKED},
-    "dropped": ("ddp", "fsdp", "tp", "cp", "pp", f"{{pp: 2, {INTERLEAVED}}}"),
+    "dropped": ("ddp", "fsdp", "tp", "cp", "pp"),
     "dropped_experts": ("fsdp", "tp", "cp", "ep", "pp"),
     "dropped_towers": ("ddp", "tp"),
     "dropped_parallel": ("tp",),

@@ -10,7 +10,7 @@ from zoo.kernels.drop import GOLDEN, DroppedChances, drop_values, mix, take_high
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -75,13 +75,14 @@ class Drops:
         """Whether it drops probabilities of attention."""
         return self.dropping.attention > 0
 
-    def for_layers(self, layers: Mapping[int, int], depth: int) -> dict[int, Drops]:
-        """The drops of some layers of a tower of so many, given with their numbers in it. What differs between them is
-        in tensors, so that equal layers compile once."""
-        numbers = torch.tensor([number + 1 for number in layers.values()], device=self.rows.device)
-        rates = self.dropping.layers * numbers / depth
-        each = zip(layers, mix(numbers).unbind(), rates.unbind(), strict=True)
-        return {layer: replace(self, layer=key, skipped=rate) for layer, key, rate in each}
+    def for_layers(self, depth: int, numbers: Sequence[int] | None = None) -> list[Drops]:
+        """The drops of the layers of a tower of so many, or of those with the `numbers` alone. What differs between
+        them is in tensors, so that equal layers compile once."""
+        counted = torch.arange(1, depth + 1, device=self.rows.device)
+        keys, rates = mix(counted).unbind(), (self.dropping.layers * counted / depth).unbind()
+        return [
+            replace(self, layer=keys[at], skipped=rates[at]) for at in (range(depth) if numbers is None else numbers)
+        ]
 
     def for_queries(self, where: slice) -> Drops:
         """The drops of some of the tokens."""

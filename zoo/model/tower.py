@@ -204,11 +204,10 @@ class Tower(Topology):
         loads: list[Tensor] = []
         stack, cache = self.stack, inputs.cache
         runner = m.recompute if cache is None else cache.recordings
+        drops = scene.drops and scene.drops.for_layers(self.depth, stack.numbers)
         layers, ends = self.find_section(inputs)
-        drops: Any = {} if scene.drops is None else scene.drops.for_layers(stack.number_layers(layers), self.depth)
         for index in layers:
-            own = None if cache is None else cache.layers[index]
-            step = steps[self.pattern[index]].for_layer(own, drops.get(index))
+            step = steps[self.pattern[index]].for_layer(cache and cache.layers[index], drops[index] if drops else None)
             layer = m.blocks[stack.index(index)]
             x = layer(x, step) if runner is None else runner.run(index, layer, x, step)
             for name, loss in step.losses:

@@ -231,10 +231,6 @@ class Stack:
         stored = self.stored()
         return zip(range(len(stored)) if self.numbers is None else self.numbers, stored, strict=True)
 
-    def number_layers(self, layers: Iterable[int]) -> dict[int, int]:
-        """Give the number in the whole model of some of the layers here."""
-        return {each: each if self.numbers is None else self.numbers[each] for each in layers}
-
     def index(self, layer: int) -> int:
         """Find where the weights of a layer are among those stored."""
         return self.stored().index(self.pattern[layer]) if self.shared else layer
