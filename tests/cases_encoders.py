@@ -50,6 +50,7 @@ BERTS = [
     *berts("xlm_roberta_xl", "XLMRobertaXL", base={**SMALL, "type_vocab_size": 2}),
     *berts("megatron_bert", "MegatronBert"),
     *berts("ernie", "Ernie"),
+    case("ernie-tasks", "ErnieConfig", "ErnieForMaskedLM", inputs=segments, use_task_id=True, task_type_vocab_size=4),
     case("bert-pretraining", "BertConfig", "BertForPreTraining", inputs=segments),
     case("bert-pretraining-untied", "BertConfig", "BertForPreTraining", **UNTIED),
     case("ernie-pretraining", "ErnieConfig", "ErnieForPreTraining", inputs=segments),
@@ -69,6 +70,14 @@ NEWER = [
         embedding_size=20,
         unbind=("embed_positions",),
         **UNTIED,
+    ),
+    case(
+        "roformer-values",
+        "RoFormerConfig",
+        "RoFormerForMaskedLM",
+        rotary_value=True,
+        unbind=("embed_positions",),
+        hidden_act="laplace",
     ),
     case("roformer-base", "RoFormerConfig", "RoFormerModel", embedding_size=12, unbind=("embed_positions",)),
     case(
@@ -314,6 +323,13 @@ DECODERS = [
             "local_attention": 11,
             "rope_parameters": ROPES,
         },
+    ),
+    # A stated sliding window stands in place of half of local_attention.
+    Case(
+        "modernbert_decoder-window",
+        "ModernBertDecoderConfig",
+        "ModernBertDecoderForCausalLM",
+        {**MODERN, "local_attention": 20, "sliding_window": 4},
     ),
     Case("modernbert_decoder-base", "ModernBertDecoderConfig", "ModernBertDecoderModel", MODERN, writes=False),
 ]

@@ -314,6 +314,7 @@ def test_sparsemixer_draws_and_differentiates_as_phimoe_in_training(seed):
         *[(name, name) for name in ("quick_gelu", "mish", "tanh", "leaky_relu", "relu6", "sigmoid", "relu2", "silu")],
         *[("gelu_new", "gelu_tanh"), ("gelu_fast", "gelu_tanh"), ("gelu_accurate", "gelu_tanh"), ("gelu", "gelu")],
         *[("gelu_10", "gelu_clipped"), ("linear", "identity"), ("hardswish", "hardswish")],
+        *[("laplace", "laplace"), ("sqrtsoftplus", "sqrtsoftplus")],
     ],
 )
 def test_activations_equal_the_reference(reference, kind):

@@ -29,7 +29,7 @@ OPERATIONS = {
         name: lambda t, f, a, name=name: getattr(f, name)(a.x)
         for name in ("gelu", "hardswish", "leaky_relu", "mish", "relu", "relu6", "sigmoid", "silu", "softplus")
     },
-    **{name: lambda t, f, a, name=name: getattr(t, name)(a.x) for name in ("tanh", "expm1", "exp", "ceil")},
+    **{name: lambda t, f, a, name=name: getattr(t, name)(a.x) for name in ("tanh", "erf", "expm1", "exp", "ceil")},
     **{
         name: lambda t, f, a, name=name: getattr(a.x, name)()
         for name in ("abs", "square", "neg", "floor", "cos", "sin", "float", "contiguous", "flatten", "rsqrt")

@@ -125,6 +125,21 @@ class Mish(Activation, kind="mish"):
         return F.mish(x)
 
 
+class Laplace(Activation, kind="laplace"):
+    """Φ((x − µ)/σ), bounded where relu² is not (Ma et al., 2022, MEGA). With µ = √½ and σ = 1/(2√π), both to six
+    digits, its value and slope at µ are those of relu²."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        return 0.5 * (1.0 + torch.erf((x - 0.707107) / (0.282095 * math.sqrt(2.0))))
+
+
+class SqrtSoftplus(Activation, kind="sqrtsoftplus"):
+    """√ln(1 + eˣ) (DeepSeek-V4's scores of experts)."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        return torch.sqrt(F.softplus(x))
+
+
 class Tanh(Activation, kind="tanh"):
     """tanh(x)."""
 

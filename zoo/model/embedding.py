@@ -57,7 +57,8 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     `n_types` kinds of token have a vector of their own, added (BERT's segments), as are positions; then `norm` follows
     (BERT, BLOOM). A table of another `width` is projected to d_model (Lan et al., 2019, ALBERT): after the norm, or
     with `project_first` before positions are added (OPT-350m). With `norm_first` the norm comes before positions, too
-    (Blenderbot small's decoder). `masked` makes padding 0 (DeBERTa). `tied` names another model's table to read
+    (Blenderbot small's decoder). `n_tasks` tasks have a vector each too (Sun et al., 2020, ERNIE 2.0), of which every
+    token gets the first: a published model's other tasks are those it was pre-trained on. `masked` makes padding 0 (DeBERTa). `tied` names another model's table to read
     in place of an own one: a decoder its encoder's.
     """
 
@@ -65,6 +66,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     norm: WholeNorm | None = None
     norm_first: bool = False
     n_types: PositiveInt | None = None
+    n_tasks: PositiveInt | None = None
     width: PositiveInt | None = None
     project_bias: bool = False
     project_first: bool = False
@@ -89,6 +91,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
         return {
             "tokens": Tied(self.tied, tokens, role=TOKENS) if self.tied else tokens,
             **({"types": Embedding(self.n_types, self.position_width(d_model))} if self.n_types else {}),
+            **({"tasks": Embedding(self.n_tasks, self.position_width(d_model))} if self.n_tasks else {}),
             **({"norm": Sized(self.norm, self.position_width(d_model))} if self.norm else {}),
             **({"project": Linear(self.width, d_model, self.project_bias)} if self.width else {}),
         }
@@ -106,6 +109,8 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
             x = m.project(x)
         if self.n_types:
             x = x + (m.types.weight[0] if types is None else m.types(types))
+        if self.n_tasks:
+            x = x + m.tasks.weight[0]
         return m.norm(x) if self.norm and self.norm_first else x
 
     def finish(self, m: Weights, x: Tensor, real: Tensor | None = None) -> Tensor:

@@ -98,7 +98,7 @@ def _check_embedding(tower: Tower) -> Iterator[Misfit]:
     if getattr(embedding, "norm_first", False) and not between:
         found = f"position '{tower.position.kind}' adds nothing at the embedding, so nothing comes after the norm"
         yield ("embedding", "norm_first"), f"{found} (leave it out)"
-    others = (getattr(embedding, name, None) for name in ("norm", "n_types"))
+    others = (getattr(embedding, name, None) for name in ("norm", "n_types", "n_tasks"))
     if getattr(embedding, "project_first", False) and not between and not any(others):
         found = "no norm, types or positions stand between the table and its projection"
         yield ("embedding", "project_first"), f"{found} (leave it out)"

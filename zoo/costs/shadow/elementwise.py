@@ -16,7 +16,7 @@ from zoo.costs.shadow.tensor import is_shadow, make_result
 # ---------------------------------------------------------------- elementwise, of one tensor
 
 KEEPS_INPUT = (
-    *("abs", "clamp", "cos", "gelu", "hardswish", "leaky_relu", "log", "log1p", "mish", "relu6", "silu", "sin"),
+    *("abs", "clamp", "cos", "erf", "gelu", "hardswish", "leaky_relu", "log", "log1p", "mish", "relu6", "silu", "sin"),
     *("softplus", "square"),
 )
 KEEPS_RESULT = ("exp", "expm1", "relu", "rsqrt", "sigmoid", "sqrt", "tanh")

@@ -18,6 +18,8 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_python_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_10": "gelu_clipped",
     "relu": "relu",
     "relu2": "relu2",
     "sigmoid": "sigmoid",
@@ -26,6 +28,10 @@ ACTIVATIONS = {
     "mish": "mish",
     "tanh": "tanh",
     "leaky_relu": "leaky_relu",
+    "relu6": "relu6",
+    "hardswish": "hardswish",
+    "laplace": "laplace",
+    "sqrtsoftplus": "sqrtsoftplus",
     "xielu": "xielu",
 }
 """transformers' name of an activation, and ours. The first name of several is the one that is written."""

@@ -53,6 +53,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     `qk_norm` normalises queries and keys (Dehghani et al., 2023), `qk_norm_over` says what at once: a "head" with one
     weight for all heads (Qwen3), each of the "heads" with its own (Cohere), or all heads' channels as a "whole"
     (OLMo 2). With `qk_norm_last` it comes after the rotation (Llama 4). `tempering` makes queries grow with position.
+    `rotate_values` rotates values as keys are (Su et al., 2021, RoFormer's `rotary_value`).
     """
 
     takes_memory: ClassVar[bool] = True
@@ -75,6 +76,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     clip_normed: bool = False
     output_gate: bool = False
     tempering: Tempering | None = None
+    rotate_values: bool = False
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:
@@ -90,6 +92,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
             raise ValueError(
                 "clip_normed says that `clip` comes between `qk_norm` and the rotation (give both, or leave it out)"
             )
+        if self.rotate_values and not self.position.rotates:
+            raise ValueError(f"rotate_values: position '{self.position.kind}' rotates nothing (rope, or leave it out)")
         self.position.check(self.head_dim)
 
     def check_cross(self) -> None:
@@ -167,7 +171,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
     def _keys_values(self, m: Weights, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Keys and values of x [B, S, D]: [B, S, K, C] each."""
         k = self._turned(m, m.k(x), m.k_norm if self.qk_norm else None, self.n_kv_heads, step)
-        return k, self._clipped(m.v(x)).unflatten(-1, (self.n_kv_heads, self.head_dim))
+        v = self._clipped(m.v(x)).unflatten(-1, (self.n_kv_heads, self.head_dim))
+        return k, self.position.rotate(v, step.tables) if self.rotate_values else v
 
     def _turned(self, m: Weights, x: Tensor, norm: Any, n_heads: int, step: Step) -> Tensor:
         """Queries or keys [B, T, heads·C], clipped, normalised and rotated: [B, T, heads, C]."""

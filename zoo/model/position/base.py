@@ -45,6 +45,11 @@ class Position(Spec, axis="position"):
         return type(self).embed is not Position.embed
 
     @property
+    def rotates(self) -> bool:
+        """Whether `rotate` turns anything."""
+        return type(self).rotate is not Position.rotate
+
+    @property
     def bias_heads(self) -> int | None:
         """Heads that a learned bias has numbers for; None where it serves any number."""
         return None
