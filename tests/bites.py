@@ -240,7 +240,7 @@ class Base:
         return "initial values" if any(not torch.equal(fresh[name], before[name]) for name in before) else ""
 
 
-NULL_IS_ONE_OF = ("final_norm", "o_bias")
+NULL_IS_ONE_OF = ("final_norm", "o_bias", "transform_bias")
 """Flags whose null is what the blocks or `bias` say: one of true and false states outright what is there already."""
 
 NAMES = ("labels",)
@@ -403,6 +403,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
             "sequence": "labels: 3, activation: {kind: tanh}",
             "token": "labels: 3",
             "regression": "n_outputs: 2, pooling: mean, activation: {kind: gelu}",
+            "replaced": "activation: {kind: gelu}",
         }.items()
     },
     "headless": (

@@ -290,13 +290,13 @@ def test_of_a_model_of_text_and_images_the_text_model_is_priced(tmp_path, capsys
 def test_a_head_that_no_class_here_has_is_left_out_of_a_price_and_said(tmp_path, capsys):
     config = transformers.XLMRobertaConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=97)
     made = transformers.XLMRobertaForSequenceClassification(config)
-    made.config.architectures = ["XLMRobertaForSequenceClassification"]
+    made.config.architectures = ["XLMRobertaForRewards"]
     made.config.save_pretrained(tmp_path)
     code, said, error = run(capsys, "stats", tmp_path / "config.json", "--json")
     inside = sum(p.numel() for name, p in made.named_parameters() if not name.startswith("classifier"))
     priced = json.loads(said)["params"]["total"]
     assert code == 0 and priced in (inside, inside + 32 * 32 + 32)  # the bare class has a pooler
-    assert "XLMRobertaForSequenceClassification: without its head, as XLMRobertaModel" in error
+    assert "XLMRobertaForRewards: without its head, as XLMRobertaModel" in error
 
 
 def test_without_transformers_nothing_is_written_before_it_is_said(tmp_path, capsys, monkeypatch):

@@ -99,13 +99,12 @@ def test_a_masked_language_model_leaves_a_pooler_and_a_sentence_head_out(tmp_pat
     [
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ("bert", {"is_decoder": True}, "is_decoder"),
-        ("ernie", {"use_task_id": True}, "use_task_id"),
+        ("ernie", {"use_task_id": True}, "task_type_embeddings"),
         ("mpnet", {"relative_attention_num_buckets": 16}, "relative_attention_num_buckets"),
-        ("roformer", {"rotary_value": True}, "rotary_value"),
         ("deberta", {"talking_head": True}, "talking_head"),
         ("deberta", {"embedding_size": 16}, "embedding_size"),
         ("deberta", {"pos_att_type": "c2p|p2p"}, "pos_att_type"),
-        ("bert", {"architectures": ["BertForSequenceClassification"]}, "BertForSequenceClassification"),
+        ("bert", {"architectures": ["BertForNextSentencePrediction"]}, "BertForNextSentencePrediction"),
     ],
 )
 def test_what_is_not_read_is_refused_by_name(name, fields, said, tmp_path):

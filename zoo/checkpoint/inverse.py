@@ -14,6 +14,7 @@ from zoo.families import family as families
 from zoo.families.binding import assemble_fields
 from zoo.families.expression import evaluate_tree, is_expression
 from zoo.families.family import Body, Family
+from zoo.model.head import Head
 from zoo.model.tower import Tower
 from zoo.paths import conf_dir
 from zoo.spec import components
@@ -124,9 +125,12 @@ def try_family(
 def _change_of_tying(family: Family, template: Mapping[str, Any], spec: Any) -> dict[str, Any] | None:
     """The change that ties the head as the Spec does: importing a folder takes it from the tensors, not the config."""
     head = next((tower.head for tower in spec.towers().values() if tower.head.kind != "none"), None)
-    without = family.about.get("head") is None or (template.get("head") or {}).get("kind") == "none"
     tied = getattr(head, "tied", None)
-    return None if tied is None or without else {"head": {"tied": tied}}
+    if tied is None or family.about.get("head") is None:
+        return None
+    stated = template.get("head") or {}
+    without = not isinstance(stated, Mapping) or not Head.kinds[stated.get("kind", "lm")].predicts_tokens
+    return None if without else {"head": {"tied": tied}}
 
 
 def _index_weights(spec: Any) -> list[int]:

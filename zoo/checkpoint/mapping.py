@@ -186,7 +186,7 @@ def _kind(ours: str) -> str | None:
 
 def map_tensors(spec: Any, body: Body) -> list[Entry]:
     """Map every tensor of a model to tensors of a file. Raises CheckpointError that lists those without a row."""
-    rows = {ours: evaluate_tree(theirs, body.fields) for ours, theirs in body.family.keys.items()}
+    rows = {ours: evaluate_tree(theirs, body.fields) for ours, theirs in body.keys.items()}
     rules = [Rule.parse(ours, theirs) for ours, theirs in rows.items() if theirs is not None]
     table = {name: (part, part.shapes()[leaf]) for name, part, leaf in tensors(spec, spec.d_model)}  # type: ignore[attr-defined]
     found: dict[str, Entry] = {}

@@ -70,7 +70,7 @@ def find_fields(template: Mapping[str, Any], spec: Any, stated: Mapping[str, Any
 
 def pair_fields(node: Any, value: Any) -> Iterator[FieldRow]:
     """Pair what a composed template has with the value of the same field of a Spec, from the top down."""
-    if isinstance(node, Mapping) and set(node) == {BOX}:
+    if isinstance(node, Mapping) and BOX in node:  # a head beside it is completed by the vocabulary
         node = node[BOX]
     if isinstance(node, Mapping) and isinstance(value, Spec):
         if "kind" in node:

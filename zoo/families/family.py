@@ -6,6 +6,8 @@ for each.
       LlamaForCausalLM: {prefix: model.}
       LlamaModel: {prefix: "", model: {head: {kind: none}}}
       LLaMAForCausalLM: {as: LlamaForCausalLM}  # another name of a class: an older one, or transformers' own
+    tasks:                               # classes named as the first, with a head for a task, and what each changes
+      ForTokenClassification: {model: {head: {kind: token, labels: =labels()}}, keys: {head.out: classifier}}
     defaults: {attention_bias: false}    # values of fields that a config.json may leave out
     requires: {pretraining_tp: 1}        # fields that must have this value: another is refused by name
     harmless: [use_cache]                # fields that change no number
@@ -17,7 +19,7 @@ for each.
     export: {n_layer: =n_layers}         # fields that the inverse of `model` does not give; may read `pattern`
     optional: [final_logits_bias]        # tensors that a file may lack: a fresh model's values are used
     unread: {~shared.weight: ~encoder.embed_tokens.weight}  # tensors that the model does not read, and what to copy
-    keys: {norm: ~norm}                  # ours: theirs (mapping.py); ~ is the prefix of the class
+    keys: {norm: ~norm}                  # ours: theirs (mapping.py); ~ is the prefix of the class, which may have `keys`
 
 Both directions are read from these. Import evaluates `model`. Export pairs the unevaluated `model` with a Spec, finds
 the fields by which each expression gives the Spec's value, and imports the result again: only a config that gives the
@@ -80,6 +82,7 @@ class Family:
     present: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     unread: Mapping[str, str] = field(default_factory=dict)
+    tasks: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def fields(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -188,6 +191,12 @@ class Body:
     fields: dict[str, Any]
 
     @property
+    def keys(self) -> Mapping[str, str]:
+        """The rows of the map: those of the class come first, in place of the family's."""
+        own = self.family.architectures[self.architecture].get("keys") or {}
+        return {**own, **{ours: theirs for ours, theirs in self.family.keys.items() if ours not in own}}
+
+    @property
     def prefix(self) -> str:
         """What the class puts before the names of the base model's tensors."""
         return self.family.architectures[self.architecture].get("prefix") or ""
@@ -263,6 +272,7 @@ def read_family(name: str) -> Family:
         node = _like(read_family(base), node)
     types = node.pop("model_type", name)
     node |= {key: tuple(node.pop(key, ())) for key in ("harmless", "ignore", "optional")}
+    node["architectures"] = {**node["architectures"], **_task_classes(node["architectures"], node.get("tasks", {}))}
     return Family(name=name, model_types=tuple(types if isinstance(types, list) else [types]), **node)
 
 
@@ -272,7 +282,7 @@ def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
     merged["model_type"] = node.pop("model_type", None)
     for name in ("harmless", "ignore", "optional"):
         merged[name] = [*getattr(base, name), *node.pop(name, ())]
-    for name in ("defaults", "requires", "aliases", "derive", "export", "dropped", "same", "present", "unread", "keys"):
+    for name in ("defaults", "requires", "aliases", "derive", "export", "dropped", "same", "present", "unread", "tasks", "keys"):
         both = {**getattr(base, name), **node.pop(name, {})}
         merged[name] = {
             key: value for key, value in both.items() if value is not None or name in ("defaults", "requires")
@@ -283,6 +293,15 @@ def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
         key: value for key, value in lay_over(base.model, patch).items() if patch.get(key, 0) is not None
     } | kind
     return {**merged, **node}
+
+
+def _task_classes(architectures: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """The classes with a head for a task: BertForTokenClassification beside BertForMaskedLM, with its prefix."""
+    first = next(iter(architectures))
+    return {
+        first.rpartition("For")[0] + name: {"prefix": architectures[first].get("prefix"), **task}
+        for name, task in tasks.items()
+    }
 
 
 @functools.cache

@@ -1,5 +1,5 @@
 # B rows, T tokens, D model width, C classes or values
-"""Heads for a task: a class for a row or for each token, or numbers for a row; and how a row becomes one vector."""
+"""Heads for a task: a class for a row or for each token, numbers for a row, whether a token was replaced; and how a row becomes one vector."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pydantic import BeforeValidator, PositiveInt
 from zoo.lazy import torch
 from zoo.model.activation import PlainActivation
 from zoo.model.head import Head
-from zoo.spec import Linear
+from zoo.model.norm import WholeNorm
+from zoo.spec import Linear, Sized
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,27 +47,44 @@ def name_classes(value: Any) -> Any:
 ClassNames = Annotated[tuple[str, ...], BeforeValidator(name_classes)]
 
 
-class RowHead(Head):
-    """Base of the heads that read a row as a whole: act(x·W + b)·V + c, where x is the row's vector by `pooling`.
-    Without an `activation` there is no first product."""
+class TaskHead(Head):
+    """Base of the heads for a task: norm(act(x·W + b))·V + c. Without an `activation` there is no first product, and
+    without a `norm` none follows it (ModernBERT has one). `transform_bias` is the first product's, `bias` unless
+    given."""
+
+    activation: PlainActivation | None = None
+    norm: WholeNorm | None = None
+    bias: bool = True
+    transform_bias: bool | None = None
+
+    def __post_init__(self) -> None:
+        idle = [name for name in ("norm", "transform_bias") if getattr(self, name) is not None]
+        if idle and self.activation is None:
+            raise ValueError(f"{idle[0]} is of the first product, and there is none (give `activation`, or leave it out)")
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        bias = self.bias if self.transform_bias is None else self.transform_bias
+        return {
+            **({} if self.activation is None else {"transform": Linear(d_model, d_model, bias)}),
+            **({} if self.norm is None else {"norm": Sized(self.norm, d_model)}),
+            "out": Linear(d_model, self.n_logits, self.bias),
+        }
+
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
+        """Logits [..., C] of vectors [..., D], of rows or of tokens."""
+        x = x if self.activation is None else self.activation.apply(m.transform(x))
+        return m.out(x if self.norm is None else m.norm(x))
+
+
+class RowHead(TaskHead):
+    """Base of the heads that read a row as a whole, by its vector by `pooling`."""
 
     reads_rows: ClassVar[bool] = True
 
     pooling: Pooling = "cls"
-    activation: PlainActivation | None = None
-    bias: bool = True
-
-    def parts(self, d_model: int) -> dict[str, Any]:
-        transform = {} if self.activation is None else {"transform": Linear(d_model, d_model, self.bias)}
-        return {**transform, "out": Linear(d_model, self.n_logits, self.bias)}
 
     def gather(self, hidden: Tensor, real: Tensor | None) -> Tensor:
         return pool(hidden, real, self.pooling)[:, None]  # B 1 D
-
-    def forward(self, m: Weights, x: Tensor) -> Tensor:
-        """Logits [..., C] of the vectors of rows [..., D]."""
-        return m.out(x if self.activation is None else self.activation.apply(m.transform(x)))
-
 
 class SequenceHead(RowHead, kind="sequence"):
     """A logit for each class of a row. Of the first token, with a tanh between two products, it is BERT's (Devlin et
@@ -89,21 +107,22 @@ class RegressionHead(RowHead, kind="regression"):
         return self.n_outputs
 
 
-class TokenHead(Head, kind="token"):
-    """A logit for each class of each token (Devlin et al., 2018, §5.3): x·V + c."""
+class TokenHead(TaskHead, kind="token"):
+    """A logit for each class of each token (Devlin et al., 2018, §5.3)."""
 
     labels: ClassNames
-    bias: bool = True
 
     @property
     def n_logits(self) -> int:
         return len(self.labels)
 
-    def parts(self, d_model: int) -> dict[str, Any]:
-        return {"out": Linear(d_model, self.n_logits, self.bias)}
 
-    def forward(self, m: Weights, x: Tensor) -> Tensor:
-        return m.out(x)
+class ReplacedHead(TaskHead, kind="replaced"):
+    """A logit for each token, above 0 where it was replaced (Clark et al., 2020, ELECTRA's discriminator)."""
+
+    @property
+    def n_logits(self) -> int:
+        return 1
 
 
 def pool(hidden: Tensor, real: Tensor | None, pooling: Pooling) -> Tensor:

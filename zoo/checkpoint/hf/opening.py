@@ -15,6 +15,7 @@ from zoo.families import family as families
 from zoo.families.described import CONFIG, read_body, read_json
 from zoo.families.family import Body, Family
 from zoo.lazy import torch
+from zoo.model.head import Head
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _find_tying(body: Body, found: Mapping[str, Header]) -> dict[str, Any] | Non
     """The change that ties or unties the head as the file has it; None where config.json agrees with the file."""
     head = body.model.get("decoder", {}).get("head") or body.model.get("head") or {}
     own = body.family.about.get("head")
-    if own is None or not isinstance(head, Mapping) or head.get("kind", "lm") == "none":
+    if own is None or not isinstance(head, Mapping) or not Head.kinds[head.get("kind", "lm")].predicts_tokens:
         return None
     is_stored = own in found
     return {"head": {"tied": not is_stored}} if bool(head.get("tied")) is is_stored else None
@@ -167,7 +168,7 @@ def name_tensors(found: Mapping[str, Header], body: Body) -> dict[str, Header]:
     kept = {_replace_old_names(name): _keep_file_name(each, name) for name, each in kept.items()}
     longest = max((each.get("prefix") or "" for each in family.architectures.values()), key=len)
     if longest and prefix == longest and not any(name.startswith(prefix) for name in kept):
-        return {name if _has_no_prefix(name, family) else prefix + name: each for name, each in kept.items()}
+        return {name if _has_no_prefix(name, body) else prefix + name: each for name, each in kept.items()}
     if longest and not prefix and any(name.startswith(longest) for name in kept):
         return {name.removeprefix(longest): each for name, each in kept.items()}
     return kept
@@ -183,10 +184,10 @@ def _replace_old_names(name: str) -> str:
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def _has_no_prefix(name: str, family: Family) -> bool:
+def _has_no_prefix(name: str, body: Body) -> bool:
     """Whether a tensor belongs to a head, whose names have no prefix in any class."""
     return any(
         not theirs.startswith("~") and name.startswith(theirs.split(" |")[0])
-        for theirs in family.keys.values()
+        for theirs in body.keys.values()
         if theirs
     )

@@ -1,0 +1,98 @@
+"""Classes with a head for a task equal transformers': their logits, their labels, and the way back to their own files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import cases_encoders
+import pytest
+import torch
+import transformers
+from families import CLOSE, Case, pair, tensors
+from loaded import one_in
+
+import zoo
+from zoo.checkpoint.inverse import try_family
+from zoo.families.family import by_model_type, read_family
+
+ENCODERS: dict[str, Case] = {}
+for _case in cases_encoders.CASES:
+    ENCODERS.setdefault(_case.config.removesuffix("Config"), _case)  # the first case of each family
+
+SUFFIXES = ("ForSequenceClassification", "ForMultipleChoice", "ForTokenClassification", "ForQuestionAnswering")
+LABELS = {"id2label": {0: "cold", 1: "warm", 2: "hot"}, "label2id": {"cold": 0, "warm": 1, "hot": 2}}
+MORE = {"EuroBert": {"classifier_pooling": "mean"}, "ModernBert": {"classifier_pooling": "mean", "norm_bias": True}}
+"""What a family needs for its classes to be read, or for their fields to show."""
+
+
+def task_cases() -> list[Case]:
+    """A case for each class that the families read, with three labels; those of choices and spans count otherwise."""
+    made = []
+    for stem, first in ENCODERS.items():
+        family = read_family(by_model_type()[getattr(transformers, first.config).model_type])
+        for suffix in (*SUFFIXES, "ForPreTraining"):
+            name = stem + suffix
+            own = family.architectures.get(name, {}).get("model", {}).get("head")
+            if own is None:
+                continue
+            labels = LABELS if suffix in ("ForSequenceClassification", "ForTokenClassification") else {}
+            sizes = {**first.sizes, **labels, **MORE.get(stem, {})}
+            made.append(dataclasses.replace(first, name=name, model=name, sizes=sizes))
+    return made
+
+
+CASES = task_cases()
+NUMBERS = [
+    dataclasses.replace(ENCODERS[stem], name=f"{stem}-{count}", model=f"{stem}ForSequenceClassification", sizes=sizes)
+    for stem, count in (("Bert", 1), ("Roberta", 2))
+    for sizes in [{**ENCODERS[stem].sizes, "num_labels": count, "problem_type": "regression"}]
+]
+EVERY = pytest.mark.parametrize("case", one_in(5, [*CASES, *NUMBERS]), ids=lambda case: case.name)
+
+
+def run_reference(case, model, ids, extra):
+    """The reference's logits as ours have them: start and end side by side, a number for each choice's row."""
+    extra = {**extra, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        if case.name.endswith("ForMultipleChoice"):  # each row the one choice of its question
+            found = model(input_ids=ids[:, None], **{name: value[:, None] for name, value in extra.items()}).logits
+        elif case.name.endswith("ForQuestionAnswering"):
+            both = model(input_ids=ids, **extra)
+            found = torch.stack((both.start_logits, both.end_logits), -1)
+        else:
+            found = model(input_ids=ids, **extra).logits
+    return found[..., None] if case.name.endswith("ForPreTraining") else found
+
+
+@EVERY
+def test_logits_of_a_class_with_a_head_for_a_task_equal_the_references(case):
+    two = pair(case)
+    ids = two.ids()
+    extra = case.inputs(ids)
+    with torch.no_grad():
+        ours = two.ours(ids, None, **extra)
+    torch.testing.assert_close(ours.logits, run_reference(case, two.reference, ids, extra), **CLOSE)
+    if case.sizes.get("id2label"):
+        assert two.ours.spec.head.labels == ("cold", "warm", "hot")
+
+
+@EVERY
+def test_a_class_with_a_head_for_a_task_is_written_as_it_was_read(case, tmp_path):
+    two = pair(case)
+    zoo.export(two.ours, tmp_path, verify=False)
+    before, after = tensors(two.folder), tensors(tmp_path)
+    assert sorted(before) == sorted(after)
+    assert [name for name, tensor in before.items() if not torch.equal(tensor, after[name])] == []
+    source = two.ours.source
+    config, body, faults = try_family(source.family, case.model, two.ours.spec)
+    assert faults == [] and body is not None
+    labels = json.loads((two.folder / "config.json").read_text()).get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
+    assert config.get("id2label", labels) == labels
+
+
+def test_every_class_of_the_reference_that_a_family_names_exists():
+    stems = [read_family(by_model_type()[getattr(transformers, case.config).model_type]) for case in ENCODERS.values()]
+    named = [name for family in stems for name, each in family.architectures.items() if "as" not in each]
+    assert [name for name in named if not hasattr(transformers, name)] == []
+    assert len(CASES) > 60
