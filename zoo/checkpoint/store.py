@@ -141,7 +141,7 @@ def load_spec(path: str | Path) -> Any:
     from zoo.checkpoint import hf
 
     folder = find(path)
-    return read_spec(folder) if (folder / ARCHITECTURE).is_file() else hf.compose_spec(hf.open_folder(folder)[0].body)
+    return read_spec(folder) if (folder / ARCHITECTURE).is_file() else hf.open_folder(folder)[0].spec
 
 
 # ---------------------------------------------------------------- a run

@@ -47,5 +47,5 @@ def compare_tensors(path: Path) -> TensorReport:
         return TensorReport(folder, "zoo", len(names), len(names), count_parameters(spec)["total"], tuple(faults))
     source, laid, faults = hf.compare_headers(folder)
     theirs, ours = sum(len(entry.theirs) for entry in laid), sum(len(entry.ours) for entry in laid)
-    total = count_parameters(hf.compose_spec(source.body))["total"]
+    total = count_parameters(source.spec)["total"]
     return TensorReport(folder, f"{source.family.name}, {source.body.architecture}", theirs, ours, total, tuple(faults))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,11 @@ class HFSource:
     @property
     def family(self) -> Family:
         return self.body.family
+
+    @functools.cached_property
+    def spec(self) -> Any:
+        """The Spec of the model, composed once."""
+        return compose_spec(self.body)
 
 
 def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
@@ -66,7 +72,7 @@ def compose_spec(body: Body) -> Any:
 def compare_headers(folder: Path) -> tuple[HFSource, list[Entry], list[str]]:
     """Compare a folder's headers with the model of its config.json. Gives a line for each fault; reads no weight."""
     source, found = open_folder(folder)
-    mapped = map_tensors(compose_spec(source.body), source.body)
+    mapped = map_tensors(source.spec, source.body)
     return source, mapped, find_differences(mapped, found, source)
 
 
@@ -117,7 +123,7 @@ def _open_as_stated(
 
 def _has_its_tensors(source: HFSource, found: Mapping[str, Header]) -> bool:
     """Whether the folder has the tensors of the model, by name."""
-    faults = find_differences(map_tensors(compose_spec(source.body), source.body), found, source)
+    faults = find_differences(map_tensors(source.spec, source.body), found, source)
     return all("has shape" in fault for fault in faults)
 
 

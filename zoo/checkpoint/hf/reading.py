@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint.files import Header, Reader
-from zoo.checkpoint.hf.opening import HFSource, compose_spec, find_differences, open_folder
+from zoo.checkpoint.hf.opening import HFSource, find_differences, open_folder
 from zoo.checkpoint.mapping import Entry, map_tensors
 from zoo.checkpoint.stored import StoredModel, StoredTensors
 from zoo.errors import CheckpointError
@@ -25,7 +25,7 @@ def open_model(folder: Path, mapped: bool = True) -> StoredModel:
     before any weight is read.
     """
     source, found = open_folder(folder)
-    spec = compose_spec(source.body)
+    spec = source.spec
     entries = map_tensors(spec, source.body)
     faults = find_differences(entries, found, source)
     if faults:
