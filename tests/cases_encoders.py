@@ -334,4 +334,20 @@ DECODERS = [
     Case("modernbert_decoder-base", "ModernBertDecoderConfig", "ModernBertDecoderModel", MODERN, writes=False),
 ]
 
-CASES = [*NEWER, *DECODERS, *BERTS, *DISTILBERTS, *FACTORISED, *MODERNS, *DEBERTAS, *LONGFORMERS]
+# An encoder's weights with a causal mask. Where positions count from the padding's id on, the reference generates with
+# positions from 0, other than those of its own full forward.
+OFFSET = ("roberta", "xlm_roberta", "camembert", "data2vec_text", "xlm_roberta_xl")
+CAUSAL = [
+    Case(
+        f"{first.name}-causal",
+        first.config,
+        first.config.removesuffix("Config") + ("LMHeadModel" if first.name == "bert" else "ForCausalLM"),
+        {**first.sizes, "is_decoder": True},
+        unbind=first.unbind,
+        writes=first.name not in OFFSET,
+    )
+    for first in (*BERTS, *NEWER, *FACTORISED)
+    if first.name in (*OFFSET, "bert", "megatron_bert", "ernie", "roformer", "rembert", "electra")
+]
+
+CASES = [*NEWER, *DECODERS, *BERTS, *DISTILBERTS, *FACTORISED, *MODERNS, *DEBERTAS, *LONGFORMERS, *CAUSAL]

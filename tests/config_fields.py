@@ -59,6 +59,9 @@ WORDS: dict[str, list[Any]] = {
 }
 """Other values of fields whose name, rather than their type, says which are legal."""
 
+CLOSE = 5e-5
+"""How far apart equal models may be, as a share of the largest number; a model of which `noise_of` says more, further."""
+
 ACTIVATIONS_TRIED = 4
 """Activations tried for a field; which ones follows from its name, so that families try others."""
 
@@ -273,6 +276,18 @@ def find_gap(ours: Mapping[str, Any], theirs: Mapping[str, Any], bound: float) -
     return ""
 
 
+def noise_of(case: Case, reference: Any, given: Mapping[str, Any]) -> float:
+    """What rounding may do to a model: many times what the reference's own outcome, `given`, changes by when each of
+    its weights is moved by a part in 10⁷."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.mul_(1 + 1e-7 * torch.randn_like(parameter))
+    moved = run_reference(case, reference)
+    gaps = (float((moved[name] - each).abs().max()) / max(1.0, float(each.abs().max())) for name, each in given.items())
+    return min(max(CLOSE, 30 * max(gaps)), 1e-3)
+
+
 def verdicts(trial: Trial, folder: Path) -> Iterator[tuple[Trial, str]]:
     """Say what becomes of a trial, and of each field of one that has several and is not harmless as a whole."""
     found = verdict(trial, folder)
@@ -298,7 +313,6 @@ def verdict(trial: Trial, folder: Path) -> str:
         ours = run_ours(case, folder)
     except ConfigError as error:
         return f"refused: {error.faults[0]}"
-    gap = find_gap(ours, theirs, 5e-5)
-    if gap:
+    if find_gap(ours, theirs, CLOSE) and (gap := find_gap(ours, theirs, noise_of(case, reference, theirs))):
         return f"WRONG: {gap}"
     return "read" if find_gap(theirs, starting_outcome(case, trial.style), 1e-6) else "harmless"

@@ -106,8 +106,9 @@ def try_family(
     except ConfigError as error:
         return {}, None, list(error.faults)
     required = {name: value[0] if isinstance(value, list) else value for name, value in family.requires.items()}
+    of_class = family.architectures[architecture].get("requires") or {}
     left_out = {k: v for k, v in family.defaults.items() if v is not None and not k.startswith("default_")}
-    config = {**required, **left_out, **start, **assemble_fields(found), "architectures": [architecture]}
+    config = {**required, **left_out, **of_class, **start, **assemble_fields(found), "architectures": [architecture]}
     config["model_type"] = config.get("model_type") or family.model_types[0]
     layers = {"pattern": kinds, "n_layers": spec.n_layers, "weights": _index_weights(spec)}
     try:

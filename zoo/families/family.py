@@ -9,7 +9,7 @@ for each.
     tasks:                               # classes named as the first, with a head for a task, and what each changes
       ForTokenClassification: {model: {head: {kind: token, labels: =labels()}}, keys: {head.out: classifier}}
     defaults: {attention_bias: false}    # values of fields that a config.json may leave out
-    requires: {pretraining_tp: 1}        # fields that must have this value: another is refused by name
+    requires: {pretraining_tp: 1}        # fields that must have this value (a class may have its own): another is refused
     harmless: [use_cache]                # fields that change no number
     model:                               # in the model grammar; `=…` is evaluated over the fields (expression.py)
       n_heads: =num_attention_heads
@@ -85,29 +85,29 @@ class Family:
     tasks: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
-    def fields(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    def fields(self, config: Mapping[str, Any], where: str, architecture: str) -> dict[str, Any]:
         """Complete a config's fields by the family's defaults. Raises CheckpointError for fields, by name, that no
-        model here implements."""
+        model of this class implements here."""
         named = {self.aliases.get(name, name): value for name, value in config.items()}
         full = {**self.defaults, **named}  # a stated null is kept, as transformers does
-        faults = []
-        for name, wanted in self.requires.items():
-            options = wanted if isinstance(wanted, list) else [wanted]
-            if name in full and full[name] is not None and full[name] not in options:
-                faults.append(
-                    f"{where}: {name}: is {full[name]!r}, which no model here implements ({self._would(options)})"
-                )
-        faults += [f"{where}: {fault}" for fault in self._unknown_fields(full)]
+        faults = [*self.unmet(full, architecture), *self._unknown_fields(full)]
         if faults:
-            raise CheckpointError(*faults)
+            raise CheckpointError(*(f"{where}: {fault}" for fault in faults))
         for name, text in self.derive.items():
             if full.get(name) is None:
                 full[name] = Expression(text[1:]).value({**full, name: None})
         return full
 
-    @staticmethod
-    def _would(options: list[Any]) -> str:
-        return f"{' or '.join(map(repr, options))} would do"
+    def unmet(self, config: Mapping[str, Any], architecture: str) -> list[str]:
+        """A line for each field that has not the value which this class requires."""
+        full, faults = {**self.defaults, **config}, []
+        of_class = self.architectures.get(architecture, {}).get("requires") or {}
+        for name, wanted in {**self.requires, **of_class}.items():
+            options = wanted if isinstance(wanted, list) else [wanted]
+            if name in full and full[name] is not None and full[name] not in options:
+                would = f"{' or '.join(map(repr, options))} would do"
+                faults.append(f"{name}: is {full[name]!r}, which no model here implements ({would})")
+        return faults
 
     def _unknown_fields(self, full: Mapping[str, Any]) -> list[str]:
         """A line for each field that nothing reads. One that is false, null or empty, or that begins with an
@@ -157,7 +157,7 @@ class Family:
         for instance, that the head is not tied. Raises CheckpointError."""
         named = config.get("architectures") or [next(iter(self.architectures))]
         named = [self.architectures.get(named[0], {}).get("as", named[0])]
-        fields = self.fields(config, where)
+        fields = self.fields(config, where, named[0])
         template = lay_over(self.template(named[0], where), changes or {})
         try:
             return self._body(template, fields, named[0])

@@ -56,6 +56,8 @@ def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
     if _has_its_tensors(*opened):
         return opened
     for architecture in family.architectures:
+        if family.unmet({**config, **stated}, architecture):
+            continue
         other = _open_as_stated(folder, listed, {**stated, "architectures": [architecture]})
         if _has_its_tensors(*other):
             return other
