@@ -27,10 +27,10 @@ from zoo.families.family import HARMLESS, by_model_type, read_family
 STYLES = ("full", "brief")
 """A config.json with every field stated, as transformers writes one, and one with the sizes alone."""
 
-NOT_THE_MODELS = frozenset(
-    "architectures model_type transformers_version auto_map dtype torch_dtype torchscript quantization_config "
-    "use_return_dict per_layer_config layer_type_validation base_config_key sub_configs attribute_map".split()
-)
+NOT_THE_MODELS = {
+    *("architectures", "model_type", "transformers_version", "auto_map", "dtype", "torch_dtype", "torchscript"),
+    *("quantization_config", "use_return_dict", "base_config_key", "sub_configs", "attribute_map"),
+}
 """Fields that name the class or its files (a file's dtype is what it holds), and attributes that no config.json has."""
 
 SCALINGS = [
@@ -60,7 +60,7 @@ WORDS: dict[str, list[Any]] = {
 """Other values of fields whose name, rather than their type, says which are legal."""
 
 CLOSE = 5e-5
-"""How far apart equal models may be, as a share of the largest number; a model of which `noise_of` says more, further."""
+"""How far apart equal models may be, as a share of the largest number: further where `noise_of` says so."""
 
 ACTIVATIONS_TRIED = 4
 """Activations tried for a field; which ones follows from its name, so that families try others."""
@@ -140,7 +140,7 @@ def trials(case: Case) -> Iterator[Trial]:
             others = _others(name, start.get(name, defaults.get(name)), types.get(name, ""))
             values = [value for value in others if name not in start or not _is_same(start[name], value)]
             if name in harmless:
-                together |= {name: value for value in values[:1]}
+                together |= dict.fromkeys([name] if values else [], next(iter(values), None))
             else:
                 kept = values if style == "full" else values[:1]
                 yield from (Trial(case, style, {name: value}) for value in kept)

@@ -1,5 +1,5 @@
-"""Every field of every family's config.json is read as transformers reads it, is refused, or changes nothing there either:
-no field is left out in silence. `config_fields.py` makes the values and compares."""
+"""Every field of every family's config.json is read as transformers reads it, is refused, or changes nothing there
+either: no field is left out in silence. `config_fields.py` makes the values and compares."""
 
 from __future__ import annotations
 

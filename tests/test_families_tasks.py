@@ -1,4 +1,4 @@
-"""Classes with a head for a task equal transformers': their logits, their labels, and the way back to their own files."""
+"""Classes with a head for a task equal transformers': their logits, their labels, and the way back to their files."""
 
 from __future__ import annotations
 
@@ -96,3 +96,12 @@ def test_every_class_of_the_reference_that_a_family_names_exists():
     named = [name for family in stems for name, each in family.architectures.items() if "as" not in each]
     assert [name for name in named if not hasattr(transformers, name)] == []
     assert len(CASES) > 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", CASES[:4] + [each for each in CASES if "Electra" in each.name], ids=lambda case: case.name
+)
+def test_what_is_written_is_held_against_transformers(case, tmp_path):
+    """Spans, choices and a single logit have other shapes there."""
+    zoo.export(pair(case).ours, tmp_path)

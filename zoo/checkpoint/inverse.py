@@ -14,7 +14,7 @@ from zoo.families import family as families
 from zoo.families.binding import assemble_fields
 from zoo.families.expression import evaluate_tree, is_expression
 from zoo.families.family import Body, Family
-from zoo.model.head import Head
+from zoo.model.head import can_be_tied
 from zoo.model.tower import Tower
 from zoo.paths import conf_dir
 from zoo.spec import components
@@ -129,9 +129,7 @@ def _change_of_tying(family: Family, template: Mapping[str, Any], spec: Any) -> 
     tied = getattr(head, "tied", None)
     if tied is None or family.about.get("head") is None:
         return None
-    stated = template.get("head") or {}
-    without = not isinstance(stated, Mapping) or not Head.kinds[stated.get("kind", "lm")].predicts_tokens
-    return None if without else {"head": {"tied": tied}}
+    return {"head": {"tied": tied}} if can_be_tied(template.get("head") or {}) else None
 
 
 def _index_weights(spec: Any) -> list[int]:

@@ -13,8 +13,13 @@ def main(folder: Path, place: Path) -> None:
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model = _open_model(folder, config, torch.float32).eval()
+    asked = load_file(place / "asked.safetensors")
+    if config["architectures"][0].endswith("ForMultipleChoice"):  # a row is the one choice of its question
+        asked = {name: tensor[:, None] for name, tensor in asked.items()}
     with torch.inference_mode():
-        given = model(**load_file(place / "asked.safetensors"))[0]
+        out = model(**asked)
+    spans = "start_logits" in out
+    given = torch.stack((out.start_logits, out.end_logits), -1) if spans else out[0]
     save_file({"given": given.contiguous()}, place / "given.safetensors")
 
 

@@ -6,10 +6,10 @@ for each.
       LlamaForCausalLM: {prefix: model.}
       LlamaModel: {prefix: "", model: {head: {kind: none}}}
       LLaMAForCausalLM: {as: LlamaForCausalLM}  # another name of a class: an older one, or transformers' own
-    tasks:                               # classes named as the first, with a head for a task, and what each changes
+    tasks:                               # classes named as the first, with a head for a task, and their changes
       ForTokenClassification: {model: {head: {kind: token, labels: =labels()}}, keys: {head.out: classifier}}
     defaults: {attention_bias: false}    # values of fields that a config.json may leave out
-    requires: {pretraining_tp: 1}        # fields that must have this value (a class may have its own): another is refused
+    requires: {pretraining_tp: 1}        # fields that must have this value: another is refused by name
     harmless: [use_cache]                # fields that change no number
     model:                               # in the model grammar; `=…` is evaluated over the fields (expression.py)
       n_heads: =num_attention_heads
@@ -19,7 +19,9 @@ for each.
     export: {n_layer: =n_layers}         # fields that the inverse of `model` does not give; may read `pattern`
     optional: [final_logits_bias]        # tensors that a file may lack: a fresh model's values are used
     unread: {~shared.weight: ~encoder.embed_tokens.weight}  # tensors that the model does not read, and what to copy
-    keys: {norm: ~norm}                  # ours: theirs (mapping.py); ~ is the prefix of the class, which may have `keys`
+    keys: {norm: ~norm}                  # ours: theirs (mapping.py); ~ is the prefix of the class
+
+A class may have `requires` and `keys` of its own.
 
 Both directions are read from these. Import evaluates `model`. Export pairs the unevaluated `model` with a Spec, finds
 the fields by which each expression gives the Spec's value, and imports the result again: only a config that gives the
@@ -282,7 +284,19 @@ def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
     merged["model_type"] = node.pop("model_type", None)
     for name in ("harmless", "ignore", "optional"):
         merged[name] = [*getattr(base, name), *node.pop(name, ())]
-    for name in ("defaults", "requires", "aliases", "derive", "export", "dropped", "same", "present", "unread", "tasks", "keys"):
+    for name in (
+        "defaults",
+        "requires",
+        "aliases",
+        "derive",
+        "export",
+        "dropped",
+        "same",
+        "present",
+        "unread",
+        "tasks",
+        "keys",
+    ):
         both = {**getattr(base, name), **node.pop(name, {})}
         merged[name] = {
             key: value for key, value in both.items() if value is not None or name in ("defaults", "requires")

@@ -58,8 +58,8 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     (BERT, BLOOM). A table of another `width` is projected to d_model (Lan et al., 2019, ALBERT): after the norm, or
     with `project_first` before positions are added (OPT-350m). With `norm_first` the norm comes before positions, too
     (Blenderbot small's decoder). `n_tasks` tasks have a vector each too (Sun et al., 2020, ERNIE 2.0), of which every
-    token gets the first: a published model's other tasks are those it was pre-trained on. `masked` makes padding 0 (DeBERTa). `tied` names another model's table to read
-    in place of an own one: a decoder its encoder's.
+    token gets the first: the others are tasks that a published model was pre-trained on. `masked` makes padding 0
+    (DeBERTa). `tied` names another model's table to read in place of an own one: a decoder its encoder's.
     """
 
     scale: Annotated[float | str | None, BeforeValidator(_number_or_root)] = None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -137,6 +138,12 @@ class NoHead(VocabularyHead, kind="none"):
 
     def forward(self, m: Weights, x: Tensor) -> None:
         return None
+
+
+def can_be_tied(node: Any) -> bool:
+    """Whether a head's node, of kind "lm" where it names none, is one whose logits are those of tokens."""
+    kind = Head.kinds.get(node.get("kind", Head.default)) if isinstance(node, Mapping) else None
+    return kind is not None and issubclass(kind, Head) and kind.predicts_tokens
 
 
 def describe_lack(head: Head) -> str:

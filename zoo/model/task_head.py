@@ -1,5 +1,6 @@
 # B rows, T tokens, D model width, C classes or values
-"""Heads for a task: a class for a row or for each token, numbers for a row, whether a token was replaced; and how a row becomes one vector."""
+"""Heads for a task: a class for a row or for each token, numbers for a row, whether a token was replaced. And how a row
+becomes one vector."""
 
 from __future__ import annotations
 
@@ -60,7 +61,9 @@ class TaskHead(Head):
     def __post_init__(self) -> None:
         idle = [name for name in ("norm", "transform_bias") if getattr(self, name) is not None]
         if idle and self.activation is None:
-            raise ValueError(f"{idle[0]} is of the first product, and there is none (give `activation`, or leave it out)")
+            raise ValueError(
+                f"{idle[0]} is of the first product, and there is none (give `activation`, or leave it out)"
+            )
 
     def parts(self, d_model: int) -> dict[str, Any]:
         bias = self.bias if self.transform_bias is None else self.transform_bias
@@ -85,6 +88,7 @@ class RowHead(TaskHead):
 
     def gather(self, hidden: Tensor, real: Tensor | None) -> Tensor:
         return pool(hidden, real, self.pooling)[:, None]  # B 1 D
+
 
 class SequenceHead(RowHead, kind="sequence"):
     """A logit for each class of a row. Of the first token, with a tanh between two products, it is BERT's (Devlin et

@@ -16,7 +16,7 @@ from zoo.families import family as families
 from zoo.families.described import CONFIG, read_body, read_json
 from zoo.families.family import Body, Family
 from zoo.lazy import torch
-from zoo.model.head import Head
+from zoo.model.head import can_be_tied
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _find_tying(body: Body, found: Mapping[str, Header]) -> dict[str, Any] | Non
     """The change that ties or unties the head as the file has it; None where config.json agrees with the file."""
     head = body.model.get("decoder", {}).get("head") or body.model.get("head") or {}
     own = body.family.about.get("head")
-    if own is None or not isinstance(head, Mapping) or not Head.kinds[head.get("kind", "lm")].predicts_tokens:
+    if own is None or not can_be_tied(head):
         return None
     is_stored = own in found
     return {"head": {"tied": not is_stored}} if bool(head.get("tied")) is is_stored else None
@@ -195,7 +195,5 @@ def _replace_old_names(name: str) -> str:
 def _has_no_prefix(name: str, body: Body) -> bool:
     """Whether a tensor belongs to a head, whose names have no prefix in any class."""
     return any(
-        not theirs.startswith("~") and name.startswith(theirs.split(" |")[0])
-        for theirs in body.keys.values()
-        if theirs
+        not theirs.startswith("~") and name.startswith(theirs.split(" |")[0]) for theirs in body.keys.values() if theirs
     )
