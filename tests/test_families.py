@@ -190,9 +190,10 @@ def hub_style(config):
         return config
     scaling = {name: value for name, value in stated.items() if name not in ("rope_theta", "partial_rotary_factor")}
     del old["rope_parameters"]
-    old["rope_theta"] = stated["rope_theta"]
-    if "partial_rotary_factor" in stated:
-        old["partial_rotary_factor"] = stated["partial_rotary_factor"]
+    own = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if name in stated:
+            old[own[name] if config["model_type"] == "gpt_neox" else name] = stated[name]
     if scaling.get("rope_type", "default") != "default":
         old["rope_scaling"] = scaling
     return old

@@ -20,6 +20,8 @@ def read_rope_parameters(config: Mapping[str, Any], layer_type: str | None = Non
     stated = config.get("rope_parameters")
     if isinstance(stated, Mapping) and (layer_type or not config.get("rope_scaling")):
         inner = stated.get(layer_type) if layer_type else None
+        if isinstance(inner, Mapping) and config.get("rope_scaling"):
+            raise ConfigError(f"rope_scaling: stands beside rope_parameters.{layer_type} (one of them)")
         found = dict(inner if isinstance(inner, Mapping) else stated)
     else:
         found = dict(config.get("rope_scaling") or {})
