@@ -416,7 +416,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         for name, fields in {
             "normed heads": "qk_norm={kind: rmsnorm}",
             "clipped heads": "clip=0.8",
-            "tempered": "tempering={kind: log, floor: 4}",
+            "tempered": "tempering={kind: log, floor: 4, first: 1}",
             "biased": "bias=true",
         }.items()
     },

@@ -61,7 +61,8 @@ def _candidates(spec: Any) -> Iterator[tuple[int, Family, str]]:
         family = families.read_family(name)
         for each in family.architectures:
             template = family.template(each)
-            if "as" not in family.architectures[each] and template.get("kind", "decoder") == spec.kind:
+            is_own = not family.architectures[each].keys() & {"as", "within"}
+            if is_own and template.get("kind", "decoder") == spec.kind:
                 yield _distance(template, used), family, each
 
 
@@ -99,7 +100,7 @@ def try_family(
     the Spec. The config of a `source` is kept where it still holds."""
     template = family.template(architecture)
     start = dict(source.config) if source is not None else {}
-    if source is not None and source.body.architecture == architecture and _compose(source.body) == spec:
+    if source is not None and source.body.architecture == architecture and _is_same(_compose(source.body), spec):
         return {**start, "architectures": [architecture]}, source.body, []  # unchanged since it was read
     try:
         found, kinds = find_fields(template, spec, {**family.defaults, **start})
@@ -121,6 +122,11 @@ def try_family(
         return config, body, list_spec_differences(spec, _compose(body))
     except ConfigError as error:
         return config, None, list(error.faults)
+
+
+def _is_same(ours: Any, theirs: Any) -> bool:
+    """Whether two Specs compute the same."""
+    return ours == theirs or not list_spec_differences(ours, theirs)
 
 
 def _change_of_tying(family: Family, template: Mapping[str, Any], spec: Any) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ for each.
       LlamaForCausalLM: {prefix: model.}
       LlamaModel: {prefix: "", model: {head: {kind: none}}}
       LLaMAForCausalLM: {as: LlamaForCausalLM}  # another name of a class: an older one, or transformers' own
+      XVLForConditionalGeneration: {prefix: model., within: true}  # has this head inside a multimodal folder alone
     tasks:                               # classes named as the first, with a head for a task, and their changes
       ForTokenClassification: {model: {head: {kind: token, labels: =labels()}}, keys: {head.out: classifier}}
     defaults: {attention_bias: false}    # values of fields that a config.json may leave out
@@ -15,10 +16,13 @@ for each.
       n_heads: =num_attention_heads
       layers: {moe: {ffn: …}}            # may read `layer`, the layer's index
       pattern: ="dense" if layer < first_k_dense_replace else "moe"
-    present: {a.tensor: {legacy: false}} # values of fields that config.json leaves out, where the file has this tensor
+    present: {"*.gate": {legacy: false}} # values of fields that config.json leaves out, where the file has this tensor;
+                                         # "*.gate [_, hidden_size]" asks for its shape too. `_own` fields are not
+                                         # config.json's: they say how this file holds its tensors
     export: {n_layer: =n_layers}         # fields that the inverse of `model` does not give; may read `pattern`
     optional: [final_logits_bias]        # tensors that a file may lack: a fresh model's values are used
-    unread: {~shared.weight: ~encoder.embed_tokens.weight}  # tensors that the model does not read, and what to copy
+    unread: {~shared.weight: ~encoder.embed_tokens.weight}  # tensors that the model does not read, and what to copy;
+                                         # with "" they are kept where the folder has them ("*.x_min": "")
     keys: {norm: ~norm}                  # ours: theirs (mapping.py); ~ is the prefix of the class
 
 A class may have `requires` and `keys` of its own.
@@ -58,9 +62,6 @@ attention_probs_dropout_prob activation_dropout unsloth_fixed unsloth_version
 """
 HARMLESS = frozenset(_HARMLESS.split())
 """Fields of any config.json that change no number of a forward pass, unless a family reads them by name."""
-
-TEXT = ("text_config", "llm_config", "language_config")
-"""Fields in which a multimodal model has the config of its text model."""
 
 
 @dataclass(frozen=True)
@@ -342,17 +343,3 @@ def family_of_config(config: Mapping[str, Any], where: str) -> Family:
         hint = did_you_mean(str(kind), known) or f" (one of: {', '.join(sorted(known))})"
         raise CheckpointError(f"{where}: model_type: {kind!r} is no family here{hint}")
     return read_family(known[kind])
-
-
-def find_text_config(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """Find the config of the text model inside a multimodal config, with a note on the rest. A config of a family here
-    is given back as it is."""
-    kind = str(config.get("model_type"))
-    for name in TEXT:
-        inner = config.get(name)
-        if kind not in by_model_type() and isinstance(inner, Mapping) and inner.get("model_type") in by_model_type():
-            shared = {key: config[key] for key in ("tie_word_embeddings",) if key in config and key not in inner}
-            rest = ", ".join(key for key in config if key.endswith("_config") and key != name) or "what is beside it"
-            plain = {key: value for key, value in inner.items() if key != "architectures"}
-            return {**plain, **shared}, f"{kind}: its text model alone ({name}), without {rest}"
-    return config, ""

@@ -11,8 +11,15 @@ from typing import Any
 
 from zoo.errors import ConfigError
 from zoo.families.binding import TwoWay, bind, try_evaluate
-from zoo.families.expression import FUNCTIONS, Bindings, Codec
+from zoo.families.expression import FUNCTIONS, Bindings, Codec, evaluate
 from zoo.model.position import Scaling
+
+OTHER_NAMES = {"su": "longrope", "mrope": "default", "xdrope": "dynamic", "deepseek_yarn": "yarn"}
+"""transformers' name of a `rope_type`, by another that files have. The positions of M-RoPE (Qwen2-VL) and of xdrope
+(HunyuanOCR) have several axes, which are equal for text."""
+
+AXES = ("mrope_section", "mrope_interleaved", "xdrope_section")
+"""Parameters that say which channels images rotate along which axis: for text they change nothing, and are kept."""
 
 
 def read_rope_parameters(config: Mapping[str, Any], layer_type: str | None = None) -> dict[str, Any]:
@@ -27,6 +34,8 @@ def read_rope_parameters(config: Mapping[str, Any], layer_type: str | None = Non
         found = dict(config.get("rope_scaling") or {})
     if "type" in found:
         found.setdefault("rope_type", found.pop("type"))
+    kind = found.get("rope_type") or "default"
+    found["rope_type"] = OTHER_NAMES.get(kind, kind)
     for name in ("rope_theta", "partial_rotary_factor"):
         if config.get(name) is not None:
             found.setdefault(name, config[name])
@@ -81,11 +90,13 @@ class Rope(Codec):
         scaling = value.get("scaling")
         fields: dict[str, Any] = {"rope_type": "default"} if scaling is None else _written(scaling)
         fields["rope_theta"] = value["theta"]
+        layer_type = [layer for arg in args[1:] for layer in try_evaluate(arg, env)]
+        stated = read_rope_parameters(env, *layer_type[:1])
+        fields |= {name: stated[name] for name in AXES if name in stated}
         for head_dim in try_evaluate(args[0], env):
             part = value.get("spacing") or value.get("rotary_dim")
-            if part or env.get("partial_rotary_factor") or env.get("default_partial"):
+            if head_dim and (part or env.get("partial_rotary_factor") or env.get("default_partial")):
                 fields["partial_rotary_factor"] = _share(part or head_dim, head_dim)
-        layer_type = [layer for arg in args[1:] for layer in try_evaluate(arg, env)]
         found: Bindings = {f"rope_parameters.{layer_type[0]}" if layer_type else "rope_parameters": fields}
         if scaling is not None and scaling["kind"] == "longrope":
             fields["factor"] = scaling["max_seq_len"] / scaling["original_max_seq_len"]
@@ -100,24 +111,6 @@ def _share(width: int, head_dim: int) -> float:
     return share if int(head_dim * share) == width else math.nextafter(share, 1.0)
 
 
-class RopeOfLayer(Rope):
-    """`rope_of_layer(head_dim, layer_rope_theta[layer])`: rotary positions with a theta of the layer's own, and none
-    where that is 0; the config's theta where it is None. Whole heads are rotated (Granite with windows)."""
-
-    def value(self, env: Mapping[str, Any], *args: Any) -> Any:
-        head_dim, theta = args
-        own = require_whole(super().value(env, head_dim))
-        if theta == 0:
-            return {"kind": "none"}
-        return own if theta is None else {**own, "theta": float(theta)}
-
-    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
-        if isinstance(value, Mapping) and value.get("kind") == "none":
-            return bind(args[1], 0, env)
-        found = super().bind(value, env, args[0])
-        return {**found, **bind(args[1], value["theta"], env)} if found else {}
-
-
 class RopeInterleaved(Rope):
     """`rope_interleaved(head_dim)`: rotary positions that rotate pairs of neighbouring channels."""
 
@@ -129,7 +122,7 @@ class RopeMscale(Rope):
     (Phi-3.5-MoE)."""
 
     def convert_parameters(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
-        if found.get("rope_type") not in ("longrope", "su"):
+        if found.get("rope_type") != "longrope":
             return found
         missing = [name for name in ("short_mscale", "long_mscale") if not isinstance(found.get(name), int | float)]
         if missing:
@@ -156,6 +149,51 @@ class RopeAlpha(Rope):
             return found
         theta = found["rope_theta"] * alpha ** (head_dim / (head_dim - 2))
         return {**found, "rope_type": "default", "rope_theta": theta}
+
+
+class RopeOfLayer(Rope):
+    """`rope_of_layer(head_dim, layer_rope_theta[layer])`: rotary positions with a theta of the layer's own, and none
+    where that is 0; the config's theta where it is None. Whole heads are rotated (Granite with windows)."""
+
+    def value(self, env: Mapping[str, Any], *args: Any) -> Any:
+        head_dim, theta = args
+        own = require_whole(super().value(env, head_dim))
+        if theta == 0:
+            return {"kind": "none"}
+        return own if theta is None else {**own, "theta": float(theta)}
+
+    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
+        if isinstance(value, Mapping) and value.get("kind") == "none":
+            return bind(args[1], 0, env)
+        found = super().bind(value, env, args[0])
+        return {**found, **bind(args[1], value["theta"], env)} if found else {}
+
+
+class RopeOrNone(Rope):
+    """`rope_or_none(head_dim, "full_attention")`: rotary positions where the config has parameters for this kind of
+    layer, and none where it has null (Cohere)."""
+
+    def value(self, env: Mapping[str, Any], *args: Any) -> Any:
+        is_null = (env.get("rope_parameters") or {}).get(args[1], 0) is None
+        return {"kind": "none"} if is_null else super().value(env, *args)
+
+    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
+        if isinstance(value, Mapping) and value.get("kind") == "none":
+            return {f"rope_parameters.{evaluate(args[1], env)}": None}
+        return super().bind(value, env, *args)
+
+
+class RopeField(Codec):
+    """`rope_field("llama_4_scaling_beta")`: one of the rotary parameters, which has to be there."""
+
+    def value(self, env: Mapping[str, Any], *args: Any) -> Any:
+        found = read_rope_parameters(env).get(args[0])
+        if found is None:
+            raise ConfigError(f"rope_parameters.{args[0]}: is missing (a number would do)")
+        return found
+
+    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
+        return {f"rope_parameters.{evaluate(args[0], env)}": value}
 
 
 class YarnScale(Codec):
@@ -214,7 +252,6 @@ def _scaling(found: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]
     if kind == "default":
         return None
     known_kinds = ("linear", "dynamic", "yarn", "llama3", "longrope")
-    kind = {"su": "longrope", "deepseek_yarn": "yarn"}.get(kind, kind)
     if kind not in known_kinds:
         raise ConfigError(f"rope_type: {kind!r} is not supported (one of: {', '.join(known_kinds)})")
     longest: Any = env.get("max_position_embeddings")
@@ -274,9 +311,11 @@ def _written(scaling: Mapping[str, Any]) -> dict[str, Any]:
 FUNCTIONS |= {
     "rope": Rope(),
     "rope_interleaved": RopeInterleaved(),
-    "rope_of_layer": RopeOfLayer(),
     "rope_mscale": RopeMscale(),
     "rope_alpha": RopeAlpha(),
+    "rope_of_layer": RopeOfLayer(),
+    "rope_or_none": RopeOrNone(),
+    "rope_field": RopeField(),
     "yarn_scale": YarnScale(),
     "even": Even(),
     "whole": TwoWay(require_whole, lambda position: (position,)),

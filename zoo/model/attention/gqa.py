@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from zoo.kernels.base import Ask
 from zoo.lazy import torch
@@ -29,13 +29,15 @@ class Tempering(Spec, axis="tempering", default="log"):
 
 
 class LogTempering(Tempering, kind="log"):
-    """q · (1 + scale·ln(1 + ⌊(position + 1) / floor⌋)) (Nakanishi, 2025; Llama 4)."""
+    """q · (1 + scale·ln(1 + ⌊position / floor⌋)) (Nakanishi, 2025). Positions count from `first`: 1 in Llama 4, 0 in
+    Ministral 3."""
 
     floor: PositiveInt = 8192
     scale: PositiveFloat = 0.1
+    first: NonNegativeInt = 1
 
     def factor(self, positions: Tensor) -> Tensor:
-        steps = ((positions.float() + 1) / self.floor).floor()
+        steps = ((positions.float() + self.first) / self.floor).floor()
         return (1 + self.scale * torch.log1p(steps))[..., None, None]
 
 
