@@ -144,8 +144,13 @@ def evaluate(
     return evaluate_loss(model, texts, **options)
 
 
-def export(model: Any, path: str | Path, *, verify: bool = True, shard: int | None = None) -> Path:
+def export(
+    model: Any, path: str | Path, *, verify: bool = True, shard: int | None = None, into: str | Path | None = None
+) -> Path:
     """Write a model as a Hugging Face folder that transformers loads; return the folder.
+
+    A model that came from a multimodal folder is written as that folder with these weights of its text model; `into`
+    names the folder for one that came from elsewhere (a run that began with its weights, say).
 
     With `verify` it is done only when transformers, in a fresh process, gives the model's own logits for it. Raises
     ConfigError for an architecture that no family is, with the fields that stand in the way, and CheckpointError when
@@ -158,7 +163,7 @@ def export(model: Any, path: str | Path, *, verify: bool = True, shard: int | No
     if verify:
         verification.require_transformers()
     folder = Path(path)
-    hf.save(StoredModel.of(model), folder, shard=shard or hf.SHARD)
+    hf.save(StoredModel.of(model), folder, shard=shard or hf.SHARD, into=None if into is None else Path(into))
     if verify:
         verification.verify_folder(model, folder)
     return folder

@@ -24,21 +24,28 @@ def run(
         Kind, typer.Option(help="hf (transformers loads it), zoo (our own) or peft (a run's adapters alone).")
     ] = Kind.hf,
     verify: Annotated[bool, typer.Option(help="Compare logits with transformers in a fresh process.")] = True,
+    into: Annotated[
+        Path | None,
+        typer.Option(help="A multimodal folder whose text model this was: OUT is that folder with these weights."),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16. [default: as in the checkpoint]")] = None,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder, or convert such a folder to our own layout.
 
     With --verify the command succeeds only if transformers, in a fresh process, gives the same logits. Low-rank
     adapters are merged into the weights, except with --to peft, which writes them alone. Weights are read, converted
-    and written a tensor at a time; only --verify needs memory for the model.
+    and written a tensor at a time; only --verify needs memory for the model. Of a multimodal
+    folder the text model is converted; written to hf, all else of the folder is kept as it is.
     """
     from zoo import report, runs
     from zoo.checkpoint import adapters, hf, store
     from zoo.checkpoint import verify as verification
     from zoo.costs.params import count_parameters
-    from zoo.errors import CheckpointError
+    from zoo.errors import CheckpointError, ConfigError
     from zoo.families.serving import describe_serving
 
+    if into is not None and to is not Kind.hf:
+        raise ConfigError(f"--into: a multimodal folder is written to hf, not {to.value} (--to hf)")
     if verify and to is Kind.hf:
         verification.require_transformers()
     folder = runs.find(checkpoint)
@@ -48,6 +55,8 @@ def run(
         print(f"not verified: `zoo convert {checkpoint} OUT` compares the merged model with transformers")
         return
     stored = store.open_model(folder, dtype, mapped=False)
+    if note := hf.describe_unread(stored):
+        print(note)
     held = count_parameters(stored.spec)["total"]
     if to is Kind.zoo:
         if out.exists() and out.samefile(folder):
@@ -56,11 +65,12 @@ def run(
         print(f"written: {out}, {held:,} parameters")
         return
     model = store.load(folder, dtype) if verify else None  # before its folder is replaced, where `out` is the same
-    config = hf.save(stored, out, beside=folder)
+    config = hf.save(stored, out, beside=folder, into=into)
     files = sorted(out.iterdir())
     size = report.format_size(sum(file.stat().st_size for file in files))
     print(f"written: {out}, {held:,} parameters as {config['architectures'][0]}, {size} in {len(files)} files")
-    print(f"{describe_serving(config['architectures'][0])} (docs/serving.md)")
+    if not hf.is_multimodal(config):
+        print(f"{describe_serving(config['architectures'][0])} (docs/serving.md)")
     if model is not None:
         largest = verification.verify_folder(model, out)
         print(f"verified: transformers gives the same logits, largest difference {largest:.1e}")

@@ -11,6 +11,7 @@ from typing import Any
 from zoo.errors import CheckpointError
 from zoo.families import family as families
 from zoo.families.family import Body
+from zoo.families.multimodal import find_wrapper
 
 CONFIG = "config.json"
 
@@ -29,10 +30,12 @@ def is_config(path: Any) -> bool:
 def read_body(
     path: Path, changes: Mapping[str, Any] | None = None, stated: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], Body]:
-    """Read a config.json, or that of a folder, and the model it describes. `stated` fields replace the config's,
-    `changes` the model's. Raises CheckpointError."""
+    """Read a config.json, or that of a folder, and the model it describes; of a multimodal one, its text model's.
+    `stated` fields replace the config's, `changes` the model's. Raises CheckpointError."""
     file = path / CONFIG if path.is_dir() else path
-    config = {**read_json(file), **(stated or {})}
+    config = read_json(file)
+    wrapper = find_wrapper(config)
+    config = {**(wrapper.text if wrapper else config), **(stated or {})}
     return config, families.family_of_config(config, str(file)).body(config, str(file), changes)
 
 
@@ -44,9 +47,10 @@ def describe_config(path: Path) -> tuple[Body, list[str]]:
     """
     file = path / CONFIG if path.is_dir() else path
     stated = read_json(file)
-    config, note = families.find_text_config(stated)
+    wrapper = find_wrapper(stated)
+    config = wrapper.text if wrapper else stated
     method = (stated.get("quantization_config") or {}).get("quant_method", "a method that is not named")
-    notes = [f"{file}: {note}"] if note else []
+    notes = [f"{file}: {wrapper}"] if wrapper else []
     family = families.family_of_config(config, str(file))
     wanted = (config.get("architectures") or [""])[0]
     bare = next((name for name in family.architectures if name.endswith("Model")), None)

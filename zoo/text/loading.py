@@ -53,9 +53,9 @@ def load(
     `checkpoint` as of `find_folder`. `dtype` None is the file's, or float32 where a CPU computes that faster. `fp8`
     puts weights in float8 (`zoo.run.fp8.quantize`); the model is then bfloat16 unless `dtype` says otherwise. On a CPU
     the model is made ready to serve (`zoo.run.linear.prepare`) up to `rows` rows at once; `weights` names the bits that
-    its products' weights are kept in. `note` is given a line each about what is in float8 or in fewer bits, a dtype
-    that is not the file's, and a number of threads that is not torch's own. The processes of `world` have a part of the
-    model each (tensor parallelism). Raises ConfigError.
+    its products' weights are kept in. `note` is given a line each about what of a multimodal folder is not read, what
+    is in float8 or in fewer bits, a dtype that is not the file's, and a number of threads that is not torch's own. The
+    processes of `world` have a part of the model each (tensor parallelism). Raises ConfigError.
     """
     from zoo import runs
     from zoo.checkpoint import hf, store
@@ -67,6 +67,8 @@ def load(
     folder = find_folder(checkpoint)
     tokenizer = Tokenizer.load(folder)
     model = store.load(folder, dtype or ("bf16" if fp8 else None), device if world.size == 1 else "cpu")
+    if unread := hf.describe_unread(model):
+        tell(unread)
     if fp8:
         tell(f"fp8 {fp8}: {summarize_products(quantize(model, fp8))}")
     settle_cpu(model, tell, dtype=None if dtype is None else f"dtype: {dtype}", keep=fp8 is not None)

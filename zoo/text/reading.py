@@ -28,15 +28,17 @@ class Reader:
 def load_reader(model: Any, tokenizer: Any, device: str, note: Callable[[str], object] | None) -> Reader:
     """Load the model of a folder, or take the one that is given. Raises ConfigError for a model without a tokenizer."""
     from zoo import runs
-    from zoo.checkpoint import store
+    from zoo.checkpoint import hf, store
 
     if not isinstance(model, str | Path):
         if tokenizer is None:
             raise ConfigError("tokenizer: a model alone does not read text (pass its tokenizer.json)")
         return Reader(model, tokenizer, None)
     folder = runs.find(model)
-    loaded = store.load(folder, device=device)
-    settle_cpu(loaded, note or (lambda line: None))
+    loaded, tell = store.load(folder, device=device), note or (lambda line: None)
+    if unread := hf.describe_unread(loaded):
+        tell(unread)
+    settle_cpu(loaded, tell)
     return Reader(loaded, tokenizer or folder, folder)
 
 

@@ -1,8 +1,10 @@
 """Open, read and write Hugging Face folders: config.json and tensors as a model of ours, and a model as both."""
 
+from zoo.checkpoint.hf.multimodal import is_multimodal as is_multimodal
 from zoo.checkpoint.hf.opening import HFSource as HFSource
 from zoo.checkpoint.hf.opening import compare_headers as compare_headers
 from zoo.checkpoint.hf.opening import compose_spec as compose_spec
+from zoo.checkpoint.hf.opening import describe_unread as describe_unread
 from zoo.checkpoint.hf.opening import find_differences as find_differences
 from zoo.checkpoint.hf.opening import open_folder as open_folder
 from zoo.checkpoint.hf.opening import read_end_ids as read_end_ids

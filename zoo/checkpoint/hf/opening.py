@@ -10,22 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoint.files import Header, Reader, read_headers
+from zoo.checkpoint.hf.multimodal import Whole, check_wrapper, take_text
 from zoo.checkpoint.mapping import Entry, fill_braces, map_tensors, matches
 from zoo.errors import CheckpointError, did_you_mean
 from zoo.families import family as families
 from zoo.families.described import CONFIG, read_body, read_json
 from zoo.families.family import Body, Family
+from zoo.families.multimodal import find_wrapper
 from zoo.lazy import torch
 from zoo.model.head import can_be_tied
 
 
 @dataclass(frozen=True)
 class HFSource:
-    """A folder that was read: its path, its config.json, and the model that the config describes."""
+    """A folder that was read: its path, its config.json, and the model that the config describes. Of a multimodal
+    folder these are its text model's, and `whole` has the rest."""
 
     folder: Path
     config: dict[str, Any]
     body: Body
+    whole: Whole | None = None
 
     @property
     def family(self) -> Family:
@@ -44,13 +48,31 @@ def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
     file without the head of its class is read as the family's class without one. Raises CheckpointError.
     """
     file = folder / CONFIG
-    config = read_json(file)
-    if config.get("quantization_config"):
+    config, whole = read_json(file), None
+    wrapper = find_wrapper(config)
+    if config.get("quantization_config") or (wrapper and wrapper.text.get("quantization_config")):
         fault = "quantization_config: its weights are quantised (the unquantised checkpoint)"
         raise CheckpointError(f"{file}: {fault}")
+    config = wrapper.text if wrapper else config
     family, listed = families.family_of_config(config, str(file)), read_headers(folder)
+    if wrapper:
+        check_wrapper(wrapper, file)
+        whole, listed = take_text(wrapper, family, listed, folder)
+    source, found = _open_by_tensors(folder, config, family, listed)
+    return dataclasses.replace(source, whole=whole), found
+
+
+def _open_by_tensors(
+    folder: Path, config: Mapping[str, Any], family: Family, listed: Mapping[str, Header]
+) -> tuple[HFSource, dict[str, Header]]:
+    """Read a folder as its config says, or as the first class of the family whose tensors these are."""
+    full = {**family.defaults, **config}
     stated = {
-        k: v for name, fields in family.present.items() if name in listed for k, v in fields.items() if k not in config
+        key: value
+        for pattern, fields in family.present.items()
+        if any(_is_present(pattern, name, header, full) for name, header in listed.items())
+        for key, value in fields.items()
+        if key not in config
     }
     opened = _open_as_stated(folder, listed, stated)
     if _has_its_tensors(*opened):
@@ -62,6 +84,16 @@ def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
         if _has_its_tensors(*other):
             return other
     return opened
+
+
+def _is_present(pattern: str, name: str, header: Header, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor is one that a row of a family's `present` names: by its name, and by its shape where the row has
+    one, in fields of the config: "*.down_proj [_, moe_intermediate_size, _]"."""
+    named, _, shape = pattern.partition(" ")
+    wanted = [each.strip() for each in shape.strip("[]").split(",")] if shape else ["_"] * len(header.shape)
+    if not matches(name, [named]) or len(wanted) != len(header.shape):
+        return False
+    return all(each == "_" or config.get(each) == size for each, size in zip(wanted, header.shape, strict=True))
 
 
 def compose_spec(body: Body) -> Any:
@@ -82,10 +114,10 @@ def find_differences(mapped: Sequence[Entry], found: Mapping[str, Header], sourc
     """List the tensors that a folder lacks, that no row names, and whose shapes are not the model's: a line each."""
     body, folder = source.body, source.folder
     wanted = {name: shape for entry in mapped for name, shape in entry.shapes_of_theirs()}
-    extra = {body.full_name(name) for name in (*body.family.same, *body.family.unread)}
+    extra = [body.full_name(name) for name in (*body.family.same, *body.family.unread)]
     optional = [body.full_name(name) for name in body.family.optional]
     dropped = [fill_braces(body.full_name(name), (), body.fields) for name in body.family.dropped]
-    strange = [name for name in found if name not in wanted and name not in extra and not matches(name, dropped)]
+    strange = [name for name in found if name not in wanted and not matches(name, [*extra, *dropped])]
     faults = [
         f"{folder}: {name} is missing, of shape {list(shape)}{did_you_mean(name, strange)}"
         for name, shape in wanted.items()
@@ -103,12 +135,24 @@ def find_differences(mapped: Sequence[Entry], found: Mapping[str, Header], sourc
 
 
 def read_end_ids(folder: Path) -> list[int]:
-    """Read the end-of-text token ids from a folder's generation_config.json, or else from its config.json."""
+    """Read the end-of-text token ids from a folder's generation_config.json, or else from its config.json; there a
+    multimodal model may state them for its text model."""
     for name in ("generation_config.json", CONFIG):
-        stated = read_json(folder / name).get("eos_token_id") if (folder / name).is_file() else None
+        node = read_json(folder / name) if (folder / name).is_file() else {}
+        wrapper = find_wrapper(node)
+        inner = wrapper.text.get("eos_token_id") if wrapper else None
+        stated = node.get("eos_token_id", inner)
         if stated is not None:
             return [int(each) for each in (stated if isinstance(stated, list) else [stated])]
     return []
+
+
+def describe_unread(model: Any) -> str:
+    """Say in one line what of the multimodal folder that a model came from was not read; empty for any other model."""
+    source = getattr(model, "source", None)
+    if source is None or source.whole is None:
+        return ""
+    return f"{source.folder}: {source.whole.describe_rest(map_tensors(model.spec, source.body), source.body.prefix)}"
 
 
 def _open_as_stated(

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint.files import BESIDE, INDEX, SINGLE, Reader, read_headers, refuse_to_replace, stream_tensors
-from zoo.checkpoint.hf.opening import name_tensors
+from zoo.checkpoint.hf.multimodal import Whole, list_beside, write_config, write_whole
+from zoo.checkpoint.hf.opening import HFSource, name_tensors, open_folder
 from zoo.checkpoint.inverse import find_config
-from zoo.checkpoint.mapping import Entry, map_tensors
+from zoo.checkpoint.mapping import Entry, map_tensors, matches
 from zoo.checkpoint.stored import StoredModel, StoredTensors
 from zoo.errors import CheckpointError
 from zoo.families.described import CONFIG, is_folder, read_json, to_jsonable
@@ -26,8 +27,13 @@ SHARD = 5_000_000_000
 """Most bytes of weights in one file; more are written to several."""
 
 
-def save(model: StoredModel, out: Path, *, beside: Path | None = None, shard: int = SHARD) -> dict[str, Any]:
+def save(
+    model: StoredModel, out: Path, *, beside: Path | None = None, shard: int = SHARD, into: Path | None = None
+) -> dict[str, Any]:
     """Write config.json, safetensors, and the tokenizer's files found in `beside` or where the model came from.
+
+    A model that came from a multimodal folder is written as that folder: the tensors of its text model replaced, and
+    all other tensors, files and fields as they are. `into` names such a folder for a model that came from elsewhere.
 
     Gives the config. That of a model that came from no Hugging Face folder states the start and end tokens of the
     tokenizer in `beside`: transformers and serving engines would otherwise take the defaults of the class (Llama: 2
@@ -36,8 +42,10 @@ def save(model: StoredModel, out: Path, *, beside: Path | None = None, shard: in
     """
     from zoo.disk import replace_folder
 
-    source = model.source
+    source = model.source if into is None else _open_multimodal(into)
     config, body = find_config(model.spec, source)
+    if source is not None and source.whole is not None:
+        return _save_whole(model, source, source.whole, config, body, out)
     refuse_to_replace(out, "a checkpoint", (CONFIG, INDEX, SINGLE, "model-*-of-*.safetensors", *BESIDE))
     if (out / CONFIG).exists() and not read_json(out / CONFIG).keys() & {"model_type", "architectures"}:
         raise CheckpointError(
@@ -47,11 +55,44 @@ def save(model: StoredModel, out: Path, *, beside: Path | None = None, shard: in
     with replace_folder(out) as draft:
         special = {} if source is not None or beside is None else _read_special_ids(beside)
         config = {**special, **config, "dtype": str(model.dtype).removeprefix("torch.")}
+        config = _leave_out_own(config, body)
         (draft / CONFIG).write_text(json.dumps(to_jsonable(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
         _write_shards(model.tensors, mapped, draft, shard, _find_unread(model, body, mapped))
         for folder in (each for each in (beside, source.folder if source else None) if each is not None):
             copy_beside(folder, draft)
     return config
+
+
+def _open_multimodal(folder: Path) -> HFSource:
+    source, _ = open_folder(folder)
+    if source.whole is None:
+        raise CheckpointError(f"{folder}: is no multimodal folder (--into takes the one that the model belongs into)")
+    return source
+
+
+def _save_whole(
+    model: StoredModel, source: HFSource, whole: Whole, config: Mapping[str, Any], body: Body, out: Path
+) -> dict[str, Any]:
+    """Write a multimodal folder with this model as its text model. Gives the whole config."""
+    from zoo.disk import replace_folder
+
+    files = list_beside(source.folder)
+    weights = [header.file.name for header in whole.listed.values()]
+    refuse_to_replace(out, "a checkpoint", (CONFIG, INDEX, *(file.name for file in files), *weights, *BESIDE))
+    if out.exists() and out.samefile(source.folder):
+        raise CheckpointError(f"{out}: is the multimodal folder itself (a new folder would do)")
+    with replace_folder(out) as draft:
+        write_whole(model.tensors, whole, source.folder, draft, body, map_tensors(model.spec, body))
+        write_config(whole, source.folder, draft, None if body is source.body else _leave_out_own(config, body))
+        for file in files:
+            shutil.copyfile(file, draft / file.name)
+    return read_json(out / CONFIG)
+
+
+def _leave_out_own(config: Mapping[str, Any], body: Body) -> dict[str, Any]:
+    """The config without the fields that say how a file holds its tensors (`present` of a family): begun with _."""
+    own = {key for fields in body.family.present.values() for key in fields if key.startswith("_")}
+    return {key: value for key, value in config.items() if key not in own}
 
 
 def _read_special_ids(folder: Path) -> dict[str, int]:
@@ -87,7 +128,8 @@ def _find_unread(model: StoredModel, body: Body, mapped: Sequence[Entry]) -> Sto
     spare = {name: other for name, other in named.items() if name not in holders and (other in holders or not other)}
     if spare and model.source is not None and is_folder(folder := model.source.folder):
         found = name_tensors(read_headers(folder), body)
-        forms = {name: found[name].make_empty("meta") for name in spare if name in found}
+        kept = (name for name in found if matches(name, [*spare]) and name not in holders)
+        forms = {name: found[name].make_empty("meta") for name in kept}
         return StoredTensors(forms, Reader(folder, found, mapped=False).__getitem__)
     copied = {name: holders[other].ours[0] for name, other in spare.items() if other}
     forms = {name: model.tensors.forms[ours] for name, ours in copied.items()}

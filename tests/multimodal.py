@@ -1,0 +1,250 @@
+"""Tiny random multimodal models of transformers, whole: what test_multimodal.py reads the text model of."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from cases_experts import QWEN, SMALL
+from cases_text_towers import GLM, GLM_MOE, NEAR, NEXT, NEXT_MOE, PADDED, TEMPERED, UNPADDED, WIDE, mrope
+from safetensors.torch import load_file, save_file
+
+import zoo
+
+FILE = "model.safetensors"
+IDS = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
+QWEN_SIGHT = {"depth": 1, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 1}
+NARROW = {**QWEN_SIGHT, "hidden_size": 16, "intermediate_size": 24, "out_hidden_size": 32}
+SIGHT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIGHT |= {"image_size": 16, "patch_size": 4}
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """One multimodal model: its config class and class, what is set on its text model, its vision tower and itself."""
+
+    name: str
+    config: str
+    model: str
+    text: Mapping[str, Any]
+    vision: Mapping[str, Any]
+    own: Mapping[str, Any] = field(default_factory=dict)
+    decoder: str = ""  # the part that reads text, where the whole class cannot be called
+    published: tuple[str, str] = ("", "")  # names as published, where transformers writes others: what, and by what
+    writes: bool = True
+
+    def reference(self) -> Any:
+        """Build the model in eval mode, every parameter random."""
+        sizes = copy.deepcopy({"text_config": dict(self.text), "vision_config": dict(self.vision), **self.own})
+        config = getattr(transformers, self.config)(**sizes)
+        config._attn_implementation = "eager"
+        torch.manual_seed(0)
+        model = getattr(transformers, self.model)(config).eval()
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                if tensor.is_floating_point():
+                    drawn = torch.randn(tensor.shape, generator=generator) * 0.15
+                    tensor.copy_(drawn + 1 if tensor.ndim == 1 and name.endswith("weight") else drawn)
+        return model
+
+
+@dataclass
+class Pair:
+    """A multimodal model, the folder it was saved to, and the text model that zoo reads there."""
+
+    case: Whole
+    reference: Any
+    folder: Path
+    ours: Any
+
+
+@functools.cache
+def pair(case: Whole) -> Pair:
+    """Make the two models of a case, once."""
+    folder = Path(tempfile.mkdtemp(prefix="zoo-whole-"))
+    reference = case.reference()
+    reference.save_pretrained(folder)
+    if case.published[0]:
+        named = {name.replace(*case.published): each for name, each in load_file(folder / FILE).items()}
+        save_file(named, folder / FILE, {"format": "pt"})
+    part = reference.get_submodule(case.decoder) if case.decoder else reference
+    return Pair(case, part, folder, zoo.load(folder))
+
+
+WHOLE = [
+    Whole(
+        "gemma3",
+        "Gemma3Config",
+        "Gemma3ForConditionalGeneration",
+        {**SMALL, "head_dim": 16, "sliding_window": 5, "query_pre_attn_scalar": 16}
+        | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+        {**SIGHT, "model_type": "siglip_vision_model"},
+        {"mm_tokens_per_image": 4, "image_token_index": 90},
+    ),
+    Whole(
+        "mistral3",
+        "Mistral3Config",
+        "Mistral3ForConditionalGeneration",
+        {**WIDE, "model_type": "mistral", "sliding_window": 5},
+        {**SIGHT, "model_type": "pixtral", "head_dim": 8},
+        {"image_token_index": 90, "tie_word_embeddings": False},
+    ),
+    Whole(
+        "ministral3",
+        "Mistral3Config",
+        "Mistral3ForConditionalGeneration",
+        {**WIDE, "model_type": "ministral3", "rope_parameters": TEMPERED},
+        {**SIGHT, "model_type": "pixtral", "head_dim": 8},
+        {"image_token_index": 90, "tie_word_embeddings": True},
+    ),
+    Whole(
+        "llama4",
+        "Llama4Config",
+        "Llama4ForConditionalGeneration",
+        {**WIDE, "num_hidden_layers": 4, "intermediate_size_mlp": 48, "num_local_experts": 4, "attention_chunk_size": 7}
+        | {"interleave_moe_layer_step": 2, "pad_token_id": None},
+        {**SIGHT, "vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16},
+        {"image_token_index": 90},
+        decoder="language_model",  # transformers 5.24: the whole class asks its text model for the outputs of images
+    ),
+    Whole(
+        "qwen2_vl",
+        "Qwen2VLConfig",
+        "Qwen2VLForConditionalGeneration",
+        {**SMALL, **mrope(2, 1, 1)},
+        {"depth": 1, "embed_dim": 16, "num_heads": 2, "patch_size": 4, "hidden_size": 32, "temporal_patch_size": 1},
+        IDS,
+    ),
+    Whole(
+        "qwen2_5_vl", "Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration", {**SMALL, **mrope(1, 2, 1)}, NARROW, IDS
+    ),
+    Whole(
+        "qwen3_vl",
+        "Qwen3VLConfig",
+        "Qwen3VLForConditionalGeneration",
+        {**WIDE, **mrope(4, 2, 2, mrope_interleaved=True)},
+        {**NARROW, "deepstack_visual_indexes": [0]},
+        IDS,
+    ),
+    Whole(
+        "qwen3_vl_moe",
+        "Qwen3VLMoeConfig",
+        "Qwen3VLMoeForConditionalGeneration",
+        {**QWEN, "head_dim": 16, **mrope(4, 2, 2)},
+        {**NARROW, "deepstack_visual_indexes": [0]},
+        {**IDS, "tie_word_embeddings": True},
+    ),
+    Whole("qwen3_5", "Qwen3_5Config", "Qwen3_5ForConditionalGeneration", NEXT, NARROW, IDS),
+    Whole("qwen3_5_moe", "Qwen3_5MoeConfig", "Qwen3_5MoeForConditionalGeneration", NEXT_MOE, NARROW, IDS),
+    Whole(
+        "glm4v",
+        "Glm4vConfig",
+        "Glm4vForConditionalGeneration",
+        {**GLM, **mrope(2, 1, 1)},
+        {**NARROW, "image_size": 16},
+        IDS,
+    ),
+    Whole(
+        "glm4v_moe",
+        "Glm4vMoeConfig",
+        "Glm4vMoeForConditionalGeneration",
+        {**GLM_MOE, **mrope(1, 1, 0, partial_rotary_factor=0.5)},
+        {**NARROW, "image_size": 16},
+        IDS,
+    ),
+    Whole(
+        "glm_ocr",
+        "GlmOcrConfig",
+        "GlmOcrForConditionalGeneration",
+        {**GLM, **mrope(2, 1, 1)},
+        {**NARROW, "image_size": 16},
+        IDS,
+    ),
+    Whole(
+        "glm_image",
+        "GlmImageConfig",
+        "GlmImageModel",
+        {**PADDED, **mrope(2, 1, 1)},
+        {"depth": 1, "hidden_size": 16, "num_heads": 2, "patch_size": 4, "image_size": 16, "intermediate_size": 24},
+        {"image_token_id": 90, "vq_config": {"embed_dim": 8, "num_embeddings": 12, "latent_channels": 8}},
+        writes=False,
+    ),
+    Whole(
+        "aria",
+        "AriaConfig",
+        "AriaForConditionalGeneration",
+        {**SMALL, "moe_num_experts": 4},
+        {**SIGHT, "model_type": "idefics3_vision"},
+        {"image_token_index": 90, "projector_patch_to_query_dict": {16: 4}},
+    ),
+    Whole(
+        "hunyuan_vl",
+        "HunYuanVLConfig",
+        "HunYuanVLForConditionalGeneration",
+        {**WIDE, **mrope(2, 2, 2, 2)},
+        {**SIGHT, "out_hidden_size": 32, "text_hidden_size": 32},
+        {"image_token_id": 90},
+    ),
+    Whole(
+        "granite_docling",
+        "GraniteDoclingConfig",
+        "GraniteDoclingForConditionalGeneration",
+        UNPADDED,
+        {**SIGHT, "out_hidden_size": 32},
+        {"image_token_id": 90, "pad_token_id": None},
+    ),
+    Whole(
+        "cohere_compass",
+        "CohereCompassConfig",
+        "CohereCompassForConditionalGeneration",
+        {
+            **SMALL,
+            "num_hidden_layers": 3,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {"sliding_attention": NEAR, "full_attention": None},
+        },
+        {**NARROW, "deepstack_visual_indexes": [0]},
+        IDS,
+    ),
+    Whole(
+        "cosmos3_edge",
+        "Cosmos3EdgeConfig",
+        "Cosmos3EdgeForConditionalGeneration",
+        {**WIDE, **mrope(4, 2, 2)},
+        {**SIGHT},
+        IDS,
+    ),
+    Whole(
+        "kimi_k25",
+        "Kimi_K25Config",
+        "Kimi_K25ForConditionalGeneration",
+        {
+            **UNPADDED,
+            "model_type": "deepseek_v3",
+            "q_lora_rank": 12,
+            "kv_lora_rank": 16,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 6,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "moe_intermediate_size": 20,
+            "first_k_dense_replace": 1,
+            "num_key_value_heads": 4,
+        },
+        {**SIGHT},
+        IDS,
+        published=("language_model.model.blocks.", "language_model.model.layers."),
+    ),
+]

@@ -1,0 +1,175 @@
+"""Read the text model of a multimodal folder, and write it back in place: all else stays as it is, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.checkpoint.files import INDEX, Header, Reader, stream_tensors
+from zoo.checkpoint.mapping import Entry
+from zoo.checkpoint.stored import StoredTensors
+from zoo.errors import CheckpointError
+from zoo.families.described import CONFIG, to_jsonable
+from zoo.families.family import Body, Family
+from zoo.families.multimodal import Layout, Wrapper, find_wrapper, read_catalogue
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+"""How files of weights end. Those that the folder was not read from are not copied."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The multimodal folder around a text model: its config.json, where the text model's tensors are, and the headers
+    of all tensors by their names in the files."""
+
+    wrapper: Wrapper
+    layout: Layout
+    listed: Mapping[str, Header]
+
+    def name_in_file(self, name: str, prefix: str) -> str:
+        """The name in the files of a tensor that the text model's class, which has this prefix, calls `name`."""
+        if name.startswith(prefix):
+            return self.layout.base + name.removeprefix(prefix)
+        return self.layout.head + name
+
+    def describe_rest(self, mapped: Iterable[Entry], prefix: str) -> str:
+        """Say in one line what is not read, with the parameters of each part: "vision_tower (412,442,352), …"."""
+        read = {self.name_in_file(name, prefix) for entry in mapped for name in entry.theirs}
+        counts: Counter[str] = Counter()
+        for name, header in self.listed.items():
+            if name not in read:
+                counts[name.removeprefix("model.").split(".")[0]] += prod(header.shape)
+        parts = ", ".join(f"{name} ({count:,} parameters)" for name, count in counts.most_common())
+        return f"{self.wrapper.kind}: its text model alone; {parts or 'nothing'} not read"
+
+
+def is_multimodal(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a multimodal model."""
+    return find_wrapper(config) is not None
+
+
+def check_wrapper(wrapper: Wrapper, file: Path) -> None:
+    """Raise CheckpointError for a multimodal model whose text model is only priced."""
+    if not wrapper.is_read:
+        known = ", ".join(read_catalogue().models)
+        raise CheckpointError(
+            f"{file}: model_type: the text model inside {wrapper.kind!r} is not loaded (that of: {known}); "
+            "`zoo stats` prices it"
+        )
+
+
+def take_text(
+    wrapper: Wrapper, family: Family, listed: Mapping[str, Header], folder: Path
+) -> tuple[Whole, dict[str, Header]]:
+    """Find the text model's tensors among those of a folder, and name them as the family's class with the longest
+    prefix does. Raises CheckpointError where they stand under no known prefix."""
+    layout = _find_layout(family, listed, folder)
+    prefix = max((each.get("prefix") or "" for each in family.architectures.values()), key=len)
+    roots, heads = _roots(family)
+    found: dict[str, Header] = {}
+    for name, header in listed.items():
+        own = name.removeprefix(layout.base)
+        if name.startswith(layout.base) and own.split(".")[0] in roots:
+            found[prefix + own] = dataclasses.replace(header, name=name)
+        elif name.startswith(layout.head) and name.removeprefix(layout.head).split(".")[0] in heads:
+            found[name.removeprefix(layout.head)] = dataclasses.replace(header, name=name)
+    return Whole(wrapper, layout, listed), found
+
+
+def _find_layout(family: Family, listed: Mapping[str, Header], folder: Path) -> Layout:
+    roots, _ = _roots(family)
+    for layout in read_catalogue().layouts:
+        if all(any(name.startswith(f"{layout.base}{root}.") for name in listed) for root in roots):
+            return layout
+    tried = ", ".join(f"{layout.base}{min(roots)}" for layout in read_catalogue().layouts)
+    raise CheckpointError(f"{folder}: the tensors of its text model were not found (looked for {tried})")
+
+
+def _roots(family: Family) -> tuple[set[str], set[str]]:
+    """The first parts of the names of a family's tensors: of its base model's, and of its head's."""
+    rows = [str(theirs) for theirs in family.keys.values()]
+    base = {root for row in rows for root in re.findall(r"~(\w+)", row)}
+    return base, {row.split(".")[0] for row in rows if row and not row.startswith(("~", "="))}
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_whole(
+    held: StoredTensors, whole: Whole, folder: Path, draft: Path, body: Body, mapped: Sequence[Entry]
+) -> None:
+    """Write a multimodal folder again, file by file and a tensor at a time, with these tensors of ours as those of its
+    text model."""
+    ours = {whole.name_in_file(name, body.prefix): entry for entry in mapped for name in entry.theirs}
+    lost, placed = _lost_heads(whole, body, ours), {}
+    files = list(dict.fromkeys(header.file for header in whole.listed.values()))
+    if any(file.suffix != ".safetensors" for file in files):
+        raise CheckpointError(f"{folder}: is not written back into {files[0].name} (a folder of safetensors would do)")
+    reader = Reader(folder, whole.listed, mapped=False)
+    for file in files:
+        names = [name for name, header in whole.listed.items() if header.file == file and name not in lost]
+        names += [name for name in ours if name not in whole.listed] if file is files[-1] else []
+        entries = list(dict.fromkeys(ours[name] for name in names if name in ours))
+        rest = [name for name in names if name not in ours]
+        forms = dict(_list_theirs(entries, held.forms, whole, body)) | {
+            name: whole.listed[name].make_empty("meta") for name in rest
+        }
+        text = ((name, each) for name, each in _list_theirs(entries, held, whole, body) if name in set(names))
+        kept = ((name, reader[name]) for name in rest)
+        stream_tensors({name: forms[name] for name in names}, chain(text, kept), draft / file.name)
+        placed |= dict.fromkeys(names, file.name)
+    if (folder / INDEX).is_file():
+        _write_index(folder, draft, placed)
+
+
+def _lost_heads(whole: Whole, body: Body, ours: Mapping[str, Entry]) -> set[str]:
+    """The name of a head's weight that the files have and this model has not: its head is tied."""
+    head = body.family.about.get("head")
+    name = "" if head is None else whole.name_in_file(head, body.prefix or "~")
+    return {name} if name in whole.listed and name not in ours else set()
+
+
+def _list_theirs(
+    entries: Sequence[Entry], held: Mapping[str, Tensor], whole: Whole, body: Body
+) -> Iterator[tuple[str, Tensor]]:
+    """Convert our tensors to theirs, those of one entry at a time, under the names of the files."""
+    for entry in entries:
+        names = [whole.name_in_file(name, body.prefix) for name in entry.theirs]
+        yield from zip(names, entry.to_theirs([held[each] for each in entry.ours]), strict=True)
+
+
+def _write_index(folder: Path, draft: Path, placed: Mapping[str, str]) -> None:
+    """Copy the index, or write it anew where a tensor came or went."""
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    if index["weight_map"] == placed:
+        shutil.copyfile(folder / INDEX, draft / INDEX)
+        return
+    text = json.dumps({**index, "weight_map": dict(sorted(placed.items()))}, indent=2)
+    (draft / INDEX).write_text(text + "\n", encoding="utf-8")
+
+
+def write_config(whole: Whole, folder: Path, draft: Path, text: Mapping[str, Any] | None) -> None:
+    """Write the whole config.json with this config of the text model; copy it where None says that it is as it was."""
+    if text is None:
+        shutil.copyfile(folder / CONFIG, draft / CONFIG)
+        return
+    node = json.dumps(to_jsonable(whole.wrapper.put_back(text)), indent=2, sort_keys=True)
+    (draft / CONFIG).write_text(node + "\n", encoding="utf-8")
+
+
+def list_beside(folder: Path) -> list[Path]:
+    """The files of a folder beside its weights and config.json: tokenizer, processors, templates."""
+    kept = (each for each in sorted(folder.iterdir()) if each.is_file() and each.suffix not in WEIGHTS)
+    return [each for each in kept if each.name not in (CONFIG, INDEX) and not each.name.startswith(".")]

@@ -1,0 +1,107 @@
+"""Find the text model inside a multimodal config.json. conf/multimodal.yaml lists the models that are read."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zoo.families import family as families
+from zoo.families.family import HARMLESS
+from zoo.paths import conf_dir
+
+TEXT = ("text_config", "llm_config", "language_config")
+"""Fields in which a multimodal model has the config of its text model."""
+
+TIED = "tie_word_embeddings"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What stands before the names of a text model's tensors in a multimodal file: `base` in place of the prefix of its
+    class, `head` before the names of its head."""
+
+    base: str
+    head: str
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """conf/multimodal.yaml, as data."""
+
+    models: tuple[str, ...]
+    flat: Mapping[str, str]
+    layouts: tuple[Layout, ...]
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """A multimodal config.json: the field with the config of its text model, or None where the text model's fields
+    stand beside all others, and that config completed."""
+
+    config: Mapping[str, Any]
+    field: str | None
+    text: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """Its model_type."""
+        return str(self.config.get("model_type"))
+
+    @property
+    def is_read(self) -> bool:
+        """Whether its text model is loaded, and not priced alone."""
+        return self.kind in read_catalogue().models
+
+    def __str__(self) -> str:
+        rest = ", ".join(key for key in self.config if key.endswith("_config") and key != self.field)
+        where = f" ({self.field})" if self.field else ""
+        return f"{self.kind}: its text model alone{where}, without {rest or 'what is beside it'}"
+
+    def put_back(self, text: Mapping[str, Any]) -> dict[str, Any]:
+        """The whole config with `text` as the config of its text model."""
+        own = {key: value for key, value in text.items() if key != "architectures"}
+        if self.field is None:
+            return {**self.config, **own, "model_type": self.kind}
+        tied = {TIED: own[TIED]} if TIED in own else {}
+        return {**self.config, self.field: own, **tied}
+
+
+@functools.cache
+def read_catalogue() -> Catalogue:
+    """Read the packaged list of multimodal models."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    node = yaml.load((conf_dir() / "multimodal.yaml").read_text(encoding="utf-8"), loader)
+    return Catalogue(tuple(node["models"]), node["flat"], tuple(Layout(**each) for each in node["layouts"]))
+
+
+def find_wrapper(config: Mapping[str, Any]) -> Wrapper | None:
+    """Find the text model of a multimodal config: one of a family here. None for any other config."""
+    kind = str(config.get("model_type"))
+    flat = read_catalogue().flat.get(kind)
+    if flat is None and kind in families.by_model_type():
+        return None
+    for name in TEXT:
+        inner = config.get(name)
+        if isinstance(inner, Mapping) and inner.get("model_type") in families.by_model_type():
+            return Wrapper(config, name, _complete(inner, config))
+    if flat is not None and not any(isinstance(config.get(name), Mapping) for name in TEXT):
+        family = families.read_family(families.by_model_type()[flat])
+        known = family.reads | set(family.defaults) | set(family.requires) | set(family.harmless) | HARMLESS
+        plain = {key: value for key, value in config.items() if key in known and not key.endswith("_config")}
+        return Wrapper(config, None, _complete({**plain, "model_type": flat}, config))
+    return None
+
+
+def _complete(inner: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The text model's config with what the whole states for it. Token ids of images and sounds change no text."""
+    plain = {key: value for key, value in inner.items() if not _names_token(key) and key != "architectures"}
+    shared = {TIED: config[TIED]} if TIED in config else {}  # where both state it, transformers reads the whole's
+    return {**plain, **shared}
+
+
+def _names_token(key: str) -> bool:
+    return key.endswith(("_token_id", "_token_index")) and key not in HARMLESS
