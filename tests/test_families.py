@@ -9,8 +9,10 @@ import cases_encoders
 import cases_experts
 import cases_gpt
 import cases_llama
+import cases_readers
 import cases_recurrent
 import cases_seq2seq
+import cases_text_towers
 import pytest
 import torch
 import transformers
@@ -29,6 +31,8 @@ CASES: list[Case] = [
     *cases_recurrent.CASES,
     *cases_encoders.CASES,
     *cases_seq2seq.CASES,
+    *cases_text_towers.CASES,
+    *cases_readers.CASES,
     *cases_2025.CASES,
 ]
 

@@ -2,11 +2,12 @@
 
 import json
 
+import cases_readers
 import pytest
 import torch
 import transformers
 from cases_seq2seq import BART, MARIAN, T5, decoding
-from families import CLOSE, Case, tensors
+from families import CLOSE, Case, pair, tensors
 from safetensors.torch import load_file, save_file
 
 import zoo
@@ -168,3 +169,13 @@ def test_each_family_says_its_own_spec_and_not_anothers():
         found = family.read_family(name)
         _, _, faults = try_family(found, next(iter(found.architectures)), spec)
         assert (faults == []) is is_it, name
+
+
+@pytest.mark.parametrize("name", ["fsmt", "fsmt-tied", "fsmt-plain"])
+def test_fsmts_greedy_continuation_equals_the_references_with_a_cache(name):
+    two = pair(next(case for case in cases_readers.CASES if case.name == name))
+    ids = two.ids(2, 10)
+    options = {"max_new_tokens": 14, "do_sample": False, "eos_token_id": None, "use_cache": True}
+    with torch.no_grad():
+        theirs = two.reference.generate(ids, attention_mask=torch.ones_like(ids), **options)
+    assert zoo.generate(two.ours, ids, 14).tolist() == theirs.tolist()

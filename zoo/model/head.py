@@ -171,6 +171,13 @@ class FirstToken(Pooler, kind="first_token"):
         return torch.tanh(m.dense(x[:, 0]))
 
 
+class FirstState(Pooler, kind="first_state"):
+    """The hidden state of the row's first token as it is (Karpukhin et al., 2020, DPR)."""
+
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
+        return x[:, 0]
+
+
 class NextSentence(Pooler, kind="next_sentence"):
     """Logits of how two segments follow each other, read off the first token's pooled vector: tanh(x₀·W + b)·V + c.
 
