@@ -91,9 +91,13 @@ merged into the weights. One line says which engines list the architecture:
 
 
 def list_exported() -> dict[str, list[str]]:
-    """List the classes that each family writes. A name that is read `as` another is not written."""
+    """List the classes that each family writes by itself: a name that is read `as` another is not written, and a class
+    `within` a multimodal folder is written as a part of that."""
     every = {name: families.read_family(name).architectures for name in families.family_names()}
-    return {name: [each for each, patch in those.items() if "as" not in (patch or {})] for name, those in every.items()}
+    return {
+        name: [each for each, patch in those.items() if not {"as", "within"} & (patch or {}).keys()]
+        for name, those in every.items()
+    }
 
 
 def title(name: str) -> str:

@@ -73,9 +73,10 @@ def difference(case: Case) -> float:
     two = pair(case)
     ours, theirs = both(two, two.ids())
     if ours.logits is not None:
-        given = theirs["prediction_logits" if "prediction_logits" in theirs else "logits"]
+        given = theirs["prediction_logits" if "prediction_logits" in theirs else "logits"]  # of a class with two heads
         return float((ours.logits - given).abs().max())
-    return float((ours.hidden - theirs[0]).abs().max())
+    last = theirs.decoder_hidden_states if "decoder_hidden_states" in theirs else theirs.hidden_states
+    return float((ours.hidden - last[-1]).abs().max())
 
 
 def made_of(specs: list[Any]) -> str:
