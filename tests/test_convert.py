@@ -205,7 +205,7 @@ def test_a_head_is_tied_as_the_file_has_it_whatever_the_flag_says(tmp_path):
         ({"hidden_size": None}, "hidden_size: is missing (a config.json of this kind states it)"),
         ({"hidden_act": "geluu"}, "activation: 'geluu' is not supported (did you mean 'gelu'?)"),
         ({"moon_phase": 3}, "moon_phase: is 3, a field that llama does not have"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config: its weights are quantised"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config.quant_method: None is not read (one of: fp8,"),
         ({"architectures": ["LlamaForTokenClassification"]}, "'LlamaForTokenClassification' is not read (one of:"),
         ({"rope_parameters": {"rope_type": "bent", "rope_theta": 1.0}}, "rope_type: 'bent' is not supported"),
         ({"intermediate_size": 64}, "mlp.gate_proj.weight has shape [48, 32], the model's is [64, 32]"),
@@ -263,16 +263,19 @@ def test_axes_of_a_published_config_are_swapped_like_any_others(tmp_path, capsys
     assert swapped["attention"] == 32 * 32 * 2 + 2 * 32 * 8
 
 
-def test_a_quantised_model_is_priced_as_it_was_before_and_not_loaded(tmp_path, capsys):
+def test_a_quantised_model_is_priced_as_it_runs_and_not_loaded_without_its_scales(tmp_path, capsys):
     made = folder(tmp_path / "there")
     total = zoo.stats(made)["params"]["total"]
     edit(made, quantization_config={"quant_method": "fp8"})
     code, said, error = run(capsys, "stats", made / "config.json", "--json")
     assert code == 0 and json.loads(said)["params"]["total"] == total
-    assert "zoo: note: " in error and "its weights are quantised (fp8), which is not priced" in error
-    with pytest.warns(UserWarning, match="which is not priced"):
+    assert "zoo: note: " in error and "its weights are quantised (fp8); it runs dequantised" in error
+    with pytest.warns(UserWarning, match="it runs dequantised"):
         assert zoo.stats(made)["params"]["total"] == total
-    with pytest.raises(ConfigError, match="its weights are quantised"):
+    state = load_file(made / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({**state, name: state[name].to(torch.float8_e4m3fn)}, made / "model.safetensors")
+    with pytest.raises(ConfigError, match=rf"{name}: is F8_E4M3 without a scale"):
         zoo.load(made)
 
 

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.errors import CheckpointError, short
 from zoo.families.described import read_json
@@ -31,6 +31,7 @@ BESIDE = (
 )
 """Files beside the weights that are copied with them."""
 
+METADATA = "__metadata__"
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
@@ -88,6 +89,24 @@ class Header:
         return torch.empty(self.shape, dtype=dtype, device=device)
 
 
+class Layout(Protocol):
+    """How one quantised weight lies in a file (`zoo.checkpoint.quantised.layout`)."""
+
+    shape: Shape
+
+    def decode(self, held: Mapping[str, Tensor], dtype: Any) -> Tensor:
+        """The weight, of its tensors by their roles."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed(Header):
+    """A weight that is computed from several tensors when it is read. `dtype` is the one that it gets."""
+
+    parts: Mapping[str, Header]
+    layout: Layout
+
+
 def read_headers(folder: Path) -> dict[str, Header]:
     """List every tensor of a folder from the headers alone. Raises CheckpointError."""
     if (folder / INDEX).is_file():
@@ -122,21 +141,31 @@ def read_header(file: Path) -> dict[str, Header]:
     Raises CheckpointError where the header is broken, or where the tensors it lists are not exactly the file's content.
     """
     try:
-        with file.open("rb") as stream:
-            length, size = int.from_bytes(stream.read(8), "little"), file.stat().st_size
-            if length > min(size - 8, LONGEST_HEADER):
-                raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
-            node = json.loads(stream.read(length))
-        entries = {name: entry for name, entry in node.items() if name != "__metadata__"}
-        _check_offsets(entries, size - 8 - length)
+        node, begin = _read_node(file)
+        entries = {name: entry for name, entry in node.items() if name != METADATA}
+        _check_offsets(entries, file.stat().st_size - begin)
         return {
-            name: Header(file, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+            name: Header(file, entry["dtype"], tuple(entry["shape"]), begin + entry["data_offsets"][0])
             for name, entry in entries.items()
         }
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file (the checkpoint is not whole)") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: cannot be read, found {short(error)} (a safetensors file)") from error
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """Read the texts that a safetensors file has beside its tensors; its header is known to be whole."""
+    return _read_node(file)[0].get(METADATA) or {}
+
+
+def _read_node(file: Path) -> tuple[dict[str, Any], int]:
+    """The JSON of a file's header, and the byte where its tensors begin. Raises ValueError and OSError."""
+    with file.open("rb") as stream:
+        length, size = int.from_bytes(stream.read(8), "little"), file.stat().st_size
+        if length > min(size - 8, LONGEST_HEADER):
+            raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+        return json.loads(stream.read(length)), 8 + length
 
 
 def _check_offsets(entries: Mapping[str, Any], size: int) -> None:
@@ -183,7 +212,7 @@ def stream_tensors(forms: Mapping[str, Tensor], tensors: Iterable[tuple[str, Ten
 
 def lay_out_file(forms: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
     """Make the header of a safetensors file, and the byte where each tensor begins."""
-    node: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    node: dict[str, Any] = {METADATA: {"format": "pt"}}
     at, starts = 0, {}
     for name, form in sort_aligned(forms).items():
         starts[name], at = at, at + form.nbytes
@@ -231,7 +260,7 @@ def _bin_tensors(folder: Path) -> dict[str, tuple[Path, Tensor]]:
 
 
 class Reader:
-    """Read a folder's tensors by name, each when it is asked for.
+    """Read a folder's tensors by name, each when it is asked for; quantised ones are computed.
 
     With `mapped` they are mapped into memory, and those used as they are stay so. Otherwise each is read into memory of
     its own, which goes with it (torch's .bin files are mapped either way).
@@ -245,9 +274,16 @@ class Reader:
             self._bin = _bin_tensors(folder)
 
     def __getitem__(self, name: str) -> Tensor:
+        header = self.found[name]
+        if not isinstance(header, Packed):
+            return self.read(header, name)
+        held = {role: self.read(each) for role, each in header.parts.items()}
+        return header.layout.decode(held, header.make_empty("meta").dtype)
+
+    def read(self, header: Header, name: str = "") -> Tensor:
+        """Read the tensor of a header as it is stored."""
         from safetensors import SafetensorError, safe_open
 
-        header = self.found[name]
         file, name = header.file, header.name or name
         if self._bin is not None:
             return self._bin[name][1]

@@ -122,7 +122,7 @@ def open_model(path: str | Path, dtype: Any = None, *, mapped: bool = True) -> S
     folder = find(path)
     own = (folder / ARCHITECTURE).is_file()
     kind = None if dtype is None else resolve_dtype(dtype)
-    return (open_own(folder, mapped) if own else hf.open_model(folder, mapped)).cast(kind)
+    return (open_own(folder, mapped) if own else hf.open_model(folder, mapped, kind)).cast(kind)
 
 
 def open_own(folder: Path, mapped: bool) -> StoredModel:

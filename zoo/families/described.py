@@ -42,8 +42,8 @@ def read_body(
 def describe_config(path: Path) -> tuple[Body, list[str]]:
     """Read the model that a config.json describes, to be priced, and notes on what is left out.
 
-    Of a multimodal model the text model is read; of a class whose head is not known here, the model below the head. How
-    the weights are quantised is left out too. Raises CheckpointError.
+    Of a multimodal model the text model is read; of a class whose head is not known here, the model below the head.
+    Quantised weights are priced as they run, dequantised. Raises CheckpointError.
     """
     file = path / CONFIG if path.is_dir() else path
     stated = read_json(file)
@@ -58,7 +58,9 @@ def describe_config(path: Path) -> tuple[Body, list[str]]:
         config = {**config, "architectures": [bare]}
         notes.append(f"{file}: {wanted}: without its head, as {bare}")
     if stated.get("quantization_config"):
-        notes.append(f"{file}: its weights are quantised ({method}), which is not priced (--dtype says what is)")
+        notes.append(
+            f"{file}: its weights are quantised ({method}); it runs dequantised, in the --dtype that is priced"
+        )
     return family.body(config, str(file)), notes
 
 

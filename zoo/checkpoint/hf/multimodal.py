@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.files import INDEX, Header, Reader, stream_tensors
+from zoo.checkpoint.files import INDEX, Header, Packed, Reader, stream_tensors
 from zoo.checkpoint.mapping import Entry
 from zoo.checkpoint.stored import StoredTensors
 from zoo.errors import CheckpointError
@@ -117,6 +117,8 @@ def write_whole(
     files = list(dict.fromkeys(header.file for header in whole.listed.values()))
     if any(file.suffix != ".safetensors" for file in files):
         raise CheckpointError(f"{folder}: is not written back into {files[0].name} (a folder of safetensors would do)")
+    if any(isinstance(header, Packed) for header in whole.listed.values()):
+        raise CheckpointError(f"{folder}: is quantised, and is not written back (one with whole weights would do)")
     reader = Reader(folder, whole.listed, mapped=False)
     for file in files:
         names = [name for name, header in whole.listed.items() if header.file == file and name not in lost]

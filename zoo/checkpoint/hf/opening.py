@@ -12,7 +12,8 @@ from typing import Any
 from zoo.checkpoint.files import Header, Reader, read_headers
 from zoo.checkpoint.hf.multimodal import Whole, check_wrapper, take_text
 from zoo.checkpoint.mapping import Entry, fill_braces, map_tensors, matches
-from zoo.errors import CheckpointError, did_you_mean
+from zoo.checkpoint.quantised import FIELD, unpack_headers
+from zoo.errors import did_you_mean
 from zoo.families import family as families
 from zoo.families.described import CONFIG, read_body, read_json
 from zoo.families.family import Body, Family
@@ -50,11 +51,9 @@ def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
     file = folder / CONFIG
     config, whole = read_json(file), None
     wrapper = find_wrapper(config)
-    if config.get("quantization_config") or (wrapper and wrapper.text.get("quantization_config")):
-        fault = "quantization_config: its weights are quantised (the unquantised checkpoint)"
-        raise CheckpointError(f"{file}: {fault}")
+    listed = list_tensors(folder, config)
     config = wrapper.text if wrapper else config
-    family, listed = families.family_of_config(config, str(file)), read_headers(folder)
+    family = families.family_of_config(config, str(file))
     if wrapper:
         check_wrapper(wrapper, file)
         whole, listed = take_text(wrapper, family, listed, folder)
@@ -94,6 +93,13 @@ def _is_present(pattern: str, name: str, header: Header, config: Mapping[str, An
     if not matches(name, [named]) or len(wanted) != len(header.shape):
         return False
     return all(each == "_" or config.get(each) == size for each, size in zip(wanted, header.shape, strict=True))
+
+
+def list_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Header]:
+    """The headers of a folder's tensors, a quantised weight as one of them. Raises CheckpointError."""
+    wrapper = find_wrapper(config)
+    settings = {**(wrapper.text if wrapper else {}), **config}  # either may say how weights are quantised
+    return unpack_headers(folder, settings, read_headers(folder))
 
 
 def compose_spec(body: Body) -> Any:
@@ -164,7 +170,8 @@ def _open_as_stated(
     changes = None if _has_copied_head(folder, body, found) else _find_tying(body, found)
     if changes is not None:
         config, body = read_body(folder, changes, stated)
-    return HFSource(folder, config, body), {**_find_stand_ins(body, found), **found}
+    plain = {name: value for name, value in config.items() if name != FIELD}  # what is written is not quantised
+    return HFSource(folder, plain, body), {**_find_stand_ins(body, found), **found}
 
 
 def _has_its_tensors(source: HFSource, found: Mapping[str, Header]) -> bool:

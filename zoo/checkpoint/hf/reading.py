@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.files import Header, Reader
+from zoo.checkpoint.files import NAMES, Header, Packed, Reader
 from zoo.checkpoint.hf.opening import HFSource, find_differences, open_folder
 from zoo.checkpoint.mapping import Entry, map_tensors
 from zoo.checkpoint.stored import StoredModel, StoredTensors
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def open_model(folder: Path, mapped: bool = True) -> StoredModel:
+def open_model(folder: Path, mapped: bool = True, dtype: torch.dtype | None = None) -> StoredModel:
     """Open the model of a Hugging Face folder; its tensors are read and converted when they are asked for.
 
-    With `mapped` those that need no conversion stay memory-mapped. Raises CheckpointError, a line for each fault,
-    before any weight is read.
+    With `mapped` those that need no conversion stay memory-mapped. Quantised ones are dequantised to `dtype`, or to the
+    dtype that config.json states. Raises CheckpointError, a line for each fault, before any weight is read.
     """
     source, found = open_folder(folder)
-    spec = source.spec
+    found, spec = {name: _round_to(each, dtype) for name, each in found.items()}, source.spec
     entries = map_tensors(spec, source.body)
     faults = find_differences(entries, found, source)
     if faults:
@@ -37,6 +38,13 @@ def open_model(folder: Path, mapped: bool = True) -> StoredModel:
     forms = {name: form for entry in there for name, form in _list_forms(entry, found)}
     forms |= {name: torch.empty_like(each, device="meta") for name, each in fresh.items()}
     return StoredModel(spec, StoredTensors(forms, _OursReader(there, reader, fresh).read), source)
+
+
+def _round_to(header: Header, dtype: torch.dtype | None) -> Header:
+    """The header of a tensor that is rounded to a dtype when it is computed; one in float32 is cast afterwards."""
+    if dtype is None or not isinstance(header, Packed) or header.dtype == "F32":
+        return header
+    return replace(header, dtype=NAMES[str(dtype).removeprefix("torch.")])
 
 
 def _list_forms(entry: Entry, found: Mapping[str, Header]) -> Iterator[tuple[str, Tensor]]:

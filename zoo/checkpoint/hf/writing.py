@@ -9,9 +9,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.files import BESIDE, INDEX, SINGLE, Reader, read_headers, refuse_to_replace, stream_tensors
+from zoo.checkpoint.files import BESIDE, INDEX, SINGLE, Reader, refuse_to_replace, stream_tensors
 from zoo.checkpoint.hf.multimodal import Whole, list_beside, write_config, write_whole
-from zoo.checkpoint.hf.opening import HFSource, name_tensors, open_folder
+from zoo.checkpoint.hf.opening import HFSource, list_tensors, name_tensors, open_folder
 from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import Entry, map_tensors, matches
 from zoo.checkpoint.stored import StoredModel, StoredTensors
@@ -127,7 +127,7 @@ def _find_unread(model: StoredModel, body: Body, mapped: Sequence[Entry]) -> Sto
     named = {body.full_name(name): body.full_name(other) for name, other in rows.items() if other is not None}
     spare = {name: other for name, other in named.items() if name not in holders and (other in holders or not other)}
     if spare and model.source is not None and is_folder(folder := model.source.folder):
-        found = name_tensors(read_headers(folder), body)
+        found = name_tensors(list_tensors(folder, read_json(folder / CONFIG)), body)
         kept = (name for name in found if matches(name, [*spare]) and name not in holders)
         forms = {name: found[name].make_empty("meta") for name in kept}
         return StoredTensors(forms, Reader(folder, found, mapped=False).__getitem__)

@@ -1,0 +1,179 @@
+"""Quantised folders: each layout against its numbers unpacked one by one, and models against transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import quantisers
+import torch
+import transformers
+from close import assert_close
+from safetensors.torch import load_file, save_file
+from test_convert import edit, folder, run
+
+import zoo
+from zoo.checkpoint.files import Reader, read_header
+from zoo.checkpoint.quantised import layout, unpack_headers
+
+SIZES = {"hidden_size": 64, "intermediate_size": 96}
+GROUPS = {"group_0": {"weights": {"num_bits": 4, "group_size": 32}}}
+
+
+def compressed(form: str, bits: int = 4, **weights) -> dict:
+    groups = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": bits, **weights}}}
+    return {"quant_method": "compressed-tensors", "format": form, "config_groups": groups, "ignore": ["lm_head"]}
+
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+METHODS = {
+    "fp8 in blocks": ({"quant_method": "fp8", "weight_block_size": [24, 32]}, lambda s: quantisers.float8(s, (24, 32))),
+    "fp8 of a tensor": ({"quant_method": "fp8", "activation_scheme": "static"}, lambda s: quantisers.float8(s, None)),
+    "fp8 of a row": ({"quant_method": "fbgemm_fp8"}, lambda s: quantisers.float8(s, (1, s[1]), ".weight_scale")),
+    "float-quantized": (compressed("float-quantized", 8), lambda s: quantisers.float8(s, (1, s[1]), ".weight_scale")),
+    "int-quantized": (compressed("int-quantized", 8), quantisers.int8),
+    "pack-quantized": (compressed("pack-quantized"), lambda s: quantisers.packed(s, 4)),
+    "pack-quantized, symmetric": (compressed("pack-quantized"), lambda s: quantisers.packed(s, 4, symmetric=True)),
+    "pack-quantized, 3 bits": (compressed("pack-quantized", 3), lambda s: quantisers.packed(s, 3)),
+    "nvfp4": (
+        compressed("nvfp4-pack-quantized"),
+        lambda s: quantisers.float4(s, 16, whole=".weight_global_scale"),
+    ),
+    "mxfp4": (compressed("mxfp4-pack-quantized"), lambda s: quantisers.float4(s, 32)),
+    "nvfp4 of modelopt": ({"quant_method": "modelopt"}, lambda s: quantisers.float4(s, 16, whole=".weight_scale_2")),
+    "gptq, 4 bits": (GPTQ, lambda s: quantisers.gptq(s, 4)),
+    "gptq, 3 bits": ({**GPTQ, "bits": 3}, lambda s: quantisers.gptq(s, 3)),
+    "gptq, 2 bits": ({**GPTQ, "bits": 2}, lambda s: quantisers.gptq(s, 2)),
+    "gptq, 8 bits": ({**GPTQ, "bits": 8}, lambda s: quantisers.gptq(s, 8)),
+    "gptq, version 2": ({**GPTQ, "checkpoint_format": "gptq_v2"}, lambda s: quantisers.gptq(s, 4, version=2)),
+    "gptq, act-order": ({**GPTQ, "desc_act": True}, lambda s: quantisers.gptq(s, 4, ordered=True)),
+    "awq": ({"quant_method": "awq", "bits": 4, "version": "gemm"}, quantisers.awq),
+    "nf4": (BNB, quantisers.four_bit),
+    "fp4": (BNB, lambda s: quantisers.four_bit(s, "fp4")),
+    "nf4, doubly quantised": (BNB, lambda s: quantisers.four_bit(s, nested=True)),
+    "LLM.int8": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, lambda s: quantisers.int8(s, ".SCB")),
+}
+
+
+def read(path: Path, tensors: dict, settings: dict, dtype=torch.float32, metadata=None) -> dict[str, torch.Tensor]:
+    """What a folder of these tensors holds once it is read."""
+    save_file({name: each.contiguous() for name, each in tensors.items()}, path / "model.safetensors", metadata)
+    found = unpack_headers(path, {"quantization_config": settings}, read_header(path / "model.safetensors"))
+    with Reader(path, found, dtype) as reader:
+        return {name: reader[name] for name in found}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_layout_has_the_numbers_that_its_bits_mean(tmp_path, method, monkeypatch):
+    settings, quantise = METHODS[method]
+    torch.manual_seed(0)
+    tensors, weight = quantise((96, 64))
+    bias = torch.randn(96)
+    found = read(tmp_path, {**{f"a{name}": each for name, each in tensors.items()}, "a.bias": bias}, settings)
+    assert set(found) == {"a.weight", "a.bias"} and torch.equal(found["a.bias"], bias)
+    assert found["a.weight"].shape == weight.shape
+    assert_close(found["a.weight"], weight)
+    monkeypatch.setattr(layout, "ROOM", 8 * 64)  # a few rows at a time, as of a large weight
+    assert torch.equal(
+        read(tmp_path, {f"a{name}": each for name, each in tensors.items()}, settings)["a.weight"], found["a.weight"]
+    )
+
+
+@pytest.mark.parametrize("method", ["fp8 in blocks", "pack-quantized", "gptq, 4 bits", "awq", "nf4, doubly quantised"])
+def test_a_quantised_folder_is_the_model_of_its_dequantised_weights(tmp_path, method):
+    settings, quantise = METHODS[method]
+    made = folder(tmp_path / "there", **SIZES)
+    state, stored = load_file(made / "model.safetensors"), {}
+    for name, each in state.items():
+        if "_proj" in name:
+            tensors, state[name] = quantise(tuple(each.shape))
+            stored |= {name.removesuffix(".weight") + end: tensor.contiguous() for end, tensor in tensors.items()}
+        else:
+            stored[name] = each
+    reference = transformers.AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)
+    reference.load_state_dict(state)
+    save_file(stored, made / "model.safetensors")
+    edit(made, quantization_config=settings)
+    ids = torch.arange(9).unsqueeze(0)
+    with torch.inference_mode():
+        assert_close(zoo.load(made, dtype="fp32")(ids).logits, reference(ids).logits)
+
+
+def test_gpt_oss_experts_in_mxfp4_are_those_that_transformers_unpacks(tmp_path):
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    sizes = {**SIZES, "vocab_size": 97, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = transformers.GptOssConfig(**sizes, head_dim=16, num_local_experts=4, num_experts_per_tok=2)
+    reference = transformers.GptOssForCausalLM(config).eval()
+    reference.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    for name in [name for name in stored if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, width, height = stored.pop(name).shape
+        blocks = torch.randint(0, 256, (experts, height, width // 32, 16), dtype=torch.uint8)
+        scales = torch.randint(118, 122, (experts, height, width // 32), dtype=torch.uint8)
+        stored |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        values = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+        reference.get_parameter(name).data = values
+    save_file(stored, tmp_path / "model.safetensors")
+    edit(
+        tmp_path, quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
+    )
+    ids = torch.arange(9).unsqueeze(0)
+    with torch.inference_mode():
+        assert_close(zoo.load(tmp_path, dtype="fp32")(ids).logits, reference(ids).logits)
+
+
+def test_torchaos_int8_is_what_torchao_itself_makes_of_it(tmp_path):
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    linear = torch.nn.Sequential(torch.nn.Linear(64, 96, bias=False))
+    quantize_(linear, Int8WeightOnlyConfig())
+    tensors, metadata = flatten_tensor_state_dict({"a.weight": linear[0].weight.data})
+    found = read(tmp_path, tensors, {"quant_method": "torchao"}, metadata=metadata)
+    assert_close(found["a.weight"], linear[0].weight.dequantize())
+    metadata["a.weight"] = json.dumps({"_type": "Int4TilePackedTo4dTensor"})
+    with pytest.raises(zoo.CheckpointError, match="is of torchao's class Int4TilePackedTo4dTensor, which is not read"):
+        read(tmp_path, tensors, {"quant_method": "torchao"}, metadata=metadata)
+
+
+def test_weights_get_the_dtype_that_the_config_states_and_are_rounded_once(tmp_path):
+    tensors, weight = quantisers.packed((96, 64), 4)
+    found = read(tmp_path, {f"a{name}": each for name, each in tensors.items()}, compressed("pack-quantized"), None)
+    assert torch.equal(found["a.weight"], weight.bfloat16())
+
+
+def test_scales_of_activations_and_caches_are_left_out(tmp_path):
+    tensors, weight = quantisers.float8((96, 64), None)
+    beside = {f"a.{name}": torch.ones(1) for name in ("input_scale", "k_scale", "v_scale")}
+    found = read(tmp_path, {**{f"a{name}": each for name, each in tensors.items()}, **beside}, {"quant_method": "fp8"})
+    assert set(found) == {"a.weight"}
+    assert_close(found["a.weight"], weight)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"quant_method": "hqq"}, "quantization_config.quant_method: 'hqq' is not read (one of: fp8,"),
+        ({"quant_method": "gptqq"}, "is not read (did you mean 'gptq'?)"),
+        ({**GPTQ, "checkpoint_format": "marlin"}, "checkpoint_format: is 'marlin', which is not read (one of: gptq,"),
+        ({"quant_method": "awq", "version": "gemv"}, "version: is 'gemv', which is not read (one of: gemm"),
+        ({**compressed("pack-quantized"), "transform_config": {"a": 1}}, "transform_config: is {'a': 1}, which is not"),
+    ],
+    ids=["unknown", "misspelt", "marlin", "gemv", "rotated"],
+)
+def test_what_is_not_read_is_refused_in_one_line(tmp_path, capsys, settings, fault):
+    made = edit(folder(tmp_path / "there"), quantization_config=settings)
+    code, said, error = run(capsys, "convert", made, tmp_path / "out")
+    assert code == 2 and said == "" and fault in error and "Traceback" not in error
+
+
+def test_a_weight_without_its_scale_and_one_of_another_shape_are_refused(tmp_path):
+    tensors, _ = quantisers.float8((96, 64), (32, 32))
+    fp8 = {"quant_method": "fp8", "weight_block_size": [32, 32]}
+    with pytest.raises(zoo.CheckpointError, match=r"a\.weight: is F8_E4M3 without a scale"):
+        read(tmp_path, {"a.weight": tensors[".weight"]}, fp8)
+    with pytest.raises(zoo.CheckpointError, match=r"scales no weight of shape \[96, 64\]"):
+        read(tmp_path, {"a.weight": tensors[".weight"], "a.weight_scale_inv": torch.ones(97, 3)}, fp8)

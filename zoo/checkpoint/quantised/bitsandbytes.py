@@ -1,0 +1,85 @@
+"""bitsandbytes' 4-bit (NF4, FP4) and 8-bit (LLM.int8) weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zoo.checkpoint.files import Header
+from zoo.checkpoint.quantised.layout import Layout, refuse
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STATE = ".quant_state.bitsandbytes__"
+
+
+class FourBit(Layout):
+    """QLoRA's NF4, or FP4 (Dettmers et al., 2023): codes in flat blocks, two a byte, the higher one first.
+
+    A weight is its code's value in `quant_map`, times the absmax of its block. With double quantisation an absmax is a
+    code of 8 bits in blocks of its own, to which `nested_offset` is added. Sizes are in a JSON text, stored as bytes.
+    """
+
+    marks = (f"{STATE}nf4", f"{STATE}fp4")
+    ends: ClassVar[Mapping[str, str]] = {
+        "weight": "",
+        "absmax": ".absmax",
+        "values": ".quant_map",
+        "nf4": f"{STATE}nf4",
+        "fp4": f"{STATE}fp4",
+        "nested": ".nested_absmax",
+        "nested_values": ".nested_quant_map",
+    }
+    optional = frozenset({"nf4", "fp4", "nested", "nested_values"})
+    target = ""
+    grain = 2
+
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
+        header = parts.get("nf4") or parts["fp4"]
+        try:
+            state = json.loads(bytes(read(header).tolist()))
+            self.shape, self.block = tuple(int(each) for each in state["shape"]), int(state["blocksize"])
+            self.nested_block = int(state["nested_blocksize"]) if "nested" in parts else 0
+            self.offset = float(state["nested_offset"]) if "nested" in parts else 0.0
+        except (ValueError, KeyError, TypeError) as error:
+            raise refuse(
+                header, f"is no state of bitsandbytes, found {type(error).__name__} {error}", "JSON"
+            ) from error
+
+    def rows(self, held: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
+        width = self.shape[1] if len(self.shape) > 1 else 1
+        first, last = start * width, stop * width
+        packed = held["weight"].reshape(-1)[first // 2 : -(-last // 2)].view(torch.uint8).to(torch.int64)
+        codes = torch.stack([packed >> 4, packed & 15], -1).flatten()[: last - first]
+        blocks = torch.arange(first, last) // self.block
+        values = held["values"].float()[codes] * self._absmax(held)[blocks]
+        return values.reshape(stop - start, *self.shape[1:])
+
+    def _absmax(self, held: Mapping[str, Tensor]) -> Tensor:
+        if not self.nested_block:
+            return held["absmax"].float()
+        codes = held["absmax"].to(torch.int64)
+        outer = held["nested"].float()[torch.arange(len(codes)) // self.nested_block]
+        return held["nested_values"].float()[codes] * outer + self.offset
+
+
+class EightBit(Layout):
+    """LLM.int8 (Dettmers et al., 2022): a row's int8 over 127, times its absmax (`SCB`). Outlier columns are int8 as
+    well: they are only multiplied in 16 bits."""
+
+    marks = (".SCB",)
+    ends: ClassVar[Mapping[str, str]] = {"weight": ".weight", "absmax": ".SCB", "form": ".weight_format"}
+    optional = frozenset({"form"})
+
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
+        self.shape = parts["weight"].shape
+        if "form" in parts and int(read(parts["form"])) != 0:
+            raise refuse(
+                parts["form"], "is a layout of tiles", "weights by row, as bitsandbytes 0.43 and later save them"
+            )
+
+    def rows(self, held: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
+        return held["weight"][start:stop].float() * (held["absmax"][start:stop].float() / 127).unsqueeze(-1)

@@ -1,0 +1,96 @@
+"""Weights in float4 (E2M1), two a byte, with a scale for 32 (MXFP4) or 16 (NVFP4) of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zoo.checkpoint.files import Header
+from zoo.checkpoint.quantised.layout import Layout, refuse, unpack_nibbles
+from zoo.checkpoint.quantised.scaled import read_scales
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+E2M1 = (*POSITIVE, *(-each for each in POSITIVE))
+"""The values of the sixteen codes (OCP Microscaling Formats, 2023, 5.3.3)."""
+
+
+class MXFP4(Layout):
+    """gpt-oss' experts (OpenAI, 2025): blocks [E, d_out, G, 16] of 32 values each, exponents of two [E, d_out, G].
+
+    The weight is what the model's class has, [E, d_in, d_out].
+    """
+
+    marks = ("_blocks",)
+    ends: ClassVar[Mapping[str, str]] = {"blocks": "_blocks", "scales": "_scales"}
+    target = ""
+
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
+        blocks, scales = parts["blocks"], parts["scales"]
+        if len(blocks.shape) != 4 or blocks.shape[-1] != 16 or scales.shape != blocks.shape[:-1]:
+            found = f"has shape {list(blocks.shape)} beside scales {list(scales.shape)}"
+            raise refuse(blocks, found, "[experts, rows, groups, 16] and [experts, rows, groups]")
+        experts, height, groups, _ = blocks.shape
+        self.shape = (experts, groups * 32, height)
+
+    def rows(self, held: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
+        codes = unpack_nibbles(held["blocks"][start:stop])  # E R G 32
+        scales = read_scales(held["scales"][start:stop], exponents=True)
+        return (torch.tensor(E2M1)[codes] * scales.unsqueeze(-1)).flatten(-2).transpose(1, 2)
+
+
+class PackedFloat4(Layout):
+    """NVFP4 and MXFP4 as compressed-tensors stores them: codes [d_out, d_in / 2], scales [d_out, d_in / group].
+
+    NVFP4's scales are float8 and are divided by one more for the tensor (NVIDIA, 2025).
+    """
+
+    marks = (".weight_packed",)
+    ends: ClassVar[Mapping[str, str]] = {
+        "weight": ".weight_packed",
+        "scale": ".weight_scale",
+        "whole": ".weight_global_scale",
+        "input": ".input_global_scale",
+    }
+    optional = frozenset({"whole", "input"})
+
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
+        height, packed = parts["weight"].shape
+        self.shape, self.exponents = (height, 2 * packed), parts["scale"].dtype in ("U8", "F8_E8M0")
+        groups = parts["scale"].shape[-1]
+        if parts["scale"].shape != (height, groups) or self.shape[1] % groups:
+            raise refuse(parts["scale"], f"scales no weight of shape {list(self.shape)}", "a whole file")
+        self.group = self.shape[1] // groups
+
+    @classmethod
+    def fits(cls, parts: Mapping[str, Header]) -> bool:
+        return super().fits(parts) and parts["weight"].dtype == "U8"
+
+    def rows(self, held: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
+        scales = read_scales(held["scale"][start:stop], self.exponents)
+        if "whole" in held:
+            scales = self.scale_whole(scales, held["whole"].float())
+        values = torch.tensor(E2M1)[unpack_nibbles(held["weight"][start:stop])]
+        return values * scales.repeat_interleave(self.group, -1)
+
+    def scale_whole(self, scales: Tensor, whole: Tensor) -> Tensor:
+        """Scales of groups, by that of the tensor."""
+        return scales / whole
+
+
+class ModelOptFloat4(PackedFloat4):
+    """NVFP4 as NVIDIA's Model Optimizer stores it: the tensor's scale is multiplied."""
+
+    marks = (".weight_scale_2",)
+    ends: ClassVar[Mapping[str, str]] = {
+        "weight": ".weight",
+        "scale": ".weight_scale",
+        "whole": ".weight_scale_2",
+        "input": ".input_scale",
+    }
+
+    def scale_whole(self, scales: Tensor, whole: Tensor) -> Tensor:
+        return scales * whole

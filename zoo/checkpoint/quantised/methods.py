@@ -1,0 +1,137 @@
+"""The methods of quantisation that a config.json names, and the tensors of a folder with its weights dequantised.
+
+Which weights are quantised is read off the tensors, not off the lists of modules in a config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from zoo.checkpoint.files import NAMES, Header, Packed, Reader
+from zoo.checkpoint.mapping import matches
+from zoo.checkpoint.quantised.bitsandbytes import EightBit, FourBit
+from zoo.checkpoint.quantised.float4 import MXFP4, ModelOptFloat4, PackedFloat4
+from zoo.checkpoint.quantised.layout import Layout
+from zoo.checkpoint.quantised.packed import AWQ, GPTQ, PackedIntegers
+from zoo.checkpoint.quantised.scaled import STORED, Scaled
+from zoo.checkpoint.quantised.torchao import TorchAO
+from zoo.errors import CheckpointError, did_you_mean
+
+FIELD = "quantization_config"
+
+ACTIVATIONS = ("*.input_scale", "*.output_scale", "*.activation_scale", "*.input_zero_point", "*.input_global_scale")
+ACTIVATIONS += ("*.k_scale", "*.v_scale", "*.q_scale", "*.input_scale_ub", "*_activation_scale")
+"""Scales for activations and caches, which stay in the model's dtype here."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method's layouts; tensors that are not read; and the settings that must have one of these values."""
+
+    layouts: tuple[type[Layout], ...]
+    dropped: tuple[str, ...] = ()
+    requires: Mapping[str, tuple[Any, ...]] | None = None
+
+
+COMPRESSED = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision", "dense")
+COMPRESSED += ("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized")
+
+METHODS: dict[str, Method] = {
+    "fp8": Method((Scaled,), ACTIVATIONS),
+    "fbgemm_fp8": Method((Scaled,), ACTIVATIONS),
+    "mxfp4": Method((MXFP4,)),
+    "compressed-tensors": Method(
+        (PackedIntegers, PackedFloat4, Scaled),
+        ACTIVATIONS,
+        {"format": (*COMPRESSED, None), "sparsity_config": (None, {}), "transform_config": (None, {})},
+    ),
+    "modelopt": Method((ModelOptFloat4, Scaled), ACTIVATIONS),
+    "gptq": Method((GPTQ,), (), {"checkpoint_format": ("gptq", "gptq_v2", None), "bits": (2, 3, 4, 8)}),
+    "awq": Method((AWQ,), (), {"version": ("gemm", "GEMM", None), "bits": (4, None)}),
+    "bitsandbytes": Method((FourBit, EightBit)),
+    "torchao": Method((TorchAO,)),
+}
+"""Names of `quant_method` in a config.json."""
+
+
+def find_method(config: Mapping[str, Any], where: str) -> Method | None:
+    """Find the method of a config's quantization_config; None where it has none. Raises CheckpointError for one that is
+    not read, and for a setting that would change the numbers in a way that is not known."""
+    settings = config.get(FIELD)
+    if not settings:
+        return None
+    name = settings.get("quant_method") or ("bitsandbytes" if _is_bitsandbytes(settings) else None)
+    if name not in METHODS:
+        hint = did_you_mean(str(name), METHODS) or f" (one of: {', '.join(METHODS)}; or the unquantised checkpoint)"
+        raise CheckpointError(f"{where}: {FIELD}.quant_method: {name!r} is not read{hint}")
+    method = METHODS[name]
+    faults = [
+        f"{where}: {FIELD}.{field}: is {_short(settings.get(field))}, which is not read "
+        f"(one of: {', '.join(str(each) for each in values if each)})"
+        if any(values)
+        else f"{where}: {FIELD}.{field}: is {_short(settings.get(field))}, which is not read (none would do)"
+        for field, values in (method.requires or {}).items()
+        if settings.get(field) not in values
+    ]
+    if faults:
+        raise CheckpointError(*faults)
+    return method
+
+
+def _is_bitsandbytes(settings: Mapping[str, Any]) -> bool:
+    return bool(settings.get("load_in_4bit") or settings.get("load_in_8bit"))  # files of before quant_method
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, Header]) -> dict[str, Header]:
+    """The tensors of a folder, those that make up a quantised weight as one `Packed` of its name and shape.
+
+    Weights get the dtype that the config states, else bfloat16. Raises CheckpointError.
+    """
+    where = str(folder / "config.json")
+    method = find_method(config, where)
+    if method is None:
+        return dict(found)
+    settings = config[FIELD]
+    dtype = NAMES.get(str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch."), "BF16")
+    kept = {name: replace(each, name=each.name or name) for name, each in found.items()}
+    reader = Reader(folder, found)
+    for stem, layout, parts in list(_find_layouts(method, kept)):
+        header = next(iter(parts.values()))
+        made = layout(settings, parts, reader.read)
+        for each in parts.values():
+            kept.pop(each.name or "", None)
+        weight = stem + layout.target
+        kept[weight] = Packed(header.file, dtype, made.shape, name=weight, parts=parts, layout=made)
+    kept = {name: each for name, each in kept.items() if not matches(name, method.dropped)}
+    _refuse_bare(kept)
+    return kept
+
+
+def _find_layouts(method: Method, found: Mapping[str, Header]) -> Iterator[tuple[str, type[Layout], dict[str, Header]]]:
+    """The stem of each quantised weight, its layout, and its tensors by their roles."""
+    for name in found:
+        for layout in method.layouts:
+            for mark in layout.marks:
+                stem = name.removesuffix(mark)
+                if stem == name:
+                    continue
+                parts = {role: found[stem + end] for role, end in layout.ends.items() if stem + end in found}
+                if layout.fits(parts):
+                    yield stem, layout, parts
+
+
+def _refuse_bare(found: Mapping[str, Header]) -> None:
+    """Raises CheckpointError for weights in few bits that no layout has taken."""
+    bare = [each for name, each in found.items() if not isinstance(each, Packed) and each.dtype in STORED]
+    bare = [each for each in bare if each.name and each.name.endswith("weight")]
+    if bare:
+        found_ = f"is {bare[0].dtype} without a scale" + (f", and {len(bare) - 1} more" if len(bare) > 1 else "")
+        raise CheckpointError(f"{bare[0].file}: {bare[0].name}: {found_} (a whole checkpoint)")

@@ -1,0 +1,97 @@
+"""Weights in float8 or int8 with scales: one a tensor, a row, a group of columns or a block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zoo.checkpoint.files import Header
+from zoo.checkpoint.quantised.layout import Layout, refuse, spread_blocks
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STORED = ("F8_E4M3", "F8_E5M2", "I8")
+
+
+class Scaled(Layout):
+    """A weight times scales; where there are zero points, they are subtracted before.
+
+    Block scales are DeepSeek-V3's (2024, 3.3.2): one for 128 × 128 weights. `scale_inv` there is what weights are
+    multiplied by, though its name says the inverse. Scales in one byte are exponents of two, with 127 for 1 (E8M0).
+    """
+
+    marks = ("_scale_inv", "_scale")
+    ends: ClassVar[Mapping[str, str]] = {
+        "weight": "",
+        "inverse": "_scale_inv",
+        "scale": "_scale",
+        "zero": "_zero_point",
+    }
+    optional = frozenset({"inverse", "scale", "zero"})
+    target = ""
+
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
+        self.shape = parts["weight"].shape
+        scale = parts.get("inverse") or parts["scale"]
+        self.block = find_block(self.shape, scale, settings)
+        self.grain = self.block[0] if len(self.shape) == 2 else 1
+        self.exponents = scale.dtype in ("U8", "F8_E8M0")
+
+    @classmethod
+    def fits(cls, parts: Mapping[str, Header]) -> bool:
+        return super().fits(parts) and parts["weight"].dtype in STORED
+
+    def rows(self, held: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
+        values = held["weight"][start:stop].float()
+        if "zero" in held:
+            values -= self._spread(held["zero"].float(), start, stop)
+        scales = held["inverse"] if "inverse" in held else held["scale"]
+        return values * self._spread(read_scales(scales, self.exponents), start, stop)
+
+    def _spread(self, scales: Tensor, start: int, stop: int) -> Tensor:
+        """The scale of each value of some rows, or what broadcasts to that."""
+        if scales.numel() == 1:
+            return scales.reshape(())
+        shape = (stop - start, *self.shape[1:])
+        if len(self.shape) == 2:
+            whole = scales.reshape(scales.shape[0], -1)
+            return spread_blocks(whole[start // self.block[0] : -(-stop // self.block[0])], shape, self.block)
+        whole = scales[start:stop]
+        whole = whole.reshape(*whole.shape[:2], -1) if whole.ndim > 1 else whole[:, None, None]
+        return spread_blocks(whole, shape, self.block)
+
+
+def read_scales(scales: Tensor, exponents: bool) -> Tensor:
+    """Scales in float32, also where they are stored as exponents of two."""
+    if exponents:
+        return torch.exp2(scales.view(torch.uint8).float() - 127)
+    return scales.float()
+
+
+def find_block(shape: tuple[int, ...], scale: Header, settings: Mapping[str, Any]) -> tuple[int, int]:
+    """The rows and columns that share a scale. Raises CheckpointError where scales of this shape cover no weight of
+    that shape.
+
+    [256, 512] with scales [256], [256, 1] has blocks of 1 × 512; with [256, 16] of 1 × 32; with [2, 4] of 128 × 128.
+    """
+    if not shape or scale.shape == () or set(scale.shape) == {1}:
+        return 1, shape[-1] if shape else 1
+    height, width = (*shape, 1)[:2] if len(shape) < 2 else shape[-2:]
+    of_matrix = scale.shape[len(shape) - 2 :] if len(shape) > 2 else scale.shape
+    rows, columns = (max(1, each) for each in (*of_matrix, 1, 1)[:2])
+    for block in (*_stated_blocks(settings), (-(-height // rows), -(-width // columns))):
+        if (-(-height // block[0]), -(-width // block[1])) == (rows, columns):
+            return block
+    raise refuse(scale, f"has shape {list(scale.shape)}, which scales no weight of shape {list(shape)}", "a whole file")
+
+
+def _stated_blocks(settings: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """The sizes of blocks that a quantization_config states: only they tell 100 rows in blocks of 64 from 50."""
+    groups = (settings.get("config_groups") or {}).values()
+    stated = [
+        settings.get("weight_block_size"),
+        *((each.get("weights") or {}).get("block_structure") for each in groups),
+    ]
+    return [(int(each[0]), int(each[1])) for each in stated if isinstance(each, list) and len(each) == 2]
