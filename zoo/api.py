@@ -13,12 +13,27 @@ if TYPE_CHECKING:
 def stats(config: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[str, Any]:
     """Price a model: what `zoo stats --json` prints, for a packaged name, a YAML path or a Spec. Imports no torch.
 
-    `setup` are fields of `zoo.costs.Setup`: context, batch, dtype, optimizer, gpu and so on.
+    `setup` are fields of `zoo.costs.Setup`: context, batch, dtype, optimizer, gpu and so on. Of a folder with weights,
+    or a GGUF file, `stored` says what its files hold.
     """
     from zoo.costs import price
     from zoo.run.builder import load_spec
 
-    return price(load_spec(config, list(overrides)), _setup(setup))
+    overrides = list(overrides)
+    return add_stored(config, overrides, price(load_spec(config, overrides), _setup(setup)))
+
+
+def add_stored(config: Any, overrides: Sequence[str], priced: dict[str, Any]) -> dict[str, Any]:
+    """Add to a model's figures what its files hold, where it has such and no override changes it."""
+    from zoo.checkpoint.sizes import measure_stored
+    from zoo.compose.targets import is_file
+
+    known = isinstance(config, str | Path) and is_file(config) and not overrides
+    found = measure_stored(Path(config).expanduser()) if known else None
+    if found is None:
+        return priced
+    found["bits_per_parameter"] = round(found["bytes"] * 8 / priced["params"]["total"], 2)
+    return {"params": priced["params"], "stored": found, **priced}
 
 
 def diff(a: Any, b: Any, overrides: Iterable[str] = (), **setup: Any) -> dict[str, Any]:

@@ -137,7 +137,31 @@ class Flat(TensorStep):
         return [each.flatten() for each in tensors]
 
 
+class Pairs(TensorStep):
+    """`pairs(n)`: their outputs of each of n heads lie as interleaved rotation pairs them, ours as half-split does.
+
+    Of a head of six outputs, theirs are 0, 3, 1, 4, 2, 5 of ours.
+    """
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.unflatten(0, (self.number, -1, 2)).transpose(1, 2).flatten(0, 2) for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.unflatten(0, (self.number, 2, -1)).transpose(1, 2).flatten(0, 2) for each in tensors]
+
+
+class Plus(TensorStep):
+    """`plus(n)`: their values are ours plus n."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each - self.number for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each + self.number for each in tensors]
+
+
 STEPS: dict[str, type[TensorStep]] = {"rows": Rows, "groups": Groups, "turn": Transpose, "row": OneRow, "flat": Flat}
+STEPS |= {"pairs": Pairs, "plus": Plus}
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ import yaml
 
 from zoo.checkpoint import adapters, spread
 from zoo.checkpoint.files import BESIDE, refuse_to_replace, stream_tensors, write_tensors
+from zoo.checkpoint.gguf import find
 from zoo.checkpoint.publish import publish, retire
 from zoo.checkpoint.states import (
     STATES,
@@ -47,7 +48,7 @@ from zoo.lazy import torch
 from zoo.ranks.shards import Shares, drop_gathered
 from zoo.ranks.world import ALONE, World
 from zoo.run.builder import pick_device, resolve_dtype
-from zoo.runs import ARCHITECTURE, CHECKPOINTS, WEIGHTS, find, read_step, steps
+from zoo.runs import ARCHITECTURE, CHECKPOINTS, WEIGHTS, read_step, steps
 from zoo.spec import table
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from zoo import runs
 from zoo.checkpoint import hf
+from zoo.checkpoint.gguf import find
 from zoo.checkpoint.spread import check_weights
 from zoo.costs.params import count_parameters
 from zoo.errors import CheckpointError
@@ -36,7 +37,7 @@ def compare_tensors(path: Path) -> TensorReport:
 
     Reads no weight. Raises CheckpointError for files that are broken or missing.
     """
-    folder = runs.find(path)
+    folder = find(path)
     if (folder / runs.ARCHITECTURE).is_file():
         spec = read_spec(folder)
         names, faults = table(spec, spec.d_model), []
@@ -47,5 +48,5 @@ def compare_tensors(path: Path) -> TensorReport:
         return TensorReport(folder, "zoo", len(names), len(names), count_parameters(spec)["total"], tuple(faults))
     source, laid, faults = hf.compare_headers(folder)
     theirs, ours = sum(len(entry.theirs) for entry in laid), sum(len(entry.ours) for entry in laid)
-    total = count_parameters(source.spec)["total"]
-    return TensorReport(folder, f"{source.family.name}, {source.body.architecture}", theirs, ours, total, tuple(faults))
+    total, of = count_parameters(source.spec)["total"], f"{source.family.name}, {source.body.architecture}"
+    return TensorReport(source.file or folder, of, theirs, ours, total, tuple(faults))

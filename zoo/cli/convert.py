@@ -37,8 +37,8 @@ def run(
     and written a tensor at a time; only --verify needs memory for the model. Of a multimodal
     folder the text model is converted; written to hf, all else of the folder is kept as it is.
     """
-    from zoo import report, runs
-    from zoo.checkpoint import adapters, hf, store
+    from zoo import report
+    from zoo.checkpoint import adapters, gguf, hf, store
     from zoo.checkpoint import verify as verification
     from zoo.costs.params import count_parameters
     from zoo.errors import CheckpointError, ConfigError
@@ -48,7 +48,7 @@ def run(
         raise ConfigError(f"--into: a multimodal folder is written to hf, not {to.value} (--to hf)")
     if verify and to is Kind.hf:
         verification.require_transformers()
-    folder = runs.find(checkpoint)
+    folder = gguf.find(checkpoint)
     if to is Kind.peft:
         config = adapters.save_for_peft(folder, out)
         print(f"written: {out}, adapters of {len(config['target_modules'])} products in peft's format")

@@ -76,6 +76,7 @@ def _price(
     verify: bool,
 ) -> None:
     from zoo import costs
+    from zoo.api import add_stored
     from zoo.cli import showing
 
     if plot is not None:
@@ -83,7 +84,9 @@ def _price(
 
         check_picture(plot, len(targets))
     specs = showing.load_specs(targets, overrides)
-    priced = [costs.price(spec, setup) for spec in specs]
+    priced = [
+        add_stored(target, overrides, costs.price(spec, setup)) for target, spec in zip(targets, specs, strict=True)
+    ]
     if explain or verify:
         from zoo.cli.proving import prove
 

@@ -46,7 +46,7 @@ def is_file(target: str | Path) -> bool:
     """Tell whether a target is meant as a file or a folder: it looks like a path, ends as YAML or JSON does, or is a
     folder here, and no packaged model has its name."""
     text = os.fspath(target)
-    if isinstance(target, Path) or "/" in text or os.sep in text or text.endswith((".yaml", ".yml", ".json")):
+    if isinstance(target, Path) or "/" in text or os.sep in text or text.endswith((".yaml", ".yml", ".json", ".gguf")):
         return True
     return os.path.isdir(text) and text not in list_packaged()
 
@@ -64,15 +64,15 @@ def find_target(target: str | Path | Mapping[str, Any]) -> Target:
     named = path.parent.resolve().name if path.name == "config.json" else path.stem if path.is_file() else path.name
     name = re.sub(r"[^\w.-]", "_", named) or "model"
     option = f"{name}-file" if name in own else name
-    if path.suffix == ".json" or path.is_dir():
+    if path.suffix in (".json", ".gguf") or path.is_dir():
         body, notes = read_published(path)
         return Target(str(target), body, option=option, notes=tuple(notes))
     return Target(str(target), read_yaml(path), path.resolve().parent, option)
 
 
 def read_published(path: Path) -> tuple[Body, list[str]]:
-    """Read the model body of a config.json, of a folder with one, or of a checkpoint or run of ours. Returns notes on
-    what it leaves out too.
+    """Read the model body of a config.json, of a folder with one, of a GGUF file, or of a checkpoint or run of ours.
+    Returns notes on what it leaves out too.
 
     A run's is as it was composed, for overrides to change. Raises ConfigError.
     """

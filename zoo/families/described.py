@@ -11,6 +11,7 @@ from typing import Any
 from zoo.errors import CheckpointError
 from zoo.families import family as families
 from zoo.families.family import Body
+from zoo.families.gguf import describe_gguf, is_gguf, read_gguf
 from zoo.families.multimodal import find_wrapper
 
 CONFIG = "config.json"
@@ -22,9 +23,9 @@ def is_folder(path: Path) -> bool:
 
 
 def is_config(path: Any) -> bool:
-    """Whether a target is a config.json, or a folder with one."""
+    """Whether a target is a config.json, a folder with one, or a GGUF file."""
     path = Path(path)
-    return path.suffix == ".json" or (path.is_dir() and is_folder(path))
+    return path.suffix == ".json" or is_gguf(path) or (path.is_dir() and is_folder(path))
 
 
 def read_body(
@@ -45,6 +46,9 @@ def describe_config(path: Path) -> tuple[Body, list[str]]:
     Of a multimodal model the text model is read; of a class whose head is not known here, the model below the head.
     Quantised weights are priced as they run, dequantised. Raises CheckpointError.
     """
+    if is_gguf(path):
+        config = describe_gguf(read_gguf(path))
+        return families.family_of_config(config, str(path)).body(config, str(path)), []
     file = path / CONFIG if path.is_dir() else path
     stated = read_json(file)
     wrapper = find_wrapper(stated)

@@ -15,6 +15,7 @@ from zoo.report.units import format_figure, format_share
 WIDTH = 80
 
 LABELS = {
+    "stored.as": "in the files",
     "params.active": "active, a token",
     "params.by_component": "",
     "params.embedding": "embedding and head",
@@ -44,6 +45,7 @@ LABELS = {
 
 SECTIONS = {
     "params": "Parameters",
+    "stored": "As stored",
     "flops": "FLOPs",
     "kv_cache": "KV cache",
     "memory": "Memory",

@@ -32,8 +32,9 @@ class Loaded:
 def find_folder(checkpoint: str | Path | None) -> Path:
     """Find a checkpoint or a run folder; None finds the last run started from here."""
     from zoo import runs
+    from zoo.checkpoint.gguf import find
 
-    return runs.find(runs.last_run() if checkpoint is None else checkpoint)
+    return find(runs.last_run() if checkpoint is None else checkpoint)
 
 
 def load(

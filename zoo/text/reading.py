@@ -27,14 +27,14 @@ class Reader:
 
 def load_reader(model: Any, tokenizer: Any, device: str, note: Callable[[str], object] | None) -> Reader:
     """Load the model of a folder, or take the one that is given. Raises ConfigError for a model without a tokenizer."""
-    from zoo import runs
     from zoo.checkpoint import hf, store
+    from zoo.checkpoint.gguf import find
 
     if not isinstance(model, str | Path):
         if tokenizer is None:
             raise ConfigError("tokenizer: a model alone does not read text (pass its tokenizer.json)")
         return Reader(model, tokenizer, None)
-    folder = runs.find(model)
+    folder = find(model)
     loaded, tell = store.load(folder, device=device), note or (lambda line: None)
     if unread := hf.describe_unread(loaded):
         tell(unread)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo.checkpoint import gguf
 from zoo.checkpoint.files import Header, Reader, read_headers
 from zoo.checkpoint.hf.multimodal import Whole, check_wrapper, take_text
 from zoo.checkpoint.mapping import Entry, fill_braces, map_tensors, matches
@@ -25,12 +26,15 @@ from zoo.model.head import can_be_tied
 @dataclass(frozen=True)
 class HFSource:
     """A folder that was read: its path, its config.json, and the model that the config describes. Of a multimodal
-    folder these are its text model's, and `whole` has the rest."""
+    folder these are its text model's, and `whole` has the rest. Of a GGUF file, `laid` is that model with the map of
+    the file's tensors, and `file` the file."""
 
     folder: Path
     config: dict[str, Any]
     body: Body
     whole: Whole | None = None
+    laid: Body | None = None
+    file: Path | None = None
 
     @property
     def family(self) -> Family:
@@ -41,6 +45,11 @@ class HFSource:
         """The Spec of the model, composed once."""
         return compose_spec(self.body)
 
+    @property
+    def stored(self) -> Body:
+        """The model by whose map the folder's tensors are read."""
+        return self.laid or self.body
+
 
 def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
     """Read a folder's config.json and headers: its model, and its tensors under the names of the model's class.
@@ -48,6 +57,8 @@ def open_folder(folder: Path) -> tuple[HFSource, dict[str, Header]]:
     The tensors decide where config.json says something else: a head is tied if the file has no weight for it, and a
     file without the head of its class is read as the family's class without one. Raises CheckpointError.
     """
+    if gguf.is_unpacked(folder):
+        return _open_gguf(folder)
     file = folder / CONFIG
     config, whole = read_json(file), None
     wrapper = find_wrapper(config)
@@ -95,6 +106,15 @@ def _is_present(pattern: str, name: str, header: Header, config: Mapping[str, An
     return all(each == "_" or config.get(each) == size for each, size in zip(wanted, header.shape, strict=True))
 
 
+def _open_gguf(folder: Path) -> tuple[HFSource, dict[str, Header]]:
+    """Read the folder of a GGUF file."""
+    config, body = read_body(folder)
+    file = gguf.read_unpacked(folder)
+    laid = gguf.lay_keys(body, file)
+    names = [name for entry in map_tensors(compose_spec(laid), laid) for name in entry.theirs]
+    return HFSource(folder, config, body, laid, file.file), gguf.list_tensors(file, names, config["dtype"])
+
+
 def list_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Header]:
     """The headers of a folder's tensors, a quantised weight as one of them. Raises CheckpointError."""
     wrapper = find_wrapper(config)
@@ -112,13 +132,13 @@ def compose_spec(body: Body) -> Any:
 def compare_headers(folder: Path) -> tuple[HFSource, list[Entry], list[str]]:
     """Compare a folder's headers with the model of its config.json. Gives a line for each fault; reads no weight."""
     source, found = open_folder(folder)
-    mapped = map_tensors(source.spec, source.body)
+    mapped = map_tensors(source.spec, source.stored)
     return source, mapped, find_differences(mapped, found, source)
 
 
 def find_differences(mapped: Sequence[Entry], found: Mapping[str, Header], source: HFSource) -> list[str]:
     """List the tensors that a folder lacks, that no row names, and whose shapes are not the model's: a line each."""
-    body, folder = source.body, source.folder
+    body, folder = source.body, source.file or source.folder
     wanted = {name: shape for entry in mapped for name, shape in entry.shapes_of_theirs()}
     extra = [body.full_name(name) for name in (*body.family.same, *body.family.unread)]
     optional = [body.full_name(name) for name in body.family.optional]

@@ -26,8 +26,10 @@ def open_model(folder: Path, mapped: bool = True, dtype: torch.dtype | None = No
     dtype that config.json states. Raises CheckpointError, a line for each fault, before any weight is read.
     """
     source, found = open_folder(folder)
+    of_gguf = source.laid is not None  # which has norms in float32 among weights in fewer bits
+    dtype = getattr(torch, source.config["dtype"]) if of_gguf and dtype is None else dtype
     found, spec = {name: _round_to(each, dtype) for name, each in found.items()}, source.spec
-    entries = map_tensors(spec, source.body)
+    entries = map_tensors(spec, source.stored)
     faults = find_differences(entries, found, source)
     if faults:
         raise CheckpointError(*faults)
@@ -37,7 +39,8 @@ def open_model(folder: Path, mapped: bool = True, dtype: torch.dtype | None = No
     fresh = dict(_initial_values(spec, entries, found))
     forms = {name: form for entry in there for name, form in _list_forms(entry, found)}
     forms |= {name: torch.empty_like(each, device="meta") for name, each in fresh.items()}
-    return StoredModel(spec, StoredTensors(forms, _OursReader(there, reader, fresh).read), source)
+    made = StoredModel(spec, StoredTensors(forms, _OursReader(there, reader, fresh).read), source)
+    return made.cast(dtype) if of_gguf else made
 
 
 def _round_to(header: Header, dtype: torch.dtype | None) -> Header:

@@ -126,7 +126,8 @@ def _find_unread(model: StoredModel, body: Body, mapped: Sequence[Entry]) -> Sto
     rows = evaluate_tree(body.family.unread, body.fields)
     named = {body.full_name(name): body.full_name(other) for name, other in rows.items() if other is not None}
     spare = {name: other for name, other in named.items() if name not in holders and (other in holders or not other)}
-    if spare and model.source is not None and is_folder(folder := model.source.folder):
+    source = model.source
+    if spare and source is not None and source.laid is None and is_folder(folder := source.folder):
         found = name_tensors(list_tensors(folder, read_json(folder / CONFIG)), body)
         kept = (name for name in found if matches(name, [*spare]) and name not in holders)
         forms = {name: found[name].make_empty("meta") for name in kept}

@@ -7,6 +7,7 @@ rows at a time, so that a stack of experts is never whole in float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.checkpoint.files import Header, Shape
@@ -51,13 +52,18 @@ class Layout:
 
     def decode(self, held: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         """The weight, rounded to `dtype` once."""
-        made = torch.empty(self.shape, dtype=dtype)
-        width = max(1, made[:1].numel())
-        step = max(self.grain, ROOM // width // self.grain * self.grain)
-        for start in range(0, self.shape[0], step):
-            stop = min(start + step, self.shape[0])
-            made[start:stop] = self.rows(held, start, stop)
-        return made
+        return fill_rows(self.shape, self.grain, dtype, partial(self.rows, held))
+
+
+def fill_rows(shape: Shape, grain: int, dtype: torch.dtype, rows: Callable[[int, int], Tensor]) -> Tensor:
+    """Make a tensor of what `rows` gives in float32, as many at a time as there is room for: `grain` or a multiple."""
+    made = torch.empty(shape, dtype=dtype)
+    width = max(1, made[:1].numel())
+    step = max(grain, ROOM // width // grain * grain)
+    for start in range(0, shape[0], step):
+        stop = min(start + step, shape[0])
+        made[start:stop] = rows(start, stop)
+    return made
 
 
 def refuse(header: Header, fault: str, hint: str) -> CheckpointError:

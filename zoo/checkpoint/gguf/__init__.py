@@ -1,0 +1,7 @@
+"""GGUF files: their tensors under a model's names, their tokenizer, and the folder as which they are read."""
+
+from zoo.checkpoint.gguf.tensors import lay_keys as lay_keys
+from zoo.checkpoint.gguf.tensors import list_tensors as list_tensors
+from zoo.checkpoint.gguf.unpacking import find as find
+from zoo.checkpoint.gguf.unpacking import is_unpacked as is_unpacked
+from zoo.checkpoint.gguf.unpacking import read_unpacked as read_unpacked

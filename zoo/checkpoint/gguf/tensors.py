@@ -1,0 +1,106 @@
+"""The tensors of a GGUF file under the names of a model's class, dequantised by the package `gguf`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from zoo.checkpoint.files import NAMES, Header, Packed
+from zoo.checkpoint.quantised.layout import fill_rows
+from zoo.errors import CheckpointError, ConfigError
+from zoo.families.family import Body
+from zoo.families.gguf import ROPE, GGUFFile, StoredTensor, find_architecture
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def require_gguf() -> None:
+    """Raises ConfigError where the package is not installed."""
+    if find_spec("gguf") is None:
+        raise ConfigError("gguf: the package is not installed (pip install 'transformer-zoo[gguf]')")
+
+
+class GGMLTensor:
+    """A tensor as ggml stores it: rows of blocks."""
+
+    def __init__(self, tensor: StoredTensor) -> None:
+        self.tensor, self.shape = tensor, tensor.shape
+
+    def decode(self, held: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """The tensor, rounded to `dtype`."""
+        import numpy as np
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+
+        kind = GGMLQuantizationType[self.tensor.kind]
+        values, size = GGML_QUANT_SIZES[kind]
+        width = self.shape[-1]
+        if width % values:
+            raise CheckpointError(f"{self.tensor.file}: rows of {width} values in blocks of {values} (a whole file)")
+        stored = (prod(self.shape[:-1]), width // values * size)
+        bytes_ = np.memmap(self.tensor.file, np.uint8, "r", self.tensor.start, stored)
+
+        def rows(start: int, stop: int) -> Tensor:
+            found = dequantize(np.array(bytes_[start:stop]), kind)
+            return torch.from_numpy(np.ascontiguousarray(found, np.float32)).reshape(stop - start, width)
+
+        return fill_rows((stored[0], width), 1, dtype, rows).reshape(self.shape)
+
+
+def lay_keys(body: Body, found: GGUFFile) -> Body:
+    """The model with the rows of its family's map as llama.cpp's converter leaves the tensors."""
+    own = find_architecture(found).get("keys") or {}
+    changed = {**own, **{ours: theirs for ours, theirs in body.family.keys.items() if ours not in own}}
+    keys = {ours: theirs for ours, theirs in changed.items() if theirs is not None}
+    return dataclasses.replace(body, family=dataclasses.replace(body.family, keys=keys))
+
+
+def list_tensors(found: GGUFFile, names: Iterable[str], dtype: str) -> dict[str, Header]:
+    """The headers of a file's tensors under these names of a model's class; those of no such name under their own. Those
+    in float32 stay so, for the steps that follow; others get `dtype`."""
+    require_gguf()
+    own = {name_in_gguf(name, found): name for name in names}
+    return {
+        own.get(name, name): _pack(each, name, dtype)
+        for name, each in found.tensors.items()
+        if name not in ROPE
+    }
+
+
+def _pack(tensor: StoredTensor, name: str, dtype: str) -> Packed:
+    kind = "F32" if tensor.kind == "F32" else NAMES[dtype]
+    layout = GGMLTensor(_known(tensor, name))
+    return Packed(tensor.file, kind, tensor.shape, name=name, parts={}, layout=layout)
+
+
+def _known(tensor: StoredTensor, name: str) -> StoredTensor:
+    from gguf import GGMLQuantizationType
+
+    if tensor.kind not in GGMLQuantizationType.__members__:
+        raise CheckpointError(
+            f"{tensor.file}: {name} is of {tensor.kind}, which the package gguf does not know (a newer one)"
+        )
+    return tensor
+
+
+def name_in_gguf(name: str, found: GGUFFile) -> str:
+    """llama.cpp's name of a tensor of a model's class; itself where it has none, or is one."""
+    if name in found.tensors:
+        return name
+    names = _name_map(found.architecture, int(found.metadata.get(f"{found.architecture}.block_count", 0)))
+    tried = (name, name.partition(".")[2])  # of some classes the prefix is left out
+    mapped = (names.get_name(each, try_suffixes=(".weight", ".bias")) for each in tried)
+    return next((each for each in mapped if each in found.tensors), name)
+
+
+@functools.cache
+def _name_map(architecture: str, layers: int) -> Any:
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    kinds = {name: kind for kind, name in MODEL_ARCH_NAMES.items()}
+    return get_tensor_name_map(kinds[architecture], layers)

@@ -1,0 +1,150 @@
+"""Make a tokenizer.json of what a GGUF file says of its vocabulary: a byte-level BPE, or SentencePiece's BPE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import CheckpointError
+from zoo.families.gguf import GGUFFile, read_catalogue
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+NORMAL, UNKNOWN, CONTROL, USER = 1, 2, 3, 4
+"""llama.cpp's types of tokens."""
+
+SPACE = "\u2581"
+SPECIAL = ("bos_token", "eos_token", "unknown_token", "padding_token")
+
+
+def read_vocabulary(found: GGUFFile) -> dict[str, Any]:
+    """The entries `tokenizer.ggml.*` of a file's metadata by the last part of their names."""
+    start = "tokenizer.ggml."
+    return {name.removeprefix(start): each for name, each in found.metadata.items() if name.startswith(start)}
+
+
+def make_tokenizer(found: GGUFFile) -> Tokenizer:
+    """Make the tokenizer of a GGUF file, whose header was read with its texts. Raises CheckpointError for a kind of
+    vocabulary that is not read."""
+    vocabulary = read_vocabulary(found)
+    makers = {"gpt2": _make_byte_level, "llama": _make_sentencepiece}
+    kind = vocabulary.get("model")
+    if kind not in makers:
+        raise CheckpointError(f"{found.file}: tokenizer.ggml.model: {kind!r} is not read (one of: {', '.join(makers)})")
+    made = makers[kind](found, vocabulary)
+    _add_special(made, vocabulary)
+    _add_ends(made, vocabulary, adds_start=kind == "llama")
+    return made
+
+
+def describe_tokenizer(found: GGUFFile) -> dict[str, Any]:
+    """The tokenizer_config.json: special tokens, and the chat template."""
+    vocabulary = read_vocabulary(found)
+    names = {"unknown_token": "unk_token", "padding_token": "pad_token"}
+    ids = {name: vocabulary.get(f"{name}_id") for name in SPECIAL}
+    made = {names.get(name, name): vocabulary["tokens"][number] for name, number in ids.items() if number is not None}
+    template = found.metadata.get("tokenizer.chat_template")
+    made |= {"chat_template": template} if template else {}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **made}
+
+
+# ---------------------------------------------------------------- kinds of vocabularies
+
+
+def _make_byte_level(found: GGUFFile, vocabulary: Mapping[str, Any]) -> Tokenizer:
+    """GPT-2's kind: texts are bytes, spelt as characters, split by patterns and merged."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    row = _find_split(found, vocabulary.get("pre", "default"))
+    merges = [tuple(each.split(" ", 1)) for each in vocabulary.get("merges", ())]
+    tokens = {each: number for number, each in enumerate(vocabulary["tokens"])}
+    made = Tokenizer(models.BPE(vocab=tokens, merges=merges, ignore_merges=row.get("whole", False)))
+    own = row["patterns"][-1] == "gpt2"
+    splits = [pre_tokenizers.Split(Regex(each), behavior="isolated") for each in row["patterns"] if each != "gpt2"]
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=own)  # pyright: ignore
+    made.pre_tokenizer = pre_tokenizers.Sequence([*splits, last])  # pyright: ignore
+    made.decoder = decoders.ByteLevel()  # pyright: ignore
+    if row.get("normalizer") == "nfc":
+        made.normalizer = normalizers.NFC()  # pyright: ignore
+    return made
+
+
+def _find_split(found: GGUFFile, name: str) -> Mapping[str, Any]:
+    rows = read_catalogue()["splits"].values()
+    row = next((each for each in rows if name in each["names"]), None)
+    if row is None:
+        known = ", ".join(each for row in rows for each in row["names"])
+        raise CheckpointError(f"{found.file}: tokenizer.ggml.pre: {name!r} is not read (one of: {known})")
+    return row
+
+
+def _make_sentencepiece(found: GGUFFile, vocabulary: Mapping[str, Any]) -> Tokenizer:
+    """SentencePiece's BPE: spaces are tokens' own characters, and what no token spells becomes bytes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    tokens = vocabulary["tokens"]
+    types = vocabulary.get("token_type") or [NORMAL] * len(tokens)
+    if found.architecture.startswith("gemma"):  # runs of spaces are written as spaces there
+        tokens = [SPACE * len(each) if each and not each.strip(" ") else each for each in tokens]
+        scores = [-float(number) for number in range(len(tokens))]  # the order of tokens is that of merges
+    else:
+        scores = vocabulary["scores"]
+    unknown = next((tokens[n] for n, kind in enumerate(types) if kind == UNKNOWN), None)
+    places = {each: number for number, each in enumerate(tokens)}
+    merges = vocabulary.get("merges")
+    pairs = [tuple(each.split(" ", 1)) for each in merges] if merges else find_merges(tokens, types, scores)
+    made = Tokenizer(models.BPE(vocab=places, merges=pairs, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    prefix = vocabulary.get("add_space_prefix", True)
+    made.normalizer = normalizers.Sequence(  # pyright: ignore
+        [*([normalizers.Prepend(SPACE)] if prefix else []), normalizers.Replace(" ", SPACE)]
+    )
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    made.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if prefix else [])])  # pyright: ignore
+    return made
+
+
+def find_merges(tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """Find the merges of a SentencePiece vocabulary, which has scores in their place: the best score first.
+
+    Each token of two characters or more may be made of any two tokens that spell it.
+    """
+    places = {each: number for number, each in enumerate(tokens)}
+    found = []
+    for number, token in enumerate(tokens):
+        if types[number] not in (NORMAL, USER):
+            continue
+        pairs = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+        whole = sorted((places[left], places[right]) for left, right in pairs if left in places and right in places)
+        found += [(scores[number], tokens[left], tokens[right]) for left, right in whole]
+    found.sort(key=lambda each: (each[0], len(each[1]), len(each[2])), reverse=True)
+    return [(left, right) for _, left, right in found]
+
+
+# ---------------------------------------------------------------- special tokens
+
+
+def _add_special(made: Tokenizer, vocabulary: Mapping[str, Any]) -> None:
+    """Take control tokens and those that a user defined as they are, wherever they stand in a text."""
+    from tokenizers import AddedToken
+
+    types, known = vocabulary.get("token_type") or [], made.get_vocab()
+    for kind, special in ((CONTROL, True), (USER, False)):
+        named = [each for each, own in zip(vocabulary["tokens"], types, strict=False) if own == kind and each in known]
+        added = [AddedToken(each, special=special, normalized=False) for each in named]
+        (made.add_special_tokens if special else made.add_tokens)(added)
+
+
+def _add_ends(made: Tokenizer, vocabulary: Mapping[str, Any], adds_start: bool) -> None:
+    """Put the start and the end of a text around it, where the file says so."""
+    from tokenizers import processors
+
+    parts, special = ["$A"], []
+    for name, asked in (("bos", vocabulary.get("add_bos_token", adds_start)), ("eos", vocabulary.get("add_eos_token"))):
+        number = vocabulary.get(f"{name}_token_id")
+        if asked and number is not None:
+            token = vocabulary["tokens"][number]
+            parts = [token, *parts] if name == "bos" else [*parts, token]
+            special.append((token, number))
+    if special:
+        made.post_processor = processors.TemplateProcessing(single=parts, special_tokens=special)  # pyright: ignore

@@ -1,0 +1,54 @@
+"""Measure a model as its files store it, from their headers alone. Needs no torch."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from zoo import runs
+from zoo.checkpoint.files import BITS, Header, read_headers
+from zoo.errors import CheckpointError
+from zoo.families.described import CONFIG, is_folder, read_json
+from zoo.families.gguf import is_gguf, read_gguf
+
+
+def measure_stored(path: Path) -> dict[str, Any] | None:
+    """The bytes of a model's tensors in its files, and how they are stored: the method of quantisation, or the type of
+    most values. None where there are no files of tensors, or none whose headers can be read without torch.
+
+    Raises CheckpointError for a GGUF file that is broken.
+    """
+    if is_gguf(path):
+        found = read_gguf(path)
+        return {"as": f"GGUF, {found.kind}", "bytes": found.size}
+    if not path.is_dir():
+        return None
+    try:
+        folder = runs.find(path)
+        listed = read_headers(folder) if any(folder.glob("*.safetensors")) else {}
+    except CheckpointError:  # what is wrong is said where headers are compared with the model
+        return None
+    sizes = {name: _size(each) for name, each in listed.items()}
+    if not sizes or None in sizes.values():
+        return None
+    bytes_ = sum(each for each in sizes.values() if each is not None)
+    return {"as": _method(folder) or _kind(listed), "bytes": bytes_}
+
+
+def _method(folder: Path) -> str | None:
+    settings = read_json(folder / CONFIG).get("quantization_config") if is_folder(folder) else None
+    return None if not settings else str(settings.get("quant_method") or "quantised")
+
+
+def _kind(listed: dict[str, Header]) -> str:
+    counts: dict[str, int] = {}
+    for each in listed.values():
+        counts[each.dtype] = counts.get(each.dtype, 0) + prod(each.shape)
+    return max(counts, key=lambda kind: counts[kind])
+
+
+def _size(header: Header) -> int | None:
+    """The bytes of a tensor; None for a dtype that is not known."""
+    bits = BITS.get(header.dtype)
+    return None if bits is None else -(-prod(header.shape) * bits // 8)
