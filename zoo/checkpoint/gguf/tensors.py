@@ -40,8 +40,6 @@ class GGMLTensor:
         kind = GGMLQuantizationType[self.tensor.kind]
         values, size = GGML_QUANT_SIZES[kind]
         width = self.shape[-1]
-        if width % values:
-            raise CheckpointError(f"{self.tensor.file}: rows of {width} values in blocks of {values} (a whole file)")
         stored = (prod(self.shape[:-1]), width // values * size)
         bytes_ = np.memmap(self.tensor.file, np.uint8, "r", self.tensor.start, stored)
 
@@ -74,17 +72,22 @@ def list_tensors(found: GGUFFile, names: Iterable[str], dtype: str) -> dict[str,
 
 def _pack(tensor: StoredTensor, name: str, dtype: str) -> Packed:
     kind = "F32" if tensor.kind == "F32" else NAMES[dtype]
-    layout = GGMLTensor(_known(tensor, name))
+    layout = GGMLTensor(_checked(tensor, name))
     return Packed(tensor.file, kind, tensor.shape, name=name, parts={}, layout=layout)
 
 
-def _known(tensor: StoredTensor, name: str) -> StoredTensor:
-    from gguf import GGMLQuantizationType
+def _checked(tensor: StoredTensor, name: str) -> StoredTensor:
+    """The tensor, where the package knows its type and the file has all of it. Raises CheckpointError."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if tensor.kind not in GGMLQuantizationType.__members__:
-        raise CheckpointError(
-            f"{tensor.file}: {name} is of {tensor.kind}, which the package gguf does not know (a newer one)"
-        )
+        fault = f"{name} is of {tensor.kind}, which the package gguf does not know (a newer one)"
+        raise CheckpointError(f"{tensor.file}: {fault}")
+    values, size = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.kind]]
+    end, there = tensor.start + prod(tensor.shape) // values * size, tensor.file.stat().st_size
+    if tensor.shape[-1] % values or end > there:
+        fault = f"{name} of {tensor.kind} and shape {list(tensor.shape)} ends at byte {end:,} of {there:,}"
+        raise CheckpointError(f"{tensor.file}: {fault} (a whole file)")
     return tensor
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, short
 from zoo.families.gguf import GGUFFile, read_catalogue
 
 if TYPE_CHECKING:
@@ -32,7 +32,12 @@ def make_tokenizer(found: GGUFFile) -> Tokenizer:
     kind = vocabulary.get("model")
     if kind not in makers:
         raise CheckpointError(f"{found.file}: tokenizer.ggml.model: {kind!r} is not read (one of: {', '.join(makers)})")
-    made = makers[kind](found, vocabulary)
+    try:
+        made = makers[kind](found, vocabulary)
+    except Exception as error:
+        if type(error) not in (Exception, KeyError, ValueError):  # `tokenizers` raises the bare class
+            raise
+        raise CheckpointError(f"{found.file}: tokenizer.ggml: is no vocabulary, found {short(error)}") from error
     _add_special(made, vocabulary)
     _add_ends(made, vocabulary, adds_start=kind == "llama")
     return made
