@@ -103,8 +103,8 @@ def write_architecture(spec: Any, folder: Path, tokenizer: Any = None) -> None:
 
 
 def load(path: str | Path, dtype: Any = None, device: str = "cpu") -> nn.Module:
-    """Load the model of a checkpoint, of a run's newest one, or of a Hugging Face folder, in eval mode. Adapters are
-    merged into its weights.
+    """Load the model of a checkpoint, of a run's newest one, of a Hugging Face folder or a GGUF file, in eval mode.
+    Adapters are merged into its weights.
 
     `dtype` is the file's unless given. Raises CheckpointError with a line for each fault, before any weight is read.
     """

@@ -18,7 +18,7 @@ class Kind(StrEnum):
 
 
 def run(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, a run, or a Hugging Face folder.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, a run, a Hugging Face folder, or a GGUF file.")],
     out: Annotated[Path, typer.Argument(help="The folder to write: written completely or not at all.")],
     to: Annotated[
         Kind, typer.Option(help="hf (transformers loads it), zoo (our own) or peft (a run's adapters alone).")

@@ -33,7 +33,9 @@ MOST_GUESSES = 64
 def run(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Option(help="The text to continue; - reads standard input.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint or run folder. [default: the last run]")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A checkpoint, run folder or GGUF file. [default: the last run]")
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="The most tokens to write. [default: the checkpoint's, else 256]")
     ] = None,

@@ -48,7 +48,9 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     overrides = [word for word in words if _is_override(word)]
     targets = [word for word in words if not _is_override(word)]
     if not targets:
-        raise ConfigError("target: is missing (a packaged model from `zoo list`, a YAML file, a config.json, a folder)")
+        raise ConfigError(
+            "target: is missing (a packaged model from `zoo list`, a YAML file, a config.json, a GGUF file, a folder)"
+        )
     return targets, overrides
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from zoo import runs
+from zoo.checkpoint.gguf import find
 from zoo.compose.composing import Composed
 from zoo.compose.engine import (
     CachingConfigRepository,
@@ -230,7 +231,7 @@ def imply_by_weights(parsed: Sequence[Override], body: Mapping[str, Any]) -> lis
     )
     stated = (body.get("data") or {}).get("tokenizer") if isinstance(body.get("data"), Mapping) else None
     if not stated and not any(key.startswith("data.tokenizer") for key in typed):
-        folder = runs.find(Path(chosen[0]))
+        folder = find(Path(chosen[0]))
         if not (folder / "tokenizer.json").is_file():
             found = f"{folder} has no tokenizer.json"
             raise ConfigError(f"weights: {found} (data.tokenizer.kind=file data.tokenizer.path=… names another)")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo import runs
+from zoo.checkpoint.gguf import find
 from zoo.errors import ConfigError, ZooError
 from zoo.text.vectors import embed
 
@@ -86,7 +86,7 @@ def evaluate_retrieval(model: Any, file: str | Path, **options: Any) -> dict[str
 
 def name_model(model: Any) -> str:
     """Name a model that is a folder; one that is given has no name."""
-    return str(runs.find(model)) if isinstance(model, str | Path) else ""
+    return str(find(model)) if isinstance(model, str | Path) else ""
 
 
 def embed_once(model: Any, texts: Iterable[str], **options: Any) -> dict[str, np.ndarray]:

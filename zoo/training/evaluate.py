@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo import runs
-from zoo.checkpoint import store
+from zoo.checkpoint import gguf, store
 from zoo.data import prepare as prepare_data
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import ConfigError
@@ -140,7 +140,7 @@ class Subject:
         self.given = not isinstance(model, str | Path)
         self.model: Any = model if self.given else None
         self.place = None if self.given else Path(model).expanduser()
-        self.folder = None if self.place is None else runs.find(self.place)
+        self.folder = None if self.place is None else gguf.find(self.place)
         self._tokenizer = tokenizer if tokenizer is not None else self.folder
         self.spec: Any = model.spec if self.folder is None else store.load_spec(self.folder)
 

@@ -106,11 +106,11 @@ def load_teacher(folder: str, device: Any) -> Any:
 
 def refuse_other_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
     """Raise ConfigError where a teacher's folder has a tokenizer that gives other ids."""
-    from zoo import runs
+    from zoo.checkpoint.gguf import find
     from zoo.data.tokenizer import Tokenizer
     from zoo.errors import ConfigError
 
-    place = runs.find(folder)
+    place = find(folder)
     if not (place / "tokenizer.json").is_file():
         return
     theirs = Tokenizer.load(place, tokenizer.eos, where="objective.teacher").backend

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoint import store
+from zoo.checkpoint.gguf import find
 from zoo.lazy import torch
-from zoo.runs import find
 from zoo.spec import table
 from zoo.training.start.transfer import transfer
 
