@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gguf
-import ggufs
 import numpy as np
 import pytest
 import torch
@@ -19,6 +17,9 @@ from test_convert import run
 import zoo
 from zoo.checkpoint.gguf.tokenizer import find_merges
 from zoo.families import gguf as headers
+
+gguf = pytest.importorskip("gguf", reason="needs gguf (the extra of that name)")
+import ggufs  # noqa: E402
 
 SIZES = {
     **{"vocab_size": len(ggufs.TOKENS), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2},

@@ -126,6 +126,7 @@ def test_gpt_oss_experts_in_mxfp4_are_those_that_transformers_unpacks(tmp_path):
 
 
 def test_torchaos_int8_is_what_torchao_itself_makes_of_it(tmp_path):
+    pytest.importorskip("torchao", reason="needs torchao (the extra fp8)")
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 

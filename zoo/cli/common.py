@@ -43,7 +43,7 @@ class Weights(StrEnum):
 Target = Annotated[
     str,
     typer.Argument(
-        help="A packaged model from `zoo list`, a YAML file, a config.json, a GGUF file, or the folder of a model or run.",
+        help="A packaged model from `zoo list`, a YAML, config.json or GGUF file, or a folder with a model or a run.",
         autocompletion=complete_target,
     ),
 ]
