@@ -57,12 +57,13 @@ METHODS = {
 }
 
 
-def read(path: Path, tensors: dict, settings: dict, dtype=torch.float32, metadata=None) -> dict[str, torch.Tensor]:
+def read(path: Path, tensors: dict, settings: dict, dtype="float32", metadata=None) -> dict[str, torch.Tensor]:
     """What a folder of these tensors holds once it is read."""
     save_file({name: each.contiguous() for name, each in tensors.items()}, path / "model.safetensors", metadata)
-    found = unpack_headers(path, {"quantization_config": settings}, read_header(path / "model.safetensors"))
-    with Reader(path, found, dtype) as reader:
-        return {name: reader[name] for name in found}
+    config = {"quantization_config": settings, "dtype": dtype}
+    found = unpack_headers(path, config, read_header(path / "model.safetensors"))
+    reader = Reader(path, found)
+    return {name: reader[name] for name in found}
 
 
 @pytest.mark.parametrize("method", METHODS)

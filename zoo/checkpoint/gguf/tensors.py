@@ -59,15 +59,13 @@ def lay_keys(body: Body, found: GGUFFile) -> Body:
 
 
 def list_tensors(found: GGUFFile, names: Iterable[str], dtype: str) -> dict[str, Header]:
-    """The headers of a file's tensors under these names of a model's class; those of no such name under their own. Those
-    in float32 stay so, for the steps that follow; others get `dtype`."""
+    """The headers of a file's tensors under these names of a model's class; of others under their own.
+
+    Those in float32 stay so, for the steps that follow; the rest get `dtype`.
+    """
     require_gguf()
     own = {name_in_gguf(name, found): name for name in names}
-    return {
-        own.get(name, name): _pack(each, name, dtype)
-        for name, each in found.tensors.items()
-        if name not in ROPE
-    }
+    return {own.get(name, name): _pack(each, name, dtype) for name, each in found.tensors.items() if name not in ROPE}
 
 
 def _pack(tensor: StoredTensor, name: str, dtype: str) -> Packed:
