@@ -112,7 +112,7 @@ def _open_gguf(folder: Path) -> tuple[HFSource, dict[str, Header]]:
     file = gguf.read_unpacked(folder)
     laid = gguf.lay_keys(body, file)
     names = [name for entry in map_tensors(compose_spec(laid), laid) for name in entry.theirs]
-    return HFSource(folder, config, body, laid, file.file), gguf.list_tensors(file, names, config["dtype"])
+    return HFSource(folder, config, body, laid=laid, file=file.file), gguf.list_tensors(file, names, config["dtype"])
 
 
 def list_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Header]:
