@@ -62,6 +62,10 @@ MODELS = {
     "dropped_parallel": ("llama-tiny", [*SMALL, "model.block=parallel", DROPS]),
     "compiled": ("llama-tiny", [*SMALL, "compile=true", DROPS]),
     "pairs_of_layers": ("llama-tiny", [*SMALL, "model.n_layers=8"]),
+    "orthogonal": (
+        "mixtral-tiny",
+        ["model.n_layers=2", "model.router.balance_coef=0", "optim=muon", "optim.dtype=fp32"],
+    ),
 }
 CHUNKED = ("chunked", "chunked_experts", "chunked_hybrid", "chunked_drops")
 MICROBATCHES = {"accumulated": 2, **dict.fromkeys(CHUNKED, 2)}
@@ -154,6 +158,7 @@ WAYS = {
     "dropped_towers": ("ddp", "tp"),
     "dropped_parallel": ("tp",),
     "compiled": ("tp", "pp", "cp"),
+    "orthogonal": ("ddp", "fsdp", "cp", "pp"),
 }
 """By model, how two processes share its run."""
 
@@ -291,6 +296,27 @@ def test_a_run_with_dropout_goes_on_with_another_mesh(here):
     spread(2, [(None, ["steps=4", "accumulate=4", "parallel=tp"], "run")])
     spread(2, [(None, ["steps=6", "accumulate=2", "parallel=fsdp"], "run")])
     compare("whole", "run")
+
+
+@pytest.mark.slow
+def test_adapters_train_in_processes_as_in_one_and_go_on_in_another_number(here):
+    model, own = MODELS["dense"]
+    base = [each for each in BASE if not each.startswith(("model.", "data.tokenizer", "optim."))]
+    common = [*base, "weights=first", "lora={rank: 4, on: [attention, ffn]}", "optim.lr=3e-3", "batch_size=8"]
+    zoo.train(model, [*BASE, *own, "batch_size=8", "steps=2", "hydra.run.dir=first"])
+    common += ["eval_every=2", "save_every=2"]
+    zoo.train(None, [*common, "steps=20", "accumulate=2", "hydra.run.dir=one"])
+    ways = ("ddp", "fsdp", "cp")
+    jobs = [(None, [*common, "steps=20", f"parallel={way}", f"hydra.run.dir={way}"]) for way in ways]
+    jobs += [(None, [*common, "steps=4", "parallel=fsdp", "hydra.run.dir=part"])]
+    spread(2, jobs)
+    zoo.train(resume="part", overrides=["steps=20", "accumulate=2", "parallel=none"])
+    for folder in (*ways, "part"):
+        compare("one", folder)
+        found = [
+            load_file(max(Path(run).glob("checkpoints/step-*")) / "adapter.safetensors") for run in ("one", folder)
+        ]
+        assert all((each - found[1][name]).norm() < 2e-4 * max(each.norm(), 1) for name, each in found[0].items())
 
 
 def price_rank(name, way, processes):
@@ -498,7 +524,10 @@ def test_a_mesh_fills_up_with_the_processes_that_there_are():
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [
-        (["optim=muon"], r"optim: muon needs whole tensors, .*optim=adamw"),
+        (["optim=adafactor"], r"optim: adafactor needs whole tensors, .*optim=adamw, or parallel=none"),
+        (["parallel=tp", "optim=muon"], r"optim: muon needs whole tensors, .*optim=adamw, or tp=1 and ep=1"),
+        (["lora={rank: 2, dropout: 0.1}"], "lora.dropout: is 0.1, and each process would draw for itself"),
+        (["parallel=tp", "lora={rank: 2}"], "lora: adapts whole products, of which each process of tp"),
         (["precision=bf16_pure"], r"precision: is bf16_pure, which one process alone does .*bf16_master"),
         (["lawa=2"], "lawa: is 2, which one process alone does"),
         (["batch_size=9"], r"batch_size: is 9, which 2 processes .* \(a multiple of 2\)"),

@@ -125,14 +125,21 @@ def find_parallel_faults(settings: Training, world: World, spec: Any) -> list[st
         ("precision", settings.precision, ("fp32", "bf16", "bf16_master")),
         ("offload", settings.offload, ("none",)),
         ("lawa", settings.lawa, (None,)),
-        ("lora", settings.lora, (None,)),
     ):
         if value not in would:
             instead = ", ".join("null" if each is None else each for each in would)
             faults.append(f"{name}: is {value}, which one process alone does (one of: {instead}; or parallel=none)")
-    if not settings.optim.by_part:
+    whole = mesh.tp == mesh.ep == 1
+    if not settings.optim.by_part and not (settings.optim.gathers and whole):
+        would = "tp=1 and ep=1" if settings.optim.gathers else "parallel=none"
         found = f"{settings.optim.kind} needs whole tensors, of which each process has a part"
-        faults.append(f"optim: {found} (optim=adamw, or parallel=none)")
+        faults.append(f"optim: {found} (optim=adamw, or {would})")
+    if settings.lora is not None and not (whole and mesh.pp == 1):
+        found = "adapts whole products, of which each process of tp, ep and pp has a part"
+        faults.append(f"lora: {found} (lora=null, or parallel=fsdp)")
+    elif settings.lora is not None and settings.lora.dropout:
+        found = f"is {settings.lora.dropout}, and each process would draw for itself what it drops"
+        faults.append(f"lora.dropout: {found} (0, or parallel=none)")
     if mesh.tokens == 1 and settings.precision == "bf16_master":
         faults.append("precision: is bf16_master, whose copies are those of dp, shard or cp processes (fp32, bf16)")
     faults += expert_faults(spec, mesh.ep)

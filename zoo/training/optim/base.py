@@ -62,6 +62,7 @@ class Optim(Spec, axis="optim"):
     averages: ClassVar[bool] = False  # whether it evaluates another average of the weights than it trains
     by_element: ClassVar[bool] = True  # whether an element's update depends on that element alone
     by_part: ClassVar[bool] = True  # whether it can step a part of a tensor for itself
+    gathers: ClassVar[bool] = False  # or else brings together the parts that processes of dp, shard and cp have
     whole_step: ClassVar[str | None] = None  # why it cannot step one tensor after another (`piecewise`), or None
 
     lr: PositiveFloat

@@ -22,10 +22,12 @@ class Muon(Optim, kind="muon"):
     It steps the matrices of products inside layers, those of experts one by one. Embeddings, heads, norms, biases,
     convolutions and whatever else is a vector go by AdamW, with `betas` and `eps`. The update of an [A, B] matrix is
     scaled by 0.2·√max(A, B), which gives it the RMS of AdamW's, so that AdamW's `lr` and `weight_decay` stand (Liu et
-    al., 2025). `dtype` is that of the iterations: auto takes bf16 where it is as fast as float32.
+    al., 2025). `dtype` is that of the iterations: auto takes bf16 where it is as fast as float32. A matrix of which
+    each process has a part is gathered; every process orthogonalises all of it, and steps its own part.
     """
 
     by_part: ClassVar[bool] = False
+    gathers: ClassVar[bool] = True
 
     lr: PositiveFloat = 1e-3
     momentum: Beta = 0.95

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from zoo.ranks.shards import make_whole, take_part
+
 Groups = Iterable[dict[str, Any]]
 Closure = Callable[[], float] | None
 
@@ -157,7 +159,7 @@ class Muon(Optimizer):
             tensor.mul_(1 - lr * group["weight_decay"])
             tall = tensor.shape[-2] > tensor.shape[-1]
             update = (place.mT if tall else place).reshape(tensor.shape)
-            tensor.add_(update, alpha=-lr * 0.2 * math.sqrt(long))
+            tensor.add_(take_part(update, tensor), alpha=-lr * 0.2 * math.sqrt(long))
 
     def _stack(self, group: dict[str, Any], tensors: list[Tensor]) -> Tensor:
         """Stack what is to be orthogonalised: [N, A, B] with A ≤ B."""
@@ -165,7 +167,7 @@ class Muon(Optimizer):
         dtype = torch.float64 if tensors[0].dtype is torch.float64 else self.dtype
         x = torch.empty(sum(counts), short, long, dtype=dtype, device=tensors[0].device)
         for place, tensor in zip(x.split(counts), tensors, strict=True):
-            place.copy_(lay_down(self._momentum(group, tensor)))
+            place.copy_(lay_down(make_whole(self._momentum(group, tensor))))
         return x
 
     def _momentum(self, group: dict[str, Any], tensor: Tensor) -> Tensor:
