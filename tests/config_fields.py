@@ -231,6 +231,14 @@ def build_reference(case: Case, config: dict[str, Any]) -> Any:
     return model
 
 
+def save_reference(model: Any, folder: Path) -> None:
+    """Save the reference. Raises Illegal."""
+    try:
+        model.save_pretrained(folder)
+    except Exception as error:  # a config that is checked only now
+        raise Illegal(f"{type(error).__name__}: {error}") from error
+
+
 def run_reference(case: Case, model: Any) -> dict[str, Any]:
     """Run the reference. Raises Illegal."""
     try:
@@ -305,7 +313,7 @@ def verdict(trial: Trial, folder: Path) -> str:
     try:
         reference = build_reference(case, config)
         theirs = run_reference(case, reference)
-        reference.save_pretrained(folder)
+        save_reference(reference, folder)
     except Illegal as error:
         return f"illegal: {str(error).splitlines()[0][:100]}"
     (folder / "config.json").write_text(json.dumps(config))
