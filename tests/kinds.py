@@ -39,6 +39,8 @@ MIXERS = {
     "mamba": "d_model:24",
     "mamba2": "n_heads:4,head_dim:8,d_state:8",
     "gated_delta": "n_k_heads:2,n_v_heads:4,head_k_dim:8,head_v_dim:8,norm:{kind:rmsnorm}",
+    "kda": "n_heads:2,head_dim:8",
+    "short_conv": "d_inner:24",
 }
 HYBRIDS = {f"{mixer} and {others}": (mixer, others) for mixer in MIXERS for others in ("gqa", "sliding")}
 SEQ2SEQ = {"t5": T5, "umt5": UMT5, "bart": BART, "sines": SINES, "modern": MODERN}

@@ -8,6 +8,7 @@ import cases_2025
 import cases_encoders
 import cases_experts
 import cases_gpt
+import cases_linear
 import cases_llama
 import cases_readers
 import cases_recurrent
@@ -34,6 +35,7 @@ CASES: list[Case] = [
     *cases_text_towers.CASES,
     *cases_readers.CASES,
     *cases_2025.CASES,
+    *cases_linear.CASES,
 ]
 
 

@@ -25,7 +25,18 @@ SIZES = {
 NORM = st.sampled_from(["layernorm", "layernorm_plain", "rmsnorm", "rmsnorm_offset"])
 SOFTMAX = ("gqa", "mha", "mqa", "sliding")
 ATTENTION = st.sampled_from(
-    [*SOFTMAX, "mla", "longformer", "disentangled_v1", "disentangled", "mamba", "mamba2", "gated_delta"]
+    [
+        *SOFTMAX,
+        "mla",
+        "longformer",
+        "disentangled_v1",
+        "disentangled",
+        "mamba",
+        "mamba2",
+        "gated_delta",
+        "kda",
+        "short_conv",
+    ]
 )
 POSITION = st.sampled_from(
     [

@@ -1,4 +1,4 @@
-"""Mamba, Mamba-2 and the gated delta rule equal the reference modules, and their two forms equal each other."""
+"""Recurrent mixers equal the reference modules, and their two forms equal each other."""
 
 import random
 from dataclasses import dataclass, field, replace
@@ -8,9 +8,20 @@ from itertools import pairwise
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache, FalconMambaConfig, JambaConfig, Mamba2Config, MambaConfig, Qwen3NextConfig
+from transformers import (
+    DynamicCache,
+    FalconMambaConfig,
+    JambaConfig,
+    KimiLinearConfig,
+    Lfm2Config,
+    Mamba2Config,
+    MambaConfig,
+    Qwen3NextConfig,
+)
 from transformers.models.falcon_mamba.modeling_falcon_mamba import FalconMambaMixer
 from transformers.models.jamba.modeling_jamba import JambaMambaMixer
+from transformers.models.kimi_linear.modeling_kimi_linear import KimiLinearDeltaAttention
+from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
 from transformers.models.mamba.modeling_mamba import MambaMixer
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
@@ -19,9 +30,12 @@ from zoo.cache.cache import LayerCache
 from zoo.cache.store import LayerStore
 from zoo.errors import ConfigError
 from zoo.kernels.mask import Mask
+from zoo.model.activation import Sigmoid
 from zoo.model.attention.delta import GatedDelta
+from zoo.model.attention.kda import KDA
 from zoo.model.attention.mamba import Mamba, Mamba2
 from zoo.model.attention.recurrent import Decays, chunked
+from zoo.model.attention.short_conv import ShortConv
 from zoo.model.norm import RMSNorm
 from zoo.model.step import Step
 from zoo.run.layer import Layer
@@ -48,11 +62,20 @@ def mamba2(rng, **fields):
     return Mamba2(**sizes, **flags, **limits, chunk_size=rng.choice([3, 5, 64]), norm_eps=1e-5, **fields)
 
 
-def gated_delta(rng):
+def gated_delta(rng, **fields):
     keys = rng.choice([1, 2, 3])
     heads = {"n_k_heads": keys, "n_v_heads": keys * rng.choice([1, 2]), "d_conv": rng.choice([2, 3, 4])}
     widths = {"head_k_dim": rng.choice([4, 7]), "head_v_dim": rng.choice([3, 8])}
-    return GatedDelta(**heads, **widths, chunk_size=rng.choice([3, 5, 64]), norm=RMSNorm(eps=1e-6))
+    return GatedDelta(**heads, **widths, **fields, chunk_size=rng.choice([3, 5, 64]), norm=RMSNorm(eps=1e-6))
+
+
+def kda(rng):
+    sizes = {"n_heads": rng.choice([1, 2, 3]), "head_dim": rng.choice([4, 7]), "d_conv": rng.choice([2, 3, 4])}
+    return KDA(**sizes, chunk_size=rng.choice([2, 8, 64]), norm=RMSNorm(eps=1e-5))
+
+
+def short_conv(rng):
+    return ShortConv(d_inner=WIDTH, d_conv=rng.choice([2, 3, 4]), bias=rng.random() < 0.5)
 
 
 KINDS = {
@@ -61,6 +84,10 @@ KINDS = {
     "mamba2": mamba2,
     "mamba2_norm_first": lambda rng: mamba2(rng, norm_before_gate=True, norm_groups=1),
     "gated_delta": gated_delta,
+    "gated_delta_signed": lambda rng: gated_delta(rng, beta_scale=2.0, gate=Sigmoid()),
+    "delta_net": lambda rng: gated_delta(rng, decay=False, gate=None),
+    "kda": kda,
+    "short_conv": short_conv,
 }
 EVERY = pytest.mark.parametrize("kind", KINDS)
 
@@ -110,6 +137,18 @@ def of_gated_delta(spec):
     return Qwen3NextGatedDeltaNet(config, layer_idx=0)
 
 
+def of_kda(spec):
+    sizes = {"linear_num_heads": spec.n_heads, "linear_head_dim": spec.head_dim, "linear_conv_kernel_dim": spec.d_conv}
+    types = {"num_hidden_layers": 1, "layer_types": ["linear_attention"]}
+    return KimiLinearDeltaAttention(KimiLinearConfig(hidden_size=WIDTH, **sizes, **types), layer_idx=0)
+
+
+def of_short_conv(spec):
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 1, "layer_types": ["conv"]}
+    config = Lfm2Config(**sizes, conv_bias=spec.bias, conv_L_cache=spec.d_conv)
+    return Lfm2ShortConv(config, layer_idx=0)
+
+
 def from_mamba(theirs, spec):
     names = {
         "conv1d.": "conv.",
@@ -136,6 +175,12 @@ def from_gated_delta(theirs, spec):
     return ours | {new: theirs[old] for old, new in rest.items()} | {n: theirs[n] for n in ("A_log", "dt_bias")}
 
 
+def from_kda(theirs, spec):
+    names = {"o_proj.": "out.", "o_norm.": "norm.", "conv1d.": "conv.", "_proj.": ".", "forget_gate.": ""}
+    ours = {reduce(lambda name, swap: name.replace(*swap), names.items(), old): t for old, t in theirs.items()}
+    return ours | {"A_log": ours["A_log"].flatten()}
+
+
 REFERENCES = {
     "mamba": (mamba, lambda spec: of_mamba(spec, MambaMixer, MambaConfig), from_mamba),
     "falcon_mamba": (
@@ -146,6 +191,8 @@ REFERENCES = {
     "jamba": (lambda rng: mamba(rng, RMSNorm(eps=1e-5)), of_jamba, from_mamba),
     "mamba2": (mamba2, of_mamba2, from_mamba2),
     "gated_delta": (gated_delta, of_gated_delta, from_gated_delta),
+    "kda": (kda, of_kda, from_kda),
+    "short_conv": (short_conv, of_short_conv, lambda theirs, spec: theirs),
 }
 REFERENCE = pytest.mark.parametrize("name", REFERENCES)
 
@@ -218,8 +265,8 @@ def test_chunks_equal_the_recurrence_forward_and_backward_from_any_state(kind, s
         inner = x.clone().requires_grad_()
         now = Started(mask=Mask(tokens, tokens), kernel=kernel, documents=documents, given=states)
         y = layer(inner, now)
-        ((y * weight).sum() + now.held["ssm"].sum()).backward()
-        found.append((y, now.held["conv"], now.held["ssm"], inner.grad, *(p.grad.clone() for p in layer.parameters())))
+        ((y * weight).sum() + sum(held.sum() for held in now.held.values())).backward()
+        found.append((y, *now.held.values(), inner.grad, *(p.grad.clone() for p in layer.parameters())))
         layer.zero_grad()
     for token_by_token, in_chunks in zip(*found, strict=True):
         size = token_by_token.abs().max().clamp(min=1e-3)
@@ -357,14 +404,14 @@ def test_it_compiles_whole_with_padding_and_a_state(kind):
     def run(x, real):
         held = room(spec, 2)
         held.layer.states = {name: state.clone() for name, state in states.items()}
-        return layer(x, step(9, cache=held, first=False, real=real)), held.layer.states["ssm"]
+        return layer(x, step(9, cache=held, first=False, real=real)), held.layer.states
 
     with torch.no_grad():
         compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(x, real)
         equal(compiled, run(x, real), 1e-5)
 
 
-@EVERY
+@pytest.mark.parametrize("kind", ["mamba", "mamba_normed", "mamba2", "gated_delta", "kda"])
 def test_fresh_rates_and_steps_lie_where_the_papers_draw_them(kind):
     spec = KINDS[kind](random.Random(0))
     fresh = {name: part.init for name, part, _ in tensors(spec, WIDTH) if name in ("A_log", "dt_bias")}
@@ -387,6 +434,8 @@ def test_what_cannot_be_is_refused():
         Mamba2(n_heads=3, head_dim=4, dt_min=0.5, dt_max=0.1)
     with pytest.raises(ValueError, match="n_v_heads=3 is not a multiple of n_k_heads=2"):
         GatedDelta(n_k_heads=2, n_v_heads=3, head_k_dim=4, head_v_dim=4)
+    with pytest.raises(ValueError, match=r"chunk_size=12 is not a power of two \(16 is\)"):
+        KDA(n_heads=2, head_dim=4, chunk_size=12)
     with pytest.raises(ValueError, match="the stream is 32 wide"):
         Mamba(d_model=16).parts(32)
 

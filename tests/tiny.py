@@ -26,8 +26,11 @@ def choices(axis: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / axis).glob("*.yaml"))
 
 
+MIXERS = ("mamba", "mamba2", "gated_delta", "delta_net", "kda", "short_conv")
+"""The packaged mixers that have a state, and so take no positions."""
+
 NEEDS = {
-    **{f"attention={mixer}": ["position=none"] for mixer in ("mamba", "mamba2", "gated_delta")},
+    **{f"attention={mixer}": ["position=none"] for mixer in MIXERS},
     "attention=disentangled": ["kind=encoder", "position=relative_buckets", "position_buckets=8"],
     "attention=disentangled_v1": ["kind=encoder", "position=relative"],
     "attention=longformer": ["kind=encoder"],
@@ -66,8 +69,8 @@ def readable(overrides: list[str]) -> list[str]:
     wanted = {
         "window": attention in ("sliding", "longformer"),
         "d_ff": "block=mixer" not in text,
-        "n_heads": attention != "mamba",
-        "head_dim": attention not in ("mamba", "mla"),
+        "n_heads": attention not in ("mamba", "short_conv"),
+        "head_dim": attention not in ("mamba", "mla", "short_conv"),
         "n_kv_heads": attention in ("gqa", "sliding"),
         "n_experts": "ffn=moe" in text,
         "original_max_seq_len": any(kind in text for kind in ("rope_dynamic", "rope_yarn", "rope_llama3")),

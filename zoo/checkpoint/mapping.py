@@ -3,6 +3,7 @@
     blocks.#.attention.o: ~layers.#.self_attn.o_proj           one module: its weight, and its bias where it has one
     blocks.#.attention.{q,k,v}: ~h.#.attn.c_attn | turn, rows  several of ours fused in one of theirs
     blocks.#.ffn.experts.gate: ~layers.#.experts.@.w1          one of ours stacked from several of theirs
+    blocks.#.attention.conv: ~layers.#.q_conv + ~layers.#.v_conv   one of ours, its `segments` apart in theirs
     blocks.#(moe).ffn_norm: …                                  only in layers of the family's kind `moe`
     embedding.tokens: ="~shared" if tied else "~embed_tokens"  depends on the config; None where there is no such row
     head.out.bias ?head.out.weight: …                          only where the model has that other tensor too
@@ -42,10 +43,12 @@ class Entry:
     steps: tuple[TensorStep, ...]
     stacked: bool  # ours is a stack of theirs
     experts: bool  # ours has experts along its first dimension
+    segments: tuple[int, ...] = ()  # the outputs of ours that each of theirs holds, where they are several
 
     def to_ours(self, theirs: Sequence[Tensor]) -> list[Tensor]:
         """Convert their tensors to ours."""
-        whole = [torch.stack(list(theirs)) if self.stacked else theirs[0]]
+        several = torch.stack if self.stacked else torch.cat
+        whole = [several(list(theirs)) if self.stacked or self.segments else theirs[0]]
         for step in self.steps:
             whole = step.read(whole, self)
         return whole
@@ -55,6 +58,8 @@ class Entry:
         parts = list(ours)
         for step in reversed(self.steps):
             parts = step.write(parts, self)
+        if self.segments:
+            return list(parts[0].split(self.segments))
         return list(parts[0].unbind(0)) if self.stacked else parts
 
     @property
@@ -160,8 +165,18 @@ class Plus(TensorStep):
         return [each + self.number for each in tensors]
 
 
+class ThirdDimension(TensorStep):
+    """`third`: ours is a vector, theirs has it along the third of four dimensions, [1, 1, n, 1]."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.flatten() for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each[None, None, :, None] for each in tensors]
+
+
 STEPS: dict[str, type[TensorStep]] = {"rows": Rows, "groups": Groups, "turn": Transpose, "row": OneRow, "flat": Flat}
-STEPS |= {"pairs": Pairs, "plus": Plus}
+STEPS |= {"pairs": Pairs, "plus": Plus, "third": ThirdDimension}
 
 
 @dataclass(frozen=True)
@@ -242,12 +257,17 @@ def _entries_for(
             if not all(each in table for each in (*names, *rule.needs)):
                 continue
             part, shape = table[names[0]]
-            theirs = _filled(body.full_name(fill_braces(rule.theirs, index, body.fields)), index) + leaf
-            stacked = "@" in theirs
-            whole = tuple(theirs.replace("@", str(number)) for number in range(shape[0])) if stacked else (theirs,)
+            whole = tuple(
+                _filled(body.full_name(fill_braces(each, index, body.fields)), index) + leaf
+                for each in rule.theirs.split(" + ")
+            )
+            stacked = "@" in whole[0]
+            segments = part.segments if len(whole) > 1 else ()
+            if stacked:
+                whole = tuple(whole[0].replace("@", str(number)) for number in range(shape[0]))
             steps = tuple(step(0 if number is None else int(number.value(body.fields))) for step, number in rule.steps)
             shapes = tuple(table[each][1] for each in names)
-            yield Entry(names, whole, shapes, steps, stacked, isinstance(part, Experts))
+            yield Entry(names, whole, shapes, steps, stacked, isinstance(part, Experts), segments)
 
 
 def _is_kind(ours: str, match: re.Match[str], kinds: Mapping[str, Sequence[str]], name: str) -> bool:

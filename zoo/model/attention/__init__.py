@@ -1,6 +1,15 @@
 """Attention and recurrent mixers: the base, and one file for each family."""
 
-from zoo.model.attention import delta, disentangled, gqa, longformer, mamba, mla  # noqa: F401  (registers their kinds)
+from zoo.model.attention import (  # noqa: F401  (registers their kinds)
+    delta,
+    disentangled,
+    gqa,
+    kda,
+    longformer,
+    mamba,
+    mla,
+    short_conv,
+)
 from zoo.model.attention.base import Attention
 
 __all__ = ["Attention"]

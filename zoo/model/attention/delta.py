@@ -1,17 +1,18 @@
 # B batch, T tokens, H value heads, G key heads, K key width, V value width, N chunks, L chunk length
-"""The gated delta rule: a state that is written with what it does not recall yet."""
+"""The delta rule, gated or not: a state that is written with what it does not recall yet."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from zoo.lazy import F, torch
 from zoo.model.activation import PlainActivation, SiLU
 from zoo.model.attention.base import Attention
 from zoo.model.attention.recurrent import (
+    ChannelDecays,
     Decays,
     check_causal,
     chunked,
@@ -36,11 +37,14 @@ class GatedDelta(Attention, kind="gated_delta"):
     """Gated DeltaNet (Yang, Kautz and Hatamizadeh, 2024; Qwen3-Next).
 
     q, k [G, K] and v [H, V] pass a convolution and `activation`; q and k are made 1 long, and q is multiplied by 1/√K.
-    A key head serves H/G value heads. With α = exp(−exp(A_log)·softplus(a + dt_bias)) and β = σ(b), of the token,
+    A key head serves H/G value heads. With α = exp(−exp(A_log)·softplus(a + dt_bias)) and β = beta_scale·σ(b), of the
+    token,
 
-        S ← α·S,   S ← S + k⊗(β·(v − Sᵀk)) [H, K, V],   y = Sᵀq,   out = (norm(y) ⊙ silu(z))·W_out,
+        S ← α·S,   S ← S + k⊗(β·(v − Sᵀk)) [H, K, V],   y = Sᵀq,   out = (norm(y) ⊙ gate(z))·W_out,
 
-    `norm` being over each value head. `chunk_size` changes speed alone. The recurrence is computed in float32.
+    `norm` being over each value head. A `beta_scale` of 2 lets S change its sign along k (Grazzi et al., 2024, negative
+    eigenvalues). Without `decay` α is 1: the delta rule alone (Yang et al., 2024, DeltaNet, which has no `gate` either,
+    as null says). `chunk_size` changes speed alone. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
@@ -53,6 +57,9 @@ class GatedDelta(Attention, kind="gated_delta"):
     d_conv: PositiveInt = 4
     conv_bias: bool = False
     activation: PlainActivation = SiLU()
+    beta_scale: PositiveFloat = 1.0
+    decay: bool = True
+    gate: PlainActivation | None = SiLU()
     norm: WholeNorm = RMSNorm(eps=1e-6)
     chunk_size: PositiveInt = 64
 
@@ -71,16 +78,19 @@ class GatedDelta(Attention, kind="gated_delta"):
     def parts(self, d_model: int) -> dict[str, Any]:
         key, value, heads = self.d_key, self.d_value, self.n_v_heads
         mixed = 2 * key + value
+        rates = {
+            "a": Linear(d_model, heads, precise=True),
+            "dt_bias": Weight((heads,), init=spread_steps),
+            "A_log": Weight((heads,), init=partial(spread_rates, low=0.0, high=16.0)),
+        }
         return {
             "q": Linear(d_model, key),
             "k": Linear(d_model, key),
             "v": Linear(d_model, value),
-            "z": Linear(d_model, value),
+            **({"z": Linear(d_model, value)} if self.gate else {}),
             "b": Linear(d_model, heads, precise=True),
-            "a": Linear(d_model, heads, precise=True),
             "conv": Conv(mixed, mixed, self.d_conv, groups=mixed, bias=self.conv_bias, segments=(key, key, value)),
-            "dt_bias": Weight((heads,), init=spread_steps),
-            "A_log": Weight((heads,), init=partial(spread_rates, low=0.0, high=16.0)),
+            **(rates if self.decay else {}),
             "norm": Sized(self.norm, self.head_v_dim),
             "out": Linear(value, d_model, residual=True),
         }
@@ -98,43 +108,62 @@ class GatedDelta(Attention, kind="gated_delta"):
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         check_causal(step)
         mixed = convolve(m.conv, torch.cat((m.q(x), m.k(x), m.v(x)), -1), step)
-        z, b, a = m.z(x).unflatten(-1, (self.n_v_heads, -1)), m.b(x), m.a(x)  # B T H V, B T H, B T H
+        b, a = m.b(x), m.a(x) if self.decay else None  # B T H each
         with exactly(x):
             q, k, v = self.activation.apply(mixed).float().split([self.d_key, self.d_key, self.d_value], -1)
             v = v.unflatten(-1, (self.n_v_heads, -1))  # B T H V
             q, k = self._heads(q) * self.head_k_dim**-0.5, self._heads(k)  # B T H K
-            beta = b.float().sigmoid()  # B T H
-            log = -m.A_log.float().exp() * F.softplus(a.float() + m.dt_bias.float())  # B T H
-            if step.real is not None:
-                beta, log = beta * step.real[..., None], log * step.real[..., None]  # nothing written, nothing lost
-            fresh = None if step.documents is None else starts(step.documents)  # B T
+            beta = self.beta_scale * b.float().sigmoid()  # B T H
+            log = torch.zeros_like(beta)
+            if a is not None:
+                log = -m.A_log.float().exp() * F.softplus(a.float() + m.dt_bias.float())  # B T H
             S = step.state("ssm")
             S = v.new_zeros(x.shape[0], *self.state()["ssm"]) if S is None else S
-            inputs = (q, k, v, beta, log, S, fresh)
-            eager = step.kernel == "eager" or x.shape[1] == 1
-            y, S = _scan_tokens(*inputs) if eager else _scan_chunks(*inputs, min(self.chunk_size, x.shape[1]))
+            y, S = scan_delta(q, k, v, beta, log, S, step, min(self.chunk_size, x.shape[1]))
             step.hold(ssm=S)
-        y = m.norm(y.to(z.dtype)) * F.silu(z.float())
-        return m.out(y.flatten(-2).to(z.dtype))  # B T D
+        y = m.norm(y.to(mixed.dtype))
+        if self.gate is not None:
+            y = y * self.gate.apply(m.z(x).unflatten(-1, (self.n_v_heads, -1)).float())
+        return m.out(y.flatten(-2).to(mixed.dtype))  # B T D
 
     def _heads(self, x: Tensor) -> Tensor:
         """Queries or keys [B, T, G·K], each 1 long, for the value heads they serve: [B, T, H, K]."""
-        x = x.unflatten(-1, (self.n_k_heads, -1))
-        x = x * (x.square().sum(-1, keepdim=True) + EPS).rsqrt()
+        x = unit_length(x.unflatten(-1, (self.n_k_heads, -1)))
         return x.repeat_interleave(self.n_v_heads // self.n_k_heads, 2)
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """Vectors [..., K] made 1 long."""
+    return x * (x.square().sum(-1, keepdim=True) + EPS).rsqrt()
+
+
+def scan_delta(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log: Tensor, S: Tensor, step: Step, length: int
+) -> tuple[Tensor, Tensor]:
+    """The delta rule over tokens, in chunks of `length` or, with the eager kernel, one by one. q, k [B, T, H, K], v
+    [B, T, H, V], beta [B, T, H], log [B, T, H] or, of each channel of the keys, [B, T, H, K]; S [B, H, K, V] float32.
+    Gives y [B, T, H, V] and the last S.
+
+    Padding writes nothing and loses nothing; a packed document starts from an empty state.
+    """
+    if step.real is not None:
+        beta, log = beta * step.real[..., None], log * step.real.view(*step.real.shape, *[1] * (log.dim() - 2))
+    fresh = None if step.documents is None else starts(step.documents)  # B T
+    if step.kernel == "eager" or v.shape[1] == 1:
+        return _scan_tokens(q, k, v, beta, log if log.dim() == 4 else log[..., None], S, fresh)
+    return _scan_chunks(q, k, v, beta, log, S, fresh, length)
 
 
 def _scan_tokens(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log: Tensor, S: Tensor, fresh: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence token by token: q, k [B, T, H, K], v [B, T, H, V], beta, log [B, T, H], S [B, H, K, V]. Gives y
-    [B, T, H, V] and the last S."""
+    """The recurrence token by token; log [B, T, H, 1 or K]."""
     batch, tokens, heads, width = v.shape
-    alpha = log.exp() if fresh is None else log.exp() * ~fresh[..., None]  # B T H
+    alpha = log.exp() if fresh is None else log.exp() * ~fresh[..., None, None]  # B T H 1|K
     S, reads = S.flatten(0, 1), []  # B·H K V
-    rows = (each.transpose(1, 2).flatten(0, 1)[:, :, None] for each in (q, k, v, beta[..., None], alpha[..., None]))
+    rows = (each.transpose(1, 2).flatten(0, 1)[:, :, None] for each in (q, k, v, beta[..., None], alpha))
     for query, key, value, much, left in zip(*(each.unbind(1) for each in rows), strict=True):  # B·H 1 K|V|1
-        S = S * left
+        S = S * left.mT
         S = torch.baddbmm(S, key.mT, (value - key @ S) * much)
         reads.append(query @ S)
     y = torch.stack(reads, 1).view(batch, heads, tokens, width).transpose(1, 2)
@@ -149,17 +178,27 @@ def _scan_chunks(
     What a chunk's tokens write depends on what its earlier ones wrote: (I + A)·W = β·v − β·(k decayed)·S, A being
     strictly lower triangular. It is solved for both right sides before the states are known.
     """
-    tokens = v.shape[1]
-    decays = Decays(chunked(log, length), None if fresh is None else chunked(fresh, length))
+    tokens, by_channel = v.shape[1], log.dim() == 4
+    spans = chunked(log, length), None if fresh is None else chunked(fresh, length)
     q, k, v = (chunked(each, length).transpose(2, 3) for each in (q, k, v))  # B N H L K|V
     beta = chunked(beta, length).transpose(2, 3)[..., None]  # B N H L 1
-    entering = decays.entering[..., None]
-    system = beta * (k @ k.mT) * decays.pairs  # B N H L L: its diagonal is taken for ones
+    if by_channel:
+        decays: Any = ChannelDecays(*spans)
+        entering, leaving, inside, recalled = (
+            decays.entering,
+            decays.leaving,
+            decays.compare(q, k),
+            decays.compare(k, k),
+        )
+    else:
+        decays = Decays(*spans)
+        entering, leaving = decays.entering[..., None], decays.leaving[..., None]
+        inside, recalled = ((each @ k.mT) * decays.pairs for each in (q, k))
     sides = torch.cat((beta * v, beta * entering * k), -1)
-    solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
+    # Of the system, lower triangular, the diagonal is taken for ones.
+    solved = torch.linalg.solve_triangular(beta * recalled, sides, upper=False, unitriangular=True)
     values, keys = solved.split([v.shape[-1], k.shape[-1]], -1)
-    inside, reading = (q @ k.mT) * decays.pairs, q * entering
-    writing, across, reads = (k * decays.leaving[..., None]).mT, decays.across, []
+    reading, writing, across, reads = q * entering, (k * leaving).mT, decays.across, []
     each_chunk = (each.unbind(1) for each in (values, keys, reading, inside, writing, across))
     for value, key, read, near, write, left in zip(*each_chunk, strict=True):
         new = value - key @ S  # B H L V

@@ -1,4 +1,4 @@
-# B batch, T tokens, W convolution width, C channels, N chunks, L chunk length, H heads
+# B batch, T tokens, W convolution width, C channels, N chunks, L chunk length, H heads, K key width
 """Helpers of recurrent mixers: a causal convolution with a state, chunks with their decays, initial rates.
 
 A recurrent mixer reads earlier tokens through a state of fixed size. Padding changes no state, and a packed document
@@ -125,6 +125,59 @@ class Decays:
     def across(self) -> Tensor:
         """From before a chunk to its end [B, N, H, 1, 1]."""
         return self.entering[..., -1, None, None]
+
+
+class ChannelDecays:
+    """Decay between tokens of a chunk where each of K channels has its own. `log` [B, N, L, H, K], ≤ 0; L is a power of
+    two. `fresh` is as that of Decays.
+
+    `entering` and `leaving` are [B, N, H, L, K]; `compare` takes the place of `pairs`, which would be K times as large.
+    """
+
+    def __init__(self, log: Tensor, fresh: Tensor | None) -> None:
+        self.log = log.transpose(2, 3)  # B N H L K
+        self.entering, self.leaving = self.log.cumsum(-2).exp(), _left_after(self.log)
+        self.same: Tensor | None = None
+        if fresh is not None:
+            segments = fresh.cumsum(-1)[:, :, None]  # B N 1 L
+            self.same = segments[..., :, None] == segments[..., None, :]  # B N 1 L L
+            self.entering = self.entering * (segments == 0)[..., None]
+            self.leaving = self.leaving * self.same[..., -1, :, None]
+
+    def compare(self, reads: Tensor, keys: Tensor) -> Tensor:
+        """Σ_c reads[i, c]·keys[j, c]·(what is left of channel c from token j to token i): 0 for later j. reads, keys
+        [B, N, H, L, K] to [B, N, H, L, L].
+
+        Blocks of 2, 4, … L tokens are put together of two halves. A pair across the middle decays from j to the middle,
+        then from there to i: two factors ≤ 1, so that nothing overflows, whatever the decays.
+        """
+        found = (reads * keys).sum(-1)[..., None, None]  # B N H L 1 1: blocks of one token
+        while found.shape[-3] > 1:
+            half = found.shape[-1]
+            (_, later), (before, _), (earlier, after) = (
+                each.unflatten(-2, (-1, 2, half)).unbind(-3) for each in (reads, keys, self.log)
+            )  # B N H blocks half K each
+            across = (later * after.cumsum(-2).exp()) @ (before * _left_after(earlier)).mT
+            first, second = found.unflatten(-3, (-1, 2)).unbind(-3)
+            upper = torch.cat((first, torch.zeros_like(across)), -1)
+            found = torch.cat((upper, torch.cat((across, second), -1)), -2)
+        found = found.squeeze(-3)
+        return found if self.same is None else found * self.same
+
+    @property
+    def across(self) -> Tensor:
+        """From before a chunk to its end [B, N, H, K, 1]."""
+        return self.entering[..., -1, :, None]
+
+
+def _left_after(log: Tensor) -> Tensor:
+    """What is left at the end [.., L, K] of what each token wrote: the decays of the tokens after it."""
+    return F.pad(log[..., 1:, :], (0, 0, 0, 1)).flip(-2).cumsum(-2).flip(-2).exp()
+
+
+def pick_length(most: int, tokens: int) -> int:
+    """The length of chunks for so many tokens: `most`, or the power of two from which they fit in one."""
+    return min(most, 1 << (tokens - 1).bit_length())
 
 
 # ---------------------------------------------------------------- where rates start

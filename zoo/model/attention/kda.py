@@ -1,0 +1,102 @@
+# B batch, T tokens, H heads, K head width
+"""Kimi Delta Attention: the delta rule with a decay for each channel of the keys."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PositiveInt
+
+from zoo.lazy import F, torch
+from zoo.model.activation import PlainActivation, SiLU
+from zoo.model.attention.base import Attention
+from zoo.model.attention.delta import scan_delta, unit_length
+from zoo.model.attention.recurrent import check_causal, convolve, exactly, pick_length, spread_rates, spread_steps
+from zoo.model.norm import RMSNorm, WholeNorm
+from zoo.spec import Conv, Linear, Sized, Weight, split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
+
+class KDA(Attention, kind="kda"):
+    """Kimi Delta Attention (Kimi Team, 2025, Kimi Linear).
+
+    q, k and v [H, K] pass a convolution and `activation`; q and k are made 1 long, and q is multiplied by 1/√K. With
+    β = σ(b) [H] and α = exp(−exp(A_log)·softplus(x·W_fa·W_fb + dt_bias)) [H, K], whose exp(A_log) is the head's,
+
+        S ← α ⊙ S,   S ← S + k⊗(β·(v − Sᵀk)) [H, K, K],   y = Sᵀq,   out = (norm(y) ⊙ σ(x·W_ga·W_gb))·W_out,
+
+    α scaling the rows of S and `norm` being over each head. W_fa and W_ga are K wide. `chunk_size`, a power of two,
+    changes speed alone. The recurrence is computed in float32.
+    """
+
+    causal: ClassVar[bool | None] = True
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "b", "f_a", "g_a"),)
+
+    n_heads: PositiveInt
+    head_dim: PositiveInt
+    d_conv: PositiveInt = 4
+    activation: PlainActivation = SiLU()
+    norm: WholeNorm = RMSNorm(eps=1e-5)
+    chunk_size: PositiveInt = 64
+
+    def __post_init__(self) -> None:
+        if self.chunk_size & (self.chunk_size - 1):
+            raise ValueError(
+                f"chunk_size={self.chunk_size} is not a power of two ({1 << self.chunk_size.bit_length()} is)"
+            )
+
+    @property
+    def d_inner(self) -> int:
+        return self.n_heads * self.head_dim
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        inner, width = self.d_inner, self.head_dim
+        return {
+            "q": Linear(d_model, inner),
+            "k": Linear(d_model, inner),
+            "v": Linear(d_model, inner),
+            "b": Linear(d_model, self.n_heads, precise=True),
+            "f_a": Linear(d_model, width, precise=True),
+            "f_b": Linear(width, inner, precise=True),
+            "g_a": Linear(d_model, width),
+            "g_b": Linear(width, inner),
+            "conv": Conv(3 * inner, 3 * inner, self.d_conv, groups=3 * inner, segments=(inner, inner, inner)),
+            "dt_bias": Weight((inner,), init=spread_steps),
+            "A_log": Weight((self.n_heads,), init=partial(spread_rates, low=1.0, high=16.0)),
+            "norm": Sized(self.norm, width),
+            "out": Linear(inner, d_model, residual=True),
+        }
+
+    def shard(self, ranks: int) -> KDA:
+        return split(self, ranks, equal=("n_heads",))  # W_fa and W_ga are of all heads
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        return {"conv": (self.d_conv - 1, 3 * self.d_inner), "ssm": (self.n_heads, self.head_dim, self.head_dim)}
+
+    def state_flops(self) -> int:
+        return 6 * self.n_heads * self.head_dim**2  # recalling with k, writing, reading with q
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        check_causal(step)
+        heads = (self.n_heads, self.head_dim)
+        mixed = convolve(m.conv, torch.cat((m.q(x), m.k(x), m.v(x)), -1), step)
+        b, f = m.b(x), m.f_b(m.f_a(x))
+        with exactly(x):
+            q, k, v = (
+                part.unflatten(-1, heads) for part in self.activation.apply(mixed).float().chunk(3, -1)
+            )  # B T H K
+            q, k = unit_length(q) * self.head_dim**-0.5, unit_length(k)
+            rate = m.A_log.float().exp()[:, None]  # H 1
+            log = -rate * F.softplus(f.float() + m.dt_bias.float()).unflatten(-1, heads)  # B T H K
+            S = step.state("ssm")
+            S = v.new_zeros(x.shape[0], *self.state()["ssm"]) if S is None else S
+            length = pick_length(self.chunk_size, x.shape[1])
+            y, S = scan_delta(q, k, v, b.float().sigmoid(), log, S, step, length)
+            step.hold(ssm=S)
+        y = m.norm(y.to(mixed.dtype)) * m.g_b(m.g_a(x)).unflatten(-1, heads).float().sigmoid()
+        return m.out(y.flatten(-2).to(mixed.dtype))  # B T D
