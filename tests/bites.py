@@ -373,7 +373,8 @@ SHOWN_BY = {
     "position=rope_yarn": WIDE,
     "position=rope_llama3": ("head_dim=16", "original_max_seq_len=40"),
     **{
-        f"attention={name}": ("attention.chunk_size=16",) for name in ("mamba2", "gated_delta", "delta_net", "kda")
+        f"attention={name}": ("attention.chunk_size=16",)
+        for name in ("mamba2", "gated_delta", "delta_net", "kda", "lightning", "gla")
     },  # of 40 tokens
 }
 SHOWN_BY |= {f"block={name}": ("position=none",) for name in choices("block") if name != "post_conv"}  # for any mixer

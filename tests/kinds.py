@@ -40,6 +40,8 @@ MIXERS = {
     "mamba2": "n_heads:4,head_dim:8,d_state:8",
     "gated_delta": "n_k_heads:2,n_v_heads:4,head_k_dim:8,head_v_dim:8,norm:{kind:rmsnorm}",
     "kda": "n_heads:2,head_dim:8",
+    "lightning": "n_heads:2,head_dim:8",
+    "gla": "n_heads:2,head_k_dim:8,head_v_dim:8",
     "short_conv": "d_inner:24",
 }
 HYBRIDS = {f"{mixer} and {others}": (mixer, others) for mixer in MIXERS for others in ("gqa", "sliding")}

@@ -7,10 +7,12 @@ import shutil
 
 import cases_2025
 import cases_gpt
+import cases_linear
 import pytest
 import torch
 import transformers
-from families import CLOSE, pair
+from families import CLOSE, pair, tensors
+from safetensors.torch import save_file
 
 import zoo
 from zoo.checkpoint import hf
@@ -31,6 +33,14 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 
 CASES = {case.name: case for case in [*cases_gpt.CASES, *cases_2025.CASES]}
 SARVAM = {"type": "deepseek_yarn", "factor": 40.0, "original_max_position_embeddings": 64, "mscale_all_dim": 1.0}
+
+KDA = {
+    "full_attn_layers": [4, 7],
+    "kda_layers": [1, 2, 3, 5, 6],
+    "head_dim": 20,
+    "num_heads": 3,
+    "short_conv_kernel_size": 3,
+}
 
 FILES = [
     ("LlamaForCausalLM", "LlamaConfig", {"rope_theta": 5e3, "rope_scaling": {"type": "linear", "factor": 2.0}}),
@@ -101,6 +111,22 @@ FILES = [
     ("Glm4MoeForCausalLM", "SarvamMoEConfig", {"num_experts": 8, "num_shared_experts": 2, "use_qkv_bias": True}),
     ("SolarOpenForCausalLM", "SolarOpenConfig", {"rope_theta": 5e5}),
     ("YoutuForCausalLM", "YoutuConfig", {"rope_theta": 1.6e6}),
+    (
+        "Lfm2ForCausalLM",
+        "Lfm2Config",
+        {"full_attn_idxs": [2, 5], "block_ff_dim": 300, "rope_theta": 1e6, "conv_dim": 64},
+    ),
+    (
+        "Lfm2MoeForCausalLM",
+        "Lfm2MoeConfig",
+        {"layer_types": ["conv", *["conv", "full_attention"] * 3], "rope_theta": 1e6, "tie_embedding": False},
+    ),
+    ("OlmoHybridForCausalLM", "OlmoHybridConfig", {"rope_parameters": {"rope_type": "default", "rope_theta": None}}),
+    (
+        "KimiLinearForCausalLM",
+        "KimiLinearConfig",
+        {"linear_attn_config": KDA, "first_k_dense_replace": 2, "rope_theta": 1e4},
+    ),
 ]
 
 
@@ -155,6 +181,26 @@ def test_a_type_of_config_that_another_familys_class_serves_keeps_its_name(name,
     with torch.no_grad():
         ours, theirs = two.ours(two.ids()).logits, given(two.ids()).logits
     torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "published"),
+    [
+        ("kimi_linear", "layers.0.block_sparse_moe.{}_proj", "layers.0.mlp.{}_proj"),
+        ("olmo_hybrid", "layers.3.{}_layer_norm", "layers.3.post_attention_layernorm"),
+    ],
+)
+def test_names_of_the_hub_are_read_where_transformers_writes_others(name, written, published, tmp_path):
+    two = pair(next(case for case in cases_linear.CASES if case.name == name))
+    (tmp_path / "config.json").write_text((two.folder / "config.json").read_text())
+    renamed = {}
+    for old, tensor in tensors(two.folder).items():
+        leaf = next((each for each in ("gate", "up", "down", "feedforward") if written.format(each) in old), None)
+        renamed[old if leaf is None else old.replace(written.format(leaf), published.format(leaf))] = tensor
+    assert renamed.keys() != tensors(two.folder).keys()
+    save_file(renamed, tmp_path / "model.safetensors")
+    with torch.no_grad():
+        assert torch.equal(zoo.load(tmp_path)(two.ids()).logits, two.ours(two.ids()).logits)
 
 
 @pytest.mark.slow

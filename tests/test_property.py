@@ -35,6 +35,8 @@ ATTENTION = st.sampled_from(
         "mamba2",
         "gated_delta",
         "kda",
+        "lightning",
+        "gla",
         "short_conv",
     ]
 )

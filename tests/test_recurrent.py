@@ -16,6 +16,7 @@ from transformers import (
     Lfm2Config,
     Mamba2Config,
     MambaConfig,
+    MiniMaxConfig,
     Qwen3NextConfig,
 )
 from transformers.models.falcon_mamba.modeling_falcon_mamba import FalconMambaMixer
@@ -24,6 +25,7 @@ from transformers.models.kimi_linear.modeling_kimi_linear import KimiLinearDelta
 from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
 from transformers.models.mamba.modeling_mamba import MambaMixer
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
 from zoo.cache.cache import LayerCache
@@ -33,6 +35,7 @@ from zoo.kernels.mask import Mask
 from zoo.model.activation import Sigmoid
 from zoo.model.attention.delta import GatedDelta
 from zoo.model.attention.kda import KDA
+from zoo.model.attention.linear import GLA, Lightning
 from zoo.model.attention.mamba import Mamba, Mamba2
 from zoo.model.attention.recurrent import Decays, chunked
 from zoo.model.attention.short_conv import ShortConv
@@ -74,6 +77,16 @@ def kda(rng):
     return KDA(**sizes, chunk_size=rng.choice([2, 8, 64]), norm=RMSNorm(eps=1e-5))
 
 
+def lightning(rng):
+    sizes = {"n_heads": rng.choice([1, 2, 3]), "head_dim": rng.choice([4, 7]), "decay_scale": rng.choice([0.3, 1.0])}
+    return Lightning(**sizes, chunk_size=rng.choice([3, 5, 64]))
+
+
+def gla(rng):
+    sizes = {"n_heads": rng.choice([1, 2, 3]), "head_k_dim": rng.choice([4, 7]), "head_v_dim": rng.choice([3, 8])}
+    return GLA(**sizes, gate_rank=5, temperature=rng.choice([0.1, 16.0]), chunk_size=rng.choice([2, 8, 64]))
+
+
 def short_conv(rng):
     return ShortConv(d_inner=WIDTH, d_conv=rng.choice([2, 3, 4]), bias=rng.random() < 0.5)
 
@@ -87,6 +100,8 @@ KINDS = {
     "gated_delta_signed": lambda rng: gated_delta(rng, beta_scale=2.0, gate=Sigmoid()),
     "delta_net": lambda rng: gated_delta(rng, decay=False, gate=None),
     "kda": kda,
+    "lightning": lightning,
+    "gla": gla,
     "short_conv": short_conv,
 }
 EVERY = pytest.mark.parametrize("kind", KINDS)
@@ -99,6 +114,8 @@ def built(spec):
 
 def randomised(module):
     with torch.no_grad():
+        for buffer in module.buffers():
+            buffer.copy_(torch.rand(buffer.shape))  # rates
         for parameter in module.parameters():
             spread = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.5
             parameter.copy_(torch.randn(parameter.shape) * spread)
@@ -246,6 +263,49 @@ def test_decoding_token_by_token_equals_the_references_own(name, seed, kernel):
         for first, last in [(0, start), *((t, t + 1) for t in range(start, 12))]:
             found = ours(x[:, first:last], step(last - first, kernel, cache=held, first=first == 0))
             equal(found, theirs(x[:, first:last], cache))
+
+
+@SEEDS
+@KERNELS
+def test_lightning_attention_equals_the_reference_module(seed, kernel):
+    rng = random.Random(seed)
+    layers, layer = rng.choice([(4, 0), (4, 2), (9, 7)])
+    scale = 1 - layer / (layers - 1 + 1e-5) + 1e-5
+    spec = Lightning(n_heads=rng.choice([2, 3]), head_dim=4, decay_scale=scale, chunk_size=rng.choice([3, 64]))
+    sizes = {"hidden_size": WIDTH, "num_attention_heads": spec.n_heads, "head_dim": 4, "num_hidden_layers": layers}
+    theirs = MiniMaxLightningAttention(MiniMaxConfig(**sizes, block_size=rng.choice([4, 32])), layer).eval()
+    rates = {name: buffer.clone() for name, buffer in theirs.named_buffers()}
+    ours, given = Layer(spec, WIDTH), randomised(theirs).state_dict()
+    theirs.load_state_dict(rates, strict=False)
+    qkv = zip("qkv", given["qkv_proj.weight"].unflatten(0, (spec.n_heads, 3, 4)).unbind(1), strict=True)
+    others = {"gate.weight": "output_gate.weight", "norm": "norm.weight", "out.weight": "out_proj.weight"}
+    own = {f"{name}.weight": part.flatten(0, 1) for name, part in qkv} | {
+        new: given[old] for new, old in others.items()
+    }
+    ours.load_state_dict(own, strict=False)
+    spec.parts(WIDTH)["slopes"].init(ours.slopes)
+    equal(ours.slopes, given["slope_rate"].flatten(), 1e-7)
+    x = torch.randn(2, rng.randint(1, 40), WIDTH)
+    with torch.no_grad():
+        equal(ours(x, step(x.shape[1], kernel)), theirs(x, None, None)[0])
+
+
+@SEEDS
+@KERNELS
+def test_gated_linear_attention_equals_its_parallel_form(seed, kernel):
+    """The paper's equation 4: (Q ⊙ B)(K / B)ᵀ under a causal mask, B being the product of all decays so far."""
+    spec = gla(random.Random(seed))
+    layer, x = built(spec).double(), torch.randn(2, 19, WIDTH, dtype=torch.float64)
+    heads = (spec.n_heads, -1)
+    with torch.no_grad():
+        q, k, v, g = (getattr(layer, name)(x).unflatten(-1, heads).transpose(1, 2) for name in ("q", "k", "v", "gate"))
+        alpha = layer.b(layer.a(x)).sigmoid() ** (1 / spec.temperature)
+        total = alpha.unflatten(-1, heads).transpose(1, 2).cumprod(2)
+        scores = ((q * total) @ (k / total).mT * spec.head_k_dim**-0.5).tril()
+        y = scores @ v
+        y = y * (y.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * layer.norm.weight
+        expected = layer.out((y * torch.nn.functional.silu(g)).transpose(1, 2).flatten(2))
+        equal(layer.float()(x.float(), step(19, kernel)), expected.float())
 
 
 # ---------------------------------------------------------------- two forms of one recurrence

@@ -26,7 +26,7 @@ def choices(axis: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / axis).glob("*.yaml"))
 
 
-MIXERS = ("mamba", "mamba2", "gated_delta", "delta_net", "kda", "short_conv")
+MIXERS = ("mamba", "mamba2", "gated_delta", "delta_net", "kda", "lightning", "gla", "short_conv")
 """The packaged mixers that have a state, and so take no positions."""
 
 NEEDS = {

@@ -5,6 +5,7 @@ from zoo.model.attention import (  # noqa: F401  (registers their kinds)
     disentangled,
     gqa,
     kda,
+    linear,
     longformer,
     mamba,
     mla,

@@ -12,8 +12,6 @@ from zoo.lazy import F, torch
 from zoo.model.activation import PlainActivation, SiLU
 from zoo.model.attention.base import Attention
 from zoo.model.attention.recurrent import (
-    ChannelDecays,
-    Decays,
     check_causal,
     chunked,
     convolve,
@@ -21,6 +19,7 @@ from zoo.model.attention.recurrent import (
     spread_rates,
     spread_steps,
     starts,
+    view_decays,
 )
 from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import Conv, Linear, Sized, Weight, split
@@ -178,28 +177,16 @@ def _scan_chunks(
     What a chunk's tokens write depends on what its earlier ones wrote: (I + A)·W = β·v − β·(k decayed)·S, A being
     strictly lower triangular. It is solved for both right sides before the states are known.
     """
-    tokens, by_channel = v.shape[1], log.dim() == 4
-    spans = chunked(log, length), None if fresh is None else chunked(fresh, length)
+    tokens, decays = v.shape[1], view_decays(log, fresh, length)
     q, k, v = (chunked(each, length).transpose(2, 3) for each in (q, k, v))  # B N H L K|V
     beta = chunked(beta, length).transpose(2, 3)[..., None]  # B N H L 1
-    if by_channel:
-        decays: Any = ChannelDecays(*spans)
-        entering, leaving, inside, recalled = (
-            decays.entering,
-            decays.leaving,
-            decays.compare(q, k),
-            decays.compare(k, k),
-        )
-    else:
-        decays = Decays(*spans)
-        entering, leaving = decays.entering[..., None], decays.leaving[..., None]
-        inside, recalled = ((each @ k.mT) * decays.pairs for each in (q, k))
-    sides = torch.cat((beta * v, beta * entering * k), -1)
+    inside, recalled = decays.compare(q, k), decays.compare(k, k)
+    sides = torch.cat((beta * v, beta * decays.entering * k), -1)
     # Of the system, lower triangular, the diagonal is taken for ones.
     solved = torch.linalg.solve_triangular(beta * recalled, sides, upper=False, unitriangular=True)
     values, keys = solved.split([v.shape[-1], k.shape[-1]], -1)
-    reading, writing, across, reads = q * entering, (k * leaving).mT, decays.across, []
-    each_chunk = (each.unbind(1) for each in (values, keys, reading, inside, writing, across))
+    reading, writing, reads = q * decays.entering, (k * decays.leaving).mT, []
+    each_chunk = (each.unbind(1) for each in (values, keys, reading, inside, writing, decays.across))
     for value, key, read, near, write, left in zip(*each_chunk, strict=True):
         new = value - key @ S  # B H L V
         reads.append(read @ S + near @ new)

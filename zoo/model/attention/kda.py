@@ -12,7 +12,15 @@ from zoo.lazy import F, torch
 from zoo.model.activation import PlainActivation, SiLU
 from zoo.model.attention.base import Attention
 from zoo.model.attention.delta import scan_delta, unit_length
-from zoo.model.attention.recurrent import check_causal, convolve, exactly, pick_length, spread_rates, spread_steps
+from zoo.model.attention.recurrent import (
+    check_causal,
+    check_power_of_two,
+    convolve,
+    exactly,
+    pick_length,
+    spread_rates,
+    spread_steps,
+)
 from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import Conv, Linear, Sized, Weight, split
 
@@ -45,10 +53,7 @@ class KDA(Attention, kind="kda"):
     chunk_size: PositiveInt = 64
 
     def __post_init__(self) -> None:
-        if self.chunk_size & (self.chunk_size - 1):
-            raise ValueError(
-                f"chunk_size={self.chunk_size} is not a power of two ({1 << self.chunk_size.bit_length()} is)"
-            )
+        check_power_of_two("chunk_size", self.chunk_size)
 
     @property
     def d_inner(self) -> int:

@@ -8,8 +8,9 @@ starts from an empty one.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.errors import ConfigError
 from zoo.lazy import F, torch
@@ -173,6 +174,36 @@ class ChannelDecays:
 def _left_after(log: Tensor) -> Tensor:
     """What is left at the end [.., L, K] of what each token wrote: the decays of the tokens after it."""
     return F.pad(log[..., 1:, :], (0, 0, 0, 1)).flip(-2).cumsum(-2).flip(-2).exp()
+
+
+class DecayView(NamedTuple):
+    """Decays of chunks as products use them, whether a head has one or each of its channels.
+
+    `compare(reads, keys)` is as that of ChannelDecays; `entering` and `leaving` are [B, N, H, L, 1 or K], `across`
+    [B, N, H, 1 or K, 1].
+    """
+
+    compare: Callable[[Tensor, Tensor], Tensor]
+    entering: Tensor
+    leaving: Tensor
+    across: Tensor
+
+
+def view_decays(log: Tensor, fresh: Tensor | None, length: int) -> DecayView:
+    """Cut decays into chunks: log [B, T, H] of heads or [B, T, H, K] of channels, fresh [B, T]."""
+    spans = chunked(log, length), None if fresh is None else chunked(fresh, length)
+    if log.dim() == 4:
+        own = ChannelDecays(*spans)
+        return DecayView(own.compare, own.entering, own.leaving, own.across)
+    decays = Decays(*spans)
+    entering, leaving = decays.entering[..., None], decays.leaving[..., None]
+    return DecayView(lambda reads, keys: (reads @ keys.mT) * decays.pairs, entering, leaving, decays.across)
+
+
+def check_power_of_two(name: str, value: int) -> None:
+    """Raises ValueError for a number that is no power of two."""
+    if value & (value - 1):
+        raise ValueError(f"{name}={value} is not a power of two ({1 << value.bit_length()} is)")
 
 
 def pick_length(most: int, tokens: int) -> int:

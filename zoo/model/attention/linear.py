@@ -1,0 +1,217 @@
+# B batch, T tokens, H heads, K key width, V value width, L chunk length
+"""Linear attention with a decay: lightning attention, and gated linear attention."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PositiveFloat, PositiveInt
+
+from zoo.lazy import F, torch
+from zoo.model.activation import PlainActivation, SiLU
+from zoo.model.attention.base import Attention
+from zoo.model.attention.recurrent import (
+    check_causal,
+    check_power_of_two,
+    chunked,
+    exactly,
+    pick_length,
+    starts,
+    view_decays,
+)
+from zoo.model.norm import RMSNorm, WholeNorm, divide_by_rms
+from zoo.spec import Buffer, Linear, Sized, Weight, split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
+
+class Lightning(Attention, kind="lightning"):
+    """Lightning attention (Qin et al., 2024; MiniMax-01, 2025): linear attention whose decay is fixed for each head.
+
+    q, k and v [H, K] pass `activation`. With the slopes of ALiBi, s = decay_scale·2^(−8h/H) for head h of 1 … H,
+
+        S ← exp(−s)·S + k⊗v [H, K, K],   y = Sᵀq,   out = (norm(y) ⊙ σ(x·W_g))·W_out,
+
+    `norm` being an RMS norm over all heads together. MiniMax's `decay_scale` falls from the first layer to the last.
+    The slopes are a saved buffer, so that a rank of tensor parallelism has those of its own heads. `chunk_size` changes
+    speed alone. The recurrence is computed in float32.
+    """
+
+    causal: ClassVar[bool | None] = True
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate"),)
+
+    n_heads: PositiveInt
+    head_dim: PositiveInt
+    activation: PlainActivation = SiLU()
+    decay_scale: PositiveFloat = 1.0
+    norm_eps: PositiveFloat = 1e-6
+    chunk_size: PositiveInt = 64
+
+    @property
+    def d_inner(self) -> int:
+        return self.n_heads * self.head_dim
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        inner = self.d_inner
+        return {
+            "q": Linear(d_model, inner),
+            "k": Linear(d_model, inner),
+            "v": Linear(d_model, inner),
+            "gate": Linear(d_model, inner),
+            "slopes": Buffer((self.n_heads,), init=partial(_fill_slopes, scale=self.decay_scale)),
+            "norm": Weight((inner,), init=1.0),
+            "out": Linear(inner, d_model, residual=True),
+        }
+
+    def shard(self, ranks: int) -> Lightning:
+        """Its heads, with one norm over the channels of all ranks."""
+        own = split(self, ranks, equal=("n_heads",))
+        return LightningShard(**{field.name: getattr(own, field.name) for field in own.fields()})
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        return {"ssm": (self.n_heads, self.head_dim, self.head_dim)}
+
+    def state_flops(self) -> int:
+        return 4 * self.n_heads * self.head_dim**2  # writing the outer product of k and v, and reading with q
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        check_causal(step)
+        heads = (self.n_heads, self.head_dim)
+        q, k, v = (self.activation.apply(each).unflatten(-1, heads) for each in (m.q(x), m.k(x), m.v(x)))  # B T H K
+        with exactly(x):
+            q, k, v = q.float(), k.float(), v.float()
+            log = -m.slopes.float().expand(*x.shape[:2], -1)  # B T H
+            S = step.state("ssm")
+            S = v.new_zeros(x.shape[0], *self.state()["ssm"]) if S is None else S
+            y, S = scan_linear(q, k, v, log, S, step, min(self.chunk_size, x.shape[1]))
+            step.hold(ssm=S)
+            y = self._divide(y.flatten(-2), m) * m.norm.float()
+        return m.out((y * m.gate(x).float().sigmoid()).to(x.dtype))  # B T D
+
+    def _divide(self, y: Tensor, m: Weights) -> Tensor:
+        """Divide y [B, T, H·K] by its root mean square."""
+        return divide_by_rms(y, None, self.norm_eps)
+
+
+class LightningShard(Lightning):
+    """Lightning attention of which a rank has its own heads."""
+
+    @property
+    def summed(self) -> int:
+        return 1  # the mean square
+
+    def _divide(self, y: Tensor, m: Weights) -> Tensor:
+        mean = m.seam.add_up_whole(y.square().mean(-1, keepdim=True)) / m.seam.size
+        return y * (mean + self.norm_eps).rsqrt()
+
+
+def _fill_slopes(tensor: Tensor, scale: float) -> None:
+    """Fill [H] with the slopes scale·2^(−8h/H), h = 1 … H (Press et al., 2022, ALiBi)."""
+    places = torch.arange(1, tensor.shape[0] + 1, device=tensor.device) / tensor.shape[0]
+    tensor.copy_(scale * 2.0 ** (-8 * places))
+
+
+class GLA(Attention, kind="gla"):
+    """Gated linear attention (Yang et al., 2023): a decay for each channel of the keys, which depends on the token.
+
+    With q, k [H, K], v [H, V] and α = σ(x·W_a·W_b + bias)^(1/temperature) [H, K], W_a being `gate_rank` wide,
+
+        S ← α ⊙ S + k⊗v [H, K, V],   y = Sᵀq/√K,   out = (norm(y) ⊙ silu(x·W_g))·W_out,
+
+    α scaling the rows of S and `norm` being over each head. `chunk_size`, a power of two, changes speed alone. The
+    recurrence is computed in float32.
+    """
+
+    causal: ClassVar[bool | None] = True
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate", "a"),)
+
+    n_heads: PositiveInt
+    head_k_dim: PositiveInt
+    head_v_dim: PositiveInt
+    gate_rank: PositiveInt = 16
+    temperature: PositiveFloat = 16.0
+    norm: WholeNorm = RMSNorm(eps=1e-5)
+    chunk_size: PositiveInt = 64
+
+    def __post_init__(self) -> None:
+        check_power_of_two("chunk_size", self.chunk_size)
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        key, value = self.n_heads * self.head_k_dim, self.n_heads * self.head_v_dim
+        return {
+            "q": Linear(d_model, key),
+            "k": Linear(d_model, key),
+            "v": Linear(d_model, value),
+            "gate": Linear(d_model, value),
+            "a": Linear(d_model, self.gate_rank, precise=True),
+            "b": Linear(self.gate_rank, key, bias=True, precise=True),
+            "norm": Sized(self.norm, self.head_v_dim),
+            "out": Linear(value, d_model, residual=True),
+        }
+
+    def shard(self, ranks: int) -> GLA:
+        return split(self, ranks, equal=("n_heads",))  # W_a is of all heads
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        return {"ssm": (self.n_heads, self.head_k_dim, self.head_v_dim)}
+
+    def state_flops(self) -> int:
+        return 4 * self.n_heads * self.head_k_dim * self.head_v_dim  # writing k⊗v, and reading with q
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        check_causal(step)
+        q, k, v, a = (each.unflatten(-1, (self.n_heads, -1)) for each in (m.q(x), m.k(x), m.v(x), m.b(m.a(x))))
+        with exactly(x):
+            log = F.logsigmoid(a.float()) / self.temperature  # B T H K
+            S = step.state("ssm")
+            S = v.new_zeros(x.shape[0], *self.state()["ssm"], dtype=torch.float32) if S is None else S
+            length = pick_length(self.chunk_size, x.shape[1])
+            y, S = scan_linear(q.float() * self.head_k_dim**-0.5, k.float(), v.float(), log, S, step, length)
+            step.hold(ssm=S)
+        y = m.norm(y.to(x.dtype)) * F.silu(m.gate(x).unflatten(-1, (self.n_heads, -1)).float())
+        return m.out(y.flatten(-2).to(x.dtype))  # B T D
+
+
+def scan_linear(
+    q: Tensor, k: Tensor, v: Tensor, log: Tensor, S: Tensor, step: Step, length: int
+) -> tuple[Tensor, Tensor]:
+    """S ← decay·S + k⊗v and y = Sᵀq over tokens, in chunks of `length` or, with the eager kernel, one by one. q, k
+    [B, T, H, K], v [B, T, H, V], log [B, T, H] or, of each channel of the keys, [B, T, H, K]; S [B, H, K, V] float32.
+    Gives y [B, T, H, V] and the last S.
+
+    Padding writes nothing and loses nothing; a packed document starts from an empty state.
+    """
+    if step.real is not None:
+        k, log = k * step.real[..., None, None], log * step.real.view(*step.real.shape, *[1] * (log.dim() - 2))
+    fresh = None if step.documents is None else starts(step.documents)  # B T
+    if step.kernel == "eager" or v.shape[1] == 1:
+        return _scan_tokens(q, k, v, log if log.dim() == 4 else log[..., None], S, fresh)
+    tokens = v.shape[1]
+    decays = view_decays(log, fresh, length)
+    q, k, v = (chunked(each, length).transpose(2, 3) for each in (q, k, v))  # B N H L K|V
+    y, reading, writing = decays.compare(q, k) @ v, q * decays.entering, (k * decays.leaving).mT @ v
+    entered = []
+    for left, new in zip(decays.across.unbind(1), writing.unbind(1), strict=True):
+        entered.append(S)
+        S = left * S + new
+    y = y + reading @ torch.stack(entered, 1)
+    return y.transpose(2, 3).flatten(1, 2)[:, :tokens], S  # B T H V
+
+
+def _scan_tokens(
+    q: Tensor, k: Tensor, v: Tensor, log: Tensor, S: Tensor, fresh: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The recurrence token by token; log [B, T, H, 1 or K]."""
+    batch, tokens, heads, width = v.shape
+    alpha = log.exp() if fresh is None else log.exp() * ~fresh[..., None, None]  # B T H 1|K
+    S, reads = S.flatten(0, 1), []  # B·H K V
+    rows = (each.transpose(1, 2).flatten(0, 1)[:, :, None] for each in (q, k, v, alpha))
+    for query, key, value, left in zip(*(each.unbind(1) for each in rows), strict=True):  # B·H 1 K|V|1
+        S = torch.baddbmm(S * left.mT, key.mT, value)
+        reads.append(query @ S)
+    y = torch.stack(reads, 1).view(batch, heads, tokens, width).transpose(1, 2)
+    return y, S.unflatten(0, (batch, heads))
