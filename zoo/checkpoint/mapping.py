@@ -261,10 +261,10 @@ def _entries_for(
                 _filled(body.full_name(fill_braces(each, index, body.fields)), index) + leaf
                 for each in rule.theirs.split(" + ")
             )
-            stacked = "@" in whole[0]
+            stacked = "@" in rule.theirs
             segments = part.segments if len(whole) > 1 else ()
             if stacked:
-                whole = tuple(whole[0].replace("@", str(number)) for number in range(shape[0]))
+                whole = tuple(each.replace("@", str(number)) for each in whole for number in range(shape[0]))
             steps = tuple(step(0 if number is None else int(number.value(body.fields))) for step, number in rule.steps)
             shapes = tuple(table[each][1] for each in names)
             yield Entry(names, whole, shapes, steps, stacked, isinstance(part, Experts), segments)
