@@ -79,7 +79,7 @@ def _samples(hint: Any, now: Any, name: str) -> list[Any]:
     if origin is typing.Literal:
         return list(typing.get_args(hint))
     if origin is tuple:
-        return _sequences(typing.get_args(hint)[0], now)
+        return _sequences(typing.get_args(hint)[0], (0.6,) * len(typing.get_args(hint)) if now is None else now)
     if hint is type(None):
         return [None]
     if hint is bool:
@@ -224,7 +224,7 @@ class Base:
             found = self._differs(model, figures)
         except FAILURES as error:
             return f"breaks: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        if not found and change.key.split(".")[-1] in (*NULL_IS_ONE_OF, *NAMES):
+        if not found and (change.inner or change.key).split(".")[-1] in (*NULL_IS_ONE_OF, *NAMES):
             return "same"
         return f"bites: {found}" if found else "idle"
 
@@ -240,7 +240,7 @@ class Base:
         return "initial values" if any(not torch.equal(fresh[name], before[name]) for name in before) else ""
 
 
-NULL_IS_ONE_OF = ("final_norm", "o_bias", "transform_bias")
+NULL_IS_ONE_OF = ("final_norm", "o_bias", "out_bias", "transform_bias")
 """Flags whose null is what the blocks or `bias` say: one of true and false states outright what is there already."""
 
 NAMES = ("labels",)
@@ -377,6 +377,7 @@ SHOWN_BY = {
         for name in ("mamba2", "gated_delta", "delta_net", "kda", "lightning", "gla")
     },  # of 40 tokens
 }
+SHOWN_BY["attention=side_by_side"] = ("attention.recurrent.chunk_size=16",)
 SHOWN_BY |= {f"block={name}": ("position=none",) for name in choices("block") if name != "post_conv"}  # for any mixer
 """What else a choice needs for its fields to show."""
 

@@ -159,4 +159,80 @@ HYBRIDS = [
     case("bamba-base", "BambaConfig", "Model", base=BAMBA),
 ]
 
-CASES = [*RECURRENT, *NEXTS, *HYBRIDS]
+FALCON = {**SMALL, "mamba_d_ssm": 48, "mamba_n_heads": 4, "mamba_d_state": 6, "key_multiplier": 0.6}
+FALCONS = [
+    case(
+        "falcon_h1",
+        "FalconH1Config",
+        base=FALCON,
+        mamba_d_head=12,
+        embedding_multiplier=1.5,
+        lm_head_multiplier=0.4,
+        mlp_multipliers=[0.8, 0.7],
+        attention_in_multiplier=0.9,
+        attention_out_multiplier=1.2,
+        ssm_in_multiplier=1.1,
+        ssm_out_multiplier=0.6,
+        ssm_multipliers=[0.7, 1.3, 0.9, 1.4, 0.5],
+    ),
+    case(
+        "falcon_h1-flags",
+        "FalconH1Config",
+        base=FALCON,
+        mamba_d_head=6,
+        mamba_n_heads=8,
+        mamba_n_groups=2,
+        mamba_rms_norm=True,
+        mamba_norm_before_gate=False,
+        mamba_proj_bias=True,
+        projectors_bias=False,
+        mamba_conv_bias=False,
+        attention_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=True,
+        mamba_d_conv=3,
+    ),
+    case("falcon_h1-base", "FalconH1Config", "Model", base=FALCON, mamba_d_head=12, mamba_rms_norm=True),
+]
+
+NEMOTRON = {
+    **{name: SMALL[name] for name in SMALL if name != "num_hidden_layers"},
+    "head_dim": 8,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 6,
+    "n_groups": 2,
+    "ssm_state_size": 5,
+    "n_routed_experts": 4,
+    "moe_intermediate_size": 20,
+    "moe_shared_expert_intermediate_size": 28,
+}
+MAMBA, SEES = "linear_attention", "full_attention"
+NEMOTRONS = [
+    case("nemotron_h", "NemotronHConfig", base=NEMOTRON, layers_block_type=[MAMBA, "mlp", SEES, "mlp", MAMBA]),
+    case(
+        "nemotron_h-experts",
+        "NemotronHConfig",
+        base=NEMOTRON,
+        layers_block_type=[MAMBA, "moe", SEES, "moe"],
+        moe_latent_size=12,
+        n_group=2,
+        topk_group=1,
+        norm_topk_prob=False,
+        routed_scaling_factor=1.7,
+    ),
+    case(
+        "nemotron_h-flags",
+        "NemotronHConfig",
+        base=NEMOTRON,
+        layers_block_type=["moe", MAMBA, "mlp", SEES],
+        use_bias=True,
+        use_conv_bias=False,
+        tie_word_embeddings=True,
+        mlp_hidden_act="gelu",
+        conv_kernel=3,
+        n_groups=1,
+    ),
+    case("nemotron_h-base", "NemotronHConfig", "Model", base=NEMOTRON, layers_block_type=[MAMBA, "moe", SEES, "mlp"]),
+]
+
+CASES = [*RECURRENT, *NEXTS, *HYBRIDS, *FALCONS, *NEMOTRONS]

@@ -86,7 +86,8 @@ def test_random_models_keep_what_autograd_saves(seed):
 
 
 @pytest.mark.parametrize(
-    "overrides", [[], ["position=alibi"], ["attention=mla"], ["attention=mamba2", "position=none"]]
+    "overrides",
+    [[], ["position=alibi"], ["attention=mla"], ["attention=mamba2", "position=none"], ["attention=side_by_side"]],
 )
 def test_the_eager_kernel_keeps_its_scores(overrides):
     check(spec_of(overrides), kernel="eager")
@@ -169,6 +170,14 @@ def test_long_sequences_through_a_loop_are_told_from_short_ones(model):
         calls_of(lambda length=length: list_sections(spec, PassShape(context=length))) for length in (1_000_000, 4000)
     )
     assert long <= 1.5 * short  # where it walked every step of the loop it would be 250 times as many
+
+
+@pytest.mark.parametrize("kernel", ["auto", "eager"])
+def test_a_long_pass_through_two_mixers_side_by_side_is_told_from_short_ones(kernel):
+    spec = spec_of(["attention=side_by_side", "attention.recurrent.chunk_size=16"])
+    run = PassShape(context=64 * 9 + 5, kernel=kernel)
+    told_of, traced = list_sections(spec, run), _traced(spec, run)
+    assert {name: each.bytes for name, each in told_of.items()} == {name: each.bytes for name, each in traced.items()}
 
 
 # ---------------------------------------------------------------- in the price

@@ -25,6 +25,7 @@ AGREE = {
     "norm 'layernorm'.heads": "set by qk_norm_over",
     "attention 'disentangled'.position": "`relative`, of which there is one kind",
     "router 'sparsemixer'.top_k": "always 2",
+    "block 'feed_forward'.attention": "always none",
 }
 """Fields whose every other value is refused, as something else says what they must be."""
 

@@ -45,6 +45,7 @@ KINDS = {
     "mamba": ["attention=mamba", "position=none"],
     "mamba2": ["attention=mamba2", "position=none"],
     "delta": ["attention=gated_delta", "position=none"],
+    "side by side": ["attention=side_by_side"],
 }
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mixtures import TIGHT, D, E, F, filled, layer, moe, step, tokens
+from tiny import spec_of
 from transformers.activations import ACT2FN
 from transformers.models.deepseek_v2 import modeling_deepseek_v2 as deepseek_v2
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek_v3
@@ -13,6 +14,8 @@ from transformers.models.phimoe import modeling_phimoe as phimoe
 from transformers.models.qwen2_moe import modeling_qwen2_moe as qwen2_moe
 from transformers.models.switch_transformers import modeling_switch_transformers as switch
 
+from zoo.costs import Setup
+from zoo.costs.traffic import traffic
 from zoo.model.activation import Activation
 from zoo.model.router import SparseMixer
 from zoo.run.layer import Layer
@@ -335,3 +338,11 @@ def test_xielu_and_its_learned_parameters_equal_the_reference(seed):
         buffer.copy_(getattr(reference, name))
     x = torch.linspace(-9, 9, 301)
     torch.testing.assert_close(ours(x), reference(x), **TIGHT)
+
+
+def test_routed_rows_in_a_latent_go_to_other_ranks_in_its_width():
+    sent = []
+    for latent in ("null", "8"):
+        spec = spec_of(["ffn=moe", f"ffn.latent={latent}"])
+        sent.append(traffic(spec, Setup(ep=2, dp=2, context=16, precision="fp32"))["ep"]["bytes"])
+    assert sent[0] == sent[1] * spec.d_model // 8 > 0

@@ -38,6 +38,7 @@ ATTENTION = st.sampled_from(
         "lightning",
         "gla",
         "short_conv",
+        "side_by_side",
     ]
 )
 POSITION = st.sampled_from(

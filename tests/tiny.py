@@ -37,6 +37,7 @@ NEEDS = {
     "position=relative": ["kind=encoder", "attention=disentangled_v1"],
     "position=relative_buckets": ["kind=encoder", "attention=disentangled", "position_buckets=8"],
     "block=post_conv": ["kind=encoder"],
+    "block=feed_forward": ["position=none"],
     "router=expert_choice": ["kind=encoder", "ffn=moe"],
 }
 """What a choice is only of use with."""
@@ -66,12 +67,13 @@ def readable(overrides: list[str]) -> list[str]:
     size = [override for override in SIZE if override.split("=")[0] not in asked]
     text = " ".join(overrides)
     attention = next((each.split("=")[1] for each in overrides if each.startswith("attention=")), "gqa")
+    mixes = "block=feed_forward" not in text
     wanted = {
         "window": attention in ("sliding", "longformer"),
         "d_ff": "block=mixer" not in text,
-        "n_heads": attention not in ("mamba", "short_conv"),
-        "head_dim": attention not in ("mamba", "mla", "short_conv"),
-        "n_kv_heads": attention in ("gqa", "sliding"),
+        "n_heads": attention not in ("mamba", "short_conv") and mixes,
+        "head_dim": attention not in ("mamba", "mla", "short_conv") and mixes,
+        "n_kv_heads": attention in ("gqa", "sliding", "side_by_side") and mixes,
         "n_experts": "ffn=moe" in text,
         "original_max_seq_len": any(kind in text for kind in ("rope_dynamic", "rope_yarn", "rope_llama3")),
     }

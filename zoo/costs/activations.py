@@ -142,7 +142,7 @@ def _make_tower(tower: Any, name: str, run: PassShape) -> ShadowLayer:
 def recurrent_stride(towers: Iterable[Any]) -> int | None:
     """Give the tokens after which a recurrent mixer's loop over its chunks repeats itself; None where none loops."""
     blocks = [block for tower in towers for block in tower.blocks.values()]
-    chunks = [getattr(block.attention, "chunk_size", SPAN) for block in blocks if block.attention.state()]
+    chunks = [getattr(block.attention, "chunk_size", None) or SPAN for block in blocks if block.attention.state()]
     return math.lcm(SPAN, *chunks) if chunks else None
 
 
@@ -151,15 +151,15 @@ SPAN, FEW = 64, 4
 
 
 def _extended(spec: Any, run: PassShape, stride: int) -> dict[str, Section]:
-    """Extrapolate the looping layers of a long pass from two short passes, as their bytes are linear in the length.
-    Saved tensors are summed by name. The peak is an upper bound: `moving` plus all gradients of weights."""
+    """Extrapolate the looping layers of a long pass from a few short passes: `count_traces` says how many. Saved
+    tensors are summed by name. The peak is an upper bound: `moving` plus all gradients of weights."""
     near = run.context % stride + FEW * stride
-    a, b = (_traced(spec, run._replace(context=near + each * stride)) for each in range(2))
-    far = (run.context - near) // stride
+    count = count_traces(spec.towers().values())
+    traces = [_traced(spec, run._replace(context=near + each * stride)) for each in range(count)]
+    far, b = (run.context - near) // stride, traces[-1]
 
     def at(figure: Callable[[Section], int]) -> int:
-        first, second = (figure(each[name]) for each in (a, b))
-        return first + far * (second - first)
+        return extrapolate([figure(each[name]) for each in traces], far)
 
     found = {}
     for name in _looping(spec):
@@ -171,14 +171,30 @@ def _extended(spec: Any, run: PassShape, stride: int) -> dict[str, Section]:
     return found
 
 
+def count_traces(towers: Iterable[Any]) -> int:
+    """Count the short passes that a long one follows from. A recurrent mixer's bytes are linear in the length: two. The
+    scores of softmax attention beside it may be kept, and are quadratic: three."""
+    mixers = [block.attention for tower in towers for block in tower.blocks.values()]
+    return 3 if any(mixer.state() and mixer.cache() for mixer in mixers) else 2
+
+
+def extrapolate(figures: list[int], far: int) -> int:
+    """Give a figure `far` strides after the first, of those at the first two or three strides: linear or quadratic."""
+    first, second, *third = figures
+    bend = third[0] - 2 * second + first if third else 0
+    return first + far * (second - first) + far * (far - 1) // 2 * bend
+
+
 def _looping(spec: Any) -> list[str]:
-    """List the names of sections whose layers have a recurrent mixer."""
-    return [
-        f"{name}.layer:{kind}" if name else f"layer:{kind}"
-        for name, tower in spec.towers().items()
-        for kind, block in tower.blocks.items()
-        if block.attention.state()
-    ]
+    """List the names of sections whose layers have a recurrent mixer, and of what all layers share where such layers
+    have softmax attention as well, which reads it."""
+    names = []
+    for name, tower in spec.towers().items():
+        prefix = f"{name}." if name else ""
+        loops = {kind: block.attention for kind, block in tower.blocks.items() if block.attention.state()}
+        names += [f"{prefix}layer:{kind}" for kind in loops]
+        names += [f"{prefix}shared"] if any(mixer.cache() for mixer in loops.values()) else []
+    return names
 
 
 def _by_name(kept: Iterable[Kept]) -> dict[tuple[str, str], int]:

@@ -96,13 +96,14 @@ class AttentionRow(NamedTuple):
 
 
 class RouterRow(NamedTuple):
-    """A router of a kind of layer, and how often a pass goes through it."""
+    """A router of a kind of layer, how often a pass goes through it, and the `width` of what its experts read."""
 
     where: str
     kind: str | None
     roles: tuple[str, ...]
     router: Router
     used: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -138,13 +139,16 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
     attentions: list[AttentionRow] = []
     routers: list[RouterRow] = []
     for where, tower in towers.items():
+        latent: int | None = None  # of the mixture that a router is in
         for row in rows(tower, tower.d_model, where):
             own: Any = row.component
             if row.part is not None:
                 parts.append(PartRow(where, row.kind, row.path, row.roles, own, row.part, row.stored, row.used))
-            elif own.axis == "attention":
+            elif own.axis == "attention" and row.roles[:-1] == ():  # what it is made of is in its own figures
                 look = Look(bool(tower.causal), CROSS in row.roles, own.visible_window, own.visible_chunk)
                 attentions.append(AttentionRow(where, tower, row.kind, row.roles, own, look, row.used))
             elif own.axis == "router":
-                routers.append(RouterRow(where, row.kind, row.roles, own, row.used))
+                routers.append(RouterRow(where, row.kind, row.roles, own, row.used, latent or row.d_model))
+            elif own.axis == "ffn":
+                latent = getattr(own, "latent", None)
     return CostTable(spec, towers, tuple(parts), tuple(attentions), tuple(routers))

@@ -83,7 +83,7 @@ def _experts(stage: Stage, setup: Setup) -> tuple[float, str]:
     """Tokens go to their experts and back, forward and backward (Lepikhin et al., 2020, GShard): four times top_k
     vectors a token, of which the rank's own experts take 1/ep. A rank of tp sends as many, for its part of each
     expert. Routing is taken to be even."""
-    chosen = sum(row.router.top_k * row.used for row in tabulate(stage).routers)
+    chosen = sum(row.router.top_k * row.used * row.width for row in tabulate(stage).routers) / stage.d_model
     away = (setup.ep - 1) / setup.ep
     return 4 * away * chosen * _stream(stage, setup), "all-to-all"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from zoo.costs.activations import FEW, NAMES, recurrent_stride
+from zoo.costs.activations import FEW, NAMES, count_traces, extrapolate, recurrent_stride
 from zoo.costs.shadow import (
     DTYPES,
     INT64,
@@ -65,13 +65,14 @@ def _each_kind_once(tower: Any) -> Any:
 
 
 def _extended(towers: dict[str, Any], run: Generation, stride: int) -> Peaks:
-    """Peaks of a long pass with recurrent layers, from two short ones where attention is left out: all in them is
-    linear in the length. Layers of attention are traced at full length, and what they share is beside both."""
+    """Peaks of a long pass with recurrent layers, from a few short ones where attention is left out (`count_traces`).
+    Layers of attention are traced at full length, and what they share is beside both."""
     looping = {name: _only(tower, loops=True) for name, tower in towers.items()}
     near = run.context % stride + FEW * stride
-    a, b = (_traced(looping, run._replace(context=near + each * stride)) for each in range(2))
+    count = count_traces(looping.values())
+    traces = [_traced(looping, run._replace(context=near + each * stride)) for each in range(count)]
     far = (run.context - near) // stride
-    encode, prefill = (first + far * (second - first) for first, second in zip(a[:2], b[:2], strict=True))
+    encode, prefill = (extrapolate([each[place] for each in traces], far) for place in range(2))
     decode = _decode(towers, run)
     if any(not block.attention.state() for tower in towers.values() for block in tower.blocks.values()):
         others = _prefill({name: _only(tower, loops=False) for name, tower in towers.items()}, run)

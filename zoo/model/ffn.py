@@ -54,13 +54,18 @@ class MLP(FFN, kind="mlp"):
 
 
 class Gated(FFN, kind="gated"):
-    """(act(x·W_gate) ⊙ x·W_up)·W_down (Shazeer, 2020): SwiGLU with SiLU, GEGLU with GELU, ReGLU with ReLU."""
+    """(act(x·W_gate) ⊙ x·W_up)·W_down (Shazeer, 2020): SwiGLU with SiLU, GEGLU with GELU, ReGLU with ReLU.
+
+    `gate_scale` multiplies x·W_gate, `out_scale` the result: constants of µP (Falcon-H1, 2025).
+    """
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)
 
     d_ff: PositiveInt
     activation: Activation
     bias: bool = False
+    gate_scale: float = 1.0
+    out_scale: float = 1.0
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {
@@ -76,8 +81,10 @@ class Gated(FFN, kind="gated"):
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         if self.activation.learned or not torch.is_grad_enabled():
             act = m.activation if self.activation.learned else self.activation.apply
-            return m.down(step.drop_units(act(m.gate(x)) * m.up(x)))  # the gate is freed before `up` is made
-        return m.down(step.drop_units(multiply_gate(self.activation.apply, m.gate(x), m.up(x))))
+            y = act(multiply(m.gate(x), self.gate_scale)) * m.up(x)  # the gate is freed before `up` is made
+        else:
+            y = multiply_gate(self.activation.apply, multiply(m.gate(x), self.gate_scale), m.up(x))
+        return multiply(m.down(step.drop_units(y)), self.out_scale)
 
 
 class GatedClamped(FFN, kind="gated_clamped"):
@@ -108,6 +115,11 @@ class GatedClamped(FFN, kind="gated_clamped"):
         up = m.up(x).clamp(-self.limit, self.limit)
         h = multiply_gate(lambda gate: gate * F.sigmoid(self.alpha * gate), gate, up + 1)
         return m.down(step.drop_units(h))
+
+
+def multiply(x: Tensor, by: float) -> Tensor:
+    """Multiply by a constant, which 1 leaves out."""
+    return x if by == 1.0 else x * by
 
 
 def multiply_gate(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:

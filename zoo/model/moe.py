@@ -1,4 +1,4 @@
-# B batch, T tokens, D model width, N = B·T tokens, E experts, M rows: a token once for each of its experts
+# B batch, T tokens, D model width or latent, N = B·T tokens, E experts, M rows: a token once for each of its experts
 """Mixture of experts in place of one feed-forward."""
 
 from __future__ import annotations
@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.model.ffn import FFN
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from zoo.model.step import Step, Weights
 
-OWN = ("router", "experts", "shared", "shared_gate")
+OWN = ("router", "experts", "shared", "shared_gate", "latent_in", "latent_out")
 """A mixture's parts that are not an expert's."""
 
 
@@ -30,7 +32,8 @@ class MoE(FFN, kind="moe"):
     `expert` is the feed-forward every expert is a copy of; what it learns beside its matrices, such as an activation's
     parameters, the experts share. `shared` is one more that all tokens pass (Dai et al., 2024), with `shared_gate`
     times σ(x·w) (Qwen1.5-MoE, 2024). A router's weight multiplies what comes out of an expert, or with `scale_input`
-    what goes in (Llama 4, 2025).
+    what goes in (Llama 4, 2025). Routed experts with a `latent` are that wide rather than d_model: one product before
+    and one after them serve all (NVIDIA, 2025, Nemotron 3); the router and the shared expert read d_model.
     """
 
     expert: FFN
@@ -38,6 +41,7 @@ class MoE(FFN, kind="moe"):
     shared: FFN | None = None
     shared_gate: bool = False
     scale_input: bool = False
+    latent: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.expert, MoE) or isinstance(self.shared, MoE):
@@ -52,7 +56,7 @@ class MoE(FFN, kind="moe"):
         return self.router.state()
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        router, own = self.router, self.expert.parts(d_model)
+        router, own = self.router, self.expert.parts(self.latent or d_model)
         stacked = {
             name: Experts(of=part, count=router.n_experts, active_count=router.top_k)
             for name, part in own.items()
@@ -60,6 +64,9 @@ class MoE(FFN, kind="moe"):
         }
         common = {name: part for name, part in own.items() if name not in stacked}
         parts = {"router": router, "experts": Group(stacked, role=EXPERTS)} | common
+        if self.latent:
+            parts["latent_in"] = Linear(d_model, self.latent)
+            parts["latent_out"] = Linear(self.latent, d_model, residual=True)
         if self.shared:
             parts["shared"] = Sized(self.shared, d_model, role=SHARED_EXPERT)
         if self.shared_gate:
@@ -75,7 +82,7 @@ class MoE(FFN, kind="moe"):
         routes = m.router(x, step)
         if m.training:
             step.ends.append(routes.ends if step.real is None else routes.end_real(step.real))
-        tokens = x.flatten(0, 1)  # N D
+        tokens = (m.latent_in(x) if self.latent else x).flatten(0, 1)  # N D
         rows = tokens[routes.tokens]  # M D
         weights = routes.weights[:, None]
         inner = step.for_rows(routes.tokens, routes.experts)
@@ -85,6 +92,7 @@ class MoE(FFN, kind="moe"):
             y = self.compute(m, rows, routes, inner)
             y = y * weights.to(y.dtype)
         y = routes.gather(y, tokens.shape[0]).unflatten(0, x.shape[:2])  # B T D
+        y = m.latent_out(y) if self.latent else y
         if not self.shared:
             return y
         shared = m.shared(x, step)

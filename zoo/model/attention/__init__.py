@@ -9,7 +9,9 @@ from zoo.model.attention import (  # noqa: F401  (registers their kinds)
     longformer,
     mamba,
     mla,
+    nothing,
     short_conv,
+    side_by_side,
 )
 from zoo.model.attention.base import Attention
 

@@ -208,8 +208,9 @@ class Mamba2(Attention, kind="mamba2"):
         h ← exp(Δ·A)·h + (Δ·x)⊗B [H, P, S],   y = h·C + D·x,   out = norm(y ⊙ silu(z))·W_out.
 
     `norm_eps` null leaves the norm out; `norm_before_gate` has norm(y) ⊙ silu(z). It is an RMS norm over each of
-    `norm_groups` equal parts of the channels, as many as `n_groups` unless given. `chunk_size` changes speed alone. The
-    recurrence is computed in float32.
+    `norm_groups` equal parts of the channels, as many as `n_groups` unless given. `out_bias` follows `bias` unless
+    given. `multipliers` scale z, x, B, C and Δ as the product gives them: constants of µP (Falcon-H1, 2025).
+    `chunk_size` changes speed alone. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
@@ -225,6 +226,8 @@ class Mamba2(Attention, kind="mamba2"):
     norm_eps: PositiveFloat | None = 1e-5
     norm_before_gate: bool = False
     norm_groups: PositiveInt | None = None
+    out_bias: bool | None = None
+    multipliers: tuple[float, float, float, float, float] | None = None
     dt_min: NonNegativeFloat = 0.0
     dt_max: PositiveFloat | None = None
     chunk_size: PositiveInt = 64
@@ -251,6 +254,7 @@ class Mamba2(Attention, kind="mamba2"):
     def parts(self, d_model: int) -> dict[str, Any]:
         inner, mixed, heads, width = self.d_inner, self.d_mixed, self.n_heads, self.n_groups * self.d_state
         xBC = (inner, width, width)
+        out_bias = self.bias if self.out_bias is None else self.out_bias
         return {
             "in_proj": Linear(d_model, inner + mixed + heads, self.bias, segments=(inner, *xBC, heads)),  # z, xBC, Δ
             "conv": Conv(mixed, mixed, self.d_conv, groups=mixed, bias=self.conv_bias, segments=xBC),
@@ -258,7 +262,7 @@ class Mamba2(Attention, kind="mamba2"):
             "A_log": Weight((heads,), init=partial(spread_rates, low=1.0, high=16.0)),
             "D": Weight((heads,), init=1.0),
             **({} if self.norm_eps is None else {"norm": Weight((inner,), init=1.0)}),
-            "out_proj": Linear(inner, d_model, self.bias, residual=True),
+            "out_proj": Linear(inner, d_model, out_bias, residual=True),
         }
 
     def shard(self, ranks: int) -> Mamba2:
@@ -280,7 +284,7 @@ class Mamba2(Attention, kind="mamba2"):
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         check_causal(step)
-        z, mixed, dt = m.in_proj(x).split([self.d_inner, self.d_mixed, self.n_heads], -1)
+        z, mixed, dt = self._multiplied(m.in_proj(x)).split([self.d_inner, self.d_mixed, self.n_heads], -1)
         mixed = self.activation.apply(convolve(m.conv, mixed, step))
         with exactly(x):
             width = self.n_groups * self.d_state
@@ -300,6 +304,14 @@ class Mamba2(Attention, kind="mamba2"):
             step.hold(ssm=h)
             y = self._gated((y + m.D.float()[:, None] * u).flatten(-2), z.float(), m)
         return m.out_proj(y.to(z.dtype))  # B T D
+
+    def _multiplied(self, y: Tensor) -> Tensor:
+        """The product [B, T, …] with its parts z, x, B, C and Δ scaled."""
+        if self.multipliers is None:
+            return y
+        width = self.n_groups * self.d_state
+        parts = y.split([self.d_inner, self.d_inner, width, width, self.n_heads], -1)
+        return torch.cat([part * by for part, by in zip(parts, self.multipliers, strict=True)], -1)
 
     def _gated(self, y: Tensor, z: Tensor, m: Weights) -> Tensor:
         """The gate and the norm [B, T, E], in float32."""

@@ -50,6 +50,8 @@ class Block(Spec, axis="block"):
     residual_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.attention.kind == "none" and self.kind != "feed_forward":
+            raise ValueError(f"a '{self.kind}' block needs an attention, found 'none' (block: feed_forward has none)")
         if self.cross is not None and not self.takes_cross:
             raise ValueError(f"a '{self.kind}' block has no place for cross-attention (pre and post do)")
         scheme = None if self.cross is None else self.cross.positioning

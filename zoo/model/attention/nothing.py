@@ -1,0 +1,17 @@
+"""No attention, for layers that mix no tokens."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from zoo.model.attention.base import Attention
+
+
+class NoAttention(Attention, kind="none"):
+    """What a layer without attention answers for it: nothing is cached, seen or computed. Its block lists no part for
+    it, and never calls it."""
+
+    splits_tokens: ClassVar[bool] = True
+
+    def shard(self, ranks: int) -> NoAttention:
+        return self
