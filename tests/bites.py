@@ -422,6 +422,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
             "clipped heads": "clip=0.8",
             "tempered": "tempering={kind: log, floor: 4, first: 1}",
             "biased": "bias=true",
+            "gated heads": "output_gate=true",
         }.items()
     },
     "normed clip": ("llama-tiny", ("attention={qk_norm: {kind: rmsnorm}, clip: 0.8}",), ("attention",)),

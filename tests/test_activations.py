@@ -63,6 +63,9 @@ def drawn(seed):
         "sinks": ["attention.sinks=true"],
         "clip": ["attention.clip=3"],
         "gate": ["attention.output_gate=true"],
+        "softplus": ["attention={output_gate: true, gate_over: head, gate_activation: softplus}"],
+        "values": ["attention={v_head_dim: 6, value_scale: 0.6, out_norm: {kind: rmsnorm}}"],
+        "inner norm": ["ffn.inner_norm={kind: rmsnorm}"],
         "qk": [
             "attention.qk_norm={kind: rmsnorm}",
             f"attention.qk_norm_over={draw.choice(['head', 'heads', 'whole'])}",

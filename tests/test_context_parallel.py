@@ -39,6 +39,7 @@ FEATURES = {
     "buckets": ["position=t5"],
     "buckets_of_each_layer": ["position=t5_layerwise"],
     "normed": ["attention.qk_norm={kind: rmsnorm}", "attention.output_gate=true"],
+    "narrow_values": ["attention.v_head_dim=6", "attention.value_scale=0.6", "attention.out_norm={kind: rmsnorm}"],
     "latents_with_buckets": ["attention=mla", "position=t5"],
 }
 FEW = ("grouped", "window", "softcap", "sinks", "alibi", "latents")

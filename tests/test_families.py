@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import cases_2025
+import cases_2026
 import cases_encoders
 import cases_experts
 import cases_gpt
@@ -36,6 +37,7 @@ CASES: list[Case] = [
     *cases_readers.CASES,
     *cases_2025.CASES,
     *cases_linear.CASES,
+    *cases_2026.CASES,
 ]
 
 

@@ -67,6 +67,7 @@ def attentions(draw):
     for name, value in (
         *(("sinks", True), ("output_gate", True), ("clip", 0.7), ("softcap", 3.0), ("scale", 0.3), ("o_bias", True)),
         *(("chunk", 6), ("tempering", {"kind": "log", "floor": 4.0})),
+        *(("v_head_dim", 6), ("value_scale", 0.6), ("out_norm", {"kind": "rmsnorm"})),
     ):
         if draw(st.integers(0, 5)) == 0:
             fields[name] = value

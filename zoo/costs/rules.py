@@ -167,7 +167,9 @@ def _heads(case: RuleInputs) -> tuple[int, str]:
 
 def _kept(attention: Any) -> int | None:
     cache = attention.cache()
-    return attention.n_kv_heads * attention.head_dim if set(cache) == {"k", "v"} and attention.kind == "gqa" else None
+    if attention.kind != "gqa" or set(cache) != {"k", "v"} or len(set(attention.head_widths)) > 1:
+        return None
+    return attention.n_kv_heads * attention.head_dim
 
 
 def _training(case: RuleInputs) -> dict[str, Rule]:

@@ -48,7 +48,8 @@ def _tensor(stage: Stage, setup: Setup) -> tuple[float, str]:
     for name, kind, count in stage.layers():
         block = stage.held[name].blocks[kind]
         vectors += count * (block.gathers + block.reductions)
-        amid += count * block.attention.summed
+        ffn = getattr(block, "ffn", None)
+        amid += count * (block.attention.summed + (ffn.summed if ffn else 0))
     vectors += sum("embedding" in ends for ends in stage.ends.values())
     ended = [stage.held[name] for name, ends in stage.ends.items() if "head" in ends]
     vectors += len(ended)

@@ -10,7 +10,8 @@ from pydantic import PositiveFloat, PositiveInt
 
 from zoo.lazy import F, torch
 from zoo.model.activation import Activation
-from zoo.spec import Linear, Spec, split
+from zoo.model.norm import WholeNorm
+from zoo.spec import Linear, Sized, Spec, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 class FFN(Spec, axis="ffn"):
     """Transform each token on its own. A mixture of experts stacks the Linear parts; its experts share the others."""
+
+    @property
+    def summed(self) -> int:
+        """Values of a token that the ranks of tensor parallelism add up amid it."""
+        return 0
 
     def parts(self, d_model: int) -> dict[str, Any]:
         raise NotImplementedError
@@ -57,6 +63,7 @@ class Gated(FFN, kind="gated"):
     """(act(x·W_gate) ⊙ x·W_up)·W_down (Shazeer, 2020): SwiGLU with SiLU, GEGLU with GELU, ReGLU with ReLU.
 
     `gate_scale` multiplies x·W_gate, `out_scale` the result: constants of µP (Falcon-H1, 2025).
+    `inner_norm` normalises the product before W_down (BitNet b1.58; Wang et al., 2022).
     """
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)
@@ -66,12 +73,18 @@ class Gated(FFN, kind="gated"):
     bias: bool = False
     gate_scale: float = 1.0
     out_scale: float = 1.0
+    inner_norm: WholeNorm | None = None
+
+    @property
+    def summed(self) -> int:
+        return int(self.inner_norm is not None)  # the mean square
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {
             "gate": Linear(d_model, self.d_ff, self.bias),
             **_learned(self.activation),
             "up": Linear(d_model, self.d_ff, self.bias),
+            **({"inner_norm": Sized(self.inner_norm, self.d_ff)} if self.inner_norm else {}),
             "down": Linear(self.d_ff, d_model, self.bias, residual=True),
         }
 
@@ -84,6 +97,7 @@ class Gated(FFN, kind="gated"):
             y = act(multiply(m.gate(x), self.gate_scale)) * m.up(x)  # the gate is freed before `up` is made
         else:
             y = multiply_gate(self.activation.apply, multiply(m.gate(x), self.gate_scale), m.up(x))
+        y = m.seam.normalise(m.inner_norm, y) if self.inner_norm else y
         return multiply(m.down(step.drop_units(y)), self.out_scale)
 
 

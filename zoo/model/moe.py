@@ -46,6 +46,9 @@ class MoE(FFN, kind="moe"):
     def __post_init__(self) -> None:
         if isinstance(self.expert, MoE) or isinstance(self.shared, MoE):
             raise ValueError("an expert cannot itself be a mixture of experts (mlp and gated can)")
+        for name, each in (("expert", self.expert), ("shared", self.shared)):
+            if getattr(each, "inner_norm", None) is not None:
+                raise ValueError(f"{name}.inner_norm: an expert has no norm inside (leave it out)")
         if self.shared_gate and self.shared is None:
             raise ValueError("shared_gate weighs the shared expert, and there is none (give `shared`, or leave it out)")
         if self.scale_input and self.router.drops:

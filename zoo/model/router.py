@@ -66,7 +66,7 @@ class TopK(Router):
 
     `selection_bias` adds a bias to the scores for the choice alone, not for the weights; no gradient moves it, what
     trains the model may, to even out the load (Wang et al., 2024, DeepSeek-V3). `normalize` makes a token's weights sum
-    to 1; `scale` multiplies them in the end.
+    to 1; `scale` multiplies them in the end. `softcap` bounds the scores by c·tanh(s/c) (Laguna, 2026).
 
     `n_groups` of experts, of which only the best `top_k_groups` are open to a token, keep its experts on few machines
     (DeepSeek-V2, 2024). `capacity` is the number of tokens that an expert takes from a row or document, first come,
@@ -83,6 +83,7 @@ class TopK(Router):
     n_groups: PositiveInt = 1
     top_k_groups: PositiveInt = 1
     capacity: PositiveInt | None = None
+    softcap: PositiveFloat | None = None
     balance_coef: NonNegativeFloat = 0.01
     z_coef: NonNegativeFloat = 0.0
 
@@ -100,6 +101,11 @@ class TopK(Router):
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return super().parts(d_model) | ({"selection_bias": Buffer((self.n_experts,))} if self.selection_bias else {})
+
+    def _score(self, m: Weights, x: Tensor) -> Tensor:
+        """Score every expert for each token of x [B, T, D]: [B, T, E] in float32."""
+        scores = m.gate(x).float()
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
     def _choose(self, m: Weights, rank: Tensor) -> Tensor:
         """The experts [B, T, K] that rank [B, T, E] puts first, among those of the open groups."""
@@ -122,7 +128,7 @@ class SoftmaxTopK(TopK, kind="softmax_topk"):
     """
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
-        scores = m.gate(x).float()  # B T E
+        scores = self._score(m, x)  # B T E
         chances = scores.softmax(-1)
         chosen = self._choose(m, chances)  # B T K
         if m.training:
@@ -145,7 +151,7 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
     balance_coef: NonNegativeFloat = 0.0001
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
-        logits = m.gate(x).float()  # B T E
+        logits = self._score(m, x)  # B T E
         scores = logits.sigmoid()
         plain = self.n_groups == 1 and not self.selection_bias
         chosen = self._choose(m, logits if plain else scores)  # B T K; large logits do not all round to 1

@@ -219,3 +219,7 @@ def find_wide_norms(spec: Any) -> Iterator[str]:
             norm = getattr(block.attention, "qk_norm", None)
             if norm is not None and block.attention.qk_norm_over == "whole" and norm.kind != "rmsnorm":
                 yield f"qk_norm_over=whole has a {norm.kind} over the heads of all ranks (tp=1, or rmsnorm)"
+            for place, of, name in (("attention", "heads", "out_norm"), ("ffn", "channels", "inner_norm")):
+                norm = getattr(getattr(block, place, None), name, None)
+                if norm is not None and norm.kind != "rmsnorm":
+                    yield f"{place}.{name} is a {norm.kind} over the {of} of all ranks (tp=1, or rmsnorm)"

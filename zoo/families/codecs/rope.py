@@ -53,6 +53,7 @@ class Rope(Codec):
     """
 
     interleaved = False
+    reverse = False
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         head_dim, layer_type = args[0], args[1] if len(args) > 1 else None
@@ -74,6 +75,7 @@ class Rope(Codec):
             "spacing": width if width % 2 and width > 1 else None,  # an odd width is rounded up
             "interleaved": self.interleaved,
             "scaling": _complete(_scaling(found, env)),
+            "reverse": self.reverse,
         }
 
     def convert_parameters(self, found: Mapping[str, Any], head_dim: int) -> Mapping[str, Any]:
@@ -85,6 +87,7 @@ class Rope(Codec):
             not isinstance(value, Mapping)
             or value.get("kind") != "rope"
             or value["interleaved"] is not self.interleaved
+            or value["reverse"] is not self.reverse
         ):
             return {}
         scaling = value.get("scaling")
@@ -115,6 +118,12 @@ class RopeInterleaved(Rope):
     """`rope_interleaved(head_dim)`: rotary positions that rotate pairs of neighbouring channels."""
 
     interleaved = True
+
+
+class RopeReverse(Rope):
+    """`rope_reverse(head_dim)`: rotary positions that turn by the negative angle (nanochat)."""
+
+    reverse = True
 
 
 class RopeMscale(Rope):
@@ -311,6 +320,7 @@ def _written(scaling: Mapping[str, Any]) -> dict[str, Any]:
 FUNCTIONS |= {
     "rope": Rope(),
     "rope_interleaved": RopeInterleaved(),
+    "rope_reverse": RopeReverse(),
     "rope_mscale": RopeMscale(),
     "rope_alpha": RopeAlpha(),
     "rope_of_layer": RopeOfLayer(),

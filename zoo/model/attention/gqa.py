@@ -1,4 +1,4 @@
-# B batch, T queries, S keys, H heads, K kv heads, C head width, D model width
+# B batch, T queries, S keys, H heads, K kv heads, C head width, V a value's width, D model width
 """Softmax attention with one set of keys and values for every group of query heads."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from zoo.kernels.base import Ask
-from zoo.lazy import torch
+from zoo.lazy import F, torch
 from zoo.model.attention.base import SoftmaxAttention
 from zoo.model.norm import WholeNorm
 from zoo.spec import READ, Linear, Sized, Spec, Weight, split
@@ -50,7 +50,10 @@ class GQA(SoftmaxAttention, kind="gqa"):
     are multiplied by, 1/√head_dim unless given; `softcap` bounds them by c·tanh(s/c) (Gemma 2). `sinks` adds a learned
     score a head that no value stands behind (Xiao et al., 2023; gpt-oss). `clip` bounds queries, keys and values (OLMo,
     MPT), before the norm of queries and keys or with `clip_normed` after it (OLMoE). `output_gate` multiplies each
-    head's output by σ(x·W) (Qiu et al., 2025; Qwen3-Next). `bias` is for q, k and v; `o_bias` follows it unless given.
+    head's output by σ(x·W) (Qiu et al., 2025; Qwen3-Next): each channel, or with `gate_over` head the head as a whole;
+    `gate_activation` may be softplus (Laguna, 2026). `bias` is for q, k and v; `o_bias` follows it unless given.
+    A head's values are `v_head_dim` wide, as its keys unless given, and multiplied by `value_scale` (MiMo-V2-Flash,
+    2026). `out_norm` normalises all heads' outputs as one vector before `o` (BitNet b1.58; Wang et al., 2022).
 
     `qk_norm` normalises queries and keys (Dehghani et al., 2023), `qk_norm_over` says what at once: a "head" with one
     weight for all heads (Qwen3), each of the "heads" with its own (Cohere), or all heads' channels as a "whole"
@@ -77,8 +80,13 @@ class GQA(SoftmaxAttention, kind="gqa"):
     clip: PositiveFloat | None = None
     clip_normed: bool = False
     output_gate: bool = False
+    gate_over: Literal["channel", "head"] = "channel"
+    gate_activation: Literal["sigmoid", "softplus"] = "sigmoid"
     tempering: Tempering | None = None
     rotate_values: bool = False
+    v_head_dim: PositiveInt | None = None
+    value_scale: PositiveFloat | None = None
+    out_norm: WholeNorm | None = None
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:
@@ -88,6 +96,11 @@ class GQA(SoftmaxAttention, kind="gqa"):
         if self.qk_norm is None and (self.qk_norm_last or self.qk_norm_over != "head"):
             idle = "qk_norm_last" if self.qk_norm_last else f"qk_norm_over={self.qk_norm_over}"
             raise ValueError(f"{idle} places the norm of queries and keys, and there is none (give `qk_norm`)")
+        if self.rotate_values and len(set(self.head_widths)) > 1:
+            widths = f"v_head_dim={self.v_head_dim} and head_dim={self.head_dim}"
+            raise ValueError(f"rotate_values turns values by the angles of keys, found {widths} (leave v_head_dim out)")
+        if not self.output_gate and (self.gate_over, self.gate_activation) != ("channel", "sigmoid"):
+            raise ValueError("gate_over and gate_activation say what the output gate is (give `output_gate: true`)")
         if self.qk_norm_last and self.qk_norm_over == "whole":
             raise ValueError("qk_norm_last comes after heads are split, qk_norm_over 'whole' before (one of them)")
         if self.clip_normed and (self.clip is None or self.qk_norm is None or self.qk_norm_last):
@@ -113,21 +126,29 @@ class GQA(SoftmaxAttention, kind="gqa"):
 
     @property
     def summed(self) -> int:
-        return 2 if self.qk_norm and self.qk_norm_over == "whole" else 0  # the mean squares of queries and keys
+        normed = 2 if self.qk_norm and self.qk_norm_over == "whole" else 0  # the mean squares of queries and keys
+        return normed + (self.out_norm is not None)
 
     @property
     def head_widths(self) -> tuple[int, int]:
-        return self.head_dim, self.head_dim
+        return self.head_dim, self.v_head_dim or self.head_dim
 
     def parts(self, d_model: int) -> dict[str, Any]:
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        v_width = self.head_widths[1]
+        out = self.n_heads * v_width
         return {
             "q": Linear(d_model, q, self.bias),
             "k": Linear(d_model, kv, self.bias, role=READ),
-            "v": Linear(d_model, kv, self.bias, role=READ),
-            **({"gate": Linear(d_model, q, self.bias)} if self.output_gate else {}),
-            "o": Linear(q, d_model, self.bias if self.o_bias is None else self.o_bias, residual=True),
+            "v": Linear(d_model, self.n_kv_heads * v_width, self.bias, role=READ),
+            **(
+                {"gate": Linear(d_model, out if self.gate_over == "channel" else self.n_heads, self.bias)}
+                if self.output_gate
+                else {}
+            ),
+            "o": Linear(out, d_model, self.bias if self.o_bias is None else self.o_bias, residual=True),
             **self._norms(q, kv),
+            **({"out_norm": Sized(self.out_norm, out)} if self.out_norm else {}),
             **({"sinks": Weight((self.n_heads,))} if self.sinks else {}),
             **({"position": self.position} if self.position.per_layer else {}),
         }
@@ -146,10 +167,10 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return split(self, ranks, equal=("n_heads",), shared=("n_kv_heads",))
 
     def cache(self) -> dict[str, tuple[int, ...]]:
-        return {"k": (self.n_kv_heads, self.head_dim), "v": (self.n_kv_heads, self.head_dim)}
+        return {name: (self.n_kv_heads, width) for name, width in zip("kv", self.head_widths, strict=True)}
 
     def core_flops(self, pairs: int) -> int:
-        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
+        return 2 * self.n_heads * sum(self.head_widths) * pairs  # QKᵀ and PV
 
     def ask(self, dtype: str, **features: Any) -> Ask:
         ask = super().ask(dtype, **features)
@@ -161,20 +182,28 @@ class GQA(SoftmaxAttention, kind="gqa"):
             assert step.positions is not None
             q = (q * self.tempering.factor(step.positions)).to(q.dtype)
         if step.crosses:
-            k, v = step.recall(lambda memory: self._keys_values(m, memory, step), "k", "v")  # B S K C
+            k, v = step.recall(lambda memory: self._keys_values(m, memory, step), "k", "v")  # B S K C, B S K V
         else:
             k, v = self._keys_values(m, x, step)
             k, v = step.remember(k=k, v=v)
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
         sinks = m.sinks if self.sinks else None
-        y = self.attend(m, step, q, k, v, scale, softcap=self.softcap, sinks=sinks).flatten(-2)  # B T H·C
-        return m.o(y * torch.sigmoid(m.gate(x)) if self.output_gate else y)  # B T D
+        y = self.attend(m, step, q, k, v, scale, softcap=self.softcap, sinks=sinks)  # B T H V
+        y = self._gated(m, x, y) if self.output_gate else y.flatten(-2)  # B T H·V
+        return m.o(m.seam.normalise(m.out_norm, y) if self.out_norm else y)  # B T D
+
+    def _gated(self, m: Weights, x: Tensor, y: Tensor) -> Tensor:
+        """Heads' outputs y [B, T, H, V] times the gate of x [B, T, D]: [B, T, H·V]."""
+        gate = m.gate(x)
+        gate = torch.sigmoid(gate) if self.gate_activation == "sigmoid" else F.softplus(gate.float()).to(y.dtype)
+        return y.flatten(-2) * gate if self.gate_over == "channel" else (y * gate[..., None]).flatten(-2)
 
     def _keys_values(self, m: Weights, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """Keys and values of x [B, S, D]: [B, S, K, C] each."""
+        """Keys [B, S, K, C] and values [B, S, K, V] of x [B, S, D]."""
         k = self._turned(m, m.k(x), m.k_norm if self.qk_norm else None, self.n_kv_heads, step)
-        v = self._clipped(m.v(x)).unflatten(-1, (self.n_kv_heads, self.head_dim))
-        return k, self.position.rotate(v, step.tables) if self.rotate_values else v
+        v = self._clipped(m.v(x)).unflatten(-1, (self.n_kv_heads, self.head_widths[1]))
+        v = self.position.rotate(v, step.tables) if self.rotate_values else v
+        return k, v if self.value_scale is None else v * self.value_scale
 
     def _turned(self, m: Weights, x: Tensor, norm: Any, n_heads: int, step: Step) -> Tensor:
         """Queries or keys [B, T, heads·C], clipped, normalised and rotated: [B, T, heads, C]."""

@@ -217,6 +217,7 @@ class RoPE(Position, kind="rope"):
 
     `rotary_dim` rotates only that many leading channels of each head. Pair i turns by theta^(−2i/R), where R is
     `spacing`, if given, rather than the rotated width (one less where GPT-NeoX rounds an odd share of a head up).
+    `reverse` turns by the negative angle (nanochat).
     """
 
     theta: PositiveFloat = 10000.0
@@ -224,6 +225,7 @@ class RoPE(Position, kind="rope"):
     spacing: PositiveInt | None = None
     interleaved: bool = False
     scaling: Scaling | None = None
+    reverse: bool = False
 
     @property
     def inside(self) -> bool:
@@ -258,7 +260,7 @@ class RoPE(Position, kind="rope"):
         key = self.scaling, width, self.theta
         frequencies = make() if self.reads_length else keep_constant(key, device, make)
         angles = positions[..., None].float() * frequencies  # B T R/2
-        cos, sin = angles.cos() * magnitude, angles.sin() * magnitude
+        cos, sin = angles.cos() * magnitude, angles.sin() * (-magnitude if self.reverse else magnitude)
         return cos.to(dtype)[:, :, None], sin.to(dtype)[:, :, None]  # B T 1 R/2
 
     def rotate(self, x: Tensor, tables: Any) -> Tensor:

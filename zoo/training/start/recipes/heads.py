@@ -15,7 +15,9 @@ ALIKE = ("rope", "none", "learned", "sinusoidal")
 def regroup_heads(source: Any, target: Any, held: Tensors, path: str) -> str | None:
     """Merge key-value heads by their mean (Ainslie et al., 2023), or repeat them, which keeps the function."""
     before, after = getattr(source, "n_kv_heads", None), getattr(target, "n_kv_heads", None)
-    same = all(getattr(source, name, None) == getattr(target, name, None) for name in ("kind", "n_heads", "head_dim"))
+    same = all(
+        getattr(source, name, None) == getattr(target, name, None) for name in ("kind", "n_heads", "head_widths")
+    )
     if not before or not after or before == after or not same or (before % after and after % before):
         return None
 
@@ -42,7 +44,7 @@ def add_heads(source: Any, target: Any, held: Tensors, path: str, generator: Any
         return None
     kv, group = source.n_kv_heads, source.n_heads // source.n_kv_heads
     copies, more = target.n_kv_heads / kv, target.n_heads / target.n_kv_heads / group
-    if copies % 1 or more % 1 or source.head_dim != target.head_dim or target.position.kind not in ALIKE:
+    if copies % 1 or more % 1 or source.head_widths != target.head_widths or target.position.kind not in ALIKE:
         return None
     a, b = int(copies), int(more)
     shares = draw_shares(torch.arange(source.n_heads).view(kv, group).repeat(a, b).flatten(), generator)  # H
