@@ -66,7 +66,6 @@ CASES = [
         gating="per-element",
         num_attention_heads_per_layer=[4, 2, 4, 6],
         mlp_layer_types=["sparse", "dense", "dense", "sparse"],
-        attention_bias=True,
         tie_word_embeddings=True,
     ),
     case("laguna-base", "LagunaConfig", "Model", base=LAGUNA, num_attention_heads_per_layer=[4, 2, 4, 2]),
