@@ -54,7 +54,7 @@ MODELS = {
     "recomputed": ("gpt-tiny", ["model.n_layers=2", "recompute=full"]),
     "chunked": ("llama-tiny", [*SMALL, "model.n_layers=4"]),
     "chunked_experts": ("mixtral-tiny", ["model.n_layers=4"]),
-    "chunked_hybrid": ("qwen3-next-tiny", []),
+    "chunked_hybrid": ("qwen3-next-tiny", ["model.n_experts=4", "model.top_k=4"]),  # no token is near two experts
     "chunked_drops": ("llama-tiny", [*SMALL, "model.n_layers=4", DROPS]),
     "dropped": ("llama-tiny", [*SMALL, "model.n_layers=3", DROPS]),
     "dropped_experts": ("mixtral-tiny", ["model.n_layers=2", "model.router.balance_coef=0", DROPS]),
