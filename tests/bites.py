@@ -123,7 +123,9 @@ def sample(kind: type[Spec]) -> dict[str, Any]:
     return node
 
 
-def _inner(axis: Any) -> dict[str, Any]:
+def _inner(axis: Any) -> Any:
+    if typing.get_origin(axis) is typing.Annotated or axis is int:
+        return 3
     return sample(axis.kinds[KINDS.get(axis.axis, next(iter(axis.kinds)))])
 
 

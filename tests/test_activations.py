@@ -73,9 +73,10 @@ def drawn(seed):
         "scaled": ["block.residual_scale=0.5", "embedding.scale=sqrt_d_model"],
         "tied": ["head.tied=true", "head.softcap=30"],
     }
-    for key in draw.sample(list(extra), 3):
+    chosen = draw.sample(list(extra), 3)
+    for key in chosen:
         found += extra[key]
-    if draw.random() < 0.5:
+    if draw.random() < 0.5 and "inner norm" not in chosen:
         found += ["ffn=moe", f"n_experts={draw.choice([4, 6])}", f"top_k={draw.choice([1, 2, 3])}"]
         if draw.random() < 0.5:
             found += ["shared_expert={kind: gated, d_ff: 24, activation: {kind: silu}}", "shared_gate=true"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from corpora import POEM, faults_of, write_documents
 
-from zoo.data import Batches, DataSettings, prepare
+from zoo.data import Batch, Batches, DataSettings, prepare
 from zoo.data.settings import make_paths_absolute
 from zoo.data.split import split_corpus
 
@@ -149,8 +149,8 @@ def test_a_source_and_a_target_are_a_pair(tmp_path):
         for number in range(tokens.count_rows(8)):
             found.append(tuple(ready.tokenizer.decode(ids) for ids in tokens.read_row(number, 8)))
     assert len(found) == 60 and set(found) == pairs
-    rows = Batches(ready.sources, 4, 8, collate=lambda rows, keys: rows).read(0, ready.train.n_documents)  # type: ignore[arg-type]
-    texts = [ready.tokenizer.decode(source) for source, _ in rows]
+    rows = Batches(ready.sources, 4, 8, collate=lambda rows, keys: Batch(rows, rows)).read(0, ready.train.n_documents)  # type: ignore[arg-type]
+    texts = [ready.tokenizer.decode(source) for source, _ in rows.input_ids]
     assert len(set(texts)) == ready.train.n_documents
 
 

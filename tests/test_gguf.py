@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ SIZES = {
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(logging.getLogger("gguf.gguf_writer"), "disabled", True)  # its remarks are no lines of ours
 
 
 def make(config: str, model: str, **changes):

@@ -97,7 +97,7 @@ def test_true_is_refused_as_no_number_before_a_component_reckons_with_it() -> No
         ({"router": {"kind": "softmax_tpk"}}, "(did you mean 'softmax_topk'?)"),
         ({"router": {"n_experts": 4}}, "router: has no 'kind' (one of: "),
         ({"router": 4}, "router: is 4, not a mapping with a 'kind' (one of: "),
-        ({"cross": {"kind": "nope"}}, "cross: kind 'nope' is not a choice of attention (one of: "),
+        ({"cross": {"kind": "zzz"}}, "cross: kind 'zzz' is not a choice of attention (one of: "),
     ],
 )
 def test_an_axis_that_nothing_reads_must_still_name_a_kind_that_exists(extra: dict, fault: str) -> None:

@@ -1,6 +1,8 @@
 """The packaged encoders, encoder-decoders, mixtures and state spaces are the released ones, field by field."""
 
+import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,9 +48,16 @@ PUBLISHED = {
     "bart-tiny": 3_085_824,
     "deepseek-tiny": 3_606_976,
     "qwen3-next-tiny": 3_887_224,
+    "minimax-m2": 228_689_748_992,
+    "glm-4.7-flash": 29_943_390_976,
+    "granite-4.0-h-tiny": 6_939_037_248,
+    "granite-4.0-h-small": 32_207_337_984,
+    "granite-4.0-micro": 3_402_836_480,
     "mamba-130m": 129_135_360,
     "mamba2-130m": 128_989_632,
 }
+
+STATED = Path(__file__).parent / "published_configs.json"
 
 UNTIED = {"tie_word_embeddings": False}
 
@@ -185,6 +194,39 @@ def gpt_oss(layers: int, experts: int) -> Any:
     )
 
 
+def stated(name: str) -> Any:
+    """The config of tests/published_configs.json, without how the file's weights are quantised."""
+    config = json.loads(STATED.read_text(encoding="utf-8"))[name]["config"]
+    kind = config["architectures"][0].removesuffix("ForCausalLM") + "Config"
+    return getattr(transformers, kind)(
+        **{k: v for k, v in config.items() if k not in ("quantization_config", "auto_map")}
+    )
+
+
+def granite_hybrid(d: int, heads: int, experts: int, chosen: int, d_ff: int, shared: int, **other: Any) -> Any:
+    return transformers.GraniteMoeHybridConfig(
+        vocab_size=100352,
+        hidden_size=d,
+        num_hidden_layers=40,
+        layer_types=["attention" if layer in (5, 15, 25, 35) else "mamba" for layer in range(40)],
+        num_attention_heads=heads,
+        num_local_experts=experts,
+        num_experts_per_tok=chosen,
+        intermediate_size=d_ff,
+        shared_intermediate_size=shared,
+        mamba_d_head=64,
+        mamba_d_state=128,
+        mamba_n_heads=d // 32,
+        position_embedding_type="nope",
+        max_position_embeddings=131072,
+        embedding_multiplier=12.0,
+        residual_multiplier=0.22,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        **other,
+    )
+
+
 # What the released config.json files say, typed here a second time on purpose.
 REFERENCE = {
     "bert-base": bert(768, 12, 12),
@@ -309,6 +351,15 @@ REFERENCE = {
     ),
     "gpt-oss-20b": gpt_oss(24, 32),
     "gpt-oss-120b": gpt_oss(36, 128),
+    "minimax-m2": stated("minimax-m2"),
+    "glm-4.7-flash": stated("glm-4.7-flash"),
+    "granite-4.0-micro": stated("granite-4.0-micro"),
+    "granite-4.0-h-tiny": granite_hybrid(
+        1536, 12, 64, 6, 512, 1024, num_key_value_heads=4, attention_multiplier=1 / 128, logits_scaling=6.0
+    ),
+    "granite-4.0-h-small": granite_hybrid(
+        4096, 32, 72, 10, 768, 1536, num_key_value_heads=8, attention_multiplier=1 / 128, logits_scaling=16.0
+    ),
     "mamba-130m": transformers.MambaConfig(
         vocab_size=50280,
         hidden_size=768,
@@ -405,6 +456,10 @@ IDLE = {
     "qwen3-next-80b-a3b": 48 * 502 * (3 * 2048 * 512),
     "deepseek-v2-lite": 26 * 58 * (3 * 2048 * 1408),
     "deepseek-v3": 58 * 248 * (3 * 7168 * 2048),
+    "minimax-m2": 62 * 248 * (3 * 3072 * 1536),
+    "glm-4.7-flash": 46 * 60 * (3 * 2048 * 1536),
+    "granite-4.0-h-tiny": 40 * 58 * (3 * 1536 * 512),
+    "granite-4.0-h-small": 40 * 62 * (3 * 4096 * 768),
     "deepseek-tiny": 3 * 6 * (3 * 192 * 128),
     "qwen3-next-tiny": 4 * 6 * (3 * 192 * 128),
     "gpt-oss-20b": 24 * 28 * (3 * 2880 * 2880 + 3 * 2880),

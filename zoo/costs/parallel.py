@@ -85,7 +85,8 @@ class Stage(PricedPart):
 
     def runs(self) -> list[list[tuple[str, str]]]:
         """List the layers of each chunk in order, by tower and kind."""
-        layers = ((name, kind) for name, tower in self.held.items() for kind in tower.pattern)
+        shared = {(name, kind): (name, kind) for name, kind, _ in self.layers()}  # one object for all layers of a kind
+        layers = (shared[name, kind] for name, tower in self.held.items() for kind in tower.pattern)
         return [list(islice(layers, sum(kinds.values()))) for kinds in self.chunks]
 
 
@@ -135,7 +136,7 @@ def _take(
     """Take chunks of layers out of the concatenated stacks, with the components before or after them."""
     held, ends = {}, {}
     for name, tower, runs in _list_runs(whole, chunks):
-        pattern = tuple(kind for run in runs for kind in tower.pattern[run[0] : run[1]])
+        pattern = sum((tower.pattern[start:end] for start, end in runs), ())
         if pattern:
             held[name] = tower if len(pattern) == len(tower.pattern) else replace(tower, pattern=pattern)
             begins = any(start == 0 < end for start, end in runs)

@@ -33,6 +33,7 @@ from zoo.costs.shadow.reductions import (
     cat,
     cummax,
     cumsum,
+    flip,
     gather,
     index_add,
     logsumexp,
@@ -50,6 +51,7 @@ from zoo.costs.shadow.reductions import (
 METHODS: dict[str, Callable[..., Any]] = {
     **UNARY,
     **{"sum": sum_along, "mean": mean, "logsumexp": logsumexp, "softmax": softmax, "cumsum": cumsum, "cummax": cummax},
+    "flip": flip,
     **{"topk": topk, "max": maximum_along, "argsort": argsort, "argmax": argmax, "gather": gather, "scatter": scatter},
     "exponential_": lambda x: x,  # drawn in place, without a gradient
     **{"index_add": index_add, "repeat_interleave": repeat_interleave, "masked_fill": masked_fill},

@@ -50,6 +50,10 @@ def cumsum(x: Any, dim: int) -> Any:
     return make_result("cumsum", [x], x.shape, x.dtype if x.dtype.is_floating_point else INT64)
 
 
+def flip(x: Any, *dims: int) -> Any:
+    return make_result("flip", [x], x.shape, x.dtype)
+
+
 class Pair(tuple):
     """A result of values and indices."""
 

@@ -190,12 +190,24 @@ def _class(cls: type) -> type:
 
 
 def _works(cls: type) -> bool:
-    """Whether a class's module uses torch, or calls a function that stands in REPLACED."""
-    return any(
-        isinstance(value, _LAZY)
-        or (isinstance(value, ModuleType) and value.__name__ == "torch")
-        or (isinstance(value, FunctionType) and (value.__module__, value.__name__) in REPLACED)
+    """Whether a class's module uses torch, calls a function that stands in REPLACED, or takes one of a mixer's from a
+    module that uses torch."""
+    return _uses_torch(cls.__module__) or any(
+        (value.__module__, value.__name__) in REPLACED
+        or (
+            value.__module__ != cls.__module__
+            and value.__module__.startswith("zoo.model")
+            and _uses_torch(value.__module__)
+        )
         for value in vars(sys.modules[cls.__module__]).values()
+        if isinstance(value, FunctionType)
+    )
+
+
+def _uses_torch(module: str) -> bool:
+    return any(
+        isinstance(value, _LAZY) or (isinstance(value, ModuleType) and value.__name__ == "torch")
+        for value in vars(sys.modules[module]).values()
     )
 
 

@@ -166,7 +166,7 @@ class GLA(Attention, kind="gla"):
         check_causal(step)
         q, k, v, a = (each.unflatten(-1, (self.n_heads, -1)) for each in (m.q(x), m.k(x), m.v(x), m.b(m.a(x))))
         with exactly(x):
-            log = F.logsigmoid(a.float()) / self.temperature  # B T H K
+            log = -F.softplus(-a.float()) / self.temperature  # B T H K
             S = step.state("ssm")
             S = v.new_zeros(x.shape[0], *self.state()["ssm"], dtype=torch.float32) if S is None else S
             length = pick_length(self.chunk_size, x.shape[1])
