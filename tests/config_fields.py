@@ -246,6 +246,8 @@ def run_reference(case: Case, model: Any) -> dict[str, Any]:
             found = model(**inputs(case), output_hidden_states=True, return_dict=True)
     except Exception as error:
         raise Illegal(f"{type(error).__name__}: {error}") from error
+    if isinstance(found, tuple):
+        raise Illegal("gives a tuple, whose parts have no names")
     states = found.get("decoder_hidden_states") or found.get("hidden_states")
     made = {"hidden": states[-1] if states else None, "logits": found.get("prediction_logits", found.get("logits"))}
     names = ("seq_relationship_logits", "sop_logits", "pooler_output")

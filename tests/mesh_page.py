@@ -22,18 +22,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from test_parallel import (
-    MESHES,
-    SENT,
-    WAYS,
-    compare_gradients,
-    count_sent,
-    lines_of,
-    settle,
-    train_one,
-    train_spread,
-    write_texts,
-)
+from spread import MESHES, WAYS, compare_gradients, lines_of, settle, train_one, train_spread, write_texts
+from test_parallel_costs import SENT, count_sent
 
 from zoo.run.linear.base import describe_processor
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_parallel import BASE, MODELS, here  # noqa: F401  (a fixture)
+from spread import BASE, MODELS, here  # noqa: F401  (a fixture)
 
 import zoo
 from zoo import cli

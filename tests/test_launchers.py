@@ -9,7 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from test_parallel import BASE, SMALL, compare, here
+from spread import BASE, SMALL, compare, here
 
 import zoo
 from zoo import cli

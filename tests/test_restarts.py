@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_parallel import BASE, SMALL, compare, find_rank, here, lines_of, wait_for
+from spread import BASE, SMALL, compare, find_rank, here, lines_of, wait_for
 
 import zoo
 from zoo import cli

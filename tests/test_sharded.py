@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_parallel import (  # noqa: F401  (a fixture)
+from spread import (  # noqa: F401  (a fixture)
     BASE,
     INTERLEAVED,
     MODELS,

@@ -1,0 +1,142 @@
+"""What a process holds and sends is what `zoo stats` prices, to the byte."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from spread import BASE, INTERLEAVED, MODELS, SCHEDULES, SMALL, ZERO_BUBBLE, here, settle, spread_all  # noqa: F401  (a fixture)
+
+import zoo
+from zoo.compose import load
+from zoo.costs.parallel import stages
+from zoo.costs.setup import Setup
+from zoo.costs.states import states
+from zoo.costs.traffic import traffic
+
+
+def price_rank(name, way, processes):
+    """The set-up of a rank in a step of 8 rows of 32 tokens, and the stages of its pipeline."""
+    own = ["model.vocab_size=301", *MODELS[name][1]]
+    spec = load(MODELS[name][0], [each.removeprefix("model.") for each in own if each.startswith("model.")])
+    mesh = settle(way, processes)
+    setup = Setup(context=32, precision="fp32", dtype="fp32").on_mesh(mesh)
+    return spec, replace(setup, batch=8 // mesh.rows), stages(spec, setup)
+
+
+def train_two_steps(name, processes, ways):
+    """What each process held and sent in two steps on each mesh."""
+    model, own = MODELS[name]
+    jobs = []
+    for number, way in enumerate(ways):
+        parts = 1 << (settle(way, processes).pipeline.least - 1).bit_length()  # which divide the rows
+        how = ["steps=2", "batch_size=8", f"accumulate={parts}", "sample=null", *BASE[:-1], *own]
+        jobs.append((model, [*how, f"parallel={way}", f"hydra.run.dir=run-{number}"]))
+    return spread_all(processes, jobs)
+
+
+HELD = {
+    ("experts", 4): ("fsdp", "ddp", "hsdp", "ep", "{shard: 2, tp: 2, ep: 2}", "{dp: 2, shard: 2, ep: 4}"),
+    ("deep", 2): ("fsdp", "tp", "cp", "pp"),
+    ("deep", 4): ("hsdp", "fsdp_tp", "{shard: 2, cp: 2}", "{pp: 2, tp: 2}", "{pp: 2, shard: 2}"),
+    ("chunked", 2): tuple(f"{{pp: 2, {each}}}" for each in SCHEDULES),
+    ("chunked", 4): (f"{{pp: 2, tp: 2, {INTERLEAVED}}}", f"{{pp: 2, shard: 2, {INTERLEAVED}}}"),
+    ("pairs_of_layers", 4): (f"{{pp: 2, shard: 2, {INTERLEAVED}}}",),
+    ("latents", 2): ("fsdp", "tp", "ep"),
+    ("hybrid", 2): ("fsdp", "tp", "ep"),
+    ("encoder_decoder", 2): ("fsdp", "tp"),
+    ("encoder_decoder", 4): ("fsdp_tp",),
+}
+
+
+def list_held():
+    for case, ways in HELD.items():
+        yield pytest.param(
+            *case, ways, marks=[] if case == ("deep", 2) else [pytest.mark.slow], id=f"{case[0]}-{case[1]}"
+        )
+
+
+@pytest.mark.parametrize(("name", "processes", "ways"), list(list_held()))
+def test_what_each_process_holds_is_what_zoo_stats_prices_to_the_byte(name, processes, ways, here):  # noqa: F811
+    """Of the rank that has most, in a stage: FSDP cuts what it does not divide unevenly."""
+    told = train_two_steps(name, processes, ways)
+    for number, way in enumerate(ways):
+        spec, setup, pipeline = price_rank(name, way, processes)
+        per_stage = processes // setup.pp
+        for stage in pipeline:
+            ranks = [told[rank][number] for rank in range(stage.index * per_stage, (stage.index + 1) * per_stage)]
+            priced = states(spec, setup, stage)
+            assert max(each["weights"] for each in ranks) * 4 == priced["weights"], (way, stage.index)
+            assert max(each["gradients"] for each in ranks) == priced["gradients"], (way, stage.index)
+            assert max(each["states"] for each in ranks) == priced["optimizer"], (way, stage.index)
+            if setup.zero == 3:
+                assert {each["gathered"] for each in ranks} == {priced["gathered"]}, (way, stage.index)
+
+
+SENT = [
+    ("dense", "tp", 2),
+    ("dense", "fsdp", 2),
+    ("dense", "ddp", 2),
+    ("dense", "cp", 2),
+    ("dense", "{cp: 2, cp_comm: ring}", 2),
+    ("dense", "pp", 2),
+    *(("chunked", f"{{pp: 2, {each}}}", 2) for each in SCHEDULES),
+    ("chunked_experts", f"{{pp: 2, dp: 2, {INTERLEAVED}}}", 4),
+    ("chunked", f"{{pp: 2, dp: 2, {ZERO_BUBBLE}}}", 4),
+    ("latents", "fsdp", 2),
+    ("latents", "tp", 2),
+    ("dense_latents", "{cp: 2, cp_comm: ring}", 2),
+    ("hybrid", "fsdp", 2),
+    ("hybrid", "tp", 2),
+    ("encoder_decoder", "ddp", 2),
+    ("encoder_decoder", "fsdp", 2),
+    ("answers", "tp", 2),
+    ("all_experts", "ep", 2),
+    ("all_experts", "{dp: 2, ep: 2}", 2),
+    ("dense", "hsdp", 4),
+    ("dense", "fsdp_tp", 4),
+    ("dense", "{shard: 2, cp: 2}", 4),
+    ("all_experts", "{shard: 2, tp: 2, ep: 2}", 4),
+    ("all_experts", "{dp: 2, shard: 2, ep: 4}", 4),
+    ("all_experts", "{shard: 4, ep: 2}", 4),
+]
+"""Each token of `all_experts` goes to every expert, so that routing is even, as prices take it. Sources and `answers`
+have as many tokens, as a price has one context for both."""
+
+
+def count_sent(name, way, processes):
+    """The bytes that the first process sends in a step, and those that are predicted for its stage."""
+    (told, *_) = train_two_steps(name, processes, [way])
+    spec, setup, pipeline = price_rank(name, way, processes)
+    predicted = sum(each["bytes"] for each in traffic(spec, setup, pipeline[0]).values())
+    return sum(told[0]["sent"].values()), predicted
+
+
+def list_sent():
+    for number, each in enumerate(SENT):
+        yield pytest.param(*each, marks=[pytest.mark.slow] if number else [], id="-".join(each[:2]))
+
+
+@pytest.mark.parametrize(("name", "way", "processes"), list(list_sent()))
+def test_what_a_process_sends_is_what_is_predicted(name, way, processes, here):  # noqa: F811
+    sent, predicted = count_sent(name, way, processes)
+    assert sent == pytest.approx(predicted, abs=1)
+
+
+def test_a_process_needs_memory_for_its_part_alone(here, monkeypatch):  # noqa: F811
+    from zoo.training.fitting import price_training, take_share
+    from zoo.training.planning import plan_resumption
+
+    zoo.train("llama-tiny", [*BASE, *SMALL, "steps=1", "batch_size=8", "hydra.run.dir=run"])
+    whole = plan_resumption(Path("run"), [])
+    monkeypatch.setenv("RANK", "0"), monkeypatch.setenv("LOCAL_RANK", "0"), monkeypatch.setenv("WORLD_SIZE", "4")
+    parts = plan_resumption(Path("run"), ["parallel=fsdp"])
+    assert take_share(parts.settings).batch_size == 2
+    shared = price_training(take_share(parts.settings), parts.spec, 2)
+    copied = price_training(take_share(plan_resumption(Path("run"), ["parallel=ddp"]).settings), parts.spec, 2)
+    half = plan_resumption(Path("run"), ["parallel={pp: 2, dp: 2}", "accumulate=2"]).settings
+    staged = price_training(take_share(half), parts.spec, 2)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    alone = price_training(whole.settings, whole.spec, 2)
+    assert copied["states"] == alone["states"]
+    assert staged["states"] < 0.9 * alone["states"]  # the table is on both stages
+    assert shared["states"] == pytest.approx(alone["states"] / 4, rel=0.02)
