@@ -1,0 +1,383 @@
+"""What the released config.json files of packaged models say, and the parameters of their weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+# Parameters of the released weights (a tied table once, saved buffers left out), typed here and not read off our YAML.
+PUBLISHED = {
+    "bert-base": 109_514_298,
+    "bert-large": 335_174_458,
+    "roberta-base": 124_697_433,
+    "roberta-large": 355_412_057,
+    "deberta-base": 139_244_121,
+    "deberta-v3-base": 184_551_780,
+    "longformer-base-4096": 148_711_257,
+    "modernbert-base": 149_655_232,
+    "t5-small": 60_506_624,
+    "t5-base": 222_903_552,
+    "t5-large": 737_668_096,
+    "t5-3b": 2_851_598_336,
+    "t5-11b": 11_307_321_344,
+    "t5-v1.1-small": 76_961_152,
+    "mt5-small": 300_176_768,
+    "mt5-base": 582_401_280,
+    "bart-base": 139_420_416,
+    "bart-large": 406_291_456,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-235b-a22b": 235_093_634_560,
+    "qwen3-next-80b-a3b": 79_674_391_296,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v3": 671_026_404_352,
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
+    "bert-tiny": 2_731_200,
+    "t5-tiny": 2_878_080,
+    "bart-tiny": 3_085_824,
+    "deepseek-tiny": 3_606_976,
+    "qwen3-next-tiny": 3_887_224,
+    "minimax-m2": 228_689_748_992,
+    "glm-4.7-flash": 29_943_390_976,
+    "granite-4.0-h-tiny": 6_939_037_248,
+    "granite-4.0-h-small": 32_207_337_984,
+    "granite-4.0-micro": 3_402_836_480,
+    "mamba-130m": 129_135_360,
+    "mamba2-130m": 128_989_632,
+}
+
+STATED = Path(__file__).parent / "published_configs.json"
+
+UNTIED = {"tie_word_embeddings": False}
+
+
+def bert(d: int, layers: int, heads: int, vocab: int = 30522) -> Any:
+    return transformers.BertConfig(
+        vocab_size=vocab,
+        hidden_size=d,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * d,
+        hidden_act="gelu",
+        max_position_embeddings=512,
+        type_vocab_size=2,
+        layer_norm_eps=1e-12,
+    )
+
+
+def roberta(kind: str, d: int, layers: int, heads: int, positions: int = 514, **more: Any) -> Any:
+    return getattr(transformers, f"{kind}Config")(
+        vocab_size=50265,
+        hidden_size=d,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * d,
+        hidden_act="gelu",
+        max_position_embeddings=positions,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        pad_token_id=1,
+        **more,
+    )
+
+
+def deberta(kind: str, vocab: int, **more: Any) -> Any:
+    return getattr(transformers, f"{kind}Config")(
+        vocab_size=vocab,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        hidden_act="gelu",
+        max_position_embeddings=512,
+        max_relative_positions=-1,
+        relative_attention=True,
+        position_biased_input=False,
+        type_vocab_size=0,
+        layer_norm_eps=1e-7,
+        **more,
+    )
+
+
+def t5(d: int, layers: int, heads: int, d_ff: int, d_kv: int = 64, kind: str = "T5", **more: Any) -> Any:
+    sizes = {
+        "d_model": d,
+        "num_layers": layers,
+        "num_decoder_layers": layers,
+        "num_heads": heads,
+        "d_ff": d_ff,
+        "d_kv": d_kv,
+    }
+    own = {"relative_attention_num_buckets": 32, "layer_norm_epsilon": 1e-6, "decoder_start_token_id": 0}
+    return getattr(transformers, f"{kind}Config")(
+        **{"vocab_size": 32128, "feed_forward_proj": "relu", **sizes, **own, **more}
+    )
+
+
+def mt5(d: int, layers: int, heads: int, d_ff: int) -> Any:
+    return t5(d, layers, heads, d_ff, kind="MT5", vocab_size=250112, feed_forward_proj="gated-gelu", **UNTIED)
+
+
+def bart(d: int, layers: int, heads: int, vocab: int = 50265, positions: int = 1024) -> Any:
+    towers = {
+        f"{tower}_{name}": value
+        for tower in ("encoder", "decoder")
+        for name, value in (("layers", layers), ("ffn_dim", 4 * d), ("attention_heads", heads))
+    }
+    own = {"activation_function": "gelu", "scale_embedding": False, "decoder_start_token_id": 2}
+    return transformers.BartConfig(vocab_size=vocab, d_model=d, max_position_embeddings=positions, **towers, **own)
+
+
+def gqa(kind: str, vocab: int, d: int, layers: int, heads: int, kv_heads: int, **more: Any) -> Any:
+    sizes = {"vocab_size": vocab, "hidden_size": d, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return getattr(transformers, f"{kind}Config")(**sizes, num_key_value_heads=kv_heads, **more)
+
+
+def qwen3_moe(d: int, layers: int, heads: int, d_ff: int, dense: int) -> Any:
+    return gqa(
+        *("Qwen3Moe", 151936, d, layers, heads, 4),
+        head_dim=128,
+        intermediate_size=dense,  # of layers that there are none of
+        moe_intermediate_size=d_ff,
+        num_experts=128,
+        num_experts_per_tok=8,
+        norm_topk_prob=True,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+        max_position_embeddings=40960,
+        rope_theta=1e6,
+        rms_norm_eps=1e-6,
+        use_sliding_window=False,
+        sliding_window=None,
+        **UNTIED,
+    )
+
+
+def deepseek(kind: str, vocab: int, d: int, layers: int, heads: int, mscale: float, **more: Any) -> Any:
+    ends = {"beta_fast": 32, "beta_slow": 1, "mscale": mscale, "mscale_all_dim": mscale}
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 40.0, "original_max_position_embeddings": 4096, **ends}
+    widths = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+    own = {"rope_parameters": yarn, "max_position_embeddings": 163840, "rms_norm_eps": 1e-6, "attention_bias": False}
+    return gqa(f"Deepseek{kind}", vocab, d, layers, heads, heads, **widths, **own, **UNTIED, **more)
+
+
+def gpt_oss(layers: int, experts: int) -> Any:
+    ends = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
+    return gqa(
+        *("GptOss", 201088, 2880, layers, 64, 8),
+        head_dim=64,
+        intermediate_size=2880,
+        num_local_experts=experts,
+        num_experts_per_tok=4,
+        swiglu_limit=7.0,
+        sliding_window=128,
+        layer_types=["sliding_attention", "full_attention"] * (layers // 2),
+        attention_bias=True,
+        max_position_embeddings=131072,
+        rope_parameters={
+            **{"rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "original_max_position_embeddings": 4096},
+            **ends,
+        },
+        rms_norm_eps=1e-5,
+        **UNTIED,
+    )
+
+
+def stated(name: str) -> Any:
+    """The config of tests/published_configs.json, without how the file's weights are quantised."""
+    config = json.loads(STATED.read_text(encoding="utf-8"))[name]["config"]
+    kind = config["architectures"][0].removesuffix("ForCausalLM") + "Config"
+    return getattr(transformers, kind)(
+        **{k: v for k, v in config.items() if k not in ("quantization_config", "auto_map")}
+    )
+
+
+def granite_hybrid(d: int, heads: int, experts: int, chosen: int, d_ff: int, shared: int, **other: Any) -> Any:
+    return transformers.GraniteMoeHybridConfig(
+        vocab_size=100352,
+        hidden_size=d,
+        num_hidden_layers=40,
+        layer_types=["attention" if layer in (5, 15, 25, 35) else "mamba" for layer in range(40)],
+        num_attention_heads=heads,
+        num_local_experts=experts,
+        num_experts_per_tok=chosen,
+        intermediate_size=d_ff,
+        shared_intermediate_size=shared,
+        mamba_d_head=64,
+        mamba_d_state=128,
+        mamba_n_heads=d // 32,
+        position_embedding_type="nope",
+        max_position_embeddings=131072,
+        embedding_multiplier=12.0,
+        residual_multiplier=0.22,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        **other,
+    )
+
+
+# What the released config.json files say, typed here a second time on purpose.
+REFERENCE = {
+    "bert-base": bert(768, 12, 12),
+    "bert-large": bert(1024, 24, 16),
+    "roberta-base": roberta("Roberta", 768, 12, 12),
+    "roberta-large": roberta("Roberta", 1024, 24, 16),
+    "deberta-base": deberta("Deberta", 50265, pos_att_type="c2p|p2c"),
+    "deberta-v3-base": deberta(
+        *("DebertaV2", 128100),
+        pos_att_type="p2c|c2p",
+        position_buckets=256,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+    ),
+    "longformer-base-4096": roberta("Longformer", 768, 12, 12, 4098, attention_window=[512] * 12, sep_token_id=2),
+    "modernbert-base": transformers.ModernBertConfig(
+        vocab_size=50368,
+        hidden_size=768,
+        num_hidden_layers=22,
+        num_attention_heads=12,
+        intermediate_size=1152,
+        hidden_activation="gelu",
+        max_position_embeddings=8192,
+        global_attn_every_n_layers=3,
+        local_attention=128,
+        global_rope_theta=160000.0,
+        local_rope_theta=10000.0,
+        norm_eps=1e-5,
+        norm_bias=False,
+        attention_bias=False,
+        mlp_bias=False,
+        decoder_bias=True,
+        classifier_bias=False,
+        classifier_activation="gelu",
+    ),
+    "t5-small": t5(512, 6, 8, 2048),
+    "t5-base": t5(768, 12, 12, 3072),
+    "t5-large": t5(1024, 24, 16, 4096),
+    "t5-3b": t5(1024, 24, 32, 16384, d_kv=128),
+    "t5-11b": t5(1024, 24, 128, 65536, d_kv=128),
+    "t5-v1.1-small": t5(512, 8, 6, 1024, feed_forward_proj="gated-gelu", **UNTIED),
+    "mt5-small": mt5(512, 8, 6, 1024),
+    "mt5-base": mt5(768, 12, 12, 2048),
+    "bart-base": bart(768, 6, 12),
+    "bart-large": bart(1024, 12, 16),
+    "qwen3-30b-a3b": qwen3_moe(2048, 48, 32, 768, dense=6144),
+    "qwen3-235b-a22b": qwen3_moe(4096, 94, 64, 1536, dense=12288),
+    "qwen3-next-80b-a3b": gqa(
+        *("Qwen3Next", 151936, 2048, 48, 16, 2),
+        head_dim=256,
+        intermediate_size=5120,  # of layers that there are none of
+        moe_intermediate_size=512,
+        shared_expert_intermediate_size=512,
+        num_experts=512,
+        num_experts_per_tok=10,
+        norm_topk_prob=True,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+        layer_types=["linear_attention", "linear_attention", "linear_attention", "full_attention"] * 12,
+        linear_conv_kernel_dim=4,
+        linear_key_head_dim=128,
+        linear_value_head_dim=128,
+        linear_num_key_heads=16,
+        linear_num_value_heads=32,
+        max_position_embeddings=262144,
+        partial_rotary_factor=0.25,
+        rope_theta=1e7,
+        rms_norm_eps=1e-6,
+        **UNTIED,
+    ),
+    "deepseek-v2-lite": deepseek(
+        *("V2", 102400, 2048, 27, 16, 0.707),
+        intermediate_size=10944,
+        moe_intermediate_size=1408,
+        q_lora_rank=None,
+        first_k_dense_replace=1,
+        n_routed_experts=64,
+        n_shared_experts=2,
+        num_experts_per_tok=6,
+        topk_method="greedy",
+        n_group=1,
+        topk_group=1,
+        routed_scaling_factor=1.0,
+    ),
+    "deepseek-v3": deepseek(
+        *("V3", 129280, 7168, 61, 128, 1.0),
+        intermediate_size=18432,
+        moe_intermediate_size=2048,
+        q_lora_rank=1536,
+        first_k_dense_replace=3,
+        n_routed_experts=256,
+        n_shared_experts=1,
+        num_experts_per_tok=8,
+        n_group=8,
+        topk_group=4,
+        norm_topk_prob=True,
+        routed_scaling_factor=2.5,
+    ),
+    "bert-tiny": bert(192, 4, 6, vocab=4224),
+    "t5-tiny": t5(192, 2, 6, 768, d_kv=32, vocab_size=4224),
+    "bart-tiny": bart(192, 2, 6, vocab=4224, positions=512),
+    "deepseek-tiny": gqa(
+        *("DeepseekV3", 4096, 192, 4, 6, 6),
+        **{"kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32},
+        **{"q_lora_rank": None, "intermediate_size": 512, "moe_intermediate_size": 128, "first_k_dense_replace": 1},
+        **{"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+        **{"norm_topk_prob": True, "routed_scaling_factor": 1.0, "max_position_embeddings": 512},
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+    ),
+    "qwen3-next-tiny": gqa(
+        *("Qwen3Next", 4096, 192, 4, 6, 2),
+        **{"head_dim": 32, "intermediate_size": 5120, "moe_intermediate_size": 128},
+        **{"shared_expert_intermediate_size": 128, "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True},
+        layer_types=["linear_attention", "linear_attention", "linear_attention", "full_attention"],
+        **{"linear_conv_kernel_dim": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32},
+        **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "max_position_embeddings": 512},
+        **{"decoder_sparse_step": 1, "mlp_only_layers": [], "partial_rotary_factor": 0.25, "rope_theta": 1e4},
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+    ),
+    "gpt-oss-20b": gpt_oss(24, 32),
+    "gpt-oss-120b": gpt_oss(36, 128),
+    "minimax-m2": stated("minimax-m2"),
+    "glm-4.7-flash": stated("glm-4.7-flash"),
+    "granite-4.0-micro": stated("granite-4.0-micro"),
+    "granite-4.0-h-tiny": granite_hybrid(
+        1536, 12, 64, 6, 512, 1024, num_key_value_heads=4, attention_multiplier=1 / 128, logits_scaling=6.0
+    ),
+    "granite-4.0-h-small": granite_hybrid(
+        4096, 32, 72, 10, 768, 1536, num_key_value_heads=8, attention_multiplier=1 / 128, logits_scaling=16.0
+    ),
+    "mamba-130m": transformers.MambaConfig(
+        vocab_size=50280,
+        hidden_size=768,
+        num_hidden_layers=24,
+        expand=2,
+        state_size=16,
+        conv_kernel=4,
+        time_step_rank=48,
+        use_bias=False,
+        use_conv_bias=True,
+        layer_norm_epsilon=1e-5,
+    ),
+    "mamba2-130m": transformers.Mamba2Config(
+        vocab_size=50288,
+        hidden_size=768,
+        num_hidden_layers=24,
+        num_heads=24,
+        head_dim=64,
+        n_groups=1,
+        state_size=128,
+        expand=2,
+        conv_kernel=4,
+        use_bias=False,
+        use_conv_bias=True,
+        layer_norm_epsilon=1e-5,
+        tie_word_embeddings=True,
+    ),
+}
+
+OWN_HEAD = ("t5-v1.1-small", "mt5-small", "mt5-base")
+"""Whose files hold a head of their own and whose config.json says so, though transformers 5 builds the classes tied."""
