@@ -25,6 +25,7 @@ BASE = [
 ]
 PAIRS = ["data=jsonl", "data.path=pairs.jsonl", "data.source=q", "data.target=a", "objective=seq2seq"]
 SMALL = ["model.n_layers=2", "model.d_model=64", "model.d_ff=96"]
+DRAWS = ("model.router=sparsemixer", "model.router.balance_coef=0", "model.router.jitter=0.3")
 DROPS = "dropout={attention: 0.1, residual: 0.1, embedding: 0.1, ffn: 0.1, layers: 0.2}"
 MODELS = {
     "dense": ("llama-tiny", SMALL),
@@ -47,7 +48,7 @@ MODELS = {
     "chunked_hybrid": ("qwen3-next-tiny", ["model.n_experts=4", "model.top_k=4"]),  # no token is near two experts
     "chunked_drops": ("llama-tiny", [*SMALL, "model.n_layers=4", DROPS]),
     "dropped": ("llama-tiny", [*SMALL, "model.n_layers=3", DROPS]),
-    "dropped_experts": ("mixtral-tiny", ["model.n_layers=2", "model.router.balance_coef=0", DROPS]),
+    "dropped_experts": ("mixtral-tiny", ["model.n_layers=2", *DRAWS, DROPS]),
     "dropped_towers": ("t5-tiny", ["model.n_layers=2", "model.vocab_size=320", DROPS, "recompute=full"]),
     "dropped_parallel": ("llama-tiny", [*SMALL, "model.block=parallel", DROPS]),
     "compiled": ("llama-tiny", [*SMALL, "compile=true", DROPS]),

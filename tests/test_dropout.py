@@ -18,7 +18,7 @@ from zoo.cli import run
 from zoo.errors import KernelError
 from zoo.kernels import KERNELS, Machine, attend, pick
 from zoo.kernels.base import Ask
-from zoo.kernels.drop import GOLDEN, DroppedChances, drop_values, mix
+from zoo.kernels.drop import GOLDEN, DroppedChances, draw_uniform, drop_values, mix
 from zoo.kernels.mask import Mask
 from zoo.model.step import Inputs
 from zoo.ranks.seam import WHOLE, WHOLE_ROWS
@@ -147,6 +147,23 @@ def test_a_row_drops_the_same_whatever_stands_beside_it_and_in_another_layer_oth
     drops = model.dropping.begin(Inputs(IDS, row_numbers=numbers), WHOLE, WHOLE_ROWS)
     first, second = (each.drop_branch(torch.ones(64, 12, 8), "ffn", True) for each in drops.for_layers(2))
     assert float(((first == 0) == (second == 0)).float().mean()) < 0.9
+
+
+def test_a_router_draws_the_same_experts_of_a_row_whatever_stands_beside_it():
+    model = model_of(["ffn=moe", "router=sparsemixer", "router.jitter=0.5"]).train()
+    Dropout().apply(model, seed=4)
+    numbers = torch.arange(64)
+    with torch.no_grad():
+        together = model(IDS, row_numbers=numbers).logits
+        assert_close(model(IDS[7:9], row_numbers=numbers[7:9]).logits, together[7:9])
+        assert not torch.allclose(model(IDS[7:9], row_numbers=numbers[8:10]).logits, together[7:9])
+
+
+def test_numbers_are_drawn_evenly_between_0_and_1_and_neither_comes_up():
+    drawn = draw_uniform(mix(torch.arange(4000) * 977)[:, None], COLUMNS).flatten()
+    assert 0 < float(drawn.min()) < 1e-6 and 1 - 1e-6 < float(drawn.max()) < 1
+    counts = drawn.histc(100, 0, 1) / drawn.numel()
+    assert float((counts - 0.01).abs().max()) < 5 * (0.01 / drawn.numel()) ** 0.5
 
 
 def test_kernels_that_cannot_drop_refuse_and_auto_takes_one_that_can():

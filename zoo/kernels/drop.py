@@ -47,12 +47,23 @@ def drop_values(x: Tensor, rows: Tensor, columns: Tensor, rate: float) -> Tensor
 
     `rows` and `columns` are the keys, int64, which broadcast to x together. Autograd saves a byte for each value.
     """
+    dropped = _draw_bits(rows, columns) < round(rate * (1 << 32)) - (1 << 31)
+    return x.masked_fill(dropped, 0).mul_(1 / (1 - rate))
+
+
+def draw_uniform(rows: Tensor, columns: Tensor) -> Tensor:
+    """Draw numbers between 0 and 1, neither of which comes up, by keys as those of `drop_values`: float32."""
+    whole = (_draw_bits(rows, columns) >> 9) + (1 << 22)  # 23 bits, so that the middle of each step is a float32
+    return (whole.float() + 0.5) * 2.0**-23
+
+
+def _draw_bits(rows: Tensor, columns: Tensor) -> Tensor:
+    """Hash the keys of values to int32 that look random."""
     bits = take_high(rows) ^ take_high(columns)
     bits *= FACTORS_32[0]
     bits ^= bits >> 15  # keeps the sign, so that 31 bits go on: to clear it would take another pass
     bits *= FACTORS_32[1]
-    dropped = bits < round(rate * (1 << 32)) - (1 << 31)
-    return x.masked_fill(dropped, 0).mul_(1 / (1 - rate))
+    return bits
 
 
 @dataclass(frozen=True)

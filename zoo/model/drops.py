@@ -1,12 +1,12 @@
 # B rows, T tokens, D model width, M rows of experts, F hidden units, L layers
-"""What a pass in training drops: each value by its row, token, layer, place in the layer and channel."""
+"""What a pass in training drops or draws: each value by its row, token, layer, place in the layer and channel."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from zoo.kernels.drop import GOLDEN, DroppedChances, drop_values, mix, take_high
+from zoo.kernels.drop import GOLDEN, DroppedChances, draw_uniform, drop_values, mix, take_high
 from zoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from zoo.ranks.experts import Visit
     from zoo.ranks.seam import ContextSeam, Seam
 
-PLACES = ("embedding", "attention", "cross", "ffn", "units", "chances", "cross chances")
+PLACES = ("embedding", "attention", "cross", "ffn", "units", "chances", "cross chances", "experts")
 """The places in a tower where values are dropped: its input, what a branch of a layer gives, hidden units, attention's
-probabilities."""
+probabilities; and where a router draws experts."""
 KEYS = {place: ((number + 1) * GOLDEN + (1 << 63)) % (1 << 64) - (1 << 63) for number, place in enumerate(PLACES)}
 SKIPS = GOLDEN ^ 1  # sets what leaves out a branch apart from what drops its channels
 
 
 @dataclass(frozen=True)
 class Dropping:
-    """The shares that a tower drops in training (`zoo.training.dropout`), and the seed that decides which. `width` is
-    that of the widest tensor that it drops of."""
+    """The shares that a tower drops in training (`zoo.training.dropout`), and the seed that decides which, and what its
+    routers draw. `width` is that of the widest tensor that it drops or draws."""
 
     seed: int
     width: int
@@ -117,6 +117,11 @@ class Drops:
         """Drop hidden units [B, T, F] or, of experts, [M, F]: the rank's own of tensor parallelism."""
         rate = self.dropping.ffn
         return self._drop(h, self.tokens, "units", rate, self.rank * h.shape[-1]) if rate else h
+
+    def draw_experts(self, scores: Tensor, count: int) -> Tensor:
+        """Draw numbers between 0 and 1, by which a router draws the experts of each token of scores [B, T, E]:
+        [B, T, count]."""
+        return draw_uniform(self._key(self.tokens, "experts")[..., None], self.columns[:count])
 
     def drop_chances(self, heads: int, crosses: bool) -> DroppedChances | None:
         """What attention with so many heads here drops of its probabilities."""

@@ -54,6 +54,11 @@ class Router(Spec, axis="router"):
         """Whether an expert may refuse a token that chose it (a capacity)."""
         return False
 
+    @property
+    def draws(self) -> int:
+        """How many random numbers training draws for a token."""
+        return 0
+
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"gate": Linear(d_model, self.n_experts, self.bias)}
 
@@ -181,28 +186,36 @@ class SparseMixer(Router, kind="sparsemixer"):
             raise ValueError(f"top_k={self.top_k}: sparsemixer draws exactly two (softmax_topk takes any number)")
         _check_count(self)
 
+    @property
+    def draws(self) -> int:
+        return 2 * (self.n_experts + 1)
+
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         scores = m.gate(x).float()  # B T E
-        first, weight = self._draw(scores, scores, m.training)
+        chance = step.draw(scores, self.draws) if m.training else None
+        one, other = (None, None) if chance is None else chance.chunk(2, -1)
+        first, weight = self._draw(scores, scores, one)
         others = scores.scatter(-1, first, -math.inf)
-        second, second_weight = self._draw(others, scores, m.training)
+        second, second_weight = self._draw(others, scores, other)
         chosen = torch.cat((first, second), -1)  # B T 2
         if m.training:
             step.losses += _losses(self, scores, scores.softmax(-1), chosen, step.real)
         return _routes(self, chosen, torch.cat((weight, second_weight), -1) * self.scale, None, step)
 
-    def _draw(self, open_scores: Tensor, scores: Tensor, training: bool) -> tuple[Tensor, Tensor]:
-        """An expert among those open [B, T, 1], and its weight."""
+    def _draw(self, open_scores: Tensor, scores: Tensor, chance: Tensor | None) -> tuple[Tensor, Tensor]:
+        """An expert among those open [B, T, 1], and its weight. In training `chance` [B, T, E + 1], uniform between 0
+        and 1, decides which expert, and whether its weight has a say in the gradient."""
         with torch.no_grad():
             best, chosen = open_scores.max(-1, keepdim=True)
             far = (best - scores) / scores.abs().maximum(best) > 2 * self.jitter
         near = open_scores.masked_fill(far, -math.inf)
         chances = near.softmax(-1)
-        if not training:
+        if chance is None:
             return chosen, chances.gather(-1, chosen)
-        drawn = (near - torch.empty_like(near).exponential_().log()).argmax(-1, keepdim=True)  # Gumbel's trick
+        noise = -(-chance[..., :-1].log()).log()
+        drawn = (near + noise).argmax(-1, keepdim=True)  # the Gumbel-max trick
         weight = chances.gather(-1, drawn)
-        whole = (drawn == chosen) | (torch.rand_like(weight) > 0.75)
+        whole = (drawn == chosen) | (chance[..., -1:] > 0.75)
         return drawn, weight - (weight * torch.where(whole, 0.0, 2 / 3)).detach()
 
 

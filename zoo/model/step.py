@@ -208,6 +208,13 @@ class Step:
         """The step of the rows of all ranks that visit the experts here."""
         return self if self.drops is None else replace(self, drops=self.drops.bring(visit))
 
+    def draw(self, scores: Tensor, count: int) -> Tensor:
+        """Draw so many numbers between 0 and 1 for each token of scores [B, T, E]. In a run they follow from the token
+        (`zoo.model.drops`), else from torch's own generator."""
+        if self.drops is not None:
+            return self.drops.draw_experts(scores, count)
+        return torch.rand((*scores.shape[:-1], count), device=scores.device)
+
     def drop_units(self, h: Tensor) -> Tensor:
         """Drop some of a feed-forward's hidden units [..., F]."""
         return h if self.drops is None else self.drops.drop_units(h)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from zoo.model.drops import Dropping
 from zoo.model.init import mix_seed
-from zoo.spec import Experts, Linear, Spec, walk
+from zoo.spec import Experts, Linear, Spec, components, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,7 @@ class Dropout(Spec, axis="dropout", kind="dropout", default="dropout"):
         seed and the row's number (`zoo.model.drops`)."""
         rates, whole = {name: getattr(self, name) for name in RATES}, model.whole
         units = [part.of.d_in if isinstance(part, Experts) else part.d_in for part in _list_downs(whole)]
-        width = max(whole.d_model, *units, 1)
+        width = max(whole.d_model, count_draws(whole), *units)
         for path, _ in model.towers():
             tower = model.get_submodule(path)
             tower.dropping = Dropping(mix_seed(seed, f"dropout {path}"), width, **rates)
@@ -68,6 +68,11 @@ class Dropout(Spec, axis="dropout", kind="dropout", default="dropout"):
                 for name, child in block.named_children():
                     if child.spec.axis in BRANCHES:
                         child.register_forward_hook(partial(_drop_branch, name))
+
+
+def count_draws(spec: Any) -> int:
+    """Count the random numbers that the router of a layer draws for a token in training: the most of any layer."""
+    return max((getattr(each, "draws", 0) for _, each, _ in components(spec, spec.d_model)), default=0)
 
 
 def _list_downs(spec: Any) -> Iterator[Any]:

@@ -30,6 +30,7 @@ from zoo.run.threads import ThreadWatch, keep_threads
 from zoo.training import settings as S
 from zoo.training.averages import MovingAverage
 from zoo.training.callbacks import is_hosted
+from zoo.training.dropout import Dropout, count_draws
 from zoo.training.failures import failures_in_one_line
 from zoo.training.fitting import advise, check_memory, take_share
 from zoo.training.flops import count_run_parameters
@@ -249,8 +250,8 @@ def build_run(
         show.say(f"{settings.precision}: {fp8.summarize_products(products)}{slow}")
     if line := start.restrict(model):
         show.say(line)
-    if settings.dropout:
-        settings.dropout.apply(model, settings.seed)
+    if settings.dropout or count_draws(model.whole):
+        (settings.dropout or Dropout()).apply(model, settings.seed)
     if settings.pure:
         lower_weights(model)
     layout.lay_out(model, settings.precision)

@@ -43,6 +43,9 @@ class ShadowDrops:
     def drop_units(self, h: Any) -> Any:
         return drop_values(h) if "ffn" in self.names else h
 
+    def draw_experts(self, scores: Any, count: int) -> Any:
+        return make_result("drawn", [], (*scores.shape[:-1], count), FLOAT32)
+
     def drop_chances(self, *_: Any) -> Any:
         return SimpleNamespace(rate=0.5, apply=drop_values) if self.attention else None
 

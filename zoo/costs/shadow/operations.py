@@ -53,7 +53,6 @@ METHODS: dict[str, Callable[..., Any]] = {
     **{"sum": sum_along, "mean": mean, "logsumexp": logsumexp, "softmax": softmax, "cumsum": cumsum, "cummax": cummax},
     "flip": flip,
     **{"topk": topk, "max": maximum_along, "argsort": argsort, "argmax": argmax, "gather": gather, "scatter": scatter},
-    "exponential_": lambda x: x,  # drawn in place, without a gradient
     **{"index_add": index_add, "repeat_interleave": repeat_interleave, "masked_fill": masked_fill},
     **{"maximum": pick_extreme, "minimum": pick_extreme, "logical_not": logical_not, "__invert__": logical_not},
     **{"__neg__": UNARY["neg"], "__abs__": UNARY["abs"], "gt": compare, "lt": compare},
