@@ -144,6 +144,20 @@ GEMMAS = [
     ),
     Case("gemma3_text-base", "Gemma3TextConfig", "Gemma3TextModel", {**WIDE, "sliding_window": 4}, writes=False),
     Case(
+        "gemma3_text-both",
+        "Gemma3TextConfig",
+        "Gemma3TextModel",
+        {**WIDE, "num_hidden_layers": 7, "sliding_window": 6, "use_bidirectional_attention": True},
+        writes=False,
+    ),
+    Case(
+        "gemma3_text-both-head",
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        {**FIVE, "sliding_window": 9, "layer_types": LAYERS, "use_bidirectional_attention": True},
+        writes=False,
+    ),
+    Case(
         "vaultgemma", "VaultGemmaConfig", "VaultGemmaForCausalLM", {**WIDE, "sliding_window": 6, "attention_bias": True}
     ),
     Case(

@@ -16,6 +16,7 @@ PUBLISHED = {
     "deberta-v3-base": 184_551_780,
     "longformer-base-4096": 148_711_257,
     "modernbert-base": 149_655_232,
+    "embeddinggemma-300m": 302_863_104,
     "t5-small": 60_506_624,
     "t5-base": 222_903_552,
     "t5-large": 737_668_096,
@@ -46,6 +47,9 @@ PUBLISHED = {
     "mamba-130m": 129_135_360,
     "mamba2-130m": 128_989_632,
 }
+
+BARE = {"embeddinggemma-300m": "Gemma3TextModel"}
+"""Models whose weights have no head, and their class."""
 
 STATED = Path(__file__).parent / "published_configs.json"
 
@@ -251,6 +255,19 @@ REFERENCE = {
         decoder_bias=True,
         classifier_bias=False,
         classifier_activation="gelu",
+    ),
+    "embeddinggemma-300m": transformers.Gemma3TextConfig(
+        vocab_size=262144,
+        hidden_size=768,
+        intermediate_size=1152,
+        num_hidden_layers=24,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=256,
+        query_pre_attn_scalar=256,
+        sliding_window=512,
+        max_position_embeddings=2048,
+        use_bidirectional_attention=True,
     ),
     "t5-small": t5(512, 6, 8, 2048),
     "t5-base": t5(768, 12, 12, 3072),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from released import OWN_HEAD, PUBLISHED, REFERENCE, UNTIED
+from released import BARE, OWN_HEAD, PUBLISHED, REFERENCE, UNTIED
 
 import zoo.compose
 import zoo.costs
@@ -31,7 +31,7 @@ def released_as(name: str) -> str:
     """The class that the weights are for: with the head that they were pretrained with, and no pooler."""
     kind = type(REFERENCE[name]).__name__.removesuffix("Config")
     task = {"encoder": "MaskedLM", "encoder_decoder": "ConditionalGeneration", "decoder": "CausalLM"}
-    return f"{kind}For{task[spec_of(name).kind]}"
+    return BARE.get(name, f"{kind}For{task[spec_of(name).kind]}")
 
 
 def test_every_total_stands_beside_a_reference() -> None:

@@ -62,8 +62,13 @@ def _candidates(spec: Any) -> Iterator[tuple[int, Family, str]]:
         for each in family.architectures:
             template = family.template(each)
             is_own = not family.architectures[each].keys() & {"as", "within"}
-            if is_own and template.get("kind", "decoder") == spec.kind:
+            if is_own and _may_be(template.get("kind", "decoder"), spec.kind):
                 yield _distance(template, used), family, each
+
+
+def _may_be(stated: str, kind: str) -> bool:
+    """Whether a family's models, of a stated kind or of one that an expression chooses, may be of this kind."""
+    return f'"{kind}"' in stated if is_expression(stated) else stated == kind
 
 
 def _distance(template: Mapping[str, Any], used: set[tuple[str, str]]) -> int:

@@ -52,12 +52,15 @@ def find_fields(template: Mapping[str, Any], spec: Any, stated: Mapping[str, Any
 
     The kinds are a list, or a list for each tower of two. `stated` are the fields known beforehand.
     """
+    stated_kind = template.get("kind")
+    template = {**template, "kind": spec.kind} if is_expression(stated_kind) else template
     tree = _compose_unevaluated(template, spec)
     towers = spec.towers()
     found: Bindings = {}
     kinds: dict[str, list[str]] = {}
     for _ in range(2):  # a row may need a field that a later row gives
         known, found = {**stated, **_named(found)}, {}
+        FieldRow(stated_kind, spec.kind).bind_into(found, known)  # first: what a field means may depend on it
         for name, tower in towers.items():
             kinds[name] = _bind_tower(tree[name] if name else tree, tower, known, found)
             own = {**template, **(template.get(name) or {})} if name else template

@@ -50,9 +50,9 @@ attention_dropout attn_pdrop auto_map bad_words_ids begin_suppress_tokens bos_to
 chunk_size_feed_forward classifier_dropout cross_attention_hidden_size decoder_start_token_id diversity_penalty
 do_sample dropout dropout_rate dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
 exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
-hidden_dropout hidden_dropout_prob id2label initializer_factor initializer_range is_decoder is_encoder_decoder
-is_llama_config keys_to_ignore_at_inference label2id length_penalty max_length max_sequence_length min_length
-model_max_length model_type neftune_noise_alpha no_repeat_ngram_size num_beam_groups num_beams num_labels
+hidden_dropout hidden_dropout_prob id2label initializer_factor initializer_range is_causal is_decoder
+is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id length_penalty max_length max_sequence_length
+min_length model_max_length model_type neftune_noise_alpha no_repeat_ngram_size num_beam_groups num_beams num_labels
 num_return_sequences output_attentions output_hidden_states output_past output_router_logits output_scores
 pad_token_id prefix problem_type pruned_heads quantization_config remove_invalid_values repetition_penalty resid_pdrop
 return_dict return_dict_in_generate router_aux_loss_coef sep_token_id suppress_tokens task_specific_params temperature
@@ -105,7 +105,9 @@ class Family:
         """A line for each field that has not the value which this class requires."""
         full, faults = {**self.defaults, **config}, []
         of_class = self.architectures.get(architecture, {}).get("requires") or {}
-        for name, wanted in {**self.requires, **of_class}.items():
+        # A field of any config: without it transformers lets the tokens of a decoder see later ones.
+        always = {} if self.model.get("kind") == "encoder" else {"is_causal": True}
+        for name, wanted in {**always, **self.requires, **of_class}.items():
             options = wanted if isinstance(wanted, list) else [wanted]
             if name in full and full[name] is not None and full[name] not in options:
                 would = f"{' or '.join(map(repr, options))} would do"

@@ -77,6 +77,20 @@ class At(Codec):
         return {f"{ast.unparse(args[0])}[{layer}]": value for layer in try_evaluate(args[1], env)}
 
 
+class HalvedIf(Codec):
+    """`halved_if(use_bidirectional_attention, sliding_window)`: the number, or half of it rounded down where the first
+    argument holds: a window to either side, of a config that states both sides together."""
+
+    def value(self, env: Mapping[str, Any], *args: Any) -> Any:
+        is_halved, number = args
+        return number // 2 if is_halved and number is not None else number
+
+    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
+        for is_halved in try_evaluate(args[0], env):
+            return bind(args[1], 2 * value if is_halved and value is not None else value, env)
+        return {}
+
+
 def repeat_groups(groups: list[Any]) -> list[Any]:
     """`spread`: repeat each group of kinds; `[[["global", "local"], 12]]` gives a list of 24 (GPT-Neo)."""
     return [kind for kinds, count in groups for kind in list(kinds) * count]
@@ -123,6 +137,7 @@ FUNCTIONS |= {
     "case": Choose(),
     "inner": Inner(),
     "at": At(),
+    "halved_if": HalvedIf(),
     "spread": Plain(repeat_groups),
     "places": Plain(find_places),
     "run": Plain(find_run),
