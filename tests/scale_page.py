@@ -52,8 +52,8 @@ twice the bytes in bfloat16, one and a half times in float32, but no rank keeps 
 tokens. Gather with few key heads, short rows, and with masks of many short documents. The ring's parts are computed by flash-attn 2
 on a GPU (bfloat16; no mask, causal, causal window) and by torch's fused kernel on a CPU; softcaps and learned biases, and on a GPU
 ALiBi and documents that end within a run, take a plain one that holds a run's scores. It takes no `kernel=` but auto and eager, no
-dropout of attention, no `compile=true`. `zoo solve mesh --cp-comm ring` prices its memory, and counts its bytes as exposed, so that it
-predicts too slow. On a GPU the ring has not been run: its calls are tested over stand-ins with torch's signatures.
+dropout of attention, no `compile=true`. `zoo solve mesh --cp-comm ring` prices its memory, and of its bytes the time that attention does
+not cover. On a GPU the ring has not been run: its calls are tested over stand-ins with torch's signatures.
 
 ## Choosing a mesh
 

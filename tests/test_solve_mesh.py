@@ -21,7 +21,7 @@ from zoo.cli import run
 from zoo.costs import Setup, price
 from zoo.costs.cluster import Cluster
 from zoo.costs.hardware import hardware
-from zoo.costs.step_time import PassTime, StepPlan, bubble_share
+from zoo.costs.step_time import PassTime, StepPlan, bubble_share, travel_seconds
 from zoo.errors import ConfigError
 from zoo.ranks.schedule import Schedule
 from zoo.ranks.world import World
@@ -44,6 +44,26 @@ def test_every_mesh_has_all_gpus_and_is_one_the_program_takes(name: str) -> None
         assert Parallel(**mesh.as_dict()).settle(World(size=32)) == mesh
     assert any(mesh.ep > 1 for mesh in meshes) == (name == "mixtral-8x7b")
     assert any(mesh.pp > 1 for mesh in meshes) == (name != "t5-small")
+
+
+@pytest.mark.parametrize("attention", [0.0, 0.4, 3.0, 50.0])
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_layers_wait_for_keys_on_a_ring_as_turns_counted_one_by_one_do(attention: float, recompute: str) -> None:
+    setup = Setup(cp=4, cp_comm="ring", recompute=recompute)
+    keys, back = 1.5, 4.5  # bfloat16 keys, and in the backward pass float32 gradients with them
+    waits = 0.0
+    for sent, attended in (
+        (keys, attention),
+        *([(keys, attention)] if recompute == "full" else []),
+        (back, 2.5 * attention),
+    ):
+        turns = [max(sent / 3, attended / 4) for _ in range(3)] + [attended / 4]
+        waits += sum(turns) - attended
+    cluster = Cluster(device=H100)
+    free = travel_seconds(keys + back, attention, setup, cluster)
+    sent = keys * (2 if recompute == "full" else 1) + back
+    assert free == pytest.approx(waits + cluster.usage(1, 4) * (sent - waits))
+    assert travel_seconds(keys + back, attention, replace(setup, cp_comm="all_gather"), cluster) >= keys + back
 
 
 @pytest.mark.parametrize("way", [{"schedule": "interleaved", "chunks": 2}, {"schedule": "zero_bubble"}])

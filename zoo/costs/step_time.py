@@ -4,7 +4,8 @@
 A step is m microbatches through the slowest stage, the pipeline's bubble, what data parallelism sends beyond what
 compute covers, and the update. What is computed is timed by class of operator: matrix products and attention at a share
 of the peak rate, what lies between them at the memory's bandwidth. Collectives of tensor, context and expert
-parallelism are exposed, as a layer waits for them; those of data parallelism run beside the layers.
+parallelism are exposed, as a layer waits for them; those of data parallelism run beside the layers, and keys that go
+round a ring beside attention.
 
 Launches of kernels, waiting for data, uneven experts and stragglers cost nothing here. `docs/scale.md` compares
 predictions with published runs.
@@ -25,7 +26,7 @@ from zoo.costs.parallel import Stage
 from zoo.costs.rows import tabulate
 from zoo.costs.setup import Setup
 from zoo.costs.states import states
-from zoo.costs.traffic import split_data, traffic
+from zoo.costs.traffic import ring_forward_share, split_data, traffic
 from zoo.ranks.schedule import Schedule
 
 MATMUL = {"a100": 0.869, "gh200": 0.836, "h100": 0.803, "mi325x": 0.604, "mi300x": 0.514}
@@ -175,17 +176,21 @@ def pass_seconds(work: StageWork, plan: StepPlan, device: Hardware) -> PassTime:
     setup = plan.setup
     sequences = setup.batch / setup.cp
     dtype = "fp32" if setup.precision == "fp32" else setup.dtype
-    peak = device.flops(dtype)
-    rate = peak * share_of_peak(device) * REACHED
+    rate = device.flops(dtype) * share_of_peak(device) * REACHED
     fast = device.flops("fp8") * MATMUL_FP8 * REACHED if plan.float8 else rate
-    flash = plan.attention or (FLASH2_A100 if device.name.startswith("a100") else FLASH2)
     products = work.layers / fast + work.beside / rate
-    attention = work.attention / (peak * flash)
+    attention = attention_seconds(work, plan, device)
     moved = work.saved / (MEMORY_SHARE * device.bandwidth)
     forward = products + attention + FORWARD_MOVES * moved
     inputs = products + FLASH_BACKWARD * attention + BACKWARD_MOVES * moved
     again = attention if setup.recompute == "selective" else share_again(setup.recompute) * forward
     return PassTime(forward * sequences, (inputs + again) * sequences, products * sequences)
+
+
+def attention_seconds(work: StageWork, plan: StepPlan, device: Hardware) -> float:
+    """Time the attention of one sequence in the forward pass, of all its tokens."""
+    flash = plan.attention or (FLASH2_A100 if device.name.startswith("a100") else FLASH2)
+    return work.attention / (device.flops("fp32" if plan.setup.precision == "fp32" else plan.setup.dtype) * flash)
 
 
 def share_of_peak(device: Hardware) -> float:
@@ -199,14 +204,17 @@ def share_again(recompute: str) -> float:
     return 1.0 if recompute == "full" else 1 / every if every else 0.0
 
 
-def exposed_seconds(sent: StageTraffic, plan: StepPlan, cluster: Cluster) -> tuple[float, float]:
-    """Time the collectives that layers wait for: in one microbatch, and once a step."""
+def exposed_seconds(
+    sent: StageTraffic, plan: StepPlan, cluster: Cluster, attention: float = 0.0
+) -> tuple[float, float]:
+    """Time the collectives that layers wait for: in one microbatch, and once a step. `attention` is the time of a
+    rank's attention in a microbatch's forward pass, beside which keys go round a ring."""
     setup = plan.setup
     again = 1 + share_again(setup.recompute) / 2  # half of what is sent is the forward pass'
     stage = setup.rows * setup.cp * setup.tp  # GPUs from one stage to the next
     times = {
         "tp": lambda size: cluster.ring_seconds(size, 1, setup.tp) * again,
-        "cp": lambda size: cluster.ring_seconds(size, setup.tp, setup.cp) * again,
+        "cp": lambda size: travel_seconds(cluster.ring_seconds(size, setup.tp, setup.cp), attention, setup, cluster),
         "ep": lambda size: cluster.exchange_seconds(size, setup.tp, setup.ep) * again,
         "pp": lambda size: cluster.ring_seconds(size, stage, setup.pp),
     }
@@ -215,20 +223,38 @@ def exposed_seconds(sent: StageTraffic, plan: StepPlan, cluster: Cluster) -> tup
     return each, once
 
 
+def travel_seconds(sending: float, attention: float, setup: Setup, cluster: Cluster) -> float:
+    """Time what layers wait for keys of other ranks, which are sent in so many seconds in both passes together.
+
+    Round a ring of n ranks (Liu et al., 2023) each of n − 1 turns takes as long as sending or attending, whichever is
+    longer; the last one attends alone. Sending slows down attention meanwhile, as any collective does.
+    """
+    again = share_again(setup.recompute)
+    if setup.cp_comm != "ring":
+        return sending * (1 + again / 2)
+    first = sending * ring_forward_share(setup)
+    passes = ((first, 1.0), (first * again, again), (sending - first, FLASH_BACKWARD))
+    covers = attention * (setup.cp - 1) / setup.cp
+    exposed = sum(max(each - covers * times, 0) for each, times in passes)
+    hidden = sum(each for each, _ in passes) - exposed
+    return exposed + cluster.usage(setup.tp, setup.cp) * hidden
+
+
 def data_seconds(
     sent: StageTraffic, work: StageWork, plan: StepPlan, cluster: Cluster, compute: PassTime, held: Any
 ) -> float:
     """Time what data parallelism adds to a step: what is sent beyond what compute covers, and what sending takes from
     compute meanwhile. `compute` is a microbatch's, `held` what `states` counts.
 
-    FSDP gathers weights for each microbatch; it reduces gradients after each, or with a pipeline or ZeRO 1 and 2 once.
+    FSDP gathers weights for each microbatch and reduces gradients after each, also in a pipeline. With ZeRO 1 and 2,
+    and in a pipeline that shards no weights or keeps those that it gathered, gradients are reduced once.
     """
     setup, passes = plan.setup, plan.microbatches
     size, copies = setup.dp * setup.cp, setup.replicas
     gather, reduce = (cluster.ring_seconds(each, setup.tp, size) for each in (sent.gathered, sent.reduced))
     reduce += cluster.ring_seconds(sent.replicated, setup.tp * size, copies)
     gathers = 1 if plan.keeps_gathered or setup.zero < 3 else passes
-    reduces = 1 if setup.pp > 1 or setup.zero in (1, 2) else passes
+    reduces = 1 if setup.zero in (1, 2) or (setup.pp > 1 and gathers == 1) else passes
 
     def beyond(gather: float, reduce: float) -> float:
         """Half of the weights are gathered in the forward pass. The first unit's weights and the last one's gradients
@@ -272,7 +298,9 @@ def predict_step(
 ) -> StepTime:
     """Predict a step from what the slowest stage computes and sends, and from the states that it holds."""
     passes = pass_seconds(work, plan, cluster.device)
-    each, once = exposed_seconds(sent, plan, cluster)
+    sequences = plan.setup.batch / plan.setup.cp
+    attention = attention_seconds(work, plan, cluster.device) * sequences
+    each, once = exposed_seconds(sent, plan, cluster, attention)
     waits = PassTime(passes.forward + each / 2, passes.inputs + each / 2, passes.weights)  # layers wait in both
     bubble = bubble_seconds(plan.setup.pipeline, waits)
     moved = held["gradients"] + 2 * (held["weights"] + held["optimizer"])  # states are read and written

@@ -101,6 +101,11 @@ def _context(stage: Stage, setup: Setup) -> tuple[float, str]:
     return 2 * own * _width(setup), "all-gather, reduce-scatter"
 
 
+def ring_forward_share(setup: Setup) -> float:
+    """The share of what goes round a ring that the forward pass sends."""
+    return _width(setup) / (2 * _width(setup) + 4)
+
+
 def _pipeline(stage: Stage, setup: Setup) -> tuple[float, str]:
     """The stream of each chunk to the next one and its gradient to the one before, where these are on other stages,
     each rank of tp its part (Narayanan et al., 2021, §4.1). Of a table that the stages of the model's first and of its
