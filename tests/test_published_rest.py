@@ -4,9 +4,11 @@ from functools import cache
 from typing import Any
 
 import pytest
+import released
+import released_2025
 import torch
 import transformers
-from released import BARE, OWN_HEAD, PUBLISHED, REFERENCE, UNTIED
+from released import BARE, OWN_HEAD, UNTIED
 
 import zoo.compose
 import zoo.costs
@@ -15,6 +17,8 @@ from zoo.checkpoint.likeness import list_spec_differences
 from zoo.compose.catalogue import read_models
 from zoo.families import family
 
+PUBLISHED = released.PUBLISHED | released_2025.PUBLISHED
+REFERENCE = released.REFERENCE | released_2025.REFERENCE
 EVERY = pytest.mark.parametrize("name", REFERENCE)
 
 
@@ -29,7 +33,7 @@ def priced(name: str) -> dict[str, Any]:
 
 def released_as(name: str) -> str:
     """The class that the weights are for: with the head that they were pretrained with, and no pooler."""
-    kind = type(REFERENCE[name]).__name__.removesuffix("Config")
+    kind = type(REFERENCE[name]).__name__.removesuffix("Config").removesuffix("Text")
     task = {"encoder": "MaskedLM", "encoder_decoder": "ConditionalGeneration", "decoder": "CausalLM"}
     return BARE.get(name, f"{kind}For{task[spec_of(name).kind]}")
 
@@ -62,12 +66,15 @@ def test_the_model_is_the_one_that_its_released_config_describes(name: str) -> N
 
 
 # What one token meets, in billions, as those who made the models say it. Where True, the table of tokens, from which a
-# token takes one row, is left out of it: gpt-oss's model card says so, and DeepSeek-V2-Lite's number is near no other.
+# token takes one row, is left out of it: gpt-oss's model card says so, and DeepSeek-V2-Lite's and Kimi K2's numbers are
+# near no other.
 SAID_ACTIVE = {
     "qwen3-30b-a3b": (3.3, False),
     "qwen3-235b-a22b": (22, False),
     "deepseek-v2-lite": (2.4, True),
     "deepseek-v3": (37, False),
+    "kimi-k2": (32, True),
+    "nemotron-3-nano-30b-a3b": (3.6, False),
     "gpt-oss-20b": (3.61, True),
     "gpt-oss-120b": (5.13, True),
 }
@@ -87,6 +94,7 @@ IDLE = {
     "qwen3-next-tiny": 4 * 6 * (3 * 192 * 128),
     "gpt-oss-20b": 24 * 28 * (3 * 2880 * 2880 + 3 * 2880),
     "gpt-oss-120b": 36 * 124 * (3 * 2880 * 2880 + 3 * 2880),
+    **released_2025.IDLE,
 }
 
 
