@@ -235,4 +235,25 @@ NEMOTRONS = [
     case("nemotron_h-base", "NemotronHConfig", "Model", base=NEMOTRON, layers_block_type=[MAMBA, "moe", SEES, "mlp"]),
 ]
 
-CASES = [*RECURRENT, *NEXTS, *HYBRIDS, *FALCONS, *NEMOTRONS]
+GRIFFIN = {**SMALL, "num_hidden_layers": 4, "attention_window_size": 7}
+GRIFFINS = [
+    case("recurrent_gemma", "RecurrentGemmaConfig", base=GRIFFIN),
+    # Its own cache has the convolution's state as wide as the model, whatever lru_width says.
+    case(
+        "recurrent_gemma-flags",
+        "RecurrentGemmaConfig",
+        base=GRIFFIN,
+        lru_width=48,
+        conv1d_width=3,
+        block_types=["attention", "recurrent"],
+        num_key_value_heads=1,
+        attention_bias=True,
+        logits_soft_cap=3.0,
+        hidden_activation="relu",
+        tie_word_embeddings=False,
+        writes=False,
+    ),
+    case("recurrent_gemma-base", "RecurrentGemmaConfig", "Model", base=GRIFFIN, num_attention_heads=2),
+]
+
+CASES = [*RECURRENT, *NEXTS, *HYBRIDS, *FALCONS, *NEMOTRONS, *GRIFFINS]

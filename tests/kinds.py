@@ -43,6 +43,7 @@ MIXERS = {
     "kda": "n_heads:2,head_dim:8",
     "lightning": "n_heads:2,head_dim:8",
     "gla": "n_heads:2,head_k_dim:8,head_v_dim:8",
+    "rg_lru": "d_inner:24,n_heads:2",
     "short_conv": "d_inner:24",
 }
 HYBRIDS = {f"{mixer} and {others}": (mixer, others) for mixer in MIXERS for others in ("gqa", "sliding")}

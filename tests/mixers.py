@@ -31,6 +31,7 @@ from zoo.model.attention.delta import GatedDelta
 from zoo.model.attention.kda import KDA
 from zoo.model.attention.linear import GLA, Lightning
 from zoo.model.attention.mamba import Mamba, Mamba2
+from zoo.model.attention.rg_lru import RGLRU
 from zoo.model.attention.short_conv import ShortConv
 from zoo.model.norm import RMSNorm
 from zoo.model.step import Step
@@ -79,6 +80,11 @@ def gla(rng):
     return GLA(**sizes, gate_rank=5, temperature=rng.choice([0.1, 16.0]), chunk_size=rng.choice([2, 8, 64]))
 
 
+def rg_lru(rng):
+    sizes = {"n_heads": rng.choice([1, 2, 3]), "d_inner": rng.choice([12, 24]), "d_conv": rng.choice([2, 3, 4])}
+    return RGLRU(**sizes, bias=rng.random() < 0.5, chunk_size=rng.choice([2, 8, 64]))
+
+
 def short_conv(rng):
     return ShortConv(d_inner=WIDTH, d_conv=rng.choice([2, 3, 4]), bias=rng.random() < 0.5)
 
@@ -94,6 +100,7 @@ KINDS = {
     "kda": kda,
     "lightning": lightning,
     "gla": gla,
+    "rg_lru": rg_lru,
     "short_conv": short_conv,
 }
 EVERY = pytest.mark.parametrize("kind", KINDS)

@@ -37,6 +37,7 @@ ATTENTION = st.sampled_from(
         "kda",
         "lightning",
         "gla",
+        "rg_lru",
         "short_conv",
         "side_by_side",
     ]

@@ -36,6 +36,7 @@ from zoo.model.attention.kda import KDA
 from zoo.model.attention.linear import Lightning
 from zoo.model.attention.mamba import Mamba, Mamba2
 from zoo.model.attention.recurrent import Decays, chunked
+from zoo.model.attention.rg_lru import RGLRU
 from zoo.model.step import Step
 from zoo.run.layer import Layer
 from zoo.spec import table, tensors, walk
@@ -286,6 +287,13 @@ def test_fresh_rates_and_steps_lie_where_the_papers_draw_them(kind):
     assert rates.min() > 0 and rates.max() <= 16
 
 
+def test_fresh_rg_lru_channels_forget_as_the_published_models_do():
+    rate = torch.empty(1000)
+    RGLRU(d_inner=1000, n_heads=10).parts(WIDTH)["rate"].init(rate)
+    left = (-torch.nn.functional.softplus(rate.double())).exp()
+    assert 0.9 < left.min() < 0.9001 and 0.9989 < left.max() < 0.999
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="n_heads=3 is not a multiple of n_groups=2"):
         Mamba2(n_heads=3, head_dim=4, n_groups=2)
@@ -299,6 +307,8 @@ def test_what_cannot_be_is_refused():
         GatedDelta(n_k_heads=2, n_v_heads=3, head_k_dim=4, head_v_dim=4)
     with pytest.raises(ValueError, match=r"chunk_size=12 is not a power of two \(16 is\)"):
         KDA(n_heads=2, head_dim=4, chunk_size=12)
+    with pytest.raises(ValueError, match="d_inner=10 is not a multiple of n_heads=4"):
+        RGLRU(d_inner=10, n_heads=4)
     with pytest.raises(ValueError, match="the stream is 32 wide"):
         Mamba(d_model=16).parts(32)
 

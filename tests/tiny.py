@@ -26,7 +26,7 @@ def choices(axis: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / axis).glob("*.yaml"))
 
 
-MIXERS = ("mamba", "mamba2", "gated_delta", "delta_net", "kda", "lightning", "gla", "short_conv")
+MIXERS = ("mamba", "mamba2", "gated_delta", "delta_net", "kda", "lightning", "gla", "rg_lru", "short_conv")
 """The packaged mixers that have a state, and so take no positions."""
 
 NEEDS = {
@@ -72,7 +72,7 @@ def readable(overrides: list[str]) -> list[str]:
         "window": attention in ("sliding", "longformer"),
         "d_ff": "block=mixer" not in text,
         "n_heads": attention not in ("mamba", "short_conv") and mixes,
-        "head_dim": attention not in ("mamba", "mla", "short_conv") and mixes,
+        "head_dim": attention not in ("mamba", "mla", "rg_lru", "short_conv") and mixes,
         "n_kv_heads": attention in ("gqa", "sliding", "side_by_side") and mixes,
         "n_experts": "ffn=moe" in text,
         "original_max_seq_len": any(kind in text for kind in ("rope_dynamic", "rope_yarn", "rope_llama3")),

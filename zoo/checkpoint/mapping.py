@@ -175,8 +175,20 @@ class ThirdDimension(TensorStep):
         return [each[None, None, :, None] for each in tensors]
 
 
+class Blocks(TensorStep):
+    """`blocks(n)`: theirs is n blocks, [n, in, out] of a weight and [n, out] of a bias; ours is a convolution of one
+    token in n groups, [n·out, in, 1] and [n·out]."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.mT.flatten(0, 1)[..., None] if each.ndim == 3 else each.flatten() for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        parts = [each.unflatten(0, (self.number, -1)) for each in tensors]
+        return [part.squeeze(-1).mT if part.ndim == 4 else part for part in parts]
+
+
 STEPS: dict[str, type[TensorStep]] = {"rows": Rows, "groups": Groups, "turn": Transpose, "row": OneRow, "flat": Flat}
-STEPS |= {"pairs": Pairs, "plus": Plus, "third": ThirdDimension}
+STEPS |= {"pairs": Pairs, "plus": Plus, "third": ThirdDimension, "blocks": Blocks}
 
 
 @dataclass(frozen=True)

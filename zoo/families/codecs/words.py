@@ -1,7 +1,8 @@
-"""Activations by transformers' names, and feed-forwards that are named after them."""
+"""Activations by transformers' names, feed-forwards that are named after them, and numbers as a dtype rounds them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,9 +77,16 @@ def write_t5_projection(is_gated: bool, activation: str) -> str:
     return "gated-gelu" if activation in ("gelu_new", "gelu_pytorch_tanh") else f"gated-{activation}"
 
 
+def round_to_bf16(value: float) -> float:
+    """`bf16`: round a number above 0 to the nearest bfloat16, which keeps 8 bits."""
+    fraction, exponent = math.frexp(value)
+    return math.ldexp(round(fraction * 256), exponent - 8)
+
+
 FUNCTIONS |= {
     "act": TwoWay(read_activation, write_activation),
     "dense_or_gated": TwoWay(read_t5_ffn, write_t5_ffn),
+    "bf16": Plain(round_to_bf16),
     "t5_activation": Plain(read_t5_activation),
     "t5_projection": Plain(write_t5_projection),
     "t5_gated": Plain(lambda projection: projection.startswith("gated-")),

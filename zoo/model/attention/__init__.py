@@ -10,6 +10,7 @@ from zoo.model.attention import (  # noqa: F401  (registers their kinds)
     mamba,
     mla,
     nothing,
+    rg_lru,
     short_conv,
     side_by_side,
 )

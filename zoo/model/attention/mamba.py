@@ -20,6 +20,7 @@ from zoo.model.attention.recurrent import (
     convolve,
     count_rates,
     exactly,
+    scan_channels,
     spread_rates,
     spread_steps,
     starts,
@@ -167,36 +168,10 @@ def _scan_spans(
         decay = (time[..., None] * A).exp()  # B L E S
         if start is not None:
             decay = decay * ~start[..., None, None]
-        states = _states(decay, new[..., None] * write[:, :, None], h)
+        states = scan_channels(decay, new[..., None] * write[:, :, None], h, math.isqrt(new.shape[1] - 1) + 1)
         reads.append((states @ read[..., None]).squeeze(-1))  # B L E
         h = states[:, -1]
     return torch.cat(reads, 1), h
-
-
-def _states(decay: Tensor, new: Tensor, h: Tensor) -> Tensor:
-    """h_t = decay_t ⊙ h_{t−1} + new_t for all t: decay, new [B, L, E, S], h [B, E, S] before them. Gives [B, L, E, S].
-
-    Rows of √L tokens run side by side from empty states; then the state before each row is worked out from the rows
-    before, and what is left of it added. Only products of decays, all ≤ 1: exact for any, 0 among them.
-    """
-    length = decay.shape[1]
-    width = math.isqrt(length - 1) + 1
-    short = -length % width
-    if short:
-        decay = torch.cat((decay, decay.new_ones(decay.shape[0], short, *decay.shape[2:])), 1)
-        new = torch.cat((new, new.new_zeros(new.shape[0], short, *new.shape[2:])), 1)
-    decay, new = decay.unflatten(1, (-1, width)), new.unflatten(1, (-1, width))  # B rows width E S
-    (first, *decays), (start, *news) = decay.unbind(2), new.unbind(2)  # B rows E S each
-    local, left = [start], [first]
-    for now, added in zip(decays, news, strict=True):
-        local.append(torch.addcmul(added, now, local[-1]))
-        left.append(now * left[-1])
-    entering = []
-    for now, added in zip(left[-1].unbind(1), local[-1].unbind(1), strict=True):
-        entering.append(h)
-        h = torch.addcmul(added, now, h)
-    entered = torch.stack(entering, 1)[:, :, None]  # B rows 1 E S
-    return torch.addcmul(torch.stack(local, 2), torch.stack(left, 2), entered).flatten(1, 2)[:, :length]
 
 
 class Mamba2(Attention, kind="mamba2"):

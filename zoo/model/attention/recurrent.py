@@ -1,5 +1,6 @@
 # B batch, T tokens, W convolution width, C channels, N chunks, L chunk length, H heads, K key width
-"""Helpers of recurrent mixers: a causal convolution with a state, chunks with their decays, initial rates.
+"""Helpers of recurrent mixers: a causal convolution with a state, chunks with their decays, a scan of
+channels, initial rates.
 
 A recurrent mixer reads earlier tokens through a state of fixed size. Padding changes no state, and a packed document
 starts from an empty one.
@@ -209,6 +210,41 @@ def check_power_of_two(name: str, value: int) -> None:
 def pick_length(most: int, tokens: int) -> int:
     """The length of chunks for so many tokens: `most`, or the power of two from which they fit in one."""
     return min(most, 1 << (tokens - 1).bit_length())
+
+
+# ---------------------------------------------------------------- a state without a matrix
+
+
+def scan_channels(decay: Tensor, new: Tensor, h: Tensor, length: int) -> Tensor:
+    """h_t = decay_t ⊙ h_{t−1} + new_t for all t: decay, new [B, T, …], h [B, …] before them. Gives [B, T, …].
+
+    Rows of `length` tokens run side by side from empty states; then the state before each row is worked out from the
+    rows before, and what is left of it added: length + T/length steps in sequence. Only products of decays, all ≤ 1:
+    exact for any, 0 among them. With a length of 1, token by token.
+    """
+    if length == 1:
+        states = []
+        for now, added in zip(decay.unbind(1), new.unbind(1), strict=True):
+            h = torch.addcmul(added, now, h)
+            states.append(h)
+        return torch.stack(states, 1)
+    tokens = decay.shape[1]
+    short = -tokens % length
+    if short:
+        decay = torch.cat((decay, decay.new_ones(decay.shape[0], short, *decay.shape[2:])), 1)
+        new = torch.cat((new, new.new_zeros(new.shape[0], short, *new.shape[2:])), 1)
+    decay, new = decay.unflatten(1, (-1, length)), new.unflatten(1, (-1, length))  # B rows length …
+    (first, *decays), (start, *news) = decay.unbind(2), new.unbind(2)  # B rows … each
+    local, left = [start], [first]
+    for now, added in zip(decays, news, strict=True):
+        local.append(torch.addcmul(added, now, local[-1]))
+        left.append(now * left[-1])
+    entering = []
+    for now, added in zip(left[-1].unbind(1), local[-1].unbind(1), strict=True):
+        entering.append(h)
+        h = torch.addcmul(added, now, h)
+    entered = torch.stack(entering, 1)[:, :, None]  # B rows 1 …
+    return torch.addcmul(torch.stack(local, 2), torch.stack(left, 2), entered).flatten(1, 2)[:, :tokens]
 
 
 # ---------------------------------------------------------------- where rates start

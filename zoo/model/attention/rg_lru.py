@@ -1,0 +1,125 @@
+# B batch, T tokens, E inner width, H blocks of a gate
+"""The Real-Gated Linear Recurrent Unit: a state of one number a channel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PositiveInt
+
+from zoo.lazy import F, torch
+from zoo.model.activation import GELUTanh, PlainActivation
+from zoo.model.attention.base import Attention
+from zoo.model.attention.recurrent import check_causal, convolve, exactly, scan_channels, starts
+from zoo.spec import Conv, Linear, Weight, split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
+SHARPNESS = 8.0
+"""The paper's c: how much more an open gate forgets than a half-open one."""
+
+EPS = 1e-12
+"""Under the root of what is written, so that its gradient is finite where a channel forgets nothing."""
+
+
+class RGLRU(Attention, kind="rg_lru"):
+    """Real-Gated Linear Recurrent Unit (De et al., 2024, Griffin), in its gated block.
+
+    u = conv(x·W_x) of `d_inner` channels. Gates read u by `n_heads` equal blocks of channels: i = σ(u·W_i + b_i) and
+    r = σ(u·W_r + b_r), W_i and W_r being block-diagonal. With a = exp(−8·r·softplus(rate)),
+
+        h ← a ⊙ h + √(1 − a²) ⊙ i ⊙ u [E],   out = (h ⊙ act(x·W_y))·W_out,
+
+    where the first token of a row or document writes i ⊙ u whole. `bias` is that of products and convolution;
+    gates always have theirs. `chunk_size` changes speed alone. The recurrence is computed in float32.
+    """
+
+    causal: ClassVar[bool | None] = True
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("x", "y"),)
+
+    d_inner: PositiveInt
+    n_heads: PositiveInt
+    d_conv: PositiveInt = 4
+    bias: bool = True
+    activation: PlainActivation = GELUTanh()
+    chunk_size: PositiveInt = 32
+
+    def __post_init__(self) -> None:
+        if self.d_inner % self.n_heads:
+            raise ValueError(f"d_inner={self.d_inner} is not a multiple of n_heads={self.n_heads}")
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        inner = self.d_inner
+        return {
+            "x": Linear(d_model, inner, self.bias),
+            "y": Linear(d_model, inner, self.bias),
+            "conv": Conv(inner, inner, self.d_conv, groups=inner, bias=self.bias),
+            "input_gate": Conv(inner, inner, 1, groups=self.n_heads, bias=True),  # of one token: block-diagonal
+            "recurrence_gate": Conv(inner, inner, 1, groups=self.n_heads, bias=True),
+            "rate": Weight((inner,), init=_spread_rates),
+            "out": Linear(inner, d_model, self.bias, residual=True),
+        }
+
+    def shard(self, ranks: int) -> RGLRU:
+        return split(self, ranks, equal=("n_heads", "d_inner"))
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        return {"conv": (self.d_conv - 1, self.d_inner), "lru": (self.d_inner,)}
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        check_causal(step)
+        y = self.activation.apply(m.y(x))
+        u = convolve(m.conv, m.x(x), step)  # B T E
+        i, r = self._gate(m.input_gate, u), self._gate(m.recurrence_gate, u)
+        with exactly(x):
+            log = -SHARPNESS * F.softplus(m.rate.float()) * r.float().sigmoid()  # B T E
+            h = step.state("lru")
+            begins = _find_starts(x, step, h is None)  # B T 1
+            h = log.new_zeros(x.shape[0], self.d_inner) if h is None else h
+            decay, written = log.exp(), (EPS - torch.expm1(2 * log)).sqrt()
+            if begins is not None:
+                written = torch.where(_find_first(begins, step.real), 1.0, written)
+            new = written * i.float().sigmoid() * u.float()
+            if step.real is not None:  # padding forgets and writes nothing
+                real = step.real[..., None]
+                decay, new = torch.where(real, decay, 1.0), new * real
+            if begins is not None:
+                decay = decay * ~begins
+            length = 1 if step.kernel == "eager" else min(self.chunk_size, x.shape[1])
+            states = scan_channels(decay, new, h, length)
+            step.hold(lru=states[:, -1])
+        return m.out(states.to(y.dtype) * y)  # B T D
+
+    def _gate(self, gate: Any, u: Tensor) -> Tensor:
+        """A gate's block-diagonal product [B, T, E]."""
+        blocks = gate.weight.view(self.n_heads, -1, self.d_inner // self.n_heads)
+        product = torch.einsum("bthi,hoi->btho", u.unflatten(-1, (self.n_heads, -1)), blocks)
+        return product.flatten(-2) + gate.bias
+
+
+def _find_starts(x: Tensor, step: Step, new: bool) -> Tensor | None:
+    """True where a document begins, or a row, if all rows are `new` [B, T, 1]; None where neither does."""
+    begins = None if step.documents is None else starts(step.documents)
+    if new:
+        first = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2]) == 0
+        begins = first if begins is None else begins | first
+    return None if begins is None else begins[..., None]
+
+
+def _find_first(begins: Tensor, real: Tensor | None) -> Tensor:
+    """True for the first real token from each place where something `begins` [B, T, 1]."""
+    if real is None:
+        return begins
+    before = (real.cumsum(1) - real.int())[..., None]  # B T 1: real tokens before each
+    return real[..., None] & (before == torch.where(begins, before, -1).cummax(1).values)
+
+
+def _spread_rates(tensor: Tensor) -> None:
+    """Fill [E] so that exp(−softplus(rate)) has squares spread evenly over (0.9², 0.999²), as published models draw
+    them."""
+    places = (torch.arange(tensor.shape[0], device=tensor.device) + 0.5) / tensor.shape[0]
+    left = -0.5 * (0.9**2 + (0.999**2 - 0.9**2) * places).log()  # softplus(rate)
+    tensor.copy_(left.expm1().log())
