@@ -425,6 +425,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
             "tempered": "tempering={kind: log, floor: 4, first: 1}",
             "biased": "bias=true",
             "gated heads": "output_gate=true",
+            "convolved": "short_conv=3",
         }.items()
     },
     "normed clip": ("llama-tiny", ("attention={qk_norm: {kind: rmsnorm}, clip: 0.8}",), ("attention",)),

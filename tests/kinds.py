@@ -33,6 +33,8 @@ MIXED = {
         "+layers={near:{attention:{kind:gqa,n_heads:4,n_kv_heads:2,head_dim:8,window:5,position:{kind:none}}}}",
     ],
     "side by side": ["attention=side_by_side"],
+    "convolved": ["+attention.short_conv=4"],
+    "convolved window": ["attention=sliding", "window=5", "+attention.short_conv=3"],
     "ntk": ["position=rope_dynamic", "original_max_seq_len=20"],
 }
 """Layers of several reaches, states that count, and positions that end a cache."""

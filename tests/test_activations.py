@@ -91,7 +91,14 @@ def test_random_models_keep_what_autograd_saves(seed):
 
 @pytest.mark.parametrize(
     "overrides",
-    [[], ["position=alibi"], ["attention=mla"], ["attention=mamba2", "position=none"], ["attention=side_by_side"]],
+    [
+        [],
+        ["position=alibi"],
+        ["attention=mla"],
+        ["attention=mamba2", "position=none"],
+        ["attention=side_by_side"],
+        ["attention.short_conv=4"],
+    ],
 )
 def test_the_eager_kernel_keeps_its_scores(overrides):
     check(spec_of(overrides), kernel="eager")

@@ -46,6 +46,7 @@ KINDS = {
     "mamba2": ["attention=mamba2", "position=none"],
     "delta": ["attention=gated_delta", "position=none"],
     "side by side": ["attention=side_by_side"],
+    "convolved": ["attention.short_conv=4"],
 }
 
 

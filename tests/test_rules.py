@@ -126,7 +126,7 @@ def test_activations_of_a_llama_are_near_those_of_a_gpt():
 WHERE_NOT = {
     "t5-small": {"parameters": "encoder", "kv_cache": "encoder", "activations": "encoder"},
     "mamba-130m": {"parameters": "recurrent", "kv_cache": "recurrent", "kv_cache_heads": "mamba"},
-    "qwen3-next-80b-a3b": {"parameters": "36 of the 48 layers are recurrent"},
+    "qwen3-next-80b-a3b": {"parameters": "36 of the 48 layers keep a recurrent state"},
     "deepseek-v3": {"kv_cache_heads": "mla"},
     "bert-base": {"kv_cache": "writes nothing"},
 }

@@ -142,7 +142,7 @@ def _make_tower(tower: Any, name: str, run: PassShape) -> ShadowLayer:
 def recurrent_stride(towers: Iterable[Any]) -> int | None:
     """Give the tokens after which a recurrent mixer's loop over its chunks repeats itself; None where none loops."""
     blocks = [block for tower in towers for block in tower.blocks.values()]
-    chunks = [getattr(block.attention, "chunk_size", None) or SPAN for block in blocks if block.attention.state()]
+    chunks = [getattr(block.attention, "chunk_size", None) or SPAN for block in blocks if block.attention.loops]
     return math.lcm(SPAN, *chunks) if chunks else None
 
 
@@ -175,7 +175,7 @@ def count_traces(towers: Iterable[Any]) -> int:
     """Count the short passes that a long one follows from. A recurrent mixer's bytes are linear in the length: two. The
     scores of softmax attention beside it may be kept, and are quadratic: three."""
     mixers = [block.attention for tower in towers for block in tower.blocks.values()]
-    return 3 if any(mixer.state() and mixer.cache() for mixer in mixers) else 2
+    return 3 if any(mixer.loops and mixer.cache() for mixer in mixers) else 2
 
 
 def extrapolate(figures: list[int], far: int) -> int:
@@ -191,7 +191,7 @@ def _looping(spec: Any) -> list[str]:
     names = []
     for name, tower in spec.towers().items():
         prefix = f"{name}." if name else ""
-        loops = {kind: block.attention for kind, block in tower.blocks.items() if block.attention.state()}
+        loops = {kind: block.attention for kind, block in tower.blocks.items() if block.attention.loops}
         names += [f"{prefix}layer:{kind}" for kind in loops]
         names += [f"{prefix}shared"] if any(mixer.cache() for mixer in loops.values()) else []
     return names
@@ -228,7 +228,7 @@ class _Trace:
             steps[name] = scene.step(name, m.kernel, x, m) if same is None else steps[same]
         shared = collect_saved(find_reached((each for step in steps.values() for each in _shared(step)), begun[0]))
         for name, block in self.tower.blocks.items():
-            if loops or not block.attention.state():
+            if loops or not block.attention.loops:
                 shared |= self._layer(name, block, steps[name].for_layer(None, scene.drops), x)
         again = {name: step for name, step in steps.items() if name.endswith(AGAIN)} or steps
         read = shared | {each.storage: None for step in again.values() for each in _shared(step)}

@@ -63,11 +63,11 @@ class RuleInputs:
         return len(self.spec.towers()) > 1
 
     def recurrent(self, least: int = 1) -> str:
-        """Say why a rule for attention does not apply if at least `least` layers are recurrent; else empty."""
+        """Say why a rule for attention does not apply if at least `least` layers keep a state; else empty."""
         (tower, *_) = self.spec.towers().values()
         found = sum(tower.pattern.count(kind) for kind, block in tower.blocks.items() if block.attention.state())
-        several = f"{found} of the {len(tower.pattern)} layers are" if found < len(tower.pattern) else "its layers are"
-        return f"{several} recurrent, where the rule means attention" if found >= least else ""
+        several = f"{found} of the {len(tower.pattern)} layers" if found < len(tower.pattern) else "its layers"
+        return f"{several} keep a recurrent state, where the rule means attention" if found >= least else ""
 
     def shards(self) -> str:
         """Say why a rule for a whole model does not apply to the figures of one rank; empty for one GPU."""

@@ -61,8 +61,9 @@ def context_faults(spec: Any, cp: int) -> list[str]:
     if cp == 1:
         return []
     blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
-    kinds = [each.attention.kind for each in blocks if not each.attention.splits_tokens]
-    found = [f"cp: {cp} ranks would each have some tokens, and '{kind}' layers need a row's (cp=1)" for kind in kinds]
+    whole = [each.attention for each in blocks if not each.attention.splits_tokens]
+    kinds = [f"'{each.kind}' layers{' with short_conv' * bool(getattr(each, 'short_conv', None))}" for each in whole]
+    found = [f"cp: {cp} ranks would each have some tokens, and {kind} need a row's (cp=1)" for kind in kinds]
     counting = [
         block.ffn.router.kind for block in blocks if isinstance(getattr(block, "ffn", None), MoE) and block.ffn.state()
     ]

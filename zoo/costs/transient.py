@@ -74,14 +74,14 @@ def _extended(towers: dict[str, Any], run: Generation, stride: int) -> Peaks:
     far = (run.context - near) // stride
     encode, prefill = (extrapolate([each[place] for each in traces], far) for place in range(2))
     decode = _decode(towers, run)
-    if any(not block.attention.state() for tower in towers.values() for block in tower.blocks.values()):
+    if any(not block.attention.loops for tower in towers.values() for block in tower.blocks.values()):
         others = _prefill({name: _only(tower, loops=False) for name, tower in towers.items()}, run)
         encode, prefill = max(encode, others[0]), max(prefill, others[1])
     return Peaks(encode, prefill, decode)
 
 
 def _only(tower: Any, *, loops: bool) -> Any:
-    kept = {kind: block for kind, block in tower.blocks.items() if bool(block.attention.state()) == loops}
+    kept = {kind: block for kind, block in tower.blocks.items() if block.attention.loops == loops}
     if not kept:
         return tower
     taken = any(block.attention.positioning is not None for block in kept.values())

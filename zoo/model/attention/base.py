@@ -25,12 +25,20 @@ class Attention(Spec, axis="attention"):
 
     varlen: ClassVar[bool] = True  # whether rows of any length, end to end, cost no more than each by itself
 
-    splits_tokens: ClassVar[bool] = False  # whether ranks can have some of a row's tokens each
-
     takes_memory: ClassVar[bool] = False  # whether it can read an encoder's output in place of the tokens
 
     def check_cross(self) -> None:
         """Raises ValueError for a field that means nothing in cross-attention."""
+
+    @property
+    def splits_tokens(self) -> bool:
+        """Whether ranks can have some of a row's tokens each."""
+        return False
+
+    @property
+    def loops(self) -> bool:
+        """Whether a long pass is a loop over parts of the row."""
+        return bool(self.state())
 
     @property
     def visible_window(self) -> int | None:

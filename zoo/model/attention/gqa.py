@@ -11,8 +11,9 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from zoo.kernels.base import Ask
 from zoo.lazy import F, torch
 from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.model.norm import WholeNorm
-from zoo.spec import READ, Linear, Sized, Spec, Weight, split
+from zoo.spec import READ, Conv, Linear, Sized, Spec, Weight, split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,10 +60,12 @@ class GQA(SoftmaxAttention, kind="gqa"):
     weight for all heads (Qwen3), each of the "heads" with its own (Cohere), or all heads' channels as a "whole"
     (OLMo 2). With `qk_norm_last` it comes after the rotation (Llama 4). `tempering` makes queries grow with position.
     `rotate_values` rotates values as keys are (Su et al., 2021, RoFormer's `rotary_value`).
+
+    `short_conv` W passes queries, keys and values through a depthwise causal convolution of W tokens, before anything
+    else is done to them (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers). Its state is the last W − 1 of them.
     """
 
     takes_memory: ClassVar[bool] = True
-    splits_tokens: ClassVar[bool] = True
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate"),)
 
     n_kv_heads: PositiveInt
@@ -87,6 +90,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     v_head_dim: PositiveInt | None = None
     value_scale: PositiveFloat | None = None
     out_norm: WholeNorm | None = None
+    short_conv: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:
@@ -111,7 +115,21 @@ class GQA(SoftmaxAttention, kind="gqa"):
             raise ValueError(f"rotate_values: position '{self.position.kind}' rotates nothing (rope, or leave it out)")
         self.position.check(self.head_dim)
 
+    @property
+    def causal(self) -> bool | None:  # type: ignore[override]
+        return None if self.short_conv is None else True
+
+    @property
+    def splits_tokens(self) -> bool:
+        return self.short_conv is None
+
+    @property
+    def loops(self) -> bool:
+        return False
+
     def check_cross(self) -> None:
+        if self.short_conv is not None:
+            raise ValueError("short_conv reads tokens in order, and an encoder's output is read whole (null)")
         for name in ("window", "chunk", "tempering"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} counts the places of tokens, and an encoder's output is read whole (null)")
@@ -137,6 +155,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         v_width = self.head_widths[1]
         out = self.n_heads * v_width
+        mixed = self._mixed
         return {
             "q": Linear(d_model, q, self.bias),
             "k": Linear(d_model, kv, self.bias, role=READ),
@@ -144,6 +163,11 @@ class GQA(SoftmaxAttention, kind="gqa"):
             **(
                 {"gate": Linear(d_model, out if self.gate_over == "channel" else self.n_heads, self.bias)}
                 if self.output_gate
+                else {}
+            ),
+            **(
+                {"conv": Conv(sum(mixed), sum(mixed), self.short_conv, groups=sum(mixed), segments=mixed)}
+                if self.short_conv
                 else {}
             ),
             "o": Linear(out, d_model, self.bias if self.o_bias is None else self.o_bias, residual=True),
@@ -169,6 +193,15 @@ class GQA(SoftmaxAttention, kind="gqa"):
     def cache(self) -> dict[str, tuple[int, ...]]:
         return {name: (self.n_kv_heads, width) for name, width in zip("kv", self.head_widths, strict=True)}
 
+    def state(self) -> dict[str, tuple[int, ...]]:
+        return {"conv": (self.short_conv - 1, sum(self._mixed))} if self.short_conv else {}
+
+    @property
+    def _mixed(self) -> tuple[int, int, int]:
+        """Channels of all queries, of all keys, and of all values."""
+        width, v_width = self.head_widths
+        return self.n_heads * width, self.n_kv_heads * width, self.n_kv_heads * v_width
+
     def core_flops(self, pairs: int) -> int:
         return 2 * self.n_heads * sum(self.head_widths) * pairs  # QKᵀ and PV
 
@@ -177,14 +210,13 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return replace(ask, n_kv_heads=self.n_kv_heads, softcap=self.softcap, sinks=self.sinks)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        q = self._turned(m, m.q(x), m.q_norm if self.qk_norm else None, self.n_heads, step)  # B T H C
-        if self.tempering is not None:
-            assert step.positions is not None
-            q = (q * self.tempering.factor(step.positions)).to(q.dtype)
         if step.crosses:
-            k, v = step.recall(lambda memory: self._keys_values(m, memory, step), "k", "v")  # B S K C, B S K V
+            q = self._queries(m, m.q(x), step)  # B T H C
+            k, v = step.recall(lambda memory: self._keys_values(m, m.k(memory), m.v(memory), step), "k", "v")
         else:
-            k, v = self._keys_values(m, x, step)
+            q, k, v = self._project(m, x, step)
+            q = self._queries(m, q, step)
+            k, v = self._keys_values(m, k, v, step)  # B S K C, B S K V
             k, v = step.remember(k=k, v=v)
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
         sinks = m.sinks if self.sinks else None
@@ -198,10 +230,27 @@ class GQA(SoftmaxAttention, kind="gqa"):
         gate = torch.sigmoid(gate) if self.gate_activation == "sigmoid" else F.softplus(gate.float()).to(y.dtype)
         return y.flatten(-2) * gate if self.gate_over == "channel" else (y * gate[..., None]).flatten(-2)
 
-    def _keys_values(self, m: Weights, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """Keys [B, S, K, C] and values [B, S, K, V] of x [B, S, D]."""
-        k = self._turned(m, m.k(x), m.k_norm if self.qk_norm else None, self.n_kv_heads, step)
-        v = self._clipped(m.v(x)).unflatten(-1, (self.n_kv_heads, self.head_widths[1]))
+    def _project(self, m: Weights, x: Tensor, step: Step) -> tuple[Tensor, ...]:
+        """Queries [B, T, H·C], keys [B, T, K·C] and values [B, T, K·V] of x [B, T, D]."""
+        q, k, v = m.q(x), m.k(x), m.v(x)
+        if self.short_conv is None:
+            return q, k, v
+        check_causal(step)
+        mixed = convolve(m.conv, torch.cat((q, k, v), -1), step)
+        return mixed.contiguous().split(self._mixed, -1)  # channels first, which no fused attention takes
+
+    def _queries(self, m: Weights, q: Tensor, step: Step) -> Tensor:
+        """Queries [B, T, H·C] by head, normalised, rotated and tempered: [B, T, H, C]."""
+        q = self._turned(m, q, m.q_norm if self.qk_norm else None, self.n_heads, step)
+        if self.tempering is None:
+            return q
+        assert step.positions is not None
+        return (q * self.tempering.factor(step.positions)).to(q.dtype)
+
+    def _keys_values(self, m: Weights, k: Tensor, v: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Keys [B, S, K·C] and values [B, S, K·V] by head, as they are attended: [B, S, K, C] and [B, S, K, V]."""
+        k = self._turned(m, k, m.k_norm if self.qk_norm else None, self.n_kv_heads, step)
+        v = self._clipped(v).unflatten(-1, (self.n_kv_heads, self.head_widths[1]))
         v = self.position.rotate(v, step.tables) if self.rotate_values else v
         return k, v if self.value_scale is None else v * self.value_scale
 

@@ -37,7 +37,6 @@ class MLA(SoftmaxAttention, kind="mla"):
     """
 
     varlen: ClassVar[bool] = False  # rows that are not alike are absorbed, which takes more for a prompt
-    splits_tokens: ClassVar[bool] = True
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "q_a", "kv_a"),)
 
     kv_lora_rank: PositiveInt
@@ -48,6 +47,10 @@ class MLA(SoftmaxAttention, kind="mla"):
     q_lora_rank: PositiveInt | None = None
     bias: bool = False
     scale: PositiveFloat | None = None
+
+    @property
+    def splits_tokens(self) -> bool:
+        return True
 
     def __post_init__(self) -> None:
         self.position.check(self.qk_rope_head_dim)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from zoo.model.attention.base import Attention
 
 
@@ -11,7 +9,9 @@ class NoAttention(Attention, kind="none"):
     """What a layer without attention answers for it: nothing is cached, seen or computed. Its block lists no part for
     it, and never calls it."""
 
-    splits_tokens: ClassVar[bool] = True
+    @property
+    def splits_tokens(self) -> bool:
+        return True
 
     def shard(self, ranks: int) -> NoAttention:
         return self

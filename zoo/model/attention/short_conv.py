@@ -44,6 +44,10 @@ class ShortConv(Attention, kind="short_conv"):
     def shard(self, ranks: int) -> ShortConv:
         return split(self, ranks, equal=("d_inner",))
 
+    @property
+    def loops(self) -> bool:
+        return False
+
     def state(self) -> dict[str, tuple[int, ...]]:
         return {"conv": (self.d_conv - 1, self.d_inner)}
 

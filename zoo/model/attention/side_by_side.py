@@ -46,6 +46,10 @@ class SideBySide(Attention, kind="side_by_side"):
         return getattr(self.recurrent, "chunk_size", None)
 
     @property
+    def loops(self) -> bool:
+        return self.recurrent.loops
+
+    @property
     def visible_window(self) -> int | None:
         return self.softmax.visible_window
 
