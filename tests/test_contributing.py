@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 BUILD = """
 import torch, zoo
-model = zoo.build("llama-tiny", ["norm=dyt"], device="cpu")
+model = zoo.build("llama-tiny", ["norm=scalenorm"], device="cpu")
 print(sum(p.numel() for p in model.parameters()), bool(model(torch.arange(8)[None]).logits.isfinite().all()))
 """
 
@@ -36,10 +36,10 @@ def test_one_class_and_one_yaml_are_a_new_norm(tmp_path):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "zoo" / "model" / "norm.py").open("a", encoding="utf-8") as norms:
         norms.write("\n\n" + code_block("python"))
-    (tmp_path / "conf" / "norm" / "dyt.yaml").write_text(code_block("yaml"), encoding="utf-8")
+    (tmp_path / "conf" / "norm" / "scalenorm.yaml").write_text(code_block("yaml"), encoding="utf-8")
 
     norms, d_model = 2 * 4 + 1, 192  # two in each of the four layers, one before the head
-    priced = json.loads(python(tmp_path, "cli.py", "stats", "llama-tiny", "norm=dyt", "--json"))
+    priced = json.loads(python(tmp_path, "cli.py", "stats", "llama-tiny", "norm=scalenorm", "--json"))
     counted, plain = priced["params"]["total"], price(load("llama-tiny"))["params"]["total"]
-    assert counted - plain == norms * (d_model + 1)  # a bias and an alpha more than RMSNorm each
+    assert plain - counted == norms * (d_model - 1)  # one weight, where RMSNorm has one a channel
     assert python(tmp_path, "-c", BUILD).split() == [str(counted), "True"]

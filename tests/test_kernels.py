@@ -340,6 +340,21 @@ def test_a_norm_by_torchs_own_kernel_is_the_norm_composed(kind, fields, monkeypa
         torch.testing.assert_close(native, composed, atol=2e-5, rtol=1e-5)
 
 
+def test_dynamic_tanh_is_its_formula_and_all_of_it_learns():
+    from zoo.model.norm import DyT
+    from zoo.run.layer import Layer
+
+    norm, x = Layer(DyT(alpha=0.7), 24), torch.randn(3, 24)
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
+    weights = {name: each.detach().double() for name, each in norm.named_parameters()}
+    y = norm(x)
+    expected = weights["weight"] * torch.tanh(weights["alpha"] * x.double()) + weights["bias"]
+    torch.testing.assert_close(y.double(), expected, atol=1e-6, rtol=1e-6)
+    y.square().sum().backward()
+    assert all(each.grad is not None and each.grad.abs().max() > 0 for each in norm.parameters())
+
+
 def test_importing_what_builds_models_touches_no_device():
     """A process that did could not fork any more and use CUDA in its children, as `make gpu-check` does."""
     code = (

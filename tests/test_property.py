@@ -22,7 +22,7 @@ SIZES = {
     **{"d_state": 4, "max_relative_positions": 24},
 }
 
-NORM = st.sampled_from(["layernorm", "layernorm_plain", "rmsnorm", "rmsnorm_offset"])
+NORM = st.sampled_from(["layernorm", "layernorm_plain", "rmsnorm", "rmsnorm_offset", "dyt"])
 SOFTMAX = ("gqa", "mha", "mqa", "sliding")
 ATTENTION = st.sampled_from(
     [

@@ -7,7 +7,7 @@ import functools
 import math
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, PositiveInt
+from pydantic import AfterValidator, PositiveFloat, PositiveInt
 
 from zoo.lazy import F, torch
 from zoo.spec import Spec, Weight
@@ -137,6 +137,26 @@ class LayerNorm(Norm, kind="layernorm"):
         y = F.layer_norm(x.float(), x.shape[-1:], None, None, self.eps)
         y = y if scale is None else y * scale
         return (y if shift is None else y + shift).to(x.dtype)
+
+
+class DyT(Norm, kind="dyt"):
+    """tanh(alpha · x) · weight + bias in place of a norm, with one trained alpha (Zhu et al., 2025, dynamic tanh).
+
+    `alpha` is what it begins with: the paper takes more in attention and less in wide models.
+    """
+
+    alpha: PositiveFloat = 0.5
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {
+            "alpha": Weight((1,), init=self.alpha),
+            "weight": Weight((d_model,), init=1.0),
+            "bias": Weight((d_model,)),
+        }
+
+    def forward(self, m: Weights, x: Tensor) -> Tensor:
+        y = torch.tanh(m.alpha.float() * x.float())
+        return (y * m.weight.float() + m.bias.float()).to(x.dtype)
 
 
 def _of_one_vector(norm: Any) -> Any:
