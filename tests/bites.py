@@ -383,6 +383,9 @@ SHOWN_BY["attention=side_by_side"] = ("attention.recurrent.chunk_size=16",)
 SHOWN_BY |= {f"block={name}": ("position=none",) for name in choices("block") if name != "post_conv"}  # for any mixer
 """What else a choice needs for its fields to show."""
 
+TAKING = ("pattern=[layer,taking]", "layers={taking: {attention: {indexer: {kind: shared, top_k: 4}}}}")
+"""Layers of which every second one takes the choice of keys of the one before."""
+
 BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "sentences": ("llama-tiny", ("kind=encoder", "attention=mha", HEAD, "pooler={kind: next_sentence}"), ("pooler",)),
     "decoder": ("llama-tiny", ("head.tied=false",), (TOP, "embedding", "head", "init", POOLER)),
@@ -452,6 +455,11 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("attention",),
     ),
     "low-rank queries": ("llama-tiny", ("attention=mla", "position=none", "q_lora_rank=10"), ("attention",)),
+    "chosen keys": (
+        "llama-tiny",
+        ("attention=dsa", *needs("attention=dsa"), *TAKING),
+        ("attention", "layers.taking.attention.indexer"),
+    ),
     "post-norm": ("llama-tiny", ("block=post",), ("keys final_norm", "block")),
     "t5": ("t5-small", SMALL_T5, (SEQ2SEQ, TOP, "cross", "embedding", "head", *UNTIED)),
 }

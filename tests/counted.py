@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.kernels.eager import Eager
+from zoo.model import step
 
 
 class Counted:
@@ -31,7 +32,7 @@ class Counted:
 @contextmanager
 def counted(model: Any) -> Any:
     """Count what the model does in this block."""
-    made, kernel, call = Counted(), model.kernel, Eager.__call__
+    made, kernel, call, choose = Counted(), model.kernel, Eager.__call__, step.choose_keys
 
     def watched(self: Any, q: Any, k: Any, v: Any, how: Any) -> Any:
         mask = how.mask
@@ -42,9 +43,15 @@ def counted(model: Any) -> Any:
             made.hidden -= 2 * q.shape[2] * v.shape[3] * pairs
         return call(self, q, k, v, how)
 
+    def scored(q: Any, weights: Any, k: Any, mask: Any, top_k: int) -> Any:
+        shown = int(mask.dense(q.device).expand(q.shape[0], -1, -1, -1).sum())
+        made.hidden += 2 * q.shape[2] * (q.shape[3] + 1) * (q.shape[0] * q.shape[1] * k.shape[1] - shown)
+        return choose(q, weights, k, mask, top_k)
+
     model.requires_grad_(False)  # the counter cannot follow a weight that is an input
     model.kernel = "eager"  # torch's counter gives sdpa on the CPU 0
-    with mock.patch.object(Eager, "__call__", watched), FlopCounterMode(display=False) as counter, torch.no_grad():
+    patches = mock.patch.object(Eager, "__call__", watched), mock.patch.object(step, "choose_keys", scored)
+    with patches[0], patches[1], FlopCounterMode(display=False) as counter, torch.no_grad():
         yield made
     model.kernel = kernel
     made.total = counter.get_total_flops()

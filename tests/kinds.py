@@ -13,6 +13,11 @@ from zoo.generation.towers import find_writer
 from zoo.run.builder import build
 from zoo.sampling.guide import GuideCompiler
 
+INDEX = ["index_top_k=5", "index_n_heads=8", "index_head_dim=16"]
+SHARES = [
+    *("pattern=[layer,taking,layer,taking]", "n_layers=4"),
+    "+layers={taking:{attention:{indexer:{kind:shared,top_k:5}}}}",
+]
 LONG = "max_seq_len=92"
 MIXED = {
     "gemma-like": [
@@ -32,6 +37,7 @@ MIXED = {
         *("attention=mla", "pattern=[near,layer]"),
         "+layers={near:{attention:{kind:gqa,n_heads:4,n_kv_heads:2,head_dim:8,window:5,position:{kind:none}}}}",
     ],
+    "dsa shared": ["attention=dsa", *INDEX, *SHARES],
     "side by side": ["attention=side_by_side"],
     "convolved": ["+attention.short_conv=4"],
     "convolved window": ["attention=sliding", "window=5", "+attention.short_conv=3"],

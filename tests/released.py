@@ -32,6 +32,8 @@ PUBLISHED = {
     "qwen3-next-80b-a3b": 79_674_391_296,
     "deepseek-v2-lite": 15_706_484_224,
     "deepseek-v3": 671_026_404_352,
+    "deepseek-v3.2": 671_877_929_216,
+    "glm-5": 743_911_199_232,
     "gpt-oss-20b": 20_914_757_184,
     "gpt-oss-120b": 116_829_156_672,
     "bert-tiny": 2_731_200,
@@ -164,6 +166,14 @@ def deepseek(kind: str, vocab: int, d: int, layers: int, heads: int, mscale: flo
     widths = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
     own = {"rope_parameters": yarn, "max_position_embeddings": 163840, "rms_norm_eps": 1e-6, "attention_bias": False}
     return gqa(f"Deepseek{kind}", vocab, d, layers, heads, heads, **widths, **own, **UNTIED, **more)
+
+
+V3 = {
+    **{"intermediate_size": 18432, "moe_intermediate_size": 2048, "q_lora_rank": 1536, "first_k_dense_replace": 3},
+    **{"n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4},
+    **{"norm_topk_prob": True, "routed_scaling_factor": 2.5},
+}
+"""The widths of DeepSeek-V3, which V3.2 has too."""
 
 
 def gpt_oss(layers: int, experts: int) -> Any:
@@ -318,19 +328,20 @@ REFERENCE = {
         topk_group=1,
         routed_scaling_factor=1.0,
     ),
-    "deepseek-v3": deepseek(
-        *("V3", 129280, 7168, 61, 128, 1.0),
-        intermediate_size=18432,
-        moe_intermediate_size=2048,
-        q_lora_rank=1536,
-        first_k_dense_replace=3,
-        n_routed_experts=256,
-        n_shared_experts=1,
-        num_experts_per_tok=8,
-        n_group=8,
-        topk_group=4,
-        norm_topk_prob=True,
-        routed_scaling_factor=2.5,
+    "deepseek-v3": deepseek(*("V3", 129280, 7168, 61, 128, 1.0), **V3),
+    "deepseek-v3.2": deepseek(
+        *("V32", 129280, 7168, 61, 128, 1.0), **V3, index_n_heads=64, index_head_dim=128, index_topk=2048
+    ),
+    "glm-5": gqa(
+        *("GlmMoeDsa", 154880, 6144, 78, 64, 64),
+        **{"kv_lora_rank": 512, "qk_nope_head_dim": 192, "qk_rope_head_dim": 64, "v_head_dim": 256},
+        **{"q_lora_rank": 2048, "intermediate_size": 12288, "moe_intermediate_size": 2048, "first_k_dense_replace": 3},
+        **{"n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "n_group": 1, "topk_group": 1},
+        **{"norm_topk_prob": True, "routed_scaling_factor": 2.5, "max_position_embeddings": 202752},
+        **{"index_n_heads": 32, "index_head_dim": 128, "index_topk": 2048},
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        rms_norm_eps=1e-5,
+        **UNTIED,
     ),
     "bert-tiny": bert(192, 4, 6, vocab=4224),
     "t5-tiny": t5(192, 2, 6, 768, d_kv=32, vocab_size=4224),

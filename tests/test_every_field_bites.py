@@ -26,6 +26,7 @@ AGREE = {
     "attention 'disentangled'.position": "`relative`, of which there is one kind",
     "router 'sparsemixer'.top_k": "always 2",
     "block 'feed_forward'.attention": "always none",
+    "indexer 'shared'.top_k": "that of the layer that chooses",
 }
 """Fields whose every other value is refused, as something else says what they must be."""
 

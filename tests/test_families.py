@@ -14,6 +14,7 @@ import cases_llama
 import cases_readers
 import cases_recurrent
 import cases_seq2seq
+import cases_sparse
 import cases_text_towers
 import pytest
 import torch
@@ -38,6 +39,7 @@ CASES: list[Case] = [
     *cases_2025.CASES,
     *cases_linear.CASES,
     *cases_2026.CASES,
+    *cases_sparse.CASES,
 ]
 
 

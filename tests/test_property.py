@@ -19,6 +19,7 @@ SIZES = {
     **{"vocab_size": VOCAB, "d_model": 24, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "d_ff": 20, "max_seq_len": 48},
     **{"n_experts": 4, "top_k": 2, "window": 5, "original_max_seq_len": 32, "position_buckets": 8},
     **{"q_lora_rank": 10, "kv_lora_rank": 8, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 5},
+    **{"index_n_heads": 8, "index_head_dim": 6, "index_top_k": 4},
     **{"d_state": 4, "max_relative_positions": 24},
 }
 
@@ -28,6 +29,7 @@ ATTENTION = st.sampled_from(
     [
         *SOFTMAX,
         "mla",
+        "dsa",
         "longformer",
         "disentangled_v1",
         "disentangled",
@@ -288,5 +290,8 @@ def _every_parameter_learns(model, ids):
 
 
 def silent(name):
-    """A key's bias moves all scores of a query alike, which softmax does not see where nothing turns it."""
-    return name.endswith((".k.bias", ".k_global.bias", ".pos_q.bias", ".k_norm.bias", ".kv_a.bias"))
+    """A key's bias moves all scores of a query alike, which softmax does not see where nothing turns it. An indexer's
+    choice has no gradient."""
+    return ".index_" in name or name.endswith(
+        (".k.bias", ".k_global.bias", ".pos_q.bias", ".k_norm.bias", ".kv_a.bias")
+    )

@@ -1,5 +1,6 @@
 """The roofline against figures worked out by hand, against the FLOPs and caches counted elsewhere, and as a bound."""
 
+import math
 import random
 
 import pytest
@@ -178,6 +179,7 @@ def test_a_step_reads_the_cache_that_is_kept_and_every_weight_but_the_tables(cho
     kept = kv_cache(spec, Setup(context=context))
     states = sum(block.attention.state() != {} for block in spec.blocks.values())
     own = sum(part.own for part in parts.values())
+    own += sum(_unchosen(spec, context))
     assert own == kept["bytes"] if not states else kept["bytes"] < own <= 2 * kept["bytes"]  # states are written too
     looked_up = sum(p.params for _, p in walk(spec, spec.d_model) if isinstance(p, Embedding))
     products = params.count_parameters(spec)["total"] - looked_up + 67 * 32  # the head is tied to the table of tokens
@@ -185,6 +187,13 @@ def test_a_step_reads_the_cache_that_is_kept_and_every_weight_but_the_tables(cho
     assert 2 * (products + looked_up) <= every_row + 1e-6 <= 2 * (products + looked_up) + 64  # a router's saved bias
     alone = sum(part.weight_bytes(1) for part in parts.values())
     assert alone < 2 * (products + looked_up)
+
+
+def _unchosen(spec, context):
+    """Bytes of what is kept for attention and not read, as an indexer chooses other tokens."""
+    for attention in (spec.blocks[kind].attention for kind in spec.pattern):
+        left = context - attention.chooser.top_k if attention.chooser else 0
+        yield 2 * left * sum(math.prod(shape) for shape in attention.attended().values())
 
 
 def test_tying_the_head_does_not_change_what_is_read():

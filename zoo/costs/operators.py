@@ -22,6 +22,7 @@ from zoo.spec import Embedding, Experts, Linear, Tied
 
 if TYPE_CHECKING:
     from zoo.model.attention.base import Attention
+    from zoo.model.attention.indexer import Indexer
     from zoo.model.router import Router
     from zoo.model.tower import Tower
 
@@ -155,15 +156,15 @@ def _add_core(operator: Operator, row: AttentionRow, what: Span, widths: Widths)
     operator.own += own * row.used
 
 
-def _cached(attention: Attention, widths: Widths) -> float:
+def _cached(attention: Attention | Indexer, widths: Widths) -> float:
     """Count the cached values of a token on a rank. Heads are divided over ranks; a latent is on every rank."""
     if widths.expanded and absorbs(attention):
         return attention.core_flops(1) / 2 / widths.tp  # a multiply-add for each value of each head
-    shapes = attention.cache().values()
+    shapes = attention.attended().values()
     return sum(math.prod(shape) / (min(widths.tp, shape[0]) if len(shape) > 1 else 1) for shape in shapes)
 
 
-def absorbs(attention: Attention) -> bool:
+def absorbs(attention: Attention | Indexer) -> bool:
     """Whether decoding computes over the latent cache, unlike a prefill (MLA absorbed)."""
     return attention.decode_flops(1) != attention.core_flops(1)
 

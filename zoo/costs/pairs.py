@@ -12,11 +12,14 @@ class Look(NamedTuple):
     cross: bool  # whether they see an encoder's output rather than each other
     window: int | None = None
     chunk: int | None = None
+    top_k: int | None = None  # how many an indexer chooses of those that a query sees
 
     def pairs(self, new: int, held: int = 0, memory: int = 0) -> int:
         """Count the pairs of `new` tokens after `held` cached ones. `memory` is the number of encoder tokens."""
         if self.cross:
             return new * memory
+        if self.top_k is not None:  # as many as of a window
+            return visible_pairs(new, held, self.top_k) if self.causal else new * min(new, self.top_k)
         if not self.causal:
             if self.chunk is not None:
                 return new // self.chunk * self.chunk**2 + (new % self.chunk) ** 2
@@ -31,6 +34,8 @@ class Look(NamedTuple):
             return 0
         if self.chunk is not None:  # which a prefix does not reach beyond
             return chunked_pairs(prefix, self.chunk) - prefix
+        if self.top_k is not None:
+            return prefix * min(prefix, self.top_k) - visible_pairs(prefix, 0, self.top_k)
         return prefix * prefix - visible_pairs(prefix, 0, self.window)
 
 

@@ -17,6 +17,7 @@ from zoo.spec import CROSS, Part, Spec, Tied, rows
 
 if TYPE_CHECKING:
     from zoo.model.attention.base import Attention
+    from zoo.model.attention.indexer import Indexer
     from zoo.model.router import Router
     from zoo.model.tower import Tower
 
@@ -80,13 +81,14 @@ class PartRow(NamedTuple):
 
 
 class AttentionRow(NamedTuple):
-    """An attention of a kind of layer, how its tokens see each other, and how often a pass goes through it."""
+    """An attention of a kind of layer, or the indexer that chooses its keys: how its tokens see each other, and how
+    often a pass goes through it."""
 
     where: str
     tower: Tower
     kind: str | None
     roles: tuple[str, ...]
-    attention: Attention
+    attention: Attention | Indexer
     look: Look
     used: int
 
@@ -146,6 +148,11 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
                 parts.append(PartRow(where, row.kind, row.path, row.roles, own, row.part, row.stored, row.used))
             elif own.axis == "attention" and row.roles[:-1] == ():  # what it is made of is in its own figures
                 look = Look(bool(tower.causal), CROSS in row.roles, own.visible_window, own.visible_chunk)
+                chooser = own.chooser
+                if chooser is not None:
+                    if chooser.owns:  # which scores every key that is seen
+                        attentions.append(AttentionRow(where, tower, row.kind, ("indexer",), chooser, look, row.used))
+                    look = look._replace(top_k=chooser.top_k)
                 attentions.append(AttentionRow(where, tower, row.kind, row.roles, own, look, row.used))
             elif own.axis == "router":
                 routers.append(RouterRow(where, row.kind, row.roles, own, row.used, latent or row.d_model))

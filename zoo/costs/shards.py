@@ -64,6 +64,8 @@ def context_faults(spec: Any, cp: int) -> list[str]:
     whole = [each.attention for each in blocks if not each.attention.splits_tokens]
     kinds = [f"'{each.kind}' layers{' with short_conv' * bool(getattr(each, 'short_conv', None))}" for each in whole]
     found = [f"cp: {cp} ranks would each have some tokens, and {kind} need a row's (cp=1)" for kind in kinds]
+    choosing = [f"{block.attention.chooser.kind} indexer" for block in blocks if block.attention.chooser is not None]
+    found += [f"cp: the {name} chooses among all of a row's keys (cp=1)" for name in choosing]
     counting = [
         block.ffn.router.kind for block in blocks if isinstance(getattr(block, "ffn", None), MoE) and block.ffn.state()
     ]
@@ -79,6 +81,8 @@ def pipeline_faults(spec: Any, schedule: Schedule) -> list[str]:
     if spec.kind != "decoder" or spec.shared_layers:
         found = "shares its layers' weights" if spec.kind == "decoder" else f"is of kind {spec.kind}"
         return [f"pp: is {schedule.stages}, and the model {found} (pp=1)"]
+    if any(block.attention.chooser and not block.attention.chooser.owns for block in spec.blocks.values()):
+        return [f"pp: is {schedule.stages}, and layers take the choice of keys of one before them (pp=1)"]
     return layer_faults(spec, schedule)
 
 

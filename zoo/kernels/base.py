@@ -32,7 +32,8 @@ class Ask:
 
     `dtype` is torch's name without the prefix. `bias` is "alibi" (a slope times the distance), "fixed", "learned" or
     "none". `pairs`: some pairs are visible beyond what causality and the window show (a prefix, global tokens).
-    `lengths`: each row has its own number of keys. `page`: the page size of a paged cache in tokens. `short_q`: fewer
+    `chosen`: each layer chose the keys that a query sees, so that it has a mask of its own. `lengths`: each row has its
+    own number of keys. `page`: the page size of a paged cache in tokens. `short_q`: fewer
     queries than keys, T < S. `dropout`: some of the probabilities are dropped, as in training.
     """
 
@@ -50,6 +51,7 @@ class Ask:
     padding: bool = False
     documents: bool = False
     pairs: bool = False
+    chosen: bool = False
     lengths: bool = False
     page: int | None = None
     short_q: bool = False

@@ -167,11 +167,18 @@ def prepare(
     bias: Bias | None = None,
     kernel: str = "auto",
 ) -> None:
-    """Draw on the mask what the kernel for `ask` will read, before the layers that share the mask run.
+    """Draw on the mask what the kernel for `ask` will read, before the layers that share the mask run. Where each of
+    them chooses keys, that is what the mask shows to choose from.
 
     `dtype` is q's, `bias` the one that the layers will pass.
     """
-    select(ask, machine_of(device), kernel).prepare(mask, ask, device, dtype, bias)
+    chosen = select(ask, machine_of(device), kernel)
+    if ask.chosen:  # each layer narrows it
+        mask.dense(device)
+        if bias is not None:
+            bias.dense()
+    else:
+        chosen.prepare(mask, ask, device, dtype, bias)
 
 
 def _ask(

@@ -165,6 +165,8 @@ def _refuse_ask(ask: Ask) -> str | None:
         return "flash kernels drop no probabilities here"
     if ask.pairs:
         return "flash kernels cannot show single pairs: a prefix, or global tokens"
+    if ask.chosen:
+        return "flash kernels cannot show each query keys of its own choice"
     return _refuse_width(ask) or _refuse_lengths(ask)
 
 

@@ -54,6 +54,8 @@ class Flex(Kernel):
             return f"flex_attention is compiled for CPUs and CUDA, not for {machine.device}"
         if ask.dropout:
             return "flex_attention has no dropout"
+        if ask.chosen:
+            return "flex_attention would draw the blocks of a mask anew in every layer that chooses keys"
         if "compiler" not in machine.packages:
             return f"torch.compile finds no {'triton' if machine.device == 'cuda' else 'C++ compiler'}"
         if ask.dtype not in ("float32", "bfloat16", "float16"):

@@ -22,10 +22,11 @@ class Mask:
     at its bottom right. `causal` shows keys at or before the query. A `window` W
     shows a causal query the W newest of those, itself included; a query that sees both ways, all with |i-j| <= W.
     Two fields show more pairs: tokens before `prefix` [B] all see one another (Raffel et al., 2020, prefix-LM), and
-    `also` [B|1, T, S] names pairs one by one. Two fields hide pairs: `padding` [B, S] is True where a key is a real
-    token, and `documents` (of the queries [B|1, T], of the keys [B|1, S]) numbers packed documents, each contiguous in
-    its row, which do not see one another. With `lengths` [B] row b has that many keys, whatever is stored behind them,
-    and its queries are the last T of those.
+    `also` [B|1, T, S] names pairs one by one. Three fields hide pairs: `padding` [B, S] is True where a key is a real
+    token, `documents` (of the queries [B|1, T], of the keys [B|1, S]) numbers packed documents, each contiguous in its
+    row, which do not see one another, and `only` [B|1, T, S] is True for the keys that a layer chose for each query.
+    With `lengths` [B] row b has that many keys, whatever is stored behind them, and its queries are the last T of
+    those.
 
     `sees` is the definition; `dense` is drawn from it, and flex compiles it. What is drawn is kept on the object, which
     serves one forward pass. Draw before the layers run (`kernels.prepare`): they then only read the mask, so that equal
@@ -45,6 +46,7 @@ class Mask:
         prefix: Tensor | None = None,
         also: Tensor | None = None,
         lengths: Tensor | None = None,
+        only: Tensor | None = None,
     ) -> None:
         self.n_queries = n_queries
         self.n_keys = n_keys
@@ -55,6 +57,7 @@ class Mask:
         self.prefix = prefix
         self.also = also
         self.lengths = lengths
+        self.only = only
         self.kept: dict[Any, Any] = {}  # what kernels drew from it
         self._dense: Tensor | None = None
         self._additive: Tensor | None = None
@@ -82,7 +85,7 @@ class Mask:
     @property
     def _of_rows(self) -> tuple[Any, ...]:
         """The fields that may differ from row to row."""
-        return self.padding, self.documents, self.prefix, self.also, self.lengths
+        return self.padding, self.documents, self.prefix, self.also, self.lengths, self.only
 
     @property
     def features(self) -> dict[str, Any]:
@@ -95,6 +98,7 @@ class Mask:
             "documents": self.documents is not None,
             "pairs": self.prefix is not None or self.also is not None,
             "lengths": self.lengths is not None,
+            "chosen": self.only is not None,
             "short_q": self.n_queries < self.n_keys,
         }
 
@@ -105,6 +109,13 @@ class Mask:
             return False
         farthest = self.n_keys - 1
         return self.window <= farthest if self.causal else self.window < farthest
+
+    def narrow(self, only: Tensor) -> Mask:
+        """The same mask for queries that see no more than the keys of `only` [B|1, T, S]. Drawn from this one."""
+        own = {name: getattr(self, name) for name in ("padding", "documents", "prefix", "also", "lengths")}
+        mask = Mask(self.n_queries, self.n_keys, causal=self.causal, window=self.window, **own, only=only)
+        mask._dense = self.dense(only.device) & only[:, None]
+        return mask
 
     def sees(self, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """Whether query i of a row sees key j: indices, tensors of any shapes that broadcast."""
@@ -123,6 +134,8 @@ class Mask:
             seen = seen & (_of(queries, row, device, query) == _of(keys, row, device, key))
         if self.lengths is not None:
             seen = seen & (key < _of(self.lengths, row, device))
+        if self.only is not None:
+            seen = seen & _of(self.only, row, device, query, key)
         return seen
 
     def dense(self, device: torch.device) -> Tensor:

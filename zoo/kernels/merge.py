@@ -162,7 +162,7 @@ def _gains(row: PoolRow, parts: list[KeyPart]) -> bool:
 def _eligible(row: PoolRow) -> bool:
     """Whether a row's mask is causality alone, or none at all."""
     found = row.mask.features
-    hidden = any(found[name] for name in ("window", "padding", "documents", "pairs", "lengths"))
+    hidden = any(found[name] for name in ("window", "padding", "documents", "pairs", "lengths", "chosen"))
     return row.bias is None and not hidden
 
 

@@ -60,7 +60,7 @@ class SDPA(Kernel):
 
 def plain(ask: Ask) -> bool:
     """Whether torch needs no mask: all keys are seen, or T = S and the mask is causal."""
-    hidden = ask.window or ask.padding or ask.documents or ask.pairs or ask.lengths
+    hidden = ask.window or ask.padding or ask.documents or ask.pairs or ask.lengths or ask.chosen
     return not hidden and ask.bias == "none" and not (ask.causal and ask.short_q)
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from zoo.kernels import attend
+from zoo.kernels.choosing import Choice, choose_keys
 from zoo.kernels.ring import attend_ring
 from zoo.lazy import torch
 
@@ -122,15 +123,17 @@ class Step:
     runs: list[QueryRun] = field(default_factory=list)  # of tokens, where a rank has several of a row's
     ring: Ring | None = None  # where keys and values travel between such ranks
     extra: dict[str, Any] = field(default_factory=dict)  # what `Attention.prepare` made once for all layers of a kind
+    choice: Choice | None = None  # the keys that queries see, where a layer chooses them
     again: bool = False  # whether attention's inside is computed a second time in the backward pass
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's, to be added to the objective
     ends: list[Tensor] = field(default_factory=list)  # in training, where the rows of a router's experts end [E]
     chosen: list[Kernel] = field(default_factory=list)  # one, once a layer of this kind has attended to a cache
 
-    def for_layer(self, cache: LayerCache | None, drops: Drops | None = None) -> Step:
-        """The step of one layer: its cache, what it drops, and empty lists so that equal layers compile once."""
+    def for_layer(self, cache: LayerCache | None, drops: Drops | None = None, choice: Choice | None = None) -> Step:
+        """The step of one layer: its cache, what it drops, the choice that it makes or takes, and empty lists so that
+        equal layers compile once."""
         mine = copy(self)
-        mine.cache, mine.drops, mine.losses, mine.ends = cache, drops, [], []
+        mine.cache, mine.drops, mine.choice, mine.losses, mine.ends = cache, drops, choice, [], []
         if self.cross is not None:
             mine.cross = copy(self.cross)
             mine.cross.cache, mine.cross.drops = cache, drops
@@ -145,7 +148,9 @@ class Step:
             return self.attend_ring(q, (k, v), scale, own, **scores)
         if self.runs:
             return self._attend_runs(q, k, v, scale, own, **scores)
-        bias, rows = self.bias, self.rows
+        bias, mask, rows = self.bias, self.mask, self.rows
+        if self.choice is not None:
+            mask, rows = self.choice.narrow(mask, rows)
         if own is not None:
             make = self._bias_maker(own, q.shape[2])
             if rows is not None:
@@ -157,7 +162,25 @@ class Step:
         chosen = None if self.cache is None else self.chosen
         how = {"bias": bias, "rows": rows, "pages": self.pages, "kernel": self.kernel, "chosen": chosen}
         how |= {"again": self.again, "dropout": self.drop_chances(q), **scores}
-        return attend(q, k, v, self.mask, scale=scale, **how)  # type: ignore[arg-type]
+        return attend(q, k, v, mask, scale=scale, **how)  # type: ignore[arg-type]
+
+    def choose(self, q: Tensor, weights: Tensor, k: Tensor, top_k: int) -> None:
+        """Attend from here on to the `top_k` best of the keys that each query [B, T, H, C] sees, by an indexer's scores
+        (`zoo.kernels.choosing`). `k` is what `remember` gives."""
+        choice = self.choice = self.choice or Choice()
+        if self.rows is not None:
+            each = zip(self.rows.rows, self.rows.split(q), self.rows.split(weights), strict=True)
+            choice.keys = [choose_keys(mine, own, row.read(k), row.mask, top_k) for row, mine, own in each]
+            return
+        if self.pages is not None:
+            k = k.unflatten(0, (-1, self.page))[self.pages.long()].flatten(1, 2)  # B S C
+        choice.keys = choose_keys(q, weights, k, self.mask, top_k)
+
+    def take_choice(self, x: Tensor) -> None:
+        """Attend to the keys that an earlier layer chose. A layer that is priced by itself has none before it: all keys
+        then, in a mask like theirs."""
+        if self.choice is None or self.choice.keys is None:
+            self.choice = Choice(self.mask.dense(x.device)[:, 0])
 
     def attend_ring(
         self,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import NonNegativeInt, PositiveInt
 
 from zoo.errors import ConfigError
+from zoo.kernels.choosing import Choice
 from zoo.lazy import torch
 from zoo.model.block.base import Block
 from zoo.model.embedding import TokenEmbedding
@@ -206,8 +207,13 @@ class Tower(Topology):
         runner = m.recompute if cache is None else cache.recordings
         drops = scene.drops and scene.drops.for_layers(self.depth, stack.numbers)
         layers, ends = self.find_section(inputs)
+        choice: Choice | None = None
         for index in layers:
-            step = steps[self.pattern[index]].for_layer(cache and cache.layers[index], drops[index] if drops else None)
+            kind = self.pattern[index]
+            chooser = self.blocks[kind].attention.chooser
+            choice = Choice() if chooser is not None and chooser.owns else choice
+            own = drops[index] if drops else None
+            step = steps[kind].for_layer(cache and cache.layers[index], own, choice if chooser else None)
             layer = m.blocks[stack.index(index)]
             x = layer(x, step) if runner is None else runner.run(index, layer, x, step)
             for name, loss in step.losses:

@@ -26,6 +26,7 @@ def find_misfits(tower: Tower) -> Iterator[Misfit]:
     yield from _check_row_head(tower)
     yield from _check_positions(tower)
     yield from _check_embedding(tower)
+    yield from _check_choices(tower)
 
 
 def find_misfits_between(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
@@ -89,6 +90,23 @@ def _check_positions(tower: Tower) -> Iterator[Misfit]:
         if position is not None and position.embeds and position != tower.position:
             found = f"'{position.kind}' is added at the embedding, where the model's '{tower.position.kind}' stands"
             yield path, f"{found} (position: {position.kind} for the whole model, or none here)"
+
+
+def _check_choices(tower: Tower) -> Iterator[Misfit]:
+    """A layer that takes an earlier layer's choice of keys needs one before it, of as many."""
+    made = None
+    for place, name in enumerate(tower.pattern):
+        chooser = tower.blocks[name].attention.chooser
+        if chooser is None or chooser.owns:
+            made = chooser or made
+            continue
+        path = ("blocks", name, "attention", "indexer")
+        if made is None:
+            yield path, f"is shared, and no layer before layer {place} has an indexer of its own (kind: lightning)"
+            return
+        if made.top_k != chooser.top_k:
+            yield (*path, "top_k"), f"is {chooser.top_k}, the layer that chooses takes {made.top_k} (the same for both)"
+            return
 
 
 def _check_embedding(tower: Tower) -> Iterator[Misfit]:

@@ -68,6 +68,9 @@ class RecordingStep(Step):
     def attend(self, q: Any, k: Any, v: Any, scale: float, own: Any = None, **scores: Any) -> Any:
         return self._ask(Step.attend, q, k, v, scale, own, **scores)
 
+    def choose(self, q: Any, weights: Any, k: Any, top_k: int) -> None:
+        self._ask(Step.choose, q, weights, k, top_k)
+
     def state(self, name: str) -> Any:
         return self._ask(Step.state, name)
 

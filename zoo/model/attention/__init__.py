@@ -4,6 +4,7 @@ from zoo.model.attention import (  # noqa: F401  (registers their kinds)
     delta,
     disentangled,
     gqa,
+    indexer,
     kda,
     linear,
     longformer,

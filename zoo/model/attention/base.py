@@ -13,6 +13,7 @@ from zoo.spec import Spec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from zoo.model.attention.indexer import Indexer
     from zoo.model.step import Step, Weights
 
 
@@ -49,6 +50,15 @@ class Attention(Spec, axis="attention"):
     def visible_chunk(self) -> int | None:
         """C where positions are cut into chunks of C and a token sees those of its own chunk only; None elsewhere."""
         return None
+
+    @property
+    def chooser(self) -> Indexer | None:
+        """What chooses the keys that a query attends to among those that it sees; None where it attends to all."""
+        return None
+
+    def attended(self) -> dict[str, tuple[int, ...]]:
+        """List what attention reads of each token's cache."""
+        return self.cache()
 
     @property
     def score_heads(self) -> int:

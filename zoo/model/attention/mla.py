@@ -13,6 +13,7 @@ from zoo.kernels.base import Ask
 from zoo.kernels.ring import Expansion
 from zoo.lazy import torch
 from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.attention.indexer import Indexer
 from zoo.model.norm import WholeNorm
 from zoo.spec import Linear, Sized, split
 
@@ -29,7 +30,8 @@ class MLA(SoftmaxAttention, kind="mla"):
     c = norm(x·W_kva), k = [c·W_kb ; rope(x·W_kr)], v = c·W_vb; queries likewise by way of `q_lora_rank`, or straight
     from x without. A head's queries and keys are `qk_nope_head_dim` + `qk_rope_head_dim` wide, its values `v_head_dim`.
     `norm` is that of the latents. `bias` is for what makes the latents and for the output. `scale` multiplies the
-    scores, 1/√(nope + rope) unless given.
+    scores, 1/√(nope + rope) unless given. With an `indexer` a query attends to the keys that it chooses alone
+    (DeepSeek Sparse Attention: DeepSeek-V3.2, 2025).
 
     Two ways to one result. Expanded: keys and values of every head are made, as training and a prompt want it.
     Absorbed, for few tokens after many: since (q·W_kbᵀ)·c = q·(c·W_kb), queries go to the latents' space, all heads
@@ -47,6 +49,7 @@ class MLA(SoftmaxAttention, kind="mla"):
     q_lora_rank: PositiveInt | None = None
     bias: bool = False
     scale: PositiveFloat | None = None
+    indexer: Indexer | None = None
 
     @property
     def splits_tokens(self) -> bool:
@@ -54,6 +57,12 @@ class MLA(SoftmaxAttention, kind="mla"):
 
     def __post_init__(self) -> None:
         self.position.check(self.qk_rope_head_dim)
+        if self.indexer is not None:
+            self.indexer.check(self.position, self.qk_rope_head_dim)
+
+    @property
+    def chooser(self) -> Indexer | None:
+        return self.indexer
 
     @property
     def rotary_width(self) -> int:
@@ -88,6 +97,7 @@ class MLA(SoftmaxAttention, kind="mla"):
             "k_b": Linear(rank, self.n_heads * self.qk_nope_head_dim, bare=True),
             "v_b": Linear(rank, self.n_heads * self.v_head_dim, bare=True),
             "o": Linear(self.n_heads * self.v_head_dim, d_model, self.bias, residual=True),
+            **(self.indexer.list_parts(d_model, self.q_lora_rank or d_model) if self.indexer else {}),
             **({"position": self.position} if self.position.per_layer else {}),
         }
 
@@ -95,6 +105,9 @@ class MLA(SoftmaxAttention, kind="mla"):
         return split(self, ranks, equal=("n_heads",))  # the latents are of all heads
 
     def cache(self) -> dict[str, tuple[int, ...]]:
+        return self.attended() | (self.indexer.cache() if self.indexer else {})
+
+    def attended(self) -> dict[str, tuple[int, ...]]:
         return {"latent": (self.kv_lora_rank + self.qk_rope_head_dim,)}  # and the rotated key behind it
 
     def core_flops(self, pairs: int) -> int:
@@ -114,6 +127,9 @@ class MLA(SoftmaxAttention, kind="mla"):
         excess = 2 * self.kv_lora_rank - made
         return self.kv_lora_rank * made / excess if excess > 0 else float("inf")
 
+    def ask(self, dtype: str, **features: Any) -> Ask:
+        return super().ask(dtype, **features | {"chosen": self.indexer is not None})
+
     def decode_ask(self, dtype: str, new: int, **features: Any) -> Ask:
         ask = self.ask(dtype, **features)
         if new > self.absorbs_until:
@@ -122,13 +138,16 @@ class MLA(SoftmaxAttention, kind="mla"):
         return replace(ask, head_dim=width + self.qk_rope_head_dim, v_head_dim=width, n_kv_heads=1)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        q = m.q(x) if self.q_lora_rank is None else m.q_b(m.q_norm(m.q_a(x)))
+        low = x if self.q_lora_rank is None else m.q_norm(m.q_a(x))
+        q = m.q(x) if self.q_lora_rank is None else m.q_b(low)
         q = q.unflatten(-1, (self.n_heads, self.qk_head_dim))  # B T H N+P
         q_nope, q_rope = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), -1)
         latent, k_rope = m.kv_a(x).split((self.kv_lora_rank, self.qk_rope_head_dim), -1)
         k_rope = self.position.rotate(k_rope[:, :, None], step.tables)[:, :, 0]  # B T P
         (latent,) = step.remember(latent=torch.cat((m.kv_norm(latent), k_rope), -1))  # B S R+P
         q_rope = self.position.rotate(q_rope, step.tables)
+        if self.indexer is not None:
+            self.indexer.choose(m, x, low, step)
         few = step.cache is not None and not step.first and x.shape[1] <= self.absorbs_until
         pooled = step.rows is not None or step.pages is not None
         if not pooled and step.ring is None:  # what travels does so as it is

@@ -1,0 +1,38 @@
+"""Attention to keys that are chosen, and mixers beside softmax attention."""
+
+from cases_experts import LATENT, MSCALE, case
+
+# So many heads that no score is 0: of equal scores the reference takes any, and two models take others.
+INDEXED = {**LATENT, "num_hidden_layers": 4, "index_n_heads": 32, "index_head_dim": 16, "index_topk": 6}
+INDEXERS = [
+    case("deepseek_v32", "DeepseekV32Config", base=INDEXED, n_group=4, topk_group=2, rope_parameters=MSCALE),
+    case(
+        "deepseek_v32-plain",
+        "DeepseekV32Config",
+        base=INDEXED,
+        n_group=1,
+        topk_group=1,
+        norm_topk_prob=False,
+        routed_scaling_factor=1.3,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        index_topk=40,
+        mlp_layer_types=["sparse", "dense", "sparse", "dense"],
+    ),
+    case("deepseek_v32-base", "DeepseekV32Config", "Model", base=INDEXED, n_group=2, topk_group=2),
+    case("glm_moe_dsa", "GlmMoeDsaConfig", base=INDEXED, n_group=4, topk_group=2),
+    case(
+        "glm_moe_dsa-shared",
+        "GlmMoeDsaConfig",
+        base=INDEXED,
+        indexer_types=["full", "shared", "full", "shared"],
+        mlp_layer_types=["sparse", "dense", "dense", "sparse"],
+        attention_bias=True,
+        tie_word_embeddings=True,
+    ),
+    case("glm_moe_dsa-pattern", "GlmMoeDsaConfig", base=INDEXED, index_topk_pattern="FSSF", norm_topk_prob=False),
+    case("glm_moe_dsa-freq", "GlmMoeDsaConfig", base=INDEXED, index_topk_freq=2, index_skip_topk_offset=2),
+    case("glm_moe_dsa-base", "GlmMoeDsaConfig", "Model", base=INDEXED, index_topk_freq=3),
+]
+
+CASES = [*INDEXERS]
