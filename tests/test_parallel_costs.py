@@ -17,7 +17,8 @@ from zoo.costs.traffic import traffic
 def price_rank(name, way, processes):
     """The set-up of a rank in a step of 8 rows of 32 tokens, and the stages of its pipeline."""
     own = ["model.vocab_size=301", *MODELS[name][1]]
-    spec = load(MODELS[name][0], [each.removeprefix("model.") for each in own if each.startswith("model.")])
+    changes = [each.removeprefix("model.") for each in own if each.startswith(("model.", "attention="))]
+    spec = load(MODELS[name][0], changes)
     mesh = settle(way, processes)
     setup = Setup(context=32, precision="fp32", dtype="fp32").on_mesh(mesh)
     return spec, replace(setup, batch=8 // mesh.rows), stages(spec, setup)
