@@ -368,6 +368,7 @@ LONG = (
 )
 UNTIED = ("decoder.embedding.tied=null", "decoder.embedding.tied=foo", "decoder.embedding.width=16")
 POOLER = "pooler={kind: first_token}"
+LAST = "{kind: sequence, labels: 3, pooling: last}"
 HEAD = "head={kind: mlm, activation: {kind: gelu}, norm: {kind: layernorm}}"
 
 WIDE = ("head_dim=16", "original_max_seq_len=3600")  # enough pairs to stand before, on and behind YaRN's ramp
@@ -461,7 +462,9 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("attention", "layers.taking.attention.indexer"),
     ),
     "post-norm": ("llama-tiny", ("block=post",), ("keys final_norm", "block")),
-    "t5": ("t5-small", SMALL_T5, (SEQ2SEQ, TOP, "cross", "embedding", "head", *UNTIED)),
+    "t5": ("t5-small", SMALL_T5, (SEQ2SEQ, TOP, "cross", "embedding", "head", *UNTIED, "wraps=true")),
+    "t5 that labels": ("t5-small", (*SMALL_T5, "~head", f"+head={LAST}"), ("keys start_id", "wraps=true", "head")),
+    "last token": ("llama-tiny", ("~head", f"+head={LAST}"), ("head",)),
 }
 
 

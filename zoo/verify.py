@@ -112,17 +112,14 @@ def _flops(spec: Any, model: Any) -> Iterator[Row]:
 
 def _decoding_flops(spec: Any, model: Any, ids: torch.Tensor) -> int:
     cache = Cache.allocate(model, 1, ids.shape[1], source=ids.shape[1])
+    tower = list(spec.towers().values())[-1]
     with torch.no_grad():
+        more: dict[str, Any] = {"cache": cache, "logits_to_keep": 0 if tower.head.reads_rows else None}
         if spec.kind == "encoder_decoder":
-            memory = model.encoder(ids).hidden
-            model.decoder(ids[:, :-1], memory=memory, cache=cache)
-            with FlopCounterMode(display=False) as counter:
-                model.decoder(ids[:, -1:], memory=memory, cache=cache)
-        else:
-            keep = 0 if spec.head.reads_rows else None
-            model(ids[:, :-1], cache=cache, logits_to_keep=keep)
-            with FlopCounterMode(display=False) as counter:
-                model(ids[:, -1:], cache=cache, logits_to_keep=keep)
+            model, more = model.decoder, {**more, "memory": model.encoder(ids).hidden}
+        model(ids[:, :-1], **more)
+        with FlopCounterMode(display=False) as counter:
+            model(ids[:, -1:], **more)
     return counter.get_total_flops()
 
 

@@ -1,10 +1,10 @@
-"""`zoo score`: predict the labels of texts with a model that was trained on labels."""
+"""`zoo score`: predict the labels of texts with a classifier, a reranker or a reward model."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -14,14 +14,17 @@ from zoo.cli.common import keep_memory_on, print_note
 
 
 def run(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or a run with a head for a task.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint, a run or a Hugging Face folder with a head for a task.")
+    ],
     texts: Annotated[list[str] | None, typer.Argument(help="The texts.")] = None,
     file: Annotated[
         Path | None,
         typer.Option(help="Records in JSON Lines (.jsonl), or a text a line; - reads a text a line of standard input."),
     ] = None,
     text: Annotated[
-        str | None, typer.Option(help="A record's field with the text, or with the words. [default: as in training]")
+        str | None,
+        typer.Option(help="A record's field with the text, the words or the messages. [default: as in training]"),
     ] = None,
     second: Annotated[
         str | None, typer.Option(help="A record's field with a second text. [default: as in training]")
@@ -29,28 +32,39 @@ def run(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Give the probability of every class.")
     ] = False,
+    activation: Annotated[
+        str | None,
+        typer.Option(help="What logits go through: softmax, sigmoid or none. [default: as the folder says]"),
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="The chat template of records with messages: a file, or chatml.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the lines to this file.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts computed together.")] = 32,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
 ) -> None:
     """Predict the label of each text: a class, a number, or a tag for each word.
 
-    Prints a line of JSON for each text: the record as it was given, and what is `predicted`.
+    Prints a line of JSON for each text: the record as it was given, and what is `predicted`. A record has a text, a
+    pair (text and text_pair, or query and document), or a conversation (messages, or prompt and response).
     """
     from zoo.errors import ConfigError
     from zoo.text import labels
 
-    fields = read_fields(checkpoint, text, second)
-    records = [{fields.text: each} for each in texts or []] + read_records(file, fields)
-    if not records:
-        raise ConfigError("texts: there are none (give them as arguments, or --file FILE)")
+    records = read_records(file)
+    fields = find_fields(checkpoint, text, second, next((record for _, record in records), {}))
     if texts and fields.second is not None:
         raise ConfigError(f"texts: the model reads pairs (--file with the fields {fields.text} and {fields.second})")
+    argued = [(f"texts: number {number}", {fields.text: each}) for number, each in enumerate(texts or [], 1)]
+    records = [(place, rename(record, fields)) for place, record in [*argued, *records]]
+    if not records:
+        raise ConfigError("texts: there are none (give them as arguments, or --file FILE)")
+    given = pick_texts(records, fields)
     keep_memory_on(device)
-    given = [fields.pick(record) for record in records]
-    how: dict[str, Any] = {"every": probabilities, "batch_size": batch_size, "device": device, "note": print_note}
-    found = labels.score(checkpoint, given, **how)
-    lines = [json.dumps({**a, **b}, ensure_ascii=False) + "\n" for a, b in zip(records, found, strict=True)]
+    how: dict[str, Any] = {"batch_size": batch_size, "device": device, "note": print_note, "template": template}
+    places = [place for place, _ in records]
+    found = labels.score(checkpoint, given, every=probabilities, activation=activation, places=places, **how)  # type: ignore[arg-type]
+    lines = [json.dumps({**a, **b}, ensure_ascii=False) + "\n" for (_, a), b in zip(records, found, strict=True)]
     if out is None:
         print("".join(lines), end="")
         return
@@ -61,19 +75,33 @@ def run(
     print(f"written: {out}, {len(lines)} lines")
 
 
+LINE = "\n"
+"""The field of a text that is a line of a plain file, until the record's own name for it is known."""
+
+PAIRS = (("query", "document"), ("text", "text_pair"), ("prompt", "response"))
+"""Fields of records with two texts, as rerankers, classifiers and reward models are given them."""
+
+
 class Fields(NamedTuple):
-    """The fields of a record that are read."""
+    """The fields of a record that are read. Of a `chat` the two are what a user and the model say."""
 
     text: str
-    second: str | None
+    second: str | None = None
+    chat: bool = False
 
     def pick(self, record: Mapping[str, Any]) -> Any:
         """Give what a record has in them."""
-        return record[self.text] if self.second is None else (record[self.text], record[self.second])
+        if self.second is None:
+            return record[self.text]
+        if self.chat:
+            roles = (("user", self.text), ("assistant", self.second))
+            return [{"role": role, "content": record[name]} for role, name in roles]
+        return (record[self.text], record[self.second])
 
 
-def read_fields(checkpoint: Path, text: str | None, second: str | None) -> Fields:
-    """Find the fields: those that are named, else those that the run of a checkpoint was trained with."""
+def find_fields(checkpoint: Path, text: str | None, second: str | None, first: Mapping[str, Any]) -> Fields:
+    """Find the fields: those that are named, else those that the run of a checkpoint was trained with, else those of
+    PAIRS that the `first` record has."""
     from zoo import runs
     from zoo.report.history import RunRecord
 
@@ -81,12 +109,33 @@ def read_fields(checkpoint: Path, text: str | None, second: str | None) -> Field
         (each for each in (checkpoint, runs.find(checkpoint).parent.parent) if (each / runs.CONFIG).is_file()), None
     )
     trained = {} if run is None else RunRecord(run).config.get("objective") or {}
-    return Fields(text or trained.get("text") or trained.get("tokens") or "text", second or trained.get("second"))
+    known = Fields(text or trained.get("text") or trained.get("tokens") or "text", second or trained.get("second"))
+    if text is not None or second is not None or trained:
+        return known
+    pair = next((pair for pair in PAIRS if all(name in first for name in pair)), None)
+    if pair is not None:
+        return Fields(*pair, chat=pair == PAIRS[-1])
+    return Fields("messages") if "messages" in first else known
 
 
-def read_records(file: Path | None, fields: Fields) -> list[dict[str, Any]]:
-    """Read the records of a file. Raises ConfigError with all faults."""
-    from zoo.data.records import JSONL, PACKED_JSONL, Faults, has_fields, read_json_lines
+def rename(record: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
+    """Name the line of a plain file as the field is named that is read."""
+    return {fields.text if name == LINE else name: each for name, each in record.items()}
+
+
+def pick_texts(records: Sequence[tuple[str, Mapping[str, Any]]], fields: Fields) -> list[Any]:
+    """Pick what is read of each record. Raises ConfigError, with the place of each, for records that lack a field."""
+    from zoo.data.records import Faults, has_fields
+
+    faults, wanted = Faults("file"), [each for each in fields[:2] if each is not None]
+    found = [has_fields(record, wanted, "--text NAME", place, faults) for place, record in records]
+    faults.settle()
+    return [fields.pick(record) for (_, record), whole in zip(records, found, strict=True) if whole]
+
+
+def read_records(file: Path | None) -> list[tuple[str, dict[str, Any]]]:
+    """Read the records of a file, each with its place. Raises ConfigError with all faults."""
+    from zoo.data.records import JSONL, PACKED_JSONL, Faults, read_json_lines
     from zoo.errors import ConfigError
 
     if file is None:
@@ -96,10 +145,9 @@ def read_records(file: Path | None, fields: Fields) -> list[dict[str, Any]]:
             whole = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"file: cannot read {file}, found {type(error).__name__} (a UTF-8 file)") from error
-        return [{fields.text: line} for line in whole.splitlines() if line.strip()]
-    faults, wanted = Faults("file"), [each for each in fields if each is not None]
+        lines = enumerate(whole.splitlines(), 1)
+        return [(f"{file}, line {number:,}", {LINE: line}) for number, line in lines if line.strip()]
+    faults = Faults("file")
     every = [(f"{file}, line {number:,}", record) for number, record in read_json_lines(file, faults)]
-    for where, record in every:
-        has_fields(record, wanted, "--text NAME", where, faults)
     faults.settle()
-    return [record for _, record in every]
+    return every

@@ -233,7 +233,7 @@ class _Trace:
         again = {name: step for name, step in steps.items() if name.endswith(AGAIN)} or steps
         read = shared | {each.storage: None for step in again.values() for each in _shared(step)}
         self.found[f"{self.prefix}shared"] = Section(*_described(shared), input=sum(each.nbytes for each in read))
-        return self._end(x.shape, x.dtype)
+        return self._end(x.shape, x.dtype, ids)
 
     def _layer(self, name: str, block: Any, step: Any, x: Any) -> dict[Storage, None]:
         """Trace one layer of a kind; return the storages that it saves of those shared by all layers."""
@@ -259,12 +259,13 @@ class _Trace:
         x = tower.embedding.finish(m.embedding, x, scene.real)
         return x if drops is None else drops.drop_embedding(x), scene
 
-    def _end(self, shape: Any, dtype: Any) -> Any:
+    def _end(self, shape: Any, dtype: Any, ids: Any) -> Any:
         m, tower, begun = self.layer, self.tower, self.tape.begin()
         x = make_shadow(shape, dtype, INPUT, grad=self.model is None or self.model.reached[self.where])
         hidden = m.norm(x) if tower.has_final_norm else x
         hidden = m.project(hidden) if tower.out_width else hidden
-        logits = m.head(tower.head.gather(hidden, None))
+        head = replace_torch(tower.head)
+        logits = m.head(head.gather(hidden, head.mark(ids, None)))
         self.file("head", begun, [hidden if logits is None else logits], x)
         if logits is not None:
             targets = make_shadow((logits.shape[0] * logits.shape[1],), INT64, "targets")

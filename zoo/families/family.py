@@ -9,6 +9,7 @@ for each.
       XVLForConditionalGeneration: {prefix: model., within: true}  # has this head inside a multimodal folder alone
     tasks:                               # classes named as the first, with a head for a task, and their changes
       ForTokenClassification: {model: {head: {kind: token, labels: =labels()}}, keys: {head.out: classifier}}
+                                         # (those that many families have alike are in conf/tasks.yaml)
     defaults: {attention_bias: false}    # values of fields that a config.json may leave out
     requires: {pretraining_tp: 1}        # fields that must have this value: another is refused by name
     harmless: [use_cache]                # fields that change no number
@@ -25,7 +26,7 @@ for each.
                                          # with "" they are kept where the folder has them ("*.x_min": "")
     keys: {norm: ~norm}                  # ours: theirs (mapping.py); ~ is the prefix of the class
 
-A class may have `requires` and `keys` of its own.
+A class may have `requires`, `keys` and `defaults` of its own.
 
 Both directions are read from these. Import evaluates `model`. Export pairs the unevaluated `model` with a Spec, finds
 the fields by which each expression gives the Spec's value, and imports the result again: only a config that gives the
@@ -43,6 +44,7 @@ from typing import Any
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.families import codecs  # noqa: F401  (registers the functions of its language)
 from zoo.families.expression import MANY, Expression, evaluate_tree, read_names
+from zoo.families.tasks import name_task_classes
 
 _HARMLESS = """
 _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures
@@ -58,7 +60,8 @@ pad_token_id prefix problem_type pruned_heads quantization_config remove_invalid
 return_dict return_dict_in_generate router_aux_loss_coef sep_token_id suppress_tokens task_specific_params temperature
 tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript
 transformers.js_config transformers_version typical_p unk_token_id use_bfloat16 use_cache use_return_dict
-attention_probs_dropout_prob activation_dropout unsloth_fixed unsloth_version
+attention_probs_dropout_prob activation_dropout unsloth_fixed unsloth_version sentence_transformers
+sbert_ce_default_activation_function
 """
 HARMLESS = frozenset(_HARMLESS.split())
 """Fields of any config.json that change no number of a forward pass, unless a family reads them by name."""
@@ -92,7 +95,8 @@ class Family:
         """Complete a config's fields by the family's defaults. Raises CheckpointError for fields, by name, that no
         model of this class implements here."""
         named = {self.aliases.get(name, name): value for name, value in config.items()}
-        full = {**self.defaults, **named}  # a stated null is kept, as transformers does
+        of_class = self.architectures.get(architecture, {}).get("defaults") or {}
+        full = {**self.defaults, **of_class, **named}  # a stated null is kept, as transformers does
         faults = [*self.unmet(full, architecture), *self._unknown_fields(full)]
         if faults:
             raise CheckpointError(*(f"{where}: {fault}" for fault in faults))
@@ -277,7 +281,7 @@ def read_family(name: str) -> Family:
         node = _like(read_family(base), node)
     types = node.pop("model_type", name)
     node |= {key: tuple(node.pop(key, ())) for key in ("harmless", "ignore", "optional")}
-    node["architectures"] = {**node["architectures"], **_task_classes(node["architectures"], node.get("tasks", {}))}
+    node["architectures"] |= name_task_classes(name, node["architectures"], node.get("tasks", {}))
     return Family(name=name, model_types=tuple(types if isinstance(types, list) else [types]), **node)
 
 
@@ -310,15 +314,6 @@ def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
         key: value for key, value in lay_over(base.model, patch).items() if patch.get(key, 0) is not None
     } | kind
     return {**merged, **node}
-
-
-def _task_classes(architectures: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, Any]:
-    """The classes with a head for a task: BertForTokenClassification beside BertForMaskedLM, with its prefix."""
-    first = next(iter(architectures))
-    return {
-        first.rpartition("For")[0] + name: {"prefix": architectures[first].get("prefix"), **task}
-        for name, task in tasks.items()
-    }
 
 
 @functools.cache

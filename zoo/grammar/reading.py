@@ -14,7 +14,8 @@ from zoo.grammar.keys import AXES, BOTH, DIMS, KNOWN, OWN, STRUCTURE, TOWERS
 from zoo.grammar.places import find_booleans, locate_faults, locate_key
 from zoo.grammar.resolvers import find_unresolvable, record_reads, register_resolvers
 from zoo.grammar.towers import TowerNode, read_fields, split_towers
-from zoo.model.tower import EncoderDecoder, Topology
+from zoo.model.encoder_decoder import EncoderDecoder
+from zoo.model.tower import Topology
 
 
 def to_spec(node: DictConfig, touched: Iterable[str] = ()) -> Any:

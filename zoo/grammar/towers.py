@@ -12,8 +12,8 @@ from zoo.grammar.keys import BASES, KNOWN, OWN, TOWER_DEFAULTS, TOWERS
 from zoo.grammar.patches import lay_patch
 from zoo.grammar.pattern import get_kinds, lay_kind, read_pattern
 from zoo.grammar.resolvers import find_unresolvable, record_reads
+from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.model.head import Head, VocabularyHead
-from zoo.model.tower import EncoderDecoder
 from zoo.spec.faults import describe_no_node, describe_unknown_kind
 
 

@@ -1,6 +1,7 @@
 """The components of a model, an axis a file or a folder, and the towers that are built of them."""
 
 from zoo.model import activation, attention, block, embedding, ffn, head, moe, norm, position, router, task_head  # noqa: F401
-from zoo.model.tower import Decoder, Encoder, EncoderDecoder, Topology, Tower
+from zoo.model.encoder_decoder import EncoderDecoder
+from zoo.model.tower import Decoder, Encoder, Topology, Tower
 
 __all__ = ["Decoder", "Encoder", "EncoderDecoder", "Topology", "Tower"]

@@ -37,13 +37,21 @@ class Head(Spec, axis="head", default="lm"):
         """Count the numbers that it gives at a place; 0 where there is no head."""
         raise NotImplementedError
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether it is for a task: it says something about a text, rather than which token comes next."""
+        return self.n_logits > 0 and not self.predicts_tokens
+
     def shard(self, ranks: int) -> Head:
         """What one of `ranks` ranks holds of it: a small head, all."""
         return self
 
-    def gather(self, hidden: Tensor, real: Tensor | None) -> Tensor:
-        """Select what `forward` reads of hidden states [B, T, D]: all of them; of a head that reads rows [B, 1, D].
-        `real` [B, T] is False for padding."""
+    def mark(self, ids: Tensor, real: Tensor | None) -> Tensor | None:
+        """Mark which of the token ids [B, T] `gather` pools; None for all. `real` [B, T] is False for padding."""
+        return real
+
+    def gather(self, hidden: Tensor, marked: Tensor | None) -> Tensor:
+        """Select what `forward` reads of hidden states [B, T, D]: all of them; of a head that reads rows [B, 1, D]."""
         return hidden
 
     def forward(self, m: Weights, x: Tensor) -> Tensor | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, PositiveInt
+from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
 
 from zoo.lazy import torch
 from zoo.model.activation import PlainActivation
@@ -80,14 +80,22 @@ class TaskHead(Head):
 
 
 class RowHead(TaskHead):
-    """Base of the heads that read a row as a whole, by its vector by `pooling`."""
+    """Base of the heads that read a row as a whole, by its vector by `pooling`. Tokens `skip_id` are not pooled: of a
+    row that ends in the token which also pads, transformers' decoders read the one before it."""
 
     reads_rows: ClassVar[bool] = True
 
     pooling: Pooling = "cls"
+    skip_id: NonNegativeInt | None = None
 
-    def gather(self, hidden: Tensor, real: Tensor | None) -> Tensor:
-        return pool(hidden, real, self.pooling)[:, None]  # B 1 D
+    def mark(self, ids: Tensor, real: Tensor | None) -> Tensor | None:
+        if self.skip_id is None:
+            return real
+        read = ids != self.skip_id
+        return read if real is None else real & read
+
+    def gather(self, hidden: Tensor, marked: Tensor | None) -> Tensor:
+        return pool(hidden, marked, self.pooling)[:, None]  # B 1 D
 
 
 class SequenceHead(RowHead, kind="sequence"):

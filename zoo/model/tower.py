@@ -1,5 +1,5 @@
 # B batch, T queries, S keys, D model width, V vocabulary
-"""Whole models: an embedding, a pattern of layers, a norm and a head; or an encoder and a decoder that reads it."""
+"""Whole models: an embedding, a pattern of layers, a norm and a head."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.kernels.choosing import Choice
@@ -23,7 +23,7 @@ from zoo.model.position.base import Position
 from zoo.model.scene import Scene
 from zoo.model.spread_loss import SpreadLoss
 from zoo.model.step import Inputs, Output, Weights
-from zoo.model.whole import Misfit, find_misfits, find_misfits_between, refuse_borrowed_table
+from zoo.model.whole import Misfit, find_misfits, refuse_borrowed_table
 from zoo.spec import Linear, Sized, Spec, Stack, components
 from zoo.spec.faults import make_refusals
 
@@ -228,12 +228,13 @@ class Tower(Topology):
         hidden = seam.gather(m.project(hidden) if self.out_width else hidden, scene.own)
         pooled = m.pooler(hidden) if self.pooler else None
         out = Output(hidden, None, losses, pooled, loads=loads)
+        marked = self.head.mark(inputs.input_ids, scene.real)
         if inputs.targets is not None:
-            read, loss = self.head.gather(hidden, scene.real), inputs.loss or TokenLoss()
+            read, loss = self.head.gather(hidden, marked), inputs.loss or TokenLoss()
             loss = replace(loss, count=None) if context.active else loss  # which is of whole rows
             out.loss, out.terms = self._sum_loss(m, read, context.own(inputs.targets), loss)
         elif inputs.logits_to_keep != 0 and self.head.reads_rows:
-            out.logits = m.head(self.head.gather(hidden, scene.real)[:, 0])  # B C
+            out.logits = m.head(self.head.gather(hidden, marked)[:, 0])  # B C
         elif inputs.logits_to_keep != 0:
             logits = m.head(_keep_last(hidden, inputs))
             out.logits = seam.join_logits(logits, self.vocab_size) if self.head.predicts_tokens else logits
@@ -301,98 +302,3 @@ class Encoder(Tower, kind="encoder"):
             raise ConfigError("cache: an encoder reads a row whole, so that nothing of it can be kept (leave it out)")
         if inputs.prefix is not None:
             raise ConfigError("prefix: an encoder's tokens all see one another (leave it out)")
-
-
-class EncoderDecoder(Topology, kind="encoder_decoder"):
-    """A decoder that reads an encoder's output by cross-attention (Vaswani et al., 2017; T5, BART).
-
-    `start_id` is the token that a decoder begins from.
-    """
-
-    encoder: Tower
-    decoder: Tower
-    start_id: NonNegativeInt = 0
-
-    def __post_init__(self) -> None:
-        for name, kind in (("encoder", Encoder), ("decoder", Decoder)):
-            found = getattr(self, name)
-            if not isinstance(found, kind):
-                raise ValueError(f"its {name} is of kind '{found.kind}' (kind: {name} would do)")
-        if not self.decoder.reads_memory:
-            raise ValueError("its decoder has no cross-attention (block.cross would give it one)")
-        if self.encoder.d_model != self.decoder.d_model:
-            found = f"{self.encoder.d_model} and {self.decoder.d_model}"
-            raise ValueError(f"its encoder and decoder are of widths {found} (the same d_model for both)")
-
-    def misfits(self) -> Iterator[Misfit]:
-        return find_misfits_between(self.encoder, self.decoder)
-
-    def towers(self) -> dict[str, Tower]:
-        return {"encoder": self.encoder, "decoder": self.decoder}
-
-    @property
-    def _decoder(self) -> Decoder:
-        assert isinstance(self.decoder, Decoder)
-        return self.decoder
-
-    @property
-    def d_model(self) -> int:
-        return self._decoder.d_model
-
-    @property
-    def vocab_size(self) -> int:
-        return self._decoder.vocab_size
-
-    @property
-    def max_seq_len(self) -> int:
-        return self._decoder.max_seq_len
-
-    @property
-    def n_layers(self) -> int:
-        return self._decoder.n_layers
-
-    @property
-    def init(self) -> Init:
-        return self._decoder.init
-
-    @property
-    def cacheable_until(self) -> int | None:
-        return self._decoder.cacheable_until
-
-    def parts(self, d_model: int) -> dict[str, Any]:
-        return {"encoder": self.encoder, "decoder": self.decoder}
-
-    def forward(
-        self,
-        m: Weights,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        decoder_input_ids: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        documents: Tensor | None = None,
-        decoder_documents: Tensor | None = None,
-        row_numbers: Tensor | None = None,
-        **others: Any,
-    ) -> Output:
-        """Logits for `decoder_input_ids` [B, T] (the start token alone unless given), after reading token ids [B, S].
-        `documents` [B, S] and `decoder_documents` [B, T] number what is packed into the rows of either tower: a target
-        reads its own source alone. The other arguments are the decoder's."""
-        if decoder_input_ids is None:
-            decoder_input_ids = torch.full_like(input_ids[:, :1], self.start_id)
-        if (documents is None) != (decoder_documents is None):
-            raise ConfigError("documents: number the rows of one tower (documents and decoder_documents, or neither)")
-        read = m.encoder(input_ids, attention_mask, documents=documents, row_numbers=row_numbers)
-        about = {"memory": read.hidden, "memory_mask": attention_mask, "memory_documents": documents}
-        about["row_numbers"] = row_numbers
-        out = m.decoder(decoder_input_ids, decoder_attention_mask, documents=decoder_documents, **about, **others)
-        out.memory = read.hidden
-        out.losses = {name: _sum(name, read.losses, out.losses) for name in {**read.losses, **out.losses}}
-        out.loads = [*read.loads, *out.loads]
-        return out
-
-
-def _sum(name: str, *losses: dict[str, Tensor]) -> Tensor:
-    """Sum a loss up over the towers that have it."""
-    first, *others = (each[name] for each in losses if name in each)
-    return first + others[0] if others else first

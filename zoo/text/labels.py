@@ -1,14 +1,16 @@
 # N texts, T tokens, C classes or numbers
-"""Predict the labels of texts with a model that has a head for a task: a class or numbers for each, or a tag for each
-word."""
+"""Predict the labels of texts with a model that has a head for a task: a class or numbers for each text, pair or
+conversation, or a tag for each word."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from zoo.errors import ConfigError
+from zoo.data.corpus import FAULTS_SHOWN
+from zoo.errors import ConfigError, did_you_mean
+from zoo.families.described import CONFIG, read_json
 from zoo.lazy import torch
 from zoo.text.reading import load_reader, longest_text, pad_rows
 
@@ -16,9 +18,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.data.rowcode import Row
+    from zoo.data.tokenizer import Tokenizer
+    from zoo.text.chat import ChatTemplate
 
-Texts = str | tuple[str, str] | list[str]
-"""A text, a pair of texts, or the words of one that are tagged."""
+Texts = str | tuple[str, str] | list[str] | list[dict[str, Any]]
+"""A text, a pair of texts, the words of one that are tagged, or the messages of a conversation."""
+
+Activation = Literal["sigmoid", "softmax", "none"]
+ACTIVATIONS: tuple[Activation, ...] = ("sigmoid", "softmax", "none")
 
 
 def score(
@@ -27,17 +34,25 @@ def score(
     *,
     tokenizer: Any = None,
     every: bool = False,
+    activation: Activation | None = None,
+    template: str | None = None,
+    places: Sequence[str] | None = None,
     batch_size: int = 32,
     device: str = "cpu",
     note: Callable[[str], object] | None = None,
 ) -> list[dict[str, Any]]:
     """Predict the label of each text. `model` is a folder, or a model with its `tokenizer` (a tokenizer.json or its
-    folder); a text is a string or a pair of strings. A head that tags words reads lists of them, and of a string what
-    white space parts.
+    folder); a text is a string, a pair of strings, or a conversation (messages with role and content), which the
+    tokenizer's chat template writes out, or the one that `template` names. A head that tags words reads lists of them,
+    and of a string what white space parts.
 
     Gives for each text what is `predicted`: a class with its `probability`, and with `every` the `probabilities` of
-    all; a number, or a list of them; or a list with the tag of each word, None for one that was cut off. `note` is told
-    of texts longer than the model's positions. Raises ConfigError.
+    all; a number, or a list of them; or a list with the tag of each word, None for one that was cut off.
+
+    `activation` is what logits go through: unless given what the folder's config.json says (sentence-transformers'
+    CrossEncoder, or `problem_type`: with multi_label_classification what is predicted are all classes above one half),
+    else softmax for classes and none for numbers. `places` are the names of the texts in messages. `note` is told of
+    texts longer than the model's positions. Raises ConfigError.
     """
     from zoo.checkpoint import store
     from zoo.data.rowcode import RowEncoder
@@ -45,12 +60,15 @@ def score(
 
     head = find_task_head(store.load_spec(model) if isinstance(model, str | Path) else model.spec)
     reader = load_reader(model, tokenizer, device, note)
+    activation = settle_activation(head, activation, reader.folder)
     texts = [text.split() if isinstance(text, str) and not head.reads_rows else text for text in texts]
-    check_texts(texts, by_word=not head.reads_rows)
+    places = [f"texts: number {number}" for number in range(1, len(texts) + 1)] if places is None else places
+    check_texts(texts, places, by_word=not head.reads_rows)
     backend = reader.tokenizer if isinstance(reader.tokenizer, Tokenizer) else Tokenizer.load(reader.tokenizer)
     limit = longest_text(reader.model.spec)
     encoder = RowEncoder(backend, limit, opens=getattr(head, "pooling", None) == "cls")
-    rows = encode(encoder, texts)
+    chat = _load_template(reader.tokenizer, template) if any(map(is_conversation, texts)) else None
+    rows = encode(encoder, texts, places, chat)
     if (cut := sum(row.cut for row in rows)) and note is not None:
         note(f"{cut} of {len(rows)} texts are cut at {limit} tokens, which is what the model reads")
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))  # alike lengths together: less padding
@@ -58,62 +76,152 @@ def score(
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         logits = compute_logits(reader.model, [rows[index] for index in batch])
-        found |= {index: read_result(head, rows[index], own, every) for index, own in zip(batch, logits, strict=True)}
+        for index, own in zip(batch, logits, strict=True):
+            found[index] = read_result(head, rows[index], own, activation, every)
     return [found[index] for index in range(len(rows))]
 
 
 def find_task_head(spec: Any) -> Any:
     """Find the head for a task of a model. Raises ConfigError where it has none."""
     heads = [tower.head for tower in spec.towers().values() if tower.head.n_logits]
-    if not heads or heads[-1].predicts_tokens or spec.kind == "encoder_decoder":
+    if not heads or not heads[-1].reads_text:
         kind = heads[-1].kind if heads else "none"
         found = f"found head '{kind}' of an {spec.kind}" if spec.kind[0] == "e" else f"found head '{kind}'"
         raise ConfigError(f"score: needs a head for a task, {found} (zoo train objective=classify, tag or regress)")
     return heads[-1]
 
 
-def check_texts(texts: Sequence[Texts], *, by_word: bool) -> None:
-    """Raises ConfigError for texts that the head does not read."""
-    for number, text in enumerate(texts, 1):
-        if isinstance(text, list) is not by_word:
-            wanted = (
-                "lists of words, as each word gets a tag" if by_word else "strings or pairs, as a text gets one label"
-            )
-            raise ConfigError(f"texts: number {number} is a {type(text).__name__} ({wanted})")
-        if not text or (isinstance(text, str) and text.isspace()):
-            raise ConfigError(f"texts: number {number} is empty (one that is not)")
+# ---------------------------------------------------------------- from logits to labels
 
 
-def encode(encoder: Any, texts: Sequence[Any]) -> list[Row]:
-    """Encode texts as in training. Raises ConfigError for one that has no token."""
-    if texts and isinstance(texts[0], list):
+def settle_activation(head: Any, chosen: str | None, folder: Path | None) -> Activation:
+    """Settle what the head's logits go through: what is chosen, else what the folder's files say, else softmax for
+    classes and nothing for numbers. Raises ConfigError for one that the head cannot have."""
+    usual: Activation = "softmax" if hasattr(head, "labels") else "none"
+    if chosen is None:
+        said = None if folder is None else read_activation(folder, classes=usual == "softmax")
+        return said or usual
+    if chosen not in ACTIVATIONS:
+        would = did_you_mean(chosen, ACTIVATIONS) or f" (one of: {', '.join(ACTIVATIONS)})"
+        raise ConfigError(f"activation: {chosen!r} is none{would}")
+    if chosen == "softmax" and usual == "none":
+        raise ConfigError("activation: softmax is over classes, and the head gives numbers (sigmoid, or none)")
+    return chosen  # type: ignore[return-value]
+
+
+def read_activation(folder: Path, *, classes: bool) -> Activation | None:
+    """Read what a published folder says that its logits go through: a CrossEncoder's function, or that its classes do
+    not exclude one another. None where it says nothing. Raises ConfigError for a function that is none of ours."""
+    files = [folder / name for name in (CONFIG, "config_sentence_transformers.json")]
+    config, beside = (read_json(file) if file.is_file() else {} for file in files)
+    own = config.get("sentence_transformers") or {}
+    named = own.get("activation_fn") or config.get("sbert_ce_default_activation_function")
+    named = named or beside.get("activation_fn")
+    if named is None:
+        return "sigmoid" if classes and config.get("problem_type") == "multi_label_classification" else None
+    known: dict[str, Activation | None] = {"Sigmoid": "sigmoid", "Identity": None, "Softmax": "softmax"}
+    name = str(named).rpartition(".")[2]
+    if name not in known or (name == "Softmax" and not classes):
+        raise ConfigError(
+            f"{folder}: its activation_fn is {named}, which is none of ours (--activation sigmoid or none)"
+        )
+    return known[name]
+
+
+# ---------------------------------------------------------------- texts
+
+
+def is_conversation(text: Texts) -> bool:
+    """Whether a text is a list of messages."""
+    return isinstance(text, list) and bool(text) and isinstance(text[0], Mapping)
+
+
+def check_texts(texts: Sequence[Texts], places: Sequence[str], *, by_word: bool) -> None:
+    """Raises ConfigError, with all faults, for texts that the head does not read."""
+    faults = []
+    for text, place in zip(texts, places, strict=True):
+        parts = text if isinstance(text, tuple | list) else (text,)
+        strings = all(isinstance(part, str) for part in parts)
+        if (isinstance(text, list) and not is_conversation(text)) is not by_word or not (
+            strings or is_conversation(text)
+        ):
+            wanted = "a list of words, as each word gets a tag" if by_word else "a string, a pair, or messages"
+            faults.append(f"{place} is a {type(text).__name__} ({wanted})")
+        elif not text or (isinstance(text, str) and text.isspace()):
+            faults.append(f"{place} is empty (one that is not)")
+    if faults:
+        raise ConfigError(*faults[:FAULTS_SHOWN])
+
+
+def _load_template(tokenizer: Any, chosen: str | None) -> ChatTemplate:
+    from zoo.text import chat
+
+    if not isinstance(tokenizer, str | Path):
+        raise ConfigError(
+            "texts: a conversation needs a chat template, and the tokenizer has no folder (pass the folder)"
+        )
+    folder = Path(tokenizer)
+    return chat.load(folder if folder.is_dir() else folder.parent, chosen)
+
+
+def encode(encoder: Any, texts: Sequence[Any], places: Sequence[str], chat: ChatTemplate | None = None) -> list[Row]:
+    """Encode texts as in training, conversations as the chat template writes them. Raises ConfigError for one that has
+    no token, and for messages that the template refuses."""
+    if texts and isinstance(texts[0], list) and not is_conversation(texts[0]):
         rows = encoder.encode_words(texts)
     else:
-        rows = encoder.encode([(text,) if isinstance(text, str) else text for text in texts])
-    for number, row in enumerate(rows, 1):
+        plain = [index for index, text in enumerate(texts) if not is_conversation(text)]
+        given = [texts[index] for index in plain]
+        encoded = encoder.encode([(text,) if isinstance(text, str) else text for text in given])
+        found = dict(zip(plain, encoded, strict=True))
+        for index, text in enumerate(texts):
+            if index not in found:
+                assert chat is not None
+                found[index] = _encode_conversation(encoder, chat, text, places[index])
+        rows = [found[index] for index in range(len(texts))]
+    for place, row in zip(places, rows, strict=True):
         if not row.ids:
-            raise ConfigError(f"texts: number {number} has no token (another text)")
+            raise ConfigError(f"{place} has no token (another text)")
     return rows
+
+
+def _encode_conversation(encoder: Any, chat: ChatTemplate, messages: Any, place: str) -> Row:
+    from zoo.data.rowcode import Row
+
+    tokenizer: Tokenizer = encoder.tokenizer
+    try:
+        ids = chat.encode(tokenizer, messages, add_generation_prompt=False)
+    except ConfigError as error:
+        raise ConfigError(*(f"{place}: {fault}" for fault in error.faults)) from error
+    return Row(ids[: encoder.limit], [0] * min(len(ids), encoder.limit), [], len(ids) > encoder.limit)
 
 
 def compute_logits(model: Any, rows: Sequence[Row]) -> list[Tensor]:
     """Compute the logits of some rows, float32 on the CPU: [C] each, or [T, C] of a head that reads tokens."""
-    device, embedding = next(model.parameters()).device, model.spec.embedding
-    ids, mask = pad_rows([row.ids for row in rows], model.spec.position.padding_id or 0, device)
-    types = pad_rows([row.types for row in rows], 0, device)[0] if getattr(embedding, "n_types", None) else None
+    tower = next(iter(model.spec.towers().values()))
+    device, typed = next(model.parameters()).device, bool(getattr(tower.embedding, "n_types", None))
+    ids, mask = pad_rows([row.ids for row in rows], tower.position.padding_id or 0, device)
+    types = {"token_type_ids": pad_rows([row.types for row in rows], 0, device)[0]} if typed else {}
     with torch.inference_mode():
-        logits = model(ids, mask, token_type_ids=types).logits.float().cpu()
+        logits = model(ids, mask, **types).logits.float().cpu()
     return list(logits)
 
 
-def read_result(head: Any, row: Row, logits: Tensor, every: bool) -> dict[str, Any]:
+def read_result(head: Any, row: Row, logits: Tensor, activation: Activation, every: bool) -> dict[str, Any]:
     """Read what is predicted off the logits of a row."""
     if not hasattr(head, "labels"):
-        return {"predicted": logits.item() if head.n_logits == 1 else logits.tolist()}
+        numbers = logits.sigmoid() if activation == "sigmoid" else logits
+        return {"predicted": numbers.item() if head.n_logits == 1 else numbers.tolist()}
     if not head.reads_rows:
         tags = logits.argmax(-1).tolist()
         return {"predicted": [None if place is None else head.labels[tags[place]] for place in row.places]}
-    chances = logits.softmax(-1).tolist()
-    best = max(range(len(chances)), key=chances.__getitem__)
-    whole = {"probabilities": dict(zip(head.labels, chances, strict=True))} if every else {}
-    return {"predicted": head.labels[best], "probability": chances[best], **whole}
+    best = head.labels[int(logits.argmax())]
+    if activation == "none":
+        whole = {"logits": dict(zip(head.labels, logits.tolist(), strict=True))} if every else {}
+        return {"predicted": best, "logit": logits.max().item(), **whole}
+    chances = (logits.sigmoid() if activation == "sigmoid" else logits.softmax(-1)).tolist()
+    by_name = dict(zip(head.labels, chances, strict=True))
+    whole = {"probabilities": by_name} if every else {}
+    if activation == "sigmoid":
+        return {"predicted": [name for name, chance in by_name.items() if chance > 0.5], **whole}
+    return {"predicted": best, "probability": by_name[best], **whole}

@@ -245,11 +245,14 @@ def name_tensors(found: Mapping[str, Header], body: Body) -> dict[str, Header]:
     family, prefix = body.family, body.prefix
     kept = {name: each for name, each in found.items() if not matches(name, family.ignore)}
     kept = {_replace_old_names(name): _keep_file_name(each, name) for name, each in kept.items()}
-    longest = max((each.get("prefix") or "" for each in family.architectures.values()), key=len)
-    if longest and prefix == longest and not any(name.startswith(prefix) for name in kept):
+    known = {each.get("prefix") or "" for each in family.architectures.values()} - {""}
+    found_one = next(
+        (each for each in sorted(known, key=len, reverse=True) if any(name.startswith(each) for name in kept)), ""
+    )
+    if prefix and not found_one:
         return {name if _has_no_prefix(name, body) else prefix + name: each for name, each in kept.items()}
-    if longest and not prefix and any(name.startswith(longest) for name in kept):
-        return {name.removeprefix(longest): each for name, each in kept.items()}
+    if found_one and not prefix:
+        return {name.removeprefix(found_one): each for name, each in kept.items()}
     return kept
 
 

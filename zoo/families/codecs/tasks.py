@@ -13,7 +13,7 @@ from zoo.families.expression import FUNCTIONS, MANY, Bindings, Codec
 DEFAULT_LABELS = 2
 """How many labels a config has that states none."""
 
-COMMON = ("activation", "pooling", "bias", "norm", "transform_bias")
+COMMON = ("activation", "pooling", "bias", "norm", "transform_bias", "skip_id")
 """The fields of a head that reads rows, in the order of `row_head`'s arguments."""
 
 
@@ -53,10 +53,12 @@ class Labels(Codec):
 class RowHead(Codec):
     """`row_head({"kind": "tanh"})`: a head that reads a row as a whole, with this activation between its two products,
     or None for one product. It gives numbers where the config says regression or has one label, classes elsewhere.
-    Further arguments are those of COMMON."""
+    Further arguments are those of COMMON; an id below 0 (Llama 1's padding) is no token's."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         names, common = read_labels(env), dict(zip(COMMON, args, strict=False))
+        if isinstance(skipped := common.get("skip_id"), int) and skipped < 0:
+            common["skip_id"] = None
         if len(names) == 1 or env.get("problem_type") == "regression":
             return {"kind": "regression", "n_outputs": len(names), **common}
         return {"kind": "sequence", "labels": names, **common}

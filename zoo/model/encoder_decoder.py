@@ -1,0 +1,138 @@
+# B batch, T target tokens, S source tokens, D model width
+"""Models of two towers: an encoder, and a decoder that reads its output by cross-attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import NonNegativeInt
+
+from zoo.errors import ConfigError
+from zoo.lazy import torch
+from zoo.model.init import Init
+from zoo.model.step import Output, Weights
+from zoo.model.tower import Decoder, Encoder, Topology, Tower
+from zoo.model.whole import Misfit, find_misfits_between
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class EncoderDecoder(Topology, kind="encoder_decoder"):
+    """A decoder that reads an encoder's output by cross-attention (Vaswani et al., 2017; T5, BART).
+
+    `start_id` is the token that a decoder begins from. Where the head is for a task, the decoder reads the text again,
+    shifted right; with `wraps` its own last token begins it, which in mBART is the text's language (Liu et al., 2020).
+    """
+
+    encoder: Tower
+    decoder: Tower
+    start_id: NonNegativeInt = 0
+    wraps: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kind in (("encoder", Encoder), ("decoder", Decoder)):
+            found = getattr(self, name)
+            if not isinstance(found, kind):
+                raise ValueError(f"its {name} is of kind '{found.kind}' (kind: {name} would do)")
+        if not self.decoder.reads_memory:
+            raise ValueError("its decoder has no cross-attention (block.cross would give it one)")
+        if self.encoder.d_model != self.decoder.d_model:
+            found = f"{self.encoder.d_model} and {self.decoder.d_model}"
+            raise ValueError(f"its encoder and decoder are of widths {found} (the same d_model for both)")
+
+    def misfits(self) -> Iterator[Misfit]:
+        yield from find_misfits_between(self.encoder, self.decoder)
+        if self.wraps and not self.decoder.head.reads_text:
+            found = f"the decoder's head of kind '{self.decoder.head.kind}' has it read another text"
+            yield ("wraps",), f"is of a decoder that reads the encoder's text again, {found} (leave it out)"
+
+    def towers(self) -> dict[str, Tower]:
+        return {"encoder": self.encoder, "decoder": self.decoder}
+
+    @property
+    def _decoder(self) -> Decoder:
+        assert isinstance(self.decoder, Decoder)
+        return self.decoder
+
+    @property
+    def d_model(self) -> int:
+        return self._decoder.d_model
+
+    @property
+    def vocab_size(self) -> int:
+        return self._decoder.vocab_size
+
+    @property
+    def max_seq_len(self) -> int:
+        return self._decoder.max_seq_len
+
+    @property
+    def n_layers(self) -> int:
+        return self._decoder.n_layers
+
+    @property
+    def init(self) -> Init:
+        return self._decoder.init
+
+    @property
+    def cacheable_until(self) -> int | None:
+        return self._decoder.cacheable_until
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {"encoder": self.encoder, "decoder": self.decoder}
+
+    def forward(
+        self,
+        m: Weights,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        documents: Tensor | None = None,
+        decoder_documents: Tensor | None = None,
+        row_numbers: Tensor | None = None,
+        **others: Any,
+    ) -> Output:
+        """Logits for `decoder_input_ids` [B, T], after reading token ids [B, S]. Unless given they are the start token
+        alone; where the head is for a task, the same text again, shifted right (Lewis et al., 2019, BART, §3.1).
+        `documents` [B, S] and `decoder_documents` [B, T] number what is packed into the rows of either tower: a target
+        reads its own source alone. The other arguments are the decoder's."""
+        if decoder_input_ids is None and self._decoder.head.reads_text:
+            decoder_input_ids = shift_right(input_ids, attention_mask, None if self.wraps else self.start_id)
+            decoder_attention_mask = attention_mask
+        elif decoder_input_ids is None:
+            decoder_input_ids = torch.full_like(input_ids[:, :1], self.start_id)
+        if (documents is None) != (decoder_documents is None):
+            raise ConfigError("documents: number the rows of one tower (documents and decoder_documents, or neither)")
+        read = m.encoder(input_ids, attention_mask, documents=documents, row_numbers=row_numbers)
+        about = {"memory": read.hidden, "memory_mask": attention_mask, "memory_documents": documents}
+        about["row_numbers"] = row_numbers
+        out = m.decoder(decoder_input_ids, decoder_attention_mask, documents=decoder_documents, **about, **others)
+        out.memory = read.hidden
+        out.losses = {name: _sum(name, read.losses, out.losses) for name in {**read.losses, **out.losses}}
+        out.loads = [*read.loads, *out.loads]
+        return out
+
+
+def shift_right(ids: Tensor, mask: Tensor | None, start_id: int | None) -> Tensor:
+    """Shift the tokens of rows [B, T] by one, and put the start token before them; where that is None, the row's last
+    one. `mask` [B, T] is 0 for padding.
+
+    Example: with the start token s, (pad, a, b, c) becomes (pad, s, a, b); without one (pad, c, a, b).
+    """
+    real = torch.ones_like(ids) if mask is None else mask.long()
+    counted = real.cumsum(1)
+    first = real.bool() & (counted == 1)
+    start = (
+        ids.gather(1, counted.argmax(1, keepdim=True)) if start_id is None else torch.full_like(ids[:, :1], start_id)
+    )
+    return torch.where(first, start, ids.roll(1, 1))
+
+
+def _sum(name: str, *losses: dict[str, Tensor]) -> Tensor:
+    """Sum a loss up over the towers that have it."""
+    first, *others = (each[name] for each in losses if name in each)
+    return first + others[0] if others else first
