@@ -210,9 +210,9 @@ def test_broken_files_and_unknown_architectures_are_told_apart(tmp_path, capsys,
         (tmp_path / "b.gguf").write_bytes(content[:cut] if cut else b"")
         code, _, error = run(capsys, "check", tmp_path / "b.gguf")
         assert code == 2 and fault in error and "Traceback" not in error
-    (tmp_path / "c.gguf").write_bytes(content.replace(b"llama", b"lambs"))
+    (tmp_path / "c.gguf").write_bytes(content.replace(b"llama", b"llamo"))
     assert (
-        "general.architecture: 'lambs' is not read (did you mean 'llama'"
+        "general.architecture: 'llamo' is not read (did you mean 'llama'"
         in run(capsys, "stats", tmp_path / "c.gguf")[2]
     )
     monkeypatch.setattr("zoo.checkpoint.gguf.tensors.find_spec", lambda name: None)

@@ -78,6 +78,7 @@ class TensorStep:
     """One conversion of tensors and its inverse."""
 
     number: int = 0
+    numbers: tuple[int, ...] = ()
 
     def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         """Convert from their layout."""
@@ -130,6 +131,16 @@ class OneRow(TensorStep):
 
     def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
         return [each.unsqueeze(0) for each in tensors]
+
+
+class OneColumn(TensorStep):
+    """`column`: their tensor is a matrix of one column, ours a vector."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.squeeze(1) for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.unsqueeze(1) for each in tensors]
 
 
 class Flat(TensorStep):
@@ -187,8 +198,59 @@ class Blocks(TensorStep):
         return [part.squeeze(-1).mT if part.ndim == 4 else part for part in parts]
 
 
+class Folded(TensorStep):
+    """`folded(n)`: the first dimension of theirs is two: n, and what is left of ours."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.flatten(0, 1) for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.unflatten(0, (self.number, -1)) for each in tensors]
+
+
+class Depthwise(TensorStep):
+    """`depthwise`: their convolution of each channel by itself is [channels, width], ours [channels, 1, width]."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.unsqueeze(1) if each.ndim > 1 else each for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.squeeze(1) if each.ndim > 1 else each for each in tensors]
+
+
+class Decay(TensorStep):
+    """`decay`: theirs is the decay A itself, ours the logarithm of -A."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.neg().log() for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.exp().neg() for each in tensors]
+
+
+class Tiled(TensorStep):
+    """`tiled([k, v, d])`: v heads of d rows, the last rows of theirs, lie in tiles: the first head of each of k groups,
+    then the second. Ours lie group by group.
+
+    Of four heads in two groups, theirs are 0, 2, 1, 3 of ours.
+    """
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        groups, heads, width = self.numbers
+        return [self._turn(each, (heads // groups, groups), heads * width) for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        groups, heads, width = self.numbers
+        return [self._turn(each, (groups, heads // groups), heads * width) for each in tensors]
+
+    def _turn(self, tensor: Tensor, grid: tuple[int, int], rows: int) -> Tensor:
+        before, tiles = tensor.split([tensor.shape[0] - rows, rows])
+        return torch.cat([before, tiles.unflatten(0, (*grid, -1)).transpose(0, 1).flatten(0, 2)])
+
+
 STEPS: dict[str, type[TensorStep]] = {"rows": Rows, "groups": Groups, "turn": Transpose, "row": OneRow, "flat": Flat}
 STEPS |= {"pairs": Pairs, "plus": Plus, "third": ThirdDimension, "blocks": Blocks}
+STEPS |= {"column": OneColumn, "folded": Folded, "depthwise": Depthwise, "decay": Decay, "tiled": Tiled}
 
 
 @dataclass(frozen=True)
@@ -277,9 +339,15 @@ def _entries_for(
             segments = part.segments if len(whole) > 1 else ()
             if stacked:
                 whole = tuple(each.replace("@", str(number)) for each in whole for number in range(shape[0]))
-            steps = tuple(step(0 if number is None else int(number.value(body.fields))) for step, number in rule.steps)
+            steps = tuple(_make_step(step, number, body.fields) for step, number in rule.steps)
             shapes = tuple(table[each][1] for each in names)
             yield Entry(names, whole, shapes, steps, stacked, isinstance(part, Experts), segments)
+
+
+def _make_step(step: type[TensorStep], argument: Expression | None, fields: Mapping[str, Any]) -> TensorStep:
+    """A step with its number, or with its list of numbers."""
+    value = 0 if argument is None else argument.value(fields)
+    return step(numbers=tuple(map(int, value))) if isinstance(value, list) else step(int(value))
 
 
 def _is_kind(ours: str, match: re.Match[str], kinds: Mapping[str, Sequence[str]], name: str) -> bool:

@@ -6,6 +6,7 @@ where a price is to take half a second: this takes 0.3.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import mmap
@@ -269,7 +270,7 @@ def _refuse_unread(found: GGUFFile, fields: Reads, row: Mapping[str, Any]) -> No
 
 def _gather_fields(found: GGUFFile) -> dict[str, Any]:
     """The metadata of the architecture as nested mappings, and what its tensors tell."""
-    fields: dict[str, Any] = {"expert_count": 0, "attention": {"sliding_window": 0}}
+    fields: dict[str, Any] = copy.deepcopy(read_catalogue()["absent"])
     for name, value in found.metadata.items():
         own, _, rest = name.partition(".")
         if own == found.architecture:
@@ -281,9 +282,10 @@ def _gather_fields(found: GGUFFile) -> dict[str, Any]:
     if "token_embd.weight" not in found.tensors:
         raise CheckpointError(f"{found.file}: token_embd.weight is missing (a file with a language model)")
     fields |= {"vocab_size": found.tensors["token_embd.weight"].shape[0], "tied": "output.weight" not in found.tensors}
-    heads = fields["attention"].get("head_count", 1)
+    heads = fields["attention"].get("head_count") or 1
     head_dim = fields["attention"].get("key_length") or fields.get("embedding_length", 0) // heads
-    fields |= {"tensors": list(found.tensors), "head_dim": head_dim}
+    alike = {re.sub(r"\.\d+\.", ".#.", name) for name in found.tensors}
+    fields |= {"tensors": [*found.tensors, *alike], "head_dim": head_dim}
     if (scaling := describe_scaling(found, fields)) is not None:
         fields |= {"rope_scaling": scaling, "untruncated": {**scaling, "truncate": False}}
     return fields
@@ -325,9 +327,13 @@ def describe_scaling(found: GGUFFile, fields: Mapping[str, Any]) -> dict[str, An
         return None
     if kind == "linear":
         return {"rope_type": "linear", "factor": stated["factor"]}
-    if kind == "yarn" and stated.get("yarn_attn_factor", stated.get("attn_factor", 1.0)) == 1.0:
+    times = find_architecture(found).get("mscale", 0)
+    known = stated.get("yarn_attn_factor", stated.get("attn_factor", 1.0)) == 1.0
+    if kind == "yarn" and known and (times or not stated.get("yarn_log_multiplier")):
         betas = {name: stated[f"yarn_{name}"] for name in ("beta_fast", "beta_slow") if f"yarn_{name}" in stated}
-        return {"rope_type": "yarn", "factor": stated["factor"], **original, **betas}
+        mscale = ("mscale", "mscale_all_dim") if times else ()
+        equal = dict.fromkeys(mscale, times * stated.get("yarn_log_multiplier", 0.0))
+        return {"rope_type": "yarn", "factor": stated["factor"], **original, **betas, **equal}
     raise CheckpointError(f"{found.file}: rope.scaling: is {dict(stated)}, which is not read (none, linear or yarn)")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from math import prod
@@ -18,6 +19,8 @@ from zoo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+AHEAD = ("nextn_predict_layers", "block_count")
 
 
 def require_gguf() -> None:
@@ -65,7 +68,15 @@ def list_tensors(found: GGUFFile, names: Iterable[str], dtype: str) -> dict[str,
     """
     require_gguf()
     own = {name_in_gguf(name, found): name for name in names}
-    return {own.get(name, name): _pack(each, name, dtype) for name, each in found.tensors.items() if name not in ROPE}
+    kept = {name: each for name, each in found.tensors.items() if name not in ROPE and not _is_ahead(name, found)}
+    return {own.get(name, name): _pack(each, name, dtype) for name, each in kept.items()}
+
+
+def _is_ahead(name: str, found: GGUFFile) -> bool:
+    """Whether a tensor is of the last layers that predict tokens further ahead, which serve no model here."""
+    ahead, layers = (int(found.metadata.get(f"{found.architecture}.{key}") or 0) for key in AHEAD)
+    match = re.match(r"blk\.(\d+)\.", name)
+    return ahead > 0 and match is not None and int(match[1]) >= layers - ahead
 
 
 def _pack(tensor: StoredTensor, name: str, dtype: str) -> Packed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ class Each(Codec):
         count = evaluate(args[0], env)
         if count > MANY:
             raise ConfigError(f"each: has {count:,} entries (at most {MANY:,})")
-        return [evaluate(args[1], {**env, "layer": layer}) for layer in range(count)]
+        return [evaluate(args[1], ChainMap({"layer": layer}, env)) for layer in range(count)]  # type: ignore[arg-type]
 
     def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
         found: Bindings = {}

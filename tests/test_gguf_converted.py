@@ -1,0 +1,51 @@
+"""GGUF files of architectures whose values llama.cpp's converter changes: what is read is the model before it."""
+
+import logging
+
+import pytest
+import torch
+from close import assert_close
+
+import zoo
+from zoo.families.gguf import read_catalogue
+
+pytest.importorskip("gguf", reason="needs gguf (the extra of that name)")
+from converted import convert_case, make_case
+from converted_cases import CASES
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(logging.getLogger("gguf.gguf_writer"), "disabled", True)  # its remarks are no lines of ours
+
+
+@pytest.mark.filterwarnings("ignore:.*the model is read without its tokenizer")
+@pytest.mark.parametrize("case", CASES)
+def test_a_converted_model_is_the_one_that_it_was(tmp_path, case):
+    reference = make_case(case)
+    file = convert_case(case, reference, tmp_path)
+    ids = torch.arange(40).unsqueeze(0)
+    with torch.inference_mode():
+        assert_close(zoo.load(file)(ids).logits, reference(ids).logits)
+
+
+@pytest.mark.filterwarnings("ignore:.*the model is read without its tokenizer")
+def test_layers_that_predict_further_ahead_are_left_out(tmp_path):
+    reference = make_case("glm4moe")
+    said = {"block_count": 3, "nextn_predict_layers": 1}
+    file = convert_case("glm4moe", reference, tmp_path, said, ("blk.2.attn_norm.weight", "blk.2.nextn.enorm.weight"))
+    ids = torch.arange(40).unsqueeze(0)
+    with torch.inference_mode():
+        assert_close(zoo.load(file)(ids).logits, reference(ids).logits)
+
+
+def test_a_scaling_that_only_some_architectures_have_is_refused_elsewhere(tmp_path):
+    said = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.yarn_log_multiplier": 0.1}
+    file = convert_case("dots1", make_case("dots1"), tmp_path, said)
+    with pytest.raises(zoo.CheckpointError, match=r"dots1\.gguf: rope\.scaling: is .*, which is not read"):
+        zoo.load(file)
+
+
+def test_each_of_these_architectures_is_read():
+    assert {name.split(" ")[0] for name in CASES} <= set(read_catalogue()["architectures"])
