@@ -1,6 +1,8 @@
 """Attention to keys that are chosen, and mixers beside softmax attention."""
 
-from cases_experts import LATENT, MSCALE, case
+from cases_encoders import SMALL, segments
+from cases_encoders import case as encoder
+from cases_experts import LATENT, MSCALE, YARN, case
 
 # So many heads that no score is 0: of equal scores the reference takes any, and two models take others.
 INDEXED = {**LATENT, "num_hidden_layers": 4, "index_n_heads": 32, "index_head_dim": 16, "index_topk": 6}
@@ -35,4 +37,29 @@ INDEXERS = [
     case("glm_moe_dsa-base", "GlmMoeDsaConfig", "Model", base=INDEXED, index_topk_freq=3),
 ]
 
-CASES = [*INDEXERS]
+DIFFERENTIAL = [
+    case("diffllama", "DiffLlamaConfig"),
+    case(
+        "diffllama-grouped",
+        "DiffLlamaConfig",
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=12,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        rope_parameters=YARN,
+        rms_norm_eps=1e-3,
+    ),
+    case("diffllama-base", "DiffLlamaConfig", "Model", num_key_value_heads=None),
+]
+
+NETS = {**SMALL, "type_vocab_size": 3}
+del NETS["num_attention_heads"]
+FOURIER = [
+    encoder("fnet", "FNetConfig", "FNetForMaskedLM", base=NETS, inputs=segments),
+    encoder("fnet-untied", "FNetConfig", "FNetForMaskedLM", base=NETS, hidden_act="relu", tie_word_embeddings=False),
+    encoder("fnet-pretraining", "FNetConfig", "FNetForPreTraining", base=NETS, inputs=segments),
+    encoder("fnet-base", "FNetConfig", "FNetModel", base=NETS, inputs=segments, layer_norm_eps=1e-3),
+]
+
+CASES = [*INDEXERS, *DIFFERENTIAL, *FOURIER]

@@ -30,6 +30,8 @@ ATTENTION = st.sampled_from(
         *SOFTMAX,
         "mla",
         "dsa",
+        "differential",
+        "fourier",
         "longformer",
         "disentangled_v1",
         "disentangled",

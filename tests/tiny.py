@@ -34,6 +34,7 @@ NEEDS = {
     "attention=disentangled": ["kind=encoder", "position=relative_buckets", "position_buckets=8"],
     "attention=disentangled_v1": ["kind=encoder", "position=relative"],
     "attention=longformer": ["kind=encoder"],
+    "attention=fourier": ["kind=encoder", "position=learned"],
     "attention=dsa": ["index_top_k=4", "index_n_heads=8", "index_head_dim=32"],
     "position=relative": ["kind=encoder", "attention=disentangled_v1"],
     "position=relative_buckets": ["kind=encoder", "attention=disentangled", "position_buckets=8"],
@@ -72,9 +73,9 @@ def readable(overrides: list[str]) -> list[str]:
     wanted = {
         "window": attention in ("sliding", "longformer"),
         "d_ff": "block=mixer" not in text,
-        "n_heads": attention not in ("mamba", "short_conv") and mixes,
-        "head_dim": attention not in ("mamba", "mla", "dsa", "rg_lru", "short_conv") and mixes,
-        "n_kv_heads": attention in ("gqa", "sliding", "side_by_side") and mixes,
+        "n_heads": attention not in ("mamba", "fourier", "short_conv") and mixes,
+        "head_dim": attention not in ("mamba", "mla", "dsa", "fourier", "rg_lru", "short_conv") and mixes,
+        "n_kv_heads": attention in ("gqa", "differential", "sliding", "side_by_side") and mixes,
         "n_experts": "ffn=moe" in text,
         "original_max_seq_len": any(kind in text for kind in ("rope_dynamic", "rope_yarn", "rope_llama3")),
     }

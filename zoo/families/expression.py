@@ -93,6 +93,7 @@ class Plain(Codec):
 
 FUNCTIONS: dict[str, Codec] = {
     "sqrt": Plain(math.sqrt),
+    "exp": Plain(math.exp),
     "len": Plain(len),
     "int": Plain(lambda number: int(*_numbers(number))),
     "max": Plain(max),

@@ -2,7 +2,9 @@
 
 from zoo.model.attention import (  # noqa: F401  (registers their kinds)
     delta,
+    differential,
     disentangled,
+    fourier,
     gqa,
     indexer,
     kda,

@@ -1,0 +1,66 @@
+# B batch, T tokens, D model width
+"""Mix tokens by a Fourier transform in place of attention."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PositiveInt
+
+from zoo.lazy import torch
+from zoo.model.attention.base import Attention
+from zoo.model.position.constants import keep_constant
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
+
+class Fourier(Attention, kind="fourier"):
+    """Fourier mixing (Lee-Thorp et al., 2021, FNet): the real part of the discrete Fourier transform of x along tokens
+    and channels, Re(F_T·x·F_D). It has no weights.
+
+    Computed as products with the transforms' cosines and sines, C_T·(x·C_D) − S_T·(x·S_D), in float32: a row that is
+    padded, or a document in a packed row, is transformed by the tokens that it has. `d_model` is the width of the
+    residual stream, stated because the FLOPs depend on it.
+    """
+
+    causal: ClassVar[bool | None] = False
+
+    d_model: PositiveInt
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        if d_model != self.d_model:
+            raise ValueError(f"d_model={self.d_model}, where the stream is {d_model} wide (give it that)")
+        return {}
+
+    def core_flops(self, pairs: int) -> int:
+        return 4 * self.d_model * pairs  # along the tokens, by cosines and by sines
+
+    def state_flops(self) -> int:
+        return 4 * self.d_model**2  # along the channels
+
+    def prepare(self, m: Weights | None, step: Step) -> None:
+        assert step.positions is not None
+        device, places = step.positions.device, step.positions  # B|1 T
+        seen = step.mask.dense(device)[:, 0]  # B|1 T T
+        lengths = seen.sum(-1)[..., None]  # of the document or row that a token is in
+        steps = (places[:, :, None] * places[:, None]) % lengths.clamp(min=1)
+        angles = steps.float() * (2 * math.pi) / lengths.clamp(min=1)
+        channels = keep_constant(("fourier", self.d_model), device, lambda: _transform(self.d_model, device))
+        step.extra["fourier"] = angles.cos() * seen, angles.sin() * seen, *channels  # B|1 T T, D D
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        cos, sin, by_cos, by_sin = step.extra["fourier"]
+        wide = x.float()
+        return (cos @ (wide @ by_cos) - sin @ (wide @ by_sin)).to(x.dtype)
+
+
+def _transform(width: int, device: Any) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the transform of `width` numbers [D, D]."""
+    places = torch.arange(width, device=device)
+    steps = (places[:, None] * places) % width
+    angles = steps.float() * (2 * math.pi / width)
+    return angles.cos(), angles.sin()
