@@ -38,6 +38,12 @@ MIXED = {
         "+layers={near:{attention:{kind:gqa,n_heads:4,n_kv_heads:2,head_dim:8,window:5,position:{kind:none}}}}",
     ],
     "dsa shared": ["attention=dsa", *INDEX, *SHARES],
+    "lent keys": [
+        "pattern=[near,layer,reader,near_reader]",
+        "+layers={near:{attention:{window:5}},reader:{attention:{kv_from:layer}},"
+        "near_reader:{attention:{window:5,kv_from:near}}}",
+        "n_layers=6",
+    ],
     "side by side": ["attention=side_by_side"],
     "convolved": ["+attention.short_conv=4"],
     "convolved window": ["attention=sliding", "window=5", "+attention.short_conv=3"],

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 from cases_experts import QWEN, SMALL
+from cases_gemma import GEMMA4
 from cases_text_towers import GLM, GLM_MOE, NEAR, NEXT, NEXT_MOE, PADDED, TEMPERED, UNPADDED, WIDE, mrope
 from safetensors.torch import load_file, save_file
 
@@ -88,6 +89,14 @@ WHOLE = [
         | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
         {**SIGHT, "model_type": "siglip_vision_model"},
         {"mm_tokens_per_image": 4, "image_token_index": 90},
+    ),
+    Whole(
+        "gemma4",
+        "Gemma4Config",
+        "Gemma4ForConditionalGeneration",
+        GEMMA4,
+        {**SIGHT, "head_dim": 8, "num_key_value_heads": 2, "model_type": "gemma4_vision"},
+        {"image_token_id": 90, "video_token_id": 91, "audio_token_id": 92, "audio_config": None},
     ),
     Whole(
         "mistral3",

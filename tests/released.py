@@ -17,6 +17,10 @@ PUBLISHED = {
     "longformer-base-4096": 148_711_257,
     "modernbert-base": 149_655_232,
     "embeddinggemma-300m": 302_863_104,
+    "gemma-4-e2b": 4_628_569_344,
+    "gemma-4-e4b": 7_463_013_376,
+    "gemma-4-12b": 11_907_350_272,
+    "gemma-4-26b-a4b": 25_233_141_760,
     "t5-small": 60_506_624,
     "t5-base": 222_903_552,
     "t5-large": 737_668_096,
@@ -50,12 +54,31 @@ PUBLISHED = {
     "mamba2-130m": 128_989_632,
 }
 
-BARE = {"embeddinggemma-300m": "Gemma3TextModel"}
-"""Models whose weights have no head, and their class."""
+NAMED = {
+    "embeddinggemma-300m": "Gemma3TextModel",  # whose weights have no head
+    **dict.fromkeys(("gemma-4-e2b", "gemma-4-e4b", "gemma-4-26b-a4b"), "Gemma4ForCausalLM"),
+    "gemma-4-12b": "Gemma4UnifiedForCausalLM",
+}
+"""The class that the weights are for, where it is not named after the config."""
 
 STATED = Path(__file__).parent / "published_configs.json"
 
 UNTIED = {"tie_word_embeddings": False}
+
+
+def gemma4(d: int, layers: int, heads: int, kv: int, d_ff: int, kind: str = "Gemma4", **more: Any) -> Any:
+    return getattr(transformers, f"{kind}TextConfig")(
+        hidden_size=d,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        intermediate_size=d_ff,
+        head_dim=256,
+        global_head_dim=512,
+        vocab_size=262144,
+        final_logit_softcapping=30.0,
+        **more,
+    )
 
 
 def bert(d: int, layers: int, heads: int, vocab: int = 30522) -> Any:
@@ -278,6 +301,26 @@ REFERENCE = {
         sliding_window=512,
         max_position_embeddings=2048,
         use_bidirectional_attention=True,
+    ),
+    "gemma-4-e2b": gemma4(
+        *(1536, 35, 8, 1, 6144),
+        num_kv_shared_layers=20,
+        use_double_wide_mlp=True,
+        layer_types=[*["sliding_attention"] * 4, "full_attention"] * 7,
+    ),
+    "gemma-4-e4b": gemma4(2560, 42, 8, 2, 10240, num_kv_shared_layers=18),
+    "gemma-4-12b": gemma4(3840, 48, 16, 8, 15360, "Gemma4Unified", num_global_key_value_heads=1, attention_k_eq_v=True),
+    "gemma-4-26b-a4b": gemma4(
+        *(2816, 30, 16, 8, 2112),
+        num_global_key_value_heads=2,
+        attention_k_eq_v=True,
+        hidden_size_per_layer_input=0,
+        sliding_window=1024,
+        max_position_embeddings=262144,
+        enable_moe_block=True,
+        num_experts=128,
+        top_k_experts=8,
+        moe_intermediate_size=704,
     ),
     "t5-small": t5(512, 6, 8, 2048),
     "t5-base": t5(768, 12, 12, 3072),

@@ -8,6 +8,7 @@ import cases_2025
 import cases_2026
 import cases_encoders
 import cases_experts
+import cases_gemma
 import cases_gpt
 import cases_linear
 import cases_llama
@@ -40,6 +41,7 @@ CASES: list[Case] = [
     *cases_linear.CASES,
     *cases_2026.CASES,
     *cases_sparse.CASES,
+    *cases_gemma.CASES,
 ]
 
 
@@ -231,6 +233,7 @@ def test_defaults_are_the_references(name):
     first = next(case for case in CASES if case.name.split("-")[0] == name)
     mine = pair(first).ours.source.family
     stated = getattr(transformers, first.config)()
+    stated.allow_global_per_layer_attribute_access = True  # of a config with sizes of each layer, its own
     theirs = {**stated.to_dict(), **{k: getattr(stated, k) for k in mine.defaults if hasattr(stated, k)}}
     wrong = {
         key: (value, theirs[key])

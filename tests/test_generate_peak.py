@@ -5,7 +5,7 @@ import torch
 from loaded import one_in
 from saved import saved_by
 from saved import told as told_of_sections
-from tiny import MIXED, spec_of
+from tiny import LENT, MIXED, spec_of
 from tracked import StorageTracker
 
 from zoo.analysis.solve import Room, find_largest_batch
@@ -29,6 +29,7 @@ KINDS = {
     "mla": ["attention=mla"],
     "sliding": ["attention=sliding"],
     "mixed": MIXED,
+    "lent keys": LENT,
     "softcap": ["attention.softcap=20"],
     "sinks": ["attention.sinks=true"],
     "alibi": ["position=alibi"],

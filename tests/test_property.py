@@ -49,7 +49,7 @@ ATTENTION = st.sampled_from(
 POSITION = st.sampled_from(
     [
         *("none", "learned", "sinusoidal", "sinusoidal_halves", "rope", "rope_interleaved", "rope_linear", "rope_yarn"),
-        *("rope_llama3", "alibi", "t5", "t5_layerwise", "relative", "relative_buckets"),
+        *("rope_llama3", "rope_proportional", "alibi", "t5", "t5_layerwise", "relative", "relative_buckets"),
     ]
 )
 ROUTER = st.sampled_from(["softmax_topk", "sigmoid_topk", "expert_choice", "sparsemixer"])
@@ -73,6 +73,7 @@ def attentions(draw):
         *(("sinks", True), ("output_gate", True), ("clip", 0.7), ("softcap", 3.0), ("scale", 0.3), ("o_bias", True)),
         *(("chunk", 6), ("tempering", {"kind": "log", "floor": 4.0})),
         *(("v_head_dim", 6), ("value_scale", 0.6), ("out_norm", {"kind": "rmsnorm"})),
+        *(("k_is_v", True), ("v_norm", {"kind": "rmsnorm", "weight": False})),
     ):
         if draw(st.integers(0, 5)) == 0:
             fields[name] = value

@@ -8,7 +8,7 @@ import released
 import released_2025
 import torch
 import transformers
-from released import BARE, OWN_HEAD, UNTIED
+from released import NAMED, OWN_HEAD, UNTIED
 
 import zoo.compose
 import zoo.costs
@@ -35,7 +35,7 @@ def released_as(name: str) -> str:
     """The class that the weights are for: with the head that they were pretrained with, and no pooler."""
     kind = type(REFERENCE[name]).__name__.removesuffix("Config").removesuffix("Text")
     task = {"encoder": "MaskedLM", "encoder_decoder": "ConditionalGeneration", "decoder": "CausalLM"}
-    return BARE.get(name, f"{kind}For{task[spec_of(name).kind]}")
+    return NAMED.get(name, f"{kind}For{task[spec_of(name).kind]}")
 
 
 def test_every_total_stands_beside_a_reference() -> None:
@@ -75,6 +75,7 @@ SAID_ACTIVE = {
     "deepseek-v3": (37, False),
     "kimi-k2": (32, True),
     "nemotron-3-nano-30b-a3b": (3.6, False),
+    "gemma-4-26b-a4b": (3.8, False),
     "gpt-oss-20b": (3.61, True),
     "gpt-oss-120b": (5.13, True),
 }
@@ -83,6 +84,7 @@ SAID_ACTIVE = {
 IDLE = {
     "qwen3-30b-a3b": 48 * 120 * (3 * 2048 * 768),
     "qwen3-235b-a22b": 94 * 120 * (3 * 4096 * 1536),
+    "gemma-4-26b-a4b": 30 * 120 * (3 * 2816 * 704),
     "qwen3-next-80b-a3b": 48 * 502 * (3 * 2048 * 512),
     "deepseek-v2-lite": 26 * 58 * (3 * 2048 * 1408),
     "deepseek-v3": 58 * 248 * (3 * 7168 * 2048),

@@ -20,6 +20,17 @@ SIZE = [
 MIXED = ["pattern=[near*2,layer]", "layers={near:{attention:{window:4},position:{kind:none}}}", "n_layers=5"]
 """A pattern of two kinds of layer: two near-sighted ones without positions, then one that sees all."""
 
+LENT = [
+    "pattern=[near,layer,reader,near_reader]",
+    "layers={near:{attention:{window:4,v_norm:{kind:layernorm}}},reader:{attention:{kv_from:layer}},"
+    "near_reader:{attention:{window:4,kv_from:near}}}",
+    "attention.k_is_v=true",
+    "layers.reader.attention.k_is_v=false",
+    "layers.near_reader.attention.k_is_v=false",
+    "n_layers=6",
+]
+"""Layers that read the keys and values of earlier ones, some of them with one product for both."""
+
 
 def choices(axis: str) -> list[str]:
     """List the packaged choices of an axis."""
@@ -56,6 +67,7 @@ def every_choice() -> Iterator[list[str]]:
         for choice in choices(axis) if axis != "cross" else ():  # which only an encoder-decoder has
             yield [f"{axis}={choice}", *needs(f"{axis}={choice}")]
     yield MIXED
+    yield LENT
     yield ["kind=encoder", "head={kind: mlm, activation: {kind: gelu}, norm: {kind: layernorm}}", "embedding.n_types=2"]
 
 
@@ -100,4 +112,6 @@ def _made(overrides: tuple[str, ...], seed: int, dtype: str):
 
 def name(overrides: list[str]) -> str:
     """Make a test's label."""
-    return "mixed-pattern" if overrides == MIXED else ",".join(overrides[:2]).split("={")[0]
+    if overrides in (MIXED, LENT):
+        return "mixed-pattern" if overrides == MIXED else "lent-keys"
+    return ",".join(overrides[:2]).split("={")[0]

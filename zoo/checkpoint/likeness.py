@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from zoo.grammar import to_dict
+from zoo.model.lending import find_sources
 
 IRRELEVANT = ("init", "balance_coef", "z_coef")
 """Fields that change no forward pass: how fresh weights are drawn, and a router's auxiliary losses."""
@@ -22,11 +23,17 @@ def write_out_layers(spec: Any) -> dict[str, Any]:
     for name, stack in spec.towers().items():
         tower = node[name] if name else node
         tower["final_norm"] = stack.has_final_norm  # where the Spec leaves it out, it follows from the blocks
-        tower["layers"] = [tower["blocks"][name] for name in tower["pattern"]]
+        sources = find_sources(stack.blocks, stack.pattern)
+        tower["layers"] = [_number(tower["blocks"][name], sources.get(i)) for i, name in enumerate(tower["pattern"])]
         if tower.get("shared_layers"):
             tower["weights"] = [tower["pattern"].index(name) for name in tower["pattern"]]
         del tower["blocks"], tower["pattern"]
     return node
+
+
+def _number(block: dict[str, Any], source: int | None) -> dict[str, Any]:
+    """A layer that names the kind whose keys it reads, with that layer's number in its place."""
+    return block if source is None else {**block, "attention": {**block["attention"], "kv_from": source}}
 
 
 def is_equal(a: Any, b: Any) -> bool:

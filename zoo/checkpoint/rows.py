@@ -24,6 +24,9 @@ from zoo.families.expression import Bindings, Expression, is_expression
 from zoo.grammar import to_dict, to_tree
 from zoo.spec import Spec
 
+LENDER = "kv_from"
+"""The field of an attention that names a kind of layer."""
+
 
 @dataclass(frozen=True)
 class FieldRow:
@@ -79,7 +82,9 @@ def pair_fields(node: Any, value: Any) -> Iterator[FieldRow]:
         if "kind" in node:
             yield FieldRow(node["kind"], value.kind)
         for field in dataclasses.fields(value):  # type: ignore[arg-type]
-            if field.name in node:
+            if field.name == LENDER:  # whatever the kind is called here and there
+                yield FieldRow(node.get(LENDER) is not None, getattr(value, LENDER) is not None)
+            elif field.name in node:
                 yield from pair_fields(node[field.name], getattr(value, field.name))
             elif field.name != "init":
                 yield FieldRow(field.default, getattr(value, field.name))

@@ -54,7 +54,7 @@ class Section(NamedTuple):
     `bytes` are those of the saved tensors, `input` those of its input. `forward` is the most alive at once in the
     forward pass. `peak` is the same in the backward pass, gradients included; `moving` is that peak without weights'
     gradients. `gradients` are those of weights, which stay. `beside` are those of tensors that all layers read, such
-    as a bias or an encoder's output.
+    as a bias or an encoder's output. `lent` are those of keys and values that later layers read.
     """
 
     kept: tuple[Kept, ...]
@@ -65,6 +65,7 @@ class Section(NamedTuple):
     gradients: int = 0
     moving: int = 0
     beside: int = 0
+    lent: int = 0
 
     @property
     def keeps_input(self) -> bool:
@@ -214,20 +215,32 @@ class _Trace:
         self.tape, self.tower, self.layer, self.where, self.model = tape, tower, layer, where, model
         self.prefix = f"{where}." if where else ""
         self.found: dict[str, Section] = {}
+        self.lenders: set[str | None] = set()
+        self.lent: dict[str, tuple[Any, ...]] = {}  # keys and values that later layers read, by the kind of layer
 
     def run(self, batch: int, context: int, memory: Any, loops: bool) -> Any:
         """Trace the whole pass; return the hidden states after the final norm."""
         m, begun = self.layer, self.tape.begin()
         ids = make_shadow((batch, context), INT64, "ids")
         x, scene = self._begin(ids, memory)
-        self.file("embedding", begun, [x], ids)
+        given = self.tower.embedding.layer_inputs(m, ids, x)
+        self.file("embedding", begun, [x, *(given or ())], ids)
         begun = self.tape.begin()
         steps: dict[str, Any] = {}
         for name in self.tower.blocks:  # layers that are told apart here have one step in the model
             same = next((other for other in steps if name_stored(other) == name_stored(name)), None)
             steps[name] = scene.step(name, m.kernel, x, m) if same is None else steps[same]
+        if given is not None:  # the layers' inputs, of which each is a part
+            whole = make_shadow(
+                (*given[0].shape[:2], len(given), given[0].shape[2]), x.dtype, "layer inputs", grad=True
+            )
+            for step in steps.values():
+                step.given = whole.select(2, 0)
         shared = collect_saved(find_reached((each for step in steps.values() for each in _shared(step)), begun[0]))
-        for name, block in self.tower.blocks.items():
+        blocks = self.tower.blocks
+        self.lenders = {block.attention.lender for block in blocks.values()} - {None}
+        for name in sorted(blocks, key=lambda name: blocks[name].attention.lender is not None):
+            block = blocks[name]
             if loops or not block.attention.loops:
                 shared |= self._layer(name, block, steps[name].for_layer(None, scene.drops), x)
         again = {name: step for name, step in steps.items() if name.endswith(AGAIN)} or steps
@@ -241,9 +254,20 @@ class _Trace:
         tuning = None if self.model is None else self.model.layers[self.where, name.removesuffix(AGAIN)]
         stream = make_shadow(x.shape, x.dtype, INPUT, grad=tuning is None or tuning.reached)
         layer = ShadowLayer(block, self.tower.d_model, self.layer.dtype, "", self.layer.kernel, tuning)
+        step.lends = name_stored(name) in self.lenders
+        if block.attention.lender is not None:
+            like = self.lent[block.attention.lender]
+            step.taken = tuple(make_shadow(each.shape, each.dtype, "lent", grad=each.wants_grad) for each in like)
         y = layer(stream, step)
         shared = {each.storage for each in _shared(step)}
-        return self.file(f"layer:{name}", begun, [y, *(loss for _, loss in step.losses)], stream, shared)
+        lent, taken = ({each.storage: None for each in found or ()} for found in (step.lent, step.taken))
+        roots = [y, *(loss for _, loss in step.losses), *(step.lent or ())]
+        saved = self.file(f"layer:{name}", begun, roots, stream, shared | taken.keys())
+        if step.lent is not None:
+            self.lent[name_stored(name)] = step.lent
+            section = self.prefix + f"layer:{name}"
+            self.found[section] = self.found[section]._replace(lent=sum(each.nbytes for each in lent))
+        return {each: None for each in saved if each not in taken}
 
     def _begin(self, ids: Any, memory: Any) -> tuple[Any, Any]:
         """Make the layers' input and the scene, as `Tower.run` does."""
@@ -297,7 +321,7 @@ def _shared(step: Any) -> list[Any]:
             tables = each.tables if isinstance(each.tables, tuple) else ()
             extra = [value if isinstance(value, tuple) else (value,) for value in each.extra.values()]
             bias = None if each.bias is None else each.bias._dense
-            drawn = (each.mask._dense, each.mask._additive, bias, each.positions, each.memory)
+            drawn = (each.mask._dense, each.mask._additive, bias, each.positions, each.memory, each.given)
             found += [*drawn, *tables, *(item for items in extra for item in items)]
     return [each for each in found if hasattr(each, "storage")]
 

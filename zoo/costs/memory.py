@@ -145,7 +145,7 @@ def find_peak(
 def count_kept(passes: Mapping[str, Section], setup: Setup) -> dict[str, int]:
     """Count the bytes that each section keeps for its backward pass: its input alone where it runs again."""
     again = setup.recompute
-    return {name: each.input if keeps_input(name, again) else each.bytes for name, each in passes.items()}
+    return {name: each.input + each.lent if keeps_input(name, again) else each.bytes for name, each in passes.items()}
 
 
 def trace_passes(
@@ -258,7 +258,7 @@ def _pieces(spec: Any, setup: Setup, passes: Mapping[str, Section], tuned: Tuned
         for kind, run in groupby(tower.pattern):
             section, count = passes[f"{prefix}layer:{kind}"], sum(1 for _ in run)
             again, stored = keeps_input(f"layer:{kind}", setup.recompute) and section.bytes > 0, name_stored(kind)
-            kept = section.input if again else section.bytes
+            kept = section.input + section.lent if again else section.bytes
             own = (stored not in seen) if tower.shared_layers else count  # the others' gradients are there already
             seen.add(stored)
             made = ((section.gradients, int(own)), (0, count - own))

@@ -94,9 +94,11 @@ def _context(stage: Stage, setup: Setup) -> tuple[float, str]:
     (Dubey et al., 2024, Llama 3, §3.3.2). Round a ring they go in both passes, and their gradients in float32 in the
     second (Liu et al., 2023)."""
     rows = (row for row in tabulate(stage).attentions if not row.look.cross)
-    values = sum(sum(map(math.prod, row.attention.attended().values())) * row.used for row in rows)
+    ring = setup.cp_comm == "ring"  # where they travel again for each layer that reads them
+    lent = ((row.attention, row.used if ring or getattr(row.attention, "lender", None) is None else 0) for row in rows)
+    values = sum(sum(map(math.prod, attention.attended().values())) * used for attention, used in lent)
     own = (setup.cp - 1) * setup.batch * setup.tokens(stage) / setup.cp * values
-    if setup.cp_comm == "ring":
+    if ring:
         return own * (2 * _width(setup) + 4), "send"
     return 2 * own * _width(setup), "all-gather, reduce-scatter"
 

@@ -61,7 +61,9 @@ def measure_peaks(spec: Any, run: Generation) -> Peaks:
 def _each_kind_once(tower: Any) -> Any:
     """Cut a tower to one layer of each kind, the last layer's kind last."""
     kinds = tuple(reversed(dict.fromkeys(reversed(tower.pattern))))
-    return replace(tower, pattern=kinds, blocks={kind: tower.blocks[kind] for kind in kinds})
+    lenders = {tower.blocks[kind].attention.lender for kind in kinds}
+    first = tuple(kind for kind in kinds if kind in lenders)  # before those that read their keys
+    return replace(tower, pattern=first + kinds, blocks={kind: tower.blocks[kind] for kind in kinds})
 
 
 def _extended(towers: dict[str, Any], run: Generation, stride: int) -> Peaks:

@@ -91,7 +91,7 @@ def _bind_choice(node: ast.IfExp, value: Any, env: Mapping[str, Any]) -> Binding
     others = [each for each in branches if not isinstance(each[0], ast.Constant)]
     fitting = [each for each in others if _may_give(each[0], value, env)]
     branch, truth = next(iter([*fitting, *others, branches[0]]))
-    return {**bind(branch, value, env), **_bind_truth(node.test, truth, env)}
+    return {**_bind_truth(node.test, truth, env), **bind(branch, value, env)}  # a number says more than that it holds
 
 
 def _may_give(node: ast.expr, value: Any, env: Mapping[str, Any]) -> bool:

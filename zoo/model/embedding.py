@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.lazy import torch
+from zoo.model.layer_input import PerLayerEmbedding
 from zoo.model.norm import WholeNorm
 from zoo.spec import TOKENS, Embedding, Linear, Sized, Spec, Tied
 
@@ -26,6 +27,9 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
 
     def shard(self, ranks: int) -> TokenEmbedding:
         """A part of the vocabulary, padded to as many tokens as any other rank's."""
+        per_layer: PerLayerEmbedding | None = getattr(self, "per_layer", None)
+        if per_layer is not None:
+            per_layer.shard(ranks)
         return replace(self, vocab_size=-(-self.vocab_size // ranks))
 
     def position_width(self, d_model: int) -> int:
@@ -40,6 +44,11 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
         """Normalise, mask and project x [B, T, E] after positions were added: [B, T, D]. `real` [B, T] is False for
         padding."""
         raise NotImplementedError
+
+    def layer_inputs(self, m: Weights, ids: Tensor, x: Tensor) -> tuple[Tensor, ...] | None:
+        """What each layer is given [B, T, P] for token ids [B, T] beside the stream x [B, T, D]; None for nothing. `m`
+        are the tower's weights."""
+        return None
 
 
 ROOT = "sqrt_d_model"
@@ -59,7 +68,8 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     with `project_first` before positions are added (OPT-350m). With `norm_first` the norm comes before positions, too
     (Blenderbot small's decoder). `n_tasks` tasks have a vector each too (Sun et al., 2020, ERNIE 2.0), of which every
     token gets the first: the others are tasks that a published model was pre-trained on. `masked` makes padding 0
-    (DeBERTa). `tied` names another model's table to read in place of an own one: a decoder its encoder's.
+    (DeBERTa). `per_layer` embeds tokens for each layer besides (Gemma 3n, 2025). `tied` names another model's table to
+    read in place of an own one: a decoder its encoder's.
     """
 
     scale: Annotated[float | str | None, BeforeValidator(_number_or_root)] = None
@@ -72,6 +82,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     project_first: bool = False
     masked: bool = False
     tied: str | None = None
+    per_layer: PerLayerEmbedding | None = None
 
     def __post_init__(self) -> None:
         if self.norm_first and self.norm is None:
@@ -94,6 +105,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
             **({"tasks": Embedding(self.n_tasks, self.position_width(d_model))} if self.n_tasks else {}),
             **({"norm": Sized(self.norm, self.position_width(d_model))} if self.norm else {}),
             **({"project": Linear(self.width, d_model, self.project_bias)} if self.width else {}),
+            **({"per_layer": Sized(self.per_layer, d_model)} if self.per_layer else {}),
         }
 
     def lookup(self, m: Weights, ids: Tensor, types: Tensor | None = None) -> Tensor:
@@ -120,3 +132,10 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
         if self.masked and real is not None:
             x = x * real[..., None].to(x.dtype)
         return m.project(x) if self.width and not self.project_first else x
+
+    def layer_inputs(self, m: Weights, ids: Tensor, x: Tensor) -> tuple[Tensor, ...] | None:
+        """What each layer is given [B, T, P] for token ids [B, T] beside the stream x [B, T, D]; None for nothing. `m`
+        are the tower's weights."""
+        if self.per_layer is None:
+            return None
+        return self.per_layer.embed(m.embedding.per_layer, m.seam.own(m.context.own(ids)), x).unbind(2)

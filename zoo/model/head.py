@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, PositiveFloat, PositiveInt
@@ -18,7 +19,7 @@ from zoo.spec import LOGITS, Buffer, Linear, Sized, Spec, Tied
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.model.step import Weights
+    from zoo.model.step import Inputs, Weights
 
 TABLE = "embedding.tokens"
 """The path of the weight that a tied head uses."""
@@ -199,3 +200,18 @@ class NextSentence(Pooler, kind="next_sentence"):
 
     def forward(self, m: Weights, x: Tensor) -> Tensor:
         return m.relation(torch.tanh(m.dense(x[:, 0])))
+
+
+def keep_last(hidden: Tensor, inputs: Inputs) -> Tensor:
+    """Take the last `logits_to_keep` tokens of each row [B, K, D], padding left out; all unless given."""
+    keep, tokens = inputs.logits_to_keep, hidden.shape[1]
+    if keep is None:
+        return hidden
+    if inputs.counts is None or all(count == tokens for count in inputs.counts):
+        return hidden[:, tokens - keep :]
+    varlen = inputs.cache is not None and inputs.cache.varlen
+    ends = torch.tensor(list(accumulate(inputs.counts)) if varlen else inputs.counts, device=hidden.device)[:, None]
+    columns = (ends - keep + torch.arange(keep, device=hidden.device)).clamp(min=0)  # B K
+    if varlen:
+        return hidden[0][columns]
+    return hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))

@@ -11,6 +11,7 @@ from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.model.ffn import FFN
+from zoo.model.norm import WholeNorm
 from zoo.model.router import Router, Routes
 from zoo.ranks.experts import visit_experts
 from zoo.spec import EXPERTS, SHARED_EXPERT, Experts, Group, Linear, Sized
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
     from zoo.model.step import Step, Weights
 
-OWN = ("router", "experts", "shared", "shared_gate", "latent_in", "latent_out")
+NORMS = ("routed_norm", "routed_out_norm", "shared_norm", "shared_out_norm")
+OWN = ("router", "experts", "shared", "shared_gate", "latent_in", "latent_out", *NORMS)
 """A mixture's parts that are not an expert's."""
 
 
@@ -33,7 +35,9 @@ class MoE(FFN, kind="moe"):
     parameters, the experts share. `shared` is one more that all tokens pass (Dai et al., 2024), with `shared_gate`
     times σ(x·w) (Qwen1.5-MoE, 2024). A router's weight multiplies what comes out of an expert, or with `scale_input`
     what goes in (Llama 4, 2025). Routed experts with a `latent` are that wide rather than d_model: one product before
-    and one after them serve all (NVIDIA, 2025, Nemotron 3); the router and the shared expert read d_model.
+    and one after them serve all (NVIDIA, 2025, Nemotron 3); the router and the shared expert read d_model. With
+    `branch_norm` the routed experts and the shared one have such a norm each before and after them, and the router
+    reads what comes in (Gemma 4, 2026).
     """
 
     expert: FFN
@@ -42,6 +46,7 @@ class MoE(FFN, kind="moe"):
     shared_gate: bool = False
     scale_input: bool = False
     latent: PositiveInt | None = None
+    branch_norm: WholeNorm | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.expert, MoE) or isinstance(self.shared, MoE):
@@ -51,6 +56,10 @@ class MoE(FFN, kind="moe"):
                 raise ValueError(f"{name}.inner_norm: an expert has no norm inside (leave it out)")
         if self.shared_gate and self.shared is None:
             raise ValueError("shared_gate weighs the shared expert, and there is none (give `shared`, or leave it out)")
+        if self.branch_norm is not None and self.shared is None:
+            raise ValueError(
+                "branch_norm stands around two branches, and there is one (give `shared`, or leave it out)"
+            )
         if self.scale_input and self.router.drops:
             found = f"the {self.router.kind} router drops tokens, which must add nothing"
             raise ValueError(f"scale_input: {found} (a router without capacity, or scale_input: false)")
@@ -74,10 +83,14 @@ class MoE(FFN, kind="moe"):
             parts["shared"] = Sized(self.shared, d_model, role=SHARED_EXPERT)
         if self.shared_gate:
             parts["shared_gate"] = Linear(d_model, 1, precise=True)
+        if self.branch_norm:
+            parts |= {name: Sized(self.branch_norm, d_model) for name in NORMS}
         return parts
 
     def shard(self, ranks: int) -> MoE:
         """A part of each expert, routed or shared. The router and the shared expert's gate are on every rank."""
+        if self.branch_norm is not None and ranks > 1:
+            raise ConfigError("tp: branch_norm normalises what all ranks' parts sum up to, amid the mixture (tp=1)")
         shared = None if self.shared is None else self.shared.shard(ranks)
         return replace(self, expert=self.expert.shard(ranks), shared=shared)
 
@@ -85,7 +98,8 @@ class MoE(FFN, kind="moe"):
         routes = m.router(x, step)
         if m.training:
             step.ends.append(routes.ends if step.real is None else routes.end_real(step.real))
-        tokens = (m.latent_in(x) if self.latent else x).flatten(0, 1)  # N D
+        read = m.routed_norm(x) if self.branch_norm else x
+        tokens = (m.latent_in(read) if self.latent else read).flatten(0, 1)  # N D
         rows = tokens[routes.tokens]  # M D
         weights = routes.weights[:, None]
         inner = step.for_rows(routes.tokens, routes.experts)
@@ -98,7 +112,10 @@ class MoE(FFN, kind="moe"):
         y = m.latent_out(y) if self.latent else y
         if not self.shared:
             return y
-        shared = m.shared(x, step)
+        if self.branch_norm:
+            y, shared = m.routed_out_norm(y), m.shared_out_norm(m.shared(m.shared_norm(x), step))
+        else:
+            shared = m.shared(x, step)
         return y + (m.shared_gate(x).float().sigmoid().to(shared.dtype) * shared if self.shared_gate else shared)
 
     def compute(self, m: Weights, rows: Tensor, routes: Routes, step: Step) -> Tensor:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from zoo.lazy import F, torch
-from zoo.spec import Buffer, Linear, Spec
+from zoo.model.norm import WholeNorm
+from zoo.spec import Buffer, Linear, Sized, Spec, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,12 +43,15 @@ class Routes:
 
 class Router(Spec, axis="router"):
     """Choose experts for each token of x [B, T, D] by a linear score, with a `bias` or not. An expert's output is
-    weighted by the router's chance for it, times `scale`. `top_k` is the number of experts of a token."""
+    weighted by the router's chance for it, times `scale`. `top_k` is the number of experts of a token. With
+    `input_norm` the router reads norm(x)·`input_scale` (Gemma 4, 2026)."""
 
     n_experts: PositiveInt
     top_k: PositiveInt
     bias: bool = False
     scale: PositiveFloat = 1.0
+    input_norm: WholeNorm | None = None
+    input_scale: PositiveFloat = 1.0
 
     @property
     def drops(self) -> bool:
@@ -60,7 +64,13 @@ class Router(Spec, axis="router"):
         return 0
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        return {"gate": Linear(d_model, self.n_experts, self.bias)}
+        norm = {"norm": Sized(self.input_norm, d_model)} if self.input_norm else {}
+        return norm | {"gate": Linear(d_model, self.n_experts, self.bias)}
+
+    def score(self, m: Weights, x: Tensor) -> Tensor:
+        """Score every expert for each token of x [B, T, D]: [B, T, E] in float32."""
+        x = m.norm(x) if self.input_norm else x
+        return m.gate(x if self.input_scale == 1.0 else x * self.input_scale).float()
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         raise NotImplementedError
@@ -71,7 +81,8 @@ class TopK(Router):
 
     `selection_bias` adds a bias to the scores for the choice alone, not for the weights; no gradient moves it, what
     trains the model may, to even out the load (Wang et al., 2024, DeepSeek-V3). `normalize` makes a token's weights sum
-    to 1; `scale` multiplies them in the end. `softcap` bounds the scores by c·tanh(s/c) (Laguna, 2026).
+    to 1; `scale` multiplies them in the end, and with `expert_scale` a learned number for each expert (Gemma 4, 2026).
+    `softcap` bounds the scores by c·tanh(s/c) (Laguna, 2026).
 
     `n_groups` of experts, of which only the best `top_k_groups` are open to a token, keep its experts on few machines
     (DeepSeek-V2, 2024). `capacity` is the number of tokens that an expert takes from a row or document, first come,
@@ -89,6 +100,7 @@ class TopK(Router):
     top_k_groups: PositiveInt = 1
     capacity: PositiveInt | None = None
     softcap: PositiveFloat | None = None
+    expert_scale: bool = False
     balance_coef: NonNegativeFloat = 0.01
     z_coef: NonNegativeFloat = 0.0
 
@@ -105,11 +117,18 @@ class TopK(Router):
         return {} if self.capacity is None else {"routed": (self.n_experts,)}
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        return super().parts(d_model) | ({"selection_bias": Buffer((self.n_experts,))} if self.selection_bias else {})
+        scale = {"expert_scale": Weight((self.n_experts,), init=1.0)} if self.expert_scale else {}
+        bias = {"selection_bias": Buffer((self.n_experts,))} if self.selection_bias else {}
+        return super().parts(d_model) | bias | scale
+
+    def _scaled(self, m: Weights, chosen: Tensor, weights: Tensor) -> Tensor:
+        """The weights of chosen experts [B, T, K], times what multiplies them in the end."""
+        weights = weights * self.scale
+        return weights * m.expert_scale.float()[chosen] if self.expert_scale else weights
 
     def _score(self, m: Weights, x: Tensor) -> Tensor:
-        """Score every expert for each token of x [B, T, D]: [B, T, E] in float32."""
-        scores = m.gate(x).float()
+        """Score every expert for each token of x [B, T, D], capped: [B, T, E] in float32."""
+        scores = self.score(m, x)
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
     def _choose(self, m: Weights, rank: Tensor) -> Tensor:
@@ -140,7 +159,7 @@ class SoftmaxTopK(TopK, kind="softmax_topk"):
             step.losses += _losses(self, scores, chances, chosen, step.real)
         # Not chances divided by their sum: a selection bias may choose experts whose chances all round to 0.
         weights = scores.gather(-1, chosen).softmax(-1) if self.normalize else chances.gather(-1, chosen)
-        return _routes(self, chosen, weights * self.scale, self.capacity, step)
+        return _routes(self, chosen, self._scaled(m, chosen, weights), self.capacity, step)
 
 
 class SigmoidTopK(TopK, kind="sigmoid_topk"):
@@ -164,7 +183,7 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
             step.losses += _losses(self, logits, _normalized(scores), chosen, step.real)
         weights = scores.gather(-1, chosen)
         weights = _normalized(weights) if self.normalize else weights
-        return _routes(self, chosen, weights * self.scale, self.capacity, step)
+        return _routes(self, chosen, self._scaled(m, chosen, weights), self.capacity, step)
 
 
 class SparseMixer(Router, kind="sparsemixer"):
@@ -191,7 +210,7 @@ class SparseMixer(Router, kind="sparsemixer"):
         return 2 * (self.n_experts + 1)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
-        scores = m.gate(x).float()  # B T E
+        scores = self.score(m, x)  # B T E
         chance = step.draw(scores, self.draws) if m.training else None
         one, other = (None, None) if chance is None else chance.chunk(2, -1)
         first, weight = self._draw(scores, scores, one)
@@ -238,7 +257,7 @@ class ExpertChoice(Router, kind="expert_choice"):
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         batch, length, _ = x.shape
-        chances = m.gate(x).float().softmax(-1).transpose(1, 2)  # B E T
+        chances = self.score(m, x).softmax(-1).transpose(1, 2)  # B E T
         taken = length * self.top_k // self.n_experts
         if step.documents is not None or step.real is not None or not taken:
             chances = self._limited(chances, step)

@@ -158,7 +158,7 @@ class Scene:
         """Make the Step of the layers of this kind; `m` are the model's modules, x [B, T, D] the layers' input."""
         block = self.spec.blocks[kind]
         attention, dtype = block.attention, _compute_dtype(x)
-        where = None if self.cache is None else self.cache.lay_out(kind, self.new)
+        where = None if self.cache is None else self.cache.lay_out(attention.lender or kind, self.new)
         step = Step(
             mask=Mask(self.new, self.new),
             kernel=kernel,

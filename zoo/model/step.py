@@ -127,6 +127,10 @@ class Step:
     again: bool = False  # whether attention's inside is computed a second time in the backward pass
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's, to be added to the objective
     ends: list[Tensor] = field(default_factory=list)  # in training, where the rows of a router's experts end [E]
+    given: Tensor | None = None  # B T P, what the embedding holds for this layer
+    lends: bool = False  # whether later layers read this one's keys and values
+    lent: tuple[Tensor, ...] | None = None  # these, once the layer has run: with a cache, as it gave them
+    taken: tuple[Tensor, ...] | None = None  # those of an earlier layer, where this one has none of its own
     chosen: list[Kernel] = field(default_factory=list)  # one, once a layer of this kind has attended to a cache
 
     def for_layer(self, cache: LayerCache | None, drops: Drops | None = None, choice: Choice | None = None) -> Step:
@@ -248,9 +252,18 @@ class Step:
         unless they travel."""
         if self.cache is None:
             context = self.context if self.runs and self.ring is None else None
-            return tuple(new.values()) if context is None else tuple(map(context.gather, new.values()))
-        assert self.where is not None
-        return self.cache.append(self.where, new)
+            held = tuple(new.values()) if context is None else tuple(map(context.gather, new.values()))
+        else:
+            assert self.where is not None
+            held = self.cache.append(self.where, new)
+        if self.lends:
+            self.lent = held
+        return held
+
+    def take(self) -> tuple[Tensor, ...]:
+        """The keys and values that an earlier layer lends, as it reads them itself."""
+        assert self.taken is not None
+        return self.taken
 
     def recall(self, compute: Callable[[Tensor], tuple[Tensor, ...]], *names: str) -> tuple[Tensor, ...]:
         """Keys and values that `compute` makes of the memory, [B, S, …] or pools: computed once, then read from the

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
@@ -15,8 +14,9 @@ from zoo.kernels.choosing import Choice
 from zoo.lazy import torch
 from zoo.model.block.base import Block
 from zoo.model.embedding import TokenEmbedding
-from zoo.model.head import Head, Pooler
+from zoo.model.head import Head, Pooler, keep_last
 from zoo.model.init import Init, Normal
+from zoo.model.lending import Lending
 from zoo.model.loss import TokenLoss, sum_loss
 from zoo.model.norm import WholeNorm
 from zoo.model.position.base import Position
@@ -208,14 +208,17 @@ class Tower(Topology):
         drops = scene.drops and scene.drops.for_layers(self.depth, stack.numbers)
         layers, ends = self.find_section(inputs)
         choice: Choice | None = None
+        lending = Lending(self.blocks, self.pattern, self.embedding.layer_inputs(m, inputs.input_ids, x))
         for index in layers:
             kind = self.pattern[index]
             chooser = self.blocks[kind].attention.chooser
             choice = Choice() if chooser is not None and chooser.owns else choice
-            own = drops[index] if drops else None
-            step = steps[kind].for_layer(cache and cache.layers[index], own, choice if chooser else None)
+            beside = drops[index] if drops else None, choice if chooser else None
+            step = steps[kind].for_layer(cache and cache.layers[index], *beside)
             layer = m.blocks[stack.index(index)]
+            lending.open(index, step)
             x = layer(x, step) if runner is None else runner.run(index, layer, x, step)
+            lending.close(index, step)
             for name, loss in step.losses:
                 loss = context.share(seam.share(loss))
                 losses[name] = losses[name] + loss if name in losses else loss
@@ -236,7 +239,7 @@ class Tower(Topology):
         elif inputs.logits_to_keep != 0 and self.head.reads_rows:
             out.logits = m.head(self.head.gather(hidden, marked)[:, 0])  # B C
         elif inputs.logits_to_keep != 0:
-            logits = m.head(_keep_last(hidden, inputs))
+            logits = m.head(keep_last(hidden, inputs))
             out.logits = seam.join_logits(logits, self.vocab_size) if self.head.predicts_tokens else logits
         return out
 
@@ -260,21 +263,6 @@ class Tower(Topology):
         stated = {each.name: getattr(loss, each.name) for each in fields(TokenLoss)}
         spread = SpreadLoss(**{**stated, "compiled": False}, seam=m.seam, width=self.vocab_size)
         return sum_loss(m.head, hidden, targets, spread)
-
-
-def _keep_last(hidden: Tensor, inputs: Inputs) -> Tensor:
-    """The last `logits_to_keep` tokens of each row [B, K, D], padding left out; all unless given."""
-    keep, tokens = inputs.logits_to_keep, hidden.shape[1]
-    if keep is None:
-        return hidden
-    if inputs.counts is None or all(count == tokens for count in inputs.counts):
-        return hidden[:, tokens - keep :]
-    varlen = inputs.cache is not None and inputs.cache.varlen
-    ends = torch.tensor(list(accumulate(inputs.counts)) if varlen else inputs.counts, device=hidden.device)[:, None]
-    columns = (ends - keep + torch.arange(keep, device=hidden.device)).clamp(min=0)  # B K
-    if varlen:
-        return hidden[0][columns]
-    return hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 class Decoder(Tower, kind="decoder"):

@@ -65,6 +65,9 @@ class RecordingStep(Step):
             return super().recall(compute, *names)
         return self._ask(Step.recall, _is_kept, *names)
 
+    def take(self) -> tuple[Any, ...]:
+        return self._ask(Step.take)
+
     def attend(self, q: Any, k: Any, v: Any, scale: float, own: Any = None, **scores: Any) -> Any:
         return self._ask(Step.attend, q, k, v, scale, own, **scores)
 

@@ -64,7 +64,8 @@ class Rope(Codec):
         if layer_type:  # the reference reads this field beside the kinds of layer, not inside them
             found = {**found, "truncate": (env.get("rope_parameters") or {}).get("truncate")}
         found = self.convert_parameters(found, int(head_dim))
-        partial = found.get("partial_rotary_factor") or 1.0
+        proportional = found.get("rope_type") == "proportional"  # where a share is of the pairs of whole heads
+        partial = 1.0 if proportional else found.get("partial_rotary_factor") or 1.0
         width = int(head_dim * partial)
         if "rope_theta" not in found and "default_theta" not in env:
             raise ConfigError("rope_theta: is missing (rope_parameters or rope_theta states it)")
@@ -98,7 +99,9 @@ class Rope(Codec):
         fields |= {name: stated[name] for name in AXES if name in stated}
         for head_dim in try_evaluate(args[0], env):
             part = value.get("spacing") or value.get("rotary_dim")
-            if head_dim and (part or env.get("partial_rotary_factor") or env.get("default_partial")):
+            if scaling is not None and scaling["kind"] == "proportional":
+                fields["partial_rotary_factor"] = scaling["share"]
+            elif head_dim and (part or env.get("partial_rotary_factor") or env.get("default_partial")):
                 fields["partial_rotary_factor"] = _share(part or head_dim, head_dim)
         found: Bindings = {f"rope_parameters.{layer_type[0]}" if layer_type else "rope_parameters": fields}
         if scaling is not None and scaling["kind"] == "longrope":
@@ -260,7 +263,7 @@ def _scaling(found: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]
     kind = found.get("rope_type") or "default"
     if kind == "default":
         return None
-    known_kinds = ("linear", "dynamic", "yarn", "llama3", "longrope")
+    known_kinds = ("linear", "dynamic", "yarn", "llama3", "longrope", "proportional")
     if kind not in known_kinds:
         raise ConfigError(f"rope_type: {kind!r} is not supported (one of: {', '.join(known_kinds)})")
     longest: Any = env.get("max_position_embeddings")
@@ -271,6 +274,13 @@ def _scaling(found: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]
         raise ConfigError(f"rope_parameters.factor: is {found.get('factor')!r}, {kind} scaling needs a number")
     if kind == "linear":
         return {"kind": kind, "factor": float(found["factor"])}
+    if kind == "proportional":
+        share = found.get("partial_rotary_factor")
+        return {
+            "kind": kind,
+            "share": 1.0 if share is None else float(share),
+            "factor": float(found.get("factor", 1.0)),
+        }
     if kind == "dynamic":  # the reference takes the length that the config states, whatever the parameters say
         return {"kind": kind, "factor": float(found["factor"]), "original_max_seq_len": longest}
     if kind == "longrope":

@@ -57,8 +57,13 @@ class Attention(Spec, axis="attention"):
         return None
 
     def attended(self) -> dict[str, tuple[int, ...]]:
-        """List what attention reads of each token's cache."""
+        """List what attention reads of each token's cache, in its own layer or in its lender's."""
         return self.cache()
+
+    @property
+    def lender(self) -> str | None:
+        """The kind of layer whose keys and values it reads in place of own ones."""
+        return None
 
     @property
     def score_heads(self) -> int:

@@ -59,6 +59,9 @@ class GQA(SoftmaxAttention, kind="gqa"):
     `qk_norm` normalises queries and keys (Dehghani et al., 2023), `qk_norm_over` says what at once: a "head" with one
     weight for all heads (Qwen3), each of the "heads" with its own (Cohere), or all heads' channels as a "whole"
     (OLMo 2). With `qk_norm_last` it comes after the rotation (Llama 4). `tempering` makes queries grow with position.
+    A layer with `kv_from` has no keys and values of its own: it reads those of the last layer before it of the kind
+    named so (Brandon et al., 2024, cross-layer attention; Gemma 3n), from that layer's cache. With `k_is_v` one product
+    gives both, values before the norm and rotation of keys (Gemma 4, 2026). `v_norm` normalises each head's values.
     `rotate_values` rotates values as keys are (Su et al., 2021, RoFormer's `rotary_value`).
 
     `short_conv` W passes queries, keys and values through a depthwise causal convolution of W tokens, before anything
@@ -91,6 +94,9 @@ class GQA(SoftmaxAttention, kind="gqa"):
     value_scale: PositiveFloat | None = None
     out_norm: WholeNorm | None = None
     short_conv: PositiveInt | None = None
+    kv_from: str | None = None
+    k_is_v: bool = False
+    v_norm: WholeNorm | None = None
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:
@@ -113,6 +119,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
             )
         if self.rotate_values and not self.position.rotates:
             raise ValueError(f"rotate_values: position '{self.position.kind}' rotates nothing (rope, or leave it out)")
+        self._check_values()
         self.position.check(self.head_dim)
 
     @property
@@ -127,7 +134,19 @@ class GQA(SoftmaxAttention, kind="gqa"):
     def loops(self) -> bool:
         return False
 
+    def _check_values(self) -> None:
+        if self.k_is_v and len(set(self.head_widths)) > 1:
+            widths = f"v_head_dim={self.v_head_dim} and head_dim={self.head_dim}"
+            raise ValueError(f"k_is_v makes keys and values by one product, found {widths} (leave v_head_dim out)")
+        own = ("k_is_v", "rotate_values", "v_norm", "value_scale", "short_conv")
+        idle = [name for name in own if getattr(self, name)]
+        if self.kv_from is not None and idle:
+            found = f"{idle[0]} is of keys and values, which '{self.kv_from}' layers make"
+            raise ValueError(f"{found} (kv_from: null, or leave {idle[0]} out)")
+
     def check_cross(self) -> None:
+        if self.kv_from is not None:
+            raise ValueError("kv_from names layers that read tokens, and cross-attention reads an encoder (null)")
         if self.short_conv is not None:
             raise ValueError("short_conv reads tokens in order, and an encoder's output is read whole (null)")
         for name in ("window", "chunk", "tempering"):
@@ -141,6 +160,10 @@ class GQA(SoftmaxAttention, kind="gqa"):
     @property
     def visible_chunk(self) -> int | None:
         return self.chunk
+
+    @property
+    def lender(self) -> str | None:
+        return self.kv_from
 
     @property
     def summed(self) -> int:
@@ -158,8 +181,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
         mixed = self._mixed
         return {
             "q": Linear(d_model, q, self.bias),
-            "k": Linear(d_model, kv, self.bias, role=READ),
-            "v": Linear(d_model, self.n_kv_heads * v_width, self.bias, role=READ),
+            **self._made(d_model, kv),
             **(
                 {"gate": Linear(d_model, out if self.gate_over == "channel" else self.n_heads, self.bias)}
                 if self.output_gate
@@ -177,20 +199,36 @@ class GQA(SoftmaxAttention, kind="gqa"):
             **({"position": self.position} if self.position.per_layer else {}),
         }
 
-    def _norms(self, q: int, kv: int) -> dict[str, Any]:
-        if self.qk_norm is None:
+    def _made(self, d_model: int, kv: int) -> dict[str, Any]:
+        """The products that make keys and values: none where they are another layer's."""
+        if self.kv_from is not None:
             return {}
+        key = {"k": Linear(d_model, kv, self.bias, role=READ)}
+        v_width = self.head_widths[1]
+        return key if self.k_is_v else key | {"v": Linear(d_model, self.n_kv_heads * v_width, self.bias, role=READ)}
+
+    def _norms(self, q: int, kv: int) -> dict[str, Any]:
+        values = {"v_norm": Sized(self.v_norm, self.head_widths[1])} if self.v_norm else {}
+        if self.qk_norm is None:
+            return values
         if self.qk_norm_over == "whole":
-            return {"q_norm": Sized(self.qk_norm, q), "k_norm": Sized(self.qk_norm, kv)}
-        if self.qk_norm_over == "heads":
+            made = {"q_norm": Sized(self.qk_norm, q), "k_norm": Sized(self.qk_norm, kv)}
+        elif self.qk_norm_over == "heads":
             own = {"q_norm": self.n_heads, "k_norm": self.n_kv_heads}
-            return {name: Sized(replace(self.qk_norm, heads=count), self.head_dim) for name, count in own.items()}
-        return {"q_norm": Sized(self.qk_norm, self.head_dim), "k_norm": Sized(self.qk_norm, self.head_dim)}
+            made = {name: Sized(replace(self.qk_norm, heads=count), self.head_dim) for name, count in own.items()}
+        else:
+            made = {"q_norm": Sized(self.qk_norm, self.head_dim), "k_norm": Sized(self.qk_norm, self.head_dim)}
+        if self.kv_from is not None:
+            del made["k_norm"]
+        return made | values
 
     def shard(self, ranks: int) -> GQA:
         return split(self, ranks, equal=("n_heads",), shared=("n_kv_heads",))
 
     def cache(self) -> dict[str, tuple[int, ...]]:
+        return {} if self.kv_from is not None else self.attended()
+
+    def attended(self) -> dict[str, tuple[int, ...]]:
         return {name: (self.n_kv_heads, width) for name, width in zip("kv", self.head_widths, strict=True)}
 
     def state(self) -> dict[str, tuple[int, ...]]:
@@ -212,7 +250,10 @@ class GQA(SoftmaxAttention, kind="gqa"):
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         if step.crosses:
             q = self._queries(m, m.q(x), step)  # B T H C
-            k, v = step.recall(lambda memory: self._keys_values(m, m.k(memory), m.v(memory), step), "k", "v")
+            k, v = step.recall(lambda memory: self._keys_values(m, *self._made_of(m, memory), step), "k", "v")
+        elif self.kv_from is not None:
+            q = self._queries(m, m.q(x), step)
+            k, v = step.take()
         else:
             q, k, v = self._project(m, x, step)
             q = self._queries(m, q, step)
@@ -230,9 +271,14 @@ class GQA(SoftmaxAttention, kind="gqa"):
         gate = torch.sigmoid(gate) if self.gate_activation == "sigmoid" else F.softplus(gate.float()).to(y.dtype)
         return y.flatten(-2) * gate if self.gate_over == "channel" else (y * gate[..., None]).flatten(-2)
 
+    def _made_of(self, m: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys [B, S, K·C] and values [B, S, K·V] of x [B, S, D], which one product makes where they are the same."""
+        k = m.k(x)
+        return k, k if self.k_is_v else m.v(x)
+
     def _project(self, m: Weights, x: Tensor, step: Step) -> tuple[Tensor, ...]:
         """Queries [B, T, H·C], keys [B, T, K·C] and values [B, T, K·V] of x [B, T, D]."""
-        q, k, v = m.q(x), m.k(x), m.v(x)
+        q, (k, v) = m.q(x), self._made_of(m, x)
         if self.short_conv is None:
             return q, k, v
         check_causal(step)
@@ -251,6 +297,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
         """Keys [B, S, K·C] and values [B, S, K·V] by head, as they are attended: [B, S, K, C] and [B, S, K, V]."""
         k = self._turned(m, k, m.k_norm if self.qk_norm else None, self.n_kv_heads, step)
         v = self._clipped(v).unflatten(-1, (self.n_kv_heads, self.head_widths[1]))
+        v = m.v_norm(v) if self.v_norm else v
         v = self.position.rotate(v, step.tables) if self.rotate_values else v
         return k, v if self.value_scale is None else v * self.value_scale
 

@@ -9,6 +9,7 @@ from pydantic import AfterValidator
 
 from zoo.model.attention.base import Attention
 from zoo.model.ffn import FFN
+from zoo.model.layer_input import LayerInput
 from zoo.model.norm import WholeNorm
 from zoo.spec import Spec
 
@@ -33,13 +34,15 @@ class Block(Spec, axis="block"):
     """One layer: x [B, T, D] → x [B, T, D].
 
     `cross` is attention to an encoder's output, after that to the tokens themselves. What a sub-layer gives is
-    multiplied by `residual_scale` before it joins the stream (Granite).
+    multiplied by `residual_scale` before it joins the stream (Granite). `layer_input` adds what the embedding's
+    `per_layer` holds for the layer (Gemma 3n).
     """
 
     normalises_output: ClassVar[bool] = (
         False  # whether a norm stands last on the stream, so that no final one is needed
     )
     takes_cross: ClassVar[bool] = False
+    takes_input: ClassVar[bool] = False
     divided: ClassVar[tuple[str, ...]] = ("attention", "cross", "ffn")
     """Its sub-layers, whose parts each rank of tensor parallelism computes for all tokens, between seams of their own.
     A block that names none has its seams in its `forward`."""
@@ -48,12 +51,15 @@ class Block(Spec, axis="block"):
     norm: WholeNorm
     cross: Annotated[Attention | None, AfterValidator(_reads_memory)] = None
     residual_scale: float = 1.0
+    layer_input: LayerInput | None = None
 
     def __post_init__(self) -> None:
         if self.attention.kind == "none" and self.kind != "feed_forward":
             raise ValueError(f"a '{self.kind}' block needs an attention, found 'none' (block: feed_forward has none)")
         if self.cross is not None and not self.takes_cross:
             raise ValueError(f"a '{self.kind}' block has no place for cross-attention (pre and post do)")
+        if self.layer_input is not None and not self.takes_input:
+            raise ValueError(f"a '{self.kind}' block has no place for layer_input (sandwich has)")
         scheme = None if self.cross is None else self.cross.positioning
         if self.cross is not None and (scheme is None or scheme.kind != "none"):
             found = "nothing" if scheme is None else f"position '{scheme.kind}'"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.model.block.base import Block
 from zoo.model.ffn import FFN
+from zoo.spec import Buffer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,20 +15,34 @@ if TYPE_CHECKING:
 
 
 class Sandwich(Block, kind="sandwich"):
-    """x + norm(f(norm(x))) (Ding et al., 2021, CogView; Gemma 2)."""
+    """x + norm(f(norm(x))) (Ding et al., 2021, CogView; Gemma 2).
+
+    Without `ffn_input_norm` the feed-forward reads the stream as it is: a mixture with a `branch_norm` normalises it
+    itself. With `out_scale` the layer's output is multiplied by one number, saved with the weights and not trained.
+    Both are Gemma 4's (2026).
+    """
+
+    takes_input: ClassVar[bool] = True
 
     ffn: FFN
+    ffn_input_norm: bool = True
+    out_scale: bool = False
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {
             "attention_norm": self.norm,
             "attention": self.attention,
             "attention_out_norm": self.norm,
-            "ffn_norm": self.norm,
+            **({"ffn_norm": self.norm} if self.ffn_input_norm else {}),
             "ffn": self.ffn,
             "ffn_out_norm": self.norm,
+            **({"layer_input": self.layer_input} if self.layer_input else {}),
+            **({"out_scale": Buffer((1,), init=1.0)} if self.out_scale else {}),
         }
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         x = self.add(x, m.attention_out_norm(m.attention(m.attention_norm(x), step)))
-        return self.add(x, m.ffn_out_norm(m.ffn(m.ffn_norm(x), step)))
+        x = self.add(x, m.ffn_out_norm(m.ffn(m.ffn_norm(x) if self.ffn_input_norm else x, step)))
+        if self.layer_input is not None:
+            x = self.add(x, m.layer_input(x, step.given))
+        return x * m.out_scale.to(x.dtype) if self.out_scale else x

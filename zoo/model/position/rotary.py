@@ -6,8 +6,9 @@ from __future__ import annotations
 import functools
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from annotated_types import Ge, Le
 from pydantic import PositiveFloat, PositiveInt
 
 from zoo.lazy import torch
@@ -156,6 +157,18 @@ class Llama3Scaling(Scaling, kind="llama3"):
         past = turns - self.low_freq_factor
         blend = (past / ramp).clamp(0, 1) if ramp else (past > 0).float()
         return (1 - blend) * kept / self.factor + blend * kept
+
+
+class ProportionalScaling(Scaling, kind="proportional"):
+    """The first `share` of the pairs turned, the others kept, with the angles and the pairs of whole heads (Gemma 4,
+    2026). Frequencies are divided by `factor`."""
+
+    share: Annotated[float, Ge(0), Le(1)] = 1.0
+    factor: PositiveFloat = 1.0
+
+    def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
+        turned = torch.arange(width // 2, device=device) < int(self.share * width // 2)
+        return torch.where(turned, _frequencies(width, theta, device) / self.factor, 0.0)
 
 
 class LongRopeScaling(Scaling, kind="longrope"):

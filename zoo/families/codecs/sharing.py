@@ -1,0 +1,89 @@
+"""Fields of configs whose last layers read the keys and values of earlier ones, and whose full layers have sizes of
+their own (Gemma 3n, Gemma 4)."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zoo.errors import ConfigError
+from zoo.families.binding import bind, try_evaluate
+from zoo.families.expression import FUNCTIONS, Bindings, Codec, Plain
+
+LENDS, READS = "_lends", "_reads"
+
+FULL = "full_attention"
+
+
+def find_part(layer_types: Sequence[str], n_shared: int, layer: int) -> str:
+    """`kv_part(layer_types, num_kv_shared_layers, layer)`: what a layer does with keys and values. The last `n_shared`
+    layers read those of the last layer of their type before them, which lends; "" for any other."""
+    first = len(layer_types) - n_shared
+    own = layer_types[layer]
+    if layer >= first:
+        if own not in layer_types[: max(first, 0)]:
+            raise ConfigError(
+                f"num_kv_shared_layers: is {n_shared}, and no {own} layer before those lends keys (fewer)"
+            )
+        return READS
+    lends = own in layer_types[first:] and own not in layer_types[layer + 1 : first]
+    return LENDS if lends else ""
+
+
+def count_readers(pattern: Sequence[str]) -> int:
+    """`count_readers(pattern)`: how many layers read keys and values of earlier ones."""
+    return sum(READS in kind for kind in pattern)
+
+
+class OfFull(Codec):
+    """`of_full("head_dim", global_head_dim, 512)`: a field of the layers that see all, which transformers writes into
+    `per_layer_config` and published configs state apart; the third argument where neither says it. What is stated apart
+    counts only where a fourth argument holds, if there is one."""
+
+    def value(self, env: Mapping[str, Any], *args: Any) -> Any:
+        name, stated, default = args[:3]
+        own = env.get("per_layer_config")
+        if own is None:
+            return default if stated is None or not all(args[3:]) else stated
+        types = env["layer_types"]
+        said = {int(layer): dict(fields) for layer, fields in own.items()}
+        strange = [layer for layer in said if layer >= len(types) or types[layer] != FULL]
+        found = {said.get(layer, {}).get(name, env[name]) for layer, each in enumerate(types) if each == FULL}
+        unread = {each for fields in said.values() for each in fields} - {"head_dim", "num_key_value_heads"}
+        if strange or unread or len(found) > 1:
+            which = f"layer {strange[0]}" if strange else min(unread) if unread else f"{name} of several values"
+            would = "head_dim and num_key_value_heads of full layers, all alike, would do"
+            raise ConfigError(f"per_layer_config: has {which}, which no model here implements ({would})")
+        return next(iter(found), env[name])
+
+    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
+        return bind(args[1], value, env)
+
+
+class DoubledIf(Codec):
+    """`doubled_if(use_double_wide_mlp, intermediate_size)`: a number, or twice it where the first argument holds."""
+
+    def value(self, env: Mapping[str, Any], *args: Any) -> Any:
+        return 2 * args[1] if args[0] else args[1]
+
+    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
+        for number in try_evaluate(args[1], env):
+            if value in (number, 2 * number):
+                return bind(args[0], value != number, env)
+        return {}
+
+
+def write_own_sizes(pattern: Sequence[str], head_dim: int, n_kv_heads: int) -> dict[str, dict[str, int]]:
+    """`full_sizes(pattern, global_head_dim, kv_heads)`: the `per_layer_config` in which full layers have these."""
+    sizes = {"head_dim": head_dim, "num_key_value_heads": n_kv_heads}
+    return {str(layer): sizes for layer, kind in enumerate(pattern) if kind.startswith("full")}
+
+
+FUNCTIONS |= {
+    "kv_part": Plain(find_part),
+    "count_readers": Plain(count_readers),
+    "of_full": OfFull(),
+    "doubled_if": DoubledIf(),
+    "full_sizes": Plain(write_own_sizes),
+}

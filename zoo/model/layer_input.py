@@ -1,0 +1,93 @@
+# B batch, T tokens, L layers, P width of a layer's input, D model width
+"""Per-layer embeddings: a vector of each token for every layer, beside the residual stream (Gemma 3n, 2025)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import PositiveInt
+
+from zoo.errors import ConfigError
+from zoo.lazy import torch
+from zoo.model.activation import PlainActivation
+from zoo.model.norm import WholeNorm
+from zoo.spec import Embedding, Linear, Sized, Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
+
+
+class PerLayerEmbedding(Spec, axis="per_layer", default="tokens"):
+    """Embed token ids once for each of `n_layers` layers: what `layer_input` of a block reads."""
+
+    n_layers: PositiveInt
+    width: PositiveInt
+
+    def embed(self, m: Weights, ids: Tensor, x: Tensor) -> Tensor:
+        """Give the layers' inputs [B, T, L, P] for token ids [B, T] and what goes into the first layer x [B, T, D]."""
+        raise NotImplementedError
+
+
+class PerLayerTable(PerLayerEmbedding, kind="tokens"):
+    """(norm(x·W / √D) + √P·E[token]) / √2 for each layer, where x is the token's vector as the first layer reads it
+    (Gemma 3n, 2025).
+
+    The table has `vocab_size` tokens, which may be fewer than the model's: those beyond read the vector of token 0.
+    """
+
+    vocab_size: PositiveInt
+    norm: WholeNorm
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        width = self.n_layers * self.width
+        return {
+            "tokens": Embedding(self.vocab_size, width),
+            "project": Linear(d_model, width),
+            "norm": Sized(self.norm, self.width),
+        }
+
+    def shard(self, ranks: int) -> PerLayerTable:
+        if ranks > 1:
+            raise ConfigError("tp: the per-layer embedding is not divided over ranks (tp=1)")
+        return self
+
+    def embed(self, m: Weights, ids: Tensor, x: Tensor) -> Tensor:
+        split = (self.n_layers, self.width)
+        known = torch.where(ids < self.vocab_size, ids, 0)
+        looked_up = m.tokens(known) * self.width**0.5
+        projected = m.norm((m.project(x) * x.shape[-1] ** -0.5).unflatten(-1, split))  # B T L P
+        return (projected + looked_up.unflatten(-1, split)) * 2.0**-0.5
+
+
+class LayerInput(Spec, axis="layer_input", default="gated"):
+    """Add what the embedding holds of a token for this layer to the residual stream."""
+
+    width: PositiveInt
+
+    def forward(self, m: Weights, x: Tensor, own: Tensor) -> Tensor:
+        """What joins the stream x [B, T, D], for the layer's own inputs [B, T, P]."""
+        raise NotImplementedError
+
+
+class GatedInput(LayerInput, kind="gated"):
+    """norm((act(x·W_gate) ⊙ input)·W_project) (Gemma 3n, 2025)."""
+
+    activation: PlainActivation
+    norm: WholeNorm
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {
+            "gate": Linear(d_model, self.width),
+            "project": Linear(self.width, d_model, residual=True),
+            "norm": self.norm,
+        }
+
+    def shard(self, ranks: int) -> GatedInput:
+        if ranks > 1:
+            raise ConfigError("tp: a layer's input from the per-layer embedding is not divided over ranks (tp=1)")
+        return self
+
+    def forward(self, m: Weights, x: Tensor, own: Tensor) -> Tensor:
+        return m.norm(m.project(self.activation.apply(m.gate(x)) * own))

@@ -1,0 +1,81 @@
+"""Keys and values that layers take from earlier ones: cross-layer attention (Brandon et al., 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step
+
+SAME = ("n_kv_heads", "head_widths", "window", "chunk", "position")
+"""What a layer's attention must have in common with the one whose keys it reads."""
+
+
+def find_sources(blocks: Mapping[str, Any], pattern: Sequence[str]) -> dict[int, int]:
+    """Find the layer that each layer takes its keys and values from: the last one before it of the kind that its
+    attention names. Those that take none, or whose source is missing, are left out.
+
+    With `shared` taking from `full`, the pattern full, shared, near, full, shared gives {1: 0, 4: 3}.
+    """
+    lenders = {name: block.attention.lender for name, block in blocks.items() if block.attention.lender is not None}
+    last: dict[str, int] = {}
+    found = {}
+    for index, name in enumerate(pattern) if lenders else ():
+        if lenders.get(name) in last:
+            found[index] = last[lenders[name]]
+        last[name] = index
+    return found
+
+
+def find_lending_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each kind of layer that cannot take the keys and values that its attention names, and why."""
+    sources = find_sources(blocks, pattern)
+    for name, block in blocks.items():
+        lender = block.attention.lender
+        if lender is None:
+            continue
+        places = [index for index, each in enumerate(pattern) if each == name]
+        if lender not in blocks:
+            yield name, f"is {lender!r}, and the kinds of layer are: {', '.join(blocks)} (one of them)"
+        elif any(index not in sources for index in places):
+            first = next(index for index in places if index not in sources)
+            yield name, f"is {lender!r}, and no layer before layer {first} is of that kind (a pattern with one)"
+        elif blocks[lender].attention.kind != block.attention.kind or blocks[lender].attention.lender is not None:
+            yield name, f"is {lender!r}, whose layers keep no keys and values of their own by head (a kind that does)"
+        else:
+            theirs, own = blocks[lender].attention, block.attention
+            differ = [each for each in SAME if getattr(theirs, each) != getattr(own, each)]
+            if differ:
+                which = ", ".join(differ)
+                yield name, f"is {lender!r}, whose layers have other {which}, and keys are read as they are (the same)"
+
+
+class Lending:
+    """What the layers of one pass are given besides the stream: keys and values of earlier layers, and inputs that the
+    embedding made for each."""
+
+    def __init__(
+        self, blocks: Mapping[str, Any], pattern: Sequence[str], inputs: Sequence[Tensor] | None = None
+    ) -> None:
+        self.sources = find_sources(blocks, pattern)
+        self._last = {source: index for index, source in self.sources.items()}  # the last layer that reads each
+        self._inputs = inputs
+        self._lent: dict[int, tuple[Tensor, ...] | None] = {}
+
+    def open(self, index: int, step: Step) -> None:
+        """Give a layer's step what it takes, before the layer is run."""
+        step.given = None if self._inputs is None else self._inputs[index]
+        if index in self.sources:
+            step.taken = self._lent[self.sources[index]]
+        step.lends = index in self._last
+
+    def close(self, index: int, step: Step) -> None:
+        """Keep what later layers take, once a layer has run, and let go what none takes any more."""
+        if step.lends:
+            self._lent[index] = step.lent
+        source = self.sources.get(index)
+        if source is not None and self._last[source] == index:
+            del self._lent[source]
