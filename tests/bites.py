@@ -362,6 +362,7 @@ SEQ2SEQ = "keys start_id " + " ".join(
     )
 )
 EMBEDDING = "embedding={norm: {kind: layernorm}, n_types: 2, width: 16, project_bias: true}"
+RMS = "{kind: rmsnorm}"
 SHARED = "{kind: gated, d_ff: 24, activation: {kind: silu}}"
 LONG = (
     "{kind: longrope, short_factor: [1,1.1,1.3,2], long_factor: [1,1.5,2,4], original_max_seq_len: 16, max_seq_len: 64}"
@@ -374,6 +375,7 @@ HEAD = "head={kind: mlm, activation: {kind: gelu}, norm: {kind: layernorm}}"
 WIDE = ("head_dim=16", "original_max_seq_len=3600")  # enough pairs to stand before, on and behind YaRN's ramp
 SHOWN_BY = {
     "position=rope_yarn": WIDE,
+    "position=rope_proportional": ("position.scaling.share=0.75",),
     "position=rope_llama3": ("head_dim=16", "original_max_seq_len=40"),
     **{
         f"attention={name}": ("attention.chunk_size=16",)
@@ -434,6 +436,21 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     },
     "normed clip": ("llama-tiny", ("attention={qk_norm: {kind: rmsnorm}, clip: 0.8}",), ("attention",)),
     "shared expert": ("llama-tiny", ("ffn=moe", f"shared_expert={SHARED}"), ("ffn",)),
+    "normed branches": (
+        "llama-tiny",
+        ("ffn=moe", f"shared_expert={SHARED}", "ffn.branch_norm={kind: rmsnorm}", "block=sandwich"),
+        ("ffn.branch_norm=null", "block"),
+    ),
+    "normed router": ("llama-tiny", ("ffn=moe", "router.input_norm={kind: rmsnorm}"), ("router",)),
+    "layer inputs": (
+        "llama-tiny",
+        (
+            "block=sandwich",
+            f"embedding.per_layer={{kind: tokens, vocab_size: {VOCAB}, n_layers: 3, width: 6, norm: {RMS}}}",
+            "block.layer_input={kind: gated, width: 6, activation: {kind: silu}, norm: {kind: rmsnorm}}",
+        ),
+        ("embedding", "block"),
+    ),
     "grouped experts": ("llama-tiny", ("ffn=moe", "n_groups=2", "top_k_groups=1"), ("router",)),
     "grouped sigmoid": (
         "llama-tiny",

@@ -39,6 +39,8 @@ def _small(node: Any) -> Any:
     if "pattern" in node:
         kinds = list(dict.fromkeys(node["pattern"]))
         made["pattern"] = [*kinds, kinds[0]]
+        if (per_layer := (made.get("embedding") or {}).get("per_layer")) is not None:
+            per_layer["n_layers"] = len(made["pattern"])
     return made
 
 

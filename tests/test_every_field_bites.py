@@ -26,6 +26,10 @@ AGREE = {
     "attention 'disentangled'.position": "`relative`, of which there is one kind",
     "router 'sparsemixer'.top_k": "always 2",
     "block 'feed_forward'.attention": "always none",
+    "attention 'gqa'.kv_from": "names a kind of layer, where there are several",
+    "per_layer 'tokens'.n_layers": "the model's",
+    "per_layer 'tokens'.width": "that of block.layer_input",
+    "layer_input 'gated'.width": "that of embedding.per_layer",
     "indexer 'shared'.top_k": "that of the layer that chooses",
 }
 """Fields whose every other value is refused, as something else says what they must be."""

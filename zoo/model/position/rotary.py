@@ -167,8 +167,9 @@ class ProportionalScaling(Scaling, kind="proportional"):
     factor: PositiveFloat = 1.0
 
     def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
-        turned = torch.arange(width // 2, device=device) < int(self.share * width // 2)
-        return torch.where(turned, _frequencies(width, theta, device) / self.factor, 0.0)
+        every = _frequencies(width, theta, device)
+        turned = torch.arange(every.shape[-1], device=device) < int(self.share * width // 2)
+        return torch.where(turned, every / self.factor, 0.0)
 
 
 class LongRopeScaling(Scaling, kind="longrope"):
