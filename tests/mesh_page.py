@@ -34,8 +34,8 @@ Written by `python tests/mesh_page.py`, last on {date} ({machine}; gloo on one m
 float32, AdamW at 3e-4, 20 steps of 8 rows of 32 tokens, evaluated every third step; each mesh on the microbatches that
 one process takes. The largest differences to that process: of a loss; of the gradient of a tensor in the first step,
 relative to its norm; of the norm of a step's gradient, relative; and of a weight tensor after the run, relative to its
-norm. AdamW takes a whole step for a gradient that rounding gave its sign: after 20 steps of SGD the weights of the encoder
-decoder on tp=2 differed by 4.2e-08 (27 November 2026).
+norm. AdamW takes a whole step for a gradient that rounding gave its sign: after 20 steps of SGD the weights of the
+encoder decoder on tp=2 differed by 4.2e-08 (27 November 2026).
 
 `tests/test_parallel.py` holds losses and gradients to 1e-5. That the ranks of tp compute the whole model's loss,
 gradients and logits is tested for every architecture of the grammar and of the families

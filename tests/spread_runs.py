@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ from sent import Sent
 import zoo
 from zoo.ranks.shards import own_part
 from zoo.training import loop
+
+warnings.filterwarnings("error", message="FSDP2-wrapped module")  # of what loses a hook, and so gradients
 
 
 class Watch:

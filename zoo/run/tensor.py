@@ -29,7 +29,10 @@ class TensorSeam(Seam):
         self.rank, self.size = self.group.rank, self.group.size
 
     def gather(self, x: Tensor, tokens: int) -> Tensor:
-        return self.group.gather_tokens(x)[:, :tokens] if torch.is_grad_enabled() else x
+        if not torch.is_grad_enabled():
+            return x
+        whole = self.group.gather_tokens(x)
+        return whole if whole.shape[1] == tokens else whole[:, :tokens].clone()  # FSDP's hooks take no view
 
     def add_up(self, y: Tensor) -> Tensor:
         return self.group.scatter_tokens(self._pad(y)) if torch.is_grad_enabled() else self.group.sum_up(y)
