@@ -83,15 +83,14 @@ def test_the_pooling_written_beside_a_model_is_taken(folder, tmp_path):
     shutil.copytree(folder, made)
     (made / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
     torch.testing.assert_close(zoo.embed(made, TEXTS), zoo.embed(folder, TEXTS, pooling="cls"))
-    (made / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
-    with pytest.raises(ConfigError, match="asks for a pooling that is none of ours"):
-        zoo.embed(made, TEXTS)
+    (made / "modules.json").unlink()  # a folder that says no more than that
+    torch.testing.assert_close(zoo.embed(made, TEXTS), zoo.embed(folder, TEXTS, pooling="cls"))
 
 
 def test_a_text_too_long_is_cut_and_said_to_be(folder):
     notes: list[str] = []
     zoo.embed(folder, ["word " * 1000, "short"], note=notes.append)
-    assert notes == ["1 of 2 texts are cut at 512 tokens, which is what the model reads"]
+    assert notes == ["1 of 2 texts are cut at 256 tokens, which is what the model reads"]
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".jsonl"])

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from zoo.checkpoint import adapters, spread
+from zoo.checkpoint import adapters, sentence, spread
 from zoo.checkpoint.files import BESIDE, refuse_to_replace, stream_tensors, write_tensors
 from zoo.checkpoint.gguf import find
 from zoo.checkpoint.publish import publish, retire
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 COUNTERS = "training.json"
 
-OWN = (ARCHITECTURE, WEIGHTS, *adapters.FILES, *BESIDE)
+OWN = (ARCHITECTURE, WEIGHTS, *adapters.FILES, *BESIDE, *sentence.FILES, *sentence.FOLDERS)
 """The files of a model."""
 
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from zoo.cli.embed import Pooling
+
 
 class Kind(StrEnum):
     """The layout that is written."""
@@ -28,6 +30,10 @@ def run(
         Path | None,
         typer.Option(help="A multimodal folder whose text model this was: OUT is that folder with these weights."),
     ] = None,
+    pooling: Annotated[
+        Pooling | None,
+        typer.Option(help="Write a sentence-transformers folder, whose vectors are pooled so and scaled to length 1."),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16. [default: as in the checkpoint]")] = None,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder, or convert such a folder to our own layout.
@@ -35,7 +41,8 @@ def run(
     With --verify the command succeeds only if transformers, in a fresh process, gives the same logits. Low-rank
     adapters are merged into the weights, except with --to peft, which writes them alone. Weights are read, converted
     and written a tensor at a time; only --verify needs memory for the model. Of a multimodal
-    folder the text model is converted; written to hf, all else of the folder is kept as it is.
+    folder the text model is converted; written to hf, all else of the folder is kept as it is. So are the modules of a
+    sentence-transformers folder.
     """
     from zoo import report
     from zoo.checkpoint import adapters, gguf, hf, store
@@ -46,6 +53,8 @@ def run(
 
     if into is not None and to is not Kind.hf:
         raise ConfigError(f"--into: a multimodal folder is written to hf, not {to.value} (--to hf)")
+    if pooling is not None and (to is not Kind.hf or into is not None):
+        raise ConfigError("--pooling: a sentence-transformers folder is written to hf alone (--to hf, without --into)")
     if verify and to is Kind.hf:
         verification.require_transformers()
     folder = gguf.find(checkpoint)
@@ -65,7 +74,7 @@ def run(
         print(f"written: {out}, {held:,} parameters")
         return
     model = store.load(folder, dtype) if verify else None  # before its folder is replaced, where `out` is the same
-    config = hf.save(stored, out, beside=folder, into=into)
+    config = hf.save(stored, out, beside=folder, into=into, pooling=None if pooling is None else pooling.value)
     files = sorted(out.iterdir())
     size = report.format_size(sum(file.stat().st_size for file in files))
     print(f"written: {out}, {held:,} parameters as {config['architectures'][0]}, {size} in {len(files)} files")

@@ -22,6 +22,9 @@ class Pooling(StrEnum):
     mean = "mean"
     cls = "cls"
     last = "last"
+    max = "max"
+    mean_sqrt_len = "mean_sqrt_len"
+    weighted = "weighted"
 
 
 def run(
@@ -31,7 +34,18 @@ def run(
     pooling: Annotated[
         Pooling | None, typer.Option(help="How token vectors become one. [default: as the folder says, else mean]")
     ] = None,
-    normalize: Annotated[bool, typer.Option(help="Scale every vector to length 1.")] = True,
+    normalize: Annotated[
+        bool | None,
+        typer.Option(
+            "--normalize/--no-normalize", help="Scale every vector to length 1. [default: as the folder says]"
+        ),
+    ] = None,
+    dim: Annotated[
+        int | None, typer.Option(min=1, help="Keep the first numbers of each vector (Matryoshka), scaled again.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="The name of the folder's prompt that is put before every text.")
+    ] = None,
     similarity: Annotated[
         bool, typer.Option("--similarity", help="Print the cosine similarity of every pair of texts.")
     ] = False,
@@ -41,7 +55,8 @@ def run(
 ) -> None:
     """Turn each text into a vector: printed as a line of JSON each, or saved with --out.
 
-    Works with any model that reads text: its hidden states are pooled over the tokens that are not padding.
+    Works with any model that reads text: its hidden states are pooled over the tokens that are not padding. A
+    sentence-transformers folder says how, and which prompts there are.
     """
     from zoo import report
     from zoo.errors import ConfigError
@@ -58,6 +73,8 @@ def run(
         given,
         pooling=None if pooling is None else pooling.value,
         normalize=normalize,
+        dim=dim,
+        prompt=prompt,
         batch_size=batch_size,
         device=device,
         note=print_note,

@@ -3,20 +3,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import ConfigError, did_you_mean
-from zoo.families.described import read_json
+from zoo.checkpoint.gguf import find
+from zoo.errors import ConfigError
 from zoo.lazy import F, torch
-from zoo.model.task_head import pool
 from zoo.text.reading import load_reader, longest_text, pad_rows
+from zoo.text.sentence import read_pipeline
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-POOLINGS = ("mean", "cls", "last")
 
 
 def embed(
@@ -25,7 +24,9 @@ def embed(
     *,
     tokenizer: Any = None,
     pooling: str | None = None,
-    normalize: bool = True,
+    normalize: bool | None = None,
+    dim: int | None = None,
+    prompt: str | None = None,
     batch_size: int = 32,
     device: str = "cpu",
     note: Callable[[str], object] | None = None,
@@ -33,49 +34,54 @@ def embed(
     """Embed texts: the vector of each [N, D], float32 on the CPU. `model` is a folder, or a model with its `tokenizer`
     (a tokenizer.json or its folder).
 
-    `pooling` takes the mean of a text's tokens (Reimers and Gurevych, 2019), its first (cls) or its last; unless given,
-    what the folder's 1_Pooling/config.json says, else the mean. `normalize` makes every vector of length 1. A text
-    longer than the model's positions is cut there, and `note` is told. Raises ConfigError.
+    A sentence-transformers folder says how (modules.json): its pooling, its dense layers, its limit of tokens, and
+    whether vectors are scaled to length 1. Elsewhere the mean of a text's tokens is taken and scaled (Reimers and
+    Gurevych, 2019). `pooling` (mean, cls, last, max, mean_sqrt_len, weighted) and `normalize` say otherwise. `dim`
+    keeps the first numbers of each vector, which are scaled again (Kusupati et al., 2022, Matryoshka). `prompt` names
+    one of the folder's prompts, which is put before every text. A text longer than the limit is cut there, and `note`
+    is told. Raises ConfigError.
     """
-    reader = load_reader(model, tokenizer, device, note)
-    pooling = pooling or (read_pooling(reader.folder) if reader.folder else None) or "mean"
-    if pooling not in POOLINGS:
-        raise ConfigError(
-            f"pooling: {pooling!r} is none{did_you_mean(pooling, POOLINGS)} (one of: {', '.join(POOLINGS)})"
-        )
-    rows = _encode(reader.tokenizer, texts, longest_text(reader.model.spec), note)
+    pipeline = read_pipeline(find(model) if isinstance(model, str | Path) else None).choose(pooling, normalize)
+    before = pipeline.find_prompt(prompt)
+    reader = load_reader(model if pipeline.model is None else pipeline.model, tokenizer, device, note)
+    limit = min(longest_text(reader.model.spec), pipeline.limit or sys.maxsize)
+    given = [before + (text.lower() if pipeline.lower else text) for text in texts]
+    rows = _encode(reader.tokenizer, given, limit, note)
+    n_prompt = _count_prompt(reader.tokenizer, before)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # alike lengths together: less padding
     found: dict[int, Tensor] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         with torch.inference_mode():
-            vectors = _pool(reader.model, [rows[index] for index in batch], pooling)
-        found |= dict(zip(batch, F.normalize(vectors, dim=-1) if normalize else vectors, strict=True))
-    width = reader.model.spec.d_model
-    return torch.stack([found[index] for index in range(len(rows))]) if rows else torch.empty(0, width)
+            hidden, real = _run(reader.model, [rows[index] for index in batch])
+            found |= dict(zip(batch, pipeline.apply(hidden, real, n_prompt, dim), strict=True))
+    return (
+        torch.stack([found[index] for index in range(len(rows))]) if rows else torch.empty(0, reader.model.spec.d_model)
+    )
 
 
-def read_pooling(folder: Path) -> str | None:
-    """Read the pooling that sentence-transformers wrote beside a model, if it did."""
-    file = folder / "1_Pooling" / "config.json"
-    if not file.is_file():
-        return None
-    node = read_json(file)
-    names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
-    chosen = [ours for theirs, ours in names.items() if node.get(theirs)]
-    if len(chosen) != 1:
-        raise ConfigError(f"{file}: asks for a pooling that is none of ours (--pooling {', '.join(POOLINGS)})")
-    return chosen[0]
+def _count_prompt(tokenizer: Any, prompt: str) -> int:
+    """Count the tokens that a prompt takes at the beginning of a text, without a special token at its end."""
+    if not prompt:
+        return 0
+    found = _open_tokenizer(tokenizer).encode(prompt)
+    return len(found.ids) - found.special_tokens_mask[-1]
 
 
-def _encode(tokenizer: Any, texts: Sequence[str], limit: int, note: Callable[[str], object] | None) -> list[list[int]]:
-    """Token ids of each text, with the special tokens that the tokenizer's file asks for."""
+def _open_tokenizer(tokenizer: Any) -> Any:
+    """A tokenizer that neither pads nor cuts, as its file may ask for."""
     from zoo.data.tokenizer import find_tokenizer_file, read_backend
 
     if isinstance(tokenizer, str | Path):
         tokenizer = read_backend(find_tokenizer_file(tokenizer, "tokenizer"), "tokenizer")
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    return tokenizer
+
+
+def _encode(tokenizer: Any, texts: Sequence[str], limit: int, note: Callable[[str], object] | None) -> list[list[int]]:
+    """Token ids of each text, with the special tokens that the tokenizer's file asks for."""
+    tokenizer = _open_tokenizer(tokenizer)
     long = sum(len(each.ids) > limit for each in tokenizer.encode_batch(list(texts)))
     if long and note is not None:
         note(f"{long} of {len(texts)} texts are cut at {limit} tokens, which is what the model reads")
@@ -87,13 +93,13 @@ def _encode(tokenizer: Any, texts: Sequence[str], limit: int, note: Callable[[st
     return rows
 
 
-def _pool(model: Any, rows: list[list[int]], pooling: Any) -> Tensor:
-    """The vectors of some texts [N, D], padded to one length."""
+def _run(model: Any, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """The hidden states [N, T, D] of some texts, padded to one length, float32 on the CPU; and where their tokens are
+    [N, T]."""
     pad = model.spec.position.padding_id if hasattr(model.spec, "position") else None
     ids, mask = pad_rows(rows, pad or 0, next(model.parameters()).device)
     reader = model.get_submodule("encoder") if "encoder" in model.spec.towers() else model
-    hidden = reader(ids, mask, logits_to_keep=0).hidden.float().cpu()  # N T D
-    return pool(hidden, mask.cpu().bool(), pooling)
+    return reader(ids, mask, logits_to_keep=0).hidden.float().cpu(), mask.cpu().bool()
 
 
 def cosines(vectors: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.checkpoint import sentence
 from zoo.checkpoint.files import BESIDE, INDEX, SINGLE, Reader, refuse_to_replace, stream_tensors
 from zoo.checkpoint.hf.multimodal import Whole, list_beside, write_config, write_whole
 from zoo.checkpoint.hf.opening import HFSource, list_tensors, name_tensors, open_folder
@@ -23,17 +24,25 @@ from zoo.families.family import Body
 if TYPE_CHECKING:
     from torch import Tensor
 
+OTHERS = (*sentence.FILES, *sentence.FOLDERS)
 SHARD = 5_000_000_000
 """Most bytes of weights in one file; more are written to several."""
 
 
 def save(
-    model: StoredModel, out: Path, *, beside: Path | None = None, shard: int = SHARD, into: Path | None = None
+    model: StoredModel,
+    out: Path,
+    *,
+    beside: Path | None = None,
+    shard: int = SHARD,
+    into: Path | None = None,
+    pooling: str | None = None,
 ) -> dict[str, Any]:
     """Write config.json, safetensors, and the tokenizer's files found in `beside` or where the model came from.
 
     A model that came from a multimodal folder is written as that folder: the tensors of its text model replaced, and
     all other tensors, files and fields as they are. `into` names such a folder for a model that came from elsewhere.
+    With a `pooling` the folder is one of sentence-transformers, whose vectors are pooled so and scaled to length 1.
 
     Gives the config. That of a model that came from no Hugging Face folder states the start and end tokens of the
     tokenizer in `beside`: transformers and serving engines would otherwise take the defaults of the class (Llama: 2
@@ -46,7 +55,7 @@ def save(
     config, body = find_config(model.spec, source)
     if source is not None and source.whole is not None:
         return _save_whole(model, source, source.whole, config, body, out)
-    refuse_to_replace(out, "a checkpoint", (CONFIG, INDEX, SINGLE, "model-*-of-*.safetensors", *BESIDE))
+    refuse_to_replace(out, "a checkpoint", (CONFIG, INDEX, SINGLE, "model-*-of-*.safetensors", *BESIDE, *OTHERS))
     if (out / CONFIG).exists() and not read_json(out / CONFIG).keys() & {"model_type", "architectures"}:
         raise CheckpointError(
             f"{out / CONFIG}: is the config of no model, and would be replaced (a new folder would do)"
@@ -58,6 +67,9 @@ def save(
         config = _leave_out_own(config, body)
         (draft / CONFIG).write_text(json.dumps(to_jsonable(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
         _write_shards(model.tensors, mapped, draft, shard, _find_unread(model, body, mapped))
+        if pooling is not None:
+            tower = next(iter(model.spec.towers().values()))
+            sentence.write_modules(draft, pooling, tower.out_width or tower.d_model, tower.max_seq_len)
         for folder in (each for each in (beside, source.folder if source else None) if each is not None):
             copy_beside(folder, draft)
     return config
@@ -111,10 +123,11 @@ def _read_special_ids(folder: Path) -> dict[str, int]:
 
 
 def copy_beside(folder: Path, out: Path) -> None:
-    """Copy the tokenizer and generation files of a folder, without those that `out` has."""
+    """Copy the tokenizer, generation and sentence-transformers files of a folder, without those that `out` has."""
     for name in BESIDE:
         if (folder / name).is_file() and not (out / name).exists():
             shutil.copyfile(folder / name, out / name)
+    sentence.copy_modules(folder, out)
 
 
 def _find_unread(model: StoredModel, body: Body, mapped: Sequence[Entry]) -> StoredTensors:

@@ -1,0 +1,199 @@
+# N texts, T tokens, D width of a vector
+"""Read a sentence-transformers folder: how hidden states become vectors (Reimers and Gurevych, 2019). Modules follow
+one another: a pooling, dense layers, norms, and the scaling to length 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.checkpoint.sentence import LIMITS, POOLINGS, PROMPTS, Module, list_modules, read_settings
+from zoo.errors import CheckpointError, ConfigError, did_you_mean
+from zoo.lazy import F, torch
+from zoo.model.task_head import pool
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG = "config.json"
+LEGACY = "lasttoken", "weightedmean", "mean_sqrt_len_tokens"
+NAMES = {**{name: name for name in POOLINGS}, **dict(zip(LEGACY, ("last", "weighted", "mean_sqrt_len"), strict=True))}
+"""Our names of poolings by ours and by sentence-transformers'."""
+ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
+"""The activation functions of a Dense, as torch.nn names them."""
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """How vectors are pooled: by several poolings the parts are joined. Without `with_prompt` the tokens of a prompt
+    are left out."""
+
+    names: tuple[str, ...]
+    with_prompt: bool = True
+
+    def __call__(self, hidden: Tensor, real: Tensor, n_prompt: int) -> Tensor:
+        """Vectors [N, D·parts] of hidden states [N, T, D]; `real` is False for padding, which stands on the right."""
+        read = real
+        if n_prompt and not self.with_prompt:
+            read = real & (torch.arange(real.shape[1], device=real.device) >= n_prompt)
+        return torch.cat([pool_tokens(hidden, read, name) for name in self.names], -1)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module with weights: a linear map with an activation, with `residual` around it, or a norm."""
+
+    weights: Mapping[str, Tensor]
+    activation: str = ""
+    residual: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        own = self.weights
+        if not self.activation:
+            return F.layer_norm(x, x.shape[-1:], own["norm.weight"], own["norm.bias"])
+        y = getattr(torch.nn, self.activation)()(F.linear(x, own["linear.weight"], own.get("linear.bias")))
+        if self.residual:
+            y = y + (F.linear(x, own["residual.weight"]) if "residual.weight" in own else x)
+        return y
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """How a folder makes vectors of hidden states, and what it says of texts: prompts by name, the most tokens."""
+
+    model: Path | None = None
+    pooled: Pooled = Pooled(("mean",))
+    layers: tuple[Layer | None, ...] = ()  # None scales to length 1
+    normalize: bool = True
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    limit: int | None = None
+    lower: bool = False
+
+    def choose(self, pooling: str | None, normalize: bool | None) -> Pipeline:
+        """The same with another pooling, and scaled to length 1 at the end or not. Raises ConfigError for a pooling
+        that is none."""
+        if pooling is not None and pooling not in POOLINGS:
+            would = did_you_mean(pooling, POOLINGS) or f" (one of: {', '.join(POOLINGS)})"
+            raise ConfigError(f"pooling: {pooling!r} is none{would}")
+        pooled = self.pooled if pooling is None else replace(self.pooled, names=(pooling,))
+        return replace(self, pooled=pooled, normalize=self.normalize if normalize is None else normalize)
+
+    def find_prompt(self, name: str | None) -> str:
+        """The text that is put before every text: the prompt of this name, or the folder's default one. Raises
+        ConfigError for a name that it has not."""
+        name = self.default_prompt if name is None else name
+        if name is None:
+            return ""
+        if name not in self.prompts:
+            known = ", ".join(self.prompts) or "none"
+            raise ConfigError(
+                f"prompt: {name!r} is none of the folder's{did_you_mean(name, self.prompts)} (it has: {known})"
+            )
+        return self.prompts[name]
+
+    def apply(self, hidden: Tensor, real: Tensor, n_prompt: int, dim: int | None) -> Tensor:
+        """Vectors of hidden states [N, T, D], float32: the first `dim` numbers of each where that is given (Kusupati et
+        al., 2022, Matryoshka). Raises ConfigError for more than there are."""
+        x = self.pooled(hidden, real, n_prompt)
+        for layer in self.layers:
+            x = F.normalize(x, dim=-1) if layer is None else layer(x)
+        if dim is not None and not 0 < dim <= x.shape[-1]:
+            raise ConfigError(f"dim: is {dim}, the vectors have {x.shape[-1]} (1 to {x.shape[-1]})")
+        x = x[..., :dim]
+        return F.normalize(x, dim=-1) if self.normalize else x
+
+
+def read_pipeline(folder: Path | None) -> Pipeline:
+    """Read how a folder makes vectors: by its modules.json, by the pooling beside a model that has none, or else by the
+    mean, scaled to length 1. Raises CheckpointError."""
+    modules = [] if folder is None else list_modules(folder)
+    if folder is None or not modules:
+        file = None if folder is None else folder / "1_Pooling" / CONFIG
+        own = read_pooled(file) if file is not None and file.is_file() else Pooled(("mean",))
+        return Pipeline(folder, own)
+    last = modules[-1].kind == "Normalize"
+    layers = tuple(_read_layer(each) for each in modules[2 : -1 if last else None] if each.kind != "Dropout")
+    said, limits = read_settings(folder, PROMPTS), read_settings(modules[0].folder, LIMITS)
+    prompts = said.get("prompts") or {}
+    if not isinstance(prompts, Mapping) or not all(isinstance(each, str) for each in prompts.values()):
+        raise CheckpointError(f"{folder / PROMPTS}: prompts: found {prompts!r} (texts by name)")
+    return Pipeline(
+        model=modules[0].folder,
+        pooled=read_pooled(modules[1].folder / CONFIG),
+        layers=layers,
+        normalize=last,
+        prompts=prompts,
+        default_prompt=said.get("default_prompt_name"),
+        limit=limits.get("max_seq_length"),
+        lower=bool(limits.get("do_lower_case")),
+    )
+
+
+def read_pooled(file: Path) -> Pooled:
+    """Read a Pooling's config.json, of either form. Raises CheckpointError for a pooling that is none of ours."""
+    node = read_settings(file.parent, file.name)
+    stated = node.get("pooling_mode")
+    if stated is None:
+        names: Sequence[Any] = [name for name, flag in POOLINGS.items() if node.get(flag)]
+        unknown = [
+            key for key, on in node.items() if key.startswith("pooling_mode_") and on and key not in POOLINGS.values()
+        ]
+    else:
+        names = [stated] if isinstance(stated, str) else stated
+        unknown = [name for name in names if name not in NAMES]
+    if unknown or not names:
+        found = ", ".join(map(str, unknown)) or "none"
+        raise CheckpointError(
+            f"{file}: asks for a pooling that is none of ours, found {found} (--pooling {', '.join(POOLINGS)})"
+        )
+    return Pooled(tuple(NAMES[name] for name in names), bool(node.get("include_prompt", True)))
+
+
+def _read_layer(module: Module) -> Layer | None:
+    """Read a Dense, a LayerNorm, or a Normalize amid others."""
+    from safetensors.torch import load_file
+
+    if module.kind == "Normalize":
+        return None
+    config, file = read_settings(module.folder, CONFIG), module.folder / "model.safetensors"
+    if file.is_file():
+        weights = load_file(file)
+    elif (old := module.folder / "pytorch_model.bin").is_file():
+        weights = torch.load(old, map_location="cpu", weights_only=True)
+    else:
+        raise CheckpointError(f"{module.folder}: has no weights (model.safetensors)")
+    weights = {name: each.float() for name, each in weights.items()}
+    if module.kind == "LayerNorm":
+        return Layer(weights)
+    odd = {
+        name
+        for name in ("module_input_name", "module_output_name")
+        if config.get(name) not in (None, "sentence_embedding")
+    }
+    name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
+    if odd or name not in ACTIVATIONS:
+        found = f"{min(odd)} {config[min(odd)]!r}" if odd else f"activation_function {name}"
+        raise CheckpointError(
+            f"{module.folder}: has {found}, which is not read (a sentence's vector; {', '.join(ACTIVATIONS)})"
+        )
+    return Layer(weights, name, bool(config.get("use_residual")))
+
+
+def pool_tokens(hidden: Tensor, read: Tensor, name: str) -> Tensor:
+    """Pool the hidden states [N, T, D] of the tokens that are `read` [N, T] to a vector each [N, D].
+
+    Example: of a, b and c, `max` is the largest of each number, `mean_sqrt_len` (a + b + c) / √3, and `weighted`
+    (a + 2b + 3c) / 6, where the weights count the tokens of a prompt too.
+    """
+    if name in ("cls", "mean", "last"):
+        return pool(hidden, read, name)  # type: ignore[arg-type]
+    if name == "max":
+        return hidden.masked_fill(~read[..., None], -torch.inf).amax(1)
+    weights = read[..., None].to(hidden.dtype)
+    if name == "mean_sqrt_len":
+        return (hidden * weights).sum(1) / weights.sum(1).sqrt()
+    weights = weights * torch.arange(1, hidden.shape[1] + 1, device=hidden.device)[:, None]
+    return (hidden * weights).sum(1) / weights.sum(1)
