@@ -5,7 +5,7 @@ Held beside that converter (llama.cpp of November 2026): for the architectures h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,10 @@ def permute(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 def write_gguf(
     model: Any, file: Path, architecture: str, *, kind: str = "F32", extra: Mapping[str, torch.Tensor] | None = None,
-    metadata: Mapping[str, Any] | None = None, drop: tuple[str, ...] = (),
+    metadata: Mapping[str, Any] | None = None, drop: tuple[str, ...] = (), tokens: Sequence[str] = TOKENS,
+    merges: Sequence[str] = MERGES, quantise: Callable[..., np.ndarray] | None = None,
 ) -> Path:  # fmt: skip
-    """Write a model of transformers, its matrices as `kind`."""
+    """Write a model of transformers, its matrices as `kind`, which the package quantises unless `quantise` does."""
     config, layers = model.config, model.config.num_hidden_layers
     writer = gguf.GGUFWriter(file, architecture)
     for theirs, ours in FIELDS.items():
@@ -59,11 +60,11 @@ def write_gguf(
         writer.add_key_value(name, value, gguf.GGUFValueType.get_type(value))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([1] * (len(TOKENS) - 2) + [3, 3])
-    writer.add_token_merges(MERGES)
-    writer.add_eos_token_id(len(TOKENS) - 2)
-    writer.add_bos_token_id(len(TOKENS) - 1)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    writer.add_token_merges(merges)
+    writer.add_eos_token_id(max(len(tokens) - 2, 256))
+    writer.add_bos_token_id(len(tokens) - 1)
     writer.add_add_bos_token(False)
     writer.add_chat_template("{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}")
     names = gguf.get_tensor_name_map({v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[architecture], layers)
@@ -73,7 +74,8 @@ def write_gguf(
         own = names.get_name(name, try_suffixes=(".weight", ".bias")) or name
         stored = gguf.GGMLQuantizationType[kind if tensor.ndim > 1 else "F32"]
         values = _convert(name, tensor, config, architecture).float().numpy()
-        writer.add_tensor(own, gguf.quantize(np.ascontiguousarray(values), stored), raw_dtype=stored)
+        how = gguf.quantize if quantise is None or tensor.ndim == 1 else quantise
+        writer.add_tensor(own, how(np.ascontiguousarray(values), stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
