@@ -44,7 +44,9 @@ def write_tokenizer(folder, *, pairs=False):
             special_tokens=[("[CLS]", first), ("[SEP]", last)],
         )
     made.save(folder)
-    return transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), pad_token="</s>")
+    file, names = str(folder / "tokenizer.json"), ["input_ids", "token_type_ids", "attention_mask"]
+    more = {"model_input_names": names} if pairs else {}
+    return transformers.PreTrainedTokenizerFast(tokenizer_file=file, pad_token="</s>", **more)
 
 
 def make_model(folder, kind, config, **more):
@@ -182,3 +184,13 @@ def test_an_activation_that_is_none_of_ours_is_refused(tmp_path):
     make_cross_encoder(tmp_path, sentence_transformers={"activation_fn": "torch.nn.modules.activation.GELU"})
     with pytest.raises(ConfigError, match=r"activation_fn is torch.nn.modules.activation.GELU"):
         zoo.score(tmp_path, [("a", "b")])
+
+
+@pytest.mark.parametrize("function", ["torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"])
+def test_sentence_transformers_cross_encoder_gives_the_same_scores(function, tmp_path):
+    there = pytest.importorskip("sentence_transformers")
+    _, tokenizer = make_cross_encoder(tmp_path, sentence_transformers={"activation_fn": function, "version": "5.0.0"})
+    tokenizer.save_pretrained(tmp_path)
+    pairs = [(each["query"], each["document"]) for each in PAIRS]
+    wanted = there.CrossEncoder(str(tmp_path), device="cpu").predict(pairs).tolist()
+    assert [each["predicted"] for each in zoo.score(tmp_path, pairs)] == pytest.approx(wanted, abs=2e-5)
