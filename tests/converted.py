@@ -37,7 +37,7 @@ RMS = ("mamba", "mamba2")
 """Whose only epsilon, which their configs call one of a layer norm, is one of an RMS norm."""
 
 MAMBA2 = ("mamba2", "granitehybrid", "nemotron_h", "nemotron_h_moe", "falcon-h1")
-PERMUTED = ("granitehybrid", "nemotron_h", "nemotron_h_moe")
+PERMUTED = ("granitehybrid", "granitemoe", "mistral3", "nemotron_h", "nemotron_h_moe")
 SHIFTED = ("qwen3next", "qwen35", "qwen35moe")
 
 RENAMED = (  # tensors that the package's map has under other names than transformers writes
@@ -53,7 +53,7 @@ def make_case(name: str) -> Any:
     kind = f"{case.kind}Text" if case.kind.startswith("Qwen3_5") else case.kind
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**case.fields)
-    made = getattr(transformers, f"{case.kind}ForCausalLM")(config).eval()
+    made = getattr(transformers, f"{case.kind}{case.model}")(config).eval()
     for parameter in made.parameters():
         parameter.data += torch.randn_like(parameter) * (0.15 if parameter.ndim > 1 else 0.1)
     return made

@@ -30,6 +30,9 @@ DELTA = {
 }
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
 ENDS = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 0.707, "mscale_all_dim": 0.707}
+TEMPERED = {"llama_4_scaling_beta": 0.1}
+T5 = {"vocab_size": len(TOKENS), "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4}
+MARKS = {f"{name}_token_id": number for number, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
 
 # What the file says of these parts.
 SSM_SAID = {"conv_kernel": 4, "state_size": 16, "group_count": 2, "inner_size": 128, "time_step_rank": 8}
@@ -56,6 +59,11 @@ GRANITE_SAID = {
     "expert_shared_feed_forward_length": 48,
 }
 NEMOTRON_SAID = {**HYBRID_SAID, "attention.head_count_kv": [0, 0, 2, 0], "feed_forward_length": [0, 96, 0, 96]}
+T5_SAID = {
+    **{"context_length": 512, "block_count": 2, "decoder_block_count": 2, "feed_forward_length": 96},
+    **{"attention.key_length": 16, "attention.value_length": 16, "attention.relative_buckets_count": 32},
+    **{"attention.layer_norm_rms_epsilon": 1e-6, "decoder_start_token_id": 0},
+}
 UNLIMITED = {"context_length": 1048576, "feed_forward_length": 0, "attention.head_count": 0}
 
 
@@ -67,6 +75,7 @@ class Case:
     fields: Mapping[str, Any]
     said: Mapping[str, Any] = field(default_factory=dict)
     unsaid: tuple[str, ...] = ()
+    model: str = "ForCausalLM"
 
 
 CASES = {
@@ -221,5 +230,47 @@ CASES = {
     "qwen35moe": Case(
         *("Qwen3_5Moe", {**H, **DELTA, **MOE, "num_experts": 4, "shared_expert_intermediate_size": 48}),
         {**DELTA_SAID, **SECTIONS, "expert_shared_feed_forward_length": 48},
+    ),
+    "granitemoe with a shared expert": Case(
+        *("GraniteMoeShared", {**G, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 48}),
+        {
+            **{"attention.scale": 1.0, "embedding_scale": 1.0, "residual_scale": 1.0, "logit_scale": 1.0},
+            **{"expert_shared_feed_forward_length": 48, "rope.dimension_count": 16, "vocab_size": len(TOKENS)},
+        },
+    ),
+    "afmoe": Case(
+        "Afmoe",
+        {
+            **{**H, **MOE, "num_hidden_layers": 4, "num_experts": 4, "num_shared_experts": 1, "num_dense_layers": 1},
+            **{"sliding_window": 8, "mup_enabled": True, "route_scale": 2.0},
+        },
+        {
+            **{**SHARED, "expert_weights_scale": 2.0, "attention.sliding_window": 8, "rope.dimension_count": 16},
+            "vocab_size": len(TOKENS),
+        },
+    ),
+    "mistral3": Case(
+        *("Ministral3", {**H, "rope_parameters": {**YARN, **ENDS, "mscale": 1.0, "mscale_all_dim": 1.0, **TEMPERED}}),
+        {
+            **{"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16},
+            **{"rope.scaling.yarn_beta_fast": 32.0, "rope.scaling.yarn_beta_slow": 1.0, "rope.dimension_count": 16},
+            **{"rope.scaling.yarn_log_multiplier": 1.0, "attention.temperature_scale": 0.1, "vocab_size": len(TOKENS)},
+        },
+    ),
+    "mistral3 without a scaling": Case(
+        "Mistral", {**H, "sliding_window": None}, {"rope.dimension_count": 16, "vocab_size": len(TOKENS)}
+    ),
+    "t5": Case("T5", T5, T5_SAID, (), "ForConditionalGeneration"),
+    "t5 with gates": Case("T5", {**T5, "feed_forward_proj": "gated-gelu"}, T5_SAID, (), "ForConditionalGeneration"),
+    "nomic-bert": Case("NomicBert", S, {"attention.causal": False}, (), "Model"),
+    "modern-bert": Case(
+        *("ModernBert", {**S, "num_hidden_layers": 4, "local_attention": 8, **MARKS}),
+        {
+            **{"attention.causal": False, "attention.sliding_window": 8, "classifier.pooling_type": 2},
+            **{"rope.freq_base": 160000.0, "rope.freq_base_swa": 10000.0, "hidden_activation": "gelu"},
+            **{"rope.scaling.type": "none", "vocab_size": len(TOKENS)},
+        },
+        (),
+        "Model",
     ),
 }

@@ -228,7 +228,8 @@ def describe_gguf(found: GGUFFile) -> dict[str, Any]:
     ends = [found.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
     ids["eos_token_id"] = list(dict.fromkeys(each for each in ends if each is not None))  # type: ignore[assignment]
     config |= {name: each for name, each in ids.items() if each not in (None, [])}
-    return {**config, "architectures": [next(iter(kind.architectures))], "dtype": PLAIN.get(found.kind, "bfloat16")}
+    architecture = row.get("architecture") or next(iter(kind.architectures))
+    return {**config, "architectures": [architecture], "dtype": PLAIN.get(found.kind, "bfloat16")}
 
 
 SPECIAL = {"bos_token_id": "bos_token_id", "pad_token_id": "padding_token_id"}
@@ -288,6 +289,8 @@ def _gather_fields(found: GGUFFile) -> dict[str, Any]:
     fields |= {"tensors": [*found.tensors, *alike], "head_dim": head_dim}
     if (scaling := describe_scaling(found, fields)) is not None:
         fields |= {"rope_scaling": scaling, "untruncated": {**scaling, "truncate": False}}
+        tempered = {"llama_4_scaling_beta": fields["attention"].get("temperature_scale", 0.0)}
+        fields["tempered"] = {**scaling, "rope_theta": (fields.get("rope") or {}).get("freq_base"), **tempered}
     return fields
 
 
