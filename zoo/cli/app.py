@@ -23,7 +23,7 @@ VERBS = {
     "chat": "Talk with a model that has a chat template.",
     "fill": "Fill the masks of texts with a masked model.",
     "embed": "Turn texts into vectors.",
-    "score": "Predict the labels of texts with a model that was trained on labels.",
+    "score": "Label or score texts by a classifier, reranker or reward model.",
     "eval": "Evaluate a model on a text: loss, perplexity, bits per byte.",
     "convert": "Convert a checkpoint to a Hugging Face folder, or from one.",
     "check": "Compare a checkpoint's tensor names and shapes with its architecture.",
