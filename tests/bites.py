@@ -379,7 +379,19 @@ SHOWN_BY = {
     "position=rope_llama3": ("head_dim=16", "original_max_seq_len=40"),
     **{
         f"attention={name}": ("attention.chunk_size=16",)
-        for name in ("mamba2", "gated_delta", "delta_net", "kda", "lightning", "gla", "rg_lru")
+        for name in (
+            "mamba2",
+            "gated_delta",
+            "delta_net",
+            "kda",
+            "lightning",
+            "gla",
+            "rg_lru",
+            "rwkv",
+            "rwkv7",
+            "mlstm",
+            "retention",
+        )
     },  # of 40 tokens
 }
 SHOWN_BY["attention=side_by_side"] = ("attention.recurrent.chunk_size=16",)

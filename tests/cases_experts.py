@@ -21,7 +21,9 @@ YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max
 def case(name, config, model="ForCausalLM", /, base=SMALL, **sizes):
     """A case of the class that `model` names, of this config's family."""
     family = config.removesuffix("Config")
-    options = {key: sizes.pop(key) for key in ("writes", "unbind", "tokens", "inputs", "embedded") if key in sizes}
+    options = {
+        key: sizes.pop(key) for key in ("writes", "unbind", "tokens", "inputs", "embedded", "rows") if key in sizes
+    }
     return Case(
         name, config, family + model, copy.deepcopy({**base, **sizes}), **{"writes": model != "Model", **options}
     )

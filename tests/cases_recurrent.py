@@ -256,4 +256,47 @@ GRIFFINS = [
     case("recurrent_gemma-base", "RecurrentGemmaConfig", "Model", base=GRIFFIN, num_attention_heads=2),
 ]
 
-CASES = [*RECURRENT, *NEXTS, *HYBRIDS, *FALCONS, *NEMOTRONS, *GRIFFINS]
+WKV = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "eos_token_id": None, "bos_token_id": None}
+# In eval mode the reference halves weights and stream every `rescale_every` layers, which norms undo but for their eps.
+WKVS = [
+    recurrent("rwkv", "RwkvConfig", base=WKV, rows=1),
+    # Its own state is as wide as the model, whatever attention_hidden_size says.
+    recurrent(
+        "rwkv-flags",
+        "RwkvConfig",
+        base=WKV,
+        attention_hidden_size=48,
+        intermediate_size=56,
+        layer_norm_epsilon=1e-3,
+        tie_word_embeddings=True,
+        rescale_every=0,
+        use_cache=False,
+        writes=False,
+    ),
+    recurrent("rwkv-base", "RwkvConfig", "Model", base=WKV),
+]
+
+XLSTM = {"vocab_size": 97, "hidden_size": 128, "num_hidden_layers": 2, "num_heads": 4, "ffn_proj_factor": 0.7}
+XLSTMS = [
+    case("xlstm", "xLSTMConfig", base=XLSTM),
+    # Its own state has other widths than its layers where these are no multiples of 64.
+    case(
+        "xlstm-flags",
+        "xLSTMConfig",
+        base={**XLSTM, "hidden_size": 48},
+        use_bias=True,
+        qk_dim_factor=0.25,
+        v_dim_factor=1.5,
+        ffn_round_up_to_multiple_of=10,
+        gate_soft_cap=3.0,
+        output_logit_soft_cap=2.0,
+        norm_eps=1e-3,
+        eps=1e-2,
+        chunk_size=5,
+        use_cache=False,
+        writes=False,
+    ),
+    case("xlstm-base", "xLSTMConfig", "Model", base=XLSTM, num_hidden_layers=3),
+]
+
+CASES = [*RECURRENT, *NEXTS, *HYBRIDS, *FALCONS, *NEMOTRONS, *GRIFFINS, *WKVS, *XLSTMS]

@@ -39,6 +39,7 @@ class Case:
     inputs: Callable[[torch.Tensor], dict[str, Any]] = field(default=lambda ids: {})
     unbind: tuple[str, ...] = ()
     attention: str = "eager"  # the reference's kernel: where its plain one is wrong, another
+    rows: int = 2  # that it generates at once: RWKV's own state mixes rows
     embedded: bool = True  # whether its hidden states begin with the embeddings (Mamba's do not)
 
     def reference(self) -> Any:

@@ -47,6 +47,7 @@ MIXED = {
     "side by side": ["attention=side_by_side"],
     "convolved": ["+attention.short_conv=4"],
     "convolved window": ["attention=sliding", "window=5", "+attention.short_conv=3"],
+    "channel mix": ["ffn=channel_mix"],
     "ntk": ["position=rope_dynamic", "original_max_seq_len=20"],
 }
 """Layers of several reaches, states that count, and positions that end a cache."""
@@ -58,6 +59,10 @@ MIXERS = {
     "lightning": "n_heads:2,head_dim:8",
     "gla": "n_heads:2,head_k_dim:8,head_v_dim:8",
     "rg_lru": "d_inner:24,n_heads:2",
+    "rwkv": "d_model:24,d_inner:16",
+    "rwkv7": "d_model:24,n_heads:2,head_dim:8",
+    "mlstm": "n_heads:2,head_k_dim:8,head_v_dim:8",
+    "retention": "n_heads:2,head_k_dim:8,head_v_dim:8,position:{kind:none}",
     "short_conv": "d_inner:24",
 }
 HYBRIDS = {f"{mixer} and {others}": (mixer, others) for mixer in MIXERS for others in ("gqa", "sliding")}

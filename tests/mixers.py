@@ -31,9 +31,14 @@ from zoo.model.attention.delta import GatedDelta
 from zoo.model.attention.kda import KDA
 from zoo.model.attention.linear import GLA, Lightning
 from zoo.model.attention.mamba import Mamba, Mamba2
+from zoo.model.attention.mlstm import MLSTM
+from zoo.model.attention.retention import Retention
 from zoo.model.attention.rg_lru import RGLRU
+from zoo.model.attention.rwkv import RWKV
+from zoo.model.attention.rwkv7 import RWKV7
 from zoo.model.attention.short_conv import ShortConv
-from zoo.model.norm import RMSNorm
+from zoo.model.norm import LayerNorm, RMSNorm
+from zoo.model.position.none import NoPosition
 from zoo.model.step import Step
 from zoo.run.layer import Layer
 
@@ -85,6 +90,27 @@ def rg_lru(rng):
     return RGLRU(**sizes, bias=rng.random() < 0.5, chunk_size=rng.choice([2, 8, 64]))
 
 
+def rwkv(rng):
+    return RWKV(d_model=WIDTH, d_inner=rng.choice([12, 24]), chunk_size=rng.choice([2, 8, 64]))
+
+
+def rwkv7(rng):
+    sizes = {"n_heads": rng.choice([1, 2, 3]), "head_dim": rng.choice([4, 7])}
+    ranks = {"decay_rank": 5, "rate_rank": 3, "gate_rank": 6}
+    return RWKV7(d_model=WIDTH, **sizes, **ranks, chunk_size=rng.choice([2, 8, 64]))
+
+
+def mlstm(rng, **fields):
+    sizes = {"n_heads": rng.choice([1, 2, 3]), "head_k_dim": rng.choice([4, 7]), "head_v_dim": rng.choice([6, 8])}
+    return MLSTM(**sizes, bias=rng.random() < 0.5, norm_eps=1e-2, chunk_size=rng.choice([3, 5, 64]), **fields)
+
+
+def retention(rng, position=None):
+    sizes = {"n_heads": rng.choice([1, 2, 3]), "head_k_dim": rng.choice([4, 6]), "head_v_dim": rng.choice([6, 8])}
+    norm = LayerNorm(eps=1e-2, weight=False, bias=False)
+    return Retention(**sizes, position=position or NoPosition(), norm=norm, chunk_size=rng.choice([3, 5, 64]))
+
+
 def short_conv(rng):
     return ShortConv(d_inner=WIDTH, d_conv=rng.choice([2, 3, 4]), bias=rng.random() < 0.5)
 
@@ -101,6 +127,11 @@ KINDS = {
     "lightning": lightning,
     "gla": gla,
     "rg_lru": rg_lru,
+    "rwkv": rwkv,
+    "rwkv7": rwkv7,
+    "mlstm": mlstm,
+    "mlstm_uncapped": lambda rng: mlstm(rng, gate_softcap=None),
+    "retention": retention,
     "short_conv": short_conv,
 }
 EVERY = pytest.mark.parametrize("kind", KINDS)

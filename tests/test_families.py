@@ -154,7 +154,7 @@ def _by_column(name):
 @WRITERS
 def test_greedy_continuation_with_a_cache_equals_the_references(case):
     two = pair(case)
-    ids = two.ids(2, 10)
+    ids = two.ids(case.rows, 10)
     options = {"max_new_tokens": 14, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     with torch.no_grad():
         theirs = two.reference.generate(ids, attention_mask=torch.ones_like(ids), **options)

@@ -121,6 +121,11 @@ FILES = [
         "Lfm2MoeConfig",
         {"layer_types": ["conv", *["conv", "full_attention"] * 3], "rope_theta": 1e6, "tie_embedding": False},
     ),
+    (
+        "RecurrentGemmaForCausalLM",
+        "RecurrentGemmaConfig",
+        {"rope_theta": 5e3, "block_types": ["recurrent", "attention"], "_block_types": ["x"], "lru_width": 48},
+    ),
     ("OlmoHybridForCausalLM", "OlmoHybridConfig", {"rope_parameters": {"rope_type": "default", "rope_theta": None}}),
     (
         "KimiLinearForCausalLM",

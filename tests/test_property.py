@@ -42,6 +42,10 @@ ATTENTION = st.sampled_from(
         "lightning",
         "gla",
         "rg_lru",
+        "rwkv",
+        "rwkv7",
+        "mlstm",
+        "retention",
         "short_conv",
         "side_by_side",
     ]
@@ -97,7 +101,7 @@ def architectures(draw):
         "n_layers": 2,
     }
     if body["block"] != "mixer":
-        body["ffn"] = draw(st.sampled_from(["mlp", "gated", "gated_clamped", "moe"]))
+        body["ffn"] = draw(st.sampled_from(["mlp", "gated", "gated_clamped", "channel_mix", "moe"]))
         if body["ffn"] == "moe":
             body["router"] = draw(ROUTER)
     if kind == "encoder_decoder":

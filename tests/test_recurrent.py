@@ -1,5 +1,6 @@
 """Recurrent mixers equal the reference modules, and their two forms equal each other."""
 
+import math
 import random
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,7 +19,9 @@ from mixers import (
     gla,
     pair,
     randomised,
+    retention,
     room,
+    rwkv7,
     step,
 )
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,6 +40,7 @@ from zoo.model.attention.linear import Lightning
 from zoo.model.attention.mamba import Mamba, Mamba2
 from zoo.model.attention.recurrent import Decays, chunked
 from zoo.model.attention.rg_lru import RGLRU
+from zoo.model.position.rotary import RoPE
 from zoo.model.step import Step
 from zoo.run.layer import Layer
 from zoo.spec import table, tensors, walk
@@ -112,6 +116,59 @@ def test_gated_linear_attention_equals_its_parallel_form(seed, kernel):
         equal(layer.float()(x.float(), step(19, kernel)), expected.float())
 
 
+@SEEDS
+@KERNELS
+def test_rwkv7_equals_the_papers_recurrence(seed, kernel):
+    """Equations 3 to 22 of the paper, for a first layer: S ← S·(diag(w) − κᵀ(a ⊙ κ)) + vᵀk̃, a matrix [V, K]."""
+    spec = rwkv7(random.Random(seed))
+    m, x = built(spec).double(), torch.randn(2, 19, WIDTH, dtype=torch.float64)
+    heads = (spec.n_heads, spec.head_dim)
+    with torch.no_grad():
+        before = torch.nn.functional.pad(x, (0, 0, 1, 0))[:, :-1]
+        r, k, v, d, a, g = (x + (before - x) * share for share in m.mix)
+        r, k, v = m.r(r), m.k(k), m.v(v)
+        w = (-math.exp(-0.5) * (m.decay_b(m.decay_a(d).tanh()) + m.decay).sigmoid()).exp()
+        a, g = (m.rate_b(m.rate_a(a)) + m.rate).sigmoid(), m.gate_b(m.gate_a(g).sigmoid())
+        removed = torch.nn.functional.normalize((k * m.key_scale).unflatten(-1, heads), dim=-1)
+        k = k * torch.lerp(torch.ones_like(a), a, m.key_rate)
+        r, k, v, w, a = (each.unflatten(-1, heads) for each in (r, k, v, w, a))
+        S, reads = torch.zeros(2, *heads, spec.head_dim, dtype=torch.float64), []
+        for t in range(19):
+            kappa = removed[:, t, :, None]  # B H 1 K
+            S = S @ (torch.diag_embed(w[:, t]) - kappa.mT @ (a[:, t, :, None] * kappa))
+            S = S + v[:, t, :, :, None] @ k[:, t, :, None]
+            reads.append((S @ r[:, t, :, :, None]).squeeze(-1))
+        y = torch.stack(reads, 1).flatten(0, 1).flatten(1)  # B·T H·K
+        y = torch.nn.functional.group_norm(y, heads[0], m.norm.weight.flatten(), m.norm.bias.flatten(), spec.norm_eps)
+        bonus = ((r * m.bonus * k).sum(-1, keepdim=True) * v).flatten(-2)
+        expected = m.out(g * (y.view(2, 19, -1) + bonus))
+        equal(m.float()(x.float(), step(19, kernel)), expected.float())
+
+
+@SEEDS
+@KERNELS
+def test_retention_equals_its_parallel_form(seed, kernel):
+    """The paper's equation 5: (QKᵀ ⊙ D)·V with Q = (X·W_Q) ⊙ e^(inθ), K = (X·W_K) ⊙ e^(−inθ), D = γ^(n−m)."""
+    spec = retention(random.Random(seed), position=RoPE(interleaved=True))
+    layer, x = built(spec).double(), torch.randn(2, 19, WIDTH, dtype=torch.float64)
+    spec.parts(WIDTH)["slopes"].init(layer.slopes)
+    places = torch.arange(19)
+    with torch.no_grad():
+        q, k, v, g = (
+            getattr(layer, n)(x).unflatten(-1, (spec.n_heads, -1)).transpose(1, 2) for n in ("q", "k", "v", "gate")
+        )
+        theta = 10000.0 ** -(torch.arange(0, spec.head_k_dim, 2).double() / spec.head_k_dim)
+        turn = torch.polar(torch.ones(19, len(theta), dtype=torch.float64), places[:, None] * theta)
+        q, k = (torch.view_as_complex(each.unflatten(-1, (-1, 2)).contiguous()) for each in (q, k))
+        scores = ((q * turn) @ (k * turn).mH).real * spec.head_k_dim**-0.5  # B H T T
+        gamma = 1 - 2.0 ** (-5 - torch.arange(spec.n_heads).double())
+        scores = (scores * gamma[:, None, None] ** (places[:, None] - places)).tril()
+        y = torch.nn.functional.layer_norm(scores @ v, (spec.head_v_dim,), eps=spec.norm.eps)
+        expected = layer.out((y * torch.nn.functional.silu(g)).transpose(1, 2).flatten(2))
+        tables = spec.position.tables(places[None], spec.head_k_dim, torch.float32)
+        equal(layer.float()(x.float(), step(19, kernel, tables=tables)), expected.float())
+
+
 # ---------------------------------------------------------------- two forms of one recurrence
 
 
@@ -179,6 +236,17 @@ def test_a_row_in_pieces_of_any_length_equals_the_row_whole(kind, seed, kernel):
         for first, last in pairwise(cuts):
             pieces.append(layer(x[:, first:last], step(last - first, kernel, cache=held, first=first == 0)))
         equal(torch.cat(pieces, 1), layer(x, step(19, "eager")), 1e-5)
+
+
+@EVERY
+@KERNELS
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_a_state_of_zeros_is_that_of_an_empty_row(kind, kernel, tokens):
+    spec = KINDS[kind](random.Random(5))
+    layer, x, held = built(spec), torch.randn(2, tokens, WIDTH), room(spec, 2)
+    held.layer.states = {name: torch.zeros_like(state) for name, state in held.layer.states.items()}
+    with torch.no_grad():
+        equal(layer(x, step(tokens, kernel, cache=held, first=False)), layer(x, step(tokens, kernel)), 1e-5)
 
 
 @EVERY

@@ -176,6 +176,7 @@ def test_impossible_routing_is_refused(router, fault):
         ({"scale_input": True, "router": EVERY["expert_choice"]}, "drops tokens"),
         ({"scale_input": True, "router": EVERY["capacity"]}, "drops tokens"),
         ({"shared": moe(EVERY["softmax"])}, "cannot itself be a mixture"),
+        ({"shared": {"kind": "channel_mix", "d_model": 8, "d_ff": 6}}, "shared: an expert sees no other token"),
     ],
 )
 def test_impossible_mixtures_are_refused(fields, fault):

@@ -75,6 +75,7 @@ OPERATIONS = {
     "addcmul": lambda t, f, a: t.addcmul(a.x, a.y, a.y),
     "addcmul, scaled": lambda t, f, a: t.addcmul(a.x, a.y, a.x, value=-1),
     "hypot": lambda t, f, a: t.hypot(a.x, a.y),
+    "logaddexp": lambda t, f, a: t.logaddexp(a.x, a.y),
     "vector norm": lambda t, f, a: t.linalg.vector_norm(a.x, dim=-1, keepdim=True),
     "compare": lambda t, f, a: a.x > a.y,
     "integers": lambda t, f, a: a.i // 2 + 1,

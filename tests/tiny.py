@@ -37,7 +37,20 @@ def choices(axis: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / axis).glob("*.yaml"))
 
 
-MIXERS = ("mamba", "mamba2", "gated_delta", "delta_net", "kda", "lightning", "gla", "rg_lru", "short_conv")
+MIXERS = (
+    "mamba",
+    "mamba2",
+    "gated_delta",
+    "delta_net",
+    "kda",
+    "lightning",
+    "gla",
+    "mlstm",
+    "rg_lru",
+    "rwkv",
+    "rwkv7",
+    "short_conv",
+)
 """The packaged mixers that have a state, and so take no positions."""
 
 NEEDS = {
@@ -85,8 +98,8 @@ def readable(overrides: list[str]) -> list[str]:
     wanted = {
         "window": attention in ("sliding", "longformer"),
         "d_ff": "block=mixer" not in text,
-        "n_heads": attention not in ("mamba", "fourier", "short_conv") and mixes,
-        "head_dim": attention not in ("mamba", "mla", "dsa", "fourier", "rg_lru", "short_conv") and mixes,
+        "n_heads": attention not in ("mamba", "fourier", "rwkv", "short_conv") and mixes,
+        "head_dim": attention not in ("mamba", "mla", "dsa", "fourier", "rg_lru", "rwkv", "short_conv") and mixes,
         "n_kv_heads": attention in ("gqa", "differential", "sliding", "side_by_side") and mixes,
         "n_experts": "ffn=moe" in text,
         "original_max_seq_len": any(kind in text for kind in ("rope_dynamic", "rope_yarn", "rope_llama3")),

@@ -164,8 +164,10 @@ def state_bytes(block: Any, setup: Setup) -> int:
     """Bytes of a layer's states. Only Zoo counts the tokens that a router with a capacity has sent to its experts."""
     if setup.engine in ("ideal", "zoo"):
         return _values(block.state()) * STATE_BYTES
-    states, held = block.attention.state(), 0
-    for name, shape in states.items():
+    held = 0
+    for name, shape in block.state().items():
+        if name == "routed":
+            continue
         if setup.engine == "paged":
             held += math.prod(shape) * DTYPES[setup.dtype]
         elif name == "conv":

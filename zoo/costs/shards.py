@@ -66,9 +66,12 @@ def context_faults(spec: Any, cp: int) -> list[str]:
     found = [f"cp: {cp} ranks would each have some tokens, and {kind} need a row's (cp=1)" for kind in kinds]
     choosing = [f"{block.attention.chooser.kind} indexer" for block in blocks if block.attention.chooser is not None]
     found += [f"cp: the {name} chooses among all of a row's keys (cp=1)" for name in choosing]
-    counting = [
-        block.ffn.router.kind for block in blocks if isinstance(getattr(block, "ffn", None), MoE) and block.ffn.state()
+    ffns = [ffn for block in blocks if (ffn := getattr(block, "ffn", None)) is not None]
+    shifting = [ffn.kind for ffn in ffns if not isinstance(ffn, MoE) and ffn.state()]
+    found += [
+        f"cp: {cp} ranks would each have some tokens, and '{kind}' sees the token before (cp=1)" for kind in shifting
     ]
+    counting = [ffn.router.kind for ffn in ffns if isinstance(ffn, MoE) and ffn.state()]
     found += [f"cp: the {kind} router counts a row's tokens (cp=1)" for kind in counting]
     return list(dict.fromkeys(found))
 

@@ -1,6 +1,19 @@
 """The components of a model, an axis a file or a folder, and the towers that are built of them."""
 
-from zoo.model import activation, attention, block, embedding, ffn, head, moe, norm, position, router, task_head  # noqa: F401
+from zoo.model import (  # noqa: F401
+    activation,
+    attention,
+    block,
+    channel_mix,
+    embedding,
+    ffn,
+    head,
+    moe,
+    norm,
+    position,
+    router,
+    task_head,
+)
 from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.model.tower import Decoder, Encoder, Topology, Tower
 

@@ -54,6 +54,10 @@ class MoE(FFN, kind="moe"):
         for name, each in (("expert", self.expert), ("shared", self.shared)):
             if getattr(each, "inner_norm", None) is not None:
                 raise ValueError(f"{name}.inner_norm: an expert has no norm inside (leave it out)")
+            if each is not None and each.state():
+                raise ValueError(
+                    f"{name}: an expert sees no other token, and '{each.kind}' does (mlp and gated do not)"
+                )
         if self.shared_gate and self.shared is None:
             raise ValueError("shared_gate weighs the shared expert, and there is none (give `shared`, or leave it out)")
         if self.branch_norm is not None and self.shared is None:

@@ -154,6 +154,10 @@ def hypot(a: Any, b: Any) -> Any:
     return _combine("hypot", (a, b), [a, b], saves_result=True)
 
 
+def logaddexp(a: Any, b: Any) -> Any:
+    return _combine("logaddexp", (a, b), [a, b])
+
+
 def divide_whole(a: Any, b: Any) -> Any:
     """Apply `//`, `%` or a logical operator to tensors that require no gradient."""
     if wants_gradient(a) or wants_gradient(b):

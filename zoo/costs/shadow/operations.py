@@ -18,6 +18,7 @@ from zoo.costs.shadow.elementwise import (
     divide,
     divide_whole,
     hypot,
+    logaddexp,
     logical_not,
     masked_fill,
     multiply,
@@ -70,7 +71,7 @@ COMPARISONS = {name: compare for name in ("lt", "le", "gt", "ge", "eq", "ne")}
 TORCH: dict[str, Callable[..., Any]] = {
     **{"cat": cat, "stack": stack, "where": where, "einsum": einsum, "baddbmm": baddbmm, "addcmul": addcmul},
     **{"minimum": pick_extreme, "maximum": pick_extreme, "sum": sum_along, "mean": mean},
-    "hypot": hypot,
+    **{"hypot": hypot, "logaddexp": logaddexp},
 }
 """Functions of torch."""
 

@@ -83,10 +83,21 @@ def round_to_bf16(value: float) -> float:
     return math.ldexp(round(fraction * 256), exponent - 8)
 
 
+def round_up(number: float, multiple: int) -> int:
+    """`round_up(width, multiple)`: the multiple at or next above a number."""
+    return int((number + multiple - 1) // multiple) * multiple
+
+
+def write_round_up(value: int) -> tuple[int, int]:
+    """The arguments of `round_up` for a width: a multiple of itself, whatever the rounding error of the number."""
+    return value, value
+
+
 FUNCTIONS |= {
     "act": TwoWay(read_activation, write_activation),
     "dense_or_gated": TwoWay(read_t5_ffn, write_t5_ffn),
     "bf16": Plain(round_to_bf16),
+    "round_up": TwoWay(round_up, write_round_up),
     "t5_activation": Plain(read_t5_activation),
     "t5_projection": Plain(write_t5_projection),
     "t5_gated": Plain(lambda projection: projection.startswith("gated-")),

@@ -12,8 +12,12 @@ from zoo.model.attention import (  # noqa: F401  (registers their kinds)
     longformer,
     mamba,
     mla,
+    mlstm,
     nothing,
+    retention,
     rg_lru,
+    rwkv,
+    rwkv7,
     short_conv,
     side_by_side,
 )

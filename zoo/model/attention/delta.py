@@ -185,11 +185,29 @@ def _scan_chunks(
     # Of the system, lower triangular, the diagonal is taken for ones.
     solved = torch.linalg.solve_triangular(beta * recalled, sides, upper=False, unitriangular=True)
     values, keys = solved.split([v.shape[-1], k.shape[-1]], -1)
-    reading, writing, reads = q * decays.entering, (k * decays.leaving).mT, []
-    each_chunk = (each.unbind(1) for each in (values, keys, reading, inside, writing, decays.across))
-    for value, key, read, near, write, left in zip(*each_chunk, strict=True):
+    y, S = carry_chunks(values, keys, q * decays.entering, inside, (k * decays.leaving).mT, decays.across, S)
+    return y.transpose(2, 3).flatten(1, 2)[:, :tokens], S  # B T H V
+
+
+def carry_chunks(
+    values: Tensor,
+    keys: Tensor,
+    reading: Tensor,
+    inside: Tensor,
+    writing: Tensor,
+    across: Tensor,
+    S: Tensor,
+    added: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Carry a state [B, H, K, V] through chunks whose tokens write n = values − keys·S [B, N, H, L, V]: each reads
+    reading·S + inside·n, and across·S + writing·n is left, with `added` [B, N, H, K, V] what is written besides. Gives
+    what is read [B, N, H, L, V] and the last S."""
+    extra = [None] * values.shape[1] if added is None else added.unbind(1)
+    each_chunk = (each.unbind(1) for each in (values, keys, reading, inside, writing, across))
+    reads = []
+    for value, key, read, near, write, left, more in zip(*each_chunk, extra, strict=True):
         new = value - key @ S  # B H L V
         reads.append(read @ S + near @ new)
         S = left * S + write @ new
-    y = torch.stack(reads, 1).transpose(2, 3).flatten(1, 2)[:, :tokens]  # B T H V
-    return y, S
+        S = S if more is None else S + more
+    return torch.stack(reads, 1), S

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from zoo.model.step import Step
 
 
-def check_causal(step: Step) -> None:
+def check_causal(step: Step, where: str = "attention") -> None:
     """Raise ConfigError where tokens should see later ones: a recurrent state holds earlier tokens only."""
     mask = step.mask
     if mask is not None and (not mask.causal or mask.prefix is not None):
         found = "a mask that shows tokens on both sides" if not mask.causal else "a prefix that is seen whole"
-        raise ConfigError(f"attention: a recurrent mixer reads earlier tokens only, found {found} (use gqa there)")
+        would = "use gqa there" if where == "attention" else "use mlp there"
+        raise ConfigError(f"{where}: a recurrent mixer reads earlier tokens only, found {found} ({would})")
 
 
 def exactly(x: Tensor) -> AbstractContextManager[Any]:
@@ -82,6 +83,27 @@ def _taps(conv: Any, joined: Tensor, segments: Tensor | None) -> Tensor:
         same = around[:, tap : tap + tokens] == segments
         y = y + joined[:, tap : tap + tokens] * same[..., None] * conv.weight[:, 0, tap].to(joined.dtype)
     return y if conv.bias is None else y + conv.bias.to(joined.dtype)
+
+
+def shift_tokens(x: Tensor, step: Step, name: str) -> Tensor:
+    """Token shift (Peng et al., 2023): each real token of x [B, T, D] gets the real one before it; the first gets the
+    one that the state `name` [B, D] holds, or 0, as does the first of a document. Renews the state."""
+    held = step.state(name)
+    held = x.new_zeros(x.shape[0], x.shape[-1]) if held is None else held.to(x.dtype)
+    fresh = None if step.documents is None else starts(step.documents)  # B T
+    if step.real is None:
+        before = torch.cat((held[:, None], x[:, :-1]), 1)
+        step.hold(**{name: x[:, -1]})
+        return before if fresh is None else before * ~fresh[..., None]
+    joined = torch.cat((held[:, None], x), 1)  # B 1+T D
+    place = torch.arange(1, x.shape[1] + 1, device=x.device)  # T: of each token in `joined`
+    last = torch.where(step.real, place, 0).cummax(1).values  # B T: of the last real token so far
+    step.hold(**{name: _take(joined, last[:, -1:])[:, 0]})
+    last = F.pad(last[:, :-1], (1, 0))
+    before = _take(joined, last)
+    if fresh is None:
+        return before
+    return before * (last >= torch.where(fresh, place, 0).cummax(1).values)[..., None]
 
 
 # ---------------------------------------------------------------- chunks
@@ -245,6 +267,32 @@ def scan_channels(decay: Tensor, new: Tensor, h: Tensor, length: int) -> Tensor:
         h = torch.addcmul(added, now, h)
     entered = torch.stack(entering, 1)[:, :, None]  # B rows 1 …
     return torch.addcmul(torch.stack(local, 2), torch.stack(left, 2), entered).flatten(1, 2)[:, :tokens]
+
+
+NOTHING = -1e30
+"""The logarithm of what is nothing: finite, so that no difference of two is not a number."""
+
+
+def find_running_maximum(new: Tensor, log: Tensor, held: Tensor) -> Tensor:
+    """m_t = max(m_{t−1} + log_t, new_t) for all t: new, log [B, T, …], held [B, …] before them. Gives [B, T, …].
+
+    Exponents less this one overflow nowhere (a log-sum-exp's stabiliser). It cancels out of what is computed with it,
+    so that no gradient goes through it. Windows of 1, 2, 4, … tokens in turn.
+    """
+    if new.shape[1] == 1:
+        return torch.maximum(new, held[:, None] + log).detach()
+    new, left = torch.cat((held[:, None], new), 1).detach(), F.pad(log.detach(), _front(log, 1))
+    width = 1
+    while width < new.shape[1]:
+        new = torch.maximum(new, F.pad(new[:, :-width], _front(new, width), value=NOTHING) + left)
+        left = left + F.pad(left[:, :-width], _front(left, width))
+        width *= 2
+    return new[:, 1:]
+
+
+def _front(x: Tensor, count: int) -> tuple[int, ...]:
+    """So many places before the first token, as `pad` takes them."""
+    return (*[0] * (2 * (x.dim() - 2)), count, 0)
 
 
 # ---------------------------------------------------------------- where rates start

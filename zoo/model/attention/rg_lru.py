@@ -77,17 +77,15 @@ class RGLRU(Attention, kind="rg_lru"):
         with exactly(x):
             log = -SHARPNESS * F.softplus(m.rate.float()) * r.float().sigmoid()  # B T E
             h = step.state("lru")
-            begins = _find_starts(x, step, h is None)  # B T 1
+            begins = _find_starts(x, step, h)  # B T 1
             h = log.new_zeros(x.shape[0], self.d_inner) if h is None else h
             decay, written = log.exp(), (EPS - torch.expm1(2 * log)).sqrt()
-            if begins is not None:
-                written = torch.where(_find_first(begins, step.real), 1.0, written)
+            written = torch.where(_find_first(begins, step.real), 1.0, written)
             new = written * i.float().sigmoid() * u.float()
             if step.real is not None:  # padding forgets and writes nothing
                 real = step.real[..., None]
                 decay, new = torch.where(real, decay, 1.0), new * real
-            if begins is not None:
-                decay = decay * ~begins
+            decay = decay * ~begins
             length = 1 if step.kernel == "eager" else min(self.chunk_size, x.shape[1])
             states = scan_channels(decay, new, h, length)
             step.hold(lru=states[:, -1])
@@ -100,13 +98,14 @@ class RGLRU(Attention, kind="rg_lru"):
         return product.flatten(-2) + gate.bias
 
 
-def _find_starts(x: Tensor, step: Step, new: bool) -> Tensor | None:
-    """True where a document begins, or a row, if all rows are `new` [B, T, 1]; None where neither does."""
-    begins = None if step.documents is None else starts(step.documents)
-    if new:
-        first = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2]) == 0
-        begins = first if begins is None else begins | first
-    return None if begins is None else begins[..., None]
+def _find_starts(x: Tensor, step: Step, h: Tensor | None) -> Tensor:
+    """True where a row or a document begins [B, T, 1]. A state h [B, E] of zeros is that of an empty row."""
+    begins = torch.arange(x.shape[1], device=x.device)[None] == 0  # 1 T
+    if h is not None:
+        begins = begins & (h.abs().sum(-1, keepdim=True) == 0)  # B T
+    if step.documents is not None:
+        begins = begins | starts(step.documents)
+    return begins[..., None]
 
 
 def _find_first(begins: Tensor, real: Tensor | None) -> Tensor:

@@ -45,9 +45,11 @@ class PrefixLM(Objective, kind="prefix_lm"):
         if not spec.prefix_lm:
             return "prefix_lm needs a model that sees a prefix whole (model.prefix_lm=true, or objective=next_token)"
         for block in spec.blocks.values():
-            if block.attention.state():
-                found = f"'{block.attention.kind}' layers read earlier tokens only"
-                return f"prefix_lm shows a prefix whole, and the {found} (attention=gqa, or objective=next_token)"
+            for name, each in (("attention", block.attention), ("ffn", getattr(block, "ffn", None))):
+                if each is not None and each.causal and each.state():
+                    found = f"'{each.kind}' layers read earlier tokens only"
+                    would = "attention=gqa" if name == "attention" else "ffn=mlp"
+                    return f"prefix_lm shows a prefix whole, and the {found} ({would}, or objective=next_token)"
         return None
 
     def collator(self, context: Context) -> Collate:

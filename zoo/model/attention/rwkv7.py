@@ -1,0 +1,172 @@
+# B batch, T tokens, D model width, H heads, K head width, L chunk length
+"""RWKV-7's time mix: a generalised delta rule that removes with one vector what it writes with another."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PositiveFloat, PositiveInt
+
+from zoo.lazy import torch
+from zoo.model.attention.base import Attention
+from zoo.model.attention.delta import carry_chunks, unit_length
+from zoo.model.attention.recurrent import (
+    check_causal,
+    check_power_of_two,
+    chunked,
+    exactly,
+    pick_length,
+    shift_tokens,
+    starts,
+    view_decays,
+)
+from zoo.model.attention.rwkv import check_width, mix, spread_mix
+from zoo.model.norm import LayerNorm
+from zoo.spec import Linear, Sized, Weight, split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
+SLOWEST = math.exp(-0.5)
+"""A token's decay is at least exp(−e^(−1/2)), 0.545: small enough to divide by."""
+
+
+class RWKV7(Attention, kind="rwkv7"):
+    """Time mix of RWKV-7 (Peng et al., 2025, "Goose").
+
+    Six mixtures of x with the token before it, x + (x' − x)·µ, give r, k, v [H, K], and through W_a·W_b of a low rank
+    the decay w = exp(−e^(−1/2)·σ(tanh(x·W_a)·W_b + b)), the rate a = σ(x·W_a·W_b + b) and the gate g = σ(x·W_a)·W_b.
+    With κ = ξ ⊙ k made 1 long in each head and k̃ = k ⊙ (1 + (a − 1) ⊙ α),
+
+        S ← diag(w)·S − (a ⊙ κ)⊗(Sᵀκ) + k̃⊗v [H, K, K],   y = Sᵀr,
+        out = (g ⊙ (norm(y) + (r·(ρ ⊙ k̃))·v))·W_out,
+
+    `norm` being a LayerNorm over each head. The paper's layers after the first also mix v with that of the first; a
+    layer here reads nothing of another but the stream, as the first one does. `d_model`, the stream's width, is
+    stated because the state's size follows from it. `chunk_size`, a power of two, changes speed alone. The recurrence
+    is computed in float32.
+    """
+
+    causal: ClassVar[bool | None] = True
+
+    d_model: PositiveInt
+    n_heads: PositiveInt
+    head_dim: PositiveInt = 64
+    decay_rank: PositiveInt = 64
+    rate_rank: PositiveInt = 64
+    gate_rank: PositiveInt = 128
+    norm_eps: PositiveFloat = 6.4e-4
+    chunk_size: PositiveInt = 16
+
+    def __post_init__(self) -> None:
+        check_power_of_two("chunk_size", self.chunk_size)
+
+    @property
+    def d_inner(self) -> int:
+        return self.n_heads * self.head_dim
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        check_width(self.d_model, d_model)
+        inner, low = self.d_inner, partial(Linear, precise=True)
+        return {
+            "mix": Weight((6, d_model), init=spread_mix),  # of r, k, v, decay, rate and gate
+            **{name: Linear(d_model, inner) for name in "rkv"},
+            "decay_a": low(d_model, self.decay_rank),
+            "decay_b": low(self.decay_rank, inner),
+            "decay": Weight((inner,), init=_spread_decays),
+            "rate_a": low(d_model, self.rate_rank),
+            "rate_b": low(self.rate_rank, inner),
+            "rate": Weight((inner,)),
+            "gate_a": Linear(d_model, self.gate_rank),
+            "gate_b": Linear(self.gate_rank, inner),
+            "key_scale": Weight((inner,), init=0.85),  # ξ
+            "key_rate": Weight((inner,), init=1.0),  # α
+            "bonus": Weight((self.n_heads, self.head_dim)),  # ρ
+            "norm": Sized(LayerNorm(eps=self.norm_eps, heads=self.n_heads), self.head_dim),
+            "out": Linear(inner, d_model, residual=True),
+        }
+
+    def shard(self, ranks: int) -> RWKV7:
+        return split(self, ranks, equal=("n_heads",))  # every rank shifts whole tokens
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        return {"shift": (self.d_model,), "ssm": (self.n_heads, self.head_dim, self.head_dim)}
+
+    def state_flops(self) -> int:
+        return 8 * self.n_heads * self.head_dim**2  # recalling with κ, two writes, reading with r
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        check_causal(step)
+        before, heads = shift_tokens(x, step, "shift"), (self.n_heads, self.head_dim)
+        mixed = [mix(before, x, share) for share in m.mix.unbind(0)]  # B T D each
+        r, k, v = m.r(mixed[0]), m.k(mixed[1]), m.v(mixed[2])
+        decay, rate = m.decay_b(m.decay_a(mixed[3]).tanh()), m.rate_b(m.rate_a(mixed[4]))
+        gate = m.gate_b(m.gate_a(mixed[5]).sigmoid())
+        with exactly(x):
+            log = (-SLOWEST * (decay.float() + m.decay.float()).sigmoid()).unflatten(-1, heads)  # B T H K
+            a, k = (rate.float() + m.rate.float()).sigmoid(), k.float()
+            removed = unit_length((k * m.key_scale.float()).unflatten(-1, heads))
+            k = (k * (1 + (a - 1) * m.key_rate.float())).unflatten(-1, heads)
+            r, v = r.float().unflatten(-1, heads), v.float().unflatten(-1, heads)
+            S = step.state("ssm")
+            S = v.new_zeros(x.shape[0], *self.state()["ssm"]) if S is None else S
+            length = pick_length(self.chunk_size, x.shape[1])
+            y, S = _scan(r, k, v, removed, a.unflatten(-1, heads) * removed, log, S, step, length)
+            step.hold(ssm=S)
+            y = m.norm(y) + (r * k * m.bonus.float()).sum(-1, keepdim=True) * v
+        return m.out((y.flatten(-2) * gate.float()).to(x.dtype))  # B T D
+
+
+def _scan(
+    r: Tensor, k: Tensor, v: Tensor, c: Tensor, e: Tensor, log: Tensor, S: Tensor, step: Step, length: int
+) -> tuple[Tensor, Tensor]:
+    """S ← exp(log)·S − e⊗(Sᵀc) + k⊗v and y = Sᵀr over tokens, in chunks of `length` or, with the eager kernel, one by
+    one. All [B, T, H, K], S [B, H, K, K]. Gives y and the last S.
+
+    c recalls from S before its decay: c/exp(log) recalls the same from S after it, as the delta rule's key does.
+    """
+    if step.real is not None:  # padding writes nothing and loses nothing
+        real = step.real[..., None, None]
+        k, e, log = k * real, e * real, log * real
+    fresh = None if step.documents is None else starts(step.documents)  # B T
+    c = c * (-log).exp()
+    if step.kernel == "eager" or v.shape[1] == 1:
+        return _scan_tokens(r, k, v, c, e, log, S, fresh)
+    tokens, decays = v.shape[1], view_decays(log, fresh, length)
+    r, k, v, c, e = (chunked(each, length).transpose(2, 3) for each in (r, k, v, c, e))  # B N H L K
+    # Token i writes n_i = −(what c_i recalls of the state before the chunk, and of what tokens j < i wrote).
+    sides = torch.cat((-(decays.compare(c, k).tril(-1) @ v), c * decays.entering), -1)
+    solved = torch.linalg.solve_triangular(decays.compare(c, e), sides, upper=False, unitriangular=True)
+    values, keys = solved.split([v.shape[-1], c.shape[-1]], -1)
+    added = (k * decays.leaving).mT @ v
+    reading, inside, writing = r * decays.entering, decays.compare(r, e), (e * decays.leaving).mT
+    y, S = carry_chunks(values, keys, reading, inside, writing, decays.across, S, added)
+    y = y + decays.compare(r, k) @ v
+    return y.transpose(2, 3).flatten(1, 2)[:, :tokens], S
+
+
+def _scan_tokens(
+    r: Tensor, k: Tensor, v: Tensor, c: Tensor, e: Tensor, log: Tensor, S: Tensor, fresh: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The recurrence token by token, c recalling from S after its decay."""
+    batch, tokens, heads, width = v.shape
+    left = log.exp() if fresh is None else log.exp() * ~fresh[..., None, None]
+    S, reads = S.flatten(0, 1), []  # B·H K K
+    rows = (each.transpose(1, 2).flatten(0, 1)[:, :, None] for each in (r, k, v, c, e, left))
+    for read, key, value, recall, remove, kept in zip(*(each.unbind(1) for each in rows), strict=True):  # B·H 1 K
+        S = S * kept.mT
+        written = torch.cat((value, -(recall @ S)), 1)  # B·H 2 K
+        S = torch.baddbmm(S, torch.cat((key, remove), 1).mT, written)
+        reads.append(read @ S)
+    y = torch.stack(reads, 1).view(batch, heads, tokens, width).transpose(1, 2)
+    return y, S.unflatten(0, (batch, heads))
+
+
+def _spread_decays(tensor: Tensor) -> None:
+    """Fill [H·K] with −6.5 + 5·(c/(C − 1))^0.85, the first layer's start in the published code."""
+    places = torch.arange(tensor.shape[0], device=tensor.device) / max(tensor.shape[0] - 1, 1)
+    tensor.copy_(-6.5 + 5 * places**0.85)

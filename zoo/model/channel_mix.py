@@ -1,0 +1,57 @@
+# B batch, T tokens, D model width, F feed-forward width
+"""RWKV's channel mix: a feed-forward that sees the token before its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PositiveInt
+
+from zoo.model.activation import PlainActivation, SquaredReLU
+from zoo.model.attention.recurrent import check_causal, shift_tokens
+from zoo.model.attention.rwkv import check_width, mix, spread_mix
+from zoo.model.ffn import FFN
+from zoo.spec import Linear, Weight, split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
+
+class ChannelMix(FFN, kind="channel_mix"):
+    """Channel mix of RWKV (Peng et al., 2023): act(k·W_k)·W_v, times σ(r·W_r) with a `receptance` (RWKV-7 has none).
+
+    k and r are x mixed with the token before it, x·µ + x'·(1 − µ); the last token is its state. `d_model`, the residual
+    stream's width, is stated because the state's size follows from it.
+    """
+
+    causal: ClassVar[bool | None] = True
+
+    d_model: PositiveInt
+    d_ff: PositiveInt
+    activation: PlainActivation = SquaredReLU()
+    receptance: bool = True
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        check_width(self.d_model, d_model)
+        gate = {"mix_r": Weight((d_model,), init=spread_mix), "receptance": Linear(d_model, d_model)}
+        return {
+            "mix_k": Weight((d_model,), init=spread_mix),
+            "up": Linear(d_model, self.d_ff),
+            **(gate if self.receptance else {}),
+            "down": Linear(self.d_ff, d_model, residual=True),
+        }
+
+    def shard(self, ranks: int) -> ChannelMix:
+        """A part of the hidden units; every rank gates its part of the sum by all of W_r."""
+        return split(self, ranks, equal=("d_ff",))
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        return {"ffn_shift": (self.d_model,)}
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        check_causal(step, "ffn")
+        before = shift_tokens(x, step, "ffn_shift")
+        y = m.down(step.drop_units(self.activation.apply(m.up(mix(x, before, m.mix_k)))))
+        return y * m.receptance(mix(x, before, m.mix_r)).sigmoid() if self.receptance else y
