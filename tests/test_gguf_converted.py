@@ -1,13 +1,16 @@
 """GGUF files of architectures whose values llama.cpp's converter changes: what is read is the model before it."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from close import assert_close
+from tokenizers import BertWordPieceTokenizer
 
 import zoo
-from zoo.families.gguf import read_catalogue
+from zoo.checkpoint.gguf.tokenizer import describe_tokenizer, make_tokenizer
+from zoo.families.gguf import GGUFFile, read_catalogue
 
 pytest.importorskip("gguf", reason="needs gguf (the extra of that name)")
 from converted import convert_case, make_case
@@ -47,6 +50,27 @@ def test_a_scaling_that_only_some_architectures_have_is_refused_elsewhere(tmp_pa
     file = convert_case("dots1", make_case("dots1"), tmp_path, said)
     with pytest.raises(zoo.CheckpointError, match=r"dots1\.gguf: rope\.scaling: is .*, which is not read"):
         zoo.load(file)
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hell", "##o", "w", "##or", "##ld", "!", "e", "\u4e2d"]
+
+
+@pytest.mark.parametrize("more", [[], ["Hell"]], ids=["without capitals", "with capitals"])
+def test_a_vocabulary_of_word_pieces_splits_as_it_did(more):
+    """The converter marks the pieces that begin a word, and drops the mark of the others."""
+    words = [*WORDS, *more]
+    types = [3 if word[0] == "[" else 1 for word in words]
+    spelt = [word if word[0] == "[" else word[2:] if word[0] == "#" else f"\u2581{word}" for word in words]
+    ids = {"padding_token_id": 0, "unknown_token_id": 1, "seperator_token_id": 3, "mask_token_id": 4}
+    said = {"model": "bert", "tokens": spelt, "token_type": types, **ids}
+    found = GGUFFile(Path("a.gguf"), {f"tokenizer.ggml.{name}": each for name, each in said.items()}, {})
+    made = make_tokenizer(found)
+    places = {word: number for number, word in enumerate(words)}
+    reference = BertWordPieceTokenizer(places, lowercase=not more)
+    for text in ("Hello world!", "h\u00e9llo, hello\u4e2d", "hell\tw e [MASK]"):
+        assert made.encode(text).ids == reference.encode(text).ids
+        assert made.decode(made.encode(text).ids) == reference.decode(reference.encode(text).ids)
+    assert describe_tokenizer(found)["sep_token"] == "[SEP]"
 
 
 def test_each_of_these_architectures_is_read():

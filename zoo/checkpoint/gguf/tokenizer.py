@@ -1,4 +1,4 @@
-"""Make a tokenizer.json of what a GGUF file says of its vocabulary: a byte-level BPE, or SentencePiece's BPE."""
+"""Make a tokenizer.json of what a GGUF file says of its vocabulary: byte-level BPE, SentencePiece's, WordPiece."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NORMAL, UNKNOWN, CONTROL, USER = 1, 2, 3, 4
 """llama.cpp's types of tokens."""
 
 SPACE = "\u2581"
-SPECIAL = ("bos_token", "eos_token", "unknown_token", "padding_token")
+SPECIAL = ("bos_token", "eos_token", "unknown_token", "padding_token", "cls_token", "seperator_token", "mask_token")
 
 
 def read_vocabulary(found: GGUFFile) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def make_tokenizer(found: GGUFFile) -> Tokenizer:
     """Make the tokenizer of a GGUF file, whose header was read with its texts. Raises CheckpointError for a kind of
     vocabulary that is not read."""
     vocabulary = read_vocabulary(found)
-    makers = {"gpt2": _make_byte_level, "llama": _make_sentencepiece}
+    makers = {"gpt2": _make_byte_level, "llama": _make_sentencepiece, "bert": _make_wordpiece}
     kind = vocabulary.get("model")
     if kind not in makers:
         raise CheckpointError(f"{found.file}: tokenizer.ggml.model: {kind!r} is not read (one of: {', '.join(makers)})")
@@ -39,14 +39,15 @@ def make_tokenizer(found: GGUFFile) -> Tokenizer:
             raise
         raise CheckpointError(f"{found.file}: tokenizer.ggml: is no vocabulary, found {short(error)}") from error
     _add_special(made, vocabulary)
-    _add_ends(made, vocabulary, adds_start=kind == "llama")
+    if kind != "bert":
+        _add_ends(made, vocabulary, adds_start=kind == "llama")
     return made
 
 
 def describe_tokenizer(found: GGUFFile) -> dict[str, Any]:
     """The tokenizer_config.json: special tokens, and the chat template."""
     vocabulary = read_vocabulary(found)
-    names = {"unknown_token": "unk_token", "padding_token": "pad_token"}
+    names = {"unknown_token": "unk_token", "padding_token": "pad_token", "seperator_token": "sep_token"}
     ids = {name: vocabulary.get(f"{name}_id") for name in SPECIAL}
     made = {names.get(name, name): vocabulary["tokens"][number] for name, number in ids.items() if number is not None}
     template = found.metadata.get("tokenizer.chat_template")
@@ -124,6 +125,31 @@ def find_merges(tokens: Sequence[str], types: Sequence[int], scores: Sequence[fl
         found += [(scores[number], tokens[left], tokens[right]) for left, right in whole]
     found.sort(key=lambda each: (each[0], len(each[1]), len(each[2])), reverse=True)
     return [(left, right) for _, left, right in found]
+
+
+def _make_wordpiece(found: GGUFFile, vocabulary: Mapping[str, Any]) -> Tokenizer:
+    """BERT's WordPiece (Devlin et al., 2018): the longest piece first. The file marks pieces that begin a word; here
+    those that go on with one are marked. It does not say whether capitals are kept: they are where a piece has one."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    tokens, types = vocabulary["tokens"], vocabulary["token_type"]
+    spelt = [each if kind == CONTROL else _mark_piece(each) for each, kind in zip(tokens, types, strict=True)]
+    lower = not any(each != each.lower() for each, kind in zip(tokens, types, strict=True) if kind == NORMAL)
+    places = {each: number for number, each in enumerate(spelt)}
+    made = Tokenizer(models.WordPiece(vocab=places, unk_token=spelt[vocabulary["unknown_token_id"]]))
+    made.normalizer = normalizers.BertNormalizer(lowercase=lower)  # pyright: ignore
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # pyright: ignore
+    made.decoder = decoders.WordPiece()  # pyright: ignore
+    # llama.cpp's converter states no id for [CLS].
+    named = {"cls": "[CLS]", "seperator": "[SEP]"}
+    start, end = (spelt[vocabulary.get(f"{name}_token_id", places[word])] for name, word in named.items())
+    marks = [(start, places[start]), (end, places[end])]
+    made.post_processor = processors.TemplateProcessing(single=[start, "$A", end], special_tokens=marks)  # pyright: ignore
+    return made
+
+
+def _mark_piece(token: str) -> str:
+    return token.removeprefix(SPACE) if token.startswith(SPACE) else f"##{token}"
 
 
 # ---------------------------------------------------------------- special tokens
