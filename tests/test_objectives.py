@@ -263,6 +263,11 @@ def test_distillation_is_the_divergence_of_both_models_logits_at_a_temperature(t
         ("llama-tiny", ["objective=mlm"], r"mlm is learned by an encoder, the model is a decoder \(.*next_token"),
         ("llama-tiny", ["objective=prefix_lm"], r"objective: prefix_lm needs .*model.prefix_lm=true"),
         ("qwen3-next-tiny", ["objective=prefix_lm", "model.prefix_lm=true"], "'gated_delta' layers read earlier"),
+        (
+            "llama-tiny",
+            ["objective=prefix_lm", "model.prefix_lm=true", "ffn@model.ffn=channel_mix"],
+            r"'channel_mix' layers read earlier tokens only \(ffn=mlp",
+        ),
         ("llama-tiny", ["objective=seq2seq"], r"objective: seq2seq learns from pairs .*data=stdlib"),
         ("bert-tiny", ["objective=seq2seq"], "objective: seq2seq writes answers, the model is an encoder"),
         ("bert-tiny", ["objective=span_corruption"], r"learned by an encoder-decoder, .*objective=mlm"),
