@@ -83,7 +83,8 @@ def _explain(error: Any) -> int:
     rank, failure = error.get_first_failure()
     if failure.exitcode >= 0:
         return failure.exitcode
-    raise ZooError(f"rank {rank}: {_describe_end(failure.exitcode, failure.pid)} (`zoo train --resume RUN` goes on)")
+    ended = _describe_end(failure.exitcode, failure.pid)
+    raise ZooError(f"rank {rank}: {ended} (`zoo train --resume RUN` goes on from a checkpoint)")
 
 
 def _describe_end(code: int, process: Any) -> str:

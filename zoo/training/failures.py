@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from zoo import runs
 from zoo.errors import LostProcess, ZooError, short
 from zoo.lazy import torch
 from zoo.ranks.world import leave_at_once, read_world
@@ -37,8 +38,10 @@ def failures_in_one_line(folder: Path, advice: Callable[[], str] | None = None) 
     except (MemoryError, RuntimeError) as error:
         if lost_another(error):
             leave_at_once()
-            where = f"what started it says which; `zoo train --resume {folder}` goes on"
-            raise LostProcess(f"another process of the run does not answer any more ({where})") from error
+            saved = (folder / runs.CHECKPOINTS / runs.LATEST).exists()
+            would = f"`zoo train --resume {folder}` goes on" if saved else "no checkpoint was saved yet: save_every=N"
+            found = "another process of the run does not answer any more"
+            raise LostProcess(f"{found} (what started it says which; {would})") from error
         if not is_out_of_memory(error):
             raise
         would = advice() if advice is not None else "a smaller model"

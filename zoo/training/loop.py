@@ -28,7 +28,7 @@ from zoo.text.prompts import Options
 from zoo.training.averages import MovingAverage, find_evaluated_weights, go_back_if_due, use_weights
 from zoo.training.callbacks import introduce, tell
 from zoo.training.compiling import compile_if_it_pays, compile_if_stated, run_eagerly
-from zoo.training.failures import FORESEEN
+from zoo.training.failures import FORESEEN, lost_another
 from zoo.training.finite import may_update, refuse_nonfinite
 from zoo.training.flops import TrainingFlops, count_run_parameters
 from zoo.training.gradient import accumulate_gradient, choose_autocast, clip_gradient, move_batch, share_rows
@@ -176,7 +176,7 @@ def measure(run: Run) -> None:
             run.model.train()
             return
         except FORESEEN as error:
-            if run.records.failed:  # the run's own record would lack a line
+            if run.records.failed or lost_another(error):  # the run's own record would lack a line; or no step follows
                 raise
             run.show.say(f"step {run.step}: no {what}, found {short(error)} (training goes on)")
         run.model.train()
