@@ -142,7 +142,9 @@ def page(measured: dict[str, str], note: str) -> str:
 
 COUNTS = (
     "Counts are exact, a shared table counted once; `zoo stats NAME` breaks them down. What is saved and never\n"
-    'trained are no parameters. "Active" is what one token meets, where that is less.'
+    'trained are no parameters. "Active" is what one token meets, where that is less.\n\n'
+    "Claude, GPT-4 and GPT-5, o1, Gemini and Grok are not here: their makers never published the architectures, and\n"
+    "`zoo stats claude` says so, with the published model that stands nearest (`conf/unpublished.yaml`)."
 )
 
 

@@ -39,6 +39,20 @@ def select_models(
     return found
 
 
+def read_bodies() -> dict[str, dict[str, Any]]:
+    """Read the YAML of every packaged model. One that starts from another has the keys and choices of that, under its
+    own."""
+    files = {path.stem: _read(path) for path in (conf_dir() / "model").glob("*.yaml")}
+    return {name: _read_whole(name, files) for name in sorted(files)}
+
+
+def _read_whole(name: str, files: dict[str, Any]) -> dict[str, Any]:
+    body = files[name]
+    base = next(iter(body.get("defaults", ())), None)
+    inherited = _read_whole(base, files) if isinstance(base, str) and base in files else {}
+    return {**inherited, **body, "defaults": [*inherited.get("defaults", ()), *body.get("defaults", ())]}
+
+
 def _text(model: dict[str, Any]) -> str:
     return " ".join(str(model[key]) for key in ("name", "title", "note", "source")).casefold()
 

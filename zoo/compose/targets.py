@@ -4,6 +4,7 @@ Spec."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -93,10 +94,30 @@ def name_packaged(name: str) -> Body:
     """Make a body that is the packaged model, its keys at the root. Raises ConfigError when there is none of that
     name."""
     if name not in list_packaged():
+        if said := describe_unpublished(name):
+            raise ConfigError(f"{name}: {said}")
         beside = f"; the file here is ./{name}.yaml" if Path(f"{name}.yaml").exists() else ""
         hint = did_you_mean(name, list_packaged()) or " (`zoo list` shows them; a file's name ends in .yaml)"
         raise ConfigError(f"{name}: no packaged model of that name{hint}{beside}")
     return {"defaults": [{"model@_here_": name}, "_self_"]}
+
+
+@functools.cache
+def read_unpublished() -> dict[str, dict[str, Any]]:
+    """Read which models were never published: their makers, and what stands nearest here."""
+    node: dict[str, dict[str, Any]] = yaml.safe_load((conf_dir() / "unpublished.yaml").read_text(encoding="utf-8"))
+    return node
+
+
+def describe_unpublished(name: str) -> str:
+    """Say that a model's architecture was never published, and what stands nearest; nothing for any other name."""
+    text = re.sub(r"[^a-z0-9.]", "", name.casefold())
+    for start, found in read_unpublished().items():
+        own = start.replace("-", "")
+        if re.match(re.escape(own) + (r"(?!\d)" if own[-1].isdigit() else ""), text):
+            near = f"nearest here: {', '.join(found['nearest'])}, {found['why']}"
+            return f"{found['maker']} never published its architecture, so nothing of it can be counted ({near})"
+    return ""
 
 
 def read_yaml(path: Path) -> Body:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Learned(Position, kind="learned"):
-    """A trained vector for each position, added to the embedding (GPT-2, BERT).
+    """A trained vector for each position, added to the embedding (Gehring et al., 2017; GPT-2, BERT).
 
     The table has `offset` rows before that of position 0 (OPT and BART: 2). With `skip_id` positions count the tokens
     that are not this one, and those that are stand at position -1 (RoBERTa: its padding id, offset by one more).

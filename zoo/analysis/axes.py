@@ -1,0 +1,195 @@
+"""Describe the choices of an axis: where each comes from, how its time and cache grow with the tokens T, and which
+packaged models and families have it. The costs are read off the components; nothing here imports torch."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo.costs.pairs import Look
+from zoo.errors import ConfigError, did_you_mean
+from zoo.families.family import family_names, read_family
+from zoo.grammar import AXES
+from zoo.paths import conf_dir
+from zoo.spec import Spec, components
+
+LONG = 1 << 20
+"""Tokens at which growth is measured: beyond every window of `SIZES`."""
+
+SIZES = {"window": 64, "original_max_seq_len": 64}
+"""Dimensions of which a choice may need one that the small model does not state."""
+
+MIXERS = ("mamba", "mamba2", "gated_delta", "delta_net", "kda", "lightning", "gla", "short_conv")
+NEEDS = {
+    **{f"attention={mixer}": ["position=none"] for mixer in MIXERS},
+    **{f"router={kind}": ["ffn=moe"] for kind in ("sigmoid_topk", "softmax_topk", "sparsemixer")},
+    "attention=disentangled": ["kind=encoder", "position=relative_buckets", "position_buckets=8"],
+    "attention=disentangled_v1": ["kind=encoder", "position=relative"],
+    "attention=longformer": ["kind=encoder"],
+    "position=relative": ["kind=encoder", "attention=disentangled_v1"],
+    "position=relative_buckets": ["kind=encoder", "attention=disentangled", "position_buckets=8"],
+    "block=post_conv": ["kind=encoder"],
+    "block=feed_forward": ["position=none"],
+    "router=expert_choice": ["kind=encoder", "ffn=moe"],
+}
+"""What a choice is only of use with."""
+
+YEAR = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
+
+
+def list_axes() -> list[str]:
+    """List the axes that have choices in conf/, in the order of the grammar."""
+    return [axis for axis in AXES if (conf_dir() / axis).is_dir()]
+
+
+def describe_axis(axis: str) -> list[dict[str, Any]]:
+    """Describe every choice of an axis, by name. Raises ConfigError for an axis that there is not."""
+    if axis not in list_axes():
+        hint = did_you_mean(axis, list_axes())
+        raise ConfigError(f"axis: there is no {axis!r}{hint} (one of: {', '.join(list_axes())})")
+    models, families = _list_uses(axis)
+    return [
+        {
+            **_describe(axis, file),
+            "models": sorted(models.get(file.stem, ())),
+            "families": sorted(families.get(file.stem, ())),
+        }
+        for file in sorted((conf_dir() / axis).glob("*.yaml"))
+    ]
+
+
+def _describe(axis: str, file: Path) -> dict[str, Any]:
+    tower = _load(axis, file.stem)
+    component = _find(tower, axis)
+    return {
+        "choice": file.stem,
+        "kind": component.kind,
+        "source": find_source(component, file),
+        **grow(component, tower.causal),
+    }
+
+
+def _load(axis: str, choice: str) -> Any:
+    """Load a small model that has a choice."""
+    from zoo.compose import load
+
+    if axis == "cross":
+        return load("t5-tiny").towers()["decoder"]
+    wanted = f"{axis}={choice}"
+    body = (conf_dir() / axis / f"{choice}.yaml").read_text(encoding="utf-8")
+    sizes = [f"{name}={size}" for name, size in SIZES.items() if f"up:{name}}}" in body]
+    return load("llama-tiny", [wanted, *NEEDS.get(wanted, ()), *sizes])
+
+
+def _find(tower: Any, axis: str) -> Spec:
+    """The component of an axis in a small model."""
+    block = next(iter(tower.blocks.values()))
+    if axis == "position":
+        return tower.position
+    if axis in ("block", "attention", "cross"):
+        return block if axis == "block" else getattr(block, axis)
+    if axis == "activation":
+        return block.ffn.activation
+    return next(each for _, each, _ in components(tower, tower.d_model) if each.axis == axis)
+
+
+def grow(component: Spec, causal: bool) -> dict[str, str]:
+    """How a component's time for T tokens, its time for one more token, and what it keeps for generating grow with T.
+
+    Products with weights take time T. What else there is, is asked of the component: its FLOPs for the pairs that its
+    queries see, those of its state, what it caches a token and for all tokens.
+    """
+    look = Look(causal, False, getattr(component, "window", None), getattr(component, "chunk", None))
+
+    def whole(tokens: int) -> int:
+        return component.core_flops(look.pairs(tokens)) + component.state_flops() * tokens
+
+    def one_more(tokens: int) -> int:
+        return component.decode_flops(look.pairs(1, tokens)) + component.state_flops()
+
+    def kept(tokens: int) -> int:
+        return _values(component.cache()) * min(tokens, look.window or look.chunk or tokens)
+
+    state = _values(component.state())
+    cache = {"T": "T", "1": "window"}.get(_power(kept), "") if kept(LONG) else ""
+    held = " + ".join(each for each in (cache, "constant" if state else "") if each)
+    return {
+        "time": _power(whole) if whole(LONG) else "T",
+        "token": (_power(one_more) if one_more(LONG) else "1") if causal else "-",
+        "cache": (held or "none") if causal else "-",
+    }
+
+
+def _power(figure: Any) -> str:
+    """The power of T by which a figure grows."""
+    found = round(math.log2(figure(2 * LONG) / figure(LONG))) if figure(LONG) else 0
+    return {0: "1", 1: "T", 2: "T²"}[found]
+
+
+def _values(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+# ---------------------------------------------------------------- where it comes from
+
+
+def find_source(component: Spec, file: Path) -> str:
+    """The paper and year of a choice: from the comment in its YAML, or from the docstring of what tells it from
+    others."""
+    comment = " ".join(
+        line.lstrip("# ") for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")
+    )
+    inside = getattr(component, "scaling", None)
+    for text in (
+        comment,
+        *(inspect.getdoc(each) or "" for each in (type(inside), type(component)) if each is not None),
+    ):
+        found = YEAR.search(" ".join(text.split()))
+        if found is not None:
+            return found[1]
+    return ""
+
+
+# ---------------------------------------------------------------- who has it
+
+
+@functools.cache
+def _list_uses(axis: str) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """The packaged models and the families that have each choice, from their YAMLs: nothing is composed."""
+    from zoo.compose.catalogue import read_bodies
+
+    found: tuple[dict[str, set[str]], dict[str, set[str]]] = {}, {}
+    bodies = [(0, name, body) for name, body in read_bodies().items()]
+    bodies += [(1, name, read_family(name).model) for name in family_names()]
+    for whose, name, body in bodies:
+        if axis == "router" and not any(each.startswith("moe") for each in _find_choices("ffn", body)):
+            continue  # a dense model names one too, so that experts can be swapped in
+        for choice in _find_choices(axis, body):
+            found[whose].setdefault(choice, set()).add(name)
+    return found
+
+
+def _find_choices(axis: str, body: Mapping[str, Any]) -> Iterator[str]:
+    """The choices of an axis that a body names: in its defaults list, as a node with a kind, or in an expression."""
+    for key, value in body.items():
+        if key == "defaults":
+            entries = [item for each in value if isinstance(each, Mapping) for item in each.items()]
+            named = [choice for group, choice in entries if group in (f"/{axis}", f"override /{axis}")]
+            yield from named[-1:]  # a later one takes the place of an earlier
+        elif key == axis:
+            yield from _read_choice(axis, value)
+        if isinstance(value, Mapping):
+            yield from _find_choices(axis, value)
+
+
+def _read_choice(axis: str, value: Any) -> Iterator[str]:
+    known = {path.stem for path in (conf_dir() / axis).glob("*.yaml")}
+    if isinstance(value, Mapping):
+        value = value.get("kind", "")
+    words = [value] if isinstance(value, str) and not value.startswith("=") else re.findall(r"\w+", str(value))
+    yield from (word for word in words if word in known)
