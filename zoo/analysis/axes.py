@@ -24,20 +24,19 @@ LONG = 1 << 20
 SIZES = {"window": 64, "original_max_seq_len": 64}
 """Dimensions of which a choice may need one that the small model does not state."""
 
-MIXERS = ("mamba", "mamba2", "gated_delta", "delta_net", "kda", "lightning", "gla", "short_conv")
-NEEDS = {
-    **{f"attention={mixer}": ["position=none"] for mixer in MIXERS},
-    **{f"router={kind}": ["ffn=moe"] for kind in ("sigmoid_topk", "softmax_topk", "sparsemixer")},
-    "attention=disentangled": ["kind=encoder", "position=relative_buckets", "position_buckets=8"],
-    "attention=disentangled_v1": ["kind=encoder", "position=relative"],
-    "attention=longformer": ["kind=encoder"],
-    "position=relative": ["kind=encoder", "attention=disentangled_v1"],
-    "position=relative_buckets": ["kind=encoder", "attention=disentangled", "position_buckets=8"],
-    "block=post_conv": ["kind=encoder"],
-    "block=feed_forward": ["position=none"],
-    "router=expert_choice": ["kind=encoder", "ffn=moe"],
-}
-"""What a choice is only of use with."""
+CONTEXTS = (
+    (),
+    ("position=none",),
+    ("ffn=moe",),
+    ("kind=encoder",),
+    ("kind=encoder", "position=none"),
+    ("kind=encoder", "ffn=moe"),
+    ("kind=encoder", "position=relative_buckets", "position_buckets=8"),
+    ("kind=encoder", "position=relative"),
+    ("kind=encoder", "attention=disentangled", "position_buckets=8"),
+    ("kind=encoder", "attention=disentangled_v1"),
+)
+"""What a choice may only be of use with, tried in this order in a small model."""
 
 YEAR = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
 
@@ -64,8 +63,7 @@ def describe_axis(axis: str) -> list[dict[str, Any]]:
 
 
 def _describe(axis: str, file: Path) -> dict[str, Any]:
-    tower = _load(axis, file.stem)
-    component = _find(tower, axis)
+    tower, component = _load(axis, file.stem)
     return {
         "choice": file.stem,
         "kind": component.kind,
@@ -74,16 +72,24 @@ def _describe(axis: str, file: Path) -> dict[str, Any]:
     }
 
 
-def _load(axis: str, choice: str) -> Any:
-    """Load a small model that has a choice."""
+def _load(axis: str, choice: str) -> tuple[Any, Spec]:
+    """Load a small model that has a choice: its tower, and the choice's component."""
     from zoo.compose import load
 
     if axis == "cross":
-        return load("t5-tiny").towers()["decoder"]
-    wanted = f"{axis}={choice}"
+        tower = load("t5-tiny").towers()["decoder"]
+        return tower, _find(tower, axis)
     body = (conf_dir() / axis / f"{choice}.yaml").read_text(encoding="utf-8")
     sizes = [f"{name}={size}" for name, size in SIZES.items() if f"up:{name}}}" in body]
-    return load("llama-tiny", [wanted, *NEEDS.get(wanted, ()), *sizes])
+    refused: Exception | None = None
+    for context in CONTEXTS:
+        try:
+            tower = load("llama-tiny", [f"{axis}={choice}", *context, *sizes])
+            return tower, _find(tower, axis)
+        except (ConfigError, StopIteration) as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
 
 
 def _find(tower: Any, axis: str) -> Spec:

@@ -299,6 +299,14 @@ def _kind(ours: str) -> str | None:
 
 def map_tensors(spec: Any, body: Body) -> list[Entry]:
     """Map every tensor of a model to tensors of a file. Raises CheckpointError that lists those without a row."""
+    entries, lost = find_entries(spec, body)
+    if lost:
+        raise CheckpointError(*(f"keys: {name} has no row in the family's map" for name in lost))
+    return entries
+
+
+def find_entries(spec: Any, body: Body) -> tuple[list[Entry], list[str]]:
+    """Map the tensors of a model to tensors of a file, and list those without a row."""
     rows = {ours: evaluate_tree(theirs, body.fields) for ours, theirs in body.keys.items()}
     rules = [Rule.parse(ours, theirs) for ours, theirs in rows.items() if theirs is not None]
     table = {name: (part, part.shapes()[leaf]) for name, part, leaf in tensors(spec, spec.d_model)}  # type: ignore[attr-defined]
@@ -312,9 +320,7 @@ def map_tensors(spec: Any, body: Body) -> list[Entry]:
             lost.append(name)
         else:
             found |= dict.fromkeys(entry.ours, entry)
-    if lost:
-        raise CheckpointError(*(f"keys: {name} has no row in the family's map" for name in lost))
-    return list(dict.fromkeys(found.values()))
+    return list(dict.fromkeys(found.values())), lost
 
 
 def _entries_for(

@@ -26,6 +26,7 @@ VERBS = {
     "score": "Label or score texts by a classifier, reranker or reward model.",
     "eval": "Evaluate a model on a text: loss, perplexity, bits per byte.",
     "convert": "Convert a checkpoint to a Hugging Face folder, or from one.",
+    "family": "Draft the YAML of a family that is not here yet, beside a reference.",
     "check": "Compare a checkpoint's tensor names and shapes with its architecture.",
     "bench": "Time zoo beside other implementations, or check the kernels.",
     "doctor": "Show versions, devices, and which kernels this machine can run.",

@@ -275,7 +275,11 @@ def read_family(name: str) -> Family:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    node: dict[str, Any] = yaml.load((family_folder() / f"{name}.yaml").read_text(encoding="utf-8"), loader)
+    return parse_family(name, yaml.load((family_folder() / f"{name}.yaml").read_text(encoding="utf-8"), loader))
+
+
+def parse_family(name: str, node: dict[str, Any]) -> Family:
+    """Make the family that a YAML describes. The node is used up."""
     base = node.pop("like", None)
     if base is not None:
         node = _like(read_family(base), node)

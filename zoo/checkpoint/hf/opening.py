@@ -76,14 +76,7 @@ def _open_by_tensors(
     folder: Path, config: Mapping[str, Any], family: Family, listed: Mapping[str, Header]
 ) -> tuple[HFSource, dict[str, Header]]:
     """Read a folder as its config says, or as the first class of the family whose tensors these are."""
-    full = {**family.defaults, **config}
-    stated = {
-        key: value
-        for pattern, fields in family.present.items()
-        if any(_is_present(pattern, name, header, full) for name, header in listed.items())
-        for key, value in fields.items()
-        if key not in config
-    }
+    stated = read_presence(family, config, {name: header.shape for name, header in listed.items()})
     opened = _open_as_stated(folder, listed, stated)
     if _has_its_tensors(*opened):
         return opened
@@ -96,14 +89,26 @@ def _open_by_tensors(
     return opened
 
 
-def _is_present(pattern: str, name: str, header: Header, config: Mapping[str, Any]) -> bool:
+def read_presence(family: Family, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The fields that a config.json leaves out and that follow from the tensors beside it (`present` of a family)."""
+    full = {**family.defaults, **config}
+    return {
+        key: value
+        for pattern, fields in family.present.items()
+        if any(_is_present(pattern, name, shape, full) for name, shape in shapes.items())
+        for key, value in fields.items()
+        if key not in config
+    }
+
+
+def _is_present(pattern: str, name: str, given: tuple[int, ...], config: Mapping[str, Any]) -> bool:
     """Whether a tensor is one that a row of a family's `present` names: by its name, and by its shape where the row has
     one, in fields of the config: "*.down_proj [_, moe_intermediate_size, _]"."""
     named, _, shape = pattern.partition(" ")
-    wanted = [each.strip() for each in shape.strip("[]").split(",")] if shape else ["_"] * len(header.shape)
-    if not matches(name, [named]) or len(wanted) != len(header.shape):
+    wanted = [each.strip() for each in shape.strip("[]").split(",")] if shape else ["_"] * len(given)
+    if not matches(name, [named]) or len(wanted) != len(given):
         return False
-    return all(each == "_" or config.get(each) == size for each, size in zip(wanted, header.shape, strict=True))
+    return all(each == "_" or config.get(each) == size for each, size in zip(wanted, given, strict=True))
 
 
 def _open_gguf(folder: Path) -> tuple[HFSource, dict[str, Header]]:

@@ -1,0 +1,75 @@
+"""`zoo family`: draft the YAML of a family that is not in conf/family/ yet."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoo.cli.app import SETTINGS
+from zoo.errors import ConfigError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, **SETTINGS)
+
+
+@app.callback()
+def family() -> None:
+    """Work on families: which models of transformers are read, and how."""
+
+
+@app.command("new", short_help="Draft a family's YAML beside a tiny reference model, and compare the two.")
+def new(
+    model_type: Annotated[str, typer.Argument(metavar="MODEL_TYPE", help="The model_type of a config.json, as llama.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME=VALUE]...", help="Fields of the tiny config: num_hidden_layers=6."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the draft goes. [default: conf/family/MODEL_TYPE.yaml]")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Draft a family's YAML beside a tiny random reference model of transformers, and compare the two models.
+
+    The nearest families are those that know most of the reference's tensors and config. The draft is `like` one of
+    them, with the changes that bring its outputs nearest to the reference's. What it could not place is printed. Ends
+    with 1 where the two models are not equal: the first stage that departs says where to look.
+
+    \b
+    Examples:
+      zoo family new arcee --out arcee.yaml
+      zoo family new cohere2_moe num_hidden_layers=6
+    """
+    from zoo.families.family import family_folder
+    from zoo.porting import port
+
+    file = out or family_folder() / f"{model_type}.yaml"
+    if file.exists() and not force:
+        raise ConfigError(f"{file}: is there already (--out names another file, --force replaces it)")
+    found = port.draft_family(model_type, _read_changes(changes or []), say=_say)
+    file.write_text(found.draft.to_yaml(), encoding="utf-8")
+    print("\n".join([*port.describe(found), f"written: {file}"]))
+    if not found.parity.holds:
+        raise typer.Exit(1)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _read_changes(texts: list[str]) -> dict[str, Any]:
+    """Read NAME=VALUE, the value as YAML. Raises ConfigError."""
+    import yaml
+
+    found = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise ConfigError(f"{text}: is no field of a config (NAME=VALUE would do)")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"{name}: {value!r} is no YAML value") from None
+    return found

@@ -1,0 +1,181 @@
+"""The draft of a family's YAML: `like` the nearest family, and what differs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher
+from typing import Any
+
+from zoo.families.expression import read_names
+from zoo.families.family import HARMLESS, Family, lay_over, parse_family, read_family
+from zoo.porting.reference import Maker, Reference
+
+LOCAL = frozenset({"layer", "pattern", "rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"})
+"""Names in expressions that are no fields of their own, or that may always be left out."""
+
+
+END = "...\n"
+"""What PyYAML writes after a lone scalar."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a family's YAML will say. `assumed` are fields of config.json that nothing reads yet."""
+
+    base: str
+    model_type: str
+    architectures: Mapping[str, Any]
+    head: str | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    requires: Mapping[str, Any] = field(default_factory=dict)
+    derive: Mapping[str, Any] = field(default_factory=dict)
+    harmless: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    model: Mapping[str, Any] = field(default_factory=dict)
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def parent(self) -> Family:
+        return read_family(self.base)
+
+    def to_node(self) -> dict[str, Any]:
+        """The draft as plain data, empty keys left out."""
+        about = {
+            "title": self.model_type,
+            "source": "not known to the draft",
+            **({"head": self.head} if self.head else {}),
+        }
+        node: dict[str, Any] = {"about": about, "like": self.base, "model_type": self.model_type}
+        for name in (
+            "architectures",
+            "aliases",
+            "defaults",
+            "requires",
+            "derive",
+            "harmless",
+            "ignore",
+            "model",
+            "keys",
+        ):
+            value = getattr(self, name)
+            if value:
+                node[name] = list(value) if isinstance(value, tuple) else copy.deepcopy(dict(value))
+        return node
+
+    def to_family(self) -> Family:
+        """The family that this is, with the fields that nothing reads yet let through."""
+        node = self.to_node()
+        node["harmless"] = [*self.harmless, *self.assumed]
+        return parse_family(self.model_type, node)
+
+    def to_yaml(self) -> str:
+        """The text of the file in conf/family/."""
+        import yaml
+
+        lines = []
+        for name, value in self.to_node().items():
+            is_deep = isinstance(value, dict) and name not in ("about", "aliases")
+            flow = None if is_deep else True
+            node = {name: value} if is_deep else value
+            text = yaml.safe_dump(node, sort_keys=False, width=120, default_flow_style=flow, allow_unicode=True)
+            lines.append(text if is_deep else f"{name}: {text.removesuffix(END).rstrip()}\n")
+        return "".join(lines)
+
+    def with_model(self, patch: Mapping[str, Any]) -> Draft:
+        """The draft with a patch laid over its model. Choices of its defaults list take the place of others."""
+        patch = dict(patch)
+        laid = lay_over(self.model, patch)
+        return replace(self, model={key: value for key, value in laid.items()})
+
+    def with_keys(self, rows: Mapping[str, Any]) -> Draft:
+        return replace(self, keys={**self.keys, **rows})
+
+
+def start_draft(base: str, maker: Maker, reference: Reference) -> Draft:
+    """Begin a draft from a family: its classes, the names of its fields and their defaults."""
+    parent = read_family(base)
+    prefix, bare = reference.prefix, type(getattr(reference.model, "base_model", None)).__name__
+    head = {"model": {"head": {"kind": "none"}}}
+    classes: dict[str, Any] = {reference.architecture: {"prefix": prefix}}
+    if bare.endswith("Model") and bare.removesuffix("Model") in reference.architecture:
+        classes[bare] = {"prefix": "", **head}
+    draft = Draft(base, maker.model_type, classes, aliases=find_aliases(parent, maker, reference.config))
+    return replace(draft, defaults=find_defaults(draft, maker), head=_find_head(reference, parent))
+
+
+def _find_head(reference: Reference, parent: Family) -> str | None:
+    """The name of the output projection's weight, where the file has it or would have it untied."""
+    module = reference.model.get_output_embeddings()
+    named = {id(each): name for name, each in reference.model.named_modules()}
+    name = named.get(id(module))
+    return f"{name}.weight" if name else parent.about.get("head")
+
+
+def find_aliases(parent: Family, maker: Maker, config: Mapping[str, Any]) -> dict[str, str]:
+    """The fields of this type that the family has under other names: those which transformers itself calls by
+    both, and those that are named alike."""
+    known = parent.reads | set(parent.defaults) | set(parent.aliases.values())
+    pairs = {
+        name: other
+        for usual, own in maker.config_class.attribute_map.items()
+        for name, other in ((own, usual), (usual, own))
+    }
+    found = {}
+    for theirs, named in pairs.items():
+        ours = parent.aliases.get(named, named)  # an alias of an alias would not be followed
+        is_own = theirs in parent.reads and theirs not in parent.aliases
+        if ours in known and not is_own and parent.aliases.get(theirs) != ours and theirs != ours:
+            found[theirs] = ours
+    return {**_guess_aliases(parent, config, found), **found}
+
+
+LIKE = 0.7
+"""Likeness of two names of fields from which they are taken for one field."""
+
+
+def _guess_aliases(parent: Family, config: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, str]:
+    """Pair fields that only the family has with fields that only the type has, where name and type are alike:
+    n_routed_experts with num_experts. Whether they mean the same is for the logits to say."""
+    own = {parent.aliases.get(name, name) for name in config} | set(named.values())
+    wanted = [name for name in sorted(parent.reads) if name not in own | LOCAL | set(parent.aliases)]
+    left = [name for name in config if name not in parent.reads | set(parent.defaults) | HARMLESS | set(named)]
+    likely = sorted(
+        (
+            (SequenceMatcher(None, theirs, ours).ratio(), theirs, ours)
+            for theirs in left
+            for ours in wanted
+            if ours in parent.defaults and type(parent.defaults[ours]) is type(config[theirs])
+        ),
+        reverse=True,
+    )
+    found: dict[str, str] = {}
+    for ratio, theirs, ours in likely:
+        if ratio >= LIKE and theirs not in found and ours not in found.values():
+            found[theirs] = ours
+    return found
+
+
+def find_defaults(draft: Draft, maker: Maker) -> dict[str, Any]:
+    """The values of fields that a config.json of this type may leave out, where the family's own are others. Those that
+    the type does not have are null, as the code of transformers has it."""
+    parent = draft.parent
+    aliases = {**parent.aliases, **draft.aliases}
+    known = parent.reads | set(parent.defaults)
+    theirs = {aliases.get(name, name): value for name, value in maker.left_out.items()}
+    found = {
+        name: value
+        for name, value in theirs.items()
+        if name in known and name in parent.defaults and parent.defaults[name] != value and not name.startswith("rope_")
+    }
+    for name, inner in (("default_theta", "rope_theta"), ("default_partial", "partial_rotary_factor")):
+        stated = (maker.defaults.get("rope_parameters") or {}).get(inner)
+        if isinstance(maker.defaults.get("rope_parameters"), Mapping) and stated != parent.defaults.get(name):
+            found[name] = stated
+    found = {name: value for name, value in found.items() if value is not None or parent.defaults.get(name) is not None}
+    named = read_names(parent.model) | read_names(parent.derive)
+    stated = {*theirs, *maker.defaults, *parent.defaults, *parent.derive, *LOCAL}
+    return {**found, **dict.fromkeys(sorted(named - stated))}

@@ -1,0 +1,94 @@
+"""Rank the families by how much of a reference they know: the names of its tensors and of its config's fields."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from zoo.families.expression import is_expression
+from zoo.families.family import HARMLESS, Family, family_folder, family_names, read_family
+from zoo.porting.draft import find_aliases
+from zoo.porting.reference import Maker, Reference
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How near a family is to a reference: the share of tensors' names, and of fields, that both have."""
+
+    family: str
+    tensors: float
+    fields: float
+
+    @property
+    def total(self) -> float:
+        return self.tensors + self.fields
+
+
+def rank_families(maker: Maker, reference: Reference) -> list[Likeness]:
+    """Every family of the reference's topology, the nearest first. The type's own is left out, with those that are like
+    it."""
+    names, fields = name_patterns(reference), _list_fields(reference)
+    found = []
+    for name in list_others(maker.model_type):
+        family = read_family(name)
+        if family.model.get("kind", "decoder") != reference.topology:
+            continue
+        theirs = set(_list_rows(family))
+        aliases = {**family.aliases, **find_aliases(family, maker, reference.config)}
+        read = (family.reads | set(family.defaults)) - HARMLESS
+        own = {aliases.get(field, field) for field in fields}
+        found.append(Likeness(name, _jaccard(names, theirs), _jaccard(own, read & {*own, *family.defaults})))
+    return sorted(found, key=lambda each: (-each.total, each.family))
+
+
+@functools.cache
+def list_others(model_type: str) -> tuple[str, ...]:
+    """Every family but that of the type, and those that are like it: a draft takes nothing from them."""
+    return tuple(name for name in family_names() if not _comes_from(name, model_type))
+
+
+def _comes_from(name: str | None, model_type: str) -> bool:
+    """Whether a family is that of the type, or is like it."""
+    while name is not None:
+        if model_type in read_family(name).model_types:
+            return True
+        name = read_base(name)
+    return False
+
+
+def read_base(name: str) -> str | None:
+    """The family that another is `like`."""
+    text = (family_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+    match = re.search(r"^like: *(\S+)", text, re.MULTILINE)
+    return match[1] if match else None
+
+
+def name_patterns(reference: Reference) -> set[str]:
+    """The names of a reference's modules, with # for a layer's index and @ for an expert's, ~ for the prefix."""
+    return {name_pattern(name, reference.prefix) for name in reference.tensors}
+
+
+def name_pattern(name: str, prefix: str) -> str:
+    """`model.layers.3.mlp.experts.0.w1.weight` → `~layers.#.mlp.experts.@.w1`."""
+    text = re.sub(r"\.(weight|bias)$", "", name)
+    text = f"~{text.removeprefix(prefix)}" if prefix and text.startswith(prefix) else text
+    text = re.sub(r"\.\d+(?=\.|$)", ".#", text, count=1)
+    return re.sub(r"\.\d+(?=\.|$)", ".@", text)
+
+
+def _list_rows(family: Family) -> Iterator[str]:
+    for row in family.keys.values():
+        texts = re.findall(r"\"([^\"]+)\"", row) if is_expression(row) else [str(row)]
+        for text in texts:
+            for each in text.partition("|")[0].split("+"):
+                yield re.sub(r"\.(weight|bias)$", "", each.strip())
+
+
+def _list_fields(reference: Reference) -> set[str]:
+    return {name for name, value in reference.config.items() if name not in HARMLESS and value is not None}
+
+
+def _jaccard(a: set[str], b: set[str]) -> float:
+    return len(a & b) / max(1, len(a | b))

@@ -1,0 +1,210 @@
+"""Hold a draft against its reference: logits, padded rows, cached generation, the way back to a config.json, and every
+field of the config set to another value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from zoo.checkpoint.inverse import try_family
+from zoo.checkpoint.likeness import list_spec_differences
+from zoo.errors import ConfigError
+from zoo.porting.draft import Draft
+from zoo.porting.fields import Effect, list_effects, list_fields
+from zoo.porting.moves import list_borrowed, list_placements
+from zoo.porting.nearest import list_others
+from zoo.porting.reference import Illegal, Maker, Reference
+from zoo.porting.trial import CLOSE, Outcome, measure_gap, try_draft
+
+NEW_TOKENS = 14
+
+
+@dataclass
+class Parity:
+    """How a draft stands beside its reference. `checks` has a line for each comparison and whether it holds; `fields`
+    what became of each field of the config: read, harmless, refused or WRONG."""
+
+    checks: dict[str, tuple[bool, str]] = field(default_factory=dict)
+    fields: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def holds(self) -> bool:
+        return all(holds for holds, _ in self.checks.values())
+
+
+def check_parity(draft: Draft, maker: Maker, reference: Reference, outcome: Outcome) -> Parity:
+    """Compare the draft with its reference in all ways but the fields."""
+    found = Parity()
+    gap = outcome.gaps.get("logits")
+    said = f"largest difference {gap:.0e}" if gap is not None else "were not computed"
+    found.checks["logits"] = (
+        outcome.is_equal,
+        said if outcome.is_equal else f"{said}; first apart at {outcome.departure}",
+    )
+    if not outcome.is_equal:
+        return found
+    model = outcome.model
+    found.checks["padded rows"] = _compare_gap(_pad_gap(model, reference))
+    if model.spec.kind == "decoder":
+        found.checks["cached generation"] = _compare_generation(model, reference)
+    found.checks["config.json written back"] = _write_back(draft, reference, outcome)
+    found.checks["config.json with sizes alone"] = _try_brief(draft, maker)
+    return found
+
+
+def _compare_gap(gap: float) -> tuple[bool, str]:
+    return gap <= CLOSE, f"largest difference {gap:.0e}"
+
+
+def _pad_gap(model: Any, reference: Reference) -> float:
+    """The largest difference between rows that are padded on either side and the same rows alone, in the reference."""
+    ids = reference.draw_ids(2, seed=1)
+    mask = torch.ones_like(ids)
+    mask[0, -7:], mask[1, :5] = 0, 0
+    with torch.no_grad():
+        whole = model(torch.where(mask.bool(), ids, 0), mask).logits
+        alone = [reference.model(input_ids=ids[row : row + 1, mask[row].bool()]).logits[0] for row in range(2)]
+    return max(measure_gap(whole[row][mask[row].bool()], alone[row]) for row in range(2))
+
+
+def _compare_generation(model: Any, reference: Reference) -> tuple[bool, str]:
+    """Compare greedy continuations, ours with a cache and the reference's with its own."""
+    from zoo.generation.generate import generate
+
+    ids = reference.draw_ids(2, 10)
+    options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    try:
+        with torch.no_grad():
+            theirs = reference.model.generate(ids, attention_mask=torch.ones_like(ids), **options).tolist()
+    except Exception as error:  # whatever a foreign class ends in
+        return False, f"the reference's own fails ({type(error).__name__})"
+    ours = generate(model, ids, NEW_TOKENS).tolist()
+    if ours == theirs:
+        return True, f"{NEW_TOKENS} greedy tokens are equal"
+    at = min(
+        next((i for i, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), 99)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+    return False, f"greedy tokens differ from token {at - ids.shape[1] + 1} on"
+
+
+def _write_back(draft: Draft, reference: Reference, outcome: Outcome) -> tuple[bool, str]:
+    """Find a config.json from the Spec alone."""
+    _, body, faults = try_family(draft.to_family(), reference.architecture, outcome.spec)
+    holds = body is not None and not faults
+    return holds, "describes the same model" if holds else f"{faults[0] if faults else 'is not found'}"
+
+
+def _try_brief(draft: Draft, maker: Maker) -> tuple[bool, str]:
+    """Read a config.json that states the sizes alone: what it leaves out must be as the reference completes it."""
+    named = {"model_type": maker.model_type, "architectures": [maker.model_class.__name__]}
+    try:
+        brief = maker.make({**maker.sizes, **named})
+        outcome = try_draft(draft, brief)
+        brief.stages  # noqa: B018  (runs it)
+    except Illegal as error:
+        return True, f"is refused by the reference ({error})"
+    if outcome.is_equal:
+        return True, f"largest difference {outcome.gaps['logits']:.0e}"
+    full = try_draft(draft, maker.make_first())
+    differences = list_spec_differences(outcome.spec, full.spec) if outcome.spec is not None else outcome.faults
+    return False, f"is read otherwise: {'; '.join(differences[:2])}"
+
+
+# ---------------------------------------------------------------- fields
+
+
+def place_fields(
+    draft: Draft, maker: Maker, reference: Reference, near: list[str], say: Callable[[str], None]
+) -> tuple[Draft, dict[str, str]]:
+    """Try each field of the config, and place those that the draft reads otherwise than the reference does.
+
+    What cannot be placed must have the value that the tiny model has: `requires` says so, so that no other is let
+    through. Gives the draft and what became of each field.
+    """
+    said: dict[str, str] = {}
+    effects = list_effects(maker, reference, list_fields(reference))
+    for name, tried in effects.items():
+        verdict = _judge(draft, tried)
+        if verdict.startswith(("WRONG", "unread", UNPLACED)):
+            placed = _place(draft, reference, name, tried, near)
+            if placed is not None:
+                draft, text = placed
+                say(f"  {text}")
+                verdict = "read"
+        said[name] = verdict
+    family = draft.to_family()
+    own = family.reads | {*family.aliases, *draft.parent.harmless}
+    harmless = [name for name, verdict in said.items() if verdict == "harmless" and name not in own]
+    lost = [name for name, verdict in said.items() if verdict not in ("read", "harmless") and name not in own]
+    requires = {name: reference.config[name] for name in lost if not isinstance(reference.config[name], list | dict)}
+    return replace(draft, harmless=tuple(harmless), requires={**draft.requires, **requires}, assumed=()), said
+
+
+def _judge(draft: Draft, tried: list[Effect]) -> str:
+    """Say what a draft makes of other values of a field."""
+    if not tried:
+        return "not tried: the reference takes no other value"
+    family = draft.to_family()
+    name = family.aliases.get(tried[0].name, tried[0].name)
+    if not any(each.changes for each in tried):
+        return "harmless"
+    for each in tried:
+        outcome = try_draft(draft, each.reference)
+        if outcome.spec is None:
+            return f"refused ({outcome.faults[0]})"
+        if outcome.unplaced:
+            return f"{UNPLACED} ({[*outcome.strange, *outcome.missing, *outcome.misshapen, *outcome.lost][0]})"
+        if not outcome.is_equal:
+            if name not in family.reads:
+                return "unread, and it changes what the reference computes"
+            return f"WRONG for {each.value!r}"
+    return "read"
+
+
+def _place(
+    draft: Draft, reference: Reference, name: str, tried: list[Effect], near: list[str]
+) -> tuple[Draft, str] | None:
+    """Find a change by which the draft reads other values of a field as the reference does, and the first one too."""
+    now = try_draft(draft, reference)
+    if not now.is_equal:
+        return None
+    others = [*near, *(each for each in list_others(draft.model_type) if each not in near)]
+    moves = [
+        *list_placements(draft, now, name, reference.config[name]),
+        *list_borrowed(draft, reference.config, others, {name})[:BORROWED],
+    ]
+    for move in moves:
+        if move.spot is not None and not _fits(move, now, reference, tried):
+            continue
+        made = move.apply(draft)
+        if all(try_draft(made, each).is_equal for each in (reference, *(one.reference for one in tried))):
+            return made, move.text
+    return None
+
+
+UNPLACED = "refused for tensors without a place"
+"""What becomes of a value with which the model has tensors that the draft does not know."""
+
+BORROWED = 12
+"""What other families do with a field, at most."""
+
+
+def _fits(move: Any, now: Outcome, reference: Reference, tried: list[Effect]) -> bool:
+    """Whether a change of one field leaves the reference's own model as it is: what changes that is not tried."""
+    try:
+        return move.edit(now) == now.spec
+    except (ConfigError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        return False
+
+
+def count_fields(fields: Mapping[str, str]) -> dict[str, list[str]]:
+    """The fields by what became of them."""
+    found: dict[str, list[str]] = {}
+    for name, verdict in fields.items():
+        label = next((word for word in ("WRONG", "unread") if verdict.startswith(word)), verdict)
+        found.setdefault(label.partition(" (")[0].partition(":")[0], []).append(name)
+    return found

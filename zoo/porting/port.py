@@ -1,0 +1,82 @@
+"""Draft a family from a `model_type` alone: reference, search, fields, parity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zoo.porting.draft import Draft
+from zoo.porting.left_out import complete
+from zoo.porting.parity import Parity, check_parity, count_fields, place_fields
+from zoo.porting.reference import Maker, quieten_transformers
+from zoo.porting.search import Attempt, describe_rank, search
+from zoo.porting.trial import Outcome, try_draft
+
+SHOWN = 6
+"""Names that a line of the report lists."""
+
+
+@dataclass
+class Ported:
+    """A draft with what was found on the way."""
+
+    draft: Draft
+    outcome: Outcome
+    parity: Parity
+    steps: list[str]
+    starts: list[Attempt]
+
+
+def draft_family(model_type: str, changes: Mapping[str, Any], say: Callable[[str], None] = lambda line: None) -> Ported:
+    """Draft the family of a `model_type`. Raises ConfigError where transformers has no such type, is not installed, or
+    cannot build its tiny model."""
+    with quieten_transformers():
+        maker = Maker(model_type, changes)
+        reference = maker.make_first()
+        best, starts = search(maker, reference, say)
+        draft, said = best.draft, {}
+        if best.outcome.is_equal:
+            draft, said = place_fields(draft, maker, reference, [each.draft.base for each in starts], say)
+        draft = complete(draft, maker)
+        outcome = try_draft(draft, reference)
+        parity = check_parity(draft, maker, reference, outcome)
+        parity.fields = said
+        return Ported(draft, outcome, parity, best.steps, starts)
+
+
+def describe(found: Ported) -> Iterator[str]:
+    """Report what was found, a line each."""
+    yield f"{found.draft.model_type}: like {found.draft.base}"
+    near = (f"{each.draft.base} ({describe_rank(each.outcome)})" for each in found.starts[:SHOWN])
+    yield f"nearest families: {', '.join(near)}"
+    for step in found.steps:
+        yield f"change: {step}"
+    for name, (holds, said) in found.parity.checks.items():
+        yield f"{name}: {'equal' if holds else 'NOT equal'}, {said}"
+    yield from _describe_gaps(found.outcome)
+    yield from _describe_unplaced(found.outcome)
+    for verdict, names in count_fields(found.parity.fields).items():
+        yield f"fields {verdict}: {', '.join(names)}"
+    wrong = {name: said for name, said in found.parity.fields.items() if said.startswith(("WRONG", "unread"))}
+    yield from (f"field to place: {name}, {said}" for name, said in wrong.items())
+
+
+def _describe_gaps(outcome: Outcome) -> Iterator[str]:
+    if outcome.gaps and not outcome.is_equal:
+        yield "differences by stage: " + ", ".join(f"{stage} {gap:.1g}" for stage, gap in outcome.gaps.items())
+
+
+def _describe_unplaced(outcome: Outcome) -> Iterator[str]:
+    """The tensors of either side that have no place, and why a config cannot be read."""
+    yield from (f"cannot be read: {fault}" for fault in outcome.faults)
+    groups = {
+        "tensors of the file without a place": outcome.strange,
+        "tensors that the draft wants and the file lacks": list(outcome.missing),
+        "tensors of another shape": outcome.misshapen,
+        "parts of the model without a row in keys": outcome.lost,
+    }
+    for what, names in groups.items():
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            yield f"{what}: {', '.join(names[:SHOWN])}{more}"

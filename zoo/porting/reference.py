@@ -1,0 +1,306 @@
+"""Make a tiny random reference model of a `model_type` of transformers, and record what it computes, layer by layer."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import re
+import tempfile
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.checkpoint.verify import require_transformers
+from zoo.errors import ConfigError, did_you_mean, short
+
+SIZES = {
+    **{"vocab_size": 97, "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 4, "head_dim": 12},
+    **{"num_attention_heads": 4, "max_position_embeddings": 64, "sliding_window": 6},
+    **dict.fromkeys(
+        ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts"), 6
+    ),
+    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k"), 2),
+    **dict.fromkeys(("moe_intermediate_size", "expert_ffn_hidden_size"), 20),
+    **{"shared_expert_intermediate_size": 28, "moe_shared_expert_intermediate_size": 28, "ffn_hidden_size": 56},
+    **{"q_lora_rank": 22, "kv_lora_rank": 16, "qk_nope_head_dim": 10, "qk_rope_head_dim": 8, "v_head_dim": 14},
+    **{"qk_head_dim": 18, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "moe_first_k_dense": 1},
+    **{"type_vocab_size": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8},
+    **{"linear_value_head_dim": 10, "attention_chunk_size": 6},
+}
+"""What the sizes of a tiny model are, by transformers' names for them; no two that are multiplied are equal."""
+
+AUTO = ("AutoModelForCausalLM", "AutoModelForMaskedLM")
+"""Which class of a type is taken: the first that it has. Its lists of classes say which other types have one."""
+
+NO_FIELDS = frozenset(
+    {
+        *("architectures", "model_type", "transformers_version", "auto_map", "dtype", "torch_dtype", "torchscript"),
+        *("quantization_config", "use_return_dict", "base_config_key", "sub_configs", "attribute_map"),
+    }
+)
+"""Entries of a config.json that name its class or its files."""
+
+
+class Illegal(Exception):
+    """The reference itself refuses a config, or cannot compute what it describes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A tiny random model of transformers: its config.json, its tensors under the names of files, and itself."""
+
+    model_type: str
+    config: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    model: Any
+
+    @property
+    def architecture(self) -> str:
+        return str(self.config["architectures"][0])
+
+    @property
+    def topology(self) -> str:
+        return "encoder" if "Masked" in self.architecture else "decoder"
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the names of the base model's tensors in a file of the class with a head."""
+        stated = f"{self.model.base_model_prefix}."
+        if any(name.startswith(stated) for name in self.tensors):
+            return stated
+        firsts = Counter(name.partition(".")[0] for name in self.tensors if not re.match(r"\w+\.\d+\.", name))
+        first, count = firsts.most_common(1)[0]
+        return f"{first}." if count > len(self.tensors) / 2 else ""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    def draw_ids(self, rows: int = 2, length: int = 24, seed: int = 0) -> torch.Tensor:
+        """Draw token ids, none of them special."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(5, self.model.config.vocab_size, (rows, length), generator=generator)
+
+    @functools.cached_property
+    def stages(self) -> dict[str, torch.Tensor]:
+        """What the model gives for `draw_ids()`, by stage: the embeddings, each layer with its attention and
+        feed-forward, the final norm, the logits. Raises Illegal."""
+        return run_in_stages(self.model, self.draw_ids())
+
+
+@dataclass
+class Maker:
+    """Makes reference models of a `model_type`, equal names and shapes with equal values in each of them."""
+
+    model_type: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        import transformers
+
+        names = {kind: cls for kind, cls in transformers.CONFIG_MAPPING.items() if isinstance(kind, str)}
+        if self.model_type not in names:
+            hint = did_you_mean(self.model_type, names) or " (the model_type of a config.json)"
+            raise ConfigError(f"{self.model_type}: transformers {transformers.__version__} has no such type{hint}")
+        self.config_class = names[self.model_type]
+        mappings = (getattr(transformers, auto)._model_mapping for auto in AUTO)
+        found = next((each[self.config_class] for each in mappings if self.config_class in each), None)
+        if found is None:
+            raise ConfigError(
+                f"{self.model_type}: has no model for causal or masked language modelling to compare with"
+            )
+        self.model_class = found[0] if isinstance(found, tuple) else found
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """transformers' usual names of fields by this type's own."""
+        return {own: usual for usual, own in self.config_class.attribute_map.items()}
+
+    @functools.cached_property
+    def defaults(self) -> dict[str, Any]:
+        """The config of the class as it is without any field set."""
+        return _to_json(self.config_class())
+
+    @functools.cached_property
+    def left_out(self) -> dict[str, Any]:
+        """What the class takes for a field that is left out, before it completes it: null where the value follows from
+        others."""
+        return {
+            **self.defaults,
+            **{name: None for name in self.defaults if getattr(self.config_class, name, 0) is None},
+        }
+
+    @functools.cached_property
+    def sizes(self) -> dict[str, Any]:
+        """The fields of the tiny config: sizes by their names, and what the user changes."""
+        strange = [name for name in self.changes if name not in {**self.defaults, **self.config_class.attribute_map}]
+        if strange:
+            lines = (
+                f"{name}: no field of {self.config_class.__name__}{did_you_mean(name, self.defaults)}"
+                for name in strange
+            )
+            raise ConfigError(*lines)
+        small = {
+            name: SIZES[usual]
+            for name, value in self.defaults.items()
+            if (usual := name if name in SIZES else self.renamed.get(name)) in SIZES and _is_size(name, value)
+        }
+        heads = self.defaults.get("num_key_value_heads")
+        if isinstance(heads, int):  # as many as queries, one, or fewer
+            same = heads == self.defaults.get("num_attention_heads") or "kv_lora_rank" in self.defaults
+            small["num_key_value_heads"] = 4 if same else min(heads, 2)
+        special = {name: 0 for name, value in self.defaults.items() if name.endswith("_token_id") and value}
+        return {**special, **small, **self.changes}
+
+    def make_config(self) -> dict[str, Any]:
+        """Make the config.json of the tiny model, with every field. Raises ConfigError."""
+        try:
+            made = _to_json(self.config_class(**copy.deepcopy(self.sizes)))
+        except Exception as error:  # whatever a foreign class ends in
+            raise ConfigError(
+                f"{self.model_type}: refuses the tiny config, {short(error)} (NAME=VALUE changes it)"
+            ) from error
+        return {**made, "model_type": self.model_type, "architectures": [self.model_class.__name__]}
+
+    def make(self, config: Mapping[str, Any]) -> Reference:
+        """Build the reference that a config.json describes. Raises Illegal."""
+        try:
+            with warnings.catch_warnings(), tempfile.TemporaryDirectory() as place:
+                warnings.simplefilter("ignore")
+                read = self.config_class.from_dict(copy.deepcopy(dict(config)))
+                read._attn_implementation = "eager"
+                torch.manual_seed(0)
+                model = self.model_class(read).eval()
+                _draw_values(model)
+                model.save_pretrained(place)
+                tensors = _read_tensors(Path(place))
+        except Exception as error:  # whatever a foreign class ends in
+            raise Illegal(short(error)) from error
+        return Reference(self.model_type, dict(config), tensors, model)
+
+    def make_first(self) -> Reference:
+        """Make the reference of the tiny config. Raises ConfigError where it cannot be built or run."""
+        try:
+            made = self.make(self.make_config())
+            made.stages  # noqa: B018  (runs it)
+        except Illegal as error:
+            raise ConfigError(
+                f"{self.model_type}: its tiny model fails, {error} (NAME=VALUE changes its config)"
+            ) from error
+        return made
+
+
+@contextmanager
+def quieten_transformers() -> Iterator[None]:
+    """Keep transformers from showing progress, and from warning of configs that are tiny on purpose. Raises ConfigError
+    where it is not installed."""
+    require_transformers()
+    from transformers.utils import logging
+
+    level, shows = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(50)  # CRITICAL of Python's logging
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shows:
+            logging.enable_progress_bar()
+
+
+def _is_size(name: str, value: Any) -> bool:
+    return (isinstance(value, int) and not isinstance(value, bool)) or (value is None and name == "head_dim")
+
+
+def _to_json(config: Any) -> dict[str, Any]:
+    node = json.loads(config.to_json_string(use_diff=False), object_hook=_read_infinity)
+    return {name: value for name, value in node.items() if name not in NO_FIELDS and not name.startswith("_")}
+
+
+def _read_infinity(node: dict[str, Any]) -> Any:
+    return float(node["__float__"]) if set(node) == {"__float__"} else node
+
+
+def _draw_values(model: Any) -> None:
+    """Give every weight random values that follow from its name, so large that a wrong one shows."""
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+                drawn = torch.randn(tensor.shape, generator=generator) * 0.15
+                tensor.copy_(drawn + 1 if tensor.ndim == 1 and name.endswith("weight") else drawn)
+
+
+def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return {name: each.clone() for file in folder.glob("*.safetensors") for name, each in load_file(file).items()}
+
+
+# ---------------------------------------------------------------- stages
+
+ATTENTION = re.compile(r"attn|attention|mixer|temporal|conv")
+FEED_FORWARD = re.compile(r"mlp|feed_forward|ffn|moe|experts|intermediate")
+NO_PART = re.compile(r"norm|ln|layernorm|dropout|gate$")
+
+
+def run_in_stages(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Run a reference and record each stage's output in the order of the pass. Raises Illegal."""
+    found: dict[str, torch.Tensor] = {}
+    hooks = [
+        module.register_forward_hook(functools.partial(_note, found, stage)) for stage, module in _list_parts(model)
+    ]
+    try:
+        with torch.no_grad():
+            out = model(input_ids=ids, output_hidden_states=True, return_dict=True, use_cache=False)
+        states = out.hidden_states
+        logits = out.get("prediction_logits", out.get("logits"))
+        assert logits is not None
+    except Exception as error:  # whatever a foreign class ends in
+        raise Illegal(short(error)) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not logits.isfinite().all():
+        raise Illegal("gives numbers that are not finite")
+    return dict(_in_order(found, states, logits))
+
+
+def _note(found: dict[str, torch.Tensor], stage: str, module: Any, args: Any, out: Any) -> None:
+    first = out[0] if isinstance(out, tuple) else out
+    if isinstance(first, torch.Tensor):
+        found[stage] = first
+
+
+def _list_parts(model: Any) -> Iterator[tuple[str, Any]]:
+    """The attention and the feed-forward of each layer, with the names of their stages, as far as names tell."""
+    count = model.config.num_hidden_layers
+    lists = (each for each in model.modules() if isinstance(each, torch.nn.ModuleList) and len(each) == count)
+    for index, layer in enumerate(next(lists, ())):
+        for stage, pattern in (("attention", ATTENTION), ("feed-forward", FEED_FORWARD)):
+            named = [
+                child for name, child in layer.named_children() if pattern.search(name) and not NO_PART.search(name)
+            ]
+            if len(named) == 1:
+                yield f"layer {index} {stage}", named[0]
+
+
+def _in_order(
+    found: Mapping[str, torch.Tensor], states: Any, logits: torch.Tensor
+) -> Iterator[tuple[str, torch.Tensor]]:
+    states = list(states or ())
+    if states:
+        yield "embedding", states[0]
+    for index, after in enumerate(states[1:]):
+        named = (f"layer {index} attention", f"layer {index} feed-forward")
+        yield from ((name, found[name]) for name in named if name in found)
+        yield ("norm" if index == len(states) - 2 else f"layer {index}"), after
+    yield "logits", logits

@@ -1,0 +1,180 @@
+"""Search for the draft that computes what a reference computes: the nearest family first, then one change at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from zoo.checkpoint.inverse import FIRST
+from zoo.errors import ConfigError
+from zoo.porting.draft import Draft, start_draft
+from zoo.porting.fields import list_effects, list_fields
+from zoo.porting.moves import (
+    Move,
+    is_relevant,
+    list_borrowed,
+    list_choices,
+    list_flips,
+    list_placements,
+    list_positions,
+)
+from zoo.porting.nearest import Likeness, list_others, rank_families
+from zoo.porting.reference import Maker, Reference
+from zoo.porting.rows import place_tensors
+from zoo.porting.trial import Outcome, try_draft, try_spec
+
+TRIED = 8
+"""Families that are read with the reference's tensors, of those that are nearest by names."""
+
+FINALISTS = 3
+"""Families from which a search begins, until one reaches equal logits."""
+
+STEPS = 6
+"""Most changes that one search takes."""
+
+
+@dataclass
+class Attempt:
+    """A draft, what it makes of the reference, and the changes that led to it."""
+
+    draft: Draft
+    outcome: Outcome
+    likeness: Likeness
+    steps: list[str] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """How much the draft states beside its base."""
+        draft = self.draft
+        return sum(len(each) for each in (draft.aliases, draft.defaults, draft.model, draft.keys, draft.derive))
+
+
+def search(
+    maker: Maker,
+    reference: Reference,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Attempt, list[Attempt]]:
+    """Find the draft that is nearest to a reference. Gives it, and where the nearest families begin."""
+    ranked = rank_families(maker, reference)[:TRIED]
+    if not ranked:
+        raise ConfigError(f"{maker.model_type}: no family here is of kind '{reference.topology}'")
+    near = [each.family for each in ranked]
+    known: dict[str, bool] = {}
+    starts = [_begin(each, maker, reference) for each in ranked]
+    starts.sort(
+        key=lambda each: (
+            each.outcome.rank,
+            each.size,
+            FIRST.index(each.draft.base) if each.draft.base in FIRST else len(FIRST),
+        )
+    )
+    best: Attempt | None = None
+    for start in starts[:FINALISTS]:
+        say(f"from {start.draft.base}: {describe_rank(start.outcome)}")
+        names = [name for name in list_fields(reference) if name not in start.draft.to_family().reads]
+        tried = list_effects(maker, reference, (name for name in names if name not in known))
+        known |= {name: any(each.changes for each in effects) for name, effects in tried.items()}
+        unread = {name: reference.config[name] for name in names if known[name]}
+        found = _improve(start, reference, near, unread, say)
+        if best is None or found.outcome.rank < best.outcome.rank:
+            best = found
+        if best.outcome.is_equal:
+            break
+    assert best is not None
+    return best, starts
+
+
+def _begin(likeness: Likeness, maker: Maker, reference: Reference) -> Attempt:
+    draft = start_draft(likeness.family, maker, reference)
+    draft = replace(draft, assumed=tuple(reference.config))
+    draft, outcome, rows = try_with_rows(draft, reference)
+    return Attempt(draft, outcome, likeness, rows)
+
+
+def try_with_rows(draft: Draft, reference: Reference) -> tuple[Draft, Outcome, list[str]]:
+    """Try a draft, and once more with rows for the tensors that it has not placed."""
+    outcome = try_draft(draft, reference)
+    if outcome.spec is None or not outcome.strange or not (outcome.lost or outcome.missing):
+        return draft, outcome, []
+    rows = place_tensors(draft, outcome, reference)
+    named = draft.with_keys(rows)
+    again = try_draft(named, reference) if rows else outcome
+    if rows and again.is_better(outcome):
+        return named, again, [f"{ours}: {theirs}" for ours, theirs in rows.items()]
+    return draft, outcome, []
+
+
+def _improve(
+    start: Attempt, reference: Reference, near: list[str], unread: Mapping[str, Any], say: Callable[[str], None]
+) -> Attempt:
+    """Take the change that helps most, until none helps."""
+    at = start
+    for _ in range(STEPS):
+        if at.outcome.is_equal:
+            break
+        better: Attempt | None = None
+        for move in _list_moves(at, reference, near, unread):
+            if not is_relevant(move, at.outcome.departure):
+                continue
+            if move.spot is not None and not _helps(move, (better or at).outcome, at.outcome, reference):
+                continue
+            draft, outcome, rows = try_with_rows(move.apply(at.draft), reference)
+            if outcome.is_better((better or at).outcome):
+                better = Attempt(draft, outcome, at.likeness, [*at.steps, move.text, *rows])
+                if outcome.is_equal:
+                    break
+        if better is None:
+            break
+        at = better
+        say(f"  {at.steps[-1]}: {describe_rank(at.outcome)}")
+    return at
+
+
+def _helps(move: Move, best: Outcome, now: Outcome, reference: Reference) -> bool:
+    """Whether a change of one field brings the Spec nearer than the best so far. Composing the whole model takes ten
+    times as long, so only such a change is."""
+    try:
+        spec = move.edit(now)
+    except (ConfigError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        return False
+    made = try_spec(Outcome(now.body, spec), reference)
+    return made.is_better(best) or (bool(made.lost or made.missing) and bool(made.strange))
+
+
+def _list_moves(at: Attempt, reference: Reference, near: list[str], unread: Mapping[str, Any]) -> Iterator[Move]:
+    """The changes to try: single fields, other choices, fields that nothing reads, what other families do."""
+    if at.outcome.spec is None:
+        return
+    yield from list_flips(at.draft, at.outcome)
+    yield from list_choices(at.draft)
+    own = at.draft.to_family()
+    left = {name: value for name, value in unread.items() if name not in own.reads}
+    if at.outcome.gaps:
+        yield from _swaps(at)
+        for name, value in left.items():
+            yield from list_placements(at.draft, at.outcome, name, value)
+        yield from list_positions(at.draft)
+    others = [*near, *(name for name in list_others(at.draft.model_type) if name not in near)]
+    yield from list_borrowed(at.draft, reference.config, others, set(left))
+    yield from list_borrowed(at.draft, reference.config, near)
+
+
+def _swaps(at: Attempt) -> Iterator[Move]:
+    """Two rows of the draft's own exchanged, where names told them apart badly: the gate and the other half."""
+    rows = [(ours, theirs) for ours, theirs in at.draft.keys.items() if theirs is not None]
+    for index, (ours, theirs) in enumerate(rows):
+        for other, name in rows[index + 1 :]:
+            if ours.rpartition(".")[0] == other.rpartition(".")[0]:
+                yield Move(f"{ours} and {other} exchanged", {}, keys={ours: name, other: theirs})
+
+
+def describe_rank(outcome: Outcome) -> str:
+    """Say in some words how far an outcome is."""
+    if outcome.spec is None:
+        return f"cannot be read ({outcome.faults[0]})" if outcome.faults else "cannot be read"
+    if not outcome.gaps:
+        return f"{outcome.unplaced} tensors not placed"
+    if outcome.is_equal:
+        return f"equal logits (largest difference {outcome.gaps['logits']:.0e})"
+    return f"departs at {outcome.departure}, logits apart by {outcome.gaps['logits']:.1g}"
