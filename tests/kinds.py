@@ -44,6 +44,12 @@ MIXED = {
         "near_reader:{attention:{window:5,kv_from:near}}}",
         "n_layers=6",
     ],
+    "layer inputs": [
+        "block=sandwich",
+        "n_layers=2",
+        "+embedding.per_layer={kind:tokens,vocab_size:40,n_layers:2,width:6,norm:{kind:rmsnorm}}",
+        "+block.layer_input={kind:gated,width:6,activation:{kind:silu},norm:{kind:rmsnorm}}",
+    ],
     "side by side": ["attention=side_by_side"],
     "convolved": ["+attention.short_conv=4"],
     "convolved window": ["attention=sliding", "window=5", "+attention.short_conv=3"],
