@@ -34,7 +34,7 @@ SAMPLES = {
     **{"norm_groups": 2, "rotary_dim": 4, "spacing": 7, "conv_groups": 2, "ssm_groups": 2, "n_buckets": 16},
     **{"max_distance": 64, "n_groups": 2, "d_state": 8, "expand": 1, "dt_rank": 3},
     **{"factor": 4.0, "wider": 4.0, "original_max_seq_len": 16, "max_relative_positions": 24},
-    **{"labels": 3, "n_outputs": 2},
+    **{"labels": 3, "n_outputs": 2, "mask_id": 7, "lower_bound": -2.0},
     **{"short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.0, 1.5, 2.0, 4.0]},
 }
 """What a field that a kind cannot do without is given."""
@@ -89,7 +89,7 @@ def _samples(hint: Any, now: Any, name: str) -> list[Any]:
     if hint is int:
         return _numbers(now, SAMPLES.get(name, 3), int)
     if hint is float:
-        return _numbers(now, 0.6, float)
+        return _numbers(now, SAMPLES.get(name, 0.6), float)
     if isinstance(hint, type) and issubclass(hint, Spec):
         kept = now.get("kind") if isinstance(now, dict) else None
         return [sample(kind) for kind in hint.kinds.values() if kind.kind != kept and is_ours(kind)]
@@ -242,7 +242,7 @@ class Base:
         return "initial values" if any(not torch.equal(fresh[name], before[name]) for name in before) else ""
 
 
-NULL_IS_ONE_OF = ("final_norm", "o_bias", "out_bias", "transform_bias")
+NULL_IS_ONE_OF = ("final_norm", "o_bias", "down_bias", "out_bias", "transform_bias")
 """Flags whose null is what the blocks or `bias` say: one of true and false states outright what is there already."""
 
 NAMES = ("labels",)
@@ -412,6 +412,8 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("kind=encoder", "attention=mha", HEAD, "pooler={kind: first_token}"),
         (TOP_OF_ENCODER, "embedding", "head", "pooler", "pooler=null"),
     ),
+    "token dropout": ("llama-tiny", ("kind=encoder", "attention=mha", HEAD, "+embedding.mask_id=7"), ("embedding",)),
+    "stored frequencies": ("llama-tiny", ("position.rotary_dim=4",), ("position",)),
     "mlm apart": (
         "llama-tiny",
         ("kind=encoder", "attention=mha", HEAD, "head.tied=false"),

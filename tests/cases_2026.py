@@ -1,7 +1,7 @@
 """Decoders whose softmax attention has more than keys, values and a mask: widths, gates and norms of its own."""
 
 from cases_2025 import TYPES
-from cases_experts import SMALL, YARN, case
+from cases_experts import LATENT, SMALL, YARN, case
 
 MIMO = {
     **SMALL,
@@ -25,8 +25,25 @@ LAGUNA = {
     "sliding_window": 6,
     "layer_types": TYPES,
 }
+JAPANESE = {key: each for key, each in SMALL.items() if key not in ("intermediate_size", "num_key_value_heads")}
+
+TEMPERED = {**YARN, "llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 8}
 
 CASES = [
+    case("mistral4", "Mistral4Config", base=LATENT, n_group=4, topk_group=2, rope_parameters=TEMPERED),
+    case(
+        "mistral4-plain",
+        "Mistral4Config",
+        base=LATENT,
+        q_lora_rank=None,
+        rope_interleave=False,
+        norm_topk_prob=False,
+        routed_scaling_factor=1.3,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        rope_parameters={**TEMPERED, "mscale": 0.7, "mscale_all_dim": 0.9},
+    ),
+    case("mistral4-base", "Mistral4Config", "Model", base=LATENT, first_k_dense_replace=0, rope_parameters=TEMPERED),
     case("mimo_v2_flash", "MiMoV2FlashConfig", base=MIMO, n_group=4, topk_group=2),
     case(
         "mimo_v2_flash-types",
@@ -69,4 +86,14 @@ CASES = [
         tie_word_embeddings=True,
     ),
     case("laguna-base", "LagunaConfig", "Model", base=LAGUNA, num_attention_heads_per_layer=[4, 2, 4, 2]),
+    case("gpt_neox_japanese", "GPTNeoXJapaneseConfig", base=JAPANESE),
+    case(
+        "gpt_neox_japanese-untied",
+        "GPTNeoXJapaneseConfig",
+        base=JAPANESE,
+        tie_word_embeddings=False,
+        hidden_act="relu",
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+    ),
+    case("gpt_neox_japanese-base", "GPTNeoXJapaneseConfig", "Model", base=JAPANESE, num_hidden_layers=1),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -103,5 +104,7 @@ def both(pair: Pair, ids: torch.Tensor, mask: torch.Tensor | None = None, **more
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Read every tensor in a folder's safetensors."""
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    """Read every tensor in a folder's safetensors, norms under torch's names (ESM's have others there)."""
+    names = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+    found = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    return {re.sub("|".join(names), lambda match: names[match[0]], name): each for name, each in found.items()}

@@ -7,9 +7,12 @@ import json
 import cases_2025
 import cases_2026
 import cases_encoders
+import cases_encoders_2026
 import cases_experts
+import cases_experts_2026
 import cases_gemma
 import cases_gpt
+import cases_hybrid_2026
 import cases_linear
 import cases_llama
 import cases_readers
@@ -42,6 +45,9 @@ CASES: list[Case] = [
     *cases_2026.CASES,
     *cases_sparse.CASES,
     *cases_gemma.CASES,
+    *cases_encoders_2026.CASES,
+    *cases_hybrid_2026.CASES,
+    *cases_experts_2026.CASES,
 ]
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import cases_encoders
+import cases_encoders_2026
 import pytest
 import torch
 import transformers
@@ -17,7 +18,7 @@ from zoo.checkpoint.inverse import try_family
 from zoo.families.family import by_model_type, read_family
 
 ENCODERS: dict[str, Case] = {}
-for _case in cases_encoders.CASES:
+for _case in (*cases_encoders.CASES, *cases_encoders_2026.CASES):
     ENCODERS.setdefault(_case.config.removesuffix("Config"), _case)  # the first case of each family
 
 SUFFIXES = ("ForSequenceClassification", "ForMultipleChoice", "ForTokenClassification", "ForQuestionAnswering")

@@ -85,7 +85,7 @@ def test_ranks_give_what_the_whole_model_gives_for_every_family(processes, tmp_p
     found = compare(processes, tmp_path, tmp_path / "families.json", timeout=1500)
     check(found, sum("refused" in each for each in found[0].values()))
     told = [each["refused"] for each in found[0].values() if "refused" in each]
-    assert len(told) < len(specs) / 4 and all("divide" in each for each in told)
+    assert len(told) < len(specs) / 4 and all("divide" in each or "(tp=1, or rmsnorm)" in each for each in told)
 
 
 @pytest.mark.parametrize("name", ["llama-tiny", "qwen3-next-tiny", "t5-tiny"])

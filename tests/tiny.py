@@ -79,9 +79,12 @@ def every_choice() -> Iterator[list[str]]:
     for axis in AXES:
         for choice in choices(axis) if axis != "cross" else ():  # which only an encoder-decoder has
             yield [f"{axis}={choice}", *needs(f"{axis}={choice}")]
+    yield ["attention=kda", "attention.low_rank=false", "attention.lower_bound=-2.0", "position=none"]
+    yield ["attention=mla", "attention.output_gate=true", "attention.tempering={kind: log, floor: 4, first: 0}"]
     yield MIXED
     yield LENT
-    yield ["kind=encoder", "head={kind: mlm, activation: {kind: gelu}, norm: {kind: layernorm}}", "embedding.n_types=2"]
+    head = "head={kind: mlm, activation: {kind: gelu}, norm: {kind: layernorm}}"
+    yield ["kind=encoder", head, "embedding={n_types: 2, mask_id: 7}", "position={rotary_dim: 8, stored: true}"]
 
 
 def spec_of(overrides: list[str] | tuple[str, ...] = ()):

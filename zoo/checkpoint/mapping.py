@@ -248,8 +248,18 @@ class Tiled(TensorStep):
         return torch.cat([before, tiles.unflatten(0, (*grid, -1)).transpose(0, 1).flatten(0, 2)])
 
 
+class TrailingOnes(TensorStep):
+    """`ones(n)`: theirs has n more dimensions of 1 behind ours."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.flatten(-1 - self.number) for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each[(..., *[None] * self.number)] for each in tensors]
+
+
 STEPS: dict[str, type[TensorStep]] = {"rows": Rows, "groups": Groups, "turn": Transpose, "row": OneRow, "flat": Flat}
-STEPS |= {"pairs": Pairs, "plus": Plus, "third": ThirdDimension, "blocks": Blocks}
+STEPS |= {"pairs": Pairs, "plus": Plus, "third": ThirdDimension, "blocks": Blocks, "ones": TrailingOnes}
 STEPS |= {"column": OneColumn, "folded": Folded, "depthwise": Depthwise, "decay": Decay, "tiled": Tiled}
 
 

@@ -275,7 +275,7 @@ class _Trace:
         from zoo.model.step import Inputs
 
         m, tower = self.layer, replace_torch(self.tower)
-        x = tower.embedding.lookup(m.embedding, ids, None)
+        x = tower.embedding.lookup(m.embedding, ids, None, tower.embedding.weigh(ids, None, None))
         drops = self.model and ShadowDrops(self.model.ends[self.where].whole.drops)
         scene = replace_torch(Scene)(tower, Inputs(ids, memory=memory if tower.causal else None), drops=drops)
         if tower.has_position:

@@ -317,6 +317,9 @@ def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
     merged["model"] = {
         key: value for key, value in lay_over(base.model, patch).items() if patch.get(key, 0) is not None
     } | kind
+    if "layers" in merged["model"]:
+        kinds = merged["model"]["layers"].items()
+        merged["model"]["layers"] = {name: each for name, each in kinds if each is not None}
     return {**merged, **node}
 
 

@@ -6,12 +6,13 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.model.layer_input import PerLayerEmbedding
 from zoo.model.norm import WholeNorm
+from zoo.model.packed import count_in_run
 from zoo.spec import TOKENS, Embedding, Linear, Sized, Spec, Tied
 
 if TYPE_CHECKING:
@@ -36,8 +37,12 @@ class TokenEmbedding(Spec, axis="embedding", default="tokens"):
         """The width at which position vectors are added."""
         raise NotImplementedError
 
-    def lookup(self, m: Weights, ids: Tensor, types: Tensor | None = None) -> Tensor:
-        """Look up token ids [B, T], before positions are added: [B, T, E]."""
+    def weigh(self, ids: Tensor, real: Tensor | None, documents: Tensor | None) -> Tensor | None:
+        """Weigh the tokens of whole rows [B, T]: a factor for each token's vector, None where all are as they are."""
+        return None
+
+    def lookup(self, m: Weights, ids: Tensor, types: Tensor | None = None, factors: Tensor | None = None) -> Tensor:
+        """Look up token ids [B, T], before positions are added: [B, T, E]. `factors` [B, T] are those of `weigh`."""
         raise NotImplementedError
 
     def finish(self, m: Weights, x: Tensor, real: Tensor | None = None) -> Tensor:
@@ -70,6 +75,10 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     token gets the first: the others are tasks that a published model was pre-trained on. `masked` makes padding 0
     (DeBERTa). `per_layer` embeds tokens for each layer besides (Gemma 3n, 2025). `tied` names another model's table to
     read in place of an own one: a decoder its encoder's.
+
+    With `mask_id`, the id of the mask token, masking is dropout of tokens: a masked token's vector is 0, and the others
+    of its row or document are multiplied by (1 − mask_share) / (1 − the share of masked tokens there), where mask_share
+    is the one of training (ESM-2's token dropout, Lin et al., 2023: 0.8 of the 0.15 that are chosen).
     """
 
     scale: Annotated[float | str | None, BeforeValidator(_number_or_root)] = None
@@ -83,8 +92,12 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     masked: bool = False
     tied: str | None = None
     per_layer: PerLayerEmbedding | None = None
+    mask_id: NonNegativeInt | None = None
+    mask_share: Annotated[float, Field(ge=0, lt=1)] = 0.12
 
     def __post_init__(self) -> None:
+        if self.mask_id is None and self.mask_share != 0.12:
+            raise ValueError(f"mask_share={self.mask_share} is of masked tokens, and none is named (give `mask_id`)")
         if self.norm_first and self.norm is None:
             raise ValueError("norm_first places the norm, and there is none (give `norm`, or leave it out)")
         idle = [name for name in ("project_bias", "project_first") if getattr(self, name) and self.width is None]
@@ -108,8 +121,21 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
             **({"per_layer": Sized(self.per_layer, d_model)} if self.per_layer else {}),
         }
 
-    def lookup(self, m: Weights, ids: Tensor, types: Tensor | None = None) -> Tensor:
-        """Look up token ids [B, T], before positions are added: [B, T, E]."""
+    def weigh(self, ids: Tensor, real: Tensor | None, documents: Tensor | None) -> Tensor | None:
+        """Weigh the tokens of whole rows [B, T]: a factor for each token's vector, None where all are as they are."""
+        if self.mask_id is None:
+            return None
+        masked = ids == self.mask_id
+        if documents is not None:
+            total, hidden = (count_in_run(documents, each) for each in (torch.ones_like(masked), masked))
+        else:
+            real = torch.ones_like(masked) if real is None else real
+            total, hidden = (each.sum(1, keepdim=True) for each in (real, masked & real))
+        factors = (1 - self.mask_share) * total.float() / (total - hidden).clamp(min=1).float()
+        return factors.masked_fill(masked, 0.0)  # B T
+
+    def lookup(self, m: Weights, ids: Tensor, types: Tensor | None = None, factors: Tensor | None = None) -> Tensor:
+        """Look up token ids [B, T], before positions are added: [B, T, E]. `factors` [B, T] are those of `weigh`."""
         if types is not None and not self.n_types:
             raise ConfigError("token_type_ids: the embedding has no token types (embedding.n_types would give it some)")
         x = m.seam.look_up(m.tokens, ids)
@@ -117,6 +143,8 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
             scale = x.shape[-1] ** 0.5 if self.scale == ROOT else float(self.scale)
             # In the weight's dtype, as the published models were trained; filled on the device, not copied there.
             x = x * torch.full((), scale, dtype=x.dtype, device=x.device)
+        if factors is not None:
+            x = x * factors[..., None].to(x.dtype)
         if self.width and self.project_first:
             x = m.project(x)
         if self.n_types:

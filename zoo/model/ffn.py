@@ -63,7 +63,8 @@ class Gated(FFN, kind="gated"):
     """(act(x·W_gate) ⊙ x·W_up)·W_down (Shazeer, 2020): SwiGLU with SiLU, GEGLU with GELU, ReGLU with ReLU.
 
     `gate_scale` multiplies x·W_gate, `out_scale` the result: constants of µP (Falcon-H1, 2025).
-    `inner_norm` normalises the product before W_down (BitNet b1.58; Wang et al., 2022).
+    `inner_norm` normalises the product before W_down (BitNet b1.58; Wang et al., 2022). `down_bias` is that of W_down,
+    as `bias` unless given (GTE has it alone).
     """
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)
@@ -74,6 +75,7 @@ class Gated(FFN, kind="gated"):
     gate_scale: float = 1.0
     out_scale: float = 1.0
     inner_norm: WholeNorm | None = None
+    down_bias: bool | None = None
 
     @property
     def summed(self) -> int:
@@ -85,7 +87,7 @@ class Gated(FFN, kind="gated"):
             **_learned(self.activation),
             "up": Linear(d_model, self.d_ff, self.bias),
             **({"inner_norm": Sized(self.inner_norm, self.d_ff)} if self.inner_norm else {}),
-            "down": Linear(self.d_ff, d_model, self.bias, residual=True),
+            "down": Linear(self.d_ff, d_model, self.bias if self.down_bias is None else self.down_bias, residual=True),
         }
 
     def shard(self, ranks: int) -> Gated:

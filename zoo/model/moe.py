@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
-from zoo.model.ffn import FFN
+from zoo.model.ffn import FFN, multiply
 from zoo.model.norm import WholeNorm
 from zoo.model.router import Router, Routes
 from zoo.ranks.experts import visit_experts
@@ -38,6 +38,7 @@ class MoE(FFN, kind="moe"):
     and one after them serve all (NVIDIA, 2025, Nemotron 3); the router and the shared expert read d_model. With
     `branch_norm` the routed experts and the shared one have such a norm each before and after them, and the router
     reads what comes in (Gemma 4, 2026).
+    `out_scale` multiplies the sum: 0.5 gives the mean of routed and shared (Cohere, 2026, Command A+).
     """
 
     expert: FFN
@@ -47,6 +48,7 @@ class MoE(FFN, kind="moe"):
     scale_input: bool = False
     latent: PositiveInt | None = None
     branch_norm: WholeNorm | None = None
+    out_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if isinstance(self.expert, MoE) or isinstance(self.shared, MoE):
@@ -114,13 +116,12 @@ class MoE(FFN, kind="moe"):
             y = y * weights.to(y.dtype)
         y = routes.gather(y, tokens.shape[0]).unflatten(0, x.shape[:2])  # B T D
         y = m.latent_out(y) if self.latent else y
-        if not self.shared:
-            return y
-        if self.branch_norm:
-            y, shared = m.routed_out_norm(y), m.shared_out_norm(m.shared(m.shared_norm(x), step))
-        else:
-            shared = m.shared(x, step)
-        return y + (m.shared_gate(x).float().sigmoid().to(shared.dtype) * shared if self.shared_gate else shared)
+        if self.shared:
+            y = y if self.branch_norm is None else m.routed_out_norm(y)
+            shared = m.shared(x if self.branch_norm is None else m.shared_norm(x), step)
+            shared = shared if self.branch_norm is None else m.shared_out_norm(shared)
+            y = y + (m.shared_gate(x).float().sigmoid().to(shared.dtype) * shared if self.shared_gate else shared)
+        return multiply(y, self.out_scale)
 
     def compute(self, m: Weights, rows: Tensor, routes: Routes, step: Step) -> Tensor:
         """What the experts make of their rows [M, D]."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from zoo.lazy import F, torch
+from zoo.lazy import torch
 from zoo.model.norm import WholeNorm
+from zoo.model.packed import count_in_run, find_run_firsts
 from zoo.spec import Buffer, Linear, Sized, Spec, Weight
 
 if TYPE_CHECKING:
@@ -85,9 +86,9 @@ class TopK(Router):
     `softcap` bounds the scores by c·tanh(s/c) (Laguna, 2026).
 
     `n_groups` of experts, of which only the best `top_k_groups` are open to a token, keep its experts on few machines
-    (DeepSeek-V2, 2024). `capacity` is the number of tokens that an expert takes from a row or document, first come,
-    first served; tokens beyond it skip the expert, which adds nothing to them (Fedus et al., 2021, Switch, where top_k
-    is 1 and nothing is normalised).
+    (DeepSeek-V2, 2024); a group is as good as the sum of its `judged_by` best experts. `capacity` is the number of
+    tokens that an expert takes from a row or document, first come, first served; tokens beyond it skip the expert,
+    which adds nothing to them (Fedus et al., 2021, Switch, where top_k is 1 and nothing is normalised).
 
     Two losses keep the router healthy in training: `balance_coef` times E·Σ fᵢ·Pᵢ, with fᵢ the share of choices that
     expert i got and Pᵢ its mean chance, 1 when balanced (Fedus et al., 2021); `z_coef` times mean(logsumexp²) (Zoph et
@@ -101,10 +102,9 @@ class TopK(Router):
     capacity: PositiveInt | None = None
     softcap: PositiveFloat | None = None
     expert_scale: bool = False
+    judged_by: PositiveInt = 1
     balance_coef: NonNegativeFloat = 0.01
     z_coef: NonNegativeFloat = 0.0
-
-    judged_by: ClassVar[int] = 1  # a group is as good as the sum of so many of its best experts
 
     def __post_init__(self) -> None:
         _check_groups(self)
@@ -148,7 +148,7 @@ class SoftmaxTopK(TopK, kind="softmax_topk"):
     """Softmax over all experts, the top_k of it (Shazeer et al., 2017).
 
     With `normalize` (Mixtral) the weights are a softmax over the chosen scores alone, which is the same (gpt-oss and
-    Granite compute it so). A group of experts is as good as its likeliest one.
+    Granite compute it so). A group of experts is as good as its likeliest one (DeepSeek-V2) unless `judged_by` more.
     """
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
@@ -166,19 +166,27 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
     """Each expert scored by a sigmoid of its own, the top_k of them (DeepSeek-V3, 2024; Llama 4, which does not
     normalise).
 
-    A group of experts is as good as the sum of its best two. For the losses, a chance is a score's share of all scores.
+    A group of experts is as good as the sum of its best two unless `judged_by` others. With `choose_by` logit the
+    selection bias is added to the logits, before the sigmoid (Aleph Alpha, 2026, Kolibri-1). For the losses, a chance
+    is a score's share of all scores.
     """
 
-    judged_by: ClassVar[int] = 2
-
     selection_bias: bool = True
+    judged_by: PositiveInt = 2
+    choose_by: Literal["score", "logit"] = "score"
     balance_coef: NonNegativeFloat = 0.0001
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.choose_by == "logit" and not self.selection_bias and self.n_groups == self.top_k_groups:
+            raise ValueError("choose_by=logit says what the selection bias is added to, and there is none (score)")
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         logits = self._score(m, x)  # B T E
         scores = logits.sigmoid()
         plain = self.n_groups == 1 and not self.selection_bias
-        chosen = self._choose(m, logits if plain else scores)  # B T K; large logits do not all round to 1
+        by_logit = plain or self.choose_by == "logit"
+        chosen = self._choose(m, logits if by_logit else scores)  # B T K; large logits do not all round to 1
         if m.training:
             step.losses += _losses(self, logits, _normalized(scores), chosen, step.real)
         weights = scores.gather(-1, chosen)
@@ -275,14 +283,14 @@ class ExpertChoice(Router, kind="expert_choice"):
         batch, _, length = chances.shape
         real = chances.new_ones(batch, length, dtype=torch.bool) if step.real is None else step.real
         documents = torch.zeros_like(real, dtype=torch.long) if step.documents is None else step.documents
-        share = _count_in_run(documents, real) * self.top_k // self.n_experts  # B T, of the token's own document
+        share = count_in_run(documents, real) * self.top_k // self.n_experts  # B T, of the token's own document
         chances = chances.masked_fill(~real[:, None], -1.0)
         order = chances.argsort(dim=-1, descending=True, stable=True)  # B E T
         numbers = documents[:, None].expand_as(order).gather(-1, order)
         by_document = numbers.argsort(dim=-1, stable=True)  # within a document still from the best to the worst
         order, numbers = order.gather(-1, by_document), numbers.gather(-1, by_document)
         places = torch.arange(length, device=order.device).expand_as(order)
-        rank = places - _first_of_run(numbers)
+        rank = places - find_run_firsts(numbers)
         rank = torch.zeros_like(order).scatter(-1, order, rank)
         return chances.masked_fill(rank >= share[:, None], -1.0)
 
@@ -302,6 +310,9 @@ def _check_groups(router: TopK) -> None:
     if router.top_k_groups > router.n_groups:
         raise ValueError(f"top_k_groups={router.top_k_groups} is more than n_groups={router.n_groups}")
     size, judged_by = router.n_experts // router.n_groups, router.judged_by
+    usual = next(each.default for each in router.fields() if each.name == "judged_by")
+    if router.n_groups == router.top_k_groups and judged_by != usual:
+        raise ValueError(f"judged_by={judged_by} compares groups, and all {router.n_groups} are open (leave it out)")
     if router.n_groups > 1 and size < judged_by:
         raise ValueError(f"n_groups={router.n_groups} leaves {size} experts in each, which are judged by {judged_by}")
     if router.top_k > router.top_k_groups * size:
@@ -336,33 +347,13 @@ def _admitted(router: Router, chosen: Tensor, capacity: int, step: Step) -> Tens
     taken = taken.long()
     count = taken.cumsum(1)
     if step.documents is not None:
-        first = _first_of_run(step.documents)[..., None].expand_as(count)
+        first = find_run_firsts(step.documents)[..., None].expand_as(count)
         count = count - (count - taken).gather(1, first)
     earlier = step.state("routed")
     if earlier is not None:
         count = count + earlier.long()[:, None]
     step.hold(routed=count[:, -1])
     return count.gather(-1, chosen) <= capacity
-
-
-def _starts_of_runs(numbers: Tensor) -> Tensor:
-    """True at the first place of every run of equal numbers along the last dimension."""
-    return F.pad(numbers[..., 1:] != numbers[..., :-1], (1, 0), value=True)
-
-
-def _first_of_run(numbers: Tensor) -> Tensor:
-    """For each place of the last dimension, the first place of the run of equal numbers it is in."""
-    places = torch.arange(numbers.shape[-1], device=numbers.device).expand_as(numbers)
-    return torch.where(_starts_of_runs(numbers), places, 0).cummax(-1).values
-
-
-def _count_in_run(numbers: Tensor, real: Tensor) -> Tensor:
-    """For each place [B, T], how many real tokens the run of equal numbers has that it is in."""
-    runs = _starts_of_runs(numbers).long().cumsum(-1)  # B T: 1, 1, 2, 2, 2, 3, …
-    last = torch.searchsorted(runs, runs, right=True) - 1  # where each place's run ends
-    counted = real.long().cumsum(-1)
-    before = counted - real.long()
-    return counted.gather(-1, last) - before.gather(-1, _first_of_run(numbers))
 
 
 def _losses(

@@ -176,7 +176,8 @@ class Scene:
         position = attention.positioning
         if position is not None:
             lengths = self._count_lengths() if position.reads_length else None
-            step.tables = position.tables(self.context.own(self.positions), attention.rotary_width, dtype, lengths)
+            places = self.context.own(self.positions)
+            step.tables = position.tables(places, attention.rotary_width, dtype, lengths, own)
         if where is not None and where.table is not None:
             self._share_pages(step, attention, own, where)
             self._draw(step, attention, dtype)

@@ -247,7 +247,8 @@ class Tower(Topology):
         """What goes into the first layer: [B, T, D]."""
         seam, context = m.seam, m.context
         types = seam.own(context.own(inputs.token_type_ids))
-        x = self.embedding.lookup(m.embedding, context.own(inputs.input_ids), types)
+        factors = self.embedding.weigh(inputs.input_ids, scene.real, inputs.documents)
+        x = self.embedding.lookup(m.embedding, context.own(inputs.input_ids), types, seam.own(context.own(factors)))
         if self.has_position:
             x = self.position.embed(m.position, x, seam.own(context.own(scene.table_positions)))
         x = self.embedding.finish(m.embedding, x, seam.own(scene.real))

@@ -114,12 +114,16 @@ def _check_choices(tower: Tower) -> Iterator[Misfit]:
 
 
 def _check_embedding(tower: Tower) -> Iterator[Misfit]:
-    """Order matters only where positions, types or a norm stand between the table and the first layer."""
+    """Order matters only where positions, types or a norm stand between the table and the first layer; masked tokens
+    are counted only where a token may know of later ones."""
     embedding = tower.embedding
     between = tower.position.embeds
     if getattr(embedding, "norm_first", False) and not between:
         found = f"position '{tower.position.kind}' adds nothing at the embedding, so nothing comes after the norm"
         yield ("embedding", "norm_first"), f"{found} (leave it out)"
+    if tower.causal and getattr(embedding, "mask_id", None) is not None:
+        found = f"is {embedding.mask_id}, whose share of a whole row is counted, in a model of kind '{tower.kind}'"  # type: ignore[attr-defined]
+        yield ("embedding", "mask_id"), f"{found} (kind: encoder, or leave it out)"
     others = (getattr(embedding, name, None) for name in ("norm", "n_types", "n_tasks"))
     if getattr(embedding, "project_first", False) and not between and not any(others):
         found = "no norm, types or positions stand between the table and its projection"

@@ -6,40 +6,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from zoo.kernels.base import Ask
 from zoo.lazy import F, torch
 from zoo.model.attention.base import SoftmaxAttention
 from zoo.model.attention.recurrent import check_causal, convolve
+from zoo.model.attention.tempering import Tempering
 from zoo.model.norm import WholeNorm
-from zoo.spec import READ, Conv, Linear, Sized, Spec, Weight, split
+from zoo.spec import READ, Conv, Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.model.step import Step, Weights
-
-
-class Tempering(Spec, axis="tempering", default="log"):
-    """Scale queries by their position."""
-
-    def factor(self, positions: Tensor) -> Tensor:
-        """The factor [B, T, 1, 1] of queries [B, T, H, C] at positions [B, T]."""
-        raise NotImplementedError
-
-
-class LogTempering(Tempering, kind="log"):
-    """q · (1 + scale·ln(1 + ⌊position / floor⌋)) (Nakanishi, 2025). Positions count from `first`: 1 in Llama 4, 0 in
-    Ministral 3."""
-
-    floor: PositiveInt = 8192
-    scale: PositiveFloat = 0.1
-    first: NonNegativeInt = 1
-
-    def factor(self, positions: Tensor) -> Tensor:
-        steps = ((positions.float() + self.first) / self.floor).floor()
-        return (1 + self.scale * torch.log1p(steps))[..., None, None]
 
 
 class GQA(SoftmaxAttention, kind="gqa"):

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from zoo.lazy import F, torch
 from zoo.model.activation import PlainActivation, SiLU
@@ -38,18 +38,22 @@ class KDA(Attention, kind="kda"):
 
         S ← α ⊙ S,   S ← S + k⊗(β·(v − Sᵀk)) [H, K, K],   y = Sᵀq,   out = (norm(y) ⊙ σ(x·W_ga·W_gb))·W_out,
 
-    α scaling the rows of S and `norm` being over each head. W_fa and W_ga are K wide. `chunk_size`, a power of two,
-    changes speed alone. The recurrence is computed in float32.
+    α scaling the rows of S and `norm` being over each head. W_fa and W_ga are K wide; without `low_rank` one matrix W_f
+    stands for W_fa·W_fb, and W_g for W_ga·W_gb. With a negative `lower_bound` α = exp(lower_bound·σ(exp(A_log)·(x·W_f +
+    dt_bias))), which cannot fall below exp(lower_bound) (Ling 3, 2026). `chunk_size`, a power of two, changes speed
+    alone. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
-    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "b", "f_a", "g_a"),)
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "b", "f_a", "g_a", "f", "g"),)
 
     n_heads: PositiveInt
     head_dim: PositiveInt
     d_conv: PositiveInt = 4
     activation: PlainActivation = SiLU()
     norm: WholeNorm = RMSNorm(eps=1e-5)
+    low_rank: bool = True
+    lower_bound: Annotated[float, Field(lt=0)] | None = None
     chunk_size: PositiveInt = 64
 
     def __post_init__(self) -> None:
@@ -61,15 +65,19 @@ class KDA(Attention, kind="kda"):
 
     def parts(self, d_model: int) -> dict[str, Any]:
         inner, width = self.d_inner, self.head_dim
+        gates = {
+            "f_a": Linear(d_model, width, precise=True),
+            "f_b": Linear(width, inner, precise=True),
+            "g_a": Linear(d_model, width),
+            "g_b": Linear(width, inner),
+        }
+        whole = {"f": Linear(d_model, inner, precise=True), "g": Linear(d_model, inner)}
         return {
             "q": Linear(d_model, inner),
             "k": Linear(d_model, inner),
             "v": Linear(d_model, inner),
             "b": Linear(d_model, self.n_heads, precise=True),
-            "f_a": Linear(d_model, width, precise=True),
-            "f_b": Linear(width, inner, precise=True),
-            "g_a": Linear(d_model, width),
-            "g_b": Linear(width, inner),
+            **(gates if self.low_rank else whole),
             "conv": Conv(3 * inner, 3 * inner, self.d_conv, groups=3 * inner, segments=(inner, inner, inner)),
             "dt_bias": Weight((inner,), init=spread_steps),
             "A_log": Weight((self.n_heads,), init=partial(spread_rates, low=1.0, high=16.0)),
@@ -90,18 +98,23 @@ class KDA(Attention, kind="kda"):
         check_causal(step)
         heads = (self.n_heads, self.head_dim)
         mixed = convolve(m.conv, torch.cat((m.q(x), m.k(x), m.v(x)), -1), step)
-        b, f = m.b(x), m.f_b(m.f_a(x))
+        b, f = m.b(x), m.f_b(m.f_a(x)) if self.low_rank else m.f(x)
         with exactly(x):
             q, k, v = (
                 part.unflatten(-1, heads) for part in self.activation.apply(mixed).float().chunk(3, -1)
             )  # B T H K
             q, k = unit_length(q) * self.head_dim**-0.5, unit_length(k)
-            rate = m.A_log.float().exp()[:, None]  # H 1
-            log = -rate * F.softplus(f.float() + m.dt_bias.float()).unflatten(-1, heads)  # B T H K
+            log = self._decay((f.float() + m.dt_bias.float()).unflatten(-1, heads), m)  # B T H K
             S = step.state("ssm")
             S = v.new_zeros(x.shape[0], *self.state()["ssm"]) if S is None else S
             length = pick_length(self.chunk_size, x.shape[1])
             y, S = scan_delta(q, k, v, b.float().sigmoid(), log, S, step, length)
             step.hold(ssm=S)
-        y = m.norm(y.to(mixed.dtype)) * m.g_b(m.g_a(x)).unflatten(-1, heads).float().sigmoid()
+        gate = m.g_b(m.g_a(x)) if self.low_rank else m.g(x)
+        y = m.norm(y.to(mixed.dtype)) * gate.unflatten(-1, heads).float().sigmoid()
         return m.out(y.flatten(-2).to(mixed.dtype))  # B T D
+
+    def _decay(self, f: Tensor, m: Weights) -> Tensor:
+        """The logarithms of α [B, T, H, K], of what the tokens ask for, f."""
+        rate = m.A_log.float().exp()[:, None]  # H 1
+        return -rate * F.softplus(f) if self.lower_bound is None else self.lower_bound * (rate * f).sigmoid()

@@ -14,6 +14,7 @@ from zoo.kernels.ring import Expansion
 from zoo.lazy import torch
 from zoo.model.attention.base import SoftmaxAttention
 from zoo.model.attention.indexer import Indexer
+from zoo.model.attention.tempering import Tempering
 from zoo.model.norm import WholeNorm
 from zoo.spec import Linear, Sized, split
 
@@ -31,7 +32,8 @@ class MLA(SoftmaxAttention, kind="mla"):
     from x without. A head's queries and keys are `qk_nope_head_dim` + `qk_rope_head_dim` wide, its values `v_head_dim`.
     `norm` is that of the latents. `bias` is for what makes the latents and for the output. `scale` multiplies the
     scores, 1/√(nope + rope) unless given. With an `indexer` a query attends to the keys that it chooses alone
-    (DeepSeek Sparse Attention: DeepSeek-V3.2, 2025).
+    (DeepSeek Sparse Attention: DeepSeek-V3.2, 2025). `tempering` makes queries grow with position (Mistral Small 4).
+    `output_gate` multiplies each head's output by σ(x·W) (Ling 3, 2026).
 
     Two ways to one result. Expanded: keys and values of every head are made, as training and a prompt want it.
     Absorbed, for few tokens after many: since (q·W_kbᵀ)·c = q·(c·W_kb), queries go to the latents' space, all heads
@@ -39,7 +41,7 @@ class MLA(SoftmaxAttention, kind="mla"):
     """
 
     varlen: ClassVar[bool] = False  # rows that are not alike are absorbed, which takes more for a prompt
-    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "q_a", "kv_a"),)
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "q_a", "kv_a", "gate"),)
 
     kv_lora_rank: PositiveInt
     qk_nope_head_dim: PositiveInt
@@ -50,6 +52,8 @@ class MLA(SoftmaxAttention, kind="mla"):
     bias: bool = False
     scale: PositiveFloat | None = None
     indexer: Indexer | None = None
+    tempering: Tempering | None = None
+    output_gate: bool = False
 
     @property
     def splits_tokens(self) -> bool:
@@ -96,6 +100,7 @@ class MLA(SoftmaxAttention, kind="mla"):
             "kv_norm": Sized(self.norm, rank),
             "k_b": Linear(rank, self.n_heads * self.qk_nope_head_dim, bare=True),
             "v_b": Linear(rank, self.n_heads * self.v_head_dim, bare=True),
+            **({"gate": Linear(d_model, self.n_heads)} if self.output_gate else {}),
             "o": Linear(self.n_heads * self.v_head_dim, d_model, self.bias, residual=True),
             **(self.indexer.list_parts(d_model, self.q_lora_rank or d_model) if self.indexer else {}),
             **({"position": self.position} if self.position.per_layer else {}),
@@ -148,12 +153,18 @@ class MLA(SoftmaxAttention, kind="mla"):
         q_rope = self.position.rotate(q_rope, step.tables)
         if self.indexer is not None:
             self.indexer.choose(m, x, low, step)
+        if self.tempering is not None:
+            factor = self.tempering.factor(step.positions)  # type: ignore[arg-type]
+            q_nope, q_rope = ((each * factor).to(each.dtype) for each in (q_nope, q_rope))
         few = step.cache is not None and not step.first and x.shape[1] <= self.absorbs_until
         pooled = step.rows is not None or step.pages is not None
         if not pooled and step.ring is None:  # what travels does so as it is
             latent = latent.to(x.dtype)
         attended = self._absorbed if few or pooled else self._expanded
-        return m.o(attended(m, q_nope, q_rope, latent, step).flatten(-2))  # B T D
+        y = attended(m, q_nope, q_rope, latent, step)  # B T H V
+        if self.output_gate:
+            y = y * m.gate(x).float().sigmoid().to(y.dtype)[..., None]
+        return m.o(y.flatten(-2))  # B T D
 
     def _expanded(self, m: Weights, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step) -> Tensor:
         """Attend to keys and values of every head, expanded from the latents [B, S, R+P]: [B, T, H, V]."""

@@ -34,8 +34,8 @@ class Block(Spec, axis="block"):
     """One layer: x [B, T, D] → x [B, T, D].
 
     `cross` is attention to an encoder's output, after that to the tokens themselves. What a sub-layer gives is
-    multiplied by `residual_scale` before it joins the stream (Granite). `layer_input` adds what the embedding's
-    `per_layer` holds for the layer (Gemma 3n).
+    multiplied by `residual_scale` before it joins the stream (Granite), the stream itself by `stream_scale` (Wang et
+    al., 2022, DeepNorm's α). `layer_input` adds what the embedding's `per_layer` holds for the layer (Gemma 3n).
     """
 
     normalises_output: ClassVar[bool] = (
@@ -52,6 +52,7 @@ class Block(Spec, axis="block"):
     cross: Annotated[Attention | None, AfterValidator(_reads_memory)] = None
     residual_scale: float = 1.0
     layer_input: LayerInput | None = None
+    stream_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.attention.kind == "none" and self.kind != "feed_forward":
@@ -92,4 +93,10 @@ class Block(Spec, axis="block"):
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """Add a sub-layer's output y to the residual stream x."""
-        return x + y if self.residual_scale == 1.0 else x + y * self.residual_scale
+        return add_scaled(x, y, self.stream_scale, self.residual_scale)
+
+
+def add_scaled(x: Tensor, y: Tensor, stream_scale: float, scale: float) -> Tensor:
+    """stream_scale · x + scale · y; a factor of 1 costs nothing."""
+    x = x if stream_scale == 1.0 else x * stream_scale
+    return x + y if scale == 1.0 else x + y * scale

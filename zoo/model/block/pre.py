@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.model.block.base import Block
+from zoo.model.block.base import Block, add_scaled
 from zoo.model.ffn import FFN
 from zoo.spec import CROSS, Sized
 
@@ -18,7 +18,9 @@ class Pre(Block, kind="pre"):
     """x + f(norm(x)) (Xiong et al., 2020; GPT-2, Llama).
 
     Without `input_norm` attention reads the stream as it is (ModernBERT's first layer). With `residual_from_norm` the
-    stream goes on from the norms' outputs rather than their inputs (BLOOM's option).
+    stream goes on from the norms' outputs rather than their inputs (BLOOM's option). `ffn_residual_scale` and
+    `ffn_stream_scale` stand in place of the block's own scales where the feed-forward is added (MiniMax-01, 2025).
+    `ffn_out_norm` normalises what the feed-forward gives, too (A.X K1, 2026).
     """
 
     takes_cross: ClassVar[bool] = True
@@ -26,6 +28,9 @@ class Pre(Block, kind="pre"):
     ffn: FFN
     input_norm: bool = True
     residual_from_norm: bool = False
+    ffn_residual_scale: float | None = None
+    ffn_stream_scale: float | None = None
+    ffn_out_norm: bool = False
 
     def parts(self, d_model: int) -> dict[str, Any]:
         cross = {"cross_norm": self.norm, "cross": Sized(self.cross, d_model, role=CROSS)} if self.cross else {}
@@ -35,6 +40,7 @@ class Pre(Block, kind="pre"):
             **cross,
             "ffn_norm": self.norm,
             "ffn": self.ffn,
+            **({"ffn_out_norm": self.norm} if self.ffn_out_norm else {}),
         }
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
@@ -43,4 +49,8 @@ class Pre(Block, kind="pre"):
         if self.cross is not None:
             x = self.add(x, m.cross(m.cross_norm(x), step.cross))
         normed = m.ffn_norm(x)
-        return self.add(normed if self.residual_from_norm else x, m.ffn(normed, step))
+        scales = (self.ffn_stream_scale, self.stream_scale), (self.ffn_residual_scale, self.residual_scale)
+        stream, scale = (usual if own is None else own for own, usual in scales)
+        y = m.ffn(normed, step)
+        y = m.ffn_out_norm(y) if self.ffn_out_norm else y
+        return add_scaled(normed if self.residual_from_norm else x, y, stream, scale)

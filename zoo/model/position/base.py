@@ -78,9 +78,16 @@ class Position(Spec, axis="position"):
         """x [B, T, D] with the positions [B, T] added."""
         return x
 
-    def tables(self, positions: Tensor, head_dim: int, dtype: torch.dtype, length: Tensor | None = None) -> Any:
+    def tables(
+        self,
+        positions: Tensor,
+        head_dim: int,
+        dtype: torch.dtype,
+        length: Tensor | None = None,
+        m: Weights | None = None,
+    ) -> Any:
         """The tables that `rotate` takes for positions [B, T], computed once a forward pass. `length` [B, 1]: tokens in
-        the row."""
+        the row. `m` holds the scheme's weights."""
         return None
 
     def rotate(self, x: Tensor, tables: Any) -> Tensor:

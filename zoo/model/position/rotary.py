@@ -14,10 +14,12 @@ from pydantic import PositiveFloat, PositiveInt
 from zoo.lazy import torch
 from zoo.model.position.base import Position
 from zoo.model.position.constants import keep_constant, place_constants
-from zoo.spec import Spec
+from zoo.spec import Buffer, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from zoo.model.step import Weights
 
 
 class Scaling(Spec, axis="rope_scaling"):
@@ -231,7 +233,8 @@ class RoPE(Position, kind="rope"):
 
     `rotary_dim` rotates only that many leading channels of each head. Pair i turns by theta^(−2i/R), where R is
     `spacing`, if given, rather than the rotated width (one less where GPT-NeoX rounds an odd share of a head up).
-    `reverse` turns by the negative angle (nanochat).
+    `reverse` turns by the negative angle (nanochat). `stored` saves the frequencies beside the weights, and uses those
+    of a file: ESM-2's were rounded to float16, which shows after some hundred tokens.
     """
 
     theta: PositiveFloat = 10000.0
@@ -240,6 +243,12 @@ class RoPE(Position, kind="rope"):
     interleaved: bool = False
     scaling: Scaling | None = None
     reverse: bool = False
+    stored: bool = False
+
+    def __post_init__(self) -> None:
+        if self.stored and (self.rotary_dim is None or self.scaling is not None):
+            found = "no rotary_dim" if self.rotary_dim is None else f"scaling '{self.scaling.kind}'"  # type: ignore[union-attr]
+            raise ValueError(f"stored saves a frequency for each pair of rotary_dim, unscaled; found {found}")
 
     @property
     def inside(self) -> bool:
@@ -264,7 +273,21 @@ class RoPE(Position, kind="rope"):
         if self.scaling is not None:
             self.scaling.check(width)
 
-    def tables(self, positions: Tensor, head_dim: int, dtype: torch.dtype, length: Tensor | None = None) -> Any:
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {"frequencies": Buffer((self.rotary_dim // 2,), init=self._fill)} if self.stored else {}  # type: ignore[operator]
+
+    def _fill(self, frequencies: Tensor) -> None:
+        width = self.spacing or 2 * len(frequencies)
+        frequencies.copy_(_frequencies(width, self.theta, frequencies.device))
+
+    def tables(
+        self,
+        positions: Tensor,
+        head_dim: int,
+        dtype: torch.dtype,
+        length: Tensor | None = None,
+        m: Weights | None = None,
+    ) -> Any:
         width, device = self.spacing or self.rotary_dim or head_dim, positions.device
         if self.scaling is None:
             make, magnitude = partial(_frequencies, width, self.theta, device), 1.0
@@ -272,7 +295,11 @@ class RoPE(Position, kind="rope"):
             make = partial(self.scaling.frequencies, width, self.theta, length, device)
             magnitude = self.scaling.magnitude_of(length)
         key = self.scaling, width, self.theta
-        frequencies = make() if self.reads_length else keep_constant(key, device, make)
+        if self.stored:
+            assert m is not None
+            frequencies = m.frequencies.float()
+        else:
+            frequencies = make() if self.reads_length else keep_constant(key, device, make)
         angles = positions[..., None].float() * frequencies  # B T R/2
         cos, sin = angles.cos() * magnitude, angles.sin() * (-magnitude if self.reverse else magnitude)
         return cos.to(dtype)[:, :, None], sin.to(dtype)[:, :, None]  # B T 1 R/2

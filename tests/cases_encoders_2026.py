@@ -1,0 +1,61 @@
+"""Encoders of proteins, of several languages and of long texts."""
+
+from cases_encoders import SMALL, UNTIED, YARN, case, segments
+
+PROTEINS = {
+    **SMALL,
+    "pad_token_id": 1,
+    "mask_token_id": 9,
+    "position_embedding_type": "rotary",
+    "token_dropout": True,
+    "layer_norm_eps": 1e-5,
+}
+
+ESMS = [
+    case("esm", "EsmConfig", "EsmForMaskedLM", base=PROTEINS),
+    case("esm-1b", "EsmConfig", "EsmForMaskedLM", base={**PROTEINS, "position_embedding_type": "absolute"}),
+    case("esm-norm", "EsmConfig", "EsmForMaskedLM", base=PROTEINS, emb_layer_norm_before=True, rope_theta=300.0),
+    case("esm-untied", "EsmConfig", "EsmForMaskedLM", base=PROTEINS, token_dropout=False, **UNTIED),
+    case("esm-base", "EsmConfig", "EsmModel", base=PROTEINS, num_attention_heads=2),
+]
+ESMCS = [
+    case("esmc", "EsmcConfig", "EsmcForMaskedLM"),
+    case("esmc-biased", "EsmcConfig", "EsmcForMaskedLM", attention_bias=True, mlp_bias=True, rope_parameters=YARN),
+    case("esmc-base", "EsmcConfig", "EsmcModel", num_attention_heads=2, hidden_act="gelu"),
+]
+GTES = [
+    case("gte", "GteConfig", "GteForMaskedLM"),
+    case(
+        "gte-segments", "GteConfig", "GteForMaskedLM", type_vocab_size=3, inputs=segments, hidden_act="relu", **UNTIED
+    ),
+    case("gte-untyped", "GteConfig", "GteForMaskedLM", type_vocab_size=0, rope_parameters=YARN),
+    case("gte-base", "GteConfig", "GteModel", layer_norm_eps=1e-3),
+]
+FILTER = {
+    **SMALL,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "sliding_window": 4,
+    "pad_token_id": None,
+    "eos_token_id": None,
+}
+LABELS = {"id2label": {0: "O", 1: "B-name", 2: "E-name"}, "label2id": {"O": 0, "B-name": 1, "E-name": 2}}
+FILTERS = [
+    case(
+        "openai_privacy_filter",
+        "OpenAIPrivacyFilterConfig",
+        "OpenAIPrivacyFilterForTokenClassification",
+        base={**FILTER, **LABELS},
+    ),
+    case(
+        "openai_privacy_filter-base",
+        "OpenAIPrivacyFilterConfig",
+        "OpenAIPrivacyFilterModel",
+        base=FILTER,
+        rope_parameters=YARN,
+    ),
+]
+
+CASES = [*ESMS, *ESMCS, *GTES, *FILTERS]

@@ -1,0 +1,59 @@
+"""Mixtures of experts of 2026."""
+
+from cases_2025 import TYPES
+from cases_experts import LATENT, SMALL, YARN, case
+
+AXK = {**{key: each for key, each in LATENT.items() if key != "first_k_dense_replace"}, "n_group": 4, "topk_group": 2}
+KOLIBRI = {
+    **{key: each for key, each in SMALL.items() if key != "intermediate_size"},
+    "num_hidden_layers": 4,
+    "head_dim": 12,
+    "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 28,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "sliding_window": 5,
+    "layer_types": TYPES,
+}
+COMMAND = {
+    **SMALL,
+    "num_hidden_layers": 4,
+    "head_dim": 12,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "num_shared_experts": 2,
+    "sliding_window": 5,
+    "layer_types": TYPES,
+    "pad_token_id": None,
+    "eos_token_id": None,
+}
+
+CASES = [
+    case("axk1", "AXK1Config", base=AXK),
+    case(
+        "axk1-types",
+        "AXK1Config",
+        base=AXK,
+        mlp_layer_types=["sparse", "dense", "sparse"],
+        attention_bias=True,
+        rope_interleave=False,
+        tie_word_embeddings=True,
+    ),
+    case("axk1-base", "AXK1Config", "Model", base=AXK, rms_norm_eps=1e-3),
+    case("kolibri1", "Kolibri1Config", base=KOLIBRI),
+    case("kolibri1-full", "Kolibri1Config", base=KOLIBRI, layer_types=["full_attention"] * 4, tie_word_embeddings=True),
+    case("kolibri1-base", "Kolibri1Config", "Model", base=KOLIBRI, norm_topk_prob=True, rope_parameters=YARN),
+    case("cohere2_moe", "Cohere2MoeConfig", base=COMMAND, expert_selection_fn="sigmoid"),
+    case(
+        "cohere2_moe-dense",
+        "Cohere2MoeConfig",
+        base=COMMAND,
+        mlp_layer_types=["dense", "dense", "sparse", "sparse"],
+        prefix_dense_intermediate_size=44,
+        shared_expert_combination_strategy="sum",
+        rms_norm_eps=1e-4,
+        attention_bias=True,
+        tie_word_embeddings=False,
+    ),
+    case("cohere2_moe-base", "Cohere2MoeConfig", "Model", base=COMMAND, num_shared_experts=0, logit_scale=0.3),
+]
