@@ -151,7 +151,7 @@ def _convert(own: str, tensor: torch.Tensor, config: Any, architecture: str) -> 
         tensor = _ungroup(tensor, config, architecture)
     if architecture == "qwen3next" and leaf == "ssm_in.weight":
         yield from _split_delta(own, tensor, config)
-    elif leaf == "attn_kv_b.weight":
+    elif architecture == "deepseek2" and leaf == "attn_kv_b.weight":
         parts = tensor.unflatten(0, (config.num_attention_heads, -1)).split([16, 16], 1)
         yield own.replace("kv_b", "k_b"), parts[0].transpose(1, 2)
         yield own.replace("kv_b", "v_b"), parts[1]

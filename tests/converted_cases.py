@@ -59,6 +59,7 @@ GRANITE_SAID = {
     "expert_shared_feed_forward_length": 48,
 }
 NEMOTRON_SAID = {**HYBRID_SAID, "attention.head_count_kv": [0, 0, 2, 0], "feed_forward_length": [0, 96, 0, 96]}
+MINICPM3_SAID = {"rope.dimension_count": 8, "vocab_size": len(TOKENS)}
 T5_SAID = {
     **{"context_length": 512, "block_count": 2, "decoder_block_count": 2, "feed_forward_length": 96},
     **{"attention.key_length": 16, "attention.value_length": 16, "attention.relative_buckets_count": 32},
@@ -173,6 +174,11 @@ CASES = {
             **{"rope.scaling.original_context_length": 16, "rope.scaling.yarn_log_multiplier": 0.0707},
             **{"rope.scaling.yarn_beta_fast": 32.0, "rope.scaling.yarn_beta_slow": 1.0},
         },
+    ),
+    "minicpm3": Case(
+        *("MiniCPM3", {**S, **MLA, "q_lora_rank": 32}),
+        {"attention.q_lora_rank": 32, "attention.kv_lora_rank": 16, "attention.key_length": 24, **MINICPM3_SAID},
+        ("rope.freq_base", "attention.value_length"),
     ),
     "mamba": Case(
         *("Mamba", {**V, "num_hidden_layers": 2, "state_size": 8, "time_step_rank": 4}),
