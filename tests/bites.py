@@ -465,6 +465,15 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("embedding", "block"),
     ),
+    "streams": (
+        "llama-tiny",
+        (
+            *("block=altup", "+streams={kind: altup, count: 4}", "block.correct_scale=true"),
+            f"embedding.per_layer={{kind: tokens, vocab_size: {VOCAB}, n_layers: 3, width: 6, norm: {RMS}}}",
+            "block.layer_input={kind: gated, width: 6, activation: {kind: silu}, norm: {kind: rmsnorm}}",
+        ),
+        ("streams", "block"),
+    ),
     "grouped experts": ("llama-tiny", ("ffn=moe", "n_groups=2", "top_k_groups=1"), ("router",)),
     "grouped sigmoid": (
         "llama-tiny",

@@ -22,12 +22,21 @@ GEMMA4 = {
 UNIFIED = {name: value for name, value in GEMMA4.items() if "per_layer_input" not in name}
 MIXTURE = {"enable_moe_block": True, "num_experts": 5, "top_k_experts": 2, "moe_intermediate_size": 20}
 
+GEMMA3N = {name: value for name, value in GEMMA4.items() if name != "global_head_dim"}
+GEMMA3N |= {
+    "laurel_rank": 6,
+    "intermediate_size": [56, 56, 56, 40, 56, 56, 72],
+    "activation_sparsity_pattern": [0.9, 0.0, 0.0, 0.6, 0.0, 0.0, 0.0],
+    "altup_num_inputs": 3,
+    "rms_norm_eps": 1e-2,
+}
+
 
 def case(name, config, model="ForCausalLM", /, base=GEMMA4, **sizes):
     """A case of the class that `model` names, of this config's family, which may have a name without "Text"."""
     family = config.removesuffix("Config")
     family = family if model == "Model" else family.removesuffix("Text")
-    options = {key: sizes.pop(key) for key in ("writes", "tokens", "unbind") if key in sizes}
+    options = {key: sizes.pop(key) for key in ("writes", "tokens", "unbind", "streams") if key in sizes}
     return Case(
         name, config, family + model, copy.deepcopy({**base, **sizes}), **{"writes": model != "Model", **options}
     )
@@ -52,5 +61,21 @@ CASES = [
     case("gemma4_unified_text", "Gemma4UnifiedTextConfig", base=UNIFIED, attention_k_eq_v=True),
     case("gemma4_unified_text-wide", "Gemma4UnifiedTextConfig", base=UNIFIED, use_double_wide_mlp=True),
     case("gemma4_unified_text-base", "Gemma4UnifiedTextConfig", "Model", base=UNIFIED, num_kv_shared_layers=0),
+    case("gemma3n_text", "Gemma3nTextConfig", base=GEMMA3N, streams=True),
+    case(
+        "gemma3n_text-active",
+        "Gemma3nTextConfig",
+        base=GEMMA3N,
+        streams=True,
+        altup_active_idx=1,
+        altup_correct_scale=False,
+        altup_num_inputs=4,
+        num_kv_shared_layers=0,
+        vocab_size_per_layer_input=80,
+        attention_bias=True,
+        tie_word_embeddings=False,
+        final_logit_softcapping=2.0,
+    ),
+    case("gemma3n_text-base", "Gemma3nTextConfig", "Model", base=GEMMA3N, streams=True),
     case("gemma4_text-both", "Gemma4TextConfig", "Model", use_bidirectional_attention="all", sliding_window=9),
 ]

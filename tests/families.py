@@ -41,6 +41,7 @@ class Case:
     unbind: tuple[str, ...] = ()
     attention: str = "eager"  # the reference's kernel: where its plain one is wrong, another
     rows: int = 2  # that it generates at once: RWKV's own state mixes rows
+    streams: bool = False  # whether its hidden states are several vectors a token, and end before the final norm
     embedded: bool = True  # whether its hidden states begin with the embeddings (Mamba's do not)
 
     def reference(self) -> Any:
@@ -100,6 +101,8 @@ def both(pair: Pair, ids: torch.Tensor, mask: torch.Tensor | None = None, **more
     with torch.no_grad():
         theirs = pair.reference(input_ids=ids, attention_mask=mask, output_hidden_states=True, **extra)
         ours = pair.ours(ids, mask, **extra)
+    if pair.case.streams:
+        theirs.hidden_states = tuple(each.movedim(0, 2) for each in theirs.hidden_states)
     return ours, theirs
 
 

@@ -17,6 +17,8 @@ PUBLISHED = {
     "longformer-base-4096": 148_711_257,
     "modernbert-base": 149_655_232,
     "embeddinggemma-300m": 302_863_104,
+    "gemma-3n-e2b": 4_435_182_688,
+    "gemma-3n-e4b": 6_835_235_568,
     "gemma-4-e2b": 4_628_569_344,
     "gemma-4-e4b": 7_463_013_376,
     "gemma-4-12b": 11_907_350_272,
@@ -58,6 +60,7 @@ NAMED = {
     "embeddinggemma-300m": "Gemma3TextModel",  # whose weights have no head
     **dict.fromkeys(("gemma-4-e2b", "gemma-4-e4b", "gemma-4-26b-a4b"), "Gemma4ForCausalLM"),
     "gemma-4-12b": "Gemma4UnifiedForCausalLM",
+    **dict.fromkeys(("gemma-3n-e2b", "gemma-3n-e4b"), "Gemma3nForCausalLM"),
 }
 """The class that the weights are for, where it is not named after the config."""
 
@@ -302,6 +305,10 @@ REFERENCE = {
         max_position_embeddings=2048,
         use_bidirectional_attention=True,
     ),
+    "gemma-3n-e2b": transformers.Gemma3nTextConfig(
+        num_hidden_layers=30, intermediate_size=8192, num_kv_shared_layers=10
+    ),
+    "gemma-3n-e4b": transformers.Gemma3nTextConfig(),
     "gemma-4-e2b": gemma4(
         *(1536, 35, 8, 1, 6144),
         num_kv_shared_layers=20,

@@ -224,6 +224,7 @@ class _Trace:
         ids = make_shadow((batch, context), INT64, "ids")
         x, scene = self._begin(ids, memory)
         given = self.tower.embedding.layer_inputs(m, ids, x)
+        x = x if self.tower.streams is None else replace_torch(self.tower.streams).expand(m.streams, x)
         self.file("embedding", begun, [x, *(given or ())], ids)
         begun = self.tape.begin()
         steps: dict[str, Any] = {}
@@ -286,7 +287,8 @@ class _Trace:
     def _end(self, shape: Any, dtype: Any, ids: Any) -> Any:
         m, tower, begun = self.layer, self.tower, self.tape.begin()
         x = make_shadow(shape, dtype, INPUT, grad=self.model is None or self.model.reached[self.where])
-        hidden = m.norm(x) if tower.has_final_norm else x
+        single = x if tower.streams is None else replace_torch(tower.streams).collapse(m.streams, x)
+        hidden = m.norm(single) if tower.has_final_norm else single
         hidden = m.project(hidden) if tower.out_width else hidden
         head = replace_torch(tower.head)
         logits = m.head(head.gather(hidden, head.mark(ids, None)))

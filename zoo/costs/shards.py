@@ -93,6 +93,8 @@ def layer_faults(spec: Priced, schedule: Schedule) -> list[str]:
     """Say where a model has fewer layers than a pipeline has chunks."""
     layers, stages, chunks = count_layers(spec), schedule.stages, schedule.chunks
     blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
+    if stages > 1 and any(block.streams > 1 for block in blocks):
+        return [f"pp: is {stages}, and the residual stream has several vectors a token (pp=1)"]
     if stages > 1 and any(block.layer_input is not None for block in blocks):
         return [f"pp: is {stages}, and layers read the per-layer embedding, which is on the first stage (pp=1)"]
     if stages > 1 and any(block.attention.lender is not None for block in blocks):

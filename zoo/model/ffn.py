@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from annotated_types import Gt, Lt
 from pydantic import PositiveFloat, PositiveInt
 
+from zoo.errors import ConfigError
 from zoo.lazy import F, torch
 from zoo.model.activation import Activation
 from zoo.model.norm import WholeNorm
@@ -64,7 +68,8 @@ class Gated(FFN, kind="gated"):
 
     `gate_scale` multiplies x·W_gate, `out_scale` the result: constants of µP (Falcon-H1, 2025).
     `inner_norm` normalises the product before W_down (BitNet b1.58; Wang et al., 2022). `down_bias` is that of W_down,
-    as `bias` unless given (GTE has it alone).
+    as `bias` unless given (GTE has it alone). With `sparsity` s the gate is relu(g − mean(g) − Φ⁻¹(s)·std(g)) for
+    g = x·W_gate, so that about 1 − s of its channels are not 0 (Gemma 3n, 2025).
     """
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)
@@ -76,6 +81,7 @@ class Gated(FFN, kind="gated"):
     out_scale: float = 1.0
     inner_norm: WholeNorm | None = None
     down_bias: bool | None = None
+    sparsity: Annotated[float, Gt(0), Lt(1)] | None = None
 
     @property
     def summed(self) -> int:
@@ -91,14 +97,17 @@ class Gated(FFN, kind="gated"):
         }
 
     def shard(self, ranks: int) -> Gated:
+        if self.sparsity is not None and ranks > 1:
+            raise ConfigError("tp: sparsity takes the mean and deviation of all ranks' channels (tp=1)")
         return split(self, ranks, equal=("d_ff",))
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        act = m.activation if self.activation.learned else self.activation.apply
+        act = act if self.sparsity is None else partial(_activate_sparsely, act, self.sparsity)
         if self.activation.learned or not torch.is_grad_enabled():
-            act = m.activation if self.activation.learned else self.activation.apply
             y = act(multiply(m.gate(x), self.gate_scale)) * m.up(x)  # the gate is freed before `up` is made
         else:
-            y = multiply_gate(self.activation.apply, multiply(m.gate(x), self.gate_scale), m.up(x))
+            y = multiply_gate(act, multiply(m.gate(x), self.gate_scale), m.up(x))
         y = m.seam.normalise(m.inner_norm, y) if self.inner_norm else y
         return multiply(m.down(step.drop_units(y)), self.out_scale)
 
@@ -131,6 +140,13 @@ class GatedClamped(FFN, kind="gated_clamped"):
         up = m.up(x).clamp(-self.limit, self.limit)
         h = multiply_gate(lambda gate: gate * F.sigmoid(self.alpha * gate), gate, up + 1)
         return m.down(step.drop_units(h))
+
+
+def _activate_sparsely(act: Callable[[Tensor], Tensor], sparsity: float, gate: Tensor) -> Tensor:
+    """act(relu(g − mean − z·std)) of gates g [..., F], where z is the standard normal's quantile of the sparsity."""
+    mean = gate.mean(-1, keepdim=True)
+    deviation = (gate - mean).square().mean(-1, keepdim=True).sqrt()
+    return act(F.relu(gate - (mean + deviation * NormalDist().inv_cdf(sparsity))))
 
 
 def multiply(x: Tensor, by: float) -> Tensor:

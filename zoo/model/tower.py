@@ -23,6 +23,7 @@ from zoo.model.position.base import Position
 from zoo.model.scene import Scene
 from zoo.model.spread_loss import SpreadLoss
 from zoo.model.step import Inputs, Output, Weights
+from zoo.model.streams import Streams
 from zoo.model.whole import Misfit, find_misfits, refuse_borrowed_table
 from zoo.spec import Linear, Sized, Spec, Stack, components
 from zoo.spec.faults import make_refusals
@@ -57,7 +58,8 @@ class Tower(Topology):
     layer's kind, first to last. With `shared_layers` the layers of a kind have one set of weights (ALBERT).
 
     A final norm stands before the head unless the blocks end in one; `final_norm` says otherwise. With `out_width` its
-    output is projected to that width, which the head reads (OPT-350m).
+    output is projected to that width, which the head reads (OPT-350m). `streams` widens the residual stream between the
+    embedding and the final norm, for blocks that take several vectors a token (AltUp).
     """
 
     vocab_size: PositiveInt
@@ -73,6 +75,7 @@ class Tower(Topology):
     out_width: PositiveInt | None = None
     shared_layers: bool = False
     pooler: Pooler | None = None
+    streams: Streams | None = None
     init: Init = Normal()
 
     def __post_init__(self) -> None:
@@ -157,6 +160,7 @@ class Tower(Topology):
         return {
             "embedding": self.embedding,
             **({"position": position} if self.has_position else {}),
+            **({"streams": Sized(self.streams, d_model)} if self.streams else {}),
             "blocks": self.stack,
             **({"norm": self.norm} if self.has_final_norm else {}),
             **({"project": Linear(d_model, self.out_width)} if self.out_width else {}),
@@ -209,6 +213,7 @@ class Tower(Topology):
         layers, ends = self.find_section(inputs)
         choice: Choice | None = None
         lending = Lending(self.blocks, self.pattern, self.embedding.layer_inputs(m, inputs.input_ids, x))
+        x = self.streams.expand(m.streams, x) if self.streams else x  # B T S D where there are several
         for index in layers:
             kind = self.pattern[index]
             chooser = self.blocks[kind].attention.chooser
@@ -227,6 +232,7 @@ class Tower(Topology):
             cache.end(scene.new)
         if not ends:
             return Output(x, None, losses, loads=loads)
+        x = self.streams.collapse(m.streams, x) if self.streams else x  # B T D
         hidden = m.norm(x) if self.has_final_norm else x
         hidden = seam.gather(m.project(hidden) if self.out_width else hidden, scene.own)
         pooled = m.pooler(hidden) if self.pooler else None

@@ -29,6 +29,11 @@ def find_misfits(tower: Tower) -> Iterator[Misfit]:
     yield from _check_embedding(tower)
     yield from _check_choices(tower)
     yield from _check_layer_inputs(tower)
+    count = 1 if tower.streams is None else tower.streams.count
+    for name, block in tower.blocks.items():
+        if block.streams != count:
+            would = f"streams: {{kind: altup, count: {block.streams}}}" if block.streams > 1 else "block: altup"
+            yield ("blocks", name), f"takes {block.streams} vectors of a token, and the model has {count} ({would})"
     for name, text in find_lending_faults(tower.blocks, tower.pattern):
         yield ("blocks", name, "attention", "kv_from"), text
 

@@ -95,7 +95,8 @@ class Linear(Part):
     `residual` marks one that writes to the residual stream: its initial values are scaled by depth. `precise` marks one
     that is kept out of float8, because its rounding error would be amplified downstream (routers, gates). `bare` marks
     one whose weight the forward also reads directly, which a quantised weight does not allow. `segments` are the widths
-    of several results in one product, which tensor parallelism divides each by itself.
+    of several results in one product, which tensor parallelism divides each by itself. `uses` is how often a pass
+    applies it to a token.
     """
 
     d_in: int
@@ -105,6 +106,7 @@ class Linear(Part):
     precise: bool = False
     bare: bool = False
     segments: tuple[int, ...] = ()
+    uses: int = 1
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         bias = {"bias": (self.d_out,)} if self.bias else {}
@@ -112,7 +114,7 @@ class Linear(Part):
 
     @property
     def flops(self) -> int:
-        return 2 * self.d_in * self.d_out
+        return 2 * self.d_in * self.d_out * self.uses
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """One layer: where the norms stand around attention and feed-forward. The base, and one file a placement."""
 
+from zoo.model.block.altup import AltUp
 from zoo.model.block.base import Block
 from zoo.model.block.feed_forward import FeedForward
 from zoo.model.block.mixer import Mixer
@@ -10,4 +11,4 @@ from zoo.model.block.post_inside import PostInside
 from zoo.model.block.pre import Pre
 from zoo.model.block.sandwich import Sandwich
 
-__all__ = ["Block", "FeedForward", "Mixer", "Parallel", "Post", "PostConv", "PostInside", "Pre", "Sandwich"]
+__all__ = ["AltUp", "Block", "FeedForward", "Mixer", "Parallel", "Post", "PostConv", "PostInside", "Pre", "Sandwich"]

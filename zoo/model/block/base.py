@@ -67,6 +67,11 @@ class Block(Spec, axis="block"):
             raise ValueError(f"cross is softmax attention without positions, found {found} (gqa, with position: none)")
 
     @property
+    def streams(self) -> int:
+        """Vectors of a token in the residual stream that it reads and writes."""
+        return 1
+
+    @property
     def reductions(self) -> int:
         """Sums over the ranks of tensor parallelism in a forward pass: one after each sub-layer (Shoeybi et al., 2019,
         Megatron-LM)."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import PositiveInt
+
 from zoo.model.block.base import Block
 from zoo.model.ffn import FFN
-from zoo.spec import Buffer
+from zoo.spec import Buffer, Linear
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +21,8 @@ class Sandwich(Block, kind="sandwich"):
 
     Without `ffn_input_norm` the feed-forward reads the stream as it is: a mixture with a `branch_norm` normalises it
     itself. With `out_scale` the layer's output is multiplied by one number, saved with the weights and not trained.
-    Both are Gemma 4's (2026).
+    Both are Gemma 4's (2026). With `laurel_rank` R attention's input takes another way as well, n + norm(n·A·B) with A
+    [D, R], and the stream is divided by √2 then (Menghani et al., 2024, LAuReL; Gemma 3n, 2025).
     """
 
     takes_input: ClassVar[bool] = True
@@ -27,6 +30,7 @@ class Sandwich(Block, kind="sandwich"):
     ffn: FFN
     ffn_input_norm: bool = True
     out_scale: bool = False
+    laurel_rank: PositiveInt | None = None
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {
@@ -36,13 +40,30 @@ class Sandwich(Block, kind="sandwich"):
             **({"ffn_norm": self.norm} if self.ffn_input_norm else {}),
             "ffn": self.ffn,
             "ffn_out_norm": self.norm,
+            **self._laurel(d_model),
             **({"layer_input": self.layer_input} if self.layer_input else {}),
             **({"out_scale": Buffer((1,), init=1.0)} if self.out_scale else {}),
         }
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        x = self.add(x, m.attention_out_norm(m.attention(m.attention_norm(x), step)))
-        x = self.add(x, m.ffn_out_norm(m.ffn(m.ffn_norm(x) if self.ffn_input_norm else x, step)))
+        x = self.run_sublayers(m, x, step)
         if self.layer_input is not None:
             x = self.add(x, m.layer_input(x, step.given))
         return x * m.out_scale.to(x.dtype) if self.out_scale else x
+
+    def run_sublayers(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        """Attention and feed-forward, each with its norms: x [B, T, D] to [B, T, D]."""
+        normed = m.attention_norm(x)
+        x = self.add(x, m.attention_out_norm(m.attention(normed, step)))
+        if self.laurel_rank:
+            x = (x + normed + m.laurel_norm(m.laurel_up(m.laurel_down(normed)))) * 2.0**-0.5
+        return self.add(x, m.ffn_out_norm(m.ffn(m.ffn_norm(x) if self.ffn_input_norm else x, step)))
+
+    def _laurel(self, d_model: int) -> dict[str, Any]:
+        if self.laurel_rank is None:
+            return {}
+        return {
+            "laurel_down": Linear(d_model, self.laurel_rank),
+            "laurel_up": Linear(self.laurel_rank, d_model, residual=True),
+            "laurel_norm": self.norm,
+        }

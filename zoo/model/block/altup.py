@@ -1,0 +1,81 @@
+# B batch, T tokens, S streams, D model width
+"""Alternating updates: a layer that computes one of several residual streams, and predicts the others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge
+from pydantic import NonNegativeInt
+
+from zoo.errors import ConfigError
+from zoo.lazy import torch
+from zoo.model.block.sandwich import Sandwich
+from zoo.spec import Linear, Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
+
+class AltUp(Sandwich, kind="altup"):
+    """Predict every stream from all, compute one, correct all by its error (Baykal et al., 2023, AltUp): x̂ = x + P·x,
+    y = sandwich(x̂ₐ), x = x̂ + (1 + c)·(y − x̂ₐ), where a is the `active` stream.
+
+    The coefficients P [S, S] and c [S] are linear in tanh(norm(·)·W / D) of the active stream: of x for P, of y for c
+    (Gemma 3n, 2025). `layer_input` reads the active stream, times a vector with `correct_scale`, and adds to the other
+    streams. The model's `streams` are as many as `n_streams`.
+    """
+
+    n_streams: Annotated[int, Ge(2)] = 4
+    active: NonNegativeInt = 0
+    correct_scale: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.active >= self.n_streams:
+            raise ValueError(f"active={self.active} is none of n_streams={self.n_streams} (0 to {self.n_streams - 1})")
+        if self.correct_scale and self.layer_input is None:
+            raise ValueError("correct_scale scales what layer_input reads, and there is none (false, or give one)")
+        if self.out_scale:
+            raise ValueError("out_scale multiplies one stream, and here are several (leave it out)")
+
+    @property
+    def streams(self) -> int:
+        return self.n_streams
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        count = self.n_streams
+        return {
+            **super().parts(d_model),
+            "router_norm": self.norm,
+            "router": Linear(d_model, count, uses=2),
+            "predict": Linear(count, count * count),
+            "correct": Linear(count, count),
+            **({"correct_scale": Weight((d_model,))} if self.correct_scale else {}),
+        }
+
+    def shard(self, ranks: int) -> AltUp:
+        if ranks > 1:
+            raise ConfigError("tp: the streams of an 'altup' block are not divided over ranks (tp=1)")
+        return self
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        coefficients = m.predict(self._route(m, x[:, :, self.active])).unflatten(-1, (self.n_streams, -1))  # B T S S
+        predicted = x  # B T S D
+        for stream in range(self.n_streams):
+            predicted = torch.addcmul(predicted, coefficients[..., stream, None], x[:, :, stream, None])
+        active = predicted[:, :, self.active]
+        y = self.run_sublayers(m, active, step)  # B T D
+        corrections = m.correct(self._route(m, y)) + 1.0  # B T S
+        corrected = torch.addcmul(predicted, corrections[..., None], (y - active)[:, :, None])
+        if self.layer_input is None:
+            return corrected
+        read = corrected[:, :, self.active]
+        added = m.layer_input(read * m.correct_scale if self.correct_scale else read, step.given)
+        return torch.cat((corrected[:, :, :1], corrected[:, :, 1:] + added[:, :, None]), 2)
+
+    def _route(self, m: Weights, x: Tensor) -> Tensor:
+        """How much of each stream a token's vector x [B, T, D] asks for: [B, T, S] in −1 to 1."""
+        return torch.tanh(m.router(m.router_norm(x) * (1.0 / x.shape[-1])).float()).to(x.dtype)

@@ -1,0 +1,61 @@
+# B batch, T tokens, S streams, D model width
+"""A residual stream of several vectors a token: what goes into the first layer, and what comes out of the last."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge
+
+from zoo.lazy import torch
+from zoo.spec import Group, Linear, Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
+
+
+class Streams(Spec, axis="streams", default="altup"):
+    """Widen the residual stream to `count` vectors of each token between embedding and final norm."""
+
+    count: Annotated[int, Ge(2)]
+
+    def expand(self, m: Weights, x: Tensor) -> Tensor:
+        """Make the streams [B, T, S, D] of the embedding's output x [B, T, D]."""
+        raise NotImplementedError
+
+    def collapse(self, m: Weights, x: Tensor) -> Tensor:
+        """Make one vector a token [B, T, D] of the last layer's streams x [B, T, S, D]."""
+        raise NotImplementedError
+
+
+class AltUpStreams(Streams, kind="altup"):
+    """The first stream as it is, the others projected to its root mean square; their mean in the end (Baykal et al.,
+    2023, AltUp, as in Gemma 3n, 2025)."""
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        numbers = [str(number) for number in range(1, self.count)]
+        return {
+            name: Group({number: Linear(d_model, d_model) for number in numbers}) for name in ("expand", "collapse")
+        }
+
+    def expand(self, m: Weights, x: Tensor) -> Tensor:
+        size = _root_mean_square(x)
+        others = [_resize(m.expand[str(number)](x), size) for number in range(1, self.count)]
+        return torch.stack((x, *others), 2)  # B T S D
+
+    def collapse(self, m: Weights, x: Tensor) -> Tensor:
+        first, *rest = x.unbind(2)
+        size = _root_mean_square(first)
+        others = [_resize(m.collapse[str(number)](each), size) for number, each in enumerate(rest, 1)]
+        return torch.stack((first, *others), 2).mean(2)
+
+
+def _root_mean_square(x: Tensor) -> Tensor:
+    return x.square().mean(-1, keepdim=True).sqrt()
+
+
+def _resize(x: Tensor, size: Tensor) -> Tensor:
+    """Scale vectors [B, T, D] to root mean squares [B, T, 1]."""
+    return x * size / x.square().mean(-1, keepdim=True).clamp(min=1e-5).sqrt()
