@@ -3,6 +3,8 @@
 from cases_encoders import SMALL, segments
 from cases_encoders import case as encoder
 from cases_experts import LATENT, MSCALE, YARN, case
+from cases_seq2seq import T5, decoding
+from families import Case
 
 # So many heads that no score is 0: of equal scores the reference takes any, and two models take others.
 INDEXED = {**LATENT, "num_hidden_layers": 4, "index_n_heads": 32, "index_head_dim": 16, "index_topk": 6}
@@ -62,4 +64,18 @@ FOURIER = [
     encoder("fnet-base", "FNetConfig", "FNetModel", base=NETS, inputs=segments, layer_norm_eps=1e-3),
 ]
 
-CASES = [*INDEXERS, *DIFFERENTIAL, *FOURIER]
+LOCAL = {**T5, "local_radius": 4}
+LONGS = [
+    Case("longt5", "LongT5Config", "LongT5ForConditionalGeneration", LOCAL, inputs=decoding),
+    Case(
+        "longt5-gated",
+        "LongT5Config",
+        "LongT5ForConditionalGeneration",
+        {**LOCAL, "feed_forward_proj": "gated-gelu", "local_radius": 2},
+        inputs=decoding,
+    ),
+    Case("longt5-base", "LongT5Config", "LongT5Model", {**LOCAL, "local_radius": 30}, inputs=decoding, writes=False),
+    Case("longt5-encoder", "LongT5Config", "LongT5EncoderModel", LOCAL, writes=False),
+]
+
+CASES = [*INDEXERS, *DIFFERENTIAL, *FOURIER, *LONGS]
