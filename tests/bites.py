@@ -394,6 +394,7 @@ SHOWN_BY = {
         )
     },  # of 40 tokens
 }
+SHOWN_BY["position=t5_globals"] = ("window=40",)  # farther than distances that have a bucket each
 SHOWN_BY["attention=side_by_side"] = ("attention.recurrent.chunk_size=16",)
 SHOWN_BY |= {f"block={name}": ("position=none",) for name in choices("block") if name != "post_conv"}  # for any mixer
 """What else a choice needs for its fields to show."""

@@ -65,6 +65,7 @@ FOURIER = [
 ]
 
 LOCAL = {**T5, "local_radius": 4}
+GLOBALS = {**LOCAL, "encoder_attention_type": "transient-global", "global_block_size": 4}
 LONGS = [
     Case("longt5", "LongT5Config", "LongT5ForConditionalGeneration", LOCAL, inputs=decoding),
     Case(
@@ -75,6 +76,15 @@ LONGS = [
         inputs=decoding,
     ),
     Case("longt5-base", "LongT5Config", "LongT5Model", {**LOCAL, "local_radius": 30}, inputs=decoding, writes=False),
+    *(
+        Case(f"longt5-{name}", "LongT5Config", f"LongT5{model}", GLOBALS | more, **own)
+        for name, model, more, own in (
+            ("globals", "ForConditionalGeneration", {}, {"inputs": decoding}),
+            ("globals-gated", "ForConditionalGeneration", {"feed_forward_proj": "gated-gelu"}, {"inputs": decoding}),
+            ("globals-base", "Model", {"global_block_size": 8}, {"inputs": decoding, "writes": False}),
+            ("globals-encoder", "EncoderModel", {"local_radius": 9, "global_block_size": 16}, {"writes": False}),
+        )
+    ),
     Case("longt5-encoder", "LongT5Config", "LongT5EncoderModel", LOCAL, writes=False),
 ]
 

@@ -32,6 +32,7 @@ ATTENTION = st.sampled_from(
         "dsa",
         "differential",
         "fourier",
+        "transient_global",
         "longformer",
         "disentangled_v1",
         "disentangled",
@@ -53,7 +54,16 @@ ATTENTION = st.sampled_from(
 POSITION = st.sampled_from(
     [
         *("none", "learned", "sinusoidal", "sinusoidal_halves", "rope", "rope_interleaved", "rope_linear", "rope_yarn"),
-        *("rope_llama3", "rope_proportional", "alibi", "t5", "t5_layerwise", "relative", "relative_buckets"),
+        *(
+            "rope_llama3",
+            "rope_proportional",
+            "alibi",
+            "t5",
+            "t5_layerwise",
+            "t5_globals",
+            "relative",
+            "relative_buckets",
+        ),
     ]
 )
 ROUTER = st.sampled_from(["softmax_topk", "sigmoid_topk", "expert_choice", "sparsemixer"])

@@ -59,6 +59,8 @@ NEEDS = {
     "attention=disentangled_v1": ["kind=encoder", "position=relative"],
     "attention=longformer": ["kind=encoder"],
     "attention=fourier": ["kind=encoder", "position=learned"],
+    "attention=transient_global": ["kind=encoder", "position=t5_globals", "global_block_size=4"],
+    "position=t5_globals": ["kind=encoder", "attention=transient_global", "global_block_size=4"],
     "attention=dsa": ["index_top_k=4", "index_n_heads=8", "index_head_dim=32"],
     "position=relative": ["kind=encoder", "attention=disentangled_v1"],
     "position=relative_buckets": ["kind=encoder", "attention=disentangled", "position_buckets=8"],
@@ -100,7 +102,7 @@ def readable(overrides: list[str]) -> list[str]:
     attention = next((each.split("=")[1] for each in overrides if each.startswith("attention=")), "gqa")
     mixes = "block=feed_forward" not in text
     wanted = {
-        "window": attention in ("sliding", "longformer"),
+        "window": attention in ("sliding", "longformer", "transient_global"),
         "d_ff": "block=mixer" not in text,
         "n_heads": attention not in ("mamba", "fourier", "rwkv", "short_conv") and mixes,
         "head_dim": attention not in ("mamba", "mla", "dsa", "fourier", "rg_lru", "rwkv", "short_conv") and mixes,

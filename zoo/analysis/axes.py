@@ -36,6 +36,8 @@ CONTEXTS = (
     ("kind=encoder", "position=relative"),
     ("kind=encoder", "attention=disentangled", "position_buckets=8"),
     ("kind=encoder", "attention=disentangled_v1"),
+    ("kind=encoder", "position=t5_globals"),
+    ("kind=encoder", "attention=transient_global"),
 )
 """What a choice may only be of use with, tried in this order in a small model."""
 

@@ -173,7 +173,7 @@ def prepare(
     `dtype` is q's, `bias` the one that the layers will pass.
     """
     chosen = select(ask, machine_of(device), kernel)
-    if ask.chosen:  # each layer narrows it
+    if ask.chosen and mask.only is None:  # each layer narrows it
         mask.dense(device)
         if bias is not None:
             bias.dense()

@@ -113,7 +113,8 @@ class Mask:
     def narrow(self, only: Tensor) -> Mask:
         """The same mask for queries that see no more than the keys of `only` [B|1, T, S]. Drawn from this one."""
         own = {name: getattr(self, name) for name in ("padding", "documents", "prefix", "also", "lengths")}
-        mask = Mask(self.n_queries, self.n_keys, causal=self.causal, window=self.window, **own, only=only)
+        causal = self.causal and not self.sees_all
+        mask = Mask(self.n_queries, self.n_keys, causal=causal, window=self.window, **own, only=only)
         mask._dense = self.dense(only.device) & only[:, None]
         return mask
 

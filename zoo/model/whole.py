@@ -96,6 +96,9 @@ def _check_positions(tower: Tower) -> Iterator[Misfit]:
         if position is not None and position.bias_heads not in (None, heads):
             found = f"is {position.bias_heads}, the attention has {heads} heads"
             yield (*path, "n_heads"), f"{found} ({heads}, or leave it out)"
+        if position is not None and position.kind == "t5_globals" and block.attention.kind != "transient_global":
+            found = "has a table for distances between blocks, and the attention has none"
+            yield (*path, "kind"), f"{found} (t5, or attention: transient_global)"
         if position is not None and position.embeds and position != tower.position:
             found = f"'{position.kind}' is added at the embedding, where the model's '{tower.position.kind}' stands"
             yield path, f"{found} (position: {position.kind} for the whole model, or none here)"

@@ -138,6 +138,19 @@ class T5Buckets(Position, kind="t5"):
         return Bucketed(self, m.table, queries, keys, causal)
 
 
+class T5Globals(T5Buckets, kind="t5_globals"):
+    """T5's buckets, and a second table, `globals`, for the distances of a token's block from others (Guo et al., 2022,
+    LongT5). Transient-global attention reads it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layerwise:
+            raise ValueError("layerwise: transient-global attention has one table for all layers (false)")
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {**super().parts(d_model), "globals": Embedding(self.n_buckets, self.n_heads)}
+
+
 class Bucketed(Placed):
     """A table's number for a head and the bucket of the distance j − i."""
 

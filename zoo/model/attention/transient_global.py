@@ -1,0 +1,103 @@
+# B batch, T tokens, G global tokens, H heads, C head width, D model width
+"""Local attention to a window, and to tokens that are made of whole blocks in every layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PositiveFloat, PositiveInt
+
+from zoo.kernels.base import Ask
+from zoo.kernels.bias import Given
+from zoo.kernels.mask import Mask
+from zoo.lazy import torch
+from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.norm import WholeNorm
+from zoo.model.position.bias import T5Globals
+from zoo.spec import Linear, Sized
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
+
+class TransientGlobal(SoftmaxAttention, kind="transient_global"):
+    """Transient-global attention (Guo et al., 2022, LongT5), for models that read both ways.
+
+    A token i sees every j with |i − j| ≤ `window`, and all global tokens: each is the sum of a block of `block_size`
+    tokens, normalised by `norm`, made anew in each layer. Tokens behind the last whole block are part of it; a text
+    shorter than a block has none. The position scheme has a second table, for distances between blocks.
+    """
+
+    causal: ClassVar[bool | None] = False
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("k", "v"),)
+
+    head_dim: PositiveInt
+    window: PositiveInt
+    norm: WholeNorm
+    block_size: PositiveInt = 16
+    scale: PositiveFloat | None = None
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.position, T5Globals):
+            found = f"position '{self.position.kind}' has no table for distances between blocks"
+            raise ValueError(f"transient_global: {found} (t5_globals)")
+
+    @property
+    def visible_window(self) -> int:
+        return self.window
+
+    @property
+    def head_widths(self) -> tuple[int, int]:
+        return self.head_dim, self.head_dim
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        width = self.n_heads * self.head_dim
+        return {
+            **{name: Linear(d_model, width, self.bias) for name in ("q", "k", "v")},
+            "o": Linear(width, d_model, self.bias, residual=True),
+            "global_norm": Sized(self.norm, d_model),
+        }
+
+    def core_flops(self, pairs: int) -> int:
+        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV, in the window
+
+    def pass_flops(self, d_model: int, new: int, held: int) -> int:
+        count, width = new // self.block_size, self.n_heads * self.head_dim
+        return count * (2 * new * d_model + 4 * d_model * width + 4 * width * new)  # sums, keys and values, pairs
+
+    def ask(self, dtype: str, **features: Any) -> Ask:
+        return super().ask(dtype, **features | {"chosen": True, "window": None, "short_q": True})  # global keys besides
+
+    def prepare(self, m: Weights | None, step: Step) -> None:
+        assert step.positions is not None and step.bias is not None and m is not None
+        old, places = step.mask, step.positions  # B|1 T
+        tokens, hides = old.n_queries, {"padding": old.padding, "documents": old.documents}
+        whole = Mask(tokens, tokens, causal=False, **hides).dense(places.device)[:, 0]  # B|1 T T
+        real = torch.ones_like(places, dtype=torch.bool) if step.real is None else step.real
+        blocks = whole.sum(-1) // self.block_size  # of the row or document that a token is in
+        mine = places // self.block_size
+        begun = real & (places % self.block_size == 0) & (mine < blocks)
+        first = begun.long().cumsum(1) - torch.minimum(mine + 1, blocks)  # the first global token of one's own text
+        mine = first + torch.minimum(mine, blocks - 1)
+        numbers = torch.arange(tokens // self.block_size, device=places.device)
+        numbered, real, first = numbers[None, None], real[..., None], first[..., None]
+        shown = real & (numbered >= first) & (numbered < first + blocks[..., None])  # B|1 T G
+        distance = numbered - mine[..., None]
+        step.extra["members"] = shown & (distance == 0)
+        local = Mask(tokens, tokens, causal=False, window=self.window, **hides).dense(places.device)[:, 0]
+        step.mask = Mask(tokens, tokens + len(numbers), causal=False, only=torch.cat((local, shown), -1))
+        far = m.globals(self.position.buckets(distance, False)).permute(0, 3, 1, 2)  # type: ignore[attr-defined]
+        near = step.bias.dense().expand(far.shape[0], -1, -1, -1)  # B|1 H T T
+        learned = step.bias.learned
+        step.bias = Given(torch.cat((near, far), -1))
+        step.bias.learned = learned
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        members = step.extra["members"].transpose(1, 2).to(x.dtype)  # B|1 G T
+        read = torch.cat((x, m.global_norm(members @ x)), 1)  # B T+G D
+        q, k, v = (each.unflatten(-1, (self.n_heads, self.head_dim)) for each in (m.q(x), m.k(read), m.v(read)))
+        scale = self.head_dim**-0.5 if self.scale is None else self.scale
+        return m.o(self.attend(m, step, q, k, v, scale).flatten(-2))  # B T D
