@@ -115,6 +115,10 @@ def try_family(
     of_class = family.architectures[architecture].get("requires") or {}
     left_out = {k: v for k, v in family.defaults.items() if v is not None and not k.startswith("default_")}
     config = {**required, **left_out, **of_class, **start, **assemble_fields(found), "architectures": [architecture]}
+    twice = {
+        name for name, other in family.aliases.items() if other in config
+    }  # another name of a field that is stated
+    config = {name: value for name, value in config.items() if name not in twice}
     config["model_type"] = config.get("model_type") or family.model_types[0]
     layers = {"pattern": kinds, "n_layers": spec.n_layers, "weights": _index_weights(spec)}
     try:

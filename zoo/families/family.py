@@ -95,6 +95,7 @@ class Family:
         """Complete a config's fields by the family's defaults. Raises CheckpointError for fields, by name, that no
         model of this class implements here."""
         named = {self.aliases.get(name, name): value for name, value in config.items()}
+        self._refuse_contradictions(config, where)
         of_class = self.architectures.get(architecture, {}).get("defaults") or {}
         full = {**self.defaults, **of_class, **named}  # a stated null is kept, as transformers does
         faults = [*self.unmet(full, architecture), *self._unknown_fields(full)]
@@ -104,6 +105,14 @@ class Family:
             if full.get(name) is None:
                 full[name] = Expression(text[1:]).value({**full, name: None})
         return full
+
+    def _refuse_contradictions(self, config: Mapping[str, Any], where: str) -> None:
+        """Raises CheckpointError for a field that stands there under two names with two values."""
+        for name, other in self.aliases.items():
+            both = config.get(name), config.get(other)
+            if None not in both and both[0] != both[1]:
+                said = f"is {both[0]!r}, and {other}, the same field, is {both[1]!r} (one of them)"
+                raise CheckpointError(f"{where}: {name}: {said}")
 
     def unmet(self, config: Mapping[str, Any], architecture: str) -> list[str]:
         """A line for each field that has not the value which this class requires."""
@@ -166,10 +175,12 @@ class Family:
         for instance, that the head is not tied. Raises CheckpointError."""
         named = config.get("architectures") or [next(iter(self.architectures))]
         named = [self.architectures.get(named[0], {}).get("as", named[0])]
-        fields = self.fields(config, where, named[0])
         template = lay_over(self.template(named[0], where), changes or {})
         try:
+            fields = self.fields(config, where, named[0])
             return self._body(template, fields, named[0])
+        except CheckpointError:
+            raise
         except ConfigError as error:
             raise CheckpointError(*(f"{where}: {fault}" for fault in error.faults)) from error
         except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:

@@ -61,6 +61,10 @@ class Rope(Codec):
         if len(args) > 2:
             stated = env.get("rope_parameters") or {}
             found = {"rope_theta": args[2], **(stated.get(layer_type) or {})}
+            if (
+                found.get("rope_type", "default") == "default"
+            ):  # the reference's scaled kinds have a default of their own
+                found = {"partial_rotary_factor": env.get("default_partial"), **found}
         if layer_type:  # the reference reads this field beside the kinds of layer, not inside them
             found = {**found, "truncate": (env.get("rope_parameters") or {}).get("truncate")}
         found = self.convert_parameters(found, int(head_dim))
@@ -248,7 +252,7 @@ class Even(Codec):
 
 def require_whole(position: dict[str, Any]) -> dict[str, Any]:
     """`whole(rope(head_dim))`: refuse a partial rotary factor, which the family's classes do not read."""
-    if position["rotary_dim"] is not None:
+    if position.get("rotary_dim") is not None:
         raise ConfigError("partial_rotary_factor: is not 1, and these models rotate whole heads (1.0 would do)")
     return position
 
