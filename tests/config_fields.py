@@ -183,6 +183,7 @@ def run_reference(case: Case, model: Any) -> dict[str, Any]:
     if isinstance(found, tuple):
         raise Illegal("gives a tuple, whose parts have no names")
     states = found.get("decoder_hidden_states") or found.get("hidden_states")
+    states = None if case.streams else states  # which end before the final norm there
     made = {"hidden": states[-1] if states else None, "logits": found.get("prediction_logits", found.get("logits"))}
     names = ("seq_relationship_logits", "sop_logits", "pooler_output")
     made["pooled"] = next((found[name] for name in names if found.get(name) is not None), None)
