@@ -21,14 +21,11 @@ import zoo
 # Correct float32 kernels differ by 2e-6 to 2e-5; exact and tanh GELU by 1e-3, which a looser bound would let pass.
 CLOSE = {"atol": 5e-5, "rtol": 2e-5}  # a logit of 2 that differs by 5e-5 on one processor differs by 5.3e-5 on another
 
-LOUD = 1e-5
-"""What float32 may change of the largest logit, where that is more. Of Qwen3-Next, whose logits reach 6.9, the reference
-departs by 3.8e-5 from itself in float64, and ours by 2.7e-5 from that (AMD, November 2026)."""
-
 
 def near(given: torch.Tensor) -> dict[str, float]:
-    """How near to the reference's logits ours must be."""
-    return {**CLOSE, "atol": max(CLOSE["atol"], LOUD * float(given.abs().max()))}
+    """How near to the reference's values ours must be: as CLOSE says, or by its share of the largest of them. Those of
+    Qwen3-Next reach 6.3, and change by 8.5e-5 where the reference's weights change by their last bit."""
+    return {**CLOSE, "atol": max(CLOSE["atol"], CLOSE["rtol"] * float(given.abs().max()))}
 
 
 @dataclass(frozen=True, eq=False)

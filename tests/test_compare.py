@@ -134,7 +134,7 @@ def test_choices_fields_and_refused_points_mix() -> None:
 
 
 def test_a_sweep_is_written_in_hydras_grammar() -> None:
-    grid = ["attention=glob(m*,exclude=ma*)", "n_layers=range(2,5)", "d_ff=choice(64,128)"]
+    grid = ["attention=glob(m*,exclude=[ma*,mls*])", "n_layers=range(2,5)", "d_ff=choice(64,128)"]
     found = points("llama-tiny", grid)
     assert [point.swept for point in found[:2]] == [
         {"attention": "mha", "n_layers": "2", "d_ff": "64"},

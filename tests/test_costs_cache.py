@@ -147,6 +147,9 @@ def cases():
 APART = {
     "GPTNeoConfig": "its config.json says which layers have a window where the cache does not look: all is kept",
     "OpenAIGPTConfig": "it has no cache",
+    "RecurrentGemmaConfig": "its layers keep their states themselves",
+    "RwkvConfig": "its state is a list of its own, a tensor of all layers each",
+    "xLSTMConfig": "its cache is one of its own",
 }
 
 
