@@ -3,6 +3,7 @@
 import functools
 import string
 
+import pytest
 import torch
 from loaded import load, make_loud
 from test_generate import COMBINATIONS, TINY
@@ -77,6 +78,16 @@ PREFIX_LM = {"prefix": PREFIX, "prefix alibi": ALIBI, "prefix t5": BIASED, "pref
 PLAIN = {" ".join(overrides): overrides for overrides in COMBINATIONS}
 KINDS = [*PLAIN, *MIXED, *HYBRIDS, *PREFIX_LM, *SEQ2SEQ]
 """The names of all kinds."""
+SAME_CACHE = ("activation=", "norm=", "block=", "ffn=")
+"""Choices that change nothing about what is kept: each gets fewer schedules."""
+SECOND = {name for number, name in enumerate(HYBRIDS) if number % 4 in (1, 2)}
+"""Of each recurrent mixer one of its two hybrids, by turns."""
+
+
+def choose(kinds):
+    """Kinds as parameters. Those that keep the same as others, and of each recurrent mixer one hybrid, are slow."""
+    slow = {kind for kind in kinds if kind.startswith(SAME_CACHE)} | SECOND
+    return [pytest.param(kind, marks=pytest.mark.slow if kind in slow else ()) for kind in kinds]
 
 
 @functools.cache

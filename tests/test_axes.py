@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -16,9 +17,16 @@ from zoo.cli import run
 from zoo.compose.catalogue import read_bodies
 from zoo.compose.targets import list_packaged, read_unpublished
 
+pytestmark = pytest.mark.xdist_group("axes")  # all of it is described once
+
+
+@functools.cache
+def listed(axis):
+    return describe_axis(axis)
+
 
 def described(axis):
-    return {each["choice"]: each for each in describe_axis(axis)}
+    return {each["choice"]: each for each in listed(axis)}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +56,7 @@ def test_every_attention_names_its_paper_and_every_axis_its_choices():
 def test_a_model_is_listed_at_the_kinds_that_its_spec_has(name):
     spec = load(name)
     for axis in ("attention", "norm", "block"):
-        kinds = {each["kind"] for each in describe_axis(axis) if name in each["models"]}
+        kinds = {each["kind"] for each in listed(axis) if name in each["models"]}
         blocks = list(spec.blocks.values())
         built = {"norm": [spec.norm], "block": blocks, "attention": [block.attention for block in blocks]}[axis]
         assert kinds >= {each.kind for each in built}, axis
@@ -56,7 +64,7 @@ def test_a_model_is_listed_at_the_kinds_that_its_spec_has(name):
 
 
 def test_a_dense_model_is_listed_at_no_router():
-    assert not any("gpt2" in each["models"] for each in describe_axis("router"))
+    assert not any("gpt2" in each["models"] for each in listed("router"))
     assert "mixtral-8x7b" in described("router")["softmax_topk"]["models"]
 
 

@@ -7,7 +7,7 @@ Which mistake turns which test red is said in mutants.py.
 from contextlib import nullcontext
 
 import pytest
-from kinds import HYBRIDS, KINDS, MIXED, PREFIX_LM, SEQ2SEQ, make, make_draft, make_guides
+from kinds import HYBRIDS, KINDS, MIXED, PREFIX_LM, SAME_CACHE, SEQ2SEQ, choose, make, make_draft, make_guides
 from loaded import load, make_loud, one_in
 from schedules import check_alone, find_bit_faults, find_faults, make_schedule
 from test_generate import TINY
@@ -20,9 +20,6 @@ from zoo.generation.engine import Engine, serving
 from zoo.generation.passes import Passes
 from zoo.generation.request import Request
 from zoo.run.builder import build
-
-SAME_CACHE = ("activation=", "norm=", "block=", "ffn=")
-"""Choices that change nothing about what is kept: each gets fewer schedules."""
 
 
 def vocabulary(model) -> int:
@@ -42,13 +39,13 @@ def run_many(kind: str, seeds, requests: int) -> tuple[int, int]:
     return preemptions, hits
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", choose(KINDS))
 def test_a_request_gets_in_any_schedule_what_it_gets_alone(kind):
     run_many(kind, [KINDS.index(kind)], 8)
 
 
 @pytest.mark.parametrize(
-    "kind", [*MIXED, *HYBRIDS, *PREFIX_LM, *SEQ2SEQ, "attention=mla", "attention=mamba position=none"]
+    "kind", choose([*MIXED, *HYBRIDS, *PREFIX_LM, *SEQ2SEQ, "attention=mla", "attention=mamba position=none"])
 )
 def test_a_request_gets_in_a_crowded_schedule_what_it_gets_alone(kind):
     run_many(kind, [100 + KINDS.index(kind)], 12)

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from close import assert_close
-from kinds import KINDS, PREFIX_LM, SEQ2SEQ, make
+from kinds import KINDS, PREFIX_LM, SEQ2SEQ, choose, make
 from schedules import full_logits, make_schedule, run_schedule
-from test_engine import SAME_CACHE, vocabulary
+from test_engine import vocabulary
 
 from zoo.costs import Setup
 from zoo.costs.cache import kv_cache
@@ -26,11 +26,6 @@ from zoo.generation.request import Request
 APART = {*SEQ2SEQ, *PREFIX_LM, "ntk", "position=rope_dynamic original_max_seq_len=8"}
 REUSING = [kind for kind in KINDS if kind not in APART]
 """Kinds whose prompts are reused, and longer than the cache may become of a model with dynamic positions."""
-
-
-def choose(kinds):
-    """Kinds as parameters; those that keep the same as others come with the slow ones."""
-    return [pytest.param(kind, marks=pytest.mark.slow if kind.startswith(SAME_CACHE) else ()) for kind in kinds]
 
 
 def priced(engine: Engine, rows: int) -> int:

@@ -54,22 +54,25 @@ CASES: list[Case] = [
 ONE_EACH = list({case.name.split("-")[0]: case for case in reversed(CASES)}.values())  # the first of each family
 
 
-def every(cases: list[Case], *, slow: bool = False) -> pytest.MarkDecorator:
-    """A test for each case; those of one case run in one process, which makes its two models once. Where that is
-    `slow`, all but ONE_EACH are."""
+FEW = ONE_EACH[::5]  # where the code is one for all families, and one of them would show a fault
+
+
+def every(cases: list[Case], *, quick: list[Case] | None = None) -> pytest.MarkDecorator:
+    """A test for each case; those of one case run in one process, which makes its two models once. With `quick` all
+    others are slow."""
 
     def marks(case: Case) -> list[pytest.MarkDecorator]:
-        left = [pytest.mark.slow] if slow and case not in ONE_EACH else []
+        left = [pytest.mark.slow] if quick is not None and case not in quick else []
         return [pytest.mark.xdist_group(case.name), *left]
 
     return pytest.mark.parametrize("case", [pytest.param(case, marks=marks(case), id=case.name) for case in cases])
 
 
-EVERY = every(CASES, slow=True)
-WRITERS = every([case for case in CASES if case.writes], slow=True)
-FIRST = every(ONE_EACH)
+EVERY = every(CASES, quick=ONE_EACH)
+WRITERS = every([case for case in CASES if case.writes], quick=ONE_EACH)
+FIRST = every(ONE_EACH, quick=FEW)
 TURNED = every(
-    [case for case in CASES if "rope_parameters" in getattr(transformers, case.config)().to_dict()], slow=True
+    [case for case in CASES if "rope_parameters" in getattr(transformers, case.config)().to_dict()], quick=FEW
 )
 
 
@@ -171,7 +174,7 @@ def test_greedy_continuation_with_a_cache_equals_the_references(case):
     assert ours.tolist() == theirs.tolist()
 
 
-@every(CASES, slow=True)
+@every(CASES, quick=ONE_EACH)
 def test_export_gives_back_every_tensor_bit_for_bit_and_loads(case, tmp_path):
     two = pair(case)
     zoo.export(two.ours, tmp_path / "out", verify=False)

@@ -5,10 +5,10 @@ import copy
 
 import pytest
 import torch
-from kinds import HYBRIDS, KINDS, MIXED, make
+from kinds import HYBRIDS, KINDS, MIXED, SAME_CACHE, make
 from loaded import one_in
 from schedules import find_faults, make_schedule
-from test_engine import SAME_CACHE, vocabulary
+from test_engine import vocabulary
 from tiny import model_of
 from torch.fx.experimental.proxy_tensor import make_fx
 

@@ -7,10 +7,10 @@ import pytest
 import standins
 import torch
 from close import assert_close
-from kinds import HYBRIDS, KINDS, MIXED, PREFIX_LM, SEQ2SEQ, make
+from kinds import HYBRIDS, KINDS, MIXED, PREFIX_LM, SAME_CACHE, SEQ2SEQ, make
 from loaded import one_in
 from schedules import find_faults, full_logits, make_schedule
-from test_engine import SAME_CACHE, vocabulary
+from test_engine import vocabulary
 from tiny import model_of
 
 from zoo.cache.cache import Cache

@@ -5,6 +5,7 @@ the page has keep their figures, and the others are measured."""
 from __future__ import annotations
 
 import copy
+import json
 import platform
 import re
 import sys
@@ -39,6 +40,15 @@ A family is one file in `conf/family/`: what its config.json means and where its
 and backwards to export. "Difference" is the largest one between a logit (a hidden state, without a head) of a tiny
 model with every parameter random and the same model in transformers, over the cases of `tests/cases_*.py`, in
 float32{measured}.
+
+{read}
+"""
+
+TEXT_TYPES = json.loads((Path(__file__).parent / "text_types.json").read_text(encoding="utf-8"))
+"""The model types of transformers 5.24 whose input is text, text models of multimodal ones included, by kind: those of
+its mappings for causal, masked and sequence-to-sequence language models and of its base classes."""
+
+READ = """Of the {total} text model types of transformers 5.24, {count} are read:
 
 """
 
@@ -76,6 +86,8 @@ def difference(case: Case) -> float:
     if ours.logits is not None:
         given = theirs["prediction_logits" if "prediction_logits" in theirs else "logits"]  # of a class with two heads
         return float((ours.logits - given).abs().max())
+    if case.streams:
+        return float((ours.hidden - theirs.last_hidden_state).abs().max())
     last = theirs.decoder_hidden_states if "decoder_hidden_states" in theirs else theirs.hidden_states
     return float((ours.hidden - last[-1]).abs().max())
 
@@ -123,6 +135,20 @@ def model_rows() -> list[tuple[str, ...]]:
     return rows
 
 
+def count_read() -> str:
+    """Count the text model types of transformers that are read, by kind, and name the others."""
+    known = {
+        each.replace("-", "_") for name in families.family_names() for each in families.read_family(name).model_types
+    }
+    rows, count = [], 0
+    for kind, types in TEXT_TYPES.items():
+        others = [each for each in types if each.replace("-", "_") not in known]
+        count += len(types) - len(others)
+        rows.append((kind, str(len(types) - len(others)), str(len(types)), ", ".join(f"`{each}`" for each in others)))
+    total = sum(map(len, TEXT_TYPES.values()))
+    return READ.format(total=total, count=count) + table(("kind", "read", "of", "not read"), rows)
+
+
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -133,7 +159,7 @@ def page(measured: dict[str, str], note: str) -> str:
     families_head = ("family", "model_type", "topology", "made of", "source", "difference")
     models_head = ("model", "topology", "parameters", "active", "what is special")
     return (
-        HEAD.format(measured=note)
+        HEAD.format(measured=note, read=count_read())
         + table(families_head, family_rows(measured))
         + f"\n## Packaged models\n\n{COUNTS}\n\n"
         + table(models_head, model_rows())
@@ -151,7 +177,9 @@ COUNTS = (
 def stated(text: str) -> dict[str, str]:
     """Read the difference of each family from a page, by its first model_type."""
     rows = [
-        line.strip("| ").split(" | ") for line in text.split("## Packaged")[0].splitlines() if line.startswith("| ")
+        line.strip("| ").split(" | ")
+        for line in text.split("## Packaged")[0].split("| family |")[-1].splitlines()
+        if line.startswith("| ")
     ]
     return {re.findall(r"`([^`]+)`", row[1])[0]: row[-1] for row in rows[2:]}
 
