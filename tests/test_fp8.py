@@ -47,7 +47,9 @@ def refused_on_this_cpu(recipe: str) -> bool:
 
 
 MODELS = {"llama": [], "mixtral": ["ffn=moe"]}
-NEVER = re.compile(r"router\.|shared_gate$|pos_[qk]$|\b[xd]t?_proj$|\.attention\.[ab]$|(^|\.)(head|embedding|pooler)\.")
+NEVER = re.compile(
+    r"router\.|shared_gate$|pos_[qk]$|\b[xd]t?_proj$|\.attention\.([abf]|decay_[ab]|rate_[ab])$|(^|\.)(head|embedding|pooler|streams)\."
+)
 """Of all nn.Linear, by name: scores of routers and gates, tables, time steps and decays, what is no layer's."""
 
 

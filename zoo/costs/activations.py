@@ -223,7 +223,7 @@ class _Trace:
         m, begun = self.layer, self.tape.begin()
         ids = make_shadow((batch, context), INT64, "ids")
         x, scene = self._begin(ids, memory)
-        given = self.tower.embedding.layer_inputs(m, ids, x)
+        given = replace_torch(self.tower.embedding).layer_inputs(m, ids, x)
         x = x if self.tower.streams is None else replace_torch(self.tower.streams).expand(m.streams, x)
         self.file("embedding", begun, [x, *(given or ())], ids)
         begun = self.tape.begin()

@@ -105,7 +105,7 @@ class Memory:
         """The pieces of a pass, their bytes traced; plain where layers loop over a sequence, as each turn would be a
         term."""
         towers = self.spec.towers().values()
-        loops = any(block.attention.state() for tower in towers for block in tower.blocks.values())
+        loops = any(block.attention.loops for tower in towers for block in tower.blocks.values())
         context, batch = (int(self.context), int(self.batch)) if loops else (self.context, self.batch)
         marked = self.marked if loops else mark_layers(self.model, self.setup.recompute)
         return list_sections(marked, shape_pass(self.setup, context, batch))
@@ -115,7 +115,13 @@ class Memory:
         label, layer = _label(name), "layer:" in name
         if keeps_input(name, self.setup.recompute):
             if layer:
-                return self._layer(name, self.sheet.add(f"{label}, input", section.input, BYTES, RECOMPUTED["full"]))
+                kept = self.sheet.add(f"{label}, input", section.input, BYTES, RECOMPUTED["full"])
+                if section.lent:
+                    lent = self.sheet.add(
+                        f"{label}, lent", section.lent, BYTES, "keys and values that later layers read"
+                    )
+                    kept = self.sheet.sum(f"{label}, kept", [kept, lent], BYTES, "each storage once")
+                return self._layer(name, kept)
             return self.sheet.add(f"{label}, read", section.input, BYTES, "what layers read when they run again")
         recomputed = "none" if read_every(self.setup.recompute) else self.setup.recompute
         source = f"{RECOMPUTED[recomputed]}, one layer" if layer else RECOMPUTED["none"]

@@ -165,7 +165,7 @@ class ProportionalScaling(Scaling, kind="proportional"):
     """The first `share` of the pairs turned, the others kept, with the angles and the pairs of whole heads (Gemma 4,
     2026). Frequencies are divided by `factor`."""
 
-    share: Annotated[float, Ge(0), Le(1)] = 1.0
+    share: Annotated[float, Ge(0), Le(1)]
     factor: PositiveFloat = 1.0
 
     def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
