@@ -29,3 +29,8 @@ def test_every_family_is_measured_and_near_its_reference():
     measured = zoo_page.stated(zoo_page.PAGE.read_text(encoding="utf-8"))
     assert set(measured) == {families.read_family(name).model_types[0] for name in families.family_names()}
     assert {name: value for name, value in measured.items() if not float(value) <= 5e-5} == {}  # to one digit
+
+
+def test_the_readme_counts_the_families_that_there_are():
+    readme = (zoo_page.PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f" {len(families.family_names())} published families " in readme

@@ -36,7 +36,7 @@ class MLSTM(Attention, kind="mlstm"):
     """
 
     causal: ClassVar[bool | None] = True
-    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "o"), ("i", "f"))
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v", "gate"), ("i", "f"))
 
     n_heads: PositiveInt
     head_k_dim: PositiveInt
@@ -53,7 +53,7 @@ class MLSTM(Attention, kind="mlstm"):
             "q": Linear(d_model, key, self.bias),
             "k": Linear(d_model, key, self.bias),
             "v": Linear(d_model, value, self.bias),
-            "o": Linear(d_model, value, self.bias),
+            "gate": Linear(d_model, value, self.bias),
             "i": Linear(d_model, heads, precise=True),
             "f": Linear(d_model, heads, precise=True),
             "i_bias": Weight((heads,), init=-10.0),
@@ -87,7 +87,7 @@ class MLSTM(Attention, kind="mlstm"):
             step.hold(ssm=S, peak=peaks[:, -1])
             y, total = y.split([self.head_v_dim, 1], -1)
             y = y / (torch.maximum(total.abs(), (-peaks).exp()[..., None]) + self.eps)
-        y = m.norm(y.to(x.dtype)).flatten(-2) * m.o(x).float().sigmoid()
+        y = m.norm(y.to(x.dtype)).flatten(-2) * m.gate(x).float().sigmoid()
         return m.out(y.to(x.dtype))  # B T D
 
     def _cap(self, gate: Tensor) -> Tensor:
