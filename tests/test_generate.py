@@ -66,7 +66,7 @@ def recomputed(model, ids, new):
     return ids
 
 
-@pytest.mark.parametrize("overrides", COMBINATIONS, ids=" ".join)
+@pytest.mark.parametrize("overrides", one_in(2, COMBINATIONS), ids=" ".join)
 def test_greedy_generation_equals_the_full_forward_for_every_choice(overrides):
     model = tiny(*overrides)
     assert torch.equal(generate(model, prompt(), 16), recomputed(model, prompt(), 16))
