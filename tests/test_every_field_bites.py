@@ -5,7 +5,7 @@ import functools
 
 import bites
 import pytest
-from bites import BASES
+from bases import BASES
 from loaded import one_in
 
 from zoo.compose import load

@@ -37,6 +37,12 @@ class SideBySide(Attention, kind="side_by_side"):
     def __post_init__(self) -> None:
         if not isinstance(self.softmax, GQA):
             raise ValueError(f"softmax: '{self.softmax.kind}' has no place beside a recurrent mixer (gqa would do)")
+        for name, why in (
+            ("kv_from", "reads another layer's keys, which a layer of two mixers is not given"),
+            ("short_conv", "keeps a state of its own beside the recurrent mixer's"),
+        ):
+            if getattr(self.softmax, name) is not None:
+                raise ValueError(f"softmax.{name} {why} (null)")
         if not self.recurrent.state() or self.recurrent.cache():
             raise ValueError(f"recurrent: '{self.recurrent.kind}' keeps no state of fixed size alone (mamba2 would do)")
 

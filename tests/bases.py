@@ -1,0 +1,201 @@
+"""The models whose fields are set to other values (`bites`), each with the keys and nodes of it that are tried."""
+
+from __future__ import annotations
+
+import re
+
+from outcomes import VOCAB
+from tiny import choices, needs
+
+from zoo.grammar import AXES, TOWERS
+from zoo.paths import conf_dir
+
+
+def read_by(axis: str, choice: str) -> list[str]:
+    """List the top-level keys that a packaged choice reads, axes left out."""
+    text = (conf_dir() / axis / f"{choice}.yaml").read_text()
+    names = [name for group in re.findall(r"\$\{(?:up|or):([^}]*)\}", text) for name in group.split(",")]
+    return [
+        name for name in dict.fromkeys(names) if name.isidentifier() and name not in (*AXES, "null", "true", "false")
+    ]
+
+
+TOP = "keys vocab_size d_model n_layers max_seq_len final_norm out_width shared_layers prefix_lm"
+TOP_OF_ENCODER = TOP.replace(" prefix_lm", "")
+
+SMALL = ("n_layers=2", "d_model=32", "n_heads=4", "head_dim=8", "d_ff=48", f"vocab_size={VOCAB}", "max_seq_len=64")
+SMALL_T5 = (*SMALL, "n_buckets=8", "max_distance=20")
+SEQ2SEQ = "keys start_id " + " ".join(
+    f"{tower}.{key}"
+    for tower in TOWERS
+    for key in (
+        "vocab_size",
+        "d_model",
+        "n_layers",
+        "max_seq_len",
+        "n_heads",
+        "head_dim",
+        "d_ff",
+        "norm_eps",
+        "final_norm",
+    )
+)
+EMBEDDING = "embedding={norm: {kind: layernorm}, n_types: 2, width: 16, project_bias: true}"
+RMS = "{kind: rmsnorm}"
+SHARED = "{kind: gated, d_ff: 24, activation: {kind: silu}}"
+LONG = (
+    "{kind: longrope, short_factor: [1,1.1,1.3,2], long_factor: [1,1.5,2,4], original_max_seq_len: 16, max_seq_len: 64}"
+)
+UNTIED = ("decoder.embedding.tied=null", "decoder.embedding.tied=foo", "decoder.embedding.width=16")
+POOLER = "pooler={kind: first_token}"
+LAST = "{kind: sequence, labels: 3, pooling: last}"
+HEAD = "head={kind: mlm, activation: {kind: gelu}, norm: {kind: layernorm}}"
+
+WIDE = ("head_dim=16", "original_max_seq_len=3600")  # enough pairs to stand before, on and behind YaRN's ramp
+SHOWN_BY = {
+    "position=rope_yarn": WIDE,
+    "position=rope_proportional": ("position.scaling.share=0.75",),
+    "position=rope_llama3": ("head_dim=16", "original_max_seq_len=40"),
+    **{
+        f"attention={name}": ("attention.chunk_size=16",)
+        for name in (
+            "mamba2",
+            "gated_delta",
+            "delta_net",
+            "kda",
+            "lightning",
+            "gla",
+            "rg_lru",
+            "rwkv",
+            "rwkv7",
+            "mlstm",
+            "retention",
+        )
+    },  # of 40 tokens
+}
+SHOWN_BY["position=t5_globals"] = ("window=40",)  # farther than distances that have a bucket each
+SHOWN_BY["attention=side_by_side"] = ("attention.recurrent.chunk_size=16",)
+SHOWN_BY |= {f"block={name}": ("position=none",) for name in choices("block") if name != "post_conv"}  # for any mixer
+"""What else a choice needs for its fields to show."""
+
+TAKING = ("pattern=[layer,taking]", "layers={taking: {attention: {indexer: {kind: shared, top_k: 4}}}}")
+"""Layers of which every second one takes the choice of keys of the one before."""
+
+BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "sentences": ("llama-tiny", ("kind=encoder", "attention=mha", HEAD, "pooler={kind: next_sentence}"), ("pooler",)),
+    "decoder": ("llama-tiny", ("head.tied=false",), (TOP, "embedding", "head", "init", POOLER)),
+    "tied decoder": ("llama-tiny", (), (TOP, "embedding", "head")),
+    "scaled init": ("llama-tiny", ("ffn=moe", "init={kind: scaled, wider: 4.0, deeper: 2.0}"), ("init",)),
+    "learned embedding": ("llama-tiny", (EMBEDDING, "position=learned", "head.tied=false"), ("embedding",)),
+    "mlm encoder": (
+        "llama-tiny",
+        ("kind=encoder", "attention=mha", HEAD, "pooler={kind: first_token}"),
+        (TOP_OF_ENCODER, "embedding", "head", "pooler", "pooler=null"),
+    ),
+    "token dropout": ("llama-tiny", ("kind=encoder", "attention=mha", HEAD, "+embedding.mask_id=7"), ("embedding",)),
+    "stored frequencies": ("llama-tiny", ("position.rotary_dim=4",), ("position",)),
+    "mlm apart": (
+        "llama-tiny",
+        ("kind=encoder", "attention=mha", HEAD, "head.tied=false"),
+        ("keys out_width", "head", POOLER),
+    ),
+    **{
+        f"{kind} head": (
+            "llama-tiny",
+            ("kind=encoder", "attention=mha", "~head.tied", f"head={{kind: {kind}, {own}}}"),
+            ("head",),
+        )
+        for kind, own in {
+            "sequence": "labels: 3, activation: {kind: tanh}",
+            "token": "labels: 3",
+            "regression": "n_outputs: 2, pooling: mean, activation: {kind: gelu}",
+            "replaced": "activation: {kind: gelu}",
+        }.items()
+    },
+    "headless": (
+        "llama-tiny",
+        ("kind=encoder", "attention=mha", "~head.tied", "head.kind=none"),
+        (TOP_OF_ENCODER, "head"),
+    ),
+    **{
+        name: ("llama-tiny", (f"attention.{fields}",), ("attention",))
+        for name, fields in {
+            "normed heads": "qk_norm={kind: rmsnorm}",
+            "clipped heads": "clip=0.8",
+            "tempered": "tempering={kind: log, floor: 4, first: 1}",
+            "biased": "bias=true",
+            "gated heads": "output_gate=true",
+            "convolved": "short_conv=3",
+        }.items()
+    },
+    "normed clip": ("llama-tiny", ("attention={qk_norm: {kind: rmsnorm}, clip: 0.8}",), ("attention",)),
+    "shared expert": ("llama-tiny", ("ffn=moe", f"shared_expert={SHARED}"), ("ffn",)),
+    "normed branches": (
+        "llama-tiny",
+        ("ffn=moe", f"shared_expert={SHARED}", "ffn.branch_norm={kind: rmsnorm}", "block=sandwich"),
+        ("ffn.branch_norm=null", "block"),
+    ),
+    "normed router": ("llama-tiny", ("ffn=moe", "router.input_norm={kind: rmsnorm}"), ("router",)),
+    "layer inputs": (
+        "llama-tiny",
+        (
+            "block=sandwich",
+            f"embedding.per_layer={{kind: tokens, vocab_size: {VOCAB}, n_layers: 3, width: 6, norm: {RMS}}}",
+            "block.layer_input={kind: gated, width: 6, activation: {kind: silu}, norm: {kind: rmsnorm}}",
+        ),
+        ("embedding", "block"),
+    ),
+    "streams": (
+        "llama-tiny",
+        (
+            *("block=altup", "+streams={kind: altup, count: 4}", "block.correct_scale=true"),
+            f"embedding.per_layer={{kind: tokens, vocab_size: {VOCAB}, n_layers: 3, width: 6, norm: {RMS}}}",
+            "block.layer_input={kind: gated, width: 6, activation: {kind: silu}, norm: {kind: rmsnorm}}",
+        ),
+        ("streams", "block"),
+    ),
+    "grouped experts": ("llama-tiny", ("ffn=moe", "n_groups=2", "top_k_groups=1"), ("router",)),
+    "grouped sigmoid": (
+        "llama-tiny",
+        ("ffn=moe", "router=sigmoid_topk", "n_experts=8", "n_groups=4", "top_k_groups=2"),
+        ("router",),
+    ),
+    "capacity": ("llama-tiny", ("ffn=moe", "router.capacity=3"), ("router",)),
+    "longrope": ("llama-tiny", (f"position.scaling={LONG}",), ("position",)),
+    "mscale": (
+        "llama-tiny",
+        ("position=rope_yarn", *WIDE, "position.scaling={mscale: 0.7, mscale_all_dim: 0.4}"),
+        ("position",),
+    ),
+    "absolute t5": ("llama-tiny", ("position=t5", "position.absolute={kind: learned, max_seq_len: 64}"), ("position",)),
+    "offset": ("llama-tiny", ("position=learned", "position.offset=2"), ("position",)),
+    "offset waves": ("llama-tiny", ("position=sinusoidal", "position.offset=2"), ("position",)),
+    "inner norm": (
+        "llama-tiny",
+        ("attention=mamba", "position=none", "attention.inner_norm={kind: rmsnorm}"),
+        ("attention",),
+    ),
+    "low-rank queries": ("llama-tiny", ("attention=mla", "position=none", "q_lora_rank=10"), ("attention",)),
+    "chosen keys": (
+        "llama-tiny",
+        ("attention=dsa", *needs("attention=dsa"), *TAKING),
+        ("attention", "layers.taking.attention.indexer"),
+    ),
+    "post-norm": ("llama-tiny", ("block=post",), ("keys final_norm", "block")),
+    "t5": ("t5-small", SMALL_T5, (SEQ2SEQ, TOP, "cross", "embedding", "head", *UNTIED, "wraps=true")),
+    "t5 that labels": ("t5-small", (*SMALL_T5, "~head", f"+head={LAST}"), ("keys start_id", "wraps=true", "head")),
+    "last token": ("llama-tiny", ("~head", f"+head={LAST}"), ("head",)),
+}
+
+
+def _choices() -> None:
+    for axis in AXES:
+        if axis == "cross":
+            continue
+        for choice in choices(axis):
+            name = f"{axis}={choice}"
+            keys = " ".join(["keys", *read_by(axis, choice)])
+            BASES[name] = ("llama-tiny", (name, *needs(name), *SHOWN_BY.get(name, ())), (axis, keys))
+
+
+_choices()
