@@ -61,7 +61,7 @@ NUMBERS = [  # reward models and rerankers: a number or two for a row
     )
 ]
 POOLED = [case for case in CASES if case.sizes.get("pad_token_id") == PAD and case.name.endswith(SUFFIXES[0])]
-EVERY = pytest.mark.parametrize("case", one_in(4, [*CASES, *NUMBERS]), ids=lambda case: case.name)
+EVERY = pytest.mark.parametrize("case", one_in(12, [*CASES, *NUMBERS]), ids=lambda case: case.name)
 
 
 def draw_text(two, seed: int = 0) -> torch.Tensor:

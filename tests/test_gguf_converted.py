@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from close import assert_close
+from loaded import one_in
 from tokenizers import BertWordPieceTokenizer
 
 import zoo
@@ -24,7 +25,7 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*the model is read without its tokenizer")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", one_in(3, CASES))
 def test_a_converted_model_is_the_one_that_it_was(tmp_path, case):
     reference = make_case(case)
     file = convert_case(case, reference, tmp_path)

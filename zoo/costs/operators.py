@@ -108,6 +108,7 @@ def operators(spec: Priced | CostTable, context: int, widths: Widths, *, decode:
         for row in own.attentions:
             core = found.setdefault(f"{operator_name(row)}.core", Operator(what.new, core=True))
             _add_core(core, row, what, widths)
+        _add_states(found, where, tower, what, widths)
     return found
 
 
@@ -154,6 +155,16 @@ def _add_core(operator: Operator, row: AttentionRow, what: Span, widths: Widths)
         own += moved * sum(map(math.prod, attention.state().values())) * STATE_BYTES / widths.tp
     operator.flops += flops * row.used / widths.tp
     operator.own += own * row.used
+
+
+def _add_states(found: dict[str, Operator], where: str, tower: Tower, what: Span, widths: Widths) -> None:
+    """Add the states that feed-forwards read and write while generating (RWKV's channel mix, counts of a capacity)."""
+    for kind, block in tower.blocks.items() if tower.causal else ():
+        own = block.state().keys() - block.attention.state().keys()
+        if own:
+            values = sum(math.prod(block.state()[name]) for name in own) * tower.pattern.count(kind)
+            moved = 2 if what.held else 1
+            found[".".join(filter(None, (where, kind, "ffn")))].own += moved * values * STATE_BYTES / widths.tp
 
 
 def _cached(attention: Attention | Indexer, widths: Widths) -> float:
