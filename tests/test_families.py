@@ -70,7 +70,7 @@ def every(cases: list[Case], *, quick: list[Case] | None = None) -> pytest.MarkD
 
 
 EVERY = every(CASES, quick=ONE_EACH)
-WRITERS = every([case for case in CASES if case.writes], quick=ONE_EACH)
+WRITERS = every([case for case in CASES if case.writes], quick=ONE_EACH[::3])
 FIRST = every(ONE_EACH, quick=FEW)
 TURNED = every(
     [case for case in CASES if "rope_parameters" in getattr(transformers, case.config)().to_dict()], quick=FEW
@@ -175,7 +175,7 @@ def test_greedy_continuation_with_a_cache_equals_the_references(case):
     assert ours.tolist() == theirs.tolist()
 
 
-@every(CASES, quick=ONE_EACH)
+@every(CASES, quick=ONE_EACH[1::3])
 def test_export_gives_back_every_tensor_bit_for_bit_and_loads(case, tmp_path):
     two = pair(case)
     zoo.export(two.ours, tmp_path / "out", verify=False)

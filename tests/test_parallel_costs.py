@@ -51,9 +51,7 @@ HELD = {
 
 def list_held():
     for case, ways in HELD.items():
-        yield pytest.param(
-            *case, ways, marks=[] if case == ("deep", 2) else [pytest.mark.slow], id=f"{case[0]}-{case[1]}"
-        )
+        yield pytest.param(*case, ways, marks=[pytest.mark.slow], id=f"{case[0]}-{case[1]}")
 
 
 @pytest.mark.parametrize(("name", "processes", "ways"), list(list_held()))

@@ -65,6 +65,7 @@ def kill(running, rank, when):
     os.kill(wait_for(lambda: find_rank(running.pid, rank)), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_launcher_restarts_all_processes_and_the_run_goes_on(here):
     zoo.train("llama-tiny", [*COMMON, "steps=24", "accumulate=2", "hydra.run.dir=one"])
     running = start([], "steps=24", "save_every=4", "launcher=torchrun", "nproc=2", "restarts=1")
