@@ -181,7 +181,7 @@ def stated(text: str) -> dict[str, str]:
         for line in text.split("## Packaged")[0].split("| family |")[-1].splitlines()
         if line.startswith("| ")
     ]
-    return {re.findall(r"`([^`]+)`", row[1])[0]: row[-1] for row in rows[2:]}
+    return {re.findall(r"`([^`]+)`", row[1])[0]: row[-1] for row in rows[1:]}
 
 
 def measure(known: dict[str, str]) -> dict[str, str]:
