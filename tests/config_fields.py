@@ -95,7 +95,7 @@ def _types(case: Case) -> dict[str, str]:
     return {each.name: str(each.type) for each in dataclasses.fields(getattr(transformers, case.config))}
 
 
-def called_harmless(case: Case) -> set[str]:
+def called_harmless(case: Case) -> frozenset[str]:
     """The fields of which the family says that they change no number."""
     family = read_family(by_model_type()[getattr(transformers, case.config).model_type])
     return (HARMLESS | set(family.harmless)) - family.reads - set(family.requires) - {"tie_word_embeddings"}
@@ -178,7 +178,7 @@ def run_reference(case: Case, model: Any) -> dict[str, Any]:
     try:
         with torch.no_grad():
             found = model(**inputs(case), **_say_plainly(case, model), output_hidden_states=True, return_dict=True)
-    except Exception as error:
+    except Exception as error:  # a pass of a config that the reference cannot run
         raise Illegal(f"{type(error).__name__}: {error}") from error
     if isinstance(found, tuple):
         raise Illegal("gives a tuple, whose parts have no names")

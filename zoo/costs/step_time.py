@@ -204,9 +204,7 @@ def share_again(recompute: str) -> float:
     return 1.0 if recompute == "full" else 1 / every if every else 0.0
 
 
-def exposed_seconds(
-    sent: StageTraffic, plan: StepPlan, cluster: Cluster, attention: float = 0.0
-) -> tuple[float, float]:
+def exposed_seconds(sent: StageTraffic, plan: StepPlan, cluster: Cluster, attention: float) -> tuple[float, float]:
     """Time the collectives that layers wait for: in one microbatch, and once a step. `attention` is the time of a
     rank's attention in a microbatch's forward pass, beside which keys go round a ring."""
     setup = plan.setup

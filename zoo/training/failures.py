@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from zoo import runs
 from zoo.errors import LostProcess, ZooError, short
 from zoo.lazy import torch
 from zoo.ranks.world import leave_at_once, read_world
+from zoo.training.restarts import has_checkpoint
 
 FORESEEN = (ZooError, OSError, MemoryError, RuntimeError, ValueError, ImportError)
 """Errors of an evaluation, a sample or a picture that a run survives. Any other is a bug, and shows its trace."""
@@ -38,8 +38,8 @@ def failures_in_one_line(folder: Path, advice: Callable[[], str] | None = None) 
     except (MemoryError, RuntimeError) as error:
         if lost_another(error):
             leave_at_once()
-            saved = (folder / runs.CHECKPOINTS / runs.LATEST).exists()
-            would = f"`zoo train --resume {folder}` goes on" if saved else "no checkpoint was saved yet: save_every=N"
+            goes_on = f"`zoo train --resume {folder}` goes on"
+            would = goes_on if has_checkpoint(folder) else "no checkpoint was saved yet: save_every=N"
             found = "another process of the run does not answer any more"
             raise LostProcess(f"{found} (what started it says which; {would})") from error
         if not is_out_of_memory(error):
