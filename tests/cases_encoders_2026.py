@@ -1,6 +1,7 @@
 """Encoders of proteins, of several languages and of long texts."""
 
 from cases_encoders import SMALL, UNTIED, YARN, case, segments
+from families import Case
 
 PROTEINS = {
     **SMALL,
@@ -58,4 +59,30 @@ FILTERS = [
     ),
 ]
 
-CASES = [*ESMS, *ESMCS, *GTES, *FILTERS]
+# 24 tokens are more than the 14 up to which all is seen.
+BIRD = {**SMALL, "block_size": 2, "num_random_blocks": 1}
+BIRDS = [
+    case("big_bird", "BigBirdConfig", "BigBirdForMaskedLM", base=BIRD, inputs=segments),
+    case("big_bird-cut", "BigBirdConfig", "BigBirdForMaskedLM", base={**BIRD, "block_size": 3}, hidden_act="relu"),
+    case(
+        "big_bird-rescaled",
+        "BigBirdConfig",
+        "BigBirdForMaskedLM",
+        base={**BIRD, "block_size": 1, "num_random_blocks": 3},
+        use_bias=False,
+        rescale_embeddings=True,
+        tokens=23,
+        **UNTIED,
+    ),
+    case("big_bird-full", "BigBirdConfig", "BigBirdForPreTraining", base=BIRD, attention_type="original_full"),
+    case("big_bird-short", "BigBirdConfig", "BigBirdForMaskedLM", base=BIRD, block_size=4),
+    case("big_bird-base", "BigBirdConfig", "BigBirdModel", base=BIRD),
+    Case(
+        "big_bird-causal",
+        "BigBirdConfig",
+        "BigBirdForCausalLM",
+        {**BIRD, "attention_type": "original_full", "is_decoder": True},
+    ),
+]
+
+CASES = [*ESMS, *ESMCS, *GTES, *FILTERS, *BIRDS]

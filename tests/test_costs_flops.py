@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from loaded import load, one_in
 from shrunk import shrunk
 from test_property import architectures, made
-from tiny import MIXED, every_choice, model_of, name, spec_of
+from tiny import MIXED, every_choice, model_of, name, needs, spec_of
 
 import zoo
 from zoo.cache.cache import Cache
@@ -107,7 +107,10 @@ MIXES = [
 ]
 
 
-@pytest.mark.parametrize("choice", [*MIXES, ["attention=longformer", "kind=encoder"]], ids=name)
+BOTH_WAYS = [[f"attention={each}", *needs(f"attention={each}")] for each in ("longformer", "block_sparse")]
+
+
+@pytest.mark.parametrize("choice", [*MIXES, *BOTH_WAYS], ids=name)
 @pytest.mark.parametrize("lengths", [[5, 11], [1, 1, 14], [3, 2, 7, 4]])
 def test_packed_documents_cost_what_they_see(choice, lengths):
     model = model_of(choice)

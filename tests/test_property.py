@@ -20,6 +20,7 @@ SIZES = {
     **{"n_experts": 4, "top_k": 2, "window": 5, "original_max_seq_len": 32, "position_buckets": 8},
     **{"q_lora_rank": 10, "kv_lora_rank": 8, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 5},
     **{"index_n_heads": 8, "index_head_dim": 6, "index_top_k": 4},
+    **{"block_size": 1, "random_blocks": 1},
     **{"d_state": 4, "max_relative_positions": 24},
 }
 
@@ -34,6 +35,7 @@ ATTENTION = st.sampled_from(
         "fourier",
         "transient_global",
         "longformer",
+        "block_sparse",
         "disentangled_v1",
         "disentangled",
         "mamba",

@@ -114,6 +114,7 @@ def grow(component: Spec, causal: bool) -> dict[str, str]:
     queries see, those of its state, what it caches a token and for all tokens.
     """
     look = Look(causal, False, getattr(component, "window", None), getattr(component, "chunk", None))
+    look = look._replace(blocks=getattr(component, "visible_blocks", None))
 
     def whole(tokens: int) -> int:
         return component.core_flops(look.pairs(tokens)) + component.state_flops() * tokens

@@ -97,7 +97,9 @@ def _mask(tower: Any, attention: Any, use: str, setup: Setup) -> Mask:
     # Only whether a field of the mask is there matters here, so () stands in for its tensors.
     documents: Any = None if chunk is None and (use != "train" or setup.document is None) else ()
     if use != "decode":
-        return Mask(tokens, tokens, causal=tower.causal, window=window, documents=documents)
+        blocks = attention.visible_blocks
+        only: Any = () if blocks is not None and tokens > blocks.whole_until else None
+        return Mask(tokens, tokens, causal=tower.causal, window=window, documents=documents, only=only)
     first = max(0, tokens - window + 1) if window else 0
     first = tokens // chunk * chunk if chunk else first
     return Mask(1, tokens + 1 - first, causal=True)  # a cache gives a new token just the keys that it sees

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from zoo.model.attention.base import Blocks
 
 
 class Look(NamedTuple):
@@ -13,6 +16,7 @@ class Look(NamedTuple):
     window: int | None = None
     chunk: int | None = None
     top_k: int | None = None  # how many an indexer chooses of those that a query sees
+    blocks: Blocks | None = None
 
     def pairs(self, new: int, held: int = 0, memory: int = 0) -> int:
         """Count the pairs of `new` tokens after `held` cached ones. `memory` is the number of encoder tokens."""
@@ -20,6 +24,8 @@ class Look(NamedTuple):
             return new * memory
         if self.top_k is not None:  # as many as of a window
             return visible_pairs(new, held, self.top_k) if self.causal else new * min(new, self.top_k)
+        if self.blocks is not None:
+            return block_pairs(new, self.blocks)
         if not self.causal:
             if self.chunk is not None:
                 return new // self.chunk * self.chunk**2 + (new % self.chunk) ** 2
@@ -59,3 +65,14 @@ def chunked_pairs(tokens: int, chunk: int) -> int:
     """Count the causal pairs of `tokens` tokens in chunks of `chunk`; a query sees only its own chunk."""
     whole, rest = divmod(tokens, chunk)
     return whole * (chunk * (chunk + 1) // 2) + rest * (rest + 1) // 2
+
+
+def block_pairs(tokens: int, blocks: Blocks) -> int:
+    """Count the pairs of attention between blocks: tokens of the first and the last block with all others, those of
+    other blocks with three blocks each, which are fewer beside the two ends."""
+    size, whole_until = blocks
+    if tokens <= whole_until:
+        return tokens * tokens
+    ends = size + (tokens - 1) % size + 1
+    inner = tokens - ends
+    return ends * (tokens + inner) + size * (3 * inner - 2 * size)

@@ -148,6 +148,7 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
                 parts.append(PartRow(where, row.kind, row.path, row.roles, own, row.part, row.stored, row.used))
             elif own.axis == "attention" and row.roles[:-1] == ():  # what it is made of is in its own figures
                 look = Look(bool(tower.causal), CROSS in row.roles, own.visible_window, own.visible_chunk)
+                look = look._replace(blocks=own.visible_blocks)
                 chooser = own.chooser
                 if chooser is not None:
                     if chooser.owns:  # which scores every key that is seen

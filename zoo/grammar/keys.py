@@ -50,7 +50,7 @@ router_bias router_scale router_jitter n_groups top_k_groups expert_capacity sel
 scale_input swiglu_alpha swiglu_limit q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim d_state
 index_n_heads index_head_dim index_top_k
 d_conv expand dt_rank ssm_heads ssm_head_dim ssm_groups n_k_heads n_v_heads head_k_dim head_v_dim conv_width
-conv_groups global_block_size
+conv_groups global_block_size block_size random_blocks
 """
 DIMS = frozenset(_DIMS.split())
 """Dimensions that a model may state whether or not its present choices read them, so that axes can be swapped."""

@@ -109,6 +109,7 @@ class Step:
     real: Tensor | None = None  # B T, True for a token that is no padding; None when all are real
     documents: Tensor | None = None  # B T, the number of each token's packed document
     drops: Drops | None = None  # what training drops
+    training: bool = False  # whether the model is being trained
     first: bool = True  # whether nothing came before these tokens
     where: Where | None = None  # the cache slots of these tokens and of their keys, in layers of this kind
     rows: PoolRows | None = None  # for rows that are not alike: keys are pools, and each row has a mask of its own

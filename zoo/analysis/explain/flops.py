@@ -235,6 +235,8 @@ class Flops:
 def _seen(look: Look) -> str:
     if look.cross:
         return "each token sees all that the encoder read"
+    if look.blocks is not None:
+        return "blocks: near ones, the first and the last"
     if not look.causal:
         return "both ways" if look.window is None else "so many to either side"
     limit = "" if look.window is None else ", at most a window"

@@ -1,6 +1,7 @@
 """Attention and recurrent mixers: the base, and one file for each family."""
 
 from zoo.model.attention import (  # noqa: F401  (registers their kinds)
+    block_sparse,
     delta,
     differential,
     disentangled,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import PositiveInt
 
@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
     from zoo.model.attention.indexer import Indexer
     from zoo.model.step import Step, Weights
+
+
+class Blocks(NamedTuple):
+    """Attention between blocks of `size` tokens: the first and the last see all and are seen by all, the others see
+    themselves and their two neighbours. A text of at most `whole_until` tokens sees itself whole."""
+
+    size: int
+    whole_until: int
 
 
 class Attention(Spec, axis="attention"):
@@ -49,6 +57,11 @@ class Attention(Spec, axis="attention"):
     @property
     def visible_chunk(self) -> int | None:
         """C where positions are cut into chunks of C and a token sees those of its own chunk only; None elsewhere."""
+        return None
+
+    @property
+    def visible_blocks(self) -> Blocks | None:
+        """How a token sees blocks of tokens; None where attention knows no blocks."""
         return None
 
     @property

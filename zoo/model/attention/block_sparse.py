@@ -1,0 +1,119 @@
+# B batch, T tokens, N blocks, H heads, C head width, D model width
+"""Attention between blocks of tokens: near ones, the first and the last, and a few that are random."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from zoo.kernels.base import Ask
+from zoo.kernels.bias import Given
+from zoo.kernels.choosing import take_best
+from zoo.kernels.mask import Mask
+from zoo.lazy import torch
+from zoo.model.attention.base import Blocks, SoftmaxAttention
+from zoo.spec import Linear, split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
+HASH = (7919, 104729, 1000003)
+"""Primes of the hash that draws random blocks: (7919·i + 104729·j)² mod 1000003 for the blocks i and j."""
+
+
+class BlockSparse(SoftmaxAttention, kind="block_sparse"):
+    """Block-sparse attention (Zaheer et al., 2020, BigBird), for models that read both ways.
+
+    A text is cut into blocks of `block_size` tokens. Tokens of the first and the last block see all and are seen by
+    all. Others see their own block and its two neighbours, and in training the keys of `random_blocks` random blocks.
+    Which blocks these are depends on the numbers of the blocks alone. Without training each random block is the first
+    block once more, so that its keys count 1 + random_blocks times: transformers' models do so, and it costs no pair.
+    A text of at most (5 + 2·random_blocks)·block_size tokens sees itself whole.
+
+    FLOPs are counted without random blocks. In training they add 4·block_size·random_blocks·H·C for each token that is
+    in neither the first nor the last block.
+    """
+
+    causal: ClassVar[bool] = False
+    joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"),)
+
+    head_dim: PositiveInt
+    block_size: PositiveInt = 64
+    random_blocks: NonNegativeInt = 3
+    bias: bool = True
+    o_bias: bool | None = None
+
+    def __post_init__(self) -> None:
+        self.position.check(self.head_dim)
+        if self.position.per_layer:
+            found = f"position '{self.position.kind}' with weights in every layer"
+            raise ValueError(f"block_sparse has no place for them, found {found} (one for all layers)")
+
+    @property
+    def visible_blocks(self) -> Blocks:
+        return Blocks(self.block_size, (5 + 2 * self.random_blocks) * self.block_size)
+
+    @property
+    def head_widths(self) -> tuple[int, int]:
+        return self.head_dim, self.head_dim
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        width = self.n_heads * self.head_dim
+        o_bias = self.bias if self.o_bias is None else self.o_bias
+        return {
+            **{name: Linear(d_model, width, self.bias) for name in ("q", "k", "v")},
+            "o": Linear(width, d_model, o_bias, residual=True),
+        }
+
+    def shard(self, ranks: int) -> BlockSparse:
+        return split(self, ranks, equal=("n_heads",))
+
+    def core_flops(self, pairs: int) -> int:
+        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
+
+    def ask(self, dtype: str, **features: Any) -> Ask:
+        ask = super().ask(dtype, **features)
+        counted = ask.chosen and self.random_blocks and ask.bias != "learned"  # the first block, several times
+        return replace(ask, bias="fixed") if counted else ask
+
+    def prepare(self, m: Weights | None, step: Step) -> None:
+        old, places = step.mask, step.positions  # B|1 T
+        assert places is not None
+        tokens, size, whole_until = old.n_queries, self.block_size, self.visible_blocks.whole_until
+        if tokens <= whole_until:
+            return
+        mine = Mask(tokens, tokens, causal=False, padding=old.padding, documents=old.documents)
+        mine = mine.dense(places.device)[:, 0]  # B|1 T T, the tokens of one's own row or document
+        lengths = mine.sum(-1)[..., None]  # B|1 T 1
+        query, key, last = (places // size)[..., None], (places // size)[:, None], (lengths - 1) // size
+        inner = (query > 0) & (query < last) & (lengths > whole_until)
+        seen = ((query - key).abs() <= 1) | (key == 0) | (key == last) | ~inner
+        if step.training and self.random_blocks:
+            seen = seen | self._draw(query, key, last, -(-tokens // size))
+        elif self.random_blocks:
+            again = (inner & (key == 0)).float()[:, None] * math.log(1 + self.random_blocks)  # B|1 1 T T
+            learned = step.bias is not None and step.bias.learned
+            step.bias = Given(again if step.bias is None else step.bias.dense() + again)
+            step.bias.learned = learned
+        step.mask = Mask(tokens, tokens, causal=False, only=mine & seen)
+
+    def _draw(self, query: Tensor, key: Tensor, last: Tensor, count: int) -> Tensor:
+        """Draw the random blocks of each query among `count` blocks that it does not see otherwise: True for their keys
+        [B|1, T, T]. `query` and `last` [B|1, T, 1] number a query's block and the last of its text, `key` [B|1, 1, T] a
+        key's."""
+        blocks = torch.arange(count, device=query.device)  # N
+        first, second, modulus = HASH
+        drawn = query * first + blocks * second
+        hidden = ((query - blocks).abs() <= 1) | (blocks == 0) | (blocks >= last)
+        chosen = take_best((drawn * drawn % modulus).masked_fill(hidden, -1), self.random_blocks) & ~hidden
+        return chosen.gather(-1, key.expand(-1, query.shape[1], -1))
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in (m.q, m.k, m.v))  # B T H C
+        q, k = self.position.rotate(q, step.tables), self.position.rotate(k, step.tables)
+        return m.o(self.attend(m, step, q, k, v, self.head_dim**-0.5).flatten(-2))  # B T D
