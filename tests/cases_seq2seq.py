@@ -35,6 +35,7 @@ BART = {
     "pad_token_id": 1,
     "forced_eos_token_id": None,
 }
+BIRD = {**BART, "block_size": 1, "num_random_blocks": 1, "pad_token_id": 0}
 MARIAN = {**BART, "pad_token_id": 96, "decoder_start_token_id": 96}
 APART = {**MARIAN, "pad_token_id": 80, "decoder_start_token_id": 80, "share_encoder_decoder_embeddings": False}
 UNTIED = {"tie_word_embeddings": False}
@@ -109,5 +110,24 @@ CASES: list[Case] = [
         "blenderbot", "Blenderbot", "BlenderbotForConditionalGeneration", {**BART, "activation_function": "gelu_new"}
     ),
     *cases("blenderbot_small", "BlenderbotSmall", "BlenderbotSmallForConditionalGeneration", BART),
+    # Ten tokens are more than the seven up to which all is seen, after which the reference would do so ever after. It
+    # counts padding among the blocks.
+    *cases("bigbird_pegasus", "BigBirdPegasus", "BigBirdPegasusForConditionalGeneration", BIRD, pads=False),
+    Case(
+        "bigbird_pegasus-blocks",
+        "BigBirdPegasusConfig",
+        "BigBirdPegasusModel",
+        {**BIRD, "block_size": 2},
+        inputs=decoding,
+        writes=False,
+        pads=False,
+    ),
+    Case(
+        "bigbird_pegasus-full",
+        "BigBirdPegasusConfig",
+        "BigBirdPegasusForConditionalGeneration",
+        {**BIRD, "attention_type": "original_full", "use_bias": True, "activation_function": "relu"},
+        inputs=decoding,
+    ),
     *cases("m2m_100", "M2M100", "M2M100ForConditionalGeneration", BART),
 ]

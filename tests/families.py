@@ -48,6 +48,9 @@ class Case:
     attention: str = "eager"  # the reference's kernel: where its plain one is wrong, another
     rows: int = 2  # that it generates at once: RWKV's own state mixes rows
     streams: bool = False  # whether its hidden states are several vectors a token, and end before the final norm
+    pads: bool = (
+        True  # whether the reference's padded row equals the row alone; where not, ours is compared with itself
+    )
     embedded: bool = True  # whether its hidden states begin with the embeddings (Mamba's do not)
 
     def reference(self) -> Any:

@@ -154,7 +154,9 @@ def test_padded_rows_equal_the_rows_alone_on_either_side(case):
                 torch.testing.assert_close(whole.hidden[row], alone.hidden[0], **CLOSE)
                 reference = two.reference(input_ids=ids[row : row + 1], attention_mask=mask[row : row + 1], **part)
                 given = whole.hidden if whole.logits is None else whole.logits
-                if row != 1:  # the reference counts positions from the padding on the left
+                if row != 1 and (
+                    case.pads or real.all()
+                ):  # the reference counts positions from the padding on the left
                     torch.testing.assert_close(given[row], reference[0][0], **CLOSE)
             else:
                 torch.testing.assert_close(whole.hidden[row][real], alone.hidden[0], **CLOSE)

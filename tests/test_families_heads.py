@@ -67,7 +67,7 @@ EVERY = pytest.mark.parametrize("case", one_in(12, [*CASES, *NUMBERS]), ids=lamb
 def draw_text(two, seed: int = 0) -> torch.Tensor:
     """Token ids of three rows; an encoder-decoder's end in the text's end, as the reference demands."""
     ids = two.ids(3, seed=seed)
-    if two.case.model.startswith(("Bart", "MBart", "Mvp", "PLBart", "T5", "MT5", "UMT5")):
+    if two.case.model.startswith(("Bart", "BigBirdPegasus", "MBart", "Mvp", "PLBart", "T5", "MT5", "UMT5")):
         end = two.reference.config.eos_token_id
         ids = torch.where(ids == end, end + 1, ids)
         ids[:, -1] = end
