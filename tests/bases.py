@@ -76,6 +76,7 @@ SHOWN_BY = {
 SHOWN_BY["position=t5_globals"] = ("window=40",)  # farther than distances that have a bucket each
 SHOWN_BY["attention=side_by_side"] = ("attention.recurrent.chunk_size=16",)
 SHOWN_BY |= {f"block={name}": ("position=none",) for name in choices("block") if name != "post_conv"}  # for any mixer
+SHOWN_BY["block=sandwich"] = ("position=none", "norm_eps=0.1")  # whose `norm` is none of those that out_norm may be
 """What else a choice needs for its fields to show."""
 
 TAKING = ("pattern=[layer,taking]", "layers={taking: {attention: {indexer: {kind: shared, top_k: 4}}}}")
@@ -125,6 +126,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
             "tempered": "tempering={kind: log, floor: 4, first: 1}",
             "biased": "bias=true",
             "gated heads": "output_gate=true",
+            "normed outputs": "out_norm={kind: dyt}",
             "convolved": "short_conv=3",
         }.items()
     },

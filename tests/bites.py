@@ -240,7 +240,7 @@ class Base:
         return "initial values" if any(not torch.equal(fresh[name], before[name]) for name in before) else ""
 
 
-NULL_IS_ONE_OF = ("final_norm", "o_bias", "down_bias", "out_bias", "transform_bias")
+NULL_IS_ONE_OF = ("final_norm", "o_bias", "gate_bias", "down_bias", "out_bias", "transform_bias")
 """Flags whose null is what the blocks or `bias` say: one of true and false states outright what is there already."""
 
 NAMES = ("labels",)

@@ -28,7 +28,22 @@ COMMAND = {
     "eos_token_id": None,
 }
 
+FINE = {"ffn_hidden_size": 20, "moe_num_experts": 6, "moe_top_k": 2}
+ATTENTION = {"kv_n_heads": 2, "clip_qkv": 0.6, "rope_theta": 10000.0}
+DBRX = {"d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 64, "vocab_size": 97}
+DBRX |= {"attn_config": ATTENTION, "ffn_config": FINE}
+
 CASES = [
+    case("dbrx", "DbrxConfig", base=DBRX),
+    case(
+        "dbrx-plain",
+        "DbrxConfig",
+        base=DBRX,
+        attn_config={"kv_n_heads": 4, "clip_qkv": 2.0, "rope_theta": 500.0},
+        ffn_config={**FINE, "ffn_act_fn": {"name": "gelu"}, "moe_normalize_expert_weights": None},
+        rope_parameters={**YARN, "rope_theta": 500.0},
+    ),
+    case("dbrx-base", "DbrxConfig", "Model", base=DBRX),
     case("axk1", "AXK1Config", base=AXK),
     case(
         "axk1-types",

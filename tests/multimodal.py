@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from cases_blocks_2026 import GLIMMER
 from cases_experts import QWEN, SMALL
 from cases_gemma import GEMMA4
 from cases_text_towers import GLM, GLM_MOE, NEAR, NEXT, NEXT_MOE, PADDED, TEMPERED, UNPADDED, WIDE, mrope
@@ -255,5 +256,13 @@ WHOLE = [
         {**SIGHT},
         IDS,
         published=("language_model.model.blocks.", "language_model.model.layers."),
+    ),
+    Whole(
+        "muse_glimmer",
+        "MuseGlimmerConfig",
+        "MuseGlimmerForConditionalGeneration",
+        GLIMMER,
+        {**SIGHT, "patch_size": 4},
+        {**IDS, "out_hidden_size": 64, "projector_hidden_size": 24},
     ),
 ]

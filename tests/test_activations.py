@@ -98,6 +98,8 @@ def test_random_models_keep_what_autograd_saves(seed):
         ["attention=mamba2", "position=none"],
         ["attention=side_by_side"],
         ["attention.short_conv=4"],
+        ["attention={output_gate: true, gate_bias: head, out_norm: {kind: rmsnorm}, out_norm_over: head}"],
+        ["block=sandwich", "block.out_norm={kind: layernorm}"],
     ],
 )
 def test_the_eager_kernel_keeps_its_scores(overrides):

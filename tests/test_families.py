@@ -6,6 +6,7 @@ import json
 
 import cases_2025
 import cases_2026
+import cases_blocks_2026
 import cases_encoders
 import cases_encoders_2026
 import cases_experts
@@ -49,6 +50,7 @@ CASES: list[Case] = [
     *cases_encoders_2026.CASES,
     *cases_hybrid_2026.CASES,
     *cases_experts_2026.CASES,
+    *cases_blocks_2026.CASES,
 ]
 
 

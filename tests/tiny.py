@@ -22,14 +22,15 @@ MIXED = ["pattern=[near*2,layer]", "layers={near:{attention:{window:4},position:
 
 LENT = [
     "pattern=[near,layer,reader,near_reader]",
-    "layers={near:{attention:{window:4,v_norm:{kind:layernorm}}},reader:{attention:{kv_from:layer}},"
+    "layers={near:{attention:{window:4,v_norm:{kind:layernorm},output_gate:true,gate_bias:head,"
+    "out_norm:{kind:rmsnorm},out_norm_over:head}},reader:{attention:{kv_from:layer}},"
     "near_reader:{attention:{window:4,kv_from:near}}}",
     "attention.k_is_v=true",
     "layers.reader.attention.k_is_v=false",
     "layers.near_reader.attention.k_is_v=false",
     "n_layers=6",
 ]
-"""Layers that read the keys and values of earlier ones, some of them with one product for both."""
+"""Layers that read the keys and values of earlier ones, some of them with one product for both; and gated heads."""
 
 
 def choices(axis: str) -> list[str]:

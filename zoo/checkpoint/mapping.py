@@ -208,6 +208,16 @@ class Folded(TensorStep):
         return [each.unflatten(0, (self.number, -1)) for each in tensors]
 
 
+class Merged(TensorStep):
+    """`merged`: the first two dimensions of ours are one in theirs: the outputs of all experts, one after the other."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.unflatten(0, (shape[0], -1)) for each, shape in zip(tensors, entry.shapes, strict=True)]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.flatten(0, 1) for each in tensors]
+
+
 class Depthwise(TensorStep):
     """`depthwise`: their convolution of each channel by itself is [channels, width], ours [channels, 1, width]."""
 
@@ -259,7 +269,14 @@ class TrailingOnes(TensorStep):
 
 
 STEPS: dict[str, type[TensorStep]] = {"rows": Rows, "groups": Groups, "turn": Transpose, "row": OneRow, "flat": Flat}
-STEPS |= {"pairs": Pairs, "plus": Plus, "third": ThirdDimension, "blocks": Blocks, "ones": TrailingOnes}
+STEPS |= {
+    "merged": Merged,
+    "pairs": Pairs,
+    "plus": Plus,
+    "third": ThirdDimension,
+    "blocks": Blocks,
+    "ones": TrailingOnes,
+}
 STEPS |= {"column": OneColumn, "folded": Folded, "depthwise": Depthwise, "decay": Decay, "tiled": Tiled}
 
 

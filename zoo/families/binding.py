@@ -11,6 +11,7 @@ caller imports the config that was found, and compares what it describes.
 from __future__ import annotations
 
 import ast
+import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -146,7 +147,7 @@ def _round_if_whole(value: float) -> float | int:
 
 
 def assemble_fields(bindings: Bindings) -> dict[str, Any]:
-    """The fields of a config.json: `a.b` becomes a mapping, `a[3]` a list."""
+    """The fields of a config.json: `a.b` becomes a mapping, `a.b.c` a mapping in it, `a[3]` a list."""
     fields: dict[str, Any] = {}
     for name, value in bindings.items():
         if name.endswith("]"):
@@ -155,8 +156,8 @@ def assemble_fields(bindings: Bindings) -> dict[str, Any]:
             items.extend([None] * (int(index) + 1 - len(items)))
             items[int(index)] = value
         elif "." in name:
-            outer, _, inner = name.partition(".")
-            fields.setdefault(outer, {})[inner] = value
+            *outer, last = name.split(".")
+            functools.reduce(lambda found, each: found.setdefault(each, {}), outer, fields)[last] = value
         else:
             fields[name] = value
     return fields

@@ -58,13 +58,28 @@ class Choose(Codec):
 
 
 class Inner(Codec):
-    """`inner(attn_config, "clip_qkv")`: a field of a nested config, None where either is missing."""
+    """`inner(attn_config, "clip_qkv")`: a field of a nested config, None where either is missing. More names lead
+    further in: `inner(ffn_config, "ffn_act_fn", "name")`."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
-        return (args[0] or {}).get(args[1])
+        found = args[0]
+        for name in args[1:]:
+            found = (found or {}).get(name)
+        return found
 
     def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
-        return {f"{ast.unparse(args[0])}.{evaluate(args[1], env)}": value}
+        return {".".join((ast.unparse(args[0]), *(evaluate(name, env) for name in args[1:]))): value}
+
+
+class InnerOr(Inner):
+    """`inner_or(ffn_config, "moe_normalize_expert_weights", 1.0)`: a field of a nested config, null where it says so,
+    and the third argument where it does not say."""
+
+    def value(self, env: Mapping[str, Any], *args: Any) -> Any:
+        return (args[0] or {}).get(args[1], args[2])
+
+    def bind(self, value: Any, env: Mapping[str, Any], *args: ast.expr) -> Bindings:
+        return super().bind(value, env, *args[:2])
 
 
 class At(Codec):
@@ -137,6 +152,7 @@ FUNCTIONS |= {
     "each": Each(),
     "case": Choose(),
     "inner": Inner(),
+    "inner_or": InnerOr(),
     "at": At(),
     "halved_if": HalvedIf(),
     "spread": Plain(repeat_groups),

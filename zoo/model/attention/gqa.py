@@ -32,9 +32,11 @@ class GQA(SoftmaxAttention, kind="gqa"):
     score a head that no value stands behind (Xiao et al., 2023; gpt-oss). `clip` bounds queries, keys and values (OLMo,
     MPT), before the norm of queries and keys or with `clip_normed` after it (OLMoE). `output_gate` multiplies each
     head's output by σ(x·W) (Qiu et al., 2025; Qwen3-Next): each channel, or with `gate_over` head the head as a whole;
-    `gate_activation` may be softplus (Laguna, 2026). `bias` is for q, k and v; `o_bias` follows it unless given.
+    `gate_activation` may be softplus (Laguna, 2026). `bias` is for q, k and v; `o_bias` and `gate_bias` follow it
+    unless given; a `gate_bias` of "head" is one number for all channels of a head (Reflection, 2026, Beam).
     A head's values are `v_head_dim` wide, as its keys unless given, and multiplied by `value_scale` (MiMo-V2-Flash,
-    2026). `out_norm` normalises all heads' outputs as one vector before `o` (BitNet b1.58; Wang et al., 2022).
+    2026). `out_norm` normalises all heads' outputs as one vector before `o` (BitNet b1.58; Wang et al., 2022), or with
+    `out_norm_over` head each by itself before the gate, with one weight for all heads (Meta, 2026, Muse Spark).
 
     `qk_norm` normalises queries and keys (Dehghani et al., 2023), `qk_norm_over` says what at once: a "head" with one
     weight for all heads (Qwen3), each of the "heads" with its own (Cohere), or all heads' channels as a "whole"
@@ -68,11 +70,13 @@ class GQA(SoftmaxAttention, kind="gqa"):
     output_gate: bool = False
     gate_over: Literal["channel", "head"] = "channel"
     gate_activation: Literal["sigmoid", "softplus"] = "sigmoid"
+    gate_bias: bool | Literal["head"] | None = None
     tempering: Tempering | None = None
     rotate_values: bool = False
     v_head_dim: PositiveInt | None = None
     value_scale: PositiveFloat | None = None
     out_norm: WholeNorm | None = None
+    out_norm_over: Literal["whole", "head"] = "whole"
     short_conv: PositiveInt | None = None
     kv_from: str | None = None
     k_is_v: bool = False
@@ -89,8 +93,9 @@ class GQA(SoftmaxAttention, kind="gqa"):
         if self.rotate_values and len(set(self.head_widths)) > 1:
             widths = f"v_head_dim={self.v_head_dim} and head_dim={self.head_dim}"
             raise ValueError(f"rotate_values turns values by the angles of keys, found {widths} (leave v_head_dim out)")
-        if not self.output_gate and (self.gate_over, self.gate_activation) != ("channel", "sigmoid"):
-            raise ValueError("gate_over and gate_activation say what the output gate is (give `output_gate: true`)")
+        self._check_gate()
+        if self.out_norm is None and self.out_norm_over != "whole":
+            raise ValueError("out_norm_over says what the norm of outputs is over, and there is none (give `out_norm`)")
         if self.qk_norm_last and self.qk_norm_over == "whole":
             raise ValueError("qk_norm_last comes after heads are split, qk_norm_over 'whole' before (one of them)")
         if self.clip_normed and (self.clip is None or self.qk_norm is None or self.qk_norm_last):
@@ -113,6 +118,15 @@ class GQA(SoftmaxAttention, kind="gqa"):
     @property
     def loops(self) -> bool:
         return False
+
+    def _check_gate(self) -> None:
+        stated = (self.gate_over, self.gate_activation, self.gate_bias)
+        if not self.output_gate and stated != ("channel", "sigmoid", None):
+            raise ValueError(
+                "gate_over, gate_activation and gate_bias say what the output gate is (give `output_gate: true`)"
+            )
+        if self.gate_bias == "head" and self.gate_over == "head":
+            raise ValueError("gate_bias=head is one number for a head's channels, and its gate is one (true)")
 
     def _check_values(self) -> None:
         if self.k_is_v and len(set(self.head_widths)) > 1:
@@ -148,7 +162,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     @property
     def summed(self) -> int:
         normed = 2 if self.qk_norm and self.qk_norm_over == "whole" else 0  # the mean squares of queries and keys
-        return normed + (self.out_norm is not None)
+        return normed + (self.out_norm is not None and self.out_norm_over == "whole")
 
     @property
     def head_widths(self) -> tuple[int, int]:
@@ -162,11 +176,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return {
             "q": Linear(d_model, q, self.bias),
             **self._made(d_model, kv),
-            **(
-                {"gate": Linear(d_model, out if self.gate_over == "channel" else self.n_heads, self.bias)}
-                if self.output_gate
-                else {}
-            ),
+            **(self._gate(d_model) if self.output_gate else {}),
             **(
                 {"conv": Conv(sum(mixed), sum(mixed), self.short_conv, groups=sum(mixed), segments=mixed)}
                 if self.short_conv
@@ -174,10 +184,20 @@ class GQA(SoftmaxAttention, kind="gqa"):
             ),
             "o": Linear(out, d_model, self.bias if self.o_bias is None else self.o_bias, residual=True),
             **self._norms(q, kv),
-            **({"out_norm": Sized(self.out_norm, out)} if self.out_norm else {}),
+            **(
+                {"out_norm": Sized(self.out_norm, out if self.out_norm_over == "whole" else v_width)}
+                if self.out_norm
+                else {}
+            ),
             **({"sinks": Weight((self.n_heads,))} if self.sinks else {}),
             **({"position": self.position} if self.position.per_layer else {}),
         }
+
+    def _gate(self, d_model: int) -> dict[str, Any]:
+        width = self.n_heads * (self.head_widths[1] if self.gate_over == "channel" else 1)
+        if self.gate_bias == "head":
+            return {"gate": Linear(d_model, width), "gate_bias": Weight((self.n_heads,))}
+        return {"gate": Linear(d_model, width, self.bias if self.gate_bias is None else self.gate_bias)}
 
     def _made(self, d_model: int, kv: int) -> dict[str, Any]:
         """The products that make keys and values: none where they are another layer's."""
@@ -242,12 +262,16 @@ class GQA(SoftmaxAttention, kind="gqa"):
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
         sinks = m.sinks if self.sinks else None
         y = self.attend(m, step, q, k, v, scale, softcap=self.softcap, sinks=sinks)  # B T H V
+        each = self.out_norm is not None and self.out_norm_over == "head"
+        y = m.out_norm(y) if each else y
         y = self._gated(m, x, y) if self.output_gate else y.flatten(-2)  # B T H·V
-        return m.o(m.seam.normalise(m.out_norm, y) if self.out_norm else y)  # B T D
+        return m.o(m.seam.normalise(m.out_norm, y) if self.out_norm and not each else y)  # B T D
 
     def _gated(self, m: Weights, x: Tensor, y: Tensor) -> Tensor:
         """Heads' outputs y [B, T, H, V] times the gate of x [B, T, D]: [B, T, H·V]."""
         gate = m.gate(x)
+        if self.gate_bias == "head":
+            gate = (gate.unflatten(-1, (-1, self.head_widths[1])) + m.gate_bias[:, None]).flatten(-2)
         gate = torch.sigmoid(gate) if self.gate_activation == "sigmoid" else F.softplus(gate.float()).to(y.dtype)
         return y.flatten(-2) * gate if self.gate_over == "channel" else (y * gate[..., None]).flatten(-2)
 

@@ -8,6 +8,7 @@ from pydantic import PositiveInt
 
 from zoo.model.block.base import Block
 from zoo.model.ffn import FFN
+from zoo.model.norm import WholeNorm
 from zoo.spec import Buffer, Linear
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ class Sandwich(Block, kind="sandwich"):
     Without `ffn_input_norm` the feed-forward reads the stream as it is: a mixture with a `branch_norm` normalises it
     itself. With `out_scale` the layer's output is multiplied by one number, saved with the weights and not trained.
     Both are Gemma 4's (2026). With `laurel_rank` R attention's input takes another way as well, n + norm(n·A·B) with A
-    [D, R], and the stream is divided by √2 then (Menghani et al., 2024, LAuReL; Gemma 3n, 2025).
+    [D, R], and the stream is divided by √2 then (Menghani et al., 2024, LAuReL; Gemma 3n, 2025). `out_norm` stands in
+    place of `norm` after the sub-layers (Meta, 2026, Muse Glimmer).
     """
 
     takes_input: ClassVar[bool] = True
@@ -31,15 +33,16 @@ class Sandwich(Block, kind="sandwich"):
     ffn_input_norm: bool = True
     out_scale: bool = False
     laurel_rank: PositiveInt | None = None
+    out_norm: WholeNorm | None = None
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {
             "attention_norm": self.norm,
             "attention": self.attention,
-            "attention_out_norm": self.norm,
+            "attention_out_norm": self.out_norm or self.norm,
             **({"ffn_norm": self.norm} if self.ffn_input_norm else {}),
             "ffn": self.ffn,
-            "ffn_out_norm": self.norm,
+            "ffn_out_norm": self.out_norm or self.norm,
             **self._laurel(d_model),
             **({"layer_input": self.layer_input} if self.layer_input else {}),
             **({"out_scale": Buffer((1,), init=1.0)} if self.out_scale else {}),

@@ -1,0 +1,49 @@
+"""Models of 2026 whose blocks have norms, gates and residual sums of their own."""
+
+import copy
+
+from cases_2025 import TYPES
+from cases_experts import SMALL, YARN, case
+from families import Case
+
+ROPES = {
+    "full_attention": {**YARN, "rope_theta": 500.0},
+    "sliding_attention": {"rope_type": "proportional", "rope_theta": 300.0, "partial_rotary_factor": 0.5},
+}
+LFM3 = {
+    **SMALL,
+    "num_hidden_layers": 5,
+    "head_dim": 12,
+    "sliding_window": 6,
+    "conv_L_cache": 4,
+    "layer_types": ["conv", "sliding_attention", "full_attention", "conv", "sliding_attention"],
+    "pad_token_id": None,
+    "eos_token_id": None,
+}
+GLIMMER = {
+    **SMALL,
+    "num_hidden_layers": 4,
+    "head_dim": 12,
+    "sliding_window": 6,
+    "qk_scale_factor": 1.7,
+    "output_multiplier": 0.4,
+    "final_logit_softcapping": 2.0,
+    "post_norm_eps": 1e-2,
+    "layer_types": TYPES,
+    "layer_rope_theta": [100.0, 0, 100.0, 100.0],
+}
+
+CASES = [
+    case("lfm3", "Lfm3Config", base=LFM3),
+    case("lfm3-biased", "Lfm3Config", base=LFM3, attention_bias=True, conv_bias=True, tie_word_embeddings=False),
+    case("lfm3-pre", "Lfm3Config", base=LFM3, use_sandwich_norm=False, use_attention_gate=False, rope_parameters=ROPES),
+    case("lfm3-base", "Lfm3Config", "Model", base=LFM3, norm_eps=1e-3, use_sandwich_norm=False),
+    Case("muse_glimmer_text", "MuseGlimmerTextConfig", "MuseGlimmerTextModel", GLIMMER, writes=False),
+    Case(
+        "muse_glimmer_text-biased",
+        "MuseGlimmerTextConfig",
+        "MuseGlimmerTextModel",
+        {**copy.deepcopy(GLIMMER), "attention_bias": True, "layer_rope_theta": None, "rope_parameters": YARN},
+        writes=False,
+    ),
+]
