@@ -1,11 +1,10 @@
-"""Compares models whose ranks have some of a row's tokens each with whole ones, in the processes that torchrun starts:
-`context_ranks.py CASES OUT`. The largest differences go to OUT/RANK.json, by case."""
+"""Compares models whose ranks have some of a row's tokens each with whole ones, in the ranks that
+forks.py starts, with the arguments CASES OUT. The largest differences go to OUT/RANK.json, by case."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +94,3 @@ def main(cases: str, out: str) -> None:
     group = distributed.group.WORLD
     found = {name: compare(case, group) for name, case in json.loads(Path(cases).read_text()).items()}
     Path(out, f"{os.environ['RANK']}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Runs pipelines in the processes that torchrun starts: `pipeline_ranks.py OUT CASES`, CASES a JSON file of cases.
+"""Runs pipelines in the ranks that forks.py starts, with the arguments OUT CASES, CASES a JSON file of cases.
 
 Each case is `what` (gradients, or idle), the name of a model and its overrides, the fields of a mesh, and the number of
 microbatches. What each process found is written to OUT/RANK.json.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -182,7 +181,3 @@ def main(out: str, cases: str) -> None:
         if world.main:
             print(model, fields, found[-1], flush=True)
     Path(out, f"{os.environ['RANK']}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -2,14 +2,13 @@
 
 import json
 import random
-import subprocess
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
+from forks import read_found, run_ranks
 from safetensors.torch import load_file
 from spread_runs import keeping_gradients
 
@@ -17,7 +16,6 @@ import zoo
 from zoo.ranks.world import World
 from zoo.training.parallel import Parallel, read_parallel
 
-RUNS = Path(__file__).parent / "spread_runs.py"
 WORDS = ("fox", "dog", "runs", "jumps", "over", "the", "lazy", "quick", "brown", "sleeps", "and", "it", "tree", "river")
 BASE = [
     *("data=text", "data.path=text.txt", "data.tokenizer.kind=byte", "model.vocab_size=301"),
@@ -80,11 +78,6 @@ def write_texts(folder):
     (folder / "pairs.jsonl").write_text("\n".join(pairs))
 
 
-def torchrun(processes, *args, timeout=600):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run([*command, *map(str, args)], capture_output=True, text=True, timeout=timeout)
-
-
 def spread(processes, jobs):
     """Run jobs in so many processes; returns what each process held in the last."""
     return [told[-1] for told in spread_all(processes, jobs)]
@@ -93,9 +86,8 @@ def spread(processes, jobs):
 def spread_all(processes, jobs):
     """Run jobs in so many processes; returns what each process held in each."""
     Path("jobs.json").write_text(json.dumps([(*job, None)[:3] for job in jobs]))
-    done = torchrun(processes, RUNS, "jobs.json", ".")
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(Path(f"{rank}.json").read_text()) for rank in range(processes)]
+    run_ranks(processes, "spread_runs", "jobs.json", ".")
+    return read_found(processes, ".")
 
 
 def compare_gradients(one, other):

@@ -1,4 +1,4 @@
-"""Runs the jobs of a JSON file, one after the other, in the processes that torchrun starts: `spread_runs.py JOBS OUT`.
+"""Runs the jobs of a JSON file, one after the other, in the ranks that forks.py starts, with the arguments JOBS OUT.
 
 Each is a model, overrides and perhaps the folder of a run that goes on. What each process holds in each job, of the
 model, of gradients and states, is written to OUT/RANK.json; a job's gradients in the first step, whole, to
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,7 +95,3 @@ def main(jobs: str, out: str) -> None:
         watch.gathered = gathered.most
         told.append({name: each for name, each in vars(watch).items() if name[0] != "_"})
     (Path(out) / f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(told))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,11 +1,10 @@
-"""Compares models of which each process computes a part with whole ones, in the processes that torchrun starts:
-`tensor_ranks.py OUT MODEL…`. The largest differences go to OUT/RANK.json, by model."""
+"""Compares models of which each process computes a part with whole ones, in the ranks that
+forks.py starts, with the arguments OUT DTYPE MODEL…. The largest differences go to OUT/RANK.json, by model."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ def randomise(model: Any) -> None:
             each.add_(torch.randn(each.shape, generator=draw) * 0.05)
 
 
-def compare(name: Any, layout: Layout) -> dict[str, Any]:
+def compare(name: Any, layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
     ranks = layout.mesh.tp
     spec = load_spec(name) if isinstance(name, str) else from_dict(name)
     try:
@@ -93,9 +92,9 @@ def compare(name: Any, layout: Layout) -> dict[str, Any]:
     faults = [*find_cut_faults(find_cuts(spec, part, ranks)), *find_wide_norms(spec)]
     if faults:
         return {"refused": "; ".join(faults)}
-    whole = build(spec)
+    whole = build(spec).to(dtype)
     randomise(whole)
-    mine = build(part, device="meta")
+    mine = build(part, device="meta").to(dtype)
     layout.divide(mine, spec)
     mine.to_empty(device="cpu")
     initialise(mine, 0)
@@ -123,7 +122,7 @@ def compare(name: Any, layout: Layout) -> dict[str, Any]:
     }
 
 
-def main(out: str, *names: str) -> None:
+def main(out: str, dtype: str, *names: str) -> None:
     world = read_world()
     join(world, "cpu")
     layout = Layout.open(Mesh(tp=world.size), world, torch.device("cpu"))
@@ -131,11 +130,7 @@ def main(out: str, *names: str) -> None:
     models = json.loads(Path(names[0]).read_text()) if names[0].endswith(".json") else {name: name for name in names}
     for name, spec in models.items():
         torch.manual_seed(0)
-        found[name] = compare(spec, layout)
+        found[name] = compare(spec, layout, getattr(torch, dtype))
         if world.main:
             print(name, found[name], flush=True)
     Path(out, f"{os.environ['RANK']}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

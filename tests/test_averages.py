@@ -41,24 +41,23 @@ def faults(config, *overrides) -> list[str]:
 
 
 CASES = {
-    **{
-        kind: pytest.param([f"optim={kind}"], marks=() if kind == "muon" else pytest.mark.slow)
-        for kind in OPTIMIZERS
-        if kind not in ("adamw", "adamw8bit", "schedule_free")
-    },
+    **{kind: [f"optim={kind}"] for kind in OPTIMIZERS if kind not in ("adamw", "adamw8bit", "schedule_free")},
     "schedule_free": ["optim=schedule_free", "schedule=constant"],
     "averages": ["ema={decay: 0.8, warmup: true}", "lawa=2", "eval_weights=ema"],
     "lawa": ["lawa=2", "eval_weights=lawa", "ffn=moe", "model.n_experts=2", "optim=muon"],
     "decays": ["steps=9", "schedule=wsd_s", "schedule.points=[3]", "schedule.decay=1", "keep=2", "ema=0.7"],
     "groups": ["optim.groups={embedding: {lr: 0.01}}"],
-    "eight bits": pytest.param(
-        ["optim=adamw8bit", "model.d_model=64", "model.d_ff=64"],
-        marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")],
-    ),
 }
+FEW = ("muon", "averages", "decays")
+REPEATED = [pytest.param(each, marks=() if name in FEW else pytest.mark.slow, id=name) for name, each in CASES.items()]
+EIGHT_BITS = pytest.param(
+    ["optim=adamw8bit", "model.d_model=64", "model.d_ff=64"],
+    marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")],
+    id="eight bits",
+)
 
 
-@pytest.mark.parametrize("overrides", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("overrides", [*REPEATED, EIGHT_BITS])
 def test_a_run_that_lost_its_last_steps_repeats_them_to_the_last_bit(config, tmp_path, overrides):
     start_run(config(*overrides), tmp_path)
     last = runs.find(tmp_path)

@@ -88,7 +88,8 @@ def test_what_cannot_be_listed_is_said_in_one_line(capsys, words, line):
     assert line in capsys.readouterr().err
 
 
-def test_the_page_of_axes_is_what_its_command_writes():
+def test_the_page_of_axes_is_what_its_command_writes(monkeypatch):
+    monkeypatch.setattr(axes_page, "describe_axis", listed)
     assert axes_page.PAGE.read_text(encoding="utf-8") == axes_page.page(), "docs/axes.md is old (make docs)"
 
 

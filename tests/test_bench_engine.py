@@ -33,6 +33,7 @@ def test_a_long_prompt_comes_while_others_wait(short, monkeypatch):
     assert len(beside) == engine.LONG // engine.BESIDE - 1 and len(rest) == 24
 
 
+@pytest.mark.slow
 def test_every_scenario_is_shown_and_written_for_the_page(short, tmp_path):
     assert run(["bench", "engine", "--seconds", "0", "--threads", "1", "--shape", TINY, "--out", str(tmp_path)]) == 0
     (file,) = tmp_path.glob("*-engine-fp32-32.json")

@@ -309,6 +309,7 @@ def test_a_file_from_anywhere_builds(here: Path, capsys: pytest.CaptureFixture[s
     assert run(["build", str(here / "mine.yaml"), "--device", "meta"]) == 0
 
 
+@pytest.mark.slow
 def test_doctor_names_versions_devices_and_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor"]) == 0
     out = capsys.readouterr().out

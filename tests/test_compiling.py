@@ -52,6 +52,7 @@ def test_a_run_that_would_take_minutes_compiles_its_layers_after_its_first_steps
     assert "compile: layers are compiled from step 4 on" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_keeps_the_choice_without_a_trial(tmp_path, corpus, always):
     steady = ("schedule=constant", "save_every=6")
     start_run(compose_run(corpus, "steps=9", *steady), tmp_path / "whole")
@@ -64,6 +65,7 @@ def test_a_run_that_resumes_keeps_the_choice_without_a_trial(tmp_path, corpus, a
     assert whole == half
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_lost_leaves_no_trace(tmp_path, corpus, always, capsys):
     start_run(compose_run(corpus, "compile=false"), tmp_path / "plain")
     always.setattr(compiling, "GAIN", float("inf"))

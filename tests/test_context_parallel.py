@@ -3,15 +3,12 @@ whether keys and values are gathered or travel round a ring; and a ring computes
 
 import json
 import math
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from forks import read_found, run_ranks
 from torch.nn import functional as F
 
 from zoo.compose import load
@@ -24,7 +21,6 @@ from zoo.kernels.partial import EAGER, FLASH, FUSED, PartScores, choose_part
 from zoo.kernels.ring import Ring
 from zoo.ranks.context import SpreadContext
 
-RANKS = Path(__file__).parent / "context_ranks.py"
 TINY = ["n_layers=2", "d_model=48", "d_ff=64"]
 FEATURES = {
     "plain": ["attention=mha"],
@@ -47,13 +43,9 @@ FEW = ("grouped", "window", "softcap", "sinks", "alibi", "latents")
 
 def compare(processes, folder, cases, timeout=300):
     """Compare cases in so many processes; returns what each found, by case."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     (folder / "cases.json").write_text(json.dumps(cases))
-    run = [*command, str(RANKS), str(folder / "cases.json"), str(folder)]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=timeout, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
+    run_ranks(processes, "context_ranks", folder / "cases.json", folder, timeout=timeout)
+    return read_found(processes, folder)
 
 
 def check(found, near=1e-6):

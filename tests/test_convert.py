@@ -46,6 +46,7 @@ def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, st
     return code, printed.out, printed.err
 
 
+@pytest.mark.slow
 def test_a_converted_folder_is_verified_by_transformers_in_a_fresh_process(tmp_path, capsys):
     made = folder(tmp_path / "there")
     (made / "tokenizer.json").write_text("{}")
@@ -338,6 +339,7 @@ def test_a_folder_without_a_model_is_no_target(tmp_path, capsys, monkeypatch):
     assert code == 2 and said.startswith("zoo: error: bare: no checkpoint in it")
 
 
+@pytest.mark.slow
 def test_opening_a_large_folder_maps_it_into_memory(tmp_path):
     """200 MB of weights cost next to nothing until they are used."""
     made = folder(tmp_path / "there", hidden_size=1024, intermediate_size=8192, num_hidden_layers=2)

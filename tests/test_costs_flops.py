@@ -86,7 +86,7 @@ def test_every_choice_of_every_axis_costs_what_is_counted(choice):
     agree(model_of(choice))
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(architectures())
 def test_any_legal_combination_costs_what_is_counted(body):
     model = made(body)

@@ -78,6 +78,7 @@ def test_a_run_trains_evaluates_and_samples_there(device, tmp_path):
     assert found["steps"] == 3 and 3 < found["val_loss"] < 10
 
 
+@pytest.mark.slow
 def test_the_gpu_marker_collects_the_tests_that_take_a_device():
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "--collect-only", "-q", "-p", "no:cacheprovider"]
     folder = Path(__file__).parent

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forks import run_zoo
 from spread import BASE, MODELS, here  # noqa: F401  (a fixture)
 
 import zoo
@@ -57,10 +58,11 @@ def test_ranks_write_together_what_one_process_writes(name, train):
 
 def test_one_text_is_printed_once_by_ranks(train):
     train("dense")
-    asked = ("--prompt", PROMPTS[0], "--max-new-tokens", "12", "--seed", "2")
-    one, two = generate(*asked), generate(*asked, "--tp", "2")
-    assert two.returncode == 0, two.stderr
-    assert one.stdout == two.stdout and one.stdout.strip()
+    words = ["generate", "--checkpoint", "run", "--prompt", PROMPTS[0], "--max-new-tokens", "12", "--seed", "2"]
+    ((code, alone),) = run_zoo(words)
+    first, second = run_zoo([*words, "--tp", "2"], ranks=2)
+    assert code == 0 and alone.strip()
+    assert first == (0, alone) and second == (0, "")
 
 
 def test_what_ranks_cannot_do_is_refused_before_one_starts(train, capsys, monkeypatch):

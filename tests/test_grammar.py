@@ -48,6 +48,7 @@ def hasty_threads():
     sys.setswitchinterval(interval)
 
 
+@pytest.mark.slow
 def test_threads_that_read_nodes_at_once_get_the_specs_that_one_alone_gets(hasty_threads) -> None:
     composed = [compose_model(*each) for each in READINGS]
     nodes = [(each.cfg, each.touched) for each in composed]

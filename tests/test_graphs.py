@@ -101,6 +101,7 @@ def serve(model, prompts, new, **options):
     return [found[number] for number in numbers], engine
 
 
+@pytest.mark.slow
 def test_steps_are_recorded_by_powers_of_two_of_rows_and_of_pages(tracer):
     model = model_of(["max_seq_len=1100"])
     prompts = [[1] * 250, [2] * 3, [3] * 3]

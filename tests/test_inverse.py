@@ -49,6 +49,7 @@ def test_what_has_no_inverse_binds_nothing_that_another_row_could_need(text, val
     assert [each for each in bind(Expression(text).tree, value, KNOWN).values() if each is not None] == []
 
 
+@pytest.mark.slow
 def test_a_wrong_inverse_is_found_by_importing_the_config_again(monkeypatch):
     """Whatever the rows bind, only a config that gives the same Spec is written."""
     spec = load("llama-tiny")

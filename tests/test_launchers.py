@@ -57,6 +57,7 @@ def slurm(*overrides):
     return train("parallel=fsdp", "launcher=slurm", *overrides)
 
 
+@pytest.mark.slow
 def test_a_job_of_slurm_trains_what_one_process_does(cluster, capfd):
     zoo.train("llama-tiny", [*COMMON[1:], "accumulate=2", "hydra.run.dir=one"])
     assert slurm("nproc=2", "hydra.run.dir=run") == 0

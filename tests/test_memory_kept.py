@@ -32,6 +32,7 @@ FAULTS = """
 """
 
 
+@pytest.mark.slow
 @glibc
 def test_the_pages_of_a_freed_tensor_are_there_for_the_next_one():
     """64 MiB, which glibc by itself gives back each time: 16,384 pages of 4 KiB, or 32 of 2 MiB."""

@@ -136,6 +136,7 @@ def test_slopes_are_of_logarithms():
     assert fit_slope([64, 128, 256], [5.0, 5.0, 5.0]) == pytest.approx(0.0)
 
 
+@pytest.mark.slow
 def test_the_command_tells_the_slopes_and_fails_where_they_are_steep(capsys):
     size = [*MODEL, "--widths", "64,128,256"]
     assert run(["check", "llama-tiny", *size, "--coordinates", "mup"]) == 0

@@ -2,13 +2,10 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from forks import read_found, run_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 from loaded import load
@@ -28,7 +25,6 @@ from zoo.run.builder import build
 from zoo.training.parallel import Parallel
 from zoo.training.pipeline import find_schedule_class
 
-RANKS = Path(__file__).parent / "pipeline_ranks.py"
 INTERLEAVED = {"schedule": "interleaved", "chunks": 2}
 ZERO_BUBBLE = {"schedule": "zero_bubble"}
 BOTH = {"schedule": "zero_bubble", "chunks": 2}
@@ -232,20 +228,16 @@ def test_a_schedule_of_one_stage_is_refused():
 # ---------------------------------------------------------------- in processes
 
 
-def run_ranks(processes, folder, cases, timeout=900):
+def run_cases(processes, folder, cases, timeout=900):
     """Run cases in so many processes; returns what each found, by case."""
     (folder / "cases.json").write_text(json.dumps(cases))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = [*command, str(RANKS), str(folder), str(folder / "cases.json")]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=timeout, env=environment)
-    assert done.returncode == 0, done.stderr[-6000:]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
+    run_ranks(processes, "pipeline_ranks", folder, folder / "cases.json", timeout=timeout)
+    return read_found(processes, folder)
 
 
 def check_gradients(processes, folder, cases):
     """Hold loss, gradients and what is evaluated against one process, and parameters against their price."""
-    for rank, found in enumerate(run_ranks(processes, folder, cases)):
+    for rank, found in enumerate(run_cases(processes, folder, cases)):
         for (_, model, overrides, fields, _), each in zip(cases, found, strict=True):
             assert each["loss"] < 1e-5 and each["judged"] < 1e-5, (model, fields, each)
             assert each["gradient"] < 1e-5 and each["norm"] < 1e-4 and each["loads"], (model, fields, each)
@@ -287,7 +279,7 @@ def test_processes_wait_within_a_tenth_of_the_formula(tmp_path):
     """Layers sleep in place of computing, so that processes need no processor of their own."""
     model = ("llama-tiny", ["n_layers=8", "vocab_size=16"])
     cases = [["idle", *model, {"pp": 4, **way}, 7 if way is V else 4] for way in WAYS]
-    for found in run_ranks(4, tmp_path, cases):
+    for found in run_cases(4, tmp_path, cases):
         for way, (*_, count), each in zip(WAYS, cases, found, strict=True):
             schedule = Schedule(way.get("schedule", "1f1b"), 4, way.get("chunks", 1))
             assert each["busy"] == pytest.approx(count * 2 * 3 * UNIT, rel=0.1)  # F, I and W of two layers

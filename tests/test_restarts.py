@@ -195,6 +195,7 @@ def test_a_run_goes_on_for_its_own_launch_alone(launched, capsys):
     assert lines_of("run") == before
 
 
+@pytest.mark.slow
 def test_a_launch_without_an_id_is_known_by_its_torchrun(launched, monkeypatch, capsys):
     launched(0, TORCHELASTIC_RUN_ID="none")
     assert train() == 0

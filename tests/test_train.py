@@ -86,7 +86,7 @@ def test_a_packaged_schedule_is_positive_and_reaches_its_peak_in_runs_of_any_len
 # ---------------------------------------------------------------- whole runs
 
 
-def test_a_run_learns_and_leaves_behind_what_it_says(config, tmp_path):
+def test_a_run_learns_and_leaves_behind_what_it_says(config, tmp_path, pictures):
     cfg = config("steps=40", "optim.lr=0.01", "eval_every=20", "eval_batches=null", "accumulate=2")
     result = start_run(cfg, tmp_path)
     lines = lines_of(tmp_path)

@@ -24,6 +24,7 @@ def test_every_check_of_a_packaged_model_is_equal(name):
     assert len(rows) == (7 if writes else 5)
 
 
+@pytest.mark.slow
 def test_every_check_of_a_model_with_windows_is_equal():
     rows = verify(load("gemma2-2b", ["n_layers=2", "window=50"]), Setup(context=96))
     assert [row["name"] for row in rows if not row["equal"]] == [] and len(rows) == 7
