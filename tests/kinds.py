@@ -84,9 +84,11 @@ SECOND = {name for number, name in enumerate(HYBRIDS) if number % 4 in (1, 2)}
 """Of each recurrent mixer one of its two hybrids, by turns."""
 
 
-def choose(kinds):
-    """Kinds as parameters. Those that keep the same as others, and of each recurrent mixer one hybrid, are slow."""
+def choose(kinds, one_in=1):
+    """Kinds as parameters. Those that keep the same as others, and of each recurrent mixer one hybrid, are slow; of the
+    rest all but the first of every `one_in`."""
     slow = {kind for kind in kinds if kind.startswith(SAME_CACHE)} | SECOND
+    slow |= set(kinds) - set([kind for kind in kinds if kind not in slow][::one_in])
     return [pytest.param(kind, marks=pytest.mark.slow if kind in slow else ()) for kind in kinds]
 
 

@@ -76,7 +76,7 @@ def loss_by_transformers(folder: Path, text: str, context: int, stride: int) -> 
 # ---------------------------------------------------------------- right
 
 
-@pytest.mark.parametrize(("context", "stride"), [(None, None), (32, 16), (32, 32), (30, 7), (5, 1), (1, 1)])
+@pytest.mark.parametrize(("context", "stride"), [(None, None), (32, 32), (30, 7), (1, 1)])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_the_loss_is_that_of_transformers_token_by_token(request, name, context, stride):
     folder = request.getfixturevalue(name)

@@ -120,7 +120,7 @@ DENSE = [each for each in every_choice() if not any("moe" in override for overri
 """Routers choose: a rounding more or less sends a token elsewhere, whatever attention did."""
 
 
-@pytest.mark.parametrize("overrides", one_in(3, DENSE), ids=named)
+@pytest.mark.parametrize("overrides", one_in(6, DENSE), ids=named)
 def test_every_architecture_gives_under_auto_what_eager_does(flash, overrides):
     """With a package installed `auto` uses it where it can, something else where not, and the answer is the same."""
     model = wide(overrides)

@@ -73,7 +73,7 @@ def run_recorded(kind, seed, requests, tracer, page, **options):
     assert not tracer.waits
 
 
-@pytest.mark.parametrize("kind", one_in(40, KINDS))
+@pytest.mark.parametrize("kind", one_in(80, KINDS))
 def test_a_step_that_was_recorded_gives_other_rows_what_they_get_alone(kind, tracer):
     number = KINDS.index(kind)
     for seed in (500 + number, 600 + number, 700 + number):

@@ -99,7 +99,7 @@ def test_the_peak_of_a_step_is_torch_s_to_a_percent_and_a_half(overrides, vocabu
 @EACH_SIZE
 @pytest.mark.parametrize(
     "overrides",
-    one_in(2, [[], ["ffn=moe"], ["attention=mla"], ["block=sandwich"], ["position=t5"]]),
+    one_in(3, [["ffn=moe"], [], ["attention=mla"], ["block=sandwich"], ["position=t5"]]),
     ids=lambda overrides: ",".join(overrides) or "llama",
 )
 def test_the_peak_with_recomputation_is_torch_s_to_a_percent_and_a_half(overrides, vocabulary, dtype):

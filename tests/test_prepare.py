@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from close import assert_close
+from loaded import one_in
 from tiny import every_choice, model_of, name
 from torch import nn
 
@@ -261,7 +262,7 @@ def test_a_model_that_is_ready_is_not_made_ready_again():
 
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("way", LOWER_WAYS)
-@EVERY
+@pytest.mark.parametrize("model", one_in(3, MODELS))
 def test_every_lower_precision_stays_within_its_bound(model, way, keep):
     model = model_of(MODELS[model])
     given, before = logits(model), snapshot(model)

@@ -2,7 +2,6 @@
 
 import json
 import math
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 import transformers
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from loaded import load
 from omegaconf import OmegaConf
 
 import zoo.cli
@@ -59,9 +59,8 @@ def about(name: str) -> Any:
     return node.about if "about" in node else about(node.defaults[0])
 
 
-@cache
 def spec_of(name: str) -> Any:
-    return zoo.compose.load(name)
+    return load(name)
 
 
 def priced(name: str) -> dict[str, Any]:

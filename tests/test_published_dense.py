@@ -1,11 +1,11 @@
 """The packaged dense decoders are the released ones: to the digit, and field by field."""
 
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from loaded import load
 
 import zoo.compose
 import zoo.costs
@@ -239,9 +239,8 @@ SOME = pytest.mark.parametrize(  # one in eight, the others are slow
 )
 
 
-@cache
 def spec_of(name: str) -> Any:
-    return zoo.compose.load(name)
+    return load(name)
 
 
 def priced(name: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The packaged encoders, encoder-decoders, mixtures and state spaces are the released ones, field by field."""
 
-from functools import cache
 from typing import Any
 
 import pytest
@@ -8,6 +7,7 @@ import released
 import released_2025
 import torch
 import transformers
+from loaded import load
 from released import NAMED, OWN_HEAD, UNTIED
 
 import zoo.compose
@@ -22,9 +22,8 @@ REFERENCE = released.REFERENCE | released_2025.REFERENCE
 EVERY = pytest.mark.parametrize("name", REFERENCE)
 
 
-@cache
 def spec_of(name: str) -> Any:
-    return zoo.compose.load(name)
+    return load(name)
 
 
 def priced(name: str) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def serve(model, recordings=None, **options):
     return found, engine.passes.recordings
 
 
-@pytest.mark.parametrize("kind", one_in(4, KINDS))
+@pytest.mark.parametrize("kind", one_in(8, KINDS))
 def test_what_is_replayed_has_the_bits_of_what_is_run(kind):
     model = make(kind)
     replayed, recordings = serve(model)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from loaded import one_in
 from test_objectives import KEYS, objective_of, rows_of
 from tiny import model_of, spec_of
 
@@ -106,7 +107,7 @@ def test_a_prefix_lm_sees_all_that_it_reads_and_writes_one_token_after_another(n
         assert later[:prefix].abs().max() < 1e-4 and later[prefix:][real[prefix:]].abs().max() > 1e-4
 
 
-@EVERY
+@pytest.mark.parametrize("name", one_in(3, NAMES))
 def test_a_decoder_trains_on_it_and_goes_on(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 400)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from loaded import one_in
 from mixtures import TIGHT, D, E, F, layer, moe, step, tokens
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -128,7 +129,7 @@ def test_losses_leave_padding_out(name):
 
 
 @ROUTERS
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", one_in(2, [True, False]))
 def test_a_mixture_compiles_whole_and_its_router_learns(router, shared):
     torch.compiler.reset()
     fields = {"shared": {"kind": "gated", "d_ff": 6, "activation": {"kind": "silu"}}, "shared_gate": True}

@@ -282,7 +282,7 @@ RECIPES = [
 
 @pytest.mark.parametrize(
     ("model", "overrides", "budget"),
-    [pytest.param(*each, marks=pytest.mark.slow if at % 2 else ()) for at, each in enumerate(RECIPES)],
+    [pytest.param(*each, marks=pytest.mark.slow if at % 4 else ()) for at, each in enumerate(RECIPES)],
     ids=str,
 )
 def test_a_shape_costs_what_its_overrides_are_priced_at_and_no_more_than_the_budget(model, overrides, budget) -> None:
