@@ -156,6 +156,16 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("streams", "block"),
     ),
+    "independent streams": (
+        "llama-tiny",
+        ("block=hyper", "block.connection={kind: independent}", "+streams={kind: mean, count: 4}"),
+        ("block", "streams"),
+    ),
+    "mixed streams": (
+        "llama-tiny",
+        ("block=hyper", "block.connection.iterations=3", "+streams={kind: weighted, count: 4, norm_eps: 1.0e+4}"),
+        ("block", "streams"),
+    ),
     "grouped experts": ("llama-tiny", ("ffn=moe", "n_groups=2", "top_k_groups=1"), ("router",)),
     "grouped sigmoid": (
         "llama-tiny",

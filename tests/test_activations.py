@@ -100,6 +100,7 @@ def test_random_models_keep_what_autograd_saves(seed):
         ["attention.short_conv=4"],
         ["attention={output_gate: true, gate_bias: head, out_norm: {kind: rmsnorm}, out_norm_over: head}"],
         ["block=sandwich", "block.out_norm={kind: layernorm}"],
+        ["block=hyper", "+streams={kind: weighted, count: 4}"],
     ],
 )
 def test_the_eager_kernel_keeps_its_scores(overrides):

@@ -14,7 +14,7 @@ from zoo.run.linear.base import EXACT, LOWER, Processor, Way, describe_processor
 from zoo.run.linear.exact import Plain
 from zoo.run.linear.plan import choose_plan, find_bucket, plan_named
 from zoo.run.linear.probe import BUCKETS, RESTORED, Shape, time_shapes, times_file
-from zoo.run.linear.ways import WAYS, is_row_stable, refuse, survey_ways, try_way
+from zoo.run.linear.ways import WAYS, is_count_stable, is_row_stable, refuse, survey_ways, try_way
 
 EVERY = pytest.mark.parametrize("name", list(WAYS))
 
@@ -364,3 +364,17 @@ def test_timing_ends_when_its_time_is_over_and_times_every_way_of_a_small_shape(
     assert set(times) == expected | {RESTORED}
     assert all(seconds > 0 for of in times.values() for seconds in of.values())
     assert times["plain"].keys() == set(BUCKETS) and times["left"].keys() == set(BUCKETS[:-1])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 6, 8])
+def test_a_way_that_is_found_stable_is_so_for_each_single_row_of_few_outputs(n):
+    weight, x = draw(n, 96, seed=1), draw(200, 96, seed=2)
+    for name in ("plain", "onednn", "onednn_pairs"):
+        if refuse(WAYS[name], (n, 96), "float32", 1, describe_processor()) or not is_count_stable(
+            name, (n, 96), "float32"
+        ):
+            continue
+        with torch.inference_mode():
+            packed = WAYS[name].prepare(weight, None, 1)
+            whole = WAYS[name].run(x, packed)
+            assert all(torch.equal(WAYS[name].run(x[i : i + 1].clone(), packed), whole[i : i + 1]) for i in range(200))

@@ -107,11 +107,13 @@ def architectures(draw):
         "attention": attention,
         "position": draw(POSITION),
         "norm": draw(NORM),
-        "block": draw(st.sampled_from(["pre", "post", "sandwich", "post_inside", "parallel", "mixer"])),
+        "block": draw(st.sampled_from(["pre", "post", "sandwich", "post_inside", "parallel", "mixer", "hyper"])),
         "activation": draw(st.sampled_from(["relu", "gelu", "gelu_tanh", "silu", "relu2", "quick_gelu", "xielu"])),
         "bias": draw(st.booleans()),
         "n_layers": 2,
     }
+    if body["block"] == "hyper":
+        body["streams"] = {"kind": draw(st.sampled_from(["mean", "weighted"])), "count": 4}
     if body["block"] != "mixer":
         body["ffn"] = draw(st.sampled_from(["mlp", "gated", "gated_clamped", "channel_mix", "moe"]))
         if body["ffn"] == "moe":

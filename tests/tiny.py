@@ -68,6 +68,7 @@ NEEDS = {
     "position=relative_buckets": ["kind=encoder", "attention=disentangled", "position_buckets=8"],
     "block=post_conv": ["kind=encoder"],
     "block=feed_forward": ["position=none"],
+    "block=hyper": ["+streams={kind: weighted, count: 4}"],
     "block=altup": ["+streams={kind: altup, count: 4}"],
     "router=expert_choice": ["kind=encoder", "ffn=moe"],
 }

@@ -29,6 +29,7 @@ CONTEXTS = (
     ("position=none",),
     ("ffn=moe",),
     ("+streams={kind: altup, count: 4}",),
+    ("+streams={kind: weighted, count: 4}",),
     ("kind=encoder",),
     ("kind=encoder", "position=none"),
     ("kind=encoder", "ffn=moe"),

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
+from pydantic import PositiveFloat
 
 from zoo.lazy import torch
-from zoo.spec import Group, Linear, Spec
+from zoo.model.connection import fill_base, project_streams, read_streams, squash
+from zoo.spec import Group, Linear, Spec, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +53,43 @@ class AltUpStreams(Streams, kind="altup"):
         size = _root_mean_square(first)
         others = [_resize(m.collapse[str(number)](each), size) for number, each in enumerate(rest, 1)]
         return torch.stack((first, *others), 2).mean(2)
+
+
+class MeanStreams(Streams, kind="mean"):
+    """All streams alike, and their mean in the end (Zhu et al., 2024; GLM-5.3, 2026)."""
+
+    def expand(self, m: Weights, x: Tensor) -> Tensor:
+        return _copy(x, self.count)
+
+    def collapse(self, m: Weights, x: Tensor) -> Tensor:
+        return x.mean(2)
+
+
+class WeightedStreams(Streams, kind="weighted"):
+    """All streams alike, and their weighted sum in the end, Σₛ (σ(a·(x·W)_s + b_s) + eps)·x_s, where x·W is of all
+    streams of the token, end to end and divided by their root mean square (DeepSeek-V4, 2026)."""
+
+    eps: PositiveFloat = 1e-6
+    norm_eps: PositiveFloat = 1e-6
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {
+            "project": Linear(self.count * d_model, self.count, precise=True),
+            "base": Weight((self.count,), init=partial(fill_base, n_streams=self.count)),
+            "scale": Weight((1,), init=0.01),
+        }
+
+    def expand(self, m: Weights, x: Tensor) -> Tensor:
+        return _copy(x, self.count)
+
+    def collapse(self, m: Weights, x: Tensor) -> Tensor:
+        logits = project_streams(m.project, x, self.norm_eps) * m.scale.float() + m.base.float()
+        return read_streams(x, squash(logits) + self.eps)
+
+
+def _copy(x: Tensor, count: int) -> Tensor:
+    """Make equal streams [B, T, S, D] of x [B, T, D]."""
+    return torch.stack((x,) * count, 2)
 
 
 def _root_mean_square(x: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ def find_misfits(tower: Tower) -> Iterator[Misfit]:
     count = 1 if tower.streams is None else tower.streams.count
     for name, block in tower.blocks.items():
         if block.streams != count:
-            would = f"streams: {{kind: altup, count: {block.streams}}}" if block.streams > 1 else "block: altup"
+            kind = "altup" if block.kind == "altup" else "weighted"
+            would = f"streams: {{kind: {kind}, count: {block.streams}}}" if block.streams > 1 else "block: hyper"
             yield ("blocks", name), f"takes {block.streams} vectors of a token, and the model has {count} ({would})"
     for name, text in find_lending_faults(tower.blocks, tower.pattern):
         yield ("blocks", name, "attention", "kv_from"), text

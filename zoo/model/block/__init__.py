@@ -3,6 +3,7 @@
 from zoo.model.block.altup import AltUp
 from zoo.model.block.base import Block
 from zoo.model.block.feed_forward import FeedForward
+from zoo.model.block.hyper import Hyper
 from zoo.model.block.mixer import Mixer
 from zoo.model.block.parallel import Parallel
 from zoo.model.block.post import Post
@@ -11,4 +12,16 @@ from zoo.model.block.post_inside import PostInside
 from zoo.model.block.pre import Pre
 from zoo.model.block.sandwich import Sandwich
 
-__all__ = ["AltUp", "Block", "FeedForward", "Mixer", "Parallel", "Post", "PostConv", "PostInside", "Pre", "Sandwich"]
+__all__ = [
+    "AltUp",
+    "Block",
+    "FeedForward",
+    "Hyper",
+    "Mixer",
+    "Parallel",
+    "Post",
+    "PostConv",
+    "PostInside",
+    "Pre",
+    "Sandwich",
+]

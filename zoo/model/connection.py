@@ -1,0 +1,133 @@
+# B batch, T tokens, S streams, D model width
+"""Hyper-connections (Zhu et al., 2024): reading one vector of several residual streams, and writing to all."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from annotated_types import Ge
+from pydantic import PositiveFloat, PositiveInt
+
+from zoo.lazy import F, torch
+from zoo.spec import Linear, Spec, Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
+
+
+class Factors(NamedTuple):
+    """A token's factors for one sub-layer: of the streams that it reads, of those that it writes to [B, T, S], and of
+    the streams in the new ones [B, T, S, S], old before new; None leaves each as it is. All in float32."""
+
+    read: Tensor
+    write: Tensor
+    mix: Tensor | None = None
+
+
+class Connection(Spec, axis="connection", default="sinkhorn"):
+    """Weigh the streams x [B, T, S, D] for one sub-layer f: x_s ← Σᵢ M_is·xᵢ + w_s·f(Σᵢ rᵢ·xᵢ).
+
+    The factors r, w and M are a·(x·W) + b under a function of each, where x are all streams of the token, end to end,
+    divided by their root mean square. They start so that the streams go on as one pre-norm stream would.
+    """
+
+    n_streams: Annotated[int, Ge(2)] = 4
+    eps: PositiveFloat = 1e-6  # added to factors that must not be 0
+    norm_eps: PositiveFloat = 1e-6
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """How many factors there are of each sort, for a token."""
+        raise NotImplementedError
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {
+            "project": Linear(self.n_streams * d_model, sum(self.widths), precise=True),
+            "base": Weight((sum(self.widths),), init=partial(fill_base, n_streams=self.n_streams)),
+            "scale": Weight((len(self.widths),), init=0.01),
+        }
+
+    def shard(self, ranks: int) -> Connection:
+        return self  # its factors are of whole streams, which every rank has of its own tokens
+
+    def weigh(self, m: Weights, x: Tensor) -> Factors:
+        """Make the factors of each token of the streams x [B, T, S, D]."""
+        raise NotImplementedError
+
+    def _logits(self, m: Weights, x: Tensor) -> list[Tensor]:
+        projected = project_streams(m.project, x, self.norm_eps).split(self.widths, -1)
+        bases, scales = m.base.float().split(self.widths), m.scale.float()
+        return [each * scales[place] + bases[place] for place, each in enumerate(projected)]
+
+
+class Sinkhorn(Connection, kind="sinkhorn"):
+    """Manifold-constrained hyper-connections (Xie et al., 2026, mHC; DeepSeek-V4): M is doubly stochastic, which
+    `iterations` of Sinkhorn and Knopp's normalisation of rows and columns make of a softmax, so that streams keep their
+    size. r = σ(·), w = 2·σ(·)."""
+
+    iterations: PositiveInt = 20
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return self.n_streams, self.n_streams, self.n_streams**2
+
+    def weigh(self, m: Weights, x: Tensor) -> Factors:
+        read, write, mix = self._logits(m, x)
+        mix = mix.unflatten(-1, (self.n_streams, self.n_streams)).softmax(-1) + self.eps  # B T S S
+        mix = mix / (mix.sum(-2, keepdim=True) + self.eps)
+        for _ in range(self.iterations - 1):
+            mix = mix / (mix.sum(-1, keepdim=True) + self.eps)
+            mix = mix / (mix.sum(-2, keepdim=True) + self.eps)
+        return Factors(squash(read) + self.eps, 2.0 * squash(write), mix)
+
+
+class Independent(Connection, kind="independent"):
+    """Hyper-connections whose streams are not mixed, M = 1 (Tencent, 2026, Hy4): r = σ(·), w = `magnitude`·σ(·)."""
+
+    magnitude: PositiveFloat = 2.0
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return self.n_streams, self.n_streams
+
+    def weigh(self, m: Weights, x: Tensor) -> Factors:
+        read, write = self._logits(m, x)
+        return Factors(squash(read) + self.eps, self.magnitude * squash(write) + self.eps)
+
+
+def project_streams(project: Any, x: Tensor, eps: float) -> Tensor:
+    """Multiply all streams x [B, T, S, D] of a token, end to end and divided by their root mean square, by a weight:
+    [B, T, …] in float32. The division comes after the product, which so needs no second copy of the streams."""
+    x = x.flatten(2)
+    return project(x).float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
+
+
+def squash(logits: Tensor) -> Tensor:
+    """σ of a few logits a token, as a softmax over each and 0. torch.sigmoid rounds the last elements of a tensor
+    otherwise than those before, so that a token's factors would depend on how many tokens there are."""
+    return F.pad(logits[..., None], (0, 1)).softmax(-1)[..., 0]
+
+
+def read_streams(x: Tensor, factors: Tensor) -> Tensor:
+    """Σₛ factors_s·x_s of streams x [B, T, S, D], factors [B, T, S]: [B, T, D]."""
+    return (factors[..., None] * x).sum(2).to(x.dtype)
+
+
+def write_streams(x: Tensor, y: Tensor, factors: Factors) -> Tensor:
+    """Write what a sub-layer gives, y [B, T, D], to the streams x [B, T, S, D]."""
+    write = factors.write.to(x.dtype)[..., None]  # B T S 1
+    if factors.mix is None:
+        return torch.addcmul(x, write, y[:, :, None])
+    out, mix = write * y[:, :, None], factors.mix.to(x.dtype)
+    for stream in range(x.shape[2]):
+        out = torch.addcmul(out, mix[:, :, stream, :, None], x[:, :, stream, None])
+    return out
+
+
+def fill_base(base: Tensor, n_streams: int) -> None:
+    """Fill a connection's bases: reading begins with the mean of the streams, σ(b) = 1/S, and all others with 0."""
+    base.zero_()[:n_streams] = -math.log(n_streams - 1)
