@@ -134,7 +134,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "shared expert": ("llama-tiny", ("ffn=moe", f"shared_expert={SHARED}"), ("ffn",)),
     "normed branches": (
         "llama-tiny",
-        ("ffn=moe", f"shared_expert={SHARED}", "ffn.branch_norm={kind: rmsnorm}", "block=sandwich"),
+        ("ffn=moe", f"shared_expert={SHARED}", "ffn.branch_norm={kind: rmsnorm}", "block=sandwich", "norm_eps=0.1"),
         ("ffn.branch_norm=null", "block"),
     ),
     "normed router": ("llama-tiny", ("ffn=moe", "router.input_norm={kind: rmsnorm}"), ("router",)),
@@ -142,10 +142,20 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "llama-tiny",
         (
             "block=sandwich",
+            "norm_eps=0.1",
             f"embedding.per_layer={{kind: tokens, vocab_size: {VOCAB}, n_layers: 3, width: 6, norm: {RMS}}}",
             "block.layer_input={kind: gated, width: 6, activation: {kind: silu}, norm: {kind: rmsnorm}}",
         ),
         ("embedding", "block"),
+    ),
+    "projected layer inputs": (
+        "llama-tiny",
+        (
+            "block=sandwich",
+            f"embedding.per_layer={{kind: projection, n_layers: 3, width: 6, norm: {RMS}}}",
+            "block.layer_input={kind: gated, width: 6, activation: {kind: silu}, norm: {kind: rmsnorm}}",
+        ),
+        ("embedding",),
     ),
     "streams": (
         "llama-tiny",

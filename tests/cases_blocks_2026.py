@@ -32,8 +32,34 @@ GLIMMER = {
     "layer_types": TYPES,
     "layer_rope_theta": [100.0, 0, 100.0, 100.0],
 }
+EMBEDDER = {
+    **SMALL,
+    "num_hidden_layers": 4,
+    "head_dim": 8,
+    "global_head_dim": 12,
+    "num_global_key_value_heads": 1,
+    "sliding_window": 4,
+    "layer_types": TYPES[::-1],
+    "hidden_size_per_layer_input": 10,
+    "embedding_dim": 20,
+    "rms_norm_eps": 0.1,  # as of Gemma 4
+}
 
 CASES = [
+    Case("embedding_gemma2_text", "EmbeddingGemma2TextConfig", "EmbeddingGemma2TextModel", EMBEDDER, writes=False),
+    Case(
+        "embedding_gemma2_text-biased",
+        "EmbeddingGemma2TextConfig",
+        "EmbeddingGemma2TextModel",
+        {
+            **EMBEDDER,
+            "layer_types": TYPES[:3],
+            "num_hidden_layers": 3,
+            "attention_bias": True,
+            "hidden_activation": "silu",
+        },
+        writes=False,
+    ),
     case("lfm3", "Lfm3Config", base=LFM3),
     case("lfm3-biased", "Lfm3Config", base=LFM3, attention_bias=True, conv_bias=True, tie_word_embeddings=False),
     case("lfm3-pre", "Lfm3Config", base=LFM3, use_sandwich_norm=False, use_attention_gate=False, rope_parameters=ROPES),

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from cases_blocks_2026 import GLIMMER
+from cases_blocks_2026 import EMBEDDER, GLIMMER
 from cases_experts import QWEN, SMALL
 from cases_gemma import GEMMA4
 from cases_text_towers import GLM, GLM_MOE, NEAR, NEXT, NEXT_MOE, PADDED, TEMPERED, UNPADDED, WIDE, mrope
@@ -264,5 +264,14 @@ WHOLE = [
         GLIMMER,
         {**SIGHT, "patch_size": 4},
         {**IDS, "out_hidden_size": 64, "projector_hidden_size": 24},
+    ),
+    Whole(
+        "embedding_gemma2",
+        "EmbeddingGemma2Config",
+        "EmbeddingGemma2Model",
+        EMBEDDER,
+        {**SIGHT, "head_dim": 8, "num_key_value_heads": 2, "model_type": "gemma4_vision"},
+        {"image_token_id": 90, "video_token_id": 91, "audio_token_id": 92, "audio_config": None},
+        writes=False,
     ),
 ]

@@ -35,6 +35,8 @@ AGREE = {
     **{f"block 'hyper'.{name}": "its connection's" for name in ("residual_scale", "stream_scale")},
     "per_layer 'tokens'.n_layers": "the model's",
     "per_layer 'tokens'.width": "that of block.layer_input",
+    "per_layer 'projection'.n_layers": "the model's",
+    "per_layer 'projection'.width": "that of block.layer_input",
     "layer_input 'gated'.width": "that of embedding.per_layer",
     "indexer 'shared'.top_k": "that of the layer that chooses",
 }

@@ -24,10 +24,32 @@ class PerLayerEmbedding(Spec, axis="per_layer", default="tokens"):
 
     n_layers: PositiveInt
     width: PositiveInt
+    norm: WholeNorm
+
+    def shard(self, ranks: int) -> PerLayerEmbedding:
+        if ranks > 1:
+            raise ConfigError("tp: the per-layer embedding is not divided over ranks (tp=1)")
+        return self
 
     def embed(self, m: Weights, ids: Tensor, x: Tensor) -> Tensor:
         """Give the layers' inputs [B, T, L, P] for token ids [B, T] and what goes into the first layer x [B, T, D]."""
         raise NotImplementedError
+
+    def project(self, m: Weights, x: Tensor) -> Tensor:
+        """Compute norm(x·W / √D) for each layer [B, T, L, P], of what goes into the first layer x [B, T, D]."""
+        split = (self.n_layers, self.width)
+        return m.norm((m.project(x) * x.shape[-1] ** -0.5).unflatten(-1, split))
+
+
+class PerLayerProjection(PerLayerEmbedding, kind="projection"):
+    """norm(x·W / √D) for each layer, where x is the token's vector as the first layer reads it: no table (Google, 2026,
+    EmbeddingGemma 2)."""
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {"project": Linear(d_model, self.n_layers * self.width), "norm": Sized(self.norm, self.width)}
+
+    def embed(self, m: Weights, ids: Tensor, x: Tensor) -> Tensor:
+        return self.project(m, x)
 
 
 class PerLayerTable(PerLayerEmbedding, kind="tokens"):
@@ -38,7 +60,6 @@ class PerLayerTable(PerLayerEmbedding, kind="tokens"):
     """
 
     vocab_size: PositiveInt
-    norm: WholeNorm
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.n_layers * self.width
@@ -48,17 +69,10 @@ class PerLayerTable(PerLayerEmbedding, kind="tokens"):
             "norm": Sized(self.norm, self.width),
         }
 
-    def shard(self, ranks: int) -> PerLayerTable:
-        if ranks > 1:
-            raise ConfigError("tp: the per-layer embedding is not divided over ranks (tp=1)")
-        return self
-
     def embed(self, m: Weights, ids: Tensor, x: Tensor) -> Tensor:
-        split = (self.n_layers, self.width)
         known = torch.where(ids < self.vocab_size, ids, 0)
         looked_up = m.tokens(known) * self.width**0.5
-        projected = m.norm((m.project(x) * x.shape[-1] ** -0.5).unflatten(-1, split))  # B T L P
-        return (projected + looked_up.unflatten(-1, split)) * 2.0**-0.5
+        return (self.project(m, x) + looked_up.unflatten(-1, (self.n_layers, self.width))) * 2.0**-0.5
 
 
 class LayerInput(Spec, axis="layer_input", default="gated"):
