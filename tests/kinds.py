@@ -33,6 +33,7 @@ MIXED = {
     "window of a page": ["attention=sliding", "window=16"],
     "window beyond a page": ["attention=sliding", "window=17"],
     "capacity": ["ffn=moe", "router.capacity=3"],
+    "hashed moe": ["ffn=moe", "router=hash"],
     "capacity and window": ["ffn=moe", "router.capacity=5", "attention=sliding", "window=5"],
     "mla and window": [
         *("attention=mla", "pattern=[near,layer]"),

@@ -25,6 +25,7 @@ AGREE = {
     "norm 'layernorm'.heads": "set by qk_norm_over",
     "attention 'disentangled'.position": "`relative`, of which there is one kind",
     "router 'sparsemixer'.top_k": "always 2",
+    "router 'hash'.vocab_size": "the model's",
     "block 'feed_forward'.attention": "always none",
     "attention 'gqa'.kv_from": "names a kind of layer, where there are several",
     "block 'altup'.n_streams": "that of streams",

@@ -7,6 +7,7 @@ from tiny import spec_of
 from transformers.activations import ACT2FN
 from transformers.models.deepseek_v2 import modeling_deepseek_v2 as deepseek_v2
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek_v3
+from transformers.models.deepseek_v4 import modeling_deepseek_v4 as deepseek_v4
 from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
 from transformers.models.granitemoe import modeling_granitemoe as granitemoe
 from transformers.models.llama4 import modeling_llama4 as llama4
@@ -107,6 +108,39 @@ def test_sigmoid_routing_with_a_selection_bias_equals_deepseek_v3(groups, normal
     )
     x = tokens(seed)
     same(ours, x, reference(x))
+
+
+@SEEDS
+@pytest.mark.parametrize("kind", ["hash", "sqrtsoftplus_topk"])
+@pytest.mark.parametrize("scores", ["sqrtsoftplus", "sigmoid"])
+def test_experts_by_token_id_or_by_root_of_a_softplus_equal_deepseek_v4(kind, scores, seed):
+    config = deepseek_v4.DeepseekV4Config(
+        **{"hidden_size": D, "moe_intermediate_size": F, "n_routed_experts": E, "num_experts_per_tok": 3},
+        **{"num_hidden_layers": 2, "mlp_layer_types": ["hash_moe", "moe"], "vocab_size": 50, "swiglu_limit": 0.3},
+        **{"routed_scaling_factor": 1.5, "scoring_func": scores},
+    )
+    reference = filled(deepseek_v4.DeepseekV4SparseMoeBlock(config, int(kind != "hash")), seed)
+    draw = torch.Generator().manual_seed(seed)
+    expert = {"kind": "gated", "d_ff": F, "activation": {"kind": "silu"}, "limit": 0.3}
+    router = {"kind": kind, "n_experts": E, "top_k": 3, "scale": 1.5}
+    if kind == "hash":
+        router |= {"vocab_size": 50, "activation": {"kind": scores}}
+        chosen = [torch.randperm(E, generator=draw)[:3] for _ in range(50)]
+        reference.gate.tid2eid.copy_(torch.stack(chosen))
+        tensors = {"router.table": reference.gate.tid2eid}
+    else:
+        router |= {"kind": "sigmoid_topk"} if scores == "sigmoid" else {}
+        tensors = {"router.selection_bias": reference.gate.e_score_correction_bias}
+    tensors |= {
+        "router.gate.weight": reference.gate.weight,
+        **halves(reference.experts.gate_up_proj),
+        "experts.down.weight": reference.experts.down_proj,
+        **gated("shared", reference.shared_experts),
+    }
+    ours = load(layer(moe(router, expert=expert, shared=expert)), tensors)
+    x, ids = tokens(seed), torch.randint(0, 50, (3, 11), generator=draw)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x, step(11, ids=ids)), reference(x, ids), **TIGHT)
 
 
 @SEEDS

@@ -68,7 +68,7 @@ POSITION = st.sampled_from(
         ),
     ]
 )
-ROUTER = st.sampled_from(["softmax_topk", "sigmoid_topk", "expert_choice", "sparsemixer"])
+ROUTER = st.sampled_from(["softmax_topk", "sigmoid_topk", "sqrtsoftplus_topk", "hash", "expert_choice", "sparsemixer"])
 QK_NORM = st.sampled_from(
     [
         {"qk_norm": {"kind": "rmsnorm"}},

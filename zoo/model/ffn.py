@@ -69,7 +69,8 @@ class Gated(FFN, kind="gated"):
     `gate_scale` multiplies x·W_gate, `out_scale` the result: constants of µP (Falcon-H1, 2025).
     `inner_norm` normalises the product before W_down (BitNet b1.58; Wang et al., 2022). `down_bias` is that of W_down,
     as `bias` unless given (GTE has it alone). With `sparsity` s the gate is relu(g − mean(g) − Φ⁻¹(s)·std(g)) for
-    g = x·W_gate, so that about 1 − s of its channels are not 0 (Gemma 3n, 2025).
+    g = x·W_gate, so that about 1 − s of its channels are not 0 (Gemma 3n, 2025). `limit` L bounds x·W_gate from above,
+    and holds x·W_up within ±L (DeepSeek-V4, 2026).
     """
 
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)
@@ -82,6 +83,7 @@ class Gated(FFN, kind="gated"):
     inner_norm: WholeNorm | None = None
     down_bias: bool | None = None
     sparsity: Annotated[float, Gt(0), Lt(1)] | None = None
+    limit: PositiveFloat | None = None
 
     @property
     def summed(self) -> int:
@@ -105,11 +107,18 @@ class Gated(FFN, kind="gated"):
         act = m.activation if self.activation.learned else self.activation.apply
         act = act if self.sparsity is None else partial(_activate_sparsely, act, self.sparsity)
         if self.activation.learned or not torch.is_grad_enabled():
-            y = act(multiply(m.gate(x), self.gate_scale)) * m.up(x)  # the gate is freed before `up` is made
+            y = act(self._gate(m, x)) * self._up(m, x)  # the gate is freed before `up` is made
         else:
-            y = multiply_gate(act, multiply(m.gate(x), self.gate_scale), m.up(x))
+            y = multiply_gate(act, self._gate(m, x), self._up(m, x))
         y = m.seam.normalise(m.inner_norm, y) if self.inner_norm else y
         return multiply(m.down(step.drop_units(y)), self.out_scale)
+
+    def _gate(self, m: Weights, x: Tensor) -> Tensor:
+        gate = multiply(m.gate(x), self.gate_scale)
+        return gate if self.limit is None else gate.clamp(max=self.limit)
+
+    def _up(self, m: Weights, x: Tensor) -> Tensor:
+        return m.up(x) if self.limit is None else m.up(x).clamp(-self.limit, self.limit)
 
 
 class GatedClamped(FFN, kind="gated_clamped"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from zoo.lazy import torch
+from zoo.model.activation import SqrtSoftplus
 from zoo.model.norm import WholeNorm
 from zoo.model.packed import count_in_run, find_run_firsts
 from zoo.spec import Buffer, Linear, Sized, Spec, Weight
@@ -159,7 +160,7 @@ class SoftmaxTopK(TopK, kind="softmax_topk"):
             step.losses += _losses(self, scores, chances, chosen, step.real)
         # Not chances divided by their sum: a selection bias may choose experts whose chances all round to 0.
         weights = scores.gather(-1, chosen).softmax(-1) if self.normalize else chances.gather(-1, chosen)
-        return _routes(self, chosen, self._scaled(m, chosen, weights), self.capacity, step)
+        return make_routes(self, chosen, self._scaled(m, chosen, weights), self.capacity, step)
 
 
 class SigmoidTopK(TopK, kind="sigmoid_topk"):
@@ -181,17 +182,29 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
         if self.choose_by == "logit" and not self.selection_bias and self.n_groups == self.top_k_groups:
             raise ValueError("choose_by=logit says what the selection bias is added to, and there is none (score)")
 
+    def _rate(self, logits: Tensor) -> Tensor:
+        """Score logits [B, T, E]; a larger logit gets a larger score."""
+        return logits.sigmoid()
+
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         logits = self._score(m, x)  # B T E
-        scores = logits.sigmoid()
+        scores = self._rate(logits)
         plain = self.n_groups == 1 and not self.selection_bias
         by_logit = plain or self.choose_by == "logit"
         chosen = self._choose(m, logits if by_logit else scores)  # B T K; large logits do not all round to 1
         if m.training:
-            step.losses += _losses(self, logits, _normalized(scores), chosen, step.real)
+            step.losses += _losses(self, logits, normalize_scores(scores), chosen, step.real)
         weights = scores.gather(-1, chosen)
-        weights = _normalized(weights) if self.normalize else weights
-        return _routes(self, chosen, self._scaled(m, chosen, weights), self.capacity, step)
+        weights = normalize_scores(weights) if self.normalize else weights
+        return make_routes(self, chosen, self._scaled(m, chosen, weights), self.capacity, step)
+
+
+class SqrtSoftplusTopK(SigmoidTopK, kind="sqrtsoftplus_topk"):
+    """As sigmoid_topk, each expert scored by √softplus of its own (DeepSeek-V4, 2026), which grows with a logit where a
+    sigmoid ends at 1."""
+
+    def _rate(self, logits: Tensor) -> Tensor:
+        return SqrtSoftplus().apply(logits)
 
 
 class SparseMixer(Router, kind="sparsemixer"):
@@ -211,7 +224,7 @@ class SparseMixer(Router, kind="sparsemixer"):
     def __post_init__(self) -> None:
         if self.top_k != 2:
             raise ValueError(f"top_k={self.top_k}: sparsemixer draws exactly two (softmax_topk takes any number)")
-        _check_count(self)
+        check_count(self)
 
     @property
     def draws(self) -> int:
@@ -227,7 +240,7 @@ class SparseMixer(Router, kind="sparsemixer"):
         chosen = torch.cat((first, second), -1)  # B T 2
         if m.training:
             step.losses += _losses(self, scores, scores.softmax(-1), chosen, step.real)
-        return _routes(self, chosen, torch.cat((weight, second_weight), -1) * self.scale, None, step)
+        return make_routes(self, chosen, torch.cat((weight, second_weight), -1) * self.scale, None, step)
 
     def _draw(self, open_scores: Tensor, scores: Tensor, chance: Tensor | None) -> tuple[Tensor, Tensor]:
         """An expert among those open [B, T, 1], and its weight. In training `chance` [B, T, E + 1], uniform between 0
@@ -257,7 +270,7 @@ class ExpertChoice(Router, kind="expert_choice"):
     causal: ClassVar[bool | None] = False
 
     def __post_init__(self) -> None:
-        _check_count(self)
+        check_count(self)
 
     @property
     def drops(self) -> bool:
@@ -298,13 +311,13 @@ class ExpertChoice(Router, kind="expert_choice"):
 # ---------------------------------------------------------------- what routers share
 
 
-def _check_count(router: Router) -> None:
+def check_count(router: Router) -> None:
     if router.top_k > router.n_experts:
         raise ValueError(f"top_k={router.top_k} is more than n_experts={router.n_experts}")
 
 
 def _check_groups(router: TopK) -> None:
-    _check_count(router)
+    check_count(router)
     if router.n_experts % router.n_groups:
         raise ValueError(f"n_experts={router.n_experts} is not a multiple of n_groups={router.n_groups}")
     if router.top_k_groups > router.n_groups:
@@ -320,12 +333,12 @@ def _check_groups(router: TopK) -> None:
         raise ValueError(f"top_k={router.top_k} is more than there are in {open_} (raise top_k_groups)")
 
 
-def _normalized(scores: Tensor) -> Tensor:
+def normalize_scores(scores: Tensor) -> Tensor:
     """scores [B, T, E|K] divided by their sum. The 1e-20 is the reference's, for scores that are all 0."""
     return scores / (scores.sum(-1, keepdim=True) + 1e-20)
 
 
-def _routes(router: Router, chosen: Tensor, weights: Tensor, capacity: int | None, step: Step) -> Routes:
+def make_routes(router: Router, chosen: Tensor, weights: Tensor, capacity: int | None, step: Step) -> Routes:
     """Routes of tokens that chose these experts [B, T, K] with these weights."""
     if capacity is not None:
         weights = weights * _admitted(router, chosen, capacity, step)

@@ -165,6 +165,7 @@ class Scene:
             positions=self.context.own(self.positions),
             real=self.real,
             documents=self.context.own(self.documents),
+            ids=self.context.own(self.ids),
             training=m.training,
             first=self.cache is None or not self.cache.longest,
             where=where,

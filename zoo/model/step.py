@@ -108,6 +108,7 @@ class Step:
     bias: Bias | None = None  # added to the scores
     real: Tensor | None = None  # B T, True for a token that is no padding; None when all are real
     documents: Tensor | None = None  # B T, the number of each token's packed document
+    ids: Tensor | None = None  # B T, of the tokens that a sub-layer reads
     drops: Drops | None = None  # what training drops
     training: bool = False  # whether the model is being trained
     first: bool = True  # whether nothing came before these tokens

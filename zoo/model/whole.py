@@ -68,6 +68,12 @@ def _compare_vocabularies(tower: Tower) -> Iterator[Misfit]:
         if found is not None and found != tower.vocab_size:
             would = f"vocab_size: {found} for the whole model, or leave it out"
             yield (name, "vocab_size"), f"is {found}, the model's vocabulary has {tower.vocab_size} ({would})"
+    for name, block in tower.blocks.items():
+        router = getattr(getattr(block, "ffn", None), "router", None)
+        found = getattr(router, "vocab_size", None)
+        if found is not None and found != tower.vocab_size:
+            place = ("blocks", name, "ffn", "router", "vocab_size")
+            yield place, f"is {found}, the model's vocabulary has {tower.vocab_size} (the same)"
 
 
 def _check_tied_head(tower: Tower) -> Iterator[Misfit]:

@@ -50,7 +50,7 @@ class Layer(nn.Module):
         if isinstance(part, S.Weight):
             self.register_parameter(name, nn.Parameter(torch.empty(part.shape)))
         elif isinstance(part, S.Buffer):
-            self.register_buffer(name, torch.empty(part.shape, dtype=torch.float32))
+            self.register_buffer(name, torch.empty(part.shape, dtype=getattr(torch, part.dtype)))
         else:
             self.add_module(name, make_module(part, d_model))
 

@@ -75,10 +75,12 @@ class Weight(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Buffer(Part):
-    """A tensor that is saved but not trained, so it is not a parameter. `init` is as a Weight's."""
+    """A tensor that is saved but not trained, so it is not a parameter. `init` is as a Weight's. `dtype` is its own,
+    whatever the model's is."""
 
     shape: tuple[int, ...]
     init: float | Callable[[Any], Any] = 0.0
+    dtype: str = "float32"
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"": self.shape}

@@ -95,6 +95,6 @@ def _initial_values(spec: Any, mapped: Sequence[Entry], found: Mapping[str, Head
     for name, part, _ in tensors(spec, spec.d_model):
         if name in lost:
             assert isinstance(part, Buffer), f"{name}: a family lets files lack it, and only a buffer has a fixed value"
-            tensor = torch.empty(part.shape)
+            tensor = torch.empty(part.shape, dtype=getattr(torch, part.dtype))
             part.init(tensor) if callable(part.init) else tensor.fill_(part.init)
             yield name, tensor

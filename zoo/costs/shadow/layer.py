@@ -11,6 +11,7 @@ from typing import Any
 from zoo import spec as S
 from zoo.costs.shadow.dtypes import BFLOAT16, FLOAT32, ShadowDtype
 from zoo.costs.shadow.elementwise import add, multiply
+from zoo.costs.shadow.names import DTYPES
 from zoo.costs.shadow.norms import drop_values, dropout
 from zoo.costs.shadow.products import conv1d, embedding, grouped_linear, linear
 from zoo.costs.shadow.recording import (
@@ -187,7 +188,7 @@ def part_of(name: str, part: Any, d_model: int, dtype: ShadowDtype) -> Any:
         case S.Weight():
             return make_shadow(part.shape, dtype, grad=True, held=True)
         case S.Buffer():
-            return make_shadow(part.shape, FLOAT32, held=True)
+            return make_shadow(part.shape, DTYPES[part.dtype], held=True)
         case S.Tied():
             return part_of(name, part.of, d_model, dtype)  # whose weight it is does not matter
         case S.Linear():
