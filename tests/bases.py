@@ -74,6 +74,7 @@ SHOWN_BY = {
     },  # of 40 tokens
 }
 SHOWN_BY["position=t5_globals"] = ("window=40",)  # farther than distances that have a bucket each
+SHOWN_BY["attention=transformer_xl"] = ("attention.max_distance=8",)  # of 40 tokens
 SHOWN_BY["attention=side_by_side"] = ("attention.recurrent.chunk_size=16",)
 SHOWN_BY |= {f"block={name}": ("position=none",) for name in choices("block") if name != "post_conv"}  # for any mixer
 SHOWN_BY["block=sandwich"] = ("position=none", "norm_eps=0.1")  # whose `norm` is none of those that out_norm may be

@@ -85,4 +85,11 @@ BIRDS = [
     ),
 ]
 
-CASES = [*ESMS, *ESMCS, *GTES, *FILTERS, *BIRDS]
+XL = {"vocab_size": 97, "d_model": 32, "n_layer": 3, "n_head": 4, "d_inner": 56}
+XLNETS = [
+    case("xlnet", "XLNetConfig", "XLNetLMHeadModel", base=XL, inputs=segments),
+    case("xlnet-clamped", "XLNetConfig", "XLNetLMHeadModel", base=XL, clamp_len=7, ff_activation="relu", **UNTIED),
+    case("xlnet-base", "XLNetConfig", "XLNetModel", base=XL, n_head=2, layer_norm_eps=1e-3),
+]
+
+CASES = [*ESMS, *ESMCS, *GTES, *FILTERS, *BIRDS, *XLNETS]

@@ -32,7 +32,7 @@ def task_cases() -> list[Case]:
     made = []
     for stem, first in ENCODERS.items():
         family = read_family(by_model_type()[getattr(transformers, first.config).model_type])
-        for suffix in (*SUFFIXES, "ForPreTraining"):
+        for suffix in (*SUFFIXES, "ForQuestionAnsweringSimple", "ForPreTraining"):
             name = stem + suffix
             own = family.architectures.get(name, {}).get("model", {}).get("head")
             if own is None:
@@ -58,7 +58,7 @@ def run_reference(case, model, ids, extra):
     with torch.no_grad():
         if case.name.endswith("ForMultipleChoice"):  # each row the one choice of its question
             found = model(input_ids=ids[:, None], **{name: value[:, None] for name, value in extra.items()}).logits
-        elif case.name.endswith("ForQuestionAnswering"):
+        elif "ForQuestionAnswering" in case.name:
             both = model(input_ids=ids, **extra)
             found = torch.stack((both.start_logits, both.end_logits), -1)
         else:

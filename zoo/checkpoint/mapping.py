@@ -218,6 +218,16 @@ class Merged(TensorStep):
         return [each.flatten(0, 1) for each in tensors]
 
 
+class Heads(TensorStep):
+    """`heads(n)`: the last dimension of ours is two of theirs: n heads, and the channels of each."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.flatten(-2) for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.unflatten(-1, (self.number, -1)) for each in tensors]
+
+
 class Depthwise(TensorStep):
     """`depthwise`: their convolution of each channel by itself is [channels, width], ours [channels, 1, width]."""
 
@@ -277,7 +287,7 @@ STEPS |= {
     "blocks": Blocks,
     "ones": TrailingOnes,
 }
-STEPS |= {"column": OneColumn, "folded": Folded, "depthwise": Depthwise, "decay": Decay, "tiled": Tiled}
+STEPS |= {"column": OneColumn, "folded": Folded, "depthwise": Depthwise, "decay": Decay, "tiled": Tiled, "heads": Heads}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from zoo.errors import ConfigError
 from zoo.lazy import torch
 from zoo.model.layer_input import PerLayerEmbedding
 from zoo.model.norm import WholeNorm
@@ -136,8 +135,6 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
 
     def lookup(self, m: Weights, ids: Tensor, types: Tensor | None = None, factors: Tensor | None = None) -> Tensor:
         """Look up token ids [B, T], before positions are added: [B, T, E]. `factors` [B, T] are those of `weigh`."""
-        if types is not None and not self.n_types:
-            raise ConfigError("token_type_ids: the embedding has no token types (embedding.n_types would give it some)")
         x = m.seam.look_up(m.tokens, ids)
         if self.scale is not None:
             scale = x.shape[-1] ** 0.5 if self.scale == ROOT else float(self.scale)

@@ -45,6 +45,8 @@ class Scene:
         self.memory_documents = inputs.memory_documents
         everywhere = inputs.global_attention_mask
         self.extra = {} if everywhere is None else {"global": everywhere.bool()}
+        if inputs.token_type_ids is not None:
+            self.extra["types"] = inputs.token_type_ids
         self.padding = None if inputs.attention_mask is None else inputs.attention_mask.bool()
         self.ids, self.new = inputs.input_ids, inputs.input_ids.shape[1]
         self.device = self.ids.device

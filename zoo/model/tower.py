@@ -151,6 +151,12 @@ class Tower(Topology):
         return range(len(self.pattern)), True
 
     @property
+    def takes_types(self) -> bool:
+        """Whether it is told which text of a row a token is of: its embedding, or its attention."""
+        embedded = getattr(self.embedding, "n_types", None)
+        return bool(embedded) or any(block.attention.takes_types for block in self.blocks.values())
+
+    @property
     def has_position(self) -> bool:
         """Whether the position scheme is a part of the model, rather than of each layer."""
         return not self.position.per_layer
@@ -182,6 +188,8 @@ class Tower(Topology):
         everywhere = inputs.global_attention_mask is not None
         if everywhere and not any(block.attention.takes_global for block in self.blocks.values()):
             raise ConfigError("global_attention_mask: no layer has global tokens (attention=longformer would do)")
+        if inputs.token_type_ids is not None and not self.takes_types:
+            raise ConfigError("token_type_ids: the model has no token types (embedding.n_types would give it some)")
         if inputs.memory is not None and not self.reads_memory:
             raise ConfigError("memory: no layer has cross-attention to read it (block.cross would give one)")
         if inputs.targets is not None and self.head.kind == "none":
@@ -252,7 +260,8 @@ class Tower(Topology):
     def embed(self, m: Weights, inputs: Inputs, scene: Scene) -> Tensor:
         """What goes into the first layer: [B, T, D]."""
         seam, context = m.seam, m.context
-        types = seam.own(context.own(inputs.token_type_ids))
+        given = inputs.token_type_ids if getattr(self.embedding, "n_types", None) else None
+        types = seam.own(context.own(given))
         factors = self.embedding.weigh(inputs.input_ids, scene.real, inputs.documents)
         x = self.embedding.lookup(m.embedding, context.own(inputs.input_ids), types, seam.own(context.own(factors)))
         if self.has_position:

@@ -199,7 +199,7 @@ def _encode_conversation(encoder: Any, chat: ChatTemplate, messages: Any, place:
 def compute_logits(model: Any, rows: Sequence[Row]) -> list[Tensor]:
     """Compute the logits of some rows, float32 on the CPU: [C] each, or [T, C] of a head that reads tokens."""
     tower = next(iter(model.spec.towers().values()))
-    device, typed = next(model.parameters()).device, bool(getattr(tower.embedding, "n_types", None))
+    device, typed = next(model.parameters()).device, tower.takes_types
     ids, mask = pad_rows([row.ids for row in rows], tower.position.padding_id or 0, device)
     types = {"token_type_ids": pad_rows([row.types for row in rows], 0, device)[0]} if typed else {}
     with torch.inference_mode():

@@ -21,6 +21,7 @@ from zoo.model.attention import (  # noqa: F401  (registers their kinds)
     rwkv7,
     short_conv,
     side_by_side,
+    transformer_xl,
     transient_global,
 )
 from zoo.model.attention.base import Attention

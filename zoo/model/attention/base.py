@@ -40,6 +40,11 @@ class Attention(Spec, axis="attention"):
         """Raises ValueError for a field that means nothing in cross-attention."""
 
     @property
+    def takes_types(self) -> bool:
+        """Whether it reads the types of tokens: `step.extra["types"]` [B, T], where the input has them."""
+        return False
+
+    @property
     def splits_tokens(self) -> bool:
         """Whether ranks can have some of a row's tokens each."""
         return False

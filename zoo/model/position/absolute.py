@@ -83,11 +83,11 @@ class Sinusoidal(Position, kind="sinusoidal"):
     def embed(self, m: Weights, x: Tensor, positions: Tensor) -> Tensor:
         if self.rows:
             return x + m.table[positions].to(x.dtype)
-        waves = self._waves(positions + self.offset, x.shape[-1])
+        waves = self.draw_waves(positions + self.offset, x.shape[-1])
         return x + (waves if self.skip_id is None else waves * (positions >= 0)[..., None]).to(x.dtype)
 
-    def _waves(self, positions: Tensor, width: int) -> Tensor:
-        """The vectors [B, T, width] of positions [B, T], in float32."""
+    def draw_waves(self, positions: Tensor, width: int) -> Tensor:
+        """Draw the vectors [B, T, width] of positions [B, T], in float32."""
         steps = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32)
         last = width - 2 if self.inclusive else width
         angles = positions[..., None].float() * self.theta ** (-steps / max(last, 1))
@@ -96,4 +96,4 @@ class Sinusoidal(Position, kind="sinusoidal"):
         return laid[..., :width]
 
     def _fill(self, table: Tensor) -> None:
-        table.copy_(self._waves(torch.arange(len(table), device=table.device), table.shape[-1]))
+        table.copy_(self.draw_waves(torch.arange(len(table), device=table.device), table.shape[-1]))

@@ -85,7 +85,7 @@ class Labelled(Objective):
         from zoo.data.collate import pad_labelled
 
         spec = context.spec
-        how = {"typed": bool(getattr(spec.embedding, "n_types", None)), "by_token": self.by_token}
+        how = {"typed": spec.takes_types, "by_token": self.by_token}
         return partial(
             pad_labelled,
             pad_id=spec.position.padding_id or 0,

@@ -1,0 +1,118 @@
+# B batch, T tokens, H heads, C head width, R distances in reach, D model width
+"""Transformer-XL's attention: scores of content, of relative positions, and of whether two tokens share a segment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PositiveInt
+
+from zoo.kernels import attend
+from zoo.kernels.base import Ask
+from zoo.lazy import torch
+from zoo.model.attention.base import Attention
+from zoo.model.attention.disentangled import OfTable
+from zoo.model.position.absolute import Sinusoidal
+from zoo.spec import Embedding, Linear, Weight, split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
+WAVES = Sinusoidal(interleaved=False)
+"""What draws the vectors of distances: all sines, then all cosines."""
+
+
+class TransformerXL(Attention, kind="transformer_xl"):
+    """Relative attention of Transformer-XL (Dai et al., 2019), with `segments` that of XLNet (Yang et al., 2019), for
+    models that read both ways.
+
+    score(i, j) = ((q_i + u)·k_j + (q_i + v)·p[i − j] + (q_i + w)·s[i, j]) / √head_dim. p are projections of sinusoids
+    of the distance, of distances beyond `max_distance` that of the farthest; u, v and w are learned for each head. s is
+    one of two learned vectors: for tokens of one segment, and of different ones. Segments are the token types of the
+    input; without them the last term is left out, as it would be the same for all keys.
+
+    FLOPs are counted without types; these add 4·H·C for each token.
+    """
+
+    causal: ClassVar[bool] = False
+
+    n_heads: PositiveInt
+    head_dim: PositiveInt
+    max_distance: PositiveInt | None = None
+    segments: bool = False
+
+    @property
+    def takes_types(self) -> bool:
+        return self.segments
+
+    @property
+    def score_heads(self) -> int:
+        return self.n_heads
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        width, heads = self.n_heads * self.head_dim, (self.n_heads, self.head_dim)
+        more = {"segment_bias": Weight(heads), "segments": Embedding(2, width)} if self.segments else {}
+        return {
+            **{name: Linear(d_model, width) for name in ("q", "k", "v")},
+            "distances": OfTable(d_model, width),
+            "content_bias": Weight(heads),
+            "distance_bias": Weight(heads),
+            **more,
+            "o": Linear(width, d_model, residual=True),
+        }
+
+    def shard(self, ranks: int) -> TransformerXL:
+        return split(self, ranks, equal=("n_heads",))
+
+    def core_flops(self, pairs: int) -> int:
+        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
+
+    def pass_flops(self, d_model: int, new: int, held: int) -> int:
+        """FLOPs of a pass of `new` tokens that belong to no token and no pair: the distances in reach are projected
+        once, and compared with every query."""
+        return 2 * self.n_heads * self.head_dim * (2 * self._farthest(new) + 1) * (d_model + new)
+
+    def ask(self, dtype: str, **features: Any) -> Ask:
+        width = {"head_dim": self.head_dim, "v_head_dim": self.head_dim}
+        heads = {"n_heads": self.n_heads, "n_kv_heads": self.n_heads}
+        bias = "learned" if features.get("needs_grad", False) else "fixed"
+        return Ask(dtype=dtype, **width, **heads, bias=bias, **features)
+
+    def _farthest(self, length: int) -> int:
+        """The largest distance that a sequence of `length` tokens tells from smaller ones."""
+        return length - 1 if self.max_distance is None else min(length - 1, self.max_distance)
+
+    def prepare(self, m: Weights | None, step: Step) -> None:
+        assert step.index is not None
+        places, _ = step.index
+        farthest = self._farthest(places.shape[0])
+        rows = (places[:, None] - places).clamp(-farthest, farthest) + farthest  # T T
+        step.extra["distances"] = torch.arange(-farthest, farthest + 1, device=places.device), rows
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in (m.q, m.k, m.v))  # B T H C
+        scale = self.head_dim**-0.5
+        bias = self._distance_scores(m, x, q, step)
+        if self.segments and "types" in step.extra:
+            bias = bias + self._segment_scores(m, q, step.extra["types"])
+        how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_chances(q)}
+        y = attend(q + m.content_bias.to(q.dtype), k, v, step.mask, scale=scale, bias=bias * scale, **how)
+        return m.o(y.flatten(-2))  # B T D
+
+    def _distance_scores(self, m: Weights, x: Tensor, q: Tensor, step: Step) -> Tensor:
+        """The scores of the distances [B, H, T, T], in float32."""
+        distances, rows = step.extra["distances"]  # R, T T
+        p = m.distances(WAVES.draw_waves(distances, x.shape[-1]).to(x.dtype))
+        p = p.unflatten(-1, (self.n_heads, self.head_dim))  # R H C
+        near = torch.einsum("bthc,rhc->bhtr", q + m.distance_bias.to(q.dtype), p.to(q.dtype))
+        near = near.to(torch.promote_types(near.dtype, torch.float32))
+        return near.gather(-1, rows.expand(q.shape[0], self.n_heads, -1, -1))
+
+    def _segment_scores(self, m: Weights, q: Tensor, types: Tensor) -> Tensor:
+        """The scores of being of one segment or of two [B, H, T, T], in float32."""
+        vectors = m.segments.weight.unflatten(-1, (self.n_heads, self.head_dim))  # 2 H C
+        each = torch.einsum("bthc,nhc->nbht", q + m.segment_bias.to(q.dtype), vectors.to(q.dtype))
+        same, other = each.to(torch.promote_types(each.dtype, torch.float32))[..., None].unbind(0)  # B H T 1
+        return torch.where((types[:, :, None] == types[:, None])[:, None], same, other)
