@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import hf
+from zoo.checkpoint.entries import Entry, Transpose
 from zoo.checkpoint.files import refuse_to_replace, write_tensors
 from zoo.checkpoint.headers import check_tensors
 from zoo.checkpoint.inverse import find_config
-from zoo.checkpoint.mapping import Entry, Transpose, map_tensors
+from zoo.checkpoint.mapping import map_tensors
 from zoo.checkpoint.stored import StoredTensors
 from zoo.disk import replace_folder
 from zoo.errors import CheckpointError, short

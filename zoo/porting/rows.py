@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
-from zoo.checkpoint.mapping import Entry, Rule
+from zoo.checkpoint.entries import Entry
+from zoo.checkpoint.mapping import Rule
 from zoo.families.expression import is_expression
 from zoo.families.family import read_family
 from zoo.porting.draft import Draft

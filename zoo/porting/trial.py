@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from zoo.checkpoint.entries import Entry
 from zoo.checkpoint.hf.opening import compose_spec, read_presence
-from zoo.checkpoint.mapping import Entry, find_entries, matches
+from zoo.checkpoint.mapping import find_entries, matches
 from zoo.errors import ConfigError, short
 from zoo.porting.draft import Draft
 from zoo.porting.reference import Reference

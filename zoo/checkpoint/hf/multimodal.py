@@ -14,8 +14,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.checkpoint.entries import Entry
 from zoo.checkpoint.files import INDEX, Header, Packed, Reader, stream_tensors
-from zoo.checkpoint.mapping import Entry
 from zoo.checkpoint.stored import StoredTensors
 from zoo.errors import CheckpointError
 from zoo.families.described import CONFIG, to_jsonable

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoint import gguf
+from zoo.checkpoint.entries import Entry
 from zoo.checkpoint.files import Header, Reader, read_headers
 from zoo.checkpoint.hf.multimodal import Whole, check_wrapper, take_text
-from zoo.checkpoint.mapping import Entry, fill_braces, map_tensors, matches
+from zoo.checkpoint.mapping import fill_braces, map_tensors, matches
 from zoo.checkpoint.quantised import FIELD, unpack_headers
 from zoo.errors import did_you_mean
 from zoo.families import family as families

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.checkpoint.entries import Entry
 from zoo.checkpoint.files import NAMES, Header, Packed, Reader
 from zoo.checkpoint.hf.opening import HFSource, find_differences, open_folder
-from zoo.checkpoint.mapping import Entry, map_tensors
+from zoo.checkpoint.mapping import map_tensors
 from zoo.checkpoint.stored import StoredModel, StoredTensors
 from zoo.errors import CheckpointError
 from zoo.lazy import torch

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import sentence
+from zoo.checkpoint.entries import Entry
 from zoo.checkpoint.files import BESIDE, INDEX, SINGLE, Reader, refuse_to_replace, stream_tensors
 from zoo.checkpoint.hf.multimodal import Whole, list_beside, write_config, write_whole
 from zoo.checkpoint.hf.opening import HFSource, list_tensors, name_tensors, open_folder
 from zoo.checkpoint.inverse import find_config
-from zoo.checkpoint.mapping import Entry, map_tensors, matches
+from zoo.checkpoint.mapping import map_tensors, matches
 from zoo.checkpoint.stored import StoredModel, StoredTensors
 from zoo.errors import CheckpointError
 from zoo.families.described import CONFIG, is_folder, read_json, to_jsonable

@@ -1,0 +1,271 @@
+"""Convert some tensors of a published file to ours and back, in steps: what a row of a map says of one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Some of our tensors, their tensors that hold the same values, and the steps between: a row at one layer."""
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    shapes: tuple[Shape, ...]  # of ours
+    steps: tuple[TensorStep, ...]
+    stacked: bool  # ours is a stack of theirs
+    experts: bool  # ours has experts along its first dimension
+    segments: tuple[int, ...] = ()  # the outputs of ours that each of theirs holds, where they are several
+
+    def to_ours(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        """Convert their tensors to ours."""
+        several = torch.stack if self.stacked else torch.cat
+        whole = [several(list(theirs)) if self.stacked or self.segments else theirs[0]]
+        for step in self.steps:
+            whole = step.read(whole, self)
+        return whole
+
+    def to_theirs(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        """Convert our tensors to theirs."""
+        parts = list(ours)
+        for step in reversed(self.steps):
+            parts = step.write(parts, self)
+        if self.segments:
+            return list(parts[0].split(self.segments))
+        return list(parts[0].unbind(0)) if self.stacked else parts
+
+    @property
+    def axis(self) -> int:
+        """The dimension of a weight's outputs: experts come before it."""
+        return 1 if self.experts else 0
+
+    def shapes_of_theirs(self) -> Iterator[tuple[str, Shape]]:
+        """The names and shapes of their tensors, from converting empty ones of ours."""
+        made = self.to_theirs([torch.empty(shape, device="meta") for shape in self.shapes])
+        yield from ((name, tuple(tensor.shape)) for name, tensor in zip(self.theirs, made, strict=True))
+
+
+@dataclass(frozen=True)
+class TensorStep:
+    """One conversion of tensors and its inverse."""
+
+    number: int = 0
+    numbers: tuple[int, ...] = ()
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        """Convert from their layout."""
+        raise NotImplementedError
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        """Convert to their layout."""
+        raise NotImplementedError
+
+
+class Rows(TensorStep):
+    """`rows`: their tensor holds the outputs of ours one after the other."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return list(tensors[0].split([shape[entry.axis] for shape in entry.shapes], entry.axis))
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [torch.cat(tensors, entry.axis)]
+
+
+class Groups(TensorStep):
+    """`groups(n)`: their outputs form n groups (heads, most often), each with a share of every one of ours in turn."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        axis, count = entry.axis, self.number
+        whole = tensors[0].unflatten(axis, (count, -1))
+        sizes = [shape[axis] // count for shape in entry.shapes]
+        return [part.flatten(axis, axis + 1) for part in whole.split(sizes, axis + 1)]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        axis, count = entry.axis, self.number
+        parts = [part.unflatten(axis, (count, -1)) for part in tensors]
+        return [torch.cat(parts, axis + 1).flatten(axis, axis + 1)]
+
+
+class Transpose(TensorStep):
+    """`turn`: their weight is transposed, [in, out]."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.transpose(-1, -2) if each.ndim - entry.axis > 1 else each for each in tensors]
+
+    write = read
+
+
+class OneRow(TensorStep):
+    """`row`: their tensor is a matrix of one row, ours a vector."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.squeeze(0) for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.unsqueeze(0) for each in tensors]
+
+
+class OneColumn(TensorStep):
+    """`column`: their tensor is a matrix of one column, ours a vector."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.squeeze(1) for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.unsqueeze(1) for each in tensors]
+
+
+class Flat(TensorStep):
+    """`flat`: their tensor is ours flattened."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.reshape(shape) for each, shape in zip(tensors, entry.shapes, strict=True)]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.flatten() for each in tensors]
+
+
+class Pairs(TensorStep):
+    """`pairs(n)`: their outputs of each of n heads lie as interleaved rotation pairs them, ours as half-split does.
+
+    Of a head of six outputs, theirs are 0, 3, 1, 4, 2, 5 of ours.
+    """
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.unflatten(0, (self.number, -1, 2)).transpose(1, 2).flatten(0, 2) for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.unflatten(0, (self.number, 2, -1)).transpose(1, 2).flatten(0, 2) for each in tensors]
+
+
+class Plus(TensorStep):
+    """`plus(n)`: their values are ours plus n."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each - self.number for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each + self.number for each in tensors]
+
+
+class ThirdDimension(TensorStep):
+    """`third`: ours is a vector, theirs has it along the third of four dimensions, [1, 1, n, 1]."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.flatten() for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each[None, None, :, None] for each in tensors]
+
+
+class Blocks(TensorStep):
+    """`blocks(n)`: theirs is n blocks, [n, in, out] of a weight and [n, out] of a bias; ours is a convolution of one
+    token in n groups, [n·out, in, 1] and [n·out]."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.mT.flatten(0, 1)[..., None] if each.ndim == 3 else each.flatten() for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        parts = [each.unflatten(0, (self.number, -1)) for each in tensors]
+        return [part.squeeze(-1).mT if part.ndim == 4 else part for part in parts]
+
+
+class Folded(TensorStep):
+    """`folded(n)`: the first dimension of theirs is two: n, and what is left of ours."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.flatten(0, 1) for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.unflatten(0, (self.number, -1)) for each in tensors]
+
+
+class Merged(TensorStep):
+    """`merged`: the first two dimensions of ours are one in theirs: the outputs of all experts, one after the other."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.unflatten(0, (shape[0], -1)) for each, shape in zip(tensors, entry.shapes, strict=True)]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.flatten(0, 1) for each in tensors]
+
+
+class Heads(TensorStep):
+    """`heads(n)`: the last dimension of ours is two of theirs: n heads, and the channels of each."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.flatten(-2) for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.unflatten(-1, (self.number, -1)) for each in tensors]
+
+
+class Depthwise(TensorStep):
+    """`depthwise`: their convolution of each channel by itself is [channels, width], ours [channels, 1, width]."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.unsqueeze(1) if each.ndim > 1 else each for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.squeeze(1) if each.ndim > 1 else each for each in tensors]
+
+
+class Decay(TensorStep):
+    """`decay`: theirs is the decay A itself, ours the logarithm of -A."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.neg().log() for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.exp().neg() for each in tensors]
+
+
+class Tiled(TensorStep):
+    """`tiled([k, v, d])`: v heads of d rows, the last rows of theirs, lie in tiles: the first head of each of k groups,
+    then the second. Ours lie group by group.
+
+    Of four heads in two groups, theirs are 0, 2, 1, 3 of ours.
+    """
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        groups, heads, width = self.numbers
+        return [self._turn(each, (heads // groups, groups), heads * width) for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        groups, heads, width = self.numbers
+        return [self._turn(each, (groups, heads // groups), heads * width) for each in tensors]
+
+    def _turn(self, tensor: Tensor, grid: tuple[int, int], rows: int) -> Tensor:
+        before, tiles = tensor.split([tensor.shape[0] - rows, rows])
+        return torch.cat([before, tiles.unflatten(0, (*grid, -1)).transpose(0, 1).flatten(0, 2)])
+
+
+class TrailingOnes(TensorStep):
+    """`ones(n)`: theirs has n more dimensions of 1 behind ours."""
+
+    def read(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each.flatten(-1 - self.number) for each in tensors]
+
+    def write(self, tensors: list[Tensor], entry: Entry) -> list[Tensor]:
+        return [each[(..., *[None] * self.number)] for each in tensors]
+
+
+STEPS: dict[str, type[TensorStep]] = {"rows": Rows, "groups": Groups, "turn": Transpose, "row": OneRow, "flat": Flat}
+STEPS |= {
+    "merged": Merged,
+    "pairs": Pairs,
+    "plus": Plus,
+    "third": ThirdDimension,
+    "blocks": Blocks,
+    "ones": TrailingOnes,
+}
+STEPS |= {"column": OneColumn, "folded": Folded, "depthwise": Depthwise, "decay": Decay, "tiled": Tiled, "heads": Heads}
