@@ -77,7 +77,10 @@ SHOWN_BY["position=t5_globals"] = ("window=40",)  # farther than distances that 
 SHOWN_BY["attention=transformer_xl"] = ("attention.max_distance=8",)  # of 40 tokens
 SHOWN_BY["attention=side_by_side"] = ("attention.recurrent.chunk_size=16",)
 SHOWN_BY |= {f"block={name}": ("position=none",) for name in choices("block") if name != "post_conv"}  # for any mixer
-SHOWN_BY["block=sandwich"] = ("position=none", "norm_eps=0.1")  # whose `norm` is none of those that out_norm may be
+SHOWN_BY["block=sandwich"] = SHOWN_BY["block=altup"] = (
+    "position=none",
+    "norm_eps=0.1",
+)  # whose `norm` is none of those that out_norm may be
 """What else a choice needs for its fields to show."""
 
 TAKING = ("pattern=[layer,taking]", "layers={taking: {attention: {indexer: {kind: shared, top_k: 4}}}}")
@@ -125,6 +128,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
             "normed heads": "qk_norm={kind: rmsnorm}",
             "clipped heads": "clip=0.8",
             "tempered": "tempering={kind: log, floor: 4, first: 1}",
+            "tempered by a power": "tempering={kind: power, floor: 4}",
             "biased": "bias=true",
             "gated heads": "output_gate=true",
             "normed outputs": "out_norm={kind: dyt}",
@@ -137,6 +141,12 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "llama-tiny",
         ("ffn=moe", f"shared_expert={SHARED}", "ffn.branch_norm={kind: rmsnorm}", "block=sandwich", "norm_eps=0.1"),
         ("ffn.branch_norm=null", "block"),
+    ),
+    "gated residual": ("llama-tiny", ("block=sandwich", "block.residual={kind: gated}", "norm_eps=0.1"), ("block",)),
+    "latent experts": (
+        "llama-tiny",
+        ("ffn=moe", "ffn.latent=12", "ffn.latent_norm={kind: rmsnorm}", "ffn.expert_norm={kind: dyt}"),
+        ("ffn", "ffn.latent=null"),
     ),
     "normed router": ("llama-tiny", ("ffn=moe", "router.input_norm={kind: rmsnorm}"), ("router",)),
     "layer inputs": (
@@ -161,7 +171,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "streams": (
         "llama-tiny",
         (
-            *("block=altup", "+streams={kind: altup, count: 4}", "block.correct_scale=true"),
+            *("block=altup", "+streams={kind: altup, count: 4}", "block.correct_scale=true", "norm_eps=0.1"),
             f"embedding.per_layer={{kind: tokens, vocab_size: {VOCAB}, n_layers: 3, width: 6, norm: {RMS}}}",
             "block.layer_input={kind: gated, width: 6, activation: {kind: silu}, norm: {kind: rmsnorm}}",
         ),

@@ -44,8 +44,55 @@ EMBEDDER = {
     "embedding_dim": 20,
     "rms_norm_eps": 0.1,  # as of Gemma 4
 }
+SPARK = {
+    **GLIMMER,
+    "num_hidden_layers": 5,
+    "moe_intermediate_size": 20,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "routed_scaling_factor": 1.7,
+    "moe_hidden_size": 24,
+    "residual_gate_temperature": 0.6,
+    "layer_types": [*TYPES, "full_attention"],
+    "mlp_layer_types": ["dense", "sparse", "sparse", "sparse", "dense"],
+    "layer_rope_theta": [100.0, 0, 100.0, 0, 0],
+}
+BEAM = {
+    **SMALL,
+    "num_hidden_layers": 4,
+    "head_dim": 12,
+    "sliding_window": 6,
+    "moe_intermediate_size": 20,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_group": 4,
+    "topk_group": 2,
+    "layer_types": TYPES,
+    "mlp_layer_types": ["dense", "sparse", "sparse", "dense"],
+    "final_logit_softcapping": 2.0,
+}
 
 CASES = [
+    case("beam", "BeamConfig", base=BEAM),
+    case(
+        "beam-rotated",
+        "BeamConfig",
+        base=BEAM,
+        attention_bias=True,
+        norm_topk_prob=False,
+        tie_word_embeddings=True,
+        final_logit_softcapping=None,
+        rope_parameters={"full_attention": {**YARN, "rope_theta": 500.0}, "sliding_attention": None},
+    ),
+    case("beam-base", "BeamConfig", "Model", base=BEAM, layer_types=None, mlp_layer_types=None),
+    Case("muse_spark_text", "MuseSparkTextConfig", "MuseSparkTextModel", SPARK, writes=False),
+    Case(
+        "muse_spark_text-dense",
+        "MuseSparkTextConfig",
+        "MuseSparkTextModel",
+        {**SPARK, "attention_bias": True, "mlp_layer_types": ["dense"] * 5, "rope_parameters": YARN},
+        writes=False,
+    ),
     Case("embedding_gemma2_text", "EmbeddingGemma2TextConfig", "EmbeddingGemma2TextModel", EMBEDDER, writes=False),
     Case(
         "embedding_gemma2_text-biased",

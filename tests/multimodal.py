@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from cases_blocks_2026 import EMBEDDER, GLIMMER
+from cases_blocks_2026 import EMBEDDER, GLIMMER, SPARK
 from cases_experts import QWEN, SMALL
 from cases_gemma import GEMMA4
 from cases_text_towers import GLM, GLM_MOE, NEAR, NEXT, NEXT_MOE, PADDED, TEMPERED, UNPADDED, WIDE, mrope
@@ -26,6 +26,8 @@ QWEN_SIGHT = {"depth": 1, "num_heads": 2, "patch_size": 4, "spatial_merge_size":
 NARROW = {**QWEN_SIGHT, "hidden_size": 16, "intermediate_size": 24, "out_hidden_size": 32}
 SIGHT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 SIGHT |= {"image_size": 16, "patch_size": 4}
+
+HEARING = {"patch_sizes": [4], "depths": [1], "num_hidden_layers": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,5 +275,14 @@ WHOLE = [
         {**SIGHT, "head_dim": 8, "num_key_value_heads": 2, "model_type": "gemma4_vision"},
         {"image_token_id": 90, "video_token_id": 91, "audio_token_id": 92, "audio_config": None},
         writes=False,
+    ),
+    Whole(
+        "muse_spark",
+        "MuseSparkConfig",
+        "MuseSparkForConditionalGeneration",
+        SPARK,
+        {**SIGHT, "patch_size": 4},
+        {**IDS, "audio_token_id": 94, "out_hidden_size": 64, "projector_hidden_size": 24}
+        | {"audio_config": {**HEARING, "hidden_sizes": [8], "out_hidden_size": 32}},
     ),
 ]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
 
 NORMS = ("routed_norm", "routed_out_norm", "shared_norm", "shared_out_norm")
-OWN = ("router", "experts", "shared", "shared_gate", "latent_in", "latent_out", *NORMS)
+OWN = ("router", "experts", "shared", "shared_gate", "latent_in", "latent_out", "latent_norm", "expert_norm", *NORMS)
 """A mixture's parts that are not an expert's."""
 
 
@@ -37,7 +37,8 @@ class MoE(FFN, kind="moe"):
     what goes in (Llama 4, 2025). Routed experts with a `latent` are that wide rather than d_model: one product before
     and one after them serve all (NVIDIA, 2025, Nemotron 3); the router and the shared expert read d_model. With
     `branch_norm` the routed experts and the shared one have such a norm each before and after them, and the router
-    reads what comes in (Gemma 4, 2026).
+    reads what comes in (Gemma 4, 2026). `latent_norm` normalises the latent before the experts, `expert_norm` what each
+    expert gives, one norm for all (Meta, 2026, Muse Spark).
     `out_scale` multiplies the sum: 0.5 gives the mean of routed and shared (Cohere, 2026, Command A+).
     """
 
@@ -48,6 +49,8 @@ class MoE(FFN, kind="moe"):
     scale_input: bool = False
     latent: PositiveInt | None = None
     branch_norm: WholeNorm | None = None
+    latent_norm: WholeNorm | None = None
+    expert_norm: WholeNorm | None = None
     out_scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -66,6 +69,10 @@ class MoE(FFN, kind="moe"):
             raise ValueError(
                 "branch_norm stands around two branches, and there is one (give `shared`, or leave it out)"
             )
+        if self.latent_norm is not None and self.latent is None:
+            raise ValueError("latent_norm normalises the latent, and there is none (give `latent`, or leave it out)")
+        if self.scale_input and self.expert_norm is not None:
+            raise ValueError("scale_input: what a weight multiplies would be undone by expert_norm (one of them)")
         if self.scale_input and self.router.drops:
             found = f"the {self.router.kind} router drops tokens, which must add nothing"
             raise ValueError(f"scale_input: {found} (a router without capacity, or scale_input: false)")
@@ -85,6 +92,10 @@ class MoE(FFN, kind="moe"):
         if self.latent:
             parts["latent_in"] = Linear(d_model, self.latent)
             parts["latent_out"] = Linear(self.latent, d_model, residual=True)
+        if self.latent_norm:
+            parts["latent_norm"] = Sized(self.latent_norm, self.latent or d_model)
+        if self.expert_norm:
+            parts["expert_norm"] = Sized(self.expert_norm, self.latent or d_model)
         if self.shared:
             parts["shared"] = Sized(self.shared, d_model, role=SHARED_EXPERT)
         if self.shared_gate:
@@ -95,8 +106,9 @@ class MoE(FFN, kind="moe"):
 
     def shard(self, ranks: int) -> MoE:
         """A part of each expert, routed or shared. The router and the shared expert's gate are on every rank."""
-        if self.branch_norm is not None and ranks > 1:
-            raise ConfigError("tp: branch_norm normalises what all ranks' parts sum up to, amid the mixture (tp=1)")
+        for name in ("branch_norm", "expert_norm"):
+            if getattr(self, name) is not None and ranks > 1:
+                raise ConfigError(f"tp: {name} normalises what all ranks' parts sum up to, amid the mixture (tp=1)")
         shared = None if self.shared is None else self.shared.shard(ranks)
         return replace(self, expert=self.expert.shard(ranks), shared=shared)
 
@@ -106,6 +118,7 @@ class MoE(FFN, kind="moe"):
             step.ends.append(routes.ends if step.real is None else routes.end_real(step.real))
         read = m.routed_norm(x) if self.branch_norm else x
         tokens = (m.latent_in(read) if self.latent else read).flatten(0, 1)  # N D
+        tokens = m.latent_norm(tokens) if self.latent_norm else tokens
         rows = tokens[routes.tokens]  # M D
         weights = routes.weights[:, None]
         inner = step.for_rows(routes.tokens, routes.experts)
@@ -113,6 +126,7 @@ class MoE(FFN, kind="moe"):
             y = self.compute(m, rows * weights.to(rows.dtype), routes, inner)
         else:
             y = self.compute(m, rows, routes, inner)
+            y = m.expert_norm(y) if self.expert_norm else y
             y = y * weights.to(y.dtype)
         y = routes.gather(y, tokens.shape[0]).unflatten(0, x.shape[:2])  # B T D
         y = m.latent_out(y) if self.latent else y

@@ -33,7 +33,8 @@ class Norm(Spec, axis="norm"):
 class RMSNorm(Norm, kind="rmsnorm"):
     """x / √(mean(x²) + eps) · weight (Zhang and Sennrich, 2019). With `unit_offset` the scale is 1 + weight (Gemma).
 
-    `heads` gives each of so many vectors [heads, D] a weight of its own (Cohere's queries and keys).
+    `heads` gives each of so many vectors [heads, D] a weight of its own (Cohere's queries and keys). With
+    `weight_first` x is multiplied by the weight before it is normalised (Meta, 2026, Muse Spark).
     """
 
     eps: float = 1e-6
@@ -41,21 +42,28 @@ class RMSNorm(Norm, kind="rmsnorm"):
     bias: bool = False
     unit_offset: bool = False
     heads: PositiveInt | None = None
+    weight_first: bool = False
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.weight_first and (not self.weight or self.heads):
+            found = f"heads={self.heads}" if self.heads else "weight is false"
+            raise ValueError(f"weight_first places the one weight of a vector, found {found} (leave one out)")
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return _scale_and_shift(self, d_model)
 
     def forward(self, m: Weights, x: Tensor) -> Tensor:
-        if not self.bias and _native(self, m, x):
+        if not self.bias and not self.weight_first and _native(self, m, x):
             return F.rms_norm(x, x.shape[-1:], m.weight if self.weight else None, self.eps)
         scale, shift = _scale(self, m), m.bias.float() if self.bias else None
+        whole = x.float()
+        if self.weight_first:
+            whole, scale = whole * scale, None  # type: ignore[operator]
         if x.device.type == "cpu" and not torch.is_grad_enabled():
-            y = self._serve(x.float(), scale)
+            y = self._serve(whole, scale)
         else:
-            y = divide_by_rms(x.float(), None if self.heads else scale, self.eps)
+            y = divide_by_rms(whole, None if self.heads else scale, self.eps)
             y = y * scale if self.heads and scale is not None else y
         return (y if shift is None else y + shift).to(x.dtype)
 

@@ -33,3 +33,15 @@ class LogTempering(Tempering, kind="log"):
     def factor(self, positions: Tensor) -> Tensor:
         steps = ((positions.float() + self.first) / self.floor).floor()
         return (1 + self.scale * torch.log1p(steps))[..., None, None]
+
+
+class PowerTempering(Tempering, kind="power"):
+    """q · (1 + (position + first) / floor)^power, for layers without positions (Reflection, 2026, Beam; after scalable
+    softmax, Nakanishi, 2025)."""
+
+    floor: PositiveInt = 2048
+    power: PositiveFloat = 0.1
+    first: NonNegativeInt = 1
+
+    def factor(self, positions: Tensor) -> Tensor:
+        return torch.exp(self.power * torch.log1p((positions.float() + self.first) / self.floor))[..., None, None]

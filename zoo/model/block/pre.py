@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.model.block.base import Block, add_scaled
+from zoo.model.block.base import Block, add_scaled, choose_scales
 from zoo.model.ffn import FFN
 from zoo.spec import CROSS, Sized
 
@@ -49,8 +49,6 @@ class Pre(Block, kind="pre"):
         if self.cross is not None:
             x = self.add(x, m.cross(m.cross_norm(x), step.cross))
         normed = m.ffn_norm(x)
-        scales = (self.ffn_stream_scale, self.stream_scale), (self.ffn_residual_scale, self.residual_scale)
-        stream, scale = (usual if own is None else own for own, usual in scales)
         y = m.ffn(normed, step)
         y = m.ffn_out_norm(y) if self.ffn_out_norm else y
-        return add_scaled(normed if self.residual_from_norm else x, y, stream, scale)
+        return add_scaled(normed if self.residual_from_norm else x, y, *choose_scales(self))

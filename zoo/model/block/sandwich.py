@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.model.block.base import Block
+from zoo.model.block.base import Block, add_scaled, choose_scales
+from zoo.model.block.residual import Residual
 from zoo.model.ffn import FFN
 from zoo.model.norm import WholeNorm
 from zoo.spec import Buffer, Linear
@@ -24,7 +25,9 @@ class Sandwich(Block, kind="sandwich"):
     itself. With `out_scale` the layer's output is multiplied by one number, saved with the weights and not trained.
     Both are Gemma 4's (2026). With `laurel_rank` R attention's input takes another way as well, n + norm(n·A·B) with A
     [D, R], and the stream is divided by √2 then (Menghani et al., 2024, LAuReL; Gemma 3n, 2025). `out_norm` stands in
-    place of `norm` after the sub-layers (Meta, 2026, Muse Glimmer).
+    place of `norm` after the sub-layers (Meta, 2026, Muse Glimmer), `ffn_out_norm` in place of both after the
+    feed-forward; `residual` adds them up by gates of its own (Muse Spark). `ffn_residual_scale` and `ffn_stream_scale`
+    are as those of a pre block.
     """
 
     takes_input: ClassVar[bool] = True
@@ -34,6 +37,18 @@ class Sandwich(Block, kind="sandwich"):
     out_scale: bool = False
     laurel_rank: PositiveInt | None = None
     out_norm: WholeNorm | None = None
+    ffn_out_norm: WholeNorm | None = None
+    residual: Residual | None = None
+    ffn_residual_scale: float | None = None
+    ffn_stream_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        scales = ("residual_scale", "stream_scale", "ffn_residual_scale", "ffn_stream_scale")
+        stated = [name for name in scales if getattr(self, name) not in (None, 1.0)]
+        if self.residual is not None and stated:
+            found = f"{stated[0]}={getattr(self, stated[0])} beside a residual that has weights of its own"
+            raise ValueError(f"{found} (one of them)")
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {
@@ -42,7 +57,8 @@ class Sandwich(Block, kind="sandwich"):
             "attention_out_norm": self.out_norm or self.norm,
             **({"ffn_norm": self.norm} if self.ffn_input_norm else {}),
             "ffn": self.ffn,
-            "ffn_out_norm": self.out_norm or self.norm,
+            "ffn_out_norm": self.ffn_out_norm or self.out_norm or self.norm,
+            **({"attention_residual": self.residual, "ffn_residual": self.residual} if self.residual else {}),
             **self._laurel(d_model),
             **({"layer_input": self.layer_input} if self.layer_input else {}),
             **({"out_scale": Buffer((1,), init=1.0)} if self.out_scale else {}),
@@ -57,10 +73,12 @@ class Sandwich(Block, kind="sandwich"):
     def run_sublayers(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         """Attention and feed-forward, each with its norms: x [B, T, D] to [B, T, D]."""
         normed = m.attention_norm(x)
-        x = self.add(x, m.attention_out_norm(m.attention(normed, step)))
+        y = m.attention_out_norm(m.attention(normed, step))
+        x = self.add(x, y) if self.residual is None else m.attention_residual(x, y)
         if self.laurel_rank:
             x = (x + normed + m.laurel_norm(m.laurel_up(m.laurel_down(normed)))) * 2.0**-0.5
-        return self.add(x, m.ffn_out_norm(m.ffn(m.ffn_norm(x) if self.ffn_input_norm else x, step)))
+        y = m.ffn_out_norm(m.ffn(m.ffn_norm(x) if self.ffn_input_norm else x, step))
+        return add_scaled(x, y, *choose_scales(self)) if self.residual is None else m.ffn_residual(x, y)
 
     def _laurel(self, d_model: int) -> dict[str, Any]:
         if self.laurel_rank is None:

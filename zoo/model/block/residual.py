@@ -1,0 +1,47 @@
+# B batch, T tokens, D model width
+"""Residual sums that learn how much of the stream they keep."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import PositiveFloat
+
+from zoo.lazy import torch
+from zoo.spec import Spec, Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Weights
+
+
+FLOOR = 1e-3
+"""The least that is kept of the stream's square, so that the root has a gradient."""
+
+
+class Residual(Spec, axis="residual", default="gated"):
+    """Add what a sub-layer gives to the residual stream by weights of its own."""
+
+    def forward(self, m: Weights, x: Tensor, y: Tensor) -> Tensor:
+        """The stream x [B, T, D] with a sub-layer's output y [B, T, D]."""
+        raise NotImplementedError
+
+
+class GatedResidual(Residual, kind="gated"):
+    """√(1 − β²)·x + β·y with β = σ(gate / temperature), a gate for each channel, so that the sum is about as large as x
+    (Meta, 2026, Muse Spark)."""
+
+    temperature: PositiveFloat = 1.0
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {"gate": Weight((d_model,))}
+
+    def shard(self, ranks: int) -> GatedResidual:
+        """Every rank adds up whole vectors."""
+        return self
+
+    def forward(self, m: Weights, x: Tensor, y: Tensor) -> Tensor:
+        share = torch.sigmoid(m.gate.float() / self.temperature)
+        kept = (1 - share.square()).clamp(min=FLOOR).sqrt()
+        return (kept * x + share * y).to(x.dtype)
