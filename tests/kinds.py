@@ -20,6 +20,7 @@ SHARES = [
     "+layers={taking:{attention:{indexer:{kind:shared,top_k:5}}}}",
 ]
 LONG = "max_seq_len=92"
+MAMBA2 = "n_heads:4,head_dim:8,d_state:8"
 MIXED = {
     "gemma-like": [
         "pattern=[near*2,layer]",
@@ -53,6 +54,13 @@ MIXED = {
         "+block.layer_input={kind:gated,width:6,activation:{kind:silu},norm:{kind:rmsnorm}}",
     ],
     "side by side": ["attention=side_by_side"],
+    "two attentions": [
+        *("block=shortcut", "attention=sliding", "window=5", "ffn=moe", "zero_experts=1", "router.capacity=3"),
+    ],
+    "two states": [
+        *("block=shortcut", "pattern=[state,layer]", "n_layers=3"),
+        f"+layers={{state:{{attention:{{kind:mamba2,{MAMBA2}}}}}}}",
+    ],
     "convolved": ["+attention.short_conv=4"],
     "convolved window": ["attention=sliding", "window=5", "+attention.short_conv=3"],
     "channel mix": ["ffn=channel_mix"],
@@ -61,7 +69,7 @@ MIXED = {
 """Layers of several reaches, states that count, and positions that end a cache."""
 MIXERS = {
     "mamba": "d_model:24",
-    "mamba2": "n_heads:4,head_dim:8,d_state:8",
+    "mamba2": MAMBA2,
     "gated_delta": "n_k_heads:2,n_v_heads:4,head_k_dim:8,head_v_dim:8,norm:{kind:rmsnorm}",
     "kda": "n_heads:2,head_dim:8",
     "lightning": "n_heads:2,head_dim:8",

@@ -30,6 +30,7 @@ PUBLISHED = {
     "glm-4.5": 352_797_814_784,
     "glm-4.6": 352_797_814_784,
     "glm-4.5-air": 106_852_245_504,
+    "longcat-flash": 560_664_958_976,
 }
 
 
@@ -326,7 +327,11 @@ REFERENCE = {
     "glm-4.5": glm45(5120, 92, 3, 12288, 160, 1536, use_qk_norm=True, routed_scaling_factor=2.5),
     "glm-4.6": glm45(5120, 92, 3, 12288, 160, 1536, 202752, use_qk_norm=True, routed_scaling_factor=2.5),
     "glm-4.5-air": glm45(4096, 46, 1, 10944, 128, 1408, use_qk_norm=False, routed_scaling_factor=1.0),
+    "longcat-flash": transformers.LongcatFlashConfig(),
 }
+
+UNUSED = {"longcat-flash": 28 * 256 * (2 * 6144 * 2048)}
+"""What transformers allocates besides: the first two matrices of experts that compute nothing."""
 
 # Parameters of the experts that a token is not sent to, by hand: layers × idle experts × (matrices of one).
 IDLE = {
@@ -338,4 +343,5 @@ IDLE = {
     "glm-4.5": 89 * 152 * (3 * 5120 * 1536),
     "glm-4.6": 89 * 152 * (3 * 5120 * 1536),
     "glm-4.5-air": 45 * 120 * (3 * 4096 * 1408),
+    "longcat-flash": 28 * (512 - 8) * (3 * 6144 * 2048),  # of 12 chosen of 768, 8 are of the 512 that compute
 }

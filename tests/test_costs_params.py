@@ -53,8 +53,9 @@ def parted(child, module):
     """What a child of a layer holds, by component."""
     if child.endswith("norm"):
         return {"norm": held(module)}
-    if child != "ffn":
-        return {child: held(module)}
+    axis = getattr(getattr(module, "spec", None), "axis", None)
+    if axis != "ffn":
+        return {axis if axis == "connection" else child.removeprefix("second_"): held(module)}
     inner = {"router": "router", "experts": "experts", "shared": "shared_expert"}
     parts = {label: held(getattr(module, key, None)) for key, label in inner.items()}
     return parts | {"ffn": held(module) - sum(parts.values())}

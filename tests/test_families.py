@@ -19,6 +19,7 @@ import cases_llama
 import cases_readers
 import cases_recurrent
 import cases_seq2seq
+import cases_shared_2026
 import cases_sparse
 import cases_text_towers
 import pytest
@@ -51,6 +52,7 @@ CASES: list[Case] = [
     *cases_hybrid_2026.CASES,
     *cases_experts_2026.CASES,
     *cases_blocks_2026.CASES,
+    *cases_shared_2026.CASES,
 ]
 
 

@@ -47,6 +47,7 @@ KINDS = {
     "mamba2": ["attention=mamba2", "position=none"],
     "delta": ["attention=gated_delta", "position=none"],
     "side by side": ["attention=side_by_side"],
+    "two attentions": ["block=shortcut", "ffn=moe", "zero_experts=1"],
     "convolved": ["attention.short_conv=4"],
 }
 

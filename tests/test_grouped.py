@@ -126,7 +126,24 @@ def test_shapes_are_known_without_memory():
     assert grouped_linear(x, weight, offsets).shape == (16, 12)
 
 
+@pytest.mark.parametrize("method", ["grouped_mm", "loop"])
+def test_rows_of_experts_that_compute_nothing_give_zeros_whatever_they_are(method):
+    weight = rows_and_weights()[1].detach()[:4].requires_grad_()
+    x, ends = torch.randn(sum(SIZES), 16), OFFSETS[:4]
+    x[ends[-1] :] = torch.nan  # read by no product
+    x.requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        y = grouped_linear(x, weight, ends, method=method, computing=(4, 8))
+        of_x, of_weight = torch.autograd.grad(y, (x, weight), torch.ones_like(y))
+    count = int(ends[-1])
+    torch.testing.assert_close(y[:count], row_by_row(x, torch.cat((weight, weight[:2])))[:count])
+    assert (y[count:] == 0).all() and (of_x[count:] == 0).all() and of_weight.isfinite().all()
+    torch.testing.assert_close(of_x[:count], weight.sum(1)[EXPERTS[:count]])
+    assert counter.get_total_flops() == 3 * 2 * sum(SIZES) * 16 * 8 * 4 // 8  # of rows that choose all equally often
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_torch_finds_no_fault_in_the_operator(native):
     x, weight = rows_and_weights()
     torch.library.opcheck(torch.ops.zoo.grouped_linear, (x, weight, OFFSETS, native))
+    torch.library.opcheck(torch.ops.zoo.grouped_linear, (x, weight, OFFSETS - 2, native, 6, 8))

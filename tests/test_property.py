@@ -108,7 +108,9 @@ def architectures(draw):
         "attention": attention,
         "position": draw(POSITION),
         "norm": draw(NORM),
-        "block": draw(st.sampled_from(["pre", "post", "sandwich", "post_inside", "parallel", "mixer", "hyper"])),
+        "block": draw(
+            st.sampled_from(["pre", "post", "sandwich", "post_inside", "parallel", "mixer", "hyper", "shortcut"])
+        ),
         "activation": draw(st.sampled_from(["relu", "gelu", "gelu_tanh", "silu", "relu2", "quick_gelu", "xielu"])),
         "bias": draw(st.booleans()),
         "n_layers": 2,
@@ -119,6 +121,7 @@ def architectures(draw):
         body["ffn"] = draw(st.sampled_from(["mlp", "gated", "gated_clamped", "channel_mix", "moe"]))
         if body["ffn"] == "moe":
             body["router"] = draw(ROUTER)
+            body["zero_experts"] = draw(st.sampled_from([0, 0, 1]))
     if kind == "encoder_decoder":
         body["cross"] = "mha"
     defaults = [{f"/{axis}": body.pop(axis)} for axis in AXES if axis in body]

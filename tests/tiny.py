@@ -88,6 +88,7 @@ def every_choice() -> Iterator[list[str]]:
             yield [f"{axis}={choice}", *needs(f"{axis}={choice}")]
     yield ["attention=kda", "attention.low_rank=false", "attention.lower_bound=-2.0", "position=none"]
     yield ["attention=mla", "attention.output_gate=true", "attention.tempering={kind: log, floor: 4, first: 0}"]
+    yield ["block=shortcut", "ffn=moe", "zero_experts=1", "attention=mla", "scale_latents=true", "q_lora_rank=10"]
     yield MIXED
     yield LENT
     head = "head={kind: mlm, activation: {kind: gelu}, norm: {kind: layernorm}}"

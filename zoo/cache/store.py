@@ -56,7 +56,7 @@ def list_groups(tower: Any) -> list[Group]:
     """The groups of a tower's layers."""
     kinds: dict[tuple[Any, Any], list[str]] = {}
     for kind, block in tower.blocks.items():
-        if block.attention.cache():
+        if block.cache():
             kinds.setdefault((block.attention.visible_window, block.attention.visible_chunk), []).append(kind)
     groups = [Group(tuple(names), *reach) for reach, names in kinds.items()]
     crossed = tuple(kind for kind, block in tower.blocks.items() if block.cross is not None)
@@ -126,7 +126,7 @@ class Store:
         layer = LayerStore()
         if kind in self.group_of:
             count = self.pools[self.group_of[kind]].count * self.page
-            layer.tensors = {name: self._pool(count, shape, dtype) for name, shape in block.attention.cache().items()}
+            layer.tensors = {name: self._pool(count, shape, dtype) for name, shape in block.cache().items()}
         if block.cross is not None:
             count = self.pools[self.cross_group].count * self.page  # type: ignore[index]
             layer.cross = {name: self._pool(count, shape, dtype) for name, shape in block.cross.cache().items()}
@@ -245,7 +245,7 @@ def token_bytes(tower: Any, group: Group, width: float) -> float:
     total = 0
     for kind in group.kinds:
         block = tower.blocks[kind]
-        shapes = block.cross.cache() if group.cross else block.attention.cache()
+        shapes = block.cross.cache() if group.cross else block.cache()
         total += count_values(shapes) * tower.pattern.count(kind)
     return total * width
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
+from zoo.model.step import SECOND
 
 if TYPE_CHECKING:
     from zoo.model.block.base import Block
@@ -68,7 +69,7 @@ def list_cache_rows(spec: Priced, setup: Setup) -> Iterator[CacheRow]:
         room = padded_counts(tower.blocks, counts) if setup.engine == "paged" else counts
         for kind, block in tower.blocks.items() if tower.causal else ():
             crossed = 0 if block.cross is None else _values(block.cross.cache())
-            held = _values(block.attention.cache()), crossed, state_bytes(block, setup)
+            held = _values(block.cache()), crossed, state_bytes(block, setup)
             yield CacheRow(where, tower, kind, block, counts[kind], room[kind], *held)
 
 
@@ -148,10 +149,10 @@ def padded_counts(blocks: dict[str, Any], counts: dict[str, int]) -> dict[str, i
     """
     reaches: dict[tuple[Any, Any], list[str]] = {}
     for kind, block in blocks.items():
-        if counts[kind] and block.attention.cache():
+        if counts[kind] and block.cache():
             reach = block.attention.visible_window, block.attention.visible_chunk
             reaches.setdefault(reach, []).append(kind)
-    widths = {_values(blocks[kind].attention.cache()) for kinds in reaches.values() for kind in kinds}
+    widths = {_values(blocks[kind].cache()) for kinds in reaches.values() for kind in kinds}
     if len(reaches) < 2 or len(widths) > 1:
         return counts
     sizes = [sum(counts[kind] for kind in kinds) for kinds in reaches.values()]
@@ -170,7 +171,7 @@ def state_bytes(block: Any, setup: Setup) -> int:
             continue
         if setup.engine == "paged":
             held += math.prod(shape) * DTYPES[setup.dtype]
-        elif name == "conv":
+        elif name.removeprefix(SECOND) == "conv":
             held += (shape[0] + 1) * math.prod(shape[1:]) * DTYPES[setup.dtype]
         else:
             held += math.prod(shape) * STATE_BYTES

@@ -18,12 +18,12 @@ from zoo.costs.cache import STATE_BYTES
 from zoo.costs.flops import is_row_wise, reads_memory
 from zoo.costs.rows import AttentionRow, CostTable, PartRow, Priced, RouterRow, tabulate
 from zoo.costs.sums import Amount, compute_chance
+from zoo.model.step import SECOND
 from zoo.spec import Embedding, Experts, Linear, Tied
 
 if TYPE_CHECKING:
     from zoo.model.attention.base import Attention
     from zoo.model.attention.indexer import Indexer
-    from zoo.model.router import Router
     from zoo.model.tower import Tower
 
 
@@ -134,7 +134,7 @@ def _add(operator: Operator, row: PartRow, times: int, widths: Widths) -> None:
     if isinstance(of, Embedding):
         operator.chosen.append(Chosen(of.width * size, of.count, 1))
     elif isinstance(of, Experts):
-        operator.chosen.append(Chosen(of.of.params * size, of.count, of.active_count))
+        operator.chosen.append(Chosen(of.of.params * size, of.count, of.expected_count))
     elif isinstance(of, Linear):
         operator.weights += (of.params if of.flops else 0) * size  # none where no token passes (Longformer's globals)
     else:
@@ -160,7 +160,8 @@ def _add_core(operator: Operator, row: AttentionRow, what: Span, widths: Widths)
 def _add_states(found: dict[str, Operator], where: str, tower: Tower, what: Span, widths: Widths) -> None:
     """Add the states that feed-forwards read and write while generating (RWKV's channel mix, counts of a capacity)."""
     for kind, block in tower.blocks.items() if tower.causal else ():
-        own = block.state().keys() - block.attention.state().keys()
+        mixers = block.attention.state().keys()
+        own = {name for name in block.state() if name.removeprefix(SECOND) not in mixers}
         if own:
             values = sum(math.prod(block.state()[name]) for name in own) * tower.pattern.count(kind)
             moved = 2 if what.held else 1
@@ -180,10 +181,10 @@ def absorbs(attention: Attention | Indexer) -> bool:
     return attention.decode_flops(1) != attention.core_flops(1)
 
 
-def mixtures(spec: Priced | CostTable) -> Iterator[tuple[str, Router]]:
+def mixtures(spec: Priced | CostTable) -> Iterator[tuple[str, RouterRow]]:
     """List every router of a decoding model, by its operator."""
     table = tabulate(spec)
-    return ((operator_name(row), row.router) for row in table.routers if table.towers[row.where].causal)
+    return ((operator_name(row), row) for row in table.routers if table.towers[row.where].causal)
 
 
 def reductions(spec: Priced, context: int, *, decode: bool) -> int:

@@ -281,8 +281,8 @@ def count_gathered(stage: Stage, layers: Mapping[tuple[str, str], int], setup: S
     sent = made = 0
     for (name, kind), count in layers.items():
         if not keeps_input(f"layer:{kind}", setup.recompute):
-            attention = stage.held[name].blocks[kind].attention
-            sent += count * sum(map(math.prod, attention.cache().values()))
-            made += count * attention.expanded
+            block = stage.held[name].blocks[kind]
+            sent += count * sum(map(math.prod, block.cache().values()))
+            made += count * block.attention.expanded * block.n_attentions
     values = -own * made if setup.cp_comm == "ring" else own * (setup.cp - 1) * (sent + made)
     return values * (4 if setup.precision == "fp32" else DTYPES[setup.dtype])

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from zoo.costs import flops
 from zoo.costs.hardware import Hardware, hardware, list_gpus
 from zoo.costs.operators import Chosen, Operator, Widths, absorbs, mixtures, operators, reductions
-from zoo.costs.rows import CostTable, Priced, tabulate
+from zoo.costs.rows import CostTable, Priced, RouterRow, tabulate
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.sums import Amount, Note, keep_value, take_larger
 from zoo.errors import ConfigError
@@ -78,7 +78,7 @@ def _decode(table: CostTable, setup: Setup, device: Hardware) -> dict[str, Any]:
     parts = operators(table, context, widths_of(setup), decode=True)
     found = {"batch": batch, "context": context, **_bound(parts, batch, setup, device)}
     found["turnover_batch"] = turnover(parts, device.flops(setup.dtype), device.bandwidth)
-    if experts := {name: _met(router, batch) for name, router in mixtures(table)}:
+    if experts := {name: _met(row, batch) for name, row in mixtures(table)}:
         found["experts"] = experts
     if any(absorbs(row.attention) for row in table.attentions if row.tower.causal):
         other = operators(table, context, widths_of(setup, expanded=True), decode=True)
@@ -190,8 +190,8 @@ def turnover(parts: Mapping[str, Operator], peak: float, bandwidth: float) -> in
     return high
 
 
-def _met(router: Any, tokens: int) -> dict[str, Any]:
-    return {"experts": router.n_experts, "read": Chosen(0, router.n_experts, router.top_k).distinct(tokens)}
+def _met(row: RouterRow, tokens: int) -> dict[str, Any]:
+    return {"experts": row.experts, "read": Chosen(0, row.experts, row.expected).distinct(tokens)}
 
 
 def _all_reduce(spec: Priced, setup: Setup, device: Hardware, *, decode: bool) -> dict[str, Any]:

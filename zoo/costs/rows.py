@@ -98,7 +98,8 @@ class AttentionRow(NamedTuple):
 
 
 class RouterRow(NamedTuple):
-    """A router of a kind of layer, how often a pass goes through it, and the `width` of what its experts read."""
+    """A router of a kind of layer, how often a pass goes through it, and the `width` of what its experts read. Of the
+    `experts` that compute, a token goes through `expected` on average."""
 
     where: str
     kind: str | None
@@ -106,6 +107,8 @@ class RouterRow(NamedTuple):
     router: Router
     used: int
     width: int
+    experts: int
+    expected: float
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
     attentions: list[AttentionRow] = []
     routers: list[RouterRow] = []
     for where, tower in towers.items():
-        latent: int | None = None  # of the mixture that a router is in
+        mixture: Any = None  # that a router is in
         for row in rows(tower, tower.d_model, where):
             own: Any = row.component
             if row.part is not None:
@@ -156,7 +159,9 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
                     look = look._replace(top_k=chooser.top_k)
                 attentions.append(AttentionRow(where, tower, row.kind, row.roles, own, look, row.used))
             elif own.axis == "router":
-                routers.append(RouterRow(where, row.kind, row.roles, own, row.used, latent or row.d_model))
-            elif own.axis == "ffn":
-                latent = getattr(own, "latent", None)
+                experts, width = mixture.n_computing, mixture.latent or row.d_model
+                expected = own.top_k if experts == own.n_experts else own.top_k * experts / own.n_experts
+                routers.append(RouterRow(where, row.kind, row.roles, own, row.used, width, experts, expected))
+            elif own.axis == "ffn" and own.kind == "moe":
+                mixture = own
     return CostTable(spec, towers, tuple(parts), tuple(attentions), tuple(routers))

@@ -48,8 +48,7 @@ def _tensor(stage: Stage, setup: Setup) -> tuple[float, str]:
     for name, kind, count in stage.layers():
         block = stage.held[name].blocks[kind]
         vectors += count * (block.gathers + block.reductions)
-        ffn = getattr(block, "ffn", None)
-        amid += count * (block.attention.summed + (ffn.summed if ffn else 0))
+        amid += count * block.summed
     vectors += sum("embedding" in ends for ends in stage.ends.values())
     ended = [stage.held[name] for name, ends in stage.ends.items() if "head" in ends]
     vectors += len(ended)
@@ -83,8 +82,8 @@ def _common_gradients(stage: Stage, setup: Setup) -> float:
 def _experts(stage: Stage, setup: Setup) -> tuple[float, str]:
     """Tokens go to their experts and back, forward and backward (Lepikhin et al., 2020, GShard): four times top_k
     vectors a token, of which the rank's own experts take 1/ep. A rank of tp sends as many, for its part of each
-    expert. Routing is taken to be even."""
-    chosen = sum(row.router.top_k * row.used * row.width for row in tabulate(stage).routers) / stage.d_model
+    expert. Routing is taken to be even; what goes to experts that compute nothing stays."""
+    chosen = sum(row.expected * row.used * row.width for row in tabulate(stage).routers) / stage.d_model
     away = (setup.ep - 1) / setup.ep
     return 4 * away * chosen * _stream(stage, setup), "all-to-all"
 

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula  # noqa: TID253
 from zoo.errors import KernelError, did_you_mean
 
 METHODS = ("auto", "grouped_mm", "loop")
+Shape = tuple[int, ...]
 
 
 def grouped_linear(
@@ -26,6 +27,7 @@ def grouped_linear(
     bias: Tensor | None = None,
     expert_of_row: Tensor | None = None,
     method: str = "auto",
+    computing: tuple[int, int] = (1, 1),
 ) -> Tensor:
     """Multiply x [N, d_in] → [N, d_out]: row n times `weight[e]` [d_out, d_in], where e is the row's expert.
 
@@ -34,6 +36,9 @@ def grouped_linear(
     there is a `bias` [E, d_out]. `grouped_mm` is torch's own kernel, `loop` one product for each expert. Under autocast
     both operands are cast. FlopCounterMode counts 2·N·d_in·d_out either way.
 
+    Rows behind the last end are those of experts that compute nothing, and give zeros. `computing` says that there may
+    be some: (512, 768) where 512 of 768 experts have a weight. FLOPs are counted in that proportion, their expectation.
+
     `auto` takes grouped_mm where it can. On the CPU the two are as fast: N 4096, E 8, 256 → 512, forward and backward
     on 1 thread, 21.8 and 21.9 ms in float32, 4.6 and 4.6 in bfloat16, where a loop of F.linear under autograd takes
     22.6 and 5.2 (torch 2.13, November 2026). On CUDA the loop has to wait for the device to read `offsets`.
@@ -41,7 +46,7 @@ def grouped_linear(
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):  # torch knows no autocast for meta
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
-    y = torch.ops.zoo.grouped_linear(x, weight, offsets, _native(x, weight, method))
+    y = torch.ops.zoo.grouped_linear(x, weight, offsets, _native(x, weight, method), *computing)
     if bias is None:
         return y
     if expert_of_row is None:
@@ -81,34 +86,48 @@ def _native(x: Tensor, weight: Tensor, method: str) -> bool:
 # One operator around both methods. grouped_mm by itself does not compile in float32 (its meta function demands
 # bfloat16), fails on an expanded gradient (that of a sum) and counts as no FLOPs. The loop by itself reads offsets on
 # the host, which breaks a compiled graph.
-torch.library.define("zoo::grouped_linear", "(Tensor x, Tensor weight, Tensor offsets, bool native) -> Tensor")
+torch.library.define(
+    "zoo::grouped_linear",
+    "(Tensor x, Tensor weight, Tensor offsets, bool native, int computing=1, int chosen=1) -> Tensor",
+)
 torch.library.define(
     "zoo::grouped_linear_backward",
-    "(Tensor grad, Tensor x, Tensor weight, Tensor offsets, bool native) -> (Tensor, Tensor)",
+    "(Tensor grad, Tensor x, Tensor weight, Tensor offsets, bool native, int computing, int chosen)"
+    " -> (Tensor, Tensor)",
 )
 
 
 @torch.library.impl("zoo::grouped_linear", "CompositeExplicitAutograd")
-def _forward(x: Tensor, weight: Tensor, offsets: Tensor, native: bool) -> Tensor:
+def _forward(x: Tensor, weight: Tensor, offsets: Tensor, native: bool, computing: int = 1, chosen: int = 1) -> Tensor:
     if native:
-        return F.grouped_mm(x.contiguous(), weight.contiguous().transpose(1, 2), offs=offsets)
-    y = x.new_empty(x.shape[0], weight.shape[1])
-    for expert, rows in _groups(offsets):
-        torch.mm(x[rows], weight[expert].t(), out=y[rows])
-    return y
+        y = F.grouped_mm(x.contiguous(), weight.contiguous().transpose(1, 2), offs=offsets)
+    else:
+        y = x.new_empty(x.shape[0], weight.shape[1])
+        for expert, rows in _groups(offsets):
+            torch.mm(x[rows], weight[expert].t(), out=y[rows])
+    return y if computing == chosen else _clear_rest(y, offsets)
 
 
 @torch.library.impl("zoo::grouped_linear_backward", "CompositeExplicitAutograd")
-def _backward(grad: Tensor, x: Tensor, weight: Tensor, offsets: Tensor, native: bool) -> tuple[Tensor, Tensor]:
+def _backward(
+    grad: Tensor, x: Tensor, weight: Tensor, offsets: Tensor, native: bool, computing: int, chosen: int
+) -> tuple[Tensor, Tensor]:
     grad, x = grad.contiguous(), x.contiguous()
     if native:
         of_x = F.grouped_mm(grad, weight.contiguous(), offs=offsets)
-        return of_x, F.grouped_mm(grad.t(), x, offs=offsets)
-    of_x, of_weight = torch.empty_like(x), torch.zeros_like(weight)
-    for expert, rows in _groups(offsets):
-        torch.mm(grad[rows], weight[expert], out=of_x[rows])
-        torch.mm(grad[rows].t(), x[rows], out=of_weight[expert])
-    return of_x, of_weight
+        of_weight = F.grouped_mm(grad.t(), x, offs=offsets)
+    else:
+        of_x, of_weight = torch.empty_like(x), torch.zeros_like(weight)
+        for expert, rows in _groups(offsets):
+            torch.mm(grad[rows], weight[expert], out=of_x[rows])
+            torch.mm(grad[rows].t(), x[rows], out=of_weight[expert])
+    return of_x if computing == chosen else _clear_rest(of_x, offsets), of_weight
+
+
+def _clear_rest(y: Tensor, offsets: Tensor) -> Tensor:
+    """Set the rows of y [N, …] behind the last end to zero, which no product wrote. Not a slice: its length would have
+    to be read on the host."""
+    return y.masked_fill_((torch.arange(y.shape[0], device=y.device) >= offsets[-1])[:, None], 0)
 
 
 def _groups(offsets: Tensor) -> list[tuple[int, slice]]:
@@ -118,33 +137,34 @@ def _groups(offsets: Tensor) -> list[tuple[int, slice]]:
 
 
 @torch.library.register_fake("zoo::grouped_linear")
-def _(x: Tensor, weight: Tensor, offsets: Tensor, native: bool) -> Tensor:
+def _(x: Tensor, weight: Tensor, offsets: Tensor, native: bool, computing: int = 1, chosen: int = 1) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[1])
 
 
 @torch.library.register_fake("zoo::grouped_linear_backward")
-def _(grad: Tensor, x: Tensor, weight: Tensor, offsets: Tensor, native: bool) -> tuple[Tensor, Tensor]:
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, offsets: Tensor, native: bool, computing: int, chosen: int
+) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, offsets, native = inputs
+    x, weight, offsets, *ctx.how = inputs
     ctx.save_for_backward(x, weight, offsets)
-    ctx.native = native
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-    return *torch.ops.zoo.grouped_linear_backward(grad, *ctx.saved_tensors, ctx.native), None, None
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *torch.ops.zoo.grouped_linear_backward(grad, *ctx.saved_tensors, *ctx.how), None, None, None, None
 
 
 torch.library.register_autograd("zoo::grouped_linear", _differentiate, setup_context=_keep)
 
 
 @register_flop_formula(torch.ops.zoo.grouped_linear)
-def _(x: tuple[int, ...], weight: tuple[int, ...], *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return 2 * x[0] * weight[1] * weight[2]
+def _(x: Shape, weight: Shape, offsets: Shape, native: bool, computing: int = 1, chosen: int = 1, **_: Any) -> int:
+    return 2 * x[0] * weight[1] * weight[2] * computing // chosen
 
 
 @register_flop_formula(torch.ops.zoo.grouped_linear_backward)
-def _(grad: Any, x: tuple[int, ...], weight: tuple[int, ...], *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return 4 * x[0] * weight[1] * weight[2]
+def _(grad: Shape, x: Shape, weight: Shape, offsets: Shape, native: bool, computing: int, chosen: int, **_: Any) -> int:
+    return 4 * x[0] * weight[1] * weight[2] * computing // chosen

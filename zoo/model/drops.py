@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from zoo.ranks.seam import ContextSeam, Seam
 
 PLACES = ("embedding", "attention", "cross", "ffn", "units", "chances", "cross chances", "experts")
+PLACES += ("dense", "second_attention", "second_dense")
 """The places in a tower where values are dropped: its input, what a branch of a layer gives, hidden units, attention's
-probabilities; and where a router draws experts."""
+probabilities; where a router draws experts; and what a layer of two attentions has beside."""
 KEYS = {place: ((number + 1) * GOLDEN + (1 << 63)) % (1 << 64) - (1 << 63) for number, place in enumerate(PLACES)}
 SKIPS = GOLDEN ^ 1  # sets what leaves out a branch apart from what drops its channels
 
@@ -87,6 +88,10 @@ class Drops:
     def for_queries(self, where: slice) -> Drops:
         """The drops of some of the tokens."""
         return replace(self, tokens=self.tokens[:, where])
+
+    def for_place(self, place: str) -> Drops:
+        """The drops inside an attention or feed-forward that a layer has beside its first."""
+        return replace(self, tokens=mix(self.tokens + KEYS[place]))
 
     def for_rows(self, tokens: Tensor, experts: Tensor) -> Drops:
         """The drops of rows [M] of these tokens, each for one of its experts."""

@@ -7,9 +7,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from zoo.errors import ConfigError
+from zoo.lazy import torch
 from zoo.model.ffn import FFN, multiply
 from zoo.model.norm import WholeNorm
 from zoo.model.router import Router, Routes
@@ -40,6 +41,10 @@ class MoE(FFN, kind="moe"):
     reads what comes in (Gemma 4, 2026). `latent_norm` normalises the latent before the experts, `expert_norm` what each
     expert gives, one norm for all (Meta, 2026, Muse Spark).
     `out_scale` multiplies the sum: 0.5 gives the mean of routed and shared (Cohere, 2026, Command A+).
+
+    The last `zero_experts` of the router's experts compute nothing and give back what they read, so that a token's
+    compute depends on how many of these it chooses (Jin et al., 2024, MoE++; LongCat-Flash, 2025). What is active of
+    the others, and their FLOPs, are expected values: of tokens that choose all experts equally often.
     """
 
     expert: FFN
@@ -52,6 +57,7 @@ class MoE(FFN, kind="moe"):
     latent_norm: WholeNorm | None = None
     expert_norm: WholeNorm | None = None
     out_scale: float = 1.0
+    zero_experts: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.expert, MoE) or isinstance(self.shared, MoE):
@@ -63,6 +69,9 @@ class MoE(FFN, kind="moe"):
                 raise ValueError(
                     f"{name}: an expert sees no other token, and '{each.kind}' does (mlp and gated do not)"
                 )
+        if self.zero_experts >= self.router.n_experts:
+            found = f"zero_experts={self.zero_experts} leaves none of n_experts={self.router.n_experts} to compute"
+            raise ValueError(f"{found} (n_experts counts them all)")
         if self.shared_gate and self.shared is None:
             raise ValueError("shared_gate weighs the shared expert, and there is none (give `shared`, or leave it out)")
         if self.branch_norm is not None and self.shared is None:
@@ -77,13 +86,19 @@ class MoE(FFN, kind="moe"):
             found = f"the {self.router.kind} router drops tokens, which must add nothing"
             raise ValueError(f"scale_input: {found} (a router without capacity, or scale_input: false)")
 
+    @property
+    def n_computing(self) -> int:
+        """Experts that compute, and so have weights."""
+        return self.router.n_experts - self.zero_experts
+
     def state(self) -> dict[str, tuple[int, ...]]:
         return self.router.state()
 
     def parts(self, d_model: int) -> dict[str, Any]:
         router, own = self.router, self.expert.parts(self.latent or d_model)
+        computing = (self.n_computing, router.n_experts) if self.zero_experts else (1, 1)
         stacked = {
-            name: Experts(of=part, count=router.n_experts, active_count=router.top_k)
+            name: Experts(of=part, count=self.n_computing, active_count=router.top_k, computing=computing)
             for name, part in own.items()
             if isinstance(part, Linear)
         }
@@ -122,12 +137,12 @@ class MoE(FFN, kind="moe"):
         rows = tokens[routes.tokens]  # M D
         weights = routes.weights[:, None]
         inner = step.for_rows(routes.tokens, routes.experts)
-        if self.scale_input:
-            y = self.compute(m, rows * weights.to(rows.dtype), routes, inner)
-        else:
-            y = self.compute(m, rows, routes, inner)
-            y = m.expert_norm(y) if self.expert_norm else y
-            y = y * weights.to(y.dtype)
+        rows = rows * weights.to(rows.dtype) if self.scale_input else rows
+        y = self.compute(m, rows, routes, inner)
+        y = m.expert_norm(y) if self.expert_norm else y
+        if self.zero_experts and m.seam.rank == 0:  # of ranks whose parts are summed up
+            y = torch.where((routes.experts >= self.n_computing)[:, None], rows.to(y.dtype), y)
+        y = y if self.scale_input else y * weights.to(y.dtype)
         y = routes.gather(y, tokens.shape[0]).unflatten(0, x.shape[:2])  # B T D
         y = m.latent_out(y) if self.latent else y
         if self.shared:
@@ -139,14 +154,21 @@ class MoE(FFN, kind="moe"):
 
     def compute(self, m: Weights, rows: Tensor, routes: Routes, step: Step) -> Tensor:
         """What the experts make of their rows [M, D]."""
-        experts: Any = _Routed(m, routes.ends, routes.experts)
+        experts: Any = _Routed(m, *self._list_computed(routes))
         return self.expert.forward(experts, rows, step)
+
+    def _list_computed(self, routes: Routes) -> tuple[Tensor, Tensor]:
+        """Where the rows of each expert that computes end, and the expert of each row. Rows behind the last end have
+        any: what is made of them is not used."""
+        if not self.zero_experts:
+            return routes.ends, routes.experts
+        return routes.ends[: self.n_computing], routes.experts.clamp(max=self.n_computing - 1)
 
     def spread(self, ranks: int) -> MoE:
         """What one of `ranks` ranks of expert parallelism holds: some of the experts, and all of the rest."""
-        if self.router.n_experts % ranks:
-            would = divisors(self.router.n_experts)
-            raise ConfigError(f"ep: {ranks} does not divide n_experts={self.router.n_experts} ({would} would do)")
+        if self.n_computing % ranks:
+            would = divisors(self.n_computing)
+            raise ConfigError(f"ep: {ranks} does not divide n_experts={self.n_computing} ({would} would do)")
         return SpreadMoE(**{field.name: getattr(self, field.name) for field in self.fields()}, ranks=ranks)
 
 
@@ -161,7 +183,7 @@ class SpreadMoE(MoE):
         return parts | {"experts": replace(parts["experts"], parts=stacked)}
 
     def compute(self, m: Weights, rows: Tensor, routes: Routes, step: Step) -> Tensor:
-        visit = visit_experts(rows, routes.ends, m.expert_group)
+        visit = visit_experts(rows, self._list_computed(routes)[0], m.expert_group)
         experts: Any = _Routed(m, visit.ends, visit.experts)
         return visit.go_back(self.expert.forward(experts, visit.rows, step.bring(visit)))
 

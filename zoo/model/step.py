@@ -288,6 +288,40 @@ class Step:
                 self.cache.hold(name, value)
 
 
+SECOND = "second_"
+"""What the names begin with under which a layer's second attention, of two, keeps keys and states."""
+
+
+class BesideStep:
+    """The Step of another attention or feed-forward of a layer that has several. It is the layer's own Step in all but
+    what training drops there, by its `place` (`zoo.model.drops`), and the names of what it keeps: they begin with
+    `keeps`."""
+
+    def __init__(self, step: Step, place: str, keeps: str = "") -> None:
+        self._step, self._place, self._keeps = step, place, keeps
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._step, name)
+
+    def remember(self, **new: Tensor) -> tuple[Tensor, ...]:
+        return self._step.remember(**{self._keeps + name: tensor for name, tensor in new.items()})
+
+    def state(self, name: str) -> Tensor | None:
+        return self._step.state(self._keeps + name)
+
+    def hold(self, **states: Tensor) -> None:
+        self._step.hold(**{self._keeps + name: value for name, value in states.items()})
+
+    def attend(self, *given: Any, **scores: Any) -> Tensor:
+        drops = self._step.drops
+        step = self._step if drops is None else replace(self._step, drops=drops.for_place(self._place))
+        return step.attend(*given, **scores)
+
+    def drop_units(self, h: Tensor) -> Tensor:
+        drops = self._step.drops
+        return h if drops is None else drops.for_place(self._place).drop_units(h)
+
+
 @dataclass
 class Output:
     """What a forward gives: `hidden` [B, T, D] after the final norm, `logits` [B, T, V] (of a head that reads whole

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zoo.lazy import torch
+from zoo.lazy import F, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Visit:
     """Rows of all ranks at the rank that has their experts: `rows` [M', D] sorted by expert, `ends` [E/R] int32 where
-    each expert's end, `experts` [M']; and how they go back."""
+    each expert's end, `experts` [M']; and how they go back. `count` is M: rows behind the last expert's end have no
+    expert, and stay."""
 
     group: RankGroup
     rows: Tensor
@@ -27,14 +28,18 @@ class Visit:
     order: Tensor
     sent: list[int]
     received: list[int]
+    count: int
 
     def bring(self, rows: Tensor) -> Tensor:
         """Send other rows [M, …], without a gradient, the way that the rows came: [M', …]."""
-        return self.group.send_rows(rows, self.sent, self.received)[self.order]
+        return self.group.send_rows(rows[: sum(self.sent)], self.sent, self.received)[self.order]
 
     def go_back(self, y: Tensor) -> Tensor:
-        """Send what the experts made of the rows [M', D] back to where they came from: [M, D]."""
-        return self.group.exchange(y[self.order.argsort()], self.received, self.sent)
+        """Send what the experts made of the rows [M', D] back to where they came from: [M, D], zeros for those that
+        stayed."""
+        found = self.group.exchange(y[self.order.argsort()], self.received, self.sent)
+        rest = self.count - found.shape[0]
+        return F.pad(found, (0, 0, 0, rest)) if rest else found
 
 
 def visit_experts(rows: Tensor, ends: Tensor, group: RankGroup) -> Visit:
@@ -42,9 +47,9 @@ def visit_experts(rows: Tensor, ends: Tensor, group: RankGroup) -> Visit:
     counts = torch.diff(ends, prepend=ends.new_zeros(1)).view(group.size, -1)  # R E/R
     theirs = group.send_rows(counts, [1] * group.size, [1] * group.size)
     sent, received = counts.sum(1).tolist(), theirs.sum(1).tolist()
-    found = group.exchange(rows, sent, received)  # by rank, and of each by expert
+    found = group.exchange(rows[: sum(sent)], sent, received)  # by rank, and of each by expert
     experts = torch.arange(theirs.shape[1], device=rows.device).repeat(group.size)
     experts = experts.repeat_interleave(theirs.flatten().long(), output_size=len(found))
     order = experts.argsort(stable=True)
     ends = theirs.sum(0).cumsum(0).to(ends.dtype)
-    return Visit(group, found[order], ends, experts[order], order, sent, received)
+    return Visit(group, found[order], ends, experts[order], order, sent, received, len(rows))

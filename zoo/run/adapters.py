@@ -82,7 +82,7 @@ class AdaptedExperts(StackedLinear):
     lora: Adapter
 
     def forward(self, x: Tensor, offsets: Tensor, expert_of_row: Tensor) -> Tensor:
-        adapter, where = self.lora, {"bias": None, "expert_of_row": expert_of_row}
+        adapter, where = self.lora, {"bias": None, "expert_of_row": expert_of_row, "computing": self.computing}
         inner = grouped_linear(adapter.drop(x), adapter.a, offsets, **where)
         return super().forward(x, offsets, expert_of_row) + adapter.scale * grouped_linear(
             inner, adapter.b, offsets, **where

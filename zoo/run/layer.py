@@ -111,12 +111,14 @@ class StackedLinear(nn.Module):
         shapes = part.shapes()
         self.weight = nn.Parameter(torch.empty(shapes["weight"]))
         self.bias = nn.Parameter(torch.empty(shapes["bias"])) if part.of.bias else None
+        self.computing = part.computing
 
     def forward(self, x: torch.Tensor, offsets: torch.Tensor, expert_of_row: torch.Tensor) -> torch.Tensor:
         """Multiply x [N, d_in], its rows sorted by expert, to [N, d_out]. `offsets` [E] says where each expert's rows
         end."""
         bias = self.bias if self.adds_bias else None
-        return grouped_linear(x, self.weight, offsets, bias=bias, expert_of_row=expert_of_row)
+        how = {"expert_of_row": expert_of_row, "computing": self.computing}
+        return grouped_linear(x, self.weight, offsets, bias=bias, **how)
 
 
 class Borrowed(nn.Module):

@@ -23,7 +23,7 @@ def _choose_page(tower: Any, dtype: Any, device: Any, kernel: str) -> int:
     name, asks = str(dtype).removeprefix("torch."), []
     for block in tower.blocks.values():
         window, features = block.attention.visible_window, {"lengths": True, "short_q": True}
-        if block.attention.cache():
+        if block.cache():
             asks.append(block.attention.decode_ask(name, 1, window=window, **features))
         if block.cross is not None:
             asks.append(block.cross.ask(name, causal=False, **features))

@@ -153,11 +153,16 @@ class Embedding(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Experts(Part):
-    """`count` copies of a Linear, stacked; a token passes through `active_count` of them."""
+    """`count` copies of a Linear, stacked; a token passes through `active_count` of them.
+
+    `computing` says that some of those that a token chooses among compute nothing and have no copy here: (512, 768) of
+    512 experts and 256 more. `active` and `flops` are expected values then, for tokens that choose all equally often.
+    """
 
     of: Linear
     count: int
     active_count: int
+    computing: tuple[int, int] = (1, 1)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: (self.count, *shape) for name, shape in self.of.shapes().items()}
@@ -169,11 +174,21 @@ class Experts(Part):
 
     @property
     def active(self) -> int:
-        return self.of.params * self.active_count
+        return self._expect(self.of.params * self.active_count)
 
     @property
     def flops(self) -> int:
-        return self.of.flops * self.active_count
+        return self._expect(self.of.flops * self.active_count)
+
+    @property
+    def expected_count(self) -> float:
+        """How many of them a token passes through, on average."""
+        computing, chosen = self.computing
+        return self.active_count if computing == chosen else self.active_count * computing / chosen
+
+    def _expect(self, most: int) -> int:
+        computing, chosen = self.computing
+        return most if computing == chosen else most * computing // chosen
 
 
 @dataclasses.dataclass(frozen=True)

@@ -212,6 +212,14 @@ def find_tensor_faults(settings: Training, mesh: Mesh, spec: Any) -> list[str]:
     return faults
 
 
+PLACED_NORMS = (
+    ("attention", "heads", "out_norm"),
+    ("ffn", "channels", "inner_norm"),
+    ("dense", "channels", "inner_norm"),
+)
+"""Norms inside sub-layers of a block: the sub-layer, what the norm is over, and its field."""
+
+
 def find_wide_norms(spec: Any) -> Iterator[str]:
     """List norms over the channels of several ranks that are no RMS norms, whose mean is not only of squares."""
     for tower in spec.towers().values():
@@ -219,7 +227,7 @@ def find_wide_norms(spec: Any) -> Iterator[str]:
             norm = getattr(block.attention, "qk_norm", None)
             if norm is not None and block.attention.qk_norm_over == "whole" and norm.kind != "rmsnorm":
                 yield f"qk_norm_over=whole has a {norm.kind} over the heads of all ranks (tp=1, or rmsnorm)"
-            for place, of, name in (("attention", "heads", "out_norm"), ("ffn", "channels", "inner_norm")):
+            for place, of, name in PLACED_NORMS:
                 norm = getattr(getattr(block, place, None), name, None)
                 if norm is not None and norm.kind != "rmsnorm":
                     yield f"{place}.{name} is a {norm.kind} over the {of} of all ranks (tp=1, or rmsnorm)"

@@ -84,7 +84,7 @@ class ShadowCache:
 
     def _layer(self, block: Any, batch: int, memory: int, dtype: ShadowDtype) -> ShadowLayerCache:
         size = self._slots(block)
-        tensors = {name: _room(batch, size, shape, dtype) for name, shape in block.attention.cache().items()}
+        tensors = {name: _room(batch, size, shape, dtype) for name, shape in block.cache().items()}
         states = {name: make_shadow((batch, *shape), FLOAT32, held=True) for name, shape in block.state().items()}
         crossed = {} if block.cross is None else block.cross.cache()
         cross = {name: _room(batch, memory, shape, dtype) for name, shape in crossed.items()}

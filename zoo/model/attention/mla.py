@@ -33,7 +33,9 @@ class MLA(SoftmaxAttention, kind="mla"):
     `norm` is that of the latents. `bias` is for what makes the latents and for the output. `scale` multiplies the
     scores, 1/√(nope + rope) unless given. With an `indexer` a query attends to the keys that it chooses alone
     (DeepSeek Sparse Attention: DeepSeek-V3.2, 2025). `tempering` makes queries grow with position (Mistral Small 4).
-    `output_gate` multiplies each head's output by σ(x·W) (Ling 3, 2026).
+    `output_gate` multiplies each head's output by σ(x·W) (Ling 3, 2026). With `scale_latents` queries are multiplied by
+    √(d_model / q_lora_rank) and c by √(d_model / kv_lora_rank), which gives both at the start of training the variance
+    that they would have without a low rank (LongCat-Flash, 2025).
 
     Two ways to one result. Expanded: keys and values of every head are made, as training and a prompt want it.
     Absorbed, for few tokens after many: since (q·W_kbᵀ)·c = q·(c·W_kb), queries go to the latents' space, all heads
@@ -54,6 +56,7 @@ class MLA(SoftmaxAttention, kind="mla"):
     indexer: Indexer | None = None
     tempering: Tempering | None = None
     output_gate: bool = False
+    scale_latents: bool = False
 
     @property
     def splits_tokens(self) -> bool:
@@ -145,11 +148,16 @@ class MLA(SoftmaxAttention, kind="mla"):
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         low = x if self.q_lora_rank is None else m.q_norm(m.q_a(x))
         q = m.q(x) if self.q_lora_rank is None else m.q_b(low)
+        if self.scale_latents and self.q_lora_rank is not None:
+            q = q * (x.shape[-1] / self.q_lora_rank) ** 0.5
         q = q.unflatten(-1, (self.n_heads, self.qk_head_dim))  # B T H N+P
         q_nope, q_rope = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), -1)
         latent, k_rope = m.kv_a(x).split((self.kv_lora_rank, self.qk_rope_head_dim), -1)
         k_rope = self.position.rotate(k_rope[:, :, None], step.tables)[:, :, 0]  # B T P
-        (latent,) = step.remember(latent=torch.cat((m.kv_norm(latent), k_rope), -1))  # B S R+P
+        latent = m.kv_norm(latent)
+        if self.scale_latents:
+            latent = latent * (x.shape[-1] / self.kv_lora_rank) ** 0.5
+        (latent,) = step.remember(latent=torch.cat((latent, k_rope), -1))  # B S R+P
         q_rope = self.position.rotate(q_rope, step.tables)
         if self.indexer is not None:
             self.indexer.choose(m, x, low, step)

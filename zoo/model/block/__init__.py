@@ -11,6 +11,7 @@ from zoo.model.block.post_conv import PostConv
 from zoo.model.block.post_inside import PostInside
 from zoo.model.block.pre import Pre
 from zoo.model.block.sandwich import Sandwich
+from zoo.model.block.shortcut import Shortcut
 
 __all__ = [
     "AltUp",
@@ -24,4 +25,5 @@ __all__ = [
     "PostInside",
     "Pre",
     "Sandwich",
+    "Shortcut",
 ]

@@ -46,6 +46,8 @@ class Block(Spec, axis="block"):
     divided: ClassVar[tuple[str, ...]] = ("attention", "cross", "ffn")
     """Its sub-layers, whose parts each rank of tensor parallelism computes for all tokens, between seams of their own.
     A block that names none has its seams in its `forward`."""
+    n_attentions: ClassVar[int] = 1
+    """How many of `attention` it has, each with weights and a cache of its own."""
 
     attention: Attention
     norm: WholeNorm
@@ -82,10 +84,20 @@ class Block(Spec, axis="block"):
         """Times that the stream of all ranks' tokens is gathered in a forward pass: before each sub-layer."""
         return self.reductions
 
+    @property
+    def summed(self) -> int:
+        """Values of a token that the ranks of tensor parallelism add up amid its sub-layers."""
+        ffn: FFN | None = getattr(self, "ffn", None)
+        return self.n_attentions * self.attention.summed + (ffn.summed if ffn else 0)
+
     def shard(self, ranks: int) -> Block:
         """Each sub-layer's part. A block's own weights, and what says that it is whole, are on every rank."""
         inner = {field.name: getattr(self, field.name) for field in self.fields()}
         return replace(self, **{name: each.shard(ranks) for name, each in inner.items() if isinstance(each, Spec)})
+
+    def cache(self) -> dict[str, tuple[int, ...]]:
+        """What its attention caches of each token: tensors by name, and shapes."""
+        return self.attention.cache()
 
     def state(self) -> dict[str, tuple[int, ...]]:
         """The states of its attention, and of a router that counts tokens."""

@@ -16,7 +16,7 @@ def upcycle(source: Any, target: Any, held: Tensors, fresh: set[str], path: str,
     """
     if target.kind != "moe" or source.kind == "moe" or source.kind != target.expert.kind:
         return None
-    count = target.router.n_experts
+    count = target.n_computing
     for name, part in source.parts(d_model).items():
         if isinstance(part, Linear):
             for leaf in part.shapes():

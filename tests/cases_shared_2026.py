@@ -1,0 +1,34 @@
+"""Layers of several attentions, and attention that several layers share."""
+
+from cases_experts import LATENT, YARN, case
+
+LONGCAT = {
+    **{key: LATENT[key] for key in ("vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings")},
+    "num_layers": 2,
+    "ffn_hidden_size": 56,
+    "expert_ffn_hidden_size": 20,
+    "n_routed_experts": 4,
+    "zero_expert_num": 3,
+    "moe_topk": 3,
+    "q_lora_rank": 20,
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "head_dim": 4,
+    "v_head_dim": 6,
+}
+
+CASES = [
+    case("longcat_flash", "LongcatFlashConfig", base=LONGCAT),
+    case(
+        "longcat_flash-biased",
+        "LongcatFlashConfig",
+        base=LONGCAT,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        zero_expert_num=0,
+        routed_scaling_factor=2.5,
+        rope_parameters={**YARN, "mscale": 0.7, "mscale_all_dim": 0.9},
+    ),
+    case("longcat_flash-base", "LongcatFlashConfig", "Model", base=LONGCAT, rms_norm_eps=1e-3, hidden_act="gelu"),
+]
