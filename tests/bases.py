@@ -135,6 +135,19 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
             "convolved": "short_conv=3",
         }.items()
     },
+    "lent values": (
+        "llama-tiny",
+        (
+            *("attention=rwkv7", "position=none", "attention.value_rank=4", "attention.values_from=first"),
+            *("pattern=[first,layer]", "layers={first: {attention: {value_rank: null, values_from: null}}}"),
+        ),
+        (
+            "attention.value_rank=6",
+            "attention.value_rank=null",
+            "attention.values_from=layer",
+            "attention.decay_rank=9",
+        ),
+    ),
     "normed clip": ("llama-tiny", ("attention={qk_norm: {kind: rmsnorm}, clip: 0.8}",), ("attention",)),
     "shared expert": ("llama-tiny", ("ffn=moe", f"shared_expert={SHARED}"), ("ffn",)),
     "normed branches": (

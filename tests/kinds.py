@@ -47,6 +47,10 @@ MIXED = {
         "near_reader:{attention:{window:5,kv_from:near}}}",
         "n_layers=6",
     ],
+    "lent values": [
+        *("attention=rwkv7", "position=none", "+attention.value_rank=3", "+attention.values_from=first"),
+        *("pattern=[first,layer*2]", "n_layers=3", "+layers={first:{attention:{value_rank:null,values_from:null}}}"),
+    ],
     "layer inputs": [
         "block=sandwich",
         "n_layers=2",

@@ -27,6 +27,7 @@ AGREE = {
     "router 'sparsemixer'.top_k": "always 2",
     "router 'hash'.vocab_size": "the model's",
     "block 'feed_forward'.attention": "always none",
+    "attention 'rwkv7'.values_from": "names a kind of layer, where there are several",
     "attention 'gqa'.kv_from": "names a kind of layer, where there are several",
     "block 'altup'.n_streams": "that of streams",
     "block 'altup'.out_scale": "of one stream",

@@ -41,6 +41,7 @@ from zoo.model.attention.linear import Lightning
 from zoo.model.attention.mamba import Mamba, Mamba2
 from zoo.model.attention.recurrent import Decays, chunked
 from zoo.model.attention.rg_lru import RGLRU
+from zoo.model.attention.rwkv7 import MIXED
 from zoo.model.position.rotary import RoPE
 from zoo.model.step import Step
 from zoo.run.layer import Layer
@@ -126,7 +127,7 @@ def test_rwkv7_equals_the_papers_recurrence(seed, kernel):
     heads = (spec.n_heads, spec.head_dim)
     with torch.no_grad():
         before = torch.nn.functional.pad(x, (0, 0, 1, 0))[:, :-1]
-        r, k, v, d, a, g = (x + (before - x) * share for share in m.mix)
+        r, k, v, d, a, g = (x + (before - x) * getattr(m, f"mix_{name}") for name in MIXED)
         r, k, v = m.r(r), m.k(k), m.v(v)
         w = (-math.exp(-0.5) * (m.decay_b(m.decay_a(d).tanh()) + m.decay).sigmoid()).exp()
         a, g = (m.rate_b(m.rate_a(a)) + m.rate).sigmoid(), m.gate_b(m.gate_a(g).sigmoid())

@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import test_rwkv7
 import torch
 import transformers
 from families import Case, both, pair
@@ -39,7 +40,7 @@ Written by `make docs` from `conf/`; a test holds this page against it.
 A family is one file in `conf/family/`: what its config.json means and where its tensors are, read forwards to import
 and backwards to export. "Difference" is the largest one between a logit (a hidden state, without a head) of a tiny
 model with every parameter random and the same model in transformers, over the cases of `tests/cases_*.py`, in
-float32{measured}.
+float32{measured}; of RWKV-7, which transformers has not, and its paper's equations (`tests/test_rwkv7.py`).
 
 {read}
 """
@@ -74,6 +75,9 @@ def by_family() -> dict[str, list[Case]]:
         found.setdefault(families.family_of_config(config_of(case), case.name).name, []).append(case)
     return found
 
+
+OUTSIDE = {"rwkv7": test_rwkv7}
+"""Families that transformers has not, and what measures them."""
 
 SHOWN = 4
 """Cases of a family that are looked at for what it is made of."""
@@ -115,9 +119,11 @@ def made_of(specs: list[Any]) -> str:
 
 def family_rows(measured: dict[str, str]) -> list[tuple[str, ...]]:
     rows = []
-    for name, those in sorted(by_family().items()):
+    configs = {name: [config_of(case) for case in those[:SHOWN]] for name, those in by_family().items()}
+    configs |= {name: [module.CONFIG] for name, module in OUTSIDE.items()}
+    for name, those in sorted(configs.items()):
         family = families.read_family(name)
-        specs = [hf.compose_spec(family.body(config_of(case), case.name)) for case in those[:SHOWN]]
+        specs = [hf.compose_spec(family.body(config, name)) for config in those]
         topology = " ".join(sorted({spec.kind for spec in specs}))
         types = ", ".join(f"`{each}`" for each in family.model_types)
         title = family.about.get("title", name)
@@ -186,9 +192,12 @@ def stated(text: str) -> dict[str, str]:
 
 def measure(known: dict[str, str]) -> dict[str, str]:
     """Measure the largest difference of each family, to one digit, but of those that are known by their model_type."""
-    grouped = by_family()
-    firsts = {name: families.read_family(name).model_types[0] for name in grouped}
-    return {name: known.get(firsts[name]) or f"{max(map(difference, those)):.0e}" for name, those in grouped.items()}
+
+    def by(name: str) -> str:
+        return known.get(families.read_family(name).model_types[0], "")
+
+    found = {name: by(name) or f"{max(map(difference, those)):.0e}" for name, those in by_family().items()}
+    return found | {name: by(name) or f"{module.difference():.0e}" for name, module in OUTSIDE.items()}
 
 
 def main() -> None:
@@ -197,7 +206,9 @@ def main() -> None:
     versions = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}"
     machine = f"{platform.machine()}, one thread, {versions}"
     PAGE.write_text(page(measure(known), f" ({date.today():%d %B %Y}, {machine})"), encoding="utf-8")
-    print(f"written: {PAGE.name}, {len(by_family())} families, {len(read_models())} models", file=sys.stderr)
+    print(
+        f"written: {PAGE.name}, {len(families.family_names())} families, {len(read_models())} models", file=sys.stderr
+    )
 
 
 if __name__ == "__main__":

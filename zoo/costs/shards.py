@@ -98,7 +98,7 @@ def layer_faults(spec: Priced, schedule: Schedule) -> list[str]:
     if stages > 1 and any(block.layer_input is not None for block in blocks):
         return [f"pp: is {stages}, and layers read the per-layer embedding, which is on the first stage (pp=1)"]
     if stages > 1 and any(block.attention.lender is not None for block in blocks):
-        return [f"pp: is {stages}, and layers read keys of earlier ones, which another stage may have (pp=1)"]
+        return [f"pp: is {stages}, and layers read keys or values of earlier ones, which another stage may have (pp=1)"]
     if layers >= schedule.n_chunks:
         return []
     found = f"pp: {stages} stages" + (f" of chunks={chunks}" if chunks > 1 else "")

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 
 class ChannelMix(FFN, kind="channel_mix"):
-    """Channel mix of RWKV (Peng et al., 2023): act(k·W_k)·W_v, times σ(r·W_r) with a `receptance` (RWKV-7 has none).
+    """Channel mix of RWKV: act(k·W_k)·W_v, times σ(r·W_r) with a `receptance`.
 
-    k and r are x mixed with the token before it, x·µ + x'·(1 − µ); the last token is its state. `d_model`, the residual
-    stream's width, is stated because the state's size follows from it.
+    k and r are x mixed with the token before it, x·µ + x'·(1 − µ) (RWKV-4; Peng et al., 2023). Without a receptance µ
+    is the earlier token's share, x + (x' − x)·µ (RWKV-7; Peng et al., 2025). The last token is its state. `d_model`,
+    the residual stream's width, is stated because the state's size follows from it.
     """
 
     causal: ClassVar[bool | None] = True
@@ -53,5 +54,6 @@ class ChannelMix(FFN, kind="channel_mix"):
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         check_causal(step, "ffn")
         before = shift_tokens(x, step, "ffn_shift")
-        y = m.down(step.drop_units(self.activation.apply(m.up(mix(x, before, m.mix_k)))))
+        k = mix(x, before, m.mix_k) if self.receptance else mix(before, x, m.mix_k)
+        y = m.down(step.drop_units(self.activation.apply(m.up(k))))
         return y * m.receptance(mix(x, before, m.mix_r)).sigmoid() if self.receptance else y

@@ -1,4 +1,5 @@
-"""Keys and values that layers take from earlier ones: cross-layer attention (Brandon et al., 2024)."""
+"""Keys and values that layers take from earlier ones: cross-layer attention (Brandon et al., 2024), values of the
+first layer (Peng et al., 2025)."""
 
 from __future__ import annotations
 
@@ -9,9 +10,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.model.step import Step
-
-SAME = ("n_kv_heads", "head_widths", "window", "chunk", "position")
-"""What a layer's attention must have in common with the one whose keys it reads."""
 
 
 def find_sources(blocks: Mapping[str, Any], pattern: Sequence[str]) -> dict[int, int]:
@@ -44,13 +42,13 @@ def find_lending_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> It
             first = next(index for index in places if index not in sources)
             yield name, f"is {lender!r}, and no layer before layer {first} is of that kind (a pattern with one)"
         elif blocks[lender].attention.kind != block.attention.kind or blocks[lender].attention.lender is not None:
-            yield name, f"is {lender!r}, whose layers keep no keys and values of their own by head (a kind that does)"
+            yield name, f"is {lender!r}, whose layers make none of their own by head (a kind that does)"
         else:
             theirs, own = blocks[lender].attention, block.attention
-            differ = [each for each in SAME if getattr(theirs, each) != getattr(own, each)]
+            differ = [each for each in own.lent_alike if getattr(theirs, each) != getattr(own, each)]
             if differ:
                 which = ", ".join(differ)
-                yield name, f"is {lender!r}, whose layers have other {which}, and keys are read as they are (the same)"
+                yield name, f"is {lender!r}, whose layers have other {which}, and they are read as they are (the same)"
 
 
 class Lending:

@@ -262,8 +262,13 @@ class Step:
             self.lent = held
         return held
 
+    def lend(self, *tensors: Tensor) -> None:
+        """Keep what later layers read of this one beside a cache, where any does."""
+        if self.lends:
+            self.lent = tensors
+
     def take(self) -> tuple[Tensor, ...]:
-        """The keys and values that an earlier layer lends, as it reads them itself."""
+        """What an earlier layer lends: keys and values, as it reads them itself."""
         assert self.taken is not None
         return self.taken
 

@@ -36,7 +36,7 @@ def find_misfits(tower: Tower) -> Iterator[Misfit]:
             would = f"streams: {{kind: {kind}, count: {block.streams}}}" if block.streams > 1 else "block: hyper"
             yield ("blocks", name), f"takes {block.streams} vectors of a token, and the model has {count} ({would})"
     for name, text in find_lending_faults(tower.blocks, tower.pattern):
-        yield ("blocks", name, "attention", "kv_from"), text
+        yield ("blocks", name, "attention", tower.blocks[name].attention.lender_field), text
 
 
 def find_misfits_between(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:

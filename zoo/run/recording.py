@@ -65,6 +65,9 @@ class RecordingStep(Step):
             return super().recall(compute, *names)
         return self._ask(Step.recall, _is_kept, *names)
 
+    def lend(self, *tensors: Any) -> None:
+        self._ask(Step.lend, *tensors)
+
     def take(self) -> tuple[Any, ...]:
         return self._ask(Step.take)
 

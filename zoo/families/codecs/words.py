@@ -23,6 +23,7 @@ ACTIVATIONS = {
     "gelu_10": "gelu_clipped",
     "relu": "relu",
     "relu2": "relu2",
+    "sqrelu": "relu2",
     "sigmoid": "sigmoid",
     "linear": "identity",
     "quick_gelu": "quick_gelu",

@@ -36,6 +36,11 @@ class Attention(Spec, axis="attention"):
 
     takes_memory: ClassVar[bool] = False  # whether it can read an encoder's output in place of the tokens
 
+    lender_field: ClassVar[str] = "kv_from"  # which names another kind of layer, see `lender`
+
+    # What a layer must have in common with the one whose keys or values it reads.
+    lent_alike: ClassVar[tuple[str, ...]] = ("n_kv_heads", "head_widths", "window", "chunk", "position")
+
     def check_cross(self) -> None:
         """Raises ValueError for a field that means nothing in cross-attention."""
 
@@ -80,7 +85,7 @@ class Attention(Spec, axis="attention"):
 
     @property
     def lender(self) -> str | None:
-        """The kind of layer whose keys and values it reads in place of own ones."""
+        """The kind of layer whose keys and values it reads in place of own ones, or whose values beside own ones."""
         return None
 
     @property

@@ -131,9 +131,9 @@ class GatedDelta(Attention, kind="gated_delta"):
         return x.repeat_interleave(self.n_v_heads // self.n_k_heads, 2)
 
 
-def unit_length(x: Tensor) -> Tensor:
-    """Vectors [..., K] made 1 long."""
-    return x * (x.square().sum(-1, keepdim=True) + EPS).rsqrt()
+def unit_length(x: Tensor, eps: float = EPS) -> Tensor:
+    """Vectors [..., K] made 1 long; `eps` is added to their square lengths."""
+    return x * (x.square().sum(-1, keepdim=True) + eps).rsqrt()
 
 
 def scan_delta(

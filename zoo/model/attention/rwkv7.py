@@ -35,6 +35,13 @@ SLOWEST = math.exp(-0.5)
 """A token's decay is at least exp(−e^(−1/2)), 0.545: small enough to divide by."""
 
 
+TINY = 1e-24
+"""The square of the least length that a vector is divided by, in the published code."""
+
+MIXED = ("r", "k", "v", "decay", "rate", "gate")
+"""What is made of a token mixed with the one before it, each by a mix of its own."""
+
+
 class RWKV7(Attention, kind="rwkv7"):
     """Time mix of RWKV-7 (Peng et al., 2025, "Goose").
 
@@ -45,13 +52,15 @@ class RWKV7(Attention, kind="rwkv7"):
         S ← diag(w)·S − (a ⊙ κ)⊗(Sᵀκ) + k̃⊗v [H, K, K],   y = Sᵀr,
         out = (g ⊙ (norm(y) + (r·(ρ ⊙ k̃))·v))·W_out,
 
-    `norm` being a LayerNorm over each head. The paper's layers after the first also mix v with that of the first; a
-    layer here reads nothing of another but the stream, as the first one does. `d_model`, the stream's width, is
-    stated because the state's size follows from it. `chunk_size`, a power of two, changes speed alone. The recurrence
-    is computed in float32.
+    `norm` being a LayerNorm over each head. A layer with `values_from` moves its v towards those of the last layer
+    before it of the kind of that name, by σ(x·W_a·W_b + b) of rank `value_rank`: in the paper every layer but the
+    first, towards the first's. `d_model`, the stream's width, is stated because the state's size follows from it.
+    `chunk_size`, a power of two, changes speed alone. The recurrence is computed in float32.
     """
 
     causal: ClassVar[bool | None] = True
+    lender_field: ClassVar[str] = "values_from"
+    lent_alike: ClassVar[tuple[str, ...]] = ("n_heads", "head_dim")
 
     d_model: PositiveInt
     n_heads: PositiveInt
@@ -59,21 +68,39 @@ class RWKV7(Attention, kind="rwkv7"):
     decay_rank: PositiveInt = 64
     rate_rank: PositiveInt = 64
     gate_rank: PositiveInt = 128
+    value_rank: PositiveInt | None = None
+    values_from: str | None = None
     norm_eps: PositiveFloat = 6.4e-4
     chunk_size: PositiveInt = 16
 
     def __post_init__(self) -> None:
         check_power_of_two("chunk_size", self.chunk_size)
+        if (self.value_rank is None) != (self.values_from is None):
+            found = f"value_rank={self.value_rank} values_from={self.values_from}"
+            raise ValueError(f"{found}: a rank is of the mix with another layer's values (both, or neither)")
 
     @property
     def d_inner(self) -> int:
         return self.n_heads * self.head_dim
 
+    @property
+    def lender(self) -> str | None:
+        return self.values_from
+
     def parts(self, d_model: int) -> dict[str, Any]:
         check_width(self.d_model, d_model)
         inner, low = self.d_inner, partial(Linear, precise=True)
+        mixed = (
+            {}
+            if self.value_rank is None
+            else {
+                "value_a": Linear(d_model, self.value_rank),
+                "value_b": Linear(self.value_rank, inner),
+                "value": Weight((inner,), init=1.0),
+            }
+        )
         return {
-            "mix": Weight((6, d_model), init=spread_mix),  # of r, k, v, decay, rate and gate
+            **{f"mix_{name}": Weight((d_model,), init=spread_mix) for name in MIXED},
             **{name: Linear(d_model, inner) for name in "rkv"},
             "decay_a": low(d_model, self.decay_rank),
             "decay_b": low(self.decay_rank, inner),
@@ -83,6 +110,7 @@ class RWKV7(Attention, kind="rwkv7"):
             "rate": Weight((inner,)),
             "gate_a": Linear(d_model, self.gate_rank),
             "gate_b": Linear(self.gate_rank, inner),
+            **mixed,
             "key_scale": Weight((inner,), init=0.85),  # ξ
             "key_rate": Weight((inner,), init=1.0),  # α
             "bonus": Weight((self.n_heads, self.head_dim)),  # ρ
@@ -102,14 +130,18 @@ class RWKV7(Attention, kind="rwkv7"):
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         check_causal(step)
         before, heads = shift_tokens(x, step, "shift"), (self.n_heads, self.head_dim)
-        mixed = [mix(before, x, share) for share in m.mix.unbind(0)]  # B T D each
+        mixed = [mix(before, x, getattr(m, f"mix_{name}")) for name in MIXED]  # B T D each
         r, k, v = m.r(mixed[0]), m.k(mixed[1]), m.v(mixed[2])
+        step.lend(v)
+        if self.values_from is not None:
+            (first,) = step.take()
+            v = v.lerp(first, (m.value_b(m.value_a(mixed[2])) + m.value.to(x.dtype)).sigmoid())
         decay, rate = m.decay_b(m.decay_a(mixed[3]).tanh()), m.rate_b(m.rate_a(mixed[4]))
         gate = m.gate_b(m.gate_a(mixed[5]).sigmoid())
         with exactly(x):
             log = (-SLOWEST * (decay.float() + m.decay.float()).sigmoid()).unflatten(-1, heads)  # B T H K
             a, k = (rate.float() + m.rate.float()).sigmoid(), k.float()
-            removed = unit_length((k * m.key_scale.float()).unflatten(-1, heads))
+            removed = unit_length((k * m.key_scale.float()).unflatten(-1, heads), TINY)
             k = (k * (1 + (a - 1) * m.key_rate.float())).unflatten(-1, heads)
             r, v = r.float().unflatten(-1, heads), v.float().unflatten(-1, heads)
             S = step.state("ssm")
