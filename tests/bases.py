@@ -20,7 +20,7 @@ def read_by(axis: str, choice: str) -> list[str]:
     ]
 
 
-TOP = "keys vocab_size d_model n_layers max_seq_len final_norm out_width shared_layers prefix_lm"
+TOP = "keys vocab_size d_model n_layers max_seq_len final_norm out_width out_bias shared_layers prefix_lm"
 TOP_OF_ENCODER = TOP.replace(" prefix_lm", "")
 
 SMALL = ("n_layers=2", "d_model=32", "n_heads=4", "head_dim=8", "d_ff=48", f"vocab_size={VOCAB}", "max_seq_len=64")
@@ -103,6 +103,11 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "llama-tiny",
         ("kind=encoder", "attention=mha", HEAD, "head.tied=false"),
         ("keys out_width", "head", POOLER),
+    ),
+    "projected": (
+        "llama-tiny",
+        ("kind=encoder", "attention=mha", HEAD, "head.tied=false", "out_width=16"),
+        ("keys out_bias",),
     ),
     **{
         f"{kind} head": (
@@ -229,6 +234,11 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "post-norm": ("llama-tiny", ("block=post",), ("keys final_norm", "block")),
     "t5": ("t5-small", SMALL_T5, (SEQ2SEQ, TOP, "cross", "embedding", "head", *UNTIED, "wraps=true")),
+    "wide source": (
+        "t5-small",
+        (*SMALL_T5, "+encoder.d_model=48", "+cross.memory_width=48", "decoder.embedding.tied=null"),
+        ("keys encoder.d_model", "cross"),
+    ),
     "t5 that labels": ("t5-small", (*SMALL_T5, "~head", f"+head={LAST}"), ("keys start_id", "wraps=true", "head")),
     "last token": ("llama-tiny", ("~head", f"+head={LAST}"), ("head",)),
 }

@@ -1,5 +1,6 @@
 """Encoder-decoders."""
 
+import torch
 import transformers
 from families import Case
 
@@ -53,6 +54,17 @@ def cases(name: str, prefix: str, model: str, sizes, **more):
         Case(f"{name}-base", f"{prefix}Config", f"{prefix}Model", sizes, **common, writes=False),
     ]
 
+
+def attending(ids):
+    """What the decoder reads, and which tokens of the source are global, some rows having none there."""
+    everywhere = torch.zeros_like(ids)
+    everywhere[0, :2], everywhere[1:, 7] = 1, 1
+    return {**decoding(ids), "global_attention_mask": everywhere}
+
+
+LED = {name: size for name, size in BART.items() if name != "max_position_embeddings"}
+LED |= {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 40, "attention_window": 8}
+LED_CLASS = "LEDForConditionalGeneration"
 
 CASES: list[Case] = [
     Case("t5", "T5Config", "T5ForConditionalGeneration", T5, inputs=decoding),
@@ -130,4 +142,7 @@ CASES: list[Case] = [
         inputs=decoding,
     ),
     *cases("m2m_100", "M2M100", "M2M100ForConditionalGeneration", BART),
+    Case("led", "LEDConfig", LED_CLASS, LED, inputs=decoding),
+    Case("led-global", "LEDConfig", LED_CLASS, {**LED, "attention_window": [4, 16, 8], **UNTIED}, inputs=attending),
+    Case("led-base", "LEDConfig", "LEDModel", {**LED, "activation_function": "relu"}, inputs=attending, writes=False),
 ]

@@ -164,12 +164,17 @@ def save_reference(model: Any, folder: Path) -> None:
 
 def _say_plainly(case: Case, model: Any) -> dict[str, Any]:
     """What our models take for granted, for references that guess it: no cache (FSMT makes no causal mask where its
-    config has `use_cache`), and no padding (DPR hides each pad token where it is given no mask)."""
+    config has `use_cache`), and no padding (DPR and T5Gemma hide each pad token where they are given no mask)."""
     plain: dict[str, Any] = {}
     if "use_cache" in inspect.signature(model.forward).parameters:
         plain["use_cache"] = False
-    if "else (input_ids != self.config.pad_token_id)" in inspect.getsource(sys.modules[type(model).__module__]):
-        plain["attention_mask"] = torch.ones(2, case.tokens, dtype=torch.long)
+    source = inspect.getsource(sys.modules[type(model).__module__])
+    if any(
+        text in source for text in ("else (input_ids != self.config.pad_token_id)", "make_default_2d_attention_mask")
+    ):
+        read = {name: given for name, given in inputs(case).items() if name.endswith("input_ids")}
+        masks = {name.replace("input_ids", "attention_mask"): torch.ones_like(given) for name, given in read.items()}
+        plain |= masks
     return plain
 
 

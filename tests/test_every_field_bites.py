@@ -29,6 +29,7 @@ AGREE = {
     "block 'feed_forward'.attention": "always none",
     "attention 'rwkv7'.values_from": "names a kind of layer, where there are several",
     "attention 'gqa'.kv_from": "names a kind of layer, where there are several",
+    "attention 'gqa'.memory_width": "that of the encoder's output",
     "block 'altup'.n_streams": "that of streams",
     "block 'altup'.out_scale": "of one stream",
     "streams 'altup'.count": "that of block.n_streams",

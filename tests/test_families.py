@@ -22,6 +22,7 @@ import cases_seq2seq
 import cases_shared_2026
 import cases_sparse
 import cases_text_towers
+import cases_towers
 import pytest
 import torch
 import transformers
@@ -41,6 +42,7 @@ CASES: list[Case] = [
     *cases_recurrent.CASES,
     *cases_encoders.CASES,
     *cases_seq2seq.CASES,
+    *cases_towers.CASES,
     *cases_text_towers.CASES,
     *cases_readers.CASES,
     *cases_2025.CASES,
@@ -156,7 +158,8 @@ def test_padded_rows_equal_the_rows_alone_on_either_side(case):
             alone = two.ours(ids[row : row + 1, real], **part)
             if two.ours.spec.kind == "encoder_decoder":
                 torch.testing.assert_close(whole.hidden[row], alone.hidden[0], **CLOSE)
-                reference = two.reference(input_ids=ids[row : row + 1], attention_mask=mask[row : row + 1], **part)
+                own = {name: value[row : row + 1] for name, value in extra.items()}
+                reference = two.reference(input_ids=ids[row : row + 1], attention_mask=mask[row : row + 1], **own)
                 given = whole.hidden if whole.logits is None else whole.logits
                 if row != 1 and (
                     case.pads or real.all()

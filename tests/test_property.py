@@ -191,6 +191,8 @@ def wirings(draw):
     if kind == "encoder_decoder":
         for tower in ("encoder", "decoder"):
             body[tower] = {} if draw(st.booleans()) else {"vocab_size": draw(st.sampled_from([VOCAB, 50]))}
+        if draw(st.integers(0, 3)) == 0:
+            body["encoder"]["d_model"], body["cross"] = draw(WIDTH), {"memory_width": draw(WIDTH)}
         if draw(st.booleans()):
             body["decoder"]["embedding"] = {"tied": draw(st.sampled_from([None, "encoder.embedding.tokens", "foo"]))}
     elif draw(st.integers(0, 9)) == 0:
@@ -230,7 +232,8 @@ def test_tables_heads_and_towers_fit_or_are_refused_in_one_line(body):
         min(tower.vocab_size for tower in towers), (2, LENGTH), generator=torch.Generator().manual_seed(6)
     )
     alone = model.spec.kind == "decoder" and model.spec.reads_memory
-    more = {"memory": torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(7))} if alone else {}
+    width = towers[-1].memory_width
+    more = {"memory": torch.randn(2, 5, width, generator=torch.Generator().manual_seed(7))} if alone else {}
     whole = asked(model, ids, **more).logits
     assert whole.shape == (2, LENGTH, towers[-1].vocab_size) and torch.isfinite(whole).all()
     if model.spec.kind != "encoder":

@@ -13,7 +13,7 @@ from typing import Any
 
 from zoo.costs.pairs import Look
 from zoo.errors import ConfigError, did_you_mean
-from zoo.families.family import family_names, read_family
+from zoo.families.family import Family, family_names, read_family
 from zoo.grammar import AXES
 from zoo.paths import conf_dir
 from zoo.spec import Spec, components
@@ -176,13 +176,19 @@ def _list_uses(axis: str) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
 
     found: tuple[dict[str, set[str]], dict[str, set[str]]] = {}, {}
     bodies = [(0, name, body) for name, body in read_bodies().items()]
-    bodies += [(1, name, read_family(name).model) for name in family_names()]
+    bodies += [(1, name, model) for name in family_names() for model in _list_models(read_family(name))]
     for whose, name, body in bodies:
         if axis == "router" and not any(each.startswith("moe") for each in _find_choices("ffn", body)):
             continue  # a dense model names one too, so that experts can be swapped in
         for choice in _find_choices(axis, body):
             found[whose].setdefault(choice, set()).add(name)
     return found
+
+
+def _list_models(family: Family) -> Iterator[Mapping[str, Any]]:
+    """The model of a family, and that of each tower whose config is one within its config.json."""
+    yield family.model
+    yield from (tower.family.model for tower in family.towers.values() if tower.family is not None)
 
 
 def _find_choices(axis: str, body: Mapping[str, Any]) -> Iterator[str]:

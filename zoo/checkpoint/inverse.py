@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from zoo.checkpoint.likeness import list_spec_differences
-from zoo.checkpoint.rows import find_fields
+from zoo.checkpoint.rows import FieldRow, find_fields, pair_fields
 from zoo.errors import ConfigError
 from zoo.families import family as families
 from zoo.families.binding import assemble_fields
-from zoo.families.expression import evaluate_tree, is_expression
-from zoo.families.family import Body, Family
-from zoo.model.head import can_be_tied
+from zoo.families.body import Body
+from zoo.families.expression import Bindings, evaluate_tree, is_expression
+from zoo.families.family import Family
+from zoo.families.towers import find_member
+from zoo.grammar import to_dict
+from zoo.grammar.keys import BOTH
+from zoo.model.head import NoHead, can_be_tied
 from zoo.model.tower import Tower
 from zoo.paths import conf_dir
 from zoo.spec import components
@@ -107,6 +112,8 @@ def try_family(
     start = dict(source.config) if source is not None else {}
     if source is not None and source.body.architecture == architecture and _is_same(_compose(source.body), spec):
         return {**start, "architectures": [architecture]}, source.body, []  # unchanged since it was read
+    if family.towers:
+        return _try_towers(family, architecture, spec, source)
     try:
         found, kinds = find_fields(template, spec, {**family.defaults, **start})
     except ConfigError as error:
@@ -131,6 +138,79 @@ def try_family(
         return config, body, list_spec_differences(spec, _compose(body))
     except ConfigError as error:
         return config, None, list(error.faults)
+
+
+def _try_towers(
+    family: Family, architecture: str, spec: Any, source: Any
+) -> tuple[dict[str, Any], Body | None, list[str]]:
+    """`try_family` for a config.json that holds one for each tower: these are found one by one."""
+    config = {**family.defaults, **(dict(source.config) if source is not None else {})}
+    config |= {"architectures": [architecture], "model_type": family.model_types[0]}
+    template = family.template(architecture)
+    bindings: Bindings = {}
+    head = (template.get("decoder") or {}).get("head")  # of the whole, where it states one
+    for tower, place in family.towers.items():
+        inner = None if source is None else _take_tower(source, family, tower)
+        alone = _without_joint(spec.towers()[tower], bare=tower == "decoder" and head is not None)
+        found, faults = _find_tower(place.family, tower, alone, inner)
+        if found is None:
+            return config, None, [f"{tower}.{fault}" for fault in faults]
+        place.write(config, found)
+    rows = [FieldRow(stated, to_dict(getattr(spec, key))) for key, stated in template.items() if key in BOTH]
+    for row in [*rows, *([] if head is None else pair_fields(head, spec.decoder.head))]:
+        row.bind_into(bindings, config)
+    for name, value in assemble_fields(bindings).items():
+        config[name] = {**config[name], **value} if isinstance(value, Mapping) and name in family.towers else value
+    tied = getattr(spec.decoder.head, "tied", None)
+    try:
+        body = family.body(config, "config.json", None if tied is None else {"head": {"tied": tied}})
+        return config, body, list_spec_differences(spec, _compose(body))
+    except ConfigError as error:
+        return config, None, list(error.faults)
+
+
+def _take_tower(source: Any, family: Family, tower: str) -> Any:
+    """The part of a source that is one tower's: its config, and the model that this describes."""
+    inner = family.towers[tower].read(source.config, "config.json")
+    return dataclasses.replace(source, config=inner, body=source.body.towers[tower])
+
+
+def _without_joint(tower: Any, *, bare: bool) -> Any:
+    """A tower by itself, without what joins it to one of another width; a `bare` one without its head."""
+    blocks = {
+        name: block
+        if block.cross is None or block.cross.reads_width is None
+        else dataclasses.replace(block, cross=dataclasses.replace(block.cross, memory_width=None))
+        for name, block in tower.blocks.items()
+    }
+    head = NoHead(vocab_size=tower.vocab_size) if bare else tower.head
+    return dataclasses.replace(tower, blocks=blocks, head=head, out_width=None, out_bias=False)
+
+
+def _find_tower(family: Family | None, tower: str, spec: Any, source: Any) -> tuple[dict[str, Any] | None, list[str]]:
+    """Find the config of one tower, of a family or of any that can be this tower of a pair; or the faults of the
+    nearest."""
+    stated = None if family is None else [(family, name) for name in family.architectures]
+    members = stated or _members(tower, spec, source)
+    nearest: list[str] | None = None
+    for own, name in members:
+        config, body, faults = try_family(own, name, spec, source)
+        if body is not None and not faults:
+            return {key: value for key, value in config.items() if key != "architectures"}, []
+        nearest = faults if nearest is None or len(faults) < len(nearest) else nearest
+    return None, nearest or [f"kind: no family has a class that is this {tower}"]
+
+
+def _members(tower: str, spec: Any, source: Any) -> Iterator[tuple[Family, str]]:
+    """The families that can be one tower of a pair, the likely ones first."""
+    if source is not None:
+        yield source.body.family, source.body.architecture
+        return
+    named = {family.name: distance for distance, family, _ in sorted(_candidates(spec), key=lambda each: -each[0])}
+    for name in sorted(named, key=lambda name: named[name]):
+        member = find_member(families.read_family(name), tower)
+        if member is not None:
+            yield member
 
 
 def _is_same(ours: Any, theirs: Any) -> bool:

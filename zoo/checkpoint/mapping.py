@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zoo.checkpoint.entries import STEPS, Entry, Shape, TensorStep
 from zoo.errors import CheckpointError
+from zoo.families.body import Body
 from zoo.families.expression import Expression, evaluate_tree
-from zoo.families.family import Body
 from zoo.spec import Experts, tensors
 
 
@@ -87,15 +87,24 @@ def find_entries(spec: Any, body: Body) -> tuple[list[Entry], list[str]]:
     table = {name: (part, part.shapes()[leaf]) for name, part, leaf in tensors(spec, spec.d_model)}  # type: ignore[attr-defined]
     found: dict[str, Entry] = {}
     lost = []
+    inner = {name: entry for entry in _entries_of_towers(spec, body) for name in entry.ours}
     for name in table:
         if name in found:
             continue
-        entry = next(_entries_for(name, rules, table, body), None)
+        entry = next(_entries_for(name, rules, table, body), None) or inner.get(name)
         if entry is None:
             lost.append(name)
         else:
             found |= dict.fromkeys(entry.ours, entry)
     return list(dict.fromkeys(found.values())), lost
+
+
+def _entries_of_towers(spec: Any, body: Body) -> Iterator[Entry]:
+    """The entries that the family of each tower gives, where towers have families of their own."""
+    for tower, inner in body.towers.items():
+        for entry in find_entries(spec.towers()[tower], inner)[0]:
+            theirs = tuple(f"{body.prefix}{tower}.{name}" for name in entry.theirs)
+            yield replace(entry, ours=tuple(f"{tower}.{name}" for name in entry.ours), theirs=theirs)
 
 
 def _entries_for(

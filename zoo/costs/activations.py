@@ -124,7 +124,9 @@ def _traced(spec: Any, run: PassShape, *, loops: bool = True) -> dict[str, Secti
             trace = _Trace(tape, tower, name, layer, run.model)
             with named_failures(f"{tower.axis}={tower.kind}"):
                 if memory is None and tower.reads_memory:  # a decoder alone, given a memory as long as the context
-                    memory = make_shadow((run.batch, run.context, tower.d_model), DTYPES[NAMES[run.dtype]], "memory")
+                    memory = make_shadow(
+                        (run.batch, run.context, tower.memory_width), DTYPES[NAMES[run.dtype]], "memory"
+                    )
                 memory = trace.run(run.batch, run.context, memory, loops)
             found |= trace.found
         if tape.unknown is not None:  # which a component may have caught

@@ -137,7 +137,7 @@ def _memory(tower: Any, run: Generation) -> Any:
     """Make an encoder's output of `context` tokens."""
     if not tower.reads_memory:
         return None
-    return make_shadow((run.batch, run.context, tower.d_model), DTYPES[NAMES[run.dtype]], "memory")
+    return make_shadow((run.batch, run.context, tower.memory_width), DTYPES[NAMES[run.dtype]], "memory")
 
 
 def _cache(tower: Any, run: Generation, length: int) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from zoo.errors import CheckpointError
 from zoo.families import family as families
-from zoo.families.family import Body
+from zoo.families.body import Body
 from zoo.families.gguf import describe_gguf, is_gguf, read_gguf
 from zoo.families.multimodal import find_wrapper
 

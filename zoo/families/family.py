@@ -24,6 +24,9 @@ for each.
     optional: [final_logits_bias]        # tensors that a file may lack: a fresh model's values are used
     unread: {~shared.weight: ~encoder.embed_tokens.weight}  # tensors that the model does not read, and what to copy;
                                          # with "" they are kept where the folder has them ("*.x_min": "")
+    towers: {encoder: {}, decoder: {}}   # a config for each tower within config.json, of the family that it names, or
+                                         # of one that stands here (towers.py)
+    crossed: {keys: {…}}                 # as the decoder of such a pair: the cross-attention that its classes can have
     keys: {norm: ~norm}                  # ours: theirs (mapping.py); ~ is the prefix of the class
 
 A class may have `requires`, `keys` and `defaults` of its own.
@@ -35,6 +38,7 @@ same Spec is written.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -43,8 +47,10 @@ from typing import Any
 
 from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.families import codecs  # noqa: F401  (registers the functions of its language)
+from zoo.families.body import Body, lay_over
 from zoo.families.expression import MANY, Expression, evaluate_tree, read_names
 from zoo.families.tasks import name_task_classes
+from zoo.families.towers import TowerConfig, join_models, read_towers
 
 _HARMLESS = """
 _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention architectures
@@ -90,6 +96,8 @@ class Family:
     unread: Mapping[str, str] = field(default_factory=dict)
     tasks: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
+    towers: Mapping[str, TowerConfig] = field(default_factory=dict)
+    crossed: Mapping[str, Any] = field(default_factory=dict)
 
     def fields(self, config: Mapping[str, Any], where: str, architecture: str) -> dict[str, Any]:
         """Complete a config's fields by the family's defaults. Raises CheckpointError for fields, by name, that no
@@ -154,7 +162,8 @@ class Family:
         }
         rope |= {"original_max_position_embeddings", "max_position_embeddings"}
         trees = [self.model, self.derive, self.architectures]
-        return set().union(*(read_names(tree) for tree in trees)) | rope | set(self.aliases)
+        inner = {each.field.partition(".")[0] for each in self.towers.values()}
+        return set().union(*(read_names(tree) for tree in trees)) | rope | set(self.aliases) | inner
 
     def patch(self, architecture: str, where: str) -> Mapping[str, Any]:
         """The changes that a class makes to the family. Raises CheckpointError for a class of another family."""
@@ -178,6 +187,9 @@ class Family:
         template = lay_over(self.template(named[0], where), changes or {})
         try:
             fields = self.fields(config, where, named[0])
+            if self.towers:
+                towers = read_towers(self, fields, where, changes or {}, family_of_config)
+                return self._join(self.template(named[0], where), fields, named[0], towers)
             return self._body(template, fields, named[0])
         except CheckpointError:
             raise
@@ -199,38 +211,13 @@ class Family:
                 kinds[tower] = made[tower].pop("_kinds", [])
         return Body(self, architecture, made, kinds, dict(fields))
 
-
-@dataclass(frozen=True)
-class Body:
-    """A model that a config.json describes: in our grammar, with the family's name for the kind of each layer."""
-
-    family: Family
-    architecture: str
-    model: dict[str, Any]
-    kinds: dict[str, list[str]]
-    fields: dict[str, Any]
-
-    @property
-    def keys(self) -> Mapping[str, str]:
-        """The rows of the map: those of the class come first, in place of the family's."""
-        own = self.family.architectures[self.architecture].get("keys") or {}
-        return {**own, **{ours: theirs for ours, theirs in self.family.keys.items() if ours not in own}}
-
-    @property
-    def prefix(self) -> str:
-        """What the class puts before the names of the base model's tensors."""
-        return self.family.architectures[self.architecture].get("prefix") or ""
-
-    def full_name(self, name: str) -> str:
-        """A tensor's name in a file of this class, from a name in which `~` is the prefix."""
-        return name.replace("~", self.prefix)
-
-
-def lay_over(base: Any, patch: Any) -> Any:
-    """Lay `patch` over `base`, mapping by mapping. A mapping that names its kind replaces the other."""
-    if not isinstance(base, Mapping) or not isinstance(patch, Mapping) or "kind" in patch:
-        return patch
-    return {**base, **{key: lay_over(base.get(key), value) for key, value in patch.items()}}
+    def _join(
+        self, template: Mapping[str, Any], fields: Mapping[str, Any], architecture: str, towers: dict[str, Body]
+    ) -> Body:
+        """The model of two towers. Expressions read the fields of each by its name, and its width as `d_model`."""
+        env = {name: {**each.fields, "d_model": each.model["d_model"]} for name, each in towers.items()}
+        model = join_models(evaluate_tree(template, {**fields, **env}), towers)
+        return Body(self, architecture, model, {}, dict(fields), towers)
 
 
 def _layered(template: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -296,8 +283,16 @@ def parse_family(name: str, node: dict[str, Any]) -> Family:
         node = _like(read_family(base), node)
     types = node.pop("model_type", name)
     node |= {key: tuple(node.pop(key, ())) for key in ("harmless", "ignore", "optional")}
+    node["towers"] = {tower: _parse_tower(name, tower, each) for tower, each in node.pop("towers", {}).items()}
     node["architectures"] |= name_task_classes(name, node["architectures"], node.get("tasks", {}))
     return Family(name=name, model_types=tuple(types if isinstance(types, list) else [types]), **node)
+
+
+def _parse_tower(name: str, tower: str, node: Mapping[str, Any]) -> TowerConfig:
+    """Parse where the config of a tower stands, and its family where that is stated with it."""
+    inner = copy.deepcopy(dict(node))  # families that YAML's anchors make one are parsed apart
+    where = {"field": inner.pop("field", tower), "shared": tuple(inner.pop("shared", ()))}
+    return TowerConfig(family=parse_family(name, inner) if inner else None, **where)
 
 
 def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
@@ -317,6 +312,7 @@ def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
         "present",
         "unread",
         "tasks",
+        "crossed",
         "keys",
     ):
         both = {**getattr(base, name), **node.pop(name, {})}

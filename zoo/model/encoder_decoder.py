@@ -14,6 +14,7 @@ from zoo.model.init import Init
 from zoo.model.step import Output, Weights
 from zoo.model.tower import Decoder, Encoder, Topology, Tower
 from zoo.model.whole import Misfit, find_misfits_between
+from zoo.spec import Sized
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,9 +39,6 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
                 raise ValueError(f"its {name} is of kind '{found.kind}' (kind: {name} would do)")
         if not self.decoder.reads_memory:
             raise ValueError("its decoder has no cross-attention (block.cross would give it one)")
-        if self.encoder.d_model != self.decoder.d_model:
-            found = f"{self.encoder.d_model} and {self.decoder.d_model}"
-            raise ValueError(f"its encoder and decoder are of widths {found} (the same d_model for both)")
 
     def misfits(self) -> Iterator[Misfit]:
         yield from find_misfits_between(self.encoder, self.decoder)
@@ -81,7 +79,7 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
         return self._decoder.cacheable_until
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        return {"encoder": self.encoder, "decoder": self.decoder}
+        return {name: Sized(tower, tower.d_model) for name, tower in self.towers().items()}
 
     def forward(
         self,
@@ -94,12 +92,14 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
         documents: Tensor | None = None,
         decoder_documents: Tensor | None = None,
         row_numbers: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
         **others: Any,
     ) -> Output:
         """Logits for `decoder_input_ids` [B, T], after reading token ids [B, S]. Unless given they are the start token
         alone; where the head is for a task, the same text again, shifted right (Lewis et al., 2019, BART, §3.1).
         `documents` [B, S] and `decoder_documents` [B, T] number what is packed into the rows of either tower: a target
-        reads its own source alone. The other arguments are the decoder's."""
+        reads its own source alone. `global_attention_mask` [B, S] is the encoder's; the other arguments are the
+        decoder's."""
         if decoder_input_ids is None and self._decoder.head.reads_text:
             decoder_input_ids = shift_right(input_ids, attention_mask, None if self.wraps else self.start_id)
             decoder_attention_mask = attention_mask
@@ -107,7 +107,8 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
             decoder_input_ids = torch.full_like(input_ids[:, :1], self.start_id)
         if (documents is None) != (decoder_documents is None):
             raise ConfigError("documents: number the rows of one tower (documents and decoder_documents, or neither)")
-        read = m.encoder(input_ids, attention_mask, documents=documents, row_numbers=row_numbers)
+        source: dict[str, Any] = {"documents": documents, "row_numbers": row_numbers}
+        read = m.encoder(input_ids, attention_mask, global_attention_mask=global_attention_mask, **source)
         about = {"memory": read.hidden, "memory_mask": attention_mask, "memory_documents": documents}
         about["row_numbers"] = row_numbers
         out = m.decoder(decoder_input_ids, decoder_attention_mask, documents=decoder_documents, **about, **others)

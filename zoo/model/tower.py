@@ -58,8 +58,9 @@ class Tower(Topology):
     layer's kind, first to last. With `shared_layers` the layers of a kind have one set of weights (ALBERT).
 
     A final norm stands before the head unless the blocks end in one; `final_norm` says otherwise. With `out_width` its
-    output is projected to that width, which the head reads (OPT-350m). `streams` widens the residual stream between the
-    embedding and the final norm, for blocks that take several vectors a token (AltUp).
+    output is projected to that width, which the head reads (OPT-350m), by a product that has a bias with `out_bias`.
+    `streams` widens the residual stream between the embedding and the final norm, for blocks that take several vectors
+    a token (AltUp).
     """
 
     vocab_size: PositiveInt
@@ -73,6 +74,7 @@ class Tower(Topology):
     head: Head
     final_norm: bool | None = None
     out_width: PositiveInt | None = None
+    out_bias: bool = False
     shared_layers: bool = False
     pooler: Pooler | None = None
     streams: Streams | None = None
@@ -88,6 +90,8 @@ class Tower(Topology):
         if self.position.inside and all(block.attention.positioning is None for block in self.blocks.values()):
             acts = f"position '{self.position.kind}' acts inside attention, and no attention here takes one"
             raise ValueError(f"{acts} (position: none)")
+        if self.out_bias and self.out_width is None:
+            raise ValueError("out_bias is of the projection to out_width, and there is none (give `out_width`)")
 
     def _check(self, name: str, block: Block) -> None:
         place = f"the '{name}' layers'" if len(self.blocks) > 1 else "the layers'"
@@ -134,6 +138,12 @@ class Tower(Topology):
         return any(block.cross is not None for block in self.blocks.values())
 
     @property
+    def memory_width(self) -> int:
+        """The width of the encoder's output that its layers read."""
+        stated = (block.cross.reads_width for block in self.blocks.values() if block.cross is not None)
+        return next((each for each in stated if each is not None), self.d_model)
+
+    @property
     def cacheable_until(self) -> int | None:
         """The row length up to which decoding with a cache equals the full forward; None for any."""
         schemes = [block.attention.positioning for block in self.blocks.values()]
@@ -169,7 +179,7 @@ class Tower(Topology):
             **({"streams": Sized(self.streams, d_model)} if self.streams else {}),
             "blocks": self.stack,
             **({"norm": self.norm} if self.has_final_norm else {}),
-            **({"project": Linear(d_model, self.out_width)} if self.out_width else {}),
+            **({"project": Linear(d_model, self.out_width, self.out_bias)} if self.out_width else {}),
             **({"pooler": Sized(self.pooler, self.out_width or d_model)} if self.pooler else {}),
             "head": Sized(self.head, self.out_width or d_model),
         }

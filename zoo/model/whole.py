@@ -45,14 +45,24 @@ def find_misfits_between(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
         yield from (((name, *path), text) for path, text in find_misfits(tower))
     yield from ((("encoder", *path), text) for path, text in refuse_borrowed_table(encoder))
     yield from _check_decoder_table(encoder, decoder)
-    if encoder.out_width not in (None, decoder.d_model):
-        found = f"is {encoder.out_width}, the decoder's cross-attention reads vectors {decoder.d_model} wide"
-        yield ("encoder", "out_width"), f"{found} (leave it out)"
+    yield from _compare_widths(encoder, decoder)
     if decoder.prefix_lm:  # type: ignore[attr-defined]
         yield ("decoder", "prefix_lm"), "the encoder reads the prompt, so no prefix reaches the decoder (leave it out)"
     if encoder.max_seq_len != decoder.max_seq_len and encoder.position.limit is None:
         found = f"is {encoder.max_seq_len}, and no position of the encoder's ends there"
         yield ("encoder", "max_seq_len"), f"{found} (the decoder's {decoder.max_seq_len} for both)"
+
+
+def _compare_widths(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
+    """The encoder's output must be as wide as what every layer of the decoder reads."""
+    given = encoder.out_width or encoder.d_model
+    for name, block in decoder.blocks.items():
+        if block.cross is None or given == (block.cross.reads_width or decoder.d_model):
+            continue
+        read = block.cross.reads_width or decoder.d_model
+        found = f"reads vectors {read} wide, the encoder gives {given}"
+        would = f"{given}, the same d_model for both, or encoder.out_width: {read}"
+        yield ("decoder", "blocks", name, "cross", "memory_width"), f"{found} ({would})"
 
 
 def refuse_borrowed_table(tower: Tower) -> Iterator[Misfit]:

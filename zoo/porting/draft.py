@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from typing import Any
 
+from zoo.families.body import lay_over
 from zoo.families.expression import read_names
-from zoo.families.family import HARMLESS, Family, lay_over, parse_family, read_family
+from zoo.families.family import HARMLESS, Family, parse_family, read_family
 from zoo.porting.reference import Maker, Reference
 
 LOCAL = frozenset({"layer", "pattern", "rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"})

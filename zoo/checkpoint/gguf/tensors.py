@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.checkpoint.files import NAMES, Header, Packed
 from zoo.checkpoint.quantised.layout import fill_rows
 from zoo.errors import CheckpointError, ConfigError
-from zoo.families.family import Body
+from zoo.families.body import Body
 from zoo.families.gguf import ROPE, GGUFFile, StoredTensor, find_architecture
 from zoo.lazy import torch
 

@@ -18,8 +18,9 @@ from zoo.checkpoint.entries import Entry
 from zoo.checkpoint.files import INDEX, Header, Packed, Reader, stream_tensors
 from zoo.checkpoint.stored import StoredTensors
 from zoo.errors import CheckpointError
+from zoo.families.body import Body
 from zoo.families.described import CONFIG, to_jsonable
-from zoo.families.family import Body, Family
+from zoo.families.family import Family
 from zoo.families.multimodal import Layout, Wrapper, find_wrapper, read_catalogue
 
 if TYPE_CHECKING:

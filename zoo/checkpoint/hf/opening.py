@@ -17,8 +17,9 @@ from zoo.checkpoint.mapping import fill_braces, map_tensors, matches
 from zoo.checkpoint.quantised import FIELD, unpack_headers
 from zoo.errors import did_you_mean
 from zoo.families import family as families
+from zoo.families.body import Body
 from zoo.families.described import CONFIG, read_body, read_json
-from zoo.families.family import Body, Family
+from zoo.families.family import Family
 from zoo.families.multimodal import find_wrapper
 from zoo.lazy import torch
 from zoo.model.head import can_be_tied
@@ -146,9 +147,9 @@ def find_differences(mapped: Sequence[Entry], found: Mapping[str, Header], sourc
     """List the tensors that a folder lacks, that no row names, and whose shapes are not the model's: a line each."""
     body, folder = source.body, source.file or source.folder
     wanted = {name: shape for entry in mapped for name, shape in entry.shapes_of_theirs()}
-    extra = [body.full_name(name) for name in (*body.family.same, *body.family.unread)]
-    optional = [body.full_name(name) for name in body.family.optional]
-    dropped = [fill_braces(body.full_name(name), (), body.fields) for name in body.family.dropped]
+    extra = body.full_names(lambda each: (*each.family.same, *each.family.unread))
+    optional = body.full_names(lambda each: each.family.optional)
+    dropped = body.full_names(lambda each: (fill_braces(name, (), each.fields) for name in each.family.dropped))
     strange = [name for name in found if name not in wanted and not matches(name, [*extra, *dropped])]
     faults = [
         f"{folder}: {name} is missing, of shape {list(shape)}{did_you_mean(name, strange)}"
@@ -211,8 +212,8 @@ def _has_its_tensors(source: HFSource, found: Mapping[str, Header]) -> bool:
 
 def _has_copied_head(folder: Path, body: Body, found: Mapping[str, Header]) -> bool:
     """Whether the file stores a tied head as a second copy of its weight (`same` of the family names the first)."""
-    head = str(body.family.about.get("head"))
-    original = body.full_name(body.family.same.get(head, ""))
+    head = str(body.head)
+    original = body.copies.get(head, "")
     if head not in found or original not in found or found[head].shape != found[original].shape:
         return False
     reader = Reader(folder, found)
@@ -222,7 +223,7 @@ def _has_copied_head(folder: Path, body: Body, found: Mapping[str, Header]) -> b
 def _find_tying(body: Body, found: Mapping[str, Header]) -> dict[str, Any] | None:
     """The change that ties or unties the head as the file has it; None where config.json agrees with the file."""
     head = body.model.get("decoder", {}).get("head") or body.model.get("head") or {}
-    own = body.family.about.get("head")
+    own = body.head
     if own is None or not can_be_tied(head):
         return None
     is_stored = own in found
@@ -231,12 +232,8 @@ def _find_tying(body: Body, found: Mapping[str, Header]) -> dict[str, Any] | Non
 
 def _find_stand_ins(body: Body, found: Mapping[str, Header]) -> dict[str, Header]:
     """The headers of copies under the names of their originals, for files that store the copy alone."""
-    pairs = [(body.full_name(copy), body.full_name(name)) for copy, name in body.family.same.items()]
-    return {
-        name: _keep_file_name(found[copy], copy)
-        for copy, name in pairs
-        if copy in found and copy != body.family.about.get("head")
-    }
+    pairs = body.copies.items()
+    return {name: _keep_file_name(found[copy], copy) for copy, name in pairs if copy in found and copy != body.head}
 
 
 # ---------------------------------------------------------------- names
@@ -249,7 +246,8 @@ def name_tensors(found: Mapping[str, Header], body: Body) -> dict[str, Header]:
     prefix is added or removed.
     """
     family, prefix = body.family, body.prefix
-    kept = {name: each for name, each in found.items() if not matches(name, family.ignore)}
+    ignored = body.full_names(lambda each: each.family.ignore)
+    kept = {name: each for name, each in found.items() if not matches(name, ignored)}
     kept = {_replace_old_names(name): _keep_file_name(each, name) for name, each in kept.items()}
     known = {each.get("prefix") or "" for each in family.architectures.values()} - {""}
     found_one = next(

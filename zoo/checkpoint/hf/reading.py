@@ -80,10 +80,9 @@ def _check_copies(mapped: Sequence[Entry], reader: Reader, source: HFSource) -> 
     """Raises CheckpointError where a tensor that the family knows as a copy differs from its original."""
     body = source.body
     wanted = {name for entry in mapped for name in entry.theirs}
-    for copy, original in body.family.same.items():
-        if copy == body.family.about.get("head"):
+    for copy, original in body.copies.items():
+        if copy == body.head:
             continue  # compared when the folder was opened
-        copy, original = body.full_name(copy), body.full_name(original)
         if copy in reader.found and copy not in wanted and not torch.equal(reader[copy], reader[original]):
             raise CheckpointError(
                 f"{source.folder}: {copy} differs from {original}, which it is a copy of (equal ones)"

@@ -18,9 +18,9 @@ from zoo.checkpoint.inverse import find_config
 from zoo.checkpoint.mapping import map_tensors, matches
 from zoo.checkpoint.stored import StoredModel, StoredTensors
 from zoo.errors import CheckpointError
+from zoo.families.body import Body
 from zoo.families.described import CONFIG, is_folder, read_json, to_jsonable
 from zoo.families.expression import evaluate_tree
-from zoo.families.family import Body
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,7 +105,11 @@ def _save_whole(
 def _leave_out_own(config: Mapping[str, Any], body: Body) -> dict[str, Any]:
     """The config without the fields that say how a file holds its tensors (`present` of a family): begun with _."""
     own = {key for fields in body.family.present.values() for key in fields if key.startswith("_")}
-    return {key: value for key, value in config.items() if key not in own}
+    left = {key: value for key, value in config.items() if key not in own}
+    for tower, inner in body.towers.items():
+        place = body.family.towers[tower]
+        place.write(left, _leave_out_own(place.read(left, CONFIG), inner))
+    return left
 
 
 def _read_special_ids(folder: Path) -> dict[str, int]:
@@ -137,8 +141,8 @@ def _find_unread(model: StoredModel, body: Body, mapped: Sequence[Entry]) -> Sto
     Taken from the folder that the model came from; without one, copied from the tensor that the family names.
     """
     holders = {name: entry for entry in mapped for name in entry.theirs}
-    rows = evaluate_tree(body.family.unread, body.fields)
-    named = {body.full_name(name): body.full_name(other) for name, other in rows.items() if other is not None}
+    rows = body.pair_names(lambda each: evaluate_tree(each.family.unread, each.fields))
+    named = {name: other for name, other in rows.items() if other is not None}
     spare = {name: other for name, other in named.items() if name not in holders and (other in holders or not other)}
     source = model.source
     if spare and source is not None and source.laid is None and is_folder(folder := source.folder):

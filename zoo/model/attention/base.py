@@ -50,6 +50,11 @@ class Attention(Spec, axis="attention"):
         return False
 
     @property
+    def reads_width(self) -> int | None:
+        """The width of the encoder's output that it reads, where stated; None for the width of its own stream."""
+        return None
+
+    @property
     def splits_tokens(self) -> bool:
         """Whether ranks can have some of a row's tokens each."""
         return False

@@ -46,6 +46,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
     gives both, values before the norm and rotation of keys (Gemma 4, 2026). `v_norm` normalises each head's values.
     `rotate_values` rotates values as keys are (Su et al., 2021, RoFormer's `rotary_value`).
 
+    In cross-attention the encoder's output is `memory_width` wide, as the queries' stream unless given (T5Gemma, 2025).
+
     `short_conv` W passes queries, keys and values through a depthwise causal convolution of W tokens, before anything
     else is done to them (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers). Its state is the last W − 1 of them.
     """
@@ -81,6 +83,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     kv_from: str | None = None
     k_is_v: bool = False
     v_norm: WholeNorm | None = None
+    memory_width: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:
@@ -152,6 +155,10 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return self.window
 
     @property
+    def reads_width(self) -> int | None:
+        return self.memory_width
+
+    @property
     def visible_chunk(self) -> int | None:
         return self.chunk
 
@@ -203,9 +210,10 @@ class GQA(SoftmaxAttention, kind="gqa"):
         """The products that make keys and values: none where they are another layer's."""
         if self.kv_from is not None:
             return {}
-        key = {"k": Linear(d_model, kv, self.bias, role=READ)}
+        read = self.memory_width or d_model
+        key = {"k": Linear(read, kv, self.bias, role=READ)}
         v_width = self.head_widths[1]
-        return key if self.k_is_v else key | {"v": Linear(d_model, self.n_kv_heads * v_width, self.bias, role=READ)}
+        return key if self.k_is_v else key | {"v": Linear(read, self.n_kv_heads * v_width, self.bias, role=READ)}
 
     def _norms(self, q: int, kv: int) -> dict[str, Any]:
         values = {"v_norm": Sized(self.v_norm, self.head_widths[1])} if self.v_norm else {}

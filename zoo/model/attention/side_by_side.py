@@ -40,6 +40,7 @@ class SideBySide(Attention, kind="side_by_side"):
         for name, why in (
             ("kv_from", "reads another layer's keys, which a layer of two mixers is not given"),
             ("short_conv", "keeps a state of its own beside the recurrent mixer's"),
+            ("memory_width", "is of an encoder's output, which a layer of two mixers does not read"),
         ):
             if getattr(self.softmax, name) is not None:
                 raise ValueError(f"softmax.{name} {why} (null)")

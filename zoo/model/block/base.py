@@ -60,7 +60,9 @@ class Block(Spec, axis="block"):
         if self.attention.kind == "none" and self.kind != "feed_forward":
             raise ValueError(f"a '{self.kind}' block needs an attention, found 'none' (block: feed_forward has none)")
         if self.cross is not None and not self.takes_cross:
-            raise ValueError(f"a '{self.kind}' block has no place for cross-attention (pre and post do)")
+            raise ValueError(f"a '{self.kind}' block has no place for cross-attention (pre, post and sandwich do)")
+        if self.attention.reads_width is not None:
+            raise ValueError("attention.memory_width is of an encoder's output, and attention reads tokens (null)")
         if self.layer_input is not None and not self.takes_input:
             raise ValueError(f"a '{self.kind}' block has no place for layer_input (sandwich has)")
         scheme = None if self.cross is None else self.cross.positioning

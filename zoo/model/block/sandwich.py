@@ -10,7 +10,7 @@ from zoo.model.block.base import Block, add_scaled, choose_scales
 from zoo.model.block.residual import Residual
 from zoo.model.ffn import FFN
 from zoo.model.norm import WholeNorm
-from zoo.spec import Buffer, Linear
+from zoo.spec import CROSS, Buffer, Linear, Sized
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,13 +24,14 @@ class Sandwich(Block, kind="sandwich"):
     Without `ffn_input_norm` the feed-forward reads the stream as it is: a mixture with a `branch_norm` normalises it
     itself. With `out_scale` the layer's output is multiplied by one number, saved with the weights and not trained.
     Both are Gemma 4's (2026). With `laurel_rank` R attention's input takes another way as well, n + norm(n·A·B) with A
-    [D, R], and the stream is divided by √2 then (Menghani et al., 2024, LAuReL; Gemma 3n, 2025). `out_norm` stands in
-    place of `norm` after the sub-layers (Meta, 2026, Muse Glimmer), `ffn_out_norm` in place of both after the
-    feed-forward; `residual` adds them up by gates of its own (Muse Spark). `ffn_residual_scale` and `ffn_stream_scale`
-    are as those of a pre block.
+    [D, R], and the stream is divided by √2 then (Menghani et al., 2024, LAuReL; Gemma 3n, 2025). Cross-attention has
+    norms on both sides too (T5Gemma, 2025). `out_norm` stands in place of `norm` after the sub-layers (Meta, 2026,
+    Muse Glimmer), `ffn_out_norm` in place of both after the feed-forward; `residual` adds them up by gates of its own
+    (Muse Spark). `ffn_residual_scale` and `ffn_stream_scale` are as those of a pre block.
     """
 
     takes_input: ClassVar[bool] = True
+    takes_cross: ClassVar[bool] = True
 
     ffn: FFN
     ffn_input_norm: bool = True
@@ -55,6 +56,7 @@ class Sandwich(Block, kind="sandwich"):
             "attention_norm": self.norm,
             "attention": self.attention,
             "attention_out_norm": self.out_norm or self.norm,
+            **self._crossed(d_model),
             **({"ffn_norm": self.norm} if self.ffn_input_norm else {}),
             "ffn": self.ffn,
             "ffn_out_norm": self.ffn_out_norm or self.out_norm or self.norm,
@@ -77,8 +79,21 @@ class Sandwich(Block, kind="sandwich"):
         x = self.add(x, y) if self.residual is None else m.attention_residual(x, y)
         if self.laurel_rank:
             x = (x + normed + m.laurel_norm(m.laurel_up(m.laurel_down(normed)))) * 2.0**-0.5
+        if self.cross is not None:
+            y = m.cross_out_norm(m.cross(m.cross_norm(x), step.cross))
+            x = self.add(x, y) if self.residual is None else m.cross_residual(x, y)
         y = m.ffn_out_norm(m.ffn(m.ffn_norm(x) if self.ffn_input_norm else x, step))
         return add_scaled(x, y, *choose_scales(self)) if self.residual is None else m.ffn_residual(x, y)
+
+    def _crossed(self, d_model: int) -> dict[str, Any]:
+        if self.cross is None:
+            return {}
+        return {
+            "cross_norm": self.norm,
+            "cross": Sized(self.cross, d_model, role=CROSS),
+            "cross_out_norm": self.out_norm or self.norm,
+            **({"cross_residual": self.residual} if self.residual else {}),
+        }
 
     def _laurel(self, d_model: int) -> dict[str, Any]:
         if self.laurel_rank is None:

@@ -1,0 +1,128 @@
+"""Read config.json files that hold a config for each tower: an encoder and a decoder, each of a family of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import CheckpointError
+from zoo.families.body import Body, lay_over
+
+if TYPE_CHECKING:
+    from zoo.families.family import Family
+
+TOWERS = ("encoder", "decoder")
+
+BARE, HEADED = ("none",), ("lm", "mlm")
+"""The kinds of head of a family's class that is the encoder of a pair, and of one that is the decoder."""
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """The config of one tower: the field of config.json in which it stands (`a.b` for one within another), and the
+    family that it is of; None where the inner config names it. Fields that are `shared` stand in the whole config, and
+    those of the inner one do not count."""
+
+    field: str
+    family: Family | None = None
+    shared: tuple[str, ...] = ()
+
+    def read(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Read the tower's config, completed by what the whole one states for it. Raises CheckpointError."""
+        inner: Any = config
+        for name in self.field.split("."):
+            inner = inner.get(name) if isinstance(inner, Mapping) else None
+        if not isinstance(inner, Mapping):
+            raise CheckpointError(f"{where}: {self.field}: is {inner!r}, must be the config of a model (a mapping)")
+        return {**inner, **{name: config[name] for name in self.shared if name in config}}
+
+    def write(self, config: dict[str, Any], inner: Mapping[str, Any]) -> None:
+        """Put the tower's config into the whole one."""
+        config |= {name: inner[name] for name in self.shared if name in inner}
+        *outer, last = self.field.split(".")
+        for name in outer:
+            config[name] = dict(config.get(name) or {})
+            config = config[name]
+        config[last] = {name: value for name, value in inner.items() if name not in self.shared}
+
+
+def find_class(family: Family, tower: str) -> str | None:
+    """Find the class of a family that is this tower of a pair: its base model as the encoder, its causal language model
+    as the decoder. None where it has none."""
+    heads = BARE if tower == "encoder" else HEADED
+    for name in family.architectures:
+        template = family.template(name)
+        head = template.get("head")
+        kind = head.get("kind", "lm") if isinstance(head, Mapping) else None
+        if template.get("kind", "decoder") == tower and kind in heads:
+            return name
+    return None
+
+
+def find_member(family: Family, tower: str) -> tuple[Family, str] | None:
+    """Find what a family gives as one tower of a pair: itself and its class. As the decoder it has the cross-attention
+    that its `crossed` states; None where it states none."""
+    name = find_class(family, tower)
+    if name is None or (tower == "decoder" and not family.crossed):
+        return None
+    return (add_cross_attention(family) if tower == "decoder" else family), name
+
+
+def add_cross_attention(family: Family) -> Family:
+    """The family with the layers that its classes have where config.json says `add_cross_attention`."""
+    crossed = family.crossed
+    model = lay_over(family.model, crossed.get("model") or {})
+    model = {**model, "defaults": [*family.model["defaults"], {"/cross": "mha"}]}
+    requires = {**family.requires, "add_cross_attention": True}
+    return replace(family, model=model, requires=requires, keys={**family.keys, **crossed["keys"]})
+
+
+def read_towers(
+    family: Family,
+    config: Mapping[str, Any],
+    where: str,
+    changes: Mapping[str, Any],
+    find_family: Callable[[Mapping[str, Any], str], Family],
+) -> dict[str, Body]:
+    """Read the model of each tower; `find_family` finds a family by a config. `changes` are laid over the decoder's.
+    Raises CheckpointError."""
+    made = {}
+    for tower, stated in family.towers.items():
+        inner = stated.read(config, where)
+        place = f"{where}: {stated.field}"
+        own, name = stated.family, None if stated.family is None else next(iter(stated.family.architectures))
+        if own is None or name is None:
+            named = find_family(inner, place)
+            found = find_member(named, tower)
+            if found is None:
+                would = "cross-attention" if tower == "decoder" else "tokens that all see one another"
+                raise CheckpointError(f"{place}: model_type: {named.name!r} has no class with {would}")
+            own, name = found
+        made[tower] = own.body({**inner, "architectures": [name]}, place, changes if tower == "decoder" else None)
+    return made
+
+
+def join_models(own: dict[str, Any], towers: Mapping[str, Body]) -> dict[str, Any]:
+    """Join the models of two towers into one in our grammar; `own` are the keys of the whole, which may hold patches of
+    each tower."""
+    joined = {"kind": "encoder_decoder", **own, "defaults": []}
+    for tower, body in towers.items():
+        model = _name_outward(body.model)
+        for entry in model.pop("defaults", []):
+            joined["defaults"] += [{f"{axis}@{tower}.{axis.strip('/')}": choice} for axis, choice in entry.items()]
+        model.pop("kind", None)
+        if tower == "decoder":
+            model["embedding"] = {"tied": None, **(model.get("embedding") or {})}
+        joined[tower] = lay_over(model, own.get(tower) or {})
+    return joined
+
+
+def _name_outward(node: Any) -> Any:
+    """Copy a model, its interpolations from the root turned to ones that look outward: it is to be part of another."""
+    if isinstance(node, Mapping):
+        return {key: _name_outward(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_name_outward(value) for value in node]
+    return re.sub(r"\$\{(\w+)\}", r"${up:\1}", node) if isinstance(node, str) else node
