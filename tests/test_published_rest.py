@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import released
 import released_2025
+import released_encoders
 import torch
 import transformers
 from loaded import load
@@ -17,8 +18,9 @@ from zoo.checkpoint.likeness import list_spec_differences
 from zoo.compose.catalogue import read_models
 from zoo.families import family
 
-PUBLISHED = released.PUBLISHED | released_2025.PUBLISHED
-REFERENCE = released.REFERENCE | released_2025.REFERENCE
+PUBLISHED = released.PUBLISHED | released_2025.PUBLISHED | released_encoders.PUBLISHED
+REFERENCE = released.REFERENCE | released_2025.REFERENCE | released_encoders.REFERENCE
+UNUSED = released_2025.UNUSED | released_encoders.UNUSED
 EVERY = pytest.mark.parametrize("name", REFERENCE)
 
 
@@ -34,7 +36,7 @@ def released_as(name: str) -> str:
     """The class that the weights are for: with the head that they were pretrained with, and no pooler."""
     kind = type(REFERENCE[name]).__name__.removesuffix("Config").removesuffix("Text")
     task = {"encoder": "MaskedLM", "encoder_decoder": "ConditionalGeneration", "decoder": "CausalLM"}
-    return NAMED.get(name, f"{kind}For{task[spec_of(name).kind]}")
+    return (NAMED | released_encoders.NAMED).get(name, f"{kind}For{task[spec_of(name).kind]}")
 
 
 def test_every_total_stands_beside_a_reference() -> None:
@@ -53,7 +55,7 @@ def test_the_total_is_what_the_reference_implementation_allocates(name: str) -> 
     if name in OWN_HEAD:
         reference.lm_head.weight = torch.nn.Parameter(torch.empty_like(reference.shared.weight))
     # parameters() gives a shared tensor once, so a tied head is counted once
-    allocated = sum(p.numel() for p in reference.parameters()) - released_2025.UNUSED.get(name, 0)
+    allocated = sum(p.numel() for p in reference.parameters()) - UNUSED.get(name, 0)
     assert allocated == PUBLISHED[name]
 
 
