@@ -22,10 +22,10 @@ def everywhere(ids):
     return {"global_attention_mask": (ids % 9 == 0).long()}
 
 
-def case(name, config, model, /, base=SMALL, inputs=None, unbind=(), tokens=24, **sizes):
+def case(name, config, model, /, base=SMALL, inputs=None, unbind=(), tokens=24, apart=False, **sizes):
     """A case of an encoder, which generates nothing."""
     own = {"inputs": inputs} if inputs else {}
-    return Case(name, config, model, {**base, **sizes}, writes=False, unbind=unbind, tokens=tokens, **own)
+    return Case(name, config, model, {**base, **sizes}, writes=False, unbind=unbind, tokens=tokens, apart=apart, **own)
 
 
 def berts(name, stem, plain=False, **more):

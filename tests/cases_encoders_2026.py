@@ -92,4 +92,13 @@ XLNETS = [
     case("xlnet-base", "XLNetConfig", "XLNetModel", base=XL, n_head=2, layer_norm_eps=1e-3),
 ]
 
-CASES = [*ESMS, *ESMCS, *GTES, *FILTERS, *BIRDS, *XLNETS]
+NYSTROM = {**SMALL, "num_landmarks": 4, "segment_means_seq_len": 24, "conv_kernel_size": 5, "pad_token_id": 1}
+NYSTROMS = [
+    case("nystromformer", "NystromformerConfig", "NystromformerForMaskedLM", inputs=segments, conv_kernel_size=7),
+    case("nystromformer-wide", "NystromformerConfig", "NystromformerForMaskedLM", hidden_act="relu", **UNTIED),
+    # The first matrix of the iterations is divided by the largest number of the whole batch.
+    case("nystromformer-landmarks", "NystromformerConfig", "NystromformerForMaskedLM", base=NYSTROM, apart=True),
+    case("nystromformer-base", "NystromformerConfig", "NystromformerModel", base=NYSTROM, num_landmarks=8, apart=True),
+]
+
+CASES = [*ESMS, *ESMCS, *GTES, *FILTERS, *BIRDS, *XLNETS, *NYSTROMS]

@@ -51,6 +51,7 @@ class Case:
     pads: bool = (
         True  # whether the reference's padded row equals the row alone; where not, ours is compared with itself
     )
+    apart: bool = False  # whether rows of a batch change one another in the reference, so that it gets one at a time
     embedded: bool = True  # whether its hidden states begin with the embeddings (Mamba's do not)
 
     def reference(self) -> Any:
@@ -104,11 +105,34 @@ def pair(case: Case) -> Pair:
     return Pair(case, reference, folder, zoo.load(folder))
 
 
+def _row(given: Mapping[str, torch.Tensor], row: int) -> dict[str, torch.Tensor]:
+    return {name: each[row : row + 1] for name, each in given.items()}
+
+
+def _joined(rows: list[Any]) -> Any:
+    """The outputs of single rows as one batch's."""
+    for name, first in list(rows[0].items()):
+        every = [each[name] for each in rows]
+        if isinstance(first, tuple):
+            rows[0][name] = tuple(torch.cat(layer) for layer in zip(*every, strict=True))
+        else:
+            rows[0][name] = torch.cat(every)
+    return rows[0]
+
+
 def both(pair: Pair, ids: torch.Tensor, mask: torch.Tensor | None = None, **more: Any) -> tuple[Any, Any]:
     """Run the two models on the same inputs; hidden states are included."""
     extra = {**pair.case.inputs(ids), **more}
     with torch.no_grad():
-        theirs = pair.reference(input_ids=ids, attention_mask=mask, output_hidden_states=True, **extra)
+        if pair.case.apart:
+            assert mask is None
+            rows = [
+                pair.reference(input_ids=ids[row : row + 1], output_hidden_states=True, **_row(extra, row))
+                for row in range(len(ids))
+            ]
+            theirs = _joined(rows)
+        else:
+            theirs = pair.reference(input_ids=ids, attention_mask=mask, output_hidden_states=True, **extra)
         ours = pair.ours(ids, mask, **extra)
     if pair.case.streams:
         theirs.hidden_states = tuple(each.movedim(0, 2) for each in theirs.hidden_states)

@@ -37,6 +37,7 @@ ATTENTION = st.sampled_from(
         "longformer",
         "block_sparse",
         "transformer_xl",
+        "nystrom",
         "disentangled_v1",
         "disentangled",
         "mamba",

@@ -15,6 +15,7 @@ from zoo.model.attention import (  # noqa: F401  (registers their kinds)
     mla,
     mlstm,
     nothing,
+    nystrom,
     retention,
     rg_lru,
     rwkv,
