@@ -1,5 +1,6 @@
 """Encoder-decoders."""
 
+import experts_of_nllb  # noqa: F401  (puts them into transformers)
 import torch
 import transformers
 from families import Case
@@ -62,6 +63,8 @@ def attending(ids):
     return {**decoding(ids), "global_attention_mask": everywhere}
 
 
+NLLB = {**BART, "num_experts": 5, "encoder_sparse_step": 2, "decoder_sparse_step": 2}
+BIASED = {"router_bias": True, "moe_token_dropout": 0.0, "encoder_sparse_step": 1, "decoder_sparse_step": 0}
 LED = {name: size for name, size in BART.items() if name != "max_position_embeddings"}
 LED |= {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 40, "attention_window": 8}
 LED_CLASS = "LEDForConditionalGeneration"
@@ -142,6 +145,8 @@ CASES: list[Case] = [
         inputs=decoding,
     ),
     *cases("m2m_100", "M2M100", "M2M100ForConditionalGeneration", BART),
+    *cases("nllb_moe", "NllbMoe", "NllbMoeForConditionalGeneration", NLLB),
+    Case("nllb_moe-biased", "NllbMoeConfig", "NllbMoeForConditionalGeneration", {**NLLB, **BIASED}, inputs=decoding),
     Case("led", "LEDConfig", LED_CLASS, LED, inputs=decoding),
     Case("led-global", "LEDConfig", LED_CLASS, {**LED, "attention_window": [4, 16, 8], **UNTIED}, inputs=attending),
     Case("led-base", "LEDConfig", "LEDModel", {**LED, "activation_function": "relu"}, inputs=attending, writes=False),

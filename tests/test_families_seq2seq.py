@@ -3,6 +3,8 @@
 import json
 
 import cases_readers
+import cases_seq2seq
+import experts_of_nllb
 import pytest
 import torch
 import transformers
@@ -179,3 +181,17 @@ def test_fsmts_greedy_continuation_equals_the_references_with_a_cache(name):
     with torch.no_grad():
         theirs = two.reference.generate(ids, attention_mask=torch.ones_like(ids), **options)
     assert zoo.generate(two.ours, ids, 14).tolist() == theirs.tolist()
+
+
+def test_the_references_own_experts_of_nllb_are_still_the_first_two_alone():
+    """Until that is mended, the cases of NLLB-MoE are compared with `experts_of_nllb`."""
+    made = next(case for case in cases_seq2seq.CASES if case.name == "nllb_moe").reference()
+    layer = next(each.ffn for each in made.model.encoder.layers if each.is_sparse)
+    ran = []
+    for name, expert in layer.experts.items():
+        expert.register_forward_hook(lambda *_, name=name: ran.append(name))
+    x = torch.randn(24, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        chosen, weights, _ = layer.router(x)
+        experts_of_nllb.AS_RELEASED(layer.experts, x, chosen, weights)
+    assert ran == ["expert_0", "expert_1"] and bool((weights > 0).any(0).all())
