@@ -76,6 +76,7 @@ SHOWN_BY = {
 SHOWN_BY["position=t5_globals"] = ("window=40",)  # farther than distances that have a bucket each
 SHOWN_BY["attention=transformer_xl"] = ("attention.max_distance=8",)  # of 40 tokens
 SHOWN_BY["attention=side_by_side"] = ("attention.recurrent.chunk_size=16",)
+SHOWN_BY["attention=dsa"] = ("attention.indexer.norm={kind: layernorm, eps: 1.0}",)
 SHOWN_BY |= {f"block={name}": ("position=none",) for name in choices("block") if name != "post_conv"}  # for any mixer
 SHOWN_BY["block=sandwich"] = SHOWN_BY["block=altup"] = (
     "position=none",
@@ -229,7 +230,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "low-rank queries": ("llama-tiny", ("attention=mla", "position=none", "q_lora_rank=10"), ("attention",)),
     "chosen keys": (
         "llama-tiny",
-        ("attention=dsa", *needs("attention=dsa"), *TAKING),
+        ("attention=dsa", *needs("attention=dsa"), *SHOWN_BY["attention=dsa"], *TAKING),
         ("attention", "layers.taking.attention.indexer"),
     ),
     "post-norm": ("llama-tiny", ("block=post",), ("keys final_norm", "block")),

@@ -40,6 +40,7 @@ MIXED = {
         *("attention=mla", "pattern=[near,layer]"),
         "+layers={near:{attention:{kind:gqa,n_heads:4,n_kv_heads:2,head_dim:8,window:5,position:{kind:none}}}}",
     ],
+    "dsa gated": ["attention=dsa", *INDEX, "+attention={output_gate:true,gate_over:channel,sinks:true}"],
     "dsa shared": ["attention=dsa", *INDEX, *SHARES],
     "lent keys": [
         "pattern=[near,layer,reader,near_reader]",

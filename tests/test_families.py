@@ -21,6 +21,7 @@ import cases_recurrent
 import cases_seq2seq
 import cases_shared_2026
 import cases_sparse
+import cases_streams
 import cases_text_towers
 import cases_towers
 import pytest
@@ -55,6 +56,7 @@ CASES: list[Case] = [
     *cases_experts_2026.CASES,
     *cases_blocks_2026.CASES,
     *cases_shared_2026.CASES,
+    *cases_streams.CASES,
 ]
 
 

@@ -65,7 +65,7 @@ NEEDS = {
     "attention=fourier": ["kind=encoder", "position=learned"],
     "attention=transient_global": ["kind=encoder", "position=t5_globals", "global_block_size=4"],
     "position=t5_globals": ["kind=encoder", "attention=transient_global", "global_block_size=4"],
-    "attention=dsa": ["index_top_k=4", "index_n_heads=8", "index_head_dim=32"],
+    "attention=dsa": ["index_top_k=4", "index_n_heads=8", "index_head_dim=40"],
     "position=relative": ["kind=encoder", "attention=disentangled_v1"],
     "position=relative_buckets": ["kind=encoder", "attention=disentangled", "position_buckets=8"],
     "block=post_conv": ["kind=encoder"],
@@ -90,6 +90,7 @@ def every_choice() -> Iterator[list[str]]:
     yield ["attention=kda", "attention.low_rank=false", "attention.lower_bound=-2.0", "position=none"]
     yield ["attention=mla", "attention.output_gate=true", "attention.tempering={kind: log, floor: 4, first: 0}"]
     yield ["block=shortcut", "ffn=moe", "zero_experts=1", "attention=mla", "scale_latents=true", "q_lora_rank=10"]
+    yield ["attention=mla", "attention.output_gate=true", "attention.gate_over=channel", "attention.sinks=true"]
     yield MIXED
     yield LENT
     head = "head={kind: mlm, activation: {kind: gelu}, norm: {kind: layernorm}}"

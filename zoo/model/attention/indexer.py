@@ -48,8 +48,9 @@ class Lightning(Indexer, kind="lightning"):
 
     q = latent·W_q of `n_heads` heads, one key k = norm(x·W_k) a token, `head_dim` wide, and weights w = x·W_w. The
     leading channels of q and k are rotated, as many and by the same angles as in attention: halves of them as pairs, or
-    neighbours where `interleaved` (GLM-5). Its keys have a cache of their own. A choice has no gradient, so that
-    training leaves its weights as they are: DeepSeek trains them by a loss apart.
+    neighbours where `interleaved` (GLM-5); with `rotates_last` the last channels in their place (Hy4, 2026). Its keys
+    have a cache of their own. A choice has no gradient, so that training leaves its weights as they are: DeepSeek
+    trains them by a loss apart.
     """
 
     n_heads: PositiveInt = 64
@@ -57,6 +58,7 @@ class Lightning(Indexer, kind="lightning"):
     top_k: PositiveInt = 2048
     norm: WholeNorm = LayerNorm(eps=1e-6)
     interleaved: bool = False
+    rotates_last: bool = False
 
     def list_parts(self, d_model: int, q_width: int) -> dict[str, Any]:
         return {
@@ -69,8 +71,9 @@ class Lightning(Indexer, kind="lightning"):
     def check(self, position: Position, width: int) -> None:
         if position.rotates and self.head_dim < (getattr(position, "rotary_dim", None) or width):
             raise ValueError(f"indexer.head_dim={self.head_dim} has fewer channels than are rotated ({width} or more)")
-        if self.interleaved and not position.rotates:
-            raise ValueError(f"indexer.interleaved: position '{position.kind}' rotates nothing (rope, or leave it out)")
+        stated = next((name for name in ("interleaved", "rotates_last") if getattr(self, name)), None)
+        if stated is not None and not position.rotates:
+            raise ValueError(f"indexer.{stated}: position '{position.kind}' rotates nothing (rope, or leave it out)")
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         return {"index": (self.head_dim,)}
@@ -87,13 +90,16 @@ class Lightning(Indexer, kind="lightning"):
             step.choose(q, m.index_weights(x), k, self.top_k)
 
     def _rotate(self, x: Tensor, tables: Any) -> Tensor:
-        """Rotate the leading channels of x [B, T, H, C] by attention's own tables, None where it rotates nothing."""
+        """Rotate leading or last channels of x [B, T, H, C] by attention's tables, None where it rotates nothing."""
         if tables is None:
             return x
         cos, sin = tables
-        width = 2 * cos.shape[-1]
+        width, whole = 2 * cos.shape[-1], x.shape[-1]
+        if self.rotates_last and width < whole:
+            plain, turned = x.split((whole - width, width), -1)
+            return torch.cat((plain, turn_pairs(turned, cos, sin, self.interleaved)), -1)
         turned = turn_pairs(x[..., :width], cos, sin, self.interleaved)
-        return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), -1)
+        return turned if width == whole else torch.cat((turned, x[..., width:]), -1)
 
 
 class Shared(Indexer, kind="shared"):

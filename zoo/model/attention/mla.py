@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -16,7 +16,7 @@ from zoo.model.attention.base import SoftmaxAttention
 from zoo.model.attention.indexer import Indexer
 from zoo.model.attention.tempering import Tempering
 from zoo.model.norm import WholeNorm
-from zoo.spec import Linear, Sized, split
+from zoo.spec import Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,9 +33,10 @@ class MLA(SoftmaxAttention, kind="mla"):
     `norm` is that of the latents. `bias` is for what makes the latents and for the output. `scale` multiplies the
     scores, 1/√(nope + rope) unless given. With an `indexer` a query attends to the keys that it chooses alone
     (DeepSeek Sparse Attention: DeepSeek-V3.2, 2025). `tempering` makes queries grow with position (Mistral Small 4).
-    `output_gate` multiplies each head's output by σ(x·W) (Ling 3, 2026). With `scale_latents` queries are multiplied by
-    √(d_model / q_lora_rank) and c by √(d_model / kv_lora_rank), which gives both at the start of training the variance
-    that they would have without a low rank (LongCat-Flash, 2025).
+    With `scale_latents` queries are multiplied by √(d_model / q_lora_rank) and c by √(d_model / kv_lora_rank), which
+    gives both at the start of training the variance that they would have without a low rank (LongCat-Flash, 2025).
+    `output_gate` multiplies each head's output by σ(x·W): the head as a whole (Ling 3, 2026), or with `gate_over`
+    channel each channel (Hy4, 2026). `sinks` adds a learned logit without a value to each head's softmax (gpt-oss).
 
     Two ways to one result. Expanded: keys and values of every head are made, as training and a prompt want it.
     Absorbed, for few tokens after many: since (q·W_kbᵀ)·c = q·(c·W_kb), queries go to the latents' space, all heads
@@ -57,6 +58,8 @@ class MLA(SoftmaxAttention, kind="mla"):
     tempering: Tempering | None = None
     output_gate: bool = False
     scale_latents: bool = False
+    gate_over: Literal["head", "channel"] = "head"
+    sinks: bool = False
 
     @property
     def splits_tokens(self) -> bool:
@@ -64,6 +67,8 @@ class MLA(SoftmaxAttention, kind="mla"):
 
     def __post_init__(self) -> None:
         self.position.check(self.qk_rope_head_dim)
+        if self.gate_over != "head" and not self.output_gate:
+            raise ValueError("gate_over says what the output gate is of, and there is none (give `output_gate: true`)")
         if self.indexer is not None:
             self.indexer.check(self.position, self.qk_rope_head_dim)
 
@@ -103,11 +108,16 @@ class MLA(SoftmaxAttention, kind="mla"):
             "kv_norm": Sized(self.norm, rank),
             "k_b": Linear(rank, self.n_heads * self.qk_nope_head_dim, bare=True),
             "v_b": Linear(rank, self.n_heads * self.v_head_dim, bare=True),
-            **({"gate": Linear(d_model, self.n_heads)} if self.output_gate else {}),
+            **({"gate": Linear(d_model, self._gates)} if self.output_gate else {}),
+            **({"sinks": Weight((self.n_heads,))} if self.sinks else {}),
             "o": Linear(self.n_heads * self.v_head_dim, d_model, self.bias, residual=True),
             **(self.indexer.list_parts(d_model, self.q_lora_rank or d_model) if self.indexer else {}),
             **({"position": self.position} if self.position.per_layer else {}),
         }
+
+    @property
+    def _gates(self) -> int:
+        return self.n_heads * (self.v_head_dim if self.gate_over == "channel" else 1)
 
     def shard(self, ranks: int) -> MLA:
         return split(self, ranks, equal=("n_heads",))  # the latents are of all heads
@@ -136,7 +146,7 @@ class MLA(SoftmaxAttention, kind="mla"):
         return self.kv_lora_rank * made / excess if excess > 0 else float("inf")
 
     def ask(self, dtype: str, **features: Any) -> Ask:
-        return super().ask(dtype, **features | {"chosen": self.indexer is not None})
+        return super().ask(dtype, **features | {"chosen": self.indexer is not None, "sinks": self.sinks})
 
     def decode_ask(self, dtype: str, new: int, **features: Any) -> Ask:
         ask = self.ask(dtype, **features)
@@ -171,7 +181,8 @@ class MLA(SoftmaxAttention, kind="mla"):
         attended = self._absorbed if few or pooled else self._expanded
         y = attended(m, q_nope, q_rope, latent, step)  # B T H V
         if self.output_gate:
-            y = y * m.gate(x).float().sigmoid().to(y.dtype)[..., None]
+            gate = m.gate(x).unflatten(-1, (self.n_heads, -1))  # B T H 1|V
+            y = y * gate.float().sigmoid().to(y.dtype)
         return m.o(y.flatten(-2))  # B T D
 
     def _expanded(self, m: Weights, q_nope: Tensor, q_rope: Tensor, latent: Tensor, step: Step) -> Tensor:
@@ -181,7 +192,7 @@ class MLA(SoftmaxAttention, kind="mla"):
             return self._attend(m, q, *self._expand(m, latent), step)
         expansion = Expansion(partial(self._expand, m), (m.k_b.weight, m.v_b.weight))
         own = (self.position, m.position) if self.position.per_layer else None
-        return step.attend_ring(q, (latent,), self._scale, own, expansion)
+        return step.attend_ring(q, (latent,), self._scale, own, expansion, sinks=self._sinks(m))
 
     def _expand(self, m: Weights, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Keys [B, S, H, N+P] and values [B, S, H, V] of every head, from the latents [B, S, R+P]."""
@@ -202,7 +213,10 @@ class MLA(SoftmaxAttention, kind="mla"):
         return torch.einsum("bthr,hvr->bthv", y, v_b)
 
     def _attend(self, m: Weights, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
-        return self.attend(m, step, q, k, v, self._scale)
+        return self.attend(m, step, q, k, v, self._scale, sinks=self._sinks(m))
+
+    def _sinks(self, m: Weights) -> Tensor | None:
+        return m.sinks if self.sinks else None
 
     @property
     def _scale(self) -> float:
