@@ -18,6 +18,8 @@ VERBS = {
     "build": "Build a model; show its modules, kernels and memory.",
     "train": "Train a model, resume a run, or sweep over many (-m).",
     "runs": "List the runs in a folder.",
+    "fit": "Fit a scaling law to trained models.",
+    "predict": "Predict the loss of a model by a scaling law.",
     "plot": "Draw the curves of runs over one another.",
     "generate": "Write text with the last run, or with a checkpoint.",
     "chat": "Talk with a model that has a chat template.",

@@ -1,0 +1,7 @@
+"""Scaling laws: the loss as a function of parameters and tokens, fitted to trained models."""
+
+from zoo.analysis.scaling.fitting import Fit, fit_law
+from zoo.analysis.scaling.law import Law, Optimum
+from zoo.analysis.scaling.points import Points
+
+__all__ = ["Fit", "Law", "Optimum", "Points", "fit_law"]

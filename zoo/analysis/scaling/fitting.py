@@ -1,0 +1,176 @@
+"""Fit a scaling law as Besiroglu et al. (2024) do: Huber's loss of the logarithm, many starts, a bootstrap.
+
+With x = log N, y = log D the law's logarithm is log(e^(a − αx) + e^(b − βy) + e^e). Hoffmann et al. (2022) stopped
+their minimiser early and rounded; here every start goes on until nothing is gained.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from zoo.analysis.scaling.law import Law
+from zoo.analysis.scaling.points import LEAST, Points
+from zoo.errors import ConfigError
+
+HUBER = 1e-3
+"""Residuals of the log loss beyond which Huber's loss is linear."""
+
+WIDEST = 0.2
+"""The width of an exponent's interval from which on nothing is said beyond the points."""
+
+STEEPEST = 3.0
+"""The largest exponent that is looked for: resamples of points that leave it open would go to any."""
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A law, the points that it was fitted to, Huber's loss over them, and laws of as many resamples as were asked."""
+
+    law: Law
+    points: Points
+    objective: float
+    resampled: tuple[Law, ...] = ()
+
+    def interval(self, name: str, share: float = 0.95) -> tuple[float, float] | None:
+        """The interval that has this share of the resamples' values; None without resamples."""
+        if not self.resampled:
+            return None
+        values = [getattr(each, name) for each in self.resampled]
+        low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
+        return float(low), float(high)
+
+    def error(self, name: str) -> float | None:
+        """The standard error: half of the interval that has as many of the resamples' values as one deviation does."""
+        found = self.interval(name, 0.6827)
+        return None if found is None else (found[1] - found[0]) / 2
+
+    def loss_interval(self, params: float, tokens: float, share: float = 0.95) -> tuple[float, float] | None:
+        """The interval of a predicted loss, of the law's own uncertainty: a run's noise comes on top."""
+        if not self.resampled:
+            return None
+        values = [each.loss(params, tokens) for each in self.resampled]
+        low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
+        return float(low), float(high)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fit as plain data, which `from_dict` reads back."""
+        law, resampled = asdict(self.law), [list(asdict(each).values()) for each in self.resampled]
+        return {"law": law, "objective": self.objective, "points": self.points.rows(), "resampled": resampled}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Fit:
+        """Read plain data. Raises KeyError, TypeError or ValueError for other data."""
+        law, points = (
+            Law(**data["law"]),
+            Points.collect((float(n), float(d), float(loss)) for n, d, loss in data["points"]),
+        )
+        return cls(law, points, float(data["objective"]), tuple(Law(*map(float, each)) for each in data["resampled"]))
+
+    def check_reach(self, params: float, tokens: float) -> None:
+        """Raises ConfigError for a point beyond those of the fit where the exponents are too uncertain to go there."""
+        if params <= max(self.points.params) and tokens <= max(self.points.tokens):
+            return
+        for name in ("alpha", "beta"):
+            found = self.interval(name)
+            if found is None:
+                raise ConfigError("bootstrap: is 0, and nothing beyond the points is predicted without it (1000)")
+            if found[1] - found[0] > WIDEST:
+                raise ConfigError(
+                    f"{name}: lies between {found[0]:.3f} and {found[1]:.3f}, too wide to predict beyond the points "
+                    f"(an interval of {WIDEST} at most: more points, over a wider range)"
+                )
+
+
+def fit_law(points: Points, bootstrap: int = 1000, seed: int = 0) -> Fit:
+    """Fit L(N, D) = E + A/N^α + B/D^β to points, and to `bootstrap` resamples of them.
+
+    Raises ConfigError for points that no such law follows from.
+    """
+    if len(points) < LEAST:
+        raise ConfigError(f"points: there are {len(points)}, and the law has five numbers (at least {LEAST})")
+    for name, values in (("params", points.params), ("tokens", points.tokens)):
+        if len(set(values)) < 3:
+            raise ConfigError(f"{name}: the points have {len(set(values))} values of it, which give no exponent (3)")
+    x, y, z = (np.log(np.array(each)) for each in (points.params, points.tokens, points.loss))
+    starts = _list_starts(x, y, z)
+    found, objectives = minimise(x, y, z, np.ones((len(starts), len(z))), starts)
+    best = int(np.argmin(objectives))
+    resampled: tuple[Law, ...] = ()
+    if bootstrap:
+        draw = np.random.default_rng(seed)
+        counts = draw.multinomial(len(z), np.full(len(z), 1 / len(z)), size=bootstrap).astype(float)
+        again, _ = minimise(x, y, z, counts, np.repeat(found[best][None], bootstrap, 0))
+        resampled = tuple(_make_law(each) for each in again)
+    return Fit(_make_law(found[best]), points, float(objectives[best]), resampled)
+
+
+def minimise(x: Array, y: Array, z: Array, weights: Array, starts: Array) -> tuple[Array, Array]:
+    """Minimise Huber's loss Σ w·h(z − log L) for P problems at once, by Levenberg and Marquardt's steps on reweighted
+    squares.
+
+    x, y, z [n] are the logarithms of parameters, tokens and losses; weights [P, n]; starts [P, 5] are (a, b, e, α, β).
+    Gives the parameters [P, 5] and the sums [P]. A problem is left when a step no longer gains a billionth.
+    """
+    theta, damping = starts.copy(), np.full(len(starts), 1e-3)
+    value = _huber(theta, x, y, z, weights)[0]
+    open_, idle = np.ones(len(theta), bool), np.zeros(len(theta), int)
+    for _ in range(3000):
+        at = np.flatnonzero(open_)
+        if not len(at):
+            break
+        _, residual, slopes = _huber(theta[at], x, y, z, weights[at])
+        scale = weights[at] * np.minimum(1, HUBER / np.maximum(np.abs(residual), 1e-300))
+        normal = np.einsum("pni,pn,pnj->pij", slopes, scale, slopes, optimize=True)
+        gradient = np.einsum("pni,pn->pi", slopes, scale * residual)
+        diagonal = np.einsum("pii->pi", normal)
+        damped = normal + np.einsum("pi,ij->pij", damping[at, None] * diagonal + 1e-12, np.eye(5))
+        tried = theta[at] + np.linalg.solve(damped, gradient[..., None])[..., 0]
+        tried[:, 3:] = np.clip(tried[:, 3:], 0, STEEPEST)
+        new = _huber(tried, x, y, z, weights[at])[0]
+        better = new < value[at]
+        gained = np.where(better, value[at] - new, 0) > 1e-9 * value[at] + 1e-300
+        theta[at] = np.where(better[:, None], tried, theta[at])
+        value[at] = np.where(better, new, value[at])
+        damping[at] = np.clip(np.where(better, damping[at] / 3, damping[at] * 4), 1e-12, 1e12)
+        idle[at] = np.where(gained, 0, idle[at] + 1)
+        open_[at] = idle[at] < 12
+    return theta, value
+
+
+def _huber(theta: Array, x: Array, y: Array, z: Array, weights: Array) -> tuple[Array, Array, Array]:
+    """The sums [P], residuals [P, n] and slopes of the law [P, n, 5] at parameters [P, 5]."""
+    a, b, e, alpha, beta = (each[:, None] for each in theta.T)
+    parts = np.stack((a - alpha * x, b - beta * y, np.broadcast_to(e, (len(theta), len(x)))))
+    peak = parts.max(0)
+    powers = np.exp(parts - peak)
+    total = powers.sum(0)
+    shares = powers / total
+    residual = z - peak - np.log(total)
+    size = np.abs(residual)
+    each = np.where(size <= HUBER, 0.5 * residual**2, HUBER * (size - 0.5 * HUBER))
+    slopes = np.stack((shares[0], shares[1], shares[2], -shares[0] * x, -shares[1] * y), -1)
+    return (weights * each).sum(1), residual, slopes
+
+
+def _list_starts(x: Array, y: Array, z: Array) -> Array:
+    """Starts from pairs of exponents and a share of the lowest loss for E; A and B by least squares, none below 0."""
+    found, losses = [], np.exp(z)
+    for alpha, beta, share in itertools.product((0.2, 0.4, 0.7), (0.2, 0.4, 0.7), (0.5, 0.95)):
+        floor = share * losses.min()
+        terms = np.stack((np.exp(-alpha * (x - x.mean())), np.exp(-beta * (y - y.mean()))), 1)
+        scales = np.maximum(np.linalg.lstsq(terms, losses - floor, rcond=None)[0], 1e-3 * losses.min())
+        a, b = np.log(scales) + np.array([alpha * x.mean(), beta * y.mean()])
+        found.append((a, b, np.log(floor), alpha, beta))
+    return np.array(found)
+
+
+def _make_law(theta: Array) -> Law:
+    a, b, e, alpha, beta = map(float, theta)
+    return Law(E=float(np.exp(e)), A=float(np.exp(a)), B=float(np.exp(b)), alpha=alpha, beta=beta)

@@ -1,0 +1,55 @@
+"""The parametric law L(N, D) = E + A/N^α + B/D^β (Hoffmann et al., 2022, approach 3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from zoo.errors import ConfigError
+
+FLOPS = 6
+"""FLOPs that a token costs in training for each parameter (Kaplan et al., 2020)."""
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """What some FLOPs are best spent on: parameters, tokens, and the loss that they reach."""
+
+    params: float
+    tokens: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Law:
+    """L(N, D) = E + A/N^α + B/D^β in nats a token, N parameters, D tokens. E is the loss that no model goes below."""
+
+    E: float
+    A: float
+    B: float
+    alpha: float
+    beta: float
+
+    @property
+    def exponent(self) -> float:
+        """The a of N ∝ C^a, the best number of parameters for C FLOPs; of tokens it is 1 − a."""
+        return self.beta / (self.alpha + self.beta)
+
+    def loss(self, params: float, tokens: float) -> float:
+        """The loss of a model of so many parameters after so many tokens."""
+        return self.E + self.A * params**-self.alpha + self.B * tokens**-self.beta
+
+    def tokens_for(self, loss: float, params: float) -> float:
+        """The tokens after which a model of so many parameters has this loss. Raises ConfigError where it never has."""
+        left = loss - self.E - self.A * params**-self.alpha
+        if left <= 0:
+            least = self.loss(params, math.inf)
+            raise ConfigError(f"loss: is {loss:g}, and {params:g} parameters stay above {least:.4f} (more parameters)")
+        return (self.B / left) ** (1 / self.beta)
+
+    def optimum(self, flops: float) -> Optimum:
+        """The parameters and tokens of the lowest loss for C = 6·N·D FLOPs."""
+        product = flops / FLOPS
+        scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
+        params = scale * product**self.exponent
+        return Optimum(params, product / params, self.loss(params, product / params))

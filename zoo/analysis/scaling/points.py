@@ -1,0 +1,107 @@
+"""Trained models as points of a scaling law."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import ConfigError
+
+LEAST = 8
+"""Points that a law of five numbers is fitted to at least."""
+
+COLUMNS = ("params", "tokens", "loss")
+
+
+@dataclass(frozen=True)
+class Points:
+    """Parameters, tokens and loss of each model, in order."""
+
+    params: tuple[float, ...]
+    tokens: tuple[float, ...]
+    loss: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    @classmethod
+    def collect(cls, rows: Iterable[tuple[float, float, float]]) -> Points:
+        """Make points of rows of (parameters, tokens, loss)."""
+        given = list(rows)
+        return cls(*map(tuple, zip(*given, strict=True))) if given else cls((), (), ())
+
+    def rows(self) -> list[tuple[float, float, float]]:
+        return list(zip(self.params, self.tokens, self.loss, strict=True))
+
+    def without_highest(self, count: int) -> Points:
+        """Leave out the points of the highest losses, whose runs have hardly begun."""
+        kept = sorted(range(len(self)), key=lambda at: self.loss[at])[: max(0, len(self) - count)]
+        return Points.collect(self.rows()[at] for at in sorted(kept))
+
+    def split_largest(self, count: int) -> tuple[Points, Points]:
+        """The points without those of the most FLOPs (6·N·D), and these."""
+        order = sorted(range(len(self)), key=lambda at: self.params[at] * self.tokens[at])
+        largest = set(order[len(self) - count :])
+        rows = self.rows()
+        return (
+            Points.collect(row for at, row in enumerate(rows) if at not in largest),
+            Points.collect(row for at, row in enumerate(rows) if at in largest),
+        )
+
+
+def read_points(file: Path, columns: Mapping[str, str]) -> Points:
+    """Read the points of a file (.csv, or .jsonl with a record a line); `columns` say how it names parameters, tokens
+    and loss. Raises ConfigError with every fault."""
+    records = _read_csv(file) if file.suffix == ".csv" else _read_lines(file)
+    faults, rows = [], []
+    for place, record in records:
+        row = [_read_number(record, columns.get(name, name), place, faults) for name in COLUMNS]
+        rows.append((row[0], row[1], row[2]))
+    if faults:
+        raise ConfigError(*faults)
+    return Points.collect(rows)
+
+
+def _read_number(record: Mapping[str, Any], column: str, place: str, faults: list[str]) -> float:
+    if column not in record:
+        faults.append(
+            f"{place}: has no {column}, found {', '.join(map(str, record)) or 'nothing'} (--columns names them)"
+        )
+        return math.nan
+    try:
+        value = float(record[column])
+    except (TypeError, ValueError):
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        faults.append(f"{place}: {column} is {record[column]!r} (a number above 0)")
+    return value
+
+
+def _read_csv(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    try:
+        with open(file, encoding="utf-8", newline="") as stream:
+            return [(f"{file}, line {at}", row) for at, row in enumerate(csv.DictReader(stream), 2)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{file}: cannot be read, found {type(error).__name__} (a UTF-8 file of points)") from error
+
+
+def _read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read, found {type(error).__name__} (a UTF-8 file of points)") from error
+    found = []
+    for at, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            record = None
+        if not isinstance(record, dict):
+            raise ConfigError(f"{file}, line {at}: is no record of JSON (one a line, or a .csv file)")
+        found.append((f"{file}, line {at}", record))
+    return found

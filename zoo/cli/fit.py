@@ -1,0 +1,97 @@
+"""`zoo fit`: fit a scaling law to trained models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zoo.cli.showing import Json
+from zoo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zoo.analysis.scaling import Points
+
+FILES = (".csv", ".jsonl")
+
+
+def run(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="POINTS...", help="Runs, folders with runs, or files (.csv, .jsonl).")
+    ],
+    columns: Annotated[
+        str, typer.Option(help="A file's columns of parameters, tokens and loss.", metavar="NAME,NAME,NAME")
+    ] = "params,tokens,loss",
+    drop_highest: Annotated[int, typer.Option(min=0, help="Points of the highest losses to leave out.")] = 0,
+    hold_out: Annotated[
+        int, typer.Option(min=0, help="Points of the most FLOPs to predict in place of fitting to them.")
+    ] = 0,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Resamples that errors and intervals are of.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="The seed of the resamples.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the fit to this file, for zoo predict.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit the loss to L(N, D) = E + A/N^α + B/D^β, N parameters and D tokens (Hoffmann et al., 2022).
+
+    Huber's loss of the logarithm, from 18 starts (Besiroglu et al., 2024). Errors are those of resampled points. The
+    loss of a run is its last validation loss.
+    """
+    from zoo import report
+    from zoo.analysis.scaling import fit_law
+    from zoo.report.scaling import compare_held, describe_fit, format_head, make_fit_tables
+
+    points = collect_points(sources, read_columns(columns)).without_highest(drop_highest)
+    kept, held = points.split_largest(hold_out) if hold_out else (points, None)
+    fit = fit_law(kept, bootstrap, seed)
+    compared = compare_held(fit, held) if held is not None else []
+    if out is not None:
+        from zoo.disk import write_text
+
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, report.format_json(fit.to_dict()) + "\n")
+    if as_json:
+        print(report.format_json({**describe_fit(fit), "held_out": compared}))
+        return
+    print(format_head(fit))
+    report.print_tables(*make_fit_tables(fit, compared))
+    if out is not None:
+        print(f"written: {out}")
+
+
+def read_columns(text: str) -> dict[str, str]:
+    """Read `N,D,L` as the names of a file's columns. Raises ConfigError."""
+    from zoo.analysis.scaling.points import COLUMNS
+
+    names = [each.strip() for each in text.split(",")]
+    if len(names) != len(COLUMNS) or not all(names):
+        raise ConfigError(f"columns: is {text!r}, which names {len(names)} (three: parameters, tokens and loss)")
+    return dict(zip(COLUMNS, names, strict=True))
+
+
+def collect_points(sources: Sequence[Path], columns: Mapping[str, str]) -> Points:
+    """Collect the points of files and of runs. Raises ConfigError with all faults."""
+    from zoo.analysis.scaling.points import Points, read_points
+
+    rows = [row for each in sources if each.suffix in FILES for row in read_points(each, columns).rows()]
+    folders = [each for each in sources if each.suffix not in FILES]
+    return Points.collect([*rows, *(read_runs(folders) if folders else [])])
+
+
+def read_runs(folders: Sequence[Path]) -> list[tuple[float, float, float]]:
+    """Parameters, tokens and validation loss of the runs that folders have. Raises ConfigError for those without."""
+    from zoo.report.history import collect_runs
+
+    rows, faults = [], []
+    for each in collect_runs(folders):
+        found = [each.outcome[name] for name in ("params", "tokens", "val_loss")]
+        if None in found:
+            faults.append(f"{each.folder}: has no validation loss (a run that has been evaluated, or leave it out)")
+        else:
+            rows.append((float(found[0]), float(found[1]), float(found[2])))
+    if faults:
+        raise ConfigError(*faults)
+    return rows

@@ -1,0 +1,77 @@
+"""`zoo predict`: what a fitted scaling law says of a model that was not trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zoo.cli.setup import read_amount
+from zoo.cli.showing import Json
+from zoo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zoo.analysis.scaling import Fit
+
+
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FIT", help="What zoo fit --out has written.")],
+    params: Annotated[str | None, typer.Option(metavar="NUMBER", help="Parameters: 350M, 7B.")] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="NUMBER", help="Tokens of training: 300B, 15T.")] = None,
+    loss: Annotated[float | None, typer.Option(min=0, help="A loss: how many tokens it takes.")] = None,
+    flops: Annotated[str | None, typer.Option(metavar="NUMBER", help="FLOPs: what they are best spent on.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Predict the loss of a model after some tokens, the tokens that a loss takes, or the best use of some FLOPs.
+
+    Give --params with --tokens or with --loss, or --flops alone. Beyond the points of the fit nothing is predicted
+    where an exponent's interval is wider than 0.2.
+    """
+    from zoo import report
+
+    given = {"params": params, "tokens": tokens, "loss": loss, "flops": flops}
+    asked = {name for name, value in given.items() if value is not None}
+    if asked not in ({"params", "tokens"}, {"params", "loss"}, {"flops"}):
+        found = ", ".join(f"--{name}" for name in given if name in asked) or "nothing"
+        raise ConfigError(f"predict: found {found} (--params with --tokens or --loss, or --flops alone)")
+    fit = read_fit(file)
+    count, trained, spent = (
+        None if value is None else read_amount(value, name, "350M, 7e9 or 1.5T")
+        for name, value in (("params", params), ("tokens", tokens), ("flops", flops))
+    )
+    found = predict(fit, count, trained, loss, spent)
+    if as_json:
+        print(report.format_json(found))
+        return
+    interval = found["interval"]
+    between = "" if interval is None else f" (95 %: {interval[0]:.4f} to {interval[1]:.4f})"
+    sizes = f"{report.format_count(found['params'])} parameters, {report.format_count(found['tokens'])} tokens"
+    print(f"{sizes}: loss {found['loss']:.4f}{between}")
+
+
+def predict(
+    fit: Fit, params: float | None, tokens: float | None, loss: float | None, flops: float | None
+) -> dict[str, Any]:
+    """Complete what is given to parameters, tokens and loss. Raises ConfigError for what the fit cannot say."""
+    if flops is not None:
+        best = fit.law.optimum(flops)
+        params, tokens = best.params, best.tokens
+    assert params is not None
+    if loss is not None:
+        tokens = fit.law.tokens_for(loss, params)
+    assert tokens is not None
+    fit.check_reach(params, tokens)
+    found = fit.law.loss(params, tokens)
+    return {"params": params, "tokens": tokens, "loss": found, "interval": fit.loss_interval(params, tokens)}
+
+
+def read_fit(file: Path) -> Fit:
+    """Read what `zoo fit --out` has written. Raises ConfigError."""
+    from zoo.analysis.scaling import Fit
+
+    try:
+        return Fit.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{file}: is no fit, found {type(error).__name__} (zoo fit POINTS --out {file})") from error

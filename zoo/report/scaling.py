@@ -1,0 +1,101 @@
+"""A scaling law as text and as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from zoo.report.tables import make_table
+from zoo.report.units import format_count
+
+if TYPE_CHECKING:
+    from zoo.analysis.scaling import Fit, Points
+
+SYMBOLS = {"E": "E", "A": "A", "B": "B", "alpha": "α", "beta": "β", "exponent": "a = β/(α + β)"}
+BEYOND = 100
+"""How many times the FLOPs of the largest point are listed at most."""
+
+
+def describe_fit(fit: Fit) -> dict[str, Any]:
+    """A fit as plain data: the law, its errors and intervals, what it was fitted to, and the best use of FLOPs."""
+    numbers = {
+        name: {"value": getattr(fit.law, name), "error": fit.error(name), "interval": fit.interval(name)}
+        for name in SYMBOLS
+    }
+    return {**numbers, "objective": fit.objective, "points": len(fit.points), "optima": list_optima(fit)}
+
+
+def list_optima(fit: Fit) -> list[dict[str, float]]:
+    """The best use of powers of ten of FLOPs, among the points and beyond them as far as may be told."""
+    from zoo.errors import ConfigError
+
+    products = [6 * params * tokens for params, tokens, _ in fit.points.rows()]
+    found, flops = [], 10.0 ** len(str(int(min(products))))
+    while flops <= BEYOND * max(products):
+        best = fit.law.optimum(flops)
+        try:
+            fit.check_reach(best.params, best.tokens)
+        except ConfigError:
+            break
+        found.append({"flops": flops, "params": best.params, "tokens": best.tokens, "loss": best.loss})
+        flops *= 10
+    return found
+
+
+def compare_held(fit: Fit, held: Points) -> list[dict[str, Any]]:
+    """What the law says of points that it was not fitted to, beside what was measured."""
+    return [
+        {
+            "params": params,
+            "tokens": tokens,
+            "measured": loss,
+            "predicted": fit.law.loss(params, tokens),
+            "interval": fit.loss_interval(params, tokens),
+        }
+        for params, tokens, loss in held.rows()
+    ]
+
+
+def make_fit_tables(fit: Fit, held: Sequence[dict[str, Any]]) -> list[Any]:
+    """Tables of the law, of held-out points and of the best use of FLOPs."""
+    numbers = []
+    for name, symbol in SYMBOLS.items():
+        value, error, interval = getattr(fit.law, name), fit.error(name), fit.interval(name)
+        spread = "" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
+        numbers.append([symbol, f"{value:.4g}", "" if error is None else f"{error:.2g}", spread])
+    tables = [make_table("", ("", "value", "error", "95 % interval"), numbers, right=(1, 2, 3))]
+    if held:
+        rows = [
+            [
+                *(format_count(each[name]) for name in ("params", "tokens")),
+                *(f"{each[name]:.4f}" for name in ("measured", "predicted")),
+                f"{each['predicted'] / each['measured'] - 1:+.2%}",
+            ]
+            for each in held
+        ]
+        header = ("parameters", "tokens", "measured", "predicted", "error")
+        tables.append(make_table("Held out, and predicted", header, rows, right=range(5)))
+    optima = list_optima(fit)
+    if optima:
+        rows = [
+            [
+                f"{each['flops']:.0e}".replace("e+", "e"),
+                *(format_count(each[name]) for name in ("params", "tokens")),
+                f"{each['tokens'] / each['params']:.1f}",
+                f"{each['loss']:.4f}",
+            ]
+            for each in optima
+        ]
+        header = ("FLOPs", "parameters", "tokens", "tokens a parameter", "loss")
+        tables.append(make_table("The best use of FLOPs (6 a parameter and token)", header, rows, right=range(5)))
+    return tables
+
+
+def format_head(fit: Fit) -> str:
+    """The first lines: the points, the law, and Huber's loss."""
+    params, tokens = fit.points.params, fit.points.tokens
+    return (
+        f"{len(fit.points)} points: {format_count(min(params))} to {format_count(max(params))} parameters, "
+        f"{format_count(min(tokens))} to {format_count(max(tokens))} tokens\n"
+        f"L(N, D) = E + A/N^α + B/D^β; Huber's loss {fit.objective:.6g}"
+    )
