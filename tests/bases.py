@@ -233,6 +233,14 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("attention=dsa", *needs("attention=dsa"), *SHOWN_BY["attention=dsa"], *TAKING),
         ("attention", "layers.taking.attention.indexer"),
     ),
+    "chosen blocks": (
+        "llama-tiny",
+        (
+            *("attention=msa", "index_n_heads=4", "index_head_dim=16", "index_block_size=4", "index_top_blocks=3"),
+            "attention.indexer.norm={kind: rmsnorm, eps: 8.0}",
+        ),
+        ("attention.indexer",),
+    ),
     "post-norm": ("llama-tiny", ("block=post",), ("keys final_norm", "block")),
     "t5": ("t5-small", SMALL_T5, (SEQ2SEQ, TOP, "cross", "embedding", "head", *UNTIED, "wraps=true")),
     "wide source": (

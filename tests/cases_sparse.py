@@ -3,6 +3,7 @@
 from cases_encoders import SMALL, segments
 from cases_encoders import case as encoder
 from cases_experts import LATENT, MSCALE, YARN, case
+from cases_experts import SMALL as SMALL_EXPERTS
 from cases_seq2seq import T5, decoding
 from families import Case
 
@@ -37,6 +38,46 @@ INDEXERS = [
     case("glm_moe_dsa-pattern", "GlmMoeDsaConfig", base=INDEXED, index_topk_pattern="FSSF", norm_topk_prob=False),
     case("glm_moe_dsa-freq", "GlmMoeDsaConfig", base=INDEXED, index_topk_freq=2, index_skip_topk_offset=2),
     case("glm_moe_dsa-base", "GlmMoeDsaConfig", "Model", base=INDEXED, index_topk_freq=3),
+]
+
+# Heads that choose apart, blocks that end amid a text, and rows longer than all blocks that are chosen.
+M3 = {
+    **SMALL_EXPERTS,
+    "num_hidden_layers": 4,
+    "intermediate_size": 20,
+    "dense_intermediate_size": 40,
+    "shared_intermediate_size": 28,
+    "head_dim": 12,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+    "index_block_size": 5,
+    "index_topk_blocks": 2,
+    "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse", "full_attention"],
+    "mlp_layer_types": ["dense", "sparse", "dense", "sparse"],
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+HALF = {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.5}
+
+
+def m3(name, model="ForCausalLM", **sizes):
+    return Case(name, "MiniMaxM3VLTextConfig", f"MiniMaxM3VL{model}", {**M3, **sizes}, writes=model == "ForCausalLM")
+
+
+BLOCKS = [
+    m3("minimax_m3_vl_text", rope_parameters=HALF),
+    m3(
+        "minimax_m3_vl_text-local",
+        index_n_heads=1,
+        index_local_blocks=2,
+        index_topk_blocks=3,
+        index_block_size=3,
+        tie_word_embeddings=True,
+    ),
+    m3("minimax_m3_vl_text-base", "TextModel", swiglu_limit=0.5, mlp_layer_types=["sparse"] * 4),
 ]
 
 DIFFERENTIAL = [
@@ -88,4 +129,4 @@ LONGS = [
     Case("longt5-encoder", "LongT5Config", "LongT5EncoderModel", LOCAL, writes=False),
 ]
 
-CASES = [*INDEXERS, *DIFFERENTIAL, *FOURIER, *LONGS]
+CASES = [*INDEXERS, *BLOCKS, *DIFFERENTIAL, *FOURIER, *LONGS]

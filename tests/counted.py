@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.kernels.eager import Eager
-from zoo.model import step
+from zoo.model.attention import indexer
 
 
 class Counted:
@@ -32,12 +32,12 @@ class Counted:
 @contextmanager
 def counted(model: Any) -> Any:
     """Count what the model does in this block."""
-    made, kernel, call, choose = Counted(), model.kernel, Eager.__call__, step.choose_keys
+    made, kernel, call, choose = Counted(), model.kernel, Eager.__call__, (indexer.choose_keys, indexer.choose_blocks)
 
     def watched(self: Any, q: Any, k: Any, v: Any, how: Any) -> Any:
         mask = how.mask
         pairs = q.shape[0] * q.shape[1] * k.shape[1]
-        seen = pairs if mask.sees_all else int(mask.dense(q.device).expand(q.shape[0], -1, -1, -1).sum())
+        seen = pairs if mask.sees_all else int(mask.dense(q.device).expand(q.shape[0], -1, -1, -1).sum((0, 2, 3))[0])
         made.hidden += 2 * q.shape[2] * (q.shape[3] + v.shape[3]) * (pairs - seen)
         if k.shape[1] == 1:  # einsum makes no product of a sum over a single key, so that torch counts none
             made.hidden -= 2 * q.shape[2] * v.shape[3] * pairs
@@ -46,12 +46,21 @@ def counted(model: Any) -> Any:
     def scored(q: Any, weights: Any, k: Any, mask: Any, top_k: int) -> Any:
         shown = int(mask.dense(q.device).expand(q.shape[0], -1, -1, -1).sum())
         made.hidden += 2 * q.shape[2] * (q.shape[3] + 1) * (q.shape[0] * q.shape[1] * k.shape[1] - shown)
-        return choose(q, weights, k, mask, top_k)
+        return choose[0](q, weights, k, mask, top_k)
+
+    def blocked(q: Any, k: Any, mask: Any, **how: Any) -> Any:
+        shown = int(mask.dense(q.device).expand(q.shape[0], -1, -1, -1).sum())
+        made.hidden += 2 * q.shape[2] * q.shape[3] * (q.shape[0] * q.shape[1] * k.shape[1] - shown)
+        return choose[1](q, k, mask, **how)
 
     model.requires_grad_(False)  # the counter cannot follow a weight that is an input
     model.kernel = "eager"  # torch's counter gives sdpa on the CPU 0
-    patches = mock.patch.object(Eager, "__call__", watched), mock.patch.object(step, "choose_keys", scored)
-    with patches[0], patches[1], FlopCounterMode(display=False) as counter, torch.no_grad():
+    patches = (
+        mock.patch.object(Eager, "__call__", watched),
+        mock.patch.object(indexer, "choose_keys", scored),
+        mock.patch.object(indexer, "choose_blocks", blocked),
+    )
+    with patches[0], patches[1], patches[2], FlopCounterMode(display=False) as counter, torch.no_grad():
         yield made
     model.kernel = kernel
     made.total = counter.get_total_flops()

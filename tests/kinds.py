@@ -42,6 +42,7 @@ MIXED = {
     ],
     "dsa gated": ["attention=dsa", *INDEX, "+attention={output_gate:true,gate_over:channel,sinks:true}"],
     "dsa shared": ["attention=dsa", *INDEX, *SHARES],
+    "msa": ["attention=msa", "index_n_heads=2", "index_head_dim=16", "index_block_size=6", "index_top_blocks=2"],
     "lent keys": [
         "pattern=[near,layer,reader,near_reader]",
         "+layers={near:{attention:{window:5}},reader:{attention:{kv_from:layer}},"

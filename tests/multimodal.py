@@ -15,6 +15,7 @@ import transformers
 from cases_blocks_2026 import EMBEDDER, GLIMMER, SPARK
 from cases_experts import QWEN, SMALL
 from cases_gemma import GEMMA4
+from cases_sparse import M3
 from cases_text_towers import GLM, GLM_MOE, NEAR, NEXT, NEXT_MOE, PADDED, TEMPERED, UNPADDED, WIDE, mrope
 from safetensors.torch import load_file, save_file
 
@@ -284,5 +285,13 @@ WHOLE = [
         {**SIGHT, "patch_size": 4},
         {**IDS, "audio_token_id": 94, "out_hidden_size": 64, "projector_hidden_size": 24}
         | {"audio_config": {**HEARING, "hidden_sizes": [8], "out_hidden_size": 32}},
+    ),
+    Whole(
+        "minimax_m3_vl",
+        "MiniMaxM3VLConfig",
+        "MiniMaxM3SparseForConditionalGeneration",
+        M3,
+        {**SIGHT, "patch_size": 4},
+        {"image_token_id": 90, "image_token_index": 90, "video_token_id": 91, "video_token_index": 91},
     ),
 ]

@@ -194,7 +194,9 @@ def test_a_step_reads_the_cache_that_is_kept_and_every_weight_but_the_tables(cho
 def _unchosen(spec, context):
     """Bytes of what is kept for attention and not read, as an indexer chooses other tokens."""
     for attention in (spec.blocks[kind].attention for kind in spec.pattern):
-        left = context - attention.chooser.top_k if attention.chooser else 0
+        chooser = attention.chooser
+        newest = chooser and (context - 1) % chooser.granule + 1  # of the newest block as many as there are
+        left = context - (chooser.most_keys - chooser.granule + newest) if chooser else 0
         yield 2 * left * sum(math.prod(shape) for shape in attention.attended().values())
 
 

@@ -66,6 +66,7 @@ NEEDS = {
     "attention=transient_global": ["kind=encoder", "position=t5_globals", "global_block_size=4"],
     "position=t5_globals": ["kind=encoder", "attention=transient_global", "global_block_size=4"],
     "attention=dsa": ["index_top_k=4", "index_n_heads=8", "index_head_dim=40"],
+    "attention=msa": ["index_n_heads=2", "index_head_dim=16", "index_block_size=4", "index_top_blocks=2"],
     "position=relative": ["kind=encoder", "attention=disentangled_v1"],
     "position=relative_buckets": ["kind=encoder", "attention=disentangled", "position_buckets=8"],
     "block=post_conv": ["kind=encoder"],
@@ -113,7 +114,7 @@ def readable(overrides: list[str]) -> list[str]:
         "d_ff": "block=mixer" not in text,
         "n_heads": attention not in ("mamba", "fourier", "rwkv", "short_conv") and mixes,
         "head_dim": attention not in ("mamba", "mla", "dsa", "fourier", "rg_lru", "rwkv", "short_conv") and mixes,
-        "n_kv_heads": attention in ("gqa", "differential", "sliding", "side_by_side") and mixes,
+        "n_kv_heads": attention in ("gqa", "msa", "differential", "sliding", "side_by_side") and mixes,
         "n_experts": "ffn=moe" in text,
         "original_max_seq_len": any(kind in text for kind in ("rope_dynamic", "rope_yarn", "rope_llama3")),
     }

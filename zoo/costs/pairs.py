@@ -17,13 +17,16 @@ class Look(NamedTuple):
     chunk: int | None = None
     top_k: int | None = None  # how many an indexer chooses of those that a query sees
     blocks: Blocks | None = None
+    granule: int = 1  # how many keys the indexer chooses together
 
     def pairs(self, new: int, held: int = 0, memory: int = 0) -> int:
         """Count the pairs of `new` tokens after `held` cached ones. `memory` is the number of encoder tokens."""
         if self.cross:
             return new * memory
         if self.top_k is not None:  # as many as of a window
-            return visible_pairs(new, held, self.top_k) if self.causal else new * min(new, self.top_k)
+            if not self.causal:
+                return new * min(new, self.top_k)
+            return chosen_pairs(held + new, self.top_k, self.granule) - chosen_pairs(held, self.top_k, self.granule)
         if self.blocks is not None:
             return block_pairs(new, self.blocks)
         if not self.causal:
@@ -41,7 +44,7 @@ class Look(NamedTuple):
         if self.chunk is not None:  # which a prefix does not reach beyond
             return chunked_pairs(prefix, self.chunk) - prefix
         if self.top_k is not None:
-            return prefix * min(prefix, self.top_k) - visible_pairs(prefix, 0, self.top_k)
+            return prefix * min(prefix, self.top_k) - chosen_pairs(prefix, self.top_k, self.granule)
         return prefix * prefix - visible_pairs(prefix, 0, self.window)
 
 
@@ -52,6 +55,17 @@ def visible_pairs(new: int, held: int, window: int | None) -> int:
         return new * held + new * (new + 1) // 2
     short = min(new, max(0, window - held))  # queries that do not fill the window yet
     return short * held + short * (short + 1) // 2 + (new - short) * window
+
+
+def chosen_pairs(tokens: int, top_k: int, granule: int) -> int:
+    """Count the causal pairs of `tokens` tokens that see `top_k` keys each at most, in blocks of `granule`, of which
+    the newest, a part of a block, is one. With 2 blocks of 4 the tenth token sees 4 + 2 keys."""
+    if tokens <= top_k:
+        return tokens * (tokens + 1) // 2
+    later = tokens - top_k
+    whole, rest = divmod(later, granule)
+    newest = whole * (granule * (granule + 1) // 2) + rest * (rest + 1) // 2
+    return top_k * (top_k + 1) // 2 + later * (top_k - granule) + newest
 
 
 def both_ways_pairs(tokens: int, reach: int | None) -> int:

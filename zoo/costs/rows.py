@@ -156,7 +156,7 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
                 if chooser is not None:
                     if chooser.owns:  # which scores every key that is seen
                         attentions.append(AttentionRow(where, tower, row.kind, ("indexer",), chooser, look, row.used))
-                    look = look._replace(top_k=chooser.top_k)
+                    look = look._replace(top_k=chooser.most_keys, granule=chooser.granule)
                 attentions.append(AttentionRow(where, tower, row.kind, row.roles, own, look, row.used))
             elif own.axis == "router":
                 experts, width = mixture.n_computing, mixture.latent or row.d_model

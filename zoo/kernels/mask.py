@@ -24,7 +24,8 @@ class Mask:
     Two fields show more pairs: tokens before `prefix` [B] all see one another (Raffel et al., 2020, prefix-LM), and
     `also` [B|1, T, S] names pairs one by one. Three fields hide pairs: `padding` [B, S] is True where a key is a real
     token, `documents` (of the queries [B|1, T], of the keys [B|1, S]) numbers packed documents, each contiguous in its
-    row, which do not see one another, and `only` [B|1, T, S] is True for the keys that a layer chose for each query.
+    row, which do not see one another, and `only` [B|1, T, S] is True for the keys that a layer chose for each query,
+    [B|1, H, T, S] where its heads choose apart: such a mask is drawn, and `sees` is not asked.
     With `lengths` [B] row b has that many keys, whatever is stored behind them, and its queries are the last T of
     those.
 
@@ -111,12 +112,28 @@ class Mask:
         return self.window <= farthest if self.causal else self.window < farthest
 
     def narrow(self, only: Tensor) -> Mask:
-        """The same mask for queries that see no more than the keys of `only` [B|1, T, S]. Drawn from this one."""
+        """The same mask for queries that see no more than the keys of `only` [B|1, T, S], or [B|1, H, T, S] where heads
+        see other keys. Drawn from this one."""
         own = {name: getattr(self, name) for name in ("padding", "documents", "prefix", "also", "lengths")}
         causal = self.causal and not self.sees_all
         mask = Mask(self.n_queries, self.n_keys, causal=causal, window=self.window, **own, only=only)
-        mask._dense = self.dense(only.device) & only[:, None]
+        mask._dense = self.dense(only.device) & (only if only.ndim == 4 else only[:, None])
         return mask
+
+    def place_keys(self, device: torch.device) -> Tensor:
+        """The place of each key in its own text [B|1, S]: padding before it and other documents are not counted."""
+        if self.padding is None:
+            places = torch.arange(self.n_keys, device=device)[None]
+        else:
+            places = (self.padding.to(device).long().cumsum(-1) - 1).clamp(min=0)
+        if self.documents is None:
+            return places
+        keys = self.documents[1].to(device)
+        index = torch.arange(self.n_keys, device=device)
+        begins = torch.cat((torch.ones_like(keys[:, :1], dtype=torch.bool), keys[:, 1:] != keys[:, :-1]), -1)
+        first = torch.where(begins, index, 0).cummax(-1)[0]
+        places = places.expand(first.shape)
+        return places - places.gather(-1, first)
 
     def sees(self, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """Whether query i of a row sees key j: indices, tensors of any shapes that broadcast."""

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from zoo.kernels import attend
-from zoo.kernels.choosing import Choice, choose_keys
+from zoo.kernels.choosing import Choice
 from zoo.kernels.ring import attend_ring
 from zoo.lazy import torch
 
@@ -170,17 +170,17 @@ class Step:
         how |= {"again": self.again, "dropout": self.drop_chances(q), **scores}
         return attend(q, k, v, mask, scale=scale, **how)  # type: ignore[arg-type]
 
-    def choose(self, q: Tensor, weights: Tensor, k: Tensor, top_k: int) -> None:
-        """Attend from here on to the `top_k` best of the keys that each query [B, T, H, C] sees, by an indexer's scores
-        (`zoo.kernels.choosing`). `k` is what `remember` gives."""
+    def choose(self, pick: Callable[..., Tensor], k: Tensor, *queries: Tensor) -> None:
+        """Attend from here on to the keys that `pick(*queries, k, mask)` chooses of those that each query sees
+        (`zoo.kernels.choosing`). `queries` are [B, T, …], `k` what `remember` gives."""
         choice = self.choice = self.choice or Choice()
         if self.rows is not None:
-            each = zip(self.rows.rows, self.rows.split(q), self.rows.split(weights), strict=True)
-            choice.keys = [choose_keys(mine, own, row.read(k), row.mask, top_k) for row, mine, own in each]
+            each = zip(self.rows.rows, *map(self.rows.split, queries), strict=True)
+            choice.keys = [pick(*mine, row.read(k), row.mask) for row, *mine in each]
             return
         if self.pages is not None:
             k = k.unflatten(0, (-1, self.page))[self.pages.long()].flatten(1, 2)  # B S C
-        choice.keys = choose_keys(q, weights, k, self.mask, top_k)
+        choice.keys = pick(*queries, k, self.mask)
 
     def take_choice(self, x: Tensor) -> None:
         """Attend to the keys that an earlier layer chose. A layer that is priced by itself has none before it: all keys

@@ -133,8 +133,9 @@ def _check_choices(tower: Tower) -> Iterator[Misfit]:
         if made is None:
             yield path, f"is shared, and no layer before layer {place} has an indexer of its own (kind: lightning)"
             return
-        if made.top_k != chooser.top_k:
-            yield (*path, "top_k"), f"is {chooser.top_k}, the layer that chooses takes {made.top_k} (the same for both)"
+        if made.most_keys != chooser.most_keys:
+            found = f"is {chooser.most_keys}, the layer that chooses takes {made.most_keys}"
+            yield (*path, "top_k"), f"{found} (the same for both)"
             return
 
 

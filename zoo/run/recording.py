@@ -74,8 +74,8 @@ class RecordingStep(Step):
     def attend(self, q: Any, k: Any, v: Any, scale: float, own: Any = None, **scores: Any) -> Any:
         return self._ask(Step.attend, q, k, v, scale, own, **scores)
 
-    def choose(self, q: Any, weights: Any, k: Any, top_k: int) -> None:
-        self._ask(Step.choose, q, weights, k, top_k)
+    def choose(self, pick: Any, k: Any, *queries: Any) -> None:
+        self._ask(Step.choose, pick, k, *queries)
 
     def state(self, name: str) -> Any:
         return self._ask(Step.state, name)

@@ -94,6 +94,11 @@ def gather(x: Any, dim: int, places: Any) -> Any:
     return make_result("gather", [x], places.shape, x.dtype, saves=[x, places])
 
 
+def scatter_reduce(x: Any, dim: int, places: Any, source: Any, reduce: str) -> Any:
+    saves = [x, places, source]
+    return make_result("scatter_reduce", [x, source], x.shape, x.dtype, saves=saves, saves_result=True)
+
+
 def scatter(x: Any, dim: int, places: Any, value: Any) -> Any:
     return make_result("scatter", [x, value], x.shape, x.dtype, saves=[places])
 

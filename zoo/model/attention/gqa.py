@@ -11,6 +11,7 @@ from pydantic import PositiveFloat, PositiveInt
 from zoo.kernels.base import Ask
 from zoo.lazy import F, torch
 from zoo.model.attention.base import SoftmaxAttention
+from zoo.model.attention.indexer import Indexer
 from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.model.attention.tempering import Tempering
 from zoo.model.norm import WholeNorm
@@ -48,6 +49,9 @@ class GQA(SoftmaxAttention, kind="gqa"):
 
     In cross-attention the encoder's output is `memory_width` wide, as the queries' stream unless given (T5Gemma, 2025).
 
+    With an `indexer` a query attends to the keys that it chooses alone (MiniMax-M3, 2026: blocks of keys for each group
+    of heads).
+
     `short_conv` W passes queries, keys and values through a depthwise causal convolution of W tokens, before anything
     else is done to them (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers). Its state is the last W − 1 of them.
     """
@@ -84,6 +88,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     k_is_v: bool = False
     v_norm: WholeNorm | None = None
     memory_width: PositiveInt | None = None
+    indexer: Indexer | None = None
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:
@@ -108,6 +113,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
         if self.rotate_values and not self.position.rotates:
             raise ValueError(f"rotate_values: position '{self.position.kind}' rotates nothing (rope, or leave it out)")
         self._check_values()
+        self._check_indexer()
         self.position.check(self.head_dim)
 
     @property
@@ -141,7 +147,17 @@ class GQA(SoftmaxAttention, kind="gqa"):
             found = f"{idle[0]} is of keys and values, which '{self.kv_from}' layers make"
             raise ValueError(f"{found} (kv_from: null, or leave {idle[0]} out)")
 
+    def _check_indexer(self) -> None:
+        if self.indexer is None:
+            return
+        for name in ("window", "chunk", "kv_from"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} beside an indexer, which chooses among all keys of this layer (one of them)")
+        self.indexer.check(self.position, self.head_dim, self.n_heads)
+
     def check_cross(self) -> None:
+        if self.indexer is not None:
+            raise ValueError("indexer chooses among tokens, and an encoder's output is read whole (null)")
         if self.kv_from is not None:
             raise ValueError("kv_from names layers that read tokens, and cross-attention reads an encoder (null)")
         if self.short_conv is not None:
@@ -161,6 +177,10 @@ class GQA(SoftmaxAttention, kind="gqa"):
     @property
     def visible_chunk(self) -> int | None:
         return self.chunk
+
+    @property
+    def chooser(self) -> Indexer | None:
+        return self.indexer
 
     @property
     def lender(self) -> str | None:
@@ -197,6 +217,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
                 else {}
             ),
             **({"sinks": Weight((self.n_heads,))} if self.sinks else {}),
+            **(self.indexer.list_parts(d_model, d_model) if self.indexer else {}),
             **({"position": self.position} if self.position.per_layer else {}),
         }
 
@@ -231,10 +252,13 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return made | values
 
     def shard(self, ranks: int) -> GQA:
-        return split(self, ranks, equal=("n_heads",), shared=("n_kv_heads",))
+        indexer = self.indexer and self.indexer.shard(ranks)
+        return replace(split(self, ranks, equal=("n_heads",), shared=("n_kv_heads",)), indexer=indexer)
 
     def cache(self) -> dict[str, tuple[int, ...]]:
-        return {} if self.kv_from is not None else self.attended()
+        if self.kv_from is not None:
+            return {}
+        return self.attended() | (self.indexer.cache() if self.indexer else {})
 
     def attended(self) -> dict[str, tuple[int, ...]]:
         return {name: (self.n_kv_heads, width) for name, width in zip("kv", self.head_widths, strict=True)}
@@ -252,7 +276,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return 2 * self.n_heads * sum(self.head_widths) * pairs  # QKᵀ and PV
 
     def ask(self, dtype: str, **features: Any) -> Ask:
-        ask = super().ask(dtype, **features)
+        ask = super().ask(dtype, **features | {"chosen": self.indexer is not None or features.get("chosen", False)})
         return replace(ask, n_kv_heads=self.n_kv_heads, softcap=self.softcap, sinks=self.sinks)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
@@ -267,6 +291,8 @@ class GQA(SoftmaxAttention, kind="gqa"):
             q = self._queries(m, q, step)
             k, v = self._keys_values(m, k, v, step)  # B S K C, B S K V
             k, v = step.remember(k=k, v=v)
+        if self.indexer is not None:
+            self.indexer.choose(m, x, x, step, self.n_heads)
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
         sinks = m.sinks if self.sinks else None
         y = self.attend(m, step, q, k, v, scale, softcap=self.softcap, sinks=sinks)  # B T H V

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
+from zoo.kernels.choosing import choose_blocks, choose_keys
 from zoo.lazy import torch
-from zoo.model.norm import LayerNorm, WholeNorm
+from zoo.model.norm import LayerNorm, RMSNorm, WholeNorm
 from zoo.model.position.base import Position
 from zoo.model.position.rotary import turn_pairs
-from zoo.spec import Linear, Sized, Spec
+from zoo.spec import Linear, Sized, Spec, split
+from zoo.spec.sharding import divisors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,11 +23,19 @@ if TYPE_CHECKING:
 
 
 class Indexer(Spec, axis="indexer", default="lightning"):
-    """Choose the `top_k` keys that a query attends to, of those that its mask shows."""
+    """Choose the keys that a query attends to, of those that its mask shows."""
 
     owns: ClassVar[bool] = True  # whether it chooses by itself, rather than taking an earlier layer's choice
 
-    top_k: PositiveInt
+    @property
+    def most_keys(self) -> int:
+        """The most keys that a query attends to."""
+        raise NotImplementedError
+
+    @property
+    def granule(self) -> int:
+        """How many keys are chosen together."""
+        return 1
 
     def list_parts(self, d_model: int, q_width: int) -> dict[str, Any]:
         """List its weights by name among those of the attention: of x `d_model` wide, of queries' input `q_width`."""
@@ -34,13 +45,40 @@ class Indexer(Spec, axis="indexer", default="lightning"):
         """List what it reads of each token's cache."""
         return self.cache()
 
-    def check(self, position: Position, width: int) -> None:
-        """Raises ValueError where it cannot rotate as the attention's position scheme does `width` channels."""
+    def check(self, position: Position, width: int, n_heads: int) -> None:
+        """Raises ValueError where it cannot rotate as the attention's position scheme does `width` channels, or choose
+        for so many heads."""
 
-    def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step) -> None:
-        """Have the step attend to the keys chosen. `m` are the attention's weights, x [B, T, D] its input, `latent`
-        [B, T, Q] what its queries are made of."""
+    def shard(self, ranks: int) -> Indexer:
+        """What one of `ranks` ranks holds, each of some of the attention's heads: all of it."""
+        return self
+
+    def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
+        """Have the step attend to the keys chosen. `m` are the weights of the attention, of so many heads, x [B, T, D]
+        its input, `latent` [B, T, Q] what its queries are made of."""
         raise NotImplementedError
+
+
+def rotate_part(x: Tensor, tables: Any, interleaved: bool, last: bool = False) -> Tensor:
+    """Rotate leading or last channels of x [B, T, H, C] by attention's own tables, None where it rotates nothing."""
+    if tables is None:
+        return x
+    cos, sin = tables
+    width, whole = 2 * cos.shape[-1], x.shape[-1]
+    if last and width < whole:
+        plain, turned = x.split((whole - width, width), -1)
+        return torch.cat((plain, turn_pairs(turned, cos, sin, interleaved)), -1)
+    turned = turn_pairs(x[..., :width], cos, sin, interleaved)
+    return turned if width == whole else torch.cat((turned, x[..., width:]), -1)
+
+
+def check_rotation(indexer: Lightning | Blocks, position: Position, width: int) -> None:
+    """Raises ValueError where an indexer's heads cannot be rotated as attention's."""
+    if position.rotates and indexer.head_dim < (getattr(position, "rotary_dim", None) or width):
+        raise ValueError(f"indexer.head_dim={indexer.head_dim} has fewer channels than are rotated ({width} or more)")
+    stated = next((name for name in ("interleaved", "rotates_last") if getattr(indexer, name, False)), None)
+    if stated is not None and not position.rotates:
+        raise ValueError(f"indexer.{stated}: position '{position.kind}' rotates nothing (rope, or leave it out)")
 
 
 class Lightning(Indexer, kind="lightning"):
@@ -68,12 +106,12 @@ class Lightning(Indexer, kind="lightning"):
             "index_weights": Linear(d_model, self.n_heads, precise=True),
         }
 
-    def check(self, position: Position, width: int) -> None:
-        if position.rotates and self.head_dim < (getattr(position, "rotary_dim", None) or width):
-            raise ValueError(f"indexer.head_dim={self.head_dim} has fewer channels than are rotated ({width} or more)")
-        stated = next((name for name in ("interleaved", "rotates_last") if getattr(self, name)), None)
-        if stated is not None and not position.rotates:
-            raise ValueError(f"indexer.{stated}: position '{position.kind}' rotates nothing (rope, or leave it out)")
+    @property
+    def most_keys(self) -> int:
+        return self.top_k
+
+    def check(self, position: Position, width: int, n_heads: int) -> None:
+        check_rotation(self, position, width)
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         return {"index": (self.head_dim,)}
@@ -81,25 +119,79 @@ class Lightning(Indexer, kind="lightning"):
     def core_flops(self, pairs: int) -> int:
         return 2 * self.n_heads * (self.head_dim + 1) * pairs
 
-    def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step) -> None:
+    def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
         with torch.no_grad():
             q = m.index_q(latent).unflatten(-1, (self.n_heads, self.head_dim))  # B T H C
             k = m.index_norm(m.index_k(x))[:, :, None]  # B T 1 C
-            q, k = self._rotate(q, step.tables), self._rotate(k, step.tables)[:, :, 0]
-            (k,) = step.remember(index=k)
-            step.choose(q, m.index_weights(x), k, self.top_k)
+            q, k = (rotate_part(each, step.tables, self.interleaved, self.rotates_last) for each in (q, k))
+            (k,) = step.remember(index=k[:, :, 0])
+            step.choose(partial(choose_keys, top_k=self.top_k), k, q, m.index_weights(x))
 
-    def _rotate(self, x: Tensor, tables: Any) -> Tensor:
-        """Rotate leading or last channels of x [B, T, H, C] by attention's tables, None where it rotates nothing."""
-        if tables is None:
-            return x
-        cos, sin = tables
-        width, whole = 2 * cos.shape[-1], x.shape[-1]
-        if self.rotates_last and width < whole:
-            plain, turned = x.split((whole - width, width), -1)
-            return torch.cat((plain, turn_pairs(turned, cos, sin, self.interleaved)), -1)
-        turned = turn_pairs(x[..., :width], cos, sin, self.interleaved)
-        return turned if width == whole else torch.cat((turned, x[..., width:]), -1)
+
+class Blocks(Indexer, kind="blocks"):
+    """The block indexer (MiniMax-M3, 2026): the `top_blocks` blocks of `block_size` keys with the highest q·k in them,
+    the newest `local_blocks` that a query sees among them, chosen by each of `n_heads` heads for its share of the
+    attention's.
+
+    q = norm(x·W_q) of `n_heads` heads, one key k = norm(x·W_k) a token, `head_dim` wide. Rotation, cache and gradient
+    are as the lightning indexer's. Blocks are counted from where a text begins, so that neither padding before it nor a
+    document before it in its row moves them.
+    """
+
+    causal: ClassVar[bool | None] = True  # the newest block is the query's own
+
+    n_heads: PositiveInt = 4
+    head_dim: PositiveInt = 128
+    block_size: PositiveInt = 128
+    top_blocks: PositiveInt = 16
+    local_blocks: PositiveInt = 1
+    norm: WholeNorm = RMSNorm()
+    interleaved: bool = False
+
+    def __post_init__(self) -> None:
+        if self.local_blocks > self.top_blocks:
+            found = f"local_blocks={self.local_blocks} are always chosen"
+            raise ValueError(f"{found}, and top_blocks={self.top_blocks} are all there are (as many, or fewer)")
+
+    @property
+    def most_keys(self) -> int:
+        return self.top_blocks * self.block_size
+
+    @property
+    def granule(self) -> int:
+        return self.block_size
+
+    def list_parts(self, d_model: int, q_width: int) -> dict[str, Any]:
+        return {
+            "index_q": Linear(q_width, self.n_heads * self.head_dim),
+            "index_k": Linear(d_model, self.head_dim),
+            "index_q_norm": Sized(self.norm, self.head_dim),
+            "index_k_norm": Sized(self.norm, self.head_dim),
+        }
+
+    def check(self, position: Position, width: int, n_heads: int) -> None:
+        check_rotation(self, position, width)
+        if n_heads % self.n_heads:
+            found = f"indexer.n_heads={self.n_heads} does not divide n_heads={n_heads}"
+            raise ValueError(f"{found} ({divisors(n_heads)} would do)")
+
+    def shard(self, ranks: int) -> Blocks:
+        return split(self, ranks, equal=("n_heads",))
+
+    def cache(self) -> dict[str, tuple[int, ...]]:
+        return {"index": (self.head_dim,)}
+
+    def core_flops(self, pairs: int) -> int:
+        return 2 * self.n_heads * self.head_dim * pairs
+
+    def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
+        with torch.no_grad():
+            q = m.index_q_norm(m.index_q(latent).unflatten(-1, (self.n_heads, self.head_dim)))  # B T G C
+            k = m.index_k_norm(m.index_k(x))[:, :, None]  # B T 1 C
+            q, k = (rotate_part(each, step.tables, self.interleaved) for each in (q, k))
+            (k,) = step.remember(index=k[:, :, 0])
+            how = {"size": self.block_size, "count": self.top_blocks, "local": self.local_blocks, "n_heads": n_heads}
+            step.choose(partial(choose_blocks, **how), k, q)
 
 
 class Shared(Indexer, kind="shared"):
@@ -108,5 +200,11 @@ class Shared(Indexer, kind="shared"):
 
     owns: ClassVar[bool] = False
 
-    def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step) -> None:
+    top_k: PositiveInt
+
+    @property
+    def most_keys(self) -> int:
+        return self.top_k
+
+    def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
         step.take_choice(x)

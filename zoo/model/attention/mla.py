@@ -70,7 +70,7 @@ class MLA(SoftmaxAttention, kind="mla"):
         if self.gate_over != "head" and not self.output_gate:
             raise ValueError("gate_over says what the output gate is of, and there is none (give `output_gate: true`)")
         if self.indexer is not None:
-            self.indexer.check(self.position, self.qk_rope_head_dim)
+            self.indexer.check(self.position, self.qk_rope_head_dim, self.n_heads)
 
     @property
     def chooser(self) -> Indexer | None:
@@ -120,7 +120,8 @@ class MLA(SoftmaxAttention, kind="mla"):
         return self.n_heads * (self.v_head_dim if self.gate_over == "channel" else 1)
 
     def shard(self, ranks: int) -> MLA:
-        return split(self, ranks, equal=("n_heads",))  # the latents are of all heads
+        indexer = self.indexer and self.indexer.shard(ranks)
+        return replace(split(self, ranks, equal=("n_heads",)), indexer=indexer)  # the latents are of all heads
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         return self.attended() | (self.indexer.cache() if self.indexer else {})
@@ -170,7 +171,7 @@ class MLA(SoftmaxAttention, kind="mla"):
         (latent,) = step.remember(latent=torch.cat((latent, k_rope), -1))  # B S R+P
         q_rope = self.position.rotate(q_rope, step.tables)
         if self.indexer is not None:
-            self.indexer.choose(m, x, low, step)
+            self.indexer.choose(m, x, low, step, self.n_heads)
         if self.tempering is not None:
             factor = self.tempering.factor(step.positions)  # type: ignore[arg-type]
             q_nope, q_rope = ((each * factor).to(each.dtype) for each in (q_nope, q_rope))
