@@ -2,6 +2,7 @@
 
 from cases_experts import MSCALE, case
 from cases_sparse import INDEXED
+from cases_text_towers import mrope
 
 HY4 = {name: value for name, value in INDEXED.items() if name != "first_k_dense_replace"}
 HY4 |= {"indexer_types": ["full", "shared", "full", "shared"], "swiglu_limit": 0.4, "num_key_value_heads": 4}
@@ -25,4 +26,5 @@ CASES = [
         hidden_act="gelu",
     ),
     case("hy_v4-base", "HYV4Config", "Model", base=HY4, index_topk=40),
+    case("hy_v4_vl_text", "HYV4VLTextConfig", "Model", base=HY4, **mrope(1, 1, 1)),
 ]
