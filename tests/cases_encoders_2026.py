@@ -101,4 +101,11 @@ NYSTROMS = [
     case("nystromformer-base", "NystromformerConfig", "NystromformerModel", base=NYSTROM, num_landmarks=8, apart=True),
 ]
 
-CASES = [*ESMS, *ESMCS, *GTES, *FILTERS, *BIRDS, *XLNETS, *NYSTROMS]
+CONVS = [
+    case("convbert", "ConvBertConfig", "ConvBertForMaskedLM", embedding_size=32, conv_kernel_size=5, inputs=segments),
+    case("convbert-factorised", "ConvBertConfig", "ConvBertForMaskedLM", embedding_size=20, hidden_act="relu"),
+    case("convbert-one", "ConvBertConfig", "ConvBertForMaskedLM", embedding_size=32, head_ratio=4, **UNTIED),
+    case("convbert-base", "ConvBertConfig", "ConvBertModel", embedding_size=12, head_ratio=1, conv_kernel_size=3),
+]
+
+CASES = [*ESMS, *ESMCS, *GTES, *FILTERS, *BIRDS, *XLNETS, *NYSTROMS, *CONVS]

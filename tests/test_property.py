@@ -39,6 +39,7 @@ ATTENTION = st.sampled_from(
         "block_sparse",
         "transformer_xl",
         "nystrom",
+        "span_conv",
         "disentangled_v1",
         "disentangled",
         "mamba",

@@ -61,6 +61,7 @@ NEEDS = {
     "attention=longformer": ["kind=encoder"],
     "attention=block_sparse": ["kind=encoder", "block_size=1", "random_blocks=1"],
     "attention=nystrom": ["kind=encoder", "position=none", "attention.n_landmarks=3", "attention.conv_width=5"],
+    "attention=span_conv": ["kind=encoder", "position=none", "attention.conv_width=5"],
     "attention=transformer_xl": ["kind=encoder", "position=none"],
     "attention=fourier": ["kind=encoder", "position=learned"],
     "attention=transient_global": ["kind=encoder", "position=t5_globals", "global_block_size=4"],

@@ -22,6 +22,7 @@ from zoo.model.attention import (  # noqa: F401  (registers their kinds)
     rwkv7,
     short_conv,
     side_by_side,
+    span_conv,
     transformer_xl,
     transient_global,
 )

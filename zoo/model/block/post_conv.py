@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
-from zoo.lazy import F
 from zoo.model.activation import PlainActivation
 from zoo.model.block.base import Block
 from zoo.model.ffn import FFN
+from zoo.model.packed import convolve_both_ways
 from zoo.spec import Conv
 
 if TYPE_CHECKING:
@@ -60,19 +60,6 @@ class PostConv(Block, kind="post_conv"):
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         y = m.attention_norm(self.add(x, m.attention(x, step)))
         y = m.ffn_norm(self.add(y, m.ffn(y, step)))
-        convolved = m.seam.own(self._convolve(m, m.seam.gather(x, step.mask.n_queries), step))
+        whole = m.seam.gather(x, step.mask.n_queries)
+        convolved = m.seam.own(convolve_both_ways(m.conv, whole, step, self.conv_width))
         return m.conv_norm(y + self.conv_activation.apply(convolved))
-
-    def _convolve(self, m: Weights, x: Tensor, step: Step) -> Tensor:
-        side = self.conv_width // 2
-        if step.real is not None:
-            x = x.masked_fill(~step.real[..., None], 0)
-        padded = F.pad(x, (0, 0, side, side))
-        if step.documents is None:
-            return m.conv(padded)  # B T D
-        # Neighbours differ from token to token in what they may show, so that each token has a window of its own.
-        windows = padded.unfold(1, self.conv_width, 1).transpose(2, 3)  # B T W D
-        documents = F.pad(step.documents, (side, side), value=-1).unfold(1, self.conv_width, 1)  # B T W
-        strange = documents != step.documents[..., None]
-        windows = windows.masked_fill(strange[..., None], 0)
-        return m.conv(windows.flatten(0, 1)).reshape(x.shape)  # B T D
