@@ -26,7 +26,41 @@ def t5gemma(name, encoder, decoder, model="ForConditionalGeneration", **more):
     return Case(name, "T5GemmaConfig", f"T5Gemma{model}", sizes, inputs=decoding, writes=model != "Model")
 
 
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 44,
+    "max_position_embeddings": 64,
+}
+CROSSED = {"is_decoder": True, "add_cross_attention": True}
+GPT2 = {"model_type": "gpt2", "vocab_size": 91, "n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 64, **CROSSED}
+
+
+def paired(name, encoder, decoder, **more):
+    """An encoder and a decoder of two families."""
+    sizes = {"encoder": encoder, "decoder": decoder, "decoder_start_token_id": 3, "pad_token_id": 0, **more}
+    sines = ("embed_positions",)  # RoFormer saves them
+    return Case(
+        name, "EncoderDecoderConfig", "EncoderDecoderModel", sizes, inputs=decoding, unbind=("embed_positions",)
+    )
+
+
 CASES = [
+    paired("encoder_decoder", BERT, {**BERT, **CROSSED, "num_hidden_layers": 2}),
+    paired("encoder_decoder-gpt2", BERT, {**GPT2, "scale_attn_by_inverse_layer_idx": True}),
+    paired(
+        "encoder_decoder-roberta",
+        {**BERT, "model_type": "longformer", "attention_window": 8, "pad_token_id": 1},
+        {**BERT, **CROSSED, "model_type": "roberta", "pad_token_id": 1, "vocab_size": 91, "tie_word_embeddings": False},
+    ),
+    paired(
+        "encoder_decoder-electra",
+        {**BERT, "model_type": "roformer", "embedding_size": 20},
+        {**BERT, **CROSSED, "model_type": "electra", "embedding_size": 24, "num_attention_heads": 2},
+    ),
     t5gemma("t5gemma", GEMMA, NARROW),
     t5gemma("t5gemma-untied", {**GEMMA, "hidden_activation": "silu"}, GEMMA, tie_word_embeddings=False),
     t5gemma("t5gemma-base", GEMMA, {**GEMMA, "layer_types": ["full_attention"] * 3}, "Model"),

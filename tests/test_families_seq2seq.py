@@ -4,6 +4,7 @@ import json
 
 import cases_readers
 import cases_seq2seq
+import cases_towers
 import experts_of_nllb
 import pytest
 import torch
@@ -181,6 +182,39 @@ def test_fsmts_greedy_continuation_equals_the_references_with_a_cache(name):
     with torch.no_grad():
         theirs = two.reference.generate(ids, attention_mask=torch.ones_like(ids), **options)
     assert zoo.generate(two.ours, ids, 14).tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize(
+    ("tower", "change", "says"),
+    [
+        ("encoder", {"model_type": "gpt2"}, "encoder: model_type: 'gpt2' has no class whose tokens all see"),
+        ("decoder", {"model_type": "llama"}, "decoder: model_type: 'llama' has no class with cross-attention"),
+        ("decoder", {"add_cross_attention": False}, "decoder: add_cross_attention: is False"),
+        ("decoder", {"is_decoder": False}, "decoder: is_decoder: is False"),
+        ("encoder", None, "encoder: is None, must be the config of a model"),
+    ],
+)
+def test_a_pair_of_towers_that_cannot_be_is_refused_by_the_tower(tower, change, says):
+    from zoo.families import family
+
+    sizes = dict(next(case for case in cases_towers.CASES if case.name == "encoder_decoder").sizes)
+    sizes[tower] = None if change is None else {**sizes[tower], **change}
+    with pytest.raises(CheckpointError, match=says):
+        family.read_family("encoder_decoder").body({**sizes, "model_type": "encoder-decoder"}, "config.json")
+
+
+def test_a_pair_that_came_from_no_folder_is_written_as_two_families_that_transformers_reads(tmp_path):
+    two = pair(next(case for case in cases_towers.CASES if case.name == "encoder_decoder-gpt2"))
+    ours, ids = zoo.load(two.folder), two.ids()
+    ours.source = None
+    zoo.export(ours, tmp_path, verify=False)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["encoder"]["model_type"], config["decoder"]["model_type"]) == ("bert", "gpt2")
+    assert {*config} >= {"decoder_start_token_id", "model_type"} and sorted(tensors(tmp_path)) == sorted(
+        tensors(two.folder)
+    )
+    with torch.no_grad():
+        same(tmp_path, "EncoderDecoderModel", ids, ours(ids, **decoding(ids)).logits)
 
 
 def test_the_references_own_experts_of_nllb_are_still_the_first_two_alone():

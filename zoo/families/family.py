@@ -312,13 +312,13 @@ def _like(base: Family, node: dict[str, Any]) -> dict[str, Any]:
         "present",
         "unread",
         "tasks",
-        "crossed",
         "keys",
     ):
         both = {**getattr(base, name), **node.pop(name, {})}
         merged[name] = {
             key: value for key, value in both.items() if value is not None or name in ("defaults", "requires")
         }
+    merged["crossed"] = lay_over(base.crossed, node.pop("crossed", {})) or {}
     patch = node.pop("model", {})
     kind = {"kind": patch.pop("kind")} if "kind" in patch else {}  # of the whole model: its other keys are kept
     merged["model"] = {

@@ -18,6 +18,12 @@ TOWERS = ("encoder", "decoder")
 BARE, HEADED = ("none",), ("lm", "mlm")
 """The kinds of head of a family's class that is the encoder of a pair, and of one that is the decoder."""
 
+LACKING = {
+    "encoder": ("whose tokens all see one another", "an encoder's, such as 'bert'"),
+    "decoder": ("with cross-attention that is read here", "'bert', 'roberta' or 'gpt2'"),
+}
+"""What a family lacks that cannot be this tower of a pair, and one that can."""
+
 
 @dataclass(frozen=True)
 class TowerConfig:
@@ -52,6 +58,8 @@ def find_class(family: Family, tower: str) -> str | None:
     """Find the class of a family that is this tower of a pair: its base model as the encoder, its causal language model
     as the decoder. None where it has none."""
     heads = BARE if tower == "encoder" else HEADED
+    if tower == "encoder" and family.model.get("kind") != "encoder":
+        return None  # an encoder-decoder has a class that is its encoder alone, which transformers takes for no pair
     for name in family.architectures:
         template = family.template(name)
         head = template.get("head")
@@ -97,8 +105,8 @@ def read_towers(
             named = find_family(inner, place)
             found = find_member(named, tower)
             if found is None:
-                would = "cross-attention" if tower == "decoder" else "tokens that all see one another"
-                raise CheckpointError(f"{place}: model_type: {named.name!r} has no class with {would}")
+                lacks, would = LACKING[tower]
+                raise CheckpointError(f"{place}: model_type: {named.name!r} has no class {lacks} ({would} would do)")
             own, name = found
         made[tower] = own.body({**inner, "architectures": [name]}, place, changes if tower == "decoder" else None)
     return made

@@ -58,7 +58,8 @@ class Tower(Topology):
     layer's kind, first to last. With `shared_layers` the layers of a kind have one set of weights (ALBERT).
 
     A final norm stands before the head unless the blocks end in one; `final_norm` says otherwise. With `out_width` its
-    output is projected to that width, which the head reads (OPT-350m), by a product that has a bias with `out_bias`.
+    output is projected to that width, which the head reads (OPT-350m) and the pooler does not, by a product that has a
+    bias with `out_bias`.
     `streams` widens the residual stream between the embedding and the final norm, for blocks that take several vectors
     a token (AltUp).
     """
@@ -180,7 +181,7 @@ class Tower(Topology):
             "blocks": self.stack,
             **({"norm": self.norm} if self.has_final_norm else {}),
             **({"project": Linear(d_model, self.out_width, self.out_bias)} if self.out_width else {}),
-            **({"pooler": Sized(self.pooler, self.out_width or d_model)} if self.pooler else {}),
+            **({"pooler": self.pooler} if self.pooler else {}),
             "head": Sized(self.head, self.out_width or d_model),
         }
 
@@ -251,9 +252,9 @@ class Tower(Topology):
         if not ends:
             return Output(x, None, losses, loads=loads)
         x = self.streams.collapse(m.streams, x) if self.streams else x  # B T D
-        hidden = m.norm(x) if self.has_final_norm else x
-        hidden = seam.gather(m.project(hidden) if self.out_width else hidden, scene.own)
-        pooled = m.pooler(hidden) if self.pooler else None
+        normed = m.norm(x) if self.has_final_norm else x
+        hidden = seam.gather(m.project(normed) if self.out_width else normed, scene.own)
+        pooled = m.pooler(seam.gather(normed, scene.own) if self.out_width else hidden) if self.pooler else None
         out = Output(hidden, None, losses, pooled, loads=loads)
         marked = self.head.mark(inputs.input_ids, scene.real)
         if inputs.targets is not None:
