@@ -210,9 +210,8 @@ def test_a_pair_that_came_from_no_folder_is_written_as_two_families_that_transfo
     zoo.export(ours, tmp_path, verify=False)
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["encoder"]["model_type"], config["decoder"]["model_type"]) == ("bert", "gpt2")
-    assert {*config} >= {"decoder_start_token_id", "model_type"} and sorted(tensors(tmp_path)) == sorted(
-        tensors(two.folder)
-    )
+    assert config["decoder_start_token_id"] == 3
+    assert sorted(tensors(tmp_path)) == sorted(tensors(two.folder))
     with torch.no_grad():
         same(tmp_path, "EncoderDecoderModel", ids, ours(ids, **decoding(ids)).logits)
 
