@@ -71,8 +71,12 @@ BEAM = {
     "mlp_layer_types": ["dense", "sparse", "sparse", "dense"],
     "final_logit_softcapping": 2.0,
 }
+FEWER = {**SMALL, "output_vocab_size": 71}
 
 CASES = [
+    case("apertus1p5_text", "Apertus1p5TextConfig", base=FEWER),
+    case("apertus1p5_text-tied", "Apertus1p5TextConfig", tie_word_embeddings=True, rope_parameters=YARN),
+    case("apertus1p5_text-base", "Apertus1p5TextConfig", "Model", base=FEWER, attention_bias=True),
     case("beam", "BeamConfig", base=BEAM),
     case(
         "beam-rotated",

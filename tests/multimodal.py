@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from cases_blocks_2026 import EMBEDDER, GLIMMER, SPARK
+from cases_blocks_2026 import EMBEDDER, FEWER, GLIMMER, SPARK
 from cases_experts import QWEN, SMALL
 from cases_gemma import GEMMA4
 from cases_sparse import M3
@@ -293,5 +293,15 @@ WHOLE = [
         M3,
         {**SIGHT, "patch_size": 4},
         {"image_token_id": 90, "image_token_index": 90, "video_token_id": 91, "video_token_index": 91},
+    ),
+    Whole(
+        "apertus1p5",
+        "Apertus1p5Config",
+        "Apertus1p5ForConditionalGeneration",
+        FEWER,
+        {"codebook_size": 8, "embed_dim": 8, "latent_channels": 8, "base_channels": 32, "channel_multiplier": [1, 1]}
+        | {"num_res_blocks": 1, "attn_resolutions": [], "resolution": 8},
+        {"image_token_id": 72, "audio_token_id": 73, "image_token_offset": 76, "audio_token_offset": 84}
+        | {"audio_config": {"model_type": "wavtokenizer_encoder", "codebook_size": 8}},
     ),
 ]

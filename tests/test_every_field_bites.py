@@ -16,7 +16,6 @@ from zoo.model.tower import Topology
 
 AGREE = {
     "embedding 'tokens'.vocab_size": "the model's",
-    "head 'lm'.vocab_size": "the model's",
     "head 'mlm'.vocab_size": "the model's",
     "head 'none'.vocab_size": "the model's",
     "attention 'mamba'.d_model": "the model's",

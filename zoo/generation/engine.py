@@ -114,7 +114,7 @@ class Engine:
         self.proposer: Proposer | None = None
         if speculate:
             sizes = {"rows": plan.rows, "tokens": tokens, "ahead": speculate}
-            self.proposer = NGrams() if draft is None else DraftModel(draft, self.writer.vocab_size, **sizes)
+            self.proposer = NGrams() if draft is None else DraftModel(draft, self.writer.output_vocab_size, **sizes)
         self.live: dict[int, list[Continuation]] = {}
         self._next = 0
 
@@ -126,8 +126,8 @@ class Engine:
         check_prompt(self.reader, request.ids, self.seq2seq)
         ids = [self.model.spec.start_id] if self.seq2seq else list(request.ids)
         check_length(self.writer, len(ids), request.max_new_tokens)
-        request.sampling.check_vocabulary(self.writer.vocab_size)
-        check_beams(request, self.writer.vocab_size)
+        request.sampling.check_vocabulary(self.writer.output_vocab_size)
+        check_beams(request, self.writer.output_vocab_size)
         self._check_options(request)
         self._check_fits(request, len(ids))
         number, self._next = self._next, self._next + 1

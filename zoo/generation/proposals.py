@@ -66,7 +66,8 @@ def check_draft(spec: Any, vocab_size: int) -> None:
         "is an encoder-decoder": writer is not spec,
         "reads its prompt both ways": getattr(writer, "prefix_lm", False),
         "has recurrent layers, whose states cannot be taken back": any(b.state() for b in writer.blocks.values()),
-        f"has a vocabulary of {writer.vocab_size}, the model {vocab_size}": writer.vocab_size != vocab_size,
+        f"has a vocabulary of {writer.output_vocab_size}, the model {vocab_size}": writer.output_vocab_size
+        != vocab_size,
     }
     for why, holds in refused.items():
         if holds:

@@ -63,6 +63,10 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
         return self._decoder.vocab_size
 
     @property
+    def output_vocab_size(self) -> int:
+        return self._decoder.output_vocab_size
+
+    @property
     def max_seq_len(self) -> int:
         return self._decoder.max_seq_len
 

@@ -87,7 +87,8 @@ class LMHead(VocabularyHead, kind="lm"):
     """A logit for each token of the vocabulary; `tied` uses the token embedding's weight (Press and Wolf, 2016).
 
     Logits are multiplied by `scale` (1/√d_model in T5), then bounded by `softcap` c to c·tanh(l/c) (Gemma 2). `offset`
-    adds a constant to each logit, saved and not trained (BART's final_logits_bias).
+    adds a constant to each logit, saved and not trained (BART's final_logits_bias). An untied head may have fewer
+    tokens than the model: those that it reads and never writes come last (Swiss AI, 2026, Apertus 1.5).
     """
 
     predicts_tokens: ClassVar[bool] = True

@@ -74,8 +74,10 @@ def refuse_borrowed_table(tower: Tower) -> Iterator[Misfit]:
 
 def _compare_vocabularies(tower: Tower) -> Iterator[Misfit]:
     for name in ("embedding", "head"):
-        found = getattr(getattr(tower, name), "vocab_size", None)
-        if found is not None and found != tower.vocab_size:
+        part = getattr(tower, name)
+        found = getattr(part, "vocab_size", None)
+        fewer = found is not None and found < tower.vocab_size and part.kind == "lm" and not part.tied
+        if found is not None and found != tower.vocab_size and not fewer:
             would = f"vocab_size: {found} for the whole model, or leave it out"
             yield (name, "vocab_size"), f"is {found}, the model's vocabulary has {tower.vocab_size} ({would})"
     for name, block in tower.blocks.items():

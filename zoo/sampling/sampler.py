@@ -135,7 +135,8 @@ class BatchLayout:
             scores.index_put_((rows, tokens), values, accumulate=True)
         if self.tallied:
             self._penalise(scores)
-        barred = [(row, token) for row in self.barring for token in self.states[row].barred()]
+        width = scores.shape[1]
+        barred = [(row, token) for row in self.barring for token in self.states[row].barred() if token < width]
         if barred:
             rows, tokens = torch.tensor(barred, device=scores.device).T
             scores[rows, tokens] = -math.inf
@@ -154,6 +155,9 @@ class BatchLayout:
         counts = torch.frombuffer(bytearray().join(tally.counts for _, tally in tallies), dtype=torch.float32)
         lengths = torch.tensor([len(tally.tokens) for _, tally in tallies])
         rows = torch.tensor([row for row, _ in tallies]).repeat_interleave(lengths)
+        if int(tokens.max()) >= scores.shape[1]:  # of a prompt: tokens that the model reads and never writes
+            written = tokens < scores.shape[1]
+            rows, tokens, counts = rows[written], tokens[written], counts[written]
         rows, tokens, counts = (each.to(scores.device) for each in (rows, tokens, counts))
         assert self.penalties is not None
         repetition, presence, frequency = self.penalties[rows].unbind(1)

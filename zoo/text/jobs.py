@@ -43,7 +43,7 @@ class Encoder:
         self.tokenizer, self.template = tokenizer, template
         self.ends = {tokenizer.eos_id, *ends}
         self.continues = find_writer(model.spec) is model.spec  # else a decoder of its own begins a text of its own
-        self._vocab_size: int = find_writer(model.spec).vocab_size
+        self._vocab_size: int = find_writer(model.spec).output_vocab_size
         self._compilers: dict[frozenset[int], GuideCompiler] = {}
         self._guides: dict[tuple[str, str, frozenset[int]], Guide] = {}
         self._special = {each.content: id for id, each in tokenizer.backend.get_added_tokens_decoder().items()}

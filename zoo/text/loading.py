@@ -95,7 +95,7 @@ def check_serving(folder: Path, speculate: int, draft: Path | None, deterministi
     if deterministic:
         check_deterministic(spec, speculate)
     if draft is not None:
-        check_draft(store.load_spec(find_folder(draft)), find_writer(spec).vocab_size)
+        check_draft(store.load_spec(find_folder(draft)), find_writer(spec).output_vocab_size)
 
 
 def check_precision(device: str, fp8: str | None, weights: str | None) -> None:

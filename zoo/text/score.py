@@ -178,8 +178,8 @@ def check_model(spec: Any) -> None:
 def check_vocabulary(spec: Any, streams: Sequence[Stream]) -> None:
     """Raises ConfigError for a token that the model has no number for."""
     largest = max(int(stream.ids.max()) for stream in streams)
-    if largest >= spec.vocab_size:
-        found = f"gives token {largest}, the model's vocabulary is 0 to {spec.vocab_size - 1}"
+    if largest >= spec.output_vocab_size:
+        found = f"gives token {largest}, the model's vocabulary is 0 to {spec.output_vocab_size - 1}"
         raise ConfigError(f"tokenizer: {found} (the tokenizer that the model was trained with)")
 
 

@@ -127,7 +127,7 @@ def _measure(spec: Any, parametrisation: Parametrisation, optim: Optim, seed: in
     optimizer = optim.build(model, parametrisation.scale(spec))
     set_rates(optimizer, 1.0)
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, spec.vocab_size, (ROWS, TOKENS + 1), generator=generator)
+    ids = torch.randint(0, spec.output_vocab_size, (ROWS, TOKENS + 1), generator=generator)
     before = _outputs(model, ids)
     for _ in range(UPDATES):
         logits = model(ids[:, :-1]).logits

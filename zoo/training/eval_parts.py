@@ -173,9 +173,9 @@ def check_ids(data: Prepared, spec: Any, added: int) -> None:
     """Raise ConfigError for a token that the model has no number for: of the text, or of those that were `added`."""
     largest = max(int(each.tokens.ids.max()) for each in data.held_out)
     largest = max(largest, data.tokenizer.vocab_size - 1 if added else 0)
-    if largest >= spec.vocab_size:
+    if largest >= spec.output_vocab_size:
         with_them = f" with {added} special tokens of the objective's" if added else ""
-        found = f"gives token {largest}{with_them}, the model's vocabulary is 0 to {spec.vocab_size - 1}"
+        found = f"gives token {largest}{with_them}, the model's vocabulary is 0 to {spec.output_vocab_size - 1}"
         raise ConfigError(f"tokenizer: {found} (the tokenizer that the model was trained with)")
 
 

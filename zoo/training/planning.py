@@ -134,10 +134,12 @@ def find_mismatches(settings: S.Training, data: DataSettings, spec: Any) -> list
     if settings.dropout:
         faults += settings.dropout.find_faults(spec, settings.recipe is not None)
     special = settings.objective.count_special(settings.seq_len)
-    if data.tokenizer.kind == "bpe" and (size := special + (data.tokenizer.vocab_size or BPE_SIZE)) > spec.vocab_size:
-        left = spec.vocab_size - special
+    if data.tokenizer.kind == "bpe" and (size := special + (data.tokenizer.vocab_size or BPE_SIZE)) > (
+        spec.output_vocab_size
+    ):
+        left = spec.output_vocab_size - special
         or_else = f", or data.tokenizer.vocab_size={left}" if left > SMALLEST_BPE else ""
-        faults.append(describe_vocabulary_fault(spec.vocab_size, size, or_else, special))
+        faults.append(describe_vocabulary_fault(spec.output_vocab_size, size, or_else, special))
     return faults
 
 

@@ -177,8 +177,8 @@ def prepare_device_and_data(planned: TrainingPlan, show: Show, world: World) -> 
     planned = planned.learn(data)
     faults: list[str] = []
     collect_faults(faults, lambda: planned.settings.objective.extend(data.tokenizer, planned.settings.seq_len))
-    if data.tokenizer.vocab_size > planned.spec.vocab_size:
-        faults.append(describe_vocabulary_fault(planned.spec.vocab_size, data.tokenizer.vocab_size))
+    if data.tokenizer.vocab_size > planned.spec.output_vocab_size:
+        faults.append(describe_vocabulary_fault(planned.spec.output_vocab_size, data.tokenizer.vocab_size))
     if isinstance(sample := planned.settings.sample, S.TextSample) and writes(planned.spec):
         ids = data.tokenizer.encode(sample.prompt) or [data.tokenizer.eos_id]
         collect_faults(faults, lambda: check_length(planned.spec, len(ids), sample.tokens), "sample.")

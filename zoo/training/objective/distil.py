@@ -55,8 +55,8 @@ class Distil(Objective, kind="distil"):
             return f"teacher: {error} (a folder that zoo train or transformers wrote)"
         if taught.kind != spec.kind:
             return f"teacher is {describe(taught)}, the model is {describe(spec)} (one of the same kind)"
-        if taught.vocab_size != spec.vocab_size:
-            found = f"has a vocabulary of {taught.vocab_size}, the model's is {spec.vocab_size}"
+        if taught.output_vocab_size != spec.output_vocab_size:
+            found = f"has a vocabulary of {taught.output_vocab_size}, the model's is {spec.output_vocab_size}"
             return f"teacher {found} (model.vocab_size={taught.vocab_size})"
         return self.base.refuses(taught)
 
