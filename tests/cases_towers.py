@@ -43,9 +43,7 @@ def paired(name, encoder, decoder, **more):
     """An encoder and a decoder of two families."""
     sizes = {"encoder": encoder, "decoder": decoder, "decoder_start_token_id": 3, "pad_token_id": 0, **more}
     sines = ("embed_positions",)  # RoFormer saves them
-    return Case(
-        name, "EncoderDecoderConfig", "EncoderDecoderModel", sizes, inputs=decoding, unbind=("embed_positions",)
-    )
+    return Case(name, "EncoderDecoderConfig", "EncoderDecoderModel", sizes, inputs=decoding, unbind=sines)
 
 
 CASES = [
