@@ -19,6 +19,7 @@ from zoo.errors import CheckpointError, ConfigError, did_you_mean
 from zoo.kernels import KERNELS
 from zoo.run import fp8
 from zoo.training import settings as S
+from zoo.training.objective.labelled import find_reading_tower
 from zoo.training.packaged import read_packaged
 from zoo.training.parallel import find_parallel_faults, find_world
 from zoo.training.routing import has_selection_bias
@@ -56,8 +57,11 @@ class TrainingPlan:
         plain = {name: list(each) if isinstance(each, tuple) else each for name, each in learned.items()}
         settings = replace(self.settings, objective=objective)  # type: ignore[type-var]
         spec = objective.adapt(self.spec)
-        model = {**self.config["model"], "head": grammar.to_dict(spec.head)}
-        model |= {"pooler": None} if spec.pooler is None and "pooler" in model else {}
+        tower = find_reading_tower(spec)
+        own = self.config["model"] if tower is spec else self.config["model"].get("decoder") or {}
+        own = {**own, "head": grammar.to_dict(tower.head)}
+        own |= {"pooler": None} if tower.pooler is None and "pooler" in own else {}
+        model = own if tower is spec else {**self.config["model"], "decoder": own}
         config = {**self.config, "model": model, "objective": {**self.config["objective"], **plain}}
         return replace(self, settings=settings, spec=spec, config=config)
 

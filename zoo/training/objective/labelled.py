@@ -14,7 +14,7 @@ from zoo.model.activation import Tanh
 from zoo.model.head import Head
 from zoo.model.loss import IGNORED, SquaredLoss, TokenLoss
 from zoo.model.task_head import ClassNames, Pooling, RegressionHead, SequenceHead, TokenHead
-from zoo.training.objective.base import Context, Objective, describe, list_inputs
+from zoo.training.objective.base import Context, Objective, list_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from zoo.data.labelled import PreparedLabels, Task
     from zoo.data.tokens import Collate
     from zoo.training.metrics import Metrics
+
+
+def find_reading_tower(spec: Any) -> Any:
+    """Find the tower that a head for a task stands on: the model itself, or the decoder of two towers."""
+    return spec.decoder if spec.kind == "encoder_decoder" else spec
 
 
 class Labelled(Objective):
@@ -41,18 +46,16 @@ class Labelled(Objective):
     """What stands in the head until the data is read."""
 
     def settle(self, spec: Any) -> Objective:
-        own = getattr(spec, "head", None)
-        known: dict[str, Any] = {"pooling": "last" if getattr(spec, "causal", False) else "cls"}
+        own, causal = (tower := find_reading_tower(spec)).head, tower.causal
+        known: dict[str, Any] = {"pooling": "last" if causal else "cls"}
         if isinstance(own, self.head):
             known = {name: getattr(own, name) for name in self.shared}
         return replace(self, **{name: known.get(name) for name in self.shared if getattr(self, name) is None})
 
     def refuses(self, spec: Any) -> str | None:
-        if spec.kind == "encoder_decoder":
-            return f"{self.kind} reads a text with one tower, the model is {describe(spec)} (an encoder or a decoder)"
-        if spec.reads_memory:
+        if spec.kind == "decoder" and spec.reads_memory:
             return f"{self.kind} gives no encoder's output to read, and the model's layers read one (no block.cross)"
-        if spec.causal and self.pools_first:
+        if find_reading_tower(spec).causal and self.pools_first:
             return (
                 f"{self.kind} pools the first token, which in a decoder sees no other (objective.pooling=last, or mean)"
             )
@@ -65,13 +68,18 @@ class Labelled(Objective):
 
     def adapt(self, spec: Any) -> Any:
         """Put the task's head on the model, in place of its own and of its pooler. One of the task's kind stays as it
-        is but for the fields that are shared."""
+        is but for the fields that are shared. The decoder of two towers has it, and reads the text again (Lewis et
+        al., 2019, BART, §3)."""
+        tower = find_reading_tower(spec)
         given = {name: each for name in self.shared if (each := getattr(self, name)) is not None}
         fields = {**{name: each for name, each in self.guessed.items() if name in self.shared}, **given}
-        if isinstance(spec.head, self.head):
-            return replace(spec, head=replace(spec.head, **fields))
-        tanh = {"activation": Tanh()} if self.pools_first else {}
-        return replace(spec, head=self.head(**fields, **tanh), pooler=None)
+        if isinstance(tower.head, self.head):
+            made = replace(tower, head=replace(tower.head, **fields))
+        else:
+            dense = self.pools_first or (spec is not tower and self.head.reads_rows)  # BERT's and BART's first product
+            tanh = {"activation": Tanh()} if dense else {}
+            made = replace(tower, head=self.head(**fields, **tanh), pooler=None)
+        return made if spec is tower else replace(spec, decoder=made)
 
     def make_task(self) -> Task:
         """Say how examples are read off records."""
@@ -84,11 +92,12 @@ class Labelled(Objective):
     def collator(self, context: Context) -> Collate:
         from zoo.data.collate import pad_labelled
 
-        spec = context.spec
-        how = {"typed": spec.takes_types, "by_token": self.by_token}
+        first = next(iter(context.spec.towers().values()))
+        typed = first is context.spec and first.takes_types  # two towers are given no types
+        how = {"typed": typed, "by_token": self.by_token}
         return partial(
             pad_labelled,
-            pad_id=spec.position.padding_id or 0,
+            pad_id=first.position.padding_id or 0,
             seq_len=context.seq_len,
             one_shape=context.one_shape,
             **how,
