@@ -110,6 +110,15 @@ def int8(shape: tuple[int, int], name: str = ".weight_scale") -> Stored:
     return {".weight": codes.to(torch.int8), name: scales.unsqueeze(-1)}, weight
 
 
+def ternary(shape: tuple[int, int], multiplies: bool) -> Stored:
+    """As transformers packs them."""
+    from transformers.integrations.bitnet import pack_weights
+
+    values, scale = draw(shape, 3) - 1, draw_scales(1)
+    weight = values.float() * (scale if multiplies else 1 / scale)
+    return {".weight": pack_weights(values.clone()), ".weight_scale": scale}, weight
+
+
 def four_bit(shape: tuple[int, int], kind: str = "nf4", *, nested: bool = False, block: int = 64) -> Stored:
     count = shape[0] * shape[1]
     values, codes = torch.randn(16).sort().values, draw((count,), 16)

@@ -28,6 +28,7 @@ def compressed(form: str, bits: int = 4, **weights) -> dict:
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
 BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+BITNET = {"quant_method": "bitnet", "quantization_mode": "offline"}
 METHODS = {
     "fp8 in blocks": ({"quant_method": "fp8", "weight_block_size": [24, 32]}, lambda s: quantisers.float8(s, (24, 32))),
     "fp8 of a tensor": ({"quant_method": "fp8", "activation_scheme": "static"}, lambda s: quantisers.float8(s, None)),
@@ -53,6 +54,8 @@ METHODS = {
     "nf4": (BNB, quantisers.four_bit),
     "fp4": (BNB, lambda s: quantisers.four_bit(s, "fp4")),
     "nf4, doubly quantised": (BNB, lambda s: quantisers.four_bit(s, nested=True)),
+    "ternary": ({**BITNET, "linear_class": "autobitlinear"}, lambda s: quantisers.ternary(s, True)),
+    "ternary, divided": (BITNET, lambda s: quantisers.ternary(s, False)),
     "LLM.int8": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, lambda s: quantisers.int8(s, ".SCB")),
 }
 
@@ -82,7 +85,9 @@ def test_each_layout_has_the_numbers_that_its_bits_mean(tmp_path, method, monkey
     )
 
 
-@pytest.mark.parametrize("method", ["fp8 in blocks", "pack-quantized", "gptq, 4 bits", "awq", "nf4, doubly quantised"])
+@pytest.mark.parametrize(
+    "method", ["fp8 in blocks", "pack-quantized", "gptq, 4 bits", "awq", "nf4, doubly quantised", "ternary"]
+)
 def test_a_quantised_folder_is_the_model_of_its_dequantised_weights(tmp_path, method):
     settings, quantise = METHODS[method]
     made = folder(tmp_path / "there", **SIZES)
@@ -162,9 +167,13 @@ def test_scales_of_activations_and_caches_are_left_out(tmp_path):
         ({"quant_method": "gptqq"}, "is not read (did you mean 'gptq'?)"),
         ({**GPTQ, "checkpoint_format": "marlin"}, "checkpoint_format: is 'marlin', which is not read (one of: gptq,"),
         ({"quant_method": "awq", "version": "gemv"}, "version: is 'gemv', which is not read (one of: gemm"),
+        (
+            {**BITNET, "quantization_mode": "online"},
+            "quantization_mode: is 'online', which is not read (one of: offline)",
+        ),
         ({**compressed("pack-quantized"), "transform_config": {"a": 1}}, "transform_config: is {'a': 1}, which is not"),
     ],
-    ids=["unknown", "misspelt", "marlin", "gemv", "rotated"],
+    ids=["unknown", "misspelt", "marlin", "gemv", "masters", "rotated"],
 )
 def test_what_is_not_read_is_refused_in_one_line(tmp_path, capsys, settings, fault):
     made = edit(folder(tmp_path / "there"), quantization_config=settings)

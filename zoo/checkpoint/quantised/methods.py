@@ -17,6 +17,7 @@ from zoo.checkpoint.quantised.float4 import MXFP4, ModelOptFloat4, PackedFloat4
 from zoo.checkpoint.quantised.layout import Layout
 from zoo.checkpoint.quantised.packed import AWQ, GPTQ, PackedIntegers
 from zoo.checkpoint.quantised.scaled import STORED, Scaled
+from zoo.checkpoint.quantised.ternary import Ternary
 from zoo.checkpoint.quantised.torchao import TorchAO
 from zoo.errors import CheckpointError, did_you_mean
 
@@ -53,6 +54,7 @@ METHODS: dict[str, Method] = {
     "awq": Method((AWQ,), (), {"version": ("gemm", "GEMM", None), "bits": (4, None)}),
     "bitsandbytes": Method((FourBit, EightBit)),
     "torchao": Method((TorchAO,)),
+    "bitnet": Method((Ternary,), (), {"quantization_mode": ("offline", None), "use_rms_norm": (False, None)}),
 }
 """Names of `quant_method` in a config.json."""
 

@@ -1,0 +1,44 @@
+"""BitNet's ternary weights: −1, 0 and 1 in two bits, and one scale a tensor (Ma et al., 2024, b1.58)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zoo.checkpoint.files import Header
+from zoo.checkpoint.quantised.layout import Layout, refuse
+from zoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IN_A_BYTE = 4
+
+
+class Ternary(Layout):
+    """Four weights a byte, the first in the lowest bits: of R rows of bytes, row r of the weight is in row r mod R, at
+    bits 2·(r div R). What is stored is 0, 1 or 2, one more than the weight.
+
+    Where `linear_class` is autobitlinear the scale multiplies them (the mean of what was rounded), else it divides
+    them. What a product reads is rounded to 8 bits in the published model, and stays in the model's dtype here.
+    """
+
+    marks = (".weight_scale",)
+    ends: ClassVar[Mapping[str, str]] = {"weight": ".weight", "scale": ".weight_scale"}
+
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: Any) -> None:
+        packed = parts["weight"]
+        if packed.dtype != "U8":
+            raise refuse(
+                packed, f"is {packed.dtype}, no packed ternary weight", "U8, as quantization_mode=offline has it"
+            )
+        self.packed_rows = packed.shape[0]
+        self.shape = (IN_A_BYTE * self.packed_rows, *packed.shape[1:])
+        self.multiplies = settings.get("linear_class") == "autobitlinear"
+
+    def rows(self, held: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
+        rows = torch.arange(start, stop)
+        shifts = 2 * (rows // self.packed_rows)
+        codes = (held["weight"][rows % self.packed_rows].int() >> shifts[:, None]) & 3
+        scale = held["scale"].float().reshape(())
+        return (codes - 1).float() * (scale if self.multiplies else 1 / scale)
