@@ -108,4 +108,24 @@ CONVS = [
     case("convbert-base", "ConvBertConfig", "ConvBertModel", embedding_size=12, head_ratio=1, conv_kernel_size=3),
 ]
 
-CASES = [*ESMS, *ESMCS, *GTES, *FILTERS, *BIRDS, *XLNETS, *NYSTROMS, *CONVS]
+XLM = {
+    "vocab_size": 97,
+    "emb_dim": 32,
+    "n_layers": 3,
+    "n_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "layer_norm_eps": 1e-5,
+}
+XLMS = [
+    Case("xlm", "XLMConfig", "XLMWithLMHeadModel", XLM, writes=False),
+    Case("xlm-langs", "XLMConfig", "XLMWithLMHeadModel", {**XLM, "n_langs": 3, "gelu_activation": False}, writes=False),
+    Case("xlm-causal", "XLMConfig", "XLMWithLMHeadModel", {**XLM, "causal": True, "n_langs": 2}, writes=False),
+    Case("xlm-sequence", "XLMConfig", "XLMForSequenceClassification", {**XLM, "num_labels": 3}, writes=False),
+    Case("xlm-tokens", "XLMConfig", "XLMForTokenClassification", {**XLM, "num_labels": 3}, writes=False),
+    Case("xlm-base", "XLMConfig", "XLMModel", {**XLM, "n_langs": 2, "use_lang_emb": False}, writes=False),
+    Case("flaubert", "FlaubertConfig", "FlaubertWithLMHeadModel", XLM, writes=False),
+    Case("flaubert-base", "FlaubertConfig", "FlaubertModel", {**XLM, "n_langs": 2}, writes=False),
+]
+CASES = [*ESMS, *ESMCS, *GTES, *FILTERS, *BIRDS, *XLNETS, *NYSTROMS, *CONVS, *XLMS]

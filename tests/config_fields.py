@@ -162,16 +162,22 @@ def save_reference(model: Any, folder: Path) -> None:
         raise Illegal(f"{type(error).__name__}: {error}") from error
 
 
+GUESSED = (
+    "else (input_ids != self.config.pad_token_id)",
+    "make_default_2d_attention_mask",
+    "(input_ids != self.pad_index).sum",
+)
+"""What stands in the files of references that take pad tokens for padding."""
+
+
 def _say_plainly(case: Case, model: Any) -> dict[str, Any]:
     """What our models take for granted, for references that guess it: no cache (FSMT makes no causal mask where its
-    config has `use_cache`), and no padding (DPR and T5Gemma hide each pad token where they are given no mask)."""
+    config has `use_cache`), and no padding (DPR, T5Gemma and XLM hide pad tokens where they are given no mask)."""
     plain: dict[str, Any] = {}
     if "use_cache" in inspect.signature(model.forward).parameters:
         plain["use_cache"] = False
     source = inspect.getsource(sys.modules[type(model).__module__])
-    if any(
-        text in source for text in ("else (input_ids != self.config.pad_token_id)", "make_default_2d_attention_mask")
-    ):
+    if any(text in source for text in GUESSED):
         read = {name: given for name, given in inputs(case).items() if name.endswith("input_ids")}
         masks = {name.replace("input_ids", "attention_mask"): torch.ones_like(given) for name, given in read.items()}
         plain |= masks

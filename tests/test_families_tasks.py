@@ -10,7 +10,7 @@ import cases_encoders_2026
 import pytest
 import torch
 import transformers
-from families import CLOSE, Case, pair, tensors
+from families import CLOSE, Case, near, pair, tensors
 from loaded import one_in
 
 import zoo
@@ -106,3 +106,30 @@ def test_every_class_of_the_reference_that_a_family_names_exists():
 def test_what_is_written_is_held_against_transformers(case, tmp_path):
     """Spans, choices and a single logit have other shapes there."""
     zoo.export(pair(case).ours, tmp_path)
+
+
+def test_the_languages_of_xlm_s_tokens_are_types_here():
+    two = pair(next(case for case in cases_encoders_2026.CASES if case.name == "xlm-langs"))
+    ids = two.ids()
+    with torch.no_grad():
+        theirs = two.reference(input_ids=ids, langs=ids % 3).logits
+        ours = two.ours(ids, token_type_ids=ids % 3).logits
+    torch.testing.assert_close(ours, theirs, **near(theirs))
+
+
+class NoCache(list):
+    """What FlauBERT's pre-norm layers take for a cache: they index it, and theirs cannot be indexed."""
+
+    def get_seq_length(self):
+        return 0
+
+
+def test_flaubert_s_pre_norm_layers_are_the_reference_s(tmp_path):
+    case = next(case for case in cases_encoders_2026.CASES if case.name == "flaubert-base")
+    reference = dataclasses.replace(case, sizes={**case.sizes, "pre_norm": True}).reference()
+    reference.save_pretrained(tmp_path)
+    ids = torch.arange(5, 53).view(2, 24)
+    with torch.no_grad():
+        theirs = reference(input_ids=ids, cache=NoCache([None] * 3)).last_hidden_state
+        ours = zoo.load(tmp_path)(ids).hidden
+    torch.testing.assert_close(ours, theirs, **near(theirs))

@@ -68,7 +68,8 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     """A vector for each token; `scale` multiplies it (√d_model in the first transformer and in Gemma).
 
     `n_types` kinds of token have a vector of their own, added (BERT's segments), as are positions; then `norm` follows
-    (BERT, BLOOM). A table of another `width` is projected to d_model (Lan et al., 2019, ALBERT): after the norm, or
+    (BERT, BLOOM). A token whose type is not given is of type 0, or with `optional_types` of none (XLM's languages).
+    A table of another `width` is projected to d_model (Lan et al., 2019, ALBERT): after the norm, or
     with `project_first` before positions are added (OPT-350m). With `norm_first` the norm comes before positions, too
     (Blenderbot small's decoder). `n_tasks` tasks have a vector each too (Sun et al., 2020, ERNIE 2.0), of which every
     token gets the first: the others are tasks that a published model was pre-trained on. `masked` makes padding 0
@@ -84,6 +85,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     norm: WholeNorm | None = None
     norm_first: bool = False
     n_types: PositiveInt | None = None
+    optional_types: bool = False
     n_tasks: PositiveInt | None = None
     width: PositiveInt | None = None
     project_bias: bool = False
@@ -97,6 +99,8 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
     def __post_init__(self) -> None:
         if self.mask_id is None and self.mask_share != 0.12:
             raise ValueError(f"mask_share={self.mask_share} is of masked tokens, and none is named (give `mask_id`)")
+        if self.optional_types and not self.n_types:
+            raise ValueError("optional_types is of types, and there are none (give `n_types`, or leave it out)")
         if self.norm_first and self.norm is None:
             raise ValueError("norm_first places the norm, and there is none (give `norm`, or leave it out)")
         idle = [name for name in ("project_bias", "project_first") if getattr(self, name) and self.width is None]
@@ -144,7 +148,7 @@ class TableEmbedding(TokenEmbedding, kind="tokens"):
             x = x * factors[..., None].to(x.dtype)
         if self.width and self.project_first:
             x = m.project(x)
-        if self.n_types:
+        if self.n_types and not (types is None and self.optional_types):
             x = x + (m.types.weight[0] if types is None else m.types(types))
         if self.n_tasks:
             x = x + m.tasks.weight[0]
