@@ -17,6 +17,29 @@ LONGCAT = {
     "head_dim": 4,
     "v_head_dim": 6,
 }
+ZAMBA2 = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 7,
+    "layers_block_type": [
+        "linear_attention",
+        "hybrid",
+        "linear_attention",
+        "hybrid",
+        "hybrid",
+        "linear_attention",
+        "hybrid",
+    ],
+    "mamba_d_state": 8,
+    "n_mamba_heads": 4,
+    "mamba_ngroups": 2,
+    "intermediate_size": 56,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "adapter_rank": 5,
+    "chunk_size": 8,
+    "pad_token_id": None,
+}
 
 CASES = [
     case("longcat_flash", "LongcatFlashConfig", base=LONGCAT),
@@ -31,4 +54,7 @@ CASES = [
         rope_parameters={**YARN, "mscale": 0.7, "mscale_all_dim": 0.9},
     ),
     case("longcat_flash-base", "LongcatFlashConfig", "Model", base=LONGCAT, rms_norm_eps=1e-3, hidden_act="gelu"),
+    case("zamba2", "Zamba2Config", base=ZAMBA2, num_mem_blocks=2, use_shared_attention_adapter=True, use_mem_rope=True),
+    case("zamba2-plain", "Zamba2Config", base=ZAMBA2, num_key_value_heads=2, add_bias_linear=True, mamba_ngroups=1),
+    case("zamba2-base", "Zamba2Config", "Model", base=ZAMBA2, use_mem_rope=True, hidden_act="silu"),
 ]

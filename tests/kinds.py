@@ -63,6 +63,7 @@ MIXED = {
     "two attentions": [
         *("block=shortcut", "attention=sliding", "window=5", "ffn=moe", "zero_experts=1", "router.capacity=3"),
     ],
+    "shared block": ["block=shared_attention", "attention=mamba2", "n_layers=2"],
     "two states": [
         *("block=shortcut", "pattern=[state,layer]", "n_layers=3"),
         f"+layers={{state:{{attention:{{kind:mamba2,{MAMBA2}}}}}}}",

@@ -30,6 +30,10 @@ MODELS = {
     "deep": ("llama-tiny", ["model.n_layers=5", "model.d_model=64", "model.d_ff=96"]),
     "experts": ("mixtral-tiny", ["model.n_layers=2"]),
     "latents": ("deepseek-tiny", []),
+    "shared_block": (
+        "llama-tiny",
+        [*SMALL, "model.attention=mamba2", "model.block=shared_attention", "+model.adapter_rank=4", "model.n_heads=4"],
+    ),
     "shortcut": (
         "mixtral-tiny",
         [
@@ -136,6 +140,7 @@ WAYS = {
     "experts": ("ddp", "fsdp", "tp", "ep", "{dp: 2, ep: 2}", "pp"),
     "even_experts": ("cp", "{shard: 2, ep: 2}"),
     "latents": ("fsdp", "tp", "ep"),
+    "shared_block": ("ddp", "fsdp", "tp"),
     "shortcut": ("fsdp", "tp", "ep"),
     "dense_latents": ("cp", "{cp: 2, cp_comm: ring}"),
     "hybrid": ("fsdp", "tp", "ep"),

@@ -12,6 +12,7 @@ from zoo.costs.cache import kv_cache
 from zoo.costs.hardware import hardware, list_gpus
 from zoo.costs.operators import Chosen, Widths, operators
 from zoo.costs.roofline import MOST, roofline, turnover, usable
+from zoo.costs.rows import tabulate
 from zoo.errors import ConfigError
 from zoo.spec import Embedding, walk
 
@@ -185,6 +186,7 @@ def test_a_step_reads_the_cache_that_is_kept_and_every_weight_but_the_tables(cho
     assert own == kept["bytes"] if not states else kept["bytes"] < own <= 2 * kept["bytes"]  # states are written too
     looked_up = sum(p.params for _, p in walk(spec, spec.d_model) if isinstance(p, Embedding))
     products = params.count_parameters(spec)["total"] - looked_up + 67 * 32  # the head is tied to the table of tokens
+    products += sum(row.part.params * (row.used - row.stored) for row in tabulate(spec).parts)  # read for each use
     every_row = sum(part.weight_bytes(batch) for part in parts.values())  # so large a batch meets all there is
     assert 2 * (products + looked_up) <= every_row + 1e-6 <= 2 * (products + looked_up) + 64  # a router's saved bias
     alone = sum(part.weight_bytes(1) for part in parts.values())

@@ -72,6 +72,7 @@ NEEDS = {
     "position=relative_buckets": ["kind=encoder", "attention=disentangled", "position_buckets=8"],
     "block=post_conv": ["kind=encoder"],
     "block=feed_forward": ["position=none"],
+    "block=shared_attention": ["attention=mamba2"],
     "block=hyper": ["+streams={kind: weighted, count: 4}"],
     "block=altup": ["+streams={kind: altup, count: 4}"],
     "router=expert_choice": ["kind=encoder", "ffn=moe"],
@@ -93,6 +94,7 @@ def every_choice() -> Iterator[list[str]]:
     yield ["attention=mla", "attention.output_gate=true", "attention.tempering={kind: log, floor: 4, first: 0}"]
     yield ["block=shortcut", "ffn=moe", "zero_experts=1", "attention=mla", "scale_latents=true", "q_lora_rank=10"]
     yield ["attention=mla", "attention.output_gate=true", "attention.gate_over=channel", "attention.sinks=true"]
+    yield ["block=shared_attention", "attention=mamba2", "adapter_rank=3"]
     yield MIXED
     yield LENT
     head = "head={kind: mlm, activation: {kind: gelu}, norm: {kind: layernorm}}"
@@ -115,7 +117,8 @@ def readable(overrides: list[str]) -> list[str]:
         "d_ff": "block=mixer" not in text,
         "n_heads": attention not in ("mamba", "fourier", "rwkv", "short_conv") and mixes,
         "head_dim": attention not in ("mamba", "mla", "dsa", "fourier", "rg_lru", "rwkv", "short_conv") and mixes,
-        "n_kv_heads": attention in ("gqa", "msa", "differential", "sliding", "side_by_side") and mixes,
+        "n_kv_heads": mixes
+        and (attention in ("gqa", "msa", "differential", "sliding", "side_by_side") or "shared_attention" in text),
         "n_experts": "ffn=moe" in text,
         "original_max_seq_len": any(kind in text for kind in ("rope_dynamic", "rope_yarn", "rope_llama3")),
     }

@@ -28,6 +28,7 @@ CONTEXTS = (
     (),
     ("position=none",),
     ("ffn=moe",),
+    ("attention=mamba2",),
     ("+streams={kind: altup, count: 4}",),
     ("+streams={kind: weighted, count: 4}",),
     ("kind=encoder",),

@@ -239,6 +239,9 @@ class _Trace:
             )
             for step in steps.values():
                 step.given = whole.select(2, 0)
+        if any(block.reads_embedding for block in self.tower.blocks.values()):
+            for step in steps.values():
+                step.embedded = make_shadow(x.shape, x.dtype, "embedded", grad=True)
         shared = collect_saved(find_reached((each for step in steps.values() for each in _shared(step)), begun[0]))
         blocks = self.tower.blocks
         self.lenders = {block.attention.lender for block in blocks.values()} - {None}
@@ -325,7 +328,15 @@ def _shared(step: Any) -> list[Any]:
             tables = each.tables if isinstance(each.tables, tuple) else ()
             extra = [value if isinstance(value, tuple) else (value,) for value in each.extra.values()]
             bias = None if each.bias is None else each.bias._dense
-            drawn = (each.mask._dense, each.mask._additive, bias, each.positions, each.memory, each.given)
+            drawn = (
+                each.mask._dense,
+                each.mask._additive,
+                bias,
+                each.positions,
+                each.memory,
+                each.given,
+                each.embedded,
+            )
             found += [*drawn, *tables, *(item for items in extra for item in items)]
     return [each for each in found if hasattr(each, "storage")]
 

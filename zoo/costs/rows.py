@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from zoo.costs.pairs import Look
-from zoo.spec import CROSS, Part, Spec, Tied, rows
+from zoo.spec import CROSS, SHARED, Part, Spec, Tied, rows
 
 if TYPE_CHECKING:
     from zoo.model.attention.base import Attention
@@ -149,7 +149,10 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
             own: Any = row.component
             if row.part is not None:
                 parts.append(PartRow(where, row.kind, row.path, row.roles, own, row.part, row.stored, row.used))
-            elif own.axis == "attention" and row.roles[:-1] == ():  # what it is made of is in its own figures
+            elif own.axis == "attention" and row.roles[:-1] in (
+                (),
+                (SHARED,),
+            ):  # what it is made of is in its own figures
                 look = Look(bool(tower.causal), CROSS in row.roles, own.visible_window, own.visible_chunk)
                 look = look._replace(blocks=own.visible_blocks)
                 chooser = own.chooser

@@ -95,6 +95,8 @@ def layer_faults(spec: Priced, schedule: Schedule) -> list[str]:
     blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
     if stages > 1 and any(block.streams > 1 for block in blocks):
         return [f"pp: is {stages}, and the residual stream has several vectors a token (pp=1)"]
+    if stages > 1 and any(block.reads_embedding for block in blocks):
+        return [f"pp: is {stages}, and layers of several stages share a block and read the embedding (pp=1)"]
     if stages > 1 and any(block.layer_input is not None for block in blocks):
         return [f"pp: is {stages}, and layers read the per-layer embedding, which is on the first stage (pp=1)"]
     if stages > 1 and any(block.attention.lender is not None for block in blocks):

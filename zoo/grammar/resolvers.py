@@ -52,15 +52,16 @@ def _resolve_or(name: str, literal: Any, *, _parent_: Any) -> Any:
 
 
 def _find_nearest(name: str, node: Any) -> tuple[bool, Any]:
-    """Look for a key outwards, starting beside the component that asks. Gives whether it is there, and its value."""
+    """Look for a key outwards, starting beside the component that asks. Gives whether it is there, and its value. What
+    the component is itself a part of does not count."""
     reads = _reads.get()
     if reads is not None:
         reads.add(name)
-    scope = omega.get_parent(node)
+    inner, scope = node, omega.get_parent(node)
     while scope is not None:
-        if isinstance(scope, DictConfig) and name in scope:
+        if isinstance(scope, DictConfig) and name in scope and omega.get_raw_child(scope, name) is not inner:
             return True, scope[name]
-        scope = omega.get_parent(scope)
+        inner, scope = scope, omega.get_parent(scope)
     return False, None
 
 

@@ -52,12 +52,17 @@ def find_lending_faults(blocks: Mapping[str, Any], pattern: Sequence[str]) -> It
 
 
 class Lending:
-    """What the layers of one pass are given besides the stream: keys and values of earlier layers, and inputs that the
-    embedding made for each."""
+    """What the layers of one pass are given besides the stream: keys and values of earlier layers, inputs that the
+    embedding made for each, and what went into the first (`embedded`), for those that read it."""
 
     def __init__(
-        self, blocks: Mapping[str, Any], pattern: Sequence[str], inputs: Sequence[Tensor] | None = None
+        self,
+        blocks: Mapping[str, Any],
+        pattern: Sequence[str],
+        inputs: Sequence[Tensor] | None = None,
+        embedded: Tensor | None = None,
     ) -> None:
+        self._embedded = embedded if any(block.reads_embedding for block in blocks.values()) else None
         self.sources = find_sources(blocks, pattern)
         self._last = {source: index for index, source in self.sources.items()}  # the last layer that reads each
         self._inputs = inputs
@@ -66,6 +71,7 @@ class Lending:
     def open(self, index: int, step: Step) -> None:
         """Give a layer's step what it takes, before the layer is run."""
         step.given = None if self._inputs is None else self._inputs[index]
+        step.embedded = self._embedded
         if index in self.sources:
             step.taken = self._lent[self.sources[index]]
         step.lends = index in self._last

@@ -130,6 +130,7 @@ class Step:
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's, to be added to the objective
     ends: list[Tensor] = field(default_factory=list)  # in training, where the rows of a router's experts end [E]
     given: Tensor | None = None  # B T P, what the embedding holds for this layer
+    embedded: Tensor | None = None  # B T D, what went into the first layer, for layers that read it
     lends: bool = False  # whether later layers read this one's keys and values
     lent: tuple[Tensor, ...] | None = None  # these, once the layer has run: with a cache, as it gave them
     taken: tuple[Tensor, ...] | None = None  # those of an earlier layer, where this one has none of its own

@@ -236,7 +236,7 @@ class Tower(Topology):
         drops = scene.drops and scene.drops.for_layers(self.depth, stack.numbers)
         layers, ends = self.find_section(inputs)
         choice: Choice | None = None
-        lending = Lending(self.blocks, self.pattern, self.embedding.layer_inputs(m, inputs.input_ids, x))
+        lending = Lending(self.blocks, self.pattern, self.embedding.layer_inputs(m, inputs.input_ids, x), x)
         x = self.streams.expand(m.streams, x) if self.streams else x  # B T S D where there are several
         for index in layers:
             kind = self.pattern[index]

@@ -1,6 +1,6 @@
 """Define the only torch modules: a Layer allocates the parts that its Spec lists, and runs the Spec's forward."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -39,12 +39,15 @@ class Layer(nn.Module):
     expert_group: Any = None  # of a mixture: the ranks that have its experts
     divided = False  # whether each rank computes a part of it, for all tokens
 
-    def __init__(self, spec: S.Spec, d_model: int) -> None:
+    def __init__(self, spec: S.Spec, d_model: int, first: "Layer | None" = None) -> None:
         super().__init__()
         self.spec = spec
         self.d_model = d_model
         for name, part in spec.parts(d_model).items():
-            self._store(name, part, d_model)
+            if first is not None and isinstance(part, S.Sized) and part.common:
+                self.__dict__[name] = getattr(first, name)  # not registered: it is a part of the kind's first layer
+            else:
+                self._store(name, part, d_model)
 
     def _store(self, name: str, part: Any, d_model: int) -> None:
         if isinstance(part, S.Weight):
@@ -199,12 +202,27 @@ def make_module(part: Any, d_model: int) -> nn.Module:
         case S.Sized():
             return Layer(part.spec, part.d_model)
         case S.Stack():
-            return Layers((number, Layer(part.kinds[kind], d_model)) for number, kind in part.numbered())
+            return Layers(_make_layers(part, d_model))
         case S.Group():
             return nn.ModuleDict({name: make_module(inner, d_model) for name, inner in part.parts.items()})
         case S.Spec():
             return Layer(part, d_model)
     raise TypeError(f"{part!r} is no part")
+
+
+def _make_layers(stack: S.Stack, d_model: int) -> Iterator[tuple[int, Layer]]:
+    """Make the layers of a stack, each with its number. Those of a kind have the first one's common parts."""
+    first: dict[str, Layer] = {}
+    for number, kind in stack.numbered():
+        layer = Layer(stack.kinds[kind], d_model, first.get(kind))
+        first.setdefault(kind, layer)
+        yield number, layer
+
+
+def list_common(layer: nn.Module) -> list[nn.Module]:
+    """List the parts of a layer that others of its kind use as well."""
+    parts = layer.spec.parts(layer.d_model) if isinstance(layer, Layer) else {}
+    return [layer.get_submodule(name) for name in layer._modules if getattr(parts[name], "common", False)]
 
 
 def _device() -> torch.device:

@@ -250,7 +250,7 @@ def _is_light(result: Any, args: Sequence[Any]) -> bool:
 def _list_tensors(step: Step) -> list[tuple[int, tuple[Any, ...]]]:
     """Tensors that a Step has itself: their ids, and where each is found."""
     found = []
-    for name in ("tables", "positions", "given"):
+    for name in ("tables", "positions", "given", "embedded"):
         value = getattr(step, name)
         if isinstance(value, torch.Tensor):
             found.append((id(value), (name,)))

@@ -28,6 +28,9 @@ CROSS = "cross"
 READ = "read"
 """A product of the tokens that attention reads (keys, values): in cross-attention the encoder's, computed once."""
 
+SHARED = "shared"
+"""What several layers have in common."""
+
 EXPERTS, SHARED_EXPERT = "experts", "shared_expert"
 """The routed experts of a mixture, and the one that every token passes."""
 
@@ -212,11 +215,13 @@ class Tied(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Sized:
-    """A sub-component built at another width than its owner's, or in another role than its axis."""
+    """A sub-component built at another width than its owner's, or in another role than its axis. One that is `common`
+    has one set of weights for all layers of a kind: they are the first such layer's, by name too."""
 
     spec: Spec
     d_model: int
     role: str = ""
+    common: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,12 +30,14 @@ from zoo.spec.parts import Group, Part, Sized, Stack
 
 class Slot(NamedTuple):
     """The place of a part or sub-component in its owner: its roles, its kind if it is a layer, and how many there are,
-    `stored` and `used` in one pass (layers that share weights are stored once)."""
+    `stored` and `used` in one pass (layers that share weights are stored once). What is `common` to the layers of a
+    kind is stored once whatever their number."""
 
     roles: tuple[str, ...]
     kind: str | None = None
     stored: int = 1
     used: int = 1
+    common: bool = False
 
 
 _completing = threading.RLock()
@@ -172,7 +174,7 @@ class Spec:
             if isinstance(part, Spec):
                 yield name, Sized(part, d_model), Slot((part.axis,))
             elif isinstance(part, Sized):
-                yield name, part, Slot((part.role or part.spec.axis,))
+                yield name, part, Slot((part.role or part.spec.axis,), common=part.common)
             elif isinstance(part, Group):
                 for inner, leaf in part.parts.items():
                     yield f"{name}.{inner}", leaf, Slot((part.role, leaf.role))

@@ -49,7 +49,7 @@ def _descend(at: SpecRow, found: list[SpecRow]) -> None:
         roles, kind = at.roles + slot.roles, at.kind if slot.kind is None else slot.kind
         if roles[:1] == ("",):  # a weight right in a layer or a tower, which only its name tells from the others
             roles = (name.partition(".")[0], *roles[1:])
-        stored, used = at.stored * slot.stored, at.used * slot.used
+        stored, used = (min(at.stored, 1) if slot.common else at.stored * slot.stored), at.used * slot.used
         if isinstance(child, Sized):
             _descend(SpecRow(prefix + name, child.spec, None, child.d_model, roles, kind, stored, used), found)
         else:
@@ -113,13 +113,20 @@ def is_hidden_matrix(kind: str | None, part: Part, leaf: str) -> bool:
     return min(linear.d_in, linear.d_out) > 1
 
 
-def _leaves_below(spec: Spec, d_model: int, prefix: str, at: str) -> Iterator[tuple[str, str, Part, str]]:
-    """Yield name, the path of its part in `rows` (where a layer goes by its kind), part and leaf of every tensor."""
+def _leaves_below(
+    spec: Spec, d_model: int, prefix: str, at: str, first: bool = True
+) -> Iterator[tuple[str, str, Part, str]]:
+    """Yield name, the path of its part in `rows` (where a layer goes by its kind), part and leaf of every tensor. Of a
+    layer that is not the `first` of its kind, what is common to them is left out."""
     for name, part in spec.parts(d_model).items():
         path, row = prefix + name, at + name
         if isinstance(part, Stack):
+            seen: set[str] = set()
             for index, kind in part.numbered():
-                yield from _leaves_below(part.kinds[kind], d_model, f"{path}.{index}.", f"{row}.{kind}.")
+                yield from _leaves_below(
+                    part.kinds[kind], d_model, f"{path}.{index}.", f"{row}.{kind}.", kind not in seen
+                )
+                seen.add(kind)
         elif isinstance(part, Group):
             for inner, leaf in part.parts.items():
                 yield from _leaves(leaf, f"{path}.{inner}", f"{row}.{inner}")
@@ -127,6 +134,8 @@ def _leaves_below(spec: Spec, d_model: int, prefix: str, at: str) -> Iterator[tu
             yield from _leaves(part, path, row)
         else:
             sub = part if isinstance(part, Sized) else Sized(part, d_model)
+            if sub.common and not first:
+                continue
             yield from _leaves_below(sub.spec, sub.d_model, f"{path}.", f"{row}.")
 
 

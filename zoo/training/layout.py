@@ -157,6 +157,8 @@ class Layout:
             return
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+        from zoo.run.layer import list_common
+
         policy = MixedPrecisionPolicy()
         if precision == "bf16_master":
             policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
@@ -168,6 +170,8 @@ class Layout:
             stack = model.get_submodule(path) if path else model
             if len(stack.blocks) == len(tower.pattern):  # one that is used several times stays with the others
                 for layer in stack.blocks:
+                    for part in list_common(layer):  # which other layers run, too
+                        fully_shard(part, **how)
                     fully_shard(layer, **how)
         fully_shard(model, **how)
         for module in model.modules():

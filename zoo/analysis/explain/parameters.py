@@ -11,6 +11,7 @@ from zoo.analysis.explain.terms import Term, symbol, term, total
 from zoo.costs.flops import is_row_wise
 from zoo.costs.params import component_of, count_parameters
 from zoo.costs.rows import CostTable, PartRow
+from zoo.spec import SHARED
 
 UNIT = "parameters"
 
@@ -46,7 +47,8 @@ def list_component_formulas(
         each = total(term(of(row)) for row in counted)
         if each.value:
             tower = table.towers[where]
-            copies = term(1) if kind is None else count_layers(tower, kind, stored)
+            common = stored and counted[0].slot == SHARED
+            copies = term(1) if kind is None or common else count_layers(tower, kind, stored)
             name = name_component(where, label, tower, kind)
             first = counted[0]
             yield ComponentFormula(where, kind, what, name, each, copies, cite_class(first.owner), is_row_wise(first))

@@ -117,6 +117,16 @@ def find_places(items: list[Any], name: Any) -> list[int]:
     return [index for index, each in enumerate(items) if each == name]
 
 
+def count_earlier(items: list[Any]) -> list[int]:
+    """`earlier`: for each entry of a list how many equal ones stand before it; `["a", "b", "a"]` gives [0, 0, 1]."""
+    seen: dict[Any, int] = {}
+    found = []
+    for each in items:
+        found.append(seen.get(each, 0))
+        seen[each] = found[-1] + 1
+    return found
+
+
 def find_run(items: list[Any], name: Any) -> list[int]:
     """`run`: the step, the first and the last index at which a name is in a list (ERNIE 4.5)."""
     found = find_places(items, name) or [len(items)]
@@ -157,6 +167,7 @@ FUNCTIONS |= {
     "halved_if": HalvedIf(),
     "spread": Plain(repeat_groups),
     "places": Plain(find_places),
+    "earlier": Plain(count_earlier),
     "run": Plain(find_run),
     "cycle": Plain(find_cycle),
     "stride": Plain(find_stride),

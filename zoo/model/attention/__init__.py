@@ -7,6 +7,7 @@ from zoo.model.attention import (  # noqa: F401  (registers their kinds)
     disentangled,
     fourier,
     gqa,
+    in_turn,
     indexer,
     kda,
     linear,

@@ -36,6 +36,8 @@ class Attention(Spec, axis="attention"):
 
     takes_memory: ClassVar[bool] = False  # whether it can read an encoder's output in place of the tokens
 
+    needs_block: ClassVar[str] = ""  # the one kind of block that it has a place in, if any will not do
+
     lender_field: ClassVar[str] = "kv_from"  # which names another kind of layer, see `lender`
 
     # What a layer must have in common with the one whose keys or values it reads.

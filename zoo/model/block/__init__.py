@@ -11,6 +11,7 @@ from zoo.model.block.post_conv import PostConv
 from zoo.model.block.post_inside import PostInside
 from zoo.model.block.pre import Pre
 from zoo.model.block.sandwich import Sandwich
+from zoo.model.block.shared_attention import SharedAttention
 from zoo.model.block.shortcut import Shortcut
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "PostInside",
     "Pre",
     "Sandwich",
+    "SharedAttention",
     "Shortcut",
 ]

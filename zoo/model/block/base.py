@@ -46,6 +46,7 @@ class Block(Spec, axis="block"):
     divided: ClassVar[tuple[str, ...]] = ("attention", "cross", "ffn")
     """Its sub-layers, whose parts each rank of tensor parallelism computes for all tokens, between seams of their own.
     A block that names none has its seams in its `forward`."""
+    reads_embedding: ClassVar[bool] = False  # whether it is given the embedding's output, too
     n_attentions: ClassVar[int] = 1
     """How many of `attention` it has, each with weights and a cache of its own."""
 
@@ -59,6 +60,9 @@ class Block(Spec, axis="block"):
     def __post_init__(self) -> None:
         if self.attention.kind == "none" and self.kind != "feed_forward":
             raise ValueError(f"a '{self.kind}' block needs an attention, found 'none' (block: feed_forward has none)")
+        if self.attention.needs_block not in ("", self.kind):
+            found = f"attention '{self.attention.kind}' has no place in a '{self.kind}' block"
+            raise ValueError(f"{found} (block: {self.attention.needs_block})")
         if self.cross is not None and not self.takes_cross:
             raise ValueError(f"a '{self.kind}' block has no place for cross-attention (pre, post and sandwich do)")
         if self.attention.reads_width is not None:

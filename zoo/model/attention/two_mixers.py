@@ -1,0 +1,81 @@
+"""What a layer of two mixers, softmax attention and a recurrent one, answers to those who ask about its attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zoo.model.attention.base import Attention
+from zoo.model.attention.gqa import GQA
+from zoo.model.position.base import Position
+
+if TYPE_CHECKING:
+    from zoo.kernels.base import Ask
+
+
+class TwoMixers(Attention):
+    """Base of the kinds with two mixers: `softmax` attends to keys, `recurrent` keeps a state (mamba2, say)."""
+
+    causal: ClassVar[bool | None] = True
+
+    softmax: Attention
+    recurrent: Attention
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.softmax, GQA) or self.softmax.needs_block != self.needs_block:
+            raise ValueError(f"softmax: '{self.softmax.kind}' has no place beside a recurrent mixer (gqa would do)")
+        for name, why in (
+            ("kv_from", "reads another layer's keys, which a layer of two mixers is not given"),
+            ("short_conv", "keeps a state of its own beside the recurrent mixer's"),
+            ("memory_width", "is of an encoder's output, which a layer of two mixers does not read"),
+        ):
+            if getattr(self.softmax, name) is not None:
+                raise ValueError(f"softmax.{name} {why} (null)")
+        if not self.recurrent.state() or self.recurrent.cache():
+            raise ValueError(f"recurrent: '{self.recurrent.kind}' keeps no state of fixed size alone (mamba2 would do)")
+
+    @property
+    def chunk_size(self) -> int | None:
+        """Tokens of a chunk of the recurrent mixer, where it has chunks."""
+        return getattr(self.recurrent, "chunk_size", None)
+
+    @property
+    def loops(self) -> bool:
+        return self.recurrent.loops
+
+    @property
+    def visible_window(self) -> int | None:
+        return self.softmax.visible_window
+
+    @property
+    def visible_chunk(self) -> int | None:
+        return self.softmax.visible_chunk
+
+    @property
+    def score_heads(self) -> int:
+        return self.softmax.score_heads
+
+    @property
+    def positioning(self) -> Position | None:
+        return self.softmax.positioning
+
+    @property
+    def rotary_width(self) -> int:
+        return self.softmax.rotary_width
+
+    @property
+    def summed(self) -> int:
+        return self.softmax.summed + self.recurrent.summed
+
+    def shard(self, ranks: int) -> TwoMixers:
+        """Of both mixers the rank's heads."""
+        own = {field.name: getattr(self, field.name) for field in self.fields()}
+        return type(self)(**own | {name: own[name].shard(ranks) for name in ("softmax", "recurrent")})
+
+    def cache(self) -> dict[str, tuple[int, ...]]:
+        return self.softmax.cache()
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        return self.recurrent.state()
+
+    def ask(self, dtype: str, **features: Any) -> Ask | None:
+        return self.softmax.ask(dtype, **features)

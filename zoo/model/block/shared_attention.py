@@ -1,0 +1,146 @@
+# B batch, T tokens, D model width, R rank of an adapter
+"""A layer of a recurrent mixer, before which stands a transformer block that all layers of its kind share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PositiveInt
+
+from zoo.lazy import torch
+from zoo.model.attention.base import Attention
+from zoo.model.attention.in_turn import InTurn
+from zoo.model.block.base import Block
+from zoo.model.ffn import FFN
+from zoo.model.moe import MoE
+from zoo.model.norm import WholeNorm
+from zoo.spec import SHARED, Group, Linear, Sized, Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.model.step import Step, Weights
+
+READS = {"attention": ("q", "k", "v"), "ffn": ("gate", "up")}
+"""The products of a shared block that may have an adapter: those that read its input."""
+
+
+class SharedTransformer(Spec, axis="shared", kind="transformer", default="transformer"):
+    """ffn(norm(attention(norm([x ; e])))), without residual sums (Glorioso et al., 2024, Zamba)."""
+
+    attention: Attention
+    ffn: FFN
+    norm: WholeNorm
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        return {
+            "attention_norm": Sized(self.norm, 2 * d_model),
+            "attention": self.attention,
+            "ffn_norm": self.norm,
+            "ffn": self.ffn,
+        }
+
+    def forward(self, m: Weights, x: Tensor, adapt: Mapping[str, Any], step: Step) -> Tensor:
+        """What the block makes of x [B, T, D]. `adapt` gives by sub-layer what a layer's own adapters make of the
+        sub-layer's input."""
+        seam, tokens = m.seam, step.mask.n_queries
+        assert step.embedded is not None
+        joined = seam.gather(m.attention_norm(torch.cat((x, step.embedded), -1)), tokens)
+        y = self.attention.forward(AdaptedWeights(m.attention, adapt["attention"](joined)), joined, step)  # type: ignore[arg-type]
+        normed = seam.gather(m.ffn_norm(seam.add_up(y)), tokens)
+        return seam.add_up(self.ffn.forward(AdaptedWeights(m.ffn, adapt["ffn"](normed)), normed, step))  # type: ignore[arg-type]
+
+
+class AdaptedWeights:
+    """A component's weights, of which some products have a summand added to their result."""
+
+    def __init__(self, m: Weights, added: Mapping[str, Tensor]) -> None:
+        self._m, self._added = m, added
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._m, name)
+        if name not in self._added:
+            return found
+        added = self._added[name]
+        return lambda x: found(x) + added
+
+
+class SharedAttention(Block, kind="shared_attention"):
+    """Compute x + recurrent(norm(x + t·W)), with t = ffn(norm(attention(norm([x ; e])))): a recurrent mixer's layer
+    (Mamba-2, say) that reads also what a transformer block makes of the stream beside the embedding's output e
+    (Glorioso et al., 2024, Zamba). All layers of this kind share that block; the recurrent mixer, W and the norm before
+    it are each layer's own.
+
+    A rank R gives each layer adapters of its own, which add A·B to the shared products as LoRA does: of queries, keys
+    and values (`attention_rank`), of the feed-forward's gate and up together, by one A (`ffn_rank`; Zamba2, 2024).
+    """
+
+    divided: ClassVar[tuple[str, ...]] = ("attention",)  # the shared block has its seams in its `forward`
+    reads_embedding: ClassVar[bool] = True
+
+    ffn: FFN
+    attention_rank: PositiveInt | None = None
+    ffn_rank: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.attention, InTurn):
+            found = f"attention: '{self.attention.kind}' is one mixer, and a '{self.kind}' block has two in turn"
+            raise ValueError(f"{found} (in_turn, with softmax and recurrent)")
+        if isinstance(self.ffn, MoE) or self.ffn.state():
+            raise ValueError(f"ffn: '{self.ffn.kind}' has no place in a shared block (gated or mlp)")
+
+    @property
+    def _mixers(self) -> InTurn:
+        assert isinstance(self.attention, InTurn)
+        return self.attention
+
+    @property
+    def reductions(self) -> int:
+        return 3
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        shared = SharedTransformer(attention=self._mixers.softmax, ffn=self.ffn, norm=self.norm)
+        adapters = self._list_adapters(d_model)
+        return {
+            "shared": Sized(shared, d_model, role=SHARED, common=True),
+            **({"adapters": Group(adapters, role="adapters")} if adapters else {}),
+            "join": Linear(d_model, d_model),
+            "attention_norm": self.norm,
+            "attention": self._mixers.recurrent,
+        }
+
+    def _list_adapters(self, d_model: int) -> dict[str, Any]:
+        """The layer's own adapters: `q_down` [2·D, R] and `q_up` [R, width of q] and so on; `ffn_down`, `gate_up` and
+        `up_up` of the feed-forward."""
+        found: dict[str, Any] = {}
+        if self.attention_rank is not None:
+            for name, part in self._adapted("attention", d_model):
+                found[f"{name}_down"] = Linear(2 * d_model, self.attention_rank)
+                found[f"{name}_up"] = Linear(self.attention_rank, part.d_out)
+        if self.ffn_rank is not None:
+            found["ffn_down"] = Linear(d_model, self.ffn_rank)
+            found |= {f"{name}_up": Linear(self.ffn_rank, part.d_out) for name, part in self._adapted("ffn", d_model)}
+        return found
+
+    def _adapted(self, place: str, d_model: int) -> list[tuple[str, Linear]]:
+        """The products of a sub-layer that have adapters."""
+        parts = (self._mixers.softmax if place == "attention" else self.ffn).parts(d_model)
+        return [(name, part) for name in READS[place] if isinstance(part := parts.get(name), Linear)]
+
+    def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
+        adapters: Any = m.adapters if self.attention_rank or self.ffn_rank else {}
+
+        def adapt_attention(x: Tensor) -> dict[str, Tensor]:
+            names = [name for name in READS["attention"] if f"{name}_down" in adapters]
+            return {name: adapters[f"{name}_up"](adapters[f"{name}_down"](x)) for name in names}
+
+        def adapt_ffn(x: Tensor) -> dict[str, Tensor]:
+            if self.ffn_rank is None:
+                return {}
+            low = adapters["ffn_down"](x)
+            return {name: adapters[f"{name}_up"](low) for name in READS["ffn"] if f"{name}_up" in adapters}
+
+        given = m.shared(x, {"attention": adapt_attention, "ffn": adapt_ffn}, step)
+        return self.add(x, m.attention(m.attention_norm(x + m.join(given)), step))
