@@ -128,4 +128,25 @@ XLMS = [
     Case("flaubert", "FlaubertConfig", "FlaubertWithLMHeadModel", XLM, writes=False),
     Case("flaubert-base", "FlaubertConfig", "FlaubertModel", {**XLM, "n_langs": 2}, writes=False),
 ]
-CASES = [*ESMS, *ESMCS, *GTES, *FILTERS, *BIRDS, *XLNETS, *NYSTROMS, *CONVS, *XLMS]
+ULTRA = {
+    **SMALL,
+    "num_hidden_layers": 4,
+    "sliding_window": 4,
+    "prediction_head_size": 20,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+}
+ULTRAS = [
+    case("ultrabert", "UltrabertConfig", "UltrabertForMaskedLM", base=ULTRA),
+    case(
+        "ultrabert-tied",
+        "UltrabertConfig",
+        "UltrabertForMaskedLM",
+        base=ULTRA,
+        num_key_value_heads=2,
+        attention_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=True,
+    ),
+    case("ultrabert-base", "UltrabertConfig", "UltrabertModel", base=ULTRA, rms_norm_eps=1e-3),
+]
+CASES = [*ESMS, *ESMCS, *GTES, *FILTERS, *BIRDS, *XLNETS, *NYSTROMS, *CONVS, *XLMS, *ULTRAS]

@@ -118,29 +118,35 @@ class LMHead(VocabularyHead, kind="lm"):
 class MLMHead(VocabularyHead, kind="mlm"):
     """A masked token's logits: norm(act(x·W)), then the vocabulary (Devlin et al., 2018, BERT).
 
-    `width` is that of the transform, d_model unless given (ALBERT: the embedding's).
+    `width` is that of the transform, d_model unless given (ALBERT: the embedding's). With `deep` a second product leads
+    back from it to d_model, act(act(x·W)·V), before the norm, which may be left out (UltraBERT, 2026).
     """
 
     predicts_tokens: ClassVar[bool] = True
 
     activation: PlainActivation
-    norm: WholeNorm
+    norm: WholeNorm | None
     tied: bool = True
     bias: bool = True
     transform_bias: bool = True
     width: PositiveInt | None = None
+    deep: bool = False
 
     def parts(self, d_model: int) -> dict[str, Any]:
         width = self.width or d_model
-        linear = Linear(width, self.vocab_size, self.bias, role=LOGITS)
+        read = d_model if self.deep else width
+        linear = Linear(read, self.vocab_size, self.bias, role=LOGITS)
         return {
             "transform": Linear(d_model, width, self.transform_bias),
-            "norm": Sized(self.norm, width),
+            **({"second": Linear(width, d_model, self.transform_bias)} if self.deep else {}),
+            **({"norm": Sized(self.norm, read)} if self.norm else {}),
             "out": Tied(TABLE, linear, role=LOGITS) if self.tied else linear,
         }
 
     def forward(self, m: Weights, x: Tensor) -> Tensor:
-        return m.out(m.norm(self.activation.apply(m.transform(x))))
+        y = self.activation.apply(m.transform(x))
+        y = self.activation.apply(m.second(y)) if self.deep else y
+        return m.out(m.norm(y) if self.norm else y)
 
 
 class NoHead(VocabularyHead, kind="none"):
