@@ -76,7 +76,9 @@ SHOWN_BY = {
 SHOWN_BY["position=t5_globals"] = ("window=40",)  # farther than distances that have a bucket each
 SHOWN_BY["attention=transformer_xl"] = ("attention.max_distance=8",)  # of 40 tokens
 SHOWN_BY["attention=side_by_side"] = ("attention.recurrent.chunk_size=16",)
-SHOWN_BY["attention=dsa"] = ("attention.indexer.norm={kind: layernorm, eps: 1.0}",)
+SHOWN_BY |= {
+    f"attention={name}": ("attention.indexer.norm={kind: layernorm, eps: 1.0}",) for name in ("dsa", "dsa_pooled")
+}
 SHOWN_BY |= {f"block={name}": ("position=none",) for name in choices("block") if name != "post_conv"}  # for any mixer
 SHOWN_BY["block=sandwich"] = SHOWN_BY["block=altup"] = (
     "position=none",

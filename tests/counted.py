@@ -32,7 +32,12 @@ class Counted:
 @contextmanager
 def counted(model: Any) -> Any:
     """Count what the model does in this block."""
-    made, kernel, call, choose = Counted(), model.kernel, Eager.__call__, (indexer.choose_keys, indexer.choose_blocks)
+    made, kernel, call, choose = (
+        Counted(),
+        model.kernel,
+        Eager.__call__,
+        (indexer.choose_keys, indexer.choose_blocks, indexer.choose_pools),
+    )
 
     def watched(self: Any, q: Any, k: Any, v: Any, how: Any) -> Any:
         mask = how.mask
@@ -53,14 +58,21 @@ def counted(model: Any) -> Any:
         made.hidden += 2 * q.shape[2] * q.shape[3] * (q.shape[0] * q.shape[1] * k.shape[1] - shown)
         return choose[1](q, k, mask, **how)
 
+    def pooled(q: Any, weights: Any, k: Any, mask: Any, top_k: int, places: Any) -> Any:
+        seen, pools = mask.dense(q.device)[:, 0].sum(-1) // len(places), k.shape[1] // len(places)  # B|1 T
+        shown = int(seen.expand(q.shape[0], -1).sum())
+        made.hidden += 2 * q.shape[2] * (q.shape[3] + 1) * (q.shape[0] * q.shape[1] * pools - shown)
+        return choose[2](q, weights, k, mask, top_k, places)
+
     model.requires_grad_(False)  # the counter cannot follow a weight that is an input
     model.kernel = "eager"  # torch's counter gives sdpa on the CPU 0
     patches = (
         mock.patch.object(Eager, "__call__", watched),
         mock.patch.object(indexer, "choose_keys", scored),
         mock.patch.object(indexer, "choose_blocks", blocked),
+        mock.patch.object(indexer, "choose_pools", pooled),
     )
-    with patches[0], patches[1], patches[2], FlopCounterMode(display=False) as counter, torch.no_grad():
+    with patches[0], patches[1], patches[2], patches[3], FlopCounterMode(display=False) as counter, torch.no_grad():
         yield made
     model.kernel = kernel
     made.total = counter.get_total_flops()

@@ -41,6 +41,7 @@ MIXED = {
         "+layers={near:{attention:{kind:gqa,n_heads:4,n_kv_heads:2,head_dim:8,window:5,position:{kind:none}}}}",
     ],
     "dsa gated": ["attention=dsa", *INDEX, "+attention={output_gate:true,gate_over:channel,sinks:true}"],
+    "dsa pooled": ["attention=dsa_pooled", "index_top_k=8", *INDEX[1:], "index_pool=4"],
     "dsa shared": ["attention=dsa", *INDEX, *SHARES],
     "msa": ["attention=msa", "index_n_heads=2", "index_head_dim=16", "index_block_size=6", "index_top_blocks=2"],
     "lent keys": [

@@ -300,3 +300,16 @@ def test_an_encoder_decoder_reads_its_prompt_and_begins_to_write():
     begun = 6 * (2 * (6 * 512 * 512 + 2 * 512 * 2048) + 4 * 512 * (1 + 512)) + 2 * 512 * 32128
     assert figures["prefill"] == encoder + memory + begun
     assert figures["decode"] == begun + 6 * 4 * 512 * 511
+
+
+@pytest.mark.parametrize("pool", [2, 5])
+@pytest.mark.parametrize("chosen", [1, 3])
+def test_pairs_of_pools_are_those_counted_one_by_one(pool, chosen):
+    top_k = chosen * pool
+    scored = Look(True, False, pool=pool)
+    taken = Look(True, False, top_k=top_k, granule=pool, tail=True)
+    for held, new in ((0, 1), (0, 23), (7, 9), (12, 1), (31, 6)):
+        tokens = range(held + 1, held + new + 1)
+        assert scored.pairs(new, held) == sum(each // pool for each in tokens)
+        whole = [min(each // pool * pool, top_k) + each % pool for each in tokens]
+        assert taken.pairs(new, held) == sum(whole)

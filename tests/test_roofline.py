@@ -197,6 +197,13 @@ def _unchosen(spec, context):
     """Bytes of what is kept for attention and not read, as an indexer chooses other tokens."""
     for attention in (spec.blocks[kind].attention for kind in spec.pattern):
         chooser = attention.chooser
+        if chooser and chooser.adds_tail:
+            yield (
+                2
+                * (context - chooser.most_keys - context % chooser.granule)
+                * sum(math.prod(shape) for shape in attention.attended().values())
+            )
+            continue
         newest = chooser and (context - 1) % chooser.granule + 1  # of the newest block as many as there are
         left = context - (chooser.most_keys - chooser.granule + newest) if chooser else 0
         yield 2 * left * sum(math.prod(shape) for shape in attention.attended().values())

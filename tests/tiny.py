@@ -67,6 +67,7 @@ NEEDS = {
     "attention=transient_global": ["kind=encoder", "position=t5_globals", "global_block_size=4"],
     "position=t5_globals": ["kind=encoder", "attention=transient_global", "global_block_size=4"],
     "attention=dsa": ["index_top_k=4", "index_n_heads=8", "index_head_dim=40"],
+    "attention=dsa_pooled": ["index_top_k=4", "index_n_heads=8", "index_head_dim=40", "index_pool=2"],
     "attention=msa": ["index_n_heads=2", "index_head_dim=16", "index_block_size=4", "index_top_blocks=2"],
     "position=relative": ["kind=encoder", "attention=disentangled_v1"],
     "position=relative_buckets": ["kind=encoder", "attention=disentangled", "position_buckets=8"],
@@ -116,7 +117,8 @@ def readable(overrides: list[str]) -> list[str]:
         "window": attention in ("sliding", "longformer", "transient_global"),
         "d_ff": "block=mixer" not in text,
         "n_heads": attention not in ("mamba", "fourier", "rwkv", "short_conv") and mixes,
-        "head_dim": attention not in ("mamba", "mla", "dsa", "fourier", "rg_lru", "rwkv", "short_conv") and mixes,
+        "head_dim": attention not in ("mamba", "mla", "dsa", "dsa_pooled", "fourier", "rg_lru", "rwkv", "short_conv")
+        and mixes,
         "n_kv_heads": mixes
         and (attention in ("gqa", "msa", "differential", "sliding", "side_by_side") or "shared_attention" in text),
         "n_experts": "ffn=moe" in text,

@@ -18,6 +18,8 @@ class Look(NamedTuple):
     top_k: int | None = None  # how many an indexer chooses of those that a query sees
     blocks: Blocks | None = None
     granule: int = 1  # how many keys the indexer chooses together
+    tail: bool = False  # whether a query sees those of an unfinished granule besides
+    pool: int = 1  # tokens that one key is made of: a query sees the keys of pools that have ended
 
     def pairs(self, new: int, held: int = 0, memory: int = 0) -> int:
         """Count the pairs of `new` tokens after `held` cached ones. `memory` is the number of encoder tokens."""
@@ -25,8 +27,12 @@ class Look(NamedTuple):
             return new * memory
         if self.top_k is not None:  # as many as of a window
             if not self.causal:
-                return new * min(new, self.top_k)
-            return chosen_pairs(held + new, self.top_k, self.granule) - chosen_pairs(held, self.top_k, self.granule)
+                return new * self._choose(new)
+            return self._chosen(held + new) - self._chosen(held)
+        if self.pool > 1:
+            if not self.causal:
+                return new * (new // self.pool)
+            return pooled_pairs(held + new, self.pool) - pooled_pairs(held, self.pool)
         if self.blocks is not None:
             return block_pairs(new, self.blocks)
         if not self.causal:
@@ -44,8 +50,22 @@ class Look(NamedTuple):
         if self.chunk is not None:  # which a prefix does not reach beyond
             return chunked_pairs(prefix, self.chunk) - prefix
         if self.top_k is not None:
-            return prefix * min(prefix, self.top_k) - chosen_pairs(prefix, self.top_k, self.granule)
+            return prefix * self._choose(prefix) - self._chosen(prefix)
+        if self.pool > 1:
+            return prefix * (prefix // self.pool) - pooled_pairs(prefix, self.pool)
         return prefix * prefix - visible_pairs(prefix, 0, self.window)
+
+    def _choose(self, seen: int) -> int:
+        """Count the keys that are chosen of those that a query sees."""
+        assert self.top_k is not None
+        if not self.tail:
+            return min(seen, self.top_k)
+        return seen if seen < self.top_k + self.granule else self.top_k + seen % self.granule
+
+    def _chosen(self, tokens: int) -> int:
+        """Count the pairs of a causal row of so many tokens."""
+        assert self.top_k is not None
+        return (tailed_pairs if self.tail else chosen_pairs)(tokens, self.top_k, self.granule)
 
 
 def visible_pairs(new: int, held: int, window: int | None) -> int:
@@ -66,6 +86,22 @@ def chosen_pairs(tokens: int, top_k: int, granule: int) -> int:
     whole, rest = divmod(later, granule)
     newest = whole * (granule * (granule + 1) // 2) + rest * (rest + 1) // 2
     return top_k * (top_k + 1) // 2 + later * (top_k - granule) + newest
+
+
+def tailed_pairs(tokens: int, top_k: int, granule: int) -> int:
+    """Count the causal pairs of `tokens` tokens that see `top_k` keys each at most, in whole pools of `granule`, and
+    those of the pool that goes on. With 2 pools of 4 the 13th token sees 8 + 1 keys, the 12th 8."""
+    first = min(tokens, top_k + granule - 1)  # see all before them
+    whole, rest = divmod(tokens - first, granule)
+    later = (tokens - first) * top_k + whole * (granule * (granule - 1) // 2) + rest * (rest - 1) // 2
+    return first * (first + 1) // 2 + later
+
+
+def pooled_pairs(tokens: int, pool: int) -> int:
+    """Count the pairs of `tokens` tokens with the pools that have ended at them: none at the first `pool` − 1, one at
+    each of the next `pool`, and so on."""
+    whole, rest = divmod(tokens, pool)
+    return pool * (whole * (whole - 1) // 2) + whole * (rest + 1)
 
 
 def both_ways_pairs(tokens: int, reach: int | None) -> int:

@@ -158,8 +158,10 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
                 chooser = own.chooser
                 if chooser is not None:
                     if chooser.owns:  # which scores every key that is seen
-                        attentions.append(AttentionRow(where, tower, row.kind, ("indexer",), chooser, look, row.used))
-                    look = look._replace(top_k=chooser.most_keys, granule=chooser.granule)
+                        scored = look._replace(pool=chooser.pooled)
+                        attentions.append(AttentionRow(where, tower, row.kind, ("indexer",), chooser, scored, row.used))
+                    chosen = {"top_k": chooser.most_keys, "granule": chooser.granule, "tail": chooser.adds_tail}
+                    look = look._replace(**chosen)
                 attentions.append(AttentionRow(where, tower, row.kind, row.roles, own, look, row.used))
             elif own.axis == "router":
                 experts, width = mixture.n_computing, mixture.latent or row.d_model

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from zoo.lazy import torch
+from zoo.lazy import F, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,6 +64,55 @@ def choose_blocks(q: Tensor, k: Tensor, mask: Mask, *, size: int, count: int, lo
         best = best.masked_fill(((behind >= 0) & (behind < local))[:, :, None], math.inf)
         chosen = take_best(best, count).gather(-1, index)  # B T G S
         return chosen.transpose(1, 2).repeat_interleave(n_heads // q.shape[2], 1)
+
+
+def choose_pools(q: Tensor, weights: Tensor, k: Tensor, mask: Mask, top_k: int, places: Tensor) -> Tensor:
+    """Choose keys by pools of P consecutive tokens of a row or document, for `places` [P, C]: as `choose_keys`, where k
+    [B, S, 2C] are keys, and gates behind them. → [B, T, S].
+
+    A pool has one key, the sum of its tokens' weighted by a softmax over gate + place of each channel. Of the pools
+    that a query sees to their last token the `top_k` // P best are chosen, all of their tokens; besides, every key that
+    it sees of a pool that it does not see to the end. With pools of 4 the 7th token of a row sees the first pool, which
+    is chosen or not, and tokens 4 to 6 in any case.
+    """
+    with torch.no_grad():
+        pool, seen = places.shape[0], mask.dense(q.device)[:, 0]  # B|1 T S
+        if k.shape[1] < pool:
+            return seen
+        last, real, number = _find_pools(mask, k.shape[1], pool, q.device)  # B|1 E, B|1 E, B|1 S
+        keys, gates = _take_pools(k, last, pool).chunk(2, -1)  # B E P C
+        pooled = ((gates.float() + places.float()).softmax(2) * keys.float()).sum(2)
+        rows = max(seen.shape[0], last.shape[0])
+        seen, shape = seen.expand(rows, -1, -1), (rows, seen.shape[1], -1)
+        whole = seen.gather(-1, last[:, None].expand(shape)) & real[:, None]  # B|1 T E
+        best = take_best(score_keys(q, weights, pooled).masked_fill(~whole, -math.inf), top_k // pool) & whole
+        own = number[:, None].expand(rows, shape[1], -1)
+        ended = F.pad(whole, (0, 1)).gather(-1, own)  # B|1 T S: whether the query sees the last token of a key's pool
+        taken = F.pad(best, (0, 1)).gather(-1, own.expand(best.shape[0], -1, -1))
+        return seen & (taken | ~ended)
+
+
+def _find_pools(mask: Mask, n_keys: int, pool: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the pools of `n_keys` keys: the last token of each [B|1, E] and whether there is such a pool [B|1, E], for E
+    as many as there can be; and the number of each key's pool [B|1, S], one past the last for none."""
+    count, keys = n_keys // pool, torch.arange(n_keys, device=device)[None]
+    if mask.documents is None and mask.padding is None:
+        last = keys[:, pool - 1 :: pool]
+        return last, torch.ones_like(last, dtype=torch.bool), keys // pool
+    ends = mask.place_keys(device) % pool == pool - 1
+    if mask.padding is not None:
+        ends = ends & mask.padding.to(device)
+    order = (~ends).long().argsort(dim=-1, stable=True)[:, :count]  # the last tokens of pools first
+    number = ends.long().cumsum(1) - ends.long()
+    return order, ends.gather(1, order), number.clamp(max=count)
+
+
+def _take_pools(k: Tensor, last: Tensor, pool: int) -> Tensor:
+    """Take the pools [B, E, P, C] that end with tokens `last` [B|1, E] of k [B, S, C]."""
+    members = last[..., None] + torch.arange(1 - pool, 1, device=k.device)  # B|1 E P
+    members = members.clamp(min=0).expand(k.shape[0], -1, -1)
+    taken = k.gather(1, members.flatten(1)[..., None].expand(-1, -1, k.shape[-1]))
+    return taken.unflatten(1, members.shape[1:])
 
 
 def score_keys(q: Tensor, weights: Tensor, k: Tensor) -> Tensor:

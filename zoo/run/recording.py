@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,13 +76,18 @@ class RecordingStep(Step):
         return self._ask(Step.attend, q, k, v, scale, own, **scores)
 
     def choose(self, pick: Any, k: Any, *queries: Any) -> None:
-        self._ask(Step.choose, pick, k, *queries)
+        self._ask(_choose, pick.func, pick.keywords, k, *queries)
 
     def state(self, name: str) -> Any:
         return self._ask(Step.state, name)
 
     def hold(self, **states: Any) -> None:
         self._ask(Step.hold, **states)
+
+
+def _choose(step: Step, pick: Callable[..., Any], how: dict[str, Any], k: Any, *queries: Any) -> None:
+    """Step.choose, of a partial function that is taken apart: two such are never equal."""
+    Step.choose(step, partial(pick, **how), k, *queries)
 
 
 def _is_kept(memory: Any) -> Any:
@@ -152,7 +158,7 @@ class Recorder(TorchFunctionMode):
     def note(self, func: Any, args: Sequence[Any], options: dict[str, Any], result: Any) -> None:
         """Note one call and its result."""
         name = _name(func)
-        if not _holds_tensor(result) and func not in (Step.hold, Step.state) and name != "__setitem__":
+        if not _holds_tensor(result) and func not in (Step.hold, Step.state, _choose) and name != "__setitem__":
             if name not in ASKING:
                 self.refuse(f"{name} reads a tensor's values")
             return
@@ -250,7 +256,7 @@ def _is_light(result: Any, args: Sequence[Any]) -> bool:
 def _list_tensors(step: Step) -> list[tuple[int, tuple[Any, ...]]]:
     """Tensors that a Step has itself: their ids, and where each is found."""
     found = []
-    for name in ("tables", "positions", "given", "embedded"):
+    for name in ("tables", "positions", "given", "embedded", "ids"):
         value = getattr(step, name)
         if isinstance(value, torch.Tensor):
             found.append((id(value), (name,)))

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.kernels.choosing import choose_blocks, choose_keys
+from zoo.kernels.choosing import choose_blocks, choose_keys, choose_pools
 from zoo.lazy import torch
 from zoo.model.norm import LayerNorm, RMSNorm, WholeNorm
 from zoo.model.position.base import Position
 from zoo.model.position.rotary import turn_pairs
-from zoo.spec import Linear, Sized, Spec, split
+from zoo.spec import Linear, Sized, Spec, Weight, split
 from zoo.spec.sharding import divisors
 
 if TYPE_CHECKING:
@@ -37,12 +37,22 @@ class Indexer(Spec, axis="indexer", default="lightning"):
         """How many keys are chosen together."""
         return 1
 
+    @property
+    def adds_tail(self) -> bool:
+        """Whether a query attends besides to the keys of those chosen together that it does not see to the end."""
+        return False
+
+    @property
+    def pooled(self) -> int:
+        """How many tokens one of the keys that it scores is made of."""
+        return 1
+
     def list_parts(self, d_model: int, q_width: int) -> dict[str, Any]:
         """List its weights by name among those of the attention: of x `d_model` wide, of queries' input `q_width`."""
         return {}
 
     def attended(self) -> dict[str, tuple[int, ...]]:
-        """List what it reads of each token's cache."""
+        """List what it reads of the cache for each key that it scores."""
         return self.cache()
 
     def check(self, position: Position, width: int, n_heads: int) -> None:
@@ -192,6 +202,67 @@ class Blocks(Indexer, kind="blocks"):
             (k,) = step.remember(index=k[:, :, 0])
             how = {"size": self.block_size, "count": self.top_blocks, "local": self.local_blocks, "n_heads": n_heads}
             step.choose(partial(choose_blocks, **how), k, q)
+
+
+class Pooled(Indexer, kind="pooled"):
+    """A lightning indexer over pools of `pool` tokens (GLM-5.3, 2026): the `top_k` // pool best of those that a query
+    sees to their end, and what it sees of the one that goes on.
+
+    A pool's key is the sum of its tokens' keys k = norm(x·W_k), weighted for each channel by a softmax over x·W_g + the
+    place's own number. Queries, scores and weights of heads are as in `lightning`, nothing is rotated. Keys and x·W_g
+    are cached. Pools are counted from where a text begins.
+    """
+
+    n_heads: PositiveInt = 32
+    head_dim: PositiveInt = 128
+    top_k: PositiveInt = 2048
+    pool: PositiveInt = 16
+    norm: WholeNorm = LayerNorm(eps=1e-6)
+
+    def __post_init__(self) -> None:
+        if self.top_k % self.pool:
+            raise ValueError(f"top_k={self.top_k} is not a multiple of pool={self.pool}, whose tokens go together")
+
+    @property
+    def most_keys(self) -> int:
+        return self.top_k
+
+    @property
+    def granule(self) -> int:
+        return self.pool
+
+    @property
+    def adds_tail(self) -> bool:
+        return True
+
+    @property
+    def pooled(self) -> int:
+        return self.pool
+
+    def list_parts(self, d_model: int, q_width: int) -> dict[str, Any]:
+        return {
+            "index_q": Linear(q_width, self.n_heads * self.head_dim),
+            "index_k": Linear(d_model, self.head_dim),
+            "index_norm": Sized(self.norm, self.head_dim),
+            "index_gate": Linear(d_model, self.head_dim, precise=True),
+            "index_places": Weight((self.pool, self.head_dim)),
+            "index_weights": Linear(d_model, self.n_heads, precise=True),
+        }
+
+    def cache(self) -> dict[str, tuple[int, ...]]:
+        return {"index": (2 * self.head_dim,)}
+
+    def attended(self) -> dict[str, tuple[int, ...]]:
+        return {"index": (2 * self.head_dim * self.pool,)}
+
+    def core_flops(self, pairs: int) -> int:
+        return 2 * self.n_heads * (self.head_dim + 1) * pairs
+
+    def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
+        with torch.no_grad():
+            q = m.index_q(latent).unflatten(-1, (self.n_heads, self.head_dim))  # B T H C
+            (k,) = step.remember(index=torch.cat((m.index_norm(m.index_k(x)), m.index_gate(x)), -1))  # B S 2C
+            step.choose(partial(choose_pools, places=m.index_places, top_k=self.top_k), k, q, m.index_weights(x))
 
 
 class Shared(Indexer, kind="shared"):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from zoo.kernels.base import Ask
 from zoo.kernels.ring import Expansion
@@ -48,7 +48,7 @@ class MLA(SoftmaxAttention, kind="mla"):
 
     kv_lora_rank: PositiveInt
     qk_nope_head_dim: PositiveInt
-    qk_rope_head_dim: PositiveInt
+    qk_rope_head_dim: NonNegativeInt
     v_head_dim: PositiveInt
     norm: WholeNorm
     q_lora_rank: PositiveInt | None = None
