@@ -16,6 +16,7 @@ from cases_blocks_2026 import EMBEDDER, FEWER, GLIMMER, SPARK
 from cases_experts import QWEN, SMALL
 from cases_gemma import GEMMA4
 from cases_sparse import M3
+from cases_streams import GLM5, HY4
 from cases_text_towers import GLM, GLM_MOE, NEAR, NEXT, NEXT_MOE, PADDED, TEMPERED, UNPADDED, WIDE, mrope
 from safetensors.torch import load_file, save_file
 
@@ -27,6 +28,8 @@ QWEN_SIGHT = {"depth": 1, "num_heads": 2, "patch_size": 4, "spatial_merge_size":
 NARROW = {**QWEN_SIGHT, "hidden_size": 16, "intermediate_size": 24, "out_hidden_size": 32}
 SIGHT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 SIGHT |= {"image_size": 16, "patch_size": 4}
+
+SIGHT_OF_HY4 = {name: value for name, value in SIGHT.items() if name != "image_size"}
 
 HEARING = {"patch_sizes": [4], "depths": [1], "num_hidden_layers": 1}
 
@@ -154,6 +157,22 @@ WHOLE = [
         {**QWEN, "head_dim": 16, **mrope(4, 2, 2)},
         {**NARROW, "deepstack_visual_indexes": [0]},
         {**IDS, "tie_word_embeddings": True},
+    ),
+    Whole(
+        "glm5_next",
+        "Glm5NextConfig",
+        "Glm5NextForConditionalGeneration",
+        GLM5,
+        {**NARROW, "image_size": 16, "projection_intermediate_size": 24},
+        {"image_token_id": 90, "video_token_id": 91},
+    ),
+    Whole(
+        "hy_v4_vl",
+        "HYV4VLConfig",
+        "HYV4VLForConditionalGeneration",
+        {**HY4, **mrope(1, 1, 1)},
+        {**SIGHT_OF_HY4, "patch_size": 4, "max_image_size": 16, "out_hidden_size": 32},
+        {"image_token_id": 90, "video_token_id": 91},
     ),
     Whole("qwen3_5", "Qwen3_5Config", "Qwen3_5ForConditionalGeneration", NEXT, NARROW, IDS),
     Whole("qwen3_5_moe", "Qwen3_5MoeConfig", "Qwen3_5MoeForConditionalGeneration", NEXT_MOE, NARROW, IDS),
