@@ -156,6 +156,7 @@ BASES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
             "attention.decay_rank=9",
         ),
     ),
+    "convolved latents": ("llama-tiny", ("attention=mla", "attention.short_conv=3"), ("attention",)),
     "normed clip": ("llama-tiny", ("attention={qk_norm: {kind: rmsnorm}, clip: 0.8}",), ("attention",)),
     "shared expert": ("llama-tiny", ("ffn=moe", f"shared_expert={SHARED}"), ("ffn",)),
     "normed branches": (

@@ -70,6 +70,7 @@ MIXED = {
         f"+layers={{state:{{attention:{{kind:mamba2,{MAMBA2}}}}}}}",
     ],
     "convolved": ["+attention.short_conv=4"],
+    "convolved latents": ["attention=mla", "+attention.short_conv=4"],
     "convolved window": ["attention=sliding", "window=5", "+attention.short_conv=3"],
     "channel mix": ["ffn=channel_mix"],
     "ntk": ["position=rope_dynamic", "original_max_seq_len=20"],

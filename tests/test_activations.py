@@ -98,6 +98,7 @@ def test_random_models_keep_what_autograd_saves(seed):
         ["attention=mamba2", "position=none"],
         ["attention=side_by_side"],
         ["attention.short_conv=4"],
+        ["attention=mla", "attention.short_conv=4"],
         ["attention={output_gate: true, gate_bias: head, out_norm: {kind: rmsnorm}, out_norm_over: head}"],
         ["block=sandwich", "block.out_norm={kind: layernorm}", "block.residual={kind: gated}"],
         ["ffn=moe", "ffn.latent=12", "ffn.latent_norm={kind: rmsnorm, weight_first: true}", "ffn.expert_norm=${norm}"],

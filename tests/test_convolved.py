@@ -12,6 +12,7 @@ from zoo.costs.shards import context_faults
 from zoo.model.position.rotary import RoPE
 
 OURS = ["attention.short_conv=3", "n_layers=2"]
+LATENTS = ["attention=mla", *OURS]
 IDS = torch.randint(67, (2, 11), generator=torch.Generator().manual_seed(2))
 
 
@@ -35,8 +36,34 @@ def test_it_is_a_depthwise_causal_convolution_before_the_rotation():
     assert_close(found["y"], attention.o(y.transpose(1, 2).flatten(2)), rtol=1e-4, atol=1e-4)
 
 
-def test_padded_rows_and_packed_documents_equal_the_texts_alone():
-    model = model_of(OURS)
+def test_latents_are_made_of_what_is_convolved():
+    model = model_of(LATENTS)
+    attention, found = model.blocks[0].attention, {}
+    attention.register_forward_hook(lambda _, args, output: found.update(x=args[0], step=args[1], y=output))
+    with torch.no_grad():
+        model(IDS)
+    spec, x = attention.spec, found["x"]
+    q = attention.q(x) if spec.q_lora_rank is None else attention.q_b(attention.q_norm(attention.q_a(x)))
+
+    def convolved(conv, plain):
+        return F.conv1d(F.pad(plain.mT, (2, 0)), conv.weight, groups=plain.shape[-1]).mT
+
+    q = convolved(attention.q_conv, q).unflatten(-1, (spec.n_heads, -1))
+    latent, k_rope = convolved(attention.kv_conv, attention.kv_a(x)).split(
+        [spec.kv_lora_rank, spec.qk_rope_head_dim], -1
+    )
+    latent, turn = attention.kv_norm(latent), lambda each: spec.position.rotate(each, found["step"].tables)
+    q_nope, q_rope = q.split([spec.qk_nope_head_dim, spec.qk_rope_head_dim], -1)
+    k, v = (made(latent).unflatten(-1, (spec.n_heads, -1)) for made in (attention.k_b, attention.v_b))
+    k = torch.cat((k, turn(k_rope[:, :, None]).expand(-1, -1, spec.n_heads, -1)), -1)
+    q, k, v = (each.transpose(1, 2) for each in (torch.cat((q_nope, turn(q_rope)), -1), k, v))
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    assert_close(found["y"], attention.o(y), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("ours", [OURS, LATENTS], ids=["keys", "latents"])
+def test_padded_rows_and_packed_documents_equal_the_texts_alone(ours):
+    model = model_of(ours)
     with torch.no_grad():
         whole, short = model(IDS[:1]).logits, model(IDS[1:, :7]).logits
         mask = torch.ones(2, 11, dtype=torch.long)

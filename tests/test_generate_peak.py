@@ -49,6 +49,7 @@ KINDS = {
     "side by side": ["attention=side_by_side"],
     "two attentions": ["block=shortcut", "ffn=moe", "zero_experts=1"],
     "convolved": ["attention.short_conv=4"],
+    "convolved latents": ["attention=mla", "attention.short_conv=3"],
 }
 
 

@@ -7,6 +7,7 @@ from test_generate import TINY, prompt, recomputed, tiny
 from torch.nn.functional import cross_entropy
 
 from zoo.costs import price
+from zoo.costs.shards import shard_model
 from zoo.errors import ConfigError
 from zoo.generation.generate import generate
 
@@ -54,3 +55,8 @@ def test_a_tied_head_a_wider_one_and_none_are_refused_in_one_line(overrides):
     with pytest.raises(ConfigError, match=r"head\.vocab_size: is ") as caught:
         load(TINY, overrides)
     assert len(caught.value.faults) == 1
+
+
+def test_ranks_of_tensor_parallelism_divide_one_vocabulary():
+    with pytest.raises(ConfigError, match=f"tp: 2 ranks, and the head has {WRITTEN} tokens of"):
+        shard_model(load(TINY, [FEWER]), 2)

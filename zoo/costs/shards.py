@@ -111,6 +111,9 @@ def tensor_faults(tower: Tower, tp: int) -> Iterator[str]:
     """List a line for each component that cannot be divided over that many ranks."""
     for part in (*tower.blocks.values(), tower.embedding, tower.head):
         yield from _refusals(part, tp)
+    if tp > 1 and tower.output_vocab_size < tower.vocab_size:
+        found = f"has {tower.output_vocab_size} tokens of {tower.vocab_size}, and ranks divide one vocabulary"
+        yield f"tp: {tp} ranks, and the head {found} (tp=1)"
 
 
 def expert_faults(spec: Priced, ep: int) -> Iterator[str]:

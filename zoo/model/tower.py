@@ -270,7 +270,7 @@ class Tower(Topology):
             out.logits = m.head(self.head.gather(hidden, marked)[:, 0])  # B C
         elif inputs.logits_to_keep != 0:
             logits = m.head(keep_last(hidden, inputs))
-            out.logits = seam.join_logits(logits, self.output_vocab_size) if self.head.predicts_tokens else logits
+            out.logits = seam.join_logits(logits, self.vocab_size) if self.head.predicts_tokens else logits
         return out
 
     def embed(self, m: Weights, inputs: Inputs, scene: Scene) -> Tensor:
@@ -293,7 +293,7 @@ class Tower(Topology):
             total, terms = sum_loss(m.head, hidden, targets, loss)
             return m.seam.share(total), terms
         stated = {each.name: getattr(loss, each.name) for each in fields(TokenLoss)}
-        spread = SpreadLoss(**{**stated, "compiled": False}, seam=m.seam, width=self.output_vocab_size)
+        spread = SpreadLoss(**{**stated, "compiled": False}, seam=m.seam, width=self.vocab_size)
         return sum_loss(m.head, hidden, targets, spread)
 
 

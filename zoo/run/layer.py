@@ -277,7 +277,7 @@ class Model(Layer):
         """Compute the logits [..., V] of hidden states [..., D] after the final norm."""
         path, tower = next((name, tower) for name, tower in self.towers() if tower.head.kind != "none")
         logits = self.get_submodule(f"{path}.head" if path else "head")(hidden)
-        return self.seam.join_logits(logits, tower.output_vocab_size) if tower.head.predicts_tokens else logits
+        return self.seam.join_logits(logits, tower.vocab_size) if tower.head.predicts_tokens else logits
 
     def towers(self) -> list[tuple[str, Any]]:
         """List the stacks of layers: the path of each one's module, and its Spec."""

@@ -14,9 +14,10 @@ from zoo.kernels.ring import Expansion
 from zoo.lazy import torch
 from zoo.model.attention.base import SoftmaxAttention
 from zoo.model.attention.indexer import Indexer
+from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.model.attention.tempering import Tempering
 from zoo.model.norm import WholeNorm
-from zoo.spec import Linear, Sized, Weight, split
+from zoo.spec import Conv, Linear, Sized, Weight, split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,8 @@ class MLA(SoftmaxAttention, kind="mla"):
     gives both at the start of training the variance that they would have without a low rank (LongCat-Flash, 2025).
     `output_gate` multiplies each head's output by σ(x·W): the head as a whole (Ling 3, 2026), or with `gate_over`
     channel each channel (Hy4, 2026). `sinks` adds a learned logit without a value to each head's softmax (gpt-oss).
+    `short_conv` W passes queries, and what the latents and the rotated key are made of, through depthwise causal
+    convolutions of W tokens (So et al., 2021, Primer; Allen-Zhu, 2025, Canon layers), whose state is the last W − 1.
 
     Two ways to one result. Expanded: keys and values of every head are made, as training and a prompt want it.
     Absorbed, for few tokens after many: since (q·W_kbᵀ)·c = q·(c·W_kb), queries go to the latents' space, all heads
@@ -60,10 +63,19 @@ class MLA(SoftmaxAttention, kind="mla"):
     scale_latents: bool = False
     gate_over: Literal["head", "channel"] = "head"
     sinks: bool = False
+    short_conv: PositiveInt | None = None
+
+    @property
+    def causal(self) -> bool | None:  # type: ignore[override]
+        return None if self.short_conv is None else True
 
     @property
     def splits_tokens(self) -> bool:
-        return True
+        return self.short_conv is None
+
+    @property
+    def loops(self) -> bool:
+        return False
 
     def __post_init__(self) -> None:
         self.position.check(self.qk_rope_head_dim)
@@ -109,11 +121,30 @@ class MLA(SoftmaxAttention, kind="mla"):
             "k_b": Linear(rank, self.n_heads * self.qk_nope_head_dim, bare=True),
             "v_b": Linear(rank, self.n_heads * self.v_head_dim, bare=True),
             **({"gate": Linear(d_model, self._gates)} if self.output_gate else {}),
+            **(
+                {f"{name}_conv": self._convolution(width) for name, width in self._mixed.items()}
+                if self.short_conv
+                else {}
+            ),
             **({"sinks": Weight((self.n_heads,))} if self.sinks else {}),
             "o": Linear(self.n_heads * self.v_head_dim, d_model, self.bias, residual=True),
             **(self.indexer.list_parts(d_model, self.q_lora_rank or d_model) if self.indexer else {}),
             **({"position": self.position} if self.position.per_layer else {}),
         }
+
+    @property
+    def _mixed(self) -> dict[str, int]:
+        """Channels that are convolved: of queries, and of latents and the rotated key."""
+        return {"q": self.n_heads * self.qk_head_dim, "kv": self.kv_lora_rank + self.qk_rope_head_dim}
+
+    def _convolution(self, channels: int) -> Conv:
+        assert self.short_conv is not None
+        return Conv(channels, channels, self.short_conv, groups=channels)
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        if self.short_conv is None:
+            return {}
+        return {f"{name}_conv": (self.short_conv - 1, width) for name, width in self._mixed.items()}
 
     @property
     def _gates(self) -> int:
@@ -161,9 +192,14 @@ class MLA(SoftmaxAttention, kind="mla"):
         q = m.q(x) if self.q_lora_rank is None else m.q_b(low)
         if self.scale_latents and self.q_lora_rank is not None:
             q = q * (x.shape[-1] / self.q_lora_rank) ** 0.5
+        made = m.kv_a(x)
+        if self.short_conv is not None:
+            check_causal(step)
+            q = convolve(m.q_conv, q, step, "q_conv").contiguous()  # channels first, which no fused attention takes
+            made = convolve(m.kv_conv, made, step, "kv_conv").contiguous()
         q = q.unflatten(-1, (self.n_heads, self.qk_head_dim))  # B T H N+P
         q_nope, q_rope = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), -1)
-        latent, k_rope = m.kv_a(x).split((self.kv_lora_rank, self.qk_rope_head_dim), -1)
+        latent, k_rope = made.split((self.kv_lora_rank, self.qk_rope_head_dim), -1)
         k_rope = self.position.rotate(k_rope[:, :, None], step.tables)[:, :, 0]  # B T P
         latent = m.kv_norm(latent)
         if self.scale_latents:

@@ -46,24 +46,24 @@ def starts(documents: Tensor) -> Tensor:
 # ---------------------------------------------------------------- the short convolution
 
 
-def convolve(conv: Any, x: Tensor, step: Step) -> Tensor:
-    """Depthwise causal convolution of x [B, T, C] after the W − 1 inputs that the state "conv" holds; renews the state.
+def convolve(conv: Any, x: Tensor, step: Step, name: str = "conv") -> Tensor:
+    """Depthwise causal convolution of x [B, T, C] after the W − 1 inputs that the state of this name holds; renews it.
 
     Padding is left out, wherever in a row it stands: each real token meets the W − 1 real ones before it. (Those of
     padding are of no use.) In packed documents it meets those of its own.
     """
     before = conv.weight.shape[-1] - 1
-    held = step.state("conv")
+    held = step.state(name)
     held = x.new_zeros(x.shape[0], before, x.shape[-1]) if held is None else held.to(x.dtype)  # B W-1 C
     segments = None if step.documents is None else starts(step.documents).cumsum(1)  # B T
     if step.real is None:
         joined = torch.cat((held, x), 1)  # B W-1+T C
-        step.hold(conv=joined[:, x.shape[1] :])
+        step.hold(**{name: joined[:, x.shape[1] :]})
         return _taps(conv, joined, segments)
     order = step.real.logical_not().int().argsort(dim=1, stable=True)  # B T: real tokens first, as they come
     joined = torch.cat((held, _take(x, order)), 1)
     last = step.real.sum(1, keepdim=True) + torch.arange(before, device=x.device)  # B W-1
-    step.hold(conv=_take(joined, last))
+    step.hold(**{name: _take(joined, last)})
     y = _taps(conv, joined, None if segments is None else segments.gather(1, order))
     return _take(y, order.argsort(1))
 
