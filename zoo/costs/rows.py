@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from zoo.costs.pairs import Look
+from zoo.model.moe import MoE
 from zoo.spec import CROSS, SHARED, Part, Spec, Tied, rows
 
 if TYPE_CHECKING:
@@ -167,6 +168,6 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
                 experts, width = mixture.n_computing, mixture.latent or row.d_model
                 expected = own.top_k if experts == own.n_experts else own.top_k * experts / own.n_experts
                 routers.append(RouterRow(where, row.kind, row.roles, own, row.used, width, experts, expected))
-            elif own.axis == "ffn" and own.kind == "moe":
+            elif isinstance(own, MoE):
                 mixture = own
     return CostTable(spec, towers, tuple(parts), tuple(attentions), tuple(routers))
